@@ -1,0 +1,220 @@
+"""The contracts of the house: read this file first, then :mod:`lichen.core.rounds`.
+
+The client is a fold over batches. The server is a fold over messages. A Message is all that crosses
+between them. Alone is a cohort of one: the same client work runs C clients side by side over one
+frozen model in simulation, and one client on its own machine, with the same numbers.
+
+Legend: C clients, B rows of a batch, T tokens, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lichen.core.message import Job, Message
+from lichen.core.tree import Tree
+
+__all__ = [
+    "Aggregator",
+    "Algorithm",
+    "Batch",
+    "ClientWork",
+    "CohortModel",
+    "Engine",
+    "Report",
+    "Sampler",
+    "ServerOptimizer",
+    "ServerState",
+    "Source",
+    "Station",
+]
+
+Batch = Mapping[str, Tensor]
+"""One step of C clients. Every tensor has a leading client axis.
+
+==================  =======================================================================
+``active_C``        bool, False where this client has no such step (always present)
+``input_ids_CBT``   int64 tokens, with ``attention_mask_CBT`` int64
+``labels_CBT``      int64, language modelling: -100 where no loss is taken; position t holds
+                    the label OF token t (models shift inside, as transformers does)
+``labels_CB``       int64 class, -100 where the row has none (padding rows, unlabelled rows)
+``x_CBF`` (any)     float32 features or pixels of rows without tokens, ``(C, B, ...)``
+``answer_CB``       int64 row of the shared ``answers.*`` tensors, -1 where the row has none
+``index_CB``        int64 position of the row in the client's shard, -1 for padding rows
+==================  =======================================================================
+"""
+
+
+class CohortModel(Protocol):
+    """A model that runs C clients at once: frozen parts held once, trainable parts with a client axis."""
+
+    name: str
+    base: str
+    """Digest of the frozen parts; empty where there are none."""
+    group: str
+    """What must be equal for two clients' messages to stack."""
+    classes: int | None
+    """Number of classes; None for language models."""
+
+    def init(self, seed: int) -> Tree:
+        """Trainable tensors without client axis, as every client starts from them."""
+        ...
+
+    def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_C, count_C)``: the SUM of losses over each client's labelled tokens or rows, and their number.
+
+        ``trainable_C`` is stacked; ``fixed`` (``patch.*``, ``answers.*``) has no client axis. Client
+        c's loss depends on nothing but row c of everything.
+        """
+        ...
+
+    def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
+        """``logits_CBK`` of a classifier.
+
+        Raises:
+            LichenError: for a language model, whose logits are never held whole.
+        """
+        ...
+
+
+class Source(Protocol):
+    """Where a work's batches come from: on a real node the client's own files, in simulation all of them."""
+
+    def shape(self, client: int) -> Hashable:
+        """Clients of equal shape may share a block: the padding follows from the client's own data."""
+        ...
+
+    def batches(self, clients: Sequence[int], seed: int) -> Iterator[Batch]:
+        """Steps for these clients side by side, every client's rows drawn from ``(seed, client)`` alone."""
+        ...
+
+
+class ClientWork(Protocol):
+    """A fold over batches, run by every engine through :func:`lichen.core.fold.serve`."""
+
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
+        """State of a block of clients. ``own_C`` is their stacked private state, None at their first time."""
+        ...
+
+    def step(self, state: Any, batch: Batch) -> Any:
+        """The state after one batch; inactive clients stay bit-unchanged."""
+        ...
+
+    def final(self, state: Any) -> tuple[Message, Tree | None]:
+        """The message that leaves, and the stacked private state that never does (None: keep none)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Station:
+    """One thing a node can be asked to do: a work and the batches it folds over."""
+
+    work: ClientWork
+    source: Source
+
+
+class Aggregator(Protocol):
+    """A monoid over messages: ``zero``, ``add``, ``merge``, ``close``; the same bytes in any order."""
+
+    linear: bool
+    """Only sums are used, so it works under secure aggregation."""
+    keeps: bool
+    """Needs the single messages, not only their sum."""
+
+    def zero(self) -> Any: ...
+    def add(self, total: Any, message: Message, discount: float = 1.0) -> Any:
+        """Fold every client of ``message`` in, its weight times ``discount``."""
+        ...
+
+    def merge(self, a: Any, b: Any) -> Any: ...
+    def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
+        """``(change, metrics)``: the change has the names of the trainable tensors; names under
+        ``patch.`` replace those entries of the shared patch as they are.
+
+        Raises:
+            LichenError: if nothing was folded in.
+        """
+        ...
+
+
+class ServerOptimizer(Protocol):
+    """Turns the round's mean change into the next shared tensors."""
+
+    def init(self, shared: Tree) -> Tree: ...
+    def update(self, change: Tree, state: Tree, shared: Tree) -> tuple[Tree, Tree]:
+        """``(shared, state)`` after one step; only trainable names are touched."""
+        ...
+
+
+class Sampler(Protocol):
+    """Who is invited."""
+
+    def invite(self, weight_N: Tensor, seed: int) -> tuple[int, ...]:
+        """Roster indices, ascending, drawn from ``seed``; ``weight_N`` are the clients' example counts."""
+        ...
+
+
+class Engine(Protocol):
+    """Runs jobs: in this process, in others, or over a network."""
+
+    bytes_up: int
+    bytes_down: int
+
+    def run(self, job: Job) -> Iterator[Message]:
+        """The clients' messages as they arrive, C ≥ 1 each; counts what would cross."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerState:
+    """Everything the server must remember between rounds; written at each round's end.
+
+    Attributes:
+        round: Rounds finished; also the version of ``shared``.
+        shared: Shared tensors (trainable, ``patch.*``, ``answers.*``).
+        optimizer: State of the server optimizer.
+        best: ``shared`` of the best validated round; empty before the first validation.
+        best_round: Its round, -1 before.
+        best_value: Its validation value, NaN before.
+    """
+
+    round: int
+    shared: Tree
+    optimizer: Tree = field(default_factory=dict)
+    best: Tree = field(default_factory=dict)
+    best_round: int = -1
+    best_value: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One finished round, for the observers, who read and cannot steer.
+
+    Attributes:
+        round: Rounds finished, from 1.
+        clients: Who took part.
+        metrics: Scalars such as ``loss``, ``valid``, ``deviation``.
+        tokens: Tokens (or rows) the clients trained on, padding left out.
+        bytes_up: Bytes from clients to server in this round.
+        bytes_down: Bytes from server to clients in this round.
+        seconds: Wall time of the round.
+    """
+
+    round: int
+    clients: tuple[int, ...]
+    metrics: Mapping[str, float]
+    tokens: int
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+
+
+class Algorithm(Protocol):
+    """The server's side of one round."""
+
+    def init(self, shared: Tree) -> ServerState: ...
+    def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]: ...

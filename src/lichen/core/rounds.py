@@ -1,0 +1,57 @@
+"""The round loop: read :mod:`lichen.core.contracts` first, then this.
+
+``run`` repeats ``algorithm.round`` and writes the server's state after each one, so that a kill at
+any moment loses at most the round in flight and a resumed run gives the uninterrupted run's bytes:
+round r depends on nothing but the state after round r - 1 and ``derive(seed, "round", r)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lichen.core.contracts import Algorithm, Engine, Report, ServerState
+from lichen.core.seeds import derive
+from lichen.core.store import load_state, save_state
+from lichen.core.tree import Tree
+
+__all__ = ["Observer", "run"]
+
+Observer = Callable[[Report], None]
+
+
+def run(
+    algorithm: Algorithm,
+    engine: Engine,
+    shared: Callable[[], Tree],
+    *,
+    rounds: int,
+    seed: int,
+    checkpoint: Path | None = None,
+    observers: Sequence[Observer] = (),
+) -> ServerState:
+    """Run rounds until ``rounds`` are finished, going on from ``checkpoint`` where it exists.
+
+    Args:
+        algorithm: The server's side of a round.
+        engine: Where clients run.
+        shared: Makes the tensors to start from; not called when a checkpoint exists.
+        rounds: How many in all, those before the checkpoint included.
+        seed: The run's seed.
+        checkpoint: File of the server's state.
+        observers: Called with each round's report after its state is on disk.
+
+    Returns:
+        The state after the last round.
+    """
+    if checkpoint is not None and checkpoint.exists():
+        state = load_state(checkpoint)
+    else:
+        state = algorithm.init(shared())
+    while state.round < rounds:
+        state, report = algorithm.round(state, engine, derive(seed, "round", state.round))
+        if checkpoint is not None:
+            save_state(checkpoint, state)
+        for observe in observers:
+            observe(report)
+    return state

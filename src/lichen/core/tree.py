@@ -1,0 +1,146 @@
+"""Model state as a flat ``dict[str, Tensor]``, the shape of a state dict and of safetensors.
+
+Legend: C clients. A *stacked* tree carries a leading client axis on every tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lichen.core.errors import LichenError
+
+__all__ = [
+    "Tree",
+    "add",
+    "broadcast",
+    "check_same",
+    "concatenate",
+    "digest",
+    "join",
+    "map_tree",
+    "nbytes",
+    "norm_C",
+    "scale",
+    "split",
+    "stack",
+    "sub",
+    "take",
+    "zeros_like",
+]
+
+Tree = dict[str, Tensor]
+
+
+def map_tree(function: Callable[..., Tensor], first: Mapping[str, Tensor], *rest: Mapping[str, Tensor]) -> Tree:
+    """Apply ``function`` leaf by leaf over trees with the same names.
+
+    >>> map_tree(torch.add, {"a": torch.ones(2)}, {"a": torch.ones(2)})
+    {'a': tensor([2., 2.])}
+    """
+    for other in rest:
+        if other.keys() != first.keys():
+            raise LichenError(f"trees differ in names: {sorted(first.keys() ^ other.keys())[:4]}", where="tree")
+    return {name: function(leaf, *(other[name] for other in rest)) for name, leaf in first.items()}
+
+
+def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tree:
+    """``a + b``, leaf by leaf."""
+    return map_tree(torch.add, a, b)
+
+
+def sub(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tree:
+    """``a - b``, leaf by leaf; a stacked ``a`` broadcasts against an unstacked ``b``."""
+    return map_tree(torch.sub, a, b)
+
+
+def scale(tree: Mapping[str, Tensor], factor: float) -> Tree:
+    """Every leaf times ``factor``."""
+    return map_tree(lambda x: x * factor, tree)
+
+
+def zeros_like(tree: Mapping[str, Tensor]) -> Tree:
+    """A tree of zeros with the same names, shapes and dtypes."""
+    return map_tree(torch.zeros_like, tree)
+
+
+def stack(trees: Sequence[Mapping[str, Tensor]]) -> Tree:
+    """Put unstacked trees side by side on a new leading client axis."""
+    return map_tree(lambda *leaves: torch.stack(leaves), *trees)
+
+
+def concatenate(trees: Sequence[Mapping[str, Tensor]]) -> Tree:
+    """Join stacked trees along their client axis."""
+    return map_tree(lambda *leaves: torch.cat(leaves), *trees)
+
+
+def take(tree: Mapping[str, Tensor], client: int) -> Tree:
+    """One client's tree out of a stacked one."""
+    return map_tree(lambda x: x[client], tree)
+
+
+def broadcast(tree: Mapping[str, Tensor], clients: int) -> Tree:
+    """Copy an unstacked tree to ``clients`` clients: every leaf becomes contiguous ``(C, ...)``."""
+    return map_tree(lambda x: x.detach().unsqueeze(0).repeat(clients, *([1] * x.dim())), tree)
+
+
+def split(tree: Mapping[str, Tensor], prefix: str) -> tuple[Tree, Tree]:
+    """Part a tree by name: (those under ``prefix``, with it removed; the rest).
+
+    >>> split({"patch.q": torch.ones(1), "q": torch.ones(1)}, "patch.")
+    ({'q': tensor([1.])}, {'q': tensor([1.])})
+    """
+    inside = {name.removeprefix(prefix): x for name, x in tree.items() if name.startswith(prefix)}
+    return inside, {name: x for name, x in tree.items() if not name.startswith(prefix)}
+
+
+def join(prefix: str, inside: Mapping[str, Tensor], rest: Mapping[str, Tensor]) -> Tree:
+    """Undo :func:`split`."""
+    return {**rest, **{prefix + name: x for name, x in inside.items()}}
+
+
+def norm_C(tree: Mapping[str, Tensor]) -> Tensor:
+    """Euclidean norm of each client's whole tree, shape ``(C,)``; leaves are ``(C, ...)``.
+
+    Client by client: torch splits a reduction by the whole tensor's shape, so summing along a
+    stacked tensor would give a client other bits in other company.
+    """
+    clients = next(iter(tree.values())).shape[0]
+    return torch.stack(
+        [sum((x[c].square().sum() for x in tree.values()), torch.zeros(())) for c in range(clients)]
+    ).sqrt()
+
+
+def nbytes(tree: Mapping[str, Tensor]) -> int:
+    """Bytes held by the leaves."""
+    return sum(x.numel() * x.element_size() for x in tree.values())
+
+
+def digest(tree: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in name order (64 hex digits)."""
+    total = hashlib.sha256()
+    for name in sorted(tree):
+        leaf = tree[name].detach().cpu().contiguous()
+        total.update(f"{name}|{leaf.dtype}|{tuple(leaf.shape)}|".encode())
+        total.update(leaf.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def check_same(tree: Mapping[str, Tensor], like: Mapping[str, Tensor], *, where: str) -> None:
+    """Refuse a tree whose names or shapes differ from ``like``.
+
+    Raises:
+        LichenError: naming the first tensor that is missing, unexpected or of another shape.
+    """
+    for name in sorted(like.keys() | tree.keys()):
+        if name not in tree:
+            raise LichenError(f"tensor {name!r} is missing", where=where)
+        if name not in like:
+            raise LichenError(f"unexpected tensor {name!r}", where=where)
+        if tree[name].shape != like[name].shape:
+            raise LichenError(
+                f"tensor {name!r} has shape {tuple(tree[name].shape)}, expected {tuple(like[name].shape)}", where=where
+            )
