@@ -110,9 +110,10 @@ def concatenate(messages: Sequence[Message]) -> Message:
 
 
 def _pack(kind: str, header: Mapping[str, object], tensors: Tree) -> bytes:
-    plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     # One metadata entry only: the writer does not promise an order for several, and bytes must repeat.
-    return save(plain, metadata={"lichen": json.dumps({"kind": f"{kind}/1", **header}, separators=(",", ":"))})
+    return save(
+        trees.plain(tensors), metadata={"lichen": json.dumps({"kind": f"{kind}/1", **header}, separators=(",", ":"))}
+    )
 
 
 def _unpack(kind: str, data: bytes) -> tuple[dict[str, object], Tree]:

@@ -38,8 +38,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def save_tree(path: Path, tree: Tree, header: dict[str, Any] | None = None) -> None:
     """Write a tree and a small JSON header atomically; equal trees give equal bytes."""
-    plain = {name: x.detach().cpu().contiguous() for name, x in tree.items()}
-    write_atomic(path, save(plain, metadata={"lichen": json.dumps(header or {}, sort_keys=True)}))
+    write_atomic(path, save(trees.plain(tree), metadata={"lichen": json.dumps(header or {}, sort_keys=True)}))
 
 
 def load_tree(path: Path) -> tuple[Tree, dict[str, Any]]:
@@ -126,9 +125,16 @@ class ClientStore:
         )
 
     def stage(self, clients: Sequence[int], version: int, own_C: Tree) -> None:
-        """Write the state these clients will have at ``version``; older ones but the last are dropped."""
+        """Write the state these clients will have at ``version``.
+
+        What a server that acknowledges at least every second version may still ask for is kept: the
+        newest state not above ``version - 2`` and all after it.
+        """
         for position, client in enumerate(clients):
             home = self.folder / str(client)
             save_tree(home / f"{version}.safetensors", trees.take(own_C, position))
-            for old in [v for v in self._versions(client) if v < version][:-1]:
-                (home / f"{old}.safetensors").unlink()
+            versions = self._versions(client)
+            needed = max((v for v in versions if v <= version - 2), default=0)
+            for old in versions:
+                if old < needed:
+                    (home / f"{old}.safetensors").unlink()

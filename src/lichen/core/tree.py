@@ -24,6 +24,7 @@ __all__ = [
     "map_tree",
     "nbytes",
     "norm_C",
+    "plain",
     "scale",
     "split",
     "stack",
@@ -127,6 +128,18 @@ def digest(tree: Mapping[str, Tensor]) -> str:
         total.update(f"{name}|{leaf.dtype}|{tuple(leaf.shape)}|".encode())
         total.update(leaf.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def plain(tree: Mapping[str, Tensor]) -> Tree:
+    """Detached contiguous CPU leaves, no two on one storage, as safetensors wants them."""
+    seen: set[int] = set()
+    out: Tree = {}
+    for name, leaf in tree.items():
+        leaf = leaf.detach().cpu().contiguous()
+        place = leaf.untyped_storage().data_ptr()
+        out[name] = leaf.clone() if place in seen else leaf
+        seen.add(place)
+    return out
 
 
 def check_same(tree: Mapping[str, Tensor], like: Mapping[str, Tensor], *, where: str) -> None:

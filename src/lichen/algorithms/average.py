@@ -1,0 +1,125 @@
+"""Rounds of local training and one mean change: FedAvg and everything that has its shape.
+
+Federated averaging (McMahan et al., "Communication-Efficient Learning of Deep Networks from
+Decentralized Data", AISTATS 2017) with the server step of Reddi et al., "Adaptive Federated
+Optimization", ICLR 2021. What the change is (full tensors, LoRA factors and a residual patch, a
+closed-form head) is the aggregator's business; what a client does is the work's.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lichen.core import tree as trees
+from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerOptimizer, ServerState
+from lichen.core.message import Job
+from lichen.core.seeds import derive
+from lichen.core.tree import Tree
+
+__all__ = ["Average", "score"]
+
+
+def score(engine: Engine, job: Job) -> tuple[Tensor, Tree]:
+    """Run an evaluating job: ``(client_N, metrics)``, sorted by client, metrics ``(N, ...)`` float64."""
+    messages = list(engine.run(job))
+    client_N = torch.cat([m.client_C for m in messages])
+    order = client_N.argsort()
+    stacked = trees.concatenate([dict(m.metrics) for m in messages])
+    return client_N[order], {name: x[order] for name, x in stacked.items()}
+
+
+def mean_loss(metrics: Mapping[str, Tensor]) -> float:
+    """Mean over clients of each client's mean loss; clients without a label do not count."""
+    seen = metrics["count"] > 0
+    return float((metrics["loss_sum"][seen] / metrics["count"][seen]).mean())
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Average:
+    """Invite, train, average, step, validate.
+
+    Attributes:
+        aggregator: Folds the messages into one change.
+        optimizer: Steps with it.
+        sampler: Invites from the roster.
+        weight_N: Examples of every client, for the sampler.
+        work: The clients' work.
+        valid: Their validating work; None for none.
+        valid_every: Rounds between validations. The best validated ``shared`` is kept.
+        lr_scale: Factor on the clients' learning rate in round r (from 0).
+        base: Digest of the frozen base model.
+        rounds: Rounds in all: the last is always validated.
+    """
+
+    aggregator: Aggregator
+    optimizer: ServerOptimizer
+    sampler: Sampler
+    weight_N: Tensor
+    rounds: int
+    work: str = "train"
+    valid: str | None = "valid"
+    valid_every: int = 1
+    lr_scale: Callable[[int], float] = lambda _: 1.0
+    base: str = ""
+
+    def init(self, shared: Tree) -> ServerState:
+        """The state before the first round."""
+        return ServerState(round=0, shared=shared, optimizer=self.optimizer.init(shared))
+
+    def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
+        """One round. A round nobody comes to changes nothing but its number."""
+        start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
+        clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
+        job = Job(
+            work=self.work,
+            shared=state.shared,
+            version=state.round,
+            clients=clients,
+            seed=seed,
+            base=self.base,
+            settings={"lr_scale": self.lr_scale(state.round)},
+        )
+        total, sums = self.aggregator.zero(), {"loss_sum": 0.0, "count": 0.0, "tokens": 0.0, "failed": 0.0}
+        for message in engine.run(job):
+            total = self.aggregator.add(total, message)
+            for name in sums:
+                if name in message.metrics:
+                    sums[name] += float(message.metrics[name].sum())
+        metrics = {"loss": sums["loss_sum"] / max(sums["count"], 1.0)}
+        if sums["failed"]:
+            metrics["failed"] = sums["failed"]
+        if clients and sums["failed"] < len(clients):
+            change, said = self.aggregator.close(total, state.shared)
+            metrics.update(said)
+            shared, optimizer = self.optimizer.update(change, state.optimizer, state.shared)
+            state = replace(state, shared=shared, optimizer=optimizer)
+        state = replace(state, round=state.round + 1)
+        if self.valid and (state.round % self.valid_every == 0 or state.round == self.rounds):
+            state, metrics["valid"] = self._validate(state, engine)
+        return state, Report(
+            round=state.round,
+            clients=clients,
+            metrics=metrics,
+            tokens=int(sums["tokens"]),
+            bytes_up=engine.bytes_up - up,
+            bytes_down=engine.bytes_down - down,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _validate(self, state: ServerState, engine: Engine) -> tuple[ServerState, float]:
+        everyone = tuple(range(self.weight_N.shape[0]))
+        job = Job(
+            work=str(self.valid), shared=state.shared, version=state.round, clients=everyone, seed=0, base=self.base
+        )
+        value = mean_loss(score(engine, job)[1])
+        if math.isnan(state.best_value) or value < state.best_value:
+            state = replace(state, best=dict(state.shared), best_round=state.round, best_value=value)
+        return state, value

@@ -1,0 +1,45 @@
+"""The engine of one process: blocks of clients side by side over one copy of the foundation model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import final
+
+from lichen.core.contracts import Station
+from lichen.core.fold import serve
+from lichen.core.message import Job, Message, size, take
+from lichen.core.store import ClientStore
+
+__all__ = ["LocalEngine"]
+
+
+@final
+class LocalEngine:
+    """Runs jobs here, and counts the bytes that each client would have sent and received.
+
+    Args:
+        stations: What can be asked, by the job's ``work``.
+        store: The clients' private state.
+        base: Digest of the frozen base model.
+        block_size: Clients side by side.
+    """
+
+    def __init__(
+        self, stations: Mapping[str, Station], store: ClientStore, *, base: str = "", block_size: int = 8
+    ) -> None:
+        self.stations, self.store, self.base, self.block_size = stations, store, base, block_size
+        self.bytes_up = 0
+        self.bytes_down = 0
+
+    def run(self, job: Job) -> Iterator[Message]:
+        """One message a block, in a stable order."""
+        if not job.clients:
+            return
+        self.bytes_down += size(job) * len(job.clients)
+        for message in serve(job, self.stations, self.store, base=self.base, block_size=self.block_size):
+            clients = message.client_C.shape[0]
+            if message.texts:
+                self.bytes_up += sum(size(take(message, c)) for c in range(clients))
+            else:
+                self.bytes_up += size(message) * clients
+            yield message

@@ -1,0 +1,187 @@
+"""The engine of many processes: every client a cohort of one, every job and message as bytes.
+
+This is the seam a real federation uses: a node is a process that reads frames and writes frames,
+and knows nothing of the server but the jobs it is sent. A frame is a kind (one byte), a length
+(eight bytes, little endian) and that many bytes.
+
+=====  =================================================
+``J``  a job, server to node
+``M``  a message, node to server
+``.``  the job is done, node to server (empty)
+``E``  the job failed, node to server (UTF-8 text)
+=====  =================================================
+"""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import BinaryIO, final
+
+from lichen.core.contracts import Station
+from lichen.core.errors import LichenError
+from lichen.core.fold import serve
+from lichen.core.message import Job, Message, pack_job, pack_message, unpack_job, unpack_message
+from lichen.core.store import ClientStore
+
+__all__ = ["MAX_FRAME", "SpawnedEngine", "read_frame", "serve_frames", "write_frame"]
+
+MAX_FRAME = 1 << 36
+"""Bytes; a longer announcement is damage, not data."""
+
+
+def write_frame(stream: BinaryIO, kind: bytes, body: bytes = b"") -> None:
+    """Write one frame and flush it."""
+    stream.write(kind + len(body).to_bytes(8, "little") + body)
+    stream.flush()
+
+
+def read_frame(stream: BinaryIO) -> tuple[bytes, bytes] | None:
+    """``(kind, body)`` of the next frame; None at a clean end.
+
+    Raises:
+        LichenError: if the stream ends inside a frame or announces nonsense.
+    """
+    head = _read(stream, 9)
+    if not head:
+        return None
+    length = int.from_bytes(head[1:], "little")
+    if len(head) < 9 or head[:1] not in (b"J", b"M", b".", b"E") or length > MAX_FRAME:
+        raise LichenError(f"{head.hex()} is not the head of a frame", where="wire", fix="both ends must run lichen")
+    body = _read(stream, length)
+    if len(body) < length:
+        raise LichenError(f"the stream ended after {len(body)} of {length} bytes", where="wire")
+    return head[:1], body
+
+
+def _read(stream: BinaryIO, count: int) -> bytes:
+    parts: list[bytes] = []
+    while count and (part := stream.read(count)):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def serve_frames(
+    source: BinaryIO, sink: BinaryIO, stations: Mapping[str, Station], store: ClientStore, *, base: str = ""
+) -> None:
+    """A node's life: do every job that comes, until the stream ends."""
+    while (frame := read_frame(source)) is not None:
+        try:
+            for message in serve(unpack_job(frame[1]), stations, store, base=base, block_size=1):
+                write_frame(sink, b"M", pack_message(message))
+            write_frame(sink, b".")
+        except LichenError as error:
+            write_frame(sink, b"E", str(error).encode())
+
+
+class _Node:
+    """One spawned process and the tail of what it said on stderr."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=-1
+        )
+        self.tail: deque[str] = deque(maxlen=12)
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
+
+    def _listen(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.tail.append(line.decode(errors="replace").rstrip())
+
+    def ask(self, jobs: Sequence[bytes], answers: queue.SimpleQueue[bytes | LichenError | None]) -> None:
+        """Send jobs one after another; put message bytes, or one error, and at last None."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            for job in jobs:
+                write_frame(self.process.stdin, b"J", job)  # type: ignore[arg-type]
+                while True:
+                    frame = read_frame(self.process.stdout)  # type: ignore[arg-type]
+                    if frame is None:
+                        raise BrokenPipeError
+                    if frame[0] == b"E":
+                        answers.put(LichenError(frame[1].decode(), where="node"))
+                    if frame[0] != b"M":
+                        break
+                    answers.put(frame[1])
+        except (OSError, LichenError):
+            self.listener.join(timeout=1)
+            said = "\n    ".join(self.tail) or "nothing"
+            answers.put(LichenError(f"a node's process ended; it said last:\n    {said}", where="node"))
+        answers.put(None)
+
+    def close(self) -> None:
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@final
+class SpawnedEngine:
+    """Clients spread over spawned processes; what crosses is what is counted.
+
+    Args:
+        command: Starts one node that speaks frames on stdin and stdout.
+        nodes: Processes; client c lives on node c mod nodes.
+    """
+
+    def __init__(self, command: Sequence[str], *, nodes: int = 1) -> None:
+        self.command, self.count = tuple(command), nodes
+        self.nodes: list[_Node] = []
+        self.bytes_up = 0
+        self.bytes_down = 0
+
+    def run(self, job: Job) -> Iterator[Message]:
+        """One message a client, as they arrive.
+
+        Raises:
+            LichenError: what a node refused, or the last words of one that ended.
+        """
+        if not self.nodes:
+            self.nodes = [_Node(self.command) for _ in range(self.count)]
+        answers: queue.SimpleQueue[bytes | LichenError | None] = queue.SimpleQueue()
+        work: list[list[bytes]] = [[] for _ in self.nodes]
+        for client in job.clients:
+            work[client % self.count].append(pack_job(replace(job, clients=(client,))))
+        self.bytes_down += sum(len(body) for jobs in work for body in jobs)
+        threads = [
+            threading.Thread(target=node.ask, args=(jobs, answers), daemon=True)
+            for node, jobs in zip(self.nodes, work, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        left = len(threads)
+        while left:
+            answer = answers.get()
+            if answer is None:
+                left -= 1
+            elif isinstance(answer, LichenError):
+                raise answer
+            else:
+                self.bytes_up += len(answer)
+                yield unpack_message(answer)
+        for thread in threads:
+            thread.join()
+
+    def close(self) -> None:
+        """End the nodes."""
+        for node in self.nodes:
+            node.close()
+        self.nodes = []
+
+    def __enter__(self) -> SpawnedEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

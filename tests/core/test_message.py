@@ -1,0 +1,99 @@
+"""Jobs and messages survive the wire, and damage is told in one sentence."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from lichen.core.errors import LichenError
+from lichen.core.message import (
+    Job,
+    Message,
+    concatenate,
+    pack_job,
+    pack_message,
+    size,
+    take,
+    unpack_job,
+    unpack_message,
+)
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=12)
+ARRAYS = hnp.arrays("float32", hnp.array_shapes(max_dims=3, max_side=4), elements=st.floats(width=32))
+TREES = st.dictionaries(NAMES, ARRAYS.map(torch.from_numpy), max_size=4)
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> Message:
+    count = draw(st.integers(1, 4))
+    names = draw(st.lists(NAMES, max_size=3, unique=True))
+    shape = draw(hnp.array_shapes(max_dims=2, max_side=3))
+    return Message(
+        group=draw(st.text(max_size=8)),
+        client_C=torch.tensor(draw(st.lists(st.integers(0, 2**62), min_size=count, max_size=count))),
+        version_C=torch.zeros(count, dtype=torch.int64),
+        tensors={n: torch.randn(count, *shape) for n in names},
+        weight_C=torch.rand(count, dtype=torch.float64),
+        metrics={"loss_sum": torch.rand(count, dtype=torch.float64)},
+        texts=tuple((draw(st.text(max_size=5)),) for _ in range(count)),
+    )
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and torch.equal(a[k].nan_to_num(), b[k].nan_to_num()) for k in a
+    )
+
+
+@given(TREES, st.integers(0, 2**62), st.lists(st.integers(0, 2**40), max_size=3), st.lists(st.text(), max_size=3))
+def test_job_round_trip(shared, seed, clients, texts):
+    job = Job(
+        work="train",
+        shared=shared,
+        version=3,
+        clients=tuple(clients),
+        seed=seed,
+        settings={"lr_scale": 0.1, "b": 2.0},
+        texts=tuple(texts),
+    )
+    back = unpack_job(pack_job(job))
+    assert same(back.shared, job.shared)
+    assert (back.work, back.version, back.clients, back.seed) == (job.work, job.version, job.clients, job.seed)
+    assert (dict(back.settings), back.texts) == (dict(job.settings), job.texts)
+
+
+@given(messages())
+def test_message_round_trip_repeats_and_stacks(message):
+    data = pack_message(message)
+    assert data == pack_message(message)
+    back = unpack_message(data)
+    assert same(back.tensors, message.tensors)
+    assert torch.equal(back.client_C, message.client_C)
+    assert back.texts == message.texts
+    again = concatenate([take(message, c) for c in range(message.client_C.shape[0])])
+    assert pack_message(again) == data
+
+
+@given(messages(), st.data())
+def test_damage_is_one_error(message, data):
+    raw = pack_message(message)
+    cut = data.draw(st.integers(0, len(raw) - 1))
+    with pytest.raises(LichenError):
+        unpack_message(raw[:cut])
+    with pytest.raises(LichenError):
+        unpack_job(raw)
+
+
+def test_every_client_of_a_group_sends_equally_many_bytes():
+    tensors = {"a": torch.randn(3, 5), "b": torch.randn(3, 2, 2)}
+    clients = torch.tensor([1, 77, 10**9])
+    stacked = Message(group="g", client_C=clients, version_C=clients, tensors=tensors, weight_C=clients.double())
+    assert {len(pack_message(take(stacked, c))) for c in range(3)} == {size(stacked)}
+
+
+def test_groups_do_not_mix():
+    one = Message(group="g", client_C=torch.zeros(1), version_C=torch.zeros(1), tensors={}, weight_C=torch.ones(1))
+    other = Message(group="h", client_C=torch.zeros(1), version_C=torch.zeros(1), tensors={}, weight_C=torch.ones(1))
+    with pytest.raises(LichenError, match="does not stack"):
+        concatenate([one, other])
