@@ -120,10 +120,15 @@ class Station:
 class Aggregator(Protocol):
     """A monoid over messages: ``zero``, ``add``, ``merge``, ``close``; the same bytes in any order."""
 
-    linear: bool
-    """Only sums are used, so it works under secure aggregation."""
-    keeps: bool
-    """Needs the single messages, not only their sum."""
+    @property
+    def linear(self) -> bool:
+        """Only sums are used, so it works under secure aggregation."""
+        ...
+
+    @property
+    def keeps(self) -> bool:
+        """Needs the single messages, not only their sum."""
+        ...
 
     def zero(self) -> Any: ...
     def add(self, total: Any, message: Message, discount: float = 1.0) -> Any:

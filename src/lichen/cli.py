@@ -1,0 +1,384 @@
+"""The command line: list, fetch, init, run, try, report, export.
+
+Nothing heavy is imported until a command needs it, so that ``lichen --help`` answers at once. Results
+go to standard output, everything else to standard error. Exit codes: 0 done, 1 a fault of lichen
+itself, 2 bad input, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from lichen import __version__
+from lichen.core.errors import LichenError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["app", "main"]
+
+app = App(
+    name="lichen",
+    help="Federated learning and foundation models, each making the other better.",
+    version=__version__,
+    suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(negative=""),
+)
+
+
+def _console() -> Console:
+    """Standard output; as wide as a line needs to be where nobody's screen limits it."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=10_000)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def _crash(error: BaseException, folder: Path | None) -> int:
+    """Keep the traceback in a file and say so in one line."""
+    import tempfile
+    import traceback
+
+    home = folder if folder is not None and folder.is_dir() else Path(tempfile.gettempdir())
+    file = home / ("crash.txt" if home == folder else f"lichen-crash-{os.getpid()}.txt")
+    first = (str(error).splitlines() or [""])[0]
+    try:
+        file.write_text(
+            f"lichen {__version__}, Python {sys.version}\n\n{''.join(traceback.format_exception(error))}",
+            encoding="utf-8",
+        )
+        kept = f"the traceback is in {file}"
+    except OSError as other:
+        kept = f"its traceback could not be kept ({other.strerror})"
+    _tell(f"lichen failed: {type(error).__name__}: {first[:200]} ({kept})")
+    return 1
+
+
+@contextmanager
+def _crash_in(folder: Path) -> Iterator[None]:
+    """Unexpected faults inside leave their traceback in ``folder``."""
+    try:
+        yield
+    except (LichenError, BrokenPipeError):
+        raise
+    except Exception as error:
+        raise SystemExit(_crash(error, folder)) from None
+
+
+def _new_folder(name: str) -> Path:
+    """The first unused ``runs/<name>-<n>``."""
+    stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    number = 1
+    while (folder := Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return folder
+
+
+def _free(folder: Path) -> Path:
+    """``folder``, if a new run may begin there."""
+    if folder.exists() and not folder.is_dir():
+        raise LichenError("is a file", where=f"--out {folder}", fix="choose a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        go_on = f"go on with: lichen run --resume {shlex.quote(str(folder))}, or " if _has_recipe(folder) else ""
+        raise LichenError("is not empty", where=f"--out {folder}", fix=f"{go_on}choose another folder")
+    return folder
+
+
+def _has_recipe(folder: Path) -> bool:
+    return (folder / "recipe.yaml").is_file()
+
+
+@app.command(name="list")
+def list_() -> None:
+    """Show the models, data and recipes that have a name."""
+    from lichen.data.catalog import CATALOG
+    from lichen.present.report import new_table
+    from lichen.present.units import bytes_text
+    from lichen.recipes.read import gallery, read_recipe
+
+    console = _console()
+    for kind in ("model", "data"):
+        heads = [kind, "what", "licence", "size", *(["clients"] if kind == "data" else [])]
+        table = new_table(None, *heads, numbers=["size"])
+        for name, entry in CATALOG.items():
+            if entry.kind == kind:
+                size = bytes_text(entry.size_bytes) if entry.size_bytes else "-"
+                table.add_row(
+                    name, entry.summary, entry.licence, size, *([entry.clients or "-"] if kind == "data" else [])
+                )
+        console.print(table, markup=False)
+    table = new_table(None, "recipe", "task", "model", "data", "question")
+    for name in gallery():
+        recipe = read_recipe(name)
+        student = recipe.model.student
+        model = recipe.model.name or (student.kind if student is not None else "-")
+        table.add_row(name, recipe.task, model, recipe.data.name, recipe.question)
+    if table.row_count:
+        console.print(table, markup=False)
+
+
+@app.command
+def fetch(name: str, /) -> None:
+    """Download a model or data set of `lichen list` into the cache, checked against its digest.
+
+    Parameters
+    ----------
+    name
+        Its name in `lichen list`.
+    """
+    from lichen.data.fetch import fetch as fetch_one
+
+    print(fetch_one(name, say=_tell))
+
+
+@app.command
+def init(data: Path, /, *, out: Path = Path("recipe.yaml")) -> None:
+    """Look at your data and write a commented recipe for it.
+
+    Parameters
+    ----------
+    data
+        A JSONL, CSV or Parquet file, or a folder with a file a client.
+    out
+        Where the recipe goes; an existing file is never overwritten.
+    """
+    from lichen.recipes.init import init_recipe
+
+    if out.exists():
+        raise LichenError("exists already", where=str(out), fix="remove it, or choose another name with --out")
+    text = init_recipe(data)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise LichenError(f"cannot be written: {error.strerror}", where=str(out), fix="choose another --out") from None
+    _tell(f"wrote {out}; read it, then: lichen run {shlex.quote(str(out))}")
+
+
+@app.command
+def run(
+    recipe: str | None = None,
+    /,
+    *,
+    set_: Annotated[tuple[str, ...], Parameter(name=["-s", "--set"])] = (),
+    out: Path | None = None,
+    resume: Path | None = None,
+    quiet: bool = False,
+    json: bool = False,
+) -> None:
+    """Run a recipe, or go on with one that was stopped.
+
+    Parameters
+    ----------
+    recipe
+        A YAML file, or a recipe of `lichen list`.
+    set_
+        Another value for a key of the recipe, as key=value; may be given several times.
+    out
+        The run's folder; runs/NAME-N if not given.
+    resume
+        Go on with the run in this folder, by its own recipe.
+    quiet
+        Show no progress.
+    json
+        Print the summary as JSON, and nothing else, on standard output.
+    """
+    if resume is not None and (recipe is not None or set_ or out is not None):
+        raise LichenError(
+            "goes on with the folder's own recipe", where="--resume", fix="leave out RECIPE, --set and --out"
+        )
+    if resume is not None and not _has_recipe(resume):
+        raise LichenError(
+            "has no recipe.yaml, so no run to go on with",
+            where=f"--resume {resume}",
+            fix="start one: lichen run RECIPE",
+        )
+    if resume is None and recipe is None:
+        raise LichenError("no recipe", where="lichen run", fix="name a YAML file, or one of `lichen list`")
+
+    from lichen.recipes.read import read_recipe
+
+    known = read_recipe(resume / "recipe.yaml" if resume is not None else str(recipe), set_)
+    folder = resume if resume is not None else _free(out) if out is not None else _new_folder(known.name)
+    try:
+        with _crash_in(folder):
+            summary, adapter = _run(known, folder, resume is not None, quiet)
+    except KeyboardInterrupt:
+        go_on = f"go on with: lichen run --resume {shlex.quote(str(folder))}"
+        _tell(f"\nstopped; {go_on if _has_recipe(folder) else 'nothing was kept yet'}")
+        raise SystemExit(130) from None
+    if json:
+        _print_json(summary)
+    else:
+        _show_result(summary, folder, adapter)
+
+
+def _run(recipe: Any, folder: Path, resume: bool, quiet: bool) -> tuple[dict[str, Any], Path | None]:
+    from lichen.present.progress import Progress
+
+    # Libraries that print would spoil --json, so that their lines go where progress goes.
+    with redirect_stdout(sys.stderr), Progress(quiet=quiet) as progress:
+        progress.say(f"run folder: {folder}")
+        from lichen.recipes import build
+
+        result = build.run(recipe, out=folder, resume=resume, observers=(progress,), say=progress.say)
+    return result.summary, result.adapter
+
+
+def _show_result(summary: dict[str, Any], folder: Path, adapter: Path | None) -> None:
+    from lichen.present.report import summary_table
+
+    _console().print(summary_table(summary))
+    pictures = [folder / name for name in ("curves.png", "clients.png") if (folder / name).is_file()]
+    lines = [("summary", folder / "summary.json"), *(("picture", file) for file in pictures)]
+    if adapter is not None:
+        lines.append(("adapter", adapter))
+    for name, path in lines:
+        print(f"{name}: {path}")
+    if adapter is not None:
+        print(f"try it: lichen try {shlex.quote(str(folder))}")
+
+
+@app.command(name="try")
+def try_(folder: Path, /, *texts: str) -> None:
+    """Ask the bare model and the run's own the same thing.
+
+    Parameters
+    ----------
+    folder
+        A finished run.
+    texts
+        What to ask; without any, lines are read until the input ends.
+    """
+    with _crash_in(folder), redirect_stdout(sys.stderr):
+        from lichen.recipes import build
+
+        talker = build.talk(folder)
+    for text in texts or _lines():
+        with _crash_in(folder), redirect_stdout(sys.stderr):
+            before, after = talker.answer(text)
+        print(f"bare model: {before}\nthis run:   {after}\n", flush=True)
+
+
+def _lines() -> Iterable[str]:
+    """What is typed or piped in, line by line, without empty lines."""
+    if sys.stdin.isatty():
+        _tell("type a text and press Enter; Ctrl-D ends")
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+@app.command
+def report(*folders: Path, json: bool = False) -> None:
+    """Print the results of finished runs, side by side if there are several.
+
+    Parameters
+    ----------
+    folders
+        Their folders.
+    json
+        Print their summaries as a JSON list instead.
+    """
+    from lichen.present.report import compare_table, summary_table
+    from lichen.present.summary import read_summary
+
+    if not folders:
+        raise LichenError("no folder", where="lichen report", fix="name the folders of finished runs")
+    summaries = [read_summary(folder) for folder in folders]
+    if json:
+        _print_json(summaries)
+    else:
+        _console().print(summary_table(summaries[0]) if len(summaries) == 1 else compare_table(summaries))
+
+
+@app.command
+def export(folder: Path, /, *, merge: bool = False, out: Path | None = None) -> None:
+    """Write what a run learned as files other tools load.
+
+    Parameters
+    ----------
+    folder
+        A finished run.
+    merge
+        Write one whole model instead of an adapter.
+    out
+        Where to; a folder inside the run's if not given.
+    """
+    with _crash_in(folder), redirect_stdout(sys.stderr):
+        from lichen.recipes import build
+
+        written = build.export(folder, merge=merge, out=out)
+    print(written)
+
+
+@app.command(show=False)
+def node(*, recipe: Path, state: Path) -> None:
+    """Serve jobs over standard input and output; started by the engine itself."""
+    from lichen.recipes import build
+
+    build.node(recipe, state)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The words after ``lichen``; those of the process if None.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        app(
+            sys.argv[1:] if arguments is None else list(arguments),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+        sys.stdout.flush()
+    except LichenError as error:
+        _tell(str(error))
+        return 2
+    except CycloptsError as error:
+        _tell(f"{error}\n  fix: see lichen --help")
+        return 2
+    except KeyboardInterrupt:
+        _tell("\nstopped")
+        return 130
+    except BrokenPipeError:
+        # The reader left; nothing more may be written, not even by the interpreter's last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else 0
+    except Exception as error:
+        return _crash(error, None)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""C clients over one frozen transformers model: language models and classifiers.
+
+Every tensor of a client passes through its own rows only, so that running eight clients, three, or
+one gives the same numbers. A language model's logits are never held whole: the output layer sees
+the positions whose next token has a label, and nothing else.
+
+Legend: C clients, B rows, T tokens, H width, K classes, R rows with a label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lichen.core.contracts import Batch
+from lichen.core.errors import LichenError
+from lichen.core.tree import Tree, digest, split
+from lichen.models.independence import prove_independent
+from lichen.models.load import frozen_eval
+from lichen.models.lora import Lora, Wrapped, wrap
+from lichen.models.losses import classify_losses_C, token_loss
+from lichen.models.side import run_side_by_side
+
+__all__ = ["CausalCohort", "ClassifierCohort", "group_of"]
+
+
+def group_of(name: str, tree: Tree) -> str:
+    """A short name for "these messages stack": the model's, and a digest of its trainable shapes."""
+    shapes = "|".join(f"{key}{tuple(tree[key].shape)}" for key in sorted(tree))
+    return f"{name}/{hashlib.sha256(shapes.encode()).hexdigest()[:12]}"
+
+
+def _flat(batch: Batch) -> dict[str, Tensor]:
+    """The model's inputs: (C, B, T) stacked to (C*B, T)."""
+    return {
+        "input_ids": batch["input_ids_CBT"].flatten(0, 1),
+        "attention_mask": batch["attention_mask_CBT"].flatten(0, 1),
+    }
+
+
+@final
+class CausalCohort:
+    """A causal language model for C clients; a :class:`lichen.core.contracts.CohortModel`.
+
+    Args:
+        model: From :func:`lichen.models.load.load_causal`.
+        adapter: What is trained.
+        name: The model's name in groups and messages.
+        reference: One call a client (equal bits in any company) or all clients in one call; None:
+            the first on a CPU, the second elsewhere.
+        chunk: Labelled positions the output layer sees at once.
+        prove: Check at once that no client's rows touch another's.
+
+    Raises:
+        LichenError: if the adapter does not fit the model, or the model mixes rows.
+    """
+
+    __slots__ = ("_backbone", "_chunk", "_head", "_plain", "base", "classes", "group", "name", "reference", "wrapped")
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        adapter: Lora,
+        name: str,
+        reference: bool | None = None,
+        chunk: int = 1024,
+        prove: bool = True,
+    ) -> None:
+        frozen_eval(model)
+        self.wrapped: Wrapped = wrap(model, adapter)
+        self.name = name
+        self.classes: int | None = None
+        self.base = digest(self.wrapped.frozen())
+        self.group = group_of(name, self.wrapped.init(0))
+        self.reference = model.device.type == "cpu" if reference is None else reference
+        self._chunk = chunk
+        names = {id(layer): path for path, layer in self.wrapped.model.named_modules()}
+        self._backbone = names[id(self.wrapped.model.base_model)]
+        self._head = names[id(self.wrapped.model.get_output_embeddings())]
+        self._plain = self._is_plain()
+        if prove:
+            prove_independent(self)
+
+    def _is_plain(self) -> bool:
+        """Whether logits are the output layer of the hidden states, with no cap or factor after it."""
+        start_C = {name: x[None] for name, x in self.wrapped.init(0).items()}
+        ids = torch.arange(4, device=self.wrapped.model.device)[None]
+        with torch.no_grad():
+            whole = self.wrapped.call(start_C, {}, input_ids=ids, use_cache=False).logits
+            hidden = self.wrapped.call(start_C, {}, part=self._backbone, input_ids=ids, use_cache=False)[0]
+            short = self.wrapped.call(start_C, {}, part=self._head, **{self._input(): hidden})
+        return bool(torch.allclose(whole, short, rtol=1e-3, atol=1e-3 * float(whole.abs().max())))
+
+    def _input(self) -> str:
+        return "x" if self._head in (*self.wrapped.heads, *self.wrapped.layers) else "input"
+
+    def init(self, seed: int) -> Tree:
+        """Trainable tensors without client axis, drawn from ``seed``."""
+        return self.wrapped.init(seed)
+
+    def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_C, count_C)``: summed cross entropy over the labelled next tokens, and their number.
+
+        Raises:
+            LichenError: if ``fixed`` holds a teacher's answers, which only classifiers can learn from.
+        """
+        return self.losses(trainable_C, fixed, batch, reference=self.reference)
+
+    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool) -> tuple[Tensor, Tensor]:
+        """:meth:`loss`, with the way clients are run side by side chosen by the caller."""
+        if any(name.startswith("answers.") for name in fixed):
+            raise LichenError("a language model cannot learn from class answers", where="job", fix="use a classifier")
+
+        def losses(part_C: Tree, part: Batch) -> tuple[Tensor, ...]:
+            return self._losses(part_C, fixed, part)
+
+        loss_C, count_C = run_side_by_side(losses, trainable_C, batch, reference=reference)
+        return loss_C, count_C
+
+    def _losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, ...]:
+        clients, rows, width = batch["input_ids_CBT"].shape
+        next_CBT = batch["labels_CBT"][:, :, 1:]
+        inputs: dict[str, Any] = {**_flat(batch), "use_cache": False}
+        if self._plain:
+            out = self.wrapped.call(trainable_C, fixed, part=self._backbone, **inputs)[0]
+        else:
+            out = self.wrapped.call(trainable_C, fixed, **inputs).logits
+        out_CBTH = out.reshape(clients, rows, width, -1)[:, :, :-1]
+        losses, counts = [], []
+        for c in range(clients):
+            chosen = (next_CBT[c] != -100) & batch["active_C"][c]
+            mine = {name: x[c : c + 1] for name, x in trainable_C.items()}
+
+            def head(hidden_RH: Tensor, mine: Tree = mine) -> Tensor:
+                if not self._plain:
+                    return hidden_RH
+                logits_RV: Tensor = self.wrapped.call(mine, fixed, part=self._head, **{self._input(): hidden_RH})
+                return logits_RV
+
+            losses.append(token_loss(head, out_CBTH[c][chosen], next_CBT[c][chosen], chunk=self._chunk))
+            counts.append(chosen.sum())
+        return torch.stack(losses), torch.stack(counts)
+
+    def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
+        """Never: a language model's logits are too large to hold.
+
+        Raises:
+            LichenError: always.
+        """
+        raise LichenError("a language model's logits are never held whole", where=self.name, fix="ask for its loss")
+
+
+@final
+class ClassifierCohort:
+    """A sequence classifier for C clients; a :class:`lichen.core.contracts.CohortModel`.
+
+    Args:
+        model: From :func:`lichen.models.load.load_classifier`.
+        adapter: What is trained; its ``heads`` usually name the classification head.
+        name: The model's name in groups and messages.
+        reference: One call a client (equal bits in any company) or all clients in one call; None:
+            the first on a CPU, the second elsewhere.
+        prove: Check at once that no client's rows touch another's.
+
+    Raises:
+        LichenError: if the adapter does not fit the model, or the model mixes rows.
+    """
+
+    __slots__ = ("base", "classes", "group", "name", "reference", "wrapped")
+
+    def __init__(
+        self, model: Any, *, adapter: Lora, name: str, reference: bool | None = None, prove: bool = True
+    ) -> None:
+        frozen_eval(model)
+        self.wrapped: Wrapped = wrap(model, adapter)
+        self.name = name
+        self.classes: int | None = int(model.config.num_labels)
+        self.base = digest(self.wrapped.frozen())
+        self.group = group_of(name, self.wrapped.init(0))
+        self.reference = model.device.type == "cpu" if reference is None else reference
+        if prove:
+            prove_independent(self)
+
+    def init(self, seed: int) -> Tree:
+        """Trainable tensors without client axis, drawn from ``seed``; heads as the model was loaded."""
+        return self.wrapped.init(seed)
+
+    def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_C, count_C)``: summed cross entropy over labelled rows and rows with a teacher's answer.
+
+        Raises:
+            LichenError: if a label lies outside the classes, or answers are named but not there.
+        """
+        return self.losses(trainable_C, fixed, batch, reference=self.reference)
+
+    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool) -> tuple[Tensor, Tensor]:
+        """:meth:`loss`, with the way clients are run side by side chosen by the caller."""
+        patch, answers = split(fixed, "patch.")
+        patch = {f"patch.{name}": x for name, x in patch.items()}
+
+        def losses(part_C: Tree, part: Batch) -> tuple[Tensor, ...]:
+            return classify_losses_C(self._logits(part_C, patch, part)[0], answers, part)
+
+        loss_C, count_C = run_side_by_side(losses, trainable_C, batch, reference=reference)
+        return loss_C, count_C
+
+    def _logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, ...]:
+        clients, rows = batch["input_ids_CBT"].shape[:2]
+        inputs: dict[str, Any] = {**_flat(batch)}
+        logits = self.wrapped.call(trainable_C, fixed, **inputs).logits
+        return (logits.reshape(clients, rows, -1),)
+
+    def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
+        """``logits_CBK``."""
+        return run_side_by_side(
+            lambda part_C, part: self._logits(part_C, fixed, part), trainable_C, batch, reference=self.reference
+        )[0]

@@ -1,0 +1,108 @@
+"""Losses as sums over one client's own rows, so that a client's number has the same bits in any company.
+
+torch splits a reduction by the shape of the whole tensor; every sum here is therefore taken on one
+client's slice.
+
+References:
+    Hinton, Vinyals and Dean (2015). Distilling the Knowledge in a Neural Network. arXiv:1503.02531.
+
+Legend: C clients, B rows, K classes, N rows of the shared answers, k answers kept of each row, V
+vocabulary, R rows with a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lichen.core.contracts import Batch
+from lichen.core.errors import LichenError
+from lichen.core.tree import Tree
+
+__all__ = ["classify_losses_C", "soft_loss", "token_loss"]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least single precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def token_loss(head: Callable[[Tensor], Tensor], hidden_RH: Tensor, label_R: Tensor, *, chunk: int = 1024) -> Tensor:
+    """Summed cross entropy of ``head(hidden)``, a scalar in float32 or wider.
+
+    Logits are never held whole: past ``chunk`` rows each chunk's logits are made again on the way back.
+    """
+
+    def part(hidden: Tensor, label: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(_wide(head(hidden)), label, reduction="sum")
+
+    rows = label_R.shape[0]
+    if rows == 0:
+        return _wide(hidden_RH).sum()
+    if rows <= chunk:
+        return part(hidden_RH, label_R)
+    total: Tensor | None = None
+    for hidden, label in zip(torch.split(hidden_RH, chunk), torch.split(label_R, chunk), strict=True):
+        one = checkpoint(part, hidden, label, use_reentrant=False) if torch.is_grad_enabled() else part(hidden, label)
+        total = one if total is None else total + one
+    assert total is not None
+    return total
+
+
+def soft_loss(logits_BK: Tensor, answer_B: Tensor, prob_Nk: Tensor, index_Nk: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy against a teacher's top answers, summed over the rows that have one.
+
+    What the kept answers leave of the probability is spread evenly on the other classes.
+
+    Args:
+        logits_BK: The student's logits.
+        answer_B: Row of the shared answers, -1 where there is none.
+        prob_Nk: The teacher's probabilities.
+        index_Nk: The classes they belong to.
+
+    Returns:
+        ``(loss, count)``: the sum and the number of rows in it.
+    """
+    chosen_B = answer_B >= 0
+    rows_R = answer_B[chosen_B]
+    log_RK = nn.functional.log_softmax(_wide(logits_BK[chosen_B]), dim=-1)
+    index_Rk, prob_Rk = index_Nk[rows_R].long(), prob_Nk[rows_R].to(log_RK.dtype)
+    others = log_RK.shape[1] - index_Rk.shape[1]
+    left_R1 = (1 - prob_Rk.sum(1, keepdim=True)).clamp(min=0) / max(others, 1)
+    spread_RK = left_R1.expand(-1, log_RK.shape[1]).contiguous()
+    target_RK = spread_RK.scatter(1, index_Rk, prob_Rk)
+    return -(target_RK * log_RK).sum(), chosen_B.sum()
+
+
+def classify_losses_C(logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+    """``(loss_C, count_C)`` of a classifier: labelled rows, and rows with a teacher's answer.
+
+    Raises:
+        LichenError: if a label or an answer lies outside its range, or answers are asked for but not there.
+    """
+    losses, counts = [], []
+    labels_CB, answer_CB = batch.get("labels_CB"), batch.get("answer_CB")
+    classes = logits_CBK.shape[-1]
+    if labels_CB is not None and bool(((labels_CB >= classes) | ((labels_CB < 0) & (labels_CB != -100))).any()):
+        raise LichenError(f"a label lies outside 0..{classes - 1}", where="data", fix="check the model's classes")
+    soft = answer_CB is not None and bool((answer_CB >= 0).any())
+    if soft and not ("answers.prob" in fixed and "answers.index" in fixed):
+        raise LichenError("rows name a teacher's answers, but none came down", where="job")
+    for c, logits_BK in enumerate(logits_CBK.unbind(0)):
+        # An empty sum: zero, yet part of the graph, for a client with nothing to learn from.
+        loss, count = _wide(logits_BK[:0]).sum(), torch.zeros((), dtype=torch.int64, device=logits_BK.device)
+        if bool(batch["active_C"][c]):
+            if labels_CB is not None:
+                loss = loss + nn.functional.cross_entropy(
+                    _wide(logits_BK), labels_CB[c], ignore_index=-100, reduction="sum"
+                )
+                count = count + (labels_CB[c] != -100).sum()
+            if soft and answer_CB is not None:
+                more, rows = soft_loss(logits_BK, answer_CB[c], fixed["answers.prob"], fixed["answers.index"])
+                loss, count = loss + more, count + rows
+        losses.append(loss)
+        counts.append(count)
+    return torch.stack(losses), torch.stack(counts)

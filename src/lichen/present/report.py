@@ -1,0 +1,110 @@
+"""Tables of finished runs: the four ways of learning side by side, and several runs side by side.
+
+No name is ever cut: on a narrow terminal it folds, in a pipe a line is as long as it needs to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lichen.core.errors import LichenError
+from lichen.present.summary import COLUMNS
+from lichen.present.units import bytes_text, score_text, seconds_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["compare_table", "new_table", "summary_table"]
+
+
+def new_table(title: str | None, *headers: str, numbers: Sequence[str] = ()) -> Table:
+    """An empty table whose cells fold and are never cut; columns in ``numbers`` stand to the right.
+
+    A title folds at the table's width: names that must stay whole belong into cells.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text, so that brackets in a recipe's name are not read as markup.
+    table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
+    for header in headers:
+        table.add_column(Text(header), overflow="fold", justify="right" if header in numbers else "left")
+    return table
+
+
+def _metric(summary: Mapping[str, Any]) -> str:
+    return f"{summary['metric']} ({'higher' if summary['higher_is_better'] else 'lower'} is better)"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def _scores(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    found = {name: summary["columns"][name] for name in COLUMNS if summary["columns"][name] is not None}
+    return {**found, **summary["extra_columns"]}
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """One run: a row for each way of learning, then what it cost.
+
+    Args:
+        summary: As :func:`lichen.present.summary.check_summary` returns it.
+    """
+    from rich.text import Text
+
+    heads = (summary["name"], "mean", "worst decile")
+    table = new_table(None, *heads, numbers=heads[1:])
+    for name, score in _scores(summary).items():
+        style = "bold" if name == "federated" else ""
+        table.add_row(Text(name), score_text(score["mean"]), score_text(score["worst_decile"]), style=style)
+    table.add_section()
+    costs = {
+        "metric": _metric(summary),
+        "clients gaining over alone": _percent(summary["share_gaining"]),
+        "clients": str(summary["clients"]),
+        "sent up": bytes_text(summary["bytes_up"]),
+        "sent down": bytes_text(summary["bytes_down"]),
+        "time": seconds_text(summary["seconds"]),
+        "peak memory": bytes_text(summary["peak_memory_bytes"]),
+        "seed": str(summary["seed"]),
+    }
+    for name, value in [*costs.items(), *summary["extra"].items()]:
+        shown = value if isinstance(value, str) else score_text(value)
+        table.add_row(Text(name), Text(shown), "")
+    return table
+
+
+def compare_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """Several runs: a row each, mean and worst decile (after the slash) of each way of learning.
+
+    Raises:
+        LichenError: without runs.
+    """
+    from rich.text import Text
+
+    if not summaries:
+        raise LichenError("no runs to compare", where="report", fix="name the folders of finished runs")
+    extra = sorted({name for summary in summaries for name in summary["extra_columns"]})
+    ways = [*COLUMNS, *extra]
+    heads = ["run", "metric", *ways, "gaining", "clients", "up", "down", "time"]
+    table = new_table("mean / worst decile of the clients", *heads, numbers=heads[2:])
+    for summary in summaries:
+        scores = _scores(summary)
+        cells = [
+            f"{score_text(scores[way]['mean'])} / {score_text(scores[way]['worst_decile'])}" if way in scores else "-"
+            for way in ways
+        ]
+        table.add_row(
+            Text(summary["name"]),
+            Text(_metric(summary)),
+            *cells,
+            _percent(summary["share_gaining"]),
+            str(summary["clients"]),
+            bytes_text(summary["bytes_up"]),
+            bytes_text(summary["bytes_down"]),
+            seconds_text(summary["seconds"]),
+        )
+    return table

@@ -1,0 +1,162 @@
+"""The summary of a run: the numbers a table, a page or a paper may quote, and their one fixed shape.
+
+A mean over clients hides those a federation leaves behind, so each column carries the mean of its
+worst tenth of clients too (the tail measure of fair federated learning), and the summary says how
+many clients gain over training alone.
+
+References:
+    Li, Sanjabi, Beirami, Smith. "Fair Resource Allocation in Federated Learning". International
+    Conference on Learning Representations, 2020. https://arxiv.org/abs/1905.10497
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lichen.core.errors import LichenError
+
+__all__ = ["COLUMNS", "Columns", "Score", "Summary", "check_summary", "read_summary", "share_gaining", "worst_decile"]
+
+COLUMNS = ("base", "alone", "federated", "pooled")
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Score(_Part):
+    """One column's score over the clients."""
+
+    mean: float
+    worst_decile: float
+
+
+class Columns(_Part):
+    """The ways of learning that are compared; null where one was not run."""
+
+    base: Score | None
+    alone: Score | None
+    federated: Score | None
+    pooled: Score | None
+
+
+class Summary(_Part):
+    """What ``summary.json`` holds: these keys, all of them, and no others."""
+
+    name: str
+    question: str
+    task: Literal["chat", "classify", "oneshot", "teach"]
+    metric: str
+    higher_is_better: bool
+    columns: Columns
+    extra_columns: dict[str, Score]
+    share_gaining: Annotated[float, Field(ge=0, le=1)] | None
+    clients: _Count
+    bytes_up: _Count
+    bytes_down: _Count
+    seconds: Annotated[float, Field(ge=0)]
+    peak_memory_bytes: _Count
+    seed: int
+    versions: dict[str, str]
+    recipe_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    extra: dict[str, float | str | None]
+
+
+def check_summary(summary: Mapping[str, Any], *, where: str = "summary") -> dict[str, Any]:
+    """Check a summary's shape.
+
+    Args:
+        summary: What was or will be written as JSON.
+        where: What an error names as its place.
+
+    Returns:
+        The same content as plain dicts.
+
+    Raises:
+        LichenError: naming the first key that is missing, unknown or of the wrong type.
+    """
+    try:
+        return Summary.model_validate(dict(summary)).model_dump(mode="json")
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = ".".join(str(step) for step in fault["loc"])
+        words = {"missing": "is missing", "extra_forbidden": "is no key of a summary"}
+        what = words.get(fault["type"], f"has a value that does not fit: {str(fault.get('input'))[:40]!r}")
+        raise LichenError(f"{key} {what}", where=where, fix="run again with this version of lichen") from None
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The checked summary of a finished run.
+
+    Args:
+        folder: The run's folder, or its ``summary.json``.
+
+    Raises:
+        LichenError: if there is none, or it is damaged.
+    """
+    folder = Path(folder)
+    path = folder if folder.is_file() else folder / "summary.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        if (folder / "recipe.yaml").is_file():
+            raise LichenError(
+                "the run is not finished", where=str(folder), fix=f"go on with: lichen run --resume {folder}"
+            ) from None
+        raise LichenError("is not a run's folder", where=str(folder), fix="name a folder `lichen run` made") from None
+    except (OSError, ValueError):
+        raise LichenError("is damaged", where=str(path), fix=f"run again: lichen run --resume {folder}") from None
+    if not isinstance(content, dict):
+        raise LichenError("is not a summary", where=str(path), fix=f"run again: lichen run --resume {folder}")
+    return check_summary(content, where=str(path))
+
+
+def worst_decile(values: Sequence[float], higher_is_better: bool) -> float:
+    """Mean of the worst tenth of clients, at least one of them.
+
+    Args:
+        values: One score a client.
+        higher_is_better: Which end is the worst.
+
+    Raises:
+        LichenError: without clients, or with a score that is not finite.
+
+    >>> worst_decile([3.0, 1.0, 2.0], True), worst_decile([3.0, 1.0, 2.0], False)
+    (1.0, 3.0)
+    """
+    if not values or not all(math.isfinite(value) for value in values):
+        raise LichenError("needs a finite score of every client", where="worst_decile", fix="leave the others out")
+    worst = sorted(values, reverse=not higher_is_better)[: max(1, len(values) // 10)]
+    return math.fsum(worst) / len(worst)
+
+
+def share_gaining(alone: Sequence[float], federated: Sequence[float], higher_is_better: bool) -> float:
+    """Share of clients strictly better off in the federation than alone, from 0 to 1.
+
+    Args:
+        alone: One score a client, trained alone.
+        federated: The same clients' scores in the federation, in the same order.
+        higher_is_better: What better means.
+
+    Raises:
+        LichenError: if the two are of unequal length, or empty.
+
+    >>> share_gaining([0.5, 0.5], [0.6, 0.5], True)
+    0.5
+    """
+    if len(alone) != len(federated) or not alone:
+        raise LichenError(
+            f"{len(alone)} clients alone and {len(federated)} federated do not pair",
+            where="share_gaining",
+            fix="give one score a client on both sides",
+        )
+    sign = 1.0 if higher_is_better else -1.0
+    return sum(sign * f > sign * a for a, f in zip(alone, federated, strict=True)) / len(alone)

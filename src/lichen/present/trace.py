@@ -1,0 +1,145 @@
+"""The trace: one JSON line a round, the only record that every picture and table of rounds is made from.
+
+Each line is on disk before the next round starts, so a kill loses nothing that was reported. A torn
+last line, left by a kill in the middle of a write, is no fault: its round will be repeated.
+
+A line holds ``column, grid, round, total_rounds, clients, metrics, tokens, bytes_up, bytes_down,
+seconds``; a metric that is not finite is null, because JSON has no NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from lichen.core.errors import LichenError
+
+if TYPE_CHECKING:
+    from lichen.core.contracts import Report
+
+__all__ = ["Event", "Trace", "read_trace"]
+
+NAME = "trace.jsonl"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A round's report and what it belongs to; observers get these and cannot steer.
+
+    Attributes:
+        column: Which way of learning, such as ``federated``.
+        report: The round.
+        total_rounds: How many rounds this column and grid point will have.
+        grid: The point of the grid, such as ``lr=0.001``; empty where there is none.
+    """
+
+    column: str
+    report: Report
+    total_rounds: int
+    grid: str
+
+
+def _line(event: Event) -> bytes:
+    report = event.report
+    record = {
+        "column": event.column,
+        "grid": event.grid,
+        "round": report.round,
+        "total_rounds": event.total_rounds,
+        "clients": list(report.clients),
+        "metrics": {k: float(v) if math.isfinite(v) else None for k, v in sorted(report.metrics.items())},
+        "tokens": report.tokens,
+        "bytes_up": report.bytes_up,
+        "bytes_down": report.bytes_down,
+        "seconds": float(report.seconds),
+    }
+    return json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def _event(line: bytes) -> Event:
+    from lichen.core.contracts import Report
+
+    record: dict[str, Any] = json.loads(line)
+    report = Report(
+        round=int(record["round"]),
+        clients=tuple(int(client) for client in record["clients"]),
+        metrics={str(k): math.nan if v is None else float(v) for k, v in record["metrics"].items()},
+        tokens=int(record["tokens"]),
+        bytes_up=int(record["bytes_up"]),
+        bytes_down=int(record["bytes_down"]),
+        seconds=float(record["seconds"]),
+    )
+    return Event(
+        column=str(record["column"]), report=report, total_rounds=int(record["total_rounds"]), grid=str(record["grid"])
+    )
+
+
+def _whole(data: bytes) -> bytes:
+    """The data without a torn last line."""
+    return data[: data.rfind(b"\n") + 1]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """An observer that appends each event to ``trace.jsonl`` in a run's folder.
+
+    Args:
+        folder: The run's folder; made when first needed.
+    """
+
+    folder: Path
+
+    def __call__(self, event: Event) -> None:
+        """Append one line and force it to disk."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / NAME, "a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.seek(0)
+                    file.truncate(len(_whole(file.read())))
+            file.write(_line(event))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def resume(self, rounds: Mapping[tuple[str, str], int]) -> None:
+        """Drop the lines of rounds that are going to be repeated.
+
+        Args:
+            rounds: Finished rounds by (column, grid); a pair that is absent starts anew and loses its lines.
+
+        Raises:
+            LichenError: if the trace is damaged other than by a torn last line.
+        """
+        from lichen.core.store import write_atomic
+
+        kept = [e for e in read_trace(self.folder) if e.report.round <= rounds.get((e.column, e.grid), 0)]
+        if kept or (self.folder / NAME).exists():
+            write_atomic(self.folder / NAME, b"".join(_line(event) for event in kept))
+
+
+def read_trace(folder: Path) -> tuple[Event, ...]:
+    """The events of a run in the order they happened; none where nothing was traced yet.
+
+    Raises:
+        LichenError: if a line other than a torn last one cannot be read.
+    """
+    path = Path(folder) / NAME
+    if not path.is_file():
+        return ()
+    events = []
+    for number, line in enumerate(_whole(path.read_bytes()).splitlines(), start=1):
+        try:
+            events.append(_event(line))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise LichenError(
+                "is not a line of a trace", where=f"{path}, line {number}", fix="remove the line, or run again"
+            ) from None
+    return tuple(events)

@@ -1,0 +1,213 @@
+"""Tasks ``chat`` and ``classify``: the columns base, alone, federated and pooled of one recipe.
+
+Every trained column spends the same budget: the federation trains R rounds of P clients with S steps
+of B rows. Alone, each of N clients takes its share of those rounds; pooled, one client that owns
+everybody's rows takes as many rows in all. Each column chooses its learning rate and its best round
+on validation rows, and is scored once on test rows.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lichen.algorithms.alone import Alone
+from lichen.algorithms.average import Average, mean_loss, score
+from lichen.core import tree as trees
+from lichen.core.contracts import Algorithm, Engine, Report, ServerState
+from lichen.core.message import Job
+from lichen.core.rounds import run
+from lichen.core.seeds import derive
+from lichen.core.store import ClientStore
+from lichen.core.tree import Tree
+from lichen.data.shards import pooled
+from lichen.engines.local import LocalEngine
+from lichen.engines.spawned import SpawnedEngine
+from lichen.present.trace import Event
+from lichen.recipes.bench import (
+    Bench,
+    aggregator_of,
+    grid_name,
+    lr_scale,
+    participants,
+    sampler_of,
+    server_of,
+    stations,
+    values_N,
+)
+from lichen.recipes.folder import RunFolder
+
+__all__ = ["Column", "Watch", "adapt"]
+
+Watch = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A finished column.
+
+    Attributes:
+        value_N: The metric of every client on test rows.
+        metrics: All the sums behind it, ``(N, ...)``.
+        lr: The chosen learning rate; None where nothing was trained.
+        shared: What was scored; empty for ``alone``.
+        best_round: The round kept.
+        seconds: Wall time of its rounds, all learning rates.
+    """
+
+    value_N: Tensor
+    metrics: Tree
+    lr: float | None = None
+    shared: Tree | None = None
+    best_round: int = -1
+
+
+def federate(bench: Bench, engine: Engine, lr: float, checkpoint: Path, watch: Callable[[Report], None]) -> ServerState:
+    """The federated column at one learning rate."""
+    fed = bench.recipe.federation
+    algorithm = Average(
+        aggregator=aggregator_of(bench),
+        optimizer=server_of(bench.recipe),
+        sampler=sampler_of(bench),
+        weight_N=torch.tensor([s.size for s in bench.train], dtype=torch.float64),
+        rounds=fed.rounds,
+        work=f"train {grid_name(lr)}",
+        valid_every=fed.valid_every,
+        lr_scale=lr_scale(bench.recipe, fed.rounds),
+        base=bench.model.base,
+    )
+    return _go(bench, algorithm, engine, fed.rounds, checkpoint, watch)
+
+
+def _go(
+    bench: Bench, algorithm: Algorithm, engine: Engine, rounds: int, checkpoint: Path, watch: Callable[[Report], None]
+) -> ServerState:
+    return run(
+        algorithm,
+        engine,
+        lambda: bench.start,
+        rounds=rounds,
+        seed=derive(bench.recipe.seed, "run"),
+        checkpoint=checkpoint,
+        observers=[watch],
+    )
+
+
+def adapt(
+    bench: Bench, folder: RunFolder, watch: Watch, say: Callable[[str], None], *, name: str = "federated"
+) -> dict[str, Column]:
+    """Run the federated column, called ``name``, and those it is compared with."""
+    recipe, everyone = bench.recipe, tuple(range(len(bench.train)))
+    local = LocalEngine(
+        stations(bench),
+        ClientStore(folder.path / "state" / "none"),
+        base=bench.model.base,
+        block_size=recipe.engine.block,
+    )
+
+    def test(name: str, shared: Tree) -> Column:
+        job = Job(work="test", shared=shared, version=0, clients=everyone, seed=0, base=bench.model.base)
+        metrics = folder.tree(name, lambda: score(local, job)[1])
+        return Column(value_N=values_N(recipe, metrics), metrics=metrics)
+
+    columns: dict[str, Column] = {}
+    if "base" in recipe.compare.columns and recipe.model.name is not None and recipe.task == "chat":
+        say("scoring the foundation model as it is")
+        columns["base"] = test("base", bench.start)
+    columns[name] = _federated(bench, folder, watch, test, name)
+    if "alone" in recipe.compare.columns:
+        columns["alone"] = _alone(bench, folder, watch)
+    if "pooled" in recipe.compare.columns:
+        columns["pooled"] = _pooled(bench, folder, watch, test)
+    return columns
+
+
+def _observer(watch: Watch, column: str, lr: float, rounds: int) -> Callable[[Report], None]:
+    return lambda report: watch(Event(column=column, report=report, total_rounds=rounds, grid=grid_name(lr)))
+
+
+def _federated(bench: Bench, folder: RunFolder, watch: Watch, test: Callable[[str, Tree], Column], name: str) -> Column:
+    recipe, states = bench.recipe, {}
+    for lr in recipe.optimizer.lr:
+        checkpoint = folder.checkpoint(name, grid_name(lr))
+        store = ClientStore(folder.clients(name, grid_name(lr)))
+        observe = _observer(watch, name, lr, recipe.federation.rounds)
+        if recipe.engine.name == "spawned":
+            command = [sys.executable, "-m", "lichen.cli", "node", "--recipe", str(folder.path / "recipe.yaml")]
+            with SpawnedEngine([*command, "--state", str(store.folder)]) as spawned:
+                states[lr] = federate(bench, spawned, lr, checkpoint, observe)
+        else:
+            engine = LocalEngine(stations(bench), store, base=bench.model.base, block_size=recipe.engine.block)
+            states[lr] = federate(bench, engine, lr, checkpoint, observe)
+    lr = min(states, key=lambda rate: _or_inf(states[rate].best_value))
+    best = states[lr]
+    tested = test(name, best.best)
+    return Column(value_N=tested.value_N, metrics=tested.metrics, lr=lr, shared=best.best, best_round=best.best_round)
+
+
+def _or_inf(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def _alone(bench: Bench, folder: RunFolder, watch: Watch) -> Column:
+    fed, count = bench.recipe.federation, len(bench.train)
+    rounds = max(1, math.ceil(fed.rounds * participants(bench) / count))
+    column, _ = _private(bench, folder, watch, "alone", rounds, tuple(range(count)))
+    return column
+
+
+def _pooled(bench: Bench, folder: RunFolder, watch: Watch, test: Callable[[str, Tree], Column]) -> Column:
+    fed = bench.recipe.federation
+    batch = bench.recipe.compare.pooled_batch or fed.batch
+    rows = participants(bench) * fed.steps * fed.batch
+    recipe = bench.recipe.model_copy(
+        update={"federation": fed.model_copy(update={"batch": batch, "steps": max(1, round(rows / batch))})}
+    )
+    train, valid, test_shard = pooled(bench.train), pooled(bench.valid), pooled(bench.test)
+    together = replace(bench, recipe=recipe, train=(train,), valid=(valid,), test=(test_shard,))
+    column, store = _private(together, folder, watch, "pooled", fed.rounds, (0,))
+    own = store.load((0,), 2 * fed.rounds)
+    assert own is not None
+    best, _ = trees.split(trees.take(own, 0), "best/")
+    tested = test("pooled.all", best)
+    return replace(column, value_N=tested.value_N, metrics=tested.metrics, shared=best)
+
+
+def _private(
+    bench: Bench, folder: RunFolder, watch: Watch, name: str, rounds: int, clients: tuple[int, ...]
+) -> tuple[Column, ClientStore]:
+    """Train clients by themselves at every learning rate; the column of the best one, and its private state."""
+    recipe, found = bench.recipe, []
+    for lr in recipe.optimizer.lr:
+        store = ClientStore(folder.clients(name, grid_name(lr)))
+        engine = LocalEngine(stations(bench), store, base=bench.model.base, block_size=recipe.engine.block)
+        algorithm = Alone(
+            clients=len(clients),
+            rounds=rounds,
+            work=f"alone {grid_name(lr)}",
+            valid="alone.valid",
+            valid_every=recipe.federation.valid_every,
+            lr_scale=lr_scale(recipe, rounds),
+            base=bench.model.base,
+        )
+        _go(
+            bench, algorithm, engine, rounds, folder.checkpoint(name, grid_name(lr)), _observer(watch, name, lr, rounds)
+        )
+        job = Job(
+            work="alone.chosen", shared=bench.start, version=2 * rounds, clients=clients, seed=0, base=bench.model.base
+        )
+        valid = _scored(folder, engine, f"{name}.valid.{grid_name(lr)}", job)
+        tested = _scored(folder, engine, f"{name}.test.{grid_name(lr)}", replace(job, work="alone.test"))
+        found.append((mean_loss(valid), Column(value_N=values_N(recipe, tested), metrics=tested, lr=lr), store))
+    _, column, store = min(found, key=lambda entry: _or_inf(entry[0]))
+    return column, store
+
+
+def _scored(folder: RunFolder, engine: Engine, name: str, job: Job) -> Tree:
+    return folder.tree(name, lambda: score(engine, job)[1])

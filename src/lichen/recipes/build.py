@@ -1,0 +1,165 @@
+"""Run a recipe: the same thing as ``lichen run``, in Python, and what can be done with its folder after.
+
+>>> import lichen
+>>> result = lichen.run("digits", out=tmp_path / "digits")  # doctest: +SKIP
+>>> result.summary["columns"]["federated"]["mean"]  # doctest: +SKIP
+0.93
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lichen.core.errors import LichenError
+from lichen.core.store import ClientStore, write_atomic
+from lichen.engines.spawned import serve_frames
+from lichen.present.charts import clients_png, curves_png
+from lichen.present.summary import check_summary, share_gaining, worst_decile
+from lichen.present.trace import Event, Trace, read_trace
+from lichen.recipes import tasks
+from lichen.recipes.adapt import Column
+from lichen.recipes.bench import grid_name, metric_name, stations
+from lichen.recipes.folder import RunFolder, peak_memory_bytes
+from lichen.recipes.open import open_recipe
+from lichen.recipes.read import read_recipe, recipe_sha256, write_recipe
+from lichen.recipes.schema import Recipe
+
+__all__ = ["Result", "node", "run"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        summary: What ``summary.json`` holds.
+        folder: Where everything lies.
+        adapter: The PEFT adapter, where there is one.
+    """
+
+    summary: dict[str, Any]
+    folder: Path
+    adapter: Path | None
+
+
+def next_folder(name: str) -> Path:
+    """``runs/<name>-<n>`` with the smallest n not taken."""
+    n = 1
+    while (path := Path("runs") / f"{name}-{n}").exists():
+        n += 1
+    return path
+
+
+def run(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    observers: Sequence[Callable[[Event], None]] = (),
+    say: Callable[[str], None] | None = None,
+) -> Result:
+    """Run a recipe to its end.
+
+    Args:
+        recipe: A recipe, its mapping, a YAML file, or a gallery name.
+        out: The run folder; by default the next free one under ``runs/``.
+        resume: Go on with what lies in ``out``.
+        observers: Called with every finished round; they read and cannot steer.
+        say: Called with lines of progress.
+
+    Raises:
+        LichenError: what is wrong with the recipe, its files or the folder, and how to mend it.
+    """
+    say = say or (lambda _: None)
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    path = Path(out) if out is not None else next_folder(recipe.name)
+    if path.exists() and any(path.iterdir()) and not resume:
+        raise LichenError("is not empty", where=str(path), fix=f"choose another folder, or: lichen run --resume {path}")
+    folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe))
+    if not (path / "recipe.yaml").exists():
+        write_atomic(path / "recipe.yaml", write_recipe(recipe).encode())
+    trace = Trace(path)
+    trace.resume(folder.finished())
+
+    def watch(event: Event) -> None:
+        trace(event)
+        folder.seconds()
+        for observe in observers:
+            observe(event)
+
+    task = {"oneshot": tasks.run_oneshot, "teach": tasks.run_teach}.get(recipe.task, tasks.run_adapt)
+    done = task(recipe, folder, watch, say)
+    summary = _summary(recipe, folder, done)
+    folder.write_json("summary.json", summary)
+    metric, higher = summary["metric"], summary["higher_is_better"]
+    curves_png(path)
+    clients_png(path, _clients(done), metric=metric, higher_is_better=higher)
+    return Result(summary=summary, folder=path, adapter=path / "adapter" if (path / "adapter").exists() else None)
+
+
+def _score(column: Column | None, higher: bool) -> dict[str, float] | None:
+    if column is None:
+        return None
+    values = column.value_N.tolist()
+    return {"mean": sum(values) / len(values), "worst_decile": worst_decile(values, higher)}
+
+
+def _clients(done: tasks.Done) -> list[dict[str, Any]]:
+    names = ("base", "alone", "federated", "pooled")
+    return [
+        {"name": name, **{c: float(done.columns[c].value_N[i]) if c in done.columns else None for c in names}}
+        for i, name in enumerate(done.clients)
+    ]
+
+
+def _summary(recipe: Recipe, folder: RunFolder, done: tasks.Done) -> dict[str, Any]:
+    higher = metric_name(recipe) != "perplexity"
+    fixed = ("base", "alone", "federated", "pooled")
+    gaining = None
+    if "alone" in done.columns:
+        alone, joined = (done.columns[c].value_N.tolist() for c in ("alone", "federated"))
+        gaining = share_gaining(alone, joined, higher)
+    lr = done.columns["federated"].lr
+    grid = grid_name(lr) if lr is not None else None
+    rounds = [e.report for e in read_trace(folder.path) if e.column == "federated" and (grid is None or e.grid == grid)]
+    chosen = {f"lr.{name}": column.lr for name, column in done.columns.items() if column.lr is not None}
+    summary = {
+        "name": recipe.name,
+        "question": recipe.question,
+        "task": recipe.task,
+        "metric": metric_name(recipe),
+        "higher_is_better": higher,
+        "columns": {name: _score(done.columns.get(name), higher) for name in fixed},
+        "extra_columns": {name: _score(c, higher) for name, c in done.columns.items() if name not in fixed},
+        "share_gaining": gaining,
+        "clients": len(done.clients),
+        "bytes_up": sum(r.bytes_up for r in rounds) + done.bytes_up,
+        "bytes_down": sum(r.bytes_down for r in rounds) + done.bytes_down,
+        "seconds": folder.seconds(),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "seed": recipe.seed,
+        "versions": _versions(),
+        "recipe_sha256": recipe_sha256(recipe),
+        "extra": {**chosen, **done.extra},
+    }
+    return check_summary(summary)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("lichen", "torch", "transformers", "peft", "safetensors", "scikit-learn")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def node(recipe: Path, state: Path) -> None:
+    """Be one node: read jobs on stdin, write messages on stdout, until stdin ends."""
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # whatever prints must not reach the wire
+    opened = open_recipe(read_recipe(recipe))
+    serve_frames(source, sink, stations(opened.bench), ClientStore(state), base=opened.bench.model.base)

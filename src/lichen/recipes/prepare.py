@@ -1,0 +1,181 @@
+"""From a recipe's data section to owners with rows to train on, to choose by and to be scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lichen.core.errors import LichenError
+from lichen.core.seeds import numpy_generator
+from lichen.data.partition import by_client, dirichlet, iid, split
+from lichen.data.records import Record, load_records
+from lichen.data.shards import ArrayShard, Shard, TextShard
+from lichen.data.text import LmForm, encode_classify, encode_lm, label_set
+from lichen.recipes.schema import Recipe
+
+__all__ = ["Owner", "classes_of", "draw_owners", "encode", "gather", "owners_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """One client and its rows, already parted."""
+
+    name: str
+    train: tuple[Record, ...]
+    valid: tuple[Record, ...]
+    test: tuple[Record, ...]
+
+
+def gather(recipe: Recipe) -> list[Record]:
+    """The records of the recipe's data, as they lie there."""
+    return load_records(recipe.data.name, columns={str(role): name for role, name in recipe.data.columns.items()})
+
+
+def classes_of(recipe: Recipe, records: Sequence[Record]) -> tuple[str, ...]:
+    """The labels, sorted; none for a language model.
+
+    Raises:
+        LichenError: where there are not at least two.
+    """
+    if recipe.task == "chat":
+        return ()
+    classes = label_set(records)
+    if len(classes) < 2:
+        raise LichenError(
+            f"the label column holds {len(classes)} class",
+            where="data.columns.label",
+            fix="name a column with two or more",
+        )
+    return classes
+
+
+def owners_of(recipe: Recipe, records: Sequence[Record]) -> tuple[Owner, ...]:
+    """Part the records among their owners, and each owner's into train, valid and test.
+
+    A drawn partition (``dirichlet``, ``iid``) is scored on one common test set, balanced over the
+    classes; owners of their own rows are scored on their own.
+
+    Raises:
+        LichenError: naming the client and the key, for clients that would be left empty.
+    """
+    part = recipe.data.partition
+    if part.by == "client":
+        by_name = by_client(records)
+        rows = {name: [records[i] for i in index] for name, index in by_name.items()}
+        if set(rows) == {""}:
+            raise LichenError(
+                "no row names its client",
+                where="data.columns.client",
+                fix="map a client column, or set data.partition.by",
+            )
+        return draw_owners(recipe, rows)
+    common, rest = _common_test(recipe, records)
+    labels = np.asarray([str(r.label) for r in rest])
+    drawn = (
+        iid(len(rest), clients=part.clients, seed=recipe.seed)
+        if part.by == "iid"
+        else dirichlet(labels, clients=part.clients, alpha=part.alpha, seed=recipe.seed)
+    )
+    rows = {f"client-{k:03d}": [rest[i] for i in index] for k, index in enumerate(drawn)}
+    return tuple(replace(owner, test=common) for owner in draw_owners(recipe, rows, test=0.0))
+
+
+def _common_test(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[Record, ...], list[Record]]:
+    """(a test set with equally many rows of each class, the rest)."""
+    held = [r for r in records if r.group == "test"]
+    rest = [r for r in records if r.group != "test"] if held else list(records)
+    pool = held or rest
+    rng = numpy_generator(recipe.seed, "common test")
+    of: dict[str, list[int]] = {}
+    for i in rng.permutation(len(pool)):
+        of.setdefault(str(pool[i].label), []).append(int(i))
+    each = min(int(len(pool) * recipe.data.test / len(of)) if not held else len(pool), *(len(v) for v in of.values()))
+    if recipe.data.test_rows is not None:
+        each = min(each, max(1, recipe.data.test_rows // len(of)))
+    if each < 1:
+        raise LichenError("leaves no row of the rarest class to test on", where="data.test", fix="raise it")
+    chosen = {i for index in of.values() for i in index[:each]}
+    test = tuple(pool[i] for i in sorted(chosen))
+    return test, rest if held else [r for i, r in enumerate(rest) if i not in chosen]
+
+
+def draw_owners(
+    recipe: Recipe, rows: dict[str, list[Record]], *, test: float | None = None, salt: str = "clients"
+) -> tuple[Owner, ...]:
+    """Choose clients with enough rows, cut and part their rows.
+
+    Raises:
+        LichenError: if none is left, or one has nothing to train on or to be scored on.
+    """
+    data, test = recipe.data, recipe.data.test if test is None else test
+    enough = sorted(name for name, of in rows.items() if len(of) >= data.min_rows)
+    if recipe.task != "chat":
+        enough = [name for name in enough if _classes_kept(recipe, name, rows[name])]
+    if not enough:
+        largest = max((len(of) for of in rows.values()), default=0)
+        raise LichenError(
+            f"no client has {data.min_rows} rows; the largest has {largest}", where="data.min_rows", fix="lower it"
+        )
+    if data.max_clients is not None and len(enough) > data.max_clients:
+        picked = numpy_generator(recipe.seed, salt).permutation(len(enough))[: data.max_clients]
+        enough = sorted(enough[i] for i in picked)
+    owners = []
+    for name in enough:
+        mine = rows[name]
+        if data.max_rows is not None and len(mine) > data.max_rows:
+            chosen = numpy_generator(recipe.seed, "rows", name).permutation(len(mine))[: data.max_rows]
+            mine = [mine[i] for i in sorted(chosen)]
+        train, valid, held = split(mine, valid=data.valid, test=test, seed=recipe.seed, by=data.split_by)
+        for key, what, left in (("valid", valid, data.valid), ("test", held, test)):
+            if left > 0 and not what:
+                raise LichenError(
+                    f"client {name!r} has {len(mine)} rows, and none is left for {key}",
+                    where=f"data.{key}",
+                    fix=f"raise data.{key}, or data.min_rows so that such clients stay out",
+                )
+        if not train:
+            raise LichenError(
+                f"client {name!r} has no row to train on", where="data.min_rows", fix=f"raise it above {len(mine)}"
+            )
+        cut = data.test_rows
+        owners.append(Owner(name=name, train=tuple(train), valid=tuple(valid[:cut]), test=tuple(held[:cut])))
+    return tuple(owners)
+
+
+def _classes_kept(recipe: Recipe, name: str, rows: Sequence[Record]) -> bool:
+    if recipe.data.one_class == "keep" or len({str(r.label) for r in rows}) > 1:
+        return True
+    if recipe.data.one_class == "refuse":
+        raise LichenError(
+            f"all {len(rows)} rows of client {name!r} have one label",
+            where="data.one_class",
+            fix="set it to keep or drop, or raise data.min_rows",
+        )
+    return False
+
+
+def encode(
+    recipe: Recipe, tokenizer: object | None, classes: Sequence[str], *, form: LmForm | None = None
+) -> Callable[[Sequence[Record]], Shard]:
+    """How this recipe's rows become a shard."""
+    data = recipe.data
+
+    def text_lm(records: Sequence[Record]) -> Shard:
+        rows = encode_lm(records, tokenizer, form=form or data.form, max_length=data.max_length)
+        return TextShard(input_ids=tuple(ids for ids, _ in rows), labels=tuple(labels for _, labels in rows), kind="lm")
+
+    def text_class(records: Sequence[Record]) -> Shard:
+        rows = encode_classify(records, tokenizer, max_length=data.max_length, classes=tuple(classes))
+        labels = np.asarray([label for _, label in rows], dtype=np.int64)
+        return TextShard(input_ids=tuple(ids for ids, _ in rows), labels=labels, kind="classify")
+
+    def array(records: Sequence[Record]) -> Shard:
+        index = {c: i for i, c in enumerate(classes)}
+        x = np.stack([np.asarray(r.features, dtype=np.float32) for r in records])
+        return ArrayShard(x=x, labels=np.asarray([index[str(r.label)] for r in records], dtype=np.int64))
+
+    if recipe.task == "chat":
+        return text_lm
+    return array if tokenizer is None else text_class

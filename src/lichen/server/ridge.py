@@ -1,0 +1,151 @@
+"""The ridge classifier of all clients' rows together, from one message each.
+
+    W = (Σ G_k + λ I)^-1 Σ H_k
+
+The sums are exact (:mod:`lichen.server.fixed_point`), so how rows are split over clients, and in which
+order or grouping their messages are merged, does not change one byte of W. λ is added once, here, so
+none has to be taken out again when statistics of single clients are merged.
+
+References:
+    Eros Fanì, Raffaello Camoriano, Barbara Caputo and Marco Ciccone. "Accelerating Heterogeneous
+    Federated Learning with Closed-form Classifiers." ICML 2024. https://arxiv.org/abs/2406.01116 (FED3R)
+    Run He, Kai Tong, Di Fang, Han Sun, Ziqian Zeng, Haoran Li, Tianyi Chen and Huiping Zhuang. "AFL: A
+    Single-Round Analytic Approach for Federated Learning with Pre-trained Models." CVPR 2025.
+    https://arxiv.org/abs/2405.16240
+
+Legend: C clients, d features, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lichen.core.errors import LichenError
+from lichen.core.message import Message
+from lichen.core.tree import Tree
+from lichen.server import fixed_point
+from lichen.server.fixed_point import FixedSum
+
+__all__ = ["Ridge", "RidgeTotal"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RidgeTotal:
+    """Sums of ``G``, ``H`` and ``n`` so far; ``group`` is None before the first message."""
+
+    sums: FixedSum
+    group: str | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ridge:
+    """Closed-form head from the statistics of :class:`lichen.clients.statistics.Statistics`.
+
+    Args:
+        lam: λ > 0, added to the diagonal once.
+        bits: Those of the statistics; their sums are then exact.
+        bias: The last feature is the constant 1, and becomes ``<head>.bias``; λ applies to it too.
+        head: Name of the layer.
+
+    Raises:
+        LichenError: if λ is not a positive number.
+    """
+
+    lam: float
+    _: KW_ONLY
+    bits: int = 18
+    bias: bool = True
+    head: str = "head"
+    linear = True
+    keeps = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lam < math.inf:
+            raise LichenError(f"{self.lam} is not positive", where="aggregator.ridge.lam", fix="use a number > 0")
+
+    def zero(self) -> RidgeTotal:
+        """Nothing folded in."""
+        return RidgeTotal(sums=FixedSum(scale=2 * self.bits))
+
+    def add(self, total: RidgeTotal, message: Message, discount: float = 1.0) -> RidgeTotal:
+        """Fold the statistics of every client with rows in.
+
+        Raises:
+            LichenError: if the tensors are no ridge statistics, differ in group, or sum past 64 bits.
+        """
+        shapes = {name: tuple(x.shape[1:]) for name, x in message.tensors.items()}
+        d, K = shapes.get("H", (0, 0)) if len(shapes.get("H", ())) == 2 else (0, 0)
+        if shapes != {"G": (d, d), "H": (d, K), "n": (K,)}:
+            raise LichenError(
+                f"expected G (d, d), H (d, K) and n (K), got {shapes}",
+                where="aggregator.ridge",
+                fix="pair Ridge with the work Statistics",
+            )
+        weight_C = (message.weight_C.cpu() > 0).double() * discount
+        sums = fixed_point.add(self.zero().sums, message.tensors, weight_C, client_C=message.client_C)
+        return self.merge(total, RidgeTotal(sums=sums, group=message.group)) if sums.count else total
+
+    def merge(self, a: RidgeTotal, b: RidgeTotal) -> RidgeTotal:
+        """The sum of two sums.
+
+        Raises:
+            LichenError: as :meth:`add`.
+        """
+        if a.group is None or b.group is None:
+            return b if a.group is None else a
+        if a.group != b.group:
+            raise LichenError(
+                f"statistics {a.group!r} and {b.group!r} do not add",
+                where="aggregator.ridge",
+                fix="use the same features, classes and bits everywhere",
+            )
+        return RidgeTotal(sums=fixed_point.merge(a.sums, b.sums), group=a.group)
+
+    def close(self, total: RidgeTotal, shared: Tree) -> tuple[Tree, dict[str, float]]:
+        """``(change, metrics)``: what is added to ``shared``'s head to become the solution.
+
+        The solution itself, float64, where ``shared`` has no such head yet; over a head of zeros the
+        change is the solution in the head's dtype. Metrics are ``clients`` and ``examples``.
+
+        Raises:
+            LichenError: if nothing was folded in, or the head in ``shared`` has another shape.
+        """
+        if not total.sums.count:
+            raise LichenError(
+                "no client contributed", where="aggregator.ridge", fix="invite clients that have labelled rows"
+            )
+        sums = fixed_point.read(total.sums)
+        W_dK = _solve(sums["G"], sums["H"], self.lam)
+        solution = {f"{self.head}.weight": (W_dK[:-1] if self.bias else W_dK).T.contiguous()}
+        if self.bias:
+            solution[f"{self.head}.bias"] = W_dK[-1].clone()
+        change: Tree = {}
+        for name, x in solution.items():
+            change[name] = x
+            if name in shared:
+                if shared[name].shape != x.shape:
+                    raise LichenError(
+                        f"{name!r} is {tuple(shared[name].shape)}, the statistics give {tuple(x.shape)}",
+                        where="aggregator.ridge",
+                        fix="use the same features and classes in head and statistics",
+                    )
+                change[name] = (x - shared[name].cpu().double()).to(shared[name])
+        return change, {"clients": float(total.sums.count), "examples": float(sums["n"].sum())}
+
+
+def _solve(G_dd: Tensor, H_dK: Tensor, lam: float) -> Tensor:
+    lifted_dd = G_dd + lam * torch.eye(G_dd.shape[0], dtype=G_dd.dtype)
+    factor_dd, failed = torch.linalg.cholesky_ex(lifted_dd)
+    if not int(failed):
+        return torch.cholesky_solve(H_dK, factor_dd)
+    # λ drowned in the rounding of a rank-deficient G: its own eigenvalues, known to be >= 0, still serve.
+    values_d, V_dd = torch.linalg.eigh(G_dd)
+    W_dK: Tensor = V_dd @ ((V_dd.T @ H_dK) / (values_d.clamp(min=0) + lam).unsqueeze(1))
+    return W_dK

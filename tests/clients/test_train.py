@@ -1,0 +1,153 @@
+"""Local training: equal to a plain loop, independent of company, and unable to poison a sum."""
+
+import pytest
+import torch
+from cohort_models import Bigram, LoraLinear, Softmax, fold, job, rows
+
+from lichen.clients.optimize import ClientOptimizer
+from lichen.clients.train import Train
+from lichen.core import tree as trees
+from lichen.core.errors import LichenError
+from lichen.core.message import concatenate, pack_message, take, unpack_message
+
+SGD = ClientOptimizer("sgd", lr=0.2, momentum=0.9)
+
+
+def plain_loop(shared, batches, client, *, clip=None, prox=0.0, lr=0.2):
+    """One client, one torch module, torch.optim: what a textbook would write."""
+    layer = torch.nn.Linear(5, 3).double()
+    layer.load_state_dict(shared)
+    stepper = torch.optim.SGD(layer.parameters(), lr=lr, momentum=0.9)
+    for batch in batches:
+        if not batch["active_C"][client]:
+            continue
+        stepper.zero_grad()
+        logits = layer(batch["x_CBF"][client].double())
+        torch.nn.functional.cross_entropy(logits, batch["labels_CB"][client]).backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(layer.parameters(), clip)
+        for name, w in layer.named_parameters():
+            w.grad += prox * (w.detach() - shared[name])
+        stepper.step()
+    return {name: w.detach() - shared[name] for name, w in layer.named_parameters()}
+
+
+@pytest.mark.parametrize("more", [{}, {"clip": 0.5}, {"prox": 0.3}, {"clip": 0.5, "prox": 0.3}])
+def test_equals_a_plain_loop_for_each_client(more):
+    model = Softmax()
+    shared = model.init(0)
+    batches = [rows(t, range(3), active=[True, t < 2, t != 1]) for t in range(4)]
+    work = Train(model, optimizer=SGD, **more)
+    message, own = fold(work, job(shared, range(3), settings={"lr_scale": 0.5}), batches)
+    assert own is None
+    assert message.metrics["steps"].tolist() == [4, 2, 3]
+    assert message.weight_C.tolist() == [16, 8, 12]
+    for c in range(3):
+        expected = plain_loop(shared, batches, c, lr=0.1, **more)
+        for name in shared:
+            torch.testing.assert_close(message.tensors[name][c], expected[name], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_together_and_alone_give_the_same_bytes(name):
+    model = Softmax(dtype=torch.float32)
+    shared = model.init(0)
+    work = Train(model, optimizer=ClientOptimizer(name, lr=0.1), clip=0.7, prox=0.1)
+    together, _ = fold(work, job(shared, range(5)), [rows(t, range(5)) for t in range(3)])
+    alone = [fold(work, job(shared, [c]), [rows(t, [c]) for t in range(3)])[0] for c in range(5)]
+    assert pack_message(together) == pack_message(concatenate(alone))
+
+
+def test_a_client_without_batches_sends_zero_weight_and_zeros():
+    model = Softmax()
+    batch = rows(0, range(2), active=[True, False])
+    batch["x_CBF"][1] = torch.nan
+    message, _ = fold(Train(model, weigh_by="one"), job(model.init(0), range(2)), [batch])
+    assert message.weight_C.tolist() == [1, 0]
+    assert message.metrics["failed"].tolist() == [0, 0]
+    assert all(not x[1].any() for x in message.tensors.values())
+    assert message.tensors["weight"][0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("personal", [False, True])
+def test_a_diverged_client_cannot_poison_the_sum_or_itself(personal):
+    model = Softmax()
+    shared = model.init(0)
+    work = Train(model, optimizer=SGD, personal=personal)
+    start, own_before = fold(work, job(shared, range(3)), [rows(0, range(3))])
+    batch = rows(1, range(3))
+    batch["x_CBF"][1, 0, 0] = torch.inf
+    message, own = fold(work, job(shared, range(3), version=1), [batch], own_before)
+    assert message.metrics["failed"].tolist() == [0, 1, 0]
+    assert message.weight_C.tolist() == [4, 0, 4]
+    assert all(x.isfinite().all() for x in [*message.tensors.values(), *message.metrics.values()])
+    clean, own_clean = fold(work, job(shared, range(3), version=1), [rows(1, range(3))], own_before)
+    for c in (0, 2):
+        assert pack_message(take(message, c)) == pack_message(take(clean, c))
+    if personal:
+        assert all(torch.equal(own[n][1], own_before[n][1]) for n in own)
+        assert all(torch.equal(own[n][0], own_clean[n][0]) for n in own)
+    else:
+        assert all(not x[1].any() for x in message.tensors.values())
+    assert start.metrics["failed"].sum() == 0
+
+
+def test_personal_training_goes_on_from_its_own_and_nothing_leaves():
+    model = Softmax()
+    shared = model.init(0)
+    work = Train(model, optimizer=ClientOptimizer("adamw", lr=0.1), personal=True)
+    batches = [rows(t, range(2)) for t in range(4)]
+    at_once, own_at_once = fold(work, job(shared, range(2)), batches)
+    _, half = fold(work, job(shared, range(2)), batches[:2])
+    half = {**half, "best_value": torch.ones(2)}
+    message, own = fold(work, job(shared, range(2), version=1), batches[2:], half)
+    assert message.tensors == at_once.tensors == {}
+    assert unpack_message(pack_message(message)).tensors == {}
+    assert trees.digest({n: x for n, x in own.items() if n != "best_value"}) == trees.digest(own_at_once)
+    assert own["opt/step"].tolist() == [4, 4]
+    assert torch.equal(own["best_value"], torch.ones(2))
+    assert not torch.equal(own["params/weight"][0], own["params/weight"][1])
+
+
+def test_frozen_names_are_neither_trained_nor_sent_and_patch_is_fixed():
+    model = LoraLinear()
+    shared = {**model.init(0), "patch.layer.dense": torch.ones(4, 6)}
+    batch = rows(0, range(2), features=6, classes=4)
+    message, _ = fold(Train(model, frozen=("lora_A",)), job(shared, range(2)), [batch, batch])
+    assert set(message.tensors) == {"layer.lora_B"}
+    both, _ = fold(Train(model), job(shared, range(2)), [batch, batch])
+    assert set(both.tensors) == {"layer.lora_A", "layer.lora_B"}
+    assert both.tensors["layer.lora_A"].abs().sum() > 0
+    with pytest.raises(LichenError, match="no tensor is left to train"):
+        fold(Train(model, frozen=("lora_A", "lora_B")), job(shared, range(2)), [batch])
+
+
+def test_tokens_are_attended_and_examples_are_labelled():
+    ids = torch.tensor([[[1, 2, 3, 0], [2, 3, 0, 0]], [[1, 1, 1, 1], [0, 0, 0, 0]]])
+    mask = torch.tensor([[[1, 1, 1, 0], [1, 1, 0, 0]], [[1, 1, 1, 1], [0, 0, 0, 0]]])
+    batch = {
+        "active_C": torch.tensor([True, True]),
+        "input_ids_CBT": ids,
+        "attention_mask_CBT": mask,
+        "labels_CBT": ids.masked_fill(mask == 0, -100),
+    }
+    model = Bigram()
+    message, _ = fold(Train(model), job(model.init(0), range(2)), [batch, batch])
+    assert message.metrics["tokens"].tolist() == [10, 8]
+    assert message.weight_C.tolist() == message.metrics["count"].tolist() == [6, 6]
+    by_tokens, _ = fold(Train(model, weigh_by="tokens"), job(model.init(0), range(2)), [batch])
+    assert by_tokens.weight_C.tolist() == [5, 4]
+
+
+@pytest.mark.parametrize("bad", [{"clip": 0}, {"prox": -1.0}, {"weigh_by": "age"}])
+def test_refuses_values_out_of_range(bad):
+    with pytest.raises(LichenError, match=r"train\."):
+        Train(Softmax(), **bad)
+
+
+def test_refuses_private_state_of_another_model():
+    work = Train(Softmax(), personal=True)
+    _, own = fold(work, job(Softmax().init(0), [0]), [rows(0, [0])])
+    wide = Softmax(features=7)
+    with pytest.raises(LichenError, match="private state"):
+        fold(Train(wide, personal=True), job(wide.init(0), [0]), [], own)
