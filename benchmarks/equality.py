@@ -245,7 +245,7 @@ def compare(
     steps: int = 3,
     reference: bool = True,
 ) -> dict[str, float]:
-    """Largest relative differences of trained tensors and losses: 8 and 3 together against alone, alone against PEFT."""
+    """Largest relative differences of trained tensors and losses: 8 and 3 against alone, alone against PEFT."""
     model = tiny(architecture, dtype=dtype)
     cohort = cohort_of(architecture, model, reference=reference)
     starts = start_of(cohort, 8)

@@ -22,7 +22,7 @@ from lichen import __version__
 from lichen.core.errors import LichenError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.table import Table
 
 __all__ = ["app", "main"]
 
@@ -35,11 +35,15 @@ app = App(
 )
 
 
-def _console() -> Console:
-    """Standard output; as wide as a line needs to be where nobody's screen limits it."""
+def _show(table: Table) -> None:
+    """Print a table; as wide as its lines need to be where nobody's screen limits it."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=10_000)
+    console = Console() if sys.stdout.isatty() else Console(width=10_000)
+    with console.capture() as text:
+        console.print(table)
+    # Printed by hand, because rich would leave the process when the reader of a pipe is gone.
+    print("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
 def _tell(line: str) -> None:
@@ -114,7 +118,6 @@ def list_() -> None:
     from lichen.present.units import bytes_text
     from lichen.recipes.read import gallery, read_recipe
 
-    console = _console()
     for kind in ("model", "data"):
         heads = [kind, "what", "licence", "size", *(["clients"] if kind == "data" else [])]
         table = new_table(None, *heads, numbers=["size"])
@@ -124,7 +127,7 @@ def list_() -> None:
                 table.add_row(
                     name, entry.summary, entry.licence, size, *([entry.clients or "-"] if kind == "data" else [])
                 )
-        console.print(table, markup=False)
+        _show(table)
     table = new_table(None, "recipe", "task", "model", "data", "question")
     for name in gallery():
         recipe = read_recipe(name)
@@ -132,7 +135,7 @@ def list_() -> None:
         model = recipe.model.name or (student.kind if student is not None else "-")
         table.add_row(name, recipe.task, model, recipe.data.name, recipe.question)
     if table.row_count:
-        console.print(table, markup=False)
+        _show(table)
 
 
 @app.command
@@ -246,14 +249,14 @@ def _run(recipe: Any, folder: Path, resume: bool, quiet: bool) -> tuple[dict[str
 def _show_result(summary: dict[str, Any], folder: Path, adapter: Path | None) -> None:
     from lichen.present.report import summary_table
 
-    _console().print(summary_table(summary))
+    _show(summary_table(summary))
     pictures = [folder / name for name in ("curves.png", "clients.png") if (folder / name).is_file()]
     lines = [("summary", folder / "summary.json"), *(("picture", file) for file in pictures)]
-    if adapter is not None:
-        lines.append(("adapter", adapter))
+    learned = [("adapter", adapter)] if adapter is not None else [("model", folder / "model")]
+    lines += [(name, path) for name, path in learned if path.exists()]
     for name, path in lines:
         print(f"{name}: {path}")
-    if adapter is not None:
+    if any(path.exists() for _, path in learned):
         print(f"try it: lichen try {shlex.quote(str(folder))}")
 
 
@@ -311,8 +314,10 @@ def report(*folders: Path, json: bool = False) -> None:
     summaries = [read_summary(folder) for folder in folders]
     if json:
         _print_json(summaries)
+    elif len(summaries) == 1:
+        _show(summary_table(summaries[0]))
     else:
-        _console().print(summary_table(summaries[0]) if len(summaries) == 1 else compare_table(summaries))
+        _show(compare_table(summaries, folders=[str(folder) for folder in folders]))
 
 
 @app.command

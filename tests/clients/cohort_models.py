@@ -14,7 +14,8 @@ from lichen.core.seeds import torch_generator
 
 
 def _loss(logits_CBK, labels_CB):
-    losses = [functional.cross_entropy(x, y, ignore_index=-100, reduction="sum") for x, y in zip(logits_CBK, labels_CB)]
+    pairs = zip(logits_CBK, labels_CB, strict=True)
+    losses = [functional.cross_entropy(x, y, ignore_index=-100, reduction="sum") for x, y in pairs]
     return torch.stack(losses), (labels_CB >= 0).sum(1)
 
 
@@ -88,7 +89,7 @@ class Bigram:
 
     def loss(self, trainable_C, fixed, batch):
         losses, counts = [], []
-        for table, ids, labels in zip(trainable_C["table"], batch["input_ids_CBT"], batch["labels_CBT"]):
+        for table, ids, labels in zip(trainable_C["table"], batch["input_ids_CBT"], batch["labels_CBT"], strict=True):
             logits, wanted = table[ids[:, :-1]].flatten(0, 1), labels[:, 1:].flatten()
             losses.append(functional.cross_entropy(logits, wanted, ignore_index=-100, reduction="sum"))
             counts.append((wanted >= 0).sum())

@@ -104,9 +104,7 @@ def test_clip_bounds_each_client_and_spares_small_ones(max_norm, seed):
                 torch.testing.assert_close(clipped[n][c], x.grad, rtol=1e-10, atol=1e-14)
 
 
-@given(
-    schedule=st.sampled_from(["constant", "linear", "cosine"]), total=st.integers(1, 50), warmup=st.integers(0, 49)
-)
+@given(schedule=st.sampled_from(["constant", "linear", "cosine"]), total=st.integers(1, 50), warmup=st.integers(0, 49))
 def test_lr_factor_rises_then_falls_and_is_never_zero_before_the_end(schedule, total, warmup):
     if warmup >= total:
         with pytest.raises(LichenError, match="warmup"):
@@ -120,7 +118,8 @@ def test_lr_factor_rises_then_falls_and_is_never_zero_before_the_end(schedule, t
 
 
 @pytest.mark.parametrize(
-    "bad", [{"lr": -1}, {"lr": float("nan")}, {"momentum": 1.0}, {"weight_decay": -1}, {"betas": (1.0, 0.9)}, {"eps": 0}]
+    "bad",
+    [{"lr": -1}, {"lr": float("nan")}, {"momentum": 1.0}, {"weight_decay": -1}, {"betas": (1.0, 0.9)}, {"eps": 0}],
 )
 def test_refuses_values_out_of_range(bad):
     with pytest.raises(LichenError, match="optimizer"):

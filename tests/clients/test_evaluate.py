@@ -50,7 +50,7 @@ def test_classifier_counts_each_client_and_ignores_padding_rows():
     assert message.weight_C.tolist() == [7, 4, 7]
     for c in range(3):
         loss, true, taken = 0.0, [], []
-        for t, batch in enumerate(batches):
+        for batch in batches:
             for b in range(4):
                 label = int(batch["labels_CB"][c, b])
                 if label < 0 or batch["index_CB"][c, b] < 0 or not batch["active_C"][c]:
@@ -94,17 +94,17 @@ def test_personal_uses_own_and_best_where_asked():
 
 
 class Rows:
-    """The same rows for ever: a source for one work."""
+    """Some batches: the same for ever, or others for every seed of a job."""
 
-    def __init__(self, seed, count):
-        self.seed, self.count = seed, count
+    def __init__(self, first, count, *, stride=0):
+        self.first, self.count, self.stride = first, count, stride
 
     def shape(self, client):
         return ()
 
     def batches(self, clients, seed):
         for t in range(self.count):
-            yield rows(self.seed + t, clients)
+            yield rows(self.first + self.stride * seed + t, clients)
 
 
 def test_everybody_keeps_their_own_best_round_through_the_store(tmp_path):
@@ -112,10 +112,10 @@ def test_everybody_keeps_their_own_best_round_through_the_store(tmp_path):
     shared = model.init(0)
     stations = {
         "train": Station(
-            work=Train(model, optimizer=ClientOptimizer("adamw", lr=0.8), personal=True), source=Rows(0, 1)
+            work=Train(model, optimizer=ClientOptimizer("adamw", lr=0.15), personal=True), source=Rows(0, 1, stride=1)
         ),
-        "keep": Station(work=KeepBest(model), source=Rows(50, 2)),
-        "judge": Station(work=Evaluate(model, personal=True, use_best=True), source=Rows(50, 2)),
+        "keep": Station(work=KeepBest(model), source=Rows(0, 3)),
+        "judge": Station(work=Evaluate(model, personal=True, use_best=True), source=Rows(0, 3)),
     }
 
     def run(store, *, repeat):
@@ -123,11 +123,13 @@ def test_everybody_keeps_their_own_best_round_through_the_store(tmp_path):
         for _ in range(5):
             for work in ("train", "keep"):
                 for _ in range(repeat):
-                    message = next(serve(job(shared, range(3), work=work, version=version), stations, store))
+                    message = next(
+                        serve(job(shared, range(8), work=work, version=version, seed=version), stations, store)
+                    )
                 version += 1
             values.append(message.metrics["loss_sum"] / message.metrics["count"])
-        judged = next(serve(job(shared, range(3), work="judge", version=version), stations, store))
-        return torch.stack(values), judged.metrics["loss_sum"] / judged.metrics["count"], store.load(range(3), version)
+        judged = next(serve(job(shared, range(8), work="judge", version=version), stations, store))
+        return torch.stack(values), judged.metrics["loss_sum"] / judged.metrics["count"], store.load(range(8), version)
 
     values, judged, own = run(ClientStore(tmp_path / "a"), repeat=1)
     assert torch.equal(judged, values.min(0).values)
@@ -148,7 +150,7 @@ def test_keep_best_on_its_own_output_changes_nothing_and_no_rows_keeps_the_newes
     assert trees.digest(own) == trees.digest(own_again)
     assert first.metrics["improved"].tolist() == [1, 1]
     assert again.metrics["improved"].tolist() == [0, 1]
-    worse = {**own, "params/weight": own["params/weight"] - 50}
+    worse = {**own, "params/weight": own["params/weight"] * -50}
     _, kept = fold(KeepBest(model), job(shared, range(2), version=9), [batch], worse)
     assert torch.equal(kept["best/weight"][0], own["best/weight"][0])
     assert torch.equal(kept["best/weight"][1], worse["params/weight"][1])

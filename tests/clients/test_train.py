@@ -5,10 +5,13 @@ import torch
 from cohort_models import Bigram, LoraLinear, Softmax, fold, job, rows
 
 from lichen.clients.optimize import ClientOptimizer
+from lichen.clients.parameters import split_shared
 from lichen.clients.train import Train
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.message import concatenate, pack_message, take, unpack_message
+from lichen.server.lowrank import FedEx
+from lichen.server.optimize import ServerSGD
 
 SGD = ClientOptimizer("sgd", lr=0.2, momentum=0.9)
 
@@ -137,6 +140,29 @@ def test_tokens_are_attended_and_examples_are_labelled():
     assert message.weight_C.tolist() == message.metrics["count"].tolist() == [6, 6]
     by_tokens, _ = fold(Train(model, weigh_by="tokens"), job(model.init(0), range(2)), [batch])
     assert by_tokens.weight_C.tolist() == [5, 4]
+
+
+def test_fedex_rounds_give_the_mean_of_what_the_clients_learnt():
+    """The model is linear in its weight, so the mean model's logits must be the mean of the logits."""
+    model, server = LoraLinear(), ServerSGD()
+    fedex = FedEx(model.scaling)
+    shared = model.init(0)
+    for t in range(4):
+        batches = [rows(10 * t + i, range(3), features=6, classes=4, active=[True, True, i == 0]) for i in range(3)]
+        message, _ = fold(Train(model, optimizer=SGD), job(shared, range(3), version=t), batches)
+        trained_C = {n: shared[n] + x for n, x in message.tensors.items()}
+        _, fixed = split_shared(shared)
+        probe = rows(99, [7], features=6, classes=4)
+        logits_CBK = model.logits(trained_C, fixed, {n: x.repeat(3, *[1] * (x.dim() - 1)) for n, x in probe.items()})
+        share_C = (message.weight_C / message.weight_C.sum()).float()
+        expected_BK = torch.einsum("c,cbk->bk", share_C, logits_CBK)
+        change, metrics = fedex.close(fedex.add(fedex.zero(), message), shared)
+        shared, _ = server.update(change, {}, shared)
+        trainable, fixed = split_shared(shared)
+        got_BK = model.logits(trees.broadcast(trainable, 1), fixed, probe)[0]
+        torch.testing.assert_close(got_BK, expected_BK, rtol=1e-5, atol=1e-5)
+        assert metrics["deviation"] > 1e-4
+    assert "patch.layer.dense" in shared
 
 
 @pytest.mark.parametrize("bad", [{"clip": 0}, {"prox": -1.0}, {"weigh_by": "age"}])

@@ -20,9 +20,7 @@ from lichen.data.records import Record
     least=st.integers(0, 2),
     seed=st.integers(0, 2**40),
 )
-def test_dirichlet_deals_every_row_once(
-    labels: list[int], clients: int, alpha: float, least: int, seed: int
-) -> None:
+def test_dirichlet_deals_every_row_once(labels: list[int], clients: int, alpha: float, least: int, seed: int) -> None:
     parts = dirichlet(labels, clients=clients, alpha=alpha, seed=seed, min_examples=least)
     assert len(parts) == clients
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))

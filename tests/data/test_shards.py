@@ -35,9 +35,7 @@ def shard(kind: str, lengths: Sequence[int], seed: int, answers: bool = False) -
     n = len(lengths)
     answer = draw.integers(0, 50, n) if answers else None
     if kind == "array":
-        return ArrayShard(
-            draw.random((n, 1, 3, 3), dtype=np.float32), labels=draw.integers(0, 3, n), answer=answer
-        )
+        return ArrayShard(draw.random((n, 1, 3, 3), dtype=np.float32), labels=draw.integers(0, 3, n), answer=answer)
     ids = tuple(draw.integers(1, 99, length).astype(np.int32) for length in lengths)
     if kind == "lm":
         labels = tuple(np.where(draw.random(len(row)) < 0.5, row, -100).astype(np.int32) for row in ids)

@@ -50,7 +50,8 @@ def gguf_to_folder(file: Path, folder: Path) -> None:
         fields.pop(field, None)
     model = LlamaForCausalLM(LlamaConfig(**fields))
     model.load_state_dict(quantised.state_dict())
-    model.to(dtype=torch.float16).save_pretrained(folder)
+    torch.nn.Module.to(model, torch.float16)
+    model.save_pretrained(folder)
 
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     if tokenizer.pad_token_id is None:

@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lichen.core.errors import LichenError
-from lichen.data.catalog import Entry, cache_dir, entry
 from lichen.data.convert import convert
+from lichen.data.entries import Entry, cache_dir, entry
 
 __all__ = ["download", "fetch", "fetched", "sha256_of", "unpack"]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lichen.core.errors import LichenError
+from lichen.data.entries import near_names
 
 __all__ = ["Row", "data_files", "read_hub", "read_rows"]
 
@@ -103,7 +104,7 @@ def _csv(path: Path) -> list[Row]:
         except csv.Error as error:
             raise LichenError(
                 f"is not valid CSV: {error}",
-                where=f"{path}, line {reader.line_num}",
+                where=f"{path}, line {reader.reader.line_num}",
                 fix="quote cells that hold commas or line breaks, or use .jsonl",
             ) from None
     return rows
@@ -130,8 +131,6 @@ def read_hub(name: str) -> list[Row]:
     try:
         from datasets import load_dataset
     except ImportError:
-        from lichen.data.catalog import near_names
-
         raise LichenError(
             f"{name!r} is no catalog name and no local path, and hub data need the package datasets",
             where="data.name",

@@ -22,7 +22,7 @@ import numpy as np
 
 from lichen.core.errors import LichenError
 from lichen.core.seeds import numpy_generator
-from lichen.data.records import Record
+from lichen.data.record import Record
 
 __all__ = ["by_client", "dirichlet", "iid", "normalise", "split"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lichen.core.errors import LichenError
-from lichen.data.records import Record
+from lichen.data.record import Record
 
 __all__ = [
     "READERS",

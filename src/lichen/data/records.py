@@ -1,4 +1,4 @@
-"""One row of anyone's data, and the one way to load rows: :func:`load_records`.
+"""The one way to load rows, whatever they come from: :func:`load_records`.
 
 A name is a catalog entry, a local file or folder, or a hub id; what comes out is always a list of
 :class:`Record`, so that nothing behind this file knows where rows came from.
@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
-
-import numpy as np
+from typing import Any
 
 from lichen.core.errors import LichenError
 from lichen.data import files
-from lichen.data.catalog import CATALOG, looks_like_hub_id, near_names
+from lichen.data.catalog import CATALOG, fetch, looks_like_hub_id
+from lichen.data.entries import near_names
+from lichen.data.readers import READERS
+from lichen.data.record import Record
 
 __all__ = ["ROLES", "Record", "load_records"]
 
@@ -25,30 +25,6 @@ ROLES = ("client", "text", "prompt", "completion", "messages", "label", "group")
 """What a column can be used as; ``completion`` is the text that follows a prompt."""
 
 PATH_CLIENTS = ("file", "folder", "none")
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """One row.
-
-    Attributes:
-        client: Whose it is; empty where the data have no clients of their own.
-        text: What is learned or classified.
-        prompt: What comes before the text, if anything does.
-        label: Its class, if it has one.
-        messages: A whole conversation, as ``{"role": ..., "content": ...}``.
-        group: What must not be torn apart by a split, such as a conversation.
-        features: Pixels, float32 in [0, 1], channels first.
-    """
-
-    client: str
-    text: str = ""
-    prompt: str = ""
-    label: str | int | None = None
-    messages: tuple[Mapping[str, str], ...] = ()
-    group: str = ""
-    features: np.ndarray | None = field(default=None, compare=False)
 
 
 def load_records(
@@ -114,10 +90,6 @@ def load_records(
 
 
 def _from_catalog(name: str, columns: Mapping[str, str], say: Callable[[str], None] | None) -> list[Record]:
-    # Imported late: the readers make Records, so they import this module.
-    from lichen.data.fetch import fetch
-    from lichen.data.readers import READERS
-
     if name not in READERS:
         raise LichenError(f"{name!r} is a model", where="data.name", fix=f"data: {near_names('', 'data')}")
     return READERS[name](fetch(name, say=say), columns)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lichen.core.errors import LichenError
-from lichen.data.records import Record
+from lichen.data.record import Record
 
 __all__ = ["LmForm", "encode_classify", "encode_lm", "label_set", "pad_id"]
 
@@ -149,7 +149,10 @@ def _check_length(max_length: int) -> None:
 
 
 def _tokens(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    return list(tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]) if texts else []
+    if not texts:
+        return []
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return list(encoded["input_ids"])
 
 
 def _fit(
@@ -207,7 +210,7 @@ def _segments(turns: Sequence[Mapping[str, str]], system: Sequence[Mapping[str, 
         if turn["role"] != "assistant":
             continue
         begin = _render(turns[:i], tokenizer, ask=True)
-        end = _render(turns[: i + 1], tokenizer, ask=False).rstrip()
+        end = (whole if i == len(turns) - 1 else _render(turns[: i + 1], tokenizer, ask=False)).rstrip()
         if not (whole.startswith(begin) and whole.startswith(end) and at <= len(begin) <= len(end)):
             raise LichenError(
                 "the chat template rewrites earlier turns, so an answer's tokens cannot be told apart",

@@ -89,9 +89,10 @@ class CausalCohort:
         """Whether logits are the output layer of the hidden states, with no cap or factor after it."""
         start_C = {name: x[None] for name, x in self.wrapped.init(0).items()}
         ids = torch.arange(4, device=self.wrapped.model.device)[None]
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         with torch.no_grad():
-            whole = self.wrapped.call(start_C, {}, input_ids=ids, use_cache=False).logits
-            hidden = self.wrapped.call(start_C, {}, part=self._backbone, input_ids=ids, use_cache=False)[0]
+            whole = self.wrapped.call(start_C, {}, **inputs).logits
+            hidden = self.wrapped.call(start_C, {}, part=self._backbone, **inputs)[0]
             short = self.wrapped.call(start_C, {}, part=self._head, **{self._input(): hidden})
         return bool(torch.allclose(whole, short, rtol=1e-3, atol=1e-3 * float(whole.abs().max())))
 

@@ -44,11 +44,12 @@ def token_loss(head: Callable[[Tensor], Tensor], hidden_RH: Tensor, label_R: Ten
         return _wide(hidden_RH).sum()
     if rows <= chunk:
         return part(hidden_RH, label_R)
-    total: Tensor | None = None
+    total = _wide(hidden_RH[:0]).sum()
     for hidden, label in zip(torch.split(hidden_RH, chunk), torch.split(label_R, chunk), strict=True):
-        one = checkpoint(part, hidden, label, use_reentrant=False) if torch.is_grad_enabled() else part(hidden, label)
-        total = one if total is None else total + one
-    assert total is not None
+        if torch.is_grad_enabled():
+            total = total + checkpoint(part, hidden, label, use_reentrant=False)
+        else:
+            total = total + part(hidden, label)
     return total
 
 

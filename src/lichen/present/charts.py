@@ -64,8 +64,8 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _known(folder: Path) -> tuple[str, str]:
-    """``(name, metric)`` of the run, from its summary if it is finished, else from its recipe."""
+def _run_name(folder: Path) -> str:
+    """How the run is called: by its summary if it is finished, else by its recipe, else by its folder."""
     import yaml
 
     found: Any = {}
@@ -77,7 +77,7 @@ def _known(folder: Path) -> tuple[str, str]:
     except (OSError, ValueError, yaml.YAMLError):
         found = {}
     found = found if isinstance(found, dict) else {}
-    return str(found.get("name") or folder.resolve().name), str(found.get("metric") or "validation value")
+    return str(found.get("name") or folder.resolve().name)
 
 
 def _series(events: Sequence[Event], metric: str) -> dict[tuple[str, str], tuple[list[int], list[float]]]:
@@ -93,13 +93,13 @@ def _series(events: Sequence[Event], metric: str) -> dict[tuple[str, str], tuple
 
 
 def curves_png(folder: Path) -> Path | None:
-    """Draw training loss and validation value by round, a line for each column and grid point.
+    """Draw training and validation loss by round, a line for each column and grid point.
 
     Args:
         folder: The run's folder, with its ``trace.jsonl``.
 
     Returns:
-        ``folder/curves.png``; None where no round has a finite loss or validation value.
+        ``folder/curves.png``; None where no round has a finite loss.
 
     Raises:
         LichenError: if the trace is damaged.
@@ -108,12 +108,11 @@ def curves_png(folder: Path) -> Path | None:
 
     folder = Path(folder)
     events = read_trace(folder)
-    name, metric = _known(folder)
     panels = [
         (series, label)
         for series, label in (
             (_series(events, "loss"), "training loss (mean per token or row)"),
-            (_series(events, "valid"), f"{metric} on validation rows"),
+            (_series(events, "valid"), "validation loss (mean per token or row)"),
         )
         if series
     ]
@@ -149,7 +148,7 @@ def curves_png(folder: Path) -> Path | None:
         frameon=False,
         fontsize=9,
     )
-    figure.suptitle(_plain(name), fontsize=13, fontweight="bold")
+    figure.suptitle(_plain(_run_name(folder)), fontsize=13, fontweight="bold")
     return _save(figure, folder / "curves.png")
 
 
@@ -196,7 +195,7 @@ def clients_png(folder: Path, clients: Sequence[Mapping[str, Any]], metric: str,
     axes.scatter(alone, rows, s=dot, color=_COLUMN_COLOURS["alone"], label="alone", zorder=3)
     axes.scatter(federated, rows, s=dot, color=_COLUMN_COLOURS["federated"], label="federated", zorder=4)
     if named:
-        axes.set_yticks(rows, [_plain(name) for _, name, _ in pairs])
+        axes.set_yticks(rows, [_plain(_run_name(folder)) for _, name, _ in pairs])
     else:
         axes.set_yticks([])
         axes.set_ylabel(f"{len(pairs)} clients, sorted by gain", color=_GREY)
@@ -205,8 +204,7 @@ def clients_png(folder: Path, clients: Sequence[Mapping[str, Any]], metric: str,
     _quiet(axes)
     axes.grid(False, axis="y")
     share = share_gaining(alone, federated, higher_is_better)
-    name, _ = _known(folder)
     told = f"{100 * share:.0f} % of {len(pairs)} clients gain over training alone"
-    figure.suptitle(f"{_plain(name)}\n{told}", fontsize=12, fontweight="bold")
+    figure.suptitle(f"{_plain(_run_name(folder))}\n{told}", fontsize=12, fontweight="bold")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return _save(figure, folder / "clients.png")

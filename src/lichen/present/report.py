@@ -77,8 +77,12 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def compare_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+def compare_table(summaries: Sequence[Mapping[str, Any]], *, folders: Sequence[str] = ()) -> Table:
     """Several runs: a row each, mean and worst decile (after the slash) of each way of learning.
+
+    Args:
+        summaries: As :func:`lichen.present.summary.check_summary` returns them.
+        folders: Where each one lies, shown beside its name; none shows names only.
 
     Raises:
         LichenError: without runs.
@@ -89,9 +93,9 @@ def compare_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
         raise LichenError("no runs to compare", where="report", fix="name the folders of finished runs")
     extra = sorted({name for summary in summaries for name in summary["extra_columns"]})
     ways = [*COLUMNS, *extra]
-    heads = ["run", "metric", *ways, "gaining", "clients", "up", "down", "time"]
-    table = new_table("mean / worst decile of the clients", *heads, numbers=heads[2:])
-    for summary in summaries:
+    heads = ["run", *(["folder"] if folders else []), "metric", *ways, "gaining", "clients", "up", "down", "time"]
+    table = new_table("mean / worst decile of the clients", *heads, numbers=heads[heads.index("metric") + 1 :])
+    for position, summary in enumerate(summaries):
         scores = _scores(summary)
         cells = [
             f"{score_text(scores[way]['mean'])} / {score_text(scores[way]['worst_decile'])}" if way in scores else "-"
@@ -99,6 +103,7 @@ def compare_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
         ]
         table.add_row(
             Text(summary["name"]),
+            *([Text(folders[position])] if folders else []),
             Text(_metric(summary)),
             *cells,
             _percent(summary["share_gaining"]),

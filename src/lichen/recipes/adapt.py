@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from lichen.recipes.bench import (
     values_N,
 )
 from lichen.recipes.folder import RunFolder
+from lichen.recipes.schema import Recipe
 
 __all__ = ["Column", "Watch", "adapt"]
 
@@ -68,21 +70,38 @@ class Column:
     best_round: int = -1
 
 
-def federate(bench: Bench, engine: Engine, lr: float, checkpoint: Path, watch: Callable[[Report], None]) -> ServerState:
-    """The federated column at one learning rate."""
+def choose(recipe: Recipe, rounds: int, go: Callable[[float, int], float]) -> float:
+    """The learning rate with the least validation loss, its rounds all done.
+
+    Args:
+        recipe: Its rates, and for how many rounds each is tried.
+        rounds: Rounds in all.
+        go: Brings one rate to so many rounds, from where it stands; gives its validation loss.
+    """
+    rates, trial = recipe.optimizer.lr, min(recipe.optimizer.grid_rounds or rounds, rounds)
+    losses = {lr: go(lr, trial) for lr in rates} if len(rates) > 1 else {rates[0]: 0.0}
+    best = min(losses, key=lambda lr: math.inf if math.isnan(losses[lr]) else losses[lr])
+    go(best, rounds)
+    return best
+
+
+def federate(
+    bench: Bench, engine: Engine, lr: float, until: int, checkpoint: Path, watch: Callable[[Report], None]
+) -> ServerState:
+    """The federated column at one learning rate, up to round ``until``."""
     fed = bench.recipe.federation
     algorithm = Average(
         aggregator=aggregator_of(bench),
         optimizer=server_of(bench.recipe),
         sampler=sampler_of(bench),
         weight_N=torch.tensor([s.size for s in bench.train], dtype=torch.float64),
-        rounds=fed.rounds,
+        rounds=until,
         work=f"train {grid_name(lr)}",
         valid_every=fed.valid_every,
         lr_scale=lr_scale(bench.recipe, fed.rounds),
         base=bench.model.base,
     )
-    return _go(bench, algorithm, engine, fed.rounds, checkpoint, watch)
+    return _go(bench, algorithm, engine, until, checkpoint, watch)
 
 
 def _go(
@@ -133,26 +152,31 @@ def _observer(watch: Watch, column: str, lr: float, rounds: int) -> Callable[[Re
 
 
 def _federated(bench: Bench, folder: RunFolder, watch: Watch, test: Callable[[str, Tree], Column], name: str) -> Column:
-    recipe, states = bench.recipe, {}
-    for lr in recipe.optimizer.lr:
-        checkpoint = folder.checkpoint(name, grid_name(lr))
-        store = ClientStore(folder.clients(name, grid_name(lr)))
-        observe = _observer(watch, name, lr, recipe.federation.rounds)
-        if recipe.engine.name == "spawned":
-            command = [sys.executable, "-m", "lichen.cli", "node", "--recipe", str(folder.path / "recipe.yaml")]
-            with SpawnedEngine([*command, "--state", str(store.folder)]) as spawned:
-                states[lr] = federate(bench, spawned, lr, checkpoint, observe)
-        else:
-            engine = LocalEngine(stations(bench), store, base=bench.model.base, block_size=recipe.engine.block)
-            states[lr] = federate(bench, engine, lr, checkpoint, observe)
-    lr = min(states, key=lambda rate: _or_inf(states[rate].best_value))
+    recipe, rounds = bench.recipe, bench.recipe.federation.rounds
+    states: dict[float, ServerState] = {}
+    with ExitStack() as stack:
+        engines: dict[float, Engine] = {}
+
+        def go(lr: float, until: int) -> float:
+            if lr not in engines:
+                store = ClientStore(folder.clients(name, grid_name(lr)))
+                engines[lr] = _engine(bench, folder, store, stack)
+            checkpoint = folder.checkpoint(name, grid_name(lr))
+            states[lr] = federate(bench, engines[lr], lr, until, checkpoint, _observer(watch, name, lr, rounds))
+            return states[lr].best_value
+
+        lr = choose(recipe, rounds, go)
     best = states[lr]
     tested = test(name, best.best)
-    return Column(value_N=tested.value_N, metrics=tested.metrics, lr=lr, shared=best.best, best_round=best.best_round)
+    return replace(tested, lr=lr, shared=best.best, best_round=best.best_round)
 
 
-def _or_inf(value: float) -> float:
-    return math.inf if math.isnan(value) else value
+def _engine(bench: Bench, folder: RunFolder, store: ClientStore, stack: ExitStack) -> Engine:
+    recipe = bench.recipe
+    if recipe.engine.name == "local":
+        return LocalEngine(stations(bench), store, base=bench.model.base, block_size=recipe.engine.block)
+    command = [sys.executable, "-m", "lichen", "node", "--recipe", str(folder.path / "recipe.yaml")]
+    return stack.enter_context(SpawnedEngine([*command, "--state", str(store.folder)], nodes=recipe.engine.nodes))
 
 
 def _alone(bench: Bench, folder: RunFolder, watch: Watch) -> Column:
@@ -183,31 +207,29 @@ def _private(
     bench: Bench, folder: RunFolder, watch: Watch, name: str, rounds: int, clients: tuple[int, ...]
 ) -> tuple[Column, ClientStore]:
     """Train clients by themselves at every learning rate; the column of the best one, and its private state."""
-    recipe, found = bench.recipe, []
-    for lr in recipe.optimizer.lr:
+    recipe = bench.recipe
+    engines: dict[float, LocalEngine] = {}
+
+    def scored(lr: float, until: int, work: str) -> Tree:
+        job = Job(work=work, shared=bench.start, version=2 * until, clients=clients, seed=0, base=bench.model.base)
+        return folder.tree(f"{name}.{work}.{grid_name(lr)}.{until}", lambda: score(engines[lr], job)[1])
+
+    def go(lr: float, until: int) -> float:
         store = ClientStore(folder.clients(name, grid_name(lr)))
-        engine = LocalEngine(stations(bench), store, base=bench.model.base, block_size=recipe.engine.block)
+        engines[lr] = LocalEngine(stations(bench), store, base=bench.model.base, block_size=recipe.engine.block)
         algorithm = Alone(
             clients=len(clients),
-            rounds=rounds,
+            rounds=until,
             work=f"alone {grid_name(lr)}",
             valid="alone.valid",
             valid_every=recipe.federation.valid_every,
             lr_scale=lr_scale(recipe, rounds),
             base=bench.model.base,
         )
-        _go(
-            bench, algorithm, engine, rounds, folder.checkpoint(name, grid_name(lr)), _observer(watch, name, lr, rounds)
-        )
-        job = Job(
-            work="alone.chosen", shared=bench.start, version=2 * rounds, clients=clients, seed=0, base=bench.model.base
-        )
-        valid = _scored(folder, engine, f"{name}.valid.{grid_name(lr)}", job)
-        tested = _scored(folder, engine, f"{name}.test.{grid_name(lr)}", replace(job, work="alone.test"))
-        found.append((mean_loss(valid), Column(value_N=values_N(recipe, tested), metrics=tested, lr=lr), store))
-    _, column, store = min(found, key=lambda entry: _or_inf(entry[0]))
-    return column, store
+        checkpoint = folder.checkpoint(name, grid_name(lr))
+        _go(bench, algorithm, engines[lr], until, checkpoint, _observer(watch, name, lr, rounds))
+        return mean_loss(scored(lr, until, "alone.chosen"))
 
-
-def _scored(folder: RunFolder, engine: Engine, name: str, job: Job) -> Tree:
-    return folder.tree(name, lambda: score(engine, job)[1])
+    lr = choose(recipe, rounds, go)
+    tested = scored(lr, rounds, "alone.test")
+    return Column(value_N=values_N(recipe, tested), metrics=tested, lr=lr), engines[lr].store

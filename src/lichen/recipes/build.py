@@ -28,8 +28,9 @@ from lichen.recipes.folder import RunFolder, peak_memory_bytes
 from lichen.recipes.open import open_recipe
 from lichen.recipes.read import read_recipe, recipe_sha256, write_recipe
 from lichen.recipes.schema import Recipe
+from lichen.recipes.use import Talker, export, talk
 
-__all__ = ["Result", "node", "run"]
+__all__ = ["Result", "Talker", "export", "node", "run", "talk"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,7 +98,7 @@ class Data(_Section):
     @model_validator(mode="after")
     def _leave_something(self) -> Data:
         if self.valid + self.test >= 1:
-            raise ValueError("valid + test must leave rows to train on: their sum must stay below 1")
+            raise ValueError("data: valid and test leave no rows to train on; keep their sum below 1")
         return self
 
 
@@ -108,6 +108,9 @@ class Optimizer(_Section):
     name: Literal["adamw", "sgd"] = Field(default="adamw", description="client optimizer")
     lr: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         default=(1e-3,), min_length=1, description="learning rates; several are a grid, chosen on validation data"
+    )
+    grid_rounds: Positive | None = Field(
+        default=None, description="rounds every learning rate is tried for before the best goes on; none: all of them"
     )
     momentum: float = Field(default=0.0, ge=0, lt=1, description="for sgd")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled for adamw")
@@ -178,6 +181,7 @@ class Engine(_Section):
 
     name: Literal["local", "spawned"] = Field(default="local", description="this process, or one process a node")
     block: Positive = Field(default=8, description="clients side by side")
+    nodes: Positive = Field(default=2, description="processes, for spawned")
 
 
 class Recipe(_Section):
@@ -200,21 +204,25 @@ class Recipe(_Section):
     def _fits_together(self) -> Recipe:
         model, student = self.model, self.model.student
         if model.name is None and student is None:
-            raise ValueError("model: name a foundation model, or give model.student")
+            raise ValueError("model: has neither a name nor a student; name a foundation model, or give model.student")
         if model.name is not None and student is not None and self.task != "teach":
             raise ValueError("model: name and student exclude each other; remove one")
         if self.task == "chat" and student is not None:
             raise ValueError("model.student: task chat adapts a language model; give model.name instead")
         if self.task == "oneshot" and model.name is None:
-            raise ValueError("model.name: task oneshot needs an encoder")
+            raise ValueError("model.name: task oneshot needs an encoder; name one, such as minilm-l6")
         if self.task == "teach" and (self.teacher is None or student is None):
-            raise ValueError("teacher: task teach needs both teacher and model.student")
+            raise ValueError("teacher: task teach needs both teacher and model.student; add what is missing")
         if self.task != "teach" and self.teacher is not None:
             raise ValueError("teacher: only task teach has one; remove it or set task: teach")
         if (self.task == "chat") != (self.compare.metric in (None, "perplexity")) and self.compare.metric is not None:
-            raise ValueError("compare.metric: perplexity goes with task chat, macro_f1 and accuracy with the others")
+            raise ValueError(
+                "compare.metric: does not fit the task; use perplexity for chat, else macro_f1 or accuracy"
+            )
         if student is not None and self.federation.aggregate != "mean":
             raise ValueError("federation.aggregate: a student has no LoRA factors; use mean")
         if self.federation.per_round is None and self.federation.sampling != "uniform":
-            raise ValueError("federation.per_round: sampling poisson or weighted needs how many are invited")
+            raise ValueError(
+                "federation.sampling: poisson and weighted need a number of clients; set federation.per_round"
+            )
         return self

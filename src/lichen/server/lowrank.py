@@ -185,6 +185,7 @@ def _merge(weighting: Weighting, a: LowRankTotal, b: LowRankTotal) -> LowRankTot
 
 
 Factors = tuple[Tensor, Tensor]
+_GRID = 1e-12  # the exact sums are no finer than this, so float64 factors need not be either
 
 
 def _residuals(total: LowRankTotal, shared: Tree, change: Tree) -> Iterator[tuple[str, Factors, Factors]]:
@@ -236,8 +237,7 @@ def _thin(factors: Factors, size: float, dtype: torch.dtype) -> tuple[Tensor, Te
     """
     Q, core, P = _core(*factors)
     U, sigma, V = torch.linalg.svd(core, full_matrices=False)
-    noise = torch.finfo(torch.float64).eps * len(sigma) * float(factors[0].norm() * factors[1].norm())
-    keep = sigma > max(torch.finfo(dtype).eps / 2 * size, noise)
+    keep = sigma > max(torch.finfo(dtype).eps / 2, _GRID) * size
     root = sigma[keep].sqrt()
     return Q @ (U[:, keep] * root), (root[:, None] * V[keep]) @ P, float(sigma.square().sum())
 

@@ -26,11 +26,11 @@ from lichen.server.fixed_point import FixedSum
 __all__ = ["Mean", "MeanTotal", "Weighting", "weigh_C"]
 
 Weighting = Literal["examples", "uniform"]
-_WEIGHT_BITS = 20
+_WEIGHT_BITS = 30
 
 
 def weigh_C(message: Message, weighting: Weighting, discount: float) -> Tensor:
-    """Each client's weight times ``discount``, rounded to multiples of 2^-20; float64 ``(C,)``.
+    """Each client's weight times ``discount``, rounded to multiples of 2^-30; float64 ``(C,)``.
 
     ``"uniform"`` takes 1 for every client whose own weight is above 0. Rounding the weight itself,
     before anything is multiplied by it, keeps numerator and denominator consistent.
@@ -48,7 +48,7 @@ class MeanTotal:
 
     Attributes:
         sums: Σ w Δ.
-        units: Σ w in units of 2^-20, of unbounded size.
+        units: Σ w in units of 2^-30, of unbounded size.
         group: Of the messages; None before the first.
     """
 

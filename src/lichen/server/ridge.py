@@ -141,11 +141,13 @@ class Ridge:
 
 
 def _solve(G_dd: Tensor, H_dK: Tensor, lam: float) -> Tensor:
-    lifted_dd = G_dd + lam * torch.eye(G_dd.shape[0], dtype=G_dd.dtype)
-    factor_dd, failed = torch.linalg.cholesky_ex(lifted_dd)
-    if not int(failed):
-        return torch.cholesky_solve(H_dK, factor_dd)
-    # λ drowned in the rounding of a rank-deficient G: its own eigenvalues, known to be >= 0, still serve.
+    floor = G_dd.shape[0] * torch.finfo(G_dd.dtype).eps * float(G_dd.trace())
+    if lam > floor:
+        factor_dd, failed = torch.linalg.cholesky_ex(G_dd + lam * torch.eye(G_dd.shape[0], dtype=G_dd.dtype))
+        if not int(failed):
+            return torch.cholesky_solve(H_dK, factor_dd)
+    # λ drowns in the rounding of G. H has no part along directions where G has none, so those are left out.
     values_d, V_dd = torch.linalg.eigh(G_dd)
-    W_dK: Tensor = V_dd @ ((V_dd.T @ H_dK) / (values_d.clamp(min=0) + lam).unsqueeze(1))
+    inverse_d = torch.where(values_d > floor, 1 / (values_d.clamp(min=floor) + lam), torch.zeros_like(values_d))
+    W_dK: Tensor = V_dd @ ((V_dd.T @ H_dK) * inverse_d.unsqueeze(1))
     return W_dK

@@ -1,0 +1,163 @@
+"""What can be done with a finished run: talk to it beside the bare model, and write it out whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lichen.core import tree as trees
+from lichen.core.errors import LichenError
+from lichen.core.seeds import derive
+from lichen.core.store import load_tree
+from lichen.core.tree import Tree
+from lichen.data.catalog import resolve_model
+from lichen.data.record import Record
+from lichen.data.text import encode_classify
+from lichen.models.features import EncoderFeatures
+from lichen.models.load import load_causal, load_classifier, load_encoder
+from lichen.models.peft_format import merge
+from lichen.present.summary import read_summary
+from lichen.recipes.prepare import classes_of, gather
+from lichen.recipes.read import read_recipe
+from lichen.recipes.schema import Recipe
+
+__all__ = ["Talker", "export", "talk"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Talker:
+    """A run to talk to.
+
+    Attributes:
+        kind: Whether it writes or classifies.
+        answer: From a text to (the bare model's answer, the run's answer).
+    """
+
+    kind: Literal["chat", "classify"]
+    answer: Callable[[str], tuple[str, str]]
+
+
+def _finished(folder: Path) -> tuple[Recipe, Tree]:
+    read_summary(folder)  # says so where the run is not finished
+    tree, _ = load_tree(folder / "state" / "final.safetensors")
+    return read_recipe(folder / "recipe.yaml"), tree
+
+
+def _foundation(recipe: Recipe) -> tuple[Any, Any, tuple[str, ...]]:
+    """``(model, tokenizer, classes)`` as the run loaded them."""
+    if recipe.model.name is None or recipe.task not in ("chat", "classify"):
+        raise LichenError(
+            f"a run of task {recipe.task} on {recipe.model.name or 'a student'} has no merged transformers model",
+            where="export",
+            fix="its tensors lie in model/ as safetensors",
+        )
+    source = resolve_model(recipe.model.name)
+    if recipe.task == "chat":
+        return *load_causal(source, dtype=recipe.model.dtype, device=recipe.model.device), ()
+    classes = classes_of(recipe, gather(recipe))
+    seed = derive(recipe.seed, "head")
+    model, tokenizer = load_classifier(
+        source, classes=len(classes), seed=seed, dtype=recipe.model.dtype, device=recipe.model.device
+    )
+    return model, tokenizer, classes
+
+
+def export(folder: Path, *, merge: bool, out: Path | None = None) -> Path:
+    """Write the run's model: a plain transformers folder with everything merged, or the adapter as it is.
+
+    Args:
+        folder: The run folder.
+        merge: Merge into the base's weights; else name the adapter's folder.
+        out: Where to; by default ``folder/merged``.
+
+    Returns:
+        The folder that loads elsewhere.
+
+    Raises:
+        LichenError: if the run is not finished, or has nothing of the kind.
+    """
+    if not merge:
+        if (folder / "adapter").is_dir():
+            return folder / "adapter"
+        raise LichenError("has no adapter", where=str(folder), fix="use --merge")
+    recipe, tree = _finished(folder)
+    model, tokenizer, classes = _foundation(recipe)
+    whole = _merged(recipe, model, tree)
+    if classes:
+        whole.config.id2label = dict(enumerate(classes))
+        whole.config.label2id = {name: i for i, name in enumerate(classes)}
+    target = out or folder / "merged"
+    whole.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
+
+
+def _merged(recipe: Recipe, model: Any, tree: Tree) -> Any:
+    patch, own = trees.split(tree, "patch.")
+    return merge(model, own, patch, alpha=recipe.model.adapter.alpha)
+
+
+def talk(folder: Path) -> Talker:
+    """Load a finished run beside its bare model.
+
+    Raises:
+        LichenError: if the run is not finished, or cannot answer.
+    """
+    recipe, tree = _finished(folder)
+    if recipe.task == "oneshot":
+        return _talk_oneshot(recipe, tree)
+    model, tokenizer, classes = _foundation(recipe)
+    joined = _merged(recipe, model, tree)
+    if recipe.task == "chat":
+        return Talker(
+            kind="chat",
+            answer=lambda text: (_write(recipe, model, tokenizer, text), _write(recipe, joined, tokenizer, text)),
+        )
+
+    def classify(text: str) -> tuple[str, str]:
+        ids = tokenizer(text, truncation=True, max_length=recipe.data.max_length, return_tensors="pt")
+        with torch.no_grad():
+            return "(its head is not trained)", _likeliest(joined(**ids).logits[0].softmax(-1), classes)
+
+    return Talker(kind="classify", answer=classify)
+
+
+def _likeliest(chance_K: torch.Tensor, classes: tuple[str, ...]) -> str:
+    order = chance_K.argsort(descending=True).tolist()
+    return ", ".join(f"{classes[k]} {float(chance_K[k]):.0%}" for k in order[:3])
+
+
+def _write(recipe: Recipe, model: Any, tokenizer: Any, text: str) -> str:
+    """One greedy answer in the form the run was trained in."""
+    if recipe.data.form in ("chat", "messages"):
+        turns = [{"role": "user", "content": text}]
+        prompt = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    else:
+        start = tokenizer.bos_token or tokenizer.eos_token or ""
+        prompt = start + (text + "\n" if recipe.data.form == "transcript" else text)
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
+    with torch.no_grad():
+        out = model.generate(
+            **ids, max_new_tokens=48, do_sample=False, repetition_penalty=1.2, pad_token_id=tokenizer.pad_token_id
+        )
+    return str(tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+def _talk_oneshot(recipe: Recipe, head: Tree) -> Talker:
+    model, tokenizer = load_encoder(resolve_model(str(recipe.model.name)))
+    features = EncoderFeatures(model, normalize=True)
+    classes = classes_of(recipe, gather(recipe))
+
+    def classify(text: str) -> tuple[str, str]:
+        record = Record(client="", text=text)
+        ((ids, _),) = encode_classify([record], tokenizer, max_length=recipe.data.max_length, classes=classes)
+        row = torch.from_numpy(ids)[None].long()
+        x = features.rows(row, torch.ones_like(row)).double()
+        scores = (x @ head["head.weight"].double().T + head["head.bias"].double())[0]
+        return "(it has no head)", f"{classes[int(scores.argmax())]} (scores {', '.join(f'{s:.2f}' for s in scores)})"
+
+    return Talker(kind="classify", answer=classify)

@@ -1,0 +1,174 @@
+"""Every aggregator is a monoid whose bytes do not depend on order, grouping or blocks.
+
+Legend: C clients, d features, K classes.
+"""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lichen.clients.optimize import clip_C
+from lichen.core.message import Message, concatenate, take
+from lichen.core.tree import digest
+from lichen.server.lowrank import FedEx, FedIT
+from lichen.server.mean import Mean
+from lichen.server.ridge import Ridge
+
+SHARED = {
+    "a.lora_A": torch.linspace(-1, 1, 14).view(2, 7),
+    "a.lora_B": torch.linspace(-0.5, 1, 6).view(3, 2),
+    "head.bias": torch.zeros(4),
+}
+
+
+def updates(clients, seed):
+    g = torch.Generator().manual_seed(seed)
+    return Message(
+        group="g",
+        client_C=torch.randperm(100, generator=g)[:clients],
+        version_C=torch.zeros(clients, dtype=torch.int64),
+        tensors={n: torch.randn(clients, *x.shape, generator=g) * 0.3 for n, x in SHARED.items()},
+        # The first always counts, so that something is folded in; others may weigh nothing.
+        weight_C=torch.cat([torch.ones(1), torch.randint(0, 9, (clients - 1,), generator=g)]).double(),
+    )
+
+
+def statistics(clients, seed):
+    g = torch.Generator().manual_seed(seed)
+    x_CBd = (torch.randn(clients, 6, 4, generator=g, dtype=torch.float64) * 2**18).round() / 2**18
+    y_CBK = torch.eye(3, dtype=torch.float64)[torch.randint(0, 3, (clients, 6), generator=g)]
+    return replace(
+        updates(clients, seed),
+        tensors={
+            "G": torch.einsum("cbi,cbj->cij", x_CBd, x_CBd),
+            "H": torch.einsum("cbi,cbk->cik", x_CBd, y_CBK),
+            "n": y_CBK.sum(1),
+        },
+    )
+
+
+FAMILY = {
+    "mean": (Mean(), updates),
+    "mean-uniform": (Mean("uniform"), updates),
+    "fedit": (FedIT(), updates),
+    "fedex": (FedEx(2.0), updates),
+    "ridge": (Ridge(0.5), statistics),
+}
+every = pytest.mark.parametrize("name", FAMILY)
+linear = pytest.mark.parametrize("name", [name for name, (member, _) in FAMILY.items() if member.linear])
+some = settings(max_examples=25, deadline=None)
+seeds = st.integers(0, 2**20)
+
+
+def outcome(member, total):
+    change, metrics = member.close(total, SHARED if not isinstance(member, Ridge) else {})
+    return digest(change), metrics
+
+
+@every
+@given(clients=st.integers(2, 9), seed=seeds)
+@some
+def test_any_order_blocks_and_merging_give_the_same_bytes(name, clients, seed):
+    member, make = FAMILY[name]
+    message = make(clients, seed)
+    whole = outcome(member, member.add(member.zero(), message))
+    g = torch.Generator().manual_seed(seed + 1)
+    order = torch.randperm(clients, generator=g).tolist()
+    cuts = sorted({0, clients, *torch.randint(0, clients, (3,), generator=g).tolist()})
+    blocks = [[take(message, k) for k in order[a:b]] for a, b in pairwise(cuts)]
+    folded = member.zero()
+    merged = member.zero()
+    for block in blocks:
+        folded = member.add(folded, concatenate(block))
+        part = member.zero()
+        for one in block:
+            part = member.add(part, one)
+        merged = member.merge(part, merged)
+    assert outcome(member, folded) == whole
+    assert outcome(member, merged) == whole
+
+
+@every
+@given(seed=seeds, discount=st.floats(0.1, 1.0))
+@some
+def test_is_a_monoid(name, seed, discount):
+    member, make = FAMILY[name]
+    message = make(3, seed)
+    a, b, c = (member.add(member.zero(), take(message, k), discount) for k in range(3))
+    left, right = member.merge(member.merge(a, b), c), member.merge(a, member.merge(b, c))
+    assert outcome(member, left) == outcome(member, right)
+    assert outcome(member, member.merge(a, member.zero())) == outcome(member, a)
+    assert outcome(member, member.merge(member.zero(), a)) == outcome(member, a)
+
+
+@every
+@given(seed=seeds)
+@some
+def test_folding_in_changes_neither_the_state_nor_the_message(name, seed):
+    member, make = FAMILY[name]
+    message = make(4, seed)
+    before = digest(message.tensors)
+    total = member.add(member.zero(), take(message, 0))
+    first = outcome(member, total)
+    member.merge(member.add(total, message), total) if not member.keeps else member.add(total, message)
+    assert outcome(member, total) == first
+    assert digest(message.tensors) == before
+
+
+@every
+@given(clients=st.integers(2, 6), seed=seeds)
+@some
+def test_a_client_of_weight_zero_might_as_well_have_stayed_away(name, clients, seed):
+    member, make = FAMILY[name]
+    message = make(clients, seed)
+    message = replace(message, weight_C=message.weight_C.clone().index_fill_(0, torch.tensor([clients - 1]), 0.0))
+    for x_C in message.tensors.values():
+        x_C[-1] = torch.nan
+    without = concatenate([take(message, k) for k in range(clients - 1)])
+    assert outcome(member, member.add(member.zero(), message)) == outcome(member, member.add(member.zero(), without))
+
+
+@linear
+@given(clients=st.integers(2, 6), seed=seeds)
+@some
+def test_linear_ones_commute_with_masks_that_cancel(name, clients, seed):
+    member, make = FAMILY[name]
+    message = replace(make(clients, seed), weight_C=torch.full((clients,), 2.0, dtype=torch.float64))
+    totals = [member.add(member.zero(), take(message, k)) for k in range(clients)]
+    whole = outcome(member, member.add(member.zero(), message))
+    g = torch.Generator().manual_seed(seed)
+    masks = [
+        {n: torch.randint(-(2**63), 2**63 - 1, x.shape, generator=g) for n, x in totals[0].sums.tensors.items()}
+        for _ in range(clients - 1)
+    ]
+    masks.append({n: -sum(mask[n] for mask in masks) for n in masks[0]})
+    total = member.zero()
+    for one, mask in zip(totals, masks, strict=True):
+        hidden = {n: x + mask[n] for n, x in one.sums.tensors.items()}
+        assert all(not torch.equal(hidden[n], x) for n, x in one.sums.tensors.items())
+        total = member.merge(total, replace(one, sums=replace(one.sums, tensors=hidden)))
+    assert outcome(member, total) == whole
+
+
+@given(clients=st.integers(2, 6), seed=seeds, bound=st.floats(0.01, 2.0))
+@some
+def test_clipping_bounds_what_one_client_can_move(clients, seed, bound):
+    member = Mean("uniform")
+    message = updates(clients, seed)
+    message = replace(message, weight_C=torch.ones(clients).double())
+    message.tensors["a.lora_A"][0] *= 1e6
+    message = replace(message, tensors=clip_C(message.tensors, bound))
+
+    def summed(total):
+        return torch.cat([x.flatten() for x in total.sums.tensors.values()]).double() * 2.0**-member.scale
+
+    whole = summed(member.add(member.zero(), message))
+    for k in range(clients):
+        rest = member.zero()
+        for j in range(clients):
+            rest = member.add(rest, take(message, j)) if j != k else rest
+        assert float((whole - summed(rest)).norm()) <= bound * (1 + 1e-5)

@@ -1,0 +1,40 @@
+"""A client of a cohort against the slow oracle: PEFT's own model and torch's own optimizer, one client alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import equality  # noqa: E402
+
+
+@pytest.mark.parametrize("architecture", equality.ARCHITECTURES)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_training_equals_peft_and_company_does_not_matter(
+    architecture: str, optimizer: str, dtype: torch.dtype, bound: float
+) -> None:
+    gaps = equality.compare(architecture, dtype=dtype, optimizer=optimizer, steps=2)
+    assert gaps["8 vs alone"] == 0
+    assert gaps["3 vs alone"] == 0
+    assert gaps["vs peft"] <= bound
+
+
+@pytest.mark.parametrize("architecture", equality.ARCHITECTURES)
+def test_the_comparison_sees_a_wrong_scale(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = equality.spec_of(architecture)
+    wrong = equality.Lora(targets=right.targets, rank=right.rank, alpha=right.alpha * 1.01, heads=right.heads)
+    model = equality.tiny(architecture)
+    cohort = equality.cohort_of(architecture, model)
+    start = equality.start_of(cohort, 1)[0]
+    batch = equality.batch_of(architecture, clients=1)
+    alone = {name: x[0] for name, x in batch.items()}
+    trained, _ = equality.train_cohort(cohort, {k: x[None] for k, x in start.items()}, [batch], "sgd")
+    monkeypatch.setattr(equality, "spec_of", lambda _: wrong)
+    other, _ = equality.train_peft(architecture, model, start, [alone], "sgd")
+    assert equality.largest({k: x[0] for k, x in trained.items()}, other) > 1e-4
+    assert equality.largest({k: x[0] for k, x in trained.items()}, start) > 1e-3

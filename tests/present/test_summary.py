@@ -1,0 +1,147 @@
+"""The pinned shape of ``summary.json``, and the two numbers that speak for the clients left behind."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lichen.core.errors import LichenError
+from lichen.present.summary import check_summary, read_summary, share_gaining, worst_decile
+
+SUMMARY: dict[str, Any] = {
+    "name": "small-talk",
+    "question": "Who gains?",
+    "task": "chat",
+    "metric": "perplexity",
+    "higher_is_better": False,
+    "columns": {
+        "base": {"mean": 30.0, "worst_decile": 50.0},
+        "alone": {"mean": 20.0, "worst_decile": 40.0},
+        "federated": {"mean": 15.0, "worst_decile": 30.0},
+        "pooled": None,
+    },
+    "extra_columns": {"alone, tuned": {"mean": 18.0, "worst_decile": 33.0}},
+    "share_gaining": 0.9,
+    "clients": 50,
+    "bytes_up": 1_000_000,
+    "bytes_down": 2_000_000,
+    "seconds": 61.5,
+    "peak_memory_bytes": 900_000_000,
+    "seed": 0,
+    "versions": {"torch": "2.13.0"},
+    "recipe_sha256": "0" * 64,
+    "extra": {"lr.federated": 0.001, "best_form": "chat", "forgotten": None},
+}
+
+KEYS = [
+    *("name", "question", "task", "metric", "higher_is_better", "columns", "extra_columns", "share_gaining"),
+    *(
+        "clients",
+        "bytes_up",
+        "bytes_down",
+        "seconds",
+        "peak_memory_bytes",
+        "seed",
+        "versions",
+        "recipe_sha256",
+        "extra",
+    ),
+]
+
+
+def test_the_keys_are_pinned() -> None:
+    assert list(check_summary(SUMMARY)) == KEYS
+    assert check_summary(SUMMARY) == SUMMARY
+    assert list(check_summary(SUMMARY)["columns"]) == ["base", "alone", "federated", "pooled"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_no_key_may_be_missing(key: str) -> None:
+    with pytest.raises(LichenError, match=f"{key} is missing"):
+        check_summary({name: value for name, value in SUMMARY.items() if name != key})
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("speed",), 1),
+        (("columns", "best"), None),
+        (("columns", "base", "median"), 1.0),
+        (("columns", "base", "mean"), math.nan),
+        (("columns", "base", "mean"), "1"),
+        (("clients",), 1.5),
+        (("clients",), -1),
+        (("share_gaining",), 1.1),
+        (("recipe_sha256",), "abc"),
+        (("task",), "dance"),
+        (("extra", "x"), [1]),
+        (("extra", "x"), math.inf),
+        (("higher_is_better",), 1),
+    ],
+)
+def test_nothing_else_fits(path: tuple[str, ...], value: Any) -> None:
+    summary = copy.deepcopy(SUMMARY)
+    home = summary
+    for step in path[:-1]:
+        home = home[step]
+    home[path[-1]] = value
+    with pytest.raises(LichenError, match=r"\.".join(path)):
+        check_summary(summary)
+
+
+def test_reading_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(LichenError, match="is not a run's folder"):
+        read_summary(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("")
+    with pytest.raises(LichenError, match="the run is not finished") as caught:
+        read_summary(tmp_path)
+    assert f"lichen run --resume {tmp_path}" in caught.value.fix
+    for bad in ("{", "[]", b"\xff"):
+        (tmp_path / "summary.json").write_bytes(bad.encode() if isinstance(bad, str) else bad)
+        with pytest.raises(LichenError):
+            read_summary(tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    assert read_summary(tmp_path) == read_summary(tmp_path / "summary.json") == SUMMARY
+
+
+scores = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60)
+
+
+@given(scores)
+def test_worst_decile_lies_between_the_worst_and_the_mean(values: list[float]) -> None:
+    mean, slack = math.fsum(values) / len(values), 1e-6
+    assert min(values) - slack <= worst_decile(values, True) <= mean + slack
+    assert mean - slack <= worst_decile(values, False) <= max(values) + slack
+    assert worst_decile(values, True) == -worst_decile([-v for v in values], False)
+    assert worst_decile(values, True) == worst_decile(values[::-1], True)
+
+
+@pytest.mark.parametrize(("clients", "worst"), [(1, 0.0), (9, 0.0), (10, 0.0), (19, 0.0), (20, 0.5), (100, 4.5)])
+def test_worst_decile_is_a_tenth_and_at_least_one(clients: int, worst: float) -> None:
+    assert worst_decile([float(v) for v in range(clients)], True) == worst
+
+
+def test_only_a_strict_gain_counts() -> None:
+    assert share_gaining([1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 0.0, 3.0], True) == 0.5
+    assert share_gaining([1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 0.0, 3.0], False) == 0.25
+
+
+@given(scores)
+def test_nobody_gains_over_the_same(values: list[float]) -> None:
+    assert share_gaining(values, values, True) == share_gaining(values, values, False) == 0
+
+
+def test_no_clients_have_no_score() -> None:
+    for call in (lambda: worst_decile([], True), lambda: worst_decile([math.nan], True)):
+        with pytest.raises(LichenError, match="finite score of every client"):
+            call()
+    for alone, federated in (([], []), ([1.0], [])):
+        with pytest.raises(LichenError, match="do not pair"):
+            share_gaining(alone, federated, True)

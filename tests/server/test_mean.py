@@ -1,0 +1,83 @@
+"""Federated averaging against the textbook formula."""
+
+import pytest
+import torch
+
+from lichen.core.errors import LichenError
+from lichen.core.message import Message
+from lichen.server.mean import Mean
+from lichen.server.optimize import ServerSGD
+
+
+def message(weights, *, dtype=torch.float32, seed=0, group="g", first=0):
+    g = torch.Generator().manual_seed(seed)
+    C = len(weights)
+    return Message(
+        group=group,
+        client_C=torch.arange(first, first + C),
+        version_C=torch.zeros(C, dtype=torch.int64),
+        tensors={"w": torch.randn(C, 3, 4, generator=g).to(dtype), "b": torch.randn(C, 4, generator=g).to(dtype)},
+        weight_C=torch.tensor(weights, dtype=torch.float64),
+    )
+
+
+SHARED = {"w": torch.zeros(3, 4), "b": torch.zeros(4)}
+
+
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+@pytest.mark.parametrize("discount", [1.0, 0.37])
+def test_is_the_weighted_mean(weighting, discount):
+    weights = [3.0, 0.0, 10.0, 0.5]
+    sent = message(weights)
+    mean = Mean(weighting)
+    change, metrics = mean.close(mean.add(mean.zero(), sent, discount), SHARED)
+    w = torch.tensor(weights, dtype=torch.float64) if weighting == "examples" else torch.tensor([1.0, 0, 1, 1]).double()
+    for name in SHARED:
+        expected = torch.einsum("c,c...->...", w, sent.tensors[name].double()) / w.sum()
+        torch.testing.assert_close(change[name].double(), expected, rtol=1e-6, atol=1e-7)
+        assert change[name].dtype == torch.float32
+    assert metrics["clients"] == 3
+    assert metrics["weight"] == pytest.approx(float(w.sum()) * discount, abs=1e-5)
+
+
+def test_fractional_discounts_do_not_bend_the_mean_of_equals():
+    sent = message([1.0, 7.0])
+    sent.tensors["w"][:] = 0.625
+    mean = Mean()
+    total = mean.zero()
+    for discount in (1 / 3, 0.577, 1e-3):
+        total = mean.add(total, sent, discount)
+    change, _ = mean.close(total, {})
+    assert change["w"].dtype == torch.float64
+    assert float((change["w"] - 0.625).abs().max()) < 1e-9
+
+
+def test_a_poisoned_client_of_weight_zero_contributes_nothing():
+    sent = message([2.0, 0.0])
+    sent.tensors["w"][1] = torch.nan
+    mean = Mean("uniform")
+    change, _ = mean.close(mean.add(mean.zero(), sent), SHARED)
+    assert torch.equal(change["w"], sent.tensors["w"][0])
+
+
+def test_reproduces_fedavg_bit_for_bit_with_sgd_at_one():
+    g = torch.Generator().manual_seed(5)
+    shared = {n: torch.randn(x.shape, generator=g) for n, x in SHARED.items()}
+    mean, server = Mean(), ServerSGD()
+    change, _ = mean.close(mean.add(mean.zero(), message([1.0, 2.0])), shared)
+    new, state = server.update(change, server.init(shared), shared)
+    assert state == {}
+    assert all(torch.equal(new[n], shared[n] + change[n]) for n in shared)
+
+
+def test_refuses_nothing_other_groups_and_other_shapes():
+    mean = Mean()
+    for total in (mean.zero(), mean.add(mean.zero(), message([0.0]))):
+        with pytest.raises(LichenError, match="no client contributed"):
+            mean.close(total, SHARED)
+    with pytest.raises(LichenError, match="do not average"):
+        mean.add(mean.add(mean.zero(), message([1.0])), message([1.0], group="h"))
+    with pytest.raises(LichenError, match="the model's is"):
+        mean.close(mean.add(mean.zero(), message([1.0])), {"w": torch.zeros(4, 3)})
+    with pytest.raises(LichenError, match="weighting"):
+        Mean("loudest")

@@ -1,0 +1,261 @@
+"""The command line: few flags and pinned, errors in one sentence, nothing on standard output but results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lichen import cli
+from lichen.core.errors import LichenError
+
+RECIPE = "name: small\ntask: chat\nmodel: {name: tiny}\ndata: {name: rows.jsonl}\n"
+SUMMARY: dict[str, Any] = {
+    "name": "small",
+    "question": "",
+    "task": "chat",
+    "metric": "perplexity",
+    "higher_is_better": False,
+    "columns": {"base": None, "alone": None, "federated": {"mean": 15.0, "worst_decile": 30.0}, "pooled": None},
+    "extra_columns": {},
+    "share_gaining": None,
+    "clients": 2,
+    "bytes_up": 1,
+    "bytes_down": 1,
+    "seconds": 1.0,
+    "peak_memory_bytes": 1,
+    "seed": 0,
+    "versions": {},
+    "recipe_sha256": "0" * 64,
+    "extra": {},
+}
+
+
+class Build(ModuleType):
+    """Stands in for the heavy part: notes its calls and leaves what a run leaves."""
+
+    def __init__(self) -> None:
+        super().__init__("lichen.recipes.build")
+        self.calls: list[dict[str, Any]] = []
+        self.fault: Callable[[], BaseException | None] = lambda: None
+
+    def run(self, recipe: Any, *, out: Path, resume: bool, observers: Any, say: Any) -> Any:
+        self.calls.append({"recipe": recipe, "out": out, "resume": resume})
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "recipe.yaml").write_text(RECIPE)
+        print("a library prints")
+        say("working")
+        fault = self.fault()
+        if fault is not None:
+            raise fault
+        (out / "summary.json").write_text(json.dumps(SUMMARY))
+        (out / "curves.png").write_bytes(b"")
+        (out / "adapter").mkdir(exist_ok=True)
+        return SimpleNamespace(summary=SUMMARY, folder=out, adapter=out / "adapter")
+
+    def talk(self, folder: Path) -> Any:
+        return SimpleNamespace(kind="chat", answer=lambda text: (text.upper(), text[::-1]))
+
+    def export(self, folder: Path, *, merge: bool, out: Path | None) -> Path:
+        self.calls.append({"merge": merge, "out": out})
+        return out or folder / "merged"
+
+    def node(self, recipe: Path, state: Path) -> None:
+        self.calls.append({"recipe": recipe, "state": state})
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
+    import lichen.recipes
+
+    fake = Build()
+    monkeypatch.setitem(sys.modules, "lichen.recipes.build", fake)
+    monkeypatch.setattr(lichen.recipes, "build", fake, raising=False)
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(RECIPE)
+    return fake
+
+
+def test_the_commands_and_their_flags_are_pinned() -> None:
+    flags = {}
+    for command in ("list", "fetch", "init", "run", "try", "report", "export", "node"):
+        found = cli.app[command].assemble_argument_collection(default_parameter=cli.app.default_parameter)
+        flags[command] = sorted(name for argument in found for name in argument.names)
+    assert flags == {
+        "list": [],
+        "fetch": ["NAME"],
+        "init": ["--out", "DATA"],
+        "run": ["--json", "--out", "--quiet", "--resume", "--set", "-s", "RECIPE"],
+        "try": ["FOLDER", "TEXTS"],
+        "report": ["--json", "FOLDERS"],
+        "export": ["--merge", "--out", "FOLDER"],
+        "node": ["--recipe", "--state"],
+    }
+
+
+def test_help_is_quick_and_pulls_nothing_heavy() -> None:
+    heavy = ["torch", "transformers", "pydantic", "yaml", "matplotlib", "numpy", "sklearn", "pyarrow", "lichen.data"]
+    code = f"import sys; from lichen.cli import main; main(['--help']); print([m for m in {heavy} if m in sys.modules])"
+    best = 9.0
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        best = min(best, time.perf_counter() - start)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "node" not in done.stdout
+    assert best < 0.5 * 4, "0.3 s on a quiet machine; the bound leaves room for a busy one"
+
+
+def test_a_run_ends_with_its_table_and_paths(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "r.yaml", "-s", "seed=7", "--set", "optimizer.lr=[1e-3,2e-3]"]) == 0
+    (call,) = build.calls
+    assert (call["out"], call["resume"]) == (Path("runs/small-1"), False)
+    assert (call["recipe"].seed, call["recipe"].optimizer.lr) == (7, (1e-3, 2e-3))
+    out, err = capsys.readouterr()
+    for words in ("federated", "15", "runs/small-1/curves.png", "runs/small-1/adapter", "lichen try runs/small-1"):
+        assert words in out
+    assert "a library prints" not in out
+    assert "working" in err
+    assert cli.main(["run", "r.yaml"]) == 0
+    assert build.calls[-1]["out"] == Path("runs/small-2")
+
+
+def test_json_stands_alone(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "r.yaml", "--json", "--quiet", "--out", "x"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == SUMMARY
+    assert err == "a library prints\n"
+
+
+def test_resume_takes_the_folders_own_recipe(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "r.yaml", "--out", "x"]) == 0
+    assert cli.main(["run", "--resume", "x"]) == 0
+    assert build.calls[-1]["resume"]
+    assert build.calls[-1]["recipe"].name == "small"
+    capsys.readouterr()
+    assert cli.main(["run", "r.yaml", "--out", "x"]) == 2
+    assert "lichen run --resume x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["run"], "no recipe"),
+        (["run", "nosuch"], "nosuch: no such recipe"),
+        (["run", "r.yaml", "-s", "optimzer.lr=1"], "did you mean 'optimizer'"),
+        (["run", "r.yaml", "--resume", "x"], "leave out RECIPE"),
+        (["run", "--resume", "nosuch"], "has no recipe.yaml"),
+        (["run", "r.yaml", "--out", "r.yaml"], "is a file"),
+        (["run", "r.yaml", "--fast"], "--fast"),
+        (["run", "r.yaml", "--no-json"], "--no-json"),
+        (["dance"], "dance"),
+        (["report"], "name the folders"),
+        (["report", "nosuch"], "is not a run's folder"),
+        (["init", "nosuch.csv"], "no such file"),
+        (["init", "r.yaml", "--out", "r.yaml"], "exists already"),
+        (["fetch", "chitcat"], "chitcat"),
+        (["try"], "FOLDER"),
+    ],
+)
+def test_bad_input_is_two_lines_and_exit_code_2(
+    build: Build, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert told in err
+    assert "fix: " in err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == 2
+    assert build.calls == []
+
+
+def test_a_fault_of_the_input_found_late(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    build.fault = lambda: LichenError("no such column", where="data.columns.text", fix="use body")
+    assert cli.main(["run", "r.yaml", "--quiet"]) == 2
+    assert capsys.readouterr().err.endswith("data.columns.text: no such column\n  fix: use body\n")
+
+
+def test_ctrl_c_says_how_to_go_on(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    build.fault = KeyboardInterrupt
+    assert cli.main(["run", "r.yaml", "--out", "a b"]) == 130
+    assert "stopped; go on with: lichen run --resume 'a b'" in capsys.readouterr().err
+
+
+def test_a_crash_keeps_its_traceback_in_a_file(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    build.fault = lambda: RuntimeError("boom\nsecond line")
+    assert cli.main(["run", "r.yaml", "--out", "x", "--quiet"]) == 1
+    err = capsys.readouterr().err.removeprefix("a library prints\n")
+    assert err == "lichen failed: RuntimeError: boom (the traceback is in x/crash.txt)\n"
+    assert "Traceback" in Path("x/crash.txt").read_text()
+
+
+def test_init_writes_a_recipe_that_reads(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    from lichen.recipes.read import read_recipe
+
+    Path("rows.jsonl").write_text('{"user": "a", "text": "hello"}\n{"user": "b", "text": "hi"}\n')
+    assert cli.main(["init", "rows.jsonl", "--out", "new/mine.yaml"]) == 0
+    assert read_recipe("new/mine.yaml").data.columns == {"client": "user", "text": "text"}
+    assert "lichen run new/mine.yaml" in capsys.readouterr().err
+
+
+def test_list_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    from lichen.data.catalog import CATALOG
+
+    assert cli.main(["list"]) == 0
+    out = capsys.readouterr().out
+    for name, entry in CATALOG.items():
+        (line,) = (line for line in out.splitlines() if line.split()[:1] == [name] and entry.summary in line)
+        assert entry.licence in line
+    assert "…" not in out
+
+
+def test_try_shows_both_answers(
+    build: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["try", "x", "hello", "two words"]) == 0
+    assert capsys.readouterr().out == (
+        "bare model: HELLO\nthis run:   olleh\n\nbare model: TWO WORDS\nthis run:   sdrow owt\n\n"
+    )
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ab\n\n  cd \n"))
+    assert cli.main(["try", "x"]) == 0
+    assert capsys.readouterr().out.count("bare model") == 2
+
+
+def test_report_prints_tables_or_json(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("x", "y"):
+        cli.main(["run", "r.yaml", "--out", name, "--quiet"])
+    capsys.readouterr()
+    assert cli.main(["report", "x", "y", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [SUMMARY, SUMMARY]
+    assert cli.main(["report", "x"]) == 0
+    assert "worst decile" in capsys.readouterr().out
+    assert cli.main(["report", "x", "y"]) == 0
+    assert capsys.readouterr().out.count("15 / 30") == 2
+
+
+def test_export_and_node_pass_their_words_on(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", "x", "--merge", "--out", "m"]) == 0
+    assert build.calls[-1] == {"merge": True, "out": Path("m")}
+    assert capsys.readouterr().out == "m\n"
+    assert cli.main(["node", "--recipe", "r.yaml", "--state", "s"]) == 0
+    assert build.calls[-1] == {"recipe": Path("r.yaml"), "state": Path("s")}
+
+
+def test_a_reader_that_leaves_is_no_fault(tmp_path: Path) -> None:
+    code = "import sys; from lichen.cli import main; sys.exit(main(['list']))"
+    worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert worker.stdout is not None
+    worker.stdout.close()
+    _, err = worker.communicate(timeout=30)
+    assert err == b""
+    assert worker.returncode == 0
