@@ -17,6 +17,7 @@ FLOORS = (
     ("trust", "present"),
     ("recipes",),
     ("cli",),
+    ("__main__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ROOT = Path(lichen.__file__).parent

@@ -383,7 +383,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _crash(error, None)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,7 +17,7 @@ from lichen.core.tree import Tree, stack
 from lichen.models.students import ImageCNN, ImageMLP, TextCNN, TwoLayerTransformer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import equality  # noqa: E402
+import equality
 
 STUDENTS = {
     "text-cnn": lambda: TextCNN(97, width=12, classes=5),

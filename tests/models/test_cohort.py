@@ -14,7 +14,7 @@ from lichen.models.cohort import CausalCohort, ClassifierCohort
 from lichen.models.lora import Lora
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import equality  # noqa: E402
+import equality
 
 
 def test_chunks_of_the_output_layer_change_only_rounding() -> None:

@@ -20,7 +20,7 @@ from lichen.models.lora import Lora, wrap
 from lichen.models.peft_format import load_adapter, merge, save_adapter
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import equality  # noqa: E402
+import equality
 
 WITH_LOGITS = [a for a in equality.ARCHITECTURES if a != "t5-encoder"]
 
@@ -163,7 +163,7 @@ def test_an_adapter_made_by_peft_starts_a_run(tmp_path: Path) -> None:
 def test_patches_that_fit_no_adapter_are_refused(tmp_path: Path) -> None:
     model, spec = equality.tiny("llama"), equality.spec_of("llama")
     tree = wrap(model, spec).init(0)
-    with pytest.raises(LichenError, match="is dense and fits no adapter(.|\n)*export a merged model"):
+    with pytest.raises(LichenError, match=r"is dense and fits no adapter(.|\n)*export a merged model"):
         _export(tmp_path, "llama", tree, spec, _patch(tree, rank=2, dense=True))
     # 4 + 6 stays below half of 32, but not below half of the narrow values' 16
     with pytest.raises(LichenError, match=r"v_proj would need an adapter of rank 10(.|\n)*export a merged model"):

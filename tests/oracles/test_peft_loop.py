@@ -9,7 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import equality  # noqa: E402
+import equality
 
 
 @pytest.mark.parametrize("architecture", equality.ARCHITECTURES)
