@@ -113,8 +113,9 @@ class EncoderCohort:
 
 
 def encoder_loss(hidden_BTH: Tensor, mask_BT: Tensor) -> Tensor:
-    """Squared mean feature of each row, summed: a stand-in for any loss on features."""
-    return ((hidden_BTH * mask_BT[..., None]).mean(1) - 0.1).square().sum()
+    """Squared mean feature of each row's own tokens, summed: a stand-in for any loss on features."""
+    mean_BH = (hidden_BTH * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True)
+    return (mean_BH - 0.1).square().sum()
 
 
 def cohort_of(architecture: str, model: Any, *, reference: bool = True) -> Any:

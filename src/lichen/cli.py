@@ -8,7 +8,6 @@ itself, 2 bad input, 130 stopped by Ctrl-C.
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +32,13 @@ app = App(
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative=""),
 )
+
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 def _show(table: Table) -> None:
@@ -85,15 +91,6 @@ def _crash_in(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise SystemExit(_crash(error, folder)) from None
-
-
-def _new_folder(name: str) -> Path:
-    """The first unused ``runs/<name>-<n>``."""
-    stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
-    number = 1
-    while (folder := Path("runs") / f"{stem}-{number}").exists():
-        number += 1
-    return folder
 
 
 def _free(folder: Path) -> Path:
@@ -217,10 +214,10 @@ def run(
     if resume is None and recipe is None:
         raise LichenError("no recipe", where="lichen run", fix="name a YAML file, or one of `lichen list`")
 
-    from lichen.recipes.read import read_recipe
+    from lichen.recipes.read import new_folder, read_recipe
 
     known = read_recipe(resume / "recipe.yaml" if resume is not None else str(recipe), set_)
-    folder = resume if resume is not None else _free(out) if out is not None else _new_folder(known.name)
+    folder = resume if resume is not None else _free(out) if out is not None else new_folder(known.name)
     try:
         with _crash_in(folder):
             summary, adapter = _run(known, folder, resume is not None, quiet)
@@ -357,6 +354,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    # Libraries read these when they are imported: no bars over our own progress, nothing sent home.
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         app(
             sys.argv[1:] if arguments is None else list(arguments),

@@ -43,8 +43,18 @@ def clients_of(trainable_C: Tree, batch: Batch) -> int:
 
 
 def one_client(batch: Batch, client: int) -> dict[str, Tensor]:
-    """The batch of one client, still with its client axis (C = 1)."""
-    return {name: x[client : client + 1] for name, x in batch.items()}
+    """The batch of one client, still with its client axis (C = 1), without the columns it only pads.
+
+    Its width is that of its own longest row, rounded up to 8: a block's width is its widest
+    client's, and every padded column costs what a word costs.
+    """
+    mine = {name: x[client : client + 1] for name, x in batch.items()}
+    if "attention_mask_CBT" not in mine:
+        return mine
+    attended_T = mine["attention_mask_CBT"].flatten(0, 1).any(0)
+    last = int(attended_T.nonzero()[-1]) + 1 if bool(attended_T.any()) else 1
+    width = min(-(-last // 8) * 8, attended_T.shape[0])
+    return {name: x[:, :, :width] if name.endswith("_CBT") else x for name, x in mine.items()}
 
 
 def run_side_by_side(
@@ -62,7 +72,7 @@ def run_side_by_side(
         The function's tensors, ``(C, ...)`` each.
     """
     clients = clients_of(trainable_C, batch)
-    if not reference or clients == 1:
+    if not reference:
         return function(trainable_C, batch)
     # split, not indexing: its backward joins the gradients instead of adding zeros to them, which
     # would turn a client's -0.0 into 0.0.

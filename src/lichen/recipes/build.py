@@ -26,7 +26,7 @@ from lichen.recipes.adapt import Column
 from lichen.recipes.bench import grid_name, metric_name, stations
 from lichen.recipes.folder import RunFolder, peak_memory_bytes
 from lichen.recipes.open import open_recipe
-from lichen.recipes.read import read_recipe, recipe_sha256, write_recipe
+from lichen.recipes.read import new_folder, read_recipe, recipe_sha256, write_recipe
 from lichen.recipes.schema import Recipe
 from lichen.recipes.use import Talker, export, talk
 
@@ -46,14 +46,6 @@ class Result:
     summary: dict[str, Any]
     folder: Path
     adapter: Path | None
-
-
-def next_folder(name: str) -> Path:
-    """``runs/<name>-<n>`` with the smallest n not taken."""
-    n = 1
-    while (path := Path("runs") / f"{name}-{n}").exists():
-        n += 1
-    return path
 
 
 def run(
@@ -78,7 +70,7 @@ def run(
     """
     say = say or (lambda _: None)
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    path = Path(out) if out is not None else next_folder(recipe.name)
+    path = Path(out) if out is not None else new_folder(recipe.name)
     if path.exists() and any(path.iterdir()) and not resume:
         raise LichenError("is not empty", where=str(path), fix=f"choose another folder, or: lichen run --resume {path}")
     folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe))

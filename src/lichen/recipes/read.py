@@ -24,7 +24,7 @@ from lichen.recipes.explain import explain, section_of
 from lichen.recipes.schema import Recipe
 from lichen.recipes.strict_yaml import LARGEST, dump_yaml, load_yaml
 
-__all__ = ["gallery", "read_recipe", "recipe_sha256", "write_recipe"]
+__all__ = ["gallery", "new_folder", "read_recipe", "recipe_sha256", "write_recipe"]
 
 _PATHS = (("data", "name"), ("model", "name"), ("model", "adapter", "init_from"), ("teacher", "name"))
 
@@ -169,6 +169,15 @@ def _catalogued(name: str) -> bool:
     except ImportError:
         return False
     return name in CATALOG
+
+
+def new_folder(name: str) -> Path:
+    """The first unused ``runs/<name>-<n>``."""
+    stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    number = 1
+    while (folder := Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return folder
 
 
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
