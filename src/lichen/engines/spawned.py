@@ -17,8 +17,10 @@ from __future__ import annotations
 import queue
 import subprocess
 import threading
+import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import BinaryIO, final
 
@@ -32,6 +34,9 @@ __all__ = ["MAX_FRAME", "SpawnedEngine", "read_frame", "serve_frames", "write_fr
 
 MAX_FRAME = 1 << 36
 """Bytes; a longer announcement is damage, not data."""
+
+PIECE = 1 << 20
+"""Bytes read at once."""
 
 
 def write_frame(stream: BinaryIO, kind: bytes, body: bytes = b"") -> None:
@@ -60,7 +65,8 @@ def read_frame(stream: BinaryIO) -> tuple[bytes, bytes] | None:
 
 def _read(stream: BinaryIO, count: int) -> bytes:
     parts: list[bytes] = []
-    while count and (part := stream.read(count)):
+    # In pieces: a pipe's reader sets aside what it is asked for, and the announced length may be damage.
+    while count and (part := stream.read(min(count, PIECE))):
         parts.append(part)
         count -= len(part)
     return b"".join(parts)
@@ -69,7 +75,7 @@ def _read(stream: BinaryIO, count: int) -> bytes:
 def serve_frames(
     source: BinaryIO, sink: BinaryIO, stations: Mapping[str, Station], store: ClientStore, *, base: str = ""
 ) -> None:
-    """A node's life: do every job that comes, until the stream ends."""
+    """A node's life: do every job that comes, until the stream ends. A job it cannot do does not end it."""
     while (frame := read_frame(source)) is not None:
         try:
             for message in serve(unpack_job(frame[1]), stations, store, base=base, block_size=1):
@@ -77,6 +83,11 @@ def serve_frames(
             write_frame(sink, b".")
         except LichenError as error:
             write_frame(sink, b"E", str(error).encode())
+        except OSError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            write_frame(sink, b"E", f"a fault of the node: {type(error).__name__}: {error}".encode())
 
 
 class _Node:
@@ -107,7 +118,7 @@ class _Node:
                     if frame is None:
                         raise BrokenPipeError
                     if frame[0] == b"E":
-                        answers.put(LichenError(frame[1].decode(), where="node"))
+                        answers.put(LichenError(frame[1].decode(errors="replace"), where="node"))
                     if frame[0] != b"M":
                         break
                     answers.put(frame[1])
@@ -119,7 +130,8 @@ class _Node:
 
     def close(self) -> None:
         if self.process.stdin is not None:
-            self.process.stdin.close()
+            with suppress(BrokenPipeError):  # what a dead node has not read
+                self.process.stdin.close()
         try:
             self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:

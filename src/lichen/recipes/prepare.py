@@ -119,29 +119,38 @@ def draw_owners(
             f"no client has {data.min_rows} rows; the largest has {largest}", where="data.min_rows", fix="lower it"
         )
     if data.max_clients is not None and len(enough) > data.max_clients:
-        picked = numpy_generator(recipe.seed, salt).permutation(len(enough))[: data.max_clients]
-        enough = sorted(enough[i] for i in picked)
-    owners = []
+        enough = [enough[i] for i in numpy_generator(recipe.seed, salt).permutation(len(enough))]
+    owners: list[Owner] = []
     for name in enough:
-        mine = rows[name]
-        if data.max_rows is not None and len(mine) > data.max_rows:
-            chosen = numpy_generator(recipe.seed, "rows", name).permutation(len(mine))[: data.max_rows]
-            mine = [mine[i] for i in sorted(chosen)]
-        train, valid, held = split(mine, valid=data.valid, test=test, seed=recipe.seed, by=data.split_by)
-        for key, what, left in (("valid", valid, data.valid), ("test", held, test)):
-            if left > 0 and not what:
-                raise LichenError(
-                    f"client {name!r} has {len(mine)} rows, and none is left for {key}",
-                    where=f"data.{key}",
-                    fix=f"raise data.{key}, or data.min_rows so that such clients stay out",
-                )
-        if not train:
+        owner = _parted(recipe, name, rows[name], test)
+        if owner is not None:
+            owners.append(owner)
+        if len(owners) == data.max_clients:
+            break
+    if not owners:
+        raise LichenError("no client could be split", where="data.unsplit", fix="lower data.valid and data.test")
+    return tuple(sorted(owners, key=lambda owner: owner.name))
+
+
+def _parted(recipe: Recipe, name: str, rows: Sequence[Record], test: float) -> Owner | None:
+    """One client's rows, cut and split; None if it is left out."""
+    data, mine = recipe.data, list(rows)
+    if data.max_rows is not None and len(mine) > data.max_rows:
+        chosen = numpy_generator(recipe.seed, "rows", name).permutation(len(mine))[: data.max_rows]
+        mine = [mine[i] for i in sorted(chosen)]
+    train, valid, held = split(mine, valid=data.valid, test=test, seed=recipe.seed, by=data.split_by)
+    for key, part, share in (("min_rows", train, 1.0), ("valid", valid, data.valid), ("test", held, test)):
+        if share > 0 and not part:
+            if data.unsplit == "drop":
+                return None
             raise LichenError(
-                f"client {name!r} has no row to train on", where="data.min_rows", fix=f"raise it above {len(mine)}"
+                f"client {name!r} has {len(mine)} rows, and none is left {'to train on' if key == 'min_rows' else f'for {key}'}",
+                where=f"data.{key}",
+                fix=f"raise data.{key}, or set data.unsplit: drop so that such clients stay out",
             )
-        cut = data.test_rows
-        owners.append(Owner(name=name, train=tuple(train), valid=tuple(valid[:cut]), test=tuple(held[:cut])))
-    return tuple(owners)
+    return Owner(
+        name=name, train=tuple(train), valid=tuple(valid[: data.test_rows]), test=tuple(held[: data.test_rows])
+    )
 
 
 def _classes_kept(recipe: Recipe, name: str, rows: Sequence[Record]) -> bool:

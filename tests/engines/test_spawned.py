@@ -1,0 +1,268 @@
+"""Nodes as processes: frames that cannot hang or crash, nodes that refuse or die, and the bytes of the local engine."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lichen.core.contracts import Report
+from lichen.core.errors import LichenError
+from lichen.core.message import Job, concatenate, pack_job, pack_message, take
+from lichen.core.store import ClientStore
+from lichen.data.shards import Shard
+from lichen.engines.local import LocalEngine
+from lichen.engines.spawned import SpawnedEngine, read_frame, serve_frames, write_frame
+from lichen.models.students import ImageMLP
+from lichen.recipes.adapt import federate
+from lichen.recipes.bench import Bench, stations
+from lichen.recipes.open import open_recipe
+from lichen.recipes.read import read_recipe, write_recipe
+
+OVERRIDES = [
+    "engine.name=spawned",
+    "engine.nodes=2",
+    "federation.rounds=2",
+    "federation.steps=2",
+    "compare.columns=[]",
+    "optimizer.lr=[0.3]",
+]
+TRAIN = "train lr=0.3"
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("spawned") / "recipe.yaml"
+    file.write_text(write_recipe(read_recipe("digits", OVERRIDES)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def bench(recipe_file: Path) -> Bench:
+    return open_recipe(read_recipe(recipe_file)).bench
+
+
+@pytest.fixture(scope="module")
+def engine(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpawnedEngine]:
+    command = [sys.executable, "-m", "lichen", "node", "--recipe", str(recipe_file)]
+    with SpawnedEngine([*command, "--state", str(tmp_path_factory.mktemp("nodes"))], nodes=2) as made:
+        yield made
+
+
+def test_a_run_gives_the_local_engines_bits_and_bytes(bench: Bench, engine: SpawnedEngine, tmp_path: Path) -> None:
+    local = LocalEngine(stations(bench), ClientStore(tmp_path / "own"), block_size=4)
+    reports: dict[str, list[Report]] = {"local": [], "spawned": []}
+    for name, where in (("local", local), ("spawned", engine)):
+        federate(bench, where, 0.3, 2, tmp_path / name, reports[name].append)
+    assert (tmp_path / "local").read_bytes() == (tmp_path / "spawned").read_bytes()
+    assert [replace(r, seconds=0.0) for r in reports["local"]] == [replace(r, seconds=0.0) for r in reports["spawned"]]
+    assert reports["local"][0].bytes_up > 10 * 64 * 64 * 4  # ten clients' first layers alone
+    assert (engine.bytes_up, engine.bytes_down) == (local.bytes_up, local.bytes_down)
+
+
+def test_private_training_is_equal_too(bench: Bench, engine: SpawnedEngine, tmp_path: Path) -> None:
+    job = Job(work="alone lr=0.3", shared=bench.start, version=0, clients=tuple(range(10)), seed=5)
+    local = LocalEngine(stations(bench), ClientStore(tmp_path), block_size=8)
+    told = []
+    for where in (local, engine):
+        for version, work in enumerate(("alone lr=0.3", "alone.valid", "alone.test")):
+            whole = concatenate(list(where.run(replace(job, work=work, version=version))))
+            told.append({int(whole.client_C[i]): pack_message(take(whole, i)) for i in range(10)})
+    assert told[:3] == told[3:]
+    assert len({frozenset(one.items()) for one in told}) == 3
+
+
+def test_a_refused_job_tells_why_and_the_node_lives_on(bench: Bench, engine: SpawnedEngine) -> None:
+    job = Job(work="valid", shared=bench.start, version=0, clients=tuple(range(10)), seed=0)
+    before = len(list(engine.run(job)))
+    with pytest.raises(LichenError, match=r"unknown work 'dance'\n.*this node knows: alone lr=0.3") as told:
+        list(engine.run(replace(job, work="dance")))
+    assert told.value.where == "node"
+    after = sorted(int(m.client_C[0]) for m in engine.run(job))
+    assert len(after) == before == 10
+    assert after == list(range(10))
+
+
+def test_a_killed_node_is_one_error(bench: Bench, engine: SpawnedEngine) -> None:
+    job = Job(work=TRAIN, shared=bench.start, version=0, clients=(0, 2, 4, 6, 8, 1), seed=0)
+    arriving = engine.run(job)
+    next(arriving)
+    engine.nodes[0].process.kill()
+    engine.nodes[1].process.kill()
+    with pytest.raises(LichenError, match="a node's process ended"):
+        list(arriving)
+    with pytest.raises(LichenError, match="a node's process ended"):
+        list(engine.run(job))
+    engine.close()
+    assert len(list(engine.run(replace(job, clients=(3,))))) == 1  # closed, it starts new ones
+
+
+# --- frames ------------------------------------------------------------------------------------------------------
+
+
+def small_stations() -> tuple[Any, bytes]:
+    """Stations over a network of a few weights, and a job they can do."""
+    import numpy as np
+
+    from lichen.data.shards import ArrayShard
+
+    rng = np.random.default_rng(0)
+    model = ImageMLP(3, hidden=(4,), classes=2)
+    shards: tuple[Shard, ...] = tuple(
+        ArrayShard(x=rng.normal(size=(4, 3)).astype(np.float32), labels=rng.integers(0, 2, 4)) for _ in range(2)
+    )
+    recipe = read_recipe("digits", OVERRIDES)
+    made = Bench(recipe=recipe, model=model, start=model.init(0), train=shards, valid=shards, test=shards, pad=0)
+    return stations(made), pack_job(Job(work=TRAIN, shared=made.start, version=0, clients=(0, 1), seed=1))
+
+
+STATIONS, JOB = small_stations()
+
+
+def frame(kind: bytes, body: bytes = b"") -> bytes:
+    sink = io.BytesIO()
+    write_frame(sink, kind, body)
+    return sink.getvalue()
+
+
+def serve(data: bytes, folder: Path) -> list[tuple[bytes, bytes]]:
+    """What a node answers to these bytes; it may end with a LichenError."""
+    sink = io.BytesIO()
+    try:
+        serve_frames(io.BytesIO(data), sink, STATIONS, ClientStore(folder))
+    except LichenError as error:
+        assert error.where == "wire"
+    sink.seek(0)
+    answers = []
+    while (answer := read_frame(sink)) is not None:
+        answers.append(answer)
+    return answers
+
+
+@given(bodies=st.lists(st.tuples(st.sampled_from([b"J", b"M", b".", b"E"]), st.binary(max_size=40)), max_size=4))
+def test_frames_come_back_in_order(bodies: list[tuple[bytes, bytes]]) -> None:
+    stream = io.BytesIO(b"".join(frame(kind, body) for kind, body in bodies))
+    assert [read_frame(stream) for _ in bodies] == bodies
+    assert read_frame(stream) is None
+
+
+@given(st.data())
+def test_any_truncation_is_a_clean_end_or_one_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    whole = frame(b"J", JOB) * 2
+    cut = data.draw(st.integers(0, len(whole)) | st.integers(0, 12) | st.integers(len(whole) // 2, len(whole) // 2 + 9))
+    answers = serve(whole[:cut], tmp_path_factory.mktemp("node"))
+    assert [kind for kind, _ in answers] == [b"M", b"M", b"."] * (cut // (len(whole) // 2))
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_a_clean_end_or_one_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    assert [kind for kind, _ in serve(data, tmp_path_factory.mktemp("node"))].count(b"M") == 0
+
+
+@given(kind=st.sampled_from([b"J", b"M", b".", b"E"]), body=st.binary(max_size=120))
+def test_a_whole_frame_of_garbage_is_answered_and_the_next_job_is_done(
+    tmp_path_factory: pytest.TempPathFactory, kind: bytes, body: bytes
+) -> None:
+    answers = serve(frame(kind, body) + frame(b"J", JOB), tmp_path_factory.mktemp("node"))
+    assert [k for k, _ in answers] == [b"E", b"M", b"M", b"."]
+    assert b"are not a job" in answers[0][1]
+
+
+@settings(max_examples=150)
+@given(place=st.integers(0, len(JOB) - 1), flip=st.integers(1, 255))
+def test_a_spoilt_byte_of_a_job_is_done_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, place: int, flip: int
+) -> None:
+    body = bytearray(JOB)
+    body[place] ^= flip
+    answers = serve(frame(b"J", bytes(body)), tmp_path_factory.mktemp("node"))
+    assert answers[-1][0] in (b".", b"E")
+    assert all(kind == b"M" for kind, _ in answers[:-1])
+
+
+def test_a_giant_announcement_takes_no_giant_memory() -> None:
+    import resource
+
+    reader, writer = os.pipe()
+    with open(reader, "rb") as stream, open(writer, "wb") as other:
+        other.write(b"J" + (1 << 35).to_bytes(8, "little") + b"few")
+        other.close()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(LichenError, match=f"ended after 3 of {1 << 35} bytes"):
+            read_frame(stream)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + (1 << 20)
+
+
+# --- nodes that are no nodes -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def odd_node(script: str) -> Iterator[SpawnedEngine]:
+    with SpawnedEngine([sys.executable, "-S", "-c", script]) as made:
+        yield made
+
+
+def ask(script: str, job: bytes = JOB) -> LichenError | int:
+    """The one error, or the number of messages, of a node that runs this script; fails where it hangs."""
+    from lichen.core.message import unpack_job
+
+    got: list[LichenError | int] = []
+
+    def go() -> None:
+        with odd_node(script) as made:
+            try:
+                got.append(len(list(made.run(replace(unpack_job(job), clients=(0,))))))
+            except LichenError as error:
+                got.append(error)
+
+    thread = threading.Thread(target=go, daemon=True)
+    thread.start()
+    thread.join(timeout=60)
+    assert not thread.is_alive(), "the engine hangs"
+    assert got, "another exception"
+    return got[0]
+
+
+def test_the_last_words_of_a_node_are_told() -> None:
+    error = ask("import sys; sys.stdin.buffer.read(9); print('no memory for me', file=sys.stderr); sys.exit(3)")
+    assert isinstance(error, LichenError)
+    assert error.where == "node"
+    assert "it said last:\n    no memory for me" in error.what
+
+
+def test_a_node_that_never_reads_is_one_error() -> None:
+    import torch
+
+    big = pack_job(Job(work="valid", shared={"w": torch.zeros(1 << 18)}, version=0, clients=(0,), seed=0))
+    error = ask("import sys; print('gone', file=sys.stderr); sys.exit(1)", big)
+    assert isinstance(error, LichenError)
+    assert "gone" in error.what
+
+
+@settings(max_examples=12)
+@given(
+    st.binary(max_size=30)
+    | st.binary(max_size=30).map(lambda body: frame(b"M", body))
+    | st.binary(max_size=30).map(lambda body: frame(b"E", body))
+    | st.integers(0, 20).map(lambda cut: frame(b"M", b"x" * 40)[:cut])
+)
+def test_whatever_a_node_writes_the_engine_ends(data: bytes) -> None:
+    error = ask(f"import sys; sys.stdin.buffer.read(9); sys.stdout.buffer.write({data!r})")
+    assert isinstance(error, LichenError)
+    assert error.where in ("node", "message")
+
+
+def test_words_that_are_no_text_are_told_anyway() -> None:
+    error = ask(f"import sys; sys.stdout.buffer.write({frame(b'E', bytes([255, 104, 105]))!r})")
+    assert isinstance(error, LichenError)
+    assert error.what.endswith("hi")
