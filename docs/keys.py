@@ -30,6 +30,10 @@ def sections(root: type[BaseModel] = Recipe, path: str = "") -> dict[str, type[B
     return found
 
 
+def _none(field: FieldInfo) -> bool:
+    return field.get_default(call_default_factory=True) is None
+
+
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
@@ -45,15 +49,18 @@ def table(section: type[BaseModel], path: str) -> str:
     lines = ["| Key | Holds | Default | Meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
         key = name if path == "recipe" else f"{path}.{name}"
-        words = choices(field.annotation)
-        if section_of(field.annotation) is not None:
-            holds, default = "a section", "required" if field.is_required() else "see below"
+        words, inner = choices(field.annotation), section_of(field.annotation)
+        meaning = field.description or ((inner.__doc__ or "").split("\n")[0] if inner is not None else "")
+        if inner is not None:
+            holds, default = "a section", "required" if field.is_required() else "none" if _none(field) else "its own"
         else:
             holds, default = expected(field.annotation), _default(field)
             listed = ", ".join(f"`{word}`" for word in words)
-            if words:
-                holds = f"{listed}" if holds.startswith('"') else f"{holds}: {listed}"
-        lines.append(f"| `{key}` | {holds} | {default} | {field.description or 'see below'} |")
+            if words and '"' in holds:
+                holds = listed if holds.startswith('"') else holds.replace('"', "`")
+            elif words:
+                holds = f"{holds}: {listed}"
+        lines.append(f"| `{key}` | {holds} | {default} | {meaning} |")
     return "\n".join(lines)
 
 

@@ -93,7 +93,7 @@ class Average:
             for name in sums:
                 if name in message.metrics:
                     sums[name] += float(message.metrics[name].sum())
-        metrics = {"loss": sums["loss_sum"] / max(sums["count"], 1.0)}
+        metrics = {"loss": sums["loss_sum"] / sums["count"]} if sums["count"] else {}
         if sums["failed"]:
             metrics["failed"] = sums["failed"]
         if clients and sums["failed"] < len(clients):

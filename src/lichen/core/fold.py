@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
 
 from lichen.core.contracts import Source, Station
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
+from lichen.core.tree import Tree
 
 __all__ = ["blocks", "serve"]
 
@@ -21,7 +25,13 @@ def blocks(clients: Sequence[int], source: Source, size: int) -> list[tuple[int,
 
 
 def serve(
-    job: Job, stations: Mapping[str, Station], store: ClientStore, *, base: str = "", block_size: int = 8
+    job: Job,
+    stations: Mapping[str, Station],
+    store: ClientStore,
+    *,
+    base: str = "",
+    block_size: int = 8,
+    device: str = "cpu",
 ) -> Iterator[Message]:
     """Do ``job`` for its clients and yield one message a block.
 
@@ -34,6 +44,7 @@ def serve(
         store: Private state of the clients; it never leaves the node.
         base: Digest of the frozen base this node holds.
         block_size: Clients side by side.
+        device: Where tensors and batches are brought before the work sees them.
 
     Raises:
         LichenError: if the node does not know the work, or holds another base model.
@@ -49,12 +60,17 @@ def serve(
             fix="load the same model at the same precision on both sides",
         )
     station = stations[job.work]
+    job = replace(job, shared=_on(job.shared, device))
     for clients in blocks(job.clients, station.source, block_size):
         own_C = store.load(clients, job.version)
-        state = station.work.init(job, clients, own_C)
+        state = station.work.init(job, clients, None if own_C is None else _on(own_C, device))
         for batch in station.source.batches(clients, job.seed):
-            state = station.work.step(state, batch)
+            state = station.work.step(state, _on(batch, device))
         message, own_C = station.work.final(state)
         if own_C is not None:
             store.stage(clients, job.version + 1, own_C)
         yield message
+
+
+def _on(tensors: Mapping[str, Tensor], device: str) -> Tree:
+    return {name: x.to(device) for name, x in tensors.items()}

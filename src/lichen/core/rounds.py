@@ -39,7 +39,7 @@ def run(
         rounds: How many in all, those before the checkpoint included.
         seed: The run's seed.
         checkpoint: File of the server's state.
-        observers: Called with each round's report after its state is on disk.
+        observers: Called with each round's report before its state is on disk.
 
     Returns:
         The state after the last round.
@@ -50,8 +50,9 @@ def run(
         state = algorithm.init(shared())
     while state.round < rounds:
         state, report = algorithm.round(state, engine, derive(seed, "round", state.round))
-        if checkpoint is not None:
-            save_state(checkpoint, state)
+        # Told first: a kill in between repeats the round and tells it again, and no round is left untold.
         for observe in observers:
             observe(report)
+        if checkpoint is not None:
+            save_state(checkpoint, state)
     return state

@@ -107,11 +107,12 @@ def norm_C(tree: Mapping[str, Tensor]) -> Tensor:
     """Euclidean norm of each client's whole tree, shape ``(C,)``; leaves are ``(C, ...)``.
 
     Client by client: torch splits a reduction by the whole tensor's shape, so summing along a
-    stacked tensor would give a client other bits in other company.
+    stacked tensor would give a client other bits in other company. By name: a tree read back from
+    bytes has its names in another order.
     """
     clients = next(iter(tree.values())).shape[0]
     return torch.stack(
-        [sum((x[c].square().sum() for x in tree.values()), torch.zeros(())) for c in range(clients)]
+        [sum((tree[name][c].square().sum() for name in sorted(tree)), torch.zeros(())) for c in range(clients)]
     ).sqrt()
 
 

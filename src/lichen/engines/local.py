@@ -22,12 +22,20 @@ class LocalEngine:
         store: The clients' private state.
         base: Digest of the frozen base model.
         block_size: Clients side by side.
+        device: Where they are trained.
     """
 
     def __init__(
-        self, stations: Mapping[str, Station], store: ClientStore, *, base: str = "", block_size: int = 8
+        self,
+        stations: Mapping[str, Station],
+        store: ClientStore,
+        *,
+        base: str = "",
+        block_size: int = 8,
+        device: str = "cpu",
     ) -> None:
-        self.stations, self.store, self.base, self.block_size = stations, store, base, block_size
+        self.stations, self.store, self.base = stations, store, base
+        self.block_size, self.device = block_size, device
         self.bytes_up = 0
         self.bytes_down = 0
 
@@ -36,7 +44,9 @@ class LocalEngine:
         if not job.clients:
             return
         self.bytes_down += size(job) * len(job.clients)
-        for message in serve(job, self.stations, self.store, base=self.base, block_size=self.block_size):
+        for message in serve(
+            job, self.stations, self.store, base=self.base, block_size=self.block_size, device=self.device
+        ):
             clients = message.client_C.shape[0]
             if message.texts:
                 self.bytes_up += sum(size(take(message, c)) for c in range(clients))

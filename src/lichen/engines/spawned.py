@@ -73,12 +73,18 @@ def _read(stream: BinaryIO, count: int) -> bytes:
 
 
 def serve_frames(
-    source: BinaryIO, sink: BinaryIO, stations: Mapping[str, Station], store: ClientStore, *, base: str = ""
+    source: BinaryIO,
+    sink: BinaryIO,
+    stations: Mapping[str, Station],
+    store: ClientStore,
+    *,
+    base: str = "",
+    device: str = "cpu",
 ) -> None:
     """A node's life: do every job that comes, until the stream ends. A job it cannot do does not end it."""
     while (frame := read_frame(source)) is not None:
         try:
-            for message in serve(unpack_job(frame[1]), stations, store, base=base, block_size=1):
+            for message in serve(unpack_job(frame[1]), stations, store, base=base, block_size=1, device=device):
                 write_frame(sink, b"M", pack_message(message))
             write_frame(sink, b".")
         except LichenError as error:

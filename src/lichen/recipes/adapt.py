@@ -45,7 +45,7 @@ from lichen.recipes.bench import (
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.schema import Recipe
 
-__all__ = ["Column", "Watch", "adapt"]
+__all__ = ["Column", "Watch", "adapt", "local_engine"]
 
 Watch = Callable[[Event], None]
 
@@ -68,6 +68,14 @@ class Column:
     lr: float | None = None
     shared: Tree | None = None
     best_round: int = -1
+
+
+def local_engine(bench: Bench, store: ClientStore) -> LocalEngine:
+    """This process, with everything a node of the recipe can be asked."""
+    recipe = bench.recipe
+    return LocalEngine(
+        stations(bench), store, base=bench.model.base, block_size=recipe.engine.block, device=recipe.model.device
+    )
 
 
 def choose(recipe: Recipe, rounds: int, go: Callable[[float, int], float]) -> float:
@@ -123,12 +131,7 @@ def adapt(
 ) -> dict[str, Column]:
     """Run the federated column, called ``name``, and those it is compared with."""
     recipe, everyone = bench.recipe, tuple(range(len(bench.train)))
-    local = LocalEngine(
-        stations(bench),
-        ClientStore(folder.path / "state" / "none"),
-        base=bench.model.base,
-        block_size=recipe.engine.block,
-    )
+    local = local_engine(bench, ClientStore(folder.path / "state" / "none"))
 
     def test(name: str, shared: Tree) -> Column:
         job = Job(work="test", shared=shared, version=0, clients=everyone, seed=0, base=bench.model.base)
@@ -174,7 +177,7 @@ def _federated(bench: Bench, folder: RunFolder, watch: Watch, test: Callable[[st
 def _engine(bench: Bench, folder: RunFolder, store: ClientStore, stack: ExitStack) -> Engine:
     recipe = bench.recipe
     if recipe.engine.name == "local":
-        return LocalEngine(stations(bench), store, base=bench.model.base, block_size=recipe.engine.block)
+        return local_engine(bench, store)
     command = [sys.executable, "-m", "lichen", "node", "--recipe", str(folder.path / "recipe.yaml")]
     return stack.enter_context(SpawnedEngine([*command, "--state", str(store.folder)], nodes=recipe.engine.nodes))
 
@@ -216,7 +219,7 @@ def _private(
 
     def go(lr: float, until: int) -> float:
         store = ClientStore(folder.clients(name, grid_name(lr)))
-        engines[lr] = LocalEngine(stations(bench), store, base=bench.model.base, block_size=recipe.engine.block)
+        engines[lr] = local_engine(bench, store)
         algorithm = Alone(
             clients=len(clients),
             rounds=until,

@@ -21,13 +21,16 @@ from lichen.engines.spawned import serve_frames
 from lichen.present.charts import clients_png, curves_png
 from lichen.present.summary import check_summary, share_gaining, worst_decile
 from lichen.present.trace import Event, Trace, read_trace
-from lichen.recipes import tasks
 from lichen.recipes.adapt import Column
 from lichen.recipes.bench import grid_name, metric_name, stations
+from lichen.recipes.done import Done
 from lichen.recipes.folder import RunFolder, peak_memory_bytes
+from lichen.recipes.oneshot import run_oneshot
 from lichen.recipes.open import open_recipe
 from lichen.recipes.read import new_folder, read_recipe, recipe_sha256, write_recipe
 from lichen.recipes.schema import Recipe
+from lichen.recipes.tasks import run_adapt
+from lichen.recipes.teach import run_teach
 from lichen.recipes.use import Talker, export, talk
 
 __all__ = ["Result", "Talker", "export", "node", "run", "talk"]
@@ -85,7 +88,7 @@ def run(
         for observe in observers:
             observe(event)
 
-    task = {"oneshot": tasks.run_oneshot, "teach": tasks.run_teach}.get(recipe.task, tasks.run_adapt)
+    task = {"oneshot": run_oneshot, "teach": run_teach}.get(recipe.task, run_adapt)
     done = task(recipe, folder, watch, say)
     summary = _summary(recipe, folder, done)
     folder.write_json("summary.json", summary)
@@ -102,7 +105,7 @@ def _score(column: Column | None, higher: bool) -> dict[str, float] | None:
     return {"mean": sum(values) / len(values), "worst_decile": worst_decile(values, higher)}
 
 
-def _clients(done: tasks.Done) -> list[dict[str, Any]]:
+def _clients(done: Done) -> list[dict[str, Any]]:
     names = ("base", "alone", "federated", "pooled")
     return [
         {"name": name, **{c: float(done.columns[c].value_N[i]) if c in done.columns else None for c in names}}
@@ -110,7 +113,7 @@ def _clients(done: tasks.Done) -> list[dict[str, Any]]:
     ]
 
 
-def _summary(recipe: Recipe, folder: RunFolder, done: tasks.Done) -> dict[str, Any]:
+def _summary(recipe: Recipe, folder: RunFolder, done: Done) -> dict[str, Any]:
     higher = metric_name(recipe) != "perplexity"
     fixed = ("base", "alone", "federated", "pooled")
     gaining = None
@@ -155,4 +158,11 @@ def node(recipe: Path, state: Path) -> None:
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever prints must not reach the wire
     opened = open_recipe(read_recipe(recipe))
-    serve_frames(source, sink, stations(opened.bench), ClientStore(state), base=opened.bench.model.base)
+    serve_frames(
+        source,
+        sink,
+        stations(opened.bench),
+        ClientStore(state),
+        base=opened.bench.model.base,
+        device=opened.bench.recipe.model.device,
+    )

@@ -19,18 +19,22 @@ from lichen.clients.statistics import Statistics
 from lichen.core.contracts import Engine, Report, Station
 from lichen.core.message import Job
 from lichen.core.seeds import numpy_generator
-from lichen.core.store import ClientStore
+from lichen.core.store import ClientStore, save_tree
 from lichen.core.tree import Tree
 from lichen.data.shards import ArrayShard, EvalSource
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event
 from lichen.recipes.adapt import Column
 from lichen.recipes.bench import values_N
+from lichen.recipes.done import Done, classified, majority
+from lichen.recipes.featured import encoder_of, featured
 from lichen.recipes.folder import RunFolder
+from lichen.recipes.open import fetch_named
+from lichen.recipes.prepare import classes_of, gather, owners_of
 from lichen.recipes.schema import Recipe
 from lichen.server.ridge import Ridge
 
-__all__ = ["OneShot", "confusion", "oneshot", "predict", "solve"]
+__all__ = ["OneShot", "confusion", "oneshot", "predict", "run_oneshot", "solve"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,3 +143,41 @@ def oneshot(
 
 def _difference(a: Tree, b: Tree) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in b)
+
+
+def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None], say: Callable[[str], None]) -> Done:
+    """Task ``oneshot``."""
+    fetch_named(recipe, say)
+    records = gather(recipe)
+    classes = classes_of(recipe, records)
+    owners = owners_of(recipe, records)
+    features, tokenizer = encoder_of(recipe, str(recipe.model.name))
+    make = featured(recipe, features, tokenizer, classes)
+    say(f"features of {sum(len(o.train) + len(o.test) for o in owners):,} rows of {len(owners)} clients")
+
+    def kept(part: str) -> list[ArrayShard]:
+        out = []
+        for i, shard in enumerate(range(len(owners))):
+
+            def fresh(i: int = i) -> Tree:
+                made = make(getattr(owners[i], part))
+                return {"x": torch.from_numpy(made.x), "labels": torch.from_numpy(made.labels)}
+
+            tree = folder.tree(f"features/{part}-{shard}", fresh)
+            out.append(ArrayShard(x=tree["x"].numpy(), labels=tree["labels"].numpy()))
+        return out
+
+    train, test = kept("train"), kept("test")
+    done = oneshot(recipe, train, test, len(classes), folder, watch, say)
+    columns = {**done.columns, "majority": majority(recipe, train, test, len(classes))}
+    save_tree(folder.path / "model" / "head.safetensors", done.head)
+    save_tree(folder.path / "state" / "final.safetensors", done.head)
+    about = {"encoder": recipe.model.name, "pooling": "mean", "normalize": True, "classes": list(classes)}
+    folder.write_json("model/config.json", about)
+    extra: dict[str, float | str | None] = {
+        "partitions": float(done.partitions),
+        "partitions.identical": float(done.identical),
+        "partitions.largest_difference": done.largest_difference,
+        **classified(columns),
+    }
+    return Done(columns=columns, clients=tuple(o.name for o in owners), extra=extra)

@@ -143,8 +143,9 @@ def _parted(recipe: Recipe, name: str, rows: Sequence[Record], test: float) -> O
         if share > 0 and not part:
             if data.unsplit == "drop":
                 return None
+            purpose = "to train on" if part is train else f"for {key}"
             raise LichenError(
-                f"client {name!r} has {len(mine)} rows, and none is left {'to train on' if key == 'min_rows' else f'for {key}'}",
+                f"client {name!r} has {len(mine)} rows, and none is left {purpose}",
                 where=f"data.{key}",
                 fix=f"raise data.{key}, or set data.unsplit: drop so that such clients stay out",
             )

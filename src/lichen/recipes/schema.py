@@ -222,6 +222,11 @@ class Recipe(_Section):
             raise ValueError(
                 "compare.metric: does not fit the task; use perplexity for chat, else macro_f1 or accuracy"
             )
+        server = self.federation.server
+        if self.federation.aggregate == "fedex" and (server.name, server.lr, server.momentum) != ("sgd", 1.0, 0.0):
+            raise ValueError(
+                "federation.server: fedex is exact for plain averaging only; use sgd with lr 1 and no momentum"
+            )
         if student is not None and self.federation.aggregate != "mean":
             raise ValueError("federation.aggregate: a student has no LoRA factors; use mean")
         if self.federation.per_round is None and self.federation.sampling != "uniform":

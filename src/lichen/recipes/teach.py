@@ -15,22 +15,28 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from lichen.clients.answer import AnswerWork, NoBatches, Teacher
+from lichen.clients.answer import AnswerWork, LocalTeacher, NoBatches, Teacher
 from lichen.core.contracts import Station
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
-from lichen.core.seeds import numpy_generator
-from lichen.core.store import ClientStore
+from lichen.core.seeds import derive, numpy_generator
+from lichen.core.store import ClientStore, save_tree
 from lichen.core.tree import Tree
+from lichen.data.partition import by_client
 from lichen.data.records import Record
-from lichen.data.shards import TextShard
+from lichen.data.shards import ArrayShard, Shard, TextShard
+from lichen.data.text import pad_id
 from lichen.engines.local import LocalEngine
 from lichen.recipes.adapt import Column, Watch, adapt
 from lichen.recipes.bench import Bench, values_N
+from lichen.recipes.done import Done, classified, majority
+from lichen.recipes.featured import encoder_of, featured
 from lichen.recipes.folder import RunFolder
+from lichen.recipes.open import fetch_named, make_student, shards_of
+from lichen.recipes.prepare import classes_of, draw_owners, encode, gather
 from lichen.recipes.schema import Recipe
 
-__all__ = ["Lesson", "ask", "part_public", "teach", "vocabulary"]
+__all__ = ["Lesson", "ask", "part_public", "run_teach", "teach", "vocabulary"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,3 +150,124 @@ def teach(
 
 def _as_tree(answers: Tree, up: int, down: int) -> Tree:
     return {**answers, "bytes_up": torch.tensor(up), "bytes_down": torch.tensor(down)}
+
+
+def run_teach(recipe: Recipe, folder: RunFolder, watch: Watch, say: Callable[[str], None]) -> Done:
+    """Task ``teach``."""
+    assert recipe.teacher is not None
+    plan = recipe.teacher
+    fetch_named(recipe, say)
+    records = gather(recipe)
+    classes = classes_of(recipe, records)
+    rows = {name: [records[i] for i in index] for name, index in by_client(records).items()}
+    labelled, unlabelled, private = part_public(recipe, rows)
+    owners = tuple(
+        replace(
+            o, train=_few(o.train, plan.few, recipe.seed, o.name), valid=_few(o.valid, plan.few, recipe.seed, o.name)
+        )
+        for o in draw_owners(recipe, private)
+    )
+    say(f"{len(owners)} clients with {plan.few} labels each; {len(unlabelled):,} public texts")
+    features, tokenizer = encoder_of(recipe, plan.name)
+    make = encode(recipe, tokenizer, classes)
+    public = make([replace(r, label=None) for r in unlabelled])
+    assert isinstance(public, TextShard)
+    keep = sorted({int(t) for t in (pad_id(tokenizer), tokenizer.unk_token_id) if t is not None})
+    words = vocabulary([public], size=4096, keep=keep)
+    unknown = words[int(tokenizer.unk_token_id if tokenizer.unk_token_id is not None else keep[0])]
+
+    def short(part: str) -> tuple[Shard, ...]:
+        return tuple(renumber(s, words, unknown) for s in shards_of(owners, part, make) if isinstance(s, TextShard))
+
+    train = short("train")
+    model = make_student(recipe, train[0], len(classes), vocabulary=len(words))
+    bench = Bench(
+        recipe=recipe,
+        model=model,
+        start=model.init(derive(recipe.seed, "init")),
+        train=train,
+        valid=short("valid"),
+        test=short("test"),
+        pad=words[pad_id(tokenizer)],
+    )
+    featurise = featured(recipe, features, tokenizer, classes)
+    teacher = _lazy_teacher(recipe, featurise, labelled, classes, say)
+    texts = [r.text for r in unlabelled]
+
+    def judged() -> torch.Tensor:
+        index = {c: i for i, c in enumerate(classes)}
+        out = torch.zeros(len(owners), len(classes), len(classes), dtype=torch.float64)
+        for i, owner in enumerate(owners):
+            for record, answer in zip(owner.test, teacher().answer([r.text for r in owner.test]), strict=True):
+                out[i, index[str(record.label)], index[answer.label]] += 1
+        return out
+
+    lesson = teach(
+        bench,
+        renumber(public, words, unknown),
+        lambda: ask(teacher(), texts, classes, plan.top_k, folder),
+        judged,
+        folder,
+        watch,
+        say,
+    )
+    # Every client is sent the public texts once; their answers ride along in every job.
+    text_bytes = sum(len(t.encode()) for t in texts) * len(owners)
+    columns = {**lesson.columns, "majority": majority(recipe, bench.train, bench.test, len(classes))}
+    best = columns["federated"].shared or {}
+    tree = {name: x for name, x in best.items() if not name.startswith("answers.")}
+    save_tree(folder.path / "state" / "final.safetensors", tree)
+    save_tree(folder.path / "model" / "model.safetensors", tree)
+    assert recipe.model.student is not None
+    about = {"classes": list(classes), "student": recipe.model.student.model_dump(), "tokenizer": plan.name}
+    folder.write_json("model/config.json", {**about, "vocabulary": list(words)})
+    extra: dict[str, float | str | None] = {
+        "answers": float(len(texts)),
+        "answers.bytes_to_teacher": float(lesson.bytes_down),
+        "answers.bytes_from_teacher": float(lesson.bytes_up),
+        "public_texts.bytes": float(text_bytes),
+        **classified(columns),
+    }
+    return Done(
+        columns=columns,
+        clients=tuple(o.name for o in owners),
+        extra=extra,
+        bytes_up=lesson.bytes_up,
+        bytes_down=lesson.bytes_down + text_bytes,
+    )
+
+
+def _few(rows: Sequence[Record], few: int, seed: int, name: str) -> tuple[Record, ...]:
+    order = np.random.default_rng(derive(seed, "few", name)).permutation(len(rows))
+    return tuple(rows[i] for i in sorted(order[:few]))
+
+
+def _lazy_teacher(
+    recipe: Recipe,
+    featurise: Callable[[Sequence[Record]], ArrayShard],
+    labelled: Sequence[Record],
+    classes: Sequence[str],
+    say: Callable[[str], None],
+) -> Callable[[], LocalTeacher]:
+    """A teacher made when first asked: a logistic head on frozen features of the public labelled rows."""
+    made: list[LocalTeacher] = []
+
+    def get() -> LocalTeacher:
+        if not made:
+            from sklearn.linear_model import LogisticRegression
+
+            say(f"training the teacher's head on {len(labelled):,} public rows")
+            known = featurise(labelled)
+            head = LogisticRegression(max_iter=2000, C=10.0, class_weight="balanced").fit(known.x, known.labels)
+
+            def classify(texts: Sequence[str]) -> torch.Tensor:
+                x = featurise([Record(client="", text=text) for text in texts]).x
+                logits = torch.full((len(texts), len(classes)), -torch.inf, dtype=torch.float64)
+                logits[:, torch.from_numpy(head.classes_)] = torch.from_numpy(head.decision_function(x))
+                return logits
+
+            assert recipe.teacher is not None
+            made.append(LocalTeacher(classify, classes=classes, top_k=recipe.teacher.top_k))
+        return made[0]
+
+    return get

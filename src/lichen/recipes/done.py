@@ -1,0 +1,53 @@
+"""What every task hands over at its end, and the numbers that classifying tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from lichen.clients.metrics import accuracy, macro_f1
+from lichen.data.shards import Shard
+from lichen.recipes.adapt import Column
+from lichen.recipes.bench import values_N
+from lichen.recipes.schema import Recipe
+
+__all__ = ["Done", "classified", "majority"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A finished task: its columns, its clients' names, and what else there is to tell."""
+
+    columns: dict[str, Column]
+    clients: tuple[str, ...]
+    extra: dict[str, float | str | None] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+def _labels(shard: Shard) -> np.ndarray:
+    assert isinstance(shard.labels, np.ndarray)
+    return shard.labels
+
+
+def majority(recipe: Recipe, train: Sequence[Shard], test: Sequence[Shard], classes: int) -> Column:
+    """Always the class that is most frequent over all clients."""
+    counts = np.bincount(np.concatenate([_labels(s) for s in train]), minlength=classes)
+    confusion = torch.zeros(len(test), classes, classes, dtype=torch.float64)
+    for i, shard in enumerate(test):
+        confusion[i, :, int(counts.argmax())] = torch.from_numpy(np.bincount(_labels(shard), minlength=classes))
+    metrics = {"confusion": confusion}
+    return Column(value_N=values_N(recipe, metrics), metrics=metrics)
+
+
+def classified(columns: Mapping[str, Column]) -> dict[str, float | str | None]:
+    """Accuracy and macro F1 over everybody's test rows together, for every column."""
+    out: dict[str, float | str | None] = {}
+    for name, column in columns.items():
+        together = column.metrics["confusion"].sum(0)
+        out[f"{name}.accuracy"] = float(accuracy(together))
+        out[f"{name}.macro_f1"] = float(macro_f1(together))
+    return out
