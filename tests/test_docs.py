@@ -24,10 +24,11 @@ def words(document: Path) -> str:
     return document.read_text(encoding="utf-8")
 
 
-def code(document: Path) -> str:
-    """What stands in code: fenced blocks and the words between backticks."""
+def code(document: Path, *, without: tuple[str, ...] = ()) -> str:
+    """What stands in code: fenced blocks, save those in some languages, and the words between backticks."""
     text = words(document)
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.S | re.M)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M)
+    blocks = [block for language, block in fenced if language not in without]
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
     return "\n".join([*blocks, *spans])
 
@@ -113,7 +114,7 @@ def test_dotted_keys_exist(document: Path) -> None:
     }
     named = {
         key
-        for key in re.findall(r"(?<![\w./])([a-z_]+(?:\.[a-z_]+)+)", code(document))
+        for key in re.findall(r"(?<![\w./])([a-z_]+(?:\.[a-z_]+)+)", code(document, without=("python", "text")))
         if key.split(".")[0] in Recipe.model_fields and not key.endswith((".yaml", ".py"))
     }
     assert named <= known

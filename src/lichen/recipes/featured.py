@@ -13,6 +13,7 @@ from lichen.data.records import Record
 from lichen.data.shards import ArrayShard
 from lichen.data.text import encode_classify
 from lichen.models.features import EncoderFeatures
+from lichen.models.load import load_encoder
 from lichen.recipes.schema import Recipe
 
 __all__ = ["encoder_of", "featured"]
