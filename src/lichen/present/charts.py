@@ -195,7 +195,7 @@ def clients_png(folder: Path, clients: Sequence[Mapping[str, Any]], metric: str,
     axes.scatter(alone, rows, s=dot, color=_COLUMN_COLOURS["alone"], label="alone", zorder=3)
     axes.scatter(federated, rows, s=dot, color=_COLUMN_COLOURS["federated"], label="federated", zorder=4)
     if named:
-        axes.set_yticks(rows, [_plain(_run_name(folder)) for _, name, _ in pairs])
+        axes.set_yticks(rows, [_plain(name if len(name) <= 20 else f"{name[:18]}…") for _, name, _ in pairs])
     else:
         axes.set_yticks([])
         axes.set_ylabel(f"{len(pairs)} clients, sorted by gain", color=_GREY)
