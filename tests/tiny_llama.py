@@ -76,7 +76,7 @@ def save_rows(file: Path, shape: Literal["pair", "messages", "label"], *, client
     return file
 
 
-def recipe(model: Path, data: Path, shape: Literal["pair", "messages", "label"], **more: Any) -> dict[str, Any]:
+def recipe(model: Path, data: Path, shape: Literal["pair", "messages", "label"], /, **more: Any) -> dict[str, Any]:
     """A few rounds on them; ``more`` are whole sections, laid over these key by key."""
     columns = {
         "pair": {"client": "who", "prompt": "ask", "completion": "reply"},

@@ -34,7 +34,13 @@ def bench(clients: int = 5) -> Bench:
     model = ImageMLP(6, hidden=(8,), classes=3)
     parts = [tuple(shard(n + c) for c in range(clients)) for n in (9, 4, 4)]
     return Bench(
-        recipe=read_recipe(RECIPE), model=model, start=model.init(0), train=parts[0], valid=parts[1], test=parts[2], pad=0
+        recipe=read_recipe(RECIPE),
+        model=model,
+        start=model.init(0),
+        train=parts[0],
+        valid=parts[1],
+        test=parts[2],
+        pad=0,
     )
 
 

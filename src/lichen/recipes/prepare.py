@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -29,19 +30,28 @@ class Owner:
 
 
 def gather(recipe: Recipe) -> list[Record]:
-    """The records of the recipe's data, as they lie there."""
-    return load_records(recipe.data.name, columns={str(role): name for role, name in recipe.data.columns.items()})
+    """The records of the recipe's data, as they lie there; a folder's files are its clients."""
+    columns = {str(role): name for role, name in recipe.data.columns.items()}
+    single = Path(recipe.data.name).expanduser().is_file()
+    return load_records(recipe.data.name, columns=columns, path_client="none" if single else "file")
 
 
 def classes_of(recipe: Recipe, records: Sequence[Record]) -> tuple[str, ...]:
     """The labels, sorted; none for a language model.
 
     Raises:
-        LichenError: where there are not at least two.
+        LichenError: where there are not at least two, or rows have none.
     """
     if recipe.task == "chat":
         return ()
     classes = label_set(records)
+    unlabelled = sum(record.label is None for record in records)
+    if classes and unlabelled:
+        raise LichenError(
+            f"{unlabelled} of {len(records)} rows have no label",
+            where="data.columns.label",
+            fix="label them, or leave them out of the file",
+        )
     if len(classes) < 2:
         raise LichenError(
             f"the label column holds {len(classes)} class",

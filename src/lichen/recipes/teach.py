@@ -263,7 +263,7 @@ def _lazy_teacher(
             def classify(texts: Sequence[str]) -> torch.Tensor:
                 x = featurise([Record(client="", text=text) for text in texts]).x
                 logits = torch.full((len(texts), len(classes)), -torch.inf, dtype=torch.float64)
-                logits[:, torch.from_numpy(head.classes_)] = torch.from_numpy(head.decision_function(x))
+                logits[:, torch.from_numpy(head.classes_)] = torch.from_numpy(head.decision_function(x)).double()
                 return logits
 
             assert recipe.teacher is not None

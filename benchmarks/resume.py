@@ -1,0 +1,156 @@
+"""Does a run that is killed and resumed end in the bytes of one that was left alone?
+
+A recipe is run once without interruption. Then, again and again, it is started in a process of its
+own, killed (SIGKILL) at a random moment drawn from a seed, resumed with ``lichen run --resume``, and
+compared: the adapter or model, every checkpoint, every client's private state, every score, and the
+trace and the summary except for the seconds and the memory in them.
+
+Run it: ``python benchmarks/resume.py digits --kills 10``, with ``-s key=value`` for the recipe's keys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lichen.core.seeds import numpy_generator
+
+MEASURED = ("seconds", "peak_memory_bytes")
+"""Keys of trace and summary that differ from run to run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kill:
+    """One killed and resumed run.
+
+    Attributes:
+        after: Seconds from the run's first file, or first round, to the kill.
+        hit: Whether the run was still going.
+        rounds: Rounds in the trace at the kill.
+        differing: Files whose bytes differ from the uninterrupted run's, or that only one of them has.
+    """
+
+    after: float
+    hit: bool
+    rounds: int
+    differing: tuple[str, ...]
+
+
+def result_bytes(folder: Path) -> dict[str, bytes]:
+    """What a run must repeat, by file."""
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        name = str(file.relative_to(folder))
+        if (name.endswith(".safetensors") or name.startswith(("adapter/", "model/"))) and file.is_file():
+            found[name] = file.read_bytes()
+    lines = (folder / "trace.jsonl").read_text().splitlines()
+    summary = json.loads((folder / "summary.json").read_text())
+    found["trace.jsonl"] = json.dumps([_lasting(json.loads(line)) for line in lines]).encode()
+    found["summary.json"] = json.dumps(_lasting(summary), sort_keys=True).encode()
+    return found
+
+
+def _lasting(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in MEASURED}
+
+
+def _start(words: Sequence[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "lichen", "run", *words, "--quiet"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def _finish(process: subprocess.Popen[bytes]) -> None:
+    _, said = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"a run ended with {process.returncode}: {said.decode(errors='replace')}")
+
+
+def _begun(process: subprocess.Popen[bytes], file: Path) -> float:
+    """Wait for a file of the run; the time it appeared."""
+    while not file.exists():
+        if process.poll() is not None:
+            _finish(process)
+            break
+        time.sleep(0.01)
+    return time.monotonic()
+
+
+def uninterrupted(recipe: str, folder: Path, *, settings: Sequence[str] = ()) -> tuple[dict[str, bytes], float]:
+    """``(result, seconds)`` of a run that nobody disturbs, from its first file to its end."""
+    process = _start([recipe, "--out", str(folder), *_flags(settings)])
+    begun = _begun(process, folder / "recipe.yaml")
+    _finish(process)
+    return result_bytes(folder), time.monotonic() - begun
+
+
+def _flags(settings: Sequence[str]) -> list[str]:
+    return [word for setting in settings for word in ("-s", setting)]
+
+
+def by_command(folder: Path) -> None:
+    """Go on with a run in a process of its own."""
+    _finish(_start(["--resume", str(folder)]))
+
+
+def kill_and_resume(
+    recipe: str,
+    folder: Path,
+    wanted: dict[str, bytes],
+    *,
+    after: float,
+    settings: Sequence[str] = (),
+    since: str = "recipe.yaml",
+    go_on: Callable[[Path], object] = by_command,
+) -> Kill:
+    """Run, kill ``after`` seconds from when the file ``since`` appears, resume, compare with ``wanted``."""
+    process = _start([recipe, "--out", str(folder), *_flags(settings)])
+    time.sleep(max(0.0, _begun(process, folder / since) + after - time.monotonic()))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    trace = folder / "trace.jsonl"
+    rounds = trace.read_bytes().count(b"\n") if trace.exists() else 0
+    go_on(folder)
+    got = result_bytes(folder)
+    differing = sorted(name for name in wanted.keys() | got.keys() if wanted.get(name) != got.get(name))
+    return Kill(after=after, hit=process.returncode == -signal.SIGKILL, rounds=rounds, differing=tuple(differing))
+
+
+def kills(recipe: str, folder: Path, *, count: int, seed: int, settings: Sequence[str] = ()) -> list[Kill]:
+    """One uninterrupted run and ``count`` killed ones, in subfolders of ``folder``."""
+    wanted, seconds = uninterrupted(recipe, folder / "whole", settings=settings)
+    moments = numpy_generator(seed, "kills").uniform(0, seconds, size=count)
+    return [
+        kill_and_resume(recipe, folder / f"killed-{i}", wanted, after=float(moment), settings=settings)
+        for i, moment in enumerate(moments)
+    ]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("recipe", help="a YAML file or a gallery name")
+    parser.add_argument("--kills", type=int, default=10, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="for the recipe")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="lichen-resume-") as folder:
+        done = kills(given.recipe, Path(folder), count=given.kills, seed=given.seed, settings=given.set)
+    print("| kill after (s) | still running | rounds on disk | bytes equal |")
+    print("|---:|---|---:|---|")
+    for kill in done:
+        equal = "yes" if not kill.differing else f"no: {', '.join(kill.differing[:3])}"
+        print(f"| {kill.after:.2f} | {'yes' if kill.hit else 'no'} | {kill.rounds} | {equal} |")
+    print(f"{sum(not kill.differing for kill in done)} of {len(done)} equal")
+
+
+if __name__ == "__main__":
+    main()

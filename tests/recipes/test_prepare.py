@@ -1,0 +1,192 @@
+"""From records to owners: every client has what it needs, or one error names the key that mends it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lichen.core.errors import LichenError
+from lichen.data.record import Record
+from lichen.recipes.open import open_recipe
+from lichen.recipes.prepare import Owner, classes_of, encode, gather, owners_of
+from lichen.recipes.read import read_recipe
+from lichen.recipes.schema import Recipe
+from tiny_llama import save_model
+
+
+def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def people(clients: int = 3, rows: int = 8, **fixed: Any) -> list[dict[str, Any]]:
+    return [
+        {"who": f"p{c}", "said": f"words {c} {r}", "mood": "ab"[r % 2], **fixed}
+        for c in range(clients)
+        for r in range(rows)
+    ]
+
+
+def recipe_of(file: Path, *, task: str = "classify", model: str = "tiny", **data: Any) -> Recipe:
+    plain: dict[str, Any] = {"columns": {"client": "who", "text": "said", "label": "mood"}, "valid": 0.2, "test": 0.2}
+    return read_recipe({"task": task, "model": {"name": model}, "data": {**plain, **data, "name": str(file)}})
+
+
+def prepared(recipe: Recipe) -> tuple[Owner, ...]:
+    records = gather(recipe)
+    classes = classes_of(recipe, records)
+    owners = owners_of(recipe, records)
+    assert recipe.task == "chat" or classes
+    return owners
+
+
+def refused(recipe: Recipe) -> LichenError:
+    with pytest.raises(LichenError) as told:
+        prepared(recipe)
+    assert told.value.fix
+    assert str(told.value).count("\n") == 1
+    return told.value
+
+
+@pytest.mark.parametrize("role", ["client", "text", "label"])
+def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path, role: str) -> None:
+    columns = {"client": "who", "text": "said", "label": "mood", role: "absent"}
+    error = refused(recipe_of(write(tmp_path, people()), columns=columns))
+    assert error.where == f"data.columns.{role}"
+    assert "no column 'absent'" in error.what
+    assert "who, said, mood" in error.fix
+
+
+def test_a_label_column_is_needed_to_classify(tmp_path: Path) -> None:
+    rows = [{"who": "p", "said": str(r)} for r in range(8)]
+    error = refused(recipe_of(write(tmp_path, rows), columns={"client": "who", "text": "said"}))
+    assert error.where == "data.columns.label"
+
+
+def test_rows_without_a_label_are_refused(tmp_path: Path) -> None:
+    rows = people()
+    rows[5]["mood"] = None
+    error = refused(recipe_of(write(tmp_path, rows)))
+    assert error.where == "data.columns.label"
+    assert "1 of 24 rows" in error.what
+
+
+def test_one_class_in_all_is_nothing_to_learn(tmp_path: Path) -> None:
+    error = refused(recipe_of(write(tmp_path, people(mood="a")), one_class="keep"))
+    assert error.where == "data.columns.label"
+    assert "1 class" in error.what
+
+
+def test_a_label_nobody_has_seen_is_refused(tmp_path: Path) -> None:
+    recipe = recipe_of(write(tmp_path, people()), model=str(save_model(tmp_path / "model")))
+    opened = open_recipe(recipe)
+    assert opened.classes == ("a", "b")
+    with pytest.raises(LichenError, match="unknown label 'c'") as told:
+        encode(recipe, opened.tokenizer, opened.classes)([Record(client="p", text="w1", label="c")])
+    assert told.value.where == "data.columns.label"
+
+
+def test_rows_of_one_file_need_a_client_column(tmp_path: Path) -> None:
+    rows = [{"said": f"words {r}", "mood": "ab"[r % 2]} for r in range(12)]
+    columns = {"text": "said", "label": "mood"}
+    error = refused(recipe_of(write(tmp_path, rows), columns=columns))
+    assert error.where == "data.columns.client"
+    drawn = recipe_of(write(tmp_path, rows), columns=columns, partition={"by": "iid", "clients": 2})
+    assert len(prepared(drawn)) == 2
+
+
+def test_a_folder_with_a_file_a_client_needs_none(tmp_path: Path) -> None:
+    for name in ("ann", "bob"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, people(1)).rename(tmp_path / f"{name}.jsonl")
+        (tmp_path / name).rmdir()
+    owners = prepared(recipe_of(tmp_path, columns={"text": "said", "label": "mood"}))
+    assert [o.name for o in owners] == ["ann", "bob"]
+
+
+@pytest.mark.parametrize("task", ["classify", "chat"])
+@pytest.mark.parametrize(("rows", "key"), [(1, "data.valid"), (2, "data.valid")])
+def test_a_client_too_small_to_split_is_named(tmp_path: Path, task: str, rows: int, key: str) -> None:
+    small = [{"who": "tiny", "said": f"mine {r}", "mood": "ab"[r % 2]} for r in range(rows)]
+    file = write(tmp_path, people() + small)
+    error = refused(recipe_of(file, task=task, one_class="keep"))
+    assert error.where == key
+    assert "client 'tiny' has" in error.what
+    for way in ({"min_rows": rows + 1}, {"unsplit": "drop"}):
+        assert [o.name for o in prepared(recipe_of(file, task=task, one_class="keep", **way))] == ["p0", "p1", "p2"]
+
+
+def test_no_client_with_enough_rows_is_refused(tmp_path: Path) -> None:
+    error = refused(recipe_of(write(tmp_path, people()), min_rows=9))
+    assert error.where == "data.min_rows"
+    assert "the largest has 8" in error.what
+
+
+def test_clients_of_one_class_are_refused_dropped_or_kept(tmp_path: Path) -> None:
+    file = write(tmp_path, people() + [{"who": "same", "said": f"mine {r}", "mood": "a"} for r in range(8)])
+    error = refused(recipe_of(file))
+    assert error.where == "data.one_class"
+    assert "client 'same'" in error.what
+    assert [o.name for o in prepared(recipe_of(file, one_class="drop"))] == ["p0", "p1", "p2"]
+    assert [o.name for o in prepared(recipe_of(file, one_class="keep"))] == ["p0", "p1", "p2", "same"]
+
+
+def test_a_classifier_without_a_token_to_pad_with_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path, people())
+    bare = save_model(tmp_path / "bare", without=("pad_token", "eos_token"))
+    with pytest.raises(LichenError, match="no pad token") as told:
+        open_recipe(recipe_of(file, model=str(bare)))
+    assert told.value.where == "model.name"
+    ends = save_model(tmp_path / "ends", without=("pad_token",))
+    opened = open_recipe(recipe_of(file, model=str(ends)))
+    assert opened.bench.pad == opened.tokenizer.eos_token_id  # the end token serves
+
+
+@pytest.mark.parametrize("by", ["dirichlet", "iid"])
+def test_drawn_clients_share_one_test_set_with_equally_many_of_each_class(by: str) -> None:
+    recipe = read_recipe("digits", [f"data.partition.by={by}", "data.partition.alpha=0.3", "data.partition.clients=8"])
+    records = gather(recipe)
+    owners = owners_of(recipe, records)
+    assert len(owners) == 8
+    assert all(o.test is owners[0].test for o in owners)
+    counts = Counter(str(r.label) for r in owners[0].test)
+    assert len(counts) == 10
+    assert len(set(counts.values())) == 1
+    tested = {r.features.tobytes() for r in owners[0].test if r.features is not None}
+    learned = [
+        r.features.tobytes() for o in owners for part in (o.train, o.valid) for r in part if r.features is not None
+    ]
+    assert not tested & set(learned)
+    assert len(learned) + len(owners[0].test) <= len(records)
+    sizes = np.array([[sum(str(r.label) == c for r in o.train) for c in sorted(counts)] for o in owners])
+    skew = (sizes.max(1) / sizes.sum(1)).mean()
+    assert skew > 0.25 if by == "dirichlet" else skew < 0.2
+
+
+def test_owners_follow_from_the_seed_alone(tmp_path: Path) -> None:
+    rows = people(6, 10)
+    plain = recipe_of(write(tmp_path, rows), max_clients=4, max_rows=8)
+    assert prepared(plain) == prepared(plain)
+    assert len(prepared(plain)) == 4
+    assert all(len(o.train) + len(o.valid) + len(o.test) == 8 for o in prepared(plain))
+    other = plain.model_copy(update={"seed": 1})
+    assert prepared(other) != prepared(plain)
+    # Another order of clients in the file changes nobody's rows.
+    mixed = write(tmp_path, [r for c in (3, 1, 5, 0, 2, 4) for r in rows if r["who"] == f"p{c}"])
+    assert prepared(recipe_of(mixed, max_clients=4, max_rows=8)) == prepared(plain)
+
+
+def test_nobody_is_tested_on_a_text_it_learned(tmp_path: Path) -> None:
+    rows = [*people(3, 8), {"who": "p0", "said": " Words  0 1", "mood": "a"}]
+    for owner in prepared(recipe_of(write(tmp_path, rows))):
+        learned = {" ".join(r.text.lower().split()) for r in owner.train}
+        assert owner.train
+        assert owner.valid
+        assert owner.test
+        assert not learned & {" ".join(r.text.lower().split()) for r in (*owner.valid, *owner.test)}

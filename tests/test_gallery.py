@@ -1,0 +1,34 @@
+"""The recipes that come with lichen: each says what it asks, and the one for learning answers it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import lichen
+from lichen.present.summary import check_summary, read_summary
+from lichen.present.trace import read_trace
+from lichen.recipes.read import gallery
+
+
+@pytest.mark.parametrize("name", sorted(gallery()))
+def test_every_recipe_has_a_question_and_a_task(name: str) -> None:
+    recipe = lichen.read_recipe(name)
+    assert recipe.name == name
+    assert recipe.question.rstrip().endswith("?")
+    assert recipe.task in ("chat", "classify", "oneshot", "teach")
+    assert gallery()[name].read_text().startswith("# ")  # a line for the reader
+
+
+def test_digits_together_beat_digits_alone(tmp_path: Path) -> None:
+    recipe = lichen.read_recipe("digits", ["federation.rounds=6", "optimizer.lr=[0.3]", "compare.columns=[alone]"])
+    result = lichen.run(recipe, out=tmp_path / "digits")
+    assert check_summary(result.summary) == read_summary(result.folder)
+    columns = result.summary["columns"]
+    assert columns["federated"]["mean"] > columns["alone"]["mean"] + 0.1
+    assert columns["federated"]["worst_decile"] > columns["alone"]["worst_decile"]
+    assert result.summary["share_gaining"] == 1.0
+    assert result.summary["clients"] == 10
+    assert [e.report.round for e in read_trace(result.folder) if e.column == "federated"] == list(range(1, 7))
+    assert {f.name for f in result.folder.iterdir()} >= {"summary.json", "curves.png", "clients.png", "model"}
