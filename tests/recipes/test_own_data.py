@@ -108,8 +108,8 @@ def test_a_run_starts_from_the_adapter_of_another(home: Path, tmp_path: Path) ->
     columns, before = second.summary["columns"], first.summary["columns"]["federated"]
     assert columns["base"] == before  # it stands where the first one ended
     assert columns["federated"]["mean"] < before["mean"]
+    again["model"]["adapter"] = {**adapter, "rank": 4}  # type: ignore[index]
     with pytest.raises(lichen.LichenError, match="lora_A"):
-        again["model"]["adapter"] = {**adapter, "rank": 4}  # type: ignore[index]
         run(home, tmp_path / "third", **again)
 
 

@@ -30,7 +30,10 @@ from lichen.recipes.bench import Bench
 from lichen.recipes.prepare import Owner, classes_of, encode, gather, owners_of
 from lichen.recipes.schema import Recipe
 
-__all__ = ["Opened", "lora_of", "make_student", "open_recipe", "shards_of"]
+STUDENT_TOKENIZER = "minilm-l6"
+"""A text student that is trained from scratch still needs somebody's tokens."""
+
+__all__ = ["STUDENT_TOKENIZER", "Opened", "lora_of", "make_student", "open_recipe", "shards_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +140,7 @@ def _model(recipe: Recipe, classes: Sequence[str], owners: Sequence[Owner]) -> t
     if section.name is None:
         if owners[0].train[0].features is not None:
             return None, None, None
-        _, tokenizer = load_encoder(resolve_model("minilm-l6"))  # a student needs somebody's tokens
+        _, tokenizer = load_encoder(resolve_model(STUDENT_TOKENIZER))
         return None, None, tokenizer
     source = resolve_model(section.name)
     if recipe.task == "chat":

@@ -21,7 +21,7 @@ from lichen.recipes.adapt import Column, Watch, adapt
 from lichen.recipes.bench import Bench, values_N
 from lichen.recipes.done import Done, classified, majority
 from lichen.recipes.folder import RunFolder
-from lichen.recipes.open import Opened, lora_of, open_recipe, shards_of
+from lichen.recipes.open import STUDENT_TOKENIZER, Opened, lora_of, open_recipe, shards_of
 from lichen.recipes.prepare import encode
 from lichen.recipes.schema import Recipe
 
@@ -113,4 +113,6 @@ def _save(opened: Opened, folder: RunFolder, best: Tree) -> None:
     student = recipe.model.student
     save_tree(folder.path / "model" / "model.safetensors", {**tree, **patch})
     about = {"classes": list(opened.classes), "student": student.model_dump() if student else None}
+    about["tokenizer"] = STUDENT_TOKENIZER if opened.tokenizer is not None and opened.foundation is None else None
+    about["vocabulary"] = None
     folder.write_json("model/config.json", about)

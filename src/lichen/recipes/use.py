@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from lichen.core import tree as trees
@@ -16,11 +18,13 @@ from lichen.core.store import load_tree
 from lichen.core.tree import Tree
 from lichen.data.catalog import resolve_model
 from lichen.data.record import Record
+from lichen.data.shards import TextShard
 from lichen.data.text import encode_classify
 from lichen.models.features import EncoderFeatures
 from lichen.models.load import load_causal, load_classifier, load_encoder
 from lichen.models.peft_format import merge
 from lichen.present.summary import read_summary
+from lichen.recipes.open import make_student
 from lichen.recipes.prepare import classes_of, gather
 from lichen.recipes.read import read_recipe
 from lichen.recipes.schema import Recipe
@@ -52,8 +56,8 @@ def _foundation(recipe: Recipe) -> tuple[Any, Any, tuple[str, ...]]:
     if recipe.model.name is None or recipe.task not in ("chat", "classify"):
         raise LichenError(
             f"a run of task {recipe.task} on {recipe.model.name or 'a student'} has no merged transformers model",
-            where="export",
-            fix="its tensors lie in model/ as safetensors",
+            where=recipe.name,
+            fix="its tensors lie in the run's model/ as safetensors",
         )
     source = resolve_model(recipe.model.name)
     if recipe.task == "chat":
@@ -110,6 +114,8 @@ def talk(folder: Path) -> Talker:
     recipe, tree = _finished(folder)
     if recipe.task == "oneshot":
         return _talk_oneshot(recipe, tree)
+    if recipe.model.student is not None:
+        return _talk_student(recipe, tree, folder)
     model, tokenizer, classes = _foundation(recipe)
     joined = _merged(recipe, model, tree)
     if recipe.task == "chat":
@@ -145,6 +151,38 @@ def _write(recipe: Recipe, model: Any, tokenizer: Any, text: str) -> str:
             **ids, max_new_tokens=48, do_sample=False, repetition_penalty=1.2, pad_token_id=tokenizer.pad_token_id
         )
     return str(tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+def _talk_student(recipe: Recipe, tree: Tree, folder: Path) -> Talker:
+    """A small text model beside nothing: what taught it is not part of the run.
+
+    Raises:
+        LichenError: if it reads pictures, which cannot be typed.
+    """
+    about = json.loads((folder / "model" / "config.json").read_text())
+    if about.get("tokenizer") is None:
+        raise LichenError("its model reads pictures, which cannot be typed", where=str(folder), fix="see its summary")
+    classes = tuple(about["classes"])
+    _, tokenizer = load_encoder(resolve_model(about["tokenizer"]))
+    words = {int(token): i for i, token in enumerate(about["vocabulary"] or range(len(tokenizer)))}
+    unknown = words[int(tokenizer.unk_token_id)]
+    student = make_student(
+        recipe, TextShard((), labels=np.zeros(0, dtype=np.int64), kind="classify"), len(classes), vocabulary=len(words)
+    )
+
+    def classify(text: str) -> tuple[str, str]:
+        record = Record(client="", text=text)
+        ((ids, _),) = encode_classify([record], tokenizer, max_length=recipe.data.max_length, classes=classes)
+        row = torch.tensor([[[words.get(int(t), unknown) for t in ids]]])
+        batch = {
+            "active_C": torch.ones(1, dtype=torch.bool),
+            "input_ids_CBT": row,
+            "attention_mask_CBT": torch.ones_like(row),
+        }
+        logits = student.logits(trees.broadcast(tree, 1), {}, batch)[0, 0]
+        return "(none: the student began from nothing)", _likeliest(logits.softmax(-1), classes)
+
+    return Talker(kind="classify", answer=classify)
 
 
 def _talk_oneshot(recipe: Recipe, head: Tree) -> Talker:
