@@ -253,9 +253,7 @@ def _show_result(summary: dict[str, Any], folder: Path, adapter: Path | None) ->
     lines += [(name, path) for name, path in learned if path.exists()]
     for name, path in lines:
         print(f"{name}: {path}")
-    if adapter is not None or (
-        (folder / "model" / "config.json").is_file() and summary["task"] in ("oneshot", "teach")
-    ):
+    if adapter is not None or summary["task"] in ("oneshot", "teach"):
         print(f"try it: lichen try {shlex.quote(str(folder))}")
 
 

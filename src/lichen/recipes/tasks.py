@@ -112,7 +112,11 @@ def _save(opened: Opened, folder: RunFolder, best: Tree) -> None:
                 raise  # only a patch of too high a rank may stay out of the adapter: `export --merge` takes it in
     student = recipe.model.student
     save_tree(folder.path / "model" / "model.safetensors", {**tree, **patch})
-    about = {"classes": list(opened.classes), "student": student.model_dump() if student else None}
-    about["tokenizer"] = STUDENT_TOKENIZER if opened.tokenizer is not None and opened.foundation is None else None
-    about["vocabulary"] = None
+    reads_text = opened.tokenizer is not None and opened.foundation is None
+    about = {
+        "classes": list(opened.classes),
+        "student": student.model_dump() if student else None,
+        "tokenizer": STUDENT_TOKENIZER if reads_text else None,
+        "vocabulary": None,
+    }
     folder.write_json("model/config.json", about)
