@@ -119,15 +119,21 @@ class _Node:
         try:
             for job in jobs:
                 write_frame(self.process.stdin, b"J", job)  # type: ignore[arg-type]
+                messages = 0
                 while True:
                     frame = read_frame(self.process.stdout)  # type: ignore[arg-type]
                     if frame is None:
                         raise BrokenPipeError
+                    if frame[0] == b"M":
+                        messages += 1
+                        answers.put(frame[1])
+                        continue
                     if frame[0] == b"E":
                         answers.put(LichenError(frame[1].decode(errors="replace"), where="node"))
-                    if frame[0] != b"M":
-                        break
-                    answers.put(frame[1])
+                    elif frame[0] != b"." or messages != 1:
+                        said = f"answered one job with {messages} messages and a frame {frame[0]!r}"
+                        answers.put(LichenError(said, where="node", fix="both ends must run the same version"))
+                    break
         except (OSError, LichenError):
             self.listener.join(timeout=1)
             said = "\n    ".join(self.tail) or "nothing"
@@ -179,18 +185,20 @@ class SpawnedEngine:
         ]
         for thread in threads:
             thread.start()
-        left = len(threads)
+        left, refused = len(threads), None
         while left:
             answer = answers.get()
             if answer is None:
                 left -= 1
             elif isinstance(answer, LichenError):
-                raise answer
+                refused = refused or answer  # the others finish first, so that no frame of theirs is left over
             else:
                 self.bytes_up += len(answer)
                 yield unpack_message(answer)
         for thread in threads:
             thread.join()
+        if refused is not None:
+            raise refused
 
     def close(self) -> None:
         """End the nodes."""

@@ -76,9 +76,9 @@ def run(
     path = Path(out) if out is not None else new_folder(recipe.name)
     if path.exists() and any(path.iterdir()) and not resume:
         raise LichenError("is not empty", where=str(path), fix=f"choose another folder, or: lichen run --resume {path}")
-    folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe))
-    if not (path / "recipe.yaml").exists():
+    if not (path / "recipe.yaml").exists():  # first of all files: with it, whatever is left can be resumed
         write_atomic(path / "recipe.yaml", write_recipe(recipe).encode())
+    folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe))
     trace = Trace(path)
     trace.resume(folder.finished())
 

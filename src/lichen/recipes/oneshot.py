@@ -151,7 +151,7 @@ def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None
     records = gather(recipe)
     classes = classes_of(recipe, records)
     owners = owners_of(recipe, records)
-    features, tokenizer = encoder_of(recipe, str(recipe.model.name))
+    features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
     make = featured(recipe, features, tokenizer, classes)
     say(f"features of {sum(len(o.train) + len(o.test) for o in owners):,} rows of {len(owners)} clients")
 

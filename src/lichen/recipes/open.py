@@ -161,4 +161,11 @@ def start_of(recipe: Recipe, model: CohortModel) -> Tree:
     fresh = model.init(derive(recipe.seed, "init"))
     if recipe.model.adapter.init_from is None:
         return fresh
-    return load_adapter(Path(recipe.model.adapter.init_from), like=fresh)[0]
+    loaded, config = load_adapter(Path(recipe.model.adapter.init_from), like=fresh)
+    if config.get("lora_alpha") != recipe.model.adapter.alpha:
+        raise LichenError(
+            f"the adapter in {recipe.model.adapter.init_from} was scaled with alpha {config.get('lora_alpha')}",
+            where="model.adapter.alpha",
+            fix=f"set it to {config.get('lora_alpha')}",
+        )
+    return loaded

@@ -168,7 +168,7 @@ def run_teach(recipe: Recipe, folder: RunFolder, watch: Watch, say: Callable[[st
         for o in draw_owners(recipe, private)
     )
     say(f"{len(owners)} clients with {plan.few} labels each; {len(unlabelled):,} public texts")
-    features, tokenizer = encoder_of(recipe, plan.name)
+    features, tokenizer = encoder_of(recipe, plan.name, exact=False)
     make = encode(recipe, tokenizer, classes)
     public = make([replace(r, label=None) for r in unlabelled])
     assert isinstance(public, TextShard)
