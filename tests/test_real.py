@@ -91,3 +91,6 @@ def test_a_teacher_reached_by_answers_alone(tmp_path):
     # 200 texts went to the teacher; three classes of one byte and three halves each came back.
     assert 200 * 9 < extra["answers.bytes_from_teacher"] < 200 * 9 + 2000
     assert extra["answers.bytes_to_teacher"] > 200 * 50
+    bare, mine = lichen.talk(result.folder).answer("This is the worst shirt I ever bought, it fell apart.")
+    assert bare.startswith("(none")
+    assert mine[0] in "12345"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import lichen
+from lichen.core.errors import LichenError
 from lichen.core.store import load_tree
 from lichen.present.summary import read_summary
 from tiny_llama import WORDS, recipe, save_model, save_rows
@@ -124,3 +125,22 @@ def test_talking_to_it_gives_the_bare_models_words_and_its_own(home: Path, tmp_p
     (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(lichen.LichenError):
         lichen.talk(tmp_path / "run")
+
+
+def test_a_run_refused_before_training_leaves_its_folder_free(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(LichenError, match=r"data\.min_rows"):
+        run(home, tmp_path / "run", data={"name": str(home / "pair.jsonl"), "min_rows": 10_000})
+    assert not (tmp_path / "run").exists()
+    run(home, tmp_path / "run", compare={"columns": []})
+    with pytest.raises(LichenError, match="is not empty"):
+        run(home, tmp_path / "run", compare={"columns": []})
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_an_adapter_of_another_scale_is_refused(home: Path, tmp_path: Path) -> None:
+    first = run(home, tmp_path / "first", compare={"columns": []})
+    config = json.loads((first.folder / "adapter" / "adapter_config.json").read_text())
+    spec = {"targets": config["target_modules"], "rank": config["r"], "alpha": 3 * config["lora_alpha"]}
+    model = {"name": str(home / "model"), "adapter": {**spec, "init_from": str(first.adapter)}}
+    with pytest.raises(LichenError, match=r"model\.adapter\.alpha"):
+        run(home, tmp_path / "second", model=model)

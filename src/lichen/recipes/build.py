@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,12 @@ def run(
             observe(event)
 
     task = {"oneshot": run_oneshot, "teach": run_teach}.get(recipe.task, run_adapt)
-    done = task(recipe, folder, watch, say)
+    try:
+        done = task(recipe, folder, watch, say)
+    except LichenError:
+        if not resume and not (path / "trace.jsonl").exists():
+            shutil.rmtree(path)  # nothing was trained: the mended recipe may go where this one failed
+        raise
     summary = _summary(recipe, folder, done)
     folder.write_json("summary.json", summary)
     metric, higher = summary["metric"], summary["higher_is_better"]
