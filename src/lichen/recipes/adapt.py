@@ -231,7 +231,7 @@ def _private(
         )
         checkpoint = folder.checkpoint(name, grid_name(lr))
         _go(bench, algorithm, engines[lr], until, checkpoint, _observer(watch, name, lr, rounds))
-        return mean_loss(scored(lr, until, "alone.chosen"))
+        return mean_loss(scored(lr, until, "alone.chosen")) if len(recipe.optimizer.lr) > 1 else 0.0
 
     lr = choose(recipe, rounds, go)
     tested = scored(lr, rounds, "alone.test")
