@@ -125,13 +125,20 @@ def kill_and_resume(
 
 
 def kills(recipe: str, folder: Path, *, count: int, seed: int, settings: Sequence[str] = ()) -> list[Kill]:
-    """One uninterrupted run and ``count`` killed ones, in subfolders of ``folder``."""
-    wanted, seconds = uninterrupted(recipe, folder / "whole", settings=settings)
-    moments = numpy_generator(seed, "kills").uniform(0, seconds, size=count)
-    return [
-        kill_and_resume(recipe, folder / f"killed-{i}", wanted, after=float(moment), settings=settings)
-        for i, moment in enumerate(moments)
-    ]
+    """One uninterrupted run, then killed ones until ``count`` of them were hit while they ran.
+
+    Moments are drawn up to the length of the run; one that comes too late (a machine's pace changes)
+    is kept in the list, and the next are drawn up to three quarters of it.
+    """
+    wanted, horizon = uninterrupted(recipe, folder / "whole", settings=settings)
+    generator, done = numpy_generator(seed, "kills"), []
+    while sum(kill.hit for kill in done) < count and len(done) < 4 * count:
+        after = float(generator.uniform(0, horizon))
+        home = folder / f"killed-{len(done)}"
+        done.append(kill_and_resume(recipe, home, wanted, after=after, settings=settings))
+        if not done[-1].hit:
+            horizon = 0.75 * after
+    return done
 
 
 def main() -> None:
@@ -149,7 +156,8 @@ def main() -> None:
     for kill in done:
         equal = "yes" if not kill.differing else f"no: {', '.join(kill.differing[:3])}"
         print(f"| {kill.after:.2f} | {'yes' if kill.hit else 'no'} | {kill.rounds} | {equal} |")
-    print(f"{sum(not kill.differing for kill in done)} of {len(done)} equal")
+    hit = [kill for kill in done if kill.hit]
+    print(f"{sum(not kill.differing for kill in hit)} of {len(hit)} killed and resumed runs equal")
 
 
 if __name__ == "__main__":
