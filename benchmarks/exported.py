@@ -1,7 +1,8 @@
 """How far an exported adapter in PEFT is from the run that made it: ``python benchmarks/exported.py RUN...``.
 
 The run's side is the cohort model itself (the client axis, the patch); the other side is
-``peft.PeftModel`` over a freshly loaded base. Prints the largest difference of any logit.
+``peft.PeftModel`` over a freshly loaded base, both in float32 whatever the run's precision was (adapters
+are float32 always). Prints the largest difference of any logit.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ def logits(opened: Opened, tree: Tree, inputs: dict[str, Tensor]) -> Tensor:
 
 def largest_difference(folder: Path) -> tuple[float, float]:
     """``(largest logit difference, largest logit)`` over a few texts."""
-    opened = open_recipe(read_recipe(folder / "recipe.yaml"))
+    recipe = read_recipe(folder / "recipe.yaml", ["model.dtype=float32"])
+    opened = open_recipe(recipe)
     tree, _ = load_tree(folder / "state" / "final.safetensors")
-    lone = open_recipe(read_recipe(folder / "recipe.yaml")).foundation
+    lone = open_recipe(recipe).foundation
     adapted = peft.PeftModel.from_pretrained(lone, folder / "adapter", autocast_adapter_dtype=False).eval()
     worst = size = 0.0
     with torch.no_grad():
