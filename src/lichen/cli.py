@@ -29,6 +29,7 @@ app = App(
     name="lichen",
     help="Federated learning and foundation models, each making the other better.",
     version=__version__,
+    help_format="plaintext",
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative=""),
 )
