@@ -38,7 +38,8 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done
     extra: dict[str, float | str | None] = {}
     if recipe.task == "chat":
         if "base" in columns:
-            columns["base"], extra["base.form"] = _best_form(opened, folder, columns["base"], say)
+            columns["base"], forms = _best_form(opened, folder, columns["base"], say)
+            extra |= forms
         if recipe.compare.forgotten:
             for name, shared in (("before", opened.bench.start), ("after", best)):
                 say(f"perplexity on {recipe.compare.forgotten} {name} the federation")
@@ -62,7 +63,9 @@ def _score_on(bench: Bench, shards: Sequence[Shard], shared: Tree, folder: RunFo
     return score(engine, Job(work="test", shared=shared, version=0, clients=everyone, seed=0, base=bench.model.base))[1]
 
 
-def _best_form(opened: Opened, folder: RunFolder, own: Column, say: Say) -> tuple[Column, str]:
+def _best_form(
+    opened: Opened, folder: RunFolder, own: Column, say: Say
+) -> tuple[Column, dict[str, float | str | None]]:
     """The bare model in the form that suits it best: no straw man."""
     recipe, bench = opened.bench.recipe, opened.bench
     found = {recipe.data.form: own}
@@ -73,7 +76,8 @@ def _best_form(opened: Opened, folder: RunFolder, own: Column, say: Say) -> tupl
             metrics = folder.tree(f"base.{form}", lambda shards=shards: _score_on(bench, shards, bench.start, folder))  # type: ignore[misc]
             found[form] = Column(value_N=values_N(recipe, metrics), metrics=metrics)
     best = min(found, key=lambda form: float(found[form].value_N.mean()))
-    return found[best], best
+    scores = {f"base.{form}": float(column.value_N.mean()) for form, column in found.items()}
+    return found[best], {"base.form": best, **scores}
 
 
 def _forgotten(opened: Opened, folder: RunFolder, name: str, shared: Tree) -> float:
