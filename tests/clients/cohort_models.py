@@ -26,6 +26,7 @@ class Softmax:
     name: str = "softmax"
     base: str = ""
     group: str = "softmax"
+    reference: bool = True
     dtype: torch.dtype = torch.float64
 
     def init(self, seed):
@@ -53,6 +54,7 @@ class LoraLinear:
     name: str = "lora"
     base: str = "lora-base"
     group: str = "lora"
+    reference: bool = True
 
     def init(self, seed):
         g = torch_generator(seed, "lora")
@@ -82,6 +84,7 @@ class Bigram:
     name: str = "bigram"
     base: str = ""
     group: str = "bigram"
+    reference: bool = True
     classes: None = None
 
     def init(self, seed):

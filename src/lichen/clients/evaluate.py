@@ -30,15 +30,16 @@ def measure(model: CohortModel, params_C: Tree, fixed: Tree, batch: Batch) -> Tr
 
     Rows with label -100 or index -1, and inactive clients, count for nothing.
     """
-    active_C = batch["active_C"]
+    device = next(iter(params_C.values())).device
+    active_C = batch["active_C"].to(device)
     with torch.no_grad():
         if model.classes is None:
             loss_C, count_C = model.loss(params_C, fixed, batch)
             sums = {"loss_sum": loss_C, "count": count_C}
         else:
-            labels_CB = batch["labels_CB"]
+            labels_CB = batch["labels_CB"].to(device)
             if "index_CB" in batch:
-                labels_CB = labels_CB.masked_fill(batch["index_CB"] < 0, -100)
+                labels_CB = labels_CB.masked_fill(batch["index_CB"].to(device) < 0, -100)
             logits_CBK = model.logits(params_C, fixed, batch)
             sums = _classify(logits_CBK, labels_CB, model.classes)
         return {name: torch.where(_along(active_C, x), x, torch.zeros_like(x)).double() for name, x in sums.items()}

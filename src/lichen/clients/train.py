@@ -162,7 +162,10 @@ class Train:
 
     def step(self, state: TrainState, batch: Batch) -> TrainState:
         """One optimizer step of every active client on the mean loss over its own labelled rows or tokens."""
-        active_C = batch["active_C"]
+        exact = self.model.reference
+        # Fast steps learn from a batch on the host who is active, without waiting for an accelerator.
+        device = next(iter(state.params_C.values())).device
+        active_C = batch["active_C"].to(device)
         leaves_C = {name: x.detach().requires_grad_() for name, x in state.params_C.items()}
         with torch.enable_grad():
             loss_C, count_C = self.model.loss({**leaves_C, **state.held_C}, state.fixed, batch)
@@ -173,7 +176,7 @@ class Train:
         with torch.no_grad():
             grads_C: Tree = dict(zip(leaves_C, grads, strict=True))
             if self.clip is not None:
-                grads_C = clip_C(grads_C, self.clip)
+                grads_C = clip_C(grads_C, self.clip, exact=exact)
             if self.prox:
                 drift_C = trees.sub(state.params_C, state.shared_C)
                 grads_C = trees.add(grads_C, trees.scale(drift_C, self.prox))
@@ -181,10 +184,12 @@ class Train:
                 grads_C,
                 state.optimizer,
                 state.params_C,
-                active_C=active_C,
+                active_C=active_C if exact else batch["active_C"],
                 lr_scale=state.job.settings.get("lr_scale", 1.0),
+                exact=exact,
             )
-            seen = {"loss_sum": loss_C.detach(), "count": count_C, "tokens": tokens_seen_C(batch), "steps": active_C}
+            tokens_C = tokens_seen_C(batch).to(device)
+            seen = {"loss_sum": loss_C.detach(), "count": count_C, "tokens": tokens_C, "steps": active_C}
             sums = {
                 name: total + torch.where(active_C, seen[name].to(total), torch.zeros_like(total))
                 for name, total in state.sums.items()
@@ -200,7 +205,7 @@ class Train:
         """
         fine_C = state.sums["loss_sum"].isfinite()
         for x_C in state.params_C.values():
-            fine_C = fine_C & torch.stack([x.isfinite().all() for x in x_C])
+            fine_C = fine_C & x_C.flatten(1).isfinite().all(1)
         metrics = {name: torch.where(fine_C, x_C, torch.zeros_like(x_C)) for name, x_C in state.sums.items()}
         metrics["failed"] = (~fine_C).to(torch.float64)
         weight_C = {

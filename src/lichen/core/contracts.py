@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ __all__ = [
     "Batch",
     "ClientWork",
     "CohortModel",
+    "Costed",
     "Engine",
     "Report",
     "Sampler",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 Batch = Mapping[str, Tensor]
-"""One step of C clients. Every tensor has a leading client axis.
+"""One step of C clients, on the host: whoever computes moves what it needs. Every tensor has a leading client axis.
 
 ==================  =======================================================================
 ``active_C``        bool, False where this client has no such step (always present)
@@ -59,6 +60,8 @@ class CohortModel(Protocol):
     """What must be equal for two clients' messages to stack."""
     classes: int | None
     """Number of classes; None for language models."""
+    reference: bool
+    """Every client's numbers have the same bits in any company."""
 
     def init(self, seed: int) -> Tree:
         """Trainable tensors without client axis, as every client starts from them."""
@@ -90,6 +93,15 @@ class Source(Protocol):
 
     def batches(self, clients: Sequence[int], seed: int) -> Iterator[Batch]:
         """Steps for these clients side by side, every client's rows drawn from ``(seed, client)`` alone."""
+        ...
+
+
+@runtime_checkable
+class Costed(Protocol):
+    """What a source may also have: how dear a client is, so that many can be dealt out evenly."""
+
+    def cost(self, client: int) -> int:
+        """Tokens of all its batches, or rows where there are no tokens; padding left out."""
         ...
 
 
@@ -145,6 +157,21 @@ class Aggregator(Protocol):
         """
         ...
 
+    def dump(self, total: Any) -> tuple[Tree, dict[str, Any]]:
+        """``(tensors, header)`` that stand for a total, so that it can cross between processes.
+
+        The header is what JSON can write, integers of any size among it.
+        """
+        ...
+
+    def load(self, tensors: Tree, header: Mapping[str, Any]) -> Any:
+        """Undo :meth:`dump`: the total merges and closes to the same bytes.
+
+        Raises:
+            LichenError: if these are not a total of this aggregator.
+        """
+        ...
+
 
 class ServerOptimizer(Protocol):
     """Turns the round's mean change into the next shared tensors."""
@@ -164,13 +191,26 @@ class Sampler(Protocol):
 
 
 class Engine(Protocol):
-    """Runs jobs: in this process, in others, or over a network."""
+    """Runs jobs: in this process, in others, or over a network.
+
+    Where several ranks run one program, each calls the same methods in the same order; ``run`` yields
+    a rank its own clients' messages, and ``merge`` and ``join`` make the ranks' parts one. Bytes are
+    counted between clients and server, and are everybody's after either of the two.
+    """
 
     bytes_up: int
     bytes_down: int
 
     def run(self, job: Job) -> Iterator[Message]:
         """The clients' messages as they arrive, C ≥ 1 each; counts what would cross."""
+        ...
+
+    def merge(self, aggregator: Aggregator, total: Any) -> Any:
+        """The total of all ranks; ``total`` itself where there is one."""
+        ...
+
+    def join(self, client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
+        """``(client_N, metrics)`` of all ranks, sorted by client; metrics are ``(N, ...)``."""
         ...
 
 

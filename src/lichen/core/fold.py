@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import gc
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from lichen.core.contracts import Source, Station
@@ -13,7 +16,12 @@ from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 
-__all__ = ["blocks", "serve"]
+__all__ = ["BlockSize", "blocks", "serve"]
+
+BlockSize = Callable[[Job, Station], int]
+"""Finds how many clients of a job stand side by side."""
+
+_NO_ROOM = "DefaultCPUAllocator"
 
 
 def blocks(clients: Sequence[int], source: Source, size: int) -> list[tuple[int, ...]]:
@@ -30,10 +38,12 @@ def serve(
     store: ClientStore,
     *,
     base: str = "",
-    block_size: int = 8,
+    block_size: int | BlockSize = 8,
     device: str = "cpu",
 ) -> Iterator[Message]:
     """Do ``job`` for its clients and yield one message a block.
+
+    A block that does not fit into memory is halved, and so are those after it; nothing of it was kept.
 
     Private state is staged under version ``job.version + 1``: it counts once the server has
     acknowledged that version, and is overwritten by a job that repeats it.
@@ -43,11 +53,12 @@ def serve(
         stations: What this node can do, by the job's ``work``.
         store: Private state of the clients; it never leaves the node.
         base: Digest of the frozen base this node holds.
-        block_size: Clients side by side.
-        device: Where tensors and batches are brought before the work sees them.
+        block_size: Clients side by side, or what finds it for a job.
+        device: Where tensors are brought before the work sees them; batches stay on the host.
 
     Raises:
-        LichenError: if the node does not know the work, or holds another base model.
+        LichenError: if the node does not know the work, holds another base model, or has no room for
+            a single client.
     """
     if job.work not in stations:
         raise LichenError(
@@ -61,15 +72,55 @@ def serve(
         )
     station = stations[job.work]
     job = replace(job, shared=_on(job.shared, device))
-    for clients in blocks(job.clients, station.source, block_size):
-        own_C = store.load(clients, job.version)
-        state = station.work.init(job, clients, None if own_C is None else _on(own_C, device))
-        for batch in station.source.batches(clients, job.seed):
-            state = station.work.step(state, _on(batch, device))
-        message, own_C = station.work.final(state)
+    size = block_size if isinstance(block_size, int) else block_size(job, station)
+    parted = store.parted(job.clients, job.version)
+    waiting = deque(block for some in parted for block in blocks(some, station.source, size))
+    while waiting:
+        clients = waiting.popleft()
+        done = _block(job, station, store, clients, device)
+        if done is None:
+            half = _half(clients, device)
+            every = (clients, *waiting)
+            waiting = deque(part[i : i + half] for part in every for i in range(0, len(part), half))
+            continue
+        message, own_C = done
         if own_C is not None:
             store.stage(clients, job.version + 1, own_C)
         yield message
+
+
+def _block(
+    job: Job, station: Station, store: ClientStore, clients: Sequence[int], device: str
+) -> tuple[Message, Tree | None] | None:
+    """What these clients give, or None where memory ran out."""
+    try:
+        own_C = store.load(clients, job.version)
+        state = station.work.init(job, clients, None if own_C is None else _on(own_C, device))
+        for batch in station.source.batches(clients, job.seed):
+            state = station.work.step(state, batch)
+        return station.work.final(state)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and _NO_ROOM not in str(error):
+            raise
+        return None
+
+
+def _half(clients: Sequence[int], device: str) -> int:
+    """Half a block's clients, once its leavings are swept up.
+
+    Raises:
+        LichenError: if it was one client's already.
+    """
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    if len(clients) == 1:
+        raise LichenError(
+            f"a single client's step does not fit into the memory of {device}",
+            where=f"client {clients[0]}",
+            fix="lower federation.batch or data.max_length, or set model.dtype: bfloat16",
+        )
+    return (len(clients) + 1) // 2
 
 
 def _on(tensors: Mapping[str, Tensor], device: str) -> Tree:

@@ -30,6 +30,7 @@ __all__ = [
     "stack",
     "sub",
     "take",
+    "to_device",
     "zeros_like",
 ]
 
@@ -129,6 +130,11 @@ def digest(tree: Mapping[str, Tensor]) -> str:
         total.update(f"{name}|{leaf.dtype}|{tuple(leaf.shape)}|".encode())
         total.update(leaf.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def to_device(tree: Mapping[str, Tensor], device: torch.device | str) -> Tree:
+    """Every leaf on ``device``; those that are there already are not copied."""
+    return {name: x.to(device, non_blocking=True) for name, x in tree.items()}
 
 
 def plain(tree: Mapping[str, Tensor]) -> Tree:

@@ -10,6 +10,7 @@ Legend: C clients, B rows, T tokens, H width, K classes, R rows with a label.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
-from lichen.core.tree import Tree, digest, split
+from lichen.core.tree import Tree, digest, split, to_device
 from lichen.models.independence import prove_independent
 from lichen.models.load import frozen_eval
 from lichen.models.lora import Lora, Wrapped, wrap
-from lichen.models.losses import classify_losses_C, token_loss
+from lichen.models.losses import classify_losses_C, linear_loss_C, token_loss
+from lichen.models.packed import base_of, call_with_hidden, hidden_of, make_packable, why_not_packed
+from lichen.models.packing import pack_rows
 from lichen.models.side import run_side_by_side
 
 __all__ = ["CausalCohort", "ClassifierCohort", "group_of"]
@@ -41,6 +44,20 @@ def _flat(batch: Batch) -> dict[str, Tensor]:
     }
 
 
+def _decide(cohort: CausalCohort | ClassifierCohort, packed: bool | None) -> bool:
+    """Whether clients that share a call are packed.
+
+    Raises:
+        LichenError: if that was asked for, and cannot be.
+    """
+    if packed is False or cohort.reference:
+        return False
+    reason = why_not_packed(cohort)
+    if packed and reason is not None:
+        raise LichenError(f"its rows cannot be packed: {reason}", where=cohort.name, fix="set engine.packing: false")
+    return reason is None
+
+
 @final
 class CausalCohort:
     """A causal language model for C clients; a :class:`lichen.core.contracts.CohortModel`.
@@ -51,14 +68,28 @@ class CausalCohort:
         name: The model's name in groups and messages.
         reference: One call a client (equal bits in any company) or all clients in one call; None:
             the first on a CPU, the second elsewhere.
+        packed: Where clients share a call: without padding; None: if the model can.
         chunk: Labelled positions the output layer sees at once.
         prove: Check at once that no client's rows touch another's.
 
     Raises:
-        LichenError: if the adapter does not fit the model, or the model mixes rows.
+        LichenError: if the adapter does not fit the model, the model mixes rows, or packing is asked
+            for and it cannot be packed.
     """
 
-    __slots__ = ("_backbone", "_chunk", "_head", "_plain", "base", "classes", "group", "name", "reference", "wrapped")
+    __slots__ = (
+        "_backbone",
+        "_chunk",
+        "_head",
+        "_plain",
+        "base",
+        "classes",
+        "group",
+        "name",
+        "packed",
+        "reference",
+        "wrapped",
+    )
 
     def __init__(
         self,
@@ -67,6 +98,7 @@ class CausalCohort:
         adapter: Lora,
         name: str,
         reference: bool | None = None,
+        packed: bool | None = None,
         chunk: int = 1024,
         prove: bool = True,
     ) -> None:
@@ -79,9 +111,11 @@ class CausalCohort:
         self.reference = model.device.type == "cpu" if reference is None else reference
         self._chunk = chunk
         names = {id(layer): path for path, layer in self.wrapped.model.named_modules()}
-        self._backbone = names[id(self.wrapped.model.base_model)]
+        self._backbone = base_of(self.wrapped)
         self._head = names[id(self.wrapped.model.get_output_embeddings())]
         self._plain = self._is_plain()
+        make_packable(self.wrapped)
+        self.packed = _decide(self, packed)
         if prove:
             prove_independent(self)
 
@@ -109,12 +143,27 @@ class CausalCohort:
         Raises:
             LichenError: if ``fixed`` holds a teacher's answers, which only classifiers can learn from.
         """
-        return self.losses(trainable_C, fixed, batch, reference=self.reference)
+        return self.losses(trainable_C, fixed, batch, reference=self.reference, packed=self.packed)
 
-    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool) -> tuple[Tensor, Tensor]:
+    @property
+    def checkpointing(self) -> bool:
+        """In packed calls, layers keep their input only and compute the rest again on the way back."""
+        return self.wrapped.packing.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, on: bool) -> None:
+        self.wrapped.packing.checkpointing = on
+
+    def losses(
+        self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool, packed: bool
+    ) -> tuple[Tensor, Tensor]:
         """:meth:`loss`, with the way clients are run side by side chosen by the caller."""
         if any(name.startswith("answers.") for name in fixed):
             raise LichenError("a language model cannot learn from class answers", where="job", fix="use a classifier")
+
+        if packed and not reference:
+            return self._packed_losses(trainable_C, fixed, batch)
+        batch = to_device(batch, self.wrapped.model.device)
 
         def losses(part_C: Tree, part: Batch) -> tuple[Tensor, ...]:
             return self._losses(part_C, fixed, part)
@@ -134,17 +183,41 @@ class CausalCohort:
         losses, counts = [], []
         for c in range(clients):
             chosen = (next_CBT[c] != -100) & batch["active_C"][c]
-            mine = {name: x[c : c + 1] for name, x in trainable_C.items()}
-
-            def head(hidden_RH: Tensor, mine: Tree = mine) -> Tensor:
-                if not self._plain:
-                    return hidden_RH
-                logits_RV: Tensor = self.wrapped.call(mine, fixed, part=self._head, **{self._input(): hidden_RH})
-                return logits_RV
-
+            head = self._head_of(trainable_C, fixed, c) if self._plain else lambda logits: logits
             losses.append(token_loss(head, out_CBTH[c][chosen], next_CBT[c][chosen], chunk=self._chunk))
             counts.append(chosen.sum())
         return torch.stack(losses), torch.stack(counts)
+
+    def _packed_losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        if not self._plain:
+            raise LichenError("logits are changed after the output layer", where=self.name, fix="use padded rows")
+        pack = pack_rows(batch, to_label=True, device=self.wrapped.model.device)
+        count_C = torch.tensor(pack.labels).to(self.wrapped.model.device)
+        if not pack.tokens:
+            first_C = next(iter(trainable_C.values()))
+            return first_C.flatten(1)[:, :0].sum(1), count_C
+        hidden_NH = hidden_of(self.wrapped, trainable_C, fixed, pack, part=self._backbone)
+        hidden_RH = hidden_NH.index_select(0, pack.at_R)
+        if self._head in (*self.wrapped.heads, *self.wrapped.layers):
+            counts = list(pack.labels)
+            parts = zip(torch.split(hidden_RH, counts), torch.split(pack.label_R, counts), strict=True)
+            losses = [
+                token_loss(self._head_of(trainable_C, fixed, c), hidden, label, chunk=self._chunk)
+                for c, (hidden, label) in enumerate(parts)
+            ]
+            return torch.stack(losses), count_C
+        head = self.wrapped.model.get_output_embeddings()
+        return linear_loss_C(hidden_RH, head.weight, getattr(head, "bias", None), pack.label_R, pack.labels), count_C
+
+    def _head_of(self, trainable_C: Tree, fixed: Tree, client: int) -> Callable[[Tensor], Tensor]:
+        """The output layer of one client, for its own rows."""
+        mine = {name: x[client : client + 1] for name, x in trainable_C.items()}
+
+        def head(hidden_RH: Tensor) -> Tensor:
+            logits_RV: Tensor = self.wrapped.call(mine, fixed, part=self._head, **{self._input(): hidden_RH})
+            return logits_RV
+
+        return head
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """Never: a language model's logits are too large to hold.
@@ -165,16 +238,25 @@ class ClassifierCohort:
         name: The model's name in groups and messages.
         reference: One call a client (equal bits in any company) or all clients in one call; None:
             the first on a CPU, the second elsewhere.
+        packed: Where clients share a call: without padding; None: if the model can.
         prove: Check at once that no client's rows touch another's.
 
     Raises:
-        LichenError: if the adapter does not fit the model, or the model mixes rows.
+        LichenError: if the adapter does not fit the model, the model mixes rows, or packing is asked
+            for and it cannot be packed.
     """
 
-    __slots__ = ("base", "classes", "group", "name", "reference", "wrapped")
+    __slots__ = ("_backbone", "base", "classes", "group", "name", "packed", "reference", "wrapped")
 
     def __init__(
-        self, model: Any, *, adapter: Lora, name: str, reference: bool | None = None, prove: bool = True
+        self,
+        model: Any,
+        *,
+        adapter: Lora,
+        name: str,
+        reference: bool | None = None,
+        packed: bool | None = None,
+        prove: bool = True,
     ) -> None:
         frozen_eval(model)
         self.wrapped: Wrapped = wrap(model, adapter)
@@ -183,6 +265,9 @@ class ClassifierCohort:
         self.base = digest(self.wrapped.frozen())
         self.group = group_of(name, self.wrapped.init(0))
         self.reference = model.device.type == "cpu" if reference is None else reference
+        self._backbone = base_of(self.wrapped)
+        make_packable(self.wrapped)
+        self.packed = _decide(self, packed)
         if prove:
             prove_independent(self)
 
@@ -196,27 +281,47 @@ class ClassifierCohort:
         Raises:
             LichenError: if a label lies outside the classes, or answers are named but not there.
         """
-        return self.losses(trainable_C, fixed, batch, reference=self.reference)
+        return self.losses(trainable_C, fixed, batch, reference=self.reference, packed=self.packed)
 
-    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool) -> tuple[Tensor, Tensor]:
+    @property
+    def checkpointing(self) -> bool:
+        """In packed calls, layers keep their input only and compute the rest again on the way back."""
+        return self.wrapped.packing.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, on: bool) -> None:
+        self.wrapped.packing.checkpointing = on
+
+    def losses(
+        self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool, packed: bool
+    ) -> tuple[Tensor, Tensor]:
         """:meth:`loss`, with the way clients are run side by side chosen by the caller."""
         patch, answers = split(fixed, "patch.")
         patch = {f"patch.{name}": x for name, x in patch.items()}
 
         def losses(part_C: Tree, part: Batch) -> tuple[Tensor, ...]:
-            return classify_losses_C(self._logits(part_C, patch, part)[0], answers, part)
+            logits_CBK = self._logits(part_C, patch, part, packed=packed and not reference)[0]
+            return classify_losses_C(logits_CBK, answers, to_device(part, logits_CBK.device))
 
         loss_C, count_C = run_side_by_side(losses, trainable_C, batch, reference=reference)
         return loss_C, count_C
 
-    def _logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, ...]:
+    def _logits(self, trainable_C: Tree, fixed: Tree, batch: Batch, *, packed: bool) -> tuple[Tensor, ...]:
         clients, rows = batch["input_ids_CBT"].shape[:2]
-        inputs: dict[str, Any] = {**_flat(batch)}
-        logits = self.wrapped.call(trainable_C, fixed, **inputs).logits
+        pack = pack_rows(batch, to_label=False, device=self.wrapped.model.device) if packed else None
+        inputs: dict[str, Any] = {**_flat(to_device(batch, self.wrapped.model.device))}
+        if pack is not None and pack.tokens:
+            hidden_NH = hidden_of(self.wrapped, trainable_C, fixed, pack, part=self._backbone)
+            logits = call_with_hidden(self.wrapped, trainable_C, fixed, hidden_NH, pack, **inputs).logits
+        else:
+            logits = self.wrapped.call(trainable_C, fixed, **inputs).logits
         return (logits.reshape(clients, rows, -1),)
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """``logits_CBK``."""
-        return run_side_by_side(
-            lambda part_C, part: self._logits(part_C, fixed, part), trainable_C, batch, reference=self.reference
-        )[0]
+        packed = self.packed and not self.reference
+
+        def logits(part_C: Tree, part: Batch) -> tuple[Tensor, ...]:
+            return self._logits(part_C, fixed, part, packed=packed)
+
+        return run_side_by_side(logits, trainable_C, batch, reference=self.reference)[0]

@@ -50,7 +50,9 @@ class EncoderFeatures:
     def __call__(self, batch: Batch) -> Tensor:
         """Features (C, B, H) of ``input_ids_CBT`` under ``attention_mask_CBT``, float32."""
         clients, rows, _ = batch["input_ids_CBT"].shape
-        ids_NT, mask_NT = batch["input_ids_CBT"].flatten(0, 1), batch["attention_mask_CBT"].flatten(0, 1)
+        ids_NT, mask_NT = (
+            batch[name].flatten(0, 1).to(self.model.device) for name in ("input_ids_CBT", "attention_mask_CBT")
+        )
         return self.rows(ids_NT, mask_NT).reshape(clients, rows, -1)
 
     @torch.no_grad()

@@ -1,19 +1,23 @@
 """Layers trained whole, one copy a client: linear heads, layer norms, embeddings.
 
 Their tensors come in through ``torch.func.functional_call`` as ``weight`` and ``bias`` with a
-leading client axis; the frozen model's own values are only where clients start from.
+leading client axis; the frozen model's own values are only where clients start from. Rows are the
+clients' in equal numbers, or packed.
 
 Legend: C clients, N rows of one client, i in, o out, V vocabulary, H width.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from lichen.core.errors import LichenError
+from lichen.models.grouped import packed_linear
+from lichen.models.packing import Packing
 
 __all__ = ["CLIENT_LAYERS", "ClientEmbedding", "ClientLinear", "ClientNorm", "wrap_layer"]
 
@@ -30,14 +34,19 @@ def _places(module: Any, layer: Any) -> dict[str, Tensor]:
 class ClientLinear(nn.Module):
     """``nn.Linear`` with weights (C, out, in) and bias (C, out)."""
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, packing: Packing | None = None) -> None:
         super().__init__()
+        self.packing = packing or Packing()
         self.start = _places(self, layer)
         self.in_features, self.out_features = layer.in_features, layer.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """``(C*B, ..., in)`` to ``(C*B, ..., out)``."""
         weight_Coi, bias_Co = self.get_buffer("weight"), self.get_buffer("bias")
+        if (pack := self.packing.current) is not None:
+            y_No = packed_linear(x.reshape(-1, self.in_features), weight_Coi, pack)
+            y_No = y_No + pack.spread(bias_Co) if bias_Co.numel() else y_No
+            return y_No.reshape(*x.shape[:-1], self.out_features)
         x_CNi = x.reshape(weight_Coi.shape[0], -1, self.in_features).to(weight_Coi.dtype)
         y_CNo = torch.bmm(x_CNi, weight_Coi.transpose(1, 2))
         if bias_Co.numel():
@@ -49,8 +58,9 @@ class ClientLinear(nn.Module):
 class ClientNorm(nn.Module):
     """``nn.LayerNorm`` over the last axis with weight and bias (C, H)."""
 
-    def __init__(self, layer: nn.LayerNorm) -> None:
+    def __init__(self, layer: nn.LayerNorm, packing: Packing | None = None) -> None:
         super().__init__()
+        self.packing = packing or Packing()
         self.start = _places(self, layer)
         self.shape, self.eps = layer.normalized_shape, layer.eps
         if len(self.shape) != 1 or layer.weight is None:
@@ -59,6 +69,11 @@ class ClientNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(C*B, ..., H)``, normalised over the last axis."""
         weight_CH, bias_CH = self.get_buffer("weight"), self.get_buffer("bias")
+        if (pack := self.packing.current) is not None:
+            y_NH = nn.functional.layer_norm(x, self.shape, eps=self.eps).reshape(-1, self.shape[0])
+            y_NH = y_NH * pack.spread(weight_CH)
+            y_NH = y_NH + pack.spread(bias_CH) if bias_CH.numel() else y_NH
+            return y_NH.reshape(x.shape).to(x.dtype)
         y_CNH = nn.functional.layer_norm(x, self.shape, eps=self.eps).reshape(weight_CH.shape[0], -1, self.shape[0])
         y_CNH = y_CNH * weight_CH[:, None]
         if bias_CH.numel():
@@ -70,8 +85,9 @@ class ClientNorm(nn.Module):
 class ClientEmbedding(nn.Module):
     """``nn.Embedding`` with weights (C, V, H)."""
 
-    def __init__(self, layer: nn.Embedding) -> None:
+    def __init__(self, layer: nn.Embedding, packing: Packing | None = None) -> None:
         super().__init__()
+        self.packing = packing or Packing()
         self.start = _places(self, layer)
         self.padding_idx, self.dtype = layer.padding_idx, layer.weight.dtype
         if layer.max_norm is not None:
@@ -80,7 +96,10 @@ class ClientEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """``(C*B, ...)`` int64 to ``(C*B, ..., H)``."""
         weight_CVH = self.get_buffer("weight")
-        ids_CN = ids.reshape(weight_CVH.shape[0], -1)
+        if (pack := self.packing.current) is not None:
+            ids_CN = torch.split(ids.flatten(), [b - a for a, b in pairwise(pack.client_offsets)])
+        else:
+            ids_CN = ids.reshape(weight_CVH.shape[0], -1).unbind(0)
         rows = [
             nn.functional.embedding(i, w, padding_idx=self.padding_idx) for i, w in zip(ids_CN, weight_CVH, strict=True)
         ]
@@ -90,16 +109,16 @@ class ClientEmbedding(nn.Module):
 CLIENT_LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.LayerNorm, nn.Embedding)
 
 
-def wrap_layer(layer: nn.Module) -> nn.Module:
+def wrap_layer(layer: nn.Module, packing: Packing) -> nn.Module:
     """The client-axis form of a layer.
 
     Raises:
         LichenError: if there is none.
     """
     if isinstance(layer, nn.Linear):
-        return ClientLinear(layer)
+        return ClientLinear(layer, packing)
     if isinstance(layer, nn.LayerNorm):
-        return ClientNorm(layer)
+        return ClientNorm(layer, packing)
     if isinstance(layer, nn.Embedding):
-        return ClientEmbedding(layer)
+        return ClientEmbedding(layer, packing)
     raise LichenError(f"a {type(layer).__name__} cannot be trained whole", where="adapter.heads")

@@ -30,7 +30,11 @@ class _Cohort(Protocol):
     @property
     def classes(self) -> int | None: ...
     def init(self, seed: int) -> Tree: ...
-    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool) -> tuple[Tensor, Tensor]: ...
+    @property
+    def packed(self) -> bool: ...
+    def losses(
+        self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool, packed: bool
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 def _tiny(seed: int, config: Any, classes: int | None, device: torch.device) -> dict[str, Tensor]:
@@ -88,7 +92,7 @@ def prove_independent(cohort: _Cohort) -> None:
             if not list(layer.children())
         ]
         try:
-            loss_C, _ = cohort.losses(trainable_C, {}, batch, reference=False)
+            loss_C, _ = cohort.losses(trainable_C, {}, batch, reference=False, packed=cohort.packed)
             grads = torch.autograd.grad(loss_C.sum(), list(trainable_C.values()), allow_unused=True)
         finally:
             for hook in hooks:

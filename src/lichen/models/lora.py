@@ -27,7 +27,9 @@ from torch.func import functional_call
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree, split
+from lichen.models.grouped import packed_adapter
 from lichen.models.heads import CLIENT_LAYERS, wrap_layer
+from lichen.models.packing import Packing
 
 __all__ = ["Lora", "LoraLinear", "Wrapped", "all_linear", "is_linear", "oriented", "wrap"]
 
@@ -79,10 +81,14 @@ def oriented(layer: nn.Module, matrix_oi: Tensor) -> Tensor:
 
 @final
 class LoraLinear(nn.Module):
-    """A frozen linear layer with C low-rank adapters and a patch, which come in through ``functional_call``."""
+    """A frozen linear layer with C low-rank adapters and a patch, which come in through ``functional_call``.
 
-    def __init__(self, layer: Any, *, scale: float) -> None:
+    Rows are the clients' in equal numbers, or packed as ``packing`` says.
+    """
+
+    def __init__(self, layer: Any, *, scale: float, packing: Packing | None = None) -> None:
         super().__init__()
+        self.packing = packing or Packing()
         self.weight: nn.Parameter = layer.weight
         self.bias: nn.Parameter | None = layer.bias
         self.transposed = _is_conv1d(layer)
@@ -98,9 +104,17 @@ class LoraLinear(nn.Module):
         weight_oi = self.weight.t() if self.transposed else self.weight
         if dense.numel():
             weight_oi = weight_oi + dense.to(weight_oi.dtype)
-        y = nn.functional.linear(x, weight_oi, self.bias)
+        pack = self.packing.current
+        if pack is None:
+            y = nn.functional.linear(x, weight_oi, self.bias)
+        else:
+            x_Ni = x.reshape(-1, self.in_features)
+            y = packed_adapter(x_Ni, weight_oi, self.bias, A_Cri, B_Cor, scale=self.scale, pack=pack)
+            y = y.reshape(*x.shape[:-1], self.out_features)
         if left_oR.numel() and not dense.numel():
             y = y + nn.functional.linear(nn.functional.linear(x.to(right_Ri.dtype), right_Ri), left_oR).to(y.dtype)
+        if pack is not None:
+            return y
         x_CNi = x.reshape(A_Cri.shape[0], -1, self.in_features).to(A_Cri.dtype)
         low_CNo = torch.bmm(torch.bmm(x_CNi, A_Cri.transpose(1, 2)), B_Cor.transpose(1, 2)) * self.scale
         return y + low_CNo.reshape(y.shape).to(y.dtype)
@@ -116,12 +130,14 @@ class Wrapped:
         layers: Names of the layers with an adapter.
         heads: Names of the layers trained whole.
         spec: What was asked for.
+        packing: What its layers look at to know whether rows are packed.
     """
 
     model: Any
     layers: tuple[str, ...]
     heads: tuple[str, ...]
     spec: Lora
+    packing: Packing
 
     def init(self, seed: int) -> Tree:
         """Start values without client axis: A uniform in ±1/sqrt(in), B zero, heads as the model has them."""
@@ -227,9 +243,9 @@ def wrap(model: Any, spec: Lora) -> Wrapped:
     if not layers and not heads:
         raise LichenError("nothing would be trained", where="adapter", fix="name targets or heads")
     shared: dict[int, Any] = {id(x): x for x in chain(model.parameters(), model.buffers())}
-    twin = copy.deepcopy(model, shared)
+    twin, packing = copy.deepcopy(model, shared), Packing()
     for path in layers:
-        twin.set_submodule(path, LoraLinear(twin.get_submodule(path), scale=spec.scale))
+        twin.set_submodule(path, LoraLinear(twin.get_submodule(path), scale=spec.scale, packing=packing))
     for path in heads:
-        twin.set_submodule(path, wrap_layer(twin.get_submodule(path)))
-    return Wrapped(twin.eval(), layers, heads, spec)
+        twin.set_submodule(path, wrap_layer(twin.get_submodule(path), packing))
+    return Wrapped(twin.eval(), layers, heads, spec, packing)

@@ -12,7 +12,8 @@ vocabulary, R rows with a label.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
-__all__ = ["classify_losses_C", "soft_loss", "token_loss"]
+__all__ = ["classify_losses_C", "linear_loss_C", "soft_loss", "token_loss"]
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -51,6 +52,62 @@ def token_loss(head: Callable[[Tensor], Tensor], hidden_RH: Tensor, label_R: Ten
         else:
             total = total + part(hidden, label)
     return total
+
+
+LOGITS_BYTES = 1 << 26
+"""Of one chunk of logits on a CPU, sixteen times as many on an accelerator."""
+
+
+def linear_loss_C(
+    hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, label_R: Tensor, counts: Sequence[int]
+) -> Tensor:
+    """``(C,)``: each client's summed cross entropy under a frozen output layer.
+
+    The gradient of the hidden states is made on the way forward, chunk by chunk, so that logits are
+    computed once and never held whole (Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM
+    Training", 2024, arXiv:2410.10989).
+
+    Args:
+        hidden_RH: Hidden states of the labelled places, sorted by client.
+        weight_VH: The output layer, which gets no gradient.
+        bias_V: Its bias.
+        label_R: Labels.
+        counts: Labelled places of each client.
+    """
+    loss_C: Tensor = _LinearLoss.apply(hidden_RH, weight_VH, bias_V, label_R, counts)  # type: ignore[no-untyped-call]
+    return loss_C
+
+
+class _LinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_RH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        label_R: Tensor,
+        counts: Sequence[int],
+    ) -> Tensor:
+        budget = LOGITS_BYTES * (16 if hidden_RH.is_cuda else 1)
+        chunk = max(1, budget // (4 * weight_VH.shape[0]))
+        loss_R = torch.empty(label_R.shape, dtype=_wide(hidden_RH[:0]).dtype, device=label_R.device)
+        dhidden_RH = torch.empty_like(hidden_RH) if ctx.needs_input_grad[0] else None
+        for a in range(0, label_R.shape[0], chunk):
+            part, label_r1 = slice(a, a + chunk), label_R[a : a + chunk, None]
+            log_rV = torch.log_softmax(_wide(nn.functional.linear(hidden_RH[part], weight_VH, bias_V)), dim=-1)
+            loss_R[part] = -log_rV.gather(1, label_r1)[:, 0]
+            if dhidden_RH is not None:
+                d_rV = log_rV.exp_().scatter_add_(1, label_r1, log_rV.new_full((1, 1), -1.0).expand_as(label_r1))
+                torch.mm(d_rV.to(weight_VH.dtype), weight_VH, out=dhidden_RH[part])
+        counts_C = torch.tensor(counts).to(label_R.device, non_blocking=True)
+        ctx.save_for_backward(dhidden_RH, counts_C)
+        return torch.segment_reduce(loss_R, "sum", lengths=counts_C, unsafe=True)
+
+    @staticmethod
+    def backward(ctx: Any, dloss_C: Tensor) -> tuple[Tensor | None, ...]:
+        dhidden_RH, counts_C = ctx.saved_tensors
+        each_R = dloss_C.repeat_interleave(counts_C, output_size=dhidden_RH.shape[0])
+        return dhidden_RH * each_R[:, None].to(dhidden_RH.dtype), None, None, None, None
 
 
 def soft_loss(logits_BK: Tensor, answer_B: Tensor, prob_Nk: Tensor, index_Nk: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
-from lichen.core.tree import Tree
+from lichen.core.tree import Tree, to_device
 from lichen.models.cohort import group_of
 from lichen.models.losses import classify_losses_C
 from lichen.models.side import run_side_by_side
@@ -83,11 +83,13 @@ class Student(ABC):
         def losses(part_C: Tree, part: Batch) -> tuple[Tensor, ...]:
             return classify_losses_C(self._logits(part_C, part)[0], fixed, part)
 
+        batch = to_device(batch, next(iter(trainable_C.values())).device)
         loss_C, count_C = run_side_by_side(losses, trainable_C, batch, reference=self.reference)
         return loss_C, count_C
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """``logits_CBK``."""
+        batch = to_device(batch, next(iter(trainable_C.values())).device)
         return run_side_by_side(self._logits, trainable_C, batch, reference=self.reference)[0]
 
 

@@ -1,0 +1,132 @@
+"""A frozen linear layer with every client's low-rank adapter beside it, over packed tokens.
+
+    y_c = x_c W' + b + s x_c A_c' B_c'
+
+Products with the frozen weight see all tokens at once; only the thin products go client by client:
+by a grouped kernel on an accelerator, by one small product a client, written into place, on a CPU.
+The backward pass is written out, so that nothing is kept but what it reads, and the gradient of the
+input is not computed below the lowest adapter.
+
+References:
+    Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang and Chen (2022). LoRA: Low-Rank Adaptation of Large
+    Language Models. ICLR 2022, arXiv:2106.09685.
+
+Legend: C clients, N tokens of all clients, sorted by client, r rank, i in, o out.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from lichen.models.packing import Pack
+
+__all__ = ["packed_adapter", "packed_linear"]
+
+
+def packed_adapter(
+    x_Ni: Tensor, weight_oi: Tensor, bias_o: Tensor | None, A_Cri: Tensor, B_Cor: Tensor, *, scale: float, pack: Pack
+) -> Tensor:
+    """``(N, out)``: the frozen layer's output and each client's adapter's beside it.
+
+    The thin products are taken in the dtype of ``x``, with sums in float32; the adapters' gradients
+    come back in theirs.
+    """
+    y: Tensor = _Adapter.apply(x_Ni, weight_oi, bias_o, A_Cri, B_Cor, scale, pack)  # type: ignore[no-untyped-call]
+    return y
+
+
+def packed_linear(x_Ni: Tensor, weight_Coi: Tensor, pack: Pack) -> Tensor:
+    """``(N, out)``: every token times its own client's matrix."""
+    y: Tensor = _Grouped.apply(x_Ni, weight_Coi, pack)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _fast(x: Tensor, pack: Pack) -> bool:
+    return x.is_cuda and x.dtype == torch.bfloat16 and pack.tokens > 0
+
+
+def _rows_times(x_Ni: Tensor, w_Cio: Tensor, pack: Pack, *, onto: Tensor | None = None) -> Tensor:
+    """``(N, o)``: each client's rows times its ``(i, o)`` matrix; added in place to ``onto`` where given."""
+    if _fast(x_Ni, pack):
+        y_No = nn.functional.grouped_mm(x_Ni, w_Cio, offs=pack.client_ends)
+        return y_No if onto is None else onto.add_(y_No)
+    out = x_Ni.new_empty(x_Ni.shape[0], w_Cio.shape[2]) if onto is None else onto
+    for w_io, (a, b) in zip(w_Cio, pairwise(pack.client_offsets), strict=True):
+        if a == b:
+            continue
+        if onto is None:
+            torch.mm(x_Ni[a:b], w_io, out=out[a:b])
+        else:
+            torch.addmm(out[a:b], x_Ni[a:b], w_io, out=out[a:b])
+    return out
+
+
+def _sums_over_rows(a_Np: Tensor, b_Nq: Tensor, pack: Pack) -> Tensor:
+    """``(C, p, q)``: the sum over each client's rows of their outer products."""
+    if _fast(a_Np, pack):
+        return nn.functional.grouped_mm(a_Np.t(), b_Nq, offs=pack.client_ends)
+    out = a_Np.new_zeros(len(pack.client_offsets) - 1, a_Np.shape[1], b_Nq.shape[1])
+    for c, (a, b) in enumerate(pairwise(pack.client_offsets)):
+        if a != b:
+            torch.mm(a_Np[a:b].t(), b_Nq[a:b], out=out[c])
+    return out
+
+
+@final
+class _Adapter(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_Ni: Tensor,
+        weight_oi: Tensor,
+        bias_o: Tensor | None,
+        A_Cri: Tensor,
+        B_Cor: Tensor,
+        scale: float,
+        pack: Pack,
+    ) -> Tensor:
+        y_No = nn.functional.linear(x_Ni, weight_oi, bias_o)
+        down_Cri, up_Cor = A_Cri.to(x_Ni.dtype), (B_Cor * scale).to(x_Ni.dtype)
+        low_Nr = _rows_times(x_Ni, down_Cri.transpose(1, 2), pack)
+        _rows_times(low_Nr, up_Cor.transpose(1, 2), pack, onto=y_No)
+        ctx.save_for_backward(x_Ni, weight_oi, down_Cri, up_Cor, low_Nr)
+        ctx.scale, ctx.pack, ctx.dtypes = scale, pack, (A_Cri.dtype, B_Cor.dtype)
+        return y_No
+
+    @staticmethod
+    def backward(ctx: Any, dy_No: Tensor) -> tuple[Tensor | None, ...]:
+        x_Ni, weight_oi, down_Cri, up_Cor, low_Nr = ctx.saved_tensors
+        pack: Pack = ctx.pack
+        dy_No = dy_No.contiguous()
+        dlow_Nr = _rows_times(dy_No, up_Cor, pack)
+        dA = dB = dx_Ni = None
+        if ctx.needs_input_grad[3]:
+            dA = _sums_over_rows(dlow_Nr, x_Ni, pack).to(ctx.dtypes[0])
+        if ctx.needs_input_grad[4]:
+            dB = _sums_over_rows(dy_No, low_Nr, pack).to(ctx.dtypes[1]) * ctx.scale
+        if ctx.needs_input_grad[0]:
+            dx_Ni = dy_No @ weight_oi
+            _rows_times(dlow_Nr, down_Cri, pack, onto=dx_Ni)
+        return dx_Ni, None, None, dA, dB, None, None
+
+
+@final
+class _Grouped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_Ni: Tensor, weight_Coi: Tensor, pack: Pack) -> Tensor:
+        weight = weight_Coi.to(x_Ni.dtype)
+        ctx.save_for_backward(x_Ni, weight)
+        ctx.pack, ctx.dtype = pack, weight_Coi.dtype
+        return _rows_times(x_Ni, weight.transpose(1, 2), pack)
+
+    @staticmethod
+    def backward(ctx: Any, dy_No: Tensor) -> tuple[Tensor | None, ...]:
+        x_Ni, weight_Coi = ctx.saved_tensors
+        dy_No = dy_No.contiguous()
+        dx = _rows_times(dy_No, weight_Coi, ctx.pack) if ctx.needs_input_grad[0] else None
+        dw = _sums_over_rows(dy_No, x_Ni, ctx.pack).to(ctx.dtype) if ctx.needs_input_grad[1] else None
+        return dx, dw, None
