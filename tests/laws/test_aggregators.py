@@ -3,6 +3,7 @@
 Legend: C clients, d features, K classes.
 """
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 
 from lichen.clients.optimize import clip_C
 from lichen.core.message import Message, concatenate, take
-from lichen.core.tree import digest
+from lichen.core.tree import digest, plain
 from lichen.server.lowrank import FedEx, FedIT
 from lichen.server.mean import Mean
 from lichen.server.ridge import Ridge
@@ -132,6 +134,25 @@ def test_a_client_of_weight_zero_might_as_well_have_stayed_away(name, clients, s
     assert outcome(member, member.add(member.zero(), message)) == outcome(member, member.add(member.zero(), without))
 
 
+@every
+@given(clients=st.integers(0, 5), seed=seeds)
+@some
+def test_a_total_that_crossed_as_bytes_merges_and_closes_to_the_same(name, clients, seed):
+    member, make = FAMILY[name]
+    message = make(5, seed)
+    here, there = member.zero(), member.zero()
+    for k in range(5):
+        if k < clients:
+            here = member.add(here, take(message, k))
+        else:
+            there = member.add(there, take(message, k))
+    tensors, header = member.dump(here)
+    crossed = member.load(load(save(plain(tensors))), json.loads(json.dumps(header)))
+    assert outcome(member, member.merge(crossed, there)) == outcome(member, member.add(member.zero(), message))
+    if clients:
+        assert outcome(member, crossed) == outcome(member, here)
+
+
 @linear
 @given(clients=st.integers(2, 6), seed=seeds)
 @some
@@ -141,16 +162,12 @@ def test_linear_ones_commute_with_masks_that_cancel(name, clients, seed):
     totals = [member.add(member.zero(), take(message, k)) for k in range(clients)]
     whole = outcome(member, member.add(member.zero(), message))
     g = torch.Generator().manual_seed(seed)
-    masks = [
-        {n: torch.randint(-(2**63), 2**63 - 1, x.shape, generator=g) for n, x in totals[0].sums.tensors.items()}
-        for _ in range(clients - 1)
-    ]
-    masks.append({n: -sum(mask[n] for mask in masks) for n in masks[0]})
+    masks = [torch.randint(-(2**63), 2**63 - 1, totals[0].units_N.shape, generator=g) for _ in range(clients - 1)]
+    masks.append(-sum(masks))
     total = member.zero()
     for one, mask in zip(totals, masks, strict=True):
-        hidden = {n: x + mask[n] for n, x in one.sums.tensors.items()}
-        assert all(not torch.equal(hidden[n], x) for n, x in one.sums.tensors.items())
-        total = member.merge(total, replace(one, sums=replace(one.sums, tensors=hidden)))
+        assert not torch.equal(one.units_N + mask, one.units_N)
+        total = member.merge(total, replace(one, units_N=one.units_N + mask))
     assert outcome(member, total) == whole
 
 
@@ -164,7 +181,7 @@ def test_clipping_bounds_what_one_client_can_move(clients, seed, bound):
     message = replace(message, tensors=clip_C(message.tensors, bound))
 
     def summed(total):
-        return torch.cat([x.flatten() for x in total.sums.tensors.values()]).double() * 2.0**-member.scale
+        return total.units_N.double() * 2.0**-member.scale
 
     whole = summed(member.add(member.zero(), message))
     for k in range(clients):

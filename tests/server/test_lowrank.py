@@ -1,19 +1,22 @@
-"""FedIT's deviation and FedEx's exactness against dense algebra, on layers that are not square.
+"""FedIT's deviation and FedEx's exactness against dense algebra, factored and whole, on layers that are not square.
 
 Legend: m rows, n columns, r rank.
 """
+
+import itertools
 
 import pytest
 import torch
 
 from lichen.core.errors import LichenError
-from lichen.core.message import Message
-from lichen.core.tree import digest
+from lichen.core.message import Message, take
+from lichen.core.tree import digest, nbytes
+from lichen.server import products
 from lichen.server.lowrank import FedEx, FedIT
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 
-LAYERS = {"low": (9, 40, 2), "tall": (37, 8, 3)}
+LAYERS = {"low": (9, 40, 2), "tall": (37, 8, 3), "large": (60, 90, 2)}
 
 
 def start(dtype, seed=0, layers=LAYERS):
@@ -40,7 +43,7 @@ def answers(shared, weights, seed, scale=0.3, names=None):
     )
 
 
-def products(shared, sent, weights, layer):
+def mean_products(shared, sent, weights, layer):
     """Σ p_k B_k A_k, dense."""
     p = torch.tensor(weights, dtype=torch.float64) / sum(weights)
     A = shared[f"{layer}.lora_A"].double() + sent.tensors[f"{layer}.lora_A"].double()
@@ -70,7 +73,7 @@ def test_fedex_is_exact_round_after_round(dtype, tolerance, weights):
     for t in range(5):
         sent = answers(shared, weights, t)
         for layer, (m, n, _) in LAYERS.items():
-            ideal[layer] = patch(shared, layer, m, n) + scaling * products(shared, sent, weights, layer)
+            ideal[layer] = patch(shared, layer, m, n) + scaling * mean_products(shared, sent, weights, layer)
         change, metrics = fedex.close(fedex.add(fedex.zero(), sent), shared)
         shared, _ = server.update(change, {}, shared)
         for layer, (m, n, _) in LAYERS.items():
@@ -92,7 +95,7 @@ def test_deviation_equals_dense_algebra(weights):
     change, metrics = fedit.close(fedit.add(fedit.zero(), sent), shared)
     lost = kept = 0.0
     for layer in LAYERS:
-        whole = products(shared, sent, weights, layer)
+        whole = mean_products(shared, sent, weights, layer)
         A, B = (shared[f"{layer}.lora_{x}"] + change[f"{layer}.lora_{x}"] for x in "AB")
         lost, kept = lost + float((whole - B @ A).square().sum()), kept + float(whole.square().sum())
     assert metrics["deviation"] == pytest.approx((lost / kept) ** 0.5, rel=1e-10)
@@ -149,3 +152,66 @@ def test_refuses_nothing_twice_the_same_client_and_no_scaling():
     del shared["low.lora_B"]
     with pytest.raises(LichenError, match="without lora_B"):
         fedex.close(fedex.add(fedex.zero(), sent), shared)
+
+
+def forms(total):
+    return {layer: one.units_mn is not None for layer, one in total.layers.items()}
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [5.0, 1.0, 2.0], [100.0, 3.0, 0.5, 17.0], [1.0] * 30])
+def test_both_forms_tell_the_same(weights, monkeypatch):
+    shared = start(torch.float64)
+    shared = {n: x + 0.1 if n.endswith("lora_B") else x for n, x in shared.items()}
+    sent, fedex = answers(shared, weights, 5), FedEx(1.3)
+    told = []
+    for fits in (True, False):
+        monkeypatch.setattr(products, "_fits", lambda pairs, fits=fits: fits or not pairs)
+        total = fedex.add(fedex.zero(), sent)
+        assert set(forms(total).values()) == {not fits}
+        change, metrics = fedex.close(total, shared)
+        told.append((metrics["deviation"], {k: patch(change, k, m, n) for k, (m, n, _) in LAYERS.items()}))
+    (few, thin), (many, whole) = told
+    assert many == pytest.approx(few, rel=1e-9)
+    for layer in LAYERS:
+        assert float((whole[layer] - thin[layer]).norm() / thin[layer].norm()) < 1e-9
+    assert FedIT().close(total, shared)[1]["deviation"] == pytest.approx(few, rel=1e-9)
+
+
+@pytest.mark.parametrize("clients", [1, 2, 3, 6, 12])
+def test_the_form_and_its_bytes_follow_from_the_set_of_clients(clients):
+    shared = start(torch.float32, layers={"early": (9, 40, 2), "late": (24, 24, 1)})
+    fedit, sent = FedIT(), answers(shared, [1.0 + k for k in range(clients)], 6)
+    whole = fedit.add(fedit.zero(), sent)
+    ones = [fedit.add(fedit.zero(), take(sent, k)) for k in range(clients)]
+    for order in itertools.islice(itertools.permutations(range(clients)), 0, 40, 7):
+        line, tree = fedit.zero(), [ones[k] for k in order]
+        for k in order:
+            line = fedit.add(line, take(sent, k))
+        while len(tree) > 1:
+            tree = [fedit.merge(*tree[i : i + 2]) if i + 1 < len(tree) else tree[i] for i in range(0, len(tree), 2)]
+        for total in (line, tree[0]):
+            assert digest(fedit.dump(total)[0]) == digest(fedit.dump(whole)[0])
+            assert fedit.dump(total)[1] == fedit.dump(whole)[1]
+    assert forms(whole) == {"early": clients * 4 * 98 >= 8 * 360, "late": clients * 4 * 48 >= 8 * 576}
+
+
+def test_memory_does_not_grow_with_the_clients():
+    shared = start(torch.float32)
+    fedex, total, sizes = FedEx(1.0), FedEx(1.0).zero(), []
+    for block in range(6):
+        sent = answers(shared, [1.0] * 40, block)
+        sent.client_C.add_(40 * block)
+        total = fedex.add(total, sent)
+        sizes.append(nbytes(fedex.dump(total)[0]))
+    most = sum(8 * m * n for m, n, _ in LAYERS.values()) + 8 * total.mean.units_N.numel()
+    assert sizes[-1] == sizes[2] == most
+    assert fedex.close(total, shared)[1]["clients"] == 240
+
+
+def test_a_product_that_is_too_large_is_refused_and_named():
+    shared = start(torch.float32, layers={"early": (9, 40, 2)})
+    fedit, sent = FedIT(), answers(shared, [1.0] * 40, 0, scale=3000.0)
+    with pytest.raises(LichenError, match=r"early.*64-bit range"):
+        fedit.add(fedit.zero(), sent)
+    few = fedit.add(fedit.zero(), take(sent, 0))
+    assert forms(few) == {"early": False}

@@ -75,7 +75,7 @@ def test_refuses_nothing_other_groups_and_other_shapes():
     for total in (mean.zero(), mean.add(mean.zero(), message([0.0]))):
         with pytest.raises(LichenError, match="no client contributed"):
             mean.close(total, SHARED)
-    with pytest.raises(LichenError, match="do not average"):
+    with pytest.raises(LichenError, match="do not add"):
         mean.add(mean.add(mean.zero(), message([1.0])), message([1.0], group="h"))
     with pytest.raises(LichenError, match="the model's is"):
         mean.close(mean.add(mean.zero(), message([1.0])), {"w": torch.zeros(4, 3)})

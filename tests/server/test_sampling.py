@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lichen.core.errors import LichenError
+from lichen.core.seeds import numpy_generator
 from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted
 
 SAMPLERS = [Everyone(), Uniform(3), Poisson(0.4), Weighted(3)]
@@ -43,6 +44,18 @@ def test_nobody_may_come_by_poisson_and_clients_without_examples_never_by_weight
     empty = [seed for seed in range(200) if Poisson(0.05).invite(torch.ones(5), seed) == ()]
     assert len(empty) > 100
     assert Weighted(3).invite(torch.tensor([0.0, 5.0, 0.0, 1.0]), 0) == (1, 3)
+
+
+@given(
+    weights=st.lists(st.sampled_from([0.0, 1.0, 2.0, 50.0]), min_size=1, max_size=30),
+    count=st.integers(1, 30),
+    seed=st.integers(0, 99),
+)
+def test_weighted_takes_those_who_wait_least(weights, count, seed):
+    count = min(count, len(weights))
+    wait_N = numpy_generator(seed, "invite").exponential(size=len(weights))
+    queue = sorted((wait / w, i) for i, (wait, w) in enumerate(zip(wait_N, weights, strict=True)) if w)
+    assert Weighted(count).invite(torch.tensor(weights), seed) == tuple(sorted(i for _, i in queue[:count]))
 
 
 def test_refuses_impossible_counts_and_rates():

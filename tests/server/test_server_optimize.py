@@ -42,7 +42,7 @@ def test_adaptive_equal_the_papers_recursion(server):
         for change in changes(6):
             d = float(change["w"][i])
             m = 0.8 * m + 0.2 * d
-            if isinstance(server, ServerAdam):
+            if server.rule == "adam":
                 v = 0.9 * v + 0.1 * d * d
             else:
                 v = v - 0.1 * d * d * (1 if v > d * d else -1 if v < d * d else 0)

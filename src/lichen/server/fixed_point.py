@@ -2,9 +2,11 @@
 
 Floating-point addition is not associative, so the bytes of a float sum tell in which order the
 messages arrived. Here ``value * weight`` is taken in float64, scaled by ``2^scale`` and rounded once to
-an integer; integers add exactly, in any order, split or merge, and masks that cancel modulo 2^64
-cancel here too. The sum of the largest magnitudes is tracked beside the sums, so an overflow is
-refused, whatever the order, instead of wrapping.
+an integer (half to even); integers add exactly, in any order, split or merge, and masks that cancel
+modulo 2^64 cancel here too. The sum of the clients' largest magnitudes is tracked beside the sums, so
+an overflow is refused, whatever the order, instead of wrapping.
+
+All tensors of a message are one vector in name order, summed by :mod:`lichen.server.exact`.
 
 References:
     James Demmel and Hong Diep Nguyen. "Fast Reproducible Floating-Point Summation." IEEE ARITH 2013
@@ -13,122 +15,198 @@ References:
     Daniel Ramage, Aaron Segal and Karn Seth. "Practical Secure Aggregation for Privacy-Preserving
     Machine Learning." CCS 2017. https://eprint.iacr.org/2017/281 (sums of masked integers).
 
-Legend: C clients.
+Legend: C clients, N numbers of one client's message.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import final
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from lichen.core.errors import LichenError
+from lichen.core.message import Message
 from lichen.core.tree import Tree
+from lichen.server import exact
 
-__all__ = ["FixedSum", "add", "merge", "read"]
+__all__ = ["WEIGHT_BITS", "FixedSum", "add", "check_room", "dump", "load", "merge", "read"]
 
-_LIMIT = 2**63
+WEIGHT_BITS = 30
+"""Bits after the point of a weight."""
+
+_ABREAST = 64  # clients folded side by side
+
+Layout = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FixedSum:
     """A sum so far; the value without arguments is the neutral one.
 
     Attributes:
         scale: Bits after the binary point.
+        group: Of the messages; None before the first.
         count: Clients folded in.
-        tensors: int64 sums in units of ``2^-scale``, without client axis.
-        bound: Per tensor, the sum of the clients' largest magnitudes in units, which bounds every
-            partial sum.
+        weight: Sum of their weights in units of ``2^-30``, of unbounded size.
+        layout: Names and shapes, without client axis, in name order.
+        units_N: int64 sums in units of ``2^-scale``, one tensor after the other; they lie on
+            the device of the last message; None before the first.
+        bound: Sum of the clients' largest magnitudes in units, which bounds every partial sum.
     """
 
     scale: int = 40
+    group: str | None = None
     count: int = 0
-    tensors: Tree = field(default_factory=dict)
-    bound: Mapping[str, int] = field(default_factory=dict)
+    weight: int = 0
+    layout: Layout = ()
+    units_N: Tensor | None = None
+    bound: int = 0
 
 
-def add(total: FixedSum, tensors_C: Mapping[str, Tensor], weight_C: Tensor, *, client_C: Tensor) -> FixedSum:
+def add(total: FixedSum, message: Message, weight_C: Tensor) -> FixedSum:
     """``total`` plus every client's ``tensor * weight``; clients of weight 0 are not even looked at.
 
     Args:
-        total: The sum so far.
-        tensors_C: ``(C, ...)``, any real dtype.
-        weight_C: ``(C,)`` float64, finite and not negative.
-        client_C: ``(C,)``, to name the culprit.
+        total: The sum so far; it stays as it is.
+        message: Tensors ``(C, ...)`` of any real dtypes, all on one device.
+        weight_C: ``(C,)`` float64, finite and not negative, multiples of ``2^-30``.
 
     Raises:
-        LichenError: if a weight or value is not finite, a weight is negative, the names or shapes
-            differ from those before, or the sum leaves the 64-bit range.
+        LichenError: if a weight or value is not finite, a weight is negative, the group, names or
+            shapes differ from those before, or the sum leaves the 64-bit range.
     """
-    for client, weight in zip(client_C.tolist(), weight_C.tolist(), strict=True):
+    weights = weight_C.tolist()
+    for client, weight in zip(message.client_C.tolist(), weights, strict=True):
         if not 0 <= weight < float("inf"):
             raise LichenError(f"weight {weight} is not a finite number >= 0", where=f"message of client {client}")
-    for position, weight in enumerate(weight_C.tolist()):
-        if weight > 0:
-            one = {name: x_C[position] for name, x_C in tensors_C.items()}
-            total = merge(total, _one(one, weight, total.scale, int(client_C[position])))
-    return total
+    counted = [position for position, weight in enumerate(weights) if weight > 0]
+    layout = tuple((name, tuple(message.tensors[name].shape[1:])) for name in sorted(message.tensors))
+    if not counted or not layout:
+        return total
+    new = replace(total, group=message.group, layout=layout)
+    if total.count:
+        _check_alike(total, new)
+    units_N, bound = total.units_N, total.bound
+    rows = [message.tensors[name].detach().reshape(len(weights), prod(shape)) for name, shape in layout]
+    for start in range(0, len(counted), _ABREAST):
+        some = counted[start : start + _ABREAST]
+        adjoining = some[-1] + 1 - some[0] == len(some)
+        factor_C = torch.tensor([weights[c] * 2.0**total.scale for c in some], dtype=torch.float64)
+        units_N, top_C = exact.add_rows(
+            units_N, [x[some[0] : some[-1] + 1] if adjoining else x[some] for x in rows], factor_C
+        )
+        for c, top in zip(some, top_C.tolist(), strict=True):
+            if not top < float("inf"):
+                raise LichenError(
+                    f"tensor {_largest(layout, rows, [c])!r} is not finite",
+                    where=f"message of client {int(message.client_C[c])}",
+                    fix="leave the client out, or lower its learning rate",
+                )
+            bound += int(top)
+        check_room(bound, total.scale, of=lambda: _largest(layout, rows, counted))
+    return replace(
+        new,
+        count=total.count + len(counted),
+        weight=total.weight + sum(int(weight * 2**WEIGHT_BITS) for weight in weights),
+        units_N=units_N,
+        bound=bound,
+    )
 
 
-def _one(tensors: Mapping[str, Tensor], weight: float, scale: int, client: int) -> FixedSum:
-    units: Tree = {}
-    bound: dict[str, int] = {}
-    for name, x in tensors.items():
-        exact = (x.detach().cpu().double() * weight * 2.0**scale).round()
-        top = float(exact.abs().max()) if exact.numel() else 0.0
-        if not top < float("inf"):
-            raise LichenError(
-                f"tensor {name!r} is not finite",
-                where=f"message of client {client}",
-                fix="leave the client out, or lower its learning rate",
-            )
-        bound[name] = int(top)
-        _check_room(name, bound[name], scale)
-        units[name] = exact.to(torch.int64)
-    return FixedSum(scale=scale, count=1, tensors=units, bound=bound)
+def _largest(layout: Layout, rows: Sequence[Tensor], clients: Sequence[int]) -> str:
+    """The tensor with the largest magnitude among these clients; what is no number is largest."""
+    tops = [float(x[clients].double().abs().nan_to_num(math.inf).amax()) if x.numel() else 0.0 for x in rows]
+    return layout[tops.index(max(tops))][0]
 
 
 def merge(a: FixedSum, b: FixedSum) -> FixedSum:
     """The sum of two sums.
 
     Raises:
-        LichenError: if scales, names or shapes differ, or the sum leaves the 64-bit range.
+        LichenError: if scales, groups, names or shapes differ, or the sum leaves the 64-bit range.
     """
     if a.scale != b.scale:
         raise LichenError(f"scales {a.scale} and {b.scale} do not add", where="sum", fix="use one scale for a run")
-    if not a.count or not b.count:
-        return a if a.count else b
-    if a.tensors.keys() != b.tensors.keys():
-        names = sorted(a.tensors.keys() ^ b.tensors.keys())
-        raise LichenError(f"messages differ in tensors: {names[:4]}", where="sum", fix="let one group run one recipe")
-    bound = {name: a.bound[name] + b.bound[name] for name in a.bound}
-    for name, x in a.tensors.items():
-        if x.shape != b.tensors[name].shape:
-            raise LichenError(
-                f"tensor {name!r} comes as {tuple(x.shape)} and as {tuple(b.tensors[name].shape)}",
-                where="sum",
-                fix="let one group run one recipe",
-            )
-        _check_room(name, bound[name], a.scale)
-    tensors = {name: x + b.tensors[name] for name, x in a.tensors.items()}
-    return replace(a, count=a.count + b.count, tensors=tensors, bound=bound)
+    if a.units_N is None or b.units_N is None:
+        return b if a.units_N is None else a
+    _check_alike(a, b)
+    check_room(a.bound + b.bound, a.scale)
+    return replace(
+        a,
+        count=a.count + b.count,
+        weight=a.weight + b.weight,
+        units_N=a.units_N + b.units_N.to(a.units_N.device),
+        bound=a.bound + b.bound,
+    )
 
 
-def _check_room(name: str, bound: int, scale: int) -> None:
-    if bound >= _LIMIT:
+def _check_alike(a: FixedSum, b: FixedSum) -> None:
+    if a.group != b.group:
+        raise LichenError(f"groups {a.group!r} and {b.group!r} do not add", where="sum", fix="sum each group alone")
+    if a.layout == b.layout:
+        return
+    have, come = dict(a.layout), dict(b.layout)
+    if have.keys() != come.keys():
         raise LichenError(
-            f"the sum of tensor {name!r} may reach {bound / 2**scale:.3g}, past the 64-bit range at {scale} bits "
-            "after the point",
+            f"messages differ in tensors: {sorted(have.keys() ^ come.keys())[:4]}",
+            where="sum",
+            fix="let one group run one recipe",
+        )
+    name = next(name for name in have if have[name] != come[name])
+    raise LichenError(
+        f"tensor {name!r} comes as {have[name]} and as {come[name]}", where="sum", fix="let one group run one recipe"
+    )
+
+
+def check_room(bound: int, scale: int, *, of: Callable[[], str] | None = None) -> None:
+    """Refuse a sum whose bound, in units of ``2^-scale``, leaves the 64-bit range.
+
+    Raises:
+        LichenError: naming the tensor that ``of`` finds, where it is given.
+    """
+    if bound >= exact.ROOM:
+        raise LichenError(
+            f"the sum{f' of tensor {of()!r}' if of else ''} may reach {bound / 2**scale:.3g}, past the 64-bit range at "
+            f"{scale} bits after the point",
             where="sum",
             fix="clip the messages, or lower the scale",
         )
 
 
 def read(total: FixedSum) -> Tree:
-    """The sums as float64, each rounded once."""
-    return {name: x.double() * 2.0**-total.scale for name, x in total.tensors.items()}
+    """The sums as float64, each rounded once, on the CPU."""
+    if total.units_N is None:
+        return {}
+    sizes = [prod(shape) for _, shape in total.layout]
+    parts = torch.split(total.units_N.cpu().double() * 2.0**-total.scale, sizes)
+    return {name: part.view(shape) for (name, shape), part in zip(total.layout, parts, strict=True)}
+
+
+def dump(total: FixedSum) -> tuple[Tree, dict[str, Any]]:
+    """``(tensors, header)`` that stand for the sum; the header is what JSON can write."""
+    header = {name: getattr(total, name) for name in ("scale", "group", "count", "weight", "layout", "bound")}
+    return {} if total.units_N is None else {"units": total.units_N.cpu()}, header
+
+
+def load(tensors: Tree, header: Mapping[str, Any]) -> FixedSum:
+    """Undo :func:`dump`.
+
+    Raises:
+        LichenError: if these are not a sum.
+    """
+    try:
+        layout = tuple((str(name), tuple(int(n) for n in shape)) for name, shape in header["layout"])
+        whole = {name: int(header[name]) for name in ("scale", "count", "weight", "bound")}
+        group, units_N = header["group"], tensors["units"] if whole["count"] else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise LichenError(f"these are not a sum: {error!r}", where="sum", fix="send it again") from None
+    numbers = sum(prod(shape) for _, shape in layout)
+    if units_N is not None and (units_N.dtype != torch.int64 or units_N.shape != (numbers,)):
+        raise LichenError(f"a sum of {numbers} numbers comes as {tuple(units_N.shape)} {units_N.dtype}", where="sum")
+    return FixedSum(group=group, layout=layout, units_N=units_N, **whole)

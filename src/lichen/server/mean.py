@@ -12,8 +12,9 @@ Legend: C clients.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from torch import Tensor
 
@@ -21,12 +22,11 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server import fixed_point
-from lichen.server.fixed_point import FixedSum
+from lichen.server.fixed_point import WEIGHT_BITS, FixedSum
 
-__all__ = ["Mean", "MeanTotal", "Weighting", "weigh_C"]
+__all__ = ["Mean", "Weighting", "weigh_C"]
 
 Weighting = Literal["examples", "uniform"]
-_WEIGHT_BITS = 30
 
 
 def weigh_C(message: Message, weighting: Weighting, discount: float) -> Tensor:
@@ -38,23 +38,7 @@ def weigh_C(message: Message, weighting: Weighting, discount: float) -> Tensor:
     weight_C = message.weight_C.detach().cpu().double()
     if weighting == "uniform":
         weight_C = (weight_C > 0).double()
-    return (weight_C * discount * 2.0**_WEIGHT_BITS).round() * 2.0**-_WEIGHT_BITS
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeanTotal:
-    """A sum so far.
-
-    Attributes:
-        sums: Σ w Δ.
-        units: Σ w in units of 2^-30, of unbounded size.
-        group: Of the messages; None before the first.
-    """
-
-    sums: FixedSum
-    units: int = 0
-    group: str | None = None
+    return (weight_C * discount * 2.0**WEIGHT_BITS).round() * 2.0**-WEIGHT_BITS
 
 
 @final
@@ -84,41 +68,32 @@ class Mean:
                 f"unknown weighting {self.weighting!r}", where="aggregator.weighting", fix="use examples or uniform"
             )
 
-    def zero(self) -> MeanTotal:
+    def zero(self) -> FixedSum:
         """Nothing folded in."""
-        return MeanTotal(sums=FixedSum(scale=self.scale))
+        return FixedSum(scale=self.scale)
 
-    def add(self, total: MeanTotal, message: Message, discount: float = 1.0) -> MeanTotal:
+    def add(self, total: FixedSum, message: Message, discount: float = 1.0) -> FixedSum:
         """Fold every client of the message in.
 
         Raises:
             LichenError: if the group or the tensors differ from those before, a number is not finite,
                 or the sum leaves its range.
         """
-        weight_C = weigh_C(message, self.weighting, discount)
-        sums = fixed_point.add(FixedSum(scale=self.scale), message.tensors, weight_C, client_C=message.client_C)
-        if not sums.count:
-            return total
-        units = sum(int(weight * 2**_WEIGHT_BITS) for weight in weight_C.tolist())
-        return self.merge(total, MeanTotal(sums=sums, units=units, group=message.group))
+        return fixed_point.add(total, message, weigh_C(message, self.weighting, discount))
 
-    def merge(self, a: MeanTotal, b: MeanTotal) -> MeanTotal:
-        """The sum of two sums.
+    def merge(self, a: FixedSum, b: FixedSum) -> FixedSum:
+        """The sum of two sums; raises as :meth:`add`."""
+        return fixed_point.merge(a, b)
 
-        Raises:
-            LichenError: as :meth:`add`.
-        """
-        if a.group is None or b.group is None:
-            return b if a.group is None else a
-        if a.group != b.group:
-            raise LichenError(
-                f"groups {a.group!r} and {b.group!r} do not average",
-                where="aggregator.mean",
-                fix="average each group alone",
-            )
-        return MeanTotal(sums=fixed_point.merge(a.sums, b.sums), units=a.units + b.units, group=a.group)
+    def dump(self, total: FixedSum) -> tuple[Tree, dict[str, Any]]:
+        """``(tensors, header)`` of a total."""
+        return fixed_point.dump(total)
 
-    def close(self, total: MeanTotal, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def load(self, tensors: Tree, header: Mapping[str, Any]) -> FixedSum:
+        """Undo :meth:`dump`; raises as :func:`lichen.server.fixed_point.load`."""
+        return fixed_point.load(tensors, header)
+
+    def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)``: the mean in the dtype of ``shared`` (float64 for names it lacks).
 
         Metrics are ``clients`` and ``weight``.
@@ -126,12 +101,12 @@ class Mean:
         Raises:
             LichenError: if nothing was folded in, or a shape differs from that in ``shared``.
         """
-        if not total.sums.count:
+        if not total.count:
             raise LichenError(
                 "no client contributed", where="aggregator.mean", fix="invite more clients or skip the round"
             )
-        weight = total.units / 2**_WEIGHT_BITS
-        change = {name: x / weight for name, x in fixed_point.read(total.sums).items()}
+        weight = total.weight / 2**WEIGHT_BITS
+        change = {name: x / weight for name, x in fixed_point.read(total).items()}
         for name, x in change.items():
             if name in shared:
                 if x.shape != shared[name].shape:
@@ -141,4 +116,4 @@ class Mean:
                         fix="let clients and server load the same recipe",
                     )
                 change[name] = x.to(shared[name])
-        return change, {"clients": float(total.sums.count), "weight": weight}
+        return change, {"clients": float(total.count), "weight": weight}

@@ -20,7 +20,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import final
+from functools import partial
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
-__all__ = ["ServerAdam", "ServerSGD", "ServerYogi"]
+__all__ = ["ServerAdam", "ServerAdaptive", "ServerSGD", "ServerYogi"]
 
 _REPLACED = ("patch.", "answers.")
 
@@ -83,10 +84,12 @@ class ServerSGD:
 
 @final
 @dataclass(frozen=True, slots=True)
-class ServerAdam:
-    """FedAdam: ``shared + lr * m / (sqrt(v) + tau)``.
+class ServerAdaptive:
+    """FedAdam and FedYogi: ``shared + lr * m / (sqrt(v) + tau)``.
 
     Args:
+        rule: How ``v`` follows the squares x²: ``"adam"`` by decay, ``"yogi"`` by at most
+            ``(1 - beta2) x²`` a round.
         lr: Rate.
         betas: Decay rates of ``m`` and ``v``.
         tau: Floor; smaller is more adaptive.
@@ -95,100 +98,54 @@ class ServerAdam:
         LichenError: if a value is out of range.
     """
 
+    rule: Literal["adam", "yogi"]
     lr: float = 0.01
     _: KW_ONLY
     betas: tuple[float, float] = (0.9, 0.99)
     tau: float = 1e-3
 
     def __post_init__(self) -> None:
-        _check_adaptive(self.lr, self.betas, self.tau)
+        if self.rule not in ("adam", "yogi"):
+            raise LichenError(f"unknown rule {self.rule!r}", where="server.name", fix="use adam or yogi")
+        _check_lr(self.lr)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise LichenError(f"{self.betas} is out of range", where="server.betas", fix="use two numbers in [0, 1)")
+        if not self.tau > 0:
+            raise LichenError(f"{self.tau} is not positive", where="server.tau", fix="use a number > 0, such as 0.001")
 
     def init(self, shared: Tree) -> Tree:
         """``m`` zero, ``v`` at tau²."""
-        return _moments(shared, self.tau)
+        steps = _steps(shared)
+        second = trees.map_tree(lambda x: torch.full_like(x, self.tau**2), steps)
+        return trees.join("m/", trees.zeros_like(steps), trees.join("v/", second, {}))
 
     def update(self, change: Tree, state: Tree, shared: Tree) -> tuple[Tree, Tree]:
         """``(shared, state)`` after one step; raises as :meth:`ServerSGD.update`."""
-        beta2 = self.betas[1]
-        return _adaptive(
-            change,
-            state,
-            shared,
-            lr=self.lr,
-            beta1=self.betas[0],
-            tau=self.tau,
-            second=lambda v, square: beta2 * v + (1 - beta2) * square,
-        )
+        beta1, beta2 = self.betas
+        state = dict(state)
+
+        def stride(name: str, x: Tensor) -> Tensor:
+            state[f"m/{name}"] = m = beta1 * state[f"m/{name}"] + (1 - beta1) * x
+            v, square = state[f"v/{name}"], x.square()
+            if self.rule == "adam":
+                v = beta2 * v + (1 - beta2) * square
+            else:
+                v = v - (1 - beta2) * square * torch.sign(v - square)
+            state[f"v/{name}"] = v
+            return self.lr * m / (v.sqrt() + self.tau)
+
+        return _apply(change, shared, stride), state
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class ServerYogi:
-    """FedYogi: as :class:`ServerAdam`, with a ``v`` that moves by at most ``(1 - beta2) x²`` a round.
+ServerAdam = partial(ServerAdaptive, "adam")
+"""FedAdam."""
 
-    Args:
-        lr: Rate.
-        betas: Decay rates of ``m`` and ``v``.
-        tau: Floor; smaller is more adaptive.
-
-    Raises:
-        LichenError: if a value is out of range.
-    """
-
-    lr: float = 0.01
-    _: KW_ONLY
-    betas: tuple[float, float] = (0.9, 0.99)
-    tau: float = 1e-3
-
-    def __post_init__(self) -> None:
-        _check_adaptive(self.lr, self.betas, self.tau)
-
-    def init(self, shared: Tree) -> Tree:
-        """``m`` zero, ``v`` at tau²."""
-        return _moments(shared, self.tau)
-
-    def update(self, change: Tree, state: Tree, shared: Tree) -> tuple[Tree, Tree]:
-        """``(shared, state)`` after one step; raises as :meth:`ServerSGD.update`."""
-        beta2 = self.betas[1]
-        return _adaptive(
-            change,
-            state,
-            shared,
-            lr=self.lr,
-            beta1=self.betas[0],
-            tau=self.tau,
-            second=lambda v, square: v - (1 - beta2) * square * torch.sign(v - square),
-        )
+ServerYogi = partial(ServerAdaptive, "yogi")
+"""FedYogi."""
 
 
 def _steps(shared: Tree) -> Tree:
     return {name: x for name, x in shared.items() if not name.startswith(_REPLACED)}
-
-
-def _moments(shared: Tree, tau: float) -> Tree:
-    steps = _steps(shared)
-    second = trees.map_tree(lambda x: torch.full_like(x, tau**2), steps)
-    return trees.join("m/", trees.zeros_like(steps), trees.join("v/", second, {}))
-
-
-def _adaptive(
-    change: Tree,
-    state: Tree,
-    shared: Tree,
-    *,
-    lr: float,
-    beta1: float,
-    tau: float,
-    second: Callable[[Tensor, Tensor], Tensor],
-) -> tuple[Tree, Tree]:
-    state = dict(state)
-
-    def stride(name: str, x: Tensor) -> Tensor:
-        state[f"m/{name}"] = m = beta1 * state[f"m/{name}"] + (1 - beta1) * x
-        state[f"v/{name}"] = v = second(state[f"v/{name}"], x.square())
-        return lr * m / (v.sqrt() + tau)
-
-    return _apply(change, shared, stride), state
 
 
 def _apply(change: Tree, shared: Tree, stride: Callable[[str, Tensor], Tensor]) -> Tree:
@@ -213,11 +170,3 @@ def _apply(change: Tree, shared: Tree, stride: Callable[[str, Tensor], Tensor]) 
 def _check_lr(lr: float) -> None:
     if not (math.isfinite(lr) and lr > 0):
         raise LichenError(f"{lr} is not a positive rate", where="server.lr", fix="use a number > 0")
-
-
-def _check_adaptive(lr: float, betas: tuple[float, float], tau: float) -> None:
-    _check_lr(lr)
-    if not all(0 <= beta < 1 for beta in betas):
-        raise LichenError(f"{betas} is out of range", where="server.betas", fix="use two numbers in [0, 1)")
-    if not tau > 0:
-        raise LichenError(f"{tau} is not positive", where="server.tau", fix="use a number > 0, such as 0.001")

@@ -19,8 +19,9 @@ Legend: C clients, d features, K classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -30,17 +31,9 @@ from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server import fixed_point
 from lichen.server.fixed_point import FixedSum
+from lichen.server.mean import weigh_C
 
-__all__ = ["Ridge", "RidgeTotal"]
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RidgeTotal:
-    """Sums of ``G``, ``H`` and ``n`` so far; ``group`` is None before the first message."""
-
-    sums: FixedSum
-    group: str | None = None
+__all__ = ["Ridge"]
 
 
 @final
@@ -70,11 +63,11 @@ class Ridge:
         if not 0 < self.lam < math.inf:
             raise LichenError(f"{self.lam} is not positive", where="aggregator.ridge.lam", fix="use a number > 0")
 
-    def zero(self) -> RidgeTotal:
+    def zero(self) -> FixedSum:
         """Nothing folded in."""
-        return RidgeTotal(sums=FixedSum(scale=2 * self.bits))
+        return FixedSum(scale=2 * self.bits)
 
-    def add(self, total: RidgeTotal, message: Message, discount: float = 1.0) -> RidgeTotal:
+    def add(self, total: FixedSum, message: Message, discount: float = 1.0) -> FixedSum:
         """Fold the statistics of every client with rows in.
 
         Raises:
@@ -88,27 +81,21 @@ class Ridge:
                 where="aggregator.ridge",
                 fix="pair Ridge with the work Statistics",
             )
-        weight_C = (message.weight_C.cpu() > 0).double() * discount
-        sums = fixed_point.add(self.zero().sums, message.tensors, weight_C, client_C=message.client_C)
-        return self.merge(total, RidgeTotal(sums=sums, group=message.group)) if sums.count else total
+        return fixed_point.add(total, message, weigh_C(message, "uniform", discount))
 
-    def merge(self, a: RidgeTotal, b: RidgeTotal) -> RidgeTotal:
-        """The sum of two sums.
+    def merge(self, a: FixedSum, b: FixedSum) -> FixedSum:
+        """The sum of two sums; raises as :meth:`add`."""
+        return fixed_point.merge(a, b)
 
-        Raises:
-            LichenError: as :meth:`add`.
-        """
-        if a.group is None or b.group is None:
-            return b if a.group is None else a
-        if a.group != b.group:
-            raise LichenError(
-                f"statistics {a.group!r} and {b.group!r} do not add",
-                where="aggregator.ridge",
-                fix="use the same features, classes and bits everywhere",
-            )
-        return RidgeTotal(sums=fixed_point.merge(a.sums, b.sums), group=a.group)
+    def dump(self, total: FixedSum) -> tuple[Tree, dict[str, Any]]:
+        """``(tensors, header)`` of a total."""
+        return fixed_point.dump(total)
 
-    def close(self, total: RidgeTotal, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def load(self, tensors: Tree, header: Mapping[str, Any]) -> FixedSum:
+        """Undo :meth:`dump`; raises as :func:`lichen.server.fixed_point.load`."""
+        return fixed_point.load(tensors, header)
+
+    def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)``: what is added to ``shared``'s head to become the solution.
 
         The solution itself, float64, where ``shared`` has no such head yet; over a head of zeros the
@@ -117,11 +104,11 @@ class Ridge:
         Raises:
             LichenError: if nothing was folded in, or the head in ``shared`` has another shape.
         """
-        if not total.sums.count:
+        if not total.count:
             raise LichenError(
                 "no client contributed", where="aggregator.ridge", fix="invite clients that have labelled rows"
             )
-        sums = fixed_point.read(total.sums)
+        sums = fixed_point.read(total)
         W_dK = _solve(sums["G"], sums["H"], self.lam)
         solution = {f"{self.head}.weight": (W_dK[:-1] if self.bias else W_dK).T.contiguous()}
         if self.bias:
@@ -137,7 +124,7 @@ class Ridge:
                         fix="use the same features and classes in head and statistics",
                     )
                 change[name] = (x - shared[name].cpu().double()).to(shared[name])
-        return change, {"clients": float(total.sums.count), "examples": float(sums["n"].sum())}
+        return change, {"clients": float(total.count), "examples": float(sums["n"].sum())}
 
 
 def _solve(G_dd: Tensor, H_dK: Tensor, lam: float) -> Tensor:

@@ -60,8 +60,7 @@ class Uniform:
             LichenError: if the roster is smaller than ``count``.
         """
         _check_roster(self.count, len(weight_N))
-        drawn = numpy_generator(seed, "invite").permutation(len(weight_N))[: self.count]
-        return tuple(sorted(int(i) for i in drawn))
+        return _ascending(numpy_generator(seed, "invite").permutation(len(weight_N))[: self.count])
 
 
 @final
@@ -88,7 +87,7 @@ class Poisson:
         Drawing again until somebody comes would change the distribution the accounting rests on.
         """
         coin_N = numpy_generator(seed, "invite").random(len(weight_N))
-        return tuple(int(i) for i in np.flatnonzero(coin_N < self.rate))
+        return _ascending(np.flatnonzero(coin_N < self.rate))
 
 
 @final
@@ -123,8 +122,14 @@ class Weighted:
         wait_N = numpy_generator(seed, "invite").exponential(size=len(w_N))
         with np.errstate(divide="ignore"):
             wait_N = np.where(w_N > 0, wait_N / w_N, np.inf)
-        first = np.argsort(wait_N, kind="stable")[: self.count]
-        return tuple(sorted(int(i) for i in first if np.isfinite(wait_N[i])))
+        # Only those who wait no longer than the last to be let in need sorting, not a whole roster of millions.
+        within = np.flatnonzero(wait_N <= np.partition(wait_N, self.count - 1)[self.count - 1])
+        first = within[np.argsort(wait_N[within], kind="stable")[: self.count]]
+        return _ascending(first[np.isfinite(wait_N[first])])
+
+
+def _ascending(clients: np.ndarray) -> tuple[int, ...]:
+    return tuple(np.sort(clients).tolist())
 
 
 def _check_count(count: int) -> None:
