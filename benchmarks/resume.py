@@ -24,7 +24,7 @@ from typing import Any
 
 from lichen.core.seeds import numpy_generator
 
-MEASURED = ("seconds", "peak_memory_bytes")
+MEASURED = ("seconds", "peak_memory_bytes", "energy_joules")
 """Keys of trace and summary that differ from run to run."""
 
 

@@ -31,6 +31,7 @@ SUMMARY: dict[str, Any] = {
     "bytes_down": 1,
     "seconds": 1.0,
     "peak_memory_bytes": 1,
+    "energy_joules": None,
     "seed": 0,
     "versions": {},
     "recipe_sha256": "0" * 64,
@@ -85,18 +86,20 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
 
 def test_the_commands_and_their_flags_are_pinned() -> None:
     flags = {}
-    for command in ("list", "fetch", "init", "run", "try", "report", "export", "node"):
+    for command in ("list", "fetch", "init", "plan", "run", "try", "report", "export", "node", "rank"):
         found = cli.app[command].assemble_argument_collection(default_parameter=cli.app.default_parameter)
         flags[command] = sorted(name for argument in found for name in argument.names)
     assert flags == {
         "list": [],
         "fetch": ["NAME"],
         "init": ["--out", "DATA"],
+        "plan": ["--json", "--set", "-s", "RECIPE"],
         "run": ["--json", "--out", "--quiet", "--resume", "--set", "-s", "RECIPE"],
         "try": ["FOLDER", "TEXTS"],
         "report": ["--json", "FOLDERS"],
         "export": ["--merge", "--out", "FOLDER"],
         "node": ["--recipe", "--state"],
+        "rank": ["FOLDER"],
     }
 
 

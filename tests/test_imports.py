@@ -15,7 +15,7 @@ FLOORS = (
     ("clients",),
     ("engines", "algorithms"),
     ("trust", "present"),
-    ("recipes",),
+    ("recipes", "allocator"),
     ("cli",),
     ("__main__",),
 )

@@ -1,4 +1,4 @@
-"""The command line: list, fetch, init, run, try, report, export.
+"""The command line: list, fetch, init, plan, run, try, report, export.
 
 Nothing heavy is imported until a command needs it, so that ``lichen --help`` answers at once. Results
 go to standard output, everything else to standard error. Exit codes: 0 done, 1 a fault of lichen
@@ -41,6 +41,10 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
 }
+
+
+_TRAINING = ("run", "plan", "node", "rank")
+"""Commands whose process is worth setting up for large tensors."""
 
 
 def _show(table: Table) -> None:
@@ -219,7 +223,11 @@ def run(
     from lichen.recipes.read import new_folder, read_recipe
 
     known = read_recipe(resume / "recipe.yaml" if resume is not None else str(recipe), set_)
-    folder = resume if resume is not None else _free(out) if out is not None else new_folder(known.name)
+    among = _among(known.engine.name, resume or out)
+    folder = resume or (out if among else _free(out) if out is not None else new_folder(known.name))
+    assert folder is not None
+    if among and os.environ["RANK"] != "0":
+        raise SystemExit(_silently(known, folder, resume is not None))
     try:
         with _crash_in(folder):
             summary, adapter = _run(known, folder, resume is not None, quiet)
@@ -231,6 +239,43 @@ def run(
         _print_json(summary)
     else:
         _show_result(summary, folder, adapter)
+
+
+def _among(engine: str, folder: Path | None) -> bool:
+    """Whether this process is one of several that were started together, as by torchrun.
+
+    Raises:
+        LichenError: if it is, and the run is not for several.
+    """
+    count = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
+    if count == "1":
+        return False
+    if engine != "distributed":
+        raise LichenError(
+            f"{count} ranks were started, and engine {engine} is for one process",
+            where="engine.name",
+            fix="add -s engine.name=distributed, or start one process",
+        )
+    if folder is None:
+        raise LichenError("ranks cannot each choose a folder", where="--out", fix="name one that all of them see")
+    return True
+
+
+def _silently(recipe: Any, folder: Path, resume: bool) -> int:
+    """Run as a rank other than the first, which alone speaks; the exit code."""
+    import time
+
+    try:
+        _run(recipe, folder, resume, quiet=True)
+        return 0
+    except KeyboardInterrupt:
+        code = 130
+    except LichenError:
+        code = 2
+    except Exception:
+        code = 1
+    time.sleep(1)  # who started the ranks ends all of them when one has failed: the first is to speak before
+    return code
 
 
 def _run(recipe: Any, folder: Path, resume: bool, quiet: bool) -> tuple[dict[str, Any], Path | None]:
@@ -257,6 +302,40 @@ def _show_result(summary: dict[str, Any], folder: Path, adapter: Path | None) ->
         print(f"{name}: {path}")
     if adapter is not None or summary["task"] in ("oneshot", "teach"):
         print(f"try it: lichen try {shlex.quote(str(folder))}")
+
+
+@app.command
+def plan(
+    recipe: str,
+    /,
+    *,
+    set_: Annotated[tuple[str, ...], Parameter(name=["-s", "--set"])] = (),
+    json: bool = False,
+) -> None:
+    """Say what a recipe will take on this machine: time, bytes, memory, disk, energy.
+
+    Parameters
+    ----------
+    recipe
+        A YAML file, or a recipe of `lichen list`.
+    set_
+        Another value for a key of the recipe, as key=value; may be given several times.
+    json
+        Print the plan as JSON, and nothing else, on standard output.
+    """
+    from lichen.recipes.read import read_recipe
+
+    known = read_recipe(recipe, set_)
+    with redirect_stdout(sys.stderr):
+        from lichen.recipes.plan import plan as plan_of
+
+        found = plan_of(known, say=_tell).as_dict()
+    if json:
+        _print_json(found)
+        return
+    from lichen.present.planned import plan_table
+
+    _show(plan_table(found))
 
 
 @app.command(name="try")
@@ -347,6 +426,14 @@ def node(*, recipe: Path, state: Path) -> None:
     build.node(recipe, state)
 
 
+@app.command(show=False)
+def rank(folder: Path, /) -> None:
+    """Be one of a run's ranks; started by the engine itself."""
+    from lichen.recipes import build
+
+    build.rank(folder)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -359,6 +446,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Libraries read these when they are imported: no bars over our own progress, nothing sent home.
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    if arguments is None and sys.argv[1:2] and sys.argv[1] in _TRAINING:
+        from lichen.allocator import keep_large_buffers
+
+        keep_large_buffers()
     try:
         app(
             sys.argv[1:] if arguments is None else list(arguments),

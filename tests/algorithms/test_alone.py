@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_bench import bench, engine
 
 from lichen.algorithms.alone import Alone
-from lichen.core.contracts import Engine, Report
+from lichen.core.contracts import Aggregator, Engine, Report
 from lichen.core.message import Job, Message
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
+from lichen.core.tree import Tree
 from lichen.recipes.bench import Bench
 
 ROUNDS = 5
@@ -35,6 +37,12 @@ class KilledBefore:
         if job.work == self.work and self.left == 0:
             raise Killed
         return self.inner.run(job)
+
+    def merge(self, aggregator: Aggregator, total: Any) -> Any:
+        return self.inner.merge(aggregator, total)
+
+    def join(self, client_N: torch.Tensor, metrics: Tree) -> tuple[torch.Tensor, Tree]:
+        return self.inner.join(client_N, metrics)
 
 
 class KilledAmid(KilledBefore):

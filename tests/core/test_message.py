@@ -1,5 +1,7 @@
 """Jobs and messages survive the wire, and damage is told in one sentence."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -90,6 +92,40 @@ def test_every_client_of_a_group_sends_equally_many_bytes():
     clients = torch.tensor([1, 77, 10**9])
     stacked = Message(group="g", client_C=clients, version_C=clients, tensors=tensors, weight_C=clients.double())
     assert {len(pack_message(take(stacked, c))) for c in range(3)} == {size(stacked)}
+
+
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64)
+DTYPES = st.sampled_from((*INTEGERS, *FLOATS))
+SHAPES = st.lists(st.integers(0, 120), max_size=3).filter(lambda shape: len(shape) < 3 or max(shape) < 30)
+
+
+@given(st.dictionaries(NAMES, st.tuples(DTYPES, SHAPES), max_size=6), st.data())
+def test_bytes_are_counted_as_they_are_packed(about, data):
+    count = data.draw(st.integers(1, 3))
+    text = st.text(max_size=6)
+    message = Message(
+        group=data.draw(text),
+        client_C=torch.arange(count),
+        version_C=torch.zeros(count, dtype=torch.int64),
+        tensors={name: torch.zeros(count, *shape, dtype=dtype) for name, (dtype, shape) in about.items()},
+        weight_C=torch.ones(count, dtype=torch.float64),
+        metrics={name: torch.ones(count, 2, dtype=torch.float64) for name in data.draw(st.sets(NAMES, max_size=3))},
+        texts=tuple(tuple(data.draw(st.lists(text, max_size=2))) for _ in range(count))
+        if data.draw(st.booleans())
+        else (),
+    )
+    assert size(message) == len(pack_message(take(message, 0)))
+    job = Job(
+        work=data.draw(text),
+        shared={name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in about.items()},
+        version=3,
+        clients=tuple(range(count)),
+        seed=2**60,
+        settings=dict.fromkeys(data.draw(st.sets(text, max_size=3)), 0.5),
+        texts=tuple(data.draw(st.lists(text, max_size=2))),
+    )
+    assert size(job) == len(pack_job(replace(job, clients=(5,))))
 
 
 def test_groups_do_not_mix():

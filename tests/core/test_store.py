@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from lichen.core import tree as trees
-from lichen.core.contracts import Report, ServerState
+from lichen.core.contracts import Report, ServerState, Station
 from lichen.core.errors import LichenError
+from lichen.core.fold import serve
+from lichen.core.message import Job, Message
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore, load_state, load_tree, save_state, save_tree
 
@@ -54,6 +56,103 @@ def test_private_state_follows_the_servers_version(tmp_path):
             assert (own is None) if asked == 0 else torch.equal(own["w"], torch.full((2, 3), float(asked)))
     with pytest.raises(LichenError, match="no private state"):
         store.load((0, 5), 6)
+
+
+def test_what_no_server_asks_for_any_more_is_gone(tmp_path):
+    store = ClientStore(tmp_path)
+    for version in (1, 2, 5, 6, 9):
+        store.stage((1_234_567,), version, {"w": torch.full((1, 2), float(version))})
+    left = sorted(int(f.stem) for f in (tmp_path / "1234" / "567").iterdir())
+    assert left == [6, 9]  # a server at 7 or 8 reads 6
+    assert store.load((1_234_567,), 8)["w"].tolist() == [[6.0, 6.0]]
+    assert store.load((1_234_567,), 5) is None
+
+
+def test_a_thousand_clients_of_a_folder(tmp_path):
+    clients = (3, 999, 1000, 999_999, 10**9)
+    store = ClientStore(tmp_path)
+    own_C = {"w": torch.arange(10.0).view(5, 2), "n": torch.arange(5)}
+    store.stage(clients, 1, own_C)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1", "1000000", "999"]
+    found = ClientStore(tmp_path).load(clients[::-1], 4)
+    assert torch.equal(found["w"], own_C["w"].flip(0))
+    assert torch.equal(found["n"], own_C["n"].flip(0))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_newcomers_and_those_who_have_state_stand_apart(tmp_path):
+    store = ClientStore(tmp_path / "state")
+    assert store.parted((4, 2), 0) == ((), (4, 2))
+    store.stage((2, 9), 3, {"w": torch.ones(2, 1)})
+    assert store.parted((4, 9, 2), 3) == ((9, 2), (4,))
+    assert store.parted((4, 9, 2), 2) == ((), (4, 9, 2))
+
+
+class Counting:
+    """A work whose private state is how often a client has come."""
+
+    def init(self, job, clients, own_C):
+        return clients, job.version, own_C["n"] if own_C else torch.zeros(len(clients))
+
+    def step(self, state, batch):
+        return state
+
+    def final(self, state):
+        clients, version, n_C = state
+        count = len(clients)
+        message = Message(
+            group="g",
+            client_C=torch.tensor(clients),
+            version_C=torch.full((count,), version),
+            tensors={"n": n_C + 1},
+            weight_C=torch.ones(count),
+        )
+        return message, {"n": n_C + 1}
+
+
+class NoBatches:
+    def shape(self, client):
+        return ()
+
+    def batches(self, clients, seed):
+        return iter(())
+
+
+def test_a_round_of_old_and_new_clients_is_served(tmp_path):
+    stations, seen = {"count": Station(work=Counting(), source=NoBatches())}, {}
+    for version, clients in enumerate([(0, 1, 2), (1, 3), (0, 1, 4)]):
+        job = Job(work="count", shared={}, version=version, clients=clients, seed=0)
+        for message in serve(job, stations, ClientStore(tmp_path / "state"), block_size=4):
+            seen |= dict(zip(message.client_C.tolist(), message.tensors["n"].tolist(), strict=True))
+    assert seen == {0: 2.0, 1: 3.0, 2: 1.0, 3: 1.0, 4: 1.0}
+
+
+def test_a_kill_while_writing_leaves_the_state_before(tmp_path, monkeypatch):
+    store, clients = ClientStore(tmp_path), tuple(range(100))  # more than are held open at once
+    store.stage(clients, 1, {"w": torch.ones(100, 2)})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.stage(clients, 2, {"w": torch.zeros(100, 2)})
+    monkeypatch.undo()
+    assert torch.equal(store.load(clients, 2)["w"], torch.ones(100, 2))
+    store.stage(clients, 2, {"w": torch.full((100, 2), 2.0)})
+    assert torch.equal(store.load(clients, 2)["w"], torch.full((100, 2), 2.0))
+    assert torch.equal(store.load(clients, 1)["w"], torch.ones(100, 2))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_damaged_private_state_is_named(tmp_path):
+    store = ClientStore(tmp_path)
+    store.stage((7,), 1, {"w": torch.ones(1, 2)})
+    file = tmp_path / "0" / "7" / "1.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(LichenError, match="damaged") as told:
+        store.load((7,), 1)
+    assert told.value.where == str(file)
 
 
 class Count:

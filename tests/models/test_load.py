@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from lichen.core.errors import LichenError
 from lichen.models.features import EncoderFeatures
 from lichen.models.load import base_digest, load_causal, load_classifier, load_encoder
+from tiny_llama import save_model
 
 
 def _tokenizer(folder: Path, **special: str) -> None:
@@ -146,3 +148,20 @@ def test_features_are_means_and_each_row_stands_alone(bert: Path) -> None:
         fast.rows(ids[0], mask[0]), torch.nn.functional.normalize(all_CBH[0], dim=-1), rtol=1e-5, atol=1e-6
     )
     assert float(features.rows(ids[0], torch.zeros_like(mask[0])).abs().max()) == 0
+
+
+def test_weights_in_their_stored_dtype_are_mapped_and_not_copied(tmp_path: Path) -> None:
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs Linux")
+    folder = save_model(tmp_path / "model")
+    held, _ = load_causal(folder)
+    assert str(folder / "model.safetensors") in maps.read_text()
+    before = base_digest(held)
+    del held
+    gc.collect()
+    assert str(folder / "model.safetensors") not in maps.read_text()
+    converted, _ = load_causal(folder, dtype="bfloat16")
+    assert str(folder / "model.safetensors") not in maps.read_text()  # the file is let go of once converted
+    assert base_digest(converted) != before
+    assert base_digest(load_causal(folder)[0]) == before

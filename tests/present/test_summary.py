@@ -34,6 +34,7 @@ SUMMARY: dict[str, Any] = {
     "bytes_down": 2_000_000,
     "seconds": 61.5,
     "peak_memory_bytes": 900_000_000,
+    "energy_joules": 1234.5,
     "seed": 0,
     "versions": {"torch": "2.13.0"},
     "recipe_sha256": "0" * 64,
@@ -48,6 +49,7 @@ KEYS = [
         "bytes_down",
         "seconds",
         "peak_memory_bytes",
+        "energy_joules",
         "seed",
         "versions",
         "recipe_sha256",
@@ -62,7 +64,14 @@ def test_the_keys_are_pinned() -> None:
     assert list(check_summary(SUMMARY)["columns"]) == ["base", "alone", "federated", "pooled"]
 
 
-@pytest.mark.parametrize("key", KEYS)
+def test_summaries_of_older_runs_lack_energy() -> None:
+    older = {name: value for name, value in SUMMARY.items() if name != "energy_joules"}
+    assert check_summary(older) == {**SUMMARY, "energy_joules": None}
+    with pytest.raises(LichenError, match="energy_joules"):
+        check_summary({**SUMMARY, "energy_joules": -1.0})
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key != "energy_joules"])
 def test_no_key_may_be_missing(key: str) -> None:
     with pytest.raises(LichenError, match=f"{key} is missing"):
         check_summary({name: value for name, value in SUMMARY.items() if name != key})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -25,14 +25,23 @@ from lichen.core.tree import Tree
 
 __all__ = ["Average", "score"]
 
+SUMMED = ("loss_sum", "count", "tokens", "failed")
+"""Metrics that a round adds up."""
+
+
+Told = tuple[Tensor, Mapping[str, Tensor]]
+"""One message's clients and metrics."""
+
+
+def joined(engine: Engine, told: Sequence[Told]) -> tuple[Tensor, Tree]:
+    """``(client_N, metrics)`` of all messages on all ranks, sorted by client."""
+    client_N = torch.cat([client_C for client_C, _ in told]) if told else torch.empty(0, dtype=torch.int64)
+    return engine.join(client_N, trees.concatenate([dict(metrics) for _, metrics in told]) if told else {})
+
 
 def score(engine: Engine, job: Job) -> tuple[Tensor, Tree]:
     """Run an evaluating job: ``(client_N, metrics)``, sorted by client, metrics ``(N, ...)`` float64."""
-    messages = list(engine.run(job))
-    client_N = torch.cat([m.client_C for m in messages])
-    order = client_N.argsort()
-    stacked = trees.concatenate([dict(m.metrics) for m in messages])
-    return client_N[order], {name: x[order] for name, x in stacked.items()}
+    return joined(engine, [(message.client_C, message.metrics) for message in engine.run(job)])
 
 
 def mean_loss(metrics: Mapping[str, Tensor]) -> float:
@@ -87,12 +96,14 @@ class Average:
             base=self.base,
             settings={"lr_scale": self.lr_scale(state.round)},
         )
-        total, sums = self.aggregator.zero(), {"loss_sum": 0.0, "count": 0.0, "tokens": 0.0, "failed": 0.0}
+        total, told = self.aggregator.zero(), list[Told]()
         for message in engine.run(job):
             total = self.aggregator.add(total, message)
-            for name in sums:
-                if name in message.metrics:
-                    sums[name] += float(message.metrics[name].sum())
+            told.append((message.client_C, {name: x for name, x in message.metrics.items() if name in SUMMED}))
+        total = engine.merge(self.aggregator, total)
+        _, seen = joined(engine, told)
+        # Exact sums: neither the number of ranks nor that of threads shows in them.
+        sums = {name: math.fsum(seen[name].tolist()) if name in seen else 0.0 for name in SUMMED}
         metrics = {"loss": sums["loss_sum"] / sums["count"]} if sums["count"] else {}
         if sums["failed"]:
             metrics["failed"] = sums["failed"]

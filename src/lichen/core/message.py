@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +24,21 @@ from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
 __all__ = ["Job", "Message", "concatenate", "pack_job", "pack_message", "size", "take", "unpack_job", "unpack_message"]
+
+
+_SAFETENSORS = {
+    torch.bool: (0, "BOOL"),
+    torch.uint8: (1, "U8"),
+    torch.int8: (2, "I8"),
+    torch.int16: (3, "I16"),
+    torch.float16: (4, "F16"),
+    torch.bfloat16: (5, "BF16"),
+    torch.int32: (6, "I32"),
+    torch.float32: (7, "F32"),
+    torch.float64: (8, "F64"),
+    torch.int64: (9, "I64"),
+}
+"""How the writer calls a dtype, and its rank: tensors lie by falling rank, then by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +127,11 @@ def concatenate(messages: Sequence[Message]) -> Message:
 
 def _pack(kind: str, header: Mapping[str, object], tensors: Tree) -> bytes:
     # One metadata entry only: the writer does not promise an order for several, and bytes must repeat.
-    return save(
-        trees.plain(tensors), metadata={"lichen": json.dumps({"kind": f"{kind}/1", **header}, separators=(",", ":"))}
-    )
+    return save(trees.plain(tensors), metadata={"lichen": _metadata(kind, header)})
+
+
+def _metadata(kind: str, header: Mapping[str, object]) -> str:
+    return json.dumps({"kind": f"{kind}/1", **header}, separators=(",", ":"))
 
 
 def _unpack(kind: str, data: bytes) -> tuple[dict[str, object], Tree]:
@@ -137,14 +155,23 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> Tree:
 
 def pack_job(job: Job) -> bytes:
     """A job's bytes."""
-    header = {"work": job.work, "base": job.base, "settings": sorted(job.settings), "texts": job.texts}
+    return _pack("job", *_job_parts(job))
+
+
+def _job_parts(job: Job) -> tuple[dict[str, object], Tree]:
+    header: dict[str, object] = {
+        "work": job.work,
+        "base": job.base,
+        "settings": sorted(job.settings),
+        "texts": job.texts,
+    }
     numbers = {
         "version": torch.tensor(job.version),
         "clients": torch.tensor(job.clients, dtype=torch.int64),
         "seed": torch.tensor(job.seed),
         "settings": torch.tensor([job.settings[k] for k in sorted(job.settings)], dtype=torch.float64),
     }
-    return _pack("job", header, {**_under("n.", numbers), **_under("s.", job.shared)})
+    return header, {**_under("n.", numbers), **_under("s.", job.shared)}
 
 
 def unpack_job(data: bytes) -> Job:
@@ -173,9 +200,13 @@ def unpack_job(data: bytes) -> Job:
 
 def pack_message(message: Message) -> bytes:
     """A message's bytes."""
+    return _pack("message", *_message_parts(message))
+
+
+def _message_parts(message: Message) -> tuple[dict[str, object], Tree]:
     numbers = {"client": message.client_C, "version": message.version_C, "weight": message.weight_C}
     body = {**_under("n.", numbers), **_under("m.", message.metrics), **_under("t.", message.tensors)}
-    return _pack("message", {"group": message.group, "texts": message.texts}, body)
+    return {"group": message.group, "texts": message.texts}, body
 
 
 def unpack_message(data: bytes) -> Message:
@@ -210,8 +241,33 @@ def size(thing: Job | Message) -> int:
     """Bytes that would cross for one client: the job with one name on it, or one client's message.
 
     Clients of one group send the same number of bytes, save for their texts, so the first client
-    stands for all of a stacked message without texts.
+    stands for all of a stacked message without texts. The bytes are counted, not made.
+
+    >>> job = Job(work="train", shared={"w": torch.ones(3)}, version=0, clients=(7, 8), seed=1)
+    >>> size(job) == len(pack_job(replace(job, clients=(7,))))
+    True
     """
     if isinstance(thing, Job):
-        return len(pack_job(replace(thing, clients=thing.clients[:1])))
-    return len(pack_message(take(thing, 0)))
+        header, tensors = _job_parts(replace(thing, clients=thing.clients[:1]))
+        return _packed_size("job", header, {name: x.shape for name, x in tensors.items()}, tensors)
+    header, tensors = _message_parts(replace(thing, texts=thing.texts[:1]))
+    return _packed_size("message", header, {name: (1, *x.shape[1:]) for name, x in tensors.items()}, tensors)
+
+
+def _packed_size(kind: str, header: Mapping[str, object], shapes: Mapping[str, Sequence[int]], like: Tree) -> int:
+    """``len(_pack(...))`` of tensors of these shapes, and of the dtypes of ``like``.
+
+    The file is eight bytes, a JSON head filled up to a multiple of eight, and the numbers; the head
+    gives each tensor's place, widest dtype first and then by name, so its length follows from their order.
+    """
+    if any(x.dtype not in _SAFETENSORS for x in like.values()):
+        return len(_pack(kind, header, {name: x.new_empty(tuple(shapes[name])) for name, x in like.items()}))
+    about: dict[str, object] = {"__metadata__": {"lichen": _metadata(kind, header)}}
+    at = 0
+    for name in sorted(like, key=lambda name: (-_SAFETENSORS[like[name].dtype][0], name)):
+        _, code = _SAFETENSORS[like[name].dtype]
+        end = at + prod(shapes[name]) * like[name].element_size()
+        about[name] = {"dtype": code, "shape": list(shapes[name]), "data_offsets": [at, end]}
+        at = end
+    head = len(json.dumps(about, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + -(-head // 8) * 8 + at

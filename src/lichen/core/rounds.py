@@ -8,6 +8,7 @@ round r depends on nothing but the state after round r - 1 and ``derive(seed, "r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from lichen.core.contracts import Algorithm, Engine, Report, ServerState
@@ -28,6 +29,7 @@ def run(
     rounds: int,
     seed: int,
     checkpoint: Path | None = None,
+    once: Callable[[Callable[[], None]], object] = lambda do: do(),
     observers: Sequence[Observer] = (),
 ) -> ServerState:
     """Run rounds until ``rounds`` are finished, going on from ``checkpoint`` where it exists.
@@ -39,6 +41,8 @@ def run(
         rounds: How many in all, those before the checkpoint included.
         seed: The run's seed.
         checkpoint: File of the server's state.
+        once: Does a thing that is to be done once: of several ranks the first does it, and none goes on
+            before it is done. A rank that trained ahead of the file would drop private state a resumed run needs.
         observers: Called with each round's report before its state is on disk.
 
     Returns:
@@ -54,5 +58,5 @@ def run(
         for observe in observers:
             observe(report)
         if checkpoint is not None:
-            save_state(checkpoint, state)
+            once(partial(save_state, checkpoint, state))
     return state

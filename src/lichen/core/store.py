@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 
 from lichen.core import tree as trees
 from lichen.core.contracts import ServerState
@@ -92,8 +92,17 @@ def load_state(path: Path) -> ServerState:
         raise LichenError(f"is not a server state: {error} is missing", where=str(path)) from None
 
 
+_FAN = 1000
+"""Clients of one folder; a million then lie in a thousand folders of a thousand."""
+_OPEN = 64
+"""Files held open at once while a block's are written."""
+
+
 class ClientStore:
     """Private state of many clients in a folder, one small file a client and version.
+
+    The file of client 1234567 at version 3 is ``1234/567/3.safetensors``. Nothing is remembered between
+    calls, so that several processes may serve different clients of one folder.
 
     Args:
         folder: Where the files lie; made when first needed.
@@ -102,17 +111,26 @@ class ClientStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def _versions(self, client: int) -> list[int]:
-        home = self.folder / str(client)
-        return sorted(int(f.stem) for f in home.glob("[0-9]*.safetensors")) if home.is_dir() else []
+    def _home(self, client: int) -> str:
+        return f"{self.folder}/{client // _FAN}/{client % _FAN}"
+
+    def parted(self, clients: Sequence[int], version: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(clients that have state at ``version``, clients that have none): only equals stand side by side."""
+        if not self.folder.is_dir():  # nobody has kept anything yet: no need to ask for each client
+            return (), tuple(clients)
+        known = {c for c in clients if any(v <= version for v in _versions(self._home(c)))}
+        return tuple(c for c in clients if c in known), tuple(c for c in clients if c not in known)
 
     def load(self, clients: Sequence[int], version: int) -> Tree | None:
         """Stacked private state of these clients at ``version``; None if none of them has any.
 
         Raises:
-            LichenError: if only some of them have state, so that they cannot stack.
+            LichenError: if only some of them have state, so that they cannot stack, or a file is damaged.
         """
-        newest = [max((v for v in self._versions(c) if v <= version), default=None) for c in clients]
+        if not self.folder.is_dir():
+            return None
+        homes = [self._home(c) for c in clients]
+        newest = [max((v for v in _versions(home) if v <= version), default=None) for home in homes]
         if all(v is None for v in newest):
             return None
         if any(v is None for v in newest):
@@ -120,9 +138,7 @@ class ClientStore:
             raise LichenError(
                 f"clients {missing[:4]} have no private state beside others that do", where=str(self.folder)
             )
-        return trees.stack(
-            [load_tree(self.folder / str(c) / f"{v}.safetensors")[0] for c, v in zip(clients, newest, strict=True)]
-        )
+        return trees.stack([_read(f"{home}/{v}.safetensors") for home, v in zip(homes, newest, strict=True)])
 
     def stage(self, clients: Sequence[int], version: int, own_C: Tree) -> None:
         """Write the state these clients will have at ``version``.
@@ -130,11 +146,64 @@ class ClientStore:
         What a server that acknowledges at least every second version may still ask for is kept: the
         newest state not above ``version - 2`` and all after it.
         """
-        for position, client in enumerate(clients):
-            home = self.folder / str(client)
-            save_tree(home / f"{version}.safetensors", trees.take(own_C, position))
-            versions = self._versions(client)
+        plain_C = {name: x.detach().cpu() for name, x in own_C.items()}
+        homes = [self._home(c) for c in clients]
+        for start in range(0, len(homes), _OPEN):
+            some = range(start, min(start + _OPEN, len(homes)))
+            _write_together(
+                {f"{homes[i]}/{version}.safetensors": save(trees.plain(trees.take(plain_C, i))) for i in some}
+            )
+        for home in homes:
+            versions = _versions(home)
             needed = max((v for v in versions if v <= version - 2), default=0)
             for old in versions:
                 if old < needed:
-                    (home / f"{old}.safetensors").unlink()
+                    os.unlink(f"{home}/{old}.safetensors")
+
+
+def _versions(home: str) -> list[int]:
+    """The versions that lie there; a file that a kill has left half written has another name."""
+    try:
+        names = os.listdir(home)
+    except FileNotFoundError:
+        return []
+    return [int(stem) for stem, dot, _ in (name.partition(".safetensors") for name in names) if dot and stem.isdigit()]
+
+
+def _read(path: str) -> Tree:
+    try:
+        with open(path, "rb") as file:
+            return load(file.read())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LichenError(f"is damaged: {error}", where=path, fix="delete it and run again without --resume") from None
+
+
+def _write_together(contents: Mapping[str, bytes]) -> None:
+    """:func:`write_atomic` for many small files: all are written before the first one is waited for."""
+    parts: list[tuple[str, str, int]] = []
+    try:
+        for path, data in contents.items():
+            folder, _, name = path.rpartition("/")
+            part = f"{folder}/.{name}.{os.getpid()}.part"
+            parts.append((part, path, _write(part, data)))
+        for _, _, file in parts:
+            os.fsync(file)
+    finally:
+        for _, _, file in parts:
+            os.close(file)
+    for part, path, _ in parts:
+        os.replace(part, path)
+
+
+def _write(path: str, data: bytes) -> int:
+    """Write a new file, in a new folder if need be, and leave it open."""
+    how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        file = os.open(path, how, 0o666)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        file = os.open(path, how, 0o666)
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+    return file

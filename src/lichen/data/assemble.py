@@ -2,7 +2,7 @@
 
 Padding rows attend to one padding token, because a softmax over nothing is not a number.
 
-Legend: C clients, B rows of a batch, T tokens, F features.
+Legend: C clients, B rows of a batch, T tokens, F features, R = C * B.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import numpy as np
 import torch
 
 from lichen.core.contracts import Batch
-from lichen.data.rows import ArrayShard, Shard, TextShard
+from lichen.data.rows import ArrayShard, Ragged, Shard, TextShard
 
 __all__ = ["Slot", "assemble", "count_rows_tokens", "stream"]
 
 Slot = Sequence[tuple[Shard, np.ndarray]]
 """What one client puts into a batch: row numbers of shards one below the other; -1 is a padding row."""
+
+_Rows = dict[int, np.ndarray]
+"""Rows by their place in the batch, counted through all clients and rising."""
 
 
 def assemble(slots: Sequence[Slot], active: Sequence[bool], *, width: int, pad: int, public: bool = False) -> Batch:
@@ -42,41 +45,56 @@ def assemble(slots: Sequence[Slot], active: Sequence[bool], *, width: int, pad: 
         batch["answer_CB"] = np.full((clients, rows), -1, np.int64)
     if isinstance(first, ArrayShard):
         batch["x_CBF"] = np.zeros((clients, rows, *first.x.shape[1:]), np.float32)
-    else:
-        batch["input_ids_CBT"] = np.full((clients, rows, width), pad, np.int64)
-        batch["attention_mask_CBT"] = np.zeros((clients, rows, width), np.int64)
-        batch["attention_mask_CBT"][:, :, 0] = 1
-    if isinstance(first, TextShard) and first.kind == "lm":
-        batch["labels_CBT"] = np.full((clients, rows, width), -100, np.int64)
-    else:
+    learns_tokens = isinstance(first, TextShard) and first.kind == "lm"
+    if not learns_tokens:
         batch["labels_CB"] = np.full((clients, rows), -100, np.int64)
+    tokens: _Rows = {}
+    labels: _Rows = {}
     for c, slot in enumerate(slots):
         at = 0
         for part, (shard, numbers) in enumerate(slot):
-            _place(batch, c, at, shard, numbers, shared=public and part > 0)
+            shared = public and part > 0
+            _place(batch, c, at, shard, numbers, shared=shared)
+            if isinstance(shard, TextShard):
+                here = [(c * rows + b, row) for b, row in enumerate(numbers.tolist(), at) if row >= 0]
+                Ragged.of(shard.input_ids).cut(here, width, into=tokens)
+                if learns_tokens and not shared:
+                    Ragged.of(shard.labels).cut(here, width, into=labels)
             at += len(numbers)
+    if isinstance(first, TextShard):
+        shape_CBT = (clients, rows, width)
+        batch["input_ids_CBT"], real_CBT = _laid(tokens, shape_CBT, fill=pad)
+        real_CBT[:, :, 0] = True
+        batch["attention_mask_CBT"] = real_CBT.astype(np.int64)
+        if learns_tokens:
+            batch["labels_CBT"], _ = _laid(labels, shape_CBT, fill=-100)
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
 def _place(batch: dict[str, np.ndarray], c: int, at: int, shard: Shard, numbers: np.ndarray, *, shared: bool) -> None:
-    real = np.flatnonzero(numbers >= 0)
-    rows, slots = numbers[real], real + at
+    """What is one number a row, and rows without tokens."""
+    real = numbers >= 0
+    places = slice(at, at + len(numbers))
     if not shared:
-        batch["index_CB"][c, slots] = rows
+        batch["index_CB"][c, places] = numbers
     if shared or shard.answer is not None:
-        batch["answer_CB"][c, slots] = rows if shard.answer is None else shard.answer[rows]
+        batch["answer_CB"][c, places][real] = numbers[real] if shard.answer is None else shard.answer[numbers[real]]
     if "labels_CB" in batch and not shared:
-        batch["labels_CB"][c, slots] = np.asarray(shard.labels)[rows]
+        batch["labels_CB"][c, places][real] = np.asarray(shard.labels)[numbers[real]]
     if isinstance(shard, ArrayShard):
-        batch["x_CBF"][c, slots] = shard.x[rows]
-        return
-    width = batch["input_ids_CBT"].shape[2]
-    for row, b in zip(rows.tolist(), slots.tolist(), strict=True):
-        tokens = shard.input_ids[row][:width]
-        batch["input_ids_CBT"][c, b, : len(tokens)] = tokens
-        batch["attention_mask_CBT"][c, b, : len(tokens)] = 1
-        if "labels_CBT" in batch and not shared:
-            batch["labels_CBT"][c, b, : len(tokens)] = shard.labels[row][:width]
+        batch["x_CBF"][c, places][real] = shard.x[numbers[real]]
+
+
+def _laid(rows: _Rows, shape_CBT: tuple[int, int, int], *, fill: int) -> tuple[np.ndarray, np.ndarray]:
+    """``(numbers, which are real)`` of that shape, int64 and bool: all rows are laid down in one pass."""
+    clients, each, width = shape_CBT
+    length_R = np.zeros(clients * each, np.int64)
+    length_R[list(rows)] = [len(row) for row in rows.values()]
+    real_RT = np.arange(width) < length_R[:, None]
+    laid_RT = np.full((clients * each, width), fill, np.int64)
+    if rows:
+        laid_RT[real_RT] = np.concatenate(list(rows.values()))
+    return laid_RT.reshape(shape_CBT), real_RT.reshape(shape_CBT)
 
 
 def stream(size: int, take: int, generator: np.random.Generator) -> Iterator[np.ndarray]:

@@ -23,6 +23,7 @@ import numpy as np
 from lichen.core.errors import LichenError
 from lichen.core.seeds import numpy_generator
 from lichen.data.record import Record
+from lichen.data.table import column_of
 
 __all__ = ["by_client", "dirichlet", "iid", "normalise", "split"]
 
@@ -34,8 +35,8 @@ def by_client(records: Sequence[Record]) -> dict[str, np.ndarray]:
     {'a': array([1]), 'b': array([0])}
     """
     rows: dict[str, list[int]] = {}
-    for i, record in enumerate(records):
-        rows.setdefault(record.client, []).append(i)
+    for i, client in enumerate(column_of(records, "client")):
+        rows.setdefault(client, []).append(i)
     return {client: np.array(rows[client], dtype=np.int64) for client in sorted(rows)}
 
 

@@ -43,9 +43,18 @@ def _held(shards: Shards, client: int) -> Shard:
         raise LichenError(f"client {client} has no data here", where="data", fix="ask clients of the roster") from None
 
 
-def _longest(shard: TextShard, rows: Sequence[int] | np.ndarray | None = None) -> int:
-    chosen = shard.input_ids if rows is None else [shard.input_ids[int(i)] for i in rows if i >= 0]
-    return max((len(row) for row in chosen), default=1)
+def _longest(shard: TextShard, rows: np.ndarray | None = None) -> int:
+    length_N = shard.length_N if rows is None else shard.length_N[rows]
+    return int(length_N.max(initial=1))
+
+
+def _tokens(shard: Shard) -> int:
+    return shard.size if isinstance(shard, ArrayShard) else int(shard.length_N.sum())
+
+
+def _drawn(shard: Shard, rows: int) -> int:
+    """Tokens of so many rows of this shard, or rows, as its mean row has them; rounded up."""
+    return -(-min(rows, shard.size) * _tokens(shard) // max(shard.size, 1))
 
 
 def _round_up(length: int, multiple: int, most: int | None) -> int:
@@ -96,39 +105,53 @@ class TrainSource:
 
     def width(self, client: int) -> int:
         """Tokens of this client's batches; 0 for rows without tokens."""
-        shard = _held(self.shards, client)
+        return self.width_of(_held(self.shards, client))
+
+    def width_of(self, shard: Shard) -> int:
+        """:meth:`width` of a shard at hand."""
         if isinstance(shard, ArrayShard):
             return 0
         return self.fixed_width or _round_up(_longest(shard), self.width_multiple, self.max_length)
 
-    def steps_of(self, client: int) -> int:
-        """Steps this client takes."""
-        if _held(self.shards, client).size == 0:
+    def steps_of(self, client: int, shard: Shard | None = None) -> int:
+        """Steps this client takes; ``shard`` saves looking its rows up."""
+        if (_held(self.shards, client) if shard is None else shard).size == 0:
             return 0
         return self.steps if isinstance(self.steps, int) else self.steps.get(client, 0)
 
     def shape(self, client: int) -> Hashable:
         """The width, or the shape of a row without tokens."""
-        shard = _held(self.shards, client)
-        return shard.x.shape[1:] if isinstance(shard, ArrayShard) else (self.width(client),)
+        return self.shape_of(_held(self.shards, client))
+
+    def shape_of(self, shard: Shard) -> Hashable:
+        """:meth:`shape` of a shard at hand."""
+        return shard.x.shape[1:] if isinstance(shard, ArrayShard) else (self.width_of(shard),)
+
+    def cost(self, client: int) -> int:
+        """Tokens of its steps, or rows where there are none, its rows taken as long as their mean."""
+        return self.steps_of(client) * _drawn(_held(self.shards, client), self.batch_size)
 
     def rows(self, client: int, seed: int) -> Iterator[np.ndarray]:
         """Endless row numbers ``(batch_size,)`` of one client, -1 for padding rows."""
-        size = _held(self.shards, client).size
-        return stream(size, self.batch_size, numpy_generator(seed, client, "shuffle"))
+        return self.rows_of(_held(self.shards, client), client, seed)
+
+    def rows_of(self, shard: Shard, client: int, seed: int) -> Iterator[np.ndarray]:
+        """:meth:`rows` of a shard at hand."""
+        # A generator's own making costs more than a small client's rows: none is made before it is needed.
+        yield from stream(shard.size, self.batch_size, numpy_generator(seed, client, "shuffle"))
 
     def batches(self, clients: Sequence[int], seed: int) -> Iterator[Batch]:
         """As many steps as the busiest of these clients takes; others go inactive after theirs."""
-        _check_block([self.shape(c) for c in clients])
         held = [_held(self.shards, c) for c in clients]
-        streams = [self.rows(c, seed) for c in clients]
-        counts = [self.steps_of(c) for c in clients]
+        _check_block([self.shape_of(shard) for shard in held])
+        streams = [self.rows_of(shard, c, seed) for c, shard in zip(clients, held, strict=True)]
+        counts = [self.steps_of(c, shard) for c, shard in zip(clients, held, strict=True)]
         nothing = np.full(self.batch_size, -1, np.int64)
         for step in range(max(counts, default=0)):
             active = [step < count for count in counts]
             numbers = [next(s) if on else nothing for s, on in zip(streams, active, strict=True)]
             slots = [((shard, n),) for shard, n in zip(held, numbers, strict=True)]
-            yield assemble(slots, active, width=self.width(clients[0]), pad=self.pad)
+            yield assemble(slots, active, width=self.width_of(held[0]), pad=self.pad)
 
 
 @final
@@ -150,24 +173,30 @@ class MixedSource:
     def __post_init__(self) -> None:
         _check(self, public_rows=self.public_rows, public=self.public.size)
 
-    def _width(self, client: int) -> int:
+    def _width(self, shard: Shard) -> int:
         if isinstance(self.public, ArrayShard) or self.local.fixed_width:
-            return self.local.width(client)
+            return self.local.width_of(shard)
         shared = _round_up(_longest(self.public), self.local.width_multiple, self.local.max_length)
-        return max(self.local.width(client), shared)
+        return max(self.local.width_of(shard), shared)
+
+    def _shape(self, shard: Shard) -> Hashable:
+        return shard.x.shape[1:] if isinstance(shard, ArrayShard) else (self._width(shard),)
 
     def shape(self, client: int) -> Hashable:
         """The wider of the client's and the public rows' width, or the shape of a row without tokens."""
-        shard = _held(self.local.shards, client)
-        return shard.x.shape[1:] if isinstance(shard, ArrayShard) else (self._width(client),)
+        return self._shape(_held(self.local.shards, client))
+
+    def cost(self, client: int) -> int:
+        """The local source's, and that of the public rows beside them."""
+        return self.local.cost(client) + self.local.steps_of(client) * _drawn(self.public, self.public_rows)
 
     def batches(self, clients: Sequence[int], seed: int) -> Iterator[Batch]:
         """The local source's steps, each with ``public_rows`` rows more, drawn from ``(seed, client)``."""
-        _check_block([self.shape(c) for c in clients])
         held = [_held(self.local.shards, c) for c in clients]
-        own = [self.local.rows(c, seed) for c in clients]
+        _check_block([self._shape(shard) for shard in held])
+        own = [self.local.rows_of(shard, c, seed) for c, shard in zip(clients, held, strict=True)]
         public = [stream(self.public.size, self.public_rows, numpy_generator(seed, c, "public")) for c in clients]
-        counts = [self.local.steps_of(c) for c in clients]
+        counts = [self.local.steps_of(c, shard) for c, shard in zip(clients, held, strict=True)]
         nothing = np.full(self.local.batch_size, -1, np.int64), np.full(self.public_rows, -1, np.int64)
         for step in range(max(counts, default=0)):
             active = [step < count for count in counts]
@@ -175,7 +204,7 @@ class MixedSource:
             for shard, mine, shared, on in zip(held, own, public, active, strict=True):
                 numbers = (next(mine), next(shared)) if on else nothing
                 slots.append(((shard, numbers[0]), (self.public, numbers[1])))
-            yield assemble(slots, active, width=self._width(clients[0]), pad=self.local.pad, public=True)
+            yield assemble(slots, active, width=self._width(held[0]), pad=self.local.pad, public=True)
 
 
 @final
@@ -193,6 +222,7 @@ class EvalSource:
         pad: Padding token.
         width_multiple: The narrowest width.
         max_length: Widest a batch may be; longer rows are cut on the right.
+        fixed_width: One width for all batches instead, where padding costs nothing.
     """
 
     shards: Shards
@@ -201,22 +231,25 @@ class EvalSource:
     pad: int = 0
     width_multiple: int = 16
     max_length: int | None = None
+    fixed_width: int | None = None
 
     def __post_init__(self) -> None:
         _check(self, batch_size=self.batch_size, width_multiple=self.width_multiple, max_length=self.max_length)
+        _check(self, fixed_width=self.fixed_width)
 
     def _standard(self, length: int) -> int:
+        if self.fixed_width is not None:
+            return self.fixed_width
         units = -(-length // self.width_multiple)
         power = 1 << (units - 1).bit_length()
         width = self.width_multiple * (power * 3 // 4 if power >= 4 and units <= power * 3 // 4 else power)
         return width if self.max_length is None else min(width, self.max_length)
 
-    def _plan(self, client: int) -> dict[int, list[np.ndarray]]:
-        """The client's batches (row numbers, -1 for padding) by width, widest first."""
-        shard = _held(self.shards, client)
+    def _plan(self, shard: Shard) -> dict[int, list[np.ndarray]]:
+        """A client's batches (row numbers, -1 for padding) by width, widest first."""
         order = np.arange(shard.size)
         if isinstance(shard, TextShard) and shard.size:
-            order = np.argsort([-len(row) for row in shard.input_ids], kind="stable")
+            order = np.argsort(-shard.length_N, kind="stable")
         plan: dict[int, list[np.ndarray]] = {}
         for at in range(0, shard.size, self.batch_size):
             rows = order[at : at + self.batch_size]
@@ -228,16 +261,23 @@ class EvalSource:
     def shape(self, client: int) -> Hashable:
         """The widths that occur, or a row's shape, and the number of batches to within a factor of two."""
         shard = _held(self.shards, client)
-        plan = self._plan(client)
+        return self._shape(shard, self._plan(shard))
+
+    @staticmethod
+    def _shape(shard: Shard, plan: Mapping[int, list[np.ndarray]]) -> Hashable:
         kind = shard.x.shape[1:] if isinstance(shard, ArrayShard) else tuple(plan)
         return (kind, sum(len(batches) for batches in plan.values()).bit_length())
+
+    def cost(self, client: int) -> int:
+        """Tokens of all its rows, or rows where there are none."""
+        return _tokens(_held(self.shards, client))
 
     def batches(self, clients: Sequence[int], seed: int) -> Iterator[Batch]:
         """Batches of these clients; the seed is not used, for nothing is drawn."""
         del seed
-        _check_block([self.shape(c) for c in clients])
         held = [_held(self.shards, c) for c in clients]
-        plans = [self._plan(c) for c in clients]
+        plans = [self._plan(shard) for shard in held]
+        _check_block([self._shape(shard, plan) for shard, plan in zip(held, plans, strict=True)])
         nothing = np.full(self.batch_size, -1, np.int64)
         for width in sorted({w for plan in plans for w in plan}, reverse=True):
             mine = [plan.get(width, []) for plan in plans]

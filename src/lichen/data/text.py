@@ -14,6 +14,7 @@ import numpy as np
 
 from lichen.core.errors import LichenError
 from lichen.data.record import Record
+from lichen.data.table import column_of
 
 __all__ = ["LmForm", "encode_classify", "encode_lm", "label_set", "pad_id"]
 
@@ -44,7 +45,7 @@ def label_set(records: Sequence[Record]) -> tuple[str, ...]:
     >>> label_set([Record(client="", label=10), Record(client="", label=9), Record(client="")])
     ('9', '10')
     """
-    found = {record.label for record in records if record.label is not None}
+    found = {label for label in column_of(records, "label") if label is not None}
     if all(isinstance(label, int) for label in found):
         return tuple(str(label) for label in sorted(found, key=int))
     return tuple(sorted(str(label) for label in found))

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import final
+from typing import Any, final
 
-from lichen.core.contracts import Station
-from lichen.core.fold import serve
+from torch import Tensor
+
+from lichen.core.contracts import Aggregator, Station
+from lichen.core.fold import BlockSize, serve
 from lichen.core.message import Job, Message, size, take
 from lichen.core.store import ClientStore
+from lichen.core.tree import Tree
 
-__all__ = ["LocalEngine"]
+__all__ = ["LocalEngine", "by_client"]
+
+
+def by_client(client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
+    """Both in the clients' order, whatever order they arrived in."""
+    order = client_N.argsort()
+    return client_N[order], {name: x[order] for name, x in metrics.items()}
 
 
 @final
@@ -21,7 +30,7 @@ class LocalEngine:
         stations: What can be asked, by the job's ``work``.
         store: The clients' private state.
         base: Digest of the frozen base model.
-        block_size: Clients side by side.
+        block_size: Clients side by side, or what finds it for a job.
         device: Where they are trained.
     """
 
@@ -31,7 +40,7 @@ class LocalEngine:
         store: ClientStore,
         *,
         base: str = "",
-        block_size: int = 8,
+        block_size: int | BlockSize = 8,
         device: str = "cpu",
     ) -> None:
         self.stations, self.store, self.base = stations, store, base
@@ -53,3 +62,11 @@ class LocalEngine:
             else:
                 self.bytes_up += size(message) * clients
             yield message
+
+    def merge(self, aggregator: Aggregator, total: Any) -> Any:
+        """The total: there is one rank."""
+        return total
+
+    def join(self, client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
+        """The same, sorted by client."""
+        return by_client(client_N, metrics)

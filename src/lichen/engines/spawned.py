@@ -22,13 +22,17 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import BinaryIO, final
+from typing import Any, BinaryIO, final
 
-from lichen.core.contracts import Station
+from torch import Tensor
+
+from lichen.core.contracts import Aggregator, Station
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message, pack_job, pack_message, unpack_job, unpack_message
 from lichen.core.store import ClientStore
+from lichen.core.tree import Tree
+from lichen.engines.local import by_client
 
 __all__ = ["MAX_FRAME", "SpawnedEngine", "read_frame", "serve_frames", "write_frame"]
 
@@ -199,6 +203,14 @@ class SpawnedEngine:
             thread.join()
         if refused is not None:
             raise refused
+
+    def merge(self, aggregator: Aggregator, total: Any) -> Any:
+        """The total: one server, one rank."""
+        return total
+
+    def join(self, client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
+        """The same, sorted by client."""
+        return by_client(client_N, metrics)
 
     def close(self) -> None:
         """End the nodes."""

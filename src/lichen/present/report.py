@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lichen.core.errors import LichenError
 from lichen.present.summary import COLUMNS
-from lichen.present.units import bytes_text, score_text, seconds_text
+from lichen.present.units import bytes_text, joules_text, score_text, seconds_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,6 +69,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         "sent down": bytes_text(summary["bytes_down"]),
         "time": seconds_text(summary["seconds"]),
         "peak memory": bytes_text(summary["peak_memory_bytes"]),
+        "energy": "not measured" if summary["energy_joules"] is None else joules_text(summary["energy_joules"]),
         "seed": str(summary["seed"]),
     }
     for name, value in [*costs.items(), *summary["extra"].items()]:

@@ -49,7 +49,10 @@ class Columns(_Part):
 
 
 class Summary(_Part):
-    """What ``summary.json`` holds: these keys, all of them, and no others."""
+    """What ``summary.json`` holds: these keys, all of them, and no others.
+
+    ``energy_joules`` alone may be missing, as in summaries of older runs; null says that it was not measured.
+    """
 
     name: str
     question: str
@@ -64,6 +67,7 @@ class Summary(_Part):
     bytes_down: _Count
     seconds: Annotated[float, Field(ge=0)]
     peak_memory_bytes: _Count
+    energy_joules: Annotated[float, Field(ge=0)] | None = None
     seed: int
     versions: dict[str, str]
     recipe_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

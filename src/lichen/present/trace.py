@@ -22,7 +22,7 @@ from lichen.core.errors import LichenError
 if TYPE_CHECKING:
     from lichen.core.contracts import Report
 
-__all__ = ["Event", "Trace", "read_trace"]
+__all__ = ["Event", "Trace", "event_line", "event_of", "read_trace"]
 
 NAME = "trace.jsonl"
 
@@ -45,7 +45,8 @@ class Event:
     grid: str
 
 
-def _line(event: Event) -> bytes:
+def event_line(event: Event) -> bytes:
+    """One line of JSON, with its line end."""
     report = event.report
     record = {
         "column": event.column,
@@ -62,7 +63,8 @@ def _line(event: Event) -> bytes:
     return json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
 
-def _event(line: bytes) -> Event:
+def event_of(line: bytes) -> Event:
+    """Undo :func:`event_line`; what is damaged raises as JSON, dicts and numbers do."""
     from lichen.core.contracts import Report
 
     record: dict[str, Any] = json.loads(line)
@@ -105,7 +107,7 @@ class Trace:
                 if file.read(1) != b"\n":
                     file.seek(0)
                     file.truncate(len(_whole(file.read())))
-            file.write(_line(event))
+            file.write(event_line(event))
             file.flush()
             os.fsync(file.fileno())
 
@@ -122,7 +124,7 @@ class Trace:
 
         kept = [e for e in read_trace(self.folder) if e.report.round <= rounds.get((e.column, e.grid), 0)]
         if kept or (self.folder / NAME).exists():
-            write_atomic(self.folder / NAME, b"".join(_line(event) for event in kept))
+            write_atomic(self.folder / NAME, b"".join(event_line(event) for event in kept))
 
 
 def read_trace(folder: Path) -> tuple[Event, ...]:
@@ -137,7 +139,7 @@ def read_trace(folder: Path) -> tuple[Event, ...]:
     events = []
     for number, line in enumerate(_whole(path.read_bytes()).splitlines(), start=1):
         try:
-            events.append(_event(line))
+            events.append(event_of(line))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise LichenError(
                 "is not a line of a trace", where=f"{path}, line {number}", fix="remove the line, or run again"

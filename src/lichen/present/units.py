@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["bytes_text", "count_text", "score_text", "seconds_text"]
+__all__ = ["bytes_text", "count_text", "joules_text", "score_text", "seconds_text"]
 
 
 def bytes_text(size: float) -> str:
@@ -23,6 +23,16 @@ def count_text(number: float) -> str:
     ('950', '12.3k')
     """
     return _scaled(number, ("", "k", "M", "G", "T", "P"), glue="")
+
+
+def joules_text(joules: float) -> str:
+    """Energy in joules, from a kilowatt-hour's tenth on in kilowatt-hours too.
+
+    >>> joules_text(950), joules_text(12_345), joules_text(7.2e6)
+    ('950 J', '12.3 kJ', '7.2 MJ (2.0 kWh)')
+    """
+    text = _scaled(joules, ("J", "kJ", "MJ", "GJ", "TJ"))
+    return text if joules < 3.6e5 else f"{text} ({joules / 3.6e6:.1f} kWh)"
 
 
 def _scaled(number: float, names: tuple[str, ...], glue: str = " ") -> str:

@@ -28,7 +28,10 @@ from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.data.shards import pooled
+from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
+from lichen.engines.ranks import Ranks
+from lichen.engines.room import Room
 from lichen.engines.spawned import SpawnedEngine
 from lichen.present.trace import Event
 from lichen.recipes.bench import (
@@ -45,9 +48,10 @@ from lichen.recipes.bench import (
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.schema import Recipe
 
-__all__ = ["Column", "Watch", "adapt", "local_engine"]
+__all__ = ["Column", "Watch", "adapt", "among", "local_engine", "room_of"]
 
 Watch = Callable[[Event], None]
+Once = Callable[[Callable[[], None]], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +78,22 @@ def local_engine(bench: Bench, store: ClientStore) -> LocalEngine:
     """This process, with everything a node of the recipe can be asked."""
     recipe = bench.recipe
     return LocalEngine(
-        stations(bench), store, base=bench.model.base, block_size=recipe.engine.block, device=recipe.model.device
+        stations(bench), store, base=bench.model.base, block_size=room_of(recipe, store), device=recipe.model.device
     )
+
+
+def room_of(recipe: Recipe, store: ClientStore) -> int | Room:
+    """The recipe's clients side by side, or what finds it and keeps it beside the private state."""
+    engine = recipe.engine
+    if engine.block is not None:
+        return engine.block
+    may = engine.gradient_checkpointing is None
+    return Room(store.folder.parent / "blocks.json", device=recipe.model.device, may_checkpoint=may)
+
+
+def among(ranks: Ranks, local: LocalEngine) -> Engine:
+    """The engine over all ranks whose part this process's is; itself where there is one."""
+    return local if ranks.size == 1 else DistributedEngine(local, ranks)
 
 
 def choose(recipe: Recipe, rounds: int, go: Callable[[float, int], float]) -> float:
@@ -94,9 +112,16 @@ def choose(recipe: Recipe, rounds: int, go: Callable[[float, int], float]) -> fl
 
 
 def federate(
-    bench: Bench, engine: Engine, lr: float, until: int, checkpoint: Path, watch: Callable[[Report], None]
+    bench: Bench,
+    engine: Engine,
+    lr: float,
+    until: int,
+    checkpoint: Path,
+    watch: Callable[[Report], None],
+    *,
+    once: Once = lambda do: do(),
 ) -> ServerState:
-    """The federated column at one learning rate, up to round ``until``."""
+    """The federated column at one learning rate, up to round ``until``; see :func:`lichen.core.rounds.run`."""
     fed = bench.recipe.federation
     algorithm = Average(
         aggregator=aggregator_of(bench),
@@ -109,11 +134,17 @@ def federate(
         lr_scale=lr_scale(bench.recipe, fed.rounds),
         base=bench.model.base,
     )
-    return _go(bench, algorithm, engine, until, checkpoint, watch)
+    return _go(bench, algorithm, engine, until, checkpoint, watch, once)
 
 
 def _go(
-    bench: Bench, algorithm: Algorithm, engine: Engine, rounds: int, checkpoint: Path, watch: Callable[[Report], None]
+    bench: Bench,
+    algorithm: Algorithm,
+    engine: Engine,
+    rounds: int,
+    checkpoint: Path,
+    watch: Callable[[Report], None],
+    once: Once,
 ) -> ServerState:
     return run(
         algorithm,
@@ -122,6 +153,7 @@ def _go(
         rounds=rounds,
         seed=derive(bench.recipe.seed, "run"),
         checkpoint=checkpoint,
+        once=once,
         observers=[watch],
     )
 
@@ -131,11 +163,11 @@ def adapt(
 ) -> dict[str, Column]:
     """Run the federated column, called ``name``, and those it is compared with."""
     recipe, everyone = bench.recipe, tuple(range(len(bench.train)))
-    local = local_engine(bench, ClientStore(folder.path / "state" / "none"))
+    engine = among(folder.ranks, local_engine(bench, ClientStore(folder.path / "state" / "none")))
 
     def test(name: str, shared: Tree) -> Column:
         job = Job(work="test", shared=shared, version=0, clients=everyone, seed=0, base=bench.model.base)
-        metrics = folder.tree(name, lambda: score(local, job)[1])
+        metrics = folder.tree(name, lambda: score(engine, job)[1])
         return Column(value_N=values_N(recipe, metrics), metrics=metrics)
 
     columns: dict[str, Column] = {}
@@ -165,7 +197,8 @@ def _federated(bench: Bench, folder: RunFolder, watch: Watch, test: Callable[[st
                 store = ClientStore(folder.clients(name, grid_name(lr)))
                 engines[lr] = _engine(bench, folder, store, stack)
             checkpoint = folder.checkpoint(name, grid_name(lr))
-            states[lr] = federate(bench, engines[lr], lr, until, checkpoint, _observer(watch, name, lr, rounds))
+            told = _observer(watch, name, lr, rounds)
+            states[lr] = federate(bench, engines[lr], lr, until, checkpoint, told, once=folder.ranks.ask_first)
             return states[lr].best_value
 
         lr = choose(recipe, rounds, go)
@@ -176,8 +209,8 @@ def _federated(bench: Bench, folder: RunFolder, watch: Watch, test: Callable[[st
 
 def _engine(bench: Bench, folder: RunFolder, store: ClientStore, stack: ExitStack) -> Engine:
     recipe = bench.recipe
-    if recipe.engine.name == "local":
-        return local_engine(bench, store)
+    if recipe.engine.name != "spawned":
+        return among(folder.ranks, local_engine(bench, store))
     command = [sys.executable, "-m", "lichen", "node", "--recipe", str(folder.path / "recipe.yaml")]
     return stack.enter_context(SpawnedEngine([*command, "--state", str(store.folder)], nodes=recipe.engine.nodes))
 
@@ -211,15 +244,16 @@ def _private(
 ) -> tuple[Column, ClientStore]:
     """Train clients by themselves at every learning rate; the column of the best one, and its private state."""
     recipe = bench.recipe
-    engines: dict[float, LocalEngine] = {}
+    engines: dict[float, Engine] = {}
+    stores: dict[float, ClientStore] = {}
 
     def scored(lr: float, until: int, work: str) -> Tree:
         job = Job(work=work, shared=bench.start, version=2 * until, clients=clients, seed=0, base=bench.model.base)
         return folder.tree(f"{name}.{work}.{grid_name(lr)}.{until}", lambda: score(engines[lr], job)[1])
 
     def go(lr: float, until: int) -> float:
-        store = ClientStore(folder.clients(name, grid_name(lr)))
-        engines[lr] = local_engine(bench, store)
+        stores[lr] = ClientStore(folder.clients(name, grid_name(lr)))
+        engines[lr] = among(folder.ranks, local_engine(bench, stores[lr]))
         algorithm = Alone(
             clients=len(clients),
             rounds=until,
@@ -230,9 +264,10 @@ def _private(
             base=bench.model.base,
         )
         checkpoint = folder.checkpoint(name, grid_name(lr))
-        _go(bench, algorithm, engines[lr], until, checkpoint, _observer(watch, name, lr, rounds))
+        told = _observer(watch, name, lr, rounds)
+        _go(bench, algorithm, engines[lr], until, checkpoint, told, folder.ranks.ask_first)
         return mean_loss(scored(lr, until, "alone.chosen")) if len(recipe.optimizer.lr) > 1 else 0.0
 
     lr = choose(recipe, rounds, go)
     tested = scored(lr, rounds, "alone.test")
-    return Column(value_N=values_N(recipe, tested), metrics=tested, lr=lr), engines[lr].store
+    return Column(value_N=values_N(recipe, tested), metrics=tested, lr=lr), stores[lr]

@@ -66,11 +66,23 @@ class Bench:
 
     def evaluating(self, shards: Sequence[Shard]) -> Source:
         """Batches that see every row once."""
-        return EvalSource(shards, batch_size=16, pad=self.pad, max_length=self.recipe.data.max_length)
+        most = self.recipe.data.max_length
+        return EvalSource(shards, batch_size=16, pad=self.pad, max_length=most, fixed_width=self._width())
+
+    def _width(self) -> int | None:
+        """One width for all where padding is dropped anyway, so that any clients may stand side by side."""
+        return self.recipe.data.max_length if getattr(self.model, "packed", False) else None
 
     def training(self, shards: Sequence[Shard], *, batch: int, steps: int) -> Source:
         """Batches of shuffled epochs."""
-        own = TrainSource(shards, batch_size=batch, steps=steps, pad=self.pad, max_length=self.recipe.data.max_length)
+        own = TrainSource(
+            shards,
+            batch_size=batch,
+            steps=steps,
+            pad=self.pad,
+            max_length=self.recipe.data.max_length,
+            fixed_width=self._width(),
+        )
         if self.public is None or self.recipe.teacher is None:
             return own
         return MixedSource(own, public=self.public, public_rows=self.recipe.teacher.public_batch)

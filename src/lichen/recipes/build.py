@@ -18,14 +18,17 @@ from typing import Any
 
 from lichen.core.errors import LichenError
 from lichen.core.store import ClientStore, write_atomic
+from lichen.engines.ranks import Ranks, connect, is_rank
 from lichen.engines.spawned import serve_frames
 from lichen.present.charts import clients_png, curves_png
-from lichen.present.summary import check_summary, share_gaining, worst_decile
+from lichen.present.energy import Meter, counters
+from lichen.present.summary import check_summary, read_summary, share_gaining, worst_decile
 from lichen.present.trace import Event, Trace, read_trace
 from lichen.recipes.adapt import Column
 from lichen.recipes.bench import grid_name, metric_name, stations
 from lichen.recipes.done import Done
 from lichen.recipes.folder import RunFolder, peak_memory_bytes
+from lichen.recipes.launch import launch, telling
 from lichen.recipes.oneshot import run_oneshot
 from lichen.recipes.open import open_recipe
 from lichen.recipes.read import new_folder, read_recipe, recipe_sha256, write_recipe
@@ -34,7 +37,7 @@ from lichen.recipes.tasks import run_adapt
 from lichen.recipes.teach import run_teach
 from lichen.recipes.use import Talker, export, talk
 
-__all__ = ["Result", "Talker", "export", "node", "run", "talk"]
+__all__ = ["Result", "Talker", "export", "node", "rank", "run", "talk"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,33 +78,70 @@ def run(
     say = say or (lambda _: None)
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     path = Path(out) if out is not None else new_folder(recipe.name)
+    apart = recipe.engine.name == "distributed"
+    mine = False  # whether this process has made the folder, so that it may remove it
+    try:
+        if apart and not is_rank():
+            mine = _claim(path, recipe, resume)
+            command = [sys.executable, "-m", "lichen", "rank", str(path)]
+            launch(command, nodes=recipe.engine.nodes, observers=observers, say=say)
+        else:
+            with connect(recipe.model.device) if apart else Ranks() as ranks:
+                mine = ranks.ask_first(lambda: _claim(path, recipe, resume)) and ranks.first
+                watching, speaking = (observers, say) if ranks.first else ((), lambda _: None)
+                _go(recipe, path, ranks, watching, speaking)
+    except LichenError:
+        if mine and not (path / "trace.jsonl").exists():
+            shutil.rmtree(path)  # nothing was trained: the mended recipe may go where this one failed
+        raise
+    adapter = path / "adapter" if (path / "adapter").exists() else None
+    return Result(summary=read_summary(path), folder=path, adapter=adapter)
+
+
+def _claim(path: Path, recipe: Recipe, resume: bool) -> bool:
+    """Make the folder the recipe's; whether it is a new one.
+
+    Raises:
+        LichenError: if something lies there that is not to be resumed.
+    """
     if path.exists() and any(path.iterdir()) and not resume:
         raise LichenError("is not empty", where=str(path), fix=f"choose another folder, or: lichen run --resume {path}")
     if not (path / "recipe.yaml").exists():  # first of all files: with it, whatever is left can be resumed
         write_atomic(path / "recipe.yaml", write_recipe(recipe).encode())
-    folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe))
+    return not resume
+
+
+def _go(
+    recipe: Recipe, path: Path, ranks: Ranks, observers: Sequence[Callable[[Event], None]], say: Callable[[str], None]
+) -> None:
+    """Run a recipe as one of the ranks; the first one writes."""
+    folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe), ranks=ranks)
     trace = Trace(path)
-    trace.resume(folder.finished())
+    if ranks.first:
+        trace.resume(folder.finished())
 
     def watch(event: Event) -> None:
-        trace(event)
+        if ranks.first:
+            trace(event)
         folder.seconds()
+        meter.joules()
         for observe in observers:
             observe(event)
 
     task = {"oneshot": run_oneshot, "teach": run_teach}.get(recipe.task, run_adapt)
-    try:
+    # One process sees its own machine and accelerator only, and a part would look like the whole.
+    alone = ranks.size == 1
+    kept = path / "state" / "joules" if alone else None
+    with Meter(counters(recipe.model.device) if alone else (), kept=kept) as meter:
         done = task(recipe, folder, watch, say)
-    except LichenError:
-        if not resume and not (path / "trace.jsonl").exists():
-            shutil.rmtree(path)  # nothing was trained: the mended recipe may go where this one failed
-        raise
-    summary = _summary(recipe, folder, done)
+        joules = meter.joules()
+    memory = sum(int(told) for told in ranks.exchange(str(peak_memory_bytes()).encode(), about="memory"))
+    if not ranks.first:
+        return
+    summary = _summary(recipe, folder, done, memory, joules)
     folder.write_json("summary.json", summary)
-    metric, higher = summary["metric"], summary["higher_is_better"]
     curves_png(path)
-    clients_png(path, _clients(done), metric=metric, higher_is_better=higher)
-    return Result(summary=summary, folder=path, adapter=path / "adapter" if (path / "adapter").exists() else None)
+    clients_png(path, _clients(done), metric=summary["metric"], higher_is_better=summary["higher_is_better"])
 
 
 def _score(column: Column | None, higher: bool) -> dict[str, float] | None:
@@ -119,7 +159,7 @@ def _clients(done: Done) -> list[dict[str, Any]]:
     ]
 
 
-def _summary(recipe: Recipe, folder: RunFolder, done: Done) -> dict[str, Any]:
+def _summary(recipe: Recipe, folder: RunFolder, done: Done, memory: int, joules: float | None) -> dict[str, Any]:
     higher = metric_name(recipe) != "perplexity"
     fixed = ("base", "alone", "federated", "pooled")
     gaining = None
@@ -143,7 +183,8 @@ def _summary(recipe: Recipe, folder: RunFolder, done: Done) -> dict[str, Any]:
         "bytes_up": sum(r.bytes_up for r in rounds) + done.bytes_up,
         "bytes_down": sum(r.bytes_down for r in rounds) + done.bytes_down,
         "seconds": folder.seconds(),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": memory,
+        "energy_joules": joules,
         "seed": recipe.seed,
         "versions": _versions(),
         "recipe_sha256": recipe_sha256(recipe),
@@ -172,3 +213,9 @@ def node(recipe: Path, state: Path) -> None:
         base=opened.bench.model.base,
         device=opened.bench.recipe.model.device,
     )
+
+
+def rank(folder: Path) -> None:
+    """Be one rank of the run in ``folder``, started by :func:`run` in another process."""
+    with telling() as teller:
+        run(folder / "recipe.yaml", out=folder, resume=True, observers=(teller,), say=teller.say)

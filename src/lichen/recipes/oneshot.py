@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,13 +25,13 @@ from lichen.core.tree import Tree
 from lichen.data.shards import ArrayShard, EvalSource
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event
-from lichen.recipes.adapt import Column
+from lichen.recipes.adapt import Column, among
 from lichen.recipes.bench import values_N
 from lichen.recipes.done import Done, classified, majority
 from lichen.recipes.featured import encoder_of, featured
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.open import fetch_named
-from lichen.recipes.prepare import classes_of, gather, owners_of
+from lichen.recipes.prepare import Owner, classes_of, gather, owners_of
 from lichen.recipes.schema import Recipe
 from lichen.server.ridge import Ridge
 
@@ -51,11 +52,11 @@ class OneShot:
 
 
 def engine_for(recipe: Recipe, shards: Sequence[ArrayShard], classes: int, folder: RunFolder) -> Engine:
-    """An engine whose clients hold feature shards."""
+    """An engine whose clients hold feature shards; on several ranks it is all of theirs."""
     work = Statistics(features=lambda batch: batch["x_CBF"], classes=classes, bias=True)
     station = Station(work=work, source=EvalSource(shards, batch_size=256, pad=0))
     store = ClientStore(folder.path / "state" / "none")
-    return LocalEngine({"statistics": station}, store, block_size=recipe.engine.block)
+    return among(folder.ranks, LocalEngine({"statistics": station}, store, block_size=recipe.engine.block or 64))
 
 
 def solve(recipe: Recipe, engine: Engine, clients: Sequence[int]) -> Tree:
@@ -65,7 +66,7 @@ def solve(recipe: Recipe, engine: Engine, clients: Sequence[int]) -> Tree:
     total = ridge.zero()
     for message in engine.run(job):
         total = ridge.add(total, message)
-    return ridge.close(total, {})[0]
+    return ridge.close(engine.merge(ridge, total), {})[0]
 
 
 def predict(head: Tree, x_NF: np.ndarray) -> Tensor:
@@ -147,7 +148,8 @@ def _difference(a: Tree, b: Tree) -> float:
 
 def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None], say: Callable[[str], None]) -> Done:
     """Task ``oneshot``."""
-    fetch_named(recipe, say)
+    with folder.ranks.ahead():
+        fetch_named(recipe, say)
     records = gather(recipe)
     classes = classes_of(recipe, records)
     owners = owners_of(recipe, records)
@@ -156,22 +158,19 @@ def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None
     say(f"features of {sum(len(o.train) + len(o.test) for o in owners):,} rows of {len(owners)} clients")
 
     def kept(part: str) -> list[ArrayShard]:
-        out = []
-        for i, shard in enumerate(range(len(owners))):
+        def fresh(owner: Owner) -> Tree:
+            made = make(getattr(owner, part))
+            return {"x": torch.from_numpy(made.x), "labels": torch.from_numpy(made.labels)}
 
-            def fresh(i: int = i) -> Tree:
-                made = make(getattr(owners[i], part))
-                return {"x": torch.from_numpy(made.x), "labels": torch.from_numpy(made.labels)}
-
-            tree = folder.tree(f"features/{part}-{shard}", fresh)
-            out.append(ArrayShard(x=tree["x"].numpy(), labels=tree["labels"].numpy()))
-        return out
+        found = folder.trees({f"features/{part}-{i}": partial(fresh, owner) for i, owner in enumerate(owners)})
+        return [ArrayShard(x=tree["x"].numpy(), labels=tree["labels"].numpy()) for tree in found]
 
     train, test = kept("train"), kept("test")
     done = oneshot(recipe, train, test, len(classes), folder, watch, say)
     columns = {**done.columns, "majority": majority(recipe, train, test, len(classes))}
-    save_tree(folder.path / "model" / "head.safetensors", done.head)
-    save_tree(folder.path / "state" / "final.safetensors", done.head)
+    if folder.ranks.first:
+        save_tree(folder.path / "model" / "head.safetensors", done.head)
+        save_tree(folder.path / "state" / "final.safetensors", done.head)
     about = {"encoder": recipe.model.name, "pooling": "mean", "normalize": True, "classes": list(classes)}
     folder.write_json("model/config.json", about)
     extra: dict[str, float | str | None] = {

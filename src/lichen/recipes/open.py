@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +74,14 @@ def lora_of(recipe: Recipe, model: Any) -> Lora:
 
 
 def shards_of(owners: Sequence[Owner], part: str, make: Callable[[Sequence[Record]], Shard]) -> tuple[Shard, ...]:
-    """One shard a client; a part that all clients share is made once."""
-    made: dict[int, Shard] = {}
-    out = []
-    for owner in owners:
-        rows = getattr(owner, part)
-        if id(rows) not in made:
-            made[id(rows)] = make(rows)
-        out.append(made[id(rows)])
-    return tuple(out)
+    """One shard a client, all of them stretches of one; a part that all clients share is made once."""
+    parts = {id(rows): rows for owner in owners if (rows := getattr(owner, part))}
+    records = [record for rows in parts.values() for record in rows]
+    whole = make(records)
+    begin = dict(zip(parts, accumulate(map(len, parts.values()), initial=0), strict=False))
+    made = {place: whole.between(begin[place], begin[place] + len(rows)) for place, rows in parts.items()}
+    nothing = whole.between(0, 0)
+    return tuple(made.get(id(getattr(owner, part)), nothing) for owner in owners)
 
 
 def make_student(recipe: Recipe, shard: Shard, classes: int, *, vocabulary: int = 0) -> CohortModel:
@@ -142,14 +142,18 @@ def _model(recipe: Recipe, classes: Sequence[str], owners: Sequence[Owner]) -> t
             return None, None, None
         _, tokenizer = load_encoder(resolve_model(STUDENT_TOKENIZER))
         return None, None, tokenizer
-    source = resolve_model(section.name)
+    source, padded = resolve_model(section.name), not recipe.engine.packing
     if recipe.task == "chat":
         foundation, tokenizer = load_causal(source, dtype=section.dtype, device=section.device)
-        return CausalCohort(foundation, adapter=lora_of(recipe, foundation), name=section.name), foundation, tokenizer
+        lm = CausalCohort(foundation, adapter=lora_of(recipe, foundation), name=section.name, reference=padded)
+        lm.checkpointing = bool(recipe.engine.gradient_checkpointing)
+        return lm, foundation, tokenizer
     foundation, tokenizer = load_classifier(
         source, classes=len(classes), seed=derive(recipe.seed, "head"), dtype=section.dtype, device=section.device
     )
-    return ClassifierCohort(foundation, adapter=lora_of(recipe, foundation), name=section.name), foundation, tokenizer
+    model = ClassifierCohort(foundation, adapter=lora_of(recipe, foundation), name=section.name, reference=padded)
+    model.checkpointing = bool(recipe.engine.gradient_checkpointing)
+    return model, foundation, tokenizer
 
 
 def start_of(recipe: Recipe, model: CohortModel) -> Tree:

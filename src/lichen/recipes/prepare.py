@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import final, overload
 
 import numpy as np
 
 from lichen.core.errors import LichenError
 from lichen.core.seeds import numpy_generator
+from lichen.data.catalog import CATALOG, fetch
 from lichen.data.partition import by_client, dirichlet, iid, split
 from lichen.data.records import Record, load_records
-from lichen.data.shards import ArrayShard, Shard, TextShard
-from lichen.data.text import LmForm, encode_classify, encode_lm, label_set
+from lichen.data.shards import ArrayShard, Shard
+from lichen.data.table import column_of, kept_records
+from lichen.data.text import LmForm, label_set
+from lichen.data.tokens import classify_shard, lm_shard
 from lichen.recipes.schema import Recipe
 
 __all__ = ["Owner", "classes_of", "draw_owners", "encode", "gather", "owners_of"]
@@ -29,11 +33,43 @@ class Owner:
     test: tuple[Record, ...]
 
 
-def gather(recipe: Recipe) -> list[Record]:
+@final
+class _Some(Sequence[Record]):
+    """Some rows of many, made when they are looked at: those of clients that are not chosen never are."""
+
+    def __init__(self, records: Sequence[Record], numbers: np.ndarray) -> None:
+        self.records, self.numbers = records, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, row: int) -> Record: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[Record]: ...
+    def __getitem__(self, row: int | slice) -> Record | Sequence[Record]:
+        if isinstance(row, slice):
+            return _Some(self.records, self.numbers[row])
+        return self.records[int(self.numbers[row])]
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self.records[i] for i in self.numbers.tolist())
+
+
+def gather(recipe: Recipe) -> Sequence[Record]:
     """The records of the recipe's data, as they lie there; a folder's files are its clients."""
     columns = {str(role): name for role, name in recipe.data.columns.items()}
-    single = Path(recipe.data.name).expanduser().is_file()
-    return load_records(recipe.data.name, columns=columns, path_client="none" if single else "file")
+    path = Path(recipe.data.name).expanduser()
+    path_client = "none" if path.is_file() else "file"
+
+    def make() -> Sequence[Record]:
+        return load_records(recipe.data.name, columns=columns, path_client=path_client)
+
+    catalogued = recipe.data.name in CATALOG
+    source = fetch(recipe.data.name) if catalogued else path
+    if not source.exists() or (catalogued and CATALOG[recipe.data.name].registry == "bundled"):
+        return make()
+    return kept_records(source, make, recipe.data.name if catalogued else "", sorted(columns.items()), path_client)
 
 
 def classes_of(recipe: Recipe, records: Sequence[Record]) -> tuple[str, ...]:
@@ -45,7 +81,7 @@ def classes_of(recipe: Recipe, records: Sequence[Record]) -> tuple[str, ...]:
     if recipe.task == "chat":
         return ()
     classes = label_set(records)
-    unlabelled = sum(record.label is None for record in records)
+    unlabelled = sum(label is None for label in column_of(records, "label"))
     if classes and unlabelled:
         raise LichenError(
             f"{unlabelled} of {len(records)} rows have no label",
@@ -73,7 +109,7 @@ def owners_of(recipe: Recipe, records: Sequence[Record]) -> tuple[Owner, ...]:
     part = recipe.data.partition
     if part.by == "client":
         by_name = by_client(records)
-        rows = {name: [records[i] for i in index] for name, index in by_name.items()}
+        rows: dict[str, Sequence[Record]] = {name: _Some(records, index) for name, index in by_name.items()}
         if set(rows) == {""}:
             raise LichenError(
                 "no row names its client",
@@ -112,7 +148,7 @@ def _common_test(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[Recor
 
 
 def draw_owners(
-    recipe: Recipe, rows: dict[str, list[Record]], *, test: float | None = None, salt: str = "clients"
+    recipe: Recipe, rows: Mapping[str, Sequence[Record]], *, test: float | None = None, salt: str = "clients"
 ) -> tuple[Owner, ...]:
     """Choose clients with enough rows, cut and part their rows.
 
@@ -183,13 +219,10 @@ def encode(
     data = recipe.data
 
     def text_lm(records: Sequence[Record]) -> Shard:
-        rows = encode_lm(records, tokenizer, form=form or data.form, max_length=data.max_length)
-        return TextShard(input_ids=tuple(ids for ids, _ in rows), labels=tuple(labels for _, labels in rows), kind="lm")
+        return lm_shard(records, tokenizer, form=form or data.form, max_length=data.max_length)
 
     def text_class(records: Sequence[Record]) -> Shard:
-        rows = encode_classify(records, tokenizer, max_length=data.max_length, classes=tuple(classes))
-        labels = np.asarray([label for _, label in rows], dtype=np.int64)
-        return TextShard(input_ids=tuple(ids for ids, _ in rows), labels=labels, kind="classify")
+        return classify_shard(records, tokenizer, max_length=data.max_length, classes=tuple(classes))
 
     def array(records: Sequence[Record]) -> Shard:
         index = {c: i for i, c in enumerate(classes)}

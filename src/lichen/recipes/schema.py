@@ -182,9 +182,25 @@ class Teacher(_Section):
 class Engine(_Section):
     """Where clients run."""
 
-    name: Literal["local", "spawned"] = Field(default="local", description="this process, or one process a node")
-    block: Positive = Field(default=8, description="clients side by side")
-    nodes: Positive = Field(default=2, description="processes, for spawned")
+    name: Literal["local", "spawned", "distributed"] = Field(
+        default="local",
+        description="`local`: this process; `spawned`: clients behind pipes, in processes such as a real node's; "
+        "`distributed`: ranks that share out the clients and add up their sums, on this machine or by torchrun on many",
+    )
+    block: Positive | None = Field(
+        default=None, description="clients side by side; none: as many as memory holds and the processor gains from"
+    )
+    packing: bool = Field(
+        default=True,
+        description="rows back to back without padding, several clients in one call; "
+        "false: padded, a call a client, so that a client's numbers have the same bits in any company",
+    )
+    gradient_checkpointing: bool | None = Field(
+        default=None,
+        description="with packing, keep only what goes into each layer and compute the rest again on the way back; "
+        "none: when one client alone would not fit",
+    )
+    nodes: Positive = Field(default=2, description="processes, for spawned and distributed")
 
 
 class Recipe(_Section):

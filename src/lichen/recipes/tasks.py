@@ -17,11 +17,11 @@ from lichen.data.records import load_records
 from lichen.data.shards import Shard
 from lichen.engines.local import LocalEngine
 from lichen.models.peft_format import save_adapter
-from lichen.recipes.adapt import Column, Watch, adapt
+from lichen.recipes.adapt import Column, Watch, adapt, among, room_of
 from lichen.recipes.bench import Bench, values_N
 from lichen.recipes.done import Done, classified, majority
 from lichen.recipes.folder import RunFolder
-from lichen.recipes.open import STUDENT_TOKENIZER, Opened, lora_of, open_recipe, shards_of
+from lichen.recipes.open import STUDENT_TOKENIZER, Opened, fetch_named, lora_of, open_recipe, shards_of
 from lichen.recipes.prepare import encode
 from lichen.recipes.schema import Recipe
 
@@ -32,6 +32,8 @@ Say = Callable[[str], None]
 
 def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done:
     """Tasks ``chat`` and ``classify``."""
+    with folder.ranks.ahead():
+        fetch_named(recipe, say)
     opened = open_recipe(recipe, say=say)
     columns = adapt(opened.bench, folder, watch, say)
     best = columns["federated"].shared or {}
@@ -47,20 +49,23 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done
     else:
         columns["majority"] = majority(recipe, opened.bench.train, opened.bench.test, len(opened.classes))
         extra |= classified(columns)
-    _save(opened, folder, best)
+    if folder.ranks.first:
+        _save(opened, folder, best)
     return Done(columns=columns, clients=tuple(o.name for o in opened.owners), extra=extra)
 
 
 def _score_on(bench: Bench, shards: Sequence[Shard], shared: Tree, folder: RunFolder) -> Tree:
-    engine = LocalEngine(
+    store = ClientStore(folder.path / "state" / "none")
+    local = LocalEngine(
         {"test": Station(work=Evaluate(bench.model), source=bench.evaluating(shards))},
-        ClientStore(folder.path / "state" / "none"),
+        store,
         base=bench.model.base,
-        block_size=bench.recipe.engine.block,
+        block_size=room_of(bench.recipe, store),
         device=bench.recipe.model.device,
     )
     everyone = tuple(range(len(shards)))
-    return score(engine, Job(work="test", shared=shared, version=0, clients=everyone, seed=0, base=bench.model.base))[1]
+    job = Job(work="test", shared=shared, version=0, clients=everyone, seed=0, base=bench.model.base)
+    return score(among(folder.ranks, local), job)[1]
 
 
 def _best_form(

@@ -133,7 +133,7 @@ def teach(
     recipe = bench.recipe
     assert recipe.teacher is not None
     say(f"the teacher answers {public.size} texts")
-    got = folder.tree("answers", lambda: _as_tree(*answers()))
+    got = folder.tree("answers", lambda: _as_tree(*answers()), alone=True)
     up, down = int(got.pop("bytes_up")), int(got.pop("bytes_down"))
     without = adapt(bench, folder, watch, say, name="without_teacher")
     taught = replace(
@@ -156,7 +156,8 @@ def run_teach(recipe: Recipe, folder: RunFolder, watch: Watch, say: Callable[[st
     """Task ``teach``."""
     assert recipe.teacher is not None
     plan = recipe.teacher
-    fetch_named(recipe, say)
+    with folder.ranks.ahead():
+        fetch_named(recipe, say)
     records = gather(recipe)
     classes = classes_of(recipe, records)
     rows = {name: [records[i] for i in index] for name, index in by_client(records).items()}
@@ -216,8 +217,9 @@ def run_teach(recipe: Recipe, folder: RunFolder, watch: Watch, say: Callable[[st
     columns = {**lesson.columns, "majority": majority(recipe, bench.train, bench.test, len(classes))}
     best = columns["federated"].shared or {}
     tree = {name: x for name, x in best.items() if not name.startswith("answers.")}
-    save_tree(folder.path / "state" / "final.safetensors", tree)
-    save_tree(folder.path / "model" / "model.safetensors", tree)
+    if folder.ranks.first:
+        save_tree(folder.path / "state" / "final.safetensors", tree)
+        save_tree(folder.path / "model" / "model.safetensors", tree)
     assert recipe.model.student is not None
     about = {"classes": list(classes), "student": recipe.model.student.model_dump(), "tokenizer": plan.name}
     folder.write_json("model/config.json", {**about, "vocabulary": list(words)})

@@ -1,0 +1,114 @@
+"""Token rows of records, tokenised once: a second start reads them from the cache folder, mapped into memory.
+
+What is kept is found by all it follows from: the tokenizer's own description, the rows' text, the form
+and the length. So nothing is ever stale; what is no longer asked for is dropped in time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lichen.core.tree import Tree
+from lichen.data import text
+from lichen.data.kept import keep, key_of
+from lichen.data.record import Record
+from lichen.data.rows import Ragged, TextShard
+from lichen.data.text import LmForm, encode_classify, encode_lm
+
+__all__ = ["WORTH", "classify_shard", "lm_shard"]
+
+WORTH = 1000
+"""Fewer rows are tokenised as quickly as they are found."""
+
+
+def lm_shard(
+    records: Sequence[Record], tokenizer: Any, *, form: LmForm, max_length: int, folder: Path | None = None
+) -> TextShard:
+    """One shard of language modelling; arguments as in :func:`lichen.data.text.encode_lm`.
+
+    Args:
+        folder: Where kept rows lie; by default in the cache folder.
+
+    Raises:
+        LichenError: as there.
+    """
+
+    def make() -> TextShard:
+        return TextShard.of(encode_lm(records, tokenizer, form=form, max_length=max_length), kind="lm")
+
+    return _kept(records, tokenizer, ("lm", form, max_length), make, folder)
+
+
+def classify_shard(
+    records: Sequence[Record], tokenizer: Any, *, max_length: int, classes: Sequence[str], folder: Path | None = None
+) -> TextShard:
+    """One shard of classification; arguments as in :func:`lichen.data.text.encode_classify`.
+
+    Args:
+        folder: Where kept rows lie; by default in the cache folder.
+
+    Raises:
+        LichenError: as there.
+    """
+
+    def make() -> TextShard:
+        rows = encode_classify(records, tokenizer, max_length=max_length, classes=classes)
+        return TextShard.of(rows, kind="classify")
+
+    return _kept(records, tokenizer, ("classify", max_length, tuple(classes)), make, folder)
+
+
+def _kept(
+    records: Sequence[Record], tokenizer: Any, how: tuple[object, ...], make: Any, folder: Path | None
+) -> TextShard:
+    about = _tokenizer(tokenizer) if len(records) >= WORTH else None
+    if about is None:
+        made: TextShard = make()
+        return made
+    key = key_of("tokens", how, about, _texts(records), code=(text.__file__,))
+    shard: TextShard = keep(key, make, write=_write, read=_read, folder=folder)
+    return shard
+
+
+def _tokenizer(tokenizer: Any) -> object | None:
+    """All that decides which tokens a text becomes; None for a tokenizer that cannot tell."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    # Left over from the last call, and set again at the next: no part of what the tokenizer is.
+    backend.no_truncation()
+    backend.no_padding()
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    template = getattr(tokenizer, "chat_template", None)
+    from transformers import __version__
+
+    return (type(tokenizer).__name__, __version__, special, template, backend.to_str())
+
+
+def _texts(records: Sequence[Record]) -> str:
+    total = hashlib.sha256()
+    for r in records:
+        turns = [(turn["role"], turn["content"]) for turn in r.messages]
+        total.update(repr((r.text, r.prompt, r.label, turns)).encode("utf-8", "surrogatepass"))
+    return total.hexdigest()
+
+
+def _write(shard: TextShard) -> Tree:
+    ids = Ragged.of(shard.input_ids)
+    labels = shard.labels if isinstance(shard.labels, np.ndarray) else Ragged.of(shard.labels).flat_T
+    arrays = {"tokens": ids.flat_T, "offsets": ids.offset_N1, "labels": labels}
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
+def _read(tree: Tree) -> TextShard:
+    tokens, offsets, labels = (tree[name].numpy() for name in ("tokens", "offsets", "labels"))
+    ids = Ragged(tokens, offsets)
+    if labels.dtype == np.int64:
+        return TextShard(ids, labels=labels, kind="classify")
+    return TextShard(ids, labels=Ragged(labels, offsets), kind="lm")

@@ -1,0 +1,68 @@
+"""The table of a plan: what a run will take, column by column, and what will not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lichen.present.report import new_table
+from lichen.present.units import bytes_text, count_text, joules_text, seconds_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["plan_table"]
+
+
+def plan_table(plan: Mapping[str, Any]) -> Table:
+    """A row for each column's time and work, then bytes, memory, disk and energy, then problems and notes.
+
+    Args:
+        plan: As :meth:`lichen.recipes.plan.Plan.as_dict` gives it.
+    """
+    from rich.text import Text
+
+    heads = (plan["name"], "time", "trained on", "evaluated", "FLOPs")
+    table = new_table(None, *heads, numbers=heads[1:])
+    table.add_row("loading", seconds_text(plan["start"]), "-", "-", "-")
+    for name, cost in plan["columns"].items():
+        seen = [count_text(cost[key]) if cost[key] else "-" for key in ("train_tokens", "evaluate_tokens")]
+        flops = f"{cost['train_flops'] + cost['evaluate_flops']:.2g}"
+        table.add_row(Text(name), seconds_text(cost["seconds"]), *seen, flops)
+    table.add_row("all", seconds_text(plan["seconds"]), "", "", "", style="bold")
+    table.add_section()
+    for name, value in _facts(plan).items():
+        table.add_row(Text(name), Text(value), "", "", "")
+    told = [(p["what"], p["change"]) for p in plan["problems"]]
+    if told or plan["notes"]:
+        table.add_section()
+    for what, change in told:
+        table.add_row(Text("will not fit"), Text(f"{what}; {change}"), "", "", "", style="bold red")
+    for note in plan["notes"]:
+        table.add_row("note", Text(note), "", "", "")
+    return table
+
+
+def _facts(plan: Mapping[str, Any]) -> dict[str, str]:
+    sent, memory, disk = plan["bytes"], plan["memory"], plan["disk"]
+    most = "at most " if sent["bound"] else ""
+
+    def both(up: str, down: str) -> str:
+        return f"{bytes_text(sent[up])} up, {most}{bytes_text(sent[down])} down"
+
+    return {
+        "parameters": f"{count_text(plan['trained'])} trained, {count_text(plan['frozen'])} frozen",
+        "clients": str(plan["clients"]),
+        "sent by a client's training": f"{bytes_text(sent['client_up'])} up, {bytes_text(sent['client_down'])} down",
+        "sent in a round": both("round_up", "round_down"),
+        "sent in all": both("up", "down"),
+        "memory": f"{bytes_text(memory['peak'])} at most, of {bytes_text(memory['available'])} there",
+        "  the base": bytes_text(memory["base"]),
+        "  once loaded": bytes_text(memory["loaded"]),
+        "  a client": bytes_text(memory["client"]),
+        f"  a block of {memory['clients']}": bytes_text(memory["block"]),
+        "disk": f"{bytes_text(disk['private'] + disk['shared'])}, of {bytes_text(disk['free'])} free",
+        "  private state": bytes_text(disk["private"]),
+        "energy": "not measured" if plan["joules"] is None else joules_text(plan["joules"]),
+        "runs on": f"{plan['engine']}, {plan['device']}",
+    }

@@ -1,0 +1,135 @@
+"""The launcher against ranks that are a few lines of Python: what they tell, how they end, who is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from lichen.core.contracts import Report
+from lichen.core.errors import LichenError
+from lichen.engines.ranks import RankError
+from lichen.present.trace import Event, event_line
+from lichen.recipes import launch as launching
+from lichen.recipes.launch import launch
+
+HEAD = """
+import json, os, signal, sys, time
+rank = int(os.environ["RANK"])
+def tell(kind, what):
+    print(json.dumps([kind, what]), flush=True)
+"""
+
+
+def start(body: str, nodes: int = 2) -> tuple[list[Event], list[str]]:
+    seen: list[Event] = []
+    lines: list[str] = []
+    command = [sys.executable, "-S", "-c", HEAD + textwrap.dedent(body)]
+    launch(command, nodes=nodes, observers=[seen.append], say=lines.append)
+    return seen, lines
+
+
+def test_what_the_first_rank_tells_is_passed_on_in_order_to_the_last_line() -> None:
+    report = Report(round=1, clients=(0, 3), metrics={"loss": 0.5}, tokens=7, bytes_up=1, bytes_down=2, seconds=0.25)
+    event = Event(column="federated", report=report, total_rounds=2, grid="lr=0.1")
+    body = f"""
+        if rank == 0:
+            tell("say", "ä first")
+            tell("event", {json.dumps(event_line(event).decode())})
+            for i in range(500):
+                tell("say", str(i))
+    """
+    seen, lines = start(body)
+    assert seen == [event]
+    assert lines == ["ä first", *map(str, range(500))]
+
+
+def test_each_rank_knows_its_place_and_its_share_of_the_threads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME")
+    body = f"""
+        with open({str(tmp_path)!r} + "/" + os.environ["RANK"], "w") as file:
+            json.dump([os.environ[name] for name in {names}], file)
+    """
+    cores = len(os.sched_getaffinity(0))
+    for given, threads in ((None, str(max(1, cores // 3))), ("5", "5")):
+        monkeypatch.delenv("OMP_NUM_THREADS") if given is None else monkeypatch.setenv("OMP_NUM_THREADS", given)
+        start(body, nodes=3)
+        for rank in range(3):
+            told = json.loads((tmp_path / str(rank)).read_text())
+            assert told == [str(rank), str(rank), "3", "3", threads, "lo"]
+
+
+def test_an_error_and_a_fault_arrive_whole() -> None:
+    with pytest.raises(LichenError) as told:
+        start('tell("error", {"what": "is bad", "where": "a.b", "fix": "mend"}); sys.exit(2)')
+    assert (told.value.what, told.value.where, told.value.fix) == ("is bad", "a.b", "mend")
+    with pytest.raises(RankError, match="ValueError: no") as fault:
+        start('tell("fault", {"text": "ValueError: no", "trace": "line 7"}); sys.exit(1)')
+    assert fault.value.__notes__ == ["line 7"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("if rank == 1: os.kill(os.getpid(), 9)", "rank 1 was ended by signal 9"),
+        ('if rank == 1: sys.exit("no disk")', r"rank 1 ended with 1; it said last:\n    no disk"),
+        ("time.sleep(60 if rank == 0 else 0); sys.exit(3)", "rank 1 ended with 3; it said last:\n    nothing"),
+    ],
+)
+def test_a_rank_that_ends_without_a_word_is_named_and_the_others_do_not_stay(
+    monkeypatch: pytest.MonkeyPatch, body: str, words: str
+) -> None:
+    monkeypatch.setattr(launching, "GRACE", 0.3)
+    begun = time.monotonic()
+    with pytest.raises(LichenError, match=words):
+        start(body)
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_ctrl_c_reaches_every_rank_once_and_the_deaf_are_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, deaf: bool
+) -> None:
+    monkeypatch.setattr(launching, "GRACE", 0.5)
+    body = f"""
+        home = {str(tmp_path)!r} + "/" + str(rank)
+        def heard(*_):
+            open(home + ".heard", "a").write("x")
+            {"" if deaf else "sys.exit(130)"}
+        signal.signal(signal.SIGINT, heard)
+        open(home, "w").write(str(os.getpid()))
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            time.sleep(0.05)
+    """
+
+    def press() -> None:
+        while not all((tmp_path / str(rank)).exists() and (tmp_path / str(rank)).read_text() for rank in (0, 1)):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        start(body)
+    for rank in (0, 1):
+        assert (tmp_path / f"{rank}.heard").read_text() == "x"
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / str(rank)).read_text()), 0)
+
+
+def test_a_rank_ends_with_its_launcher() -> None:
+    code = "from lichen.recipes.launch import telling\nwith telling():\n    import time; time.sleep(60)"
+    rank = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, env={**os.environ, "RANK": "1"})
+    assert rank.stdin is not None
+    rank.stdin.close()
+    assert rank.wait(timeout=60) == 1
