@@ -20,6 +20,7 @@ d width of a head.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -93,18 +94,12 @@ def attend(
     half = query_Nhd.is_cuda and query_Nhd.dtype in (torch.bfloat16, torch.float16)
     if half and (causal or window is None) and _kernel()[0] is not None:
         return _varlen(query_Nhd, key_Nkd, value_Nkd, pack, causal=causal, window=window, scale=scale)
-    shape = query_Nhd.shape
-    flat = [x.flatten(1) for x in (query_Nhd, key_Nkd, value_Nkd)]
-    widths = [x.shape[1:] for x in (query_Nhd, key_Nkd, value_Nkd)]
-    parts: list[Tensor] = []
-    for bucket in pack.buckets:
-        q, k, v = (
-            _spread(x, bucket).view(bucket.sequences, bucket.width, *w).transpose(1, 2)
-            for x, w in zip(flat, widths, strict=True)
-        )
-        out_ShLd = _bucket(q, k, v, bucket, causal=causal, window=window, scale=scale)
-        parts.append(out_ShLd.transpose(1, 2).flatten(2).flatten(0, 1))
-    return _collect(parts, pack).view(shape)
+    spread = [_spread(x, pack) for x in (query_Nhd, key_Nkd, value_Nkd)]
+    parts = [
+        _bucket(q, k, v, bucket, causal=causal, window=window, scale=scale)
+        for bucket, q, k, v in zip(pack.buckets, *spread, strict=True)
+    ]
+    return _collect(parts, pack).view(query_Nhd.shape)
 
 
 @cache
@@ -167,47 +162,52 @@ def _bucket(
     )
 
 
-def _spread(x_NF: Tensor, bucket: Bucket) -> Tensor:
-    """``(S * L, F)``."""
-    out: Tensor = _Spread.apply(x_NF, bucket)  # type: ignore[no-untyped-call]
-    return out
+def _spread(x_Nhd: Tensor, pack: Pack) -> list[Tensor]:
+    """``(S, h, L, d)`` for every bucket."""
+    parts: tuple[Tensor, ...] = _Spread.apply(x_Nhd.flatten(1), pack)  # type: ignore[no-untyped-call]
+    buckets = zip(parts, pack.buckets, strict=True)
+    return [x.view(b.sequences, b.width, *x_Nhd.shape[1:]).transpose(1, 2) for x, b in buckets]
 
 
 def _collect(parts: list[Tensor], pack: Pack) -> Tensor:
     """The buckets' real tokens, back in one line."""
-    out: Tensor = _Collect.apply(pack, *parts)  # type: ignore[no-untyped-call]
+    flat = [part_ShLd.transpose(1, 2).flatten(2).flatten(0, 1) for part_ShLd in parts]
+    out: Tensor = _Collect.apply(pack, *flat)  # type: ignore[no-untyped-call]
     return out
+
+
+def _to_line(parts: Sequence[Tensor], pack: Pack) -> Tensor:
+    """Every token from its padded place; each token has one."""
+    line_NF = parts[0].new_empty(pack.tokens, parts[0].shape[1])
+    for part, bucket in zip(parts, pack.buckets, strict=True):
+        line_NF.index_copy_(0, bucket.token, part if bucket.even else part.index_select(0, bucket.place))
+    return line_NF
 
 
 class _Spread(torch.autograd.Function):
     """Gather into padded places; on the way back only the real ones count: padding has no gradient to give."""
 
     @staticmethod
-    def forward(ctx: Any, x_NF: Tensor, bucket: Bucket) -> Tensor:
-        ctx.bucket, ctx.tokens = bucket, x_NF.shape[0]
-        return x_NF.index_select(0, bucket.gather)
+    def forward(ctx: Any, x_NF: Tensor, pack: Pack) -> tuple[Tensor, ...]:
+        ctx.pack = pack
+        return tuple(x_NF.index_select(0, bucket.gather) for bucket in pack.buckets)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        bucket: Bucket = ctx.bucket
-        dx_NF = dy.new_zeros(ctx.tokens, dy.shape[1])
-        dx_NF.index_copy_(0, bucket.token, dy.index_select(0, bucket.place))
-        return dx_NF, None
+    def backward(ctx: Any, *dparts: Tensor) -> tuple[Tensor, None]:
+        return _to_line(dparts, ctx.pack), None
 
 
 class _Collect(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pack: Pack, *parts: Tensor) -> Tensor:
         ctx.pack = pack
-        out_NF = parts[0].new_empty(pack.tokens, parts[0].shape[1])
-        for part, bucket in zip(parts, pack.buckets, strict=True):
-            out_NF.index_copy_(0, bucket.token, part.index_select(0, bucket.place))
-        return out_NF
+        return _to_line(parts, pack)
 
     @staticmethod
     def backward(ctx: Any, dy_NF: Tensor) -> tuple[Tensor | None, ...]:
-        grads = []
+        # What was padding had no part in the result, and so has no gradient.
+        parts = []
         for bucket in ctx.pack.buckets:
-            part = dy_NF.new_zeros(bucket.sequences * bucket.width, dy_NF.shape[1])
-            grads.append(part.index_copy_(0, bucket.place, dy_NF.index_select(0, bucket.token)))
-        return None, *grads
+            part = dy_NF.index_select(0, bucket.gather)
+            parts.append(part if bucket.even else part.mul_(bucket.real))
+        return None, *parts

@@ -69,9 +69,11 @@ def _sums_over_rows(a_Np: Tensor, b_Nq: Tensor, pack: Pack) -> Tensor:
     """``(C, p, q)``: the sum over each client's rows of their outer products."""
     if _fast(a_Np, pack):
         return nn.functional.grouped_mm(a_Np.t(), b_Nq, offs=pack.client_ends)
-    out = a_Np.new_zeros(len(pack.client_offsets) - 1, a_Np.shape[1], b_Nq.shape[1])
+    out = a_Np.new_empty(len(pack.client_offsets) - 1, a_Np.shape[1], b_Nq.shape[1])
     for c, (a, b) in enumerate(pairwise(pack.client_offsets)):
-        if a != b:
+        if a == b:
+            out[c] = 0.0
+        else:
             torch.mm(a_Np[a:b].t(), b_Nq[a:b], out=out[c])
     return out
 

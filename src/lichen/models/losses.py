@@ -54,8 +54,8 @@ def token_loss(head: Callable[[Tensor], Tensor], hidden_RH: Tensor, label_R: Ten
     return total
 
 
-LOGITS_BYTES = 1 << 26
-"""Of one chunk of logits on a CPU, sixteen times as many on an accelerator."""
+LOGITS_BYTES = 1 << 25
+"""Of one chunk of logits on a CPU, thirty-two times as many on an accelerator."""
 
 
 def linear_loss_C(
@@ -88,7 +88,7 @@ class _LinearLoss(torch.autograd.Function):
         label_R: Tensor,
         counts: Sequence[int],
     ) -> Tensor:
-        budget = LOGITS_BYTES * (16 if hidden_RH.is_cuda else 1)
+        budget = LOGITS_BYTES * (32 if hidden_RH.is_cuda else 1)
         chunk = max(1, budget // (4 * weight_VH.shape[0]))
         loss_R = torch.empty(label_R.shape, dtype=_wide(hidden_RH[:0]).dtype, device=label_R.device)
         dhidden_RH = torch.empty_like(hidden_RH) if ctx.needs_input_grad[0] else None

@@ -43,6 +43,7 @@ class Bucket:
         place: ``(tokens,)`` padded place of every token that is kept.
         token: ``(tokens,)`` which token that is.
         lengths: ``(sequences,)`` tokens of each.
+        real: ``(sequences * width, 1)`` 1 where a padded place is a token, else 0.
         even: All are equally long, so that no place is padding.
     """
 
@@ -52,6 +53,7 @@ class Bucket:
     place: Tensor
     token: Tensor
     lengths: Tensor
+    real: Tensor
     even: bool
 
 
@@ -135,6 +137,7 @@ def _bucket(group: list[int], lengths: tuple[int, ...], begins: list[int], devic
         place=place.to(device),
         token=gather_SL.flatten()[place].to(device),
         lengths=length_S.to(device),
+        real=real_SL.flatten()[:, None].to(device),
         even=bool((length_S == width).all()),
     )
 
