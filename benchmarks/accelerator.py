@@ -36,14 +36,22 @@ from lichen.models.lora import Lora
 from lichen.models.packed import why_not_packed
 
 CLIENTS, ROWS, STEPS, SHORT, LONG = 256, 2, 4, 64, 512
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                 num_key_value_heads=2, vocab_size=512),
-    "135m": dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-                 num_key_value_heads=3, vocab_size=49152),
-    "1b": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-               num_key_value_heads=8, vocab_size=128256),
-}  # fmt: skip
+NAMES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
+SIZES: dict[str, dict[str, int]] = {
+    size: dict(zip(NAMES, numbers, strict=True))
+    for size, numbers in {
+        "tiny": (64, 128, 2, 4, 2, 512),
+        "135m": (576, 1536, 30, 9, 3, 49152),
+        "1b": (2048, 8192, 16, 32, 8, 128256),
+    }.items()
+}
 
 
 def model_of(size: str, device: str, dtype: torch.dtype = torch.bfloat16) -> Any:

@@ -146,6 +146,60 @@ def test_layers_computed_again_change_nothing(case: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+UPPER = {
+    "llama": Lora(targets=("q_proj", "down_proj"), rank=2, last=1),
+    "gpt2": Lora(targets=("c_attn",), rank=2, last=1),
+    "bert": Lora(targets=("query",), rank=2, last=1, heads=("classifier",)),
+}
+
+
+@pytest.mark.parametrize("case", UPPER)
+def test_frozen_layers_below_are_computed_once_a_row(case: str) -> None:
+    model = _model(case, torch.float64)
+    kind = ClassifierCohort if case == "bert" else CausalCohort
+    slow = kind(model, adapter=UPPER[case], name=case, reference=True)
+    fast = kind(model, adapter=UPPER[case], name=case, reference=False, packed=True)
+    assert fast.prefix is not None
+    assert len(slow.wrapped.layers) == len(UPPER[case].targets)
+    batch, params_C = _batch(case), _parameters(slow, 4)
+    calls: list[int] = []
+    first = next(m for m in fast.wrapped.model.modules() if type(m).__name__ in ("LlamaMLP", "GPT2MLP", "BertOutput"))
+    first.register_forward_hook(lambda *_: calls.append(1))
+    wanted = _both(slow, params_C, batch)
+    for again in range(3):
+        for padded, packed in zip(wanted, _both(fast, params_C, batch), strict=True):
+            torch.testing.assert_close(padded, packed, rtol=1e-10, atol=1e-12)
+        if again == 0:
+            computed = len(calls)
+    rows = len(pack_rows(batch, to_label=case != "bert", device=CPU).lengths)
+    assert 0 < computed <= rows
+    assert len(calls) == computed, "the second and third time nothing below was computed"
+    fast.checkpointing = True
+    for padded, packed in zip(wanted, _both(fast, params_C, batch), strict=True):
+        torch.testing.assert_close(padded, packed, rtol=1e-10, atol=1e-12)
+
+
+def test_what_is_kept_of_frozen_layers_is_bounded() -> None:
+    fast = CausalCohort(
+        _model("llama", torch.float32), adapter=UPPER["llama"], name="llama", reference=False, packed=True
+    )
+    batch, params_C = _batch("llama"), _parameters(fast, 4)
+    assert fast.prefix is not None
+    whole = _both(fast, params_C, batch)
+    assert fast.prefix.bytes == sum(x.numel() * x.element_size() for x in fast.prefix.kept.values()) > 600
+    fast.prefix.limit = 600
+    fast.prefix.kept.clear()
+    fast.prefix.bytes = 0
+    less = _both(fast, params_C, batch)
+    assert fast.prefix.bytes <= 600
+    assert all(torch.equal(a, b) for a, b in zip(whole, less, strict=True)), "a row's bits do not depend on what is kept"
+
+
+def test_more_layers_than_there_are_is_refused() -> None:
+    with pytest.raises(LichenError, match="2 layers"):
+        CausalCohort(_model("llama", torch.float32), adapter=Lora(targets=("q_proj",), last=3), name="llama")
+
+
 @pytest.mark.parametrize("kind", ["dense", "factored"])
 def test_patches_count_on_packed_rows_too(kind: str) -> None:
     slow, fast = _cohort("llama", reference=True), _cohort("llama", reference=False, packed=True)

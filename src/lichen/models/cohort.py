@@ -87,6 +87,7 @@ class CausalCohort:
         "group",
         "name",
         "packed",
+        "prefix",
         "reference",
         "wrapped",
     )
@@ -114,7 +115,7 @@ class CausalCohort:
         self._backbone = base_of(self.wrapped)
         self._head = names[id(self.wrapped.model.get_output_embeddings())]
         self._plain = self._is_plain()
-        make_packable(self.wrapped)
+        self.prefix = make_packable(self.wrapped)
         self.packed = _decide(self, packed)
         if prove:
             prove_independent(self)
@@ -196,7 +197,7 @@ class CausalCohort:
         if not pack.tokens:
             first_C = next(iter(trainable_C.values()))
             return first_C.flatten(1)[:, :0].sum(1), count_C
-        hidden_NH = hidden_of(self.wrapped, trainable_C, fixed, pack, part=self._backbone)
+        hidden_NH = hidden_of(self.wrapped, trainable_C, fixed, pack, part=self._backbone, prefix=self.prefix)
         hidden_RH = hidden_NH.index_select(0, pack.at_R)
         if self._head in (*self.wrapped.heads, *self.wrapped.layers):
             counts = list(pack.labels)
@@ -246,7 +247,7 @@ class ClassifierCohort:
             for and it cannot be packed.
     """
 
-    __slots__ = ("_backbone", "base", "classes", "group", "name", "packed", "reference", "wrapped")
+    __slots__ = ("_backbone", "base", "classes", "group", "name", "packed", "prefix", "reference", "wrapped")
 
     def __init__(
         self,
@@ -266,7 +267,7 @@ class ClassifierCohort:
         self.group = group_of(name, self.wrapped.init(0))
         self.reference = model.device.type == "cpu" if reference is None else reference
         self._backbone = base_of(self.wrapped)
-        make_packable(self.wrapped)
+        self.prefix = make_packable(self.wrapped)
         self.packed = _decide(self, packed)
         if prove:
             prove_independent(self)
@@ -311,7 +312,7 @@ class ClassifierCohort:
         pack = pack_rows(batch, to_label=False, device=self.wrapped.model.device) if packed else None
         inputs: dict[str, Any] = {**_flat(to_device(batch, self.wrapped.model.device))}
         if pack is not None and pack.tokens:
-            hidden_NH = hidden_of(self.wrapped, trainable_C, fixed, pack, part=self._backbone)
+            hidden_NH = hidden_of(self.wrapped, trainable_C, fixed, pack, part=self._backbone, prefix=self.prefix)
             logits = call_with_hidden(self.wrapped, trainable_C, fixed, hidden_NH, pack, **inputs).logits
         else:
             logits = self.wrapped.call(trainable_C, fixed, **inputs).logits

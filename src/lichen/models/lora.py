@@ -44,12 +44,14 @@ class Lora:
         rank: Rank r.
         alpha: The adapter is scaled by ``alpha / rank``.
         heads: Ends of names of layers trained whole (PEFT's ``modules_to_save``).
+        last: Adapters only in the last so many layers of the stack; None: in all.
     """
 
     targets: tuple[str, ...] | str
     rank: int = 8
     alpha: float = 16.0
     heads: tuple[str, ...] = ()
+    last: int | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -213,6 +215,22 @@ def _refuse_unknown(ends: Sequence[str], found: Sequence[str], *, where: str) ->
             raise LichenError(f"no layer is called {end!r}", where=where, fix=f"use some of: {', '.join(known)}")
 
 
+def _last_blocks(model: Any, last: int | None) -> str | tuple[str, ...]:
+    """How names in the last blocks of the model's stack begin; the empty beginning of all names for None.
+
+    Raises:
+        LichenError: if the model has no such stack, or fewer blocks.
+    """
+    if last is None:
+        return ""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    blocks = [name for name, layer in model.named_modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not 1 <= last <= len(blocks):
+        raise LichenError(f"the model has {len(blocks)} layers", where="adapter.last", fix="name as many at most")
+    return tuple(f"{name}." for name in blocks[-last:])
+
+
 def wrap(model: Any, spec: Lora) -> Wrapped:
     """Put adapters and heads on chosen layers of a frozen model, which itself stays untouched.
 
@@ -239,7 +257,8 @@ def wrap(model: Any, spec: Lora) -> Wrapped:
     else:
         _refuse_unknown(spec.targets, linear, where="adapter.targets")
         chosen = tuple(name for name in linear if _fits(name, spec.targets))
-    layers = tuple(name for name in chosen if name not in heads)
+    above = _last_blocks(model, spec.last)
+    layers = tuple(name for name in chosen if name not in heads and name.startswith(above))
     if not layers and not heads:
         raise LichenError("nothing would be trained", where="adapter", fix="name targets or heads")
     shared: dict[int, Any] = {id(x): x for x in chain(model.parameters(), model.buffers())}

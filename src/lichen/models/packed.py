@@ -25,6 +25,7 @@ from lichen.models.attention import register
 from lichen.models.lora import Wrapped
 from lichen.models.norms import quicken_norms
 from lichen.models.packing import Pack, Packing
+from lichen.models.prefix import Prefix, frozen_blocks
 
 __all__ = ["base_of", "call_with_hidden", "hidden_of", "make_packable", "why_not_packed"]
 
@@ -46,8 +47,12 @@ def base_of(wrapped: Wrapped) -> str:
     return str(names[id(wrapped.model.base_model)])
 
 
-def make_packable(wrapped: Wrapped) -> None:
-    """Teach the wrapped structure packed calls; padded calls go on as before."""
+def make_packable(wrapped: Wrapped) -> Prefix | None:
+    """Teach the wrapped structure packed calls; padded calls go on as before.
+
+    Returns:
+        What keeps the frozen layers' output, where there are some below the lowest that is trained.
+    """
     register()
     packing, base = wrapped.packing, wrapped.model.base_model
     packing.configs = tuple({id(c): c for m in wrapped.model.modules() if (c := getattr(m, "config", None))}.values())
@@ -77,6 +82,10 @@ def make_packable(wrapped: Wrapped) -> None:
         pool = pooler.forward
         # In a packed call the first token is one row's alone, and nobody asks for it.
         pooler.forward = lambda x, *more, **named: x[:, 0] if packing.current else pool(x, *more, **named)
+    part = f"{base_of(wrapped)}."
+    trained = [path.removeprefix(part) for path in (*wrapped.layers, *wrapped.heads) if path.startswith(part)]
+    blocks = frozen_blocks(base, trained)
+    return Prefix(blocks, packing) if blocks else None
 
 
 def _checkpoint(layer: nn.Module, packing: Packing) -> None:
@@ -101,8 +110,22 @@ def _checkpoint(layer: nn.Module, packing: Packing) -> None:
     layer.forward = light
 
 
-def hidden_of(wrapped: Wrapped, trainable_C: Tree, fixed: Tree, pack: Pack, *, part: str) -> Tensor:
+def hidden_of(
+    wrapped: Wrapped, trainable_C: Tree, fixed: Tree, pack: Pack, *, part: str, prefix: Prefix | None = None
+) -> Tensor:
     """``(N, H)``: the base model's hidden states of packed tokens."""
+
+    def run(pack: Pack) -> Tensor:
+        return _run(wrapped, trainable_C, fixed, pack, part)
+
+    if prefix is None:
+        return run(pack)
+    known_NH = prefix.hidden(pack, run)
+    hidden_NH: Tensor = prefix.knowing(known_NH, lambda: run(pack))
+    return hidden_NH
+
+
+def _run(wrapped: Wrapped, trainable_C: Tree, fixed: Tree, pack: Pack, part: str) -> Tensor:
     accepted = inspect.signature(wrapped.model.base_model.forward).parameters
     inputs: dict[str, Any] = {"input_ids": pack.ids_N[None], "attention_mask": None}
     if "position_ids" in accepted:

@@ -13,10 +13,11 @@ Legend: C clients, B rows, T tokens of a padded row, N tokens in all, S sequence
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, final
 
 import torch
@@ -68,6 +69,7 @@ class Pack:
         client_offsets: Where each client's tokens begin, and the end; C + 1 numbers.
         flat_N: int64, each token's place in the flattened ``(C * B * T)`` batch.
         ids_N: int64 tokens.
+        host_N: The same on the host.
         position_N: int64, each token's place in its row.
         at_R: int64, the tokens whose next token has a label; empty for classifiers.
         label_R: int64, those labels.
@@ -79,6 +81,7 @@ class Pack:
     client_offsets: tuple[int, ...]
     flat_N: Tensor
     ids_N: Tensor
+    host_N: Tensor
     position_N: Tensor
     at_R: Tensor
     label_R: Tensor
@@ -99,6 +102,25 @@ class Pack:
         ends_C = self.client_ends
         counts_C = ends_C.diff(prepend=ends_C.new_zeros(1))
         return x_CF.repeat_interleave(counts_C, dim=0, output_size=self.tokens)
+
+    def only(self, sequences: Sequence[int]) -> Pack:
+        """Some of the rows, as one client's and without labels."""
+        lengths = tuple(self.lengths[s] for s in sequences)
+        begins = [0, *accumulate(self.lengths)]
+        at_N = torch.cat([torch.arange(begins[s], begins[s + 1]) for s in sequences]).to(self.ids_N.device)
+        return replace(
+            self,
+            lengths=lengths,
+            rows=tuple(self.rows[s] for s in sequences),
+            client_offsets=(0, sum(lengths)),
+            flat_N=self.flat_N[at_N],
+            ids_N=self.ids_N[at_N],
+            host_N=self.host_N[at_N.cpu()],
+            position_N=self.position_N[at_N],
+            at_R=self.at_R[:0],
+            label_R=self.label_R[:0],
+            labels=(0,),
+        )
 
     @cached_property
     def sequence_offsets(self) -> Tensor:
@@ -181,13 +203,15 @@ def pack_rows(batch: Batch, *, to_label: bool, device: torch.device) -> Pack:
     place[flat_N] = torch.arange(len(flat_N))
     target_R = labelled_CBT.flatten().nonzero()[:, 0]
     offsets = (0, *length_CB.sum(1).cumsum(0).tolist())
+    ids_N = host["input_ids_CBT"].flatten()[flat_N]
     labels_CBT = host["labels_CBT"] if to_label else host["input_ids_CBT"]
     return Pack(
         lengths=tuple(lengths[row] for row in kept),
         rows=tuple(kept),
         client_offsets=offsets,
         flat_N=flat_N.to(device),
-        ids_N=host["input_ids_CBT"].flatten()[flat_N].to(device),
+        ids_N=ids_N.to(device),
+        host_N=ids_N,
         position_N=(flat_N % width).to(device),
         at_R=place[target_R - 1].to(device),
         label_R=labels_CBT.flatten()[target_R].to(device),

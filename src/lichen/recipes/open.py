@@ -70,7 +70,7 @@ def lora_of(recipe: Recipe, model: Any) -> Lora:
     heads = adapter.modules_to_save
     if not heads and recipe.task == "classify":
         heads = tuple(n for n in ("classifier", "score") if getattr(model, n, None) is not None)
-    return Lora(targets=adapter.targets, rank=adapter.rank, alpha=adapter.alpha, heads=heads)
+    return Lora(targets=adapter.targets, rank=adapter.rank, alpha=adapter.alpha, heads=heads, last=adapter.last)
 
 
 def shards_of(owners: Sequence[Owner], part: str, make: Callable[[Sequence[Record]], Shard]) -> tuple[Shard, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -201,7 +202,7 @@ def expect_teach(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds: 
         public=replace(public, answer=np.arange(public.size, dtype=np.int64)),
     )
     without, learned = (
-        expect(b, budget(b, invitations(b)), lambda b=b: flops_of(b), folder / name, gauge, say, seconds)
+        expect(b, budget(b, invitations(b)), partial(flops_of, b), folder / name, gauge, say, seconds)
         for name, b in (("without", bench), ("taught", taught))
     )
     # Every client is sent the public texts once; their answers ride along in every job.

@@ -39,6 +39,9 @@ class Adapter(_Section):
     )
     rank: Positive = Field(default=8, description="rank of B A")
     alpha: float = Field(default=16.0, gt=0, description="scaling numerator")
+    last: Positive | None = Field(
+        default=None, description="adapt only so many of the last layers, and compute those below once a row; none: all"
+    )
     modules_to_save: tuple[str, ...] = Field(default=(), description="modules trained in full, such as a new head")
     init_from: str | None = Field(default=None, description="folder of an existing PEFT adapter to start from")
 

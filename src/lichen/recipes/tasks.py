@@ -107,7 +107,8 @@ def _save(opened: Opened, folder: RunFolder, best: Tree) -> None:
                 folder.path / "adapter",
                 tree,
                 base_name=str(recipe.model.name),
-                targets=lora.targets,
+                # Ends of names would fit the layers below, too: written in full.
+                targets="all-linear" if lora.last is not None else lora.targets,
                 rank=adapter.rank,
                 alpha=adapter.alpha,
                 task="CAUSAL_LM" if recipe.task == "chat" else "SEQ_CLS",
