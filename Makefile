@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format
+.PHONY: help install demo test check format bench
 
 help:
 	@echo "make install   a .venv with lichen and what its tests need"
 	@echo "make demo      the main job: 16 real people tune one language model together"
 	@echo "make test      the tests"
+	@echo "make bench     the benchmarks: what the pages in benchmarks/ were made with, about an hour"
 	@echo "make check     format, lint, types, tests and doctests"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -34,3 +35,13 @@ check: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: install
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/server.py
+	$(BIN)/python benchmarks/empty.py
+	$(BIN)/python benchmarks/roster.py
+	$(BIN)/python benchmarks/ranks.py
+	$(BIN)/python benchmarks/plan.py
+	$(BIN)/python benchmarks/drift.py

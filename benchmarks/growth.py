@@ -85,7 +85,9 @@ def measure(shape: str, clients: int, rank: int, rounds: int) -> dict[str, Any]:
     work = Train(cohort, optimizer=ClientOptimizer("adamw", lr=1e-3), clip=1.0)
     seconds = []
     with TemporaryDirectory() as folder:
-        engine = LocalEngine({"train": Station(work=work, source=source)}, ClientStore(Path(folder)), block_size=Room(None))
+        engine = LocalEngine(
+            {"train": Station(work=work, source=source)}, ClientStore(Path(folder)), block_size=Room(None)
+        )
         shared = cohort.init(0)
         for version in range(rounds):
             begin, aggregator = time.perf_counter(), Mean()

@@ -32,8 +32,8 @@ def packed_adapter(
 ) -> Tensor:
     """``(N, out)``: the frozen layer's output and each client's adapter's beside it.
 
-    The thin products are taken in the dtype of ``x``, with sums in float32; the adapters' gradients
-    come back in theirs.
+    The thin products are taken in the dtype of ``x`` on an accelerator and in the adapters' own on a CPU,
+    where small products in half precision cost more than large ones save.
     """
     y: Tensor = _Adapter.apply(x_Ni, weight_oi, bias_o, A_Cri, B_Cor, scale, pack)  # type: ignore[no-untyped-call]
     return y
@@ -49,20 +49,25 @@ def _fast(x: Tensor, pack: Pack) -> bool:
     return x.is_cuda and x.dtype == torch.bfloat16 and pack.tokens > 0
 
 
-def _rows_times(x_Ni: Tensor, w_Cio: Tensor, pack: Pack, *, onto: Tensor | None = None) -> Tensor:
-    """``(N, o)``: each client's rows times its ``(i, o)`` matrix; added in place to ``onto`` where given."""
+def _rows_times(x_Ni: Tensor, w_Cio: Tensor, pack: Pack) -> Tensor:
+    """``(N, o)``: each client's rows times its ``(i, o)`` matrix."""
     if _fast(x_Ni, pack):
-        y_No = nn.functional.grouped_mm(x_Ni, w_Cio, offs=pack.client_ends)
-        return y_No if onto is None else onto.add_(y_No)
-    out = x_Ni.new_empty(x_Ni.shape[0], w_Cio.shape[2]) if onto is None else onto
+        return nn.functional.grouped_mm(x_Ni, w_Cio, offs=pack.client_ends)
+    out_No = x_Ni.new_empty(x_Ni.shape[0], w_Cio.shape[2])
     for w_io, (a, b) in zip(w_Cio, pairwise(pack.client_offsets), strict=True):
-        if a == b:
-            continue
-        if onto is None:
-            torch.mm(x_Ni[a:b], w_io, out=out[a:b])
-        else:
-            torch.addmm(out[a:b], x_Ni[a:b], w_io, out=out[a:b])
-    return out
+        if a != b:
+            torch.mm(x_Ni[a:b], w_io, out=out_No[a:b])
+    return out_No
+
+
+def _add_rows_times(onto_No: Tensor, x_Ni: Tensor, w_Cio: Tensor, pack: Pack) -> None:
+    """The same, added in place."""
+    if _fast(x_Ni, pack) or x_Ni.dtype != onto_No.dtype:
+        onto_No.add_(_rows_times(x_Ni, w_Cio, pack))
+        return
+    for w_io, (a, b) in zip(w_Cio, pairwise(pack.client_offsets), strict=True):
+        if a != b:
+            torch.addmm(onto_No[a:b], x_Ni[a:b], w_io, out=onto_No[a:b])
 
 
 def _sums_over_rows(a_Np: Tensor, b_Nq: Tensor, pack: Pack) -> Tensor:
@@ -92,9 +97,10 @@ class _Adapter(torch.autograd.Function):
         pack: Pack,
     ) -> Tensor:
         y_No = nn.functional.linear(x_Ni, weight_oi, bias_o)
-        down_Cri, up_Cor = A_Cri.to(x_Ni.dtype), (B_Cor * scale).to(x_Ni.dtype)
-        low_Nr = _rows_times(x_Ni, down_Cri.transpose(1, 2), pack)
-        _rows_times(low_Nr, up_Cor.transpose(1, 2), pack, onto=y_No)
+        thin = x_Ni.dtype if x_Ni.is_cuda else A_Cri.dtype
+        down_Cri, up_Cor = A_Cri.to(thin), (B_Cor * scale).to(thin)
+        low_Nr = _rows_times(x_Ni.to(thin), down_Cri.transpose(1, 2), pack)
+        _add_rows_times(y_No, low_Nr, up_Cor.transpose(1, 2), pack)
         ctx.save_for_backward(x_Ni, weight_oi, down_Cri, up_Cor, low_Nr)
         ctx.scale, ctx.pack, ctx.dtypes = scale, pack, (A_Cri.dtype, B_Cor.dtype)
         return y_No
@@ -104,15 +110,16 @@ class _Adapter(torch.autograd.Function):
         x_Ni, weight_oi, down_Cri, up_Cor, low_Nr = ctx.saved_tensors
         pack: Pack = ctx.pack
         dy_No = dy_No.contiguous()
-        dlow_Nr = _rows_times(dy_No, up_Cor, pack)
+        thin_No = dy_No.to(up_Cor.dtype)
+        dlow_Nr = _rows_times(thin_No, up_Cor, pack)
         dA = dB = dx_Ni = None
         if ctx.needs_input_grad[3]:
-            dA = _sums_over_rows(dlow_Nr, x_Ni, pack).to(ctx.dtypes[0])
+            dA = _sums_over_rows(dlow_Nr, x_Ni.to(up_Cor.dtype), pack).to(ctx.dtypes[0])
         if ctx.needs_input_grad[4]:
-            dB = _sums_over_rows(dy_No, low_Nr, pack).to(ctx.dtypes[1]) * ctx.scale
+            dB = _sums_over_rows(thin_No, low_Nr, pack).to(ctx.dtypes[1]) * ctx.scale
         if ctx.needs_input_grad[0]:
             dx_Ni = dy_No @ weight_oi
-            _rows_times(dlow_Nr, down_Cri, pack, onto=dx_Ni)
+            _add_rows_times(dx_Ni, dlow_Nr, down_Cri, pack)
         return dx_Ni, None, None, dA, dB, None, None
 
 
