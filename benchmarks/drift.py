@@ -55,12 +55,11 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=4)
     asked = parser.parse_args()
     padded, packed = (rounds(packing, asked.rounds, asked.clients) for packing in (False, True))
-    print("| round | change of the adapters, relative | loss, relative |\n|---:|---:|---:|")
+    print("| round | distance of the adapters, relative | loss, relative |\n|---:|---:|---:|")
     for number, ((a, loss_a), (b, loss_b)) in enumerate(zip(padded, packed, strict=True), 1):
         flat_a, flat_b = (torch.cat([t[name].flatten().double() for name in sorted(t)]) for t in (a, b))
-        print(
-            f"| {number} | {float((flat_a - flat_b).norm() / flat_a.norm()):.1e} | {abs(loss_a - loss_b) / loss_a:.1e} |"
-        )
+        change, loss = float((flat_a - flat_b).norm() / flat_a.norm()), abs(loss_a - loss_b) / loss_a
+        print(f"| {number} | {change:.1e} | {loss:.1e} |")
 
 
 if __name__ == "__main__":

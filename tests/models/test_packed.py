@@ -192,7 +192,7 @@ def test_what_is_kept_of_frozen_layers_is_bounded() -> None:
     fast.prefix.bytes = 0
     less = _both(fast, params_C, batch)
     assert fast.prefix.bytes <= 600
-    assert all(torch.equal(a, b) for a, b in zip(whole, less, strict=True)), "a row's bits do not depend on what is kept"
+    assert all(torch.equal(a, b) for a, b in zip(whole, less, strict=True)), "bits do not depend on what is kept"
 
 
 def test_more_layers_than_there_are_is_refused() -> None:

@@ -27,7 +27,7 @@ LIMIT = 1 << 30
 """Bytes kept."""
 
 
-class _Reached(Exception):
+class _Reached(Exception):  # noqa: N818  # nothing is wrong
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden
 
@@ -78,14 +78,16 @@ class Prefix:
             pack: The rows.
             run: Runs the model on a pack, as far as it gets.
         """
-        rows = pack.host_N.split(list(pack.lengths))
+        rows = torch.split(pack.host_N, list(pack.lengths))
         keys = [row.numpy().tobytes() for row in rows]
         missing = list({key: s for s, key in enumerate(keys) if key not in self.kept}.values())
         alone = [[s] for s in missing] if pack.ids_N.device.type == "cpu" else [missing] if missing else []
         fresh: dict[bytes, Tensor] = {}
         for part in alone:
             states = self._compute(pack.only(part), run)
-            fresh |= {keys[s]: x for s, x in zip(part, states.split([pack.lengths[s] for s in part]), strict=True)}
+            fresh |= {
+                keys[s]: x for s, x in zip(part, torch.split(states, [pack.lengths[s] for s in part]), strict=True)
+            }
         hidden_NH = torch.cat([fresh[key] if key in fresh else self._touch(key) for key in keys])
         for key, x in fresh.items():
             self._keep(key, x)
