@@ -32,7 +32,7 @@ from lichen.core.store import write_atomic
 
 __all__ = ["Need", "Room", "free_bytes", "need_of"]
 
-ENOUGH_TOKENS = {"cpu": 1024, "cuda": 32768}
+ENOUGH_TOKENS = {"cpu": 640, "cuda": 32768}
 """Tokens a step past which a device gets no faster."""
 
 SHARE = {"cpu": 0.5, "cuda": 0.7}
@@ -66,7 +66,7 @@ class Need:
         """Clients that fit into so many free bytes and are worth it; at least one.
 
         >>> Need(token_bytes=1e6, client_bytes=1e7, tokens=100).block(8e9, "cpu")
-        10
+        6
         >>> Need(token_bytes=1e6, client_bytes=1e7, tokens=100).block(1e9, "cpu")
         4
         """
