@@ -32,7 +32,7 @@ from lichen.core.store import write_atomic
 
 __all__ = ["Need", "Room", "free_bytes", "need_of"]
 
-ENOUGH_TOKENS = {"cpu": 640, "cuda": 32768}
+ENOUGH_TOKENS = {"cpu": 640, "cuda": 65536}
 """Tokens a step past which a device gets no faster."""
 
 SHARE = {"cpu": 0.5, "cuda": 0.7}
