@@ -19,13 +19,11 @@ import torch
 
 from lichen.clients.answer import LocalTeacher
 from lichen.core import tree as trees
-from lichen.core.seeds import derive
 from lichen.data.partition import by_client
 from lichen.data.record import Record
-from lichen.data.shards import ArrayShard, TextShard
-from lichen.data.text import encode_classify, pad_id
+from lichen.data.shards import ArrayShard
+from lichen.data.text import encode_classify
 from lichen.models.features import EncoderFeatures
-from lichen.recipes.bench import Bench
 from lichen.recipes.budget import Load, budget, invitations
 from lichen.recipes.clock import spread
 from lichen.recipes.expect import Cost, Disk, Expected, Memory, Traffic, free_bytes
@@ -34,12 +32,12 @@ from lichen.recipes.flops import arithmetic_of
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.gauge import Gauge
 from lichen.recipes.oneshot import engine_for, solve
-from lichen.recipes.open import fetch_named, make_student, shards_of
+from lichen.recipes.open import fetch_named
 from lichen.recipes.plan_adapt import expect, flops_of
-from lichen.recipes.prepare import Owner, classes_of, draw_owners, encode, gather, owners_of
+from lichen.recipes.prepare import classes_of, draw_owners, gather, owners_of
 from lichen.recipes.read import recipe_sha256
 from lichen.recipes.schema import Recipe
-from lichen.recipes.teach import ask, part_public, renumber, vocabulary
+from lichen.recipes.teach import ask, part_public, students
 
 __all__ = ["expect_oneshot", "expect_teach"]
 
@@ -185,7 +183,7 @@ def expect_teach(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds: 
         for owner in draw_owners(recipe, private)
     )
     features, tokenizer = encoder_of(recipe, asked.name, exact=False)
-    bench, public = _students(recipe, owners, tokenizer, classes, unlabelled)
+    bench, public, _ = students(recipe, owners, tokenizer, classes, unlabelled)
     start = time.perf_counter() - began
     say("encoding some rows")
     read = [*labelled, *unlabelled, *(record for owner in owners for record in owner.test)]
@@ -223,31 +221,3 @@ def expect_teach(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds: 
         start=start,
         notes=(*learned.notes, "students are timed on each client's first labels, not on those that will be drawn"),
     )
-
-
-def _students(
-    recipe: Recipe, owners: Sequence[Owner], tokenizer: Any, classes: Sequence[str], unlabelled: Sequence[Record]
-) -> tuple[Bench, TextShard]:
-    """The students' bench and the public texts, in the vocabulary the run would choose."""
-    make = encode(recipe, tokenizer, classes)
-    public = make([replace(record, label=None) for record in unlabelled])
-    assert isinstance(public, TextShard)
-    keep = sorted({int(t) for t in (pad_id(tokenizer), tokenizer.unk_token_id) if t is not None})
-    words = vocabulary([public], size=4096, keep=keep)
-    unknown = words[int(tokenizer.unk_token_id if tokenizer.unk_token_id is not None else keep[0])]
-
-    def short(part: str) -> tuple[TextShard, ...]:
-        return tuple(renumber(s, words, unknown) for s in shards_of(owners, part, make) if isinstance(s, TextShard))
-
-    train = short("train")
-    model = make_student(recipe, train[0], len(classes), vocabulary=len(words))
-    bench = Bench(
-        recipe=recipe,
-        model=model,
-        start=model.init(derive(recipe.seed, "init")),
-        train=train,
-        valid=short("valid"),
-        test=short("test"),
-        pad=words[pad_id(tokenizer)],
-    )
-    return bench, renumber(public, words, unknown)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from lichen.core.store import ClientStore, save_tree
 from lichen.core.tree import Tree
 from lichen.data.partition import by_client
 from lichen.data.records import Record
-from lichen.data.shards import ArrayShard, Shard, TextShard
+from lichen.data.shards import ArrayShard, TextShard
 from lichen.data.text import pad_id
 from lichen.engines.local import LocalEngine
 from lichen.recipes.adapt import Column, Watch, adapt
@@ -33,10 +34,10 @@ from lichen.recipes.done import Done, classified, majority
 from lichen.recipes.featured import encoder_of, featured
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.open import fetch_named, make_student, shards_of
-from lichen.recipes.prepare import classes_of, draw_owners, encode, gather
+from lichen.recipes.prepare import Owner, classes_of, draw_owners, encode, gather
 from lichen.recipes.schema import Recipe
 
-__all__ = ["Lesson", "ask", "part_public", "run_teach", "teach", "vocabulary"]
+__all__ = ["Lesson", "ask", "part_public", "run_teach", "students", "teach", "vocabulary"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,27 +171,7 @@ def run_teach(recipe: Recipe, folder: RunFolder, watch: Watch, say: Callable[[st
     )
     say(f"{len(owners)} clients with {plan.few} labels each; {len(unlabelled):,} public texts")
     features, tokenizer = encoder_of(recipe, plan.name, exact=False)
-    make = encode(recipe, tokenizer, classes)
-    public = make([replace(r, label=None) for r in unlabelled])
-    assert isinstance(public, TextShard)
-    keep = sorted({int(t) for t in (pad_id(tokenizer), tokenizer.unk_token_id) if t is not None})
-    words = vocabulary([public], size=4096, keep=keep)
-    unknown = words[int(tokenizer.unk_token_id if tokenizer.unk_token_id is not None else keep[0])]
-
-    def short(part: str) -> tuple[Shard, ...]:
-        return tuple(renumber(s, words, unknown) for s in shards_of(owners, part, make) if isinstance(s, TextShard))
-
-    train = short("train")
-    model = make_student(recipe, train[0], len(classes), vocabulary=len(words))
-    bench = Bench(
-        recipe=recipe,
-        model=model,
-        start=model.init(derive(recipe.seed, "init")),
-        train=train,
-        valid=short("valid"),
-        test=short("test"),
-        pad=words[pad_id(tokenizer)],
-    )
+    bench, public, words = students(recipe, owners, tokenizer, classes, unlabelled)
     featurise = featured(recipe, features, tokenizer, classes)
     teacher = _lazy_teacher(recipe, featurise, labelled, classes, say)
     texts = [r.text for r in unlabelled]
@@ -205,7 +186,7 @@ def run_teach(recipe: Recipe, folder: RunFolder, watch: Watch, say: Callable[[st
 
     lesson = teach(
         bench,
-        renumber(public, words, unknown),
+        public,
         lambda: ask(teacher(), texts, classes, plan.top_k, folder),
         judged,
         folder,
@@ -273,3 +254,31 @@ def _lazy_teacher(
         return made[0]
 
     return get
+
+
+def students(
+    recipe: Recipe, owners: Sequence[Owner], tokenizer: Any, classes: Sequence[str], unlabelled: Sequence[Record]
+) -> tuple[Bench, TextShard, dict[int, int]]:
+    """The students' bench and the public texts, both in a vocabulary of the public texts' own, and that vocabulary."""
+    make = encode(recipe, tokenizer, classes)
+    public = make([replace(record, label=None) for record in unlabelled])
+    assert isinstance(public, TextShard)
+    keep = sorted({int(t) for t in (pad_id(tokenizer), tokenizer.unk_token_id) if t is not None})
+    words = vocabulary([public], size=4096, keep=keep)
+    unknown = words[int(tokenizer.unk_token_id if tokenizer.unk_token_id is not None else keep[0])]
+
+    def short(part: str) -> tuple[TextShard, ...]:
+        return tuple(renumber(s, words, unknown) for s in shards_of(owners, part, make) if isinstance(s, TextShard))
+
+    train = short("train")
+    model = make_student(recipe, train[0], len(classes), vocabulary=len(words))
+    bench = Bench(
+        recipe=recipe,
+        model=model,
+        start=model.init(derive(recipe.seed, "init")),
+        train=train,
+        valid=short("valid"),
+        test=short("test"),
+        pad=words[pad_id(tokenizer)],
+    )
+    return bench, renumber(public, words, unknown), words
