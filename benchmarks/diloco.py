@@ -1,15 +1,16 @@
 """How much of a pre-training run's quality is left when workers seldom talk?
 
-Four workers train one small Llama from scratch on the State of the Union addresses, each on an era of
-its own (so their rows are far from alike). DiLoCo with H inner steps a round is held against the
-data-parallel run that averages gradients in every step, at equal tokens and rows; beside it plain
-averaging as Photon does it, half of all answers lost, and streaming in four fragments. Perplexity is
-that of held-out addresses under the shared model.
+Four workers train one small Llama on the State of the Union addresses, each on an era of its own (so their
+rows are far from alike). A stretch of data-parallel training from nothing, once a seed, is the common start of
+every way, as DiLoCo's paper starts from a checkpoint. From there DiLoCo with H inner steps a round is held
+against the data-parallel run that averages gradients in every step, at equal tokens and rows; beside it plain
+averaging as Photon does it, half of all answers lost, and streaming in four fragments. Every way has an
+inner rate of its own, chosen on another seed. Perplexity is that of held-out addresses under the shared model.
 
 A cell is one way of training and one seed. Its result is one JSON file under ``results/``, skipped when
 it is there; a cell that is stopped goes on from its last checkpoint when it is called again.
 
-Run it: ``python benchmarks/diloco.py --cells`` (all), ``--only NAME``, ``--list``, ``--trial`` (inner
+Run it: ``python benchmarks/diloco.py --cells`` (all), ``--only NAME``, ``--list``, ``--trial NAME RATE ...`` (inner
 learning rates); without any of them it writes ``diloco.md`` and ``diloco.png`` from what is there.
 
 Legend: C workers, B rows of a batch, T tokens of a row.
@@ -22,6 +23,7 @@ import hashlib
 import json
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -30,6 +32,8 @@ from typing import Any
 
 import torch
 from diloco_page import page, plot
+from torch.func import vmap
+from torch.nn.functional import cross_entropy
 
 from lichen.algorithms.average import Average, score
 from lichen.allocator import keep_large_buffers
@@ -60,6 +64,8 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 SEEDS = (0, 1, 2)
 WORKERS = 4
+HAND = "## What it shows"
+"""Where the part of the page begins that is written by hand."""
 GATHER = 100
 """Steps of a round of the data-parallel run, whose rounds only say when its tensors are looked at."""
 
@@ -68,41 +74,46 @@ GATHER = 100
 class Task:
     """What all ways of training have in common."""
 
-    width: int = 96
+    width: int = 64
     layers: int = 3
-    heads: int = 3
-    vocabulary: int = 2048
+    heads: int = 2
+    vocabulary: int = 1024
     length: int = 64
-    batch: int = 4
+    batch: int = 2
+    common: int = 2000
+    common_lr: float = 2e-3
     steps: int = 4000
     warmup: int = 100
-    lr: float = 2e-3
     weight_decay: float = 0.1
     clip: float = 1.0
-    looks: int = 16
+    looks: int = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """One way of training; ``every`` is H, 0 for gradients averaged in every step."""
+    """One way of training; ``every`` is H, 0 for gradients averaged in every step, ``lr`` the inner rate."""
 
     every: int
     label: str
+    lr: float
     outer: tuple[float, float] = (0.7, 0.9)
     drop: float = 0.0
     fragments: int = 1
 
 
 WAYS = {
-    "parallel": Way(every=0, label="data parallel", outer=(1.0, 0.0)),
-    "h5": Way(every=5, label="DiLoCo, H = 5"),
-    "h25": Way(every=25, label="DiLoCo, H = 25"),
-    "h100": Way(every=100, label="DiLoCo, H = 100"),
-    "h500": Way(every=500, label="DiLoCo, H = 500"),
-    "plain-h100": Way(every=100, label="plain averaging, H = 100", outer=(1.0, 0.0)),
-    "drop-h100": Way(every=100, label="half of the syncs dropped, H = 100", drop=0.5),
-    "stream-h100": Way(every=100, label="four fragments, H = 100", fragments=4),
+    "parallel": Way(every=0, label="data parallel", lr=2e-3, outer=(1.0, 0.0)),
+    "h5": Way(every=5, label="DiLoCo, H = 5", lr=2.5e-4),
+    "h25": Way(every=25, label="DiLoCo, H = 25", lr=2.5e-4),
+    "h100": Way(every=100, label="DiLoCo, H = 100", lr=1.25e-4),
+    "h500": Way(every=500, label="DiLoCo, H = 500", lr=1.25e-4),
+    "plain-h100": Way(every=100, label="plain averaging, H = 100", lr=1e-3, outer=(1.0, 0.0)),
+    "mild-h100": Way(every=100, label="momentum 0.5, H = 100", lr=1e-3, outer=(0.7, 0.5)),
+    "drop-h100": Way(every=100, label="half of the syncs dropped, H = 100", lr=1.25e-4, drop=0.5),
+    "stream-h100": Way(every=100, label="four fragments, H = 100", lr=1.25e-4, fragments=4),
 }
+TRIAL_SEED, TRIAL_STEPS = SEEDS[-1] + 1, 1000
+"""Inner rates are tried on a seed that no cell has, from its own common start."""
 
 
 class Together:
@@ -117,6 +128,37 @@ class Together:
     def batches(self, clients: Sequence[int], seed: int) -> Iterator[Batch]:
         for batch in self.source.batches(range(WORKERS), seed):
             yield {n: x[:1] if n == "active_C" else x.flatten(0, 1)[None] for n, x in batch.items()}
+
+
+class Abreast:
+    """``FullCausal`` with all workers in one pass: its losses, to rounding, in four fifths of its time."""
+
+    def __init__(self, alone: FullCausal) -> None:
+        self.alone, self.whole = alone, alone.whole
+        self.name, self.group, self.base = alone.name, alone.group, alone.base
+        self.classes = None
+        # Workers always stand side by side in the same company, so fused kernels round alike in every run.
+        self.reference = alone.reference = False
+
+    def init(self, seed: int) -> Tree:
+        return self.alone.init(seed)
+
+    def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> torch.Tensor:
+        return self.alone.logits(trainable_C, fixed, batch)
+
+    def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        ids_CBT, labels_CBT = batch["input_ids_CBT"], batch["labels_CBT"]
+        # Rows of a packed text are full, and every token of theirs has a label.
+        if ids_CBT.shape[0] == 1 or not torch.equal(ids_CBT, labels_CBT) or not batch["attention_mask_CBT"].all():
+            return self.alone.loss(trainable_C, fixed, batch)
+
+        def one(tensors: Tree, ids_BT: torch.Tensor) -> torch.Tensor:
+            hidden_BTH = self.whole.call(tensors, part="model", input_ids=ids_BT, use_cache=False)[0]
+            logits_BTV = self.whole.call(tensors, part="lm_head", input=hidden_BTH[:, :-1])
+            return cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="sum")
+
+        loss_C = vmap(one)(trainable_C, ids_CBT)
+        return loss_C, torch.full((ids_CBT.shape[0],), ids_CBT[0, :, 1:].numel())
 
 
 class Held:
@@ -139,7 +181,7 @@ class Held:
 class Ready:
     """The model and everybody's rows."""
 
-    model: FullCausal
+    model: Abreast
     start: Tree
     train: tuple[TextShard, ...]
     valid: TextShard
@@ -169,9 +211,7 @@ def prepare(task: Task, seed: int) -> Ready:
     for text, count in zip(kept, words, strict=True):
         eras[min(WORKERS - 1, behind * WORKERS // sum(words))].append(text)
         behind += count
-    model = FullCausal(bare, name="scratch")
-    # Workers are trained one by one, so there is no company in which fused kernels could round otherwise.
-    model.reference = False
+    model = Abreast(FullCausal(bare, name="scratch"))
     return Ready(
         model=model,
         start=model.init(0),
@@ -204,29 +244,53 @@ def judge(ready: Ready, shared: Tree, most: int | None = None) -> float:
 
 
 def algorithm_of(task: Task, way: Way, ready: Ready) -> tuple[Average, dict[str, Station], int]:
-    """``(algorithm, stations, inner steps a round)``."""
-    # A fragment crosses every H steps, and there is one after another.
-    steps = (way.every or GATHER) // way.fragments
-    rounds = task.steps // steps
+    """``(algorithm, stations, inner steps a round)`` from where everybody begins."""
+    pace = Pace("cosine", steps=_steps(way), rounds=task.steps // _steps(way), warmup=task.warmup)
+    return _algorithm(task, way, ready, pace)
+
+
+def _steps(way: Way) -> int:
+    """Inner steps of a round: a fragment crosses every H steps, and there is one after another."""
+    return (way.every or GATHER) // way.fragments
+
+
+def _algorithm(task: Task, way: Way, ready: Ready, pace: Pace) -> tuple[Average, dict[str, Station], int]:
     workers = WORKERS if way.every else 1
     train = Train(
         ready.model,
-        optimizer=ClientOptimizer("adamw", lr=task.lr, weight_decay=task.weight_decay),
+        optimizer=ClientOptimizer("adamw", lr=way.lr, weight_decay=task.weight_decay),
         clip=task.clip,
     )
-    pace = Pace("cosine", steps=steps, rounds=rounds, warmup=task.warmup)
     work = Worker(train, fragments=way.fragments, drop=way.drop, pace=pace)
-    source = TrainSource(ready.train, batch_size=task.batch, steps=steps, pad=ready.pad, fixed_width=task.length)
+    source = TrainSource(ready.train, batch_size=task.batch, steps=pace.steps, pad=ready.pad, fixed_width=task.length)
     lr, momentum = way.outer
     algorithm = Average(
         aggregator=Mean("uniform"),
         optimizer=ServerSGD(lr, momentum=momentum, nesterov=momentum > 0),
         sampler=Everyone(),
         weight_N=torch.ones(workers),
-        rounds=rounds,
+        rounds=pace.rounds,
         valid=None,
     )
-    return algorithm, {"train": Station(work=work, source=source if way.every else Together(source))}, steps
+    return algorithm, {"train": Station(work=work, source=source if way.every else Together(source))}, pace.steps
+
+
+def begun(task: Task, seed: int) -> Ready:
+    """The model after the stretch that all ways have in common, trained at the first call."""
+    ready, file = prepare(task, seed), work_folder(task) / f"common-{seed}.safetensors"
+    if not file.exists():
+        print(f"the common start of seed {seed}: perplexity {judge(ready, ready.start, 768):.2f}", end="", flush=True)
+        way = Way(every=0, label="common start", lr=task.common_lr, outer=(1.0, 0.0))
+        pace = Pace("constant", steps=GATHER, rounds=task.common // GATHER, warmup=task.warmup)
+        algorithm, stations, _ = _algorithm(task, way, ready, pace)
+        state, engine = algorithm.init(ready.start), LocalEngine(stations, Held({}), block_size=WORKERS)  # type: ignore[arg-type]
+        while state.round < algorithm.rounds:
+            state, _ = algorithm.round(state, engine, derive(seed, "common", state.round))
+        print(f" to {judge(ready, state.shared, 768):.2f}", flush=True)
+        save_tree(file, state.shared, {})
+    shared, _ = load_tree(file)
+    # In the model's order, as in restore.
+    return replace(ready, start={name: shared[name] for name in ready.start})
 
 
 class Everyone:
@@ -238,13 +302,13 @@ class Everyone:
 
 def run_cell(task: Task, way: Way, seed: int, *, file: Path | None = None, until: float = float("inf")) -> Any:
     """Train one cell; ``None`` where the time was up first, and it is to be called again."""
-    ready = prepare(task, seed)
+    ready = begun(task, seed)
     algorithm, stations, steps = algorithm_of(task, way, ready)
     state, held, log = restore(file, algorithm.init(ready.start))
-    engine = LocalEngine(stations, held, block_size=1)  # type: ignore[arg-type]
+    engine = LocalEngine(stations, held, block_size=WORKERS)  # type: ignore[arg-type]
     engine.bytes_up, engine.bytes_down = log["bytes_up"], log["bytes_down"]
     stride = max(steps, task.steps // task.looks)
-    began, spent = time.perf_counter(), log["seconds"]
+    began, spent = time.process_time(), log["seconds"]
     if not log["curve"]:
         log["curve"].append({"tokens": 0, "perplexity": judge(ready, state.shared, 768)})
     while state.round < algorithm.rounds:
@@ -256,7 +320,7 @@ def run_cell(task: Task, way: Way, seed: int, *, file: Path | None = None, until
             value = judge(ready, state.shared, 768)
             log["curve"].append({"tokens": log["tokens"], "perplexity": value})
             log |= {"bytes_up": engine.bytes_up, "bytes_down": engine.bytes_down}
-            log["seconds"] = spent + time.perf_counter() - began
+            log["seconds"] = spent + time.process_time() - began
             if file:
                 keep(file, state, held, log)
             print(f"  step {done:5}  perplexity {value:8.2f}  {log['seconds']:6.0f} s", flush=True)
@@ -264,6 +328,7 @@ def run_cell(task: Task, way: Way, seed: int, *, file: Path | None = None, until
                 return None
     log["parameters"] = sum(x.numel() for x in ready.start.values())
     log["perplexity"] = judge(ready, state.shared)
+    log["start"] = judge(ready, ready.start)
     log["valid_tokens"] = int(ready.valid.length_N.sum())
     log["rows"] = [shard.size for shard in ready.train]
     return counted(task, way, ready.start, log)
@@ -345,20 +410,34 @@ def run_cells(names: Sequence[str], minutes: float) -> None:
         checkpoint.unlink(missing_ok=True)
 
 
-def trial(steps: int, rates: Sequence[float]) -> None:
-    """Inner learning rates on a short run, on a seed that no cell has."""
-    print(f"{'lr':>8}  {'parallel':>9}  {'h25':>9}   ({steps} steps)")
-    ready = prepare(Task(), SEEDS[-1] + 1)
+def trial(name: str, rates: Sequence[float]) -> None:
+    """A way at some inner rates, on a short run on a seed that no cell has; what is known is not run again."""
+    file = RESULTS / "diloco-trial.json"
+    known = tried()
+    task, ready = replace(Task(), steps=TRIAL_STEPS), begun(Task(), TRIAL_SEED)
     for lr in rates:
-        task = replace(Task(), steps=steps, lr=lr, warmup=steps // 10)
-        found = []
-        for name in ("parallel", "h25"):
-            algorithm, stations, _ = algorithm_of(task, WAYS[name], ready)
-            state, engine = algorithm.init(ready.start), LocalEngine(stations, Held({}), block_size=1)  # type: ignore[arg-type]
+        if (word := f"{lr:g}") not in known.get(name, {}):
+            algorithm, stations, _ = algorithm_of(task, replace(WAYS[name], lr=lr), ready)
+            state, held = algorithm.init(ready.start), Held({})
+            engine = LocalEngine(stations, held, block_size=WORKERS)  # type: ignore[arg-type]
             while state.round < algorithm.rounds:
-                state, _ = algorithm.round(state, engine, derive(0, "round", state.round))
-            found.append(judge(ready, state.shared, 768))
-        print(f"{lr:8.4f}  {found[0]:9.2f}  {found[1]:9.2f}", flush=True)
+                state, _ = algorithm.round(state, engine, derive(TRIAL_SEED, "round", state.round))
+            known.setdefault(name, {})[word] = round(judge(ready, state.shared, 768), 3)
+            file.write_text(json.dumps(known, indent=1) + "\n")
+        print(f"{name:12} {word:>8}  {known[name][word]:9.2f}", flush=True)
+
+
+def tried() -> dict[str, dict[str, float]]:
+    """What trials of inner rates found."""
+    file = RESULTS / "diloco-trial.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _kept_words() -> list[str]:
+    """The page's last part, which is written by hand."""
+    file = HERE / "diloco.md"
+    text = file.read_text() if file.exists() else ""
+    return [text[text.index(HAND) :]] if HAND in text else []
 
 
 def results() -> dict[str, list[dict[str, Any]]]:
@@ -379,17 +458,18 @@ def main() -> None:
     parser.add_argument("--cells", action="store_true", help="run every cell that has no result")
     parser.add_argument("--only", metavar="NAME", help="run this cell, or this way with all its seeds")
     parser.add_argument("--list", action="store_true", help="cells, and which are done")
-    parser.add_argument("--trial", nargs="*", type=float, metavar="LR", help="try inner learning rates")
+    parser.add_argument("--trial", nargs="+", metavar=("NAME", "LR"), help="try a way at inner learning rates")
     parser.add_argument("--minutes", type=float, default=18.0, help="a cell stops at its next checkpoint after these")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="There is a performance drop")
     keep_large_buffers()
     every = cells()
     if asked.list:
         for name in every:
             print(f"{name:18} {'done' if (RESULTS / f'diloco-{name}.json').exists() else '-'}")
-    elif asked.trial is not None:
-        trial(200, asked.trial or (2e-3, 5e-3, 1e-2))
+    elif asked.trial:
+        trial(asked.trial[0], [float(word) for word in asked.trial[1:]])
     elif asked.only:
         names = [name for name in every if asked.only in (name, name.rpartition("-s")[0])]
         if not names:
@@ -401,9 +481,10 @@ def main() -> None:
         found = results()
         if not found:
             sys.exit("no result yet: run --cells first")
-        (HERE / "diloco.md").write_text(page(found))
+        told = "\n".join([page(found, tried()), *_kept_words()])
+        (HERE / "diloco.md").write_text(told)
         plot(found, HERE / "diloco.png")
-        print(page(found))
+        print(told)
 
 
 if __name__ == "__main__":
