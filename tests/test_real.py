@@ -81,12 +81,12 @@ def test_one_shot_equals_pooled_under_every_partition(tmp_path):
 
 def test_a_teacher_reached_by_answers_alone(tmp_path):
     need("minilm-l6", "clothing-reviews")
-    over = ["data.max_clients=6", "teacher.labelled=300", "teacher.unlabelled=200", "federation.rounds=2"]
+    over = ["data.max_clients=6", "data.public.labelled=300", "data.public.unlabelled=200", "federation.rounds=2"]
     over += ["federation.per_round=6", "optimizer.lr=3e-3", "federation.valid_every=2", "data.test_rows=8"]
     result = lichen.run(read_recipe("reviews-teacher", over), out=tmp_path / "run")
     extra = result.summary["extra"]
     assert result.summary["columns"]["base"]["mean"] > result.summary["extra_columns"]["majority"]["mean"]
-    assert {"without_teacher", "majority"} == set(result.summary["extra_columns"])
+    assert {"without", "majority"} == set(result.summary["extra_columns"])
     assert extra["answers"] == 200
     # 200 texts went to the teacher; three classes of one byte and three halves each came back.
     assert 200 * 9 < extra["answers.bytes_from_teacher"] < 200 * 9 + 2000

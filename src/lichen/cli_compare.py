@@ -48,7 +48,7 @@ def compare(
     seeds
         Seeds with commas between them; 0,1,2 or the comparison's own if not given.
     only
-        Run only these methods, names with commas between them; the table shows all that is finished.
+        Run only these methods, or METHOD@LEVEL, with commas between them; the table shows all that is finished.
     minutes
         Start no new run after so many minutes; the same command goes on.
     out
@@ -112,7 +112,7 @@ def _show(done: Compared) -> None:
     show(comparison_table(done.rows))
     for note in done.notes:
         print(f"  {note}")
-    for name in ("compare.md", "compare.csv", "compare.json", "frontier.png"):
+    for name in ("compare.md", "compare.csv", "compare.json", "frontier.png", "levels.png"):
         if (done.folder / name).is_file():
             print(f"{name.rpartition('.')[2]}: {shlex.quote(str(done.folder / name))}")
 
@@ -137,9 +137,10 @@ def _names(text: str, known: Comparison) -> tuple[str, ...]:
     Raises:
         LichenError: for a name that no method has.
     """
-    there = [method.name for method in known.methods]
+    there = list(dict.fromkeys(method.name.partition("@")[0] for method in known.methods))
+    known_names = {*there, *(method.name for method in known.methods)}
     names = tuple(word.strip() for word in text.split(","))
     for name in names:
-        if name not in there:
+        if name not in known_names:
             raise LichenError(f"no method {name!r}", where="--only", fix=f"the methods are: {', '.join(there)}")
     return names

@@ -140,8 +140,16 @@ def _show_result(summary: dict[str, Any], folder: Path, adapter: Path | None) ->
     lines += [(name, path) for name, path in learned if path.exists()]
     for name, path in lines:
         print(f"{name}: {path}")
-    if adapter is not None or summary["task"] in ("oneshot", "teach"):
+    if adapter is not None or summary["task"] == "oneshot" or _reads_text(folder):
         print(f"try it: lichen try {shlex.quote(str(folder))}")
+
+
+def _reads_text(folder: Path) -> bool:
+    """Whether what was learned is a student that can be asked in words."""
+    import json
+
+    about = folder / "model" / "config.json"
+    return about.is_file() and json.loads(about.read_text()).get("tokenizer") is not None
 
 
 def plan(

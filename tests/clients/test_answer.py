@@ -13,6 +13,14 @@ from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import pack_message
 from lichen.core.store import ClientStore
+from lichen.models.api_answer import ZeroShot
+from lichen.models.api_endpoint import Endpoint
+from lichen.models.api_flow import Flow
+from lichen.models.api_http import HttpFM
+from lichen.models.api_local import LocalFM
+from lichen.models.load import load_causal
+from models.answering import answering
+from tiny_llama import save_model
 
 CLASSES = ("bad", "fair", "good")
 
@@ -93,3 +101,26 @@ def test_refuses_a_miscounting_teacher_and_nonsense(tmp_path):
     work = AnswerWork(Said(), classes=CLASSES)
     with pytest.raises(LichenError, match="several clients"):
         work.final(work.init(job({}, [1, 2]), [1, 2], None))
+
+
+def test_a_black_box_teacher_is_the_same_over_http(tmp_path):
+    """The same answers in the same bytes, a fifth of the calls failing."""
+    model = load_causal(save_model(tmp_path / "tiny"))
+    texts = [f"w{n} w{2 * n % 40}" for n in range(20)]
+    words = {"bad": " w10", "fair": " w11", "good": " w12"}
+
+    def told(face, where):
+        teacher = ZeroShot(face, template="w30 {text} w31", words=words, free=("w0",))
+        return ask(teacher, texts, tmp_path / where, top_k=3)[0]
+
+    local = told(LocalFM(*model), "local")
+    with answering(*model, fail=0.2, stall=0.5) as (url, seen):
+        endpoint = Endpoint(url=url, model="tiny", top=46, timeout=0.4, pause=0.001, tries=10)
+        flow = Flow(HttpFM(endpoint))
+        remote = told(flow.of("public"), "remote")
+    assert seen.failed > 2
+    assert torch.equal(remote.tensors["index"], local.tensors["index"])
+    torch.testing.assert_close(remote.tensors["prob"].float(), local.tensors["prob"].float(), rtol=0, atol=2e-3)
+    assert len(pack_message(remote)) == len(pack_message(local))
+    # Two clients asked; each time the one text without content was asked too.
+    assert flow.sent["public"].texts == 2 * (20 + 1)

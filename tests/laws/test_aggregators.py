@@ -16,15 +16,21 @@ from safetensors.torch import load, save
 from lichen.clients.optimize import clip_C
 from lichen.core.message import Message, concatenate, take
 from lichen.core.tree import digest, plain
+from lichen.server.ensemble import Ensemble
 from lichen.server.evolution import Evolution
+from lichen.server.fair import QFFL, MinMax
 from lichen.server.fedsvd import FedSVD
 from lichen.server.hetlora import HetLoRA
 from lichen.server.kseed import SeedSums
+from lichen.server.lda import Lda
 from lichen.server.lowrank import FedEx, FedIT
 from lichen.server.mean import Mean
+from lichen.server.offers import Offers
+from lichen.server.pate import NoisyMax
 from lichen.server.redistribute import FlexLoRA, FLoRIST
 from lichen.server.ridge import Ridge
 from lichen.server.stacking import FLoRA
+from lichen.server.votes import Votes
 
 SHARED = {
     "a.lora_A": torch.linspace(-1, 1, 14).view(2, 7),
@@ -98,6 +104,50 @@ def seed_pairs(clients, seed):
     )
 
 
+def histograms(clients, seed):
+    g = torch.Generator().manual_seed(seed)
+    votes_CM = torch.randint(0, 60, (clients, 9), generator=g, dtype=torch.int32)
+    return replace(updates(clients, seed), group="votes/9/0", tensors={"votes": votes_CM})
+
+
+def answers(clients, seed):
+    g = torch.Generator().manual_seed(seed)
+    n_CK = torch.randint(0, 5, (clients, 3), generator=g).double()
+    n_CK[0] += 1
+    return replace(
+        updates(clients, seed), tensors={"logits": 4 * torch.randn(clients, 5, 3, generator=g).half(), "n": n_CK}
+    )
+
+
+def top_answers(clients, seed):
+    g = torch.Generator().manual_seed(seed)
+    prob, index = torch.rand(clients, 5, 3, generator=g).softmax(-1).sort(-1, descending=True)
+    tensors = {"index": index[..., :2].to(torch.int8), "prob": prob[..., :2].half()}
+    return replace(updates(clients, seed), tensors=tensors)
+
+
+def offers(clients, seed):
+    g = torch.Generator().manual_seed(seed)
+    shapes = {"features": (4, 6), "logits": (4, 3), "labels": (4,)}
+    return replace(
+        updates(clients, seed), tensors={n: torch.randn(clients, *s, generator=g) for n, s in shapes.items()}
+    )
+
+
+def told_losses(clients, seed):
+    g = torch.Generator().manual_seed(seed)
+    message = updates(clients, seed)
+    sums = torch.rand(clients, generator=g, dtype=torch.float64) * message.weight_C
+    return replace(message, metrics={"loss_sum": sums, "count": message.weight_C})
+
+
+def ballots(clients, seed):
+    g = torch.Generator().manual_seed(seed)
+    return replace(updates(clients, seed), tensors={"votes": torch.randint(-1, 3, (clients, 7), generator=g).char()})
+
+
+MIXTURE = tuple(2 * k / 9900 for k in range(100))
+
 FAMILY = {
     "mean": (Mean(), updates),
     "mean-uniform": (Mean("uniform"), updates),
@@ -111,6 +161,19 @@ FAMILY = {
     "fedsvd": (FedSVD(), only_B),
     "fedsvd-fedit": (FedSVD(FedIT()), only_B),
     "ridge": (Ridge(0.5), statistics),
+    "qffl": (QFFL(2.0, lr=0.1), told_losses),
+    "minmax": (MinMax(MIXTURE), told_losses),
+    "pate": (NoisyMax(3, sigma=2.0, seed=5), ballots),
+    "pate-confident": (NoisyMax(3, sigma=0.5, seed=5, threshold=1.5, threshold_sigma=1.0), ballots),
+    "lda": (Lda(0.3), statistics),
+    "ensemble": (Ensemble(classes=3, weigh="examples"), answers),
+    "ensemble-logits": (Ensemble("logits", classes=3, keep=2), answers),
+    "ensemble-sharp": (Ensemble(classes=3, weigh="confidence", sharpen=0.1), answers),
+    "ensemble-classes": (Ensemble(classes=3, weigh="classes"), answers),
+    "ensemble-top": (Ensemble(classes=3), top_answers),
+    "offers": (Offers(), offers),
+    "votes": (Votes(), histograms),
+    "votes-noisy": (Votes(3.0, seed=7), histograms),
     "evolution": (Evolution(), searches),
     "evolution-mixture": (Evolution(between=1.0), searches),
 }
@@ -129,7 +192,7 @@ seeds = st.integers(0, 2**20)
 
 
 def outcome(member, total):
-    change, metrics = member.close(total, {**SHARED, **SEARCH} if not isinstance(member, Ridge) else {})
+    change, metrics = member.close(total, {**SHARED, **SEARCH} if not isinstance(member, Ridge | Lda) else {})
     return digest(change), metrics
 
 

@@ -1,4 +1,4 @@
-"""A small endpoint in the OpenAI format, on this machine, that answers from a tiny model's real logits."""
+"""A small endpoint in the OpenAI format, on this machine: a tiny model's real logits, texts and vectors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lichen.models.api_local import LocalFM
+
 
 class Told:
     """What the endpoint saw: bodies, keys, and how many calls it made fail."""
@@ -25,8 +27,9 @@ class Told:
 
 @contextmanager
 def answering(model: Any, tokenizer: Any, *, fail: float = 0.0, stall: float = 0.0) -> Iterator[tuple[str, Told]]:
-    """Serve ``(url, told)``; a share ``fail`` of the calls ends in a 500, or in a silence of ``stall`` seconds."""
+    """Serve ``(url, told)``; a share ``fail`` of the calls ends in a 500, 503, cut body or silence of ``stall`` s."""
     told, draw, lock = Told(), np.random.default_rng(0), threading.Lock()
+    plain, chat = LocalFM(model, tokenizer), LocalFM(model, tokenizer, chat=True)
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
@@ -37,13 +40,13 @@ def answering(model: Any, tokenizer: Any, *, fail: float = 0.0, stall: float = 0
             with lock:
                 told.bodies.append(body)
                 told.keys.append(self.headers.get("Authorization"))
-                bad, silent = draw.random() < fail, draw.random() < 0.5
+                bad, how = draw.random() < fail, int(draw.integers(4))
                 told.failed += bad
-            if bad and silent and stall:
+            if bad and how == 0 and stall:
                 time.sleep(stall)
                 return  # hangs up without a word
-            if bad:
-                self.send_error(500)
+            if bad and how < 3:
+                self.send_error(503 if how == 1 else 500)
                 return
             if self.path == "/v1/moved/completions":
                 self.send_response(302)
@@ -53,12 +56,19 @@ def answering(model: Any, tokenizer: Any, *, fail: float = 0.0, stall: float = 0
             if body["model"] != "tiny":
                 self.send_error(404)
                 return
-            data = json.dumps(answer(model, tokenizer, body)).encode()
+            with lock:
+                if "input" in body:
+                    whole = embedded(plain, body)
+                elif "logprobs" in body:
+                    whole = answer(model, tokenizer, body)
+                else:
+                    whole = written(chat if "messages" in body else plain, body)
+            data = json.dumps(whole).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            self.wfile.write(data[: len(data) // 2] if bad else data)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -99,3 +109,18 @@ def answer(model: Any, tokenizer: Any, body: dict[str, Any]) -> dict[str, Any]:
         "choices": [{"index": 0, "text": "", "logprobs": told}],
         "usage": {"prompt_tokens": ids.shape[1], "completion_tokens": 1},
     }
+
+
+def written(face: LocalFM, body: dict[str, Any]) -> dict[str, Any]:
+    """A text, in the older form of the format or the newer one."""
+    asked = body["messages"][0]["content"] if "messages" in body else body["prompt"]
+    settings = {"temperature": body["temperature"], "top_p": body["top_p"], "stop": body.get("stop", ())}
+    (text,) = face.generate([asked], seeds=[body["seed"]], most=body["max_tokens"], **settings)
+    choice = {"message": {"role": "assistant", "content": text}} if "messages" in body else {"text": text}
+    return {"choices": [{"index": 0, **choice}], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+
+
+def embedded(face: LocalFM, body: dict[str, Any]) -> dict[str, Any]:
+    """Vectors, not of length one, the last text first."""
+    rows = [{"index": n, "embedding": (3 * x).tolist()} for n, x in enumerate(face.embed(body["input"]))]
+    return {"data": rows[::-1], "usage": {"prompt_tokens": len(rows)}}

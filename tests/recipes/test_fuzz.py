@@ -19,10 +19,12 @@ from lichen.recipes.schema import Recipe
 
 CHAT: dict[str, Any] = {"task": "chat", "model": {"name": "tiny"}, "data": {"name": "rows.jsonl"}}
 TEACH: dict[str, Any] = {
-    "task": "teach",
+    "task": "classify",
     "model": {"student": {"kind": "text-cnn"}},
-    "data": {"name": "rows.jsonl", "columns": {"text": "body", "label": "kind"}},
-    "teacher": {"name": "minilm-l6"},
+    "data": {"name": "rows.jsonl", "columns": {"text": "body", "label": "kind"}, "public": {"share": 0.5}},
+    "teacher": {"kind": "zero-shot", "endpoint": {"url": "http://127.0.0.1:1/v1", "model": "m"}},
+    "synthetic": {"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "m"}},
+    "semi": {"threshold": 0.9},
     "federation": {"aggregate": "mean"},
 }
 
@@ -96,7 +98,7 @@ MUTATIONS = {f.__name__: f for f in (unknown, wrong_type, out_of_range, missing,
 
 def test_both_starting_points_are_valid() -> None:
     assert read_recipe(CHAT).task == "chat"
-    assert read_recipe(TEACH).task == "teach"
+    assert read_recipe(TEACH).helped
 
 
 def refusal(recipe: dict[str, Any]) -> LichenError | None:
@@ -122,7 +124,8 @@ def test_five_hundred_spoilt_recipes(capsys: pytest.CaptureFixture[str]) -> None
     while refused.total() < 500:
         name = names[refused.total() % len(names)]
         place = keys[int(rng.integers(len(keys)))]
-        teaches = place[0][:2] == ("model", "student") or place[0][0] == "teacher" or rng.integers(2)
+        helps = place[0][0] in ("teacher", "synthetic", "semi") or place[0][:2] == ("data", "public")
+        teaches = helps or place[0][:2] == ("model", "student") or rng.integers(2)
         recipe = copy.deepcopy(TEACH if teaches else CHAT)
         where = MUTATIONS[name](recipe, place, rng)
         if where is None:

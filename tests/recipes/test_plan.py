@@ -163,17 +163,17 @@ def test_one_shot_and_its_bytes(home: Path, tmp_path: Path, aside: Path) -> None
 def test_a_teacher_and_its_bytes(home: Path, tmp_path: Path, aside: Path) -> None:
     values = recipe(home / "model", home / "label.jsonl", "label")
     values |= {
-        "task": "teach",
+        "task": "classify",
         "model": {"student": {"kind": "text-cnn", "width": 8}},
-        "teacher": {"name": str(home / "model"), "public": 0.5, "labelled": 12, "unlabelled": 10, "top_k": 2, "few": 4},
+        "teacher": {"name": str(home / "model"), "top_k": 2},
         "federation": {"rounds": 2, "steps": 2, "batch": 4, "aggregate": "mean"},
-        "compare": {"columns": ["alone"]},
+        "compare": {"columns": ["without", "alone"]},
     }
+    values["data"] |= {"public": {"share": 0.5, "labelled": 12, "unlabelled": 10}, "labels": 4}
     planned, result = both(values, tmp_path / "run")
     sent = planned.expected.bytes
     assert (sent.up, sent.down) == (result.summary["bytes_up"], result.summary["bytes_down"])
-    assert set(planned.expected.columns) == {"teacher", "without_teacher", "federated", "alone"}
-    assert planned.expected.notes
+    assert set(planned.expected.columns) == {"teacher", "without", "federated", "alone"}
     assert list(aside.iterdir()) == []
 
 

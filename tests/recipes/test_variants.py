@@ -149,3 +149,45 @@ def test_whatever_stands_there_is_read_or_told_in_a_sentence(
         assert told.what and told.fix and "\n" not in told.what  # noqa: PT018
     else:
         assert told.methods
+
+
+LEVELS = """
+question: When?
+base: digits
+levels:
+  few: {data.labels: 5}
+  many: {data.labels: 50, federation.rounds: 3}
+methods:
+  plain: {compare.columns: [alone]}
+  momentum: {federation.server.momentum: 0.5, federation.rounds: 7}
+at: {momentum: [many]}
+also: {alone: plain}
+"""
+
+
+def test_every_method_at_every_level_it_is_asked_at(tmp_path: Path) -> None:
+    known = read_comparison([write(tmp_path, LEVELS)])
+    assert known.levels == ("few", "many")
+    assert [m.name for m in known.methods] == ["plain@few", "plain@many", "momentum@many"]
+    assert [m.recipe.data.labels for m in known.methods] == [5, 50, 50]
+    assert known.methods[2].recipe.federation.rounds == 7, "the method's word is later than its level's"
+    assert [m.also for m in known.methods] == [("alone",), ("alone",), ()]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ("momentum: [many]", "momentum: [some]", "at.momentum"),
+        ("momentum: [many]", "nobody: [many]", "at.nobody"),
+        ("alone: plain", "alone: nobody", "also.alone"),
+        ("alone: plain", "plain: plain", "also.plain"),
+        ("few: {data.labels: 5}", "few: {data.labels: 0}", "level few: data.labels"),
+        ("few: {data.labels: 5}", "few@2: {data.labels: 5}", "levels.few@2"),
+    ],
+)
+def test_a_slip_in_the_levels_is_named(tmp_path: Path, old: str, new: str, place: str) -> None:
+    assert old in LEVELS
+    with pytest.raises(LichenError) as caught:
+        read_comparison([write(tmp_path, LEVELS.replace(old, new))])
+    assert place in str(caught.value.where)
+    assert caught.value.fix

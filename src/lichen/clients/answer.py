@@ -3,7 +3,8 @@
 This is the path for models that may not or cannot be shared: a remote service, a licensed model, a
 model of another architecture. The job's texts go down, and up come the positions and probabilities of
 the ``top_k`` classes per text, in one or two bytes and two bytes each, so that counted bytes are the
-honest price of an answer.
+honest price of an answer. A model that labels without training is
+:class:`lichen.models.api_answer.ZeroShot`; one with a trained head is :class:`LocalTeacher`.
 
 References:
     Geoffrey Hinton, Oriol Vinyals and Jeff Dean. "Distilling the Knowledge in a Neural Network." NIPS
@@ -19,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Protocol, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -28,31 +29,9 @@ from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
+from lichen.models.api_answer import Answer, Teacher
 
 __all__ = ["Answer", "AnswerState", "AnswerWork", "LocalTeacher", "NoBatches", "Teacher"]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a teacher says of one text.
-
-    Args:
-        label: The class it decides on.
-        top: ``(class, probability)`` pairs, likeliest first; may be empty where the teacher gives none.
-    """
-
-    label: str
-    _: KW_ONLY
-    top: tuple[tuple[str, float], ...] = ()
-
-
-class Teacher(Protocol):
-    """Anything that answers texts: one call, and no other way in."""
-
-    def answer(self, texts: Sequence[str]) -> list[Answer]:
-        """One answer a text, in order."""
-        ...
 
 
 @final

@@ -1,15 +1,20 @@
 """An endpoint that speaks the OpenAI format: where it is, and how it wants to be asked.
 
-Three ways to ask, because endpoints differ in what they tell:
+Four ways to ask, because endpoints differ in what they tell:
 
 =========  ==============================================================================================
 ``echo``   ``/completions`` with ``echo``: the log-probability of every token of prompt and continuation
 ``first``  ``/completions``, one token: what is listed of the next token; one-token continuations only
 ``chat``   ``/chat/completions``, one token: the same of the answer's first token, spaces aside
+``text``   ``/chat/completions``, a short answer in words, for endpoints that tell no log-probabilities
 =========  ==============================================================================================
 
+Texts are written through ``/completions`` for the first two and ``/chat/completions`` for the others; vectors
+come from ``/embeddings``.
+
 References:
-    OpenAI. "API reference: Completions, Chat completions." https://platform.openai.com/docs/api-reference
+    OpenAI. "API reference: Completions, Chat completions, Embeddings."
+    https://platform.openai.com/docs/api-reference
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ class Endpoint:
     Attributes:
         url: Up to the version, such as ``http://127.0.0.1:8080/v1``.
         model: How the endpoint calls the model.
-        ask: ``echo``, ``first`` or ``chat``.
+        ask: ``echo``, ``first``, ``chat`` or ``text``.
         key_from: Environment variable that holds the key; empty: none is sent.
         top: Tokens to list, for ``first`` and ``chat``.
         timeout: Seconds a call may take.
@@ -42,6 +47,8 @@ class Endpoint:
         pause: Seconds before the second try; doubles each time.
         per_second: Calls a second at most; None: as fast as they are answered.
         abreast: Calls under way at once.
+        batch: Texts in one call for vectors.
+        embedder: How the endpoint calls the model that gives vectors; empty: as ``model``.
         cache: Folder of answers; None: none are kept.
 
     Raises:
@@ -50,7 +57,7 @@ class Endpoint:
 
     url: str
     model: str
-    ask: Literal["echo", "first", "chat"] = "first"
+    ask: Literal["echo", "first", "chat", "text"] = "first"
     key_from: str = ""
     top: int = 20
     timeout: float = 60.0
@@ -58,6 +65,8 @@ class Endpoint:
     pause: float = 0.5
     per_second: float | None = None
     abreast: int = 1
+    batch: int = 32
+    embedder: str = ""
     cache: Path | None = None
 
     def __post_init__(self) -> None:
@@ -68,9 +77,9 @@ class Endpoint:
             )
         if self.key_from and parts.scheme == "http" and parts.hostname not in _HERE:
             raise LichenError("would send the key in the clear", where="endpoint.url", fix="use https")
-        if self.ask not in ("echo", "first", "chat"):
-            raise LichenError(f"cannot ask {self.ask!r}", where="endpoint.ask", fix="use echo, first or chat")
-        for name in ("top", "timeout", "tries", "abreast"):
+        if self.ask not in ("echo", "first", "chat", "text"):
+            raise LichenError(f"cannot ask {self.ask!r}", where="endpoint.ask", fix="use echo, first, chat or text")
+        for name in ("top", "timeout", "tries", "abreast", "batch"):
             if not getattr(self, name) > 0:
                 raise LichenError(f"{getattr(self, name)} is not positive", where=f"endpoint.{name}", fix="use > 0")
         if self.pause < 0 or (self.per_second is not None and not self.per_second > 0):

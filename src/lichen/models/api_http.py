@@ -1,52 +1,43 @@
-"""Any endpoint that speaks the OpenAI format behind the face of an API: texts out, log-probabilities in.
+"""Any endpoint that speaks the OpenAI format behind the face of an API: only texts leave for it.
 
 A continuation that is not listed gets the lowest listed log-probability, which bounds its own from above,
-and is counted as missed. Calls that fail with a timeout, 429 or 5xx are made again after a growing pause.
-Sockets go to the one endpoint alone: no proxy and no redirect is followed. The key is read from an
-environment variable when it is needed and is neither kept nor shown. Answers may be cached on disk, each
-file with the endpoint, the model and the digest of what was asked.
+and is counted as missed. An endpoint that lists none is asked in words (``ask: text``): it writes a short
+answer at temperature 0, the choice it names gets probability one, and where it names none all are equally
+likely and the row is counted as missed. How calls are made again, paced and signed is told in
+:mod:`lichen.models.api_call`. Answers may be kept on disk (:class:`lichen.models.api_cache.Shelf`), each file
+with the endpoint, the model, the date and what was asked.
 
 References:
-    OpenAI. "API reference: Completions, Chat completions." https://platform.openai.com/docs/api-reference
+    OpenAI. "API reference: Completions, Chat completions, Embeddings."
+    https://platform.openai.com/docs/api-reference
 
-Legend: N prompts, K continuations of each.
+Legend: N prompts, K continuations of each, H width.
 """
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import json
 import math
-import os
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from lichen.core.errors import LichenError
-from lichen.core.seeds import derive
-from lichen.core.store import write_atomic
-from lichen.models.api import Ledger
+from lichen.models.api import Ledger, answer_by_score, check_choices, check_generation
+from lichen.models.api_cache import Shelf, from_base64, to_base64
+from lichen.models.api_call import Caller
 from lichen.models.api_endpoint import Endpoint
+from lichen.models.api_match import cut_at, matched
 
 __all__ = ["HttpFM"]
 
-_MOST = 1 << 24  # bytes of one answer
-_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
-
-
-class _Stay(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
+_STOPS = 4  # more marks than the format takes are cut at here
+_SHORT = 8  # tokens beyond the letters of the longest choice: an answer in words may begin with some of its own
 
 
 @final
@@ -60,16 +51,20 @@ class HttpFM:
 
     def __init__(self, endpoint: Endpoint, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self.endpoint, self.name = endpoint, endpoint.model
-        self._sleep = sleep
         self._spent = Ledger()
         self._lock = threading.Lock()
-        self._next = 0.0
-        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay()).open
+        self._shelf = None if endpoint.cache is None else Shelf(endpoint.cache)
+        self._caller = Caller(endpoint, sleep=sleep, again=lambda: self._spend(retries=1))
 
     @property
     def ledger(self) -> Ledger:
         """What it was asked so far."""
         return self._spent
+
+    @property
+    def source(self) -> str:
+        """The endpoint's address, and the way it is asked."""
+        return f"{self.endpoint.url}#{self.endpoint.ask}"
 
     def score(self, prompts: Sequence[str], continuations: Sequence[Sequence[str]]) -> Tensor:
         """``(N, K)`` float64 log-probabilities; see :meth:`lichen.models.api.FoundationModel.score`.
@@ -80,12 +75,85 @@ class HttpFM:
         """
         if len(prompts) != len(continuations) or len({len(some) for some in continuations}) > 1:
             raise LichenError("prompts and continuations do not pair up", where="score", fix="give K texts a prompt")
+        if self.endpoint.ask == "text":
+            raise LichenError(
+                "text has no log-probabilities", where="endpoint.ask", fix="use echo, first or chat, or ask for answers"
+            )
         asked = list(zip(prompts, continuations, strict=True))
         if self.endpoint.ask == "echo":
             singles = [(prompt, text) for prompt, some in asked for text in some]
             found = self._abreast(lambda pair: self._echoed(*pair), singles)
             return torch.tensor(found, dtype=torch.float64).view(len(prompts), -1)
-        return torch.tensor(self._abreast(lambda pair: self._listed(*pair), asked), dtype=torch.float64)
+        found = self._abreast(lambda pair: self._listed(*pair), asked)
+        return torch.tensor(found, dtype=torch.float64).view(len(prompts), -1 if prompts else 0)
+
+    def answer(self, prompts: Sequence[str], choices: Sequence[str]) -> Tensor:
+        """``(N, K)`` float64 probabilities: by score, or of a written answer where the endpoint tells no scores.
+
+        Raises:
+            LichenError: as :meth:`score` does, or if there is nothing to choose between.
+        """
+        if self.endpoint.ask != "text":
+            return answer_by_score(self, prompts, choices)
+        check_choices(choices)
+        most = _SHORT + max(len(choice) for choice in choices)
+        out_NK = torch.zeros(len(prompts), len(choices), dtype=torch.float64)
+        texts = self.generate(prompts, seeds=[0] * len(prompts), most=most, temperature=0.0)
+        for n, text in enumerate(texts):
+            k = matched(text, choices)
+            if k is None:
+                out_NK[n] = 1 / len(choices)
+                self._spend(missed=1)
+            else:
+                out_NK[n, k] = 1.0
+        return out_NK
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        most: int = 64,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """N texts; see :meth:`lichen.models.api.Generator.generate`. What a seed is worth is up to the endpoint.
+
+        Raises:
+            LichenError: if a setting is out of range, or the endpoint refuses, stays silent or writes no text.
+        """
+        check_generation(prompts, seeds, most, temperature, top_p)
+        body: dict[str, Any] = {"max_tokens": most, "temperature": temperature, "top_p": top_p}
+        body |= {"stop": list(stop[:_STOPS])} if stop else {}
+        # Of seeds of 64 bits many servers take the lower half alone, and some read its top bit as "at random".
+        asked = [(p, {**body, "seed": int(seed) & 0x7FFFFFFF}) for p, seed in zip(prompts, seeds, strict=True)]
+        return [cut_at(text, stop) for text in self._abreast(lambda pair: self._written(*pair), asked)]
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """``(N, H)`` float32 of length one, ``endpoint.batch`` texts a call.
+
+        Raises:
+            LichenError: if the endpoint refuses, stays silent or gives no vectors of one width.
+        """
+        model = self.endpoint.embedder or self.endpoint.model
+        address = self.endpoint.url + "/embeddings"
+        found: dict[str, Tensor] = {}
+        missing: list[str] = []
+        for text in dict.fromkeys(texts):
+            kept = self._shelf and self._shelf.get({"url": address, "model": model, "input": text})
+            if kept and isinstance(kept.get("embedding"), str):
+                found[text] = from_base64(kept["embedding"])
+                self._spend(cached=1)
+            else:
+                missing.append(text)
+        size = self.endpoint.batch
+        parts = [missing[at : at + size] for at in range(0, len(missing), size)]
+        for part, rows in zip(parts, self._abreast(lambda some: self._embedded(model, some), parts), strict=True):
+            found |= dict(zip(part, rows, strict=True))
+        if len({len(x) for x in found.values()}) > 1:
+            raise LichenError(f"{model} gives vectors of unequal width", where="endpoint", fix="ask one model")
+        return torch.stack([found[text] for text in texts]) if texts else torch.zeros(0, 0)
 
     def _abreast(self, do: Callable[[Any], Any], asked: Sequence[Any]) -> list[Any]:
         if self.endpoint.abreast == 1:
@@ -95,7 +163,7 @@ class HttpFM:
 
     def _echoed(self, prompt: str, text: str) -> float:
         body = {"prompt": prompt + text, "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
-        told = self._ask("/completions", body)["logprobs"]
+        told = self._ask("/completions", body).get("logprobs")
         if not isinstance(told, Mapping) or not told.get("text_offset") or not told.get("token_logprobs"):
             raise LichenError(
                 f"{self.name} does not echo log-probabilities", where="endpoint.ask", fix="use first or chat"
@@ -115,7 +183,7 @@ class HttpFM:
             body |= {"messages": [{"role": "user", "content": prompt}], "logprobs": True, "top_logprobs": top}
         else:
             body |= {"prompt": prompt, "logprobs": top}
-        told = self._ask("/chat/completions" if ask == "chat" else "/completions", body)["logprobs"]
+        told = self._ask("/chat/completions" if ask == "chat" else "/completions", body).get("logprobs")
         listed = _first_token(told)
         if not listed:
             raise LichenError(f"{self.name} lists no log-probabilities", where="endpoint.ask", fix="ask another way")
@@ -131,93 +199,60 @@ class HttpFM:
                 self._spend(missed=1)
         return found
 
+    def _written(self, prompt: str, body: Mapping[str, Any]) -> str:
+        if self.endpoint.ask in ("chat", "text"):
+            told = self._ask("/chat/completions", {**body, "messages": [{"role": "user", "content": prompt}]})
+            told = told.get("message") or {}
+            text = told.get("content") if isinstance(told, Mapping) else None
+        else:
+            text = self._ask("/completions", {**body, "prompt": prompt}).get("text")
+        if not isinstance(text, str):
+            raise LichenError(f"{self.name} writes no text", where="endpoint.ask", fix="ask another way")
+        return text
+
+    def _embedded(self, model: str, texts: Sequence[str]) -> list[Tensor]:
+        answer = self._caller.post("/embeddings", {"model": model, "input": list(texts), "encoding_format": "float"})
+        try:
+            told = {int(one["index"]): one["embedding"] for one in answer["data"]}
+            raw = [torch.tensor(told[n], dtype=torch.float32).view(-1) for n in range(len(texts))]
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            raise LichenError(
+                f"{model} gives no vectors", where=f"endpoint {self.endpoint.url}", fix="name an endpoint.embedder"
+            ) from None
+        usage = answer.get("usage") or {}
+        self._spend(calls=1, tokens_in=_whole(usage.get("prompt_tokens")))
+        rows = [x / x.norm().clamp(min=1e-12) for x in raw]
+        if self._shelf is not None:
+            for text, row in zip(texts, rows, strict=True):
+                asked = {"url": self.endpoint.url + "/embeddings", "model": model, "input": text}
+                self._shelf.put(asked, {"embedding": to_base64(row)}, endpoint=self.endpoint.url, model=model)
+        return rows
+
     def _ask(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The first choice of an answer, from the cache or the endpoint."""
+        """The first choice of an answer, from the shelf or the endpoint."""
         url = self.endpoint.url.rstrip("/") + path
-        asked = json.dumps({"model": self.endpoint.model, **body}, sort_keys=True)
-        mark = hashlib.sha256(f"{url}\n{asked}".encode()).hexdigest()
-        file = None if self.endpoint.cache is None else self.endpoint.cache / mark[:2] / f"{mark}.json"
-        if file is not None and (kept := _kept(file, mark)) is not None:
+        body = {"model": self.endpoint.model, **body}
+        asked = {"url": url, **body}
+        kept = None if self._shelf is None else self._shelf.get(asked)
+        if kept is not None:
             self._spend(cached=1)
             return kept
-        answer = self._call(url, asked.encode(), mark)
+        answer = self._caller.post(path, body)
         try:
-            choice = answer["choices"][0]
-            choice = {"logprobs": choice["logprobs"]}
-        except (KeyError, IndexError, TypeError):
+            first = answer["choices"][0]
+            choice = {name: first[name] for name in ("logprobs", "text", "message") if first.get(name) is not None}
+        except (KeyError, IndexError, TypeError, AttributeError):
             raise LichenError("answers in another format", where=f"endpoint {url}", fix="check endpoint.url") from None
         usage = answer.get("usage") or {}
-        self._spend(
-            calls=1, tokens_in=_whole(usage.get("prompt_tokens")), tokens_out=_whole(usage.get("completion_tokens"))
-        )
-        if file is not None:
-            from_ = {"endpoint": self.endpoint.url, "model": self.endpoint.model, "asked": mark}
-            write_atomic(file, json.dumps({"from": from_, "choice": choice}, sort_keys=True).encode())
+        tokens = {"in": _whole(usage.get("prompt_tokens")), "out": _whole(usage.get("completion_tokens"))}
+        self._spend(calls=1, tokens_in=tokens["in"], tokens_out=tokens["out"])
+        if self._shelf is not None:
+            self._shelf.put(asked, choice, endpoint=self.endpoint.url, model=self.endpoint.model, tokens=tokens)
         return choice
-
-    def _call(self, url: str, data: bytes, mark: str) -> dict[str, Any]:
-        reason = ""
-        for attempt in range(self.endpoint.tries):
-            if attempt:
-                self._spend(retries=1)
-                # Spread by what is asked, so that calls that failed together do not come back together.
-                self._sleep(self.endpoint.pause * 2 ** (attempt - 1) * (1 + derive(attempt, mark) / 2**63))
-            self._wait()
-            request = urllib.request.Request(url, data=data, headers=self._headers())
-            try:
-                with self._open(request, timeout=self.endpoint.timeout) as reply:
-                    read = reply.read(_MOST + 1)
-                if len(read) > _MOST:
-                    raise LichenError("the answer is too long", where=f"endpoint {url}", fix="list fewer tokens")
-                found = json.loads(read)
-                if isinstance(found, dict):
-                    return found
-                reason = "the answer is no object"
-            except urllib.error.HTTPError as error:
-                with error:
-                    reason = f"{error.code} {error.reason}"
-                    if error.code not in _AGAIN:
-                        raise LichenError(
-                            f"refuses: {reason}", where=f"endpoint {url}", fix="check endpoint.url, model and key_from"
-                        ) from None
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                reason = f"{type(error).__name__}: {error}"
-        raise LichenError(
-            f"gave no answer in {self.endpoint.tries} tries, at last: {reason}",
-            where=f"endpoint {url}",
-            fix="check that it runs, or raise endpoint.timeout or tries",
-        )
-
-    def _headers(self) -> dict[str, str]:
-        headers = {"Content-Type": "application/json"}
-        if name := self.endpoint.key_from:
-            if not (key := os.environ.get(name)):
-                raise LichenError(f"the environment has no {name}", where="endpoint.key_from", fix=f"export {name}")
-            headers["Authorization"] = f"Bearer {key}"
-        return headers
-
-    def _wait(self) -> None:
-        if self.endpoint.per_second is None:
-            return
-        with self._lock:
-            now = time.monotonic()
-            turn = max(now, self._next)
-            self._next = turn + 1 / self.endpoint.per_second
-        if turn > now:
-            self._sleep(turn - now)
 
     def _spend(self, **more: int) -> None:
         with self._lock:
             self._spent = replace(self._spent, **{k: getattr(self._spent, k) + x for k, x in more.items()})
-
-
-def _kept(file: Path, mark: str) -> Mapping[str, Any] | None:
-    """A kept answer; a damaged file is as good as none."""
-    try:
-        told = json.loads(file.read_bytes())
-        return dict(told["choice"]) if told["from"]["asked"] == mark else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _first_token(told: Any) -> list[tuple[str, Any]]:

@@ -1,14 +1,18 @@
 """A local transformers model behind the face of an API: its weights stay inside, and no gradient is ever taken.
 
-A causal language model scores texts; a sequence classifier scores the names of its classes. Both take a
-soft prompt as an offset from the embeddings of a starting text (:class:`lichen.models.api.SoftModel`).
+A causal language model scores, writes and embeds texts; a sequence classifier scores the names of its
+classes. Both take a soft prompt as an offset from the embeddings of a starting text
+(:class:`lichen.models.api.SoftModel`). Rows go through the model by length, so that little is padding.
 
-A prompt and its continuation are tokenised as one text, as an endpoint that echoes log-probabilities
-does, and a token that lies across the border counts to the continuation.
+Of an instruct model (``chat=True``) every prompt is what a user says: it is put into the tokenizer's chat
+template, and what is scored or written is the assistant's turn, whose text has no leading space. A text's
+vector is the mean of the last hidden states over its tokens, scaled to length one.
 
 References:
     Tianxiang Sun, Yunfan Shao, Hong Qian, Xuanjing Huang and Xipeng Qiu. "Black-Box Tuning for
     Language-Model-as-a-Service." ICML 2022. https://arxiv.org/abs/2201.03514
+    Niklas Muennighoff. "SGPT: GPT Sentence Embeddings for Semantic Search." 2022.
+    https://arxiv.org/abs/2202.08904 (vectors of a causal model; its means are weighted by position)
 
 Legend: N rows, B rows of a call, T tokens, S kept positions, V vocabulary, K words, P soft positions, H width.
 """
@@ -23,13 +27,13 @@ import torch
 from torch import Tensor
 
 from lichen.core.errors import LichenError
-from lichen.models.api import Ledger
+from lichen.models.api import Ledger, answer_by_score, check_generation
+from lichen.models.api_decode import decode
+from lichen.models.api_match import cut_at
+from lichen.models.api_text import Texts, by_length, check_room
 from lichen.models.load import base_digest, frozen_eval
 
 __all__ = ["LocalFM"]
-
-_Span = tuple[list[int], int]
-"""A text's tokens, and where its continuation begins."""
 
 
 @final
@@ -44,9 +48,11 @@ class LocalFM:
         positions: P of the soft prompt; 0 for none.
         start: Text whose embeddings the soft prompt starts from, over and over until it is filled.
         batch: Rows in one call of the model.
+        chat: Prompts are messages of a user, for ``score``, ``answer`` and ``generate`` alike.
 
     Raises:
-        LichenError: if the model is not frozen, the tokenizer gives no offsets, or a soft prompt has no start.
+        LichenError: if the model is not frozen, the tokenizer gives no offsets or has no chat template where
+            one is needed, or a soft prompt has no start.
     """
 
     def __init__(
@@ -59,22 +65,23 @@ class LocalFM:
         positions: int = 0,
         start: str = "",
         batch: int = 32,
+        chat: bool = False,
     ) -> None:
         frozen_eval(model)
-        if not getattr(tokenizer, "is_fast", False):
-            raise LichenError("the tokenizer gives no offsets", where="model.name", fix="use a fast tokenizer")
+        self._texts = Texts(tokenizer, chat=chat)
         if classes and model.config.num_labels != len(classes):
             raise LichenError(
                 f"{len(classes)} names for {model.config.num_labels} classes", where="model.classes", fix="name each"
             )
+        if chat and classes:
+            raise LichenError("a classifier has no chat", where="model.classes", fix="leave out chat or classes")
         self.name = name or str(getattr(model.config, "name_or_path", "")) or type(model).__name__
         self.base = base_digest(model)
         self.classes = tuple(classes)
-        self.positions, self.batch = positions, batch
-        self._model, self._tokenizer = model, tokenizer
+        self.positions, self.batch, self.chat = positions, batch, chat
+        self._model = model
         self._spent = Ledger()
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._lead = _leading(tokenizer)
         table_VH = model.get_input_embeddings().weight
         self.width = int(table_VH.shape[1])
         ids = self.tokens(start)
@@ -89,9 +96,14 @@ class LocalFM:
         """What it was asked so far."""
         return self._spent
 
+    @property
+    def source(self) -> str:
+        """The digest of the weights, and whether prompts are put into a template."""
+        return f"sha256:{self.base}" + ("/chat" if self.chat else "")
+
     def tokens(self, text: str) -> list[int]:
         """Token numbers of a text, without special ones."""
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._texts.tokens(text)
 
     def score(self, prompts: Sequence[str], continuations: Sequence[Sequence[str]]) -> Tensor:
         """``(N, K)`` float64 log-probabilities; see :meth:`lichen.models.api.FoundationModel.score`.
@@ -103,21 +115,107 @@ class LocalFM:
         widths = {len(some) for some in continuations}
         if len(prompts) != len(continuations) or len(widths) > 1:
             raise LichenError("prompts and continuations do not pair up", where="score", fix="give K texts a prompt")
+        if not prompts:
+            return torch.zeros(0, 0, dtype=torch.float64)
         if self.classes:
-            rows = [list(self._tokenizer(prompt)["input_ids"]) for prompt in prompts]
+            rows = [self._texts.whole(prompt) for prompt in prompts]
             parts = [self._classified(rows[at : at + self.batch], None) for at in range(0, len(rows), self.batch)]
             asked = torch.tensor([[self._class(text) for text in some] for some in continuations])
             return torch.cat(parts).double().gather(1, asked)
-        spans = [self._span(prompt, text) for prompt, some in zip(prompts, continuations, strict=True) for text in some]
+        asked_of = zip(prompts, continuations, strict=True)
+        spans = [self._texts.span(prompt, text) for prompt, some in asked_of for text in some]
         firsts = spans[:: max(len(continuations[0]), 1)] if continuations else []
         if firsts and all(at == len(ids) - 1 for ids, at in spans):
             begins = [ids[:at] for ids, at in firsts for _ in continuations[0]]
             if begins == [ids[:at] for ids, at in spans]:  # one call tells of all that may come next
-                last = torch.tensor([ids[-1] for ids, _ in spans]).view(len(prompts), -1)
-                return self._next([ids[:at] for ids, at in firsts], last, None).double()
-        labels = [[-100] * at + ids[at:] for ids, at in spans]
-        totals = [x for x, _ in self._labelled([ids for ids, _ in spans], labels, None)]
-        return -torch.tensor(totals, dtype=torch.float64).view(len(prompts), -1)
+                last_NK = torch.tensor([ids[-1] for ids, _ in spans]).view(len(prompts), -1)
+                order = by_length([ids[:at] for ids, at in firsts])
+                told_NK = self._next([firsts[n][0][: firsts[n][1]] for n in order], last_NK[order], None)
+                return torch.empty_like(told_NK).index_copy_(0, torch.tensor(order), told_NK).double()
+        order = by_length([ids for ids, _ in spans])
+        labels = [[-100] * spans[n][1] + spans[n][0][spans[n][1] :] for n in order]
+        totals = dict(zip(order, self._labelled([spans[n][0] for n in order], labels, None), strict=True))
+        return -torch.tensor([totals[n][0] for n in range(len(spans))], dtype=torch.float64).view(len(prompts), -1)
+
+    def answer(self, prompts: Sequence[str], choices: Sequence[str]) -> Tensor:
+        """``(N, K)`` float64 probabilities; see :func:`lichen.models.api.answer_by_score`.
+
+        Raises:
+            LichenError: as :meth:`score` does, or if there is nothing to choose between.
+        """
+        return answer_by_score(self, prompts, choices)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        most: int = 64,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """N texts; see :meth:`lichen.models.api.Generator.generate` and :func:`lichen.models.api_decode.decode`.
+
+        A row's text depends on its prompt and seed, and on the other rows only through rounding. It ends
+        at the model's end token, which is left out.
+
+        Raises:
+            LichenError: if a setting is out of range, a prompt is empty or too long, or the model is a classifier.
+        """
+        check_generation(prompts, seeds, most, temperature, top_p)
+        if self.classes:
+            raise LichenError("a classifier writes no text", where="model", fix="use a causal language model")
+        rows = [self._texts.asked(prompt) for prompt in prompts]
+        check_room(rows, most, self._model.config)
+        ends = self._texts.ends(self._model)
+        texts = [""] * len(rows)
+
+        def stopped(ids: Sequence[int]) -> bool:
+            text = self._texts.told(ids)
+            return any(mark in text for mark in stop)
+
+        order = by_length(rows)
+        for at in range(0, len(order), self.batch):
+            some = order[at : at + self.batch]
+            written, calls = decode(
+                self._model,
+                [rows[n] for n in some],
+                seeds=[seeds[n] for n in some],
+                most=most,
+                temperature=temperature,
+                top_p=top_p,
+                ends=ends,
+                stopped=stopped if stop else None,
+            )
+            for n, ids in zip(some, written, strict=True):
+                texts[n] = cut_at(self._texts.told(ids), stop)
+            tokens_in, tokens_out = sum(len(rows[n]) for n in some), sum(len(ids) for ids in written)
+            self._spent += Ledger(calls=calls, tokens_in=tokens_in, tokens_out=tokens_out)
+        return texts
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """``(N, H)`` float32 of length one; tokens that the tokenizer adds by itself are read, not averaged.
+
+        Raises:
+            LichenError: if a text is empty or too long.
+        """
+        rows = [self._texts.whole(text) for text in texts]
+        own = [self.tokens(text) for text in texts]
+        check_room(own, 0, self._model.config)
+        check_room(rows, 0, self._model.config)
+        out_NH = torch.zeros(len(rows), self.width)
+        order = by_length(rows)
+        for at in range(0, len(order), self.batch):
+            some = order[at : at + self.batch]
+            with torch.inference_mode():
+                embeds_BTH, mask_BT, _ = self._embed([rows[n] for n in some], None)
+                told_BTH = self._model.base_model(inputs_embeds=embeds_BTH, attention_mask=mask_BT).last_hidden_state
+                for n, told_TH in zip(some, told_BTH.float().cpu(), strict=True):
+                    mean_H = told_TH[self._texts.lead : self._texts.lead + len(own[n])].mean(0)
+                    out_NH[n] = mean_H / mean_H.norm().clamp(min=1e-12)
+            self._spent += Ledger(calls=1, tokens_in=int(mask_BT.sum()))
+        return out_NH
 
     def choose(self, rows: Sequence[Sequence[int]], words: Sequence[str], *, offset_PH: Tensor | None = None) -> Tensor:
         """``(N, K)`` float32 log-probabilities; see :meth:`lichen.models.api.SoftModel.choose`.
@@ -163,7 +261,7 @@ class LocalFM:
         self, rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], offset_PH: Tensor | None
     ) -> Iterator[tuple[float, int]]:
         """Each row's summed loss and labelled tokens; the first token of a row without prompt has no loss."""
-        first = 0 if offset_PH is not None and not self._lead else 1
+        first = 0 if offset_PH is not None and not self._texts.lead else 1
         for at in range(0, len(rows), self.batch):
             some, their = rows[at : at + self.batch], labels[at : at + self.batch]
             wanted = [[t for t, label in enumerate(row) if label >= 0 and t >= first] for row in their]
@@ -183,7 +281,9 @@ class LocalFM:
         with torch.inference_mode():
             embeds_BTH, mask_BT, shift = self._embed(rows, offset_PH)
             # The soft prompt's end is what the first word of the text is predicted from.
-            keep_S = torch.tensor([q + shift if q + 1 >= self._lead else q for q in positions], device=mask_BT.device)
+            keep_S = torch.tensor(
+                [q + shift if q + 1 >= self._texts.lead else q for q in positions], device=mask_BT.device
+            )
             more = {"logits_to_keep": keep_S} if self._keeps else {}
             logits_BSV = self._model(inputs_embeds=embeds_BTH, attention_mask=mask_BT, use_cache=False, **more).logits
             if not self._keeps:
@@ -209,7 +309,7 @@ class LocalFM:
         """Embeddings padded on the right, the mask, and by how much the soft prompt has moved the text."""
         device = self._model.get_input_embeddings().weight.device
         wide = max(len(row) for row in rows)
-        pad = int(self._tokenizer.pad_token_id)
+        pad = self._texts.pad
         ids_BT = torch.tensor([[*row, *[pad] * (wide - len(row))] for row in rows], device=device)
         mask_BT = torch.tensor([[1] * len(row) + [0] * (wide - len(row)) for row in rows], device=device)
         embed = self._model.get_input_embeddings()
@@ -224,20 +324,9 @@ class LocalFM:
             )
         soft_PH = embed(self._start_P.to(device)) + (offset_PH.to(device) * self._spread).to(embeds_BTH.dtype)
         soft_BPH = soft_PH.expand(len(rows), -1, -1)
-        lead = self._lead
+        lead = self._texts.lead
         embeds_BTH = torch.cat([embeds_BTH[:, :lead], soft_BPH, embeds_BTH[:, lead:]], 1)
         return embeds_BTH, torch.cat([mask_BT.new_ones(len(rows), self.positions), mask_BT], 1), self.positions
-
-    def _span(self, prompt: str, text: str) -> _Span:
-        told = self._tokenizer(prompt + text, return_offsets_mapping=True)
-        ids = list(told["input_ids"])
-        # Special tokens of the tokenizer's own have an empty place and belong to no continuation.
-        at = next((t for t, (a, z) in enumerate(told["offset_mapping"]) if z > len(prompt) and z > a), len(ids))
-        if at == 0 or at == len(ids):
-            raise LichenError(
-                "a continuation has no tokens, or nothing before it", where="score", fix="give both some text"
-            )
-        return ids, at
 
     def _class(self, word: str) -> int:
         if word.strip() not in self.classes:
@@ -251,10 +340,3 @@ class LocalFM:
                 f"{word!r} is {len(ids)} tokens of {self.name}", where="words", fix="use words of one token each"
             )
         return ids[0]
-
-
-def _leading(tokenizer: Any) -> int:
-    """Special tokens the tokenizer puts before a text by itself."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = list(tokenizer("a")["input_ids"])
-    return next((t for t in range(len(full)) if full[t : t + len(bare)] == list(bare)), 0)

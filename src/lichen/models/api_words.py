@@ -26,7 +26,7 @@ from torch import Tensor
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
-from lichen.models.api import FoundationModel, token_rows
+from lichen.models.api import Scorer, token_rows
 
 __all__ = ["WordPrompt", "bytes_of", "read_bytes"]
 
@@ -66,7 +66,7 @@ class WordPrompt:
 
     def __init__(
         self,
-        face: FoundationModel,
+        face: Scorer,
         *,
         candidates: Sequence[str],
         length: int,

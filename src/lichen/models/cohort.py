@@ -25,8 +25,9 @@ from lichen.models.load import frozen_eval
 from lichen.models.losses import classify_losses_C, linear_loss_C, token_loss
 from lichen.models.packed import base_of, call_with_hidden, hidden_of, make_packable, why_not_packed
 from lichen.models.packing import pack_rows
+from lichen.models.places import Places
 from lichen.models.prefix import Prefix
-from lichen.models.side import run_side_by_side
+from lichen.models.side import clients_of, one_client, run_side_by_side
 from lichen.models.wrap import Spec, Wrapped, wrap
 
 __all__ = ["CausalCohort", "ClassifierCohort", "group_of"]
@@ -191,7 +192,23 @@ class CausalCohort(_Cohort):
         loss_C, count_C = run_side_by_side(losses, trainable_C, batch, reference=reference)
         return loss_C, count_C
 
+    def places(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> list[Places]:
+        """Each client's labelled places, from which the output layer makes as many logits at once as one asks for."""
+        batch = to_device(batch, self.wrapped.model.device)
+        clients = clients_of(trainable_C, batch)
+        if not self.reference:
+            return self._places(trainable_C, fixed, batch)
+        parts = {name: torch.split(x, 1) for name, x in trainable_C.items()}
+        alone = [({name: part[c] for name, part in parts.items()}, one_client(batch, c)) for c in range(clients)]
+        return [self._places(mine, fixed, one)[0] for mine, one in alone]
+
     def _losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, ...]:
+        places = self._places(trainable_C, fixed, batch)
+        losses = [token_loss(one.head, one.hidden_RH, one.label_R, chunk=self._chunk) for one in places]
+        counts = torch.tensor([one.label_R.shape[0] for one in places], device=batch["labels_CBT"].device)
+        return torch.stack(losses), counts
+
+    def _places(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> list[Places]:
         clients, rows, width = batch["input_ids_CBT"].shape
         next_CBT = batch["labels_CBT"][:, :, 1:]
         inputs: dict[str, Any] = {**_flat(batch), "use_cache": False}
@@ -200,13 +217,12 @@ class CausalCohort(_Cohort):
         else:
             out = self.wrapped.call(trainable_C, fixed, **inputs).logits
         out_CBTH = out.reshape(clients, rows, width, -1)[:, :, :-1]
-        losses, counts = [], []
+        places = []
         for c in range(clients):
             chosen = (next_CBT[c] != -100) & batch["active_C"][c]
             head = self._head_of(trainable_C, fixed, c) if self._plain else lambda logits: logits
-            losses.append(token_loss(head, out_CBTH[c][chosen], next_CBT[c][chosen], chunk=self._chunk))
-            counts.append(chosen.sum())
-        return torch.stack(losses), torch.stack(counts)
+            places.append(Places(out_CBTH[c][chosen], next_CBT[c][chosen], head))
+        return places
 
     def _packed_losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
         if not self._plain:

@@ -31,6 +31,7 @@ from lichen.core.tree import Tree, digest, to_device
 from lichen.models.cohort import group_of
 from lichen.models.load import frozen_eval
 from lichen.models.losses import classify_losses_C, token_loss
+from lichen.models.places import Places
 from lichen.models.side import clients_of, one_client
 
 __all__ = ["FullCausal", "FullClassifier", "Whole", "filled", "save_whole"]
@@ -190,7 +191,21 @@ class FullCausal:
             losses.append(self._loss(tensors, mine, next_BT, chosen_BT) if int(counts[-1]) else _nothing(tensors))
         return torch.stack(losses), torch.stack(counts)
 
+    def places(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> list[Places]:
+        """Each client's labelled places, from which the output layer makes as many logits at once as one asks for."""
+        self.whole.check(trainable_C, fixed)
+        found = []
+        for c, tensors in enumerate(_parts(trainable_C, clients_of(trainable_C, batch))):
+            mine = to_device(one_client(batch, c), self.whole.model.device)
+            next_BT = mine["labels_CBT"][0, :, 1:]
+            found.append(self._places(tensors, mine, next_BT, (next_BT != -100) & mine["active_C"]))
+        return found
+
     def _loss(self, tensors: Tree, mine: Batch, next_BT: Tensor, chosen_BT: Tensor) -> Tensor:
+        places = self._places(tensors, mine, next_BT, chosen_BT)
+        return token_loss(places.head, places.hidden_RH, places.label_R, chunk=self._chunk)
+
+    def _places(self, tensors: Tree, mine: Batch, next_BT: Tensor, chosen_BT: Tensor) -> Places:
         inputs: dict[str, Any] = {
             "input_ids": mine["input_ids_CBT"][0],
             "attention_mask": mine["attention_mask_CBT"][0],
@@ -198,14 +213,14 @@ class FullCausal:
         }
         if not self._head:
             out_BTV = self.whole.call(tensors, **inputs).logits
-            return token_loss(lambda x: x, out_BTV[:, :-1][chosen_BT], next_BT[chosen_BT], chunk=self._chunk)
+            return Places(out_BTV[:, :-1][chosen_BT], next_BT[chosen_BT], lambda logits: logits)
         hidden_BTH = self.whole.call(tensors, part=self._backbone, **inputs)[0]
 
         def head(hidden_RH: Tensor) -> Tensor:
             logits_RV: Tensor = self.whole.call(tensors, part=self._head, input=hidden_RH)
             return logits_RV
 
-        return token_loss(head, hidden_BTH[:, :-1][chosen_BT], next_BT[chosen_BT], chunk=self._chunk)
+        return Places(hidden_BTH[:, :-1][chosen_BT], next_BT[chosen_BT], head)
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """Never: a language model's logits are too large to hold.

@@ -1,7 +1,8 @@
 """Frozen transformers models from a local folder or a hub id: safetensors only, no code from the model's files.
 
 Loading a classifier draws a fresh head from a seed, so that every node of a federation that loads
-the same folder with the same seed holds the same bytes.
+the same folder with the same seed holds the same bytes. So it is where only the first layers are taken,
+or all weights are drawn anew (:mod:`lichen.models.begin`).
 
 Legend: K classes.
 """
@@ -18,6 +19,7 @@ from torch import nn
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import digest
+from lichen.models.begin import cut, redraw
 from lichen.models.quantized import Kind, quantize
 
 __all__ = ["base_digest", "frozen_eval", "load_causal", "load_classifier", "load_encoder"]
@@ -77,7 +79,15 @@ def _config(source: str | Path) -> Any:
 
 
 def _weights(
-    auto: Any, source: str | Path, config: Any, dtype: torch.dtype, quantized: Kind | None = None, **more: Any
+    auto: Any,
+    source: str | Path,
+    config: Any,
+    dtype: torch.dtype,
+    quantized: Kind | None = None,
+    *,
+    layers: int | None = None,
+    random: int | None = None,
+    **more: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """The model and what its files lacked; sdpa attention where the architecture has it."""
     folder = Path(str(source)).expanduser()
@@ -87,6 +97,12 @@ def _weights(
         # Layers the files lack are drawn from torch's global generator; leave it as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
+            if random is not None:
+                model = redraw(auto.from_config(config, dtype=dtype, trust_remote_code=False, **attention), random)
+                inside = "" if model.base_model is model else f"{model.base_model_prefix}."
+                outside = {name for name, _ in model.named_parameters() if not name.startswith(inside)}
+                _draw(model, outside, random)
+                return model, {"missing_keys": outside, "mismatched_keys": ()}
             return auto.from_pretrained(
                 place,
                 config=config,
@@ -113,6 +129,7 @@ def _weights(
             where="model.name",
             fix="the folder must hold .safetensors files of this architecture",
         ) from None
+    model = model if layers is None else cut(model, layers)
     return (model if quantized is None else quantize(model, quantized, dtype=dtype)), info
 
 
@@ -158,6 +175,8 @@ def load_causal(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     quantized: Kind | None = None,
+    layers: int | None = None,
+    random: int | None = None,
 ) -> tuple[Any, Any]:
     """A frozen causal language model and its tokenizer, whose pad token may be its end token.
 
@@ -166,6 +185,8 @@ def load_causal(
         dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``.
         device: Where it lies.
         quantized: Linear layers of its blocks in 8 or 4 bits (:mod:`lichen.models.quantized`); None: as they are.
+        layers: Its first blocks alone, so many; None: all.
+        random: Seed of weights drawn in place of the saved ones; None: the saved ones.
 
     Raises:
         LichenError: no such folder, not a causal model, weights or tokenizer missing.
@@ -181,8 +202,9 @@ def load_causal(
             where="model.name",
             fix="use it for task: classify, or give a model such as Llama, Qwen2 or GPT-2",
         )
-    model, info = _weights(AutoModelForCausalLM, source, config, _dtype(dtype), quantized)
-    _refuse_missing(info, source, allowed="lm_head")
+    model, info = _weights(AutoModelForCausalLM, source, config, _dtype(dtype), quantized, layers=layers, random=random)
+    if random is None:
+        _refuse_missing(info, source, allowed="lm_head")
     return _frozen(model, device), _tokenizer(source, reuse_eos=True)
 
 
@@ -194,6 +216,8 @@ def load_classifier(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     quantized: Kind | None = None,
+    layers: int | None = None,
+    random: int | None = None,
 ) -> tuple[Any, Any]:
     """A frozen sequence classifier and its tokenizer; what its files lack is drawn from ``seed``.
 
@@ -204,6 +228,8 @@ def load_classifier(
         dtype: As in :func:`load_causal`.
         device: Where it lies.
         quantized: Linear layers of its blocks in 8 or 4 bits (:mod:`lichen.models.quantized`); None: as they are.
+        layers: Its first blocks alone, so many; None: all.
+        random: Seed of weights drawn in place of the saved ones; None: the saved ones.
 
     Raises:
         LichenError: no such folder, no classifier of this architecture, tokenizer or pad token missing.
@@ -223,7 +249,14 @@ def load_classifier(
     config.num_labels = classes
     config.problem_type = "single_label_classification"
     model, info = _weights(
-        AutoModelForSequenceClassification, source, config, _dtype(dtype), quantized, ignore_mismatched_sizes=True
+        AutoModelForSequenceClassification,
+        source,
+        config,
+        _dtype(dtype),
+        quantized,
+        layers=layers,
+        random=random,
+        ignore_mismatched_sizes=True,
     )
     fresh = {*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])}
     inside = f"{model.base_model_prefix}."
@@ -255,6 +288,8 @@ def load_encoder(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     quantized: Kind | None = None,
+    layers: int | None = None,
+    random: int | None = None,
 ) -> tuple[Any, Any]:
     """A frozen encoder (its hidden states) and its tokenizer.
 
@@ -263,6 +298,8 @@ def load_encoder(
         dtype: As in :func:`load_causal`.
         device: Where it lies.
         quantized: Linear layers of its blocks in 8 or 4 bits (:mod:`lichen.models.quantized`); None: as they are.
+        layers: Its first blocks alone, so many; None: all.
+        random: Seed of weights drawn in place of the saved ones; None: the saved ones.
 
     Raises:
         LichenError: no such folder, weights, tokenizer or pad token missing.
@@ -278,6 +315,7 @@ def load_encoder(
             where="model.name",
             fix="give an encoder such as BERT, MiniLM or T5",
         )
-    model, info = _weights(AutoModelForTextEncoding if both else AutoModel, source, config, _dtype(dtype), quantized)
+    auto = AutoModelForTextEncoding if both else AutoModel
+    model, info = _weights(auto, source, config, _dtype(dtype), quantized, layers=layers, random=random)
     _refuse_missing(info, source, allowed="pooler")
     return _frozen(model, device), _tokenizer(source, reuse_eos=True)

@@ -3,8 +3,23 @@
 torch splits a reduction by the shape of the whole tensor; every sum here is therefore taken on one
 client's slice.
 
+A teacher's answers lie in ``answers.prob`` and ``answers.index``: all K classes, the top k, or one label.
+How they are learned from is told by numbers beside them (:func:`answer_settings`):
+
+======================= ==================================================================
+``answers.temperature``  T: both sides are softened, and the loss is multiplied by T², so that
+                         its gradient keeps its size against the labels'
+``answers.weight``       of a row's answer, where a label weighs 1
+``answers.threshold``    rows whose likeliest class is less likely than this teach nothing
+``answers.hard``         not 0: only the likeliest class teaches, weighed by its probability
+======================= ==================================================================
+
+Cross entropy against the answers is their Kullback-Leibler divergence from the student but for a
+constant, the answers' own entropy: the gradients are the same.
+
 References:
-    Hinton, Vinyals and Dean (2015). Distilling the Knowledge in a Neural Network. arXiv:1503.02531.
+    Geoffrey Hinton, Oriol Vinyals and Jeff Dean. "Distilling the Knowledge in a Neural Network." NIPS
+    Deep Learning Workshop 2014. https://arxiv.org/abs/1503.02531
 
 Legend: C clients, B rows, K classes, N rows of the shared answers, k answers kept of each row, V
 vocabulary, R rows with a label.
@@ -12,6 +27,7 @@ vocabulary, R rows with a label.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +39,9 @@ from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
-__all__ = ["classify_losses_C", "linear_loss_C", "soft_loss", "token_loss"]
+__all__ = ["answer_settings", "classify_losses_C", "linear_loss_C", "soft_loss", "taught_loss", "token_loss"]
+
+_SETTINGS = ("answers.temperature", "answers.weight", "answers.threshold", "answers.hard")
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -110,10 +128,60 @@ class _LinearLoss(torch.autograd.Function):
         return dhidden_RH * each_R[:, None].to(dhidden_RH.dtype), None, None, None, None
 
 
+def answer_settings(
+    *,
+    temperature: float | None = None,
+    weight: float | None = None,
+    threshold: float | None = None,
+    hard: bool | None = None,
+) -> Tree:
+    """How a teacher's answers are learned from, as scalars beside them; what is None is left out.
+
+    Args:
+        temperature: T > 0; 1 takes the answers as they are.
+        weight: Of a row's answer against a label's 1; 0 or more.
+        threshold: Least probability of the likeliest class, from 0 to 1.
+        hard: Only the likeliest class teaches, weighed by its probability.
+
+    Raises:
+        LichenError: if a number is out of range.
+
+    >>> {name: float(x) for name, x in answer_settings(temperature=2.0, hard=True).items()}
+    {'answers.temperature': 2.0, 'answers.hard': 1.0}
+    """
+    told = {
+        "temperature": (temperature, temperature is None or 0 < temperature < math.inf, "a number > 0, such as 2"),
+        "weight": (weight, weight is None or 0 <= weight < math.inf, "a number >= 0"),
+        "threshold": (threshold, threshold is None or 0 <= threshold <= 1, "a number from 0 to 1"),
+        "hard": (hard, hard in (None, True, False), "true or false"),
+    }
+    for name, (value, fits, fix) in told.items():
+        if not fits:
+            raise LichenError(f"{value} is out of range", where=f"answers.{name}", fix=f"use {fix}")
+    return {f"answers.{name}": torch.tensor(float(x)) for name, (x, _, _) in told.items() if x is not None}
+
+
+def _targets(prob_Rk: Tensor, index_Rk: Tensor, classes: int) -> Tensor:
+    """Whole distributions ``(R, K)``: what the kept answers leave is spread evenly on the other classes."""
+    if bool((index_Rk < 0).any()):
+        # Answers that name no class are none: one more column takes them, and is cut off.
+        known_Rk = index_Rk >= 0
+        prob_Rk = torch.where(known_Rk, prob_Rk, torch.zeros_like(prob_Rk))
+        others_R1 = (classes - known_Rk.sum(1, keepdim=True)).clamp(min=1)
+        left_R1 = (1 - prob_Rk.sum(1, keepdim=True)).clamp(min=0) / others_R1
+        spread_RK = left_R1.expand(-1, classes + 1).contiguous()
+        return spread_RK.scatter(1, torch.where(known_Rk, index_Rk, classes), prob_Rk)[:, :classes]
+    others = classes - index_Rk.shape[1]
+    left_R1 = (1 - prob_Rk.sum(1, keepdim=True)).clamp(min=0) / max(others, 1)
+    spread_RK = left_R1.expand(-1, classes).contiguous()
+    return spread_RK.scatter(1, index_Rk, prob_Rk)
+
+
 def soft_loss(logits_BK: Tensor, answer_B: Tensor, prob_Nk: Tensor, index_Nk: Tensor) -> tuple[Tensor, Tensor]:
     """Cross entropy against a teacher's top answers, summed over the rows that have one.
 
-    What the kept answers leave of the probability is spread evenly on the other classes.
+    What the kept answers leave of the probability is spread evenly on the other classes. An answer that
+    names no known class (index -1) is none; a row with no other teaches nothing.
 
     Args:
         logits_BK: The student's logits.
@@ -124,15 +192,48 @@ def soft_loss(logits_BK: Tensor, answer_B: Tensor, prob_Nk: Tensor, index_Nk: Te
     Returns:
         ``(loss, count)``: the sum and the number of rows in it.
     """
-    chosen_B = answer_B >= 0
+    chosen_B = _answered(answer_B, index_Nk)
     rows_R = answer_B[chosen_B]
     log_RK = nn.functional.log_softmax(_wide(logits_BK[chosen_B]), dim=-1)
     index_Rk, prob_Rk = index_Nk[rows_R].long(), prob_Nk[rows_R].to(log_RK.dtype)
-    others = log_RK.shape[1] - index_Rk.shape[1]
-    left_R1 = (1 - prob_Rk.sum(1, keepdim=True)).clamp(min=0) / max(others, 1)
-    spread_RK = left_R1.expand(-1, log_RK.shape[1]).contiguous()
-    target_RK = spread_RK.scatter(1, index_Rk, prob_Rk)
+    target_RK = _targets(prob_Rk, index_Rk, log_RK.shape[1])
     return -(target_RK * log_RK).sum(), chosen_B.sum()
+
+
+def _answered(answer_B: Tensor, index_Nk: Tensor) -> Tensor:
+    """Rows with an answer that names a class."""
+    chosen_B = answer_B >= 0
+    return chosen_B & (index_Nk[answer_B.clamp(min=0)] >= 0).any(1)
+
+
+def taught_loss(logits_BK: Tensor, answer_B: Tensor, fixed: Tree) -> tuple[Tensor, Tensor]:
+    """:func:`soft_loss` under the settings that came down with the answers; the same bits where none did.
+
+    Args:
+        logits_BK: The student's logits.
+        answer_B: Row of the shared answers, -1 where there is none.
+        fixed: ``answers.prob`` and ``answers.index`` ``(N, k)``, and any of :func:`answer_settings`.
+
+    Returns:
+        ``(loss, count)``: the sum and the number of rows in it.
+    """
+    prob_Nk, index_Nk = fixed["answers.prob"], fixed["answers.index"]
+    if not any(name in fixed for name in _SETTINGS):
+        return soft_loss(logits_BK, answer_B, prob_Nk, index_Nk)
+    chosen_B = _answered(answer_B, index_Nk)
+    rows_R = answer_B[chosen_B]
+    wide_RK = _wide(logits_BK[chosen_B])
+    target_RK = _targets(prob_Nk[rows_R].to(wide_RK.dtype), index_Nk[rows_R].long(), wide_RK.shape[1])
+    top_R, class_R = target_RK.max(1)
+    if fixed.get("answers.hard", torch.zeros(())) != 0:
+        loss_R = top_R * nn.functional.cross_entropy(wide_RK, class_R, reduction="none")
+    else:
+        warm = fixed.get("answers.temperature", torch.ones(())).to(wide_RK)
+        soft_RK = (target_RK.log() / warm).softmax(-1)
+        loss_R = -(soft_RK * nn.functional.log_softmax(wide_RK / warm, dim=-1)).sum(1) * warm.square()
+    sure_R = top_R >= fixed.get("answers.threshold", torch.zeros(())).to(top_R)
+    weight = fixed.get("answers.weight", torch.ones(())).to(loss_R)
+    return weight * torch.where(sure_R, loss_R, torch.zeros_like(loss_R)).sum(), sure_R.sum()
 
 
 def classify_losses_C(logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -159,7 +260,7 @@ def classify_losses_C(logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Te
                 )
                 count = count + (labels_CB[c] != -100).sum()
             if soft and answer_CB is not None:
-                more, rows = soft_loss(logits_BK, answer_CB[c], fixed["answers.prob"], fixed["answers.index"])
+                more, rows = taught_loss(logits_BK, answer_CB[c], fixed)
                 loss, count = loss + more, count + rows
         losses.append(loss)
         counts.append(count)

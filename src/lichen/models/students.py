@@ -133,29 +133,41 @@ class TwoLayerTransformer(Student):
     def _norm(self, params: Tree, name: str, x: Tensor) -> Tensor:
         return nn.functional.layer_norm(x, (self._width,), params[f"{name}.scale"], params[f"{name}.bias"])
 
-    def _attend(self, params: Tree, name: str, x_BTE: Tensor, mask_BT: Tensor) -> Tensor:
-        heads_BT3HD = torch.unflatten(linear(params, f"{name}.qkv", x_BTE), -1, (3, self._heads, -1))
+    def _attend(self, params: Tree, name: str, qkv_BT3E: Tensor, mask_BT: Tensor) -> Tensor:
+        heads_BT3HD = torch.unflatten(qkv_BT3E, -1, (3, self._heads, -1))
         q_BHTD, k_BHTD, v_BHTD = (y.transpose(1, 2) for y in heads_BT3HD.unbind(2))
         score_BHTT = q_BHTD @ k_BHTD.transpose(2, 3) / q_BHTD.shape[-1] ** 0.5
         # Finite, so that a row without any attended token stays finite too.
         share_BHTT = torch.where(mask_BT[:, None, None].bool(), score_BHTT, -1e9).softmax(-1)
         return linear(params, f"{name}.out", (share_BHTT @ v_BHTD).transpose(1, 2).flatten(2))
 
-    def apply(self, params: Tree, *inputs: Tensor) -> Tensor:
-        """Logits (B, K) of token rows (B, T) under their mask."""
+    def states(self, params: Tree, *inputs: Tensor) -> Tree:
+        """``logits`` (B, K) of one client's rows, and what the layers hold on the way there, (B, T, E) each.
+
+        ``hidden.0`` are the embedded tokens, ``hidden.l`` what layer l (from 1) gives, ``query.l``,
+        ``key.l`` and ``value.l`` what it attends with, all heads side by side.
+        """
         ids_BT, mask_BT = inputs
         if ids_BT.shape[1] > self._length:
             raise LichenError(
                 f"rows of {ids_BT.shape[1]} tokens, the model takes {self._length}", where="data.max_length"
             )
         x_BTE = nn.functional.embedding(ids_BT, params["token.embed"]) + params["place.embed"][: ids_BT.shape[1]]
-        for name in ("layer0", "layer1"):
-            x_BTE = x_BTE + self._attend(params, name, self._norm(params, f"{name}.norm1", x_BTE), mask_BT)
+        held: Tree = {"hidden.0": x_BTE}
+        for i, name in enumerate(("layer0", "layer1"), 1):
+            qkv_BT3E = linear(params, f"{name}.qkv", self._norm(params, f"{name}.norm1", x_BTE))
+            held |= {f"{kind}.{i}": x for kind, x in zip(("query", "key", "value"), qkv_BT3E.chunk(3, -1), strict=True)}
+            x_BTE = x_BTE + self._attend(params, name, qkv_BT3E, mask_BT)
             inner = linear(params, f"{name}.up", self._norm(params, f"{name}.norm2", x_BTE))
             x_BTE = x_BTE + linear(params, f"{name}.down", nn.functional.gelu(inner))
+            held[f"hidden.{i}"] = x_BTE
         weight_BT1 = mask_BT[..., None].to(x_BTE.dtype)
         mean_BE = (self._norm(params, "norm", x_BTE) * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1)
-        return linear(params, "head", mean_BE)
+        return {**held, "logits": linear(params, "head", mean_BE)}
+
+    def apply(self, params: Tree, *inputs: Tensor) -> Tensor:
+        """Logits (B, K) of token rows (B, T) under their mask."""
+        return self.states(params, *inputs)["logits"]
 
 
 @final

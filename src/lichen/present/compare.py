@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
 from lichen.core.errors import LichenError
@@ -48,6 +48,7 @@ class Outcome:
         wanted: How many seeds it is to have.
         memory: Bytes one client needs; None where not known.
         faults: Why runs failed, a sentence each.
+        column: Which column of its runs the row shows; bytes and costs are those of federated alone.
     """
 
     method: str
@@ -55,6 +56,7 @@ class Outcome:
     wanted: int
     memory: int | None = None
     faults: tuple[str, ...] = ()
+    column: str = "federated"
 
 
 @final
@@ -79,6 +81,8 @@ class Row:
         train_down: Bytes down in all, validation left out.
         total: Bytes up and down in all, validation among them.
         memory: Bytes one client needs.
+        calls: Texts a foundation model was asked about.
+        written: Tokens it wrote or scored.
         seconds: Wall time of a run, all columns.
         rounds: Of the federation.
         validation_counted: Whether bytes of training hold those of validation, too.
@@ -101,6 +105,8 @@ class Row:
     train_down: float | None = None
     total: float | None = None
     memory: int | None = None
+    calls: float | None = None
+    written: float | None = None
     seconds: float | None = None
     rounds: float | None = None
     validation_counted: bool = False
@@ -148,7 +154,7 @@ def _row(outcome: Outcome) -> Row:
         return Row(method=outcome.method, wanted=outcome.wanted, memory=outcome.memory, faults=outcome.faults)
 
     def score(column: str, part: str) -> Spread | None:
-        found = [run["columns"][column] for run in runs]
+        found = [run["columns"].get(column, run["extra_columns"].get(column)) for run in runs]
         return spread([one[part] for one in found if one is not None])
 
     def extra(key: str) -> Spread | None:
@@ -158,14 +164,21 @@ def _row(outcome: Outcome) -> Row:
         found = spread([float(run["traffic"][key]) for run in runs if run["traffic"] is not None])
         return None if found is None else found.mean
 
-    return Row(
+    mean = {key: None if (found := extra(key)) is None else found.mean for key in ("fm.asked", "fm.tokens_out")}
+    reached = Row(
         method=outcome.method,
         metric=runs[0]["metric"],
         higher_is_better=runs[0]["higher_is_better"],
         seeds=tuple(sorted(outcome.summaries)),
         wanted=outcome.wanted,
-        value=score("federated", "mean"),
-        worst=score("federated", "worst_decile"),
+        value=score(outcome.column, "mean"),
+        worst=score(outcome.column, "worst_decile"),
+        faults=outcome.faults,
+    )
+    if outcome.column != "federated":
+        return reached
+    return replace(
+        reached,
         base=score("base", "mean"),
         forgotten_before=extra("forgotten.before"),
         forgotten_after=extra("forgotten.after"),
@@ -175,8 +188,9 @@ def _row(outcome: Outcome) -> Row:
         train_down=traffic("down"),
         total=math.fsum(run["bytes_up"] + run["bytes_down"] for run in runs) / len(runs),
         memory=outcome.memory,
+        calls=mean["fm.asked"],
+        written=mean["fm.tokens_out"],
         seconds=math.fsum(run["seconds"] for run in runs) / len(runs),
         rounds=traffic("rounds"),
         validation_counted=any(run["traffic"] is not None and run["traffic"]["validation"] for run in runs),
-        faults=outcome.faults,
     )

@@ -66,6 +66,8 @@ def _heads(rows: Sequence[Row]) -> list[_Head]:
         _Head(name="down", write=lambda r: _known(bytes_text, r.client_down), rank=lambda r: r.client_down),
         _Head(name="total", write=lambda r: _known(bytes_text, r.total), rank=lambda r: r.total),
         _Head(name="client memory", write=lambda r: _known(bytes_text, r.memory), rank=lambda r: r.memory),
+        _Head(name="FM asked", write=lambda r: _known(lambda n: f"{n:,.0f}", r.calls), rank=lambda r: r.calls),
+        _Head(name="FM tokens", write=lambda r: _known(lambda n: f"{n:,.0f}", r.written), rank=lambda r: r.written),
         _Head(name="time", write=lambda r: _known(seconds_text, r.seconds), rank=lambda r: r.seconds),
         _Head(name="rounds", write=lambda r: _known(lambda n: f"{n:g}", r.rounds)),
         _Head(name="seeds", write=lambda r: f"{len(r.seeds)}" if len(r.seeds) == r.wanted else _part(r)),
@@ -110,6 +112,10 @@ def notes(rows: Sequence[Row]) -> tuple[str, ...]:
         told.append(
             "client memory: the frozen model and the most bytes of tensors alive while the client with the longest "
             "rows trains alone; interpreter and libraries left out."
+        )
+    if "FM asked" in names:
+        told.append(
+            "FM asked: texts given to a foundation model; FM tokens: what it wrote or scored, answers on disk left out."
         )
     if "time" in names:
         told.append("time: of a whole run on this machine, all its columns and learning rates.")
@@ -159,7 +165,8 @@ def comparison_csv(rows: Sequence[Row]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     spreads = ("value", "worst", "base", "forgotten_before", "forgotten_after")
-    plain = ("client_up", "client_down", "train_up", "train_down", "total", "memory", "seconds", "rounds")
+    costs = ("client_up", "client_down", "train_up", "train_down", "total", "memory")
+    plain = (*costs, "calls", "written", "seconds", "rounds")
     writer.writerow(
         [
             "method",

@@ -91,7 +91,7 @@ class Summary(_Part):
 
     name: str
     question: str
-    task: Literal["chat", "classify", "oneshot", "teach"]
+    task: Literal["chat", "classify", "oneshot"]
     metric: str
     higher_is_better: bool
     columns: Columns

@@ -17,16 +17,18 @@ from pathlib import Path
 
 from torch import Tensor
 
+from lichen.algorithms.agnostic import Agnostic
 from lichen.algorithms.alone import Alone
-from lichen.algorithms.average import held, mean_loss, score
+from lichen.algorithms.average import Average, held, mean_loss, score
+from lichen.algorithms.semi import SemiFL
 from lichen.core import tree as trees
-from lichen.core.contracts import Algorithm, Engine, Report, ServerState
+from lichen.core.contracts import Algorithm, Engine, Report, ServerState, Station
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
-from lichen.data.shards import pooled
+from lichen.data.shards import TrainSource, pooled
 from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks
@@ -35,7 +37,7 @@ from lichen.engines.spawned import SpawnedEngine
 from lichen.present.trace import Event
 from lichen.recipes.bench import Bench, grid_name, participants, values_N
 from lichen.recipes.folder import RunFolder
-from lichen.recipes.parts import algorithm_of, begin_of, lr_scale, stations, tensors_of
+from lichen.recipes.parts import algorithm_of, begin_of, lr_scale, stations, tensors_of, trainer
 from lichen.recipes.rules import home_of
 from lichen.recipes.schema import Recipe
 from lichen.transforms.step import view_name
@@ -114,8 +116,34 @@ def federate(
     once: Once = lambda do: do(),
 ) -> ServerState:
     """The federated column at one learning rate, up to round ``until``; see :func:`lichen.core.rounds.run`."""
-    algorithm = algorithm_of(bench, lr, until)
+    algorithm = _with_server(bench, algorithm_of(bench, lr, until), lr, checkpoint.parent / "server")
     return _go(bench, algorithm, engine, until, checkpoint, watch, once, begin=begin_of(bench, lr))
+
+
+def _with_server(bench: Bench, clients: Average, lr: float, folder: Path) -> Algorithm:
+    """The federation, with fair weights or the server's own training between rounds where the recipe has them."""
+    recipe, rows = bench.recipe, bench.aid.server
+    if recipe.federation.fair == "minmax":
+        return Agnostic(clients, rate=recipe.federation.fair_rate)
+    if rows is None or recipe.semi is None:
+        return clients
+    fed = recipe.federation
+    source = TrainSource(
+        (rows,), batch_size=fed.batch, steps=recipe.semi.server_steps, pad=bench.pad, max_length=recipe.data.max_length
+    )
+    server = LocalEngine(
+        {"server": Station(work=trainer(bench, lr), source=source)},
+        ClientStore(folder),
+        base=bench.model.base,
+        device=recipe.model.device,
+    )
+    scale = lr_scale(recipe, fed.rounds)
+    return SemiFL(
+        replace(clients, agreed=False),
+        server=server,
+        seed=derive(recipe.seed, "server"),
+        lr_scale=lambda r: scale(max(r, 0)),
+    )
 
 
 def _go(
@@ -142,9 +170,18 @@ def _go(
 
 
 def adapt(
-    bench: Bench, folder: RunFolder, watch: Watch, say: Callable[[str], None], *, name: str = "federated"
+    bench: Bench, folder: RunFolder, watch: Watch, say: Callable[[str], None], *, plain: Bench | None = None
 ) -> dict[str, Column]:
-    """Run the federated column, called ``name``, and those it is compared with."""
+    """Run the federated column and those it is compared with.
+
+    Args:
+        bench: What the federated column works with.
+        folder: The run folder.
+        watch: Sees every round.
+        say: Called with lines of progress.
+        plain: What the other columns work with, where the federation has help they have not.
+    """
+    plain = plain or bench
     recipe, everyone = bench.recipe, tuple(range(len(bench.train)))
     engine = among(folder.ranks, local_engine(bench, ClientStore(folder.path / "state" / "none")))
 
@@ -157,11 +194,13 @@ def adapt(
     if "base" in recipe.compare.columns and recipe.task == "chat":
         say("scoring the foundation model as it is")
         columns["base"] = test("base", bench.start)
-    columns[name] = _federated(bench, folder, watch, test, name)
+    columns["federated"] = _federated(bench, folder, watch, test, "federated")
+    if "without" in recipe.compare.columns:
+        columns["without"] = _federated(plain, folder, watch, test, "without")
     if "alone" in recipe.compare.columns:
-        columns["alone"] = _alone(bench, folder, watch)
+        columns["alone"] = _alone(plain, folder, watch)
     if "pooled" in recipe.compare.columns:
-        columns["pooled"] = _pooled(bench, folder, watch, test)
+        columns["pooled"] = _pooled(plain, folder, watch, test)
     return columns
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import final
 
 import torch
 from torch import Tensor
@@ -11,11 +12,35 @@ from torch import Tensor
 from lichen.clients.metrics import accuracy, macro_f1
 from lichen.core.contracts import CohortModel, Source
 from lichen.core.tree import Tree
-from lichen.data.shards import EvalSource, MixedSource, Shard, TextShard, TrainSource
+from lichen.data.augment import Views
+from lichen.data.few import FewLabels
+from lichen.data.shards import EvalSource, MixedSource, Shard, TrainSource
 from lichen.recipes.schema import Recipe
 from lichen.server.capacity import Capacity
 
-__all__ = ["Bench", "grid_name", "metric_name", "participants", "values_N"]
+__all__ = ["Aid", "Bench", "grid_name", "metric_name", "participants", "values_N"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aid:
+    """What clients learn from beside their labels and a teacher's public answers.
+
+    Attributes:
+        rows: All rows of the clients, those without a label among them, one shard a client; none: labelled ones alone.
+        views: Weak and strong views of the unlabelled ones.
+        answers: ``answers.*`` of a teacher to them, which never leave.
+        judge: The clients' rows to judge a teacher by; None: it is taken at its word.
+        said_M: The class it names for each of those.
+        server: Labelled rows the server itself trains on between rounds; None: it does not.
+    """
+
+    rows: tuple[Shard, ...] = ()
+    views: Views | None = None
+    answers: Tree = field(default_factory=dict)
+    judge: Source | None = None
+    said_M: Tensor | None = None
+    server: Shard | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +57,7 @@ class Bench:
         pad: Padding token of text shards.
         public: Texts a teacher has answered, learned from beside the clients' own rows.
         capacity: What each client can train; None where all train everything.
+        aid: What clients learn from beside their labels and a teacher's public answers.
     """
 
     recipe: Recipe
@@ -41,8 +67,9 @@ class Bench:
     valid: tuple[Shard, ...]
     test: tuple[Shard, ...]
     pad: int
-    public: TextShard | None = None
+    public: Shard | None = None
     capacity: Capacity | None = None
+    aid: Aid = field(default_factory=lambda: Aid())
 
     def evaluating(self, shards: Sequence[Shard]) -> Source:
         """Batches that see every row once."""
@@ -63,6 +90,8 @@ class Bench:
             max_length=self.recipe.data.max_length,
             fixed_width=self._width(),
         )
+        if self.aid.rows and self.recipe.semi is not None:
+            return FewLabels(replace(own, shards=self.aid.rows), unlabelled_rows=self.recipe.semi.batch)
         if self.public is None or self.recipe.teacher is None:
             return own
         return MixedSource(own, public=self.public, public_rows=self.recipe.teacher.public_batch)

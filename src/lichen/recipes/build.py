@@ -35,7 +35,6 @@ from lichen.recipes.parts import down_of, stations
 from lichen.recipes.read import new_folder, read_recipe, recipe_sha256, write_recipe
 from lichen.recipes.schema import Recipe
 from lichen.recipes.tasks import run_adapt
-from lichen.recipes.teach import run_teach
 from lichen.recipes.use import Talker, export, talk
 
 __all__ = ["Result", "Talker", "export", "node", "rank", "run", "talk"]
@@ -129,7 +128,7 @@ def _go(
         for observe in observers:
             observe(event)
 
-    task = {"oneshot": run_oneshot, "teach": run_teach}.get(recipe.task, run_adapt)
+    task = {"oneshot": run_oneshot}.get(recipe.task, run_adapt)
     # One process sees its own machine and accelerator only, and a part would look like the whole.
     alone = ranks.size == 1
     kept = path / "state" / "joules" if alone else None

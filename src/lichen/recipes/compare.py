@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -28,6 +28,7 @@ from lichen.core.store import write_atomic
 from lichen.present.compare import Outcome, Row, rows_of
 from lichen.present.compare_table import comparison_csv, comparison_markdown, notes
 from lichen.present.frontier import frontier_png
+from lichen.present.levels import levels_markdown, levels_png
 from lichen.present.summary import read_summary
 from lichen.present.trace import Event
 from lichen.present.units import seconds_text
@@ -124,7 +125,7 @@ def run_comparison(
     observers: Sequence[Callable[[Event], None]] = (),
     say: Say = lambda _: None,
 ) -> Compared:
-    """Run what is not finished, and write ``compare.md``, ``compare.csv``, ``compare.json`` and ``frontier.png``.
+    """Run what is not finished, and write ``compare.md``, ``.csv``, ``.json``, ``frontier.png`` and ``levels.png``.
 
     A method that fails is told in its row and does not stop the others. The tables are written anew
     after every run, so that whatever ends this leaves those of all that is finished.
@@ -132,7 +133,7 @@ def run_comparison(
     Args:
         comparison: What to run.
         out: The comparison's folder.
-        only: Methods to run; none: all. The tables show all.
+        only: Methods to run, at all of their levels or at one; none: all. The tables show all.
         minutes: Start no run after so many minutes.
         observers: Called with every finished round.
         say: Called with lines of progress.
@@ -143,7 +144,7 @@ def run_comparison(
     start = time.monotonic()
     _one_metric(comparison)
     _claim(out)
-    wanted = [cell for cell in cells_of(comparison, out) if only is None or cell.method.name in only]
+    wanted = [cell for cell in cells_of(comparison, out) if only is None or _named(cell.method, only)]
     faults: dict[str, list[str]] = {}
     open_cells = [cell for cell in wanted if cell.summary() is None]
     say(f"comparison folder: {out}; {len(wanted) - len(open_cells)} of {len(wanted)} runs are finished")
@@ -164,7 +165,10 @@ def run_comparison(
             say(f"failed: {_name(cell)}: {fault}")
         _write(comparison, out, faults)
     rows, table = _write(comparison, out, faults)
-    frontier_png(rows, out / "frontier.png", title=comparison.question or comparison.name)
+    title = comparison.question or comparison.name
+    frontier_png(rows, out / "frontier.png", title=title)
+    if comparison.levels:
+        levels_png(rows, comparison.levels, out / "levels.png", title=title)
     return Compared(
         question=comparison.question,
         rows=rows,
@@ -179,6 +183,10 @@ def run_comparison(
 
 def _name(cell: Cell) -> str:
     return f"{cell.method.name}, seed {cell.recipe.seed}"
+
+
+def _named(method: Method, names: Sequence[str]) -> bool:
+    return method.name in names or method.name.partition("@")[0] in names
 
 
 def _one_metric(comparison: Comparison) -> None:
@@ -311,13 +319,18 @@ def _outcomes(comparison: Comparison, out: Path, faults: Mapping[str, Sequence[s
     cells = cells_of(comparison, out)
     for method in comparison.methods:
         own = [cell for cell in cells if cell.method is method]
-        yield Outcome(
+        done = Outcome(
             method=method.name,
             summaries={cell.recipe.seed: found for cell in own if (found := cell.summary()) is not None},
             wanted=len(own),
             memory=_client_bytes(method, out),
             faults=tuple(faults.get(method.name, ())),
         )
+        _, *level = method.name.split("@")
+        yield from (
+            replace(done, method="@".join([column, *level]), column=column, faults=()) for column in method.also
+        )
+        yield done
 
 
 def _write(
@@ -332,10 +345,13 @@ def _write(
         "metric": metric,
         "higher_is_better": metric != "perplexity",
         "seeds": list(comparison.seeds),
+        "levels": list(comparison.levels),
         "rows": [row.as_dict() for row in rows],
         "notes": list(notes(rows)),
     }
     text = comparison_markdown(rows, title=comparison.name, question=comparison.question)
+    if comparison.levels:
+        text += "\n" + levels_markdown(rows, comparison.levels)
     write_atomic(out / "compare.json", (json.dumps(table, indent=2, allow_nan=False) + "\n").encode())
     write_atomic(out / "compare.md", text.encode())
     write_atomic(out / "compare.csv", comparison_csv(rows).encode())

@@ -13,8 +13,9 @@ from lichen.data.shards import Shard
 from lichen.recipes.adapt import Column
 from lichen.recipes.bench import values_N
 from lichen.recipes.schema import Recipe
+from lichen.server.fair import gain_of
 
-__all__ = ["Done", "classified", "majority"]
+__all__ = ["Done", "classified", "gained", "majority"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +52,9 @@ def classified(columns: Mapping[str, Column]) -> dict[str, float | str | None]:
         out[f"{name}.accuracy"] = float(accuracy(together))
         out[f"{name}.macro_f1"] = float(macro_f1(together))
     return out
+
+
+def gained(with_help: Column, without: Column) -> dict[str, float | str | None]:
+    """What help gave each client: on average, to the one it gave least, and the share it made worse."""
+    found = gain_of(with_help.value_N, without.value_N)
+    return {"gain.mean": found.mean, "gain.least": found.least, "gain.worse": found.worse}

@@ -111,8 +111,16 @@ def cohort_of(recipe: Recipe, classes: Sequence[str], owners: Sequence[Owner]) -
 def foundation_of(recipe: Recipe, source: str | Path, classes: int) -> tuple[Any, Any]:
     """The frozen transformers model, quantised if the recipe says so, and its tokenizer."""
     section = recipe.model
+    drawn = derive(recipe.seed, "weights") if section.random else None
     if recipe.task == "chat":
-        return load_causal(source, dtype=section.dtype, device=section.device, quantized=section.quantize)
+        return load_causal(
+            source,
+            dtype=section.dtype,
+            device=section.device,
+            quantized=section.quantize,
+            layers=section.layers,
+            random=drawn,
+        )
     return load_classifier(
         source,
         classes=classes,
@@ -120,6 +128,8 @@ def foundation_of(recipe: Recipe, source: str | Path, classes: int) -> tuple[Any
         dtype=section.dtype,
         device=section.device,
         quantized=section.quantize,
+        layers=section.layers,
+        random=drawn,
     )
 
 

@@ -27,11 +27,12 @@ from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event
 from lichen.recipes.adapt import Column, among
 from lichen.recipes.bench import values_N
+from lichen.recipes.commons import commons_of, labelled_of
 from lichen.recipes.done import Done, classified, majority
 from lichen.recipes.featured import encoder_of, featured
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.open import fetch_named
-from lichen.recipes.prepare import Owner, classes_of, gather, owners_of
+from lichen.recipes.prepare import Owner, classes_of, gather
 from lichen.recipes.schema import Recipe
 from lichen.server.ridge import Ridge
 
@@ -152,7 +153,7 @@ def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None
         fetch_named(recipe, say)
     records = gather(recipe)
     classes = classes_of(recipe, records)
-    owners = owners_of(recipe, records)
+    owners = labelled_of(commons_of(recipe, records).owners)
     features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
     make = featured(recipe, features, tokenizer, classes)
     say(f"features of {sum(len(o.train) + len(o.test) for o in owners):,} rows of {len(owners)} clients")

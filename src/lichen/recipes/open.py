@@ -12,14 +12,16 @@ from typing import Any
 
 from lichen.data.catalog import CATALOG
 from lichen.data.fetch import fetch
+from lichen.data.frequent import Frequent
 from lichen.data.records import Record
-from lichen.data.shards import Shard
+from lichen.data.shards import Shard, TextShard
 from lichen.data.text import pad_id
 from lichen.recipes.bench import Bench, grid_name
 from lichen.recipes.capacity import capacity_of
+from lichen.recipes.commons import Commons, commons_of, labelled_of
 from lichen.recipes.models import cohort_of, make_student, start_of
 from lichen.recipes.parts import stations
-from lichen.recipes.prepare import Owner, classes_of, encode, gather, owners_of
+from lichen.recipes.prepare import Owner, classes_of, encode, gather
 from lichen.recipes.rules import scaling_of
 from lichen.recipes.schema import Recipe
 from lichen.server.capacity import Capacity
@@ -37,6 +39,10 @@ class Opened:
         classes: The labels; none for a language model.
         foundation: The frozen transformers model; None for a student.
         tokenizer: Its tokenizer; None without one.
+        commons: The owners with their unlabelled rows, and the public rows.
+        make: How rows become what the model reads.
+        public: The public rows without labels, if there are any.
+        vocabulary: The student's words, where they were taken from public text.
     """
 
     bench: Bench
@@ -44,12 +50,19 @@ class Opened:
     classes: tuple[str, ...]
     foundation: Any
     tokenizer: Any
+    commons: Commons
+    make: Callable[[Sequence[Record]], Shard]
+    public: Shard | None = None
+    vocabulary: Frequent | None = None
 
 
 def fetch_named(recipe: Recipe, say: Callable[[str], None]) -> None:
     """Fetch what the recipe names from the catalog, before anything is loaded."""
     wanted = [recipe.model.name, recipe.data.name, recipe.compare.forgotten]
-    wanted += [recipe.teacher.name] if recipe.teacher else []
+    wanted += [recipe.teacher.name] if recipe.teacher and not recipe.teacher.endpoint else []
+    if recipe.synthetic:
+        wanted += [] if recipe.synthetic.endpoint else [recipe.synthetic.name]
+        wanted += [recipe.synthetic.embedder] if recipe.synthetic.kind == "evolution" else []
     wanted += [recipe.model.scratch.text] if recipe.model.scratch else []
     for name in wanted:
         if name in CATALOG:
@@ -88,13 +101,21 @@ def open_recipe(recipe: Recipe, *, say: Callable[[str], None] = lambda _: None) 
     fetch_named(recipe, say)
     records = gather(recipe)
     classes = classes_of(recipe, records)
-    owners = owners_of(recipe, records)
+    commons = commons_of(recipe, records)
+    owners = commons.owners if recipe.task == "chat" else labelled_of(commons.owners)
     say(f"{len(owners)} clients, {sum(len(o.train) for o in owners):,} rows to train on")
     model, foundation, tokenizer = cohort_of(recipe, classes, owners)
     make, apart = encode(recipe, tokenizer, classes), recipe.data.form == "stream"
+    public: Shard | None = make(commons.unlabelled) if commons.unlabelled else None
+    words: Frequent | None = None
+    if model is None and isinstance(public, TextShard):
+        words = words_of(public, tokenizer)
+        make, public = _in_words(make, words), words.renumber(public)
     train = shards_of(owners, "train", make, apart=apart)
     if model is None:
-        model = make_student(recipe, train[0], len(classes), vocabulary=len(tokenizer) if tokenizer else 0)
+        size = len(words) if words else len(tokenizer) if tokenizer else 0
+        model = make_student(recipe, train[0], len(classes), vocabulary=size)
+    pad = pad_id(tokenizer) if tokenizer is not None else 0
     bench = Bench(
         recipe=recipe,
         model=model,
@@ -102,10 +123,36 @@ def open_recipe(recipe: Recipe, *, say: Callable[[str], None] = lambda _: None) 
         train=train,
         valid=shards_of(owners, "valid", make, apart=apart),
         test=shards_of(owners, "test", make, apart=apart),
-        pad=pad_id(tokenizer) if tokenizer is not None else 0,
+        pad=words.words[pad] if words else pad,
     )
     bench = replace(bench, capacity=_capacity(bench))
-    return Opened(bench=bench, owners=owners, classes=classes, foundation=foundation, tokenizer=tokenizer)
+    return Opened(
+        bench=bench,
+        owners=owners,
+        classes=classes,
+        foundation=foundation,
+        tokenizer=tokenizer,
+        commons=commons,
+        make=make,
+        public=public,
+        vocabulary=words,
+    )
+
+
+def words_of(public: TextShard, tokenizer: Any) -> Frequent:
+    """The 4,096 most frequent words of public text, for students that are trained from nothing."""
+    keep = sorted({int(t) for t in (pad_id(tokenizer), tokenizer.unk_token_id) if t is not None})
+    unknown = int(tokenizer.unk_token_id if tokenizer.unk_token_id is not None else keep[0])
+    return Frequent.of([public], size=4096, keep=keep, unknown=unknown)
+
+
+def _in_words(make: Callable[[Sequence[Record]], Shard], words: Frequent) -> Callable[[Sequence[Record]], Shard]:
+    def made(records: Sequence[Record]) -> Shard:
+        shard = make(records)
+        assert isinstance(shard, TextShard)
+        return words.renumber(shard)
+
+    return made
 
 
 def _capacity(bench: Bench) -> Capacity | None:

@@ -14,12 +14,15 @@ import torch
 from lichen.algorithms.average import Average
 from lichen.clients.black_box import BlackBox
 from lichen.clients.diloco import Pace, Worker
+from lichen.clients.distill import Distill
 from lichen.clients.evaluate import Evaluate
 from lichen.clients.keep_best import KeepBest
 from lichen.clients.optimize import ClientOptimizer, lr_factor
 from lichen.clients.replay import Replay
 from lichen.clients.seeds import Materialized, SeedSteps
+from lichen.clients.semi import FixMatch
 from lichen.clients.train import Train
+from lichen.clients.transfer import Selective
 from lichen.clients.wire import Compressed
 from lichen.clients.zeroth_order import WeighBy, ZerothOrder
 from lichen.core.contracts import ClientWork, Sampler, ServerOptimizer, Station
@@ -127,8 +130,28 @@ def federated(bench: Bench, lr: float) -> ClientWork:
         pace = Pace(opt.schedule, steps=fed.steps, rounds=fed.rounds, warmup=opt.warmup)
         work = Worker(trainer(bench, lr), fragments=fed.fragments, drop=fed.drop, pace=pace)
     else:
-        work = trainer(bench, lr)
+        work = helped(bench, trainer(bench, lr))
     return Compressed(work, chain_of(recipe.wire.up)) if recipe.wire.up else work
+
+
+def helped(bench: Bench, train: Train) -> ClientWork:
+    """Training that also learns from rows without labels, or takes a teacher's word only where it is worth it."""
+    recipe, aid = bench.recipe, bench.aid
+    if recipe.semi is not None and aid.views is not None:
+        semi = recipe.semi
+        work = FixMatch(
+            train,
+            aid.views,
+            threshold=semi.threshold,
+            weight=semi.weight,
+            rows=max((shard.size for shard in aid.rows), default=1) if semi.by_class else None,
+            by="received" if semi.server else "now",
+            teacher_rounds=semi.teacher_rounds,
+        )
+        return Distill(work, answers=aid.answers) if aid.answers else work
+    if aid.judge is not None and aid.said_M is not None:
+        return Selective(train, judge=aid.judge, said_M=aid.said_M)
+    return train
 
 
 def down_of(recipe: Recipe) -> Chain | None:
@@ -167,7 +190,7 @@ def algorithm_of(bench: Bench, lr: float, until: int) -> Average:
     """The federation at one learning rate, up to round ``until``."""
     fed = bench.recipe.federation
     return Average(
-        aggregator=aggregator_of(bench),
+        aggregator=aggregator_of(bench, lr),
         optimizer=server_of(bench.recipe),
         sampler=sampler_of(bench),
         weight_N=torch.tensor([s.size for s in bench.train], dtype=torch.float64),

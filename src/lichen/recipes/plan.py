@@ -22,7 +22,7 @@ from lichen.present.energy import Meter, counters
 from lichen.recipes.expect import Expected, Problem, problems
 from lichen.recipes.gauge import Gauge
 from lichen.recipes.plan_adapt import expect_adapt
-from lichen.recipes.plan_features import expect_oneshot, expect_teach
+from lichen.recipes.plan_features import expect_oneshot, expect_taught
 from lichen.recipes.read import read_recipe
 from lichen.recipes.schema import Recipe
 
@@ -81,7 +81,7 @@ def plan(
         LichenError: what is wrong with the recipe or its files, as the run would say it.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    task = {"oneshot": expect_oneshot, "teach": expect_teach}.get(recipe.task, expect_adapt)
+    task = expect_oneshot if recipe.task == "oneshot" else expect_taught if recipe.teacher else expect_adapt
     device = recipe.model.device
     with tempfile.TemporaryDirectory(prefix="lichen-plan-") as folder, Meter(counters(device)) as meter:
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The plans of tasks ``oneshot`` and ``teach``: how long the encoder takes, and what follows from it.
+"""The plans of task ``oneshot`` and of a teacher: how long the encoder takes, and what follows from it.
 
 Both spend nearly all of their time in one pass of a frozen encoder over rows that can be counted, so a sample
 of rows is encoded and the rest follows by tokens. One-shot statistics and a teacher's answers have one shape
@@ -19,28 +19,29 @@ import torch
 
 from lichen.clients.answer import LocalTeacher
 from lichen.core import tree as trees
-from lichen.data.partition import by_client
 from lichen.data.record import Record
 from lichen.data.shards import ArrayShard
 from lichen.data.text import encode_classify
 from lichen.models.features import EncoderFeatures
 from lichen.recipes.budget import Load, budget, invitations
 from lichen.recipes.clock import spread
+from lichen.recipes.commons import commons_of, labelled_of
 from lichen.recipes.expect import Cost, Disk, Expected, Memory, free_bytes
 from lichen.recipes.featured import encoder_of, featured
 from lichen.recipes.flops import arithmetic_of
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.gauge import Gauge
+from lichen.recipes.help import answered
 from lichen.recipes.oneshot import engine_for, solve
-from lichen.recipes.open import fetch_named
+from lichen.recipes.open import fetch_named, open_recipe
 from lichen.recipes.plan_adapt import expect, flops_of
-from lichen.recipes.prepare import classes_of, draw_owners, gather, owners_of
+from lichen.recipes.prepare import classes_of, gather
 from lichen.recipes.read import recipe_sha256
 from lichen.recipes.schema import Recipe
-from lichen.recipes.teach import ask, part_public, students
+from lichen.recipes.teacher import answered_with, ask
 from lichen.recipes.traffic import Traffic
 
-__all__ = ["expect_oneshot", "expect_teach"]
+__all__ = ["expect_oneshot", "expect_taught"]
 
 Say = Callable[[str], None]
 
@@ -121,7 +122,7 @@ def expect_oneshot(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds
     fetch_named(recipe, say)
     records = gather(recipe)
     classes = classes_of(recipe, records)
-    owners = owners_of(recipe, records)
+    owners = labelled_of(commons_of(recipe, records).owners)
     features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
     start = time.perf_counter() - began
     say("encoding some rows")
@@ -162,8 +163,8 @@ def expect_oneshot(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds
     )
 
 
-def expect_teach(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds: float) -> Expected:
-    """Task ``teach``: the teacher's pass over public and test rows, then students without it and with it.
+def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds: float) -> Expected:
+    """Task ``classify`` with a teacher: its pass over public and test rows, then the federation with and without it.
 
     Args:
         recipe: The recipe.
@@ -173,52 +174,49 @@ def expect_teach(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds: 
         seconds: About how long each kind of work is timed.
     """
     assert recipe.teacher is not None
-    began, asked = time.perf_counter(), recipe.teacher
-    fetch_named(recipe, say)
-    records = gather(recipe)
-    classes = classes_of(recipe, records)
-    rows = {name: [records[i] for i in index] for name, index in by_client(records).items()}
-    labelled, unlabelled, private = part_public(recipe, rows)
-    owners = tuple(
-        replace(owner, train=owner.train[: asked.few], valid=owner.valid[: asked.few])
-        for owner in draw_owners(recipe, private)
-    )
-    features, tokenizer = encoder_of(recipe, asked.name, exact=False)
-    bench, public, _ = students(recipe, owners, tokenizer, classes, unlabelled)
+    began = time.perf_counter()
+    opened = open_recipe(recipe, say=say)
+    bench, commons, owners, classes = opened.bench, opened.commons, opened.owners, opened.classes
+    assert opened.public is not None
+    features, tokenizer = encoder_of(recipe, recipe.teacher.name, exact=False)
     start = time.perf_counter() - began
     say("encoding some rows")
-    read = [*labelled, *unlabelled, *(record for owner in owners for record in owner.test)]
+    read = [*commons.labelled, *commons.unlabelled, *(record for owner in owners for record in owner.test)]
     passed = _encoder_pass(recipe, features, tokenizer, classes, read, gauge, seconds)
-    texts = [record.text for record in unlabelled]
+    texts, count = [record.text for record in commons.unlabelled], answered_with(recipe, classes)
     home = RunFolder(folder / "answers", recipe_sha256=recipe_sha256(recipe))
-    mute = LocalTeacher(lambda some: torch.zeros(len(some), len(classes)), classes=classes, top_k=asked.top_k)
-    answers, up, down = ask(mute, texts, classes, asked.top_k, home)
-    alone = recipe.model_copy(update={"compare": recipe.compare.model_copy(update={"columns": ()})})
+    mute = LocalTeacher(lambda some: torch.zeros(len(some), len(classes)), classes=classes, top_k=count)
+    answers, up, down = ask(mute, texts, classes, count, home)
+    apart = tuple(c for c in recipe.compare.columns if c != "without")
+
+    def only(columns: tuple[Any, ...]) -> Recipe:
+        return recipe.model_copy(update={"compare": recipe.compare.model_copy(update={"columns": columns})})
+
     taught = replace(
         bench,
-        recipe=alone,
+        recipe=only(()),
         start={**bench.start, **answers},
-        public=replace(public, answer=np.arange(public.size, dtype=np.int64)),
+        public=answered(opened.public, np.arange(opened.public.size)),
     )
-    without, learned = (
+    plain, learned = (
         expect(b, budget(b, invitations(b)), partial(flops_of, b), folder / name, gauge, say, seconds)
-        for name, b in (("without", bench), ("taught", taught))
+        for name, b in (("plain", replace(bench, recipe=only(apart))), ("taught", taught))
     )
     # Every client is sent the public texts once; their answers ride along in every job.
     down += sum(len(text.encode()) for text in texts) * len(owners)
-    columns = {"teacher": passed.cost, "without_teacher": without.columns["federated"], **learned.columns}
-    columns |= {name: cost for name, cost in without.columns.items() if name in ("alone", "pooled")}
-    sent, peak = learned.bytes, max(part.memory.peak for part in (passed, without, learned))
+    columns = {"teacher": passed.cost, **learned.columns}
+    columns |= {"without": plain.columns["federated"]} if "without" in recipe.compare.columns else {}
+    columns |= {name: cost for name, cost in plain.columns.items() if name in apart}
+    sent, peak = learned.bytes, max(part.memory.peak for part in (passed, plain, learned))
     return replace(
         learned,
         trained=sum(x.numel() for x in bench.start.values()),
-        frozen=_weights(features.model),
+        frozen=learned.frozen + _weights(features.model),
         bytes=replace(sent, up=sent.up + up, down=sent.down + down),
-        memory=replace(learned.memory, base=passed.memory.base, peak=peak),
+        memory=replace(learned.memory, base=learned.memory.base + passed.memory.base, peak=peak),
         disk=replace(
-            without.disk, shared=without.disk.shared + learned.disk.shared + trees.nbytes(answers), free=free_bytes()
+            plain.disk, shared=plain.disk.shared + learned.disk.shared + trees.nbytes(answers), free=free_bytes()
         ),
         columns=columns,
         start=start,
-        notes=(*learned.notes, "students are timed on each client's first labels, not on those that will be drawn"),
     )

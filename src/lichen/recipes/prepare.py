@@ -21,7 +21,7 @@ from lichen.data.text import LmForm, label_set
 from lichen.data.tokens import classify_shard, lm_shard
 from lichen.recipes.schema import Recipe
 
-__all__ = ["Owner", "classes_of", "draw_owners", "encode", "gather", "owners_of"]
+__all__ = ["Owner", "classes_of", "draw_owners", "draw_rows", "encode", "gather", "owners_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +98,18 @@ def classes_of(recipe: Recipe, records: Sequence[Record]) -> tuple[str, ...]:
     return classes
 
 
-def owners_of(recipe: Recipe, records: Sequence[Record]) -> tuple[Owner, ...]:
+def owners_of(
+    recipe: Recipe, records: Sequence[Record], *, test: tuple[Record, ...] | None = None
+) -> tuple[Owner, ...]:
     """Part the records among their owners, and each owner's into train, valid and test.
 
     A drawn partition (``dirichlet``, ``iid``) is scored on one common test set, balanced over the
     classes; owners of their own rows are scored on their own.
+
+    Args:
+        recipe: Its data section.
+        records: All rows.
+        test: With a drawn partition: the common test set, if it has been taken out of the records already.
 
     Raises:
         LichenError: naming the client and the key, for clients that would be left empty.
@@ -118,7 +125,7 @@ def owners_of(recipe: Recipe, records: Sequence[Record]) -> tuple[Owner, ...]:
                 fix="map a client column, or set data.partition.by",
             )
         return draw_owners(recipe, rows)
-    common, rest = _common_test(recipe, records)
+    common, rest = draw_rows(recipe, records) if test is None else (test, list(records))
     labels = np.asarray([str(r.label) for r in rest])
     drawn = (
         iid(len(rest), clients=part.clients, seed=recipe.seed)
@@ -129,8 +136,12 @@ def owners_of(recipe: Recipe, records: Sequence[Record]) -> tuple[Owner, ...]:
     return tuple(replace(owner, test=common) for owner in draw_owners(recipe, rows, test=0.0))
 
 
-def _common_test(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[Record, ...], list[Record]]:
-    """(a test set with equally many rows of each class, the rest)."""
+def draw_rows(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[Record, ...], list[Record]]:
+    """``(a test set with equally many rows of each class, the rest)``, for owners that are drawn.
+
+    Raises:
+        LichenError: if it would hold no row of the rarest class.
+    """
     held = [r for r in records if r.group == "test"]
     rest = [r for r in records if r.group != "test"] if held else list(records)
     pool = held or rest

@@ -26,7 +26,14 @@ from lichen.recipes.strict_yaml import LARGEST, dump_yaml, load_yaml
 
 __all__ = ["gallery", "new_folder", "read_recipe", "recipe_sha256", "write_recipe"]
 
-_PATHS = (("data", "name"), ("model", "name"), ("model", "adapter", "init_from"), ("teacher", "name"))
+_PATHS = (
+    ("data", "name"),
+    ("model", "name"),
+    ("model", "adapter", "init_from"),
+    ("teacher", "name"),
+    ("synthetic", "name"),
+    ("synthetic", "embedder"),
+)
 
 
 def gallery() -> dict[str, Path]:

@@ -15,6 +15,7 @@ from lichen.recipes.bench import Bench
 from lichen.recipes.schema import Recipe
 from lichen.recipes.schema_model import Adapter
 from lichen.server.evolution import Evolution
+from lichen.server.fair import QFFL
 from lichen.server.fedsvd import FedSVD
 from lichen.server.hetlora import HetLoRA
 from lichen.server.kseed import SeedSums
@@ -58,13 +59,16 @@ def home_of(recipe: Recipe) -> tuple[str, ...]:
     return _HOME.get(recipe.rule, ())
 
 
-def aggregator_of(bench: Bench) -> Aggregator:
-    """The recipe's aggregator."""
+def aggregator_of(bench: Bench, lr: float) -> Aggregator:
+    """The recipe's aggregator, for clients that train at this rate."""
     recipe = bench.recipe
     if recipe.optimizer.name == "kseed":
         return SeedSums(recipe.optimizer.seeds, weighting=recipe.federation.weighting)
     if recipe.optimizer.name == "cma":
         return Evolution(recipe.federation.weighting)
+    if recipe.federation.fair == "qffl":
+        fed = recipe.federation
+        return QFFL(fed.q, lr=lr, weighting=fed.weighting)
     if not recipe.wire.up:
         return _rule(recipe)
     return Decoded(_rule(recipe), chain_of(recipe.wire.up), _layouts(bench))

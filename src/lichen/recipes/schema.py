@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from lichen.recipes.schema_help import Public, Semi, Synthetic, Teacher, refuse_unhelpful
 from lichen.recipes.schema_model import Adapter, Model, Positive, Section, Share, Student
 from lichen.recipes.schema_rounds import Aggregate, Federation, Optimizer, Wire
 
@@ -65,6 +66,10 @@ class Data(Section):
     one_class: Literal["refuse", "keep", "drop"] = Field(
         default="refuse", description="clients whose rows all have one label"
     )
+    public: Public | None = Field(default=None, description="rows kept out of the federation, for all to see")
+    labels: Positive | None = Field(
+        default=None, description="labelled rows a client has, and as many to choose by; its others lose their labels"
+    )
 
     @model_validator(mode="after")
     def _leave_something(self) -> Data:
@@ -76,8 +81,9 @@ class Data(Section):
 class Compare(Section):
     """What the federation is held against."""
 
-    columns: tuple[Literal["base", "alone", "pooled"], ...] = Field(
-        default=("base", "alone", "pooled"), description="columns beside federated"
+    columns: tuple[Literal["base", "alone", "pooled", "without"], ...] = Field(
+        default=("base", "alone", "pooled"),
+        description="columns beside federated; `without`: the same federation with no help from a foundation model",
     )
     metric: Literal["perplexity", "macro_f1", "accuracy"] | None = Field(
         default=None, description="what is compared; none: perplexity for chat, else macro_f1"
@@ -91,18 +97,6 @@ class Compare(Section):
     forgotten: str | None = Field(default=None, description="catalog text whose perplexity is taken before and after")
     forgotten_rows: Positive = Field(default=64, description="rows of it")
     partitions: Positive = Field(default=10, description="oneshot: random partitions to compare with pooled")
-
-
-class Teacher(Section):
-    """A foundation model reached only through its answers (task ``teach``)."""
-
-    name: str = Field(default="minilm-l6", description="catalog name, local folder or hub id")
-    public: Share = Field(default=0.5, description="share of owners outside the federation whose rows are public")
-    labelled: Positive = Field(default=2000, description="public labelled rows the teacher's head is trained on")
-    unlabelled: Positive = Field(default=2000, description="public texts it answers")
-    top_k: Positive = Field(default=5, description="classes in an answer")
-    few: Positive = Field(default=10, description="labels a client has")
-    public_batch: Positive = Field(default=16, description="answered rows a local step")
 
 
 class Engine(Section):
@@ -134,7 +128,7 @@ class Recipe(Section):
 
     name: str = Field(default="recipe", description="how the run is called")
     question: str = Field(default="", description="what it answers, in a sentence")
-    task: Literal["chat", "classify", "oneshot", "teach"] = Field(description="what is learned")
+    task: Literal["chat", "classify", "oneshot"] = Field(description="what is learned")
     seed: int = Field(default=0, ge=0, lt=2**31, description="every draw comes from it")
     model: Model
     data: Data
@@ -142,8 +136,13 @@ class Recipe(Section):
     federation: Federation = Field(default=Federation(), description="the rounds")
     wire: Wire = Field(default=Wire(), description="what is sent")
     compare: Compare = Field(default=Compare(), description="what it is held against")
-    teacher: Teacher | None = Field(default=None, description="for task teach")
-    ridge: float = Field(default=1.0, gt=0, description="oneshot: lambda of the closed-form head")
+    teacher: Teacher | None = Field(default=None, description="classify: a foundation model that answers")
+    synthetic: Synthetic | None = Field(default=None, description="classify: rows that a foundation model writes")
+    semi: Semi | None = Field(default=None, description="classify: learning from rows that have no label")
+    kept: str | None = Field(
+        default=None, description="folder where answers of foundation models are kept and found again; none: the cache"
+    )
+    ridge: float = Field(default=1.0, gt=0, description="lambda of a closed-form head")
     engine: Engine = Field(default=Engine(), description="where clients run")
 
     @property
@@ -151,6 +150,11 @@ class Recipe(Section):
         """How changes become one, by the recipe or by what is trained."""
         lora = self.model.student is None and self.model.adapter.kind == "lora"
         return self.federation.aggregate or ("fedit" if lora else "mean")
+
+    @property
+    def helped(self) -> bool:
+        """A foundation model, or the clients' unlabelled rows, help with the labels."""
+        return not (self.teacher is None and self.synthetic is None and self.semi is None)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -161,16 +165,26 @@ class Recipe(Section):
             raise ValueError("model.scratch: stands for itself, in task chat; remove model.name and model.student")
         if model.scratch is not None and model.adapter.kind != "full":
             raise ValueError("model.scratch: nothing of it is worth freezing; set model.adapter.kind: full")
-        if model.name is not None and student is not None and self.task != "teach":
+        if model.name is not None and student is not None:
             raise ValueError("model: name and student exclude each other; remove one")
         if self.task == "chat" and student is not None:
             raise ValueError("model.student: task chat adapts a language model; give model.name instead")
         if self.task == "oneshot" and model.name is None:
             raise ValueError("model.name: task oneshot needs an encoder; name one, such as minilm-l6")
-        if self.task == "teach" and (self.teacher is None or student is None):
-            raise ValueError("teacher: task teach needs both teacher and model.student; add what is missing")
-        if self.task != "teach" and self.teacher is not None:
-            raise ValueError("teacher: only task teach has one; remove it or set task: teach")
+        refuse_unhelpful(
+            task=self.task,
+            student=student is not None,
+            engine=self.engine.name,
+            fair=self.federation.fair,
+            public=self.data.public,
+            teacher=self.teacher,
+            synthetic=self.synthetic,
+            semi=self.semi,
+        )
+        if self.data.labels is not None and self.task == "chat":
+            raise ValueError("data.labels: task chat has no labels; remove it")
+        if "without" in self.compare.columns and not self.helped:
+            raise ValueError("compare.columns: there is no help to go without; remove `without`")
         if (self.task == "chat") != (self.compare.metric in (None, "perplexity")) and self.compare.metric is not None:
             raise ValueError(
                 "compare.metric: does not fit the task; use perplexity for chat, else macro_f1 or accuracy"
@@ -202,6 +216,10 @@ def refuse_misfits(recipe: Recipe) -> None:
         raise ValueError(
             f"federation.server: {rule} is exact for plain averaging only; use sgd with lr 1 and no momentum"
         )
+    if fed.fair != "none" and (rule != "mean" or recipe.wire.up or opt.name not in ("adamw", "sgd")):
+        raise ValueError("federation.fair: weighs plain averages of gradient training; use aggregate: mean, no wire.up")
+    if fed.fair != "none" and recipe.engine.name == "distributed":
+        raise ValueError("federation.fair: was not tried on several ranks; use engine.name: local")
     if fed.server.nesterov and not (fed.server.name == "sgd" and fed.server.momentum):
         raise ValueError("federation.server.nesterov: looks ahead along no momentum; use sgd and set server.momentum")
     if (fed.fragments > 1 or fed.drop) and not fed.keep_optimizer:

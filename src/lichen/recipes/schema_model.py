@@ -99,6 +99,15 @@ class Model(Section):
         default=None, description="frozen linear layers in 8 or 4 bits; needs the extra `quantized`; none: as they are"
     )
     device: str = Field(default="cpu", description="torch device")
+    layers: Positive | None = Field(default=None, description="only its first blocks, so many; none: all")
+    random: bool = Field(
+        default=False,
+        description="weights drawn by the seed in place of its own: the same model, without what it knows",
+    )
+    head: Literal["random", "ridge", "lda"] = Field(
+        default="random",
+        description="classify: where the head begins; `ridge`, `lda`: in closed form, from the clients' statistics",
+    )
     adapter: Adapter = Field(default=Adapter(), description="what is trained on the frozen model")
     student: Student | None = Field(default=None, description="train this small model from scratch instead")
     scratch: Scratch | None = Field(default=None, description="pre-train this language model instead")

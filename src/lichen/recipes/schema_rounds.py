@@ -82,6 +82,12 @@ class Federation(Section):
         default=1, description="layer-wise: parts of the stack that take turns in being trained, a round each"
     )
     weighting: Literal["examples", "uniform"] = Field(default="examples", description="weight of a client in the mean")
+    fair: Literal["none", "minmax", "qffl"] = Field(
+        default="none",
+        description="whose loss counts more: `minmax` the largest's (agnostic federated learning), `qffl` large ones",
+    )
+    fair_rate: float = Field(default=0.1, gt=0, description="minmax: how fast weights follow the losses")
+    q: float = Field(default=1.0, ge=0, description="qffl: how much more; 0 is plain averaging")
     keep_optimizer: bool = Field(
         default=False, description="DiLoCo: each client's optimizer goes on in its next round; warm-up counts its steps"
     )

@@ -19,8 +19,9 @@ from lichen.engines.local import LocalEngine
 from lichen.models.peft_format import has_peft_format, save_adapter
 from lichen.recipes.adapt import Column, Watch, adapt, among, room_of
 from lichen.recipes.bench import Bench, values_N
-from lichen.recipes.done import Done, classified, majority
+from lichen.recipes.done import Done, classified, gained, majority
 from lichen.recipes.folder import RunFolder
+from lichen.recipes.help import help_of
 from lichen.recipes.models import STUDENT_TOKENIZER, spec_of
 from lichen.recipes.open import Opened, fetch_named, open_recipe, shards_of
 from lichen.recipes.prepare import encode
@@ -36,9 +37,10 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done
     with folder.ranks.ahead():
         fetch_named(recipe, say)
     opened = open_recipe(recipe, say=say)
-    columns = adapt(opened.bench, folder, watch, say)
+    helped = help_of(opened, folder, say)
+    columns = {**helped.columns, **adapt(helped.bench, folder, watch, say, plain=opened.bench)}
     best = columns["federated"].shared or {}
-    extra: dict[str, float | str | None] = {}
+    extra = dict(helped.extra)
     if recipe.task == "chat":
         if "base" in columns:
             columns["base"], forms = _best_form(opened, folder, columns["base"], say)
@@ -50,9 +52,17 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done
     else:
         columns["majority"] = majority(recipe, opened.bench.train, opened.bench.test, len(opened.classes))
         extra |= classified(columns)
+        if "without" in columns:
+            extra |= gained(columns["federated"], columns["without"])
     if folder.ranks.first:
         _save(opened, folder, best)
-    return Done(columns=columns, clients=tuple(o.name for o in opened.owners), extra=extra)
+    return Done(
+        columns=columns,
+        clients=tuple(o.name for o in opened.owners),
+        extra=extra,
+        bytes_up=helped.bytes_up,
+        bytes_down=helped.bytes_down,
+    )
 
 
 def _score_on(bench: Bench, shards: Sequence[Shard], shared: Tree, folder: RunFolder) -> Tree:
@@ -124,6 +134,6 @@ def _save(opened: Opened, folder: RunFolder, best: Tree) -> None:
         "classes": list(opened.classes),
         "student": student.model_dump() if student else None,
         "tokenizer": STUDENT_TOKENIZER if reads_text else None,
-        "vocabulary": None,
+        "vocabulary": list(opened.vocabulary.words) if opened.vocabulary else None,
     }
     folder.write_json("model/config.json", about)

@@ -2,7 +2,12 @@
 
 ``question`` · ``base`` (a recipe's name or file) · ``set`` (keys changed for all) · ``seeds`` ·
 ``methods`` (a name each, with the keys it changes). Keys are dotted or nested, and a nested section
-changes what it names and leaves the rest. A later word wins: base, ``set``, the method, the command line.
+changes what it names and leaves the rest. A later word wins: base, ``set``, the level, the method, the
+command line.
+
+``levels`` (a name each, with keys) asks every method the same question under several conditions, such as fewer
+labels; ``at`` names the levels of methods that are not run at all of them. ``also`` shows another column of a
+method's runs as a row: ``{alone: scratch}``.
 
 Every method is read as the recipe it makes before anything runs, so that a slip in the thirtieth one
 does not wait for the twenty-ninth to finish; and two methods that make one recipe are refused,
@@ -15,7 +20,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -26,7 +31,7 @@ from lichen.recipes.strict_yaml import LARGEST, load_yaml
 
 __all__ = ["Comparison", "Method", "comparisons", "read_comparison"]
 
-KEYS = ("name", "question", "base", "set", "seeds", "methods")
+KEYS = ("name", "question", "base", "set", "seeds", "levels", "methods", "at", "also")
 SEEDS = (0, 1, 2)
 """Where nobody says which: the fewest that show a spread."""
 MOST_SEEDS = 1000
@@ -40,12 +45,14 @@ class Method:
     """One row of the table.
 
     Attributes:
-        name: What it is called.
+        name: What it is called; with levels ``method@level``.
         recipe: What it runs, its seed 0.
+        also: Columns of its runs, beside federated, that are rows of their own.
     """
 
     name: str
     recipe: Recipe
+    also: tuple[str, ...] = ()
 
 
 @final
@@ -58,12 +65,14 @@ class Comparison:
         question: What it answers.
         methods: In the order of the table.
         seeds: Each method runs with each of them.
+        levels: Conditions that methods are run under, in order; none: one, without a name.
     """
 
     name: str
     question: str
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
+    levels: tuple[str, ...] = ()
 
 
 def comparisons() -> dict[str, Path]:
@@ -101,7 +110,7 @@ def read_comparison(
         known = _side_by_side(sources, overrides)
     _differ(known.methods)
     chosen = known.seeds if seeds is None else _seeds(list(seeds), "seeds")
-    return Comparison(name=known.name, question=known.question, methods=known.methods, seeds=chosen)
+    return replace(known, seeds=chosen)
 
 
 def _home(source: str | Path) -> Path:
@@ -157,18 +166,71 @@ def _comparison(page: Mapping[str, Any], where: str, file: Path, overrides: Sequ
             where=f"{where}: methods",
             fix="for example fedex: {federation.aggregate: fedex}",
         )
+    levels = _levels(page.get("levels"), f"{where}: levels")
+    at, also = _at(page.get("at"), rows, levels, f"{where}: at"), _also(page.get("also"), rows, f"{where}: also")
     methods = []
     for row, changes in rows.items():
         here = f"{where}: methods.{row}"
         _named(row, here)
-        words = [*_words(common), *_words(_changes(changes, here)), *overrides, f"name={json.dumps(row)}"]
-        try:
-            recipe = read_recipe(base, words)
-        except LichenError as error:
-            raise LichenError(error.what, where=f"{here}: {error.where}", fix=error.fix) from None
-        methods.append(Method(name=row, recipe=_seeded(recipe, 0)))
+        own = _words(_changes(changes, here))
+        for level in at.get(row, tuple(levels)):
+            name_ = f"{row}@{level}" if level else row
+            words = [*_words(common), *_words(levels[level]), *own, *overrides, f"name={json.dumps(name_)}"]
+            try:
+                recipe = read_recipe(base, words)
+            except LichenError as error:
+                place = here if not level else f"{here}, level {level}"
+                raise LichenError(error.what, where=f"{place}: {error.where}", fix=error.fix) from None
+            methods.append(Method(name=name_, recipe=_seeded(recipe, 0), also=also.get(row, ())))
     seeds = _seeds(page["seeds"], f"{where}: seeds") if "seeds" in page else SEEDS
-    return Comparison(name=name, question=question, methods=tuple(methods), seeds=seeds)
+    return Comparison(
+        name=name,
+        question=question,
+        methods=tuple(methods),
+        seeds=seeds,
+        levels=tuple(level for level in levels if level),
+    )
+
+
+def _levels(value: Any, where: str) -> dict[str, dict[str, Any]]:
+    """Keys by level; one level without a name where there are none."""
+    if value is None:
+        return {"": {}}
+    if not isinstance(value, Mapping) or not value:
+        raise LichenError("must hold a name for each level, with its keys", where=where, fix="see the guide")
+    for level in value:
+        _named(level, f"{where}.{level}")
+    return {level: _changes(changes, f"{where}.{level}") for level, changes in value.items()}
+
+
+def _at(value: Any, rows: Mapping[str, Any], levels: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
+    """Levels of methods that are not run at all of them."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise LichenError("must hold a list of levels for some methods", where=where, fix="see the guide")
+    for row, some in value.items():
+        if row not in rows:
+            raise LichenError("no such method", where=f"{where}.{row}", fix=f"the methods are: {', '.join(rows)}")
+        if not isinstance(some, list) or not some or any(level not in levels for level in some):
+            raise LichenError("no such levels", where=f"{where}.{row}", fix=f"list some of: {', '.join(levels)}")
+    return {row: tuple(level for level in levels if level in some) for row, some in value.items()}
+
+
+def _also(value: Any, rows: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
+    """Columns that are rows of their own, by the method whose runs hold them."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise LichenError("must hold a method for each column", where=where, fix="for example {alone: scratch}")
+    found: dict[str, tuple[str, ...]] = {}
+    for column, row in value.items():
+        if row not in rows:
+            raise LichenError(f"no method {row!r}", where=f"{where}.{column}", fix=f"use one of: {', '.join(rows)}")
+        if column in rows:
+            raise LichenError("is a method's name, too", where=f"{where}.{column}", fix="rename the method")
+        found[row] = (*found.get(row, ()), str(column))
+    return found
 
 
 def _base(value: Any, where: str, file: Path) -> str | Path:

@@ -1,0 +1,242 @@
+"""What do a large and a small language model gain from each other when neither's weights may move?
+
+A small Llama with a vocabulary of its own is trained from nothing on addresses and on what people wrote to
+each other. Four other people then hold what they wrote, and a copy of it each; a server holds SmolLM2 with an
+adapter; 256 public texts are everybody's.
+
+FedMKT: both sides tell their sixteen likeliest next tokens on the public texts and learn where the other knew
+better. It is held against the same steps on the same texts with nobody told anything. FedCoLLM: the small
+model's adapter is averaged over the four and then learns with SmolLM2 at the server; held against averaging
+alone and against everybody alone. Perplexity is that of rows the four people hold back.
+
+A cell is one way and one seed. Its result is one JSON file under ``results/``, skipped when it is there; a cell
+that is stopped goes on from its last checkpoint when it is called again. The first cell, ``pretrain``, trains the
+small model, and the others begin there.
+
+Run it: ``python benchmarks/mutual.py --cells`` (all), ``--only NAME``, ``--list``; ``--cut`` does everything on a
+scale of seconds and writes nothing; without any of them it prints what is there.
+
+Legend: C clients, N texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from diloco import Everyone
+from mutual_sides import CUT, Task, bridge, judge, pretrain, sides
+
+from lichen.algorithms.alone import Alone
+from lichen.algorithms.average import Average, score
+from lichen.algorithms.cotune import CoTune, Pupil, large_of
+from lichen.algorithms.mutual import Group, Mutual
+from lichen.allocator import keep_large_buffers
+from lichen.clients.metrics import perplexity
+from lichen.clients.tell import starts
+from lichen.clients.visit import Visit, VisitSource
+from lichen.core.contracts import Algorithm, Report, Station
+from lichen.core.message import Job
+from lichen.core.rounds import run
+from lichen.core.store import ClientStore
+from lichen.core.tree import Tree
+from lichen.data.catalog import cache_dir
+from lichen.engines.local import LocalEngine
+from lichen.server.mean import Mean
+from lichen.server.optimize import ServerSGD
+from lichen.server.select import Select
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def key_of(task: Task) -> str:
+    """A short digest of the task."""
+    return hashlib.sha256(json.dumps(asdict(task), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def mutual(task: Task, folder: Path, seed: int, *, heard: bool) -> tuple[Algorithm, dict[str, Station], Tree]:
+    """FedMKT, with or without knowledge."""
+    small, large = sides(task, folder, whole=True)
+    everyone = tuple(range(task.people))
+    told, local = small.tell(everyone, personal=True), small.local(task.lr, personal=True)
+    stations = {
+        "visit": Station(work=Visit(local.work, tell=told.work), source=VisitSource(local.source, public=told.source)),
+        "listen": small.listen(everyone, task.lr, personal=True),
+        "valid": small.valid(personal=True),
+    }
+    group = Group(
+        clients=everyone, start=small.model.init(0), up=bridge(small, large), down=bridge(large, small),
+        base=small.model.base,
+    )  # fmt: skip
+    algorithm = Mutual(
+        groups=(group,),
+        tell=large.tell((0,), personal=False),
+        listen=large.listen((0,), task.large_lr, personal=False),
+        select=Select(tuple(starts(large.public).tolist())),
+        rounds=task.rounds,
+        heard=heard,
+    )
+    return algorithm, stations, large.model.init(seed)
+
+
+def cotune(task: Task, folder: Path, seed: int, *, how: str) -> tuple[Algorithm, dict[str, Station], Tree]:
+    """FedCoLLM, plain averaging, or everybody alone, all with the small model's adapter."""
+    small, large = sides(task, folder, whole=False)
+    personal = how == "alone"
+    stations = {"train": small.local(task.lora_lr, personal=personal), "valid": small.valid(personal=personal)}
+    if personal:
+        return Alone(clients=task.people, rounds=task.rounds), stations, small.model.init(seed)
+    average = Average(
+        aggregator=Mean(), optimizer=ServerSGD(1.0), sampler=Everyone(), rounds=task.rounds,
+        weight_N=torch.tensor([float(shard.size) for shard in small.train]), base=small.model.base,
+        valid="valid" if how == "fedavg" else None,
+    )  # fmt: skip
+    if how == "fedavg":
+        return average, stations, small.model.init(seed)
+    pupils = [
+        Pupil(tell=one.tell((0,), personal=False), listen=one.listen((0,), lr, personal=False), hears=bridge(two, one))
+        for one, two, lr in ((small, large, task.lora_lr), (large, small, task.large_lr))
+    ]
+    algorithm = CoTune(average=average, small=pupils[0], large=pupils[1], start=large.model.init(seed))
+    return algorithm, stations, small.model.init(seed)
+
+
+WAYS = {"fedmkt": 3, "unheard": 3, "cotune": 5, "fedavg": 5, "alone": 5}
+"""Seeds of each way."""
+
+
+def cells() -> list[str]:
+    """Every cell, in the order they must run."""
+    return ["pretrain", *(f"{way}-s{seed}" for way, seeds in WAYS.items() for seed in range(seeds))]
+
+
+def run_cell(task: Task, folder: Path, name: str, until: float) -> dict[str, Any] | None:
+    """One cell's numbers; None where the time was up first."""
+    if name == "pretrain":
+        return pretrain(task, folder, until)
+    way, _, number = name.partition("-s")
+    seed = int(number)
+    if way in ("fedmkt", "unheard"):
+        algorithm, stations, start = mutual(task, folder, seed, heard=way == "fedmkt")
+    else:
+        algorithm, stations, start = cotune(task, folder, seed, how=way)
+    small, large = sides(task, folder, whole=way in ("fedmkt", "unheard"))
+    log_file, place = folder / f"{name}.json", folder / name
+    log: list[dict[str, Any]] = json.loads(log_file.read_text()) if log_file.exists() else []
+    engine = LocalEngine(stations, ClientStore(place / "own"), block_size=1)
+
+    def told(report: Report) -> None:
+        one = {"round": report.round, "seconds": report.seconds, "up": report.bytes_up, "down": report.bytes_down}
+        log[report.round - 1 :] = [{**one, **report.metrics}]
+        log_file.write_text(json.dumps(log))
+        print(f"  round {report.round}  {report.seconds:6.0f} s  " + brief(report.metrics), flush=True)
+
+    state = None
+    for rounds in range(len(log) or 1, task.rounds + 1):
+        state = run(algorithm, engine, lambda: start, rounds=rounds, seed=seed, observers=(told,),
+                    checkpoint=place / "state.safetensors")  # fmt: skip
+        if time.time() > until and rounds < task.rounds:
+            return None
+    assert state is not None
+    version = {"fedmkt": 2, "unheard": 2, "alone": 2}.get(way, 1) * task.rounds
+    shared = small.model.init(seed) if way in ("fedmkt", "unheard", "alone") else state.shared
+    job = Job(work="valid", shared=shared, version=version, clients=tuple(range(task.people)), seed=0)
+    _, sums = score(engine, job)
+    result: dict[str, Any] = {
+        "before": judge(small.model, small.model.init(seed), small.held),
+        "after": perplexity(float(sums["loss_sum"].sum()), float(sums["count"].sum())),
+        "each": [perplexity(a, b) for a, b in zip(sums["loss_sum"].tolist(), sums["count"].tolist(), strict=True)],
+        "rounds": log,
+    }
+    if way in ("fedmkt", "cotune"):
+        after = state.shared if way == "fedmkt" else large_of(state)
+        result["carried"] = {"up": bridge(small, large).share, "down": bridge(large, small).share}
+        result["large_before"] = judge(large.model, large.model.init(seed), [large.apart])
+        result["large_after"] = judge(large.model, after, [large.apart])
+    return result
+
+
+def brief(metrics: Mapping[str, float]) -> str:
+    """Numbers in one line."""
+    return "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+
+
+def table() -> str:
+    """What is there, a line a way: mean and spread over seeds."""
+    lines = []
+    for way in WAYS:
+        found = [json.loads(f.read_text()) for f in sorted(RESULTS.glob(f"mutual-{way}-s*.json"))]
+        found = [one for one in found if one["hash"] == key_of(Task())]
+        if found:
+            after = torch.tensor([one["after"] for one in found], dtype=torch.float64)
+            spread = float(after.std()) if len(found) > 1 else math.nan
+            line = (
+                f"{way:8} {len(found)} seeds  {found[0]['before']:.2f} -> {float(after.mean()):.2f} (sd {spread:.2f})"
+            )
+            if "large_after" in found[0]:
+                moved = [one["large_after"] / one["large_before"] - 1 for one in found]
+                line += f"  SmolLM2 {100 * sum(moved) / len(moved):+.2f} %"
+            lines.append(line)
+    return "\n".join(lines) or "no result yet: run --cells first"
+
+
+def run_cells(task: Task, folder: Path, names: Sequence[str], minutes: float, *, write: bool) -> None:
+    """Run what has no result yet."""
+    for name in names:
+        file = RESULTS / f"mutual-{name}.json"
+        if write and file.exists() and json.loads(file.read_text())["hash"] == key_of(task):
+            print(f"{name}: done", flush=True)
+            continue
+        print(name, flush=True)
+        log = run_cell(task, folder, name, time.time() + 60 * minutes)
+        if log is None:
+            print(f"{name}: the time is up; call again to go on")
+            return
+        about = {"cell": name, "date": date.today().isoformat(), "config": asdict(task), "hash": key_of(task)}
+        if write:
+            RESULTS.mkdir(exist_ok=True)
+            file.write_text(json.dumps({**about, **log}, indent=1) + "\n")
+        else:
+            print("  " + brief({n: x for n, x in log.items() if isinstance(x, int | float)}), flush=True)
+
+
+def main() -> None:
+    """Run cells, or show what is there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", action="store_true", help="run every cell that has no result")
+    parser.add_argument("--only", metavar="NAME", help="run this cell, or this way with all its seeds")
+    parser.add_argument("--list", action="store_true", help="cells, and which are done")
+    parser.add_argument("--cut", action="store_true", help="one seed of every way in seconds; nothing is kept")
+    parser.add_argument("--minutes", type=float, default=18.0, help="a cell stops at its next checkpoint after these")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_large_buffers()
+    folder = cache_dir() / "benchmarks" / f"mutual-{key_of(Task())}"
+    if asked.list:
+        for name in cells():
+            print(f"{name:12} {'done' if (RESULTS / f'mutual-{name}.json').exists() else '-'}")
+    elif asked.cut:
+        with tempfile.TemporaryDirectory() as place:
+            names = [name for name in cells() if name == "pretrain" or name.endswith("-s0")]
+            run_cells(CUT, Path(place), names, asked.minutes, write=False)
+    elif asked.only or asked.cells:
+        names = [name for name in cells() if asked.cells or asked.only in (name, name.rpartition("-s")[0])]
+        if not names:
+            parser.error(f"no cell {asked.only!r}; --list names them")
+        run_cells(Task(), folder, names, asked.minutes, write=True)
+    else:
+        print(table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""The two models of ``mutual.py``, what each of them reads, and the small one's pre-training.
+
+Legend: C clients, N texts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from diloco import Everyone, Held, keep, restore
+
+from lichen.algorithms.average import Average, score
+from lichen.clients.diloco import Pace, Worker
+from lichen.clients.evaluate import Evaluate
+from lichen.clients.listen import Listen
+from lichen.clients.metrics import perplexity
+from lichen.clients.optimize import ClientOptimizer
+from lichen.clients.tell import Tell, fitting, public_shard, spoken
+from lichen.clients.train import Train
+from lichen.core.contracts import Station
+from lichen.core.message import Job
+from lichen.core.seeds import derive, numpy_generator
+from lichen.core.tree import Tree
+from lichen.data.catalog import fetch
+from lichen.data.readers import chitchat, sotu
+from lichen.data.rows import TextShard
+from lichen.data.shards import EvalSource, TrainSource
+from lichen.data.stream import lm_rows
+from lichen.engines.local import LocalEngine
+from lichen.models.alignment import Bridge
+from lichen.models.cohort import CausalCohort
+from lichen.models.full import FullCausal, save_whole
+from lichen.models.load import load_causal
+from lichen.models.lora import Lora
+from lichen.models.places import Taught
+from lichen.models.scratch import Size, save_scratch
+from lichen.models.vocabulary import Translation, Vocabulary
+from lichen.server.mean import Mean
+from lichen.server.optimize import ServerSGD
+
+GATHER = 100
+"""Steps between checkpoints of the pre-training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What all cells have in common."""
+
+    width: int = 160
+    layers: int = 5
+    heads: int = 5
+    vocabulary: int = 4096
+    length: int = 128
+    pretrain: int = 4000
+    pretrain_batch: int = 8
+    pretrain_lr: float = 2e-3
+    people: int = 4
+    rows: int = 400
+    held: int = 100
+    public: int = 256
+    most: int = 32
+    top_k: int = 16
+    rank: int = 8
+    rounds: int = 4
+    steps: int = 25
+    batch: int = 8
+    listen: int = 16
+    lr: float = 5e-4
+    lora_lr: float = 2e-3
+    large_lr: float = 1e-4
+    lm: float = 1.0
+
+
+CUT = Task(width=32, layers=1, heads=2, vocabulary=600, pretrain=100, pretrain_batch=2, length=32, people=2, rows=16,
+           held=8, public=6, most=16, rounds=1, steps=2, batch=2, listen=1)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """Who reads what; nobody's rows are anybody else's."""
+
+    corpus: tuple[str, ...]
+    public: tuple[str, ...]
+    apart: tuple[str, ...]
+    train: tuple[tuple[str, ...], ...]
+    held: tuple[tuple[str, ...], ...]
+
+
+@cache
+def texts_of(task: Task) -> Texts:
+    """The people who wrote most are the clients; whole conversations are held back, every fifth."""
+    said = [r for r in chitchat(fetch("chitchat"), {}) if len(r.text.split()) >= 4]
+    count: dict[str, int] = {}
+    for record in said:
+        count[record.client] = count.get(record.client, 0) + 1
+    people = sorted(count, key=lambda who: (-count[who], who))[: task.people]
+    rest = [r.text for r in said if r.client not in people]
+    order = numpy_generator(0, "mutual", "public").permutation(len(rest))
+    public, apart = ([rest[i] for i in order[a : a + task.public]] for a in (0, task.public))
+    taken = set(public) | set(apart)
+    addresses = [r.text for r in sotu(fetch("sotu"), {})]
+    mine: list[list[tuple[str, ...]]] = [[], []]
+    for who in people:
+        groups = sorted({r.group for r in said if r.client == who})
+        back = set(groups[::5])
+        for part, (keeps, most) in enumerate(((False, task.rows), (True, task.held))):
+            rows = [r.text for r in said if r.client == who and (r.group in back) == keeps]
+            mine[part].append(tuple(rows[:most]))
+    corpus = (*addresses, *(text for text in rest if text not in taken))
+    if task.pretrain <= GATHER:
+        corpus = corpus[:400]
+    return Texts(corpus=corpus, public=tuple(public), apart=tuple(apart), train=tuple(mine[0]), held=tuple(mine[1]))
+
+
+def pretrain(task: Task, folder: Path, until: float) -> dict[str, Any] | None:
+    """The small model from nothing, saved under ``folder/small``; None where the time was up first."""
+    texts = texts_of(task)
+    raw = folder / "raw"
+    if not (raw / "tokenizer.json").exists():
+        size = Size(task.width, layers=task.layers, heads=task.heads, context=task.length)
+        save_scratch(raw, size, texts.corpus, vocabulary=task.vocabulary)
+    bare, tokenizer = load_causal(raw)
+    model = FullCausal(bare, name="small")
+    model.reference = False
+    rounds = max(1, task.pretrain // GATHER)
+    steps = task.pretrain // rounds
+    mixed = [texts.corpus[i] for i in numpy_generator(0, "mutual", "corpus").permutation(len(texts.corpus))]
+    source = TrainSource([lm_rows(mixed, tokenizer, task.length)], batch_size=task.pretrain_batch, steps=steps,
+                         pad=tokenizer.pad_token_id, fixed_width=task.length)  # fmt: skip
+    train = Train(model, optimizer=ClientOptimizer("adamw", lr=task.pretrain_lr, weight_decay=0.1), clip=1.0)
+    work = Worker(train, pace=Pace("cosine", steps=steps, rounds=rounds, warmup=min(100, task.pretrain // 10)))
+    algorithm = Average(
+        aggregator=Mean("uniform"), optimizer=ServerSGD(1.0), sampler=Everyone(), weight_N=torch.ones(1),
+        rounds=rounds, valid=None,
+    )  # fmt: skip
+    file = folder / "pretrain.safetensors"
+    state, held, log = restore(file, algorithm.init(model.init(0)))
+    engine = LocalEngine({"train": Station(work=work, source=source)}, held)  # type: ignore[arg-type]
+    apart = public_shard(fitting(texts.apart, [tokenizer], most=task.length), tokenizer)
+    while state.round < algorithm.rounds:
+        begin = time.perf_counter()
+        state, report = algorithm.round(state, engine, derive(0, "pretrain", state.round))
+        log["tokens"] += report.tokens
+        log["seconds"] += time.perf_counter() - begin
+        if state.round % 10 == 0 or state.round == algorithm.rounds:
+            log["curve"].append({"tokens": log["tokens"], "perplexity": judge(model, state.shared, [apart])})
+            print(f"  step {state.round * steps:5}  {log['curve'][-1]['perplexity']:8.2f}", flush=True)
+        keep(file, state, held, log)
+        if time.time() > until and state.round < algorithm.rounds:
+            return None
+    save_whole(folder / "small", bare, state.shared, tokenizer=tokenizer)
+    return {**log, "parameters": sum(x.numel() for x in state.shared.values()), "rows": source.shards[0].size}
+
+
+def judge(model: Any, params: Tree, shards: Sequence[TextShard]) -> float:
+    """Perplexity of all these rows together."""
+    source = EvalSource(list(shards), batch_size=16)
+    engine = LocalEngine({"valid": Station(work=Evaluate(model), source=source)}, Held({}))  # type: ignore[arg-type]
+    job = Job(work="valid", shared=params, version=0, clients=tuple(range(len(shards))), seed=0)
+    _, sums = score(engine, job)
+    return perplexity(float(sums["loss_sum"].sum()), float(sums["count"].sum()))
+
+
+class Side:
+    """One model with its tokenizer, and all texts as it reads them."""
+
+    def __init__(self, task: Task, source: Any, name: str, others: Sequence[Any] = (), *, whole: bool) -> None:
+        self.task, texts = task, texts_of(task)
+        bare, self.tokenizer = load_causal(source)
+        if whole:
+            self.model: Any = FullCausal(bare, name=name)
+        else:
+            adapter = Lora(targets=("q_proj", "v_proj"), rank=task.rank, alpha=2.0 * task.rank)
+            self.model = CausalCohort(bare, adapter=adapter, name=name)
+        self.vocabulary = Vocabulary.of(self.tokenizer)
+        public = fitting(texts.public, [self.tokenizer, *others], most=task.most)
+        # What stood between documents when SmolLM2 was trained; its begin token is of conversations.
+        begin = self.tokenizer.get_vocab().get("<|endoftext|>")
+        every = (public, *map(self._cut, self._rows(texts)))
+        self.public, *rest = (public_shard(some, self.tokenizer, begin=begin) for some in every)
+        self.apart, rest = rest[0], rest[1:]
+        self.train, self.held = rest[: task.people], rest[task.people :]
+
+    def _rows(self, texts: Texts) -> list[tuple[str, ...]]:
+        return [texts.apart, *texts.train, *texts.held]
+
+    def _cut(self, some: tuple[str, ...]) -> tuple[str, ...]:
+        return fitting(some, [self.tokenizer], most=self.task.length)
+
+    def tell(self, clients: Sequence[int], *, personal: bool) -> Station:
+        work = Tell(
+            self.model, public=self.public, vocabulary=self.vocabulary, top_k=self.task.top_k, personal=personal
+        )
+        return Station(work=work, source=EvalSource(dict.fromkeys(clients, self.public), batch_size=16))
+
+    def listen(self, clients: Sequence[int], lr: float, *, personal: bool) -> Station:
+        train = Train(Taught(self.model, lm=self.task.lm), optimizer=ClientOptimizer("adamw", lr=lr), clip=1.0,
+                      personal=personal)  # fmt: skip
+        source = TrainSource(dict.fromkeys(clients, self.public), batch_size=self.task.batch, steps=self.task.listen)
+        return Station(work=Listen(train, public=self.public), source=source)
+
+    def local(self, lr: float, *, personal: bool) -> Station:
+        train = Train(self.model, optimizer=ClientOptimizer("adamw", lr=lr), clip=1.0, personal=personal)
+        source = TrainSource(self.train, batch_size=self.task.batch, steps=self.task.steps)
+        return Station(work=train, source=source)
+
+    def valid(self, *, personal: bool) -> Station:
+        return Station(work=Evaluate(self.model, personal=personal), source=EvalSource(self.held, batch_size=16))
+
+
+def bridge(teller: Side, hearer: Side) -> Bridge:
+    """From one side's answers to the other's."""
+    return Bridge.between(
+        Translation(teller.vocabulary, hearer.vocabulary), spoken(teller.public), spoken(hearer.public)
+    )
+
+
+@cache
+def sides(task: Task, folder: Path, *, whole: bool) -> tuple[Side, Side]:
+    """The small model and SmolLM2."""
+    path = fetch("smollm2-135m")
+    tokenizers = [load_causal(folder / "small")[1], load_causal(path)[1]]
+    small = Side(task, folder / "small", "small", tokenizers, whole=whole)
+    return small, Side(task, path, "large", tokenizers, whole=False)

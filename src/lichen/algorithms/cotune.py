@@ -1,0 +1,148 @@
+"""A small language model is averaged over the clients, and a large one at the server learns with it: FedCoLLM.
+
+A round: the clients train the small model's adapters, which are averaged as ever
+(:class:`lichen.algorithms.average.Average`: any aggregator, secure sums among them, for nothing but the sum is
+used). Then, at the server and on public texts alone, both models tell what they say and each learns from the
+other: what the clients know goes into the large model, what the large one knows into the small, and with it
+back to the clients. Of unequal tokenizers the answers are carried over
+(:class:`lichen.models.alignment.Bridge`); the paper's are equal.
+
+Each model learns from what the other said before this round's listening; the paper asks anew in every step,
+which is the same for a single step and close to it for a few. Who judges sees the small model after it listened.
+
+State: the small model is ``shared``; the large one lies under ``large/`` beside the server optimizer's
+state, where no client is sent it.
+
+References:
+    Tao Fan, Yan Kang, Guoqiang Ma, Lixin Fan, Kai Chen and Qiang Yang. "FedCoLLM: A Parameter-Efficient
+    Federated Co-tuning Framework for Large and Small Language Models." 2024.
+    https://arxiv.org/abs/2411.11707
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import final
+
+from lichen.algorithms.average import Average, mean_loss, score
+from lichen.algorithms.mutual import carried, fold_here, hear
+from lichen.core import tree as trees
+from lichen.core.contracts import Engine, Report, ServerState, Station
+from lichen.core.errors import LichenError
+from lichen.core.message import Job
+from lichen.core.seeds import derive
+from lichen.core.tree import Tree
+from lichen.models.alignment import Bridge
+
+__all__ = ["CoTune", "Pupil", "large_of"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pupil:
+    """One of the two models at the server.
+
+    Attributes:
+        tell: Its telling of the public texts, not personal.
+        listen: Its listening, not personal.
+        hears: Carries the other's answers to its vocabulary.
+    """
+
+    tell: Station
+    listen: Station
+    hears: Bridge
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoTune:
+    """FedCoLLM's round.
+
+    Attributes:
+        average: The small model's rounds; it sends no codes down and validates nothing itself.
+        small: The small model at the server.
+        large: The large one.
+        start: The large one's tensors before the first round.
+        valid: The clients' validating work; None for none.
+        valid_every: Rounds between validations. The best validated small model is kept.
+
+    Raises:
+        LichenError: if ``average`` validates or codes what goes down.
+    """
+
+    average: Average
+    small: Pupil
+    large: Pupil
+    start: Tree
+    valid: str | None = "valid"
+    valid_every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.average.valid is not None or self.average.down is not None:
+            raise LichenError(
+                "the average would judge or code a model that is yet to listen",
+                where="federation",
+                fix="give it valid=None and no codec down",
+            )
+
+    def init(self, shared: Tree) -> ServerState:
+        """The state before the first round: the small model, and the large one where no client is sent it."""
+        state = self.average.init(shared)
+        return replace(state, optimizer=trees.join("large/", self.start, state.optimizer))
+
+    def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
+        """Average, tell, listen both ways, judge."""
+        begin, down = time.perf_counter(), engine.bytes_down
+        up = engine.bytes_up
+        large, optimizer = trees.split(state.optimizer, "large/")
+        settings = {"lr_scale": self.average.lr_scale(state.round)}
+        state, report = self.average.round(replace(state, optimizer=optimizer), engine, seed)
+        small, metrics = state.shared, dict(report.metrics)
+        said = [
+            fold_here(pupil.tell, Job(work="tell", shared=shared, version=0, clients=(0,), seed=0))
+            for pupil, shared in ((self.small, small), (self.large, large))
+        ]
+        metrics |= {"small_public": mean_loss(said[0].metrics), "large_public": mean_loss(said[1].metrics)}
+        heard: list[Tree] = []
+        for name, pupil, shared, other in (
+            ("small", self.small, small, said[1]),
+            ("large", self.large, large, said[0]),
+        ):
+            message = carried(other, pupil.hears)
+            answers = {f"answers.{part}": message.tensors[part][0] for part in ("index", "prob")}
+            after, metrics[f"{name}_loss"] = hear(
+                pupil.listen, shared, answers, seed=derive(seed, name), settings=settings
+            )
+            heard.append(after)
+        state = replace(state, shared=heard[0], optimizer=trees.join("large/", heard[1], state.optimizer))
+        if self.valid and (state.round % self.valid_every == 0 or state.round == self.average.rounds):
+            state, metrics["valid"] = self._validate(state, engine)
+        return state, replace(
+            report,
+            metrics=metrics,
+            bytes_up=engine.bytes_up - up,
+            bytes_down=engine.bytes_down - down,
+            seconds=time.perf_counter() - begin,
+        )
+
+    def _validate(self, state: ServerState, engine: Engine) -> tuple[ServerState, float]:
+        everyone = tuple(range(self.average.weight_N.shape[0]))
+        job = Job(
+            work=str(self.valid),
+            shared=state.shared,
+            version=state.round,
+            clients=everyone,
+            seed=0,
+            base=self.average.base,
+        )
+        value = mean_loss(score(engine, job)[1])
+        if math.isnan(state.best_value) or value < state.best_value:
+            state = replace(state, best=dict(state.shared), best_round=state.round, best_value=value)
+        return state, value
+
+
+def large_of(state: ServerState) -> Tree:
+    """The large model's tensors out of a state of :class:`CoTune`."""
+    return trees.split(state.optimizer, "large/")[0]

@@ -1,0 +1,203 @@
+"""Clients of unlike models teach each other through answers to public rows: FedMD and DS-FL.
+
+Nobody's weights leave. In a round every invited client says what its own model makes of the public rows
+(``predict/<kind>``), the server makes one opinion of all (:class:`lichen.server.ensemble.Ensemble`), and
+that opinion goes down to be digested before the clients go back to their own rows (``learn/<kind>``). In
+the first round, while nobody knows anything, clients train on their own rows alone (``train/<kind>``).
+
+FedMD takes the mean as it is; DS-FL sharpens it, and is the same cycle counted from another point. Up and
+down go N rows of K numbers, whatever the models' sizes.
+
+A *kind* is an architecture with its clients; each has its own stations, which
+:func:`lichen.clients.digest.private_stations` makes. All that must be remembered is the clients' private
+state and the last answers, so a resumed run goes on as if it had never stopped.
+
+References:
+    Daliang Li and Junpu Wang. "FedMD: Heterogenous Federated Learning via Model Distillation." NeurIPS
+    Workshop on Federated Learning 2019. https://arxiv.org/abs/1910.03581
+    Sohei Itahara, Takayuki Nishio, Yusuke Koda, Masahiro Morikura and Koji Yamamoto. "Distillation-Based
+    Semi-Supervised Federated Learning for Communication-Efficient Collaborative Training with Non-IID
+    Private Data." IEEE Transactions on Mobile Computing 22(1), 2023. https://arxiv.org/abs/2008.06180
+
+Legend: N clients of the roster.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lichen.algorithms.average import score
+from lichen.core import tree as trees
+from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerState
+from lichen.core.errors import LichenError
+from lichen.core.message import Job
+from lichen.core.seeds import derive
+from lichen.core.tree import Tree
+
+__all__ = ["Exchange", "Kinds", "check_kinds", "parted", "score_kinds"]
+
+Kinds = Mapping[str, tuple[int, ...]]
+"""The clients of each architecture, by its name."""
+
+
+def check_kinds(kinds: Kinds, clients: int) -> None:
+    """Every client of the roster in one kind.
+
+    Raises:
+        LichenError: if one is in none or in several, or there is no such client.
+    """
+    every = sorted(client for some in kinds.values() for client in some)
+    if every != list(range(clients)):
+        raise LichenError(
+            f"{len(kinds)} architectures name {len(every)} clients of a roster of {clients}, or not each once",
+            where="kinds",
+            fix="give every client one architecture",
+        )
+
+
+def parted(kinds: Kinds, clients: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """``(kind, those of these clients that are of it)`` in the kinds' order; kinds that have none are left out.
+
+    >>> list(parted({"a": (0, 2), "b": (1,), "c": (3,)}, (1, 2)))
+    [('a', (2,)), ('b', (1,))]
+    """
+    for kind, some in kinds.items():
+        here = tuple(client for client in clients if client in set(some))
+        if here:
+            yield kind, here
+
+
+def score_kinds(engine: Engine, job: Job, kinds: Kinds, shared: Callable[[str], Tree]) -> tuple[Tensor, Tree]:
+    """Run ``<job.work>/<kind>`` for every kind: ``(client_N, metrics)``, sorted by client.
+
+    Metrics that only some kinds' works tell are left out.
+    """
+    told = [
+        score(engine, replace(job, work=f"{job.work}/{kind}", shared=shared(kind), clients=some))
+        for kind, some in parted(kinds, job.clients)
+    ]
+    if not told:
+        return torch.empty(0, dtype=torch.int64), {}
+    common = set.intersection(*(set(metrics) for _, metrics in told))
+    client_N = torch.cat([client_N for client_N, _ in told])
+    metrics = trees.concatenate([{name: x for name, x in metrics.items() if name in common} for _, metrics in told])
+    order = client_N.argsort()
+    return client_N[order], {name: x[order] for name, x in metrics.items()}
+
+
+def means(kinds: Kinds, client_N: Tensor, metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """``valid``, the mean over clients of each one's mean loss, and ``valid/<kind>``; only of clients with labels."""
+    seen_N = metrics["count"] > 0
+    loss_N = metrics["loss_sum"] / metrics["count"].clamp(min=1)
+    out = {"valid": float(loss_N[seen_N].mean())}
+    for kind, some in kinds.items():
+        here_N = seen_N & torch.isin(client_N, torch.tensor(some, dtype=torch.int64))
+        if bool(here_N.any()):
+            out[f"valid/{kind}"] = float(loss_N[here_N].mean())
+    return out
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """Predict, agree, digest, revisit.
+
+    Attributes:
+        kinds: The clients of each architecture.
+        ensemble: Makes one opinion of the clients'; its change is the shared ``answers.*``.
+        sampler: Invites from the roster.
+        weight_N: Examples of every client, for the sampler.
+        rounds: Rounds in all, the first one of training alone among them; the last is always validated.
+        valid: The validating work's name before ``/<kind>``; None for none.
+        valid_every: Rounds between validations.
+        lr_scale: Factor on the clients' learning rate in round r (from 0).
+
+    Raises:
+        LichenError: if a client has no architecture, or two.
+    """
+
+    kinds: Kinds
+    ensemble: Aggregator
+    sampler: Sampler
+    weight_N: Tensor
+    rounds: int
+    valid: str | None = "valid"
+    valid_every: int = 1
+    lr_scale: Callable[[int], float] = lambda _: 1.0
+
+    def __post_init__(self) -> None:
+        check_kinds(self.kinds, self.weight_N.shape[0])
+
+    def init(self, shared: Tree) -> ServerState:
+        """The state before the first round; ``shared`` may hold a teacher's ``answers.*`` to begin with, or nothing."""
+        return ServerState(round=0, shared=shared)
+
+    def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
+        """One round. While nobody has anything to say, clients train on their own rows.
+
+        ``best_round`` and ``best_value`` tell the best validation; the models behind them are the clients'.
+        """
+        start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
+        clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
+        # Private state is written twice a round: by training, and perhaps by validating works that keep the best.
+        job = Job(
+            work="train",
+            shared={},
+            version=2 * state.round,
+            clients=clients,
+            seed=seed,
+            settings={"lr_scale": self.lr_scale(state.round)},
+        )
+        answers, metrics = self._agree(state, engine, job)
+        if answers:
+            state = replace(state, shared={**state.shared, **answers})
+            job = replace(job, work="learn")
+        elif state.round == 0 and state.shared:
+            answers, job = state.shared, replace(job, work="learn")
+        _, seen = score_kinds(engine, job, self.kinds, lambda _: answers)
+        sums = {n: math.fsum(seen[n].tolist()) if n in seen else 0.0 for n in ("loss_sum", "count", "tokens", "failed")}
+        if sums["count"]:
+            metrics["loss"] = sums["loss_sum"] / sums["count"]
+        if sums["failed"]:
+            metrics["failed"] = sums["failed"]
+        done = state.round + 1
+        if self.valid and (done % self.valid_every == 0 or done == self.rounds):
+            everyone = tuple(range(self.weight_N.shape[0]))
+            judging = replace(job, work=self.valid, version=2 * state.round + 1, clients=everyone, seed=0, settings={})
+            metrics.update(means(self.kinds, *score_kinds(engine, judging, self.kinds, lambda _: {})))
+            if math.isnan(state.best_value) or metrics["valid"] < state.best_value:
+                state = replace(state, best_round=done, best_value=metrics["valid"])
+        state = replace(state, round=done)
+        return state, Report(
+            round=done,
+            clients=clients,
+            metrics=metrics,
+            tokens=int(sums["tokens"]),
+            bytes_up=engine.bytes_up - up,
+            bytes_down=engine.bytes_down - down,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _agree(self, state: ServerState, engine: Engine, job: Job) -> tuple[Tree, dict[str, float]]:
+        """``(answers, metrics)`` of those invited; nothing where none of them has trained yet."""
+        if state.round == 0:
+            return {}, {}
+        total, ids, weights = self.ensemble.zero(), [], []
+        for kind, some in parted(self.kinds, job.clients):
+            for message in engine.run(replace(job, work=f"predict/{kind}", clients=some)):
+                total = self.ensemble.add(total, message)
+                ids.append(message.client_C)
+                weights.append(message.weight_C)
+        total = engine.merge(self.ensemble, total)
+        client_N = torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64)
+        _, told = engine.join(client_N, {"weight": torch.cat(weights)} if weights else {})
+        if not told or not bool((told["weight"] > 0).any()):
+            return {}, {}
+        return self.ensemble.close(total, state.shared)

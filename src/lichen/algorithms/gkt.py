@@ -1,0 +1,199 @@
+"""FedGKT: weak clients train small networks, the server a large one on their features, and both teach the other.
+
+A round, for every invited client: it trains its small network on its own rows, with the server's opinion
+of each row beside the label once there is one (``train`` at first, then ``learn``); then it offers its
+rows' features, its own opinion and the labels (``offer``). The server trains the large network on all
+rows offered, against labels and the clients' opinions alike, and keeps its opinion of every row for the
+client it came from. The model that is judged is the client's small network under the server's large one.
+
+No weights of the large network go down in training, and no gradients cross at all; but see
+:mod:`lichen.clients.offer` for what does leave: labels and features. To judge, the large network's tensors
+go down, which is counted like all else.
+
+Labels and opinions weigh the same, at temperature 1; the paper's schedule of both is not followed.
+
+References:
+    Chaoyang He, Murali Annavaram and Salman Avestimehr. "Group Knowledge Transfer: Federated Learning of
+    Large CNNs at the Edge." NeurIPS 2020. https://arxiv.org/abs/2007.14513
+
+Legend: N clients of the roster, M rows offered, F features, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lichen.algorithms.average import joined, mean_loss, score
+from lichen.algorithms.fusion import SUMMED, at_server
+from lichen.clients.digest import AtHome
+from lichen.clients.evaluate import Evaluate
+from lichen.clients.offer import Offer
+from lichen.clients.train import Train
+from lichen.core import tree as trees
+from lichen.core.contracts import Engine, Report, Sampler, ServerState, Source, Station
+from lichen.core.errors import LichenError
+from lichen.core.message import Job
+from lichen.core.seeds import derive
+from lichen.core.tree import Tree
+from lichen.data.shards import ArrayShard, EvalSource, Shard, TrainSource
+from lichen.models.stitched import Stitched
+from lichen.server.ensemble import kept
+from lichen.server.offers import Offers
+
+__all__ = ["GKT", "gkt_stations"]
+
+
+def gkt_stations(
+    train: Train, stitched: Stitched, *, start: Tree, own: TrainSource, valid: Source
+) -> dict[str, Station]:
+    """What clients can be asked: ``train``, ``learn``, ``offer``, and ``valid``, which judges both parts together.
+
+    Args:
+        train: Training of the stem, ``personal``.
+        stitched: The stem under the server's network.
+        start: Where the stems begin.
+        own: The clients' labelled rows.
+        valid: Rows to judge by.
+
+    Raises:
+        LichenError: if the training is not personal, or not the stem's.
+    """
+    if not train.personal or train.model is not stitched.stem:
+        raise LichenError("clients train their own stems", where="gkt.train", fix="train the stem with personal=True")
+    shards = own.shards
+    held: dict[int, Shard] = dict(shards) if isinstance(shards, Mapping) else dict(enumerate(shards))
+    numbered = {c: replace(shard, answer=np.arange(shard.size, dtype=np.int64)) for c, shard in held.items()}
+    every = EvalSource(held, batch_size=max(64, own.batch_size))
+    stem = AtHome(train, start=start)
+    return {
+        "train": Station(work=stem, source=own),
+        "learn": Station(work=stem, source=replace(own, shards=numbered)),
+        "offer": Station(work=AtHome(Offer(stitched.stem), start=start), source=every),
+        "valid": Station(work=AtHome(Evaluate(stitched, personal=True), start=start), source=valid),
+    }
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GKT:
+    """Group knowledge transfer. The state's ``shared`` holds ``top/...``, and ``answers/<client>/...`` of each row.
+
+    Attributes:
+        top: Training of the server's large network on features.
+        batch: Rows of one of its batches.
+        steps: Its steps in a round.
+        sampler: Invites from the roster.
+        weight_N: Examples of every client, for the sampler.
+        rounds: Rounds in all; the last is always validated.
+        valid: The validating work; None for none.
+        valid_every: Rounds between validations.
+        lr_scale: Factor on the clients' learning rate in round r (from 0).
+
+    Raises:
+        LichenError: if the server's training is personal, or a number is not positive.
+    """
+
+    top: Train
+    batch: int
+    steps: int
+    sampler: Sampler
+    weight_N: Tensor
+    rounds: int
+    valid: str | None = "valid"
+    valid_every: int = 1
+    lr_scale: Callable[[int], float] = lambda _: 1.0
+
+    def __post_init__(self) -> None:
+        if self.top.personal:
+            raise LichenError("the server has nobody to keep a model for", where="gkt.top", fix="personal=False")
+        if self.batch < 1 or self.steps < 1:
+            raise LichenError(
+                f"{self.steps} steps of {self.batch} rows at the server", where="gkt", fix="use numbers above 0"
+            )
+
+    def init(self, shared: Tree) -> ServerState:
+        """The state before the first round, from the large network's tensors under their own names."""
+        return ServerState(round=0, shared=trees.join("top/", shared, {}))
+
+    def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
+        """One round. A round in which nobody offers rows leaves the server's network as it is."""
+        start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
+        clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
+        offers, total, told = Offers(), Offers().zero(), []
+        settings = {"lr_scale": self.lr_scale(state.round)}
+        for client in clients:
+            mine, _ = trees.split(state.shared, f"answers/{client}/")
+            answers = trees.join("answers.", mine, {})
+            work = "learn" if answers else "train"
+            job = Job(
+                work=work, shared=answers, version=2 * state.round, clients=(client,), seed=seed, settings=settings
+            )
+            for message in engine.run(job):
+                told.append((message.client_C, {name: x for name, x in message.metrics.items() if name in SUMMED}))
+        _, seen = joined(engine, told)
+        for client in clients:
+            for message in engine.run(
+                Job(work="offer", shared={}, version=2 * state.round + 1, clients=(client,), seed=seed)
+            ):
+                total = offers.add(total, message)
+        total = engine.merge(offers, total)
+        sums = {name: math.fsum(seen[name].tolist()) if name in seen else 0.0 for name in SUMMED}
+        metrics = {"loss": sums["loss_sum"] / sums["count"]} if sums["count"] else {}
+        if sums["failed"]:
+            metrics["failed"] = sums["failed"]
+        if total:
+            rows, _ = offers.close(total, {})
+            shared, metrics["top_loss"] = self._teach(state, rows, derive(seed, "top"))
+            state = replace(state, shared=shared)
+        done = state.round + 1
+        if self.valid and (done % self.valid_every == 0 or done == self.rounds):
+            everyone = tuple(range(self.weight_N.shape[0]))
+            top = {name: x for name, x in state.shared.items() if name.startswith("top/")}
+            judging = Job(work=self.valid, shared=top, version=2 * state.round + 1, clients=everyone, seed=0)
+            metrics["valid"] = mean_loss(score(engine, judging)[1])
+            if math.isnan(state.best_value) or metrics["valid"] < state.best_value:
+                state = replace(state, best=dict(top), best_round=done, best_value=metrics["valid"])
+        state = replace(state, round=done)
+        return state, Report(
+            round=done,
+            clients=clients,
+            metrics=metrics,
+            tokens=int(sums["tokens"]),
+            bytes_up=engine.bytes_up - up,
+            bytes_down=engine.bytes_down - down,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _teach(self, state: ServerState, rows: Tree, seed: int) -> tuple[Tree, float]:
+        """``(shared, mean loss)`` after the server's training and its opinions of the rows."""
+        top, _ = trees.split(state.shared, "top/")
+        x_MF = rows["features"].float()
+        numbers_M = np.arange(len(x_MF), dtype=np.int64)
+        shard = ArrayShard(x_MF.numpy(), labels=rows["labels"].long().numpy(), answer=numbers_M)
+        opinions = kept(rows["logits"].double().softmax(-1))
+        source = TrainSource((shard,), batch_size=self.batch, steps=self.steps)
+        job = Job(work="top", shared={**top, **opinions}, version=state.round, clients=(0,), seed=seed)
+        message = at_server(Station(work=self.top, source=source), job)
+        top = trees.add(top, trees.take(message.tensors, 0))
+        logits_MK = self._logits(top, x_MF)
+        shared = trees.join("top/", top, {name: x for name, x in state.shared.items() if not name.startswith("top/")})
+        for client in sorted(set(rows["client"].tolist())):
+            answers = kept(logits_MK[rows["client"] == client].double().softmax(-1))
+            shared |= {f"answers/{client}/{name.removeprefix('answers.')}": x for name, x in answers.items()}
+        return shared, float(message.metrics["loss_sum"] / message.metrics["count"].clamp(min=1))
+
+    def _logits(self, top: Tree, x_MF: Tensor) -> Tensor:
+        top_C, parts = trees.broadcast(top, 1), []
+        with torch.no_grad():
+            for x_BF in torch.split(x_MF, 1024):
+                batch = {"active_C": torch.ones(1, dtype=torch.bool), "x_CBF": x_BF[None]}
+                parts.append(self.top.model.logits(top_C, {}, batch)[0])
+        return torch.cat(parts)

@@ -1,0 +1,234 @@
+"""Small language models at the clients and a large one at the server teach each other: FedMKT.
+
+A round: the clients train their own models on their own rows and tell what they now say about public texts;
+the server's model tells as well. Answers are carried into the other side's vocabulary
+(:class:`lichen.models.alignment.Bridge`). Of each text the server believes the client that knew it best,
+if it knew it better than the server's own model (:class:`lichen.server.select.Select`), and learns from these
+answers; the clients are sent the server's answers and losses, and believe them where the server knew the
+text better than they did. No parameter ever crosses, so the clients' models may be of any kind and number;
+those of one kind are a :class:`Group`.
+
+Both sides learn from what was told before either listened. A client's model is private state; the server's
+is ``shared``. Versions run twice as fast as rounds: the visit makes an odd one, listening the next.
+
+References:
+    Tao Fan, Guoqiang Ma, Yan Kang, Hanlin Gu, Yuanfeng Song, Lixin Fan, Kai Chen and Qiang Yang. "FedMKT:
+    Federated Mutual Knowledge Transfer for Large and Small Language Models." COLING 2025.
+    https://arxiv.org/abs/2406.02224
+
+Legend: C clients, N texts, R places with a label, k answers kept of a place.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+
+from lichen.algorithms.average import joined, mean_loss, score
+from lichen.core import tree as trees
+from lichen.core.contracts import Engine, Report, ServerState, Station
+from lichen.core.errors import LichenError
+from lichen.core.message import Job, Message
+from lichen.core.seeds import derive
+from lichen.core.tree import Tree
+from lichen.models.alignment import Bridge
+from lichen.server.select import Select
+from lichen.transforms.step import view_name
+
+__all__ = ["Group", "Mutual", "carried", "fold_here", "hear"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Clients whose models are of one kind.
+
+    Attributes:
+        clients: Roster indices.
+        start: The tensors they all begin with, sent with their first job.
+        up: Carries their answers to the server's vocabulary.
+        down: Carries the server's answers to theirs.
+        visit: Their training and telling, a :class:`lichen.clients.visit.Visit`.
+        listen: Their listening, ``Listen(Train(personal=True))``.
+        valid: Their validation on their own tensors; None for none.
+        base: Digest of their frozen base model; empty where there is none.
+    """
+
+    clients: tuple[int, ...]
+    start: Tree
+    up: Bridge
+    down: Bridge
+    visit: str = "visit"
+    listen: str = "listen"
+    valid: str | None = "valid"
+    base: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutual:
+    """FedMKT's round.
+
+    Attributes:
+        groups: The clients, by kind of model.
+        tell: The server's telling, of the public texts as its tokenizer has them.
+        listen: The server's listening, of the same texts; not personal.
+        select: Chooses among the clients' answers.
+        rounds: Rounds in all: the last is always validated.
+        valid_every: Rounds between validations of the clients.
+        lr_scale: Factor on all learning rates in round r (from 0).
+        heard: Whether answers are believed at all; without it everybody takes the same steps on the same
+            texts and nobody is told anything: what the method is measured against.
+
+    Raises:
+        LichenError: if there is no client, or one is in two groups.
+    """
+
+    groups: tuple[Group, ...]
+    tell: Station
+    listen: Station
+    select: Select
+    rounds: int
+    valid_every: int = 1
+    lr_scale: Callable[[int], float] = lambda _: 1.0
+    heard: bool = True
+
+    def __post_init__(self) -> None:
+        everyone = [client for group in self.groups for client in group.clients]
+        if not everyone or len(set(everyone)) < len(everyone):
+            raise LichenError(
+                "there is no client, or one is in two groups", where="federation", fix="give each client one group"
+            )
+
+    def init(self, shared: Tree) -> ServerState:
+        """The state before the first round: the server's model."""
+        return ServerState(round=0, shared=shared)
+
+    def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
+        """Train, tell, choose, listen on both sides, judge."""
+        begin, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
+        settings = {"lr_scale": self.lr_scale(state.round)}
+        asked = Job(work="tell", shared=state.shared, version=state.round, clients=(0,), seed=derive(seed, "tell"))
+        mine = fold_here(self.tell, asked)
+        answers, metrics, tokens = self._gather(state, engine, mine, seed=derive(seed, "visit"), settings=settings)
+        metrics["server_public"] = mean_loss(mine.metrics)
+        believed, texts = 0.0, mine.tensors["loss"].shape[1]
+        for group in self.groups:
+            message = carried(mine, group.down)
+            job = Job(
+                work=group.listen,
+                shared=self._told(message),
+                version=2 * state.round + 1,
+                clients=group.clients,
+                seed=derive(seed, "listen"),
+                base=group.base,
+                settings=settings,
+            )
+            believed += float(score(engine, job)[1]["believed"].sum())
+        everyone = sum(len(group.clients) for group in self.groups)
+        metrics["client_believed"] = believed / (everyone * texts)
+        shared, loss = hear(self.listen, state.shared, answers, seed=derive(seed, "server"), settings=settings)
+        metrics["server_loss"] = loss
+        state = replace(state, shared=shared, round=state.round + 1)
+        if state.round % self.valid_every == 0 or state.round == self.rounds:
+            metrics |= self._validate(state, engine)
+        return state, Report(
+            round=state.round,
+            clients=tuple(sorted(client for group in self.groups for client in group.clients)),
+            metrics=metrics,
+            tokens=tokens,
+            bytes_up=engine.bytes_up - up,
+            bytes_down=engine.bytes_down - down,
+            seconds=time.perf_counter() - begin,
+        )
+
+    def _started(self, group: Group, work: str, version: int, seed: int, *, first: bool) -> Job:
+        """A job that names the tensors everybody began with; they are sent once."""
+        view = view_name(group.start)
+        return Job(
+            work=work,
+            shared=group.start,
+            version=version,
+            clients=group.clients,
+            seed=seed,
+            base=group.base,
+            view=view,
+            held={} if first else dict.fromkeys(group.clients, view),
+        )
+
+    def _gather(
+        self, state: ServerState, engine: Engine, mine: Message, *, seed: int, settings: dict[str, float]
+    ) -> tuple[Tree, dict[str, float], int]:
+        """``(answers that the server believes, metrics, tokens trained on)`` of the clients' visits."""
+        total, told = self.select.zero(), []
+        for group in self.groups:
+            job = self._started(group, group.visit, 2 * state.round, seed, first=state.round == 0)
+            for message in engine.run(replace(job, settings=settings)):
+                total = self.select.add(total, replace(carried(message, group.up), group=mine.group))
+                told.append((message.client_C, message.metrics))
+        total = engine.merge(self.select, total)
+        _, seen = joined(engine, told)
+        sums = {n: math.fsum(seen[n].tolist()) for n in ("loss_sum", "count", "tokens", "failed")}
+        metrics = {"loss": sums["loss_sum"] / sums["count"]} if sums["count"] else {}
+        if sums["failed"]:
+            metrics["failed"] = sums["failed"]
+        answers = {name: x for name, x in self._told(mine).items() if name != "answers.loss"}
+        if not total.count or not self.heard:
+            return self._silent(answers), {**metrics, "server_believed": 0.0}, int(sums["tokens"])
+        chosen, said = self.select.close(total, {"answers.loss": mine.tensors["loss"][0]})
+        answers = {name: chosen[name] for name in answers}
+        return answers, {**metrics, "server_believed": said["believed"]}, int(sums["tokens"])
+
+    def _told(self, message: Message) -> Tree:
+        """The server's answers as they go down; without ``heard`` nobody believes them."""
+        told = {f"answers.{name}": message.tensors[name][0] for name in ("index", "prob", "loss")}
+        return told if self.heard else self._silent(told)
+
+    @staticmethod
+    def _silent(answers: Tree) -> Tree:
+        silent = {"answers.index": -1.0, "answers.prob": 0.0, "answers.loss": math.inf}
+        return {name: torch.full_like(x, silent[name]) for name, x in answers.items()}
+
+    def _validate(self, state: ServerState, engine: Engine) -> dict[str, float]:
+        told = []
+        for group in self.groups:
+            if group.valid is not None:
+                job = self._started(group, group.valid, 2 * state.round, 0, first=False)
+                told += [(message.client_C, message.metrics) for message in engine.run(job)]
+        return {"valid": mean_loss(joined(engine, told)[1])} if told else {}
+
+
+def carried(message: Message, bridge: Bridge) -> Message:
+    """A telling in the hearer's vocabulary and at its places; raises as :meth:`Bridge.carry`."""
+    index_CRk, prob_CRk = bridge.carry(message.tensors["index"], message.tensors["prob"])
+    return replace(message, tensors={**message.tensors, "index": index_CRk, "prob": prob_CRk})
+
+
+def fold_here(station: Station, job: Job) -> Message:
+    """What the server does itself: the client's fold, for a client 0 of its own."""
+    state = station.work.init(job, (0,), None)
+    for batch in station.source.batches((0,), job.seed):
+        state = station.work.step(state, batch)
+    return station.work.final(state)[0]
+
+
+def hear(station: Station, shared: Tree, answers: Tree, *, seed: int, settings: dict[str, float]) -> tuple[Tree, float]:
+    """``(shared, mean loss)`` after the server has listened; a listening that did not stay finite changes nothing.
+
+    Args:
+        station: A :class:`lichen.clients.listen.Listen` that is not personal, and its public batches.
+        shared: Who listens.
+        answers: ``answers.index`` and ``answers.prob``.
+        seed: Of the batches.
+        settings: Of the job.
+    """
+    job = Job(work="listen", shared={**shared, **answers}, version=0, clients=(0,), seed=seed, settings=settings)
+    message = fold_here(station, job)
+    change = {name: x[0] for name, x in message.tensors.items()}
+    moved = {name: x + change[name].to(x) if name in change else x for name, x in shared.items()}
+    return trees.map_tree(lambda x: x.detach(), moved), mean_loss(message.metrics)

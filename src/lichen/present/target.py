@@ -1,0 +1,87 @@
+"""How long a run took to get somewhere: the rounds and the bytes until a value was first reached.
+
+Two runs that end alike may differ tenfold in what it cost to get there. A curve is a run's reports in
+order; a round that was repeated after a kill, and so told twice, counts once, as it was told last.
+
+References:
+    H. Brendan McMahan, Eider Moore, Daniel Ramage, Seth Hampson and Blaise Agüera y Arcas.
+    "Communication-Efficient Learning of Deep Networks from Decentralized Data." AISTATS 2017.
+    https://arxiv.org/abs/1602.05629 (rounds to a target as the measure)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from lichen.core.errors import LichenError
+
+if TYPE_CHECKING:
+    from lichen.core.contracts import Report
+
+__all__ = ["bytes_to", "rounds_to"]
+
+
+def rounds_to(
+    curve: Iterable[Report], target: float, *, metric: str = "valid", higher: bool = False, start: float | None = None
+) -> int | None:
+    """The first round after which ``metric`` is at the target or beyond; None if it never is.
+
+    Args:
+        curve: Reports; rounds without the metric, or where it is not a number, are passed over.
+        target: What is to be reached.
+        metric: A name in the reports' metrics.
+        higher: More is better; by default less is, as of a loss.
+        start: The value before the first round, where it is known: a target that it meets takes 0 rounds.
+
+    Raises:
+        LichenError: if the target is not a number, or no round has the metric.
+    """
+    found = _reached(list(_once(curve)), target, metric, higher, start)
+    return None if found is None else found[0]
+
+
+def bytes_to(
+    curve: Iterable[Report], target: float, *, metric: str = "valid", higher: bool = False, start: float | None = None
+) -> int | None:
+    """Bytes sent both ways, by all clients, until ``metric`` is at the target or beyond; None if it never is.
+
+    Args:
+        curve: As for :func:`rounds_to`, from the first round on.
+        target: What is to be reached.
+        metric: A name in the reports' metrics.
+        higher: More is better.
+        start: As for :func:`rounds_to`; a target met at once takes 0 bytes.
+
+    Raises:
+        LichenError: as :func:`rounds_to`.
+    """
+    reports = list(_once(curve))
+    found = _reached(reports, target, metric, higher, start)
+    if found is None:
+        return None
+    return sum(report.bytes_up + report.bytes_down for report in reports[: found[1]])
+
+
+def _once(curve: Iterable[Report]) -> Iterable[Report]:
+    last = {report.round: report for report in curve}
+    return (last[number] for number in sorted(last))
+
+
+def _reached(
+    reports: list[Report], target: float, metric: str, higher: bool, start: float | None
+) -> tuple[int, int] | None:
+    """``(round, how many reports lead there)``."""
+    if math.isnan(target):
+        raise LichenError("the target is not a number", where="target")
+    sign = 1 if higher else -1
+    if start is not None and sign * start >= sign * target:
+        return 0, 0
+    if not any(metric in report.metrics for report in reports):
+        raise LichenError(f"no round has {metric!r}", where="target", fix="validate, or name another metric")
+    for place, report in enumerate(reports, 1):
+        # A value that is not a number is neither above nor below anything.
+        if sign * report.metrics.get(metric, math.nan) >= sign * target:
+            return report.round, place
+    return None

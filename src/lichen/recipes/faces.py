@@ -1,0 +1,102 @@
+"""The foundation models a recipe asks: a local one or an endpoint, what it may be shown, and what it has answered.
+
+All answers are kept on disk with where they come from, in the recipe's ``kept`` folder or the cache, so that a
+run that is repeated asks nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+from lichen.data.catalog import cache_dir, resolve_model
+from lichen.models.api import Ledger
+from lichen.models.api_cache import Kept
+from lichen.models.api_encoder import LocalEncoder
+from lichen.models.api_endpoint import Endpoint
+from lichen.models.api_flow import Flow, Origin
+from lichen.models.api_http import HttpFM
+from lichen.models.api_local import LocalFM
+from lichen.models.load import load_causal, load_encoder
+from lichen.recipes.schema import Recipe
+from lichen.recipes.schema_help import Asked
+
+__all__ = ["Faces", "kept_folder"]
+
+Say = Callable[[str], None]
+
+
+def kept_folder(recipe: Recipe) -> Path:
+    """Where answers of foundation models lie."""
+    return Path(recipe.kept) if recipe.kept else cache_dir() / "answers"
+
+
+@final
+@dataclass(slots=True, kw_only=True)
+class Faces:
+    """Every foundation model of a run, loaded when it is first asked, and what all of them were asked.
+
+    Attributes:
+        recipe: Names them.
+        say: Called with lines of progress.
+    """
+
+    recipe: Recipe
+    say: Say
+    _made: dict[str, Flow] = field(default_factory=dict, init=False)
+    _encoders: dict[str, LocalEncoder] = field(default_factory=dict, init=False)
+
+    def writer(self, name: str, endpoint: Asked | None, allow: Sequence[Origin], *, chat: bool) -> Flow:
+        """A language model that scores and writes, behind the rule of what it may be shown.
+
+        Args:
+            name: Catalog name, folder or hub id.
+            endpoint: Asked instead, where there is one.
+            allow: Origins it may be shown.
+            chat: Prompts are a user's messages.
+        """
+        key = f"{name if endpoint is None else endpoint.url + endpoint.model}/{chat}/{sorted(allow)}"
+        if key not in self._made:
+            self._made[key] = Flow(Kept(self._face(name, endpoint, chat), kept_folder(self.recipe)), allow=allow)
+        return self._made[key]
+
+    def _face(self, name: str, endpoint: Asked | None, chat: bool) -> LocalFM | HttpFM:
+        if endpoint is not None:
+            return HttpFM(Endpoint(**endpoint.model_dump()))
+        self.say(f"loading {name}")
+        model, tokenizer = load_causal(resolve_model(name), device=self.recipe.model.device)
+        return LocalFM(model, tokenizer, name=name, chat=chat)
+
+    def encoder(self, name: str) -> LocalEncoder:
+        """A frozen encoder, for votes and near copies; it runs where the rows are."""
+        if name not in self._encoders:
+            model, tokenizer = load_encoder(resolve_model(name), device=self.recipe.model.device)
+            self._encoders[name] = LocalEncoder(model, tokenizer, name=name, longest=self.recipe.data.max_length)
+        return self._encoders[name]
+
+    @property
+    def ledger(self) -> Ledger:
+        """What all of them were asked."""
+        total = Ledger()
+        for flow in self._made.values():
+            total = total + flow.ledger
+        for encoder in self._encoders.values():
+            total = total + encoder.ledger
+        return total
+
+    def told(self) -> dict[str, float | str | None]:
+        """What was asked and what it cost, as numbers of a summary.
+
+        ``fm.asked`` counts texts handed over, whether or not their answers were on disk already; ``fm.bytes.*``
+        are those of texts by origin; all others are of the ledger.
+        """
+        spent = self.ledger
+        out: dict[str, float] = {f"fm.{key}": float(getattr(spent, key)) for key in Ledger.__slots__}
+        out["fm.asked"] = 0.0
+        for flow in self._made.values():
+            for origin, sent in flow.sent.items():
+                out["fm.asked"] += sent.texts
+                out[f"fm.bytes.{origin}"] = out.get(f"fm.bytes.{origin}", 0.0) + sent.bytes
+        return {key: value for key, value in out.items() if value or key == "fm.asked"}

@@ -1,0 +1,308 @@
+"""Help from a foundation model, put before a classifying federation: what it makes of a bench, and what that cost.
+
+Each kind of help is a step from one bench to the next, so that they go together: a model writes rows, a teacher
+answers public texts, the server makes a first student of both, and clients label rows of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Literal, final
+
+import numpy as np
+import torch
+
+from lichen.clients.distill import pre_distil
+from lichen.clients.statistics import Statistics
+from lichen.clients.transfer import said_of
+from lichen.core.contracts import Source, Station
+from lichen.core.message import Job
+from lichen.core.seeds import derive
+from lichen.core.store import ClientStore
+from lichen.core.tree import Tree
+from lichen.data.augment import TextViews
+from lichen.data.augment_pictures import ImageViews
+from lichen.data.records import Record
+from lichen.data.shards import ArrayShard, Shard, TextShard
+from lichen.engines.local import LocalEngine
+from lichen.models.api_answer import Teacher
+from lichen.models.begin import head_features, head_start
+from lichen.models.losses import answer_settings
+from lichen.recipes.adapt import Column
+from lichen.recipes.bench import Aid, Bench, values_N
+from lichen.recipes.commons import unlabelled_of
+from lichen.recipes.faces import Faces
+from lichen.recipes.folder import RunFolder
+from lichen.recipes.layered import layered
+from lichen.recipes.open import Opened
+from lichen.recipes.teacher import answered_with, ask, teacher_of
+from lichen.recipes.writing import given, wrote
+from lichen.server import fixed_point
+from lichen.server.ridge import Ridge
+
+__all__ = ["Helped", "answered", "help_of"]
+
+Say = Callable[[str], None]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Helped:
+    """What help has made of a bench.
+
+    Attributes:
+        bench: What the federated column works with.
+        rows: The clients' rows with a label, synthetic ones among them.
+        columns: Scored models that are not the federation's, such as the teacher itself.
+        extra: Numbers to tell.
+        bytes_up: Bytes to the server that are no round's.
+        bytes_down: Bytes from it.
+    """
+
+    bench: Bench
+    rows: tuple[tuple[Record, ...], ...]
+    columns: dict[str, Column] = field(default_factory=dict)
+    extra: dict[str, float | str | None] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def paid(self, up: int, down: int, **extra: float | str | None) -> Helped:
+        """With so many bytes more, and numbers to tell."""
+        told = {name.replace("__", "."): x for name, x in extra.items()}
+        return replace(
+            self, bytes_up=self.bytes_up + up, bytes_down=self.bytes_down + down, extra={**self.extra, **told}
+        )
+
+
+def help_of(opened: Opened, folder: RunFolder, say: Say) -> Helped:
+    """All the help a recipe asks for, and a head in closed form."""
+    recipe = opened.bench.recipe
+    rows = tuple(owner.train for owner in opened.owners)
+    helped, faces = Helped(bench=opened.bench, rows=rows), Faces(recipe=recipe, say=say)
+    made: list[Teacher] = []
+
+    def teacher() -> Teacher:
+        if not made:
+            made.append(teacher_of(opened, faces, say))
+        return made[0]
+
+    if recipe.synthetic is not None:
+        helped = written(opened, helped, faces, folder, say, teacher if recipe.teacher else None)
+    if recipe.teacher is not None:
+        helped = taught(opened, helped, teacher, folder, say)
+    if recipe.model.head != "random":
+        helped = headed(opened, helped, folder, say)
+    if recipe.semi is not None:
+        helped = unlabelled(opened, helped, teacher if recipe.semi.teacher_rounds else None, folder)
+    if recipe.helped:
+        told = faces.told()
+        if recipe.teacher is not None and recipe.teacher.kind == "head":
+            told["fm.asked"] = float(told["fm.asked"] or 0.0) + len(opened.commons.unlabelled)
+        helped = replace(helped, extra={**helped.extra, **told})
+    return helped
+
+
+def written(
+    opened: Opened, helped: Helped, faces: Faces, folder: RunFolder, say: Say, teacher: Callable[[], Teacher] | None
+) -> Helped:
+    """Rows that a foundation model wrote: trained on at the server, at the clients beside their own, or at both."""
+    recipe, bench = opened.bench.recipe, helped.bench
+    section = recipe.synthetic
+    assert section is not None
+    done = wrote(opened, faces, folder, say, teacher)
+    helped = replace(helped, extra={**helped.extra, **done.extra}).paid(done.bytes_up, done.bytes_down)
+    if section.at != "clients":
+        shard = opened.make(done.pool.records())
+        bench = _at_server(bench, "synthetic", shard, {}, section.server_steps, folder, say)
+    if section.at != "server":
+        rows, sent = given(opened, done.pool)
+        bench, helped = replace(bench, train=tuple(map(opened.make, rows))), replace(helped, rows=rows)
+        helped = helped.paid(
+            0, sent, synthetic__rows=float(sum(map(len, rows)) - sum(s.size for s in opened.bench.train))
+        )
+    return replace(helped, bench=bench)
+
+
+def taught(opened: Opened, helped: Helped, teacher: Callable[[], Teacher], folder: RunFolder, say: Say) -> Helped:
+    """The teacher answers the public texts once; the server learns from them, or they ride along in every job."""
+    recipe, classes, commons, bench = opened.bench.recipe, opened.classes, opened.commons, helped.bench
+    plan = recipe.teacher
+    assert plan is not None
+    assert opened.public is not None
+    texts = [record.text for record in commons.unlabelled]
+
+    def answers() -> Tree:
+        say(f"the teacher answers {len(texts):,} texts")
+        found, up, down = ask(teacher(), texts, classes, answered_with(recipe, classes), folder)
+        return {**found, "bytes_up": torch.tensor(up), "bytes_down": torch.tensor(down)}
+
+    def judged() -> torch.Tensor:
+        index = {c: i for i, c in enumerate(classes)}
+        out = torch.zeros(len(opened.owners), len(classes), len(classes), dtype=torch.float64)
+        once: dict[int, torch.Tensor] = {}  # a test set that all share is asked about once
+        for i, owner in enumerate(opened.owners):
+            if id(owner.test) not in once:
+                counts = torch.zeros(len(classes), len(classes), dtype=torch.float64)
+                for record, answer in zip(owner.test, teacher().answer([r.text for r in owner.test]), strict=True):
+                    counts[index[str(record.label)], index[answer.label]] += 1
+                once[id(owner.test)] = counts
+            out[i] = once[id(owner.test)]
+        return out
+
+    got = folder.tree("answers", answers, alone=True)
+    up, down = int(got.pop("bytes_up")), int(got.pop("bytes_down"))
+    got |= answer_settings(
+        temperature=plan.temperature if plan.temperature != 1 else None,
+        weight=plan.weight if plan.weight != 1 else None,
+        threshold=plan.confident or None,
+        hard=True if plan.tells == "label" else None,
+    )
+    metrics = {"confusion": folder.number("teacher", judged)}
+    helped = replace(
+        helped, columns={**helped.columns, "base": Column(value_N=values_N(recipe, metrics), metrics=metrics)}
+    )
+    extra = {"answers": float(len(texts)), "answers__bytes_to_teacher": float(down)}
+    helped = helped.paid(up, down, **extra, answers__bytes_from_teacher=float(up))
+    public = answered(opened.public, np.arange(len(texts)))
+    if plan.at != "clients":
+        if plan.layers:
+            bench = layered(opened, bench, got, folder, say)
+        else:
+            bench = _at_server(bench, "distilled", public, got, plan.server_steps, folder, say)
+    if plan.at != "server":
+        # Every client is sent the public texts once.
+        text_bytes = sum(len(t.encode()) for t in texts) * len(opened.owners)
+        helped = helped.paid(0, text_bytes, public_texts__bytes=float(text_bytes))
+        bench = replace(bench, start={**bench.start, **got}, public=public)
+    if plan.select:
+        judge, said_M = _judging(opened, bench, teacher, folder)
+        bench = replace(bench, aid=replace(bench.aid, judge=judge, said_M=said_M))
+    return replace(helped, bench=bench)
+
+
+def _judging(
+    opened: Opened, bench: Bench, teacher: Callable[[], Teacher], folder: RunFolder
+) -> tuple[Source, torch.Tensor]:
+    """The clients' rows for validation, and what the teacher says of them, on their own machines."""
+    rows = [owner.valid for owner in opened.owners]
+    said, places = _own_answers(opened, "judged", rows, teacher, folder)
+    shards = [answered(shard, place) for shard, place in zip(bench.valid, places, strict=True)]
+    return bench.evaluating(shards), said_of(said)
+
+
+def _own_answers(
+    opened: Opened, name: str, rows: Sequence[Sequence[Record]], teacher: Callable[[], Teacher], folder: RunFolder
+) -> tuple[Tree, list[np.ndarray]]:
+    """``(answers to the clients' own rows, where each row's lies)``; no byte of it crosses anything."""
+    classes, texts = opened.classes, [record.text for some in rows for record in some]
+
+    def fresh() -> Tree:
+        return ask(teacher(), texts, classes, len(classes), folder)[0] if texts else {}
+
+    said = folder.tree(name, fresh, alone=True)
+    ends = np.cumsum([0, *map(len, rows)])
+    return said, [np.arange(a, b) for a, b in pairwise(ends.tolist())]
+
+
+def headed(opened: Opened, helped: Helped, folder: RunFolder, say: Say) -> Helped:
+    """The classifier's head in closed form, from one message of statistics of each client."""
+    recipe, bench = opened.bench.recipe, helped.bench
+    features, classes = head_features(bench.model, bench.start), len(opened.classes)
+
+    def solved() -> Tree:
+        say("statistics of every client for a head in closed form")
+        work = Statistics(features, classes=classes, bits=12)
+        engine = LocalEngine(
+            {"statistics": Station(work=work, source=bench.evaluating(bench.train))},
+            ClientStore(folder.path / "state" / "none"),
+            base=bench.model.base,
+            device=recipe.model.device,
+        )
+        ridge = Ridge(recipe.ridge, bits=12)
+        total = ridge.zero()
+        everyone = tuple(range(len(bench.train)))
+        for message in engine.run(
+            Job(work="statistics", shared={}, version=0, clients=everyone, seed=0, base=bench.model.base)
+        ):
+            total = ridge.add(total, message)
+        rule: Literal["ridge", "lda"] = "lda" if recipe.model.head == "lda" else "ridge"
+        scale_on = [b for c in everyone[:64] for b in bench.evaluating(bench.train).batches((c,), 0)]
+        start = head_start(
+            bench.model, bench.start, fixed_point.read(total), lam=recipe.ridge, rule=rule, scale_on=scale_on
+        )
+        changed = {name: x for name, x in start.items() if x is not bench.start[name]}
+        return {**changed, "bytes_up": torch.tensor(engine.bytes_up), "bytes_down": torch.tensor(engine.bytes_down)}
+
+    got = folder.tree("head", solved, alone=True)
+    up, down = int(got.pop("bytes_up")), int(got.pop("bytes_down"))
+    return replace(helped, bench=replace(bench, start={**bench.start, **got})).paid(up, down, head__bytes_up=float(up))
+
+
+def unlabelled(opened: Opened, helped: Helped, teacher: Callable[[], Teacher] | None, folder: RunFolder) -> Helped:
+    """The clients' rows without labels, and how they are looked at."""
+    recipe, bench = opened.bench.recipe, helped.bench
+    assert recipe.semi is not None
+    free = list(unlabelled_of(opened.commons.owners).values())
+    # Behind the labelled ones, synthetic rows among them.
+    shards = [opened.make([*known, *some]) for known, some in zip(helped.rows, free, strict=True)]
+    answers: Tree = {}
+    if teacher is not None:
+        answers, places = _own_answers(opened, "own answers", free, teacher, folder)
+        nothing = [np.full(len(known), -1) for known in helped.rows]
+        shards = [answered(s, np.concatenate([n, p])) for s, n, p in zip(shards, nothing, places, strict=True)]
+    first = opened.bench.train[0]
+    aid = Aid(
+        rows=tuple(shards),
+        views=text_views(opened) if isinstance(first, TextShard) else picture_views(first),
+        answers=answers,
+        server=opened.make(opened.commons.labelled) if recipe.semi.server else None,
+    )
+    told = float(sum(map(len, free)))
+    return replace(helped, bench=replace(bench, aid=aid)).paid(0, 0, unlabelled__rows=told)
+
+
+def text_views(opened: Opened) -> TextViews:
+    """Views of rows in the tokens of the model, or in the student's own."""
+    views = TextViews.of(opened.tokenizer)
+    if opened.vocabulary is None:
+        return views
+    words, unknown = opened.vocabulary.words, opened.vocabulary.unknown
+    special = tuple(sorted({words[t] for t in views.special if t in words} - {unknown}))
+    return TextViews(opened.bench.pad, special=special)
+
+
+def picture_views(shard: Shard) -> ImageViews:
+    """Views of pictures, flat or not."""
+    assert isinstance(shard, ArrayShard)
+    flat = shard.x.ndim == 2
+    return ImageViews(side=round(shard.x.shape[1] ** 0.5) if flat else None)
+
+
+def _at_server(bench: Bench, name: str, shard: Shard, answers: Tree, steps: int, folder: RunFolder, say: Say) -> Bench:
+    """A first student, made at the server before the first round, at the first of the recipe's learning rates."""
+    recipe = bench.recipe
+
+    def made() -> Tree:
+        say(f"the server trains {steps} steps on {shard.size:,} rows ({name})")
+        start, _ = pre_distil(
+            bench.model,
+            bench.start,
+            shard,
+            answers,
+            steps=steps,
+            lr=recipe.optimizer.lr[0],
+            seed=derive(recipe.seed, name),
+            pad=bench.pad,
+            max_length=recipe.data.max_length,
+            device=recipe.model.device,
+        )
+        return start
+
+    return replace(bench, start=folder.tree(name, made, alone=True))
+
+
+def answered(shard: Shard, answer_N: np.ndarray) -> Shard:
+    """The shard with each row's place among the answers."""
+    return replace(shard, answer=answer_N.astype(np.int64))

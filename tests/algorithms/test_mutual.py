@@ -1,0 +1,221 @@
+"""FedMKT and FedCoLLM on tiny models with tokenizers of their own: who learns, what crosses, killed and resumed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lichen.algorithms.average import Average
+from lichen.algorithms.cotune import CoTune, Pupil, large_of
+from lichen.algorithms.mutual import Group, Mutual
+from lichen.clients.evaluate import Evaluate
+from lichen.clients.listen import Listen
+from lichen.clients.optimize import ClientOptimizer
+from lichen.clients.tell import Tell, public_shard, spoken, starts
+from lichen.clients.train import Train
+from lichen.clients.visit import Visit, VisitSource
+from lichen.core.contracts import Station
+from lichen.core.errors import LichenError
+from lichen.core.rounds import run
+from lichen.core.store import ClientStore
+from lichen.core.tree import digest
+from lichen.data.shards import EvalSource, TrainSource
+from lichen.engines.local import LocalEngine
+from lichen.models.alignment import Bridge
+from lichen.models.cohort import CausalCohort
+from lichen.models.full import FullCausal
+from lichen.models.lora import Lora
+from lichen.models.places import Taught
+from lichen.models.vocabulary import Translation, Vocabulary
+from lichen.server.mean import Mean
+from lichen.server.optimize import ServerSGD
+from lichen.server.sampling import Everyone
+from lichen.server.select import Select
+from two_tongues import TEXTS, model, say, tokenizer
+
+LARGE, SMALL, OTHER = 330, 300, 310
+PUBLIC = {v: public_shard(TEXTS, tokenizer(v)) for v in (LARGE, SMALL, OTHER)}
+VOCABULARY = {v: Vocabulary.of(tokenizer(v)) for v in PUBLIC}
+ADAM = ClientOptimizer("adamw", lr=0.01)
+
+
+def bridge(source, target):
+    translation = Translation(VOCABULARY[source], VOCABULARY[target])
+    return Bridge.between(translation, spoken(PUBLIC[source]), spoken(PUBLIC[target]))
+
+
+def lora(vocabulary, seed=0):
+    adapter = Lora(targets=("q_proj", "v_proj", "down_proj"), rank=4, alpha=8.0)
+    return CausalCohort(model(vocabulary, seed), adapter=adapter, name=f"lora-{vocabulary}")
+
+
+def tell(cohort, vocabulary, clients, *, personal):
+    work = Tell(cohort, public=PUBLIC[vocabulary], vocabulary=VOCABULARY[vocabulary], top_k=4, personal=personal)
+    return Station(work=work, source=EvalSource(dict.fromkeys(clients, PUBLIC[vocabulary]), batch_size=4))
+
+
+def listen(cohort, vocabulary, clients, *, personal, lm=1.0):
+    train = Train(Taught(cohort, lm=lm), optimizer=ADAM, personal=personal)
+    source = TrainSource(dict.fromkeys(clients, PUBLIC[vocabulary]), batch_size=4, steps=2)
+    return Station(work=Listen(train, public=PUBLIC[vocabulary]), source=source)
+
+
+def rows(vocabulary, clients, seed):
+    return {c: public_shard([say(seed + 10 * c + i, 8) for i in range(4)], tokenizer(vocabulary)) for c in clients}
+
+
+def federation(folder, *, rounds=2, heard=True):
+    """Three clients: two of one vocabulary with whole models, one of another with an adapter."""
+    groups, stations = [], {}
+    for name, vocabulary, clients, cohort in (
+        ("a", SMALL, (0, 2), FullCausal(model(SMALL), name="small")),
+        ("b", OTHER, (1,), lora(OTHER)),
+    ):
+        train = TrainSource(rows(vocabulary, clients, 1000), batch_size=2, steps=2)
+        telling = tell(cohort, vocabulary, clients, personal=True)
+        visit = Visit(Train(cohort, optimizer=ADAM, personal=True), tell=telling.work)
+        stations[f"visit-{name}"] = Station(work=visit, source=VisitSource(train, public=telling.source))
+        stations[f"listen-{name}"] = listen(cohort, vocabulary, clients, personal=True)
+        valid = EvalSource(rows(vocabulary, clients, 2000), batch_size=4)
+        stations[f"valid-{name}"] = Station(work=Evaluate(cohort, personal=True), source=valid)
+        group = Group(
+            clients=clients,
+            start=cohort.init(0),
+            up=bridge(vocabulary, LARGE),
+            down=bridge(LARGE, vocabulary),
+            **{work: f"{work}-{name}" for work in ("visit", "listen", "valid")},
+            base=cohort.base,
+        )
+        groups.append(group)
+    large = lora(LARGE)
+    algorithm = Mutual(
+        groups=tuple(groups),
+        tell=tell(large, LARGE, (0,), personal=False),
+        listen=listen(large, LARGE, (0,), personal=False),
+        select=Select(tuple(starts(PUBLIC[LARGE]).tolist())),
+        rounds=rounds,
+        heard=heard,
+    )
+    return algorithm, LocalEngine(stations, ClientStore(folder)), lambda: large.init(0)
+
+
+def newest(folder):
+    return {str(f.parent.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*.safetensors"))}
+
+
+def go(folder, rounds, **more):
+    algorithm, engine, start = federation(folder, rounds=rounds, **more)
+    reports = []
+    state = run(algorithm, engine, start, rounds=rounds, seed=3, observers=(reports.append,))
+    return state, reports
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("three")
+    return *go(folder, 3), folder
+
+
+def test_everybody_learns_and_parameters_never_cross(three):
+    state, reports, _ = three
+    last = reports[-1].metrics
+    assert reports[0].clients == (0, 1, 2)
+    assert last["valid"] < reports[0].metrics["valid"]
+    assert last["server_public"] < reports[0].metrics["server_public"]
+    assert all(0 < r.metrics["server_believed"] <= 1 or 0 < r.metrics["client_believed"] <= 1 for r in reports)
+    # What everybody begins with goes down once; then answers alone.
+    assert reports[1].bytes_down < reports[0].bytes_down / 2
+    assert reports[1].bytes_down == reports[2].bytes_down
+    assert reports[0].bytes_up == reports[1].bytes_up
+    assert digest(state.shared) != digest(lora(LARGE).init(0))
+
+
+def test_stopped_and_gone_on_is_the_same_run(three, tmp_path):
+    state, reports, folder = three
+    algorithm, engine, start = federation(tmp_path / "own", rounds=3)
+    file = tmp_path / "state.safetensors"
+    run(algorithm, engine, start, rounds=1, seed=3, checkpoint=file)
+    # A round that dies after its clients have told and listened leaves files that are written again.
+    broken = replace(algorithm, listen=Station(work=algorithm.listen.work, source=EvalSource([], batch_size=1)))
+    with pytest.raises(LichenError, match="no data"):
+        run(broken, engine, start, rounds=3, seed=3, checkpoint=file)
+    again, engine, start = federation(tmp_path / "own", rounds=3)
+    told = []
+    ended = run(again, engine, start, rounds=3, seed=3, checkpoint=file, observers=(told.append,))
+    assert digest(ended.shared) == digest(state.shared)
+    assert told[-1].metrics == reports[-1].metrics
+    assert newest(tmp_path / "own") == newest(folder)
+
+
+def test_without_answers_nobody_is_believed_and_something_else_is_learned(three, tmp_path):
+    _, reports = go(tmp_path, 1, heard=False)
+    assert reports[0].metrics["server_believed"] == reports[0].metrics["client_believed"] == 0
+    assert reports[0].metrics["loss"] == three[1][0].metrics["loss"]
+    assert reports[0].metrics["valid"] != three[1][0].metrics["valid"]
+
+
+def test_a_client_has_one_group(tmp_path):
+    algorithm, _, _ = federation(tmp_path)
+    with pytest.raises(LichenError, match="two groups"):
+        replace(algorithm, groups=(*algorithm.groups, algorithm.groups[0]))
+
+
+def cotuning(folder, *, rounds=2, vocabulary=SMALL):
+    small, large = lora(vocabulary), lora(LARGE, seed=5)
+    clients = (0, 1, 2)
+    train = TrainSource(rows(vocabulary, clients, 1000), batch_size=2, steps=2)
+    valid = EvalSource(rows(vocabulary, clients, 2000), batch_size=4)
+    stations = {
+        "train": Station(work=Train(small, optimizer=ADAM), source=train),
+        "valid": Station(work=Evaluate(small), source=valid),
+    }
+    average = Average(
+        aggregator=Mean(),
+        optimizer=ServerSGD(1.0, momentum=0.5),
+        sampler=Everyone(),
+        weight_N=torch.ones(3),
+        rounds=rounds,
+        valid=None,
+    )
+    pupils = [
+        Pupil(
+            tell=tell(cohort, mine, (0,), personal=False),
+            listen=listen(cohort, mine, (0,), personal=False),
+            hears=bridge(other, mine),
+        )
+        for cohort, mine, other in ((small, vocabulary, LARGE), (large, LARGE, vocabulary))
+    ]
+    algorithm = CoTune(average=average, small=pupils[0], large=pupils[1], start=large.init(0))
+    return algorithm, LocalEngine(stations, ClientStore(folder)), lambda: small.init(0)
+
+
+@pytest.mark.parametrize("vocabulary", [SMALL, LARGE])
+def test_cotuning_teaches_both_and_resumes(tmp_path, vocabulary):
+    algorithm, engine, start = cotuning(tmp_path / "a", rounds=3, vocabulary=vocabulary)
+    reports = []
+    state = run(algorithm, engine, start, rounds=3, seed=1, observers=(reports.append,))
+    first, last = reports[0].metrics, reports[-1].metrics
+    assert last["valid"] < first["valid"]
+    assert last["large_public"] < first["large_public"]
+    assert last["small_public"] < first["small_public"]
+    assert state.best_value == min(r.metrics["valid"] for r in reports)
+    assert not any(name.startswith("large/") for name in state.shared)
+    # Average's clients are sent the small model and nothing of the large one.
+    plain = replace(algorithm.average, rounds=3)
+    alone = LocalEngine(engine.stations, ClientStore(tmp_path / "c"))
+    _, report = plain.round(plain.init(start()), alone, 7)
+    valid_down = reports[1].bytes_down - report.bytes_down
+    assert 0 < valid_down <= report.bytes_down
+    file = tmp_path / "state.safetensors"
+    algorithm, engine, start = cotuning(tmp_path / "b", rounds=3, vocabulary=vocabulary)
+    run(algorithm, engine, start, rounds=1, seed=1, checkpoint=file)
+    ended = run(algorithm, engine, start, rounds=3, seed=1, checkpoint=file)
+    assert digest(ended.shared) == digest(state.shared)
+    assert digest(large_of(ended)) == digest(large_of(state))
+    assert digest(large_of(state)) != digest(algorithm.start)
+
+
+def test_cotuning_wants_an_average_that_does_not_judge(tmp_path):
+    algorithm, _, _ = cotuning(tmp_path)
+    with pytest.raises(LichenError, match="yet to listen"):
+        replace(algorithm, average=replace(algorithm.average, valid="valid"))
