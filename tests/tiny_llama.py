@@ -18,15 +18,15 @@ TEMPLATE = (
 )
 
 
-def save_model(folder: Path, *, without: tuple[str, ...] = (), seed: int = 0) -> Path:
-    """Write model and tokenizer as transformers does; ``without`` names special tokens it shall lack."""
+def save_model(folder: Path, *, without: tuple[str, ...] = (), more: tuple[str, ...] = (), seed: int = 0) -> Path:
+    """Write model and tokenizer as transformers does; ``without`` names special tokens it shall lack, ``more`` words."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    vocabulary = {word: i for i, word in enumerate((*SPECIAL.values(), "<user>", "<assistant>", *WORDS))}
+    vocabulary = {word: i for i, word in enumerate((*SPECIAL.values(), "<user>", "<assistant>", *WORDS, *more))}
     words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = WhitespaceSplit()
     special = {kind: token for kind, token in SPECIAL.items() if kind not in without}

@@ -265,7 +265,7 @@ def test_what_does_not_fit_is_refused(bert: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reviews() -> Any:
-    """The folder of a real encoder, and reviews of clothing cut to 24 tokens: 520 to learn from, 80 to judge by."""
+    """The folder of a real encoder, and reviews of clothing cut to 24 tokens: 380 to learn from, 80 to judge by."""
     try:
         model, data = fetch("minilm-l6"), fetch("clothing-reviews")
     except LichenError as error:
@@ -275,9 +275,9 @@ def reviews() -> Any:
     records: list[Record] = READERS["clothing-reviews"](data, {})
     order = np.random.default_rng(0).permutation(len(records))
     good, bad = ([records[i] for i in order if records[i].label in stars] for stars in ((5,), (1, 2)))
-    rows = [replace(r, label=int(r.label == 5)) for pair in zip(good[:300], bad[:300], strict=True) for r in pair]
+    rows = [replace(r, label=int(r.label == 5)) for pair in zip(good[:230], bad[:230], strict=True) for r in pair]
     made = TextShard.of(encode_classify(rows, tokenizer, max_length=24, classes=("0", "1")), kind="classify")
-    return model, made.between(0, 520), made.between(520, 600), pad_id(tokenizer)
+    return model, made.between(0, 380), made.between(380, 460), pad_id(tokenizer)
 
 
 def test_two_pretrained_layers_learn_sooner_than_two_random_ones(reviews: Any) -> None:
@@ -300,8 +300,7 @@ def test_a_ridge_head_beats_a_random_one_before_the_first_round(reviews: Any) ->
     adapter = Lora(targets=("query",), rank=2, heads=("classifier",))
     model = ClassifierCohort(base, adapter=adapter, name="minilm", prove=False)
     start = model.init(0)
-    sums = summed(model, start, [learn.between(0, 420)], pad=pad)
-    ridge = head_start(model, start, sums, lam=10.0, scale_on=batches([learn.between(420, 520)], pad=pad))
+    sums = summed(model, start, [learn.between(0, 300)], pad=pad)
+    ridge = head_start(model, start, sums, lam=1.0, scale_on=batches([learn.between(300, 380)], pad=pad))
     loss = {name: loss_of(model, tree, [judge], pad) for name, tree in (("random", start), ("ridge", ridge))}
-    print(loss)
-    assert loss["ridge"] < loss["random"] - 0.05, loss
+    assert loss["ridge"] < loss["random"] - 0.1, loss

@@ -111,6 +111,7 @@ class FixMatch:
         rows: Rows of the largest client: each class gets a threshold of its own. None: one for all.
         by: Whose labels: the model's as it is ``"now"``, or as the client ``"received"`` it.
         teacher_rounds: In the job's versions below this, rows that have a teacher's answer get its label.
+        warm: In versions below this nobody labels anything: a model that knows nothing yet is sure of the wrong.
         mixup: Rows with a label found here are mixed two by two, in shares drawn from Beta(a, a); 0: none.
 
     Raises:
@@ -126,6 +127,7 @@ class FixMatch:
     by: Literal["now", "received"] = "now"
     teacher_rounds: int = 0
     mixup: float = 0.0
+    warm: int = 0
 
     def __post_init__(self) -> None:
         if self.work.model.classes is None:
@@ -170,7 +172,7 @@ class FixMatch:
         """
         free_CB = (batch["index_CB"] >= 0) & (batch["labels_CB"] < 0) & batch["active_C"].unsqueeze(1)
         some_C = free_CB.any(1)
-        if not bool(some_C.any()):
+        if not bool(some_C.any()) or state.inner.job.version < self.warm:
             return replace(state, inner=self.work.step(state.inner, batch), step=state.step + 1)
         job, clients = state.inner.job, state.inner.clients
         weak, strong = (

@@ -28,7 +28,7 @@ from lichen.data.records import Record
 from lichen.data.shards import ArrayShard, Shard, TextShard
 from lichen.engines.local import LocalEngine
 from lichen.models.api_answer import Teacher
-from lichen.models.begin import head_features, head_start
+from lichen.models.begin import head_features, head_of, head_start
 from lichen.models.losses import answer_settings
 from lichen.recipes.adapt import Column
 from lichen.recipes.bench import Aid, Bench, values_N
@@ -210,17 +210,18 @@ def headed(opened: Opened, helped: Helped, folder: RunFolder, say: Say) -> Helpe
     """The classifier's head in closed form, from one message of statistics of each client."""
     recipe, bench = opened.bench.recipe, helped.bench
     features, classes = head_features(bench.model, bench.start), len(opened.classes)
+    biased = f"{head_of(bench.model, bench.start)}.bias" in bench.start
 
     def solved() -> Tree:
         say("statistics of every client for a head in closed form")
-        work = Statistics(features, classes=classes, bits=12)
+        work = Statistics(features, classes=classes, bits=12, bias=biased)
         engine = LocalEngine(
             {"statistics": Station(work=work, source=bench.evaluating(bench.train))},
             ClientStore(folder.path / "state" / "none"),
             base=bench.model.base,
             device=recipe.model.device,
         )
-        ridge = Ridge(recipe.ridge, bits=12)
+        ridge = Ridge(recipe.ridge, bits=12, bias=biased)
         total = ridge.zero()
         everyone = tuple(range(len(bench.train)))
         for message in engine.run(
@@ -228,7 +229,9 @@ def headed(opened: Opened, helped: Helped, folder: RunFolder, say: Say) -> Helpe
         ):
             total = ridge.add(total, message)
         rule: Literal["ridge", "lda"] = "lda" if recipe.model.head == "lda" else "ridge"
-        scale_on = [b for c in everyone[:64] for b in bench.evaluating(bench.train).batches((c,), 0)]
+        # On rows that are not in the statistics: its own flatter a head, and it would be scaled too far.
+        held = bench.evaluating(bench.valid)
+        scale_on = [batch for client in everyone for batch in held.batches((client,), 0)]
         start = head_start(
             bench.model, bench.start, fixed_point.read(total), lam=recipe.ridge, rule=rule, scale_on=scale_on
         )

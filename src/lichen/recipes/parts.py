@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from lichen.algorithms.average import Average
+from lichen.algorithms.semi import OrNothing
 from lichen.clients.black_box import BlackBox
 from lichen.clients.diloco import Pace, Worker
 from lichen.clients.distill import Distill
@@ -145,8 +146,9 @@ def helped(bench: Bench, train: Train) -> ClientWork:
             threshold=semi.threshold,
             weight=semi.weight,
             rows=max((shard.size for shard in aid.rows), default=1) if semi.by_class else None,
-            by="received" if semi.server else "now",
+            by="received",
             teacher_rounds=semi.teacher_rounds,
+            warm=semi.warm,
         )
         return Distill(work, answers=aid.answers) if aid.answers else work
     if aid.judge is not None and aid.said_M is not None:
@@ -190,7 +192,8 @@ def algorithm_of(bench: Bench, lr: float, until: int) -> Average:
     """The federation at one learning rate, up to round ``until``."""
     fed = bench.recipe.federation
     return Average(
-        aggregator=aggregator_of(bench, lr),
+        # Rows without a label may leave every client of a round with nothing to send.
+        aggregator=OrNothing(aggregator_of(bench, lr)) if bench.recipe.semi is not None else aggregator_of(bench, lr),
         optimizer=server_of(bench.recipe),
         sampler=sampler_of(bench),
         weight_N=torch.tensor([s.size for s in bench.train], dtype=torch.float64),

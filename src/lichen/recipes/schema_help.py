@@ -121,8 +121,8 @@ class Synthetic(Section):
     examples: int = Field(default=0, ge=0, description="public labelled rows shown in a prompt")
     per_class: Positive = Field(default=40, description="texts of each class")
     most: Positive = Field(default=48, description="tokens a text at most")
-    temperature: float = Field(default=1.0, gt=0, description="how freely it writes")
-    top_p: float = Field(default=0.95, gt=0, le=1, description="share of the probability it draws from")
+    temperature: float = Field(default=0.7, gt=0, description="how freely it writes")
+    top_p: float = Field(default=0.9, gt=0, le=1, description="share of the probability it draws from")
     iterations: Positive = Field(default=4, description="evolution: rounds of votes")
     variations: Positive = Field(default=1, description="evolution: variations of each chosen text")
     epsilon: float | None = Field(default=None, gt=0, description="evolution: privacy of one row; none: no noise")
@@ -152,6 +152,7 @@ class Semi(Section):
     by_class: bool = Field(default=True, description="lower for classes that are learned later (FlexMatch)")
     weight: float = Field(default=1.0, gt=0, description="of an unlabelled row beside a labelled one")
     batch: Positive = Field(default=16, description="unlabelled rows a local step")
+    warm: int = Field(default=0, ge=0, description="rounds on labelled rows alone, before the model can label others")
     teacher_rounds: int = Field(
         default=0, ge=0, description="rounds in which the teacher labels them; it must be allowed to see private rows"
     )

@@ -86,6 +86,10 @@ def wrote(
     made = (
         _evolved(opened, faces, writer, folder, say) if section.kind == "evolution" else _prompted(opened, writer, say)
     )
+    if not made.pool.rows:
+        raise LichenError(
+            f"{writer.fm.name} wrote nothing usable", where="synthetic", fix="ask another way, or another model"
+        )
     rules, up, down = _rules(opened, section, made.pool, folder, teacher)
     sifted = Filter(rules)([row.text for row in made.pool.rows])
     say(f"of what was written: {sifted}")
