@@ -9,8 +9,6 @@ the embeddings, and each round sends a few kilobytes. Scored are the start and t
 One cell a seed, which splits the rows anew, draws other directions and invites other clients; a cell
 whose file is there is not run again: ``python benchmarks/kseed.py [seed ...]``. Settings were chosen on
 the validation rows of seed 0: ``python benchmarks/kseed.py try lr=2e-4 rounds=4``.
-
-Legend: C clients, B rows, d features.
 """
 
 from __future__ import annotations
@@ -26,8 +24,6 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from lichen.algorithms.average import score
 from lichen.clients.evaluate import Evaluate
@@ -35,15 +31,17 @@ from lichen.clients.metrics import accuracy, macro_f1
 from lichen.clients.replay import Replay
 from lichen.clients.seeds import Materialized, SeedSteps
 from lichen.clients.statistics import Statistics
-from lichen.core.contracts import Batch, Source, Station
+from lichen.core.contracts import Source, Station
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.engines.local import LocalEngine
-from lichen.models.full import FullClassifier, filled
+from lichen.models.begin import head_features, head_start
+from lichen.models.full import FullClassifier
 from lichen.recipes.open import open_recipe
 from lichen.recipes.read import read_recipe
+from lichen.server.fixed_point import read
 from lichen.server.kseed import AddUnits, SeedSums
 from lichen.server.ridge import Ridge
 from lichen.server.sampling import Uniform
@@ -65,36 +63,20 @@ SETTINGS: dict[str, float] = {
 SCALES = (1, 2, 3, 4, 5, 6, 8)
 
 
-def start_of(opened: Any, lam: float) -> Tree:
+def start_of(cohort: FullClassifier, bench: Any, lam: float) -> Tree:
     """The loaded model with a ridge head, made by the clients together, as its classifier."""
-    model, bench = opened.foundation, opened.bench
-    rows = bench.evaluating(bench.train)
-    everyone = tuple(range(len(bench.train)))
-
-    @torch.no_grad()
-    def features(batch: Batch) -> Tensor:
-        C, B = batch["input_ids_CBT"].shape[:2]
-        ids, mask = batch["input_ids_CBT"].flatten(0, 1), batch["attention_mask_CBT"].flatten(0, 1)
-        pooled: Tensor = model.bert(input_ids=ids, attention_mask=mask).pooler_output
-        return pooled.view(C, B, -1)
-
-    work = Statistics(features, classes=model.config.num_labels)
-    rule = Ridge(lam, head="classifier")
+    start, everyone = cohort.init(0), tuple(range(len(bench.train)))
+    work = Statistics(head_features(cohort, start), classes=int(cohort.classes or 0))
+    rule = Ridge(lam)
     with TemporaryDirectory() as folder:
-        engine = LocalEngine({"ridge": Station(work=work, source=rows)}, ClientStore(Path(folder)), block_size=1)
+        station = Station(work=work, source=bench.evaluating(bench.train))
+        engine = LocalEngine({"ridge": station}, ClientStore(Path(folder)), block_size=1)
         total = rule.zero()
         for message in engine.run(Job(work="ridge", shared={}, version=0, clients=everyone, seed=0)):
             total = rule.add(total, message)
-    head = {name: x.float() for name, x in rule.close(total, {})[0].items()}
-    losses = dict.fromkeys(SCALES, 0.0)
-    for client in everyone:
-        for batch in bench.evaluating(bench.valid).batches([client], 0):
-            logits_BK = features(batch)[0] @ head["classifier.weight"].t() + head["classifier.bias"]
-            for scale in SCALES:
-                loss = cross_entropy(logits_BK * scale, batch["labels_CB"][0], ignore_index=-100, reduction="sum")
-                losses[scale] += float(loss)
-    best = min(losses, key=losses.__getitem__)
-    return {name: x * best for name, x in head.items()}
+    valid = bench.evaluating(bench.valid)
+    rows = (batch for client in everyone for batch in valid.batches([client], 0))
+    return head_start(cohort, start, read(total), lam=lam, scale_on=rows, scales=SCALES)
 
 
 def judged(cohort: Any, shared: Tree, rows: Source, clients: tuple[int, ...], replay: Replay | None = None) -> Any:
@@ -117,9 +99,8 @@ def cell(seed: int, say: Any = lambda _: None, *, test: bool = True, **changed: 
     overrides = (f"data.max_clients={int(s['clients'])}", f"seed={seed}", f"data.max_length={int(s['max_length'])}")
     opened = open_recipe(read_recipe("reviews-lora", overrides))
     bench, everyone = opened.bench, tuple(range(int(s["clients"])))
-    head = start_of(opened, s["lam"])
-    cohort = FullClassifier(filled(opened.foundation, head), name="minilm-l6", exclude=("embeddings",))
-    start = cohort.init(0)
+    cohort = FullClassifier(opened.foundation, name="minilm-l6", exclude=("embeddings",))
+    start = start_of(cohort, bench, s["lam"])
     replay = Replay(start, lr=s["lr"], root=derive(seed, "directions"), count=int(s["directions"]))
     work = SeedSteps(cohort, replay, steps=int(s["steps"]), eps=s["eps"])
     source = bench.training(bench.train, batch=int(s["batch"]), steps=int(s["steps"]))

@@ -19,7 +19,7 @@ TEMPLATE = (
 
 
 def save_model(folder: Path, *, without: tuple[str, ...] = (), more: tuple[str, ...] = (), seed: int = 0) -> Path:
-    """Write model and tokenizer as transformers does; ``without`` names special tokens it shall lack, ``more`` words."""
+    """Write model and tokenizer as transformers does; ``without``: special tokens it lacks; ``more``: words."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
