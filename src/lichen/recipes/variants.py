@@ -271,7 +271,7 @@ def _leaves(section: Mapping[Any, Any], where: str, prefix: str = "") -> Iterato
     for key, value in section.items():
         if not isinstance(key, str) or not re.fullmatch(_KEY, key):
             raise LichenError(f"has the key {key!r}, which is no key of a recipe", where=where, fix="see the guide")
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and all(isinstance(k, str) and re.fullmatch(_KEY, k) for k in value):
             yield from _leaves(value, where, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
