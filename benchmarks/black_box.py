@@ -79,7 +79,9 @@ CANDIDATES = (
     "disappointed", "perfect", "classify", "opinion", "positive", "negative", "answer",
     "honestly", "not", "very", "product",
 )  # fmt: skip
-SOFT = {"positions": 20, "rounds": 10, "steps": 8, "population": 5, "rows": 8}
+SOFT: dict[str, Any] = {
+    "positions": 20, "rounds": 10, "steps": 8, "population": 5, "rows": 8, "scale": 0.5, "spread": 0.5
+}  # fmt: skip
 DISCRETE = {"length": 4, "rounds": 6, "samples": 6, "rows": 4}
 
 
@@ -206,7 +208,8 @@ def cell(column: str, seed: int, url: str | None, *, short: bool) -> dict[str, A
         return {"test": best["test"], "valid": best["valid"], "tried": tried, "ledger": _spent(face)}
     if column == "soft":
         face = LocalFM(base, tokenizer, name="smollm2-135m", positions=SOFT["positions"], start=f"{HAND[0]}\n")
-        soft = SoftPrompt(face, seed=seed, words=WORDS, before=BEFORE, after=AFTER)
+        sizes = {"scale": SOFT["scale"], "spread": SOFT["spread"]}
+        soft = SoftPrompt(face, seed=seed, words=WORDS, before=BEFORE, after=AFTER, **sizes)
         parts = {p: shards(rows, lambda t: np.array(face.tokens(t), np.int32)) for p, rows in records.items()}
         shared, told = federated(
             soft,
