@@ -47,3 +47,27 @@ def test_what_the_user_set_stays(name: str) -> None:
 def test_no_other_library_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not keep_large_buffers({})
+
+
+BACK = """
+import ctypes, resource, sys
+from lichen.allocator import give_back, keep_large_buffers
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
+keep_large_buffers({})
+c = ctypes.CDLL(None)
+c.malloc.restype, c.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+ctypes.memset(block := c.malloc(200 << 20), 1, 200 << 20)
+small = c.malloc(100)  # above the block, which therefore is no end of the heap
+c.free(block)
+before = held()
+print(give_back(), before - held())
+"""
+
+
+@pytest.mark.skipif(not GLIBC, reason="another C library")
+def test_what_was_kept_is_given_back_when_asked() -> None:
+    ran = subprocess.run([sys.executable, "-c", BACK], capture_output=True, text=True, check=True)
+    done, fell = ran.stdout.split()
+    assert done == "True"
+    assert int(fell) > 150

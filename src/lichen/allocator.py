@@ -15,7 +15,7 @@ import os
 import platform
 from collections.abc import Mapping
 
-__all__ = ["keep_large_buffers"]
+__all__ = ["give_back", "keep_large_buffers"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of the options in glibc's ``malloc.h``."""
@@ -39,3 +39,13 @@ def keep_large_buffers(environment: Mapping[str, str] = os.environ) -> bool:
     except (OSError, AttributeError):  # another allocator stands in for the C library's
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _LARGE) and mallopt(_TRIM_THRESHOLD, _NEVER))
+
+
+def give_back() -> bool:
+    """Return to the system what has been freed and is kept, as between two runs of one process; whether any was."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (OSError, AttributeError):
+        return False

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
+from lichen.allocator import give_back
 from lichen.core.errors import LichenError
 from lichen.core.store import write_atomic
 from lichen.present.compare import Outcome, Row, rows_of
@@ -282,8 +283,12 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _forget_peak() -> None:
-    """Let the process's highest memory be this run's; where the system cannot, it stays that of all so far."""
+    """Let the process's highest memory be this run's; where the system cannot, it stays that of all so far.
+
+    What large methods have freed goes back to the system, or a later, smaller one would hold it to its end.
+    """
     gc.collect()
+    give_back()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
