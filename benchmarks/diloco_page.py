@@ -68,8 +68,8 @@ def page(found: Mapping[str, Sequence[Mapping[str, Any]]], tried: Mapping[str, M
         lines += [
             "## Inner rates",
             "",
-            "Perplexity after 1,000 inner steps (warmup and cosine as above, over those 1,000) on a seed that no cell "
-            "has:",
+            "Perplexity (768 rows) after 1,000 inner steps, warmup and cosine as above over those 1,000, on a seed "
+            "that no cell has, from a common start of its own:",
             "",
             "| Way | " + " | ".join(rates) + " |",
             "|---|" + "---:|" * len(rates),
@@ -100,9 +100,9 @@ def plot(found: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
             right.scatter(
                 result["bytes_up"] / result["config"]["workers"] / 1e6, result["perplexity"], color=colour, s=22
             )
-    left.set(xlabel="million tokens, all workers", ylabel="perplexity, held-out", yscale="log")
-    right.set(xlabel="MB sent by a worker", ylabel="perplexity at the end", xscale="log")
-    left.legend(fontsize=7)
+    left.set(xlabel="million tokens, all workers", ylabel="perplexity, 768 held-out rows")
+    right.set(xlabel="MB sent by a worker", ylabel="perplexity at the end, all held-out rows", xscale="log")
+    left.legend(fontsize=7, title="colours of both pictures", title_fontsize=7)
     for axis in (left, right):
         axis.grid(alpha=0.3, which="both")
     figure.tight_layout()
