@@ -22,10 +22,18 @@ TEACH: dict[str, Any] = {
     "task": "classify",
     "model": {"student": {"kind": "text-cnn"}},
     "data": {"name": "rows.jsonl", "columns": {"text": "body", "label": "kind"}, "public": {"share": 0.5}},
-    "teacher": {"kind": "zero-shot", "endpoint": {"url": "http://127.0.0.1:1/v1", "model": "m"}},
+    "teacher": {"at": "server", "kind": "zero-shot", "endpoint": {"url": "http://127.0.0.1:1/v1", "model": "m"}},
     "synthetic": {"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "m"}},
     "semi": {"threshold": 0.9},
     "federation": {"aggregate": "mean"},
+}
+
+TALK: dict[str, Any] = {
+    "task": "classify",
+    "model": {"students": [{"kind": "text-cnn"}, {"kind": "text-cnn", "width": 32}]},
+    "data": {"name": "rows.jsonl", "columns": {"text": "body", "label": "kind"}, "public": {"share": 0.5}},
+    "exchange": {"kind": "fedmd"},
+    "compare": {"columns": ["alone"]},
 }
 
 Place = tuple[tuple[str, ...], FieldInfo]
@@ -96,9 +104,10 @@ def bad_choice(recipe: dict[str, Any], place: Place, rng: np.random.Generator) -
 MUTATIONS = {f.__name__: f for f in (unknown, wrong_type, out_of_range, missing, bad_choice)}
 
 
-def test_both_starting_points_are_valid() -> None:
+def test_all_starting_points_are_valid() -> None:
     assert read_recipe(CHAT).task == "chat"
     assert read_recipe(TEACH).helped
+    assert read_recipe(TALK).exchange is not None
 
 
 def refusal(recipe: dict[str, Any]) -> LichenError | None:
@@ -126,7 +135,8 @@ def test_five_hundred_spoilt_recipes(capsys: pytest.CaptureFixture[str]) -> None
         place = keys[int(rng.integers(len(keys)))]
         helps = place[0][0] in ("teacher", "synthetic", "semi") or place[0][:2] == ("data", "public")
         teaches = helps or place[0][:2] == ("model", "student") or rng.integers(2)
-        recipe = copy.deepcopy(TEACH if teaches else CHAT)
+        talks = place[0][0] == "exchange" or place[0][:2] == ("model", "students")
+        recipe = copy.deepcopy(TALK if talks else TEACH if teaches else CHAT)
         where = MUTATIONS[name](recipe, place, rng)
         if where is None:
             continue

@@ -13,9 +13,11 @@ import lichen
 from lichen.core.errors import LichenError
 from lichen.core.store import load_tree
 from lichen.data.pool import load_pool
+from lichen.models.load import load_causal
 from lichen.recipes.commons import commons_of
 from lichen.recipes.prepare import gather
 from lichen.recipes.read import read_recipe
+from models.answering import answering
 from tiny_llama import WORDS, recipe, save_model, save_rows
 
 PUBLIC = ["data.public={share: 0.4, labelled: 9, unlabelled: 20}"]
@@ -218,3 +220,28 @@ def test_what_does_not_go_together_is_refused_by_its_key(home: Path, words: list
         values(home, words)
     assert caught.value.where == place
     assert caught.value.fix
+
+
+def test_a_teacher_over_http_says_the_same_fails_at_times_and_sees_no_private_row(
+    home: Path, runs: Any, tmp_path: Path
+) -> None:
+    local = runs("zero-shot")
+    model, tokenizer = load_causal(home / "model")
+    with answering(model, tokenizer, fail=0.2) as (url, told):
+        words = [word for word in WAYS["zero-shot"] if not word.startswith("teacher.name")]
+        asked = "teacher.endpoint={url: '" + url + "', model: tiny, ask: echo, tries: 8, abreast: 8}"
+        whole = values(home, [*words, asked, f"kept={tmp_path / 'kept'}"])
+        remote = lichen.run(whole, out=tmp_path / "run")
+    assert told.failed > 10
+    there, here = (load_tree(r.folder / "state" / "scores" / "answers.safetensors")[0] for r in (remote, local))
+    assert torch.equal(there["answers.index"], here["answers.index"])
+    torch.testing.assert_close(there["answers.prob"], here["answers.prob"], rtol=0, atol=2e-3)
+    assert remote.summary["columns"]["federated"] == local.summary["columns"]["federated"]
+    assert remote.summary["extra"]["fm.retries"] == told.failed
+    commons = commons_of(whole, gather(whole))
+    seen = "\n".join(json.dumps(body) for body in told.bodies)
+    private = [row.text for o in commons.owners for row in (*o.train, *o.valid, *o.test)]
+    assert all(row.text in seen for row in commons.unlabelled)
+    assert not any(text in seen for text in private)
+    assert remote.summary["columns"]["base"] is None, "scoring the teacher would have shown it the clients' test rows"
+    assert "fm.bytes.private" not in remote.summary["extra"]

@@ -27,6 +27,7 @@ from lichen.present.trace import Event, Trace, read_trace
 from lichen.recipes.adapt import Column
 from lichen.recipes.bench import grid_name, metric_name
 from lichen.recipes.done import Done
+from lichen.recipes.exchange import run_exchange
 from lichen.recipes.folder import RunFolder, peak_memory_bytes
 from lichen.recipes.launch import launch, telling
 from lichen.recipes.oneshot import run_oneshot
@@ -128,7 +129,7 @@ def _go(
         for observe in observers:
             observe(event)
 
-    task = {"oneshot": run_oneshot}.get(recipe.task, run_adapt)
+    task = run_exchange if recipe.exchange else {"oneshot": run_oneshot}.get(recipe.task, run_adapt)
     # One process sees its own machine and accelerator only, and a part would look like the whole.
     alone = ranks.size == 1
     kept = path / "state" / "joules" if alone else None

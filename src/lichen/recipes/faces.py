@@ -45,7 +45,8 @@ class Faces:
 
     recipe: Recipe
     say: Say
-    _made: dict[str, Flow] = field(default_factory=dict, init=False)
+    _kept: dict[str, Kept] = field(default_factory=dict, init=False)
+    _flows: dict[str, Flow] = field(default_factory=dict, init=False)
     _encoders: dict[str, LocalEncoder] = field(default_factory=dict, init=False)
 
     def writer(self, name: str, endpoint: Asked | None, allow: Sequence[Origin], *, chat: bool) -> Flow:
@@ -57,10 +58,13 @@ class Faces:
             allow: Origins it may be shown.
             chat: Prompts are a user's messages.
         """
-        key = f"{name if endpoint is None else endpoint.url + endpoint.model}/{chat}/{sorted(allow)}"
-        if key not in self._made:
-            self._made[key] = Flow(Kept(self._face(name, endpoint, chat), kept_folder(self.recipe)), allow=allow)
-        return self._made[key]
+        model = f"{name if endpoint is None else endpoint.url + endpoint.model}/{chat}"
+        if model not in self._kept:
+            self._kept[model] = Kept(self._face(name, endpoint, chat), kept_folder(self.recipe))
+        key = f"{model}/{sorted(allow)}"
+        if key not in self._flows:
+            self._flows[key] = Flow(self._kept[model], allow=allow)
+        return self._flows[key]
 
     def _face(self, name: str, endpoint: Asked | None, chat: bool) -> LocalFM | HttpFM:
         if endpoint is not None:
@@ -80,8 +84,8 @@ class Faces:
     def ledger(self) -> Ledger:
         """What all of them were asked."""
         total = Ledger()
-        for flow in self._made.values():
-            total = total + flow.ledger
+        for kept in self._kept.values():
+            total = total + kept.ledger
         for encoder in self._encoders.values():
             total = total + encoder.ledger
         return total
@@ -95,7 +99,7 @@ class Faces:
         spent = self.ledger
         out: dict[str, float] = {f"fm.{key}": float(getattr(spent, key)) for key in Ledger.__slots__}
         out["fm.asked"] = 0.0
-        for flow in self._made.values():
+        for flow in self._flows.values():
             for origin, sent in flow.sent.items():
                 out["fm.asked"] += sent.texts
                 out[f"fm.bytes.{origin}"] = out.get(f"fm.bytes.{origin}", 0.0) + sent.bytes

@@ -27,7 +27,6 @@ from lichen.data.augment_pictures import ImageViews
 from lichen.data.records import Record
 from lichen.data.shards import ArrayShard, Shard, TextShard
 from lichen.engines.local import LocalEngine
-from lichen.models.api_answer import Teacher
 from lichen.models.begin import head_features, head_of, head_start
 from lichen.models.losses import answer_settings
 from lichen.recipes.adapt import Column
@@ -37,7 +36,7 @@ from lichen.recipes.faces import Faces
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.layered import layered
 from lichen.recipes.open import Opened
-from lichen.recipes.teacher import answered_with, ask, teacher_of
+from lichen.recipes.teacher import Teachers, answered_with, ask
 from lichen.recipes.writing import given, wrote
 from lichen.server import fixed_point
 from lichen.server.ridge import Ridge
@@ -81,21 +80,15 @@ def help_of(opened: Opened, folder: RunFolder, say: Say) -> Helped:
     recipe = opened.bench.recipe
     rows = tuple(owner.train for owner in opened.owners)
     helped, faces = Helped(bench=opened.bench, rows=rows), Faces(recipe=recipe, say=say)
-    made: list[Teacher] = []
-
-    def teacher() -> Teacher:
-        if not made:
-            made.append(teacher_of(opened, faces, say))
-        return made[0]
-
+    teachers = Teachers(opened, faces, say) if recipe.teacher is not None else None
     if recipe.synthetic is not None:
-        helped = written(opened, helped, faces, folder, say, teacher if recipe.teacher else None)
-    if recipe.teacher is not None:
-        helped = taught(opened, helped, teacher, folder, say)
+        helped = written(opened, helped, faces, folder, say, teachers)
+    if teachers is not None:
+        helped = taught(opened, helped, teachers, folder, say)
     if recipe.model.head != "random":
         helped = headed(opened, helped, folder, say)
     if recipe.semi is not None:
-        helped = unlabelled(opened, helped, teacher if recipe.semi.teacher_rounds else None, folder)
+        helped = unlabelled(opened, helped, teachers if recipe.semi.teacher_rounds else None, folder)
     if recipe.helped:
         told = faces.told()
         if recipe.teacher is not None and recipe.teacher.kind == "head":
@@ -105,13 +98,13 @@ def help_of(opened: Opened, folder: RunFolder, say: Say) -> Helped:
 
 
 def written(
-    opened: Opened, helped: Helped, faces: Faces, folder: RunFolder, say: Say, teacher: Callable[[], Teacher] | None
+    opened: Opened, helped: Helped, faces: Faces, folder: RunFolder, say: Say, teachers: Teachers | None
 ) -> Helped:
     """Rows that a foundation model wrote: trained on at the server, at the clients beside their own, or at both."""
     recipe, bench = opened.bench.recipe, helped.bench
     section = recipe.synthetic
     assert section is not None
-    done = wrote(opened, faces, folder, say, teacher)
+    done = wrote(opened, faces, folder, say, None if teachers is None else lambda: teachers.of("synthetic"))
     helped = replace(helped, extra={**helped.extra, **done.extra}).paid(done.bytes_up, done.bytes_down)
     if section.at != "clients":
         shard = opened.make(done.pool.records())
@@ -125,7 +118,7 @@ def written(
     return replace(helped, bench=bench)
 
 
-def taught(opened: Opened, helped: Helped, teacher: Callable[[], Teacher], folder: RunFolder, say: Say) -> Helped:
+def taught(opened: Opened, helped: Helped, teachers: Teachers, folder: RunFolder, say: Say) -> Helped:
     """The teacher answers the public texts once; the server learns from them, or they ride along in every job."""
     recipe, classes, commons, bench = opened.bench.recipe, opened.classes, opened.commons, helped.bench
     plan = recipe.teacher
@@ -135,17 +128,18 @@ def taught(opened: Opened, helped: Helped, teacher: Callable[[], Teacher], folde
 
     def answers() -> Tree:
         say(f"the teacher answers {len(texts):,} texts")
-        found, up, down = ask(teacher(), texts, classes, answered_with(recipe, classes), folder)
+        found, up, down = ask(teachers.of("public"), texts, classes, answered_with(recipe, classes), folder)
         return {**found, "bytes_up": torch.tensor(up), "bytes_down": torch.tensor(down)}
 
     def judged() -> torch.Tensor:
         index = {c: i for i, c in enumerate(classes)}
         out = torch.zeros(len(opened.owners), len(classes), len(classes), dtype=torch.float64)
+        teacher = teachers.of("private", measured=True)
         once: dict[int, torch.Tensor] = {}  # a test set that all share is asked about once
         for i, owner in enumerate(opened.owners):
             if id(owner.test) not in once:
                 counts = torch.zeros(len(classes), len(classes), dtype=torch.float64)
-                for record, answer in zip(owner.test, teacher().answer([r.text for r in owner.test]), strict=True):
+                for record, answer in zip(owner.test, teacher.answer([r.text for r in owner.test]), strict=True):
                     counts[index[str(record.label)], index[answer.label]] += 1
                 once[id(owner.test)] = counts
             out[i] = once[id(owner.test)]
@@ -159,10 +153,11 @@ def taught(opened: Opened, helped: Helped, teacher: Callable[[], Teacher], folde
         threshold=plan.confident or None,
         hard=True if plan.tells == "label" else None,
     )
-    metrics = {"confusion": folder.number("teacher", judged)}
-    helped = replace(
-        helped, columns={**helped.columns, "base": Column(value_N=values_N(recipe, metrics), metrics=metrics)}
-    )
+    if teachers.measurable:
+        metrics = {"confusion": folder.number("teacher", judged)}
+        helped = replace(
+            helped, columns={**helped.columns, "base": Column(value_N=values_N(recipe, metrics), metrics=metrics)}
+        )
     extra = {"answers": float(len(texts)), "answers__bytes_to_teacher": float(down)}
     helped = helped.paid(up, down, **extra, answers__bytes_from_teacher=float(up))
     public = answered(opened.public, np.arange(len(texts)))
@@ -177,29 +172,27 @@ def taught(opened: Opened, helped: Helped, teacher: Callable[[], Teacher], folde
         helped = helped.paid(0, text_bytes, public_texts__bytes=float(text_bytes))
         bench = replace(bench, start={**bench.start, **got}, public=public)
     if plan.select:
-        judge, said_M = _judging(opened, bench, teacher, folder)
+        judge, said_M = _judging(opened, bench, teachers, folder)
         bench = replace(bench, aid=replace(bench.aid, judge=judge, said_M=said_M))
     return replace(helped, bench=bench)
 
 
-def _judging(
-    opened: Opened, bench: Bench, teacher: Callable[[], Teacher], folder: RunFolder
-) -> tuple[Source, torch.Tensor]:
+def _judging(opened: Opened, bench: Bench, teachers: Teachers, folder: RunFolder) -> tuple[Source, torch.Tensor]:
     """The clients' rows for validation, and what the teacher says of them, on their own machines."""
     rows = [owner.valid for owner in opened.owners]
-    said, places = _own_answers(opened, "judged", rows, teacher, folder)
+    said, places = _own_answers(opened, "judged", rows, teachers, folder)
     shards = [answered(shard, place) for shard, place in zip(bench.valid, places, strict=True)]
     return bench.evaluating(shards), said_of(said)
 
 
 def _own_answers(
-    opened: Opened, name: str, rows: Sequence[Sequence[Record]], teacher: Callable[[], Teacher], folder: RunFolder
+    opened: Opened, name: str, rows: Sequence[Sequence[Record]], teachers: Teachers, folder: RunFolder
 ) -> tuple[Tree, list[np.ndarray]]:
     """``(answers to the clients' own rows, where each row's lies)``; no byte of it crosses anything."""
     classes, texts = opened.classes, [record.text for some in rows for record in some]
 
     def fresh() -> Tree:
-        return ask(teacher(), texts, classes, len(classes), folder)[0] if texts else {}
+        return ask(teachers.of("private"), texts, classes, len(classes), folder)[0] if texts else {}
 
     said = folder.tree(name, fresh, alone=True)
     ends = np.cumsum([0, *map(len, rows)])
@@ -243,7 +236,7 @@ def headed(opened: Opened, helped: Helped, folder: RunFolder, say: Say) -> Helpe
     return replace(helped, bench=replace(bench, start={**bench.start, **got})).paid(up, down, head__bytes_up=float(up))
 
 
-def unlabelled(opened: Opened, helped: Helped, teacher: Callable[[], Teacher] | None, folder: RunFolder) -> Helped:
+def unlabelled(opened: Opened, helped: Helped, teachers: Teachers | None, folder: RunFolder) -> Helped:
     """The clients' rows without labels, and how they are looked at."""
     recipe, bench = opened.bench.recipe, helped.bench
     assert recipe.semi is not None
@@ -251,8 +244,8 @@ def unlabelled(opened: Opened, helped: Helped, teacher: Callable[[], Teacher] | 
     # Behind the labelled ones, synthetic rows among them.
     shards = [opened.make([*known, *some]) for known, some in zip(helped.rows, free, strict=True)]
     answers: Tree = {}
-    if teacher is not None:
-        answers, places = _own_answers(opened, "own answers", free, teacher, folder)
+    if teachers is not None:
+        answers, places = _own_answers(opened, "own answers", free, teachers, folder)
         nothing = [np.full(len(known), -1) for known in helped.rows]
         shards = [answered(s, np.concatenate([n, p])) for s, n, p in zip(shards, nothing, places, strict=True)]
     first = opened.bench.train[0]

@@ -31,10 +31,12 @@ from lichen.models.lora import Lora
 from lichen.models.peft_format import load_adapter
 from lichen.models.prefix_tuning import Prefix
 from lichen.models.prompt import Prompt
+from lichen.models.student import Student
 from lichen.models.students import ImageCNN, ImageMLP, TextCNN, TwoLayerTransformer
 from lichen.models.wrap import Spec
 from lichen.recipes.prepare import Owner
 from lichen.recipes.schema import Recipe
+from lichen.recipes.schema import Student as StudentSection
 
 __all__ = ["STUDENT_TOKENIZER", "cohort_of", "foundation_of", "make_student", "scratch_folder", "spec_of", "start_of"]
 
@@ -172,18 +174,21 @@ def start_of(recipe: Recipe, model: CohortModel) -> Tree:
     return loaded
 
 
-def make_student(recipe: Recipe, shard: Shard, classes: int, *, vocabulary: int = 0) -> CohortModel:
-    """The recipe's student, sized for these rows.
+def make_student(
+    recipe: Recipe, shard: Shard, classes: int, *, vocabulary: int = 0, section: StudentSection | None = None
+) -> Student:
+    """The recipe's student, or the one of several that ``section`` is, sized for these rows.
 
     Raises:
         LichenError: if its architecture does not read this kind of data.
     """
-    student = recipe.model.student
+    student = section or recipe.model.student
     assert student is not None
     reads_text = student.kind in ("text-cnn", "transformer")
     if reads_text != isinstance(shard, TextShard):
         kinds = "image-mlp or image-cnn" if isinstance(shard, ArrayShard) else "text-cnn or transformer"
-        raise LichenError(f"{student.kind} does not fit this data", where="model.student.kind", fix=f"use {kinds}")
+        where = "model.students" if recipe.model.students else "model.student.kind"
+        raise LichenError(f"{student.kind} does not fit this data", where=where, fix=f"use {kinds}")
     if isinstance(shard, ArrayShard):
         inputs = int(np.prod(shard.x.shape[1:]))
         if student.kind == "image-mlp":

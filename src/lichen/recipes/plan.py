@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
+from lichen.core.errors import LichenError
 from lichen.present.energy import Meter, counters
 from lichen.recipes.expect import Expected, Problem, problems
 from lichen.recipes.gauge import Gauge
@@ -81,6 +82,12 @@ def plan(
         LichenError: what is wrong with the recipe or its files, as the run would say it.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    if recipe.exchange is not None:
+        raise LichenError(
+            "an exchange among unequal students cannot be planned yet",
+            where="exchange",
+            fix="run it for a round or two and multiply: lichen run RECIPE -s federation.rounds=2",
+        )
     task = expect_oneshot if recipe.task == "oneshot" else expect_taught if recipe.teacher else expect_adapt
     device = recipe.model.device
     with tempfile.TemporaryDirectory(prefix="lichen-plan-") as folder, Meter(counters(device)) as meter:

@@ -2,7 +2,7 @@
 
 Both spend nearly all of their time in one pass of a frozen encoder over rows that can be counted, so a sample
 of rows is encoded and the rest follows by tokens. One-shot statistics and a teacher's answers have one shape
-whatever is in them, so that their bytes are exact. The students of ``teach`` are planned like any other.
+whatever is in them, so that their bytes are exact. The students of ``teacher`` are planned like any other.
 """
 
 from __future__ import annotations

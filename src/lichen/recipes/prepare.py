@@ -242,7 +242,8 @@ def encode(
     def array(records: Sequence[Record]) -> Shard:
         index = {c: i for i, c in enumerate(classes)}
         x = np.stack([np.asarray(r.features, dtype=np.float32) for r in records])
-        return ArrayShard(x=x, labels=np.asarray([index[str(r.label)] for r in records], dtype=np.int64))
+        labels = [-100 if r.label is None else index[str(r.label)] for r in records]
+        return ArrayShard(x=x, labels=np.asarray(labels, dtype=np.int64))
 
     if recipe.task == "chat":
         return text_lm

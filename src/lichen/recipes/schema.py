@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from lichen.recipes.schema_exchange import Exchange, refuse_unequal
 from lichen.recipes.schema_help import Public, Semi, Synthetic, Teacher, refuse_unhelpful
 from lichen.recipes.schema_model import Adapter, Model, Positive, Section, Share, Student
 from lichen.recipes.schema_rounds import Aggregate, Federation, Optimizer, Wire
@@ -20,6 +21,7 @@ __all__ = [
     "Compare",
     "Data",
     "Engine",
+    "Exchange",
     "Federation",
     "Model",
     "Optimizer",
@@ -139,6 +141,7 @@ class Recipe(Section):
     teacher: Teacher | None = Field(default=None, description="classify: a foundation model that answers")
     synthetic: Synthetic | None = Field(default=None, description="classify: rows that a foundation model writes")
     semi: Semi | None = Field(default=None, description="classify: learning from rows that have no label")
+    exchange: Exchange | None = Field(default=None, description="classify: unequal students talk about public rows")
     kept: str | None = Field(
         default=None, description="folder where answers of foundation models are kept and found again; none: the cache"
     )
@@ -148,7 +151,8 @@ class Recipe(Section):
     @property
     def rule(self) -> Aggregate:
         """How changes become one, by the recipe or by what is trained."""
-        lora = self.model.student is None and self.model.adapter.kind == "lora"
+        small = self.model.student is not None or bool(self.model.students)
+        lora = not small and self.model.adapter.kind == "lora"
         return self.federation.aggregate or ("fedit" if lora else "mean")
 
     @property
@@ -159,7 +163,19 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         model, student = self.model, self.model.student
-        if model.name is None and student is None and model.scratch is None:
+        refuse_unequal(
+            self.exchange,
+            task=self.task,
+            model=model,
+            public=self.data.public,
+            optimizer=self.optimizer,
+            federation=self.federation,
+            wire=self.wire,
+            columns=self.compare.columns,
+            engine=self.engine.name,
+            helps=[key for key in ("teacher", "synthetic", "semi") if getattr(self, key) is not None],
+        )
+        if model.name is None and student is None and model.scratch is None and not model.students:
             raise ValueError("model: has neither a name nor a student; name a foundation model, or give model.student")
         if model.scratch is not None and (model.name is not None or student is not None or self.task != "chat"):
             raise ValueError("model.scratch: stands for itself, in task chat; remove model.name and model.student")
@@ -233,7 +249,8 @@ def refuse_misfits(recipe: Recipe) -> None:
     if fed.memory is not None and fed.layer_groups > 1:
         raise ValueError("federation.layer_groups: memory chooses the layers; remove one of the two")
     for key in ("ranks", "memory"):
-        if getattr(fed, key) is not None and rule in ("mean", "ffa", "fedsvd", "fedsa", "rolora"):
+        unlike = key == "memory" and recipe.model.students  # each client takes the largest student that fits
+        if getattr(fed, key) is not None and not unlike and rule in ("mean", "ffa", "fedsvd", "fedsa", "rolora"):
             raise ValueError(
                 f"federation.{key}: {rule} takes adapters of one rank; use flora, flexlora, florist, fedex or hetlora"
             )

@@ -61,7 +61,7 @@ class Teacher(Section):
         description="`head`: a linear head on the encoder's features, trained on the public labelled rows; "
         "`zero-shot`: a language model is asked in words",
     )
-    template: str = Field(default="{text}\n\nThe label is", description="zero-shot: how it is asked")
+    template: str = Field(default="Text: {text} Label:", description="zero-shot: how it is asked")
     words: dict[str, str] = Field(
         default_factory=dict, description="zero-shot: the word that stands for each class; none: the class itself"
     )

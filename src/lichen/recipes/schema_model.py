@@ -110,4 +110,8 @@ class Model(Section):
     )
     adapter: Adapter = Field(default=Adapter(), description="what is trained on the frozen model")
     student: Student | None = Field(default=None, description="train this small model from scratch instead")
+    students: tuple[Student, ...] = Field(
+        default=(),
+        description="with exchange: small models of unlike clients, dealt out in turns, or by federation.memory",
+    )
     scratch: Scratch | None = Field(default=None, description="pre-train this language model instead")

@@ -7,6 +7,8 @@ public labelled rows, or a language model that is asked in words; nothing else o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import final
 
 import torch
 
@@ -19,13 +21,14 @@ from lichen.data.records import Record
 from lichen.data.shards import ArrayShard
 from lichen.engines.local import LocalEngine
 from lichen.models.api_answer import Teacher, ZeroShot
+from lichen.models.api_flow import ORIGINS, Origin
 from lichen.recipes.faces import Faces
 from lichen.recipes.featured import encoder_of, featured
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.open import Opened
 from lichen.recipes.schema import Recipe
 
-__all__ = ["answered_with", "ask", "head_teacher", "teacher_of"]
+__all__ = ["Teachers", "answered_with", "ask", "head_teacher"]
 
 
 def answered_with(recipe: Recipe, classes: Sequence[str]) -> int:
@@ -75,22 +78,57 @@ def head_teacher(
     return LocalTeacher(classify, classes=classes, top_k=len(classes))
 
 
-def teacher_of(opened: Opened, faces: Faces, say: Callable[[str], None]) -> Teacher:
-    """The recipe's teacher: a head on an encoder, or a language model that is asked in words."""
-    recipe = opened.bench.recipe
-    plan, known = recipe.teacher, opened.commons.labelled
-    assert plan is not None
-    if plan.kind == "head":
-        return head_teacher(recipe, known, opened.classes, say)
-    flow = faces.writer(plan.name, plan.endpoint, plan.may_see, chat=False)
-    words = {c: plan.words.get(c, f" {c}") for c in opened.classes}
-    shown = ZeroShot(flow.of("public"), template=plan.template, words=words, calibrate=plan.calibrate)
-    if plan.calibrate != "none":
-        shown = shown.over([record.text for record in opened.commons.unlabelled[:PRIOR]])
-    if known:
-        some = known[:PRIOR]
-        shown = shown.fitted([r.text for r in some], [str(r.label) for r in some])
-    return shown
+@final
+class Teachers:
+    """The recipe's teacher, as seen from texts of each origin: what it may not be shown is refused.
+
+    Args:
+        opened: The recipe with its rows.
+        faces: Its foundation models.
+        say: Called with lines of progress.
+    """
+
+    def __init__(self, opened: Opened, faces: Faces, say: Callable[[str], None]) -> None:
+        assert opened.bench.recipe.teacher is not None
+        self._opened, self._faces, self._say = opened, faces, say
+        self._plan = opened.bench.recipe.teacher
+        self._head: LocalTeacher | None = None
+        self._shown: ZeroShot | None = None
+
+    @property
+    def measurable(self) -> bool:
+        """Whether it can be scored on rows that nobody may see but their owner: a local model runs where they are."""
+        return self._plan.endpoint is None or "private" in self._plan.may_see
+
+    def of(self, origin: Origin, *, measured: bool = False) -> Teacher:
+        """The teacher of texts of this origin.
+
+        Args:
+            origin: Of the texts.
+            measured: They are only scored, on their owner's machine: a local model may read them there.
+        """
+        if self._plan.kind == "head":
+            if self._head is None:
+                known = self._opened.commons.labelled
+                self._head = head_teacher(self._opened.bench.recipe, known, self._opened.classes, self._say)
+            return self._head
+        allow = ORIGINS if measured and self._plan.endpoint is None else self._plan.may_see
+        flow = self._faces.writer(self._plan.name, self._plan.endpoint, allow, chat=False)
+        return replace(self._asked(), fm=flow.of(origin))
+
+    def _asked(self) -> ZeroShot:
+        """Calibrated on public texts, once."""
+        if self._shown is None:
+            plan, commons = self._plan, self._opened.commons
+            flow = self._faces.writer(plan.name, plan.endpoint, plan.may_see, chat=False)
+            words = {c: plan.words.get(c, f" {c}") for c in self._opened.classes}
+            shown = ZeroShot(flow.of("public"), template=plan.template, words=words, calibrate=plan.calibrate)
+            if plan.calibrate != "none":
+                shown = shown.over([record.text for record in commons.unlabelled[:PRIOR]])
+            if known := commons.labelled[:PRIOR]:
+                shown = shown.fitted([r.text for r in known], [str(r.label) for r in known])
+            self._shown = shown
+        return self._shown
 
 
 PRIOR = 200
