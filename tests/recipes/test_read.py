@@ -253,3 +253,21 @@ def test_any_text_gives_yaml_or_a_lichen_error(text: str) -> None:
 def test_a_codec_that_is_none_is_refused_by_its_key(word: str) -> None:
     with pytest.raises(LichenError, match=r"wire\.up: no codec is called"):
         read_recipe(CHAT, [f"wire.up=['{word}']"])
+
+
+@pytest.mark.parametrize(
+    ("word", "where", "told"),
+    [
+        ("model.students=3", "model.students", "must be a list of sections"),
+        ("model.students=[{kind: cnn}]", "model.students[0].kind", "use one of: text-cnn"),
+        ("model.students=[{kid: text-cnn}]", "model.students[0].kid", "did you mean 'kind'"),
+        ("model.students=[{kind: text-cnn, width: 0}]", "model.students[0].width", "must be at least 1"),
+        ("teacher.layers=3", "teacher.layers", "keys with a whole number each"),
+        ("synthetic.attributes={tone: 3}", "synthetic.attributes.tone", "keys with a list each"),
+    ],
+)
+def test_slips_in_lists_of_sections_and_in_free_keys(word: str, where: str, told: str) -> None:
+    with pytest.raises(LichenError) as caught:
+        read_recipe("digits-unequal", [word])
+    assert caught.value.where == where
+    assert told in str(caught.value)

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from lichen.core.errors import LichenError
 
-__all__ = ["choices", "example", "expected", "explain", "field_of", "section_of"]
+__all__ = ["choices", "example", "expected", "explain", "field_of", "items_of", "section_of"]
 
 
 def _arms(annotation: Any) -> list[Any]:
@@ -36,6 +36,11 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
         if isinstance(arm, type) and issubclass(arm, BaseModel):
             return arm
     return None
+
+
+def items_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that each item of a list opens, None for any other key."""
+    return next((section_of(get_args(arm)[0]) for arm in _arms(annotation) if get_origin(arm) is tuple), None)
 
 
 def choices(annotation: Any) -> tuple[str, ...]:
@@ -65,9 +70,11 @@ def expected(annotation: Any) -> str:
             words.append(" or ".join(f'"{word}"' for word in get_args(arm)))
         elif get_origin(arm) is tuple:
             inner = _arms(get_args(arm)[0])[0]
-            words.append("a list of " + {int: "whole numbers", float: "numbers", str: "texts"}.get(inner, "words"))
+            other = "words" if items_of(arm) is None else "sections"
+            words.append("a list of " + {int: "whole numbers", float: "numbers", str: "texts"}.get(inner, other))
         elif get_origin(arm) is dict:
-            words.append("keys with a text each")
+            each = {int: "a whole number", str: "a text"}.get(get_args(arm)[1], "a list")
+            words.append(f"keys with {each} each")
         elif section_of(arm) is not None:
             words.append("a section with keys")
         else:
@@ -82,6 +89,10 @@ def example(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True) if not field.is_required() else None
     if value is None or value in ((), {}) or isinstance(value, BaseModel):
         words, section = choices(field.annotation), section_of(field.annotation)
+        item = items_of(field.annotation)
+        if item is not None:
+            name, inner = next(iter(item.model_fields.items()))
+            return f"[{{{name}: {example(inner)}}}]"
         if words:
             value = [words[0]] if get_origin(_arms(field.annotation)[0]) is tuple else words[0]
         elif section is not None:
@@ -91,7 +102,7 @@ def example(field: FieldInfo) -> str:
             arm = _arms(field.annotation)[0]
             value = {int: 8, float: 0.5, str: "some text"}.get(arm, ["some text"])
             if get_origin(arm) is dict:
-                return "{text: my_text_column}"
+                return "{1: 3}" if get_args(arm)[1] is int else "{text: my_text_column}"
     text = dump_yaml(list(value) if isinstance(value, tuple) else value)
     return text.removesuffix("...\n").strip()
 
@@ -99,6 +110,11 @@ def example(field: FieldInfo) -> str:
 def _keys(field: FieldInfo) -> tuple[str, ...]:
     """The keys a free mapping may have; empty for any other field."""
     return next((choices(get_args(arm)[0]) for arm in _arms(field.annotation) if get_origin(arm) is dict), ())
+
+
+def _is_mapping(field: FieldInfo) -> bool:
+    """Whether the user names the keys below."""
+    return any(get_origin(arm) is dict for arm in _arms(field.annotation))
 
 
 def _homes(section: type[BaseModel], word: str, path: str = "") -> list[str]:
@@ -115,10 +131,10 @@ def field_of(root: type[BaseModel], path: Sequence[str | int]) -> FieldInfo | No
     section: type[BaseModel] | None = root
     field: FieldInfo | None = None
     for step in path:
-        if isinstance(step, int) or (field is not None and _keys(field)):
+        if isinstance(step, int) or (field is not None and _is_mapping(field)):
             continue
         field = section.model_fields.get(step) if section is not None else None
-        section = section_of(field.annotation) if field is not None else None
+        section = section_of(field.annotation) or items_of(field.annotation) if field is not None else None
     return field
 
 
@@ -128,11 +144,13 @@ def _place(root: type[BaseModel], loc: Sequence[str | int]) -> tuple[str | int, 
     section: type[BaseModel] | None = root
     annotation: Any = root
     for step in loc:
-        if section is not None and isinstance(step, str):
+        if isinstance(step, int) and items_of(annotation) is not None:
+            kept.append(step)
+        elif section is not None and isinstance(step, str):
             kept.append(step)
             field = section.model_fields.get(step)
             annotation = field.annotation if field is not None else None
-            section = section_of(annotation) if annotation is not None else None
+            section = section_of(annotation) or items_of(annotation) if annotation is not None else None
         elif isinstance(step, int) or (step != "[key]" and any(get_origin(arm) is dict for arm in _arms(annotation))):
             kept.append(step)
     return tuple(kept)
@@ -161,7 +179,7 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 def _unknown(root: type[BaseModel], path: tuple[str | int, ...]) -> tuple[str, str]:
     outer = field_of(root, path[:-1])
-    section = section_of(outer.annotation) if outer is not None else root
+    section = section_of(outer.annotation) or items_of(outer.annotation) if outer is not None else root
     known = list(section.model_fields) if section is not None else []
     word = str(path[-1])
     fix = _nearest(word, known) or f"the keys here are: {', '.join(known)}"
