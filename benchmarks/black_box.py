@@ -80,7 +80,7 @@ CANDIDATES = (
     "honestly", "not", "very", "product",
 )  # fmt: skip
 SOFT: dict[str, Any] = {
-    "positions": 20, "rounds": 10, "steps": 8, "population": 5, "rows": 8, "scale": 0.5, "spread": 0.5
+    "positions": 20, "rounds": 6, "steps": 6, "population": 5, "rows": 8, "scale": 0.5, "spread": 0.5
 }  # fmt: skip
 DISCRETE = {"length": 4, "rounds": 6, "samples": 6, "rows": 4}
 
@@ -207,7 +207,7 @@ def cell(column: str, seed: int, url: str | None, *, short: bool) -> dict[str, A
         best = min(tried, key=lambda one: one["valid"]["loss"])
         return {"test": best["test"], "valid": best["valid"], "tried": tried, "ledger": _spent(face)}
     if column == "soft":
-        face = LocalFM(base, tokenizer, name="smollm2-135m", positions=SOFT["positions"], start=f"{HAND[0]}\n")
+        face = LocalFM(base, tokenizer, name="smollm2-135m", positions=SOFT["positions"], start=f"{HAND[1]}\n")
         sizes = {"scale": SOFT["scale"], "spread": SOFT["spread"]}
         soft = SoftPrompt(face, seed=seed, words=WORDS, before=BEFORE, after=AFTER, **sizes)
         parts = {p: shards(rows, lambda t: np.array(face.tokens(t), np.int32)) for p, rows in records.items()}
