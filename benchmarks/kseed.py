@@ -41,7 +41,6 @@ from lichen.models.begin import head_features, head_start
 from lichen.models.full import FullClassifier
 from lichen.recipes.open import open_recipe
 from lichen.recipes.read import read_recipe
-from lichen.server.fixed_point import read
 from lichen.server.kseed import AddUnits, SeedSums
 from lichen.server.ridge import Ridge
 from lichen.server.sampling import Uniform
@@ -76,7 +75,7 @@ def start_of(cohort: FullClassifier, bench: Any, lam: float) -> Tree:
             total = rule.add(total, message)
     valid = bench.evaluating(bench.valid)
     rows = (batch for client in everyone for batch in valid.batches([client], 0))
-    return head_start(cohort, start, read(total), lam=lam, scale_on=rows, scales=SCALES)
+    return head_start(cohort, start, rule.close(total, {})[0], scale_on=rows, scales=SCALES)
 
 
 def judged(cohort: Any, shared: Tree, rows: Source, clients: tuple[int, ...], replay: Replay | None = None) -> Any:

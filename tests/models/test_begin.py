@@ -32,7 +32,7 @@ from lichen.models.load import base_digest, load_causal, load_classifier, load_e
 from lichen.models.lora import Lora
 from lichen.models.prompt import Prompt
 from lichen.models.students import ImageMLP, TextCNN
-from lichen.server.fixed_point import read
+from lichen.server.lda import Lda
 from lichen.server.ridge import Ridge
 from tiny_llama import save_model
 
@@ -132,17 +132,17 @@ def batches(rows: Any, size: int = 16, pad: int = 0) -> list[Any]:
     return [b for c in range(len(rows)) for b in EvalSource(rows, batch_size=size, pad=pad).batches((c,), 0)]
 
 
-def summed(model: Any, shared: Any, rows: Any, *, bias: bool = True, pad: int = 0) -> Any:
-    """Statistics of the head's input over all clients, as a server has them."""
+def solved(model: Any, shared: Any, rows: Any, *, rule: Any = None, bias: bool = True, pad: int = 0) -> Any:
+    """A head in closed form from statistics of its input over all clients, as a server makes it."""
     work = Statistics(head_features(model, shared), classes=model.classes, bias=bias, bits=16)
-    rule = Ridge(1.0, bits=16, bias=bias)
+    rule = rule or Ridge(1.0, bits=16, bias=bias)
     total = rule.zero()
     for c in range(len(rows)):
         state = work.init(Job(work="s", shared={}, version=0, clients=(c,), seed=0), (c,), None)
         for batch in EvalSource(rows, batch_size=16, pad=pad).batches((c,), 0):
             state = work.step(state, batch)
         total = rule.add(total, work.final(state)[0])
-    return read(total)
+    return rule.close(total, {})[0]
 
 
 def loss_of(model: Any, shared: Any, rows: Any, pad: int = 0) -> float:
@@ -174,14 +174,13 @@ def test_ridge_and_lda_are_those_of_all_rows_together() -> None:
     assert head_of(MLP, shared) == "layer1"
     got = torch.cat([head_features(MLP, shared)(b)[0][: int((b["index_CB"] >= 0).sum())] for b in batches(rows)])
     assert torch.equal(got.double(), torch.from_numpy(hidden))
-    sums = summed(MLP, shared, rows)
-    ridge = head_start(MLP, shared, sums, lam=0.5)
+    ridge = head_start(MLP, shared, solved(MLP, shared, rows, rule=Ridge(0.5, bits=16)))
     with_one = np.concatenate([hidden, np.ones((len(y), 1))], 1)
     oracle = Oracle(alpha=0.5, fit_intercept=False).fit(with_one, np.eye(3)[y])
     np.testing.assert_allclose(ridge["layer1.weight"], oracle.coef_[:, :-1], atol=2e-4)
     np.testing.assert_allclose(ridge["layer1.bias"], oracle.coef_[:, -1], atol=2e-4)
     assert torch.equal(ridge["layer0.weight"], shared["layer0.weight"])
-    lda = head_start(MLP, shared, sums, lam=1e-6, rule="lda")
+    lda = head_start(MLP, shared, solved(MLP, shared, rows, rule=Lda(0.0, bits=16)))
     known = LinearDiscriminantAnalysis(solver="lsqr").fit(hidden, y)
     logits = torch.from_numpy(hidden) @ lda["layer1.weight"].double().T + lda["layer1.bias"].double()
     np.testing.assert_allclose(logits.softmax(-1), known.predict_proba(hidden), atol=0.02)
@@ -189,9 +188,9 @@ def test_ridge_and_lda_are_those_of_all_rows_together() -> None:
 
 def test_the_scale_makes_the_loss_least() -> None:
     rows, shared = blobs(), MLP.init(0)
-    sums = summed(MLP, shared, rows)
-    plain = head_start(MLP, shared, sums, lam=1.0)
-    scaled = head_start(MLP, shared, sums, lam=1.0, scale_on=batches(rows))
+    sums = solved(MLP, shared, rows)
+    plain = head_start(MLP, shared, sums)
+    scaled = head_start(MLP, shared, sums, scale_on=batches(rows))
     factor = float(scaled["layer1.bias"][0] / plain["layer1.bias"][0])
     least = loss_of(MLP, scaled, rows)
     assert factor > 1.5
@@ -199,7 +198,7 @@ def test_the_scale_makes_the_loss_least() -> None:
     for off in (0.97, 1.03):
         moved = {n: x * off if n.startswith("layer1") else x for n, x in scaled.items()}
         assert loss_of(MLP, moved, rows) > least
-    chosen = head_start(MLP, shared, sums, lam=1.0, scale_on=batches(rows), scales=(1, 2, 3, 4, 8, 16))
+    chosen = head_start(MLP, shared, sums, scale_on=batches(rows), scales=(1, 2, 3, 4, 8, 16))
     grid = {
         s: loss_of(MLP, {n: x * s if n.startswith("layer1") else x for n, x in plain.items()}, rows)
         for s in (1, 2, 3, 4, 8, 16)
@@ -238,18 +237,18 @@ def test_features_are_what_the_models_own_head_reads(kind: str, bert: Path, tmp_
     again_CBK = again_CBK + shared[f"{head}.bias"] if f"{head}.bias" in shared else again_CBK
     torch.testing.assert_close(again_CBK, logits_CBK, rtol=1e-4, atol=1e-5)
     biased = f"{head}.bias" in shared
-    start = head_start(model, shared, summed(model, shared, rows, bias=biased), lam=1e-2, scale_on=batches(rows))
+    own = solved(model, shared, rows, rule=Ridge(1e-2, bits=16, bias=biased), bias=biased)
+    start = head_start(model, shared, own, scale_on=batches(rows))
     assert loss_of(model, start, rows) < loss_of(model, shared, rows)
 
 
 def test_what_does_not_fit_is_refused(bert: Path) -> None:
     shared = MLP.init(0)
-    sums = summed(MLP, shared, blobs())
-    for bad, said in (({"lam": 0.0}, "not positive"), ({"head": "layer0"}, "do not fit the head")):
-        with pytest.raises(LichenError, match=said):
-            head_start(MLP, shared, sums, **bad)  # type: ignore[arg-type]
-    with pytest.raises(LichenError, match="do not fit"):
-        head_start(MLP, shared, {**sums, "G": sums["G"][:-1, :-1]})
+    sums = solved(MLP, shared, blobs())
+    with pytest.raises(LichenError, match="does not fit the head"):
+        head_start(MLP, shared, sums, head="layer0")
+    with pytest.raises(LichenError, match="does not fit the head"):
+        head_start(MLP, shared, {"head.weight": sums["head.weight"]})
     square = ImageMLP(6, hidden=(3,), classes=3)
     with pytest.raises(LichenError, match="could be any of"):
         head_of(square, square.init(0))
@@ -300,7 +299,15 @@ def test_a_ridge_head_beats_a_random_one_before_the_first_round(reviews: Any) ->
     adapter = Lora(targets=("query",), rank=2, heads=("classifier",))
     model = ClassifierCohort(base, adapter=adapter, name="minilm", prove=False)
     start = model.init(0)
-    sums = summed(model, start, [learn.between(0, 300)], pad=pad)
-    ridge = head_start(model, start, sums, lam=1.0, scale_on=batches([learn.between(300, 380)], pad=pad))
+    sums = solved(model, start, [learn.between(0, 300)], pad=pad)
+    ridge = head_start(model, start, sums, scale_on=batches([learn.between(300, 380)], pad=pad))
     loss = {name: loss_of(model, tree, [judge], pad) for name, tree in (("random", start), ("ridge", ridge))}
     assert loss["ridge"] < loss["random"] - 0.1, loss
+
+
+def test_a_class_that_nobody_has_can_still_be_found() -> None:
+    rows, shared = blobs(), MLP.init(0)
+    two = [replace(r, labels=np.where(r.labels == 2, 1, r.labels)) for r in rows]
+    start = head_start(MLP, shared, solved(MLP, shared, two, rule=Lda(0.1, bits=16)))
+    bias_K = start["layer1.bias"]
+    assert float(bias_K[2]) == pytest.approx(float(bias_K[:2].min()) - 3, abs=1e-5)

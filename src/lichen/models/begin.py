@@ -24,8 +24,8 @@ Legend: C clients, B rows, N rows, d features (the head's input, and a constant 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,10 +137,8 @@ def _stacked(trained: Tree, batch: Batch) -> Tree:
 def head_start(
     model: CohortModel,
     shared: Tree,
-    sums: Mapping[str, Tensor],
+    solved: Tree,
     *,
-    lam: float = 1.0,
-    rule: Literal["ridge", "lda"] = "ridge",
     head: str | None = None,
     scale_on: Iterable[Batch] = (),
     scales: Sequence[float] | None = None,
@@ -150,42 +148,37 @@ def head_start(
     Args:
         model: A classifier.
         shared: Its tensors, without client axis.
-        sums: ``G`` (d, d), ``H`` (d, K) and ``n`` (K,) of :func:`head_features`, summed over clients: with
-            the constant feature last where the head has a bias. What ``fixed_point.read`` gives of the
-            total of :class:`lichen.server.ridge.Ridge`.
-        lam: λ > 0, on the diagonal of G (ridge) or of the scatter within classes (LDA).
-        rule: Ridge regression on one-hot labels, or linear discriminant analysis with the classes' shares.
+        solved: ``*.weight`` (K, d) and, where the head has one, ``*.bias`` (K,): what
+            :class:`lichen.server.ridge.Ridge` or :class:`lichen.server.lda.Lda` makes of the statistics of
+            :func:`head_features`, summed over clients.
         head: Name of the head; None: the only layer with K outputs.
-        scale_on: Labelled rows: the head is multiplied by what makes their cross entropy least. They must not
-            be among those of the sums, which few rows in many features fit far too well. None: by 1.
+        scale_on: Labelled rows that are not in the statistics: the head is multiplied by what makes their cross
+            entropy least. None: by 1.
         scales: Factors to choose from; None: any from 1/64 to 64.
 
     Raises:
-        LichenError: if the statistics do not fit the head, or a value is out of range.
+        LichenError: if the solution does not fit the head, or no row has a label.
     """
     head = head or head_of(model, shared)
-    wide, biased = shared[f"{head}.weight"].shape[1], f"{head}.bias" in shared
-    shapes = {name: tuple(sums[name].shape) for name in ("G", "H", "n") if name in sums}
-    d, K = wide + biased, int(model.classes or 0)
-    if shapes != {"G": (d, d), "H": (d, K), "n": (K,)}:
+    parts = [part for part in ("weight", "bias") if f"{head}.{part}" in shared]
+    found = {name.rpartition(".")[2]: x.detach().cpu().double() for name, x in solved.items()}
+    shapes = {part: tuple(x.shape) for part, x in found.items()}
+    wanted = {part: tuple(shared[f"{head}.{part}"].shape) for part in parts}
+    if shapes != wanted or len(found) != len(solved):
         raise LichenError(
-            f"statistics of shapes {shapes} do not fit the head {head!r} of {K} x {wide}",
+            f"a solution of shapes {shapes} does not fit the head {head!r} of {wanted}",
             where="head_start",
-            fix=f"sum them over head_features, with bias={biased}",
+            fix=f"sum the statistics over head_features, with bias={'bias' in parts}",
         )
-    if not lam > 0:
-        raise LichenError(f"{lam} is not positive", where="head_start.lam", fix="use a number > 0")
-    if rule == "lda" and not biased:
-        raise LichenError(f"the head {head!r} has no bias", where="head_start.rule", fix="use ridge")
-    G_dd, H_dK, n_K = (sums[name].detach().cpu().double() for name in ("G", "H", "n"))
-    solve = {"ridge": _ridge, "lda": _lda}[rule]
-    W_dK = solve(G_dd, H_dK, n_K, lam)
-    start = {f"{head}.weight": W_dK[:wide].T}
-    if biased:
-        start[f"{head}.bias"] = W_dK[-1]
+    if "bias" in found:
+        # A class that nobody has is unlikely, not impossible: training must be able to find it.
+        likely_K = found["bias"] > _NEVER
+        least = found["bias"][likely_K].min() - 3 if bool(likely_K.any()) else found["bias"].new_zeros(())
+        found["bias"] = torch.where(likely_K, found["bias"], least)
 
     def with_head(scale: float) -> Tree:
-        return {**shared, **{name: (x * scale).to(shared[name]).contiguous() for name, x in start.items()}}
+        own = {f"{head}.{part}": x * scale for part, x in found.items()}
+        return {**shared, **{name: x.to(shared[name]).contiguous() for name, x in own.items()}}
 
     trained, fixed = _parted(with_head(1.0))
     rows = [_labelled(model, trained, fixed, batch) for batch in scale_on]
@@ -195,20 +188,8 @@ def head_start(
     return with_head(best_scale(logits_NK, labels_N, among=scales))
 
 
-def _ridge(G_dd: Tensor, H_dK: Tensor, n_K: Tensor, lam: float) -> Tensor:
-    W_dK: Tensor = torch.linalg.solve(G_dd + lam * torch.eye(G_dd.shape[0], dtype=G_dd.dtype), H_dK)
-    return W_dK
-
-
-def _lda(G_dd: Tensor, H_dK: Tensor, n_K: Tensor, lam: float) -> Tensor:
-    sum_dK, rows = H_dK[:-1], n_K.sum()
-    mean_dK = sum_dK / n_K.clamp(min=1)
-    within_dd = G_dd[:-1, :-1] - mean_dK @ sum_dK.T
-    spread_dd = (within_dd + lam * torch.eye(within_dd.shape[0], dtype=G_dd.dtype)) / rows
-    W_dK = torch.linalg.solve(spread_dd, mean_dK)
-    # A class nobody has is unlikely, not impossible.
-    bias_K = ((n_K + 1) / (rows + n_K.shape[0])).log() - (mean_dK * W_dK).sum(0) / 2
-    return torch.cat([W_dK, bias_K[None]])
+_NEVER = -1e4
+"""A bias that says a class was never seen."""
 
 
 @torch.no_grad()

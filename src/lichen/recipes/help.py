@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal, final
+from typing import final
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from lichen.clients.distill import pre_distil
 from lichen.clients.statistics import Statistics
 from lichen.clients.transfer import said_of
 from lichen.core.contracts import Source, Station
+from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
@@ -38,7 +39,7 @@ from lichen.recipes.layered import layered
 from lichen.recipes.open import Opened
 from lichen.recipes.teacher import Teachers, answered_with, ask
 from lichen.recipes.writing import given, wrote
-from lichen.server import fixed_point
+from lichen.server.lda import Lda
 from lichen.server.ridge import Ridge
 
 __all__ = ["Helped", "answered", "help_of"]
@@ -204,6 +205,8 @@ def headed(opened: Opened, helped: Helped, folder: RunFolder, say: Say) -> Helpe
     recipe, bench = opened.bench.recipe, helped.bench
     features, classes = head_features(bench.model, bench.start), len(opened.classes)
     biased = f"{head_of(bench.model, bench.start)}.bias" in bench.start
+    if recipe.model.head == "lda" and not biased:
+        raise LichenError("the head has no bias, which lda needs", where="model.head", fix="use ridge")
 
     def solved() -> Tree:
         say("statistics of every client for a head in closed form")
@@ -214,20 +217,17 @@ def headed(opened: Opened, helped: Helped, folder: RunFolder, say: Say) -> Helpe
             base=bench.model.base,
             device=recipe.model.device,
         )
-        ridge = Ridge(recipe.ridge, bits=12, bias=biased)
-        total = ridge.zero()
+        rule = Lda(bits=12) if recipe.model.head == "lda" else Ridge(recipe.ridge, bits=12, bias=biased)
+        total = rule.zero()
         everyone = tuple(range(len(bench.train)))
         for message in engine.run(
             Job(work="statistics", shared={}, version=0, clients=everyone, seed=0, base=bench.model.base)
         ):
-            total = ridge.add(total, message)
-        rule: Literal["ridge", "lda"] = "lda" if recipe.model.head == "lda" else "ridge"
+            total = rule.add(total, message)
         # On rows that are not in the statistics: its own flatter a head, and it would be scaled too far.
         held = bench.evaluating(bench.valid)
         scale_on = [batch for client in everyone for batch in held.batches((client,), 0)]
-        start = head_start(
-            bench.model, bench.start, fixed_point.read(total), lam=recipe.ridge, rule=rule, scale_on=scale_on
-        )
+        start = head_start(bench.model, bench.start, rule.close(total, {})[0], scale_on=scale_on)
         changed = {name: x for name, x in start.items() if x is not bench.start[name]}
         return {**changed, "bytes_up": torch.tensor(engine.bytes_up), "bytes_down": torch.tensor(engine.bytes_down)}
 
