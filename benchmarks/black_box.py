@@ -207,6 +207,7 @@ def cell(column: str, seed: int, url: str | None, *, short: bool) -> dict[str, A
         best = min(tried, key=lambda one: one["valid"]["loss"])
         return {"test": best["test"], "valid": best["valid"], "tried": tried, "ledger": _spent(face)}
     if column == "soft":
+        # The search starts from the prompt that is best on the validation rows of seed 0.
         face = LocalFM(base, tokenizer, name="smollm2-135m", positions=SOFT["positions"], start=f"{HAND[1]}\n")
         sizes = {"scale": SOFT["scale"], "spread": SOFT["spread"]}
         soft = SoftPrompt(face, seed=seed, words=WORDS, before=BEFORE, after=AFTER, **sizes)
