@@ -39,7 +39,8 @@ def list_() -> None:
     for name in gallery():
         recipe = read_recipe(name)
         student = recipe.model.student
-        model = recipe.model.name or (student.kind if student is not None else "-")
+        several = ", ".join(dict.fromkeys(one.kind for one in recipe.model.students))
+        model = recipe.model.name or (student.kind if student is not None else several or "-")
         table.add_row(name, recipe.task, model, recipe.data.name, recipe.question)
     if table.row_count:
         show(table)
