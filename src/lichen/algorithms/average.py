@@ -30,7 +30,7 @@ from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.transforms.codec import Chain
 
-__all__ = ["Average", "held", "score"]
+__all__ = ["Average", "held", "score", "summed", "with_best"]
 
 SUMMED = ("loss_sum", "count", "tokens", "failed")
 """Metrics that a round adds up."""
@@ -55,6 +55,25 @@ def mean_loss(metrics: Mapping[str, Tensor]) -> float:
     """Mean over clients of each client's mean loss; clients without a label do not count."""
     seen = metrics["count"] > 0
     return float((metrics["loss_sum"][seen] / metrics["count"][seen]).mean())
+
+
+def summed(told: Mapping[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+    """``(sums over clients, the metrics they make)``: mean ``loss``, and ``failed`` where somebody has.
+
+    The sums are exact, so that neither the number of ranks nor that of threads shows in them.
+    """
+    sums = {name: math.fsum(told[name].tolist()) if name in told else 0.0 for name in SUMMED}
+    metrics = {"loss": sums["loss_sum"] / sums["count"]} if sums["count"] else {}
+    if sums["failed"]:
+        metrics["failed"] = sums["failed"]
+    return sums, metrics
+
+
+def with_best(state: ServerState, value: float, shared: Tree) -> ServerState:
+    """The state, with these tensors kept if no validated round before had a smaller value."""
+    if math.isnan(state.best_value) or value < state.best_value:
+        return replace(state, best=dict(shared), best_round=state.round, best_value=value)
+    return state
 
 
 def held(state: ServerState) -> Tree:
@@ -133,11 +152,7 @@ class Average:
                 told.append((message.client_C, {name: x for name, x in message.metrics.items() if name in SUMMED}))
         total = engine.merge(self.aggregator, total)
         _, seen = joined(engine, told)
-        # Exact sums: neither the number of ranks nor that of threads shows in them.
-        sums = {name: math.fsum(seen[name].tolist()) if name in seen else 0.0 for name in SUMMED}
-        metrics = {"loss": sums["loss_sum"] / sums["count"]} if sums["count"] else {}
-        if sums["failed"]:
-            metrics["failed"] = sums["failed"]
+        sums, metrics = summed(seen)
         if clients and sums["failed"] < len(clients):
             change, said = self.aggregator.close(total, state.shared if links is None else _began(links, state))
             metrics.update(said)
@@ -189,9 +204,7 @@ class Average:
         if links is not None:
             job, state = links.job(job), replace(state, links=links.told(everyone).tree())
         value = mean_loss(score(engine, job)[1])
-        if math.isnan(state.best_value) or value < state.best_value:
-            state = replace(state, best=dict(job.shared), best_round=state.round, best_value=value)
-        return state, value
+        return with_best(state, value, job.shared), value
 
 
 def _began(links: Links, state: ServerState) -> Tree:

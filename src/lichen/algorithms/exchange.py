@@ -24,7 +24,6 @@ Legend: N clients of the roster.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.algorithms.average import score
+from lichen.algorithms.average import score, summed, with_best
 from lichen.core import tree as trees
 from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerState
 from lichen.core.errors import LichenError
@@ -162,21 +161,16 @@ class Exchange:
         elif state.round == 0 and state.shared:
             answers, job = state.shared, replace(job, work="learn")
         _, seen = score_kinds(engine, job, self.kinds, lambda _: answers)
-        sums = {n: math.fsum(seen[n].tolist()) if n in seen else 0.0 for n in ("loss_sum", "count", "tokens", "failed")}
-        if sums["count"]:
-            metrics["loss"] = sums["loss_sum"] / sums["count"]
-        if sums["failed"]:
-            metrics["failed"] = sums["failed"]
-        done = state.round + 1
-        if self.valid and (done % self.valid_every == 0 or done == self.rounds):
+        sums, learned = summed(seen)
+        metrics.update(learned)
+        state = replace(state, round=state.round + 1)
+        if self.valid and (state.round % self.valid_every == 0 or state.round == self.rounds):
             everyone = tuple(range(self.weight_N.shape[0]))
-            judging = replace(job, work=self.valid, version=2 * state.round + 1, clients=everyone, seed=0, settings={})
+            judging = replace(job, work=self.valid, version=2 * state.round - 1, clients=everyone, seed=0, settings={})
             metrics.update(means(self.kinds, *score_kinds(engine, judging, self.kinds, lambda _: {})))
-            if math.isnan(state.best_value) or metrics["valid"] < state.best_value:
-                state = replace(state, best_round=done, best_value=metrics["valid"])
-        state = replace(state, round=done)
+            state = with_best(state, metrics["valid"], {})
         return state, Report(
-            round=done,
+            round=state.round,
             clients=clients,
             metrics=metrics,
             tokens=int(sums["tokens"]),

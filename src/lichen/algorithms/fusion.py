@@ -20,7 +20,6 @@ Legend: C clients, N clients of the roster.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lichen.algorithms.average import joined
+from lichen.algorithms.average import joined, summed, with_best
 from lichen.algorithms.exchange import Kinds, check_kinds, means, parted, score_kinds
 from lichen.core import tree as trees
 from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerOptimizer, ServerState, Station
@@ -122,11 +121,8 @@ class Fusion:
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
         clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
         change, agreed, metrics, told = self._train(state, engine, clients, seed)
-        sums = {name: math.fsum(told[name].tolist()) if name in told else 0.0 for name in SUMMED}
-        if sums["count"]:
-            metrics["loss"] = sums["loss_sum"] / sums["count"]
-        if sums["failed"]:
-            metrics["failed"] = sums["failed"]
+        sums, learned = summed(told)
+        metrics.update(learned)
         if change:
             shared, optimizer = self.optimizer.update(change, state.optimizer, state.shared)
             state = replace(state, shared=shared, optimizer=optimizer)
@@ -140,8 +136,7 @@ class Fusion:
             shared = state.shared
             found = score_kinds(engine, judging, self.kinds, lambda kind: of_kind(shared, kind))
             metrics.update(means(self.kinds, *found))
-            if math.isnan(state.best_value) or metrics["valid"] < state.best_value:
-                state = replace(state, best=shared, best_round=state.round, best_value=metrics["valid"])
+            state = with_best(state, metrics["valid"], shared)
         return state, Report(
             round=state.round,
             clients=clients,

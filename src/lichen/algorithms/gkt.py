@@ -21,7 +21,6 @@ Legend: N clients of the roster, M rows offered, F features, K classes.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lichen.algorithms.average import joined, mean_loss, score
+from lichen.algorithms.average import joined, mean_loss, score, summed, with_best
 from lichen.algorithms.fusion import SUMMED, at_server
 from lichen.clients.digest import AtHome
 from lichen.clients.evaluate import Evaluate
@@ -145,25 +144,20 @@ class GKT:
             ):
                 total = offers.add(total, message)
         total = engine.merge(offers, total)
-        sums = {name: math.fsum(seen[name].tolist()) if name in seen else 0.0 for name in SUMMED}
-        metrics = {"loss": sums["loss_sum"] / sums["count"]} if sums["count"] else {}
-        if sums["failed"]:
-            metrics["failed"] = sums["failed"]
+        sums, metrics = summed(seen)
         if total:
             rows, _ = offers.close(total, {})
             shared, metrics["top_loss"] = self._teach(state, rows, derive(seed, "top"))
             state = replace(state, shared=shared)
-        done = state.round + 1
-        if self.valid and (done % self.valid_every == 0 or done == self.rounds):
+        state = replace(state, round=state.round + 1)
+        if self.valid and (state.round % self.valid_every == 0 or state.round == self.rounds):
             everyone = tuple(range(self.weight_N.shape[0]))
             top = {name: x for name, x in state.shared.items() if name.startswith("top/")}
-            judging = Job(work=self.valid, shared=top, version=2 * state.round + 1, clients=everyone, seed=0)
+            judging = Job(work=self.valid, shared=top, version=2 * state.round - 1, clients=everyone, seed=0)
             metrics["valid"] = mean_loss(score(engine, judging)[1])
-            if math.isnan(state.best_value) or metrics["valid"] < state.best_value:
-                state = replace(state, best=dict(top), best_round=done, best_value=metrics["valid"])
-        state = replace(state, round=done)
+            state = with_best(state, metrics["valid"], top)
         return state, Report(
-            round=done,
+            round=state.round,
             clients=clients,
             metrics=metrics,
             tokens=int(sums["tokens"]),

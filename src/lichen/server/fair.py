@@ -47,7 +47,7 @@ from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server import fixed_point
 from lichen.server.fixed_point import WEIGHT_BITS, FixedSum
-from lichen.server.mean import Summed, Weighting, weigh_C
+from lichen.server.mean import Summed, Weighting, fitted, weigh_C
 
 __all__ = ["QFFL", "Ascend", "Gain", "MinMax", "gain_of", "simplex"]
 
@@ -70,22 +70,6 @@ def _loss_C(message: Message, weight_C: Tensor) -> list[float]:
         if not 0 <= loss < math.inf:
             raise LichenError(f"its loss {loss} is not a finite number >= 0", where=f"message of client {client}")
     return [float(loss) for loss in losses]
-
-
-def _fitted(change: Tree, shared: Tree) -> Tree:
-    """In the dtypes of ``shared``.
-
-    Raises:
-        LichenError: if a shape differs.
-    """
-    for name, x in change.items():
-        if name in shared and x.shape != shared[name].shape:
-            raise LichenError(
-                f"tensor {name!r} has shape {tuple(x.shape)}, the model's is {tuple(shared[name].shape)}",
-                where="aggregator.fair",
-                fix="let clients and server load the same recipe",
-            )
-    return {name: x.to(shared[name]) if name in shared else x for name, x in change.items()}
 
 
 def _nobody() -> LichenError:
@@ -155,7 +139,7 @@ class QFFL(Summed):
             raise _nobody()
         sums = fixed_point.read(total)
         divisor = float(sums.pop("fair.curve"))
-        change = _fitted({name: x / divisor for name, x in sums.items()}, shared)
+        change = fitted({name: x / divisor for name, x in sums.items()}, shared)
         return change, {"clients": float(total.count), "curve": divisor / (total.weight / 2**WEIGHT_BITS)}
 
 
@@ -232,7 +216,7 @@ class MinMax(Summed):
         sums = fixed_point.read(total)
         share, seen_N = float(sums.pop("fair.share")), sums.pop("fair.seen")
         loss_N = torch.where(seen_N > 0, sums.pop("fair.loss") / seen_N, torch.nan)
-        change = _fitted({name: x / share if share else torch.zeros_like(x) for name, x in sums.items()}, shared)
+        change = fitted({name: x / share if share else torch.zeros_like(x) for name, x in sums.items()}, shared)
         worst = float(loss_N[seen_N > 0].max())
         told = {"clients": float(total.count), "worst": worst, "share": max(self.mixture)}
         return {**change, "fair.loss": loss_N}, told

@@ -35,7 +35,8 @@ from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server import fixed_point
 from lichen.server.fixed_point import FixedSum
-from lichen.server.mean import Summed, weigh_C
+from lichen.server.mean import Summed
+from lichen.server.ridge import add_statistics, change_to
 
 __all__ = ["Lda", "discriminant"]
 
@@ -81,16 +82,7 @@ class Lda(Summed):
         Raises:
             LichenError: if the tensors are no such statistics, differ in group, or sum past 64 bits.
         """
-        H = message.tensors.get("H")
-        d, K = (H.shape[1], H.shape[2]) if H is not None and H.dim() == 3 else (0, 0)
-        shapes = {name: tuple(x.shape[1:]) for name, x in message.tensors.items()}
-        if shapes != {"G": (d, d), "H": (d, K), "n": (K,)}:
-            raise LichenError(
-                f"expected G (d, d), H (d, K) and n (K), got {shapes}",
-                where="aggregator.lda",
-                fix="pair Lda with the work Statistics",
-            )
-        return fixed_point.add(total, message, weigh_C(message, "uniform", discount))
+        return add_statistics(total, message, discount, where="aggregator.lda")
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)``: what turns ``shared``'s head into the discriminant, as ``Ridge`` gives it.
@@ -107,17 +99,8 @@ class Lda(Summed):
         sums = fixed_point.read(total)
         wide = sums["G"].shape[0] - self.bias
         weight_Kd, bias_K = discriminant(sums["G"][:wide, :wide], sums["H"][:wide], sums["n"], shrinkage=self.shrinkage)
-        change: Tree = {}
-        for name, x in ((f"{self.head}.weight", weight_Kd), (f"{self.head}.bias", bias_K)):
-            change[name] = x
-            if name in shared:
-                if shared[name].shape != x.shape:
-                    raise LichenError(
-                        f"{name!r} is {tuple(shared[name].shape)}, the statistics give {tuple(x.shape)}",
-                        where="aggregator.lda",
-                        fix="use the same features and classes in head and statistics",
-                    )
-                change[name] = (x - shared[name].cpu().double()).to(shared[name])
+        solution = {f"{self.head}.weight": weight_Kd, f"{self.head}.bias": bias_K}
+        change = change_to(solution, shared, where="aggregator.lda")
         return change, {"clients": float(total.count), "examples": float(sums["n"].sum())}
 
 

@@ -25,7 +25,7 @@ from lichen.core.tree import Tree
 from lichen.server import fixed_point
 from lichen.server.fixed_point import WEIGHT_BITS, FixedSum
 
-__all__ = ["Mean", "Summed", "Weighting", "weigh_C"]
+__all__ = ["Mean", "Summed", "Weighting", "fitted", "weigh_C"]
 
 Weighting = Literal["examples", "uniform"]
 
@@ -127,14 +127,21 @@ class Mean(Summed):
                 "no client contributed", where="aggregator.mean", fix="invite more clients or skip the round"
             )
         weight = total.weight / 2**WEIGHT_BITS
-        change = {name: x / weight for name, x in fixed_point.read(total).items()}
-        for name, x in change.items():
-            if name in shared:
-                if x.shape != shared[name].shape:
-                    raise LichenError(
-                        f"tensor {name!r} has shape {tuple(x.shape)}, the model's is {tuple(shared[name].shape)}",
-                        where="aggregator.mean",
-                        fix="let clients and server load the same recipe",
-                    )
-                change[name] = x.to(shared[name])
+        change = fitted({name: x / weight for name, x in fixed_point.read(total).items()}, shared)
         return change, {"clients": float(total.count), "weight": weight}
+
+
+def fitted(change: Tree, shared: Tree) -> Tree:
+    """A change in the dtypes of ``shared``; names that it lacks stay as they are.
+
+    Raises:
+        LichenError: if a shape differs.
+    """
+    for name, x in change.items():
+        if name in shared and x.shape != shared[name].shape:
+            raise LichenError(
+                f"tensor {name!r} has shape {tuple(x.shape)}, the model's is {tuple(shared[name].shape)}",
+                where="aggregator",
+                fix="let clients and server load the same recipe",
+            )
+    return {name: x.to(shared[name]) if name in shared else x for name, x in change.items()}

@@ -32,7 +32,7 @@ from lichen.server import fixed_point
 from lichen.server.fixed_point import FixedSum
 from lichen.server.mean import Summed, weigh_C
 
-__all__ = ["Ridge"]
+__all__ = ["Ridge", "add_statistics", "change_to"]
 
 
 @final
@@ -70,15 +70,7 @@ class Ridge(Summed):
         Raises:
             LichenError: if the tensors are no ridge statistics, differ in group, or sum past 64 bits.
         """
-        shapes = {name: tuple(x.shape[1:]) for name, x in message.tensors.items()}
-        d, K = shapes.get("H", (0, 0)) if len(shapes.get("H", ())) == 2 else (0, 0)
-        if shapes != {"G": (d, d), "H": (d, K), "n": (K,)}:
-            raise LichenError(
-                f"expected G (d, d), H (d, K) and n (K), got {shapes}",
-                where="aggregator.ridge",
-                fix="pair Ridge with the work Statistics",
-            )
-        return fixed_point.add(total, message, weigh_C(message, "uniform", discount))
+        return add_statistics(total, message, discount, where="aggregator.ridge")
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)``: what is added to ``shared``'s head to become the solution.
@@ -98,18 +90,39 @@ class Ridge(Summed):
         solution = {f"{self.head}.weight": (W_dK[:-1] if self.bias else W_dK).T.contiguous()}
         if self.bias:
             solution[f"{self.head}.bias"] = W_dK[-1].clone()
-        change: Tree = {}
-        for name, x in solution.items():
-            change[name] = x
-            if name in shared:
-                if shared[name].shape != x.shape:
-                    raise LichenError(
-                        f"{name!r} is {tuple(shared[name].shape)}, the statistics give {tuple(x.shape)}",
-                        where="aggregator.ridge",
-                        fix="use the same features and classes in head and statistics",
-                    )
-                change[name] = (x - shared[name].cpu().double()).to(shared[name])
+        change = change_to(solution, shared, where="aggregator.ridge")
         return change, {"clients": float(total.count), "examples": float(sums["n"].sum())}
+
+
+def add_statistics(total: FixedSum, message: Message, discount: float, *, where: str) -> FixedSum:
+    """Fold ``G`` (d, d), ``H`` (d, K) and ``n`` (K,) of every client with rows in; raises as :meth:`Ridge.add`."""
+    shapes = {name: tuple(x.shape[1:]) for name, x in message.tensors.items()}
+    d, K = shapes.get("H", (0, 0)) if len(shapes.get("H", ())) == 2 else (0, 0)
+    if shapes != {"G": (d, d), "H": (d, K), "n": (K,)}:
+        raise LichenError(
+            f"expected G (d, d), H (d, K) and n (K), got {shapes}", where=where, fix="pair it with the work Statistics"
+        )
+    return fixed_point.add(total, message, weigh_C(message, "uniform", discount))
+
+
+def change_to(solution: Tree, shared: Tree, *, where: str) -> Tree:
+    """What turns ``shared``'s head into the solution; the solution itself where there is none yet.
+
+    Raises:
+        LichenError: if the head has another shape.
+    """
+    change: Tree = {}
+    for name, x in solution.items():
+        change[name] = x
+        if name in shared:
+            if shared[name].shape != x.shape:
+                raise LichenError(
+                    f"{name!r} is {tuple(shared[name].shape)}, the statistics give {tuple(x.shape)}",
+                    where=where,
+                    fix="use the same features and classes in head and statistics",
+                )
+            change[name] = (x - shared[name].cpu().double()).to(shared[name])
+    return change
 
 
 def _solve(G_dd: Tensor, H_dK: Tensor, lam: float) -> Tensor:
