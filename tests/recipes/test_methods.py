@@ -159,3 +159,13 @@ def test_a_language_model_is_pre_trained_from_nothing(tmp_path, monkeypatch):
     model = transformers.AutoModelForCausalLM.from_pretrained(lichen.export(result.folder, merge=True))
     assert model.config.num_hidden_layers == 2
     assert len(list((tmp_path / "cache").glob("scratch-*"))) == 1
+
+
+def test_a_target_tells_what_it_took_to_get_there(tmp_path):
+    few = ["federation.rounds=4", "compare.columns=[]"]
+    near = lichen.run(read_recipe("digits", [*few, "compare.target=2.29"]), out=tmp_path / "near").summary["extra"]
+    far = lichen.run(read_recipe("digits", [*few, "compare.target=0.0"]), out=tmp_path / "far").summary["extra"]
+    assert 1 <= near["target.rounds"] <= 4
+    assert near["target.bytes"] > 0
+    assert far["target.rounds"] is None
+    assert far["target.bytes"] is None

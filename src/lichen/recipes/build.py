@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lichen.core.contracts import Report
 from lichen.core.errors import LichenError
 from lichen.core.store import ClientStore, write_atomic
 from lichen.engines.ranks import Ranks, connect, is_rank
@@ -23,6 +24,7 @@ from lichen.engines.spawned import serve_frames
 from lichen.present.charts import clients_png, curves_png
 from lichen.present.energy import Meter, counters
 from lichen.present.summary import check_summary, read_summary, share_gaining, traffic_of, worst_decile
+from lichen.present.target import bytes_to, rounds_to
 from lichen.present.trace import Event, Trace, read_trace
 from lichen.recipes.adapt import Column
 from lichen.recipes.bench import grid_name, metric_name
@@ -190,9 +192,17 @@ def _summary(recipe: Recipe, folder: RunFolder, done: Done, memory: int, joules:
         "seed": recipe.seed,
         "versions": _versions(),
         "recipe_sha256": recipe_sha256(recipe),
-        "extra": {**chosen, **done.extra},
+        "extra": {**chosen, **done.extra, **_reached(recipe, rounds)},
     }
     return check_summary(summary)
+
+
+def _reached(recipe: Recipe, rounds: Sequence[Report]) -> dict[str, float | str | None]:
+    """Rounds and bytes until the validation loss was the recipe's target; none if it never was."""
+    target = recipe.compare.target
+    if target is None:
+        return {}
+    return {"target.rounds": rounds_to(rounds, target), "target.bytes": bytes_to(rounds, target)}
 
 
 def _versions() -> dict[str, str]:

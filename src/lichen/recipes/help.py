@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -163,10 +163,8 @@ def taught(opened: Opened, helped: Helped, teachers: Teachers, folder: RunFolder
     helped = helped.paid(up, down, **extra, answers__bytes_from_teacher=float(up))
     public = answered(opened.public, np.arange(len(texts)))
     if plan.at != "clients":
-        if plan.layers:
-            bench = layered(opened, bench, got, folder, say)
-        else:
-            bench = _at_server(bench, "distilled", public, got, plan.server_steps, folder, say)
+        more = layered(opened) if plan.layers else {}
+        bench = _at_server(bench, "distilled", public, got, plan.server_steps, folder, say, **more)
     if plan.at != "server":
         # Every client is sent the public texts once.
         text_bytes = sum(len(t.encode()) for t in texts) * len(opened.owners)
@@ -276,8 +274,13 @@ def picture_views(shard: Shard) -> ImageViews:
     return ImageViews(side=round(shard.x.shape[1] ** 0.5) if flat else None)
 
 
-def _at_server(bench: Bench, name: str, shard: Shard, answers: Tree, steps: int, folder: RunFolder, say: Say) -> Bench:
-    """A first student, made at the server before the first round, at the first of the recipe's learning rates."""
+def _at_server(
+    bench: Bench, name: str, shard: Shard, answers: Tree, steps: int, folder: RunFolder, say: Say, **more: Any
+) -> Bench:
+    """A first student, made at the server before the first round, at the first of the recipe's learning rates.
+
+    ``more`` is for :func:`lichen.clients.distill.pre_distil`, in place of what is given here.
+    """
     recipe = bench.recipe
 
     def made() -> Tree:
@@ -285,14 +288,13 @@ def _at_server(bench: Bench, name: str, shard: Shard, answers: Tree, steps: int,
         start, _ = pre_distil(
             bench.model,
             bench.start,
-            shard,
-            answers,
+            answers=answers,
             steps=steps,
             lr=recipe.optimizer.lr[0],
             seed=derive(recipe.seed, name),
-            pad=bench.pad,
             max_length=recipe.data.max_length,
             device=recipe.model.device,
+            **{"public": shard, "pad": bench.pad, **more},
         )
         return start
 

@@ -98,6 +98,9 @@ class Compare(Section):
     )
     forgotten: str | None = Field(default=None, description="catalog text whose perplexity is taken before and after")
     forgotten_rows: Positive = Field(default=64, description="rows of it")
+    target: float | None = Field(
+        default=None, description="validation loss: the summary tells after how many rounds and bytes it was reached"
+    )
     partitions: Positive = Field(default=10, description="oneshot: random partitions to compare with pooled")
 
 
