@@ -94,3 +94,24 @@ def test_a_teacher_reached_by_answers_alone(tmp_path):
     bare, mine = lichen.talk(result.folder).answer("This is the worst shirt I ever bought, it fell apart.")
     assert bare.startswith("(none")
     assert mine[0] in "12345"
+
+
+def test_a_student_follows_a_teachers_layers_before_the_first_round(tmp_path):
+    need("minilm-l6", "clothing-reviews")
+    over = ["data.max_clients=3", "data.public.labelled=100", "data.public.unlabelled=60", "federation.rounds=1"]
+    over += [
+        "federation.per_round=3",
+        "federation.steps=1",
+        "optimizer.lr=1e-3",
+        "data.test_rows=8",
+        "data.max_length=32",
+    ]
+    over += ["compare.columns=[without]", "model.student={kind: transformer, width: 16}", "teacher.at=server"]
+    both = {}
+    for name, layers in (("answers", "{}"), ("layers", "{1: 3, 2: 6}")):
+        more = [f"teacher.layers={layers}", "teacher.server_steps=6"]
+        both[name] = lichen.run(read_recipe("reviews-teacher", [*over, *more]), out=tmp_path / name)
+    first, second = (load_tree(run.folder / "state" / "scores" / "distilled.safetensors")[0] for run in both.values())
+    assert first.keys() == second.keys(), "the projections are left behind"
+    assert not torch.equal(first["layer0.qkv.weight"], second["layer0.qkv.weight"])
+    assert both["answers"].summary["extra_columns"]["without"] == both["layers"].summary["extra_columns"]["without"]
