@@ -69,7 +69,7 @@ class Bench:
     pad: int
     public: Shard | None = None
     capacity: Capacity | None = None
-    aid: Aid = field(default_factory=lambda: Aid())
+    aid: Aid = field(default_factory=Aid)
 
     def evaluating(self, shards: Sequence[Shard]) -> Source:
         """Batches that see every row once."""

@@ -6,7 +6,7 @@ public row; where owners are drawn, rows are drawn before them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -102,6 +102,6 @@ def labelled_of(owners: Sequence[Owner]) -> tuple[Owner, ...]:
     return tuple(replace(o, train=tuple(r for r in o.train if r.label is not None)) for o in owners)
 
 
-def unlabelled_of(owners: Sequence[Owner]) -> Mapping[str, tuple[Record, ...]]:
-    """Each owner's training rows that have none, by name."""
-    return {o.name: tuple(r for r in o.train if r.label is None) for o in owners}
+def unlabelled_of(owners: Sequence[Owner]) -> list[tuple[Record, ...]]:
+    """Each owner's training rows that have none."""
+    return [tuple(r for r in o.train if r.label is None) for o in owners]

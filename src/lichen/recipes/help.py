@@ -6,7 +6,7 @@ answers public texts, the server makes a first student of both, and clients labe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, final
@@ -68,9 +68,8 @@ class Helped:
     bytes_up: int = 0
     bytes_down: int = 0
 
-    def paid(self, up: int, down: int, **extra: float | str | None) -> Helped:
+    def paid(self, up: int, down: int, told: Mapping[str, float | str | None]) -> Helped:
         """With so many bytes more, and numbers to tell."""
-        told = {name.replace("__", "."): x for name, x in extra.items()}
         return replace(
             self, bytes_up=self.bytes_up + up, bytes_down=self.bytes_down + down, extra={**self.extra, **told}
         )
@@ -106,16 +105,15 @@ def written(
     section = recipe.synthetic
     assert section is not None
     done = wrote(opened, faces, folder, say, None if teachers is None else lambda: teachers.of("synthetic"))
-    helped = replace(helped, extra={**helped.extra, **done.extra}).paid(done.bytes_up, done.bytes_down)
+    helped = helped.paid(done.bytes_up, done.bytes_down, done.extra)
     if section.at != "clients":
         shard = opened.make(done.pool.records())
         bench = _at_server(bench, "synthetic", shard, {}, section.server_steps, folder, say)
     if section.at != "server":
         rows, sent = given(opened, done.pool)
         bench, helped = replace(bench, train=tuple(map(opened.make, rows))), replace(helped, rows=rows)
-        helped = helped.paid(
-            0, sent, synthetic__rows=float(sum(map(len, rows)) - sum(s.size for s in opened.bench.train))
-        )
+        more = float(sum(map(len, rows)) - sum(s.size for s in opened.bench.train))
+        helped = helped.paid(0, sent, {"synthetic.rows": more})
     return replace(helped, bench=bench)
 
 
@@ -159,8 +157,8 @@ def taught(opened: Opened, helped: Helped, teachers: Teachers, folder: RunFolder
         helped = replace(
             helped, columns={**helped.columns, "base": Column(value_N=values_N(recipe, metrics), metrics=metrics)}
         )
-    extra = {"answers": float(len(texts)), "answers__bytes_to_teacher": float(down)}
-    helped = helped.paid(up, down, **extra, answers__bytes_from_teacher=float(up))
+    sent = {"answers.bytes_to_teacher": float(down), "answers.bytes_from_teacher": float(up)}
+    helped = helped.paid(up, down, {"answers": float(len(texts)), **sent})
     public = answered(opened.public, np.arange(len(texts)))
     if plan.at != "clients":
         more = layered(opened) if plan.layers else {}
@@ -168,7 +166,7 @@ def taught(opened: Opened, helped: Helped, teachers: Teachers, folder: RunFolder
     if plan.at != "server":
         # Every client is sent the public texts once.
         text_bytes = sum(len(t.encode()) for t in texts) * len(opened.owners)
-        helped = helped.paid(0, text_bytes, public_texts__bytes=float(text_bytes))
+        helped = helped.paid(0, text_bytes, {"public_texts.bytes": float(text_bytes)})
         bench = replace(bench, start={**bench.start, **got}, public=public)
     if plan.select:
         judge, said_M = _judging(opened, bench, teachers, folder)
@@ -231,14 +229,16 @@ def headed(opened: Opened, helped: Helped, folder: RunFolder, say: Say) -> Helpe
 
     got = folder.tree("head", solved, alone=True)
     up, down = int(got.pop("bytes_up")), int(got.pop("bytes_down"))
-    return replace(helped, bench=replace(bench, start={**bench.start, **got})).paid(up, down, head__bytes_up=float(up))
+    return replace(helped, bench=replace(bench, start={**bench.start, **got})).paid(
+        up, down, {"head.bytes_up": float(up)}
+    )
 
 
 def unlabelled(opened: Opened, helped: Helped, teachers: Teachers | None, folder: RunFolder) -> Helped:
     """The clients' rows without labels, and how they are looked at."""
     recipe, bench = opened.bench.recipe, helped.bench
     assert recipe.semi is not None
-    free = list(unlabelled_of(opened.commons.owners).values())
+    free = unlabelled_of(opened.commons.owners)
     # Behind the labelled ones, synthetic rows among them.
     shards = [opened.make([*known, *some]) for known, some in zip(helped.rows, free, strict=True)]
     answers: Tree = {}
@@ -254,7 +254,7 @@ def unlabelled(opened: Opened, helped: Helped, teachers: Teachers | None, folder
         server=opened.make(opened.commons.labelled) if recipe.semi.server else None,
     )
     told = float(sum(map(len, free)))
-    return replace(helped, bench=replace(bench, aid=aid)).paid(0, 0, unlabelled__rows=told)
+    return replace(helped, bench=replace(bench, aid=aid)).paid(0, 0, {"unlabelled.rows": told})
 
 
 def text_views(opened: Opened) -> TextViews:
