@@ -185,9 +185,19 @@ def adapt(
     recipe, everyone = bench.recipe, tuple(range(len(bench.train)))
     engine = among(folder.ranks, local_engine(bench, ClientStore(folder.path / "state" / "none")))
 
+    # Where rows were drawn, all clients hold one common test set: of one model, a single client's score is everybody's.
+    drawn = recipe.data.partition.by != "client"
+    asked = everyone[:1] if drawn else everyone
+
     def test(name: str, shared: Tree) -> Column:
-        job = Job(work="test", shared=shared, version=0, clients=everyone, seed=0, base=bench.model.base)
-        metrics = folder.tree(name, lambda: score(engine, job)[1])
+        job = Job(work="test", shared=shared, version=0, clients=asked, seed=0, base=bench.model.base)
+
+        def scores() -> Tree:
+            return {
+                key: x_N.expand(len(everyone), *x_N.shape[1:]).clone() for key, x_N in score(engine, job)[1].items()
+            }
+
+        metrics = folder.tree(name, scores)
         return Column(value_N=values_N(recipe, metrics), metrics=metrics)
 
     columns: dict[str, Column] = {}

@@ -163,8 +163,13 @@ def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None
             made = make(getattr(owner, part))
             return {"x": torch.from_numpy(made.x), "labels": torch.from_numpy(made.labels)}
 
-        found = folder.trees({f"features/{part}-{i}": partial(fresh, owner) for i, owner in enumerate(owners)})
-        return [ArrayShard(x=tree["x"].numpy(), labels=tree["labels"].numpy()) for tree in found]
+        # A test set that all share is read once.
+        first = {id(getattr(owner, part)): i for i, owner in reversed(list(enumerate(owners)))}
+        makes = {i: partial(fresh, owners[i]) for i in sorted(first.values())}
+        trees = folder.trees({f"features/{part}-{i}": make for i, make in makes.items()})
+        found = dict(zip(makes, trees, strict=True))
+        mine = [found[first[id(getattr(owner, part))]] for owner in owners]
+        return [ArrayShard(x=tree["x"].numpy(), labels=tree["labels"].numpy()) for tree in mine]
 
     train, test = kept("train"), kept("test")
     done = oneshot(recipe, train, test, len(classes), folder, watch, say)

@@ -58,7 +58,11 @@ class _Some(Sequence[Record]):
 
 
 def gather(recipe: Recipe) -> Sequence[Record]:
-    """The records of the recipe's data, as they lie there; a folder's files are its clients."""
+    """The records of the recipe's data, as they lie there; a folder's files are its clients.
+
+    Raises:
+        LichenError: if they cannot be read, or none has a label that ``data.classes`` names.
+    """
     columns = {str(role): name for role, name in recipe.data.columns.items()}
     path = Path(recipe.data.name).expanduser()
     path_client = "none" if path.is_file() else "file"
@@ -69,8 +73,19 @@ def gather(recipe: Recipe) -> Sequence[Record]:
     catalogued = recipe.data.name in CATALOG
     source = fetch(recipe.data.name) if catalogued else path
     if not source.exists() or (catalogued and CATALOG[recipe.data.name].registry == "bundled"):
-        return make()
-    return kept_records(source, make, recipe.data.name if catalogued else "", sorted(columns.items()), path_client)
+        return _of_classes(recipe, make())
+    name = recipe.data.name if catalogued else ""
+    return _of_classes(recipe, kept_records(source, make, name, sorted(columns.items()), path_client))
+
+
+def _of_classes(recipe: Recipe, records: Sequence[Record]) -> Sequence[Record]:
+    wanted = [str(label) for label in recipe.data.classes]
+    if not wanted:
+        return records
+    labels = [str(label) for label in column_of(records, "label")]
+    if missing := [label for label in wanted if label not in set(labels)]:
+        raise LichenError(f"no row has the label {missing[0]!r}", where="data.classes", fix="see the label column")
+    return _Some(records, np.flatnonzero([label in wanted for label in labels]))
 
 
 def classes_of(recipe: Recipe, records: Sequence[Record]) -> tuple[str, ...]:
@@ -87,7 +102,7 @@ def classes_of(recipe: Recipe, records: Sequence[Record]) -> tuple[str, ...]:
         raise LichenError(
             f"{unlabelled} of {len(records)} rows have no label",
             where="data.columns.label",
-            fix="label them, or leave them out of the file",
+            fix="label them, leave them out of the file, or name the labels to keep in data.classes",
         )
     if len(classes) < 2:
         raise LichenError(

@@ -47,6 +47,10 @@ class Data(Section):
     columns: dict[Literal["client", "text", "prompt", "completion", "messages", "label", "group"], str] = Field(
         default_factory=dict, description="which of your columns plays which role"
     )
+    classes: tuple[str | int, ...] = Field(
+        default=(),
+        description="classify: only rows with one of these labels; none: all rows, and each has one",
+    )
     form: Literal["plain", "transcript", "chat", "messages", "stream"] = Field(
         default="chat",
         description="how a text is put before a language model; `stream`: all of a client's, cut into full rows",

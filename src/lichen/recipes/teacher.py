@@ -6,23 +6,28 @@ public labelled rows, or a language model that is asked in words; nothing else o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import final
+from typing import Any, final
 
+import numpy as np
 import torch
 
 from lichen.clients.answer import AnswerWork, LocalTeacher, NoBatches
 from lichen.core.contracts import Station
+from lichen.core.errors import LichenError
 from lichen.core.message import Job
-from lichen.core.store import ClientStore
+from lichen.core.store import ClientStore, load_tree, save_tree
 from lichen.core.tree import Tree
 from lichen.data.records import Record
-from lichen.data.shards import ArrayShard
 from lichen.engines.local import LocalEngine
 from lichen.models.api_answer import Teacher, ZeroShot
 from lichen.models.api_flow import ORIGINS, Origin
-from lichen.recipes.faces import Faces
+from lichen.models.load import base_digest
+from lichen.recipes.faces import Faces, kept_folder
 from lichen.recipes.featured import encoder_of, featured
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.open import Opened
@@ -54,20 +59,38 @@ def ask(
 
 
 def head_teacher(
-    recipe: Recipe, labelled: Sequence[Record], classes: Sequence[str], say: Callable[[str], None]
+    recipe: Recipe,
+    labelled: Sequence[Record],
+    unlabelled: Sequence[Record],
+    classes: Sequence[str],
+    say: Callable[[str], None],
 ) -> LocalTeacher:
-    """A logistic head on the encoder's frozen features of the public labelled rows."""
+    """A logistic head on the encoder's frozen features of the public labelled rows.
+
+    Features of public rows are kept, so that the next run of the same encoder over the same rows finds them;
+    those of any other row never are.
+    """
     from sklearn.linear_model import LogisticRegression
 
     assert recipe.teacher is not None
     features, tokenizer = encoder_of(recipe, recipe.teacher.name, exact=False)
     featurise = featured(recipe, features, tokenizer, classes)
-    say(f"training the teacher's head on {len(labelled):,} public rows")
-    known: ArrayShard = featurise(labelled)
-    head = LogisticRegression(max_iter=2000, C=10.0, class_weight="balanced").fit(known.x, known.labels)
+    say(f"features of {len(labelled) + len(unlabelled):,} public rows")
+    public = [*labelled, *unlabelled]
+    encoder = {"encoder": base_digest(features.model), "length": recipe.data.max_length}
+    x_ND = _kept(recipe, {**encoder, "texts": [r.text for r in public]}, lambda: featurise(public).x)
+    known = {record.text: x_D for record, x_D in zip(public, x_ND, strict=True)}
+    labels = [str(r.label) for r in labelled]
+    say(f"training the teacher's head on {len(labelled):,} of them")
+    head = LogisticRegression(max_iter=2000, C=10.0, class_weight="balanced").fit(
+        x_ND[: len(labelled)], [list(classes).index(label) for label in labels]
+    )
 
     def classify(texts: Sequence[str]) -> torch.Tensor:
-        x = featurise([Record(client="", text=text) for text in texts]).x
+        if all(text in known for text in texts):
+            x = np.stack([known[text] for text in texts])
+        else:
+            x = featurise([Record(client="", text=text) for text in texts]).x
         scores = torch.from_numpy(head.decision_function(x)).double()
         if scores.dim() == 1:  # two classes have one score between them
             scores = torch.stack([-scores / 2, scores / 2], 1)
@@ -76,6 +99,18 @@ def head_teacher(
         return logits
 
     return LocalTeacher(classify, classes=classes, top_k=len(classes))
+
+
+def _kept(recipe: Recipe, asked: Mapping[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Features that are found where answers of foundation models lie, or made and put there."""
+    mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
+    file = kept_folder(recipe) / "features" / f"{mark}.safetensors"
+    with contextlib.suppress(LichenError):
+        if file.exists():
+            return load_tree(file)[0]["x"].numpy()
+    x = make()
+    save_tree(file, {"x": torch.from_numpy(x)})
+    return x
 
 
 @final
@@ -109,8 +144,8 @@ class Teachers:
         """
         if self._plan.kind == "head":
             if self._head is None:
-                known = self._opened.commons.labelled
-                self._head = head_teacher(self._opened.bench.recipe, known, self._opened.classes, self._say)
+                recipe, rows = self._opened.bench.recipe, self._opened.commons
+                self._head = head_teacher(recipe, rows.labelled, rows.unlabelled, self._opened.classes, self._say)
             return self._head
         allow = ORIGINS if measured and self._plan.endpoint is None else self._plan.may_see
         flow = self._faces.writer(self._plan.name, self._plan.endpoint, allow, chat=False)
