@@ -59,9 +59,14 @@ from lichen.server.select import Select
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def key_of(task: Task) -> str:
-    """A short digest of the task."""
-    return hashlib.sha256(json.dumps(asdict(task), sort_keys=True).encode()).hexdigest()[:12]
+LATER = ("top_k", "rank", "rounds", "steps", "batch", "listen", "lr", "lora_lr", "large_lr", "lm")
+"""What of a task the pre-training knows nothing of."""
+
+
+def key_of(task: Task, name: str = "") -> str:
+    """A short digest of the task, or of what the pre-training takes of it."""
+    about = {key: value for key, value in asdict(task).items() if name != "pretrain" or key not in LATER}
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def mutual(task: Task, folder: Path, seed: int, *, heard: bool) -> tuple[Algorithm, dict[str, Station], Tree]:
@@ -131,7 +136,9 @@ def run_cell(task: Task, folder: Path, name: str, until: float) -> dict[str, Any
     else:
         algorithm, stations, start = cotune(task, folder, seed, how=way)
     small, large = sides(task, folder, whole=way in ("fedmkt", "unheard"))
-    log_file, place = folder / f"{name}.json", folder / name
+    mine = folder / key_of(task)
+    log_file, place = mine / f"{name}.json", mine / name
+    mine.mkdir(exist_ok=True)
     log: list[dict[str, Any]] = json.loads(log_file.read_text()) if log_file.exists() else []
     engine = LocalEngine(stations, ClientStore(place / "own"), block_size=1)
 
@@ -194,7 +201,7 @@ def run_cells(task: Task, folder: Path, names: Sequence[str], minutes: float, *,
     """Run what has no result yet."""
     for name in names:
         file = RESULTS / f"mutual-{name}.json"
-        if write and file.exists() and json.loads(file.read_text())["hash"] == key_of(task):
+        if write and file.exists() and json.loads(file.read_text())["hash"] == key_of(task, name):
             print(f"{name}: done", flush=True)
             continue
         print(name, flush=True)
@@ -202,7 +209,7 @@ def run_cells(task: Task, folder: Path, names: Sequence[str], minutes: float, *,
         if log is None:
             print(f"{name}: the time is up; call again to go on")
             return
-        about = {"cell": name, "date": date.today().isoformat(), "config": asdict(task), "hash": key_of(task)}
+        about = {"cell": name, "date": date.today().isoformat(), "config": asdict(task), "hash": key_of(task, name)}
         if write:
             RESULTS.mkdir(exist_ok=True)
             file.write_text(json.dumps({**about, **log}, indent=1) + "\n")
@@ -221,7 +228,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     keep_large_buffers()
-    folder = cache_dir() / "benchmarks" / f"mutual-{key_of(Task())}"
+    folder = cache_dir() / "benchmarks" / f"mutual-{key_of(Task(), 'pretrain')}"
     if asked.list:
         for name in cells():
             print(f"{name:12} {'done' if (RESULTS / f'mutual-{name}.json').exists() else '-'}")

@@ -71,7 +71,7 @@ class Task:
     steps: int = 25
     batch: int = 8
     listen: int = 16
-    lr: float = 5e-4
+    lr: float = 1e-4
     lora_lr: float = 2e-3
     large_lr: float = 1e-4
     lm: float = 1.0
