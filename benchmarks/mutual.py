@@ -59,7 +59,7 @@ from lichen.server.select import Select
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-LATER = ("top_k", "rank", "rounds", "steps", "batch", "listen", "lr", "lora_lr", "large_lr", "lm")
+LATER = ("top_k", "rank", "rounds", "steps", "batch", "listen", "lr", "lora_lr", "large_lr", "lm", "rest")
 """What of a task the pre-training knows nothing of."""
 
 

@@ -75,6 +75,7 @@ class Task:
     lora_lr: float = 2e-3
     large_lr: float = 1e-4
     lm: float = 1.0
+    rest: bool = True
 
 
 CUT = Task(width=32, layers=1, heads=2, vocabulary=600, pretrain=100, pretrain_batch=2, length=32, people=2, rows=16,
@@ -200,7 +201,7 @@ class Side:
         return Station(work=work, source=EvalSource(dict.fromkeys(clients, self.public), batch_size=16))
 
     def listen(self, clients: Sequence[int], lr: float, *, personal: bool) -> Station:
-        train = Train(Taught(self.model, lm=self.task.lm), optimizer=ClientOptimizer("adamw", lr=lr), clip=1.0,
+        train = Train(Taught(self.model, lm=self.task.lm, rest=self.task.rest), optimizer=ClientOptimizer("adamw", lr=lr), clip=1.0,
                       personal=personal)  # fmt: skip
         source = TrainSource(dict.fromkeys(clients, self.public), batch_size=self.task.batch, steps=self.task.listen)
         return Station(work=Listen(train, public=self.public), source=source)

@@ -29,7 +29,7 @@ def answers_of(seed=0, k=3):
     return {"answers.index": index.to(torch.int16), "answers.prob": prob.half().masked_fill(index < 0, 0)}
 
 
-def dense(tensors, answers, rows, lm):
+def dense(tensors, answers, rows, lm, *, rest=False):
     """The loss by transformers' whole logits and a target for every token of the vocabulary."""
     total = torch.zeros(())
     for n in range(len(TEXTS)):
@@ -44,23 +44,28 @@ def dense(tensors, answers, rows, lm):
                 for i, p in zip(answers["answers.index"][place], answers["answers.prob"][place], strict=True):
                     if i >= 0:
                         target_V[int(i)] += float(p)
-                if target_V.any():
+                if target_V.any() and not rest:
                     total = total - (target_V / target_V.sum() * log_TV[t]).sum()
+                elif target_V.any():
+                    others = log_TV[t][target_V == 0].logsumexp(0)
+                    target_V = target_V / target_V.sum().clamp(min=1)
+                    total = total - (target_V * log_TV[t]).sum() - (1 - target_V.sum()) * others
     return total
 
 
+@pytest.mark.parametrize("rest", [False, True])
 @pytest.mark.parametrize(("lm", "chunk"), [(0.7, 1024), (0.7, 5), (0.0, 5)])
-def test_loss_and_gradients_equal_the_dense_ones(lm, chunk):
+def test_loss_and_gradients_equal_the_dense_ones(lm, chunk, rest):
     answers, rows = answers_of(), (0, 2, 3, 7)
     batch = dict(next(EvalSource([PUBLIC], batch_size=8).batches((0,), 0)))
     chosen = torch.tensor([[int(i) if int(i) in rows else -1 for i in batch["index_CB"][0]]])
-    taught = Taught(FULL, lm=lm, chunk=chunk)
+    taught = Taught(FULL, lm=lm, rest=rest, chunk=chunk)
     leaves = {n: x[None].clone().requires_grad_() for n, x in FULL.init(0).items()}
     fixed = {**answers, "answers.at": AT}
     loss_C, count_C = taught.loss(leaves, fixed, {**batch, "answer_CB": chosen})
     grads = torch.autograd.grad(loss_C.sum(), list(leaves.values()))
     plain = {n: x.clone().requires_grad_() for n, x in FULL.init(0).items()}
-    expected = dense(plain, answers, rows, lm)
+    expected = dense(plain, answers, rows, lm, rest=rest)
     torch.testing.assert_close(loss_C[0], expected, rtol=1e-5, atol=1e-4)
     for got, right in zip(grads, torch.autograd.grad(expected, list(plain.values())), strict=True):
         torch.testing.assert_close(got[0], right, rtol=1e-4, atol=1e-4)

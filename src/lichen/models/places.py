@@ -4,8 +4,9 @@ What a model answers there (its likeliest tokens) and what it can learn there fr
 both come from the output layer, some places at a time: logits are never held whole.
 
 :class:`Taught` is a language model that hears a teacher. At each place with an answer it takes the cross
-entropy against the teacher's kept tokens, their probabilities scaled to sum to one, and at every labelled
-place ``lm`` times the ordinary loss.
+entropy against the teacher's kept tokens, and at every labelled place ``lm`` times the ordinary loss. The kept
+probabilities are scaled to sum to one, as FedMKT does; or what the teacher did not tell stays one class more,
+"any other token" (``rest``): where much is left over, scaling claims a certainty that the teacher does not have.
 
 References:
     Geoffrey Hinton, Oriol Vinyals and Jeff Dean. "Distilling the Knowledge in a Neural Network." NIPS
@@ -95,18 +96,19 @@ class Taught:
     Args:
         model: Who learns.
         lm: Weight of the ordinary loss, FedMKT's λ.
+        rest: Keep the probability of all other tokens together as a class of its own.
         chunk: Places the output layer sees at once; more are computed twice, to save memory.
 
     Raises:
         LichenError: if the weight is negative or no number.
     """
 
-    __slots__ = ("_chunk", "base", "classes", "group", "lm", "model", "name", "reference")
+    __slots__ = ("_chunk", "base", "classes", "group", "lm", "model", "name", "reference", "rest")
 
-    def __init__(self, model: Speaker, *, lm: float = 1.0, chunk: int = 1024) -> None:
+    def __init__(self, model: Speaker, *, lm: float = 1.0, rest: bool = False, chunk: int = 1024) -> None:
         if not (math.isfinite(lm) and lm >= 0):
             raise LichenError(f"{lm} is out of range", where="listen.lm", fix="use a number >= 0")
-        self.model, self.lm, self._chunk = model, lm, chunk
+        self.model, self.lm, self.rest, self._chunk = model, lm, rest, chunk
         self.name, self.base, self.group = model.name, model.base, model.group
         self.classes: int | None = None
         self.reference = model.reference
@@ -127,7 +129,7 @@ class Taught:
         losses, counts = [], []
         for c, places in enumerate(self.model.places(trainable_C, plain, batch)):
             place_R = _answered(batch, c, answers).to(places.label_R.device)
-            index_Rk, prob_Rk = _kept(answers, place_R)
+            index_Rk, prob_Rk = _kept(answers, place_R, scaled=not self.rest)
             losses.append(self._loss(places, index_Rk, prob_Rk))
             heard = prob_Rk.sum(1) > 0
             counts.append(heard.sum() if self.lm == 0 else torch.full_like(heard.sum(), len(heard)))
@@ -137,7 +139,10 @@ class Taught:
         def part(hidden_rH: Tensor, label_r: Tensor, index_rk: Tensor, prob_rk: Tensor) -> Tensor:
             logits_rV = places.head(hidden_rH)
             log_rV = nn.functional.log_softmax(_wide(logits_rV), dim=-1)
-            told = -(prob_rk.to(log_rV) * log_rV.gather(1, index_rk)).sum()
+            log_rk, prob_rk = log_rV.gather(1, index_rk), prob_rk.to(log_rV)
+            told = -(prob_rk * log_rk).sum()
+            if self.rest:
+                told = told - _rest(log_rk, prob_rk)
             return told + self.lm * nn.functional.nll_loss(log_rV, label_r, reduction="sum") if self.lm else told
 
         rows = (places.hidden_RH, places.label_R, index_Rk, prob_Rk)
@@ -158,6 +163,13 @@ class Taught:
             LichenError: always.
         """
         raise LichenError("a language model's logits are never held whole", where=self.name, fix="ask for its places")
+
+
+def _rest(log_rk: Tensor, prob_rk: Tensor) -> Tensor:
+    """What the learner says of all tokens that were not told, weighted by what the teacher left for them."""
+    said_r, told_r = log_rk.exp().where(prob_rk > 0, 0.0).sum(1), prob_rk.sum(1)
+    left_r = (1 - told_r).clamp(min=0) * (told_r > 0)
+    return (left_r * torch.log1p(-said_r.clamp(max=1 - 1e-6))).sum()
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -183,8 +195,8 @@ def _answered(batch: Batch, client: int, answers: Tree) -> Tensor:
     return torch.where(known_B[:, None], place_BT, -1)[chosen_BT]
 
 
-def _kept(answers: Tree, place_R: Tensor) -> tuple[Tensor, Tensor]:
-    """The answers at these places, scaled to sum to one; zeros where there are none."""
+def _kept(answers: Tree, place_R: Tensor, *, scaled: bool) -> tuple[Tensor, Tensor]:
+    """The answers at these places, scaled to sum to one where asked; zeros where there are none."""
     device = place_R.device
     index_Sk, prob_Sk = answers["index"].to(device), answers["prob"].to(device)
     if not len(index_Sk):
@@ -194,4 +206,5 @@ def _kept(answers: Tree, place_R: Tensor) -> tuple[Tensor, Tensor]:
     index_Rk = index_Sk[from_R].long()
     none_Rk = (index_Rk < 0) | (place_R < 0)[:, None]
     prob_Rk = prob_Sk[from_R].float().masked_fill(none_Rk, 0)
-    return index_Rk.clamp(min=0), prob_Rk / prob_Rk.sum(1, keepdim=True).clamp(min=1e-12)
+    sum_R1 = prob_Rk.sum(1, keepdim=True).clamp(min=1e-12)
+    return index_Rk.clamp(min=0), prob_Rk / (sum_R1 if scaled else sum_R1.clamp(min=1))
