@@ -28,7 +28,7 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def mutual(task: Task, folder: Path, seed: int, *, heard: bool) -> tuple[Algorit
         "visit": Station(work=Visit(local.work, tell=told.work), source=VisitSource(local.source, public=told.source)),
         "listen": small.listen(everyone, task.lr, personal=True),
         "valid": small.valid(personal=True),
+        "common": small.valid(personal=True, common=True),
     }
     group = Group(
         clients=everyone, start=small.model.init(0), up=bridge(small, large), down=bridge(large, small),
@@ -99,6 +100,7 @@ def cotune(task: Task, folder: Path, seed: int, *, how: str) -> tuple[Algorithm,
     small, large = sides(task, folder, whole=False)
     personal = how == "alone"
     stations = {"train": small.local(task.lora_lr, personal=personal), "valid": small.valid(personal=personal)}
+    stations["common"] = small.valid(personal=personal, common=True)
     if personal:
         return Alone(clients=task.people, rounds=task.rounds), stations, small.model.init(seed)
     average = Average(
@@ -158,15 +160,16 @@ def run_cell(task: Task, folder: Path, name: str, until: float) -> dict[str, Any
     version = {"fedmkt": 2, "unheard": 2, "alone": 2}.get(way, 1) * task.rounds
     shared = small.model.init(seed) if way in ("fedmkt", "unheard", "alone") else state.shared
     job = Job(work="valid", shared=shared, version=version, clients=tuple(range(task.people)), seed=0)
-    _, sums = score(engine, job)
+    (_, sums), (_, common) = score(engine, job), score(engine, replace(job, work="common"))
     result: dict[str, Any] = {
         "before": judge(small.model, small.model.init(seed), small.held),
         "after": perplexity(float(sums["loss_sum"].sum()), float(sums["count"].sum())),
+        "common": perplexity(float(common["loss_sum"].sum()), float(common["count"].sum())),
         "each": [perplexity(a, b) for a, b in zip(sums["loss_sum"].tolist(), sums["count"].tolist(), strict=True)],
         "rounds": log,
     }
-    if way in ("fedmkt", "cotune"):
-        after = state.shared if way == "fedmkt" else large_of(state)
+    if way in ("fedmkt", "unheard", "cotune"):
+        after = large_of(state) if way == "cotune" else state.shared
         result["carried"] = {"up": bridge(small, large).share, "down": bridge(large, small).share}
         result["large_before"] = judge(large.model, large.model.init(seed), [large.apart])
         result["large_after"] = judge(large.model, after, [large.apart])
@@ -185,11 +188,11 @@ def table() -> str:
         found = [json.loads(f.read_text()) for f in sorted(RESULTS.glob(f"mutual-{way}-s*.json"))]
         found = [one for one in found if one["hash"] == key_of(Task())]
         if found:
-            after = torch.tensor([one["after"] for one in found], dtype=torch.float64)
-            spread = float(after.std()) if len(found) > 1 else math.nan
-            line = (
-                f"{way:8} {len(found)} seeds  {found[0]['before']:.2f} -> {float(after.mean()):.2f} (sd {spread:.2f})"
-            )
+            line = f"{way:8} {len(found)} seeds  {found[0]['before']:.2f} ->"
+            for key, rows in (("after", "own rows"), ("common", "everybody's")):
+                x = torch.tensor([one[key] for one in found], dtype=torch.float64)
+                spread = float(x.std()) if len(found) > 1 else math.nan
+                line += f"  {float(x.mean()):.2f} on {rows} (sd {spread:.2f})"
             if "large_after" in found[0]:
                 moved = [one["large_after"] / one["large_before"] - 1 for one in found]
                 line += f"  SmolLM2 {100 * sum(moved) / len(moved):+.2f} %"

@@ -29,7 +29,7 @@ from lichen.core.seeds import derive, numpy_generator
 from lichen.core.tree import Tree
 from lichen.data.catalog import fetch
 from lichen.data.readers import chitchat, sotu
-from lichen.data.rows import TextShard
+from lichen.data.rows import TextShard, pooled
 from lichen.data.shards import EvalSource, TrainSource
 from lichen.data.stream import lm_rows
 from lichen.engines.local import LocalEngine
@@ -73,7 +73,7 @@ class Task:
     listen: int = 16
     lr: float = 1e-4
     lora_lr: float = 2e-3
-    large_lr: float = 1e-4
+    large_lr: float = 5e-4
     lm: float = 1.0
     rest: bool = True
 
@@ -201,8 +201,8 @@ class Side:
         return Station(work=work, source=EvalSource(dict.fromkeys(clients, self.public), batch_size=16))
 
     def listen(self, clients: Sequence[int], lr: float, *, personal: bool) -> Station:
-        train = Train(Taught(self.model, lm=self.task.lm, rest=self.task.rest), optimizer=ClientOptimizer("adamw", lr=lr), clip=1.0,
-                      personal=personal)  # fmt: skip
+        taught = Taught(self.model, lm=self.task.lm, rest=self.task.rest)
+        train = Train(taught, optimizer=ClientOptimizer("adamw", lr=lr), clip=1.0, personal=personal)
         source = TrainSource(dict.fromkeys(clients, self.public), batch_size=self.task.batch, steps=self.task.listen)
         return Station(work=Listen(train, public=self.public), source=source)
 
@@ -211,8 +211,10 @@ class Side:
         source = TrainSource(self.train, batch_size=self.task.batch, steps=self.task.steps)
         return Station(work=train, source=source)
 
-    def valid(self, *, personal: bool) -> Station:
-        return Station(work=Evaluate(self.model, personal=personal), source=EvalSource(self.held, batch_size=16))
+    def valid(self, *, personal: bool, common: bool = False) -> Station:
+        """Everybody on the rows they hold back, or on those of all."""
+        held = [pooled(self.held)] * len(self.held) if common else self.held
+        return Station(work=Evaluate(self.model, personal=personal), source=EvalSource(held, batch_size=16))
 
 
 def bridge(teller: Side, hearer: Side) -> Bridge:

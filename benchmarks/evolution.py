@@ -1,0 +1,88 @@
+"""Do votes draw what a language model writes towards texts it has never seen?
+
+Reads the runs of ``lichen compare help-reviews`` in which texts were written: by label alone, and by Private
+Evolution at three promises of privacy. For each pool and seed it tells the mean distance (of unit vectors of a
+sentence encoder) from a real row to the nearest written one of its class, over the private rows that voted and over
+the common test set, which nobody voted with, and the score of the student that learned from the pool. Embedding is
+cheap, so nothing is kept but the table's numbers.
+
+Run it: ``python benchmarks/evolution.py [FOLDER]``; it writes ``results/evolution.json``.
+
+Legend: R real rows, S written texts.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lichen.data.catalog import fetch
+from lichen.data.pool import load_pool
+from lichen.data.records import Record
+from lichen.models.api_encoder import LocalEncoder
+from lichen.models.load import load_encoder
+from lichen.recipes.commons import commons_of, labelled_of
+from lichen.recipes.prepare import gather
+from lichen.recipes.read import read_recipe
+
+RESULTS = Path(__file__).resolve().parent / "results"
+POOLS = ("prompted", "evolution-inf", "evolution-4", "evolution-1")
+LEVEL = "skew-50"
+
+
+def nearest(real: Sequence[Record], texts: Sequence[Record], embed: Callable[[list[str]], Tensor]) -> float:
+    """Mean distance of real rows to the nearest text of their class; classes without a text do not count."""
+    x_RH, y_SH = (embed([r.text for r in rows]) for rows in (real, texts))
+    real_R, texts_S = (np.array([str(r.label) for r in rows]) for rows in (real, texts))
+    found = [
+        torch.cdist(x_RH[real_R == label].double(), y_SH[texts_S == label].double()).min(1).values
+        for label in sorted(set(real_R) & set(texts_S))
+    ]
+    return float(torch.cat(found).mean())
+
+
+def measured(run: Path, embed: Callable[[list[str]], Tensor]) -> dict[str, Any]:
+    """One finished run's numbers."""
+    recipe = read_recipe(run / "recipe.yaml")
+    owners = labelled_of(commons_of(recipe, gather(recipe)).owners)
+    texts = load_pool(run / "pool.jsonl").records()
+    summary = json.loads((run / "summary.json").read_text())
+    return {
+        "run": summary["name"],
+        "seed": recipe.seed,
+        "promise": summary["extra"].get("synthetic.privacy", "no private row has a say"),
+        "sigma": summary["extra"].get("synthetic.sigma"),
+        "texts": len(texts),
+        "to_voters": nearest([r for owner in owners for r in owner.train], texts, embed),
+        "to_others": nearest(owners[0].test, texts, embed),
+        "macro_f1": summary["columns"]["federated"]["mean"],
+    }
+
+
+def main(folder: str = str(RESULTS / "help-reviews")) -> None:
+    """Measure every pool and print the table."""
+    torch.set_num_threads(1)
+    encoder = LocalEncoder(*load_encoder(fetch("minilm-l6")), name="minilm-l6", longest=64)
+    found = []
+    print("| texts | seeds | to the rows that vote | to rows nobody votes with | macro F1 of the student |")
+    print("|---|---:|---:|---:|---:|")
+    for name in POOLS:
+        runs = sorted(Path(folder).glob(f"{name}@{LEVEL}-*/seed-*/pool.jsonl"))
+        rows = [measured(file.parent, encoder.embed) for file in runs if (file.parent / "summary.json").exists()]
+        if rows:
+            found += rows
+            means = [statistics.mean(row[key] for row in rows) for key in ("to_voters", "to_others", "macro_f1")]
+            print(f"| {name} | {len(rows)} | " + " | ".join(f"{x:.3f}" for x in means) + " |", flush=True)
+    (RESULTS / "evolution.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
