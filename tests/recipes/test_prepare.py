@@ -77,6 +77,29 @@ def test_rows_without_a_label_are_refused(tmp_path: Path) -> None:
     assert "1 of 24 rows" in error.what
 
 
+def test_only_rows_of_the_named_classes_stay(tmp_path: Path) -> None:
+    rows = people()
+    rows[5]["mood"], rows[6]["mood"] = None, "odd"
+    recipe = recipe_of(write(tmp_path, rows), classes=["b", "a"])
+    records = gather(recipe)
+    assert len(records) == 22
+    assert classes_of(recipe, records) == ("a", "b")
+    assert [r.text for r in records] == [row["said"] for row in rows if row["mood"] in ("a", "b")]
+    assert sum(len(o.train) + len(o.valid) + len(o.test) for o in prepared(recipe)) == 22
+
+
+def test_a_class_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    error = refused(recipe_of(write(tmp_path, people()), classes=["a", "bb"]))
+    assert error.where == "data.classes"
+    assert "'bb'" in error.what
+
+
+def test_classes_may_be_numbers(tmp_path: Path) -> None:
+    rows = [{**row, "mood": 1 + i % 3} for i, row in enumerate(people())]
+    records = gather(recipe_of(write(tmp_path, rows), classes=[1, 3]))
+    assert Counter(r.label for r in records) == {1: 8, 3: 8}
+
+
 def test_one_class_in_all_is_nothing_to_learn(tmp_path: Path) -> None:
     error = refused(recipe_of(write(tmp_path, people(mood="a")), one_class="keep"))
     assert error.where == "data.columns.label"
