@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, final, overload
 
+import numpy as np
 import torch
 
 from lichen.core.tree import Tree
 from lichen.data.kept import keep, key_of
 from lichen.data.record import Record
 
-__all__ = ["WORTH_BYTES", "Table", "column_of", "kept_records"]
+__all__ = ["WORTH_BYTES", "Some", "Table", "column_of", "kept_records"]
 
 WORTH_BYTES = 1 << 20
 """Smaller sources are parsed as quickly as they are found."""
@@ -57,6 +58,36 @@ class Table(Sequence[Record]):
         return (self[row] for row in range(len(self)))
 
 
+@final
+class Some(Sequence[Record]):
+    """Some rows of many, made when they are looked at: those of clients that are not chosen never are.
+
+    Args:
+        records: All of them.
+        numbers: Which, in what order.
+    """
+
+    __slots__ = ("numbers", "records")
+
+    def __init__(self, records: Sequence[Record], numbers: np.ndarray) -> None:
+        self.records, self.numbers = records, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, row: int) -> Record: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[Record]: ...
+    def __getitem__(self, row: int | slice) -> Record | Sequence[Record]:
+        if isinstance(row, slice):
+            return Some(self.records, self.numbers[row])
+        return self.records[int(self.numbers[row])]
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self.records[i] for i in self.numbers.tolist())
+
+
 def column_of(records: Sequence[Record], name: str) -> Sequence[Any]:
     """One attribute of every record, without making the records of a table.
 
@@ -65,6 +96,9 @@ def column_of(records: Sequence[Record], name: str) -> Sequence[Any]:
     """
     if isinstance(records, Table) and name in records.columns:
         return records.columns[name]
+    if isinstance(records, Some):
+        whole = column_of(records.records, name)
+        return [whole[i] for i in records.numbers.tolist()]
     return [getattr(record, name) for record in records]
 
 

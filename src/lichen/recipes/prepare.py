@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, final, overload
+from typing import Literal
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from lichen.data.partition import by_client, dirichlet, iid, split
 from lichen.data.records import Record, load_records
 from lichen.data.shards import ArrayShard, Shard
 from lichen.data.stream import lm_rows
-from lichen.data.table import column_of, kept_records
+from lichen.data.table import Some, column_of, kept_records
 from lichen.data.text import LmForm, label_set
 from lichen.data.tokens import classify_shard, lm_shard
 from lichen.recipes.schema import Recipe
@@ -32,29 +32,6 @@ class Owner:
     train: tuple[Record, ...]
     valid: tuple[Record, ...]
     test: tuple[Record, ...]
-
-
-@final
-class _Some(Sequence[Record]):
-    """Some rows of many, made when they are looked at: those of clients that are not chosen never are."""
-
-    def __init__(self, records: Sequence[Record], numbers: np.ndarray) -> None:
-        self.records, self.numbers = records, numbers
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    @overload
-    def __getitem__(self, row: int) -> Record: ...
-    @overload
-    def __getitem__(self, row: slice) -> Sequence[Record]: ...
-    def __getitem__(self, row: int | slice) -> Record | Sequence[Record]:
-        if isinstance(row, slice):
-            return _Some(self.records, self.numbers[row])
-        return self.records[int(self.numbers[row])]
-
-    def __iter__(self) -> Iterator[Record]:
-        return (self.records[i] for i in self.numbers.tolist())
 
 
 def gather(recipe: Recipe) -> Sequence[Record]:
@@ -85,7 +62,7 @@ def _of_classes(recipe: Recipe, records: Sequence[Record]) -> Sequence[Record]:
     labels = [str(label) for label in column_of(records, "label")]
     if missing := [label for label in wanted if label not in set(labels)]:
         raise LichenError(f"no row has the label {missing[0]!r}", where="data.classes", fix="see the label column")
-    return _Some(records, np.flatnonzero([label in wanted for label in labels]))
+    return Some(records, np.flatnonzero([label in wanted for label in labels]))
 
 
 def classes_of(recipe: Recipe, records: Sequence[Record]) -> tuple[str, ...]:
@@ -132,7 +109,7 @@ def owners_of(
     part = recipe.data.partition
     if part.by == "client":
         by_name = by_client(records)
-        rows: dict[str, Sequence[Record]] = {name: _Some(records, index) for name, index in by_name.items()}
+        rows: dict[str, Sequence[Record]] = {name: Some(records, index) for name, index in by_name.items()}
         if set(rows) == {""}:
             raise LichenError(
                 "no row names its client",
