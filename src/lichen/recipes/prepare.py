@@ -60,8 +60,10 @@ def _of_classes(recipe: Recipe, records: Sequence[Record]) -> Sequence[Record]:
     if not wanted:
         return records
     labels = [str(label) for label in column_of(records, "label")]
-    if missing := [label for label in wanted if label not in set(labels)]:
-        raise LichenError(f"no row has the label {missing[0]!r}", where="data.classes", fix="see the label column")
+    have = set(labels) - {"None"}
+    if missing := [label for label in wanted if label not in have]:
+        fix = f"choose among {', '.join(sorted(have)[:10])}" if have else "name the label column in data.columns.label"
+        raise LichenError(f"no row has the label {missing[0]!r}", where="data.classes", fix=fix)
     return Some(records, np.flatnonzero([label in wanted for label in labels]))
 
 

@@ -6,28 +6,25 @@ public labelled rows, or a language model that is asked in words; nothing else o
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
 
 from lichen.clients.answer import AnswerWork, LocalTeacher, NoBatches
 from lichen.core.contracts import Station
-from lichen.core.errors import LichenError
 from lichen.core.message import Job
-from lichen.core.store import ClientStore, load_tree, save_tree
+from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.data.kept import keep, key_of
 from lichen.data.records import Record
 from lichen.engines.local import LocalEngine
 from lichen.models.api_answer import Teacher, ZeroShot
 from lichen.models.api_flow import ORIGINS, Origin
 from lichen.models.load import base_digest
-from lichen.recipes.faces import Faces, kept_folder
+from lichen.recipes.faces import Faces
 from lichen.recipes.featured import encoder_of, featured
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.open import Opened
@@ -77,13 +74,17 @@ def head_teacher(
     featurise = featured(recipe, features, tokenizer, classes)
     say(f"features of {len(labelled) + len(unlabelled):,} public rows")
     public = [*labelled, *unlabelled]
-    encoder = {"encoder": base_digest(features.model), "length": recipe.data.max_length}
-    x_ND = _kept(recipe, {**encoder, "texts": [r.text for r in public]}, lambda: featurise(public).x)
+    x_ND: np.ndarray = keep(
+        key_of("features", base_digest(features.model), recipe.data.max_length, [r.text for r in public]),
+        lambda: featurise(public).x,
+        write=lambda x: {"x": torch.from_numpy(x)},
+        read=lambda tree: tree["x"].numpy(),
+    )
     known = {record.text: x_D for record, x_D in zip(public, x_ND, strict=True)}
-    labels = [str(r.label) for r in labelled]
+    index = {label: i for i, label in enumerate(classes)}
     say(f"training the teacher's head on {len(labelled):,} of them")
     head = LogisticRegression(max_iter=2000, C=10.0, class_weight="balanced").fit(
-        x_ND[: len(labelled)], [list(classes).index(label) for label in labels]
+        x_ND[: len(labelled)], [index[str(record.label)] for record in labelled]
     )
 
     def classify(texts: Sequence[str]) -> torch.Tensor:
@@ -99,18 +100,6 @@ def head_teacher(
         return logits
 
     return LocalTeacher(classify, classes=classes, top_k=len(classes))
-
-
-def _kept(recipe: Recipe, asked: Mapping[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
-    """Features that are found where answers of foundation models lie, or made and put there."""
-    mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
-    file = kept_folder(recipe) / "features" / f"{mark}.safetensors"
-    with contextlib.suppress(LichenError):
-        if file.exists():
-            return load_tree(file)[0]["x"].numpy()
-    x = make()
-    save_tree(file, {"x": torch.from_numpy(x)})
-    return x
 
 
 @final
