@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from lichen.algorithms.agnostic import Agnostic
@@ -38,6 +39,7 @@ from lichen.present.trace import Event
 from lichen.recipes.bench import Bench, grid_name, participants, values_N
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.parts import algorithm_of, begin_of, lr_scale, stations, tensors_of, trainer
+from lichen.recipes.prepare import first_of
 from lichen.recipes.rules import home_of
 from lichen.recipes.schema import Recipe
 from lichen.transforms.step import view_name
@@ -182,20 +184,19 @@ def adapt(
         plain: What the other columns work with, where the federation has help they have not.
     """
     plain = plain or bench
-    recipe, everyone = bench.recipe, tuple(range(len(bench.train)))
+    recipe = bench.recipe
     engine = among(folder.ranks, local_engine(bench, ClientStore(folder.path / "state" / "none")))
 
-    # Where rows were drawn, all clients hold one common test set: of one model, a single client's score is everybody's.
-    drawn = recipe.data.partition.by != "client"
-    asked = everyone[:1] if drawn else everyone
+    # A test set that clients share is scored once for all of them, since they score one model.
+    first = torch.tensor(first_of(bench.test))
+    asked, place_N = torch.unique(first, return_inverse=True)
 
     def test(name: str, shared: Tree) -> Column:
-        job = Job(work="test", shared=shared, version=0, clients=asked, seed=0, base=bench.model.base)
+        clients = tuple(asked.tolist())
+        job = Job(work="test", shared=shared, version=0, clients=clients, seed=0, base=bench.model.base)
 
         def scores() -> Tree:
-            return {
-                key: x_N.expand(len(everyone), *x_N.shape[1:]).clone() for key, x_N in score(engine, job)[1].items()
-            }
+            return {key: x_M[place_N] for key, x_M in score(engine, job)[1].items()}
 
         metrics = folder.tree(name, scores)
         return Column(value_N=values_N(recipe, metrics), metrics=metrics)

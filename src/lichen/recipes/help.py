@@ -37,6 +37,7 @@ from lichen.recipes.faces import Faces
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.layered import layered
 from lichen.recipes.open import Opened
+from lichen.recipes.prepare import first_of
 from lichen.recipes.teacher import Teachers, answered_with, ask
 from lichen.recipes.writing import given, wrote
 from lichen.server.lda import Lda
@@ -134,15 +135,12 @@ def taught(opened: Opened, helped: Helped, teachers: Teachers, folder: RunFolder
         index = {c: i for i, c in enumerate(classes)}
         out = torch.zeros(len(opened.owners), len(classes), len(classes), dtype=torch.float64)
         teacher = teachers.of("private", measured=True)
-        once: dict[int, torch.Tensor] = {}  # a test set that all share is asked about once
-        for i, owner in enumerate(opened.owners):
-            if id(owner.test) not in once:
-                counts = torch.zeros(len(classes), len(classes), dtype=torch.float64)
-                for record, answer in zip(owner.test, teacher.answer([r.text for r in owner.test]), strict=True):
-                    counts[index[str(record.label)], index[answer.label]] += 1
-                once[id(owner.test)] = counts
-            out[i] = once[id(owner.test)]
-        return out
+        first = first_of([owner.test for owner in opened.owners])
+        for i in sorted(set(first)):
+            test = opened.owners[i].test
+            for record, answer in zip(test, teacher.answer([r.text for r in test]), strict=True):
+                out[i, index[str(record.label)], index[answer.label]] += 1
+        return out[list(first)]
 
     got = folder.tree("answers", answers, alone=True)
     up, down = int(got.pop("bytes_up")), int(got.pop("bytes_down"))

@@ -32,7 +32,7 @@ from lichen.recipes.done import Done, classified, majority
 from lichen.recipes.featured import encoder_of, featured
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.open import fetch_named
-from lichen.recipes.prepare import Owner, classes_of, gather
+from lichen.recipes.prepare import Owner, classes_of, first_of, gather
 from lichen.recipes.schema import Recipe
 from lichen.server.ridge import Ridge
 
@@ -163,12 +163,10 @@ def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None
             made = make(getattr(owner, part))
             return {"x": torch.from_numpy(made.x), "labels": torch.from_numpy(made.labels)}
 
-        # A test set that all share is read once.
-        first = {id(getattr(owner, part)): i for i, owner in reversed(list(enumerate(owners)))}
-        makes = {i: partial(fresh, owners[i]) for i in sorted(first.values())}
-        trees = folder.trees({f"features/{part}-{i}": make for i, make in makes.items()})
-        found = dict(zip(makes, trees, strict=True))
-        mine = [found[first[id(getattr(owner, part))]] for owner in owners]
+        first = first_of([getattr(owner, part) for owner in owners])
+        makes = {i: partial(fresh, owners[i]) for i in sorted(set(first))}
+        found = dict(zip(makes, folder.trees({f"features/{part}-{i}": m for i, m in makes.items()}), strict=True))
+        mine = [found[i] for i in first]
         return [ArrayShard(x=tree["x"].numpy(), labels=tree["labels"].numpy()) for tree in mine]
 
     train, test = kept("train"), kept("test")

@@ -21,7 +21,7 @@ from lichen.data.text import LmForm, label_set
 from lichen.data.tokens import classify_shard, lm_shard
 from lichen.recipes.schema import Recipe
 
-__all__ = ["Owner", "classes_of", "draw_owners", "draw_rows", "encode", "gather", "owners_of"]
+__all__ = ["Owner", "classes_of", "draw_owners", "draw_rows", "encode", "first_of", "gather", "owners_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,17 @@ class Owner:
     train: tuple[Record, ...]
     valid: tuple[Record, ...]
     test: tuple[Record, ...]
+
+
+def first_of(things: Sequence[object]) -> tuple[int, ...]:
+    """For each thing the place of the first that is the same object: a test set that many share is one.
+
+    >>> common = ["a"]
+    >>> first_of([common, ["a"], common])
+    (0, 1, 0)
+    """
+    seen: dict[int, int] = {}
+    return tuple(seen.setdefault(id(thing), place) for place, thing in enumerate(things))
 
 
 def gather(recipe: Recipe) -> Sequence[Record]:
