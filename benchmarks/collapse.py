@@ -5,7 +5,8 @@ generation learns from these alone (``replace``), or from them and everything be
 :class:`lichen.data.pool.Pool` does), with equally many steps from the same start, and so on. Judged by the
 perplexity of real texts that nobody trained on, and by how many different pairs of words it writes.
 
-A cell is one way and one seed, kept under ``results/`` and skipped when it is there.
+A cell is one seed of both ways, which share the first generation; it is kept under ``results/`` and skipped when
+it is there.
 
 Run it: ``python benchmarks/collapse.py --cells`` (about a minute a generation), ``--cut`` for one seed on a scale of
 seconds that writes nothing; without either it prints what is there.
@@ -87,8 +88,8 @@ def texts_of(task: Task, seed: int) -> tuple[list[str], list[str]]:
     return [said[i] for i in order[task.held :][: task.rows]], [said[i] for i in order[: task.held]]
 
 
-def learn(task: Task, model: Any, tokenizer: Any, texts: Sequence[str], seed: int) -> Tree:
-    """The model's weights after the task's steps on these texts, from the same start each time."""
+def learn(task: Task, model: Any, start: Tree, tokenizer: Any, texts: Sequence[str], seed: int) -> Tree:
+    """The model's weights after the task's steps on these texts."""
     source = TrainSource([lm_rows(texts, tokenizer, task.length)], batch_size=task.batch, steps=task.steps,
                          pad=tokenizer.pad_token_id, fixed_width=task.length)  # fmt: skip
     train = Train(model, optimizer=ClientOptimizer("adamw", lr=task.lr, weight_decay=0.1), clip=1.0)
@@ -96,45 +97,56 @@ def learn(task: Task, model: Any, tokenizer: Any, texts: Sequence[str], seed: in
     algorithm = Average(aggregator=Mean("uniform"), optimizer=ServerSGD(1.0), sampler=Everyone(),
                         weight_N=torch.ones(1), rounds=1, valid=None)  # fmt: skip
     engine = LocalEngine({"train": Station(work=work, source=source)}, Held({}))  # type: ignore[arg-type]
-    state, _ = algorithm.round(algorithm.init(model.init(seed)), engine, seed)
+    state, _ = algorithm.round(algorithm.init(start), engine, seed)
     return dict(state.shared)
 
 
-def run_cell(task: Task, way: str, seed: int) -> dict[str, Any]:
-    """Every generation's numbers."""
+def run_cell(task: Task, seed: int) -> dict[str, Any]:
+    """Every generation's numbers, by way."""
     begin, (real, held) = time.perf_counter(), texts_of(task, seed)
+    found: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         size = Size(task.width, layers=task.layers, heads=task.heads, context=task.length)
         source = save_scratch(Path(folder) / "raw", size, real, vocabulary=task.vocabulary, seed=seed)
         bare, tokenizer = load_causal(source)
         model = FullCausal(bare, name="tiny")
         model.reference = False
+        # A copy: the model's own weights become those of the generation that writes.
+        start = {name: x.clone() for name, x in model.init(seed).items()}
         apart = public_shard(fitting(held, [tokenizer], most=task.length), tokenizer)
-        pool, texts, found = Pool(), list(real), []
-        for generation in range(task.generations + 1):
-            weights = learn(task, model, tokenizer, texts, derive(seed, "learn"))
+
+        def generation(number: int, texts: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+            weights = learn(task, model, start, tokenizer, texts, derive(seed, "learn"))
             if bare.load_state_dict(weights, strict=False).unexpected_keys:
                 raise RuntimeError("the weights are not this model's")
-            seeds = [derive(seed, "write", generation, i) for i in range(task.rows)]
-            start = [str(tokenizer.eos_token)] * task.rows
-            wrote = LocalFM(bare, tokenizer, batch=250).generate(start, seeds=seeds, most=task.most)
+            seeds = [derive(seed, "write", number, i) for i in range(task.rows)]
+            prompts = [str(tokenizer.eos_token)] * task.rows
+            wrote = LocalFM(bare, tokenizer, batch=250).generate(prompts, seeds=seeds, most=task.most)
             wrote = [text for text in wrote if text.strip()]
-            one = {"generation": generation, "learned_from": len(texts), "wrote": len(wrote),
+            one = {"generation": number, "learned_from": len(texts), "wrote": len(wrote),
                    "perplexity": judge(model, weights, [apart]), "distinct": distinct(wrote)}  # fmt: skip
-            found.append(one)
             print("  " + "  ".join(f"{k} {v:.4g}" for k, v in one.items()), flush=True)
-            pool = pool.grow([Row(text, model="tiny") for text in wrote], generation=generation)
-            texts = wrote if way == "replace" else [*real, *(row.text for row in pool.rows)]
-    return {"generations": found, "seconds": time.perf_counter() - begin}
+            return wrote, one
+
+        first, one = generation(0, real)
+        for way in WAYS:
+            print(f" {way}", flush=True)
+            wrote, found[way], pool = first, [one], Pool()
+            for number in range(1, task.generations + 1):
+                pool = pool.grow([Row(text, model="tiny") for text in wrote], generation=number - 1)
+                texts = wrote if way == "replace" else [*real, *(row.text for row in pool.rows)]
+                wrote, later = generation(number, texts)
+                found[way].append(later)
+    return {**found, "seconds": time.perf_counter() - begin}
 
 
 def table() -> str:
     """Means over the seeds that are there."""
     lines = ["way          generation   perplexity   different pairs of words   seeds"]
+    cells = [json.loads(f.read_text()) for f in sorted(RESULTS.glob("collapse-s*.json"))]
+    cells = [one for one in cells if one["config"] == asdict(Task())]
     for way in WAYS:
-        cells = [json.loads(f.read_text()) for f in sorted(RESULTS.glob(f"collapse-{way}-s*.json"))]
-        cells = [one for one in cells if one["config"] == asdict(Task())]
-        for rows in zip(*(one["generations"] for one in cells), strict=True):
+        for rows in zip(*(one[way] for one in cells), strict=True):
             perplexity, pairs = (sum(row[key] for row in rows) / len(rows) for key in ("perplexity", "distinct"))
             lines.append(f"{way:12} {rows[0]['generation']:10}   {perplexity:10.1f}   {pairs:24.3f}   {len(rows):5}")
     return "\n".join(lines)
@@ -150,15 +162,14 @@ def main() -> None:
     keep_large_buffers()
     task = CUT if asked.cut else Task()
     for seed in range(task.seeds) if asked.cut or asked.cells else ():
-        for way in WAYS:
-            file = RESULTS / f"collapse-{way}-s{seed}.json"
-            if not asked.cut and file.exists() and json.loads(file.read_text())["config"] == asdict(task):
-                continue
-            print(f"{way}, seed {seed}", flush=True)
-            cell = run_cell(task, way, seed)
-            if not asked.cut:
-                about = {"cell": f"{way}-s{seed}", "date": date.today().isoformat(), "config": asdict(task)}
-                file.write_text(json.dumps({**about, **cell}, indent=1) + "\n")
+        file = RESULTS / f"collapse-s{seed}.json"
+        if not asked.cut and file.exists() and json.loads(file.read_text())["config"] == asdict(task):
+            continue
+        print(f"seed {seed}", flush=True)
+        cell = run_cell(task, seed)
+        if not asked.cut:
+            about = {"seed": seed, "date": date.today().isoformat(), "config": asdict(task)}
+            file.write_text(json.dumps({**about, **cell}, indent=1) + "\n")
     if not asked.cut:
         print(table())
 

@@ -3,8 +3,8 @@
 Reads the runs of ``lichen compare help-reviews`` in which texts were written: by label alone, and by Private
 Evolution at three promises of privacy. For each pool and seed it tells the mean distance (of unit vectors of a
 sentence encoder) from a real row to the nearest written one of its class, over the private rows that voted and over
-the common test set, which nobody voted with, and the score of the student that learned from the pool. Embedding is
-cheap, so nothing is kept but the table's numbers.
+the common test set, which nobody voted with, and the score of the student that learned from the pool. The four
+pools of a seed stand against the same real rows.
 
 Run it: ``python benchmarks/evolution.py [FOLDER]``; it writes ``results/evolution.json``.
 
@@ -38,10 +38,18 @@ POOLS = ("prompted", "evolution-inf", "evolution-4", "evolution-1")
 LEVEL = "skew-50"
 
 
-def nearest(real: Sequence[Record], texts: Sequence[Record], embed: Callable[[list[str]], Tensor]) -> float:
+Rows = tuple[Tensor, np.ndarray]
+"""Vectors ``(R, H)`` and labels ``(R,)``."""
+
+
+def embedded(records: Sequence[Record], embed: Callable[[list[str]], Tensor]) -> Rows:
+    """The records as vectors of length one."""
+    return embed([r.text for r in records]), np.array([str(r.label) for r in records])
+
+
+def nearest(real: Rows, texts: Rows) -> float:
     """Mean distance of real rows to the nearest text of their class; classes without a text do not count."""
-    x_RH, y_SH = (embed([r.text for r in rows]) for rows in (real, texts))
-    real_R, texts_S = (np.array([str(r.label) for r in rows]) for rows in (real, texts))
+    (x_RH, real_R), (y_SH, texts_S) = real, texts
     found = [
         torch.cdist(x_RH[real_R == label].double(), y_SH[texts_S == label].double()).min(1).values
         for label in sorted(set(real_R) & set(texts_S))
@@ -49,20 +57,24 @@ def nearest(real: Sequence[Record], texts: Sequence[Record], embed: Callable[[li
     return float(torch.cat(found).mean())
 
 
-def measured(run: Path, embed: Callable[[list[str]], Tensor]) -> dict[str, Any]:
-    """One finished run's numbers."""
+def measured(run: Path, embed: Callable[[list[str]], Tensor], real: dict[int, tuple[Rows, Rows]]) -> dict[str, Any]:
+    """One finished run's numbers; the real rows of its seed are looked up in ``real``, or put there."""
     recipe = read_recipe(run / "recipe.yaml")
-    owners = labelled_of(commons_of(recipe, gather(recipe)).owners)
-    texts = load_pool(run / "pool.jsonl").records()
+    if recipe.seed not in real:
+        owners = labelled_of(commons_of(recipe, gather(recipe)).owners)
+        voters = [record for owner in owners for record in owner.train]
+        real[recipe.seed] = embedded(voters, embed), embedded(owners[0].test, embed)
+    texts = embedded(load_pool(run / "pool.jsonl").records(), embed)
     summary = json.loads((run / "summary.json").read_text())
+    to_voters, to_others = (nearest(rows, texts) for rows in real[recipe.seed])
     return {
         "run": summary["name"],
         "seed": recipe.seed,
         "promise": summary["extra"].get("synthetic.privacy", "no private row has a say"),
         "sigma": summary["extra"].get("synthetic.sigma"),
-        "texts": len(texts),
-        "to_voters": nearest([r for owner in owners for r in owner.train], texts, embed),
-        "to_others": nearest(owners[0].test, texts, embed),
+        "texts": len(texts[1]),
+        "to_voters": to_voters,
+        "to_others": to_others,
         "macro_f1": summary["columns"]["federated"]["mean"],
     }
 
@@ -71,12 +83,12 @@ def main(folder: str = str(RESULTS / "help-reviews")) -> None:
     """Measure every pool and print the table."""
     torch.set_num_threads(1)
     encoder = LocalEncoder(*load_encoder(fetch("minilm-l6")), name="minilm-l6", longest=64)
-    found = []
+    found, real = [], dict[int, tuple[Rows, Rows]]()
     print("| texts | seeds | to the rows that vote | to rows nobody votes with | macro F1 of the student |")
     print("|---|---:|---:|---:|---:|")
     for name in POOLS:
         runs = sorted(Path(folder).glob(f"{name}@{LEVEL}-*/seed-*/pool.jsonl"))
-        rows = [measured(file.parent, encoder.embed) for file in runs if (file.parent / "summary.json").exists()]
+        rows = [measured(file.parent, encoder.embed, real) for file in runs if (file.parent / "summary.json").exists()]
         if rows:
             found += rows
             means = [statistics.mean(row[key] for row in rows) for key in ("to_voters", "to_others", "macro_f1")]
