@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.recipes.read import recipe_sha256
+from lichen.shell import crash
 
 RECIPE = "name: small\ntask: chat\nmodel: {name: tiny}\ndata: {name: rows.jsonl}\n"
 SUMMARY: dict[str, Any] = {
@@ -211,6 +213,16 @@ def test_a_crash_keeps_its_traceback_in_a_file(build: Build, capsys: pytest.Capt
     err = capsys.readouterr().err.removeprefix("a library prints\n")
     assert err == "lichen failed: RuntimeError: boom (the traceback is in x/crash.txt)\n"
     assert "Traceback" in Path("x/crash.txt").read_text()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_full_disk_is_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str], *, begun: bool) -> None:
+    if begun:
+        (tmp_path / "recipe.yaml").write_text("task: chat")
+    assert crash(OSError(errno.ENOSPC, "No space left on device"), tmp_path) == 2
+    then = f"go on with: lichen run --resume {tmp_path}" if begun else "give the command again"
+    assert capsys.readouterr().err == f"{tmp_path}: the disk is full\n  fix: make room, then {then}\n"
+    assert not (tmp_path / "crash.txt").exists()
 
 
 COMPARISON = "base: r.yaml\nmethods:\n  small:\n  large: {federation.rounds: 20}\n"

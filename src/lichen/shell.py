@@ -5,6 +5,7 @@ Results go to standard output, everything else to standard error. Nothing heavy 
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shlex
@@ -48,7 +49,7 @@ def print_json(value: Any) -> None:
 
 
 def crash(error: BaseException, folder: Path | None) -> int:
-    """Keep the traceback in a file and say so in one line.
+    """Keep the traceback in a file and say so in one line; a full disk is no fault of ours, and has a fix.
 
     Args:
         error: What was not foreseen.
@@ -60,6 +61,13 @@ def crash(error: BaseException, folder: Path | None) -> int:
     import tempfile
     import traceback
 
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        begun = folder is not None and has_recipe(folder)
+        go_on = (
+            f"go on with: lichen run --resume {shlex.quote(str(folder))}" if begun else "give the same command again"
+        )
+        tell(str(LichenError("the disk is full", where=str(folder or Path.cwd()), fix=f"make room, then {go_on}")))
+        return 2
     home = folder if folder is not None and folder.is_dir() else Path(tempfile.gettempdir())
     file = home / ("crash.txt" if home == folder else f"lichen-crash-{os.getpid()}.txt")
     first = (str(error).splitlines() or [""])[0]
