@@ -63,10 +63,8 @@ def crash(error: BaseException, folder: Path | None) -> int:
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         begun = folder is not None and has_recipe(folder)
-        go_on = (
-            f"go on with: lichen run --resume {shlex.quote(str(folder))}" if begun else "give the same command again"
-        )
-        tell(str(LichenError("the disk is full", where=str(folder or Path.cwd()), fix=f"make room, then {go_on}")))
+        then = f"go on with: lichen run --resume {shlex.quote(str(folder))}" if begun else "give the command again"
+        tell(str(LichenError("the disk is full", where=str(folder or Path.cwd()), fix=f"make room, then {then}")))
         return 2
     home = folder if folder is not None and folder.is_dir() else Path(tempfile.gettempdir())
     file = home / ("crash.txt" if home == folder else f"lichen-crash-{os.getpid()}.txt")
