@@ -100,7 +100,8 @@ def cotune(task: Task, folder: Path, seed: int, *, how: str) -> tuple[Algorithm,
     """FedCoLLM, plain averaging, or everybody alone, all with the small model's adapter."""
     small, large = sides(task, folder, whole=False)
     personal = how == "alone"
-    stations = {"train": small.local(task.lora_lr, personal=personal), "valid": small.valid(personal=personal)}
+    lr = task.alone_lr if personal else task.lora_lr
+    stations = {"train": small.local(lr, personal=personal), "valid": small.valid(personal=personal)}
     stations["common"] = small.valid(personal=personal, common=True)
     if personal:
         return Alone(clients=task.people, rounds=task.rounds), stations, small.model.init(seed)
@@ -113,7 +114,7 @@ def cotune(task: Task, folder: Path, seed: int, *, how: str) -> tuple[Algorithm,
         return average, stations, small.model.init(seed)
     pupils = [
         Pupil(tell=one.tell((0,), personal=False), listen=one.listen((0,), lr, personal=False), hears=bridge(two, one))
-        for one, two, lr in ((small, large, task.lora_lr), (large, small, task.large_lr))
+        for one, two, lr in ((small, large, task.hear_lr), (large, small, task.large_lr))
     ]
     algorithm = CoTune(average=average, small=pupils[0], large=pupils[1], start=large.model.init(seed))
     return algorithm, stations, small.model.init(seed)
