@@ -61,12 +61,26 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 EARLY = ("width", "layers", "heads", "vocabulary", "length", "pretrain", "pretrain_batch", "pretrain_lr")
-"""What of a task the pre-training knows of."""
+"""What of a task the pre-training reads."""
+
+APART = ("public", "most", "top_k", "listen", "lr", "large_lr", "hear_lr", "lm", "rest")
+"""What is read only where somebody tells somebody."""
+
+UNREAD: dict[str, tuple[str, ...]] = {
+    "fedmkt": ("alone_lr", "lora_lr", "hear_lr"),
+    "unheard": ("alone_lr", "lora_lr", "hear_lr"),
+    "cotune": ("alone_lr", "lr"),
+    "fedavg": ("alone_lr", *APART),
+    "alone": ("lora_lr", *APART),
+}
+"""What of a task a way does not read, so that its cells stay when it changes."""
 
 
-def key_of(task: Task, name: str = "") -> str:
-    """A short digest of the task, or of what the pre-training takes of it."""
-    about = {key: value for key, value in asdict(task).items() if name != "pretrain" or key in EARLY}
+def key_of(task: Task, cell: str) -> str:
+    """A short digest of what this cell reads of the task."""
+    way = cell.partition("-s")[0]
+    unread = [key for key in asdict(task) if key not in EARLY] if way == "pretrain" else UNREAD[way]
+    about = {key: value for key, value in asdict(task).items() if key not in unread}
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -140,7 +154,7 @@ def run_cell(task: Task, folder: Path, name: str, until: float) -> dict[str, Any
     else:
         algorithm, stations, start = cotune(task, folder, seed, how=way)
     small, large = sides(task, folder, whole=way in ("fedmkt", "unheard"))
-    mine = folder / key_of(task)
+    mine = folder / key_of(task, name)
     log_file, place = mine / f"{name}.json", mine / name
     mine.mkdir(exist_ok=True)
     log: list[dict[str, Any]] = json.loads(log_file.read_text()) if log_file.exists() else []
@@ -188,7 +202,7 @@ def table() -> str:
     lines = []
     for way in WAYS:
         found = [json.loads(f.read_text()) for f in sorted(RESULTS.glob(f"mutual-{way}-s*.json"))]
-        found = [one for one in found if one["hash"] == key_of(Task())]
+        found = [one for one in found if one["hash"] == key_of(Task(), way)]
         if found:
             line = f"{way:8} {len(found)} seeds  {found[0]['before']:.2f} ->"
             for key, rows in (("after", "own rows"), ("common", "everybody's")):

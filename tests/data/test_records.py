@@ -186,6 +186,17 @@ def test_chitchat_joins_a_turn_and_drops_copies(tmp_path: Path) -> None:
     ]
 
 
+def test_medmcqa_is_labelled_by_the_answer_or_by_the_specialty(tmp_path: Path) -> None:
+    row = {"question": " What? ", "options": "A. this\nB. that ", "answer": "B. that"}
+    (tmp_path / "Surgery.jsonl").write_text(json.dumps(row) + "\n\n")
+    read, text = READERS["medmcqa"], "What?\nA. this\nB. that"
+    assert read(tmp_path, {}) == [Record(client="Surgery", text=text, label="B")]
+    assert read(tmp_path, {"label": "specialty"}) == [Record(client="Surgery", text=text, label="Surgery")]
+    with pytest.raises(LichenError, match="no column 'topic'") as error:
+        read(tmp_path, {"label": "topic"})
+    assert "answer, specialty" in str(error.value)
+
+
 FACTS = {
     "chitchat": (1315, None),
     "clothing-reviews": (None, {1, 2, 3, 4, 5}),

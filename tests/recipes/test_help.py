@@ -48,6 +48,7 @@ WAYS = {
     "prompted, lacking": [*WRITER, "synthetic.missing=true"],
     "prompted, at the server": [*WRITER, "synthetic.at=server", "synthetic.server_steps=4"],
     "agreement": [*WRITER, *TEACHER, "synthetic.filters=[agreement]", "synthetic.per_class=12"],
+    "judged": [*WRITER, *PUBLIC, "synthetic.filters=[fluency, harm]", "synthetic.per_class=12"],
     "evolution": EVOLUTION,
     "private evolution": [*EVOLUTION, "synthetic.epsilon=4.0", "synthetic.filters=[duplicates]"],
     "semi": SEMI,

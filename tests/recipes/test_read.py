@@ -86,7 +86,7 @@ def test_later_overrides_win_and_the_source_stays_untouched() -> None:
         ("seed=.nan", "seed", "must be a finite number"),
         ("model.student={}", "model.student.kind", "is missing"),
         ("data.valid=0.9", "data", "keep their sum below 1"),
-        ("teacher.top_k=3", "teacher", "goes with task classify"),
+        ("teacher.top_k=3", "teacher.tells", "set it to text"),
         ("federation.sampling=poisson", "federation.sampling", "set federation.per_round"),
         ("seed", "-s seed", "write it like -s optimizer.lr=1e-3"),
         ("a b=1", "-s a b=1", "is not key=value"),

@@ -161,7 +161,7 @@ def pre_distil(
     """
     if (layers is None) != (teacher is None):
         raise LichenError("layers and a teacher come together or not at all", where="pre_distil", fix="give both")
-    if not answers and layers is None and not bool((np.asarray(public.labels) >= 0).any()):
+    if not answers and layers is None and not any(bool((np.asarray(y) >= 0).any()) for y in public.labels):
         raise LichenError("there is nothing to learn from", where="pre_distil", fix="give answers, or layers")
     helpers: Tree = {}
     if layers is not None and teacher is not None:

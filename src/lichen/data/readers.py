@@ -80,10 +80,14 @@ def clothing_reviews(folder: Path, columns: Mapping[str, str]) -> list[Record]:
 
 
 def medmcqa(folder: Path, columns: Mapping[str, str]) -> list[Record]:
-    """One record a question with its options; the label is the letter of the right one."""
-    _choose("medmcqa", columns, {}, [])
+    """One record a question with its options; the label is the letter of the right one, or the specialty."""
+    use = _choose("medmcqa", columns, {"label": "answer"}, ["answer", "specialty"])
     return [
-        Record(client=file.stem, text=f"{row['question'].strip()}\n{row['options'].strip()}", label=row["answer"][0])
+        Record(
+            client=file.stem,
+            text=f"{row['question'].strip()}\n{row['options'].strip()}",
+            label=file.stem if use["label"] == "specialty" else row["answer"][0],
+        )
         for file in sorted(folder.glob("*.jsonl"))
         for row in map(json.loads, filter(str.strip, file.read_text(encoding="utf-8").splitlines()))
     ]

@@ -67,7 +67,8 @@ def commons_of(recipe: Recipe, records: Sequence[Record]) -> Commons:
 def _parted(recipe: Recipe, pool: Sequence[Record]) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
     public = recipe.data.public
     assert public is not None
-    need = public.labelled + public.unlabelled
+    labelled = 0 if recipe.task == "chat" else public.labelled
+    need = labelled + public.unlabelled
     if len(pool) < need:
         raise LichenError(
             f"{len(pool)} rows are public, {need} are asked for",
@@ -75,7 +76,7 @@ def _parted(recipe: Recipe, pool: Sequence[Record]) -> tuple[tuple[Record, ...],
             fix="raise it, or lower data.public.labelled or unlabelled",
         )
     shuffled = [pool[i] for i in numpy_generator(recipe.seed, "public rows").permutation(len(pool))]
-    return tuple(shuffled[: public.labelled]), tuple(replace(r, label=None) for r in shuffled[public.labelled : need])
+    return tuple(shuffled[:labelled]), tuple(replace(r, label=None) for r in shuffled[labelled:need])
 
 
 def few_labels(rows: Sequence[Record], count: int, seed: int, name: str) -> tuple[Record, ...]:

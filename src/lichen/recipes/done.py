@@ -54,7 +54,8 @@ def classified(columns: Mapping[str, Column]) -> dict[str, float | str | None]:
     return out
 
 
-def gained(with_help: Column, without: Column) -> dict[str, float | str | None]:
+def gained(with_help: Column, without: Column, *, lower_is_better: bool = False) -> dict[str, float | str | None]:
     """What help gave each client: on average, to the one it gave least, and the share it made worse."""
-    found = gain_of(with_help.value_N, without.value_N)
+    sign = -1 if lower_is_better else 1
+    found = gain_of(sign * with_help.value_N, sign * without.value_N)
     return {"gain.mean": found.mean, "gain.least": found.least, "gain.worse": found.worse}

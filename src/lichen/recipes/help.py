@@ -1,4 +1,4 @@
-"""Help from a foundation model, put before a classifying federation: what it makes of a bench, and what that cost.
+"""Help from a foundation model, put before a federation: what it makes of a bench, and what that cost.
 
 Each kind of help is a step from one bench to the next, so that they go together: a model writes rows, a teacher
 answers public texts, the server makes a first student of both, and clients label rows of their own.
@@ -38,6 +38,7 @@ from lichen.recipes.folder import RunFolder
 from lichen.recipes.layered import layered
 from lichen.recipes.open import Opened
 from lichen.recipes.prepare import first_of
+from lichen.recipes.said import beside, said
 from lichen.recipes.teacher import Teachers, answered_with, ask
 from lichen.recipes.writing import given, wrote
 from lichen.server.lda import Lda
@@ -81,6 +82,9 @@ def help_of(opened: Opened, folder: RunFolder, say: Say) -> Helped:
     recipe = opened.bench.recipe
     rows = tuple(owner.train for owner in opened.owners)
     helped, faces = Helped(bench=opened.bench, rows=rows), Faces(recipe=recipe, say=say)
+    if recipe.teacher is not None and recipe.task == "chat":
+        helped = spoken(opened, helped, faces, folder, say)
+        return replace(helped, extra={**helped.extra, **faces.told()})
     teachers = Teachers(opened, faces, say) if recipe.teacher is not None else None
     if recipe.synthetic is not None:
         helped = written(opened, helped, faces, folder, say, teachers)
@@ -115,6 +119,22 @@ def written(
         bench, helped = replace(bench, train=tuple(map(opened.make, rows))), replace(helped, rows=rows)
         more = float(sum(map(len, rows)) - sum(s.size for s in opened.bench.train))
         helped = helped.paid(0, sent, {"synthetic.rows": more})
+    return replace(helped, bench=bench)
+
+
+def spoken(opened: Opened, helped: Helped, faces: Faces, folder: RunFolder, say: Say) -> Helped:
+    """What a teacher wrote after public prompts: rows for the server, for the clients, or for both."""
+    recipe, bench = opened.bench.recipe, helped.bench
+    plan = recipe.teacher
+    assert plan is not None
+    rows, extra = said(opened, faces, folder, say)
+    helped = helped.paid(0, 0, extra)
+    if plan.at != "clients":
+        bench = _at_server(bench, "told", opened.make(rows), {}, plan.server_steps, folder, say)
+    if plan.at != "server":
+        everyones, sent = beside(opened, rows)
+        bench = replace(bench, train=tuple(map(opened.make, everyones)))
+        helped = replace(helped, rows=everyones).paid(0, sent, {"public_texts.bytes": float(sent)})
     return replace(helped, bench=bench)
 
 

@@ -145,7 +145,7 @@ class Recipe(Section):
     federation: Federation = Field(default=Federation(), description="the rounds")
     wire: Wire = Field(default=Wire(), description="what is sent")
     compare: Compare = Field(default=Compare(), description="what it is held against")
-    teacher: Teacher | None = Field(default=None, description="classify: a foundation model that answers")
+    teacher: Teacher | None = Field(default=None, description="a foundation model that answers; in chat it writes")
     synthetic: Synthetic | None = Field(default=None, description="classify: rows that a foundation model writes")
     semi: Semi | None = Field(default=None, description="classify: learning from rows that have no label")
     exchange: Exchange | None = Field(default=None, description="classify: unequal students talk about public rows")

@@ -1,9 +1,9 @@
 """The part of a recipe that says how a foundation model helps the federation: it teaches, writes or labels.
 
 References:
-    Distillation: arXiv:1503.02531; layer-wise: arXiv:1909.10351, arXiv:2012.15828; calibrated zero-shot labels:
-    arXiv:2102.09690, arXiv:2309.17249; private evolution: arXiv:2305.15560, arXiv:2403.01749; FixMatch:
-    arXiv:2001.07685; FlexMatch: arXiv:2110.08263; SemiFL: arXiv:2106.01432.
+    Distillation: arXiv:1503.02531; of sequences: arXiv:1606.07947; layer-wise: arXiv:1909.10351, arXiv:2012.15828;
+    calibrated zero-shot labels: arXiv:2102.09690, arXiv:2309.17249; private evolution: arXiv:2305.15560,
+    arXiv:2403.01749; FixMatch: arXiv:2001.07685; FlexMatch: arXiv:2110.08263; SemiFL: arXiv:2106.01432.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Use = Literal["clients", "server", "both"]
 
 Origin = Literal["public", "synthetic", "private"]
 
-Sieve = Literal["length", "duplicates", "leakage", "agreement"]
+Sieve = Literal["length", "duplicates", "leakage", "agreement", "fluency", "harm"]
 
 
 class Public(Section):
@@ -68,9 +68,14 @@ class Teacher(Section):
     calibrate: Literal["none", "context", "batch"] = Field(
         default="batch", description="zero-shot: divide by what it says of nothing, or on average of the public texts"
     )
-    tells: Literal["top_k", "all", "label"] = Field(
-        default="top_k", description="what an answer holds: the likeliest classes, all of them, or one name alone"
+    tells: Literal["top_k", "all", "label", "text"] = Field(
+        default="top_k",
+        description="what an answer holds: the likeliest classes, all of them, or one name alone; "
+        "chat: `text`, which it writes after public prompts",
     )
+    most: Positive = Field(default=48, description="text: tokens an answer at most")
+    plain: bool = Field(default=False, description="text: it is given the bare prompt, for models that know no chat")
+    share: Share = Field(default=0.5, description="text, clients: share of a client's rows that may be the teacher's")
     top_k: Positive = Field(default=5, description="top_k: classes in an answer")
     temperature: float = Field(default=1.0, gt=0, description="answers and students are softened by it")
     weight: float = Field(default=1.0, gt=0, description="weight of an answered row beside a labelled one")
@@ -89,10 +94,15 @@ class Teacher(Section):
 
     @model_validator(mode="after")
     def _means_something(self) -> Teacher:
-        if self.endpoint is not None and self.kind != "zero-shot":
+        if self.endpoint is not None and self.kind != "zero-shot" and self.tells != "text":
             raise ValueError("teacher.kind: an endpoint gives no features to train a head on; set it to zero-shot")
         if self.kind == "zero-shot" and "{text}" not in self.template:
             raise ValueError("teacher.template: has no place for the text; write {text} where it belongs")
+        if self.tells == "text":
+            given = self.model_fields_set & {"kind", "template", "words", "calibrate", "top_k", "temperature", "weight"}
+            given |= self.model_fields_set & {"confident", "layers", "select", "public_batch"}
+            if given:
+                raise ValueError(f"teacher.{min(given)}: is of answers with classes; leave it out where it tells text")
         if self.layers and (self.at == "clients" or self.kind != "head"):
             raise ValueError("teacher.layers: need the teacher's own layers at the server; use kind head, at: both")
         return self
@@ -130,7 +140,8 @@ class Synthetic(Section):
     filters: tuple[Sieve, ...] | None = Field(
         default=None,
         description="what a text must pass: a fair length, no `duplicates`, no copy of a private row (`leakage`), "
-        "the teacher's `agreement`; none: the first three, without leakage where epsilon is promised",
+        "the teacher's `agreement`; no less `fluency` and no more `harm`, as the writer's model judges, than 99 of 100 "
+        "public rows; none: the first three, without leakage where epsilon is promised",
     )
     at: Use = Field(default="clients", description="who trains on them")
     server_steps: Positive = Field(default=300, description="server, both: steps before the first round")
@@ -177,15 +188,20 @@ def refuse_unhelpful(
         ValueError: naming the key and the fix.
     """
     for key, section in {"teacher": teacher, "synthetic": synthetic, "semi": semi}.items():
-        if section is not None and task != "classify":
+        if section is not None and task != "classify" and not (section is teacher and task == "chat"):
             raise ValueError(f"{key}: goes with task classify; remove it, or set task: classify")
         if section is not None and engine == "spawned":
             raise ValueError(f"engine.name: spawned nodes open their own rows alone, without {key}; use local")
+    if teacher is not None and (teacher.tells == "text") != (task == "chat"):
+        if task == "chat":
+            raise ValueError("teacher.tells: is of classes, which task chat has none of; set it to text")
+        raise ValueError("teacher.tells: text is for task chat; use top_k, all or label")
     if teacher is not None and public is None:
         raise ValueError("data.public: a teacher answers public texts, and there are none; add the section")
     if teacher is not None and public is not None and not public.unlabelled:
         raise ValueError("data.public.unlabelled: leaves the teacher nothing to answer; raise it")
-    if teacher is not None and teacher.kind == "head" and public is not None and not public.labelled:
+    headed = teacher is not None and teacher.kind == "head" and teacher.tells != "text"
+    if headed and public is not None and not public.labelled:
         raise ValueError(
             "data.public.labelled: the teacher's head needs labelled rows; raise it, or use kind: zero-shot"
         )
@@ -201,6 +217,8 @@ def refuse_unhelpful(
         raise ValueError("synthetic.filters: flags of private rows are not in epsilon; leave leakage out")
     if synthetic is not None and "agreement" in synthetic.sieve and teacher is None:
         raise ValueError("synthetic.filters: agreement is the teacher's; add a teacher, or leave it out")
+    if synthetic is not None and {"fluency", "harm"} & set(synthetic.sieve) and public is None:
+        raise ValueError("synthetic.filters: fluency and harm are held against public rows; set data.public")
     if semi is not None and semi.server and fair == "minmax":
         raise ValueError("federation.fair: minmax and the server's own training are two algorithms; remove one")
     if semi is not None and teacher is not None and teacher.at != "server":

@@ -49,6 +49,8 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done
             for name, shared in (("before", opened.bench.start), ("after", best)):
                 say(f"perplexity on {recipe.compare.forgotten} {name} the federation")
                 extra[f"forgotten.{name}"] = _forgotten(opened, folder, name, shared)
+        if "without" in columns:
+            extra |= gained(columns["federated"], columns["without"], lower_is_better=True)
     else:
         columns["majority"] = majority(recipe, opened.bench.train, opened.bench.test, len(opened.classes))
         extra |= classified(columns)

@@ -30,7 +30,8 @@ from lichen.data.records import Record
 from lichen.data.shards import ArrayShard, EvalSource
 from lichen.engines.local import LocalEngine
 from lichen.models.api_answer import Teacher
-from lichen.models.judge import agreement_N
+from lichen.models.api_flow import Origin
+from lichen.models.judge import Judge, agreement_N
 from lichen.models.wanted import wanted
 from lichen.models.writer import Writer
 from lichen.recipes.faces import Faces
@@ -90,7 +91,7 @@ def wrote(
         raise LichenError(
             f"{writer.fm.name} wrote nothing usable", where="synthetic", fix="ask another way, or another model"
         )
-    rules, up, down = _rules(opened, section, made.pool, folder, teacher)
+    rules, up, down = _rules(opened, faces, section, made.pool, folder, teacher)
     sifted = Filter(rules)([row.text for row in made.pool.rows])
     say(f"of what was written: {sifted}")
     kept = Pool(tuple(made.pool.rows[i] for i in sifted.kept))
@@ -236,7 +237,12 @@ def _enough(writer: Writer, label: str, count: int, seed: int) -> list[str]:
 
 
 def _rules(
-    opened: Opened, section: Synthetic, pool: Pool, folder: RunFolder, teacher: Callable[[], Teacher] | None
+    opened: Opened,
+    faces: Faces,
+    section: Synthetic,
+    pool: Pool,
+    folder: RunFolder,
+    teacher: Callable[[], Teacher] | None,
 ) -> tuple[dict[str, Rule], int, int]:
     """``(rules by name, bytes up, bytes down)``; clients are asked for copies of their rows where that is wanted."""
     texts = [row.text for row in pool.rows]
@@ -251,10 +257,32 @@ def _rules(
             assert teacher is not None
             agree_N = agreement_N(teacher(), texts, [str(row.label) for row in pool.rows])
             rules["agreement"] = scored(agree_N.tolist(), least=0.5)
+        elif name in ("fluency", "harm"):
+            rules[name] = _judged(opened, faces, section, texts, name)
         else:
             bits, up, down = _leaks(opened, texts, folder)
             rules["leakage"] = flagged(bits)
     return rules, up, down
+
+
+def _judged(opened: Opened, faces: Faces, section: Synthetic, texts: Sequence[str], name: str) -> Rule:
+    """The writer's model on fluency or harm, the line drawn where it leaves out one of a hundred public rows."""
+    commons = opened.commons
+    real = [record.text for record in (*commons.labelled, *commons.unlabelled)][:REAL]
+    flow = faces.writer(section.name, section.endpoint, ("public", "synthetic"), chat=False)
+
+    def score_N(some: Sequence[str], origin: Origin) -> torch.Tensor:
+        judge = Judge(flow.of(origin), about=section.about or f"a {section.noun}", kind=section.noun)
+        return judge.fluency(some) if name == "fluency" else judge.harm(some)
+
+    found, known = score_N(texts, "synthetic").tolist(), score_N(real, "public")
+    if name == "fluency":
+        return scored(found, least=float(known.quantile(0.01)))
+    return scored(found, most=float(known.quantile(0.99)))
+
+
+REAL = 200
+"""Public texts beside which the written ones are judged, at most."""
 
 
 def _leaks(opened: Opened, texts: Sequence[str], folder: RunFolder) -> tuple[tuple[bool, ...], int, int]:
