@@ -74,7 +74,7 @@ class Task:
     listen: int = 16
     lr: float = 3e-4
     alone_lr: float = 5e-3
-    lora_lr: float = 1e-2
+    lora_lr: float = 2e-2
     hear_lr: float = 3e-3
     large_lr: float = 5e-4
     lm: float = 1.0

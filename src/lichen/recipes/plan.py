@@ -88,7 +88,8 @@ def plan(
             where="exchange",
             fix="run it for a round or two and multiply: lichen run RECIPE -s federation.rounds=2",
         )
-    task = expect_oneshot if recipe.task == "oneshot" else expect_taught if recipe.teacher else expect_adapt
+    taught = recipe.teacher is not None and recipe.task == "classify"
+    task = expect_oneshot if recipe.task == "oneshot" else expect_taught if taught else expect_adapt
     device = recipe.model.device
     with tempfile.TemporaryDirectory(prefix="lichen-plan-") as folder, Meter(counters(device)) as meter:
         began = time.perf_counter()

@@ -21,6 +21,7 @@ from lichen.recipes.gauge import Gauge
 from lichen.recipes.measure import Probe
 from lichen.recipes.open import Opened, open_recipe, shards_of
 from lichen.recipes.parts import stations
+from lichen.recipes.plan_writing import with_writing
 from lichen.recipes.prepare import encode
 from lichen.recipes.schema import Recipe
 from lichen.recipes.traffic import traffic
@@ -70,7 +71,7 @@ def expect_adapt(recipe: Recipe, folder: Path, gauge: Gauge, say: Callable[[str]
     # Every spawned engine loads for itself, one for each learning rate.
     starts = 1 + len(recipe.optimizer.lr) if recipe.engine.name == "spawned" else 1
     frozen = sum(count for name, count in weights.items() if name not in tensors)
-    return replace(found, start=start * starts, frozen=frozen)
+    return with_writing(replace(found, start=start * starts, frozen=frozen), opened, folder, say)
 
 
 def flops_of(bench: Bench) -> Flops:

@@ -35,6 +35,7 @@ from lichen.recipes.help import answered
 from lichen.recipes.oneshot import engine_for, solve
 from lichen.recipes.open import fetch_named, open_recipe
 from lichen.recipes.plan_adapt import expect, flops_of
+from lichen.recipes.plan_writing import with_writing
 from lichen.recipes.prepare import classes_of, gather
 from lichen.recipes.read import recipe_sha256
 from lichen.recipes.schema import Recipe
@@ -208,7 +209,7 @@ def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds:
     columns |= {"without": plain.columns["federated"]} if "without" in recipe.compare.columns else {}
     columns |= {name: cost for name, cost in plain.columns.items() if name in apart}
     sent, peak = learned.bytes, max(part.memory.peak for part in (passed, plain, learned))
-    return replace(
+    found = replace(
         learned,
         trained=sum(x.numel() for x in bench.start.values()),
         frozen=learned.frozen + _weights(features.model),
@@ -220,3 +221,4 @@ def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds:
         columns=columns,
         start=start,
     )
+    return with_writing(found, opened, folder, say)
