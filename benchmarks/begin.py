@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-STARTS = {"random": ("random", "random-slow"), "taught": ("taught", "taught-slow"), "encoder": ("encoder",)}
+STARTS = {"random": ("random", "random-slow"), "taught": ("taught", "taught-slow"), "encoder": ("encoder",),
+          "headed": ("headed",)}  # fmt: skip
 LEVELS = ("even", "skew")
 
 
