@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-COSTS = ("skew-50", "even-50")
+COSTS = ("skew-50", "skew", "even-50")
 
 
 def size(count: float | None) -> str:

@@ -92,6 +92,7 @@ def test_a_share_bounds_what_a_client_is_given(home: Path, tmp_path: Path) -> No
         ([PUBLIC, "teacher={name: TEACHER, tells: label}"], "teacher.tells"),
         ([*TEACHER, "teacher.temperature=2.0"], "teacher.temperature"),
         ([*TEACHER, "teacher.layers={1: 1}"], "teacher.layers"),
+        ([PUBLIC, "teacher={tells: text}"], "teacher.name"),
         (["synthetic={}"], "synthetic"),
     ],
 )
@@ -100,6 +101,14 @@ def test_what_does_not_go_together_is_refused_by_its_key(home: Path, words: list
         values(home, words)
     assert caught.value.where == place
     assert caught.value.fix
+
+
+def test_a_model_that_cannot_write_is_named_by_its_key(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(LichenError) as caught:
+        lichen.run(values(home, [*TEACHER, f"teacher.name={tmp_path / 'none'}"]), out=tmp_path / "run")
+    assert caught.value.where == "teacher.name"
+    assert "language model" in caught.value.fix
 
 
 def test_rows_without_a_prompt_are_refused_before_anything_is_loaded(home: Path, tmp_path: Path) -> None:

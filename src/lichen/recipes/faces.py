@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
+from lichen.core.errors import LichenError
 from lichen.data.catalog import cache_dir, resolve_model
 from lichen.models.api import Ledger
 from lichen.models.api_cache import Kept
@@ -70,7 +71,14 @@ class Faces:
         if endpoint is not None:
             return HttpFM(Endpoint(**endpoint.model_dump()))
         self.say(f"loading {name}")
-        model, tokenizer = load_causal(resolve_model(name), device=self.recipe.model.device)
+        section = self.recipe.synthetic
+        key, fix = "synthetic.name" if section is not None and section.name == name else "teacher.name", ""
+        try:
+            path = resolve_model(name)
+            fix = "name a language model, or an endpoint"
+            model, tokenizer = load_causal(path, device=self.recipe.model.device)
+        except LichenError as error:
+            raise LichenError(error.what, where=key, fix=fix or error.fix) from None
         return LocalFM(model, tokenizer, name=name, chat=chat)
 
     def encoder(self, name: str) -> LocalEncoder:

@@ -99,6 +99,8 @@ class Teacher(Section):
         if self.kind == "zero-shot" and "{text}" not in self.template:
             raise ValueError("teacher.template: has no place for the text; write {text} where it belongs")
         if self.tells == "text":
+            if self.endpoint is None and "name" not in self.model_fields_set:
+                raise ValueError("teacher.name: is an encoder's, which cannot write; name a language model")
             given = self.model_fields_set & {"kind", "template", "words", "calibrate", "top_k", "temperature", "weight"}
             given |= self.model_fields_set & {"confident", "layers", "select", "public_batch"}
             if given:
