@@ -6,6 +6,7 @@ finds where help begins to matter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def levels_png(rows: Sequence[Row], levels: Sequence[str], path: Path, *, title:
     parts = {"value": "mean over clients", "worst": "worst decile of clients"}
     for axes, (part, label) in zip(both, parts.items(), strict=True):
         for i, (method, at) in enumerate(grid.items()):
-            _line(axes, i, method, [getattr(at[lev], part) if lev in at else None for lev in levels])
+            beside = 0.5 * (i / (len(grid) - 1) - 0.5) if len(grid) > 1 else 0.0
+            _line(axes, i, method, [getattr(at[lev], part) if lev in at else None for lev in levels], beside)
         axes.set_xticks(range(len(levels)), levels)
         axes.set_title(label, fontsize=10, color=_GREY)
         axes.spines[["top", "right"]].set_visible(False)
@@ -113,13 +115,12 @@ def levels_png(rows: Sequence[Row], levels: Sequence[str], path: Path, *, title:
     return path
 
 
-def _line(axes: Any, i: int, method: str, values: Sequence[Spread | None]) -> None:
-    places = [x for x, value in enumerate(values) if value is not None]
-    known = [value for value in values if value is not None]
+def _line(axes: Any, i: int, method: str, values: Sequence[Spread | None], beside: float) -> None:
+    """Methods stand beside each other at a level, and a line ends where its next level was not run."""
     axes.errorbar(
-        places,
-        [value.mean for value in known],
-        yerr=[value.std or 0.0 for value in known],
+        [x + beside for x in range(len(values))],
+        [math.nan if value is None else value.mean for value in values],
+        yerr=[math.nan if value is None else value.std or 0.0 for value in values],
         color=_COLOURS[i % len(_COLOURS)],
         marker=_SHAPES[i % len(_SHAPES)],
         linestyle=_LINES[(i // len(_COLOURS)) % len(_LINES)],
