@@ -19,6 +19,7 @@ from lichen.models.load import load_causal
 from lichen.recipes.commons import commons_of
 from lichen.recipes.prepare import gather
 from lichen.recipes.read import read_recipe
+from models.answering import answering
 from tiny_llama import recipe, save_model, save_rows
 
 PUBLIC = "data.public={share: 0.4, unlabelled: 20}"
@@ -77,6 +78,24 @@ def test_what_the_server_learns_costs_clients_nothing(home: Path, tmp_path: Path
     assert server.summary["traffic"]["client_down"] == plain.summary["traffic"]["client_down"]
     one, other = final(plain), final(server)
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_over_http_the_same_is_written_and_only_prompts_are_shown(home: Path, tmp_path: Path) -> None:
+    words = [PUBLIC, "teacher={tells: text, most: 6}"]
+    local = lichen.run(values(home, [*words, "teacher.name=TEACHER", "teacher.plain=true"]), out=tmp_path / "local")
+    model, tokenizer = load_causal(home / "teacher")
+    with answering(model, tokenizer, fail=0.2) as (url, told):
+        asked = f"teacher.endpoint={{url: '{url}', model: tiny, ask: echo, tries: 8, abreast: 4}}"
+        whole = values(home, [*words, asked, f"kept={tmp_path / 'kept'}"])
+        remote = lichen.run(whole, out=tmp_path / "remote")
+    assert told.failed > 0
+    assert remote.summary["extra"]["fm.retries"] == told.failed
+    here, there = (load_pool(result.folder / "pool.jsonl").rows for result in (local, remote))
+    assert [row.text for row in here] == [row.text for row in there]
+    assert remote.summary["columns"]["federated"] == local.summary["columns"]["federated"]
+    seen, commons = json.dumps(told.bodies), commons_of(whole, gather(whole))
+    assert all(row.prompt in seen for row in commons.unlabelled)
+    assert not any(row.text in seen for o in commons.owners for row in (*o.train, *o.valid, *o.test))
 
 
 def test_a_share_bounds_what_a_client_is_given(home: Path, tmp_path: Path) -> None:

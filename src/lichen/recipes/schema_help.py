@@ -30,7 +30,7 @@ class Public(Section):
     """Rows of nobody's: what a teacher answers, and what a writer may be shown."""
 
     share: Share = Field(default=0.5, description="share of the owners, or of the rows where owners are drawn")
-    labelled: int = Field(default=2000, ge=0, description="public rows whose labels are known")
+    labelled: int = Field(default=2000, ge=0, description="classify: public rows whose labels are known")
     unlabelled: int = Field(default=2000, ge=0, description="public rows without labels")
 
 
@@ -55,7 +55,7 @@ class Teacher(Section):
     """A foundation model reached only through its answers."""
 
     name: str = Field(default="minilm-l6", description="catalog name, local folder or hub id")
-    endpoint: Asked | None = Field(default=None, description="ask this endpoint instead; with kind zero-shot")
+    endpoint: Asked | None = Field(default=None, description="ask this endpoint instead; with kind zero-shot, or where it tells text")
     kind: Literal["head", "zero-shot"] = Field(
         default="head",
         description="`head`: a linear head on the encoder's features, trained on the public labelled rows; "
