@@ -6,9 +6,9 @@ little, and a copy of it; a server holds SmolLM2 with an adapter; 256 public rev
 
 FedMKT: both sides tell their sixteen likeliest next tokens on the public texts and learn where the other knew
 better. It is held against the same steps on the same texts with nobody told anything. FedCoLLM: the small
-model's adapter is averaged over the four and then learns with SmolLM2 at the server; held against averaging
-alone and against everybody alone. Perplexity is that of rows the four hold back: each on its
-own, and each on everybody's.
+model's adapter is averaged over the four and then learns with SmolLM2 at the server; held against an adapter that
+reads the same texts there with nobody told anything, against averaging alone and against everybody alone.
+Perplexity is that of rows the four hold back: each on its own, and each on everybody's.
 
 A cell is one way and one seed. Its result is one JSON file under ``results/``, skipped when it is there; a cell
 that is stopped goes on from its last checkpoint when it is called again. The first cell, ``pretrain``, trains the
@@ -70,6 +70,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "fedmkt": ("alone_lr", "lora_lr", "hear_lr"),
     "unheard": ("alone_lr", "lora_lr", "hear_lr"),
     "cotune": ("alone_lr", "lr"),
+    "reading": ("alone_lr", "lr"),
     "fedavg": ("alone_lr", *APART),
     "alone": ("lora_lr", *APART),
 }
@@ -130,11 +131,12 @@ def cotune(task: Task, folder: Path, seed: int, *, how: str) -> tuple[Algorithm,
         Pupil(tell=one.tell((0,), personal=False), listen=one.listen((0,), lr, personal=False), hears=bridge(two, one))
         for one, two, lr in ((small, large, task.hear_lr), (large, small, task.large_lr))
     ]
-    algorithm = CoTune(average=average, small=pupils[0], large=pupils[1], start=large.model.init(seed))
+    start = large.model.init(seed)
+    algorithm = CoTune(average=average, small=pupils[0], large=pupils[1], start=start, heard=how == "cotune")
     return algorithm, stations, small.model.init(seed)
 
 
-WAYS = {"fedmkt": 3, "unheard": 3, "cotune": 5, "fedavg": 5, "alone": 5}
+WAYS = {"fedmkt": 3, "unheard": 3, "cotune": 5, "reading": 3, "fedavg": 5, "alone": 5}
 """Seeds of each way."""
 
 
@@ -184,8 +186,8 @@ def run_cell(task: Task, folder: Path, name: str, until: float) -> dict[str, Any
         "each": [perplexity(a, b) for a, b in zip(sums["loss_sum"].tolist(), sums["count"].tolist(), strict=True)],
         "rounds": log,
     }
-    if way in ("fedmkt", "unheard", "cotune"):
-        after = large_of(state) if way == "cotune" else state.shared
+    if way not in ("fedavg", "alone"):
+        after = state.shared if way in ("fedmkt", "unheard") else large_of(state)
         result["carried"] = {"up": bridge(small, large).share, "down": bridge(large, small).share}
         result["large_before"] = judge(large.model, large.model.init(seed), [large.apart])
         result["large_after"] = judge(large.model, after, [large.apart])

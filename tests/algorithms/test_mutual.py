@@ -219,3 +219,17 @@ def test_cotuning_wants_an_average_that_does_not_judge(tmp_path):
     algorithm, _, _ = cotuning(tmp_path)
     with pytest.raises(LichenError, match="yet to listen"):
         replace(algorithm, average=replace(algorithm.average, valid="valid"))
+
+
+def test_cotuning_without_answers_owes_the_other_nothing(tmp_path):
+    def small_after(place: str, *, heard: bool, other: bool) -> str:
+        algorithm, engine, start = cotuning(tmp_path / place)
+        more = {name: x + 0.5 for name, x in algorithm.start.items()} if other else algorithm.start
+        algorithm = replace(algorithm, heard=heard, start=more)
+        return digest(run(algorithm, engine, start, rounds=1, seed=1).shared)
+
+    apart = small_after("a", heard=False, other=False)
+    assert small_after("b", heard=False, other=True) == apart
+    told = small_after("c", heard=True, other=False)
+    assert told != apart
+    assert small_after("d", heard=True, other=True) != told

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from lichen.algorithms.average import Average, mean_loss, score
-from lichen.algorithms.mutual import carried, fold_here, hear
+from lichen.algorithms.mutual import carried, fold_here, hear, silent
 from lichen.core import tree as trees
 from lichen.core.contracts import Engine, Report, ServerState, Station
 from lichen.core.errors import LichenError
@@ -67,6 +67,8 @@ class CoTune:
         start: The large one's tensors before the first round.
         valid: The clients' validating work; None for none.
         valid_every: Rounds between validations. The best validated small model is kept.
+        heard: Whether answers are believed; without it both take the same steps on the same texts with nobody told
+            anything, which is what knowledge is held against.
 
     Raises:
         LichenError: if ``average`` validates or codes what goes down.
@@ -78,6 +80,7 @@ class CoTune:
     start: Tree
     valid: str | None = "valid"
     valid_every: int = 1
+    heard: bool = True
 
     def __post_init__(self) -> None:
         if self.average.valid is not None or self.average.down is not None:
@@ -112,6 +115,7 @@ class CoTune:
         ):
             message = carried(other, pupil.hears)
             answers = {f"answers.{part}": message.tensors[part][0] for part in ("index", "prob")}
+            answers = answers if self.heard else silent(answers)
             after, metrics[f"{name}_loss"] = hear(
                 pupil.listen, shared, answers, seed=derive(seed, name), settings=settings
             )

@@ -179,7 +179,7 @@ class Mutual:
             metrics["failed"] = sums["failed"]
         answers = {name: x for name, x in self._told(mine).items() if name != "answers.loss"}
         if not total.count or not self.heard:
-            return self._silent(answers), {**metrics, "server_believed": 0.0}, int(sums["tokens"])
+            return silent(answers), {**metrics, "server_believed": 0.0}, int(sums["tokens"])
         chosen, said = self.select.close(total, {"answers.loss": mine.tensors["loss"][0]})
         answers = {name: chosen[name] for name in answers}
         return answers, {**metrics, "server_believed": said["believed"]}, int(sums["tokens"])
@@ -187,12 +187,7 @@ class Mutual:
     def _told(self, message: Message) -> Tree:
         """The server's answers as they go down; without ``heard`` nobody believes them."""
         told = {f"answers.{name}": message.tensors[name][0] for name in ("index", "prob", "loss")}
-        return told if self.heard else self._silent(told)
-
-    @staticmethod
-    def _silent(answers: Tree) -> Tree:
-        silent = {"answers.index": -1.0, "answers.prob": 0.0, "answers.loss": math.inf}
-        return {name: torch.full_like(x, silent[name]) for name, x in answers.items()}
+        return told if self.heard else silent(told)
 
     def _validate(self, state: ServerState, engine: Engine) -> dict[str, float]:
         told = []
@@ -201,6 +196,12 @@ class Mutual:
                 job = self._started(group, group.valid, 2 * state.round, 0, first=False)
                 told += [(message.client_C, message.metrics) for message in engine.run(job)]
         return {"valid": mean_loss(joined(engine, told)[1])} if told else {}
+
+
+def silent(answers: Tree) -> Tree:
+    """Answers of the same shape that nobody believes."""
+    nothing = {"answers.index": -1.0, "answers.prob": 0.0, "answers.loss": math.inf}
+    return {name: torch.full_like(x, nothing[name]) for name, x in answers.items()}
 
 
 def carried(message: Message, bridge: Bridge) -> Message:

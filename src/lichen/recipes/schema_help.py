@@ -55,7 +55,7 @@ class Teacher(Section):
     """A foundation model reached only through its answers."""
 
     name: str = Field(default="minilm-l6", description="catalog name, local folder or hub id")
-    endpoint: Asked | None = Field(default=None, description="ask this endpoint instead; with kind zero-shot, or where it tells text")
+    endpoint: Asked | None = Field(default=None, description="ask this endpoint instead; kind zero-shot, or tells text")
     kind: Literal["head", "zero-shot"] = Field(
         default="head",
         description="`head`: a linear head on the encoder's features, trained on the public labelled rows; "
