@@ -3,7 +3,8 @@
 Reads the runs of ``lichen compare begin-reviews``. Of each start the rate with the lowest validation loss counts. The
 target is the lowest validation loss that random weights ever reach; a start's rounds are those until it is there.
 
-Run it: ``python benchmarks/begin.py [FOLDER]``; it writes ``results/begin.json``.
+Run it: ``python benchmarks/begin.py [FOLDER]``; it writes ``results/begin.json``, and where there are no runs it
+prints what stands there.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ def runs(folder: Path, level: str) -> dict[int, dict[str, dict[str, Any]]]:
     return found
 
 
-def main(folder: str = str(RESULTS / "begin-reviews")) -> None:
-    """Print the table."""
+def found(folder: Path) -> list[dict[str, Any]]:
+    """A row a start, level and seed."""
     rows = []
     for level in LEVELS:
-        for seed, starts in sorted(runs(Path(folder), level).items()):
+        for seed, starts in sorted(runs(folder, level).items()):
             if "random" not in starts:
                 continue
             target = min(starts["random"]["curve"])
@@ -55,6 +56,13 @@ def main(folder: str = str(RESULTS / "begin-reviews")) -> None:
                 rows.append({"level": level, "seed": seed, "start": start, "rate": one["name"], "rounds": reached,
                              "of": len(one["curve"]), "target": target, "best": min(one["curve"]),
                              "macro_f1": one["f1"]})  # fmt: skip
+    return rows
+
+
+def main(folder: str = str(RESULTS / "begin-reviews")) -> None:
+    """Print the table."""
+    file = RESULTS / "begin.json"
+    rows = found(Path(folder)) if any(Path(folder).glob("*/seed-*/trace.jsonl")) else json.loads(file.read_text())
     print("| start | rows | rounds until the best loss of random weights | lowest loss | macro F1 | seeds |")
     print("|---|---|---:|---:|---:|---:|")
     for start in STARTS:
@@ -64,7 +72,7 @@ def main(folder: str = str(RESULTS / "begin-reviews")) -> None:
                 rounds = ", ".join(str(row["rounds"] or f"not in {row['of']}") for row in some)
                 best, f1 = (statistics.mean(row[key] for row in some) for key in ("best", "macro_f1"))
                 print(f"| {start} | {level} | {rounds} | {best:.3f} | {f1:.3f} | {len(some)} |")
-    (RESULTS / "begin.json").write_text(json.dumps(rows, indent=1) + "\n")
+    file.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -200,22 +200,33 @@ def brief(metrics: Mapping[str, float]) -> str:
 
 
 def table() -> str:
-    """What is there, a line a way: mean and spread over seeds."""
-    lines = []
+    """A row a way: perplexities, mean and sample deviation over seeds, then each seed's own rows."""
+    lines = ["| way | own rows | everybody's rows | SmolLM2 | bytes up, down | each seed, own rows |"]
+    lines.append("|---|---:|---:|---:|---:|---|")
+    told: dict[str, Any] = {}
     for way in WAYS:
         found = [json.loads(f.read_text()) for f in sorted(RESULTS.glob(f"mutual-{way}-s*.json"))]
         found = [one for one in found if one["hash"] == key_of(Task(), way)]
-        if found:
-            line = f"{way:8} {len(found)} seeds  {found[0]['before']:.2f} ->"
-            for key, rows in (("after", "own rows"), ("common", "everybody's")):
-                x = torch.tensor([one[key] for one in found], dtype=torch.float64)
-                spread = float(x.std()) if len(found) > 1 else math.nan
-                line += f"  {float(x.mean()):.2f} on {rows} (sd {spread:.2f})"
-            if "large_after" in found[0]:
-                moved = [one["large_after"] / one["large_before"] - 1 for one in found]
-                line += f"  SmolLM2 {100 * sum(moved) / len(moved):+.2f} %"
-            lines.append(line)
-    return "\n".join(lines) or "no result yet: run --cells first"
+        if not found:
+            continue
+        told |= found[0]
+        large = [one["large_after"] for one in found if "large_after" in one]
+        sent = [sum(r[key] for r in found[0]["rounds"]) / 1e6 for key in ("up", "down")]
+        cells = [way, *(spread([one[key] for one in found]) for key in ("after", "common"))]
+        cells += [f"{statistics.mean(large):.2f}" if large else "-", f"{sent[0]:.1f} MB, {sent[1]:.1f} MB"]
+        lines.append("| " + " | ".join([*cells, ", ".join(f"{one['after']:.2f}" for one in found)]) + " |")
+    if "carried" in told:
+        lines.insert(
+            2, f"| before | {told['before']:.2f} | {told['before']:.2f} | {told['large_before']:.2f} | - | - |"
+        )
+        up, down = (100 * told["carried"][key] for key in ("up", "down"))
+        lines += ["", f"{down:.0f} % of the small model's places get an answer of SmolLM2's, {up:.0f} % the other way."]
+    return "\n".join(lines) if told else "no result yet: run --cells first"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, and sample deviation where there are several."""
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def run_cells(task: Task, folder: Path, names: Sequence[str], minutes: float, *, write: bool) -> None:

@@ -13,6 +13,8 @@ import lichen
 from lichen.core.errors import LichenError
 from lichen.core.store import load_tree
 from lichen.data.pool import load_pool
+from lichen.models.api_local import LocalFM
+from lichen.models.judge import Judge
 from lichen.models.load import load_causal
 from lichen.recipes.commons import commons_of
 from lichen.recipes.prepare import gather
@@ -246,3 +248,16 @@ def test_a_teacher_over_http_says_the_same_fails_at_times_and_sees_no_private_ro
     assert not any(text in seen for text in private)
     assert remote.summary["columns"]["base"] is None, "scoring the teacher would have shown it the clients' test rows"
     assert "fm.bytes.private" not in remote.summary["extra"]
+
+
+def test_what_is_judged_is_held_against_public_rows(home: Path, runs: Any) -> None:
+    result = runs("judged")
+    commons = commons_of(whole := values(home, WAYS["judged"]), gather(whole))
+    judge = Judge(LocalFM(*load_causal(home / "model")), about="w2 w3", kind="w1")
+    real = [record.text for record in (*commons.labelled, *commons.unlabelled)]
+    kept = [row.text for row in load_pool(result.folder / "pool.jsonl").rows]
+    dropped = json.loads((result.folder / "dropped.json").read_text())
+    assert {one["rule"] for one in dropped.values()} <= {"fluency", "harm"}
+    assert len(kept) + len(dropped) == result.summary["extra"]["synthetic.written"]
+    assert float(judge.fluency(kept).min()) >= float(judge.fluency(real).quantile(0.01))
+    assert float(judge.harm(kept).max()) <= float(judge.harm(real).quantile(0.99))

@@ -30,7 +30,7 @@ from lichen.core.seeds import numpy_generator
 from lichen.core.store import write_atomic
 from lichen.data.record import Record
 
-__all__ = ["Pool", "Row", "load_pool", "mix", "save_pool"]
+__all__ = ["Pool", "Row", "drawn", "load_pool", "mix", "save_pool"]
 
 
 @final
@@ -178,14 +178,19 @@ def mix(real: Sequence[Record], pool: Pool, *, share: float, seed: int, client: 
     Raises:
         LichenError: if the share is out of range: all but replacing the real rows is not offered.
     """
+    return [*real, *(pool.rows[i].record(client=client) for i in drawn(len(real), len(pool.rows), share, seed))]
+
+
+def drawn(real: int, written: int, share: float, seed: int) -> list[int]:
+    """Which of so many written rows come beside so many real ones, rising; arguments and errors of :func:`mix`."""
     if not 0 <= share < 1:
         raise LichenError(
             f"a synthetic share of {share} leaves no room for real rows", where="pool.share", fix="use 0 to below 1"
         )
     # A hair more than the quotient, which may lie a hair under a whole number.
-    room = math.floor(share / (1 - share) * len(real) + 1e-9)
-    drawn = numpy_generator(seed, "pool").permutation(len(pool.rows))[:room]
-    return [*real, *(pool.rows[i].record(client=client) for i in sorted(drawn.tolist()))]
+    room = math.floor(share / (1 - share) * real + 1e-9)
+    found: list[int] = numpy_generator(seed, "pool").permutation(written)[:room].tolist()
+    return sorted(found)
 
 
 def save_pool(path: Path, pool: Pool) -> None:

@@ -32,10 +32,15 @@ from lichen.core.seeds import derive, numpy_generator
 from lichen.models.api import Generator
 from lichen.models.tidy import size, tidy
 
-__all__ = ["Label", "Way", "Writer", "Written"]
+__all__ = ["Label", "Way", "Writer", "Written", "prompt_mark"]
 
 Label = str | int
 Way = Literal["rephrase", "fill", "continue"]
+
+
+def prompt_mark(prompt: str) -> str:
+    """A prompt's digest, 16 hex digits: what a pool says of it."""
+    return hashlib.sha256(prompt.encode(errors="replace")).hexdigest()[:16]
 
 
 @final
@@ -201,8 +206,7 @@ class Writer:
             for row, (prompt, own), text in zip(rows, asked, told, strict=True):
                 text = tidy(f"{heads[row]} {text.strip()}", kind=self.kind, least=self.least, stop=stop)
                 if size(text) >= self.least and text.casefold() not in shown:
-                    mark = hashlib.sha256(prompt.encode(errors="replace")).hexdigest()[:16]
-                    found[row] = Written(text=text, label=labels[row], prompt=mark, seed=own)
+                    found[row] = Written(text=text, label=labels[row], prompt=prompt_mark(prompt), seed=own)
         paid = self.fm.ledger.tokens_out - before
         for place, row in enumerate(sorted(found)):
             found[row] = replace(found[row], tokens=(paid + place) // len(found))

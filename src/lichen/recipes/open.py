@@ -41,7 +41,7 @@ class Opened:
         tokenizer: Its tokenizer; None without one.
         commons: The owners with their unlabelled rows, and the public rows.
         make: How rows become what the model reads.
-        public: The public rows without labels, if there are any.
+        public: The public rows without labels that a classifier learns from, if there are any.
         vocabulary: The student's words, where they were taken from public text.
     """
 
@@ -106,7 +106,8 @@ def open_recipe(recipe: Recipe, *, say: Callable[[str], None] = lambda _: None) 
     say(f"{len(owners)} clients, {sum(len(o.train) for o in owners):,} rows to train on")
     model, foundation, tokenizer = cohort_of(recipe, classes, owners)
     make, apart = encode(recipe, tokenizer, classes), recipe.data.form == "stream"
-    public: Shard | None = make(commons.unlabelled) if commons.unlabelled else None
+    # A language model learns from what a teacher wrote after public rows, not from these.
+    public: Shard | None = make(commons.unlabelled) if commons.unlabelled and classes else None
     words: Frequent | None = None
     if model is None and isinstance(public, TextShard):
         words = words_of(public, tokenizer)

@@ -7,12 +7,11 @@ calls may cost money. What help does beyond that and a plan does not count is sa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from lichen.clients.sequence import prompt_of
-from lichen.models.api import Generator
 from lichen.recipes.expect import Cost, Expected
 from lichen.recipes.faces import Faces
 from lichen.recipes.open import Opened
@@ -75,13 +74,9 @@ def _asked(
 
     def speak(rows: int, tokens: int) -> object:
         fm = faces.writer(plan.name, plan.endpoint, plan.may_see, chat=not plan.plain).of("public")
-        return _written(fm, prompts[:rows], tokens)
+        return fm.generate(prompts[:rows], seeds=[0] * rows, most=tokens, temperature=0.0)
 
     return len(prompts), plan.most, plan.endpoint is not None, speak
-
-
-def _written(fm: Generator, prompts: Sequence[str], tokens: int) -> list[str]:
-    return fm.generate(prompts, seeds=[0] * len(prompts), most=tokens, temperature=0.0)
 
 
 def _seconds(ask: Callable[[int, int], object], rows: int, tokens: int) -> float:

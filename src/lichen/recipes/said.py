@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 from lichen.clients.sequence import prompt_of, sequences
 from lichen.core.errors import LichenError
-from lichen.core.seeds import derive, numpy_generator
-from lichen.data.pool import Pool, Row, save_pool
+from lichen.core.seeds import derive
+from lichen.data.pool import Pool, Row, drawn
 from lichen.data.records import Record
+from lichen.models.writer import prompt_mark
 from lichen.recipes.faces import Faces
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.open import Opened
+from lichen.recipes.writing import put
 
 __all__ = ["beside", "said"]
 
@@ -45,11 +46,8 @@ def said(
         raise LichenError(
             f"{fm.name} wrote nothing usable", where="teacher", fix="raise teacher.most, or use another model"
         )
-    if folder.ranks.first:
-        wrote = [Row(_answer(r), model=fm.name, prompt=_digest(prompt_of(r))) for r in rows]
-        save_pool(folder.path / "pool.jsonl", Pool().grow(wrote, generation=0))
-        told = {str(i): {"rule": rule, "why": why} for i, (rule, why) in sifted.dropped.items()}
-        folder.write_json("dropped.json", told)
+    wrote = [Row(_answer(r), model=fm.name, prompt=prompt_mark(prompt_of(r))) for r in rows]
+    put(folder, Pool().grow(wrote, generation=0), sifted)
     return rows, {"answers": float(len(asked)), "answers.kept": float(len(rows))}
 
 
@@ -60,19 +58,13 @@ def beside(opened: Opened, rows: Rows) -> tuple[tuple[Rows, ...], int]:
     """
     recipe, out, sent = opened.bench.recipe, list[Rows](), 0
     assert recipe.teacher is not None
-    share = recipe.teacher.share
     for owner in opened.owners:
-        room = int(share / (1 - share) * len(owner.train) + 1e-9)
-        order = numpy_generator(derive(recipe.seed, "said", owner.name), "rows").permutation(len(rows))
-        part = [rows[i] for i in sorted(order[:room].tolist())]
-        sent += sum(len((prompt_of(r) + _answer(r)).encode()) for r in part)
+        seed = derive(recipe.seed, "said", owner.name)
+        part = [rows[i] for i in drawn(len(owner.train), len(rows), recipe.teacher.share, seed)]
+        sent += sum(len((prompt_of(r) + _answer(r)).encode(errors="replace")) for r in part)
         out.append((*owner.train, *part))
     return tuple(out), sent
 
 
 def _answer(record: Record) -> str:
     return record.messages[-1]["content"] if record.messages else record.text
-
-
-def _digest(prompt: str) -> str:
-    return hashlib.sha256(prompt.encode()).hexdigest()[:16]

@@ -51,6 +51,11 @@ class Asked(Section):
     tries: Positive = Field(default=6, description="how often a call is made at most")
 
 
+OF_CLASSES = {"kind", "template", "words", "calibrate", "top_k", "temperature", "weight", "confident", "layers"}
+OF_CLASSES |= {"select", "public_batch"}
+"""Keys of a teacher that say nothing where it writes."""
+
+
 class Teacher(Section):
     """A foundation model reached only through its answers."""
 
@@ -101,10 +106,8 @@ class Teacher(Section):
         if self.tells == "text":
             if self.endpoint is None and "name" not in self.model_fields_set:
                 raise ValueError("teacher.name: is an encoder's, which cannot write; name a language model")
-            given = self.model_fields_set & {"kind", "template", "words", "calibrate", "top_k", "temperature", "weight"}
-            given |= self.model_fields_set & {"confident", "layers", "select", "public_batch"}
-            if given:
-                raise ValueError(f"teacher.{min(given)}: is of answers with classes; leave it out where it tells text")
+            if strange := self.model_fields_set & OF_CLASSES:
+                raise ValueError(f"teacher.{min(strange)}: is of answers with classes; leave it out beside tells: text")
         if self.layers and (self.at == "clients" or self.kind != "head"):
             raise ValueError("teacher.layers: need the teacher's own layers at the server; use kind head, at: both")
         return self

@@ -24,7 +24,7 @@ from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.seeds import derive, numpy_generator
 from lichen.core.store import ClientStore
-from lichen.data.filters import Filter, Rule, duplicates, flagged, junk, length, repetition, scored
+from lichen.data.filters import Filter, Rule, Sifted, duplicates, flagged, junk, length, repetition, scored
 from lichen.data.pool import Pool, Row, mix, save_pool
 from lichen.data.records import Record
 from lichen.data.shards import ArrayShard, EvalSource
@@ -42,7 +42,7 @@ from lichen.recipes.schema_help import Synthetic
 from lichen.server.mean import Mean
 from lichen.transforms.accountant import delta_for, sigma_for
 
-__all__ = ["Wrote", "given", "wrote"]
+__all__ = ["Wrote", "given", "put", "writer_of", "wrote"]
 
 Say = Callable[[str], None]
 
@@ -99,10 +99,7 @@ def wrote(
         raise LichenError(
             "nothing that was written passed the filters", where="synthetic", fix=f"{sifted}; ask another way"
         )
-    if folder.ranks.first:
-        save_pool(folder.path / "pool.jsonl", kept)
-        told = {str(i): {"rule": rule, "why": why} for i, (rule, why) in sifted.dropped.items()}
-        folder.write_json("dropped.json", told)
+    put(folder, kept, sifted)
     extra: dict[str, float | str | None] = {
         "synthetic.written": float(len(made.pool.rows)),
         "synthetic.kept": float(len(kept.rows)),
@@ -111,6 +108,14 @@ def wrote(
     return replace(
         made, pool=kept, extra={**made.extra, **extra}, bytes_up=made.bytes_up + up, bytes_down=made.bytes_down + down
     )
+
+
+def put(folder: RunFolder, pool: Pool, sifted: Sifted) -> None:
+    """``pool.jsonl`` with what passed, and ``dropped.json`` with why the rest did not."""
+    if folder.ranks.first:
+        save_pool(folder.path / "pool.jsonl", pool)
+        told = {str(i): {"rule": rule, "why": why} for i, (rule, why) in sifted.dropped.items()}
+        folder.write_json("dropped.json", told)
 
 
 def writer_of(opened: Opened, faces: Faces, section: Synthetic) -> Writer:
