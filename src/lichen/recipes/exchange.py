@@ -40,6 +40,7 @@ from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event
 from lichen.recipes.adapt import Column, Watch, choose
 from lichen.recipes.bench import grid_name, participants, values_N
+from lichen.recipes.classes import save_class_names
 from lichen.recipes.done import Done, classified, majority
 from lichen.recipes.exchange_end import Trained, bytes_of, ensemble_column, save_models, told_by_kind
 from lichen.recipes.exchange_parts import ByKind, averaged, engine_of, private, server
@@ -68,6 +69,7 @@ def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> D
         LichenError: whatever does not fit, by its key.
     """
     opened, unequal = open_unequal(recipe, say)
+    save_class_names(folder, opened.classes)
     trained = _federated(unequal, folder, watch)
     columns = {"federated": trained.column}
     if "alone" in recipe.compare.columns:

@@ -27,6 +27,7 @@ from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event
 from lichen.recipes.adapt import Column, among
 from lichen.recipes.bench import values_N
+from lichen.recipes.classes import save_class_names
 from lichen.recipes.commons import commons_of, labelled_of
 from lichen.recipes.done import Done, classified, majority
 from lichen.recipes.featured import encoder_of, featured
@@ -153,6 +154,7 @@ def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None
         fetch_named(recipe, say)
     records = gather(recipe)
     classes = classes_of(recipe, records)
+    save_class_names(folder, classes)
     owners = labelled_of(commons_of(recipe, records).owners)
     features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
     make = featured(recipe, features, tokenizer, classes)

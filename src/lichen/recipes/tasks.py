@@ -19,6 +19,7 @@ from lichen.engines.local import LocalEngine
 from lichen.models.peft_format import has_peft_format, save_adapter
 from lichen.recipes.adapt import Column, Watch, adapt, among, room_of
 from lichen.recipes.bench import Bench, values_N
+from lichen.recipes.classes import save_class_names
 from lichen.recipes.done import Done, classified, gained, majority
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.help import help_of
@@ -37,6 +38,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done
     with folder.ranks.ahead():
         fetch_named(recipe, say)
     opened = open_recipe(recipe, say=say)
+    save_class_names(folder, opened.classes)
     helped = help_of(opened, folder, say)
     columns = {**helped.columns, **adapt(helped.bench, folder, watch, say, plain=opened.bench)}
     best = columns["federated"].shared or {}
@@ -125,6 +127,8 @@ def _save(opened: Opened, folder: RunFolder, best: Tree) -> None:
                 patch=patch,
             )
             opened.tokenizer.save_pretrained(folder.path / "adapter")
+            if opened.classes:
+                folder.write_json("adapter/classes.json", list(opened.classes))
             return
         except LichenError:
             if not patch and has_peft_format(spec):
