@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from lichen.core.visible import clipped, visible
+
 __all__ = ["LichenError"]
+
+_LONGEST = 1000
+"""Letters of each part at most: what is quoted may come from a file with a hundred thousand columns."""
+
+
+def _told(part: str) -> str:
+    """On one line, of bounded length, and with nothing that steers a terminal."""
+    return clipped(visible(clipped(part, _LONGEST).replace("\n", " ")), _LONGEST)
 
 
 class LichenError(Exception):
     """Bad input, told in one sentence, with the place it was found and how to mend it.
+
+    What is quoted in it may come from a stranger's file: it is shortened, and cannot steer a terminal.
 
     Args:
         what: What is wrong, in plain words.
@@ -19,6 +31,7 @@ class LichenError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        what, where, fix = (_told(part) for part in (what, where, fix))
         self.what, self.where, self.fix = what, where, fix
         head = f"{where}: {what}" if where else what
         super().__init__(f"{head}\n  fix: {fix}" if fix else head)

@@ -1,33 +1,175 @@
-"""Read the user's own files, and hub data sets, as plain rows; every complaint names file and line."""
+"""Read the user's own files, and hub data sets, as plain rows; every complaint names file and line.
+
+There is one way to read a file, whoever asks: what ``lichen init`` sees is what a run learns from.
+"""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Mapping
+import os
+import re
+import stat
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lichen.core.errors import LichenError
+from lichen.core.visible import clipped, listed
+from lichen.data.delimited import delimited_rows, form_of
+from lichen.data.encodings import encoding_of
 from lichen.data.entries import near_names
+from lichen.data.json_rows import json_rows, line_rows
+from lichen.data.parquet_rows import parquet_rows, plain
 
-__all__ = ["Row", "data_files", "read_hub", "read_rows"]
+__all__ = ["Row", "data_files", "kind_of", "owners_of_files", "read_hub", "read_notes", "read_rows", "rows_of"]
 
 Row = Mapping[str, Any]
+
+MOST_FILES = 100_000
+
+_SPLIT_NAMES = re.compile(
+    r"(train|training|test|testing|valid|validation|val|dev|eval|data)(-\d+-of-\d+(-\w+)?)?|part-\d{4,}.*"
+)
+"""Names of files and folders that say what rows are for, and not whose they are."""
+
+_NOT_READ: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), ("an Excel file", "save it as CSV in UTF-8")),
+    **dict.fromkeys((".arrow", ".feather", ".orc", ".avro"), ("a file of another table format", "write it as Parquet")),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".bz2", ".xz", ".zst", ".rar"), ("an archive", "unpack it")),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".npy", ".npz"), ("a file of Python's own", "write it as JSONL")),
+    **dict.fromkeys((".txt", ".md", ".log"), ("a text without rows", 'write {"text": "..."} a line, as .jsonl')),
+    **dict.fromkeys((".docx", ".doc", ".pdf", ".html"), ("a document", 'write {"text": "..."} a line, as .jsonl')),
+}
+
+
+def kind_of(path: Path) -> str:
+    """The ending that says how a file is read, without ``.gz``; empty where it is not read.
+
+    >>> kind_of(Path("a.CSV.gz")), kind_of(Path("notes.md"))
+    ('.csv', '')
+    """
+    ending = Path(path.name.lower().removesuffix(".gz")).suffix
+    return ending if ending in _READERS else ""
+
+
+def _stem(path: Path) -> str:
+    """A file's name without its ending, or endings: ``ann`` of ``ann.csv.gz``."""
+    name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
+    return Path(name).stem
 
 
 def data_files(path: Path) -> list[Path]:
     """The file itself, or all readable files under a folder in name order.
 
+    Hidden files and folders are left out, and what systems leave behind; a folder is entered once, whatever
+    links lead to it.
+
     Raises:
-        LichenError: if a folder has none.
+        LichenError: if a folder has none, or the path is neither a file nor a folder.
+    """
+    try:
+        return _walk(path)[0]
+    except OSError as error:
+        raise LichenError(f"cannot be read: {error.strerror or error}", where=str(path), fix="check the path") from None
+
+
+def _walk(path: Path) -> tuple[list[Path], list[str]]:
+    """The files to read, and the names of those that are left out."""
+    if not path.is_dir():
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise LichenError("is a pipe or a device, not a file", where=str(path), fix="write its rows to a file")
+        return [path], []
+    found: list[Path] = []
+    left: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for home, folders, names in os.walk(path, followlinks=True):
+        about = os.stat(home)
+        if (about.st_dev, about.st_ino) in seen:
+            folders[:] = []
+            left.append(f"{os.path.relpath(home, path)} (a second way to a folder)")
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        for file in (Path(home) / name for name in sorted(names) if not _hidden(name)):
+            if kind_of(file) and file.is_file():
+                found.append(file)
+            else:
+                left.append(str(file.relative_to(path)))
+        if len(found) + len(left) > MOST_FILES:
+            raise LichenError(
+                f"holds more than {MOST_FILES:,} files", where=str(path), fix="name the folder with the data"
+            )
+    if not found:
+        endings = ", ".join(sorted(_READERS))
+        fix = f"put {endings} files in it"
+        raise LichenError(
+            f"holds no data files{f', only {listed(left, most=3)}' if left else ''}", where=str(path), fix=fix
+        )
+    return sorted(found), left
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith((".", "~$")) or name in ("__MACOSX", "__pycache__")
+
+
+def owners_of_files(path: Path, files: Sequence[Path]) -> dict[Path, str]:
+    """Whose rows a file holds where no column says so: that of its folder, else its own name.
+
+    Folders count from the deepest one that all files share. A folder or file called ``train``, ``test`` and the
+    like names nobody: such a file belongs to its folder's client, and to none where it has no such folder. Where
+    all files would be one client's, they are nobody's.
     """
     if path.is_file():
-        return [path]
-    found = sorted(f for f in path.rglob("*") if f.suffix.lower() in _READERS and f.is_file())
-    if not found:
-        raise LichenError("holds no data files", where=str(path), fix=f"put {', '.join(sorted(_READERS))} files in it")
-    return found
+        return {path: ""}
+    root = Path(os.path.commonpath([file.parent for file in files]))
+    folders = {file: [step for step in file.parent.relative_to(root).parts if not _splits(step)] for file in files}
+    owners = {file: "/".join(steps) or ("" if _splits(_stem(file)) else _stem(file)) for file, steps in folders.items()}
+    # Two files of one name and other endings in one folder are two clients.
+    if len(set(owners.values())) == 1:
+        return dict.fromkeys(files, "")
+    alike = Counter((file.parent, _stem(file)) for file in files if not folders[file])
+    return {
+        file: file.name if owner and not folders[file] and alike[file.parent, _stem(file)] > 1 else owner
+        for file, owner in owners.items()
+    }
+
+
+def _splits(name: str) -> bool:
+    """Whether a name says what rows are for, such as ``test`` or ``train-00000-of-00002``."""
+    return _SPLIT_NAMES.fullmatch(name.lower()) is not None
+
+
+def rows_of(path: Path) -> Iterator[Row]:
+    """The rows of one file, one by one.
+
+    Raises:
+        LichenError: if the ending is unknown, or the file cannot be read as what it claims to be.
+    """
+    kind = kind_of(path)
+    if not kind:
+        ending = Path(path.name.lower().removesuffix(".gz")).suffix
+        if ending in _NOT_READ:
+            what, fix = _NOT_READ[ending]
+            raise LichenError(f"is {what} ({ending}), which is not read", where=str(path), fix=fix)
+        raise LichenError(
+            f"cannot read {clipped(ending, 20) or 'files without an ending'}",
+            where=str(path),
+            fix=f"use one of: {', '.join(sorted(_READERS))}",
+        )
+    try:
+        data_files(path)
+        yield from _READERS[kind](path)
+    except UnicodeError as error:
+        about = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
+        raise LichenError(
+            f"is not whole {encoding_of(path).upper()} text{about}", where=str(path), fix="save it as UTF-8"
+        ) from None
+    except EOFError:
+        raise LichenError("ends before its packed text does", where=str(path), fix="pack it again") from None
+    except (OSError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or clipped(str(error), 200)
+        raise LichenError(f"cannot be read: {why}", where=str(path), fix="check the file") from None
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -36,90 +178,30 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         LichenError: if the ending is unknown, or the file cannot be read as what it claims to be.
     """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise LichenError(
-            f"cannot read {path.suffix or 'files without an ending'}",
-            where=str(path),
-            fix=f"use one of: {', '.join(sorted(_READERS))}",
-        )
-    try:
-        return reader(path)
-    except UnicodeDecodeError as error:
-        raise LichenError(f"is not UTF-8 text (byte {error.start})", where=str(path), fix="save it as UTF-8") from None
-    except OSError as error:
-        raise LichenError(f"cannot be read: {error.strerror or error}", where=str(path), fix="check the file") from None
+    return list(rows_of(path))
 
 
-def _jsonl(path: Path) -> list[Row]:
-    rows: list[Row] = []
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                rows.append(_object(_json(line, f"{path}, line {number}"), f"{path}, line {number}"))
-    return rows
+def read_notes(path: Path) -> list[str]:
+    """What was assumed or left out in reading a file or folder, as sentences: letters, delimiters, skipped files.
 
-
-def _json_file(path: Path) -> list[Row]:
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.strip():
-        return []
-    whole = _json(text, str(path))
-    if isinstance(whole, dict):
-        lists = [v for v in whole.values() if isinstance(v, list)]
-        if len(lists) != 1:
-            raise LichenError("must be a list of objects", where=str(path), fix="write [{...}, {...}], or use .jsonl")
-        whole = lists[0]
-    if not isinstance(whole, list):
-        raise LichenError("must be a list of objects", where=str(path), fix="write [{...}, {...}], or use .jsonl")
-    return [_object(row, f"{path}, row {number}") for number, row in enumerate(whole, start=1)]
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise LichenError(f"is not valid JSON: {what}", where=where, fix="mend or delete it") from None
-    except RecursionError:
-        raise LichenError("is nested too deeply", where=where, fix="mend or delete it") from None
-
-
-def _object(value: Any, where: str) -> Row:
-    if not isinstance(value, dict):
-        raise LichenError(f"is a {type(value).__name__}, not an object", where=where, fix='write {"text": "..."}')
-    return value
-
-
-def _csv(path: Path) -> list[Row]:
-    rows: list[Row] = []
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for row in reader:
-                # DictReader puts surplus cells under None; a shorter row gets None cells, which read as empty.
-                if None in row:
-                    raise csv.Error("more cells than the first line has columns")
-                rows.append(row)
-        except csv.Error as error:
-            raise LichenError(
-                f"is not valid CSV: {error}",
-                where=f"{path}, line {reader.reader.line_num}",
-                fix="quote cells that hold commas or line breaks, or use .jsonl",
-            ) from None
-    return rows
-
-
-def _parquet(path: Path) -> list[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        rows: list[Row] = pq.read_table(path).to_pylist()
-    except pa.ArrowException as error:
-        why = str(error).splitlines()[0]
-        raise LichenError(f"is not a readable parquet file: {why}", where=str(path), fix="write it again") from None
-    return rows
+    Raises:
+        LichenError: if it cannot be read.
+    """
+    files, left = _walk(path)
+    notes: dict[str, list[str]] = {}
+    for file in files:
+        if kind_of(file) == ".parquet":
+            continue
+        encoding = encoding_of(file)
+        parts = [] if encoding.startswith("utf-8") else [encoding.upper().replace("CP1252", "Windows-1252")]
+        if _READERS[kind_of(file)] is delimited_rows and (words := form_of(file).words):
+            parts.append(words)
+        if parts:
+            notes.setdefault(", ".join(parts), []).append(str(file.relative_to(path)) if file != path else file.name)
+    told = [f"{listed(names, most=3)}: read as {how}" for how, names in notes.items()]
+    if left:
+        told.append(f"left out, no data: {listed(left, most=5)}")
+    return told
 
 
 def read_hub(name: str) -> list[Row]:
@@ -137,7 +219,7 @@ def read_hub(name: str) -> list[Row]:
             fix=f"pip install 'lichen[hub]', or use one of: {near_names(name, 'data')}",
         ) from None
     try:
-        return list(load_dataset(name, split="train"))
+        return [{key: plain(value) for key, value in row.items()} for row in load_dataset(name, split="train")]
     except Exception as error:
         # The hub client raises many kinds; the user needs its first line, not its traceback.
         why = (str(error).splitlines() or [type(error).__name__])[0]
@@ -146,9 +228,12 @@ def read_hub(name: str) -> list[Row]:
         ) from None
 
 
-_READERS: Mapping[str, Callable[[Path], list[Row]]] = {
-    ".csv": _csv,
-    ".json": _json_file,
-    ".jsonl": _jsonl,
-    ".parquet": _parquet,
+_READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
+    ".csv": delimited_rows,
+    ".json": json_rows,
+    ".jsonl": line_rows,
+    ".ndjson": line_rows,
+    ".parquet": parquet_rows,
+    ".tab": delimited_rows,
+    ".tsv": delimited_rows,
 }

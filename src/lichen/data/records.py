@@ -6,31 +6,37 @@ A name is a catalog entry, a local file or folder, or a hub id; what comes out i
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lichen.core.errors import LichenError
+from lichen.core.visible import clipped, listed
 from lichen.data import files
 from lichen.data.catalog import CATALOG, fetch, looks_like_hub_id
 from lichen.data.entries import near_names
 from lichen.data.readers import READERS
 from lichen.data.record import Record
+from lichen.data.turns import turns_of
 
 __all__ = ["ROLES", "Record", "load_records"]
 
 ROLES = ("client", "text", "prompt", "completion", "messages", "label", "group")
 """What a column can be used as; ``completion`` is the text that follows a prompt."""
 
-PATH_CLIENTS = ("file", "folder", "none")
+PATH_CLIENTS = ("auto", "file", "folder", "none")
+
+_TEXTS = ("text", "prompt", "completion")
+
+Columns = Mapping[str, str | Sequence[str]]
+"""The user's column for each role, or several that are joined in order."""
 
 
 def load_records(
     name: str,
     *,
-    columns: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
     path_client: str = "file",
     say: Callable[[str], None] | None = None,
 ) -> list[Record]:
@@ -39,11 +45,12 @@ def load_records(
     A role without a column of its own uses the column that bears the role's name, if there is one.
 
     Args:
-        name: Catalog name; a ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file; a folder of such
-            files; or a hub id, of which the ``train`` split is read.
-        columns: The user's column for each role of :data:`ROLES`.
+        name: Catalog name; a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file, also packed with
+            gzip; a folder of such files; or a hub id, of which the ``train`` split is read.
+        columns: The user's column for each role of :data:`ROLES`. Several are joined in order: texts with an
+            empty line between them, conversations end to end.
         path_client: The client of rows without a client column: the ``file`` (its name without ending),
-            the ``folder`` it lies in, or ``none``.
+            the ``folder`` it lies in, ``none``, or ``auto``: by :func:`lichen.data.files.owners_of_files`.
         say: Called with a line for the user, such as the number of empty rows that were dropped.
 
     Raises:
@@ -61,11 +68,15 @@ def load_records(
     if path.exists():
         records: list[Record] = []
         empty = 0
-        tables = [(file, files.read_rows(file)) for file in files.data_files(path)]
+        found = files.data_files(path)
+        owners = files.owners_of_files(path, found) if path_client == "auto" else {}
+        tables = [(file, files.read_rows(file)) for file in found]
         # One table for the column check: a key that only some files carry is still a column.
         known = _resolve(columns, _names(row for _, rows in tables for row in rows), where=str(path))
         for file, rows in tables:
-            client = {"file": file.stem, "folder": file.parent.name, "none": ""}[path_client]
+            client = (
+                owners[file] if owners else {"file": file.stem, "folder": file.parent.name, "none": ""}[path_client]
+            )
             made = [_record(row, known, client, f"{file}, row {i}") for i, row in enumerate(rows, start=1)]
             kept = [r for r in made if _holds_something(r)]
             empty += len(made) - len(kept)
@@ -89,10 +100,14 @@ def load_records(
     return records
 
 
-def _from_catalog(name: str, columns: Mapping[str, str], say: Callable[[str], None] | None) -> list[Record]:
+def _from_catalog(name: str, columns: Columns, say: Callable[[str], None] | None) -> list[Record]:
     if name not in READERS:
         raise LichenError(f"{name!r} is a model", where="data.name", fix=f"data: {near_names('', 'data')}")
-    return READERS[name](fetch(name, say=say), columns)
+    single = {role: column for role, column in columns.items() if isinstance(column, str)}
+    if len(single) < len(columns):
+        role = next(role for role in columns if role not in single)
+        raise LichenError(f"{name} joins no columns", where=f"data.columns.{role}", fix="name one column")
+    return READERS[name](fetch(name, say=say), single)
 
 
 def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -102,15 +117,23 @@ def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(seen)
 
 
-def _resolve(columns: Mapping[str, str], names: Sequence[str], *, where: str) -> dict[str, str]:
-    for role, column in columns.items():
-        if column not in names:
-            raise LichenError(
-                f"{where} has no column {column!r}",
-                where=f"data.columns.{role}",
-                fix=f"columns are: {', '.join(names) or 'none, it is empty'}",
-            )
-    known = {role: role for role in ROLES if role in names} | dict(columns)
+def _resolve(columns: Columns, names: Sequence[str], *, where: str) -> dict[str, tuple[str, ...]]:
+    wanted = {role: (some,) if isinstance(some, str) else tuple(some) for role, some in columns.items()}
+    have = set(names)
+    for role, several in wanted.items():
+        if role in ("client", "label", "group") and len(several) != 1:
+            raise LichenError("is one column", where=f"data.columns.{role}", fix="name one")
+        for column in several:
+            if column not in have:
+                raise LichenError(
+                    f"{where} has no column {clipped(column, 60)!r}",
+                    where=f"data.columns.{role}",
+                    fix=f"columns are: {listed(names, near=column) or 'none, it is empty'}",
+                )
+    known = {role: (role,) for role in ROLES if role in have} | wanted
+    if "messages" in wanted:
+        # Conversations may lie in columns called prompt and completion, which then hold no texts.
+        known = {role: some for role, some in known.items() if role in wanted or role not in _TEXTS}
     if "completion" in columns and "text" not in columns:
         known.pop("text", None)
     if "text" in columns:
@@ -121,23 +144,48 @@ def _resolve(columns: Mapping[str, str], names: Sequence[str], *, where: str) ->
         raise LichenError(
             f"{where} has no column 'text'",
             where="data.columns.text",
-            fix=f"name the column to learn from; columns are: {', '.join(names)}",
+            fix=f"name the column to learn from; columns are: {listed(names, near='text')}",
         )
     return known
 
 
-def _record(row: Mapping[str, Any], known: Mapping[str, str], client: str, where: str) -> Record:
+def _record(row: Mapping[str, Any], known: Mapping[str, tuple[str, ...]], client: str, where: str) -> Record:
     def cell(role: str) -> str:
-        value = row.get(known[role]) if role in known else None
-        return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+        found = (_text(row.get(column), column, where) for column in known.get(role, ()))
+        return "\n\n".join(text for text in found if text.strip())
 
     return Record(
         client=cell("client") or client,
         text=(cell("text") or cell("completion")).strip(),
         prompt=cell("prompt").strip(),
-        label=_label(row.get(known["label"])) if "label" in known else None,
-        messages=_messages(row.get(known["messages"]), where) if "messages" in known else (),
+        label=_label(row.get(known["label"][0])) if "label" in known else None,
+        messages=tuple(
+            turn for column in known.get("messages", ()) for turn in _messages(row.get(column), f"{where}, {column}")
+        ),
         group=cell("group"),
+    )
+
+
+def _text(value: Any, column: str, where: str) -> str:
+    """A cell as text; what is no text, number or truth value is refused."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise LichenError(
+                f"column {clipped(column, 60)!r} holds half a character, which is no text",
+                where=where,
+                fix="mend the row, or delete it",
+            )
+        return value
+    if isinstance(value, (bool, int, float)):
+        return str(value)
+    kinds: dict[type, str] = {dict: "an object", list: "a list", bytes: "bytes that are no text"}
+    kind = kinds.get(type(value), "no text")
+    raise LichenError(
+        f"column {clipped(column, 60)!r} holds {kind}, not a text",
+        where=where,
+        fix="name a column of texts in data.columns",
     )
 
 
@@ -153,9 +201,8 @@ def _messages(value: Any, where: str) -> tuple[Mapping[str, str], ...]:
     if value is None or value == "":
         return ()
     try:
-        turns = json.loads(value) if isinstance(value, str) else value
-        made = tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
-    except (ValueError, TypeError, KeyError):
+        made = tuple({"role": turn["role"], "content": turn["content"]} for turn in turns_of(value))
+    except (ValueError, TypeError, KeyError, RecursionError):
         made = ({"role": "", "content": None},)
     for turn in made:
         if turn["role"] not in ("system", "user", "assistant", "tool") or not isinstance(turn["content"], str):

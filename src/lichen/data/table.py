@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, final, overload
@@ -23,6 +24,9 @@ __all__ = ["WORTH_BYTES", "Some", "Table", "column_of", "kept_records"]
 
 WORTH_BYTES = 1 << 20
 """Smaller sources are parsed as quickly as they are found."""
+
+_CODE = ("table", "records", "readers", "files", "encodings", "delimited", "json_rows", "parquet_rows", "turns")
+"""What decides what is read, so that an edited file never finds what the old one left."""
 
 _SEPARATOR = "\x1e"
 _PLAIN = ("client", "text", "prompt", "group")
@@ -103,7 +107,11 @@ def column_of(records: Sequence[Record], name: str) -> Sequence[Any]:
 
 
 def kept_records(
-    source: Path, make: Callable[[], Sequence[Record]], *how: object, folder: Path | None = None
+    source: Path,
+    make: Callable[[], Sequence[Record]],
+    *how: object,
+    folder: Path | None = None,
+    files: Sequence[Path] | None = None,
 ) -> Sequence[Record]:
     """The records of a file or folder, parsed once.
 
@@ -112,13 +120,15 @@ def kept_records(
         make: Parses it.
         how: Whatever else decides what comes out, such as the columns.
         folder: Where kept tables lie; by default in the cache folder.
+        files: Which files of a folder are read; all of them if None.
     """
-    files = sorted(f for f in source.rglob("*") if f.is_file()) if source.is_dir() else [source]
+    if files is None:
+        files = sorted(f for f in source.rglob("*") if f.is_file()) if source.is_dir() else [source]
     if sum(f.stat().st_size for f in files) < WORTH_BYTES:
         return make()
-    held = [(str(f.relative_to(source.parent)), _sha256(f)) for f in files]
+    held = [(os.path.relpath(f, source.parent), _sha256(f)) for f in files]
     here = Path(__file__).parent
-    code = tuple(str(here / f"{name}.py") for name in ("table", "records", "readers", "files"))
+    code = tuple(str(here / f"{name}.py") for name in _CODE)
     return keep(key_of("records", held, how, code=code), make, write=_write, read=_read, folder=folder)
 
 

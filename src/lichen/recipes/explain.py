@@ -73,8 +73,9 @@ def expected(annotation: Any) -> str:
             other = "words" if items_of(arm) is None else "sections"
             words.append("a list of " + {int: "whole numbers", float: "numbers", str: "texts"}.get(inner, other))
         elif get_origin(arm) is dict:
-            each = {int: "a whole number", str: "a text"}.get(get_args(arm)[1], "a list")
-            words.append(f"keys with {each} each")
+            kind = get_args(arm)[1]
+            each = {int: "a whole number", str: "a text"}.get(kind, "a list")
+            words.append(f"keys with {expected(kind) if len(_arms(kind)) > 1 else each} each")
         elif section_of(arm) is not None:
             words.append("a section with keys")
         else:
@@ -153,6 +154,7 @@ def _place(root: type[BaseModel], loc: Sequence[str | int]) -> tuple[str | int, 
             section = section_of(annotation) or items_of(annotation) if annotation is not None else None
         elif isinstance(step, int) or (step != "[key]" and any(get_origin(arm) is dict for arm in _arms(annotation))):
             kept.append(step)
+            annotation = None  # below a key that the user named, texts name the arms of its union
     return tuple(kept)
 
 

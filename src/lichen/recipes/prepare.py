@@ -12,6 +12,7 @@ import numpy as np
 from lichen.core.errors import LichenError
 from lichen.core.seeds import numpy_generator
 from lichen.data.catalog import CATALOG, fetch
+from lichen.data.files import data_files
 from lichen.data.partition import by_client, dirichlet, iid, split
 from lichen.data.records import Record, load_records
 from lichen.data.shards import ArrayShard, Shard
@@ -53,7 +54,7 @@ def gather(recipe: Recipe) -> Sequence[Record]:
     """
     columns = {str(role): name for role, name in recipe.data.columns.items()}
     path = Path(recipe.data.name).expanduser()
-    path_client = "none" if path.is_file() else "file"
+    path_client = "none" if path.is_file() else "auto"
 
     def make() -> Sequence[Record]:
         return load_records(recipe.data.name, columns=columns, path_client=path_client)
@@ -63,7 +64,8 @@ def gather(recipe: Recipe) -> Sequence[Record]:
     if not source.exists() or (catalogued and CATALOG[recipe.data.name].registry == "bundled"):
         return _of_classes(recipe, make())
     name = recipe.data.name if catalogued else ""
-    return _of_classes(recipe, kept_records(source, make, name, sorted(columns.items()), path_client))
+    files = None if catalogued else data_files(source)
+    return _of_classes(recipe, kept_records(source, make, name, sorted(columns.items()), path_client, files=files))
 
 
 def _of_classes(recipe: Recipe, records: Sequence[Record]) -> Sequence[Record]:

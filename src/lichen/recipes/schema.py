@@ -44,9 +44,9 @@ class Data(Section):
     """The private data of the clients."""
 
     name: str = Field(description="catalog name, hub id, a file (JSONL, CSV, Parquet) or a folder with a file a client")
-    columns: dict[Literal["client", "text", "prompt", "completion", "messages", "label", "group"], str] = Field(
-        default_factory=dict, description="which of your columns plays which role"
-    )
+    columns: dict[
+        Literal["client", "text", "prompt", "completion", "messages", "label", "group"], str | tuple[str, ...]
+    ] = Field(default_factory=dict, description="which of your columns plays which role; several are joined in order")
     classes: tuple[str | int, ...] = Field(
         default=(),
         description="classify: only rows with one of these labels; none: all rows, and each has one",
