@@ -29,6 +29,11 @@ def test_digits_together_beat_digits_alone(tmp_path: Path) -> None:
     assert columns["federated"]["mean"] > columns["alone"]["mean"] + 0.1
     assert columns["federated"]["worst_decile"] > columns["alone"]["worst_decile"]
     assert result.summary["share_gaining"] == 1.0
+    each = str(result.summary["extra"]["test rows by class"])
+    tested = dict(pair.split() for pair in each.split(", "))
+    assert list(tested) == [str(digit) for digit in range(10)]
+    assert sum(int(count) for count in tested.values()) == 539  # 0.3 of 1,797, and of each digit's 174 to 183
+    assert all(51 <= int(count) <= 56 for count in tested.values())
     assert result.summary["clients"] == 10
     assert [e.report.round for e in read_trace(result.folder) if e.column == "federated"] == list(range(1, 7))
     assert {f.name for f in result.folder.iterdir()} >= {"summary.json", "curves.png", "clients.png", "model"}

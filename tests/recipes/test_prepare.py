@@ -172,15 +172,15 @@ def test_a_classifier_without_a_token_to_pad_with_is_refused(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("by", ["dirichlet", "iid"])
-def test_drawn_clients_share_one_test_set_with_equally_many_of_each_class(by: str) -> None:
+def test_drawn_clients_share_one_test_set_with_a_share_of_each_class(by: str) -> None:
     recipe = read_recipe("digits", [f"data.partition.by={by}", "data.partition.alpha=0.3", "data.partition.clients=8"])
     records = gather(recipe)
     owners = owners_of(recipe, records)
     assert len(owners) == 8
     assert all(o.test is owners[0].test for o in owners)
-    counts = Counter(str(r.label) for r in owners[0].test)
-    assert len(counts) == 10
-    assert len(set(counts.values())) == 1
+    counts, whole = (Counter(str(r.label) for r in rows) for rows in (owners[0].test, records))
+    assert all(abs(counts[label] - 0.3 * whole[label]) <= 1 for label in whole)
+    assert counts.total() == round(0.3 * len(records))
     tested = {r.features.tobytes() for r in owners[0].test if r.features is not None}
     learned = [
         r.features.tobytes() for o in owners for part in (o.train, o.valid) for r in part if r.features is not None
@@ -190,6 +190,102 @@ def test_drawn_clients_share_one_test_set_with_equally_many_of_each_class(by: st
     sizes = np.array([[sum(str(r.label) == c for r in o.train) for c in sorted(counts)] for o in owners])
     skew = (sizes.max(1) / sizes.sum(1)).mean()
     assert skew > 0.25 if by == "dirichlet" else skew < 0.2
+
+
+def parts_of(owners: tuple[Owner, ...]) -> tuple[list[Record], list[Record]]:
+    """What drawn owners learn from and choose by, and their common test set."""
+    return [r for o in owners for r in (*o.train, *o.valid)], list(owners[0].test)
+
+
+@pytest.mark.parametrize("by", ["dirichlet", "iid"])
+def test_a_rare_class_neither_shrinks_the_test_set_nor_goes_into_it_whole(tmp_path: Path, by: str) -> None:
+    rare = {3: "rare"}
+    rows = [{"said": f"words {i}", "mood": rare.get(i % 250, "ab"[i % 2])} for i in range(1000)]
+    rows[0]["mood"] = "once"
+    recipe = recipe_of(
+        write(tmp_path, rows), columns={"text": "said", "label": "mood"}, partition={"by": by, "clients": 5}
+    )
+    learned, tested = parts_of(prepared(recipe.model_copy(update={"data": recipe.data.model_copy(update=KEEP)})))
+    assert 195 <= len(tested) <= 205
+    assert Counter(r.label for r in tested)["rare"] == 1
+    assert Counter(r.label for r in learned)["rare"] == 3
+    assert Counter(r.label for r in learned)["once"] == 1
+    few = recipe.data.model_copy(update={**KEEP, "test_rows": 30})
+    learned, tested = parts_of(prepared(recipe.model_copy(update={"data": few})))
+    assert len(tested) == 30
+    assert {"a", "b"} <= {r.label for r in tested}
+
+
+KEEP = {"one_class": "keep", "unsplit": "drop"}
+
+
+@pytest.mark.parametrize("task", ["classify", "chat"])
+@pytest.mark.parametrize("split_by", ["row", "group"])
+def test_the_common_test_set_holds_no_copy_and_no_part_of_a_group(tmp_path: Path, task: str, split_by: str) -> None:
+    rows = [{"said": f"words {i % 60}", "mood": "ab"[i % 2], "talk": f"t{i // 5}"} for i in range(300)]
+    recipe = recipe_of(
+        write(tmp_path, rows),
+        task=task,
+        columns={"text": "said", "label": "mood", "group": "talk"},
+        partition={"by": "iid", "clients": 3},
+        split_by=split_by,
+        **KEEP,
+    )
+    if split_by == "group":  # sixty texts in sixty groups of five, each text five times: every test row has a copy
+        with pytest.raises(LichenError, match="no row to test on") as told:
+            prepared(recipe)
+        assert "split_by: row" in told.value.fix
+        rows += [{"said": f"other words {i}", "mood": "ab"[i % 2], "talk": f"u{i // 3}"} for i in range(90)]
+        write(tmp_path, rows)
+    learned, tested = parts_of(prepared(recipe))
+    assert tested
+    assert not {r.text for r in learned} & {r.text for r in tested}
+    if split_by == "group":
+        assert not {r.group for r in learned} & {r.group for r in tested}
+
+
+def test_a_users_group_called_test_is_a_group_like_any_other(tmp_path: Path) -> None:
+    rows = [{"said": f"words {i}", "mood": "ab"[i % 2], "talk": "test" if i < 4 else f"t{i}"} for i in range(200)]
+    columns = {"text": "said", "label": "mood", "group": "talk"}
+    recipe = recipe_of(write(tmp_path, rows), columns=columns, partition={"by": "iid", "clients": 2})
+    learned, tested = parts_of(prepared(recipe))
+    assert len(tested) == 40
+    assert len(learned) == 160
+    assert sum(r.group == "test" for r in tested) in (0, 4)
+
+
+def test_a_test_set_that_comes_with_the_data_stays_it(tmp_path: Path) -> None:
+    recipe = recipe_of(write(tmp_path, people()), partition={"by": "iid", "clients": 3})
+    rows = [Record(client="", text=f"words {i}", label="ab"[i % 2], held_out=i >= 90) for i in range(120)]
+    rows.append(Record(client="", text="Words  95", label="a"))
+    learned, tested = parts_of(owners_of(recipe, rows))
+    assert tested == rows[90:120]
+    assert len(learned) == 90  # the copy of a test row is out
+    few = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test_rows": 10})})
+    learned, tested = parts_of(owners_of(few, rows))
+    assert Counter(r.label for r in tested) == {"a": 5, "b": 5}
+    assert not any(r.held_out for r in learned)
+
+
+def test_short_answers_reach_every_part_of_every_client(tmp_path: Path) -> None:
+    rows = [
+        {"who": f"bank-{c}", "ask": f"headline {c}-{i}", "reply": ("up", "down", "flat")[i % 3], "case": f"{c}-{i}"}
+        for c in range(2)
+        for i in range(30)
+    ]
+    columns = {"client": "who", "prompt": "ask", "completion": "reply"}
+    for more in ({}, {"group": "case"}):
+        plain = recipe_of(write(tmp_path, rows), task="chat", columns={**columns, **more}, valid=0.1)
+        for owner in prepared(plain):
+            for part, each in ((owner.train, 7), (owner.valid, 1), (owner.test, 2)):
+                assert Counter(r.text for r in part) == {"up": each, "down": each, "flat": each}
+
+
+def test_held_out_rows_are_cut_to_some_of_every_class(tmp_path: Path) -> None:
+    rows = [{"who": "p", "said": f"words {i}", "mood": "a" if i < 80 else "b"} for i in range(100)]
+    (owner,) = prepared(recipe_of(write(tmp_path, rows), test_rows=5))
+    assert Counter(r.label for r in owner.test) == {"a": 4, "b": 1}
+    assert Counter(r.label for r in owner.valid) == {"a": 4, "b": 1}
 
 
 def test_owners_follow_from_the_seed_alone(tmp_path: Path) -> None:

@@ -1,22 +1,16 @@
-"""Who holds which row, and what is kept back for validation and test.
+"""Who holds which row: natural clients where the data have them, drawn ones where they have none.
 
-Natural clients where the data have them (:func:`by_client`), label skew where they have none
-(:func:`dirichlet`), an even spread to compare with (:func:`iid`). :func:`split` parts one client's rows
-without tearing a conversation apart and without leaving a text of training in what measures it.
+:func:`by_client` takes the data's own owners, :func:`dirichlet` draws label skew, :func:`iid` an even spread to
+compare with. What is kept back for validation and test: :mod:`lichen.data.split`.
 
 References:
     Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019,
-    arXiv:1905.12022 (each class is dealt out by one Dirichlet draw). Lee et al., "Deduplicating Training
-    Data Makes Language Models Better", ACL 2022, arXiv:2107.06499 (why duplicates spoil a test).
+    arXiv:1905.12022 (each class is dealt out by one Dirichlet draw).
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-import unicodedata
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -25,7 +19,7 @@ from lichen.core.seeds import numpy_generator
 from lichen.data.record import Record
 from lichen.data.table import column_of
 
-__all__ = ["by_client", "dirichlet", "iid", "normalise", "split"]
+__all__ = ["by_client", "dirichlet", "iid"]
 
 
 def by_client(records: Sequence[Record]) -> dict[str, np.ndarray]:
@@ -109,94 +103,3 @@ def dirichlet(
             richest = max(parts, key=len)
             part.append(richest.pop(int(generator.integers(len(richest)))))
     return [np.sort(np.array(part, dtype=np.int64)) for part in parts]
-
-
-def normalise(text: str) -> str:
-    """Text with case, accents' encoding, punctuation and spacing evened out, to find near-exact copies.
-
-    Text without any letter or digit keeps its signs.
-
-    >>> normalise("  Hello,   WORLD! ")
-    'hello world'
-    >>> normalise(":-)")
-    ':-)'
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+", folded)) or " ".join(folded.split())
-
-
-def _key(record: Record, duplicates: str) -> str:
-    if record.features is not None:
-        return hashlib.blake2b(record.features.tobytes(), digest_size=16).hexdigest()
-    text = record.text or "\n".join(turn["content"] for turn in record.messages)
-    return normalise(text) if duplicates == "text" else f"{normalise(record.prompt)}\x1f{normalise(text)}"
-
-
-def split(
-    records_of_client: Sequence[Record],
-    *,
-    valid: float,
-    test: float,
-    seed: int,
-    by: Literal["group", "row"] = "group",
-    duplicates: Literal["text", "pair"] = "text",
-) -> tuple[list[Record], list[Record], list[Record]]:
-    """Part one client's rows into ``(train, valid, test)``.
-
-    Units are dealt whole: groups, or rows (all copies of one text are one unit). The largest unit trains;
-    valid and test get at least one unit each where there are enough, test first. Rows of valid and
-    test whose normalised text also stands in train are dropped.
-
-    Args:
-        records_of_client: Rows of one client.
-        valid: Share of rows for validation, in [0, 1).
-        test: Share of rows for test, in [0, 1).
-        seed: Seed of the draw; give each client its own.
-        by: Keep groups together, or deal out single rows.
-        duplicates: What makes two rows copies: the ``text`` alone, or the ``pair`` of prompt and text
-            (for short answers that many prompts share).
-
-    Raises:
-        LichenError: if the shares do not leave anything to train on.
-    """
-    if not (0 <= valid < 1 and 0 <= test < 1 and valid + test < 1):
-        raise LichenError(f"shares are {valid} and {test}", where="data.split", fix="use shares that sum below 1")
-    keys = [_key(record, duplicates) for record in records_of_client]
-    units: dict[tuple[str, str], list[int]] = {}
-    for i, record in enumerate(records_of_client):
-        grouped = by == "group" and record.group
-        units.setdefault(("group", record.group) if grouped else ("text", keys[i]), []).append(i)
-    pool = list(units.values())
-    order = numpy_generator(seed, "split").permutation(len(pool))
-    pool = [pool[i] for i in order]
-    if not pool:
-        return [], [], []
-    largest = max(range(len(pool)), key=lambda i: len(pool[i]))
-    kept, pool = pool[largest], pool[:largest] + pool[largest + 1 :]
-    total = len(records_of_client)
-    test_rows, pool = _draw(pool, test * total)
-    valid_rows, pool = _draw(pool, valid * total)
-    train_rows = kept + [i for unit in pool for i in unit]
-    learned = {keys[i] for i in train_rows}
-
-    def rows(numbers: list[int], clean: bool) -> list[Record]:
-        return [records_of_client[i] for i in sorted(numbers) if not (clean and keys[i] in learned)]
-
-    return rows(train_rows, False), rows(valid_rows, True), rows(test_rows, True)
-
-
-def _draw(pool: list[list[int]], target: float) -> tuple[list[int], list[list[int]]]:
-    """Units in order as long as each brings the count nearer to ``target`` rows; the smallest if none does."""
-    if target <= 0 or not pool:
-        return [], pool
-    taken: list[int] = []
-    rest: list[list[int]] = []
-    for unit in pool:
-        if len(taken) + len(unit) / 2 <= target:
-            taken = taken + unit
-        else:
-            rest.append(unit)
-    if not taken:
-        smallest = min(range(len(rest)), key=lambda i: len(rest[i]))
-        taken = rest.pop(smallest)
-    return taken, rest

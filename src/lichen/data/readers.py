@@ -107,9 +107,10 @@ def sotu(folder: Path, columns: Mapping[str, str]) -> list[Record]:
     ]
 
 
-def _pictures(pixels_NHW: np.ndarray, labels_N: np.ndarray, *, highest: float, group: str = "") -> list[Record]:
+def _pictures(pixels_NHW: np.ndarray, labels_N: np.ndarray, *, highest: float, held_out: bool = False) -> list[Record]:
     x_NCHW = np.ascontiguousarray(pixels_NHW, dtype=np.float32)[:, None] / np.float32(highest)
-    return [Record(client="", label=int(y), group=group, features=x) for x, y in zip(x_NCHW, labels_N, strict=True)]
+    pairs = zip(x_NCHW, labels_N, strict=True)
+    return [Record(client="", label=int(y), features=x, held_out=held_out) for x, y in pairs]
 
 
 def mnist_5k(folder: Path, columns: Mapping[str, str]) -> list[Record]:
@@ -120,15 +121,15 @@ def mnist_5k(folder: Path, columns: Mapping[str, str]) -> list[Record]:
 
 
 def fashion_mnist(folder: Path, columns: Mapping[str, str]) -> list[Record]:
-    """Pictures ``(1, 28, 28)``, first those of group ``train``, then those of group ``test``."""
+    """Pictures ``(1, 28, 28)``, first those to train on, then those held out for tests."""
     _choose("fashion-mnist", columns, {}, [])
     records: list[Record] = []
-    for group, stem in (("train", "train"), ("test", "t10k")):
+    for held_out, stem in ((False, "train"), (True, "t10k")):
         images = gzip.decompress((folder / f"{stem}-images-idx3-ubyte.gz").read_bytes())
         labels = gzip.decompress((folder / f"{stem}-labels-idx1-ubyte.gz").read_bytes())
         # idx files: a head of 16 bytes before pixels and of 8 before labels, then plain bytes.
         pixels_NHW = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
-        records += _pictures(pixels_NHW, np.frombuffer(labels, np.uint8, offset=8), highest=255, group=group)
+        records += _pictures(pixels_NHW, np.frombuffer(labels, np.uint8, offset=8), highest=255, held_out=held_out)
     return records
 
 

@@ -24,6 +24,7 @@ class Record:
         messages: A whole conversation, as ``{"role": ..., "content": ...}``.
         group: What must not be torn apart by a split, such as a conversation.
         features: Pixels, float32 in [0, 1], channels first.
+        held_out: Whoever made the data set marked it as a test row; no column of a user's file says so.
     """
 
     client: str
@@ -33,3 +34,4 @@ class Record:
     messages: tuple[Mapping[str, str], ...] = ()
     group: str = ""
     features: np.ndarray | None = field(default=None, compare=False)
+    held_out: bool = False

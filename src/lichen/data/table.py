@@ -138,7 +138,7 @@ def _sha256(path: Path) -> str:
 
 
 def _write(records: Sequence[Record]) -> Tree | None:
-    if any(record.features is not None for record in records):
+    if any(record.features is not None or record.held_out for record in records):
         return None
     columns = {name: list(column_of(records, name)) for name in _PLAIN}
     columns |= {name: [json.dumps(value, default=dict) for value in column_of(records, name)] for name in _JSON}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,13 +10,18 @@ import numpy as np
 import torch
 
 from lichen.clients.metrics import accuracy, macro_f1
+from lichen.data.record import Record
 from lichen.data.shards import Shard
 from lichen.recipes.adapt import Column
 from lichen.recipes.bench import values_N
+from lichen.recipes.prepare import first_of
 from lichen.recipes.schema import Recipe
 from lichen.server.fair import gain_of
 
-__all__ = ["Done", "classified", "gained", "majority"]
+__all__ = ["Done", "classified", "gained", "majority", "tested"]
+
+MOST_TOLD = 20
+"""Of more classes only the smallest and the largest count are told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +58,22 @@ def classified(columns: Mapping[str, Column]) -> dict[str, float | str | None]:
         out[f"{name}.accuracy"] = float(accuracy(together))
         out[f"{name}.macro_f1"] = float(macro_f1(together))
     return out
+
+
+def tested(tests: Sequence[Sequence[Record]], classes: Sequence[str]) -> dict[str, float | str | None]:
+    """How many test rows each class has over all clients, without which a macro score cannot be judged.
+
+    Args:
+        tests: Each client's test rows; one that several share counts once.
+        classes: In class order.
+    """
+    own = sorted(set(first_of(tests)))
+    count = Counter(str(row.label) for at in own for row in tests[at])
+    counts = [count[name] for name in classes]
+    each = ", ".join(f"{name} {n}" for name, n in zip(classes, counts, strict=True))
+    if len(classes) > MOST_TOLD:
+        each = f"{len(classes)} classes with {min(counts)} to {max(counts)}"
+    return {"test rows by class": each}
 
 
 def gained(with_help: Column, without: Column, *, lower_is_better: bool = False) -> dict[str, float | str | None]:

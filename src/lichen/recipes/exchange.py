@@ -41,7 +41,7 @@ from lichen.present.trace import Event
 from lichen.recipes.adapt import Column, Watch, choose
 from lichen.recipes.bench import grid_name, participants, values_N
 from lichen.recipes.classes import save_class_names
-from lichen.recipes.done import Done, classified, majority
+from lichen.recipes.done import Done, classified, majority, tested
 from lichen.recipes.exchange_end import Trained, bytes_of, ensemble_column, save_models, told_by_kind
 from lichen.recipes.exchange_parts import ByKind, averaged, engine_of, private, server
 from lichen.recipes.folder import RunFolder
@@ -83,7 +83,12 @@ def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> D
     return Done(
         columns=columns,
         clients=tuple(owner.name for owner in opened.owners),
-        extra={**told_by_kind(unequal, columns), **classified(columns), "public_rows.bytes": float(sent)},
+        extra={
+            **told_by_kind(unequal, columns),
+            **classified(columns),
+            **tested([owner.test for owner in opened.owners], opened.classes),
+            "public_rows.bytes": float(sent),
+        },
         bytes_down=sent,
     )
 

@@ -29,7 +29,7 @@ from lichen.recipes.adapt import Column, among
 from lichen.recipes.bench import values_N
 from lichen.recipes.classes import save_class_names
 from lichen.recipes.commons import commons_of, labelled_of
-from lichen.recipes.done import Done, classified, majority
+from lichen.recipes.done import Done, classified, majority, tested
 from lichen.recipes.featured import encoder_of, featured
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.open import fetch_named
@@ -184,5 +184,6 @@ def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None
         "partitions.identical": float(done.identical),
         "partitions.largest_difference": done.largest_difference,
         **classified(columns),
+        **tested([o.test for o in owners], classes),
     }
     return Done(columns=columns, clients=tuple(o.name for o in owners), extra=extra)

@@ -10,12 +10,14 @@ from typing import Literal
 import numpy as np
 
 from lichen.core.errors import LichenError
-from lichen.core.seeds import numpy_generator
+from lichen.core.seeds import derive, numpy_generator
 from lichen.data.catalog import CATALOG, fetch
 from lichen.data.files import data_files
-from lichen.data.partition import by_client, dirichlet, iid, split
+from lichen.data.fingerprint import Reads, answers, fingerprint
+from lichen.data.partition import by_client, dirichlet, iid
 from lichen.data.records import Record, load_records
 from lichen.data.shards import ArrayShard, Shard
+from lichen.data.split import some_of_each, split
 from lichen.data.stream import lm_rows
 from lichen.data.table import Some, column_of, kept_records
 from lichen.data.text import LmForm, label_set
@@ -110,8 +112,8 @@ def owners_of(
 ) -> tuple[Owner, ...]:
     """Part the records among their owners, and each owner's into train, valid and test.
 
-    A drawn partition (``dirichlet``, ``iid``) is scored on one common test set, balanced over the
-    classes; owners of their own rows are scored on their own.
+    A drawn partition (``dirichlet``, ``iid``) is scored on one common test set, with its share of
+    each class; owners of their own rows are scored on their own.
 
     Args:
         recipe: Its data section.
@@ -144,26 +146,64 @@ def owners_of(
 
 
 def draw_rows(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[Record, ...], list[Record]]:
-    """``(a test set with equally many rows of each class, the rest)``, for owners that are drawn.
+    """``(a test set with its share of each class, the rest)``, for owners that are drawn.
+
+    Whole groups are drawn, and no row of the rest is a copy of a test row. A test set that comes with catalog data
+    is taken as it is.
 
     Raises:
-        LichenError: if it would hold no row of the rarest class.
+        LichenError: if it would be empty.
     """
-    held = [r for r in records if r.group == "test"]
-    rest = [r for r in records if r.group != "test"] if held else list(records)
-    pool = held or rest
-    rng = numpy_generator(recipe.seed, "common test")
-    of: dict[str, list[int]] = {}
-    for i in rng.permutation(len(pool)):
-        of.setdefault(str(pool[i].label), []).append(int(i))
-    each = min(int(len(pool) * recipe.data.test / len(of)) if not held else len(pool), *(len(v) for v in of.values()))
-    if recipe.data.test_rows is not None:
-        each = min(each, max(1, recipe.data.test_rows // len(of)))
-    if each < 1:
-        raise LichenError("leaves no row of the rarest class to test on", where="data.test", fix="raise it")
-    chosen = {i for index in of.values() for i in index[:each]}
-    test = tuple(pool[i] for i in sorted(chosen))
-    return test, rest if held else [r for i, r in enumerate(rest) if i not in chosen]
+    data, seed = recipe.data, derive(recipe.seed, "common test")
+    held = [record for record in records if record.held_out]
+    if held:
+        chosen = some_of_each(kinds_of(recipe, held), data.test_rows or len(held), seed)
+        marks = {fingerprint(record, reads=reads_of(recipe)) for record in held}
+        rest = [r for r in records if not r.held_out and fingerprint(r, reads=reads_of(recipe)) not in marks]
+        return tuple(held[i] for i in chosen), rest
+    share = min(data.test, (data.test_rows or len(records)) / len(records))
+    rest, _, test = _split(recipe, records, valid=0.0, test=share, seed=seed)
+    if not test or share * len(records) < 0.5:
+        fix = "raise it" if data.test < 0.2 else "give more rows, or set data.split_by: row"
+        raise LichenError("leaves no row to test on", where="data.test", fix=fix)
+    return tuple(_most(recipe, test, seed)), rest
+
+
+def reads_of(recipe: Recipe) -> Reads:
+    """What the recipe's model reads of a row."""
+    if recipe.task != "chat" or recipe.data.form in ("plain", "stream"):
+        return "text"
+    return "messages" if recipe.data.form == "messages" else "pair"
+
+
+def kinds_of(recipe: Recipe, records: Sequence[Record]) -> list[str]:
+    """What every part of a split gets its share of: each class, or each answer that several rows give."""
+    if recipe.task != "chat":
+        return [str(record.label) for record in records]
+    if reads_of(recipe) == "text":
+        return [""] * len(records)
+    found = answers(records, reads=reads_of(recipe))
+    if recipe.data.split_by == "group":  # a conversation of several answers is of no kind
+        of: dict[str, set[str]] = {}
+        for record, answer in zip(records, found, strict=True):
+            of.setdefault(record.group, set()).add(answer)
+        return ["" if r.group and len(of[r.group]) > 1 else a for r, a in zip(records, found, strict=True)]
+    return found
+
+
+def _split(
+    recipe: Recipe, records: Sequence[Record], *, valid: float, test: float, seed: int
+) -> tuple[list[Record], list[Record], list[Record]]:
+    kinds, reads = kinds_of(recipe, records), reads_of(recipe)
+    return split(records, valid=valid, test=test, seed=seed, by=recipe.data.split_by, reads=reads, kinds=kinds)
+
+
+def _most(recipe: Recipe, rows: Sequence[Record], seed: int) -> list[Record]:
+    """At most ``data.test_rows`` of them, with some of every kind."""
+    most = recipe.data.test_rows
+    if most is None or len(rows) <= most:
+        return list(rows)
+    return [rows[i] for i in some_of_each(kinds_of(recipe, rows), most, seed)]
 
 
 def draw_owners(
@@ -203,7 +243,8 @@ def _parted(recipe: Recipe, name: str, rows: Sequence[Record], test: float) -> O
     if data.max_rows is not None and len(mine) > data.max_rows:
         chosen = numpy_generator(recipe.seed, "rows", name).permutation(len(mine))[: data.max_rows]
         mine = [mine[i] for i in sorted(chosen)]
-    train, valid, held = split(mine, valid=data.valid, test=test, seed=recipe.seed, by=data.split_by)
+    seed = derive(recipe.seed, "split", name)
+    train, valid, held = _split(recipe, mine, valid=data.valid, test=test, seed=seed)
     for key, part, share in (("min_rows", train, 1.0), ("valid", valid, data.valid), ("test", held, test)):
         if share > 0 and not part:
             if data.unsplit == "drop":
@@ -214,9 +255,8 @@ def _parted(recipe: Recipe, name: str, rows: Sequence[Record], test: float) -> O
                 where=f"data.{key}",
                 fix=f"raise data.{key}, or set data.unsplit: drop so that such clients stay out",
             )
-    return Owner(
-        name=name, train=tuple(train), valid=tuple(valid[: data.test_rows]), test=tuple(held[: data.test_rows])
-    )
+    valid, held = _most(recipe, valid, derive(seed, "valid")), _most(recipe, held, derive(seed, "test"))
+    return Owner(name=name, train=tuple(train), valid=tuple(valid), test=tuple(held))
 
 
 def _classes_kept(recipe: Recipe, name: str, rows: Sequence[Record]) -> bool:

@@ -20,7 +20,7 @@ from lichen.models.peft_format import has_peft_format, save_adapter
 from lichen.recipes.adapt import Column, Watch, adapt, among, room_of
 from lichen.recipes.bench import Bench, values_N
 from lichen.recipes.classes import save_class_names
-from lichen.recipes.done import Done, classified, gained, majority
+from lichen.recipes.done import Done, classified, gained, majority, tested
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.help import help_of
 from lichen.recipes.models import STUDENT_TOKENIZER, spec_of
@@ -55,7 +55,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done
             extra |= gained(columns["federated"], columns["without"], lower_is_better=True)
     else:
         columns["majority"] = majority(recipe, opened.bench.train, opened.bench.test, len(opened.classes))
-        extra |= classified(columns)
+        extra |= classified(columns) | tested([o.test for o in opened.owners], opened.classes)
         if "without" in columns:
             extra |= gained(columns["federated"], columns["without"])
     if folder.ranks.first:
