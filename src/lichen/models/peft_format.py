@@ -19,25 +19,28 @@ of a head.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, cat, stack
 
 from lichen.core.errors import LichenError
 from lichen.core.store import write_atomic
 from lichen.core.tree import Tree, check_same
+from lichen.models.bitfit import BitFit
+from lichen.models.bottleneck import Bottleneck
 from lichen.models.ia3 import IA3
 from lichen.models.lora import Lora, fits
+from lichen.models.peft_config import read_config
 from lichen.models.prefix_tuning import Prefix
 from lichen.models.prompt import Prompt
 from lichen.models.quantized import import_peft
+from lichen.models.weights_file import read_tensors
 from lichen.models.wrap import Spec
 
-__all__ = ["has_peft_format", "load_adapter", "low_rank_layers", "patches_by_layer", "save_adapter"]
+__all__ = ["has_peft_format", "load_adapter", "low_rank_layers", "patches_by_layer", "read_adapter", "save_adapter"]
 
 _PREFIX = "base_model.model."
 _BARE = "base_model."
@@ -194,8 +197,14 @@ def _virtual(tree: Tree, spec: Prompt | Prefix, about: dict[str, Any]) -> _Writt
     if isinstance(spec, Prompt):
         name = _only(tree, "prompt.tokens")
         x_mH = tree[name]
+        # PEFT reads no more of a prompt, but asks some models in vain for the rest of what it calls its size.
         prompt: Any = PromptTuningConfig(
-            **about, num_virtual_tokens=len(x_mH), token_dim=x_mH.shape[1], num_transformer_submodules=1
+            **about,
+            num_virtual_tokens=len(x_mH),
+            token_dim=x_mH.shape[1],
+            num_transformer_submodules=1,
+            num_layers=1,
+            num_attention_heads=1,
         )
         return {name}, {_VIRTUAL: x_mH}, prompt.to_dict()
     names = _only(tree, "prefix.keys"), _only(tree, "prefix.values")
@@ -220,35 +229,37 @@ def _only(tree: Mapping[str, Tensor], end: str) -> str:
     return found[0]
 
 
-def load_adapter(folder: Path, *, like: Tree | None = None, spec: Spec | None = None) -> tuple[Tree, dict[str, Any]]:
+def read_adapter(folder: Path, *, spec: Spec | None = None, like: Iterable[str] = ()) -> tuple[Tree, dict[str, Any]]:
     """``(tree, config)`` of a folder written here or by PEFT: LoRA, IA3, prompt or prefix.
 
     Args:
         folder: Holds ``adapter_config.json`` and ``adapter_model.safetensors``.
-        like: The run's own start tensors; the adapter must have their names and shapes.
-        spec: The run's adapter; the folder's must be of its kind, and of its scale.
+        spec: The run's adapter; the folder's must be of its kind.
+        like: Names of the run's own tensors; virtual tokens are put under theirs.
+
+    Returns:
+        The tensors by the run's names; a vector of IA3 is a row where it scales inputs, else a column, as in PEFT.
 
     Raises:
-        LichenError: if files are missing or damaged, the adapter is of a kind not supported here or
-            not that of ``spec``, or a layer's tensors do not fit.
+        LichenError: if files are missing or damaged, the adapter asks for something that is not computed here, or
+            is not of the kind of ``spec``.
     """
-    where = str(folder)
-    try:
-        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text())
-        raw = load_file(folder / "adapter_model.safetensors")
-    except FileNotFoundError as error:
-        missing = Path(str(error.filename or "adapter_model.safetensors")).name
-        raise LichenError(f"there is no {missing}", where=where, fix="give a folder that PEFT wrote") from None
-    except (ValueError, OSError, SafetensorError) as error:
-        raise LichenError(f"the adapter is damaged: {error}", where=where, fix="write it again") from None
-    kind = config.get("peft_type", "LORA")
-    if kind not in _READ:
-        raise LichenError(f"the adapter has peft_type={kind!r}", where=where, fix=f"use one of {', '.join(_READ)}")
-    for key, plain in (("use_dora", False), ("bias", "none"), ("prefix_projection", False)):
-        if config.get(key, plain) != plain:
-            raise LichenError(f"the adapter has {key}={config[key]!r}", where=where, fix=f"only {plain!r} is supported")
-    if spec is not None:
-        _check_spec(spec, kind, config, where)
+    where, like = str(folder), tuple(like)
+    config = read_config(folder)
+    file, kind = folder / "adapter_model.safetensors", config["peft_type"]
+    if not file.is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        fix = "save it again with safe_serialization=True" if pickled else "give a folder that PEFT wrote"
+        what = "the adapter is a pickle, which can run code when it is read" if pickled else f"there is no {file.name}"
+        raise LichenError(what, where=where, fix=fix)
+    raw = read_tensors(file, fix="write it again")
+    if spec is not None and not isinstance(spec, _READ[kind]):
+        ours, theirs = (next(name for name, of in _KEYS.items() if of is one) for one in (type(spec), _READ[kind]))
+        raise LichenError(
+            f"the adapter in {where} is of kind {theirs}, the run's is {ours}",
+            where="model.adapter.kind",
+            fix=f"set it to {theirs}",
+        )
     tree: Tree = {}
     for name, x in raw.items():
         if name == _VIRTUAL:
@@ -257,52 +268,64 @@ def load_adapter(folder: Path, *, like: Tree | None = None, spec: Spec | None = 
         short = name.removeprefix(_BARE if _VIRTUAL in raw else _PREFIX)
         for side in ("lora_A", "lora_B"):
             short = short.removesuffix(".weight") if short.endswith(f".{side}.weight") else short
-        tree[short] = x.flatten() if short.endswith(".ia3_l") else x
+        tree[short] = x
     for path in low_rank_layers(tree):
         A_ri, B_or = tree[f"{path}.lora_A"], tree.get(f"{path}.lora_B")
         if B_or is None or A_ri.dim() != 2 or B_or.dim() != 2 or A_ri.shape[0] != B_or.shape[1]:
             shapes = tuple(A_ri.shape), None if B_or is None else tuple(B_or.shape)
             raise LichenError(f"layer {path} has A and B of shapes {shapes[0]} and {shapes[1]}", where=where)
+    return tree, config
+
+
+def load_adapter(folder: Path, *, like: Tree | None = None, spec: Spec | None = None) -> tuple[Tree, dict[str, Any]]:
+    """``(tree, config)`` of an adapter that a run of exactly this shape has written.
+
+    Args:
+        folder: As :func:`read_adapter` takes it.
+        like: The run's own start tensors; the adapter must have their names and shapes.
+        spec: The run's adapter; the folder's must be of its kind.
+
+    Raises:
+        LichenError: as :func:`read_adapter`, or if a tensor is missing, unexpected or of another shape.
+    """
+    tree, config = read_adapter(folder, spec=spec, like=like or ())
+    tree = {name: x.flatten() if name.endswith(".ia3_l") else x for name, x in tree.items()}
     if like is not None:
-        check_same(tree, like, where=where)
+        check_same(tree, like, where=str(folder))
         tree = {name: x.to(like[name].dtype) for name, x in tree.items()}
     return tree, config
 
 
 _READ: dict[str, type] = {"LORA": Lora, "IA3": IA3, "PROMPT_TUNING": Prompt, "PREFIX_TUNING": Prefix}
+_KEYS: dict[str, type] = {"lora": Lora, "ia3": IA3, "prompt": Prompt, "prefix": Prefix}
+_KEYS |= {"bottleneck": Bottleneck, "bitfit": BitFit}
+"""What the recipe calls them."""
 
 
-def _check_spec(spec: Spec, kind: str, config: Mapping[str, Any], where: str) -> None:
-    """The folder's kind and scale must be the run's."""
-    if not isinstance(spec, _READ[kind]):
-        ours = type(spec).__name__.lower()
-        raise LichenError(f"the adapter is of kind {kind}, the run's is {ours}", where=where, fix="make them the same")
-    if isinstance(spec, Lora):
-        for key, mine in (("lora_alpha", spec.alpha), ("use_rslora", spec.rslora)):
-            theirs = config.get(key, False)
-            if theirs != mine:
-                raise LichenError(f"the adapter has {key}={theirs}, the run {mine}", where=where, fix="set it likewise")
-    if isinstance(spec, IA3):
-        # Which side a vector scales does not show in its tensors where a layer is square.
-        inputs = config.get("feedforward_modules") or []
-        for path in [inputs] if isinstance(inputs, str) else inputs:
-            if not fits(path, spec.feedforward) and not any(fits(end, (path,)) for end in spec.feedforward):
-                raise LichenError(
-                    f"the adapter scales the input of {path}", where=where, fix="name it in adapter.feedforward"
-                )
-
-
-def _read_virtual(x: Tensor, config: Mapping[str, Any], like: Tree | None, where: str) -> Tree:
+def _read_virtual(x: Tensor, config: Mapping[str, Any], like: Iterable[str], where: str) -> Tree:
     """PEFT's one tensor, under the names of ``like`` where they are given."""
 
     def full(end: str) -> str:
-        return next((name for name in like or {} if fits(name, (end,))), end)
+        return next((name for name in like if fits(name, (end,))), end)
 
-    if config["peft_type"] == "PROMPT_TUNING":
+    layers, heads, wide, count = (
+        int(config.get(key) or 0) for key in ("num_layers", "num_attention_heads", "token_dim", "num_virtual_tokens")
+    )
+    prefix = config["peft_type"] == "PREFIX_TUNING"
+    fits_config = x.dim() == 2 and len(x) == (count or len(x))
+    if fits_config and prefix:
+        fits_config = bool(layers and heads) and x.shape[1] == 2 * layers * (wide or x.shape[1] // (2 * layers))
+        fits_config = fits_config and not x.shape[1] % (2 * layers * heads)
+    elif fits_config:
+        fits_config = x.shape[1] == (wide or x.shape[1])
+    if not fits_config:
+        sizes = f"num_virtual_tokens={count}, token_dim={wide}"
+        sizes += f", num_layers={layers}, num_attention_heads={heads}" if prefix else ""
+        raise LichenError(
+            f"virtual tokens of shape {tuple(x.shape)} do not fit {sizes}", where=where, fix="save the adapter again"
+        )
+    if not prefix:
         return {full("prompt.tokens"): x}
-    layers, heads = config.get("num_layers"), config.get("num_attention_heads")
-    if not layers or not heads or x.dim() != 2 or x.shape[1] % (2 * layers * heads):
-        raise LichenError(f"a prefix of shape {tuple(x.shape)} does not fit its configuration", where=where)
     x_mL2kd = x.reshape(x.shape[0], layers, 2, heads, -1)
     return {
         full(f"prefix.{name}"): x_mL2kd[:, :, side].permute(1, 2, 0, 3).contiguous()

@@ -26,7 +26,17 @@ from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.models.packing import Packing
 
-__all__ = ["Prompt", "PromptTokens", "arguments_of", "attended", "base_path", "draw_tokens", "place", "start"]
+__all__ = [
+    "Prompt",
+    "PromptTokens",
+    "arguments_of",
+    "attended",
+    "backbone",
+    "base_path",
+    "draw_tokens",
+    "place",
+    "start",
+]
 
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 
@@ -75,6 +85,13 @@ def base_path(model: Any) -> str:
     return str(next(path for path, layer in model.named_modules() if layer is model.base_model))
 
 
+def backbone(model: Any) -> Any:
+    """The submodule whose forward every row goes through: the decoder where the output layer asks that directly."""
+    base = model.base_model
+    inner = getattr(base, "decoder", None)
+    return inner if isinstance(inner, nn.Module) and not hasattr(base, "encoder") else base
+
+
 def arguments_of(signature: inspect.Signature, inputs: Sequence[Any], named: dict[str, Any]) -> dict[str, Any]:
     """A call's arguments by name, those that gather the rest among them."""
     given = dict(signature.bind(*inputs, **named).arguments)
@@ -109,8 +126,8 @@ def _is_causal(model: Any) -> bool:
 
 def place(model: Any, spec: Prompt, packing: Packing, heads: Sequence[str]) -> tuple[str, ...]:
     """Put virtual tokens before the model's rows, and give the name of the place where they lie."""
-    base = model.base_model
-    path = f"{base_path(model)}.prompt".removeprefix(".")
+    base = backbone(model)
+    path = next(f"{name}.prompt".removeprefix(".") for name, layer in model.named_modules() if layer is base)
     prompt = PromptTokens()
     base.add_module("prompt", prompt)
     causal = _is_causal(base)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from lichen.core.contracts import CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
-from lichen.data.catalog import cache_dir, resolve_model
+from lichen.data.catalog import CATALOG, cache_dir, resolve_model
 from lichen.data.kept import key_of
 from lichen.data.records import load_records
 from lichen.data.shards import ArrayShard, Shard, TextShard
@@ -28,17 +28,27 @@ from lichen.models.full import FullCausal, FullClassifier
 from lichen.models.ia3 import IA3
 from lichen.models.load import base_digest, load_causal, load_classifier, load_encoder
 from lichen.models.lora import Lora
-from lichen.models.peft_format import load_adapter
+from lichen.models.peft_format import has_peft_format
+from lichen.models.peft_start import start_from
 from lichen.models.prefix_tuning import Prefix
 from lichen.models.prompt import Prompt
 from lichen.models.student import Student
 from lichen.models.students import ImageCNN, ImageMLP, TextCNN, TwoLayerTransformer
-from lichen.models.wrap import Spec
+from lichen.models.wrap import Spec, Wrapped
 from lichen.recipes.prepare import Owner
 from lichen.recipes.schema import Recipe
 from lichen.recipes.schema import Student as StudentSection
 
-__all__ = ["STUDENT_TOKENIZER", "cohort_of", "foundation_of", "make_student", "scratch_folder", "spec_of", "start_of"]
+__all__ = [
+    "STUDENT_TOKENIZER",
+    "base_name_of",
+    "cohort_of",
+    "foundation_of",
+    "make_student",
+    "scratch_folder",
+    "spec_of",
+    "start_of",
+]
 
 STUDENT_TOKENIZER = "minilm-l6"
 """A text student that is trained from scratch still needs somebody's tokens."""
@@ -155,23 +165,40 @@ def scratch_folder(recipe: Recipe, owners: Sequence[Owner]) -> Path:
     return folder
 
 
-def start_of(recipe: Recipe, model: CohortModel) -> Tree:
-    """The shared tensors every column starts from: fresh, or the adapter that ``init_from`` names.
+def start_of(recipe: Recipe, model: CohortModel, *, say: Callable[[str], None] = lambda _: None) -> Tree:
+    """The shared tensors every column starts from: fresh, or with the function of the adapter in ``init_from``.
+
+    Args:
+        recipe: The recipe.
+        model: What is trained.
+        say: Called with what was assumed of the adapter, a line each.
 
     Raises:
-        LichenError: if that adapter is of another shape.
+        LichenError: if that adapter cannot be computed here, or not with what the recipe trains.
     """
-    fresh = model.init(derive(recipe.seed, "init"))
-    if recipe.model.adapter.init_from is None:
+    fresh, adapter = model.init(derive(recipe.seed, "init")), recipe.model.adapter
+    if adapter.init_from is None:
         return fresh
-    loaded, config = load_adapter(Path(recipe.model.adapter.init_from), like=fresh)
-    if config.get("lora_alpha") != recipe.model.adapter.alpha:
+    wrapped = getattr(model, "wrapped", None)
+    if not isinstance(wrapped, Wrapped) or not has_peft_format(wrapped.spec):
         raise LichenError(
-            f"the adapter in {recipe.model.adapter.init_from} was scaled with alpha {config.get('lora_alpha')}",
-            where="model.adapter.alpha",
-            fix=f"set it to {config.get('lora_alpha')}",
+            f"{'a student' if recipe.model.student else f'kind: {adapter.kind}'} does not start from a PEFT adapter",
+            where="model.adapter.init_from",
+            fix="use kind lora, ia3, prompt or prefix; or merge the adapter into its base, and name that in model.name",
         )
-    return loaded
+    name = recipe.model.name or ""
+    upstream = CATALOG[name].upstream if name in CATALOG else ""
+    called = tuple(one for one in (name, base_name_of(wrapped.model), upstream) if one)
+    begun = start_from(Path(adapter.init_from).expanduser(), wrapped, fresh, base_names=called)
+    for note in begun.notes:
+        say(f"model.adapter.init_from: {note}")
+    return begun.tree
+
+
+def base_name_of(model: Any) -> str:
+    """Where elsewhere finds the base of an adapter: the folder it was read from, in full, or its hub id."""
+    source = str(getattr(model.config, "_name_or_path", ""))
+    return str(Path(source).resolve()) if source and Path(source).is_dir() else source
 
 
 def make_student(
