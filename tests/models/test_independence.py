@@ -28,7 +28,8 @@ ADAPTER = Lora(targets=("query",), rank=2, heads=("classifier",))
 
 def test_an_honest_model_passes() -> None:
     cohort = ClassifierCohort(_bert(), adapter=ADAPTER, name="bert")
-    prove_independent(cohort)
+    assert prove_independent(cohort) is None
+    assert cohort.alone is None
     assert (cohort.classes, cohort.name, len(cohort.base)) == (3, "bert", 64)
 
 
@@ -37,7 +38,7 @@ def test_batch_statistics_are_named(where: str) -> None:
     model = _bert()
     if where == "classifier":
         model.dropout = nn.BatchNorm1d(16, track_running_stats=False, affine=False)
-        match = r"bert: layer 'dropout' \(BatchNorm1d\) lets one client's rows"
+        match = r"bert: layer 'dropout' \(BatchNorm1d\) lets one row change"
     else:
         # (rows, tokens, width): tokens stand where channels would, statistics run over rows
         model.bert.encoder.layer[0].output.LayerNorm = nn.BatchNorm1d(8, track_running_stats=False, affine=False)

@@ -20,6 +20,7 @@ from torch import Tensor
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, digest, split, to_device
+from lichen.models.ends import with_one_end
 from lichen.models.independence import prove_independent
 from lichen.models.load import frozen_eval
 from lichen.models.losses import classify_losses_C, linear_loss_C, token_loss
@@ -58,11 +59,13 @@ class _Cohort(ABC):
         group: What must be equal for two clients' messages to stack.
         reference: One call a client.
         packed: Clients that share a call do so without padding.
+        alone: The layer because of which every client has a call of its own, whatever was asked for; else None.
         prefix: What keeps the frozen layers' output, where there are some below the lowest that is trained.
     """
 
-    __slots__ = ("_backbone", "base", "classes", "group", "name", "packed", "prefix", "reference", "wrapped")
+    __slots__ = ("_backbone", "alone", "base", "classes", "group", "name", "packed", "prefix", "reference", "wrapped")
 
+    alone: str | None
     prefix: Prefix | None
     packed: bool
 
@@ -91,8 +94,9 @@ class _Cohort(ABC):
                     f"its rows cannot be packed: {reason}", where=self.name, fix="set engine.packing: false"
                 )
             self.packed = reason is None
-        if prove:
-            prove_independent(self)
+        self.alone = prove_independent(self) if prove else None
+        if self.alone is not None:
+            self.reference, self.packed = True, False
 
     @abstractmethod
     def losses(
@@ -323,6 +327,7 @@ class ClassifierCohort(_Cohort):
         clients, rows = batch["input_ids_CBT"].shape[:2]
         pack = pack_rows(batch, to_label=False, device=self.wrapped.model.device) if packed else None
         inputs: dict[str, Any] = {**_flat(to_device(batch, self.wrapped.model.device))}
+        inputs = with_one_end(self.wrapped.model.config, **inputs)
         if pack is not None and pack.tokens:
             hidden_NH = hidden_of(self.wrapped, trainable_C, fixed, pack, part=self._backbone, prefix=self.prefix)
             logits = call_with_hidden(self.wrapped, trainable_C, fixed, hidden_NH, pack, **inputs).logits

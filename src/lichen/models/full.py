@@ -29,6 +29,7 @@ from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, digest, to_device
 from lichen.models.cohort import group_of
+from lichen.models.ends import with_one_end
 from lichen.models.load import frozen_eval
 from lichen.models.losses import classify_losses_C, token_loss
 from lichen.models.places import Places
@@ -278,7 +279,8 @@ class FullClassifier:
 
     def _logits(self, tensors: Tree, mine: Batch) -> Tensor:
         ids_BT, mask_BT = mine["input_ids_CBT"][0], mine["attention_mask_CBT"][0]
-        logits_BK: Tensor = self.whole.call(tensors, input_ids=ids_BT, attention_mask=mask_BT).logits
+        inputs = with_one_end(self.whole.model.config, input_ids=ids_BT, attention_mask=mask_BT)
+        logits_BK: Tensor = self.whole.call(tensors, **inputs).logits
         return logits_BK[None]
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Layers trained whole, one copy a client: linear heads, layer norms, embeddings.
+"""Layers trained whole, one copy a client: linear heads (GPT-2's too), layer norms, embeddings.
 
 Their tensors come in through ``torch.func.functional_call`` as ``weight`` and ``bias`` with a
 leading client axis; the frozen model's own values are only where clients start from. Rows are the
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from lichen.core.errors import LichenError
 from lichen.models.grouped import packed_linear
+from lichen.models.lora import is_conv1d, oriented
 from lichen.models.packing import Packing
 
-__all__ = ["CLIENT_LAYERS", "ClientEmbedding", "ClientLinear", "ClientNorm", "client_linear", "wrap_layer"]
+__all__ = ["ClientEmbedding", "ClientLinear", "ClientNorm", "client_linear", "is_client_layer", "wrap_layer"]
 
 
 def _places(module: Any, layer: Any) -> dict[str, Tensor]:
@@ -46,17 +47,20 @@ def client_linear(x: Tensor, weight_Coi: Tensor, bias_Co: Tensor, packing: Packi
 
 @final
 class ClientLinear(nn.Module):
-    """``nn.Linear`` with weights (C, out, in) and bias (C, out)."""
+    """``nn.Linear`` with weights (C, out, in) and bias (C, out), or ``Conv1D`` with weights (C, in, out)."""
 
-    def __init__(self, layer: nn.Linear, packing: Packing | None = None) -> None:
+    def __init__(self, layer: Any, packing: Packing | None = None) -> None:
         super().__init__()
         self.packing = packing or Packing()
         self.start = _places(self, layer)
-        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.transposed = is_conv1d(layer)
+        self.out_features, self.in_features = oriented(layer, layer.weight).shape
 
     def forward(self, x: Tensor) -> Tensor:
         """``(C*B, ..., in)`` to ``(C*B, ..., out)``."""
-        return client_linear(x, self.get_buffer("weight"), self.get_buffer("bias"), self.packing)
+        weight = self.get_buffer("weight")
+        weight_Coi = weight.transpose(1, 2) if self.transposed else weight
+        return client_linear(x, weight_Coi, self.get_buffer("bias"), self.packing)
 
 
 @final
@@ -111,7 +115,12 @@ class ClientEmbedding(nn.Module):
         return torch.cat(rows).reshape(*ids.shape, weight_CVH.shape[-1]).to(self.dtype)
 
 
-CLIENT_LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.LayerNorm, nn.Embedding)
+_LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.LayerNorm, nn.Embedding)
+
+
+def is_client_layer(layer: nn.Module) -> bool:
+    """Whether a layer has a client-axis form; a subclass may compute anything, and has none."""
+    return type(layer) in _LAYERS or is_conv1d(layer)
 
 
 def wrap_layer(layer: nn.Module, packing: Packing) -> nn.Module:
@@ -120,7 +129,7 @@ def wrap_layer(layer: nn.Module, packing: Packing) -> nn.Module:
     Raises:
         LichenError: if there is none.
     """
-    if isinstance(layer, nn.Linear):
+    if isinstance(layer, nn.Linear) or is_conv1d(layer):
         return ClientLinear(layer, packing)
     if isinstance(layer, nn.LayerNorm):
         return ClientNorm(layer, packing)

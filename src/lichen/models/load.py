@@ -21,6 +21,7 @@ from lichen.core.seeds import torch_generator
 from lichen.core.tree import digest
 from lichen.models.begin import cut, redraw
 from lichen.models.quantized import Kind, quantize
+from lichen.models.whole import note_lacked
 
 __all__ = ["base_digest", "frozen_eval", "load_causal", "load_classifier", "load_encoder"]
 
@@ -221,6 +222,8 @@ def load_classifier(
 ) -> tuple[Any, Any]:
     """A frozen sequence classifier and its tokenizer; what its files lack is drawn from ``seed``.
 
+    Which layers these are, :func:`lichen.models.whole.lacked_layers` tells.
+
     Args:
         source: Folder or hub id.
         classes: K, at least 2.
@@ -264,6 +267,7 @@ def load_classifier(
         if name.startswith(inside) and "pooler" not in name:
             _refuse_missing({"missing_keys": [name]}, source, allowed="\0")
     _draw(model, fresh, seed)
+    note_lacked(model, fresh)
     tokenizer = _tokenizer(source, reuse_eos=True)
     model.config.pad_token_id = tokenizer.pad_token_id
     return _frozen(model, device), tokenizer

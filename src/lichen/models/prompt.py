@@ -125,7 +125,17 @@ def _is_causal(model: Any) -> bool:
 
 
 def place(model: Any, spec: Prompt, packing: Packing, heads: Sequence[str]) -> tuple[str, ...]:
-    """Put virtual tokens before the model's rows, and give the name of the place where they lie."""
+    """Put virtual tokens before the model's rows, and give the name of the place where they lie.
+
+    Raises:
+        LichenError: for an encoder with a decoder, which reads a row in two places.
+    """
+    if model.config.is_encoder_decoder:
+        raise LichenError(
+            f"a prompt stands before one stack of layers, and a {type(model).__name__} has two",
+            where="model.adapter.kind",
+            fix="use lora or ia3",
+        )
     base = backbone(model)
     path = next(f"{name}.prompt".removeprefix(".") for name, layer in model.named_modules() if layer is base)
     prompt = PromptTokens()

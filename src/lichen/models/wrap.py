@@ -25,7 +25,7 @@ from lichen.core.tree import Tree, split
 from lichen.models import bitfit, bottleneck, ia3, lora, prefix_tuning, prompt
 from lichen.models.bitfit import BitFit
 from lichen.models.bottleneck import Bottleneck
-from lichen.models.heads import CLIENT_LAYERS, wrap_layer
+from lichen.models.heads import is_client_layer, wrap_layer
 from lichen.models.ia3 import IA3
 from lichen.models.lora import Lora, fits, refuse_unknown
 from lichen.models.packing import Packing
@@ -134,22 +134,28 @@ def wrap(model: Any, spec: Spec) -> Wrapped:
     modules = dict(model.named_modules())
     refuse_unknown(spec.heads, [name for name in modules if name], where="adapter.heads")
     under = [name for name in modules if name and fits(name, spec.heads)]
-    heads = tuple(
-        name
-        for name, layer in modules.items()
-        if type(layer) in CLIENT_LAYERS and any(name == head or name.startswith(f"{head}.") for head in under)
-    )
+    heads: list[str] = []
     for name, layer in modules.items():
-        if isinstance(layer, QuantizedLinear) and any(name == head or name.startswith(f"{head}.") for head in under):
+        if not any(name == head or name.startswith(f"{head}.") for head in under):
+            continue
+        if isinstance(layer, QuantizedLinear):
             raise LichenError(f"{name} is quantised and cannot be trained whole", where="adapter.heads")
+        if is_client_layer(layer):
+            heads.append(name)
+        elif any(True for _ in layer.parameters(recurse=False)):
+            raise LichenError(
+                f"{name} is a {type(layer).__name__}, which cannot be trained whole",
+                where="model.adapter.modules_to_save",
+                fix="name linear layers, layer norms or embeddings",
+            )
     shared: dict[int, Any] = {id(x): x for x in _tensors(model)}
     twin, packing = copy.deepcopy(model, shared), Packing()
-    layers = _KINDS[type(spec)][0](twin, spec, packing, heads)
+    layers = _KINDS[type(spec)][0](twin, spec, packing, tuple(heads))
     if not layers and not heads:
         raise LichenError("nothing would be trained", where="adapter", fix="name targets or heads")
     for path in heads:
         twin.set_submodule(path, wrap_layer(twin.get_submodule(path), packing))
-    return Wrapped(twin.eval(), layers, heads, spec, packing)
+    return Wrapped(twin.eval(), layers, tuple(heads), spec, packing)
 
 
 def _tensors(model: Any) -> list[Tensor]:

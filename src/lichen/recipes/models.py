@@ -34,6 +34,7 @@ from lichen.models.prefix_tuning import Prefix
 from lichen.models.prompt import Prompt
 from lichen.models.student import Student
 from lichen.models.students import ImageCNN, ImageMLP, TextCNN, TwoLayerTransformer
+from lichen.models.whole import head_layers, lacked_layers, whole_layers, within
 from lichen.models.wrap import Spec, Wrapped
 from lichen.recipes.prepare import Owner
 from lichen.recipes.schema import Recipe
@@ -45,6 +46,7 @@ __all__ = [
     "cohort_of",
     "foundation_of",
     "make_student",
+    "notes_of",
     "scratch_folder",
     "spec_of",
     "start_of",
@@ -55,15 +57,13 @@ STUDENT_TOKENIZER = "minilm-l6"
 
 
 def spec_of(recipe: Recipe, model: Any) -> Spec:
-    """The recipe's adapter; a classifier's head is trained in full unless the recipe says what is.
+    """The recipe's adapter; a classifier's head, and what its files lack, is trained in full.
 
     Raises:
         LichenError: if all linear layers are asked for where they must be named.
     """
     adapter = recipe.model.adapter
-    heads = adapter.modules_to_save
-    if not heads and recipe.task == "classify":
-        heads = tuple(n for n in ("classifier", "score") if getattr(model, n, None) is not None)
+    heads = whole_layers(model, adapter.modules_to_save, classifier=recipe.task == "classify")
     if adapter.kind == "lora":
         return Lora(
             targets=adapter.targets,
@@ -84,6 +84,24 @@ def spec_of(recipe: Recipe, model: Any) -> Spec:
     if adapter.kind == "bottleneck":
         return Bottleneck(width=adapter.width, heads=heads, last=adapter.last)
     return BitFit(heads=heads, last=adapter.last)
+
+
+def notes_of(recipe: Recipe, model: Any, cohort: CohortModel | None) -> list[str]:
+    """What a person should know of the loaded model: layers that its files lack, and clients that take turns."""
+    if not isinstance(cohort, CausalCohort | ClassifierCohort):
+        return []
+    notes: list[str] = []
+    named, head = recipe.model.adapter.modules_to_save, head_layers(model)
+    if lacked := [name for name in lacked_layers(model) if not within(name, head)]:
+        notes.append(
+            f"the files of {recipe.model.name} lack {', '.join(lacked)}: drawn from the seed, trained like the head "
+            "and saved with the adapter"
+        )
+    if more := [name for name in cohort.wrapped.heads if named and not within(name, (*named, *lacked))]:
+        notes.append(f"trained whole beside modules_to_save, as PEFT does in every classifier: {', '.join(more)}")
+    if cohort.alone is not None and recipe.engine.packing:
+        notes.append(f"clients take turns: layer {cohort.alone} serves one at a time")
+    return notes
 
 
 def cohort_of(recipe: Recipe, classes: Sequence[str], owners: Sequence[Owner]) -> tuple[CohortModel | None, Any, Any]:

@@ -19,7 +19,7 @@ from lichen.data.text import pad_id
 from lichen.recipes.bench import Bench, grid_name
 from lichen.recipes.capacity import capacity_of
 from lichen.recipes.commons import Commons, commons_of, labelled_of
-from lichen.recipes.models import cohort_of, make_student, start_of
+from lichen.recipes.models import cohort_of, make_student, notes_of, start_of
 from lichen.recipes.parts import stations
 from lichen.recipes.prepare import Owner, classes_of, encode, gather
 from lichen.recipes.rules import scaling_of
@@ -105,6 +105,8 @@ def open_recipe(recipe: Recipe, *, say: Callable[[str], None] = lambda _: None) 
     owners = commons.owners if recipe.task == "chat" else labelled_of(commons.owners)
     say(f"{len(owners)} clients, {sum(len(o.train) for o in owners):,} rows to train on")
     model, foundation, tokenizer = cohort_of(recipe, classes, owners)
+    for note in notes_of(recipe, foundation, model):
+        say(note)
     make, apart = encode(recipe, tokenizer, classes), recipe.data.form == "stream"
     # A language model learns from what a teacher wrote after public rows, not from these.
     public: Shard | None = make(commons.unlabelled) if commons.unlabelled and classes else None
