@@ -11,8 +11,9 @@ import pytest
 import torch
 from small_bench import bench, engine
 
-from lichen.algorithms.average import Average
+from lichen.algorithms.average import Average, mean_loss, score
 from lichen.core.contracts import Report, ServerState
+from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.tree import Tree
 from lichen.recipes.bench import Bench
@@ -36,6 +37,28 @@ def average(made: Bench, **more: Any) -> Average:
 
 def same(a: Tree, b: Tree) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_sample_validates_and_its_bytes_stand_apart(tmp_path: Path) -> None:
+    made = bench()
+    found = {}
+    for name, some in (("everyone", None), ("all named", (0, 1, 2, 3)), ("two", (1, 3)), ("nobody", ())):
+        there = engine(made, tmp_path / name)
+        algorithm = average(made, validators=some, valid="valid" if some != () else None)
+        found[name] = algorithm.round(algorithm.init(made.start), there, 7)
+        assert found[name][1].bytes_up == there.bytes_up
+    quiet = found["nobody"][1]
+    assert (quiet.valid_up, quiet.valid_down) == (0, 0)
+    for name, count in (("everyone", 4), ("all named", 4), ("two", 2)):
+        state, report = found[name]
+        assert same(state.shared, found["nobody"][0].shared)
+        assert report.bytes_up - report.valid_up == quiet.bytes_up
+        assert report.bytes_down - report.valid_down == quiet.bytes_down
+        assert report.valid_down * 4 == found["everyone"][1].valid_down * count
+    assert found["everyone"][1].metrics == found["all named"][1].metrics
+    there, best = engine(made, tmp_path / "again"), found["two"][0]
+    job = Job(work="valid", shared=best.best, version=1, clients=(1, 3), seed=0)
+    assert best.best_value == mean_loss(score(there, job)[1])
 
 
 def test_a_round_nobody_comes_to_only_advances_the_round(tmp_path: Path) -> None:

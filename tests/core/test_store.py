@@ -68,6 +68,17 @@ def test_what_no_server_asks_for_any_more_is_gone(tmp_path):
     assert store.load((1_234_567,), 5) is None
 
 
+def test_what_belongs_to_the_best_round_stays_beside_the_newest(tmp_path):
+    store = ClientStore(tmp_path)
+    for version, best in ((1, -1), (2, -1), (3, 2), (6, 2), (9, 2), (12, 4)):
+        store.stage((7,), version, {"w": torch.full((1, 2), float(version))}, best=best)
+    left = sorted(int(f.stem) for f in (tmp_path / "0" / "7").iterdir())
+    assert left == [2, 9, 12]  # at version 4 it still had what it made at 2... 3 was overtaken before 4 was the best
+    store.stage((7,), 15, {"w": torch.full((1, 2), 15.0)}, best=12)
+    assert store.load((7,), 12)["w"].tolist() == [[12.0, 12.0]]
+    assert sorted(int(f.stem) for f in (tmp_path / "0" / "7").iterdir()) == [12, 15]
+
+
 def test_a_thousand_clients_of_a_folder(tmp_path):
     clients = (3, 999, 1000, 999_999, 10**9)
     store = ClientStore(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ SUMMARY: dict[str, Any] = {
         "up": 900_000.0,
         "down": 910_050.0,
         "validation": False,
+        "valid_up": 100_000.0,
+        "valid_down": 1_089_950.0,
+        "validators": 50,
     },
     "seconds": 61.5,
     "peak_memory_bytes": 900_000_000,
@@ -156,7 +160,17 @@ def test_traffic_is_that_of_training_alone() -> None:
         "up": 605.0,
         "down": 426.0,
         "validation": False,
+        "valid_up": None,
+        "valid_down": None,
+        "validators": None,
     }
+    # A trace that holds validation's bytes apart needs no guess, and every round counts.
+    judged = replace(loud, valid_up=700, valid_down=800)
+    told = traffic_of([quiet, judged], up=5, validators=4)
+    assert told is not None
+    assert told["client_up"] == (quiet.bytes_up + loud.bytes_up - 700) / (len(quiet.clients) + len(loud.clients))
+    assert told["up"] == quiet.bytes_up + loud.bytes_up - 700 + 5
+    assert (told["valid_up"], told["valid_down"], told["validators"], told["validation"]) == (700, 800, 4, False)
     every = traffic_of([loud, loud])
     assert every is not None
     assert (every["client_up"], every["validation"]) == (1000.0, True)

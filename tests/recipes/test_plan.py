@@ -76,6 +76,15 @@ GRIDS = [
         "compare": {"columns": ["alone"]},
     },
     {
+        "optimizer": {"lr": [0.01, 0.5]},
+        "federation": {"aggregate": "fedsa", "rounds": 6, "per_round": 2, "valid_clients": 3},
+        "compare": {"columns": ["alone"]},
+    },
+    {
+        "wire": {"down": ["int4~"]},
+        "federation": {"rounds": 4, "per_round": 2, "valid_every": 2, "valid_clients": 2},
+    },
+    {
         "wire": {"up": ["topk:1/8", "int4~"], "down": ["int4~"]},
         "federation": {"rounds": 4, "per_round": 2, "steps": 2, "batch": 4, "valid_every": 3},
         "compare": {"columns": ["base"]},
@@ -96,6 +105,10 @@ def test_bytes_and_tokens_are_those_of_the_run(home: Path, tmp_path: Path, aside
     planned, result = both(values, tmp_path / "run")
     sent, summary = planned.expected.bytes, result.summary
     assert (sent.up, sent.down, sent.bound) == (summary["bytes_up"], summary["bytes_down"], False)
+    traffic = summary["traffic"]
+    assert (sent.valid_up, sent.valid_down) == (traffic["valid_up"], traffic["valid_down"])
+    assert (sent.up - sent.valid_up, sent.down - sent.valid_down) == (traffic["up"], traffic["down"])
+    assert sent.validators == traffic["validators"] == min(5, sections["federation"].get("valid_clients", 64))
     assert planned.expected.clients == summary["clients"]
     seen = tokens(result.folder)
     assert {name: cost.train_tokens for name, cost in planned.expected.columns.items() if cost.train_tokens} == seen

@@ -25,6 +25,7 @@ from lichen.algorithms.links import Links
 from lichen.core import tree as trees
 from lichen.core.contracts import Aggregator, Cut, Engine, Report, Sampler, ServerOptimizer, ServerState
 from lichen.core.errors import LichenError
+from lichen.core.fold import BEST
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
@@ -94,6 +95,8 @@ class Average:
         work: The clients' work.
         valid: Their validating work; None for none.
         valid_every: Rounds between validations. The best validated ``shared`` is kept.
+        validators: Clients that validate; None: all of them.
+        personal: Clients keep tensors of their own: those of the best round stay with them, too.
         lr_scale: Factor on the clients' learning rate in round r (from 0).
         base: Digest of the frozen base model.
         rounds: Rounds in all: the last is always validated.
@@ -113,6 +116,8 @@ class Average:
     work: str = "train"
     valid: str | None = "valid"
     valid_every: int = 1
+    validators: tuple[int, ...] | None = None
+    personal: bool = False
     lr_scale: Callable[[int], float] = lambda _: 1.0
     base: str = ""
     down: Chain | None = None
@@ -143,7 +148,7 @@ class Average:
             clients=clients,
             seed=seed,
             base=self.base,
-            settings={"lr_scale": self.lr_scale(state.round)},
+            settings=self._settings(state),
         )
         total, told = self.aggregator.zero(), list[Told]()
         for part in self._parts(job if links is None else links.job(job)):
@@ -164,6 +169,7 @@ class Average:
                 links = links.towards(state.shared, self.down, derive(seed, "down"))
             state = replace(state, links=links.tree())
         state = replace(state, round=state.round + 1)
+        trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and (state.round % self.valid_every == 0 or state.round == self.rounds):
             state, metrics["valid"] = self._validate(state, engine)
         return state, Report(
@@ -174,7 +180,14 @@ class Average:
             bytes_up=engine.bytes_up - up,
             bytes_down=engine.bytes_down - down,
             seconds=time.perf_counter() - start,
+            valid_up=engine.bytes_up - trained_up,
+            valid_down=engine.bytes_down - trained_down,
         )
+
+    def _settings(self, state: ServerState) -> dict[str, float]:
+        """What a round's job says in numbers; as many in every round, so that all jobs are of one size."""
+        kept = {BEST: float(state.best_round)} if self.personal else {}
+        return {"lr_scale": self.lr_scale(state.round), **kept}
 
     def _links(self, state: ServerState) -> Links | None:
         """What clients hold; from the tensors as they are where a run goes on that had no codec."""
@@ -196,13 +209,13 @@ class Average:
             yield replace(job, clients=tuple(some), shared=self.capacity.cut(job.shared, key))
 
     def _validate(self, state: ServerState, engine: Engine) -> tuple[ServerState, float]:
-        everyone = tuple(range(self.weight_N.shape[0]))
+        judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
         job = Job(
-            work=str(self.valid), shared=state.shared, version=state.round, clients=everyone, seed=0, base=self.base
+            work=str(self.valid), shared=state.shared, version=state.round, clients=judges, seed=0, base=self.base
         )
         links = self._links(state)
         if links is not None:
-            job, state = links.job(job), replace(state, links=links.told(everyone).tree())
+            job, state = links.job(job), replace(state, links=links.told(judges).tree())
         value = mean_loss(score(engine, job)[1])
         return with_best(state, value, job.shared), value
 

@@ -121,6 +121,7 @@ class CoTune:
             )
             heard.append(after)
         state = replace(state, shared=heard[0], optimizer=trees.join("large/", heard[1], state.optimizer))
+        trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and (state.round % self.valid_every == 0 or state.round == self.average.rounds):
             state, metrics["valid"] = self._validate(state, engine)
         return state, replace(
@@ -129,6 +130,8 @@ class CoTune:
             bytes_up=engine.bytes_up - up,
             bytes_down=engine.bytes_down - down,
             seconds=time.perf_counter() - begin,
+            valid_up=engine.bytes_up - trained_up,
+            valid_down=engine.bytes_down - trained_down,
         )
 
     def _validate(self, state: ServerState, engine: Engine) -> tuple[ServerState, float]:

@@ -116,6 +116,7 @@ class Exchange:
         rounds: Rounds in all, the first one of training alone among them; the last is always validated.
         valid: The validating work's name before ``/<kind>``; None for none.
         valid_every: Rounds between validations.
+        validators: Clients that validate; None: all of them.
         lr_scale: Factor on the clients' learning rate in round r (from 0).
 
     Raises:
@@ -129,6 +130,7 @@ class Exchange:
     rounds: int
     valid: str | None = "valid"
     valid_every: int = 1
+    validators: tuple[int, ...] | None = None
     lr_scale: Callable[[int], float] = lambda _: 1.0
 
     def __post_init__(self) -> None:
@@ -164,9 +166,10 @@ class Exchange:
         sums, learned = summed(seen)
         metrics.update(learned)
         state = replace(state, round=state.round + 1)
+        trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and (state.round % self.valid_every == 0 or state.round == self.rounds):
-            everyone = tuple(range(self.weight_N.shape[0]))
-            judging = replace(job, work=self.valid, version=2 * state.round - 1, clients=everyone, seed=0, settings={})
+            judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
+            judging = replace(job, work=self.valid, version=2 * state.round - 1, clients=judges, seed=0, settings={})
             metrics.update(means(self.kinds, *score_kinds(engine, judging, self.kinds, lambda _: {})))
             state = with_best(state, metrics["valid"], {})
         return state, Report(
@@ -177,6 +180,8 @@ class Exchange:
             bytes_up=engine.bytes_up - up,
             bytes_down=engine.bytes_down - down,
             seconds=time.perf_counter() - start,
+            valid_up=engine.bytes_up - trained_up,
+            valid_down=engine.bytes_down - trained_down,
         )
 
     def _agree(self, state: ServerState, engine: Engine, job: Job) -> tuple[Tree, dict[str, float]]:

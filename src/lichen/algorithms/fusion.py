@@ -83,6 +83,7 @@ class Fusion:
         work: The clients' training work.
         valid: Their validating work; None for none.
         valid_every: Rounds between validations; the best validated ``shared`` is kept.
+        validators: Clients that validate; None: all of them.
         lr_scale: Factor on the clients' learning rate in round r (from 0).
 
     Raises:
@@ -101,6 +102,7 @@ class Fusion:
     work: str = "train"
     valid: str | None = "valid"
     valid_every: int = 1
+    validators: tuple[int, ...] | None = None
     lr_scale: Callable[[int], float] = lambda _: 1.0
 
     def __post_init__(self) -> None:
@@ -130,9 +132,10 @@ class Fusion:
             metrics.update(said)
             state = replace(state, shared=self._distil(state, answers, derive(seed, "distil")))
         state = replace(state, round=state.round + 1)
+        trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and (state.round % self.valid_every == 0 or state.round == self.rounds):
-            everyone = tuple(range(self.weight_N.shape[0]))
-            judging = Job(work=self.valid, shared={}, version=state.round, clients=everyone, seed=0)
+            judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
+            judging = Job(work=self.valid, shared={}, version=state.round, clients=judges, seed=0)
             shared = state.shared
             found = score_kinds(engine, judging, self.kinds, lambda kind: of_kind(shared, kind))
             metrics.update(means(self.kinds, *found))
@@ -145,6 +148,8 @@ class Fusion:
             bytes_up=engine.bytes_up - up,
             bytes_down=engine.bytes_down - down,
             seconds=time.perf_counter() - start,
+            valid_up=engine.bytes_up - trained_up,
+            valid_down=engine.bytes_down - trained_down,
         )
 
     def _train(

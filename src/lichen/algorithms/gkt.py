@@ -150,6 +150,7 @@ class GKT:
             shared, metrics["top_loss"] = self._teach(state, rows, derive(seed, "top"))
             state = replace(state, shared=shared)
         state = replace(state, round=state.round + 1)
+        trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and (state.round % self.valid_every == 0 or state.round == self.rounds):
             everyone = tuple(range(self.weight_N.shape[0]))
             top = {name: x for name, x in state.shared.items() if name.startswith("top/")}
@@ -164,6 +165,8 @@ class GKT:
             bytes_up=engine.bytes_up - up,
             bytes_down=engine.bytes_down - down,
             seconds=time.perf_counter() - start,
+            valid_up=engine.bytes_up - trained_up,
+            valid_down=engine.bytes_down - trained_down,
         )
 
     def _teach(self, state: ServerState, rows: Tree, seed: int) -> tuple[Tree, float]:

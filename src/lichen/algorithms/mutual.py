@@ -135,6 +135,7 @@ class Mutual:
         shared, loss = hear(self.listen, state.shared, answers, seed=derive(seed, "server"), settings=settings)
         metrics["server_loss"] = loss
         state = replace(state, shared=shared, round=state.round + 1)
+        trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if state.round % self.valid_every == 0 or state.round == self.rounds:
             metrics |= self._validate(state, engine)
         return state, Report(
@@ -145,6 +146,8 @@ class Mutual:
             bytes_up=engine.bytes_up - up,
             bytes_down=engine.bytes_down - down,
             seconds=time.perf_counter() - begin,
+            valid_up=engine.bytes_up - trained_up,
+            valid_down=engine.bytes_down - trained_down,
         )
 
     def _started(self, group: Group, work: str, version: int, seed: int, *, first: bool) -> Job:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lichen.clients.parameters import personal_C, split_shared
+from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
@@ -90,7 +91,10 @@ class Evaluate:
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> EvaluateState:
         """Parameters to judge, and sums at zero."""
         trainable, fixed = split_shared(job.shared)
-        params_C = personal_C(trainable, own_C if self.personal else None, len(clients), use_best=self.use_best)
+        if self.model.reference and not self.personal:
+            params_C = trees.expand(trainable, len(clients))  # every client is a call of its own, and only reads
+        else:
+            params_C = personal_C(trainable, own_C if self.personal else None, len(clients), use_best=self.use_best)
         shapes: Mapping[str, tuple[int, ...]] = {"loss_sum": (), "count": ()}
         if self.model.classes is not None:
             shapes = {**shapes, "confusion": (self.model.classes, self.model.classes)}

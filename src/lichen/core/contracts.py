@@ -262,6 +262,8 @@ class Report:
         bytes_up: Bytes from clients to server in this round.
         bytes_down: Bytes from server to clients in this round.
         seconds: Wall time of the round.
+        valid_up: Of ``bytes_up``, those of validation.
+        valid_down: Of ``bytes_down``, those of validation.
     """
 
     round: int
@@ -271,6 +273,8 @@ class Report:
     bytes_up: int
     bytes_down: int
     seconds: float
+    valid_up: int = 0
+    valid_down: int = 0
 
 
 class Algorithm(Protocol):

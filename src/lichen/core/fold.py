@@ -16,10 +16,13 @@ from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 
-__all__ = ["BlockSize", "blocks", "serve"]
+__all__ = ["BEST", "BlockSize", "blocks", "serve"]
 
 BlockSize = Callable[[Job, Station], int]
 """Finds how many clients of a job stand side by side."""
+
+BEST = "best_version"
+"""A job's setting: the version whose private state must stay, because it belongs to the best round so far."""
 
 _NO_ROOM = "DefaultCPUAllocator"
 
@@ -46,7 +49,8 @@ def serve(
     A block that does not fit into memory is halved, and so are those after it; nothing of it was kept.
 
     Private state is staged under version ``job.version + 1``: it counts once the server has
-    acknowledged that version, and is overwritten by a job that repeats it.
+    acknowledged that version, and is overwritten by a job that repeats it. What a client had at the version
+    that the setting ``best_version`` names stays beside it.
 
     Args:
         job: What is asked.
@@ -85,7 +89,7 @@ def serve(
             continue
         message, own_C = done
         if own_C is not None:
-            store.stage(clients, job.version + 1, own_C)
+            store.stage(clients, job.version + 1, own_C, best=int(job.settings.get(BEST, -1)))
         yield message
 
 

@@ -142,11 +142,11 @@ class ClientStore:
             )
         return trees.stack([_read(f"{home}/{v}.safetensors") for home, v in zip(homes, newest, strict=True)])
 
-    def stage(self, clients: Sequence[int], version: int, own_C: Tree) -> None:
+    def stage(self, clients: Sequence[int], version: int, own_C: Tree, *, best: int = -1) -> None:
         """Write the state these clients will have at ``version``.
 
         What a server that acknowledges at least every second version may still ask for is kept: the
-        newest state not above ``version - 2`` and all after it.
+        newest state not above ``version - 2`` and all after it; and the state they had at version ``best``.
         """
         plain_C = {name: x.detach().cpu() for name, x in own_C.items()}
         homes = [self._home(c) for c in clients]
@@ -158,8 +158,9 @@ class ClientStore:
         for home in homes:
             versions = _versions(home)
             needed = max((v for v in versions if v <= version - 2), default=0)
+            pinned = max((v for v in versions if v <= best), default=-1)
             for old in versions:
-                if old < needed:
+                if old < needed and old != pinned:
                     os.unlink(f"{home}/{old}.safetensors")
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "check_same",
     "concatenate",
     "digest",
+    "expand",
     "join",
     "map_tree",
     "nbytes",
@@ -99,6 +100,11 @@ def take(tree: Mapping[str, Tensor], client: int) -> Tree:
 def broadcast(tree: Mapping[str, Tensor], clients: int) -> Tree:
     """Copy an unstacked tree to ``clients`` clients: every leaf becomes contiguous ``(C, ...)``."""
     return map_tree(lambda x: x.detach().unsqueeze(0).repeat(clients, *([1] * x.dim())), tree)
+
+
+def expand(tree: Mapping[str, Tensor], clients: int) -> Tree:
+    """The same for clients that only read: every leaf is ``(C, ...)`` and takes the memory of one client."""
+    return map_tree(lambda x: x.detach().unsqueeze(0).expand(clients, *x.shape), tree)
 
 
 def split(tree: Mapping[str, Tensor], prefix: str) -> tuple[Tree, Tree]:

@@ -49,6 +49,15 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     return table
 
 
+def _validation(plan: Mapping[str, Any]) -> dict[str, str]:
+    sent = plan["bytes"]
+    if not sent["validators"]:
+        return {}
+    who = f"{sent['validators']} of {plan['clients']} clients"
+    bytes_ = f"{bytes_text(sent['valid_up'])} up, {bytes_text(sent['valid_down'])} down"
+    return {"  of it validation": f"{bytes_}, by {who}"}
+
+
 def _facts(plan: Mapping[str, Any]) -> dict[str, str]:
     sent, memory, disk = plan["bytes"], plan["memory"], plan["disk"]
     most = "at most " if sent["bound"] else ""
@@ -62,6 +71,7 @@ def _facts(plan: Mapping[str, Any]) -> dict[str, str]:
         "sent by a client's training": f"{bytes_text(sent['client_up'])} up, {bytes_text(sent['client_down'])} down",
         "sent in a round": both("round_up", "round_down"),
         "sent in all": both("up", "down"),
+        **_validation(plan),
         "memory": f"{bytes_text(memory['peak'])} at most, of {bytes_text(memory['available'])} there",
         "  the base": bytes_text(memory["base"]),
         "  once loaded": bytes_text(memory["loaded"]),

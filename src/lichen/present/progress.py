@@ -33,7 +33,13 @@ def event_text(event: Event, mean_seconds: float) -> str:
     parts += [f"{name} {score_text(report.metrics[name])}" for name in ("loss", "valid") if name in report.metrics]
     if report.seconds > 0:
         parts.append(f"{count_text(report.tokens / report.seconds)} tokens/s")
-    parts += [f"up {bytes_text(report.bytes_up)}", f"down {bytes_text(report.bytes_down)}"]
+    parts += [
+        f"{way} {bytes_text(whole - valid)}" + (f" + {bytes_text(valid)} validation" if valid else "")
+        for way, whole, valid in (
+            ("up", report.bytes_up, report.valid_up),
+            ("down", report.bytes_down, report.valid_down),
+        )
+    ]
     left = max(0, event.total_rounds - report.round)
     if left and math.isfinite(mean_seconds):
         parts.append(f"ETA {seconds_text(left * mean_seconds)}")

@@ -47,6 +47,21 @@ def _scores(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     return {**found, **summary["extra_columns"]}
 
 
+def _sent(summary: Mapping[str, Any], way: str) -> str:
+    """Bytes in all, and of validation among them where that is known."""
+    valid = (summary["traffic"] or {}).get(f"valid_{way}")
+    whole = bytes_text(summary[f"bytes_{way}"])
+    return f"{whole}, {bytes_text(valid)} of it for validation" if valid else whole
+
+
+def _validating(summary: Mapping[str, Any]) -> dict[str, str]:
+    """How many clients validated, where it was not everybody."""
+    validators = (summary["traffic"] or {}).get("validators")
+    if validators is None or validators >= summary["clients"]:
+        return {}
+    return {"clients validating in a round": str(validators)}
+
+
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """One run: a row for each way of learning, then what it cost.
 
@@ -65,8 +80,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         "metric": _metric(summary),
         "clients gaining over alone": _percent(summary["share_gaining"]),
         "clients": str(summary["clients"]),
-        "sent up": bytes_text(summary["bytes_up"]),
-        "sent down": bytes_text(summary["bytes_down"]),
+        "sent up": _sent(summary, "up"),
+        "sent down": _sent(summary, "down"),
+        **_validating(summary),
         "time": seconds_text(summary["seconds"]),
         "peak memory": bytes_text(summary["peak_memory_bytes"]),
         "energy": "not measured" if summary["energy_joules"] is None else joules_text(summary["energy_joules"]),

@@ -65,8 +65,9 @@ class Columns(_Part):
 class Traffic(_Part):
     """What training the federated column cost in bytes, at the learning rate that was chosen.
 
-    Validation is left out: how often one looks is no part of a method. Where every round is validated
-    the two cannot be told apart, and ``validation`` says that it is counted in.
+    Validation stands apart: how often one looks is no part of a method. Traces of older versions hold the two
+    together; where every round was validated they cannot be told apart, and ``validation`` says that it is
+    counted in.
     """
 
     rounds: _Count
@@ -80,6 +81,11 @@ class Traffic(_Part):
     """Bytes from all clients in all rounds, and what they sent besides rounds."""
     down: Annotated[float, Field(ge=0)]
     validation: bool
+    valid_up: Annotated[float, Field(ge=0)] | None = None
+    """Bytes from all clients for validation, in all rounds; null where it is not known."""
+    valid_down: Annotated[float, Field(ge=0)] | None = None
+    validators: _Count | None = None
+    """Clients that validated in the rounds."""
 
 
 class Summary(_Part):
@@ -159,23 +165,28 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return check_summary(content, where=str(path))
 
 
-def traffic_of(reports: Sequence[Report], *, up: int = 0, down: int = 0) -> dict[str, Any] | None:
-    """The bytes of training, as a summary holds them; None where nobody trained.
+def traffic_of(
+    reports: Sequence[Report], *, up: int = 0, down: int = 0, validators: int | None = None
+) -> dict[str, Any] | None:
+    """The bytes of training and of validation, as a summary holds them; None where nobody trained.
 
     Args:
         reports: The rounds.
         up: Bytes that clients sent besides rounds.
         down: Bytes that they were sent besides rounds.
+        validators: Clients that validated in the rounds.
     """
     held = [report for report in reports if report.clients]
-    quiet = [report for report in held if "valid" not in report.metrics]
+    judged = [report for report in reports if "valid" in report.metrics]
+    apart = all(report.valid_up + report.valid_down for report in judged)
+    quiet = [report for report in held if apart or "valid" not in report.metrics]
     trainings = sum(len(report.clients) for report in held)
     if not trainings:
         return None
     counted = quiet or held
     clients = sum(len(report.clients) for report in counted)
-    client_up = sum(report.bytes_up for report in counted) / clients
-    client_down = sum(report.bytes_down for report in counted) / clients
+    client_up = sum(report.bytes_up - report.valid_up for report in counted) / clients
+    client_down = sum(report.bytes_down - report.valid_down for report in counted) / clients
     return {
         "rounds": len(reports),
         "trainings": trainings,
@@ -184,6 +195,9 @@ def traffic_of(reports: Sequence[Report], *, up: int = 0, down: int = 0) -> dict
         "up": client_up * trainings + up,
         "down": client_down * trainings + down,
         "validation": not quiet,
+        "valid_up": float(sum(report.valid_up for report in reports)) if apart else None,
+        "valid_down": float(sum(report.valid_down for report in reports)) if apart else None,
+        "validators": validators if judged else None,
     }
 
 

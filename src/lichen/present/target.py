@@ -43,7 +43,13 @@ def rounds_to(
 
 
 def bytes_to(
-    curve: Iterable[Report], target: float, *, metric: str = "valid", higher: bool = False, start: float | None = None
+    curve: Iterable[Report],
+    target: float,
+    *,
+    metric: str = "valid",
+    higher: bool = False,
+    start: float | None = None,
+    validation: bool = False,
 ) -> int | None:
     """Bytes sent both ways, by all clients, until ``metric`` is at the target or beyond; None if it never is.
 
@@ -53,6 +59,7 @@ def bytes_to(
         metric: A name in the reports' metrics.
         higher: More is better.
         start: As for :func:`rounds_to`; a target met at once takes 0 bytes.
+        validation: Count the bytes of validation alone, which are among the others.
 
     Raises:
         LichenError: as :func:`rounds_to`.
@@ -61,6 +68,8 @@ def bytes_to(
     found = _reached(reports, target, metric, higher, start)
     if found is None:
         return None
+    if validation:
+        return sum(report.valid_up + report.valid_down for report in reports[: found[1]])
     return sum(report.bytes_up + report.bytes_down for report in reports[: found[1]])
 
 

@@ -4,7 +4,8 @@ Each line is on disk before the next round starts, so a kill loses nothing that 
 last line, left by a kill in the middle of a write, is no fault: its round will be repeated.
 
 A line holds ``column, grid, round, total_rounds, clients, metrics, tokens, bytes_up, bytes_down,
-seconds``; a metric that is not finite is null, because JSON has no NaN.
+seconds, valid_up, valid_down``; a metric that is not finite is null, because JSON has no NaN. Lines of older
+runs lack the last two.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def event_line(event: Event) -> bytes:
         "bytes_up": report.bytes_up,
         "bytes_down": report.bytes_down,
         "seconds": float(report.seconds),
+        "valid_up": report.valid_up,
+        "valid_down": report.valid_down,
     }
     return json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
@@ -76,6 +79,8 @@ def event_of(line: bytes) -> Event:
         bytes_up=int(record["bytes_up"]),
         bytes_down=int(record["bytes_down"]),
         seconds=float(record["seconds"]),
+        valid_up=int(record.get("valid_up", 0)),
+        valid_down=int(record.get("valid_down", 0)),
     )
     return Event(
         column=str(record["column"]), report=report, total_rounds=int(record["total_rounds"]), grid=str(record["grid"])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lichen.algorithms.agnostic import Agnostic
 from lichen.algorithms.alone import Alone
-from lichen.algorithms.average import Average, held, mean_loss, score
+from lichen.algorithms.average import Average, mean_loss, score
 from lichen.algorithms.semi import SemiFL
 from lichen.core import tree as trees
 from lichen.core.contracts import Algorithm, Engine, Report, ServerState, Station
@@ -236,13 +236,19 @@ def _federated(bench: Bench, folder: RunFolder, watch: Watch, test: Callable[[st
 
         lr = choose(recipe, rounds, go)
         if home_of(recipe):
-            # What stays at home belongs to the last round, so the shared part is that round's, too.
-            last, everyone = states[lr], tuple(range(len(bench.train)))
-            shared = held(last)
-            job = Job(work="test", shared=shared, version=rounds, clients=everyone, seed=0, base=bench.model.base)
+            # What stayed at home in the best round lies beside what is newest, under that round's version.
+            best, everyone = states[lr], tuple(range(len(bench.train)))
+            job = Job(
+                work="test",
+                shared=best.best,
+                version=best.best_round,
+                clients=everyone,
+                seed=0,
+                base=bench.model.base,
+            )
             metrics = folder.tree(name, lambda: score(engines[lr], job)[1])
             value_N = values_N(recipe, metrics)
-            return Column(value_N=value_N, metrics=metrics, lr=lr, shared=shared, best_round=rounds)
+            return Column(value_N=value_N, metrics=metrics, lr=lr, shared=best.best, best_round=best.best_round)
     best = states[lr]
     shared = tensors_of(bench, lr, best.best)
     tested = test(name, shared)

@@ -18,7 +18,9 @@ from lichen.core.contracts import Batch, Source
 from lichen.core.seeds import derive
 from lichen.data.shards import pooled
 from lichen.recipes.bench import Bench, grid_name, participants
-from lichen.recipes.parts import sampler_of, stations
+from lichen.recipes.parts import sampler_of, stations, validators_of
+from lichen.recipes.prepare import first_of
+from lichen.recipes.rules import home_of
 
 __all__ = ["Chunk", "Kind", "Load", "budget", "evaluated", "invitations", "load_of", "marks", "pooled_bench"]
 
@@ -164,10 +166,15 @@ def budget(bench: Bench, invited: Sequence[Sequence[int]]) -> dict[str, tuple[Ch
     source = stations(bench)[f"train {grid_name(recipe.optimizer.lr[0])}"].source
     valid = evaluated(bench.evaluating(bench.valid), everyone)
     test = evaluated(bench.evaluating(bench.test), everyone)
-    count = len(bench.train)
+    # A test set that clients share is scored once for all of them where they score one model.
+    shared = sorted(set(first_of(bench.test)))
+    own = bool(home_of(recipe))
+    once = test if own else evaluated(bench.evaluating(bench.test), shared)
+    asked = len(bench.train) if own else len(shared)
+    judges = validators_of(bench)
     columns: dict[str, tuple[Chunk, ...]] = {}
     if "base" in recipe.compare.columns and recipe.task == "chat":
-        columns["base"] = (Chunk(kind="score", load=test, clients=count),)
+        columns["base"] = (Chunk(kind="score", load=once, clients=asked),)
     seeds = _round_seeds(bench, recipe.federation.rounds)
     trained, seen = marks(bench, recipe.federation.rounds)
     columns["federated"] = (
@@ -176,15 +183,19 @@ def budget(bench: Bench, invited: Sequence[Sequence[int]]) -> dict[str, tuple[Ch
             load=_trained(source, list(zip(invited, seeds, trained, strict=True))),
             clients=sum(len(who) * t for who, t in zip(invited, trained, strict=True)),
         ),
-        Chunk(kind="score", load=valid.times(sum(seen)) + test, clients=count * (sum(seen) + 1)),
+        Chunk(
+            kind="score",
+            load=evaluated(bench.evaluating(bench.valid), judges).times(sum(seen)) + once,
+            clients=len(judges) * sum(seen) + asked,
+        ),
     )
     if "alone" in recipe.compare.columns:
         columns["alone"] = _private(bench, "alone", alone_rounds(bench), valid, test)
     if "pooled" in recipe.compare.columns:
         together = pooled_bench(bench)
         parts = [evaluated(together.evaluating(part), (0,)) for part in (together.valid, together.test)]
-        own = _private(together, "pooled", recipe.federation.rounds, *parts)
-        columns["pooled"] = (*own, Chunk(kind="score", load=test, clients=count))
+        mine = _private(together, "pooled", recipe.federation.rounds, *parts)
+        columns["pooled"] = (*mine, Chunk(kind="score", load=once, clients=asked))
     return columns
 
 

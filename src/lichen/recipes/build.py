@@ -185,7 +185,7 @@ def _summary(recipe: Recipe, folder: RunFolder, done: Done, memory: int, joules:
         "clients": len(done.clients),
         "bytes_up": sum(r.bytes_up for r in rounds) + done.bytes_up,
         "bytes_down": sum(r.bytes_down for r in rounds) + done.bytes_down,
-        "traffic": traffic_of(rounds, up=done.bytes_up, down=done.bytes_down),
+        "traffic": traffic_of(rounds, up=done.bytes_up, down=done.bytes_down, validators=done.validators),
         "seconds": folder.seconds(),
         "peak_memory_bytes": memory,
         "energy_joules": joules,
@@ -202,7 +202,11 @@ def _reached(recipe: Recipe, rounds: Sequence[Report]) -> dict[str, float | str 
     target = recipe.compare.target
     if target is None:
         return {}
-    return {"target.rounds": rounds_to(rounds, target), "target.bytes": bytes_to(rounds, target)}
+    return {
+        "target.rounds": rounds_to(rounds, target),
+        "target.bytes": bytes_to(rounds, target),
+        "target.bytes.validation": bytes_to(rounds, target, validation=True),
+    }
 
 
 def _versions() -> dict[str, str]:

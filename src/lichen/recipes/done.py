@@ -26,13 +26,17 @@ MOST_TOLD = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """A finished task: its columns, its clients' names, and what else there is to tell."""
+    """A finished task: its columns, its clients' names, and what else there is to tell.
+
+    ``validators`` is how many clients validated in the rounds; None where there were no rounds.
+    """
 
     columns: dict[str, Column]
     clients: tuple[str, ...]
     extra: dict[str, float | str | None] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
+    validators: int | None = None
 
 
 def _labels(shard: Shard) -> np.ndarray:

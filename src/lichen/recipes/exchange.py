@@ -45,7 +45,7 @@ from lichen.recipes.done import Done, classified, majority, tested
 from lichen.recipes.exchange_end import Trained, bytes_of, ensemble_column, save_models, told_by_kind
 from lichen.recipes.exchange_parts import ByKind, averaged, engine_of, private, server
 from lichen.recipes.folder import RunFolder
-from lichen.recipes.parts import lr_scale, sampler_of, server_of
+from lichen.recipes.parts import lr_scale, sampler_of, server_of, validators_of
 from lichen.recipes.schema import Recipe
 from lichen.recipes.unequal import Unequal, open_unequal
 from lichen.server.ensemble import Ensemble
@@ -90,6 +90,7 @@ def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> D
             "public_rows.bytes": float(sent),
         },
         bytes_down=sent,
+        validators=len(validators_of(opened.bench)),
     )
 
 
@@ -114,6 +115,7 @@ def _algorithm(unequal: Unequal, lr: float, until: int) -> Algorithm:
             weight_N=weight_N,
             rounds=until,
             valid_every=fed.valid_every,
+            validators=validators_of(bench),
             lr_scale=scale,
         )
     predict, distil = server(unequal, lr)
@@ -128,6 +130,7 @@ def _algorithm(unequal: Unequal, lr: float, until: int) -> Algorithm:
         weight_N=weight_N,
         rounds=until,
         valid_every=fed.valid_every,
+        validators=validators_of(bench),
         lr_scale=scale,
     )
 

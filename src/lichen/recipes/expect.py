@@ -13,6 +13,7 @@ from lichen.core import tree as trees
 from lichen.present.units import bytes_text
 from lichen.recipes.bench import Bench
 from lichen.recipes.capacity import Room
+from lichen.recipes.rules import home_of
 from lichen.recipes.schema import Recipe
 from lichen.recipes.traffic import Traffic
 
@@ -157,7 +158,8 @@ def disk_of(
     for version, who in enumerate(invited, start=1):
         for client in who:
             rounds.setdefault(client, []).append(version)
-    kept = own * sum(map(_kept, rounds.values()))
+    best = 1 if home_of(bench.recipe) else 0  # what belongs to the best round stays beside the newest
+    kept = own * sum(_kept(versions) + best for versions in rounds.values())
     clients = {"alone": len(bench.train), "pooled": 1}
     once = trees.nbytes(bench.start)
     server = bench.recipe.federation.server

@@ -27,13 +27,14 @@ from lichen.clients.transfer import Selective
 from lichen.clients.wire import Compressed
 from lichen.clients.zeroth_order import WeighBy, ZerothOrder
 from lichen.core.contracts import ClientWork, Sampler, ServerOptimizer, Station
+from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.recipes.bench import Bench, grid_name, participants
 from lichen.recipes.rules import aggregator_of, home_of, phases_of
 from lichen.recipes.schema import Recipe
 from lichen.server.kseed import AddUnits
 from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
-from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted
+from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted, validators
 from lichen.transforms.codec import Chain
 from lichen.transforms.words import chain_of
 
@@ -47,6 +48,7 @@ __all__ = [
     "stations",
     "tensors_of",
     "trainer",
+    "validators_of",
 ]
 
 
@@ -181,6 +183,12 @@ def sampler_of(bench: Bench) -> Sampler:
     return (Weighted if fed.sampling == "weighted" else Uniform)(count=count)
 
 
+def validators_of(bench: Bench) -> tuple[int, ...]:
+    """The clients that validate in the rounds of the federation."""
+    most = bench.recipe.federation.valid_clients
+    return validators([shard.size for shard in bench.valid], most, derive(bench.recipe.seed, "valid"))
+
+
 def lr_scale(recipe: Recipe, rounds: int) -> Callable[[int], float]:
     """Factor on the learning rate by round."""
     opt, fed = recipe.optimizer, recipe.federation
@@ -201,6 +209,8 @@ def algorithm_of(bench: Bench, lr: float, until: int) -> Average:
         work=f"train {grid_name(lr)}",
         valid=f"valid {grid_name(lr)}" if bench.recipe.optimizer.name == "kseed" else "valid",
         valid_every=fed.valid_every,
+        validators=validators_of(bench),
+        personal=bool(home_of(bench.recipe)),
         # A DiLoCo worker's rate follows its own steps.
         lr_scale=(lambda _: 1.0) if fed.keep_optimizer else lr_scale(bench.recipe, fed.rounds),
         base=bench.model.base,

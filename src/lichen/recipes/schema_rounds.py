@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lichen.core.errors import LichenError
 from lichen.recipes.schema_model import Positive, Section, Share
@@ -97,6 +97,16 @@ class Federation(Section):
     drop: Share = Field(default=0.0, description="with keep_optimizer: chance that a client's answer is lost")
     server: Server = Field(default=Server(), description="server optimizer")
     valid_every: Positive = Field(default=1, description="rounds between validations; the best one is kept")
+    valid_clients: Positive | None = Field(
+        default=64,
+        description="clients that validate in the rounds, at most: a sample drawn once by the seed; none, all: all. "
+        "Alone, everyone judges itself, and test rows are scored for all",
+    )
+
+    @field_validator("valid_clients", mode="before")
+    @classmethod
+    def _all_validate(cls, value: object) -> object:
+        return None if value == "all" else value
 
 
 class Wire(Section):

@@ -25,6 +25,7 @@ from lichen.recipes.folder import RunFolder
 from lichen.recipes.help import help_of
 from lichen.recipes.models import STUDENT_TOKENIZER, base_name_of, spec_of
 from lichen.recipes.open import Opened, fetch_named, open_recipe, shards_of
+from lichen.recipes.parts import validators_of
 from lichen.recipes.prepare import encode
 from lichen.recipes.schema import Recipe
 
@@ -66,6 +67,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done
         extra=extra,
         bytes_up=helped.bytes_up,
         bytes_down=helped.bytes_down,
+        validators=len(validators_of(opened.bench)),
     )
 
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from lichen.algorithms.links import Links
+from lichen.core.fold import BEST
 from lichen.core.message import Job, sizes
 from lichen.core.tree import Tree
 from lichen.recipes.bench import Bench, grid_name
 from lichen.recipes.budget import marks
-from lichen.recipes.parts import algorithm_of, begin_of, down_of
+from lichen.recipes.parts import algorithm_of, begin_of, down_of, validators_of
 
 __all__ = ["Traffic", "traffic"]
 
@@ -42,6 +43,9 @@ class Traffic:
         round_down: To all of them.
         up: In all.
         down: In all.
+        valid_up: Of ``up``, those of validation.
+        valid_down: Of ``down``, those of validation.
+        validators: Clients that validate.
         bound: Whether what goes down is at most this much, and not exactly.
     """
 
@@ -51,6 +55,9 @@ class Traffic:
     round_down: int
     up: int
     down: int
+    valid_up: int = 0
+    valid_down: int = 0
+    validators: int = 0
     bound: bool = False
 
 
@@ -88,9 +95,9 @@ def traffic(bench: Bench, invited: Sequence[Sequence[int]], *, train_up: int, sc
         train_up: Bytes of one client's message after training.
         score_up: Bytes of one after validation.
     """
-    recipe, lr, everyone = bench.recipe, bench.recipe.optimizer.lr[0], tuple(range(len(bench.train)))
+    recipe, lr, count = bench.recipe, bench.recipe.optimizer.lr[0], len(bench.train)
     shared, chain = begin_of(bench, lr), down_of(recipe)
-    links = None if chain is None else Links.begin(shared, len(everyone), agreed=True)
+    links = None if chain is None else Links.begin(shared, count, agreed=True)
 
     def down(work: str, clients: Sequence[int], **settings: float) -> int:
         base = bench.model.base
@@ -102,21 +109,21 @@ def traffic(bench: Bench, invited: Sequence[Sequence[int]], *, train_up: int, sc
     work, algorithm = f"train {grid_name(lr)}", algorithm_of(bench, lr, recipe.federation.rounds)
     adapters = max(map(len, invited)) + MORE.get(recipe.rule, 0)
     _, seen = marks(bench, recipe.federation.rounds)
-    up = total = patch = plain = 0
+    up = total = patch = plain = valid_up = valid_down = 0
+    judges = validators_of(bench)
+    settings = {"lr_scale": 1.0, **({BEST: -1.0} if algorithm.personal else {})}
     for r, (who, validated) in enumerate(zip(invited, seen, strict=True), start=1):
-        sent = down(work, who, lr_scale=1.0)
+        sent = down(work, who, **settings)
         up, total, plain = up + len(who) * train_up, total + sent + len(who) * patch, plain + sent
         patch = _patch_bytes(bench.start, r, adapters) if recipe.rule in MORE else 0
         if links is not None and chain is not None:
             moved = {name: x + 1 if x.is_floating_point() else x for name, x in links.view.items()}
             links = links.told(who).towards(moved, chain, 0)
         if validated:
-            up, total = (
-                up + len(everyone) * score_up,
-                total + down(str(algorithm.valid), everyone) + len(everyone) * patch,
-            )
-            links = None if links is None else links.told(everyone)
-    rounds = recipe.federation.rounds
+            valid_up += len(judges) * score_up
+            valid_down += down(str(algorithm.valid), judges) + len(judges) * patch
+            links = None if links is None else links.told(judges)
+    rounds, up, total = recipe.federation.rounds, up + valid_up, total + valid_down
     return Traffic(
         client_up=train_up,
         client_down=round(plain / max(1, sum(map(len, invited)))),
@@ -124,5 +131,8 @@ def traffic(bench: Bench, invited: Sequence[Sequence[int]], *, train_up: int, sc
         round_down=round(total / rounds),
         up=up,
         down=total,
+        valid_up=valid_up,
+        valid_down=valid_down,
+        validators=len(judges),
         bound=recipe.rule in MORE,
     )

@@ -14,6 +14,7 @@ Legend: N clients of the roster.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.seeds import numpy_generator
 
-__all__ = ["Everyone", "Poisson", "Uniform", "Weighted"]
+__all__ = ["Everyone", "Poisson", "Uniform", "Weighted", "validators"]
 
 
 @final
@@ -126,6 +127,27 @@ class Weighted:
         within = np.flatnonzero(wait_N <= np.partition(wait_N, self.count - 1)[self.count - 1])
         first = within[np.argsort(wait_N[within], kind="stable")[: self.count]]
         return _ascending(first[np.isfinite(wait_N[first])])
+
+
+def validators(rows_N: Sequence[int], most: int | None, seed: int) -> tuple[int, ...]:
+    """Who validates in the rounds: all clients, or a sample drawn once, of those that have validation rows.
+
+    Args:
+        rows_N: Validation rows of every client.
+        most: How many clients at most; None: all.
+        seed: Of the draw.
+
+    Returns:
+        Roster indices, ascending.
+
+    >>> validators([3, 3, 3], 3, 0), validators([3, 0, 3], 2, 0)
+    ((0, 1, 2), (0, 2))
+    """
+    if most is None or len(rows_N) <= most:
+        return tuple(range(len(rows_N)))
+    able = np.flatnonzero(np.asarray(rows_N) > 0)
+    able = able if len(able) else np.arange(len(rows_N))
+    return _ascending(numpy_generator(seed, "validators").permutation(able)[:most])
 
 
 def _ascending(clients: np.ndarray) -> tuple[int, ...]:
