@@ -98,7 +98,10 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
     assert flags == {
         "list": [],
         "fetch": ["NAME"],
-        "init": ["--out", "DATA"],
+        "init": [
+            *("--client", "--completion", "--full", "--label", "--model", "--out", "--prompt", "--task", "--text"),
+            "DATA",
+        ],
         "plan": ["--json", "--set", "-s", "RECIPE"],
         "run": ["--json", "--out", "--quiet", "--resume", "--set", "-s", "RECIPE"],
         "compare": ["--json", "--minutes", "--only", "--out", "--quiet", "--seeds", "--set", "-s", "RECIPES"],

@@ -15,7 +15,8 @@ from cyclopts import App, CycloptsError, Parameter
 
 from lichen import __version__
 from lichen.cli_compare import compare
-from lichen.cli_look import export, fetch, init, list_, report, try_
+from lichen.cli_init import init
+from lichen.cli_look import export, fetch, list_, report, try_
 from lichen.cli_run import node, plan, rank, run
 from lichen.core.errors import LichenError
 from lichen.shell import crash, tell

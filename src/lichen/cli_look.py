@@ -1,11 +1,10 @@
-"""The commands around a run: list, fetch and init before it, try, report and export after it.
+"""The commands around a run: list and fetch before it, try, report and export after it.
 
 Nothing heavy is imported until a command needs it.
 """
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterable
 from contextlib import redirect_stdout
@@ -14,7 +13,7 @@ from pathlib import Path
 from lichen.core.errors import LichenError
 from lichen.shell import crash_in, print_json, show, tell
 
-__all__ = ["export", "fetch", "init", "list_", "report", "try_"]
+__all__ = ["export", "fetch", "list_", "report", "try_"]
 
 
 def list_() -> None:
@@ -63,29 +62,6 @@ def fetch(name: str, /) -> None:
     from lichen.data.fetch import fetch as fetch_one
 
     print(fetch_one(name, say=tell))
-
-
-def init(data: Path, /, *, out: Path = Path("recipe.yaml")) -> None:
-    """Look at your data and write a commented recipe for it.
-
-    Parameters
-    ----------
-    data
-        A JSONL, CSV or Parquet file, or a folder with a file a client.
-    out
-        Where the recipe goes; an existing file is never overwritten.
-    """
-    from lichen.recipes.init import init_recipe
-
-    if out.exists():
-        raise LichenError("exists already", where=str(out), fix="remove it, or choose another name with --out")
-    text = init_recipe(data)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise LichenError(f"cannot be written: {error.strerror}", where=str(out), fix="choose another --out") from None
-    tell(f"wrote {out}; read it, then: lichen run {shlex.quote(str(out))}")
 
 
 def try_(folder: Path, /, *texts: str) -> None:

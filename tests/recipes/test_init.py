@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from lichen.core.errors import LichenError
-from lichen.recipes.init import init_recipe
+from lichen.recipes.explain import section_of
+from lichen.recipes.init import guess, init_recipe
+from lichen.recipes.init_names import Wishes
 from lichen.recipes.read import read_recipe
 from lichen.recipes.schema import Recipe
+from lichen.recipes.strict_yaml import load_yaml
 
 
 def jsonl(path: Path, rows: Sequence[Any]) -> Path:
@@ -74,9 +79,9 @@ def test_a_folder_with_a_file_a_client(tmp_path: Path) -> None:
 
 
 def test_every_key_is_there_with_its_description(tmp_path: Path) -> None:
-    text = init_recipe(jsonl(tmp_path / "a.jsonl", CHAT))
+    text = init_recipe(jsonl(tmp_path / "a.jsonl", CHAT), full=True)
     for name, field in Recipe.model_fields.items():
-        assert f"\n{name}:" in text or f"\n# {name}:" in text
+        assert f"\n{name}:" in text or f"\n# {name}:" in text or f"\n# ({name}:" in text
         assert field.description is None or f"# {field.description.split(';')[0]}" in text
     assert "(one of: adamw, sgd, mezo, kseed, cma)" in text
     assert "u0" not in text
@@ -93,23 +98,20 @@ def test_only_the_head_is_read(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("a.jsonl", b"", "has no rows"),
-        ("a.jsonl", b"{\n", "is not JSON"),
-        ("a.jsonl", b"3\n", "no object"),
+        ("a.jsonl", b"{\n", "is not valid JSON"),
+        ("a.jsonl", b"3\n", "is a number, not an object"),
         ("a.jsonl", b'{"n": 1}\n', "has no column with text"),
-        ("a.jsonl", b"\xff\xfe\n", "is not UTF-8"),
-        ("a.json", b"{", "cannot be read"),
-        ("a.csv", b"n,m\n1,2\n", ""),
-        ("a.parquet", b"nonsense", "is not a Parquet file"),
-        ("a.xlsx", b"", "has the ending .xlsx"),
+        ("a.jsonl", b"\xff\xfe\n", "is not whole UTF-16"),
+        ("a.json", b"{", "is not valid JSON"),
+        ("a.csv", b"n,m\n1,2\n", "has no column with text"),
+        ("a.csv", b"text,label\n", "has no rows"),
+        ("a.parquet", b"nonsense", "is not a readable parquet file"),
+        ("a.xlsx", b"", "is an Excel file"),
     ],
 )
 def test_data_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    if not words:
-        # CSV has no types: its longest column counts as text.
-        assert "text" in recipe_for(path).data.columns
-        return
     with pytest.raises(LichenError, match=words) as caught:
         init_recipe(path)
     assert caught.value.fix
@@ -121,3 +123,121 @@ def test_nothing_there(tmp_path: Path) -> None:
         init_recipe(tmp_path / "none.csv")
     with pytest.raises(LichenError, match="holds no data files"):
         init_recipe(tmp_path)
+
+
+def uncommented(text: str) -> list[tuple[str, str]]:
+    """The recipe once for each key behind a ``#``, with that one in force."""
+    lines = text.splitlines()
+    found = []
+    for at, line in enumerate(lines):
+        example = re.match(r"^( *)# ([a-z_]+: .*)$", line)
+        if example is None or not any(example[2].startswith(f"{key}: ") for key in KEYS):
+            continue
+        found.append((example[2], "\n".join([*lines[:at], example[1] + example[2], *lines[at + 1 :]])))
+    return found
+
+
+def every_key(section: type[BaseModel]) -> set[str]:
+    found = set(section.model_fields)
+    for field in section.model_fields.values():
+        inner = section_of(field.annotation)
+        found |= every_key(inner) if inner is not None else set()
+    return found
+
+
+KEYS = every_key(Recipe)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("rows", [CHAT, CLASSES, [{"messages": TALK, "site": "x"}] * 3])
+def test_every_example_behind_a_hash_is_a_key_that_reads(tmp_path: Path, rows: list[Any], *, full: bool) -> None:
+    text = init_recipe(jsonl(tmp_path / "a.jsonl", rows), full=full)
+    plain = read_recipe(load_yaml(text, where="recipe"))
+    examples = uncommented(text)
+    assert len(examples) >= (15 if full else 2)
+    for example, changed in examples:
+        assert "some text" not in example
+        assert read_recipe(load_yaml(changed, where=example)) != plain, example
+
+
+@pytest.mark.parametrize("rows", [CHAT, CLASSES, [{"messages": TALK, "site": "x"}] * 3])
+def test_the_short_recipe_is_a_page_and_means_what_the_full_one_does(tmp_path: Path, rows: list[Any]) -> None:
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    short, full = init_recipe(path), init_recipe(path, full=True)
+    assert len(short.splitlines()) <= 40 < len(full.splitlines())
+    assert read_recipe(load_yaml(short, where="short")) == read_recipe(load_yaml(full, where="full"))
+
+
+def test_rows_are_long_enough_for_prompt_and_answer(tmp_path: Path) -> None:
+    rows = [{"prompt": "a long question with many words " * 24, "completion": "yes"}] * 20
+    assert recipe_for(jsonl(tmp_path / "a.jsonl", rows)).data.max_length == 256
+    found = guess(jsonl(tmp_path / "b.jsonl", [{"prompt": "word " * 9000, "completion": "yes"}] * 20))
+    assert any("100 % of the rows are longer than 1024 tokens" in line for line in found.told)
+
+
+ASKED = [
+    {"body": f"some words of text number {i}", "wing": "we"[i % 2], "mood": "ab"[i % 2], "State": "xyz"[i % 3]}
+    for i in range(30)
+]
+
+
+def test_a_person_is_asked_where_several_answers_are_as_good(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", ASKED)
+    heard: list[tuple[str, list[str]]] = []
+
+    def ask(question: str, answers: Sequence[str]) -> int:
+        heard.append((question, list(answers)))
+        return 1 if "label" in question else 0
+
+    found = guess(path, ask=ask)
+    assert found.values["data"]["columns"] == {"client": "State", "text": "body", "label": "mood"}
+    assert [answers for _, answers in heard] == [
+        ["wing (2 classes)", "mood (2 classes)", "none: learn to write such texts"],
+        ["State (3 clients)", "none: deal rows out at random"],
+    ]
+    alone = guess(path)
+    assert alone.values["task"] == "chat"
+    assert any("wing: could be the label: --label 'wing'" in line for line in alone.told)
+    assert any("mood: could be the label: --label 'mood'" in line for line in alone.told)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "columns", "task"),
+    [
+        (Wishes(label="mood"), {"text": "body", "label": "mood", "client": "State"}, "classify"),
+        (Wishes(client="wing"), {"text": "body", "label": "mood", "client": "wing"}, "classify"),
+        (Wishes(text="mood"), {"text": "mood", "label": "wing", "client": "State"}, "classify"),
+        (Wishes(text="mood", task="chat"), {"text": "mood", "client": "State"}, "chat"),
+        (
+            Wishes(prompt=("wing", "mood"), completion="body"),
+            {"prompt": ["wing", "mood"], "completion": "body", "client": "State"},
+            "chat",
+        ),
+        (Wishes(task="oneshot", label="wing"), {"text": "body", "label": "wing", "client": "State"}, "oneshot"),
+    ],
+)
+def test_what_the_user_says_is_obeyed(tmp_path: Path, wishes: Wishes, columns: dict[str, Any], task: str) -> None:
+    path = jsonl(tmp_path / "a.jsonl", ASKED)
+    recipe = read_recipe(load_yaml(init_recipe(path, wishes=wishes), where="recipe"))
+    found = {role: list(some) if isinstance(some, tuple) else some for role, some in recipe.data.columns.items()}
+    assert (found, recipe.task) == (columns, task)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        (Wishes(label="moods"), "--label: no column 'moods'"),
+        (Wishes(task="classify"), "--label NAME"),
+        (Wishes(text="body", completion="mood"), "goes without --completion"),
+    ],
+)
+def test_a_wish_that_does_not_fit_is_told(tmp_path: Path, wishes: Wishes, words: str) -> None:
+    with pytest.raises(LichenError) as caught:
+        init_recipe(jsonl(tmp_path / "a.jsonl", ASKED), wishes=wishes)
+    assert words in str(caught.value)
+
+
+def test_a_model_of_the_users_own_is_adapted_whatever_its_layers_are_called(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", CHAT)
+    recipe = read_recipe(load_yaml(init_recipe(path, wishes=Wishes(model="org/model")), where="recipe"))
+    assert (recipe.model.name, recipe.model.adapter.targets) == ("org/model", "all-linear")

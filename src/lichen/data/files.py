@@ -126,13 +126,11 @@ def owners_of_files(path: Path, files: Sequence[Path]) -> dict[Path, str]:
     folders = {file: [step for step in file.parent.relative_to(root).parts if not _splits(step)] for file in files}
     owners = {file: "/".join(steps) or ("" if _splits(_stem(file)) else _stem(file)) for file, steps in folders.items()}
     # Two files of one name and other endings in one folder are two clients.
-    if len(set(owners.values())) == 1:
-        return dict.fromkeys(files, "")
     alike = Counter((file.parent, _stem(file)) for file in files if not folders[file])
-    return {
-        file: file.name if owner and not folders[file] and alike[file.parent, _stem(file)] > 1 else owner
-        for file, owner in owners.items()
-    }
+    for file, owner in owners.items():
+        if owner and not folders[file] and alike[file.parent, _stem(file)] > 1:
+            owners[file] = file.name
+    return owners if len(set(owners.values())) > 1 else dict.fromkeys(files, "")
 
 
 def _splits(name: str) -> bool:

