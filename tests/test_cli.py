@@ -92,7 +92,20 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
 
 def test_the_commands_and_their_flags_are_pinned() -> None:
     flags = {}
-    for command in ("list", "fetch", "init", "plan", "run", "compare", "try", "report", "export", "node", "rank"):
+    for command in (
+        "list",
+        "fetch",
+        "init",
+        "plan",
+        "run",
+        "compare",
+        "try",
+        "report",
+        "export",
+        "cache",
+        "node",
+        "rank",
+    ):
         found = cli.app[command].assemble_argument_collection(default_parameter=cli.app.default_parameter)
         flags[command] = sorted(name for argument in found for name in argument.names)
     assert flags == {
@@ -108,6 +121,7 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
         "try": ["FOLDER", "TEXTS"],
         "report": ["--json", "FOLDERS"],
         "export": ["--merge", "--out", "FOLDER"],
+        "cache": ["--clear", "--json", "--yes"],
         "node": ["--recipe", "--state"],
         "rank": ["FOLDER"],
     }

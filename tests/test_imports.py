@@ -17,7 +17,7 @@ FLOORS = (
     ("trust", "present", "allocator"),
     ("recipes",),
     ("shell",),
-    ("cli_init", "cli_look", "cli_run", "cli_compare"),
+    ("cli_cache", "cli_compare", "cli_init", "cli_look", "cli_run"),
     ("cli",),
     ("__main__",),
 )

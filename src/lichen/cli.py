@@ -1,4 +1,4 @@
-"""The command line: list, fetch, init, plan, run, compare, try, report, export.
+"""The command line: list, fetch, init, plan, run, compare, try, report, export, cache.
 
 Nothing heavy is imported until a command needs it, so that ``lichen --help`` answers at once. Results
 go to standard output, everything else to standard error. Exit codes: 0 done, 1 a fault of lichen
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from lichen import __version__
+from lichen.cli_cache import cache
 from lichen.cli_compare import compare
 from lichen.cli_init import init
 from lichen.cli_look import export, fetch, list_, report, try_
@@ -41,6 +42,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "try": try_,
     "report": report,
     "export": export,
+    "cache": cache,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_command, name=_name)

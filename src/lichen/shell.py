@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import shlex
 import shutil
 import sys
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lichen import __version__
-from lichen.core.errors import LichenError
+from lichen.core import private
+from lichen.core.errors import LichenError, traceback_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,21 +59,20 @@ def crash(error: BaseException, folder: Path | None) -> int:
         The exit code.
     """
     import tempfile
-    import traceback
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         begun = folder is not None and has_recipe(folder)
         then = f"go on with: lichen run --resume {shlex.quote(str(folder))}" if begun else "give the command again"
         tell(str(LichenError("the disk is full", where=str(folder or Path.cwd()), fix=f"make room, then {then}")))
         return 2
-    home = folder if folder is not None and folder.is_dir() else Path(tempfile.gettempdir())
-    file = home / ("crash.txt" if home == folder else f"lichen-crash-{os.getpid()}.txt")
     first = (str(error).splitlines() or [""])[0]
     try:
-        file.write_text(
-            f"lichen {__version__}, Python {sys.version}\n\n{''.join(traceback.format_exception(error))}",
-            encoding="utf-8",
-        )
+        if folder is not None and folder.is_dir():
+            handle, file = private.create(folder / "crash.txt"), str(folder / "crash.txt")
+        else:  # a name that nobody can have prepared, in a folder that all may share
+            handle, file = tempfile.mkstemp(prefix="lichen-crash-", suffix=".txt")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(f"lichen {__version__}, Python {sys.version}\n\n{traceback_text(error)}")
         kept = f"the traceback is in {file}"
     except OSError as other:
         kept = f"its traceback could not be kept ({other.strerror})"

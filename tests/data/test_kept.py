@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from lichen.core.tree import Tree
 from lichen.data import kept, table, tokens
-from lichen.data.kept import keep, key_of
+from lichen.data.kept import keep, key_of, prepared_folder
 from lichen.data.record import Record
 from lichen.data.records import load_records
 from lichen.data.rows import TextShard
@@ -109,14 +110,47 @@ def test_those_used_longest_ago_go_first(tmp_path: Path) -> None:
             key, lambda: made, write=lambda tree: tree, read=lambda tree: tree, folder=tmp_path, most_bytes=most
         )
 
+    now = time.time()
     for at, key in enumerate("abc"):
         get(key)
-        os.utime(tmp_path / f"{key}.safetensors", (at, at))
+        os.utime(tmp_path / f"{key}.safetensors", (now + at - 9, now + at - 9))
     get("a")  # used again
     get("d", most=3500)
     assert sorted(f.stem for f in tmp_path.iterdir()) == ["a", "c", "d"]
     get("e", most=1)
     assert [f.stem for f in tmp_path.iterdir()] == ["e"]
+
+
+def test_what_nobody_used_for_a_month_goes(tmp_path: Path) -> None:
+    def get(key: str) -> Tree:
+        made = {"x": torch.zeros(10)}
+        return keep(key, lambda: made, write=lambda tree: tree, read=lambda tree: tree, folder=tmp_path)
+
+    for key, days in (("a", 29), ("b", 31), ("c", 31)):
+        get(key)
+        used = time.time() - days * 24 * 3600
+        os.utime(tmp_path / f"{key}.safetensors", (used, used))
+    get("c")
+    assert sorted(f.stem for f in tmp_path.iterdir()) == ["a", "c"]
+
+
+def test_without_a_folder_nothing_is_kept(tokenizer: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LICHEN_CACHE", str(tmp_path))
+    lm = encode_lm(RECORDS, tokenizer, form="plain", max_length=16)
+    assert rows(lm_shard(RECORDS, tokenizer, form="plain", max_length=16)) == [(i.tolist(), y.tolist()) for i, y in lm]
+    classify_shard(RECORDS, tokenizer, max_length=16, classes=("a", "b"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_earlier_versions_left_open_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LICHEN_CACHE", str(tmp_path))
+    (tmp_path / "prepared").mkdir()
+    for name, mode in (("open", 0o644), ("closed", 0o600)):
+        (tmp_path / "prepared" / f"{name}.safetensors").write_bytes(b"rows")
+        (tmp_path / "prepared" / f"{name}.safetensors").chmod(mode)
+    assert prepared_folder(private=True) == tmp_path / "private" / "prepared"
+    assert prepared_folder(private=False) == tmp_path / "prepared"
+    assert [f.stem for f in (tmp_path / "prepared").iterdir()] == ["closed"]
 
 
 def test_kept_rows_are_mapped(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.models.api import Ledger
 from lichen.models.api_cache import Absent, Kept, Shelf, from_base64, to_base64
+from lichen.models.api_flow import Flow
 
 
 class Counting:
@@ -175,3 +176,20 @@ def test_threads_may_keep_the_same_answer(tmp_path: Path) -> None:
 def test_vectors_keep_their_bits() -> None:
     x = torch.randn(9, generator=torch.Generator().manual_seed(0))
     assert torch.equal(from_base64(to_base64(x)), x)
+
+
+def test_of_private_texts_only_digests_are_written(tmp_path: Path) -> None:
+    fm = Counting()
+    flow = Flow(Kept(fm, tmp_path), allow=("public", "private"))
+    private = [f"private {prompt}" for prompt in PROMPTS]
+    for again in (False, True):
+        told = flow.of("private").score(private, [CHOICES] * 4), flow.of("public").score(PROMPTS, [CHOICES] * 4)
+        assert torch.equal(told[0], Counting().score(private, [CHOICES] * 4))
+        assert flow.ledger.calls == 2
+        assert flow.ledger.cached == (8 if again else 0)
+    texts = [file.read_text() for file in tmp_path.rglob("*.json")]
+    assert len(texts) == 6
+    assert sum("three" in text for text in texts) == 1
+    assert not any("private" in text for text in texts)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.rglob("*.json")} == {0o600}
+    assert {folder.stat().st_mode & 0o777 for folder in tmp_path.iterdir()} == {0o700}

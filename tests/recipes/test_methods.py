@@ -158,7 +158,7 @@ def test_a_language_model_is_pre_trained_from_nothing(tmp_path, monkeypatch):
     assert columns["federated"]["mean"] < 0.8 * columns["base"]["mean"]
     model = transformers.AutoModelForCausalLM.from_pretrained(lichen.export(result.folder, merge=True))
     assert model.config.num_hidden_layers == 2
-    assert len(list((tmp_path / "cache").glob("scratch-*"))) == 1
+    assert len(list((tmp_path / "cache" / "private").glob("scratch-*"))) == 1
 
 
 def test_a_target_tells_what_it_took_to_get_there(tmp_path):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
+
 from lichen.core.visible import clipped, visible
 
-__all__ = ["LichenError"]
+__all__ = ["LichenError", "traceback_text"]
+
+_MESSAGE = 200
+"""Letters of an unforeseen error's message: what it cites may be somebody's row."""
 
 _LONGEST = 1000
 """Letters of each part at most: what is quoted may come from a file with a hundred thousand columns."""
@@ -35,3 +40,20 @@ class LichenError(Exception):
         self.what, self.where, self.fix = what, where, fix
         head = f"{where}: {what}" if where else what
         super().__init__(f"{head}\n  fix: {fix}" if fix else head)
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback of an unforeseen error, without values of variables and with its messages cut short.
+
+    >>> print(traceback_text(ValueError("a" * 300)), end="")  # doctest: +ELLIPSIS
+    ValueError: aaa...aaa [105 more letters]
+    """
+    parts = traceback.TracebackException.from_exception(error, capture_locals=False).format()
+    return "".join(part if part.lstrip().startswith("File ") else _cut(part) for part in parts)
+
+
+def _cut(part: str) -> str:
+    text = part.rstrip("\n")
+    if len(text) <= _MESSAGE:
+        return part
+    return f"{text[:_MESSAGE].splitlines()[0]} [{len(text) - _MESSAGE} more letters]\n"

@@ -3,6 +3,8 @@
 Private state is versioned. A round that trains version v stages its result as v + 1; loading for
 version v takes the newest file not above v. A killed round therefore leaves nothing to undo: its
 staged files are newer than the server's version and are overwritten when the round is repeated.
+
+All of it is private unless a caller says otherwise: files of mode 0600 in folders of 0700.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save
 
+from lichen.core import private
 from lichen.core import tree as trees
 from lichen.core.contracts import ServerState
 from lichen.core.errors import LichenError
@@ -25,20 +28,30 @@ from lichen.core.tree import Tree
 __all__ = ["ClientStore", "load_state", "load_tree", "save_state", "save_tree", "write_atomic"]
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write so that a reader, or a kill at any moment, sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_atomic(path: Path, data: bytes, *, shared: bool = False) -> None:
+    """Write so that a reader, or a kill at any moment, sees the old file or the new one, never a part.
+
+    Args:
+        path: The file; folders missing above it are made.
+        data: All of it.
+        shared: For others too, with the usual modes; else only the owner can read the file and the folders made.
+    """
+    if shared:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        private.make_folders(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
+    with open(private.create(part, shared=shared), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
 
 
-def save_tree(path: Path, tree: Tree, header: dict[str, Any] | None = None) -> None:
-    """Write a tree and a small JSON header atomically; equal trees give equal bytes."""
-    write_atomic(path, save(trees.plain(tree), metadata={"lichen": json.dumps(header or {}, sort_keys=True)}))
+def save_tree(path: Path, tree: Tree, header: dict[str, Any] | None = None, *, shared: bool = False) -> None:
+    """Write a tree and a small JSON header by :func:`write_atomic`; equal trees give equal bytes."""
+    data = save(trees.plain(tree), metadata={"lichen": json.dumps(header or {}, sort_keys=True)})
+    write_atomic(path, data, shared=shared)
 
 
 def load_tree(path: Path) -> tuple[Tree, dict[str, Any]]:
@@ -199,13 +212,12 @@ def _write_together(contents: Mapping[str, bytes]) -> None:
 
 
 def _write(path: str, data: bytes) -> int:
-    """Write a new file, in a new folder if need be, and leave it open."""
-    how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    """Write a new private file, in a new private folder if need be, and leave it open."""
     try:
-        file = os.open(path, how, 0o666)
+        file = private.create(path)
     except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        file = os.open(path, how, 0o666)
+        private.make_folders(os.path.dirname(path))
+        file = private.create(path)
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(file, rest) :]

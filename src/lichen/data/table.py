@@ -1,7 +1,8 @@
 """Records by column: a large file is parsed once, and read back as columns of text that become rows when asked.
 
 Parsing JSON costs many times what reading its strings back does, and most rows of a large file are
-never looked at: clients are chosen first, by one column.
+never looked at: clients are chosen first, by one column. This is for public data only: private rows are
+parsed anew, because a second copy of them in the clear is not worth the seconds.
 """
 
 from __future__ import annotations
@@ -110,16 +111,16 @@ def kept_records(
     source: Path,
     make: Callable[[], Sequence[Record]],
     *how: object,
-    folder: Path | None = None,
+    folder: Path,
     files: Sequence[Path] | None = None,
 ) -> Sequence[Record]:
-    """The records of a file or folder, parsed once.
+    """The records of a public file or folder, parsed once.
 
     Args:
         source: What is read; its bytes are part of what finds the kept table.
         make: Parses it.
         how: Whatever else decides what comes out, such as the columns.
-        folder: Where kept tables lie; by default in the cache folder.
+        folder: Where kept tables lie.
         files: Which files of a folder are read; all of them if None.
     """
     if files is None:

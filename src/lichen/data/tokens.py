@@ -1,7 +1,8 @@
-"""Token rows of records, tokenised once: a second start reads them from the cache folder, mapped into memory.
+"""Token rows of records, tokenised once: a second start reads them from a folder, mapped into memory.
 
 What is kept is found by all it follows from: the tokenizer's own description, the rows' text, the form
-and the length. So nothing is ever stale; what is no longer asked for is dropped in time.
+and the length. So nothing is ever stale; what is no longer asked for is dropped in time. Tokens of private
+rows are as good as the rows: the caller says where they may lie, if at all.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def lm_shard(
     """One shard of language modelling; arguments as in :func:`lichen.data.text.encode_lm`.
 
     Args:
-        folder: Where kept rows lie; by default in the cache folder.
+        folder: Where token rows are kept; None: nowhere.
 
     Raises:
         LichenError: as there.
@@ -51,7 +52,7 @@ def classify_shard(
     """One shard of classification; arguments as in :func:`lichen.data.text.encode_classify`.
 
     Args:
-        folder: Where kept rows lie; by default in the cache folder.
+        folder: Where token rows are kept; None: nowhere.
 
     Raises:
         LichenError: as there.

@@ -16,7 +16,6 @@ import json
 import os
 import signal
 import threading
-import traceback
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +26,7 @@ from typing import Any, final
 import torch
 from torch.distributed.rendezvous import rendezvous
 
-from lichen.core.errors import LichenError
+from lichen.core.errors import LichenError, traceback_text
 
 __all__ = ["RENDEZVOUS", "RankError", "Ranks", "connect", "is_rank", "ranks_here", "threads_for"]
 
@@ -255,7 +254,7 @@ def _told(error: BaseException) -> bytes:
         told = {"what": error.what, "where": error.where, "fix": error.fix}
     else:
         text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        told = {"fault": text, "trace": "".join(traceback.format_exception(error))}
+        told = {"fault": text, "trace": traceback_text(error)}
     return json.dumps(told).encode()
 
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import queue
 import subprocess
+import sys
 import threading
-import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, final
 from torch import Tensor
 
 from lichen.core.contracts import Aggregator, Station
-from lichen.core.errors import LichenError
+from lichen.core.errors import LichenError, traceback_text
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message, pack_job, pack_message, unpack_job, unpack_message
 from lichen.core.store import ClientStore
@@ -113,8 +113,9 @@ def serve_frames(
         except OSError:
             raise
         except Exception as error:
-            traceback.print_exc()
-            write_frame(sink, b"E", f"a fault of the node: {type(error).__name__}: {error}".encode())
+            print(traceback_text(error), file=sys.stderr, flush=True)
+            first = (str(error).splitlines() or [""])[0][:200]  # the server is not to read a row in it
+            write_frame(sink, b"E", f"a fault of the node: {type(error).__name__}: {first}".encode())
 
 
 class _Node:

@@ -6,7 +6,8 @@ date. It is written whole or not at all, and a damaged one is as good as none. :
 any face; :class:`lichen.models.api_http.HttpFM` keeps its endpoint's answers on one in the same way.
 :class:`Absent` stands for a model that is no longer there: with a full shelf before it, nothing else is needed.
 
-Whatever is kept holds the texts that were asked about; a shelf of private texts is private.
+What is kept holds the texts that were asked about, and its files are for their owner alone (mode 0600). Of a private
+text nothing is written but its digest: see :meth:`Kept.discreet`.
 
 Legend: N prompts, K choices, H width.
 """
@@ -57,12 +58,20 @@ class Shelf:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def put(self, asked: Mapping[str, Any], told: Mapping[str, Any], **source: Any) -> None:
-        """Keep an answer; ``source`` says where it comes from."""
+    def put(self, asked: Mapping[str, Any], told: Mapping[str, Any], *, words: bool = True, **source: Any) -> None:
+        """Keep an answer.
+
+        Args:
+            asked: What was asked; its digest is how the answer is found again.
+            told: The answer.
+            words: Write what was asked beside it.
+            source: Where it comes from.
+        """
         mark = _mark(asked)
         date = datetime.now(UTC).isoformat(timespec="seconds")
         from_ = {**source, "date": date, "asked": mark, "told": _mark(told)}
-        data = json.dumps({"from": from_, "asked": asked, "told": told}, sort_keys=True, ensure_ascii=False)
+        whole = {"from": from_, "asked": asked if words else None, "told": told}
+        data = json.dumps(whole, sort_keys=True, ensure_ascii=False)
         with self._lock:  # two threads that were told the same would write one file's part together
             write_atomic(self._file(mark), data.encode("utf-8", "surrogatepass"))
 
@@ -87,12 +96,19 @@ class Kept:
         if batch < 1:
             raise LichenError("asks for nothing at once", where="batch", fix="use 1 or more")
         self.name, self.batch = fm.name, batch
-        self._fm, self._shelf, self._cached = fm, Shelf(folder), 0
+        self._fm, self._shelf, self._words = fm, Shelf(folder), True
+        self._cached = [0]  # shared with the discreet one
+
+    def discreet(self) -> Kept:
+        """The same face for private texts: their answers are found by the texts' digests, the texts are not written."""
+        other = Kept(self._fm, self._shelf.folder, batch=self.batch)
+        other._shelf, other._cached, other._words = self._shelf, self._cached, False
+        return other
 
     @property
     def ledger(self) -> Ledger:
         """What the face behind was asked, and how many requests were answered from disk."""
-        return self._fm.ledger + Ledger(cached=self._cached)
+        return self._fm.ledger + Ledger(cached=self._cached[0])
 
     @property
     def source(self) -> str:
@@ -172,7 +188,7 @@ class Kept:
                 missing[mark] = n
             else:
                 found[mark] = kept["told"]
-        self._cached += sum(mark in found for mark in marks)
+        self._cached[0] += sum(mark in found for mark in marks)
         # Texts of like length together: a local model pads what shares a batch.
         rows = sorted(missing.values(), key=lambda n: len(whole[n]["prompt"]))
         for at in range(0, len(rows), self.batch):
@@ -185,7 +201,8 @@ class Kept:
             }
             for n, told in zip(some, answers, strict=True):
                 found[marks[n]] = told
-                self._shelf.put(whole[n], {"told": told}, model=self.name, source=self.source, call=call)
+                source = {"model": self.name, "source": self.source, "call": call}
+                self._shelf.put(whole[n], {"told": told}, words=self._words, **source)
         return [found[mark] for mark in marks]
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lichen.core.errors import LichenError
 from lichen.models.api import FoundationModel, Ledger, Sourced
+from lichen.models.api_cache import Kept
 
 __all__ = ["ORIGINS", "Flow", "Origin", "Place", "Sent", "may_see"]
 
@@ -100,7 +101,8 @@ class Flow:
             LichenError: if there is no such origin. One that is not allowed is refused when a text is sent.
         """
         may_see("server", (origin,))
-        return _Bound(self, self._fm, origin)
+        kept = self._fm.discreet() if origin == "private" and isinstance(self._fm, Kept) else self._fm
+        return _Bound(self, kept, origin)
 
     def _let(self, origin: Origin, texts: Sequence[str], others: Iterable[str]) -> None:
         if origin not in self.allow:

@@ -121,9 +121,9 @@ def save_adapter(folder: Path, tree: Tree, *, spec: Spec, base_name: str, task: 
     begin = _BARE if _VIRTUAL in tensors else _PREFIX
     tensors |= {begin + name: x for name, x in tree.items() if name not in own}
     plain = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
-    write_atomic(folder / "adapter_model.safetensors", save(plain, metadata={"format": "pt"}))
+    write_atomic(folder / "adapter_model.safetensors", save(plain, metadata={"format": "pt"}), shared=True)
     text = json.dumps(config, indent=2, sort_keys=True, default=str)
-    write_atomic(folder / "adapter_config.json", text.encode())
+    write_atomic(folder / "adapter_config.json", text.encode(), shared=True)
 
 
 _Written = tuple[set[str], Tree, dict[str, Any]]

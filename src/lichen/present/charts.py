@@ -11,12 +11,14 @@ References:
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lichen.core.store import write_atomic
 from lichen.present.summary import share_gaining
 from lichen.present.trace import Event, read_trace
 
@@ -53,9 +55,10 @@ def _quiet(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    data = io.BytesIO()
     # No software name and no date: equal data give equal bytes.
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(data, format="png", metadata={"Software": None})
+    write_atomic(path, data.getvalue())
     return path
 
 

@@ -7,11 +7,13 @@ in both quality and bytes (Pareto's frontier). Every point is told apart by numb
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lichen.core.store import write_atomic
 from lichen.present.compare import Row
 
 if TYPE_CHECKING:
@@ -82,9 +84,10 @@ def frontier_png(rows: Sequence[Row], path: Path, *, title: str = "") -> Path | 
     figure.set_layout_engine("none")  # labels are placed on the panels as they now stand
     for axes in both:
         place_labels(axes)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    data = io.BytesIO()
     # No software name and no date: equal data give equal bytes.
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(data, format="png", metadata={"Software": None})
+    write_atomic(path, data.getvalue())
     return path
 
 

@@ -6,11 +6,13 @@ finds where help begins to matter.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lichen.core.store import write_atomic
 from lichen.present.compare import Row, Spread
 from lichen.present.units import score_text
 
@@ -109,9 +111,10 @@ def levels_png(rows: Sequence[Row], levels: Sequence[str], path: Path, *, title:
     figure.legend(handles, told, loc="outside right center", frameon=False, fontsize=9)
     if title:
         figure.suptitle(title.replace("$", r"\$"), fontsize=12, fontweight="bold")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    data = io.BytesIO()
     # No software name and no date: equal data give equal bytes.
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(data, format="png", metadata={"Software": None})
+    write_atomic(path, data.getvalue())
     return path
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from lichen.core import private
 from lichen.core.errors import LichenError
 
 if TYPE_CHECKING:
@@ -105,7 +106,9 @@ class Trace:
 
     def __call__(self, event: Event) -> None:
         """Append one line and force it to disk."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private.make_folders(self.folder)
+        if not (self.folder / NAME).exists():
+            os.close(private.create(self.folder / NAME))
         with open(self.folder / NAME, "a+b") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lichen.core import private
 from lichen.core.contracts import Report
 from lichen.core.errors import LichenError
 from lichen.core.store import ClientStore, write_atomic
@@ -109,6 +110,8 @@ def _claim(path: Path, recipe: Recipe, resume: bool) -> bool:
     """
     if path.exists() and any(path.iterdir()) and not resume:
         raise LichenError("is not empty", where=str(path), fix=f"choose another folder, or: lichen run --resume {path}")
+    if not path.exists():
+        private.make_folder(path)
     if not (path / "recipe.yaml").exists():  # first of all files: with it, whatever is left can be resumed
         write_atomic(path / "recipe.yaml", write_recipe(recipe).encode())
     return not resume

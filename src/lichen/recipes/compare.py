@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,7 +23,8 @@ from pathlib import Path
 from typing import Any, final
 
 from lichen.allocator import give_back
-from lichen.core.errors import LichenError
+from lichen.core import private
+from lichen.core.errors import LichenError, traceback_text
 from lichen.core.store import write_atomic
 from lichen.present.compare import Outcome, Row, rows_of
 from lichen.present.compare_table import comparison_csv, comparison_markdown, notes
@@ -226,6 +226,8 @@ def _run(cell: Cell, out: Path, observers: Sequence[Callable[[Event], None]], sa
     """Run a cell, or go on with it; why it failed, if it did."""
     from lichen.recipes import build
 
+    if not out.exists():
+        private.make_folder(out)
     shared = out / "shared" / shared_key(cell.recipe)
     if not (cell.folder / "recipe.yaml").exists():
         write_atomic(cell.folder / "recipe.yaml", write_recipe(cell.recipe).encode())
@@ -241,7 +243,7 @@ def _run(cell: Cell, out: Path, observers: Sequence[Callable[[Event], None]], sa
     except Exception as error:
         # Hours of other methods' work do not depend on this one.
         kept = cell.folder / "crash.txt"
-        write_atomic(kept, "".join(traceback.format_exception(error)).encode())
+        write_atomic(kept, traceback_text(error).encode("utf-8", "backslashreplace"))
         first = (str(error).splitlines() or [""])[0][:120]
         return f"crashed: {type(error).__name__}: {first} ({kept.relative_to(out)})"
     _link(scores, shared)
@@ -275,7 +277,7 @@ def _link(source: Path, target: Path) -> None:
             there = target / file.relative_to(source)
             if there.exists():
                 continue
-            there.parent.mkdir(parents=True, exist_ok=True)
+            private.make_folders(there.parent)
             try:
                 os.link(file, there)
             except OSError:

@@ -1,17 +1,19 @@
 """The foundation models a recipe asks: a local one or an endpoint, what it may be shown, and what it has answered.
 
 All answers are kept on disk with where they come from, in the recipe's ``kept`` folder or the cache, so that a
-run that is repeated asks nothing twice.
+run that is repeated asks nothing twice. They hold what was asked, word for word: their folder is private.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
 from lichen.core.errors import LichenError
+from lichen.core.private import FOLDER, make_folders
 from lichen.data.catalog import cache_dir, resolve_model
 from lichen.models.api import Ledger
 from lichen.models.api_cache import Kept
@@ -30,8 +32,15 @@ Say = Callable[[str], None]
 
 
 def kept_folder(recipe: Recipe) -> Path:
-    """Where answers of foundation models lie."""
-    return Path(recipe.kept) if recipe.kept else cache_dir() / "answers"
+    """Where answers of foundation models lie: the recipe's own folder, or one in the cache that is private."""
+    if recipe.kept:
+        return Path(recipe.kept)
+    home = cache_dir() / "answers"
+    with suppress(OSError):
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        make_folders(home)
+        home.chmod(FOLDER)  # earlier versions left it open
+    return home
 
 
 @final

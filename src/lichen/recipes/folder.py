@@ -3,6 +3,9 @@
 ``recipe.yaml`` · ``trace.jsonl`` · ``summary.json`` · ``curves.png`` · ``clients.png`` · ``adapter/``
 or ``model/`` · ``state/`` (checkpoints of every column, private client state, scores already taken).
 
+All of it is private, files of mode 0600 in folders of 0700, but ``adapter/``, ``merged/`` and ``model/``, which are
+there to be handed on.
+
 Of several ranks only the first writes here; what many ranks make and keep for later, such as their
 clients' private state, is said where it is made. All ranks see one folder.
 """
@@ -14,11 +17,13 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor
 
+from lichen.core import private
 from lichen.core.errors import LichenError
 from lichen.core.store import load_state, load_tree, save_tree, write_atomic
 from lichen.core.tree import Tree
@@ -61,6 +66,9 @@ class RunFolder:
                 where=str(self.path),
                 fix="resume with the folder's own recipe, or choose another --out",
             )
+        private.make_folders(mark.parent)
+        with suppress(OSError):  # an older run's may be open to others
+            mark.parent.chmod(private.FOLDER)
         write_atomic(mark, recipe_sha256.encode())
         return float(self._clock.read_text()) if self._clock.exists() else 0.0
 
@@ -116,9 +124,9 @@ class RunFolder:
         """A tensor that the first rank makes once, read back ever after."""
         return self.tree(name, lambda: {"value": make()}, alone=True)["value"]
 
-    def write_json(self, name: str, value: Any) -> Path:
+    def write_json(self, name: str, value: Any, *, shared: bool = False) -> Path:
         """Write JSON atomically, on the first rank; NaN is refused."""
         file = self.path / name
         if self.ranks.first:
-            write_atomic(file, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+            write_atomic(file, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), shared=shared)
         return file

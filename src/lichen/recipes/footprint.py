@@ -104,7 +104,7 @@ def footprint(recipe: Recipe) -> Footprint | None:
     """
     if recipe.task not in ("chat", "classify"):
         return None
-    opened = open_recipe(recipe)
+    opened = open_recipe(recipe, keep_private=False)
     frozen = frozen_tensors(opened.foundation)
     size = sum(x.untyped_storage().nbytes() for x in frozen)
     training = _training(opened.bench)

@@ -24,14 +24,13 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, final
 
-from lichen.core.errors import LichenError
+from lichen.core.errors import LichenError, traceback_text
 from lichen.engines.ranks import RENDEZVOUS, RankError, threads_for
 from lichen.present.trace import Event, event_line, event_of
 
@@ -86,7 +85,7 @@ def telling() -> Iterator[Teller]:
         raise SystemExit(130) from None
     except Exception as error:
         text = f"{type(error).__name__}: {error}" if not isinstance(error, RankError) else str(error)
-        teller.tell("fault", {"text": text, "trace": "".join(traceback.format_exception(error))})
+        teller.tell("fault", {"text": text, "trace": traceback_text(error)})
         raise SystemExit(1) from None
 
 

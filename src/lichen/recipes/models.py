@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from lichen.core.contracts import CohortModel
 from lichen.core.errors import LichenError
+from lichen.core.private import make_folders, tighten
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.data.catalog import CATALOG, cache_dir, resolve_model
@@ -36,7 +38,7 @@ from lichen.models.student import Student
 from lichen.models.students import ImageCNN, ImageMLP, TextCNN, TwoLayerTransformer
 from lichen.models.whole import head_layers, lacked_layers, whole_layers, within
 from lichen.models.wrap import Spec, Wrapped
-from lichen.recipes.prepare import Owner
+from lichen.recipes.prepare import Owner, is_private
 from lichen.recipes.schema import Recipe
 from lichen.recipes.schema import Student as StudentSection
 
@@ -104,22 +106,32 @@ def notes_of(recipe: Recipe, model: Any, cohort: CohortModel | None) -> list[str
     return notes
 
 
-def cohort_of(recipe: Recipe, classes: Sequence[str], owners: Sequence[Owner]) -> tuple[CohortModel | None, Any, Any]:
+def cohort_of(
+    recipe: Recipe, classes: Sequence[str], owners: Sequence[Owner], *, keep_private: bool = True
+) -> tuple[CohortModel | None, Any, Any]:
     """``(cohort model or None for a student, foundation model, tokenizer)``.
+
+    Args:
+        recipe: Names the model.
+        classes: The labels; none for a language model.
+        owners: Whose rows a model from nothing may take its words from.
+        keep_private: A model with words of private rows may stay in the cache.
 
     Raises:
         LichenError: if the model cannot be loaded, or the adapter does not fit it.
     """
     section, padded = recipe.model, not recipe.engine.packing
     if section.scratch is not None:
-        source: str | Path = scratch_folder(recipe, owners)
+        with ExitStack() as stack:
+            away = None if keep_private else stack.enter_context(TemporaryDirectory(prefix="lichen-scratch-"))
+            source: str | Path = scratch_folder(recipe, owners, private=None if away is None else Path(away))
+            foundation, tokenizer = foundation_of(recipe, source, len(classes))
     elif section.name is not None:
-        source = resolve_model(section.name)
+        foundation, tokenizer = foundation_of(recipe, resolve_model(section.name), len(classes))
     elif owners[0].train[0].features is not None:
         return None, None, None
     else:
         return None, None, load_encoder(resolve_model(STUDENT_TOKENIZER))[1]
-    foundation, tokenizer = foundation_of(recipe, source, len(classes))
     name, chat = section.name or recipe.name, recipe.task == "chat"
     if recipe.optimizer.name == "cma":
         words = section.adapter.start or str(tokenizer.eos_token)
@@ -163,8 +175,14 @@ def foundation_of(recipe: Recipe, source: str | Path, classes: int) -> tuple[Any
     )
 
 
-def scratch_folder(recipe: Recipe, owners: Sequence[Owner]) -> Path:
-    """The recipe's untrained language model, drawn once and kept beside what was fetched."""
+def scratch_folder(recipe: Recipe, owners: Sequence[Owner], *, private: Path | None = None) -> Path:
+    """The recipe's untrained language model, drawn once and kept in the cache.
+
+    Args:
+        recipe: Its size, and the text its tokenizer is learned from.
+        owners: Whose rows are read where it names no text.
+        private: Where a model with words of private rows lies; by default in the cache's private part.
+    """
     section = recipe.model.scratch
     assert section is not None
     if section.text is not None:
@@ -172,12 +190,19 @@ def scratch_folder(recipe: Recipe, owners: Sequence[Owner]) -> Path:
     else:
         texts = [record.text for owner in owners for record in owner.train]
     key = key_of("scratch", section.model_dump(), recipe.data.max_length, recipe.seed, texts, code=(scratch.__file__,))
-    folder = cache_dir() / f"scratch-{key[:16]}"
+    own = section.text is None and is_private(recipe)
+    home = private or cache_dir() / "private" if own else cache_dir()
+    folder = home / f"scratch-{key[:16]}"
     if not (folder / "config.json").exists():
         size = scratch.Size(section.width, layers=section.layers, heads=section.heads, context=recipe.data.max_length)
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         seed = derive(recipe.seed, "scratch")
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        if own:
+            make_folders(draft)
         scratch.save_scratch(draft, size, texts, vocabulary=section.vocabulary, seed=seed)
+        if own:
+            tighten(draft)
         with suppress(OSError):  # another process was quicker, with the same bytes
             draft.rename(folder)
     return folder

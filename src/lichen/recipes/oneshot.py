@@ -175,10 +175,10 @@ def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None
     done = oneshot(recipe, train, test, len(classes), folder, watch, say)
     columns = {**done.columns, "majority": majority(recipe, train, test, len(classes))}
     if folder.ranks.first:
-        save_tree(folder.path / "model" / "head.safetensors", done.head)
+        save_tree(folder.path / "model" / "head.safetensors", done.head, shared=True)
         save_tree(folder.path / "state" / "final.safetensors", done.head)
     about = {"encoder": recipe.model.name, "pooling": "mean", "normalize": True, "classes": list(classes)}
-    folder.write_json("model/config.json", about)
+    folder.write_json("model/config.json", about, shared=True)
     extra: dict[str, float | str | None] = {
         "partitions": float(done.partitions),
         "partitions.identical": float(done.identical),

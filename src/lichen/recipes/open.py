@@ -92,8 +92,13 @@ def shards_of(
     return tuple(made.get(id(getattr(owner, part)), nothing) for owner in owners)
 
 
-def open_recipe(recipe: Recipe, *, say: Callable[[str], None] = lambda _: None) -> Opened:
+def open_recipe(recipe: Recipe, *, say: Callable[[str], None] = lambda _: None, keep_private: bool = True) -> Opened:
     """Open a recipe of task chat or classify.
+
+    Args:
+        recipe: Is to have been read.
+        say: Called with lines of progress.
+        keep_private: What is made of private rows may stay in the cache for the next time.
 
     Raises:
         LichenError: whatever does not fit, by its key.
@@ -104,10 +109,10 @@ def open_recipe(recipe: Recipe, *, say: Callable[[str], None] = lambda _: None) 
     commons = commons_of(recipe, records)
     owners = commons.owners if recipe.task == "chat" else labelled_of(commons.owners)
     say(f"{len(owners)} clients, {sum(len(o.train) for o in owners):,} rows to train on")
-    model, foundation, tokenizer = cohort_of(recipe, classes, owners)
+    model, foundation, tokenizer = cohort_of(recipe, classes, owners, keep_private=keep_private)
     for note in notes_of(recipe, foundation, model):
         say(note)
-    make, apart = encode(recipe, tokenizer, classes), recipe.data.form == "stream"
+    make, apart = encode(recipe, tokenizer, classes, keep_private=keep_private), recipe.data.form == "stream"
     # A language model learns from what a teacher wrote after public rows, not from these.
     public: Shard | None = make(commons.unlabelled) if commons.unlabelled and classes else None
     words: Frequent | None = None

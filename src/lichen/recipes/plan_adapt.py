@@ -55,7 +55,7 @@ def expect_adapt(recipe: Recipe, folder: Path, gauge: Gauge, say: Callable[[str]
         seconds: About how long each kind of work is timed.
     """
     began = time.perf_counter()
-    opened = open_recipe(recipe, say=say)
+    opened = open_recipe(recipe, say=say, keep_private=False)
     start = time.perf_counter() - began
     weights = weights_of(opened.foundation) if opened.foundation is not None else {}
     base = resident_bytes(opened.foundation) if weights else 0
@@ -86,14 +86,16 @@ def _with_extras(opened: Opened, chunks: Chunks) -> Chunks:
     if "base" in chunks:
         for form in dict.fromkeys(recipe.compare.forms):
             if form != recipe.data.form:
-                shards = shards_of(opened.owners, "test", encode(recipe, opened.tokenizer, (), form=form))
+                make = encode(recipe, opened.tokenizer, (), form=form, keep_private=False)
+                shards = shards_of(opened.owners, "test", make)
                 load = evaluated(bench.evaluating(shards), range(len(shards)))
                 extra.append(Chunk(kind="score", load=load, clients=len(shards)))
     chunks = {**chunks, "base": (*chunks["base"], *extra)} if extra else chunks
     if recipe.compare.forgotten:
         records = load_records(recipe.compare.forgotten, columns={})
         step = max(1, len(records) // recipe.compare.forgotten_rows)
-        shard = encode(recipe, opened.tokenizer, (), form="plain")(records[::step][: recipe.compare.forgotten_rows])
+        make = encode(recipe, opened.tokenizer, (), form="plain", keep_private=False)
+        shard = make(records[::step][: recipe.compare.forgotten_rows])
         load = evaluated(bench.evaluating([shard]), (0,)).times(2)
         chunks = {**chunks, "forgotten": (Chunk(kind="score", load=load, clients=2),)}
     return chunks

@@ -176,7 +176,7 @@ def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds:
     """
     assert recipe.teacher is not None
     began = time.perf_counter()
-    opened = open_recipe(recipe, say=say)
+    opened = open_recipe(recipe, say=say, keep_private=False)
     bench, commons, owners, classes = opened.bench, opened.commons, opened.owners, opened.classes
     assert opened.public is not None
     features, tokenizer = encoder_of(recipe, recipe.teacher.name, exact=False)

@@ -12,8 +12,8 @@ import numpy as np
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive, numpy_generator
 from lichen.data.catalog import CATALOG, fetch
-from lichen.data.files import data_files
 from lichen.data.fingerprint import Reads, answers, fingerprint
+from lichen.data.kept import prepared_folder
 from lichen.data.partition import by_client, dirichlet, iid
 from lichen.data.records import Record, load_records
 from lichen.data.shards import ArrayShard, Shard
@@ -24,7 +24,7 @@ from lichen.data.text import LmForm, label_set
 from lichen.data.tokens import classify_shard, lm_shard
 from lichen.recipes.schema import Recipe
 
-__all__ = ["Owner", "classes_of", "draw_owners", "draw_rows", "encode", "first_of", "gather", "owners_of"]
+__all__ = ["Owner", "classes_of", "draw_owners", "draw_rows", "encode", "first_of", "gather", "is_private", "owners_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +61,16 @@ def gather(recipe: Recipe) -> Sequence[Record]:
     def make() -> Sequence[Record]:
         return load_records(recipe.data.name, columns=columns, path_client=path_client)
 
-    catalogued = recipe.data.name in CATALOG
-    source = fetch(recipe.data.name) if catalogued else path
-    if not source.exists() or (catalogued and CATALOG[recipe.data.name].registry == "bundled"):
+    if is_private(recipe) or CATALOG[recipe.data.name].registry == "bundled":
         return _of_classes(recipe, make())
-    name = recipe.data.name if catalogued else ""
-    files = None if catalogued else data_files(source)
-    return _of_classes(recipe, kept_records(source, make, name, sorted(columns.items()), path_client, files=files))
+    how = recipe.data.name, sorted(columns.items()), path_client
+    folder = prepared_folder(private=False)
+    return _of_classes(recipe, kept_records(fetch(recipe.data.name), make, *how, folder=folder))
+
+
+def is_private(recipe: Recipe) -> bool:
+    """Whether the recipe's rows are somebody's own: all that the catalog does not name."""
+    return recipe.data.name not in CATALOG
 
 
 def _of_classes(recipe: Recipe, records: Sequence[Record]) -> Sequence[Record]:
@@ -272,19 +275,34 @@ def _classes_kept(recipe: Recipe, name: str, rows: Sequence[Record]) -> bool:
 
 
 def encode(
-    recipe: Recipe, tokenizer: object | None, classes: Sequence[str], *, form: LmForm | Literal["stream"] | None = None
+    recipe: Recipe,
+    tokenizer: object | None,
+    classes: Sequence[str],
+    *,
+    form: LmForm | Literal["stream"] | None = None,
+    keep_private: bool = True,
 ) -> Callable[[Sequence[Record]], Shard]:
-    """How this recipe's rows become a shard."""
-    data = recipe.data
+    """How this recipe's rows become a shard.
+
+    Args:
+        recipe: Its data section.
+        tokenizer: Of the model; None where rows are arrays.
+        classes: The labels.
+        form: Another form than the recipe's.
+        keep_private: Tokens of private rows may stay in the cache.
+    """
+    data, private = recipe.data, is_private(recipe)
+    folder = prepared_folder(private=private) if keep_private or not private else None
 
     def text_lm(records: Sequence[Record]) -> Shard:
         put = form or data.form
         if put == "stream":
             return lm_rows([record.text for record in records], tokenizer, data.max_length)
-        return lm_shard(records, tokenizer, form=put, max_length=data.max_length)
+        return lm_shard(records, tokenizer, form=put, max_length=data.max_length, folder=folder)
 
     def text_class(records: Sequence[Record]) -> Shard:
-        return classify_shard(records, tokenizer, max_length=data.max_length, classes=tuple(classes))
+        known = tuple(classes)
+        return classify_shard(records, tokenizer, max_length=data.max_length, classes=known, folder=folder)
 
     def array(records: Sequence[Record]) -> Shard:
         index = {c: i for i, c in enumerate(classes)}

@@ -136,7 +136,7 @@ def _save(opened: Opened, folder: RunFolder, best: Tree) -> None:
             if not patch and has_peft_format(spec):
                 raise  # only a patch of too high a rank may stay out of the adapter: `export --merge` takes it in
     student = recipe.model.student
-    save_tree(folder.path / "model" / "model.safetensors", {**tree, **patch})
+    save_tree(folder.path / "model" / "model.safetensors", {**tree, **patch}, shared=True)
     reads_text = opened.tokenizer is not None and opened.foundation is None
     about = {
         "classes": list(opened.classes),
@@ -144,4 +144,4 @@ def _save(opened: Opened, folder: RunFolder, best: Tree) -> None:
         "tokenizer": STUDENT_TOKENIZER if reads_text else None,
         "vocabulary": list(opened.vocabulary.words) if opened.vocabulary else None,
     }
-    folder.write_json("model/config.json", about)
+    folder.write_json("model/config.json", about, shared=True)

@@ -18,7 +18,7 @@ from lichen.core.contracts import Station
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
-from lichen.data.kept import keep, key_of
+from lichen.data.kept import keep, key_of, prepared_folder
 from lichen.data.records import Record
 from lichen.engines.local import LocalEngine
 from lichen.models.api_answer import Teacher, ZeroShot
@@ -28,6 +28,7 @@ from lichen.recipes.faces import Faces
 from lichen.recipes.featured import encoder_of, featured
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.open import Opened
+from lichen.recipes.prepare import is_private
 from lichen.recipes.schema import Recipe
 
 __all__ = ["Teachers", "answered_with", "ask", "head_teacher"]
@@ -79,6 +80,7 @@ def head_teacher(
         lambda: featurise(public).x,
         write=lambda x: {"x": torch.from_numpy(x)},
         read=lambda tree: tree["x"].numpy(),
+        folder=prepared_folder(private=is_private(recipe)),
     )
     known = {record.text: x_D for record, x_D in zip(public, x_ND, strict=True)}
     index = {label: i for i, label in enumerate(classes)}

@@ -13,6 +13,7 @@ import torch
 
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
+from lichen.core.private import share
 from lichen.core.store import load_tree
 from lichen.core.tree import Tree
 from lichen.data.catalog import resolve_model
@@ -105,6 +106,7 @@ def export(folder: Path, *, merge: bool, out: Path | None = None) -> Path:
     target = out or folder / "merged"
     whole.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    share(target)
     return target
 
 

@@ -1,0 +1,70 @@
+"""The command that shows what lies in the cache folder, and removes it.
+
+Nothing heavy is imported until it is called.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Literal
+
+from lichen.core.errors import LichenError
+from lichen.shell import print_json, show, tell
+
+__all__ = ["cache"]
+
+
+def cache(*, clear: Literal["private", "models", "all"] | None = None, yes: bool = False, json: bool = False) -> None:
+    """Show what lies in the cache folder: what, how large, how old, and whether it holds private rows.
+
+    The folder is LICHEN_CACHE, else XDG_CACHE_HOME/lichen, else ~/.cache/lichen.
+
+    Parameters
+    ----------
+    clear
+        Remove what was made of private rows, what can be fetched again, or both.
+    yes
+        Remove without asking.
+    json
+        Print the list as JSON, and nothing else, on standard output.
+    """
+    from lichen.data.cache import clear as clear_group
+    from lichen.data.cache import items
+    from lichen.data.entries import cache_dir
+    from lichen.present.report import new_table
+    from lichen.present.units import bytes_text
+
+    found = items()
+    if clear is None:
+        if json:
+            keys = ("what", "private", "bytes", "used")
+            print_json([{key: getattr(one, key) for key in keys} | {"path": str(one.place)} for one in found])
+            return
+        table = new_table(None, "what", "holds", "size", "last used", "path", numbers=["size"])
+        for one in found:
+            holds = "private rows" if one.private else "public"
+            table.add_row(one.what, holds, bytes_text(one.bytes), _age(time.time() - one.used), str(one.place))
+        show(table) if found else print(f"nothing lies in {cache_dir()}")
+        return
+    if json:
+        raise LichenError("shows a list and removes nothing", where="--json", fix="leave out --json or --clear")
+    goes = [one for one in found if clear == "all" or one.private == (clear == "private")]
+    if not goes:
+        print(f"nothing of that kind lies in {cache_dir()}")
+        return
+    for one in goes:
+        tell(f"{bytes_text(one.bytes):>10}  {one.what}  {one.place}")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise LichenError("nobody can be asked", where="lichen cache --clear", fix="add --yes")
+        print("remove them? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            tell("nothing was removed")
+            return
+    print(f"removed {bytes_text(clear_group(clear))}")
+
+
+def _age(seconds: float) -> str:
+    days = int(max(0.0, seconds) // (24 * 3600))
+    return "today" if days == 0 else f"{days} day{'' if days == 1 else 's'} ago"
