@@ -76,6 +76,19 @@ def test_prompts_completions_and_messages(tmp_path: Path) -> None:
             load_records(str(write(tmp_path / "c.jsonl", [{"messages": wrong}])))
 
 
+def test_texts_are_read_as_they_stand(tmp_path: Path) -> None:
+    code = {"prompt": "def f(x):\n", "completion": "    return x\n"}
+    (record,) = load_records(str(write(tmp_path / "a.jsonl", [code, {"prompt": "def g(x):", "completion": " \n"}])))
+    assert (record.prompt, record.text) == ("def f(x):\n", "    return x\n")
+
+
+def test_a_column_nobody_asks_for_may_hold_anything(tmp_path: Path) -> None:
+    file = str(write(tmp_path / "a.jsonl", [{"text": "a", "label": ["x", "y"]}]))
+    with pytest.raises(LichenError, match="holds a list"):
+        load_records(file)
+    assert load_records(file, unread=("label",)) == [Record(client="a", text="a")]
+
+
 def test_a_missing_column_names_those_that_exist(tmp_path: Path) -> None:
     file = str(write(tmp_path / "a.jsonl", ROWS))
     with pytest.raises(LichenError) as caught:

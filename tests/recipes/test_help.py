@@ -23,6 +23,11 @@ from models.answering import answering
 from tiny_llama import WORDS, recipe, save_model, save_rows
 
 PUBLIC = ["data.public={share: 0.4, labelled: 9, unlabelled: 20}"]
+DRAWN = [
+    "data.columns={text: said, label: mood}",
+    "data.partition={by: dirichlet, clients: 3, alpha: 1.0}",
+    "data.one_class=keep",
+]
 TEACHER = [*PUBLIC, "teacher.name=MODEL"]
 NAMES = "teacher.words={calm: ' w1', glad: ' w2', sad: ' w3'}"
 WRITER = [
@@ -187,7 +192,7 @@ def test_public_rows_are_nobodys_and_few_labels_are_few(home: Path) -> None:
     for owner in commons.owners:
         assert sum(row.label is not None for row in owner.train) == 5
         assert len(owner.train) > 5
-    drawn = values(home, [*PUBLIC, "data.partition={by: dirichlet, clients: 3, alpha: 1.0}", "data.one_class=keep"])
+    drawn = values(home, [*PUBLIC, *DRAWN])
     commons = commons_of(drawn, gather(drawn))
     texts = [row.text for row in (*commons.labelled, *commons.unlabelled)]
     private = [row.text for owner in commons.owners for row in (*owner.train, *owner.valid)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,76 @@ def test_classes_may_be_numbers(tmp_path: Path) -> None:
     rows = [{**row, "mood": 1 + i % 3} for i, row in enumerate(people())]
     records = gather(recipe_of(write(tmp_path, rows), classes=[1, 3]))
     assert Counter(r.label for r in records) == {1: 8, 3: 8}
+
+
+def test_one_class_is_one_however_it_is_written(tmp_path: Path) -> None:
+    rows = [{**row, "mood": (1, "1", 1.0, "2", 2)[i % 5]} for i, row in enumerate(people(rows=10))]
+    recipe = recipe_of(write(tmp_path, rows), classes=[1, "2"])
+    assert classes_of(recipe, gather(recipe)) == ("1", "2")
+    learned = [r for owner in prepared(recipe) for r in (*owner.train, *owner.valid, *owner.test)]
+    assert Counter(str(r.label) for r in learned) == {"1": 18, "2": 12}
+    classed = encode_labels(recipe, learned)
+    assert Counter(classed) == {0: 18, 1: 12}
+
+
+def encode_labels(recipe: Recipe, rows: list[Record]) -> list[int]:
+    """The class numbers that a model without a tokenizer is given."""
+    pixels = [replace(row, features=np.zeros((1, 2, 2), np.float32)) for row in rows]
+    return np.asarray(encode(recipe, None, ("1", "2"))(pixels).labels).tolist()
+
+
+@pytest.mark.parametrize("odd", ["None", "nan", "NA", "null"])
+def test_a_class_may_bear_the_name_of_nothing(tmp_path: Path, odd: str) -> None:
+    rows = [{**row, "mood": odd if row["mood"] == "a" else "b"} for row in people()]
+    recipe = recipe_of(write(tmp_path, [*rows, {"who": "p0", "said": "unlabelled", "mood": None}]), classes=[odd, "b"])
+    assert classes_of(recipe, gather(recipe)) == tuple(sorted([odd, "b"]))
+    assert len(gather(recipe)) == 24
+    assert "1 of 25 rows" in refused(recipe_of(tmp_path / "rows.jsonl")).what
+
+
+def test_real_numbers_are_no_classes(tmp_path: Path) -> None:
+    rows = [{**row, "mood": 0.1 + 0.37 * i} for i, row in enumerate(people(3, 14))]
+    error = refused(recipe_of(write(tmp_path, rows), one_class="keep"))
+    assert error.where == "data.columns.label"
+    assert "regression" in error.what
+    half_stars = [{**row, "mood": 1 + (i % 9) / 2} for i, row in enumerate(rows)]
+    recipe = recipe_of(write(tmp_path, half_stars))
+    assert classes_of(recipe, gather(recipe)) == ("1", "1.5", "2", "2.5", "3", "3.5", "4", "4.5", "5")
+
+
+def test_a_class_for_nearly_every_row_is_no_class(tmp_path: Path) -> None:
+    rows = [{**row, "mood": f"text {i}"} for i, row in enumerate(people(3, 14))]
+    assert "42 classes in 42 rows" in refused(recipe_of(write(tmp_path, rows), one_class="keep")).what
+
+
+def test_several_classes_a_row_are_refused_where_classes_are_learned(tmp_path: Path) -> None:
+    rows = [{**row, "label": ["a", "b"]} for row in people()]
+    error = refused(recipe_of(write(tmp_path, rows), columns={"client": "who", "text": "said"}))
+    assert "holds a list" in error.what
+    assert "'label'" in error.what
+    assert prepared(recipe_of(tmp_path / "rows.jsonl", task="chat", columns={"client": "who", "text": "said"}))
+
+
+def test_a_client_is_one_however_its_number_is_written(tmp_path: Path) -> None:
+    rows = [{**row, "who": (1, 1.0, "1", 2)[i % 4], "group": i // 2} for i, row in enumerate(people())]
+    columns = {"client": "who", "text": "said", "label": "mood"}
+    owners = prepared(recipe_of(write(tmp_path, rows), columns=columns, one_class="keep", split_by="row"))
+    assert [(o.name, len(o.train) + len(o.valid) + len(o.test)) for o in owners] == [("1", 18), ("2", 6)]
+
+
+def test_rows_that_name_no_client_are_not_a_client(tmp_path: Path) -> None:
+    rows = [{**row, "who": "  " if i < 5 else row["who"]} for i, row in enumerate(people())]
+    error = refused(recipe_of(write(tmp_path, rows)))
+    assert error.where == "data.columns.client"
+    assert "5 of 24 rows" in error.what
+
+
+@pytest.mark.parametrize("by", ["iid", "dirichlet"])
+def test_a_named_client_column_is_never_ignored(tmp_path: Path, by: str) -> None:
+    with pytest.raises(LichenError, match=r"data\.columns\.client says whose they are") as told:
+        recipe_of(write(tmp_path, people()), partition={"by": by})
+    assert told.value.where == "data.partition.by"
+    assert "by: client" in told.value.fix
 
 
 def test_one_class_in_all_is_nothing_to_learn(tmp_path: Path) -> None:
@@ -255,7 +326,8 @@ def test_a_users_group_called_test_is_a_group_like_any_other(tmp_path: Path) -> 
 
 
 def test_a_test_set_that_comes_with_the_data_stays_it(tmp_path: Path) -> None:
-    recipe = recipe_of(write(tmp_path, people()), partition={"by": "iid", "clients": 3})
+    columns = {"text": "said", "label": "mood"}
+    recipe = recipe_of(write(tmp_path, people()), columns=columns, partition={"by": "iid", "clients": 3})
     rows = [Record(client="", text=f"words {i}", label="ab"[i % 2], held_out=i >= 90) for i in range(120)]
     rows.append(Record(client="", text="Words  95", label="a"))
     learned, tested = parts_of(owners_of(recipe, rows))

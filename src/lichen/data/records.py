@@ -6,8 +6,7 @@ A name is a catalog entry, a local file or folder, or a hub id; what comes out i
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from lichen.core.errors import LichenError
 from lichen.core.visible import clipped, listed
 from lichen.data import files
 from lichen.data.catalog import CATALOG, fetch, looks_like_hub_id
+from lichen.data.cells import label_of, name_of, text_of
 from lichen.data.entries import near_names
 from lichen.data.readers import READERS
 from lichen.data.record import Record
@@ -39,6 +39,7 @@ def load_records(
     columns: Columns | None = None,
     path_client: str = "file",
     say: Callable[[str], None] | None = None,
+    unread: Collection[str] = (),
 ) -> list[Record]:
     """Load rows from a catalog entry, a local file, a folder of files or a hub data set.
 
@@ -52,6 +53,7 @@ def load_records(
         path_client: The client of rows without a client column: the ``file`` (its name without ending),
             the ``folder`` it lies in, ``none``, or ``auto``: by :func:`lichen.data.files.owners_of_files`.
         say: Called with a line for the user, such as the number of empty rows that were dropped.
+        unread: Roles nobody asks for; a column that bears such a role's name is no matter.
 
     Raises:
         LichenError: if there is nothing of this name, a file is damaged or empty, or a column is missing.
@@ -72,7 +74,7 @@ def load_records(
         owners = files.owners_of_files(path, found) if path_client == "auto" else {}
         tables = [(file, files.read_rows(file)) for file in found]
         # One table for the column check: a key that only some files carry is still a column.
-        known = _resolve(columns, _names(row for _, rows in tables for row in rows), where=str(path))
+        known = _resolve(columns, _names(row for _, rows in tables for row in rows), where=str(path), unread=unread)
         for file, rows in tables:
             client = (
                 owners[file] if owners else {"file": file.stem, "folder": file.parent.name, "none": ""}[path_client]
@@ -83,7 +85,7 @@ def load_records(
             records += kept
     elif looks_like_hub_id(name):
         rows = files.read_hub(name)
-        known = _resolve(columns, _names(rows), where=name)
+        known = _resolve(columns, _names(rows), where=name, unread=unread)
         made = _records(rows, known, "", name)
         records = [r for r in made if _holds_something(r)]
         empty = len(made) - len(records)
@@ -115,7 +117,8 @@ def records_of(
         LichenError: if a column is missing, or a cell is not what its role needs.
     """
     wanted = {name for some in columns.values() for name in ((some,) if isinstance(some, str) else some)}
-    known = _resolve(columns, list(dict.fromkeys([*_names(rows), *wanted])), where=where)
+    unread = () if "label" in columns else ("label",)
+    known = _resolve(columns, list(dict.fromkeys([*_names(rows), *wanted])), where=where, unread=unread)
     return _records(rows, known, client, where)
 
 
@@ -142,7 +145,9 @@ def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(seen)
 
 
-def _resolve(columns: Columns, names: Sequence[str], *, where: str) -> dict[str, tuple[str, ...]]:
+def _resolve(
+    columns: Columns, names: Sequence[str], *, where: str, unread: Collection[str]
+) -> dict[str, tuple[str, ...]]:
     wanted = {role: (some,) if isinstance(some, str) else tuple(some) for role, some in columns.items()}
     have = set(names)
     for role, several in wanted.items():
@@ -155,7 +160,7 @@ def _resolve(columns: Columns, names: Sequence[str], *, where: str) -> dict[str,
                     where=f"data.columns.{role}",
                     fix=f"columns are: {listed(names, near=column) or 'none, it is empty'}",
                 )
-    known = {role: (role,) for role in ROLES if role in have} | wanted
+    known = {role: (role,) for role in ROLES if role in have and role not in unread} | wanted
     if "messages" in wanted:
         # Conversations may lie in columns called prompt and completion, which then hold no texts.
         known = {role: some for role, some in known.items() if role in wanted or role not in _TEXTS}
@@ -175,51 +180,22 @@ def _resolve(columns: Columns, names: Sequence[str], *, where: str) -> dict[str,
 
 
 def _record(row: Mapping[str, Any], known: Mapping[str, tuple[str, ...]], client: str, where: str) -> Record:
-    def cell(role: str) -> str:
-        found = (_text(row.get(column), column, where) for column in known.get(role, ()))
-        return "\n\n".join(text for text in found if text.strip())
+    def text(role: str) -> str:
+        return "\n\n".join(filter(None, (text_of(row.get(column), column, where) for column in known.get(role, ()))))
+
+    def name(role: str) -> str:
+        return "".join(name_of(row.get(column), column, where) for column in known.get(role, ()))
 
     return Record(
-        client=cell("client") or client,
-        text=(cell("text") or cell("completion")).strip(),
-        prompt=cell("prompt").strip(),
-        label=_label(row.get(known["label"][0])) if "label" in known else None,
+        client=name("client") or client,
+        text=text("text") or text("completion"),
+        prompt=text("prompt"),
+        label=next((label_of(row.get(column), column, where) for column in known.get("label", ())), None),
         messages=tuple(
             turn for column in known.get("messages", ()) for turn in _messages(row.get(column), f"{where}, {column}")
         ),
-        group=cell("group"),
+        group=name("group"),
     )
-
-
-def _text(value: Any, column: str, where: str) -> str:
-    """A cell as text; what is no text, number or truth value is refused."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise LichenError(
-                f"column {clipped(column, 60)!r} holds half a character, which is no text",
-                where=where,
-                fix="mend the row, or delete it",
-            )
-        return value
-    if isinstance(value, (bool, int, float)):
-        return str(value)
-    kinds: dict[type, str] = {dict: "an object", list: "a list", bytes: "bytes that are no text"}
-    kind = kinds.get(type(value), "no text")
-    raise LichenError(
-        f"column {clipped(column, 60)!r} holds {kind}, not a text",
-        where=where,
-        fix="name a column of texts in data.columns",
-    )
-
-
-def _label(value: object) -> str | int | None:
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return int(value) if isinstance(value, int) else str(value)
 
 
 def _messages(value: Any, where: str) -> tuple[Mapping[str, str], ...]:

@@ -26,7 +26,18 @@ __all__ = ["WORTH_BYTES", "Some", "Table", "column_of", "kept_records"]
 WORTH_BYTES = 1 << 20
 """Smaller sources are parsed as quickly as they are found."""
 
-_CODE = ("table", "records", "readers", "files", "encodings", "delimited", "json_rows", "parquet_rows", "turns")
+_CODE = (
+    "table",
+    "records",
+    "readers",
+    "files",
+    "encodings",
+    "delimited",
+    "json_rows",
+    "parquet_rows",
+    "turns",
+    "cells",
+)
 """What decides what is read, so that an edited file never finds what the old one left."""
 
 _SEPARATOR = "\x1e"

@@ -48,7 +48,7 @@ def label_set(records: Sequence[Record]) -> tuple[str, ...]:
     found = {label for label in column_of(records, "label") if label is not None}
     if all(isinstance(label, int) for label in found):
         return tuple(str(label) for label in sorted(found, key=int))
-    return tuple(sorted(str(label) for label in found))
+    return tuple(sorted({str(label) for label in found}))
 
 
 def encode_classify(

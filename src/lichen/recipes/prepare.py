@@ -26,6 +26,11 @@ from lichen.recipes.schema import Recipe
 
 __all__ = ["Owner", "classes_of", "draw_owners", "draw_rows", "encode", "first_of", "gather", "is_private", "owners_of"]
 
+NO_CLIENT = "map a client column, or set data.partition.by"
+
+MOST_CLASSES = 20
+"""So many classes may lie in few rows each, or be numbers with fractions, such as half stars."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
@@ -57,13 +62,14 @@ def gather(recipe: Recipe) -> Sequence[Record]:
     columns = {str(role): name for role, name in recipe.data.columns.items()}
     path = Path(recipe.data.name).expanduser()
     path_client = "none" if path.is_file() else "auto"
+    unread = ("label",) if recipe.task == "chat" else ()
 
     def make() -> Sequence[Record]:
-        return load_records(recipe.data.name, columns=columns, path_client=path_client)
+        return load_records(recipe.data.name, columns=columns, path_client=path_client, unread=unread)
 
     if is_private(recipe) or CATALOG[recipe.data.name].registry == "bundled":
         return _of_classes(recipe, make())
-    how = recipe.data.name, sorted(columns.items()), path_client
+    how = recipe.data.name, sorted(columns.items()), path_client, unread
     folder = prepared_folder(private=False)
     return _of_classes(recipe, kept_records(fetch(recipe.data.name), make, *how, folder=folder))
 
@@ -77,8 +83,8 @@ def _of_classes(recipe: Recipe, records: Sequence[Record]) -> Sequence[Record]:
     wanted = [str(label) for label in recipe.data.classes]
     if not wanted:
         return records
-    labels = [str(label) for label in column_of(records, "label")]
-    have = set(labels) - {"None"}
+    labels = [None if label is None else str(label) for label in column_of(records, "label")]
+    have = {label for label in labels if label is not None}
     if missing := [label for label in wanted if label not in have]:
         fix = f"choose among {', '.join(sorted(have)[:10])}" if have else "name the label column in data.columns.label"
         raise LichenError(f"no row has the label {missing[0]!r}", where="data.classes", fix=fix)
@@ -107,7 +113,27 @@ def classes_of(recipe: Recipe, records: Sequence[Record]) -> tuple[str, ...]:
             where="data.columns.label",
             fix="name a column with two or more",
         )
+    if len(classes) > MOST_CLASSES and _are_measures(classes):
+        raise LichenError(
+            f"the label column holds {len(classes)} numbers with fractions, such as {classes[0]}: that is regression",
+            where="data.columns.label",
+            fix="write a column of few classes, such as low, middle and high, and name it; or list data.classes",
+        )
+    if len(classes) > MOST_CLASSES and 2 * len(classes) > len(records):
+        raise LichenError(
+            f"the label column holds {len(classes)} classes in {len(records)} rows",
+            where="data.columns.label",
+            fix="name a column in which classes repeat, or list data.classes",
+        )
     return classes
+
+
+def _are_measures(classes: Sequence[str]) -> bool:
+    """Numbers, and not all of them whole."""
+    try:
+        return any(not float(name).is_integer() for name in classes)
+    except ValueError:
+        return False
 
 
 def owners_of(
@@ -130,11 +156,12 @@ def owners_of(
     if part.by == "client":
         by_name = by_client(records)
         rows: dict[str, Sequence[Record]] = {name: Some(records, index) for name, index in by_name.items()}
-        if set(rows) == {""}:
+        if nobody := len(rows.get("", ())):
+            some = f"{nobody} of {len(records)} rows do not name their" if nobody < len(records) else "no row names its"
             raise LichenError(
-                "no row names its client",
+                f"{some} client",
                 where="data.columns.client",
-                fix="map a client column, or set data.partition.by",
+                fix="fill the column or delete these rows" if nobody < len(records) else NO_CLIENT,
             )
         return draw_owners(recipe, rows)
     common, rest = draw_rows(recipe, records) if test is None else (test, list(records))

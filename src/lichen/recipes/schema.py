@@ -84,6 +84,11 @@ class Data(Section):
     def _leave_something(self) -> Data:
         if self.valid + self.test >= 1:
             raise ValueError("data: valid and test leave no rows to train on; keep their sum below 1")
+        if "client" in self.columns and self.partition.by != "client":
+            raise ValueError(
+                f"data.partition.by: {self.partition.by} deals rows out, and data.columns.client says whose they are; "
+                "use by: client, or leave the column out"
+            )
         return self
 
 
