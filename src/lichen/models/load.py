@@ -20,7 +20,10 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import digest
 from lichen.models.begin import cut, redraw
+from lichen.models.model_folder import check_config, check_weights, plainly
 from lichen.models.quantized import Kind, quantize
+from lichen.models.tokenizer_folder import read_tokenizer
+from lichen.models.weights_file import refuse_not_finite
 from lichen.models.whole import note_lacked
 
 __all__ = ["base_digest", "frozen_eval", "load_causal", "load_classifier", "load_encoder"]
@@ -62,15 +65,11 @@ def _config(source: str | Path) -> Any:
     looks_local = isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
     if looks_local and not folder.is_dir():
         raise LichenError(f"no such folder: {text}", where="model.name", fix="give a model folder, or a hub id")
-    try:
+    if folder.is_dir():
+        check_config(folder)
+    fix = "give a folder with config.json and safetensors, or a hub id that can be reached"
+    with plainly(f"cannot read a model at {text}", where="model.name", fix=fix):
         config = AutoConfig.from_pretrained(folder if folder.is_dir() else text, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise LichenError(
-            f"cannot read a model at {text}: {reason}",
-            where="model.name",
-            fix="give a folder with config.json and safetensors, or a hub id that can be reached",
-        ) from None
     # A folder converted from GGUF says it is quantised, though its tensors are plain by now.
     quantized = getattr(config, "quantization_config", None)
     method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)
@@ -116,44 +115,21 @@ def _weights(
                 **more,
             )
 
-    try:
+    if random is None and folder.is_dir():
+        check_weights(folder)
+    fix = "the folder must hold .safetensors files of this architecture"
+    with plainly(f"cannot load the weights of {source}", where="model.name", fix=fix):
         try:
             model, info = read(attn_implementation="sdpa")
         except ValueError as error:
             if "scaled_dot_product" not in str(error) and "sdpa" not in str(error):
                 raise
             model, info = read()
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise LichenError(
-            f"cannot load the weights of {source}: {reason}",
-            where="model.name",
-            fix="the folder must hold .safetensors files of this architecture",
-        ) from None
+    if random is None:
+        every = chain(model.named_parameters(), model.named_buffers())
+        refuse_not_finite(every, where=str(source), fix="fetch or save the weights again")
     model = model if layers is None else cut(model, layers)
     return (model if quantized is None else quantize(model, quantized, dtype=dtype)), info
-
-
-def _tokenizer(source: str | Path, *, reuse_eos: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    folder = Path(str(source)).expanduser()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder if folder.is_dir() else str(source), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise LichenError(
-            f"cannot read a tokenizer at {source}: {reason}", where="model.name", fix="put its tokenizer files there"
-        ) from None
-    if tokenizer.pad_token_id is None:
-        if not reuse_eos or tokenizer.eos_token_id is None:
-            raise LichenError(
-                f"the tokenizer of {source} has no pad token",
-                where="model.name",
-                fix='set "pad_token" in its tokenizer_config.json, then save it again',
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _refuse_missing(info: dict[str, Any], source: str | Path, *, allowed: str) -> None:
@@ -206,7 +182,7 @@ def load_causal(
     model, info = _weights(AutoModelForCausalLM, source, config, _dtype(dtype), quantized, layers=layers, random=random)
     if random is None:
         _refuse_missing(info, source, allowed="lm_head")
-    return _frozen(model, device), _tokenizer(source, reuse_eos=True)
+    return _frozen(model, device), read_tokenizer(source, model)
 
 
 def load_classifier(
@@ -268,7 +244,7 @@ def load_classifier(
             _refuse_missing({"missing_keys": [name]}, source, allowed="\0")
     _draw(model, fresh, seed)
     note_lacked(model, fresh)
-    tokenizer = _tokenizer(source, reuse_eos=True)
+    tokenizer = read_tokenizer(source, model)
     model.config.pad_token_id = tokenizer.pad_token_id
     return _frozen(model, device), tokenizer
 
@@ -322,4 +298,4 @@ def load_encoder(
     auto = AutoModelForTextEncoding if both else AutoModel
     model, info = _weights(auto, source, config, _dtype(dtype), quantized, layers=layers, random=random)
     _refuse_missing(info, source, allowed="pooler")
-    return _frozen(model, device), _tokenizer(source, reuse_eos=True)
+    return _frozen(model, device), read_tokenizer(source, model)
