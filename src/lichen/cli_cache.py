@@ -10,7 +10,7 @@ import time
 from typing import Literal
 
 from lichen.core.errors import LichenError
-from lichen.shell import print_json, show, tell
+from lichen.shell import print_json, say, show, tell
 
 __all__ = ["cache"]
 
@@ -45,13 +45,13 @@ def cache(*, clear: Literal["private", "models", "all"] | None = None, yes: bool
         for one in found:
             holds = "private rows" if one.private else "public"
             table.add_row(one.what, holds, bytes_text(one.bytes), _age(time.time() - one.used), str(one.place))
-        show(table) if found else print(f"nothing lies in {cache_dir()}")
+        show(table) if found else say(f"nothing lies in {cache_dir()}")
         return
     if json:
         raise LichenError("shows a list and removes nothing", where="--json", fix="leave out --json or --clear")
     goes = [one for one in found if clear == "all" or one.private == (clear == "private")]
     if not goes:
-        print(f"nothing of that kind lies in {cache_dir()}")
+        say(f"nothing of that kind lies in {cache_dir()}")
         return
     for one in goes:
         tell(f"{bytes_text(one.bytes):>10}  {one.what}  {one.place}")
@@ -62,7 +62,7 @@ def cache(*, clear: Literal["private", "models", "all"] | None = None, yes: bool
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             tell("nothing was removed")
             return
-    print(f"removed {bytes_text(clear_group(clear))}")
+    say(f"removed {bytes_text(clear_group(clear))}")
 
 
 def _age(seconds: float) -> str:

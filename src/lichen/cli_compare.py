@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from lichen.core.errors import LichenError
-from lichen.shell import crash_in, print_json, show, tell
+from lichen.shell import crash_in, print_json, say, show, tell
 
 if TYPE_CHECKING:
     from lichen.recipes.compare import Compared
@@ -108,13 +108,13 @@ def _show(done: Compared) -> None:
     from lichen.present.compare_table import comparison_table
 
     if done.question:
-        print(done.question)
+        say(done.question)
     show(comparison_table(done.rows))
     for note in done.notes:
-        print(f"  {note}")
+        say(f"  {note}")
     for name in ("compare.md", "compare.csv", "compare.json", "frontier.png", "levels.png"):
         if (done.folder / name).is_file():
-            print(f"{name.rpartition('.')[2]}: {shlex.quote(str(done.folder / name))}")
+            say(f"{name.rpartition('.')[2]}: {shlex.quote(str(done.folder / name))}")
 
 
 def _seeds(text: str | None) -> tuple[int, ...] | None:

@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from lichen.core.errors import LichenError
-from lichen.shell import crash_in, print_json, show, tell
+from lichen.shell import crash_in, print_json, say, show, tell
 
 __all__ = ["export", "fetch", "list_", "report", "try_"]
 
@@ -61,7 +61,7 @@ def fetch(name: str, /) -> None:
     """
     from lichen.data.fetch import fetch as fetch_one
 
-    print(fetch_one(name, say=tell))
+    say(str(fetch_one(name, say=tell)))
 
 
 def try_(folder: Path, /, *texts: str) -> None:
@@ -81,7 +81,7 @@ def try_(folder: Path, /, *texts: str) -> None:
     for text in texts or _lines():
         with crash_in(folder), redirect_stdout(sys.stderr):
             before, after = talker.answer(text)
-        print(f"bare model: {before}\nthis run:   {after}\n", flush=True)
+        say(f"bare model: {before}\nthis run:   {after}\n")
 
 
 def _lines() -> Iterable[str]:
@@ -138,4 +138,4 @@ def export(folder: Path, /, *, merge: bool = False, out: Path | None = None) -> 
         from lichen.recipes import build
 
         written = build.export(folder, merge=merge, out=out)
-    print(written)
+    say(str(written))

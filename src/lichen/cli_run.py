@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from lichen.core.errors import LichenError
-from lichen.shell import crash_in, free, has_recipe, print_json, show, tell
+from lichen.shell import crash_in, free, has_recipe, print_json, say, show, tell
 
 __all__ = ["node", "plan", "rank", "run"]
 
@@ -139,9 +139,9 @@ def _show_result(summary: dict[str, Any], folder: Path, adapter: Path | None) ->
     learned = [("adapter", adapter)] if adapter is not None else [("model", folder / "model")]
     lines += [(name, path) for name, path in learned if path.exists()]
     for name, path in lines:
-        print(f"{name}: {path}")
+        say(f"{name}: {path}")
     if adapter is not None or summary["task"] == "oneshot" or _reads_text(folder):
-        print(f"try it: lichen try {shlex.quote(str(folder))}")
+        say(f"try it: lichen try {shlex.quote(str(folder))}")
 
 
 def _reads_text(folder: Path) -> bool:

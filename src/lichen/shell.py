@@ -1,6 +1,7 @@
 """What every command of the command line does alike: tables, lines, JSON, and a crash that is kept in a file.
 
-Results go to standard output, everything else to standard error. Nothing heavy is imported here.
+Results go to standard output, everything else to standard error. Names of strangers pass through here on their way to
+the screen, and can steer nothing there. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -18,34 +19,44 @@ from typing import TYPE_CHECKING, Any
 from lichen import __version__
 from lichen.core import private
 from lichen.core.errors import LichenError, traceback_text
+from lichen.core.visible import visible, visible_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["crash", "crash_in", "free", "has_recipe", "print_json", "show", "tell"]
+__all__ = ["crash", "crash_in", "free", "has_recipe", "print_json", "say", "show", "tell"]
 
 
 def show(table: Table) -> None:
     """Print a table; as wide as its lines need to be where nobody's screen limits it."""
     from rich.console import Console
+    from rich.segment import Segment, Segments
 
     # Into a text first, because rich would leave the process when the reader of a pipe is gone.
     text, screen = io.StringIO(), sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if screen else 10_000
-    Console(file=text, force_terminal=screen, width=width).print(table)
-    print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+    console = Console(file=text, force_terminal=screen, width=width)
+    # Cells are cleaned before rich adds what steers the terminal on purpose, such as bold.
+    cells = [Segment(visible(part.text), part.style, part.control) for part in console.render(table)]
+    console.print(Segments(cells), end="")
+    print("\n".join(line.rstrip() for line in text.getvalue().split("\n")).rstrip("\n"))
+
+
+def say(line: str) -> None:
+    """Say a line on standard output, where results go."""
+    print(visible(line), flush=True)
 
 
 def tell(line: str) -> None:
     """Say a line on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    print(visible(line), file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON, which has no NaN."""
     import json
 
-    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+    print(visible_json(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)))
 
 
 def crash(error: BaseException, folder: Path | None) -> int:

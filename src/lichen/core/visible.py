@@ -8,11 +8,12 @@ are shown as what they are, such as ``\\x1b``.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-__all__ = ["clipped", "listed", "visible"]
+__all__ = ["clipped", "listed", "visible", "visible_json"]
 
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, but for tab and line break
@@ -28,6 +29,15 @@ def visible(text: str) -> str:
     'a\\\\x1b[31mb'
     """
     return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def visible_json(text: str) -> str:
+    """JSON with everything that could steer a terminal as JSON's own escapes: it means the same.
+
+    >>> print(visible_json(f'"a{chr(0x202e)}b"'))
+    "a\\u202eb"
+    """
+    return _UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def clipped(text: str, most: int) -> str:

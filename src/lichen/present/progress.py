@@ -10,6 +10,7 @@ import math
 from types import TracebackType
 from typing import TYPE_CHECKING, final
 
+from lichen.core.visible import visible
 from lichen.present.units import bytes_text, count_text, score_text, seconds_text
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Progress:
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
-        self._live.update(Text(text), refresh=True)
+        self._live.update(Text(visible(text)), refresh=True)
 
     def say(self, line: str) -> None:
         """Write one line of its own, above the live one."""
@@ -102,7 +103,7 @@ class Progress:
             self._plain(line)
 
     def _plain(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        self._console.print(visible(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the live line as it stands and give the terminal back; may be called again."""

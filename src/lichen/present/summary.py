@@ -158,7 +158,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
                 "the run is not finished", where=str(folder), fix=f"go on with: lichen run --resume {folder}"
             ) from None
         raise LichenError("is not a run's folder", where=str(folder), fix="name a folder `lichen run` made") from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise LichenError("is damaged", where=str(path), fix=f"run again: lichen run --resume {folder}") from None
     if not isinstance(content, dict):
         raise LichenError("is not a summary", where=str(path), fix=f"run again: lichen run --resume {folder}")
