@@ -46,7 +46,7 @@ def traceback_text(error: BaseException) -> str:
     """The traceback of an unforeseen error, without values of variables and with its messages cut short.
 
     >>> print(traceback_text(ValueError("a" * 300)), end="")  # doctest: +ELLIPSIS
-    ValueError: aaa...aaa [105 more letters]
+    ValueError: aaa...aaa [112 more letters]
     """
     parts = traceback.TracebackException.from_exception(error, capture_locals=False).format()
     return "".join(part if part.lstrip().startswith("File ") else _cut(part) for part in parts)
