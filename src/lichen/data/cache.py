@@ -27,6 +27,7 @@ Group = Literal["private", "models", "all"]
 _KEY = r"[0-9a-f]{64}"
 _PREPARED = re.compile(rf"\.?{_KEY}\.safetensors(\.\d+\.part)?")
 _SCRATCH = re.compile(r"\.?scratch-[0-9a-f]{16}(\.\d+)?")
+_GGUF = re.compile(r"\.?gguf-[0-9a-f]{16}(\.\d+)?")
 _ANSWER = re.compile(rf"\.?{_KEY}\.json(\.\d+\.part)?")
 _ENTRY = re.compile(rf"({'|'.join(map(re.escape, CATALOG))})-[0-9a-f]{{12}}")
 _UNFINISHED = re.compile(rf"\.({'|'.join(map(re.escape, CATALOG))})\..*\.part")
@@ -72,6 +73,7 @@ def items(home: Path | None = None) -> list[Item]:
         *(_whole("a model with words of private rows", True, path) for path in _named(home / "private", _SCRATCH)),
         _item("rows of public data", False, home / "prepared", _PREPARED),
         *(_whole("a model drawn from nothing", False, path) for path in _named(home, _SCRATCH)),
+        *(_whole("a model read from a GGUF file", False, path) for path in _named(home, _GGUF)),
         *(_whole(_entry(path), False, path) for path in _named(home, _ENTRY)),
         *old,
     ]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lichen.core.errors import LichenError
+from lichen.data.convert import from_gguf
 from lichen.data.entries import CATALOG, Entry, cache_dir, near_names
 from lichen.data.fetch import fetch, fetched
 
@@ -31,9 +32,11 @@ def looks_like_hub_id(name: str) -> bool:
 def resolve_model(name: str, *, say: Callable[[str], None] | None = None) -> str | Path:
     """Where to load a model from: a fetched catalog folder, a local folder, or a hub id passed through.
 
+    A GGUF file, or a folder with nothing else to load, is read into a plain folder of the cache first.
+
     Args:
-        name: A catalog name, a folder, or a hub id such as ``org/name``.
-        say: Called with a line of progress while a catalog entry is fetched.
+        name: A catalog name, a folder, a GGUF file, or a hub id such as ``org/name``.
+        say: Called with a line of progress while a catalog entry is fetched, or a GGUF file is read.
 
     Raises:
         LichenError: if it is none of these, or names data.
@@ -44,8 +47,11 @@ def resolve_model(name: str, *, say: Callable[[str], None] | None = None) -> str
         return fetch(name, say=say)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return folder
+        bare = not (folder / "config.json").exists() and any(folder.glob("*.gguf"))
+        return from_gguf(folder, say=say or _silent) if bare else folder
     if folder.is_file():
+        if folder.suffix.lower() == ".gguf":
+            return from_gguf(folder, say=say or _silent)
         raise LichenError(f"{name!r} is a file", where="model.name", fix="name the folder that holds config.json")
     if looks_like_hub_id(name):
         return name
@@ -54,3 +60,7 @@ def resolve_model(name: str, *, say: Callable[[str], None] | None = None) -> str
         where="model.name",
         fix=f"give an existing folder, a hub id (org/name) or one of: {near_names(name, 'model')}",
     )
+
+
+def _silent(line: str) -> None:
+    del line

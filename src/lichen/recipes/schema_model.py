@@ -52,7 +52,7 @@ class Adapter(Section):
     )
     modules_to_save: tuple[str, ...] = Field(default=(), description="modules trained in full, such as a new head")
     init_from: str | None = Field(
-        default=None, description="folder of an existing PEFT adapter to start from", examples=["runs/mine-1/adapter"]
+        default=None, description="folder of a PEFT adapter to start from: see below", examples=["runs/mine-1/adapter"]
     )
 
     @model_validator(mode="after")
@@ -96,7 +96,7 @@ class Model(Section):
 
     name: str | None = Field(
         default=None,
-        description="catalog name, local folder or hub id; none for a student",
+        description="catalog name, local folder, GGUF file or hub id; none for a student",
         examples=["smollm2-135m"],
     )
     dtype: Literal["float32", "float64", "bfloat16"] = Field(
