@@ -24,9 +24,9 @@ from lichen.models.model_folder import check_config, check_weights, plainly
 from lichen.models.quantized import Kind, quantize
 from lichen.models.tokenizer_folder import read_tokenizer
 from lichen.models.weights_file import refuse_not_finite
-from lichen.models.whole import note_lacked
+from lichen.models.whole import note_lacked, output_layer
 
-__all__ = ["base_digest", "frozen_eval", "load_causal", "load_classifier", "load_encoder"]
+__all__ = ["base_digest", "frozen_eval", "load_causal", "load_classifier", "load_encoder", "read_config"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -57,7 +57,12 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     return _DTYPES[dtype]
 
 
-def _config(source: str | Path) -> Any:
+def read_config(source: str | Path) -> Any:
+    """A model's configuration.
+
+    Raises:
+        LichenError: if there is none at this folder or hub id.
+    """
     from transformers import AutoConfig
 
     text = str(source)
@@ -171,7 +176,7 @@ def load_causal(
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-    config = _config(source)
+    config = read_config(source)
     both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or both_ways:
         raise LichenError(
@@ -195,6 +200,7 @@ def load_classifier(
     quantized: Kind | None = None,
     layers: int | None = None,
     random: int | None = None,
+    anew: bool = False,
 ) -> tuple[Any, Any]:
     """A frozen sequence classifier and its tokenizer; what its files lack is drawn from ``seed``.
 
@@ -209,6 +215,7 @@ def load_classifier(
         quantized: Linear layers of its blocks in 8 or 4 bits (:mod:`lichen.models.quantized`); None: as they are.
         layers: Its first blocks alone, so many; None: all.
         random: Seed of weights drawn in place of the saved ones; None: the saved ones.
+        anew: Draw the layer that gives the logits though the files hold one, as if they lacked it.
 
     Raises:
         LichenError: no such folder, no classifier of this architecture, tokenizer or pad token missing.
@@ -218,7 +225,7 @@ def load_classifier(
 
     if classes < 2:
         raise LichenError(f"{classes} classes", where="model.classes", fix="a classifier needs at least 2")
-    config = _config(source)
+    config = read_config(source)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise LichenError(
             f"{source} is a {config.model_type}, which has no classifier",
@@ -242,8 +249,11 @@ def load_classifier(
     for name in sorted(fresh):
         if name.startswith(inside) and "pooler" not in name:
             _refuse_missing({"missing_keys": [name]}, source, allowed="\0")
+    last = output_layer(model)
+    head = random is None and last != "" and f"{last}.weight" not in info["missing_keys"]
+    fresh |= {f"{last}.weight", f"{last}.bias"} if anew else set()
     _draw(model, fresh, seed)
-    note_lacked(model, fresh)
+    note_lacked(model, fresh, head=head)
     tokenizer = read_tokenizer(source, model)
     model.config.pad_token_id = tokenizer.pad_token_id
     return _frozen(model, device), tokenizer
@@ -287,7 +297,7 @@ def load_encoder(
     from transformers import AutoModel, AutoModelForTextEncoding
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
-    config = _config(source)
+    config = read_config(source)
     both = bool(getattr(config, "is_encoder_decoder", False))
     if both and type(config) not in MODEL_FOR_TEXT_ENCODING_MAPPING:
         raise LichenError(

@@ -16,23 +16,47 @@ from torch import nn
 
 from lichen.models.lora import fits
 
-__all__ = ["head_layers", "lacked_layers", "note_lacked", "whole_layers", "within"]
+__all__ = [
+    "came_with_head",
+    "head_layers",
+    "lacked_layers",
+    "note_lacked",
+    "output_layer",
+    "whole_layers",
+    "within",
+]
 
 _HEADS = ("classifier", "score")
 """How names of heads end for PEFT."""
 
 
-def note_lacked(model: nn.Module, weights: Iterable[str]) -> None:
-    """Remember on the model which weights its files lacked, by full name."""
+def note_lacked(model: nn.Module, weights: Iterable[str], *, head: bool = False) -> None:
+    """Remember on the model which weights its files lacked, by full name, and whether they held a trained head."""
     own = {name for name, _ in model.named_parameters()}
     lacked = sorted({name.rpartition(".")[0] for name in weights if name in own})
     object.__setattr__(model, "_lacked_layers", tuple(lacked))
+    object.__setattr__(model, "_came_with_head", head)
 
 
 def lacked_layers(model: nn.Module) -> tuple[str, ...]:
     """The layers whose weights the model's files lacked, sorted; none for a model that was not loaded here."""
     found: tuple[str, ...] = getattr(model, "_lacked_layers", ())
     return found
+
+
+def came_with_head(model: nn.Module) -> bool:
+    """Whether the files of a classifier held a trained head, of this many classes or another number."""
+    return bool(getattr(model, "_came_with_head", False))
+
+
+def output_layer(model: Any) -> str:
+    """The name of a classifier's layer whose output are the logits."""
+    last = ""
+    for name, layer in model.named_modules():
+        weight = getattr(layer, "weight", None)
+        if within(name, head_layers(model)) and weight is not None and weight.shape[0] == model.config.num_labels:
+            last = name
+    return last
 
 
 def whole_layers(model: Any, named: Sequence[str], *, classifier: bool) -> tuple[str, ...]:

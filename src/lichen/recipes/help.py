@@ -90,7 +90,7 @@ def help_of(opened: Opened, folder: RunFolder, say: Say) -> Helped:
         helped = written(opened, helped, faces, folder, say, teachers)
     if teachers is not None:
         helped = taught(opened, helped, teachers, folder, say)
-    if recipe.model.head != "random":
+    if recipe.model.head in ("ridge", "lda"):
         helped = headed(opened, helped, folder, say)
     if recipe.semi is not None:
         helped = unlabelled(opened, helped, teachers if recipe.semi.teacher_rounds else None, folder)

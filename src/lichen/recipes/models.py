@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,15 @@ from lichen.core.errors import LichenError
 from lichen.core.private import make_folders, tighten
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
-from lichen.data.catalog import CATALOG, cache_dir, resolve_model
+from lichen.data.catalog import CATALOG, cache_dir
 from lichen.data.kept import key_of
 from lichen.data.records import load_records
 from lichen.data.shards import ArrayShard, Shard, TextShard
 from lichen.models import scratch
-from lichen.models.api_local import LocalFM
-from lichen.models.api_soft import SoftPrompt
 from lichen.models.bitfit import BitFit
 from lichen.models.bottleneck import Bottleneck
-from lichen.models.cohort import CausalCohort, ClassifierCohort
-from lichen.models.full import FullCausal, FullClassifier
 from lichen.models.ia3 import IA3
-from lichen.models.load import base_digest, load_causal, load_classifier, load_encoder
+from lichen.models.load import load_causal, load_classifier
 from lichen.models.lora import Lora
 from lichen.models.peft_format import has_peft_format
 from lichen.models.peft_start import start_from
@@ -36,7 +31,7 @@ from lichen.models.prefix_tuning import Prefix
 from lichen.models.prompt import Prompt
 from lichen.models.student import Student
 from lichen.models.students import ImageCNN, ImageMLP, TextCNN, TwoLayerTransformer
-from lichen.models.whole import head_layers, lacked_layers, whole_layers, within
+from lichen.models.whole import whole_layers
 from lichen.models.wrap import Spec, Wrapped
 from lichen.recipes.prepare import Owner, is_private
 from lichen.recipes.schema import Recipe
@@ -45,10 +40,8 @@ from lichen.recipes.schema import Student as StudentSection
 __all__ = [
     "STUDENT_TOKENIZER",
     "base_name_of",
-    "cohort_of",
     "foundation_of",
     "make_student",
-    "notes_of",
     "scratch_folder",
     "spec_of",
     "start_of",
@@ -88,70 +81,8 @@ def spec_of(recipe: Recipe, model: Any) -> Spec:
     return BitFit(heads=heads, last=adapter.last)
 
 
-def notes_of(recipe: Recipe, model: Any, cohort: CohortModel | None) -> list[str]:
-    """What a person should know of the loaded model: layers that its files lack, and clients that take turns."""
-    if not isinstance(cohort, CausalCohort | ClassifierCohort):
-        return []
-    notes: list[str] = []
-    named, head = recipe.model.adapter.modules_to_save, head_layers(model)
-    if lacked := [name for name in lacked_layers(model) if not within(name, head)]:
-        notes.append(
-            f"the files of {recipe.model.name} lack {', '.join(lacked)}: drawn from the seed, trained like the head "
-            "and saved with the adapter"
-        )
-    if more := [name for name in cohort.wrapped.heads if named and not within(name, (*named, *lacked))]:
-        notes.append(f"trained whole beside modules_to_save, as PEFT does in every classifier: {', '.join(more)}")
-    if cohort.alone is not None and recipe.engine.packing:
-        notes.append(f"clients take turns: layer {cohort.alone} serves one at a time")
-    return notes
-
-
-def cohort_of(
-    recipe: Recipe, classes: Sequence[str], owners: Sequence[Owner], *, keep_private: bool = True
-) -> tuple[CohortModel | None, Any, Any]:
-    """``(cohort model or None for a student, foundation model, tokenizer)``.
-
-    Args:
-        recipe: Names the model.
-        classes: The labels; none for a language model.
-        owners: Whose rows a model from nothing may take its words from.
-        keep_private: A model with words of private rows may stay in the cache.
-
-    Raises:
-        LichenError: if the model cannot be loaded, or the adapter does not fit it.
-    """
-    section, padded = recipe.model, not recipe.engine.packing
-    if section.scratch is not None:
-        with ExitStack() as stack:
-            away = None if keep_private else stack.enter_context(TemporaryDirectory(prefix="lichen-scratch-"))
-            source: str | Path = scratch_folder(recipe, owners, private=None if away is None else Path(away))
-            foundation, tokenizer = foundation_of(recipe, source, len(classes))
-    elif section.name is not None:
-        foundation, tokenizer = foundation_of(recipe, resolve_model(section.name), len(classes))
-    elif owners[0].train[0].features is not None:
-        return None, None, None
-    else:
-        return None, None, load_encoder(resolve_model(STUDENT_TOKENIZER))[1]
-    name, chat = section.name or recipe.name, recipe.task == "chat"
-    if recipe.optimizer.name == "cma":
-        words = section.adapter.start or str(tokenizer.eos_token)
-        face = LocalFM(foundation, tokenizer, name=name, positions=section.adapter.tokens, start=words)
-        soft = SoftPrompt(face, seed=derive(recipe.seed, "projection"), size=recipe.optimizer.dimensions)
-        return soft, foundation, tokenizer
-    if section.adapter.kind == "full":
-        whole = (FullCausal if chat else FullClassifier)(foundation, name=name, exclude=section.adapter.exclude)
-        if recipe.optimizer.name == "kseed":
-            whole.base = base_digest(foundation)  # where all begin is not sent, so that it must be agreed on
-        return whole, foundation, tokenizer
-    spec = spec_of(recipe, foundation)
-    model: CausalCohort | ClassifierCohort
-    model = (CausalCohort if chat else ClassifierCohort)(foundation, adapter=spec, name=name, reference=padded)
-    model.checkpointing = bool(recipe.engine.gradient_checkpointing)
-    return model, foundation, tokenizer
-
-
-def foundation_of(recipe: Recipe, source: str | Path, classes: int) -> tuple[Any, Any]:
-    """The frozen transformers model, quantised if the recipe says so, and its tokenizer."""
+def foundation_of(recipe: Recipe, source: str | Path, classes: int, *, anew: bool = False) -> tuple[Any, Any]:
+    """The frozen transformers model, quantised if the recipe says so, and its tokenizer; ``anew``: with a new head."""
     section = recipe.model
     drawn = derive(recipe.seed, "weights") if section.random else None
     if recipe.task == "chat":
@@ -172,6 +103,7 @@ def foundation_of(recipe: Recipe, source: str | Path, classes: int) -> tuple[Any
         quantized=section.quantize,
         layers=section.layers,
         random=drawn,
+        anew=anew,
     )
 
 

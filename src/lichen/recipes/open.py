@@ -19,7 +19,8 @@ from lichen.data.text import pad_id
 from lichen.recipes.bench import Bench, grid_name
 from lichen.recipes.capacity import capacity_of
 from lichen.recipes.commons import Commons, commons_of, labelled_of
-from lichen.recipes.models import cohort_of, make_student, notes_of, start_of
+from lichen.recipes.loaded import load
+from lichen.recipes.models import make_student, start_of
 from lichen.recipes.parts import stations
 from lichen.recipes.prepare import Owner, classes_of, encode, gather
 from lichen.recipes.rules import scaling_of
@@ -36,7 +37,7 @@ class Opened:
     Attributes:
         bench: What the columns work with.
         owners: The clients, in roster order.
-        classes: The labels; none for a language model.
+        classes: The labels in the order of the model's logits; none for a language model.
         foundation: The frozen transformers model; None for a student.
         tokenizer: Its tokenizer; None without one.
         commons: The owners with their unlabelled rows, and the public rows.
@@ -105,12 +106,13 @@ def open_recipe(recipe: Recipe, *, say: Callable[[str], None] = lambda _: None, 
     """
     fetch_named(recipe, say)
     records = gather(recipe)
-    classes = classes_of(recipe, records)
+    labels = classes_of(recipe, records)
     commons = commons_of(recipe, records)
     owners = commons.owners if recipe.task == "chat" else labelled_of(commons.owners)
     say(f"{len(owners)} clients, {sum(len(o.train) for o in owners):,} rows to train on")
-    model, foundation, tokenizer = cohort_of(recipe, classes, owners, keep_private=keep_private)
-    for note in notes_of(recipe, foundation, model):
+    loaded = load(recipe, labels, owners, keep_private=keep_private)
+    model, tokenizer, classes = loaded.model, loaded.tokenizer, loaded.classes
+    for note in loaded.notes:
         say(note)
     make, apart = encode(recipe, tokenizer, classes, keep_private=keep_private), recipe.data.form == "stream"
     # A language model learns from what a teacher wrote after public rows, not from these.
@@ -138,7 +140,7 @@ def open_recipe(recipe: Recipe, *, say: Callable[[str], None] = lambda _: None, 
         bench=bench,
         owners=owners,
         classes=classes,
-        foundation=foundation,
+        foundation=loaded.foundation,
         tokenizer=tokenizer,
         commons=commons,
         make=make,

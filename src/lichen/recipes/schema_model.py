@@ -111,9 +111,10 @@ class Model(Section):
         default=False,
         description="weights drawn by the seed in place of its own: the same model, without what it knows",
     )
-    head: Literal["random", "ridge", "lda"] = Field(
-        default="random",
-        description="classify: where the head begins; `ridge`, `lda`: in closed form, from the clients' statistics",
+    head: Literal["base", "random", "ridge", "lda"] = Field(
+        default="base",
+        description="classify: where the head begins; `base`: the model's own, where it names its classes, else "
+        "drawn; `random`: drawn by the seed; `ridge`, `lda`: in closed form, from the clients' statistics",
     )
     adapter: Adapter = Field(default=Adapter(), description="what is trained on the frozen model")
     student: Student | None = Field(default=None, description="train this small model from scratch instead")

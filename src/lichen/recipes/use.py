@@ -26,6 +26,7 @@ from lichen.models.load import load_encoder
 from lichen.models.merge import attach
 from lichen.models.merge import merge as merged_model
 from lichen.present.summary import read_summary
+from lichen.recipes.classes import class_names
 from lichen.recipes.models import foundation_of, make_student, scratch_folder, spec_of
 from lichen.recipes.prepare import classes_of, gather, owners_of
 from lichen.recipes.read import read_recipe
@@ -53,7 +54,7 @@ def _finished(folder: Path) -> tuple[Recipe, Tree]:
     return read_recipe(folder / "recipe.yaml"), tree
 
 
-def _foundation(recipe: Recipe) -> tuple[Any, Any, tuple[str, ...]]:
+def _foundation(folder: Path, recipe: Recipe) -> tuple[Any, Any, tuple[str, ...]]:
     """``(model, tokenizer, classes)`` as the run loaded them."""
     if recipe.optimizer.name == "cma":
         raise LichenError(
@@ -66,7 +67,7 @@ def _foundation(recipe: Recipe) -> tuple[Any, Any, tuple[str, ...]]:
             where=recipe.name,
             fix="its tensors lie in the run's model/ as safetensors",
         )
-    classes = () if recipe.task == "chat" else classes_of(recipe, gather(recipe))
+    classes = () if recipe.task == "chat" else class_names(folder) or classes_of(recipe, gather(recipe))
     if scratch:
         source: str | Path = scratch_folder(recipe, owners_of(recipe, gather(recipe)))
     else:
@@ -94,7 +95,7 @@ def export(folder: Path, *, merge: bool, out: Path | None = None) -> Path:
             return folder / "adapter"
         raise LichenError("has no adapter", where=str(folder), fix="use --merge")
     recipe, tree = _finished(folder)
-    model, tokenizer, classes = _foundation(recipe)
+    model, tokenizer, classes = _foundation(folder, recipe)
     if recipe.model.adapter.kind == "full":
         whole = filled(model, tree)
     else:
@@ -128,7 +129,7 @@ def talk(folder: Path) -> Talker:
         return _talk_oneshot(recipe, tree)
     if recipe.model.student is not None:
         return _talk_student(recipe, tree, folder)
-    model, tokenizer, classes = _foundation(recipe)
+    model, tokenizer, classes = _foundation(folder, recipe)
     joined = _attached(recipe, model, tree)
     if recipe.task == "chat":
         return Talker(
