@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench
+# A newer torch may bring gigabytes of CUDA with it, so this one line names the version everywhere.
+TORCH := torch==2.13.0
+HELD_TO_AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
+BITS := tests/equivalence tests/oracles tests/models/test_adapters.py tests/models/test_lora.py
+.PHONY: help install demo test check format bench constraints check-newest check-oldest check-processors
 
 help:
 	@echo "make install   a .venv with lichen and what its tests need"
@@ -11,6 +15,10 @@ help:
 	@echo "make test      the tests"
 	@echo "make bench     the benchmarks: what the pages in benchmarks/ were made with, about an hour"
 	@echo "make check     format, lint, types, tests and doctests"
+	@echo "make constraints       write constraints.txt anew: the newest versions that install together"
+	@echo "make check-newest      the tests with the newest versions, whatever constraints.txt says"
+	@echo "make check-oldest      the tests with the lowest versions that pyproject.toml allows"
+	@echo "make check-processors  equal bits and oracles, with products as an older processor computes them"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lichen needs Python 3.11 or newer; say make PYTHON=python3.12"; exit 1; }
@@ -46,3 +54,31 @@ bench: install
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/drift.py
 	$(BIN)/python benchmarks/wire.py
+
+# What pip takes today, as a file that gives the same versions tomorrow.
+constraints:
+	mkdir -p build
+	rm -rf build/newest && $(PYTHON) -m venv build/newest
+	echo "$(TORCH)" > build/torch.txt
+	build/newest/bin/python -m pip install -q -c build/torch.txt -e '.[dev,hub]'
+	{ echo "# Every version that 'make install' and the tests take, on Python 3.11. 'make constraints' writes it anew."; \
+	  build/newest/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.txt
+
+check-newest:
+	mkdir -p build
+	rm -rf build/newest && $(PYTHON) -m venv build/newest
+	echo "$(TORCH)" > build/torch.txt
+	build/newest/bin/python -m pip install -q -c build/torch.txt -e '.[dev,hub]'
+	OMP_NUM_THREADS=1 build/newest/bin/python -m pytest -n 2
+
+check-oldest:
+	mkdir -p build
+	rm -rf build/oldest && $(PYTHON) -m venv build/oldest
+	{ $(PYTHON) .ci/lowest.py | grep -v '^torch=='; echo "$(TORCH)"; } > build/oldest.txt
+	build/oldest/bin/python -m pip install -q -c build/oldest.txt -e '.[dev,hub]'
+	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -n 2
+
+check-processors: install
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(BITS)
+	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(BITS)
+	$(HELD_TO_AVX2) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(BITS)

@@ -33,6 +33,8 @@ from lichen.models.wrap import Spec, wrap
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import equality
 
+from peft_names import with_peft_names
+
 HEADS = {"llama": (), "gpt2": (), "bert": ("classifier",)}
 SCALED = {
     "llama": (("k_proj", "v_proj"), ("down_proj",)),
@@ -136,7 +138,7 @@ def _oracle(architecture: str, kind: str, model: Any) -> Any:
         "prompt": lambda: peft.PromptTuningConfig(**common, num_virtual_tokens=3),
         "prefix": lambda: peft.PrefixTuningConfig(**common, num_virtual_tokens=3),
     }[kind]()
-    return peft.get_peft_model(copy.deepcopy(model), config, autocast_adapter_dtype=False).eval()
+    return peft.get_peft_model(with_peft_names(copy.deepcopy(model)), config, autocast_adapter_dtype=False).eval()
 
 
 def _put(lone: Any, name: str, value: Tensor) -> tuple[Any, Any]:
@@ -241,7 +243,8 @@ def test_a_folder_is_read_by_peft_and_by_us(architecture: str, kind: str, tmp_pa
     model, spec = equality.tiny(architecture, dtype=torch.float64), spec_of(architecture, kind)
     tree = equality.start_of(wrap(model, spec), 1)[0]
     save_adapter(tmp_path, tree, spec=spec, base_name="tiny", task="SEQ_CLS" if architecture == "bert" else "CAUSAL_LM")
-    lone = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path), autocast_adapter_dtype=False).eval()
+    base = with_peft_names(copy.deepcopy(model))
+    lone = peft.PeftModel.from_pretrained(base, str(tmp_path), autocast_adapter_dtype=False).eval()
     own = own_logits(model, spec, tree)
     torch.testing.assert_close(logits_of(lone)[:, -own.shape[1] :], own, **exact(kind))
     assert float((own - logits_of(model)).abs().max()) > 1e-2

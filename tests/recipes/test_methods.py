@@ -11,6 +11,7 @@ from lichen.core.errors import LichenError
 from lichen.core.store import load_state, load_tree
 from lichen.data.catalog import fetch
 from lichen.recipes.read import read_recipe
+from peft_names import with_peft_names
 
 NESTEROV = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
 SMALL = [
@@ -125,7 +126,7 @@ def test_what_was_learned_loads_elsewhere(runs, name):
     folder = runs(name).folder
     if name in ("ia3", "prompt", "prefix"):
         base = transformers.AutoModelForSequenceClassification.from_pretrained(fetch("minilm-l6"), num_labels=5)
-        model = peft.PeftModel.from_pretrained(base, folder / "adapter")
+        model = peft.PeftModel.from_pretrained(with_peft_names(base), folder / "adapter")
     elif name == "bottleneck":
         with pytest.raises(LichenError, match="bottleneck"):
             lichen.export(folder, merge=True)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from lichen.core.seeds import numpy_generator
+from lichen.models.renamed import CACHE_NAMES, cache_argument, cache_of
 
 __all__ = ["decode", "draw", "gumbel"]
 
@@ -101,7 +102,8 @@ def decode(
     wide = max(len(row) for row in rows)
     ids_BT = torch.tensor([[0] * (wide - len(row)) + list(row) for row in rows], device=device)
     mask_BT = torch.tensor([[0] * (wide - len(row)) + [1] * len(row) for row in rows], device=device)
-    known = inspect.signature(model.forward).parameters
+    signature = inspect.signature(model.forward)
+    known, cache_name = signature.parameters, cache_argument(signature) or CACHE_NAMES[0]
     written: list[list[int]] = [[] for _ in rows]
     live = list(range(len(rows)))  # which row lies at each place of the batch; ended ones stay a while
     ended: set[int] = set()
@@ -111,8 +113,9 @@ def decode(
             place_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
             more: dict[str, Any] = {"position_ids": place_BT} if "position_ids" in known else {}
             more |= {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-            told = model(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=past, use_cache=True, **more)
-            past, calls = told.past_key_values, calls + 1
+            more |= {cache_name: past}
+            told = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=True, **more)
+            past, calls = cache_of(told), calls + 1
             logits_BV = told.logits[:, -1].float().cpu()
             size = logits_BV.shape[1]
             noise_BV = torch.zeros(0)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,10 +16,10 @@ from lichen.core.tree import Tree
 from lichen.models.bottleneck import Bottleneck
 from lichen.models.ia3 import IA3
 from lichen.models.lora import Lora, fits, is_linear, oriented
-from lichen.models.peft_format import low_rank_layers, patches_by_layer, save_adapter
+from lichen.models.peft_format import low_rank_layers, patches_by_layer
 from lichen.models.prefix_tuning import Prefix
 from lichen.models.prompt import Prompt
-from lichen.models.quantized import import_peft, is_quantized, refuse_quantized
+from lichen.models.quantized import is_quantized, refuse_quantized
 from lichen.models.wrap import Spec, wrap
 
 __all__ = ["attach", "merge"]
@@ -120,9 +118,7 @@ def attach(model: Any, tree: Tree, patch: Tree | None = None, *, spec: Spec) -> 
     Raises:
         LichenError: if a tensor fits no layer.
     """
-    if isinstance(spec, Prompt | Prefix):
-        return _virtual(model, tree, spec)
-    if not isinstance(spec, Bottleneck) and not is_quantized(model):
+    if not isinstance(spec, Bottleneck | Prompt | Prefix) and not is_quantized(model):
         return merge(model, tree, patch, spec=spec)
     wrapped = wrap(model, spec)
     fixed = {f"patch.{name.removeprefix('patch.')}": x for name, x in (patch or {}).items()}
@@ -130,15 +126,3 @@ def attach(model: Any, tree: Tree, patch: Tree | None = None, *, spec: Spec) -> 
         path, _, leaf = name.rpartition(".")
         wrapped.model.get_submodule(path).register_buffer(leaf, x.to(model.device), persistent=False)
     return wrapped.model
-
-
-def _virtual(model: Any, tree: Tree, spec: Prompt | Prefix) -> Any:
-    """PEFT's own model, which knows how to write with virtual tokens and a cache."""
-    import_peft()
-    from peft import PeftModel
-
-    task = "SEQ_CLS" if "SequenceClassification" in type(model).__name__ else "CAUSAL_LM"
-    shared: dict[int, Any] = {id(x): x for x in model.parameters()}
-    with TemporaryDirectory() as folder:
-        save_adapter(Path(folder), tree, spec=spec, base_name="", task=task)
-        return PeftModel.from_pretrained(copy.deepcopy(model, shared), folder, autocast_adapter_dtype=False).eval()

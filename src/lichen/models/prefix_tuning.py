@@ -28,6 +28,7 @@ from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, split
 from lichen.models.packing import Packing
 from lichen.models.prompt import arguments_of, attended, base_path, draw_tokens
+from lichen.models.renamed import cache_argument
 
 __all__ = ["Prefix", "PrefixTokens", "place", "start"]
 
@@ -65,13 +66,10 @@ class PrefixTokens(nn.Module):
         for name in self.places:
             self.register_buffer(name, torch.empty(0), persistent=False)
 
-    def forward(self, config: Any, rows: int, dtype: torch.dtype) -> Any:
-        """A cache of transformers that holds them for every row."""
-        from transformers import DynamicCache
-
+    def forward(self, cache: Any, rows: int, dtype: torch.dtype) -> Any:
+        """An empty cache of transformers, with the keys and values put into it for every row."""
         keys_CLkmd, values_CLkmd = (self.get_buffer(name) for name in self.places)
         each = rows // keys_CLkmd.shape[0]
-        cache = DynamicCache(config=config)
         layers = zip(keys_CLkmd.unbind(1), values_CLkmd.unbind(1), strict=True)
         for number, (keys_Ckmd, values_Ckmd) in enumerate(layers):
             keys_Nkmd, values_Nkmd = (x.repeat_interleave(each, dim=0).to(dtype) for x in (keys_Ckmd, values_Ckmd))
@@ -85,9 +83,12 @@ def place(model: Any, spec: Prefix, packing: Packing, heads: Sequence[str]) -> t
     Raises:
         LichenError: if the model takes no keys and values from outside.
     """
+    from transformers import DynamicCache
+
     base = model.base_model
     forward, signature = base.forward, inspect.signature(base.forward)
-    if "past_key_values" not in signature.parameters:
+    cache_name = cache_argument(signature)
+    if cache_name is None:
         raise LichenError(
             f"a {type(base).__name__} takes no keys and values from outside", where="adapter", fix="use prompt or lora"
         )
@@ -98,15 +99,18 @@ def place(model: Any, spec: Prefix, packing: Packing, heads: Sequence[str]) -> t
         keys = prefix.get_buffer("keys")
         if not keys.numel():
             return forward(*inputs, **named)
-        given = arguments_of(signature, inputs, named)
-        if given.get("past_key_values") is not None:
-            raise LichenError("a model with a prefix does not go on from a cache", where="model", fix="pass whole rows")
+        given, extra = arguments_of(signature, inputs, named), keys.shape[3]
+        given.pop("cache_position", None)  # counted without the prefix; the model counts it anew from the cache
         first = given["input_ids"] if given.get("inputs_embeds") is None else given["inputs_embeds"]
         rows, width = first.shape[:2]
-        given["past_key_values"] = prefix(base.config, rows, base.dtype)
+        cache = DynamicCache(config=base.config) if given.get(cache_name) is None else given[cache_name]
+        known = cache.get_seq_length()  # the prefix among it, where a row is being written token by token
+        given[cache_name] = cache if known else prefix(cache, rows, base.dtype)
         given["attention_mask"] = attended(
-            base, given.get("attention_mask"), rows, width, extra=keys.shape[3], device=first.device
+            base, given.get("attention_mask"), rows, max(known - extra, 0) + width, extra=extra, device=first.device
         )
+        if given.get("position_ids") is not None:
+            given["position_ids"] = given["position_ids"] + extra
         return forward(**given)
 
     # transformers and we ask a forward for its arguments.
@@ -129,7 +133,9 @@ def start(model: Any, path: str, spec: Prefix, seed: int) -> Tree:
     }
     cache = DynamicCache(config=model.base_model.config)
     ids_1m = draw_tokens(model, spec.tokens, "prefix", path, seed=seed)
-    inputs = {"input_ids": ids_1m, "attention_mask": torch.ones_like(ids_1m), "past_key_values": cache}
+    name = cache_argument(inspect.signature(model.get_submodule(part).forward))
+    assert name is not None  # place() has refused others
+    inputs = {"input_ids": ids_1m, "attention_mask": torch.ones_like(ids_1m), name: cache}
     with torch.no_grad():
         inside = split(heads, f"{part}.")[0] if part else heads
         functional_call(model.get_submodule(part), inside, kwargs=inputs, tie_weights=False)

@@ -25,6 +25,7 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.models.packing import Packing
+from lichen.models.renamed import cache_argument
 
 __all__ = [
     "Prompt",
@@ -143,26 +144,32 @@ def place(model: Any, spec: Prompt, packing: Packing, heads: Sequence[str]) -> t
     causal = _is_causal(base)
     outer = base if causal else model
     forward, signature = outer.forward, inspect.signature(outer.forward)
+    cache_name = cache_argument(signature) or ""
 
     def prompted(*inputs: Any, **named: Any) -> Any:
         if not prompt.get_buffer("tokens").numel():
             return forward(*inputs, **named)
-        given = arguments_of(signature, inputs, named)
-        if given.get("past_key_values") is not None:
-            raise LichenError("a prompted model does not go on from a cache", where="model", fix="pass whole rows")
+        given, extra = arguments_of(signature, inputs, named), prompt.get_buffer("tokens").shape[1]
+        given.pop("cache_position", None)  # counted without the prompt; the model counts it anew from the cache
         ids, embeds = given.pop("input_ids", None), given.pop("inputs_embeds", None)
         embeds = model.get_input_embeddings()(ids) if embeds is None else embeds
         rows, width = embeds.shape[:2]
-        extra = prompt.get_buffer("tokens").shape[1]
+        cache = given.get(cache_name)
+        known = 0 if cache is None else cache.get_seq_length()
         given["attention_mask"] = attended(
-            model, given.get("attention_mask"), rows, width, extra=extra, device=embeds.device
+            model, given.get("attention_mask"), rows, max(known - extra, 0) + width, extra=extra, device=embeds.device
         )
-        given["position_ids"] = None
+        places = given.get("position_ids")
+        if known:  # a row is being written token by token: the prompt is in the cache
+            if places is not None:
+                given["position_ids"] = places + extra
+            return forward(inputs_embeds=embeds, **given)
+        if places is not None:
+            first = torch.arange(extra, device=places.device).expand(places.shape[0], extra)
+            given["position_ids"] = torch.cat([first, places + extra], dim=1)
         if given.get("token_type_ids") is not None:
             types = given["token_type_ids"]
             given["token_type_ids"] = torch.cat([types.new_zeros(rows, extra), types], dim=1)
-        if "position_ids" not in signature.parameters:
-            del given["position_ids"]
         out = forward(inputs_embeds=prompt(embeds), **given)
         if causal:
             out.last_hidden_state = out.last_hidden_state[:, extra:]
