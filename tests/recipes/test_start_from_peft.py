@@ -14,7 +14,7 @@ import transformers as hf
 import lichen
 from lichen.core.errors import LichenError
 from lichen.models.merge import attach
-from lichen.recipes.models import base_name_of, spec_of
+from lichen.recipes.models import described_base, spec_of
 from lichen.recipes.open import Opened, open_recipe
 from lichen.recipes.read import read_recipe
 from tiny_llama import recipe, save_model, save_rows
@@ -160,11 +160,47 @@ def test_what_a_run_wrote_loads_by_itself_and_starts_another(kind: str, home: Pa
     torch.testing.assert_close(logits(lone), begins(it), rtol=0, atol=1e-5)
 
 
-def test_the_base_is_named_in_full_and_a_hub_id_as_it_is(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_base_is_named_in_full_and_one_that_lies_nowhere_as_what_it_is(
+    home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home)
-    near = hf.AutoModelForCausalLM.from_pretrained("./model")
-    assert base_name_of(near) == str(home / "model")
+    near, rows = hf.AutoModelForCausalLM.from_pretrained("./model"), home / "pair.jsonl"
+
+    def named(**section: Any) -> str:
+        return described_base(read_recipe(recipe(home / "model", rows, "pair", model=section)), near)
+
+    assert named() == str(home / "model")
+    assert named(layers=1) == f"{home / 'model'} (its first 1 layers)"
+    assert named(random=True).startswith(f"{home / 'model'} (drawn anew from seed ")
     near.config._name_or_path = "org/name"
-    assert base_name_of(near) == "org/name"
+    assert named() == "org/name"
+
+
+def test_an_adapter_of_a_base_cut_short_starts_another_run_on_it_without_a_word(home: Path, tmp_path: Path) -> None:
+    short = {"layers": 1, "adapter": {"rank": 2, "alpha": 4}}
+    whole = recipe(home / "model", home / "pair.jsonl", "pair", model=short, federation={"rounds": 1})
+    first = lichen.run(whole, out=tmp_path / "run")
+    said: list[str] = []
+    short["adapter"] = {"rank": 2, "alpha": 4, "init_from": str(first.adapter)}
+    open_recipe(read_recipe(recipe(home / "model", home / "pair.jsonl", "pair", model=short)), say=said.append)
+    assert not [line for line in said if "init_from" in line]
+    with pytest.raises((OSError, ValueError)):
+        peft.AutoPeftModelForCausalLM.from_pretrained(first.adapter)
+
+
+def test_a_heads_rows_go_to_the_classes_of_the_same_names(home: Path, tmp_path: Path) -> None:
+    of, fields, ours = KINDS["lora"]
+    save_adapter(home, tmp_path, of, "SEQ_CLS", **fields)
+    wanted = logits(peft.PeftModel.from_pretrained(base(home, "SEQ_CLS"), str(tmp_path)))
+    said: list[str] = []
+    adapter = {**ours, "init_from": str(tmp_path)}
+    torch.testing.assert_close(begins(opened(home, "SEQ_CLS", adapter, said)), wanted, rtol=0, atol=1e-5)
+    assert any("does not name its classes; its head's rows are taken for calm, glad, sad" in line for line in said)
+    (tmp_path / "classes.json").write_text(json.dumps(["sad", "calm", "glad"]))
+    it = opened(home, "SEQ_CLS", adapter, said)
+    assert it.classes == ("calm", "glad", "sad")
+    torch.testing.assert_close(begins(it), wanted[:, [1, 2, 0]], rtol=0, atol=1e-5)
+    assert any("put in the order calm, glad, sad" in line for line in said)
+    (tmp_path / "classes.json").write_text(json.dumps(["bad", "calm", "glad"]))
+    with pytest.raises(LichenError, match="the adapter's classes are bad, calm, glad, the run's calm, glad, sad"):
+        opened(home, "SEQ_CLS", adapter)

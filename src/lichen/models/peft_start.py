@@ -44,7 +44,15 @@ class Begun:
     notes: tuple[str, ...]
 
 
-def start_from(folder: Path, wrapped: Wrapped, fresh: Tree, *, base_names: Sequence[str] = ()) -> Begun:
+def start_from(
+    folder: Path,
+    wrapped: Wrapped,
+    fresh: Tree,
+    *,
+    base_names: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    their_classes: Sequence[str] = (),
+) -> Begun:
     """The run's tensors with the function of a PEFT adapter.
 
     Args:
@@ -52,6 +60,8 @@ def start_from(folder: Path, wrapped: Wrapped, fresh: Tree, *, base_names: Seque
         wrapped: The run's model.
         fresh: What the run would start from without it.
         base_names: What the run's base is called; an adapter of another base is noted.
+        classes: A classifier's, in the order of the run's logits.
+        their_classes: The adapter's, in the order of its own; where it names none, they are taken for the run's.
 
     Raises:
         LichenError: if the adapter cannot be computed here, or not with what the run trains.
@@ -64,6 +74,9 @@ def start_from(folder: Path, wrapped: Wrapped, fresh: Tree, *, base_names: Seque
         _check_targets(tree, config, wrapped, where)
     own = {name for name in tree if name not in heads and _is_adapter(name)}
     _check_rest(tree.keys() - own - heads, wrapped, where)
+    if any(name in tree for name in heads):
+        tree, more = _in_our_order(tree, [name for name in fresh if name in heads], classes, their_classes, where)
+        notes += more
     notes += _check_heads(tree, config, heads, fresh, wrapped, where)
     if isinstance(spec, Lora):
         found, more = _low_rank(tree, fresh, spec, config, where)
@@ -212,6 +225,30 @@ def _check_heads(
             )
     bare = sorted({name.rpartition(".")[0] for name in heads - tree.keys()})
     return [f"the adapter holds no {', '.join(bare)}; the run starts with the base's"] if bare else []
+
+
+def _in_our_order(
+    tree: Tree, heads: Sequence[str], classes: Sequence[str], theirs: Sequence[str], where: str
+) -> tuple[Tree, list[str]]:
+    """The rows of the layer that gives the logits, the last of ``heads``, in the order of the run's classes."""
+    if not theirs or not classes:
+        note = f"the adapter does not name its classes; its head's rows are taken for {', '.join(classes)}"
+        return tree, [note] if classes else []
+    if set(theirs) != set(classes):
+        raise LichenError(
+            f"the adapter's classes are {', '.join(theirs)}, the run's {', '.join(classes)}",
+            where=where,
+            fix="start from an adapter of the same classes, or choose rows with data.classes",
+        )
+    if list(theirs) == list(classes):
+        return tree, []
+    wide = [name for name in heads if name in tree and tree[name].dim() == 2 and len(tree[name]) == len(theirs)]
+    if not wide:
+        return tree, []  # of another number of classes, which is told by its shape
+    last = wide[-1].rpartition(".")[0]
+    rows = [list(theirs).index(name) for name in classes]
+    moved = {name: x[rows] for name, x in tree.items() if name.rpartition(".")[0] == last and name in heads}
+    return {**tree, **moved}, [f"the head's rows are put in the order {', '.join(classes)}"]
 
 
 def _scale(rank: int, alpha: float, *, rslora: bool) -> float:

@@ -33,6 +33,7 @@ from lichen.models.student import Student
 from lichen.models.students import ImageCNN, ImageMLP, TextCNN, TwoLayerTransformer
 from lichen.models.whole import whole_layers
 from lichen.models.wrap import Spec, Wrapped
+from lichen.recipes.classes import class_names
 from lichen.recipes.prepare import Owner, is_private
 from lichen.recipes.schema import Recipe
 from lichen.recipes.schema import Student as StudentSection
@@ -40,6 +41,7 @@ from lichen.recipes.schema import Student as StudentSection
 __all__ = [
     "STUDENT_TOKENIZER",
     "base_name_of",
+    "described_base",
     "foundation_of",
     "make_student",
     "scratch_folder",
@@ -140,12 +142,15 @@ def scratch_folder(recipe: Recipe, owners: Sequence[Owner], *, private: Path | N
     return folder
 
 
-def start_of(recipe: Recipe, model: CohortModel, *, say: Callable[[str], None] = lambda _: None) -> Tree:
+def start_of(
+    recipe: Recipe, model: CohortModel, classes: Sequence[str] = (), *, say: Callable[[str], None] = lambda _: None
+) -> Tree:
     """The shared tensors every column starts from: fresh, or with the function of the adapter in ``init_from``.
 
     Args:
         recipe: The recipe.
         model: What is trained.
+        classes: The run's classes, in the order of its logits.
         say: Called with what was assumed of the adapter, a line each.
 
     Raises:
@@ -161,19 +166,30 @@ def start_of(recipe: Recipe, model: CohortModel, *, say: Callable[[str], None] =
             where="model.adapter.init_from",
             fix="use kind lora, ia3, prompt or prefix; or merge the adapter into its base, and name that in model.name",
         )
-    name = recipe.model.name or ""
+    folder, name = Path(adapter.init_from).expanduser(), recipe.model.name or ""
     upstream = CATALOG[name].upstream if name in CATALOG else ""
-    called = tuple(one for one in (name, base_name_of(wrapped.model), upstream) if one)
-    begun = start_from(Path(adapter.init_from).expanduser(), wrapped, fresh, base_names=called)
+    called = tuple(one for one in (name, described_base(recipe, wrapped.model), upstream) if one)
+    begun = start_from(folder, wrapped, fresh, base_names=called, classes=classes, their_classes=class_names(folder))
     for note in begun.notes:
         say(f"model.adapter.init_from: {note}")
     return begun.tree
 
 
 def base_name_of(model: Any) -> str:
-    """Where elsewhere finds the base of an adapter: the folder it was read from, in full, or its hub id."""
+    """Where elsewhere finds a model: the folder it was read from, in full, or its hub id."""
     source = str(getattr(model.config, "_name_or_path", ""))
     return str(Path(source).resolve()) if source and Path(source).is_dir() else source
+
+
+def described_base(recipe: Recipe, model: Any) -> str:
+    """What an adapter calls its base: where it lies; one cut short or drawn anew, which lies nowhere, by what it is.
+
+    No tool takes that for a place, so that none puts the adapter on a base that it was not trained on.
+    """
+    section = recipe.model
+    less = [f"its first {section.layers} layers"] if section.layers is not None else []
+    less += [f"drawn anew from seed {recipe.seed}"] if section.random else []
+    return f"{base_name_of(model)} ({', '.join(less)})" if less else base_name_of(model)
 
 
 def make_student(

@@ -129,7 +129,7 @@ def open_recipe(recipe: Recipe, *, say: Callable[[str], None] = lambda _: None, 
     bench = Bench(
         recipe=recipe,
         model=model,
-        start=start_of(recipe, model, say=say),
+        start=start_of(recipe, model, classes, say=say),
         train=train,
         valid=shards_of(owners, "valid", make, apart=apart),
         test=shards_of(owners, "test", make, apart=apart),

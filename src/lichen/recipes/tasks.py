@@ -23,7 +23,7 @@ from lichen.recipes.classes import save_class_names
 from lichen.recipes.done import Done, classified, gained, majority, tested
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.help import help_of
-from lichen.recipes.models import STUDENT_TOKENIZER, base_name_of, spec_of
+from lichen.recipes.models import STUDENT_TOKENIZER, described_base, spec_of
 from lichen.recipes.open import Opened, fetch_named, open_recipe, shards_of
 from lichen.recipes.parts import validators_of
 from lichen.recipes.prepare import encode
@@ -124,7 +124,7 @@ def _save(opened: Opened, folder: RunFolder, best: Tree) -> None:
                 folder.path / "adapter",
                 tree,
                 spec=spec,
-                base_name=base_name_of(opened.foundation),
+                base_name=described_base(recipe, opened.foundation),
                 task="CAUSAL_LM" if recipe.task == "chat" else "SEQ_CLS",
                 patch=patch,
             )
