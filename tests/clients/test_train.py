@@ -6,10 +6,12 @@ from cohort_models import Bigram, LoraLinear, Softmax, fold, job, rows
 
 from lichen.clients.optimize import ClientOptimizer
 from lichen.clients.parameters import split_shared
-from lichen.clients.train import Train
+from lichen.clients.train import Train, tokens_seen_C
+from lichen.clients.weigh import ByRows
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.message import concatenate, pack_message, take, unpack_message
+from lichen.data.micro import MicroBatches
 from lichen.server.lowrank import FedEx
 from lichen.server.optimize import ServerSGD
 
@@ -49,6 +51,82 @@ def test_equals_a_plain_loop_for_each_client(more):
         expected = plain_loop(shared, batches, c, lr=0.1, **more)
         for name in shared:
             torch.testing.assert_close(message.tensors[name][c], expected[name], rtol=1e-12, atol=1e-13)
+
+
+class Given:
+    """A source of batches that are there already."""
+
+    def __init__(self, batches):
+        self.given = batches
+
+    def shape(self, client):
+        return 0
+
+    def batches(self, clients, seed):
+        yield from self.given
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8, 11])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("more", [{}, {"clip": 0.05, "prox": 0.3}])
+def test_micro_batches_take_the_step_of_one_batch(parts, name, more):
+    model = Softmax()
+    shared = model.init(0)
+    batches = [rows(t, range(3), count=8, active=[True, t < 2, t != 1]) for t in range(4)]
+    for t, batch in enumerate(batches):  # rows without a label, and padding, are not spread evenly over the pieces
+        batch["labels_CB"][:, :t] = -100
+        batch["labels_CB"][2, 2:] = -100
+        batch["index_CB"][2, 2:] = -1
+    whole, _ = fold(Train(model, optimizer=ClientOptimizer(name, lr=0.1), **more), job(shared, range(3)), batches)
+    work = Train(model, optimizer=ClientOptimizer(name, lr=0.1), accumulate=parts, **more)
+    cut, own = fold(work, job(shared, range(3)), list(MicroBatches(Given(batches), parts).batches(range(3), 0)))
+    assert own is None
+    for name, x in whole.tensors.items():
+        assert x.abs().max() > 1e-3
+        torch.testing.assert_close(cut.tensors[name], x, rtol=1e-9, atol=1e-12)
+    assert cut.metrics.keys() == whole.metrics.keys()
+    for metric, x in whole.metrics.items():
+        torch.testing.assert_close(cut.metrics[metric], x, rtol=1e-12, atol=0)
+    assert torch.equal(cut.weight_C, whole.weight_C)
+
+
+def test_a_mean_of_micro_batch_means_would_be_another_step():
+    """What the test above could not tell apart if every piece held equally many labels."""
+    model, shared = Softmax(), Softmax().init(0)
+    batch = rows(0, [0], count=4)
+    batch["labels_CB"][0, 1:3] = -100
+    batch["labels_CB"][0, 3] = (batch["labels_CB"][0, 0] + 1) % 3
+    batch["labels_CB"][0, 2] = 1
+    halves = list(MicroBatches(Given([batch]), 2).batches([0], 0))
+    plain = ClientOptimizer("sgd", lr=1.0)
+    whole, cut = (
+        fold(Train(model, optimizer=plain, accumulate=k), job(shared, [0]), some)[0].tensors["weight"]
+        for k, some in ((1, [batch]), (2, halves))
+    )
+    means = sum(fold(Train(model, optimizer=plain), job(shared, [0]), [half])[0].tensors["weight"] for half in halves)
+    torch.testing.assert_close(cut, whole, rtol=1e-12, atol=1e-14)
+    assert (means / 2 - whole).abs().max() > 1e-2
+
+
+def test_a_weight_by_rows_is_the_clients_size_whatever_it_saw():
+    model, shared = Softmax(), Softmax().init(0)
+    batches = [rows(t, [4, 0, 2], active=[True, True, False]) for t in range(2)]
+    seen, _ = fold(Train(model), job(shared, [4, 0, 2]), batches)
+    told, own = fold(ByRows(Train(model, home=("bias",)), (1000, 7, 3, 1, 10)), job(shared, [4, 0, 2]), batches)
+    assert seen.weight_C.tolist() == [8, 8, 0]
+    assert told.weight_C.tolist() == [10, 1000, 0]  # nobody is weighed who trained on nothing
+    assert torch.equal(told.tensors["weight"], seen.tensors["weight"])
+    assert set(own) == {"params/bias"}
+
+
+def test_tokens_of_padding_rows_are_not_counted():
+    batch = {
+        "active_C": torch.tensor([True, False]),
+        "attention_mask_CBT": torch.tensor([[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 1]]]),
+        "index_CB": torch.tensor([[3, -1], [0, 1]]),
+    }
+    assert tokens_seen_C(batch).tolist() == [2, 0]
+    assert tokens_seen_C({**batch, "answer_CB": torch.tensor([[-1, 5], [0, 0]])}).tolist() == [3, 0]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -16,6 +16,7 @@ from lichen.core.contracts import Batch, Source
 from lichen.core.errors import LichenError
 from lichen.core.fold import blocks
 from lichen.core.seeds import numpy_generator
+from lichen.data.micro import MicroBatches
 from lichen.data.shards import (
     ArrayShard,
     EvalSource,
@@ -118,6 +119,44 @@ def test_training_runs_over_whole_epochs_before_a_row_repeats() -> None:
     assert len(set(epochs)) > 1
     other = torch.cat([b["index_CB"][0] for b in source.batches([5], 10)]).tolist()
     assert other != order
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    lengths=clients_lengths,
+    batch=st.integers(1, 5),
+    epochs=st.integers(1, 3),
+    parts=st.integers(1, 4),
+)
+def test_so_many_passes_give_every_row_as_often_and_micro_batches_the_same_rows(
+    kind: str, lengths: list[list[int]], batch: int, epochs: int, parts: int
+) -> None:
+    shards = [shard(kind, row, i) for i, row in enumerate(lengths)]
+    source = TrainSource(shards, batch_size=batch, steps=0, epochs=epochs, pad=7, max_length=48)
+    pieces = MicroBatches(source, parts)
+    check_law(source, range(len(shards)), 3)
+    check_law(pieces, range(len(shards)), 3)
+    for client, held in enumerate(shards):
+        whole = list(source.batches([client], 3))
+        assert len(whole) == source.steps_of(client) == epochs * -(-held.size // batch)
+        order = [i for b in whole for i in b["index_CB"][0].tolist() if i >= 0]
+        for at in range(0, len(order), max(held.size, 1)):
+            assert sorted(order[at : at + held.size]) == list(range(held.size))
+        cut = list(pieces.batches([client], 3))
+        assert len(cut) == parts * len(whole)
+        for step, batch_ in enumerate(whole):
+            mine = cut[step * parts : (step + 1) * parts]
+            for name, x in batch_.items():
+                joined = x if name == "active_C" else torch.cat([piece[name] for piece in mine], 1)
+                assert torch.equal(joined, x)
+        assert pieces.cost(client) == source.cost(client)
+        assert pieces.shape(client) == source.shape(client)
+
+
+def test_micro_batches_need_a_piece() -> None:
+    with pytest.raises(LichenError, match="parts"):
+        MicroBatches(TrainSource([shard("lm", [3], 0)], batch_size=1, steps=1), 0)
 
 
 def test_a_small_client_is_padded_with_rows_nothing_is_learned_from() -> None:

@@ -21,6 +21,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "coded": {"wire": {"up": ["topk:1/8", "int4"], "down": ["int4~"]}, "federation": {"per_round": 3}},
     "coded turns": {"wire": {"up": ["int8"]}, "federation": {"aggregate": "rolora", "per_round": 3}},
     "at home": {"federation": {"aggregate": "fedsa", "per_round": 3}},
+    "passes": {
+        "federation": {"steps": None, "epochs": 2, "batch": 2, "accumulate": 2, "weighting": "rows", "per_round": 3}
+    },
     "unequal": {"federation": {"aggregate": "flexlora", "ranks": [2, 1], "per_round": 3}},
     "stacked": {"federation": {"aggregate": "flora", "per_round": 3}},
     "turned": {"federation": {"aggregate": "fedsvd"}},
@@ -93,7 +96,7 @@ def test_blocks_of_any_size_and_a_kill_give_the_same_bytes(
     assert differing(whole, left_by(again.folder)) == []
 
 
-@pytest.mark.parametrize("name", ["coded", "at home", "seeds"])
+@pytest.mark.parametrize("name", ["coded", "at home", "passes", "seeds"])
 def test_another_process_gives_the_same_bytes(home: Path, tmp_path: Path, name: str) -> None:
     here = left_by(lichen.run(made(home, name), out=tmp_path / "here").folder)
     there = left_by(lichen.run(made(home, name, name="spawned", nodes=1), out=tmp_path / "there").folder)

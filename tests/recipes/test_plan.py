@@ -81,6 +81,18 @@ GRIDS = [
         "compare": {"columns": ["alone"]},
     },
     {
+        "federation": {
+            "rounds": 3,
+            "per_round": 3,
+            "steps": None,
+            "epochs": 2,
+            "batch": 2,
+            "accumulate": 3,
+            "weighting": "rows",
+        },
+        "compare": {"columns": ["alone", "pooled"]},
+    },
+    {
         "wire": {"down": ["int4~"]},
         "federation": {"rounds": 4, "per_round": 2, "valid_every": 2, "valid_clients": 2},
     },

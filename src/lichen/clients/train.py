@@ -51,7 +51,11 @@ def tokens_seen_C(batch: Batch) -> Tensor:
     """Attended tokens of each client's active batch, or its rows where there are no tokens; int64 ``(C,)``."""
     active_C = batch["active_C"]
     if "attention_mask_CBT" in batch:
-        seen_C = batch["attention_mask_CBT"].flatten(1).sum(1)
+        seen_CB = batch["attention_mask_CBT"].sum(2)
+        if "index_CB" in batch:  # a padding row attends to one padding token, which is nobody's
+            real_CB = batch["index_CB"] >= 0
+            seen_CB = seen_CB * (real_CB | (batch["answer_CB"] >= 0) if "answer_CB" in batch else real_CB)
+        seen_C = seen_CB.sum(1)
     elif "index_CB" in batch:
         seen_C = (batch["index_CB"] >= 0).sum(1)
     elif "labels_CB" in batch:
@@ -78,6 +82,9 @@ class TrainState:
         fixed: Shared tensors without client axis (``patch.``, ``answers.``).
         kept: The rest of the private state, carried along untouched.
         sums: ``(C,)`` float64 ``loss_sum``, ``count``, ``tokens``, ``steps``.
+        added: Micro-batches added up since the last step.
+        grads_C: Gradients of their summed loss; empty where there are none.
+        count_C: Their labelled rows or tokens; None where there are none.
     """
 
     job: Job
@@ -91,6 +98,9 @@ class TrainState:
     fixed: Tree
     kept: Tree
     sums: Tree
+    added: int = 0
+    grads_C: Tree = field(default_factory=dict)
+    count_C: Tensor | None = None
 
 
 @final
@@ -110,6 +120,8 @@ class Train:
             tensors are not sent. Clients that come for the first time begin at the shared ones.
         weigh_by: What a client's weight counts: ``"examples"`` (labelled rows or tokens seen),
             ``"tokens"`` (attended ones), or ``"one"``.
+        accumulate: Micro-batches of a step (:class:`lichen.data.micro.MicroBatches`): the step is that of one
+            batch with all their rows, up to rounding.
 
     Raises:
         LichenError: if a value is out of range.
@@ -124,12 +136,15 @@ class Train:
     phases: tuple[tuple[str, ...], ...] = ()
     home: tuple[str, ...] = ()
     weigh_by: Literal["examples", "tokens", "one"] = "examples"
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if self.clip is not None and not self.clip > 0:
             raise LichenError(f"{self.clip} is not positive", where="train.clip", fix="use a number > 0, or none")
         if not (math.isfinite(self.prox) and self.prox >= 0):
             raise LichenError(f"{self.prox} is out of range", where="train.prox", fix="use a number >= 0")
+        if self.accumulate < 1:
+            raise LichenError(f"{self.accumulate} is too few", where="train.accumulate", fix="use 1 or more")
         if self.weigh_by not in ("examples", "tokens", "one"):
             raise LichenError(
                 f"cannot weigh by {self.weigh_by!r}", where="train.weigh_by", fix="use examples, tokens or one"
@@ -178,11 +193,12 @@ class Train:
         )
 
     def step(self, state: TrainState, batch: Batch) -> TrainState:
-        """One optimizer step of every active client on the mean loss over its own labelled rows or tokens."""
-        exact = self.model.reference
-        # Fast steps learn from a batch on the host who is active, without waiting for an accelerator.
-        device = next(iter(state.params_C.values())).device
-        active_C = batch["active_C"].to(device)
+        """One optimizer step of every active client on the mean loss over its own labelled rows or tokens.
+
+        With ``accumulate``, a micro-batch is added up, and the last one of a step takes it.
+        """
+        if self.accumulate > 1:
+            return self._added(state, batch)
         leaves_C = {name: x.detach().requires_grad_() for name, x in state.params_C.items()}
         with torch.enable_grad():
             loss_C, count_C = self.model.loss({**leaves_C, **state.held_C}, state.fixed, batch)
@@ -190,8 +206,52 @@ class Train:
             grads = torch.autograd.grad(
                 mean_C.sum(), list(leaves_C.values()), allow_unused=True, materialize_grads=True
             )
+        return self._stepped(state, batch, dict(zip(leaves_C, grads, strict=True)), loss_C.detach(), count_C)
+
+    def _added(self, state: TrainState, batch: Batch) -> TrainState:
+        """The state with one more micro-batch in it; the sum of losses is what adds up, not their mean."""
+        device = next(iter(state.params_C.values())).device
+        rows_CB = batch["index_CB"] >= 0
+        if "answer_CB" in batch:
+            rows_CB = rows_CB | (batch["answer_CB"] >= 0)
+        grads_C, count_C = state.grads_C or trees.zeros_like(state.params_C), state.count_C
+        loss_C = torch.zeros(len(state.clients), dtype=torch.float64, device=device)
+        some_C = torch.zeros(len(state.clients), dtype=torch.int64, device=device)
+        if bool(rows_CB.any()):  # a model need not take a batch without a row
+            leaves_C = {name: x.detach().requires_grad_() for name, x in state.params_C.items()}
+            with torch.enable_grad():
+                losses_C, some_C = self.model.loss({**leaves_C, **state.held_C}, state.fixed, batch)
+                more = torch.autograd.grad(
+                    losses_C.sum(), list(leaves_C.values()), allow_unused=True, materialize_grads=True
+                )
+            loss_C, grads_C = losses_C.detach(), trees.add(grads_C, dict(zip(leaves_C, more, strict=True)))
+        count_C = some_C if count_C is None else count_C + some_C
+        if state.added + 1 < self.accumulate:
+            sums = self._summed(state, batch, {"loss_sum": loss_C, "count": some_C}, device)
+            return replace(state, sums=sums, added=state.added + 1, grads_C=grads_C, count_C=count_C)
+        divisor_C = count_C.clamp(min=1)
+        grads_C = trees.map_tree(lambda x: x / divisor_C.to(x).view(-1, *[1] * (x.dim() - 1)), grads_C)
+        stepped = self._stepped(state, batch, grads_C, loss_C, some_C)
+        return replace(stepped, added=0, grads_C={}, count_C=None)
+
+    def _summed(self, state: TrainState, batch: Batch, seen: Tree, device: torch.device) -> Tree:
+        """The sums with what active clients have seen in one more batch."""
+        active_C = batch["active_C"].to(device)
+        seen = {**seen, "tokens": tokens_seen_C(batch).to(device)}
+        return {
+            name: total + torch.where(active_C, seen[name].to(total), torch.zeros_like(total))
+            if name in seen
+            else total
+            for name, total in state.sums.items()
+        }
+
+    def _stepped(self, state: TrainState, batch: Batch, grads_C: Tree, loss_C: Tensor, count_C: Tensor) -> TrainState:
+        """The optimizer's step by these gradients, and the sums with this batch in them."""
+        exact = self.model.reference
+        # Fast steps learn from a batch on the host who is active, without waiting for an accelerator.
+        device = next(iter(state.params_C.values())).device
+        active_C = batch["active_C"].to(device)
         with torch.no_grad():
-            grads_C: Tree = dict(zip(leaves_C, grads, strict=True))
             if self.clip is not None:
                 grads_C = clip_C(grads_C, self.clip, exact=exact)
             if self.prox:
@@ -205,12 +265,7 @@ class Train:
                 lr_scale=state.job.settings.get("lr_scale", 1.0),
                 exact=exact,
             )
-            tokens_C = tokens_seen_C(batch).to(device)
-            seen = {"loss_sum": loss_C.detach(), "count": count_C, "tokens": tokens_C, "steps": active_C}
-            sums = {
-                name: total + torch.where(active_C, seen[name].to(total), torch.zeros_like(total))
-                for name, total in state.sums.items()
-            }
+            sums = self._summed(state, batch, {"loss_sum": loss_C, "count": count_C, "steps": active_C}, device)
         return replace(state, params_C=params_C, optimizer=optimizer, sums=sums)
 
     def final(self, state: TrainState) -> tuple[Message, Tree | None]:

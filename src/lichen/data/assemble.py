@@ -15,7 +15,7 @@ import torch
 from lichen.core.contracts import Batch
 from lichen.data.rows import ArrayShard, Ragged, Shard, TextShard
 
-__all__ = ["Slot", "assemble", "count_rows_tokens", "stream"]
+__all__ = ["Slot", "assemble", "count_rows_tokens", "passes", "stream"]
 
 Slot = Sequence[tuple[Shard, np.ndarray]]
 """What one client puts into a batch: row numbers of shards one below the other; -1 is a padding row."""
@@ -109,6 +109,20 @@ def stream(size: int, take: int, generator: np.random.Generator) -> Iterator[np.
             left = np.concatenate([left, generator.permutation(size)])
         yield np.concatenate([left[: min(size, take)], fill])
         left = left[take:]
+
+
+def passes(size: int, take: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Batches of ``take`` row numbers, pass after pass without end; a pass's last batch is filled up with -1.
+
+    >>> drawn = passes(5, 2, np.random.default_rng(0))
+    >>> sorted(np.concatenate([next(drawn) for _ in range(3)]).tolist())
+    [-1, 0, 1, 2, 3, 4]
+    """
+    while True:
+        order = generator.permutation(size)
+        for at in range(0, size, take):
+            rows = order[at : at + take]
+            yield np.concatenate([rows, np.full(take - len(rows), -1, np.int64)])
 
 
 def count_rows_tokens(batch: Batch) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.seeds import numpy_generator
-from lichen.data.assemble import Slot, assemble, count_rows_tokens, stream
+from lichen.data.assemble import Slot, assemble, count_rows_tokens, passes, stream
 from lichen.data.rows import ArrayShard, Shard, TextShard, pooled
 
 __all__ = [
@@ -78,7 +78,7 @@ def _check_block(shapes: Sequence[Hashable]) -> None:
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainSource:
-    """Shuffled batches, a fixed number of steps a client, over epochs of its own permutations.
+    """Shuffled batches out of a client's own permutations: a fixed number of steps, or whole passes over its rows.
 
     Attributes:
         shards: Rows by client.
@@ -88,6 +88,7 @@ class TrainSource:
         width_multiple: Widths are rounded up to this; rows of a batch share the client's one width.
         max_length: Widest a batch may be; longer rows are cut on the right.
         fixed_width: One width for all clients instead, so that all share a shape.
+        epochs: Passes of each client over its rows, in place of ``steps``; a pass's last batch may be smaller.
     """
 
     shards: Shards
@@ -98,10 +99,11 @@ class TrainSource:
     width_multiple: int = 16
     max_length: int | None = None
     fixed_width: int | None = None
+    epochs: int | None = None
 
     def __post_init__(self) -> None:
         _check(self, batch_size=self.batch_size, width_multiple=self.width_multiple)
-        _check(self, max_length=self.max_length, fixed_width=self.fixed_width)
+        _check(self, max_length=self.max_length, fixed_width=self.fixed_width, epochs=self.epochs)
 
     def width(self, client: int) -> int:
         """Tokens of this client's batches; 0 for rows without tokens."""
@@ -115,8 +117,11 @@ class TrainSource:
 
     def steps_of(self, client: int, shard: Shard | None = None) -> int:
         """Steps this client takes; ``shard`` saves looking its rows up."""
-        if (_held(self.shards, client) if shard is None else shard).size == 0:
+        size = (_held(self.shards, client) if shard is None else shard).size
+        if size == 0:
             return 0
+        if self.epochs is not None:
+            return self.epochs * -(-size // self.batch_size)
         return self.steps if isinstance(self.steps, int) else self.steps.get(client, 0)
 
     def shape(self, client: int) -> Hashable:
@@ -129,6 +134,8 @@ class TrainSource:
 
     def cost(self, client: int) -> int:
         """Tokens of its steps, or rows where there are none, its rows taken as long as their mean."""
+        if self.epochs is not None:
+            return self.epochs * _tokens(_held(self.shards, client))
         return self.steps_of(client) * _drawn(_held(self.shards, client), self.batch_size)
 
     def rows(self, client: int, seed: int) -> Iterator[np.ndarray]:
@@ -138,7 +145,8 @@ class TrainSource:
     def rows_of(self, shard: Shard, client: int, seed: int) -> Iterator[np.ndarray]:
         """:meth:`rows` of a shard at hand."""
         # A generator's own making costs more than a small client's rows: none is made before it is needed.
-        yield from stream(shard.size, self.batch_size, numpy_generator(seed, client, "shuffle"))
+        draw = stream if self.epochs is None else passes
+        yield from draw(shard.size, self.batch_size, numpy_generator(seed, client, "shuffle"))
 
     def batches(self, clients: Sequence[int], seed: int) -> Iterator[Batch]:
         """As many steps as the busiest of these clients takes; others go inactive after theirs."""

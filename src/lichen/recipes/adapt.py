@@ -29,14 +29,15 @@ from lichen.core.rounds import run
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
-from lichen.data.shards import TrainSource, pooled
+from lichen.data.shards import TrainSource
 from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks
 from lichen.engines.room import Room
 from lichen.engines.spawned import SpawnedEngine
 from lichen.present.trace import Event
-from lichen.recipes.bench import Bench, grid_name, participants, values_N
+from lichen.recipes.bench import Bench, grid_name, values_N
+from lichen.recipes.budget import alone_rounds, pooled_bench
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.parts import algorithm_of, begin_of, lr_scale, stations, tensors_of, trainer
 from lichen.recipes.prepare import first_of
@@ -266,22 +267,14 @@ def _engine(bench: Bench, folder: RunFolder, store: ClientStore, stack: ExitStac
 
 
 def _alone(bench: Bench, folder: RunFolder, watch: Watch) -> Column:
-    fed, count = bench.recipe.federation, len(bench.train)
-    rounds = max(1, math.ceil(fed.rounds * participants(bench) / count))
-    column, _ = _private(bench, folder, watch, "alone", rounds, tuple(range(count)))
+    everyone = tuple(range(len(bench.train)))
+    column, _ = _private(bench, folder, watch, "alone", alone_rounds(bench), everyone)
     return column
 
 
 def _pooled(bench: Bench, folder: RunFolder, watch: Watch, test: Callable[[str, Tree], Column]) -> Column:
     fed = bench.recipe.federation
-    batch = bench.recipe.compare.pooled_batch or fed.batch
-    rows = participants(bench) * fed.steps * fed.batch
-    recipe = bench.recipe.model_copy(
-        update={"federation": fed.model_copy(update={"batch": batch, "steps": max(1, round(rows / batch))})}
-    )
-    train, valid, test_shard = pooled(bench.train), pooled(bench.valid), pooled(bench.test)
-    together = replace(bench, recipe=recipe, train=(train,), valid=(valid,), test=(test_shard,))
-    column, store = _private(together, folder, watch, "pooled", fed.rounds, (0,))
+    column, store = _private(pooled_bench(bench), folder, watch, "pooled", fed.rounds, (0,))
     own = store.load((0,), 2 * fed.rounds)
     assert own is not None
     best, _ = trees.split(trees.take(own, 0), "best/")

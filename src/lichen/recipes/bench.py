@@ -14,11 +14,12 @@ from lichen.core.contracts import CohortModel, Source
 from lichen.core.tree import Tree
 from lichen.data.augment import Views
 from lichen.data.few import FewLabels
+from lichen.data.micro import MicroBatches
 from lichen.data.shards import EvalSource, MixedSource, Shard, TrainSource
 from lichen.recipes.schema import Recipe
 from lichen.server.capacity import Capacity
 
-__all__ = ["Aid", "Bench", "grid_name", "metric_name", "participants", "values_N"]
+__all__ = ["Aid", "Bench", "grid_name", "metric_name", "participants", "rows_of", "steps_of", "values_N"]
 
 
 @final
@@ -80,12 +81,27 @@ class Bench:
         """One width for all where padding is dropped anyway, so that any clients may stand side by side."""
         return self.recipe.data.max_length if getattr(self.model, "packed", False) else None
 
-    def training(self, shards: Sequence[Shard], *, batch: int, steps: int) -> Source:
-        """Batches of shuffled epochs."""
+    def training(
+        self, shards: Sequence[Shard], *, batch: int, steps: int | None, epochs: int | None = None, parts: int = 1
+    ) -> Source:
+        """Batches out of shuffled rows.
+
+        Args:
+            shards: Rows by client.
+            batch: Rows of a batch, or of each of its parts.
+            steps: Batches of every client; None: by epochs.
+            epochs: Passes of each client over its rows, in place of steps.
+            parts: Micro-batches that a batch is cut into.
+        """
+        whole = self._drawn(shards, batch=batch * parts, steps=steps or 0, epochs=epochs)
+        return whole if parts == 1 else MicroBatches(whole, parts)
+
+    def _drawn(self, shards: Sequence[Shard], *, batch: int, steps: int, epochs: int | None) -> Source:
         own = TrainSource(
             shards,
             batch_size=batch,
             steps=steps,
+            epochs=epochs,
             pad=self.pad,
             max_length=self.recipe.data.max_length,
             fixed_width=self._width(),
@@ -114,6 +130,23 @@ def metric_name(recipe: Recipe) -> str:
 def grid_name(lr: float) -> str:
     """How a learning rate is called in folders, traces and station names."""
     return f"lr={lr:g}"
+
+
+def steps_of(bench: Bench) -> float:
+    """Local steps of a client in a round; with epochs, on average over clients."""
+    fed = bench.recipe.federation
+    if fed.epochs is None:
+        return fed.local_steps
+    rows = fed.batch * fed.accumulate
+    return fed.epochs * sum(-(-shard.size // rows) for shard in bench.train) / len(bench.train)
+
+
+def rows_of(bench: Bench) -> float:
+    """Rows a client trains on in a round; with epochs, on average over clients."""
+    fed = bench.recipe.federation
+    if fed.epochs is None:
+        return fed.local_steps * fed.batch * fed.accumulate
+    return fed.epochs * sum(shard.size for shard in bench.train) / len(bench.train)
 
 
 def participants(bench: Bench) -> int:

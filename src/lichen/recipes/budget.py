@@ -17,12 +17,23 @@ import torch
 from lichen.core.contracts import Batch, Source
 from lichen.core.seeds import derive
 from lichen.data.shards import pooled
-from lichen.recipes.bench import Bench, grid_name, participants
+from lichen.recipes.bench import Bench, grid_name, participants, rows_of
 from lichen.recipes.parts import sampler_of, stations, validators_of
 from lichen.recipes.prepare import first_of
 from lichen.recipes.rules import home_of
 
-__all__ = ["Chunk", "Kind", "Load", "budget", "evaluated", "invitations", "load_of", "marks", "pooled_bench"]
+__all__ = [
+    "Chunk",
+    "Kind",
+    "Load",
+    "alone_rounds",
+    "budget",
+    "evaluated",
+    "invitations",
+    "load_of",
+    "marks",
+    "pooled_bench",
+]
 
 Kind = Literal["train", "score", "alone", "alone.keep", "alone.score", "pooled", "pooled.keep", "pooled.score"]
 """Works that take their own time: federated training, scoring shared tensors, and private ones."""
@@ -125,10 +136,11 @@ def marks(bench: Bench, rounds: int) -> tuple[list[int], list[int]]:
 
 def pooled_bench(bench: Bench) -> Bench:
     """The bench of the pooled column: one client with everybody's rows, and the steps that keep the budget."""
-    fed = bench.recipe.federation
-    batch = bench.recipe.compare.pooled_batch or fed.batch
-    steps = max(1, round(participants(bench) * fed.steps * fed.batch / batch))
-    recipe = bench.recipe.model_copy(update={"federation": fed.model_copy(update={"batch": batch, "steps": steps})})
+    fed, wanted = bench.recipe.federation, bench.recipe.compare.pooled_batch
+    batch, accumulate = (fed.batch, fed.accumulate) if wanted is None else (wanted, 1)
+    steps = max(1, round(participants(bench) * rows_of(bench) / (batch * accumulate)))
+    changes = {"batch": batch, "accumulate": accumulate, "steps": steps, "epochs": None}
+    recipe = bench.recipe.model_copy(update={"federation": fed.model_copy(update=changes)})
     train, valid, test = pooled(bench.train), pooled(bench.valid), pooled(bench.test)
     return replace(bench, recipe=recipe, train=(train,), valid=(valid,), test=(test,))
 

@@ -145,7 +145,14 @@ def needs_of(bench: Bench, station: Station) -> Needs:
 
     def needed(rank: int, last: int | None) -> int:
         cut = Capacity((rank,), last_N=(last,), scaling=spec.scale)
-        return base + _step_bytes(station, cut.cut(start, cut.key(0)), client, batch, bench.model.base)
+        return base + _step_bytes(
+            station,
+            cut.cut(start, cut.key(0)),
+            client,
+            batch,
+            bench.model.base,
+            times=bench.recipe.federation.accumulate,
+        )
 
     return Needs(
         rank=spec.rank,
@@ -170,13 +177,14 @@ def _largest(station: Station, clients: int) -> tuple[int, Batch]:
     return client, max(batches, key=size)
 
 
-def _step_bytes(station: Station, shared: Tree, client: int, batch: Batch, base: str) -> int:
-    """The shared tensors, and the most that one client's fold over one batch makes besides."""
+def _step_bytes(station: Station, shared: Tree, client: int, batch: Batch, base: str, *, times: int = 1) -> int:
+    """The shared tensors, and the most that one client's fold over one batch, or so many like it, makes besides."""
     settings = {"lr_scale": 1.0}
     job = Job(work="train", shared=shared, version=0, clients=(client,), seed=0, base=base, settings=settings)
     with LiveBytes() as live:
         state = station.work.init(job, (client,), None)
-        state = station.work.step(state, batch)
+        for _ in range(times):
+            state = station.work.step(state, batch)
         station.work.final(state)
     peak: int = live.peak
     return trees.nbytes(shared) + peak

@@ -123,7 +123,7 @@ def _algorithm(unequal: Unequal, lr: float, until: int) -> Algorithm:
         kinds=unequal.kinds,
         predict=predict,
         distil=distil,
-        aggregator=Mean(weighting=fed.weighting),
+        aggregator=Mean(weighting="uniform" if fed.weighting == "uniform" else "examples"),
         optimizer=server_of(recipe),
         ensemble=ensemble,
         sampler=sampler,

@@ -84,16 +84,16 @@ def alone_steps(unequal: Unequal) -> int:
     """Local steps that a client alone takes in a round, as many as it would take with public rows in all rounds."""
     fed, section = unequal.recipe.federation, unequal.exchange
     if unequal.fused:
-        return fed.steps
-    digest = section.digest(fed.steps) * section.public_batch / fed.batch
-    whole = section.first(fed.steps) + (fed.rounds - 1) * (digest + fed.steps)
+        return fed.local_steps
+    digest = section.digest(fed.local_steps) * section.public_batch / fed.batch
+    whole = section.first(fed.local_steps) + (fed.rounds - 1) * (digest + fed.local_steps)
     return math.ceil(whole / fed.rounds)
 
 
 def private(unequal: Unequal, lr: float) -> dict[str, Station]:
     """Stations of clients whose models stay with them: in fedmd and dsfl, and of all that are alone."""
     out: dict[str, Station] = {}
-    steps, section = unequal.recipe.federation.steps, unequal.exchange
+    steps, section = unequal.recipe.federation.local_steps, unequal.exchange
     for kind, some in unequal.kinds.items():
         bench, mine = unequal.benches[kind], own_rows(unequal, kind, steps)
         start = {**bench.start, **unequal.settings()}
@@ -127,7 +127,7 @@ def private(unequal: Unequal, lr: float) -> dict[str, Station]:
 
 def averaged(unequal: Unequal, lr: float) -> dict[str, Station]:
     """Stations of clients that train their architecture's average: feddf."""
-    out, steps = dict[str, Station](), unequal.recipe.federation.steps
+    out, steps = dict[str, Station](), unequal.recipe.federation.local_steps
     for kind, bench in unequal.benches.items():
         out[f"train/{kind}"] = Station(work=trainer(bench, lr), source=own_rows(unequal, kind, steps))
         for name, shards in (("valid", bench.valid), ("test", bench.test)):
@@ -141,7 +141,7 @@ def server(unequal: Unequal, lr: float) -> tuple[dict[str, Station], dict[str, S
     everyone = tuple(range(unequal.count))
     examples = _examples(unequal, everyone) if unequal.exchange.weigh == "examples" else None
     for kind, bench in unequal.benches.items():
-        mine = own_rows(unequal, kind, unequal.recipe.federation.steps)
+        mine = own_rows(unequal, kind, unequal.recipe.federation.local_steps)
         answers = Predict(bench.model, rows=unequal.public.size, personal=True, examples=examples)
         predict[kind] = Station(work=answers, source=asking(mine, unequal.public, everyone))
         learns: Train = replace(trainer(bench, unequal.exchange.server_lr or lr), prox=0.0)

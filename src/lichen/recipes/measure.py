@@ -25,7 +25,7 @@ from lichen.core.store import ClientStore
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event, Trace
 from lichen.recipes.adapt import local_engine
-from lichen.recipes.bench import Bench, grid_name
+from lichen.recipes.bench import Bench, grid_name, steps_of
 from lichen.recipes.budget import Kind, Load, evaluated, load_of
 from lichen.recipes.clock import Laps, Rate, Timed, clocked, spread
 from lichen.recipes.gauge import Gauge
@@ -70,9 +70,14 @@ class Probe:
     def _few(self, steps: int) -> Bench:
         fed = self.bench.recipe.federation
         # What a client of FedKSeed sends is as long as it takes steps.
-        steps = fed.steps if self.bench.recipe.optimizer.name == "kseed" else min(steps, fed.steps)
-        recipe = self.bench.recipe.model_copy(update={"federation": fed.model_copy(update={"steps": steps})})
+        whole = self._steps()
+        changes = {"steps": whole if self.bench.recipe.optimizer.name == "kseed" else min(steps, whole), "epochs": None}
+        recipe = self.bench.recipe.model_copy(update={"federation": fed.model_copy(update=changes)})
         return replace(self.bench, recipe=recipe)
+
+    def _steps(self) -> int:
+        """Steps of a client in a round, about."""
+        return max(1, round(steps_of(self.bench)))
 
     def _timed(self, engine: LocalEngine, laps: Laps, clients: int, go: Callable[[], object]) -> Timed:
         del laps[:]
@@ -140,7 +145,7 @@ class Probe:
         Rows are drawn, and a run draws many more of them than are timed: its memory is that of its
         unluckiest batch.
         """
-        source, rounds = self.source(steps=self.bench.recipe.federation.steps), self.bench.recipe.federation.rounds
+        source, rounds = self.source(steps=self._steps()), self.bench.recipe.federation.rounds
         drawn = []
         for r in range(min(16, rounds)):
             each = [[load_of(batch).units for batch in source.batches((c,), r)] for c in clients]
@@ -149,7 +154,7 @@ class Probe:
 
     def _afford(self, first: Timed) -> tuple[int, int]:
         """``(steps, rounds)`` that fit into the time allowed, by a first round of one step."""
-        wanted = self.bench.recipe.federation.steps
+        wanted = self._steps()
         steps = max(1, min(wanted, int(self.budget / max(first.inside, 1e-6))))
         return steps, max(1, min(4, int(self.budget / max(first.whole + (steps - 1) * first.inside, 1e-6))))
 

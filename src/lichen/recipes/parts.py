@@ -8,6 +8,7 @@ Legend: N clients.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -24,6 +25,7 @@ from lichen.clients.seeds import Materialized, SeedSteps
 from lichen.clients.semi import FixMatch
 from lichen.clients.train import Train
 from lichen.clients.transfer import Selective
+from lichen.clients.weigh import ByRows
 from lichen.clients.wire import Compressed
 from lichen.clients.zeroth_order import WeighBy, ZerothOrder
 from lichen.core.contracts import ClientWork, Sampler, ServerOptimizer, Station
@@ -55,7 +57,7 @@ __all__ = [
 def stations(bench: Bench) -> dict[str, Station]:
     """All that a node of this recipe can be asked to do."""
     fed, personal = bench.recipe.federation, bool(home_of(bench.recipe))
-    local = bench.training(bench.train, batch=fed.batch, steps=fed.steps)
+    local = bench.training(bench.train, batch=fed.batch, steps=fed.steps, epochs=fed.epochs, parts=fed.accumulate)
     valid, test = bench.evaluating(bench.valid), bench.evaluating(bench.test)
     out = {
         "valid": Station(work=Evaluate(bench.model, personal=personal), source=valid),
@@ -65,13 +67,15 @@ def stations(bench: Bench) -> dict[str, Station]:
         "alone.test": Station(work=Evaluate(bench.model, personal=True, use_best=True), source=test),
     }
     for lr in bench.recipe.optimizer.lr:
-        out[f"alone {grid_name(lr)}"] = Station(work=trainer(bench, lr, personal=True), source=local)
+        out[f"alone {grid_name(lr)}"] = Station(
+            work=_accumulating(bench, trainer(bench, lr, personal=True)), source=local
+        )
         if bench.recipe.optimizer.name != "kseed":
             out[f"train {grid_name(lr)}"] = Station(work=federated(bench, lr), source=local)
             continue
         # One replay for all that a node does at this rate: it keeps the last version's tensors.
         replay = replay_of(bench, lr)
-        out[f"train {grid_name(lr)}"] = Station(work=seed_steps(bench, replay), source=local)
+        out[f"train {grid_name(lr)}"] = Station(work=weighed(bench, seed_steps(bench, replay)), source=local)
         out[f"valid {grid_name(lr)}"] = Station(work=Materialized(Evaluate(bench.model), replay), source=valid)
     return out
 
@@ -85,7 +89,7 @@ def seed_steps(bench: Bench, replay: Replay) -> SeedSteps:
     """FedKSeed's client."""
     fed, opt = bench.recipe.federation, bench.recipe.optimizer
     clip = {} if opt.clip is None else {"clip": opt.clip}
-    return SeedSteps(bench.model, replay, steps=fed.steps, eps=opt.eps, weigh_by=_weigh_by(bench.recipe), **clip)
+    return SeedSteps(bench.model, replay, steps=fed.local_steps, eps=opt.eps, weigh_by=_weigh_by(bench.recipe), **clip)
 
 
 def _weigh_by(recipe: Recipe) -> WeighBy:
@@ -121,6 +125,18 @@ def trainer(bench: Bench, lr: float, *, personal: bool = False) -> Train:
     )
 
 
+def _accumulating(bench: Bench, train: Train) -> Train:
+    """Training whose source hands over as many micro-batches as the recipe says."""
+    return replace(train, accumulate=bench.recipe.federation.accumulate)
+
+
+def weighed(bench: Bench, work: ClientWork) -> ClientWork:
+    """The work, its message weighed by the client's training rows where the recipe says so."""
+    if bench.recipe.federation.weighting != "rows":
+        return work
+    return ByRows(work, tuple(shard.size for shard in bench.train))
+
+
 def federated(bench: Bench, lr: float) -> ClientWork:
     """What a client does in a round, at one learning rate."""
     recipe, fed, opt = bench.recipe, bench.recipe.federation, bench.recipe.optimizer
@@ -130,10 +146,11 @@ def federated(bench: Bench, lr: float) -> ClientWork:
     elif opt.name == "mezo":
         work = ZerothOrder(bench.model, lr=lr, eps=opt.eps, clip=opt.clip, weigh_by=_weigh_by(recipe))
     elif fed.keep_optimizer:
-        pace = Pace(opt.schedule, steps=fed.steps, rounds=fed.rounds, warmup=opt.warmup)
+        pace = Pace(opt.schedule, steps=fed.local_steps, rounds=fed.rounds, warmup=opt.warmup)
         work = Worker(trainer(bench, lr), fragments=fed.fragments, drop=fed.drop, pace=pace)
     else:
-        work = helped(bench, trainer(bench, lr))
+        work = helped(bench, _accumulating(bench, trainer(bench, lr)))
+    work = weighed(bench, work)
     return Compressed(work, chain_of(recipe.wire.up)) if recipe.wire.up else work
 
 
@@ -192,7 +209,7 @@ def validators_of(bench: Bench) -> tuple[int, ...]:
 def lr_scale(recipe: Recipe, rounds: int) -> Callable[[int], float]:
     """Factor on the learning rate by round."""
     opt, fed = recipe.optimizer, recipe.federation
-    warmup = opt.warmup // fed.steps if fed.keep_optimizer else opt.warmup  # which counts a DiLoCo worker's steps
+    warmup = opt.warmup // fed.local_steps if fed.keep_optimizer else opt.warmup  # which counts a DiLoCo worker's steps
     return lambda r: lr_factor(opt.schedule, r, rounds, warmup=warmup)
 
 

@@ -20,7 +20,7 @@ from lichen.server.fedsvd import FedSVD
 from lichen.server.hetlora import HetLoRA
 from lichen.server.kseed import SeedSums
 from lichen.server.lowrank import FedEx, FedIT
-from lichen.server.mean import Mean
+from lichen.server.mean import Mean, Weighting
 from lichen.server.redistribute import FlexLoRA, FLoRIST
 from lichen.server.stacking import FLoRA
 from lichen.transforms.layout import Layout
@@ -63,34 +63,39 @@ def aggregator_of(bench: Bench, lr: float) -> Aggregator:
     """The recipe's aggregator, for clients that train at this rate."""
     recipe = bench.recipe
     if recipe.optimizer.name == "kseed":
-        return SeedSums(recipe.optimizer.seeds, weighting=recipe.federation.weighting)
+        return SeedSums(recipe.optimizer.seeds, weighting=_weighting(recipe))
     if recipe.optimizer.name == "cma":
-        return Evolution(recipe.federation.weighting)
+        return Evolution(_weighting(recipe))
     if recipe.federation.fair == "qffl":
         fed = recipe.federation
-        return QFFL(fed.q, lr=lr, weighting=fed.weighting)
+        return QFFL(fed.q, lr=lr, weighting=_weighting(recipe))
     if not recipe.wire.up:
         return _rule(recipe)
     return Decoded(_rule(recipe), chain_of(recipe.wire.up), _layouts(bench))
 
 
+def _weighting(recipe: Recipe) -> Weighting:
+    """How the server weighs messages: by the weight each brings, whatever its client has counted, or all alike."""
+    return "uniform" if recipe.federation.weighting == "uniform" else "examples"
+
+
 def _rule(recipe: Recipe) -> Aggregator:
     fed, scaling = recipe.federation, scaling_of(recipe.model.adapter)
     if recipe.rule == "fedit":
-        return FedIT(weighting=fed.weighting)
+        return FedIT(weighting=_weighting(recipe))
     if recipe.rule == "fedex":
-        return FedEx(scaling, weighting=fed.weighting)
+        return FedEx(scaling, weighting=_weighting(recipe))
     if recipe.rule == "flora":
-        return FLoRA(scaling, weighting=fed.weighting, seed=recipe.seed)
+        return FLoRA(scaling, weighting=_weighting(recipe), seed=recipe.seed)
     if recipe.rule == "flexlora":
-        return FlexLoRA(weighting=fed.weighting, seed=recipe.seed)
+        return FlexLoRA(weighting=_weighting(recipe), seed=recipe.seed)
     if recipe.rule == "florist":
-        return FLoRIST(fed.energy, weighting=fed.weighting, seed=recipe.seed)
+        return FLoRIST(fed.energy, weighting=_weighting(recipe), seed=recipe.seed)
     if recipe.rule == "fedsvd":
-        return FedSVD(Mean(weighting=fed.weighting), seed=recipe.seed)
+        return FedSVD(Mean(weighting=_weighting(recipe)), seed=recipe.seed)
     if recipe.rule == "hetlora":
-        return HetLoRA(weighting=fed.weighting)
-    return Mean(weighting=fed.weighting)
+        return HetLoRA(weighting=_weighting(recipe))
+    return Mean(weighting=_weighting(recipe))
 
 
 def _layouts(bench: Bench) -> tuple[Layout, ...]:

@@ -263,6 +263,7 @@ def refuse_misfits(recipe: Recipe) -> None:
         raise ValueError(
             "federation.keep_optimizer: goes with adamw or sgd and a rule that trains the same every round"
         )
+    _refuse_budget(recipe)
     if fed.keep_optimizer and fed.layer_groups > 1:
         raise ValueError("federation.layer_groups: a client that keeps its optimizer trains every layer; use fragments")
     if fed.memory is not None and fed.layer_groups > 1:
@@ -291,3 +292,33 @@ def refuse_misfits(recipe: Recipe) -> None:
         raise ValueError(f"federation.server: {opt.name} has its own step; use sgd with lr 1 and no momentum")
     if opt.name == "cma" and (recipe.wire.up or recipe.wire.down):
         raise ValueError("wire: cma sends a mean and a spread, which no code may blur; remove it")
+
+
+def _refuse_budget(recipe: Recipe) -> None:
+    """Refuse epochs, accumulation and weights by rows where nothing would follow from them.
+
+    Raises:
+        ValueError: naming the key and the fix.
+    """
+    fed, opt = recipe.federation, recipe.optimizer
+    reasons = {
+        "exchange": recipe.exchange is not None,
+        "semi": recipe.semi is not None,
+        "federation.keep_optimizer": fed.keep_optimizer,
+        f"optimizer.name: {opt.name}": opt.name in ("kseed", "cma"),
+    }
+    if fed.epochs is not None:
+        for other in (name for name, there in reasons.items() if there):
+            raise ValueError(f"federation.epochs: {other} counts steps; set federation.steps instead")
+    if fed.accumulate > 1:
+        if opt.name in ("mezo", "kseed", "cma"):
+            raise ValueError(
+                f"federation.accumulate: {opt.name} has no gradients to add up, and little memory to save; "
+                "raise federation.batch"
+            )
+        for other in (name for name, there in reasons.items() if there):
+            raise ValueError(f"federation.accumulate: {other} takes every batch for a step; raise federation.batch")
+    if fed.weighting == "rows" and recipe.exchange is not None:
+        raise ValueError("federation.weighting: exchange.weigh says who is listened to; remove it")
+    if fed.weighting == "rows" and fed.fair == "minmax":
+        raise ValueError("federation.weighting: minmax has weights of its own; remove it, or federation.fair")

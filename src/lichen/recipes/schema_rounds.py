@@ -64,8 +64,18 @@ class Federation(Section):
     rounds: Positive = Field(default=10, description="rounds in all")
     per_round: Positive | None = Field(default=None, description="clients invited a round; none invites everyone")
     sampling: Literal["uniform", "poisson", "weighted"] = Field(default="uniform", description="how they are drawn")
-    steps: Positive = Field(default=4, description="local steps of a client in a round")
-    batch: Positive = Field(default=4, description="rows a local step")
+    steps: Positive | None = Field(default=4, description="local steps of a client in a round; none: by epochs")
+    epochs: Positive | None = Field(
+        default=None,
+        description="in place of steps: passes of a client over its own training rows in a round; "
+        "the last batch of a pass may be smaller",
+    )
+    batch: Positive = Field(default=4, description="rows a local step; with accumulate, rows a micro-batch")
+    accumulate: Positive = Field(
+        default=1,
+        description="micro-batches of batch rows that make one local step, as one batch of all their rows would: "
+        "less memory, the same step",
+    )
     aggregate: Aggregate | None = Field(
         default=None, description="how changes become one; none: fedit for lora, mean for everything else"
     )
@@ -81,7 +91,11 @@ class Federation(Section):
     layer_groups: Positive = Field(
         default=1, description="layer-wise: parts of the stack that take turns in being trained, a round each"
     )
-    weighting: Literal["examples", "uniform"] = Field(default="examples", description="weight of a client in the mean")
+    weighting: Literal["examples", "rows", "uniform"] = Field(
+        default="examples",
+        description="weight of a client in the mean: `examples` counts the labelled rows, or tokens with a loss on "
+        "them, that it trained on in this round; `rows` its training rows, n_k in FedAvg; `uniform` is 1",
+    )
     fair: Literal["none", "minmax", "qffl"] = Field(
         default="none",
         description="whose loss counts more: `minmax` the largest's (agnostic federated learning), `qffl` large ones",
@@ -102,6 +116,22 @@ class Federation(Section):
         description="clients that validate in the rounds, at most: a sample drawn once by the seed; none, all: all. "
         "Alone, everyone judges itself, and test rows are scored for all",
     )
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Federation:
+        if self.epochs is None:
+            if self.steps is None:
+                raise ValueError("federation.steps: says nothing, nor does federation.epochs; set one of them")
+            return self
+        if self.steps is not None and "steps" in self.model_fields_set:
+            raise ValueError("federation.epochs: passes over the rows say how many steps there are; remove steps")
+        return self.model_copy(update={"steps": None})
+
+    @property
+    def local_steps(self) -> int:
+        """Local steps of every client in a round, where they are given and not counted by epochs."""
+        assert self.steps is not None
+        return self.steps
 
     @field_validator("valid_clients", mode="before")
     @classmethod

@@ -102,7 +102,7 @@ def public_rows(unequal: Unequal, own: TrainSource, clients: Sequence[int]) -> T
         own,
         shards=dict.fromkeys(clients, answered(unequal.public)),
         batch_size=section.public_batch,
-        steps=section.digest(unequal.recipe.federation.steps),
+        steps=section.digest(unequal.recipe.federation.local_steps),
     )
 
 
