@@ -221,7 +221,7 @@ SHAPES: dict[str, Shape] = {
         files={"a.jsonl": jsonl([{**row, "text": row["text"] + "\u2028more"} for row in LABELLED])}, **CLASSIFY
     ),
     "a row without a label": Shape(
-        files={"a.jsonl": jsonl([*LABELLED, {"text": "one more text without"}])}, **{**CLASSIFY, "rows": 25}
+        files={"a.jsonl": jsonl([*LABELLED, {"text": "one more text without"}])}, **CLASSIFY
     ),
     # conversations
     "ShareGPT": Shape(files={"a.jsonl": jsonl(SHAREGPT)}, columns={"messages": "conversations"}),
@@ -358,6 +358,10 @@ SHAPES: dict[str, Shape] = {
     ),
     # what is refused
     "Excel": Shape(files={"a.xlsx": b"PK\x03\x04"}, refused="save it as CSV"),
+    "no names at all": Shape(
+        files={"a.csv": "".join(f"{said(i)},{'ab'[i % 2]}\n" for i in range(24)).replace(", and", "").encode()},
+        refused="has no names of columns",
+    ),
     "names twice": Shape(files={"a.csv": b"text,text\na b,c d\n"}, refused="two columns named 'text'"),
     "names alone": Shape(files={"a.csv": b"text,label\n"}, refused="has no rows"),
     "nothing": Shape(files={"a.csv": b""}, refused="has no rows"),

@@ -16,6 +16,7 @@ from lichen.core.errors import LichenError
 from lichen.recipes.explain import section_of
 from lichen.recipes.init import guess, init_recipe
 from lichen.recipes.init_names import Wishes
+from lichen.recipes.prepare import gather, owners_of
 from lichen.recipes.read import read_recipe
 from lichen.recipes.schema import Recipe
 from lichen.recipes.strict_yaml import load_yaml
@@ -241,3 +242,23 @@ def test_a_model_of_the_users_own_is_adapted_whatever_its_layers_are_called(tmp_
     path = jsonl(tmp_path / "a.jsonl", CHAT)
     recipe = read_recipe(load_yaml(init_recipe(path, wishes=Wishes(model="org/model")), where="recipe"))
     assert (recipe.model.name, recipe.model.adapter.targets) == ("org/model", "all-linear")
+
+
+def test_rows_that_cannot_take_part_are_counted_and_the_recipe_leaves_them_out(tmp_path: Path) -> None:
+    rows = [{"text": f"some words of number {i}", "label": "ab"[i % 2], "user": f"u{i % 3}"} for i in range(90)]
+    rows += [{"text": f"one of few {i}", "label": "a", "user": "rare"} for i in range(4)]
+    rows += [{"text": f"one class {i}", "label": "a", "user": "plain"} for i in range(12)]
+    rows += [{"text": "no label here", "label": None, "user": "u0"}, {"text": " ", "label": "a", "user": "u0"}]
+    found = guess(jsonl(tmp_path / "a.jsonl", rows))
+    told = "\n".join(found.told)
+    for words in (
+        "1 of 5 clients have fewer than 10 rows and stay out.",
+        "1 of 4 clients have rows of one class only and stay out.",
+        "1 of 107 rows have no label and stay out (data.classes).",
+        "1 rows without text will be dropped",
+    ):
+        assert words in told
+    data = found.values["data"]
+    assert (data["min_rows"], data["unsplit"], data["one_class"], data["classes"]) == (10, "drop", "drop", ["a", "b"])
+    recipe = read_recipe(load_yaml(found.recipe(), where="recipe"))
+    assert [owner.name for owner in owners_of(recipe, gather(recipe))] == ["u0", "u1", "u2"]

@@ -179,15 +179,19 @@ def read_rows(path: Path) -> list[Row]:
     return list(rows_of(path))
 
 
-def read_notes(path: Path) -> list[str]:
+def read_notes(path: Path, *, most: int | None = None) -> list[str]:
     """What was assumed or left out in reading a file or folder, as sentences: letters, delimiters, skipped files.
+
+    Args:
+        path: The file or folder.
+        most: How many files are looked into; None: all.
 
     Raises:
         LichenError: if it cannot be read.
     """
     files, left = _walk(path)
     notes: dict[str, list[str]] = {}
-    for file in files:
+    for file in files[:most]:
         if kind_of(file) == ".parquet":
             continue
         encoding = encoding_of(file)

@@ -185,6 +185,12 @@ def _labelled(roles: Roles, columns: Sequence[Column], wishes: Wishes, where: st
         return
     free = [column for column in rest if column.name != text.name]
     label = by_name[wishes.label] if wishes.label is not None else _label(free, roles, where, ask)
+    if label is not None and label.name in label.counts:
+        raise LichenError(
+            f"has no names of columns: {label.name!r} in its first line is one of the classes",
+            where=where,
+            fix="put a line of names above the rows, such as text,label",
+        )
     if label is not None:
         roles.shape, roles.task = "texts with labels", "classify"
         roles.columns["label"] = label.name
@@ -224,10 +230,15 @@ def _label(columns: Sequence[Column], roles: Roles, where: str, ask: Ask | None)
     return could[0] if len(could) == 1 else None
 
 
+def _few(column: Column) -> bool:
+    """Whether it could be a label: numbers with many values count something."""
+    return column.classes and (column.kind != "number" or len(column.counts) <= 10)
+
+
 def _why(column: Column, roles: Roles) -> str:
     """Why a column plays no role."""
     if column.plain in ("tools", "functions"):
         return "tools: their definitions are not given to the model"
-    if (roles.task != "chat" or "text" in roles.columns) and column.classes and column.kind != "number":
+    if (roles.task != "chat" or "text" in roles.columns) and _few(column):
         return f"could be the label: --label {column.name!r}"
     return HOLDS[column.kind]

@@ -30,6 +30,8 @@ _SAID: dict[str, str] = {
     "data.max_length": "tokens a row at most",
     "data.min_rows": "clients with fewer rows stay out",
     "data.max_clients": "drawn by the seed",
+    "data.classes": "rows of other labels, or of none, stay out",
+    "data.test_rows": "rows a client at most to choose by, and as many to test; raise it for sharper numbers",
     "data.unsplit": "clients with too few rows for every part stay out",
     "data.one_class": "clients whose rows have one label stay out",
     "optimizer.lr": "several are a grid, chosen on validation rows",
