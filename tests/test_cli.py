@@ -67,8 +67,9 @@ class Build(ModuleType):
         (out / "adapter").mkdir(exist_ok=True)
         return SimpleNamespace(summary=SUMMARY, folder=out, adapter=out / "adapter")
 
-    def talk(self, folder: Path) -> Any:
-        return SimpleNamespace(kind="chat", answer=lambda text: (text.upper(), text[::-1]))
+    def talk(self, folder: Path, **settings: Any) -> Any:
+        self.calls.append({"talk": {key: value for key, value in settings.items() if value is not None}})
+        return SimpleNamespace(kind="chat", answer=lambda text: (text.upper(), text[::-1]), settings="greedy")
 
     def export(self, folder: Path, *, merge: bool, out: Path | None) -> Path:
         self.calls.append({"merge": merge, "out": out})
@@ -118,7 +119,15 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
         "plan": ["--json", "--set", "-s", "RECIPE"],
         "run": ["--json", "--out", "--quiet", "--resume", "--set", "-s", "RECIPE"],
         "compare": ["--json", "--minutes", "--only", "--out", "--quiet", "--seeds", "--set", "-s", "RECIPES"],
-        "try": ["FOLDER", "TEXTS"],
+        "try": [
+            "--max-new-tokens",
+            "--repetition-penalty",
+            "--seed",
+            "--temperature",
+            "--top-p",
+            "FOLDER",
+            "TEXTS",
+        ],
         "report": ["--json", "FOLDERS"],
         "export": ["--merge", "--out", "FOLDER"],
         "cache": ["--clear", "--json", "--yes"],
@@ -305,6 +314,10 @@ def test_try_shows_both_answers(
     monkeypatch.setattr(sys, "stdin", io.StringIO("ab\n\n  cd \n"))
     assert cli.main(["try", "x"]) == 0
     assert capsys.readouterr().out.count("bare model") == 2
+    assert build.calls[-1] == {"talk": {}}
+    assert cli.main(["try", "x", "a", "--temperature", "0.7", "--max-new-tokens", "5", "--seed", "3"]) == 0
+    assert build.calls[-1] == {"talk": {"temperature": 0.7, "max_new_tokens": 5, "seed": 3}}
+    assert "asked: greedy" in capsys.readouterr().err
 
 
 def test_report_prints_tables_or_json(build: Build, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,16 @@ def fetch(name: str, /) -> None:
     say(str(fetch_one(name, say=tell)))
 
 
-def try_(folder: Path, /, *texts: str) -> None:
+def try_(
+    folder: Path,
+    /,
+    *texts: str,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+) -> None:
     """Ask the bare model and the run's own the same thing.
 
     Parameters
@@ -73,11 +82,30 @@ def try_(folder: Path, /, *texts: str) -> None:
         A finished run.
     texts
         What to ask; without any, lines are read until the input ends.
+    max_new_tokens
+        Tokens written at most; 48 by default.
+    temperature
+        Of the draw; 0, the default, takes the likeliest token.
+    top_p
+        Share of the probability that is drawn from; 1 by default.
+    repetition_penalty
+        For tokens that stand there already; 1.2 by default, 1 for none.
+    seed
+        Of the draw; 0 by default.
     """
     with crash_in(folder), redirect_stdout(sys.stderr):
         from lichen.recipes import build
 
-        talker = build.talk(folder)
+        talker = build.talk(
+            folder,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+    if talker.settings:
+        tell(f"asked: {talker.settings}")
     for text in texts or _lines():
         with crash_in(folder), redirect_stdout(sys.stderr):
             before, after = talker.answer(text)

@@ -23,6 +23,8 @@ STRICT = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     "[{{ m['role'] }}]{{ m['content'] | trim }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+FRAME = 36
+"""Tokens of CHATML around a question."""
 FORGETFUL = "{% for m in messages %}{% if loop.last %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>{% endif %}{% endfor %}"
 
 
@@ -58,7 +60,7 @@ def read(tokenizer: Any, row: tuple[np.ndarray, np.ndarray]) -> tuple[str, str]:
     [
         ("plain", "<s>fine</s>", "fine</s>"),
         ("transcript", "<s>how?\nfine</s>", "fine</s>"),
-        ("chat", "<s>system\n</s>\n<s>user\nhow?</s>\n<s>assistant\nfine</s>", "fine</s>"),
+        ("chat", "<s>system\nBe kind</s>\n<s>user\nhow?</s>\n<s>assistant\nfine</s>", "fine</s>"),
     ],
 )
 def test_forms_learn_the_text_and_its_end(tokenizer: Any, form: LmForm, whole: str, learned: str) -> None:
@@ -71,7 +73,7 @@ def test_messages_learn_every_assistant_turn_and_nothing_else(tokenizer: Any) ->
     record = Record(client="", messages=tuple({"role": r, "content": c} for r, c in talk))
     whole, learned = read(tokenizer, encode_lm([record], tokenizer, form="messages", max_length=200)[0])
     assert learned == "b!</s>d!</s>"
-    assert whole == "<s>system\n</s>\n<s>user\na</s>\n<s>assistant\nb!</s>\n<s>user\nc</s>\n<s>assistant\nd!</s>"
+    assert whole == "<s>system\nBe kind</s>\n<s>user\na</s>\n<s>assistant\nb!</s>\n<s>user\nc</s>\n<s>assistant\nd!</s>"
 
 
 def test_a_template_without_system_role_or_end_is_completed() -> None:
@@ -104,10 +106,11 @@ def test_rows_fit_and_always_have_something_to_predict(form: Any, prompt: str, t
     assert (labels[first:] >= 0).all()
     learned = tokenizer.decode(labels[first:])
     assert f"{text.rstrip()}</s>".startswith(learned) or f"{text}</s>".startswith(learned)
-    # The text is only cut once the prompt is down to half.
+    # The text is only cut once the prompt is down to half of the room, which begins behind the template's frame.
     if not learned.endswith("</s>"):
         assert len(ids) == max_length
-        assert first <= max(max_length // 2, 1)
+        frame = FRAME if form in ("chat", "messages") else 0
+        assert first <= max(max_length // 2, frame + max((max_length - frame) // 2, 4), 1)
 
 
 def test_a_long_prompt_loses_its_left_and_a_short_text_leaves_it_room(tokenizer: Any) -> None:
@@ -124,7 +127,7 @@ def test_a_long_chat_keeps_its_template(tokenizer: Any) -> None:
     row = encode_lm([record], tokenizer, form="chat", max_length=60)[0]
     whole, learned = read(tokenizer, row)
     assert learned == "fine</s>"
-    assert whole.startswith("<s>system\n</s>\n<s>user\n")
+    assert whole.startswith("<s>system\nBe kind</s>\n<s>user\n")
     assert whole.endswith("456789</s>\n<s>assistant\nfine</s>")
     assert len(row[0]) == 60
 

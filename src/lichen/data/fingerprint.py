@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from lichen.data.record import Record
 
@@ -59,11 +59,15 @@ def fingerprint(record: Record, *, reads: Reads = "pair", key: bytes = b"") -> s
         digest.update(record.features.tobytes())
         return digest.hexdigest()
     if reads == "messages" and record.messages:
-        parts = [part for turn in record.messages for part in (turn["role"], normalise(turn["content"]))]
+        parts = [part for turn in record.messages for part in (turn["role"], normalise(turn["content"]), *_calls(turn))]
     else:
         parts = [normalise(record.text)] if reads == "text" else [normalise(record.prompt), normalise(record.text)]
     digest.update("\x1f".join(parts).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _calls(turn: Mapping[str, Any]) -> list[str]:
+    return [repr(turn["tool_calls"])] if "tool_calls" in turn else []
 
 
 def answers(records: Sequence[Record], *, reads: Reads = "pair") -> list[str]:

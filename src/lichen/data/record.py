@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -21,7 +21,7 @@ class Record:
         text: What is learned or classified.
         prompt: What comes before the text, if anything does.
         label: Its class, if it has one.
-        messages: A whole conversation, as ``{"role": ..., "content": ...}``.
+        messages: A whole conversation, as :func:`lichen.data.messages.messages_of` gives it.
         group: What must not be torn apart by a split, such as a conversation.
         features: Pixels, float32 in [0, 1], channels first.
         held_out: Whoever made the data set marked it as a test row; no column of a user's file says so.
@@ -31,7 +31,7 @@ class Record:
     text: str = ""
     prompt: str = ""
     label: str | int | None = None
-    messages: tuple[Mapping[str, str], ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
     group: str = ""
     features: np.ndarray | None = field(default=None, compare=False)
     held_out: bool = False

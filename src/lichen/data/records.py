@@ -16,9 +16,9 @@ from lichen.data import files
 from lichen.data.catalog import CATALOG, fetch, looks_like_hub_id
 from lichen.data.cells import label_of, name_of, text_of
 from lichen.data.entries import near_names
+from lichen.data.messages import messages_of
 from lichen.data.readers import READERS
 from lichen.data.record import Record
-from lichen.data.turns import turns_of
 
 __all__ = ["ROLES", "Record", "load_records", "records_of"]
 
@@ -192,27 +192,10 @@ def _record(row: Mapping[str, Any], known: Mapping[str, tuple[str, ...]], client
         prompt=text("prompt"),
         label=next((label_of(row.get(column), column, where) for column in known.get("label", ())), None),
         messages=tuple(
-            turn for column in known.get("messages", ()) for turn in _messages(row.get(column), f"{where}, {column}")
+            turn for column in known.get("messages", ()) for turn in messages_of(row.get(column), f"{where}, {column}")
         ),
         group=name("group"),
     )
-
-
-def _messages(value: Any, where: str) -> tuple[Mapping[str, str], ...]:
-    if value is None or value == "":
-        return ()
-    try:
-        made = tuple({"role": turn["role"], "content": turn["content"]} for turn in turns_of(value))
-    except (ValueError, TypeError, KeyError, RecursionError):
-        made = ({"role": "", "content": None},)
-    for turn in made:
-        if turn["role"] not in ("system", "user", "assistant", "tool") or not isinstance(turn["content"], str):
-            raise LichenError(
-                "messages must be a list of turns with a known role and a text as content",
-                where=where,
-                fix='write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
-            )
-    return made
 
 
 def _holds_something(record: Record) -> bool:

@@ -37,6 +37,7 @@ _CODE = (
     "parquet_rows",
     "turns",
     "cells",
+    "messages",
 )
 """What decides what is read, so that an edited file never finds what the old one left."""
 

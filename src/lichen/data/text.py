@@ -1,28 +1,32 @@
 """From records to token rows: what is read, and on which tokens a loss is taken.
 
 Labels are -100 where no loss is taken. Every form puts something before the first learned token, so that
-it can be predicted, and ends with the end token where it fits. A row that is too long loses the left of
-its prompt first, down to half of the room, then the right of its text.
+it can be predicted, and ends with the end token where it fits. A row is tokenised as one text. A row that is too
+long loses the left of its prompt first, down to half of the room, then the right of its text; of a conversation
+the template's frame stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from lichen.core.errors import LichenError
+from lichen.data.chat_template import chat_template_of
+from lichen.data.encode_chat import Row, encode_conversations, fit
+from lichen.data.messages import Turn
 from lichen.data.record import Record
+from lichen.data.spans import tokenize
 from lichen.data.table import column_of
 
-__all__ = ["LmForm", "encode_classify", "encode_lm", "label_set", "pad_id"]
+__all__ = ["LmForm", "encode_classify", "encode_lm", "label_set", "pad_id", "start_id"]
 
 LmForm = Literal["plain", "transcript", "chat", "messages"]
 """How a record becomes one sequence; see :func:`encode_lm`."""
-
-Segment = tuple[str, bool]
-"""A piece of text, and whether a loss is taken on it."""
 
 FORMS = ("plain", "transcript", "chat", "messages")
 
@@ -85,8 +89,14 @@ def encode_classify(
 
 
 def encode_lm(
-    records: Sequence[Record], tokenizer: Any, *, form: LmForm, max_length: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+    records: Sequence[Record],
+    tokenizer: Any,
+    *,
+    form: LmForm,
+    max_length: int,
+    thinking: bool = False,
+    notes: Counter[str] | None = None,
+) -> list[Row]:
     """Token rows of language modelling, with the label of every token.
 
     ==============  ====================================================================
@@ -96,13 +106,16 @@ def encode_lm(
     ``messages``    the record's conversation through the template; loss on assistant turns
     ==============  ====================================================================
 
-    A template that would put in a system message of its own is given an empty one.
+    The tokens are those of ``apply_chat_template(tokenize=True)``, up to the last one that is learned; a token
+    across the border of an answer is learned with it. Where the template writes no end, the end token follows.
 
     Args:
         records: Rows with text, or with messages for that form.
         tokenizer: A transformers tokenizer.
         form: How a record becomes a sequence.
         max_length: Tokens a row has at most.
+        thinking: The answers hold thoughts; see :func:`lichen.data.chat_template.chat_template_of`.
+        notes: Counts what a user should be told, by the keys of :data:`lichen.data.encode_notes.NOTES`.
 
     Returns:
         ``(input_ids, labels)`` a record, int32 arrays of one length; labels are -100 or the token itself.
@@ -116,32 +129,13 @@ def encode_lm(
         raise LichenError(f"unknown form {form!r}", where="data.form", fix=f"use one of: {', '.join(FORMS)}")
     if not records:
         return []
-    end = tokenizer.eos_token_id
+    notes = Counter() if notes is None else notes
+    notes["special"] += _special(records, tokenizer, form)
     if form in ("plain", "transcript"):
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end
-        if start is None:
-            raise LichenError("the tokenizer has no start or end token", where="model.name", fix="use another model")
-        before = [f"{r.prompt}\n" if form == "transcript" and r.prompt else "" for r in records]
-        prompts, texts = _tokens(before, tokenizer), _tokens([r.text for r in records], tokenizer)
-        close = [] if end is None else [int(end)]
-        return [
-            _fit([int(start)], prompt, [(text + close, True)], max_length)
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-    if not getattr(tokenizer, "chat_template", None):
-        raise LichenError("the tokenizer has no chat template", where="data.form", fix='use "transcript" or "plain"')
-    system = _system(tokenizer)
-    segments = [_segments(_turns(record, form), system, tokenizer) for record in records]
-    pieces = iter(_tokens([text for row in segments for text, _ in row], tokenizer))
-    rows: list[tuple[np.ndarray, np.ndarray]] = []
-    for record, row in zip(records, segments, strict=True):
-        parts = [(next(pieces), learned) for _, learned in row]
-        if form == "chat" and sum(len(ids) for ids, _ in parts) > max_length:
-            parts = _shorter_prompt(record, parts, system, tokenizer, max_length)
-        if end is not None and _ends_bare(row, _turns(record, form)):
-            parts[-1] = ([*parts[-1][0], int(end)], True)
-        rows.append(_fit([], parts[0][0], parts[1:], max_length))
-    return rows
+        return _texts(records, tokenizer, form, max_length, notes)
+    template, _ = chat_template_of(tokenizer, thinking=thinking)
+    turns = [_turns(record, form) for record in records]
+    return encode_conversations(turns, tokenizer, template=template, max_length=max_length, notes=notes)
 
 
 def _check_length(max_length: int) -> None:
@@ -149,99 +143,53 @@ def _check_length(max_length: int) -> None:
         raise LichenError(f"{max_length} tokens are too few", where="data.max_length", fix="use at least 4")
 
 
-def _tokens(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    if not texts:
-        return []
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return list(encoded["input_ids"])
+def _texts(records: Sequence[Record], tokenizer: Any, form: LmForm, max_length: int, notes: Counter[str]) -> list[Row]:
+    end = tokenizer.eos_token_id
+    start = start_id(tokenizer)
+    before = [f"{r.prompt}\n" if form == "transcript" and r.prompt else "" for r in records]
+    whole = tokenize([f"{head}{r.text}" for head, r in zip(before, records, strict=True)], tokenizer)
+    close = [] if end is None else [int(end)]
+    rows = []
+    for record, head, tokens in zip(records, before, whole, strict=True):
+        (first, _), across = tokens.span(len(head), len(head) + len(record.text)) if head else ((0, 0), False)
+        notes["across"] += across
+        ids = [*tokens.ids, *close]
+        rows.append(fit([start], ids[:first], ids[first:], ids[first:], max_length, notes))
+    return rows
 
 
-def _fit(
-    start: list[int], prompt: list[int], rest: Sequence[tuple[list[int], bool]], max_length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Join, cutting the prompt's left down to half the room, or to what the rest leaves, then the right."""
-    length = sum(len(ids) for ids, _ in rest)
-    room = max(max_length // 2, max_length - length) - len(start)
-    parts = [(start, False), (prompt[max(len(prompt) - room, 0) :], False), *rest]
-    ids = [token for part, _ in parts for token in part][:max_length]
-    labels = [token if learned else -100 for part, learned in parts for token in part][:max_length]
-    return np.array(ids, dtype=np.int32), np.array(labels, dtype=np.int32)
+def start_id(tokenizer: Any) -> int:
+    """The token that forms without a template begin with: the start token, else the end token.
+
+    Raises:
+        LichenError: if the tokenizer has neither.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise LichenError("the tokenizer has no start or end token", where="model.name", fix="use another model")
 
 
-def _turns(record: Record, form: LmForm) -> list[Mapping[str, str]]:
-    if form == "chat":
-        return [{"role": "user", "content": record.prompt}, {"role": "assistant", "content": record.text}]
-    if not any(turn["role"] == "assistant" for turn in record.messages):
-        raise LichenError(
-            "a conversation has no assistant turn to learn from",
-            where="data.columns.messages",
-            fix='give each at least one {"role": "assistant", ...}, or use another form',
-        )
-    return list(record.messages)
+def _turns(record: Record, form: LmForm) -> tuple[Turn, ...]:
+    if form == "messages":
+        return record.messages
+    return ({"role": "user", "content": record.prompt}, {"role": "assistant", "content": record.text})
 
 
-def _render(turns: Sequence[Mapping[str, str]], tokenizer: Any, *, ask: bool) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask))
-    except Exception as error:
-        # Templates are programs and raise what they like, most often about the order of roles.
-        raise LichenError(
-            f"the chat template refuses a conversation: {error}", where="data.form", fix='use form "transcript"'
-        ) from None
+def _special(records: Sequence[Record], tokenizer: Any, form: LmForm) -> int:
+    """Rows whose own words the tokenizer reads as special tokens."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    marks = [re.escape(str(token)) for token in added if token.special and str(token).strip()]
+    if not marks:
+        return 0
+    found = re.compile("|".join(marks)).search
 
+    def said(record: Record) -> Iterator[str]:
+        if form == "messages":
+            yield from (turn["content"] for turn in record.messages)
+            return
+        yield record.text
+        if form != "plain":
+            yield record.prompt
 
-def _system(tokenizer: Any) -> list[Mapping[str, str]]:
-    """An empty system turn, if the template would otherwise write one of its own."""
-    user, empty = {"role": "user", "content": "x"}, {"role": "system", "content": ""}
-    try:
-        shorter = len(_render([empty, user], tokenizer, ask=False)) < len(_render([user], tokenizer, ask=False))
-    except LichenError:
-        return []
-    return [empty] if shorter else []
-
-
-def _segments(turns: Sequence[Mapping[str, str]], system: Sequence[Mapping[str, str]], tokenizer: Any) -> list[Segment]:
-    """The rendered conversation in pieces that alternate between not learned and learned."""
-    if turns[0]["role"] != "system":
-        turns = [*system, *turns]
-    whole = _render(turns, tokenizer, ask=False)
-    segments: list[Segment] = []
-    at = 0
-    for i, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        begin = _render(turns[:i], tokenizer, ask=True)
-        end = (whole if i == len(turns) - 1 else _render(turns[: i + 1], tokenizer, ask=False)).rstrip()
-        if not (whole.startswith(begin) and whole.startswith(end) and at <= len(begin) <= len(end)):
-            raise LichenError(
-                "the chat template rewrites earlier turns, so an answer's tokens cannot be told apart",
-                where="data.form",
-                fix='use form "transcript", or conversations with one answer',
-            )
-        segments += [(whole[at : len(begin)], False), (whole[len(begin) : len(end)], True)]
-        at = len(end)
-    return segments
-
-
-def _ends_bare(segments: Sequence[Segment], turns: Sequence[Mapping[str, str]]) -> bool:
-    """Whether the template wrote nothing after the last answer, so that its end could not be learned."""
-    last = [turn["content"].rstrip() for turn in turns if turn["role"] == "assistant"][-1]
-    return last != "" and segments[-1][0].endswith(last)
-
-
-def _shorter_prompt(
-    record: Record,
-    parts: list[tuple[list[int], bool]],
-    system: Sequence[Mapping[str, str]],
-    tokenizer: Any,
-    max_length: int,
-) -> list[tuple[list[int], bool]]:
-    """Cut the user's words rather than the template around them; what then still is too long is cut by ``_fit``."""
-    asked, answer = parts[0][0], parts[1][0]
-    prompt = _tokens([record.prompt], tokenizer)[0]
-    room = max(max_length // 2, max_length - len(answer)) - (len(asked) - len(prompt))
-    if not 1 <= room < len(prompt):
-        return parts
-    left = tokenizer.decode(prompt[len(prompt) - room :]).lstrip("\ufffd")
-    turns = [*system, {"role": "user", "content": left}]
-    return [(_tokens([_render(turns, tokenizer, ask=True)], tokenizer)[0], False), *parts[1:]]
+    return sum(any(found(text) for text in said(record)) for record in records)

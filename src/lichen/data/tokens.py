@@ -8,7 +8,9 @@ rows are as good as the rows: the caller says where they may lie, if at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 
 from lichen.core.tree import Tree
-from lichen.data import text
+from lichen.data import chat_template, conversation, encode_chat, spans, text
 from lichen.data.kept import keep, key_of
 from lichen.data.record import Record
 from lichen.data.rows import Ragged, TextShard
@@ -24,12 +26,22 @@ from lichen.data.text import LmForm, encode_classify, encode_lm
 
 __all__ = ["WORTH", "classify_shard", "lm_shard"]
 
+Noted = tuple[TextShard, "Counter[str]"]
+"""A shard, and what encoding it counted."""
+
 WORTH = 1000
 """Fewer rows are tokenised as quickly as they are found."""
 
 
 def lm_shard(
-    records: Sequence[Record], tokenizer: Any, *, form: LmForm, max_length: int, folder: Path | None = None
+    records: Sequence[Record],
+    tokenizer: Any,
+    *,
+    form: LmForm,
+    max_length: int,
+    thinking: bool = False,
+    notes: Counter[str] | None = None,
+    folder: Path | None = None,
 ) -> TextShard:
     """One shard of language modelling; arguments as in :func:`lichen.data.text.encode_lm`.
 
@@ -40,10 +52,15 @@ def lm_shard(
         LichenError: as there.
     """
 
-    def make() -> TextShard:
-        return TextShard.of(encode_lm(records, tokenizer, form=form, max_length=max_length), kind="lm")
+    def make() -> Noted:
+        count: Counter[str] = Counter()
+        rows = encode_lm(records, tokenizer, form=form, max_length=max_length, thinking=thinking, notes=count)
+        return TextShard.of(rows, kind="lm"), count
 
-    return _kept(records, tokenizer, ("lm", form, max_length), make, folder)
+    shard, count = _kept(records, tokenizer, ("lm", form, max_length, thinking), make, folder)
+    if notes is not None:
+        notes.update(count)
+    return shard
 
 
 def classify_shard(
@@ -58,23 +75,21 @@ def classify_shard(
         LichenError: as there.
     """
 
-    def make() -> TextShard:
+    def make() -> Noted:
         rows = encode_classify(records, tokenizer, max_length=max_length, classes=classes)
-        return TextShard.of(rows, kind="classify")
+        return TextShard.of(rows, kind="classify"), Counter()
 
-    return _kept(records, tokenizer, ("classify", max_length, tuple(classes)), make, folder)
+    return _kept(records, tokenizer, ("classify", max_length, tuple(classes)), make, folder)[0]
 
 
 def _kept(
-    records: Sequence[Record], tokenizer: Any, how: tuple[object, ...], make: Any, folder: Path | None
-) -> TextShard:
+    records: Sequence[Record], tokenizer: Any, how: tuple[object, ...], make: Callable[[], Noted], folder: Path | None
+) -> Noted:
     about = _tokenizer(tokenizer) if len(records) >= WORTH else None
     if about is None:
-        made: TextShard = make()
-        return made
-    key = key_of("tokens", how, about, _texts(records), code=(text.__file__,))
-    shard: TextShard = keep(key, make, write=_write, read=_read, folder=folder)
-    return shard
+        return make()
+    code = tuple(str(part.__file__) for part in (text, encode_chat, conversation, chat_template, spans))
+    return keep(key_of("tokens", how, about, _texts(records), code=code), make, write=_write, read=_read, folder=folder)
 
 
 def _tokenizer(tokenizer: Any) -> object | None:
@@ -95,21 +110,23 @@ def _tokenizer(tokenizer: Any) -> object | None:
 def _texts(records: Sequence[Record]) -> str:
     total = hashlib.sha256()
     for r in records:
-        turns = [(turn["role"], turn["content"]) for turn in r.messages]
-        total.update(repr((r.text, r.prompt, r.label, turns)).encode("utf-8", "surrogatepass"))
+        said = [sorted(turn.items()) for turn in r.messages]
+        total.update(repr((r.text, r.prompt, r.label, said)).encode("utf-8", "surrogatepass"))
     return total.hexdigest()
 
 
-def _write(shard: TextShard) -> Tree:
+def _write(noted: Noted) -> Tree:
+    shard, count = noted
     ids = Ragged.of(shard.input_ids)
     labels = shard.labels if isinstance(shard.labels, np.ndarray) else Ragged.of(shard.labels).flat_T
     arrays = {"tokens": ids.flat_T, "offsets": ids.offset_N1, "labels": labels}
+    arrays["notes"] = np.frombuffer(bytearray(json.dumps(count).encode()), dtype=np.uint8)
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
-def _read(tree: Tree) -> TextShard:
+def _read(tree: Tree) -> Noted:
     tokens, offsets, labels = (tree[name].numpy() for name in ("tokens", "offsets", "labels"))
-    ids = Ragged(tokens, offsets)
+    ids, count = Ragged(tokens, offsets), Counter[str](json.loads(tree["notes"].numpy().tobytes()))
     if labels.dtype == np.int64:
-        return TextShard(ids, labels=labels, kind="classify")
-    return TextShard(ids, labels=Ragged(labels, offsets), kind="lm")
+        return TextShard(ids, labels=labels, kind="classify"), count
+    return TextShard(ids, labels=Ragged(labels, offsets), kind="lm"), count

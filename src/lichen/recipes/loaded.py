@@ -22,6 +22,7 @@ from lichen.models.whole import came_with_head, head_layers, lacked_layers, with
 from lichen.recipes.models import STUDENT_TOKENIZER, foundation_of, scratch_folder, spec_of
 from lichen.recipes.prepare import Owner
 from lichen.recipes.schema import Recipe
+from lichen.recipes.template import put_template
 
 __all__ = ["Loaded", "load"]
 
@@ -64,8 +65,10 @@ def load(recipe: Recipe, labels: Sequence[str], owners: Sequence[Owner], *, keep
             away = None if keep_private else stack.enter_context(TemporaryDirectory(prefix="lichen-scratch-"))
             source = scratch_folder(recipe, owners, private=None if away is None else Path(away))
             foundation, tokenizer = foundation_of(recipe, source, len(classes))
+            put_template(recipe, tokenizer, say=notes.append)
     elif section.name is not None and recipe.task == "chat":
         foundation, tokenizer = foundation_of(recipe, resolve_model(section.name), 0)
+        put_template(recipe, tokenizer, say=notes.append)
     elif section.name is not None:
         foundation, tokenizer, classes, notes = _classifier(recipe, resolve_model(section.name), labels)
     elif owners[0].train[0].features is not None:

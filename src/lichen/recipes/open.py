@@ -114,7 +114,7 @@ def open_recipe(recipe: Recipe, *, say: Callable[[str], None] = lambda _: None, 
     model, tokenizer, classes = loaded.model, loaded.tokenizer, loaded.classes
     for note in loaded.notes:
         say(note)
-    make, apart = encode(recipe, tokenizer, classes, keep_private=keep_private), recipe.data.form == "stream"
+    make, apart = encode(recipe, tokenizer, classes, keep_private=keep_private, say=say), recipe.data.form == "stream"
     # A language model learns from what a teacher wrote after public rows, not from these.
     public: Shard | None = make(commons.unlabelled) if commons.unlabelled and classes else None
     words: Frequent | None = None

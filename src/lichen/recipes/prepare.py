@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive, numpy_generator
 from lichen.data.catalog import CATALOG, fetch
+from lichen.data.encode_notes import sentences
 from lichen.data.fingerprint import Reads, answers, fingerprint
 from lichen.data.kept import prepared_folder
 from lichen.data.partition import by_client, dirichlet, iid
@@ -308,6 +310,7 @@ def encode(
     *,
     form: LmForm | Literal["stream"] | None = None,
     keep_private: bool = True,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Callable[[Sequence[Record]], Shard]:
     """How this recipe's rows become a shard.
 
@@ -317,6 +320,7 @@ def encode(
         classes: The labels.
         form: Another form than the recipe's.
         keep_private: Tokens of private rows may stay in the cache.
+        say: Called with what was cut, left out or read otherwise, a line each.
     """
     data, private = recipe.data, is_private(recipe)
     folder = prepared_folder(private=private) if keep_private or not private else None
@@ -325,7 +329,19 @@ def encode(
         put = form or data.form
         if put == "stream":
             return lm_rows([record.text for record in records], tokenizer, data.max_length)
-        return lm_shard(records, tokenizer, form=put, max_length=data.max_length, folder=folder)
+        notes: Counter[str] = Counter()
+        shard = lm_shard(
+            records,
+            tokenizer,
+            form=put,
+            max_length=data.max_length,
+            thinking=data.thinking,
+            notes=notes,
+            folder=folder,
+        )
+        for told in sentences(notes, len(records)):
+            say(told)
+        return shard
 
     def text_class(records: Sequence[Record]) -> Shard:
         known = tuple(classes)

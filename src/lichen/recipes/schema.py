@@ -58,6 +58,18 @@ class Data(Section):
         default="chat",
         description="how a text is put before a language model; `stream`: all of a client's, cut into full rows",
     )
+    system: str | None = Field(
+        default=None,
+        description="forms chat and messages: system message of conversations without one, "
+        '`""` for none; none: what the template writes by itself',
+    )
+    template: str | None = Field(
+        default=None, description="forms chat and messages: a Jinja file in place of the tokenizer's chat template"
+    )
+    thinking: bool = Field(
+        default=False,
+        description="forms chat and messages: the answers hold thoughts, so that the template may open one",
+    )
     max_length: Positive = Field(default=64, description="tokens a row at most")
     partition: Partition = Field(default=Partition(), description="who owns which rows")
     max_clients: Positive | None = Field(default=None, description="how many clients at most, drawn by the seed")
@@ -175,6 +187,11 @@ class Recipe(Section):
         return self.federation.aggregate or ("fedit" if lora else "mean")
 
     @property
+    def templated(self) -> bool:
+        """Rows go through the chat template, at least when the bare model is scored."""
+        return self.task == "chat" and bool({"chat", "messages"} & {self.data.form, *self.compare.forms})
+
+    @property
     def helped(self) -> bool:
         """A foundation model, or the clients' unlabelled rows, help with the labels."""
         return not (self.teacher is None and self.synthetic is None and self.semi is None)
@@ -216,6 +233,13 @@ class Recipe(Section):
             synthetic=self.synthetic,
             semi=self.semi,
         )
+        if not self.templated:
+            for key in ("system", "template", "thinking"):
+                if getattr(self.data, key) not in (None, False):
+                    raise ValueError(
+                        f"data.{key}: only rows in form chat or messages of task chat go through a chat template; "
+                        "remove it"
+                    )
         if self.data.labels is not None and self.task == "chat":
             raise ValueError("data.labels: task chat has no labels; remove it")
         if "without" in self.compare.columns and not self.helped:

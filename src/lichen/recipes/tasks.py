@@ -28,6 +28,7 @@ from lichen.recipes.open import Opened, fetch_named, open_recipe, shards_of
 from lichen.recipes.parts import validators_of
 from lichen.recipes.prepare import encode
 from lichen.recipes.schema import Recipe
+from lichen.recipes.template import keep_template
 
 __all__ = ["run_adapt"]
 
@@ -114,6 +115,7 @@ def _forgotten(opened: Opened, folder: RunFolder, name: str, shared: Tree) -> fl
 def _save(opened: Opened, folder: RunFolder, best: Tree) -> None:
     """The result, as PEFT reads it where it is an adapter, else as plain tensors."""
     recipe = opened.bench.recipe
+    keep_template(recipe, opened.tokenizer, folder.path)
     tree = {name: x for name, x in best.items() if not name.startswith(("patch.", "answers."))}
     patch = {name: x for name, x in best.items() if name.startswith("patch.")}
     save_tree(folder.path / "state" / "final.safetensors", {**tree, **patch})

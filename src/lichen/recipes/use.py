@@ -26,11 +26,13 @@ from lichen.models.load import load_encoder
 from lichen.models.merge import attach
 from lichen.models.merge import merge as merged_model
 from lichen.present.summary import read_summary
+from lichen.recipes.ask import Sampling, ask_ids, end_ids, write
 from lichen.recipes.classes import class_names
 from lichen.recipes.models import foundation_of, make_student, scratch_folder, spec_of
 from lichen.recipes.prepare import classes_of, gather, owners_of
 from lichen.recipes.read import read_recipe
 from lichen.recipes.schema import Recipe
+from lichen.recipes.template import put_template
 
 __all__ = ["Talker", "export", "talk"]
 
@@ -42,10 +44,12 @@ class Talker:
     Attributes:
         kind: Whether it writes or classifies.
         answer: From a text to (the bare model's answer, the run's answer).
+        settings: How it is asked, in words; empty for a classifier.
     """
 
     kind: Literal["chat", "classify"]
     answer: Callable[[str], tuple[str, str]]
+    settings: str = ""
 
 
 def _finished(folder: Path) -> tuple[Recipe, Tree]:
@@ -73,6 +77,7 @@ def _foundation(folder: Path, recipe: Recipe) -> tuple[Any, Any, tuple[str, ...]
     else:
         source = resolve_model(str(recipe.model.name))
     model, tokenizer = foundation_of(recipe, source, len(classes))
+    put_template(recipe, tokenizer, run=folder)
     return model, tokenizer, classes
 
 
@@ -118,13 +123,41 @@ def _attached(recipe: Recipe, model: Any, tree: Tree) -> Any:
     return attach(model, own, patch, spec=spec_of(recipe, model))
 
 
-def talk(folder: Path) -> Talker:
+def talk(
+    folder: Path | str,
+    *,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+) -> Talker:
     """Load a finished run beside its bare model.
 
+    Args:
+        folder: The run folder.
+        max_new_tokens: Tokens written at most; 48 by default.
+        temperature: Of the draw; 0, the default, takes the likeliest token.
+        top_p: Share of the probability that is drawn from; 1 by default.
+        repetition_penalty: For tokens that stand there already; 1.2 by default, 1 for none.
+        seed: Of the draw; 0 by default.
+
     Raises:
-        LichenError: if the run is not finished, or cannot answer.
+        LichenError: if the run is not finished, or cannot answer, or a setting is out of range or of no effect.
     """
+    folder = Path(folder)
+    asked = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    given = {key: value for key, value in asked.items() if value is not None}
     recipe, tree = _finished(folder)
+    if given and recipe.task != "chat":
+        raise LichenError(f"a run of task {recipe.task} writes nothing", where=next(iter(given)), fix="leave it out")
+    sampling = Sampling(**given)  # type: ignore[arg-type]  # by name, each of its own type
     if recipe.task == "oneshot":
         return _talk_oneshot(recipe, tree)
     if recipe.model.student is not None:
@@ -132,10 +165,12 @@ def talk(folder: Path) -> Talker:
     model, tokenizer, classes = _foundation(folder, recipe)
     joined = _attached(recipe, model, tree)
     if recipe.task == "chat":
-        return Talker(
-            kind="chat",
-            answer=lambda text: (_write(recipe, model, tokenizer, text), _write(recipe, joined, tokenizer, text)),
-        )
+
+        def answer(text: str) -> tuple[str, str]:
+            bare, mine = (_write(recipe, one, tokenizer, text, sampling) for one in (model, joined))
+            return bare, mine
+
+        return Talker(kind="chat", answer=answer, settings=_settings(recipe, sampling))
 
     def classify(text: str) -> tuple[str, str]:
         ids = tokenizer(text, truncation=True, max_length=recipe.data.max_length, return_tensors="pt")
@@ -145,25 +180,24 @@ def talk(folder: Path) -> Talker:
     return Talker(kind="classify", answer=classify)
 
 
+def _settings(recipe: Recipe, sampling: Sampling) -> str:
+    if not {"chat", "messages"} & {recipe.data.form}:
+        return f"{sampling}; form {recipe.data.form}"
+    system = recipe.data.system
+    named = "the template's own" if system is None else repr(system) if system else "none"
+    return f"{sampling}; chat template, system message: {named}"
+
+
 def _likeliest(chance_K: torch.Tensor, classes: tuple[str, ...]) -> str:
     order = chance_K.argsort(descending=True).tolist()
     return ", ".join(f"{classes[k]} {float(chance_K[k]):.0%}" for k in order[:3])
 
 
-def _write(recipe: Recipe, model: Any, tokenizer: Any, text: str) -> str:
-    """One greedy answer in the form the run was trained in."""
-    if recipe.data.form in ("chat", "messages"):
-        turns = [{"role": "user", "content": text}]
-        prompt = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    else:
-        start = tokenizer.bos_token or tokenizer.eos_token or ""
-        prompt = start + (text + "\n" if recipe.data.form == "transcript" else text)
-    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
-    with torch.no_grad():
-        out = model.generate(
-            **ids, max_new_tokens=48, do_sample=False, repetition_penalty=1.2, pad_token_id=tokenizer.pad_token_id
-        )
-    return str(tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+def _write(recipe: Recipe, model: Any, tokenizer: Any, text: str, sampling: Sampling | None = None) -> str:
+    """One answer in the form the run was trained in."""
+    form = recipe.data.form
+    ids = ask_ids(tokenizer, form, text)
+    return write(model, tokenizer, ids, sampling or Sampling(), ends=end_ids(model, tokenizer, form))
 
 
 def _talk_student(recipe: Recipe, tree: Tree, folder: Path) -> Talker:
