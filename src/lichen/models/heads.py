@@ -33,6 +33,7 @@ def _places(module: Any, layer: Any) -> dict[str, Tensor]:
 
 def client_linear(x: Tensor, weight_Coi: Tensor, bias_Co: Tensor, packing: Packing) -> Tensor:
     """``(C*B, ..., in)`` to ``(C*B, ..., out)``: every row through its own client's layer; an empty bias is none."""
+    weight_Coi, bias_Co = packing.own(weight_Coi), packing.own(bias_Co)
     _, wide_o, wide_i = weight_Coi.shape
     if (pack := packing.current) is not None:
         y_No = packed_linear(x.reshape(-1, wide_i), weight_Coi, pack)

@@ -145,7 +145,7 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(C*B, ..., in)`` to ``(C*B, ..., out)``."""
-        A_Cri, B_Cor = self.get_buffer("lora_A"), self.get_buffer("lora_B")
+        A_Cri, B_Cor = self.packing.own(self.get_buffer("lora_A")), self.packing.own(self.get_buffer("lora_B"))
         dense, left_oR, right_Ri = (self.get_buffer(f"patch_{name}") for name in ("dense", "left", "right"))
 
         def weight() -> Tensor:

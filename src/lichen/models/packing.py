@@ -228,16 +228,34 @@ class Packing:
         hidden: Hidden states ``(C * B, T, H)`` that stand for the base model's, where they are known.
         configs: The model's configurations, which name the attention to use.
         checkpointing: Layers keep their input only and compute the rest again on the way back.
+        clients: How many are in the call.
+        only: The one client whose tensors layers use, while they see what is all clients'; None: everyone's.
     """
 
     def __init__(self) -> None:
+        self.clients = 1
+        self.only: int | None = None
         self.current: Pack | None = None
         self.hidden: Tensor | None = None
         self.configs: tuple[Any, ...] = ()
         self.checkpointing = False
 
+    def own(self, x_C: Tensor) -> Tensor:
+        """The clients' tensor, or the part of the one whose turn it is."""
+        return x_C if self.only is None or not x_C.numel() else x_C[self.only : self.only + 1]
+
+    @contextmanager
+    def alone(self, client: int) -> Iterator[None]:
+        """Inside, layers use one client's tensors, on input that is no client's own."""
+        self.only = client
+        try:
+            yield
+        finally:
+            self.only = None
+
     def beside(self, v_CF: Tensor, x: Tensor) -> Tensor:
         """Each client's vector where its rows of ``x`` ``(C*B, ..., F)`` are, to be added or multiplied."""
+        v_CF = self.own(v_CF)
         if self.current is not None:
             return self.current.spread(v_CF).reshape(x.shape)
         clients, wide = v_CF.shape

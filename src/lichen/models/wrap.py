@@ -29,6 +29,7 @@ from lichen.models.heads import is_client_layer, wrap_layer
 from lichen.models.ia3 import IA3
 from lichen.models.lora import Lora, fits, refuse_unknown
 from lichen.models.packing import Packing
+from lichen.models.position_table import part_position_tables
 from lichen.models.prefix_tuning import Prefix
 from lichen.models.prompt import Prompt
 from lichen.models.quantized import QuantizedLinear
@@ -115,6 +116,7 @@ class Wrapped:
     def call(self, trainable_C: Tree, fixed: Tree, /, *, part: str = "", **inputs: Any) -> Any:
         """The model's output, or that of the submodule ``part``, for C clients' rows stacked on the first axis."""
         ready = self.tensors(trainable_C, fixed)
+        self.packing.clients = next((len(x_C) for x_C in trainable_C.values()), 1)
         module = self.model.get_submodule(part)
         inside = split(ready, f"{part}.")[0] if part else ready
         # Not tied: a head trained whole must leave the embedding it was tied to alone.
@@ -155,6 +157,7 @@ def wrap(model: Any, spec: Spec) -> Wrapped:
         raise LichenError("nothing would be trained", where="adapter", fix="name targets or heads")
     for path in heads:
         twin.set_submodule(path, wrap_layer(twin.get_submodule(path), packing))
+    part_position_tables(twin, {*layers, *heads}, packing)
     return Wrapped(twin.eval(), layers, tuple(heads), spec, packing)
 
 
