@@ -49,6 +49,69 @@ def test_batch_statistics_are_named(where: str) -> None:
     ClassifierCohort(model, adapter=ADAPTER, name="bert", prove=False)
 
 
+def _mixtral(capacity: int | None = None) -> Any:
+    """Experts that take every token sent to them, or the first so many of the batch."""
+    config = hf.MixtralConfig(
+        vocab_size=31,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    )
+    torch.manual_seed(0)
+    model = hf.MixtralForCausalLM(config).requires_grad_(False).eval()
+    if capacity is not None:
+        route = model.model.layers[0].mlp.gate.forward
+
+        def full(*inputs: Any, **named: Any) -> Any:
+            logits, weight_NK, expert_NK = route(*inputs, **named)
+            before_NK = torch.nn.functional.one_hot(expert_NK, 4).sum(1).cumsum(0).gather(1, expert_NK)
+            return logits, torch.where(before_NK <= capacity, weight_NK, 0.0), expert_NK
+
+        model.model.layers[0].mlp.gate.forward = full
+    return model
+
+
+def test_experts_that_take_every_token_are_trained_and_those_with_a_capacity_refused() -> None:
+    spec = Lora(targets="all-linear", rank=2)
+    model = _mixtral()
+    cohort = CausalCohort(model, adapter=spec, name="mixtral", reference=False)
+    assert {name.rpartition(".")[2] for name in cohort.wrapped.layers} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    ids = torch.randint(31, (3, 2, 9), generator=torch.Generator().manual_seed(0))
+    batch = {
+        "active_C": torch.ones(3, dtype=torch.bool),
+        "input_ids_CBT": ids,
+        "attention_mask_CBT": torch.ones_like(ids),
+        "labels_CBT": ids,
+    }
+    generator = torch.Generator().manual_seed(1)
+    trainable_C = {
+        name: x + 0.2 * torch.randn((3, *x.shape), generator=generator) for name, x in cohort.init(0).items()
+    }
+    together_C, _ = cohort.loss(trainable_C, {}, batch)
+    for c in range(3):
+        one = {name: x[c : c + 1] for name, x in trainable_C.items()}
+        alone_C, _ = cohort.loss(one, {}, {name: x[c : c + 1] for name, x in batch.items()})
+        torch.testing.assert_close(together_C[c], alone_C[0], rtol=1e-5, atol=1e-5)
+    with pytest.raises(LichenError, match="lets one row change another's result, as experts with room for so many"):
+        CausalCohort(_mixtral(capacity=14), adapter=spec, name="mixtral", reference=False)
+
+
+def test_what_a_model_raises_of_itself_is_one_sentence() -> None:
+    model = _bert()
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ValueError("rows must have 64 tokens\nand more")
+
+    model.bert.encoder.layer[0].forward = broken
+    with pytest.raises(LichenError, match="does not run on rows of tokens: rows must have 64 tokens") as caught:
+        ClassifierCohort(model, adapter=ADAPTER, name="bert")
+    assert "another family" in str(caught.value)
+
+
 def test_a_base_in_training_mode_or_with_gradients_is_refused() -> None:
     with pytest.raises(LichenError, match="training mode"):
         ClassifierCohort(_bert().train(), adapter=ADAPTER, name="bert")

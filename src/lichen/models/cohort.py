@@ -21,7 +21,7 @@ from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, digest, split, to_device
 from lichen.models.ends import with_one_end
-from lichen.models.independence import prove_independent
+from lichen.models.independence import prove_independent, running
 from lichen.models.load import frozen_eval
 from lichen.models.losses import classify_losses_C, linear_loss_C, token_loss
 from lichen.models.packed import base_of, call_with_hidden, hidden_of, make_packable, why_not_packed
@@ -59,7 +59,7 @@ class _Cohort(ABC):
         group: What must be equal for two clients' messages to stack.
         reference: One call a client.
         packed: Clients that share a call do so without padding.
-        alone: The layer because of which every client has a call of its own, whatever was asked for; else None.
+        alone: Because of what every client has a call of its own, whatever was asked for; else None.
         prefix: What keeps the frozen layers' output, where there are some below the lowest that is trained.
     """
 
@@ -88,13 +88,15 @@ class _Cohort(ABC):
         self.prefix = make_packable(self.wrapped)
         self.packed = False
         if packed is not False and not self.reference:
-            reason = why_not_packed(self)
+            with running(self.wrapped.model):
+                reason = why_not_packed(self)
             if packed and reason is not None:
                 raise LichenError(
                     f"its rows cannot be packed: {reason}", where=self.name, fix="set engine.packing: false"
                 )
             self.packed = reason is None
-        self.alone = prove_independent(self) if prove else None
+        with running(self.wrapped.model):
+            self.alone = prove_independent(self) if prove else None
         if self.alone is not None:
             self.reference, self.packed = True, False
 
@@ -154,7 +156,8 @@ class CausalCohort(_Cohort):
         self._chunk = chunk
         names = {id(layer): path for path, layer in self.wrapped.model.named_modules()}
         self._head = names[id(self.wrapped.model.get_output_embeddings())]
-        self._plain = self._is_plain()
+        with running(self.wrapped.model):
+            self._plain = self._is_plain()
         self._admit(packed, prove=prove)
 
     def _is_plain(self) -> bool:

@@ -1,17 +1,21 @@
 """Proof at load time that a model keeps its clients apart.
 
 Two clients with random parameters go through the model in one call; then the second one's rows and
-parameters are replaced. If a single bit of the first one's loss or gradients moves, the model cannot carry a
-client axis. That may be because it lays its rows out in a way of its own (time before rows, experts that
-sort their tokens): then each client gets a call of its own. Or it truly mixes rows (batch statistics,
-experts with room for so many tokens), which shows with one client, too: a row's loss moves with
-another row of its batch. Such a model is refused.
+parameters are replaced, and then the first one's: experts with room for so many tokens let the first rows in.
+If a single bit of the other's loss or gradients moves, the model cannot carry a client axis.
+
+That may be because it lays its rows out in a way of its own (time before rows, experts that sort their
+tokens): then each client gets a call of its own. Or it truly mixes rows (batch statistics, experts with room
+for so many tokens), which shows with one client, too: a row's loss moves with another row of its batch. Such a
+model is refused.
 
 Legend: C clients, B rows, T tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
@@ -24,7 +28,7 @@ from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.models.wrap import Wrapped
 
-__all__ = ["prove_independent"]
+__all__ = ["prove_independent", "running"]
 
 
 class _Cohort(Protocol):
@@ -72,23 +76,52 @@ def prove_independent(cohort: _Cohort) -> str | None:
         cohort: The model under proof; cohorts call this when they are made.
 
     Returns:
-        None if clients may share a call; else the layer because of which each needs a call of its own.
+        None if clients may share a call; else because of what each needs a call of its own.
 
     Raises:
         LichenError: naming the first layer in which one row reaches another.
     """
-    one, other = (_Seen.of(cohort, seed, clients=2) for seed in (1, 2))
-    if one.same(other, exactly=True):
+    whole = _Seen.of(cohort, (0, 1))
+    pairs = [(whole.part(0), _Seen.of(cohort, (0, 2)).part(0)), (whole.part(1), _Seen.of(cohort, (3, 1)).part(1))]
+    moved = next((pair for pair in pairs if not pair[0].same(pair[1], exactly=True)), None)
+    if moved is None:
         return None
+    one, other = moved
     mixing = next((name for name in one.outputs if not torch.equal(one.outputs[name], other.outputs[name])), "")
-    layer = f"{mixing or '(outside its layers)'!r} ({type(cohort.wrapped.model.get_submodule(mixing)).__name__})"
-    if _Seen.of(cohort, 1, clients=1).same(_Seen.of(cohort, 2, clients=1), exactly=False):
+    kind = type(cohort.wrapped.model.get_submodule(mixing)).__name__
+    layer = f"layer {mixing!r} ({kind})" if mixing else f"what a {kind} does between its layers"
+    apart = all(
+        _Seen.of(cohort, (0, 1), watched=row).same(_Seen.of(cohort, seeds, watched=row), exactly=False)
+        for row, seeds in ((0, (0, 2)), (1, (3, 1)))
+    )
+    if apart:
         return layer
+    config, keys = cohort.wrapped.model.config, ("num_experts", "num_local_experts", "n_routed_experts")
+    why = ", as experts with room for so many tokens do" if any(getattr(config, key, None) for key in keys) else ""
     raise LichenError(
-        f"layer {layer} lets one row change another's result",
+        f"{layer} lets one row change another's result{why}",
         where=cohort.name,
         fix="use a model without batch statistics or routing over the whole batch",
     )
+
+
+@contextmanager
+def running(model: Any) -> Iterator[None]:
+    """Inside, a model sees its first rows: what it raises of itself becomes one sentence.
+
+    Raises:
+        LichenError: if it cannot take rows of tokens as they are.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise LichenError(
+            f"a {type(model).__name__} does not run on rows of tokens: {str(error).strip().splitlines()[0][:200]}",
+            where="model.name",
+            fix="use a model of another family; the guide lists some that work",
+        ) from error
 
 
 @final
@@ -97,16 +130,16 @@ class _Seen:
     """What one call gave.
 
     Attributes:
-        results: The watched client's loss and gradients, or those of the watched row.
-        outputs: Its part of the layers' outputs.
+        results: Losses and gradients, with the clients first.
+        outputs: The layers' outputs, with all rows first.
     """
 
     results: tuple[Tensor, ...]
     outputs: dict[str, Tensor]
 
     @classmethod
-    def of(cls, cohort: _Cohort, seed: int, *, clients: int) -> _Seen:
-        """With two clients the second's rows and tensors follow from the seed; with one, its second row."""
+    def of(cls, cohort: _Cohort, seeds: tuple[int, int], *, watched: int | None = None) -> _Seen:
+        """Two clients whose rows and tensors follow from the seeds; or one with a row from each, one watched."""
         start, model = cohort.init(0), cohort.wrapped.model
 
         def parameters(seed: int) -> Tree:
@@ -115,28 +148,34 @@ class _Seen:
                 for name, x in start.items()
             }
 
-        drawn = [parameters(s) for s in (0, seed)[:clients]]
-        batch, more = (_tiny(s, model.config, cohort.classes, model.device) for s in (0, seed))
-        if clients == 2:
-            batch = {name: torch.cat([batch[name], more[name]]) for name in batch}
+        drawn = [parameters(seed) for seed in (seeds if watched is None else (0,))]
+        first, second = (_tiny(seed, model.config, cohort.classes, model.device) for seed in seeds)
+        if watched is None:
+            batch = {name: torch.cat([first[name], second[name]]) for name in first}
         else:
-            for name in ("input_ids_CBT", "attention_mask_CBT"):
-                batch[name][:, 1] = more[name][:, 1]
-            batch["labels_CBT" if cohort.classes is None else "labels_CB"][:, 1] = -100
+            batch = {name: torch.cat([x[:, :1], second[name][:, :1]], 1) for name, x in first.items() if x.dim() > 1}
+            batch["active_C"] = first["active_C"]
+            batch["labels_CBT" if cohort.classes is None else "labels_CB"][:, 1 - watched] = -100
         trainable_C = {name: torch.stack([tree[name] for tree in drawn]).requires_grad_() for name in start}
         outputs: dict[str, Tensor] = {}
         hooks = [
-            layer.register_forward_hook(_watch(name, outputs, rows=2 * clients))
+            layer.register_forward_hook(_watch(name, outputs, rows=2 * len(drawn)))
             for name, layer in model.named_modules()
             if not list(layer.children())
         ]
+        packed = cohort.packed and watched is None
         try:
-            loss_C, _ = cohort.losses(trainable_C, {}, batch, reference=False, packed=cohort.packed and clients == 2)
+            loss_C, _ = cohort.losses(trainable_C, {}, batch, reference=False, packed=packed)
             grads = torch.autograd.grad(loss_C.sum(), list(trainable_C.values()), allow_unused=True)
         finally:
             for hook in hooks:
                 hook.remove()
-        return cls((loss_C[0].detach(), *(g[0] for g in grads if g is not None)), outputs)
+        return cls((loss_C.detach(), *(g for g in grads if g is not None)), outputs)
+
+    def part(self, client: int) -> _Seen:
+        """One of two clients'."""
+        outputs = {name: x[2 * client : 2 * client + 2] for name, x in self.outputs.items()}
+        return _Seen(tuple(x_C[client] for x_C in self.results), outputs)
 
     def same(self, other: _Seen, *, exactly: bool) -> bool:
         """Whether two calls gave the same bits, or the same but for rounding."""
@@ -145,13 +184,18 @@ class _Seen:
             return all(torch.equal(a, b) for a, b in pairs)
         # Mixed rows move results by far more than the rounding of sums in another order does.
         near = 0.05 if self.results[0].dtype in (torch.bfloat16, torch.float16) else 1e-4
-        return all(float((a - b).norm()) <= near * float(a.norm() + b.norm()) for a, b in pairs)
+        # Gradients are one vector: those that are zero but for rounding say nothing by themselves.
+        return all(
+            sum(float((a - b).double().norm()) ** 2 for a, b in some)
+            <= near**2 * sum(float(a.double().norm()) ** 2 for a, _ in some)
+            for some in (pairs[:1], pairs[1:])
+        )
 
 
 def _watch(name: str, outputs: dict[str, Tensor], *, rows: int) -> Any:
     def hook(layer: Any, inputs: Any, output: Any) -> None:
         # Only outputs with all rows on the first axis can be told apart.
         if isinstance(output, Tensor) and output.dim() > 1 and output.shape[0] == rows and name not in outputs:
-            outputs[name] = output[: rows // 2].detach().clone()
+            outputs[name] = output.detach().clone()
 
     return hook

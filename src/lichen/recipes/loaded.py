@@ -132,7 +132,7 @@ def _cohort(recipe: Recipe, foundation: Any, tokenizer: Any, padded: bool) -> Co
 
 
 def _notes(recipe: Recipe, model: Any, cohort: CohortModel) -> list[str]:
-    """What a person should know of the loaded model: layers that its files lack, and clients that take turns."""
+    """What a person should know of the model: layers that its files lack, and clients with calls of their own."""
     if not isinstance(cohort, CausalCohort | ClassifierCohort):
         return []
     notes: list[str] = []
@@ -145,5 +145,5 @@ def _notes(recipe: Recipe, model: Any, cohort: CohortModel) -> list[str]:
     if more := [name for name in cohort.wrapped.heads if named and not within(name, (*named, *lacked))]:
         notes.append(f"trained whole beside modules_to_save, as PEFT does in every classifier: {', '.join(more)}")
     if cohort.alone is not None and recipe.engine.packing:
-        notes.append(f"clients take turns: layer {cohort.alone} serves one at a time")
+        notes.append(f"each client gets a call of its own, because of {cohort.alone}")
     return notes
