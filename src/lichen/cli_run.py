@@ -41,16 +41,14 @@ def run(
     out
         The run's folder; runs/NAME-N if not given.
     resume
-        Go on with the run in this folder, by its own recipe.
+        Go on with the run in this folder, by its own recipe; -s data.name=PATH says where its data lie now.
     quiet
         Show no progress.
     json
         Print the summary as JSON, and nothing else, on standard output.
     """
-    if resume is not None and (recipe is not None or set_ or out is not None):
-        raise LichenError(
-            "goes on with the folder's own recipe", where="--resume", fix="leave out RECIPE, --set and --out"
-        )
+    if resume is not None and (recipe is not None or out is not None):
+        raise LichenError("goes on with the folder's own recipe", where="--resume", fix="leave out RECIPE and --out")
     if resume is not None and not has_recipe(resume):
         raise LichenError(
             "has no recipe.yaml, so no run to go on with",

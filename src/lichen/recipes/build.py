@@ -33,6 +33,7 @@ from lichen.recipes.done import Done
 from lichen.recipes.exchange import run_exchange
 from lichen.recipes.folder import RunFolder, peak_memory_bytes
 from lichen.recipes.launch import launch, telling
+from lichen.recipes.moved import move
 from lichen.recipes.oneshot import run_oneshot
 from lichen.recipes.open import open_recipe
 from lichen.recipes.parts import down_of, stations
@@ -84,17 +85,20 @@ def run(
     path = Path(out) if out is not None else new_folder(recipe.name)
     apart = recipe.engine.name == "distributed"
     mine = False  # whether this process has made the folder, so that it may remove it
+    moved_back: list[Callable[[], None]] = []
     try:
         if apart and not is_rank():
-            mine = _claim(path, recipe, resume)
+            mine = _claim(path, recipe, resume, moved_back)
             command = [sys.executable, "-m", "lichen", "rank", str(path)]
             launch(command, nodes=recipe.engine.nodes, observers=observers, say=say)
         else:
             with connect(recipe.model.device) if apart else Ranks() as ranks:
-                mine = ranks.ask_first(lambda: _claim(path, recipe, resume)) and ranks.first
+                mine = ranks.ask_first(lambda: _claim(path, recipe, resume, moved_back)) and ranks.first
                 watching, speaking = (observers, say) if ranks.first else ((), lambda _: None)
                 _go(recipe, path, ranks, watching, speaking)
     except LichenError:
+        for give_back in moved_back:
+            give_back()  # what lies at the new place may be something else
         if mine and not (path / "trace.jsonl").exists():
             shutil.rmtree(path)  # nothing was trained: the mended recipe may go where this one failed
         raise
@@ -102,8 +106,14 @@ def run(
     return Result(summary=read_summary(path), folder=path, adapter=adapter)
 
 
-def _claim(path: Path, recipe: Recipe, resume: bool) -> bool:
+def _claim(path: Path, recipe: Recipe, resume: bool, moved_back: list[Callable[[], None]]) -> bool:
     """Make the folder the recipe's; whether it is a new one.
+
+    Args:
+        path: The folder.
+        recipe: The recipe.
+        resume: What lies there may be gone on with.
+        moved_back: Gets what undoes a change of the folder's recipe.
 
     Raises:
         LichenError: if something lies there that is not to be resumed.
@@ -114,6 +124,8 @@ def _claim(path: Path, recipe: Recipe, resume: bool) -> bool:
         private.make_folder(path)
     if not (path / "recipe.yaml").exists():  # first of all files: with it, whatever is left can be resumed
         write_atomic(path / "recipe.yaml", write_recipe(recipe).encode())
+    elif resume:
+        moved_back.append(move(path, recipe))
     return not resume
 
 

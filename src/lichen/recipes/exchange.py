@@ -45,6 +45,7 @@ from lichen.recipes.done import Done, classified, majority, tested
 from lichen.recipes.exchange_end import Trained, bytes_of, ensemble_column, save_models, told_by_kind
 from lichen.recipes.exchange_parts import ByKind, averaged, engine_of, private, server
 from lichen.recipes.folder import RunFolder
+from lichen.recipes.inputs import agree, inputs_of
 from lichen.recipes.parts import lr_scale, sampler_of, server_of, validators_of
 from lichen.recipes.schema import Recipe
 from lichen.recipes.unequal import Unequal, open_unequal
@@ -69,6 +70,7 @@ def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> D
         LichenError: whatever does not fit, by its key.
     """
     opened, unequal = open_unequal(recipe, say)
+    agree(folder, recipe, inputs_of(opened, *unequal.benches.values()))
     save_class_names(folder, opened.classes)
     trained = _federated(unequal, folder, watch)
     columns = {"federated": trained.column}

@@ -39,6 +39,7 @@ from lichen.recipes.schema import Recipe
 from lichen.recipes.schema import Student as StudentSection
 
 __all__ = [
+    "SCRATCH",
     "STUDENT_TOKENIZER",
     "base_name_of",
     "described_base",
@@ -48,6 +49,9 @@ __all__ = [
     "spec_of",
     "start_of",
 ]
+
+SCRATCH = "state/scratch"
+"""Where in a run's folder the language model lies that was drawn from nothing."""
 
 STUDENT_TOKENIZER = "minilm-l6"
 """A text student that is trained from scratch still needs somebody's tokens."""

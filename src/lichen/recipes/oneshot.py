@@ -22,6 +22,7 @@ from lichen.core.message import Job
 from lichen.core.seeds import numpy_generator
 from lichen.core.store import ClientStore, save_tree
 from lichen.core.tree import Tree
+from lichen.data.digest import records_digest
 from lichen.data.shards import ArrayShard, EvalSource
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event
@@ -32,6 +33,7 @@ from lichen.recipes.commons import commons_of, labelled_of
 from lichen.recipes.done import Done, classified, majority, tested
 from lichen.recipes.featured import encoder_of, featured
 from lichen.recipes.folder import RunFolder
+from lichen.recipes.inputs import Inputs, agree
 from lichen.recipes.open import fetch_named
 from lichen.recipes.prepare import Owner, classes_of, first_of, gather
 from lichen.recipes.schema import Recipe
@@ -154,10 +156,11 @@ def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None
         fetch_named(recipe, say)
     records = gather(recipe)
     classes = classes_of(recipe, records)
-    save_class_names(folder, classes)
     owners = labelled_of(commons_of(recipe, records).owners)
     features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
     make = featured(recipe, features, tokenizer, classes)
+    agree(folder, recipe, Inputs(rows=len(records), data=records_digest(records), model=features.base))
+    save_class_names(folder, classes)
     say(f"features of {sum(len(o.train) + len(o.test) for o in owners):,} rows of {len(owners)} clients")
 
     def kept(part: str) -> list[ArrayShard]:

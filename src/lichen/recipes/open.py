@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 from lichen.data.catalog import CATALOG
+from lichen.data.digest import records_digest
 from lichen.data.fetch import fetch
 from lichen.data.frequent import Frequent
 from lichen.data.records import Record
@@ -44,6 +45,8 @@ class Opened:
         make: How rows become what the model reads.
         public: The public rows without labels that a classifier learns from, if there are any.
         vocabulary: The student's words, where they were taken from public text.
+        rows: How many rows were read, before they were dealt out.
+        data: Their digest.
     """
 
     bench: Bench
@@ -55,6 +58,8 @@ class Opened:
     make: Callable[[Sequence[Record]], Shard]
     public: Shard | None = None
     vocabulary: Frequent | None = None
+    rows: int = 0
+    data: str = ""
 
 
 def fetch_named(recipe: Recipe, say: Callable[[str], None]) -> None:
@@ -146,6 +151,8 @@ def open_recipe(recipe: Recipe, *, say: Callable[[str], None] = lambda _: None, 
         make=make,
         public=public,
         vocabulary=words,
+        rows=len(records),
+        data=records_digest(records),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -11,7 +12,7 @@ from lichen.clients.evaluate import Evaluate
 from lichen.core.contracts import Station
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
-from lichen.core.store import ClientStore, save_tree
+from lichen.core.store import ClientStore, save_tree, write_atomic
 from lichen.core.tree import Tree
 from lichen.data.records import load_records
 from lichen.data.shards import Shard
@@ -23,7 +24,8 @@ from lichen.recipes.classes import save_class_names
 from lichen.recipes.done import Done, classified, gained, majority, tested
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.help import help_of
-from lichen.recipes.models import STUDENT_TOKENIZER, described_base, spec_of
+from lichen.recipes.inputs import agree, inputs_of
+from lichen.recipes.models import SCRATCH, STUDENT_TOKENIZER, base_name_of, described_base, spec_of
 from lichen.recipes.open import Opened, fetch_named, open_recipe, shards_of
 from lichen.recipes.parts import validators_of
 from lichen.recipes.prepare import encode
@@ -40,6 +42,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done
     with folder.ranks.ahead():
         fetch_named(recipe, say)
     opened = open_recipe(recipe, say=say)
+    agree(folder, recipe, inputs_of(opened))
     save_class_names(folder, opened.classes)
     helped = help_of(opened, folder, say)
     columns = {**helped.columns, **adapt(helped.bench, folder, watch, say, plain=opened.bench)}
@@ -119,6 +122,9 @@ def _save(opened: Opened, folder: RunFolder, best: Tree) -> None:
     tree = {name: x for name, x in best.items() if not name.startswith(("patch.", "answers."))}
     patch = {name: x for name, x in best.items() if name.startswith("patch.")}
     save_tree(folder.path / "state" / "final.safetensors", {**tree, **patch})
+    if recipe.model.scratch is not None:  # its tokenizer was learned from rows that may be gone tomorrow
+        for file in sorted(Path(base_name_of(opened.foundation)).iterdir()):
+            write_atomic(folder.path / SCRATCH / file.name, file.read_bytes())
     if opened.foundation is not None and recipe.model.adapter.kind != "full" and recipe.optimizer.name != "cma":
         spec = spec_of(recipe, opened.foundation)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from lichen.models.merge import merge as merged_model
 from lichen.present.summary import read_summary
 from lichen.recipes.ask import Sampling, ask_ids, end_ids, write
 from lichen.recipes.classes import class_names
-from lichen.recipes.models import foundation_of, make_student, scratch_folder, spec_of
+from lichen.recipes.models import SCRATCH, foundation_of, make_student, scratch_folder, spec_of
 from lichen.recipes.prepare import classes_of, gather, owners_of
 from lichen.recipes.read import read_recipe
 from lichen.recipes.schema import Recipe
@@ -58,8 +59,15 @@ def _finished(folder: Path) -> tuple[Recipe, Tree]:
     return read_recipe(folder / "recipe.yaml"), tree
 
 
-def _foundation(folder: Path, recipe: Recipe) -> tuple[Any, Any, tuple[str, ...]]:
-    """``(model, tokenizer, classes)`` as the run loaded them."""
+def _classes(recipe: Recipe, folder: Path) -> tuple[str, ...]:
+    """The run's classes by its own folder; of a folder that is older than their file, by its data."""
+    if recipe.task == "chat":
+        return ()
+    return class_names(folder) or classes_of(recipe, gather(recipe))
+
+
+def _foundation(recipe: Recipe, folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
+    """``(model, tokenizer, classes)`` as the run loaded them; nothing of its data is read."""
     if recipe.optimizer.name == "cma":
         raise LichenError(
             "a prompt found by asking lies outside the model", where=recipe.name, fix="its tensors lie in model/"
@@ -71,9 +79,10 @@ def _foundation(folder: Path, recipe: Recipe) -> tuple[Any, Any, tuple[str, ...]
             where=recipe.name,
             fix="its tensors lie in the run's model/ as safetensors",
         )
-    classes = () if recipe.task == "chat" else class_names(folder) or classes_of(recipe, gather(recipe))
+    classes = _classes(recipe, folder)
     if scratch:
-        source: str | Path = scratch_folder(recipe, owners_of(recipe, gather(recipe)))
+        drawn = folder / SCRATCH
+        source: str | Path = drawn if drawn.is_dir() else scratch_folder(recipe, owners_of(recipe, gather(recipe)))
     else:
         source = resolve_model(str(recipe.model.name))
     model, tokenizer = foundation_of(recipe, source, len(classes))
@@ -81,13 +90,13 @@ def _foundation(folder: Path, recipe: Recipe) -> tuple[Any, Any, tuple[str, ...]
     return model, tokenizer, classes
 
 
-def export(folder: Path, *, merge: bool, out: Path | None = None) -> Path:
+def export(folder: Path | str, *, merge: bool = False, out: Path | str | None = None) -> Path:
     """Write the run's model: a plain transformers folder with everything merged, or the adapter as it is.
 
     Args:
         folder: The run folder.
-        merge: Merge into the base's weights; else name the adapter's folder.
-        out: Where to; by default ``folder/merged``.
+        merge: Merge into the base's weights; else it is the adapter.
+        out: Where to; by default ``folder/merged``, and for the adapter where it lies.
 
     Returns:
         The folder that loads elsewhere.
@@ -95,12 +104,11 @@ def export(folder: Path, *, merge: bool, out: Path | None = None) -> Path:
     Raises:
         LichenError: if the run is not finished, or has nothing of the kind.
     """
+    folder, out = Path(folder), None if out is None else Path(out)
     if not merge:
-        if (folder / "adapter").is_dir():
-            return folder / "adapter"
-        raise LichenError("has no adapter", where=str(folder), fix="use --merge")
+        return _adapter(folder, out)
     recipe, tree = _finished(folder)
-    model, tokenizer, classes = _foundation(folder, recipe)
+    model, tokenizer, classes = _foundation(recipe, folder)
     if recipe.model.adapter.kind == "full":
         whole = filled(model, tree)
     else:
@@ -114,6 +122,21 @@ def export(folder: Path, *, merge: bool, out: Path | None = None) -> Path:
     tokenizer.save_pretrained(target)
     share(target)
     return target
+
+
+def _adapter(folder: Path, out: Path | None) -> Path:
+    """The folder of the run's adapter, or a copy of it."""
+    own = folder / "adapter"
+    if not own.is_dir():
+        read_summary(folder)  # says so where it is no run, or not finished
+        raise LichenError("has no adapter", where=str(folder), fix="use --merge")
+    if out is None:
+        return own
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise LichenError("is not empty", where=f"--out {out}", fix="choose another folder")
+    shutil.copytree(own, out, dirs_exist_ok=True)
+    share(out)
+    return out
 
 
 def _attached(recipe: Recipe, model: Any, tree: Tree) -> Any:
@@ -159,10 +182,10 @@ def talk(
         raise LichenError(f"a run of task {recipe.task} writes nothing", where=next(iter(given)), fix="leave it out")
     sampling = Sampling(**given)  # type: ignore[arg-type]  # by name, each of its own type
     if recipe.task == "oneshot":
-        return _talk_oneshot(recipe, tree)
+        return _talk_oneshot(recipe, tree, folder)
     if recipe.model.student is not None:
         return _talk_student(recipe, tree, folder)
-    model, tokenizer, classes = _foundation(folder, recipe)
+    model, tokenizer, classes = _foundation(recipe, folder)
     joined = _attached(recipe, model, tree)
     if recipe.task == "chat":
 
@@ -232,10 +255,10 @@ def _talk_student(recipe: Recipe, tree: Tree, folder: Path) -> Talker:
     return Talker(kind="classify", answer=classify)
 
 
-def _talk_oneshot(recipe: Recipe, head: Tree) -> Talker:
+def _talk_oneshot(recipe: Recipe, head: Tree, folder: Path) -> Talker:
     model, tokenizer = load_encoder(resolve_model(str(recipe.model.name)))
     features = EncoderFeatures(model, normalize=True)
-    classes = classes_of(recipe, gather(recipe))
+    classes = _classes(recipe, folder)
 
     def classify(text: str) -> tuple[str, str]:
         record = Record(client="", text=text)
