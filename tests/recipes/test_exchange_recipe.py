@@ -184,8 +184,8 @@ def test_texts_are_read_by_students_of_two_kinds(tmp_path: Path, monkeypatch: py
     known = Tokenizer(WordLevel({word: i for i, word in enumerate((*SPECIAL.values(), *WORDS))}, unk_token="<unk>"))
     known.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=known, **SPECIAL)
-    monkeypatch.setattr("lichen.recipes.models.resolve_model", lambda _: tmp_path)
-    monkeypatch.setattr("lichen.recipes.models.load_encoder", lambda _: (None, tokenizer))
+    monkeypatch.setattr("lichen.recipes.loaded.resolve_model", lambda _: tmp_path)
+    monkeypatch.setattr("lichen.recipes.loaded.load_encoder", lambda _: (None, tokenizer))
     rng, lines = torch.Generator().manual_seed(0), []
     for person in range(6):
         for row in range(14):
