@@ -291,6 +291,46 @@ def test_init_writes_a_recipe_that_reads(build: Build, capsys: pytest.CaptureFix
     assert "lichen run new/mine.yaml" in capsys.readouterr().err
 
 
+def test_init_takes_what_the_user_says(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    from lichen.recipes.read import read_recipe
+
+    row = {"what": "say it in French", "given": "good day to you", "told": "bonjour", "who": "a"}
+    Path("rows.jsonl").write_text("".join(json.dumps({**row, "who": "ab"[i % 2]}) + "\n" for i in range(9)))
+    words = [*("--prompt", "what", "--prompt", "given", "--completion", "told"), *("--client", "who")]
+    words += ["--model", "org/name", "--task", "chat"]
+    assert cli.main(["init", "rows.jsonl", *words]) == 0
+    recipe = read_recipe("recipe.yaml")
+    assert recipe.data.columns == {
+        "client": "who",
+        "prompt": ("what", "given"),
+        "completion": "told",
+    }
+    assert (recipe.model.name, recipe.task) == ("org/name", "chat")
+    assert "prompt     what + given" in capsys.readouterr().err
+
+
+def test_init_asks_at_a_terminal(
+    build: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    from lichen.recipes.read import read_recipe
+
+    rows = [{"words": f"some words, number {i}", "mood": "ab"[i % 2], "wing": "xy"[i % 2]} for i in range(9)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    typed = io.StringIO("7\n2\n")
+    monkeypatch.setattr(typed, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", typed)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main(["init", "rows.jsonl"]) == 0
+    assert read_recipe("recipe.yaml").data.columns == {"text": "words", "label": "wing"}
+    err = capsys.readouterr().err
+    for words in ("Which column is the label?", "  2  wing (2 classes)", "a number from 1 to 3"):
+        assert words in err
+    assert cli.main(["init", "rows.jsonl", "--out", "other.yaml"]) == 130
+    assert not Path("other.yaml").exists()
+
+
 def test_list_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     from lichen.data.catalog import CATALOG
 

@@ -312,6 +312,34 @@ def test_cells_of_parquet(tmp_path: Path) -> None:
         load_records(str(path), columns={"text": "null"})
 
 
+def test_a_folder_that_cannot_be_entered_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ann.csv").write_text("text\na\n")
+    (tmp_path / "locked").mkdir()
+    scan = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(LichenError, match="Permission denied") as caught:
+        data_files(tmp_path)
+    assert caught.value.where == str(tmp_path / "locked")
+
+
+def test_a_list_is_read_as_fast_as_lines(tmp_path: Path) -> None:
+    rows = [{"text": f"some words of row {i}"} for i in range(20_000)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spent = {}
+    for name in ("a.json", "a.jsonl"):
+        begin = time.process_time()
+        assert read_rows(tmp_path / name) == rows
+        spent[name] = time.process_time() - begin
+    assert spent["a.json"] < 8 * spent["a.jsonl"] + 0.2
+
+
 def test_half_a_character_is_told_with_its_row(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "cut \\ud83d"}\n')
     with pytest.raises(LichenError, match="half a character") as caught:

@@ -83,7 +83,7 @@ def _walk(path: Path) -> tuple[list[Path], list[str]]:
     found: list[Path] = []
     left: list[str] = []
     seen: set[tuple[int, int]] = set()
-    for home, folders, names in os.walk(path, followlinks=True):
+    for home, folders, names in os.walk(path, followlinks=True, onerror=_raise):
         about = os.stat(home)
         if (about.st_dev, about.st_ino) in seen:
             folders[:] = []
@@ -107,6 +107,13 @@ def _walk(path: Path) -> tuple[list[Path], list[str]]:
             f"holds no data files{f', only {listed(left, most=3)}' if left else ''}", where=str(path), fix=fix
         )
     return sorted(found), left
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be entered is no folder without data."""
+    raise LichenError(
+        f"cannot be read: {error.strerror or error}", where=str(error.filename), fix="check its permissions"
+    )
 
 
 def _hidden(name: str) -> bool:

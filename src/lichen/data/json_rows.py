@@ -128,20 +128,23 @@ def _first(file: TextIO) -> str:
 
 def _list_rows(path: Path, file: TextIO) -> Iterator[Row]:
     """The objects of one list, one by one."""
-    text, at, line, ended, number = "", 0, 1, False, 0
+    text, at, lines, ended, number = "", 0, 1, False, 0
     expected = "["
+
+    def where() -> str:
+        return f"{path}, line {lines + text.count(chr(10), 0, at)}"
+
     while True:
         at = _BLANK.match(text, at).end()  # type: ignore[union-attr]
         if at == len(text) and not ended:
-            line += text.count("\n")
+            lines += text.count("\n")
             text, at = file.read(_CHUNK), 0
             ended = not text
             continue
-        where = f"{path}, line {line + text.count(chr(10), 0, at)}"
         letter = text[at : at + 1]
         if expected == "end":
             if letter:
-                raise LichenError("is not valid JSON: something follows the list", where=where, fix=_LIST)
+                raise LichenError("is not valid JSON: something follows the list", where=where(), fix=_LIST)
             return
         if letter == "]" and expected in ("value or ]", ", or ]"):
             expected, at = "end", at + 1
@@ -150,22 +153,22 @@ def _list_rows(path: Path, file: TextIO) -> Iterator[Row]:
         elif expected == ", or ]":
             if letter != ",":
                 what = f"expected a comma, not {letter!r}" if letter else "the list is never closed"
-                raise LichenError(f"is not valid JSON: {what}", where=where, fix="mend it there")
+                raise LichenError(f"is not valid JSON: {what}", where=where(), fix="mend it there")
             expected, at = "value", at + 1
         else:
             try:
                 value, at = _DECODER.raw_decode(text, at)
             except RecursionError as error:
-                raise _fault(error, where) from None
+                raise _fault(error, where()) from None
             except ValueError as error:
                 if ended or not _may_go_on(error, text):
-                    raise _fault(error, where) from None
+                    raise _fault(error, where()) from None
                 if len(text) - at > MOST_LETTERS:
                     raise LichenError(
-                        f"holds a row of more than {MOST_LETTERS >> 20} million letters", where=where, fix="cut it"
+                        f"holds a row of more than {MOST_LETTERS >> 20} million letters", where=where(), fix="cut it"
                     ) from None
                 more = file.read(max(len(text) - at, _CHUNK))
-                line += text.count("\n", 0, at)
+                lines += text.count("\n", 0, at)
                 text, at, ended = text[at:] + more, 0, not more
                 continue
             number += 1
