@@ -340,6 +340,24 @@ def test_a_list_is_read_as_fast_as_lines(tmp_path: Path) -> None:
     assert spent["a.json"] < 8 * spent["a.jsonl"] + 0.2
 
 
+def test_tools_of_sharegpt_are_calls_and_answers(tmp_path: Path) -> None:
+    call = {"name": "look", "arguments": {"at": "sky"}}
+    turns = [
+        ("human", "What is up?"),
+        ("function_call", json.dumps(call)),
+        ("observation", "blue"),
+        ("gpt", "It is blue."),
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"conversations": [{"from": who, "value": said} for who, said in turns]}))
+    (record,) = load_records(str(path), columns={"messages": "conversations"})
+    assert [turn["role"] for turn in record.messages] == ["user", "assistant", "tool", "assistant"]
+    assert record.messages[1]["tool_calls"] == [{"type": "function", "function": call}]
+    path.write_text(json.dumps({"conversations": [{"from": "function_call", "value": "look at the sky"}]}))
+    with pytest.raises(LichenError, match="list of turns"):
+        load_records(str(path), columns={"messages": "conversations"})
+
+
 def test_half_a_character_is_told_with_its_row(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "cut \\ud83d"}\n')
     with pytest.raises(LichenError, match="half a character") as caught:

@@ -38,8 +38,15 @@ def _turn(turn: Mapping[str, Any]) -> Mapping[str, Any]:
     if "role" in turn or not {"from", "value"} <= turn.keys():
         return turn
     who, said = turn["from"], turn["value"]
-    role = _ROLES.get(who.strip().lower(), who) if isinstance(who, str) else who
-    return {"role": role, "content": said}
+    word = who.strip().lower() if isinstance(who, str) else ""
+    if word == "function_call":
+        return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": _call(said)}]}
+    return {"role": _ROLES.get(word, who), "content": said}
+
+
+def _call(said: Any) -> Any:
+    """What a turn of ShareGPT's ``function_call`` calls: JSON with a name and arguments."""
+    return json.loads(said) if isinstance(said, str) else said
 
 
 def is_turns(value: Any) -> bool:

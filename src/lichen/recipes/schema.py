@@ -62,9 +62,12 @@ class Data(Section):
         default=None,
         description="forms chat and messages: system message of conversations without one, "
         '`""` for none; none: what the template writes by itself',
+        examples=["Answer in one sentence."],
     )
     template: str | None = Field(
-        default=None, description="forms chat and messages: a Jinja file in place of the tokenizer's chat template"
+        default=None,
+        description="forms chat and messages: a Jinja file in place of the tokenizer's chat template",
+        examples=["chat.jinja"],
     )
     thinking: bool = Field(
         default=False,
