@@ -116,6 +116,23 @@ def test_weights_of_another_shape_of_model_are_refused(bert: Path, gpt2: Path, t
         load_classifier(tmp_path, classes=2, seed=0)
 
 
+def test_an_output_layer_that_the_files_lack_is_not_drawn_unless_it_is_the_embedding(tmp_path: Path) -> None:
+    size: dict[str, Any] = {
+        "vocab_size": 31,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    for tied in (True, False):
+        folder = tmp_path / str(tied)
+        hf.LlamaModel(hf.LlamaConfig(**size, tie_word_embeddings=tied)).save_pretrained(folder)
+        _tokenizer(folder, eos_token="</s>")
+    load_causal(tmp_path / "True")
+    with pytest.raises(LichenError, match=r"lacks weights such as 'lm_head\.weight'"):
+        load_causal(tmp_path / "False")
+
+
 def test_a_left_over_gguf_mark_is_dropped(gpt2: Path, tmp_path: Path) -> None:
     for file in gpt2.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -131,6 +131,17 @@ def test_a_head_without_names_is_never_kept_under_other_names(tmp_path: Path) ->
     assert torch.equal(opened.foundation.classifier.weight, bare.foundation.classifier.weight)
 
 
+def test_names_for_another_number_of_classes_name_nothing(tmp_path: Path) -> None:
+    _base(tmp_path / "base", classes=5)
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    config |= {"id2label": dict(enumerate(NAMES)), "label2id": {name: k for k, name in enumerate(NAMES)}}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    said: list[str] = []
+    opened = open_recipe(read_recipe(_recipe(tmp_path, NAMES)), say=said.append)
+    assert opened.classes == tuple(sorted(NAMES))
+    assert any("does not name its classes, and is drawn anew" in line for line in said)
+
+
 def test_names_without_a_head_say_nothing(tmp_path: Path) -> None:
     save_bare("bert", tmp_path / "base", id2label=dict(enumerate(NAMES)))
     labels = ("x", "y", "z")

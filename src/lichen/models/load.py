@@ -186,7 +186,9 @@ def load_causal(
         )
     model, info = _weights(AutoModelForCausalLM, source, config, _dtype(dtype), quantized, layers=layers, random=random)
     if random is None:
-        _refuse_missing(info, source, allowed="lm_head")
+        # An output layer that is the embedding is no layer of its own; any other would be drawn, and nobody trains it.
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        _refuse_missing(info, source, allowed="lm_head" if tied else "\0")
     return _frozen(model, device), read_tokenizer(source, model)
 
 

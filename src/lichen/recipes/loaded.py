@@ -18,7 +18,7 @@ from lichen.models.cohort import CausalCohort, ClassifierCohort
 from lichen.models.full import FullCausal, FullClassifier
 from lichen.models.load import base_digest, load_encoder
 from lichen.models.named_head import base_names, in_base_order
-from lichen.models.whole import came_with_head, head_layers, lacked_layers, within
+from lichen.models.whole import came_with_head, head_layers, lacked_layers, output_layer, within
 from lichen.recipes.models import STUDENT_TOKENIZER, foundation_of, scratch_folder, spec_of
 from lichen.recipes.prepare import Owner
 from lichen.recipes.schema import Recipe
@@ -90,19 +90,19 @@ def _classifier(
     names, notes = base_names(source), list[str]()
     if names:
         model, tokenizer = foundation_of(recipe, source, len(names))
-        if came_with_head(model):
+        if came_with_head(model) and output_layer(model) not in lacked_layers(model):
             classes, loose = in_base_order(labels, names)
             notes.append(f"the head of {recipe.model.name} is kept, with its classes: {', '.join(classes)}")
             if loose:
                 notes.append(f"taken for the base's classes in spite of case or blanks: {', '.join(loose)}")
             return model, tokenizer, classes, notes
-        if len(names) == len(labels):
+        if len(names) == len(labels) and not came_with_head(model):
             return model, tokenizer, tuple(labels), notes
     model, tokenizer = foundation_of(recipe, source, len(labels), anew=True)
     if came_with_head(model):
         notes.append(
-            f"the head of {recipe.model.name} does not name its classes, and is drawn anew; to keep it, name them as "
-            "id2label in the base's config.json"
+            f"the head of {recipe.model.name} does not name its classes, and is drawn anew; to keep it, name each one "
+            "in id2label of the base's config.json"
         )
     return model, tokenizer, tuple(labels), notes
 
