@@ -29,6 +29,7 @@ from lichen.present.target import bytes_to, rounds_to
 from lichen.present.trace import Event, Trace, read_trace
 from lichen.recipes.adapt import Column
 from lichen.recipes.bench import grid_name, metric_name
+from lichen.recipes.card import write_adapter_card
 from lichen.recipes.done import Done
 from lichen.recipes.exchange import run_exchange
 from lichen.recipes.folder import RunFolder, peak_memory_bytes
@@ -158,6 +159,7 @@ def _go(
         return
     summary = _summary(recipe, folder, done, memory, joules)
     folder.write_json("summary.json", summary)
+    write_adapter_card(path, recipe)
     curves_png(path)
     clients_png(path, _clients(done), metric=summary["metric"], higher_is_better=summary["higher_is_better"])
 

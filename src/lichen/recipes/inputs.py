@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 from lichen.core.errors import LichenError
@@ -21,7 +22,7 @@ from lichen.recipes.folder import RunFolder
 from lichen.recipes.open import Opened
 from lichen.recipes.schema import Recipe
 
-__all__ = ["FORMAT", "Inputs", "agree", "inputs_of"]
+__all__ = ["FORMAT", "Inputs", "agree", "inputs_of", "rows_of"]
 
 FORMAT = 1
 """Of a run's folder; one of another format cannot be gone on with."""
@@ -100,6 +101,14 @@ def _agree(folder: RunFolder, recipe: Recipe, inputs: Inputs) -> None:
     for name, (what, where, fix) in _changes(recipe, before, inputs).items():
         if before.get(name) != now[name]:
             raise LichenError(what, where=where, fix=fix)
+
+
+def rows_of(run: Path) -> int:
+    """How many rows a run was made from; 0 for the folder of an earlier version."""
+    try:
+        return int(json.loads((run / "state" / _NAME).read_text(encoding="utf-8"))["rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _changes(recipe: Recipe, before: Mapping[str, object], now: Inputs) -> dict[str, tuple[str, str, str]]:

@@ -138,7 +138,7 @@ def _save(opened: Opened, folder: RunFolder, best: Tree) -> None:
             )
             opened.tokenizer.save_pretrained(folder.path / "adapter")
             if opened.classes:
-                folder.write_json("adapter/classes.json", list(opened.classes))
+                folder.write_json("adapter/classes.json", list(opened.classes), shared=True)
             return
         except LichenError:
             if not patch and has_peft_format(spec):

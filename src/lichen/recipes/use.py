@@ -28,6 +28,7 @@ from lichen.models.merge import attach
 from lichen.models.merge import merge as merged_model
 from lichen.present.summary import read_summary
 from lichen.recipes.ask import Sampling, ask_ids, end_ids, write
+from lichen.recipes.card import write_card
 from lichen.recipes.classes import class_names
 from lichen.recipes.models import SCRATCH, foundation_of, make_student, scratch_folder, spec_of
 from lichen.recipes.prepare import classes_of, gather, owners_of
@@ -120,6 +121,7 @@ def export(folder: Path | str, *, merge: bool = False, out: Path | str | None = 
     target = out or folder / "merged"
     whole.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    write_card(folder, target, recipe, tokenizer)
     share(target)
     return target
 

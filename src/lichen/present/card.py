@@ -1,0 +1,258 @@
+"""The model card of what a run leaves: what it is, how it is asked, how other tools load it.
+
+It is a ``README.md`` with the front matter that the Hugging Face hub reads. It says nothing of a single client or
+row: numbers of them, and the columns of the summary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+from lichen.core.visible import visible
+from lichen.present.units import score_text
+
+__all__ = ["Card", "card_text", "front_matter"]
+
+LLAMA_CPP = "llama.cpp"
+_MERGE = "`lichen export RUN --merge` writes one whole model, whose card has the commands."
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What a card is written from.
+
+    Attributes:
+        name: Of the run.
+        question: What it answers; may be empty.
+        task: Chat or classify.
+        folder: Name of the folder that the card lies in.
+        base: Where the base model is published or lies, as a loader takes it.
+        base_id: The base's id on the Hugging Face hub; empty where it has none that is known.
+        licence: Of the base; empty where it is not known.
+        kind: ``merged``, or PEFT's name of the adapter, such as ``LORA``.
+        rank: The largest rank of a LoRA; 0 for others.
+        whole: Modules that the adapter holds whole.
+        form: ``data.form`` of a language model.
+        prompt: What the model is given before an answer to :attr:`asked`; empty for a classifier.
+        start: Number of the start token that stands before it; -1 where the chat template writes it.
+        asked: An example of what is asked.
+        max_length: Tokens of a row in training.
+        classes: Names of the classes in the order of the logits.
+        data: The catalog's name of the data; empty for private ones.
+        rows: How many rows were read; 0 where that is not known.
+        own_words: The tokenizer was learned from the clients' rows.
+        nowhere: Why no tool finds the adapter's base, such as that it was cut short; else empty.
+        summary: The run's.
+    """
+
+    name: str
+    question: str
+    task: Literal["chat", "classify"]
+    folder: str
+    base: str
+    base_id: str
+    licence: str
+    kind: str
+    rank: int
+    whole: tuple[str, ...]
+    form: str
+    prompt: str
+    start: int
+    asked: str
+    max_length: int
+    classes: tuple[str, ...]
+    data: str
+    rows: int
+    own_words: bool
+    nowhere: str
+    summary: Mapping[str, Any]
+
+    @property
+    def merged(self) -> bool:
+        """Whether it is a whole model."""
+        return self.kind == "merged"
+
+
+def front_matter(card: Card) -> dict[str, Any]:
+    """What the hub reads of a card."""
+    kind = "finetune" if card.merged else "adapter"
+    found: dict[str, Any] = {"library_name": "transformers" if card.merged else "peft"}
+    if card.base_id:
+        found["base_model"] = card.base_id
+        found["base_model_relation"] = kind
+    if card.licence:
+        found["license"] = card.licence.lower()
+    found["pipeline_tag"] = "text-generation" if card.task == "chat" else "text-classification"
+    found["tags"] = ["lichen", "federated-learning", *([] if card.merged else [card.kind.lower().replace("_", "-")])]
+    return found
+
+
+def card_text(card: Card) -> str:
+    """The whole card, as Markdown."""
+    head = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front_matter(card).items())
+    parts = [f"---\n{head}\n---\n", f"# {_cell(card.name)}\n", _what(card), _data(card), _scores(card), _asked(card)]
+    parts += [_nowhere(card)] if card.nowhere else [_transformers(card), _servers(card)]
+    parts += [_terms(card)]
+    return "\n".join(part for part in parts if part)
+
+
+def _what(card: Card) -> str:
+    base = f"`{card.base}`"
+    if "/" in card.base_id:
+        base = f"[{card.base_id}](https://huggingface.co/{card.base_id})"
+        if card.base != card.base_id:
+            base += f" (trained on the catalog's `{card.base}`, whose weights may be of another precision)"
+    if card.merged:
+        what = f"A {'language model' if card.task == 'chat' else 'classifier'}: {base} with what was learned merged in."
+    else:
+        held = f", rank {card.rank} at most" if card.rank else ""
+        whole = f" It holds these modules whole: {', '.join(f'`{name}`' for name in card.whole)}." if card.whole else ""
+        what = f"A PEFT adapter ({card.kind}{held}) for {base}.{whole}"
+    question = f"{visible(card.question)}\n\n" if card.question else ""
+    return f"{question}{what} It was trained by federated learning with Lichen.\n"
+
+
+def _data(card: Card) -> str:
+    clients = int(card.summary["clients"])
+    rows = f" from {card.rows:,} rows" if card.rows else ""
+    data = f" of the catalog's data `{card.data}`" if card.data else " that stayed with their owners"
+    words = " Its tokenizer was learned from these rows: its vocabulary holds their words." if card.own_words else ""
+    return f"## What it was trained on\n\n{clients:,} clients{rows}{data}.{words}\n"
+
+
+def _scores(card: Card) -> str:
+    summary = card.summary
+    better = "higher" if summary["higher_is_better"] else "lower"
+    lines = [
+        "## Results\n",
+        f"On test rows, `{summary['metric']}` ({better} is better), over the clients:\n",
+        "| | Mean | Worst tenth |",
+        "|---|---|---|",
+    ]
+    for name, score in {**summary["columns"], **summary["extra_columns"]}.items():
+        if score is not None:
+            tail = score.get("worst_decile")
+            lines.append(
+                f"| {_cell(name)} | {score_text(score['mean'])} | {'-' if tail is None else score_text(tail)} |"
+            )
+    lines.append("\nThis is the row `federated`; the others are what it was held against.")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return visible(text).replace("\n", " ").replace("|", "\\|")
+
+
+def _fenced(text: str, language: str = "text") -> str:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{language}\n{text}\n{fence}\n"
+
+
+def _asked(card: Card) -> str:
+    if card.task == "classify":
+        names = "\n".join(f"| {place} | {_cell(name)} |" for place, name in enumerate(card.classes))
+        return (
+            f"## What it is asked\n\nA text by itself, cut after {card.max_length} tokens.\n\n"
+            f"| Logit | Class |\n|---|---|\n{names}\n"
+        )
+    how = {
+        "chat": "the tokenizer's chat template, its system message included",
+        "messages": "the tokenizer's chat template, its system message included",
+        "transcript": "the start token, the prompt and a line break",
+    }.get(card.form, "the start token and the text")
+    return (
+        f"## How it is asked\n\nBy {how}; rows in training were of {card.max_length} tokens at most. "
+        f"To `{card.asked}` the model is given exactly\n\n{_fenced(card.prompt)}"
+    )
+
+
+def _nowhere(card: Card) -> str:
+    return f"## In other tools\n\nThe base was {card.nowhere}, and lies nowhere for other tools to load. {_MERGE}\n"
+
+
+def _transformers(card: Card) -> str:
+    tools = "transformers" if card.merged else "transformers and PEFT"
+    return f"## In {tools}\n\n{_fenced(_code(card).rstrip(), 'python')}"
+
+
+def _code(card: Card) -> str:
+    chat = card.task == "chat"
+    auto = "CausalLM" if chat else "SequenceClassification"
+    maker = f"AutoModelFor{auto}" if card.merged else f"AutoPeftModelFor{auto}"
+    more = f", num_labels={len(card.classes)}" if not chat and not card.merged else ""
+    lines = ["import torch"]
+    if card.merged:
+        lines += [f"from transformers import {maker}, AutoTokenizer"]
+    else:
+        lines += [f"from peft import {maker}", "from transformers import AutoTokenizer"]
+    lines += [
+        "",
+        f"folder = {card.folder!r}  # the folder of this card",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        f"model = {maker}.from_pretrained(folder{more}).eval()",
+    ]
+    if not chat:
+        lines += [
+            f"classes = {list(card.classes)!r}",
+            f'row = tokenizer("some text", truncation=True, max_length={card.max_length}, return_tensors="pt")',
+            "with torch.no_grad():",
+            "    print(classes[model(**row).logits[0].argmax()])",
+        ]
+        return "\n".join(lines)
+    if card.start < 0:
+        lines += [
+            f'turns = [{{"role": "user", "content": {card.asked!r}}}]',
+            "prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)",
+            'row = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]',
+        ]
+    else:
+        words = card.asked + ("\n" if card.form == "transcript" else "")
+        lines += [
+            f'words = tokenizer({words!r}, add_special_tokens=False)["input_ids"]',
+            f"row = torch.tensor([[{card.start}, *words]])  # the start token and the prompt",
+        ]
+    lines += [
+        "with torch.no_grad():",
+        "    out = model.generate(input_ids=row, attention_mask=torch.ones_like(row), max_new_tokens=48)",
+        "print(tokenizer.decode(out[0, row.shape[1] :], skip_special_tokens=True))",
+    ]
+    return "\n".join(lines)
+
+
+def _servers(card: Card) -> str:
+    base, folder = card.base_id if "/" in card.base_id else card.base, card.folder
+    if card.task == "classify":
+        if not card.merged:
+            return f"## In servers\n\nvLLM takes no adapter with a head: {_MERGE}\n"
+        command = _fenced(f"vllm serve {folder} --runner pooling", "sh")
+        return f"## In vLLM\n\n{command}\nllama.cpp serves no classifiers.\n"
+    if card.merged:
+        return f"## In vLLM\n\n{_fenced(f'vllm serve {folder}', 'sh')}\n## In {LLAMA_CPP}\n\n" + _fenced(
+            f"python convert_hf_to_gguf.py {folder} --outfile {folder}.gguf\nllama-cli -m {folder}.gguf", "sh"
+        )
+    if card.kind != "LORA" or card.whole:
+        return f"## In servers\n\nvLLM and llama.cpp take LoRA without other modules only. {_MERGE}\n"
+    ranks = next(rank for rank in (8, 16, 32, 64, 128, 256, 320, 512, card.rank) if rank >= card.rank)
+    convert = f"python convert_lora_to_gguf.py --base {base} {folder} --outfile {folder}.gguf"
+    return (
+        "## In vLLM\n\n"
+        + _fenced(f"vllm serve {base} --enable-lora --max-lora-rank {ranks} --lora-modules tuned={folder}", "sh")
+        + f"\n## In {LLAMA_CPP}\n\n"
+        + _fenced(f"python convert_hf_to_gguf.py {base} --outfile base.gguf\n{convert}", "sh")
+        + "\n"
+        + _fenced(f"llama-cli -m base.gguf --lora {folder}.gguf", "sh")
+    )
+
+
+def _terms(card: Card) -> str:
+    if not card.licence:
+        return ""
+    return (
+        f"## Licence\n\nThe base model comes under {card.licence}; what was learned from rows may be bound by theirs.\n"
+    )
