@@ -19,7 +19,7 @@ THOUGHT = "It grows on stone."
 
 
 def of(family: str) -> Any:
-    return tokenizer_of("gpt-2", template=TEMPLATES[family])
+    return tokenizer_of("llama-3", template=TEMPLATES[family])
 
 
 def rendered(family: str, *, turns: Any = ASK, ask: bool = True, **how: Any) -> str:
@@ -75,7 +75,7 @@ def test_a_prompt_that_opens_a_thought_is_closed_where_answers_hold_none(family:
     assert asked.endswith(end)
     assert render(TALK, tokenizer, ask=False, template=template).startswith(asked + "Moss.")
     assert render(TALK, tokenizer, ask=False, template=template) == render(TALK, tokenizer, ask=False)
-    again = tokenizer_of("gpt-2", template=template)
+    again = tokenizer_of("llama-3", template=template)
     assert chat_template_of(again) == (None, ()), "what a run has made is left alone"
     row = Record(client="", prompt="What is it?", text="Moss.")
     direct, wrapped = (encode_lm([row], one, form="chat", max_length=99)[0] for one in (tokenizer, again))
@@ -114,7 +114,8 @@ def test_a_template_of_ones_own_is_used_and_a_broken_one_refused() -> None:
     mine = "{% for m in messages %}({{ m.role }}) {{ m.content }}\n{% endfor %}"
     mine += "{{ '(assistant) ' if add_generation_prompt }}"
     template, notes = chat_template_of(tokenizer, template=mine, system="Be brief.")
-    assert notes == ()
+    assert len(notes) == 1
+    assert notes[0].startswith("the last tokens of a prompt are others"), "its prompt ends with a blank"
     assert render(ASK, tokenizer, ask=True, template=template) == "(system) Be brief.\n(user) What is it?\n(assistant) "
     for broken in (
         "{% for m in messages %}",
@@ -125,4 +126,16 @@ def test_a_template_of_ones_own_is_used_and_a_broken_one_refused() -> None:
             chat_template_of(tokenizer, template=broken)
         assert refused.value.where == "data.template"
     with pytest.raises(LichenError, match="no chat template"):
-        chat_template_of(tokenizer_of("gpt-2"))
+        chat_template_of(tokenizer_of("llama-3"))
+
+
+def test_words_about_thoughts_are_words_where_the_template_knows_none() -> None:
+    content = f"<think>{THOUGHT}</think>Moss."
+    record = Record(client="", prompt="What is it?", text=content)
+    ((ids, labels),) = encode_lm([record], of("chatml"), form="chat", max_length=200)
+    assert of("chatml").decode(ids[labels != -100]) == f"{content}<|im_end|>"
+
+
+def test_a_date_in_the_template_is_told() -> None:
+    dated = "{{ strftime_now('%Y') }}" + TEMPLATES["chatml"]
+    assert [note for note in chat_template_of(of("chatml"), template=dated)[1] if "today's date" in note]

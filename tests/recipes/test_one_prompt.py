@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import lichen
 from chat_templates import TEMPLATES
 from lichen.recipes.ask import Sampling, ask_ids, write
+from lichen.recipes.faces import Faces
 from lichen.recipes.open import open_recipe
 from lichen.recipes.read import read_recipe
 from tokenizer_kinds import tokenizer_of
@@ -175,3 +176,22 @@ def test_forms_without_a_template_are_asked_as_they_are_trained() -> None:
             start,
             *tokenizer("Hi\n", add_special_tokens=False)["input_ids"],
         ]
+
+
+def test_a_run_goes_on_with_the_template_it_began_with(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text(MINE)
+    made = recipe(home, "gemma", template=str(tmp_path / "own.jinja"))
+    lichen.run(made, out=tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    lichen.run(made, out=tmp_path / "run", resume=True)
+    (tmp_path / "own.jinja").write_text(MINE.replace("=", ": "))
+    with pytest.raises(lichen.LichenError, match="another than the one this run began with"):
+        lichen.run(made, out=tmp_path / "run", resume=True)
+
+
+def test_a_teacher_is_asked_for_answers_without_thoughts(home: Path) -> None:
+    told: list[str] = []
+    faces = Faces(recipe=read_recipe(recipe(home, "r1")), say=told.append)
+    texts = faces._face(str(home / "r1"), None, True)._texts  # type: ignore[union-attr]
+    assert texts.head("Hi") == "<s><|User|>Hi<|Assistant|>"
+    assert any("opens a thought" in line for line in told)

@@ -34,7 +34,7 @@ def prompt_of(record: Record) -> str:
     'How are you?'
     """
     if record.messages:
-        turns = [turn for turn in record.messages if turn["role"] != "system"]
+        turns = [turn for turn in record.messages if turn["role"] not in ("system", "developer")]
         return turns[0]["content"].strip() if turns and turns[0]["role"] == "user" else ""
     return record.prompt.strip()
 

@@ -70,13 +70,32 @@ def chat_template_of(
     """
     base = template if template is not None else _own(tokenizer)
     render([_ASK], tokenizer, ask=True, template=base) if template is None else _readable(tokenizer, template)
-    made, notes = base, []
+    made, notes = base, list[str]()
     if system is not None:
         made = _with_system(tokenizer, made, system)
     if not thinking:
         made, note = _without_thought(tokenizer, made)
         notes += note
+    notes += _told(tokenizer, made, thinking)
     return (None if made == base and template is None else made), tuple(notes)
+
+
+def _told(tokenizer: Any, template: str, thinking: bool) -> list[str]:
+    """What a template does that makes its rows other than its prompts."""
+    notes = []
+    if "strftime_now" in template:
+        notes.append("the chat template writes today's date: rows, and what is asked later, differ from day to day")
+    if thinking:
+        return notes  # what stands behind such a prompt is a thought
+    asked = render([_ASK], tokenizer, ask=True, template=template)
+    whole, at = _answered(tokenizer, template)
+    prompt, row = (list(ids) for ids in tokenizer([asked, whole], add_special_tokens=False)["input_ids"])
+    if whole.startswith(asked) and at >= 0 and row[: len(prompt)] != prompt:
+        notes.append(
+            "the last tokens of a prompt are others once an answer follows, because this tokenizer joins letters or "
+            "blanks across the border: a model sees the one in training and the other when it is asked"
+        )
+    return notes
 
 
 def _own(tokenizer: Any) -> str:

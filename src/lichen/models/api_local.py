@@ -19,6 +19,7 @@ Legend: N rows, B rows of a call, T tokens, S kept positions, V vocabulary, K wo
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, final
@@ -49,6 +50,7 @@ class LocalFM:
         start: Text whose embeddings the soft prompt starts from, over and over until it is filled.
         batch: Rows in one call of the model.
         chat: Prompts are messages of a user, for ``score``, ``answer`` and ``generate`` alike.
+        template: With ``chat``: a chat template in place of the tokenizer's own.
 
     Raises:
         LichenError: if the model is not frozen, the tokenizer gives no offsets or has no chat template where
@@ -66,9 +68,10 @@ class LocalFM:
         start: str = "",
         batch: int = 32,
         chat: bool = False,
+        template: str | None = None,
     ) -> None:
         frozen_eval(model)
-        self._texts = Texts(tokenizer, chat=chat)
+        self._texts = Texts(tokenizer, chat=chat, template=template)
         if classes and model.config.num_labels != len(classes):
             raise LichenError(
                 f"{len(classes)} names for {model.config.num_labels} classes", where="model.classes", fix="name each"
@@ -79,6 +82,7 @@ class LocalFM:
         self.base = base_digest(model)
         self.classes = tuple(classes)
         self.positions, self.batch, self.chat = positions, batch, chat
+        self._asks = "" if template is None else "/" + hashlib.sha256(template.encode()).hexdigest()[:16]
         self._model = model
         self._spent = Ledger()
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -98,8 +102,8 @@ class LocalFM:
 
     @property
     def source(self) -> str:
-        """The digest of the weights, and whether prompts are put into a template."""
-        return f"sha256:{self.base}" + ("/chat" if self.chat else "")
+        """The digest of the weights, and whether prompts are put into a template, and which if not the model's own."""
+        return f"sha256:{self.base}" + ("/chat" + self._asks if self.chat else "")
 
     def tokens(self, text: str) -> list[int]:
         """Token numbers of a text, without special ones."""

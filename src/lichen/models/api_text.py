@@ -24,19 +24,20 @@ class Texts:
     Args:
         tokenizer: The model's.
         chat: Prompts are put into its chat template.
+        template: A chat template in place of its own.
 
     Raises:
         LichenError: if it gives no offsets, or has no chat template where one is needed.
     """
 
-    __slots__ = ("_tokenizer", "chat", "lead", "pad")
+    __slots__ = ("_template", "_tokenizer", "chat", "lead", "pad")
 
-    def __init__(self, tokenizer: Any, *, chat: bool) -> None:
+    def __init__(self, tokenizer: Any, *, chat: bool, template: str | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise LichenError("the tokenizer gives no offsets", where="model.name", fix="use a fast tokenizer")
-        if chat and not getattr(tokenizer, "chat_template", None):
+        if chat and not (template or getattr(tokenizer, "chat_template", None)):
             raise LichenError("has no chat template", where="model.name", fix="use an instruct model, or chat: false")
-        self._tokenizer, self.chat = tokenizer, chat
+        self._tokenizer, self.chat, self._template = tokenizer, chat, template
         self.pad = int(tokenizer.pad_token_id)
         bare, full = self.tokens("a"), self.whole("a")
         # Special tokens that the tokenizer puts before a text by itself.
@@ -55,7 +56,10 @@ class Texts:
         if not self.chat:
             return prompt
         said = [{"role": "user", "content": prompt}]
-        return str(self._tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+        rendered = self._tokenizer.apply_chat_template(
+            said, chat_template=self._template, tokenize=False, add_generation_prompt=True
+        )
+        return str(rendered)
 
     def asked(self, prompt: str) -> list[int]:
         """Token numbers of :meth:`head`; a chat template writes the special ones itself."""

@@ -15,6 +15,7 @@ from typing import final
 from lichen.core.errors import LichenError
 from lichen.core.private import FOLDER, make_folders
 from lichen.data.catalog import cache_dir, resolve_model
+from lichen.data.chat_template import chat_template_of
 from lichen.models.api import Ledger
 from lichen.models.api_cache import Kept
 from lichen.models.api_encoder import LocalEncoder
@@ -88,7 +89,13 @@ class Faces:
             model, tokenizer = load_causal(path, device=self.recipe.model.device)
         except LichenError as error:
             raise LichenError(error.what, where=key, fix=fix or error.fix) from None
-        return LocalFM(model, tokenizer, name=name, chat=chat)
+        template: str | None = None
+        if chat and getattr(tokenizer, "chat_template", None):
+            # An answer that others learn from, or a text that is kept, holds no thoughts.
+            template, notes = chat_template_of(tokenizer)
+            for note in notes:
+                self.say(f"{name}: {note}")
+        return LocalFM(model, tokenizer, name=name, chat=chat, template=template)
 
     def encoder(self, name: str) -> LocalEncoder:
         """A frozen encoder, for votes and near copies; it runs where the rows are."""

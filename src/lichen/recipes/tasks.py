@@ -43,6 +43,8 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done
         fetch_named(recipe, say)
     opened = open_recipe(recipe, say=say)
     agree(folder, recipe, inputs_of(opened))
+    with folder.ranks.ahead():
+        keep_template(recipe, opened.tokenizer, folder.path)
     save_class_names(folder, opened.classes)
     helped = help_of(opened, folder, say)
     columns = {**helped.columns, **adapt(helped.bench, folder, watch, say, plain=opened.bench)}
@@ -118,7 +120,6 @@ def _forgotten(opened: Opened, folder: RunFolder, name: str, shared: Tree) -> fl
 def _save(opened: Opened, folder: RunFolder, best: Tree) -> None:
     """The result, as PEFT reads it where it is an adapter, else as plain tensors."""
     recipe = opened.bench.recipe
-    keep_template(recipe, opened.tokenizer, folder.path)
     tree = {name: x for name, x in best.items() if not name.startswith(("patch.", "answers."))}
     patch = {name: x for name, x in best.items() if name.startswith("patch.")}
     save_tree(folder.path / "state" / "final.safetensors", {**tree, **patch})

@@ -49,9 +49,22 @@ def put_template(
 
 
 def keep_template(recipe: Recipe, tokenizer: Any, run: Path) -> None:
-    """Write the template into the run's folder, so that asking it later needs no other file."""
-    if recipe.templated:
-        write_atomic(_file(run), str(tokenizer.chat_template).encode())
+    """Write the template into the run's folder, so that asking it later needs no other file.
+
+    Raises:
+        LichenError: if the run began with another one.
+    """
+    if not recipe.templated:
+        return
+    file, template = _file(run), str(tokenizer.get_chat_template())
+    if not file.exists():
+        write_atomic(file, template.encode())
+    elif file.read_text(encoding="utf-8") != template:
+        raise LichenError(
+            "the chat template is another than the one this run began with",
+            where="data.template",
+            fix=f"bring the model's or your own file back to what lies in {file}, or run into a new folder",
+        )
 
 
 def _file(run: Path) -> Path:
