@@ -42,9 +42,9 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done
     with folder.ranks.ahead():
         fetch_named(recipe, say)
     opened = open_recipe(recipe, say=say)
-    agree(folder, recipe, inputs_of(opened))
     with folder.ranks.ahead():
         keep_template(recipe, opened.tokenizer, folder.path)
+    agree(folder, recipe, inputs_of(opened))
     save_class_names(folder, opened.classes)
     helped = help_of(opened, folder, say)
     columns = {**helped.columns, **adapt(helped.bench, folder, watch, say, plain=opened.bench)}
