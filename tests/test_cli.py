@@ -128,7 +128,7 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
             "FOLDER",
             "TEXTS",
         ],
-        "report": ["--json", "FOLDERS"],
+        "report": ["--clients", "--json", "FOLDERS"],
         "export": ["--merge", "--out", "FOLDER"],
         "cache": ["--clear", "--json", "--yes"],
         "node": ["--recipe", "--state"],

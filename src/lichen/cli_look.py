@@ -126,24 +126,32 @@ def _lines() -> Iterable[str]:
             yield line.strip()
 
 
-def report(*folders: Path, json: bool = False) -> None:
+def report(*folders: Path, clients: bool = False, json: bool = False) -> None:
     """Print the results of finished runs, side by side if there are several.
 
     Parameters
     ----------
     folders
         Their folders.
+    clients
+        Print every client's results, in full names, a table for each run.
     json
-        Print their summaries as a JSON list instead.
+        Print their summaries as a JSON list instead; with --clients, each with its clients.
     """
+    from lichen.present.clients import clients_table, read_clients
     from lichen.present.report import compare_table, summary_table
     from lichen.present.summary import read_summary
 
     if not folders:
         raise LichenError("no folder", where="lichen report", fix="name the folders of finished runs")
     summaries = [read_summary(folder) for folder in folders]
+    rows = [read_clients(folder if folder.is_dir() else folder.parent) for folder in folders] if clients else []
     if json:
-        print_json(summaries)
+        whole = zip(summaries, rows, strict=True)
+        print_json([{**summary, "clients": mine} for summary, mine in whole] if clients else summaries)
+    elif clients:
+        for summary, mine in zip(summaries, rows, strict=True):
+            show(clients_table(mine, summary))
     elif len(summaries) == 1:
         show(summary_table(summaries[0]))
     else:

@@ -41,7 +41,8 @@ def run(
     out
         The run's folder; runs/NAME-N if not given.
     resume
-        Go on with the run in this folder, by its own recipe; -s data.name=PATH says where its data lie now.
+        Go on with the run in this folder, by its own recipe; -s federation.rounds=N gives it more rounds, and
+        -s data.name=PATH says where its data lie now.
     quiet
         Show no progress.
     json
@@ -134,6 +135,7 @@ def _show_result(summary: dict[str, Any], folder: Path, adapter: Path | None) ->
     show(summary_table(summary))
     pictures = [folder / name for name in ("curves.png", "clients.png") if (folder / name).is_file()]
     lines = [("summary", folder / "summary.json"), *(("picture", file) for file in pictures)]
+    lines += [("by client", folder / "clients.csv")] if (folder / "clients.csv").is_file() else []
     learned = [("adapter", adapter)] if adapter is not None else [("model", folder / "model")]
     lines += [(name, path) for name, path in learned if path.exists()]
     for name, path in lines:

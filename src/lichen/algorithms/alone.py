@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import final
 
-from lichen.algorithms.average import mean_loss, score
+from lichen.algorithms.average import mean_loss, score, with_best
 from lichen.core.contracts import Engine, Report, ServerState
 from lichen.core.message import Job
 from lichen.core.tree import Tree
@@ -22,7 +22,7 @@ __all__ = ["Alone"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alone:
-    """Rounds of private training; validation marks each client's best.
+    """Rounds of private training; validation marks each client's best, and in the state the best round on average.
 
     Versions run twice as fast as rounds: training makes an odd one, keeping the best the next.
 
@@ -65,7 +65,7 @@ class Alone:
         done = state.round + 1
         if done % self.valid_every == 0 or done == self.rounds:
             metrics["valid"] = mean_loss(score(engine, replace(job, work=self.valid, version=2 * state.round + 1))[1])
-            state = replace(state, best_round=done, best_value=metrics["valid"])
+            state = with_best(replace(state, round=done), metrics["valid"], {})
         state = replace(state, round=done)
         return state, Report(
             round=done,

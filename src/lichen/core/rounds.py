@@ -30,6 +30,7 @@ def run(
     seed: int,
     checkpoint: Path | None = None,
     once: Callable[[Callable[[], None]], object] = lambda do: do(),
+    stop: Callable[[ServerState], bool] = lambda _: False,
     observers: Sequence[Observer] = (),
 ) -> ServerState:
     """Run rounds until ``rounds`` are finished, going on from ``checkpoint`` where it exists.
@@ -43,6 +44,8 @@ def run(
         checkpoint: File of the server's state.
         once: Does a thing that is to be done once: of several ranks the first does it, and none goes on
             before it is done. A rank that trained ahead of the file would drop private state a resumed run needs.
+        stop: Whether the rounds end here, before all are done; asked before each, and only of the state, so
+            that a resumed run ends where the uninterrupted one does.
         observers: Called with each round's report before its state is on disk.
 
     Returns:
@@ -52,7 +55,7 @@ def run(
         state = load_state(checkpoint)
     else:
         state = algorithm.init(shared())
-    while state.round < rounds:
+    while state.round < rounds and not stop(state):
         state, report = algorithm.round(state, engine, derive(seed, "round", state.round))
         # Told first: a kill in between repeats the round and tells it again, and no round is left untold.
         for observe in observers:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
+from lichen.present.cells import text_cell
 from lichen.present.compare import Row, Spread
 from lichen.present.report import new_table
 from lichen.present.units import bytes_text, score_text, seconds_text
@@ -178,10 +179,10 @@ def comparison_csv(rows: Sequence[Row]) -> str:
         ]
     )
     for row in rows:
-        cells: list[Any] = [row.method, row.metric, " ".join(map(str, row.seeds))]
+        cells: list[Any] = [text_cell(row.method), text_cell(row.metric), " ".join(map(str, row.seeds))]
         for name in spreads:
             value: Spread | None = getattr(row, name)
             cells += ["", ""] if value is None else [value.mean, "" if value.std is None else value.std]
         cells += ["" if (number := getattr(row, name)) is None else number for name in plain]
-        writer.writerow([*cells, "; ".join(row.faults)])
+        writer.writerow([*cells, text_cell("; ".join(row.faults))])
     return out.getvalue()

@@ -39,7 +39,7 @@ from lichen.present.trace import Event
 from lichen.recipes.bench import Bench, grid_name, values_N
 from lichen.recipes.budget import alone_rounds, pooled_bench
 from lichen.recipes.folder import RunFolder
-from lichen.recipes.parts import algorithm_of, begin_of, lr_scale, stations, tensors_of, trainer
+from lichen.recipes.parts import algorithm_of, begin_of, lr_scale, stations, stop_of, tensors_of, trainer
 from lichen.recipes.prepare import first_of
 from lichen.recipes.rules import home_of
 from lichen.recipes.schema import Recipe
@@ -168,6 +168,7 @@ def _go(
         seed=derive(bench.recipe.seed, "run"),
         checkpoint=checkpoint,
         once=once,
+        stop=stop_of(bench.recipe),
         observers=[watch],
     )
 

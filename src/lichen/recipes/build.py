@@ -23,6 +23,7 @@ from lichen.core.store import ClientStore, write_atomic
 from lichen.engines.ranks import Ranks, connect, is_rank
 from lichen.engines.spawned import serve_frames
 from lichen.present.charts import clients_png, curves_png
+from lichen.present.clients import client_rows, clients_csv
 from lichen.present.energy import Meter, counters
 from lichen.present.summary import check_summary, read_summary, share_gaining, traffic_of, worst_decile
 from lichen.present.target import bytes_to, rounds_to
@@ -34,6 +35,7 @@ from lichen.recipes.done import Done
 from lichen.recipes.exchange import run_exchange
 from lichen.recipes.folder import RunFolder, peak_memory_bytes
 from lichen.recipes.launch import launch, telling
+from lichen.recipes.longer import give_more_rounds
 from lichen.recipes.moved import move
 from lichen.recipes.oneshot import run_oneshot
 from lichen.recipes.open import open_recipe
@@ -74,7 +76,7 @@ def run(
     Args:
         recipe: A recipe, its mapping, a YAML file, or a gallery name.
         out: The run folder; by default the next free one under ``runs/``.
-        resume: Go on with what lies in ``out``.
+        resume: Go on with what lies in ``out``; the recipe is that folder's own, or has more rounds.
         observers: Called with every finished round; they read and cannot steer.
         say: Called with lines of progress.
 
@@ -89,12 +91,12 @@ def run(
     moved_back: list[Callable[[], None]] = []
     try:
         if apart and not is_rank():
-            mine = _claim(path, recipe, resume, moved_back)
+            mine = _claim(path, recipe, resume, moved_back, say)
             command = [sys.executable, "-m", "lichen", "rank", str(path)]
             launch(command, nodes=recipe.engine.nodes, observers=observers, say=say)
         else:
             with connect(recipe.model.device) if apart else Ranks() as ranks:
-                mine = ranks.ask_first(lambda: _claim(path, recipe, resume, moved_back)) and ranks.first
+                mine = ranks.ask_first(lambda: _claim(path, recipe, resume, moved_back, say)) and ranks.first
                 watching, speaking = (observers, say) if ranks.first else ((), lambda _: None)
                 _go(recipe, path, ranks, watching, speaking)
     except LichenError:
@@ -107,7 +109,13 @@ def run(
     return Result(summary=read_summary(path), folder=path, adapter=adapter)
 
 
-def _claim(path: Path, recipe: Recipe, resume: bool, moved_back: list[Callable[[], None]]) -> bool:
+def _claim(
+    path: Path,
+    recipe: Recipe,
+    resume: bool,
+    moved_back: list[Callable[[], None]],
+    say: Callable[[str], None],
+) -> bool:
     """Make the folder the recipe's; whether it is a new one.
 
     Args:
@@ -115,6 +123,7 @@ def _claim(path: Path, recipe: Recipe, resume: bool, moved_back: list[Callable[[
         recipe: The recipe.
         resume: What lies there may be gone on with.
         moved_back: Gets what undoes a change of the folder's recipe.
+        say: Called with lines of progress.
 
     Raises:
         LichenError: if something lies there that is not to be resumed.
@@ -126,6 +135,7 @@ def _claim(path: Path, recipe: Recipe, resume: bool, moved_back: list[Callable[[
     if not (path / "recipe.yaml").exists():  # first of all files: with it, whatever is left can be resumed
         write_atomic(path / "recipe.yaml", write_recipe(recipe).encode())
     elif resume:
+        give_more_rounds(path, recipe, say)
         moved_back.append(move(path, recipe))
     return not resume
 
@@ -161,7 +171,11 @@ def _go(
     folder.write_json("summary.json", summary)
     write_adapter_card(path, recipe)
     curves_png(path)
-    clients_png(path, _clients(done), metric=summary["metric"], higher_is_better=summary["higher_is_better"])
+    higher = summary["higher_is_better"]
+    rows = _clients(done, higher)
+    write_atomic(path / "clients.csv", clients_csv(rows).encode("utf-8", "backslashreplace"))
+    named = [{**row, "name": row["client"]} for row in rows]
+    clients_png(path, named, metric=summary["metric"], higher_is_better=higher)
 
 
 def _score(column: Column | None, higher: bool) -> dict[str, float] | None:
@@ -171,12 +185,9 @@ def _score(column: Column | None, higher: bool) -> dict[str, float] | None:
     return {"mean": sum(values) / len(values), "worst_decile": worst_decile(values, higher)}
 
 
-def _clients(done: Done) -> list[dict[str, Any]]:
-    names = ("base", "alone", "federated", "pooled")
-    return [
-        {"name": name, **{c: float(done.columns[c].value_N[i]) if c in done.columns else None for c in names}}
-        for i, name in enumerate(done.clients)
-    ]
+def _clients(done: Done, higher: bool) -> list[dict[str, Any]]:
+    scores = {name: column.value_N.tolist() for name, column in done.columns.items()}
+    return client_rows(done.clients, done.counts, scores, higher_is_better=higher)
 
 
 def _summary(recipe: Recipe, folder: RunFolder, done: Done, memory: int, joules: float | None) -> dict[str, Any]:

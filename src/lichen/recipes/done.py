@@ -28,7 +28,8 @@ MOST_TOLD = 20
 class Done:
     """A finished task: its columns, its clients' names, and what else there is to tell.
 
-    ``validators`` is how many clients validated in the rounds; None where there were no rounds.
+    ``validators`` is how many clients validated in the rounds; None where there were no rounds. ``counts`` are the
+    clients' rows, by part.
     """
 
     columns: dict[str, Column]
@@ -37,6 +38,7 @@ class Done:
     bytes_up: int = 0
     bytes_down: int = 0
     validators: int | None = None
+    counts: tuple[Mapping[str, int | None], ...] = ()
 
 
 def _labels(shard: Shard) -> np.ndarray:

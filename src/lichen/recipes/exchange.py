@@ -41,12 +41,13 @@ from lichen.present.trace import Event
 from lichen.recipes.adapt import Column, Watch, choose
 from lichen.recipes.bench import grid_name, participants, values_N
 from lichen.recipes.classes import save_class_names
+from lichen.recipes.client_counts import counts_of
 from lichen.recipes.done import Done, classified, majority, tested
 from lichen.recipes.exchange_end import Trained, bytes_of, ensemble_column, save_models, told_by_kind
 from lichen.recipes.exchange_parts import ByKind, averaged, engine_of, private, server
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.inputs import agree, inputs_of
-from lichen.recipes.parts import lr_scale, sampler_of, server_of, validators_of
+from lichen.recipes.parts import lr_scale, sampler_of, server_of, stop_of, validators_of
 from lichen.recipes.schema import Recipe
 from lichen.recipes.unequal import Unequal, open_unequal
 from lichen.server.ensemble import Ensemble
@@ -93,6 +94,7 @@ def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> D
         },
         bytes_down=sent,
         validators=len(validators_of(opened.bench)),
+        counts=counts_of(recipe, opened.owners, opened.tokenizer),
     )
 
 
@@ -164,6 +166,7 @@ def _federated(unequal: Unequal, folder: RunFolder, watch: Watch) -> Trained:
             seed=derive(recipe.seed, "run"),
             checkpoint=folder.checkpoint("federated", grid),
             once=folder.ranks.ask_first,
+            stop=stop_of(recipe),
             observers=[_told(watch, "federated", lr, rounds)],
         )
         if fused or len(recipe.optimizer.lr) == 1:
@@ -213,6 +216,7 @@ def _alone(unequal: Unequal, folder: RunFolder, watch: Watch) -> Column:
             seed=derive(recipe.seed, "run"),
             checkpoint=folder.checkpoint("alone", grid),
             once=folder.ranks.ask_first,
+            stop=stop_of(recipe),
             observers=[_told(watch, "alone", lr, rounds)],
         )
         return mean_loss(scored(lr, until, "alone.chosen")) if len(recipe.optimizer.lr) > 1 else 0.0

@@ -38,7 +38,8 @@ def move(folder: Path, recipe: Recipe) -> Callable[[], None]:
         raise LichenError(
             f"was made by another recipe: {', '.join(others[:6])} {'differ' if len(others) > 1 else 'differs'}",
             where=str(folder),
-            fix=f"resume with the folder's own recipe, or choose another --out; only {', '.join(MOVABLE)} may change",
+            fix="resume with the folder's own recipe, or choose another --out; "
+            f"only federation.rounds and {', '.join(MOVABLE)} may change",
         )
     if not changed:
         return lambda: None
@@ -48,7 +49,7 @@ def move(folder: Path, recipe: Recipe) -> Callable[[], None]:
 
 def _give(folder: Path, before: Recipe, recipe: Recipe) -> None:
     mark = folder / "state" / "recipe.sha256"
-    if mark.is_file() and mark.read_text() == recipe_sha256(before):
+    if mark.is_file() and recipe_sha256(before) in mark.read_text().split():
         write_atomic(mark, recipe_sha256(recipe).encode())
     write_atomic(folder / "recipe.yaml", write_recipe(recipe).encode())
 

@@ -28,7 +28,7 @@ from lichen.clients.transfer import Selective
 from lichen.clients.weigh import ByRows
 from lichen.clients.wire import Compressed
 from lichen.clients.zeroth_order import WeighBy, ZerothOrder
-from lichen.core.contracts import ClientWork, Sampler, ServerOptimizer, Station
+from lichen.core.contracts import ClientWork, Sampler, ServerOptimizer, ServerState, Station
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.recipes.bench import Bench, grid_name, participants
@@ -48,6 +48,7 @@ __all__ = [
     "sampler_of",
     "server_of",
     "stations",
+    "stop_of",
     "tensors_of",
     "trainer",
     "validators_of",
@@ -204,6 +205,19 @@ def validators_of(bench: Bench) -> tuple[int, ...]:
     """The clients that validate in the rounds of the federation."""
     most = bench.recipe.federation.valid_clients
     return validators([shard.size for shard in bench.valid], most, derive(bench.recipe.seed, "valid"))
+
+
+def stop_of(recipe: Recipe) -> Callable[[ServerState], bool]:
+    """Whether a column has validated as often without improving as the recipe has patience for."""
+    fed = recipe.federation
+    patience, every = fed.patience, fed.valid_every
+
+    def stop(state: ServerState) -> bool:
+        if patience is None or state.best_round < 1:
+            return False
+        return state.round // every - state.best_round // every >= patience
+
+    return stop
 
 
 def lr_scale(recipe: Recipe, rounds: int) -> Callable[[int], float]:

@@ -135,6 +135,8 @@ def expect(
         notes.append(f"seconds with many clients are one process's divided by {ranks} ranks, which is an estimate")
     if engine.name == "spawned":
         notes.append(f"seconds of {engine.nodes} nodes are those of one process, which is an estimate")
+    if bench.recipe.federation.patience is not None:
+        notes.append("federation.patience may end a column before its last round: all numbers are the most it takes")
     if sent.bound:
         notes.append(f"bytes down are a bound: the patch of {bench.recipe.rule} grows by as much as clients differ")
     return Expected(

@@ -111,6 +111,11 @@ class Federation(Section):
     drop: Share = Field(default=0.0, description="with keep_optimizer: chance that a client's answer is lost")
     server: Server = Field(default=Server(), description="server optimizer")
     valid_every: Positive = Field(default=1, description="rounds between validations; the best one is kept")
+    patience: Positive | None = Field(
+        default=None,
+        description="early stop: after so many validations in a row without a smaller loss a column's rounds end; "
+        "none: all rounds. Alone and pooled by their own validation",
+    )
     valid_clients: Positive | None = Field(
         default=64,
         description="clients that validate in the rounds, at most: a sample drawn once by the seed; none, all: all. "

@@ -21,6 +21,7 @@ from lichen.models.peft_format import has_peft_format, save_adapter
 from lichen.recipes.adapt import Column, Watch, adapt, among, room_of
 from lichen.recipes.bench import Bench, values_N
 from lichen.recipes.classes import save_class_names
+from lichen.recipes.client_counts import counts_of
 from lichen.recipes.done import Done, classified, gained, majority, tested
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.help import help_of
@@ -74,6 +75,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done
         bytes_up=helped.bytes_up,
         bytes_down=helped.bytes_down,
         validators=len(validators_of(opened.bench)),
+        counts=counts_of(recipe, opened.owners, opened.tokenizer),
     )
 
 

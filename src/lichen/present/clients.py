@@ -1,0 +1,132 @@
+"""Every client's results: ``clients.csv`` in a run's folder, and the table of them.
+
+Names stand there in full, whatever a picture has room for; as cells that no spreadsheet runs
+(:mod:`lichen.present.cells`). A number that is not known is an empty cell.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lichen.core.errors import LichenError
+from lichen.present.cells import read_cell, text_cell
+from lichen.present.report import new_table
+from lichen.present.summary import COLUMNS
+from lichen.present.units import score_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["COUNTS", "client_rows", "clients_csv", "clients_table", "read_clients"]
+
+NAME = "clients.csv"
+
+COUNTS = ("train", "valid", "test", "cut")
+"""Rows of a client by part, and how many of them ``data.max_length`` cuts."""
+
+
+def client_rows(
+    names: Sequence[str],
+    counts: Sequence[Mapping[str, int | None]],
+    scores: Mapping[str, Sequence[float]],
+    *,
+    higher_is_better: bool,
+) -> list[dict[str, Any]]:
+    """A mapping for each client: ``client``, its rows, its score in every column, and ``gain``.
+
+    Args:
+        names: The clients.
+        counts: Their rows by part; none at all where they are not known.
+        scores: By column, one a client.
+        higher_is_better: What a gain is: how much better ``federated`` is than ``alone``, positive if it is.
+    """
+    columns = [*COLUMNS, *(name for name in scores if name not in COLUMNS)]
+    sign = 1.0 if higher_is_better else -1.0
+    rows = []
+    for place, name in enumerate(names):
+        mine = {column: _finite(scores[column][place]) if column in scores else None for column in columns}
+        alone, joined = mine["alone"], mine["federated"]
+        known = counts[place] if counts else {}
+        rows.append(
+            {
+                "client": name,
+                **{part: known.get(part) for part in COUNTS},
+                **mine,
+                "gain": None if alone is None or joined is None else sign * (joined - alone),
+            }
+        )
+    return rows
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def clients_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as CSV, a line a client."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    heads = list(rows[0]) if rows else ["client"]
+    writer.writerow([text_cell(head) for head in heads])
+    for row in rows:
+        cells = [row[head] for head in heads]
+        writer.writerow(["" if cell is None else text_cell(cell) if isinstance(cell, str) else cell for cell in cells])
+    return out.getvalue()
+
+
+def read_clients(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a finished run's ``clients.csv``, names as they are in the data.
+
+    Raises:
+        LichenError: if there is none, or it is damaged.
+    """
+    path = Path(folder) / NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+        heads, *lines = csv.reader(io.StringIO(text, newline=""))
+        return [_row([read_cell(head) for head in heads], cells) for cells in lines]
+    except FileNotFoundError:
+        raise LichenError(
+            "holds no results by client: it is not finished, or was made by an older version",
+            where=str(folder),
+            fix=f"write them with: lichen run --resume {folder}",
+        ) from None
+    except (OSError, ValueError, csv.Error):
+        raise LichenError("is damaged", where=str(path), fix=f"write it anew: lichen run --resume {folder}") from None
+
+
+def _row(heads: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for head, cell in zip(heads, cells, strict=True):
+        if head == "client":
+            row[head] = read_cell(cell)
+        elif not cell:
+            row[head] = None
+        else:
+            row[head] = int(cell) if head in COUNTS else float(cell)
+    return row
+
+
+def clients_table(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Table:
+    """A line a client, in full names, the largest loss first and the largest gain last; columns not run left out.
+
+    Args:
+        rows: As :func:`client_rows` gives them.
+        summary: The run's, for its name and metric.
+    """
+    from rich.text import Text
+
+    heads = [head for head in (rows[0] if rows else {}) if any(row[head] is not None for row in rows)]
+    better = "higher" if summary["higher_is_better"] else "lower"
+    title = f"{summary['name']}: {summary['metric']} of each client ({better} is better)"
+    table = new_table(title, *heads, numbers=heads[1:])
+    order = sorted(rows, key=lambda row: (row["gain"] is not None, row["gain"] or 0.0, row["client"]))
+    for row in order:
+        cells = ["" if row[h] is None else str(row[h]) if h in COUNTS else score_text(row[h]) for h in heads[1:]]
+        table.add_row(Text(row["client"]), *cells)
+    return table
