@@ -46,6 +46,26 @@ SUMMARY: dict[str, Any] = {
         "valid_down": 1_089_950.0,
         "validators": 50,
     },
+    "training": {
+        "federated": {
+            "rounds": 8,
+            "of": 10,
+            "kept": 6,
+            "rows": 1600.0,
+            "rows_there": 12_000,
+            "passes": 0.13333,
+            "share_seen": 0.12,
+        },
+        "alone": {
+            "rounds": 10,
+            "of": 10,
+            "kept": None,
+            "rows": 1600.0,
+            "rows_there": 12_000,
+            "passes": 0.13333,
+            "share_seen": 0.12,
+        },
+    },
     "seconds": 61.5,
     "peak_memory_bytes": 900_000_000,
     "energy_joules": 1234.5,
@@ -62,6 +82,7 @@ KEYS = [
         "bytes_up",
         "bytes_down",
         "traffic",
+        "training",
         "seconds",
         "peak_memory_bytes",
         "energy_joules",
@@ -80,13 +101,13 @@ def test_the_keys_are_pinned() -> None:
 
 
 def test_summaries_of_older_runs_lack_energy_and_traffic() -> None:
-    older = {name: value for name, value in SUMMARY.items() if name not in ("energy_joules", "traffic")}
-    assert check_summary(older) == {**SUMMARY, "energy_joules": None, "traffic": None}
+    older = {name: value for name, value in SUMMARY.items() if name not in ("energy_joules", "traffic", "training")}
+    assert check_summary(older) == {**SUMMARY, "energy_joules": None, "traffic": None, "training": {}}
     with pytest.raises(LichenError, match="energy_joules"):
         check_summary({**SUMMARY, "energy_joules": -1.0})
 
 
-@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("energy_joules", "traffic")])
+@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("energy_joules", "traffic", "training")])
 def test_no_key_may_be_missing(key: str) -> None:
     with pytest.raises(LichenError, match=f"{key} is missing"):
         check_summary({name: value for name, value in SUMMARY.items() if name != key})

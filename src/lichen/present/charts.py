@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lichen.core.store import write_atomic
+from lichen.present.fonts import drawable, drawing
 from lichen.present.summary import share_gaining
 from lichen.present.trace import Event, read_trace
 
@@ -33,6 +34,7 @@ _COLUMN_COLOURS = {"federated": "#0072B2", "alone": "#E69F00", "pooled": "#009E7
 _MORE_COLOURS = ("#CC79A7", "#D55E00", "#56B4E9", "#B39B00")
 _DASHES = ("-", "--", ":", "-.")
 _GREY = "#555555"
+_KEPT = "the round that was kept"
 _NAMED_ROWS = 60
 """Rows up to which every client's name is legible."""
 
@@ -107,8 +109,6 @@ def curves_png(folder: Path) -> Path | None:
     Raises:
         LichenError: if the trace is damaged.
     """
-    from matplotlib.ticker import MaxNLocator
-
     folder = Path(folder)
     events = read_trace(folder)
     panels = [
@@ -121,6 +121,18 @@ def curves_png(folder: Path) -> Path | None:
     ]
     if not panels:
         return None
+    with drawing([_run_name(folder)]):
+        return _curves(folder, events, panels)
+
+
+def _curves(
+    folder: Path,
+    events: Sequence[Event],
+    panels: Sequence[tuple[dict[tuple[str, str], tuple[list[int], list[float]]], str]],
+) -> Path:
+    from matplotlib.ticker import MaxNLocator
+
+    kept = _kept(folder)
     columns = list(dict.fromkeys(event.column for event in events))
     more = [column for column in columns if column not in _COLUMN_COLOURS]
     colours = {**_COLUMN_COLOURS, **{c: _MORE_COLOURS[i % len(_MORE_COLOURS)] for i, c in enumerate(more)}}
@@ -135,10 +147,24 @@ def curves_png(folder: Path) -> Path | None:
                 color=colours[column],
                 linestyle=_DASHES[grids[column].index(grid) % len(_DASHES)],
                 marker="o",
-                markersize=3.5 if len(rounds) <= 40 else 0,
+                markersize=8 if len(rounds) == 1 else 3.5 if len(rounds) <= 40 else 0,
                 linewidth=1.8,
                 label=_plain(f"{column}  {grid}".strip()),
             )
+            if len(rounds) == 1:  # a curve of one point is that point, and what it is
+                axes.annotate(
+                    f"{values[0]:.4g}",
+                    (rounds[0], values[0]),
+                    xytext=(8, 4),
+                    textcoords="offset points",
+                    fontsize=9,
+                    color=colours[column],
+                )
+            if kept.get((column, grid)) in rounds:
+                at = rounds.index(kept[column, grid])
+                axes.scatter(
+                    rounds[at], values[at], s=90, facecolors="none", edgecolors=colours[column], zorder=5, label=_KEPT
+                )
         axes.set_xlabel("round", color=_GREY)
         axes.set_ylabel(_plain(label), color=_GREY)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -151,8 +177,24 @@ def curves_png(folder: Path) -> Path | None:
         frameon=False,
         fontsize=9,
     )
-    figure.suptitle(_plain(_run_name(folder)), fontsize=13, fontweight="bold")
+    figure.suptitle(_plain(_title(folder)), fontsize=13, fontweight="bold")
     return _save(figure, folder / "curves.png")
+
+
+def _kept(folder: Path) -> dict[tuple[str, str], int]:
+    """The round that was kept, by (column, grid), of a finished run."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        kept = {name: told["kept"] for name, told in summary["training"].items() if told["kept"] is not None}
+        return {(name, f"lr={summary['extra'][f'lr.{name}']:g}"): at for name, at in kept.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _title(folder: Path) -> str:
+    """The run's name, or what can be drawn in its place."""
+    names = (_run_name(folder), folder.resolve().name)
+    return next((name for name in names if drawable(name)), "run")
 
 
 def _number(client: Mapping[str, Any], key: str) -> float:
@@ -176,13 +218,20 @@ def clients_png(folder: Path, clients: Sequence[Mapping[str, Any]], metric: str,
     folder = Path(folder)
     sign = 1.0 if higher_is_better else -1.0
     pairs = [
-        (sign * (_number(c, "federated") - _number(c, "alone")), str(c["name"]), c)
-        for c in clients
+        (sign * (_number(c, "federated") - _number(c, "alone")), str(c["name"]), {**c, "line": line})
+        for line, c in enumerate(clients, start=1)
         if math.isfinite(_number(c, "federated")) and math.isfinite(_number(c, "alone"))
     ]
     if not pairs:
         return None
     pairs.sort(key=lambda pair: (pair[0], pair[1]))
+    with drawing([_run_name(folder), *(name for _, name, _ in pairs[:_NAMED_ROWS])]):
+        return _clients(folder, pairs, metric, higher_is_better)
+
+
+def _clients(
+    folder: Path, pairs: Sequence[tuple[float, str, Mapping[str, Any]]], metric: str, higher_is_better: bool
+) -> Path:
     alone, federated = ([_number(c, key) for *_, c in pairs] for key in ("alone", "federated"))
     base = [_number(c, "base") for *_, c in pairs]
     named = len(pairs) <= _NAMED_ROWS
@@ -198,7 +247,11 @@ def clients_png(folder: Path, clients: Sequence[Mapping[str, Any]], metric: str,
     axes.scatter(alone, rows, s=dot, color=_COLUMN_COLOURS["alone"], label="alone", zorder=3)
     axes.scatter(federated, rows, s=dot, color=_COLUMN_COLOURS["federated"], label="federated", zorder=4)
     if named:
-        axes.set_yticks(rows, [_plain(name if len(name) <= 20 else f"{name[:18]}…") for _, name, _ in pairs])
+        names = [
+            (name if len(name) <= 20 else f"{name[:18]}…") if drawable(name) else f"client {c['line']}"
+            for _, name, c in pairs
+        ]
+        axes.set_yticks(rows, [_plain(name) for name in names])
     else:
         axes.set_yticks([])
         axes.set_ylabel(f"{len(pairs)} clients, sorted by gain", color=_GREY)
@@ -208,6 +261,8 @@ def clients_png(folder: Path, clients: Sequence[Mapping[str, Any]], metric: str,
     axes.grid(False, axis="y")
     share = share_gaining(alone, federated, higher_is_better)
     told = f"{100 * share:.0f} % of {len(pairs)} clients gain over training alone"
-    figure.suptitle(f"{_plain(_run_name(folder))}\n{told}", fontsize=12, fontweight="bold")
+    if named and not all(drawable(name) for _, name, _ in pairs):
+        told += "\nclient N: the Nth name in clients.csv, which no installed font can draw"
+    figure.suptitle(f"{_plain(_title(folder))}\n{told}", fontsize=12, fontweight="bold")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return _save(figure, folder / "clients.png")

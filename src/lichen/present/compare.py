@@ -155,7 +155,7 @@ def _row(outcome: Outcome) -> Row:
 
     def score(column: str, part: str) -> Spread | None:
         found = [run["columns"].get(column, run["extra_columns"].get(column)) for run in runs]
-        return spread([one[part] for one in found if one is not None])
+        return spread([one[part] for one in found if one is not None and one[part] is not None])
 
     def extra(key: str) -> Spread | None:
         return spread([float(run["extra"][key]) for run in runs if isinstance(run["extra"].get(key), int | float)])

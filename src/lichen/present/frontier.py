@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lichen.core.store import write_atomic
 from lichen.present.compare import Row
+from lichen.present.fonts import drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,10 @@ def frontier_png(rows: Sequence[Row], path: Path, *, title: str = "") -> Path | 
     if not shown:
         return None
     # Dollar signs would be read as mathematics.
-    names = [f"{i + 1}  {row.method}".replace("$", r"\$") for i, row in enumerate(shown)]
+    names = [
+        f"{i + 1}  {row.method if drawable(row.method) else f'method {i + 1}'}".replace("$", r"\$")
+        for i, row in enumerate(shown)
+    ]
     height = max(4.4, 0.9 + 0.21 * len(shown))
     figure = Figure(figsize=(11.5, height), dpi=150, layout="constrained", facecolor="white")
     canvas: Any = FigureCanvasAgg(figure)

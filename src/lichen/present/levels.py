@@ -14,6 +14,7 @@ from typing import Any
 
 from lichen.core.store import write_atomic
 from lichen.present.compare import Row, Spread
+from lichen.present.fonts import drawable
 from lichen.present.units import score_text
 
 __all__ = ["levels_markdown", "levels_png", "parted"]
@@ -91,8 +92,10 @@ def levels_png(rows: Sequence[Row], levels: Sequence[str], path: Path, *, title:
     first = next(row for row in rows if row.metric)
     figure = Figure(figsize=(11.5, max(4.4, 1.2 + 0.24 * len(grid))), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    both = figure.subplots(1, 2, sharey=True)
     parts = {"value": "mean over clients", "worst": "worst decile of clients"}
+    # Clients that share one test set have no worst tenth.
+    parts = {p: label for p, label in parts.items() if any(getattr(r, p) for at in grid.values() for r in at.values())}
+    both = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
     for axes, (part, label) in zip(both, parts.items(), strict=True):
         for i, (method, at) in enumerate(grid.items()):
             beside = 0.5 * (i / (len(grid) - 1) - 0.5) if len(grid) > 1 else 0.0
@@ -132,5 +135,5 @@ def _line(axes: Any, i: int, method: str, values: Sequence[Spread | None], besid
         elinewidth=1.0,
         capsize=2.5,
         markeredgecolor="white",
-        label=method.replace("$", r"\$"),
+        label=(method if drawable(method) else f"method {i + 1}").replace("$", r"\$"),
     )

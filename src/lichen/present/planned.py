@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lichen.present.report import new_table
+from lichen.present.report import new_table, training_text
 from lichen.present.units import bytes_text, count_text, joules_text, seconds_text
 
 if TYPE_CHECKING:
@@ -65,7 +65,9 @@ def _facts(plan: Mapping[str, Any]) -> dict[str, str]:
     def both(up: str, down: str) -> str:
         return f"{bytes_text(sent[up])} up, {most}{bytes_text(sent[down])} down"
 
+    seen = {f"{name} trains on": training_text(told) for name, told in plan["seen"].items()}
     return {
+        **seen,
         "parameters": f"{count_text(plan['trained'])} trained, {count_text(plan['frozen'])} frozen",
         "clients": str(plan["clients"]),
         "sent by a client's training": f"{bytes_text(sent['client_up'])} up, {bytes_text(sent['client_down'])} down",

@@ -15,7 +15,7 @@ from lichen.present.units import bytes_text, joules_text, score_text, seconds_te
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["compare_table", "new_table", "summary_table"]
+__all__ = ["compare_table", "new_table", "summary_table", "training_text"]
 
 
 def new_table(title: str | None, *headers: str, numbers: Sequence[str] = ()) -> Table:
@@ -47,6 +47,33 @@ def _scores(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     return {**found, **summary["extra_columns"]}
 
 
+def _worst(score: Mapping[str, Any]) -> str:
+    return "-" if score["worst_decile"] is None else score_text(score["worst_decile"])
+
+
+def _no_worst(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Why the worst decile is left out where it is."""
+    if all(score["worst_decile"] is not None for score in _scores(summary).values()):
+        return {}
+    return {"worst decile": "left out (-) where all clients share one test set and one model: it would be the mean"}
+
+
+def training_text(told: Mapping[str, Any]) -> str:
+    """What a column was trained on, in a line.
+
+    Args:
+        told: As :class:`lichen.present.summary.Training` holds it, or a plan, which knows no rounds.
+    """
+    rows = (
+        f"{told['rows']:,.0f} rows: {told['passes']:.2g} passes over {told['rows_there']:,}, "
+        f"{_percent(told['share_seen'])} of them seen"
+    )
+    if "rounds" not in told:
+        return rows
+    kept = "each client's best kept" if told["kept"] is None else f"round {told['kept']} kept"
+    return f"{told['rounds']} of {told['of']} rounds, {kept}; {rows}"
+
+
 def _sent(summary: Mapping[str, Any], way: str) -> str:
     """Bytes in all, and of validation among them where that is known."""
     valid = (summary["traffic"] or {}).get(f"valid_{way}")
@@ -74,10 +101,12 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table = new_table(None, *heads, numbers=heads[1:])
     for name, score in _scores(summary).items():
         style = "bold" if name == "federated" else ""
-        table.add_row(Text(name), score_text(score["mean"]), score_text(score["worst_decile"]), style=style)
+        table.add_row(Text(name), score_text(score["mean"]), _worst(score), style=style)
     table.add_section()
     costs = {
         "metric": _metric(summary),
+        **_no_worst(summary),
+        **{f"{name} trained": training_text(told) for name, told in summary["training"].items()},
         "clients gaining over alone": _percent(summary["share_gaining"]),
         "clients": str(summary["clients"]),
         "sent up": _sent(summary, "up"),
@@ -114,10 +143,7 @@ def compare_table(summaries: Sequence[Mapping[str, Any]], *, folders: Sequence[s
     table = new_table("mean / worst decile of the clients", *heads, numbers=heads[heads.index("metric") + 1 :])
     for position, summary in enumerate(summaries):
         scores = _scores(summary)
-        cells = [
-            f"{score_text(scores[way]['mean'])} / {score_text(scores[way]['worst_decile'])}" if way in scores else "-"
-            for way in ways
-        ]
+        cells = [f"{score_text(scores[way]['mean'])} / {_worst(scores[way])}" if way in scores else "-" for way in ways]
         table.add_row(
             Text(summary["name"]),
             *([Text(folders[position])] if folders else []),

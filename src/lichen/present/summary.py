@@ -30,6 +30,7 @@ __all__ = [
     "Score",
     "Summary",
     "Traffic",
+    "Training",
     "check_summary",
     "read_summary",
     "share_gaining",
@@ -50,7 +51,8 @@ class Score(_Part):
     """One column's score over the clients."""
 
     mean: float
-    worst_decile: float
+    worst_decile: float | None
+    """Null where one model is scored on one test set that all clients share: everybody has the mean."""
 
 
 class Columns(_Part):
@@ -60,6 +62,25 @@ class Columns(_Part):
     alone: Score | None
     federated: Score | None
     pooled: Score | None
+
+
+class Training(_Part):
+    """What a column was trained on, at the learning rate that was chosen."""
+
+    rounds: _Count
+    """Rounds that were run."""
+    of: _Count
+    """Rounds there were to be; fewer were run where patience ended them."""
+    kept: _Count | None
+    """The round whose tensors were scored; null where every client keeps its own best."""
+    rows: Annotated[float, Field(ge=0)]
+    """Rows trained on, in all rounds, each as often as it was."""
+    rows_there: _Count
+    """Training rows of all clients."""
+    passes: Annotated[float, Field(ge=0)]
+    """``rows / rows_there``."""
+    share_seen: Annotated[float, Field(ge=0, le=1)]
+    """Share of the training rows that are trained on at least once, on average over draws."""
 
 
 class Traffic(_Part):
@@ -91,7 +112,7 @@ class Traffic(_Part):
 class Summary(_Part):
     """What ``summary.json`` holds: these keys, all of them, and no others.
 
-    ``energy_joules`` and ``traffic`` alone may be missing, as in summaries of older runs; null says
+    ``energy_joules``, ``traffic`` and ``training`` alone may be missing, as in summaries of older runs; null says
     that it was not measured.
     """
 
@@ -107,6 +128,8 @@ class Summary(_Part):
     bytes_up: _Count
     bytes_down: _Count
     traffic: Traffic | None = None
+    training: dict[str, Training] = Field(default_factory=dict)
+    """By trained column; empty for tasks without rounds."""
     seconds: Annotated[float, Field(ge=0)]
     peak_memory_bytes: _Count
     energy_joules: Annotated[float, Field(ge=0)] | None = None

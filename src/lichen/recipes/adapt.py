@@ -280,7 +280,8 @@ def _pooled(bench: Bench, folder: RunFolder, watch: Watch, test: Callable[[str, 
     assert own is not None
     best, _ = trees.split(trees.take(own, 0), "best/")
     tested = test("pooled.all", best)
-    return replace(column, value_N=tested.value_N, metrics=tested.metrics, shared=best)
+    kept = (int(own["best_version"][0]) + 1) // 2  # a round takes two versions, and judges at the first of them
+    return replace(column, value_N=tested.value_N, metrics=tested.metrics, shared=best, best_round=kept)
 
 
 def _private(

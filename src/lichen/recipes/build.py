@@ -178,11 +178,13 @@ def _go(
     clients_png(path, named, metric=summary["metric"], higher_is_better=higher)
 
 
-def _score(column: Column | None, higher: bool) -> dict[str, float] | None:
+def _score(column: Column | None, higher: bool, common: bool) -> dict[str, float | None] | None:
     if column is None:
         return None
     values = column.value_N.tolist()
-    return {"mean": sum(values) / len(values), "worst_decile": worst_decile(values, higher)}
+    # One model on one test set gives everybody the same score, and a tenth of them none of its own.
+    same = common and len(set(values)) == 1
+    return {"mean": sum(values) / len(values), "worst_decile": None if same else worst_decile(values, higher)}
 
 
 def _clients(done: Done, higher: bool) -> list[dict[str, Any]]:
@@ -207,13 +209,14 @@ def _summary(recipe: Recipe, folder: RunFolder, done: Done, memory: int, joules:
         "task": recipe.task,
         "metric": metric_name(recipe),
         "higher_is_better": higher,
-        "columns": {name: _score(done.columns.get(name), higher) for name in fixed},
-        "extra_columns": {name: _score(c, higher) for name, c in done.columns.items() if name not in fixed},
+        "columns": {name: _score(done.columns.get(name), higher, done.common_test) for name in fixed},
+        "extra_columns": {n: _score(c, higher, done.common_test) for n, c in done.columns.items() if n not in fixed},
         "share_gaining": gaining,
         "clients": len(done.clients),
         "bytes_up": sum(r.bytes_up for r in rounds) + done.bytes_up,
         "bytes_down": sum(r.bytes_down for r in rounds) + done.bytes_down,
         "traffic": traffic_of(rounds, up=done.bytes_up, down=done.bytes_down, validators=done.validators),
+        "training": {name: dict(told) for name, told in done.training.items()},
         "seconds": folder.seconds(),
         "peak_memory_bytes": memory,
         "energy_joules": joules,

@@ -9,10 +9,15 @@ from lichen.data.reading import lengths_of
 from lichen.recipes.prepare import Owner, first_of
 from lichen.recipes.schema import Recipe
 
-__all__ = ["MOST_COUNTED", "counts_of"]
+__all__ = ["MOST_COUNTED", "counts_of", "shared_test"]
 
 MOST_COUNTED = 20_000
 """Rows in all whose tokens are counted once more; with more, nobody's cut rows are told."""
+
+
+def shared_test(owners: Sequence[Owner]) -> bool:
+    """Whether several clients are scored on one common test set."""
+    return len(owners) > 1 and len(set(first_of([owner.test for owner in owners]))) == 1
 
 
 def counts_of(recipe: Recipe, owners: Sequence[Owner], tokenizer: Any = None) -> tuple[dict[str, int | None], ...]:
@@ -27,7 +32,7 @@ def counts_of(recipe: Recipe, owners: Sequence[Owner], tokenizer: Any = None) ->
         ``cut`` is None where it is not known: without tokens, in a stream, which loses nothing, and of very many rows.
         A common test set is no client's own and is left out of it.
     """
-    common = len(set(first_of([owner.test for owner in owners]))) < len(owners)
+    common = shared_test(owners)
     rows = [(*owner.train, *owner.valid, *(() if common else owner.test)) for owner in owners]
     counted = tokenizer is not None and recipe.data.form != "stream" and sum(map(len, rows)) <= MOST_COUNTED
     out: list[dict[str, int | None]] = []

@@ -28,6 +28,7 @@ from lichen.core.errors import LichenError, traceback_text
 from lichen.core.store import write_atomic
 from lichen.present.compare import Outcome, Row, rows_of
 from lichen.present.compare_table import comparison_csv, comparison_markdown, notes
+from lichen.present.fonts import drawing
 from lichen.present.frontier import frontier_png
 from lichen.present.levels import levels_markdown, levels_png
 from lichen.present.summary import read_summary
@@ -167,9 +168,11 @@ def run_comparison(
         _write(comparison, out, faults)
     rows, table = _write(comparison, out, faults)
     title = comparison.question or comparison.name
-    frontier_png(rows, out / "frontier.png", title=title)
+    with drawing([title, *(row.method for row in rows)]):
+        frontier_png(rows, out / "frontier.png", title=title)
     if comparison.levels:
-        levels_png(rows, comparison.levels, out / "levels.png", title=title)
+        with drawing([title, *comparison.levels, *(row.method for row in rows)]):
+            levels_png(rows, comparison.levels, out / "levels.png", title=title)
     return Compared(
         question=comparison.question,
         rows=rows,

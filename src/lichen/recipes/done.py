@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ class Done:
     """A finished task: its columns, its clients' names, and what else there is to tell.
 
     ``validators`` is how many clients validated in the rounds; None where there were no rounds. ``counts`` are the
-    clients' rows, by part.
+    clients' rows, by part; ``training`` is what the trained columns have seen; ``common_test`` says that all clients
+    are scored on the same rows.
     """
 
     columns: dict[str, Column]
@@ -39,6 +41,8 @@ class Done:
     bytes_down: int = 0
     validators: int | None = None
     counts: tuple[Mapping[str, int | None], ...] = ()
+    training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    common_test: bool = False
 
 
 def _labels(shard: Shard) -> np.ndarray:

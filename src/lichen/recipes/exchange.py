@@ -41,7 +41,7 @@ from lichen.present.trace import Event
 from lichen.recipes.adapt import Column, Watch, choose
 from lichen.recipes.bench import grid_name, participants, values_N
 from lichen.recipes.classes import save_class_names
-from lichen.recipes.client_counts import counts_of
+from lichen.recipes.client_counts import counts_of, shared_test
 from lichen.recipes.done import Done, classified, majority, tested
 from lichen.recipes.exchange_end import Trained, bytes_of, ensemble_column, save_models, told_by_kind
 from lichen.recipes.exchange_parts import ByKind, averaged, engine_of, private, server
@@ -95,6 +95,7 @@ def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> D
         bytes_down=sent,
         validators=len(validators_of(opened.bench)),
         counts=counts_of(recipe, opened.owners, opened.tokenizer),
+        common_test=shared_test(opened.owners),
     )
 
 

@@ -6,8 +6,8 @@ import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, field
+from typing import Any, final
 
 from lichen.core import tree as trees
 from lichen.present.units import bytes_text
@@ -111,6 +111,7 @@ class Expected:
         columns: Cost of every column.
         start: Seconds of loading.
         notes: How far the numbers reach.
+        seen: What every trained column sees of the clients' rows.
         rooms: What clients of each memory train, where the recipe gives their memory.
     """
 
@@ -123,6 +124,7 @@ class Expected:
     columns: Mapping[str, Cost]
     start: float
     notes: tuple[str, ...] = ()
+    seen: Mapping[str, Any] = field(default_factory=dict)
     rooms: tuple[Room, ...] = ()
 
 

@@ -29,7 +29,7 @@ from lichen.present.trace import Event
 from lichen.recipes.adapt import Column, among
 from lichen.recipes.bench import values_N
 from lichen.recipes.classes import save_class_names
-from lichen.recipes.client_counts import counts_of
+from lichen.recipes.client_counts import counts_of, shared_test
 from lichen.recipes.commons import commons_of, labelled_of
 from lichen.recipes.done import Done, classified, majority, tested
 from lichen.recipes.featured import encoder_of, featured
@@ -191,4 +191,5 @@ def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None
         **tested([o.test for o in owners], classes),
     }
     counts = counts_of(recipe, owners, tokenizer)
-    return Done(columns=columns, clients=tuple(o.name for o in owners), extra=extra, counts=counts)
+    names, common = tuple(o.name for o in owners), shared_test(owners)
+    return Done(columns=columns, clients=names, extra=extra, counts=counts, common_test=common)

@@ -24,6 +24,7 @@ from lichen.recipes.parts import stations
 from lichen.recipes.plan_writing import with_writing
 from lichen.recipes.prepare import encode
 from lichen.recipes.schema import Recipe
+from lichen.recipes.seen import planned
 from lichen.recipes.traffic import traffic
 
 __all__ = ["Chunks", "expect", "expect_adapt"]
@@ -149,6 +150,7 @@ def expect(
         columns={name: _cost(parts, found.rates, operations, ranks) for name, parts in chunks.items()},
         start=0.0,
         notes=tuple(notes),
+        seen=planned(bench, invited, tuple(chunks)),
         rooms=rooms(bench, stations(bench)[f"train {grid_name(bench.recipe.optimizer.lr[0])}"]),
     )
 

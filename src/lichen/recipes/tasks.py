@@ -18,10 +18,11 @@ from lichen.data.records import load_records
 from lichen.data.shards import Shard
 from lichen.engines.local import LocalEngine
 from lichen.models.peft_format import has_peft_format, save_adapter
+from lichen.present.trace import read_trace
 from lichen.recipes.adapt import Column, Watch, adapt, among, room_of
 from lichen.recipes.bench import Bench, values_N
 from lichen.recipes.classes import save_class_names
-from lichen.recipes.client_counts import counts_of
+from lichen.recipes.client_counts import counts_of, shared_test
 from lichen.recipes.done import Done, classified, gained, majority, tested
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.help import help_of
@@ -31,6 +32,7 @@ from lichen.recipes.open import Opened, fetch_named, open_recipe, shards_of
 from lichen.recipes.parts import validators_of
 from lichen.recipes.prepare import encode
 from lichen.recipes.schema import Recipe
+from lichen.recipes.seen import trained
 from lichen.recipes.template import keep_template
 
 __all__ = ["run_adapt"]
@@ -76,6 +78,8 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done
         bytes_down=helped.bytes_down,
         validators=len(validators_of(opened.bench)),
         counts=counts_of(recipe, opened.owners, opened.tokenizer),
+        training=trained(helped.bench, opened.bench, columns, read_trace(folder.path)) if folder.ranks.first else {},
+        common_test=shared_test(opened.owners),
     )
 
 
