@@ -190,7 +190,7 @@ def test_the_table_lasts_from_round_to_round_and_hard_classes_get_in(written: An
     assert chosen[105] > chosen[None] > 0
     with pytest.raises(LichenError, match="private state"):
         fold(FixMatch(train(MLP), VIEWS, rows=7), asked, [], {"semi/table": table})
-    with pytest.raises(LichenError, match=r"semi\.rows"):
+    with pytest.raises(LichenError, match=r"FixMatch\.rows"):
         fold(FixMatch(train(MLP), VIEWS, rows=50), asked, step_of(source, (0, 1)))
 
 
@@ -283,7 +283,7 @@ def test_mixed_rows_carry_both_labels(written: Any) -> None:
 
 def test_settings_out_of_range_are_refused() -> None:
     for bad in ({"threshold": 1.5}, {"weight": -1.0}, {"rows": 0}, {"by": "then"}, {"mixup": float("nan")}):
-        with pytest.raises(LichenError, match=r"semi\."):
+        with pytest.raises(LichenError, match=r"semi\.|FixMatch\."):
             FixMatch(train(MLP), VIEWS, **bad)
     with pytest.raises(LichenError, match="language model"):
         FixMatch(train(Bigram()), VIEWS)

@@ -56,7 +56,7 @@ def test_dirichlet_seeds_differ_and_bad_input_is_told() -> None:
     labels = list(range(5)) * 20
     one, two = (dirichlet(labels, clients=4, alpha=1.0, seed=s) for s in (0, 1))
     assert any(not np.array_equal(a, b) for a, b in zip(one, two, strict=True))
-    with pytest.raises(LichenError, match=r"data\.alpha"):
+    with pytest.raises(LichenError, match=r"data\.partition\.alpha"):
         dirichlet(labels, clients=4, alpha=0.0, seed=0)
     with pytest.raises(LichenError, match="too few"):
         dirichlet(labels, clients=4, alpha=1.0, seed=0, min_examples=26)

@@ -82,5 +82,5 @@ def test_too_little_text_is_an_empty_shard_and_without_an_end_token_texts_touch(
 
 
 def test_refuses_rows_without_anything_to_predict(tokenizer):
-    with pytest.raises(LichenError, match=r"data\.length"):
+    with pytest.raises(LichenError, match=r"data\.max_length"):
         lm_rows(["w1"], tokenizer, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lichen import cli
 from lichen.core.contracts import Report
 from lichen.core.errors import LichenError
 from lichen.present.summary import check_summary, read_summary, share_gaining, traffic_of, worst_decile
@@ -233,3 +235,77 @@ def test_no_clients_have_no_score() -> None:
     for alone, federated in (([], []), ([1.0], [])):
         with pytest.raises(LichenError, match="do not pair"):
             share_gaining(alone, federated, True)
+
+
+def hostile(name: str) -> str:
+    """Summaries that nobody's run has written."""
+    whole = json.dumps(SUMMARY)
+    return {
+        "empty": "",
+        "no text": "\ud800",
+        "deep": "[" * 100_000,
+        "deep inside": whole.replace('"small-talk"', "[" * 50_000 + "]" * 50_000),
+        "endless number": whole.replace("1000000", "1" * 100_000),
+        "large number": whole.replace("1000000", "1" * 400),
+        "large seed": whole.replace('"seed": 0', '"seed": ' + "9" * 300),
+        "infinite": whole.replace("61.5", "1e999"),
+        "not a number": whole.replace("61.5", "NaN"),
+        "list": f"[{whole}]",
+        "text": '"summary"',
+        "null": "null",
+        "name of numbers": whole.replace('"small-talk"', "[1, 2, 3]"),
+        "columns of text": whole.replace('{"mean": 30.0, "worst_decile": 50.0}', '"30"'),
+        "mean of truth": whole.replace("30.0", "true"),
+        "another task": whole.replace('"chat"', '"cook"', 1),
+        "unknown key": whole.replace('"seed"', '"sead"'),
+        "surprise": whole[:-1] + ', "__class__": {}}',
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("empty", "no text", "deep", "deep inside", "endless number", "large number", "large seed", "infinite"),
+        *("not a number", "list", "text", "null", "name of numbers", "columns of text", "mean of truth"),
+        *("another task", "unknown key", "surprise"),
+    ],
+)
+def test_a_strangers_summary_is_one_sentence(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "summary.json").write_bytes(hostile(name).encode("utf-8", "surrogatepass"))
+    with pytest.raises(LichenError) as caught:
+        read_summary(tmp_path)
+    assert str(tmp_path / "summary.json") in caught.value.where
+    assert len(str(caught.value)) < 2500
+    for more in ([], ["--json"]):
+        assert cli.main(["report", str(tmp_path), *more]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert len(err.splitlines()) == 2
+
+
+def test_a_summary_that_is_no_plain_file_or_too_large(tmp_path: Path) -> None:
+    for name in ("pipe", "large", "folder"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe" / "summary.json")
+    with pytest.raises(LichenError, match="no plain file"):  # and does not wait for a writer
+        read_summary(tmp_path / "pipe")
+    (tmp_path / "folder" / "summary.json").mkdir()
+    with pytest.raises(LichenError, match="no plain file"):
+        read_summary(tmp_path / "folder")
+    with open(tmp_path / "large" / "summary.json", "wb") as file:
+        file.truncate(100 << 20)
+    with pytest.raises(LichenError, match="larger than 16 MiB"):
+        read_summary(tmp_path / "large")
+
+
+@pytest.mark.parametrize("value", [0.0, 5e-324, 1e308, -1e308])
+def test_any_number_that_fits_is_shown(tmp_path: Path, value: float, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = copy.deepcopy(SUMMARY)
+    whole["columns"]["base"] = {"mean": value, "worst_decile": value}
+    whole["extra"] = {"x": value}
+    whole["seconds"] = whole["energy_joules"] = abs(value)
+    whole["bytes_up"] = whole["bytes_down"] = whole["peak_memory_bytes"] = whole["clients"] = 2**63 - 1
+    (tmp_path / "summary.json").write_text(json.dumps(whole))
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert cli.main(["report", str(tmp_path), str(tmp_path)]) == 0
+    assert "small-talk" in capsys.readouterr().out

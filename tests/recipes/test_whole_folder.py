@@ -76,8 +76,9 @@ def test_it_is_used_when_data_and_cache_are_gone(model: Path, tmp_path: Path, ki
 
 def test_the_adapter_is_copied_where_it_is_asked_for(model: Path, tmp_path: Path) -> None:
     data = save_rows(tmp_path / "rows.jsonl", "pair")
-    folder = lichen.run(recipe(model, data, "pair", **ROUNDS), out=tmp_path / "run").folder
-    assert lichen.export(str(folder)) == folder / "adapter"
+    folder = lichen.run(recipe(model, data, "pair", **ROUNDS), out=str(tmp_path / "run")).folder
+    assert lichen.read_recipe(str(folder / "recipe.yaml")) == lichen.read_recipe(folder / "recipe.yaml")
+    assert lichen.export(str(folder)) == lichen.export(folder) == folder / "adapter"
     copy = lichen.export(folder, out=str(tmp_path / "copy"))
     assert {f.name: f.read_bytes() for f in copy.iterdir()} == {
         f.name: f.read_bytes() for f in (folder / "adapter").iterdir()

@@ -88,7 +88,7 @@ def test_refuses_a_change_that_does_not_fit_and_values_out_of_range():
         lambda: ServerAdam(betas=(0.9, 1.0)),
         lambda: ServerYogi(tau=0.0),
     ):
-        with pytest.raises(LichenError, match=r"server\."):
+        with pytest.raises(LichenError, match=r"federation\.server\.|ServerAdam\."):
             make()
 
 

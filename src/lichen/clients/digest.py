@@ -154,9 +154,7 @@ def private_stations(
         LichenError: if the training is not personal, or a number does not fit.
     """
     if not train.personal:
-        raise LichenError(
-            "clients of unlike models send no tensors", where="exchange.train", fix="train with personal=True"
-        )
+        raise LichenError("clients of unlike models send no tensors", where="train", fix="train with personal=True")
     if digest_steps < 1:
         raise LichenError(f"{digest_steps} steps", where="exchange.digest_steps", fix="use 1 or more")
     digest = replace(own, shards=dict.fromkeys(clients, answered(public)), steps=digest_steps)

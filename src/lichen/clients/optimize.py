@@ -76,7 +76,9 @@ class ClientOptimizer:
         if not self.weight_decay >= 0:
             raise LichenError("is negative", where="optimizer.weight_decay", fix="use a number >= 0")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise LichenError(f"{self.betas} is out of range", where="optimizer.betas", fix="use two numbers in [0, 1)")
+            raise LichenError(
+                f"{self.betas} is out of range", where="ClientOptimizer.betas", fix="use two numbers in [0, 1)"
+            )
         if not self.eps > 0:
             raise LichenError(f"{self.eps} is not positive", where="optimizer.eps", fix="use a small number > 0")
 

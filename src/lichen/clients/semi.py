@@ -136,11 +136,12 @@ class FixMatch:
             raise LichenError(f"{self.threshold} is no probability", where="semi.threshold", fix="use 0.8 to 0.95")
         for name in ("weight", "mixup"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise LichenError(f"{getattr(self, name)} is out of range", where=f"semi.{name}", fix="use 0 or more")
+                place = "semi.weight" if name == "weight" else f"FixMatch.{name}"
+                raise LichenError(f"{getattr(self, name)} is out of range", where=place, fix="use 0 or more")
         if self.rows is not None and self.rows < 1:
-            raise LichenError(f"{self.rows} rows", where="semi.rows", fix="use the rows of the largest client")
+            raise LichenError(f"{self.rows} rows", where="FixMatch.rows", fix="use the rows of the largest client")
         if self.by not in ("now", "received"):
-            raise LichenError(f"labels cannot be by {self.by!r}", where="semi.by", fix="use now or received")
+            raise LichenError(f"labels cannot be by {self.by!r}", where="FixMatch.by", fix="use now or received")
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> FixMatchState:
         """The wrapped work's beginning; it does not see the table.
@@ -202,7 +203,7 @@ class FixMatch:
         ready["active_C"] = batch["active_C"] & (~some_C | (sure_CB | labelled_CB).any(1))
         if self.mixup:
             if "x_CBF" not in batch:
-                raise LichenError("rows of tokens cannot be mixed", where="semi.mixup", fix="set it to 0")
+                raise LichenError("rows of tokens cannot be mixed", where="FixMatch.mixup", fix="set it to 0")
             ready = self._mixed(ready, weak["x_CBF"], sure_CB, state)
         seen = {"unlabelled": free_CB.sum(1), "pseudo": sure_CB.sum(1)}
         return replace(
@@ -235,7 +236,7 @@ class FixMatch:
         most = int(index_CB.max())
         if most >= table_CR.shape[1]:
             raise LichenError(
-                f"a client has more than {most} rows", where="semi.rows", fix="give the rows of the largest client"
+                f"a client has more than {most} rows", where="FixMatch.rows", fix="give the rows of the largest client"
             )
         status_CB = torch.where(chance_CB >= self.threshold, label_CB, _UNSURE).to(table_CR.dtype)
         c_R, b_R = free_CB.nonzero(as_tuple=True)

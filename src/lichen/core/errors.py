@@ -30,8 +30,8 @@ class LichenError(Exception):
         where: The recipe key, file, message or checkpoint it was found in.
         fix: What the reader can do about it.
 
-    >>> print(LichenError("no such column 'text'", where="data.text", fix="use one of: body, title"))
-    data.text: no such column 'text'
+    >>> print(LichenError("no such column 'text'", where="data.columns.text", fix="use one of: body, title"))
+    data.columns.text: no such column 'text'
       fix: use one of: body, title
     """
 

@@ -36,11 +36,13 @@ def by_client(records: Sequence[Record]) -> dict[str, np.ndarray]:
 
 def _check_enough(rows: int, clients: int, each: int) -> None:
     if clients < 1:
-        raise LichenError("there must be at least one client", where="data.clients", fix="use a number above 0")
+        raise LichenError(
+            "there must be at least one client", where="data.partition.clients", fix="use a number above 0"
+        )
     if rows < clients * each:
         raise LichenError(
             f"{rows} rows are too few for {clients} clients with {each} each",
-            where="data.clients",
+            where="data.partition.clients",
             fix="use fewer clients or more rows",
         )
 
@@ -86,7 +88,7 @@ def dirichlet(
     """
     y = np.asarray(labels)
     if not (np.isfinite(alpha) and alpha > 0):
-        raise LichenError(f"alpha is {alpha}", where="data.alpha", fix="use a number above 0, such as 0.5")
+        raise LichenError(f"alpha is {alpha}", where="data.partition.alpha", fix="use a number above 0, such as 0.5")
     _check_enough(len(y), clients, max(min_examples, 0))
     generator = numpy_generator(seed, "dirichlet")
     parts: list[list[int]] = [[] for _ in range(clients)]

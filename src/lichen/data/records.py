@@ -63,7 +63,7 @@ def load_records(
         if role not in ROLES:
             raise LichenError(f"unknown role {role!r}", where=f"data.columns.{role}", fix=f"roles: {', '.join(ROLES)}")
     if path_client not in PATH_CLIENTS:
-        raise LichenError(f"unknown choice {path_client!r}", where="data.path_client", fix=f"use {PATH_CLIENTS}")
+        raise LichenError(f"unknown choice {path_client!r}", where="path_client", fix=f"use {PATH_CLIENTS}")
     if name in CATALOG:
         return _from_catalog(name, columns, say)
     path = Path(name).expanduser()

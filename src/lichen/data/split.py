@@ -59,7 +59,7 @@ def split(
         LichenError: if the shares do not leave anything to train on.
     """
     if not (0 <= valid < 1 and 0 <= test < 1 and valid + test < 1):
-        raise LichenError(f"shares are {valid} and {test}", where="data.split", fix="use shares that sum below 1")
+        raise LichenError(f"shares are {valid} and {test}", where="data.valid", fix="use shares that sum below 1")
     marks = [fingerprint(record, reads=reads) for record in records]
     units: dict[tuple[str, str], list[int]] = {}
     for i, record in enumerate(records):

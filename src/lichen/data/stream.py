@@ -42,7 +42,9 @@ def lm_rows(texts: Iterable[str], tokenizer: Any, length: int) -> TextShard:
         LichenError: if rows of that length have nothing to predict.
     """
     if length < 2:
-        raise LichenError(f"rows of {length} tokens have nothing to predict", where="data.length", fix="use at least 2")
+        raise LichenError(
+            f"rows of {length} tokens have nothing to predict", where="data.max_length", fix="use at least 2"
+        )
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     said = [text for text in texts if text]
     parts: list[np.ndarray] = []

@@ -93,7 +93,7 @@ class ZeroShot:
         if self.calibrate not in ("none", "context", "batch"):
             raise LichenError(f"no way {self.calibrate!r}", where="teacher.calibrate", fix="use none, context or batch")
         if self.calibrate == "context" and not self.free:
-            raise LichenError("no text without content", where="teacher.free", fix="give one, such as N/A")
+            raise LichenError("no text without content", where="free", fix="give one, such as N/A")
 
     @property
     def classes(self) -> tuple[str, ...]:

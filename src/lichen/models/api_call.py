@@ -95,7 +95,9 @@ class Caller:
         headers = {"Content-Type": "application/json"}
         if name := self.endpoint.key_from:
             if not (key := os.environ.get(name)):
-                raise LichenError(f"the environment has no {name}", where="endpoint.key_from", fix=f"export {name}")
+                raise LichenError(
+                    f"the environment has no {name}", where=f"{self.endpoint.place}.key_from", fix=f"export {name}"
+                )
             headers["Authorization"] = f"Bearer {key}"
         return headers
 

@@ -50,6 +50,7 @@ class Endpoint:
         batch: Texts in one call for vectors.
         embedder: How the endpoint calls the model that gives vectors; empty: as ``model``.
         cache: Folder of answers; None: none are kept.
+        place: What errors call it: the recipe's key, where it stands in one.
 
     Raises:
         LichenError: if a value is out of range, or a key would cross a network in the clear.
@@ -68,19 +69,22 @@ class Endpoint:
     batch: int = 32
     embedder: str = ""
     cache: Path | None = None
+    place: str = "endpoint"
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
             raise LichenError(
-                "is no plain http address", where="endpoint.url", fix="write it as http://127.0.0.1:8080/v1"
+                "is no plain http address", where=f"{self.place}.url", fix="write it as http://127.0.0.1:8080/v1"
             )
         if self.key_from and parts.scheme == "http" and parts.hostname not in _HERE:
-            raise LichenError("would send the key in the clear", where="endpoint.url", fix="use https")
+            raise LichenError("would send the key in the clear", where=f"{self.place}.url", fix="use https")
         if self.ask not in ("echo", "first", "chat", "text"):
-            raise LichenError(f"cannot ask {self.ask!r}", where="endpoint.ask", fix="use echo, first, chat or text")
+            raise LichenError(
+                f"cannot ask {self.ask!r}", where=f"{self.place}.ask", fix="use echo, first, chat or text"
+            )
         for name in ("top", "timeout", "tries", "abreast", "batch"):
             if not getattr(self, name) > 0:
-                raise LichenError(f"{getattr(self, name)} is not positive", where=f"endpoint.{name}", fix="use > 0")
+                raise LichenError(f"{getattr(self, name)} is not positive", where=f"{self.place}.{name}", fix="use > 0")
         if self.pause < 0 or (self.per_second is not None and not self.per_second > 0):
-            raise LichenError("a pause or rate is negative", where="endpoint.pause", fix="use numbers above 0")
+            raise LichenError("a pause or rate is negative", where=f"{self.place}.pause", fix="use numbers above 0")

@@ -77,7 +77,9 @@ class HttpFM:
             raise LichenError("prompts and continuations do not pair up", where="score", fix="give K texts a prompt")
         if self.endpoint.ask == "text":
             raise LichenError(
-                "text has no log-probabilities", where="endpoint.ask", fix="use echo, first or chat, or ask for answers"
+                "text has no log-probabilities",
+                where=f"{self.endpoint.place}.ask",
+                fix="use echo, first or chat, or ask for answers",
             )
         asked = list(zip(prompts, continuations, strict=True))
         if self.endpoint.ask == "echo":
@@ -166,7 +168,9 @@ class HttpFM:
         told = self._ask("/completions", body).get("logprobs")
         if not isinstance(told, Mapping) or not told.get("text_offset") or not told.get("token_logprobs"):
             raise LichenError(
-                f"{self.name} does not echo log-probabilities", where="endpoint.ask", fix="use first or chat"
+                f"{self.name} does not echo log-probabilities",
+                where=f"{self.endpoint.place}.ask",
+                fix="use first or chat",
             )
         whole, total, count = len(prompt + text), 0.0, 0
         for at, token, logp in zip(told["text_offset"], told["tokens"], told["token_logprobs"], strict=True):
@@ -186,7 +190,9 @@ class HttpFM:
         told = self._ask("/chat/completions" if ask == "chat" else "/completions", body).get("logprobs")
         listed = _first_token(told)
         if not listed:
-            raise LichenError(f"{self.name} lists no log-probabilities", where="endpoint.ask", fix="ask another way")
+            raise LichenError(
+                f"{self.name} lists no log-probabilities", where=f"{self.endpoint.place}.ask", fix="ask another way"
+            )
         found = []
         for text in texts:
             same = [x for token, x in listed if (token.strip() == text.strip() if ask == "chat" else token == text)]
@@ -207,7 +213,7 @@ class HttpFM:
         else:
             text = self._ask("/completions", {**body, "prompt": prompt}).get("text")
         if not isinstance(text, str):
-            raise LichenError(f"{self.name} writes no text", where="endpoint.ask", fix="ask another way")
+            raise LichenError(f"{self.name} writes no text", where=f"{self.endpoint.place}.ask", fix="ask another way")
         return text
 
     def _embedded(self, model: str, texts: Sequence[str]) -> list[Tensor]:

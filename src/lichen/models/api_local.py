@@ -74,10 +74,10 @@ class LocalFM:
         self._texts = Texts(tokenizer, chat=chat, template=template)
         if classes and model.config.num_labels != len(classes):
             raise LichenError(
-                f"{len(classes)} names for {model.config.num_labels} classes", where="model.classes", fix="name each"
+                f"{len(classes)} names for {model.config.num_labels} classes", where="classes", fix="name each"
             )
         if chat and classes:
-            raise LichenError("a classifier has no chat", where="model.classes", fix="leave out chat or classes")
+            raise LichenError("a classifier has no chat", where="classes", fix="leave out chat or classes")
         self.name = name or str(getattr(model.config, "name_or_path", "")) or type(model).__name__
         self.base = base_digest(model)
         self.classes = tuple(classes)
@@ -90,7 +90,7 @@ class LocalFM:
         self.width = int(table_VH.shape[1])
         ids = self.tokens(start)
         if positions and not ids:
-            raise LichenError("a soft prompt starts from no text", where="model.start", fix="give a starting text")
+            raise LichenError("a soft prompt starts from no text", where="start", fix="give a starting text")
         self._spread = float(table_VH.detach().float().std()) if positions else 0.0
         times = -(-positions // max(len(ids), 1))
         self._start_P = torch.tensor((ids * times)[:positions], dtype=torch.int64)

@@ -68,7 +68,7 @@ class SoftPrompt:
         after: str = "",
     ) -> None:
         if face.positions < 1:
-            raise LichenError("the face has no soft prompt", where="model.positions", fix="give it positions")
+            raise LichenError("the face has no soft prompt", where="positions", fix="give it positions")
         if size < 1 or not scale > 0 or not spread > 0 or len(words) == 1:
             raise LichenError(
                 "size, scale or spread is not positive, or one class alone", where="soft prompt", fix="use > 0, 2 words"

@@ -97,7 +97,7 @@ def head_of(model: CohortModel, shared: Tree) -> str:
     heads = sorted(name.removesuffix(".weight") for name in ends if "embed" not in name)
     if len(heads) != 1:
         said = f"could be any of {heads}" if heads else "is not among the trained tensors"
-        raise LichenError(f"the head {said}", where="model.adapter.heads", fix="name it")
+        raise LichenError(f"the head {said}", where="model.adapter.modules_to_save", fix="name it")
     return heads[0]
 
 

@@ -101,7 +101,9 @@ def place(model: Any, spec: BitFit, packing: Packing, heads: Sequence[str]) -> t
     )
     if not layers:
         raise LichenError(
-            f"{type(model).__name__} has no biases to train", where="adapter", fix="use lora or ia3 with this model"
+            f"{type(model).__name__} has no biases to train",
+            where="model.adapter",
+            fix="use lora or ia3 with this model",
         )
     for path in layers:
         layer = model.get_submodule(path)

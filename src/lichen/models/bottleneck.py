@@ -64,7 +64,7 @@ class Bottleneck:
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise LichenError(f"width {self.width} is below 1", where="adapter.width", fix="use 8, 16 or 64")
+            raise LichenError(f"width {self.width} is below 1", where="model.adapter.width", fix="use 8, 16 or 64")
 
 
 @final
@@ -108,7 +108,7 @@ def place(model: Any, spec: Bottleneck, packing: Packing, heads: Sequence[str]) 
     if not layers:
         raise LichenError(
             f"it is not known where the sub-layers of a {type(model).__name__} end",
-            where="adapter.targets",
+            where="model.adapter.targets",
             fix="name the last linear layers of its attention and its feed-forward",
         )
     for path in layers:

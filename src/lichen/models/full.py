@@ -65,11 +65,13 @@ class Whole:
         for part in exclude:
             if not any(_within(part, name) for name in owner):
                 known = sorted({name.split(".")[1] if name.count(".") > 1 else name.split(".")[0] for name in owner})
-                raise LichenError(f"no tensor is called {part!r}", where="model.exclude", fix=f"such as {known[:8]}")
+                raise LichenError(
+                    f"no tensor is called {part!r}", where="model.adapter.exclude", fix=f"such as {known[:8]}"
+                )
         out = {first for name, first in owner.items() if any(_within(part, name) for part in exclude)}
         self.names = tuple(name for name in first.values() if name not in out)
         if not self.names:
-            raise LichenError("no tensor is left to train", where="model.exclude", fix="exclude fewer names")
+            raise LichenError("no tensor is left to train", where="model.adapter.exclude", fix="exclude fewer names")
         self._dtype = {name: x.dtype for name, x in model.named_parameters()}
         self._places = [(name, mine) for name, mine in owner.items() if mine not in out]
 

@@ -74,7 +74,9 @@ class ClientNorm(nn.Module):
         self.start = _places(self, layer)
         self.shape, self.eps = layer.normalized_shape, layer.eps
         if len(self.shape) != 1 or layer.weight is None:
-            raise LichenError("a layer norm over several axes or without weights is no head", where="adapter.heads")
+            raise LichenError(
+                "a layer norm over several axes or without weights is no head", where="model.adapter.modules_to_save"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(C*B, ..., H)``, normalised over the last axis."""
@@ -101,7 +103,9 @@ class ClientEmbedding(nn.Module):
         self.start = _places(self, layer)
         self.padding_idx, self.dtype = layer.padding_idx, layer.weight.dtype
         if layer.max_norm is not None:
-            raise LichenError("an embedding with a largest norm changes as it is read", where="adapter.heads")
+            raise LichenError(
+                "an embedding with a largest norm changes as it is read", where="model.adapter.modules_to_save"
+            )
 
     def forward(self, ids: Tensor) -> Tensor:
         """``(C*B, ...)`` int64 to ``(C*B, ..., H)``."""
@@ -136,4 +140,4 @@ def wrap_layer(layer: nn.Module, packing: Packing) -> nn.Module:
         return ClientNorm(layer, packing)
     if isinstance(layer, nn.Embedding):
         return ClientEmbedding(layer, packing)
-    raise LichenError(f"a {type(layer).__name__} cannot be trained whole", where="adapter.heads")
+    raise LichenError(f"a {type(layer).__name__} cannot be trained whole", where="model.adapter.modules_to_save")

@@ -55,7 +55,7 @@ class IA3:
     def __post_init__(self) -> None:
         if not self.targets and not self.feedforward:
             raise LichenError(
-                "no layer is named", where="adapter.targets", fix="name the keys, the values and the feed-forward"
+                "no layer is named", where="model.adapter.targets", fix="name the keys, the values and the feed-forward"
             )
 
 
@@ -89,7 +89,7 @@ def place(model: Any, spec: IA3, packing: Packing, heads: Sequence[str]) -> tupl
     Raises:
         LichenError: if a name fits no layer.
     """
-    inputs = choose(model, spec.feedforward, heads, last=spec.last, where="adapter.feedforward")
+    inputs = choose(model, spec.feedforward, heads, last=spec.last, where="model.adapter.feedforward")
     outputs = choose(model, spec.targets, heads, last=spec.last)
     layers = tuple(name for name, _ in model.named_modules() if name in {*inputs, *outputs})
     for path in layers:

@@ -226,7 +226,7 @@ def load_classifier(
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
     if classes < 2:
-        raise LichenError(f"{classes} classes", where="model.classes", fix="a classifier needs at least 2")
+        raise LichenError(f"{classes} classes", where="classes", fix="a classifier needs at least 2")
     config = read_config(source)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise LichenError(

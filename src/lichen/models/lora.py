@@ -76,9 +76,11 @@ class Lora:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise LichenError(f"rank {self.rank} is below 1", where="adapter.rank", fix="use 4, 8 or 16")
+            raise LichenError(f"rank {self.rank} is below 1", where="model.adapter.rank", fix="use 4, 8 or 16")
         if not self.alpha > 0:
-            raise LichenError(f"alpha {self.alpha} is not positive", where="adapter.alpha", fix="use twice the rank")
+            raise LichenError(
+                f"alpha {self.alpha} is not positive", where="model.adapter.alpha", fix="use twice the rank"
+            )
 
     @property
     def scale(self) -> float:
@@ -211,7 +213,7 @@ def last_blocks(model: Any, last: int | None) -> str | tuple[str, ...]:
 
     blocks = [name for name, layer in model.named_modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not 1 <= last <= len(blocks):
-        raise LichenError(f"the model has {len(blocks)} layers", where="adapter.last", fix="name as many at most")
+        raise LichenError(f"the model has {len(blocks)} layers", where="model.adapter.last", fix="name as many at most")
     return tuple(f"{name}." for name in blocks[-last:])
 
 

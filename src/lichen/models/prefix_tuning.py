@@ -51,7 +51,7 @@ class Prefix:
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
-            raise LichenError(f"{self.tokens} tokens are below 1", where="adapter.tokens", fix="use 8 to 100")
+            raise LichenError(f"{self.tokens} tokens are below 1", where="model.adapter.tokens", fix="use 8 to 100")
 
 
 @final
@@ -90,7 +90,9 @@ def place(model: Any, spec: Prefix, packing: Packing, heads: Sequence[str]) -> t
     cache_name = cache_argument(signature)
     if cache_name is None:
         raise LichenError(
-            f"a {type(base).__name__} takes no keys and values from outside", where="adapter", fix="use prompt or lora"
+            f"a {type(base).__name__} takes no keys and values from outside",
+            where="model.adapter",
+            fix="use prompt or lora",
         )
     prefix = PrefixTokens()
     base.add_module("prefix", prefix)

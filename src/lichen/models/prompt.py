@@ -60,7 +60,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
-            raise LichenError(f"{self.tokens} tokens are below 1", where="adapter.tokens", fix="use 8 to 100")
+            raise LichenError(f"{self.tokens} tokens are below 1", where="model.adapter.tokens", fix="use 8 to 100")
 
 
 @final
@@ -113,7 +113,7 @@ def attended(model: Any, mask_NT: Tensor | None, rows: int, tokens: int, *, extr
         if name.rpartition(".")[2] in _POSITIONS and extra + tokens > most:
             raise LichenError(
                 f"{extra} virtual tokens and {tokens} of a row are more than the model's {most} positions",
-                where="adapter.tokens",
+                where="model.adapter.tokens",
                 fix="use fewer, or a smaller data.max_length",
             )
     if mask_NT is None:

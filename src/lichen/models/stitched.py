@@ -54,7 +54,7 @@ class Stem(Student):
         reference: bool = True,
     ) -> None:
         if not widths:
-            raise LichenError("a stem without a layer", where="model.widths", fix="give at least one width")
+            raise LichenError("a stem without a layer", where="widths", fix="give at least one width")
         self._widths, self._classes = (features, *widths), classes
         super().__init__(classes, name=name, reference=reference)
 

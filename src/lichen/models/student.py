@@ -41,7 +41,7 @@ class Student(ABC):
 
     def __init__(self, classes: int, *, name: str, reference: bool = True) -> None:
         if classes < 2:
-            raise LichenError(f"{classes} classes", where="model.classes", fix="a classifier needs at least 2")
+            raise LichenError(f"{classes} classes", where="classes", fix="a classifier needs at least 2")
         self.name, self.base, self.reference = name, "", reference
         self.classes: int | None = classes
         self.group = group_of(name, self.init(0))

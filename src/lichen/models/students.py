@@ -107,7 +107,7 @@ class TwoLayerTransformer(Student):
         reference: bool = True,
     ) -> None:
         if width % heads:
-            raise LichenError(f"{heads} heads do not divide width {width}", where="model.heads")
+            raise LichenError(f"{heads} heads do not divide width {width}", where="heads")
         self._vocab, self._width, self._heads, self._length = vocab, width, heads, max_length
         self._classes = classes
         super().__init__(classes, name=name, reference=reference)

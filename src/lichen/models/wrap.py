@@ -103,7 +103,9 @@ class Wrapped:
         if trainable_C.keys() != names:
             odd = sorted(trainable_C.keys() ^ names)[0]
             state = "is missing" if odd in names else "belongs to no layer of this model"
-            raise LichenError(f"trainable tensor {odd!r} {state}", where="adapter", fix="use the run's own adapter")
+            raise LichenError(
+                f"trainable tensor {odd!r} {state}", where="model.adapter", fix="use the run's own adapter"
+            )
         ready = dict(trainable_C)
         for name, x in split(fixed, "patch.")[0].items():
             path, _, kind = name.rpartition(".")
@@ -134,14 +136,14 @@ def wrap(model: Any, spec: Spec) -> Wrapped:
         LichenError: if a name in ``spec`` fits no layer, or nothing would be trained.
     """
     modules = dict(model.named_modules())
-    refuse_unknown(spec.heads, [name for name in modules if name], where="adapter.heads")
+    refuse_unknown(spec.heads, [name for name in modules if name], where="model.adapter.modules_to_save")
     under = [name for name in modules if name and fits(name, spec.heads)]
     heads: list[str] = []
     for name, layer in modules.items():
         if not any(name == head or name.startswith(f"{head}.") for head in under):
             continue
         if isinstance(layer, QuantizedLinear):
-            raise LichenError(f"{name} is quantised and cannot be trained whole", where="adapter.heads")
+            raise LichenError(f"{name} is quantised and cannot be trained whole", where="model.adapter.modules_to_save")
         if is_client_layer(layer):
             heads.append(name)
         elif any(True for _ in layer.parameters(recurse=False)):
@@ -154,7 +156,7 @@ def wrap(model: Any, spec: Spec) -> Wrapped:
     twin, packing = copy.deepcopy(model, shared), Packing()
     layers = _KINDS[type(spec)][0](twin, spec, packing, tuple(heads))
     if not layers and not heads:
-        raise LichenError("nothing would be trained", where="adapter", fix="name targets or heads")
+        raise LichenError("nothing would be trained", where="model.adapter", fix="name targets or heads")
     for path in heads:
         twin.set_submodule(path, wrap_layer(twin.get_submodule(path), packing))
     part_position_tables(twin, {*layers, *heads}, packing)

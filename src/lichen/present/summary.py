@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -40,7 +41,10 @@ __all__ = [
 
 COLUMNS = ("base", "alone", "federated", "pooled")
 
-_Count = Annotated[int, Field(ge=0)]
+LARGEST = 16 << 20
+"""Bytes of a summary at most: it may come from a stranger."""
+
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Part(BaseModel):
@@ -133,7 +137,7 @@ class Summary(_Part):
     seconds: Annotated[float, Field(ge=0)]
     peak_memory_bytes: _Count
     energy_joules: Annotated[float, Field(ge=0)] | None = None
-    seed: int
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     versions: dict[str, str]
     recipe_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     extra: dict[str, float | str | None]
@@ -173,7 +177,14 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     path = folder if folder.is_file() else folder / "summary.json"
+    again = f"run again: lichen run --resume {folder}"
     try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise LichenError("is no plain file", where=str(path), fix="name a folder `lichen run` made")
+        if about.st_size > LARGEST:
+            what = f"is larger than {LARGEST >> 20} MiB, which no summary is"
+            raise LichenError(what, where=str(path), fix="name a folder `lichen run` made")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         if (folder / "recipe.yaml").is_file():
@@ -182,9 +193,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
             ) from None
         raise LichenError("is not a run's folder", where=str(folder), fix="name a folder `lichen run` made") from None
     except (OSError, ValueError, RecursionError):
-        raise LichenError("is damaged", where=str(path), fix=f"run again: lichen run --resume {folder}") from None
+        raise LichenError("is damaged", where=str(path), fix=again) from None
     if not isinstance(content, dict):
-        raise LichenError("is not a summary", where=str(path), fix=f"run again: lichen run --resume {folder}")
+        raise LichenError("is not a summary", where=str(path), fix=again)
     return check_summary(content, where=str(path))
 
 

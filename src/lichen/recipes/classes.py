@@ -40,7 +40,7 @@ def class_names(folder: Path) -> tuple[str, ...]:
             continue
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             found = None
         names = found.get("classes") if isinstance(found, dict) else found
         if isinstance(found, dict) and not names:  # a language model's

@@ -79,7 +79,9 @@ class Faces:
 
     def _face(self, name: str, endpoint: Asked | None, chat: bool) -> LocalFM | HttpFM:
         if endpoint is not None:
-            return HttpFM(Endpoint(**endpoint.model_dump()))
+            section = self.recipe.synthetic
+            mine = "synthetic" if section is not None and section.endpoint == endpoint else "teacher"
+            return HttpFM(Endpoint(**endpoint.model_dump(), place=f"{mine}.endpoint"))
         self.say(f"loading {name}")
         section = self.recipe.synthetic
         key, fix = "synthetic.name" if section is not None and section.name == name else "teacher.name", ""

@@ -231,12 +231,17 @@ def _talk_student(recipe: Recipe, tree: Tree, folder: Path) -> Talker:
     Raises:
         LichenError: if it reads pictures, which cannot be typed.
     """
-    about = json.loads((folder / "model" / "config.json").read_text())
-    if about.get("tokenizer") is None:
+    file = folder / "model" / "config.json"
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        named, numbers = about.get("tokenizer"), [int(token) for token in about.get("vocabulary") or ()]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        raise LichenError("does not describe a student", where=str(file), fix="run the recipe again") from None
+    if named is None:
         raise LichenError("its model reads pictures, which cannot be typed", where=str(folder), fix="see its summary")
-    classes = tuple(about["classes"])
-    _, tokenizer = load_encoder(resolve_model(about["tokenizer"]))
-    words = {int(token): i for i, token in enumerate(about["vocabulary"] or range(len(tokenizer)))}
+    classes = class_names(folder)
+    _, tokenizer = load_encoder(resolve_model(str(named)))
+    words = {token: i for i, token in enumerate(numbers or range(len(tokenizer)))}
     unknown = words[int(tokenizer.unk_token_id)]
     student = make_student(
         recipe, TextShard((), labels=np.zeros(0, dtype=np.int64), kind="classify"), len(classes), vocabulary=len(words)

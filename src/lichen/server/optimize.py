@@ -57,9 +57,13 @@ class ServerSGD:
     def __post_init__(self) -> None:
         _check_lr(self.lr)
         if not 0 <= self.momentum < 1:
-            raise LichenError(f"{self.momentum} is out of range", where="server.momentum", fix="use 0 <= m < 1")
+            raise LichenError(
+                f"{self.momentum} is out of range", where="federation.server.momentum", fix="use 0 <= m < 1"
+            )
         if self.nesterov and not self.momentum:
-            raise LichenError("looks ahead along no momentum", where="server.nesterov", fix="set server.momentum")
+            raise LichenError(
+                "looks ahead along no momentum", where="federation.server.nesterov", fix="set server.momentum"
+            )
 
     def init(self, shared: Tree) -> Tree:
         """Momentum at zero; nothing where there is none."""
@@ -107,12 +111,16 @@ class ServerAdaptive:
 
     def __post_init__(self) -> None:
         if self.rule not in ("adam", "yogi"):
-            raise LichenError(f"unknown rule {self.rule!r}", where="server.name", fix="use adam or yogi")
+            raise LichenError(f"unknown rule {self.rule!r}", where="federation.server.name", fix="use adam or yogi")
         _check_lr(self.lr)
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise LichenError(f"{self.betas} is out of range", where="server.betas", fix="use two numbers in [0, 1)")
+            raise LichenError(
+                f"{self.betas} is out of range", where="ServerAdam.betas", fix="use two numbers in [0, 1)"
+            )
         if not self.tau > 0:
-            raise LichenError(f"{self.tau} is not positive", where="server.tau", fix="use a number > 0, such as 0.001")
+            raise LichenError(
+                f"{self.tau} is not positive", where="ServerAdam.tau", fix="use a number > 0, such as 0.001"
+            )
 
     def init(self, shared: Tree) -> Tree:
         """``m`` zero, ``v`` at tau²."""
@@ -172,4 +180,4 @@ def _apply(change: Tree, shared: Tree, stride: Callable[[str, Tensor], Tensor]) 
 
 def _check_lr(lr: float) -> None:
     if not (math.isfinite(lr) and lr > 0):
-        raise LichenError(f"{lr} is not a positive rate", where="server.lr", fix="use a number > 0")
+        raise LichenError(f"{lr} is not a positive rate", where="federation.server.lr", fix="use a number > 0")

@@ -82,9 +82,9 @@ class Quantize:
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 4, 8):
-            raise LichenError(f"{self.bits} bits are not possible", where="wire.quantize", fix="use 8, 4 or 2")
+            raise LichenError(f"{self.bits} bits are not possible", where="wire", fix="use 8, 4 or 2")
         if self.block < 1:
-            raise LichenError(f"a block of {self.block} is empty", where="wire.quantize", fix="use 32 or more")
+            raise LichenError(f"a block of {self.block} is empty", where="wire", fix="use 32 or more")
 
     @property
     def _top(self) -> int:

@@ -49,7 +49,7 @@ class Sign:
 
     def __post_init__(self) -> None:
         if self.block < 1:
-            raise LichenError(f"a block of {self.block} is empty", where="wire.sign", fix="use 32 or more")
+            raise LichenError(f"a block of {self.block} is empty", where="wire", fix="use 32 or more")
 
     def parts(self, layout: Layout) -> Parts:
         """Magnitudes and signs."""

@@ -53,7 +53,7 @@ class Sketch:
     def __post_init__(self) -> None:
         if self.rank < 1 or self.iterations < 1:
             raise LichenError(
-                f"rank {self.rank} after {self.iterations} iterations is nothing", where="wire.sketch", fix="use >= 1"
+                f"rank {self.rank} after {self.iterations} iterations is nothing", where="wire", fix="use >= 1"
             )
 
     def _factors(self, shape: tuple[int, ...]) -> tuple[int, int] | None:

@@ -70,7 +70,7 @@ class TopK:
     def __post_init__(self) -> None:
         if not 1 <= self.keep <= self.chunk:
             raise LichenError(
-                f"cannot keep {self.keep} of {self.chunk} numbers", where="wire.topk", fix="use for example 8 of 256"
+                f"cannot keep {self.keep} of {self.chunk} numbers", where="wire", fix="use for example 8 of 256"
             )
 
     @property
