@@ -16,6 +16,7 @@ from lichen.recipes import build, compare
 from lichen.recipes.compare import Compared, cells_of, run_comparison, shared_key
 from lichen.recipes.read import read_recipe
 from lichen.recipes.variants import Comparison, read_comparison
+from tiny_llama import recipe, save_model, save_rows
 
 PAGE = """
 question: Which server gets further?
@@ -211,3 +212,20 @@ def test_shared_scores_are_taken_from_the_first_run(tmp_path: Path) -> None:
     found = {str(f.relative_to(second)): f.read_bytes() for f in second.rglob("*.safetensors")}
     kept = ("base", "base.plain", "forgotten.before", "features/test-0")
     assert found == {f"{name}.safetensors": name.encode() for name in kept}
+
+
+def test_rows_that_change_between_its_runs_are_refused(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    data = save_rows(tmp_path / "rows.jsonl", "pair")
+    (tmp_path / "base.yaml").write_text(json.dumps(recipe(tmp_path / "model", data, "pair", federation={"rounds": 1})))
+    page = "base: base.yaml\nseeds: [0, 1]\nmethods:\n  plain:\n  slow: {federation.steps: 1}\n"
+    comparison = known(tmp_path, page)
+    out = tmp_path / "out"
+    assert run_comparison(comparison, out, only=["plain"]).failed == 0
+    good = data.read_text()
+    data.write_text("".join(good.splitlines(keepends=True)[1:]))
+    done = run_comparison(comparison, out)
+    assert done.failed == 2
+    assert "has changed since the run began: 50 rows then, 49 now" in (out / "compare.md").read_text()
+    data.write_text(good)
+    assert run_comparison(comparison, out).failed == 0

@@ -22,7 +22,7 @@ from lichen.recipes.folder import RunFolder
 from lichen.recipes.open import Opened
 from lichen.recipes.schema import Recipe
 
-__all__ = ["FORMAT", "Inputs", "agree", "inputs_of", "rows_of"]
+__all__ = ["FORMAT", "Inputs", "agree", "expect_rows", "inputs_of", "rows_of"]
 
 FORMAT = 1
 """Of a run's folder; one of another format cannot be gone on with."""
@@ -90,7 +90,7 @@ def _agree(folder: RunFolder, recipe: Recipe, inputs: Inputs) -> None:
         raise LichenError("is damaged", where=str(file), fix=_NEW) from None
     now = {"format": FORMAT, **{name: getattr(inputs, name) for name in Inputs.__slots__}}
     if before is None:
-        write_atomic(file, (json.dumps(now, indent=2) + "\n").encode())
+        _remember(file, now)
         return
     if not isinstance(before, Mapping) or before.get("format") != FORMAT:
         raise LichenError(
@@ -99,8 +99,31 @@ def _agree(folder: RunFolder, recipe: Recipe, inputs: Inputs) -> None:
             fix=f"go on with that version, or {_NEW}",
         )
     for name, (what, where, fix) in _changes(recipe, before, inputs).items():
-        if before.get(name) != now[name]:
+        if before.get(name, now[name]) != now[name]:
             raise LichenError(what, where=where, fix=fix)
+    if before != now:
+        _remember(file, now)
+
+
+def _remember(file: Path, now: Mapping[str, object]) -> None:
+    write_atomic(file, (json.dumps(now, indent=2) + "\n").encode())
+
+
+def expect_rows(run: Path, of: Path) -> None:
+    """Let a run that has not begun refuse other rows than those of another run.
+
+    Args:
+        run: The folder of the new run.
+        of: The folder of a run of the same data.
+    """
+    file = run / "state" / _NAME
+    try:
+        known = json.loads((of / "state" / _NAME).read_text(encoding="utf-8"))
+        some = {name: known[name] for name in ("format", "rows", "data")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # an earlier version's, which does not say
+    if not file.exists():
+        _remember(file, some)
 
 
 def rows_of(run: Path) -> int:
