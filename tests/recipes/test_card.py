@@ -72,7 +72,7 @@ def test_a_language_model_is_asked_as_it_was_trained(
         card = (target / "README.md").read_text()
         assert matter(card)["pipeline_tag"] == "text-generation"
         assert matter(card)["library_name"] == {"adapter": "peft", "merged": "transformers"}[target.name]
-        assert "5 clients from 50 rows" in card
+        assert "The rows of 5 clients, out of 50 that were read: rows that stayed with their owners." in card
         assert not re.search(r"person|w17", card)
         assert str(tmp_path) not in card
         assert ("vllm serve" in card) == (kind == "lora" or target.name == "merged")
@@ -170,7 +170,7 @@ def test_a_base_of_the_catalog_is_named_as_the_hub_knows_it() -> None:
     assert "--max-lora-rank 32" in text
     assert "--base HuggingFaceTB/SmolLM2-135M-Instruct" in text
     assert "````text\n```\nhello```\n````" in text
-    assert "1,234 rows of the catalog's data `chitchat`" in text
+    assert "out of 1,234 that were read: the catalog's data `chitchat`." in text
     assert r"| a\|b | 0.5 | 0.25 |" in text
     assert "| base |" not in text
     # The hub knows these licences by these names.

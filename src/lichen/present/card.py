@@ -117,11 +117,11 @@ def _what(card: Card) -> str:
 
 
 def _data(card: Card) -> str:
-    clients = int(card.summary["clients"])
-    rows = f" from {card.rows:,} rows" if card.rows else ""
-    data = f" of the catalog's data `{card.data}`" if card.data else " that stayed with their owners"
-    words = " Its tokenizer was learned from these rows: its vocabulary holds their words." if card.own_words else ""
-    return f"## What it was trained on\n\n{clients:,} clients{rows}{data}.{words}\n"
+    data = f"the catalog's data `{card.data}`" if card.data else "rows that stayed with their owners"
+    read = f", out of {card.rows:,} that were read" if card.rows else ""
+    words = " Its tokenizer was learned from them: its vocabulary holds their words." if card.own_words else ""
+    count = int(card.summary["clients"])
+    return f"## What it was trained on\n\nThe rows of {count:,} clients{read}: {data}.{words}\n"
 
 
 def _scores(card: Card) -> str:
