@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 
 from lichen.core.visible import clipped, visible
@@ -14,10 +15,13 @@ _MESSAGE = 200
 _LONGEST = 1000
 """Letters of each part at most: what is quoted may come from a file with a hundred thousand columns."""
 
+_BREAK = re.compile(r"\n(?!  )")
+"""A line break, unless what follows is set in: the last words of a process are lines of their own."""
+
 
 def _told(part: str) -> str:
-    """On one line, of bounded length, and with nothing that steers a terminal."""
-    return clipped(visible(clipped(part, _LONGEST).replace("\n", " ")), _LONGEST)
+    """Of bounded length, on one line but for what is set in below it, and with nothing that steers a terminal."""
+    return clipped(visible(_BREAK.sub(" ", clipped(part, _LONGEST))), _LONGEST)
 
 
 class LichenError(Exception):
