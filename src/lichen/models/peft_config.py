@@ -136,7 +136,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "adapter_config.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise LichenError("there is no adapter_config.json", where=where, fix=fix) from None
+        raise _nothing_there(folder) from None
     except (ValueError, OSError, RecursionError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise LichenError(f"the adapter is damaged: adapter_config.json: {reason}", where=where, fix=fix) from None
@@ -156,6 +156,22 @@ def read_config(folder: Path) -> dict[str, Any]:
             fix="mend it there",
         )
     return dict(config)
+
+
+def _nothing_there(folder: Path) -> LichenError:
+    where = str(folder)
+    if folder.is_file():
+        return LichenError("an adapter is a folder, not a file", where=where, fix=f"give {folder.parent}")
+    if not folder.is_dir():
+        fix = "give an existing folder; an adapter of the hub is fetched first, with hf download ID --local-dir FOLDER"
+        return LichenError("there is no such folder with an adapter_config.json", where=where, fix=fix)
+    # PEFT gives every named adapter, and a trainer every checkpoint, a folder inside.
+    inside = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+    what = "there is no adapter_config.json"
+    if inside:
+        what += f", but {len(inside)} of its folders have one"
+        return LichenError(what, where=where, fix=f"give one of them, such as {inside[-1]}")
+    return LichenError(what, where=where, fix="give a folder that PEFT wrote")
 
 
 def _check_field(kind: str, key: str, value: Any, where: str) -> None:

@@ -265,15 +265,23 @@ def read_adapter(folder: Path, *, spec: Spec | None = None, like: Iterable[str] 
         if name == _VIRTUAL:
             tree |= _read_virtual(x, config, like, where)
             continue
-        short = name.removeprefix(_BARE if _VIRTUAL in raw else _PREFIX)
+        begin = _BARE if _VIRTUAL in raw else _PREFIX
+        if not name.startswith(begin):
+            raise LichenError(
+                f"tensor {name!r} does not begin with {begin!r}: PEFT would leave it out",
+                where=where,
+                fix="save the adapter with PEFT's save_pretrained",
+            )
+        short = name.removeprefix(begin)
         for side in ("lora_A", "lora_B"):
             short = short.removesuffix(".weight") if short.endswith(f".{side}.weight") else short
         tree[short] = x
-    for path in low_rank_layers(tree):
-        A_ri, B_or = tree[f"{path}.lora_A"], tree.get(f"{path}.lora_B")
-        if B_or is None or A_ri.dim() != 2 or B_or.dim() != 2 or A_ri.shape[0] != B_or.shape[1]:
-            shapes = tuple(A_ri.shape), None if B_or is None else tuple(B_or.shape)
-            raise LichenError(f"layer {path} has A and B of shapes {shapes[0]} and {shapes[1]}", where=where)
+    for path in sorted({name.rpartition(".")[0] for name in tree if name.endswith((".lora_A", ".lora_B"))}):
+        A_ri, B_or = tree.get(f"{path}.lora_A"), tree.get(f"{path}.lora_B")
+        whole = A_ri is not None and B_or is not None and A_ri.dim() == B_or.dim() == 2
+        if A_ri is None or B_or is None or not whole or A_ri.shape[0] != B_or.shape[1]:
+            shapes = " and ".join("none" if x is None else str(tuple(x.shape)) for x in (A_ri, B_or))
+            raise LichenError(f"layer {path} has A and B of shapes {shapes}", where=where, fix="save the adapter again")
     return tree, config
 
 

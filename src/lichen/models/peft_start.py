@@ -290,7 +290,11 @@ def _check_scale(sizes: Mapping[str, tuple[int, float]], spec: Lora, config: Map
     rank = max(rank for rank, _ in every)
     alpha = next(iter(every))[1] if len(every) == 1 else float(config.get("lora_alpha", 8))
     if alpha <= 0:
-        raise LichenError(f"the adapter has lora_alpha={alpha:g}, which is not positive", where=where)
+        raise LichenError(
+            f"the adapter has lora_alpha={alpha:g}, which is not positive",
+            where=where,
+            fix="train one with a positive alpha, or start without init_from",
+        )
     theirs = f"the adapter in {where} has"
     if spec.rank != rank:
         raise LichenError(
