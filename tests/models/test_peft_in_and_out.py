@@ -28,8 +28,10 @@ from lichen.models.lora import Lora
 from lichen.models.peft_config import HONOURED, IDLE, KINDS, PLAIN
 from lichen.models.peft_format import save_adapter
 from lichen.models.peft_start import Begun, start_from
+from lichen.models.prefix_tuning import Prefix
 from lichen.models.prompt import Prompt
 from lichen.models.wrap import Spec, Wrapped, wrap
+from peft_names import with_peft_names
 from tiny_families import FAMILIES, Family, made, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -76,13 +78,21 @@ def trained(family: str, config: peft.PeftConfig, folder: Path, *, base: Any = N
 
 def peft_logits(family: str, folder: Path, *, padded: bool = True) -> Tensor:
     """What a stranger's PEFT makes of the folder."""
-    lone = peft.PeftModel.from_pretrained(copy.deepcopy(made(family)), str(folder)).eval()
-    return logits_of(lone, padded=padded)
+    base = with_peft_names(copy.deepcopy(made(family)))
+    return logits_of(peft.PeftModel.from_pretrained(base, str(folder)).eval(), padded=padded)
+
+
+NO_PREFIX = ("deberta-v2", "distilbert", "modernbert")
+"""They take no keys and values from outside, and a prefix is refused."""
+NOT_IN_PEFT = ("llama-classifier",)
+"""PEFT's formula for a classifier with a prefix takes the cache of a causal one for what is to be pooled."""
+NOT_FROM_PEFT = ("falcon",)
+"""PEFT draws a prefix for more heads than the model has keys and values of."""
 
 
 def is_padded(name: str, spec: Spec) -> bool:
     """PEFT lets a causal classifier with virtual tokens pool the last token, padding or not: no row is padded then."""
-    return not (name == "llama-classifier" and isinstance(spec, Prompt))
+    return not (name == "llama-classifier" and isinstance(spec, Prompt | Prefix))
 
 
 def begin(family: str, spec: Spec, folder: Path, **more: Any) -> tuple[Wrapped, Begun]:
@@ -167,6 +177,9 @@ def others_in(name: str, folder: Path) -> Iterator[Row]:
             Prompt(tokens=3, heads=family.head),
         ),
     }
+    if name not in (*NO_PREFIX, *NOT_IN_PEFT, *NOT_FROM_PEFT):
+        config = peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=3, **saved)
+        every["prefix"] = config, Prefix(tokens=3, heads=family.head)
     for case, (config, spec) in every.items():
         trained(name, config, folder / case)
         wrapped, begun = begin(name, spec, folder / case)
@@ -186,6 +199,8 @@ def everything_out(name: str, folder: Path) -> Iterator[Row]:
         "ia3": IA3(targets=family.targets, feedforward=family.feedforward, heads=family.head),
         "prompt": Prompt(tokens=3, heads=family.head),
     }
+    if name not in (*NO_PREFIX, *NOT_IN_PEFT):
+        specs["prefix"] = Prefix(tokens=3, heads=family.head)
     for case, spec in specs.items():
         wrapped = wrap(made(name), spec)
         generator = torch.Generator().manual_seed(2)
@@ -274,6 +289,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Spe
             IA3(targets=("v_proj",), feedforward=("q_proj",)),
         ),
         "PROMPT_TUNING": (peft.PromptTuningConfig(**common, num_virtual_tokens=3), Prompt(tokens=3)),
+        "PREFIX_TUNING": (peft.PrefixTuningConfig(**common, num_virtual_tokens=3), Prefix(tokens=3)),
     }
     for kind, (config, _) in every.items():
         trained("llama", config, folder / kind)
@@ -299,7 +315,7 @@ def test_every_field_of_pefts_classes_has_been_thought_of() -> None:
         assert sum(ways) == 1, name
 
 
-@pytest.mark.parametrize(("kind", "name"), [(k, n) for k, n in FIELDS if k != "PREFIX_TUNING"])
+@pytest.mark.parametrize(("kind", "name"), FIELDS)
 def test_a_field_that_is_not_plain_is_computed_as_in_peft_or_refused_by_name(
     kind: str, name: str, plain: dict[str, tuple[Path, Spec]], tmp_path: Path
 ) -> None:
@@ -324,6 +340,12 @@ def test_a_field_that_is_not_plain_is_computed_as_in_peft_or_refused_by_name(
         assert name in IDLE[kind], "PEFT cannot load it, and we do"
         wanted = peft_logits("llama", folder)
     assert float((logits - wanted).abs().max()) <= BOUND
+
+
+@pytest.mark.parametrize("name", NO_PREFIX)
+def test_a_model_without_keys_and_values_from_outside_refuses_a_prefix(name: str) -> None:
+    with pytest.raises(LichenError, match="takes no keys and values from outside"):
+        wrap(made(name), Prefix(tokens=3, heads=FAMILIES[name].head))
 
 
 @pytest.mark.parametrize("value", [1, True, {"a": 1}, "yes", [0]])

@@ -373,8 +373,9 @@ def _virtual(tree: Tree, fresh: Tree, heads: set[str], where: str) -> tuple[Tree
                 fix=f"set it to {theirs[at]}",
             )
         if theirs != ours:
+            axes = "num_virtual_tokens, token_dim" if at == 0 else "num_layers, num_attention_heads, tokens, width"
             raise LichenError(
-                f"the virtual tokens have shape {theirs}, those of the base {ours}",
+                f"the virtual tokens have shape {theirs} ({axes}), those of the base {ours}",
                 where=where,
                 fix="name the base that the adapter was made for",
             )

@@ -27,7 +27,7 @@ from torch.func import functional_call
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, split
 from lichen.models.packing import Packing
-from lichen.models.prompt import arguments_of, attended, base_path, draw_tokens
+from lichen.models.prompt import arguments_of, attended, backbone, draw_tokens
 from lichen.models.renamed import cache_argument
 
 __all__ = ["Prefix", "PrefixTokens", "place", "start"]
@@ -85,7 +85,8 @@ def place(model: Any, spec: Prefix, packing: Packing, heads: Sequence[str]) -> t
     """
     from transformers import DynamicCache
 
-    base = model.base_model
+    base = backbone(model)
+    path = next(f"{name}.prefix".removeprefix(".") for name, layer in model.named_modules() if layer is base)
     forward, signature = base.forward, inspect.signature(base.forward)
     cache_name = cache_argument(signature)
     if cache_name is None:
@@ -118,7 +119,7 @@ def place(model: Any, spec: Prefix, packing: Packing, heads: Sequence[str]) -> t
     # transformers and we ask a forward for its arguments.
     prefixed.__signature__ = signature  # type: ignore[attr-defined]
     base.forward = prefixed
-    return (f"{base_path(model)}.prefix".removeprefix("."),)
+    return (path,)
 
 
 def start(model: Any, path: str, spec: Prefix, seed: int) -> Tree:

@@ -33,7 +33,6 @@ __all__ = [
     "arguments_of",
     "attended",
     "backbone",
-    "base_path",
     "draw_tokens",
     "place",
     "start",
@@ -79,11 +78,6 @@ class PromptTokens(nn.Module):
         tokens_CmH = self.get_buffer("tokens")
         rows = embeds_NTH.shape[0] // tokens_CmH.shape[0]
         return torch.cat([tokens_CmH.repeat_interleave(rows, dim=0).to(embeds_NTH.dtype), embeds_NTH], dim=1)
-
-
-def base_path(model: Any) -> str:
-    """The name of the submodule that gives hidden states; empty if it is the model itself."""
-    return str(next(path for path, layer in model.named_modules() if layer is model.base_model))
 
 
 def backbone(model: Any) -> Any:
