@@ -281,7 +281,12 @@ def read_adapter(folder: Path, *, spec: Spec | None = None, like: Iterable[str] 
         whole = A_ri is not None and B_or is not None and A_ri.dim() == B_or.dim() == 2
         if A_ri is None or B_or is None or not whole or A_ri.shape[0] != B_or.shape[1]:
             shapes = " and ".join("none" if x is None else str(tuple(x.shape)) for x in (A_ri, B_or))
-            raise LichenError(f"layer {path} has A and B of shapes {shapes}", where=where, fix="save the adapter again")
+            other = next((name for name in tree if name.startswith((f"{path}.lora_A.", f"{path}.lora_B."))), "")
+            raise LichenError(
+                f"layer {path} has A and B of shapes {shapes}{', and holds ' if other else ''}{other}",
+                where=where,
+                fix="save the adapter again with PEFT's save_pretrained",
+            )
     return tree, config
 
 
