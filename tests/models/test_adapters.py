@@ -24,7 +24,8 @@ from lichen.models.cohort import CausalCohort, ClassifierCohort
 from lichen.models.ia3 import IA3
 from lichen.models.lora import Lora
 from lichen.models.merge import attach, merge
-from lichen.models.peft_format import load_adapter, save_adapter
+from lichen.models.peft_format import save_adapter
+from lichen.models.peft_read import load_adapter
 from lichen.models.prefix_tuning import Prefix
 from lichen.models.prompt import Prompt
 from lichen.models.quantized import quantize

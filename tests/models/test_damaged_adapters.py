@@ -32,7 +32,9 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter") / "whole"
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=12, target_modules=["q_proj", "v_proj"])
-    lone = peft.get_peft_model(copy.deepcopy(made("llama")), config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lone = peft.get_peft_model(copy.deepcopy(made("llama")), config)
     for parameter in lone.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))

@@ -18,7 +18,8 @@ from lichen.core.tree import Tree
 from lichen.models.cohort import CausalCohort
 from lichen.models.lora import Lora
 from lichen.models.merge import merge
-from lichen.models.peft_format import load_adapter, save_adapter
+from lichen.models.peft_format import save_adapter
+from lichen.models.peft_read import load_adapter
 from lichen.models.wrap import wrap
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

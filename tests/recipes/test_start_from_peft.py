@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import transformers as hf
 
 import lichen
 from lichen.core.errors import LichenError
-from lichen.models.merge import attach
-from lichen.recipes.models import described_base, spec_of
+from lichen.models.wrap import Wrapped
+from lichen.recipes.models import described_base
 from lichen.recipes.open import Opened, open_recipe
 from lichen.recipes.read import read_recipe
 from peft_names import with_peft_names
@@ -42,7 +43,9 @@ def base(home: Path, task: str) -> Any:
 
 def save_adapter(home: Path, folder: Path, kind: type[peft.PeftConfig], task: str, **fields: Any) -> None:
     """What PEFT writes once every tensor has moved."""
-    lone = peft.get_peft_model(base(home, task), kind(task_type=task, **fields))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lone = peft.get_peft_model(base(home, task), kind(task_type=task, **fields))
     generator = torch.Generator().manual_seed(1)
     for parameter in lone.parameters():
         if parameter.requires_grad:
@@ -57,16 +60,24 @@ def opened(home: Path, task: str, adapter: dict[str, Any], said: list[str] | Non
     return open_recipe(read, say=[].append if said is None else said.append)
 
 
-def logits(model: Any) -> torch.Tensor:
+def logits(call: Callable[..., Any]) -> torch.Tensor:
+    """Of two whole rows."""
     ids = torch.tensor([[1, 7, 9, 20, 11, 2], [1, 30, 31, 8, 8, 12]])
     with torch.no_grad():
-        found: torch.Tensor = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        found: torch.Tensor = call(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     return found[:, -6:] if found.dim() == 3 else found
 
 
 def begins(it: Opened) -> torch.Tensor:
-    read = it.bench.recipe
-    return logits(attach(it.foundation, dict(it.bench.start), spec=spec_of(read, it.foundation)))
+    """The run's logits before its first round."""
+    wrapped: Wrapped = it.bench.model.wrapped  # type: ignore[attr-defined]
+    start = {name: x[None] for name, x in it.bench.start.items()}
+    return logits(lambda **rows: wrapped.call(start, {}, **rows))
+
+
+def of_peft(home: Path, task: str, folder: Path) -> torch.Tensor:
+    """What a stranger's PEFT makes of the folder."""
+    return logits(peft.PeftModel.from_pretrained(with_peft_names(base(home, task)), str(folder)).eval())
 
 
 QV, KV = ["q_proj", "v_proj"], ["k_proj", "v_proj"]
@@ -102,9 +113,9 @@ def test_a_run_begins_with_pefts_logits(task: str, kind: str, home: Path, tmp_pa
     of, fields, ours = KINDS[kind]
     save_adapter(home, tmp_path, of, task, **fields)
     it = opened(home, task, {**ours, "init_from": str(tmp_path)})
-    wanted = logits(peft.PeftModel.from_pretrained(with_peft_names(base(home, task)), str(tmp_path)))
+    wanted = of_peft(home, task, tmp_path)
     torch.testing.assert_close(begins(it), wanted, rtol=0, atol=1e-5)
-    assert float((wanted - logits(base(home, task))).abs().max()) > 1e-2
+    assert float((wanted - logits(base(home, task).eval())).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -162,7 +173,7 @@ def test_what_a_run_wrote_loads_by_itself_and_starts_another(kind: str, home: Pa
     assert config["base_model_name_or_path"] == str(home / "model")
     lone = peft.AutoPeftModelForCausalLM.from_pretrained(result.adapter)
     it = opened(home, "CAUSAL_LM", {**ours, "init_from": str(result.adapter)})
-    torch.testing.assert_close(logits(lone), begins(it), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(lone.eval()), begins(it), rtol=0, atol=1e-5)
 
 
 def test_the_base_is_named_in_full_and_one_that_lies_nowhere_as_what_it_is(
@@ -196,7 +207,7 @@ def test_an_adapter_of_a_base_cut_short_starts_another_run_on_it_without_a_word(
 def test_a_heads_rows_go_to_the_classes_of_the_same_names(home: Path, tmp_path: Path) -> None:
     of, fields, ours = KINDS["lora"]
     save_adapter(home, tmp_path, of, "SEQ_CLS", **fields)
-    wanted = logits(peft.PeftModel.from_pretrained(base(home, "SEQ_CLS"), str(tmp_path)))
+    wanted = of_peft(home, "SEQ_CLS", tmp_path)
     said: list[str] = []
     adapter = {**ours, "init_from": str(tmp_path)}
     torch.testing.assert_close(begins(opened(home, "SEQ_CLS", adapter, said)), wanted, rtol=0, atol=1e-5)

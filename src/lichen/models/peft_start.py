@@ -24,7 +24,8 @@ from lichen.core.tree import Tree
 from lichen.models.ia3 import IA3, IA3Linear
 from lichen.models.lora import Lora, LoraLinear, fits, is_linear
 from lichen.models.peft_config import alpha_of, left_out_by, rank_of
-from lichen.models.peft_format import low_rank_layers, read_adapter
+from lichen.models.peft_format import low_rank_layers
+from lichen.models.peft_read import read_adapter
 from lichen.models.wrap import Wrapped
 
 __all__ = ["Begun", "start_from"]
