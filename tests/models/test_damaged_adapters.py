@@ -88,7 +88,7 @@ def inside(folder: Path) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda f: (f / "adapter_config.json").unlink(), r"no adapter_config\.json"),
     "a checkpoint inside": (inside, r"1 of its folders have one\n.*checkpoint-9"),
-    "no folder": (lambda f: shutil.rmtree(f), r"no such folder(.|\n)*hf download"),
+    "no folder": (lambda f: shutil.rmtree(f), r"folder does not exist(.|\n)*hf download"),
     "config of nonsense": (lambda f: (f / "adapter_config.json").write_text("{"), "damaged: adapter_config"),
     "config is a list": (lambda f: (f / "adapter_config.json").write_text("[]"), "holds no fields"),
     "config is not UTF-8": (lambda f: (f / "adapter_config.json").write_bytes(b"\xff"), "damaged: adapter_config"),

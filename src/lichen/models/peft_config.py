@@ -164,7 +164,7 @@ def _nothing_there(folder: Path) -> LichenError:
         return LichenError("an adapter is a folder, not a file", where=where, fix=f"give {folder.parent}")
     if not folder.is_dir():
         fix = "give an existing folder; an adapter of the hub is fetched first, with hf download ID --local-dir FOLDER"
-        return LichenError("there is no such folder with an adapter_config.json", where=where, fix=fix)
+        return LichenError("there is no adapter_config.json: the folder does not exist", where=where, fix=fix)
     # PEFT gives every named adapter, and a trainer every checkpoint, a folder inside.
     inside = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
     what = "there is no adapter_config.json"
