@@ -96,6 +96,7 @@ class Letters(PreTrainedTokenizer):  # transformers wants its tokenizers derived
     def __init__(self, **special: Any) -> None:
         letters = sorted({*"".join(TEXT), *map(chr, range(32, 127)), "\n", "\t"})
         self.letters = {token: i for i, token in enumerate([*_SPECIAL.values(), *letters])}
+        self.spelled = [*self.letters]
         super().__init__(**special)
 
     @property
@@ -112,7 +113,7 @@ class Letters(PreTrainedTokenizer):  # transformers wants its tokenizers derived
         return self.letters.get(token, self.letters["<unk>"])
 
     def _convert_id_to_token(self, index: int) -> str:
-        return [*self.letters][index]
+        return self.spelled[index]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         return "".join(tokens)

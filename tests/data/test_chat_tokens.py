@@ -150,6 +150,36 @@ def test_any_words_keep_the_law(kind: str, family: str, prompt: str, text: str, 
     assert plain(said) == plain(tokenizer.decode(own, skip_special_tokens=True))
 
 
+class WithoutOffsets:
+    """A fast tokenizer that tells no offsets, as those written in Python."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, *args: Any, **how: Any) -> dict[str, Any]:
+        return dict(self._tokenizer(*args, **how))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("letters", "wordpiece", "unigram")])
+@pytest.mark.parametrize("family", ["chatml-default-system", "llama-2", "vicuna", "qwen3"])
+def test_what_is_learned_is_found_with_and_without_offsets(kind: str, family: str) -> None:
+    tokenizer = as_run(kind, family)
+    rows = [
+        Record(client="", prompt=ask, text=say)
+        for ask in ("", "What is it?", "two  blanks ", "苔\n")
+        for say in ("Moss.", " yes\n\nno ", "naïve 🌱🦊", "def f(x):\n    return x")
+    ]
+    for form in ("plain", "transcript", "chat"):
+        known = encode_lm(rows, tokenizer, form=form, max_length=400)  # type: ignore[arg-type]
+        found = encode_lm(rows, WithoutOffsets(tokenizer), form=form, max_length=400)  # type: ignore[arg-type]
+        for (ids, labels), (same, told) in zip(known, found, strict=True):
+            assert ids.tolist() == same.tolist()
+            assert labels.tolist() == told.tolist()
+
+
 def test_words_that_look_like_marks_are_read_as_the_tokenizer_reads_them_and_counted() -> None:
     tokenizer = as_run("gpt-2", "chatml")
     rows = [

@@ -7,6 +7,7 @@ stretch belongs to it, unless it is a special token, which is no part of what an
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -34,7 +35,7 @@ class Tokenized:
 
     def span(self, begin: int, end: int) -> tuple[Span, bool]:
         """``(the tokens of these characters, whether the first one begins before them)``."""
-        if self._encoding is None:
+        if not self._placed():
             return self._compared(begin, end)
         places = (at for at in range(begin, end) if self._token(at) is not None)
         place = next(places, None)
@@ -46,16 +47,20 @@ class Tokenized:
         across = self._place(first)[0] < begin
         if across and self.ids[first] in self._special:
             first, across = first + 1, False
-        # A tokenizer that trims its offsets gives blanks no place: those inside the stretch belong to it.
-        while not across and first > 0 and begin <= self._place(first - 1)[0] == self._place(first - 1)[1]:
-            first -= 1
+        first = first if across else self._back(first, begin)
         return (first, max(first, self._after(end))), across
 
     def start(self, token: int) -> int:
         """The character at which this token begins; for a tokenizer without offsets, as near as can be told."""
-        if self._encoding is not None:
+        if self._placed():
             return self._place(token)[0]
         return len(self._text) - len(str(self._tokenizer.decode(self.ids[token:])).lstrip("\ufffd"))
+
+    def _placed(self) -> bool:
+        """Whether it is known where each token stands in the text."""
+        if self._encoding is None:
+            self._encoding = _Spelled.of(self._text, self._tokenizer.convert_ids_to_tokens(self.ids)) or False
+        return self._encoding is not False
 
     def _token(self, at: int) -> int | None:
         token = self._encoding.char_to_token(at)
@@ -70,27 +75,69 @@ class Tokenized:
         for at in range(end, len(self._text)):
             token = self._token(at)
             if token is not None:
-                return token if self._place(token)[0] >= end else token + 1
+                return self._back(token, end) if self._place(token)[0] >= end else token + 1
         return len(self.ids)
 
+    def _back(self, token: int, at: int) -> int:
+        """Before tokens without letters, such as marks and trimmed blanks, that stand at this character or after it."""
+        while token > 0 and at <= self._place(token - 1)[0] == self._place(token - 1)[1]:
+            token -= 1
+        return token
+
     def _compared(self, begin: int, end: int) -> tuple[Span, bool]:
-        """By the tokens that the text has in common with its own beginnings."""
-        before, first = self._common(begin)
-        across = first < before
+        """By the tokens that the text has in common with its own beginnings and endings."""
+        first, across = self._border(begin)
         if across and self.ids[first] in self._special:
             first, across = first + 1, False
-        whole, stop = self._common(end)
-        return (first, max(first, stop if stop == whole else stop + 1)), across
+        stop, over = self._border(end)
+        return (first, max(first, stop + over)), across
 
-    def _common(self, at: int) -> tuple[int, int]:
-        """``(tokens of the text up to here, how many of them are the whole text's)``."""
-        if at >= len(self._text):
-            return len(self.ids), len(self.ids)
-        head = _ids([self._text[:at]], self._tokenizer)[0][0] if at else []
-        same = 0
-        while same < min(len(head), len(self.ids)) and head[same] == self.ids[same]:
-            same += 1
-        return len(head), same
+    def _border(self, at: int) -> tuple[int, bool]:
+        """``(the first token that reaches past this character, whether it begins before it)``."""
+        if at <= 0 or at >= len(self._text):
+            return (0 if at <= 0 else len(self.ids)), False
+        (head, _), (tail, _) = _ids([self._text[:at], self._text[at:]], self._tokenizer)
+        behind = _common(tail[::-1], self.ids[::-1])
+        if behind == len(tail):
+            return len(self.ids) - behind, False
+        before = _common(head, self.ids)
+        if before == len(head):
+            return before, False
+        return max(before, len(self.ids) - behind - 1), True
+
+
+def _common(some: Sequence[int], others: Sequence[int]) -> int:
+    return next((n for n, (a, b) in enumerate(zip(some, others, strict=False)) if a != b), min(len(some), len(others)))
+
+
+@final
+class _Spelled:
+    """Offsets of a tokenizer that gives none, where its tokens spell the text letter by letter."""
+
+    __slots__ = ("starts",)
+
+    def __init__(self, starts: list[int]) -> None:
+        self.starts = starts
+
+    @classmethod
+    def of(cls, text: str, tokens: Sequence[str]) -> _Spelled | None:
+        """None where they do not: letters were changed, or made into bytes."""
+        at, starts = 0, []
+        for token in tokens:
+            plain = token.replace("▁", " ")
+            if not text.startswith(plain, at):
+                plain = plain[1:]  # a mark before a word, where the text has no blank
+                if not (token.startswith("▁") and text.startswith(plain, at)):
+                    return None
+            starts.append(at)
+            at += len(plain)
+        return cls([*starts, at]) if at == len(text) else None
+
+    def char_to_token(self, at: int) -> int | None:
+        return bisect_right(self.starts, at) - 1 if at < self.starts[-1] else None
+
+    def token_to_chars(self, token: int) -> Span:
+        return self.starts[token], self.starts[token + 1]
 
 
 def tokenize(texts: Sequence[str], tokenizer: Any) -> list[Tokenized]:
