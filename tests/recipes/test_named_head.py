@@ -99,6 +99,11 @@ def test_a_run_keeps_the_bases_order_to_its_end(tmp_path: Path) -> None:
     assert class_names(result.folder) == order
     merged = hf.AutoConfig.from_pretrained(lichen.export(result.folder, merge=True))
     assert merged.id2label == dict(enumerate(order))
+    bare = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base").eval()
+    tokenizer = hf.AutoTokenizer.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        best = int(bare(**tokenizer("w7 w30", return_tensors="pt")).logits[0].argmax())
+    assert lichen.talk(result.folder).answer("w7 w30")[0].startswith(order[best])  # the bare model answers, too
     assert result.summary["columns"]["federated"] is not None
 
 

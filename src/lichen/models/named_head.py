@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lichen.core.errors import LichenError
 from lichen.models.load import read_config
+from lichen.models.whole import came_with_head, lacked_layers, output_layer
 
-__all__ = ["base_names", "in_base_order"]
+__all__ = ["base_names", "has_named_head", "in_base_order"]
 
 
 def base_names(source: str | Path) -> tuple[str, ...]:
@@ -26,7 +28,17 @@ def base_names(source: str | Path) -> tuple[str, ...]:
     Raises:
         LichenError: if there is no configuration.
     """
-    found = getattr(read_config(source), "id2label", None) or {}
+    return _names(read_config(source))
+
+
+def has_named_head(model: Any) -> bool:
+    """Whether a loaded classifier holds the head of its files, and its configuration names the classes."""
+    kept = came_with_head(model) and output_layer(model) not in lacked_layers(model)
+    return kept and bool(_names(model.config))
+
+
+def _names(config: Any) -> tuple[str, ...]:
+    found = getattr(config, "id2label", None) or {}
     numbered = {int(number): str(name) for number, name in found.items()}
     names = tuple(numbered.get(k, f"LABEL_{k}") for k in range(len(numbered)))
     plain = any(re.fullmatch(r"LABEL_\d+", name) for name in names)

@@ -17,8 +17,8 @@ from lichen.models.api_soft import SoftPrompt
 from lichen.models.cohort import CausalCohort, ClassifierCohort
 from lichen.models.full import FullCausal, FullClassifier
 from lichen.models.load import base_digest, load_encoder
-from lichen.models.named_head import base_names, in_base_order
-from lichen.models.whole import came_with_head, head_layers, lacked_layers, output_layer, within
+from lichen.models.named_head import base_names, has_named_head, in_base_order
+from lichen.models.whole import came_with_head, head_layers, lacked_layers, within
 from lichen.recipes.models import STUDENT_TOKENIZER, foundation_of, scratch_folder, spec_of
 from lichen.recipes.prepare import Owner
 from lichen.recipes.schema import Recipe
@@ -90,7 +90,7 @@ def _classifier(
     names, notes = base_names(source), list[str]()
     if names:
         model, tokenizer = foundation_of(recipe, source, len(names))
-        if came_with_head(model) and output_layer(model) not in lacked_layers(model):
+        if has_named_head(model):
             classes, loose = in_base_order(labels, names)
             notes.append(f"the head of {recipe.model.name} is kept, with its classes: {', '.join(classes)}")
             if loose:

@@ -26,6 +26,7 @@ from lichen.models.full import filled
 from lichen.models.load import load_encoder
 from lichen.models.merge import attach
 from lichen.models.merge import merge as merged_model
+from lichen.models.named_head import has_named_head
 from lichen.present.summary import read_summary
 from lichen.recipes.ask import Sampling, ask_ids, end_ids, write
 from lichen.recipes.card import write_card
@@ -197,10 +198,13 @@ def talk(
 
         return Talker(kind="chat", answer=answer, settings=_settings(recipe, sampling))
 
+    own = recipe.model.head == "base" and has_named_head(model)
+
     def classify(text: str) -> tuple[str, str]:
         ids = tokenizer(text, truncation=True, max_length=recipe.data.max_length, return_tensors="pt")
         with torch.no_grad():
-            return "(its head is not trained)", _likeliest(joined(**ids).logits[0].softmax(-1), classes)
+            bare = _likeliest(model(**ids).logits[0].softmax(-1), classes) if own else "(its head is not trained)"
+            return bare, _likeliest(joined(**ids).logits[0].softmax(-1), classes)
 
     return Talker(kind="classify", answer=classify)
 
