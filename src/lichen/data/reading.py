@@ -20,7 +20,7 @@ from lichen.data.record import Record
 from lichen.data.table import column_of
 from lichen.data.text import LmForm, encode_classify, encode_lm, label_set
 
-__all__ = ["MOST_ENCODED", "Left", "Lengths", "Reading", "alike", "lengths_of", "merged", "reading_of"]
+__all__ = ["MOST_ENCODED", "Copies", "Left", "Lengths", "Reading", "alike", "lengths_of", "merged", "reading_of"]
 
 MOST_ENCODED = 5000
 """Rows whose tokens are counted; of more, so many are taken at even distances."""
@@ -60,6 +60,7 @@ class Lengths:
         cut: Rows that are longer.
         cut_prompt: Those that lose some of what comes before the answer.
         cut_answer: Those that lose some of the answer, or of the text to classify.
+        prompts: Rows that have something before the answer.
     """
 
     rows: int
@@ -69,6 +70,23 @@ class Lengths:
     cut: int
     cut_prompt: int
     cut_answer: int
+    prompts: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copies:
+    """Test rows that somebody else trains on.
+
+    Attributes:
+        rows: How many.
+        test_rows: Of how many; a test set that all clients share counts once.
+        clients: How many clients have one.
+    """
+
+    rows: int
+    test_rows: int
+    clients: int
 
 
 @final
@@ -86,7 +104,8 @@ class Reading:
         lengths: Tokens; None where they were not counted.
         used: Rows of each part, and clients, that go on; empty before rows are split.
         left: What does not go on.
-        alike: Names that differ only in case or blanks, in words.
+        copies: Test rows that other clients train on; None where they were not counted.
+        alike: Names that differ only in case or blanks, and what else is worth a sentence.
     """
 
     rows: int
@@ -98,6 +117,7 @@ class Reading:
     lengths: Lengths | None = None
     used: Mapping[str, int] = field(default_factory=dict)
     left: tuple[Left, ...] = ()
+    copies: Copies | None = None
     alike: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -181,6 +201,7 @@ def lengths_of(
         cut=int((total > max_length).sum()),
         cut_prompt=int(((total > max_length) & (before > room)).sum()),
         cut_answer=int((left > max_length).sum()),
+        prompts=0 if form in ("classify", "plain") else count,
     )
 
 

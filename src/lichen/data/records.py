@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lichen.core.errors import LichenError
 from lichen.core.visible import clipped, listed
@@ -40,6 +40,7 @@ def load_records(
     path_client: str = "file",
     say: Callable[[str], None] | None = None,
     unread: Collection[str] = (),
+    empty: Literal["drop", "keep"] = "drop",
 ) -> list[Record]:
     """Load rows from a catalog entry, a local file, a folder of files or a hub data set.
 
@@ -54,6 +55,7 @@ def load_records(
             the ``folder`` it lies in, ``none``, or ``auto``: by :func:`lichen.data.files.owners_of_files`.
         say: Called with a line for the user, such as the number of empty rows that were dropped.
         unread: Roles nobody asks for; a column that bears such a role's name is no matter.
+        empty: What becomes of rows without text: a caller who keeps them can count them.
 
     Raises:
         LichenError: if there is nothing of this name, a file is damaged or empty, or a column is missing.
@@ -68,8 +70,7 @@ def load_records(
         return _from_catalog(name, columns, say)
     path = Path(name).expanduser()
     if path.exists():
-        records: list[Record] = []
-        empty = 0
+        made: list[Record] = []
         found = files.data_files(path)
         owners = files.owners_of_files(path, found) if path_client == "auto" else {}
         tables = [(file, files.read_rows(file)) for file in found]
@@ -79,26 +80,24 @@ def load_records(
             client = (
                 owners[file] if owners else {"file": file.stem, "folder": file.parent.name, "none": ""}[path_client]
             )
-            made = _records(rows, known, client, str(file))
-            kept = [r for r in made if _holds_something(r)]
-            empty += len(made) - len(kept)
-            records += kept
+            made += _records(rows, known, client, str(file))
     elif looks_like_hub_id(name):
         rows = files.read_hub(name)
         known = _resolve(columns, _names(rows), where=name, unread=unread)
         made = _records(rows, known, "", name)
-        records = [r for r in made if _holds_something(r)]
-        empty = len(made) - len(records)
     else:
         raise LichenError(
             f"no such file or folder {name!r}",
             where="data.name",
             fix=f"check the path, or use one of: {near_names(name, 'data')}",
         )
+    records = [r for r in made if _holds_something(r)]
     if not records:
         raise LichenError("holds no row with text", where=name, fix="check the file and data.columns.text")
-    if empty and say is not None:
-        say(f"{name}: {empty} rows without text were dropped")
+    if empty == "keep":
+        return made
+    if len(made) > len(records) and say is not None:
+        say(f"{name}: {len(made) - len(records)} rows without text were dropped")
     return records
 
 

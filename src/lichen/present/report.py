@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lichen.core.errors import LichenError
+from lichen.present.reading import copies_text, reading_rows
 from lichen.present.summary import COLUMNS
 from lichen.present.units import bytes_text, joules_text, score_text, seconds_text
 
@@ -89,6 +90,12 @@ def _validating(summary: Mapping[str, Any]) -> dict[str, str]:
     return {"clients validating in a round": str(validators)}
 
 
+def _copied(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Test rows that other clients train on, where they were counted."""
+    copies = (summary.get("read") or {}).get("copies")
+    return {} if copies is None else {"test rows that others train on": copies_text(copies)}
+
+
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """One run: a row for each way of learning, then what it cost.
 
@@ -108,6 +115,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         **_no_worst(summary),
         **{f"{name} trained": training_text(told) for name, told in summary["training"].items()},
         "clients gaining over alone": _percent(summary["share_gaining"]),
+        **_copied(summary),
         "clients": str(summary["clients"]),
         "sent up": _sent(summary, "up"),
         "sent down": _sent(summary, "down"),
@@ -120,6 +128,10 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     for name, value in [*costs.items(), *summary["extra"].items()]:
         shown = value if isinstance(value, str) else score_text(value)
         table.add_row(Text(name), Text(shown), "")
+    if summary.get("read"):
+        table.add_section()
+        for name, value in reading_rows(summary["read"]):
+            table.add_row(Text(f"read: {name}"), Text(value), "")
     return table
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lichen.core.errors import LichenError
+from lichen.present.reading import Read
 
 if TYPE_CHECKING:
     from lichen.core.contracts import Report
@@ -116,7 +117,7 @@ class Traffic(_Part):
 class Summary(_Part):
     """What ``summary.json`` holds: these keys, all of them, and no others.
 
-    ``energy_joules``, ``traffic`` and ``training`` alone may be missing, as in summaries of older runs; null says
+    ``energy_joules``, ``traffic``, ``training`` and ``read`` alone may be missing, as in summaries of older runs; null says
     that it was not measured.
     """
 
@@ -137,6 +138,8 @@ class Summary(_Part):
     seconds: Annotated[float, Field(ge=0)]
     peak_memory_bytes: _Count
     energy_joules: Annotated[float, Field(ge=0)] | None = None
+    read: Read | None = None
+    """What was read of the data, and what was left out or cut."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     versions: dict[str, str]
     recipe_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -220,6 +220,7 @@ def _summary(recipe: Recipe, folder: RunFolder, done: Done, memory: int, joules:
         "seconds": folder.seconds(),
         "peak_memory_bytes": memory,
         "energy_joules": joules,
+        "read": done.read,
         "seed": recipe.seed,
         "versions": _versions(),
         "recipe_sha256": recipe_sha256(recipe),

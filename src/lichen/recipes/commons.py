@@ -15,9 +15,11 @@ import numpy as np
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive, numpy_generator
 from lichen.data.partition import by_client
+from lichen.data.reading import Copies, Left
 from lichen.data.records import Record
-from lichen.recipes.prepare import Owner, draw_owners, draw_rows, owners_of
+from lichen.recipes.owners import Owner, draw_owners, draw_rows, part
 from lichen.recipes.schema import Recipe
+from lichen.recipes.shared_rows import apart
 
 __all__ = ["Commons", "commons_of", "few_labels", "labelled_of", "unlabelled_of"]
 
@@ -31,11 +33,15 @@ class Commons:
         owners: The clients, in roster order; rows beyond ``data.labels`` have no label.
         labelled: Public rows with their labels.
         unlabelled: Public rows whose labels are gone.
+        left: What was left out on the way.
+        copies: Test rows that other clients train on; None where they were not counted.
     """
 
     owners: tuple[Owner, ...]
     labelled: tuple[Record, ...] = ()
     unlabelled: tuple[Record, ...] = ()
+    left: tuple[Left, ...] = ()
+    copies: Copies | None = None
 
 
 def commons_of(recipe: Recipe, records: Sequence[Record]) -> Commons:
@@ -45,23 +51,38 @@ def commons_of(recipe: Recipe, records: Sequence[Record]) -> Commons:
         LichenError: as :func:`lichen.recipes.prepare.owners_of`, or if the public rows are too few.
     """
     public = recipe.data.public
+    labelled: tuple[Record, ...] = ()
+    unlabelled: tuple[Record, ...] = ()
+    left: tuple[Left, ...] = ()
     if public is None:
-        return _scarce(recipe, Commons(owners=owners_of(recipe, records)))
-    if recipe.data.partition.by == "client":
+        parted = part(recipe, records)
+    elif recipe.data.partition.by == "client":
         rows = {name: [records[i] for i in index] for name, index in by_client(records).items()}
         names = sorted(rows)
         order = numpy_generator(recipe.seed, "public owners").permutation(len(names))
         given = {names[i] for i in order[: int(public.share * len(names))]}
         pool = [r for name in sorted(given) for r in rows[name]]
         labelled, unlabelled = _parted(recipe, pool)
-        owners = draw_owners(recipe, {name: of for name, of in rows.items() if name not in given})
+        left = (_unasked(pool, labelled, unlabelled),)
+        parted = draw_owners(recipe, {name: of for name, of in rows.items() if name not in given})
     else:
-        test, rest = draw_rows(recipe, records)
-        order = numpy_generator(recipe.seed, "public pool").permutation(len(rest))
-        cut = int(public.share * len(rest))
-        labelled, unlabelled = _parted(recipe, [rest[i] for i in order[:cut]])
-        owners = owners_of(recipe, [rest[i] for i in np.sort(order[cut:])], test=test)
-    return _scarce(recipe, Commons(owners=owners, labelled=labelled, unlabelled=unlabelled))
+        common = draw_rows(recipe, records)
+        order = numpy_generator(recipe.seed, "public pool").permutation(len(common.rest))
+        cut = int(public.share * len(common.rest))
+        pool = [common.rest[i] for i in order[:cut]]
+        labelled, unlabelled = _parted(recipe, pool)
+        left = (*common.left, _unasked(pool, labelled, unlabelled))
+        parted = part(recipe, [common.rest[i] for i in np.sort(order[cut:])], test=common.test)
+    parted, copies = apart(recipe, parted, (*labelled, *unlabelled))
+    left = (*left, *parted.left)
+    return _scarce(
+        recipe,
+        Commons(owners=parted.owners, labelled=labelled, unlabelled=unlabelled, left=left, copies=copies),
+    )
+
+
+def _unasked(pool: Sequence[Record], labelled: Sequence[Record], unlabelled: Sequence[Record]) -> Left:
+    return Left(why="public rows that data.public does not ask for", rows=len(pool) - len(labelled) - len(unlabelled))
 
 
 def _parted(recipe: Recipe, pool: Sequence[Record]) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
@@ -95,7 +116,10 @@ def _scarce(recipe: Recipe, commons: Commons) -> Commons:
         valid = [r for r in few_labels(owner.valid, count, recipe.seed, owner.name) if r.label is not None]
         return replace(owner, train=few_labels(owner.train, count, recipe.seed, owner.name), valid=tuple(valid))
 
-    return replace(commons, owners=tuple(scarce(owner) for owner in commons.owners))
+    owners = tuple(scarce(owner) for owner in commons.owners)
+    before, after = (sum(len(owner.valid) for owner in some) for some in (commons.owners, owners))
+    hidden = Left(why=f"validation rows beyond {count} of a client (data.labels)", rows=before - after)
+    return replace(commons, owners=owners, left=(*commons.left, hidden))
 
 
 def labelled_of(owners: Sequence[Owner]) -> tuple[Owner, ...]:

@@ -39,6 +39,7 @@ class Done:
     extra: dict[str, float | str | None] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
+    read: Mapping[str, Any] | None = None
     validators: int | None = None
     counts: tuple[Mapping[str, int | None], ...] = ()
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

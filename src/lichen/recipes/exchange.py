@@ -92,6 +92,7 @@ def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> D
             **tested([owner.test for owner in opened.owners], opened.classes),
             "public_rows.bytes": float(sent),
         },
+        read=opened.read,
         bytes_down=sent,
         validators=len(validators_of(opened.bench)),
         counts=counts_of(recipe, opened.owners, opened.tokenizer),

@@ -113,6 +113,7 @@ class Expected:
         notes: How far the numbers reach.
         seen: What every trained column sees of the clients' rows.
         rooms: What clients of each memory train, where the recipe gives their memory.
+        read: What was read of the data.
     """
 
     clients: int
@@ -126,6 +127,7 @@ class Expected:
     notes: tuple[str, ...] = ()
     seen: Mapping[str, Any] = field(default_factory=dict)
     rooms: tuple[Room, ...] = ()
+    read: Mapping[str, Any] | None = None
 
 
 def free_bytes() -> int:

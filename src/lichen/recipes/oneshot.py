@@ -36,7 +36,8 @@ from lichen.recipes.featured import encoder_of, featured
 from lichen.recipes.folder import RunFolder
 from lichen.recipes.inputs import Inputs, agree
 from lichen.recipes.open import fetch_named
-from lichen.recipes.prepare import Owner, classes_of, first_of, gather
+from lichen.recipes.prepare import Owner, classes_of, first_of, gather_all
+from lichen.recipes.reading import told_of
 from lichen.recipes.schema import Recipe
 from lichen.server.ridge import Ridge
 
@@ -155,12 +156,16 @@ def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None
     """Task ``oneshot``."""
     with folder.ranks.ahead():
         fetch_named(recipe, say)
-    records = gather(recipe)
-    classes = classes_of(recipe, records)
-    owners = labelled_of(commons_of(recipe, records).owners)
+    gathered = gather_all(recipe)
+    classes = classes_of(recipe, gathered.records)
+    commons = commons_of(recipe, gathered.records)
+    owners = labelled_of(commons.owners)
     features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
+    read = told_of(recipe, gathered, commons, tokenizer, say)
     make = featured(recipe, features, tokenizer, classes)
-    agree(folder, recipe, Inputs(rows=len(records), data=records_digest(records), model=features.base))
+    agree(
+        folder, recipe, Inputs(rows=len(gathered.records), data=records_digest(gathered.records), model=features.base)
+    )
     save_class_names(folder, classes)
     say(f"features of {sum(len(o.train) + len(o.test) for o in owners):,} rows of {len(owners)} clients")
 
@@ -192,4 +197,4 @@ def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None
     }
     counts = counts_of(recipe, owners, tokenizer)
     names, common = tuple(o.name for o in owners), shared_test(owners)
-    return Done(columns=columns, clients=names, extra=extra, counts=counts, common_test=common)
+    return Done(columns=columns, clients=names, extra=extra, counts=counts, common_test=common, read=read)

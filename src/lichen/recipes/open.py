@@ -5,7 +5,7 @@ A server and a node open the same recipe and hold the same thing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -23,7 +23,8 @@ from lichen.recipes.commons import Commons, commons_of, labelled_of
 from lichen.recipes.loaded import load
 from lichen.recipes.models import make_student, start_of
 from lichen.recipes.parts import stations
-from lichen.recipes.prepare import Owner, classes_of, encode, gather
+from lichen.recipes.prepare import Owner, classes_of, encode, gather_all
+from lichen.recipes.reading import told_of
 from lichen.recipes.rules import scaling_of
 from lichen.recipes.schema import Recipe
 from lichen.server.capacity import Capacity
@@ -47,6 +48,7 @@ class Opened:
         vocabulary: The student's words, where they were taken from public text.
         rows: How many rows were read, before they were dealt out.
         data: Their digest.
+        read: What was read, where it was to be told.
     """
 
     bench: Bench
@@ -60,6 +62,7 @@ class Opened:
     vocabulary: Frequent | None = None
     rows: int = 0
     data: str = ""
+    read: Mapping[str, Any] | None = None
 
 
 def fetch_named(recipe: Recipe, say: Callable[[str], None]) -> None:
@@ -98,25 +101,33 @@ def shards_of(
     return tuple(made.get(id(getattr(owner, part)), nothing) for owner in owners)
 
 
-def open_recipe(recipe: Recipe, *, say: Callable[[str], None] = lambda _: None, keep_private: bool = True) -> Opened:
+def open_recipe(
+    recipe: Recipe,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    keep_private: bool = True,
+    tell_read: bool = False,
+) -> Opened:
     """Open a recipe of task chat or classify.
 
     Args:
         recipe: Is to have been read.
         say: Called with lines of progress.
         keep_private: What is made of private rows may stay in the cache for the next time.
+        tell_read: Count what was read, and say it.
 
     Raises:
         LichenError: whatever does not fit, by its key.
     """
     fetch_named(recipe, say)
-    records = gather(recipe)
-    labels = classes_of(recipe, records)
-    commons = commons_of(recipe, records)
+    gathered = gather_all(recipe)
+    labels = classes_of(recipe, gathered.records)
+    commons = commons_of(recipe, gathered.records)
     owners = commons.owners if recipe.task == "chat" else labelled_of(commons.owners)
     say(f"{len(owners)} clients, {sum(len(o.train) for o in owners):,} rows to train on")
     loaded = load(recipe, labels, owners, keep_private=keep_private)
     model, tokenizer, classes = loaded.model, loaded.tokenizer, loaded.classes
+    read = told_of(recipe, gathered, commons, tokenizer, say) if tell_read else None
     for note in loaded.notes:
         say(note)
     make, apart = encode(recipe, tokenizer, classes, keep_private=keep_private, say=say), recipe.data.form == "stream"
@@ -151,8 +162,9 @@ def open_recipe(recipe: Recipe, *, say: Callable[[str], None] = lambda _: None, 
         make=make,
         public=public,
         vocabulary=words,
-        rows=len(records),
-        data=records_digest(records),
+        rows=len(gathered.records),
+        data=records_digest(gathered.records),
+        read=read,
     )
 
 

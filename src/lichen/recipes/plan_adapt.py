@@ -56,7 +56,7 @@ def expect_adapt(recipe: Recipe, folder: Path, gauge: Gauge, say: Callable[[str]
         seconds: About how long each kind of work is timed.
     """
     began = time.perf_counter()
-    opened = open_recipe(recipe, say=say, keep_private=False)
+    opened = open_recipe(recipe, say=say, keep_private=False, tell_read=True)
     start = time.perf_counter() - began
     weights = weights_of(opened.foundation) if opened.foundation is not None else {}
     base = resident_bytes(opened.foundation) if weights else 0
@@ -72,7 +72,7 @@ def expect_adapt(recipe: Recipe, folder: Path, gauge: Gauge, say: Callable[[str]
     # Every spawned engine loads for itself, one for each learning rate.
     starts = 1 + len(recipe.optimizer.lr) if recipe.engine.name == "spawned" else 1
     frozen = sum(count for name, count in weights.items() if name not in tensors)
-    return with_writing(replace(found, start=start * starts, frozen=frozen), opened, folder, say)
+    return with_writing(replace(found, start=start * starts, frozen=frozen, read=opened.read), opened, folder, say)
 
 
 def flops_of(bench: Bench) -> Flops:

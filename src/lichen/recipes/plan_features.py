@@ -36,8 +36,9 @@ from lichen.recipes.oneshot import engine_for, solve
 from lichen.recipes.open import fetch_named, open_recipe
 from lichen.recipes.plan_adapt import expect, flops_of
 from lichen.recipes.plan_writing import with_writing
-from lichen.recipes.prepare import classes_of, gather
+from lichen.recipes.prepare import classes_of, gather_all
 from lichen.recipes.read import recipe_sha256
+from lichen.recipes.reading import told_of
 from lichen.recipes.schema import Recipe
 from lichen.recipes.teacher import answered_with, ask
 from lichen.recipes.traffic import Traffic
@@ -121,10 +122,12 @@ def expect_oneshot(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds
     """
     began = time.perf_counter()
     fetch_named(recipe, say)
-    records = gather(recipe)
-    classes = classes_of(recipe, records)
-    owners = labelled_of(commons_of(recipe, records).owners)
+    gathered = gather_all(recipe)
+    classes = classes_of(recipe, gathered.records)
+    commons = commons_of(recipe, gathered.records)
+    owners = labelled_of(commons.owners)
     features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
+    read = told_of(recipe, gathered, commons, tokenizer, say)
     start = time.perf_counter() - began
     say("encoding some rows")
     rows = [record for owner in owners for record in (*owner.train, *owner.test)]
@@ -161,6 +164,7 @@ def expect_oneshot(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds
         disk=Disk(private=0, shared=cached + 8 * head, free=free_bytes()),
         columns={"features": passed.cost, "heads": heads},
         start=start,
+        read=read,
     )
 
 
@@ -176,7 +180,7 @@ def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds:
     """
     assert recipe.teacher is not None
     began = time.perf_counter()
-    opened = open_recipe(recipe, say=say, keep_private=False)
+    opened = open_recipe(recipe, say=say, keep_private=False, tell_read=True)
     bench, commons, owners, classes = opened.bench, opened.commons, opened.owners, opened.classes
     assert opened.public is not None
     features, tokenizer = encoder_of(recipe, recipe.teacher.name, exact=False)
@@ -220,5 +224,6 @@ def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds:
         ),
         columns=columns,
         start=start,
+        read=opened.read,
     )
     return with_writing(found, opened, folder, say)

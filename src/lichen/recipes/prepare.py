@@ -1,65 +1,65 @@
-"""From a recipe's data section to owners with rows to train on, to choose by and to be scored on."""
+"""From a recipe's data section to records, to classes, and to what a model reads of a row."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, final
 
 import numpy as np
 
 from lichen.core.errors import LichenError
-from lichen.core.seeds import derive, numpy_generator
+from lichen.core.visible import listed
 from lichen.data.catalog import CATALOG, fetch
 from lichen.data.encode_notes import sentences
-from lichen.data.fingerprint import Reads, answers, fingerprint
 from lichen.data.kept import prepared_folder
-from lichen.data.partition import by_client, dirichlet, iid
+from lichen.data.reading import Left
 from lichen.data.records import Record, load_records
 from lichen.data.shards import ArrayShard, Shard
-from lichen.data.split import some_of_each, split
 from lichen.data.stream import lm_rows
 from lichen.data.table import Some, column_of, kept_records
 from lichen.data.text import LmForm, label_set
 from lichen.data.tokens import classify_shard, lm_shard
+from lichen.recipes.owners import Owner, first_of, owners_of
 from lichen.recipes.schema import Recipe
 
-__all__ = ["Owner", "classes_of", "draw_owners", "draw_rows", "encode", "first_of", "gather", "is_private", "owners_of"]
-
-NO_CLIENT = "map a client column, or set data.partition.by"
+__all__ = [
+    "Gathered",
+    "Owner",
+    "classes_of",
+    "encode",
+    "first_of",
+    "gather",
+    "gather_all",
+    "is_private",
+    "owners_of",
+]
 
 MOST_CLASSES = 20
 """So many classes may lie in few rows each, or be numbers with fractions, such as half stars."""
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
-    """One client and its rows, already parted."""
+class Gathered:
+    """The records of a recipe's data, and what was left out of them."""
 
-    name: str
-    train: tuple[Record, ...]
-    valid: tuple[Record, ...]
-    test: tuple[Record, ...]
-
-
-def first_of(things: Sequence[object]) -> tuple[int, ...]:
-    """For each thing the place of the first that is the same object: a test set that many share is one.
-
-    >>> common = ["a"]
-    >>> first_of([common, ["a"], common])
-    (0, 1, 0)
-    """
-    seen: dict[int, int] = {}
-    return tuple(seen.setdefault(id(thing), place) for place, thing in enumerate(things))
+    records: Sequence[Record]
+    left: tuple[Left, ...] = ()
 
 
 def gather(recipe: Recipe) -> Sequence[Record]:
-    """The records of the recipe's data, as they lie there; a folder's files are its clients.
+    """The records of :func:`gather_all`."""
+    return gather_all(recipe).records
+
+
+def gather_all(recipe: Recipe) -> Gathered:
+    """The recipe's data, as they lie there, without rows that hold nothing to learn from; a folder's files are clients.
 
     Raises:
-        LichenError: if they cannot be read, or none has a label that ``data.classes`` names.
+        LichenError: if they cannot be read, or none has what ``data.form`` reads or a label of ``data.classes``.
     """
     columns = {str(role): name for role, name in recipe.data.columns.items()}
     path = Path(recipe.data.name).expanduser()
@@ -67,13 +67,39 @@ def gather(recipe: Recipe) -> Sequence[Record]:
     unread = ("label",) if recipe.task == "chat" else ()
 
     def make() -> Sequence[Record]:
-        return load_records(recipe.data.name, columns=columns, path_client=path_client, unread=unread)
+        name = recipe.data.name
+        return load_records(name, columns=columns, path_client=path_client, unread=unread, empty="keep")
 
     if is_private(recipe) or CATALOG[recipe.data.name].registry == "bundled":
-        return _of_classes(recipe, make())
-    how = recipe.data.name, sorted(columns.items()), path_client, unread
-    folder = prepared_folder(private=False)
-    return _of_classes(recipe, kept_records(fetch(recipe.data.name), make, *how, folder=folder))
+        records = make()
+    else:
+        how = recipe.data.name, sorted(columns.items()), path_client, unread
+        records = kept_records(fetch(recipe.data.name), make, *how, folder=prepared_folder(private=False))
+    return _of_classes(recipe, _readable(recipe, records))
+
+
+def _readable(recipe: Recipe, records: Sequence[Record]) -> Gathered:
+    """Those of the records that hold what the recipe's form reads."""
+    if isinstance(records, list) and records and records[0].features is not None:
+        return Gathered(records=records)
+    talks = recipe.task == "chat" and recipe.data.form == "messages"
+    texts, messages = (column_of(records, name) for name in ("text", "messages"))
+    good = np.array([bool(some) for some in (messages if talks else texts)], dtype=bool)
+    if not good.any() and any(texts if talks else messages):
+        if recipe.task != "chat":
+            raise LichenError(
+                "the rows hold conversations and no texts", where="data.columns.text", fix="name a column of texts"
+            )
+        raise LichenError(
+            "the rows hold texts and no conversations" if talks else "the rows hold conversations and no texts",
+            where="data.form",
+            fix="use chat, or name the column of conversations in data.columns.messages" if talks else "use messages",
+        )
+    if good.all():
+        return Gathered(records=records)
+    why = "rows without a conversation" if talks else "rows without text"
+    left = Left(why=why, rows=int((~good).sum()))
+    return Gathered(records=Some(records, np.flatnonzero(good)), left=(left,))
 
 
 def is_private(recipe: Recipe) -> bool:
@@ -81,16 +107,18 @@ def is_private(recipe: Recipe) -> bool:
     return recipe.data.name not in CATALOG
 
 
-def _of_classes(recipe: Recipe, records: Sequence[Record]) -> Sequence[Record]:
-    wanted = [str(label) for label in recipe.data.classes]
+def _of_classes(recipe: Recipe, gathered: Gathered) -> Gathered:
+    records, wanted = gathered.records, {str(label) for label in recipe.data.classes}
     if not wanted:
-        return records
+        return gathered
     labels = [None if label is None else str(label) for label in column_of(records, "label")]
     have = {label for label in labels if label is not None}
-    if missing := [label for label in wanted if label not in have]:
-        fix = f"choose among {', '.join(sorted(have)[:10])}" if have else "name the label column in data.columns.label"
+    if missing := [str(label) for label in recipe.data.classes if str(label) not in have]:
+        fix = f"choose among {listed(sorted(have))}" if have else "name the label column in data.columns.label"
         raise LichenError(f"no row has the label {missing[0]!r}", where="data.classes", fix=fix)
-    return Some(records, np.flatnonzero([label in wanted for label in labels]))
+    chosen = np.flatnonzero([label in wanted for label in labels])
+    left = Left(why="rows of other labels (data.classes)", rows=len(records) - len(chosen))
+    return Gathered(records=Some(records, chosen), left=(*gathered.left, left))
 
 
 def classes_of(recipe: Recipe, records: Sequence[Record]) -> tuple[str, ...]:
@@ -136,171 +164,6 @@ def _are_measures(classes: Sequence[str]) -> bool:
         return any(not float(name).is_integer() for name in classes)
     except ValueError:
         return False
-
-
-def owners_of(
-    recipe: Recipe, records: Sequence[Record], *, test: tuple[Record, ...] | None = None
-) -> tuple[Owner, ...]:
-    """Part the records among their owners, and each owner's into train, valid and test.
-
-    A drawn partition (``dirichlet``, ``iid``) is scored on one common test set, with its share of
-    each class; owners of their own rows are scored on their own.
-
-    Args:
-        recipe: Its data section.
-        records: All rows.
-        test: With a drawn partition: the common test set, if it has been taken out of the records already.
-
-    Raises:
-        LichenError: naming the client and the key, for clients that would be left empty.
-    """
-    part = recipe.data.partition
-    if part.by == "client":
-        by_name = by_client(records)
-        rows: dict[str, Sequence[Record]] = {name: Some(records, index) for name, index in by_name.items()}
-        if nobody := len(rows.get("", ())):
-            some = f"{nobody} of {len(records)} rows do not name their" if nobody < len(records) else "no row names its"
-            raise LichenError(
-                f"{some} client",
-                where="data.columns.client",
-                fix="fill the column or delete these rows" if nobody < len(records) else NO_CLIENT,
-            )
-        return draw_owners(recipe, rows)
-    common, rest = draw_rows(recipe, records) if test is None else (test, list(records))
-    labels = np.asarray([str(r.label) for r in rest])
-    drawn = (
-        iid(len(rest), clients=part.clients, seed=recipe.seed)
-        if part.by == "iid"
-        else dirichlet(labels, clients=part.clients, alpha=part.alpha, seed=recipe.seed)
-    )
-    rows = {f"client-{k:03d}": [rest[i] for i in index] for k, index in enumerate(drawn)}
-    return tuple(replace(owner, test=common) for owner in draw_owners(recipe, rows, test=0.0))
-
-
-def draw_rows(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[Record, ...], list[Record]]:
-    """``(a test set with its share of each class, the rest)``, for owners that are drawn.
-
-    Whole groups are drawn, and no row of the rest is a copy of a test row. A test set that comes with catalog data
-    is taken as it is.
-
-    Raises:
-        LichenError: if it would be empty.
-    """
-    data, seed = recipe.data, derive(recipe.seed, "common test")
-    held = [record for record in records if record.held_out]
-    if held:
-        chosen = some_of_each(kinds_of(recipe, held), data.test_rows or len(held), seed)
-        marks = {fingerprint(record, reads=reads_of(recipe)) for record in held}
-        rest = [r for r in records if not r.held_out and fingerprint(r, reads=reads_of(recipe)) not in marks]
-        return tuple(held[i] for i in chosen), rest
-    share = min(data.test, (data.test_rows or len(records)) / len(records))
-    rest, _, test = _split(recipe, records, valid=0.0, test=share, seed=seed)
-    if not test or share * len(records) < 0.5:
-        fix = "raise it" if data.test < 0.2 else "give more rows, or set data.split_by: row"
-        raise LichenError("leaves no row to test on", where="data.test", fix=fix)
-    return tuple(_most(recipe, test, seed)), rest
-
-
-def reads_of(recipe: Recipe) -> Reads:
-    """What the recipe's model reads of a row."""
-    if recipe.task != "chat" or recipe.data.form in ("plain", "stream"):
-        return "text"
-    return "messages" if recipe.data.form == "messages" else "pair"
-
-
-def kinds_of(recipe: Recipe, records: Sequence[Record]) -> list[str]:
-    """What every part of a split gets its share of: each class, or each answer that several rows give."""
-    if recipe.task != "chat":
-        return [str(record.label) for record in records]
-    if reads_of(recipe) == "text":
-        return [""] * len(records)
-    found = answers(records, reads=reads_of(recipe))
-    if recipe.data.split_by == "group":  # a conversation of several answers is of no kind
-        of: dict[str, set[str]] = {}
-        for record, answer in zip(records, found, strict=True):
-            of.setdefault(record.group, set()).add(answer)
-        return ["" if r.group and len(of[r.group]) > 1 else a for r, a in zip(records, found, strict=True)]
-    return found
-
-
-def _split(
-    recipe: Recipe, records: Sequence[Record], *, valid: float, test: float, seed: int
-) -> tuple[list[Record], list[Record], list[Record]]:
-    kinds, reads = kinds_of(recipe, records), reads_of(recipe)
-    return split(records, valid=valid, test=test, seed=seed, by=recipe.data.split_by, reads=reads, kinds=kinds)
-
-
-def _most(recipe: Recipe, rows: Sequence[Record], seed: int) -> list[Record]:
-    """At most ``data.test_rows`` of them, with some of every kind."""
-    most = recipe.data.test_rows
-    if most is None or len(rows) <= most:
-        return list(rows)
-    return [rows[i] for i in some_of_each(kinds_of(recipe, rows), most, seed)]
-
-
-def draw_owners(
-    recipe: Recipe, rows: Mapping[str, Sequence[Record]], *, test: float | None = None, salt: str = "clients"
-) -> tuple[Owner, ...]:
-    """Choose clients with enough rows, cut and part their rows.
-
-    Raises:
-        LichenError: if none is left, or one has nothing to train on or to be scored on.
-    """
-    data, test = recipe.data, recipe.data.test if test is None else test
-    enough = sorted(name for name, of in rows.items() if len(of) >= data.min_rows)
-    if recipe.task != "chat":
-        enough = [name for name in enough if _classes_kept(recipe, name, rows[name])]
-    if not enough:
-        largest = max((len(of) for of in rows.values()), default=0)
-        raise LichenError(
-            f"no client has {data.min_rows} rows; the largest has {largest}", where="data.min_rows", fix="lower it"
-        )
-    if data.max_clients is not None and len(enough) > data.max_clients:
-        enough = [enough[i] for i in numpy_generator(recipe.seed, salt).permutation(len(enough))]
-    owners: list[Owner] = []
-    for name in enough:
-        owner = _parted(recipe, name, rows[name], test)
-        if owner is not None:
-            owners.append(owner)
-        if len(owners) == data.max_clients:
-            break
-    if not owners:
-        raise LichenError("no client could be split", where="data.unsplit", fix="lower data.valid and data.test")
-    return tuple(sorted(owners, key=lambda owner: owner.name))
-
-
-def _parted(recipe: Recipe, name: str, rows: Sequence[Record], test: float) -> Owner | None:
-    """One client's rows, cut and split; None if it is left out."""
-    data, mine = recipe.data, list(rows)
-    if data.max_rows is not None and len(mine) > data.max_rows:
-        chosen = numpy_generator(recipe.seed, "rows", name).permutation(len(mine))[: data.max_rows]
-        mine = [mine[i] for i in sorted(chosen)]
-    seed = derive(recipe.seed, "split", name)
-    train, valid, held = _split(recipe, mine, valid=data.valid, test=test, seed=seed)
-    for key, part, share in (("min_rows", train, 1.0), ("valid", valid, data.valid), ("test", held, test)):
-        if share > 0 and not part:
-            if data.unsplit == "drop":
-                return None
-            purpose = "to train on" if part is train else f"for {key}"
-            raise LichenError(
-                f"client {name!r} has {len(mine)} rows, and none is left {purpose}",
-                where=f"data.{key}",
-                fix=f"raise data.{key}, or set data.unsplit: drop so that such clients stay out",
-            )
-    valid, held = _most(recipe, valid, derive(seed, "valid")), _most(recipe, held, derive(seed, "test"))
-    return Owner(name=name, train=tuple(train), valid=tuple(valid), test=tuple(held))
-
-
-def _classes_kept(recipe: Recipe, name: str, rows: Sequence[Record]) -> bool:
-    if recipe.data.one_class == "keep" or len({str(r.label) for r in rows}) > 1:
-        return True
-    if recipe.data.one_class == "refuse":
-        raise LichenError(
-            f"all {len(rows)} rows of client {name!r} have one label",
-            where="data.one_class",
-            fix="set it to keep or drop, or raise data.min_rows",
-        )
-    return False
 
 
 def encode(

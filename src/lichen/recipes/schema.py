@@ -90,6 +90,11 @@ class Data(Section):
     one_class: Literal["refuse", "keep", "drop"] = Field(
         default="refuse", description="clients whose rows all have one label"
     )
+    copies: Literal["count", "keep", "drop"] = Field(
+        default="count",
+        description="test rows that another client trains on: `count` tells how many, `drop` takes them (and such "
+        "validation rows) out of the scores, `keep` does neither",
+    )
     public: Public | None = Field(default=None, description="rows kept out of the federation, for all to see")
     labels: Positive | None = Field(
         default=None, description="labelled rows a client has, and as many to choose by; its others lose their labels"

@@ -44,7 +44,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done
     """Tasks ``chat`` and ``classify``."""
     with folder.ranks.ahead():
         fetch_named(recipe, say)
-    opened = open_recipe(recipe, say=say)
+    opened = open_recipe(recipe, say=say, tell_read=True)
     with folder.ranks.ahead():
         keep_template(recipe, opened.tokenizer, folder.path)
     agree(folder, recipe, inputs_of(opened))
@@ -76,6 +76,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done
         extra=extra,
         bytes_up=helped.bytes_up,
         bytes_down=helped.bytes_down,
+        read=opened.read,
         validators=len(validators_of(opened.bench)),
         counts=counts_of(recipe, opened.owners, opened.tokenizer),
         training=trained(helped.bench, opened.bench, columns, read_trace(folder.path)) if folder.ranks.first else {},

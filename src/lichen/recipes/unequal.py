@@ -115,7 +115,7 @@ def open_unequal(recipe: Recipe, say: Callable[[str], None]) -> tuple[Opened, Un
     section, every = recipe.exchange, {name_of(student): student for student in recipe.model.students}
     assert section is not None
     single = {name: _single(recipe, student) for name, student in every.items()}
-    opened = open_recipe(next(iter(single.values())), say=say)
+    opened = open_recipe(next(iter(single.values())), say=say, tell_read=True)
     size = len(opened.vocabulary) if opened.vocabulary else len(opened.tokenizer) if opened.tokenizer else 0
     first, classes, public = opened.bench.train[0], len(opened.classes), opened.public
     assert public is not None

@@ -1,0 +1,132 @@
+"""What was read, as a few lines for the screen and for a report's table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Read", "copies_text", "reading_lines", "reading_rows"]
+
+MOST_CLASSES = 12
+"""Of more classes only the number and the sizes are told."""
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Left(_Part):
+    why: str
+    rows: _Count
+    clients: _Count
+
+
+class Read(_Part):
+    """What a summary holds of a :class:`lichen.data.reading.Reading`, which says what each number is."""
+
+    rows: _Count
+    clients: _Count
+    least: _Count
+    middle: _Count
+    largest: _Count
+    labels: dict[str, _Count]
+    lengths: dict[str, _Count] | None
+    used: dict[str, _Count]
+    left: list[_Left]
+    copies: dict[str, _Count] | None
+    alike: list[str]
+
+
+def reading_rows(read: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Pairs of a name and what there is to tell.
+
+    Args:
+        read: As :meth:`lichen.data.reading.Reading.as_dict` gives it.
+    """
+    rows = [("rows", _rows(read))]
+    if read["used"]:
+        rows.append(("used", _used(read["used"])))
+    if read["labels"]:
+        rows.append(("labels", _labels(read["labels"])))
+    if read["lengths"] is not None:
+        rows.append(("tokens", _tokens(read["lengths"])))
+        rows.append(("cut", _cut(read["lengths"])))
+    rows += [("left out", _left(one)) for one in read["left"]]
+    rows += [("note", note) for note in read["alike"]]
+    return rows
+
+
+def reading_lines(read: Mapping[str, Any]) -> list[str]:
+    """The same as lines of one table."""
+    rows = reading_rows(read)
+    if read["copies"] is not None:
+        rows.append(("copies", f"test rows that others train on: {copies_text(read['copies'])}"))
+    width = max(len(name) for name, _ in rows)
+    return ["what was read", *(f"  {name:<{width}}  {text}" for name, text in rows)]
+
+
+def copies_text(copies: Mapping[str, int]) -> str:
+    """How many test rows stand in other clients' training rows.
+
+    >>> copies_text({"rows": 3, "test_rows": 40, "clients": 2})
+    '3 of 40 (8 %), of 2 clients'
+    """
+    rows, of = copies["rows"], copies["test_rows"]
+    return f"{rows:,} of {of:,} ({_share(rows, of)}), of {_many(copies['clients'], 'client')}" if rows else "none"
+
+
+def _rows(read: Mapping[str, Any]) -> str:
+    if not read["clients"]:
+        return f"{read['rows']:,}"
+    least, middle, largest = (f"{read[key]:,}" for key in ("least", "middle", "largest"))
+    span = f"{least} to {largest} each, {middle} in the middle" if least != largest else f"{least} each"
+    return f"{read['rows']:,} of {_many(read['clients'], 'client')} ({span})"
+
+
+def _used(used: Mapping[str, int]) -> str:
+    parts = [("train", "to train on"), ("valid", "to choose by"), ("test", "to test"), ("unlabelled", "unlabelled")]
+    told = [f"{used[key]:,} {what}" for key, what in parts if used[key] or key == "train"]
+    public = f"; {used['public']:,} public" if used["public"] else ""
+    return f"{', '.join(told)}, {_many(used['clients'], 'client')}{public}"
+
+
+def _labels(labels: Mapping[str, int]) -> str:
+    if len(labels) > MOST_CLASSES:
+        return f"{len(labels)} classes with {min(labels.values()):,} to {max(labels.values()):,} rows"
+    return ", ".join(f"{name} {count:,}" for name, count in labels.items())
+
+
+def _tokens(lengths: Mapping[str, int]) -> str:
+    return (
+        f"{lengths['median']:,} a row in the middle, {lengths['longest']:,} at most ({lengths['rows']:,} rows counted)"
+    )
+
+
+def _cut(lengths: Mapping[str, int]) -> str:
+    if not lengths["cut"]:
+        return f"none is longer than {lengths['most']} (data.max_length)"
+    whole = f"{lengths['cut']:,} of {lengths['rows']:,} rows ({_share(lengths['cut'], lengths['rows'])})"
+    lost = [
+        f"{lengths[key]:,} lose part of the {what}"
+        for key, what in (("cut_prompt", "prompt"), ("cut_answer", "answer" if lengths["prompts"] else "text"))
+        if lengths[key]
+    ]
+    return f"{whole} to {lengths['most']} tokens (data.max_length): {', '.join(lost)}"
+
+
+def _left(left: Mapping[str, Any]) -> str:
+    clients = f" of {_many(left['clients'], 'client')}" if left["clients"] else ""
+    return f"{_many(left['rows'], 'row')}{clients}: {left['why']}"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _share(part: int, whole: int) -> str:
+    share = 100 * part / whole if whole else 0.0
+    return f"{share:.0f} %" if share >= 1 or not part else "less than 1 %"

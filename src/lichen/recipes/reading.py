@@ -1,0 +1,71 @@
+"""What a recipe read, from its gathered records to the rows of each part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from lichen.data.reading import Reading, alike, lengths_of, merged, reading_of
+from lichen.data.table import column_of
+from lichen.present.reading import reading_lines
+from lichen.recipes.commons import Commons
+from lichen.recipes.owners import first_of
+from lichen.recipes.prepare import Gathered
+from lichen.recipes.schema import Recipe
+
+__all__ = ["read_of", "told_of"]
+
+
+def read_of(recipe: Recipe, gathered: Gathered, commons: Commons, tokenizer: Any) -> Reading:
+    """Count what was found, what goes on and what does not.
+
+    Args:
+        recipe: The recipe.
+        gathered: Its records.
+        commons: Its owners and public rows.
+        tokenizer: Counts tokens; None where the rows are no texts.
+    """
+    found = reading_of(gathered.records)
+    owners, drawn = commons.owners, recipe.data.partition.by != "client"
+    tests = [owners[at].test for at in sorted(set(first_of([owner.test for owner in owners])))]
+    train = [row for owner in owners for row in owner.train]
+    valid, test = [row for owner in owners for row in owner.valid], [row for rows in tests for row in rows]
+    labelled = train if recipe.task == "chat" else [row for row in train if row.label is not None]
+    public = len(commons.labelled) + len(commons.unlabelled)
+    used = {
+        "clients": len(owners),
+        "train": len(labelled),
+        "valid": len(valid),
+        "test": len(test),
+        "unlabelled": len(train) - len(labelled),
+        "public": public,
+    }
+    form = recipe.data.form if recipe.task == "chat" else "classify"
+    lengths = None
+    if tokenizer is not None and form != "stream":
+        lengths = lengths_of([*train, *valid, *test], tokenizer, form=form, max_length=recipe.data.max_length)
+    notes = found.alike if not drawn else alike("classes", found.labels)
+    if drawn and any(column_of(gathered.records, "client")):
+        by = recipe.data.partition.by
+        notes += (f"rows name {found.clients} clients, which data.partition.by: {by} does not use",)
+    return replace(
+        found,
+        rows=found.rows + sum(one.rows for one in gathered.left),
+        clients=0 if drawn else found.clients,
+        lengths=lengths,
+        used=used,
+        left=merged((*gathered.left, *commons.left)),
+        copies=commons.copies,
+        alike=notes,
+    )
+
+
+def told_of(
+    recipe: Recipe, gathered: Gathered, commons: Commons, tokenizer: Any, say: Callable[[str], None]
+) -> Mapping[str, Any]:
+    """The same as JSON holds it, said a line each."""
+    read = read_of(recipe, gathered, commons, tokenizer).as_dict()
+    for line in reading_lines(read):
+        say(line)
+    return read
