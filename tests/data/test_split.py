@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,8 @@ def test_conversations_are_copies_if_every_turn_is_equal() -> None:
     same, other = talk("How much?", "ten"), talk("how  much", "Ten.")
     assert fingerprint(same, reads="messages") == fingerprint(other, reads="messages")
     assert fingerprint(same, reads="messages") != fingerprint(talk("How many?", "ten"), reads="messages")
+    calls = [replace(same, messages=(*same.messages[:1], {**same.messages[1], "tool_calls": [name]})) for name in "fg"]
+    assert len({fingerprint(one, reads="messages") for one in (same, *calls)}) == 3
     talks = [talk(f"how much is number {i}", ("ten", "six")[i % 2]) for i in range(20)]
     kinds = answers(talks, reads="messages")
     assert set(kinds) == {"ten", "six"}

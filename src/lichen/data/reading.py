@@ -16,6 +16,7 @@ from typing import Any, Literal, final
 
 import numpy as np
 
+from lichen.data.encode_notes import sentences
 from lichen.data.record import Record
 from lichen.data.table import column_of
 from lichen.data.text import LmForm, encode_classify, encode_lm, label_set
@@ -61,6 +62,7 @@ class Lengths:
         cut_prompt: Those that lose some of what comes before the answer.
         cut_answer: Those that lose some of the answer, or of the text to classify.
         prompts: Rows that have something before the answer.
+        notes: What else the encoder has to tell, in sentences.
     """
 
     rows: int
@@ -71,6 +73,7 @@ class Lengths:
     cut_prompt: int
     cut_answer: int
     prompts: int
+    notes: tuple[str, ...] = ()
 
 
 @final
@@ -123,7 +126,8 @@ class Reading:
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         whole = asdict(self)
-        return {**whole, "left": list(whole["left"]), "alike": list(self.alike)}
+        lengths = None if self.lengths is None else {**whole["lengths"], "notes": list(self.lengths.notes)}
+        return {**whole, "lengths": lengths, "left": list(whole["left"]), "alike": list(self.alike)}
 
 
 def reading_of(
@@ -165,7 +169,12 @@ def reading_of(
 
 
 def lengths_of(
-    records: Sequence[Record], tokenizer: Any, *, form: LmForm | Literal["classify"], max_length: int
+    records: Sequence[Record],
+    tokenizer: Any,
+    *,
+    form: LmForm | Literal["classify"],
+    max_length: int,
+    thinking: bool = False,
 ) -> Lengths | None:
     """How long rows are in tokens, and what ``max_length`` cuts of them; None without rows.
 
@@ -174,6 +183,7 @@ def lengths_of(
         tokenizer: A transformers tokenizer.
         form: How a row is put before the model, or ``classify``.
         max_length: Tokens a row has at most.
+        thinking: As :func:`lichen.data.text.encode_lm` takes it.
 
     Raises:
         LichenError: if the rows cannot be put into that form.
@@ -182,26 +192,26 @@ def lengths_of(
     if not count:
         return None
     some = [records[i * len(records) // count] for i in range(count)]
+    notes: Counter[str] = Counter()
     if form == "classify":
         bare = [Record(client="", text=record.text) for record in some]
         total = np.array([len(ids) for ids, _ in encode_classify(bare, tokenizer, max_length=_ENDLESS, classes=())])
-        before = np.zeros_like(total)
+        notes["text cut"] = int((total > max_length).sum())
     else:
-        whole = encode_lm(some, tokenizer, form=form, max_length=_ENDLESS)
+        whole = encode_lm(some, tokenizer, form=form, max_length=_ENDLESS, thinking=thinking)
         total = np.array([len(ids) for ids, _ in whole])
-        before = np.array([int(np.argmax(labels != -100)) if (labels != -100).any() else 0 for _, labels in whole])
-    # As rows are cut: the prompt down to half of the room or to what the answer leaves, then the answer.
-    room = np.maximum(max_length // 2, max_length - (total - before))
-    left = np.minimum(before, room) + (total - before)
+        encode_lm(some, tokenizer, form=form, max_length=max_length, thinking=thinking, notes=notes)
+    cut_prompt, cut_answer = notes.pop("prompt cut", 0), notes.pop("text cut", 0)
     return Lengths(
         rows=count,
         median=int(np.median(total)),
         longest=int(total.max()),
         most=max_length,
         cut=int((total > max_length).sum()),
-        cut_prompt=int(((total > max_length) & (before > room)).sum()),
-        cut_answer=int((left > max_length).sum()),
+        cut_prompt=cut_prompt,
+        cut_answer=cut_answer,
         prompts=0 if form in ("classify", "plain") else count,
+        notes=tuple(sentences(notes, count)),
     )
 
 

@@ -25,6 +25,18 @@ class _Left(_Part):
     clients: _Count
 
 
+class _Lengths(_Part):
+    rows: _Count
+    median: _Count
+    longest: _Count
+    most: _Count
+    cut: _Count
+    cut_prompt: _Count
+    cut_answer: _Count
+    prompts: _Count
+    notes: list[str]
+
+
 class Read(_Part):
     """What a summary holds of a :class:`lichen.data.reading.Reading`, which says what each number is."""
 
@@ -34,7 +46,7 @@ class Read(_Part):
     middle: _Count
     largest: _Count
     labels: dict[str, _Count]
-    lengths: dict[str, _Count] | None
+    lengths: _Lengths | None
     used: dict[str, _Count]
     left: list[_Left]
     copies: dict[str, _Count] | None
@@ -55,6 +67,7 @@ def reading_rows(read: Mapping[str, Any]) -> list[tuple[str, str]]:
     if read["lengths"] is not None:
         rows.append(("tokens", _tokens(read["lengths"])))
         rows.append(("cut", _cut(read["lengths"])))
+        rows += [("note", note) for note in read["lengths"]["notes"]]
     rows += [("left out", _left(one)) for one in read["left"]]
     rows += [("note", note) for note in read["alike"]]
     return rows
@@ -115,7 +128,7 @@ def _cut(lengths: Mapping[str, int]) -> str:
         for key, what in (("cut_prompt", "prompt"), ("cut_answer", "answer" if lengths["prompts"] else "text"))
         if lengths[key]
     ]
-    return f"{whole} to {lengths['most']} tokens (data.max_length): {', '.join(lost)}"
+    return f"{whole} to {lengths['most']} tokens (data.max_length){': ' if lost else ''}{', '.join(lost)}"
 
 
 def _left(left: Mapping[str, Any]) -> str:

@@ -130,7 +130,9 @@ def open_recipe(
     read = told_of(recipe, gathered, commons, tokenizer, say) if tell_read else None
     for note in loaded.notes:
         say(note)
-    make, apart = encode(recipe, tokenizer, classes, keep_private=keep_private, say=say), recipe.data.form == "stream"
+    mute = None if read is None else lambda _: None  # what the encoder counts has been said of all rows together
+    make = encode(recipe, tokenizer, classes, keep_private=keep_private, say=mute or say)
+    apart = recipe.data.form == "stream"
     # A language model learns from what a teacher wrote after public rows, not from these.
     public: Shard | None = make(commons.unlabelled) if commons.unlabelled and classes else None
     words: Frequent | None = None

@@ -44,7 +44,8 @@ def read_of(recipe: Recipe, gathered: Gathered, commons: Commons, tokenizer: Any
     form = recipe.data.form if recipe.task == "chat" else "classify"
     lengths = None
     if tokenizer is not None and form != "stream":
-        lengths = lengths_of([*train, *valid, *test], tokenizer, form=form, max_length=recipe.data.max_length)
+        rows, data = [*train, *valid, *test], recipe.data
+        lengths = lengths_of(rows, tokenizer, form=form, max_length=data.max_length, thinking=data.thinking)
     notes = found.alike if not drawn else alike("classes", found.labels)
     if drawn and any(column_of(gathered.records, "client")):
         by = recipe.data.partition.by
