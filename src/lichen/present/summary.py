@@ -117,8 +117,8 @@ class Traffic(_Part):
 class Summary(_Part):
     """What ``summary.json`` holds: these keys, all of them, and no others.
 
-    ``energy_joules``, ``traffic``, ``training`` and ``read`` alone may be missing, as in summaries of older runs; null says
-    that it was not measured.
+    ``energy_joules``, ``traffic``, ``training`` and ``read`` alone may be missing, as in summaries of older runs; null
+    says that it was not measured.
     """
 
     name: str
