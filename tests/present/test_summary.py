@@ -71,6 +71,19 @@ SUMMARY: dict[str, Any] = {
     "seconds": 61.5,
     "peak_memory_bytes": 900_000_000,
     "energy_joules": 1234.5,
+    "read": {
+        "rows": 60,
+        "clients": 2,
+        "least": 30,
+        "middle": 30,
+        "largest": 30,
+        "labels": {"a": 40, "b": 20},
+        "lengths": None,
+        "used": {"clients": 2, "train": 40, "valid": 6, "test": 12},
+        "left": [{"why": "rows without text", "rows": 2, "clients": 0}],
+        "copies": {"rows": 1, "test_rows": 12, "clients": 1},
+        "alike": [],
+    },
     "seed": 0,
     "versions": {"torch": "2.13.0"},
     "recipe_sha256": "0" * 64,
@@ -88,12 +101,15 @@ KEYS = [
         "seconds",
         "peak_memory_bytes",
         "energy_joules",
+        "read",
         "seed",
         "versions",
         "recipe_sha256",
         "extra",
     ),
 ]
+
+MAY_LACK = ("energy_joules", "traffic", "training", "read")
 
 
 def test_the_keys_are_pinned() -> None:
@@ -103,13 +119,13 @@ def test_the_keys_are_pinned() -> None:
 
 
 def test_summaries_of_older_runs_lack_energy_and_traffic() -> None:
-    older = {name: value for name, value in SUMMARY.items() if name not in ("energy_joules", "traffic", "training")}
-    assert check_summary(older) == {**SUMMARY, "energy_joules": None, "traffic": None, "training": {}}
+    older = {name: value for name, value in SUMMARY.items() if name not in MAY_LACK}
+    assert check_summary(older) == {**SUMMARY, "energy_joules": None, "traffic": None, "training": {}, "read": None}
     with pytest.raises(LichenError, match="energy_joules"):
         check_summary({**SUMMARY, "energy_joules": -1.0})
 
 
-@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("energy_joules", "traffic", "training")])
+@pytest.mark.parametrize("key", [key for key in KEYS if key not in MAY_LACK])
 def test_no_key_may_be_missing(key: str) -> None:
     with pytest.raises(LichenError, match=f"{key} is missing"):
         check_summary({name: value for name, value in SUMMARY.items() if name != key})
@@ -126,6 +142,8 @@ def test_no_key_may_be_missing(key: str) -> None:
         (("clients",), 1.5),
         (("traffic", "client_up"), -1.0),
         (("traffic", "rounds"), None),
+        (("read", "used", "train"), -1),
+        (("read", "rows"), "60"),
         (("clients",), -1),
         (("share_gaining",), 1.1),
         (("recipe_sha256",), "abc"),
