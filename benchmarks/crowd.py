@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,22 @@ def main() -> None:
         write_rows(file, chosen.clients)
         known = recipe(file, rounds=chosen.rounds, per_round=chosen.per_round, columns=tuple(chosen.columns))
         expected = plan(known)
-        done = lichen.run(known, out=Path(folder) / "run")
+        processor = [time.process_time()]
+        done = lichen.run(known, out=Path(folder) / "run", observers=[lambda _: processor.append(time.process_time())])
+        processor.append(time.process_time())
         rounds = [e.report for e in read_trace(done.folder) if e.column == "federated"]
     print(f"{done.summary['clients']} clients, {chosen.per_round} a round, {chosen.rounds} rounds")
     print(f"planned {expected.seconds:8.1f} s  run {done.summary['seconds']:8.1f} s")
     for name, cost in expected.expected.columns.items():
         print(f"  planned {name}: {cost.seconds:.1f} s; loading {expected.expected.start:.1f} s")
     print(f"planned {expected.expected.bytes.down / 1e9:8.3f} GB down  run {done.summary['bytes_down'] / 1e9:8.3f} GB")
-    for report in rounds:
-        print(f"round {report.round}: {report.seconds:6.2f} s, {report.bytes_down / 1e9:.3f} GB down")
+    for report, before, after in zip(rounds, processor, processor[1:], strict=False):
+        print(
+            f"round {report.round}: {report.seconds:6.2f} s, {after - before:6.2f} of a processor, "
+            f"{(report.bytes_down - report.valid_down) / 1e9:.3f} GB down to train and "
+            f"{report.valid_down / 1e9:.3f} to validate"
+        )
+    print(f"after the last round: {processor[-1] - processor[-2]:.2f} of a processor")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import os
 import platform
 from collections.abc import Mapping
 
-__all__ = ["give_back", "keep_large_buffers"]
+__all__ = ["give_back", "keep_large_buffers", "keeps_large_buffers"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of the options in glibc's ``malloc.h``."""
@@ -38,7 +38,18 @@ def keep_large_buffers(environment: Mapping[str, str] = os.environ) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another allocator stands in for the C library's
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGE) and mallopt(_TRIM_THRESHOLD, _NEVER))
+    done = bool(mallopt(_MMAP_THRESHOLD, _LARGE) and mallopt(_TRIM_THRESHOLD, _NEVER))
+    _set.append(done)
+    return done
+
+
+_set: list[bool] = []
+"""What became of the calls in this process: the setting is the whole process's, and cannot be asked for."""
+
+
+def keeps_large_buffers() -> bool:
+    """Whether :func:`keep_large_buffers` was done in this process."""
+    return any(_set)
 
 
 def give_back() -> bool:

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lichen
-from lichen import cli
+from lichen import allocator, cli
 from lichen.core import tree as trees
 from lichen.present.planned import plan_table
 from lichen.present.trace import read_trace
+from lichen.recipes import plan_adapt
 from lichen.recipes.bench import grid_name
 from lichen.recipes.budget import Load, load_of, marks
 from lichen.recipes.clock import heavy, spread
@@ -316,3 +317,14 @@ def test_the_heaviest_clients_make_one_block(home: Path) -> None:
     assert heavy(source, range(5), 1) == (1,)  # the one with long sentences
     assert heavy(source, range(5), 5) == (0, 1, 2, 3, 4)
     assert spread(range(5), 9) == (0, 1, 2, 3, 4)
+
+
+def test_a_plan_of_large_tensors_says_whose_seconds_it_tells(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = recipe(home / "model", home / "pair.jsonl", "pair", federation={"rounds": 1})
+    known = read_recipe(values)
+    quiet = plan(known, seconds=0.01).expected.notes
+    assert not any("large buffers" in note for note in quiet)
+    monkeypatch.setattr(plan_adapt, "LARGE", 1)
+    for done, said in (([], plan_adapt.GIVEN_BACK), ([False], plan_adapt.GIVEN_BACK), ([True], plan_adapt.KEPT)):
+        monkeypatch.setattr(allocator, "_set", done)
+        assert plan(known, seconds=0.01).expected.notes == (*quiet, said)

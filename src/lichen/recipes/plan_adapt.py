@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+from lichen.allocator import keeps_large_buffers
 from lichen.data.records import load_records
 from lichen.models.quantized import resident_bytes, weights_of
 from lichen.recipes.bench import Bench, grid_name
@@ -30,6 +31,19 @@ from lichen.recipes.traffic import traffic
 __all__ = ["Chunks", "expect", "expect_adapt"]
 
 Chunks = Mapping[str, tuple[Chunk, ...]]
+
+
+LARGE = 128 * 1024
+"""Bytes of a tensor above which the C library maps new memory for each copy, unless it is told to keep it."""
+
+KEPT = (
+    "seconds are those of the command line, which keeps large buffers; a program that calls lichen.run takes longer, "
+    "up to several times, unless it calls lichen.allocator.keep_large_buffers() first"
+)
+GIVEN_BACK = (
+    "seconds are those of this program, which gives large buffers back; the command line keeps them and takes less, "
+    "as does a program that calls lichen.allocator.keep_large_buffers() first"
+)
 
 
 @final
@@ -138,6 +152,8 @@ def expect(
         notes.append(f"seconds of {engine.nodes} nodes are those of one process, which is an estimate")
     if bench.recipe.federation.patience is not None:
         notes.append("federation.patience may end a column before its last round: all numbers are the most it takes")
+    if max((x.nbytes for x in bench.start.values()), default=0) >= LARGE:
+        notes.append(KEPT if keeps_large_buffers() else GIVEN_BACK)
     if sent.bound:
         notes.append(f"bytes down are a bound: the patch of {bench.recipe.rule} grows by as much as clients differ")
     return Expected(
