@@ -37,6 +37,7 @@ SUMMARY: dict[str, Any] = {
     "seconds": 1.0,
     "peak_memory_bytes": 1,
     "energy_joules": None,
+    "read": None,
     "seed": 0,
     "versions": {},
     "recipe_sha256": "0" * 64,

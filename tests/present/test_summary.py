@@ -79,7 +79,7 @@ SUMMARY: dict[str, Any] = {
         "largest": 30,
         "labels": {"a": 40, "b": 20},
         "lengths": None,
-        "used": {"clients": 2, "train": 40, "valid": 6, "test": 12},
+        "used": {"clients": 2, "train": 40, "valid": 6, "test": 12, "unlabelled": 0, "public": 0},
         "left": [{"why": "rows without text", "rows": 2, "clients": 0}],
         "copies": {"rows": 1, "test_rows": 12, "clients": 1},
         "alike": [],

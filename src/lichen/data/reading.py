@@ -127,7 +127,8 @@ class Reading:
         """As JSON holds it."""
         whole = asdict(self)
         lengths = None if self.lengths is None else {**whole["lengths"], "notes": list(self.lengths.notes)}
-        return {**whole, "lengths": lengths, "left": list(whole["left"]), "alike": list(self.alike)}
+        lists = {"left": list(whole["left"]), "alike": list(self.alike)}
+        return {**whole, "lengths": lengths, "used": dict(self.used) or None, **lists}
 
 
 def reading_of(

@@ -12,7 +12,7 @@ __all__ = ["Read", "copies_text", "reading_lines", "reading_rows"]
 MOST_CLASSES = 12
 """Of more classes only the number and the sizes are told."""
 
-_Count = Annotated[int, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Part(BaseModel):
@@ -37,6 +37,21 @@ class _Lengths(_Part):
     notes: list[str]
 
 
+class _Used(_Part):
+    clients: _Count
+    train: _Count
+    valid: _Count
+    test: _Count
+    unlabelled: _Count
+    public: _Count
+
+
+class _Copies(_Part):
+    rows: _Count
+    test_rows: _Count
+    clients: _Count
+
+
 class Read(_Part):
     """What a summary holds of a :class:`lichen.data.reading.Reading`, which says what each number is."""
 
@@ -47,9 +62,9 @@ class Read(_Part):
     largest: _Count
     labels: dict[str, _Count]
     lengths: _Lengths | None
-    used: dict[str, _Count]
+    used: _Used | None
     left: list[_Left]
-    copies: dict[str, _Count] | None
+    copies: _Copies | None
     alike: list[str]
 
 
