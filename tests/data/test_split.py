@@ -58,7 +58,7 @@ def test_split_gives_small_clients_something_to_measure() -> None:
     records = [Record(client="a", text=t) for t in ("one", "two", "three")]
     assert [len(part) for part in split(records, valid=0.1, test=0.1, seed=0, by="row")] == [1, 1, 1]
     assert [len(part) for part in split(records[:1], valid=0.1, test=0.1, seed=0, by="row")] == [1, 0, 0]
-    with pytest.raises(LichenError, match=r"data\.split"):
+    with pytest.raises(LichenError, match=r"data\.valid"):
         split(records, valid=0.5, test=0.5, seed=0)
 
 
