@@ -30,7 +30,7 @@ MINE = (
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random model for each template, and rows of two people."""
     folder = tmp_path_factory.mktemp("one-prompt")
-    for family in ("chatml-default-system", "gemma", "r1"):
+    for family in ("chatml-default-system", "gemma", "qwen3-thinking", "r1"):
         tokenizer = tokenizer_of("llama-2" if family == "gemma" else "gpt-2", template=TEMPLATES[family])
         tokenizer.save_pretrained(folder / family)
         config = LlamaConfig(
@@ -195,3 +195,18 @@ def test_a_teacher_is_asked_for_answers_without_thoughts(home: Path) -> None:
     texts = faces._face(str(home / "r1"), None, True)._texts  # type: ignore[union-attr]
     assert texts.head("Hi") == "<s><|User|>Hi<|Assistant|>"
     assert any("opens a thought" in line for line in told)
+
+
+def test_a_run_learns_thoughts_where_the_recipe_says_that_there_are_some(home: Path, tmp_path: Path) -> None:
+    said = [f"<think>\nIt grows on stone {i}.\n</think>\n\nMoss." for i in range(20)]
+    rows = [{"client": f"p{i % 2}", "prompt": f"{ASK[:-1]} {i}?", "completion": said[i]} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    thoughts = {"name": str(tmp_path / "rows.jsonl"), "thinking": True}
+    result = lichen.run(recipe(home, "qwen3-thinking", **thoughts), out=tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(result.folder / "adapter")
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert asked.endswith("assistant\n<think>\n")
+    with pytest.raises(lichen.LichenError, match="told apart"):
+        lichen.run(recipe(home, "qwen3-thinking", name=thoughts["name"]), out=tmp_path / "other")

@@ -40,7 +40,8 @@ def counts_of(recipe: Recipe, owners: Sequence[Owner], tokenizer: Any = None) ->
         cut: int | None = None
         if counted:
             form = "classify" if recipe.task != "chat" else recipe.data.form
-            lengths = lengths_of(mine, tokenizer, form=form, max_length=recipe.data.max_length)  # type: ignore[arg-type]
+            most, thinking = recipe.data.max_length, recipe.data.thinking
+            lengths = lengths_of(mine, tokenizer, form=form, max_length=most, thinking=thinking)  # type: ignore[arg-type]
             cut = 0 if lengths is None else lengths.cut
         out.append({"train": len(owner.train), "valid": len(owner.valid), "test": len(owner.test), "cut": cut})
     return tuple(out)
