@@ -16,12 +16,15 @@ import pytest
 from lichen.core.errors import LichenError
 from lichen.core.seeds import numpy_generator
 from lichen.data.records import load_records
+from lichen.recipes.commons import Commons, commons_of
 from lichen.recipes.init import guess
 from lichen.recipes.init_names import Wishes
-from lichen.recipes.prepare import gather
+from lichen.recipes.prepare import Gathered, gather, gather_all
 from lichen.recipes.read import read_recipe
+from lichen.recipes.reading import told_of
+from lichen.recipes.schema import Recipe
 from lichen.recipes.strict_yaml import load_yaml
-from shapes_of_files import SHAPES, Shape
+from shapes_of_files import SHAPES, Shape, jsonl, many, said
 
 
 def test_there_are_sixty() -> None:
@@ -76,6 +79,39 @@ def test_a_shape_is_taken_for_what_it_is(tmp_path: Path, name: str) -> None:
 )
 def test_what_was_assumed_and_left_out_is_on_the_screen(tmp_path: Path, name: str, words: str) -> None:
     assert words in "\n".join(guess(SHAPES[name].write(tmp_path)).told)
+
+
+def test_a_run_tells_what_init_told_about_the_files(tmp_path: Path) -> None:
+    path = SHAPES["semicolons"].write(tmp_path)
+    recipe = read_recipe(load_yaml(guess(path).recipe(), where="recipe"))
+    gathered = gather_all(recipe)
+    lines = told_lines(recipe, gathered, commons_of(recipe, gathered.records))
+    assert "a.csv: read as cells parted by ';'" in lines
+    assert "a.csv: read as cells parted by ';'" in guess(path).told
+
+
+def test_rows_of_no_client_are_refused_or_left_out_and_told(tmp_path: Path) -> None:
+    rows = many(lambda i: {"text": said(i), "label": "ab"[i % 2], "user": f"u{i // 2 % 2}" if i else ""}, 48)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl(rows))
+    found = guess(path)
+    assert "1 of 48 rows name no client and stay out." in found.told
+    recipe = read_recipe(load_yaml(found.recipe(), where="recipe"))
+    assert recipe.data.unsplit == "drop"
+    gathered = gather_all(recipe)
+    commons = commons_of(recipe, gathered.records)
+    assert [owner.name for owner in commons.owners] == ["u0", "u1"]
+    assert any("1 row: no client is named" in line for line in told_lines(recipe, gathered, commons))
+    strict = read_recipe(load_yaml(found.recipe(), where="recipe"), ["data.unsplit=refuse"])
+    with pytest.raises(LichenError, match="1 of 48 rows do not name their client") as caught:
+        commons_of(strict, gathered.records)
+    assert "data.unsplit: drop" in caught.value.fix
+
+
+def told_lines(recipe: Recipe, gathered: Gathered, commons: Commons) -> list[str]:
+    heard: list[str] = []
+    told_of(recipe, gathered, commons, None, heard.append)
+    return heard
 
 
 def test_conversations_keep_who_said_what(tmp_path: Path) -> None:

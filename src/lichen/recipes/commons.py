@@ -14,10 +14,9 @@ import numpy as np
 
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive, numpy_generator
-from lichen.data.partition import by_client
 from lichen.data.reading import Copies, Left
 from lichen.data.records import Record
-from lichen.recipes.owners import Owner, draw_owners, draw_rows, part
+from lichen.recipes.owners import Owner, draw_owners, draw_rows, part, rows_by_client
 from lichen.recipes.schema import Recipe
 from lichen.recipes.shared_rows import apart
 
@@ -57,13 +56,13 @@ def commons_of(recipe: Recipe, records: Sequence[Record]) -> Commons:
     if public is None:
         parted = part(recipe, records)
     elif recipe.data.partition.by == "client":
-        rows = {name: [records[i] for i in index] for name, index in by_client(records).items()}
+        rows, nobody = rows_by_client(recipe, records)
         names = sorted(rows)
         order = numpy_generator(recipe.seed, "public owners").permutation(len(names))
         given = {names[i] for i in order[: int(public.share * len(names))]}
         pool = [r for name in sorted(given) for r in rows[name]]
         labelled, unlabelled = _parted(recipe, pool)
-        left = (_unasked(pool, labelled, unlabelled),)
+        left = (nobody, _unasked(pool, labelled, unlabelled))
         parted = draw_owners(recipe, {name: of for name, of in rows.items() if name not in given})
     else:
         common = draw_rows(recipe, records)

@@ -9,7 +9,9 @@ from typing import Any
 
 from lichen.core.visible import clipped, listed
 from lichen.data.files import read_notes
+from lichen.data.reading import reading_of
 from lichen.data.record import Record
+from lichen.present.reading import reading_lines
 from lichen.recipes.init_facts import Column
 from lichen.recipes.init_names import Roles
 
@@ -52,6 +54,8 @@ def told_of(
         told.append(f"  left out   {clipped(name, 60)}: {why}")
     if len(roles.left) > MOST_TOLD:
         told.append(f"  left out   {len(roles.left) - MOST_TOLD:,} more columns")
+    if texts := [record for record in records if record.text or record.messages]:
+        told += reading_lines(reading_of(texts).as_dict())
     if empty:
         told.append(f"  {empty:,} rows without text will be dropped")
     told.append(f"  length     {values['data']['max_length']} tokens a row (data.max_length, guessed from letters)")

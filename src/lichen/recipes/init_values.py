@@ -109,7 +109,10 @@ def _sizes(roles: Roles, texts: Sequence[Record], notes: list[str]) -> dict[str,
         found["max_clients"] = MOST_CLIENTS
         notes.append(f"{MOST_CLIENTS} of {len(enough):,} clients are drawn, so that a first run is short.")
     alone = sum(len({str(record.label) for record in of}) == 1 for of in enough.values())
-    if roles.task == "classify" and alone:
+    if roles.task == "classify" and alone == len(enough):
+        found["one_class"] = "keep"
+        notes.append("Every client has rows of one class only: is its column rather the label?")
+    elif roles.task == "classify" and alone:
         found["one_class"] = "drop"
         notes.append(f"{alone:,} of {len(enough):,} clients have rows of one class only and stay out.")
     return found

@@ -18,7 +18,18 @@ from lichen.data.split import some_of_each, split
 from lichen.data.table import Some
 from lichen.recipes.schema import Recipe
 
-__all__ = ["COPIES", "Owner", "Parted", "draw_owners", "draw_rows", "first_of", "owners_of", "part", "reads_of"]
+__all__ = [
+    "COPIES",
+    "Owner",
+    "Parted",
+    "draw_owners",
+    "draw_rows",
+    "first_of",
+    "owners_of",
+    "part",
+    "reads_of",
+    "rows_by_client",
+]
 
 COPIES = "copies of a row that trains"
 
@@ -84,16 +95,9 @@ def part(recipe: Recipe, records: Sequence[Record], *, test: tuple[Record, ...] 
     """
     partition = recipe.data.partition
     if partition.by == "client":
-        by_name = by_client(records)
-        rows: dict[str, Sequence[Record]] = {name: Some(records, index) for name, index in by_name.items()}
-        if nobody := len(rows.get("", ())):
-            some = nobody < len(records)
-            raise LichenError(
-                f"{nobody} of {len(records)} rows do not name their client" if some else "no row names its client",
-                where="data.columns.client",
-                fix="fill the column or delete these rows" if some else "map a client column, or set data.partition.by",
-            )
-        return draw_owners(recipe, rows)
+        rows, nobody = rows_by_client(recipe, records)
+        parted = draw_owners(recipe, rows)
+        return replace(parted, left=(nobody, *parted.left))
     common = draw_rows(recipe, records) if test is None else Common(test=test, rest=list(records))
     labels = np.asarray([str(r.label) for r in common.rest])
     drawn = (
@@ -105,6 +109,26 @@ def part(recipe: Recipe, records: Sequence[Record], *, test: tuple[Record, ...] 
     parted = draw_owners(recipe, rows, test=0.0)
     owners = tuple(replace(owner, test=common.test) for owner in parted.owners)
     return Parted(owners=owners, left=(*common.left, *parted.left))
+
+
+def rows_by_client(recipe: Recipe, records: Sequence[Record]) -> tuple[dict[str, Sequence[Record]], Left]:
+    """The rows of every client, and those that name none, which stay out where ``data.unsplit`` says so.
+
+    Raises:
+        LichenError: if some rows, or all, name no client.
+    """
+    rows: dict[str, Sequence[Record]] = {name: Some(records, index) for name, index in by_client(records).items()}
+    nobody = len(rows.pop("", ()))
+    if nobody and not rows:
+        fix = "map a client column, or set data.partition.by"
+        raise LichenError("no row names its client", where="data.columns.client", fix=fix)
+    if nobody and recipe.data.unsplit == "refuse":
+        raise LichenError(
+            f"{nobody} of {len(records)} rows do not name their client",
+            where="data.columns.client",
+            fix="fill the column, or set data.unsplit: drop so that these rows stay out",
+        )
+    return rows, Left(why="no client is named", rows=nobody)
 
 
 def draw_rows(recipe: Recipe, records: Sequence[Record]) -> Common:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from lichen.data.files import read_notes
 from lichen.data.reading import Reading, alike, lengths_of, merged, reading_of
 from lichen.data.table import column_of
 from lichen.present.reading import reading_lines
 from lichen.recipes.commons import Commons
 from lichen.recipes.owners import first_of
-from lichen.recipes.prepare import Gathered
+from lichen.recipes.prepare import Gathered, is_private
 from lichen.recipes.schema import Recipe
 
 __all__ = ["read_of", "told_of"]
@@ -65,7 +67,11 @@ def read_of(recipe: Recipe, gathered: Gathered, commons: Commons, tokenizer: Any
 def told_of(
     recipe: Recipe, gathered: Gathered, commons: Commons, tokenizer: Any, say: Callable[[str], None]
 ) -> Mapping[str, Any]:
-    """The same as JSON holds it, said a line each."""
+    """The same as JSON holds it, said a line each, after what was assumed about the user's files."""
+    path = Path(recipe.data.name).expanduser()
+    if is_private(recipe) and path.exists():
+        for note in read_notes(path):
+            say(note)
     read = read_of(recipe, gathered, commons, tokenizer).as_dict()
     for line in reading_lines(read):
         say(line)

@@ -85,7 +85,8 @@ class Data(Section):
     test: Share = Field(default=0.2, description="share of each client's rows that are only scored")
     split_by: Literal["group", "row"] = Field(default="group", description="what stays together in a split")
     unsplit: Literal["refuse", "drop"] = Field(
-        default="refuse", description="clients with too few rows or conversations to leave some for every part"
+        default="refuse",
+        description="clients with too few rows or conversations to leave some for every part, and rows of no client",
     )
     one_class: Literal["refuse", "keep", "drop"] = Field(
         default="refuse", description="clients whose rows all have one label"
