@@ -244,6 +244,16 @@ def test_a_model_of_the_users_own_is_adapted_whatever_its_layers_are_called(tmp_
     assert (recipe.model.name, recipe.model.adapter.targets) == ("org/model", "all-linear")
 
 
+def test_a_first_run_of_many_rows_is_short_and_says_so(tmp_path: Path) -> None:
+    rows = [{"text": f"some words of number {i}", "label": "ab"[i % 2], "user": f"u{i % 3}"} for i in range(2000)]
+    found = guess(jsonl(tmp_path / "a.jsonl", rows))
+    assert (found.values["data"]["max_rows"], found.values["data"]["test_rows"]) == (300, 50)
+    assert "At most 300 rows of a client are used, so that a first run is short (data.max_rows)." in found.told
+    assert found.values["model"]["head"] == "ridge"
+    few = guess(jsonl(tmp_path / "b.jsonl", rows[:300]))
+    assert not {"max_rows", "test_rows"} & few.values["data"].keys()
+
+
 def test_rows_that_cannot_take_part_are_counted_and_the_recipe_leaves_them_out(tmp_path: Path) -> None:
     rows = [{"text": f"some words of number {i}", "label": "ab"[i % 2], "user": f"u{i % 3}"} for i in range(90)]
     rows += [{"text": f"one of few {i}", "label": "a", "user": "rare"} for i in range(4)]

@@ -16,6 +16,7 @@ __all__ = ["values_of"]
 
 MOST_CLIENTS = 32
 FEWEST_ROWS = 10
+MOST_ROWS = 300
 
 _WIDTHS = (32, 64, 128, 256, 512)
 
@@ -50,6 +51,8 @@ def values_of(
     if wishes.model is not None and roles.task != "oneshot":
         model["adapter"] = {"targets": "all-linear"}
     elif roles.task == "classify":
+        # From a head drawn at random, ten short rounds get no further than the commonest class.
+        model["head"] = "ridge"
         model["adapter"] = {"targets": ["query", "value"], "modules_to_save": ["classifier"]}
     if chat:
         form = "messages" if "messages" in roles.columns else "chat" if "prompt" in roles.columns else "plain"
@@ -68,7 +71,7 @@ def values_of(
         section |= _sizes(roles, texts, notes)
     if "group" not in roles.columns:
         section["split_by"] = "row"
-    section |= _labelled(roles, texts, notes) | _held_out(section["partition"]["by"], texts)
+    section |= _labelled(roles, texts, notes) | _first_run(section["partition"]["by"], texts, notes)
     if len(texts) < 2 * FEWEST_ROWS:
         notes.append(f"Few rows ({len(texts)}): a run needs about {FEWEST_ROWS} for each client.")
     cut = sum(tokens > width for tokens in lengths)
@@ -127,12 +130,13 @@ def _labelled(roles: Roles, texts: Sequence[Record], notes: list[str]) -> dict[s
     return {"classes": list(label_set(texts))}
 
 
-def _held_out(by: str, texts: Sequence[Record]) -> dict[str, Any]:
-    """Fewer rows to choose by and to test where there are many, so that a first run is not all scoring."""
-    if by == "client":
-        largest = max(Counter(record.client for record in texts).values())
-        return {"test_rows": 50} if largest > 500 else {}
-    return {"test_rows": 200} if len(texts) > 2000 else {}
+def _first_run(by: str, texts: Sequence[Record], notes: list[str]) -> dict[str, Any]:
+    """Fewer rows of large clients, so that a first run takes minutes and is not all scoring."""
+    own = Counter(record.client for record in texts).values() if by == "client" else [len(texts) // 10]
+    if max(own) <= 2 * MOST_ROWS:
+        return {}
+    notes.append(f"At most {MOST_ROWS} rows of a client are used, so that a first run is short (data.max_rows).")
+    return {"max_rows": MOST_ROWS, "test_rows": 50 if by == "client" else 200}
 
 
 def _share(part: int, whole: int) -> str:

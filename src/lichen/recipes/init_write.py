@@ -27,7 +27,9 @@ Values = Mapping[str, Any]
 
 _SAID: dict[str, str] = {
     "model.name": "catalog name, local folder or hub id",
+    "model.head": "begins in closed form, from the clients' statistics; random: drawn by the seed",
     "data.max_length": "tokens a row at most",
+    "data.max_rows": "rows a client at most",
     "data.min_rows": "clients with fewer rows stay out",
     "data.max_clients": "drawn by the seed",
     "data.classes": "rows of other labels, or of none, stay out",
