@@ -41,8 +41,8 @@ class Hostile(Build):
         (out / "summary.json").write_text(json.dumps(summary))
         return SimpleNamespace(summary=summary, folder=out, adapter=out / "adapter")
 
-    def talk(self, folder: Path) -> Any:
-        return SimpleNamespace(kind="chat", answer=lambda text: (EVIL, EVIL))
+    def talk(self, folder: Path, **how: Any) -> Any:
+        return SimpleNamespace(kind="chat", settings=EVIL, answer=lambda text: (EVIL, EVIL))
 
     def export(self, folder: Path, *, merge: bool, out: Path | None) -> Path:
         raise LichenError(f"client {EVIL} has no rows", where=EVIL, fix=EVIL)
