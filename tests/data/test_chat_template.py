@@ -34,7 +34,7 @@ def test_the_default_is_what_the_template_does() -> None:
     assert "You help with moss." in rendered("chatml-default-system")
 
 
-@pytest.mark.parametrize("family", set(TEMPLATES) - {"gemma"})
+@pytest.mark.parametrize("family", sorted(TEMPLATES.keys() - {"gemma"}))
 @pytest.mark.parametrize("system", ["Be brief.", 'Say "no"\n{% if %} {{ x }} \\n {# 苔 🌱 #}'])
 def test_a_system_message_is_what_a_system_turn_would_be(family: str, system: str) -> None:
     first = {"role": "system", "content": system}
