@@ -81,22 +81,6 @@ def test_the_ensemble_is_the_mean_of_what_the_saved_models_say(ran: lichen.Resul
     assert right == pytest.approx(ran.summary["extra_columns"]["ensemble"]["mean"], abs=0.011)  # one row of 100
 
 
-def test_what_is_scored_is_the_best_validated_round(tmp_path: Path) -> None:
-    """A rate that is too high in the end: the run gives what a run cut at its best round gives."""
-    words = ("optimizer.lr=0.5", "federation.rounds=5", "federation.steps=20", "exchange.digest_steps=5")
-    long = lichen.run(digits(*words), out=tmp_path / "long")
-    trace = [event.report for event in read_trace(long.folder) if event.column == "federated"]
-    kept = min(trace, key=lambda report: report.metrics["valid"]).round
-    assert kept < 5, "the last round is the best: nothing is shown"
-    short = lichen.run(digits(*words, f"federation.rounds={kept}"), out=tmp_path / "short")
-    assert long.summary["columns"]["federated"] == short.summary["columns"]["federated"]
-    assert long.summary["extra_columns"]["ensemble"] == short.summary["extra_columns"]["ensemble"]
-    saved = sorted((tmp_path / "long" / "model").rglob("*.safetensors"))
-    assert saved
-    for path in saved:
-        assert path.read_bytes() == (tmp_path / "short" / path.relative_to(tmp_path / "long")).read_bytes()
-
-
 def test_only_answers_cross_and_the_public_rows_once(ran: lichen.Result) -> None:
     first, *later = [e.report for e in read_trace(ran.folder) if e.column == "federated"]
     assert first.bytes_up < 6 * 3000

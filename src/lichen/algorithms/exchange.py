@@ -36,26 +36,14 @@ from lichen.algorithms.average import score, summed, with_best
 from lichen.core import tree as trees
 from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerState
 from lichen.core.errors import LichenError
-from lichen.core.fold import BEST
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
-__all__ = ["Exchange", "Kinds", "check_kinds", "parted", "score_kinds", "version_of"]
+__all__ = ["Exchange", "Kinds", "check_kinds", "parted", "score_kinds"]
 
 Kinds = Mapping[str, tuple[int, ...]]
 """The clients of each architecture, by its name."""
-
-
-def version_of(rounds: int) -> int:
-    """The version of the clients' private state after so many rounds; -1 before the first.
-
-    A round takes two: training writes the first, and works that keep something while they validate the second.
-
-    >>> version_of(3), version_of(-1)
-    (5, -1)
-    """
-    return max(2 * rounds - 1, -1)
 
 
 def check_kinds(kinds: Kinds, clients: int) -> None:
@@ -155,8 +143,7 @@ class Exchange:
     def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
         """One round. While nobody has anything to say, clients train on their own rows.
 
-        ``best_round`` and ``best_value`` tell the best validation; the models behind them are the clients', who keep
-        those of that round beside the newest.
+        ``best_round`` and ``best_value`` tell the best validation; the models behind them are the clients'.
         """
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
         clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
@@ -167,7 +154,7 @@ class Exchange:
             version=2 * state.round,
             clients=clients,
             seed=seed,
-            settings={"lr_scale": self.lr_scale(state.round), BEST: float(version_of(state.best_round))},
+            settings={"lr_scale": self.lr_scale(state.round)},
         )
         answers, metrics = self._agree(state, engine, job)
         if answers:
@@ -182,8 +169,7 @@ class Exchange:
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and (state.round % self.valid_every == 0 or state.round == self.rounds):
             judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
-            version = version_of(state.round)
-            judging = replace(job, work=self.valid, version=version, clients=judges, seed=0, settings={})
+            judging = replace(job, work=self.valid, version=2 * state.round - 1, clients=judges, seed=0, settings={})
             metrics.update(means(self.kinds, *score_kinds(engine, judging, self.kinds, lambda _: {})))
             state = with_best(state, metrics["valid"], {})
         return state, Report(

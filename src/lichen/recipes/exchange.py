@@ -28,7 +28,7 @@ import torch
 
 from lichen.algorithms.alone import Alone
 from lichen.algorithms.average import mean_loss, score
-from lichen.algorithms.exchange import Exchange, score_kinds, version_of
+from lichen.algorithms.exchange import Exchange, score_kinds
 from lichen.algorithms.fusion import Fusion, of_kind, together
 from lichen.core.contracts import Algorithm, Engine, Report, ServerState
 from lichen.core.message import Job
@@ -151,9 +151,7 @@ def _federated(unequal: Unequal, folder: RunFolder, watch: Watch) -> Trained:
         return together({kind: bench.start for kind, bench in unequal.benches.items()}) if fused else {}
 
     def scored(lr: float, work: str, until: int) -> Tree:
-        # What clients hold is that of the best round, as the server's part is, and as training alone keeps it.
-        version = version_of(states[lr].best_round)
-        job = Job(work=work, shared={}, version=version, clients=everyone, seed=0)
+        job = Job(work=work, shared={}, version=2 * until, clients=everyone, seed=0)
         best = states[lr].best
         make = lambda kind: of_kind(best, kind) if fused else {}  # noqa: E731
         return score_kinds(engines[lr], job, unequal.kinds, make)[1]
@@ -180,7 +178,8 @@ def _federated(unequal: Unequal, folder: RunFolder, watch: Watch) -> Trained:
     lr = choose(recipe, rounds, go)
     state = states[lr]
     metrics = folder.tree("federated", lambda: scored(lr, "test", rounds))
-    column = Column(value_N=values_N(recipe, metrics), metrics=metrics, lr=lr, shared={}, best_round=state.best_round)
+    best = state.best_round if fused else rounds
+    column = Column(value_N=values_N(recipe, metrics), metrics=metrics, lr=lr, shared={}, best_round=best)
     return Trained(
         column=column,
         state=state,

@@ -11,7 +11,7 @@ from typing import final
 
 import torch
 
-from lichen.algorithms.exchange import parted, version_of
+from lichen.algorithms.exchange import parted
 from lichen.core import tree as trees
 from lichen.core.contracts import ServerState
 from lichen.core.message import Job
@@ -65,7 +65,7 @@ def ensemble_column(opened: Opened, unequal: Unequal, trained: Trained, folder: 
         total, private = mean.zero(), not unequal.fused
         for kind, some in parted(unequal.kinds, tuple(range(unequal.count))):
             asked = some if private else some[:1]
-            version = version_of(trained.state.best_round)
+            version = 2 * recipe.federation.rounds
             job = Job(work=f"said/{kind}", shared=trained.models(kind), version=version, clients=asked, seed=0)
             for message in engine.run(job):
                 total = mean.add(total, message)
@@ -85,7 +85,7 @@ def ensemble_column(opened: Opened, unequal: Unequal, trained: Trained, folder: 
 
 def save_models(opened: Opened, unequal: Unequal, trained: Trained, folder: RunFolder) -> None:
     """A folder for each architecture: its one model, or those of its clients that have trained one."""
-    fused, version = unequal.fused, version_of(trained.state.best_round)
+    fused, version = unequal.fused, 2 * unequal.recipe.federation.rounds
     reads_text = opened.tokenizer is not None
     save_tree(folder.path / "state" / "final.safetensors", trained.state.best)
     for kind, some in unequal.kinds.items():
