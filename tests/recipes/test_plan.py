@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import lichen
@@ -259,6 +259,7 @@ def test_the_grid_is_counted_as_it_is_run(rates: int, trial: int | None, rounds:
 sizes = st.integers(1, 10**12)
 
 
+@example(loaded=1, client=1, clients=3, there=3, base=1, copies=0)  # two of three clients fit
 @given(loaded=sizes, client=sizes, clients=st.integers(1, 64), there=sizes, base=sizes, copies=st.integers(0, 3))
 def test_what_does_not_fit_is_named_with_its_change(
     loaded: int, client: int, clients: int, there: int, base: int, copies: int
@@ -280,7 +281,7 @@ def test_what_does_not_fit_is_named_with_its_change(
     for problem in found:
         assert problem.what.startswith("memory: ")
         if problem.change.startswith("set engine.block to "):
-            fits = int(problem.change.split()[4].rstrip(";"))
+            fits = int(problem.change.split()[3].rstrip(";"))
             assert loaded * (1 + copies) + fits * client <= there
             assert fits < clients
     (full,) = problems(small, replace(memory, peak=0, copies=0), Disk(private=6, shared=5, free=10))
