@@ -19,7 +19,7 @@ _BREAK = re.compile(r"\n(?!  )")
 """A line break, unless what follows is set in: the last words of a process are lines of their own."""
 
 
-def _told(part: str) -> str:
+def _readable(part: str) -> str:
     """Of bounded length, on one line but for what is set in below it, and with nothing that steers a terminal."""
     return clipped(visible(_BREAK.sub(" ", clipped(part, _LONGEST))), _LONGEST)
 
@@ -40,7 +40,7 @@ class LichenError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        what, where, fix = (_told(part) for part in (what, where, fix))
+        what, where, fix = (_readable(part) for part in (what, where, fix))
         self.what, self.where, self.fix = what, where, fix
         head = f"{where}: {what}" if where else what
         super().__init__(f"{head}\n  fix: {fix}" if fix else head)

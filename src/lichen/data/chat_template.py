@@ -76,11 +76,11 @@ def chat_template_of(
     if not thinking:
         made, note = _without_thought(tokenizer, made)
         notes += note
-    notes += _told(tokenizer, made, thinking)
+    notes += _template_notes(tokenizer, made, thinking)
     return (None if made == base and template is None else made), tuple(notes)
 
 
-def _told(tokenizer: Any, template: str, thinking: bool) -> list[str]:
+def _template_notes(tokenizer: Any, template: str, thinking: bool) -> list[str]:
     """What a template does that makes its rows other than its prompts."""
     notes = []
     if "strftime_now" in template:

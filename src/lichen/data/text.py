@@ -184,7 +184,7 @@ def _special(records: Sequence[Record], tokenizer: Any, form: LmForm) -> int:
         return 0
     found = re.compile("|".join(marks)).search
 
-    def said(record: Record) -> Iterator[str]:
+    def parts(record: Record) -> Iterator[str]:
         if form == "messages":
             yield from (turn["content"] for turn in record.messages)
             return
@@ -192,4 +192,4 @@ def _special(records: Sequence[Record], tokenizer: Any, form: LmForm) -> int:
         if form != "plain":
             yield record.prompt
 
-    return sum(any(found(text) for text in said(record)) for record in records)
+    return sum(any(found(text) for text in parts(record)) for record in records)

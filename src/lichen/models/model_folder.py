@@ -62,7 +62,7 @@ def check_config(folder: Path) -> None:
         )
     if not file.is_file():
         raise LichenError(
-            f"cannot read a model there: no config.json among {_held(folder)}",
+            f"cannot read a model there: no config.json among {_file_names(folder)}",
             where=where,
             fix="give the folder of a whole model, as save_pretrained writes it",
         )
@@ -90,7 +90,7 @@ def check_config(folder: Path) -> None:
         )
 
 
-def _held(folder: Path) -> str:
+def _file_names(folder: Path) -> str:
     names = sorted(file.name for file in folder.iterdir())
     if not names:
         return "no files at all"
@@ -127,7 +127,7 @@ def check_weights(folder: Path) -> None:
             where=where,
             fix="where you trust it, load it with transformers and save_pretrained() it, which writes safetensors",
         )
-    raise LichenError(f"cannot load the weights: no model.safetensors among {_held(folder)}", where=where, fix=_WHOLE)
+    raise LichenError(f"cannot load the weights: no model.safetensors among {_file_names(folder)}", where=where, fix=_WHOLE)
 
 
 def _check_shards(folder: Path, index: Path) -> None:

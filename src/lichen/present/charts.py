@@ -132,7 +132,7 @@ def _curves(
 ) -> Path:
     from matplotlib.ticker import MaxNLocator
 
-    kept = _kept(folder)
+    best = _best_rounds(folder)
     columns = list(dict.fromkeys(event.column for event in events))
     more = [column for column in columns if column not in _COLUMN_COLOURS]
     colours = {**_COLUMN_COLOURS, **{c: _MORE_COLOURS[i % len(_MORE_COLOURS)] for i, c in enumerate(more)}}
@@ -160,8 +160,8 @@ def _curves(
                     fontsize=9,
                     color=colours[column],
                 )
-            if kept.get((column, grid)) in rounds:
-                at = rounds.index(kept[column, grid])
+            if best.get((column, grid)) in rounds:
+                at = rounds.index(best[column, grid])
                 axes.scatter(
                     rounds[at], values[at], s=90, facecolors="none", edgecolors=colours[column], zorder=5, label=_KEPT
                 )
@@ -181,7 +181,7 @@ def _curves(
     return _save(figure, folder / "curves.png")
 
 
-def _kept(folder: Path) -> dict[tuple[str, str], int]:
+def _best_rounds(folder: Path) -> dict[tuple[str, str], int]:
     """The round that was kept, by (column, grid), of a finished run."""
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
