@@ -127,7 +127,9 @@ def check_weights(folder: Path) -> None:
             where=where,
             fix="where you trust it, load it with transformers and save_pretrained() it, which writes safetensors",
         )
-    raise LichenError(f"cannot load the weights: no model.safetensors among {_file_names(folder)}", where=where, fix=_WHOLE)
+    raise LichenError(
+        f"cannot load the weights: no model.safetensors among {_file_names(folder)}", where=where, fix=_WHOLE
+    )
 
 
 def _check_shards(folder: Path, index: Path) -> None:
