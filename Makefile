@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # A newer torch may bring gigabytes of CUDA with it, so this one line names the version everywhere.
 TORCH := torch==2.13.0
 HELD_TO_AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
-BITS := tests/equivalence tests/oracles tests/models/test_adapters.py tests/models/test_lora.py
+BITS := tests/equivalence tests/oracles tests/models/adapters/test_adapters.py tests/models/adapters/test_lora.py
 .PHONY: help install demo test check format bench constraints check-newest check-oldest check-processors
 
 help:

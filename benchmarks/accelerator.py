@@ -25,15 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lichen.clients.optimize import ClientOptimizer
-from lichen.clients.train import Train
+from lichen.clients.training.optimize import ClientOptimizer
+from lichen.clients.training.train import Train
 from lichen.core.contracts import Batch, Station
 from lichen.core.fold import serve
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
+from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
-from lichen.models.lora import Lora
-from lichen.models.packed import why_not_packed
+from lichen.models.packed_cohort import why_not_packed
 
 CLIENTS, ROWS, STEPS, SHORT, LONG = 256, 2, 4, 64, 512
 NAMES = (

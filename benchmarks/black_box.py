@@ -33,27 +33,27 @@ import torch
 from endpoint import serving
 
 from lichen.algorithms.average import Average
-from lichen.clients.black_box import BlackBox
-from lichen.clients.evaluate import Evaluate
-from lichen.clients.token_search import TokenSearch
+from lichen.clients.evaluation.evaluate import Evaluate
+from lichen.clients.training.fedbpt import BlackBox
+from lichen.clients.training.prompt_search import TokenSearch
 from lichen.core.contracts import Aggregator, ClientWork, CohortModel, Report, Station
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.seeds import numpy_generator
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
-from lichen.data.entries import cache_dir
-from lichen.data.fetch import fetch
-from lichen.data.record import Record
-from lichen.data.records import load_records
-from lichen.data.shards import EvalSource, Shard, TextShard, TrainSource
+from lichen.data.batches.shards import EvalSource, Shard, TextShard, TrainSource
+from lichen.data.sources.entries import cache_dir
+from lichen.data.sources.fetch import fetch
+from lichen.data.sources.record import Record
+from lichen.data.sources.records import load_records
 from lichen.engines.local import LocalEngine
-from lichen.models.api_endpoint import Endpoint
-from lichen.models.api_http import HttpFM
-from lichen.models.api_local import LocalFM
-from lichen.models.api_soft import SoftPrompt
-from lichen.models.api_words import WordPrompt, bytes_of
-from lichen.models.load import load_causal
+from lichen.fm.endpoint import Endpoint
+from lichen.fm.http import HttpFM
+from lichen.fm.local import LocalFM
+from lichen.fm.soft_prompt import SoftPrompt
+from lichen.fm.word_prompt import WordPrompt, bytes_of
+from lichen.models.loading.load import load_causal
 from lichen.server.evolution import Evolution
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD

@@ -2,7 +2,7 @@
 
 A small Llama is trained from nothing on what people wrote to each other, and writes as many texts. The next
 generation learns from these alone (``replace``), or from them and everything before (``accumulate``, what a
-:class:`lichen.data.pool.Pool` does), with equally many steps from the same start, and so on. Judged by the
+:class:`lichen.data.synthetic.pool.Pool` does), with equally many steps from the same start, and so on. Judged by the
 perplexity of real texts that nobody trained on, and by how many different pairs of words it writes.
 
 A cell is one seed of both ways, which share the first generation; it is kept under ``results/`` and skipped when
@@ -34,24 +34,24 @@ from mutual_sides import judge
 
 from lichen.algorithms.average import Average
 from lichen.allocator import keep_large_buffers
-from lichen.clients.diloco import Pace, Worker
-from lichen.clients.optimize import ClientOptimizer
-from lichen.clients.tell import fitting, public_shard
-from lichen.clients.train import Train
+from lichen.clients.distillation.token_logits import fitting, public_shard
+from lichen.clients.training.diloco import Pace, Worker
+from lichen.clients.training.optimize import ClientOptimizer
+from lichen.clients.training.train import Train
 from lichen.core.contracts import Station
 from lichen.core.seeds import derive, numpy_generator
 from lichen.core.tree import Tree
-from lichen.data.catalog import fetch
-from lichen.data.diversity import distinct
-from lichen.data.pool import Pool, Row
-from lichen.data.readers import chitchat
-from lichen.data.shards import TrainSource
-from lichen.data.stream import lm_rows
+from lichen.data.batches.pack_rows import lm_rows
+from lichen.data.batches.shards import TrainSource
+from lichen.data.sources.catalog import fetch
+from lichen.data.sources.readers import chitchat
+from lichen.data.synthetic.diversity import distinct
+from lichen.data.synthetic.pool import Pool, Row
 from lichen.engines.local import LocalEngine
-from lichen.models.api_local import LocalFM
+from lichen.fm.local import LocalFM
 from lichen.models.full import FullCausal
-from lichen.models.load import load_causal
-from lichen.models.scratch import Size, save_scratch
+from lichen.models.loading.load import load_causal
+from lichen.models.students.scratch import Size, save_scratch
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 

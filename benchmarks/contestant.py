@@ -34,9 +34,9 @@ from lichen.core.contracts import Batch, Source, Station
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
+from lichen.engines.block_size import Room
 from lichen.engines.local import LocalEngine
-from lichen.engines.room import Room
-from lichen.recipes.parts import trainer
+from lichen.recipes.assemble.parts import trainer
 from lichen.server.mean import Mean
 
 

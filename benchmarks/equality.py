@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from lichen.core.tree import Tree, stack
+from lichen.models.adapters.lora import Lora
+from lichen.models.adapters.wrap import Wrapped, wrap
 from lichen.models.cohort import CausalCohort, ClassifierCohort
-from lichen.models.lora import Lora
-from lichen.models.wrap import Wrapped, wrap
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "bert", "t5-encoder")
 VOCABULARY, CLASSES = 97, 5
@@ -100,7 +100,7 @@ class EncoderCohort:
         return self.wrapped.init(seed)
 
     def loss(self, trainable_C: Tree, fixed: Tree, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        from lichen.models.side import run_side_by_side
+        from lichen.models.client_axis import run_side_by_side
 
         def losses(part_C: Tree, part: Any) -> tuple[Tensor, ...]:
             ids_CBT, mask_CBT = part["input_ids_CBT"], part["attention_mask_CBT"]

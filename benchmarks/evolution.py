@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lichen.data.catalog import fetch
-from lichen.data.pool import load_pool
-from lichen.data.records import Record
-from lichen.models.api_encoder import LocalEncoder
-from lichen.models.load import load_encoder
-from lichen.recipes.commons import commons_of, labelled_of
-from lichen.recipes.prepare import gather
-from lichen.recipes.read import read_recipe
+from lichen.data.sources.catalog import fetch
+from lichen.data.sources.records import Record
+from lichen.data.synthetic.pool import load_pool
+from lichen.fm.encoder import LocalEncoder
+from lichen.models.loading.load import load_encoder
+from lichen.recipes.rows.prepare import gather
+from lichen.recipes.rows.public import commons_of, labelled_of
+from lichen.recipes.schema.read import read_recipe
 
 RESULTS = Path(__file__).resolve().parent / "results"
 POOLS = ("prompted", "evolution-inf", "evolution-4", "evolution-1")

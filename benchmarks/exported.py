@@ -18,8 +18,8 @@ from torch import Tensor
 from lichen.core import tree as trees
 from lichen.core.store import load_tree
 from lichen.core.tree import Tree
-from lichen.recipes.open import Opened, open_recipe
-from lichen.recipes.read import read_recipe
+from lichen.recipes.assemble.open import Opened, open_recipe
+from lichen.recipes.schema.read import read_recipe
 
 TEXTS = ("The dress fits well and I love the colour.", "what are you up to today?", "No.")
 

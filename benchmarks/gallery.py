@@ -18,7 +18,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import lichen
-from lichen.recipes.read import recipe_sha256
+from lichen.recipes.schema.read import recipe_sha256
 
 RESULTS = Path(__file__).parent / "results" / "gallery"
 CELLS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -40,8 +40,8 @@ def cohort_of(shape: str, rank: int) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from lichen.models.adapters.lora import Lora
     from lichen.models.cohort import CausalCohort
-    from lichen.models.lora import Lora
 
     hidden, inner, layers, heads, pairs, words = SHAPES[shape]
     config = LlamaConfig(
@@ -63,16 +63,16 @@ def cohort_of(shape: str, rank: int) -> Any:
 def measure(shape: str, clients: int, rank: int, rounds: int) -> dict[str, Any]:
     """Seconds a client's step and peak memory."""
     from lichen.allocator import keep_large_buffers
-    from lichen.clients.optimize import ClientOptimizer
-    from lichen.clients.train import Train
+    from lichen.clients.training.optimize import ClientOptimizer
+    from lichen.clients.training.train import Train
     from lichen.core.contracts import Station
     from lichen.core.message import Job
     from lichen.core.store import ClientStore
-    from lichen.data.roster import Roster
-    from lichen.data.rows import Ragged, TextShard
-    from lichen.data.shards import TrainSource
+    from lichen.data.batches.roster import Roster
+    from lichen.data.batches.rows import Ragged, TextShard
+    from lichen.data.batches.shards import TrainSource
+    from lichen.engines.block_size import Room
     from lichen.engines.local import LocalEngine
-    from lichen.engines.room import Room
     from lichen.server.mean import Mean
 
     keep_large_buffers()

@@ -26,21 +26,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 from lichen.algorithms.average import score
-from lichen.clients.evaluate import Evaluate
-from lichen.clients.metrics import accuracy, macro_f1
-from lichen.clients.replay import Replay
-from lichen.clients.seeds import Materialized, SeedSteps
-from lichen.clients.statistics import Statistics
+from lichen.clients.evaluation.evaluate import Evaluate
+from lichen.clients.evaluation.metrics import accuracy, macro_f1
+from lichen.clients.statistics.sufficient import Statistics
+from lichen.clients.training.kseed import Materialized, SeedSteps
+from lichen.clients.training.kseed_replay import Replay
 from lichen.core.contracts import Source, Station
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.engines.local import LocalEngine
-from lichen.models.begin import head_features, head_start
 from lichen.models.full import FullClassifier
-from lichen.recipes.open import open_recipe
-from lichen.recipes.read import read_recipe
+from lichen.models.loading.initial import head_features, head_start
+from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.schema.read import read_recipe
 from lichen.server.kseed import AddUnits, SeedSums
 from lichen.server.ridge import Ridge
 from lichen.server.sampling import Uniform

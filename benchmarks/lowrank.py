@@ -20,22 +20,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lichen.clients.optimize import ClientOptimizer
-from lichen.clients.train import Train
+from lichen.clients.training.optimize import ClientOptimizer
+from lichen.clients.training.train import Train
 from lichen.core.contracts import Aggregator, Station
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
-from lichen.recipes.open import open_recipe
-from lichen.recipes.read import read_recipe
-from lichen.server.capacity import Capacity
-from lichen.server.fedsvd import FedSVD
-from lichen.server.hetlora import HetLoRA
-from lichen.server.lowrank import FedEx, FedIT
+from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.schema.read import read_recipe
+from lichen.server.lowrank.fedsvd import FedSVD
+from lichen.server.lowrank.hetlora import HetLoRA
+from lichen.server.lowrank.lowrank import FedEx, FedIT
+from lichen.server.lowrank.redistribute import FlexLoRA, FLoRIST
+from lichen.server.lowrank.stacking import FLoRA
+from lichen.server.lowrank.submodel import Capacity
 from lichen.server.optimize import ServerSGD
-from lichen.server.redistribute import FlexLoRA, FLoRIST
-from lichen.server.stacking import FLoRA
 
 STEPS = (1, 2, 4, 8, 16, 32)
 RULES_AFTER = 8

@@ -43,19 +43,19 @@ from lichen.algorithms.average import Average, score
 from lichen.algorithms.cotune import CoTune, Pupil, large_of
 from lichen.algorithms.mutual import Group, Mutual
 from lichen.allocator import keep_large_buffers
-from lichen.clients.metrics import perplexity
-from lichen.clients.tell import starts
-from lichen.clients.visit import Visit, VisitSource
+from lichen.clients.distillation.token_logits import starts
+from lichen.clients.distillation.train_then_report import Visit, VisitSource
+from lichen.clients.evaluation.metrics import perplexity
 from lichen.core.contracts import Algorithm, Report, Station
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
-from lichen.data.catalog import cache_dir
+from lichen.data.sources.catalog import cache_dir
 from lichen.engines.local import LocalEngine
+from lichen.server.knowledge.select import Select
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
-from lichen.server.select import Select
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -17,31 +17,31 @@ import torch
 from diloco import Everyone, Held, keep, restore
 
 from lichen.algorithms.average import Average, score
-from lichen.clients.diloco import Pace, Worker
-from lichen.clients.evaluate import Evaluate
-from lichen.clients.listen import Listen
-from lichen.clients.metrics import perplexity
-from lichen.clients.optimize import ClientOptimizer
-from lichen.clients.tell import Tell, fitting, public_shard, spoken
-from lichen.clients.train import Train
+from lichen.clients.distillation.token_distill import Listen
+from lichen.clients.distillation.token_logits import Tell, fitting, public_shard, spoken
+from lichen.clients.evaluation.evaluate import Evaluate
+from lichen.clients.evaluation.metrics import perplexity
+from lichen.clients.training.diloco import Pace, Worker
+from lichen.clients.training.optimize import ClientOptimizer
+from lichen.clients.training.train import Train
 from lichen.core.contracts import Station
 from lichen.core.message import Job
 from lichen.core.seeds import derive, numpy_generator
 from lichen.core.tree import Tree
-from lichen.data.catalog import fetch
-from lichen.data.readers import chitchat, clothing_reviews, sotu
-from lichen.data.rows import TextShard, pooled
-from lichen.data.shards import EvalSource, TrainSource
-from lichen.data.stream import lm_rows
+from lichen.data.batches.pack_rows import lm_rows
+from lichen.data.batches.rows import TextShard, pooled
+from lichen.data.batches.shards import EvalSource, TrainSource
+from lichen.data.sources.catalog import fetch
+from lichen.data.sources.readers import chitchat, clothing_reviews, sotu
 from lichen.engines.local import LocalEngine
-from lichen.models.alignment import Bridge
+from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
 from lichen.models.full import FullCausal, save_whole
-from lichen.models.load import load_causal
-from lichen.models.lora import Lora
-from lichen.models.places import Taught
-from lichen.models.scratch import Size, save_scratch
-from lichen.models.vocabulary import Translation, Vocabulary
+from lichen.models.loading.load import load_causal
+from lichen.models.students.scratch import Size, save_scratch
+from lichen.models.tokens.alignment import Bridge
+from lichen.models.tokens.token_targets import Taught
+from lichen.models.tokens.vocabulary import Translation, Vocabulary
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 

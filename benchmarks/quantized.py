@@ -39,7 +39,7 @@ ROWS, WIDTH = 4, 64
 
 def _recipe(model: str, data: str, form: str, way: str = "packed") -> Any:
     """The recipe whose bench gives the model, the rows and the client work."""
-    from lichen.recipes.read import read_recipe
+    from lichen.recipes.schema.read import read_recipe
 
     classify = model.startswith("minilm")
     targets = ["query", "value"] if classify else ["q_proj", "v_proj"]
@@ -67,9 +67,9 @@ def _recipe(model: str, data: str, form: str, way: str = "packed") -> Any:
 
 def _opened(recipe: Any) -> tuple[Any, Any, list[Any]]:
     """``(bench, its station, test batches of 4 clients)``."""
-    from lichen.recipes.bench import grid_name
-    from lichen.recipes.open import open_recipe
-    from lichen.recipes.parts import stations
+    from lichen.recipes.assemble.experiment import grid_name
+    from lichen.recipes.assemble.open import open_recipe
+    from lichen.recipes.assemble.parts import stations
 
     bench = open_recipe(recipe).bench
     station = stations(bench)[f"train {grid_name(recipe.optimizer.lr[0])}"]
@@ -100,9 +100,9 @@ def _quality(bench: Any, shared: Any, tests: list[Any]) -> float:
 def cell(name: str, steps: int) -> dict[str, Any]:
     """One model in one form."""
     from lichen.core.message import Job
-    from lichen.models.quantized import resident_bytes
-    from lichen.recipes.gauge import Gauge
-    from lichen.recipes.live import LiveBytes
+    from lichen.models.adapters.quantized import resident_bytes
+    from lichen.recipes.assemble.live_bytes import LiveBytes
+    from lichen.recipes.plan.memory import Gauge
 
     model, data, form = name.split("/")
     gauge = Gauge("cpu")
@@ -139,10 +139,10 @@ def cell(name: str, steps: int) -> dict[str, Any]:
 
 def phases(name: str) -> dict[str, Any]:
     """Bytes a step makes and seconds it takes, for each group of blocks whose turn it is."""
-    from lichen.clients.train import Train
+    from lichen.clients.training.train import Train
     from lichen.core.message import Job
-    from lichen.models.phases import layer_phases
-    from lichen.recipes.live import LiveBytes
+    from lichen.models.adapters.layerwise import layer_phases
+    from lichen.recipes.assemble.live_bytes import LiveBytes
 
     _, way, groups = name.split("/")
     bench, station, _ = _opened(_recipe("smollm2-135m", "chitchat", "fp32", way))

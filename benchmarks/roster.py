@@ -42,8 +42,8 @@ def write_roster(folder: Path, clients: int) -> None:
 
 def open_roster(folder: Path) -> Any:
     """The roster of those files, mapped."""
-    from lichen.data.roster import Roster
-    from lichen.data.rows import Ragged, TextShard
+    from lichen.data.batches.roster import Roster
+    from lichen.data.batches.rows import Ragged, TextShard
 
     tokens, rows, clients = (
         np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "row_offsets", "client_offsets")
@@ -57,8 +57,8 @@ def small_model() -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from lichen.models.adapters.lora import Lora
     from lichen.models.cohort import CausalCohort
-    from lichen.models.lora import Lora
 
     config = LlamaConfig(
         vocab_size=WORDS,
@@ -81,11 +81,11 @@ def measure(folder: Path) -> dict[str, float]:
     import torch
 
     from lichen.algorithms.average import Average
-    from lichen.clients.train import Train
+    from lichen.clients.training.train import Train
     from lichen.core.contracts import Station
     from lichen.core.message import Job
     from lichen.core.store import ClientStore
-    from lichen.data.shards import TrainSource
+    from lichen.data.batches.shards import TrainSource
     from lichen.engines.local import LocalEngine
     from lichen.server.mean import Mean
     from lichen.server.optimize import ServerSGD

@@ -21,8 +21,8 @@ import torch
 from lichen.core.message import Message
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree, nbytes
-from lichen.server.factors import best
-from lichen.server.lowrank import FedEx, LowRank
+from lichen.server.lowrank.factors import best
+from lichen.server.lowrank.lowrank import FedEx, LowRank
 from lichen.server.mean import Mean
 
 SMOLLM2 = {f"{k}.{part}": (m, 576, 8) for k in range(30) for part, m in (("q", 576), ("v", 192))}

@@ -23,9 +23,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from lichen.clients.optimize import ClientOptimizer
-from lichen.clients.train import Train
-from lichen.clients.wire import WIRE
+from lichen.clients.training.optimize import ClientOptimizer
+from lichen.clients.training.train import Train
 from lichen.core import tree as trees
 from lichen.core.contracts import Station
 from lichen.core.fold import serve
@@ -33,11 +32,12 @@ from lichen.core.message import Job, Message, pack_message
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore, load_tree, save_tree
 from lichen.core.tree import Tree
-from lichen.recipes.open import open_recipe
-from lichen.recipes.read import read_recipe
+from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.schema.read import read_recipe
 from lichen.transforms.codec import Chain
 from lichen.transforms.layout import Layout
-from lichen.transforms.words import chain_of
+from lichen.transforms.parse import chain_of
+from lichen.transforms.uplink import WIRE
 
 ROUNDS, STEPS, BATCH = 10, 3, 2
 CHAINS = (

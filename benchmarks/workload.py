@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from lichen.data.catalog import resolve_model
-from lichen.data.rows import TextShard
-from lichen.recipes.open import Opened, open_recipe
-from lichen.recipes.read import read_recipe
-from lichen.recipes.schema import Recipe
+from lichen.data.batches.rows import TextShard
+from lichen.data.sources.catalog import resolve_model
+from lichen.recipes.assemble.open import Opened, open_recipe
+from lichen.recipes.schema.read import read_recipe
+from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["NAMES", "Workload", "export", "load"]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lichen.recipes.explain import choices, expected, section_of
-from lichen.recipes.schema import Recipe
-from lichen.recipes.strict_yaml import dump_yaml
+from lichen.recipes.schema.explain import choices, expected, section_of
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.schema.yaml import dump_yaml
 
 GUIDE = Path(__file__).with_name("guide.md")
 _BLOCK = re.compile(r"<!-- keys: ([a-z_.]+) -->\n.*?<!-- end -->", re.S)

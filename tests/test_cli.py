@@ -16,7 +16,7 @@ import pytest
 
 from lichen import cli
 from lichen.core.errors import LichenError
-from lichen.recipes.read import recipe_sha256
+from lichen.recipes.schema.read import recipe_sha256
 from lichen.shell import crash
 
 RECIPE = "name: small\ntask: chat\nmodel: {name: tiny}\ndata: {name: rows.jsonl}\n"
@@ -49,7 +49,7 @@ class Build(ModuleType):
     """Stands in for the heavy part: notes its calls and leaves what a run leaves."""
 
     def __init__(self) -> None:
-        super().__init__("lichen.recipes.build")
+        super().__init__("lichen.recipes.run")
         self.calls: list[dict[str, Any]] = []
         self.signed = False
         self.fault: Callable[[], BaseException | None] = lambda: None
@@ -86,7 +86,7 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
     import lichen.recipes
 
     fake = Build()
-    monkeypatch.setitem(sys.modules, "lichen.recipes.build", fake)
+    monkeypatch.setitem(sys.modules, "lichen.recipes.run", fake)
     monkeypatch.setattr(lichen.recipes, "build", fake, raising=False)
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text(RECIPE)
@@ -285,7 +285,7 @@ def test_a_comparison_as_json_in_sittings(build: Build, capsys: pytest.CaptureFi
 
 
 def test_init_writes_a_recipe_that_reads(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
-    from lichen.recipes.read import read_recipe
+    from lichen.recipes.schema.read import read_recipe
 
     Path("rows.jsonl").write_text('{"user": "a", "text": "hello"}\n{"user": "b", "text": "hi"}\n')
     assert cli.main(["init", "rows.jsonl", "--out", "new/mine.yaml"]) == 0
@@ -294,7 +294,7 @@ def test_init_writes_a_recipe_that_reads(build: Build, capsys: pytest.CaptureFix
 
 
 def test_init_takes_what_the_user_says(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
-    from lichen.recipes.read import read_recipe
+    from lichen.recipes.schema.read import read_recipe
 
     row = {"what": "say it in French", "given": "good day to you", "told": "bonjour", "who": "a"}
     Path("rows.jsonl").write_text("".join(json.dumps({**row, "who": "ab"[i % 2]}) + "\n" for i in range(9)))
@@ -316,7 +316,7 @@ def test_init_asks_at_a_terminal(
 ) -> None:
     import io
 
-    from lichen.recipes.read import read_recipe
+    from lichen.recipes.schema.read import read_recipe
 
     rows = [{"words": f"some words, number {i}", "mood": "ab"[i % 2], "wing": "xy"[i % 2]} for i in range(9)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -334,7 +334,7 @@ def test_init_asks_at_a_terminal(
 
 
 def test_list_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    from lichen.data.catalog import CATALOG
+    from lichen.data.sources.catalog import CATALOG
 
     assert cli.main(["list"]) == 0
     out = capsys.readouterr().out

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from lichen import cli
-from lichen.recipes.read import gallery, read_recipe
-from lichen.recipes.schema import Recipe
-from lichen.recipes.strict_yaml import load_yaml
+from lichen.recipes.schema.read import gallery, read_recipe
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.schema.yaml import load_yaml
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

@@ -9,7 +9,7 @@ import pytest
 import lichen
 from lichen.present.summary import check_summary, read_summary
 from lichen.present.trace import read_trace
-from lichen.recipes.read import gallery
+from lichen.recipes.schema.read import gallery
 
 
 @pytest.mark.parametrize("name", sorted(gallery()))

@@ -16,7 +16,7 @@ import pytest
 
 import lichen
 from lichen import cli
-from tiny_llama import recipe, save_model, save_rows
+from support.tiny_llama import recipe, save_model, save_rows
 
 PAGE = Path(__file__).parent.parent / "docs" / "next-step.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)

@@ -10,8 +10,8 @@ import transformers
 import lichen
 from lichen.core.errors import LichenError
 from lichen.core.store import load_tree
-from lichen.data.catalog import fetch
-from lichen.recipes.read import read_recipe
+from lichen.data.sources.catalog import fetch
+from lichen.recipes.schema.read import read_recipe
 
 
 def need(*names: str) -> None:

@@ -52,16 +52,16 @@ class Hostile(Build):
 def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import lichen.recipes
 
-    fake, plan = Hostile(), ModuleType("lichen.recipes.plan")
+    fake, plan = Hostile(), ModuleType("lichen.recipes.plan.plan")
 
     def refuse(recipe: Any, *, say: Callable[[str], None]) -> None:
         say(f"column {EVIL}")
         raise LichenError(f"client {EVIL}", where=EVIL, fix=EVIL)
 
     plan.plan = refuse  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "lichen.recipes.build", fake)
+    monkeypatch.setitem(sys.modules, "lichen.recipes.run", fake)
     monkeypatch.setattr(lichen.recipes, "build", fake, raising=False)
-    monkeypatch.setitem(sys.modules, "lichen.recipes.plan", plan)
+    monkeypatch.setitem(sys.modules, "lichen.recipes.plan.plan", plan)
     monkeypatch.setattr(lichen.recipes, "plan", plan, raising=False)
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text("task: chat\nmodel: {name: tiny}\ndata: {name: rows.jsonl}\n")

@@ -9,18 +9,18 @@ __all__ = ["LichenError", "Recipe", "Result", "export", "read_recipe", "run", "t
 
 if TYPE_CHECKING:
     from lichen.core.errors import LichenError
-    from lichen.recipes.build import Result, export, run, talk
-    from lichen.recipes.read import read_recipe
-    from lichen.recipes.schema import Recipe
+    from lichen.recipes.run import Result, export, run, talk
+    from lichen.recipes.schema.read import read_recipe
+    from lichen.recipes.schema.recipe import Recipe
 
 _HOMES = {
     "LichenError": "lichen.core.errors",
-    "Recipe": "lichen.recipes.schema",
-    "Result": "lichen.recipes.build",
-    "export": "lichen.recipes.build",
-    "read_recipe": "lichen.recipes.read",
-    "run": "lichen.recipes.build",
-    "talk": "lichen.recipes.build",
+    "Recipe": "lichen.recipes.schema.recipe",
+    "Result": "lichen.recipes.run",
+    "export": "lichen.recipes.run",
+    "read_recipe": "lichen.recipes.schema.read",
+    "run": "lichen.recipes.run",
+    "talk": "lichen.recipes.run",
 }
 
 

@@ -29,9 +29,9 @@ def cache(*, clear: Literal["private", "models", "all"] | None = None, yes: bool
     json
         Print the list as JSON, and nothing else, on standard output.
     """
-    from lichen.data.cache import clear as clear_group
-    from lichen.data.cache import items
-    from lichen.data.entries import cache_dir
+    from lichen.data.sources.cache_listing import clear as clear_group
+    from lichen.data.sources.cache_listing import items
+    from lichen.data.sources.entries import cache_dir
     from lichen.present.report import new_table
     from lichen.present.units import bytes_text
 

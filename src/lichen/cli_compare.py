@@ -20,7 +20,7 @@ from lichen.shell import crash_in, print_json, say, show, tell
 
 if TYPE_CHECKING:
     from lichen.recipes.compare import Compared
-    from lichen.recipes.variants import Comparison
+    from lichen.recipes.comparison import Comparison
 
 __all__ = ["compare"]
 
@@ -70,7 +70,7 @@ def compare(
         raise LichenError(f"{minutes} is no time to work", where="--minutes", fix="give a positive number")
     wanted = _seeds(seeds)
 
-    from lichen.recipes.variants import read_comparison
+    from lichen.recipes.comparison import read_comparison
 
     with redirect_stdout(sys.stderr):
         known = read_comparison(recipes, overrides=set_, seeds=wanted)

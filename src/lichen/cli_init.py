@@ -58,8 +58,8 @@ def init(
     full
         Write every key with its meaning.
     """
-    from lichen.recipes.init import guess
-    from lichen.recipes.init_names import Wishes
+    from lichen.recipes.init.init import guess
+    from lichen.recipes.init.names import Wishes
 
     if out.exists():
         raise LichenError("exists already", where=str(out), fix="remove it, or choose another name with --out")

@@ -18,11 +18,11 @@ __all__ = ["export", "fetch", "list_", "report", "try_"]
 
 def list_() -> None:
     """Show the models, data, recipes and comparisons that have a name."""
-    from lichen.data.catalog import CATALOG
+    from lichen.data.sources.catalog import CATALOG
     from lichen.present.report import new_table
     from lichen.present.units import bytes_text
-    from lichen.recipes.read import gallery, read_recipe
-    from lichen.recipes.variants import comparisons, read_comparison
+    from lichen.recipes.comparison import comparisons, read_comparison
+    from lichen.recipes.schema.read import gallery, read_recipe
 
     for kind in ("model", "data"):
         heads = [kind, "what", "licence", "size", *(["clients"] if kind == "data" else [])]
@@ -59,7 +59,7 @@ def fetch(name: str, /) -> None:
     name
         Its name in `lichen list`.
     """
-    from lichen.data.fetch import fetch as fetch_one
+    from lichen.data.sources.fetch import fetch as fetch_one
 
     say(str(fetch_one(name, say=tell)))
 
@@ -94,9 +94,9 @@ def try_(
         Of the draw; 0 by default.
     """
     with crash_in(folder), redirect_stdout(sys.stderr):
-        from lichen.recipes import build
+        from lichen.recipes import run as running
 
-        talker = build.talk(
+        talker = running.talk(
             folder,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -171,7 +171,7 @@ def export(folder: Path, /, *, merge: bool = False, out: Path | None = None) -> 
         Where to; a folder inside the run's if not given.
     """
     with crash_in(folder), redirect_stdout(sys.stderr):
-        from lichen.recipes import build
+        from lichen.recipes import run as running
 
-        written = build.export(folder, merge=merge, out=out)
+        written = running.export(folder, merge=merge, out=out)
     say(str(written))

@@ -59,7 +59,7 @@ def run(
     if resume is None and recipe is None:
         raise LichenError("no recipe", where="lichen run", fix="name a YAML file, or one of `lichen list`")
 
-    from lichen.recipes.read import new_folder, read_recipe
+    from lichen.recipes.schema.read import new_folder, read_recipe
 
     known = read_recipe(resume / "recipe.yaml" if resume is not None else str(recipe), set_)
     among = _among(known.engine.name, resume or out)
@@ -123,9 +123,9 @@ def _run(recipe: Any, folder: Path, resume: bool, quiet: bool) -> tuple[dict[str
     # Libraries that print would spoil --json, so that their lines go where progress goes.
     with redirect_stdout(sys.stderr), Progress(quiet=quiet) as progress:
         progress.say(f"run folder: {folder}")
-        from lichen.recipes import build
+        from lichen.recipes import run as running
 
-        result = build.run(recipe, out=folder, resume=resume, observers=(progress,), say=progress.say)
+        result = running.run(recipe, out=folder, resume=resume, observers=(progress,), say=progress.say)
     return result.summary, result.adapter
 
 
@@ -170,11 +170,11 @@ def plan(
     json
         Print the plan as JSON, and nothing else, on standard output.
     """
-    from lichen.recipes.read import read_recipe
+    from lichen.recipes.schema.read import read_recipe
 
     known = read_recipe(recipe, set_)
     with redirect_stdout(sys.stderr):
-        from lichen.recipes.plan import plan as plan_of
+        from lichen.recipes.plan.plan import plan as plan_of
 
         found = plan_of(known, say=tell).as_dict()
     if json:
@@ -187,13 +187,13 @@ def plan(
 
 def node(*, recipe: Path, state: Path) -> None:
     """Serve jobs over standard input and output; started by the engine itself."""
-    from lichen.recipes import build
+    from lichen.recipes import run as running
 
-    build.node(recipe, state)
+    running.node(recipe, state)
 
 
 def rank(folder: Path, /) -> None:
     """Be one of a run's ranks; started by the engine itself."""
-    from lichen.recipes import build
+    from lichen.recipes import run as running
 
-    build.rank(folder)
+    running.rank(folder)

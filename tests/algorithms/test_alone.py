@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_bench import bench, engine
 
 from lichen.algorithms.alone import Alone
 from lichen.core.contracts import Aggregator, Engine, Report
@@ -16,7 +15,8 @@ from lichen.core.message import Job, Message
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
-from lichen.recipes.bench import Bench
+from lichen.recipes.assemble.experiment import Bench
+from support.small_experiment import bench, engine
 
 ROUNDS = 5
 

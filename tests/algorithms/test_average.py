@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from small_bench import bench, engine
 
 from lichen.algorithms.average import Average, mean_loss, score
 from lichen.core.contracts import Report, ServerState
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.tree import Tree
-from lichen.recipes.bench import Bench
+from lichen.recipes.assemble.experiment import Bench
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerAdam, ServerSGD
 from lichen.server.sampling import Everyone, Poisson
+from support.small_experiment import bench, engine
 
 
 def average(made: Bench, **more: Any) -> Average:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from unlike_bench import CLIENTS, KINDS, shards, stations
 
 from lichen.algorithms.exchange import Exchange, parted, score_kinds
 from lichen.core.contracts import Report, ServerState
@@ -17,8 +16,9 @@ from lichen.core.rounds import Observer, run
 from lichen.core.store import ClientStore, load_state
 from lichen.core.tree import digest
 from lichen.engines.local import LocalEngine
-from lichen.server.ensemble import Ensemble
+from lichen.server.knowledge.ensemble import Ensemble
 from lichen.server.sampling import Everyone, Uniform
+from support.unlike_students import CLIENTS, KINDS, shards, stations
 
 ROUNDS = 3
 WEIGHT = torch.ones(CLIENTS, dtype=torch.float64)

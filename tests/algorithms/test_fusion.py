@@ -7,26 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from unlike_bench import CLIENTS, everyone, models, shards, train
 
 from lichen.algorithms.average import Average
 from lichen.algorithms.exchange import score_kinds
 from lichen.algorithms.fusion import Fusion, of_kind, together
-from lichen.clients.digest import answered, asking
-from lichen.clients.evaluate import Evaluate
-from lichen.clients.predict import Predict
+from lichen.clients.distillation.predict import Predict
+from lichen.clients.distillation.private_models import answered, asking
+from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.core.contracts import ServerState, Station
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
 from lichen.core.tree import digest
-from lichen.data.shards import TrainSource
+from lichen.data.batches.shards import TrainSource
 from lichen.engines.local import LocalEngine
-from lichen.server.ensemble import Ensemble
+from lichen.server.knowledge.ensemble import Ensemble
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Everyone, Poisson
+from support.unlike_students import CLIENTS, everyone, models, shards, train
 
 KINDS = {"wide": (0, 1, 3, 4), "narrow": (2, 5)}
 WEIGHT = torch.ones(CLIENTS, dtype=torch.float64)

@@ -8,27 +8,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from unlike_bench import CLIENTS, everyone, shards
 
 from lichen.algorithms.average import score
 from lichen.algorithms.gkt import GKT, gkt_stations
-from lichen.clients.digest import AtHome
-from lichen.clients.evaluate import Evaluate
-from lichen.clients.offer import Offer
-from lichen.clients.optimize import ClientOptimizer
-from lichen.clients.train import Train
+from lichen.clients.distillation.features import Offer
+from lichen.clients.distillation.private_models import AtHome
+from lichen.clients.evaluation.evaluate import Evaluate
+from lichen.clients.training.optimize import ClientOptimizer
+from lichen.clients.training.train import Train
 from lichen.core import tree as trees
 from lichen.core.contracts import Report, ServerState, Station
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.rounds import Observer, run
 from lichen.core.store import ClientStore
-from lichen.data.shards import ArrayShard, EvalSource, TrainSource
+from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.engines.local import LocalEngine
-from lichen.models.stitched import Stem, Stitched
-from lichen.models.students import ImageMLP
-from lichen.server.offers import Offers
+from lichen.models.students.stitched import Stem, Stitched
+from lichen.models.students.students import ImageMLP
+from lichen.server.knowledge.gather import Offers
 from lichen.server.sampling import Everyone, Uniform
+from support.unlike_students import CLIENTS, everyone, shards
 
 STEM = Stem(64, widths=(12,), classes=10)
 TOP = ImageMLP(12, hidden=(32,), classes=10, name="top")

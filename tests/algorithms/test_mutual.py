@@ -8,30 +8,30 @@ import torch
 from lichen.algorithms.average import Average
 from lichen.algorithms.cotune import CoTune, Pupil, large_of
 from lichen.algorithms.mutual import Group, Mutual
-from lichen.clients.evaluate import Evaluate
-from lichen.clients.listen import Listen
-from lichen.clients.optimize import ClientOptimizer
-from lichen.clients.tell import Tell, public_shard, spoken, starts
-from lichen.clients.train import Train
-from lichen.clients.visit import Visit, VisitSource
+from lichen.clients.distillation.token_distill import Listen
+from lichen.clients.distillation.token_logits import Tell, public_shard, spoken, starts
+from lichen.clients.distillation.train_then_report import Visit, VisitSource
+from lichen.clients.evaluation.evaluate import Evaluate
+from lichen.clients.training.optimize import ClientOptimizer
+from lichen.clients.training.train import Train
 from lichen.core.contracts import Station
 from lichen.core.errors import LichenError
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
 from lichen.core.tree import digest
-from lichen.data.shards import EvalSource, TrainSource
+from lichen.data.batches.shards import EvalSource, TrainSource
 from lichen.engines.local import LocalEngine
-from lichen.models.alignment import Bridge
+from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
 from lichen.models.full import FullCausal
-from lichen.models.lora import Lora
-from lichen.models.places import Taught
-from lichen.models.vocabulary import Translation, Vocabulary
+from lichen.models.tokens.alignment import Bridge
+from lichen.models.tokens.token_targets import Taught
+from lichen.models.tokens.vocabulary import Translation, Vocabulary
+from lichen.server.knowledge.select import Select
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Everyone
-from lichen.server.select import Select
-from two_tongues import TEXTS, model, say, tokenizer
+from support.two_tokenizers import TEXTS, model, say, tokenizer
 
 LARGE, SMALL, OTHER = 330, 300, 310
 PUBLIC = {v: public_shard(TEXTS, tokenizer(v)) for v in (LARGE, SMALL, OTHER)}

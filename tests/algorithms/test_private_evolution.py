@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lichen.algorithms.private_evolution import Asked, Population, PrivateEvolution
-from lichen.clients.vote import Vote
+from lichen.clients.statistics.nearest_vote import Vote
 from lichen.core.contracts import Batch, Report, ServerState, Station
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message, size
@@ -23,7 +23,7 @@ from lichen.core.rounds import run
 from lichen.core.seeds import derive, numpy_generator
 from lichen.core.store import ClientStore
 from lichen.core.tree import digest
-from lichen.data.shards import ArrayShard, EvalSource
+from lichen.data.batches.shards import ArrayShard, EvalSource
 from lichen.engines.local import LocalEngine
 from lichen.server.sampling import Everyone, Poisson
 
@@ -269,9 +269,9 @@ def test_any_text_survives_a_checkpoint() -> None:
 @pytest.fixture(scope="module")
 def reviews() -> Any:
     """Embedded by MiniLM: private reviews of 1 and 5 stars, and a pool of other reviews and of small talk."""
-    from lichen.data.catalog import fetch
-    from lichen.data.records import load_records
-    from lichen.models.load import load_encoder
+    from lichen.data.sources.catalog import fetch
+    from lichen.data.sources.records import load_records
+    from lichen.models.loading.load import load_encoder
 
     try:
         folder, stars, talk = fetch("minilm-l6"), load_records("clothing-reviews"), load_records("chitchat")

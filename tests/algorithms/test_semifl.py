@@ -13,21 +13,21 @@ import torch
 
 from lichen.algorithms.average import Average
 from lichen.algorithms.semi import OrNothing, SemiFL
-from lichen.clients.evaluate import Evaluate
-from lichen.clients.optimize import ClientOptimizer
-from lichen.clients.semi import FixMatch
-from lichen.clients.train import Train
+from lichen.clients.evaluation.evaluate import Evaluate
+from lichen.clients.training.fixmatch import FixMatch
+from lichen.clients.training.optimize import ClientOptimizer
+from lichen.clients.training.train import Train
 from lichen.core.contracts import Report, Station
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
-from lichen.data.augment_pictures import ImageViews, Pixels
-from lichen.data.few import FewLabels
-from lichen.data.readers import digits
-from lichen.data.shards import ArrayShard, EvalSource, TrainSource
+from lichen.data.batches.augment_images import ImageViews, Pixels
+from lichen.data.batches.few_labels import FewLabels
+from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
+from lichen.data.sources.readers import digits
 from lichen.engines.local import LocalEngine
-from lichen.models.students import ImageMLP
+from lichen.models.students.students import ImageMLP
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Everyone, Poisson, Uniform

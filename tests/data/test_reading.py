@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from lichen.data import reading
+from lichen.data.batches.text import LmForm, encode_classify, encode_lm
 from lichen.data.reading import Left, alike, lengths_of, reading_of
-from lichen.data.record import Record
-from lichen.data.text import LmForm, encode_classify, encode_lm
-from tiny_llama import save_model
+from lichen.data.sources.record import Record
+from support.tiny_llama import save_model
 
 
 @pytest.fixture(scope="module")

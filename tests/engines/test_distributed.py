@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "algorithms"))
-from small_bench import bench
-
-from forked import on_ranks, runs_on
 from lichen.algorithms.alone import Alone
 from lichen.algorithms.average import Average
 from lichen.core.contracts import Report
@@ -29,10 +24,12 @@ from lichen.core.store import ClientStore
 from lichen.engines.distributed import DistributedEngine, spread
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks, ranks_here
-from lichen.recipes.parts import stations
+from lichen.recipes.assemble.parts import stations
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerAdam
 from lichen.server.sampling import Uniform
+from support.forked_ranks import on_ranks, runs_on
+from support.small_experiment import bench
 
 CLIENTS = 7
 

@@ -10,12 +10,12 @@ import pytest
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, concatenate, pack_job, pack_message, take
 from lichen.core.store import ClientStore
-from lichen.data.shards import ArrayShard
+from lichen.data.batches.shards import ArrayShard
 from lichen.engines.local import LocalEngine
-from lichen.models.students import ImageMLP
-from lichen.recipes.bench import Bench
-from lichen.recipes.parts import stations
-from lichen.recipes.read import read_recipe
+from lichen.models.students.students import ImageMLP
+from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.parts import stations
+from lichen.recipes.schema.read import read_recipe
 
 RECIPE = {
     "task": "classify",

@@ -20,15 +20,15 @@ from lichen.core.contracts import Report
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, concatenate, pack_job, pack_message, take
 from lichen.core.store import ClientStore
-from lichen.data.shards import Shard
+from lichen.data.batches.shards import Shard
 from lichen.engines.local import LocalEngine
 from lichen.engines.spawned import SpawnedEngine, read_frame, serve_frames, write_frame
-from lichen.models.students import ImageMLP
-from lichen.recipes.adapt import federate
-from lichen.recipes.bench import Bench
-from lichen.recipes.open import open_recipe
-from lichen.recipes.parts import stations
-from lichen.recipes.read import read_recipe, write_recipe
+from lichen.models.students.students import ImageMLP
+from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.assemble.parts import stations
+from lichen.recipes.schema.read import read_recipe, write_recipe
+from lichen.recipes.tasks.columns import federate
 
 OVERRIDES = [
     "engine.name=spawned",
@@ -115,7 +115,7 @@ def small_stations() -> tuple[Any, bytes]:
     """Stations over a network of a few weights, and a job they can do."""
     import numpy as np
 
-    from lichen.data.shards import ArrayShard
+    from lichen.data.batches.shards import ArrayShard
 
     rng = np.random.default_rng(0)
     model = ImageMLP(3, hidden=(4,), classes=2)

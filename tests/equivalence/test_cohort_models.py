@@ -5,19 +5,15 @@ Legend: C clients, B rows, T tokens.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
+import equality
 import pytest
 import torch
 from torch import Tensor
 
 from lichen.core.tree import Tree, stack
-from lichen.models.students import ImageCNN, ImageMLP, TextCNN, TwoLayerTransformer
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import equality
+from lichen.models.students.students import ImageCNN, ImageMLP, TextCNN, TwoLayerTransformer
 
 STUDENTS = {
     "text-cnn": lambda: TextCNN(97, width=12, classes=5),

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import resume
 
 import lichen
 from lichen.core import rounds as loop
-from tiny_llama import recipe, save_model, save_rows
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import resume
+from support.tiny_llama import recipe, save_model, save_rows
 
 FULL = {"adapter": {"kind": "full"}}
 NESTEROV = {"lr": 0.7, "momentum": 0.9, "nesterov": True}

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import resume
 
 import lichen
-from forked import runs_on
 from lichen.present.trace import Event, read_trace
-from tiny_llama import recipe, save_model, save_rows
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import resume
+from support.forked_ranks import runs_on
+from support.tiny_llama import recipe, save_model, save_rows
 
 
 @pytest.fixture(scope="module")

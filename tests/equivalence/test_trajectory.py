@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import resume
 import torch
 
 import lichen
@@ -16,11 +16,8 @@ from lichen.core.seeds import numpy_generator
 from lichen.core.store import load_state, load_tree, save_tree
 from lichen.core.tree import norm_C
 from lichen.present.trace import read_trace
-from lichen.recipes.folder import RunFolder
-from tiny_llama import recipe, save_model, save_rows
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import resume
+from lichen.recipes.assemble.run_folder import RunFolder
+from support.tiny_llama import recipe, save_model, save_rows
 
 
 @pytest.fixture(scope="module")

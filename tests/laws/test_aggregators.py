@@ -13,24 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from lichen.clients.optimize import clip_C
+from lichen.clients.training.optimize import clip_C
 from lichen.core.message import Message, concatenate, take
 from lichen.core.tree import digest, plain
-from lichen.server.ensemble import Ensemble
 from lichen.server.evolution import Evolution
 from lichen.server.fair import QFFL, MinMax
-from lichen.server.fedsvd import FedSVD
-from lichen.server.hetlora import HetLoRA
+from lichen.server.knowledge.ensemble import Ensemble
+from lichen.server.knowledge.gather import Offers
+from lichen.server.knowledge.pate import NoisyMax
+from lichen.server.knowledge.votes import Votes
 from lichen.server.kseed import SeedSums
 from lichen.server.lda import Lda
-from lichen.server.lowrank import FedEx, FedIT
+from lichen.server.lowrank.fedsvd import FedSVD
+from lichen.server.lowrank.hetlora import HetLoRA
+from lichen.server.lowrank.lowrank import FedEx, FedIT
+from lichen.server.lowrank.redistribute import FlexLoRA, FLoRIST
+from lichen.server.lowrank.stacking import FLoRA
 from lichen.server.mean import Mean
-from lichen.server.offers import Offers
-from lichen.server.pate import NoisyMax
-from lichen.server.redistribute import FlexLoRA, FLoRIST
 from lichen.server.ridge import Ridge
-from lichen.server.stacking import FLoRA
-from lichen.server.votes import Votes
 
 SHARED = {
     "a.lora_A": torch.linspace(-1, 1, 14).view(2, 7),

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import equality
 import pytest
 import torch
 import transformers as hf
 
 from lichen.core.tree import stack
+from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort, ClassifierCohort
-from lichen.models.lora import Lora
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import equality
 
 
 def test_chunks_of_the_output_layer_change_only_rounding() -> None:

@@ -1,8 +1,6 @@
 """Whole models: plain transformers and autograd are the oracle; tied weights; company; export."""
 
-import sys
-from pathlib import Path
-
+import equality
 import pytest
 import torch
 import transformers as hf
@@ -10,12 +8,9 @@ from torch.nn import functional
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import digest, stack
+from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort, ClassifierCohort
 from lichen.models.full import FullCausal, FullClassifier, filled, save_whole
-from lichen.models.lora import Lora
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import equality
 
 CAUSAL = ("llama", "qwen2", "gpt2")
 

@@ -10,9 +10,9 @@ import transformers as hf
 from torch import nn
 
 from lichen.core.errors import LichenError
+from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort, ClassifierCohort
 from lichen.models.independence import prove_independent
-from lichen.models.lora import Lora
 
 
 def _bert() -> Any:

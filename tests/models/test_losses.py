@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lichen.core.errors import LichenError
 from lichen.models.losses import classify_losses_C, soft_loss, token_loss
-from lichen.models.students import ImageMLP
+from lichen.models.students.students import ImageMLP
 
 
 def test_chunks_give_the_whole_loss_and_gradient() -> None:

@@ -17,7 +17,7 @@ from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.present.cells import read_cell, text_cell
 from lichen.present.clients import client_rows, clients_csv, read_clients
-from tiny_llama import recipe, save_model, save_rows
+from support.tiny_llama import recipe, save_model, save_rows
 
 NAMES = ["=cmd|' /C calc'!A1", "+1", "-2", "@SUM(A1)", "'quoted", 'a,b\n"c"', "病院東京" * 20, "  padded ", "\tx"]
 

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from lichen.core.contracts import Report
 from lichen.core.errors import LichenError
-from lichen.present import charts
-from lichen.present.charts import clients_png, curves_png
+from lichen.present.charts import charts
+from lichen.present.charts.charts import clients_png, curves_png
 from lichen.present.progress import Progress, event_text
 from lichen.present.report import compare_table, summary_table
 from lichen.present.summary import check_summary

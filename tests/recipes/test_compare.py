@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from lichen.core.errors import LichenError
-from lichen.present.frontier import frontier_png
+from lichen.present.charts.frontier import frontier_png
 from lichen.present.summary import read_summary
-from lichen.recipes import build, compare
+from lichen.recipes import compare
+from lichen.recipes import run as running
 from lichen.recipes.compare import Compared, cells_of, run_comparison, shared_key
-from lichen.recipes.read import read_recipe
-from lichen.recipes.variants import Comparison, read_comparison
-from tiny_llama import recipe, save_model, save_rows
+from lichen.recipes.comparison import Comparison, read_comparison
+from lichen.recipes.schema.read import read_recipe
+from support.tiny_llama import recipe, save_model, save_rows
 
 PAGE = """
 question: Which server gets further?
@@ -42,7 +43,7 @@ def known(folder: Path, text: str = PAGE) -> Comparison:
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take longer than these runs."""
-    for room, name in ((build, "curves_png"), (build, "clients_png"), (compare, "frontier_png")):
+    for room, name in ((running, "curves_png"), (running, "clients_png"), (compare, "frontier_png")):
         monkeypatch.setattr(room, name, lambda *_, **__: None)
 
 
@@ -50,13 +51,13 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that were really run, in order."""
     told: list[str] = []
-    real: Callable[..., Any] = build.run
+    real: Callable[..., Any] = running.run
 
     def run(recipe: Any, *, out: Path, **more: Any) -> Any:
         told.append(f"{recipe.name} {recipe.seed}")
         return real(recipe, out=out, **more)
 
-    monkeypatch.setattr(build, "run", run)
+    monkeypatch.setattr(running, "run", run)
     return told
 
 
@@ -130,14 +131,14 @@ def test_a_bad_method_is_told_in_its_row(tmp_path: Path, calls: list[str]) -> No
 
 
 def test_a_crash_is_told_in_its_row_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real: Callable[..., Any] = build.run
+    real: Callable[..., Any] = running.run
 
     def run(recipe: Any, **more: Any) -> Any:
         if recipe.name == "average":
             raise RuntimeError("boom\nsecond line")
         return real(recipe, **more)
 
-    monkeypatch.setattr(build, "run", run)
+    monkeypatch.setattr(running, "run", run)
     done = run_comparison(known(tmp_path), tmp_path / "out", minutes=60)
     (fault, _) = done.rows[0].faults
     assert fault.startswith("seed 0: crashed: RuntimeError: boom (average-")
@@ -151,7 +152,7 @@ def test_a_crash_is_told_in_its_row_too(tmp_path: Path, monkeypatch: pytest.Monk
 def test_no_run_starts_after_the_time(tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 30))
     monkeypatch.setattr(compare.time, "monotonic", lambda: float(next(clock)))
-    monkeypatch.setattr(build, "run", lambda recipe, **_: calls.append(recipe.name))
+    monkeypatch.setattr(running, "run", lambda recipe, **_: calls.append(recipe.name))
     done = run_comparison(known(tmp_path), tmp_path / "out", minutes=1)
     assert (len(calls), done.left, done.failed) == (2, 2, 0)
 

@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 
 from lichen.algorithms.agnostic import Agnostic
 from lichen.algorithms.average import Average
-from lichen.clients.evaluate import Evaluate
-from lichen.clients.optimize import ClientOptimizer
-from lichen.clients.train import Train
+from lichen.clients.evaluation.evaluate import Evaluate
+from lichen.clients.training.optimize import ClientOptimizer
+from lichen.clients.training.train import Train
 from lichen.core.contracts import Station
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore, load_state, save_state
 from lichen.core.tree import digest
-from lichen.data.shards import ArrayShard, EvalSource, TrainSource
+from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.engines.local import LocalEngine
-from lichen.models.students import ImageMLP
+from lichen.models.students.students import ImageMLP
 from lichen.server.fair import QFFL, Ascend, MinMax, gain_of, simplex
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD

@@ -16,11 +16,11 @@ from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
-from lichen.clients.statistics import Statistics
+from lichen.clients.statistics.sufficient import Statistics
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message, take
 from lichen.core.tree import digest
-from lichen.data.shards import ArrayShard, EvalSource
+from lichen.data.batches.shards import ArrayShard, EvalSource
 from lichen.server.lda import NEVER, Lda
 from lichen.server.optimize import ServerSGD
 

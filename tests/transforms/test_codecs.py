@@ -14,11 +14,11 @@ from lichen.core.seeds import derive
 from lichen.transforms.bits import bytes_for, pack_bits, unpack_bits
 from lichen.transforms.codec import Chain
 from lichen.transforms.layout import Layout
+from lichen.transforms.parse import chain_of, codec_of
 from lichen.transforms.quantize import Bfloat16, Quantize
 from lichen.transforms.sign import Sign
 from lichen.transforms.sketch import Sketch
 from lichen.transforms.topk import TopK
-from lichen.transforms.words import chain_of, codec_of
 
 WORDS = (
     "",

@@ -6,7 +6,7 @@ Optimization", ICLR 2021. What the change is (full tensors, LoRA factors and a r
 closed-form head) is the aggregator's business; what a client does is the work's.
 
 With ``down``, what clients hold is a *view* that follows the server's tensors by coded steps
-(:mod:`lichen.transforms.step`): they train from it, and it is what is validated and kept.
+(:mod:`lichen.transforms.delta`): they train from it, and it is what is validated and kept.
 With ``capacity``, weaker clients get a part of the tensors.
 """
 
@@ -21,7 +21,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.algorithms.links import Links
 from lichen.core import tree as trees
 from lichen.core.contracts import Aggregator, Cut, Engine, Report, Sampler, ServerOptimizer, ServerState
 from lichen.core.errors import LichenError
@@ -30,6 +29,7 @@ from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.transforms.codec import Chain
+from lichen.transforms.downlink import Links
 
 __all__ = ["Average", "held", "score", "summed", "with_best"]
 

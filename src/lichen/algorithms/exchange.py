@@ -1,7 +1,7 @@
 """Clients of unlike models teach each other through answers to public rows: FedMD and DS-FL.
 
 Nobody's weights leave. In a round every invited client says what its own model makes of the public rows
-(``predict/<kind>``), the server makes one opinion of all (:class:`lichen.server.ensemble.Ensemble`), and
+(``predict/<kind>``), the server makes one opinion of all (:class:`lichen.server.knowledge.ensemble.Ensemble`), and
 that opinion goes down to be digested before the clients go back to their own rows (``learn/<kind>``). In
 the first round, while nobody knows anything, clients train on their own rows alone (``train/<kind>``).
 
@@ -9,8 +9,8 @@ FedMD takes the mean as it is; DS-FL sharpens it, and is the same cycle counted 
 down go N rows of K numbers, whatever the models' sizes.
 
 A *kind* is an architecture with its clients; each has its own stations, which
-:func:`lichen.clients.digest.private_stations` makes. All that must be remembered is the clients' private
-state and the last answers, so a resumed run goes on as if it had never stopped.
+:func:`lichen.clients.distillation.private_models.private_stations` makes. All that must be remembered is the clients'
+private state and the last answers, so a resumed run goes on as if it had never stopped.
 
 References:
     Daliang Li and Junpu Wang. "FedMD: Heterogenous Federated Learning via Model Distillation." NeurIPS

@@ -6,8 +6,8 @@ teaches every kind's average for some steps, so that what one architecture's cli
 others. Up and down go weights, as in averaging; the unlabelled rows, and the answers, stay at the server.
 
 The server does a client's work here: it answers and is taught by the same folds as clients are
-(:class:`lichen.clients.predict.Predict`, :class:`lichen.clients.train.Train`), over stations of its own.
-It needs the single models, if only to look at each once, so this does not run under masks.
+(:class:`lichen.clients.distillation.predict.Predict`, :class:`lichen.clients.training.train.Train`), over stations of
+its own. It needs the single models, if only to look at each once, so this does not run under masks.
 
 The state is flat: tensor ``w`` of kind ``a`` is ``a/w``.
 

@@ -2,10 +2,11 @@
 
 Each round holds some texts of each label. The model writes ``variations`` of each; all candidates are
 embedded and go down as vectors, never as text; every client votes for those nearest to its own rows
-(:class:`lichen.clients.vote.Vote`); the sum of votes gets noise once (:class:`lichen.server.votes.Votes`);
-and the best, or a draw in proportion to votes, are the next round's texts. The model is only asked for
-text, never sees a private row, and no gradient is taken anywhere. The noisy counts are all that depends on
-private data, so :meth:`PrivateEvolution.statement` says what the texts reveal, before anything is asked.
+(:class:`lichen.clients.statistics.nearest_vote.Vote`); the sum of votes gets noise once
+(:class:`lichen.server.knowledge.votes.Votes`); and the best, or a draw in proportion to votes, are the next round's
+texts. The model is only asked for text, never sees a private row, and no gradient is taken anywhere. The noisy counts
+are all that depends on private data, so :meth:`PrivateEvolution.statement` says what the texts reveal, before anything
+is asked.
 
 ==================================================  =========================================================
 ``choice="sample", parents=False, variations=1``    PE: draw in proportion, go on with the variations alone
@@ -50,10 +51,10 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
-from lichen.server import fixed_point
+from lichen.server.knowledge.votes import Votes, chances, concentration, rank, resample
 from lichen.server.sampling import Everyone, Poisson
-from lichen.server.votes import Votes, chances, concentration, rank, resample
-from lichen.transforms.accountant import Accountant, Adjacency, Event, Gaussian, Sampled, Statement, Unit, account
+from lichen.server.sums import fixed_point
+from lichen.transforms.privacy import Accountant, Adjacency, Event, Gaussian, Sampled, Statement, Unit, account
 
 __all__ = ["Asked", "Population", "PrivateEvolution", "Synthetic"]
 
@@ -222,7 +223,7 @@ class PrivateEvolution:
         """What so many rounds reveal (all those planned, unless told); known before the first.
 
         Raises:
-            LichenError: as :func:`lichen.transforms.accountant.epsilon`.
+            LichenError: as :func:`lichen.transforms.privacy.epsilon`.
         """
         steps = self.rounds if rounds is None else rounds
         plain = Gaussian(self.sigma, sensitivity=self.sensitivity, steps=steps)

@@ -2,7 +2,7 @@
 
 SemiFL: clients hold no labels at all. What a client receives has just been fine-tuned on the server's own
 labelled rows, and it labels the client's rows before any local step
-(:class:`lichen.clients.semi.FixMatch` with ``by="received"``); the clients' models are averaged, and the
+(:class:`lichen.clients.training.fixmatch.FixMatch` with ``by="received"``); the clients' models are averaged, and the
 server fine-tunes the average before it is validated, kept or sent. The start is fine-tuned too.
 
 The server trains on an engine of its own, with one client: itself. No byte of that crosses anything, and
@@ -26,11 +26,11 @@ from typing import Any, final
 import torch
 
 from lichen.algorithms.average import Average
-from lichen.clients.parameters import split_shared
 from lichen.core import tree as trees
 from lichen.core.contracts import Aggregator, Engine, Report, ServerOptimizer, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
+from lichen.core.parameters import split_shared
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 

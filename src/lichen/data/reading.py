@@ -16,10 +16,10 @@ from typing import Any, Literal, final
 
 import numpy as np
 
+from lichen.data.batches.text import LmForm, encode_classify, encode_lm, label_set
 from lichen.data.encode_notes import sentences
-from lichen.data.record import Record
-from lichen.data.table import column_of
-from lichen.data.text import LmForm, encode_classify, encode_lm, label_set
+from lichen.data.sources.record import Record
+from lichen.data.sources.table import column_of
 
 __all__ = ["MOST_ENCODED", "Copies", "Left", "Lengths", "Reading", "alike", "lengths_of", "merged", "reading_of"]
 
@@ -184,7 +184,7 @@ def lengths_of(
         tokenizer: A transformers tokenizer.
         form: How a row is put before the model, or ``classify``.
         max_length: Tokens a row has at most.
-        thinking: As :func:`lichen.data.text.encode_lm` takes it.
+        thinking: As :func:`lichen.data.batches.text.encode_lm` takes it.
 
     Raises:
         LichenError: if the rows cannot be put into that form.

@@ -33,8 +33,8 @@ from lichen.core.message import Job, Message, pack_job, pack_message, unpack_job
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.engines.local import by_client
-from lichen.engines.views import Views
 from lichen.transforms.codec import Chain
+from lichen.transforms.downlink_cache import Views
 
 __all__ = ["MAX_FRAME", "SpawnedEngine", "read_frame", "serve_frames", "write_frame"]
 

@@ -20,16 +20,16 @@ from torch import Tensor
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, digest, split, to_device
+from lichen.models.adapters.wrap import Spec, Wrapped, wrap
+from lichen.models.client_axis import clients_of, one_client, run_side_by_side
 from lichen.models.ends import with_one_end
 from lichen.models.independence import prove_independent, running
-from lichen.models.load import frozen_eval
+from lichen.models.loading.load import frozen_eval
 from lichen.models.losses import classify_losses_C, linear_loss_C, token_loss
-from lichen.models.packed import base_of, call_with_hidden, hidden_of, make_packable, why_not_packed
-from lichen.models.packing import pack_rows
-from lichen.models.places import Places
-from lichen.models.prefix import Prefix
-from lichen.models.side import clients_of, one_client, run_side_by_side
-from lichen.models.wrap import Spec, Wrapped, wrap
+from lichen.models.packed_cohort import base_of, call_with_hidden, hidden_of, make_packable, why_not_packed
+from lichen.models.packing.frozen_prefix import Prefix
+from lichen.models.packing.packing import pack_rows
+from lichen.models.tokens.token_targets import Places
 
 __all__ = ["CausalCohort", "ClassifierCohort", "group_of"]
 
@@ -125,7 +125,7 @@ class CausalCohort(_Cohort):
     """A causal language model for C clients; a :class:`lichen.core.contracts.CohortModel`.
 
     Args:
-        model: From :func:`lichen.models.load.load_causal`.
+        model: From :func:`lichen.models.loading.load.load_causal`.
         adapter: What is trained.
         name: The model's name in groups and messages.
         reference: One call a client (equal bits in any company) or all clients in one call; None:
@@ -276,7 +276,7 @@ class ClassifierCohort(_Cohort):
     """A sequence classifier for C clients; a :class:`lichen.core.contracts.CohortModel`.
 
     Args:
-        model: From :func:`lichen.models.load.load_classifier`.
+        model: From :func:`lichen.models.loading.load.load_classifier`.
         adapter: What is trained; its ``heads`` usually name the classification head.
         name: The model's name in groups and messages.
         reference: One call a client (equal bits in any company) or all clients in one call; None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lichen.core.contracts import Batch
-from lichen.models.load import base_digest, frozen_eval
+from lichen.models.loading.load import base_digest, frozen_eval
 
 __all__ = ["EncoderFeatures"]
 
@@ -29,7 +29,7 @@ class EncoderFeatures:
     """Mean-pooled features of an encoder; call it with a batch, or :meth:`rows` with plain tokens.
 
     Args:
-        model: From :func:`lichen.models.load.load_encoder`.
+        model: From :func:`lichen.models.loading.load.load_encoder`.
         normalize: Scale every row to length one.
         reference: One row at a time, exact whatever its company; None: on a CPU yes, elsewhere no.
     """

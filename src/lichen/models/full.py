@@ -28,12 +28,12 @@ from torch.func import functional_call
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, digest, to_device
+from lichen.models.client_axis import clients_of, one_client
 from lichen.models.cohort import group_of
 from lichen.models.ends import with_one_end
-from lichen.models.load import frozen_eval
+from lichen.models.loading.load import frozen_eval
 from lichen.models.losses import classify_losses_C, token_loss
-from lichen.models.places import Places
-from lichen.models.side import clients_of, one_client
+from lichen.models.tokens.token_targets import Places
 
 __all__ = ["FullCausal", "FullClassifier", "Whole", "filled", "save_whole"]
 
@@ -137,7 +137,7 @@ class FullCausal:
     """A causal language model trained whole; a :class:`lichen.core.contracts.CohortModel`.
 
     Args:
-        model: From :func:`lichen.models.load.load_causal`, or any frozen causal model in evaluation mode.
+        model: From :func:`lichen.models.loading.load.load_causal`, or any frozen causal model in evaluation mode.
         name: The model's name in groups and messages.
         exclude: As for :class:`Whole`.
         chunk: Labelled places the output layer sees at once; more than that are computed twice, to save memory.
@@ -239,7 +239,7 @@ class FullClassifier:
     """A sequence classifier trained whole; a :class:`lichen.core.contracts.CohortModel`.
 
     Args:
-        model: From :func:`lichen.models.load.load_classifier`.
+        model: From :func:`lichen.models.loading.load.load_classifier`.
         name: The model's name in groups and messages.
         exclude: As for :class:`Whole`.
 

@@ -26,7 +26,7 @@ from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
-from lichen.models.wrap import Wrapped
+from lichen.models.adapters.wrap import Wrapped
 
 __all__ = ["prove_independent", "running"]
 

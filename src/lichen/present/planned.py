@@ -18,7 +18,7 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     """A row for each column's time and work, then bytes, memory, disk, energy and what fits whom, problems and notes.
 
     Args:
-        plan: As :meth:`lichen.recipes.plan.Plan.as_dict` gives it.
+        plan: As :meth:`lichen.recipes.plan.plan.Plan.as_dict` gives it.
     """
     from rich.text import Text
 

@@ -26,20 +26,20 @@ from lichen.allocator import give_back
 from lichen.core import private
 from lichen.core.errors import LichenError, traceback_text
 from lichen.core.store import write_atomic
+from lichen.present.charts.fonts import drawing
+from lichen.present.charts.frontier import frontier_png
+from lichen.present.charts.levels import levels_markdown, levels_png
 from lichen.present.compare import Outcome, Row, rows_of
 from lichen.present.compare_table import comparison_csv, comparison_markdown, notes
-from lichen.present.fonts import drawing
-from lichen.present.frontier import frontier_png
-from lichen.present.levels import levels_markdown, levels_png
 from lichen.present.summary import read_summary
 from lichen.present.trace import Event
 from lichen.present.units import seconds_text
-from lichen.recipes.bench import metric_name
-from lichen.recipes.footprint import footprint
-from lichen.recipes.inputs import expect_rows
-from lichen.recipes.read import recipe_sha256, write_recipe
-from lichen.recipes.schema import Recipe
-from lichen.recipes.variants import Comparison, Method
+from lichen.recipes.artifacts.inputs import expect_rows
+from lichen.recipes.assemble.experiment import metric_name
+from lichen.recipes.comparison import Comparison, Method
+from lichen.recipes.plan.footprint import footprint
+from lichen.recipes.schema.read import recipe_sha256, write_recipe
+from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["Cell", "Compared", "cells_of", "run_comparison", "shared_key"]
 
@@ -238,7 +238,7 @@ def _run(
     cell: Cell, out: Path, observers: Sequence[Callable[[Event], None]], say: Say, *, like: Path | None = None
 ) -> str | None:
     """Run a cell, or go on with it; why it failed, if it did. With ``like`` it refuses other rows than that run's."""
-    from lichen.recipes import build
+    from lichen.recipes import run as running
 
     if not out.exists():
         private.make_folder(out)
@@ -251,7 +251,7 @@ def _run(
     _link(shared, scores)
     _forget_peak()
     try:
-        build.run(cell.recipe, out=cell.folder, resume=True, observers=observers, say=say)
+        running.run(cell.recipe, out=cell.folder, resume=True, observers=observers, say=say)
     except LichenError as error:
         if not (cell.folder / "trace.jsonl").exists():
             shutil.rmtree(cell.folder, ignore_errors=True)  # nothing was trained

@@ -1,6 +1,6 @@
 """Many searches become one: the mean of their means, and a spread that covers them.
 
-Each client sends a normal distribution, diagonal, as :class:`lichen.clients.black_box.BlackBox` leaves it.
+Each client sends a normal distribution, diagonal, as :class:`lichen.clients.training.fedbpt.BlackBox` leaves it.
 With weights w_k that sum to one, shift d_k of the mean and spread s_k::
 
     mean ← mean + Σ w_k d_k
@@ -28,9 +28,9 @@ from typing import final
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
-from lichen.server import fixed_point
-from lichen.server.fixed_point import WEIGHT_BITS, FixedSum
 from lichen.server.mean import Summed, Weighting, weigh_C
+from lichen.server.sums import fixed_point
+from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
 
 __all__ = ["Evolution"]
 

@@ -13,7 +13,7 @@ A mean over clients, or over a teacher's help to them, can rise while some sink.
   :mod:`lichen.algorithms.agnostic` joins the two.
 
 F_k is what a client's message reports: its mean loss over the rows of its local steps. δ_k is what it sends.
-Both are exact sums (:mod:`lichen.server.fixed_point`). What a client adds follows from its own loss, norm and λ
+Both are exact sums (:mod:`lichen.server.sums.fixed_point`). What a client adds follows from its own loss, norm and λ
 alone, so the rules are linear: under masks clients make these numbers themselves. MinMax then shows the server
 each client's loss by name, as λ must, q-FFL shows it sums alone.
 
@@ -45,9 +45,9 @@ from lichen.core.contracts import ServerOptimizer
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
-from lichen.server import fixed_point
-from lichen.server.fixed_point import WEIGHT_BITS, FixedSum
 from lichen.server.mean import Summed, Weighting, fitted, weigh_C
+from lichen.server.sums import fixed_point
+from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
 
 __all__ = ["QFFL", "Ascend", "Gain", "MinMax", "gain_of", "simplex"]
 
@@ -115,7 +115,7 @@ class QFFL(Summed):
         """Fold every client of the message in.
 
         Raises:
-            LichenError: if a loss is missing or not finite, or as :func:`lichen.server.fixed_point.add`.
+            LichenError: if a loss is missing or not finite, or as :func:`lichen.server.sums.fixed_point.add`.
         """
         weight_C = weigh_C(message, self.weighting, discount)
         # A loss of 0 asks for nothing; a little more than that keeps its client in the sum.
@@ -187,7 +187,7 @@ class MinMax(Summed):
 
         Raises:
             LichenError: if a client is not in the mixture, a loss is missing or not finite, or as
-                :func:`lichen.server.fixed_point.add`.
+                :func:`lichen.server.sums.fixed_point.add`.
         """
         clients, everyone = message.client_C.tolist(), len(self.mixture)
         if max(clients) >= everyone:

@@ -3,8 +3,8 @@
     change_s = round(Σ_k w_k G_k,s / Σ_k w_k)          in units of 2^-bits
 
 where G_k,s sums the slopes client k found along direction s, none where it never went there. Sums are
-exact (:mod:`lichen.server.fixed_point`) and rounded once to whole units, so that the shared sums remain
-integers: every node rebuilds the same model from them (:mod:`lichen.clients.seeds`).
+exact (:mod:`lichen.server.sums.fixed_point`) and rounded once to whole units, so that the shared sums remain
+integers: every node rebuilds the same model from them (:mod:`lichen.clients.training.kseed`).
 
 A message is unfolded to K numbers before it is added, and only sums of those are used. So the rule is
 linear; under masks, a client would send the K numbers, as its choice of directions shows in the pairs.
@@ -28,9 +28,9 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
-from lichen.server import fixed_point
-from lichen.server.fixed_point import WEIGHT_BITS, FixedSum
 from lichen.server.mean import Summed, Weighting, weigh_C
+from lichen.server.sums import fixed_point
+from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
 
 __all__ = ["AddUnits", "SeedSums"]
 

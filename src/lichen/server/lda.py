@@ -4,7 +4,7 @@ Frozen features of a class are taken for normal around the class's mean, with on
 
     μ_k = Σ x / n_k      Σ = (Σ x xᵀ - Σ_k n_k μ_k μ_kᵀ) / n      w_k = Σ⁻¹ μ_k      b_k = log(n_k / n) - μ_kᵀ w_k / 2
 
-All of it follows from the sums of the ridge classifier (:mod:`lichen.clients.statistics`): the class sums
+All of it follows from the sums of the ridge classifier (:mod:`lichen.clients.statistics.sufficient`): the class sums
 are H's columns, the second moments are G. The sums are exact, so how rows are split over clients does not
 change one byte of the head. Unlike ridge, a rare class is not drowned by a common one, and the softmax of
 the scores is the model's own posterior.
@@ -33,10 +33,10 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
-from lichen.server import fixed_point
-from lichen.server.fixed_point import FixedSum
 from lichen.server.mean import Summed
 from lichen.server.ridge import add_statistics, change_to
+from lichen.server.sums import fixed_point
+from lichen.server.sums.fixed_point import FixedSum
 
 __all__ = ["Lda", "discriminant"]
 
@@ -47,7 +47,7 @@ NEVER = -1e30
 @final
 @dataclass(frozen=True, slots=True)
 class Lda(Summed):
-    """Closed-form head from the statistics of :class:`lichen.clients.statistics.Statistics`.
+    """Closed-form head from the statistics of :class:`lichen.clients.statistics.sufficient.Statistics`.
 
     Args:
         shrinkage: In [0, 1].

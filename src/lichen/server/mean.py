@@ -22,8 +22,8 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
-from lichen.server import fixed_point
-from lichen.server.fixed_point import WEIGHT_BITS, FixedSum
+from lichen.server.sums import fixed_point
+from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
 
 __all__ = ["Mean", "Summed", "Weighting", "fitted", "weigh_C"]
 
@@ -71,7 +71,7 @@ class Summed(ABC):
         return fixed_point.dump(total)
 
     def load(self, tensors: Tree, header: Mapping[str, Any]) -> FixedSum:
-        """Undo :meth:`dump`; raises as :func:`lichen.server.fixed_point.load`."""
+        """Undo :meth:`dump`; raises as :func:`lichen.server.sums.fixed_point.load`."""
         return fixed_point.load(tensors, header)
 
 

@@ -2,7 +2,7 @@
 
     W = (Σ G_k + λ I)^-1 Σ H_k
 
-The sums are exact (:mod:`lichen.server.fixed_point`), so how rows are split over clients, and in which
+The sums are exact (:mod:`lichen.server.sums.fixed_point`), so how rows are split over clients, and in which
 order or grouping their messages are merged, does not change one byte of W. λ is added once, here, so
 none has to be taken out again when statistics of single clients are merged.
 
@@ -28,9 +28,9 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
-from lichen.server import fixed_point
-from lichen.server.fixed_point import FixedSum
 from lichen.server.mean import Summed, weigh_C
+from lichen.server.sums import fixed_point
+from lichen.server.sums.fixed_point import FixedSum
 
 __all__ = ["Ridge", "add_statistics", "change_to"]
 
@@ -38,7 +38,7 @@ __all__ = ["Ridge", "add_statistics", "change_to"]
 @final
 @dataclass(frozen=True, slots=True)
 class Ridge(Summed):
-    """Closed-form head from the statistics of :class:`lichen.clients.statistics.Statistics`.
+    """Closed-form head from the statistics of :class:`lichen.clients.statistics.sufficient.Statistics`.
 
     Args:
         lam: λ > 0, added to the diagonal once.

@@ -6,7 +6,7 @@ those numbers, which four bits each then stand for. What remains after the last 
 parts of one client lie in one row of bytes whose length follows from the layout alone, so that every
 client of one layout sends equally many, and no part needs a header.
 
-What a codec loses is the caller's to remember (:mod:`lichen.clients.wire`, error feedback). Decoding is
+What a codec loses is the caller's to remember (:mod:`lichen.transforms.uplink`, error feedback). Decoding is
 deterministic: the same bytes give the same bits wherever they are read.
 
 Legend: C clients, N numbers that come, M numbers that are left to the next codec, B bytes.

@@ -1,0 +1,203 @@
+"""A student learns from a teacher on public rows alone, before the first round or wherever the teacher is.
+
+The server knows public texts and can ask a foundation model; it needs no client to make a first
+student of that. Being a node like any other, it runs the clients' own fold with a cohort of one:
+:class:`Distill` is local training whose answers lie here instead of coming down with the job, and whose
+helpers, such as the projections of :class:`lichen.models.layerwise_distillation.Layerwise`, are trained along and left
+behind. A client with a teacher of its own runs the same work. Clients that then start from such a student
+begin where the public texts end (the warm start of ensemble distillation in FedDF, turned around).
+
+References:
+    Geoffrey Hinton, Oriol Vinyals and Jeff Dean. "Distilling the Knowledge in a Neural Network." NIPS
+    Deep Learning Workshop 2014. https://arxiv.org/abs/1503.02531
+    Iulia Turc, Ming-Wei Chang, Kenton Lee and Kristina Toutanova. "Well-Read Students Learn Better: On
+    the Importance of Pre-training Compact Models." 2019. https://arxiv.org/abs/1908.08962 (distilled on
+    unlabelled text first, trained on labels after)
+    Tao Lin, Lingjing Kong, Sebastian U. Stich and Martin Jaggi. "Ensemble Distillation for Robust Model
+    Fusion in Federated Learning." NeurIPS 2020. https://arxiv.org/abs/2006.07242
+
+Legend: N public rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any, final
+
+import numpy as np
+from torch import Tensor
+
+from lichen.clients.training.optimize import ClientOptimizer, Schedule, lr_factor
+from lichen.clients.training.train import Train
+from lichen.core.contracts import Batch, ClientWork, CohortModel
+from lichen.core.errors import LichenError
+from lichen.core.message import Job, Message
+from lichen.core.seeds import derive
+from lichen.core.tree import Tree
+from lichen.data.batches.shards import Shard, TrainSource
+from lichen.models.layerwise_distillation import EncoderStates, Layers, Layerwise, Open
+
+__all__ = ["Distill", "LogLine", "pre_distil", "public_source"]
+
+LogLine = Mapping[str, float]
+"""``step`` (from 1), ``loss`` (mean over rows since the line before) and ``lr``."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Distill:
+    """Training with a teacher at hand, as a client work.
+
+    Args:
+        train: How it is trained (:class:`Train`, or what goes around it); its model may have more tensors than the
+            job brings.
+        answers: ``answers.*`` that this node holds; those of the job, of the same names, come first.
+        helpers: Where those further tensors begin; they are trained along and never sent.
+
+    Raises:
+        LichenError: if the answers have other names, or helpers would have to outlive a job.
+    """
+
+    train: ClientWork
+    _: KW_ONLY
+    answers: Tree = field(default_factory=dict)
+    helpers: Tree = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.answers:
+            if not name.startswith("answers."):
+                raise LichenError(f"{name!r} is no answer", where="distill.answers", fix="call it answers.prob")
+        if self.helpers and getattr(self.train, "personal", False):
+            raise LichenError(
+                "helpers are left behind after every job, personal training keeps all",
+                where="distill.helpers",
+                fix="train shared tensors, or teach by answers alone",
+            )
+
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
+        """Clients side by side, with the answers and the helpers beside what came down; raises as :class:`Train`."""
+        beside = {**self.answers, **self.helpers}
+        if job.shared:
+            device = next(iter(job.shared.values())).device
+            beside = {name: x.to(device) for name, x in beside.items()}
+        return self.train.init(replace(job, shared={**beside, **job.shared}), clients, own_C)
+
+    def step(self, state: Any, batch: Batch) -> Any:
+        """One optimizer step."""
+        return self.train.step(state, batch)
+
+    def final(self, state: Any) -> tuple[Message, Tree | None]:
+        """The message of :class:`Train`, without the helpers."""
+        message, own_C = self.train.final(state)
+        sent = {name: x for name, x in message.tensors.items() if name not in self.helpers}
+        return replace(message, tensors=sent), own_C
+
+
+def public_source(public: Shard, *, batch: int, steps: int, pad: int = 0, max_length: int | None = None) -> TrainSource:
+    """Shuffled batches of public rows for node 0; row i belongs to answer i where the shard names none.
+
+    Args:
+        public: The rows; labels it has teach as well.
+        batch: Rows of a batch.
+        steps: Batches in all.
+        pad: Padding token.
+        max_length: Longer rows are cut on the right.
+    """
+    answer = np.arange(public.size, dtype=np.int64) if public.answer is None else public.answer
+    return TrainSource(
+        {0: replace(public, answer=answer)}, batch_size=batch, steps=steps, pad=pad, max_length=max_length
+    )
+
+
+def pre_distil(
+    model: CohortModel,
+    start: Tree,
+    public: Shard,
+    answers: Tree,
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+    layers: Layers | None = None,
+    teacher: EncoderStates | None = None,
+    words_V: Tensor | None = None,
+    batch: int = 32,
+    pad: int = 0,
+    max_length: int | None = None,
+    schedule: Schedule = "cosine",
+    clip: float | None = 1.0,
+    lines: int = 20,
+    device: str = "cpu",
+) -> tuple[Tree, list[LogLine]]:
+    """A student distilled at the server.
+
+    Args:
+        model: The student.
+        start: Its tensors, without client axis; names under ``answers.`` and ``patch.`` are left alone.
+        public: Rows whose ``answer``, or else whose number, points into the answers; where layers are
+            followed, they are in the teacher's tokens.
+        answers: ``answers.prob`` and ``answers.index``, and any of
+            :func:`lichen.models.losses.answer_settings`; empty: layers and labels alone teach.
+        steps: Of AdamW.
+        lr: Its rate at the beginning.
+        seed: Of the rows' order and the projections.
+        layers: Which layers follow which; needs ``teacher``.
+        teacher: Whose layers.
+        words_V: The student's token for each of the teacher's
+            (:func:`lichen.models.layerwise_distillation.renumbering`).
+        batch: Rows of a batch.
+        pad: Padding token of ``public``.
+        max_length: Longer rows are cut.
+        schedule: How the rate falls.
+        clip: Gradient norm of a step is cut to this; None: never.
+        lines: At most so many lines of the log.
+        device: Where it is trained.
+
+    Returns:
+        ``(start's tensors after training, log)``.
+
+    Raises:
+        LichenError: if layers and teacher do not come together, nothing would teach, or it diverges.
+    """
+    if (layers is None) != (teacher is None):
+        raise LichenError("layers and a teacher come together or not at all", where="pre_distil", fix="give both")
+    if not answers and layers is None and not any(bool((np.asarray(y) >= 0).any()) for y in public.labels):
+        raise LichenError("there is nothing to learn from", where="pre_distil", fix="give answers, or layers")
+    helpers: Tree = {}
+    if layers is not None and teacher is not None:
+        wrapped = Layerwise(_open(model), teacher, layers, words_V=words_V)
+        model, helpers = wrapped, wrapped.projections(derive(seed, "projections"))
+    work = Distill(Train(model, optimizer=ClientOptimizer("adamw", lr=lr), clip=clip), answers=answers, helpers=helpers)
+    shared = {name: x.to(device) for name, x in start.items() if not name.startswith("answers.")}
+    job = Job(work="distill", shared=shared, version=0, clients=(0,), seed=seed)
+    source = public_source(
+        public if answers else _unanswered(public), batch=batch, steps=steps, pad=pad, max_length=max_length
+    )
+    state, log, before = work.init(job, (0,), None), list[LogLine](), (0.0, 0.0)
+    for step, rows in enumerate(source.batches((0,), seed)):
+        factor = lr_factor(schedule, step, steps)
+        state = work.step(replace(state, job=replace(state.job, settings={"lr_scale": factor})), rows)
+        if (step + 1) % max(1, -(-steps // lines)) == 0 or step + 1 == steps:
+            now = (float(state.sums["loss_sum"][0]), float(state.sums["count"][0]))
+            mean = (now[0] - before[0]) / max(now[1] - before[1], 1.0)
+            log.append({"step": float(step + 1), "loss": mean, "lr": lr * factor})
+            before = now
+    message, _ = work.final(state)
+    if bool(message.metrics["failed"][0]):
+        raise LichenError(f"diverged within {steps} steps", where="pre_distil", fix=f"use a lower rate than {lr:g}")
+    change = {name: x[0].to(start[name]) for name, x in message.tensors.items()}
+    return {name: x + change[name] if name in change else x for name, x in start.items()}, log
+
+
+def _open(model: CohortModel) -> Open:
+    if not callable(getattr(model, "states", None)):
+        raise LichenError(
+            f"the inner states of {model.name} cannot be seen", where="layers", fix="use the student transformer"
+        )
+    student: Open = model  # type: ignore[assignment]
+    return student
+
+
+def _unanswered(public: Shard) -> Shard:
+    return replace(public, answer=np.full(public.size, -1, np.int64))

@@ -1,0 +1,148 @@
+"""A language model learns from what others said about public texts, in its own vocabulary.
+
+The work is :class:`lichen.clients.training.train.Train` over a model that hears
+(:class:`lichen.models.tokens.token_targets.Taught`), with two things around it.
+
+*Whom to believe.* FedMKT's other half: a client that keeps its own tensors believes an answer only on
+texts where the teller's loss was lower than the one it told itself (``told/loss``, from
+:class:`lichen.clients.distillation.token_logits.Tell`); on the others it learns from the text alone. A server has
+chosen already (:class:`lichen.server.knowledge.select.Select`).
+
+*What it keeps.* Listening begins with a fresh optimizer and leaves the one of local training as it was: the
+moments of one loss say nothing of the other.
+
+The job brings ``answers.index`` and ``answers.prob`` ``(R, k)`` and, for clients that choose,
+``answers.loss`` ``(N,)``; a client with its own tensors is sent nothing else.
+
+References:
+    Tao Fan, Guoqiang Ma, Yan Kang, Hanlin Gu, Yuanfeng Song, Lixin Fan, Kai Chen and Qiang Yang. "FedMKT:
+    Federated Mutual Knowledge Transfer for Large and Small Language Models." COLING 2025.
+    https://arxiv.org/abs/2406.02224
+    Tao Fan, Yan Kang, Guoqiang Ma, Lixin Fan, Kai Chen and Qiang Yang. "FedCoLLM: A Parameter-Efficient
+    Federated Co-tuning Framework for Large and Small Language Models." 2024.
+    https://arxiv.org/abs/2411.11707
+
+Legend: C clients, B rows of a batch, N texts, R places with a label, k answers kept of a place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lichen.clients.distillation.token_logits import TOLD, own_params, starts
+from lichen.clients.training.train import Train, TrainState
+from lichen.core import tree as trees
+from lichen.core.contracts import Batch
+from lichen.core.errors import LichenError
+from lichen.core.message import Job, Message
+from lichen.core.tree import Tree
+from lichen.data.batches.rows import TextShard
+from lichen.models.tokens.token_targets import Taught
+
+__all__ = ["Listen", "ListenState"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenState:
+    """A block of clients in the middle of listening.
+
+    Attributes:
+        train: Their training.
+        believed_CN: On which texts each believes the answers.
+        kept: The optimizer of local training, ``opt/...``.
+    """
+
+    train: TrainState
+    believed_CN: Tensor
+    kept: Tree
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Listening as a client work; serve it with a :class:`lichen.data.batches.shards.TrainSource` of the public texts.
+
+    Args:
+        train: How it learns; its model is a :class:`lichen.models.tokens.token_targets.Taught`. With ``personal`` the
+            clients' own tensors learn and no tensor leaves; else the difference goes up, as at a server.
+        public: The texts, from :func:`lichen.clients.distillation.token_logits.public_shard`, as this model's tokenizer
+            has them.
+
+    Raises:
+        LichenError: if the model does not hear, or tensors would stay at home or be pulled to the shared ones.
+    """
+
+    train: Train
+    _: KW_ONLY
+    public: TextShard
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.train.model, Taught):
+            raise LichenError("the model hears no answers", where="listen.train", fix="wrap it in Taught")
+        if self.train.home or (self.train.personal and self.train.prox):
+            raise LichenError(
+                "listening trains all tensors, and knows no shared ones to be pulled to",
+                where="listen.train",
+                fix="leave home and prox out",
+            )
+
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> ListenState:
+        """Clients at their own tensors or at the job's, and what each believes.
+
+        Raises:
+            LichenError: if answers are missing or are not as many as there are places, or a client that
+                keeps its own tensors has none, or has not told.
+        """
+        personal, at = self.train.personal, starts(self.public)
+        params_C, _ = own_params(job, clients, own_C, personal=personal)
+        index = job.shared.get("answers.index")
+        if index is None or "answers.prob" not in job.shared or len(index) != int(at[-1]):
+            raise LichenError(
+                f"answers at {0 if index is None else len(index)} places, the texts have {int(at[-1])}",
+                where=f"job {job.work!r}",
+                fix="let everybody hold the same public texts",
+            )
+        shared = {**job.shared, "answers.at": at.to(index.device)}
+        heard_N = shared.pop("answers.loss", None)
+        believed_CN = torch.ones(len(clients), self.public.size, dtype=torch.bool)
+        own = dict(own_C or {})
+        if personal:
+            # The place of the shared tensors, whose values nobody looks at: each client begins at its own.
+            shared |= trees.take(params_C, 0)
+            told_CN = own.pop(TOLD, None)
+            if heard_N is None or told_CN is None or told_CN.shape != believed_CN.shape:
+                raise LichenError(
+                    "losses are missing, so nobody knows whom to believe",
+                    where=f"job {job.work!r}",
+                    fix="let every client tell before it listens",
+                )
+            believed_CN = (heard_N.to(told_CN) < told_CN).cpu()
+        kept, rest = trees.split(own, "opt/")
+        state = self.train.init(replace(job, shared=shared), clients, rest or None)
+        return ListenState(train=state, believed_CN=believed_CN, kept=trees.join("opt/", kept, {}))
+
+    def step(self, state: ListenState, batch: Batch) -> ListenState:
+        """One optimizer step of every active client on the public rows of its batch."""
+        row_CB = batch["index_CB"].cpu()
+        believed_CB = state.believed_CN.gather(1, row_CB.clamp(min=0)) & (row_CB >= 0)
+        heard = {**batch, "answer_CB": torch.where(believed_CB, row_CB, -1)}
+        return replace(state, train=self.train.step(state.train, heard))
+
+    def final(self, state: ListenState) -> tuple[Message, Tree | None]:
+        """The training's message, with the metric ``believed``: texts whose answers were taken.
+
+        The private state goes on with the learned tensors, and with the optimizer as it was before.
+        """
+        message, own_C = self.train.final(state.train)
+        believed_C = state.believed_CN.sum(1).to(message.weight_C)
+        message = replace(message, metrics={**message.metrics, "believed": believed_C})
+        if own_C is not None:
+            _, rest = trees.split(own_C, "opt/")
+            own_C = {**rest, **state.kept}
+        return message, own_C

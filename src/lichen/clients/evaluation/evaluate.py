@@ -1,0 +1,125 @@
+"""How well the shared or a client's own parameters do on its rows: only sums and counts leave.
+
+A language model's perplexity is ``exp(loss_sum / count)`` per client, or over all of them. For a
+classifier the loss is the plain cross-entropy of its logits, whatever it was trained with, so that
+methods compare; the confusion counts give accuracy and macro F1 (:mod:`lichen.clients.evaluation.metrics`).
+
+Legend: C clients, B rows, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lichen.core import tree as trees
+from lichen.core.contracts import Batch, CohortModel
+from lichen.core.message import Job, Message
+from lichen.core.parameters import personal_C, split_shared
+from lichen.core.tree import Tree
+
+__all__ = ["Evaluate", "EvaluateState", "measure"]
+
+
+def measure(model: CohortModel, params_C: Tree, fixed: Tree, batch: Batch) -> Tree:
+    """Float64 sums over one batch: ``loss_sum`` and ``count`` ``(C,)``, and a classifier's ``confusion`` ``(C, K, K)``.
+
+    Rows with label -100 or index -1, and inactive clients, count for nothing.
+    """
+    device = next(iter(params_C.values())).device
+    active_C = batch["active_C"].to(device)
+    with torch.no_grad():
+        if model.classes is None:
+            loss_C, count_C = model.loss(params_C, fixed, batch)
+            sums = {"loss_sum": loss_C, "count": count_C}
+        else:
+            labels_CB = batch["labels_CB"].to(device)
+            if "index_CB" in batch:
+                labels_CB = labels_CB.masked_fill(batch["index_CB"].to(device) < 0, -100)
+            logits_CBK = model.logits(params_C, fixed, batch)
+            sums = _classify(logits_CBK, labels_CB, model.classes)
+        return {name: torch.where(_along(active_C, x), x, torch.zeros_like(x)).double() for name, x in sums.items()}
+
+
+def _classify(logits_CBK: Tensor, labels_CB: Tensor, classes: int) -> Tree:
+    losses, confusions = [], []
+    for logits_BK, labels_B in zip(logits_CBK.float(), labels_CB, strict=True):
+        losses.append(functional.cross_entropy(logits_BK, labels_B, ignore_index=-100, reduction="sum"))
+        known_B = labels_B >= 0
+        pair_B = labels_B[known_B] * classes + logits_BK[known_B].argmax(-1)
+        confusions.append(torch.bincount(pair_B, minlength=classes * classes).view(classes, classes))
+    return {"loss_sum": torch.stack(losses), "count": (labels_CB >= 0).sum(1), "confusion": torch.stack(confusions)}
+
+
+def _along(active_C: Tensor, x: Tensor) -> Tensor:
+    return active_C.view(-1, *[1] * (x.dim() - 1))
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateState:
+    """A block of clients in the middle of an evaluation; ``sums`` as :func:`measure` gives them."""
+
+    job: Job
+    clients: tuple[int, ...]
+    params_C: Tree
+    fixed: Tree
+    sums: Tree
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Evaluation as a client work; no tensor leaves, and no private state is written.
+
+    Args:
+        model: Runs C clients at once.
+        personal: Evaluate each client's own parameters where it has some, else the shared ones.
+        use_best: With ``personal``: its best ones so far, where it has kept some.
+    """
+
+    model: CohortModel
+    _: KW_ONLY
+    personal: bool = False
+    use_best: bool = False
+
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> EvaluateState:
+        """Parameters to judge, and sums at zero."""
+        trainable, fixed = split_shared(job.shared)
+        if self.model.reference and not self.personal:
+            params_C = trees.expand(trainable, len(clients))  # every client is a call of its own, and only reads
+        else:
+            params_C = personal_C(trainable, own_C if self.personal else None, len(clients), use_best=self.use_best)
+        shapes: Mapping[str, tuple[int, ...]] = {"loss_sum": (), "count": ()}
+        if self.model.classes is not None:
+            shapes = {**shapes, "confusion": (self.model.classes, self.model.classes)}
+        device = next(iter(params_C.values())).device
+        return EvaluateState(
+            job=job,
+            clients=tuple(clients),
+            params_C=params_C,
+            fixed=fixed,
+            sums={k: torch.zeros(len(clients), *s, dtype=torch.float64, device=device) for k, s in shapes.items()},
+        )
+
+    def step(self, state: EvaluateState, batch: Batch) -> EvaluateState:
+        """The sums with one more batch in them."""
+        more = measure(self.model, state.params_C, state.fixed, batch)
+        return replace(state, sums={name: total + more[name] for name, total in state.sums.items()})
+
+    def final(self, state: EvaluateState) -> tuple[Message, Tree | None]:
+        """A message of metrics alone, weighed by the labelled rows or tokens."""
+        message = Message(
+            group=self.model.group,
+            client_C=torch.tensor(state.clients, dtype=torch.int64),
+            version_C=torch.full((len(state.clients),), state.job.version, dtype=torch.int64),
+            tensors={},
+            weight_C=state.sums["count"],
+            metrics=state.sums,
+        )
+        return message, None

@@ -1,0 +1,211 @@
+"""Training by seeds and scalars alone: FedKSeed, where a whole model's round fits into kilobytes.
+
+K directions are fixed for the run, each drawn from a seed that everybody can derive. A model is then
+nothing but its start and one number for each direction::
+
+    θ = θ0 − η Σ_s G_s z(s)
+
+That is all that goes down. A client rebuilds θ, takes τ steps of zeroth order along directions chosen
+from the K, and sends back τ pairs of an index and a slope.
+
+Everybody must rebuild the same θ to the last bit. Slopes are therefore rounded to integers, multiples of
+``2^-bits``; z is made of integers as well; so ``Σ G_s z(s)`` is an integer below 2^53, and float64 sums of
+it are exact in any order, on any number of threads, from scratch or by what changed since the last
+version. The learning rate is constant in the paper; here a schedule's factor is in the slope.
+
+References:
+    Zhen Qin, Daoyuan Chen, Bingchen Qian, Bolin Ding, Yaliang Li and Shuiguang Deng. "Federated
+    Full-Parameter Tuning of Billion-Sized Language Models with Communication Cost under 18 Kilobytes."
+    ICML 2024. https://arxiv.org/abs/2312.06353
+
+Legend: C clients, K directions, S of them at a time, P numbers of a piece, N of a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lichen.clients.training.kseed_replay import SUMS, Replay
+from lichen.clients.training.mezo import WeighBy, both_sides, check_rates, message_of, shift, told
+from lichen.core import tree as trees
+from lichen.core.contracts import Batch, ClientWork, CohortModel
+from lichen.core.errors import LichenError
+from lichen.core.message import Job, Message
+from lichen.core.parameters import split_shared
+from lichen.core.seeds import numpy_generator
+from lichen.core.tree import Tree
+
+__all__ = ["INDEX", "UNITS", "Materialized", "SeedSteps", "SeedStepsState"]
+
+INDEX = "kseed.index"
+"""``(C, τ)`` in a message: the directions gone along, int16 where K allows, -1 past a client's last step."""
+UNITS = "kseed.units"
+"""``(C, τ)`` int32 in a message: the slopes, in units of ``2^-bits``."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedStepsState:
+    """A block of clients in the middle of training.
+
+    Attributes:
+        job: What was asked.
+        clients: Roster indices.
+        params_C: Tensors now, this block's alone: steps change them in place.
+        fixed: Shared tensors without client axis.
+        chosen: The directions each client goes along, in order.
+        index_Ct: Those it has gone along; -1 past its last step.
+        units_Ct: Its slopes along them.
+        sums: ``(C,)`` float64 ``loss_sum``, ``count``, ``tokens``, ``steps``, on the CPU.
+    """
+
+    job: Job
+    clients: tuple[int, ...]
+    params_C: Tree
+    fixed: Tree
+    chosen: tuple[tuple[int, ...], ...]
+    index_Ct: Tensor
+    units_Ct: Tensor
+    sums: Tree
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SeedSteps:
+    """FedKSeed's client work: some zeroth-order steps, sent as pairs of an index and a slope.
+
+    Args:
+        model: Runs C clients at once.
+        replay: The run's directions, learning rate and start.
+        steps: τ, the most steps a client takes in a round; a message's size follows from it.
+        eps: ε, how far to either side a step looks.
+        clip: The slope's magnitude is cut to this.
+        weigh_by: What a client's weight counts, as in :class:`lichen.clients.training.train.Train`.
+
+    Raises:
+        LichenError: if a value is out of range.
+    """
+
+    model: CohortModel
+    replay: Replay
+    _: KW_ONLY
+    steps: int
+    eps: float = 1e-3
+    clip: float = 100.0
+    weigh_by: WeighBy = "examples"
+
+    def __post_init__(self) -> None:
+        check_rates(self.replay.lr, self.eps, self.clip, self.weigh_by, self.replay.kind)
+        if self.steps < 1:
+            raise LichenError(f"{self.steps} steps", where="kseed.steps", fix="take one or more")
+        if self.clip * 2**self.replay.bits >= 2**31:
+            raise LichenError(
+                f"a slope of {self.clip} does not fit into 32 bits at {self.replay.bits} after the point",
+                where="kseed.clip",
+                fix="lower clip or bits",
+            )
+
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> SeedStepsState:
+        """The sums made tensors, once for the block, and each client's directions drawn.
+
+        Raises:
+            LichenError: if the job carries trainable tensors beside the sums, or no sums.
+        """
+        trainable, fixed = split_shared(job.shared)
+        stray = sorted(trainable.keys() - {SUMS})
+        if stray:
+            raise LichenError(f"{stray[0]!r} comes beside the seed sums", where="job", fix="share the sums alone")
+        begin = self.replay.tree(trainable)
+        count, each = len(clients), self.steps
+        chosen = tuple(
+            tuple(numpy_generator(job.seed, client, "kseed").integers(self.replay.count, size=each).tolist())
+            for client in clients
+        )
+        narrow = torch.int16 if self.replay.count <= 2**15 else torch.int32
+        return SeedStepsState(
+            job=job,
+            clients=tuple(clients),
+            params_C={n: x[None] for n, x in begin.items()} if count == 1 else trees.broadcast(begin, count),
+            fixed=fixed,
+            chosen=chosen,
+            index_Ct=torch.full((count, each), -1, dtype=narrow),
+            units_Ct=torch.zeros(count, each, dtype=torch.int32),
+            sums=dict.fromkeys(("loss_sum", "count", "tokens", "steps"), torch.zeros(count, dtype=torch.float64)),
+        )
+
+    def step(self, state: SeedStepsState, batch: Batch) -> SeedStepsState:
+        """One step of every active client along the next of its directions, in place.
+
+        Raises:
+            LichenError: if a client has more batches than steps.
+        """
+        active, at_C = batch["active_C"].tolist(), [int(n) for n in state.sums["steps"].tolist()]
+        if any(on and t >= self.steps for on, t in zip(active, at_C, strict=True)):
+            raise LichenError(f"more than {self.steps} batches came", where="kseed.steps", fix="raise it to that many")
+        replay = self.replay
+        seeds = [replay.seed(mine[t]) if on else None for mine, t, on in zip(state.chosen, at_C, active, strict=True)]
+        sides = both_sides(
+            self.model,
+            state.params_C,
+            {},
+            state.fixed,
+            batch,
+            seeds,
+            eps=self.eps,
+            kind=replay.kind,
+            clip=self.clip,
+        )
+        index_Ct, units_Ct = state.index_Ct.clone(), state.units_Ct.clone()
+        factor = state.job.settings.get("lr_scale", 1.0) * 2.0**replay.bits
+        ends = [self.eps] * len(seeds)
+        for c, slope in enumerate(sides.slope_C.tolist()):
+            if seeds[c] is not None and math.isfinite(slope):
+                units = round(max(-(2**31), min(2**31 - 1, slope * factor)))
+                index_Ct[c, at_C[c]], units_Ct[c, at_C[c]] = state.chosen[c][at_C[c]], units
+                # The client goes on from the rounded slope, as everybody will.
+                ends[c] -= replay.lr * replay.slope(units)
+        shift(state.params_C, seeds, ends, replay.kind)
+        return replace(state, index_Ct=index_Ct, units_Ct=units_Ct, sums=told(state.sums, batch, sides))
+
+    def final(self, state: SeedStepsState) -> tuple[Message, Tree | None]:
+        """The pairs; no private state. A client with a loss that is not finite sends none, weight 0 and ``failed``."""
+        fine_C = state.sums["loss_sum"].isfinite()
+        tensors = {
+            INDEX: torch.where(fine_C[:, None], state.index_Ct, torch.full_like(state.index_Ct, -1)),
+            UNITS: torch.where(fine_C[:, None], state.units_Ct, torch.zeros_like(state.units_Ct)),
+        }
+        message = message_of(self.model, state.job, state.clients, tensors, state.sums, fine_C, self.weigh_by)
+        return replace(message, group=f"kseed/{self.replay.count}/{self.replay.bits}/{message.group}"), None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Materialized:
+    """A work done on the tensors that a job's seed sums stand for, such as evaluation.
+
+    Args:
+        work: What is done.
+        replay: The run's.
+    """
+
+    work: ClientWork
+    replay: Replay
+
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
+        """The work's state on the model's tensors; raises as :meth:`Replay.tree`."""
+        rest = {name: x for name, x in job.shared.items() if name != SUMS}
+        return self.work.init(replace(job, shared={**rest, **self.replay.tree(job.shared)}), clients, own_C)
+
+    def step(self, state: Any, batch: Batch) -> Any:
+        """The work's."""
+        return self.work.step(state, batch)
+
+    def final(self, state: Any) -> tuple[Message, Tree | None]:
+        """The work's."""
+        return self.work.final(state)

@@ -1,0 +1,68 @@
+"""Soft targets for rows without a label, beside the loss of those that have one.
+
+A work that finds out in a step what a row should say puts it into the batch as ``target_CBK``: a row of
+probabilities times how much the row shall weigh, zeros where there is no target. This model adds their
+cross entropy; it is what lets such a work go around :class:`lichen.clients.training.train.Train` without copying it.
+
+Legend: C clients, B rows, K classes, R rows with a target.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lichen.core.contracts import Batch, CohortModel
+from lichen.core.tree import Tree, to_device
+from lichen.models.losses import classify_losses_C
+
+__all__ = ["TargetLoss"]
+
+
+@final
+class TargetLoss:
+    """A classifier whose batches may also hold ``target_CBK``: what rows without a label shall say, and how much.
+
+    The loss of a client with targets is such that the mean training takes is the mean over labelled
+    rows plus the sum of the targets' cross entropies. Without targets it is the model's own, bit for bit.
+
+    Args:
+        model: A classifier.
+    """
+
+    __slots__ = ("base", "classes", "group", "model", "name", "reference")
+
+    def __init__(self, model: CohortModel) -> None:
+        self.model = model
+        self.name, self.base, self.group = model.name, model.base, model.group
+        self.classes, self.reference = model.classes, model.reference
+
+    def init(self, seed: int) -> Tree:
+        """The model's."""
+        return self.model.init(seed)
+
+    def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
+        """The model's."""
+        return self.model.logits(trainable_C, fixed, batch)
+
+    def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_C, count_C)``; rows with a target count as labelled, those made by mixing do not."""
+        if "target_CBK" not in batch:
+            return self.model.loss(trainable_C, fixed, batch)
+        logits_CBK = self.model.logits(trainable_C, fixed, batch)
+        on = to_device(batch, logits_CBK.device)
+        loss_C, count_C = classify_losses_C(logits_CBK, fixed, on)
+        own_CB = on["index_CB"] >= 0
+        losses, counts = [], []
+        for c, (loss, count) in enumerate(zip(loss_C, count_C, strict=True)):
+            aimed_B = on["target_CBK"][c].sum(-1) > 0
+            if bool(on["active_C"][c]) and bool(aimed_B.any()):
+                target_RK = on["target_CBK"][c][aimed_B]
+                log_RK = logits_CBK[c][aimed_B].to(target_RK.dtype).log_softmax(-1)
+                learned = count + (aimed_B & own_CB[c]).sum()
+                loss, count = learned * (loss / count.clamp(min=1) - (target_RK * log_RK).sum()), learned
+            losses.append(loss)
+            counts.append(count)
+        return torch.stack(losses), torch.stack(counts)

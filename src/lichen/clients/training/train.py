@@ -1,0 +1,314 @@
+"""Local training: some steps of SGD or AdamW on a client's own rows, and the difference goes up.
+
+This one fold is the client side of federated averaging, of its proximal form (FedProx: the gradient
+gains ``prox * (w - w_shared)``), of FFA-LoRA (``phases=(("lora_A",),)``), of RoLoRA, whose rounds take
+turns (``phases=(("lora_A",), ("lora_B",))``), of FedSA-LoRA (``home=("lora_B",)``: that half stays with
+its client), and of training alone (``personal=True``: parameters and optimizer live in the private state
+and nothing leaves; with ``prox`` it is Ditto's personal objective).
+
+References:
+    H. Brendan McMahan, Eider Moore, Daniel Ramage, Seth Hampson and Blaise Agüera y Arcas.
+    "Communication-Efficient Learning of Deep Networks from Decentralized Data." AISTATS 2017.
+    https://arxiv.org/abs/1602.05629
+    Tian Li, Anit Kumar Sahu, Manzil Zaheer, Maziar Sanjabi, Ameet Talwalkar and Virginia Smith.
+    "Federated Optimization in Heterogeneous Networks." MLSys 2020. https://arxiv.org/abs/1812.06127
+    Youbang Sun, Zitao Li, Yaliang Li and Bolin Ding. "Improving LoRA in Privacy-preserving Federated
+    Learning." ICLR 2024. https://arxiv.org/abs/2403.12313 (FFA-LoRA)
+    Shuangyi Chen, Yuanxin Guo, Yue Ju, Hardik Dalal, Zhongwen Zhu and Ashish Khisti. "Robust Federated
+    Finetuning of LLMs via Alternating Optimization of LoRA." NeurIPS 2025.
+    https://arxiv.org/abs/2502.01755 (RoLoRA)
+    Pengxin Guo, Shuang Zeng, Yanran Wang, Huijie Fan, Feifei Wang and Liangqiong Qu. "Selective
+    Aggregation for Low-Rank Adaptation in Federated Learning." ICLR 2025.
+    https://arxiv.org/abs/2410.01463 (FedSA-LoRA)
+    Tian Li, Shengyuan Hu, Ahmad Beirami and Virginia Smith. "Ditto: Fair and Robust Federated
+    Learning Through Personalization." ICML 2021. https://arxiv.org/abs/2012.04221
+
+Legend: C clients, B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from lichen.clients.training.optimize import ClientOptimizer, clip_C
+from lichen.core import tree as trees
+from lichen.core.contracts import Batch, CohortModel
+from lichen.core.errors import LichenError
+from lichen.core.message import Job, Message
+from lichen.core.parameters import personal_C, split_shared
+from lichen.core.tree import Tree
+
+__all__ = ["Train", "TrainState", "tokens_seen_C"]
+
+
+def tokens_seen_C(batch: Batch) -> Tensor:
+    """Attended tokens of each client's active batch, or its rows where there are no tokens; int64 ``(C,)``."""
+    active_C = batch["active_C"]
+    if "attention_mask_CBT" in batch:
+        seen_CB = batch["attention_mask_CBT"].sum(2)
+        if "index_CB" in batch:  # a padding row attends to one padding token, which is nobody's
+            real_CB = batch["index_CB"] >= 0
+            seen_CB = seen_CB * (real_CB | (batch["answer_CB"] >= 0) if "answer_CB" in batch else real_CB)
+        seen_C = seen_CB.sum(1)
+    elif "index_CB" in batch:
+        seen_C = (batch["index_CB"] >= 0).sum(1)
+    elif "labels_CB" in batch:
+        seen_C = (batch["labels_CB"] >= 0).sum(1)
+    else:
+        seen_C = torch.zeros_like(active_C, dtype=torch.int64)
+    return seen_C.to(torch.int64) * active_C
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainState:
+    """A block of clients in the middle of training.
+
+    Attributes:
+        job: What was asked.
+        clients: Roster indices.
+        shared_C: Trained tensors as the job brought them, ``(C, ...)``.
+        begin_C: Where these clients began: ``shared_C``, or their own.
+        begin_optimizer: The optimizer's state there.
+        params_C: Trained tensors now.
+        optimizer: The optimizer's state now.
+        held_C: Trainable tensors that nobody trains here.
+        fixed: Shared tensors without client axis (``patch.``, ``answers.``).
+        kept: The rest of the private state, carried along untouched.
+        sums: ``(C,)`` float64 ``loss_sum``, ``count``, ``tokens``, ``steps``.
+        added: Micro-batches added up since the last step.
+        grads_C: Gradients of their summed loss; empty where there are none.
+        count_C: Their labelled rows or tokens; None where there are none.
+    """
+
+    job: Job
+    clients: tuple[int, ...]
+    shared_C: Tree
+    begin_C: Tree
+    begin_optimizer: Tree
+    params_C: Tree
+    optimizer: Tree
+    held_C: Tree
+    fixed: Tree
+    kept: Tree
+    sums: Tree
+    added: int = 0
+    grads_C: Tree = field(default_factory=dict)
+    count_C: Tensor | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Local training as a client work.
+
+    Args:
+        model: Runs C clients at once.
+        optimizer: How each client steps; the job's setting ``lr_scale`` scales its learning rate.
+        clip: Each client's gradient norm is cut to this in every step; None: never.
+        prox: FedProx's µ, the pull towards the shared tensors.
+        personal: Parameters and optimizer live on in the private state, and no tensor leaves.
+        phases: Ends of names that nobody trains or sends: those of ``phases[v % len(phases)]`` where v
+            is the job's version. None at all if empty.
+        home: Ends of names that every client trains and keeps: each begins where it left off, and these
+            tensors are not sent. Clients that come for the first time begin at the shared ones.
+        weigh_by: What a client's weight counts: ``"examples"`` (labelled rows or tokens seen),
+            ``"tokens"`` (attended ones), or ``"one"``.
+        accumulate: Micro-batches of a step (:class:`lichen.data.batches.accumulation.MicroBatches`): the step is that
+            of one batch with all their rows, up to rounding.
+
+    Raises:
+        LichenError: if a value is out of range.
+    """
+
+    model: CohortModel
+    _: KW_ONLY
+    optimizer: ClientOptimizer = field(default_factory=ClientOptimizer)
+    clip: float | None = None
+    prox: float = 0.0
+    personal: bool = False
+    phases: tuple[tuple[str, ...], ...] = ()
+    home: tuple[str, ...] = ()
+    weigh_by: Literal["examples", "tokens", "one"] = "examples"
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise LichenError(f"{self.clip} is not positive", where="train.clip", fix="use a number > 0, or none")
+        if not (math.isfinite(self.prox) and self.prox >= 0):
+            raise LichenError(f"{self.prox} is out of range", where="train.prox", fix="use a number >= 0")
+        if self.accumulate < 1:
+            raise LichenError(f"{self.accumulate} is too few", where="train.accumulate", fix="use 1 or more")
+        if self.weigh_by not in ("examples", "tokens", "one"):
+            raise LichenError(
+                f"cannot weigh by {self.weigh_by!r}", where="train.weigh_by", fix="use examples, tokens or one"
+            )
+
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> TrainState:
+        """Clients side by side at the shared tensors, or at their own where they have some and ``personal`` is set.
+
+        Raises:
+            LichenError: if nothing is left to train, or the private state does not fit.
+        """
+        trainable, fixed = split_shared(job.shared)
+        frozen = self.phases[job.version % len(self.phases)] if self.phases else ()
+        held = {name: x for name, x in trainable.items() if name.endswith(frozen)}
+        trained = {name: x for name, x in trainable.items() if name not in held}
+        if not trained:
+            raise LichenError("no tensor is left to train", where="train.phases", fix="freeze fewer names")
+        count = len(clients)
+        kept = dict(own_C or {})
+        shared_C = trees.broadcast(trained, count)
+        begin_C, optimizer = shared_C, self.optimizer.init(shared_C)
+        held_C = trees.broadcast(held, count)
+        if self.home and not self.personal:
+            mine = personal_C({n: x for n, x in trainable.items() if n.endswith(self.home)}, own_C, count)
+            begin_C = {name: mine.get(name, x_C) for name, x_C in shared_C.items()}
+            held_C = {name: mine.get(name, x_C) for name, x_C in held_C.items()}
+        if self.personal:
+            begin_C = personal_C(trained, own_C, count)
+            before, _ = trees.split(kept, "opt/")
+            if before:
+                trees.check_same(before, optimizer, where="private state")
+                optimizer = before
+        zero_C = torch.zeros(count, dtype=torch.float64, device=next(iter(shared_C.values())).device)
+        return TrainState(
+            job=job,
+            clients=tuple(clients),
+            shared_C=shared_C,
+            begin_C=begin_C,
+            begin_optimizer=optimizer,
+            params_C=begin_C,
+            optimizer=optimizer,
+            held_C=held_C,
+            fixed=fixed,
+            kept=kept,
+            sums=dict.fromkeys(("loss_sum", "count", "tokens", "steps"), zero_C),
+        )
+
+    def step(self, state: TrainState, batch: Batch) -> TrainState:
+        """One optimizer step of every active client on the mean loss over its own labelled rows or tokens.
+
+        With ``accumulate``, a micro-batch is added up, and the last one of a step takes it.
+        """
+        if self.accumulate > 1:
+            return self._added(state, batch)
+        leaves_C = {name: x.detach().requires_grad_() for name, x in state.params_C.items()}
+        with torch.enable_grad():
+            loss_C, count_C = self.model.loss({**leaves_C, **state.held_C}, state.fixed, batch)
+            mean_C = loss_C / count_C.clamp(min=1)
+            grads = torch.autograd.grad(
+                mean_C.sum(), list(leaves_C.values()), allow_unused=True, materialize_grads=True
+            )
+        return self._stepped(state, batch, dict(zip(leaves_C, grads, strict=True)), loss_C.detach(), count_C)
+
+    def _added(self, state: TrainState, batch: Batch) -> TrainState:
+        """The state with one more micro-batch in it; the sum of losses is what adds up, not their mean."""
+        device = next(iter(state.params_C.values())).device
+        rows_CB = batch["index_CB"] >= 0
+        if "answer_CB" in batch:
+            rows_CB = rows_CB | (batch["answer_CB"] >= 0)
+        grads_C, count_C = state.grads_C or trees.zeros_like(state.params_C), state.count_C
+        loss_C = torch.zeros(len(state.clients), dtype=torch.float64, device=device)
+        some_C = torch.zeros(len(state.clients), dtype=torch.int64, device=device)
+        if bool(rows_CB.any()):  # a model need not take a batch without a row
+            leaves_C = {name: x.detach().requires_grad_() for name, x in state.params_C.items()}
+            with torch.enable_grad():
+                losses_C, some_C = self.model.loss({**leaves_C, **state.held_C}, state.fixed, batch)
+                more = torch.autograd.grad(
+                    losses_C.sum(), list(leaves_C.values()), allow_unused=True, materialize_grads=True
+                )
+            loss_C, grads_C = losses_C.detach(), trees.add(grads_C, dict(zip(leaves_C, more, strict=True)))
+        count_C = some_C if count_C is None else count_C + some_C
+        if state.added + 1 < self.accumulate:
+            sums = self._summed(state, batch, {"loss_sum": loss_C, "count": some_C}, device)
+            return replace(state, sums=sums, added=state.added + 1, grads_C=grads_C, count_C=count_C)
+        divisor_C = count_C.clamp(min=1)
+        grads_C = trees.map_tree(lambda x: x / divisor_C.to(x).view(-1, *[1] * (x.dim() - 1)), grads_C)
+        stepped = self._stepped(state, batch, grads_C, loss_C, some_C)
+        return replace(stepped, added=0, grads_C={}, count_C=None)
+
+    def _summed(self, state: TrainState, batch: Batch, seen: Tree, device: torch.device) -> Tree:
+        """The sums with what active clients have seen in one more batch."""
+        active_C = batch["active_C"].to(device)
+        seen = {**seen, "tokens": tokens_seen_C(batch).to(device)}
+        return {
+            name: total + torch.where(active_C, seen[name].to(total), torch.zeros_like(total))
+            if name in seen
+            else total
+            for name, total in state.sums.items()
+        }
+
+    def _stepped(self, state: TrainState, batch: Batch, grads_C: Tree, loss_C: Tensor, count_C: Tensor) -> TrainState:
+        """The optimizer's step by these gradients, and the sums with this batch in them."""
+        exact = self.model.reference
+        # Fast steps learn from a batch on the host who is active, without waiting for an accelerator.
+        device = next(iter(state.params_C.values())).device
+        active_C = batch["active_C"].to(device)
+        with torch.no_grad():
+            if self.clip is not None:
+                grads_C = clip_C(grads_C, self.clip, exact=exact)
+            if self.prox:
+                drift_C = trees.sub(state.params_C, state.shared_C)
+                grads_C = trees.add(grads_C, trees.scale(drift_C, self.prox))
+            params_C, optimizer = self.optimizer.update(
+                grads_C,
+                state.optimizer,
+                state.params_C,
+                active_C=active_C if exact else batch["active_C"],
+                lr_scale=state.job.settings.get("lr_scale", 1.0),
+                exact=exact,
+            )
+            sums = self._summed(state, batch, {"loss_sum": loss_C, "count": count_C, "steps": active_C}, device)
+        return replace(state, params_C=params_C, optimizer=optimizer, sums=sums)
+
+    def final(self, state: TrainState) -> tuple[Message, Tree | None]:
+        """The message and, where some are kept, the private tensors.
+
+        The message's tensors are ``params - shared`` (none if ``personal``, none that are at ``home``). A
+        client whose loss or parameters are not finite sends weight 0, zeros and ``failed`` = 1, and keeps
+        the private state it began with, so that it can poison neither the sum nor its own later rounds.
+        """
+        fine_C = state.sums["loss_sum"].isfinite()
+        for x_C in state.params_C.values():
+            fine_C = fine_C & x_C.flatten(1).isfinite().all(1)
+        metrics = {name: torch.where(fine_C, x_C, torch.zeros_like(x_C)) for name, x_C in state.sums.items()}
+        metrics["failed"] = (~fine_C).to(torch.float64)
+        weight_C = {
+            "examples": metrics["count"],
+            "tokens": metrics["tokens"],
+            "one": (metrics["steps"] > 0).to(torch.float64),
+        }[self.weigh_by]
+        own_C: Tree | None = None
+        tensors: Tree = {}
+        if self.personal:
+            params_C = _where(fine_C, state.params_C, state.begin_C)
+            optimizer = _where(fine_C, state.optimizer, state.begin_optimizer)
+            own_C = trees.join("params/", params_C, trees.join("opt/", optimizer, state.kept))
+        else:
+            mine = {name for name in state.params_C if name.endswith(self.home)}
+            sent = [{n: x for n, x in tree.items() if n not in mine} for tree in (state.params_C, state.shared_C)]
+            delta_C = trees.sub(*sent)
+            tensors = _where(fine_C, delta_C, trees.zeros_like(delta_C))
+            if mine:
+                kept_C = _where(fine_C, state.params_C, state.begin_C)
+                own_C = trees.join("params/", {name: kept_C[name] for name in mine}, state.kept)
+        message = Message(
+            group=self.model.group,
+            client_C=torch.tensor(state.clients, dtype=torch.int64),
+            version_C=torch.full((len(state.clients),), state.job.version, dtype=torch.int64),
+            tensors=tensors,
+            weight_C=weight_C,
+            metrics=metrics,
+        )
+        return message, own_C
+
+
+def _where(fine_C: Tensor, a_C: Tree, b_C: Tree) -> Tree:
+    return trees.map_tree(lambda a, b: torch.where(fine_C.view(-1, *[1] * (a.dim() - 1)), a, b), a_C, b_C)

@@ -1,0 +1,54 @@
+"""What rows are, in one number: equal digests, equal rows in equal order, wherever they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from lichen.data.batches.rows import ArrayShard, Ragged, Shard
+from lichen.data.sources.record import Record
+
+__all__ = ["records_digest", "shards_digest"]
+
+
+def records_digest(records: Sequence[Record]) -> str:
+    """SHA-256 (64 hex digits) over all that was read of every row; the path it was read from is no part of it.
+
+    >>> a, b = Record(client="x", text="Yes."), Record(client="x", text="yes.")
+    >>> records_digest([a]) == records_digest([a]), records_digest([a]) == records_digest([b])
+    (True, False)
+    """
+    total = hashlib.sha256()
+    for r in records:
+        label, turns = repr(r.label), json.dumps([dict(turn) for turn in r.messages], default=str) if r.messages else ""
+        sizes = f"{len(r.client)} {len(r.text)} {len(r.prompt)} {len(r.group)} {len(label)} {int(r.held_out)}\n"
+        whole = "".join((sizes, r.client, r.text, r.prompt, r.group, label, turns, "\n"))
+        total.update(whole.encode("utf-8", "surrogatepass"))
+        if r.features is not None:
+            _add(total, r.features)
+    return total.hexdigest()
+
+
+def shards_digest(*shards: Sequence[Shard]) -> str:
+    """SHA-256 (64 hex digits) over the rows of all clients as the model reads them, and their labels."""
+    total = hashlib.sha256()
+    for part in shards:
+        for shard in part:
+            total.update(f"shard of {shard.size}\n".encode())
+            for rows in (shard.x if isinstance(shard, ArrayShard) else shard.input_ids, shard.labels):
+                if isinstance(rows, np.ndarray):
+                    _add(total, rows)
+                else:
+                    some = Ragged.of(rows)
+                    _add(total, some.length_N)
+                    _add(total, some.flat_T[some.offset_N1[0] : some.offset_N1[-1]])
+    return total.hexdigest()
+
+
+def _add(total: hashlib._Hash, array: np.ndarray) -> None:
+    """Integers of any width are the same numbers."""
+    plain = array.astype(np.int64) if array.dtype.kind in "iu" else np.ascontiguousarray(array)
+    total.update(f"{plain.dtype} {plain.shape}\n".encode() + plain.tobytes())

@@ -1,0 +1,120 @@
+"""Batches with so many labelled and so many unlabelled rows of each client, where labels are few.
+
+Drawn from one permutation, a batch of a client with five labels in a hundred rows would mostly hold none.
+Here both kinds have their own permutations, as the labelled and the unlabelled loader of FixMatch (Sohn et
+al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020,
+https://arxiv.org/abs/2001.07685).
+
+Legend: C clients, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import final
+
+import numpy as np
+
+from lichen.core.contracts import Batch
+from lichen.core.errors import LichenError
+from lichen.core.seeds import numpy_generator
+from lichen.data.batches.collate import Slot, assemble, stream
+from lichen.data.batches.rows import Shard
+from lichen.data.batches.shards import TrainSource
+
+__all__ = ["FewLabels", "hide"]
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class FewLabels:
+    """A training source that draws a client's labelled and unlabelled rows apart.
+
+    Attributes:
+        local: The clients' rows, unlabelled ones with label -100; ``batch_size`` labelled ones a batch.
+        unlabelled_rows: Unlabelled rows of a batch, below the labelled ones.
+
+    Raises:
+        LichenError: if there are no unlabelled rows in a batch.
+    """
+
+    local: TrainSource
+    _: KW_ONLY
+    unlabelled_rows: int
+
+    def __post_init__(self) -> None:
+        if self.unlabelled_rows < 1:
+            raise LichenError(f"unlabelled_rows is {self.unlabelled_rows}", where="FewLabels", fix="use 1 or more")
+
+    def shape(self, client: int) -> Hashable:
+        """The local source's."""
+        return self.local.shape(client)
+
+    def cost(self, client: int) -> int:
+        """The local source's, for as many rows as a batch has here."""
+        return -(-self.local.cost(client) * (self.local.batch_size + self.unlabelled_rows) // self.local.batch_size)
+
+    def batches(self, clients: Sequence[int], seed: int) -> Iterator[Batch]:
+        """As many steps as the busiest of these clients takes; others go inactive after theirs."""
+        shapes = {self.local.shape(c) for c in clients}
+        if len(shapes) > 1:
+            raise LichenError("clients of different shapes cannot stand side by side", where="block")
+        held = [self.local.shards[c] for c in clients]
+        sizes = (self.local.batch_size, self.unlabelled_rows)
+        drawn = [
+            [
+                _picked(rows, stream(len(rows), size, numpy_generator(seed, c, purpose)))
+                for rows, size, purpose in zip(_parted(shard), sizes, ("shuffle", "unlabelled"), strict=True)
+            ]
+            for c, shard in zip(clients, held, strict=True)
+        ]
+        counts = [self.local.steps_of(c, shard) for c, shard in zip(clients, held, strict=True)]
+        nothing = [np.full(size, -1, np.int64) for size in sizes]
+        for step in range(max(counts, default=0)):
+            active = [step < count for count in counts]
+            slots: list[Slot] = []
+            for shard, parts, on in zip(held, drawn, active, strict=True):
+                numbers = [next(part) for part in parts] if on else nothing
+                slots.append(tuple((shard, some) for some in numbers))
+            yield assemble(slots, active, width=self.local.width_of(held[0]), pad=self.local.pad)
+
+
+def _parted(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the rows with and without a label."""
+    if not isinstance(shard.labels, np.ndarray):
+        raise LichenError("rows have no class", where="FewLabels", fix="use task: classify")
+    return np.flatnonzero(shard.labels >= 0), np.flatnonzero(shard.labels < 0)
+
+
+def _picked(rows: np.ndarray, places: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Row numbers from places among them, -1 where there is none."""
+    known = np.append(rows, -1)
+    return (known[place] for place in places)
+
+
+def hide(shard: Shard, keep: int, *, seed: int, client: int) -> Shard:
+    """The shard with ``keep`` labels left, drawn evenly from its classes where there are enough; the others are -100.
+
+    Args:
+        shard: Rows with a class.
+        keep: Labels left.
+        seed: Drawn from it and the client.
+        client: Whose rows they are.
+
+    Raises:
+        LichenError: if the shard's rows have no class.
+    """
+    labelled, _ = _parted(shard)
+    labels_N = np.asarray(shard.labels)
+    order = labelled[numpy_generator(seed, client, "labels").permutation(len(labelled))]
+    nth: dict[int, int] = {}
+    turns = []
+    for row in order.tolist():
+        label = int(labels_N[row])
+        nth[label] = nth.get(label, -1) + 1
+        turns.append(nth[label])
+    kept = order[np.argsort(np.array(turns, dtype=np.int64), kind="stable")][:keep]
+    hidden_N = np.full_like(labels_N, -100)
+    hidden_N[kept] = labels_N[kept]
+    return replace(shard, labels=hidden_N)

@@ -1,0 +1,37 @@
+"""One row of anyone's data: what every reader makes, and every encoder and partition takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+
+__all__ = ["Record"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One row.
+
+    Attributes:
+        client: Whose it is; empty where the data have no clients of their own.
+        text: What is learned or classified.
+        prompt: What comes before the text, if anything does.
+        label: Its class, if it has one.
+        messages: A whole conversation, as :func:`lichen.data.chat.messages.messages_of` gives it.
+        group: What must not be torn apart by a split, such as a conversation.
+        features: Pixels, float32 in [0, 1], channels first.
+        held_out: Whoever made the data set marked it as a test row; no column of a user's file says so.
+    """
+
+    client: str
+    text: str = ""
+    prompt: str = ""
+    label: str | int | None = None
+    messages: tuple[Mapping[str, Any], ...] = ()
+    group: str = ""
+    features: np.ndarray | None = field(default=None, compare=False)
+    held_out: bool = False

@@ -1,0 +1,177 @@
+"""How many clients stand side by side: measured, not guessed.
+
+One client's first step is taken with an ear on what the graph keeps for the way back. From bytes a
+token and bytes a client follows how many tokens fit into the memory that is free; from what the
+processor needs to be busy follows how many are worth having. A processor gains nothing past some
+hundred tokens, where its caches end; an accelerator is filled by tens of thousands.
+
+Chen, Xu, Zhang and Guestrin (2016). Training Deep Nets with Sublinear Memory Cost. arXiv:1604.06174
+(what to do when a single client does not fit).
+
+Legend: C clients.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from lichen.clients.training.train import Train, tokens_seen_C
+from lichen.core import tree as trees
+from lichen.core.contracts import Batch, Station
+from lichen.core.message import Job
+from lichen.core.parameters import split_shared
+from lichen.core.store import write_atomic
+
+__all__ = ["Need", "Room", "free_bytes", "need_of"]
+
+ENOUGH_TOKENS = {"cpu": 640, "cuda": 65536}
+"""Tokens a step past which a device gets no faster."""
+
+SHARE = {"cpu": 0.5, "cuda": 0.7}
+"""Of the free memory that a block may take; the rest is for what passes through unseen."""
+
+SAMPLE = 8
+"""Clients looked at for the tokens of a step."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What one client costs.
+
+    Attributes:
+        token_bytes: Kept for the way back, a token.
+        client_bytes: Parameters, gradients, moments and the message, a client.
+        tokens: Of one client's step.
+    """
+
+    token_bytes: float
+    client_bytes: float
+    tokens: float
+
+    @property
+    def step_bytes(self) -> float:
+        """One client's step with all it needs."""
+        return self.client_bytes + self.token_bytes * self.tokens
+
+    def block(self, free: float, device: str) -> int:
+        """Clients that fit into so many free bytes and are worth it; at least one.
+
+        >>> Need(token_bytes=1e6, client_bytes=1e7, tokens=100).block(8e9, "cpu")
+        6
+        >>> Need(token_bytes=1e6, client_bytes=1e7, tokens=100).block(1e9, "cpu")
+        4
+        """
+        fit = int(SHARE[device] * free / max(self.step_bytes, 1))
+        return max(1, min(fit, int(ENOUGH_TOKENS[device] / max(self.tokens, 1))))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process could still take on a device, in bytes."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _saved_bytes(model: Any, trainable: trees.Tree, fixed: trees.Tree, batch: Batch) -> int:
+    """What the graph of one client's loss keeps, beside what is there anyway."""
+    leaves_C = {name: x.detach().requires_grad_() for name, x in trees.broadcast(trainable, 1).items()}
+    frozen = getattr(getattr(model, "wrapped", None), "model", None)
+    there = {x.untyped_storage().data_ptr() for x in (*leaves_C.values(), *fixed.values())}
+    if frozen is not None:
+        there |= {x.untyped_storage().data_ptr() for x in frozen.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in there:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with saved_tensors_hooks(keep, lambda x: x), torch.enable_grad():
+        model.loss(leaves_C, fixed, batch)
+    return sum(kept.values())
+
+
+def need_of(job: Job, station: Station) -> Need:
+    """What a client of this job costs, from the first batch of some of its clients.
+
+    Args:
+        job: With its shared tensors where the work wants them.
+        station: The work and where its batches come from.
+    """
+    chosen = _spread(job.clients)
+    batches = [next(iter(station.source.batches([client], job.seed)), None) for client in chosen]
+    held = [batch for batch in batches if batch is not None]
+    tokens = [max(1, int(tokens_seen_C(batch).sum())) for batch in held] or [1]
+    trainable, fixed = split_shared(job.shared)
+    size = trees.nbytes(trainable)
+    work = _within(station.work)
+    if not isinstance(work, Train) or not held:
+        return Need(token_bytes=0.0, client_bytes=2.0 * size, tokens=sum(tokens) / len(tokens))
+    widest = max(range(len(held)), key=lambda i: tokens[i])
+    kept = _saved_bytes(work.model, trainable, fixed, held[widest])
+    copies = 5 + (4 if work.optimizer.name == "adamw" else 2)  # shared, now, new, gradient, change; moments twice
+    if work is not station.work:
+        copies += 3  # what a wrapping work makes of the message
+    return Need(token_bytes=kept / tokens[widest], client_bytes=float(copies * size), tokens=sum(tokens) / len(tokens))
+
+
+def _within(work: object) -> object:
+    """The work that steps, inside those that only wrap it."""
+    while hasattr(work, "work"):
+        work = work.work
+    return work
+
+
+def _spread(clients: Sequence[int]) -> list[int]:
+    step = max(1, len(clients) // SAMPLE)
+    return list(clients[::step][:SAMPLE])
+
+
+@final
+class Room:
+    """Finds the clients side by side for each work once, and remembers it with the run.
+
+    A resumed run goes on with the blocks it began with, on whatever machine, and so gives the bytes
+    of one that was not stopped.
+
+    Args:
+        file: Where the choices are kept; none: nowhere.
+        device: Where clients are trained.
+        may_checkpoint: Whether a client that does not fit may have its layers' activations made again.
+    """
+
+    def __init__(self, file: Path | None, *, device: str = "cpu", may_checkpoint: bool = True) -> None:
+        self.file, self.device, self.may_checkpoint = file, torch.device(device), may_checkpoint
+        self.known: dict[str, int] = {}
+        if file is not None and file.exists():
+            self.known = {name: int(block) for name, block in json.loads(file.read_text()).items()}
+
+    def __call__(self, job: Job, station: Station) -> int:
+        """Clients side by side for this job's work; a :data:`lichen.core.fold.BlockSize`."""
+        if job.work not in self.known:
+            self.known[job.work] = self._measure(job, station)
+            if self.file is not None:
+                write_atomic(self.file, json.dumps(self.known, sort_keys=True).encode())
+        return self.known[job.work]
+
+    def _measure(self, job: Job, station: Station) -> int:
+        model = getattr(_within(station.work), "model", None)
+        need, free = need_of(job, station), free_bytes(self.device)
+        tight = need.step_bytes > SHARE[self.device.type] * free
+        if tight and self.may_checkpoint and getattr(model, "packed", False):
+            model.checkpointing = True  # type: ignore[union-attr]
+            need = need_of(job, station)
+        return need.block(free, self.device.type)

@@ -1,0 +1,159 @@
+"""Which texts a foundation model may be shown: every text has an origin, and only some origins may leave.
+
+=============  ======================================================================
+``public``     anybody may read it
+``synthetic``  written by a model from public texts, or under a stated privacy
+``private``    a client's own rows, and whatever still tells of them
+=============  ======================================================================
+
+A method never holds the model itself but a face bound to one origin, so that what it sends is known by
+construction, and is counted. A model that runs at the client sees what the client has; an endpoint sees
+private rows only where the recipe says so. A shelf goes before the bound face
+(``Kept(flow.of("public"), folder)``), so that only what is really sent is counted.
+
+Legend: N prompts, K choices, H width.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+from torch import Tensor
+
+from lichen.core.errors import LichenError
+from lichen.fm.cache import Kept
+from lichen.fm.interface import FoundationModel, Ledger, Sourced
+
+__all__ = ["ORIGINS", "Flow", "Origin", "Place", "Sent", "may_see"]
+
+Origin = Literal["public", "synthetic", "private"]
+Place = Literal["client", "server", "endpoint"]
+ORIGINS: tuple[Origin, ...] = ("public", "synthetic", "private")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What was handed to a model of one origin.
+
+    Attributes:
+        texts: Prompts, and texts to embed.
+        bytes: Of their UTF-8, and of the continuations and choices that were handed over with them.
+    """
+
+    texts: int = 0
+    bytes: int = 0
+
+
+def may_see(place: Place, written: Iterable[Origin] | None = None) -> tuple[Origin, ...]:
+    """The origins a model at this place may be shown: those written down; if none are, the safe ones of the place.
+
+    Args:
+        place: Where the model runs: at the client, whose rows do not leave; at the server; behind an endpoint.
+        written: What the recipe says at ``teacher.may_see``; None: nothing.
+
+    Raises:
+        LichenError: if an origin is unknown.
+
+    >>> may_see("client"), may_see("endpoint")
+    (('public', 'synthetic', 'private'), ('public', 'synthetic'))
+    """
+    if written is None:
+        return ORIGINS if place == "client" else ("public", "synthetic")
+    wanted = set(written)
+    if unknown := sorted(wanted - set(ORIGINS)):
+        raise LichenError(f"no origin {unknown[0]!r}", where="teacher.may_see", fix=f"use of: {', '.join(ORIGINS)}")
+    return tuple(origin for origin in ORIGINS if origin in wanted)
+
+
+@final
+class Flow:
+    """A model behind the rule.
+
+    Args:
+        fm: The model.
+        allow: Origins it may be shown; see :func:`may_see`.
+    """
+
+    def __init__(self, fm: FoundationModel, *, allow: Sequence[Origin] = ("public", "synthetic")) -> None:
+        self.allow = may_see("server", allow)
+        self._fm = fm
+        self._lock = threading.Lock()
+        self._sent: dict[Origin, Sent] = {}
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the model was asked, whatever the origin."""
+        return self._fm.ledger
+
+    @property
+    def sent(self) -> Mapping[Origin, Sent]:
+        """What was handed to it so far, by origin; origins it was shown nothing of are left out."""
+        return dict(self._sent)
+
+    def of(self, origin: Origin) -> FoundationModel:
+        """The model as seen from texts of this origin.
+
+        Raises:
+            LichenError: if there is no such origin. One that is not allowed is refused when a text is sent.
+        """
+        may_see("server", (origin,))
+        kept = self._fm.discreet() if origin == "private" and isinstance(self._fm, Kept) else self._fm
+        return _Bound(self, kept, origin)
+
+    def _let(self, origin: Origin, texts: Sequence[str], others: Iterable[str]) -> None:
+        if origin not in self.allow:
+            raise LichenError(
+                f"{self._fm.name} may not be shown {origin} texts",
+                where="teacher.may_see",
+                fix=f"write {origin} there if it may, or use texts that are {' or '.join(self.allow) or 'allowed'}",
+            )
+        size = sum(len(text.encode("utf-8", "surrogatepass")) for part in (texts, others) for text in part)
+        with self._lock:
+            before = self._sent.get(origin, Sent())
+            self._sent[origin] = Sent(texts=before.texts + len(texts), bytes=before.bytes + size)
+
+
+@final
+class _Bound:
+    """The face of one origin."""
+
+    def __init__(self, flow: Flow, fm: FoundationModel, origin: Origin) -> None:
+        self.name, self.origin = fm.name, origin
+        self._flow, self._fm = flow, fm
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._fm.ledger
+
+    @property
+    def source(self) -> str:
+        return self._fm.source if isinstance(self._fm, Sourced) else ""
+
+    def score(self, prompts: Sequence[str], continuations: Sequence[Sequence[str]]) -> Tensor:
+        self._flow._let(self.origin, prompts, [text for some in continuations for text in some])
+        return self._fm.score(prompts, continuations)
+
+    def answer(self, prompts: Sequence[str], choices: Sequence[str]) -> Tensor:
+        self._flow._let(self.origin, prompts, list(choices) * len(prompts))
+        return self._fm.answer(prompts, choices)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        most: int = 64,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        self._flow._let(self.origin, prompts, ())
+        return self._fm.generate(prompts, seeds=seeds, most=most, temperature=temperature, top_p=top_p, stop=stop)
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        self._flow._let(self.origin, texts, ())
+        return self._fm.embed(texts)

@@ -1,0 +1,167 @@
+"""Whatever is trained on a frozen model, with a leading client axis, behind one door.
+
+``wrap`` gives a new module structure around the SAME weight tensors: the caller's model stays as it
+was. Trainable tensors and patches then enter each call through ``torch.func.functional_call``. What
+kind of adapter it is shows only in three things, a function each: which places it makes in the
+structure, what it starts from, and the layers that read those places.
+
+Legend: C clients.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from lichen.core.errors import LichenError
+from lichen.core.tree import Tree, split
+from lichen.models.adapters import bitfit, bottleneck, ia3, lora, prefix_tuning, prompt
+from lichen.models.adapters.bitfit import BitFit
+from lichen.models.adapters.bottleneck import Bottleneck
+from lichen.models.adapters.heads import is_client_layer, wrap_layer
+from lichen.models.adapters.ia3 import IA3
+from lichen.models.adapters.lora import Lora, fits, refuse_unknown
+from lichen.models.adapters.prefix_tuning import Prefix
+from lichen.models.adapters.prompt import Prompt
+from lichen.models.adapters.quantized import QuantizedLinear
+from lichen.models.packing.packing import Packing
+from lichen.models.packing.position_table import part_position_tables
+
+__all__ = ["Spec", "Wrapped", "wrap"]
+
+Spec = Lora | IA3 | Prompt | Prefix | Bottleneck | BitFit
+"""What of a model is trained."""
+
+_KINDS: dict[type, tuple[Callable[..., tuple[str, ...]], Callable[..., Tree]]] = {
+    Lora: (lora.place, lora.start),
+    IA3: (ia3.place, ia3.start),
+    Prompt: (prompt.place, prompt.start),
+    Prefix: (prefix_tuning.place, prefix_tuning.start),
+    Bottleneck: (bottleneck.place, bottleneck.start),
+    BitFit: (bitfit.place, bitfit.start),
+}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Wrapped:
+    """A frozen model with places for C clients' tensors.
+
+    Attributes:
+        model: The new structure around the same weights.
+        layers: Names of the layers with an adapter.
+        heads: Names of the layers trained whole.
+        spec: What was asked for.
+        packing: What its layers look at to know whether rows are packed.
+    """
+
+    model: Any
+    layers: tuple[str, ...]
+    heads: tuple[str, ...]
+    spec: Spec
+    packing: Packing
+
+    def init(self, seed: int) -> Tree:
+        """Start values without client axis: the adapter's as its kind has them, heads as the model has them."""
+        start = _KINDS[type(self.spec)][1]
+        tree: Tree = {}
+        for path in self.layers:
+            tree |= {f"{path}.{name}": x for name, x in start(self.model, path, self.spec, seed).items()}
+        for path in self.heads:
+            for name, x in self.model.get_submodule(path).start.items():
+                tree[f"{path}.{name}"] = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
+        return tree
+
+    def frozen(self) -> Tree:
+        """The weights no client trains, each once."""
+        trained = {f"{path}.{name}" for path in self.heads for name in self.model.get_submodule(path).start}
+        persistent = self.model.state_dict(keep_vars=True).keys()
+        every = chain(self.model.named_parameters(), self.model.named_buffers())
+        return {name: x for name, x in every if name in persistent and name not in trained}
+
+    def tensors(self, trainable_C: Tree, fixed: Tree) -> Tree:
+        """What ``functional_call`` puts in: the clients' tensors, and the patch on its layers.
+
+        A layer may lack both tensors of its low-rank adapter: it then runs its frozen weight and its patch.
+
+        Raises:
+            LichenError: for a missing or unknown trainable tensor, or a patch on a layer without adapter.
+        """
+        names: set[str] = set()
+        for path in self.layers:
+            own = {f"{path}.{name}" for name in self.model.get_submodule(path).places}
+            if not isinstance(self.spec, Lora) or own & trainable_C.keys():
+                names |= own
+        names |= {f"{path}.{name}" for path in self.heads for name in self.model.get_submodule(path).start}
+        if trainable_C.keys() != names:
+            odd = sorted(trainable_C.keys() ^ names)[0]
+            state = "is missing" if odd in names else "belongs to no layer of this model"
+            raise LichenError(
+                f"trainable tensor {odd!r} {state}", where="model.adapter", fix="use the run's own adapter"
+            )
+        ready = dict(trainable_C)
+        for name, x in split(fixed, "patch.")[0].items():
+            path, _, kind = name.rpartition(".")
+            known = isinstance(self.spec, Lora) and path in self.layers
+            if not known or kind not in ("dense", "left", "right"):
+                raise LichenError(f"the patch {name!r} fits no layer with an adapter", where="job")
+            ready[f"{path}.patch_{kind}"] = x
+        return ready
+
+    def call(self, trainable_C: Tree, fixed: Tree, /, *, part: str = "", **inputs: Any) -> Any:
+        """The model's output, or that of the submodule ``part``, for C clients' rows stacked on the first axis."""
+        ready = self.tensors(trainable_C, fixed)
+        self.packing.clients = next((len(x_C) for x_C in trainable_C.values()), 1)
+        module = self.model.get_submodule(part)
+        inside = split(ready, f"{part}.")[0] if part else ready
+        # Not tied: a head trained whole must leave the embedding it was tied to alone.
+        return functional_call(module, inside, kwargs=inputs, tie_weights=False)
+
+
+def wrap(model: Any, spec: Spec) -> Wrapped:
+    """Put adapters and heads on chosen layers of a frozen model, which itself stays untouched.
+
+    Args:
+        model: A transformers model.
+        spec: What is trained.
+
+    Raises:
+        LichenError: if a name in ``spec`` fits no layer, or nothing would be trained.
+    """
+    modules = dict(model.named_modules())
+    refuse_unknown(spec.heads, [name for name in modules if name], where="model.adapter.modules_to_save")
+    under = [name for name in modules if name and fits(name, spec.heads)]
+    heads: list[str] = []
+    for name, layer in modules.items():
+        if not any(name == head or name.startswith(f"{head}.") for head in under):
+            continue
+        if isinstance(layer, QuantizedLinear):
+            raise LichenError(f"{name} is quantised and cannot be trained whole", where="model.adapter.modules_to_save")
+        if is_client_layer(layer):
+            heads.append(name)
+        elif any(True for _ in layer.parameters(recurse=False)):
+            raise LichenError(
+                f"{name} is a {type(layer).__name__}, which cannot be trained whole",
+                where="model.adapter.modules_to_save",
+                fix="name linear layers, layer norms or embeddings",
+            )
+    shared: dict[int, Any] = {id(x): x for x in _tensors(model)}
+    twin, packing = copy.deepcopy(model, shared), Packing()
+    layers = _KINDS[type(spec)][0](twin, spec, packing, tuple(heads))
+    if not layers and not heads:
+        raise LichenError("nothing would be trained", where="model.adapter", fix="name targets or heads")
+    for path in heads:
+        twin.set_submodule(path, wrap_layer(twin.get_submodule(path), packing))
+    part_position_tables(twin, {*layers, *heads}, packing)
+    return Wrapped(twin.eval(), layers, tuple(heads), spec, packing)
+
+
+def _tensors(model: Any) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

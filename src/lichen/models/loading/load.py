@@ -1,0 +1,316 @@
+"""Frozen transformers models from a local folder or a hub id: safetensors only, no code from the model's files.
+
+Loading a classifier draws a fresh head from a seed, so that every node of a federation that loads
+the same folder with the same seed holds the same bytes. So it is where only the first layers are taken,
+or all weights are drawn anew (:mod:`lichen.models.loading.initial`).
+
+Legend: K classes.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lichen.core.errors import LichenError
+from lichen.core.seeds import torch_generator
+from lichen.core.tree import digest
+from lichen.models.adapters.quantized import Kind, quantize
+from lichen.models.adapters.whole_layers import note_lacked, output_layer
+from lichen.models.loading.initial import cut, redraw
+from lichen.models.loading.model_folder import check_config, check_weights, plainly
+from lichen.models.loading.tokenizer_folder import read_tokenizer
+from lichen.models.loading.weights_file import refuse_not_finite
+
+__all__ = ["base_digest", "frozen_eval", "load_causal", "load_classifier", "load_encoder", "read_config"]
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def frozen_eval(model: nn.Module) -> None:
+    """Refuse a model that is not frozen or not in evaluation mode (its dropout would be on).
+
+    Raises:
+        LichenError: naming what is off.
+    """
+    if model.training or any(layer.training for layer in model.modules()):
+        raise LichenError("the base model is in training mode", where="model", fix="call model.eval()")
+    if any(x.requires_grad for x in model.parameters()):
+        raise LichenError("the base model is not frozen", where="model", fix="call model.requires_grad_(False)")
+
+
+def base_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's weights, each tensor once (64 hex digits)."""
+    persistent = model.state_dict(keep_vars=True).keys()
+    return digest({k: x for k, x in chain(model.named_parameters(), model.named_buffers()) if k in persistent})
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in _DTYPES:
+        raise LichenError(f"no dtype {dtype!r}", where="model.dtype", fix=f"use one of: {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def read_config(source: str | Path) -> Any:
+    """A model's configuration.
+
+    Raises:
+        LichenError: if there is none at this folder or hub id.
+    """
+    from transformers import AutoConfig
+
+    text = str(source)
+    folder = Path(text).expanduser()
+    looks_local = isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
+    if looks_local and not folder.is_dir():
+        raise LichenError(f"no such folder: {text}", where="model.name", fix="give a model folder, or a hub id")
+    if folder.is_dir():
+        check_config(folder)
+    fix = "give a folder with config.json and safetensors, or a hub id that can be reached"
+    with plainly(f"cannot read a model at {text}", where="model.name", fix=fix):
+        config = AutoConfig.from_pretrained(folder if folder.is_dir() else text, trust_remote_code=False)
+    # A folder converted from GGUF says it is quantised, though its tensors are plain by now.
+    quantized = getattr(config, "quantization_config", None)
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)
+    if str(getattr(method, "value", method)) == "gguf":
+        del config.quantization_config
+    return config
+
+
+def _weights(
+    auto: Any,
+    source: str | Path,
+    config: Any,
+    dtype: torch.dtype,
+    quantized: Kind | None = None,
+    *,
+    layers: int | None = None,
+    random: int | None = None,
+    **more: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """The model and what its files lacked; sdpa attention where the architecture has it."""
+    folder = Path(str(source)).expanduser()
+    place = folder if folder.is_dir() else str(source)
+
+    def read(**attention: Any) -> Any:
+        # Layers the files lack are drawn from torch's global generator; leave it as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            if random is not None:
+                model = redraw(auto.from_config(config, dtype=dtype, trust_remote_code=False, **attention), random)
+                inside = "" if model.base_model is model else f"{model.base_model_prefix}."
+                outside = {name for name, _ in model.named_parameters() if not name.startswith(inside)}
+                _draw(model, outside, random)
+                return model, {"missing_keys": outside, "mismatched_keys": ()}
+            return auto.from_pretrained(
+                place,
+                config=config,
+                # What is quantised is read as its files hold it: half as large as float32, as a rule.
+                dtype=dtype if quantized is None else "auto",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **attention,
+                **more,
+            )
+
+    if random is None and folder.is_dir():
+        check_weights(folder)
+    fix = "the folder must hold .safetensors files of this architecture"
+    with plainly(f"cannot load the weights of {source}", where="model.name", fix=fix):
+        try:
+            model, info = read(attn_implementation="sdpa")
+        except ValueError as error:
+            if "scaled_dot_product" not in str(error) and "sdpa" not in str(error):
+                raise
+            model, info = read()
+    if random is None:
+        every = chain(model.named_parameters(), model.named_buffers())
+        refuse_not_finite(every, where=str(source), fix="fetch or save the weights again")
+    model = model if layers is None else cut(model, layers)
+    return (model if quantized is None else quantize(model, quantized, dtype=dtype)), info
+
+
+def _refuse_missing(info: dict[str, Any], source: str | Path, *, allowed: str) -> None:
+    lacking = sorted(name for name in info["missing_keys"] if allowed not in name)
+    if lacking:
+        raise LichenError(
+            f"{source} lacks weights such as {lacking[0]!r}",
+            where="model.name",
+            fix="it was saved for another task or architecture; give the folder of a whole model",
+        )
+
+
+def _frozen(model: Any, device: str | torch.device) -> Any:
+    return model.requires_grad_(False).eval().to(device)
+
+
+def load_causal(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    quantized: Kind | None = None,
+    layers: int | None = None,
+    random: int | None = None,
+) -> tuple[Any, Any]:
+    """A frozen causal language model and its tokenizer, whose pad token may be its end token.
+
+    Args:
+        source: Folder or hub id.
+        dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``.
+        device: Where it lies.
+        quantized: Linear layers of its blocks in 8 or 4 bits (:mod:`lichen.models.adapters.quantized`); None: as they
+            are.
+        layers: Its first blocks alone, so many; None: all.
+        random: Seed of weights drawn in place of the saved ones; None: the saved ones.
+
+    Raises:
+        LichenError: no such folder, not a causal model, weights or tokenizer missing.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    config = read_config(source)
+    both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or both_ways:
+        raise LichenError(
+            f"{source} is a {config.model_type}, not a causal language model",
+            where="model.name",
+            fix="use it for task: classify, or give a model such as Llama, Qwen2 or GPT-2",
+        )
+    model, info = _weights(AutoModelForCausalLM, source, config, _dtype(dtype), quantized, layers=layers, random=random)
+    if random is None:
+        # An output layer that is the embedding is no layer of its own; any other would be drawn, and nobody trains it.
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        _refuse_missing(info, source, allowed="lm_head" if tied else "\0")
+    return _frozen(model, device), read_tokenizer(source, model)
+
+
+def load_classifier(
+    source: str | Path,
+    *,
+    classes: int,
+    seed: int,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    quantized: Kind | None = None,
+    layers: int | None = None,
+    random: int | None = None,
+    anew: bool = False,
+) -> tuple[Any, Any]:
+    """A frozen sequence classifier and its tokenizer; what its files lack is drawn from ``seed``.
+
+    Which layers these are, :func:`lichen.models.adapters.whole_layers.lacked_layers` tells.
+
+    Args:
+        source: Folder or hub id.
+        classes: K, at least 2.
+        seed: Seed of a fresh head.
+        dtype: As in :func:`load_causal`.
+        device: Where it lies.
+        quantized: Linear layers of its blocks in 8 or 4 bits (:mod:`lichen.models.adapters.quantized`); None: as they
+            are.
+        layers: Its first blocks alone, so many; None: all.
+        random: Seed of weights drawn in place of the saved ones; None: the saved ones.
+        anew: Draw the layer that gives the logits though the files hold one, as if they lacked it.
+
+    Raises:
+        LichenError: no such folder, no classifier of this architecture, tokenizer or pad token missing.
+    """
+    from transformers import AutoModelForSequenceClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    if classes < 2:
+        raise LichenError(f"{classes} classes", where="classes", fix="a classifier needs at least 2")
+    config = read_config(source)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise LichenError(
+            f"{source} is a {config.model_type}, which has no classifier",
+            where="model.name",
+            fix="give an encoder such as BERT or MiniLM, or a causal model that transformers can classify with",
+        )
+    config.num_labels = classes
+    config.problem_type = "single_label_classification"
+    model, info = _weights(
+        AutoModelForSequenceClassification,
+        source,
+        config,
+        _dtype(dtype),
+        quantized,
+        layers=layers,
+        random=random,
+        ignore_mismatched_sizes=True,
+    )
+    fresh = {*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])}
+    inside = f"{model.base_model_prefix}."
+    for name in sorted(fresh):
+        if name.startswith(inside) and "pooler" not in name:
+            _refuse_missing({"missing_keys": [name]}, source, allowed="\0")
+    last = output_layer(model)
+    head = random is None and last != "" and f"{last}.weight" not in info["missing_keys"]
+    fresh |= {f"{last}.weight", f"{last}.bias"} if anew else set()
+    _draw(model, fresh, seed)
+    note_lacked(model, fresh, head=head)
+    tokenizer = read_tokenizer(source, model)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return _frozen(model, device), tokenizer
+
+
+def _draw(model: nn.Module, fresh: set[str], seed: int) -> None:
+    """Matrices normal with the model's own spread, norms one, biases zero."""
+    spread = float(getattr(model.config, "initializer_range", 0.02) or 0.02)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in sorted(fresh & parameters.keys()):
+            x = parameters[name]
+            if x.dim() > 1:
+                x.copy_(torch.randn(x.shape, generator=torch_generator(seed, "head", name)) * spread)
+            else:
+                x.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+def load_encoder(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    quantized: Kind | None = None,
+    layers: int | None = None,
+    random: int | None = None,
+) -> tuple[Any, Any]:
+    """A frozen encoder (its hidden states) and its tokenizer.
+
+    Args:
+        source: Folder or hub id.
+        dtype: As in :func:`load_causal`.
+        device: Where it lies.
+        quantized: Linear layers of its blocks in 8 or 4 bits (:mod:`lichen.models.adapters.quantized`); None: as they
+            are.
+        layers: Its first blocks alone, so many; None: all.
+        random: Seed of weights drawn in place of the saved ones; None: the saved ones.
+
+    Raises:
+        LichenError: no such folder, weights, tokenizer or pad token missing.
+    """
+    from transformers import AutoModel, AutoModelForTextEncoding
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+    config = read_config(source)
+    both = bool(getattr(config, "is_encoder_decoder", False))
+    if both and type(config) not in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        raise LichenError(
+            f"{source} is a {config.model_type}, whose encoder does not stand alone",
+            where="model.name",
+            fix="give an encoder such as BERT, MiniLM or T5",
+        )
+    auto = AutoModelForTextEncoding if both else AutoModel
+    model, info = _weights(auto, source, config, _dtype(dtype), quantized, layers=layers, random=random)
+    _refuse_missing(info, source, allowed="pooler")
+    return _frozen(model, device), read_tokenizer(source, model)

@@ -1,0 +1,158 @@
+"""What a run was made from: remembered as digests when it begins, and compared when it goes on.
+
+A run that goes on with other rows, another model or other tokens would mix two runs and say nothing. Digests follow
+what was read, not where it lay, so that data and models may move.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from lichen.core.errors import LichenError
+from lichen.core.store import write_atomic
+from lichen.core.tree import digest
+from lichen.data.batches.content_digest import shards_digest
+from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.open import Opened
+from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["FORMAT", "Inputs", "agree", "expect_rows", "inputs_of", "rows_of"]
+
+FORMAT = 1
+"""Of a run's folder; one of another format cannot be gone on with."""
+
+_NAME = "inputs.json"
+_NEW = "start a new run: lichen run RECIPE"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Digests of what a run is made from.
+
+    Attributes:
+        rows: How many were read.
+        data: Of the rows as they were read.
+        model: Of the frozen weights and of what is trained, before the first round.
+        tokens: Of the rows as the model reads them, client by client.
+    """
+
+    rows: int
+    data: str
+    model: str = ""
+    tokens: str = ""
+
+
+def inputs_of(opened: Opened, *benches: Bench) -> Inputs:
+    """Those of an opened recipe.
+
+    Args:
+        opened: The recipe with its rows.
+        benches: Of its models, where there are several.
+    """
+    bench = opened.bench
+    models = [[one.model.base, digest(one.start)] for one in benches or (bench,)]
+    return Inputs(
+        rows=opened.rows,
+        data=opened.data,
+        model=hashlib.sha256(json.dumps(models).encode()).hexdigest(),
+        tokens=shards_digest(bench.train, bench.valid, bench.test),
+    )
+
+
+def agree(folder: RunFolder, recipe: Recipe, inputs: Inputs) -> None:
+    """Remember what the run is made from; where it goes on, compare.
+
+    Args:
+        folder: The run folder.
+        recipe: Names the data and the model.
+        inputs: What was read this time.
+
+    Raises:
+        LichenError: naming what has changed since the run began.
+    """
+    folder.ranks.ask_first(lambda: _agree(folder, recipe, inputs))
+
+
+def _agree(folder: RunFolder, recipe: Recipe, inputs: Inputs) -> None:
+    file = folder.path / "state" / _NAME
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        before = {"format": 0} if folder.finished() else None
+    except (OSError, ValueError):
+        raise LichenError("is damaged", where=str(file), fix=_NEW) from None
+    now = {"format": FORMAT, **{name: getattr(inputs, name) for name in Inputs.__slots__}}
+    if before is None:
+        _remember(file, now)
+        return
+    if not isinstance(before, Mapping) or before.get("format") != FORMAT:
+        raise LichenError(
+            "was begun by another version of lichen, whose runs this one cannot go on with",
+            where=str(folder.path),
+            fix=f"go on with that version, or {_NEW}",
+        )
+    for name, (what, where, fix) in _changes(recipe, before, inputs).items():
+        if before.get(name, now[name]) != now[name]:
+            raise LichenError(what, where=where, fix=fix)
+    if before != now:
+        _remember(file, now)
+
+
+def _remember(file: Path, now: Mapping[str, object]) -> None:
+    write_atomic(file, (json.dumps(now, indent=2) + "\n").encode())
+
+
+def expect_rows(run: Path, of: Path) -> None:
+    """Let a run that has not begun refuse other rows than those of another run.
+
+    Args:
+        run: The folder of the new run.
+        of: The folder of a run of the same data.
+    """
+    file = run / "state" / _NAME
+    try:
+        known = json.loads((of / "state" / _NAME).read_text(encoding="utf-8"))
+        some = {name: known[name] for name in ("format", "rows", "data")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # an earlier version's, which does not say
+    if not file.exists():
+        _remember(file, some)
+
+
+def rows_of(run: Path) -> int:
+    """How many rows a run was made from; 0 for the folder of an earlier version."""
+    try:
+        return int(json.loads((run / "state" / _NAME).read_text(encoding="utf-8"))["rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _changes(recipe: Recipe, before: Mapping[str, object], now: Inputs) -> dict[str, tuple[str, str, str]]:
+    """What to say of each thing that may have changed, the first cause first."""
+    moved = "name where it lies now: lichen run --resume FOLDER -s"
+    model = recipe.model.name or recipe.name
+    begun = f" and {recipe.model.adapter.init_from}" if recipe.model.adapter.init_from else ""
+    return {
+        "data": (
+            f"has changed since the run began: {before.get('rows')} rows then, {now.rows} now, which are not the same",
+            recipe.data.name,
+            f"put the file of then back, or {moved} data.name=PATH, or {_NEW}",
+        ),
+        "model": (
+            "holds other weights than when the run began",
+            f"{model}{begun}",
+            f"put the model of then back, or {moved} model.name=PATH, or {_NEW}",
+        ),
+        "tokens": (
+            "rows become other tokens, or go to other clients, than when the run began",
+            model,
+            f"go on with the tokenizer and the versions of then, or {_NEW}",
+        ),
+    }

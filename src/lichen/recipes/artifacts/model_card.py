@@ -1,0 +1,90 @@
+"""Writes the model card of a run's adapter and of its merged model, from the run's own folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lichen.core.store import write_atomic
+from lichen.data.batches.text import start_id
+from lichen.data.chat.chat_template import render
+from lichen.data.sources.catalog import CATALOG, looks_like_hub_id
+from lichen.present.charts.card import Card, card_text
+from lichen.present.summary import read_summary
+from lichen.recipes.artifacts.inputs import rows_of
+from lichen.recipes.assemble.class_names import class_names
+from lichen.recipes.rows.prepare import is_private
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["write_adapter_card", "write_card"]
+
+_ASKED = "Hello, how are you?"
+
+
+def write_adapter_card(run: Path, recipe: Recipe) -> None:
+    """Write the card of a finished run's adapter, where there is one."""
+    home = run / "adapter"
+    if not home.is_dir():
+        return
+    tokenizer = None
+    if recipe.task == "chat":
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(home)
+    write_card(run, home, recipe, tokenizer)
+
+
+def write_card(run: Path, target: Path, recipe: Recipe, tokenizer: Any) -> None:
+    """Write ``README.md`` beside a model.
+
+    Args:
+        run: The folder of a finished run.
+        target: Where the model lies: an adapter, or a whole model.
+        recipe: The run's.
+        tokenizer: With the chat template of the run.
+    """
+    config: Mapping[str, Any] = {}
+    if (target / "adapter_config.json").is_file():
+        config = json.loads((target / "adapter_config.json").read_text(encoding="utf-8"))
+    name, chat = recipe.model.name or "", recipe.task == "chat"
+    known = CATALOG.get(name)
+    base_id = known.upstream if known else name if looks_like_hub_id(name) and not Path(name).exists() else ""
+    own_words = recipe.model.scratch is not None and recipe.model.scratch.text is None and is_private(recipe)
+    prompt, start = _prompt(recipe, tokenizer) if chat else ("", -1)
+    cut = recipe.model.layers is not None or recipe.model.random
+    nowhere = str(config.get("base_model_name_or_path", "")).rpartition(" (")[2].rstrip(")") if cut and config else ""
+    card = Card(
+        name=recipe.name,
+        question=recipe.question or "",
+        task="chat" if chat else "classify",
+        folder=target.name,
+        base=Path(name).name or recipe.name,
+        base_id=base_id,
+        licence=known.licence if known else "",
+        kind=str(config.get("peft_type", "merged")),
+        rank=max([int(config.get("r", 0)), *map(int, (config.get("rank_pattern") or {}).values())]) if config else 0,
+        whole=tuple(config.get("modules_to_save") or ()),
+        form=recipe.data.form,
+        prompt=prompt,
+        start=start,
+        asked=_ASKED,
+        max_length=recipe.data.max_length,
+        classes=class_names(run),
+        data="" if is_private(recipe) else recipe.data.name,
+        rows=rows_of(run),
+        own_words=own_words,
+        nowhere=nowhere,
+        summary=read_summary(run),
+    )
+    write_atomic(target / "README.md", card_text(card).encode(), shared=True)
+
+
+def _prompt(recipe: Recipe, tokenizer: Any) -> tuple[str, int]:
+    """``(all that stands before an answer, the start token before it or -1)``, as ``lichen try`` asks."""
+    if recipe.data.form in ("chat", "messages"):
+        return render([{"role": "user", "content": _ASKED}], tokenizer, ask=True), -1
+    start = start_id(tokenizer)
+    end = "\n" if recipe.data.form == "transcript" else ""
+    return f"{tokenizer.convert_ids_to_tokens(start)}{_ASKED}{end}", start

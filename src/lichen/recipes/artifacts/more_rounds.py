@@ -1,0 +1,85 @@
+"""More rounds for a run that has begun: what of its folder stays true, and what must be taken anew.
+
+A round depends on the state before it and on the seed, not on how many are to come; so a run that is given more rounds
+goes on from its checkpoints and ends where a run of that many rounds would have ended. This holds only while nothing
+in a round asks for their number, as a falling learning rate does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from lichen.core.errors import LichenError
+from lichen.core.store import write_atomic
+from lichen.recipes.artifacts.moved_inputs import MOVABLE, changed_keys
+from lichen.recipes.schema.read import read_recipe, recipe_sha256, write_recipe
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["give_more_rounds"]
+
+STALE = ("federated", "without", "pooled.all", "forgotten.after")
+"""Scores that were taken after the last round, under names that do not tell it."""
+
+
+def give_more_rounds(path: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
+    """Let the folder's recipe have the rounds of ``recipe``, where that differs in them and in where things lie alone.
+
+    A folder of this recipe, or of another one altogether, is left as it is.
+
+    Args:
+        path: The run's folder.
+        recipe: The recipe to go on with.
+        say: Called with what should be known.
+
+    Raises:
+        LichenError: if the run cannot be given so many rounds, and why.
+    """
+    mark, before = path / "state" / "recipe.sha256", read_recipe(path / "recipe.yaml")
+    changed = changed_keys(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    if "federation.rounds" not in changed or set(changed) - {"federation.rounds", *MOVABLE}:
+        return
+    rounds = before.federation.rounds, recipe.federation.rounds
+    federation = before.federation.model_copy(update={"rounds": rounds[1]})
+    longer = before.model_copy(update={"federation": federation})
+    _refuse(before, *rounds)
+    every = before.federation.valid_every
+    if rounds[0] % every:
+        say(
+            f"round {rounds[0]} was validated as the last one: a run of {rounds[1]} rounds from the start, which "
+            f"validates every {every}, would not have looked at it"
+        )
+    for name in STALE:
+        with suppress(FileNotFoundError):
+            (path / "state" / "scores" / f"{name}.safetensors").unlink()
+    with suppress(FileNotFoundError):
+        (path / "summary.json").unlink()
+    # Both are the folder's until its recipe is written: a kill in between leaves one that can be resumed.
+    if mark.exists():
+        write_atomic(mark, f"{recipe_sha256(before)}\n{recipe_sha256(longer)}".encode())
+    write_atomic(path / "recipe.yaml", write_recipe(longer).encode())
+    if mark.exists():
+        write_atomic(mark, recipe_sha256(longer).encode())
+
+
+def _refuse(before: Recipe, had: int, wanted: int) -> None:
+    where = "federation.rounds"
+    anew = f"start a new run: lichen run RECIPE -s federation.rounds={wanted}"
+    if before.task == "oneshot":
+        raise LichenError("task oneshot is one round by nature", where=where, fix="leave it as it is")
+    if wanted < had:
+        raise LichenError(f"the run has {had} already, and rounds cannot be taken back", where=where, fix=anew)
+    if before.optimizer.schedule != "constant":
+        raise LichenError(
+            f"a {before.optimizer.schedule} learning rate falls to its end over all rounds, and these were {had}: "
+            f"the rounds done would have had other rates in a run of {wanted}",
+            where=where,
+            fix=f"{anew}; a run with optimizer.schedule: constant can be given more rounds",
+        )
+    if before.exchange is not None:
+        raise LichenError(
+            "what clients alone may train in a round of an exchange follows from the number of rounds",
+            where=where,
+            fix=anew,
+        )

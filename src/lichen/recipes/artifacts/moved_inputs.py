@@ -1,0 +1,70 @@
+"""Going on with a run whose data or model lies elsewhere now: digests say whether it is what the run began with.
+
+Everything else of a recipe is what the run is, and stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from lichen.core.errors import LichenError
+from lichen.core.store import write_atomic
+from lichen.recipes.schema.read import read_recipe, recipe_sha256, write_recipe
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["MOVABLE", "changed_keys", "move"]
+
+MOVABLE = ("data.name", "model.name", "model.adapter.init_from", "kept")
+"""Keys that say where something lies."""
+
+
+def move(folder: Path, recipe: Recipe) -> Callable[[], None]:
+    """Let a run's folder have this recipe, if it differs from the folder's own only in where things lie.
+
+    Args:
+        folder: A folder with a recipe.
+        recipe: What is to be gone on with.
+
+    Returns:
+        What gives the folder its own recipe back: for the case that something else lies there.
+
+    Raises:
+        LichenError: if the recipes differ in more.
+    """
+    own = read_recipe(folder / "recipe.yaml")
+    changed = changed_keys(own.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    if others := [key for key in changed if key not in MOVABLE]:
+        raise LichenError(
+            f"was made by another recipe: {', '.join(others[:6])} {'differ' if len(others) > 1 else 'differs'}",
+            where=str(folder),
+            fix="resume with the folder's own recipe, or choose another --out; "
+            f"only federation.rounds and {', '.join(MOVABLE)} may change",
+        )
+    if not changed:
+        return lambda: None
+    _give(folder, own, recipe)
+    return lambda: _give(folder, recipe, own)
+
+
+def _give(folder: Path, before: Recipe, recipe: Recipe) -> None:
+    mark = folder / "state" / "recipe.sha256"
+    if mark.is_file() and recipe_sha256(before) in mark.read_text().split():
+        write_atomic(mark, recipe_sha256(recipe).encode())
+    write_atomic(folder / "recipe.yaml", write_recipe(recipe).encode())
+
+
+def changed_keys(old: Mapping[str, object], new: Mapping[str, object], path: str = "") -> list[str]:
+    """The dotted keys in which two recipes, as mappings, differ.
+
+    >>> changed_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4})
+    ['a.c', 'd']
+    """
+    found: list[str] = []
+    for key in sorted({*old, *new}):
+        one, other = old.get(key), new.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += changed_keys(one, other, f"{path}{key}.")
+        elif one != other:
+            found.append(f"{path}{key}")
+    return found

@@ -1,0 +1,103 @@
+"""How a run that writes is asked: in the words it was trained with, by settings that are said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+
+from lichen.core.errors import LichenError
+from lichen.data.batches.text import start_id
+from lichen.data.chat.chat_template import render
+
+__all__ = ["Sampling", "ask_ids", "end_ids", "write"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen, and how many.
+
+    Attributes:
+        max_new_tokens: Tokens written at most.
+        temperature: Of the draw; 0 takes the likeliest token.
+        top_p: The draw is among the likeliest tokens that have so much of the probability together.
+        repetition_penalty: Logits of tokens that stand there already are divided by it; 1 for none.
+        seed: Of the draw.
+    """
+
+    max_new_tokens: int = 48
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key, right, fix in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "use 1 or more"),
+            ("temperature", 0 <= self.temperature < float("inf"), "use 0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "use a number above 0, at most 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "use a number above 0, 1 for none"),
+            ("seed", 0 <= self.seed < 2**63, "use 0 or more"),
+        ):
+            if not right:
+                raise LichenError(f"{getattr(self, key)} is out of range", where=key, fix=fix)
+        if self.temperature == 0 and self.top_p != 1:
+            raise LichenError("nothing is drawn at temperature 0", where="top_p", fix="set temperature as well")
+
+    def __str__(self) -> str:
+        drawn = f"temperature {self.temperature:g}, top-p {self.top_p:g}, seed {self.seed}"
+        chosen = drawn if self.temperature else "greedy"
+        return f"{chosen}, repetition penalty {self.repetition_penalty:g}, at most {self.max_new_tokens} new tokens"
+
+
+def ask_ids(tokenizer: Any, form: str, text: str) -> list[int]:
+    """The tokens before an answer, as a training row of this form has them.
+
+    Args:
+        tokenizer: With the chat template of the run.
+        form: ``data.form`` of the run.
+        text: What is asked, or in form plain what is to be continued.
+
+    Raises:
+        LichenError: if the tokenizer has no template or start token where one is needed.
+    """
+    if form in ("chat", "messages"):
+        prompt = render([{"role": "user", "content": text}], tokenizer, ask=True)
+        return list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    prompt = f"{text}\n" if form == "transcript" else text
+    return [start_id(tokenizer), *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+
+
+def end_ids(model: Any, tokenizer: Any, form: str) -> list[int]:
+    """Tokens that end an answer: the model's, the tokenizer's, and what the template puts behind one."""
+    told = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = {*(told if isinstance(told, list) else [told]), tokenizer.eos_token_id} - {None}
+    if form in ("chat", "messages"):
+        answer = "That one."
+        turns = [{"role": "user", "content": "Which one?"}, {"role": "assistant", "content": answer}]
+        behind = render(turns, tokenizer, ask=False).rpartition(answer)[2].strip()
+        special = {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+        ends |= special & set(tokenizer(behind, add_special_tokens=False)["input_ids"][:1]) if behind else set()
+    return sorted(int(token) for token in ends)
+
+
+def write(model: Any, tokenizer: Any, ids: Sequence[int], sampling: Sampling, *, ends: Sequence[int]) -> str:
+    """What the model writes after these tokens, special tokens left out."""
+    row = torch.tensor([list(ids)], device=model.device)
+    drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(sampling.seed)
+        out = model.generate(
+            input_ids=row,
+            attention_mask=torch.ones_like(row),
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=bool(drawn),
+            repetition_penalty=sampling.repetition_penalty,
+            pad_token_id=tokenizer.pad_token_id,
+            **({"eos_token_id": list(ends)} if ends else {}),
+            **drawn,
+        )
+    return str(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)).strip()

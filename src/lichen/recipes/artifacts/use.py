@@ -1,0 +1,282 @@
+"""What can be done with a finished run: talk to it beside the bare model, and write it out whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from lichen.core import tree as trees
+from lichen.core.errors import LichenError
+from lichen.core.private import share
+from lichen.core.store import load_tree
+from lichen.core.tree import Tree
+from lichen.data.batches.shards import TextShard
+from lichen.data.batches.text import encode_classify
+from lichen.data.sources.catalog import resolve_model
+from lichen.data.sources.record import Record
+from lichen.models.features import EncoderFeatures
+from lichen.models.full import filled
+from lichen.models.loading.load import load_encoder
+from lichen.models.loading.named_head import has_named_head
+from lichen.models.peft.merge import attach
+from lichen.models.peft.merge import merge as merged_model
+from lichen.present.summary import read_summary
+from lichen.recipes.artifacts.model_card import write_card
+from lichen.recipes.artifacts.sampling import Sampling, ask_ids, end_ids, write
+from lichen.recipes.assemble.chat_template import put_template
+from lichen.recipes.assemble.class_names import class_names
+from lichen.recipes.assemble.model import SCRATCH, foundation_of, make_student, scratch_folder, spec_of
+from lichen.recipes.rows.prepare import classes_of, gather, owners_of
+from lichen.recipes.schema.read import read_recipe
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["Talker", "export", "talk"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Talker:
+    """A run to talk to.
+
+    Attributes:
+        kind: Whether it writes or classifies.
+        answer: From a text to (the bare model's answer, the run's answer).
+        settings: How it is asked, in words; empty for a classifier.
+    """
+
+    kind: Literal["chat", "classify"]
+    answer: Callable[[str], tuple[str, str]]
+    settings: str = ""
+
+
+def _finished(folder: Path) -> tuple[Recipe, Tree]:
+    read_summary(folder)  # says so where the run is not finished
+    tree, _ = load_tree(folder / "state" / "final.safetensors")
+    return read_recipe(folder / "recipe.yaml"), tree
+
+
+def _classes(recipe: Recipe, folder: Path) -> tuple[str, ...]:
+    """The run's classes by its own folder; of a folder that is older than their file, by its data."""
+    if recipe.task == "chat":
+        return ()
+    return class_names(folder) or classes_of(recipe, gather(recipe))
+
+
+def _foundation(recipe: Recipe, folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
+    """``(model, tokenizer, classes)`` as the run loaded them; nothing of its data is read."""
+    if recipe.optimizer.name == "cma":
+        raise LichenError(
+            "a prompt found by asking lies outside the model", where=recipe.name, fix="its tensors lie in model/"
+        )
+    scratch = recipe.model.scratch is not None
+    if (recipe.model.name is None and not scratch) or recipe.task not in ("chat", "classify"):
+        raise LichenError(
+            f"a run of task {recipe.task} on {recipe.model.name or 'a student'} has no merged transformers model",
+            where=recipe.name,
+            fix="its tensors lie in the run's model/ as safetensors",
+        )
+    classes = _classes(recipe, folder)
+    if scratch:
+        drawn = folder / SCRATCH
+        source: str | Path = drawn if drawn.is_dir() else scratch_folder(recipe, owners_of(recipe, gather(recipe)))
+    else:
+        source = resolve_model(str(recipe.model.name))
+    model, tokenizer = foundation_of(recipe, source, len(classes))
+    put_template(recipe, tokenizer, run=folder)
+    return model, tokenizer, classes
+
+
+def export(folder: Path | str, *, merge: bool = False, out: Path | str | None = None) -> Path:
+    """Write the run's model: a plain transformers folder with everything merged, or the adapter as it is.
+
+    Args:
+        folder: The run folder.
+        merge: Merge into the base's weights; else it is the adapter.
+        out: Where to; by default ``folder/merged``, and for the adapter where it lies.
+
+    Returns:
+        The folder that loads elsewhere.
+
+    Raises:
+        LichenError: if the run is not finished, or has nothing of the kind.
+    """
+    folder, out = Path(folder), None if out is None else Path(out)
+    if not merge:
+        return _adapter(folder, out)
+    recipe, tree = _finished(folder)
+    model, tokenizer, classes = _foundation(recipe, folder)
+    if recipe.model.adapter.kind == "full":
+        whole = filled(model, tree)
+    else:
+        patch, own = trees.split(tree, "patch.")
+        whole = merged_model(model, own, patch, spec=spec_of(recipe, model))
+    if classes:
+        whole.config.id2label = dict(enumerate(classes))
+        whole.config.label2id = {name: i for i, name in enumerate(classes)}
+    target = out or folder / "merged"
+    whole.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    write_card(folder, target, recipe, tokenizer)
+    share(target)
+    return target
+
+
+def _adapter(folder: Path, out: Path | None) -> Path:
+    """The folder of the run's adapter, or a copy of it."""
+    own = folder / "adapter"
+    if not own.is_dir():
+        read_summary(folder)  # says so where it is no run, or not finished
+        raise LichenError("has no adapter", where=str(folder), fix="use --merge")
+    if out is None:
+        return own
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise LichenError("is not empty", where=f"--out {out}", fix="choose another folder")
+    shutil.copytree(own, out, dirs_exist_ok=True)
+    share(out)
+    return out
+
+
+def _attached(recipe: Recipe, model: Any, tree: Tree) -> Any:
+    if recipe.model.adapter.kind == "full":
+        return filled(model, tree)
+    patch, own = trees.split(tree, "patch.")
+    return attach(model, own, patch, spec=spec_of(recipe, model))
+
+
+def talk(
+    folder: Path | str,
+    *,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+) -> Talker:
+    """Load a finished run beside its bare model.
+
+    Args:
+        folder: The run folder.
+        max_new_tokens: Tokens written at most; 48 by default.
+        temperature: Of the draw; 0, the default, takes the likeliest token.
+        top_p: Share of the probability that is drawn from; 1 by default.
+        repetition_penalty: For tokens that stand there already; 1.2 by default, 1 for none.
+        seed: Of the draw; 0 by default.
+
+    Raises:
+        LichenError: if the run is not finished, or cannot answer, or a setting is out of range or of no effect.
+    """
+    folder = Path(folder)
+    asked = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    given = {key: value for key, value in asked.items() if value is not None}
+    recipe, tree = _finished(folder)
+    if given and recipe.task != "chat":
+        raise LichenError(f"a run of task {recipe.task} writes nothing", where=next(iter(given)), fix="leave it out")
+    sampling = Sampling(**given)  # type: ignore[arg-type]  # by name, each of its own type
+    if recipe.task == "oneshot":
+        return _talk_oneshot(recipe, tree, folder)
+    if recipe.model.student is not None:
+        return _talk_student(recipe, tree, folder)
+    model, tokenizer, classes = _foundation(recipe, folder)
+    joined = _attached(recipe, model, tree)
+    if recipe.task == "chat":
+
+        def answer(text: str) -> tuple[str, str]:
+            bare, mine = (_write(recipe, one, tokenizer, text, sampling) for one in (model, joined))
+            return bare, mine
+
+        return Talker(kind="chat", answer=answer, settings=_settings(recipe, sampling))
+
+    own = recipe.model.head == "base" and has_named_head(model)
+
+    def classify(text: str) -> tuple[str, str]:
+        ids = tokenizer(text, truncation=True, max_length=recipe.data.max_length, return_tensors="pt")
+        with torch.no_grad():
+            bare = _likeliest(model(**ids).logits[0].softmax(-1), classes) if own else "(its head is not trained)"
+            return bare, _likeliest(joined(**ids).logits[0].softmax(-1), classes)
+
+    return Talker(kind="classify", answer=classify)
+
+
+def _settings(recipe: Recipe, sampling: Sampling) -> str:
+    if not {"chat", "messages"} & {recipe.data.form}:
+        return f"{sampling}; form {recipe.data.form}"
+    system = recipe.data.system
+    named = "the template's own" if system is None else repr(system) if system else "none"
+    return f"{sampling}; chat template, system message: {named}"
+
+
+def _likeliest(chance_K: torch.Tensor, classes: tuple[str, ...]) -> str:
+    order = chance_K.argsort(descending=True).tolist()
+    return ", ".join(f"{classes[k]} {float(chance_K[k]):.0%}" for k in order[:3])
+
+
+def _write(recipe: Recipe, model: Any, tokenizer: Any, text: str, sampling: Sampling | None = None) -> str:
+    """One answer in the form the run was trained in."""
+    form = recipe.data.form
+    ids = ask_ids(tokenizer, form, text)
+    return write(model, tokenizer, ids, sampling or Sampling(), ends=end_ids(model, tokenizer, form))
+
+
+def _talk_student(recipe: Recipe, tree: Tree, folder: Path) -> Talker:
+    """A small text model beside nothing: what taught it is not part of the run.
+
+    Raises:
+        LichenError: if it reads pictures, which cannot be typed.
+    """
+    file = folder / "model" / "config.json"
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        named, numbers = about.get("tokenizer"), [int(token) for token in about.get("vocabulary") or ()]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        raise LichenError("does not describe a student", where=str(file), fix="run the recipe again") from None
+    if named is None:
+        raise LichenError("its model reads pictures, which cannot be typed", where=str(folder), fix="see its summary")
+    classes = class_names(folder)
+    _, tokenizer = load_encoder(resolve_model(str(named)))
+    words = {token: i for i, token in enumerate(numbers or range(len(tokenizer)))}
+    unknown = words[int(tokenizer.unk_token_id)]
+    student = make_student(
+        recipe, TextShard((), labels=np.zeros(0, dtype=np.int64), kind="classify"), len(classes), vocabulary=len(words)
+    )
+
+    def classify(text: str) -> tuple[str, str]:
+        record = Record(client="", text=text)
+        ((ids, _),) = encode_classify([record], tokenizer, max_length=recipe.data.max_length, classes=classes)
+        row = torch.tensor([[[words.get(int(t), unknown) for t in ids]]])
+        batch = {
+            "active_C": torch.ones(1, dtype=torch.bool),
+            "input_ids_CBT": row,
+            "attention_mask_CBT": torch.ones_like(row),
+        }
+        logits = student.logits(trees.broadcast(tree, 1), {}, batch)[0, 0]
+        return "(none: the student began from nothing)", _likeliest(logits.softmax(-1), classes)
+
+    return Talker(kind="classify", answer=classify)
+
+
+def _talk_oneshot(recipe: Recipe, head: Tree, folder: Path) -> Talker:
+    model, tokenizer = load_encoder(resolve_model(str(recipe.model.name)))
+    features = EncoderFeatures(model, normalize=True)
+    classes = _classes(recipe, folder)
+
+    def classify(text: str) -> tuple[str, str]:
+        record = Record(client="", text=text)
+        ((ids, _),) = encode_classify([record], tokenizer, max_length=recipe.data.max_length, classes=classes)
+        row = torch.from_numpy(ids)[None].long()
+        x = features.rows(row, torch.ones_like(row)).double()
+        scores = (x @ head["head.weight"].double().T + head["head.bias"].double())[0]
+        return "(it has no head)", f"{classes[int(scores.argmax())]} (scores {', '.join(f'{s:.2f}' for s in scores)})"
+
+    return Talker(kind="classify", answer=classify)

@@ -1,0 +1,123 @@
+"""How a recipe's clients take part: what stands still, what stays at home, and how what they send becomes one.
+
+Legend: N clients.
+"""
+
+from __future__ import annotations
+
+from lichen.clients.training.diloco import fragment_of
+from lichen.core.contracts import Aggregator
+from lichen.core.parameters import split_shared
+from lichen.core.tree import Tree
+from lichen.models.adapters.layerwise import layer_phases
+from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.schema.model import Adapter
+from lichen.recipes.schema.recipe import Recipe
+from lichen.server.evolution import Evolution
+from lichen.server.fair import QFFL
+from lichen.server.kseed import SeedSums
+from lichen.server.lowrank.fedsvd import FedSVD
+from lichen.server.lowrank.hetlora import HetLoRA
+from lichen.server.lowrank.lowrank import FedEx, FedIT
+from lichen.server.lowrank.redistribute import FlexLoRA, FLoRIST
+from lichen.server.lowrank.stacking import FLoRA
+from lichen.server.mean import Mean, Weighting
+from lichen.transforms.layout import Layout
+from lichen.transforms.parse import chain_of
+from lichen.transforms.uplink_decode import Decoded
+
+__all__ = ["aggregator_of", "home_of", "phases_of", "scaling_of"]
+
+_FROZEN: dict[str, tuple[tuple[str, ...], ...]] = {
+    "ffa": (("lora_A",),),
+    "fedsvd": (("lora_A",),),
+    "rolora": (("lora_A",), ("lora_B",)),
+}
+"""Which half of each adapter stands still, in rounds that take turns."""
+
+_HOME = {"fedsa": ("lora_B",)}
+"""Which half stays with its client."""
+
+
+def scaling_of(adapter: Adapter) -> float:
+    """What a LoRA layer puts on ``B A``."""
+    return adapter.alpha / (adapter.rank**0.5 if adapter.rslora else adapter.rank)
+
+
+def phases_of(bench: Bench) -> tuple[tuple[str, ...], ...]:
+    """Names that stand still, round by round: those of the rule, and those of the layers whose turn it is not."""
+    rule = _FROZEN.get(bench.recipe.rule, ())
+    groups = bench.recipe.federation.layer_groups
+    if groups == 1:
+        return rule
+    turns = layer_phases(split_shared(bench.start)[0], groups)
+    return tuple((*turn, *half) for turn in turns for half in rule or ((),))
+
+
+def home_of(recipe: Recipe) -> tuple[str, ...]:
+    """Ends of the names that stay with their clients."""
+    return _HOME.get(recipe.rule, ())
+
+
+def aggregator_of(bench: Bench, lr: float) -> Aggregator:
+    """The recipe's aggregator, for clients that train at this rate."""
+    recipe = bench.recipe
+    if recipe.optimizer.name == "kseed":
+        return SeedSums(recipe.optimizer.seeds, weighting=_weighting(recipe))
+    if recipe.optimizer.name == "cma":
+        return Evolution(_weighting(recipe))
+    if recipe.federation.fair == "qffl":
+        fed = recipe.federation
+        return QFFL(fed.q, lr=lr, weighting=_weighting(recipe))
+    if not recipe.wire.up:
+        return _rule(recipe)
+    return Decoded(_rule(recipe), chain_of(recipe.wire.up), _layouts(bench))
+
+
+def _weighting(recipe: Recipe) -> Weighting:
+    """How the server weighs messages: by the weight each brings, whatever its client has counted, or all alike."""
+    return "uniform" if recipe.federation.weighting == "uniform" else "examples"
+
+
+def _rule(recipe: Recipe) -> Aggregator:
+    fed, scaling = recipe.federation, scaling_of(recipe.model.adapter)
+    if recipe.rule == "fedit":
+        return FedIT(weighting=_weighting(recipe))
+    if recipe.rule == "fedex":
+        return FedEx(scaling, weighting=_weighting(recipe))
+    if recipe.rule == "flora":
+        return FLoRA(scaling, weighting=_weighting(recipe), seed=recipe.seed)
+    if recipe.rule == "flexlora":
+        return FlexLoRA(weighting=_weighting(recipe), seed=recipe.seed)
+    if recipe.rule == "florist":
+        return FLoRIST(fed.energy, weighting=_weighting(recipe), seed=recipe.seed)
+    if recipe.rule == "fedsvd":
+        return FedSVD(Mean(weighting=_weighting(recipe)), seed=recipe.seed)
+    if recipe.rule == "hetlora":
+        return HetLoRA(weighting=_weighting(recipe))
+    return Mean(weighting=_weighting(recipe))
+
+
+def _layouts(bench: Bench) -> tuple[Layout, ...]:
+    """What clients may send, in any round and at any capacity."""
+    capacity = bench.capacity
+    keys = [] if capacity is None else list(dict.fromkeys(capacity.key(c) for c in range(len(bench.train))))
+    whole = [bench.start] if capacity is None else [capacity.cut(bench.start, key) for key in keys]
+    home = home_of(bench.recipe)
+    found: list[Layout] = []
+    for shared in whole:
+        trainable, _ = split_shared(shared)
+        for still in phases_of(bench) or ((),):
+            sent: Tree = {name: x for name, x in trainable.items() if not name.endswith((*still, *home))}
+            for part in _fragments(sent, bench.recipe.federation.fragments):
+                layout = Layout.of(part)
+                if layout not in found:
+                    found.append(layout)
+    return tuple(found)
+
+
+def _fragments(sent: Tree, fragments: int) -> list[Tree]:
+    if fragments == 1:
+        return [sent]
+    place = fragment_of({name: x.shape for name, x in sent.items()}, fragments)
+    return [{name: x for name, x in sent.items() if place[name] == part} for part in range(fragments)]

@@ -1,0 +1,266 @@
+"""What fits whom: the rank and the last blocks a client can train in the memory it has.
+
+A client needs the frozen base, the shared tensors, and what one step makes besides: activations, gradients,
+moments. The last is counted (:mod:`lichen.recipes.assemble.live_bytes`) on the run's own client work with the largest
+of its batches, for the smallest adapter there is (rank 1 on the last block), for the recipe's rank on the last block,
+and for the whole adapter. At every moment of a step, what is alive grows with the rank and with the blocks in
+a straight line; the most there ever is is the largest of such lines, and lies on or below the chord that is
+drawn between the measured ends.
+
+Clients first get directions, then blocks: more memory never means less of either. What is counted are tensors;
+the interpreter and its libraries, some hundreds of MiB, come on top.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+
+from lichen.core import tree as trees
+from lichen.core.contracts import Batch, Station
+from lichen.core.errors import LichenError
+from lichen.core.message import Job
+from lichen.core.tree import Tree, block_of
+from lichen.models.adapters.lora import Lora
+from lichen.models.adapters.quantized import resident_bytes
+from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.live_bytes import LiveBytes
+from lichen.recipes.assemble.workload import heavy
+from lichen.server.lowrank.submodel import Capacity
+
+__all__ = ["Fit", "Needs", "Room", "capacity_of", "fit", "needs_of", "rooms"]
+
+GIB = 1 << 30
+DRAWS = 16
+"""Rounds whose batches are looked through for the largest."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """What a client trains.
+
+    Attributes:
+        rank: Directions of its adapter.
+        last: Its blocks, counted from the last; None: all.
+    """
+
+    rank: int
+    last: int | None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """Bytes of tensors that one client holds at most, by what it trains.
+
+    Attributes:
+        rank: The recipe's rank.
+        blocks: Blocks with an adapter.
+        least: Needed for rank 1 on the last block.
+        narrow: For the whole rank on the last block.
+        whole: For everything.
+    """
+
+    rank: int
+    blocks: int
+    least: int
+    narrow: int
+    whole: int
+
+    def ladder(self) -> tuple[tuple[Fit, int], ...]:
+        """What can be trained, from the least to all, with the bytes it needs; these never fall.
+
+        >>> for step, bytes in Needs(rank=2, blocks=3, least=10, narrow=12, whole=30).ladder():
+        ...     print(step.rank, step.last, bytes)
+        1 1 10
+        2 1 12
+        2 2 21
+        2 None 30
+        """
+        narrow, whole = max(self.least, self.narrow), max(self.least, self.narrow, self.whole)
+        ranks = [
+            (Fit(rank=r, last=1), self.least + _share(narrow - self.least, r - 1, self.rank - 1))
+            for r in range(1, self.rank + 1)
+        ]
+        blocks = [
+            (Fit(rank=self.rank, last=n), narrow + _share(whole - narrow, n - 1, self.blocks - 1))
+            for n in range(2, self.blocks)
+        ]
+        return (*ranks, *blocks, (Fit(rank=self.rank, last=None), whole))
+
+    def fit(self, memory: float) -> Fit:
+        """The most that fits; more memory never gives less.
+
+        Args:
+            memory: Bytes for tensors.
+
+        Raises:
+            LichenError: if not even rank 1 on the last block does.
+        """
+        able = [step for step, needed in self.ladder() if needed <= memory]
+        if not able:
+            raise LichenError(
+                f"{memory / GIB:.3g} GiB hold no client: the base, and rank 1 on the last block, "
+                f"need {self.least / GIB:.3g} GiB",
+                where="federation.memory",
+                fix=f"give at least {math.ceil(100 * self.least / GIB) / 100:g}, or set model.quantize to nf4, "
+                "model.dtype to bfloat16, or engine.gradient_checkpointing to true",
+            )
+        return able[-1]
+
+
+def _share(whole: int, part: int, parts: int) -> int:
+    return math.ceil(whole * part / parts) if parts else 0
+
+
+def needs_of(bench: Bench, station: Station) -> Needs:
+    """Count three steps of one client.
+
+    Args:
+        bench: Of a recipe with a LoRA adapter on a foundation model.
+        station: What its clients do in a round, and the batches they do it with.
+
+    Raises:
+        LichenError: if what is trained has no ranks and no blocks to choose from.
+    """
+    wrapped: Any = getattr(bench.model, "wrapped", None)
+    spec = getattr(wrapped, "spec", None)
+    layers = [name.removesuffix(".lora_A") for name in bench.start if name.endswith(".lora_A")]
+    blocks = {block for layer in layers if (block := block_of(layer)) is not None}
+    if not isinstance(spec, Lora) or not blocks:
+        raise LichenError(
+            "only a LoRA adapter in the blocks of a foundation model can be cut to a client's memory",
+            where="federation.memory",
+            fix="set model.adapter.kind to lora, or leave the key out",
+        )
+    client, batch = _largest(station, len(bench.train))
+    # An adapter that does nothing yet would leave no patch behind; later ones do.
+    start = {n: torch.full_like(x, 1e-3) if n.endswith(".lora_B") else x for n, x in bench.start.items()}
+    base = resident_bytes(wrapped.model)
+
+    def needed(rank: int, last: int | None) -> int:
+        cut = Capacity((rank,), last_N=(last,), scaling=spec.scale)
+        return base + _step_bytes(
+            station,
+            cut.cut(start, cut.key(0)),
+            client,
+            batch,
+            bench.model.base,
+            times=bench.recipe.federation.accumulate,
+        )
+
+    return Needs(
+        rank=spec.rank,
+        blocks=len(blocks),
+        least=needed(1, 1),
+        narrow=needed(spec.rank, 1),
+        whole=needed(spec.rank, None),
+    )
+
+
+def _largest(station: Station, clients: int) -> tuple[int, Batch]:
+    """The client with the largest batches, and the largest of some rounds' of them."""
+    client = heavy(station.source, range(clients), 1)[0]
+    batches = [batch for r in range(DRAWS) for batch in station.source.batches((client,), r)]
+    if not batches:
+        raise LichenError("no client has rows to train on", where="data")
+
+    def size(batch: Batch) -> tuple[int, int]:
+        mask = batch.get("attention_mask_CBT")
+        return 0 if mask is None else int(mask.sum()), sum(x.numel() for x in batch.values())
+
+    return client, max(batches, key=size)
+
+
+def _step_bytes(station: Station, shared: Tree, client: int, batch: Batch, base: str, *, times: int = 1) -> int:
+    """The shared tensors, and the most that one client's fold over one batch, or so many like it, makes besides."""
+    settings = {"lr_scale": 1.0}
+    job = Job(work="train", shared=shared, version=0, clients=(client,), seed=0, base=base, settings=settings)
+    with LiveBytes() as live:
+        state = station.work.init(job, (client,), None)
+        for _ in range(times):
+            state = station.work.step(state, batch)
+        station.work.final(state)
+    peak: int = live.peak
+    return trees.nbytes(shared) + peak
+
+
+def fit(bench: Bench, station: Station, memory: float) -> Fit:
+    """The most that a client with so many bytes for tensors can train; see :func:`needs_of` and :meth:`Needs.fit`."""
+    return needs_of(bench, station).fit(memory)
+
+
+def _memory(bench: Bench) -> Sequence[float]:
+    return getattr(bench.recipe.federation, "memory", None) or ()
+
+
+def capacity_of(bench: Bench, station: Station) -> Capacity | None:
+    """Every client's rank and blocks by ``federation.memory``, dealt out in turns; None where it is not given.
+
+    Raises:
+        LichenError: if some client's memory is too little, or there is no adapter to cut.
+    """
+    memory = _memory(bench)
+    if not memory:
+        return None
+    needs = needs_of(bench, station)
+    fits = [needs.fit(gib * GIB) for gib in memory]
+    mine = [fits[client % len(fits)] for client in range(len(bench.train))]
+    model: Any = bench.model
+    return Capacity(tuple(f.rank for f in mine), last_N=tuple(f.last for f in mine), scaling=model.wrapped.spec.scale)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """A row of the plan: a memory some clients have, and what they train in it.
+
+    Attributes:
+        memory: GiB.
+        clients: How many have it.
+        rank: Their rank.
+        layers: Blocks they train.
+        of: Blocks there are.
+        needed: Bytes that takes, at most.
+    """
+
+    memory: float
+    clients: int
+    rank: int
+    layers: int
+    of: int
+    needed: int
+
+
+def rooms(bench: Bench, station: Station) -> tuple[Room, ...]:
+    """What clients of each memory train, the smallest first; nothing without ``federation.memory``.
+
+    Raises:
+        LichenError: as :func:`capacity_of`.
+    """
+    memory = _memory(bench)
+    if not memory:
+        return ()
+    needs, count = needs_of(bench, station), len(bench.train)
+    steps = dict(needs.ladder())
+    having = {gib: sum(1 for c in range(count) if memory[c % len(memory)] == gib) for gib in sorted(set(memory))}
+    out = []
+    for gib, clients in having.items():
+        chosen = needs.fit(gib * GIB)
+        layers = needs.blocks if chosen.last is None else chosen.last
+        out.append(
+            Room(
+                memory=gib,
+                clients=clients,
+                rank=chosen.rank,
+                layers=layers,
+                of=needs.blocks,
+                needed=steps[chosen],
+            )
+        )
+    return tuple(out)

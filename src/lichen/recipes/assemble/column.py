@@ -1,0 +1,62 @@
+"""A finished column of a result, and the engine that computes one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lichen.core.contracts import Engine
+from lichen.core.store import ClientStore
+from lichen.core.tree import Tree
+from lichen.engines.block_size import Room
+from lichen.engines.distributed import DistributedEngine
+from lichen.engines.local import LocalEngine
+from lichen.engines.ranks import Ranks
+from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.parts import stations
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["Column", "among", "local_engine", "room_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A finished column.
+
+    Attributes:
+        value_N: The metric of every client on test rows.
+        metrics: All the sums behind it, ``(N, ...)``.
+        lr: The chosen learning rate; None where nothing was trained.
+        shared: What was scored; empty for ``alone``.
+        best_round: The round kept.
+        seconds: Wall time of its rounds, all learning rates.
+    """
+
+    value_N: Tensor
+    metrics: Tree
+    lr: float | None = None
+    shared: Tree | None = None
+    best_round: int = -1
+
+
+def local_engine(bench: Bench, store: ClientStore) -> LocalEngine:
+    """This process, with everything a node of the recipe can be asked."""
+    recipe = bench.recipe
+    return LocalEngine(
+        stations(bench), store, base=bench.model.base, block_size=room_of(recipe, store), device=recipe.model.device
+    )
+
+
+def room_of(recipe: Recipe, store: ClientStore) -> int | Room:
+    """The recipe's clients side by side, or what finds it and keeps it beside the private state."""
+    engine = recipe.engine
+    if engine.block is not None:
+        return engine.block
+    may = engine.gradient_checkpointing is None
+    return Room(store.folder.parent / "blocks.json", device=recipe.model.device, may_checkpoint=may)
+
+
+def among(ranks: Ranks, local: LocalEngine) -> Engine:
+    """The engine over all ranks whose part this process's is; itself where there is one."""
+    return local if ranks.size == 1 else DistributedEngine(local, ranks)

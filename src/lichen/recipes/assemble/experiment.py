@@ -1,0 +1,154 @@
+"""What the columns of a recipe work with: the model, where it starts, and every client's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lichen.clients.evaluation.metrics import accuracy, macro_f1
+from lichen.core.contracts import CohortModel, Source
+from lichen.core.tree import Tree
+from lichen.data.batches.accumulation import MicroBatches
+from lichen.data.batches.augment import Views
+from lichen.data.batches.few_labels import FewLabels
+from lichen.data.batches.shards import EvalSource, MixedSource, Shard, TrainSource
+from lichen.recipes.schema.recipe import Recipe
+from lichen.server.lowrank.submodel import Capacity
+
+__all__ = ["Aid", "Bench", "grid_name", "metric_name", "participants", "rows_of", "steps_of", "values_N"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aid:
+    """What clients learn from beside their labels and a teacher's public answers.
+
+    Attributes:
+        rows: All rows of the clients, those without a label among them, one shard a client; none: labelled ones alone.
+        views: Weak and strong views of the unlabelled ones.
+        answers: ``answers.*`` of a teacher to them, which never leave.
+        judge: The clients' rows to judge a teacher by; None: it is taken at its word.
+        said_M: The class it names for each of those.
+        server: Labelled rows the server itself trains on between rounds; None: it does not.
+    """
+
+    rows: tuple[Shard, ...] = ()
+    views: Views | None = None
+    answers: Tree = field(default_factory=dict)
+    judge: Source | None = None
+    said_M: Tensor | None = None
+    server: Shard | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What every column works with.
+
+    Attributes:
+        recipe: The recipe.
+        model: The cohort model.
+        start: The shared tensors before the first round.
+        train: One shard a client.
+        valid: One shard a client, to choose learning rate and round by.
+        test: One shard a client, only scored.
+        pad: Padding token of text shards.
+        public: Texts a teacher has answered, learned from beside the clients' own rows.
+        capacity: What each client can train; None where all train everything.
+        aid: What clients learn from beside their labels and a teacher's public answers.
+    """
+
+    recipe: Recipe
+    model: CohortModel
+    start: Tree
+    train: tuple[Shard, ...]
+    valid: tuple[Shard, ...]
+    test: tuple[Shard, ...]
+    pad: int
+    public: Shard | None = None
+    capacity: Capacity | None = None
+    aid: Aid = field(default_factory=Aid)
+
+    def evaluating(self, shards: Sequence[Shard]) -> Source:
+        """Batches that see every row once."""
+        most = self.recipe.data.max_length
+        return EvalSource(shards, batch_size=16, pad=self.pad, max_length=most, fixed_width=self._width())
+
+    def _width(self) -> int | None:
+        """One width for all where padding is dropped anyway, so that any clients may stand side by side."""
+        return self.recipe.data.max_length if getattr(self.model, "packed", False) else None
+
+    def training(
+        self, shards: Sequence[Shard], *, batch: int, steps: int | None, epochs: int | None = None, parts: int = 1
+    ) -> Source:
+        """Batches out of shuffled rows.
+
+        Args:
+            shards: Rows by client.
+            batch: Rows of a batch, or of each of its parts.
+            steps: Batches of every client; None: by epochs.
+            epochs: Passes of each client over its rows, in place of steps.
+            parts: Micro-batches that a batch is cut into.
+        """
+        whole = self._drawn(shards, batch=batch * parts, steps=steps or 0, epochs=epochs)
+        return whole if parts == 1 else MicroBatches(whole, parts)
+
+    def _drawn(self, shards: Sequence[Shard], *, batch: int, steps: int, epochs: int | None) -> Source:
+        own = TrainSource(
+            shards,
+            batch_size=batch,
+            steps=steps,
+            epochs=epochs,
+            pad=self.pad,
+            max_length=self.recipe.data.max_length,
+            fixed_width=self._width(),
+        )
+        if self.aid.rows and self.recipe.semi is not None:
+            return FewLabels(replace(own, shards=self.aid.rows), unlabelled_rows=self.recipe.semi.batch)
+        if self.public is None or self.recipe.teacher is None:
+            return own
+        return MixedSource(own, public=self.public, public_rows=self.recipe.teacher.public_batch)
+
+
+def values_N(recipe: Recipe, metrics: Mapping[str, Tensor]) -> Tensor:
+    """The recipe's metric for every client, float64."""
+    wanted = metric_name(recipe)
+    if wanted == "perplexity":
+        return torch.exp(metrics["loss_sum"] / metrics["count"])
+    measure = macro_f1 if wanted == "macro_f1" else accuracy
+    return torch.tensor([float(measure(c)) for c in metrics["confusion"]], dtype=torch.float64)
+
+
+def metric_name(recipe: Recipe) -> str:
+    """The metric compared, by the recipe or its task."""
+    return recipe.compare.metric or ("perplexity" if recipe.task == "chat" else "macro_f1")
+
+
+def grid_name(lr: float) -> str:
+    """How a learning rate is called in folders, traces and station names."""
+    return f"lr={lr:g}"
+
+
+def steps_of(bench: Bench) -> float:
+    """Local steps of a client in a round; with epochs, on average over clients."""
+    fed = bench.recipe.federation
+    if fed.epochs is None:
+        return fed.local_steps
+    rows = fed.batch * fed.accumulate
+    return fed.epochs * sum(-(-shard.size // rows) for shard in bench.train) / len(bench.train)
+
+
+def rows_of(bench: Bench) -> float:
+    """Rows a client trains on in a round; with epochs, on average over clients."""
+    fed = bench.recipe.federation
+    if fed.epochs is None:
+        return fed.local_steps * fed.batch * fed.accumulate
+    return fed.epochs * sum(shard.size for shard in bench.train) / len(bench.train)
+
+
+def participants(bench: Bench) -> int:
+    """Clients expected in a round."""
+    return min(bench.recipe.federation.per_round or len(bench.train), len(bench.train))

@@ -1,0 +1,180 @@
+"""Students of unlike architectures: which client has which, and on which rows it learns.
+
+Everything by architecture goes by its name, ``<kind>-<width>``. Clients get theirs in turns, or, where the recipe
+says what memory they have, the one with most parameters that they can train (:mod:`lichen.models.students.family`).
+
+References:
+    Daliang Li and Junpu Wang. "FedMD: Heterogenous Federated Learning via Model Distillation." NeurIPS
+    Workshop on Federated Learning 2019. https://arxiv.org/abs/1910.03581
+    Tao Lin, Lingjing Kong, Sebastian U. Stich and Martin Jaggi. "Ensemble Distillation for Robust Model
+    Fusion in Federated Learning." NeurIPS 2020. https://arxiv.org/abs/2006.07242
+
+Legend: C clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+from lichen.algorithms.exchange import Kinds
+from lichen.clients.distillation.private_models import answered
+from lichen.core.contracts import Batch
+from lichen.core.errors import LichenError
+from lichen.core.tree import Tree
+from lichen.data.batches.shards import Shard, TrainSource
+from lichen.models.losses import answer_settings
+from lichen.models.students.family import Optimizer, choose, family
+from lichen.models.students.student import Student as Model
+from lichen.recipes.assemble.capacity import GIB
+from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.model import make_student, start_of
+from lichen.recipes.assemble.open import Opened, open_recipe
+from lichen.recipes.schema.recipe import Exchange, Recipe, Student
+
+__all__ = ["Unequal", "open_unequal", "own_rows", "public_rows"]
+
+STEPPERS: Mapping[str, Optimizer] = {"adamw": "adamw", "sgd": "sgd"}
+
+
+def name_of(student: Student) -> str:
+    """How an architecture is called.
+
+    >>> name_of(Student(kind="text-cnn", width=16))
+    'text-cnn-16'
+    """
+    return f"{student.kind}-{student.width}"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unequal:
+    """The clients of each architecture, and what they work with.
+
+    Attributes:
+        recipe: The recipe.
+        exchange: Its section.
+        kinds: The clients of each architecture that has some.
+        students: What each is in the recipe.
+        benches: What each works with, its model among it.
+        public: The public rows.
+    """
+
+    recipe: Recipe
+    exchange: Exchange
+    kinds: Kinds
+    students: Mapping[str, Student]
+    benches: Mapping[str, Bench]
+    public: Shard
+
+    @property
+    def count(self) -> int:
+        """Clients."""
+        return sum(map(len, self.kinds.values()))
+
+    @property
+    def train(self) -> tuple[Shard, ...]:
+        """Every client's rows."""
+        return next(iter(self.benches.values())).train
+
+    @property
+    def fused(self) -> bool:
+        """Whether weights are averaged within an architecture; else clients' models stay with them."""
+        return self.exchange.kind == "feddf"
+
+    def settings(self) -> Tree:
+        """How answers are learned from."""
+        return answer_settings(threshold=self.exchange.confident or None)
+
+
+def own_rows(unequal: Unequal, kind: str, steps: int) -> TrainSource:
+    """The clients' own rows, so many steps a round."""
+    bench, fed = unequal.benches[kind], unequal.recipe.federation
+    most = unequal.recipe.data.max_length
+    return TrainSource(bench.train, batch_size=fed.batch, steps=steps, pad=bench.pad, max_length=most)
+
+
+def public_rows(unequal: Unequal, own: TrainSource, clients: Sequence[int]) -> TrainSource:
+    """The answered public rows for these clients, the steps of one round."""
+    section = unequal.exchange
+    return replace(
+        own,
+        shards=dict.fromkeys(clients, answered(unequal.public)),
+        batch_size=section.public_batch,
+        steps=section.digest(unequal.recipe.federation.local_steps),
+    )
+
+
+def open_unequal(recipe: Recipe, say: Callable[[str], None]) -> tuple[Opened, Unequal]:
+    """The recipe opened, and its students dealt out.
+
+    Raises:
+        LichenError: whatever does not fit, by its key.
+    """
+    section, every = recipe.exchange, {name_of(student): student for student in recipe.model.students}
+    assert section is not None
+    single = {name: _single(recipe, student) for name, student in every.items()}
+    opened = open_recipe(next(iter(single.values())), say=say, tell_read=True)
+    size = len(opened.vocabulary) if opened.vocabulary else len(opened.tokenizer) if opened.tokenizer else 0
+    first, classes, public = opened.bench.train[0], len(opened.classes), opened.public
+    assert public is not None
+    models = {
+        name: make_student(recipe, first, classes, vocabulary=size, section=student) for name, student in every.items()
+    }
+    benches = {
+        name: replace(opened.bench, recipe=single[name], model=model, start=start_of(recipe, model))
+        for name, model in models.items()
+    }
+    count = len(opened.bench.train)
+    whole = Unequal(
+        recipe=recipe,
+        exchange=section,
+        kinds={name: tuple(range(count)) for name in every},
+        students=every,
+        benches=benches,
+        public=public,
+    )
+    turns = [name_of(student) for student in recipe.model.students]
+    given = _by_memory(whole, models) if recipe.federation.memory else [turns[c % len(turns)] for c in range(count)]
+    kinds = {name: some for name in every if (some := tuple(c for c, of in enumerate(given) if of == name))}
+    say("; ".join(f"{len(some)} clients have a {name}" for name, some in kinds.items()))
+    benches = {name: bench for name, bench in benches.items() if name in kinds}
+    return opened, replace(whole, kinds=kinds, benches=benches)
+
+
+def _single(recipe: Recipe, student: Student) -> Recipe:
+    """The recipe as if all clients had this student."""
+    model = recipe.model.model_copy(update={"student": student})
+    federation = recipe.federation.model_copy(update={"memory": None})
+    return recipe.model_copy(update={"model": model, "federation": federation})
+
+
+def _by_memory(unequal: Unequal, models: Mapping[str, Model]) -> list[str]:
+    """Every client's architecture: the largest that its memory can train, on its own rows and on public ones."""
+    recipe = unequal.recipe
+    memory, opt = recipe.federation.memory or (), recipe.optimizer
+    stepper: Optimizer = "momentum" if opt.name == "sgd" and opt.momentum else STEPPERS[opt.name]
+    known: dict[object, str] = {}
+    out: list[str] = []
+    for client in range(len(unequal.train)):
+        batch, bytes_here = _widest(unequal, client), int(memory[client % len(memory)] * GIB)
+        key = (bytes_here, tuple(sorted((name, tuple(x.shape)) for name, x in batch.items())))
+        if key not in known:
+            try:
+                members = family(models, models.__getitem__, batch, optimizer=stepper)
+                known[key] = choose(bytes_here, members).config
+            except LichenError as error:
+                raise LichenError(error.what, where="federation.memory", fix=error.fix) from None
+        out.append(known[key])
+    return out
+
+
+def _widest(unequal: Unequal, client: int) -> Batch:
+    """The larger of a client's batches: of its own rows, and of public ones where it learns from them."""
+    mine = own_rows(unequal, next(iter(unequal.benches)), 1)
+    sources = [mine] if unequal.fused else [mine, public_rows(unequal, mine, (client,))]
+    found = [batch for source in sources if (batch := next(iter(source.batches((client,), 0)), None)) is not None]
+    if not found:
+        raise LichenError(f"client {client} has no rows to train on", where="data", fix="raise data.min_rows")
+    return max(found, key=lambda batch: sum(x.numel() for x in batch.values()))

@@ -1,0 +1,149 @@
+"""A recipe's model at hand: with the classes its logits mean, and what a person should know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, final
+
+from lichen.core.contracts import CohortModel
+from lichen.core.seeds import derive
+from lichen.data.sources.catalog import resolve_model
+from lichen.fm.local import LocalFM
+from lichen.fm.soft_prompt import SoftPrompt
+from lichen.models.adapters.whole_layers import came_with_head, head_layers, lacked_layers, within
+from lichen.models.cohort import CausalCohort, ClassifierCohort
+from lichen.models.full import FullCausal, FullClassifier
+from lichen.models.loading.load import base_digest, load_encoder
+from lichen.models.loading.named_head import base_names, has_named_head, in_base_order
+from lichen.recipes.assemble.chat_template import put_template
+from lichen.recipes.assemble.model import STUDENT_TOKENIZER, foundation_of, scratch_folder, spec_of
+from lichen.recipes.rows.prepare import Owner
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["Loaded", "load"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What a recipe trains, at hand.
+
+    Attributes:
+        model: The cohort model; None for a student, which is made for its data later.
+        foundation: The transformers model under it; None for a student.
+        tokenizer: Its tokenizer, or the one that a student's texts need; None for pixels.
+        classes: The classes in the order of its logits; none for a language model.
+        notes: What a person should know of it, a line each.
+    """
+
+    model: CohortModel | None
+    foundation: Any
+    tokenizer: Any
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def load(recipe: Recipe, labels: Sequence[str], owners: Sequence[Owner], *, keep_private: bool = True) -> Loaded:
+    """The recipe's model and what belongs to it.
+
+    Args:
+        recipe: Of task chat or classify.
+        labels: The data's, sorted; none for a language model.
+        owners: Whose rows a model from nothing may take its words from.
+        keep_private: A model with words of private rows may stay in the cache.
+
+    Raises:
+        LichenError: if the model cannot be loaded, the adapter does not fit it, or it knows other classes.
+    """
+    section, padded, classes, notes = recipe.model, not recipe.engine.packing, tuple(labels), list[str]()
+    if section.scratch is not None:
+        with ExitStack() as stack:
+            away = None if keep_private else stack.enter_context(TemporaryDirectory(prefix="lichen-scratch-"))
+            source = scratch_folder(recipe, owners, private=None if away is None else Path(away))
+            foundation, tokenizer = foundation_of(recipe, source, len(classes))
+            put_template(recipe, tokenizer, say=notes.append)
+    elif section.name is not None and recipe.task == "chat":
+        foundation, tokenizer = foundation_of(recipe, resolve_model(section.name), 0)
+        put_template(recipe, tokenizer, say=notes.append)
+    elif section.name is not None:
+        foundation, tokenizer, classes, notes = _classifier(recipe, resolve_model(section.name), labels)
+    elif owners[0].train[0].features is not None:
+        return Loaded(model=None, foundation=None, tokenizer=None, classes=classes)
+    else:
+        tokenizer = load_encoder(resolve_model(STUDENT_TOKENIZER))[1]
+        return Loaded(model=None, foundation=None, tokenizer=tokenizer, classes=classes)
+    model = _cohort(recipe, foundation, tokenizer, padded)
+    notes += _notes(recipe, foundation, model)
+    return Loaded(model=model, foundation=foundation, tokenizer=tokenizer, classes=classes, notes=tuple(notes))
+
+
+def _classifier(
+    recipe: Recipe, source: str | Path, labels: Sequence[str]
+) -> tuple[Any, Any, tuple[str, ...], list[str]]:
+    """``(model, tokenizer, classes, notes)``: with the base's own head where it has one whose classes have names."""
+    if recipe.model.head != "base" or recipe.model.random:
+        return *foundation_of(recipe, source, len(labels), anew=True), tuple(labels), []
+    names, notes = base_names(source), list[str]()
+    if names:
+        model, tokenizer = foundation_of(recipe, source, len(names))
+        if has_named_head(model):
+            classes, loose = in_base_order(labels, names)
+            notes.append(f"the head of {recipe.model.name} is kept, with its classes: {', '.join(classes)}")
+            if loose:
+                notes.append(f"taken for the base's classes in spite of case or blanks: {', '.join(loose)}")
+            return model, tokenizer, classes, notes
+        if len(names) == len(labels) and not came_with_head(model):
+            return model, tokenizer, tuple(labels), notes
+    model, tokenizer = foundation_of(recipe, source, len(labels), anew=True)
+    if came_with_head(model):
+        notes.append(
+            f"the head of {recipe.model.name} does not name its classes, and is drawn anew; to keep it, name each one "
+            "in id2label of the base's config.json"
+        )
+    return model, tokenizer, tuple(labels), notes
+
+
+def _cohort(recipe: Recipe, foundation: Any, tokenizer: Any, padded: bool) -> CohortModel:
+    """The model of C clients around a loaded one.
+
+    Raises:
+        LichenError: if the adapter does not fit it.
+    """
+    section, chat = recipe.model, recipe.task == "chat"
+    name = section.name or recipe.name
+    if recipe.optimizer.name == "cma":
+        words = section.adapter.start or str(tokenizer.eos_token)
+        face = LocalFM(foundation, tokenizer, name=name, positions=section.adapter.tokens, start=words)
+        return SoftPrompt(face, seed=derive(recipe.seed, "projection"), size=recipe.optimizer.dimensions)
+    if section.adapter.kind == "full":
+        whole = (FullCausal if chat else FullClassifier)(foundation, name=name, exclude=section.adapter.exclude)
+        if recipe.optimizer.name == "kseed":
+            whole.base = base_digest(foundation)  # where all begin is not sent, so that it must be agreed on
+        return whole
+    spec = spec_of(recipe, foundation)
+    model: CausalCohort | ClassifierCohort
+    model = (CausalCohort if chat else ClassifierCohort)(foundation, adapter=spec, name=name, reference=padded)
+    model.checkpointing = bool(recipe.engine.gradient_checkpointing)
+    return model
+
+
+def _notes(recipe: Recipe, model: Any, cohort: CohortModel) -> list[str]:
+    """What a person should know of the model: layers that its files lack, and clients with calls of their own."""
+    if not isinstance(cohort, CausalCohort | ClassifierCohort):
+        return []
+    notes: list[str] = []
+    named, head = recipe.model.adapter.modules_to_save, head_layers(model)
+    if lacked := [name for name in lacked_layers(model) if not within(name, head)]:
+        notes.append(
+            f"the files of {recipe.model.name} lack {', '.join(lacked)}: drawn from the seed, trained like the head "
+            "and saved with the adapter"
+        )
+    if more := [name for name in cohort.wrapped.heads if named and not within(name, (*named, *lacked))]:
+        notes.append(f"trained whole beside modules_to_save, as PEFT does in every classifier: {', '.join(more)}")
+    if cohort.alone is not None and recipe.engine.packing:
+        notes.append(f"each client gets a call of its own, because of {cohort.alone}")
+    return notes

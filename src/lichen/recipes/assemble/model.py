@@ -1,0 +1,221 @@
+"""The model a recipe trains: a foundation model with its adapter, whole, drawn from nothing, or a student."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lichen.core.contracts import CohortModel
+from lichen.core.errors import LichenError
+from lichen.core.private import make_folders, tighten
+from lichen.core.seeds import derive
+from lichen.core.tree import Tree
+from lichen.data.batches.shards import ArrayShard, Shard, TextShard
+from lichen.data.sources.cache import key_of
+from lichen.data.sources.catalog import CATALOG, cache_dir
+from lichen.data.sources.records import load_records
+from lichen.models.adapters.bitfit import BitFit
+from lichen.models.adapters.bottleneck import Bottleneck
+from lichen.models.adapters.ia3 import IA3
+from lichen.models.adapters.lora import Lora
+from lichen.models.adapters.prefix_tuning import Prefix
+from lichen.models.adapters.prompt import Prompt
+from lichen.models.adapters.whole_layers import whole_layers
+from lichen.models.adapters.wrap import Spec, Wrapped
+from lichen.models.loading.load import load_causal, load_classifier
+from lichen.models.peft.format import has_peft_format
+from lichen.models.peft.start import start_from
+from lichen.models.students import scratch
+from lichen.models.students.student import Student
+from lichen.models.students.students import ImageCNN, ImageMLP, TextCNN, TwoLayerTransformer
+from lichen.recipes.assemble.class_names import class_names
+from lichen.recipes.rows.prepare import Owner, is_private
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.schema.recipe import Student as StudentSection
+
+__all__ = [
+    "SCRATCH",
+    "STUDENT_TOKENIZER",
+    "base_name_of",
+    "described_base",
+    "foundation_of",
+    "make_student",
+    "scratch_folder",
+    "spec_of",
+    "start_of",
+]
+
+SCRATCH = "state/scratch"
+"""Where in a run's folder the language model lies that was drawn from nothing."""
+
+STUDENT_TOKENIZER = "minilm-l6"
+"""A text student that is trained from scratch still needs somebody's tokens."""
+
+
+def spec_of(recipe: Recipe, model: Any) -> Spec:
+    """The recipe's adapter; a classifier's head, and what its files lack, is trained in full.
+
+    Raises:
+        LichenError: if all linear layers are asked for where they must be named.
+    """
+    adapter = recipe.model.adapter
+    heads = whole_layers(model, adapter.modules_to_save, classifier=recipe.task == "classify")
+    if adapter.kind == "lora":
+        return Lora(
+            targets=adapter.targets,
+            rank=adapter.rank,
+            alpha=adapter.alpha,
+            rslora=adapter.rslora,
+            heads=heads,
+            last=adapter.last,
+        )
+    if adapter.kind == "ia3":
+        if isinstance(adapter.targets, str):
+            raise LichenError("ia3 scales named layers", where="model.adapter.targets", fix="list them")
+        return IA3(targets=adapter.targets, feedforward=adapter.feedforward, heads=heads, last=adapter.last)
+    if adapter.kind == "prompt":
+        return Prompt(tokens=adapter.tokens, heads=heads)
+    if adapter.kind == "prefix":
+        return Prefix(tokens=adapter.tokens, heads=heads)
+    if adapter.kind == "bottleneck":
+        return Bottleneck(width=adapter.width, heads=heads, last=adapter.last)
+    return BitFit(heads=heads, last=adapter.last)
+
+
+def foundation_of(recipe: Recipe, source: str | Path, classes: int, *, anew: bool = False) -> tuple[Any, Any]:
+    """The frozen transformers model, quantised if the recipe says so, and its tokenizer; ``anew``: with a new head."""
+    section = recipe.model
+    drawn = derive(recipe.seed, "weights") if section.random else None
+    if recipe.task == "chat":
+        return load_causal(
+            source,
+            dtype=section.dtype,
+            device=section.device,
+            quantized=section.quantize,
+            layers=section.layers,
+            random=drawn,
+        )
+    return load_classifier(
+        source,
+        classes=classes,
+        seed=derive(recipe.seed, "head"),
+        dtype=section.dtype,
+        device=section.device,
+        quantized=section.quantize,
+        layers=section.layers,
+        random=drawn,
+        anew=anew,
+    )
+
+
+def scratch_folder(recipe: Recipe, owners: Sequence[Owner], *, private: Path | None = None) -> Path:
+    """The recipe's untrained language model, drawn once and kept in the cache.
+
+    Args:
+        recipe: Its size, and the text its tokenizer is learned from.
+        owners: Whose rows are read where it names no text.
+        private: Where a model with words of private rows lies; by default in the cache's private part.
+    """
+    section = recipe.model.scratch
+    assert section is not None
+    if section.text is not None:
+        texts = [record.text for record in load_records(section.text, columns={})]
+    else:
+        texts = [record.text for owner in owners for record in owner.train]
+    key = key_of("scratch", section.model_dump(), recipe.data.max_length, recipe.seed, texts, code=(scratch.__file__,))
+    own = section.text is None and is_private(recipe)
+    home = private or cache_dir() / "private" if own else cache_dir()
+    folder = home / f"scratch-{key[:16]}"
+    if not (folder / "config.json").exists():
+        size = scratch.Size(section.width, layers=section.layers, heads=section.heads, context=recipe.data.max_length)
+        draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+        seed = derive(recipe.seed, "scratch")
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        if own:
+            make_folders(draft)
+        scratch.save_scratch(draft, size, texts, vocabulary=section.vocabulary, seed=seed)
+        if own:
+            tighten(draft)
+        with suppress(OSError):  # another process was quicker, with the same bytes
+            draft.rename(folder)
+    return folder
+
+
+def start_of(
+    recipe: Recipe, model: CohortModel, classes: Sequence[str] = (), *, say: Callable[[str], None] = lambda _: None
+) -> Tree:
+    """The shared tensors every column starts from: fresh, or with the function of the adapter in ``init_from``.
+
+    Args:
+        recipe: The recipe.
+        model: What is trained.
+        classes: The run's classes, in the order of its logits.
+        say: Called with what was assumed of the adapter, a line each.
+
+    Raises:
+        LichenError: if that adapter cannot be computed here, or not with what the recipe trains.
+    """
+    fresh, adapter = model.init(derive(recipe.seed, "init")), recipe.model.adapter
+    if adapter.init_from is None:
+        return fresh
+    wrapped = getattr(model, "wrapped", None)
+    if not isinstance(wrapped, Wrapped) or not has_peft_format(wrapped.spec):
+        raise LichenError(
+            f"{'a student' if recipe.model.student else f'kind: {adapter.kind}'} does not start from a PEFT adapter",
+            where="model.adapter.init_from",
+            fix="use kind lora, ia3, prompt or prefix; or merge the adapter into its base, and name that in model.name",
+        )
+    folder, name = Path(adapter.init_from).expanduser(), recipe.model.name or ""
+    upstream = CATALOG[name].upstream if name in CATALOG else ""
+    called = tuple(one for one in (name, described_base(recipe, wrapped.model), upstream) if one)
+    begun = start_from(folder, wrapped, fresh, base_names=called, classes=classes, their_classes=class_names(folder))
+    for note in begun.notes:
+        say(f"model.adapter.init_from: {note}")
+    return begun.tree
+
+
+def base_name_of(model: Any) -> str:
+    """Where elsewhere finds a model: the folder it was read from, in full, or its hub id."""
+    source = str(getattr(model.config, "_name_or_path", ""))
+    return str(Path(source).resolve()) if source and Path(source).is_dir() else source
+
+
+def described_base(recipe: Recipe, model: Any) -> str:
+    """What an adapter calls its base: where it lies; one cut short or drawn anew, which lies nowhere, by what it is.
+
+    No tool takes that for a place, so that none puts the adapter on a base that it was not trained on.
+    """
+    section = recipe.model
+    less = [f"its first {section.layers} layers"] if section.layers is not None else []
+    less += [f"drawn anew from seed {recipe.seed}"] if section.random else []
+    return f"{base_name_of(model)} ({', '.join(less)})" if less else base_name_of(model)
+
+
+def make_student(
+    recipe: Recipe, shard: Shard, classes: int, *, vocabulary: int = 0, section: StudentSection | None = None
+) -> Student:
+    """The recipe's student, or the one of several that ``section`` is, sized for these rows.
+
+    Raises:
+        LichenError: if its architecture does not read this kind of data.
+    """
+    student = section or recipe.model.student
+    assert student is not None
+    reads_text = student.kind in ("text-cnn", "transformer")
+    if reads_text != isinstance(shard, TextShard):
+        kinds = "image-mlp or image-cnn" if isinstance(shard, ArrayShard) else "text-cnn or transformer"
+        where = "model.students" if recipe.model.students else "model.student.kind"
+        raise LichenError(f"{student.kind} does not fit this data", where=where, fix=f"use {kinds}")
+    if isinstance(shard, ArrayShard):
+        inputs = int(np.prod(shard.x.shape[1:]))
+        if student.kind == "image-mlp":
+            return ImageMLP(inputs, hidden=(student.width,), classes=classes)
+        return ImageCNN(round(inputs**0.5), width=student.width, classes=classes)
+    if student.kind == "text-cnn":
+        return TextCNN(vocabulary, width=student.width, classes=classes)
+    return TwoLayerTransformer(vocabulary, width=student.width, classes=classes, max_length=recipe.data.max_length)

@@ -1,0 +1,197 @@
+"""From a recipe to a bench: records gathered and parted, the model loaded and wrapped, shards made.
+
+A server and a node open the same recipe and hold the same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+from lichen.data.batches.content_digest import records_digest
+from lichen.data.batches.shards import Shard, TextShard
+from lichen.data.batches.small_vocabulary import Frequent
+from lichen.data.batches.text import pad_id
+from lichen.data.sources.catalog import CATALOG
+from lichen.data.sources.fetch import fetch
+from lichen.data.sources.records import Record
+from lichen.recipes.assemble.aggregation import scaling_of
+from lichen.recipes.assemble.capacity import capacity_of
+from lichen.recipes.assemble.experiment import Bench, grid_name
+from lichen.recipes.assemble.loaded_model import load
+from lichen.recipes.assemble.model import make_student, start_of
+from lichen.recipes.assemble.parts import stations
+from lichen.recipes.rows.prepare import Owner, classes_of, encode, gather_all
+from lichen.recipes.rows.public import Commons, commons_of, labelled_of
+from lichen.recipes.rows.reading import told_of
+from lichen.recipes.schema.recipe import Recipe
+from lichen.server.lowrank.submodel import Capacity
+
+__all__ = ["Opened", "fetch_named", "open_recipe", "shards_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A recipe with everything it names at hand.
+
+    Attributes:
+        bench: What the columns work with.
+        owners: The clients, in roster order.
+        classes: The labels in the order of the model's logits; none for a language model.
+        foundation: The frozen transformers model; None for a student.
+        tokenizer: Its tokenizer; None without one.
+        commons: The owners with their unlabelled rows, and the public rows.
+        make: How rows become what the model reads.
+        public: The public rows without labels that a classifier learns from, if there are any.
+        vocabulary: The student's words, where they were taken from public text.
+        rows: How many rows were read, before they were dealt out.
+        data: Their digest.
+        read: What was read, where it was to be told.
+    """
+
+    bench: Bench
+    owners: tuple[Owner, ...]
+    classes: tuple[str, ...]
+    foundation: Any
+    tokenizer: Any
+    commons: Commons
+    make: Callable[[Sequence[Record]], Shard]
+    public: Shard | None = None
+    vocabulary: Frequent | None = None
+    rows: int = 0
+    data: str = ""
+    read: Mapping[str, Any] | None = None
+
+
+def fetch_named(recipe: Recipe, say: Callable[[str], None]) -> None:
+    """Fetch what the recipe names from the catalog, before anything is loaded."""
+    wanted = [recipe.model.name, recipe.data.name, recipe.compare.forgotten]
+    wanted += [recipe.teacher.name] if recipe.teacher and not recipe.teacher.endpoint else []
+    if recipe.synthetic:
+        wanted += [] if recipe.synthetic.endpoint else [recipe.synthetic.name]
+        wanted += [recipe.synthetic.embedder] if recipe.synthetic.kind == "evolution" else []
+    wanted += [recipe.model.scratch.text] if recipe.model.scratch else []
+    for name in wanted:
+        if name in CATALOG:
+            fetch(str(name), say=say)
+
+
+def shards_of(
+    owners: Sequence[Owner], part: str, make: Callable[[Sequence[Record]], Shard], *, apart: bool = False
+) -> tuple[Shard, ...]:
+    """One shard a client; a part that all clients share is made once.
+
+    Args:
+        owners: The clients.
+        part: ``"train"``, ``"valid"`` or ``"test"``.
+        make: Makes a shard of records.
+        apart: A record is no row, so that each client's shard is made by itself; else all are stretches of one.
+    """
+    parts = {id(rows): rows for owner in owners if (rows := getattr(owner, part))}
+    if apart:
+        each = {place: make(rows) for place, rows in parts.items()}
+        return tuple(each[id(rows)] if (rows := getattr(owner, part)) else make(()) for owner in owners)
+    records = [record for rows in parts.values() for record in rows]
+    whole = make(records)
+    begin = dict(zip(parts, accumulate(map(len, parts.values()), initial=0), strict=False))
+    made = {place: whole.between(begin[place], begin[place] + len(rows)) for place, rows in parts.items()}
+    nothing = whole.between(0, 0)
+    return tuple(made.get(id(getattr(owner, part)), nothing) for owner in owners)
+
+
+def open_recipe(
+    recipe: Recipe,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    keep_private: bool = True,
+    tell_read: bool = False,
+) -> Opened:
+    """Open a recipe of task chat or classify.
+
+    Args:
+        recipe: Is to have been read.
+        say: Called with lines of progress.
+        keep_private: What is made of private rows may stay in the cache for the next time.
+        tell_read: Count what was read, and say it.
+
+    Raises:
+        LichenError: whatever does not fit, by its key.
+    """
+    fetch_named(recipe, say)
+    gathered = gather_all(recipe)
+    labels = classes_of(recipe, gathered.records)
+    commons = commons_of(recipe, gathered.records)
+    owners = commons.owners if recipe.task == "chat" else labelled_of(commons.owners)
+    say(f"{len(owners)} clients, {sum(len(o.train) for o in owners):,} rows to train on")
+    loaded = load(recipe, labels, owners, keep_private=keep_private)
+    model, tokenizer, classes = loaded.model, loaded.tokenizer, loaded.classes
+    read = told_of(recipe, gathered, commons, tokenizer, say) if tell_read else None
+    for note in loaded.notes:
+        say(note)
+    mute = None if read is None else lambda _: None  # what the encoder counts has been said of all rows together
+    make = encode(recipe, tokenizer, classes, keep_private=keep_private, say=mute or say)
+    apart = recipe.data.form == "stream"
+    # A language model learns from what a teacher wrote after public rows, not from these.
+    public: Shard | None = make(commons.unlabelled) if commons.unlabelled and classes else None
+    words: Frequent | None = None
+    if model is None and isinstance(public, TextShard):
+        words = words_of(public, tokenizer)
+        make, public = _in_words(make, words), words.renumber(public)
+    train = shards_of(owners, "train", make, apart=apart)
+    if model is None:
+        size = len(words) if words else len(tokenizer) if tokenizer else 0
+        model = make_student(recipe, train[0], len(classes), vocabulary=size)
+    pad = pad_id(tokenizer) if tokenizer is not None else 0
+    bench = Bench(
+        recipe=recipe,
+        model=model,
+        start=start_of(recipe, model, classes, say=say),
+        train=train,
+        valid=shards_of(owners, "valid", make, apart=apart),
+        test=shards_of(owners, "test", make, apart=apart),
+        pad=words.words[pad] if words else pad,
+    )
+    bench = replace(bench, capacity=_capacity(bench))
+    return Opened(
+        bench=bench,
+        owners=owners,
+        classes=classes,
+        foundation=loaded.foundation,
+        tokenizer=tokenizer,
+        commons=commons,
+        make=make,
+        public=public,
+        vocabulary=words,
+        rows=len(gathered.records),
+        data=records_digest(gathered.records),
+        read=read,
+    )
+
+
+def words_of(public: TextShard, tokenizer: Any) -> Frequent:
+    """The 4,096 most frequent words of public text, for students that are trained from nothing."""
+    keep = sorted({int(t) for t in (pad_id(tokenizer), tokenizer.unk_token_id) if t is not None})
+    unknown = int(tokenizer.unk_token_id if tokenizer.unk_token_id is not None else keep[0])
+    return Frequent.of([public], size=4096, keep=keep, unknown=unknown)
+
+
+def _in_words(make: Callable[[Sequence[Record]], Shard], words: Frequent) -> Callable[[Sequence[Record]], Shard]:
+    def made(records: Sequence[Record]) -> Shard:
+        shard = make(records)
+        assert isinstance(shard, TextShard)
+        return words.renumber(shard)
+
+    return made
+
+
+def _capacity(bench: Bench) -> Capacity | None:
+    """What each client can train, by the recipe's ranks or by its memory; None where all train everything."""
+    fed, count = bench.recipe.federation, len(bench.train)
+    if fed.memory is not None:
+        return capacity_of(bench, stations(bench)[f"train {grid_name(bench.recipe.optimizer.lr[0])}"])
+    if fed.ranks is None:
+        return None
+    ranks = tuple(fed.ranks[client % len(fed.ranks)] for client in range(count))
+    return Capacity(ranks, last_N=(None,) * count, scaling=scaling_of(bench.recipe.model.adapter))

@@ -1,0 +1,251 @@
+"""A recipe's words become parts: works, optimizers, samplers, chains, stations, the algorithm.
+
+Here and in :mod:`lichen.recipes.assemble.aggregation` alone. What a word means stands in the part it becomes.
+
+Legend: N clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from lichen.algorithms.average import Average
+from lichen.algorithms.semi import OrNothing
+from lichen.clients.distillation.distill import Distill
+from lichen.clients.distillation.selective import Selective
+from lichen.clients.evaluation.early_stopping import KeepBest
+from lichen.clients.evaluation.evaluate import Evaluate
+from lichen.clients.training.diloco import Pace, Worker
+from lichen.clients.training.fedbpt import BlackBox
+from lichen.clients.training.fixmatch import FixMatch
+from lichen.clients.training.kseed import Materialized, SeedSteps
+from lichen.clients.training.kseed_replay import Replay
+from lichen.clients.training.mezo import WeighBy, ZerothOrder
+from lichen.clients.training.optimize import ClientOptimizer, lr_factor
+from lichen.clients.training.row_weights import ByRows
+from lichen.clients.training.train import Train
+from lichen.core.contracts import ClientWork, Sampler, ServerOptimizer, ServerState, Station
+from lichen.core.seeds import derive
+from lichen.core.tree import Tree
+from lichen.recipes.assemble.aggregation import aggregator_of, home_of, phases_of
+from lichen.recipes.assemble.experiment import Bench, grid_name, participants
+from lichen.recipes.schema.recipe import Recipe
+from lichen.server.kseed import AddUnits
+from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
+from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted, validators
+from lichen.transforms.codec import Chain
+from lichen.transforms.parse import chain_of
+from lichen.transforms.uplink import Compressed
+
+__all__ = [
+    "algorithm_of",
+    "begin_of",
+    "down_of",
+    "lr_scale",
+    "sampler_of",
+    "server_of",
+    "stations",
+    "stop_of",
+    "tensors_of",
+    "trainer",
+    "validators_of",
+]
+
+
+def stations(bench: Bench) -> dict[str, Station]:
+    """All that a node of this recipe can be asked to do."""
+    fed, personal = bench.recipe.federation, bool(home_of(bench.recipe))
+    local = bench.training(bench.train, batch=fed.batch, steps=fed.steps, epochs=fed.epochs, parts=fed.accumulate)
+    valid, test = bench.evaluating(bench.valid), bench.evaluating(bench.test)
+    out = {
+        "valid": Station(work=Evaluate(bench.model, personal=personal), source=valid),
+        "test": Station(work=Evaluate(bench.model, personal=personal), source=test),
+        "alone.valid": Station(work=KeepBest(bench.model), source=valid),
+        "alone.chosen": Station(work=Evaluate(bench.model, personal=True, use_best=True), source=valid),
+        "alone.test": Station(work=Evaluate(bench.model, personal=True, use_best=True), source=test),
+    }
+    for lr in bench.recipe.optimizer.lr:
+        out[f"alone {grid_name(lr)}"] = Station(
+            work=_accumulating(bench, trainer(bench, lr, personal=True)), source=local
+        )
+        if bench.recipe.optimizer.name != "kseed":
+            out[f"train {grid_name(lr)}"] = Station(work=federated(bench, lr), source=local)
+            continue
+        # One replay for all that a node does at this rate: it keeps the last version's tensors.
+        replay = replay_of(bench, lr)
+        out[f"train {grid_name(lr)}"] = Station(work=weighed(bench, seed_steps(bench, replay)), source=local)
+        out[f"valid {grid_name(lr)}"] = Station(work=Materialized(Evaluate(bench.model), replay), source=valid)
+    return out
+
+
+def replay_of(bench: Bench, lr: float) -> Replay:
+    """What turns FedKSeed's sums into the model's tensors."""
+    return Replay(bench.start, lr=lr, root=bench.recipe.seed, count=bench.recipe.optimizer.seeds)
+
+
+def seed_steps(bench: Bench, replay: Replay) -> SeedSteps:
+    """FedKSeed's client."""
+    fed, opt = bench.recipe.federation, bench.recipe.optimizer
+    clip = {} if opt.clip is None else {"clip": opt.clip}
+    return SeedSteps(bench.model, replay, steps=fed.local_steps, eps=opt.eps, weigh_by=_weigh_by(bench.recipe), **clip)
+
+
+def _weigh_by(recipe: Recipe) -> WeighBy:
+    return "one" if recipe.federation.weighting == "uniform" else "examples"
+
+
+def begin_of(bench: Bench, lr: float) -> Tree:
+    """What the server's shared tensors begin as."""
+    if bench.recipe.optimizer.name == "cma":
+        return {**bench.start, "std": torch.full_like(bench.start["std"], lr)}
+    return replay_of(bench, lr).shared() if bench.recipe.optimizer.name == "kseed" else bench.start
+
+
+def tensors_of(bench: Bench, lr: float, shared: Tree) -> Tree:
+    """The model's tensors that shared ones stand for."""
+    return replay_of(bench, lr).tree(shared) if bench.recipe.optimizer.name == "kseed" else shared
+
+
+def trainer(bench: Bench, lr: float, *, personal: bool = False) -> Train:
+    """The recipe's local training by gradients, at one learning rate."""
+    recipe, opt = bench.recipe, bench.recipe.optimizer
+    return Train(
+        bench.model,
+        optimizer=ClientOptimizer(
+            name="sgd" if opt.name == "sgd" else "adamw", lr=lr, momentum=opt.momentum, weight_decay=opt.weight_decay
+        ),
+        clip=opt.clip,
+        weigh_by=_weigh_by(recipe),
+        prox=0.0 if personal else opt.prox,
+        personal=personal,
+        phases=() if personal else phases_of(bench),
+        home=() if personal else home_of(recipe),
+    )
+
+
+def _accumulating(bench: Bench, train: Train) -> Train:
+    """Training whose source hands over as many micro-batches as the recipe says."""
+    return replace(train, accumulate=bench.recipe.federation.accumulate)
+
+
+def weighed(bench: Bench, work: ClientWork) -> ClientWork:
+    """The work, its message weighed by the client's training rows where the recipe says so."""
+    if bench.recipe.federation.weighting != "rows":
+        return work
+    return ByRows(work, tuple(shard.size for shard in bench.train))
+
+
+def federated(bench: Bench, lr: float) -> ClientWork:
+    """What a client does in a round, at one learning rate."""
+    recipe, fed, opt = bench.recipe, bench.recipe.federation, bench.recipe.optimizer
+    work: ClientWork
+    if opt.name == "cma":
+        work = BlackBox(bench.model, population=opt.population)
+    elif opt.name == "mezo":
+        work = ZerothOrder(bench.model, lr=lr, eps=opt.eps, clip=opt.clip, weigh_by=_weigh_by(recipe))
+    elif fed.keep_optimizer:
+        pace = Pace(opt.schedule, steps=fed.local_steps, rounds=fed.rounds, warmup=opt.warmup)
+        work = Worker(trainer(bench, lr), fragments=fed.fragments, drop=fed.drop, pace=pace)
+    else:
+        work = helped(bench, _accumulating(bench, trainer(bench, lr)))
+    work = weighed(bench, work)
+    return Compressed(work, chain_of(recipe.wire.up)) if recipe.wire.up else work
+
+
+def helped(bench: Bench, train: Train) -> ClientWork:
+    """Training that also learns from rows without labels, or takes a teacher's word only where it is worth it."""
+    recipe, aid = bench.recipe, bench.aid
+    if recipe.semi is not None and aid.views is not None:
+        semi = recipe.semi
+        work = FixMatch(
+            train,
+            aid.views,
+            threshold=semi.threshold,
+            weight=semi.weight,
+            rows=max((shard.size for shard in aid.rows), default=1) if semi.by_class else None,
+            by="received",
+            teacher_rounds=semi.teacher_rounds,
+            warm=semi.warm,
+        )
+        return Distill(work, answers=aid.answers) if aid.answers else work
+    if aid.judge is not None and aid.said_M is not None:
+        return Selective(train, judge=aid.judge, said_M=aid.said_M)
+    return train
+
+
+def down_of(recipe: Recipe) -> Chain | None:
+    """How changes of the shared tensors are coded on their way to the clients."""
+    return chain_of(recipe.wire.down) if recipe.wire.down else None
+
+
+def server_of(recipe: Recipe) -> ServerOptimizer:
+    """The recipe's server optimizer."""
+    server = recipe.federation.server
+    if recipe.optimizer.name == "kseed":
+        return AddUnits()
+    if server.name == "sgd":
+        return ServerSGD(lr=server.lr, momentum=server.momentum, nesterov=server.nesterov)
+    return (ServerAdam if server.name == "adam" else ServerYogi)(lr=server.lr)
+
+
+def sampler_of(bench: Bench) -> Sampler:
+    """The recipe's sampler."""
+    fed, count = bench.recipe.federation, participants(bench)
+    if count == len(bench.train) and fed.sampling != "poisson":
+        return Everyone()
+    if fed.sampling == "poisson":
+        return Poisson(rate=count / len(bench.train))
+    return (Weighted if fed.sampling == "weighted" else Uniform)(count=count)
+
+
+def validators_of(bench: Bench) -> tuple[int, ...]:
+    """The clients that validate in the rounds of the federation."""
+    most = bench.recipe.federation.valid_clients
+    return validators([shard.size for shard in bench.valid], most, derive(bench.recipe.seed, "valid"))
+
+
+def stop_of(recipe: Recipe) -> Callable[[ServerState], bool]:
+    """Whether a column has validated as often without improving as the recipe has patience for."""
+    fed = recipe.federation
+    patience, every = fed.patience, fed.valid_every
+
+    def stop(state: ServerState) -> bool:
+        if patience is None or state.best_round < 1:
+            return False
+        return state.round // every - state.best_round // every >= patience
+
+    return stop
+
+
+def lr_scale(recipe: Recipe, rounds: int) -> Callable[[int], float]:
+    """Factor on the learning rate by round."""
+    opt, fed = recipe.optimizer, recipe.federation
+    warmup = opt.warmup // fed.local_steps if fed.keep_optimizer else opt.warmup  # which counts a DiLoCo worker's steps
+    return lambda r: lr_factor(opt.schedule, r, rounds, warmup=warmup)
+
+
+def algorithm_of(bench: Bench, lr: float, until: int) -> Average:
+    """The federation at one learning rate, up to round ``until``."""
+    fed = bench.recipe.federation
+    return Average(
+        # Rows without a label may leave every client of a round with nothing to send.
+        aggregator=OrNothing(aggregator_of(bench, lr)) if bench.recipe.semi is not None else aggregator_of(bench, lr),
+        optimizer=server_of(bench.recipe),
+        sampler=sampler_of(bench),
+        weight_N=torch.tensor([s.size for s in bench.train], dtype=torch.float64),
+        rounds=until,
+        work=f"train {grid_name(lr)}",
+        valid=f"valid {grid_name(lr)}" if bench.recipe.optimizer.name == "kseed" else "valid",
+        valid_every=fed.valid_every,
+        validators=validators_of(bench),
+        personal=bool(home_of(bench.recipe)),
+        # A DiLoCo worker's rate follows its own steps.
+        lr_scale=(lambda _: 1.0) if fed.keep_optimizer else lr_scale(bench.recipe, fed.rounds),
+        base=bench.model.base,
+        down=down_of(bench.recipe),
+        agreed=True,
+        capacity=bench.capacity,
+    )

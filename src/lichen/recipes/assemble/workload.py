@@ -1,0 +1,101 @@
+"""How much a batch holds, and the budgets that give every column the same training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import final
+
+import torch
+
+from lichen.core.contracts import Batch, Source
+from lichen.data.batches.shards import pooled
+from lichen.recipes.assemble.experiment import Bench, participants, rows_of
+
+__all__ = ["Load", "alone_rounds", "heavy", "load_of", "pooled_bench"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Rows without their padding.
+
+    Attributes:
+        rows: Rows.
+        tokens: Their tokens; 0 for rows without.
+        labelled: Tokens with a loss on them, or rows with a class.
+        square: Sum over rows of squared lengths, for the attention.
+    """
+
+    rows: float = 0
+    tokens: float = 0
+    labelled: float = 0
+    square: float = 0
+
+    @property
+    def units(self) -> float:
+        """What time is proportional to: tokens, or rows where there are none."""
+        return self.tokens or self.rows
+
+    def __add__(self, other: Load) -> Load:
+        return Load(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def times(self, factor: float) -> Load:
+        """So many of them.
+
+        >>> Load(rows=2, tokens=10).times(3).units
+        30
+        """
+        return Load(**{f.name: getattr(self, f.name) * factor for f in fields(self)})
+
+
+def load_of(batch: Batch) -> Load:
+    """The load of one batch, all its active clients together."""
+    active_C1 = batch["active_C"][:, None]
+    real_CB = batch["index_CB"] >= 0
+    if "answer_CB" in batch:
+        real_CB = real_CB | (batch["answer_CB"] >= 0)
+    real_CB = real_CB & active_C1
+    length_CB = torch.zeros_like(batch["index_CB"])
+    if "attention_mask_CBT" in batch:
+        length_CB = batch["attention_mask_CBT"].sum(2) * real_CB
+    if "labels_CBT" in batch:
+        labelled = ((batch["labels_CBT"][:, :, 1:] != -100) & active_C1[..., None]).sum()
+    else:
+        labelled = ((batch["labels_CB"] >= 0) & real_CB).sum()
+    return Load(
+        rows=int(real_CB.sum()),
+        tokens=int(length_CB.sum()),
+        labelled=int(labelled),
+        square=int(length_CB.square().sum()),
+    )
+
+
+def pooled_bench(bench: Bench) -> Bench:
+    """The bench of the pooled column: one client with everybody's rows, and the steps that keep the budget."""
+    fed, wanted = bench.recipe.federation, bench.recipe.compare.pooled_batch
+    batch, accumulate = (fed.batch, fed.accumulate) if wanted is None else (wanted, 1)
+    steps = max(1, round(participants(bench) * rows_of(bench) / (batch * accumulate)))
+    changes = {"batch": batch, "accumulate": accumulate, "steps": steps, "epochs": None}
+    recipe = bench.recipe.model_copy(update={"federation": fed.model_copy(update=changes)})
+    train, valid, test = pooled(bench.train), pooled(bench.valid), pooled(bench.test)
+    return replace(bench, recipe=recipe, train=(train,), valid=(valid,), test=(test,))
+
+
+def alone_rounds(bench: Bench) -> int:
+    """Rounds of training alone: a client's share of the federation's."""
+    return max(1, math.ceil(bench.recipe.federation.rounds * participants(bench) / len(bench.train)))
+
+
+def heavy(source: Source, clients: Sequence[int], count: int) -> tuple[int, ...]:
+    """The clients with the largest first batch, of one shape, so that they make a full block; ascending."""
+    some = clients[:: max(1, len(clients) // 512)]
+    first = {c: next(iter(source.batches((c,), 0)), None) for c in some}
+    # By room first, then by tokens: where padding is dropped, all batches are of one size.
+    size = {
+        c: (0, 0.0) if b is None else (sum(x.numel() for x in b.values()), load_of(b).units) for c, b in first.items()
+    }
+    order = sorted(some, key=lambda c: size[c], reverse=True)
+    alike = [c for c in order if source.shape(c) == source.shape(order[0])]
+    return tuple(sorted([*alike, *(c for c in order if c not in set(alike))][:count]))

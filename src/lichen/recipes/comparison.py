@@ -1,0 +1,319 @@
+"""A comparison: one base recipe, and what each method changes in it, on a page of YAML.
+
+``question`` · ``base`` (a recipe's name or file) · ``set`` (keys changed for all) · ``seeds`` ·
+``methods`` (a name each, with the keys it changes). Keys are dotted or nested, and a nested section
+changes what it names and leaves the rest. A later word wins: base, ``set``, the level, the method, the
+command line.
+
+``levels`` (a name each, with keys) asks every method the same question under several conditions, such as fewer
+labels; ``at`` names the levels of methods that are not run at all of them. ``also`` shows another column of a
+method's runs as a row: ``{alone: scratch}``.
+
+Every method is read as the recipe it makes before anything runs, so that a slip in the thirtieth one
+does not wait for the twenty-ninth to finish; and two methods that make one recipe are refused,
+because they would be compared with themselves.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+from lichen.core.errors import LichenError
+from lichen.recipes.schema.read import gallery, read_recipe, recipe_sha256
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.schema.yaml import LARGEST, load_yaml
+
+__all__ = ["Comparison", "Method", "comparisons", "read_comparison"]
+
+KEYS = ("name", "question", "base", "set", "seeds", "levels", "methods", "at", "also")
+SEEDS = (0, 1, 2)
+"""Where nobody says which: the fewest that show a spread."""
+MOST_SEEDS = 1000
+_NAME = r"[A-Za-z0-9][\w.+-]{0,59}"
+_KEY = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        name: What it is called; with levels ``method@level``.
+        recipe: What it runs, its seed 0.
+        also: Columns of its runs, beside federated, that are rows of their own.
+    """
+
+    name: str
+    recipe: Recipe
+    also: tuple[str, ...] = ()
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What is run.
+
+    Attributes:
+        name: What it is called.
+        question: What it answers.
+        methods: In the order of the table.
+        seeds: Each method runs with each of them.
+        levels: Conditions that methods are run under, in order; none: one, without a name.
+    """
+
+    name: str
+    question: str
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...]
+    levels: tuple[str, ...] = ()
+
+
+def comparisons() -> dict[str, Path]:
+    """The comparisons that come with the package, by name."""
+    return {file.stem: file for file in sorted((Path(__file__).parent / "comparisons").glob("*.yaml"))}
+
+
+def read_comparison(
+    sources: Sequence[str | Path], *, overrides: Sequence[str] = (), seeds: Sequence[int] | None = None
+) -> Comparison:
+    """Read recipes, or one comparison, and check every method.
+
+    Args:
+        sources: Recipes as :func:`lichen.recipes.schema.read.read_recipe` knows them, or one comparison's file or name.
+        overrides: ``key.sub=value`` for all methods.
+        seeds: Instead of the comparison's own.
+
+    Raises:
+        LichenError: for the first fault found, with its method and key.
+    """
+    if not sources:
+        raise LichenError("no recipe", where="comparison", fix="name recipes, or a comparison")
+    for text in overrides:
+        _not_seed(text.partition("=")[0].strip(), f"-s {text}")
+    pages = [(source, _page(source)) for source in sources]
+    found = [(source, page) for source, page in pages if page is not None]
+    if found and len(pages) > 1:
+        raise LichenError(
+            "is a comparison, and stands beside others", where=str(found[0][0]), fix="name one comparison, or recipes"
+        )
+    if found:
+        source, page = found[0]
+        known = _comparison(page, str(source), _home(source), overrides)
+    else:
+        known = _side_by_side(sources, overrides)
+    _differ(known.methods)
+    chosen = known.seeds if seeds is None else _seeds(list(seeds), "seeds")
+    return replace(known, seeds=chosen)
+
+
+def _home(source: str | Path) -> Path:
+    """The file of a comparison."""
+    shipped = comparisons()
+    return shipped[source] if isinstance(source, str) and source in shipped else Path(source)
+
+
+def _page(source: str | Path) -> Mapping[str, Any] | None:
+    """What a comparison's file holds; None if the source is a recipe, or nothing that can be read as one."""
+    path = _home(source)
+    if isinstance(source, str) and source in gallery():
+        return None
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            return None  # the reader of recipes says what is amiss
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError):
+        return None
+    value = load_yaml(text, where=str(source))
+    return value if isinstance(value, Mapping) and ("methods" in value or "base" in value) else None
+
+
+def _side_by_side(sources: Sequence[str | Path], overrides: Sequence[str]) -> Comparison:
+    read = [read_recipe(source, overrides) for source in sources]
+    for position, recipe in enumerate(read):
+        _named(recipe.name, f"{sources[position]}: name")
+        if recipe.name in [other.name for other in read[:position]]:
+            raise LichenError(
+                f"two recipes are called {recipe.name!r}", where=str(sources[position]), fix="give one another name"
+            )
+    methods = tuple(Method(name=r.name, recipe=_seeded(r, 0)) for r in read)
+    name = re.sub(r"[^\w.+-]", "-", "-".join(r.name for r in read))[:60]
+    return Comparison(name=name, question=read[0].question if len(read) == 1 else "", methods=methods, seeds=SEEDS)
+
+
+def _comparison(page: Mapping[str, Any], where: str, file: Path, overrides: Sequence[str]) -> Comparison:
+    for key in page:
+        if key not in KEYS:
+            near = difflib.get_close_matches(str(key), KEYS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise LichenError("unknown key", where=f"{where}: {key}", fix=f"{hint}a comparison has: {', '.join(KEYS)}")
+    name, question = page.get("name", file.stem), page.get("question", "")
+    _named(name, f"{where}: name")
+    if not isinstance(question, str):
+        raise LichenError("must be a text", where=f"{where}: question", fix="put it in quotes")
+    base = _base(page.get("base"), f"{where}: base", file)
+    common = _changes(page.get("set"), f"{where}: set")
+    rows = page.get("methods")
+    if not isinstance(rows, Mapping) or not rows:
+        raise LichenError(
+            "must hold a name for each method, with the keys it changes",
+            where=f"{where}: methods",
+            fix="for example fedex: {federation.aggregate: fedex}",
+        )
+    levels = _levels(page.get("levels"), f"{where}: levels")
+    at, also = _at(page.get("at"), rows, levels, f"{where}: at"), _also(page.get("also"), rows, f"{where}: also")
+    methods = []
+    for row, changes in rows.items():
+        here = f"{where}: methods.{row}"
+        _named(row, here)
+        own = _words(_changes(changes, here))
+        for level in at.get(row, tuple(levels)):
+            name_ = f"{row}@{level}" if level else row
+            words = [*_words(common), *_words(levels[level]), *own, *overrides, f"name={json.dumps(name_)}"]
+            try:
+                recipe = read_recipe(base, words)
+            except LichenError as error:
+                place = here if not level else f"{here}, level {level}"
+                raise LichenError(error.what, where=f"{place}: {error.where}", fix=error.fix) from None
+            methods.append(Method(name=name_, recipe=_seeded(recipe, 0), also=also.get(row, ())))
+    seeds = _seeds(page["seeds"], f"{where}: seeds") if "seeds" in page else SEEDS
+    return Comparison(
+        name=name,
+        question=question,
+        methods=tuple(methods),
+        seeds=seeds,
+        levels=tuple(level for level in levels if level),
+    )
+
+
+def _levels(value: Any, where: str) -> dict[str, dict[str, Any]]:
+    """Keys by level; one level without a name where there are none."""
+    if value is None:
+        return {"": {}}
+    if not isinstance(value, Mapping) or not value:
+        raise LichenError("must hold a name for each level, with its keys", where=where, fix="see the guide")
+    for level in value:
+        _named(level, f"{where}.{level}")
+    return {level: _changes(changes, f"{where}.{level}") for level, changes in value.items()}
+
+
+def _at(value: Any, rows: Mapping[str, Any], levels: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
+    """Levels of methods that are not run at all of them."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise LichenError("must hold a list of levels for some methods", where=where, fix="see the guide")
+    for row, some in value.items():
+        if row not in rows:
+            raise LichenError("no such method", where=f"{where}.{row}", fix=f"the methods are: {', '.join(rows)}")
+        if not isinstance(some, list) or not some or any(level not in levels for level in some):
+            raise LichenError("no such levels", where=f"{where}.{row}", fix=f"list some of: {', '.join(levels)}")
+    return {row: tuple(level for level in levels if level in some) for row, some in value.items()}
+
+
+def _also(value: Any, rows: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
+    """Columns that are rows of their own, by the method whose runs hold them."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise LichenError("must hold a method for each column", where=where, fix="for example {alone: scratch}")
+    found: dict[str, tuple[str, ...]] = {}
+    for column, row in value.items():
+        if row not in rows:
+            raise LichenError(f"no method {row!r}", where=f"{where}.{column}", fix=f"use one of: {', '.join(rows)}")
+        if column in rows:
+            raise LichenError("is a method's name, too", where=f"{where}.{column}", fix="rename the method")
+        found[row] = (*found.get(row, ()), str(column))
+    return found
+
+
+def _base(value: Any, where: str, file: Path) -> str | Path:
+    """The base recipe: a name, or a file beside the comparison or in the working directory."""
+    if not isinstance(value, str) or not value or "\0" in value or len(value) > 1000:
+        what = "is missing" if value is None else "must be a recipe's name or file"
+        raise LichenError(what, where=where, fix="name a recipe of `lichen list`, or a YAML file")
+    try:
+        beside = value not in gallery() and (file.parent / value).is_file()
+    except OSError:
+        beside = False
+    base: str | Path = file.parent / value if beside else value
+    try:
+        read_recipe(base)
+    except LichenError as error:
+        raise LichenError(error.what, where=f"{where}: {error.where}", fix=error.fix) from None
+    return base
+
+
+def _changes(value: Any, where: str) -> dict[str, Any]:
+    """Keys that are changed, all of them dotted."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise LichenError("must hold keys with values", where=where, fix="for example {federation.rounds: 5}")
+    found: dict[str, Any] = {}
+    for key, leaf in _leaves(value, where):
+        _not_seed(key, where)
+        if key == "name":
+            raise LichenError("is the method's own", where=f"{where}: name", fix="rename the method instead")
+        if key in found:
+            raise LichenError("is set twice", where=f"{where}: {key}", fix="remove one of them")
+        found[key] = leaf
+    return found
+
+
+def _leaves(section: Mapping[Any, Any], where: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if not isinstance(key, str) or not re.fullmatch(_KEY, key):
+            raise LichenError(f"has the key {key!r}, which is no key of a recipe", where=where, fix="see the guide")
+        if isinstance(value, Mapping) and value and all(isinstance(k, str) and re.fullmatch(_KEY, k) for k in value):
+            yield from _leaves(value, where, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _words(changes: Mapping[str, Any]) -> list[str]:
+    """As the command line would say it; JSON is YAML."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items()]
+
+
+def _not_seed(key: str, where: str) -> None:
+    if key == "seed":
+        raise LichenError("every method runs with the same seeds", where=where, fix="set seeds: [0, 1, 2], or --seeds")
+
+
+def _named(name: Any, where: str) -> None:
+    """Names become folders."""
+    if not isinstance(name, str) or not re.fullmatch(_NAME, name):
+        raise LichenError(
+            f"{str(name)[:60]!r} cannot be a name", where=where, fix="use up to 60 letters, digits and any of . _ + -"
+        )
+
+
+def _seeds(value: Any, where: str) -> tuple[int, ...]:
+    seeds = value if isinstance(value, list) else [value]
+    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**31 for seed in seeds)
+    if not whole or not 0 < len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
+        raise LichenError("must be different whole numbers", where=where, fix="for example [0, 1, 2]")
+    return tuple(seeds)
+
+
+def _seeded(recipe: Recipe, seed: int) -> Recipe:
+    return recipe.model_copy(update={"seed": seed})
+
+
+def _differ(methods: Sequence[Method]) -> None:
+    """Refuse two methods that are one recipe."""
+    seen: dict[str, str] = {}
+    for method in methods:
+        digest = recipe_sha256(method.recipe.model_copy(update={"name": "", "question": ""}))
+        if digest in seen:
+            raise LichenError(
+                f"is the same recipe as {seen[digest]}", where=f"methods.{method.name}", fix="change or remove one"
+            )
+        seen[digest] = method.name

@@ -1,0 +1,132 @@
+"""The foundation models a recipe asks: a local one or an endpoint, what it may be shown, and what it has answered.
+
+All answers are kept on disk with where they come from, in the recipe's ``kept`` folder or the cache, so that a
+run that is repeated asks nothing twice. They hold what was asked, word for word: their folder is private.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+from lichen.core.errors import LichenError
+from lichen.core.private import FOLDER, make_folders
+from lichen.data.chat.chat_template import chat_template_of
+from lichen.data.sources.catalog import cache_dir, resolve_model
+from lichen.fm.cache import Kept
+from lichen.fm.disclosure import Flow, Origin
+from lichen.fm.encoder import LocalEncoder
+from lichen.fm.endpoint import Endpoint
+from lichen.fm.http import HttpFM
+from lichen.fm.interface import Ledger
+from lichen.fm.local import LocalFM
+from lichen.models.loading.load import load_causal, load_encoder
+from lichen.recipes.schema.help import Asked
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["Faces", "kept_folder"]
+
+Say = Callable[[str], None]
+
+
+def kept_folder(recipe: Recipe) -> Path:
+    """Where answers of foundation models lie: the recipe's own folder, or one in the cache that is private."""
+    if recipe.kept:
+        return Path(recipe.kept)
+    home = cache_dir() / "answers"
+    with suppress(OSError):
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        make_folders(home)
+        home.chmod(FOLDER)  # earlier versions left it open
+    return home
+
+
+@final
+@dataclass(slots=True, kw_only=True)
+class Faces:
+    """Every foundation model of a run, loaded when it is first asked, and what all of them were asked.
+
+    Attributes:
+        recipe: Names them.
+        say: Called with lines of progress.
+    """
+
+    recipe: Recipe
+    say: Say
+    _kept: dict[str, Kept] = field(default_factory=dict, init=False)
+    _flows: dict[str, Flow] = field(default_factory=dict, init=False)
+    _encoders: dict[str, LocalEncoder] = field(default_factory=dict, init=False)
+
+    def writer(self, name: str, endpoint: Asked | None, allow: Sequence[Origin], *, chat: bool) -> Flow:
+        """A language model that scores and writes, behind the rule of what it may be shown.
+
+        Args:
+            name: Catalog name, folder or hub id.
+            endpoint: Asked instead, where there is one.
+            allow: Origins it may be shown.
+            chat: Prompts are a user's messages.
+        """
+        model = f"{name if endpoint is None else endpoint.url + endpoint.model}/{chat}"
+        if model not in self._kept:
+            self._kept[model] = Kept(self._face(name, endpoint, chat), kept_folder(self.recipe))
+        key = f"{model}/{sorted(allow)}"
+        if key not in self._flows:
+            self._flows[key] = Flow(self._kept[model], allow=allow)
+        return self._flows[key]
+
+    def _face(self, name: str, endpoint: Asked | None, chat: bool) -> LocalFM | HttpFM:
+        if endpoint is not None:
+            section = self.recipe.synthetic
+            mine = "synthetic" if section is not None and section.endpoint == endpoint else "teacher"
+            return HttpFM(Endpoint(**endpoint.model_dump(), place=f"{mine}.endpoint"))
+        self.say(f"loading {name}")
+        section = self.recipe.synthetic
+        key, fix = "synthetic.name" if section is not None and section.name == name else "teacher.name", ""
+        try:
+            path = resolve_model(name)
+            fix = "name a language model, or an endpoint"
+            model, tokenizer = load_causal(path, device=self.recipe.model.device)
+        except LichenError as error:
+            raise LichenError(error.what, where=key, fix=fix or error.fix) from None
+        template: str | None = None
+        if chat and getattr(tokenizer, "chat_template", None):
+            # An answer that others learn from, or a text that is kept, holds no thoughts.
+            template, notes = chat_template_of(tokenizer)
+            for note in notes:
+                self.say(f"{name}: {note}")
+        return LocalFM(model, tokenizer, name=name, chat=chat, template=template)
+
+    def encoder(self, name: str) -> LocalEncoder:
+        """A frozen encoder, for votes and near copies; it runs where the rows are."""
+        if name not in self._encoders:
+            model, tokenizer = load_encoder(resolve_model(name), device=self.recipe.model.device)
+            self._encoders[name] = LocalEncoder(model, tokenizer, name=name, longest=self.recipe.data.max_length)
+        return self._encoders[name]
+
+    @property
+    def ledger(self) -> Ledger:
+        """What all of them were asked."""
+        total = Ledger()
+        for kept in self._kept.values():
+            total = total + kept.ledger
+        for encoder in self._encoders.values():
+            total = total + encoder.ledger
+        return total
+
+    def told(self) -> dict[str, float | str | None]:
+        """What was asked and what it cost, as numbers of a summary.
+
+        ``fm.asked`` counts texts handed over, whether or not their answers were on disk already; ``fm.bytes.*``
+        are those of texts by origin; all others are of the ledger.
+        """
+        spent = self.ledger
+        out: dict[str, float] = {f"fm.{key}": float(getattr(spent, key)) for key in Ledger.__slots__}
+        out["fm.asked"] = 0.0
+        for flow in self._flows.values():
+            for origin, sent in flow.sent.items():
+                out["fm.asked"] += sent.texts
+                out[f"fm.bytes.{origin}"] = out.get(f"fm.bytes.{origin}", 0.0) + sent.bytes
+        return {key: value for key, value in out.items() if value or key == "fm.asked"}

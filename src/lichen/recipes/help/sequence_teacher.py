@@ -1,0 +1,70 @@
+"""A teacher of task chat: what it writes after public prompts, and who is given how much of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lichen.clients.distillation.sequence import prompt_of, sequences
+from lichen.core.errors import LichenError
+from lichen.core.seeds import derive
+from lichen.data.sources.records import Record
+from lichen.data.synthetic.pool import Pool, Row, drawn
+from lichen.fm.generation.synthesis import prompt_mark
+from lichen.recipes.assemble.open import Opened
+from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.help.foundation_models import Faces
+from lichen.recipes.help.synthetic import put
+
+__all__ = ["beside", "said"]
+
+Rows = tuple[Record, ...]
+
+
+def said(
+    opened: Opened, faces: Faces, folder: RunFolder, say: Callable[[str], None]
+) -> tuple[Rows, dict[str, float | str | None]]:
+    """``(public prompts with the teacher's answers, numbers to tell)``; ``pool.jsonl`` holds what it wrote.
+
+    Raises:
+        LichenError: if no public row has a prompt, or nothing that was written can be used.
+    """
+    recipe = opened.bench.recipe
+    plan = recipe.teacher
+    assert plan is not None
+    asked = [record for record in opened.commons.unlabelled if prompt_of(record)]
+    if not asked or recipe.data.form == "stream":
+        raise LichenError(
+            "no public row has a prompt that a teacher could answer",
+            where="teacher.tells",
+            fix="use data with prompts or conversations, in a form that has them, or leave the teacher out",
+        )
+    fm = faces.writer(plan.name, plan.endpoint, plan.may_see, chat=not plan.plain).of("public")
+    say(f"the teacher answers {len(asked):,} public prompts")
+    rows, sifted = sequences(fm, asked, most=plan.most)
+    say(f"of what was written: {sifted}")
+    if not rows:
+        raise LichenError(
+            f"{fm.name} wrote nothing usable", where="teacher", fix="raise teacher.most, or use another model"
+        )
+    wrote = [Row(_answer(r), model=fm.name, prompt=prompt_mark(prompt_of(r))) for r in rows]
+    put(folder, Pool().grow(wrote, generation=0), sifted)
+    return rows, {"answers": float(len(asked)), "answers.kept": float(len(rows))}
+
+
+def beside(opened: Opened, rows: Rows) -> tuple[tuple[Rows, ...], int]:
+    """``(each client's rows with some of the teacher's behind, bytes down)``.
+
+    A client draws its own, at most ``teacher.share`` of what it then has.
+    """
+    recipe, out, sent = opened.bench.recipe, list[Rows](), 0
+    assert recipe.teacher is not None
+    for owner in opened.owners:
+        seed = derive(recipe.seed, "said", owner.name)
+        part = [rows[i] for i in drawn(len(owner.train), len(rows), recipe.teacher.share, seed)]
+        sent += sum(len((prompt_of(r) + _answer(r)).encode(errors="replace")) for r in part)
+        out.append((*owner.train, *part))
+    return tuple(out), sent
+
+
+def _answer(record: Record) -> str:
+    return record.messages[-1]["content"] if record.messages else record.text

@@ -1,0 +1,324 @@
+"""Help from a foundation model, put before a federation: what it makes of a bench, and what that cost.
+
+Each kind of help is a step from one bench to the next, so that they go together: a model writes rows, a teacher
+answers public texts, the server makes a first student of both, and clients label rows of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from lichen.clients.distillation.distill import pre_distil
+from lichen.clients.distillation.selective import said_of
+from lichen.clients.statistics.sufficient import Statistics
+from lichen.core.contracts import Source, Station
+from lichen.core.errors import LichenError
+from lichen.core.message import Job
+from lichen.core.seeds import derive
+from lichen.core.store import ClientStore
+from lichen.core.tree import Tree
+from lichen.data.batches.augment import TextViews
+from lichen.data.batches.augment_images import ImageViews
+from lichen.data.batches.shards import ArrayShard, Shard, TextShard
+from lichen.data.sources.records import Record
+from lichen.engines.local import LocalEngine
+from lichen.models.loading.initial import head_features, head_of, head_start
+from lichen.models.losses import answer_settings
+from lichen.recipes.assemble.column import Column
+from lichen.recipes.assemble.experiment import Aid, Bench, values_N
+from lichen.recipes.assemble.open import Opened
+from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.help.foundation_models import Faces
+from lichen.recipes.help.layerwise import layered
+from lichen.recipes.help.sequence_teacher import beside, said
+from lichen.recipes.help.synthetic import given, wrote
+from lichen.recipes.help.teacher import Teachers, answered_with, ask
+from lichen.recipes.rows.prepare import first_of
+from lichen.recipes.rows.public import unlabelled_of
+from lichen.server.lda import Lda
+from lichen.server.ridge import Ridge
+
+__all__ = ["Helped", "answered", "help_of"]
+
+Say = Callable[[str], None]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Helped:
+    """What help has made of a bench.
+
+    Attributes:
+        bench: What the federated column works with.
+        rows: The clients' rows with a label, synthetic ones among them.
+        columns: Scored models that are not the federation's, such as the teacher itself.
+        extra: Numbers to tell.
+        bytes_up: Bytes to the server that are no round's.
+        bytes_down: Bytes from it.
+    """
+
+    bench: Bench
+    rows: tuple[tuple[Record, ...], ...]
+    columns: dict[str, Column] = field(default_factory=dict)
+    extra: dict[str, float | str | None] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def paid(self, up: int, down: int, told: Mapping[str, float | str | None]) -> Helped:
+        """With so many bytes more, and numbers to tell."""
+        return replace(
+            self, bytes_up=self.bytes_up + up, bytes_down=self.bytes_down + down, extra={**self.extra, **told}
+        )
+
+
+def help_of(opened: Opened, folder: RunFolder, say: Say) -> Helped:
+    """All the help a recipe asks for, and a head in closed form."""
+    recipe = opened.bench.recipe
+    rows = tuple(owner.train for owner in opened.owners)
+    helped, faces = Helped(bench=opened.bench, rows=rows), Faces(recipe=recipe, say=say)
+    if recipe.teacher is not None and recipe.task == "chat":
+        helped = spoken(opened, helped, faces, folder, say)
+        return replace(helped, extra={**helped.extra, **faces.told()})
+    teachers = Teachers(opened, faces, say) if recipe.teacher is not None else None
+    if recipe.synthetic is not None:
+        helped = written(opened, helped, faces, folder, say, teachers)
+    if teachers is not None:
+        helped = taught(opened, helped, teachers, folder, say)
+    if recipe.model.head in ("ridge", "lda"):
+        helped = headed(opened, helped, folder, say)
+    if recipe.semi is not None:
+        helped = unlabelled(opened, helped, teachers if recipe.semi.teacher_rounds else None, folder)
+    if recipe.helped:
+        told = faces.told()
+        if recipe.teacher is not None and recipe.teacher.kind == "head":
+            told["fm.asked"] = float(told["fm.asked"] or 0.0) + len(opened.commons.unlabelled)
+        helped = replace(helped, extra={**helped.extra, **told})
+    return helped
+
+
+def written(
+    opened: Opened, helped: Helped, faces: Faces, folder: RunFolder, say: Say, teachers: Teachers | None
+) -> Helped:
+    """Rows that a foundation model wrote: trained on at the server, at the clients beside their own, or at both."""
+    recipe, bench = opened.bench.recipe, helped.bench
+    section = recipe.synthetic
+    assert section is not None
+    done = wrote(opened, faces, folder, say, None if teachers is None else lambda: teachers.of("synthetic"))
+    helped = helped.paid(done.bytes_up, done.bytes_down, done.extra)
+    if section.at != "clients":
+        shard = opened.make(done.pool.records())
+        bench = _at_server(bench, "synthetic", shard, {}, section.server_steps, folder, say)
+    if section.at != "server":
+        rows, sent = given(opened, done.pool)
+        bench, helped = replace(bench, train=tuple(map(opened.make, rows))), replace(helped, rows=rows)
+        more = float(sum(map(len, rows)) - sum(s.size for s in opened.bench.train))
+        helped = helped.paid(0, sent, {"synthetic.rows": more})
+    return replace(helped, bench=bench)
+
+
+def spoken(opened: Opened, helped: Helped, faces: Faces, folder: RunFolder, say: Say) -> Helped:
+    """What a teacher wrote after public prompts: rows for the server, for the clients, or for both."""
+    recipe, bench = opened.bench.recipe, helped.bench
+    plan = recipe.teacher
+    assert plan is not None
+    rows, extra = said(opened, faces, folder, say)
+    helped = helped.paid(0, 0, extra)
+    if plan.at != "clients":
+        bench = _at_server(bench, "told", opened.make(rows), {}, plan.server_steps, folder, say)
+    if plan.at != "server":
+        everyones, sent = beside(opened, rows)
+        bench = replace(bench, train=tuple(map(opened.make, everyones)))
+        helped = replace(helped, rows=everyones).paid(0, sent, {"public_texts.bytes": float(sent)})
+    return replace(helped, bench=bench)
+
+
+def taught(opened: Opened, helped: Helped, teachers: Teachers, folder: RunFolder, say: Say) -> Helped:
+    """The teacher answers the public texts once; the server learns from them, or they ride along in every job."""
+    recipe, classes, commons, bench = opened.bench.recipe, opened.classes, opened.commons, helped.bench
+    plan = recipe.teacher
+    assert plan is not None
+    assert opened.public is not None
+    texts = [record.text for record in commons.unlabelled]
+
+    def answers() -> Tree:
+        say(f"the teacher answers {len(texts):,} texts")
+        found, up, down = ask(teachers.of("public"), texts, classes, answered_with(recipe, classes), folder)
+        return {**found, "bytes_up": torch.tensor(up), "bytes_down": torch.tensor(down)}
+
+    def judged() -> torch.Tensor:
+        index = {c: i for i, c in enumerate(classes)}
+        out = torch.zeros(len(opened.owners), len(classes), len(classes), dtype=torch.float64)
+        teacher = teachers.of("private", measured=True)
+        first = first_of([owner.test for owner in opened.owners])
+        for i in sorted(set(first)):
+            test = opened.owners[i].test
+            for record, answer in zip(test, teacher.answer([r.text for r in test]), strict=True):
+                out[i, index[str(record.label)], index[answer.label]] += 1
+        return out[list(first)]
+
+    got = folder.tree("answers", answers, alone=True)
+    up, down = int(got.pop("bytes_up")), int(got.pop("bytes_down"))
+    got |= answer_settings(
+        temperature=plan.temperature if plan.temperature != 1 else None,
+        weight=plan.weight if plan.weight != 1 else None,
+        threshold=plan.confident or None,
+        hard=True if plan.tells == "label" else None,
+    )
+    if teachers.measurable:
+        metrics = {"confusion": folder.number("teacher", judged)}
+        helped = replace(
+            helped, columns={**helped.columns, "base": Column(value_N=values_N(recipe, metrics), metrics=metrics)}
+        )
+    sent = {"answers.bytes_to_teacher": float(down), "answers.bytes_from_teacher": float(up)}
+    helped = helped.paid(up, down, {"answers": float(len(texts)), **sent})
+    public = answered(opened.public, np.arange(len(texts)))
+    if plan.at != "clients":
+        more = layered(opened) if plan.layers else {}
+        bench = _at_server(bench, "distilled", public, got, plan.server_steps, folder, say, **more)
+    if plan.at != "server":
+        # Every client is sent the public texts once.
+        text_bytes = sum(len(t.encode()) for t in texts) * len(opened.owners)
+        helped = helped.paid(0, text_bytes, {"public_texts.bytes": float(text_bytes)})
+        bench = replace(bench, start={**bench.start, **got}, public=public)
+    if plan.select:
+        judge, said_M = _judging(opened, bench, teachers, folder)
+        bench = replace(bench, aid=replace(bench.aid, judge=judge, said_M=said_M))
+    return replace(helped, bench=bench)
+
+
+def _judging(opened: Opened, bench: Bench, teachers: Teachers, folder: RunFolder) -> tuple[Source, torch.Tensor]:
+    """The clients' rows for validation, and what the teacher says of them, on their own machines."""
+    rows = [owner.valid for owner in opened.owners]
+    said, places = _own_answers(opened, "judged", rows, teachers, folder)
+    shards = [answered(shard, place) for shard, place in zip(bench.valid, places, strict=True)]
+    return bench.evaluating(shards), said_of(said)
+
+
+def _own_answers(
+    opened: Opened, name: str, rows: Sequence[Sequence[Record]], teachers: Teachers, folder: RunFolder
+) -> tuple[Tree, list[np.ndarray]]:
+    """``(answers to the clients' own rows, where each row's lies)``; no byte of it crosses anything."""
+    classes, texts = opened.classes, [record.text for some in rows for record in some]
+
+    def fresh() -> Tree:
+        return ask(teachers.of("private"), texts, classes, len(classes), folder)[0] if texts else {}
+
+    said = folder.tree(name, fresh, alone=True)
+    ends = np.cumsum([0, *map(len, rows)])
+    return said, [np.arange(a, b) for a, b in pairwise(ends.tolist())]
+
+
+def headed(opened: Opened, helped: Helped, folder: RunFolder, say: Say) -> Helped:
+    """The classifier's head in closed form, from one message of statistics of each client."""
+    recipe, bench = opened.bench.recipe, helped.bench
+    features, classes = head_features(bench.model, bench.start), len(opened.classes)
+    biased = f"{head_of(bench.model, bench.start)}.bias" in bench.start
+    if recipe.model.head == "lda" and not biased:
+        raise LichenError("the head has no bias, which lda needs", where="model.head", fix="use ridge")
+
+    def solved() -> Tree:
+        say("statistics of every client for a head in closed form")
+        work = Statistics(features, classes=classes, bits=12, bias=biased)
+        engine = LocalEngine(
+            {"statistics": Station(work=work, source=bench.evaluating(bench.train))},
+            ClientStore(folder.path / "state" / "none"),
+            base=bench.model.base,
+            device=recipe.model.device,
+        )
+        rule = Lda(bits=12) if recipe.model.head == "lda" else Ridge(recipe.ridge, bits=12, bias=biased)
+        total = rule.zero()
+        everyone = tuple(range(len(bench.train)))
+        for message in engine.run(
+            Job(work="statistics", shared={}, version=0, clients=everyone, seed=0, base=bench.model.base)
+        ):
+            total = rule.add(total, message)
+        # On rows that are not in the statistics: its own flatter a head, and it would be scaled too far.
+        held = bench.evaluating(bench.valid)
+        scale_on = [batch for client in everyone for batch in held.batches((client,), 0)]
+        start = head_start(bench.model, bench.start, rule.close(total, {})[0], scale_on=scale_on)
+        changed = {name: x for name, x in start.items() if x is not bench.start[name]}
+        return {**changed, "bytes_up": torch.tensor(engine.bytes_up), "bytes_down": torch.tensor(engine.bytes_down)}
+
+    got = folder.tree("head", solved, alone=True)
+    up, down = int(got.pop("bytes_up")), int(got.pop("bytes_down"))
+    return replace(helped, bench=replace(bench, start={**bench.start, **got})).paid(
+        up, down, {"head.bytes_up": float(up)}
+    )
+
+
+def unlabelled(opened: Opened, helped: Helped, teachers: Teachers | None, folder: RunFolder) -> Helped:
+    """The clients' rows without labels, and how they are looked at."""
+    recipe, bench = opened.bench.recipe, helped.bench
+    assert recipe.semi is not None
+    free = unlabelled_of(opened.commons.owners)
+    # Behind the labelled ones, synthetic rows among them.
+    shards = [opened.make([*known, *some]) for known, some in zip(helped.rows, free, strict=True)]
+    answers: Tree = {}
+    if teachers is not None:
+        answers, places = _own_answers(opened, "own answers", free, teachers, folder)
+        nothing = [np.full(len(known), -1) for known in helped.rows]
+        shards = [answered(s, np.concatenate([n, p])) for s, n, p in zip(shards, nothing, places, strict=True)]
+    first = opened.bench.train[0]
+    aid = Aid(
+        rows=tuple(shards),
+        views=text_views(opened) if isinstance(first, TextShard) else picture_views(first),
+        answers=answers,
+        server=opened.make(opened.commons.labelled) if recipe.semi.server else None,
+    )
+    told = float(sum(map(len, free)))
+    return replace(helped, bench=replace(bench, aid=aid)).paid(0, 0, {"unlabelled.rows": told})
+
+
+def text_views(opened: Opened) -> TextViews:
+    """Views of rows in the tokens of the model, or in the student's own."""
+    views = TextViews.of(opened.tokenizer)
+    if opened.vocabulary is None:
+        return views
+    words, unknown = opened.vocabulary.words, opened.vocabulary.unknown
+    special = tuple(sorted({words[t] for t in views.special if t in words} - {unknown}))
+    return TextViews(opened.bench.pad, special=special)
+
+
+def picture_views(shard: Shard) -> ImageViews:
+    """Views of pictures, flat or not."""
+    assert isinstance(shard, ArrayShard)
+    flat = shard.x.ndim == 2
+    return ImageViews(side=round(shard.x.shape[1] ** 0.5) if flat else None)
+
+
+def _at_server(
+    bench: Bench, name: str, shard: Shard, answers: Tree, steps: int, folder: RunFolder, say: Say, **more: Any
+) -> Bench:
+    """A first student, made at the server before the first round, at the first of the recipe's learning rates.
+
+    ``more`` is for :func:`lichen.clients.distillation.distill.pre_distil`, in place of what is given here.
+    """
+    recipe = bench.recipe
+
+    def made() -> Tree:
+        say(f"the server trains {steps} steps on {shard.size:,} rows ({name})")
+        start, _ = pre_distil(
+            bench.model,
+            bench.start,
+            answers=answers,
+            steps=steps,
+            lr=recipe.optimizer.lr[0],
+            seed=derive(recipe.seed, name),
+            max_length=recipe.data.max_length,
+            device=recipe.model.device,
+            **{"public": shard, "pad": bench.pad, **more},
+        )
+        return start
+
+    return replace(bench, start=folder.tree(name, made, alone=True))
+
+
+def answered(shard: Shard, answer_N: np.ndarray) -> Shard:
+    """The shard with each row's place among the answers."""
+    return replace(shard, answer=answer_N.astype(np.int64))

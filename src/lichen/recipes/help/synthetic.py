@@ -1,0 +1,332 @@
+"""The recipe's writer: a foundation model writes rows, by label alone or drawn towards the private ones by votes.
+
+What is written passes the recipe's filters, with a reason for every text that does not, and becomes a pool
+that only grows. Who trains on it is decided in :mod:`lichen.recipes.help.steps`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import final
+
+import numpy as np
+import torch
+
+from lichen.algorithms.private_evolution import PrivateEvolution
+from lichen.clients.distillation.teacher_labels import NoBatches
+from lichen.clients.statistics.leakage import Leakage, flags
+from lichen.clients.statistics.nearest_vote import Vote
+from lichen.core.contracts import Station
+from lichen.core.errors import LichenError
+from lichen.core.message import Job
+from lichen.core.rounds import run
+from lichen.core.seeds import derive, numpy_generator
+from lichen.core.store import ClientStore
+from lichen.data.batches.shards import ArrayShard, EvalSource
+from lichen.data.sources.records import Record
+from lichen.data.synthetic.filters import Filter, Rule, Sifted, duplicates, flagged, junk, length, repetition, scored
+from lichen.data.synthetic.pool import Pool, Row, mix, save_pool
+from lichen.engines.local import LocalEngine
+from lichen.fm.disclosure import Origin
+from lichen.fm.generation.balance import wanted
+from lichen.fm.generation.judge import Judge, agreement_N
+from lichen.fm.generation.synthesis import Writer
+from lichen.fm.zero_shot import Teacher
+from lichen.recipes.assemble.open import Opened
+from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.help.foundation_models import Faces
+from lichen.recipes.rows.prepare import Owner
+from lichen.recipes.schema.help import Synthetic
+from lichen.server.mean import Mean
+from lichen.transforms.privacy import delta_for, sigma_for
+
+__all__ = ["Wrote", "given", "put", "writer_of", "wrote"]
+
+Say = Callable[[str], None]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wrote:
+    """A pool, and what it took.
+
+    Attributes:
+        pool: The texts that passed.
+        extra: Numbers to tell.
+        bytes_up: Bytes of votes and of flags.
+        bytes_down: Bytes of candidates.
+    """
+
+    pool: Pool
+    extra: dict[str, float | str | None] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+def wrote(
+    opened: Opened, faces: Faces, folder: RunFolder, say: Say, teacher: Callable[[], Teacher] | None = None
+) -> Wrote:
+    """Write, sift, keep: ``pool.jsonl`` in the run's folder holds every text that passed.
+
+    Args:
+        opened: The recipe with its rows.
+        faces: Its foundation models.
+        folder: The run's folder.
+        say: Called with lines of progress.
+        teacher: Who says whether a text has its label, for the filter ``agreement``.
+
+    Raises:
+        LichenError: if nothing that was written can be used.
+    """
+    recipe = opened.bench.recipe
+    section = recipe.synthetic
+    assert section is not None
+    writer = writer_of(opened, faces, section)
+    made = (
+        _evolved(opened, faces, writer, folder, say) if section.kind == "evolution" else _prompted(opened, writer, say)
+    )
+    if not made.pool.rows:
+        raise LichenError(
+            f"{writer.fm.name} wrote nothing usable", where="synthetic", fix="ask another way, or another model"
+        )
+    rules, up, down = _rules(opened, faces, section, made.pool, folder, teacher)
+    sifted = Filter(rules)([row.text for row in made.pool.rows])
+    say(f"of what was written: {sifted}")
+    kept = Pool(tuple(made.pool.rows[i] for i in sifted.kept))
+    if not kept.rows:
+        raise LichenError(
+            "nothing that was written passed the filters", where="synthetic", fix=f"{sifted}; ask another way"
+        )
+    put(folder, kept, sifted)
+    extra: dict[str, float | str | None] = {
+        "synthetic.written": float(len(made.pool.rows)),
+        "synthetic.kept": float(len(kept.rows)),
+    }
+    extra |= {f"synthetic.dropped.{name}": float(count) for name, count in sifted.counts.items()}
+    return replace(
+        made, pool=kept, extra={**made.extra, **extra}, bytes_up=made.bytes_up + up, bytes_down=made.bytes_down + down
+    )
+
+
+def put(folder: RunFolder, pool: Pool, sifted: Sifted) -> None:
+    """``pool.jsonl`` with what passed, and ``dropped.json`` with why the rest did not."""
+    if folder.ranks.first:
+        save_pool(folder.path / "pool.jsonl", pool)
+        told = {str(i): {"rule": rule, "why": why} for i, (rule, why) in sifted.dropped.items()}
+        folder.write_json("dropped.json", told)
+
+
+def writer_of(opened: Opened, faces: Faces, section: Synthetic) -> Writer:
+    """The writer of a recipe, who is shown public labelled rows and no others."""
+    flow = faces.writer(section.name, section.endpoint, ("public", "synthetic"), chat=not section.plain)
+    known = opened.commons.labelled
+    order = numpy_generator(opened.bench.recipe.seed, "examples").permutation(len(known))
+    short = [known[i] for i in order if len(known[i].text.split()) <= section.most]
+    each: Counter[str] = Counter()
+    shown: list[tuple[str | int, str]] = []
+    for record in short:
+        label = str(record.label)
+        if each[label] < 4 * section.examples:
+            each[label] += 1
+            shown.append((label, record.text))
+    return Writer(
+        flow.of("public"),
+        about=section.about or f"a {section.noun}",
+        labels={c: section.labels.get(c, c) for c in opened.classes},
+        kind=section.noun,
+        attributes=section.attributes,
+        examples=shown,
+        shots=section.examples,
+        style=section.style,
+        plain=section.plain,
+        most=section.most,
+        temperature=section.temperature,
+        top_p=section.top_p,
+    )
+
+
+def _prompted(opened: Opened, writer: Writer, say: Say) -> Wrote:
+    section, seed = opened.bench.recipe.synthetic, derive(opened.bench.recipe.seed, "synthetic")
+    assert section is not None
+    rows: list[Row] = []
+    for label in opened.classes:
+        say(f"writing {section.per_class} of {label}")
+        found = writer.write(label, section.per_class, seed=seed)
+        rows += [
+            Row(w.text, label=label, model=writer.fm.name, prompt=w.prompt, seed=w.seed, tokens=w.tokens) for w in found
+        ]
+    return Wrote(pool=Pool().grow(rows, generation=0))
+
+
+def _evolved(opened: Opened, faces: Faces, writer: Writer, folder: RunFolder, say: Say) -> Wrote:
+    recipe, classes = opened.bench.recipe, opened.classes
+    section = recipe.synthetic
+    assert section is not None
+    embed = faces.encoder(section.embedder).embed
+    say(f"features of {sum(len(o.train) for o in opened.owners):,} private rows, where they are")
+    index = {c: i for i, c in enumerate(classes)}
+
+    def shard(owner: Owner) -> ArrayShard:
+        x = embed([r.text for r in owner.train]).numpy()
+        return ArrayShard(x=x, labels=np.asarray([index[str(r.label)] for r in owner.train], dtype=np.int64))
+
+    shards = [shard(owner) for owner in opened.owners]
+    rows = sum(s.size for s in shards)
+    vote = Vote(lambda batch: batch["x_CBF"])
+    engine = LocalEngine(
+        {"vote": Station(work=vote, source=EvalSource(shards, batch_size=64))},
+        ClientStore(folder.path / "state" / "none"),
+        block_size=16,
+    )
+    delta = section.delta or delta_for(rows)
+    sensitivity = vote.sensitivity("row", "add-or-remove")
+    sigma = 0.0
+    if section.epsilon is not None:
+        sigma = sigma_for(section.epsilon, delta, section.iterations, sensitivity=sensitivity)
+    evolution = PrivateEvolution(
+        fresh=lambda label, count, seed: _enough(writer, classes[label], count, seed),
+        vary=lambda texts, labels, seed: writer.vary(texts, [classes[k] for k in labels], seed),
+        embed=embed,
+        counts=dict.fromkeys(range(len(classes)), section.per_class),
+        weight_N=torch.tensor([s.size for s in shards], dtype=torch.float64),
+        rounds=section.iterations,
+        sigma=sigma,
+        delta=delta,
+        sensitivity=sensitivity,
+        unit="row",
+        variations=section.variations,
+    )
+    state = run(
+        evolution,
+        engine,
+        dict,
+        rounds=section.iterations,
+        seed=derive(recipe.seed, "evolution"),
+        checkpoint=folder.checkpoint("evolution", "votes"),
+        observers=[lambda report: say(f"votes, round {report.round} of {section.iterations}")],
+    )
+    done = evolution.finish(state)
+    promise = str(done.privacy)
+    pool = Pool().grow(
+        [
+            Row(text, label=classes[k], model=writer.fm.name, seed=recipe.seed, privacy=promise)
+            for text, k in zip(done.texts, done.labels, strict=True)
+        ],
+        generation=0,
+    )
+    extra: dict[str, float | str | None] = {
+        "synthetic.privacy": promise,
+        "synthetic.sigma": sigma,
+        "synthetic.delta": delta,
+        "synthetic.epsilon": None if section.epsilon is None else done.privacy.epsilon,
+    }
+    return Wrote(pool=pool, extra=extra, bytes_up=engine.bytes_up, bytes_down=engine.bytes_down)
+
+
+def _enough(writer: Writer, label: str, count: int, seed: int) -> list[str]:
+    """So many texts, asked for again where some were of no use; at last some stand there twice."""
+    found: list[str] = []
+    for turn in range(3):
+        found += writer.fresh(label, count - len(found), derive(seed, turn))
+        if len(found) >= count:
+            return found[:count]
+    if not found:
+        raise LichenError(
+            f"{writer.fm.name} writes nothing usable of {label}",
+            where="synthetic",
+            fix="ask another way, or another model",
+        )
+    return [found[i % len(found)] for i in range(count)]
+
+
+def _rules(
+    opened: Opened,
+    faces: Faces,
+    section: Synthetic,
+    pool: Pool,
+    folder: RunFolder,
+    teacher: Callable[[], Teacher] | None,
+) -> tuple[dict[str, Rule], int, int]:
+    """``(rules by name, bytes up, bytes down)``; clients are asked for copies of their rows where that is wanted."""
+    texts = [row.text for row in pool.rows]
+    rules: dict[str, Rule] = {}
+    up = down = 0
+    for name in section.sieve:
+        if name == "length":
+            rules |= {"length": length(least=3), "repetition": repetition(), "junk": junk()}
+        elif name == "duplicates":
+            rules["duplicates"] = duplicates(against=[r.text for r in opened.commons.labelled])
+        elif name == "agreement":
+            assert teacher is not None
+            agree_N = agreement_N(teacher(), texts, [str(row.label) for row in pool.rows])
+            rules["agreement"] = scored(agree_N.tolist(), least=0.5)
+        elif name in ("fluency", "harm"):
+            rules[name] = _judged(opened, faces, section, texts, name)
+        else:
+            bits, up, down = _leaks(opened, texts, folder)
+            rules["leakage"] = flagged(bits)
+    return rules, up, down
+
+
+def _judged(opened: Opened, faces: Faces, section: Synthetic, texts: Sequence[str], name: str) -> Rule:
+    """The writer's model on fluency or harm, the line drawn where it leaves out one of a hundred public rows."""
+    commons = opened.commons
+    real = [record.text for record in (*commons.labelled, *commons.unlabelled)][:REAL]
+    flow = faces.writer(section.name, section.endpoint, ("public", "synthetic"), chat=False)
+
+    def score_N(some: Sequence[str], origin: Origin) -> torch.Tensor:
+        judge = Judge(flow.of(origin), about=section.about or f"a {section.noun}", kind=section.noun)
+        return judge.fluency(some) if name == "fluency" else judge.harm(some)
+
+    found, known = score_N(texts, "synthetic").tolist(), score_N(real, "public")
+    if name == "fluency":
+        return scored(found, least=float(known.quantile(0.01)))
+    return scored(found, most=float(known.quantile(0.99)))
+
+
+REAL = 200
+"""Public texts beside which the written ones are judged, at most."""
+
+
+def _leaks(opened: Opened, texts: Sequence[str], folder: RunFolder) -> tuple[tuple[bool, ...], int, int]:
+    owners = opened.commons.owners
+    work = Leakage(lambda client: [r.text for r in owners[client].train])
+    engine = LocalEngine(
+        {"leakage": Station(work=work, source=NoBatches())}, ClientStore(folder.path / "state" / "none")
+    )
+    mean = Mean("uniform")
+    total = mean.zero()
+    job = Job(work="leakage", shared={}, version=0, clients=tuple(range(len(owners))), seed=0, texts=tuple(texts))
+    for message in engine.run(job):
+        total = mean.add(total, message)
+    return flags(mean.close(total, {})[0]), engine.bytes_up, engine.bytes_down
+
+
+def given(opened: Opened, pool: Pool) -> tuple[tuple[tuple[Record, ...], ...], int]:
+    """``(each client's real rows with its synthetic ones behind, bytes down)``."""
+    recipe = opened.bench.recipe
+    section = recipe.synthetic
+    assert section is not None
+    out: list[tuple[Record, ...]] = []
+    sent = 0
+    for owner in opened.owners:
+        seed = derive(recipe.seed, "given", owner.name)
+        part = _lacking(owner, pool, opened.classes, seed) if section.missing else pool
+        sent += sum(len(row.text.encode()) for row in part.rows)
+        out.append(tuple(mix(owner.train, part, share=section.share, seed=seed, client=owner.name)))
+    return tuple(out), sent
+
+
+def _lacking(owner: Owner, pool: Pool, classes: Sequence[str], seed: int) -> Pool:
+    """Of a pool, what evens out a client's classes; it asks for it itself, by label and number."""
+    have = Counter(str(r.label) for r in owner.train)
+    need: Mapping[str | int, int] = wanted({c: have[c] for c in classes}, most=len(pool.rows))
+    left, taken = dict(need), []
+    for i in numpy_generator(seed, "lacking").permutation(len(pool.rows)).tolist():
+        label = str(pool.rows[i].label)
+        if left.get(label, 0) > 0:
+            left[label] -= 1
+            taken.append(i)
+    return Pool(tuple(pool.rows[i] for i in sorted(taken)))

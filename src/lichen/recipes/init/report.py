@@ -1,0 +1,62 @@
+"""What ``lichen init`` shows on the screen: what was taken for what, and what was left out and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lichen.core.visible import clipped, listed
+from lichen.data.reading import reading_of
+from lichen.data.sources.files import read_notes
+from lichen.data.sources.record import Record
+from lichen.present.reading import reading_lines
+from lichen.recipes.init.facts import Column
+from lichen.recipes.init.names import Roles
+
+__all__ = ["told_of"]
+
+MOST_TOLD = 20
+MOST_FILES = 64
+
+
+def told_of(
+    data: Path,
+    roles: Roles,
+    columns: Sequence[Column],
+    records: Sequence[Record],
+    values: Mapping[str, Any],
+    owners: Sequence[str],
+) -> list[str]:
+    """Lines for the screen.
+
+    Args:
+        data: The file or folder, as the user named it.
+        roles: Which column plays which role.
+        columns: All columns of the rows that were looked at.
+        records: Those rows, empty ones among them.
+        values: The recipe.
+        owners: The clients, where files or folders are those.
+    """
+    count = {column.name: len(column.counts) for column in columns}
+    empty = sum(not (record.text or record.messages) for record in records)
+    told = [f"{data}: {len(records):,} rows looked at, {len(columns):,} columns"]
+    told += read_notes(data.expanduser(), most=MOST_FILES)
+    told.append(f"taken for: {roles.shape}; task {roles.task}")
+    for role, some in roles.columns.items():
+        names = (some,) if isinstance(some, str) else some
+        number = f"  ({count[names[0]]:,} different)" if role in ("client", "label", "group") else ""
+        told.append(f"  {role:<10} {' + '.join(clipped(name, 60) for name in names)}{number}")
+    if owners and "client" not in roles.columns:
+        told.append(f"  {'client':<10} {listed(owners, most=6)}")
+    for name, why in islice(roles.left.items(), MOST_TOLD):
+        told.append(f"  left out   {clipped(name, 60)}: {why}")
+    if len(roles.left) > MOST_TOLD:
+        told.append(f"  left out   {len(roles.left) - MOST_TOLD:,} more columns")
+    if texts := [record for record in records if record.text or record.messages]:
+        told += reading_lines(reading_of(texts).as_dict())
+    if empty:
+        told.append(f"  {empty:,} rows without text will be dropped")
+    told.append(f"  length     {values['data']['max_length']} tokens a row (data.max_length, guessed from letters)")
+    return told

@@ -1,0 +1,244 @@
+"""Which column plays which role: the shapes that data come in, recognised by what columns hold and are called.
+
+A shape is told by its columns' names first (instruction and output; chosen and rejected), and by what they hold
+where names say nothing: the longest texts are learned, few short values that repeat are labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lichen.core.errors import LichenError
+from lichen.core.visible import listed
+from lichen.recipes.init.clients import client_of
+from lichen.recipes.init.facts import Column
+from lichen.recipes.init.names import HOLDS, NAMES, QUESTIONS, Ask, Roles, Wishes, named
+
+__all__ = ["roles_of"]
+
+
+def roles_of(columns: Sequence[Column], wishes: Wishes, *, where: str, by_file: bool, ask: Ask | None) -> Roles:
+    """Which column plays which role.
+
+    Args:
+        columns: All columns.
+        wishes: What the user said.
+        where: The file, for errors.
+        by_file: Whether files or folders are the clients.
+        ask: Asks a person where several answers are as good; None where there is nobody.
+
+    Raises:
+        LichenError: if there is nothing to learn from, or a wish does not fit the data.
+    """
+    by_name = {column.name: column for column in columns}
+    _check(wishes, by_name)
+    roles = Roles()
+    _learned(roles, columns, wishes, where, ask)
+    if wishes.task is not None:
+        roles.task = wishes.task
+    if roles.task == "chat":
+        roles.columns.pop("label", None)
+    elif "label" not in roles.columns or not {"text", "completion"} & roles.columns.keys():
+        raise LichenError(
+            f"has no labels to learn, which task {roles.task} needs",
+            where=where,
+            fix=f"name the column: --label NAME; the columns are: {listed(by_name)}",
+        )
+    free = [column for column in columns if column.name not in roles.used]
+    group = named("group", free, lambda column: column.repeats and column.kind != "real")
+    client = client_of(roles, free, wishes, by_file, ask)
+    roles.columns = {
+        **({"client": client} if client else {}),
+        **roles.columns,
+        **({"group": group.name} if group is not None and group.name != client else {}),
+    }
+    reasons = {**{column.name: _why(column, roles) for column in columns}, **roles.left}
+    roles.left = {name: why for name, why in reasons.items() if name not in roles.used}
+    return roles
+
+
+def _check(wishes: Wishes, by_name: dict[str, Column]) -> None:
+    flags = {"client": wishes.client, "label": wishes.label, "text": wishes.text, "completion": wishes.completion}
+    for flag, name in [*flags.items(), *(("prompt", name) for name in wishes.prompt)]:
+        if name is not None and name not in by_name:
+            raise LichenError(
+                f"no column {name!r}", where=f"--{flag}", fix=f"the columns are: {listed(by_name, near=name)}"
+            )
+    if wishes.text is not None and (wishes.completion is not None):
+        raise LichenError("goes without --completion", where="--text", fix="name one of the two")
+    if wishes.label is not None and by_name[wishes.label].kind in ("list", "object", "bytes", "real"):
+        raise _no_label(by_name[wishes.label], "--label")
+
+
+def _no_label(column: Column, where: str) -> LichenError:
+    if column.kind == "real":
+        what = "holds real numbers, and classes are learned, not amounts"
+        return LichenError(f"column {column.name!r} {what}", where=where, fix="name a column of classes, or make some")
+    what = "holds lists: a row with several labels cannot be learned" if column.kind == "list" else "holds no labels"
+    return LichenError(
+        f"column {column.name!r} {what}",
+        where=where,
+        fix="write one label a row, name another column by --label, or leave labels out by --task chat",
+    )
+
+
+def _learned(roles: Roles, columns: Sequence[Column], wishes: Wishes, where: str, ask: Ask | None) -> None:
+    """The columns of what is learned, by the first shape that fits."""
+    by_plain = {column.plain: column for column in columns}
+    by_name = {column.name: column for column in columns}
+    if wishes.text is not None or (wishes.label is not None and wishes.completion is None):
+        _labelled(roles, columns, wishes, where, ask)
+        return
+    if {"chosen", "rejected"} <= by_plain.keys() and wishes.completion is None:
+        _preferences(wishes, by_plain, where, ask)
+        wishes = replace(wishes, completion=by_plain["chosen"].name)
+    if wishes.completion is not None:
+        answer = by_name[wishes.completion]
+        asked = [by_name[name] for name in wishes.prompt] or _asked(columns, answer)
+        _pair(roles, asked, answer, where)
+        return
+    talks = [column for column in columns if column.kind == "turns"]
+    pair = [by_plain[name] for name in ("prompt", "completion") if name in by_plain and by_plain[name] in talks]
+    if len(pair) == 2:
+        _pair(roles, pair[:1], pair[1], where)
+        return
+    if talks and wishes.task in (None, "chat"):
+        found = named("messages", talks, lambda column: True) or talks[0]
+        roles.shape, roles.columns = "conversations", {"messages": found.name}
+        return
+    answer_of = named("completion", columns, _may_answer)
+    asked = [by_name[name] for name in wishes.prompt] or (_asked(columns, answer_of) if answer_of is not None else [])
+    classify = wishes.task not in (None, "chat")
+    if answer_of is not None and asked and not classify:
+        _pair(roles, asked, answer_of, where)
+        return
+    _labelled(roles, columns, wishes, where, ask)
+
+
+def _may_answer(column: Column) -> bool:
+    """Texts, and the numbers that answer a question; numbers called ``target`` are classes."""
+    return column.texts or (column.kind in ("number", "real") and column.plain != "target")
+
+
+def _preferences(wishes: Wishes, by_plain: dict[str, Column], where: str, ask: Ask | None) -> None:
+    """Chosen and rejected answers: only the chosen ones can be learned, and only if somebody wants that."""
+    what = "holds pairs of a chosen and a rejected answer, and preferences are not learned"
+    if ask is not None and ask(f"{where} {what}.", ["learn the chosen answers alone", "stop"]) == 0:
+        return
+    prompt = "--prompt prompt " if "prompt" in by_plain else ""
+    raise LichenError(what, where=where, fix=f"to learn the chosen answers alone, add: {prompt}--completion chosen")
+
+
+def _asked(columns: Sequence[Column], answer: Column) -> list[Column]:
+    """What an answer answers: an instruction and its input, or a context and its question, after a system's words."""
+    free = [column for column in columns if column.texts and column.name != answer.name]
+    if answer.kind == "turns":
+        return [column for column in columns if column.plain == "prompt" and column.kind == "turns"]
+    main = named("prompt", free, lambda column: True)
+    if main is None and answer.plain in ("summary", "highlights", "translation", "reply"):
+        main = named("text", free, lambda column: True) or named("messages", free, lambda column: True)
+    if main is None:
+        return []
+    system = named("system", free, lambda column: True)
+    context = named("context", free, lambda column: column.name != main.name)
+    order = [system, context, main] if main.plain in QUESTIONS else [system, main, context]
+    return [column for column in order if column is not None]
+
+
+def _pair(roles: Roles, asked: Sequence[Column], answer: Column, where: str) -> None:
+    """What is asked and what is answered, as texts or as turns."""
+    kinds = {column.kind == "turns" for column in (*asked, answer)}
+    if len(kinds) > 1:
+        raise LichenError(
+            "holds turns in one of prompt and completion, and texts in the other",
+            where=where,
+            fix="write both as texts, or both as lists of turns",
+        )
+    names = tuple(column.name for column in asked)
+    if answer.kind == "turns":
+        roles.shape = "conversations"
+        roles.columns = {"messages": (*names, answer.name) if names else answer.name}
+    elif asked:
+        roles.shape = "prompts and answers"
+        roles.columns = {"prompt": names if len(names) > 1 else names[0], "completion": answer.name}
+    elif answer.texts:
+        roles.shape, roles.columns = "texts", {"text": answer.name}
+    else:
+        raise LichenError(f"column {answer.name!r} holds no texts", where=where, fix="name another by --completion")
+
+
+def _labelled(roles: Roles, columns: Sequence[Column], wishes: Wishes, where: str, ask: Ask | None) -> None:
+    """A text, and its label if there is one."""
+    by_name = {column.name: column for column in columns}
+    rest = [column for column in columns if column.name not in (wishes.label, wishes.client)]
+    text = by_name[wishes.text] if wishes.text is not None else _text(rest)
+    if text is None:
+        kinds = ", ".join(f"{column.name} ({HOLDS[column.kind]})" for column in columns[:8])
+        raise LichenError(
+            "has no column with text",
+            where=where,
+            fix=f"name one by --text; there is: {kinds}{' and more' if len(columns) > 8 else ''}",
+        )
+    roles.shape, roles.columns = "texts", {"text": text.name}
+    if wishes.task == "chat":
+        return
+    free = [column for column in rest if column.name != text.name]
+    label = by_name[wishes.label] if wishes.label is not None else _label(free, roles, where, ask)
+    if label is not None and label.name in label.counts:
+        raise LichenError(
+            f"has no names of columns: {label.name!r} in its first line is one of the classes",
+            where=where,
+            fix="put a line of names above the rows, such as text,label",
+        )
+    if label is not None:
+        roles.shape, roles.task = "texts with labels", "classify"
+        roles.columns["label"] = label.name
+
+
+def _text(columns: Sequence[Column]) -> Column | None:
+    found = named("text", columns, lambda column: column.texts and not column.classes)
+    if found is not None:
+        return found
+    free = [column for column in columns if column.kind == "text"]
+    several = [column for column in free if not column.classes]
+    several = (
+        several or free or [column for column in columns if column.kind == "word" and column.plain in NAMES["text"]]
+    )
+    return max(several, key=lambda column: column.letters, default=None)
+
+
+def _label(columns: Sequence[Column], roles: Roles, where: str, ask: Ask | None) -> Column | None:
+    called = [column for column in columns if column.plain in NAMES["label"]]
+    listed_ones = [column for column in called if column.kind in ("list", "object")]
+    found = named("label", columns, lambda column: column.classes)
+    if found is not None:
+        return found
+    if listed_ones:
+        raise _no_label(listed_ones[0], where)
+    for column in called:
+        roles.left[column.name] = {
+            "real": "real numbers: classes are learned, not amounts",
+            "empty": "empty",
+        }.get(column.kind, f"{len(column.counts)} different values in {column.filled} rows: no classes")
+    units = {*NAMES["client"], *NAMES["place"], *NAMES["group"]}
+    could = [column for column in columns if column.classes and column.plain not in units and column.kind != "number"]
+    if len(could) > 1 and ask is not None:
+        answers = [f"{column.name} ({len(column.counts)} classes)" for column in could]
+        chosen = ask("Which column is the label?", [*answers, "none: learn to write such texts"])
+        return could[chosen] if chosen < len(could) else None
+    return could[0] if len(could) == 1 else None
+
+
+def _few(column: Column) -> bool:
+    """Whether it could be a label: numbers with many values count something."""
+    return column.classes and (column.kind != "number" or len(column.counts) <= 10)
+
+
+def _why(column: Column, roles: Roles) -> str:
+    """Why a column plays no role."""
+    if column.plain in ("tools", "functions"):
+        return "tools: their definitions are not given to the model"
+    if (roles.task != "chat" or "text" in roles.columns) and _few(column):
+        return f"could be the label: --label {column.name!r}"
+    return HOLDS[column.kind]

@@ -1,0 +1,144 @@
+"""The keys that follow from the data: how long rows are, who takes part, how a row is put before the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lichen.core.visible import clipped
+from lichen.data.batches.text import label_set
+from lichen.data.sources.record import Record
+from lichen.recipes.init.names import Roles, Wishes
+
+__all__ = ["values_of"]
+
+MOST_CLIENTS = 32
+FEWEST_ROWS = 10
+MOST_ROWS = 300
+
+_WIDTHS = (32, 64, 128, 256, 512)
+
+
+def _tokens(record: Record, chat: bool) -> int:
+    """About how many tokens a row takes: four letters a token, fewer beyond ASCII, and a chat's template around it."""
+    turns = [str(turn.get("content") or "") for turn in record.messages] or [record.prompt, record.text]
+    text = "".join(turns)
+    plain = sum(map(str.isascii, text)) if not text.isascii() else len(text)
+    return plain // 4 + (len(text.encode("utf-8", "replace")) - plain) // 2 + (8 * len(turns) + 8 if chat else 2)
+
+
+def values_of(
+    data: Path, roles: Roles, wishes: Wishes, texts: Sequence[Record], by_file: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """The recipe as a mapping, and sentences on what was assumed.
+
+    Args:
+        data: The file or folder, as the user named it.
+        roles: Which column plays which role.
+        wishes: What the user said.
+        texts: The rows that were looked at, without empty ones.
+        by_file: Whether files or folders are the clients.
+    """
+    chat, notes = roles.task == "chat", []
+    lengths = sorted(_tokens(record, chat) for record in texts)
+    most = lengths[int(0.95 * (len(lengths) - 1))]
+    widths = (*_WIDTHS, 1024) if chat else _WIDTHS
+    width = next((w for w in widths if w >= most), widths[-1])
+    section: dict[str, Any] = {"name": str(data), "columns": roles.columns, "max_length": width}
+    model: dict[str, Any] = {"name": wishes.model or ("smollm2-135m" if chat else "minilm-l6")}
+    if wishes.model is not None and roles.task != "oneshot":
+        model["adapter"] = {"targets": "all-linear"}
+    elif roles.task == "classify":
+        # From a head drawn at random, ten short rounds get no further than the commonest class.
+        model["head"] = "ridge"
+        model["adapter"] = {"targets": ["query", "value"], "modules_to_save": ["classifier"]}
+    if chat:
+        form = "messages" if "messages" in roles.columns else "chat" if "prompt" in roles.columns else "plain"
+        section["form"] = form
+    if by_file and "client" not in roles.columns:
+        section["partition"] = {"by": "client"}
+        notes.append("Each file, or each folder of files, is a client.")
+    elif "client" in roles.columns:
+        section["partition"] = {"by": "client"}
+        notes.append(f"Column {roles.columns['client']!r} tells the clients apart.")
+    else:
+        few = {"clients": max(len(texts) // FEWEST_ROWS, 2)} if len(texts) < 10 * FEWEST_ROWS else {}
+        section["partition"] = {"by": "iid", **few}
+        notes.append("No column tells clients apart, so rows are dealt out at random (data.partition).")
+    if section["partition"]["by"] == "client":
+        section |= _sizes(roles, texts, notes)
+    if "group" not in roles.columns:
+        section["split_by"] = "row"
+    section |= _labelled(roles, texts, notes) | _first_run(section["partition"]["by"], texts, notes)
+    if len(texts) < 2 * FEWEST_ROWS:
+        notes.append(f"Few rows ({len(texts)}): a run needs about {FEWEST_ROWS} for each client.")
+    cut = sum(tokens > width for tokens in lengths)
+    if cut:
+        notes.append(f"About {_share(cut, len(lengths))} of the rows are longer than {width} tokens and will be cut.")
+    values = {
+        "name": clipped(data.stem, 60) or "recipe",
+        "task": roles.task,
+        "model": model,
+        "data": section,
+        "optimizer": {"lr": [0.001]},
+        "federation": {"rounds": 10, "steps": 4, "batch": 4},
+        "compare": {"columns": ["base", "alone", "pooled"]},
+    }
+    if roles.task == "oneshot":
+        del values["optimizer"], values["federation"], values["compare"]
+    return values, notes
+
+
+def _sizes(roles: Roles, texts: Sequence[Record], notes: list[str]) -> dict[str, Any]:
+    """Keys that keep clients out who could not take part, where there are such."""
+    rows: dict[str, list[Record]] = {}
+    for record in texts:
+        rows.setdefault(record.client, []).append(record)
+    found: dict[str, Any] = {}
+    nobody = rows.pop("", [])
+    if nobody:
+        found["unsplit"] = "drop"
+        notes.append(f"{len(nobody):,} of {len(texts):,} rows name no client and stay out.")
+    enough = {name: of for name, of in rows.items() if len(of) >= FEWEST_ROWS}
+    few = len(rows) - len(enough)
+    if few and len(enough) >= 2:
+        found |= {"min_rows": FEWEST_ROWS, "unsplit": "drop"}
+        notes.append(f"{few:,} of {len(rows):,} clients have fewer than {FEWEST_ROWS} rows and stay out.")
+    else:
+        enough = rows
+    if len(enough) > MOST_CLIENTS:
+        found["max_clients"] = MOST_CLIENTS
+        notes.append(f"{MOST_CLIENTS} of {len(enough):,} clients are drawn, so that a first run is short.")
+    alone = sum(len({str(record.label) for record in of}) == 1 for of in enough.values())
+    if roles.task == "classify" and alone == len(enough):
+        found["one_class"] = "keep"
+        notes.append("Every client has rows of one class only: is its column rather the label?")
+    elif roles.task == "classify" and alone:
+        found["one_class"] = "drop"
+        notes.append(f"{alone:,} of {len(enough):,} clients have rows of one class only and stay out.")
+    return found
+
+
+def _labelled(roles: Roles, texts: Sequence[Record], notes: list[str]) -> dict[str, Any]:
+    """The classes by name, where some rows have none: rows of other labels stay out."""
+    blank = sum(record.label is None for record in texts)
+    if roles.task == "chat" or not blank:
+        return {}
+    notes.append(f"{blank:,} of {len(texts):,} rows have no label and stay out (data.classes).")
+    return {"classes": list(label_set(texts))}
+
+
+def _first_run(by: str, texts: Sequence[Record], notes: list[str]) -> dict[str, Any]:
+    """Fewer rows of large clients, so that a first run takes minutes and is not all scoring."""
+    own = Counter(record.client for record in texts).values() if by == "client" else [len(texts) // 10]
+    if max(own) <= 2 * MOST_ROWS:
+        return {}
+    notes.append(f"At most {MOST_ROWS} rows of a client are used, so that a first run is short (data.max_rows).")
+    return {"max_rows": MOST_ROWS, "test_rows": 50 if by == "client" else 200}
+
+
+def _share(part: int, whole: int) -> str:
+    share = 100 * part / whole
+    return "less than 1 %" if share < 1 else f"{share:.0f} %"

@@ -1,0 +1,205 @@
+"""What a plan is made of besides its traffic: memory, disk and cost, and what of it will not fit."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from lichen.core import tree as trees
+from lichen.present.units import bytes_text
+from lichen.recipes.assemble.aggregation import home_of
+from lichen.recipes.assemble.capacity import Room
+from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.plan.traffic import Traffic
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["Cost", "Disk", "Expected", "Memory", "Problem", "disk_of", "free_bytes", "problems"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of the process, or of its accelerator.
+
+    Attributes:
+        base: Of the frozen model.
+        loaded: Held once everything is loaded.
+        client: That a client adds to a block.
+        block: That the largest block adds.
+        clients: In that block.
+        peak: The most expected.
+        available: The most there is.
+        copies: Processes that hold the base beside this one.
+    """
+
+    base: int
+    loaded: int
+    client: int
+    block: int
+    clients: int
+    peak: int
+    available: int
+    copies: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """Bytes in the run's folder.
+
+    Attributes:
+        private: Clients' private state.
+        shared: The server's checkpoints.
+        free: What the disk has left.
+    """
+
+    private: int
+    shared: int
+    free: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one column takes, all learning rates together.
+
+    Attributes:
+        seconds: Expected wall time.
+        train_tokens: Tokens trained on, or rows where there are none.
+        evaluate_tokens: Tokens evaluated.
+        train_flops: Floating-point operations of training.
+        evaluate_flops: Of evaluation.
+    """
+
+    seconds: float
+    train_tokens: float = 0.0
+    evaluate_tokens: float = 0.0
+    train_flops: float = 0.0
+    evaluate_flops: float = 0.0
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something that will not fit.
+
+    Attributes:
+        what: What is too large, and by how much.
+        change: What can be done.
+    """
+
+    what: str
+    change: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What a task finds out.
+
+    Attributes:
+        clients: How many.
+        trained: Parameters that are trained.
+        frozen: Parameters that are not.
+        bytes: What crosses in the federated column.
+        memory: Of the process, or of its accelerator.
+        disk: What the run's folder will hold.
+        columns: Cost of every column.
+        start: Seconds of loading.
+        notes: How far the numbers reach.
+        seen: What every trained column sees of the clients' rows.
+        rooms: What clients of each memory train, where the recipe gives their memory.
+        read: What was read of the data.
+    """
+
+    clients: int
+    trained: int
+    frozen: int
+    bytes: Traffic
+    memory: Memory
+    disk: Disk
+    columns: Mapping[str, Cost]
+    start: float
+    notes: tuple[str, ...] = ()
+    seen: Mapping[str, Any] = field(default_factory=dict)
+    rooms: tuple[Room, ...] = ()
+    read: Mapping[str, Any] | None = None
+
+
+def free_bytes() -> int:
+    """Bytes the disk of temporary files has left."""
+    return shutil.disk_usage(tempfile.gettempdir()).free
+
+
+def _kept(rounds: Sequence[int]) -> int:
+    """Versions of a client's private state that :class:`lichen.core.store.ClientStore` keeps after these rounds."""
+    there: list[int] = []
+    for version in rounds:
+        there.append(version)
+        needed = max((old for old in there if old <= version - 2), default=0)
+        there = [old for old in there if old >= needed]
+    return len(there)
+
+
+def disk_of(
+    bench: Bench, private: Mapping[str, int], columns: Sequence[str], *, own: int, invited: Sequence[Sequence[int]]
+) -> Disk:
+    """What a run's folder will hold.
+
+    Args:
+        bench: The recipe's.
+        private: Bytes of one client's private state, by column of training alone.
+        columns: Those that are run.
+        own: Bytes of one version of what a client of the federation keeps.
+        invited: The clients of every round.
+    """
+    rates = len(bench.recipe.optimizer.lr)
+    rounds: dict[int, list[int]] = {}
+    for version, who in enumerate(invited, start=1):
+        for client in who:
+            rounds.setdefault(client, []).append(version)
+    best = 1 if home_of(bench.recipe) else 0  # what belongs to the best round stays beside the newest
+    kept = own * sum(_kept(versions) + best for versions in rounds.values())
+    clients = {"alone": len(bench.train), "pooled": 1}
+    once = trees.nbytes(bench.start)
+    server = bench.recipe.federation.server
+    moments = {"sgd": server.momentum > 0, "adam": 2, "yogi": 2}[server.name]
+    grids = rates * sum(name != "base" for name in columns)
+    return Disk(
+        private=rates * (kept + sum(clients[name] * each for name, each in private.items())),
+        shared=grids * once + ("federated" in columns) * rates * once * (1 + int(moments)),
+        free=free_bytes(),
+    )
+
+
+def problems(recipe: Recipe, memory: Memory, disk: Disk) -> tuple[Problem, ...]:
+    """What will not fit, each with the keys that change it."""
+    found = []
+    there, whole = memory.available, memory.peak + memory.copies * memory.loaded
+    if whole > there:
+        changes = []
+        fits = math.floor((there - memory.loaded * (1 + memory.copies)) / memory.client) if memory.client else 0
+        if 1 <= fits < memory.clients:
+            changes.append(f"set engine.block to {fits}")
+        elif memory.copies:
+            changes.append("lower engine.nodes, or set engine.name to local")
+        else:
+            changes.append("lower data.max_length, federation.batch or model.adapter.rank")
+        if recipe.model.dtype != "bfloat16" and memory.base > there // 10:
+            changes.append("set model.dtype to bfloat16")
+        if fits < 1 and recipe.model.name is not None and recipe.engine.gradient_checkpointing is not True:
+            changes.append("set engine.gradient_checkpointing to true")
+        if fits < 1:
+            changes.append("choose another model.device or a smaller model")
+        what = f"memory: {bytes_text(whole)} are needed and {bytes_text(there)} are there"
+        found.append(Problem(what=what, change="; or ".join(changes)))
+    needed = disk.private + disk.shared
+    if needed > disk.free:
+        what = f"disk: {bytes_text(needed)} are needed and {bytes_text(disk.free)} are free"
+        change = "try fewer rates in optimizer.lr; or lower model.adapter.rank; or take alone out of compare.columns"
+        found.append(Problem(what=what, change=change))
+    return tuple(found)

@@ -1,0 +1,230 @@
+"""The plans of task ``oneshot`` and of a teacher: how long the encoder takes, and what follows from it.
+
+Both spend nearly all of their time in one pass of a frozen encoder over rows that can be counted, so a sample
+of rows is encoded and the rest follows by tokens. One-shot statistics and a teacher's answers have one shape
+whatever is in them, so that their bytes are exact. The students of ``teacher`` are planned like any other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from lichen.clients.distillation.teacher_labels import LocalTeacher
+from lichen.core import tree as trees
+from lichen.data.batches.shards import ArrayShard
+from lichen.data.batches.text import encode_classify
+from lichen.data.sources.record import Record
+from lichen.models.features import EncoderFeatures
+from lichen.recipes.assemble.features import encoder_of, featured
+from lichen.recipes.assemble.open import fetch_named, open_recipe
+from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.workload import Load
+from lichen.recipes.help.steps import answered
+from lichen.recipes.help.teacher import answered_with, ask
+from lichen.recipes.plan.adapt import expect, flops_of
+from lichen.recipes.plan.estimate import Cost, Disk, Expected, Memory, free_bytes
+from lichen.recipes.plan.flops import arithmetic_of
+from lichen.recipes.plan.memory import Gauge
+from lichen.recipes.plan.synthetic import with_writing
+from lichen.recipes.plan.timing import spread
+from lichen.recipes.plan.traffic import Traffic
+from lichen.recipes.plan.workload import budget, invitations
+from lichen.recipes.rows.prepare import classes_of, gather_all
+from lichen.recipes.rows.public import commons_of, labelled_of
+from lichen.recipes.rows.reading import told_of
+from lichen.recipes.schema.read import recipe_sha256
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.tasks.oneshot import engine_for, solve
+
+__all__ = ["expect_oneshot", "expect_taught"]
+
+Say = Callable[[str], None]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pass:
+    """An encoder's pass over rows: what it costs, and the features of those that were tried."""
+
+    cost: Cost
+    memory: Memory
+    tried: ArrayShard
+
+
+def _encoder_pass(
+    recipe: Recipe,
+    features: EncoderFeatures,
+    tokenizer: Any,
+    classes: Sequence[str],
+    records: Sequence[Record],
+    gauge: Gauge,
+    seconds: float,
+) -> _Pass:
+    def load_of(rows: Sequence[Record]) -> Load:
+        encoded = encode_classify(rows, tokenizer, max_length=recipe.data.max_length, classes=tuple(classes))
+        length_N = np.asarray([len(ids) for ids, _ in encoded], dtype=np.int64)
+        return Load(rows=len(length_N), tokens=int(length_N.sum()), square=int((length_N**2).sum()))
+
+    make, loaded = featured(recipe, features, tokenizer, classes), gauge.now()
+    gauge.restart()
+    make([records[i] for i in spread(range(len(records)), 4)])
+    few = spread(range(len(records)), 32)
+    began = time.perf_counter()
+    tried = make([records[i] for i in few])
+    each = (time.perf_counter() - began) / len(few)
+    if each * len(few) < seconds / 2:
+        few = spread(range(len(records)), max(32, int(seconds / each)))
+        began = time.perf_counter()
+        tried = make([records[i] for i in few])
+        each = (time.perf_counter() - began) / len(few)
+    block, whole = max(1, gauge.since() - loaded), load_of(records)
+    unit = each * len(few) / load_of([records[i] for i in few]).tokens
+    weights = list(features.model.parameters())
+    return _Pass(
+        cost=Cost(
+            seconds=unit * whole.tokens,
+            evaluate_tokens=whole.tokens,
+            evaluate_flops=arithmetic_of(features.model, {}).forward(whole),
+        ),
+        memory=Memory(
+            base=sum(x.numel() * x.element_size() for x in weights),
+            loaded=loaded,
+            client=block,
+            block=block,
+            clients=1,
+            peak=gauge.peak(),
+            available=gauge.available(),
+        ),
+        tried=tried,
+    )
+
+
+def _weights(model: Any) -> int:
+    return sum(x.numel() for x in model.parameters())
+
+
+def expect_oneshot(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds: float) -> Expected:
+    """Task ``oneshot``: features of all rows, then one message a client.
+
+    Args:
+        recipe: The recipe.
+        folder: For what is written; the caller removes it.
+        gauge: The device's memory.
+        say: Called with lines of progress.
+        seconds: About how long the encoder is timed.
+    """
+    began = time.perf_counter()
+    fetch_named(recipe, say)
+    gathered = gather_all(recipe)
+    classes = classes_of(recipe, gathered.records)
+    commons = commons_of(recipe, gathered.records)
+    owners = labelled_of(commons.owners)
+    features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
+    read = told_of(recipe, gathered, commons, tokenizer, say)
+    start = time.perf_counter() - began
+    say("encoding some rows")
+    rows = [record for owner in owners for record in (*owner.train, *owner.test)]
+    passed = _encoder_pass(recipe, features, tokenizer, classes, rows, gauge, seconds)
+    home, shard, count = RunFolder(folder, recipe_sha256=recipe_sha256(recipe)), passed.tried, len(owners)
+
+    def solved(parts: Sequence[ArrayShard]) -> tuple[float, int, int]:
+        began, engine = time.perf_counter(), engine_for(recipe, parts, len(classes), home)
+        solve(recipe, engine, range(len(parts)))
+        return time.perf_counter() - began, engine.bytes_up // len(parts), engine.bytes_down // len(parts)
+
+    solved([shard])
+    once, up, down = solved([shard])
+    message = max(0.0, solved([shard] * 5)[0] - once) / 4
+    alone, again = ("alone" in recipe.compare.columns) * count, recipe.compare.partitions
+    head = (features.width + 1) * len(classes)
+    # A random partition has as many clients as the roster, on average.
+    messages, solutions = count + alone + 1 + again * count, 1 + alone + 1 + again
+    heads = Cost(seconds=message * messages + max(0.0, once - message) * solutions)
+    cached = sum(len(o.train) + len(o.test) for o in owners) * (4 * features.width + 8)
+    return Expected(
+        clients=count,
+        trained=head,
+        frozen=_weights(features.model),
+        bytes=Traffic(
+            client_up=up,
+            client_down=down,
+            round_up=count * up,
+            round_down=count * down,
+            up=count * up,
+            down=count * down,
+        ),
+        memory=passed.memory,
+        disk=Disk(private=0, shared=cached + 8 * head, free=free_bytes()),
+        columns={"features": passed.cost, "heads": heads},
+        start=start,
+        read=read,
+    )
+
+
+def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds: float) -> Expected:
+    """Task ``classify`` with a teacher: its pass over public and test rows, then the federation with and without it.
+
+    Args:
+        recipe: The recipe.
+        folder: For what is written; the caller removes it.
+        gauge: The device's memory.
+        say: Called with lines of progress.
+        seconds: About how long each kind of work is timed.
+    """
+    assert recipe.teacher is not None
+    began = time.perf_counter()
+    opened = open_recipe(recipe, say=say, keep_private=False, tell_read=True)
+    bench, commons, owners, classes = opened.bench, opened.commons, opened.owners, opened.classes
+    assert opened.public is not None
+    features, tokenizer = encoder_of(recipe, recipe.teacher.name, exact=False)
+    start = time.perf_counter() - began
+    say("encoding some rows")
+    read = [*commons.labelled, *commons.unlabelled, *(record for owner in owners for record in owner.test)]
+    passed = _encoder_pass(recipe, features, tokenizer, classes, read, gauge, seconds)
+    texts, count = [record.text for record in commons.unlabelled], answered_with(recipe, classes)
+    home = RunFolder(folder / "answers", recipe_sha256=recipe_sha256(recipe))
+    mute = LocalTeacher(lambda some: torch.zeros(len(some), len(classes)), classes=classes, top_k=count)
+    answers, up, down = ask(mute, texts, classes, count, home)
+    apart = tuple(c for c in recipe.compare.columns if c != "without")
+
+    def only(columns: tuple[Any, ...]) -> Recipe:
+        return recipe.model_copy(update={"compare": recipe.compare.model_copy(update={"columns": columns})})
+
+    taught = replace(
+        bench,
+        recipe=only(()),
+        start={**bench.start, **answers},
+        public=answered(opened.public, np.arange(opened.public.size)),
+    )
+    plain, learned = (
+        expect(b, budget(b, invitations(b)), partial(flops_of, b), folder / name, gauge, say, seconds)
+        for name, b in (("plain", replace(bench, recipe=only(apart))), ("taught", taught))
+    )
+    # Every client is sent the public texts once; their answers ride along in every job.
+    down += sum(len(text.encode()) for text in texts) * len(owners)
+    columns = {"teacher": passed.cost, **learned.columns}
+    columns |= {"without": plain.columns["federated"]} if "without" in recipe.compare.columns else {}
+    columns |= {name: cost for name, cost in plain.columns.items() if name in apart}
+    sent, peak = learned.bytes, max(part.memory.peak for part in (passed, plain, learned))
+    found = replace(
+        learned,
+        trained=sum(x.numel() for x in bench.start.values()),
+        frozen=learned.frozen + _weights(features.model),
+        bytes=replace(sent, up=sent.up + up, down=sent.down + down),
+        memory=replace(learned.memory, base=learned.memory.base + passed.memory.base, peak=peak),
+        disk=replace(
+            plain.disk, shared=plain.disk.shared + learned.disk.shared + trees.nbytes(answers), free=free_bytes()
+        ),
+        columns=columns,
+        start=start,
+        read=opened.read,
+    )
+    return with_writing(found, opened, folder, say)

@@ -1,0 +1,136 @@
+"""The memory one client needs: what it must hold of the frozen model, and the most it holds while it trains.
+
+Measured, for whatever the method is: the real work is done once for one client, through the loop that
+every engine runs, and every tensor's storage is counted from its birth to its end. So a method that
+takes no way back through the model, or holds no moments, is seen to need less, whoever wrote it. The
+interpreter, its libraries and what an allocator keeps for later are left out: they are this
+simulation's, not the method's. Of all clients the one with the longest rows is taken.
+
+References:
+    Rajbhandari, Rasley, Ruwase, He. "ZeRO: Memory Optimizations Toward Training Trillion Parameter
+    Models". International Conference for High Performance Computing, 2020. https://arxiv.org/abs/1910.02054
+    (what is held while training: weights, gradients, moments, activations, buffers)
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lichen.core import tree as trees
+from lichen.core.contracts import Costed, Source
+from lichen.core.fold import serve
+from lichen.core.message import Job
+from lichen.core.seeds import derive
+from lichen.core.store import ClientStore
+from lichen.recipes.assemble.experiment import Bench, grid_name
+from lichen.recipes.assemble.live_bytes import LiveBytes
+from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.assemble.parts import begin_of, stations
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["Footprint", "footprint", "peak_bytes"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Bytes of one client.
+
+    Attributes:
+        frozen: Of the foundation model as it is held; 0 for a student.
+        training: The most it holds besides at any moment of its training: shared tensors, gradients,
+            moments, activations, the message.
+    """
+
+    frozen: int
+    training: int
+
+    @property
+    def whole(self) -> int:
+        """Both."""
+        return self.frozen + self.training
+
+
+@contextmanager
+def peak_bytes(device: str) -> Iterator[list[int]]:
+    """The most bytes of tensors made inside, put into the list when left.
+
+    Args:
+        device: An accelerator's own counter is asked; elsewhere tensors are counted.
+    """
+    told: list[int] = []
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield told
+        torch.cuda.synchronize(device)
+        told.append(torch.cuda.max_memory_allocated(device) - before)
+        return
+    with LiveBytes() as live:
+        yield told
+    told.append(live.peak)
+
+
+def frozen_tensors(foundation: Any) -> tuple[Tensor, ...]:
+    """Weights and buffers of a frozen model, each storage once."""
+    if foundation is None:
+        return ()
+    each = [*foundation.parameters(), *foundation.buffers()]
+    return tuple({x.untyped_storage().data_ptr(): x for x in each}.values())
+
+
+def dearest(source: Source, clients: int) -> int:
+    """The client with the most tokens; the first one where that is not known."""
+    if not isinstance(source, Costed):
+        return 0
+    costs = [source.cost(client) for client in range(clients)]
+    return costs.index(max(costs))
+
+
+def footprint(recipe: Recipe) -> Footprint | None:
+    """What one client of a recipe needs; None for tasks whose clients do not train on an opened recipe.
+
+    Raises:
+        LichenError: whatever does not fit in the recipe.
+    """
+    if recipe.task not in ("chat", "classify"):
+        return None
+    opened = open_recipe(recipe, keep_private=False)
+    frozen = frozen_tensors(opened.foundation)
+    size = sum(x.untyped_storage().nbytes() for x in frozen)
+    training = _training(opened.bench)
+    return None if training is None else Footprint(frozen=size, training=training)
+
+
+def _training(bench: Bench) -> int | None:
+    recipe = bench.recipe
+    known, name = stations(bench), f"train {grid_name(recipe.optimizer.lr[0])}"
+    if name not in known:
+        return None
+    client = dearest(known[name].source, len(bench.train))
+    shared = begin_of(bench, recipe.optimizer.lr[0])
+    job = Job(
+        work=name,
+        shared=shared,
+        version=0,
+        clients=(client,),
+        seed=derive(recipe.seed, "footprint"),
+        base=bench.model.base,
+        settings={"lr_scale": 1.0},
+    )
+    device = recipe.model.device
+    with tempfile.TemporaryDirectory() as folder:
+        store = ClientStore(Path(folder))
+        with peak_bytes(device) as told:
+            for _ in serve(job, known, store, base=bench.model.base, block_size=1, device=device):
+                pass
+    return trees.nbytes(shared) + told[0]

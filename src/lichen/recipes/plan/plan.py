@@ -1,0 +1,108 @@
+"""What a recipe will cost, before it is paid: seconds, bytes, memory, disk, operations and energy.
+
+The recipe is opened exactly as a run opens it. A few real blocks are then trained and evaluated in a folder
+that is removed again, and what was measured is multiplied by what can be counted: who is invited to which round,
+how many tokens their batches hold, how often everybody validates (:mod:`lichen.recipes.plan.workload`). Bytes are those
+of real jobs and messages. Nothing of a plan changes the run that follows.
+
+>>> plan("digits").bytes.up  # doctest: +SKIP
+4200640
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+from lichen.core.errors import LichenError
+from lichen.present.energy import Meter, counters
+from lichen.recipes.plan.adapt import expect_adapt
+from lichen.recipes.plan.estimate import Expected, Problem, problems
+from lichen.recipes.plan.features import expect_oneshot, expect_taught
+from lichen.recipes.plan.memory import Gauge
+from lichen.recipes.schema.read import read_recipe
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["Plan", "plan"]
+
+SECONDS = 2.0
+"""About how long each kind of work is timed."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run is expected to cost.
+
+    Attributes:
+        name: The recipe's.
+        task: Its task.
+        engine: Where clients run.
+        device: Where tensors are.
+        expected: All that was found out.
+        seconds: Of the whole run.
+        joules: Expected energy; None where the machine does not say.
+        problems: What will not fit, and what to change.
+    """
+
+    name: str
+    task: str
+    engine: str
+    device: str
+    expected: Expected
+    seconds: float
+    joules: float | None
+    problems: tuple[Problem, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON holds it, one level flatter."""
+        whole = asdict(self)
+        expected = whole.pop("expected")
+        return {**whole, **expected}
+
+
+def plan(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    seconds: float = SECONDS,
+) -> Plan:
+    """Find out what a recipe will cost on this machine; takes as long as loading it and a few blocks.
+
+    Args:
+        recipe: A recipe, its mapping, a YAML file, or a gallery name.
+        say: Called with lines of progress.
+        seconds: About how long each kind of work is timed; longer is steadier.
+
+    Raises:
+        LichenError: what is wrong with the recipe or its files, as the run would say it.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    if recipe.exchange is not None:
+        raise LichenError(
+            "an exchange among unequal students cannot be planned yet",
+            where="exchange",
+            fix="run it for a round or two and multiply: lichen run RECIPE -s federation.rounds=2",
+        )
+    taught = recipe.teacher is not None and recipe.task == "classify"
+    task = expect_oneshot if recipe.task == "oneshot" else expect_taught if taught else expect_adapt
+    device = recipe.model.device
+    with tempfile.TemporaryDirectory(prefix="lichen-plan-") as folder, Meter(counters(device)) as meter:
+        began = time.perf_counter()
+        found = task(recipe, Path(folder), Gauge(device), say, seconds)
+        spent, joules = time.perf_counter() - began, meter.joules()
+    whole = found.start + sum(cost.seconds for cost in found.columns.values())
+    return Plan(
+        name=recipe.name,
+        task=recipe.task,
+        engine=recipe.engine.name,
+        device=device,
+        expected=found,
+        seconds=whole,
+        joules=None if joules is None else joules / spent * whole,
+        problems=problems(recipe, found.memory, found.disk),
+    )

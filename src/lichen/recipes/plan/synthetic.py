@@ -1,0 +1,97 @@
+"""What a foundation model's writing will take: how many texts, how many tokens, and for a local one how long.
+
+Some texts are written for the first token and for a few more; the rest is arithmetic. An endpoint is not asked, for its
+calls may cost money. What help does beyond that and a plan does not count is said in words.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from lichen.clients.distillation.sequence import prompt_of
+from lichen.recipes.assemble.open import Opened
+from lichen.recipes.help.foundation_models import Faces
+from lichen.recipes.help.synthetic import writer_of
+from lichen.recipes.plan.estimate import Cost, Expected
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["with_writing"]
+
+BATCH, FEW = 32, 9
+"""Texts that are tried at most, and tokens of each."""
+
+
+def with_writing(found: Expected, opened: Opened, folder: Path, say: Callable[[str], None]) -> Expected:
+    """A plan with a column ``writing`` where a model writes, and with notes on what is not counted.
+
+    Args:
+        found: The plan of everything else.
+        opened: The recipe with its rows.
+        folder: For answers that are kept meanwhile; the caller removes it.
+        say: Called with lines of progress.
+    """
+    recipe = opened.bench.recipe
+    notes = [*found.notes, *_uncounted(recipe)]
+    texts, most, remote, ask = _asked(opened, folder, say)
+    if not texts:
+        return replace(found, notes=tuple(notes))
+    notes.append(f"writing: {texts:,} texts of at most {most} tokens, {texts * most:,} tokens in all")
+    if remote:
+        notes.append("writing: an endpoint is not timed, and its price is not known")
+        return replace(found, notes=tuple(notes))
+    rows = min(texts, BATCH)
+    ask(1, 1)  # loads the model
+    say(f"writing {rows} texts of {FEW} tokens")
+    first, few = (_seconds(ask, rows, tokens) for tokens in (1, FEW))
+    each = max(few - first, 0.0) / (FEW - 1)
+    seconds = (first + (most - 1) * each) * texts / rows
+    cost = Cost(seconds=seconds, evaluate_tokens=float(texts * most))
+    return replace(found, notes=tuple(notes), columns={"writing": cost, **found.columns})
+
+
+def _asked(
+    opened: Opened, folder: Path, say: Callable[[str], None]
+) -> tuple[int, int, bool, Callable[[int, int], object]]:
+    """``(texts, tokens of each at most, behind an endpoint, what writes some texts of some tokens)``."""
+    recipe = opened.bench.recipe
+    faces = Faces(recipe=recipe.model_copy(update={"kept": str(folder / "kept")}), say=say)
+    if recipe.synthetic is not None:
+        section = recipe.synthetic
+        rounds = 1 + section.iterations * section.variations if section.kind == "evolution" else 1
+
+        def write(rows: int, tokens: int) -> object:
+            writer = replace(writer_of(opened, faces, section), most=tokens, tries=1)
+            return writer.write(opened.classes[0], rows, seed=tokens)
+
+        return section.per_class * len(opened.classes) * rounds, section.most, section.endpoint is not None, write
+    plan = recipe.teacher
+    if plan is None or plan.tells != "text":
+        return 0, 0, False, lambda rows, tokens: None
+    prompts = [prompt for record in opened.commons.unlabelled if (prompt := prompt_of(record))]
+
+    def speak(rows: int, tokens: int) -> object:
+        fm = faces.writer(plan.name, plan.endpoint, plan.may_see, chat=not plan.plain).of("public")
+        return fm.generate(prompts[:rows], seeds=[0] * rows, most=tokens, temperature=0.0)
+
+    return len(prompts), plan.most, plan.endpoint is not None, speak
+
+
+def _seconds(ask: Callable[[int, int], object], rows: int, tokens: int) -> float:
+    began = time.perf_counter()
+    ask(rows, tokens)
+    return time.perf_counter() - began
+
+
+def _uncounted(recipe: Recipe) -> list[str]:
+    notes = []
+    for key, section in (("teacher", recipe.teacher), ("synthetic", recipe.synthetic)):
+        if section is not None and section.at != "clients":
+            notes.append(f"{key}.at: the server's own {section.server_steps} steps are not counted")
+    if recipe.teacher is not None and recipe.teacher.kind == "zero-shot" and recipe.teacher.tells != "text":
+        notes.append("teacher: a language model that is asked in words takes at least as long")
+    if recipe.semi is not None:
+        notes.append("semi: the unlabelled rows of a step are not counted; a step takes some times as long")
+    return notes

@@ -1,0 +1,138 @@
+"""The bytes a federation will send, before it has sent any.
+
+They are exact where shapes are: jobs are built from the tensors a run starts from, for the clients its sampler will
+invite, and a message is one that came back. Two patches grow with the rounds by as much as clients differ, and have a
+bound instead: a round of FedEx adds at most (P + 2) r to a patch's rank and one of FLoRA at most P r, and a patch as
+large as its layer is held dense.
+
+Legend: P clients of a round, r rank, m rows and n columns of a layer's weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+from lichen.core.fold import BEST
+from lichen.core.message import Job, sizes
+from lichen.core.tree import Tree
+from lichen.recipes.assemble.experiment import Bench, grid_name
+from lichen.recipes.assemble.parts import algorithm_of, begin_of, down_of, validators_of
+from lichen.recipes.plan.workload import marks
+from lichen.transforms.downlink import Links
+
+__all__ = ["Traffic", "traffic"]
+
+HEADER = 256
+"""Bytes of a tensor's name and shape in a job, at most."""
+
+MORE = {"fedex": 2, "flora": 0}
+"""Adapters' worth of rank a round adds to the patch beside the clients' own."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Bytes of the federated column, as the run's summary counts them.
+
+    Attributes:
+        client_up: From one client, for one training.
+        client_down: To one client, for one training.
+        round_up: From all clients in a round, validation included, on average.
+        round_down: To all of them.
+        up: In all.
+        down: In all.
+        valid_up: Of ``up``, those of validation.
+        valid_down: Of ``down``, those of validation.
+        validators: Clients that validate.
+        bound: Whether what goes down is at most this much, and not exactly.
+    """
+
+    client_up: int
+    client_down: int
+    round_up: int
+    round_down: int
+    up: int
+    down: int
+    valid_up: int = 0
+    valid_down: int = 0
+    validators: int = 0
+    bound: bool = False
+
+
+def _patch_bytes(start: Tree, rounds: int, adapters: int) -> int:
+    """A growing patch after so many rounds, at most."""
+    total = 0
+    for name, a_ri in start.items():
+        if not name.endswith(".lora_A"):
+            continue
+        b_or = start[f"{name.removesuffix('A')}B"]
+        m, n, rank = b_or.shape[0], a_ri.shape[1], a_ri.shape[0]
+        grown = rounds * min(adapters * rank, m, n)
+        total += min(grown * (m + n), m * n) * a_ri.element_size() + 2 * HEADER
+    return total if rounds else 0
+
+
+def _jobs(bench: Bench, job: Job) -> list[Job]:
+    """The job, or one for each capacity."""
+    if bench.capacity is None:
+        return [job]
+    alike: dict[Hashable, list[int]] = {}
+    for client in job.clients:
+        alike.setdefault(bench.capacity.key(client), []).append(client)
+    return [
+        replace(job, clients=tuple(some), shared=bench.capacity.cut(job.shared, key)) for key, some in alike.items()
+    ]
+
+
+def traffic(bench: Bench, invited: Sequence[Sequence[int]], *, train_up: int, score_up: int) -> Traffic:
+    """The bytes of the federated column at the learning rate that is chosen.
+
+    Args:
+        bench: The recipe's.
+        invited: The clients of every round.
+        train_up: Bytes of one client's message after training.
+        score_up: Bytes of one after validation.
+    """
+    recipe, lr, count = bench.recipe, bench.recipe.optimizer.lr[0], len(bench.train)
+    shared, chain = begin_of(bench, lr), down_of(recipe)
+    links = None if chain is None else Links.begin(shared, count, agreed=True)
+
+    def down(work: str, clients: Sequence[int], **settings: float) -> int:
+        base = bench.model.base
+        job = Job(work=work, shared=shared, version=0, clients=tuple(clients), seed=0, base=base, settings=settings)
+        if links is not None:
+            return sizes(links.job(job))
+        return sum(map(sizes, _jobs(bench, job) if settings else [job]))
+
+    work, algorithm = f"train {grid_name(lr)}", algorithm_of(bench, lr, recipe.federation.rounds)
+    adapters = max(map(len, invited)) + MORE.get(recipe.rule, 0)
+    _, seen = marks(bench, recipe.federation.rounds)
+    up = total = patch = plain = valid_up = valid_down = 0
+    judges = validators_of(bench)
+    settings = {"lr_scale": 1.0, **({BEST: -1.0} if algorithm.personal else {})}
+    for r, (who, validated) in enumerate(zip(invited, seen, strict=True), start=1):
+        sent = down(work, who, **settings)
+        up, total, plain = up + len(who) * train_up, total + sent + len(who) * patch, plain + sent
+        patch = _patch_bytes(bench.start, r, adapters) if recipe.rule in MORE else 0
+        if links is not None and chain is not None:
+            moved = {name: x + 1 if x.is_floating_point() else x for name, x in links.view.items()}
+            links = links.told(who).towards(moved, chain, 0)
+        if validated:
+            valid_up += len(judges) * score_up
+            valid_down += down(str(algorithm.valid), judges) + len(judges) * patch
+            links = None if links is None else links.told(judges)
+    rounds, up, total = recipe.federation.rounds, up + valid_up, total + valid_down
+    return Traffic(
+        client_up=train_up,
+        client_down=round(plain / max(1, sum(map(len, invited)))),
+        round_up=round(up / rounds),
+        round_down=round(total / rounds),
+        up=up,
+        down=total,
+        valid_up=valid_up,
+        valid_down=valid_down,
+        validators=len(judges),
+        bound=recipe.rule in MORE,
+    )

@@ -1,0 +1,161 @@
+"""What each column of a recipe will train and evaluate, counted before anything is run.
+
+Invitations and batches follow from the seed, so that the very rows of a run can be counted from its shards: who
+is invited to which round, how many tokens that client's batches hold, how often everybody validates. A budget of
+very many rounds is counted on some of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+
+from lichen.core.contracts import Source
+from lichen.core.seeds import derive
+from lichen.recipes.assemble.aggregation import home_of
+from lichen.recipes.assemble.experiment import Bench, grid_name
+from lichen.recipes.assemble.parts import sampler_of, stations, validators_of
+from lichen.recipes.assemble.workload import Load, alone_rounds, load_of, pooled_bench
+from lichen.recipes.rows.prepare import first_of
+
+__all__ = [
+    "Chunk",
+    "Kind",
+    "budget",
+    "evaluated",
+    "invitations",
+    "marks",
+]
+
+Kind = Literal["train", "score", "alone", "alone.keep", "alone.score", "pooled", "pooled.keep", "pooled.score"]
+"""Works that take their own time: federated training, scoring shared tensors, and private ones."""
+
+COUNTED = 2000
+"""Trainings of one client that are counted one by one; more are counted on so many of them."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """All work of one kind in one column.
+
+    Attributes:
+        kind: Which work.
+        load: What it sees, all rounds and learning rates together.
+        clients: How often a client is asked.
+    """
+
+    kind: Kind
+    load: Load
+    clients: float
+
+
+def _round_seeds(bench: Bench, rounds: int) -> list[int]:
+    """The seeds of a column's rounds, as the run derives them."""
+    run = derive(bench.recipe.seed, "run")
+    return [derive(run, "round", r) for r in range(rounds)]
+
+
+def marks(bench: Bench, rounds: int) -> tuple[list[int], list[int]]:
+    """How often each round is trained, and validated, over the whole grid; round 1 comes first.
+
+    With several learning rates all are tried for ``grid_rounds``, validating the last of them; the best
+    one goes on.
+    """
+    recipe = bench.recipe
+    rates, every = len(recipe.optimizer.lr), recipe.federation.valid_every
+    trial = min(recipe.optimizer.grid_rounds or rounds, rounds) if rates > 1 else rounds
+    trained = [rates if r <= trial else 1 for r in range(1, rounds + 1)]
+    seen = [t * (r % every == 0 or r in (trial, rounds)) for r, t in enumerate(trained, start=1)]
+    return trained, seen
+
+
+def evaluated(source: Source, clients: Sequence[int], seed: int = 0) -> Load:
+    """What these clients' batches hold."""
+    return sum((load_of(batch) for c in clients for batch in source.batches((c,), seed)), Load())
+
+
+def _trained(source: Source, rounds: Sequence[tuple[Sequence[int], int, int]]) -> Load:
+    """Rounds of (clients, seed, times), counted on every n-th training where they are very many."""
+    every = max(1, math.ceil(sum(len(clients) for clients, _, _ in rounds) / COUNTED))
+    jobs: Iterator[tuple[int, int, int]] = ((c, seed, times) for clients, seed, times in rounds for c in clients)
+    total, weight, all_weight = Load(), 0, 0
+    for i, (client, seed, times) in enumerate(jobs):
+        all_weight += times
+        if i % every == 0:
+            total, weight = total + evaluated(source, (client,), seed).times(times), weight + times
+    return total.times(all_weight / weight) if weight != all_weight else total
+
+
+def budget(bench: Bench, invited: Sequence[Sequence[int]]) -> dict[str, tuple[Chunk, ...]]:
+    """The work of every column that is compared, and of the federated one.
+
+    Args:
+        bench: The recipe's.
+        invited: The clients of every round, see :func:`invitations`.
+    """
+    recipe, everyone = bench.recipe, range(len(bench.train))
+    source = stations(bench)[f"train {grid_name(recipe.optimizer.lr[0])}"].source
+    valid = evaluated(bench.evaluating(bench.valid), everyone)
+    test = evaluated(bench.evaluating(bench.test), everyone)
+    # A test set that clients share is scored once for all of them where they score one model.
+    shared = sorted(set(first_of(bench.test)))
+    own = bool(home_of(recipe))
+    once = test if own else evaluated(bench.evaluating(bench.test), shared)
+    asked = len(bench.train) if own else len(shared)
+    judges = validators_of(bench)
+    columns: dict[str, tuple[Chunk, ...]] = {}
+    if "base" in recipe.compare.columns and recipe.task == "chat":
+        columns["base"] = (Chunk(kind="score", load=once, clients=asked),)
+    seeds = _round_seeds(bench, recipe.federation.rounds)
+    trained, seen = marks(bench, recipe.federation.rounds)
+    columns["federated"] = (
+        Chunk(
+            kind="train",
+            load=_trained(source, list(zip(invited, seeds, trained, strict=True))),
+            clients=sum(len(who) * t for who, t in zip(invited, trained, strict=True)),
+        ),
+        Chunk(
+            kind="score",
+            load=evaluated(bench.evaluating(bench.valid), judges).times(sum(seen)) + once,
+            clients=len(judges) * sum(seen) + asked,
+        ),
+    )
+    if "alone" in recipe.compare.columns:
+        columns["alone"] = _private(bench, "alone", alone_rounds(bench), valid, test)
+    if "pooled" in recipe.compare.columns:
+        together = pooled_bench(bench)
+        parts = [evaluated(together.evaluating(part), (0,)) for part in (together.valid, together.test)]
+        mine = _private(together, "pooled", recipe.federation.rounds, *parts)
+        columns["pooled"] = (*mine, Chunk(kind="score", load=once, clients=asked))
+    return columns
+
+
+def _private(bench: Bench, name: Literal["alone", "pooled"], rounds: int, valid: Load, test: Load) -> tuple[Chunk, ...]:
+    recipe, clients = bench.recipe, range(len(bench.train))
+    source = stations(bench)[f"alone {grid_name(recipe.optimizer.lr[0])}"].source
+    trained, seen = marks(bench, rounds)
+    rates = len(recipe.optimizer.lr)
+    trial = min(recipe.optimizer.grid_rounds or rounds, rounds)
+    chosen = 0 if rates == 1 else rates + (trial < rounds)  # every rate once by its kept best, the best again
+    count = len(clients)
+    keep: Kind = "alone.keep" if name == "alone" else "pooled.keep"
+    score: Kind = "alone.score" if name == "alone" else "pooled.score"
+    rows = [(clients, seed, times) for seed, times in zip(_round_seeds(bench, rounds), trained, strict=True)]
+    return (
+        Chunk(kind=name, load=_trained(source, rows), clients=count * sum(trained)),
+        Chunk(kind=keep, load=valid.times(sum(seen)), clients=count * sum(seen)),
+        Chunk(kind=score, load=valid.times(chosen) + test, clients=count * (chosen + 1)),
+    )
+
+
+def invitations(bench: Bench) -> list[tuple[int, ...]]:
+    """Who will be invited to each round of the federated column."""
+    sampler = sampler_of(bench)
+    weight_N = torch.tensor([shard.size for shard in bench.train], dtype=torch.float64)
+    seeds = _round_seeds(bench, bench.recipe.federation.rounds)
+    return [sampler.invite(weight_N, derive(seed, "invite")) for seed in seeds]

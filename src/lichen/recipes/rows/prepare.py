@@ -1,0 +1,221 @@
+"""From a recipe's data section to records, to classes, and to what a model reads of a row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, final
+
+import numpy as np
+
+from lichen.core.errors import LichenError
+from lichen.core.visible import listed
+from lichen.data.batches.pack_rows import lm_rows
+from lichen.data.batches.shards import ArrayShard, Shard
+from lichen.data.batches.text import LmForm, label_set
+from lichen.data.batches.token_cache import classify_shard, lm_shard
+from lichen.data.encode_notes import sentences
+from lichen.data.reading import Left
+from lichen.data.sources.cache import prepared_folder
+from lichen.data.sources.catalog import CATALOG, fetch
+from lichen.data.sources.records import Record, load_records
+from lichen.data.sources.table import Some, column_of, kept_records
+from lichen.recipes.rows.partition import Owner, first_of, owners_of
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = [
+    "Gathered",
+    "Owner",
+    "classes_of",
+    "encode",
+    "first_of",
+    "gather",
+    "gather_all",
+    "is_private",
+    "owners_of",
+]
+
+MOST_CLASSES = 20
+"""So many classes may lie in few rows each, or be numbers with fractions, such as half stars."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """The records of a recipe's data, and what was left out of them."""
+
+    records: Sequence[Record]
+    left: tuple[Left, ...] = ()
+
+
+def gather(recipe: Recipe) -> Sequence[Record]:
+    """The records of :func:`gather_all`."""
+    return gather_all(recipe).records
+
+
+def gather_all(recipe: Recipe) -> Gathered:
+    """The recipe's data, as they lie there, without rows that hold nothing to learn from; a folder's files are clients.
+
+    Raises:
+        LichenError: if they cannot be read, or none has what ``data.form`` reads or a label of ``data.classes``.
+    """
+    columns = {str(role): name for role, name in recipe.data.columns.items()}
+    path = Path(recipe.data.name).expanduser()
+    path_client = "none" if path.is_file() else "auto"
+    unread = ("label",) if recipe.task == "chat" else ()
+
+    def make() -> Sequence[Record]:
+        name = recipe.data.name
+        return load_records(name, columns=columns, path_client=path_client, unread=unread, empty="keep")
+
+    if is_private(recipe) or CATALOG[recipe.data.name].registry == "bundled":
+        records = make()
+    else:
+        how = recipe.data.name, sorted(columns.items()), path_client, unread
+        records = kept_records(fetch(recipe.data.name), make, *how, folder=prepared_folder(private=False))
+    return _of_classes(recipe, _readable(recipe, records))
+
+
+def _readable(recipe: Recipe, records: Sequence[Record]) -> Gathered:
+    """Those of the records that hold what the recipe's form reads."""
+    if isinstance(records, list) and records and records[0].features is not None:
+        return Gathered(records=records)
+    talks = recipe.task == "chat" and recipe.data.form == "messages"
+    texts, messages = (column_of(records, name) for name in ("text", "messages"))
+    good = np.array([bool(some) for some in (messages if talks else texts)], dtype=bool)
+    if not good.any() and any(texts if talks else messages):
+        if recipe.task != "chat":
+            raise LichenError(
+                "the rows hold conversations and no texts", where="data.columns.text", fix="name a column of texts"
+            )
+        raise LichenError(
+            "the rows hold texts and no conversations" if talks else "the rows hold conversations and no texts",
+            where="data.form",
+            fix="use chat, or name the column of conversations in data.columns.messages" if talks else "use messages",
+        )
+    if good.all():
+        return Gathered(records=records)
+    why = "rows without a conversation" if talks else "rows without text"
+    left = Left(why=why, rows=int((~good).sum()))
+    return Gathered(records=Some(records, np.flatnonzero(good)), left=(left,))
+
+
+def is_private(recipe: Recipe) -> bool:
+    """Whether the recipe's rows are somebody's own: all that the catalog does not name."""
+    return recipe.data.name not in CATALOG
+
+
+def _of_classes(recipe: Recipe, gathered: Gathered) -> Gathered:
+    records, wanted = gathered.records, {str(label) for label in recipe.data.classes}
+    if not wanted:
+        return gathered
+    labels = [None if label is None else str(label) for label in column_of(records, "label")]
+    have = {label for label in labels if label is not None}
+    if missing := [str(label) for label in recipe.data.classes if str(label) not in have]:
+        fix = f"choose among {listed(sorted(have))}" if have else "name the label column in data.columns.label"
+        raise LichenError(f"no row has the label {missing[0]!r}", where="data.classes", fix=fix)
+    chosen = np.flatnonzero([label in wanted for label in labels])
+    left = Left(why="rows of other labels (data.classes)", rows=len(records) - len(chosen))
+    return Gathered(records=Some(records, chosen), left=(*gathered.left, left))
+
+
+def classes_of(recipe: Recipe, records: Sequence[Record]) -> tuple[str, ...]:
+    """The labels, sorted; none for a language model.
+
+    Raises:
+        LichenError: where there are not at least two, or rows have none.
+    """
+    if recipe.task == "chat":
+        return ()
+    classes = label_set(records)
+    unlabelled = sum(label is None for label in column_of(records, "label"))
+    if classes and unlabelled:
+        raise LichenError(
+            f"{unlabelled} of {len(records)} rows have no label",
+            where="data.columns.label",
+            fix="label them, leave them out of the file, or name the labels to keep in data.classes",
+        )
+    if len(classes) < 2:
+        raise LichenError(
+            f"the label column holds {len(classes)} class",
+            where="data.columns.label",
+            fix="name a column with two or more",
+        )
+    if len(classes) > MOST_CLASSES and _are_measures(classes):
+        raise LichenError(
+            f"the label column holds {len(classes)} numbers with fractions, such as {classes[0]}: that is regression",
+            where="data.columns.label",
+            fix="write a column of few classes, such as low, middle and high, and name it; or list data.classes",
+        )
+    if len(classes) > MOST_CLASSES and 2 * len(classes) > len(records):
+        raise LichenError(
+            f"the label column holds {len(classes)} classes in {len(records)} rows",
+            where="data.columns.label",
+            fix="name a column in which classes repeat, or list data.classes",
+        )
+    return classes
+
+
+def _are_measures(classes: Sequence[str]) -> bool:
+    """Numbers, and not all of them whole."""
+    try:
+        return any(not float(name).is_integer() for name in classes)
+    except ValueError:
+        return False
+
+
+def encode(
+    recipe: Recipe,
+    tokenizer: object | None,
+    classes: Sequence[str],
+    *,
+    form: LmForm | Literal["stream"] | None = None,
+    keep_private: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> Callable[[Sequence[Record]], Shard]:
+    """How this recipe's rows become a shard.
+
+    Args:
+        recipe: Its data section.
+        tokenizer: Of the model; None where rows are arrays.
+        classes: The labels.
+        form: Another form than the recipe's.
+        keep_private: Tokens of private rows may stay in the cache.
+        say: Called with what was cut, left out or read otherwise, a line each.
+    """
+    data, private = recipe.data, is_private(recipe)
+    folder = prepared_folder(private=private) if keep_private or not private else None
+
+    def text_lm(records: Sequence[Record]) -> Shard:
+        put = form or data.form
+        if put == "stream":
+            return lm_rows([record.text for record in records], tokenizer, data.max_length)
+        notes: Counter[str] = Counter()
+        shard = lm_shard(
+            records,
+            tokenizer,
+            form=put,
+            max_length=data.max_length,
+            thinking=data.thinking,
+            notes=notes,
+            folder=folder,
+        )
+        for told in sentences(notes, len(records)):
+            say(told)
+        return shard
+
+    def text_class(records: Sequence[Record]) -> Shard:
+        known = tuple(classes)
+        return classify_shard(records, tokenizer, max_length=data.max_length, classes=known, folder=folder)
+
+    def array(records: Sequence[Record]) -> Shard:
+        index = {c: i for i, c in enumerate(classes)}
+        x = np.stack([np.asarray(r.features, dtype=np.float32) for r in records])
+        labels = [-100 if r.label is None else index[str(r.label)] for r in records]
+        return ArrayShard(x=x, labels=np.asarray(labels, dtype=np.int64))
+
+    if recipe.task == "chat":
+        return text_lm
+    return array if tokenizer is None else text_class

@@ -1,0 +1,131 @@
+"""Rows that are everybody's, and labels that are few: what a recipe takes out of the clients' hands.
+
+Where owners hold their own rows, whole owners are drawn to be public, so that nobody in the federation has a
+public row; where owners are drawn, rows are drawn before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+
+from lichen.core.errors import LichenError
+from lichen.core.seeds import derive, numpy_generator
+from lichen.data.reading import Copies, Left
+from lichen.data.sources.records import Record
+from lichen.recipes.rows.partition import Owner, draw_owners, draw_rows, part, rows_by_client
+from lichen.recipes.rows.shared_rows import apart
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["Commons", "commons_of", "few_labels", "labelled_of", "unlabelled_of"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commons:
+    """The owners, and what is nobody's.
+
+    Attributes:
+        owners: The clients, in roster order; rows beyond ``data.labels`` have no label.
+        labelled: Public rows with their labels.
+        unlabelled: Public rows whose labels are gone.
+        left: What was left out on the way.
+        copies: Test rows that other clients train on; None where they were not counted.
+    """
+
+    owners: tuple[Owner, ...]
+    labelled: tuple[Record, ...] = ()
+    unlabelled: tuple[Record, ...] = ()
+    left: tuple[Left, ...] = ()
+    copies: Copies | None = None
+
+
+def commons_of(recipe: Recipe, records: Sequence[Record]) -> Commons:
+    """Part the records: public ones, and each owner's into train, valid and test.
+
+    Raises:
+        LichenError: as :func:`lichen.recipes.rows.prepare.owners_of`, or if the public rows are too few.
+    """
+    public = recipe.data.public
+    labelled: tuple[Record, ...] = ()
+    unlabelled: tuple[Record, ...] = ()
+    left: tuple[Left, ...] = ()
+    if public is None:
+        parted = part(recipe, records)
+    elif recipe.data.partition.by == "client":
+        rows, nobody = rows_by_client(recipe, records)
+        names = sorted(rows)
+        order = numpy_generator(recipe.seed, "public owners").permutation(len(names))
+        given = {names[i] for i in order[: int(public.share * len(names))]}
+        pool = [r for name in sorted(given) for r in rows[name]]
+        labelled, unlabelled = _parted(recipe, pool)
+        left = (nobody, _unasked(pool, labelled, unlabelled))
+        parted = draw_owners(recipe, {name: of for name, of in rows.items() if name not in given})
+    else:
+        common = draw_rows(recipe, records)
+        order = numpy_generator(recipe.seed, "public pool").permutation(len(common.rest))
+        cut = int(public.share * len(common.rest))
+        pool = [common.rest[i] for i in order[:cut]]
+        labelled, unlabelled = _parted(recipe, pool)
+        left = (*common.left, _unasked(pool, labelled, unlabelled))
+        parted = part(recipe, [common.rest[i] for i in np.sort(order[cut:])], test=common.test)
+    parted, copies = apart(recipe, parted, (*labelled, *unlabelled))
+    left = (*left, *parted.left)
+    return _scarce(
+        recipe,
+        Commons(owners=parted.owners, labelled=labelled, unlabelled=unlabelled, left=left, copies=copies),
+    )
+
+
+def _unasked(pool: Sequence[Record], labelled: Sequence[Record], unlabelled: Sequence[Record]) -> Left:
+    return Left(why="public rows that data.public does not ask for", rows=len(pool) - len(labelled) - len(unlabelled))
+
+
+def _parted(recipe: Recipe, pool: Sequence[Record]) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    public = recipe.data.public
+    assert public is not None
+    labelled = 0 if recipe.task == "chat" else public.labelled
+    need = labelled + public.unlabelled
+    if len(pool) < need:
+        raise LichenError(
+            f"{len(pool)} rows are public, {need} are asked for",
+            where="data.public.share",
+            fix="raise it, or lower data.public.labelled or unlabelled",
+        )
+    shuffled = [pool[i] for i in numpy_generator(recipe.seed, "public rows").permutation(len(pool))]
+    return tuple(shuffled[:labelled]), tuple(replace(r, label=None) for r in shuffled[labelled:need])
+
+
+def few_labels(rows: Sequence[Record], count: int, seed: int, name: str) -> tuple[Record, ...]:
+    """The same rows in the same order, all but ``count`` of them, drawn by the seed, without a label."""
+    order = np.random.default_rng(derive(seed, "few", name)).permutation(len(rows))
+    known = set(order[:count].tolist())
+    return tuple(row if i in known else replace(row, label=None) for i, row in enumerate(rows))
+
+
+def _scarce(recipe: Recipe, commons: Commons) -> Commons:
+    count = recipe.data.labels
+    if count is None:
+        return commons
+
+    def scarce(owner: Owner) -> Owner:
+        valid = [r for r in few_labels(owner.valid, count, recipe.seed, owner.name) if r.label is not None]
+        return replace(owner, train=few_labels(owner.train, count, recipe.seed, owner.name), valid=tuple(valid))
+
+    owners = tuple(scarce(owner) for owner in commons.owners)
+    before, after = (sum(len(owner.valid) for owner in some) for some in (commons.owners, owners))
+    hidden = Left(why=f"validation rows beyond {count} of a client (data.labels)", rows=before - after)
+    return replace(commons, owners=owners, left=(*commons.left, hidden))
+
+
+def labelled_of(owners: Sequence[Owner]) -> tuple[Owner, ...]:
+    """The owners with those of their training rows that have a label."""
+    return tuple(replace(o, train=tuple(r for r in o.train if r.label is not None)) for o in owners)
+
+
+def unlabelled_of(owners: Sequence[Owner]) -> list[tuple[Record, ...]]:
+    """Each owner's training rows that have none."""
+    return [tuple(r for r in o.train if r.label is None) for o in owners]

@@ -1,0 +1,78 @@
+"""What a recipe read, from its gathered records to the rows of each part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lichen.data.reading import Reading, alike, lengths_of, merged, reading_of
+from lichen.data.sources.files import read_notes
+from lichen.data.sources.table import column_of
+from lichen.present.reading import reading_lines
+from lichen.recipes.rows.partition import first_of
+from lichen.recipes.rows.prepare import Gathered, is_private
+from lichen.recipes.rows.public import Commons
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["read_of", "told_of"]
+
+
+def read_of(recipe: Recipe, gathered: Gathered, commons: Commons, tokenizer: Any) -> Reading:
+    """Count what was found, what goes on and what does not.
+
+    Args:
+        recipe: The recipe.
+        gathered: Its records.
+        commons: Its owners and public rows.
+        tokenizer: Counts tokens; None where the rows are no texts.
+    """
+    found = reading_of(gathered.records)
+    owners, drawn = commons.owners, recipe.data.partition.by != "client"
+    tests = [owners[at].test for at in sorted(set(first_of([owner.test for owner in owners])))]
+    train = [row for owner in owners for row in owner.train]
+    valid, test = [row for owner in owners for row in owner.valid], [row for rows in tests for row in rows]
+    labelled = train if recipe.task == "chat" else [row for row in train if row.label is not None]
+    public = len(commons.labelled) + len(commons.unlabelled)
+    used = {
+        "clients": len(owners),
+        "train": len(labelled),
+        "valid": len(valid),
+        "test": len(test),
+        "unlabelled": len(train) - len(labelled),
+        "public": public,
+    }
+    form = recipe.data.form if recipe.task == "chat" else "classify"
+    lengths = None
+    if tokenizer is not None and form != "stream":
+        rows, data = [*train, *valid, *test], recipe.data
+        lengths = lengths_of(rows, tokenizer, form=form, max_length=data.max_length, thinking=data.thinking)
+    notes = found.alike if not drawn else alike("classes", found.labels)
+    if drawn and any(column_of(gathered.records, "client")):
+        by = recipe.data.partition.by
+        notes += (f"rows name {found.clients} clients, which data.partition.by: {by} does not use",)
+    return replace(
+        found,
+        rows=found.rows + sum(one.rows for one in gathered.left),
+        clients=0 if drawn else found.clients,
+        lengths=lengths,
+        used=used,
+        left=merged((*gathered.left, *commons.left)),
+        copies=commons.copies,
+        alike=notes,
+    )
+
+
+def told_of(
+    recipe: Recipe, gathered: Gathered, commons: Commons, tokenizer: Any, say: Callable[[str], None]
+) -> Mapping[str, Any]:
+    """The same as JSON holds it, said a line each, after what was assumed about the user's files."""
+    path = Path(recipe.data.name).expanduser()
+    if is_private(recipe) and path.exists():
+        for note in read_notes(path):
+            say(note)
+    read = read_of(recipe, gathered, commons, tokenizer).as_dict()
+    for line in reading_lines(read):
+        say(line)
+    return read

@@ -1,0 +1,89 @@
+"""Rows that several clients hold: a test row that another client trains on, counted, or out of the scores.
+
+A client's own test rows are kept apart from its own training rows. Where clients share texts, one client's test row may
+stand in another's training rows: the federation and pooled training have then seen it, training alone has not, and the
+gain is too large. Clients are compared by digests of their rows, never by the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lichen.core.errors import LichenError
+from lichen.data.reading import Copies, Left
+from lichen.data.sources.record import Record
+from lichen.data.splits.fingerprint import fingerprint
+from lichen.data.splits.overlap import elsewhere
+from lichen.recipes.rows.partition import Owner, Parted, first_of, reads_of
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["apart"]
+
+
+def apart(recipe: Recipe, parted: Parted, public: Sequence[Record]) -> tuple[Parted, Copies | None]:
+    """``(the owners, their copies)``, by ``data.copies``.
+
+    ``drop`` takes out validation and test rows that stand in another client's training rows or among the public rows,
+    and leaves training rows as they are: each column is then scored on rows that nobody has learned from, and
+    training alone learns from all that a client would have by itself.
+
+    Args:
+        recipe: Its data section.
+        parted: The owners.
+        public: Rows that are everybody's.
+
+    Raises:
+        LichenError: with ``drop``, for a client that is left without a row to be scored on.
+    """
+    if recipe.data.copies == "keep":
+        return parted, None
+    owners = parted.owners
+    held = [_marks(recipe, owner.train) for owner in owners] + [_marks(recipe, public)]
+    valid, test = (
+        elsewhere(held, [_marks(recipe, getattr(owner, name)) for owner in owners]) for name in ("valid", "test")
+    )
+    if recipe.data.copies == "drop":
+        return _dropped(recipe, parted, valid, test), Copies(rows=0, test_rows=_count(owners, test)[1], clients=0)
+    rows, of = _count(owners, test)
+    return parted, Copies(rows=rows, test_rows=of, clients=sum(any(some) for some in test))
+
+
+def _marks(recipe: Recipe, rows: Sequence[Record]) -> list[str]:
+    return [fingerprint(row, reads=reads_of(recipe)) for row in rows]
+
+
+def _count(owners: Sequence[Owner], test: Sequence[Sequence[bool]]) -> tuple[int, int]:
+    own = sorted(set(first_of([owner.test for owner in owners])))
+    return sum(sum(test[at]) for at in own), sum(len(test[at]) for at in own)
+
+
+def _dropped(recipe: Recipe, parted: Parted, valid: Sequence[Sequence[bool]], test: Sequence[Sequence[bool]]) -> Parted:
+    owners: list[Owner] = []
+    rows, gone = 0, list[Owner]()
+    made: dict[int, tuple[Record, ...]] = {}  # a test set that all clients share stays one
+    for owner, old_valid, old_test in zip(parted.owners, valid, test, strict=True):
+        if id(owner.test) not in made:
+            made[id(owner.test)] = tuple(row for row, copy in zip(owner.test, old_test, strict=True) if not copy)
+            rows += len(owner.test) - len(made[id(owner.test)])
+        new_valid = tuple(row for row, copy in zip(owner.valid, old_valid, strict=True) if not copy)
+        new = replace(owner, valid=new_valid, test=made[id(owner.test)])
+        if (owner.valid and not new.valid) or (owner.test and not new.test):
+            gone.append(new)
+        else:
+            owners.append(new)
+        rows += len(owner.valid) - len(new.valid)
+    if gone and (recipe.data.unsplit == "refuse" or not owners):
+        part = "test" if gone[0].valid else "validation"
+        raise LichenError(
+            f"client {gone[0].name!r} has no {part} row that no other client trains on",
+            where="data.copies",
+            fix="set data.unsplit: drop so that such clients stay out, or data.copies: count",
+        )
+    why = "validation and test rows that another client trains on (data.copies: drop)"
+    whole = Left(
+        why="clients without a row that no other trains on (data.copies: drop)",
+        rows=sum(len(o.train) + len(o.valid) + len(o.test) for o in gone),
+        clients=len(gone),
+    )
+    return Parted(owners=tuple(owners), left=(*parted.left, Left(why=why, rows=rows), whole))

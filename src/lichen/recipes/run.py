@@ -1,0 +1,272 @@
+"""Run a recipe: the same thing as ``lichen run``, in Python, and what can be done with its folder after.
+
+>>> import lichen
+>>> result = lichen.run("digits", out=tmp_path / "digits")  # doctest: +SKIP
+>>> result.summary["columns"]["federated"]["mean"]  # doctest: +SKIP
+0.93
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lichen.core import private
+from lichen.core.contracts import Report
+from lichen.core.errors import LichenError
+from lichen.core.memory import peak_memory_bytes
+from lichen.core.store import ClientStore, write_atomic
+from lichen.engines.ranks import Ranks, connect, is_rank
+from lichen.engines.spawned import serve_frames
+from lichen.present.charts.charts import clients_png, curves_png
+from lichen.present.clients import client_rows, clients_csv
+from lichen.present.energy import Meter, counters
+from lichen.present.summary import check_summary, read_summary, share_gaining, traffic_of, worst_decile
+from lichen.present.target import bytes_to, rounds_to
+from lichen.present.trace import Event, Trace, read_trace
+from lichen.recipes.artifacts.model_card import write_adapter_card
+from lichen.recipes.artifacts.more_rounds import give_more_rounds
+from lichen.recipes.artifacts.moved_inputs import move
+from lichen.recipes.artifacts.use import Talker, export, talk
+from lichen.recipes.assemble.column import Column
+from lichen.recipes.assemble.experiment import grid_name, metric_name
+from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.assemble.parts import down_of, stations
+from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.launch import launch, telling
+from lichen.recipes.schema.read import new_folder, read_recipe, recipe_sha256, write_recipe
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.tasks.adapt import run_adapt
+from lichen.recipes.tasks.exchange import run_exchange
+from lichen.recipes.tasks.oneshot import run_oneshot
+from lichen.recipes.tasks.outcome import Done
+
+__all__ = ["Result", "Talker", "export", "node", "rank", "run", "talk"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        summary: What ``summary.json`` holds.
+        folder: Where everything lies.
+        adapter: The PEFT adapter, where there is one.
+    """
+
+    summary: dict[str, Any]
+    folder: Path
+    adapter: Path | None
+
+
+def run(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    observers: Sequence[Callable[[Event], None]] = (),
+    say: Callable[[str], None] | None = None,
+) -> Result:
+    """Run a recipe to its end.
+
+    Args:
+        recipe: A recipe, its mapping, a YAML file, or a gallery name.
+        out: The run folder; by default the next free one under ``runs/``.
+        resume: Go on with what lies in ``out``; the recipe is that folder's own, or has more rounds.
+        observers: Called with every finished round; they read and cannot steer.
+        say: Called with lines of progress.
+
+    Raises:
+        LichenError: what is wrong with the recipe, its files or the folder, and how to mend it.
+    """
+    say = say or (lambda _: None)
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    path = Path(out) if out is not None else new_folder(recipe.name)
+    apart = recipe.engine.name == "distributed"
+    mine = False  # whether this process has made the folder, so that it may remove it
+    moved_back: list[Callable[[], None]] = []
+    try:
+        if apart and not is_rank():
+            mine = _claim(path, recipe, resume, moved_back, say)
+            command = [sys.executable, "-m", "lichen", "rank", str(path)]
+            launch(command, nodes=recipe.engine.nodes, observers=observers, say=say)
+        else:
+            with connect(recipe.model.device) if apart else Ranks() as ranks:
+                mine = ranks.ask_first(lambda: _claim(path, recipe, resume, moved_back, say)) and ranks.first
+                watching, speaking = (observers, say) if ranks.first else ((), lambda _: None)
+                _go(recipe, path, ranks, watching, speaking)
+    except LichenError:
+        for give_back in moved_back:
+            give_back()  # what lies at the new place may be something else
+        if mine and not (path / "trace.jsonl").exists():
+            shutil.rmtree(path)  # nothing was trained: the mended recipe may go where this one failed
+        raise
+    adapter = path / "adapter" if (path / "adapter").exists() else None
+    return Result(summary=read_summary(path), folder=path, adapter=adapter)
+
+
+def _claim(
+    path: Path,
+    recipe: Recipe,
+    resume: bool,
+    moved_back: list[Callable[[], None]],
+    say: Callable[[str], None],
+) -> bool:
+    """Make the folder the recipe's; whether it is a new one.
+
+    Args:
+        path: The folder.
+        recipe: The recipe.
+        resume: What lies there may be gone on with.
+        moved_back: Gets what undoes a change of the folder's recipe.
+        say: Called with lines of progress.
+
+    Raises:
+        LichenError: if something lies there that is not to be resumed.
+    """
+    if path.exists() and any(path.iterdir()) and not resume:
+        raise LichenError("is not empty", where=str(path), fix=f"choose another folder, or: lichen run --resume {path}")
+    if not path.exists():
+        private.make_folder(path)
+    if not (path / "recipe.yaml").exists():  # first of all files: with it, whatever is left can be resumed
+        write_atomic(path / "recipe.yaml", write_recipe(recipe).encode())
+    elif resume:
+        give_more_rounds(path, recipe, say)
+        moved_back.append(move(path, recipe))
+    return not resume
+
+
+def _go(
+    recipe: Recipe, path: Path, ranks: Ranks, observers: Sequence[Callable[[Event], None]], say: Callable[[str], None]
+) -> None:
+    """Run a recipe as one of the ranks; the first one writes."""
+    folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe), ranks=ranks)
+    trace = Trace(path)
+    if ranks.first:
+        trace.resume(folder.finished())
+
+    def watch(event: Event) -> None:
+        if ranks.first:
+            trace(event)
+        folder.seconds()
+        meter.joules()
+        for observe in observers:
+            observe(event)
+
+    task = run_exchange if recipe.exchange else {"oneshot": run_oneshot}.get(recipe.task, run_adapt)
+    # One process sees its own machine and accelerator only, and a part would look like the whole.
+    alone = ranks.size == 1
+    kept = path / "state" / "joules" if alone else None
+    with Meter(counters(recipe.model.device) if alone else (), kept=kept) as meter:
+        done = task(recipe, folder, watch, say)
+        joules = meter.joules()
+    memory = sum(int(told) for told in ranks.exchange(str(peak_memory_bytes()).encode(), about="memory"))
+    if not ranks.first:
+        return
+    summary = _summary(recipe, folder, done, memory, joules)
+    folder.write_json("summary.json", summary)
+    write_adapter_card(path, recipe)
+    curves_png(path)
+    higher = summary["higher_is_better"]
+    rows = _clients(done, higher)
+    write_atomic(path / "clients.csv", clients_csv(rows).encode("utf-8", "backslashreplace"))
+    named = [{**row, "name": row["client"]} for row in rows]
+    clients_png(path, named, metric=summary["metric"], higher_is_better=higher)
+
+
+def _score(column: Column | None, higher: bool, common: bool) -> dict[str, float | None] | None:
+    if column is None:
+        return None
+    values = column.value_N.tolist()
+    # One model on one test set gives everybody the same score, and a tenth of them none of its own.
+    same = common and len(set(values)) == 1
+    return {"mean": sum(values) / len(values), "worst_decile": None if same else worst_decile(values, higher)}
+
+
+def _clients(done: Done, higher: bool) -> list[dict[str, Any]]:
+    scores = {name: column.value_N.tolist() for name, column in done.columns.items()}
+    return client_rows(done.clients, done.counts, scores, higher_is_better=higher)
+
+
+def _summary(recipe: Recipe, folder: RunFolder, done: Done, memory: int, joules: float | None) -> dict[str, Any]:
+    higher = metric_name(recipe) != "perplexity"
+    fixed = ("base", "alone", "federated", "pooled")
+    gaining = None
+    if "alone" in done.columns:
+        alone, joined = (done.columns[c].value_N.tolist() for c in ("alone", "federated"))
+        gaining = share_gaining(alone, joined, higher)
+    lr = done.columns["federated"].lr
+    grid = grid_name(lr) if lr is not None else None
+    rounds = [e.report for e in read_trace(folder.path) if e.column == "federated" and (grid is None or e.grid == grid)]
+    chosen = {f"lr.{name}": column.lr for name, column in done.columns.items() if column.lr is not None}
+    summary = {
+        "name": recipe.name,
+        "question": recipe.question,
+        "task": recipe.task,
+        "metric": metric_name(recipe),
+        "higher_is_better": higher,
+        "columns": {name: _score(done.columns.get(name), higher, done.common_test) for name in fixed},
+        "extra_columns": {n: _score(c, higher, done.common_test) for n, c in done.columns.items() if n not in fixed},
+        "share_gaining": gaining,
+        "clients": len(done.clients),
+        "bytes_up": sum(r.bytes_up for r in rounds) + done.bytes_up,
+        "bytes_down": sum(r.bytes_down for r in rounds) + done.bytes_down,
+        "traffic": traffic_of(rounds, up=done.bytes_up, down=done.bytes_down, validators=done.validators),
+        "training": {name: dict(told) for name, told in done.training.items()},
+        "seconds": folder.seconds(),
+        "peak_memory_bytes": memory,
+        "energy_joules": joules,
+        "read": done.read,
+        "seed": recipe.seed,
+        "versions": _versions(),
+        "recipe_sha256": recipe_sha256(recipe),
+        "extra": {**chosen, **done.extra, **_reached(recipe, rounds)},
+    }
+    return check_summary(summary)
+
+
+def _reached(recipe: Recipe, rounds: Sequence[Report]) -> dict[str, float | str | None]:
+    """Rounds and bytes until the validation loss was the recipe's target; none if it never was."""
+    target = recipe.compare.target
+    if target is None:
+        return {}
+    return {
+        "target.rounds": rounds_to(rounds, target),
+        "target.bytes": bytes_to(rounds, target),
+        "target.bytes.validation": bytes_to(rounds, target, validation=True),
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("lichen", "torch", "transformers", "peft", "safetensors", "scikit-learn")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def node(recipe: Path, state: Path) -> None:
+    """Be one node: read jobs on stdin, write messages on stdout, until stdin ends."""
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # whatever prints must not reach the wire
+    bench = open_recipe(read_recipe(recipe)).bench
+    serve_frames(
+        source,
+        sink,
+        stations(bench),
+        ClientStore(state),
+        base=bench.model.base,
+        device=bench.recipe.model.device,
+        down=down_of(bench.recipe),
+        agreed=bench.start,
+    )
+
+
+def rank(folder: Path) -> None:
+    """Be one rank of the run in ``folder``, started by :func:`run` in another process."""
+    with telling() as teller:
+        run(folder / "recipe.yaml", out=folder, resume=True, observers=(teller,), say=teller.say)

@@ -1,0 +1,163 @@
+"""The part of a recipe that says how clients train, how their changes become one, and what is sent."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lichen.core.errors import LichenError
+from lichen.recipes.schema.model import Positive, Section, Share
+
+__all__ = ["Aggregate", "Federation", "Optimizer", "Server", "Wire"]
+
+
+class Optimizer(Section):
+    """How a client trains."""
+
+    name: Literal["adamw", "sgd", "mezo", "kseed", "cma"] = Field(
+        default="adamw",
+        description="client optimizer; without gradients: `mezo` measures one slope a step, `kseed` (FedKSeed) also "
+        "sends nothing but seeds and slopes, `cma` (FedBPT) only asks the model for answers",
+    )
+    lr: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(1e-3,),
+        min_length=1,
+        description="learning rates; several are a grid, chosen on validation data; for cma the spread it begins with",
+    )
+    grid_rounds: Positive | None = Field(
+        default=None, description="rounds every learning rate is tried for before the best goes on; none: all of them"
+    )
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="for sgd")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled for adamw")
+    clip: float | None = Field(
+        default=1.0, gt=0, description="each client's gradient norm at most; for mezo, kseed its slope"
+    )
+    prox: float = Field(default=0.0, ge=0, description="FedProx pull towards the shared model (mu)")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="learning rate over rounds"
+    )
+    warmup: int = Field(default=0, ge=0, description="rounds of linear warm-up")
+    eps: float = Field(default=1e-3, gt=0, description="mezo, kseed: how far the slope is measured")
+    seeds: Positive = Field(default=2048, description="kseed: directions in all (K)")
+    population: Annotated[int, Field(ge=2)] = Field(default=5, description="cma: candidates an iteration")
+    dimensions: Positive = Field(default=500, description="cma: numbers searched, projected onto the prompt")
+
+
+class Server(Section):
+    """How the server steps with the clients' mean change (Reddi et al., 2021)."""
+
+    name: Literal["sgd", "adam", "yogi"] = Field(default="sgd", description="server optimizer")
+    lr: float = Field(default=1.0, gt=0, description="1 with sgd is plain averaging")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="for sgd")
+    nesterov: bool = Field(default=False, description="for sgd: look ahead along the momentum, as DiLoCo does")
+
+
+Aggregate = Literal[
+    "mean", "fedit", "ffa", "flora", "fedex", "flexlora", "florist", "fedsvd", "fedsa", "rolora", "hetlora"
+]
+
+
+class Federation(Section):
+    """The rounds."""
+
+    rounds: Positive = Field(default=10, description="rounds in all")
+    per_round: Positive | None = Field(default=None, description="clients invited a round; none invites everyone")
+    sampling: Literal["uniform", "poisson", "weighted"] = Field(default="uniform", description="how they are drawn")
+    steps: Positive | None = Field(default=4, description="local steps of a client in a round; none: by epochs")
+    epochs: Positive | None = Field(
+        default=None,
+        description="in place of steps: passes of a client over its own training rows in a round; "
+        "the last batch of a pass may be smaller",
+    )
+    batch: Positive = Field(default=4, description="rows a local step; with accumulate, rows a micro-batch")
+    accumulate: Positive = Field(
+        default=1,
+        description="micro-batches of batch rows that make one local step, as one batch of all their rows would: "
+        "less memory, the same step",
+    )
+    aggregate: Aggregate | None = Field(
+        default=None, description="how changes become one; none: fedit for lora, mean for everything else"
+    )
+    energy: float = Field(
+        default=0.99, gt=0, le=1, description="florist: share of the squared singular values that is kept"
+    )
+    ranks: tuple[Positive, ...] | None = Field(
+        default=None, description="rank of each client's adapter, dealt out in turns; none: all have the adapter's"
+    )
+    memory: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        default=None, description="GiB each client has, dealt out in turns: its rank and layers follow; none: enough"
+    )
+    layer_groups: Positive = Field(
+        default=1, description="layer-wise: parts of the stack that take turns in being trained, a round each"
+    )
+    weighting: Literal["examples", "rows", "uniform"] = Field(
+        default="examples",
+        description="weight of a client in the mean: `examples` counts the labelled rows, or tokens with a loss on "
+        "them, that it trained on in this round; `rows` its training rows, n_k in FedAvg; `uniform` is 1",
+    )
+    fair: Literal["none", "minmax", "qffl"] = Field(
+        default="none",
+        description="whose loss counts more: `minmax` the largest's (agnostic federated learning), `qffl` large ones",
+    )
+    fair_rate: float = Field(default=0.1, gt=0, description="minmax: how fast weights follow the losses")
+    q: float = Field(default=1.0, ge=0, description="qffl: how much more; 0 is plain averaging")
+    keep_optimizer: bool = Field(
+        default=False, description="DiLoCo: each client's optimizer goes on in its next round; warm-up counts its steps"
+    )
+    fragments: Positive = Field(
+        default=1, description="with keep_optimizer: parts of the model that take turns in being sent, a round each"
+    )
+    drop: Share = Field(default=0.0, description="with keep_optimizer: chance that a client's answer is lost")
+    server: Server = Field(default=Server(), description="server optimizer")
+    valid_every: Positive = Field(default=1, description="rounds between validations; the best one is kept")
+    patience: Positive | None = Field(
+        default=None,
+        description="early stop: after so many validations in a row without a smaller loss a column's rounds end; "
+        "none: all rounds. Alone and pooled by their own validation",
+    )
+    valid_clients: Positive | None = Field(
+        default=64,
+        description="clients that validate in the rounds, at most: a sample drawn once by the seed; none, all: all. "
+        "Alone, everyone judges itself, and test rows are scored for all",
+    )
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Federation:
+        if self.epochs is None:
+            if self.steps is None:
+                raise ValueError("federation.steps: says nothing, nor does federation.epochs; set one of them")
+            return self
+        if self.steps is not None and "steps" in self.model_fields_set:
+            raise ValueError("federation.epochs: passes over the rows say how many steps there are; remove steps")
+        return self.model_copy(update={"steps": None})
+
+    @property
+    def local_steps(self) -> int:
+        """Local steps of every client in a round, where they are given and not counted by epochs."""
+        assert self.steps is not None
+        return self.steps
+
+    @field_validator("valid_clients", mode="before")
+    @classmethod
+    def _all_validate(cls, value: object) -> object:
+        return None if value == "all" else value
+
+
+class Wire(Section):
+    """What is done to tensors before they are sent, word by word from left to right."""
+
+    up: tuple[str, ...] = Field(default=(), description="from clients to the server; nothing: float32 as they are")
+    down: tuple[str, ...] = Field(default=(), description="from the server to clients, as changes of what they hold")
+
+    @model_validator(mode="after")
+    def _known_words(self) -> Wire:
+        for way in ("up", "down"):
+            if words := getattr(self, way):
+                from lichen.transforms.parse import chain_of
+
+                try:
+                    chain_of(words)
+                except LichenError as error:
+                    raise ValueError(f"wire.{way}: {error.what}; {error.fix}") from None
+        return self

@@ -1,0 +1,242 @@
+"""Reading and writing recipes: a gallery name, a YAML file or a mapping, plus ``key.sub=value`` overrides.
+
+A recipe is read strictly. Text is not taken for a number nor ``true`` for 1, because a typing slip
+in an experiment is not seen again once the run has started. Two kindnesses remain: a single value
+stands for a list of one, and ``2e3`` is a whole number.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import numbers
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from lichen.core.errors import LichenError
+from lichen.recipes.schema.explain import explain, section_of
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.schema.yaml import LARGEST, dump_yaml, load_yaml
+
+__all__ = ["gallery", "new_folder", "read_recipe", "recipe_sha256", "write_recipe"]
+
+_PATHS = (
+    ("data", "name"),
+    ("model", "name"),
+    ("model", "adapter", "init_from"),
+    ("teacher", "name"),
+    ("synthetic", "name"),
+    ("synthetic", "embedder"),
+)
+
+
+def gallery() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {file.stem: file for file in sorted((Path(__file__).parents[1] / "gallery").glob("*.yaml"))}
+
+
+def _locate(source: str | Path) -> Path:
+    shipped = gallery()
+    if isinstance(source, str) and source in shipped:
+        return shipped[source]
+    path, shown = Path(source), str(source)
+    try:
+        if path.is_dir():
+            inside = path / "recipe.yaml"
+            fix = f"name the file: {inside}" if inside.is_file() else "name a YAML file, not a folder"
+            raise LichenError("is a folder", where=shown or ".", fix=fix)
+        if path.is_file():
+            return path
+    except (OSError, ValueError):
+        shown = shown if len(shown) <= 60 else shown[:56] + " ..."
+    close = difflib.get_close_matches(path.stem, list(shipped), n=3, cutoff=0.5)
+    fix = f"did you mean {' or '.join(map(repr, close))}?" if close else "give a YAML file or a name of the gallery"
+    names = f"; the gallery has: {', '.join(shipped)}" if shipped else ""
+    raise LichenError("no such recipe", where=shown, fix=fix + names)
+
+
+def _read_file(path: Path) -> Any:
+    try:
+        if path.stat().st_size > LARGEST:
+            raise LichenError(
+                f"is larger than {LARGEST // 1024} KiB", where=str(path), fix="name a recipe, which is a page of YAML"
+            )
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise LichenError("is not a text file", where=str(path), fix="name a recipe in YAML, as UTF-8") from None
+    except OSError as error:
+        raise LichenError(f"cannot be read: {error.strerror}", where=str(path), fix="check its permissions") from None
+    value = load_yaml(text, where=str(path))
+    if not isinstance(value, Mapping):
+        raise LichenError(
+            "is empty" if value is None else "is not a recipe: it must hold keys with values",
+            where=str(path),
+            fix="start from `lichen init DATA`, or from a recipe of the gallery",
+        )
+    return value
+
+
+def _plain(value: Any, where: str, depth: int = 0) -> Any:
+    """JSON's types only, so that one strict checker serves YAML and Python alike."""
+    if depth > 16:
+        raise LichenError("is nested too deep", where=where, fix="recipes are three deep at most")
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_unset=True)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, str):
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise LichenError("holds a character that is no text", where=where, fix="save it as UTF-8")
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        if not math.isfinite(number):
+            raise LichenError(f"must be a finite number, not {number}", where=where, fix="use an ordinary number")
+        return int(number) if number.is_integer() and abs(number) < 2**53 else number
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise LichenError(f"has the key {key!r}, which is not a name", where=where, fix="keys are plain words")
+        return {key: _plain(inner, f"{where}.{key}".removeprefix("recipe."), depth + 1) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner, f"{where}[{i}]", depth + 1) for i, inner in enumerate(value)]
+    raise LichenError(
+        f"holds a Python {type(value).__name__}", where=where, fix="use text, numbers, lists and mappings"
+    )
+
+
+def _override(recipe: dict[str, Any], text: str) -> None:
+    key, sign, written = text.partition("=")
+    key = key.strip()
+    if not sign or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
+        raise LichenError("is not key=value", where=f"-s {text}", fix="write it like -s optimizer.lr=1e-3")
+    value = _plain(load_yaml(written, where=f"-s {text}"), key)
+    *outer, last = key.split(".")
+    home: dict[str, Any] = recipe
+    for position, step in enumerate(outer):
+        inner = home.get(step)
+        if inner is None:
+            inner = home[step] = {}
+        if not isinstance(inner, dict):
+            place = ".".join(outer[: position + 1])
+            raise LichenError(f"{place} is a value, not a section", where=key, fix=f"set it as -s {place}=VALUE")
+        home = inner
+    home[last] = value
+
+
+def _wrap(section: type[BaseModel], values: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Put single values into lists where the schema wants a list; returns where that was done."""
+    done: list[tuple[str, ...]] = []
+    for name, field in section.model_fields.items():
+        value = values.get(name)
+        inner = section_of(field.annotation)
+        if inner is not None and isinstance(value, dict):
+            done += _wrap(inner, value, (*path, name))
+        arms = get_args(field.annotation) if get_origin(field.annotation) is not tuple else (field.annotation,)
+        words = [word for arm in arms if get_origin(arm) is Literal for word in get_args(arm)]
+        wants_list = any(get_origin(arm) is tuple for arm in arms)
+        if wants_list and isinstance(value, (str, int, float)) and value not in words:
+            values[name] = [value]
+            done.append((*path, name))
+    return done
+
+
+def _anchor(recipe: dict[str, Any], folder: Path) -> None:
+    """Make paths that exist beside the recipe absolute; all others are left to the working directory."""
+    for *outer, last in _PATHS:
+        home: Any = recipe
+        for step in outer:
+            home = home.get(step) if isinstance(home, dict) else None
+        value = home.get(last) if isinstance(home, dict) else None
+        if not isinstance(value, str) or not value or "\0" in value or len(value) > 1000 or Path(value).is_absolute():
+            continue
+        beside = folder / value
+        try:
+            there = beside.exists()
+        except OSError:
+            continue
+        if there and not _catalogued(value):
+            home[last] = str(beside.resolve())
+
+
+def _catalogued(name: str) -> bool:
+    """Whether a name means something downloaded, though a folder of that name lies beside the recipe."""
+    try:
+        from lichen.data.sources.catalog import CATALOG
+    except ImportError:
+        return False
+    return name in CATALOG
+
+
+def new_folder(name: str) -> Path:
+    """The first unused ``runs/<name>-<n>``."""
+    stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    number = 1
+    while (folder := Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return folder
+
+
+def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and check every key of it.
+
+    Relative paths of data and models mean the recipe file's own folder if they exist there, else
+    the working directory.
+
+    Args:
+        source: A name of the gallery, a YAML file, or a mapping.
+        overrides: ``key.sub=value`` with a YAML value, applied in order.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        LichenError: for the first fault found, with the dotted key and the fix.
+
+    >>> chat = {"task": "chat", "model": {"name": "tiny"}, "data": {"name": "rows.jsonl"}}
+    >>> read_recipe(chat, ["optimizer.lr=1e-3"]).optimizer.lr
+    (0.001,)
+    """
+    if isinstance(source, Mapping):
+        values = _plain(source, "recipe")
+    elif isinstance(source, (str, Path)):
+        path = _locate(source)
+        values = _plain(_read_file(path), "recipe")
+        _anchor(values, path.parent)
+    else:
+        raise LichenError(
+            f"cannot be read from a {type(source).__name__}", where="recipe", fix="give a name, a path or a mapping"
+        )
+    for text in overrides:
+        _override(values, text)
+    wrapped = _wrap(Recipe, values)
+    try:
+        return Recipe.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise explain(error, Recipe, wrapped) from None
+
+
+def write_recipe(recipe: Recipe) -> str:
+    """YAML with every key, which :func:`read_recipe` reads back equal."""
+    return dump_yaml(recipe.model_dump(mode="json"))
+
+
+def recipe_sha256(recipe: Recipe) -> str:
+    """SHA-256 over the recipe as canonical JSON (64 hex digits): equal recipes, however written, are equal here.
+
+    Keys at their default are left out, so that a key that a later version adds makes no other recipe of an old one.
+    """
+    text = json.dumps(
+        recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=True, separators=(",", ":"), ensure_ascii=True
+    )
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,357 @@
+"""The recipe: everything a run depends on, typed, read from YAML or written as Python.
+
+Every key is checked when the recipe is built; a key that is unknown, of the wrong type or at odds
+with another is one :class:`~lichen.core.errors.LichenError` that names the key and the fix.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lichen.recipes.schema.exchange import Exchange, refuse_unequal
+from lichen.recipes.schema.federation import Aggregate, Federation, Optimizer, Wire
+from lichen.recipes.schema.help import Public, Semi, Synthetic, Teacher, refuse_unhelpful
+from lichen.recipes.schema.model import Adapter, Model, Positive, Section, Share, Student
+
+__all__ = [
+    "Adapter",
+    "Aggregate",
+    "Compare",
+    "Data",
+    "Engine",
+    "Exchange",
+    "Federation",
+    "Model",
+    "Optimizer",
+    "Recipe",
+    "Student",
+    "Teacher",
+    "Wire",
+]
+
+
+class Partition(Section):
+    """Who owns which rows."""
+
+    by: Literal["client", "dirichlet", "iid"] = Field(default="client", description="the data's own owners, or a draw")
+    clients: Positive = Field(default=10, description="how many, for a draw")
+    alpha: float = Field(default=1.0, gt=0, description="Dirichlet concentration: small is skewed")
+
+
+class Data(Section):
+    """The private data of the clients."""
+
+    name: str = Field(
+        description="catalog name, hub id, a file (CSV, JSONL, JSON, Parquet), or a folder of them, each a client",
+        examples=["mydata.jsonl"],
+    )
+    columns: dict[
+        Literal["client", "text", "prompt", "completion", "messages", "label", "group"], str | tuple[str, ...]
+    ] = Field(default_factory=dict, description="which of your columns plays which role; several are joined in order")
+    classes: tuple[str | int, ...] = Field(
+        default=(),
+        description="classify: only rows with one of these labels; none: all rows, and each has one",
+    )
+    form: Literal["plain", "transcript", "chat", "messages", "stream"] = Field(
+        default="chat",
+        description="how a text is put before a language model; `stream`: all of a client's, cut into full rows",
+    )
+    system: str | None = Field(
+        default=None,
+        description="forms chat and messages: system message of conversations without one, "
+        '`""` for none; none: what the template writes by itself',
+        examples=["Answer in one sentence."],
+    )
+    template: str | None = Field(
+        default=None,
+        description="forms chat and messages: a Jinja file in place of the tokenizer's chat template",
+        examples=["chat.jinja"],
+    )
+    thinking: bool = Field(
+        default=False,
+        description="forms chat and messages: the answers hold thoughts, so that the template may open one",
+    )
+    max_length: Positive = Field(default=64, description="tokens a row at most")
+    partition: Partition = Field(default=Partition(), description="who owns which rows")
+    max_clients: Positive | None = Field(default=None, description="how many clients at most, drawn by the seed")
+    min_rows: Positive = Field(default=1, description="clients with fewer rows stay out")
+    max_rows: Positive | None = Field(default=None, description="rows a client at most")
+    test_rows: Positive | None = Field(
+        default=None, description="held-out rows a client at most, for each of valid and test"
+    )
+    valid: Share = Field(default=0.1, description="share of each client's rows that choose learning rate and round")
+    test: Share = Field(default=0.2, description="share of each client's rows that are only scored")
+    split_by: Literal["group", "row"] = Field(default="group", description="what stays together in a split")
+    unsplit: Literal["refuse", "drop"] = Field(
+        default="refuse",
+        description="clients with too few rows or conversations to leave some for every part, and rows of no client",
+    )
+    one_class: Literal["refuse", "keep", "drop"] = Field(
+        default="refuse", description="clients whose rows all have one label"
+    )
+    copies: Literal["count", "keep", "drop"] = Field(
+        default="count",
+        description="test rows that another client trains on: `count` tells how many, `drop` takes them (and such "
+        "validation rows) out of the scores, `keep` does neither",
+    )
+    public: Public | None = Field(default=None, description="rows kept out of the federation, for all to see")
+    labels: Positive | None = Field(
+        default=None, description="labelled rows a client has, and as many to choose by; its others lose their labels"
+    )
+
+    @model_validator(mode="after")
+    def _leave_something(self) -> Data:
+        if self.valid + self.test >= 1:
+            raise ValueError("data: valid and test leave no rows to train on; keep their sum below 1")
+        if "client" in self.columns and self.partition.by != "client":
+            raise ValueError(
+                f"data.partition.by: {self.partition.by} deals rows out, and data.columns.client says whose they are; "
+                "use by: client, or leave the column out"
+            )
+        return self
+
+
+class Compare(Section):
+    """What the federation is held against."""
+
+    columns: tuple[Literal["base", "alone", "pooled", "without"], ...] = Field(
+        default=("base", "alone", "pooled"),
+        description="columns beside federated; `without`: the same federation with no help from a foundation model",
+    )
+    metric: Literal["perplexity", "macro_f1", "accuracy"] | None = Field(
+        default=None, description="what is compared; none: perplexity for chat, else macro_f1"
+    )
+    forms: tuple[Literal["plain", "transcript", "chat"], ...] = Field(
+        default=(), description="forms the bare model is tried in; the best one is its score"
+    )
+    pooled_batch: Positive | None = Field(
+        default=None, description="rows a step of the pooled column; steps keep the budget"
+    )
+    forgotten: str | None = Field(
+        default=None, description="catalog text whose perplexity is taken before and after", examples=["sotu"]
+    )
+    forgotten_rows: Positive = Field(default=64, description="rows of it")
+    target: float | None = Field(
+        default=None, description="validation loss: the summary tells after how many rounds and bytes it was reached"
+    )
+    partitions: Positive = Field(default=10, description="oneshot: random partitions to compare with pooled")
+
+
+class Engine(Section):
+    """Where clients run."""
+
+    name: Literal["local", "spawned", "distributed"] = Field(
+        default="local",
+        description="`local`: this process; `spawned`: clients behind pipes, in processes such as a real node's; "
+        "`distributed`: ranks that share out the clients and add up their sums, on this machine or by torchrun on many",
+    )
+    block: Positive | None = Field(
+        default=None, description="clients side by side; none: as many as memory holds and the processor gains from"
+    )
+    packing: bool = Field(
+        default=True,
+        description="rows back to back without padding, several clients in one call; "
+        "false: padded, a call a client, so that a client's numbers have the same bits in any company",
+    )
+    gradient_checkpointing: bool | None = Field(
+        default=None,
+        description="keep only what goes into each layer and compute the rest again on the way back; "
+        "none: when one client alone would not fit",
+    )
+    nodes: Positive = Field(default=2, description="processes, for spawned and distributed")
+
+
+class Recipe(Section):
+    """Everything a run depends on."""
+
+    name: str = Field(default="recipe", description="how the run is called")
+    question: str = Field(default="", description="what it answers, in a sentence")
+    task: Literal["chat", "classify", "oneshot"] = Field(description="what is learned")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="every draw comes from it")
+    model: Model
+    data: Data
+    optimizer: Optimizer = Field(default=Optimizer(), description="how a client trains")
+    federation: Federation = Field(default=Federation(), description="the rounds")
+    wire: Wire = Field(default=Wire(), description="what is sent")
+    compare: Compare = Field(default=Compare(), description="what it is held against")
+    teacher: Teacher | None = Field(default=None, description="a foundation model that answers; in chat it writes")
+    synthetic: Synthetic | None = Field(default=None, description="classify: rows that a foundation model writes")
+    semi: Semi | None = Field(default=None, description="classify: learning from rows that have no label")
+    exchange: Exchange | None = Field(default=None, description="classify: unequal students talk about public rows")
+    kept: str | None = Field(
+        default=None,
+        description="folder where answers of foundation models are kept and found again; none: the cache",
+        examples=["answers"],
+    )
+    ridge: float = Field(default=1.0, gt=0, description="lambda of a closed-form head")
+    engine: Engine = Field(default=Engine(), description="where clients run")
+
+    @property
+    def rule(self) -> Aggregate:
+        """How changes become one, by the recipe or by what is trained."""
+        small = self.model.student is not None or bool(self.model.students)
+        lora = not small and self.model.adapter.kind == "lora"
+        return self.federation.aggregate or ("fedit" if lora else "mean")
+
+    @property
+    def templated(self) -> bool:
+        """Rows go through the chat template, at least when the bare model is scored."""
+        return self.task == "chat" and bool({"chat", "messages"} & {self.data.form, *self.compare.forms})
+
+    @property
+    def helped(self) -> bool:
+        """A foundation model, or the clients' unlabelled rows, help with the labels."""
+        return not (self.teacher is None and self.synthetic is None and self.semi is None)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        model, student = self.model, self.model.student
+        refuse_unequal(
+            self.exchange,
+            task=self.task,
+            model=model,
+            public=self.data.public,
+            optimizer=self.optimizer,
+            federation=self.federation,
+            wire=self.wire,
+            columns=self.compare.columns,
+            engine=self.engine.name,
+            helps=[key for key in ("teacher", "synthetic", "semi") if getattr(self, key) is not None],
+        )
+        if model.name is None and student is None and model.scratch is None and not model.students:
+            raise ValueError("model: has neither a name nor a student; name a foundation model, or give model.student")
+        if model.scratch is not None and (model.name is not None or student is not None or self.task != "chat"):
+            raise ValueError("model.scratch: stands for itself, in task chat; remove model.name and model.student")
+        if model.scratch is not None and model.adapter.kind != "full":
+            raise ValueError("model.scratch: nothing of it is worth freezing; set model.adapter.kind: full")
+        if model.name is not None and student is not None:
+            raise ValueError("model: name and student exclude each other; remove one")
+        if self.task == "chat" and student is not None:
+            raise ValueError("model.student: task chat adapts a language model; give model.name instead")
+        if self.task == "oneshot" and model.name is None:
+            raise ValueError("model.name: task oneshot needs an encoder; name one, such as minilm-l6")
+        refuse_unhelpful(
+            task=self.task,
+            student=student is not None,
+            engine=self.engine.name,
+            fair=self.federation.fair,
+            public=self.data.public,
+            teacher=self.teacher,
+            synthetic=self.synthetic,
+            semi=self.semi,
+        )
+        if not self.templated:
+            for key in ("system", "template", "thinking"):
+                if getattr(self.data, key) not in (None, False):
+                    raise ValueError(
+                        f"data.{key}: only rows in form chat or messages of task chat go through a chat template; "
+                        "remove it"
+                    )
+        if self.data.labels is not None and self.task == "chat":
+            raise ValueError("data.labels: task chat has no labels; remove it")
+        if "without" in self.compare.columns and not self.helped:
+            raise ValueError("compare.columns: there is no help to go without; remove `without`")
+        if (self.task == "chat") != (self.compare.metric in (None, "perplexity")) and self.compare.metric is not None:
+            raise ValueError(
+                "compare.metric: does not fit the task; use perplexity for chat, else macro_f1 or accuracy"
+            )
+        refuse_misfits(self)
+        if self.federation.per_round is None and self.federation.sampling != "uniform":
+            raise ValueError(
+                "federation.sampling: poisson and weighted need a number of clients; set federation.per_round"
+            )
+        return self
+
+
+EXACT = ("flora", "fedex", "flexlora", "florist", "fedsvd", "hetlora")
+"""Rules whose change is no step: it must be added as it is."""
+
+
+def refuse_misfits(recipe: Recipe) -> None:
+    """Refuse a rule, an optimizer or a server step that does not go with what is trained.
+
+    Raises:
+        ValueError: naming the key and the fix.
+    """
+    adapter, fed, opt, rule = recipe.model.adapter, recipe.federation, recipe.optimizer, recipe.rule
+    if recipe.model.student is not None and rule != "mean":
+        raise ValueError("federation.aggregate: a student has no LoRA factors; use mean")
+    if adapter.kind != "lora" and rule != "mean":
+        raise ValueError(f"federation.aggregate: {adapter.kind} has no LoRA factors; use mean, or leave it out")
+    if rule in EXACT and (fed.server.name, fed.server.lr, fed.server.momentum) != ("sgd", 1.0, 0.0):
+        raise ValueError(
+            f"federation.server: {rule} is exact for plain averaging only; use sgd with lr 1 and no momentum"
+        )
+    if fed.fair != "none" and (rule != "mean" or recipe.wire.up or opt.name not in ("adamw", "sgd")):
+        raise ValueError("federation.fair: weighs plain averages of gradient training; use aggregate: mean, no wire.up")
+    if fed.fair != "none" and recipe.engine.name == "distributed":
+        raise ValueError("federation.fair: was not tried on several ranks; use engine.name: local")
+    if fed.server.nesterov and not (fed.server.name == "sgd" and fed.server.momentum):
+        raise ValueError("federation.server.nesterov: looks ahead along no momentum; use sgd and set server.momentum")
+    if (fed.fragments > 1 or fed.drop) and not fed.keep_optimizer:
+        raise ValueError("federation.keep_optimizer: fragments and drop are a DiLoCo worker's; set it to true")
+    if fed.keep_optimizer and (opt.name not in ("adamw", "sgd") or rule in ("ffa", "fedsvd", "fedsa", "rolora")):
+        raise ValueError(
+            "federation.keep_optimizer: goes with adamw or sgd and a rule that trains the same every round"
+        )
+    _refuse_budget(recipe)
+    if fed.keep_optimizer and fed.layer_groups > 1:
+        raise ValueError("federation.layer_groups: a client that keeps its optimizer trains every layer; use fragments")
+    if fed.memory is not None and fed.layer_groups > 1:
+        raise ValueError("federation.layer_groups: memory chooses the layers; remove one of the two")
+    for key in ("ranks", "memory"):
+        unlike = key == "memory" and recipe.model.students  # each client takes the largest student that fits
+        if getattr(fed, key) is not None and not unlike and rule in ("mean", "ffa", "fedsvd", "fedsa", "rolora"):
+            raise ValueError(
+                f"federation.{key}: {rule} takes adapters of one rank; use flora, flexlora, florist, fedex or hetlora"
+            )
+    if fed.ranks is not None and fed.memory is not None:
+        raise ValueError("federation.ranks: memory chooses the ranks; remove one of the two")
+    if fed.ranks is not None and max(fed.ranks) > adapter.rank:
+        raise ValueError("federation.ranks: some are above model.adapter.rank; raise that one")
+    if (fed.ranks or fed.memory) and recipe.wire.down:
+        raise ValueError("wire.down: clients of unequal ranks hold no common state; remove it, or federation.ranks")
+    if opt.name == "kseed" and (adapter.kind != "full" or recipe.model.student is not None):
+        raise ValueError("optimizer.name: kseed rebuilds every weight from seeds; set model.adapter.kind: full")
+    if opt.name in ("mezo", "kseed", "cma") and {"alone", "pooled"} & set(recipe.compare.columns):
+        raise ValueError(f"compare.columns: alone and pooled are trained by gradients, not by {opt.name}; use [base]")
+    if opt.name == "kseed" and (recipe.wire.up or recipe.wire.down):
+        raise ValueError("wire: kseed sends nothing but seeds; remove it")
+    if opt.name == "cma" and (adapter.kind != "prompt" or recipe.task != "chat"):
+        raise ValueError("optimizer.name: cma searches a soft prompt in task chat; set model.adapter.kind: prompt")
+    if opt.name in ("cma", "kseed") and (fed.server.name, fed.server.lr, fed.server.momentum) != ("sgd", 1.0, 0.0):
+        raise ValueError(f"federation.server: {opt.name} has its own step; use sgd with lr 1 and no momentum")
+    if opt.name == "cma" and (recipe.wire.up or recipe.wire.down):
+        raise ValueError("wire: cma sends a mean and a spread, which no code may blur; remove it")
+
+
+def _refuse_budget(recipe: Recipe) -> None:
+    """Refuse epochs, accumulation and weights by rows where nothing would follow from them.
+
+    Raises:
+        ValueError: naming the key and the fix.
+    """
+    fed, opt = recipe.federation, recipe.optimizer
+    reasons = {
+        "exchange": recipe.exchange is not None,
+        "semi": recipe.semi is not None,
+        "federation.keep_optimizer": fed.keep_optimizer,
+        f"optimizer.name: {opt.name}": opt.name in ("kseed", "cma"),
+    }
+    if fed.epochs is not None:
+        for other in (name for name, there in reasons.items() if there):
+            raise ValueError(f"federation.epochs: {other} counts steps; set federation.steps instead")
+    if fed.accumulate > 1:
+        if opt.name in ("mezo", "kseed", "cma"):
+            raise ValueError(
+                f"federation.accumulate: {opt.name} has no gradients to add up, and little memory to save; "
+                "raise federation.batch"
+            )
+        for other in (name for name, there in reasons.items() if there):
+            raise ValueError(f"federation.accumulate: {other} takes every batch for a step; raise federation.batch")
+    if fed.weighting == "rows" and recipe.exchange is not None:
+        raise ValueError("federation.weighting: exchange.weigh says who is listened to; remove it")
+    if fed.weighting == "rows" and fed.fair == "minmax":
+        raise ValueError("federation.weighting: minmax has weights of its own; remove it, or federation.fair")

@@ -1,0 +1,276 @@
+"""Tasks ``chat`` and ``classify``: the columns base, alone, federated and pooled of one recipe.
+
+Every trained column spends the same budget: the federation trains R rounds of P clients with S steps
+of B rows. Alone, each of N clients takes its share of those rounds; pooled, one client that owns
+everybody's rows takes as many rows in all. Each column chooses its learning rate and its best round
+on validation rows, and is scored once on test rows.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lichen.algorithms.agnostic import Agnostic
+from lichen.algorithms.alone import Alone
+from lichen.algorithms.average import Average, mean_loss, score
+from lichen.algorithms.semi import SemiFL
+from lichen.core import tree as trees
+from lichen.core.contracts import Algorithm, Engine, Report, ServerState, Station
+from lichen.core.message import Job
+from lichen.core.rounds import run
+from lichen.core.seeds import derive
+from lichen.core.store import ClientStore
+from lichen.core.tree import Tree
+from lichen.data.batches.shards import TrainSource
+from lichen.engines.local import LocalEngine
+from lichen.engines.spawned import SpawnedEngine
+from lichen.present.trace import Event
+from lichen.recipes.assemble.aggregation import home_of
+from lichen.recipes.assemble.column import Column, among, local_engine
+from lichen.recipes.assemble.experiment import Bench, grid_name, values_N
+from lichen.recipes.assemble.parts import algorithm_of, begin_of, lr_scale, stop_of, tensors_of, trainer
+from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.workload import alone_rounds, pooled_bench
+from lichen.recipes.rows.prepare import first_of
+from lichen.recipes.schema.recipe import Recipe
+from lichen.transforms.delta import view_name
+
+__all__ = [
+    "Watch",
+    "adapt",
+]
+
+Watch = Callable[[Event], None]
+Once = Callable[[Callable[[], None]], object]
+
+
+def choose(recipe: Recipe, rounds: int, go: Callable[[float, int], float]) -> float:
+    """The learning rate with the least validation loss, its rounds all done.
+
+    Args:
+        recipe: Its rates, and for how many rounds each is tried.
+        rounds: Rounds in all.
+        go: Brings one rate to so many rounds, from where it stands; gives its validation loss.
+    """
+    rates, trial = recipe.optimizer.lr, min(recipe.optimizer.grid_rounds or rounds, rounds)
+    losses = {lr: go(lr, trial) for lr in rates} if len(rates) > 1 else {rates[0]: 0.0}
+    best = min(losses, key=lambda lr: math.inf if math.isnan(losses[lr]) else losses[lr])
+    go(best, rounds)
+    return best
+
+
+def federate(
+    bench: Bench,
+    engine: Engine,
+    lr: float,
+    until: int,
+    checkpoint: Path,
+    watch: Callable[[Report], None],
+    *,
+    once: Once = lambda do: do(),
+) -> ServerState:
+    """The federated column at one learning rate, up to round ``until``; see :func:`lichen.core.rounds.run`."""
+    algorithm = _with_server(bench, algorithm_of(bench, lr, until), lr, checkpoint.parent / "server")
+    return _go(bench, algorithm, engine, until, checkpoint, watch, once, begin=begin_of(bench, lr))
+
+
+def _with_server(bench: Bench, clients: Average, lr: float, folder: Path) -> Algorithm:
+    """The federation, with fair weights or the server's own training between rounds where the recipe has them."""
+    recipe, rows = bench.recipe, bench.aid.server
+    if recipe.federation.fair == "minmax":
+        return Agnostic(clients, rate=recipe.federation.fair_rate)
+    if rows is None or recipe.semi is None:
+        return clients
+    fed = recipe.federation
+    source = TrainSource(
+        (rows,), batch_size=fed.batch, steps=recipe.semi.server_steps, pad=bench.pad, max_length=recipe.data.max_length
+    )
+    server = LocalEngine(
+        {"server": Station(work=trainer(bench, lr), source=source)},
+        ClientStore(folder),
+        base=bench.model.base,
+        device=recipe.model.device,
+    )
+    scale = lr_scale(recipe, fed.rounds)
+    return SemiFL(
+        replace(clients, agreed=False),
+        server=server,
+        seed=derive(recipe.seed, "server"),
+        lr_scale=lambda r: scale(max(r, 0)),
+    )
+
+
+def _go(
+    bench: Bench,
+    algorithm: Algorithm,
+    engine: Engine,
+    rounds: int,
+    checkpoint: Path,
+    watch: Callable[[Report], None],
+    once: Once,
+    *,
+    begin: Tree,
+) -> ServerState:
+    return run(
+        algorithm,
+        engine,
+        lambda: begin,
+        rounds=rounds,
+        seed=derive(bench.recipe.seed, "run"),
+        checkpoint=checkpoint,
+        once=once,
+        stop=stop_of(bench.recipe),
+        observers=[watch],
+    )
+
+
+def adapt(
+    bench: Bench, folder: RunFolder, watch: Watch, say: Callable[[str], None], *, plain: Bench | None = None
+) -> dict[str, Column]:
+    """Run the federated column and those it is compared with.
+
+    Args:
+        bench: What the federated column works with.
+        folder: The run folder.
+        watch: Sees every round.
+        say: Called with lines of progress.
+        plain: What the other columns work with, where the federation has help they have not.
+    """
+    plain = plain or bench
+    recipe = bench.recipe
+    engine = among(folder.ranks, local_engine(bench, ClientStore(folder.path / "state" / "none")))
+
+    # A test set that clients share is scored once for all of them, since they score one model.
+    first = torch.tensor(first_of(bench.test))
+    asked, place_N = torch.unique(first, return_inverse=True)
+
+    def test(name: str, shared: Tree) -> Column:
+        clients = tuple(asked.tolist())
+        job = Job(work="test", shared=shared, version=0, clients=clients, seed=0, base=bench.model.base)
+
+        def scores() -> Tree:
+            return {key: x_M[place_N] for key, x_M in score(engine, job)[1].items()}
+
+        metrics = folder.tree(name, scores)
+        return Column(value_N=values_N(recipe, metrics), metrics=metrics)
+
+    columns: dict[str, Column] = {}
+    if "base" in recipe.compare.columns and recipe.task == "chat":
+        say("scoring the foundation model as it is")
+        columns["base"] = test("base", bench.start)
+    columns["federated"] = _federated(bench, folder, watch, test, "federated")
+    if "without" in recipe.compare.columns:
+        columns["without"] = _federated(plain, folder, watch, test, "without")
+    if "alone" in recipe.compare.columns:
+        columns["alone"] = _alone(plain, folder, watch)
+    if "pooled" in recipe.compare.columns:
+        columns["pooled"] = _pooled(plain, folder, watch, test)
+    return columns
+
+
+def _observer(watch: Watch, column: str, lr: float, rounds: int) -> Callable[[Report], None]:
+    return lambda report: watch(Event(column=column, report=report, total_rounds=rounds, grid=grid_name(lr)))
+
+
+def _federated(bench: Bench, folder: RunFolder, watch: Watch, test: Callable[[str, Tree], Column], name: str) -> Column:
+    recipe, rounds = bench.recipe, bench.recipe.federation.rounds
+    states: dict[float, ServerState] = {}
+    with ExitStack() as stack:
+        engines: dict[float, Engine] = {}
+
+        def go(lr: float, until: int) -> float:
+            if lr not in engines:
+                store = ClientStore(folder.clients(name, grid_name(lr)))
+                engines[lr] = _engine(bench, folder, store, stack)
+            checkpoint = folder.checkpoint(name, grid_name(lr))
+            told = _observer(watch, name, lr, rounds)
+            states[lr] = federate(bench, engines[lr], lr, until, checkpoint, told, once=folder.ranks.ask_first)
+            return states[lr].best_value
+
+        lr = choose(recipe, rounds, go)
+        if home_of(recipe):
+            # What stayed at home in the best round lies beside what is newest, under that round's version.
+            best, everyone = states[lr], tuple(range(len(bench.train)))
+            job = Job(
+                work="test",
+                shared=best.best,
+                version=best.best_round,
+                clients=everyone,
+                seed=0,
+                base=bench.model.base,
+            )
+            metrics = folder.tree(name, lambda: score(engines[lr], job)[1])
+            value_N = values_N(recipe, metrics)
+            return Column(value_N=value_N, metrics=metrics, lr=lr, shared=best.best, best_round=best.best_round)
+    best = states[lr]
+    shared = tensors_of(bench, lr, best.best)
+    tested = test(name, shared)
+    return replace(tested, lr=lr, shared=shared, best_round=best.best_round)
+
+
+def _engine(bench: Bench, folder: RunFolder, store: ClientStore, stack: ExitStack) -> Engine:
+    recipe = bench.recipe
+    if recipe.engine.name != "spawned":
+        return among(folder.ranks, local_engine(bench, store))
+    command = [sys.executable, "-m", "lichen", "node", "--recipe", str(folder.path / "recipe.yaml")]
+    agreed = view_name(bench.start) if recipe.wire.down else ""
+    command += ["--state", str(store.folder)]
+    return stack.enter_context(SpawnedEngine(command, nodes=recipe.engine.nodes, agreed=agreed))
+
+
+def _alone(bench: Bench, folder: RunFolder, watch: Watch) -> Column:
+    everyone = tuple(range(len(bench.train)))
+    column, _ = _private(bench, folder, watch, "alone", alone_rounds(bench), everyone)
+    return column
+
+
+def _pooled(bench: Bench, folder: RunFolder, watch: Watch, test: Callable[[str, Tree], Column]) -> Column:
+    fed = bench.recipe.federation
+    column, store = _private(pooled_bench(bench), folder, watch, "pooled", fed.rounds, (0,))
+    own = store.load((0,), 2 * fed.rounds)
+    assert own is not None
+    best, _ = trees.split(trees.take(own, 0), "best/")
+    tested = test("pooled.all", best)
+    kept = (int(own["best_version"][0]) + 1) // 2  # a round takes two versions, and judges at the first of them
+    return replace(column, value_N=tested.value_N, metrics=tested.metrics, shared=best, best_round=kept)
+
+
+def _private(
+    bench: Bench, folder: RunFolder, watch: Watch, name: str, rounds: int, clients: tuple[int, ...]
+) -> tuple[Column, ClientStore]:
+    """Train clients by themselves at every learning rate; the column of the best one, and its private state."""
+    recipe = bench.recipe
+    engines: dict[float, Engine] = {}
+    stores: dict[float, ClientStore] = {}
+
+    def scored(lr: float, until: int, work: str) -> Tree:
+        job = Job(work=work, shared=bench.start, version=2 * until, clients=clients, seed=0, base=bench.model.base)
+        return folder.tree(f"{name}.{work}.{grid_name(lr)}.{until}", lambda: score(engines[lr], job)[1])
+
+    def go(lr: float, until: int) -> float:
+        stores[lr] = ClientStore(folder.clients(name, grid_name(lr)))
+        engines[lr] = among(folder.ranks, local_engine(bench, stores[lr]))
+        algorithm = Alone(
+            clients=len(clients),
+            rounds=until,
+            work=f"alone {grid_name(lr)}",
+            valid="alone.valid",
+            valid_every=recipe.federation.valid_every,
+            lr_scale=lr_scale(recipe, rounds),
+            base=bench.model.base,
+        )
+        checkpoint = folder.checkpoint(name, grid_name(lr))
+        told = _observer(watch, name, lr, rounds)
+        _go(bench, algorithm, engines[lr], until, checkpoint, told, folder.ranks.ask_first, begin=bench.start)
+        return mean_loss(scored(lr, until, "alone.chosen")) if len(recipe.optimizer.lr) > 1 else 0.0
+
+    lr = choose(recipe, rounds, go)
+    tested = scored(lr, rounds, "alone.test")
+    return Column(value_N=values_N(recipe, tested), metrics=tested, lr=lr), stores[lr]

@@ -1,0 +1,109 @@
+"""How much of the clients' rows a column trains on: rows in all, passes over them, and the share ever seen.
+
+A default run of ten rounds of four steps of four rows sees 160 rows of a client, however many it has. A client that
+takes m of its n rows in each of t rounds, drawn anew every time, has seen 1 - (1 - m/n)^t of them on average.
+
+Legend: N clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+from lichen.present.trace import Event
+from lichen.recipes.assemble.column import Column
+from lichen.recipes.assemble.experiment import Bench, grid_name
+from lichen.recipes.assemble.workload import alone_rounds, pooled_bench
+
+__all__ = ["Seen", "planned", "seen", "trained"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a column trains on.
+
+    Attributes:
+        rows: Rows trained on, all clients and rounds together.
+        rows_there: Training rows there are.
+        passes: ``rows / rows_there``.
+        share_seen: Share of the training rows that are trained on at least once, on average over draws.
+    """
+
+    rows: float
+    rows_there: int
+    passes: float
+    share_seen: float
+
+
+def seen(bench: Bench, rounds: Iterable[Sequence[int]]) -> Seen:
+    """What clients see of their rows.
+
+    Args:
+        bench: The clients' rows, and the recipe's steps or epochs.
+        rounds: Who trains in each round.
+    """
+    fed, rows_N = bench.recipe.federation, [shard.size for shard in bench.train]
+    often_N = [0] * len(rows_N)
+    for clients in rounds:
+        for client in clients:
+            often_N[client] += 1
+    total = distinct = 0.0
+    for rows, often in zip(rows_N, often_N, strict=True):
+        if fed.epochs is not None:
+            once = fed.epochs * rows
+        else:
+            once = fed.local_steps * min(fed.batch * fed.accumulate, rows)
+        total += once * often
+        if rows:
+            distinct += rows * (1 - (1 - min(once / rows, 1.0)) ** often)
+    whole = sum(rows_N)
+    share = min(1.0, distinct / max(whole, 1))
+    return Seen(rows=total, rows_there=whole, passes=total / max(whole, 1), share_seen=share)
+
+
+def planned(bench: Bench, invited: Sequence[Sequence[int]], columns: Iterable[str]) -> dict[str, Seen]:
+    """What the trained columns of a recipe will see, at one learning rate each.
+
+    Args:
+        bench: The recipe's.
+        invited: The clients of every round of the federation.
+        columns: Those that are run.
+    """
+    rounds = {
+        "federated": (bench, invited),
+        "without": (bench, invited),
+        "alone": (bench, [range(len(bench.train))] * alone_rounds(bench)),
+        "pooled": (pooled_bench(bench), [(0,)] * bench.recipe.federation.rounds),
+    }
+    return {name: seen(*rounds[name]) for name in ("federated", *columns) if name in rounds}
+
+
+def trained(
+    bench: Bench, plain: Bench, columns: Mapping[str, Column], events: Sequence[Event]
+) -> dict[str, dict[str, Any]]:
+    """What the trained columns of a finished run have seen, as its summary holds it.
+
+    Args:
+        bench: What the federated column worked with.
+        plain: What the others did.
+        columns: All columns; those without rounds in the trace are left out.
+        events: The run's trace.
+    """
+    out = {}
+    for name, column in columns.items():
+        grid = None if column.lr is None else grid_name(column.lr)
+        rounds = {e.report.round: e for e in events if e.column == name and e.grid == grid}
+        if not rounds:
+            continue
+        here = pooled_bench(plain) if name == "pooled" else bench if name == "federated" else plain
+        last = rounds[max(rounds)]
+        out[name] = {
+            "rounds": last.report.round,
+            "of": last.total_rounds,
+            "kept": column.best_round if column.best_round > 0 else None,
+            **asdict(seen(here, [e.report.clients for e in rounds.values()])),
+        }
+    return out

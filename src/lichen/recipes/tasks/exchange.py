@@ -1,0 +1,229 @@
+"""Task ``classify`` among students of unlike architectures: they exchange answers to public rows, not weights.
+
+The column ``federated`` is every client's own model after the last round, on its test rows; for feddf its
+architecture's average, of the best validated round. ``alone`` takes as many local steps as the exchange takes on
+private and public rows together, rows for rows, and keeps each client's best round. ``ensemble`` is what all models
+say together: the mean of their probabilities on every test row. Learning rates are chosen on validation rows.
+
+A killed run goes on from the server's state and the clients' private state of its last whole round.
+
+References:
+    Daliang Li and Junpu Wang. "FedMD: Heterogenous Federated Learning via Model Distillation." NeurIPS
+    Workshop on Federated Learning 2019. https://arxiv.org/abs/1910.03581
+    Sohei Itahara, Takayuki Nishio, Yusuke Koda, Masahiro Morikura and Koji Yamamoto. "Distillation-Based
+    Semi-Supervised Federated Learning for Communication-Efficient Collaborative Training with Non-IID
+    Private Data." IEEE Transactions on Mobile Computing 22(1), 2023. https://arxiv.org/abs/2008.06180
+    Tao Lin, Lingjing Kong, Sebastian U. Stich and Martin Jaggi. "Ensemble Distillation for Robust Model
+    Fusion in Federated Learning." NeurIPS 2020. https://arxiv.org/abs/2006.07242
+
+Legend: N clients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from lichen.algorithms.alone import Alone
+from lichen.algorithms.average import mean_loss, score
+from lichen.algorithms.exchange import Exchange, score_kinds
+from lichen.algorithms.fusion import Fusion, of_kind, together
+from lichen.core.contracts import Algorithm, Engine, Report, ServerState
+from lichen.core.message import Job
+from lichen.core.rounds import run
+from lichen.core.seeds import derive
+from lichen.core.store import ClientStore
+from lichen.core.tree import Tree
+from lichen.engines.local import LocalEngine
+from lichen.present.trace import Event
+from lichen.recipes.artifacts.inputs import agree, inputs_of
+from lichen.recipes.assemble.class_names import save_class_names
+from lichen.recipes.assemble.column import Column
+from lichen.recipes.assemble.experiment import grid_name, participants, values_N
+from lichen.recipes.assemble.heterogeneous import Unequal, open_unequal
+from lichen.recipes.assemble.heterogeneous_parts import ByKind, averaged, engine_of, private, server
+from lichen.recipes.assemble.parts import lr_scale, sampler_of, server_of, stop_of, validators_of
+from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.rows.client_counts import counts_of, shared_test
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.tasks.columns import Watch, choose
+from lichen.recipes.tasks.exchange_report import Trained, bytes_of, ensemble_column, save_models, told_by_kind
+from lichen.recipes.tasks.outcome import Done, classified, majority, tested
+from lichen.server.knowledge.ensemble import Ensemble
+from lichen.server.mean import Mean
+
+__all__ = ["run_exchange"]
+
+Say = Callable[[str], None]
+
+
+def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done:
+    """Run a recipe with a section ``exchange``.
+
+    Args:
+        recipe: The recipe.
+        folder: The run folder.
+        watch: Sees every round.
+        say: Called with lines of progress.
+
+    Raises:
+        LichenError: whatever does not fit, by its key.
+    """
+    opened, unequal = open_unequal(recipe, say)
+    agree(folder, recipe, inputs_of(opened, *unequal.benches.values()))
+    save_class_names(folder, opened.classes)
+    trained = _federated(unequal, folder, watch)
+    columns = {"federated": trained.column}
+    if "alone" in recipe.compare.columns:
+        columns["alone"] = _alone(unequal, folder, watch)
+    say("asking all models for every test row")
+    columns["ensemble"] = ensemble_column(opened, unequal, trained, folder)
+    columns["majority"] = majority(recipe, opened.bench.train, opened.bench.test, len(opened.classes))
+    save_models(opened, unequal, trained, folder)
+    # Whoever learns from public rows is sent them once.
+    sent = 0 if unequal.fused else unequal.count * bytes_of(opened, unequal.public)
+    return Done(
+        columns=columns,
+        clients=tuple(owner.name for owner in opened.owners),
+        extra={
+            **told_by_kind(unequal, columns),
+            **classified(columns),
+            **tested([owner.test for owner in opened.owners], opened.classes),
+            "public_rows.bytes": float(sent),
+        },
+        read=opened.read,
+        bytes_down=sent,
+        validators=len(validators_of(opened.bench)),
+        counts=counts_of(recipe, opened.owners, opened.tokenizer),
+        common_test=shared_test(opened.owners),
+    )
+
+
+def _told(watch: Watch, column: str, lr: float, rounds: int) -> Callable[[Report], None]:
+    return lambda report: watch(Event(column=column, report=report, total_rounds=rounds, grid=grid_name(lr)))
+
+
+def _algorithm(unequal: Unequal, lr: float, until: int) -> Algorithm:
+    """The exchange at one learning rate, up to round ``until``."""
+    recipe, section, fed = unequal.recipe, unequal.exchange, unequal.recipe.federation
+    bench = next(iter(unequal.benches.values()))
+    classes = bench.model.classes
+    assert classes is not None
+    ensemble = Ensemble(section.means, classes=classes, weigh=section.weigh, sharpen=section.sharpened)
+    weight_N = torch.tensor([shard.size for shard in unequal.train], dtype=torch.float64)
+    scale, sampler = lr_scale(recipe, fed.rounds), sampler_of(bench)
+    if not unequal.fused:
+        return Exchange(
+            kinds=unequal.kinds,
+            ensemble=ensemble,
+            sampler=sampler,
+            weight_N=weight_N,
+            rounds=until,
+            valid_every=fed.valid_every,
+            validators=validators_of(bench),
+            lr_scale=scale,
+        )
+    predict, distil = server(unequal, lr)
+    return Fusion(
+        kinds=unequal.kinds,
+        predict=predict,
+        distil=distil,
+        aggregator=Mean(weighting="uniform" if fed.weighting == "uniform" else "examples"),
+        optimizer=server_of(recipe),
+        ensemble=ensemble,
+        sampler=sampler,
+        weight_N=weight_N,
+        rounds=until,
+        valid_every=fed.valid_every,
+        validators=validators_of(bench),
+        lr_scale=scale,
+    )
+
+
+def _federated(unequal: Unequal, folder: RunFolder, watch: Watch) -> Trained:
+    recipe, rounds = unequal.recipe, unequal.recipe.federation.rounds
+    fused, everyone = unequal.fused, tuple(range(unequal.count))
+    states: dict[float, ServerState] = {}
+    engines: dict[float, LocalEngine] = {}
+
+    def begin() -> Tree:
+        return together({kind: bench.start for kind, bench in unequal.benches.items()}) if fused else {}
+
+    def scored(lr: float, work: str, until: int) -> Tree:
+        job = Job(work=work, shared={}, version=2 * until, clients=everyone, seed=0)
+        best = states[lr].best
+        make = lambda kind: of_kind(best, kind) if fused else {}  # noqa: E731
+        return score_kinds(engines[lr], job, unequal.kinds, make)[1]
+
+    def go(lr: float, until: int) -> float:
+        grid = grid_name(lr)
+        stations = averaged(unequal, lr) if fused else private(unequal, lr)
+        engines[lr] = engine_of(unequal, stations, ClientStore(folder.clients("federated", grid)))
+        states[lr] = run(
+            _algorithm(unequal, lr, until),
+            engines[lr],
+            begin,
+            rounds=until,
+            seed=derive(recipe.seed, "run"),
+            checkpoint=folder.checkpoint("federated", grid),
+            once=folder.ranks.ask_first,
+            stop=stop_of(recipe),
+            observers=[_told(watch, "federated", lr, rounds)],
+        )
+        if fused or len(recipe.optimizer.lr) == 1:
+            return states[lr].best_value
+        return mean_loss(folder.tree(f"federated.chosen.{grid}.{until}", lambda: scored(lr, "valid", until)))
+
+    lr = choose(recipe, rounds, go)
+    state = states[lr]
+    metrics = folder.tree("federated", lambda: scored(lr, "test", rounds))
+    best = state.best_round if fused else rounds
+    column = Column(value_N=values_N(recipe, metrics), metrics=metrics, lr=lr, shared={}, best_round=best)
+    return Trained(
+        column=column,
+        state=state,
+        store=engines[lr].store,
+        models=lambda kind: of_kind(state.best, kind) if fused else {},
+    )
+
+
+def _alone(unequal: Unequal, folder: RunFolder, watch: Watch) -> Column:
+    """Everybody by itself, with the exchange's budget of local steps."""
+    recipe, fed = unequal.recipe, unequal.recipe.federation
+    bench, everyone = next(iter(unequal.benches.values())), tuple(range(unequal.count))
+    rounds = max(1, math.ceil(fed.rounds * participants(bench) / unequal.count))
+    engines: dict[float, Engine] = {}
+
+    def scored(lr: float, until: int, work: str) -> Tree:
+        job = Job(work=work, shared={}, version=2 * until, clients=everyone, seed=0)
+        return folder.tree(f"{work}.{grid_name(lr)}.{until}", lambda: score(engines[lr], job)[1])
+
+    def go(lr: float, until: int) -> float:
+        grid = grid_name(lr)
+        local = engine_of(unequal, private(unequal, lr), ClientStore(folder.clients("alone", grid)))
+        engines[lr] = ByKind(local, kinds=unequal.kinds)
+        run(
+            Alone(
+                clients=unequal.count,
+                rounds=until,
+                work="alone",
+                valid="alone.valid",
+                valid_every=fed.valid_every,
+                lr_scale=lr_scale(recipe, rounds),
+            ),
+            engines[lr],
+            dict,
+            rounds=until,
+            seed=derive(recipe.seed, "run"),
+            checkpoint=folder.checkpoint("alone", grid),
+            once=folder.ranks.ask_first,
+            stop=stop_of(recipe),
+            observers=[_told(watch, "alone", lr, rounds)],
+        )
+        return mean_loss(scored(lr, until, "alone.chosen")) if len(recipe.optimizer.lr) > 1 else 0.0
+
+    lr = choose(recipe, rounds, go)
+    metrics = scored(lr, rounds, "alone.test")
+    return Column(value_N=values_N(recipe, metrics), metrics=metrics, lr=lr)

@@ -1,0 +1,127 @@
+"""What is made of an exchange that is done: the ensemble's column, numbers by architecture, the saved models.
+
+Legend: M test rows of all clients, K classes, N clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from lichen.algorithms.exchange import parted
+from lichen.core import tree as trees
+from lichen.core.contracts import ServerState
+from lichen.core.message import Job
+from lichen.core.store import ClientStore, save_tree
+from lichen.core.tree import Tree
+from lichen.data.batches.shards import ArrayShard, Shard, pooled
+from lichen.recipes.assemble.column import Column
+from lichen.recipes.assemble.experiment import values_N
+from lichen.recipes.assemble.heterogeneous import Unequal
+from lichen.recipes.assemble.heterogeneous_parts import engine_of, saying
+from lichen.recipes.assemble.model import STUDENT_TOKENIZER
+from lichen.recipes.assemble.open import Opened
+from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.server.knowledge.ensemble import Ensemble
+
+__all__ = ["Trained", "bytes_of", "ensemble_column", "save_models", "told_by_kind"]
+
+Models = Callable[[str], Tree]
+"""The tensors a job brings, by kind."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """The federated column, and what it takes to ask its models more.
+
+    Attributes:
+        column: The column.
+        state: The server's state after the last round.
+        store: The clients' private state.
+        models: The tensors of each kind that a job brings; nothing where clients hold their own.
+    """
+
+    column: Column
+    state: ServerState
+    store: ClientStore
+    models: Models
+
+
+def ensemble_column(opened: Opened, unequal: Unequal, trained: Trained, folder: RunFolder) -> Column:
+    """What all models say of each test row together, whoever's it is; no part of the exchange."""
+    recipe, test, classes = unequal.recipe, opened.bench.test, len(opened.classes)
+    place = {id(owner.test): client for client, owner in reversed(list(enumerate(opened.owners))) if owner.test}
+    rows = pooled([test[client] for client in place.values()])
+    size = [test[client].size for client in place.values()]
+    begin = dict(zip(place, torch.tensor([0, *size]).cumsum(0).tolist(), strict=False))
+
+    def made() -> Tree:
+        engine = engine_of(unequal, saying(unequal, rows), trained.store)
+        mean = Ensemble(classes=classes, weigh="examples")
+        total, private = mean.zero(), not unequal.fused
+        for kind, some in parted(unequal.kinds, tuple(range(unequal.count))):
+            asked = some if private else some[:1]
+            version = 2 * recipe.federation.rounds
+            job = Job(work=f"said/{kind}", shared=trained.models(kind), version=version, clients=asked, seed=0)
+            for message in engine.run(job):
+                total = mean.add(total, message)
+        said_M = mean.probabilities(total).argmax(-1)
+        confusion = torch.zeros(len(test), classes, classes, dtype=torch.float64)
+        for client, owner in enumerate(opened.owners):
+            if owner.test:
+                label = torch.as_tensor(test[client].labels)
+                at = int(begin[id(owner.test)])
+                pair = label * classes + said_M[at : at + len(label)]
+                confusion[client] = torch.bincount(pair, minlength=classes**2).view(classes, classes).double()
+        return {"confusion": confusion}
+
+    metrics = folder.tree("ensemble", made)
+    return Column(value_N=values_N(recipe, metrics), metrics=metrics)
+
+
+def save_models(opened: Opened, unequal: Unequal, trained: Trained, folder: RunFolder) -> None:
+    """A folder for each architecture: its one model, or those of its clients that have trained one."""
+    fused, version = unequal.fused, 2 * unequal.recipe.federation.rounds
+    reads_text = opened.tokenizer is not None
+    save_tree(folder.path / "state" / "final.safetensors", trained.state.best)
+    for kind, some in unequal.kinds.items():
+        files: dict[str, str] = {}
+        if fused:
+            save_tree(folder.path / "model" / kind / "model.safetensors", trained.models(kind))
+        for client in () if fused else trained.store.parted(some, version)[0]:
+            own = trained.store.load((client,), version)
+            params, _ = trees.split(trees.take(own or {}, 0), "params/")
+            if params:
+                files[opened.owners[client].name] = f"{client:04d}.safetensors"
+                save_tree(folder.path / "model" / kind / f"{client:04d}.safetensors", params)
+        about = {
+            "classes": list(opened.classes),
+            "student": unequal.students[kind].model_dump(),
+            "tokenizer": STUDENT_TOKENIZER if reads_text else None,
+            "vocabulary": list(opened.vocabulary.words) if opened.vocabulary else None,
+            "clients": [opened.owners[client].name for client in some],
+            "files": files,
+        }
+        folder.write_json(f"model/{kind}/config.json", about)
+
+
+def bytes_of(opened: Opened, public: Shard) -> int:
+    """Of the public rows, as they are sent to one client."""
+    if isinstance(public, ArrayShard):
+        return int(public.x.nbytes)
+    return sum(len(record.text.encode()) for record in opened.commons.unlabelled)
+
+
+def told_by_kind(unequal: Unequal, columns: Mapping[str, Column]) -> dict[str, float | str | None]:
+    """Each architecture's clients, and their mean in every column in which they have a model."""
+    out: dict[str, float | str | None] = {}
+    for kind, some in unequal.kinds.items():
+        out[f"{kind}.clients"] = float(len(some))
+        out[f"{kind}.mean"] = float(columns["federated"].value_N[list(some)].mean())
+        if "alone" in columns:
+            out[f"{kind}.alone"] = float(columns["alone"].value_N[list(some)].mean())
+    return out

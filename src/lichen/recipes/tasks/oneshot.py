@@ -1,0 +1,200 @@
+"""Task ``oneshot``: a closed-form head on frozen features, in one round, equal to pooled training.
+
+Features are taken once from the frozen encoder; each client sends its sufficient statistics; the
+server solves for the head. The recipe's answer is checked against pooled training and under random
+re-partitions of the same rows: the statistics are exact sums, so every partition must agree.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lichen.clients.statistics.sufficient import Statistics
+from lichen.core.contracts import Engine, Report, Station
+from lichen.core.message import Job
+from lichen.core.seeds import numpy_generator
+from lichen.core.store import ClientStore, save_tree
+from lichen.core.tree import Tree
+from lichen.data.batches.content_digest import records_digest
+from lichen.data.batches.shards import ArrayShard, EvalSource
+from lichen.engines.local import LocalEngine
+from lichen.present.trace import Event
+from lichen.recipes.artifacts.inputs import Inputs, agree
+from lichen.recipes.assemble.class_names import save_class_names
+from lichen.recipes.assemble.column import Column, among
+from lichen.recipes.assemble.experiment import values_N
+from lichen.recipes.assemble.features import encoder_of, featured
+from lichen.recipes.assemble.open import fetch_named
+from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.rows.client_counts import counts_of, shared_test
+from lichen.recipes.rows.prepare import Owner, classes_of, first_of, gather_all
+from lichen.recipes.rows.public import commons_of, labelled_of
+from lichen.recipes.rows.reading import told_of
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.tasks.outcome import Done, classified, majority, tested
+from lichen.server.ridge import Ridge
+
+__all__ = ["OneShot", "confusion", "oneshot", "predict", "run_oneshot", "solve"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneShot:
+    """What came out: the columns, the head, and how exactly partitions agreed."""
+
+    columns: Mapping[str, Column]
+    head: Tree
+    partitions: int
+    identical: int
+    largest_difference: float
+    bytes_up: int
+    bytes_down: int
+
+
+def engine_for(recipe: Recipe, shards: Sequence[ArrayShard], classes: int, folder: RunFolder) -> Engine:
+    """An engine whose clients hold feature shards; on several ranks it is all of theirs."""
+    work = Statistics(features=lambda batch: batch["x_CBF"], classes=classes, bias=True)
+    station = Station(work=work, source=EvalSource(shards, batch_size=256, pad=0))
+    store = ClientStore(folder.path / "state" / "none")
+    return among(folder.ranks, LocalEngine({"statistics": station}, store, block_size=recipe.engine.block or 64))
+
+
+def solve(recipe: Recipe, engine: Engine, clients: Sequence[int]) -> Tree:
+    """One round: ask these clients for their statistics, add them up, solve."""
+    ridge = Ridge(lam=recipe.ridge)
+    job = Job(work="statistics", shared={}, version=0, clients=tuple(clients), seed=0)
+    total = ridge.zero()
+    for message in engine.run(job):
+        total = ridge.add(total, message)
+    return ridge.close(engine.merge(ridge, total), {})[0]
+
+
+def predict(head: Tree, x_NF: np.ndarray) -> Tensor:
+    """Class of every row."""
+    scores_NK = torch.from_numpy(x_NF).double() @ head["head.weight"].double().T + head["head.bias"].double()
+    return scores_NK.argmax(1)
+
+
+def confusion(head: Tree, shard: ArrayShard, classes: int) -> Tensor:
+    """Counts ``(K, K)`` of (true, predicted)."""
+    out = torch.zeros(classes, classes, dtype=torch.float64)
+    truth = torch.from_numpy(shard.labels)
+    out.index_put_((truth, predict(head, shard.x)), torch.ones(len(truth), dtype=torch.float64), accumulate=True)
+    return out
+
+
+def oneshot(
+    recipe: Recipe,
+    train: Sequence[ArrayShard],
+    test: Sequence[ArrayShard],
+    classes: int,
+    folder: RunFolder,
+    watch: Callable[[Event], None],
+    say: Callable[[str], None],
+) -> OneShot:
+    """Run the round and hold it against alone, pooled and re-partitioned data."""
+    start = time.perf_counter()
+    engine = engine_for(recipe, train, classes, folder)
+    everyone = range(len(train))
+    head = solve(recipe, engine, everyone)
+
+    def column(heads: Sequence[Tree]) -> Column:
+        metrics = {"confusion": torch.stack([confusion(h, s, classes) for h, s in zip(heads, test, strict=True)])}
+        return Column(value_N=values_N(recipe, metrics), metrics=metrics)
+
+    columns = {"federated": column([head] * len(test))}
+    seconds = time.perf_counter() - start
+    report = Report(
+        round=1,
+        clients=tuple(everyone),
+        metrics={"value": float(columns["federated"].value_N.mean())},
+        tokens=sum(s.size for s in train),
+        bytes_up=engine.bytes_up,
+        bytes_down=engine.bytes_down,
+        seconds=seconds,
+    )
+    watch(Event(column="federated", report=report, total_rounds=1, grid=f"lambda={recipe.ridge:g}"))
+    if "alone" in recipe.compare.columns:
+        columns["alone"] = column([solve(recipe, engine_for(recipe, [s], classes, folder), (0,)) for s in train])
+    x = np.concatenate([s.x for s in train])
+    labels = np.concatenate([s.labels for s in train])
+    whole = solve(recipe, engine_for(recipe, [ArrayShard(x=x, labels=labels)], classes, folder), (0,))
+    if "pooled" in recipe.compare.columns:
+        columns["pooled"] = column([whole] * len(test))
+    say(f"comparing with pooled under {recipe.compare.partitions} random partitions")
+    held = np.concatenate([s.x for s in test])
+    same, worst = 0, _difference(head, whole)
+    for p in range(recipe.compare.partitions):
+        rng = numpy_generator(recipe.seed, "partition", p)
+        owner = rng.integers(0, int(rng.integers(2, 2 * len(train) + 1)), size=len(labels))
+        parts = [ArrayShard(x=x[owner == k], labels=labels[owner == k]) for k in np.unique(owner)]
+        other = solve(recipe, engine_for(recipe, parts, classes, folder), range(len(parts)))
+        same += bool(torch.equal(predict(other, held), predict(whole, held)))
+        worst = max(worst, _difference(other, whole))
+    return OneShot(
+        columns=columns,
+        head=head,
+        partitions=recipe.compare.partitions,
+        identical=same,
+        largest_difference=worst,
+        bytes_up=report.bytes_up,
+        bytes_down=report.bytes_down,
+    )
+
+
+def _difference(a: Tree, b: Tree) -> float:
+    return max(float((a[name] - b[name]).abs().max()) for name in b)
+
+
+def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None], say: Callable[[str], None]) -> Done:
+    """Task ``oneshot``."""
+    with folder.ranks.ahead():
+        fetch_named(recipe, say)
+    gathered = gather_all(recipe)
+    classes = classes_of(recipe, gathered.records)
+    commons = commons_of(recipe, gathered.records)
+    owners = labelled_of(commons.owners)
+    features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
+    read = told_of(recipe, gathered, commons, tokenizer, say)
+    make = featured(recipe, features, tokenizer, classes)
+    agree(
+        folder, recipe, Inputs(rows=len(gathered.records), data=records_digest(gathered.records), model=features.base)
+    )
+    save_class_names(folder, classes)
+    say(f"features of {sum(len(o.train) + len(o.test) for o in owners):,} rows of {len(owners)} clients")
+
+    def kept(part: str) -> list[ArrayShard]:
+        def fresh(owner: Owner) -> Tree:
+            made = make(getattr(owner, part))
+            return {"x": torch.from_numpy(made.x), "labels": torch.from_numpy(made.labels)}
+
+        first = first_of([getattr(owner, part) for owner in owners])
+        makes = {i: partial(fresh, owners[i]) for i in sorted(set(first))}
+        found = dict(zip(makes, folder.trees({f"features/{part}-{i}": m for i, m in makes.items()}), strict=True))
+        mine = [found[i] for i in first]
+        return [ArrayShard(x=tree["x"].numpy(), labels=tree["labels"].numpy()) for tree in mine]
+
+    train, test = kept("train"), kept("test")
+    done = oneshot(recipe, train, test, len(classes), folder, watch, say)
+    columns = {**done.columns, "majority": majority(recipe, train, test, len(classes))}
+    if folder.ranks.first:
+        save_tree(folder.path / "model" / "head.safetensors", done.head, shared=True)
+        save_tree(folder.path / "state" / "final.safetensors", done.head)
+    about = {"encoder": recipe.model.name, "pooling": "mean", "normalize": True, "classes": list(classes)}
+    folder.write_json("model/config.json", about, shared=True)
+    extra: dict[str, float | str | None] = {
+        "partitions": float(done.partitions),
+        "partitions.identical": float(done.identical),
+        "partitions.largest_difference": done.largest_difference,
+        **classified(columns),
+        **tested([o.test for o in owners], classes),
+    }
+    counts = counts_of(recipe, owners, tokenizer)
+    names, common = tuple(o.name for o in owners), shared_test(owners)
+    return Done(columns=columns, clients=names, extra=extra, counts=counts, common_test=common, read=read)

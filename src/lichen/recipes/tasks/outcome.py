@@ -1,0 +1,94 @@
+"""What every task hands over at its end, and the numbers that classifying tasks share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from lichen.clients.evaluation.metrics import accuracy, macro_f1
+from lichen.data.batches.shards import Shard
+from lichen.data.sources.record import Record
+from lichen.recipes.assemble.column import Column
+from lichen.recipes.assemble.experiment import values_N
+from lichen.recipes.rows.prepare import first_of
+from lichen.recipes.schema.recipe import Recipe
+from lichen.server.fair import gain_of
+
+__all__ = ["Done", "classified", "gained", "majority", "tested"]
+
+MOST_TOLD = 20
+"""Of more classes only the smallest and the largest count are told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A finished task: its columns, its clients' names, and what else there is to tell.
+
+    ``validators`` is how many clients validated in the rounds; None where there were no rounds. ``counts`` are the
+    clients' rows, by part; ``training`` is what the trained columns have seen; ``common_test`` says that all clients
+    are scored on the same rows.
+    """
+
+    columns: dict[str, Column]
+    clients: tuple[str, ...]
+    extra: dict[str, float | str | None] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    read: Mapping[str, Any] | None = None
+    validators: int | None = None
+    counts: tuple[Mapping[str, int | None], ...] = ()
+    training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    common_test: bool = False
+
+
+def _labels(shard: Shard) -> np.ndarray:
+    assert isinstance(shard.labels, np.ndarray)
+    return shard.labels
+
+
+def majority(recipe: Recipe, train: Sequence[Shard], test: Sequence[Shard], classes: int) -> Column:
+    """Always the class that is most frequent over all clients."""
+    counts = np.bincount(np.concatenate([_labels(s) for s in train]), minlength=classes)
+    confusion = torch.zeros(len(test), classes, classes, dtype=torch.float64)
+    for i, shard in enumerate(test):
+        confusion[i, :, int(counts.argmax())] = torch.from_numpy(np.bincount(_labels(shard), minlength=classes))
+    metrics = {"confusion": confusion}
+    return Column(value_N=values_N(recipe, metrics), metrics=metrics)
+
+
+def classified(columns: Mapping[str, Column]) -> dict[str, float | str | None]:
+    """Accuracy and macro F1 over everybody's test rows together, for every column."""
+    out: dict[str, float | str | None] = {}
+    for name, column in columns.items():
+        together = column.metrics["confusion"].sum(0)
+        out[f"{name}.accuracy"] = float(accuracy(together))
+        out[f"{name}.macro_f1"] = float(macro_f1(together))
+    return out
+
+
+def tested(tests: Sequence[Sequence[Record]], classes: Sequence[str]) -> dict[str, float | str | None]:
+    """How many test rows each class has over all clients, without which a macro score cannot be judged.
+
+    Args:
+        tests: Each client's test rows; one that several share counts once.
+        classes: In class order.
+    """
+    own = sorted(set(first_of(tests)))
+    count = Counter(str(row.label) for at in own for row in tests[at])
+    counts = [count[name] for name in classes]
+    each = ", ".join(f"{name} {n}" for name, n in zip(classes, counts, strict=True))
+    if len(classes) > MOST_TOLD:
+        each = f"{len(classes)} classes with {min(counts)} to {max(counts)}"
+    return {"test rows by class": each}
+
+
+def gained(with_help: Column, without: Column, *, lower_is_better: bool = False) -> dict[str, float | str | None]:
+    """What help gave each client: on average, to the one it gave least, and the share it made worse."""
+    sign = -1 if lower_is_better else 1
+    found = gain_of(sign * with_help.value_N, sign * without.value_N)
+    return {"gain.mean": found.mean, "gain.least": found.least, "gain.worse": found.worse}

@@ -1,0 +1,108 @@
+"""FedSVD: clients train B alone; between rounds A turns to where the product points.
+
+    U S V = B̄ A,    A ← V,    B ← U S    (all r directions)
+
+Averaging B over a frozen A is exact, and under noise it is not squared as it is where both halves are
+noisy, but a random A for ever is a poor one. The new halves hold the same product, with the rows of A
+orthonormal. Only the mean and the shared A are used, so it works on masked sums and is mere
+post-processing of a private one: it wraps any aggregator that makes a mean.
+
+References:
+    Seanie Lee, Sangwoo Park, Dong Bok Lee, Dominik Wagner, Haebin Seong, Tobias Bocklet, Juho Lee and
+    Sung Ju Hwang. "FedSVD: Adaptive Orthogonalization for Private Federated Learning with LoRA." NeurIPS
+    2025. https://arxiv.org/abs/2505.12805
+
+Legend: m rows of a layer's weight (out), n columns (in), r adapter rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, final
+
+import torch
+
+from lichen.core.contracts import Aggregator
+from lichen.core.errors import LichenError
+from lichen.core.message import Message
+from lichen.core.tree import Tree
+from lichen.server.lowrank import products
+from lichen.server.lowrank.adapters import drawn
+from lichen.server.lowrank.factors import directions
+from lichen.server.mean import Mean
+
+__all__ = ["FedSVD"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FedSVD:
+    """An aggregator's mean of B, written as new halves of the same product with orthonormal rows of A.
+
+    The clients' work must leave A alone (``phases=(("lora_A",),)``), and the server optimizer must add the
+    change as it is (SGD at rate 1).
+
+    Args:
+        inner: Makes the mean; :func:`lichen.server.lowrank.lowrank.FedIT` takes unequal ranks, too.
+        seed: Of rows of A beyond a layer's own width or height, which have no direction to turn to.
+    """
+
+    inner: Aggregator = field(default_factory=Mean)
+    _: KW_ONLY
+    seed: int = 0
+
+    @property
+    def linear(self) -> bool:
+        """As the inner one."""
+        return self.inner.linear
+
+    @property
+    def keeps(self) -> bool:
+        """As the inner one."""
+        return self.inner.keeps
+
+    def zero(self) -> Any:
+        """Nothing folded in."""
+        return self.inner.zero()
+
+    def add(self, total: Any, message: Message, discount: float = 1.0) -> Any:
+        """Fold every client of the message in; raises as the inner one."""
+        return self.inner.add(total, message, discount)
+
+    def merge(self, a: Any, b: Any) -> Any:
+        """Both together; raises as the inner one."""
+        return self.inner.merge(a, b)
+
+    def dump(self, total: Any) -> tuple[Tree, dict[str, Any]]:
+        """``(tensors, header)`` of a total."""
+        return self.inner.dump(total)
+
+    def load(self, tensors: Tree, header: Mapping[str, Any]) -> Any:
+        """Undo :meth:`dump`; raises as the inner one."""
+        return self.inner.load(tensors, header)
+
+    def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
+        """The inner change with new halves for every layer whose B was sent, in float64; the inner metrics.
+
+        Raises:
+            LichenError: as the inner one, or if clients trained A.
+        """
+        change, metrics = self.inner.close(total, shared)
+        written: Tree = {}
+        for layer in products.layers(shared):
+            names = f"{layer}.lora_B", f"{layer}.lora_A"
+            if names[1] in change:
+                raise LichenError(
+                    f"clients trained {names[1]!r}, which FedSVD turns on the server",
+                    where="aggregator.fedsvd",
+                    fix="freeze lora_A on the clients",
+                )
+            if names[0] not in change:
+                continue
+            B_mr, A_rn = (shared[name].cpu().double() for name in names)
+            U, sigma, V = directions((B_mr + change[names[0]].cpu().double(), A_rn))
+            newB_mr, newA_rn = torch.zeros_like(B_mr), drawn(A_rn, layer, seed=self.seed, version=0)
+            newB_mr[:, : len(sigma)], newA_rn[: len(sigma)] = U * sigma, V
+            written |= {names[0]: newB_mr - B_mr, names[1]: newA_rn - A_rn}
+        return {**change, **written}, metrics

@@ -1,0 +1,218 @@
+"""Exact sums that do not depend on order: tensors times weights in 64-bit fixed point.
+
+Floating-point addition is not associative, so the bytes of a float sum tell in which order the
+messages arrived. Here ``value * weight`` is taken in float64, scaled by ``2^scale`` and rounded once to
+an integer (half to even); integers add exactly, in any order, split or merge, and masks that cancel
+modulo 2^64 cancel here too. The sum of the clients' largest magnitudes is tracked beside the sums, so
+an overflow is refused, whatever the order, instead of wrapping.
+
+All tensors of a message are one vector in name order, summed by :mod:`lichen.server.sums.kernels`.
+
+References:
+    James Demmel and Hong Diep Nguyen. "Fast Reproducible Floating-Point Summation." IEEE ARITH 2013
+    (why order matters, and pre-rounding as the cure).
+    Keith Bonawitz, Vladimir Ivanov, Ben Kreuter, Antonio Marcedone, H. Brendan McMahan, Sarvar Patel,
+    Daniel Ramage, Aaron Segal and Karn Seth. "Practical Secure Aggregation for Privacy-Preserving
+    Machine Learning." CCS 2017. https://eprint.iacr.org/2017/281 (sums of masked integers).
+
+Legend: C clients, N numbers of one client's message.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lichen.core.errors import LichenError
+from lichen.core.message import Message
+from lichen.core.tree import Tree
+from lichen.server.sums import kernels
+
+__all__ = ["WEIGHT_BITS", "FixedSum", "Layout", "add", "check_room", "dump", "layout_of", "load", "merge", "read"]
+
+WEIGHT_BITS = 30
+"""Bits after the point of a weight."""
+
+_ABREAST = 64  # clients folded side by side
+
+Layout = tuple[tuple[str, tuple[int, ...]], ...]
+"""Names and shapes without client axis, in name order."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FixedSum:
+    """A sum so far; the value without arguments is the neutral one.
+
+    Attributes:
+        scale: Bits after the binary point.
+        group: Of the messages; None before the first.
+        count: Clients folded in.
+        weight: Sum of their weights in units of ``2^-30``, of unbounded size.
+        layout: Names and shapes, without client axis, in name order.
+        units_N: int64 sums in units of ``2^-scale``, one tensor after the other; they lie on
+            the device of the last message; None before the first.
+        bound: Sum of the clients' largest magnitudes in units, which bounds every partial sum.
+    """
+
+    scale: int = 40
+    group: str | None = None
+    count: int = 0
+    weight: int = 0
+    layout: Layout = ()
+    units_N: Tensor | None = None
+    bound: int = 0
+
+
+def layout_of(message: Message) -> Layout:
+    """Names and shapes of one client's tensors, in name order."""
+    return tuple((name, tuple(message.tensors[name].shape[1:])) for name in sorted(message.tensors))
+
+
+def add(total: FixedSum, message: Message, weight_C: Tensor) -> FixedSum:
+    """``total`` plus every client's ``tensor * weight``; clients of weight 0 are not even looked at.
+
+    Args:
+        total: The sum so far; it stays as it is.
+        message: Tensors ``(C, ...)`` of any real dtypes, all on one device.
+        weight_C: ``(C,)`` float64, finite and not negative, multiples of ``2^-30``.
+
+    Raises:
+        LichenError: if a weight or value is not finite, a weight is negative, the group, names or
+            shapes differ from those before, or the sum leaves the 64-bit range.
+    """
+    weights = weight_C.tolist()
+    for client, weight in zip(message.client_C.tolist(), weights, strict=True):
+        if not 0 <= weight < float("inf"):
+            raise LichenError(f"weight {weight} is not a finite number >= 0", where=f"message of client {client}")
+    counted = [position for position, weight in enumerate(weights) if weight > 0]
+    layout = layout_of(message)
+    if not counted or not layout:
+        return total
+    new = replace(total, group=message.group, layout=layout)
+    if total.count:
+        _check_alike(total, new)
+    units_N, bound = total.units_N, total.bound
+    rows = [message.tensors[name].detach().reshape(len(weights), prod(shape)) for name, shape in layout]
+    for start in range(0, len(counted), _ABREAST):
+        some = counted[start : start + _ABREAST]
+        adjoining = some[-1] + 1 - some[0] == len(some)
+        factor_C = torch.tensor([weights[c] * 2.0**total.scale for c in some], dtype=torch.float64)
+        units_N, top_C = kernels.add_rows(
+            units_N, [x[some[0] : some[-1] + 1] if adjoining else x[some] for x in rows], factor_C
+        )
+        for c, top in zip(some, top_C.tolist(), strict=True):
+            if not top < float("inf"):
+                raise LichenError(
+                    f"tensor {_largest(layout, rows, [c])!r} is not finite",
+                    where=f"message of client {int(message.client_C[c])}",
+                    fix="leave the client out, or lower its learning rate",
+                )
+            bound += int(top)
+        check_room(bound, total.scale, of=lambda: _largest(layout, rows, counted))
+    return replace(
+        new,
+        count=total.count + len(counted),
+        weight=total.weight + sum(int(weight * 2**WEIGHT_BITS) for weight in weights),
+        units_N=units_N,
+        bound=bound,
+    )
+
+
+def _largest(layout: Layout, rows: Sequence[Tensor], clients: Sequence[int]) -> str:
+    """The tensor with the largest magnitude among these clients; what is no number is largest."""
+    tops = [float(x[clients].double().abs().nan_to_num(math.inf).amax()) if x.numel() else 0.0 for x in rows]
+    return layout[tops.index(max(tops))][0]
+
+
+def merge(a: FixedSum, b: FixedSum) -> FixedSum:
+    """The sum of two sums.
+
+    Raises:
+        LichenError: if scales, groups, names or shapes differ, or the sum leaves the 64-bit range.
+    """
+    if a.scale != b.scale:
+        raise LichenError(f"scales {a.scale} and {b.scale} do not add", where="sum", fix="use one scale for a run")
+    if a.units_N is None or b.units_N is None:
+        return b if a.units_N is None else a
+    _check_alike(a, b)
+    check_room(a.bound + b.bound, a.scale)
+    return replace(
+        a,
+        count=a.count + b.count,
+        weight=a.weight + b.weight,
+        units_N=a.units_N + b.units_N.to(a.units_N.device),
+        bound=a.bound + b.bound,
+    )
+
+
+def _check_alike(a: FixedSum, b: FixedSum) -> None:
+    if a.group != b.group:
+        raise LichenError(f"groups {a.group!r} and {b.group!r} do not add", where="sum", fix="sum each group alone")
+    if a.layout == b.layout:
+        return
+    have, come = dict(a.layout), dict(b.layout)
+    if have.keys() != come.keys():
+        raise LichenError(
+            f"messages differ in tensors: {sorted(have.keys() ^ come.keys())[:4]}",
+            where="sum",
+            fix="let one group run one recipe",
+        )
+    name = next(name for name in have if have[name] != come[name])
+    raise LichenError(
+        f"tensor {name!r} comes as {have[name]} and as {come[name]}", where="sum", fix="let one group run one recipe"
+    )
+
+
+def check_room(bound: int, scale: int, *, of: Callable[[], str] | None = None) -> None:
+    """Refuse a sum whose bound, in units of ``2^-scale``, leaves the 64-bit range.
+
+    Raises:
+        LichenError: naming the tensor that ``of`` finds, where it is given.
+    """
+    if bound >= kernels.ROOM:
+        raise LichenError(
+            f"the sum{f' of tensor {of()!r}' if of else ''} may reach {bound / 2**scale:.3g}, past the 64-bit range at "
+            f"{scale} bits after the point",
+            where="sum",
+            fix="clip the messages, or lower the scale",
+        )
+
+
+def read(total: FixedSum) -> Tree:
+    """The sums as float64, each rounded once, on the CPU."""
+    if total.units_N is None:
+        return {}
+    sizes = [prod(shape) for _, shape in total.layout]
+    parts = torch.split(total.units_N.cpu().double() * 2.0**-total.scale, sizes)
+    return {name: part.view(shape) for (name, shape), part in zip(total.layout, parts, strict=True)}
+
+
+def dump(total: FixedSum) -> tuple[Tree, dict[str, Any]]:
+    """``(tensors, header)`` that stand for the sum; the header is what JSON can write."""
+    header = {name: getattr(total, name) for name in ("scale", "group", "count", "weight", "layout", "bound")}
+    return {} if total.units_N is None else {"units": total.units_N.cpu()}, header
+
+
+def load(tensors: Tree, header: Mapping[str, Any]) -> FixedSum:
+    """Undo :func:`dump`.
+
+    Raises:
+        LichenError: if these are not a sum.
+    """
+    try:
+        layout = tuple((str(name), tuple(int(n) for n in shape)) for name, shape in header["layout"])
+        whole = {name: int(header[name]) for name in ("scale", "count", "weight", "bound")}
+        group, units_N = header["group"], tensors["units"] if whole["count"] else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise LichenError(f"these are not a sum: {error!r}", where="sum", fix="send it again") from None
+    numbers = sum(prod(shape) for _, shape in layout)
+    if units_N is not None and (units_N.dtype != torch.int64 or units_N.shape != (numbers,)):
+        raise LichenError(f"a sum of {numbers} numbers comes as {tuple(units_N.shape)} {units_N.dtype}", where="sum")
+    return FixedSum(group=group, layout=layout, units_N=units_N, **whole)

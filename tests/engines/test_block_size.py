@@ -1,0 +1,123 @@
+"""Blocks found from measured memory, and what happens when memory runs out all the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import equality
+import pytest
+import torch
+
+from lichen.clients.training.optimize import ClientOptimizer
+from lichen.clients.training.train import Train
+from lichen.core.contracts import Station
+from lichen.core.errors import LichenError
+from lichen.core.fold import serve
+from lichen.core.message import Job
+from lichen.core.store import ClientStore
+from lichen.data.batches.shards import TextShard, TrainSource
+from lichen.engines import block_size as room
+from lichen.engines.block_size import Need, Room, need_of
+from lichen.models.adapters.lora import Lora
+from lichen.models.cohort import CausalCohort
+
+CLIENTS = 7
+
+
+def _station(*, batch: int = 2) -> tuple[Station, CausalCohort]:
+    import numpy as np
+
+    model = equality.tiny("llama")
+    cohort = CausalCohort(model, adapter=Lora(targets=("q_proj",), rank=2), name="llama", reference=False)
+    rows = [np.arange(2, 22, dtype=np.int32) for _ in range(4)]
+    shards = [TextShard(tuple(rows), labels=tuple(rows), kind="lm") for _ in range(CLIENTS)]
+    source = TrainSource(shards, batch_size=batch, steps=2, fixed_width=24)
+    return Station(work=Train(cohort, optimizer=ClientOptimizer("adamw", lr=0.01)), source=source), cohort
+
+
+def _job(cohort: CausalCohort) -> Job:
+    return Job(work="train", shared=cohort.init(0), version=0, clients=tuple(range(CLIENTS)), seed=0)
+
+
+def test_bytes_a_token_hardly_depend_on_the_rows_looked_at() -> None:
+    few, many = (need_of(_job(cohort), station) for station, cohort in (_station(batch=1), _station(batch=4)))
+    assert (few.tokens, many.tokens) == (20, 80)
+    assert 0.7 < few.token_bytes / many.token_bytes < 1.5
+    assert few.client_bytes == many.client_bytes > 0
+
+
+def test_layers_computed_again_keep_less() -> None:
+    station, cohort = _station()
+    whole = need_of(_job(cohort), station).token_bytes
+    cohort.checkpointing = True
+    assert need_of(_job(cohort), station).token_bytes < whole / 2
+
+
+def test_a_client_that_does_not_fit_is_computed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    station, cohort = _station()
+    need = need_of(_job(cohort), station)
+    monkeypatch.setattr(room, "free_bytes", lambda device: int(1.9 * need.step_bytes))
+    assert Room(None, may_checkpoint=False)(_job(cohort), station) == 1
+    assert not cohort.checkpointing
+    found = Room(tmp_path / "blocks.json")
+    assert found(_job(cohort), station) >= 1
+    assert cohort.checkpointing
+    monkeypatch.setattr(room, "free_bytes", lambda device: 0)
+    assert Room(tmp_path / "blocks.json")(_job(cohort), station) == found(_job(cohort), station), "remembered"
+
+
+def test_no_more_clients_than_help() -> None:
+    need = Need(token_bytes=1.0, client_bytes=1.0, tokens=100.0)
+    assert need.block(1e15, "cpu") == room.ENOUGH_TOKENS["cpu"] // 100
+    assert Need(token_bytes=1.0, client_bytes=1.0, tokens=1e9).block(1e15, "cpu") == 1
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_block_without_room_is_halved_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    station, cohort = _station()
+    wanted = {
+        int(m.client_C[0]): m for m in serve(_job(cohort), {"train": station}, ClientStore(tmp_path), block_size=1)
+    }
+    step = Train.step
+    seen: list[int] = []
+
+    def tight(self: Train, state: Any, batch: Any) -> Any:
+        seen.append(len(state.clients))
+        if len(state.clients) > 2:
+            raise error
+        return step(self, state, batch)
+
+    monkeypatch.setattr(Train, "step", tight)
+    messages = list(serve(_job(cohort), {"train": station}, ClientStore(tmp_path), block_size=CLIENTS))
+    assert sorted(c for m in messages for c in m.client_C.tolist()) == list(range(CLIENTS))
+    assert seen[:2] == [7, 4]
+    assert max(seen[2:]) == 2
+    for message in messages:
+        for position, client in enumerate(message.client_C.tolist()):
+            for name, x in message.tensors.items():
+                torch.testing.assert_close(x[position], wanted[client].tensors[name][0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_single_client_without_room_says_what_to_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    station, cohort = _station()
+
+    def full(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(Train, "step", full)
+    with pytest.raises(LichenError, match=r"federation\.batch"):
+        list(serve(_job(cohort), {"train": station}, ClientStore(tmp_path), block_size=CLIENTS))
+
+
+def test_other_faults_are_not_taken_for_a_lack_of_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    station, cohort = _station()
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(Train, "step", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(serve(_job(cohort), {"train": station}, ClientStore(tmp_path), block_size=2))

@@ -1,0 +1,268 @@
+"""Every way in which a foundation model helps is a section of a recipe: a small run of each, and what it promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models.answering import answering
+
+import lichen
+from lichen.core.errors import LichenError
+from lichen.core.store import load_tree
+from lichen.data.synthetic.pool import load_pool
+from lichen.fm.generation.judge import Judge
+from lichen.fm.local import LocalFM
+from lichen.models.loading.load import load_causal
+from lichen.recipes.rows.prepare import gather
+from lichen.recipes.rows.public import commons_of
+from lichen.recipes.schema.read import read_recipe
+from support.tiny_llama import WORDS, recipe, save_model, save_rows
+
+PUBLIC = ["data.public={share: 0.4, labelled: 9, unlabelled: 20}"]
+DRAWN = [
+    "data.columns={text: said, label: mood}",
+    "data.partition={by: dirichlet, clients: 3, alpha: 1.0}",
+    "data.one_class=keep",
+]
+TEACHER = [*PUBLIC, "teacher.name=MODEL"]
+NAMES = "teacher.words={calm: ' w1', glad: ' w2', sad: ' w3'}"
+WRITER = [
+    "synthetic.name=MODEL",
+    "synthetic.per_class=4",
+    "synthetic.most=12",
+    "synthetic.noun=w1",
+    "synthetic.about=w2 w3",
+    "synthetic.labels={calm: w4 w5, glad: w6 w7, sad: w8 w9}",
+    "synthetic.temperature=1.0",
+    "synthetic.top_p=1.0",
+    "synthetic.filters=[duplicates, leakage]",  # w12 has too few letters for a text
+]
+EVOLUTION = [*WRITER, "synthetic.kind=evolution", "synthetic.embedder=MODEL", "synthetic.iterations=2"]
+SEMI = ["semi={threshold: 0.3, batch: 4}"]
+WAYS = {
+    "top k": [*TEACHER, "teacher.top_k=2"],
+    "all, soft": [*TEACHER, "teacher.tells=all", "teacher.temperature=2.0", "teacher.weight=0.5"],
+    "label": [*TEACHER, "teacher.tells=label", "teacher.confident=0.1"],
+    "at the server": [*TEACHER, "teacher.at=server", "teacher.server_steps=4"],
+    "at both": [*TEACHER, "teacher.at=both", "teacher.server_steps=4"],
+    "select": [*TEACHER, "teacher.select=true", "teacher.may_see=[public, private]"],
+    "zero-shot": [*TEACHER, "teacher.kind=zero-shot", "teacher.template=w9 {text} w8", NAMES],
+    "prompted": WRITER,
+    "prompted, lacking": [*WRITER, "synthetic.missing=true"],
+    "prompted, at the server": [*WRITER, "synthetic.at=server", "synthetic.server_steps=4"],
+    "agreement": [*WRITER, *TEACHER, "synthetic.filters=[agreement]", "synthetic.per_class=12"],
+    "judged": [*WRITER, *PUBLIC, "synthetic.filters=[fluency, harm]", "synthetic.per_class=12"],
+    "evolution": EVOLUTION,
+    "private evolution": [*EVOLUTION, "synthetic.epsilon=4.0", "synthetic.filters=[duplicates]"],
+    "semi": SEMI,
+    "semi, server": [*PUBLIC, *SEMI, "semi.server=true", "semi.server_steps=2"],
+    "semi, teacher": [
+        *TEACHER,
+        *SEMI,
+        "semi.teacher_rounds=1",
+        "teacher.at=server",
+        "teacher.server_steps=2",
+        "teacher.may_see=[public, private]",
+    ],
+    "minmax": ["federation.fair=minmax"],
+    "qffl": ["federation.fair=qffl"],
+    "ridge head": ["model.head=ridge"],
+    "lda head": ["model.name=null", "model.student={kind: text-cnn, width: 8}", "model.head=lda"],
+    "random weights": ["model.random=true"],
+    "one layer": ["model.layers=1"],
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("help")
+    save_model(folder / "model", more=tuple(f"{word}." for word in WORDS))  # a writer must be able to end a sentence
+    save_rows(folder / "rows.jsonl", "label", clients=6, rows=16)
+    return folder
+
+
+def values(home: Path, words: list[str], **more: Any) -> Any:
+    """A tiny recipe: a random Llama's LoRA and head, five labels a person."""
+    whole = recipe(home / "model", home / "rows.jsonl", "label", **more)
+    whole["data"] |= {"labels": 5, "max_length": 16, "split_by": "row"}
+    whole["federation"] |= {"rounds": 2, "aggregate": "mean", "weighting": "uniform"}
+    whole["kept"] = str(home / "kept")
+    return read_recipe(whole, [word.replace("MODEL", str(home / "model")) for word in words])
+
+
+@pytest.fixture(scope="module")
+def runs(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of each way, made when it is first asked for."""
+    done: dict[str, lichen.Result] = {}
+
+    def run(way: str) -> lichen.Result:
+        if way not in done:
+            words = [] if way == "plain" else WAYS[way]
+            done[way] = lichen.run(values(home, words), out=tmp_path_factory.mktemp("run") / "run")
+        return done[way]
+
+    return run
+
+
+def final(result: lichen.Result) -> dict[str, torch.Tensor]:
+    return load_tree(result.folder / "state" / "final.safetensors")[0]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_trains_something_else_than_no_help(runs: Any, way: str) -> None:
+    plain, helped = runs("plain"), runs(way)
+    assert helped.summary["columns"]["federated"]["mean"] >= 0
+    one, other = final(plain), final(helped)
+    another = way in ("one layer", "lda head")  # a smaller model, a student
+    assert another or one.keys() == other.keys()
+    assert another or any(not torch.equal(one[name], other[name]) for name in one)
+    assert all(bool(x.isfinite().all()) for x in other.values())
+
+
+@pytest.mark.parametrize("way", ["top k", "at both", "zero-shot"])
+def test_a_teacher_is_scored_and_its_bytes_are_counted(runs: Any, way: str) -> None:
+    summary = runs(way).summary
+    extra = summary["extra"]
+    assert summary["columns"]["base"] is not None
+    assert extra["answers"] == 20
+    assert 0 < extra["answers.bytes_from_teacher"] < extra["answers.bytes_to_teacher"]
+    assert extra["fm.asked"] >= 20
+    assert extra["public_texts.bytes"] > 0
+    assert summary["traffic"]["client_down"] > runs("plain").summary["traffic"]["client_down"]
+
+
+def test_what_the_server_learns_costs_clients_nothing(runs: Any) -> None:
+    plain, server = runs("plain").summary, runs("at the server").summary
+    assert server["traffic"]["client_down"] == plain["traffic"]["client_down"]
+
+
+def test_a_pool_says_where_every_text_comes_from(runs: Any) -> None:
+    result = runs("prompted")
+    pool = load_pool(result.folder / "pool.jsonl")
+    extra = result.summary["extra"]
+    assert len(pool.rows) == extra["synthetic.kept"] <= extra["synthetic.written"] <= 12
+    assert all(row.model and row.prompt and row.label in ("calm", "glad", "sad") for row in pool.rows)
+    dropped = json.loads((result.folder / "dropped.json").read_text())
+    assert len(dropped) == extra["synthetic.written"] - extra["synthetic.kept"]
+    assert extra["fm.asked"] >= 12
+
+
+def test_private_evolution_keeps_its_promise_in_writing(runs: Any) -> None:
+    extra = runs("private evolution").summary["extra"]
+    assert 3.9 < extra["synthetic.epsilon"] <= 4.0
+    assert extra["synthetic.sigma"] > 0
+    assert "adding or removing one row" in str(extra["synthetic.privacy"])
+    pool = load_pool(runs("private evolution").folder / "pool.jsonl")
+    assert {row.privacy for row in pool.rows} == {extra["synthetic.privacy"]}
+    free = runs("evolution").summary["extra"]
+    assert free["synthetic.epsilon"] is None
+    assert free["synthetic.sigma"] == 0
+
+
+def test_a_run_that_is_done_again_asks_the_model_nothing(home: Path, runs: Any, tmp_path: Path) -> None:
+    first = runs("prompted")
+    again = lichen.run(values(home, WAYS["prompted"]), out=tmp_path / "again")
+    assert again.summary["extra"]["fm.cached"] >= 12
+    assert "fm.tokens_out" not in again.summary["extra"]
+    assert again.summary["columns"] == first.summary["columns"]
+    assert (again.folder / "pool.jsonl").read_text() != ""
+    assert [r.text for r in load_pool(again.folder / "pool.jsonl").rows] == [
+        r.text for r in load_pool(first.folder / "pool.jsonl").rows
+    ]
+
+
+def test_without_is_the_same_federation_with_no_help(home: Path, runs: Any, tmp_path: Path) -> None:
+    result = lichen.run(values(home, [*WAYS["top k"], "compare.columns=[without]"]), out=tmp_path / "run")
+    alike = lichen.run(values(home, PUBLIC), out=tmp_path / "plain")
+    assert result.summary["extra_columns"]["without"] == alike.summary["columns"]["federated"]
+    assert {"gain.mean", "gain.least", "gain.worse"} <= result.summary["extra"].keys()
+
+
+def test_public_rows_are_nobodys_and_few_labels_are_few(home: Path) -> None:
+    whole = values(home, PUBLIC)
+    commons = commons_of(whole, gather(whole))
+    assert (len(commons.labelled), len(commons.unlabelled)) == (9, 20)
+    assert all(row.label is None for row in commons.unlabelled)
+    public = {row.client for row in (*commons.labelled, *commons.unlabelled)}
+    assert public.isdisjoint(owner.name for owner in commons.owners)
+    for owner in commons.owners:
+        assert sum(row.label is not None for row in owner.train) == 5
+        assert len(owner.train) > 5
+    drawn = values(home, [*PUBLIC, *DRAWN])
+    commons = commons_of(drawn, gather(drawn))
+    texts = [row.text for row in (*commons.labelled, *commons.unlabelled)]
+    private = [row.text for owner in commons.owners for row in (*owner.train, *owner.valid)]
+    test = [row.text for row in commons.owners[0].test]
+    assert len(texts) == 29
+    assert len({*texts, *private, *test}) == len(texts) + len(private) + len(test)
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["teacher.name=minilm-l6"], "data.public"),
+        ([*PUBLIC, "teacher.select=true"], "teacher.select"),
+        ([*PUBLIC, "teacher.layers={1: 3}"], "teacher.layers"),
+        ([*PUBLIC, "teacher.kind=zero-shot", "teacher.template=nothing"], "teacher.template"),
+        (["synthetic.epsilon=1.0"], "synthetic.epsilon"),
+        (
+            ["synthetic={kind: evolution, epsilon: 1.0, filters: [leakage]}"],
+            "synthetic.filters",
+        ),
+        (["synthetic.filters=[agreement]"], "synthetic.filters"),
+        (["synthetic.examples=2"], "synthetic.examples"),
+        ([*PUBLIC, *SEMI, "teacher.name=minilm-l6"], "teacher.at"),
+        ([*SEMI, "semi.teacher_rounds=2"], "semi.teacher_rounds"),
+        ([*SEMI, "semi.server=true"], "semi.server"),
+        ([*SEMI, "engine.name=spawned"], "engine.name"),
+        (["compare.columns=[without]"], "compare.columns"),
+        (["federation.fair=minmax", "wire.up=[int8]"], "federation.fair"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_by_its_key(home: Path, words: list[str], place: str) -> None:
+    with pytest.raises(LichenError) as caught:
+        values(home, words)
+    assert caught.value.where == place
+    assert caught.value.fix
+
+
+def test_a_teacher_over_http_says_the_same_fails_at_times_and_sees_no_private_row(
+    home: Path, runs: Any, tmp_path: Path
+) -> None:
+    local = runs("zero-shot")
+    model, tokenizer = load_causal(home / "model")
+    with answering(model, tokenizer, fail=0.2) as (url, told):
+        words = [word for word in WAYS["zero-shot"] if not word.startswith("teacher.name")]
+        asked = "teacher.endpoint={url: '" + url + "', model: tiny, ask: echo, tries: 8, abreast: 8}"
+        whole = values(home, [*words, asked, f"kept={tmp_path / 'kept'}"])
+        remote = lichen.run(whole, out=tmp_path / "run")
+    assert told.failed > 10
+    there, here = (load_tree(r.folder / "state" / "scores" / "answers.safetensors")[0] for r in (remote, local))
+    assert torch.equal(there["answers.index"], here["answers.index"])
+    torch.testing.assert_close(there["answers.prob"], here["answers.prob"], rtol=0, atol=2e-3)
+    assert remote.summary["columns"]["federated"] == local.summary["columns"]["federated"]
+    assert remote.summary["extra"]["fm.retries"] == told.failed
+    commons = commons_of(whole, gather(whole))
+    seen = "\n".join(json.dumps(body) for body in told.bodies)
+    private = [row.text for o in commons.owners for row in (*o.train, *o.valid, *o.test)]
+    assert all(row.text in seen for row in commons.unlabelled)
+    assert not any(text in seen for text in private)
+    assert remote.summary["columns"]["base"] is None, "scoring the teacher would have shown it the clients' test rows"
+    assert "fm.bytes.private" not in remote.summary["extra"]
+
+
+def test_what_is_judged_is_held_against_public_rows(home: Path, runs: Any) -> None:
+    result = runs("judged")
+    commons = commons_of(whole := values(home, WAYS["judged"]), gather(whole))
+    judge = Judge(LocalFM(*load_causal(home / "model")), about="w2 w3", kind="w1")
+    real = [record.text for record in (*commons.labelled, *commons.unlabelled)]
+    kept = [row.text for row in load_pool(result.folder / "pool.jsonl").rows]
+    dropped = json.loads((result.folder / "dropped.json").read_text())
+    assert {one["rule"] for one in dropped.values()} <= {"fluency", "harm"}
+    assert len(kept) + len(dropped) == result.summary["extra"]["synthetic.written"]
+    assert float(judge.fluency(kept).min()) >= float(judge.fluency(real).quantile(0.01))
+    assert float(judge.harm(kept).max()) <= float(judge.harm(real).quantile(0.99))

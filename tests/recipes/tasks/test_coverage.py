@@ -1,0 +1,91 @@
+"""How many rows a column trains on, and what share of them it ever sees: against the very rows that are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lichen
+from lichen.present.report import summary_table, training_text
+from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.parts import stations
+from lichen.recipes.plan.plan import plan
+from lichen.recipes.plan.workload import invitations
+from lichen.recipes.schema.read import read_recipe
+from lichen.recipes.tasks.coverage import planned, seen
+from support.small_experiment import bench
+from support.tiny_llama import recipe, save_model, save_rows
+
+
+def changed(made: Bench, **federation: Any) -> Bench:
+    fed = made.recipe.federation.model_copy(update=federation)
+    return replace(made, recipe=made.recipe.model_copy(update={"federation": fed}))
+
+
+def drawn(made: Bench, rounds: list[tuple[int, ...]], first: int = 0) -> tuple[int, int]:
+    """Rows, and different rows, that the training source really gives."""
+    source, rows, different = stations(made)["train lr=0.1"].source, 0, set()
+    for r, clients in enumerate(rounds):
+        for client in clients:
+            for batch in source.batches((client,), first + r):
+                numbers = [i for i in batch["index_CB"].flatten().tolist() if i >= 0]
+                rows += len(numbers)
+                different |= {(client, i) for i in numbers}
+    return rows, len(different)
+
+
+@pytest.mark.parametrize(
+    "federation",
+    [
+        {"steps": 1, "batch": 4},
+        {"steps": 2, "batch": 4},
+        {"steps": 3, "batch": 16},
+        {"steps": 2, "batch": 2, "accumulate": 2},
+        {"steps": None, "epochs": 2, "batch": 4},
+    ],
+)
+def test_rows_and_their_share_are_those_that_are_drawn(federation: dict[str, Any]) -> None:
+    made = changed(bench(), **federation)
+    rounds = [(0, 1), (1, 2), (1,)]
+    told = seen(made, rounds)
+    assert told.rows_there == sum(shard.size for shard in made.train)
+    found = [drawn(made, rounds, first=100 * i) for i in range(40)]
+    assert {rows for rows, _ in found} == {told.rows}
+    mean = sum(different for _, different in found) / len(found) / told.rows_there
+    assert told.share_seen == pytest.approx(mean, abs=0.02)
+    assert told.passes == told.rows / told.rows_there
+
+
+def test_a_default_run_says_how_little_it_sees_before_and_after(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    save_rows(tmp_path / "rows.jsonl", "pair", rows=60, clients=3)
+    more: dict[str, Any] = {"federation": {"rounds": 2, "steps": 2, "batch": 4, "per_round": 2}}
+    more["compare"] = {"columns": ["alone", "pooled"]}
+    known = read_recipe(recipe(tmp_path / "model", tmp_path / "rows.jsonl", "pair", **more))
+    expected = plan(known, seconds=0.05)
+    result = lichen.run(known, out=tmp_path / "run")
+    training = result.summary["training"]
+    assert set(training) == {"federated", "alone", "pooled"}
+    for name, told in training.items():
+        before = expected.as_dict()["seen"][name]
+        assert {key: told[key] for key in before} == before
+        assert told["rounds"] == told["of"] == 2
+        assert (told["kept"] is None) == (name == "alone")
+    assert training["federated"]["rows"] == 2 * 2 * 2 * 4
+    assert training["federated"]["rows_there"] == 3 * 36
+    assert training["federated"]["share_seen"] < training["federated"]["passes"] < 0.35
+    shown = [str(cell) for column in summary_table(result.summary).columns for cell in column.cells]
+    assert training_text(training["federated"]) in shown
+    assert "32 rows: 0.3 passes over 108" in training_text(training["federated"])
+
+
+def test_columns_are_planned_as_they_are_run() -> None:
+    made = changed(bench(), rounds=3, per_round=2)
+    told = planned(made, invitations(made), ("alone", "pooled", "base"))
+    assert set(told) == {"federated", "alone", "pooled"}
+    assert told["federated"].rows == 3 * 2 * 3 * 4
+    assert told["alone"].rows == 2 * 4 * 3 * 4  # two of three rounds, everybody
+    assert told["pooled"].rows == told["federated"].rows

@@ -1,0 +1,243 @@
+"""Rounds with codecs both ways: one trajectory wherever they run, and the bytes that are really sent."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lichen.algorithms.average import held
+from lichen.core.contracts import Engine, Report
+from lichen.core.errors import LichenError
+from lichen.core.message import Job, Message, link
+from lichen.core.rounds import run
+from lichen.core.store import ClientStore, load_state, load_tree, save_tree
+from lichen.core.tree import Tree
+from lichen.engines.distributed import DistributedEngine
+from lichen.engines.local import LocalEngine
+from lichen.engines.ranks import Ranks
+from lichen.engines.spawned import SpawnedEngine
+from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.parts import stations
+from lichen.server.mean import Mean
+from lichen.server.sampling import Everyone
+from lichen.transforms.codec import Chain
+from lichen.transforms.delta import view_name
+from lichen.transforms.downlink import Links
+from support import compressed_run
+from support.forked_ranks import on_ranks
+from support.small_experiment import bench
+
+TESTS = Path(__file__).parents[1]
+NODE = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+runpy.run_module("support.compressed_run", run_name="__main__", alter_sys=True)
+"""
+
+
+def go(made: Bench, engine: Engine, folder: Path, *, rounds: int = 6, **more: Any) -> list[tuple[Any, ...]]:
+    """What each round told, save for its time."""
+    told: list[Report] = []
+    run(
+        compressed_run.average(made, rounds=rounds, **more),
+        engine,
+        lambda: made.start,
+        rounds=rounds,
+        seed=2,
+        checkpoint=folder / "server.safetensors",
+        observers=[told.append],
+    )
+    return [(r.round, r.clients, dict(r.metrics), r.bytes_up, r.bytes_down) for r in told]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*.safetensors"))}
+
+
+def test_blocks_processes_and_ranks_share_one_trajectory(tmp_path: Path) -> None:
+    made = bench()
+    told = go(made, compressed_run.local(made, tmp_path / "a" / "own"), tmp_path / "a", agreed=True)
+    assert told == go(made, compressed_run.local(made, tmp_path / "b" / "own", block=1), tmp_path / "b", agreed=True)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    (tmp_path / "c").mkdir()
+    command = [sys.executable, "-c", NODE, str(TESTS), str(tmp_path / "c" / "own")]
+    with SpawnedEngine(command, nodes=1, agreed=view_name(made.start)) as nodes:
+        assert told == go(made, nodes, tmp_path / "c", agreed=True)
+    assert files(tmp_path / "a") == files(tmp_path / "c")
+
+    def program(ranks: Ranks) -> Any:
+        engine = DistributedEngine(compressed_run.local(made, tmp_path / "d" / "own"), ranks)
+        return repr(go(made, engine, tmp_path / f"rank-{ranks.rank}", agreed=True))
+
+    assert on_ranks(2, program) == [{"value": repr(told)}] * 2
+    server = (tmp_path / "a" / "server.safetensors").read_bytes()
+    assert (tmp_path / "rank-0" / "server.safetensors").read_bytes() == server
+
+
+class Killed(BaseException):
+    """What a kill is to the process itself."""
+
+
+class KilledAmid:
+    """An engine whose process ends after the first message of the ``count``-th job."""
+
+    def __init__(self, inner: Engine, count: int) -> None:
+        self.inner, self.left = inner, count
+        self.bytes_up = self.bytes_down = 0
+
+    def run(self, job: Job) -> Iterator[Message]:
+        self.left -= 1
+        for message in self.inner.run(job):
+            yield message
+            if self.left == 0:
+                raise Killed
+
+    def merge(self, aggregator: Any, total: Any) -> Any:
+        return self.inner.merge(aggregator, total)
+
+    def join(self, client_N: torch.Tensor, metrics: Tree) -> tuple[torch.Tensor, Tree]:
+        return self.inner.join(client_N, metrics)
+
+
+@pytest.mark.parametrize("jobs", [1, 3, 4, 6, 8])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, jobs: int) -> None:
+    made = bench()
+    told = go(made, compressed_run.local(made, tmp_path / "whole" / "own", block=1), tmp_path / "whole")
+    cut = tmp_path / "cut"
+    with pytest.raises(Killed):
+        go(made, KilledAmid(compressed_run.local(made, cut / "own", block=1), jobs), cut)
+    again = go(made, compressed_run.local(made, cut / "own", block=1), cut)
+    assert 0 < len(again) <= len(told)
+    assert again == told[-len(again) :]
+    assert files(tmp_path / "whole") == files(cut)
+
+
+class Watched(KilledAmid):
+    """An engine that remembers how each client got what it trained or was judged on."""
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner, -1)
+        self.seen: list[tuple[int, int, str]] = []
+        self.views: list[Tree] = []
+
+    def run(self, job: Job) -> Iterator[Message]:
+        self.seen += [(job.version, c, link(replace(job, clients=(c,)))) for c in job.clients]
+        self.views.append(dict(job.shared))
+        return self.inner.run(job)
+
+
+def test_everybody_is_sent_only_what_it_lacks_and_the_best_view_is_kept(tmp_path: Path) -> None:
+    made = bench()
+    engine = Watched(compressed_run.local(made, tmp_path))
+    algorithm = compressed_run.average(made, sampler=Everyone(), valid_every=1)
+    state = algorithm.init(made.start)
+    views = []
+    for r in range(5):
+        state, _ = algorithm.round(state, engine, 10 + r)
+        views.append(held(state))
+    assert [how for version, _, how in engine.seen if version == 0] == ["full"] * 4
+    # Trained on what it was judged by, and judged one step later.
+    assert [how for version, _, how in engine.seen if version == 3] == (["step"] * 4 + ["same"] * 4)
+    best = views[state.best_round - 1]
+    assert all(torch.equal(state.best[name], best[name]) for name in best)
+    assert any(not torch.equal(state.shared[name], held(state)[name]) for name in state.shared)
+    assert all(torch.equal(engine.views[-1][name], views[-1][name]) for name in best)
+
+
+def test_the_view_stays_near_the_servers_tensors_and_learns(tmp_path: Path) -> None:
+    made = bench()
+    algorithm = compressed_run.average(made, sampler=Everyone(), rounds=25)
+    state = run(algorithm, compressed_run.local(made, tmp_path), lambda: made.start, rounds=25, seed=1)
+    moved = sum(float((state.shared[n] - made.start[n]).square().sum()) for n in made.start) ** 0.5
+    off = sum(float((state.shared[n] - held(state)[n]).square().sum()) for n in made.start) ** 0.5
+    assert 0 < off < 0.25 * moved
+    plain = compressed_run.average(made, sampler=Everyone(), rounds=25, down=None, aggregator=Mean())
+    engine = LocalEngine(stations(made), ClientStore(tmp_path / "plain"), block_size=3)
+    exact = run(plain, engine, lambda: made.start, rounds=25, seed=1)
+    assert state.best_value < 1.2 * exact.best_value
+
+
+def test_a_codec_that_loses_nothing_changes_no_result_but_by_rounding(tmp_path: Path) -> None:
+    made = bench()
+    plain = compressed_run.average(made, down=None, aggregator=Mean())
+    states = {}
+    for name, algorithm in {"plain": plain, "coded": replace(plain, down=Chain())}.items():
+        engine = LocalEngine(stations(made), ClientStore(tmp_path / name), block_size=3)
+        states[name] = run(algorithm, engine, lambda: made.start, rounds=6, seed=1)
+    assert states["plain"].links == {}
+    for name, x in states["plain"].shared.items():
+        assert torch.allclose(x, states["coded"].shared[name], atol=1e-5)
+        assert torch.allclose(x, held(states["coded"])[name], atol=1e-5)
+
+
+def test_a_run_without_codec_goes_on_with_one(tmp_path: Path) -> None:
+    made, file = bench(), tmp_path / "server.safetensors"
+    plain = compressed_run.average(made, down=None)
+    run(plain, compressed_run.local(made, tmp_path / "own"), lambda: made.start, rounds=2, seed=1, checkpoint=file)
+    tensors, header = load_tree(file)
+    assert not [name for name in tensors if name.startswith("links/")]
+    assert load_state(file).links == {}
+    engine = Watched(compressed_run.local(made, tmp_path / "own"))
+    after = run(
+        compressed_run.average(made, agreed=True), engine, lambda: made.start, rounds=3, seed=1, checkpoint=file
+    )
+    assert {how for version, _, how in engine.seen if version == 2} == {"full"}
+    back = load_state(file)
+    assert Links.of(back.links).name == view_name(held(after))
+    save_tree(file, tensors, header)
+    assert load_state(file).round == 2
+
+
+def test_a_node_started_anew_is_sent_the_view_whole(tmp_path: Path) -> None:
+    made = bench()
+    algorithm = compressed_run.average(made, sampler=Everyone(), valid=None)
+    command = [sys.executable, "-c", NODE, str(TESTS), str(tmp_path / "own")]
+    local = compressed_run.local(made, tmp_path / "here")
+    here, there = algorithm.init(made.start), algorithm.init(made.start)
+    bytes_there = []
+    with SpawnedEngine(command, nodes=1) as nodes:
+        for r in range(3):
+            if r == 2:
+                nodes.close()
+            there, report = algorithm.round(there, nodes, r)
+            here, same = algorithm.round(here, local, r)
+            bytes_there.append((report.bytes_down, same.bytes_down))
+    assert bytes_there[0][0] == bytes_there[0][1]
+    assert bytes_there[1][0] == bytes_there[1][1] < bytes_there[0][1]
+    assert bytes_there[2][0] == bytes_there[0][0] > bytes_there[2][1]
+    assert all(torch.equal(here.shared[n], there.shared[n]) for n in here.shared)
+
+
+class Halves:
+    """Odd and even clients; to both the tensors are the same, but copies."""
+
+    def key(self, client: int) -> Hashable:
+        return client % 2
+
+    def cut(self, shared: Tree, key: Hashable) -> Tree:
+        return {name: x.clone() for name, x in shared.items()}
+
+
+def test_capacities_train_in_jobs_of_their_own_and_are_judged_together(tmp_path: Path) -> None:
+    made = bench()
+
+    def plain(name: str) -> Watched:
+        return Watched(LocalEngine(stations(made), ClientStore(tmp_path / name), block_size=3))
+
+    algorithm = compressed_run.average(
+        made, sampler=Everyone(), down=None, aggregator=Mean(), capacity=Halves(), valid_every=1
+    )
+    engine, whole = plain("a"), plain("b")
+    state, report = algorithm.round(algorithm.init(made.start), engine, 3)
+    assert [c for _, c, _ in engine.seen] == [0, 2, 1, 3, 0, 1, 2, 3]
+    assert report.clients == (0, 1, 2, 3)
+    other, _ = replace(algorithm, capacity=None).round(algorithm.init(made.start), whole, 3)
+    assert all(torch.equal(state.shared[n], other.shared[n]) for n in state.shared)
+    with pytest.raises(LichenError, match="unequal capacity"):
+        compressed_run.average(made, capacity=Halves())
