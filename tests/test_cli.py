@@ -87,7 +87,7 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
 
     fake = Build()
     monkeypatch.setitem(sys.modules, "lichen.recipes.run", fake)
-    monkeypatch.setattr(lichen.recipes, "build", fake, raising=False)
+    monkeypatch.setattr(lichen.recipes, "run", fake, raising=False)
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text(RECIPE)
     return fake

@@ -81,8 +81,8 @@ def test_the_package_imports_nothing_at_its_top() -> None:
         ("data/a.py", "import lichen.models.adapters.lora\n", "lichen.data.a imports lichen.models.adapters.lora"),
         (
             "present/a.py",
-            "from ..recipes.read import read_recipe\n",
-            "lichen.present.a imports lichen.recipes.read",
+            "from ..recipes.schema.read import read_recipe\n",
+            "lichen.present.a imports lichen.recipes.schema.read",
         ),
         ("attic/a.py", "", "lichen.attic.a: the room 'attic' is on no floor"),
     ],

@@ -60,7 +60,7 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     plan.plan = refuse  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "lichen.recipes.run", fake)
-    monkeypatch.setattr(lichen.recipes, "build", fake, raising=False)
+    monkeypatch.setattr(lichen.recipes, "run", fake, raising=False)
     monkeypatch.setitem(sys.modules, "lichen.recipes.plan.plan", plan)
     monkeypatch.setattr(lichen.recipes, "plan", plan, raising=False)
     monkeypatch.chdir(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from models.test_api_cache import CHOICES, PROMPTS, Counting, everything
+from test_fm_cache import CHOICES, PROMPTS, Counting, everything
 
 from lichen.core.errors import LichenError
 from lichen.fm.disclosure import Flow, Sent, may_see

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from models.answering import answering
 
 from lichen.core.errors import LichenError
 from lichen.fm.endpoint import Endpoint
@@ -21,6 +20,7 @@ from lichen.fm.local import LocalFM
 from lichen.fm.soft_prompt import SoftPrompt
 from lichen.fm.word_prompt import WordPrompt, bytes_of, read_bytes
 from lichen.models.loading.load import load_causal, load_classifier
+from support.openai_server import answering
 from support.tiny_llama import save_model
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models.test_api_cache import Counting
+from test_fm_cache import Counting
 from torch import Tensor
 
 from lichen.core.errors import LichenError

@@ -5,7 +5,6 @@ import pickle
 
 import pytest
 import torch
-from models.answering import answering
 
 from lichen.clients.distillation.teacher_labels import Answer, AnswerWork, LocalTeacher, NoBatches
 from lichen.core.contracts import Station
@@ -19,6 +18,7 @@ from lichen.fm.http import HttpFM
 from lichen.fm.local import LocalFM
 from lichen.fm.zero_shot import ZeroShot
 from lichen.models.loading.load import load_causal
+from support.openai_server import answering
 from support.tiny_llama import save_model
 from support.toy_cohorts import job
 

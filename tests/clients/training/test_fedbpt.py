@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models.answering import answering
 
 from lichen.algorithms.average import Average
 from lichen.clients.evaluation.evaluate import Evaluate
@@ -38,6 +37,7 @@ from lichen.server.evolution import Evolution
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Everyone
+from support.openai_server import answering
 from support.tiny_llama import WORDS, save_model
 
 

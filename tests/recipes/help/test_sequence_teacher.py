@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from models.answering import answering
 
 import lichen
 from lichen.clients.distillation.sequence import prompt_of
@@ -20,6 +19,7 @@ from lichen.models.loading.load import load_causal
 from lichen.recipes.rows.prepare import gather
 from lichen.recipes.rows.public import commons_of
 from lichen.recipes.schema.read import read_recipe
+from support.openai_server import answering
 from support.tiny_llama import recipe, save_model, save_rows
 
 PUBLIC = "data.public={share: 0.4, unlabelled: 20}"

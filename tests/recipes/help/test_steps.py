@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from models.answering import answering
 
 import lichen
 from lichen.core.errors import LichenError
@@ -20,6 +19,7 @@ from lichen.models.loading.load import load_causal
 from lichen.recipes.rows.prepare import gather
 from lichen.recipes.rows.public import commons_of
 from lichen.recipes.schema.read import read_recipe
+from support.openai_server import answering
 from support.tiny_llama import WORDS, recipe, save_model, save_rows
 
 PUBLIC = ["data.public={share: 0.4, labelled: 9, unlabelled: 20}"]
