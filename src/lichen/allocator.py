@@ -1,4 +1,4 @@
-"""Keep large buffers: tell the C library not to give memory back that the next training step asks for again.
+"""Keeps large buffers in the process, so that the next training step need not ask the system for them.
 
 glibc maps every block above a threshold (at most 32 MB by itself) afresh and unmaps it when it is
 freed. A training step frees and asks for the same large buffers over and over, so each step pays for

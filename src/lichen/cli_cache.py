@@ -1,4 +1,4 @@
-"""The command that shows what lies in the cache folder, and removes it.
+"""The command ``cache``: lists and clears the cache folder.
 
 Nothing heavy is imported until it is called.
 """

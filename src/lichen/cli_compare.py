@@ -1,4 +1,4 @@
-"""The command that runs several recipes over several seeds and gives one table of them.
+"""The command ``compare``: runs several recipes over several seeds and prints one table.
 
 Nothing heavy is imported until it is called.
 """

@@ -1,4 +1,4 @@
-"""The command before the first run: look at the data, say what they were taken for, write a recipe.
+"""The command ``init``: looks at the data and writes a first recipe.
 
 Nothing heavy is imported until the command needs it.
 """

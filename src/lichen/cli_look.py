@@ -1,4 +1,4 @@
-"""The commands around a run: list and fetch before it, try, report and export after it.
+"""The commands around a run: list, fetch, try, report, export.
 
 Nothing heavy is imported until a command needs it.
 """

@@ -1,4 +1,4 @@
-"""The commands that train: run and plan, and what a run's engine starts by itself, node and rank.
+"""The commands that train: run, plan, and node and rank, which a run's engine starts by itself.
 
 Nothing heavy is imported until a command needs it.
 """

@@ -1,4 +1,4 @@
-"""What every command of the command line does alike: tables, lines, JSON, and a crash that is kept in a file.
+"""What all commands share: tables, lines, JSON, and a crash report in a file.
 
 Results go to standard output, everything else to standard error. Names of strangers pass through here on their way to
 the screen, and can steer nothing there. Nothing heavy is imported here.

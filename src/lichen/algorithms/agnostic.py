@@ -1,4 +1,4 @@
-"""Agnostic federated learning: rounds of averaging under the worst mixture of clients so far.
+"""Agnostic federated learning: average under the worst mixture of clients seen so far.
 
     min over w, max over λ in the simplex, of Σ λ_k F_k(w)
 

@@ -1,4 +1,4 @@
-"""Every client trains by itself and keeps its own best round: what joining is measured against.
+"""Trains every client alone, with its own best round: the baseline for what joining is worth.
 
 The same client work as in the federation, with private adapters and private optimizer state that
 never leave. A client that holds everybody's rows is the pooled column: what no one may do.

@@ -1,4 +1,4 @@
-"""Rounds of local training and one mean change: FedAvg and everything that has its shape.
+"""Federated averaging: rounds of local training and one mean change, and all methods of this shape.
 
 Federated averaging (McMahan et al., "Communication-Efficient Learning of Deep Networks from
 Decentralized Data", AISTATS 2017) with the server step of Reddi et al., "Adaptive Federated

@@ -1,4 +1,4 @@
-"""A small language model is averaged over the clients, and a large one at the server learns with it: FedCoLLM.
+"""FedCoLLM: averages a small language model over the clients and distils it with a large one at the server.
 
 A round: the clients train the small model's adapters, which are averaged as ever
 (:class:`lichen.algorithms.average.Average`: any aggregator, secure sums among them, for nothing but the sum is

@@ -1,4 +1,4 @@
-"""Clients of unlike models teach each other through answers to public rows: FedMD and DS-FL.
+"""FedMD and DS-FL: clients of different architectures share predictions on public rows.
 
 Nobody's weights leave. In a round every invited client says what its own model makes of the public rows
 (``predict/<kind>``), the server makes one opinion of all (:class:`lichen.server.knowledge.ensemble.Ensemble`), and

@@ -1,4 +1,4 @@
-"""FedDF: each architecture has its average, and all of them learn from the ensemble of everybody's models.
+"""FedDF: averages each architecture, then distils all of them from the ensemble of the clients' models.
 
 A round: every kind's clients train from their kind's model and send the difference; the server averages
 within the kind, and lets each model that came answer unlabelled rows of its own. The mean of all answers

@@ -1,4 +1,4 @@
-"""FedGKT: weak clients train small networks, the server a large one on their features, and both teach the other.
+"""FedGKT: clients train small networks, the server a large one on their features, and each distils the other.
 
 A round, for every invited client: it trains its small network on its own rows, with the server's opinion
 of each row beside the label once there is one (``train`` at first, then ``learn``); then it offers its

@@ -1,4 +1,4 @@
-"""Small language models at the clients and a large one at the server teach each other: FedMKT.
+"""FedMKT: mutual distillation between small language models at clients and a large one at the server.
 
 A round: the clients train their own models on their own rows and tell what they now say about public texts;
 the server's model tells as well. Answers are carried into the other side's vocabulary

@@ -1,4 +1,4 @@
-"""Private Evolution: a foundation model writes, clients vote, and what is voted for is written again.
+"""Private Evolution: a foundation model varies texts, and noisy votes of clients select among them.
 
 Each round holds some texts of each label. The model writes ``variations`` of each; all candidates are
 embedded and go down as vectors, never as text; every client votes for those nearest to its own rows

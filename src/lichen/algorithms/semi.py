@@ -1,4 +1,4 @@
-"""Alternate training: the server learns from its few labelled rows, the clients from what that model is sure of.
+"""SemiFL: the server trains on its few labelled rows, the clients on pseudo-labels of that model.
 
 SemiFL: clients hold no labels at all. What a client receives has just been fine-tuned on the server's own
 labelled rows, and it labels the client's rows before any local step

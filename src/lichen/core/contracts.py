@@ -1,4 +1,4 @@
-"""The contracts of the house: read this file first, then :mod:`lichen.core.rounds`.
+"""The contracts of clients, aggregators, algorithms and engines: read first, then :mod:`lichen.core.rounds`.
 
 The client is a fold over batches. The server is a fold over messages. A Message is all that crosses
 between them. Alone is a cohort of one: the same client work runs C clients side by side over one

@@ -1,4 +1,4 @@
-"""Random directions that every machine draws alike: integers from a counter, keyed by a seed and a tensor's name.
+"""Seeded perturbation directions for zeroth-order methods, equal on every machine.
 
 Zeroth-order methods never store or send a direction z: whoever knows its seed draws it again. That
 only works if the bits are the same everywhere, so no float is rounded on the way here. Philox, a

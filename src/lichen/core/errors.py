@@ -1,4 +1,4 @@
-"""The one error a user is meant to read: it names the place and the fix."""
+"""The error that a user reads: what is wrong, where, and the fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one loop every engine runs on a node: blocks of clients, batches, messages."""
+"""Folds a job's batches into one message a client: the loop that every engine runs on a node."""
 
 from __future__ import annotations
 

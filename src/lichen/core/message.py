@@ -1,4 +1,4 @@
-"""All that crosses between server and client, and its bytes.
+"""Jobs and messages between server and clients, and their size in bytes.
 
 A :class:`Job` goes down, a :class:`Message` comes up. Both pack into one safetensors blob: the
 tensors, plus a small text header for names. Numbers that differ by client (ids, weights, metrics)

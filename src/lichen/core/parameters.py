@@ -1,4 +1,4 @@
-"""Which tensors of a job are trained, which are fixed, and which of a client's own take their place.
+"""Splits a job's tensors into trainable and frozen ones, and puts a client's personal ones in place.
 
 Legend: C clients.
 """

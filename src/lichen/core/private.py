@@ -1,4 +1,4 @@
-"""Files and folders that only their owner can read, whatever the umask.
+"""Writes files and folders that only their owner can read.
 
 A folder that is there already belongs to whoever made it: its mode is left alone. Where a file system
 knows no modes, files are written without them.

@@ -1,4 +1,4 @@
-"""The round loop: read :mod:`lichen.core.contracts` first, then this.
+"""The round loop, with checkpoints and resume.
 
 ``run`` repeats ``algorithm.round`` and writes the server's state after each one, so that a kill at
 any moment loses at most the round in flight and a resumed run gives the uninterrupted run's bytes:

@@ -1,4 +1,4 @@
-"""Randomness as a value: every draw comes from (seed, path), never from a global generator."""
+"""Derives every random draw from a seed and a path of names; there is no global generator."""
 
 from __future__ import annotations
 

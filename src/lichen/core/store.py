@@ -1,4 +1,4 @@
-"""What must survive a kill: the server's state and the clients' private state, as safetensors, atomically.
+"""Checkpoints of the server's state and of the clients' private state: atomic safetensors.
 
 Private state is versioned. A round that trains version v stages its result as v + 1; loading for
 version v takes the newest file not above v. A killed round therefore leaves nothing to undo: its

@@ -1,4 +1,4 @@
-"""Model state as a flat ``dict[str, Tensor]``, the shape of a state dict and of safetensors.
+"""Model state as a flat ``dict[str, Tensor]``, and arithmetic on it.
 
 Legend: C clients. A *stacked* tree carries a leading client axis on every tensor.
 """

@@ -1,4 +1,4 @@
-"""Text of strangers on its way to a screen: nothing in it may steer the terminal, and nothing is endless.
+"""Cleans foreign text for the screen: no control sequences, a bounded length.
 
 Names of columns, clients, labels and files are written by others. An escape character among them moves the
 cursor, changes colours or sets the window's title; a mark of direction makes a name read as another one. Both

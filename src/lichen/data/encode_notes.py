@@ -1,4 +1,4 @@
-"""What encoding counts, and how a user is told: nothing is cut, left out or read otherwise in silence."""
+"""Counts what encoding cuts, drops or changes, for the report to the user."""
 
 from __future__ import annotations
 

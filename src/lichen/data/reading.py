@@ -1,4 +1,4 @@
-"""What was read: rows, clients, labels and tokens, what is cut or left out and why. Counts only, never a row.
+"""Counts what was read: rows, clients, labels, tokens, and what was cut or dropped and why.
 
 >>> rows = [Record(client="Ward A", text="one", label="ok"), Record(client="ward  a", text="two", label="late")]
 >>> reading_of(rows).alike

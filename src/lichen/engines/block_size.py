@@ -1,4 +1,4 @@
-"""How many clients stand side by side: measured, not guessed.
+"""Chooses the number of clients per batch from measured memory.
 
 One client's first step is taken with an ear on what the graph keeps for the way back. From bytes a
 token and bytes a client follows how many tokens fit into the memory that is free; from what the

@@ -1,4 +1,4 @@
-"""The engine of many ranks: each trains its share of a job's clients, and their sums are added.
+"""The engine of several ranks: each trains a share of the clients, and sums are all-reduced.
 
 All ranks run one program over one recipe. Which client is whose follows from the data alone, so nobody
 has to ask; a rank folds its own messages, and since an aggregator is a monoid of exact sums, merging the

@@ -1,4 +1,4 @@
-"""The engine of one process: blocks of clients side by side over one copy of the foundation model."""
+"""The engine of one process: clients side by side over one copy of the foundation model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes of one run and what they tell one another: bytes, and the first error of any of them.
+"""Communication among the ranks of a run: bytes, and the first error of any.
 
 Every rank runs the same program, so all come to the same places in the same order. At each such place
 they first meet: each says whether it is well, how many bytes it brings, and what it came for. So a

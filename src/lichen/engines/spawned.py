@@ -1,4 +1,4 @@
-"""The engine of many processes: every client a cohort of one, every job and message as bytes.
+"""The engine of several processes: jobs and messages as bytes on pipes.
 
 This is the seam a real federation uses: a node is a process that reads frames and writes frames,
 and knows nothing of the server but the jobs it is sent. A frame is a kind (one byte), a length

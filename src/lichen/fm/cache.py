@@ -1,4 +1,4 @@
-"""Answers of a foundation model kept on disk, each with where it comes from, so that a table can be redone without it.
+"""Caches a foundation model's responses on disk, with provenance, so that runs repeat without it.
 
 A :class:`Shelf` is a folder with one JSON file a request, named by the digest of what was asked. A file holds
 what was asked (texts, seed, settings), what was told, and the model, its weights' digest or endpoint, and the

@@ -1,4 +1,4 @@
-"""How far a teacher's probabilities can be believed, and what makes them more so.
+"""Calibrates a teacher's class probabilities, and measures the calibration error.
 
 A model asked without examples prefers some words whatever the text. Dividing its probabilities by those it
 gives to a text without content (contextual calibration), or by their mean over the unlabelled texts at hand

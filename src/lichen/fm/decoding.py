@@ -1,4 +1,4 @@
-"""Text from a causal model, many rows at once: a key-value cache, left padding, and noise that belongs to the row.
+"""Decodes text from a causal model: batched, with a key-value cache and noise seeded by row.
 
 A token is drawn by the Gumbel-max rule: the noise of row n at its token t is a function of (seed of n, t), so
 that no global generator is touched and a row's tokens depend on the others only through the rounding of the

@@ -1,4 +1,4 @@
-"""Which texts a foundation model may be shown: every text has an origin, and only some origins may leave.
+"""The disclosure policy: which texts, by origin, a foundation model may be shown.
 
 =============  ======================================================================
 ``public``     anybody may read it

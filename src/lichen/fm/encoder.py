@@ -1,4 +1,4 @@
-"""A local encoder behind the face of an API: texts in, vectors of length one out, and nothing else.
+"""A local encoder behind the interface: texts in, normalised vectors out.
 
 The vector is the mean of the last hidden states over a text's tokens, the special ones of an encoder
 included, as sentence encoders are trained to be read.

@@ -1,4 +1,4 @@
-"""An endpoint that speaks the OpenAI format: where it is, and how it wants to be asked.
+"""Configuration of an endpoint in the OpenAI format.
 
 Four ways to ask, because endpoints differ in what they tell:
 

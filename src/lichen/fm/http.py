@@ -1,4 +1,4 @@
-"""Any endpoint that speaks the OpenAI format behind the face of an API: only texts leave for it.
+"""A foundation model behind an HTTP endpoint in the OpenAI format.
 
 A continuation that is not listed gets the lowest listed log-probability, which bounds its own from above,
 and is counted as missed. An endpoint that lists none is asked in words (``ask: text``): it writes a short

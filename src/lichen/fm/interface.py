@@ -1,4 +1,4 @@
-"""A foundation model reached only through its answers: no weights, no gradients, a price for every call.
+"""The interface of a foundation model: classify, generate, embed; usage and price of every call.
 
 Whoever has no access to weights still has texts and their log-probabilities. :class:`FoundationModel` is
 all that methods of this kind may use; :class:`lichen.fm.local.LocalFM` puts it before a local

@@ -1,4 +1,4 @@
-"""A local transformers model behind the face of an API: its weights stay inside, and no gradient is ever taken.
+"""A local transformers model behind the interface; no gradient is taken.
 
 A causal language model scores, writes and embeds texts; a sequence classifier scores the names of its
 classes. Both take a soft prompt as an offset from the embeddings of a starting text

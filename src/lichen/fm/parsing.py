@@ -1,4 +1,4 @@
-"""What a written text says: which of a few choices it names, and where it ends.
+"""Parses generated text: which choice it names, and where it stops.
 
 Naming is the way to ask an endpoint that tells no probabilities.
 

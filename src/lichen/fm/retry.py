@@ -1,4 +1,4 @@
-"""One call of an endpoint, made again until it succeeds: retries, a rate, a key that is shown to nobody else.
+"""Calls an endpoint with retries and a rate limit, and keeps its key secret.
 
 Calls that fail with a timeout, a cut body, 429 or 5xx are made again after a growing pause, spread by what is
 asked. Sockets go to the one endpoint alone: no proxy and no redirect is followed. The key is read from an

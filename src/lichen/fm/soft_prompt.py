@@ -1,4 +1,4 @@
-"""A soft prompt out of few numbers, for a model whose gradient nobody has: prompt = p0 + R z.
+"""A soft prompt of few numbers for gradient-free search: prompt = p0 + R z.
 
 R is drawn once from a seed and never sent; z, some hundred numbers, is what clients search for and a
 server averages. With z of unit spread, R z has ``scale`` times the spread of the model's own

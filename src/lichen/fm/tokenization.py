@@ -1,4 +1,4 @@
-"""Between texts and tokens: a tokenizer as the faces of local models use it.
+"""Tokenises prompts and choices for local models behind the interface.
 
 A prompt and its continuation are tokenised as one text, as an endpoint that echoes log-probabilities does,
 and a token that lies across the border counts to the continuation.

@@ -1,4 +1,4 @@
-"""A prompt of words from a list, for endpoints that take text alone.
+"""A discrete prompt of words, for endpoints that take text alone.
 
 What is shared is a distribution: for each position of the prompt the probabilities of the candidates.
 To every work and evaluation this is a cohort model whose one trainable tensor is ``choice``; its loss is

@@ -1,4 +1,4 @@
-"""Labels without examples: a foundation model is asked which word fits, and answers with a probability a class.
+"""Zero-shot classification with a foundation model: a probability for each class.
 
 :class:`Teacher` is anything that labels texts, one :class:`Answer` each, and :class:`ZeroShot` makes one of any
 face. The text is put into a template that ends where the answer begins, each class is a word, and the

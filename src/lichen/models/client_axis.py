@@ -1,4 +1,4 @@
-"""Clients side by side, in one of two ways that differ in speed and in the last bits only.
+"""Maps a model over the client axis: vectorised or one client at a time.
 
 *Reference*: every client goes through the model in its own call, so its loss and its gradients have
 the same bits in any company. *Stacked*: all clients go through the frozen layers in one call.

@@ -1,4 +1,4 @@
-"""C clients over one frozen transformers model: language models and classifiers.
+"""A cohort model: many clients over one frozen transformers model.
 
 Every tensor of a client passes through its own rows only, so that running eight clients, three, or
 one gives the same numbers. A language model's logits are never held whole: the output layer sees

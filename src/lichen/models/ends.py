@@ -1,4 +1,4 @@
-"""Classifiers that read a row at its end token, as T5's and BART's do: every row must hold it once.
+"""Checks rows of classifiers that pool at the end token, such as T5 and BART.
 
 Legend: N rows, T tokens.
 """

@@ -1,4 +1,4 @@
-"""Sentence features of a frozen encoder: hidden states averaged over the attended tokens.
+"""Sentence features of a frozen encoder: mean pooling over attended tokens.
 
 Alone, each row goes through the encoder by itself with its padding cut off, so that its bits depend
 on nothing but its own tokens: neither on the batch it came in nor on the width it was padded to.

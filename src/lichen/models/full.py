@@ -1,4 +1,4 @@
-"""Whole transformers models whose every tensor is trained: one call a client, with that client's tensors.
+"""Full fine-tuning of transformers models: one forward pass a client, with its own tensors.
 
 There is no adapter and no client axis inside the model: ``torch.func.functional_call`` runs it with the
 tensors it is given. Tied weights are one tensor, trained once; buffers and what ``exclude`` names stay

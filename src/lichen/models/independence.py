@@ -1,4 +1,4 @@
-"""Proof at load time that a model keeps its clients apart.
+"""Proves at load time that clients of a cohort model do not influence one another.
 
 Two clients with random parameters go through the model in one call; then the second one's rows and
 parameters are replaced, and then the first one's: experts with room for so many tokens let the first rows in.

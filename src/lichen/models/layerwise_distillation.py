@@ -1,4 +1,4 @@
-"""Layer-wise distillation: a student's inner states follow those of a frozen encoder on the same tokens.
+"""Layer-wise distillation: a student's hidden states follow those of a frozen encoder.
 
 A teacher at hand shows more than its answers. Two terms, each a mean over a row's attended tokens, and
 so of the size of one row's loss:

@@ -1,4 +1,4 @@
-"""Losses as sums over one client's own rows, so that a client's number has the same bits in any company.
+"""Losses as sums over one client's rows, with the same bits whatever the other clients are.
 
 torch splits a reduction by the shape of the whole tensor; every sum here is therefore taken on one
 client's slice.

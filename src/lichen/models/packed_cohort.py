@@ -1,4 +1,4 @@
-"""Run a wrapped model on packed tokens, and prove at load time that it may be.
+"""Runs a wrapped model on packed rows, and proves at load time that this is exact.
 
 The base model sees one row of N tokens with their own positions. A language model's output layer then
 takes the labelled ones as they come; a classifier's own head is given the hidden states laid out in

@@ -1,4 +1,4 @@
-"""Names that transformers changes between minor versions, each met here and nowhere else.
+"""Names that transformers changes between minor versions.
 
 ``pyproject.toml`` allows a range of versions, so both the old and the new name must work. A name that is gone
 from every signature is caught by ``tests/models/test_renamed.py``, which also imports every name of

@@ -1,4 +1,4 @@
-"""Text of strangers as cells of a CSV file: a spreadsheet must show it and never run it.
+"""Escapes foreign text for CSV files, so that no spreadsheet runs it.
 
 Spreadsheets take a cell that begins with one of a few characters for a formula. Such a cell gets an apostrophe in
 front, which they hide; so does one that begins with an apostrophe, so that :func:`read_cell` gives back every text.

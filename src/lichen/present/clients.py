@@ -1,4 +1,4 @@
-"""Every client's results: ``clients.csv`` in a run's folder, and the table of them.
+"""Writes and reads ``clients.csv``: every client's results.
 
 Names stand there in full, whatever a picture has room for; as cells that no spreadsheet runs
 (:mod:`lichen.present.cells`). A number that is not known is an empty cell.

@@ -1,4 +1,4 @@
-"""Methods side by side, in numbers: what each reached over its seeds, and what it cost.
+"""Computes a comparison's numbers: each method's mean and deviation over seeds, and its cost.
 
 A row is a method over its seeds: mean and sample standard deviation of the metric, and the worst tenth
 of clients beside it, because a mean hides those a method leaves behind. Where methods are nearer to each

@@ -1,4 +1,4 @@
-"""Methods side by side, as people and programs read them: a table, a page of Markdown, a file of numbers.
+"""Prints a comparison: a table on screen, Markdown, CSV, JSON.
 
 What is best in a column is marked, by what is shown: two that read alike are both best. A column where
 no method has anything to say is left out.

@@ -1,4 +1,4 @@
-"""Energy of a piece of work, where the machine counts it: Intel and AMD processors, NVIDIA accelerators.
+"""Measures energy where the machine counts it: Intel and AMD processors, NVIDIA accelerators.
 
 Processors count microjoules since some moment in the past (RAPL, read through Linux' power capping files) and
 start again from zero at a range the kernel names, so that a reading is taken often enough to see every turn.

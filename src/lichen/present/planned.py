@@ -1,4 +1,4 @@
-"""The table of a plan: what a run will take, column by column, and what will not fit."""
+"""Prints the table of a plan: cost by column, and what will not fit."""
 
 from __future__ import annotations
 

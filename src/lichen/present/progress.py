@@ -1,4 +1,4 @@
-"""Progress of a run while it runs: one live line on a terminal, plain lines in a file or a pipe.
+"""Shows progress: one live line on a terminal, plain lines in a file.
 
 An observer: it reads events and cannot steer. What it writes goes to standard error by default, so
 that standard output stays free for results.

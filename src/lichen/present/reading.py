@@ -1,4 +1,4 @@
-"""What was read, as a few lines for the screen and for a report's table."""
+"""Prints what was read, for the screen and the report."""
 
 from __future__ import annotations
 

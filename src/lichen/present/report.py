@@ -1,4 +1,4 @@
-"""Tables of finished runs: the four ways of learning side by side, and several runs side by side.
+"""Prints tables of finished runs: the baselines side by side, several runs side by side.
 
 No name is ever cut: on a narrow terminal it folds, in a pipe a line is as long as it needs to be.
 """

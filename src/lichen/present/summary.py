@@ -1,4 +1,4 @@
-"""The summary of a run: the numbers a table, a page or a paper may quote, and their one fixed shape.
+"""The summary of a run: the numbers that tables and pages quote, in one fixed shape.
 
 A mean over clients hides those a federation leaves behind, so each column carries the mean of its
 worst tenth of clients too (the tail measure of fair federated learning), and the summary says how

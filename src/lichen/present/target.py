@@ -1,4 +1,4 @@
-"""How long a run took to get somewhere: the rounds and the bytes until a value was first reached.
+"""Finds when a run first reached a value: its round and its bytes.
 
 Two runs that end alike may differ tenfold in what it cost to get there. A curve is a run's reports in
 order; a round that was repeated after a kill, and so told twice, counts once, as it was told last.

@@ -1,4 +1,4 @@
-"""The trace: one JSON line a round, the only record that every picture and table of rounds is made from.
+"""Writes and reads the trace: one JSON line a round.
 
 Each line is on disk before the next round starts, so a kill loses nothing that was reported. A torn
 last line, left by a kill in the middle of a write, is no fault: its round will be repeated.

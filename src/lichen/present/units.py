@@ -1,4 +1,4 @@
-"""Numbers as people read them: bytes, durations, counts and scores, each short and never ambiguous."""
+"""Formats bytes, durations, counts and scores for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a comparison: every method with every seed, each in its own folder, in as many sittings as it takes.
+"""Runs a comparison: every method with every seed, resumable.
 
 ``DIR/<method>-<digest of its recipe>/seed-<s>`` is an ordinary run's folder. A finished one is never run
 again, a killed one is resumed, and a method whose recipe has changed has another folder, so the same

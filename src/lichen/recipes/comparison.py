@@ -1,4 +1,4 @@
-"""A comparison: one base recipe, and what each method changes in it, on a page of YAML.
+"""Reads a comparison: a base recipe and the changes of each method.
 
 ``question`` · ``base`` (a recipe's name or file) · ``set`` (keys changed for all) · ``seeds`` ·
 ``methods`` (a name each, with the keys it changes). Keys are dotted or nested, and a nested section

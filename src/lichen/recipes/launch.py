@@ -1,4 +1,4 @@
-"""Start the ranks of a run on this machine, and be one command with them: one voice, one end, one exit code.
+"""Starts the ranks of a run on this machine, and ends with them.
 
 The ranks find one another through a file in a folder of their own and talk over the loopback interface
 alone. The first one tells what happens as JSON lines on its standard output:

@@ -1,4 +1,4 @@
-"""Run a recipe: the same thing as ``lichen run``, in Python, and what can be done with its folder after.
+"""Runs a recipe: ``lichen run`` in Python.
 
 >>> import lichen
 >>> result = lichen.run("digits", out=tmp_path / "digits")  # doctest: +SKIP

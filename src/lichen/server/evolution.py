@@ -1,4 +1,4 @@
-"""Many searches become one: the mean of their means, and a spread that covers them.
+"""FedBPT's server: averages the clients' CMA-ES states.
 
 Each client sends a normal distribution, diagonal, as :class:`lichen.clients.training.fedbpt.BlackBox` leaves it.
 With weights w_k that sum to one, shift d_k of the mean and spread s_k::

@@ -1,4 +1,4 @@
-"""Fairness: no client pays for the mean. Losses reweigh the clients, by a power or against the worst case.
+"""Fair aggregation: q-FFL and AFL reweight clients by their losses.
 
 A mean over clients, or over a teacher's help to them, can rise while some sink. Two cures:
 

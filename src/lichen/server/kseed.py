@@ -1,4 +1,4 @@
-"""The server of FedKSeed: pairs of an index and a slope, averaged to one number for each direction.
+"""FedKSeed's server: averages seed-scalar pairs by direction.
 
     change_s = round(Σ_k w_k G_k,s / Σ_k w_k)          in units of 2^-bits
 

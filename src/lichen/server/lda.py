@@ -1,4 +1,4 @@
-"""Fisher's linear discriminant of all clients' rows together, from one message each (FedCGS).
+"""Linear discriminant analysis of all clients' rows, from one message each (FedCGS).
 
 Frozen features of a class are taken for normal around the class's mean, with one covariance for all:
 

@@ -1,4 +1,4 @@
-"""Federated averaging: the weighted mean of what the clients sent, exact and in any order.
+"""Federated averaging: the weighted mean of the messages, exact and order-free.
 
     change = Σ w_k Δ_k / Σ w_k
 

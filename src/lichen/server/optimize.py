@@ -1,4 +1,4 @@
-"""Server optimizers: the round's mean change is taken for a negative gradient.
+"""Server optimizers on the mean change (FedOpt): SGD, which is plain averaging at rate 1, Adam and Yogi.
 
 Plain averaging is SGD at rate 1. Adam and Yogi adapt the rate per coordinate with a floor ``tau``; as
 in the paper they have no bias correction and start from ``v = tau²``.

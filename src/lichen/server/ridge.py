@@ -1,4 +1,4 @@
-"""The ridge classifier of all clients' rows together, from one message each.
+"""Ridge regression of all clients' rows, from one message each.
 
     W = (Σ G_k + λ I)^-1 Σ H_k
 

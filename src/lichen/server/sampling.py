@@ -1,4 +1,4 @@
-"""Who is invited to a round, drawn from a seed.
+"""Samples the clients of a round from a seed.
 
 References:
     H. Brendan McMahan, Eider Moore, Daniel Ramage, Seth Hampson and Blaise Agüera y Arcas.

@@ -1,4 +1,4 @@
-"""Small whole numbers written close together: so many bits each, and no more.
+"""Packs integers of few bits into bytes.
 
 Legend: C clients, K numbers, B bytes.
 """

@@ -1,4 +1,4 @@
-"""Fewer bytes for the same change: codecs, and chains of them.
+"""Codecs that compress a change, and chains of them.
 
 A codec turns a vector into *parts*, which are sent as they are, and a *rest*, a shorter vector that the
 next codec of the chain turns into parts of its own: top-k writes where the largest numbers were and leaves

@@ -1,4 +1,4 @@
-"""From one view of the shared tensors to the next: what the server sends to those who hold the last one.
+"""Encodes the difference between two snapshots of the shared tensors.
 
 The server's own tensors move on exactly; what clients hold, the *view*, follows them by coded steps. What
 a step loses is still in ``shared - view`` and so in the next step: error feedback without a memory of its

@@ -1,4 +1,4 @@
-"""Which view of the shared tensors every client holds, and the steps that bring it to the newest.
+"""Downlink compression: which snapshot each client holds, and the deltas to the newest.
 
 Part of the server's state. A client that holds the newest view is sent nothing, one that holds an older
 view the steps since then, any other the whole view. So many steps are kept as weigh less than the view

@@ -1,4 +1,4 @@
-"""What a node remembers of the shared tensors, so that the server need not send them twice.
+"""A node's cache of the last snapshot of the shared tensors.
 
 One view for each client that lives here, the newest it was sent; clients that hold the same one share its
 tensors, and a view that nobody holds is forgotten. A view that was rebuilt from steps is checked by its

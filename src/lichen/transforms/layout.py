@@ -1,4 +1,4 @@
-"""Several tensors as one vector: which numbers lie where.
+"""Lays several tensors out in one vector.
 
 A codec sees one long vector a client: all tensors of a message in name order. The layout is what both
 sides know of it beforehand, so that nothing of it has to be sent but a few digits that prove it is the same.

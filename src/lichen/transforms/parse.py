@@ -1,4 +1,4 @@
-"""Chains of codecs as a few words, as a recipe writes them.
+"""Parses codec specifications such as ``topk:8/256`` and ``int8``.
 
 ===================  =====================================================================
 ``float32``          alone: numbers as they are, for steps that leave out what stands still

@@ -1,4 +1,4 @@
-"""What a run's noise buys: (ε, δ) of Gaussian mechanisms, said together with what they are differential privacy *of*.
+"""Privacy accounting: (ε, δ) of Gaussian mechanisms, with the unit that is protected.
 
 A number ε means nothing without its neighbours: two data sets that differ by one row, or by one client
 with all its rows, that was added or removed, or replaced. So an :class:`Event` carries the L2 distance

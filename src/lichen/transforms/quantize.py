@@ -1,4 +1,4 @@
-"""Fewer bits a number: bfloat16, or whole numbers of eight, four or two bits beside a scale for each block.
+"""Quantises to bfloat16, or to 8, 4 or 2 bits with a scale for each block.
 
 Numbers of a block share one scale, its largest magnitude over the largest whole number, kept as bfloat16
 and rounded up, so that no number is cut off. Rounding is stochastic, so that the mean over many clients is

@@ -1,4 +1,4 @@
-"""One bit a number: its sign, and for each block the mean magnitude.
+"""Sign compression: one bit a number, with a scale for each block.
 
 The steps of adaptive optimizers are much alike in magnitude, and most of what a change says is in its signs.
 A sign alone is biased, so it wants error feedback: with it, it converges like uncompressed training.

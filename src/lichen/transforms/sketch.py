@@ -1,4 +1,4 @@
-"""Low-rank factors in place of matrices: one subspace iteration or two from a seeded start.
+"""PowerSGD: low-rank factors in place of matrices.
 
 A change ``M`` (m, n) goes as ``P`` (m, r), orthonormal, and ``Q = Mᵀ P`` (n, r): the other side takes
 ``P Qᵀ``, the projection of M onto the subspace that the iterations found. Matrices whose factors would be

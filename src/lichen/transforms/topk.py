@@ -1,4 +1,4 @@
-"""Only the largest numbers, chunk by chunk, and where they were.
+"""Top-k sparsification in chunks.
 
 In each chunk of ``chunk`` numbers the ``keep`` largest magnitudes stay; the rest are zero to the other side.
 A fixed number in each chunk makes every message equally long. Which ones stayed is one of ``binomial(chunk,

@@ -1,4 +1,4 @@
-"""A work whose message is coded before it leaves, and that remembers what the code lost.
+"""Compresses a client's message, with error feedback.
 
 With error feedback a client adds what was lost to its next change, codes the sum, and keeps what that
 loses: over many rounds the sum of what arrived follows the sum of what was meant, however coarse a single

@@ -1,4 +1,4 @@
-"""An aggregator over coded messages: each is decoded when it comes in, and all else is the wrapped one's.
+"""Decodes compressed messages before the aggregator that it wraps.
 
 Decoding is deterministic, so the wrapped aggregator's promises hold: the same bytes in any order, on any
 number of ranks. A coded row is no sum of others, though, so masks cannot lie over it: ``linear`` is False.

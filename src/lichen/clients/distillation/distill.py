@@ -1,4 +1,4 @@
-"""A student learns from a teacher on public rows alone, before the first round or wherever the teacher is.
+"""Distils a student from a teacher on public rows, before the first round or within a client.
 
 The server knows public texts and can ask a foundation model; it needs no client to make a first
 student of that. Being a node like any other, it runs the clients' own fold with a cohort of one:

@@ -1,4 +1,4 @@
-"""What a weak client gives a strong server to learn from: its rows' features, its opinion, their labels.
+"""FedGKT's upload: features of a client's rows, its logits and the labels.
 
 The features are what the client's small network makes of its rows, the opinion its log-probabilities.
 

@@ -1,4 +1,4 @@
-"""What a client's own model says of public rows: the knowledge that crosses between unlike models.
+"""Predicts public rows with a client's own model, for methods that share predictions instead of weights.
 
 Two networks of different shapes have no weights to average, yet both answer the same rows with the same
 K numbers. A client runs its model over a shard that everybody holds and sends, row by row in the shard's

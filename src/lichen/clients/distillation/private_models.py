@@ -1,4 +1,4 @@
-"""What clients that keep their own models do with the answers of all: digest them, then go back to their rows.
+"""FedMD's client: distils its own model from the mean predictions, then trains it on its own rows.
 
 A private model is not sent, so neither should its first tensors be: :class:`AtHome` gives every client
 those it can make itself, and a job carries the answers alone. :class:`InTurn` is a source after a source;

@@ -1,4 +1,4 @@
-"""Selective transfer: a client takes the teacher's word only where the teacher has proved better than itself.
+"""Selective distillation: a client follows the teacher only where the teacher's loss is below its own.
 
 A teacher is not better everywhere: it may never have seen a client's words, or call one class by
 another's name, and a small student that learns such answers gets worse for having been taught. Every

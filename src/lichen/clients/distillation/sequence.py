@@ -1,4 +1,4 @@
-"""Sequence-level distillation: the teacher writes the answers, and a student learns from them as from rows.
+"""Sequence-level distillation: a student trains on answers that the teacher wrote.
 
 A student with another tokenizer cannot be told next tokens one by one, and most endpoints do not tell any. What
 every language model gives is text. Learning from what it is likeliest to write, word after word, comes close to

@@ -1,4 +1,4 @@
-"""A teacher who only answers: the client asks its model, and labels with probabilities leave, nothing else.
+"""Asks a client's foundation model for labels of public rows; class probabilities leave, nothing else.
 
 This is the path for models that may not or cannot be shared: a remote service, a licensed model, a
 model of another architecture. The job's texts go down, and up come the positions and probabilities of

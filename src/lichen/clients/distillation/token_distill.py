@@ -1,4 +1,4 @@
-"""A language model learns from what others said about public texts, in its own vocabulary.
+"""Distils a language model from token logits on public texts, across vocabularies.
 
 The work is :class:`lichen.clients.training.train.Train` over a model that hears
 (:class:`lichen.models.tokens.token_targets.Taught`), with two things around it.

@@ -1,4 +1,4 @@
-"""A language model tells what it would say next on public texts: its likeliest tokens and its loss on each text.
+"""Reports a language model's top token logits and its loss on public texts.
 
 What leaves is small, and so are its bytes: the ``top_k`` likeliest tokens at every labelled place in two or
 four bytes each, their probabilities in two, and a loss for each text, from which the hearers choose whom to

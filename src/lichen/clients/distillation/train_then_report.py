@@ -1,4 +1,4 @@
-"""Train, then tell, in one visit: what a client of FedMKT does before the server has chosen.
+"""Trains on the client's rows and then reports token logits, in one job: FedMKT's client.
 
 Two folds in a row are one fold: the client trains on its own rows, and what it has become then tells about the
 public texts, in the same message. That saves a trip, and a version of the private state.

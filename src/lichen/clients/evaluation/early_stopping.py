@@ -1,4 +1,4 @@
-"""Each client keeps its own best parameters by its own validation loss: early stopping, one person at a time.
+"""Early stopping by client: each keeps its parameters of least validation loss.
 
 Training alone is judged fairly only if everybody may stop at their own best round. This work
 evaluates the private ``params/`` and, where they beat ``best_value``, copies them to ``best/``. Only

@@ -1,4 +1,4 @@
-"""How well the shared or a client's own parameters do on its rows: only sums and counts leave.
+"""Evaluates shared or personal parameters on a client's rows; sums and counts leave.
 
 A language model's perplexity is ``exp(loss_sum / count)`` per client, or over all of them. For a
 classifier the loss is the plain cross-entropy of its logits, whatever it was trained with, so that

@@ -1,4 +1,4 @@
-"""Scalars for reports, computed from sums and counts that clients may add up.
+"""Computes metrics from sums and counts that clients may add up.
 
 Legend: K classes. ``confusion_KK[i, j]`` counts rows of class i that were taken for class j.
 """

@@ -1,4 +1,4 @@
-"""A client's model votes on public texts: one class for every text leaves, and no probability.
+"""Votes for one class of each public text, PATE's client; no probability leaves.
 
 The client side of private transfer (:mod:`lichen.server.knowledge.pate`), and the least a client can say of its
 model: one byte a text. Every client sees the same public rows, in the same order.

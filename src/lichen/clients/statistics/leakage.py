@@ -1,4 +1,4 @@
-"""Does a candidate give a private row away? Asked where the rows are, answered with one bit a candidate.
+"""Checks synthetic texts against a client's private rows; one bit a candidate leaves.
 
 The job's texts are the candidates. Every client holds them against its own rows
 (:class:`lichen.data.synthetic.near_duplicates.Copies`, and embeddings where there is an encoder) and sends one bit

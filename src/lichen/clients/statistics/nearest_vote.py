@@ -1,4 +1,4 @@
-"""Every private row votes for the synthetic candidate nearest to it: all that leaves a client is a histogram.
+"""Private Evolution's client: a histogram of which synthetic candidate is nearest to each private row.
 
 The job carries the embeddings of M candidates, written by a foundation model that has seen no private
 row, and perhaps their labels. A client embeds its own rows, and each gives one vote to each of the

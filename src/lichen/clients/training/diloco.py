@@ -1,4 +1,4 @@
-"""Pre-training over slow links: long stretches of local AdamW whose moments live on between rounds.
+"""DiLoCo's client: many local AdamW steps, with moments kept between rounds.
 
 DiLoCo's inner half. A worker begins each round at the shared parameters, but its optimizer goes on
 where it stood, and many steps later the difference goes up; the server steps along the mean

@@ -1,4 +1,4 @@
-"""FedBPT's client: search a few hundred numbers by CMA-ES, with losses alone and no gradient.
+"""FedBPT's client: searches a low-dimensional prompt by CMA-ES, with losses and no gradient.
 
 A client starts where the server stands, a normal distribution with ``mean`` and ``std`` by coordinate, and
 runs one generation of CMA-ES on each batch: it draws ``population`` candidates, asks the model for the

@@ -1,4 +1,4 @@
-"""Learning from rows without labels: what the model is sure of on a weak view, it learns on a strong one.
+"""FixMatch: pseudo-labels from weakly augmented rows train the model on strongly augmented ones.
 
 :class:`FixMatch` goes around :class:`lichen.clients.training.train.Train`. In every step the client's own rows
 without a label (``labels_CB`` = -100, ``index_CB`` >= 0) are seen in a weak view; where the likeliest

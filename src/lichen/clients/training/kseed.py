@@ -1,4 +1,4 @@
-"""Training by seeds and scalars alone: FedKSeed, where a whole model's round fits into kilobytes.
+"""FedKSeed's client: zeroth-order training whose message is seeds and scalars.
 
 K directions are fixed for the run, each drawn from a seed that everybody can derive. A model is then
 nothing but its start and one number for each direction::

@@ -1,4 +1,4 @@
-"""Weights rebuilt from seeds and integers, with the same bits on every machine.
+"""Rebuilds weights from FedKSeed's seeds and scalars, with the same bits on every machine.
 
     θ = θ0 − η Σ_s G_s z(s)
 

@@ -1,4 +1,4 @@
-"""Fine-tuning with forward passes only: MeZO, for what fits into the memory of inference.
+"""MeZO: zeroth-order fine-tuning with forward passes only, in the memory of inference.
 
 One step looks at the loss on both sides of a random direction z and goes along it::
 

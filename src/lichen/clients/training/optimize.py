@@ -1,4 +1,4 @@
-"""SGD and AdamW over many clients at once, as pure functions on stacked trees.
+"""SGD and AdamW over many clients at once, as pure functions on stacked parameters.
 
 A cohort's parameters carry a leading client axis, so one call steps every client. Each client keeps
 its own step count, because Adam's bias correction depends on it, and clients without a batch in this

@@ -1,4 +1,4 @@
-"""Search a prompt of words by losses alone: draw prompts, keep the better ones, become likelier to draw their like.
+"""Searches a discrete prompt by the cross-entropy method: losses alone, no gradient.
 
 Each client draws ``samples`` prompts from the shared distribution, asks for each one's loss on its own
 rows, and moves the probabilities towards how often the ``elite`` best use each word. On a batch::

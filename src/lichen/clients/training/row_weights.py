@@ -1,4 +1,4 @@
-"""A client's weight in the mean by the rows it has, whatever it saw of them in this round.
+"""Weighs a client by the number of its rows, not by those seen in a round.
 
 McMahan et al. weigh client k by n_k, the number of its training rows. A round of fixed steps sees equally many rows
 of a client with ten and of one with ten thousand; this work puts n_k in place of what was seen.

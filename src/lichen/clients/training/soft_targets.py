@@ -1,4 +1,4 @@
-"""Soft targets for rows without a label, beside the loss of those that have one.
+"""Adds soft targets for unlabelled rows to the loss of labelled ones.
 
 A work that finds out in a step what a row should say puts it into the batch as ``target_CBK``: a row of
 probabilities times how much the row shall weigh, zeros where there is no target. This model adds their

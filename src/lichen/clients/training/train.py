@@ -1,4 +1,4 @@
-"""Local training: some steps of SGD or AdamW on a client's own rows, and the difference goes up.
+"""Local training: SGD or AdamW steps on a client's rows; the change of the parameters goes up.
 
 This one fold is the client side of federated averaging, of its proximal form (FedProx: the gradient
 gains ``prox * (w - w_shared)``), of FFA-LoRA (``phases=(("lora_A",),)``), of RoLoRA, whose rounds take

@@ -1,4 +1,4 @@
-"""Gradient accumulation: one batch of rows, handed over in pieces small enough for the memory there is.
+"""Gradient accumulation: cuts a batch into micro-batches that fit the memory.
 
 The rows of every batch are cut into ``parts`` pieces, one after the other. Which rows a step sees does not depend on
 the number of pieces, so a work that adds up their gradients (:class:`lichen.clients.training.train.Train`) takes the

@@ -1,4 +1,4 @@
-"""Weak and strong views of a batch's rows: words left out, masked, exchanged.
+"""Weak and strong augmentation of texts: words dropped, masked or replaced.
 
 A method that learns from rows without labels asks a model about a row that is hardly changed (weak) and
 teaches it to say the same of the row when it is changed a lot (strong). Text is changed on its token ids,

@@ -1,4 +1,4 @@
-"""Weak and strong views of pictures: moved, turned, made brighter or darker, with an erased square.
+"""Weak and strong augmentation of images: shift, rotation, brightness, erasing.
 
 A part of RandAugment's operations, each by a random amount, and Cutout's square. As everywhere in
 :mod:`lichen.data.batches.augment`, what happens to a row follows from ``(seed, client, row, step)`` alone.

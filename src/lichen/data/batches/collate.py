@@ -1,4 +1,4 @@
-"""Put rows of several clients into one batch of fixed shape, and say in which order rows come.
+"""Collates rows of several clients into one batch of fixed shape, and orders the rows of an epoch.
 
 Padding rows attend to one padding token, because a softmax over nothing is not a number.
 

@@ -1,4 +1,4 @@
-"""What rows are, in one number: equal digests, equal rows in equal order, wherever they lie."""
+"""A digest of rows: equal for equal rows in equal order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches with so many labelled and so many unlabelled rows of each client, where labels are few.
+"""Batches with a fixed number of labelled and unlabelled rows a client, for semi-supervised learning.
 
 Drawn from one permutation, a batch of a client with five labels in a hundred rows would mostly hold none.
 Here both kinds have their own permutations, as the labelled and the unlabelled loader of FixMatch (Sohn et

@@ -1,4 +1,4 @@
-"""Packed rows for pre-training: a client's texts in one stream of tokens, cut into rows of equal length.
+"""Packs a client's texts into rows of equal length, for pre-training.
 
 Every row is full, so no step pays for padding, and every token but a row's first is learned. An end
 token stands after each text, so that the model learns where one ends; a row may hold the end of one

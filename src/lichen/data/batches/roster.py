@@ -1,4 +1,4 @@
-"""A million clients over shared flat arrays: each one's shard is cut when somebody asks for it.
+"""A million clients over shared flat arrays, cut into shards when asked.
 
 Nothing is held per client but where its rows begin, so a roster costs eight bytes a client and eight a
 row beside the rows themselves, and those may be files mapped into memory.

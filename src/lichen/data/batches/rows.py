@@ -1,4 +1,4 @@
-"""One client's rows as arrays, ready to be cut into batches.
+"""The rows of one client as arrays.
 
 Token rows lie one after another in a flat array, with the place where each begins: a client is then a
 stretch of an array that many clients share, and the array may be a file mapped into memory.

@@ -1,4 +1,4 @@
-"""Fixed-shape masked batches of many clients side by side: the sources a client work folds over.
+"""Batch sources: masked batches of fixed shape for many clients side by side.
 
 One law: what client c sees depends on its own rows, its own number and the seed, never on its company.
 The batches of a client alone are, bit for bit, its slice of any block's batches, wherever it is active.

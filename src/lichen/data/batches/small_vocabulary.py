@@ -1,4 +1,4 @@
-"""A vocabulary of few words, taken from public text: a student needs no more than it will see.
+"""A small vocabulary of a student, made of the frequent tokens of public text.
 
 The embeddings of a foundation model's whole vocabulary would be most of a small student's bytes.
 """

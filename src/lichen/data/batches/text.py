@@ -1,4 +1,4 @@
-"""From records to token rows: what is read, and on which tokens a loss is taken.
+"""Tokenises records, and masks the tokens without a loss.
 
 Labels are -100 where no loss is taken. Every form puts something before the first learned token, so that
 it can be predicted, and ends with the end token where it fits. A row is tokenised as one text. A row that is too

@@ -1,4 +1,4 @@
-"""Token rows of records, tokenised once: a second start reads them from a folder, mapped into memory.
+"""Caches token rows on disk, and maps them into memory.
 
 What is kept is found by all it follows from: the tokenizer's own description, the rows' text, the form
 and the length. So nothing is ever stale; what is no longer asked for is dropped in time. Tokens of private

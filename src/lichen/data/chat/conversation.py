@@ -1,4 +1,4 @@
-"""A conversation through a chat template: its text, and the stretches of it that are learned.
+"""Renders a conversation with a chat template, and finds the spans that are learned.
 
 An answer is learned where a model would be asked for it in just these words: its prompt, rendered by itself with
 ``add_generation_prompt=True``, must be the beginning of the whole, and the answer must stand there as it does

@@ -1,4 +1,4 @@
-"""Conversations as token rows of a bounded length, which a template could have written.
+"""Encodes conversations as token rows of a bounded length, whole turns at a time.
 
 A row that is too long is shortened as text and rendered again: the oldest exchanges go, then the left of the last
 question, until prompt and answers share the room that the template's frame leaves, half and half; then the right is

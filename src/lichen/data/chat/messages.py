@@ -1,4 +1,4 @@
-"""The turns of a conversation as a chat template takes them, from a cell of anyone's data.
+"""Reads a cell as the messages of a conversation, as a chat template takes them.
 
 A turn is ``{"role": ..., "content": ...}`` with a text as content. A list of parts is joined where all are texts; a
 turn that only calls tools has the content ``""``. What a template may ask for besides (tool calls, names, thoughts)

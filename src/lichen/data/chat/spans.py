@@ -1,4 +1,4 @@
-"""Texts tokenised whole, and the tokens that a stretch of characters became.
+"""Tokenises a text whole, and maps spans of characters to tokens.
 
 A text is never tokenised in pieces: many tokenizers put a mark before every piece, or join letters across
 a border, so that the pieces' tokens are not those of the text. A token that reaches across the beginning of a

@@ -1,4 +1,4 @@
-"""Conversations as people write them: turns with role and content, or ShareGPT's from and value."""
+"""Reads turns of a conversation in the shapes of OpenAI and ShareGPT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cell of a user's table means as a text, as a name and as a class; anything else is refused by its column.
+"""Reads a table's cell as a text, a name or a class, or refuses it by its column.
 
 Texts are taken as they stand, blanks and indentation among them. A number names the same client, group or class
 whether it is written ``1``, ``1.0`` or ``"1"``.

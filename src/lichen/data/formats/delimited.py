@@ -1,4 +1,4 @@
-"""Tables as text: CSV and its kin, whatever parts their cells.
+"""Reads CSV and other delimited files, and finds their delimiter.
 
 The delimiter is the one under which the first rows are as wide as the line of names; nothing is guessed
 from single letters.

@@ -1,4 +1,4 @@
-"""Which letters the bytes of a text file mean, found out once and the same way for whoever reads it.
+"""Detects the encoding of a text file.
 
 Files of spreadsheets and of Windows come in UTF-16 or Windows-1252. A mark at the file's begin, or bytes that
 can be nothing else, decide; where the bytes leave it open, the file is refused rather than read as nonsense.

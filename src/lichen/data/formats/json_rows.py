@@ -1,4 +1,4 @@
-"""Rows in JSON: a row a line, one list of rows, or one object that holds them by row or by column.
+"""Reads rows from JSON: lines, one list, an object of rows or of columns.
 
 A list is read value by value, so that neither its length nor a single line for all of it costs memory twice.
 """

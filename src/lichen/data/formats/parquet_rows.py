@@ -1,4 +1,4 @@
-"""Rows in Parquet, with cells as plain values: texts, numbers, lists and mappings.
+"""Reads rows from Parquet as plain values.
 
 Bytes that are UTF-8 are text, dates and exact decimals are written out, dictionary-encoded columns come as
 their values.

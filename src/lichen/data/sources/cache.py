@@ -1,4 +1,4 @@
-"""What was prepared once is kept: arrays in the cache folder, under the digest of all they were made from.
+"""Caches prepared arrays in the cache folder, keyed by a digest of their inputs.
 
 What is made from private rows lies apart from what is public, and goes when it has not been used for a
 month. All files are of mode 0600 in folders of 0700. A kept file comes back mapped into memory. It is a

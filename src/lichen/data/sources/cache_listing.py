@@ -1,4 +1,4 @@
-"""What lies in the cache folder: what each thing is, how large, how old, and whether it holds private rows.
+"""Lists the cache folder: kind, size, age, and whether it holds private rows.
 
 Only what Lichen itself has put there is known, by its name; anything else in the folder is never listed and
 never removed. Links are not followed.

@@ -1,4 +1,4 @@
-"""The catalog as its users see it, and where a model's name leads.
+"""Looks up models and data sets by short name.
 
 A catalog name is a convenience, not a limit: a hub id or a local folder does just as well.
 """

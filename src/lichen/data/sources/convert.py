@@ -1,4 +1,4 @@
-"""Turn what a package or a file carries into what transformers loads: a plain folder with safetensors.
+"""Converts a package's files to a plain folder with safetensors.
 
 Quantised GGUF weights are read once into float16, because reading them takes half a minute and the
 folder loads in under a second. Weights that are not quantised keep their precision.

@@ -1,4 +1,4 @@
-"""Real models and data that ordinary package registries carry, by short name.
+"""The catalog's entries: real models and data sets of ordinary package registries.
 
 Each entry is a pinned file of a public registry with its SHA-256: a run on a machine without any model
 hub still gets a real foundation model and text of real people. A catalog name is a convenience, not a

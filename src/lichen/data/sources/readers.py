@@ -1,4 +1,4 @@
-"""How each catalog data set becomes records: who the client is, what the text, what belongs together."""
+"""Turns each catalog data set into records: client, text, label, group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One row of anyone's data: what every reader makes, and every encoder and partition takes."""
+"""One row of data, as every reader makes it and every encoder and partition takes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one way to load rows, whatever they come from: :func:`load_records`.
+"""Loads rows from any source: :func:`load_records`.
 
 A name is a catalog entry, a local file or folder, or a hub id; what comes out is always a list of
 :class:`Record`, so that nothing behind this file knows where rows came from.

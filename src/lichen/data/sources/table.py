@@ -1,4 +1,4 @@
-"""Records by column: a large file is parsed once, and read back as columns of text that become rows when asked.
+"""Records as columns: a large file is parsed once and read back from the cache.
 
 Parsing JSON costs many times what reading its strings back does, and most rows of a large file are
 never looked at: clients are chosen first, by one column. This is for public data only: private rows are

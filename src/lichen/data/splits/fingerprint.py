@@ -1,4 +1,4 @@
-"""What makes two rows copies of each other: one digest of what a model reads of a row.
+"""A fingerprint of what a model reads of a row: rows with equal ones are copies.
 
 Case, punctuation and spacing do not tell rows apart. A digest can be compared where the row itself may not go.
 

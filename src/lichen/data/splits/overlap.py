@@ -1,4 +1,4 @@
-"""Which of a client's rows another client holds too, found by digests alone.
+"""Finds rows that several clients hold, by fingerprints alone.
 
 Every client gives digests of its rows (:func:`lichen.data.splits.fingerprint.fingerprint`, under a key that the clients
 share), and no row. Whoever compares them learns which digests are equal, and no text that it cannot guess and try.

@@ -1,4 +1,4 @@
-"""Who holds which row: natural clients where the data have them, drawn ones where they have none.
+"""Partitions records into clients: natural ones, IID or Dirichlet.
 
 :func:`by_client` takes the data's own owners, :func:`dirichlet` draws label skew, :func:`iid` an even spread to
 compare with. What is kept back for validation and test: :mod:`lichen.data.splits.split`.

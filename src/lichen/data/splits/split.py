@@ -1,4 +1,4 @@
-"""Rows parted into training, validation and test: every answer in every part, no group torn, no copy on two sides.
+"""Splits rows into training, validation and test: stratified, groups whole, no copies across.
 
 Rows are dealt out by kind (their class, or an answer that others give too), the rarest kind first. What one kind
 cannot give a part exactly, because rows are whole, is made up for by the next. For groups of several kinds this is

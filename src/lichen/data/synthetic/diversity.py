@@ -1,4 +1,4 @@
-"""How different texts are from one another: three numbers that fall when a writer repeats itself.
+"""Measures the diversity of texts: distinct-n, mean embedding distance, Vendi score.
 
 Distinct-n counts words, the two others look at embeddings: the mean distance of two texts, and the Vendi
 score, which is the number of different texts that would be as various as these.

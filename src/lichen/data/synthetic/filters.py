@@ -1,4 +1,4 @@
-"""Rules that synthetic texts must pass, and a report of every row that did not.
+"""Filters synthetic texts, and reports every row that was rejected.
 
 What a foundation model writes is of uneven worth: it repeats itself, drifts into signs and other tongues,
 says one thing a hundred times. A :class:`Rule` looks at the texts still alive and names those that

@@ -1,4 +1,4 @@
-"""Which texts are copies of which: exact answers over normalised words, without a sketch and without a seed.
+"""Finds near-duplicate texts exactly, over normalised words.
 
 Two questions. Which of some texts say the same as an earlier one (:func:`twins`)? Near equality is the
 Jaccard similarity of their word shingles; all pairs above a threshold are found by prefix filtering, so that

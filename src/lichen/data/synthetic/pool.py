@@ -1,4 +1,4 @@
-"""The pool: what foundation models wrote so far, row by row with where it came from, and never less than before.
+"""The pool of synthetic rows, each with its provenance; it only grows.
 
 Models that learn from models forget the rare and end in the mean: each generation that *replaces* its
 data by the last one's output is further off. Where synthetic rows *accumulate* beside the real ones the

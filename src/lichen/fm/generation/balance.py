@@ -1,4 +1,4 @@
-"""What to write for a client: its scarcest labels first, so that few texts balance it best.
+"""Plans synthetic rows for a client: its scarcest labels first.
 
 A client of a federation often lacks whole labels, and a model trained on it forgets them. Synthetic rows of
 just these labels give every client a balanced set, at a price in tokens that is known before.

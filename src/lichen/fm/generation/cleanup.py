@@ -1,4 +1,4 @@
-"""What a model wrote, without what it said around it: one paragraph of whole sentences.
+"""Cleans generated text: one paragraph of whole sentences.
 
 Models that follow instructions announce what they are about to write, put it in quotes, name its kind
 and mark it up; all of them are cut off in the middle of a sentence when their tokens run out. Nothing is

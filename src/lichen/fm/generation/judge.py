@@ -1,4 +1,4 @@
-"""A foundation model as judge of texts: is it fluent, is it good, does it harm, does it say what it should?
+"""A foundation model as a judge of texts: fluency, quality, harm, label.
 
 Fluency is what the model itself gives a text, in nats per byte: a measure that no tokenizer enters, so that
 two judges can be compared. Quality is a yes-or-no question, answered by the probability of yes. Harm is a

@@ -1,4 +1,4 @@
-"""A foundation model as writer of training texts: for a label, for a client, and never from a private row.
+"""Generates training texts with a foundation model, by label and by client, never from a private row.
 
 :meth:`Writer.write` asks for new texts of one label. The prompt says what the texts are about and what the
 label means, and varies by attributes that the user lists (article, occasion, tone), since one prompt asked a

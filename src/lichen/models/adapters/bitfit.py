@@ -1,4 +1,4 @@
-"""BitFit: only the biases are trained, of linear layers and layer norms, one copy a client.
+"""BitFit: trains the biases of linear layers and layer norms, one copy a client.
 
 A bias costs as many numbers as its layer is wide, and moves a model like BERT nearly as far as training
 it whole. Models without biases, Llama among them, have nothing to train this way.

@@ -1,4 +1,4 @@
-"""Bottleneck adapters: a small network of each client's own after every attention and feed-forward.
+"""Bottleneck adapters after every attention and feed-forward block, one a client.
 
 ::
 

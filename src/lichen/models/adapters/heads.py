@@ -1,4 +1,4 @@
-"""Layers trained whole, one copy a client: linear heads (GPT-2's too), layer norms, embeddings.
+"""Fully trained layers, one copy a client: linear heads, layer norms, embeddings.
 
 Their tensors come in through ``torch.func.functional_call`` as ``weight`` and ``bias`` with a
 leading client axis; the frozen model's own values are only where clients start from. Rows are the

@@ -1,4 +1,4 @@
-"""IA3: learned vectors that scale what a few layers put out or take in, one of each per client.
+"""IA3: learned vectors that scale keys, values and feed-forward activations, one set a client.
 
 ::
 

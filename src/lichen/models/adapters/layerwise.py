@@ -1,4 +1,4 @@
-"""Layer-wise training: the blocks of a stack take turns, a group of them a round, the others stand still.
+"""Layer-wise training: groups of blocks are trained in turn, one group a round.
 
 Only what is trained needs gradients, moments of an optimizer and bytes to the server; and where the upper
 blocks are at work, the way back ends below them, so that the activations of the lower ones are not kept.

@@ -1,4 +1,4 @@
-"""Low-rank adapters with a leading client axis beside one frozen linear layer.
+"""LoRA with a leading client axis beside one frozen linear layer.
 
 ::
 

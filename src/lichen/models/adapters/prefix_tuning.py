@@ -1,4 +1,4 @@
-"""Prefix tuning: keys and values of each client's own before every layer's, and nothing else is trained.
+"""Prefix tuning: trained keys and values before every layer's own, one set a client.
 
 Every token attends to m virtual ones in every layer; hidden states and labels keep their places, and positions
 count on from m. The paper trains the prefix through a small network and throws that away afterwards; here the

@@ -1,4 +1,4 @@
-"""Prompt tuning: a few virtual tokens of each client's own before every row, and nothing else is trained.
+"""Prompt tuning: trained virtual tokens before every row, one set a client.
 
 Where the model is causal, hidden states of the virtual tokens are cut off again where the stack ends, so that
 labels and pooling keep their places. An encoder's classifier sees them: what it reads first, and pools, is the

@@ -1,4 +1,4 @@
-"""Frozen weights of transformer blocks in eight or four bits, made dense for one product at a time.
+"""Frozen linear layers in 8 or 4 bits, dequantised for one product at a time.
 
 Adapters train beside weights that never change, so these need no precision for small steps: int8 with a
 scale a row, or NF4 (the sixteen quantiles of a normal distribution) with a scale for each 64 weights. A

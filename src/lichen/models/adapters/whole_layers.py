@@ -1,4 +1,4 @@
-"""Which layers of a model are trained whole: those that are named, a classifier's head, and what its files lack.
+"""Chooses the layers that are trained whole: named ones, a new head, and what the checkpoint lacks.
 
 Weights that a checkpoint lacks are drawn from the seed. No other machine can draw them, so they must travel
 with the adapter: they are trained like the head and are among PEFT's ``modules_to_save``.

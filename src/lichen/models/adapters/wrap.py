@@ -1,4 +1,4 @@
-"""Whatever is trained on a frozen model, with a leading client axis, behind one door.
+"""Wraps a frozen model with an adapter of any kind, with a leading client axis.
 
 ``wrap`` gives a new module structure around the SAME weight tensors: the caller's model stays as it
 was. Trainable tensors and patches then enter each call through ``torch.func.functional_call``. What

@@ -1,4 +1,4 @@
-"""Where training starts: fewer layers of a foundation model, random weights in its place, a head in closed form.
+"""Initial weights: fewer layers of a foundation model, random weights, or a closed-form head.
 
 A pretrained start is worth what it gains over the same architecture with random weights (:func:`redraw`),
 at equal everything; small clients take the first layers alone (:func:`cut`). And a classifier need not

@@ -1,4 +1,4 @@
-"""Frozen transformers models from a local folder or a hub id: safetensors only, no code from the model's files.
+"""Loads frozen transformers models from a local folder or a hub id: safetensors, no remote code.
 
 Loading a classifier draws a fresh head from a seed, so that every node of a federation that loads
 the same folder with the same seed holds the same bytes. So it is where only the first layers are taken,

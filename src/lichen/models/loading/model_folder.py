@@ -1,4 +1,4 @@
-"""What a model folder must hold, looked at before transformers reads anything of it.
+"""Checks a model folder before transformers reads it.
 
 Folders come from anywhere: cut downloads, weights as pickles, an adapter in place of a model, a configuration that
 wants code of its own to be run. Each is told in one sentence with its fix, and nothing in a folder is ever run.

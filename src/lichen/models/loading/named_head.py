@@ -1,4 +1,4 @@
-"""A base that classifies already: the names of its classes, and the data's labels among them.
+"""Maps the classes of a trained classifier head to the labels of the data, by name.
 
 The weights of a trained head mean what ``id2label`` in the base's ``config.json`` calls them. Under other names,
 or in another order, they would be noise that looks like knowledge. So the run takes the base's order, and a label

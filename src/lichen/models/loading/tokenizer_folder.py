@@ -1,4 +1,4 @@
-"""The tokenizer of a model folder: whole, able to read, and within the model's embedding.
+"""Checks the tokenizer of a model folder against the model's embedding.
 
 Without its files transformers makes some tokenizers up, of special tokens and nothing else, and a tokenizer may
 give ids for which the model has no row: both would only show in what is learned, or in the middle of training.

@@ -1,4 +1,4 @@
-"""A safetensors file from anywhere: its tensors, or one sentence about what is wrong with it.
+"""Reads a safetensors file, or says in one sentence what is wrong with it.
 
 The header says what the file must hold, so that a file that was cut short, or is none at all, is told before
 anything is read. Weights that are not finite would make every answer not finite: they are refused by name.

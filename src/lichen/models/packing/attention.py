@@ -1,4 +1,4 @@
-"""Attention over packed tokens, registered through transformers' own interface.
+"""Attention over packed rows, registered through transformers' own interface.
 
 On an accelerator in half precision: one kernel for sequences of any length. Elsewhere: sequences of
 like length are padded to one and go through torch's scaled dot product attention, bucket by bucket;

@@ -1,4 +1,4 @@
-"""What the layers below the lowest adapter make of a row, computed once and kept.
+"""Caches the output of the frozen layers below the lowest adapter.
 
 Frozen layers see the same row in every local step, epoch and round, and make the same of it. In packed
 calls the hidden states that enter the first layer with an adapter are kept by the row's tokens, the

@@ -1,4 +1,4 @@
-"""A frozen linear layer with every client's low-rank adapter beside it, over packed tokens.
+"""A frozen linear layer with every client's LoRA beside it, over packed rows.
 
     y_c = x_c W' + b + s x_c A_c' B_c'
 

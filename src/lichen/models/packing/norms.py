@@ -1,4 +1,4 @@
-"""Root mean square norms of a frozen model, with the passes over memory that are needed and no more.
+"""RMS norm of a frozen model, with as few passes over memory as it needs.
 
     y = x / sqrt(mean(x²) + ε) * w
 

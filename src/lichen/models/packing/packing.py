@@ -1,4 +1,4 @@
-"""Rows of many clients back to back, without padding: what a packed call of a model is told.
+"""Packs rows of many clients back to back, without padding.
 
 A batch of chat rows padded to its widest is mostly padding. Here the tokens of all rows stand in one
 line, sorted by client; attention (:mod:`lichen.models.packing.attention`) lets no row see another, and the

@@ -1,4 +1,4 @@
-"""DeBERTa's table of relative positions, which all rows share, through each client's own adapters.
+"""DeBERTa's relative positions under each client's own adapter.
 
 Its attention sends one ``(positions, H)`` table through projections that may carry adapters. In a call of C clients
 there is no row of the table that is a client's own: each client's adapters must see the whole of it. So the part of

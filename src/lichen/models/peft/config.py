@@ -1,4 +1,4 @@
-"""What an ``adapter_config.json`` of PEFT says, field by field: honoured, without effect, or refused by name.
+"""Reads PEFT's ``adapter_config.json``: every field is honoured, without effect, or refused by name.
 
 A field is *honoured* where what it says is computed, *idle* where it says nothing about the function of a
 finished adapter (how it was trained, what it began with), and otherwise only its plain value is taken: an adapter

@@ -1,4 +1,4 @@
-"""Adapters in PEFT's own folder format: low-rank ones, IA3, prompts and prefixes.
+"""Writes adapters in PEFT's folder format: LoRA, IA3, prompt and prefix tuning.
 
 A factored patch of the frozen weights is written as more rank: with s the adapter's scale,
 ``left right + s B A = s [B, left / s] [A; right]``. That pays while the joined rank stays below half

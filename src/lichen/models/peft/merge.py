@@ -1,4 +1,4 @@
-"""Adapters merged into a plain transformers model, or set beside its weights where they cannot be merged.
+"""Merges adapters into a plain transformers model, or writes them beside its weights.
 
 Legend: i in, o out.
 """

@@ -1,4 +1,4 @@
-"""Adapters out of PEFT's own folder format: the tensors by the run's names, and what their configuration says.
+"""Reads adapters from PEFT's folder format into the run's tensor names.
 
 Whether an adapter can be computed at all is :mod:`lichen.models.peft.config`'s to say; whether it fits a run,
 :mod:`lichen.models.peft.start`'s.

@@ -1,4 +1,4 @@
-"""Where a run starts if it goes on from an adapter: the run's own tensors, with the adapter's function.
+"""Starts a run from a PEFT adapter, with the function that PEFT gives it.
 
 What is trained is the recipe's to say: which layers, of which rank, at which scale. What the adapter computes is
 PEFT's to say. Where both fit, the run starts with exactly PEFT's logits: a layer of another scale has the

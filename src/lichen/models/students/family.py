@@ -1,4 +1,4 @@
-"""A family of models from small to large, and which of them a client's memory can train.
+"""A family of student sizes, and the largest that a client's memory can train.
 
 Clients of a federation are unlike: one has a few megabytes to spare, another some gigabytes. Where models
 exchange answers instead of weights, each client may take the largest that it can train. What training

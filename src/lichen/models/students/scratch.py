@@ -1,4 +1,4 @@
-"""A small language model from nothing: a Llama of any size drawn from a seed, with a tokenizer of its own.
+"""A language model from scratch: a small Llama drawn from a seed, with its own tokenizer.
 
 Where a federation pre-trains instead of adapting, it needs a model that nobody has trained. The
 architecture is Llama's with tied embeddings; the tokenizer is a byte-level BPE learned from given

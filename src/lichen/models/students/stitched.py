@@ -1,4 +1,4 @@
-"""A network in two parts: a small one that makes features, and a large one that goes on from them.
+"""A split network: a small feature extractor at the client, a large head at the server.
 
 The small part has a classifier of its own, so that it can be trained, and can speak, without the large
 one; together the small part's features go through the large part. So a weak client can train its half

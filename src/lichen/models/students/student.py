@@ -1,4 +1,4 @@
-"""The shared half of every small model trained from scratch: start values, the client axis, the loss.
+"""The base of small models trained from scratch: initial values, client axis, loss.
 
 A student is written for ONE client as a pure function of its parameters; stacked, ``torch.func.vmap``
 carries it over the client axis, and in reference mode every client is its own call. Both give the

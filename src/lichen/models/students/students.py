@@ -1,4 +1,4 @@
-"""Small models trained from scratch by many clients at once, for texts and for images.
+"""Small students for texts and images: CNNs, a transformer, an MLP.
 
 Legend: C clients, B rows, T tokens, E embedding width, W windows, F filters, K classes, H heads,
 D width of a head, S side of an image in pixels, P channels.

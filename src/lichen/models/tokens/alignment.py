@@ -1,4 +1,4 @@
-"""Two tokenisations of one text laid side by side, and next-token answers carried from one to the other.
+"""Aligns two tokenisations of one text, and maps next-token logits from one to the other.
 
 Tokens of both sides are paired by dynamic programming: of all ways through the two rows that go forward
 and leave no token out, the one whose pairs lie least apart by edit distance. An answer is carried where one

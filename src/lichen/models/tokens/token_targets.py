@@ -1,4 +1,4 @@
-"""Where a language model says something that counts: the places whose next token has a label.
+"""The labelled token positions of a batch, and distillation losses on them.
 
 What a model answers there (its likeliest tokens) and what it can learn there from somebody else's answers
 both come from the output layer, some places at a time: logits are never held whole.

@@ -1,4 +1,4 @@
-"""What tokens of different vocabularies have to do with each other: their strings, and how far these lie apart.
+"""Maps tokens between vocabularies by edit distance of their strings.
 
 Two language models can only hear each other's next-token probabilities if every token of one can be said
 in the other's vocabulary. Tokens are compared as the text they stand for: the sign for a space of

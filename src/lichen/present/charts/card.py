@@ -1,4 +1,4 @@
-"""The model card of what a run leaves: what it is, how it is asked, how other tools load it.
+"""Writes a model card: what the adapter is, its prompt, how other tools load it.
 
 It is a ``README.md`` with the front matter that the Hugging Face hub reads. It says nothing of a single client or
 row: numbers of them, and the columns of the summary.

@@ -1,4 +1,4 @@
-"""Pictures of a run: how it learned round by round, and which clients gained.
+"""Draws a run: learning curves, and each client's gain.
 
 The second picture is a dumbbell plot: one row a client, alone and federated joined by a line whose
 colour says who is better off. Pairs sorted by gain show at a glance whether a better mean was paid

@@ -1,4 +1,4 @@
-"""Names in any script in a picture: the installed fonts that can draw them, and other words where none can.
+"""Finds installed fonts that can draw names in any script.
 
 A picture that draws a name in a font without its letters shows boxes. So the fonts of the machine are asked for the
 letters that the usual one lacks, and what none of them has is replaced by words that can be read.

@@ -1,4 +1,4 @@
-"""Quality against bytes: which methods nothing beats at their price.
+"""Draws quality against bytes, with the Pareto frontier of methods.
 
 Two panels, bytes up and bytes down of a whole run, on logarithmic axes: methods differ by orders of
 magnitude, and up is the dearer way on most lines. The staircase joins the methods that no other beats

@@ -1,4 +1,4 @@
-"""Methods under several conditions: a grid of what each reached at each level, and its picture.
+"""Draws methods under several conditions, as a grid of what each reached.
 
 A comparison's rows are called ``method@level``. Here a method is a line and a level a place, so that the eye
 finds where help begins to matter.

@@ -1,4 +1,4 @@
-"""What a run was made from: remembered as digests when it begins, and compared when it goes on.
+"""Remembers digests of a run's inputs, and compares them on resume.
 
 A run that goes on with other rows, another model or other tokens would mix two runs and say nothing. Digests follow
 what was read, not where it lay, so that data and models may move.

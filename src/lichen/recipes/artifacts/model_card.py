@@ -1,4 +1,4 @@
-"""Writes the model card of a run's adapter and of its merged model, from the run's own folder."""
+"""Collects what the model card of a run says."""
 
 from __future__ import annotations
 

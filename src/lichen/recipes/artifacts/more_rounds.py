@@ -1,4 +1,4 @@
-"""More rounds for a run that has begun: what of its folder stays true, and what must be taken anew.
+"""Extends a finished run to more rounds.
 
 A round depends on the state before it and on the seed, not on how many are to come; so a run that is given more rounds
 goes on from its checkpoints and ends where a run of that many rounds would have ended. This holds only while nothing

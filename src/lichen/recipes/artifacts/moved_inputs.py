@@ -1,4 +1,4 @@
-"""Going on with a run whose data or model lies elsewhere now: digests say whether it is what the run began with.
+"""Resumes a run whose data or model moved, if their digests are the same.
 
 Everything else of a recipe is what the run is, and stays.
 """

@@ -1,4 +1,4 @@
-"""How a run that writes is asked: in the words it was trained with, by settings that are said."""
+"""Prompts and sampling settings of ``lichen try``, as the run was trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be done with a finished run: talk to it beside the bare model, and write it out whole."""
+"""Uses a finished run: generate beside the base model, export, merge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a recipe's clients take part: what stands still, what stays at home, and how what they send becomes one.
+"""Chooses the aggregation rule of a recipe, its frozen layers and its local parameters.
 
 Legend: N clients.
 """

@@ -1,4 +1,4 @@
-"""What fits whom: the rank and the last blocks a client can train in the memory it has.
+"""Fits adapters to each client's memory: rank and number of trained blocks.
 
 A client needs the frozen base, the shared tensors, and what one step makes besides: activations, gradients,
 moments. The last is counted (:mod:`lichen.recipes.assemble.live_bytes`) on the run's own client work with the largest

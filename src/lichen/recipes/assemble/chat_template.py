@@ -1,4 +1,4 @@
-"""The chat template of a run, put into its tokenizer: training, scoring, export and ``lichen try`` then ask alike."""
+"""Puts a recipe's chat template into its tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of a run's classes, kept in its folder: whoever uses the run later needs no row of its data."""
+"""Stores the class names of a run in its folder."""
 
 from __future__ import annotations
 

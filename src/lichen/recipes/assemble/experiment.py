@@ -1,4 +1,4 @@
-"""What the columns of a recipe work with: the model, where it starts, and every client's rows."""
+"""The context of an experiment: model, initial parameters, and every client's rows."""
 
 from __future__ import annotations
 

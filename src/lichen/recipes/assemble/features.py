@@ -1,4 +1,4 @@
-"""Frozen features of an encoder as shards, for the tasks that learn a head on them."""
+"""Computes frozen encoder features of rows, as shards."""
 
 from __future__ import annotations
 

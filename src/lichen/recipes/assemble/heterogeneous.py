@@ -1,4 +1,4 @@
-"""Students of unlike architectures: which client has which, and on which rows it learns.
+"""Assigns student architectures to clients, by turns or by memory.
 
 Everything by architecture goes by its name, ``<kind>-<width>``. Clients get theirs in turns, or, where the recipe
 says what memory they have, the one with most parameters that they can train (:mod:`lichen.models.students.family`).

@@ -1,4 +1,4 @@
-"""What students of unlike architectures can be asked to do, by ``<work>/<kind>``: the stations of an exchange.
+"""The tasks of each architecture in an exchange of predictions.
 
 References:
     Daliang Li and Junpu Wang. "FedMD: Heterogenous Federated Learning via Model Distillation." NeurIPS

@@ -1,4 +1,4 @@
-"""Bytes of tensors that are alive, at most, while something is computed: the same number on every run.
+"""Counts the peak of live tensor bytes of a computation, the same on every run.
 
 What the kernel says of a process depends on its allocator and on what else it has loaded. Here every tensor
 that an operation makes is counted by its storage until the storage is gone, on the way forward, on the way

@@ -1,4 +1,4 @@
-"""A recipe's model at hand: with the classes its logits mean, and what a person should know of it."""
+"""Loads a recipe's model with its class names and notes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model a recipe trains: a foundation model with its adapter, whole, drawn from nothing, or a student."""
+"""Builds the model of a recipe: foundation model with adapter, full, from scratch, or a student."""
 
 from __future__ import annotations
 

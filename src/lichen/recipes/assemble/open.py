@@ -1,4 +1,4 @@
-"""From a recipe to a bench: records gathered and parted, the model loaded and wrapped, shards made.
+"""Loads everything that a recipe names into an experiment: records, splits, model, shards.
 
 A server and a node open the same recipe and hold the same thing.
 """

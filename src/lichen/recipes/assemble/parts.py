@@ -1,4 +1,4 @@
-"""A recipe's words become parts: works, optimizers, samplers, chains, stations, the algorithm.
+"""Builds the parts of a recipe: client work, optimizers, samplers, codecs, algorithm.
 
 Here and in :mod:`lichen.recipes.assemble.aggregation` alone. What a word means stands in the part it becomes.
 

@@ -1,4 +1,4 @@
-"""The run folder: where everything of one run lies, written so that a kill at any moment leaves it valid.
+"""The run folder: atomic files, locks, and what is already done.
 
 ``recipe.yaml`` · ``trace.jsonl`` · ``summary.json`` · ``curves.png`` · ``clients.png`` · ``adapter/``
 or ``model/`` · ``state/`` (checkpoints of every column, private client state, scores already taken).

@@ -1,4 +1,4 @@
-"""How much a batch holds, and the budgets that give every column the same training."""
+"""Counts the tokens of a batch, and the equal budgets of the baselines."""
 
 from __future__ import annotations
 

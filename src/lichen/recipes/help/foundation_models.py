@@ -1,4 +1,4 @@
-"""The foundation models a recipe asks: a local one or an endpoint, what it may be shown, and what it has answered.
+"""Opens the foundation models of a recipe, with disclosure policy and cache.
 
 All answers are kept on disk with where they come from, in the recipe's ``kept`` folder or the cache, so that a
 run that is repeated asks nothing twice. They hold what was asked, word for word: their folder is private.

@@ -1,4 +1,4 @@
-"""A first student whose layers follow the teacher's, made at the server on public texts.
+"""Distils a first student layer by layer on public texts, at the server.
 
 The student's rows are in the teacher's tokens here, so that both see one text; a table says which of the
 student's own words each token is (:mod:`lichen.models.layerwise_distillation`).

@@ -1,4 +1,4 @@
-"""A teacher of task chat: what it writes after public prompts, and who is given how much of it."""
+"""A chat teacher: answers public prompts, and shares the answers out among clients."""
 
 from __future__ import annotations
 

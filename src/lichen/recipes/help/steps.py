@@ -1,4 +1,4 @@
-"""Help from a foundation model, put before a federation: what it makes of a bench, and what that cost.
+"""Runs the help of a foundation model before the federation, and counts its cost.
 
 Each kind of help is a step from one bench to the next, so that they go together: a model writes rows, a teacher
 answers public texts, the server makes a first student of both, and clients label rows of their own.

@@ -1,4 +1,4 @@
-"""The recipe's writer: a foundation model writes rows, by label alone or drawn towards the private ones by votes.
+"""Generates synthetic rows for a recipe, by label or by Private Evolution.
 
 What is written passes the recipe's filters, with a reason for every text that does not, and becomes a pool
 that only grows. Who trains on it is decided in :mod:`lichen.recipes.help.steps`.

@@ -1,4 +1,4 @@
-"""The recipe's teacher: who answers, and what its answers weigh.
+"""The recipe's teacher: which model labels, and how its labels are weighted.
 
 A teacher is asked once for every public text. Either it is an encoder with a linear head that was trained on the
 public labelled rows, or a language model that is asked in words; nothing else of it is reachable.

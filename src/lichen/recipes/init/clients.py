@@ -1,4 +1,4 @@
-"""Who owns the rows: which column tells the clients apart."""
+"""Guesses which column is the client."""
 
 from __future__ import annotations
 

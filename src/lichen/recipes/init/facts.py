@@ -1,4 +1,4 @@
-"""What each column of the user's rows holds: texts, words, numbers, dates, ids, links, conversations, lists.
+"""Describes what each column holds: texts, words, numbers, dates, ids, conversations.
 
 Names are looked at later: what a column holds decides what it cannot be, so that an id is never learned as text.
 """

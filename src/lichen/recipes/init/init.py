@@ -1,4 +1,4 @@
-"""A first recipe for the user's own data: look at its rows, guess, and say what was taken for what.
+"""Guesses a first recipe from the user's rows.
 
 Rows are read as a run reads them, the first ten thousand of a large file. Guesses go by what columns are called and
 by what they hold; each is written as a plain key that the user can change, and told with its reason.

@@ -1,4 +1,4 @@
-"""What an ``init`` is told and finds: the user's wishes, the roles of columns, and what columns are commonly called."""
+"""Roles of columns, common names of columns, and the user's wishes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``lichen init`` shows on the screen: what was taken for what, and what was left out and why."""
+"""Prints what ``lichen init`` found, and what it left out and why."""
 
 from __future__ import annotations
 

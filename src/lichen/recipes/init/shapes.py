@@ -1,4 +1,4 @@
-"""Which column plays which role: the shapes that data come in, recognised by what columns hold and are called.
+"""Recognises the shape of a data set: which column plays which role.
 
 A shape is told by its columns' names first (instruction and output; chosen and rejected), and by what they hold
 where names say nothing: the longest texts are learned, few short values that repeat are labels.

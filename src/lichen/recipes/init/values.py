@@ -1,4 +1,4 @@
-"""The keys that follow from the data: how long rows are, who takes part, how a row is put before the model."""
+"""Chooses the keys that follow from the data: length, clients, form."""
 
 from __future__ import annotations
 

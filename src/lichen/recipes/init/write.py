@@ -1,4 +1,4 @@
-"""A first recipe as YAML: what matters on one screen, or every key with its meaning.
+"""Writes a first recipe as YAML: what matters, or every key with its meaning.
 
 Examples behind a ``#`` are keys that could be set. Each one is tried before it is written: taking its ``#`` away
 gives a recipe that reads.

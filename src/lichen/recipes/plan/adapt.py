@@ -1,4 +1,4 @@
-"""The plan of tasks ``chat`` and ``classify``: a few blocks measured, multiplied by what will be run."""
+"""Plans tasks ``chat`` and ``classify``: times a few batches and multiplies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan is made of besides its traffic: memory, disk and cost, and what of it will not fit."""
+"""Estimates memory, disk and cost, and says what will not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plans of task ``oneshot`` and of a teacher: how long the encoder takes, and what follows from it.
+"""Plans task ``oneshot`` and a teacher's labelling.
 
 Both spend nearly all of their time in one pass of a frozen encoder over rows that can be counted, so a sample
 of rows is encoded and the rest follows by tokens. One-shot statistics and a teacher's answers have one shape

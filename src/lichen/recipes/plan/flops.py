@@ -1,4 +1,4 @@
-"""Floating-point operations of training and evaluation, without running them.
+"""Counts floating-point operations of training and evaluation.
 
 A weight that a token passes is multiplied once and added once: 2 operations forward, and 2 more backward for the
 gradient of what went in. The gradient of the weight itself costs another 2, which a frozen weight does not need.

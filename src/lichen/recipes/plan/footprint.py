@@ -1,4 +1,4 @@
-"""The memory one client needs: what it must hold of the frozen model, and the most it holds while it trains.
+"""Counts the memory of one client: frozen weights and training peak.
 
 Measured, for whatever the method is: the real work is done once for one client, through the loop that
 every engine runs, and every tensor's storage is counted from its birth to its end. So a method that

@@ -1,4 +1,4 @@
-"""Memory of this process or of its accelerator: what is held now, at most so far, and what there is.
+"""Measures memory of the process or its accelerator.
 
 The kernel's high-water mark is set back where it allows that, so that the peak of one piece of work can be told
 from that of loading before it.

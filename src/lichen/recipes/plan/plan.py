@@ -1,4 +1,4 @@
-"""What a recipe will cost, before it is paid: seconds, bytes, memory, disk, operations and energy.
+"""Plans a recipe: seconds, bytes, memory, disk, operations, energy.
 
 The recipe is opened exactly as a run opens it. A few real blocks are then trained and evaluated in a folder
 that is removed again, and what was measured is multiplied by what can be counted: who is invited to which round,

@@ -1,4 +1,4 @@
-"""A few real blocks of a recipe's works, timed, so that the run's seconds and memory follow by counting.
+"""Times a few real batches of each kind of work.
 
 The works are the run's own, asked through the run's own engine, checkpoints and private state included; only
 their batches pass a clock, and are fewer. What a batch takes is told by its tokens, and what a client takes

@@ -1,4 +1,4 @@
-"""What a foundation model's writing will take: how many texts, how many tokens, and for a local one how long.
+"""Plans synthetic generation: texts, tokens, and seconds of a local model.
 
 Some texts are written for the first token and for a few more; the rest is arithmetic. An endpoint is not asked, for its
 calls may cost money. What help does beyond that and a plan does not count is said in words.

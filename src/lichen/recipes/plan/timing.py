@@ -1,4 +1,4 @@
-"""Batches pass a clock: how long a work takes with each, and how long besides.
+"""Times each kind of work on a few batches.
 
 A station keeps its work; only its source is put behind a clock, which starts when a batch is asked for and stops
 when the next one is. What is left of a job's time belongs to its clients: their state, their bytes, the fold.

@@ -1,4 +1,4 @@
-"""The bytes a federation will send, before it has sent any.
+"""Counts the bytes of a federation before it runs.
 
 They are exact where shapes are: jobs are built from the tensors a run starts from, for the clients its sampler will
 invite, and a message is one that came back. Two patches grow with the rounds by as much as clients differ, and have a

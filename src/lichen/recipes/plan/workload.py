@@ -1,4 +1,4 @@
-"""What each column of a recipe will train and evaluate, counted before anything is run.
+"""Counts what each column trains and evaluates, before anything runs.
 
 Invitations and batches follow from the seed, so that the very rows of a run can be counted from its shards: who
 is invited to which round, how many tokens that client's batches hold, how often everybody validates. A budget of

@@ -1,4 +1,4 @@
-"""Rows of every client by part, and how many of them are cut, for the results by client."""
+"""Counts every client's rows by split, and how many are truncated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From records to owners with rows to train on, to choose by and to be scored on, and what is left out on the way."""
+"""Partitions records into clients with training, validation and test rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a recipe's data section to records, to classes, and to what a model reads of a row."""
+"""Loads a recipe's records and classes, and encodes rows for the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that are everybody's, and labels that are few: what a recipe takes out of the clients' hands.
+"""Splits off public rows, and hides labels.
 
 Where owners hold their own rows, whole owners are drawn to be public, so that nobody in the federation has a
 public row; where owners are drawn, rows are drawn before them.

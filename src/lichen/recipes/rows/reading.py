@@ -1,4 +1,4 @@
-"""What a recipe read, from its gathered records to the rows of each part."""
+"""Reports what a recipe read, from records to splits."""
 
 from __future__ import annotations
 

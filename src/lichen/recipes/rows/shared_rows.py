@@ -1,4 +1,4 @@
-"""Rows that several clients hold: a test row that another client trains on, counted, or out of the scores.
+"""Counts or drops rows that several clients hold.
 
 A client's own test rows are kept apart from its own training rows. Where clients share texts, one client's test row may
 stand in another's training rows: the federation and pooled training have then seen it, training alone has not, and the

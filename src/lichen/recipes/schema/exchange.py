@@ -1,4 +1,4 @@
-"""The part of a recipe that lets every client keep a student of its own size: what they exchange are answers.
+"""The ``exchange`` section: clients of different architectures share predictions.
 
 References:
     FedMD: arXiv:1910.03581; DS-FL: arXiv:2008.06180; FedDF: arXiv:2006.07242.

@@ -1,4 +1,4 @@
-"""From a failed validation to one sentence a person can act on.
+"""Turns a failed validation into one sentence.
 
 The schema's checker reports many faults in its own words. Here the first one is picked, its place is
 written as the user wrote it, and the fix is made from the schema itself: its choices, its

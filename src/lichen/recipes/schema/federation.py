@@ -1,4 +1,4 @@
-"""The part of a recipe that says how clients train, how their changes become one, and what is sent."""
+"""The ``federation``, ``optimizer`` and ``wire`` sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of a recipe that says how a foundation model helps the federation: it teaches, writes or labels.
+"""The ``teacher``, ``synthetic`` and ``semi`` sections: help of a foundation model.
 
 References:
     Distillation: arXiv:1503.02531; of sequences: arXiv:1606.07947; layer-wise: arXiv:1909.10351, arXiv:2012.15828;

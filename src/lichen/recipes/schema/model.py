@@ -1,4 +1,4 @@
-"""The part of a recipe that says what is trained: a foundation model and its adapter, or a student.
+"""The ``model`` section: a foundation model and its adapter, or a student.
 
 References:
     LoRA: arXiv:2106.09685; rsLoRA: arXiv:2312.03732; IA3: arXiv:2205.05638; soft prompts: arXiv:2104.08691;

@@ -1,4 +1,4 @@
-"""Reading and writing recipes: a gallery name, a YAML file or a mapping, plus ``key.sub=value`` overrides.
+"""Reads and writes recipes: gallery name, YAML file or mapping, and ``key.sub=value``.
 
 A recipe is read strictly. Text is not taken for a number nor ``true`` for 1, because a typing slip
 in an experiment is not seen again once the run has started. Two kindnesses remain: a single value

@@ -1,4 +1,4 @@
-"""The recipe: everything a run depends on, typed, read from YAML or written as Python.
+"""The recipe: everything a run depends on, typed.
 
 Every key is checked when the recipe is built; a key that is unknown, of the wrong type or at odds
 with another is one :class:`~lichen.core.errors.LichenError` that names the key and the fix.

@@ -1,4 +1,4 @@
-"""YAML as recipes need it: the JSON-like core, nothing that surprises, every fault with its line.
+"""Reads a strict YAML: the JSON-like core, with line numbers of faults.
 
 YAML 1.1 reads ``1e-3`` as text, ``no`` as false, ``1:30`` as ninety and ``010`` as eight; it lets a
 key stand twice and lets a few lines of aliases grow to gigabytes. Here numbers are numbers as in

@@ -1,4 +1,4 @@
-"""Tasks ``chat`` and ``classify`` from an opened recipe to a result on disk."""
+"""Runs tasks ``chat`` and ``classify``, from experiment to result."""
 
 from __future__ import annotations
 

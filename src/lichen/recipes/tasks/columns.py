@@ -1,4 +1,4 @@
-"""Tasks ``chat`` and ``classify``: the columns base, alone, federated and pooled of one recipe.
+"""Trains and scores the columns base, alone, federated and pooled.
 
 Every trained column spends the same budget: the federation trains R rounds of P clients with S steps
 of B rows. Alone, each of N clients takes its share of those rounds; pooled, one client that owns

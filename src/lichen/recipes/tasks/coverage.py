@@ -1,4 +1,4 @@
-"""How much of the clients' rows a column trains on: rows in all, passes over them, and the share ever seen.
+"""Counts how much of the clients' rows a column trains on.
 
 A default run of ten rounds of four steps of four rows sees 160 rows of a client, however many it has. A client that
 takes m of its n rows in each of t rounds, drawn anew every time, has seen 1 - (1 - m/n)^t of them on average.

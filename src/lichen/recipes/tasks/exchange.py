@@ -1,4 +1,4 @@
-"""Task ``classify`` among students of unlike architectures: they exchange answers to public rows, not weights.
+"""Runs task ``classify`` with clients of different architectures that share predictions.
 
 The column ``federated`` is every client's own model after the last round, on its test rows; for feddf its
 architecture's average, of the best validated round. ``alone`` takes as many local steps as the exchange takes on

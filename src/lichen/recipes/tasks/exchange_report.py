@@ -1,4 +1,4 @@
-"""What is made of an exchange that is done: the ensemble's column, numbers by architecture, the saved models.
+"""Results of an exchange: ensemble column, numbers by architecture, saved models.
 
 Legend: M test rows of all clients, K classes, N clients.
 """

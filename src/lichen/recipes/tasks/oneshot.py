@@ -1,4 +1,4 @@
-"""Task ``oneshot``: a closed-form head on frozen features, in one round, equal to pooled training.
+"""Runs task ``oneshot``: a closed-form head on frozen features, equal to pooled training.
 
 Features are taken once from the frozen encoder; each client sends its sufficient statistics; the
 server solves for the head. The recipe's answer is checked against pooled training and under random

@@ -1,4 +1,4 @@
-"""What every task hands over at its end, and the numbers that classifying tasks share."""
+"""The result of a task, and scores that classification tasks share."""
 
 from __future__ import annotations
 

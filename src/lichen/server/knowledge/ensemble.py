@@ -1,4 +1,4 @@
-"""One opinion from many unlike models: exact means of what they say of the same public rows.
+"""Ensembles predictions of public rows: exact means over clients.
 
     prob     p̄ = Σ w p / Σ w                                      (FedMD; before it is sharpened, DS-FL)
     logits   p̄ = softmax(Σ w log p / Σ w)                          (FedDF)

@@ -1,4 +1,4 @@
-"""The rows that clients offer a server to learn from, side by side in the clients' order.
+"""Gathers features that clients upload, in the clients' order.
 
 Not a sum: every client's rows are kept as they came, and the order in which messages arrive does not show.
 

@@ -1,4 +1,4 @@
-"""Private transfer: clients vote on public texts, and only a noisy winner is told.
+"""PATE: a noisy majority of the clients' votes labels public texts.
 
 The clients are the ensemble of teachers: each has its own model of its own rows and casts one vote, a
 class, for every public text (:class:`lichen.clients.statistics.label_vote.Ballot`). The votes are counted exactly,

@@ -1,4 +1,4 @@
-"""Of all that was said about a text, believe whoever knew it best: FedMKT's choice by least cross entropy.
+"""FedMKT's selection: for each text, the logits of least cross entropy.
 
 Each client tells its loss on every public text beside its answers. Of a text the answers of the client with
 the lowest loss are kept, and only if that is lower than one's own: who cannot teach is not heard. The clients

@@ -1,4 +1,4 @@
-"""The clients' histograms of votes become one, noisy once, and decide which candidates live on.
+"""Sums the clients' vote histograms, adds noise once, and selects candidates.
 
 The sum is exact and nothing but a sum, so it works under secure aggregation. When it is closed,
 N(0, σ²) is added to each count, a single time whatever the number of clients. Everything after it

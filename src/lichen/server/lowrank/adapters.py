@@ -1,4 +1,4 @@
-"""What a rule for low-rank adapters reads of a layer when the round closes, and what it may write to it.
+"""What an aggregation rule for LoRA reads and writes of a layer when the round closes.
 
 Reading gives the clients' own adapters, each at its own rank, and their shares; a layer that nobody sent
 is not read and stays as it is. Writing is a new patch of the frozen layer, or a row of A drawn anew.

@@ -1,4 +1,4 @@
-"""Matrices kept as two thin factors: their norms, and the fewest or the best factors of the same product.
+"""Matrices as products of two thin factors: norms, and the best factors of a lower rank.
 
     left (m, R) @ right (R, n)
 

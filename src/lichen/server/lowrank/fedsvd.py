@@ -1,4 +1,4 @@
-"""FedSVD: clients train B alone; between rounds A turns to where the product points.
+"""FedSVD: clients train B; between rounds A follows the product's right singular vectors.
 
     U S V = B̄ A,    A ← V,    B ← U S    (all r directions)
 

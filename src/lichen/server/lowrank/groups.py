@@ -1,4 +1,4 @@
-"""Exact sums of clients that train unequal parts: fewer ranks, fewer layers.
+"""Exact sums over clients that train different ranks or layers.
 
 One :class:`lichen.server.sums.fixed_point.FixedSum` insists on one layout, so there is one for each group and
 layout that came. They are joined when the round closes: a tensor's integer sums are padded with zeros to

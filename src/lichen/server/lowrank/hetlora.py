@@ -1,4 +1,4 @@
-"""HetLoRA: adapters of unequal ranks, zero-padded, and averaged by how much each of them holds.
+"""HetLoRA: averages adapters of different ranks, zero-padded, weighted by their norm.
 
     Ā = Σ q_k pad(A_k),    B̄ = Σ q_k pad(B_k),    q_k ∝ p_k ‖B_k A_k‖
 

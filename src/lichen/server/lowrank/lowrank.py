@@ -1,4 +1,4 @@
-"""Averaging LoRA adapters: as they are (FedIT), or with the part that averaging loses put back (FedEx-LoRA).
+"""Averages LoRA adapters: FedIT, or FedEx-LoRA with the residual added to the base.
 
 The mean of products is not the product of means. With ``p_k`` the clients' shares and bars for means,
 

@@ -1,4 +1,4 @@
-"""The sum of clients' weighted products ``B_k A_k`` beside the mean: memory does not grow with the clients.
+"""Sums the clients' weighted products ``B_k A_k`` beside the mean, in constant memory.
 
 A layer's pairs are kept as they came while they take less memory than the layer's whole product in
 float64. From there on the layer is one exact sum of ``w_k ΔB_k ΔA_k`` (:mod:`lichen.server.sums.kernels`), to

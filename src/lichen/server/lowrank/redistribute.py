@@ -1,4 +1,4 @@
-"""FlexLoRA and FLoRIST: the mean product's leading singular directions become the shared adapter.
+"""FlexLoRA and FLoRIST: the mean product's truncated SVD becomes the shared adapter.
 
     U S V = Σ p_k B_k A_k,    B ← U √S,    A ← √S V    (the first r directions, strongest first)
 

@@ -1,4 +1,4 @@
-"""FLoRA: the clients' adapters stacked side by side become part of the frozen layer; a new adapter begins.
+"""FLoRA: stacks the clients' adapters into the frozen layer, and starts a new adapter.
 
     W0 ← W0 + s Σ p_k B_k A_k = W0 + s [p_1 B_1, p_2 B_2, ...] [A_1; A_2; ...],    A drawn anew,    B = 0
 

@@ -1,4 +1,4 @@
-"""What weaker clients get of an adapter: fewer directions, and only the last blocks to train.
+"""Extracts a weaker client's part of an adapter: fewer ranks, fewer blocks.
 
 A client of rank r_k takes the first r_k rows of every A and columns of every B; it trains, and its model
 has, those alone. Rules that order directions by strength (:mod:`lichen.server.lowrank.redistribute`) make that

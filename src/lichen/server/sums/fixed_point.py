@@ -1,4 +1,4 @@
-"""Exact sums that do not depend on order: tensors times weights in 64-bit fixed point.
+"""Order-free exact sums of weighted tensors in 64-bit fixed point.
 
 Floating-point addition is not associative, so the bytes of a float sum tell in which order the
 messages arrived. Here ``value * weight`` is taken in float64, scaled by ``2^scale`` and rounded once to

@@ -1,4 +1,4 @@
-"""The inner loops of the exact sums: weigh, round once to an integer, add; near the speed of memory.
+"""The inner loops of the exact sums.
 
     sum = onto + Σ_c round(f_c x_c)            sum = onto + Σ_k round(f_k B_k A_k)
 
