@@ -70,10 +70,10 @@ def main() -> None:
     keep_large_buffers()
     packing = "false" if asked.padded else "true"
     work = workload.load(asked.workload, f"model.dtype={asked.dtype}", f"engine.packing={packing}")
-    bench, fed = work.opened.bench, work.recipe.federation
-    train = trainer(bench, workload.LR)
-    source: Any = bench.training(bench.train, batch=fed.batch, steps=fed.steps)
-    shared, everyone = dict(bench.start), tuple(range(workload.CLIENTS))
+    experiment, fed = work.loaded.experiment, work.recipe.federation
+    train = trainer(experiment, workload.LR)
+    source: Any = experiment.training(experiment.train, batch=fed.batch, steps=fed.steps)
+    shared, everyone = dict(experiment.start), tuple(range(workload.CLIENTS))
     job = Job(work="train", shared=shared, version=0, clients=everyone, seed=0)
     block = asked.block or Room(None)(job, Station(work=train, source=source))
     clients: tuple[int, ...] = everyone

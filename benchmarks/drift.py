@@ -29,12 +29,12 @@ from lichen.server.mean import Mean
 def rounds(packing: bool, count: int, clients: int) -> list[tuple[Tree, float]]:
     """The shared tensors and the loss after every round."""
     work = workload.load("chat", f"engine.packing={str(packing).lower()}")
-    bench, fed = work.opened.bench, work.recipe.federation
-    bench = replace(bench, train=bench.train[:clients])
-    source = bench.training(bench.train, batch=fed.batch, steps=fed.steps)
-    shared, out = dict(bench.start), []
+    experiment, fed = work.loaded.experiment, work.recipe.federation
+    experiment = replace(experiment, train=experiment.train[:clients])
+    source = experiment.training(experiment.train, batch=fed.batch, steps=fed.steps)
+    shared, out = dict(experiment.start), []
     with TemporaryDirectory() as folder:
-        station = Station(work=trainer(bench, workload.LR), source=source)
+        station = Station(work=trainer(experiment, workload.LR), source=source)
         engine = LocalEngine({"train": station}, ClientStore(Path(folder)), block_size=8)
         for version in range(count):
             total, loss, seen = Mean().zero(), 0.0, 0.0

@@ -30,7 +30,7 @@ from lichen.data.synthetic.pool import load_pool
 from lichen.fm.encoder import LocalEncoder
 from lichen.models.loading.load import load_encoder
 from lichen.recipes.rows.prepare import gather
-from lichen.recipes.rows.public import commons_of, labelled_of
+from lichen.recipes.rows.public import labelled_of, split_public
 from lichen.recipes.schema.read import read_recipe
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -61,9 +61,9 @@ def measured(run: Path, embed: Callable[[list[str]], Tensor], real: dict[int, tu
     """One finished run's numbers; the real rows of its seed are looked up in ``real``, or put there."""
     recipe = read_recipe(run / "recipe.yaml")
     if recipe.seed not in real:
-        owners = labelled_of(commons_of(recipe, gather(recipe)).owners)
-        voters = [record for owner in owners for record in owner.train]
-        real[recipe.seed] = embedded(voters, embed), embedded(owners[0].test, embed)
+        clients_data = labelled_of(split_public(recipe, gather(recipe)).clients_data)
+        voters = [record for owner in clients_data for record in owner.train]
+        real[recipe.seed] = embedded(voters, embed), embedded(clients_data[0].test, embed)
     texts = embedded(load_pool(run / "pool.jsonl").records(), embed)
     summary = json.loads((run / "summary.json").read_text())
     to_voters, to_others = (nearest(rows, texts) for rows in real[recipe.seed])

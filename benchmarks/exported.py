@@ -18,17 +18,17 @@ from torch import Tensor
 from lichen.core import tree as trees
 from lichen.core.store import load_tree
 from lichen.core.tree import Tree
-from lichen.recipes.assemble.open import Opened, open_recipe
+from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.schema.read import read_recipe
 
 TEXTS = ("The dress fits well and I love the colour.", "what are you up to today?", "No.")
 
 
-def logits(opened: Opened, tree: Tree, inputs: dict[str, Tensor]) -> Tensor:
+def logits(loaded: LoadedExperiment, tree: Tree, inputs: dict[str, Tensor]) -> Tensor:
     """The run's logits, by its own forward pass."""
     fixed = {name: x for name, x in tree.items() if name.startswith("patch.")}
     own = {name: x for name, x in tree.items() if name not in fixed}
-    model: Any = opened.bench.model
+    model: Any = loaded.experiment.model
     out: Tensor = model.wrapped.call(trees.broadcast(own, 1), fixed, **inputs).logits
     return out
 
@@ -36,15 +36,15 @@ def logits(opened: Opened, tree: Tree, inputs: dict[str, Tensor]) -> Tensor:
 def largest_difference(folder: Path) -> tuple[float, float]:
     """``(largest logit difference, largest logit)`` over a few texts."""
     recipe = read_recipe(folder / "recipe.yaml", ["model.dtype=float32"])
-    opened = open_recipe(recipe)
+    loaded = open_recipe(recipe)
     tree, _ = load_tree(folder / "state" / "final.safetensors")
     lone = open_recipe(recipe).foundation
     adapted = peft.PeftModel.from_pretrained(lone, folder / "adapter", autocast_adapter_dtype=False).eval()
     worst = size = 0.0
     with torch.no_grad():
         for text in TEXTS:
-            inputs = dict(opened.tokenizer(text, return_tensors="pt"))
-            mine, theirs = logits(opened, tree, inputs), adapted(**inputs).logits
+            inputs = dict(loaded.tokenizer(text, return_tensors="pt"))
+            mine, theirs = logits(loaded, tree, inputs), adapted(**inputs).logits
             worst = max(worst, float((mine - theirs).abs().max()))
             size = max(size, float(mine.abs().max()))
     return worst, size

@@ -62,18 +62,18 @@ SETTINGS: dict[str, float] = {
 SCALES = (1, 2, 3, 4, 5, 6, 8)
 
 
-def start_of(cohort: FullClassifier, bench: Any, lam: float) -> Tree:
+def start_of(cohort: FullClassifier, experiment: Any, lam: float) -> Tree:
     """The loaded model with a ridge head, made by the clients together, as its classifier."""
-    start, everyone = cohort.init(0), tuple(range(len(bench.train)))
+    start, everyone = cohort.init(0), tuple(range(len(experiment.train)))
     work = Statistics(head_features(cohort, start), classes=int(cohort.classes or 0))
     rule = Ridge(lam)
     with TemporaryDirectory() as folder:
-        station = Station(work=work, source=bench.evaluating(bench.train))
+        station = Station(work=work, source=experiment.evaluating(experiment.train))
         engine = LocalEngine({"ridge": station}, ClientStore(Path(folder)), block_size=1)
         total = rule.zero()
         for message in engine.run(Job(work="ridge", shared={}, version=0, clients=everyone, seed=0)):
             total = rule.add(total, message)
-    valid = bench.evaluating(bench.valid)
+    valid = experiment.evaluating(experiment.valid)
     rows = (batch for client in everyone for batch in valid.batches([client], 0))
     return head_start(cohort, start, rule.close(total, {})[0], scale_on=rows, scales=SCALES)
 
@@ -96,16 +96,16 @@ def cell(seed: int, say: Any = lambda _: None, *, test: bool = True, **changed: 
     """One run."""
     s, began = {**SETTINGS, **changed}, time.process_time()
     overrides = (f"data.max_clients={int(s['clients'])}", f"seed={seed}", f"data.max_length={int(s['max_length'])}")
-    opened = open_recipe(read_recipe("reviews-lora", overrides))
-    bench, everyone = opened.bench, tuple(range(int(s["clients"])))
-    cohort = FullClassifier(opened.foundation, name="minilm-l6", exclude=("embeddings",))
-    start = start_of(cohort, bench, s["lam"])
+    loaded = open_recipe(read_recipe("reviews-lora", overrides))
+    experiment, everyone = loaded.experiment, tuple(range(int(s["clients"])))
+    cohort = FullClassifier(loaded.foundation, name="minilm-l6", exclude=("embeddings",))
+    start = start_of(cohort, experiment, s["lam"])
     replay = Replay(start, lr=s["lr"], root=derive(seed, "directions"), count=int(s["directions"]))
     work = SeedSteps(cohort, replay, steps=int(s["steps"]), eps=s["eps"])
-    source = bench.training(bench.train, batch=int(s["batch"]), steps=int(s["steps"]))
+    source = experiment.training(experiment.train, batch=int(s["batch"]), steps=int(s["steps"]))
     rule, server, sampler = SeedSums(replay.count), AddUnits(), Uniform(count=int(s["per_round"]))
-    weight_N = torch.tensor([shard.size for shard in bench.train], dtype=torch.float64)
-    valid, told = bench.evaluating(bench.valid), []
+    weight_N = torch.tensor([shard.size for shard in experiment.train], dtype=torch.float64)
+    valid, told = experiment.evaluating(experiment.valid), []
     shared, begin = replay.shared(), judged(cohort, start, valid, everyone)
     say(f"{len(everyone)} clients, {sum(x.numel() for x in start.values()):,} numbers; start {begin}")
     with TemporaryDirectory() as folder:
@@ -131,9 +131,9 @@ def cell(seed: int, say: Any = lambda _: None, *, test: bool = True, **changed: 
         "cpu_seconds": time.process_time() - began,
     }
     if test:
-        rows = bench.evaluating(bench.test)
+        rows = experiment.evaluating(experiment.test)
         out["test"] = {
-            "rows": sum(shard.size for shard in bench.test),
+            "rows": sum(shard.size for shard in experiment.test),
             "start": judged(cohort, start, rows, everyone),
             "end": judged(cohort, shared, rows, everyone, replay),
         }

@@ -58,25 +58,25 @@ class Round:
     messages: list[Message]
 
 
-def train(opened: Any, steps: int, folder: Path, *, frozen: tuple[str, ...] = (), weaker: bool = False) -> Round:
+def train(loaded: Any, steps: int, folder: Path, *, frozen: tuple[str, ...] = (), weaker: bool = False) -> Round:
     """One round of so many local steps; with ``weaker`` clients, from what each of them gets."""
-    bench = opened.bench
+    experiment = loaded.experiment
     work = Train(
-        bench.model, optimizer=ClientOptimizer(name="adamw", lr=3e-3), clip=1.0, phases=(frozen,) if frozen else ()
+        experiment.model, optimizer=ClientOptimizer(name="adamw", lr=3e-3), clip=1.0, phases=(frozen,) if frozen else ()
     )
-    station = {"train": Station(work=work, source=bench.training(bench.train, batch=4, steps=steps))}
-    clients = range(len(bench.train))
+    station = {"train": Station(work=work, source=experiment.training(experiment.train, batch=4, steps=steps))}
+    clients = range(len(experiment.train))
     capacity = Capacity(
         tuple(max(1, RANK // 2 ** (k if weaker else 0)) for k in clients),
         last_N=tuple(4 - k if weaker and k else None for k in clients),
         scaling=SCALING,
     )
-    views = {client: capacity.cut(bench.start, capacity.key(client)) for client in clients}
+    views = {client: capacity.cut(experiment.start, capacity.key(client)) for client in clients}
     messages: list[Message] = []
     for client, view in views.items():
         job = Job(work="train", shared=view, version=0, clients=(client,), seed=1)
         messages += serve(job, station, ClientStore(folder))
-    return Round(shared=bench.start, views=views, messages=messages)
+    return Round(shared=experiment.start, views=views, messages=messages)
 
 
 def true_mean(done: Round) -> dict[str, Tensor]:
@@ -148,7 +148,7 @@ def roomy(shared: Tree, rank: int) -> Tree:
     return out
 
 
-def rules(opened: Any, folder: Path) -> None:
+def rules(loaded: Any, folder: Path) -> None:
     """Print every rule's error after one round."""
     Row = tuple[str, Callable[[], Aggregator], str]
     both: tuple[Row, ...] = (
@@ -164,7 +164,7 @@ def rules(opened: Any, folder: Path) -> None:
     print(f"\nafter {RULES_AFTER} local steps")
     print(f"{'':>16}  {'equal ranks':>12}  {'unequal':>12}  metrics of unequal")
     for frozen, some in (((), both), (("lora_A",), halves)):
-        rounds = [train(opened, RULES_AFTER, folder, frozen=frozen, weaker=weaker) for weaker in (False, True)]
+        rounds = [train(loaded, RULES_AFTER, folder, frozen=frozen, weaker=weaker) for weaker in (False, True)]
         for name, make, against in some:
             errors = []
             for done in rounds:
@@ -179,17 +179,17 @@ def rules(opened: Any, folder: Path) -> None:
 
 def main() -> None:
     """Print both tables."""
-    opened = open_recipe(read_recipe("reviews-lora", RECIPE))
-    shapes = {tuple(x.shape) for n, x in opened.bench.start.items() if n.endswith("lora_A")}
-    print(f"{len(opened.owners)} clients, rank {RANK}, A of shapes {sorted(shapes)}")
+    loaded = open_recipe(read_recipe("reviews-lora", RECIPE))
+    shapes = {tuple(x.shape) for n, x in loaded.experiment.start.items() if n.endswith("lora_A")}
+    print(f"{len(loaded.clients_data)} clients, rank {RANK}, A of shapes {sorted(shapes)}")
     print(f"{'local steps':>11}  {'FedIT error':>12}  {'FedEx error':>12}")
     with TemporaryDirectory() as folder:
         for steps in STEPS:
-            done = train(opened, steps, Path(folder))
+            done = train(loaded, steps, Path(folder))
             true = true_mean(done)
             it, ex = (error(held(close(a, done.messages, done.shared)[0]), true) for a in (FedIT(), FedEx(SCALING)))
             print(f"{steps:>11}  {it:>12.3e}  {ex:>12.3e}", flush=True)
-        rules(opened, Path(folder))
+        rules(loaded, Path(folder))
 
 
 if __name__ == "__main__":

@@ -65,19 +65,19 @@ def _recipe(model: str, data: str, form: str, way: str = "packed") -> Any:
     )
 
 
-def _opened(recipe: Any) -> tuple[Any, Any, list[Any]]:
-    """``(bench, its station, test batches of 4 clients)``."""
+def _loaded(recipe: Any) -> tuple[Any, Any, list[Any]]:
+    """``(experiment, its station, test batches of 4 clients)``."""
     from lichen.recipes.assemble.experiment import grid_name
     from lichen.recipes.assemble.open import open_recipe
     from lichen.recipes.assemble.parts import stations
 
-    bench = open_recipe(recipe).bench
-    station = stations(bench)[f"train {grid_name(recipe.optimizer.lr[0])}"]
-    tests = bench.evaluating(bench.test)
-    return bench, station, [batch for c in range(len(bench.test)) for batch in tests.batches((c,), 0)]
+    experiment = open_recipe(recipe).experiment
+    station = stations(experiment)[f"train {grid_name(recipe.optimizer.lr[0])}"]
+    tests = experiment.evaluating(experiment.test)
+    return experiment, station, [batch for c in range(len(experiment.test)) for batch in tests.batches((c,), 0)]
 
 
-def _quality(bench: Any, shared: Any, tests: list[Any]) -> float:
+def _quality(experiment: Any, shared: Any, tests: list[Any]) -> float:
     """Perplexity, or accuracy where there are classes."""
     import torch
 
@@ -87,14 +87,14 @@ def _quality(bench: Any, shared: Any, tests: list[Any]) -> float:
     with torch.no_grad():
         for batch in tests:
             stacked = broadcast(shared, 1)
-            if bench.model.classes is None:
-                loss_C, count_C = bench.model.loss(stacked, {}, batch)
+            if experiment.model.classes is None:
+                loss_C, count_C = experiment.model.loss(stacked, {}, batch)
                 total, count = total + float(loss_C), count + float(count_C)
             else:
-                label, logits = batch["labels_CB"][0], bench.model.logits(stacked, {}, batch)[0]
+                label, logits = batch["labels_CB"][0], experiment.model.logits(stacked, {}, batch)[0]
                 total += float((logits.argmax(-1) == label)[label >= 0].sum())
                 count += float((label >= 0).sum())
-    return math.exp(total / count) if bench.model.classes is None else total / count
+    return math.exp(total / count) if experiment.model.classes is None else total / count
 
 
 def cell(name: str, steps: int) -> dict[str, Any]:
@@ -106,14 +106,14 @@ def cell(name: str, steps: int) -> dict[str, Any]:
 
     model, data, form = name.split("/")
     gauge = Gauge("cpu")
-    bench, station, tests = _opened(_recipe(model, data, form))
-    weights, loaded, held = resident_bytes(bench.model.wrapped.model), gauge.peak(), gauge.now()
-    before = _quality(bench, bench.start, tests)
-    shared, seconds = bench.start, []
+    experiment, station, tests = _loaded(_recipe(model, data, form))
+    weights, loaded, held = resident_bytes(experiment.model.wrapped.model), gauge.peak(), gauge.now()
+    before = _quality(experiment, experiment.start, tests)
+    shared, seconds = experiment.start, []
     gauge.restart()
-    steps = steps if bench.model.classes is None else 4 * steps
+    steps = steps if experiment.model.classes is None else 4 * steps
     for version in range(steps):
-        job = Job(work="train", shared=shared, version=version, clients=(0,), seed=version, base=bench.model.base)
+        job = Job(work="train", shared=shared, version=version, clients=(0,), seed=version, base=experiment.model.base)
         state = station.work.init(job, (0,), None)
         for batch in station.source.batches((0,), version):
             start = time.perf_counter()
@@ -132,7 +132,7 @@ def cell(name: str, steps: int) -> dict[str, Any]:
         "made": live.peak,
         "seconds": statistics.median(seconds[1:]),
         "before": before,
-        "after": _quality(bench, shared, tests),
+        "after": _quality(experiment, shared, tests),
         "steps": steps,
     }
 
@@ -145,12 +145,14 @@ def phases(name: str) -> dict[str, Any]:
     from lichen.recipes.assemble.live_bytes import LiveBytes
 
     _, way, groups = name.split("/")
-    bench, station, _ = _opened(_recipe("smollm2-135m", "chitchat", "fp32", way))
-    turns = layer_phases(bench.start, int(groups), "up") if int(groups) > 1 else ()
-    work, made, seconds = Train(bench.model, phases=turns), [], []
+    experiment, station, _ = _loaded(_recipe("smollm2-135m", "chitchat", "fp32", way))
+    turns = layer_phases(experiment.start, int(groups), "up") if int(groups) > 1 else ()
+    work, made, seconds = Train(experiment.model, phases=turns), [], []
     batch = next(iter(station.source.batches((0,), 0)))
     for version in range(int(groups)):
-        job = Job(work="train", shared=bench.start, version=version, clients=(0,), seed=0, base=bench.model.base)
+        job = Job(
+            work="train", shared=experiment.start, version=version, clients=(0,), seed=0, base=experiment.model.base
+        )
         state = work.init(job, (0,), None)
         times = []
         for _ in range(4):

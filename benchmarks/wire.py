@@ -80,11 +80,11 @@ class Row:
 
 def changes() -> list[Tree]:
     """What one person's training changes in each round, starting from where the last one ended."""
-    opened = open_recipe(read_recipe("chat-lora", ["data.max_clients=2"]))
-    bench = opened.bench
-    work = Train(bench.model, optimizer=ClientOptimizer(name="adamw", lr=2e-3), clip=1.0)
-    stations = {"train": Station(work=work, source=bench.training(bench.train, batch=BATCH, steps=STEPS))}
-    shared, out = dict(bench.start), []
+    loaded = open_recipe(read_recipe("chat-lora", ["data.max_clients=2"]))
+    experiment = loaded.experiment
+    work = Train(experiment.model, optimizer=ClientOptimizer(name="adamw", lr=2e-3), clip=1.0)
+    stations = {"train": Station(work=work, source=experiment.training(experiment.train, batch=BATCH, steps=STEPS))}
+    shared, out = dict(experiment.start), []
     with TemporaryDirectory() as folder:
         store = ClientStore(Path(folder))
         for version in range(ROUNDS):

@@ -24,7 +24,7 @@ import numpy as np
 
 from lichen.data.batches.rows import TextShard
 from lichen.data.sources.catalog import resolve_model
-from lichen.recipes.assemble.open import Opened, open_recipe
+from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
 
@@ -46,13 +46,13 @@ class Workload:
     Attributes:
         name: ``chat`` or ``reviews``.
         recipe: As a recipe.
-        opened: Its model and shards.
+        loaded: Its model and shards.
         order: ``(clients, steps, batch)`` row numbers within each client.
     """
 
     name: str
     recipe: Recipe
-    opened: Opened
+    loaded: LoadedExperiment
     order: np.ndarray
 
     @property
@@ -60,7 +60,7 @@ class Workload:
         """Real tokens trained on in a round."""
         return sum(
             len(shard.input_ids[int(i)])
-            for shard, rows in zip(self.opened.bench.train, self.order, strict=True)
+            for shard, rows in zip(self.loaded.experiment.train, self.order, strict=True)
             for i in rows.ravel()
             if isinstance(shard, TextShard)
         )
@@ -84,11 +84,11 @@ def load(name: str, *changes: str) -> Workload:
             *changes,
         ),
     )
-    opened = open_recipe(recipe)
+    loaded = open_recipe(recipe)
     fed = recipe.federation
-    source: Any = opened.bench.training(opened.bench.train, batch=fed.batch, steps=fed.steps)
+    source: Any = loaded.experiment.training(loaded.experiment.train, batch=fed.batch, steps=fed.steps)
     order = np.stack([np.stack([next(rows) for _ in range(fed.steps)]) for rows in map(_rows(source), range(CLIENTS))])
-    return Workload(name=name, recipe=recipe, opened=opened, order=order)
+    return Workload(name=name, recipe=recipe, loaded=loaded, order=order)
 
 
 def _rows(source: Any) -> Any:
@@ -98,7 +98,7 @@ def _rows(source: Any) -> Any:
 def export(workload: Workload, folder: Path) -> None:
     """Write the workload for those who cannot import lichen."""
     folder.mkdir(parents=True, exist_ok=True)
-    shards = [shard for shard in workload.opened.bench.train if isinstance(shard, TextShard)]
+    shards = [shard for shard in workload.loaded.experiment.train if isinstance(shard, TextShard)]
     rows = [row for shard in shards for row in shard.input_ids]
     labels = [np.asarray(label) for shard in shards for label in shard.labels]
     lm = shards[0].kind == "lm"
@@ -115,8 +115,8 @@ def export(workload: Workload, folder: Path) -> None:
     said = {
         "name": workload.name,
         "model": str(resolve_model(str(workload.recipe.model.name))),
-        "pad": workload.opened.bench.pad,
-        "classes": len(workload.opened.classes),
+        "pad": workload.loaded.experiment.pad,
+        "classes": len(workload.loaded.classes),
         "targets": list(adapter.targets),
         "rank": adapter.rank,
         "alpha": adapter.alpha,

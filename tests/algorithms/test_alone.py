@@ -15,8 +15,8 @@ from lichen.core.message import Job, Message
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
-from lichen.recipes.assemble.experiment import Bench
-from support.small_experiment import bench, engine
+from lichen.recipes.assemble.experiment import Experiment
+from support.small_experiment import engine, experiment
 
 ROUNDS = 5
 
@@ -60,7 +60,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*.safetensors"))}
 
 
-def go(made: Bench, there: Engine, folder: Path, *, every: int) -> list[Report]:
+def go(made: Experiment, there: Engine, folder: Path, *, every: int) -> list[Report]:
     seen: list[Report] = []
     algorithm = Alone(clients=4, rounds=ROUNDS, work="alone lr=0.1", valid="alone.valid", valid_every=every)
     run(
@@ -81,7 +81,7 @@ def go(made: Bench, there: Engine, folder: Path, *, every: int) -> list[Report]:
 def test_a_kill_inside_a_round_changes_no_byte(
     tmp_path: Path, kind: type[KilledBefore], work: str, count: int, every: int
 ) -> None:
-    made, whole, cut = bench(), tmp_path / "whole", tmp_path / "cut"
+    made, whole, cut = experiment(), tmp_path / "whole", tmp_path / "cut"
     told = go(made, engine(made, whole / "clients"), whole, every=every)
     with pytest.raises(Killed):
         go(made, kind(engine(made, cut / "clients"), work, count), cut, every=every)
@@ -92,7 +92,7 @@ def test_a_kill_inside_a_round_changes_no_byte(
 
 
 def test_a_round_whose_checkpoint_was_never_written_is_repeated_with_equal_bytes(tmp_path: Path) -> None:
-    made = bench()
+    made = experiment()
     go(made, engine(made, tmp_path / "clients"), tmp_path, every=1)
     whole = files(tmp_path)
     checkpoint = tmp_path / "server.safetensors"
@@ -108,7 +108,7 @@ def test_a_round_whose_checkpoint_was_never_written_is_repeated_with_equal_bytes
 
 
 def test_everybody_keeps_its_own_best_round_and_nothing_leaves(tmp_path: Path) -> None:
-    made = bench()
+    made = experiment()
     there = engine(made, tmp_path / "clients")
     told = go(made, there, tmp_path, every=1)
     assert all((r.bytes_up, r.bytes_down) == (0, 0) for r in told)
@@ -125,7 +125,7 @@ def test_everybody_keeps_its_own_best_round_and_nothing_leaves(tmp_path: Path) -
 
 
 def test_one_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
-    made = bench(broken=(2,))
+    made = experiment(broken=(2,))
     told = go(made, engine(made, tmp_path / "clients"), tmp_path, every=1)
     own = ClientStore(tmp_path / "clients").load((0, 1, 2, 3), 2 * ROUNDS)
     assert own is not None

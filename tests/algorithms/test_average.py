@@ -15,14 +15,14 @@ from lichen.core.contracts import Report, ServerState
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.tree import Tree
-from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.experiment import Experiment
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerAdam, ServerSGD
 from lichen.server.sampling import Everyone, Poisson
-from support.small_experiment import bench, engine
+from support.small_experiment import engine, experiment
 
 
-def average(made: Bench, **more: Any) -> Average:
+def average(made: Experiment, **more: Any) -> Average:
     sizes = torch.tensor([s.size for s in made.train], dtype=torch.float64)
     plain: dict[str, Any] = {
         "aggregator": Mean(),
@@ -40,7 +40,7 @@ def same(a: Tree, b: Tree) -> bool:
 
 
 def test_a_sample_validates_and_its_bytes_stand_apart(tmp_path: Path) -> None:
-    made = bench()
+    made = experiment()
     found = {}
     for name, some in (("everyone", None), ("all named", (0, 1, 2, 3)), ("two", (1, 3)), ("nobody", ())):
         there = engine(made, tmp_path / name)
@@ -62,7 +62,7 @@ def test_a_sample_validates_and_its_bytes_stand_apart(tmp_path: Path) -> None:
 
 
 def test_a_round_nobody_comes_to_only_advances_the_round(tmp_path: Path) -> None:
-    made = bench()
+    made = experiment()
     algorithm = average(made, sampler=Poisson(1e-12), optimizer=ServerAdam(), valid=None)
     start = algorithm.init(made.start)
     after, report = algorithm.round(start, engine(made, tmp_path), 7)
@@ -74,7 +74,7 @@ def test_a_round_nobody_comes_to_only_advances_the_round(tmp_path: Path) -> None
 
 
 def test_empty_rounds_between_others_change_nothing_but_who_comes(tmp_path: Path) -> None:
-    made = bench()
+    made = experiment()
     seen: list[Report] = []
     algorithm = average(made, sampler=Poisson(0.2), rounds=8)
     state = run(algorithm, engine(made, tmp_path), lambda: made.start, rounds=8, seed=3, observers=[seen.append])
@@ -89,7 +89,7 @@ def test_empty_rounds_between_others_change_nothing_but_who_comes(tmp_path: Path
 
 
 def test_the_best_round_is_kept(tmp_path: Path) -> None:
-    made = bench()
+    made = experiment()
     # From round 4 on the steps are so large that the network gets worse.
     algorithm = average(made, rounds=6, lr_scale=lambda r: 1.0 if r < 3 else 400.0)
     state, there = algorithm.init(made.start), engine(made, tmp_path)
@@ -110,7 +110,7 @@ def test_the_best_round_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("every", "rounds", "judged"), [(2, 5, [2, 4, 5]), (3, 3, [3]), (9, 2, [2])])
 def test_the_last_round_is_always_validated(tmp_path: Path, every: int, rounds: int, judged: list[int]) -> None:
-    made = bench()
+    made = experiment()
     seen: list[Report] = []
     algorithm = average(made, valid_every=every, rounds=rounds)
     run(algorithm, engine(made, tmp_path), lambda: made.start, rounds=rounds, seed=0, observers=[seen.append])
@@ -118,7 +118,7 @@ def test_the_last_round_is_always_validated(tmp_path: Path, every: int, rounds: 
 
 
 def test_when_all_clients_fail_shared_stays(tmp_path: Path) -> None:
-    made = bench(broken=(0, 1, 2, 3))
+    made = experiment(broken=(0, 1, 2, 3))
     algorithm = average(made, optimizer=ServerAdam())
     start = algorithm.init(made.start)
     after, report = algorithm.round(start, engine(made, tmp_path), 7)
@@ -135,7 +135,7 @@ def test_one_that_fails_is_as_one_that_did_not_come(tmp_path: Path) -> None:
         def invite(self, weight_N: torch.Tensor, seed: int) -> tuple[int, ...]:
             return (0, 2, 3)
 
-    made = bench(broken=(1,))
+    made = experiment(broken=(1,))
     with_it, told = average(made).round(average(made).init(made.start), engine(made, tmp_path / "a"), 7)
     without, _ = average(made, sampler=Three()).round(average(made).init(made.start), engine(made, tmp_path / "b"), 7)
     assert told.metrics["failed"] == 1

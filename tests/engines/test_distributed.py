@@ -29,13 +29,15 @@ from lichen.server.mean import Mean
 from lichen.server.optimize import ServerAdam
 from lichen.server.sampling import Uniform
 from support.forked_ranks import on_ranks, runs_on
-from support.small_experiment import bench
+from support.small_experiment import experiment
 
 CLIENTS = 7
 
 
 def engine(ranks: Ranks, folder: Path, clients: int = CLIENTS, **more: Any) -> DistributedEngine:
-    return DistributedEngine(LocalEngine(stations(bench(clients, **more)), ClientStore(folder), block_size=3), ranks)
+    return DistributedEngine(
+        LocalEngine(stations(experiment(clients, **more)), ClientStore(folder), block_size=3), ranks
+    )
 
 
 # --- spreading -----------------------------------------------------------------------------------------------------
@@ -55,7 +57,7 @@ def test_the_busiest_rank_is_within_grahams_bound_of_the_best_possible(costs: li
 @pytest.mark.parametrize("size", [1, 2, 4, 9])
 @pytest.mark.parametrize("work", ["train lr=0.1", "valid"])
 def test_the_ranks_shares_part_the_job(tmp_path: Path, size: int, work: str) -> None:
-    job = Job(work=work, shared=bench(CLIENTS).start, version=0, clients=(6, 1, 4, 0, 5), seed=0)
+    job = Job(work=work, shared=experiment(CLIENTS).start, version=0, clients=(6, 1, 4, 0, 5), seed=0)
     shares = [engine(Ranks(rank, size), tmp_path).share(job) for rank in range(size)]
     assert sorted(c for share in shares for c in share) == [0, 1, 4, 5, 6]
     for share in shares:
@@ -67,7 +69,7 @@ def test_the_ranks_shares_part_the_job(tmp_path: Path, size: int, work: str) -> 
 
 
 def federated_and_alone(ranks: Ranks, folder: Path) -> list[Any]:
-    made, seen = bench(CLIENTS), list[Report]()
+    made, seen = experiment(CLIENTS), list[Report]()
     average = Average(
         aggregator=Mean(),
         optimizer=ServerAdam(),
@@ -115,7 +117,7 @@ def test_any_number_of_ranks_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_one_rank_is_the_local_engine(tmp_path: Path) -> None:
-    made = bench(CLIENTS)
+    made = experiment(CLIENTS)
     job = Job(work="valid", shared=made.start, version=0, clients=tuple(range(CLIENTS)), seed=0)
     there, local = engine(Ranks(), tmp_path), LocalEngine(stations(made), ClientStore(tmp_path), block_size=3)
     for a, b in zip(there.run(job), local.run(job), strict=True):
@@ -126,7 +128,7 @@ def test_one_rank_is_the_local_engine(tmp_path: Path) -> None:
 def test_a_job_with_fewer_clients_than_ranks_and_one_for_nobody(tmp_path: Path) -> None:
     def program(ranks: Ranks) -> Any:
         there = engine(ranks, tmp_path)
-        job = Job(work="valid", shared=bench(CLIENTS).start, version=0, clients=(3,), seed=0)
+        job = Job(work="valid", shared=experiment(CLIENTS).start, version=0, clients=(3,), seed=0)
         out = []
         for clients in ((3,), ()):
             told = [(m.client_C, dict(m.metrics)) for m in there.run(replace(job, clients=clients))]
@@ -170,7 +172,7 @@ def test_an_error_of_one_rank_ends_all_of_them(
 
         maybe("before")
         there, total = engine(ranks, tmp_path), Mean().zero()
-        job = Job(work="train lr=0.1", shared=bench().start, version=0, clients=tuple(range(CLIENTS)), seed=0)
+        job = Job(work="train lr=0.1", shared=experiment().start, version=0, clients=tuple(range(CLIENTS)), seed=0)
         for message in there.run(job):
             total = Mean().add(total, message)
             maybe("amid")

@@ -13,7 +13,7 @@ from lichen.core.store import ClientStore
 from lichen.data.batches.shards import ArrayShard
 from lichen.engines.local import LocalEngine
 from lichen.models.students.students import ImageMLP
-from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import stations
 from lichen.recipes.schema.read import read_recipe
 
@@ -26,7 +26,7 @@ RECIPE = {
 }
 
 
-def bench(clients: int = 5) -> Bench:
+def experiment(clients: int = 5) -> Experiment:
     rng = np.random.default_rng(0)
 
     def shard(rows: int) -> ArrayShard:
@@ -34,7 +34,7 @@ def bench(clients: int = 5) -> Bench:
 
     model = ImageMLP(6, hidden=(8,), classes=3)
     parts = [tuple(shard(n + c) for c in range(clients)) for n in (9, 4, 4)]
-    return Bench(
+    return Experiment(
         recipe=read_recipe(RECIPE),
         model=model,
         start=model.init(0),
@@ -46,7 +46,7 @@ def bench(clients: int = 5) -> Bench:
 
 
 def test_any_block_gives_the_same_bytes_and_the_same_count(tmp_path: Path) -> None:
-    made = bench()
+    made = experiment()
     job = Job(work="train lr=0.1", shared=made.start, version=0, clients=(0, 1, 2, 3, 4), seed=3)
     told, counted = [], []
     for size in (1, 2, 5):
@@ -62,8 +62,8 @@ def test_any_block_gives_the_same_bytes_and_the_same_count(tmp_path: Path) -> No
 
 
 def test_a_job_for_nobody_costs_nothing(tmp_path: Path) -> None:
-    engine = LocalEngine(stations(bench()), ClientStore(tmp_path))
-    assert list(engine.run(Job(work="valid", shared=bench().start, version=0, clients=(), seed=0))) == []
+    engine = LocalEngine(stations(experiment()), ClientStore(tmp_path))
+    assert list(engine.run(Job(work="valid", shared=experiment().start, version=0, clients=(), seed=0))) == []
     assert (engine.bytes_up, engine.bytes_down) == (0, 0)
 
 
@@ -76,7 +76,7 @@ def test_a_job_for_nobody_costs_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_what_it_refuses(tmp_path: Path, more: dict[str, object], words: str) -> None:
-    made = bench()
+    made = experiment()
     engine = LocalEngine(stations(made), ClientStore(tmp_path), base="a" * 64)
     job = {"work": "valid", "shared": made.start, "version": 0, "clients": (0,), "seed": 0, **more}
     with pytest.raises(LichenError, match=words):

@@ -24,7 +24,7 @@ from lichen.data.batches.shards import Shard
 from lichen.engines.local import LocalEngine
 from lichen.engines.spawned import SpawnedEngine, read_frame, serve_frames, write_frame
 from lichen.models.students.students import ImageMLP
-from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import stations
 from lichen.recipes.schema.read import read_recipe, write_recipe
@@ -49,8 +49,8 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bench(recipe_file: Path) -> Bench:
-    return open_recipe(read_recipe(recipe_file)).bench
+def experiment(recipe_file: Path) -> Experiment:
+    return open_recipe(read_recipe(recipe_file)).experiment
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +60,22 @@ def engine(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield made
 
 
-def test_a_run_gives_the_local_engines_bits_and_bytes(bench: Bench, engine: SpawnedEngine, tmp_path: Path) -> None:
-    local = LocalEngine(stations(bench), ClientStore(tmp_path / "own"), block_size=4)
+def test_a_run_gives_the_local_engines_bits_and_bytes(
+    experiment: Experiment, engine: SpawnedEngine, tmp_path: Path
+) -> None:
+    local = LocalEngine(stations(experiment), ClientStore(tmp_path / "own"), block_size=4)
     reports: dict[str, list[Report]] = {"local": [], "spawned": []}
     for name, where in (("local", local), ("spawned", engine)):
-        federate(bench, where, 0.3, 2, tmp_path / name, reports[name].append)
+        federate(experiment, where, 0.3, 2, tmp_path / name, reports[name].append)
     assert (tmp_path / "local").read_bytes() == (tmp_path / "spawned").read_bytes()
     assert [replace(r, seconds=0.0) for r in reports["local"]] == [replace(r, seconds=0.0) for r in reports["spawned"]]
     assert reports["local"][0].bytes_up > 10 * 64 * 64 * 4  # ten clients' first layers alone
     assert (engine.bytes_up, engine.bytes_down) == (local.bytes_up, local.bytes_down)
 
 
-def test_private_training_is_equal_too(bench: Bench, engine: SpawnedEngine, tmp_path: Path) -> None:
-    job = Job(work="alone lr=0.3", shared=bench.start, version=0, clients=tuple(range(10)), seed=5)
-    local = LocalEngine(stations(bench), ClientStore(tmp_path), block_size=8)
+def test_private_training_is_equal_too(experiment: Experiment, engine: SpawnedEngine, tmp_path: Path) -> None:
+    job = Job(work="alone lr=0.3", shared=experiment.start, version=0, clients=tuple(range(10)), seed=5)
+    local = LocalEngine(stations(experiment), ClientStore(tmp_path), block_size=8)
     told = []
     for where in (local, engine):
         for version, work in enumerate(("alone lr=0.3", "alone.valid", "alone.test")):
@@ -83,8 +85,8 @@ def test_private_training_is_equal_too(bench: Bench, engine: SpawnedEngine, tmp_
     assert len({frozenset(one.items()) for one in told}) == 3
 
 
-def test_a_refused_job_tells_why_and_the_node_lives_on(bench: Bench, engine: SpawnedEngine) -> None:
-    job = Job(work="valid", shared=bench.start, version=0, clients=tuple(range(10)), seed=0)
+def test_a_refused_job_tells_why_and_the_node_lives_on(experiment: Experiment, engine: SpawnedEngine) -> None:
+    job = Job(work="valid", shared=experiment.start, version=0, clients=tuple(range(10)), seed=0)
     before = len(list(engine.run(job)))
     with pytest.raises(LichenError, match=r"unknown work 'dance'\n.*this node knows: alone lr=0.3") as told:
         list(engine.run(replace(job, work="dance")))
@@ -94,8 +96,8 @@ def test_a_refused_job_tells_why_and_the_node_lives_on(bench: Bench, engine: Spa
     assert after == list(range(10))
 
 
-def test_a_killed_node_is_one_error(bench: Bench, engine: SpawnedEngine) -> None:
-    job = Job(work=TRAIN, shared=bench.start, version=0, clients=(0, 2, 4, 6, 8, 1), seed=0)
+def test_a_killed_node_is_one_error(experiment: Experiment, engine: SpawnedEngine) -> None:
+    job = Job(work=TRAIN, shared=experiment.start, version=0, clients=(0, 2, 4, 6, 8, 1), seed=0)
     arriving = engine.run(job)
     next(arriving)
     engine.nodes[0].process.kill()
@@ -123,7 +125,7 @@ def small_stations() -> tuple[Any, bytes]:
         ArrayShard(x=rng.normal(size=(4, 3)).astype(np.float32), labels=rng.integers(0, 2, 4)) for _ in range(2)
     )
     recipe = read_recipe("digits", OVERRIDES)
-    made = Bench(recipe=recipe, model=model, start=model.init(0), train=shards, valid=shards, test=shards, pad=0)
+    made = Experiment(recipe=recipe, model=model, start=model.init(0), train=shards, valid=shards, test=shards, pad=0)
     return stations(made), pack_job(Job(work=TRAIN, shared=made.start, version=0, clients=(0, 1), seed=1))
 
 

@@ -14,7 +14,7 @@ from lichen.core.contracts import Station
 from lichen.core.store import ClientStore
 from lichen.engines.local import LocalEngine
 from lichen.engines.spawned import serve_frames
-from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import stations
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
@@ -23,24 +23,24 @@ from lichen.transforms.layout import Layout
 from lichen.transforms.parse import chain_of
 from lichen.transforms.uplink import Compressed
 from lichen.transforms.uplink_decode import Decoded
-from support.small_experiment import bench
+from support.small_experiment import experiment
 
 UP, DOWN = chain_of(["topk:4/32", "int4"]), chain_of(["topk:8/32", "int4"])
 WORK = "train lr=0.1"
 
 
-def coded(made: Bench) -> dict[str, Station]:
+def coded(made: Experiment) -> dict[str, Station]:
     """Its stations, with training behind the codec."""
     known = stations(made)
     return {**known, WORK: replace(known[WORK], work=Compressed(known[WORK].work, UP))}
 
 
-def local(made: Bench, folder: Path, *, block: int = 3) -> LocalEngine:
+def local(made: Experiment, folder: Path, *, block: int = 3) -> LocalEngine:
     """The local engine over them."""
     return LocalEngine(coded(made), ClientStore(folder), block_size=block)
 
 
-def average(made: Bench, **more: Any) -> Average:
+def average(made: Experiment, **more: Any) -> Average:
     """Half of the clients in a round, coded up and down."""
     plain: dict[str, Any] = {
         "aggregator": Decoded(Mean(), UP, (Layout.of(made.start),)),
@@ -59,5 +59,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr
-    one = bench()
+    one = experiment()
     serve_frames(source, sink, coded(one), ClientStore(Path(sys.argv[1])), down=DOWN, agreed=one.start)

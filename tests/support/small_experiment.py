@@ -11,7 +11,7 @@ from lichen.core.store import ClientStore
 from lichen.data.batches.shards import ArrayShard
 from lichen.engines.local import LocalEngine
 from lichen.models.students.students import ImageMLP
-from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import stations
 from lichen.recipes.schema.read import read_recipe
 
@@ -24,7 +24,7 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def bench(clients: int = 4, *, broken: tuple[int, ...] = ()) -> Bench:
+def experiment(clients: int = 4, *, broken: tuple[int, ...] = ()) -> Experiment:
     """Clients ``broken`` hold infinite numbers, so that their training fails."""
     rng = np.random.default_rng(0)
 
@@ -37,9 +37,9 @@ def bench(clients: int = 4, *, broken: tuple[int, ...] = ()) -> Bench:
     train = tuple(shard(9 + c, c in broken) for c in range(clients))
     valid, test = (tuple(shard(4 + c) for c in range(clients)) for _ in range(2))
     recipe = read_recipe(RECIPE)
-    return Bench(recipe=recipe, model=model, start=model.init(0), train=train, valid=valid, test=test, pad=0)
+    return Experiment(recipe=recipe, model=model, start=model.init(0), train=train, valid=valid, test=test, pad=0)
 
 
-def engine(made: Bench, folder: Path, *, block: int = 3) -> LocalEngine:
+def engine(made: Experiment, folder: Path, *, block: int = 3) -> LocalEngine:
     """The local engine over it."""
     return LocalEngine(stations(made), ClientStore(folder), block_size=block)

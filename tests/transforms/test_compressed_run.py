@@ -22,7 +22,7 @@ from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks
 from lichen.engines.spawned import SpawnedEngine
-from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import stations
 from lichen.server.mean import Mean
 from lichen.server.sampling import Everyone
@@ -31,7 +31,7 @@ from lichen.transforms.delta import view_name
 from lichen.transforms.downlink import Links
 from support import compressed_run
 from support.forked_ranks import on_ranks
-from support.small_experiment import bench
+from support.small_experiment import experiment
 
 TESTS = Path(__file__).parents[1]
 NODE = """
@@ -41,7 +41,7 @@ runpy.run_module("support.compressed_run", run_name="__main__", alter_sys=True)
 """
 
 
-def go(made: Bench, engine: Engine, folder: Path, *, rounds: int = 6, **more: Any) -> list[tuple[Any, ...]]:
+def go(made: Experiment, engine: Engine, folder: Path, *, rounds: int = 6, **more: Any) -> list[tuple[Any, ...]]:
     """What each round told, save for its time."""
     told: list[Report] = []
     run(
@@ -61,7 +61,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_blocks_processes_and_ranks_share_one_trajectory(tmp_path: Path) -> None:
-    made = bench()
+    made = experiment()
     told = go(made, compressed_run.local(made, tmp_path / "a" / "own"), tmp_path / "a", agreed=True)
     assert told == go(made, compressed_run.local(made, tmp_path / "b" / "own", block=1), tmp_path / "b", agreed=True)
     assert files(tmp_path / "a") == files(tmp_path / "b")
@@ -107,7 +107,7 @@ class KilledAmid:
 
 @pytest.mark.parametrize("jobs", [1, 3, 4, 6, 8])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, jobs: int) -> None:
-    made = bench()
+    made = experiment()
     told = go(made, compressed_run.local(made, tmp_path / "whole" / "own", block=1), tmp_path / "whole")
     cut = tmp_path / "cut"
     with pytest.raises(Killed):
@@ -133,7 +133,7 @@ class Watched(KilledAmid):
 
 
 def test_everybody_is_sent_only_what_it_lacks_and_the_best_view_is_kept(tmp_path: Path) -> None:
-    made = bench()
+    made = experiment()
     engine = Watched(compressed_run.local(made, tmp_path))
     algorithm = compressed_run.average(made, sampler=Everyone(), valid_every=1)
     state = algorithm.init(made.start)
@@ -151,7 +151,7 @@ def test_everybody_is_sent_only_what_it_lacks_and_the_best_view_is_kept(tmp_path
 
 
 def test_the_view_stays_near_the_servers_tensors_and_learns(tmp_path: Path) -> None:
-    made = bench()
+    made = experiment()
     algorithm = compressed_run.average(made, sampler=Everyone(), rounds=25)
     state = run(algorithm, compressed_run.local(made, tmp_path), lambda: made.start, rounds=25, seed=1)
     moved = sum(float((state.shared[n] - made.start[n]).square().sum()) for n in made.start) ** 0.5
@@ -164,7 +164,7 @@ def test_the_view_stays_near_the_servers_tensors_and_learns(tmp_path: Path) -> N
 
 
 def test_a_codec_that_loses_nothing_changes_no_result_but_by_rounding(tmp_path: Path) -> None:
-    made = bench()
+    made = experiment()
     plain = compressed_run.average(made, down=None, aggregator=Mean())
     states = {}
     for name, algorithm in {"plain": plain, "coded": replace(plain, down=Chain())}.items():
@@ -177,7 +177,7 @@ def test_a_codec_that_loses_nothing_changes_no_result_but_by_rounding(tmp_path: 
 
 
 def test_a_run_without_codec_goes_on_with_one(tmp_path: Path) -> None:
-    made, file = bench(), tmp_path / "server.safetensors"
+    made, file = experiment(), tmp_path / "server.safetensors"
     plain = compressed_run.average(made, down=None)
     run(plain, compressed_run.local(made, tmp_path / "own"), lambda: made.start, rounds=2, seed=1, checkpoint=file)
     tensors, header = load_tree(file)
@@ -195,7 +195,7 @@ def test_a_run_without_codec_goes_on_with_one(tmp_path: Path) -> None:
 
 
 def test_a_node_started_anew_is_sent_the_view_whole(tmp_path: Path) -> None:
-    made = bench()
+    made = experiment()
     algorithm = compressed_run.average(made, sampler=Everyone(), valid=None)
     command = [sys.executable, "-c", NODE, str(TESTS), str(tmp_path / "own")]
     local = compressed_run.local(made, tmp_path / "here")
@@ -225,7 +225,7 @@ class Halves:
 
 
 def test_capacities_train_in_jobs_of_their_own_and_are_judged_together(tmp_path: Path) -> None:
-    made = bench()
+    made = experiment()
 
     def plain(name: str) -> Watched:
         return Watched(LocalEngine(stations(made), ClientStore(tmp_path / name), block_size=3))

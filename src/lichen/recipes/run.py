@@ -44,7 +44,7 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.adapt import run_adapt
 from lichen.recipes.tasks.exchange import run_exchange
 from lichen.recipes.tasks.oneshot import run_oneshot
-from lichen.recipes.tasks.outcome import Done
+from lichen.recipes.tasks.outcome import TaskResult
 
 __all__ = ["Result", "Talker", "export", "node", "rank", "run", "talk"]
 
@@ -188,12 +188,12 @@ def _score(column: Column | None, higher: bool, common: bool) -> dict[str, float
     return {"mean": sum(values) / len(values), "worst_decile": None if same else worst_decile(values, higher)}
 
 
-def _clients(done: Done, higher: bool) -> list[dict[str, Any]]:
+def _clients(done: TaskResult, higher: bool) -> list[dict[str, Any]]:
     scores = {name: column.value_N.tolist() for name, column in done.columns.items()}
     return client_rows(done.clients, done.counts, scores, higher_is_better=higher)
 
 
-def _summary(recipe: Recipe, folder: RunFolder, done: Done, memory: int, joules: float | None) -> dict[str, Any]:
+def _summary(recipe: Recipe, folder: RunFolder, done: TaskResult, memory: int, joules: float | None) -> dict[str, Any]:
     higher = metric_name(recipe) != "perplexity"
     fixed = ("base", "alone", "federated", "pooled")
     gaining = None
@@ -253,16 +253,16 @@ def node(recipe: Path, state: Path) -> None:
     """Be one node: read jobs on stdin, write messages on stdout, until stdin ends."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever prints must not reach the wire
-    bench = open_recipe(read_recipe(recipe)).bench
+    experiment = open_recipe(read_recipe(recipe)).experiment
     serve_frames(
         source,
         sink,
-        stations(bench),
+        stations(experiment),
         ClientStore(state),
-        base=bench.model.base,
-        device=bench.recipe.model.device,
-        down=down_of(bench.recipe),
-        agreed=bench.start,
+        base=experiment.model.base,
+        device=experiment.recipe.model.device,
+        down=down_of(experiment.recipe),
+        agreed=experiment.start,
     )
 
 

@@ -22,7 +22,7 @@ from lichen.models.adapters.quantized import resident_bytes
 from lichen.present.planned import plan_table
 from lichen.recipes.assemble import capacity
 from lichen.recipes.assemble.capacity import GIB, Fit, Needs, capacity_of, fit, needs_of, rooms
-from lichen.recipes.assemble.experiment import Bench, grid_name
+from lichen.recipes.assemble.experiment import Experiment, grid_name
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import stations
 from lichen.recipes.plan.plan import plan
@@ -51,16 +51,16 @@ def _recipe(home: Path, **more: Any) -> Any:
     return read_recipe(recipe(home / "model", home / "pair.jsonl", "pair", **more))
 
 
-def _bench(home: Path, **more: Any) -> tuple[Bench, Station]:
-    bench = open_recipe(_recipe(home, **more)).bench
-    return bench, stations(bench)[f"train {grid_name(bench.recipe.optimizer.lr[0])}"]
+def _experiment(home: Path, **more: Any) -> tuple[Experiment, Station]:
+    experiment = open_recipe(_recipe(home, **more)).experiment
+    return experiment, stations(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"]
 
 
 @pytest.fixture(scope="module")
-def tiny(home: Path) -> tuple[Bench, Station, Needs]:
+def tiny(home: Path) -> tuple[Experiment, Station, Needs]:
     model = {"adapter": {"targets": ["q_proj", "v_proj"], "rank": 4, "alpha": 4}}
-    bench, station = _bench(home, model={"name": str(home / "model"), **model})
-    return bench, station, needs_of(bench, station)
+    experiment, station = _experiment(home, model={"name": str(home / "model"), **model})
+    return experiment, station, needs_of(experiment, station)
 
 
 NEEDS = st.builds(
@@ -92,71 +92,71 @@ def test_more_memory_never_gives_less(needs: Needs, memory: tuple[int, int]) -> 
     assert dict(steps)[needs.fit(less)] <= less
 
 
-def test_the_chord_is_above_what_a_step_holds(tiny: tuple[Bench, Station, Needs]) -> None:
+def test_the_chord_is_above_what_a_step_holds(tiny: tuple[Experiment, Station, Needs]) -> None:
     """Every rung, measured by itself: never above what was told, and not far below it."""
-    bench, station, needs = tiny
-    model: Any = bench.model
-    start = {n: x + 1e-3 if n.endswith("lora_B") else x for n, x in bench.start.items()}
-    client, batch = capacity._largest(station, len(bench.train))
+    experiment, station, needs = tiny
+    model: Any = experiment.model
+    start = {n: x + 1e-3 if n.endswith("lora_B") else x for n, x in experiment.start.items()}
+    client, batch = capacity._largest(station, len(experiment.train))
     base = resident_bytes(model.wrapped.model)
     for step, told in needs.ladder():
         cut = Capacity((step.rank,), last_N=(step.last,), scaling=1.0)
         shared = cut.cut(start, cut.key(0))
-        held = base + capacity._step_bytes(station, shared, client, batch, bench.model.base)
+        held = base + capacity._step_bytes(station, shared, client, batch, experiment.model.base)
         assert 0.97 * told <= held <= told, step
     assert needs.least < needs.narrow < needs.whole
     assert (needs.rank, needs.blocks) == (4, BLOCKS)
 
 
-def test_counted_on_the_largest_batch(tiny: tuple[Bench, Station, Needs]) -> None:
+def test_counted_on_the_largest_batch(tiny: tuple[Experiment, Station, Needs]) -> None:
     """No batch of any client in a round to come holds more, so that no client is promised too much."""
-    bench, station, needs = tiny
-    model: Any = bench.model
+    experiment, station, needs = tiny
+    model: Any = experiment.model
     base = resident_bytes(model.wrapped.model)
-    for client in range(len(bench.train)):
+    for client in range(len(experiment.train)):
         for batch in station.source.batches((client,), 99):
-            assert base + capacity._step_bytes(station, bench.start, client, batch, "") <= 1.001 * needs.whole
+            assert base + capacity._step_bytes(station, experiment.start, client, batch, "") <= 1.001 * needs.whole
 
 
-def test_clients_take_turns(home: Path, tiny: tuple[Bench, Station, Needs]) -> None:
+def test_clients_take_turns(home: Path, tiny: tuple[Experiment, Station, Needs]) -> None:
     _, _, needs = tiny
     adapter = {"targets": ["q_proj", "v_proj"], "rank": 4, "alpha": 4}
     gib = [needs.least / GIB, (needs.narrow + needs.whole) / 2 / GIB, 1.0]
     more = {"model": {"name": str(home / "model"), "adapter": adapter}, "federation": {"memory": gib}}
-    bench, station = _bench(home, **more)
-    found = capacity_of(bench, station)
+    experiment, station = _experiment(home, **more)
+    found = capacity_of(experiment, station)
     assert found is not None
     assert found.rank_N == (1, 4, 4, 1, 4)
     assert found.last_N == (1, 3, None, 1, 3)
     assert found.scaling == 1.0
-    rows = rooms(bench, station)
+    rows = rooms(experiment, station)
     assert [(r.clients, r.rank, r.layers, r.of) for r in rows] == [(2, 1, 1, 5), (2, 4, 3, 5), (1, 4, 5, 5)]
     assert all(row.needed <= row.memory * GIB for row in rows)
     assert json.loads(json.dumps([asdict(row) for row in rows]))[0]["clients"] == 2
-    assert fit(bench, station, needs.narrow) == Fit(rank=4, last=1)
+    assert fit(experiment, station, needs.narrow) == Fit(rank=4, last=1)
 
 
 def test_a_quantised_base_and_checkpointing_leave_room_for_more(home: Path) -> None:
     pytest.importorskip("bitsandbytes")
     whole, light = (
-        needs_of(*_bench(home, model={"name": str(home / "model"), "quantize": kind})) for kind in (None, "nf4")
+        needs_of(*_experiment(home, model={"name": str(home / "model"), "quantize": kind})) for kind in (None, "nf4")
     )
-    again = needs_of(*_bench(home, engine={"gradient_checkpointing": True}))
+    again = needs_of(*_experiment(home, engine={"gradient_checkpointing": True}))
     assert light.least < whole.least
     assert light.whole < whole.whole
     assert again.whole < whole.whole
 
 
-def test_too_little_is_refused(home: Path, tiny: tuple[Bench, Station, Needs]) -> None:
-    bench, station, needs = tiny
+def test_too_little_is_refused(home: Path, tiny: tuple[Experiment, Station, Needs]) -> None:
+    experiment, station, needs = tiny
     with pytest.raises(LichenError, match="give at least") as error:
-        fit(bench, station, needs.least - 1)
+        fit(experiment, station, needs.least - 1)
     assert error.value.where == "federation.memory"
-    assert capacity_of(bench, station) is None
-    assert rooms(bench, station) == ()
+    assert capacity_of(experiment, station) is None
+    assert rooms(experiment, station) == ()
     more = {"model": {"name": str(home / "model"), "adapter": {"kind": "ia3"}}}
     with pytest.raises(LichenError, match=r"model\.adapter\.kind"):
-        needs_of(*_bench(home, **more))
+        needs_of(*_experiment(home, **more))
 
 
 def test_the_plan_tells(home: Path) -> None:

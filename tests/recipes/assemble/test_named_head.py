@@ -74,15 +74,15 @@ def test_the_base_and_the_merged_model_agree_on_every_text_before_training(
     _base(tmp_path / "base", *NAMES)
     said: list[str] = []
     recipe = read_recipe(_recipe(tmp_path, labels))
-    opened = open_recipe(recipe, say=said.append)
-    assert opened.classes == NAMES  # all of them, so that the base answers as it did
+    loaded = open_recipe(recipe, say=said.append)
+    assert loaded.classes == NAMES  # all of them, so that the base answers as it did
     assert any("is kept, with its classes: Mortgage, Debt collection" in line for line in said)
-    merged = merge(opened.foundation, opened.bench.start, spec=spec_of(recipe, opened.foundation))
-    merged.config.id2label = dict(enumerate(opened.classes))
+    merged = merge(loaded.foundation, loaded.experiment.start, spec=spec_of(recipe, loaded.foundation))
+    merged.config.id2label = dict(enumerate(loaded.classes))
     bare = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base").eval()
-    answers = _answers(bare, opened.tokenizer)
+    answers = _answers(bare, loaded.tokenizer)
     assert len(set(answers)) > 1
-    assert _answers(merged, opened.tokenizer) == answers
+    assert _answers(merged, loaded.tokenizer) == answers
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -113,9 +113,9 @@ def test_what_the_base_does_not_know_is_refused_by_name_and_a_new_head_can_be_as
     with pytest.raises(LichenError, match=r"knows the classes Mortgage, Debt collection.* and not 'Loan'") as caught:
         open_recipe(read_recipe(_recipe(tmp_path, labels)))
     assert "data.classes: [Card, Mortgage]" in str(caught.value)
-    opened = open_recipe(read_recipe(_recipe(tmp_path, labels, head="random")))
-    assert opened.classes == labels
-    assert opened.foundation.classifier.weight.shape == (3, 16)
+    loaded = open_recipe(read_recipe(_recipe(tmp_path, labels, head="random")))
+    assert loaded.classes == labels
+    assert loaded.foundation.classifier.weight.shape == (3, 16)
     with pytest.raises(LichenError, match="the labels 'card' and 'Card' are both the base's 'Card'"):
         in_base_order(("card", "Card"), NAMES)
 
@@ -123,17 +123,17 @@ def test_what_the_base_does_not_know_is_refused_by_name_and_a_new_head_can_be_as
 def test_a_head_without_names_is_never_kept_under_other_names(tmp_path: Path) -> None:
     _base(tmp_path / "base")
     said: list[str] = []
-    opened = open_recipe(read_recipe(_recipe(tmp_path, NAMES)), say=said.append)
-    assert opened.classes == tuple(sorted(NAMES))
+    loaded = open_recipe(read_recipe(_recipe(tmp_path, NAMES)), say=said.append)
+    assert loaded.classes == tuple(sorted(NAMES))
     assert any("does not name its classes, and is drawn anew" in line for line in said)
     from safetensors.torch import load_file
 
     saved = load_file(tmp_path / "base" / "model.safetensors")["classifier.weight"]
-    assert not torch.equal(opened.foundation.classifier.weight, saved)
+    assert not torch.equal(loaded.foundation.classifier.weight, saved)
     # As if the files lacked it: the same bits.
     save_bare("bert", tmp_path / "base")
     bare = open_recipe(read_recipe(_recipe(tmp_path, NAMES)))
-    assert torch.equal(opened.foundation.classifier.weight, bare.foundation.classifier.weight)
+    assert torch.equal(loaded.foundation.classifier.weight, bare.foundation.classifier.weight)
 
 
 def test_names_for_another_number_of_classes_name_nothing(tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ def test_names_for_another_number_of_classes_name_nothing(tmp_path: Path) -> Non
     config |= {"id2label": dict(enumerate(NAMES)), "label2id": {name: k for k, name in enumerate(NAMES)}}
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
     said: list[str] = []
-    opened = open_recipe(read_recipe(_recipe(tmp_path, NAMES)), say=said.append)
-    assert opened.classes == tuple(sorted(NAMES))
+    loaded = open_recipe(read_recipe(_recipe(tmp_path, NAMES)), say=said.append)
+    assert loaded.classes == tuple(sorted(NAMES))
     assert any("does not name its classes, and is drawn anew" in line for line in said)
 
 

@@ -16,7 +16,7 @@ import lichen
 from lichen.core.errors import LichenError
 from lichen.models.adapters.wrap import Wrapped
 from lichen.recipes.assemble.model import described_base
-from lichen.recipes.assemble.open import Opened, open_recipe
+from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.schema.read import read_recipe
 from support.peft_names import with_peft_names
 from support.tiny_llama import recipe, save_model, save_rows
@@ -53,7 +53,7 @@ def save_adapter(home: Path, folder: Path, kind: type[peft.PeftConfig], task: st
     lone.save_pretrained(folder)
 
 
-def opened(home: Path, task: str, adapter: dict[str, Any], said: list[str] | None = None) -> Opened:
+def open_from_peft(home: Path, task: str, adapter: dict[str, Any], said: list[str] | None = None) -> LoadedExperiment:
     shape = "pair" if task == "CAUSAL_LM" else "label"
     model = {"name": str(home / "model"), "adapter": adapter}
     read = read_recipe(recipe(home / "model", home / f"{shape}.jsonl", shape, model=model))  # type: ignore[arg-type]
@@ -68,10 +68,10 @@ def logits(call: Callable[..., Any]) -> torch.Tensor:
     return found[:, -6:] if found.dim() == 3 else found
 
 
-def begins(it: Opened) -> torch.Tensor:
+def begins(it: LoadedExperiment) -> torch.Tensor:
     """The run's logits before its first round."""
-    wrapped: Wrapped = it.bench.model.wrapped  # type: ignore[attr-defined]
-    start = {name: x[None] for name, x in it.bench.start.items()}
+    wrapped: Wrapped = it.experiment.model.wrapped  # type: ignore[attr-defined]
+    start = {name: x[None] for name, x in it.experiment.start.items()}
     return logits(lambda **rows: wrapped.call(start, {}, **rows))
 
 
@@ -112,7 +112,7 @@ CASES = [(task, kind) for task in ("CAUSAL_LM", "SEQ_CLS") for kind in KINDS if 
 def test_a_run_begins_with_pefts_logits(task: str, kind: str, home: Path, tmp_path: Path) -> None:
     of, fields, ours = KINDS[kind]
     save_adapter(home, tmp_path, of, task, **fields)
-    it = opened(home, task, {**ours, "init_from": str(tmp_path)})
+    it = open_from_peft(home, task, {**ours, "init_from": str(tmp_path)})
     wanted = of_peft(home, task, tmp_path)
     torch.testing.assert_close(begins(it), wanted, rtol=0, atol=1e-5)
     assert float((wanted - logits(base(home, task).eval())).abs().max()) > 1e-2
@@ -142,7 +142,7 @@ def test_what_the_recipe_says_otherwise_is_named_with_its_key_and_value(
 ) -> None:
     save_adapter(home, tmp_path, peft.LoraConfig, "CAUSAL_LM", r=4, lora_alpha=16, target_modules=QV)
     with pytest.raises(LichenError, match=message):
-        opened(home, "CAUSAL_LM", {**ours, "init_from": str(tmp_path)})
+        open_from_peft(home, "CAUSAL_LM", {**ours, "init_from": str(tmp_path)})
 
 
 def test_what_was_assumed_is_said(home: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_what_was_assumed_is_said(home: Path, tmp_path: Path) -> None:
         home, tmp_path, peft.LoraConfig, "CAUSAL_LM", r=4, lora_alpha=16, target_modules=["q_proj"], lora_dropout=0.1
     )
     said: list[str] = []
-    opened(home, "CAUSAL_LM", {"rank": 4, "alpha": 16, "init_from": str(tmp_path)}, said)
+    open_from_peft(home, "CAUSAL_LM", {"rank": 4, "alpha": 16, "init_from": str(tmp_path)}, said)
     notes = [line.removeprefix("model.adapter.init_from: ") for line in said if line.startswith("model.adapter.init")]
     assert notes == [
         "the adapter was trained with lora_dropout 0.1; the run trains without",
@@ -158,7 +158,7 @@ def test_what_was_assumed_is_said(home: Path, tmp_path: Path) -> None:
     ]
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/another"}))
-    opened(home, "CAUSAL_LM", {"rank": 4, "alpha": 16, "init_from": str(tmp_path)}, said)
+    open_from_peft(home, "CAUSAL_LM", {"rank": 4, "alpha": 16, "init_from": str(tmp_path)}, said)
     assert any("the adapter was made on org/another; it is computed on" in line for line in said)
 
 
@@ -172,7 +172,7 @@ def test_what_a_run_wrote_loads_by_itself_and_starts_another(kind: str, home: Pa
     config = json.loads((result.adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(home / "model")
     lone = peft.AutoPeftModelForCausalLM.from_pretrained(result.adapter)
-    it = opened(home, "CAUSAL_LM", {**ours, "init_from": str(result.adapter)})
+    it = open_from_peft(home, "CAUSAL_LM", {**ours, "init_from": str(result.adapter)})
     torch.testing.assert_close(logits(lone.eval()), begins(it), rtol=0, atol=1e-5)
 
 
@@ -210,13 +210,13 @@ def test_a_heads_rows_go_to_the_classes_of_the_same_names(home: Path, tmp_path: 
     wanted = of_peft(home, "SEQ_CLS", tmp_path)
     said: list[str] = []
     adapter = {**ours, "init_from": str(tmp_path)}
-    torch.testing.assert_close(begins(opened(home, "SEQ_CLS", adapter, said)), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(begins(open_from_peft(home, "SEQ_CLS", adapter, said)), wanted, rtol=0, atol=1e-5)
     assert any("does not name its classes; its head's rows are taken for calm, glad, sad" in line for line in said)
     (tmp_path / "classes.json").write_text(json.dumps(["sad", "calm", "glad"]))
-    it = opened(home, "SEQ_CLS", adapter, said)
+    it = open_from_peft(home, "SEQ_CLS", adapter, said)
     assert it.classes == ("calm", "glad", "sad")
     torch.testing.assert_close(begins(it), wanted[:, [1, 2, 0]], rtol=0, atol=1e-5)
     assert any("put in the order calm, glad, sad" in line for line in said)
     (tmp_path / "classes.json").write_text(json.dumps(["bad", "calm", "glad"]))
     with pytest.raises(LichenError, match="the adapter's classes are bad, calm, glad, the run's calm, glad, sad"):
-        opened(home, "SEQ_CLS", adapter)
+        open_from_peft(home, "SEQ_CLS", adapter)

@@ -17,7 +17,7 @@ from lichen.data.synthetic.pool import load_pool
 from lichen.fm.local import LocalFM
 from lichen.models.loading.load import load_causal
 from lichen.recipes.rows.prepare import gather
-from lichen.recipes.rows.public import commons_of
+from lichen.recipes.rows.public import split_public
 from lichen.recipes.schema.read import read_recipe
 from support.openai_server import answering
 from support.tiny_llama import recipe, save_model, save_rows
@@ -59,7 +59,7 @@ def test_clients_learn_what_the_teacher_wrote_after_public_prompts(home: Path, t
     assert extra["fm.asked"] == 20
     dropped = json.loads((result.folder / "dropped.json").read_text())
     assert 0 < len(pool.rows) == extra["answers.kept"] == 20 - len(dropped)
-    asked = [prompt_of(record) for record in commons_of(whole, gather(whole)).unlabelled]
+    asked = [prompt_of(record) for record in split_public(whole, gather(whole)).unlabelled]
     model, tokenizer = load_causal(home / "teacher")
     wrote = LocalFM(model, tokenizer, chat=True).generate(asked, seeds=[9] * 20, most=6, temperature=0.0)
     assert {row.text for row in pool.rows} <= {text.strip() for text in wrote}
@@ -93,9 +93,9 @@ def test_over_http_the_same_is_written_and_only_prompts_are_shown(home: Path, tm
     here, there = (load_pool(result.folder / "pool.jsonl").rows for result in (local, remote))
     assert [row.text for row in here] == [row.text for row in there]
     assert remote.summary["columns"]["federated"] == local.summary["columns"]["federated"]
-    seen, commons = json.dumps(told.bodies), commons_of(whole, gather(whole))
-    assert all(row.prompt in seen for row in commons.unlabelled)
-    assert not any(row.text in seen for o in commons.owners for row in (*o.train, *o.valid, *o.test))
+    seen, public_split = json.dumps(told.bodies), split_public(whole, gather(whole))
+    assert all(row.prompt in seen for row in public_split.unlabelled)
+    assert not any(row.text in seen for o in public_split.clients_data for row in (*o.train, *o.valid, *o.test))
 
 
 def test_a_share_bounds_what_a_client_is_given(home: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from lichen.fm.generation.judge import Judge
 from lichen.fm.local import LocalFM
 from lichen.models.loading.load import load_causal
 from lichen.recipes.rows.prepare import gather
-from lichen.recipes.rows.public import commons_of
+from lichen.recipes.rows.public import split_public
 from lichen.recipes.schema.read import read_recipe
 from support.openai_server import answering
 from support.tiny_llama import WORDS, recipe, save_model, save_rows
@@ -184,19 +184,21 @@ def test_without_is_the_same_federation_with_no_help(home: Path, runs: Any, tmp_
 
 def test_public_rows_are_nobodys_and_few_labels_are_few(home: Path) -> None:
     whole = values(home, PUBLIC)
-    commons = commons_of(whole, gather(whole))
-    assert (len(commons.labelled), len(commons.unlabelled)) == (9, 20)
-    assert all(row.label is None for row in commons.unlabelled)
-    public = {row.client for row in (*commons.labelled, *commons.unlabelled)}
-    assert public.isdisjoint(owner.name for owner in commons.owners)
-    for owner in commons.owners:
-        assert sum(row.label is not None for row in owner.train) == 5
-        assert len(owner.train) > 5
+    public_split = split_public(whole, gather(whole))
+    assert (len(public_split.labelled), len(public_split.unlabelled)) == (9, 20)
+    assert all(row.label is None for row in public_split.unlabelled)
+    public = {row.client for row in (*public_split.labelled, *public_split.unlabelled)}
+    assert public.isdisjoint(client_data.name for client_data in public_split.clients_data)
+    for client_data in public_split.clients_data:
+        assert sum(row.label is not None for row in client_data.train) == 5
+        assert len(client_data.train) > 5
     drawn = values(home, [*PUBLIC, *DRAWN])
-    commons = commons_of(drawn, gather(drawn))
-    texts = [row.text for row in (*commons.labelled, *commons.unlabelled)]
-    private = [row.text for owner in commons.owners for row in (*owner.train, *owner.valid)]
-    test = [row.text for row in commons.owners[0].test]
+    public_split = split_public(drawn, gather(drawn))
+    texts = [row.text for row in (*public_split.labelled, *public_split.unlabelled)]
+    private = [
+        row.text for client_data in public_split.clients_data for row in (*client_data.train, *client_data.valid)
+    ]
+    test = [row.text for row in public_split.clients_data[0].test]
     assert len(texts) == 29
     assert len({*texts, *private, *test}) == len(texts) + len(private) + len(test)
 
@@ -246,10 +248,10 @@ def test_a_teacher_over_http_says_the_same_fails_at_times_and_sees_no_private_ro
     torch.testing.assert_close(there["answers.prob"], here["answers.prob"], rtol=0, atol=2e-3)
     assert remote.summary["columns"]["federated"] == local.summary["columns"]["federated"]
     assert remote.summary["extra"]["fm.retries"] == told.failed
-    commons = commons_of(whole, gather(whole))
+    public_split = split_public(whole, gather(whole))
     seen = "\n".join(json.dumps(body) for body in told.bodies)
-    private = [row.text for o in commons.owners for row in (*o.train, *o.valid, *o.test)]
-    assert all(row.text in seen for row in commons.unlabelled)
+    private = [row.text for o in public_split.clients_data for row in (*o.train, *o.valid, *o.test)]
+    assert all(row.text in seen for row in public_split.unlabelled)
     assert not any(text in seen for text in private)
     assert remote.summary["columns"]["base"] is None, "scoring the teacher would have shown it the clients' test rows"
     assert "fm.bytes.private" not in remote.summary["extra"]
@@ -257,9 +259,9 @@ def test_a_teacher_over_http_says_the_same_fails_at_times_and_sees_no_private_ro
 
 def test_what_is_judged_is_held_against_public_rows(home: Path, runs: Any) -> None:
     result = runs("judged")
-    commons = commons_of(whole := values(home, WAYS["judged"]), gather(whole))
+    public_split = split_public(whole := values(home, WAYS["judged"]), gather(whole))
     judge = Judge(LocalFM(*load_causal(home / "model")), about="w2 w3", kind="w1")
-    real = [record.text for record in (*commons.labelled, *commons.unlabelled)]
+    real = [record.text for record in (*public_split.labelled, *public_split.unlabelled)]
     kept = [row.text for row in load_pool(result.folder / "pool.jsonl").rows]
     dropped = json.loads((result.folder / "dropped.json").read_text())
     assert {one["rule"] for one in dropped.values()} <= {"fluency", "harm"}

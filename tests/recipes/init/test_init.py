@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from lichen.core.errors import LichenError
 from lichen.recipes.init.init import guess, init_recipe
 from lichen.recipes.init.names import Wishes
-from lichen.recipes.rows.prepare import gather, owners_of
+from lichen.recipes.rows.prepare import gather, split_clients
 from lichen.recipes.schema.explain import section_of
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
@@ -271,4 +271,4 @@ def test_rows_that_cannot_take_part_are_counted_and_the_recipe_leaves_them_out(t
     data = found.values["data"]
     assert (data["min_rows"], data["unsplit"], data["one_class"], data["classes"]) == (10, "drop", "drop", ["a", "b"])
     recipe = read_recipe(load_yaml(found.recipe(), where="recipe"))
-    assert [owner.name for owner in owners_of(recipe, gather(recipe))] == ["u0", "u1", "u2"]
+    assert [client_data.name for client_data in split_clients(recipe, gather(recipe))] == ["u0", "u1", "u2"]

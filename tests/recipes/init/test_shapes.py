@@ -19,7 +19,7 @@ from lichen.data.sources.records import load_records
 from lichen.recipes.init.init import guess
 from lichen.recipes.init.names import Wishes
 from lichen.recipes.rows.prepare import Gathered, gather, gather_all
-from lichen.recipes.rows.public import Commons, commons_of
+from lichen.recipes.rows.public import PublicSplit, split_public
 from lichen.recipes.rows.reading import told_of
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
@@ -85,7 +85,7 @@ def test_a_run_tells_what_init_told_about_the_files(tmp_path: Path) -> None:
     path = SHAPES["semicolons"].write(tmp_path)
     recipe = read_recipe(load_yaml(guess(path).recipe(), where="recipe"))
     gathered = gather_all(recipe)
-    lines = told_lines(recipe, gathered, commons_of(recipe, gathered.records))
+    lines = told_lines(recipe, gathered, split_public(recipe, gathered.records))
     assert "a.csv: read as cells parted by ';'" in lines
     assert "a.csv: read as cells parted by ';'" in guess(path).told
 
@@ -99,18 +99,18 @@ def test_rows_of_no_client_are_refused_or_left_out_and_told(tmp_path: Path) -> N
     recipe = read_recipe(load_yaml(found.recipe(), where="recipe"))
     assert recipe.data.unsplit == "drop"
     gathered = gather_all(recipe)
-    commons = commons_of(recipe, gathered.records)
-    assert [owner.name for owner in commons.owners] == ["u0", "u1"]
-    assert any("1 row: no client is named" in line for line in told_lines(recipe, gathered, commons))
+    public_split = split_public(recipe, gathered.records)
+    assert [client_data.name for client_data in public_split.clients_data] == ["u0", "u1"]
+    assert any("1 row: no client is named" in line for line in told_lines(recipe, gathered, public_split))
     strict = read_recipe(load_yaml(found.recipe(), where="recipe"), ["data.unsplit=refuse"])
     with pytest.raises(LichenError, match="1 of 48 rows do not name their client") as caught:
-        commons_of(strict, gathered.records)
+        split_public(strict, gathered.records)
     assert "data.unsplit: drop" in caught.value.fix
 
 
-def told_lines(recipe: Recipe, gathered: Gathered, commons: Commons) -> list[str]:
+def told_lines(recipe: Recipe, gathered: Gathered, public_split: PublicSplit) -> list[str]:
     heard: list[str] = []
-    told_of(recipe, gathered, commons, None, heard.append)
+    told_of(recipe, gathered, public_split, None, heard.append)
     return heard
 
 

@@ -208,20 +208,23 @@ def test_a_teacher_and_its_bytes(home: Path, tmp_path: Path, aside: Path) -> Non
 def test_operations_are_those_torch_counts(home: Path, shape: Any) -> None:
     """The formula against torch's own counter; attention apart, which the counter does not know on a CPU."""
     more = {"data": {"max_length": 64}, "federation": {"batch": 1, "steps": 1}}
-    opened = open_recipe(read_recipe(recipe(home / "model", home / f"{shape}.jsonl", shape, **more)))
-    bench, station = opened.bench, next(s for n, s in stations(opened.bench).items() if n.startswith("train"))
+    loaded = open_recipe(read_recipe(recipe(home / "model", home / f"{shape}.jsonl", shape, **more)))
+    experiment, station = (
+        loaded.experiment,
+        next(s for n, s in stations(loaded.experiment).items() if n.startswith("train")),
+    )
     batch = next(iter(station.source.batches((1,), 0)))
     width = int(batch["attention_mask_CBT"].sum())
     batch = {name: x[:, :, :width] if name.endswith("CBT") else x for name, x in batch.items()}
-    load, real = load_of(batch), counted(bench.model, bench.start, batch)
+    load, real = load_of(batch), counted(experiment.model, experiment.start, batch)
     assert load.tokens == width
-    formula = replace(arithmetic_of(opened.foundation, bench.start), attention=0)
+    formula = replace(arithmetic_of(loaded.foundation, experiment.start), attention=0)
     # What torch counts may hold the scores and sums of attention, and the padding up to the next eight tokens.
-    most = arithmetic_of(opened.foundation, bench.start)
+    most = arithmetic_of(loaded.foundation, experiment.start)
     assert formula.forward(load) * 0.99 <= real.forward(load) <= most.forward(load) * 1.25
     # No gradient is taken below the first adapter, in a model of two layers a good part of it.
     assert formula.train(load) * 0.75 <= real.train(load) <= most.train(load) * 1.25
-    assert trees.nbytes(bench.start) // 4 >= formula.adapter > 0
+    assert trees.nbytes(experiment.start) // 4 >= formula.adapter > 0
 
 
 @given(rates=st.integers(1, 3), trial=st.none() | st.integers(1, 9), rounds=st.integers(1, 9), every=st.integers(1, 4))
@@ -314,8 +317,8 @@ def test_loads_leave_padding_out() -> None:
 
 
 def test_the_heaviest_clients_make_one_block(home: Path) -> None:
-    opened = open_recipe(read_recipe(recipe(home / "model", home / "pair.jsonl", "pair")))
-    source = stations(opened.bench)[f"train {grid_name(0.02)}"].source
+    loaded = open_recipe(read_recipe(recipe(home / "model", home / "pair.jsonl", "pair")))
+    source = stations(loaded.experiment)[f"train {grid_name(0.02)}"].source
     assert heavy(source, range(5), 1) == (1,)  # the one with long sentences
     assert heavy(source, range(5), 5) == (0, 1, 2, 3, 4)
     assert spread(range(5), 9) == (0, 1, 2, 3, 4)

@@ -14,7 +14,7 @@ import pytest
 from lichen.core.errors import LichenError
 from lichen.data.sources.record import Record
 from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.rows.prepare import Owner, classes_of, encode, gather, owners_of
+from lichen.recipes.rows.prepare import ClientData, classes_of, encode, gather, split_clients
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
 from support.tiny_llama import save_model
@@ -39,12 +39,12 @@ def recipe_of(file: Path, *, task: str = "classify", model: str = "tiny", **data
     return read_recipe({"task": task, "model": {"name": model}, "data": {**plain, **data, "name": str(file)}})
 
 
-def prepared(recipe: Recipe) -> tuple[Owner, ...]:
+def prepared(recipe: Recipe) -> tuple[ClientData, ...]:
     records = gather(recipe)
     classes = classes_of(recipe, records)
-    owners = owners_of(recipe, records)
+    clients_data = split_clients(recipe, records)
     assert recipe.task == "chat" or classes
-    return owners
+    return clients_data
 
 
 def refused(recipe: Recipe) -> LichenError:
@@ -105,7 +105,9 @@ def test_one_class_is_one_however_it_is_written(tmp_path: Path) -> None:
     rows = [{**row, "mood": (1, "1", 1.0, "2", 2)[i % 5]} for i, row in enumerate(people(rows=10))]
     recipe = recipe_of(write(tmp_path, rows), classes=[1, "2"])
     assert classes_of(recipe, gather(recipe)) == ("1", "2")
-    learned = [r for owner in prepared(recipe) for r in (*owner.train, *owner.valid, *owner.test)]
+    learned = [
+        r for client_data in prepared(recipe) for r in (*client_data.train, *client_data.valid, *client_data.test)
+    ]
     assert Counter(str(r.label) for r in learned) == {"1": 18, "2": 12}
     classed = encode_labels(recipe, learned)
     assert Counter(classed) == {0: 18, 1: 12}
@@ -152,8 +154,8 @@ def test_several_classes_a_row_are_refused_where_classes_are_learned(tmp_path: P
 def test_a_client_is_one_however_its_number_is_written(tmp_path: Path) -> None:
     rows = [{**row, "who": (1, 1.0, "1", 2)[i % 4], "group": i // 2} for i, row in enumerate(people())]
     columns = {"client": "who", "text": "said", "label": "mood"}
-    owners = prepared(recipe_of(write(tmp_path, rows), columns=columns, one_class="keep", split_by="row"))
-    assert [(o.name, len(o.train) + len(o.valid) + len(o.test)) for o in owners] == [("1", 18), ("2", 6)]
+    clients_data = prepared(recipe_of(write(tmp_path, rows), columns=columns, one_class="keep", split_by="row"))
+    assert [(o.name, len(o.train) + len(o.valid) + len(o.test)) for o in clients_data] == [("1", 18), ("2", 6)]
 
 
 def test_rows_that_name_no_client_are_not_a_client(tmp_path: Path) -> None:
@@ -179,10 +181,10 @@ def test_one_class_in_all_is_nothing_to_learn(tmp_path: Path) -> None:
 
 def test_a_label_nobody_has_seen_is_refused(tmp_path: Path) -> None:
     recipe = recipe_of(write(tmp_path, people()), model=str(save_model(tmp_path / "model")))
-    opened = open_recipe(recipe)
-    assert opened.classes == ("a", "b")
+    loaded = open_recipe(recipe)
+    assert loaded.classes == ("a", "b")
     with pytest.raises(LichenError, match="unknown label 'c'") as told:
-        encode(recipe, opened.tokenizer, opened.classes)([Record(client="p", text="w1", label="c")])
+        encode(recipe, loaded.tokenizer, loaded.classes)([Record(client="p", text="w1", label="c")])
     assert told.value.where == "data.columns.label"
 
 
@@ -200,8 +202,8 @@ def test_a_folder_with_a_file_a_client_needs_none(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write(tmp_path / name, people(1)).rename(tmp_path / f"{name}.jsonl")
         (tmp_path / name).rmdir()
-    owners = prepared(recipe_of(tmp_path, columns={"text": "said", "label": "mood"}))
-    assert [o.name for o in owners] == ["ann", "bob"]
+    clients_data = prepared(recipe_of(tmp_path, columns={"text": "said", "label": "mood"}))
+    assert [o.name for o in clients_data] == ["ann", "bob"]
 
 
 @pytest.mark.parametrize("task", ["classify", "chat"])
@@ -238,34 +240,38 @@ def test_a_classifier_without_a_token_to_pad_with_is_refused(tmp_path: Path) -> 
         open_recipe(recipe_of(file, model=str(bare)))
     assert told.value.where == "model.name"
     ends = save_model(tmp_path / "ends", without=("pad_token",))
-    opened = open_recipe(recipe_of(file, model=str(ends)))
-    assert opened.bench.pad == opened.tokenizer.eos_token_id  # the end token serves
+    loaded = open_recipe(recipe_of(file, model=str(ends)))
+    assert loaded.experiment.pad == loaded.tokenizer.eos_token_id  # the end token serves
 
 
 @pytest.mark.parametrize("by", ["dirichlet", "iid"])
 def test_drawn_clients_share_one_test_set_with_a_share_of_each_class(by: str) -> None:
     recipe = read_recipe("digits", [f"data.partition.by={by}", "data.partition.alpha=0.3", "data.partition.clients=8"])
     records = gather(recipe)
-    owners = owners_of(recipe, records)
-    assert len(owners) == 8
-    assert all(o.test is owners[0].test for o in owners)
-    counts, whole = (Counter(str(r.label) for r in rows) for rows in (owners[0].test, records))
+    clients_data = split_clients(recipe, records)
+    assert len(clients_data) == 8
+    assert all(o.test is clients_data[0].test for o in clients_data)
+    counts, whole = (Counter(str(r.label) for r in rows) for rows in (clients_data[0].test, records))
     assert all(abs(counts[label] - 0.3 * whole[label]) <= 1 for label in whole)
     assert counts.total() == round(0.3 * len(records))
-    tested = {r.features.tobytes() for r in owners[0].test if r.features is not None}
+    tested = {r.features.tobytes() for r in clients_data[0].test if r.features is not None}
     learned = [
-        r.features.tobytes() for o in owners for part in (o.train, o.valid) for r in part if r.features is not None
+        r.features.tobytes()
+        for o in clients_data
+        for part in (o.train, o.valid)
+        for r in part
+        if r.features is not None
     ]
     assert not tested & set(learned)
-    assert len(learned) + len(owners[0].test) <= len(records)
-    sizes = np.array([[sum(str(r.label) == c for r in o.train) for c in sorted(counts)] for o in owners])
+    assert len(learned) + len(clients_data[0].test) <= len(records)
+    sizes = np.array([[sum(str(r.label) == c for r in o.train) for c in sorted(counts)] for o in clients_data])
     skew = (sizes.max(1) / sizes.sum(1)).mean()
     assert skew > 0.25 if by == "dirichlet" else skew < 0.2
 
 
-def parts_of(owners: tuple[Owner, ...]) -> tuple[list[Record], list[Record]]:
+def parts_of(clients_data: tuple[ClientData, ...]) -> tuple[list[Record], list[Record]]:
     """What drawn owners learn from and choose by, and their common test set."""
-    return [r for o in owners for r in (*o.train, *o.valid)], list(owners[0].test)
+    return [r for o in clients_data for r in (*o.train, *o.valid)], list(clients_data[0].test)
 
 
 @pytest.mark.parametrize("by", ["dirichlet", "iid"])
@@ -330,11 +336,11 @@ def test_a_test_set_that_comes_with_the_data_stays_it(tmp_path: Path) -> None:
     recipe = recipe_of(write(tmp_path, people()), columns=columns, partition={"by": "iid", "clients": 3})
     rows = [Record(client="", text=f"words {i}", label="ab"[i % 2], held_out=i >= 90) for i in range(120)]
     rows.append(Record(client="", text="Words  95", label="a"))
-    learned, tested = parts_of(owners_of(recipe, rows))
+    learned, tested = parts_of(split_clients(recipe, rows))
     assert tested == rows[90:120]
     assert len(learned) == 90  # the copy of a test row is out
     few = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test_rows": 10})})
-    learned, tested = parts_of(owners_of(few, rows))
+    learned, tested = parts_of(split_clients(few, rows))
     assert Counter(r.label for r in tested) == {"a": 5, "b": 5}
     assert not any(r.held_out for r in learned)
 
@@ -348,16 +354,16 @@ def test_short_answers_reach_every_part_of_every_client(tmp_path: Path) -> None:
     columns = {"client": "who", "prompt": "ask", "completion": "reply"}
     for more in ({}, {"group": "case"}):
         plain = recipe_of(write(tmp_path, rows), task="chat", columns={**columns, **more}, valid=0.1)
-        for owner in prepared(plain):
-            for part, each in ((owner.train, 7), (owner.valid, 1), (owner.test, 2)):
+        for client_data in prepared(plain):
+            for part, each in ((client_data.train, 7), (client_data.valid, 1), (client_data.test, 2)):
                 assert Counter(r.text for r in part) == {"up": each, "down": each, "flat": each}
 
 
 def test_held_out_rows_are_cut_to_some_of_every_class(tmp_path: Path) -> None:
     rows = [{"who": "p", "said": f"words {i}", "mood": "a" if i < 80 else "b"} for i in range(100)]
-    (owner,) = prepared(recipe_of(write(tmp_path, rows), test_rows=5))
-    assert Counter(r.label for r in owner.test) == {"a": 4, "b": 1}
-    assert Counter(r.label for r in owner.valid) == {"a": 4, "b": 1}
+    (client_data,) = prepared(recipe_of(write(tmp_path, rows), test_rows=5))
+    assert Counter(r.label for r in client_data.test) == {"a": 4, "b": 1}
+    assert Counter(r.label for r in client_data.valid) == {"a": 4, "b": 1}
 
 
 def test_owners_follow_from_the_seed_alone(tmp_path: Path) -> None:
@@ -375,9 +381,9 @@ def test_owners_follow_from_the_seed_alone(tmp_path: Path) -> None:
 
 def test_nobody_is_tested_on_a_text_it_learned(tmp_path: Path) -> None:
     rows = [*people(3, 8), {"who": "p0", "said": " Words  0 1", "mood": "a"}]
-    for owner in prepared(recipe_of(write(tmp_path, rows))):
-        learned = {" ".join(r.text.lower().split()) for r in owner.train}
-        assert owner.train
-        assert owner.valid
-        assert owner.test
-        assert not learned & {" ".join(r.text.lower().split()) for r in (*owner.valid, *owner.test)}
+    for client_data in prepared(recipe_of(write(tmp_path, rows))):
+        learned = {" ".join(r.text.lower().split()) for r in client_data.train}
+        assert client_data.train
+        assert client_data.valid
+        assert client_data.test
+        assert not learned & {" ".join(r.text.lower().split()) for r in (*client_data.valid, *client_data.test)}

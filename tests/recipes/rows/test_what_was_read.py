@@ -14,7 +14,7 @@ from lichen.core.errors import LichenError
 from lichen.present.reading import reading_lines
 from lichen.present.summary import read_summary
 from lichen.recipes.rows.prepare import gather, gather_all
-from lichen.recipes.rows.public import Commons, commons_of
+from lichen.recipes.rows.public import PublicSplit, split_public
 from lichen.recipes.rows.reading import read_of
 from lichen.recipes.schema.recipe import Recipe
 from support.tiny_llama import recipe, save_model, save_rows
@@ -43,10 +43,10 @@ def recipe_of(file: Path, task: str = "classify", columns: dict[str, str] | None
     return lichen.read_recipe({"task": task, "model": {"name": "tiny"}, "data": {**plain, **data}})
 
 
-def read(made: Recipe) -> tuple[dict[str, Any], Commons]:
+def read(made: Recipe) -> tuple[dict[str, Any], PublicSplit]:
     gathered = gather_all(made)
-    commons = commons_of(made, gathered.records)
-    return read_of(made, gathered, commons, None).as_dict(), commons
+    public_split = split_public(made, gathered.records)
+    return read_of(made, gathered, public_split, None).as_dict(), public_split
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def read(made: Recipe) -> tuple[dict[str, Any], Commons]:
 @pytest.mark.parametrize("shared", [0, 8])
 def test_every_row_goes_on_or_is_left_out_for_a_reason(tmp_path: Path, data: dict[str, Any], shared: int) -> None:
     rows = rows_of(shared)
-    found, commons = read(recipe_of(write(tmp_path, rows), **data))
+    found, public_split = read(recipe_of(write(tmp_path, rows), **data))
     used = {name: found["used"][name] for name in ("train", "valid", "test", "unlabelled", "public")}
     assert found["rows"] == len(rows)
     assert sum(used.values()) + sum(left["rows"] for left in found["left"]) == len(rows)
@@ -81,8 +81,12 @@ def test_every_row_goes_on_or_is_left_out_for_a_reason(tmp_path: Path, data: dic
     drawn = "partition" in data
     if not drawn and "public" not in data:
         assert found["used"]["clients"] + sum(left["clients"] for left in found["left"]) == found["clients"] == 30
-    assert used["train"] + used["unlabelled"] == sum(len(owner.train) for owner in commons.owners)
-    assert used["test"] == (len(commons.owners[0].test) if drawn else sum(len(o.test) for o in commons.owners))
+    assert used["train"] + used["unlabelled"] == sum(
+        len(client_data.train) for client_data in public_split.clients_data
+    )
+    assert used["test"] == (
+        len(public_split.clients_data[0].test) if drawn else sum(len(o.test) for o in public_split.clients_data)
+    )
 
 
 def test_clients_of_one_class_are_told_and_not_lost(tmp_path: Path) -> None:
@@ -101,35 +105,35 @@ def test_clients_of_one_class_are_told_and_not_lost(tmp_path: Path) -> None:
 def test_copies_among_clients_are_counted_and_can_be_taken_out(tmp_path: Path) -> None:
     file = write(tmp_path, rows_of(10))
     found, plain = read(recipe_of(file))
-    trained = {o.name: {r.text for r in o.train} for o in plain.owners}
+    trained = {o.name: {r.text for r in o.train} for o in plain.clients_data}
     seen = [
         sum(any(r.text in texts for name, texts in trained.items() if name != o.name) for r in o.test)
-        for o in plain.owners
+        for o in plain.clients_data
     ]
-    tested = sum(len(o.test) for o in plain.owners)
+    tested = sum(len(o.test) for o in plain.clients_data)
     assert found["copies"] == {"rows": sum(seen), "test_rows": tested, "clients": sum(n > 0 for n in seen)}
     assert sum(seen) > 20
     kept, same = read(recipe_of(file, copies="keep"))
     assert kept["copies"] is None
-    assert same.owners == plain.owners
+    assert same.clients_data == plain.clients_data
     dropped, clean = read(recipe_of(file, copies="drop"))
     assert dropped["copies"]["rows"] == 0
-    by_name = {o.name: o for o in plain.owners}
-    assert clean.owners
-    for owner in clean.owners:
-        assert owner.train == by_name[owner.name].train  # what a client would learn from alone stays
-        others = {text for name, texts in trained.items() if name != owner.name for text in texts}
-        assert owner.test
-        assert not others & {r.text for r in (*owner.valid, *owner.test)}
-        assert {r.text for r in owner.test} == {r.text for r in by_name[owner.name].test} - others
+    by_name = {o.name: o for o in plain.clients_data}
+    assert clean.clients_data
+    for client_data in clean.clients_data:
+        assert client_data.train == by_name[client_data.name].train  # what a client would learn from alone stays
+        others = {text for name, texts in trained.items() if name != client_data.name for text in texts}
+        assert client_data.test
+        assert not others & {r.text for r in (*client_data.valid, *client_data.test)}
+        assert {r.text for r in client_data.test} == {r.text for r in by_name[client_data.name].test} - others
 
 
 def test_a_public_row_is_somebody_elses_too(tmp_path: Path) -> None:
     public = {"share": 0.4, "labelled": 100, "unlabelled": 100}
-    _, commons = read(recipe_of(write(tmp_path, rows_of(6)), public=public, copies="drop"))
-    texts = {r.text for r in (*commons.labelled, *commons.unlabelled)}
+    _, public_split = read(recipe_of(write(tmp_path, rows_of(6)), public=public, copies="drop"))
+    texts = {r.text for r in (*public_split.labelled, *public_split.unlabelled)}
     assert any(text.startswith("common") for text in texts)
-    assert not texts & {r.text for o in commons.owners for r in (*o.valid, *o.test)}
+    assert not texts & {r.text for o in public_split.clients_data for r in (*o.valid, *o.test)}
 
 
 def test_clients_that_hold_the_same_rows_cannot_be_scored_without_them(tmp_path: Path) -> None:

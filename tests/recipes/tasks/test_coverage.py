@@ -10,22 +10,22 @@ import pytest
 
 import lichen
 from lichen.present.report import summary_table, training_text
-from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import stations
 from lichen.recipes.plan.plan import plan
 from lichen.recipes.plan.workload import invitations
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.tasks.coverage import planned, seen
-from support.small_experiment import bench
+from support.small_experiment import experiment
 from support.tiny_llama import recipe, save_model, save_rows
 
 
-def changed(made: Bench, **federation: Any) -> Bench:
+def changed(made: Experiment, **federation: Any) -> Experiment:
     fed = made.recipe.federation.model_copy(update=federation)
     return replace(made, recipe=made.recipe.model_copy(update={"federation": fed}))
 
 
-def drawn(made: Bench, rounds: list[tuple[int, ...]], first: int = 0) -> tuple[int, int]:
+def drawn(made: Experiment, rounds: list[tuple[int, ...]], first: int = 0) -> tuple[int, int]:
     """Rows, and different rows, that the training source really gives."""
     source, rows, different = stations(made)["train lr=0.1"].source, 0, set()
     for r, clients in enumerate(rounds):
@@ -48,7 +48,7 @@ def drawn(made: Bench, rounds: list[tuple[int, ...]], first: int = 0) -> tuple[i
     ],
 )
 def test_rows_and_their_share_are_those_that_are_drawn(federation: dict[str, Any]) -> None:
-    made = changed(bench(), **federation)
+    made = changed(experiment(), **federation)
     rounds = [(0, 1), (1, 2), (1,)]
     told = seen(made, rounds)
     assert told.rows_there == sum(shard.size for shard in made.train)
@@ -83,7 +83,7 @@ def test_a_default_run_says_how_little_it_sees_before_and_after(tmp_path: Path) 
 
 
 def test_columns_are_planned_as_they_are_run() -> None:
-    made = changed(bench(), rounds=3, per_round=2)
+    made = changed(experiment(), rounds=3, per_round=2)
     told = planned(made, invitations(made), ("alone", "pooled", "base"))
     assert set(told) == {"federated", "alone", "pooled"}
     assert told["federated"].rows == 3 * 2 * 3 * 4

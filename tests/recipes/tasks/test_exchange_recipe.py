@@ -17,7 +17,7 @@ from lichen.data.batches.shards import ArrayShard
 from lichen.models.students.family import need
 from lichen.models.students.students import ImageMLP
 from lichen.present.trace import Event, read_trace
-from lichen.recipes.assemble.heterogeneous import open_unequal
+from lichen.recipes.assemble.heterogeneous import open_heterogeneous
 from lichen.recipes.plan.plan import plan
 from lichen.recipes.schema.read import read_recipe, write_recipe
 from lichen.recipes.schema.recipe import Exchange, Recipe
@@ -67,15 +67,15 @@ def test_unlike_networks_learn_from_each_other(ran: lichen.Result) -> None:
 
 
 def test_the_ensemble_is_the_mean_of_what_the_saved_models_say(ran: lichen.Result) -> None:
-    opened, unequal = open_unequal(digits(), lambda _: None)
-    test = opened.bench.test[0]
+    loaded, heterogeneous = open_heterogeneous(digits(), lambda _: None)
+    test = loaded.experiment.test[0]
     assert isinstance(test, ArrayShard)
     batch = {"active_C": torch.ones(1, dtype=torch.bool), "x_CBF": torch.from_numpy(test.x)[None]}
     total_BK = torch.zeros(test.size, 10)
-    for kind, clients in unequal.kinds.items():
+    for kind, clients in heterogeneous.kinds.items():
         for client in clients:
             tree, _ = load_tree(ran.folder / "model" / kind / f"{client:04d}.safetensors")
-            model = unequal.benches[kind].model
+            model = heterogeneous.experiments[kind].model
             total_BK += model.logits({n: x[None] for n, x in tree.items()}, {}, batch)[0].softmax(-1)
     right = float((total_BK.argmax(-1) == torch.from_numpy(test.labels)).double().mean())
     assert right == pytest.approx(ran.summary["extra_columns"]["ensemble"]["mean"], abs=0.011)  # one row of 100
@@ -169,10 +169,10 @@ def test_memory_gives_each_client_the_largest_that_fits(tmp_path: Path) -> None:
     needs = [need(ImageMLP(64, hidden=(width,), classes=10), batch).total / 2**30 for width in (4, 32)]
     words = ["model.students=[{kind: image-mlp, width: 4}, {kind: image-mlp, width: 32}]"]
     recipe = digits(*words, f"federation.memory=[{needs[0] * 1.05}, {needs[1] * 1.05}, {needs[1] * 0.9}]")
-    _, unequal = open_unequal(recipe, lambda _: None)
-    assert dict(unequal.kinds) == {"image-mlp-4": (0, 2, 3, 5), "image-mlp-32": (1, 4)}
+    _, heterogeneous = open_heterogeneous(recipe, lambda _: None)
+    assert dict(heterogeneous.kinds) == {"image-mlp-4": (0, 2, 3, 5), "image-mlp-32": (1, 4)}
     with pytest.raises(LichenError, match=r"federation\.memory.*train no model"):
-        open_unequal(digits(*words, "federation.memory=[1e-6]"), lambda _: None)
+        open_heterogeneous(digits(*words, "federation.memory=[1e-6]"), lambda _: None)
 
 
 def test_texts_are_read_by_students_of_two_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,10 @@ from lichen.core.store import load_tree
 from lichen.present.trace import read_trace
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import stations
-from lichen.recipes.assemble.workload import alone_rounds, pooled_bench
+from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment
 from lichen.recipes.schema.read import read_recipe, write_recipe
 from lichen.recipes.tasks.columns import federate
-from support.small_experiment import bench, engine
+from support.small_experiment import engine, experiment
 from support.tiny_llama import recipe, save_model, save_rows
 
 
@@ -67,14 +67,14 @@ def test_epochs_train_on_every_row_so_many_times(home: Path, tmp_path: Path) -> 
             compare={"columns": ["alone", "pooled"]},
         )
     )
-    made = open_recipe(known).bench
+    made = open_recipe(known).experiment
     each = [int(shard.length_N.sum()) for shard in made.train]  # type: ignore[union-attr]
     result = lichen.run(known, out=tmp_path / "run")
     for event in read_trace(result.folder):
         if event.column != "pooled":
             assert event.report.tokens == 3 * sum(each[c] for c in event.report.clients)
     # The pooled trainer takes as many rows as the two invited clients do on average.
-    federation = pooled_bench(made).recipe.federation
+    federation = pooled_experiment(made).recipe.federation
     rows = 2 * 3 * sum(shard.size for shard in made.train) / len(made.train)
     assert abs(federation.local_steps * federation.batch - rows) <= federation.batch / 2
     assert alone_rounds(made) == 1
@@ -84,7 +84,7 @@ def test_epochs_train_on_every_row_so_many_times(home: Path, tmp_path: Path) -> 
 
 
 def test_weights_by_rows_are_the_mean_of_mcmahan(tmp_path: Path) -> None:
-    made = bench()
+    made = experiment()
     changed = {}
     for weighting in ("examples", "rows", "uniform"):
         federation = made.recipe.federation.model_copy(update={"weighting": weighting, "rounds": 1})
@@ -116,7 +116,7 @@ def test_weights_by_rows_are_the_mean_of_mcmahan(tmp_path: Path) -> None:
 
 def test_all_training_stations_know_the_weights() -> None:
     """A key that a way of training would not heed must be refused, or heeded."""
-    made = bench()
+    made = experiment()
     for name in ("adamw", "mezo"):
         changes = {"optimizer": made.recipe.optimizer.model_copy(update={"name": name})}
         changes["federation"] = made.recipe.federation.model_copy(update={"weighting": "rows"})  # type: ignore[assignment]

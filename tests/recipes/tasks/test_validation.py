@@ -95,7 +95,7 @@ def test_nodes_of_their_own_keep_it_too(home: Path, tmp_path: Path, at_home: lic
 def test_a_sample_validates_in_the_rounds_and_everybody_is_scored(home: Path, tmp_path: Path) -> None:
     sections: dict[str, Any] = {"federation": {"rounds": 2, "steps": 2, "batch": 4, "valid_clients": 3}}
     known = read_recipe(recipe(home / "model", home / "rows.jsonl", "pair", **sections))
-    judges = validators_of(open_recipe(known).bench)
+    judges = validators_of(open_recipe(known).experiment)
     assert len(judges) == 3
     result = lichen.run(known, out=tmp_path / "run")
     assert scores(result)["count"].shape == (7,)

@@ -17,8 +17,8 @@ from lichen.core.errors import LichenError
 from lichen.core.store import write_atomic
 from lichen.core.tree import digest
 from lichen.data.batches.content_digest import shards_digest
-from lichen.recipes.assemble.experiment import Bench
-from lichen.recipes.assemble.open import Opened
+from lichen.recipes.assemble.experiment import Experiment
+from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.schema.recipe import Recipe
 
@@ -49,20 +49,20 @@ class Inputs:
     tokens: str = ""
 
 
-def inputs_of(opened: Opened, *benches: Bench) -> Inputs:
+def inputs_of(loaded: LoadedExperiment, *experiments: Experiment) -> Inputs:
     """Those of an opened recipe.
 
     Args:
-        opened: The recipe with its rows.
-        benches: Of its models, where there are several.
+        loaded: The recipe with its rows.
+        experiments: Of its models, where there are several.
     """
-    bench = opened.bench
-    models = [[one.model.base, digest(one.start)] for one in benches or (bench,)]
+    experiment = loaded.experiment
+    models = [[one.model.base, digest(one.start)] for one in experiments or (experiment,)]
     return Inputs(
-        rows=opened.rows,
-        data=opened.data,
+        rows=loaded.rows,
+        data=loaded.data,
         model=hashlib.sha256(json.dumps(models).encode()).hexdigest(),
-        tokens=shards_digest(bench.train, bench.valid, bench.test),
+        tokens=shards_digest(experiment.train, experiment.valid, experiment.test),
     )
 
 

@@ -33,7 +33,7 @@ from lichen.recipes.artifacts.sampling import Sampling, ask_ids, end_ids, write
 from lichen.recipes.assemble.chat_template import put_template
 from lichen.recipes.assemble.class_names import class_names
 from lichen.recipes.assemble.model import SCRATCH, foundation_of, make_student, scratch_folder, spec_of
-from lichen.recipes.rows.prepare import classes_of, gather, owners_of
+from lichen.recipes.rows.prepare import classes_of, gather, split_clients
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
 
@@ -84,7 +84,7 @@ def _foundation(recipe: Recipe, folder: Path) -> tuple[Any, Any, tuple[str, ...]
     classes = _classes(recipe, folder)
     if scratch:
         drawn = folder / SCRATCH
-        source: str | Path = drawn if drawn.is_dir() else scratch_folder(recipe, owners_of(recipe, gather(recipe)))
+        source: str | Path = drawn if drawn.is_dir() else scratch_folder(recipe, split_clients(recipe, gather(recipe)))
     else:
         source = resolve_model(str(recipe.model.name))
     model, tokenizer = foundation_of(recipe, source, len(classes))

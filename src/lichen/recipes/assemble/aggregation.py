@@ -10,7 +10,7 @@ from lichen.core.contracts import Aggregator
 from lichen.core.parameters import split_shared
 from lichen.core.tree import Tree
 from lichen.models.adapters.layerwise import layer_phases
-from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.schema.model import Adapter
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.evolution import Evolution
@@ -44,13 +44,13 @@ def scaling_of(adapter: Adapter) -> float:
     return adapter.alpha / (adapter.rank**0.5 if adapter.rslora else adapter.rank)
 
 
-def phases_of(bench: Bench) -> tuple[tuple[str, ...], ...]:
+def phases_of(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
     """Names that stand still, round by round: those of the rule, and those of the layers whose turn it is not."""
-    rule = _FROZEN.get(bench.recipe.rule, ())
-    groups = bench.recipe.federation.layer_groups
+    rule = _FROZEN.get(experiment.recipe.rule, ())
+    groups = experiment.recipe.federation.layer_groups
     if groups == 1:
         return rule
-    turns = layer_phases(split_shared(bench.start)[0], groups)
+    turns = layer_phases(split_shared(experiment.start)[0], groups)
     return tuple((*turn, *half) for turn in turns for half in rule or ((),))
 
 
@@ -59,9 +59,9 @@ def home_of(recipe: Recipe) -> tuple[str, ...]:
     return _HOME.get(recipe.rule, ())
 
 
-def aggregator_of(bench: Bench, lr: float) -> Aggregator:
+def aggregator_of(experiment: Experiment, lr: float) -> Aggregator:
     """The recipe's aggregator, for clients that train at this rate."""
-    recipe = bench.recipe
+    recipe = experiment.recipe
     if recipe.optimizer.name == "kseed":
         return SeedSums(recipe.optimizer.seeds, weighting=_weighting(recipe))
     if recipe.optimizer.name == "cma":
@@ -71,7 +71,7 @@ def aggregator_of(bench: Bench, lr: float) -> Aggregator:
         return QFFL(fed.q, lr=lr, weighting=_weighting(recipe))
     if not recipe.wire.up:
         return _rule(recipe)
-    return Decoded(_rule(recipe), chain_of(recipe.wire.up), _layouts(bench))
+    return Decoded(_rule(recipe), chain_of(recipe.wire.up), _layouts(experiment))
 
 
 def _weighting(recipe: Recipe) -> Weighting:
@@ -98,18 +98,18 @@ def _rule(recipe: Recipe) -> Aggregator:
     return Mean(weighting=_weighting(recipe))
 
 
-def _layouts(bench: Bench) -> tuple[Layout, ...]:
+def _layouts(experiment: Experiment) -> tuple[Layout, ...]:
     """What clients may send, in any round and at any capacity."""
-    capacity = bench.capacity
-    keys = [] if capacity is None else list(dict.fromkeys(capacity.key(c) for c in range(len(bench.train))))
-    whole = [bench.start] if capacity is None else [capacity.cut(bench.start, key) for key in keys]
-    home = home_of(bench.recipe)
+    capacity = experiment.capacity
+    keys = [] if capacity is None else list(dict.fromkeys(capacity.key(c) for c in range(len(experiment.train))))
+    whole = [experiment.start] if capacity is None else [capacity.cut(experiment.start, key) for key in keys]
+    home = home_of(experiment.recipe)
     found: list[Layout] = []
     for shared in whole:
         trainable, _ = split_shared(shared)
-        for still in phases_of(bench) or ((),):
+        for still in phases_of(experiment) or ((),):
             sent: Tree = {name: x for name, x in trainable.items() if not name.endswith((*still, *home))}
-            for part in _fragments(sent, bench.recipe.federation.fragments):
+            for part in _fragments(sent, experiment.recipe.federation.fragments):
                 layout = Layout.of(part)
                 if layout not in found:
                     found.append(layout)

@@ -27,7 +27,7 @@ from lichen.core.message import Job
 from lichen.core.tree import Tree, block_of
 from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.quantized import resident_bytes
-from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.live_bytes import LiveBytes
 from lichen.recipes.assemble.workload import heavy
 from lichen.server.lowrank.submodel import Capacity
@@ -118,19 +118,19 @@ def _share(whole: int, part: int, parts: int) -> int:
     return math.ceil(whole * part / parts) if parts else 0
 
 
-def needs_of(bench: Bench, station: Station) -> Needs:
+def needs_of(experiment: Experiment, station: Station) -> Needs:
     """Count three steps of one client.
 
     Args:
-        bench: Of a recipe with a LoRA adapter on a foundation model.
+        experiment: Of a recipe with a LoRA adapter on a foundation model.
         station: What its clients do in a round, and the batches they do it with.
 
     Raises:
         LichenError: if what is trained has no ranks and no blocks to choose from.
     """
-    wrapped: Any = getattr(bench.model, "wrapped", None)
+    wrapped: Any = getattr(experiment.model, "wrapped", None)
     spec = getattr(wrapped, "spec", None)
-    layers = [name.removesuffix(".lora_A") for name in bench.start if name.endswith(".lora_A")]
+    layers = [name.removesuffix(".lora_A") for name in experiment.start if name.endswith(".lora_A")]
     blocks = {block for layer in layers if (block := block_of(layer)) is not None}
     if not isinstance(spec, Lora) or not blocks:
         raise LichenError(
@@ -138,9 +138,9 @@ def needs_of(bench: Bench, station: Station) -> Needs:
             where="federation.memory",
             fix="set model.adapter.kind to lora, or leave the key out",
         )
-    client, batch = _largest(station, len(bench.train))
+    client, batch = _largest(station, len(experiment.train))
     # An adapter that does nothing yet would leave no patch behind; later ones do.
-    start = {n: torch.full_like(x, 1e-3) if n.endswith(".lora_B") else x for n, x in bench.start.items()}
+    start = {n: torch.full_like(x, 1e-3) if n.endswith(".lora_B") else x for n, x in experiment.start.items()}
     base = resident_bytes(wrapped.model)
 
     def needed(rank: int, last: int | None) -> int:
@@ -150,8 +150,8 @@ def needs_of(bench: Bench, station: Station) -> Needs:
             cut.cut(start, cut.key(0)),
             client,
             batch,
-            bench.model.base,
-            times=bench.recipe.federation.accumulate,
+            experiment.model.base,
+            times=experiment.recipe.federation.accumulate,
         )
 
     return Needs(
@@ -190,28 +190,28 @@ def _step_bytes(station: Station, shared: Tree, client: int, batch: Batch, base:
     return trees.nbytes(shared) + peak
 
 
-def fit(bench: Bench, station: Station, memory: float) -> Fit:
+def fit(experiment: Experiment, station: Station, memory: float) -> Fit:
     """The most that a client with so many bytes for tensors can train; see :func:`needs_of` and :meth:`Needs.fit`."""
-    return needs_of(bench, station).fit(memory)
+    return needs_of(experiment, station).fit(memory)
 
 
-def _memory(bench: Bench) -> Sequence[float]:
-    return getattr(bench.recipe.federation, "memory", None) or ()
+def _memory(experiment: Experiment) -> Sequence[float]:
+    return getattr(experiment.recipe.federation, "memory", None) or ()
 
 
-def capacity_of(bench: Bench, station: Station) -> Capacity | None:
+def capacity_of(experiment: Experiment, station: Station) -> Capacity | None:
     """Every client's rank and blocks by ``federation.memory``, dealt out in turns; None where it is not given.
 
     Raises:
         LichenError: if some client's memory is too little, or there is no adapter to cut.
     """
-    memory = _memory(bench)
+    memory = _memory(experiment)
     if not memory:
         return None
-    needs = needs_of(bench, station)
+    needs = needs_of(experiment, station)
     fits = [needs.fit(gib * GIB) for gib in memory]
-    mine = [fits[client % len(fits)] for client in range(len(bench.train))]
-    model: Any = bench.model
+    mine = [fits[client % len(fits)] for client in range(len(experiment.train))]
+    model: Any = experiment.model
     return Capacity(tuple(f.rank for f in mine), last_N=tuple(f.last for f in mine), scaling=model.wrapped.spec.scale)
 
 
@@ -237,16 +237,16 @@ class Room:
     needed: int
 
 
-def rooms(bench: Bench, station: Station) -> tuple[Room, ...]:
+def rooms(experiment: Experiment, station: Station) -> tuple[Room, ...]:
     """What clients of each memory train, the smallest first; nothing without ``federation.memory``.
 
     Raises:
         LichenError: as :func:`capacity_of`.
     """
-    memory = _memory(bench)
+    memory = _memory(experiment)
     if not memory:
         return ()
-    needs, count = needs_of(bench, station), len(bench.train)
+    needs, count = needs_of(experiment, station), len(experiment.train)
     steps = dict(needs.ladder())
     having = {gib: sum(1 for c in range(count) if memory[c % len(memory)] == gib) for gib in sorted(set(memory))}
     out = []

@@ -13,7 +13,7 @@ from lichen.engines.block_size import Room
 from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks
-from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import stations
 from lichen.recipes.schema.recipe import Recipe
 
@@ -40,11 +40,15 @@ class Column:
     best_round: int = -1
 
 
-def local_engine(bench: Bench, store: ClientStore) -> LocalEngine:
+def local_engine(experiment: Experiment, store: ClientStore) -> LocalEngine:
     """This process, with everything a node of the recipe can be asked."""
-    recipe = bench.recipe
+    recipe = experiment.recipe
     return LocalEngine(
-        stations(bench), store, base=bench.model.base, block_size=room_of(recipe, store), device=recipe.model.device
+        stations(experiment),
+        store,
+        base=experiment.model.base,
+        block_size=room_of(recipe, store),
+        device=recipe.model.device,
     )
 
 

@@ -19,12 +19,12 @@ from lichen.data.batches.shards import EvalSource, MixedSource, Shard, TrainSour
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.lowrank.submodel import Capacity
 
-__all__ = ["Aid", "Bench", "grid_name", "metric_name", "participants", "rows_of", "steps_of", "values_N"]
+__all__ = ["Auxiliary", "Experiment", "grid_name", "metric_name", "participants", "rows_of", "steps_of", "values_N"]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Aid:
+class Auxiliary:
     """What clients learn from beside their labels and a teacher's public answers.
 
     Attributes:
@@ -45,7 +45,7 @@ class Aid:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
+class Experiment:
     """What every column works with.
 
     Attributes:
@@ -58,7 +58,7 @@ class Bench:
         pad: Padding token of text shards.
         public: Texts a teacher has answered, learned from beside the clients' own rows.
         capacity: What each client can train; None where all train everything.
-        aid: What clients learn from beside their labels and a teacher's public answers.
+        auxiliary: What clients learn from beside their labels and a teacher's public answers.
     """
 
     recipe: Recipe
@@ -70,7 +70,7 @@ class Bench:
     pad: int
     public: Shard | None = None
     capacity: Capacity | None = None
-    aid: Aid = field(default_factory=Aid)
+    auxiliary: Auxiliary = field(default_factory=Auxiliary)
 
     def evaluating(self, shards: Sequence[Shard]) -> Source:
         """Batches that see every row once."""
@@ -106,8 +106,8 @@ class Bench:
             max_length=self.recipe.data.max_length,
             fixed_width=self._width(),
         )
-        if self.aid.rows and self.recipe.semi is not None:
-            return FewLabels(replace(own, shards=self.aid.rows), unlabelled_rows=self.recipe.semi.batch)
+        if self.auxiliary.rows and self.recipe.semi is not None:
+            return FewLabels(replace(own, shards=self.auxiliary.rows), unlabelled_rows=self.recipe.semi.batch)
         if self.public is None or self.recipe.teacher is None:
             return own
         return MixedSource(own, public=self.public, public_rows=self.recipe.teacher.public_batch)
@@ -132,23 +132,23 @@ def grid_name(lr: float) -> str:
     return f"lr={lr:g}"
 
 
-def steps_of(bench: Bench) -> float:
+def steps_of(experiment: Experiment) -> float:
     """Local steps of a client in a round; with epochs, on average over clients."""
-    fed = bench.recipe.federation
+    fed = experiment.recipe.federation
     if fed.epochs is None:
         return fed.local_steps
     rows = fed.batch * fed.accumulate
-    return fed.epochs * sum(-(-shard.size // rows) for shard in bench.train) / len(bench.train)
+    return fed.epochs * sum(-(-shard.size // rows) for shard in experiment.train) / len(experiment.train)
 
 
-def rows_of(bench: Bench) -> float:
+def rows_of(experiment: Experiment) -> float:
     """Rows a client trains on in a round; with epochs, on average over clients."""
-    fed = bench.recipe.federation
+    fed = experiment.recipe.federation
     if fed.epochs is None:
         return fed.local_steps * fed.batch * fed.accumulate
-    return fed.epochs * sum(shard.size for shard in bench.train) / len(bench.train)
+    return fed.epochs * sum(shard.size for shard in experiment.train) / len(experiment.train)
 
 
-def participants(bench: Bench) -> int:
+def participants(experiment: Experiment) -> int:
     """Clients expected in a round."""
-    return min(bench.recipe.federation.per_round or len(bench.train), len(bench.train))
+    return min(experiment.recipe.federation.per_round or len(experiment.train), len(experiment.train))

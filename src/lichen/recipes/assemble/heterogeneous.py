@@ -28,12 +28,12 @@ from lichen.models.losses import answer_settings
 from lichen.models.students.family import Optimizer, choose, family
 from lichen.models.students.student import Student as Model
 from lichen.recipes.assemble.capacity import GIB
-from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.model import make_student, start_of
-from lichen.recipes.assemble.open import Opened, open_recipe
+from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.schema.recipe import Exchange, Recipe, Student
 
-__all__ = ["Unequal", "open_unequal", "own_rows", "public_rows"]
+__all__ = ["HeterogeneousClients", "open_heterogeneous", "own_rows", "public_rows"]
 
 STEPPERS: Mapping[str, Optimizer] = {"adamw": "adamw", "sgd": "sgd"}
 
@@ -49,7 +49,7 @@ def name_of(student: Student) -> str:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unequal:
+class HeterogeneousClients:
     """The clients of each architecture, and what they work with.
 
     Attributes:
@@ -57,7 +57,7 @@ class Unequal:
         exchange: Its section.
         kinds: The clients of each architecture that has some.
         students: What each is in the recipe.
-        benches: What each works with, its model among it.
+        experiments: What each works with, its model among it.
         public: The public rows.
     """
 
@@ -65,7 +65,7 @@ class Unequal:
     exchange: Exchange
     kinds: Kinds
     students: Mapping[str, Student]
-    benches: Mapping[str, Bench]
+    experiments: Mapping[str, Experiment]
     public: Shard
 
     @property
@@ -76,7 +76,7 @@ class Unequal:
     @property
     def train(self) -> tuple[Shard, ...]:
         """Every client's rows."""
-        return next(iter(self.benches.values())).train
+        return next(iter(self.experiments.values())).train
 
     @property
     def fused(self) -> bool:
@@ -88,25 +88,25 @@ class Unequal:
         return answer_settings(threshold=self.exchange.confident or None)
 
 
-def own_rows(unequal: Unequal, kind: str, steps: int) -> TrainSource:
+def own_rows(heterogeneous: HeterogeneousClients, kind: str, steps: int) -> TrainSource:
     """The clients' own rows, so many steps a round."""
-    bench, fed = unequal.benches[kind], unequal.recipe.federation
-    most = unequal.recipe.data.max_length
-    return TrainSource(bench.train, batch_size=fed.batch, steps=steps, pad=bench.pad, max_length=most)
+    experiment, fed = heterogeneous.experiments[kind], heterogeneous.recipe.federation
+    most = heterogeneous.recipe.data.max_length
+    return TrainSource(experiment.train, batch_size=fed.batch, steps=steps, pad=experiment.pad, max_length=most)
 
 
-def public_rows(unequal: Unequal, own: TrainSource, clients: Sequence[int]) -> TrainSource:
+def public_rows(heterogeneous: HeterogeneousClients, own: TrainSource, clients: Sequence[int]) -> TrainSource:
     """The answered public rows for these clients, the steps of one round."""
-    section = unequal.exchange
+    section = heterogeneous.exchange
     return replace(
         own,
-        shards=dict.fromkeys(clients, answered(unequal.public)),
+        shards=dict.fromkeys(clients, answered(heterogeneous.public)),
         batch_size=section.public_batch,
-        steps=section.digest(unequal.recipe.federation.local_steps),
+        steps=section.digest(heterogeneous.recipe.federation.local_steps),
     )
 
 
-def open_unequal(recipe: Recipe, say: Callable[[str], None]) -> tuple[Opened, Unequal]:
+def open_heterogeneous(recipe: Recipe, say: Callable[[str], None]) -> tuple[LoadedExperiment, HeterogeneousClients]:
     """The recipe opened, and its students dealt out.
 
     Raises:
@@ -115,32 +115,32 @@ def open_unequal(recipe: Recipe, say: Callable[[str], None]) -> tuple[Opened, Un
     section, every = recipe.exchange, {name_of(student): student for student in recipe.model.students}
     assert section is not None
     single = {name: _single(recipe, student) for name, student in every.items()}
-    opened = open_recipe(next(iter(single.values())), say=say, tell_read=True)
-    size = len(opened.vocabulary) if opened.vocabulary else len(opened.tokenizer) if opened.tokenizer else 0
-    first, classes, public = opened.bench.train[0], len(opened.classes), opened.public
+    loaded = open_recipe(next(iter(single.values())), say=say, tell_read=True)
+    size = len(loaded.vocabulary) if loaded.vocabulary else len(loaded.tokenizer) if loaded.tokenizer else 0
+    first, classes, public = loaded.experiment.train[0], len(loaded.classes), loaded.public
     assert public is not None
     models = {
         name: make_student(recipe, first, classes, vocabulary=size, section=student) for name, student in every.items()
     }
-    benches = {
-        name: replace(opened.bench, recipe=single[name], model=model, start=start_of(recipe, model))
+    experiments = {
+        name: replace(loaded.experiment, recipe=single[name], model=model, start=start_of(recipe, model))
         for name, model in models.items()
     }
-    count = len(opened.bench.train)
-    whole = Unequal(
+    count = len(loaded.experiment.train)
+    whole = HeterogeneousClients(
         recipe=recipe,
         exchange=section,
         kinds={name: tuple(range(count)) for name in every},
         students=every,
-        benches=benches,
+        experiments=experiments,
         public=public,
     )
     turns = [name_of(student) for student in recipe.model.students]
     given = _by_memory(whole, models) if recipe.federation.memory else [turns[c % len(turns)] for c in range(count)]
     kinds = {name: some for name in every if (some := tuple(c for c, of in enumerate(given) if of == name))}
     say("; ".join(f"{len(some)} clients have a {name}" for name, some in kinds.items()))
-    benches = {name: bench for name, bench in benches.items() if name in kinds}
-    return opened, replace(whole, kinds=kinds, benches=benches)
+    experiments = {name: experiment for name, experiment in experiments.items() if name in kinds}
+    return loaded, replace(whole, kinds=kinds, experiments=experiments)
 
 
 def _single(recipe: Recipe, student: Student) -> Recipe:
@@ -150,15 +150,15 @@ def _single(recipe: Recipe, student: Student) -> Recipe:
     return recipe.model_copy(update={"model": model, "federation": federation})
 
 
-def _by_memory(unequal: Unequal, models: Mapping[str, Model]) -> list[str]:
+def _by_memory(heterogeneous: HeterogeneousClients, models: Mapping[str, Model]) -> list[str]:
     """Every client's architecture: the largest that its memory can train, on its own rows and on public ones."""
-    recipe = unequal.recipe
+    recipe = heterogeneous.recipe
     memory, opt = recipe.federation.memory or (), recipe.optimizer
     stepper: Optimizer = "momentum" if opt.name == "sgd" and opt.momentum else STEPPERS[opt.name]
     known: dict[object, str] = {}
     out: list[str] = []
-    for client in range(len(unequal.train)):
-        batch, bytes_here = _widest(unequal, client), int(memory[client % len(memory)] * GIB)
+    for client in range(len(heterogeneous.train)):
+        batch, bytes_here = _widest(heterogeneous, client), int(memory[client % len(memory)] * GIB)
         key = (bytes_here, tuple(sorted((name, tuple(x.shape)) for name, x in batch.items())))
         if key not in known:
             try:
@@ -170,10 +170,10 @@ def _by_memory(unequal: Unequal, models: Mapping[str, Model]) -> list[str]:
     return out
 
 
-def _widest(unequal: Unequal, client: int) -> Batch:
+def _widest(heterogeneous: HeterogeneousClients, client: int) -> Batch:
     """The larger of a client's batches: of its own rows, and of public ones where it learns from them."""
-    mine = own_rows(unequal, next(iter(unequal.benches)), 1)
-    sources = [mine] if unequal.fused else [mine, public_rows(unequal, mine, (client,))]
+    mine = own_rows(heterogeneous, next(iter(heterogeneous.experiments)), 1)
+    sources = [mine] if heterogeneous.fused else [mine, public_rows(heterogeneous, mine, (client,))]
     found = [batch for source in sources if (batch := next(iter(source.batches((client,), 0)), None)) is not None]
     if not found:
         raise LichenError(f"client {client} has no rows to train on", where="data", fix="raise data.min_rows")

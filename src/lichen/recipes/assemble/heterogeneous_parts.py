@@ -33,7 +33,7 @@ from lichen.core.tree import Tree
 from lichen.data.batches.shards import EvalSource, Shard
 from lichen.engines.local import LocalEngine
 from lichen.recipes.assemble.column import room_of
-from lichen.recipes.assemble.heterogeneous import Unequal, own_rows, public_rows
+from lichen.recipes.assemble.heterogeneous import HeterogeneousClients, own_rows, public_rows
 from lichen.recipes.assemble.parts import trainer
 
 __all__ = ["ByKind", "averaged", "engine_of", "private", "saying", "server"]
@@ -67,9 +67,9 @@ class ByKind:
         return self.engine.join(client_N, metrics)
 
 
-def engine_of(unequal: Unequal, stations: Mapping[str, Station], store: ClientStore) -> LocalEngine:
+def engine_of(heterogeneous: HeterogeneousClients, stations: Mapping[str, Station], store: ClientStore) -> LocalEngine:
     """This process, with these stations."""
-    room = room_of(unequal.recipe, store)
+    room = room_of(heterogeneous.recipe, store)
 
     def block(job: Job, station: Station) -> int:
         # What clients make themselves is in no job, and counts all the same.
@@ -77,99 +77,110 @@ def engine_of(unequal: Unequal, stations: Mapping[str, Station], store: ClientSt
         return room if isinstance(room, int) else room(replace(job, shared={**start, **job.shared}), station)
 
     size: int | BlockSize = room if isinstance(room, int) else block
-    return LocalEngine(stations, store, block_size=size, device=unequal.recipe.model.device)
+    return LocalEngine(stations, store, block_size=size, device=heterogeneous.recipe.model.device)
 
 
-def alone_steps(unequal: Unequal) -> int:
+def alone_steps(heterogeneous: HeterogeneousClients) -> int:
     """Local steps that a client alone takes in a round, as many as it would take with public rows in all rounds."""
-    fed, section = unequal.recipe.federation, unequal.exchange
-    if unequal.fused:
+    fed, section = heterogeneous.recipe.federation, heterogeneous.exchange
+    if heterogeneous.fused:
         return fed.local_steps
     digest = section.digest(fed.local_steps) * section.public_batch / fed.batch
     whole = section.first(fed.local_steps) + (fed.rounds - 1) * (digest + fed.local_steps)
     return math.ceil(whole / fed.rounds)
 
 
-def private(unequal: Unequal, lr: float) -> dict[str, Station]:
+def private(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, Station]:
     """Stations of clients whose models stay with them: in fedmd and dsfl, and of all that are alone."""
     out: dict[str, Station] = {}
-    steps, section = unequal.recipe.federation.local_steps, unequal.exchange
-    for kind, some in unequal.kinds.items():
-        bench, mine = unequal.benches[kind], own_rows(unequal, kind, steps)
-        start = {**bench.start, **unequal.settings()}
+    steps, section = heterogeneous.recipe.federation.local_steps, heterogeneous.exchange
+    for kind, some in heterogeneous.kinds.items():
+        experiment, mine = heterogeneous.experiments[kind], own_rows(heterogeneous, kind, steps)
+        start = {**experiment.start, **heterogeneous.settings()}
         out |= private_stations(
             kind,
-            trainer(bench, lr, personal=True),
+            trainer(experiment, lr, personal=True),
             start=start,
             own=mine,
-            public=unequal.public,
+            public=heterogeneous.public,
             clients=some,
             digest_steps=section.digest(steps),
-            examples=_examples(unequal, some) if section.weigh == "examples" else None,
-            counts=_counts(unequal, some) if section.weigh == "classes" else None,
+            examples=_examples(heterogeneous, some) if section.weigh == "examples" else None,
+            counts=_counts(heterogeneous, some) if section.weigh == "classes" else None,
         )
         work = out[f"train/{kind}"].work
-        turns = InTurn((public_rows(unequal, mine, some), mine))
-        out[f"train/{kind}"] = Station(work=work, source=own_rows(unequal, kind, section.first(steps)))
+        turns = InTurn((public_rows(heterogeneous, mine, some), mine))
+        out[f"train/{kind}"] = Station(work=work, source=own_rows(heterogeneous, kind, section.first(steps)))
         out[f"learn/{kind}"] = Station(work=work, source=turns)
-        out[f"alone/{kind}"] = Station(work=work, source=own_rows(unequal, kind, alone_steps(unequal)))
+        out[f"alone/{kind}"] = Station(work=work, source=own_rows(heterogeneous, kind, alone_steps(heterogeneous)))
         judging: dict[str, tuple[ClientWork, Source]] = {
-            "valid": (Evaluate(bench.model, personal=True), bench.evaluating(bench.valid)),
-            "test": (Evaluate(bench.model, personal=True), bench.evaluating(bench.test)),
-            "alone.valid": (KeepBest(bench.model), bench.evaluating(bench.valid)),
-            "alone.chosen": (Evaluate(bench.model, personal=True, use_best=True), bench.evaluating(bench.valid)),
-            "alone.test": (Evaluate(bench.model, personal=True, use_best=True), bench.evaluating(bench.test)),
+            "valid": (Evaluate(experiment.model, personal=True), experiment.evaluating(experiment.valid)),
+            "test": (Evaluate(experiment.model, personal=True), experiment.evaluating(experiment.test)),
+            "alone.valid": (KeepBest(experiment.model), experiment.evaluating(experiment.valid)),
+            "alone.chosen": (
+                Evaluate(experiment.model, personal=True, use_best=True),
+                experiment.evaluating(experiment.valid),
+            ),
+            "alone.test": (
+                Evaluate(experiment.model, personal=True, use_best=True),
+                experiment.evaluating(experiment.test),
+            ),
         }
         for name, (judge, source) in judging.items():
             out[f"{name}/{kind}"] = Station(work=AtHome(judge, start=start), source=source)
     return out
 
 
-def averaged(unequal: Unequal, lr: float) -> dict[str, Station]:
+def averaged(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, Station]:
     """Stations of clients that train their architecture's average: feddf."""
-    out, steps = dict[str, Station](), unequal.recipe.federation.local_steps
-    for kind, bench in unequal.benches.items():
-        out[f"train/{kind}"] = Station(work=trainer(bench, lr), source=own_rows(unequal, kind, steps))
-        for name, shards in (("valid", bench.valid), ("test", bench.test)):
-            out[f"{name}/{kind}"] = Station(work=Evaluate(bench.model), source=bench.evaluating(shards))
+    out, steps = dict[str, Station](), heterogeneous.recipe.federation.local_steps
+    for kind, experiment in heterogeneous.experiments.items():
+        out[f"train/{kind}"] = Station(work=trainer(experiment, lr), source=own_rows(heterogeneous, kind, steps))
+        for name, shards in (("valid", experiment.valid), ("test", experiment.test)):
+            out[f"{name}/{kind}"] = Station(work=Evaluate(experiment.model), source=experiment.evaluating(shards))
     return out
 
 
-def server(unequal: Unequal, lr: float) -> tuple[dict[str, Station], dict[str, Station]]:
+def server(heterogeneous: HeterogeneousClients, lr: float) -> tuple[dict[str, Station], dict[str, Station]]:
     """What feddf's server does itself: the stations where models answer, and those where they are taught."""
     predict, distil = dict[str, Station](), dict[str, Station]()
-    everyone = tuple(range(unequal.count))
-    examples = _examples(unequal, everyone) if unequal.exchange.weigh == "examples" else None
-    for kind, bench in unequal.benches.items():
-        mine = own_rows(unequal, kind, unequal.recipe.federation.local_steps)
-        answers = Predict(bench.model, rows=unequal.public.size, personal=True, examples=examples)
-        predict[kind] = Station(work=answers, source=asking(mine, unequal.public, everyone))
-        learns: Train = replace(trainer(bench, unequal.exchange.server_lr or lr), prox=0.0)
-        distil[kind] = Station(work=AtHome(learns, start=unequal.settings()), source=public_rows(unequal, mine, (0,)))
+    everyone = tuple(range(heterogeneous.count))
+    examples = _examples(heterogeneous, everyone) if heterogeneous.exchange.weigh == "examples" else None
+    for kind, experiment in heterogeneous.experiments.items():
+        mine = own_rows(heterogeneous, kind, heterogeneous.recipe.federation.local_steps)
+        answers = Predict(experiment.model, rows=heterogeneous.public.size, personal=True, examples=examples)
+        predict[kind] = Station(work=answers, source=asking(mine, heterogeneous.public, everyone))
+        learns: Train = replace(trainer(experiment, heterogeneous.exchange.server_lr or lr), prox=0.0)
+        distil[kind] = Station(
+            work=AtHome(learns, start=heterogeneous.settings()), source=public_rows(heterogeneous, mine, (0,))
+        )
     return predict, distil
 
 
-def saying(unequal: Unequal, rows: Shard) -> dict[str, Station]:
+def saying(heterogeneous: HeterogeneousClients, rows: Shard) -> dict[str, Station]:
     """Stations ``said/<kind>``, where clients' models answer these rows."""
-    private, out = not unequal.fused, dict[str, Station]()
-    for kind, some in unequal.kinds.items():
-        bench = unequal.benches[kind]
+    private, out = not heterogeneous.fused, dict[str, Station]()
+    for kind, some in heterogeneous.kinds.items():
+        experiment = heterogeneous.experiments[kind]
         # One model answers for all the clients that share it.
         examples = None if private else dict.fromkeys(some, float(len(some)))
-        work: ClientWork = Predict(bench.model, rows=rows.size, personal=private, examples=examples)
+        work: ClientWork = Predict(experiment.model, rows=rows.size, personal=private, examples=examples)
         source = EvalSource(
-            dict.fromkeys(some, rows), batch_size=32, pad=bench.pad, max_length=unequal.recipe.data.max_length
+            dict.fromkeys(some, rows),
+            batch_size=32,
+            pad=experiment.pad,
+            max_length=heterogeneous.recipe.data.max_length,
         )
-        out[f"said/{kind}"] = Station(work=AtHome(work, start=bench.start) if private else work, source=source)
+        out[f"said/{kind}"] = Station(work=AtHome(work, start=experiment.start) if private else work, source=source)
     return out
 
 
-def _examples(unequal: Unequal, clients: Sequence[int]) -> dict[int, float]:
-    return {c: float(unequal.train[c].size) for c in clients}
+def _examples(heterogeneous: HeterogeneousClients, clients: Sequence[int]) -> dict[int, float]:
+    return {c: float(heterogeneous.train[c].size) for c in clients}
 
 
-def _counts(unequal: Unequal, clients: Sequence[int]) -> dict[int, list[int]]:
-    classes = next(iter(unequal.benches.values())).model.classes
+def _counts(heterogeneous: HeterogeneousClients, clients: Sequence[int]) -> dict[int, list[int]]:
+    classes = next(iter(heterogeneous.experiments.values())).model.classes
     assert classes is not None
-    labels = {c: np.asarray(unequal.train[c].labels) for c in clients}
+    labels = {c: np.asarray(heterogeneous.train[c].labels) for c in clients}
     return {c: np.bincount(y[y >= 0], minlength=classes).tolist() for c, y in labels.items()}

@@ -21,15 +21,15 @@ from lichen.models.loading.load import base_digest, load_encoder
 from lichen.models.loading.named_head import base_names, has_named_head, in_base_order
 from lichen.recipes.assemble.chat_template import put_template
 from lichen.recipes.assemble.model import STUDENT_TOKENIZER, foundation_of, scratch_folder, spec_of
-from lichen.recipes.rows.prepare import Owner
+from lichen.recipes.rows.prepare import ClientData
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["Loaded", "load"]
+__all__ = ["LoadedModel", "load_model"]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class LoadedModel:
     """What a recipe trains, at hand.
 
     Attributes:
@@ -47,13 +47,15 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
 
-def load(recipe: Recipe, labels: Sequence[str], owners: Sequence[Owner], *, keep_private: bool = True) -> Loaded:
+def load_model(
+    recipe: Recipe, labels: Sequence[str], clients_data: Sequence[ClientData], *, keep_private: bool = True
+) -> LoadedModel:
     """The recipe's model and what belongs to it.
 
     Args:
         recipe: Of task chat or classify.
         labels: The data's, sorted; none for a language model.
-        owners: Whose rows a model from nothing may take its words from.
+        clients_data: Whose rows a model from nothing may take its words from.
         keep_private: A model with words of private rows may stay in the cache.
 
     Raises:
@@ -63,7 +65,7 @@ def load(recipe: Recipe, labels: Sequence[str], owners: Sequence[Owner], *, keep
     if section.scratch is not None:
         with ExitStack() as stack:
             away = None if keep_private else stack.enter_context(TemporaryDirectory(prefix="lichen-scratch-"))
-            source = scratch_folder(recipe, owners, private=None if away is None else Path(away))
+            source = scratch_folder(recipe, clients_data, private=None if away is None else Path(away))
             foundation, tokenizer = foundation_of(recipe, source, len(classes))
             put_template(recipe, tokenizer, say=notes.append)
     elif section.name is not None and recipe.task == "chat":
@@ -71,14 +73,14 @@ def load(recipe: Recipe, labels: Sequence[str], owners: Sequence[Owner], *, keep
         put_template(recipe, tokenizer, say=notes.append)
     elif section.name is not None:
         foundation, tokenizer, classes, notes = _classifier(recipe, resolve_model(section.name), labels)
-    elif owners[0].train[0].features is not None:
-        return Loaded(model=None, foundation=None, tokenizer=None, classes=classes)
+    elif clients_data[0].train[0].features is not None:
+        return LoadedModel(model=None, foundation=None, tokenizer=None, classes=classes)
     else:
         tokenizer = load_encoder(resolve_model(STUDENT_TOKENIZER))[1]
-        return Loaded(model=None, foundation=None, tokenizer=tokenizer, classes=classes)
+        return LoadedModel(model=None, foundation=None, tokenizer=tokenizer, classes=classes)
     model = _cohort(recipe, foundation, tokenizer, padded)
     notes += _notes(recipe, foundation, model)
-    return Loaded(model=model, foundation=foundation, tokenizer=tokenizer, classes=classes, notes=tuple(notes))
+    return LoadedModel(model=model, foundation=foundation, tokenizer=tokenizer, classes=classes, notes=tuple(notes))
 
 
 def _classifier(

@@ -34,7 +34,7 @@ from lichen.models.students import scratch
 from lichen.models.students.student import Student
 from lichen.models.students.students import ImageCNN, ImageMLP, TextCNN, TwoLayerTransformer
 from lichen.recipes.assemble.class_names import class_names
-from lichen.recipes.rows.prepare import Owner, is_private
+from lichen.recipes.rows.prepare import ClientData, is_private
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.schema.recipe import Student as StudentSection
 
@@ -113,12 +113,12 @@ def foundation_of(recipe: Recipe, source: str | Path, classes: int, *, anew: boo
     )
 
 
-def scratch_folder(recipe: Recipe, owners: Sequence[Owner], *, private: Path | None = None) -> Path:
+def scratch_folder(recipe: Recipe, clients_data: Sequence[ClientData], *, private: Path | None = None) -> Path:
     """The recipe's untrained language model, drawn once and kept in the cache.
 
     Args:
         recipe: Its size, and the text its tokenizer is learned from.
-        owners: Whose rows are read where it names no text.
+        clients_data: Whose rows are read where it names no text.
         private: Where a model with words of private rows lies; by default in the cache's private part.
     """
     section = recipe.model.scratch
@@ -126,7 +126,7 @@ def scratch_folder(recipe: Recipe, owners: Sequence[Owner], *, private: Path | N
     if section.text is not None:
         texts = [record.text for record in load_records(section.text, columns={})]
     else:
-        texts = [record.text for owner in owners for record in owner.train]
+        texts = [record.text for client_data in clients_data for record in client_data.train]
     key = key_of("scratch", section.model_dump(), recipe.data.max_length, recipe.seed, texts, code=(scratch.__file__,))
     own = section.text is None and is_private(recipe)
     home = private or cache_dir() / "private" if own else cache_dir()

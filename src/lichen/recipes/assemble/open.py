@@ -19,30 +19,30 @@ from lichen.data.sources.fetch import fetch
 from lichen.data.sources.records import Record
 from lichen.recipes.assemble.aggregation import scaling_of
 from lichen.recipes.assemble.capacity import capacity_of
-from lichen.recipes.assemble.experiment import Bench, grid_name
-from lichen.recipes.assemble.loaded_model import load
+from lichen.recipes.assemble.experiment import Experiment, grid_name
+from lichen.recipes.assemble.loaded_model import load_model
 from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.parts import stations
-from lichen.recipes.rows.prepare import Owner, classes_of, encode, gather_all
-from lichen.recipes.rows.public import Commons, commons_of, labelled_of
+from lichen.recipes.rows.prepare import ClientData, classes_of, encode, gather_all
+from lichen.recipes.rows.public import PublicSplit, labelled_of, split_public
 from lichen.recipes.rows.reading import told_of
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.lowrank.submodel import Capacity
 
-__all__ = ["Opened", "fetch_named", "open_recipe", "shards_of"]
+__all__ = ["LoadedExperiment", "fetch_named", "open_recipe", "shards_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
+class LoadedExperiment:
     """A recipe with everything it names at hand.
 
     Attributes:
-        bench: What the columns work with.
-        owners: The clients, in roster order.
+        experiment: What the columns work with.
+        clients_data: The clients, in roster order.
         classes: The labels in the order of the model's logits; none for a language model.
         foundation: The frozen transformers model; None for a student.
         tokenizer: Its tokenizer; None without one.
-        commons: The owners with their unlabelled rows, and the public rows.
+        public_split: The owners with their unlabelled rows, and the public rows.
         make: How rows become what the model reads.
         public: The public rows without labels that a classifier learns from, if there are any.
         vocabulary: The student's words, where they were taken from public text.
@@ -51,12 +51,12 @@ class Opened:
         read: What was read, where it was to be told.
     """
 
-    bench: Bench
-    owners: tuple[Owner, ...]
+    experiment: Experiment
+    clients_data: tuple[ClientData, ...]
     classes: tuple[str, ...]
     foundation: Any
     tokenizer: Any
-    commons: Commons
+    public_split: PublicSplit
     make: Callable[[Sequence[Record]], Shard]
     public: Shard | None = None
     vocabulary: Frequent | None = None
@@ -79,26 +79,28 @@ def fetch_named(recipe: Recipe, say: Callable[[str], None]) -> None:
 
 
 def shards_of(
-    owners: Sequence[Owner], part: str, make: Callable[[Sequence[Record]], Shard], *, apart: bool = False
+    clients_data: Sequence[ClientData], part: str, make: Callable[[Sequence[Record]], Shard], *, apart: bool = False
 ) -> tuple[Shard, ...]:
     """One shard a client; a part that all clients share is made once.
 
     Args:
-        owners: The clients.
+        clients_data: The clients.
         part: ``"train"``, ``"valid"`` or ``"test"``.
         make: Makes a shard of records.
         apart: A record is no row, so that each client's shard is made by itself; else all are stretches of one.
     """
-    parts = {id(rows): rows for owner in owners if (rows := getattr(owner, part))}
+    parts = {id(rows): rows for client_data in clients_data if (rows := getattr(client_data, part))}
     if apart:
         each = {place: make(rows) for place, rows in parts.items()}
-        return tuple(each[id(rows)] if (rows := getattr(owner, part)) else make(()) for owner in owners)
+        return tuple(
+            each[id(rows)] if (rows := getattr(client_data, part)) else make(()) for client_data in clients_data
+        )
     records = [record for rows in parts.values() for record in rows]
     whole = make(records)
     begin = dict(zip(parts, accumulate(map(len, parts.values()), initial=0), strict=False))
     made = {place: whole.between(begin[place], begin[place] + len(rows)) for place, rows in parts.items()}
     nothing = whole.between(0, 0)
-    return tuple(made.get(id(getattr(owner, part)), nothing) for owner in owners)
+    return tuple(made.get(id(getattr(client_data, part)), nothing) for client_data in clients_data)
 
 
 def open_recipe(
@@ -107,7 +109,7 @@ def open_recipe(
     say: Callable[[str], None] = lambda _: None,
     keep_private: bool = True,
     tell_read: bool = False,
-) -> Opened:
+) -> LoadedExperiment:
     """Open a recipe of task chat or classify.
 
     Args:
@@ -122,45 +124,45 @@ def open_recipe(
     fetch_named(recipe, say)
     gathered = gather_all(recipe)
     labels = classes_of(recipe, gathered.records)
-    commons = commons_of(recipe, gathered.records)
-    owners = commons.owners if recipe.task == "chat" else labelled_of(commons.owners)
-    say(f"{len(owners)} clients, {sum(len(o.train) for o in owners):,} rows to train on")
-    loaded = load(recipe, labels, owners, keep_private=keep_private)
+    public_split = split_public(recipe, gathered.records)
+    clients_data = public_split.clients_data if recipe.task == "chat" else labelled_of(public_split.clients_data)
+    say(f"{len(clients_data)} clients, {sum(len(o.train) for o in clients_data):,} rows to train on")
+    loaded = load_model(recipe, labels, clients_data, keep_private=keep_private)
     model, tokenizer, classes = loaded.model, loaded.tokenizer, loaded.classes
-    read = told_of(recipe, gathered, commons, tokenizer, say) if tell_read else None
+    read = told_of(recipe, gathered, public_split, tokenizer, say) if tell_read else None
     for note in loaded.notes:
         say(note)
     mute = None if read is None else lambda _: None  # what the encoder counts has been said of all rows together
     make = encode(recipe, tokenizer, classes, keep_private=keep_private, say=mute or say)
     apart = recipe.data.form == "stream"
     # A language model learns from what a teacher wrote after public rows, not from these.
-    public: Shard | None = make(commons.unlabelled) if commons.unlabelled and classes else None
+    public: Shard | None = make(public_split.unlabelled) if public_split.unlabelled and classes else None
     words: Frequent | None = None
     if model is None and isinstance(public, TextShard):
         words = words_of(public, tokenizer)
         make, public = _in_words(make, words), words.renumber(public)
-    train = shards_of(owners, "train", make, apart=apart)
+    train = shards_of(clients_data, "train", make, apart=apart)
     if model is None:
         size = len(words) if words else len(tokenizer) if tokenizer else 0
         model = make_student(recipe, train[0], len(classes), vocabulary=size)
     pad = pad_id(tokenizer) if tokenizer is not None else 0
-    bench = Bench(
+    experiment = Experiment(
         recipe=recipe,
         model=model,
         start=start_of(recipe, model, classes, say=say),
         train=train,
-        valid=shards_of(owners, "valid", make, apart=apart),
-        test=shards_of(owners, "test", make, apart=apart),
+        valid=shards_of(clients_data, "valid", make, apart=apart),
+        test=shards_of(clients_data, "test", make, apart=apart),
         pad=words.words[pad] if words else pad,
     )
-    bench = replace(bench, capacity=_capacity(bench))
-    return Opened(
-        bench=bench,
-        owners=owners,
+    experiment = replace(experiment, capacity=_capacity(experiment))
+    return LoadedExperiment(
+        experiment=experiment,
+        clients_data=clients_data,
         classes=classes,
         foundation=loaded.foundation,
         tokenizer=tokenizer,
-        commons=commons,
+        public_split=public_split,
         make=make,
         public=public,
         vocabulary=words,
@@ -186,12 +188,12 @@ def _in_words(make: Callable[[Sequence[Record]], Shard], words: Frequent) -> Cal
     return made
 
 
-def _capacity(bench: Bench) -> Capacity | None:
+def _capacity(experiment: Experiment) -> Capacity | None:
     """What each client can train, by the recipe's ranks or by its memory; None where all train everything."""
-    fed, count = bench.recipe.federation, len(bench.train)
+    fed, count = experiment.recipe.federation, len(experiment.train)
     if fed.memory is not None:
-        return capacity_of(bench, stations(bench)[f"train {grid_name(bench.recipe.optimizer.lr[0])}"])
+        return capacity_of(experiment, stations(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"])
     if fed.ranks is None:
         return None
     ranks = tuple(fed.ranks[client % len(fed.ranks)] for client in range(count))
-    return Capacity(ranks, last_N=(None,) * count, scaling=scaling_of(bench.recipe.model.adapter))
+    return Capacity(ranks, last_N=(None,) * count, scaling=scaling_of(experiment.recipe.model.adapter))

@@ -31,7 +31,7 @@ from lichen.core.contracts import ClientWork, Sampler, ServerOptimizer, ServerSt
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.recipes.assemble.aggregation import aggregator_of, home_of, phases_of
-from lichen.recipes.assemble.experiment import Bench, grid_name, participants
+from lichen.recipes.assemble.experiment import Experiment, grid_name, participants
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.kseed import AddUnits
 from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
@@ -55,65 +55,69 @@ __all__ = [
 ]
 
 
-def stations(bench: Bench) -> dict[str, Station]:
+def stations(experiment: Experiment) -> dict[str, Station]:
     """All that a node of this recipe can be asked to do."""
-    fed, personal = bench.recipe.federation, bool(home_of(bench.recipe))
-    local = bench.training(bench.train, batch=fed.batch, steps=fed.steps, epochs=fed.epochs, parts=fed.accumulate)
-    valid, test = bench.evaluating(bench.valid), bench.evaluating(bench.test)
+    fed, personal = experiment.recipe.federation, bool(home_of(experiment.recipe))
+    local = experiment.training(
+        experiment.train, batch=fed.batch, steps=fed.steps, epochs=fed.epochs, parts=fed.accumulate
+    )
+    valid, test = experiment.evaluating(experiment.valid), experiment.evaluating(experiment.test)
     out = {
-        "valid": Station(work=Evaluate(bench.model, personal=personal), source=valid),
-        "test": Station(work=Evaluate(bench.model, personal=personal), source=test),
-        "alone.valid": Station(work=KeepBest(bench.model), source=valid),
-        "alone.chosen": Station(work=Evaluate(bench.model, personal=True, use_best=True), source=valid),
-        "alone.test": Station(work=Evaluate(bench.model, personal=True, use_best=True), source=test),
+        "valid": Station(work=Evaluate(experiment.model, personal=personal), source=valid),
+        "test": Station(work=Evaluate(experiment.model, personal=personal), source=test),
+        "alone.valid": Station(work=KeepBest(experiment.model), source=valid),
+        "alone.chosen": Station(work=Evaluate(experiment.model, personal=True, use_best=True), source=valid),
+        "alone.test": Station(work=Evaluate(experiment.model, personal=True, use_best=True), source=test),
     }
-    for lr in bench.recipe.optimizer.lr:
+    for lr in experiment.recipe.optimizer.lr:
         out[f"alone {grid_name(lr)}"] = Station(
-            work=_accumulating(bench, trainer(bench, lr, personal=True)), source=local
+            work=_accumulating(experiment, trainer(experiment, lr, personal=True)), source=local
         )
-        if bench.recipe.optimizer.name != "kseed":
-            out[f"train {grid_name(lr)}"] = Station(work=federated(bench, lr), source=local)
+        if experiment.recipe.optimizer.name != "kseed":
+            out[f"train {grid_name(lr)}"] = Station(work=federated(experiment, lr), source=local)
             continue
         # One replay for all that a node does at this rate: it keeps the last version's tensors.
-        replay = replay_of(bench, lr)
-        out[f"train {grid_name(lr)}"] = Station(work=weighed(bench, seed_steps(bench, replay)), source=local)
-        out[f"valid {grid_name(lr)}"] = Station(work=Materialized(Evaluate(bench.model), replay), source=valid)
+        replay = replay_of(experiment, lr)
+        out[f"train {grid_name(lr)}"] = Station(work=weighed(experiment, seed_steps(experiment, replay)), source=local)
+        out[f"valid {grid_name(lr)}"] = Station(work=Materialized(Evaluate(experiment.model), replay), source=valid)
     return out
 
 
-def replay_of(bench: Bench, lr: float) -> Replay:
+def replay_of(experiment: Experiment, lr: float) -> Replay:
     """What turns FedKSeed's sums into the model's tensors."""
-    return Replay(bench.start, lr=lr, root=bench.recipe.seed, count=bench.recipe.optimizer.seeds)
+    return Replay(experiment.start, lr=lr, root=experiment.recipe.seed, count=experiment.recipe.optimizer.seeds)
 
 
-def seed_steps(bench: Bench, replay: Replay) -> SeedSteps:
+def seed_steps(experiment: Experiment, replay: Replay) -> SeedSteps:
     """FedKSeed's client."""
-    fed, opt = bench.recipe.federation, bench.recipe.optimizer
+    fed, opt = experiment.recipe.federation, experiment.recipe.optimizer
     clip = {} if opt.clip is None else {"clip": opt.clip}
-    return SeedSteps(bench.model, replay, steps=fed.local_steps, eps=opt.eps, weigh_by=_weigh_by(bench.recipe), **clip)
+    return SeedSteps(
+        experiment.model, replay, steps=fed.local_steps, eps=opt.eps, weigh_by=_weigh_by(experiment.recipe), **clip
+    )
 
 
 def _weigh_by(recipe: Recipe) -> WeighBy:
     return "one" if recipe.federation.weighting == "uniform" else "examples"
 
 
-def begin_of(bench: Bench, lr: float) -> Tree:
+def begin_of(experiment: Experiment, lr: float) -> Tree:
     """What the server's shared tensors begin as."""
-    if bench.recipe.optimizer.name == "cma":
-        return {**bench.start, "std": torch.full_like(bench.start["std"], lr)}
-    return replay_of(bench, lr).shared() if bench.recipe.optimizer.name == "kseed" else bench.start
+    if experiment.recipe.optimizer.name == "cma":
+        return {**experiment.start, "std": torch.full_like(experiment.start["std"], lr)}
+    return replay_of(experiment, lr).shared() if experiment.recipe.optimizer.name == "kseed" else experiment.start
 
 
-def tensors_of(bench: Bench, lr: float, shared: Tree) -> Tree:
+def tensors_of(experiment: Experiment, lr: float, shared: Tree) -> Tree:
     """The model's tensors that shared ones stand for."""
-    return replay_of(bench, lr).tree(shared) if bench.recipe.optimizer.name == "kseed" else shared
+    return replay_of(experiment, lr).tree(shared) if experiment.recipe.optimizer.name == "kseed" else shared
 
 
-def trainer(bench: Bench, lr: float, *, personal: bool = False) -> Train:
+def trainer(experiment: Experiment, lr: float, *, personal: bool = False) -> Train:
     """The recipe's local training by gradients, at one learning rate."""
-    recipe, opt = bench.recipe, bench.recipe.optimizer
+    recipe, opt = experiment.recipe, experiment.recipe.optimizer
     return Train(
-        bench.model,
+        experiment.model,
         optimizer=ClientOptimizer(
             name="sgd" if opt.name == "sgd" else "adamw", lr=lr, momentum=opt.momentum, weight_decay=opt.weight_decay
         ),
@@ -121,58 +125,58 @@ def trainer(bench: Bench, lr: float, *, personal: bool = False) -> Train:
         weigh_by=_weigh_by(recipe),
         prox=0.0 if personal else opt.prox,
         personal=personal,
-        phases=() if personal else phases_of(bench),
+        phases=() if personal else phases_of(experiment),
         home=() if personal else home_of(recipe),
     )
 
 
-def _accumulating(bench: Bench, train: Train) -> Train:
+def _accumulating(experiment: Experiment, train: Train) -> Train:
     """Training whose source hands over as many micro-batches as the recipe says."""
-    return replace(train, accumulate=bench.recipe.federation.accumulate)
+    return replace(train, accumulate=experiment.recipe.federation.accumulate)
 
 
-def weighed(bench: Bench, work: ClientWork) -> ClientWork:
+def weighed(experiment: Experiment, work: ClientWork) -> ClientWork:
     """The work, its message weighed by the client's training rows where the recipe says so."""
-    if bench.recipe.federation.weighting != "rows":
+    if experiment.recipe.federation.weighting != "rows":
         return work
-    return ByRows(work, tuple(shard.size for shard in bench.train))
+    return ByRows(work, tuple(shard.size for shard in experiment.train))
 
 
-def federated(bench: Bench, lr: float) -> ClientWork:
+def federated(experiment: Experiment, lr: float) -> ClientWork:
     """What a client does in a round, at one learning rate."""
-    recipe, fed, opt = bench.recipe, bench.recipe.federation, bench.recipe.optimizer
+    recipe, fed, opt = experiment.recipe, experiment.recipe.federation, experiment.recipe.optimizer
     work: ClientWork
     if opt.name == "cma":
-        work = BlackBox(bench.model, population=opt.population)
+        work = BlackBox(experiment.model, population=opt.population)
     elif opt.name == "mezo":
-        work = ZerothOrder(bench.model, lr=lr, eps=opt.eps, clip=opt.clip, weigh_by=_weigh_by(recipe))
+        work = ZerothOrder(experiment.model, lr=lr, eps=opt.eps, clip=opt.clip, weigh_by=_weigh_by(recipe))
     elif fed.keep_optimizer:
         pace = Pace(opt.schedule, steps=fed.local_steps, rounds=fed.rounds, warmup=opt.warmup)
-        work = Worker(trainer(bench, lr), fragments=fed.fragments, drop=fed.drop, pace=pace)
+        work = Worker(trainer(experiment, lr), fragments=fed.fragments, drop=fed.drop, pace=pace)
     else:
-        work = helped(bench, _accumulating(bench, trainer(bench, lr)))
-    work = weighed(bench, work)
+        work = helped(experiment, _accumulating(experiment, trainer(experiment, lr)))
+    work = weighed(experiment, work)
     return Compressed(work, chain_of(recipe.wire.up)) if recipe.wire.up else work
 
 
-def helped(bench: Bench, train: Train) -> ClientWork:
+def helped(experiment: Experiment, train: Train) -> ClientWork:
     """Training that also learns from rows without labels, or takes a teacher's word only where it is worth it."""
-    recipe, aid = bench.recipe, bench.aid
-    if recipe.semi is not None and aid.views is not None:
+    recipe, auxiliary = experiment.recipe, experiment.auxiliary
+    if recipe.semi is not None and auxiliary.views is not None:
         semi = recipe.semi
         work = FixMatch(
             train,
-            aid.views,
+            auxiliary.views,
             threshold=semi.threshold,
             weight=semi.weight,
-            rows=max((shard.size for shard in aid.rows), default=1) if semi.by_class else None,
+            rows=max((shard.size for shard in auxiliary.rows), default=1) if semi.by_class else None,
             by="received",
             teacher_rounds=semi.teacher_rounds,
             warm=semi.warm,
         )
-        return Distill(work, answers=aid.answers) if aid.answers else work
-    if aid.judge is not None and aid.said_M is not None:
-        return Selective(train, judge=aid.judge, said_M=aid.said_M)
+        return Distill(work, answers=auxiliary.answers) if auxiliary.answers else work
+    if auxiliary.judge is not None and auxiliary.said_M is not None:
+        return Selective(train, judge=auxiliary.judge, said_M=auxiliary.said_M)
     return train
 
 
@@ -191,20 +195,20 @@ def server_of(recipe: Recipe) -> ServerOptimizer:
     return (ServerAdam if server.name == "adam" else ServerYogi)(lr=server.lr)
 
 
-def sampler_of(bench: Bench) -> Sampler:
+def sampler_of(experiment: Experiment) -> Sampler:
     """The recipe's sampler."""
-    fed, count = bench.recipe.federation, participants(bench)
-    if count == len(bench.train) and fed.sampling != "poisson":
+    fed, count = experiment.recipe.federation, participants(experiment)
+    if count == len(experiment.train) and fed.sampling != "poisson":
         return Everyone()
     if fed.sampling == "poisson":
-        return Poisson(rate=count / len(bench.train))
+        return Poisson(rate=count / len(experiment.train))
     return (Weighted if fed.sampling == "weighted" else Uniform)(count=count)
 
 
-def validators_of(bench: Bench) -> tuple[int, ...]:
+def validators_of(experiment: Experiment) -> tuple[int, ...]:
     """The clients that validate in the rounds of the federation."""
-    most = bench.recipe.federation.valid_clients
-    return validators([shard.size for shard in bench.valid], most, derive(bench.recipe.seed, "valid"))
+    most = experiment.recipe.federation.valid_clients
+    return validators([shard.size for shard in experiment.valid], most, derive(experiment.recipe.seed, "valid"))
 
 
 def stop_of(recipe: Recipe) -> Callable[[ServerState], bool]:
@@ -227,25 +231,27 @@ def lr_scale(recipe: Recipe, rounds: int) -> Callable[[int], float]:
     return lambda r: lr_factor(opt.schedule, r, rounds, warmup=warmup)
 
 
-def algorithm_of(bench: Bench, lr: float, until: int) -> Average:
+def algorithm_of(experiment: Experiment, lr: float, until: int) -> Average:
     """The federation at one learning rate, up to round ``until``."""
-    fed = bench.recipe.federation
+    fed = experiment.recipe.federation
     return Average(
         # Rows without a label may leave every client of a round with nothing to send.
-        aggregator=OrNothing(aggregator_of(bench, lr)) if bench.recipe.semi is not None else aggregator_of(bench, lr),
-        optimizer=server_of(bench.recipe),
-        sampler=sampler_of(bench),
-        weight_N=torch.tensor([s.size for s in bench.train], dtype=torch.float64),
+        aggregator=OrNothing(aggregator_of(experiment, lr))
+        if experiment.recipe.semi is not None
+        else aggregator_of(experiment, lr),
+        optimizer=server_of(experiment.recipe),
+        sampler=sampler_of(experiment),
+        weight_N=torch.tensor([s.size for s in experiment.train], dtype=torch.float64),
         rounds=until,
         work=f"train {grid_name(lr)}",
-        valid=f"valid {grid_name(lr)}" if bench.recipe.optimizer.name == "kseed" else "valid",
+        valid=f"valid {grid_name(lr)}" if experiment.recipe.optimizer.name == "kseed" else "valid",
         valid_every=fed.valid_every,
-        validators=validators_of(bench),
-        personal=bool(home_of(bench.recipe)),
+        validators=validators_of(experiment),
+        personal=bool(home_of(experiment.recipe)),
         # A DiLoCo worker's rate follows its own steps.
-        lr_scale=(lambda _: 1.0) if fed.keep_optimizer else lr_scale(bench.recipe, fed.rounds),
-        base=bench.model.base,
-        down=down_of(bench.recipe),
+        lr_scale=(lambda _: 1.0) if fed.keep_optimizer else lr_scale(experiment.recipe, fed.rounds),
+        base=experiment.model.base,
+        down=down_of(experiment.recipe),
         agreed=True,
-        capacity=bench.capacity,
+        capacity=experiment.capacity,
     )

@@ -11,9 +11,9 @@ import torch
 
 from lichen.core.contracts import Batch, Source
 from lichen.data.batches.shards import pooled
-from lichen.recipes.assemble.experiment import Bench, participants, rows_of
+from lichen.recipes.assemble.experiment import Experiment, participants, rows_of
 
-__all__ = ["Load", "alone_rounds", "heavy", "load_of", "pooled_bench"]
+__all__ = ["Load", "alone_rounds", "heavy", "load_of", "pooled_experiment"]
 
 
 @final
@@ -72,20 +72,20 @@ def load_of(batch: Batch) -> Load:
     )
 
 
-def pooled_bench(bench: Bench) -> Bench:
+def pooled_experiment(experiment: Experiment) -> Experiment:
     """The bench of the pooled column: one client with everybody's rows, and the steps that keep the budget."""
-    fed, wanted = bench.recipe.federation, bench.recipe.compare.pooled_batch
+    fed, wanted = experiment.recipe.federation, experiment.recipe.compare.pooled_batch
     batch, accumulate = (fed.batch, fed.accumulate) if wanted is None else (wanted, 1)
-    steps = max(1, round(participants(bench) * rows_of(bench) / (batch * accumulate)))
+    steps = max(1, round(participants(experiment) * rows_of(experiment) / (batch * accumulate)))
     changes = {"batch": batch, "accumulate": accumulate, "steps": steps, "epochs": None}
-    recipe = bench.recipe.model_copy(update={"federation": fed.model_copy(update=changes)})
-    train, valid, test = pooled(bench.train), pooled(bench.valid), pooled(bench.test)
-    return replace(bench, recipe=recipe, train=(train,), valid=(valid,), test=(test,))
+    recipe = experiment.recipe.model_copy(update={"federation": fed.model_copy(update=changes)})
+    train, valid, test = pooled(experiment.train), pooled(experiment.valid), pooled(experiment.test)
+    return replace(experiment, recipe=recipe, train=(train,), valid=(valid,), test=(test,))
 
 
-def alone_rounds(bench: Bench) -> int:
+def alone_rounds(experiment: Experiment) -> int:
     """Rounds of training alone: a client's share of the federation's."""
-    return max(1, math.ceil(bench.recipe.federation.rounds * participants(bench) / len(bench.train)))
+    return max(1, math.ceil(experiment.recipe.federation.rounds * participants(experiment) / len(experiment.train)))
 
 
 def heavy(source: Source, clients: Sequence[int], count: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from lichen.core.seeds import derive
 from lichen.data.sources.records import Record
 from lichen.data.synthetic.pool import Pool, Row, drawn
 from lichen.fm.generation.synthesis import prompt_mark
-from lichen.recipes.assemble.open import Opened
+from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.help.foundation_models import Faces
 from lichen.recipes.help.synthetic import put
@@ -21,17 +21,17 @@ Rows = tuple[Record, ...]
 
 
 def said(
-    opened: Opened, faces: Faces, folder: RunFolder, say: Callable[[str], None]
+    loaded: LoadedExperiment, faces: Faces, folder: RunFolder, say: Callable[[str], None]
 ) -> tuple[Rows, dict[str, float | str | None]]:
     """``(public prompts with the teacher's answers, numbers to tell)``; ``pool.jsonl`` holds what it wrote.
 
     Raises:
         LichenError: if no public row has a prompt, or nothing that was written can be used.
     """
-    recipe = opened.bench.recipe
+    recipe = loaded.experiment.recipe
     plan = recipe.teacher
     assert plan is not None
-    asked = [record for record in opened.commons.unlabelled if prompt_of(record)]
+    asked = [record for record in loaded.public_split.unlabelled if prompt_of(record)]
     if not asked or recipe.data.form == "stream":
         raise LichenError(
             "no public row has a prompt that a teacher could answer",
@@ -51,18 +51,18 @@ def said(
     return rows, {"answers": float(len(asked)), "answers.kept": float(len(rows))}
 
 
-def beside(opened: Opened, rows: Rows) -> tuple[tuple[Rows, ...], int]:
+def beside(loaded: LoadedExperiment, rows: Rows) -> tuple[tuple[Rows, ...], int]:
     """``(each client's rows with some of the teacher's behind, bytes down)``.
 
     A client draws its own, at most ``teacher.share`` of what it then has.
     """
-    recipe, out, sent = opened.bench.recipe, list[Rows](), 0
+    recipe, out, sent = loaded.experiment.recipe, list[Rows](), 0
     assert recipe.teacher is not None
-    for owner in opened.owners:
-        seed = derive(recipe.seed, "said", owner.name)
-        part = [rows[i] for i in drawn(len(owner.train), len(rows), recipe.teacher.share, seed)]
+    for client_data in loaded.clients_data:
+        seed = derive(recipe.seed, "said", client_data.name)
+        part = [rows[i] for i in drawn(len(client_data.train), len(rows), recipe.teacher.share, seed)]
         sent += sum(len((prompt_of(r) + _answer(r)).encode(errors="replace")) for r in part)
-        out.append((*owner.train, *part))
+        out.append((*client_data.train, *part))
     return tuple(out), sent
 
 

@@ -31,8 +31,8 @@ from lichen.engines.local import LocalEngine
 from lichen.models.loading.initial import head_features, head_of, head_start
 from lichen.models.losses import answer_settings
 from lichen.recipes.assemble.column import Column
-from lichen.recipes.assemble.experiment import Aid, Bench, values_N
-from lichen.recipes.assemble.open import Opened
+from lichen.recipes.assemble.experiment import Auxiliary, Experiment, values_N
+from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.help.foundation_models import Faces
 from lichen.recipes.help.layerwise import layered
@@ -55,7 +55,7 @@ class Helped:
     """What help has made of a bench.
 
     Attributes:
-        bench: What the federated column works with.
+        experiment: What the federated column works with.
         rows: The clients' rows with a label, synthetic ones among them.
         columns: Scored models that are not the federation's, such as the teacher itself.
         extra: Numbers to tell.
@@ -63,7 +63,7 @@ class Helped:
         bytes_down: Bytes from it.
     """
 
-    bench: Bench
+    experiment: Experiment
     rows: tuple[tuple[Record, ...], ...]
     columns: dict[str, Column] = field(default_factory=dict)
     extra: dict[str, float | str | None] = field(default_factory=dict)
@@ -77,74 +77,79 @@ class Helped:
         )
 
 
-def help_of(opened: Opened, folder: RunFolder, say: Say) -> Helped:
+def help_of(loaded: LoadedExperiment, folder: RunFolder, say: Say) -> Helped:
     """All the help a recipe asks for, and a head in closed form."""
-    recipe = opened.bench.recipe
-    rows = tuple(owner.train for owner in opened.owners)
-    helped, faces = Helped(bench=opened.bench, rows=rows), Faces(recipe=recipe, say=say)
+    recipe = loaded.experiment.recipe
+    rows = tuple(client_data.train for client_data in loaded.clients_data)
+    helped, faces = Helped(experiment=loaded.experiment, rows=rows), Faces(recipe=recipe, say=say)
     if recipe.teacher is not None and recipe.task == "chat":
-        helped = spoken(opened, helped, faces, folder, say)
+        helped = spoken(loaded, helped, faces, folder, say)
         return replace(helped, extra={**helped.extra, **faces.told()})
-    teachers = Teachers(opened, faces, say) if recipe.teacher is not None else None
+    teachers = Teachers(loaded, faces, say) if recipe.teacher is not None else None
     if recipe.synthetic is not None:
-        helped = written(opened, helped, faces, folder, say, teachers)
+        helped = written(loaded, helped, faces, folder, say, teachers)
     if teachers is not None:
-        helped = taught(opened, helped, teachers, folder, say)
+        helped = taught(loaded, helped, teachers, folder, say)
     if recipe.model.head in ("ridge", "lda"):
-        helped = headed(opened, helped, folder, say)
+        helped = headed(loaded, helped, folder, say)
     if recipe.semi is not None:
-        helped = unlabelled(opened, helped, teachers if recipe.semi.teacher_rounds else None, folder)
+        helped = unlabelled(loaded, helped, teachers if recipe.semi.teacher_rounds else None, folder)
     if recipe.helped:
         told = faces.told()
         if recipe.teacher is not None and recipe.teacher.kind == "head":
-            told["fm.asked"] = float(told["fm.asked"] or 0.0) + len(opened.commons.unlabelled)
+            told["fm.asked"] = float(told["fm.asked"] or 0.0) + len(loaded.public_split.unlabelled)
         helped = replace(helped, extra={**helped.extra, **told})
     return helped
 
 
 def written(
-    opened: Opened, helped: Helped, faces: Faces, folder: RunFolder, say: Say, teachers: Teachers | None
+    loaded: LoadedExperiment, helped: Helped, faces: Faces, folder: RunFolder, say: Say, teachers: Teachers | None
 ) -> Helped:
     """Rows that a foundation model wrote: trained on at the server, at the clients beside their own, or at both."""
-    recipe, bench = opened.bench.recipe, helped.bench
+    recipe, experiment = loaded.experiment.recipe, helped.experiment
     section = recipe.synthetic
     assert section is not None
-    done = wrote(opened, faces, folder, say, None if teachers is None else lambda: teachers.of("synthetic"))
+    done = wrote(loaded, faces, folder, say, None if teachers is None else lambda: teachers.of("synthetic"))
     helped = helped.paid(done.bytes_up, done.bytes_down, done.extra)
     if section.at != "clients":
-        shard = opened.make(done.pool.records())
-        bench = _at_server(bench, "synthetic", shard, {}, section.server_steps, folder, say)
+        shard = loaded.make(done.pool.records())
+        experiment = _at_server(experiment, "synthetic", shard, {}, section.server_steps, folder, say)
     if section.at != "server":
-        rows, sent = given(opened, done.pool)
-        bench, helped = replace(bench, train=tuple(map(opened.make, rows))), replace(helped, rows=rows)
-        more = float(sum(map(len, rows)) - sum(s.size for s in opened.bench.train))
+        rows, sent = given(loaded, done.pool)
+        experiment, helped = replace(experiment, train=tuple(map(loaded.make, rows))), replace(helped, rows=rows)
+        more = float(sum(map(len, rows)) - sum(s.size for s in loaded.experiment.train))
         helped = helped.paid(0, sent, {"synthetic.rows": more})
-    return replace(helped, bench=bench)
+    return replace(helped, experiment=experiment)
 
 
-def spoken(opened: Opened, helped: Helped, faces: Faces, folder: RunFolder, say: Say) -> Helped:
+def spoken(loaded: LoadedExperiment, helped: Helped, faces: Faces, folder: RunFolder, say: Say) -> Helped:
     """What a teacher wrote after public prompts: rows for the server, for the clients, or for both."""
-    recipe, bench = opened.bench.recipe, helped.bench
+    recipe, experiment = loaded.experiment.recipe, helped.experiment
     plan = recipe.teacher
     assert plan is not None
-    rows, extra = said(opened, faces, folder, say)
+    rows, extra = said(loaded, faces, folder, say)
     helped = helped.paid(0, 0, extra)
     if plan.at != "clients":
-        bench = _at_server(bench, "told", opened.make(rows), {}, plan.server_steps, folder, say)
+        experiment = _at_server(experiment, "told", loaded.make(rows), {}, plan.server_steps, folder, say)
     if plan.at != "server":
-        everyones, sent = beside(opened, rows)
-        bench = replace(bench, train=tuple(map(opened.make, everyones)))
+        everyones, sent = beside(loaded, rows)
+        experiment = replace(experiment, train=tuple(map(loaded.make, everyones)))
         helped = replace(helped, rows=everyones).paid(0, sent, {"public_texts.bytes": float(sent)})
-    return replace(helped, bench=bench)
+    return replace(helped, experiment=experiment)
 
 
-def taught(opened: Opened, helped: Helped, teachers: Teachers, folder: RunFolder, say: Say) -> Helped:
+def taught(loaded: LoadedExperiment, helped: Helped, teachers: Teachers, folder: RunFolder, say: Say) -> Helped:
     """The teacher answers the public texts once; the server learns from them, or they ride along in every job."""
-    recipe, classes, commons, bench = opened.bench.recipe, opened.classes, opened.commons, helped.bench
+    recipe, classes, public_split, experiment = (
+        loaded.experiment.recipe,
+        loaded.classes,
+        loaded.public_split,
+        helped.experiment,
+    )
     plan = recipe.teacher
     assert plan is not None
-    assert opened.public is not None
-    texts = [record.text for record in commons.unlabelled]
+    assert loaded.public is not None
+    texts = [record.text for record in public_split.unlabelled]
 
     def answers() -> Tree:
         say(f"the teacher answers {len(texts):,} texts")
@@ -153,11 +158,11 @@ def taught(opened: Opened, helped: Helped, teachers: Teachers, folder: RunFolder
 
     def judged() -> torch.Tensor:
         index = {c: i for i, c in enumerate(classes)}
-        out = torch.zeros(len(opened.owners), len(classes), len(classes), dtype=torch.float64)
+        out = torch.zeros(len(loaded.clients_data), len(classes), len(classes), dtype=torch.float64)
         teacher = teachers.of("private", measured=True)
-        first = first_of([owner.test for owner in opened.owners])
+        first = first_of([client_data.test for client_data in loaded.clients_data])
         for i in sorted(set(first)):
-            test = opened.owners[i].test
+            test = loaded.clients_data[i].test
             for record, answer in zip(test, teacher.answer([r.text for r in test]), strict=True):
                 out[i, index[str(record.label)], index[answer.label]] += 1
         return out[list(first)]
@@ -177,34 +182,36 @@ def taught(opened: Opened, helped: Helped, teachers: Teachers, folder: RunFolder
         )
     sent = {"answers.bytes_to_teacher": float(down), "answers.bytes_from_teacher": float(up)}
     helped = helped.paid(up, down, {"answers": float(len(texts)), **sent})
-    public = answered(opened.public, np.arange(len(texts)))
+    public = answered(loaded.public, np.arange(len(texts)))
     if plan.at != "clients":
-        more = layered(opened) if plan.layers else {}
-        bench = _at_server(bench, "distilled", public, got, plan.server_steps, folder, say, **more)
+        more = layered(loaded) if plan.layers else {}
+        experiment = _at_server(experiment, "distilled", public, got, plan.server_steps, folder, say, **more)
     if plan.at != "server":
         # Every client is sent the public texts once.
-        text_bytes = sum(len(t.encode()) for t in texts) * len(opened.owners)
+        text_bytes = sum(len(t.encode()) for t in texts) * len(loaded.clients_data)
         helped = helped.paid(0, text_bytes, {"public_texts.bytes": float(text_bytes)})
-        bench = replace(bench, start={**bench.start, **got}, public=public)
+        experiment = replace(experiment, start={**experiment.start, **got}, public=public)
     if plan.select:
-        judge, said_M = _judging(opened, bench, teachers, folder)
-        bench = replace(bench, aid=replace(bench.aid, judge=judge, said_M=said_M))
-    return replace(helped, bench=bench)
+        judge, said_M = _judging(loaded, experiment, teachers, folder)
+        experiment = replace(experiment, auxiliary=replace(experiment.auxiliary, judge=judge, said_M=said_M))
+    return replace(helped, experiment=experiment)
 
 
-def _judging(opened: Opened, bench: Bench, teachers: Teachers, folder: RunFolder) -> tuple[Source, torch.Tensor]:
+def _judging(
+    loaded: LoadedExperiment, experiment: Experiment, teachers: Teachers, folder: RunFolder
+) -> tuple[Source, torch.Tensor]:
     """The clients' rows for validation, and what the teacher says of them, on their own machines."""
-    rows = [owner.valid for owner in opened.owners]
-    said, places = _own_answers(opened, "judged", rows, teachers, folder)
-    shards = [answered(shard, place) for shard, place in zip(bench.valid, places, strict=True)]
-    return bench.evaluating(shards), said_of(said)
+    rows = [client_data.valid for client_data in loaded.clients_data]
+    said, places = _own_answers(loaded, "judged", rows, teachers, folder)
+    shards = [answered(shard, place) for shard, place in zip(experiment.valid, places, strict=True)]
+    return experiment.evaluating(shards), said_of(said)
 
 
 def _own_answers(
-    opened: Opened, name: str, rows: Sequence[Sequence[Record]], teachers: Teachers, folder: RunFolder
+    loaded: LoadedExperiment, name: str, rows: Sequence[Sequence[Record]], teachers: Teachers, folder: RunFolder
 ) -> tuple[Tree, list[np.ndarray]]:
     """``(answers to the clients' own rows, where each row's lies)``; no byte of it crosses anything."""
-    classes, texts = opened.classes, [record.text for some in rows for record in some]
+    classes, texts = loaded.classes, [record.text for some in rows for record in some]
 
     def fresh() -> Tree:
         return ask(teachers.of("private"), texts, classes, len(classes), folder)[0] if texts else {}
@@ -214,11 +221,11 @@ def _own_answers(
     return said, [np.arange(a, b) for a, b in pairwise(ends.tolist())]
 
 
-def headed(opened: Opened, helped: Helped, folder: RunFolder, say: Say) -> Helped:
+def headed(loaded: LoadedExperiment, helped: Helped, folder: RunFolder, say: Say) -> Helped:
     """The classifier's head in closed form, from one message of statistics of each client."""
-    recipe, bench = opened.bench.recipe, helped.bench
-    features, classes = head_features(bench.model, bench.start), len(opened.classes)
-    biased = f"{head_of(bench.model, bench.start)}.bias" in bench.start
+    recipe, experiment = loaded.experiment.recipe, helped.experiment
+    features, classes = head_features(experiment.model, experiment.start), len(loaded.classes)
+    biased = f"{head_of(experiment.model, experiment.start)}.bias" in experiment.start
     if recipe.model.head == "lda" and not biased:
         raise LichenError("the head has no bias, which lda needs", where="model.head", fix="use ridge")
 
@@ -226,63 +233,63 @@ def headed(opened: Opened, helped: Helped, folder: RunFolder, say: Say) -> Helpe
         say("statistics of every client for a head in closed form")
         work = Statistics(features, classes=classes, bits=12, bias=biased)
         engine = LocalEngine(
-            {"statistics": Station(work=work, source=bench.evaluating(bench.train))},
+            {"statistics": Station(work=work, source=experiment.evaluating(experiment.train))},
             ClientStore(folder.path / "state" / "none"),
-            base=bench.model.base,
+            base=experiment.model.base,
             device=recipe.model.device,
         )
         rule = Lda(bits=12) if recipe.model.head == "lda" else Ridge(recipe.ridge, bits=12, bias=biased)
         total = rule.zero()
-        everyone = tuple(range(len(bench.train)))
+        everyone = tuple(range(len(experiment.train)))
         for message in engine.run(
-            Job(work="statistics", shared={}, version=0, clients=everyone, seed=0, base=bench.model.base)
+            Job(work="statistics", shared={}, version=0, clients=everyone, seed=0, base=experiment.model.base)
         ):
             total = rule.add(total, message)
         # On rows that are not in the statistics: its own flatter a head, and it would be scaled too far.
-        held = bench.evaluating(bench.valid)
+        held = experiment.evaluating(experiment.valid)
         scale_on = [batch for client in everyone for batch in held.batches((client,), 0)]
-        start = head_start(bench.model, bench.start, rule.close(total, {})[0], scale_on=scale_on)
-        changed = {name: x for name, x in start.items() if x is not bench.start[name]}
+        start = head_start(experiment.model, experiment.start, rule.close(total, {})[0], scale_on=scale_on)
+        changed = {name: x for name, x in start.items() if x is not experiment.start[name]}
         return {**changed, "bytes_up": torch.tensor(engine.bytes_up), "bytes_down": torch.tensor(engine.bytes_down)}
 
     got = folder.tree("head", solved, alone=True)
     up, down = int(got.pop("bytes_up")), int(got.pop("bytes_down"))
-    return replace(helped, bench=replace(bench, start={**bench.start, **got})).paid(
+    return replace(helped, experiment=replace(experiment, start={**experiment.start, **got})).paid(
         up, down, {"head.bytes_up": float(up)}
     )
 
 
-def unlabelled(opened: Opened, helped: Helped, teachers: Teachers | None, folder: RunFolder) -> Helped:
+def unlabelled(loaded: LoadedExperiment, helped: Helped, teachers: Teachers | None, folder: RunFolder) -> Helped:
     """The clients' rows without labels, and how they are looked at."""
-    recipe, bench = opened.bench.recipe, helped.bench
+    recipe, experiment = loaded.experiment.recipe, helped.experiment
     assert recipe.semi is not None
-    free = unlabelled_of(opened.commons.owners)
+    free = unlabelled_of(loaded.public_split.clients_data)
     # Behind the labelled ones, synthetic rows among them.
-    shards = [opened.make([*known, *some]) for known, some in zip(helped.rows, free, strict=True)]
+    shards = [loaded.make([*known, *some]) for known, some in zip(helped.rows, free, strict=True)]
     answers: Tree = {}
     if teachers is not None:
-        answers, places = _own_answers(opened, "own answers", free, teachers, folder)
+        answers, places = _own_answers(loaded, "own answers", free, teachers, folder)
         nothing = [np.full(len(known), -1) for known in helped.rows]
         shards = [answered(s, np.concatenate([n, p])) for s, n, p in zip(shards, nothing, places, strict=True)]
-    first = opened.bench.train[0]
-    aid = Aid(
+    first = loaded.experiment.train[0]
+    auxiliary = Auxiliary(
         rows=tuple(shards),
-        views=text_views(opened) if isinstance(first, TextShard) else picture_views(first),
+        views=text_views(loaded) if isinstance(first, TextShard) else picture_views(first),
         answers=answers,
-        server=opened.make(opened.commons.labelled) if recipe.semi.server else None,
+        server=loaded.make(loaded.public_split.labelled) if recipe.semi.server else None,
     )
     told = float(sum(map(len, free)))
-    return replace(helped, bench=replace(bench, aid=aid)).paid(0, 0, {"unlabelled.rows": told})
+    return replace(helped, experiment=replace(experiment, auxiliary=auxiliary)).paid(0, 0, {"unlabelled.rows": told})
 
 
-def text_views(opened: Opened) -> TextViews:
+def text_views(loaded: LoadedExperiment) -> TextViews:
     """Views of rows in the tokens of the model, or in the student's own."""
-    views = TextViews.of(opened.tokenizer)
-    if opened.vocabulary is None:
+    views = TextViews.of(loaded.tokenizer)
+    if loaded.vocabulary is None:
         return views
-    words, unknown = opened.vocabulary.words, opened.vocabulary.unknown
+    words, unknown = loaded.vocabulary.words, loaded.vocabulary.unknown
     special = tuple(sorted({words[t] for t in views.special if t in words} - {unknown}))
-    return TextViews(opened.bench.pad, special=special)
+    return TextViews(loaded.experiment.pad, special=special)
 
 
 def picture_views(shard: Shard) -> ImageViews:
@@ -293,30 +300,30 @@ def picture_views(shard: Shard) -> ImageViews:
 
 
 def _at_server(
-    bench: Bench, name: str, shard: Shard, answers: Tree, steps: int, folder: RunFolder, say: Say, **more: Any
-) -> Bench:
+    experiment: Experiment, name: str, shard: Shard, answers: Tree, steps: int, folder: RunFolder, say: Say, **more: Any
+) -> Experiment:
     """A first student, made at the server before the first round, at the first of the recipe's learning rates.
 
     ``more`` is for :func:`lichen.clients.distillation.distill.pre_distil`, in place of what is given here.
     """
-    recipe = bench.recipe
+    recipe = experiment.recipe
 
     def made() -> Tree:
         say(f"the server trains {steps} steps on {shard.size:,} rows ({name})")
         start, _ = pre_distil(
-            bench.model,
-            bench.start,
+            experiment.model,
+            experiment.start,
             answers=answers,
             steps=steps,
             lr=recipe.optimizer.lr[0],
             seed=derive(recipe.seed, name),
             max_length=recipe.data.max_length,
             device=recipe.model.device,
-            **{"public": shard, "pad": bench.pad, **more},
+            **{"public": shard, "pad": experiment.pad, **more},
         )
         return start
 
-    return replace(bench, start=folder.tree(name, made, alone=True))
+    return replace(experiment, start=folder.tree(name, made, alone=True))
 
 
 def answered(shard: Shard, answer_N: np.ndarray) -> Shard:

@@ -34,10 +34,10 @@ from lichen.fm.generation.balance import wanted
 from lichen.fm.generation.judge import Judge, agreement_N
 from lichen.fm.generation.synthesis import Writer
 from lichen.fm.zero_shot import Teacher
-from lichen.recipes.assemble.open import Opened
+from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.help.foundation_models import Faces
-from lichen.recipes.rows.prepare import Owner
+from lichen.recipes.rows.prepare import ClientData
 from lichen.recipes.schema.help import Synthetic
 from lichen.server.mean import Mean
 from lichen.transforms.privacy import delta_for, sigma_for
@@ -66,12 +66,12 @@ class Wrote:
 
 
 def wrote(
-    opened: Opened, faces: Faces, folder: RunFolder, say: Say, teacher: Callable[[], Teacher] | None = None
+    loaded: LoadedExperiment, faces: Faces, folder: RunFolder, say: Say, teacher: Callable[[], Teacher] | None = None
 ) -> Wrote:
     """Write, sift, keep: ``pool.jsonl`` in the run's folder holds every text that passed.
 
     Args:
-        opened: The recipe with its rows.
+        loaded: The recipe with its rows.
         faces: Its foundation models.
         folder: The run's folder.
         say: Called with lines of progress.
@@ -80,18 +80,18 @@ def wrote(
     Raises:
         LichenError: if nothing that was written can be used.
     """
-    recipe = opened.bench.recipe
+    recipe = loaded.experiment.recipe
     section = recipe.synthetic
     assert section is not None
-    writer = writer_of(opened, faces, section)
+    writer = writer_of(loaded, faces, section)
     made = (
-        _evolved(opened, faces, writer, folder, say) if section.kind == "evolution" else _prompted(opened, writer, say)
+        _evolved(loaded, faces, writer, folder, say) if section.kind == "evolution" else _prompted(loaded, writer, say)
     )
     if not made.pool.rows:
         raise LichenError(
             f"{writer.fm.name} wrote nothing usable", where="synthetic", fix="ask another way, or another model"
         )
-    rules, up, down = _rules(opened, faces, section, made.pool, folder, teacher)
+    rules, up, down = _rules(loaded, faces, section, made.pool, folder, teacher)
     sifted = Filter(rules)([row.text for row in made.pool.rows])
     say(f"of what was written: {sifted}")
     kept = Pool(tuple(made.pool.rows[i] for i in sifted.kept))
@@ -118,11 +118,11 @@ def put(folder: RunFolder, pool: Pool, sifted: Sifted) -> None:
         folder.write_json("dropped.json", told)
 
 
-def writer_of(opened: Opened, faces: Faces, section: Synthetic) -> Writer:
+def writer_of(loaded: LoadedExperiment, faces: Faces, section: Synthetic) -> Writer:
     """The writer of a recipe, who is shown public labelled rows and no others."""
     flow = faces.writer(section.name, section.endpoint, ("public", "synthetic"), chat=not section.plain)
-    known = opened.commons.labelled
-    order = numpy_generator(opened.bench.recipe.seed, "examples").permutation(len(known))
+    known = loaded.public_split.labelled
+    order = numpy_generator(loaded.experiment.recipe.seed, "examples").permutation(len(known))
     short = [known[i] for i in order if len(known[i].text.split()) <= section.most]
     each: Counter[str] = Counter()
     shown: list[tuple[str | int, str]] = []
@@ -134,7 +134,7 @@ def writer_of(opened: Opened, faces: Faces, section: Synthetic) -> Writer:
     return Writer(
         flow.of("public"),
         about=section.about or f"a {section.noun}",
-        labels={c: section.labels.get(c, c) for c in opened.classes},
+        labels={c: section.labels.get(c, c) for c in loaded.classes},
         kind=section.noun,
         attributes=section.attributes,
         examples=shown,
@@ -147,11 +147,11 @@ def writer_of(opened: Opened, faces: Faces, section: Synthetic) -> Writer:
     )
 
 
-def _prompted(opened: Opened, writer: Writer, say: Say) -> Wrote:
-    section, seed = opened.bench.recipe.synthetic, derive(opened.bench.recipe.seed, "synthetic")
+def _prompted(loaded: LoadedExperiment, writer: Writer, say: Say) -> Wrote:
+    section, seed = loaded.experiment.recipe.synthetic, derive(loaded.experiment.recipe.seed, "synthetic")
     assert section is not None
     rows: list[Row] = []
-    for label in opened.classes:
+    for label in loaded.classes:
         say(f"writing {section.per_class} of {label}")
         found = writer.write(label, section.per_class, seed=seed)
         rows += [
@@ -160,19 +160,19 @@ def _prompted(opened: Opened, writer: Writer, say: Say) -> Wrote:
     return Wrote(pool=Pool().grow(rows, generation=0))
 
 
-def _evolved(opened: Opened, faces: Faces, writer: Writer, folder: RunFolder, say: Say) -> Wrote:
-    recipe, classes = opened.bench.recipe, opened.classes
+def _evolved(loaded: LoadedExperiment, faces: Faces, writer: Writer, folder: RunFolder, say: Say) -> Wrote:
+    recipe, classes = loaded.experiment.recipe, loaded.classes
     section = recipe.synthetic
     assert section is not None
     embed = faces.encoder(section.embedder).embed
-    say(f"features of {sum(len(o.train) for o in opened.owners):,} private rows, where they are")
+    say(f"features of {sum(len(o.train) for o in loaded.clients_data):,} private rows, where they are")
     index = {c: i for i, c in enumerate(classes)}
 
-    def shard(owner: Owner) -> ArrayShard:
-        x = embed([r.text for r in owner.train]).numpy()
-        return ArrayShard(x=x, labels=np.asarray([index[str(r.label)] for r in owner.train], dtype=np.int64))
+    def shard(client_data: ClientData) -> ArrayShard:
+        x = embed([r.text for r in client_data.train]).numpy()
+        return ArrayShard(x=x, labels=np.asarray([index[str(r.label)] for r in client_data.train], dtype=np.int64))
 
-    shards = [shard(owner) for owner in opened.owners]
+    shards = [shard(client_data) for client_data in loaded.clients_data]
     rows = sum(s.size for s in shards)
     vote = Vote(lambda batch: batch["x_CBF"])
     engine = LocalEngine(
@@ -242,7 +242,7 @@ def _enough(writer: Writer, label: str, count: int, seed: int) -> list[str]:
 
 
 def _rules(
-    opened: Opened,
+    loaded: LoadedExperiment,
     faces: Faces,
     section: Synthetic,
     pool: Pool,
@@ -257,23 +257,23 @@ def _rules(
         if name == "length":
             rules |= {"length": length(least=3), "repetition": repetition(), "junk": junk()}
         elif name == "duplicates":
-            rules["duplicates"] = duplicates(against=[r.text for r in opened.commons.labelled])
+            rules["duplicates"] = duplicates(against=[r.text for r in loaded.public_split.labelled])
         elif name == "agreement":
             assert teacher is not None
             agree_N = agreement_N(teacher(), texts, [str(row.label) for row in pool.rows])
             rules["agreement"] = scored(agree_N.tolist(), least=0.5)
         elif name in ("fluency", "harm"):
-            rules[name] = _judged(opened, faces, section, texts, name)
+            rules[name] = _judged(loaded, faces, section, texts, name)
         else:
-            bits, up, down = _leaks(opened, texts, folder)
+            bits, up, down = _leaks(loaded, texts, folder)
             rules["leakage"] = flagged(bits)
     return rules, up, down
 
 
-def _judged(opened: Opened, faces: Faces, section: Synthetic, texts: Sequence[str], name: str) -> Rule:
+def _judged(loaded: LoadedExperiment, faces: Faces, section: Synthetic, texts: Sequence[str], name: str) -> Rule:
     """The writer's model on fluency or harm, the line drawn where it leaves out one of a hundred public rows."""
-    commons = opened.commons
-    real = [record.text for record in (*commons.labelled, *commons.unlabelled)][:REAL]
+    public_split = loaded.public_split
+    real = [record.text for record in (*public_split.labelled, *public_split.unlabelled)][:REAL]
     flow = faces.writer(section.name, section.endpoint, ("public", "synthetic"), chat=False)
 
     def score_N(some: Sequence[str], origin: Origin) -> torch.Tensor:
@@ -290,38 +290,38 @@ REAL = 200
 """Public texts beside which the written ones are judged, at most."""
 
 
-def _leaks(opened: Opened, texts: Sequence[str], folder: RunFolder) -> tuple[tuple[bool, ...], int, int]:
-    owners = opened.commons.owners
-    work = Leakage(lambda client: [r.text for r in owners[client].train])
+def _leaks(loaded: LoadedExperiment, texts: Sequence[str], folder: RunFolder) -> tuple[tuple[bool, ...], int, int]:
+    clients_data = loaded.public_split.clients_data
+    work = Leakage(lambda client: [r.text for r in clients_data[client].train])
     engine = LocalEngine(
         {"leakage": Station(work=work, source=NoBatches())}, ClientStore(folder.path / "state" / "none")
     )
     mean = Mean("uniform")
     total = mean.zero()
-    job = Job(work="leakage", shared={}, version=0, clients=tuple(range(len(owners))), seed=0, texts=tuple(texts))
+    job = Job(work="leakage", shared={}, version=0, clients=tuple(range(len(clients_data))), seed=0, texts=tuple(texts))
     for message in engine.run(job):
         total = mean.add(total, message)
     return flags(mean.close(total, {})[0]), engine.bytes_up, engine.bytes_down
 
 
-def given(opened: Opened, pool: Pool) -> tuple[tuple[tuple[Record, ...], ...], int]:
+def given(loaded: LoadedExperiment, pool: Pool) -> tuple[tuple[tuple[Record, ...], ...], int]:
     """``(each client's real rows with its synthetic ones behind, bytes down)``."""
-    recipe = opened.bench.recipe
+    recipe = loaded.experiment.recipe
     section = recipe.synthetic
     assert section is not None
     out: list[tuple[Record, ...]] = []
     sent = 0
-    for owner in opened.owners:
-        seed = derive(recipe.seed, "given", owner.name)
-        part = _lacking(owner, pool, opened.classes, seed) if section.missing else pool
+    for client_data in loaded.clients_data:
+        seed = derive(recipe.seed, "given", client_data.name)
+        part = _lacking(client_data, pool, loaded.classes, seed) if section.missing else pool
         sent += sum(len(row.text.encode()) for row in part.rows)
-        out.append(tuple(mix(owner.train, part, share=section.share, seed=seed, client=owner.name)))
+        out.append(tuple(mix(client_data.train, part, share=section.share, seed=seed, client=client_data.name)))
     return tuple(out), sent
 
 
-def _lacking(owner: Owner, pool: Pool, classes: Sequence[str], seed: int) -> Pool:
+def _lacking(client_data: ClientData, pool: Pool, classes: Sequence[str], seed: int) -> Pool:
     """Of a pool, what evens out a client's classes; it asks for it itself, by label and number."""
-    have = Counter(str(r.label) for r in owner.train)
+    have = Counter(str(r.label) for r in client_data.train)
     need: Mapping[str | int, int] = wanted({c: have[c] for c in classes}, most=len(pool.rows))
     left, taken = dict(need), []
     for i in numpy_generator(seed, "lacking").permutation(len(pool.rows)).tolist():

@@ -25,7 +25,7 @@ from lichen.fm.disclosure import ORIGINS, Origin
 from lichen.fm.zero_shot import Teacher, ZeroShot
 from lichen.models.loading.load import base_digest
 from lichen.recipes.assemble.features import encoder_of, featured
-from lichen.recipes.assemble.open import Opened
+from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.help.foundation_models import Faces
 from lichen.recipes.rows.prepare import is_private
@@ -109,15 +109,15 @@ class Teachers:
     """The recipe's teacher, as seen from texts of each origin: what it may not be shown is refused.
 
     Args:
-        opened: The recipe with its rows.
+        loaded: The recipe with its rows.
         faces: Its foundation models.
         say: Called with lines of progress.
     """
 
-    def __init__(self, opened: Opened, faces: Faces, say: Callable[[str], None]) -> None:
-        assert opened.bench.recipe.teacher is not None
-        self._opened, self._faces, self._say = opened, faces, say
-        self._plan = opened.bench.recipe.teacher
+    def __init__(self, loaded: LoadedExperiment, faces: Faces, say: Callable[[str], None]) -> None:
+        assert loaded.experiment.recipe.teacher is not None
+        self._loaded, self._faces, self._say = loaded, faces, say
+        self._plan = loaded.experiment.recipe.teacher
         self._head: LocalTeacher | None = None
         self._shown: ZeroShot | None = None
 
@@ -135,8 +135,8 @@ class Teachers:
         """
         if self._plan.kind == "head":
             if self._head is None:
-                recipe, rows = self._opened.bench.recipe, self._opened.commons
-                self._head = head_teacher(recipe, rows.labelled, rows.unlabelled, self._opened.classes, self._say)
+                recipe, rows = self._loaded.experiment.recipe, self._loaded.public_split
+                self._head = head_teacher(recipe, rows.labelled, rows.unlabelled, self._loaded.classes, self._say)
             return self._head
         allow = ORIGINS if measured and self._plan.endpoint is None else self._plan.may_see
         flow = self._faces.writer(self._plan.name, self._plan.endpoint, allow, chat=False)
@@ -145,13 +145,13 @@ class Teachers:
     def _asked(self) -> ZeroShot:
         """Calibrated on public texts, once."""
         if self._shown is None:
-            plan, commons = self._plan, self._opened.commons
+            plan, public_split = self._plan, self._loaded.public_split
             flow = self._faces.writer(plan.name, plan.endpoint, plan.may_see, chat=False)
-            words = {c: plan.words.get(c, f" {c}") for c in self._opened.classes}
+            words = {c: plan.words.get(c, f" {c}") for c in self._loaded.classes}
             shown = ZeroShot(flow.of("public"), template=plan.template, words=words, calibrate=plan.calibrate)
             if plan.calibrate != "none":
-                shown = shown.over([record.text for record in commons.unlabelled[:PRIOR]])
-            if known := commons.labelled[:PRIOR]:
+                shown = shown.over([record.text for record in public_split.unlabelled[:PRIOR]])
+            if known := public_split.labelled[:PRIOR]:
                 shown = shown.fitted([r.text for r in known], [str(r.label) for r in known])
             self._shown = shown
         return self._shown

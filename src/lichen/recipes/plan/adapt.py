@@ -13,10 +13,10 @@ from lichen.allocator import keeps_large_buffers
 from lichen.data.sources.records import load_records
 from lichen.models.adapters.quantized import resident_bytes, weights_of
 from lichen.recipes.assemble.capacity import rooms
-from lichen.recipes.assemble.experiment import Bench, grid_name
-from lichen.recipes.assemble.open import Opened, open_recipe, shards_of
+from lichen.recipes.assemble.experiment import Experiment, grid_name
+from lichen.recipes.assemble.open import LoadedExperiment, open_recipe, shards_of
 from lichen.recipes.assemble.parts import stations
-from lichen.recipes.assemble.workload import heavy, pooled_bench
+from lichen.recipes.assemble.workload import heavy, pooled_experiment
 from lichen.recipes.plan.estimate import Cost, Expected, Memory, disk_of
 from lichen.recipes.plan.flops import Flops, arithmetic_of, counted
 from lichen.recipes.plan.memory import Gauge
@@ -71,54 +71,54 @@ def expect_adapt(recipe: Recipe, folder: Path, gauge: Gauge, say: Callable[[str]
         seconds: About how long each kind of work is timed.
     """
     began = time.perf_counter()
-    opened = open_recipe(recipe, say=say, keep_private=False, tell_read=True)
+    loaded = open_recipe(recipe, say=say, keep_private=False, tell_read=True)
     start = time.perf_counter() - began
-    weights = weights_of(opened.foundation) if opened.foundation is not None else {}
-    base = resident_bytes(opened.foundation) if weights else 0
-    chunks: Chunks = budget(opened.bench, invitations(opened.bench))
+    weights = weights_of(loaded.foundation) if loaded.foundation is not None else {}
+    base = resident_bytes(loaded.foundation) if weights else 0
+    chunks: Chunks = budget(loaded.experiment, invitations(loaded.experiment))
     if recipe.task == "chat":
-        chunks = _with_extras(opened, chunks)
-    tensors = opened.bench.start
+        chunks = _with_extras(loaded, chunks)
+    tensors = loaded.experiment.start
 
     def flops() -> Flops:
-        return arithmetic_of(opened.foundation, tensors) if weights else flops_of(opened.bench)
+        return arithmetic_of(loaded.foundation, tensors) if weights else flops_of(loaded.experiment)
 
-    found = expect(opened.bench, chunks, flops, folder, gauge, say, seconds, base=base)
+    found = expect(loaded.experiment, chunks, flops, folder, gauge, say, seconds, base=base)
     # Every spawned engine loads for itself, one for each learning rate.
     starts = 1 + len(recipe.optimizer.lr) if recipe.engine.name == "spawned" else 1
     frozen = sum(count for name, count in weights.items() if name not in tensors)
-    return with_writing(replace(found, start=start * starts, frozen=frozen, read=opened.read), opened, folder, say)
+    return with_writing(replace(found, start=start * starts, frozen=frozen, read=loaded.read), loaded, folder, say)
 
 
-def flops_of(bench: Bench) -> Flops:
+def flops_of(experiment: Experiment) -> Flops:
     """Operations of a small model, counted on one real step."""
-    source = stations(bench)[f"train {grid_name(bench.recipe.optimizer.lr[0])}"].source
-    return counted(bench.model, bench.start, next(iter(source.batches((0,), 0))))
+    source = stations(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"].source
+    return counted(experiment.model, experiment.start, next(iter(source.batches((0,), 0))))
 
 
-def _with_extras(opened: Opened, chunks: Chunks) -> Chunks:
+def _with_extras(loaded: LoadedExperiment, chunks: Chunks) -> Chunks:
     """The bare model in other forms, and the text that may be forgotten, twice."""
-    bench, recipe, extra = opened.bench, opened.bench.recipe, list[Chunk]()
+    experiment, recipe, extra = loaded.experiment, loaded.experiment.recipe, list[Chunk]()
     if "base" in chunks:
         for form in dict.fromkeys(recipe.compare.forms):
             if form != recipe.data.form:
-                make = encode(recipe, opened.tokenizer, (), form=form, keep_private=False)
-                shards = shards_of(opened.owners, "test", make)
-                load = evaluated(bench.evaluating(shards), range(len(shards)))
+                make = encode(recipe, loaded.tokenizer, (), form=form, keep_private=False)
+                shards = shards_of(loaded.clients_data, "test", make)
+                load = evaluated(experiment.evaluating(shards), range(len(shards)))
                 extra.append(Chunk(kind="score", load=load, clients=len(shards)))
     chunks = {**chunks, "base": (*chunks["base"], *extra)} if extra else chunks
     if recipe.compare.forgotten:
         records = load_records(recipe.compare.forgotten, columns={})
         step = max(1, len(records) // recipe.compare.forgotten_rows)
-        make = encode(recipe, opened.tokenizer, (), form="plain", keep_private=False)
+        make = encode(recipe, loaded.tokenizer, (), form="plain", keep_private=False)
         shard = make(records[::step][: recipe.compare.forgotten_rows])
-        load = evaluated(bench.evaluating([shard]), (0,)).times(2)
+        load = evaluated(experiment.evaluating([shard]), (0,)).times(2)
         chunks = {**chunks, "forgotten": (Chunk(kind="score", load=load, clients=2),)}
     return chunks
 
 
 def expect(
-    bench: Bench,
+    experiment: Experiment,
     chunks: Chunks,
     flops: Callable[[], Flops],
     folder: Path,
@@ -131,7 +131,7 @@ def expect(
     """Measure a bench's works and multiply by its budget; ``start`` and ``frozen`` are left at 0.
 
     Args:
-        bench: The recipe's.
+        experiment: The recipe's.
         chunks: What every column will train and evaluate.
         flops: Operations of a load; asked for last, because counting them needs memory that a run does not.
         folder: For what is written; the caller removes it.
@@ -140,35 +140,37 @@ def expect(
         seconds: About how long each kind of work is timed.
         base: Bytes of the frozen model.
     """
-    invited, engine = invitations(bench), bench.recipe.engine
+    invited, engine = invitations(experiment), experiment.recipe.engine
     say("timing a few blocks")
-    found = _measure(bench, folder, gauge, seconds, max(1, *map(len, invited)), base, tuple(chunks))
+    found = _measure(experiment, folder, gauge, seconds, max(1, *map(len, invited)), base, tuple(chunks))
     ranks = engine.nodes if engine.name not in ("local", "spawned") else 1
     operations = flops()
-    sent = traffic(bench, invited, train_up=found.train_up, score_up=found.score_up)
+    sent = traffic(experiment, invited, train_up=found.train_up, score_up=found.score_up)
     notes = []
     if ranks > 1:
         notes.append(f"seconds with many clients are one process's divided by {ranks} ranks, which is an estimate")
     if engine.name == "spawned":
         notes.append(f"seconds of {engine.nodes} nodes are those of one process, which is an estimate")
-    if bench.recipe.federation.patience is not None:
+    if experiment.recipe.federation.patience is not None:
         notes.append("federation.patience may end a column before its last round: all numbers are the most it takes")
-    if max((x.nbytes for x in bench.start.values()), default=0) >= LARGE:
+    if max((x.nbytes for x in experiment.start.values()), default=0) >= LARGE:
         notes.append(KEPT if keeps_large_buffers() else GIVEN_BACK)
     if sent.bound:
-        notes.append(f"bytes down are a bound: the patch of {bench.recipe.rule} grows by as much as clients differ")
+        notes.append(
+            f"bytes down are a bound: the patch of {experiment.recipe.rule} grows by as much as clients differ"
+        )
     return Expected(
-        clients=len(bench.train),
-        trained=sum(x.numel() for name, x in bench.start.items() if not name.startswith("answers.")),
+        clients=len(experiment.train),
+        trained=sum(x.numel() for name, x in experiment.start.items() if not name.startswith("answers.")),
         frozen=0,
         bytes=sent,
         memory=replace(found.memory, copies={"local": 0, "spawned": engine.nodes}.get(engine.name, ranks - 1)),
-        disk=disk_of(bench, found.private, tuple(chunks), own=found.own, invited=invited),
+        disk=disk_of(experiment, found.private, tuple(chunks), own=found.own, invited=invited),
         columns={name: _cost(parts, found.rates, operations, ranks) for name, parts in chunks.items()},
         start=0.0,
         notes=tuple(notes),
-        seen=planned(bench, invited, tuple(chunks)),
-        rooms=rooms(bench, stations(bench)[f"train {grid_name(bench.recipe.optimizer.lr[0])}"]),
+        seen=planned(experiment, invited, tuple(chunks)),
+        rooms=rooms(experiment, stations(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"]),
     )
 
 
@@ -187,12 +189,12 @@ def _cost(parts: Sequence[Chunk], rates: Mapping[Kind, Rate], flops: Flops, rank
 
 
 def _measure(
-    bench: Bench, folder: Path, gauge: Gauge, seconds: float, invited: int, base: int, columns: Sequence[str]
+    experiment: Experiment, folder: Path, gauge: Gauge, seconds: float, invited: int, base: int, columns: Sequence[str]
 ) -> _Measured:
-    probe = Probe(bench, folder, gauge, seconds=seconds)
-    source = stations(bench)[f"train {grid_name(bench.recipe.optimizer.lr[0])}"].source
+    probe = Probe(experiment, folder, gauge, seconds=seconds)
+    source = stations(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"].source
     loaded, there = gauge.now(), gauge.available()
-    everyone = tuple(range(len(bench.train)))
+    everyone = tuple(range(len(experiment.train)))
     together = probe.block("train", everyone[:invited])
     most = max(together, probe.block("alone", everyone) if "alone" in columns else 0)
     clients = heavy(source, everyone, most)
@@ -220,7 +222,7 @@ def _measure(
         # What the C library has kept is of little use to batches of another size: it stays beside theirs.
         kept = max(0, gauge.now() - loaded)
         gauge.restart()
-        joined = Probe(pooled_bench(bench), folder, gauge, seconds=seconds).private((0,), rates, "pooled")
+        joined = Probe(pooled_experiment(experiment), folder, gauge, seconds=seconds).private((0,), rates, "pooled")
         rates, private["pooled"] = {**rates, **joined.rates}, joined.bytes
         block = max(block, kept + gauge.since() - loaded)
     memory = Memory(

@@ -13,7 +13,7 @@ from lichen.core import tree as trees
 from lichen.present.units import bytes_text
 from lichen.recipes.assemble.aggregation import home_of
 from lichen.recipes.assemble.capacity import Room
-from lichen.recipes.assemble.experiment import Bench
+from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.plan.traffic import Traffic
 from lichen.recipes.schema.recipe import Recipe
 
@@ -146,27 +146,32 @@ def _kept(rounds: Sequence[int]) -> int:
 
 
 def disk_of(
-    bench: Bench, private: Mapping[str, int], columns: Sequence[str], *, own: int, invited: Sequence[Sequence[int]]
+    experiment: Experiment,
+    private: Mapping[str, int],
+    columns: Sequence[str],
+    *,
+    own: int,
+    invited: Sequence[Sequence[int]],
 ) -> Disk:
     """What a run's folder will hold.
 
     Args:
-        bench: The recipe's.
+        experiment: The recipe's.
         private: Bytes of one client's private state, by column of training alone.
         columns: Those that are run.
         own: Bytes of one version of what a client of the federation keeps.
         invited: The clients of every round.
     """
-    rates = len(bench.recipe.optimizer.lr)
+    rates = len(experiment.recipe.optimizer.lr)
     rounds: dict[int, list[int]] = {}
     for version, who in enumerate(invited, start=1):
         for client in who:
             rounds.setdefault(client, []).append(version)
-    best = 1 if home_of(bench.recipe) else 0  # what belongs to the best round stays beside the newest
+    best = 1 if home_of(experiment.recipe) else 0  # what belongs to the best round stays beside the newest
     kept = own * sum(_kept(versions) + best for versions in rounds.values())
-    clients = {"alone": len(bench.train), "pooled": 1}
-    once = trees.nbytes(bench.start)
-    server = bench.recipe.federation.server
+    clients = {"alone": len(experiment.train), "pooled": 1}
+    once = trees.nbytes(experiment.start)
+    server = experiment.recipe.federation.server
     moments = {"sgd": server.momentum > 0, "adam": 2, "yogi": 2}[server.name]
     grids = rates * sum(name != "base" for name in columns)
     return Disk(

@@ -38,7 +38,7 @@ from lichen.recipes.plan.timing import spread
 from lichen.recipes.plan.traffic import Traffic
 from lichen.recipes.plan.workload import budget, invitations
 from lichen.recipes.rows.prepare import classes_of, gather_all
-from lichen.recipes.rows.public import commons_of, labelled_of
+from lichen.recipes.rows.public import labelled_of, split_public
 from lichen.recipes.rows.reading import told_of
 from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
@@ -125,15 +125,15 @@ def expect_oneshot(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds
     fetch_named(recipe, say)
     gathered = gather_all(recipe)
     classes = classes_of(recipe, gathered.records)
-    commons = commons_of(recipe, gathered.records)
-    owners = labelled_of(commons.owners)
+    public_split = split_public(recipe, gathered.records)
+    clients_data = labelled_of(public_split.clients_data)
     features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
-    read = told_of(recipe, gathered, commons, tokenizer, say)
+    read = told_of(recipe, gathered, public_split, tokenizer, say)
     start = time.perf_counter() - began
     say("encoding some rows")
-    rows = [record for owner in owners for record in (*owner.train, *owner.test)]
+    rows = [record for client_data in clients_data for record in (*client_data.train, *client_data.test)]
     passed = _encoder_pass(recipe, features, tokenizer, classes, rows, gauge, seconds)
-    home, shard, count = RunFolder(folder, recipe_sha256=recipe_sha256(recipe)), passed.tried, len(owners)
+    home, shard, count = RunFolder(folder, recipe_sha256=recipe_sha256(recipe)), passed.tried, len(clients_data)
 
     def solved(parts: Sequence[ArrayShard]) -> tuple[float, int, int]:
         began, engine = time.perf_counter(), engine_for(recipe, parts, len(classes), home)
@@ -148,7 +148,7 @@ def expect_oneshot(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds
     # A random partition has as many clients as the roster, on average.
     messages, solutions = count + alone + 1 + again * count, 1 + alone + 1 + again
     heads = Cost(seconds=message * messages + max(0.0, once - message) * solutions)
-    cached = sum(len(o.train) + len(o.test) for o in owners) * (4 * features.width + 8)
+    cached = sum(len(o.train) + len(o.test) for o in clients_data) * (4 * features.width + 8)
     return Expected(
         clients=count,
         trained=head,
@@ -181,15 +181,24 @@ def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds:
     """
     assert recipe.teacher is not None
     began = time.perf_counter()
-    opened = open_recipe(recipe, say=say, keep_private=False, tell_read=True)
-    bench, commons, owners, classes = opened.bench, opened.commons, opened.owners, opened.classes
-    assert opened.public is not None
+    loaded = open_recipe(recipe, say=say, keep_private=False, tell_read=True)
+    experiment, public_split, clients_data, classes = (
+        loaded.experiment,
+        loaded.public_split,
+        loaded.clients_data,
+        loaded.classes,
+    )
+    assert loaded.public is not None
     features, tokenizer = encoder_of(recipe, recipe.teacher.name, exact=False)
     start = time.perf_counter() - began
     say("encoding some rows")
-    read = [*commons.labelled, *commons.unlabelled, *(record for owner in owners for record in owner.test)]
+    read = [
+        *public_split.labelled,
+        *public_split.unlabelled,
+        *(record for client_data in clients_data for record in client_data.test),
+    ]
     passed = _encoder_pass(recipe, features, tokenizer, classes, read, gauge, seconds)
-    texts, count = [record.text for record in commons.unlabelled], answered_with(recipe, classes)
+    texts, count = [record.text for record in public_split.unlabelled], answered_with(recipe, classes)
     home = RunFolder(folder / "answers", recipe_sha256=recipe_sha256(recipe))
     mute = LocalTeacher(lambda some: torch.zeros(len(some), len(classes)), classes=classes, top_k=count)
     answers, up, down = ask(mute, texts, classes, count, home)
@@ -199,24 +208,24 @@ def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds:
         return recipe.model_copy(update={"compare": recipe.compare.model_copy(update={"columns": columns})})
 
     taught = replace(
-        bench,
+        experiment,
         recipe=only(()),
-        start={**bench.start, **answers},
-        public=answered(opened.public, np.arange(opened.public.size)),
+        start={**experiment.start, **answers},
+        public=answered(loaded.public, np.arange(loaded.public.size)),
     )
     plain, learned = (
         expect(b, budget(b, invitations(b)), partial(flops_of, b), folder / name, gauge, say, seconds)
-        for name, b in (("plain", replace(bench, recipe=only(apart))), ("taught", taught))
+        for name, b in (("plain", replace(experiment, recipe=only(apart))), ("taught", taught))
     )
     # Every client is sent the public texts once; their answers ride along in every job.
-    down += sum(len(text.encode()) for text in texts) * len(owners)
+    down += sum(len(text.encode()) for text in texts) * len(clients_data)
     columns = {"teacher": passed.cost, **learned.columns}
     columns |= {"without": plain.columns["federated"]} if "without" in recipe.compare.columns else {}
     columns |= {name: cost for name, cost in plain.columns.items() if name in apart}
     sent, peak = learned.bytes, max(part.memory.peak for part in (passed, plain, learned))
     found = replace(
         learned,
-        trained=sum(x.numel() for x in bench.start.values()),
+        trained=sum(x.numel() for x in experiment.start.values()),
         frozen=learned.frozen + _weights(features.model),
         bytes=replace(sent, up=sent.up + up, down=sent.down + down),
         memory=replace(learned.memory, base=learned.memory.base + passed.memory.base, peak=peak),
@@ -225,6 +234,6 @@ def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds:
         ),
         columns=columns,
         start=start,
-        read=opened.read,
+        read=loaded.read,
     )
-    return with_writing(found, opened, folder, say)
+    return with_writing(found, loaded, folder, say)

@@ -30,7 +30,7 @@ from lichen.core.fold import serve
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
-from lichen.recipes.assemble.experiment import Bench, grid_name
+from lichen.recipes.assemble.experiment import Experiment, grid_name
 from lichen.recipes.assemble.live_bytes import LiveBytes
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import begin_of, stations
@@ -104,33 +104,33 @@ def footprint(recipe: Recipe) -> Footprint | None:
     """
     if recipe.task not in ("chat", "classify"):
         return None
-    opened = open_recipe(recipe, keep_private=False)
-    frozen = frozen_tensors(opened.foundation)
+    loaded = open_recipe(recipe, keep_private=False)
+    frozen = frozen_tensors(loaded.foundation)
     size = sum(x.untyped_storage().nbytes() for x in frozen)
-    training = _training(opened.bench)
+    training = _training(loaded.experiment)
     return None if training is None else Footprint(frozen=size, training=training)
 
 
-def _training(bench: Bench) -> int | None:
-    recipe = bench.recipe
-    known, name = stations(bench), f"train {grid_name(recipe.optimizer.lr[0])}"
+def _training(experiment: Experiment) -> int | None:
+    recipe = experiment.recipe
+    known, name = stations(experiment), f"train {grid_name(recipe.optimizer.lr[0])}"
     if name not in known:
         return None
-    client = dearest(known[name].source, len(bench.train))
-    shared = begin_of(bench, recipe.optimizer.lr[0])
+    client = dearest(known[name].source, len(experiment.train))
+    shared = begin_of(experiment, recipe.optimizer.lr[0])
     job = Job(
         work=name,
         shared=shared,
         version=0,
         clients=(client,),
         seed=derive(recipe.seed, "footprint"),
-        base=bench.model.base,
+        base=experiment.model.base,
         settings={"lr_scale": 1.0},
     )
     device = recipe.model.device
     with tempfile.TemporaryDirectory() as folder:
         store = ClientStore(Path(folder))
         with peak_bytes(device) as told:
-            for _ in serve(job, known, store, base=bench.model.base, block_size=1, device=device):
+            for _ in serve(job, known, store, base=experiment.model.base, block_size=1, device=device):
                 pass
     return trees.nbytes(shared) + told[0]

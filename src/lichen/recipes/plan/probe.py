@@ -25,7 +25,7 @@ from lichen.core.store import ClientStore
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event, Trace
 from lichen.recipes.assemble.column import local_engine
-from lichen.recipes.assemble.experiment import Bench, grid_name, steps_of
+from lichen.recipes.assemble.experiment import Experiment, grid_name, steps_of
 from lichen.recipes.assemble.parts import algorithm_of, begin_of, stations
 from lichen.recipes.assemble.workload import Load, load_of
 from lichen.recipes.plan.memory import Gauge
@@ -58,27 +58,30 @@ class Probe:
     """Times a bench's works in a folder of its own.
 
     Args:
-        bench: The recipe's.
+        experiment: The recipe's.
         folder: For checkpoints and private state; the caller removes it.
         gauge: The device's memory.
         seconds: About how long a kind of work is timed.
     """
 
-    def __init__(self, bench: Bench, folder: Path, gauge: Gauge, *, seconds: float) -> None:
-        self.bench, self.folder, self.gauge, self.budget = bench, folder, gauge, seconds
-        self._lr = bench.recipe.optimizer.lr[0]
+    def __init__(self, experiment: Experiment, folder: Path, gauge: Gauge, *, seconds: float) -> None:
+        self.experiment, self.folder, self.gauge, self.budget = experiment, folder, gauge, seconds
+        self._lr = experiment.recipe.optimizer.lr[0]
 
-    def _few(self, steps: int) -> Bench:
-        fed = self.bench.recipe.federation
+    def _few(self, steps: int) -> Experiment:
+        fed = self.experiment.recipe.federation
         # What a client of FedKSeed sends is as long as it takes steps.
         whole = self._steps()
-        changes = {"steps": whole if self.bench.recipe.optimizer.name == "kseed" else min(steps, whole), "epochs": None}
-        recipe = self.bench.recipe.model_copy(update={"federation": fed.model_copy(update=changes)})
-        return replace(self.bench, recipe=recipe)
+        changes = {
+            "steps": whole if self.experiment.recipe.optimizer.name == "kseed" else min(steps, whole),
+            "epochs": None,
+        }
+        recipe = self.experiment.recipe.model_copy(update={"federation": fed.model_copy(update=changes)})
+        return replace(self.experiment, recipe=recipe)
 
     def _steps(self) -> int:
         """Steps of a client in a round, about."""
-        return max(1, round(steps_of(self.bench)))
+        return max(1, round(steps_of(self.experiment)))
 
     def _timed(self, engine: LocalEngine, laps: Laps, clients: int, go: Callable[[], object]) -> Timed:
         del laps[:]
@@ -102,24 +105,24 @@ class Probe:
 
     def block(self, kind: Literal["train", "alone"], clients: tuple[int, ...]) -> int:
         """How many of these clients stand side by side."""
-        engine = local_engine(self.bench, ClientStore(self.folder / "none" / "clients"))
+        engine = local_engine(self.experiment, ClientStore(self.folder / "none" / "clients"))
         return min(len(clients), _sized(engine, self._job(f"{kind} {grid_name(self._lr)}", clients, 0)))
 
     def train(self, clients: tuple[int, ...], *, steps: int, rounds: int = 1) -> Timed:
         """Federated rounds of these clients, with so many local steps at most."""
-        bench, home = self._few(steps), self.folder / f"train-{len(clients)}-{steps}-{rounds}"
-        engine = local_engine(bench, ClientStore(home / "clients"))
+        experiment, home = self._few(steps), self.folder / f"train-{len(clients)}-{steps}-{rounds}"
+        engine = local_engine(experiment, ClientStore(home / "clients"))
         _sized(engine, self._job(f"train {grid_name(self._lr)}", clients, 0))
         laps, trace = clocked(engine, self.gauge), Trace(home)
-        algorithm = replace(algorithm_of(bench, self._lr, rounds), sampler=_These(clients), valid=None)
+        algorithm = replace(algorithm_of(experiment, self._lr, rounds), sampler=_These(clients), valid=None)
 
         def go() -> None:
             run(
                 algorithm,
                 engine,
-                lambda: begin_of(bench, self._lr),
+                lambda: begin_of(experiment, self._lr),
                 rounds=rounds,
-                seed=bench.recipe.seed,
+                seed=experiment.recipe.seed,
                 checkpoint=home / "server.safetensors",
                 observers=[lambda report: trace(Event(column="", report=report, total_rounds=rounds, grid=""))],
             )
@@ -146,7 +149,7 @@ class Probe:
         Rows are drawn, and a run draws many more of them than are timed: its memory is that of its
         unluckiest batch.
         """
-        source, rounds = self.source(steps=self._steps()), self.bench.recipe.federation.rounds
+        source, rounds = self.source(steps=self._steps()), self.experiment.recipe.federation.rounds
         drawn = []
         for r in range(min(16, rounds)):
             each = [[load_of(batch).units for batch in source.batches((c,), r)] for c in clients]
@@ -166,35 +169,35 @@ class Probe:
             unit: A guess of the seconds a token takes, to choose how many.
         """
         some = self._affordable(unit)
-        engine = local_engine(self.bench, ClientStore(self.folder / "none"))
+        engine = local_engine(self.experiment, ClientStore(self.folder / "none"))
         laps = clocked(engine, self.gauge, every=self._thin(unit))
         job = self._job("test", some, 0)
         _sized(engine, job)
         return self._timed(engine, laps, len(some), lambda: score(engine, job))
 
     def _affordable(self, unit: float, among: Sequence[int] | None = None) -> tuple[int, ...]:
-        everyone = range(len(self.bench.train)) if among is None else among
+        everyone = range(len(self.experiment.train)) if among is None else among
         pilot = spread(everyone, 8)
-        load = evaluated(self.bench.evaluating(self.bench.test), pilot)
+        load = evaluated(self.experiment.evaluating(self.experiment.test), pilot)
         each = unit * load.units / len(pilot)
         return spread(everyone, max(2, int(self.budget / max(each, 1e-9))))
 
     def _thin(self, unit: float) -> int:
         """Every how many batches of a single client, who cannot be thinned otherwise."""
-        if len(self.bench.test) > 1:
+        if len(self.experiment.test) > 1:
             return 1
-        load = evaluated(self.bench.evaluating(self.bench.test), (0,))
+        load = evaluated(self.experiment.evaluating(self.experiment.test), (0,))
         return max(1, int(unit * load.units / self.budget))
 
     def _job(self, work: str, clients: tuple[int, ...], version: int) -> Job:
-        bench = self.bench
+        experiment = self.experiment
         return Job(
             work=work,
-            shared=bench.start,
+            shared=experiment.start,
             version=version,
             clients=clients,
             seed=version,
-            base=bench.model.base,
+            base=experiment.model.base,
             settings={"lr_scale": 1.0} if work.startswith(("train ", "alone lr")) else {},
         )
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lichen.clients.distillation.sequence import prompt_of
-from lichen.recipes.assemble.open import Opened
+from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.help.foundation_models import Faces
 from lichen.recipes.help.synthetic import writer_of
 from lichen.recipes.plan.estimate import Cost, Expected
@@ -24,18 +24,18 @@ BATCH, FEW = 32, 9
 """Texts that are tried at most, and tokens of each."""
 
 
-def with_writing(found: Expected, opened: Opened, folder: Path, say: Callable[[str], None]) -> Expected:
+def with_writing(found: Expected, loaded: LoadedExperiment, folder: Path, say: Callable[[str], None]) -> Expected:
     """A plan with a column ``writing`` where a model writes, and with notes on what is not counted.
 
     Args:
         found: The plan of everything else.
-        opened: The recipe with its rows.
+        loaded: The recipe with its rows.
         folder: For answers that are kept meanwhile; the caller removes it.
         say: Called with lines of progress.
     """
-    recipe = opened.bench.recipe
+    recipe = loaded.experiment.recipe
     notes = [*found.notes, *_uncounted(recipe)]
-    texts, most, remote, ask = _asked(opened, folder, say)
+    texts, most, remote, ask = _asked(loaded, folder, say)
     if not texts:
         return replace(found, notes=tuple(notes))
     notes.append(f"writing: {texts:,} texts of at most {most} tokens, {texts * most:,} tokens in all")
@@ -53,24 +53,24 @@ def with_writing(found: Expected, opened: Opened, folder: Path, say: Callable[[s
 
 
 def _asked(
-    opened: Opened, folder: Path, say: Callable[[str], None]
+    loaded: LoadedExperiment, folder: Path, say: Callable[[str], None]
 ) -> tuple[int, int, bool, Callable[[int, int], object]]:
     """``(texts, tokens of each at most, behind an endpoint, what writes some texts of some tokens)``."""
-    recipe = opened.bench.recipe
+    recipe = loaded.experiment.recipe
     faces = Faces(recipe=recipe.model_copy(update={"kept": str(folder / "kept")}), say=say)
     if recipe.synthetic is not None:
         section = recipe.synthetic
         rounds = 1 + section.iterations * section.variations if section.kind == "evolution" else 1
 
         def write(rows: int, tokens: int) -> object:
-            writer = replace(writer_of(opened, faces, section), most=tokens, tries=1)
-            return writer.write(opened.classes[0], rows, seed=tokens)
+            writer = replace(writer_of(loaded, faces, section), most=tokens, tries=1)
+            return writer.write(loaded.classes[0], rows, seed=tokens)
 
-        return section.per_class * len(opened.classes) * rounds, section.most, section.endpoint is not None, write
+        return section.per_class * len(loaded.classes) * rounds, section.most, section.endpoint is not None, write
     plan = recipe.teacher
     if plan is None or plan.tells != "text":
         return 0, 0, False, lambda rows, tokens: None
-    prompts = [prompt for record in opened.commons.unlabelled if (prompt := prompt_of(record))]
+    prompts = [prompt for record in loaded.public_split.unlabelled if (prompt := prompt_of(record))]
 
     def speak(rows: int, tokens: int) -> object:
         fm = faces.writer(plan.name, plan.endpoint, plan.may_see, chat=not plan.plain).of("public")

@@ -17,7 +17,7 @@ from typing import final
 from lichen.core.fold import BEST
 from lichen.core.message import Job, sizes
 from lichen.core.tree import Tree
-from lichen.recipes.assemble.experiment import Bench, grid_name
+from lichen.recipes.assemble.experiment import Experiment, grid_name
 from lichen.recipes.assemble.parts import algorithm_of, begin_of, down_of, validators_of
 from lichen.recipes.plan.workload import marks
 from lichen.transforms.downlink import Links
@@ -74,48 +74,49 @@ def _patch_bytes(start: Tree, rounds: int, adapters: int) -> int:
     return total if rounds else 0
 
 
-def _jobs(bench: Bench, job: Job) -> list[Job]:
+def _jobs(experiment: Experiment, job: Job) -> list[Job]:
     """The job, or one for each capacity."""
-    if bench.capacity is None:
+    if experiment.capacity is None:
         return [job]
     alike: dict[Hashable, list[int]] = {}
     for client in job.clients:
-        alike.setdefault(bench.capacity.key(client), []).append(client)
+        alike.setdefault(experiment.capacity.key(client), []).append(client)
     return [
-        replace(job, clients=tuple(some), shared=bench.capacity.cut(job.shared, key)) for key, some in alike.items()
+        replace(job, clients=tuple(some), shared=experiment.capacity.cut(job.shared, key))
+        for key, some in alike.items()
     ]
 
 
-def traffic(bench: Bench, invited: Sequence[Sequence[int]], *, train_up: int, score_up: int) -> Traffic:
+def traffic(experiment: Experiment, invited: Sequence[Sequence[int]], *, train_up: int, score_up: int) -> Traffic:
     """The bytes of the federated column at the learning rate that is chosen.
 
     Args:
-        bench: The recipe's.
+        experiment: The recipe's.
         invited: The clients of every round.
         train_up: Bytes of one client's message after training.
         score_up: Bytes of one after validation.
     """
-    recipe, lr, count = bench.recipe, bench.recipe.optimizer.lr[0], len(bench.train)
-    shared, chain = begin_of(bench, lr), down_of(recipe)
+    recipe, lr, count = experiment.recipe, experiment.recipe.optimizer.lr[0], len(experiment.train)
+    shared, chain = begin_of(experiment, lr), down_of(recipe)
     links = None if chain is None else Links.begin(shared, count, agreed=True)
 
     def down(work: str, clients: Sequence[int], **settings: float) -> int:
-        base = bench.model.base
+        base = experiment.model.base
         job = Job(work=work, shared=shared, version=0, clients=tuple(clients), seed=0, base=base, settings=settings)
         if links is not None:
             return sizes(links.job(job))
-        return sum(map(sizes, _jobs(bench, job) if settings else [job]))
+        return sum(map(sizes, _jobs(experiment, job) if settings else [job]))
 
-    work, algorithm = f"train {grid_name(lr)}", algorithm_of(bench, lr, recipe.federation.rounds)
+    work, algorithm = f"train {grid_name(lr)}", algorithm_of(experiment, lr, recipe.federation.rounds)
     adapters = max(map(len, invited)) + MORE.get(recipe.rule, 0)
-    _, seen = marks(bench, recipe.federation.rounds)
+    _, seen = marks(experiment, recipe.federation.rounds)
     up = total = patch = plain = valid_up = valid_down = 0
-    judges = validators_of(bench)
+    judges = validators_of(experiment)
     settings = {"lr_scale": 1.0, **({BEST: -1.0} if algorithm.personal else {})}
     for r, (who, validated) in enumerate(zip(invited, seen, strict=True), start=1):
         sent = down(work, who, **settings)
         up, total, plain = up + len(who) * train_up, total + sent + len(who) * patch, plain + sent
-        patch = _patch_bytes(bench.start, r, adapters) if recipe.rule in MORE else 0
+        patch = _patch_bytes(experiment.start, r, adapters) if recipe.rule in MORE else 0
         if links is not None and chain is not None:
             moved = {name: x + 1 if x.is_floating_point() else x for name, x in links.view.items()}
             links = links.told(who).towards(moved, chain, 0)

@@ -17,9 +17,9 @@ import torch
 from lichen.core.contracts import Source
 from lichen.core.seeds import derive
 from lichen.recipes.assemble.aggregation import home_of
-from lichen.recipes.assemble.experiment import Bench, grid_name
+from lichen.recipes.assemble.experiment import Experiment, grid_name
 from lichen.recipes.assemble.parts import sampler_of, stations, validators_of
-from lichen.recipes.assemble.workload import Load, alone_rounds, load_of, pooled_bench
+from lichen.recipes.assemble.workload import Load, alone_rounds, load_of, pooled_experiment
 from lichen.recipes.rows.prepare import first_of
 
 __all__ = [
@@ -54,19 +54,19 @@ class Chunk:
     clients: float
 
 
-def _round_seeds(bench: Bench, rounds: int) -> list[int]:
+def _round_seeds(experiment: Experiment, rounds: int) -> list[int]:
     """The seeds of a column's rounds, as the run derives them."""
-    run = derive(bench.recipe.seed, "run")
+    run = derive(experiment.recipe.seed, "run")
     return [derive(run, "round", r) for r in range(rounds)]
 
 
-def marks(bench: Bench, rounds: int) -> tuple[list[int], list[int]]:
+def marks(experiment: Experiment, rounds: int) -> tuple[list[int], list[int]]:
     """How often each round is trained, and validated, over the whole grid; round 1 comes first.
 
     With several learning rates all are tried for ``grid_rounds``, validating the last of them; the best
     one goes on.
     """
-    recipe = bench.recipe
+    recipe = experiment.recipe
     rates, every = len(recipe.optimizer.lr), recipe.federation.valid_every
     trial = min(recipe.optimizer.grid_rounds or rounds, rounds) if rates > 1 else rounds
     trained = [rates if r <= trial else 1 for r in range(1, rounds + 1)]
@@ -91,28 +91,28 @@ def _trained(source: Source, rounds: Sequence[tuple[Sequence[int], int, int]]) -
     return total.times(all_weight / weight) if weight != all_weight else total
 
 
-def budget(bench: Bench, invited: Sequence[Sequence[int]]) -> dict[str, tuple[Chunk, ...]]:
+def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str, tuple[Chunk, ...]]:
     """The work of every column that is compared, and of the federated one.
 
     Args:
-        bench: The recipe's.
+        experiment: The recipe's.
         invited: The clients of every round, see :func:`invitations`.
     """
-    recipe, everyone = bench.recipe, range(len(bench.train))
-    source = stations(bench)[f"train {grid_name(recipe.optimizer.lr[0])}"].source
-    valid = evaluated(bench.evaluating(bench.valid), everyone)
-    test = evaluated(bench.evaluating(bench.test), everyone)
+    recipe, everyone = experiment.recipe, range(len(experiment.train))
+    source = stations(experiment)[f"train {grid_name(recipe.optimizer.lr[0])}"].source
+    valid = evaluated(experiment.evaluating(experiment.valid), everyone)
+    test = evaluated(experiment.evaluating(experiment.test), everyone)
     # A test set that clients share is scored once for all of them where they score one model.
-    shared = sorted(set(first_of(bench.test)))
+    shared = sorted(set(first_of(experiment.test)))
     own = bool(home_of(recipe))
-    once = test if own else evaluated(bench.evaluating(bench.test), shared)
-    asked = len(bench.train) if own else len(shared)
-    judges = validators_of(bench)
+    once = test if own else evaluated(experiment.evaluating(experiment.test), shared)
+    asked = len(experiment.train) if own else len(shared)
+    judges = validators_of(experiment)
     columns: dict[str, tuple[Chunk, ...]] = {}
     if "base" in recipe.compare.columns and recipe.task == "chat":
         columns["base"] = (Chunk(kind="score", load=once, clients=asked),)
-    seeds = _round_seeds(bench, recipe.federation.rounds)
-    trained, seen = marks(bench, recipe.federation.rounds)
+    seeds = _round_seeds(experiment, recipe.federation.rounds)
+    trained, seen = marks(experiment, recipe.federation.rounds)
     columns["federated"] = (
         Chunk(
             kind="train",
@@ -121,31 +121,33 @@ def budget(bench: Bench, invited: Sequence[Sequence[int]]) -> dict[str, tuple[Ch
         ),
         Chunk(
             kind="score",
-            load=evaluated(bench.evaluating(bench.valid), judges).times(sum(seen)) + once,
+            load=evaluated(experiment.evaluating(experiment.valid), judges).times(sum(seen)) + once,
             clients=len(judges) * sum(seen) + asked,
         ),
     )
     if "alone" in recipe.compare.columns:
-        columns["alone"] = _private(bench, "alone", alone_rounds(bench), valid, test)
+        columns["alone"] = _private(experiment, "alone", alone_rounds(experiment), valid, test)
     if "pooled" in recipe.compare.columns:
-        together = pooled_bench(bench)
+        together = pooled_experiment(experiment)
         parts = [evaluated(together.evaluating(part), (0,)) for part in (together.valid, together.test)]
         mine = _private(together, "pooled", recipe.federation.rounds, *parts)
         columns["pooled"] = (*mine, Chunk(kind="score", load=once, clients=asked))
     return columns
 
 
-def _private(bench: Bench, name: Literal["alone", "pooled"], rounds: int, valid: Load, test: Load) -> tuple[Chunk, ...]:
-    recipe, clients = bench.recipe, range(len(bench.train))
-    source = stations(bench)[f"alone {grid_name(recipe.optimizer.lr[0])}"].source
-    trained, seen = marks(bench, rounds)
+def _private(
+    experiment: Experiment, name: Literal["alone", "pooled"], rounds: int, valid: Load, test: Load
+) -> tuple[Chunk, ...]:
+    recipe, clients = experiment.recipe, range(len(experiment.train))
+    source = stations(experiment)[f"alone {grid_name(recipe.optimizer.lr[0])}"].source
+    trained, seen = marks(experiment, rounds)
     rates = len(recipe.optimizer.lr)
     trial = min(recipe.optimizer.grid_rounds or rounds, rounds)
     chosen = 0 if rates == 1 else rates + (trial < rounds)  # every rate once by its kept best, the best again
     count = len(clients)
     keep: Kind = "alone.keep" if name == "alone" else "pooled.keep"
     score: Kind = "alone.score" if name == "alone" else "pooled.score"
-    rows = [(clients, seed, times) for seed, times in zip(_round_seeds(bench, rounds), trained, strict=True)]
+    rows = [(clients, seed, times) for seed, times in zip(_round_seeds(experiment, rounds), trained, strict=True)]
     return (
         Chunk(kind=name, load=_trained(source, rows), clients=count * sum(trained)),
         Chunk(kind=keep, load=valid.times(sum(seen)), clients=count * sum(seen)),
@@ -153,9 +155,9 @@ def _private(bench: Bench, name: Literal["alone", "pooled"], rounds: int, valid:
     )
 
 
-def invitations(bench: Bench) -> list[tuple[int, ...]]:
+def invitations(experiment: Experiment) -> list[tuple[int, ...]]:
     """Who will be invited to each round of the federated column."""
-    sampler = sampler_of(bench)
-    weight_N = torch.tensor([shard.size for shard in bench.train], dtype=torch.float64)
-    seeds = _round_seeds(bench, bench.recipe.federation.rounds)
+    sampler = sampler_of(experiment)
+    weight_N = torch.tensor([shard.size for shard in experiment.train], dtype=torch.float64)
+    seeds = _round_seeds(experiment, experiment.recipe.federation.rounds)
     return [sampler.invite(weight_N, derive(seed, "invite")) for seed in seeds]

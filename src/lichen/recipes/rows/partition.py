@@ -20,22 +20,22 @@ from lichen.recipes.schema.recipe import Recipe
 
 __all__ = [
     "COPIES",
-    "Owner",
-    "Parted",
-    "draw_owners",
+    "ClientData",
+    "Partitioned",
+    "draw_clients",
     "draw_rows",
     "first_of",
-    "owners_of",
     "part",
     "reads_of",
     "rows_by_client",
+    "split_clients",
 ]
 
 COPIES = "copies of a row that trains"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
+class ClientData:
     """One client and its rows, already parted."""
 
     name: str
@@ -46,10 +46,10 @@ class Owner:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parted:
+class Partitioned:
     """The owners, in roster order, and what was left out."""
 
-    owners: tuple[Owner, ...]
+    clients_data: tuple[ClientData, ...]
     left: tuple[Left, ...] = ()
 
 
@@ -74,12 +74,12 @@ def first_of(things: Sequence[object]) -> tuple[int, ...]:
     return tuple(seen.setdefault(id(thing), place) for place, thing in enumerate(things))
 
 
-def owners_of(recipe: Recipe, records: Sequence[Record]) -> tuple[Owner, ...]:
+def split_clients(recipe: Recipe, records: Sequence[Record]) -> tuple[ClientData, ...]:
     """The owners of :func:`part`."""
-    return part(recipe, records).owners
+    return part(recipe, records).clients_data
 
 
-def part(recipe: Recipe, records: Sequence[Record], *, test: tuple[Record, ...] | None = None) -> Parted:
+def part(recipe: Recipe, records: Sequence[Record], *, test: tuple[Record, ...] | None = None) -> Partitioned:
     """Part the records among their owners, and each owner's into train, valid and test.
 
     A drawn partition (``dirichlet``, ``iid``) is scored on one common test set, with its share of
@@ -96,7 +96,7 @@ def part(recipe: Recipe, records: Sequence[Record], *, test: tuple[Record, ...] 
     partition = recipe.data.partition
     if partition.by == "client":
         rows, nobody = rows_by_client(recipe, records)
-        parted = draw_owners(recipe, rows)
+        parted = draw_clients(recipe, rows)
         return replace(parted, left=(nobody, *parted.left))
     common = draw_rows(recipe, records) if test is None else Common(test=test, rest=list(records))
     labels = np.asarray([str(r.label) for r in common.rest])
@@ -106,9 +106,9 @@ def part(recipe: Recipe, records: Sequence[Record], *, test: tuple[Record, ...] 
         else dirichlet(labels, clients=partition.clients, alpha=partition.alpha, seed=recipe.seed)
     )
     rows = {f"client-{k:03d}": [common.rest[i] for i in index] for k, index in enumerate(drawn)}
-    parted = draw_owners(recipe, rows, test=0.0)
-    owners = tuple(replace(owner, test=common.test) for owner in parted.owners)
-    return Parted(owners=owners, left=(*common.left, *parted.left))
+    parted = draw_clients(recipe, rows, test=0.0)
+    clients_data = tuple(replace(client_data, test=common.test) for client_data in parted.clients_data)
+    return Partitioned(clients_data=clients_data, left=(*common.left, *parted.left))
 
 
 def rows_by_client(recipe: Recipe, records: Sequence[Record]) -> tuple[dict[str, Sequence[Record]], Left]:
@@ -196,9 +196,9 @@ def _most(recipe: Recipe, rows: Sequence[Record], seed: int) -> list[Record]:
     return [rows[i] for i in some_of_each(kinds_of(recipe, rows), most, seed)]
 
 
-def draw_owners(
+def draw_clients(
     recipe: Recipe, rows: Mapping[str, Sequence[Record]], *, test: float | None = None, salt: str = "clients"
-) -> Parted:
+) -> Partitioned:
     """Choose clients with enough rows, cut and part their rows.
 
     Raises:
@@ -220,21 +220,23 @@ def draw_owners(
         enough = sorted(set(enough) - set(single))
     if data.max_clients is not None and len(enough) > data.max_clients:
         enough = [enough[i] for i in numpy_generator(recipe.seed, salt).permutation(len(enough))]
-    owners: list[Owner] = []
+    clients_data: list[ClientData] = []
     unsplit: list[str] = []
     for name in enough:
         found = _parted(recipe, name, rows[name], test)
-        owners += found.owners
+        clients_data += found.clients_data
         left += found.left
-        unsplit += [] if found.owners else [name]
-        if len(owners) == data.max_clients:
+        unsplit += [] if found.clients_data else [name]
+        if len(clients_data) == data.max_clients:
             break
-    if not owners:
+    if not clients_data:
         raise LichenError("no client could be split", where="data.unsplit", fix="lower data.valid and data.test")
-    more = enough[len(owners) + len(unsplit) :]
+    more = enough[len(clients_data) + len(unsplit) :]
     left.append(_clients("clients that leave no row for some part (data.unsplit: drop)", unsplit, rows))
     left.append(_clients(f"clients that were not drawn (data.max_clients: {data.max_clients})", more, rows))
-    return Parted(owners=tuple(sorted(owners, key=lambda owner: owner.name)), left=tuple(left))
+    return Partitioned(
+        clients_data=tuple(sorted(clients_data, key=lambda client_data: client_data.name)), left=tuple(left)
+    )
 
 
 def _clients(why: str, names: Sequence[str], rows: Mapping[str, Sequence[Record]]) -> Left:
@@ -256,7 +258,7 @@ def _refuse_one_class(recipe: Recipe, single: Sequence[str], clients: int) -> No
         )
 
 
-def _parted(recipe: Recipe, name: str, rows: Sequence[Record], test: float) -> Parted:
+def _parted(recipe: Recipe, name: str, rows: Sequence[Record], test: float) -> Partitioned:
     """One client's rows, cut and split; no owner if it is left out."""
     data, mine = recipe.data, list(rows)
     if data.max_rows is not None and len(mine) > data.max_rows:
@@ -267,7 +269,7 @@ def _parted(recipe: Recipe, name: str, rows: Sequence[Record], test: float) -> P
     for key, some, share in (("min_rows", train, 1.0), ("valid", valid, data.valid), ("test", held, test)):
         if share > 0 and not some:
             if data.unsplit == "drop":
-                return Parted(owners=())
+                return Partitioned(clients_data=())
             purpose = "to train on" if some is train else f"for {key}"
             raise LichenError(
                 f"client {name!r} has {len(mine)} rows, and none is left {purpose}",
@@ -279,5 +281,5 @@ def _parted(recipe: Recipe, name: str, rows: Sequence[Record], test: float) -> P
     before = len(valid) + len(held)
     valid, held = _most(recipe, valid, derive(seed, "valid")), _most(recipe, held, derive(seed, "test"))
     more = Left(why="validation and test rows beyond data.test_rows", rows=before - len(valid) - len(held))
-    owner = Owner(name=name, train=tuple(train), valid=tuple(valid), test=tuple(held))
-    return Parted(owners=(owner,), left=(cut, copies, more))
+    client_data = ClientData(name=name, train=tuple(train), valid=tuple(valid), test=tuple(held))
+    return Partitioned(clients_data=(client_data,), left=(cut, copies, more))

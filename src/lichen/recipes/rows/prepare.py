@@ -22,19 +22,19 @@ from lichen.data.sources.cache import prepared_folder
 from lichen.data.sources.catalog import CATALOG, fetch
 from lichen.data.sources.records import Record, load_records
 from lichen.data.sources.table import Some, column_of, kept_records
-from lichen.recipes.rows.partition import Owner, first_of, owners_of
+from lichen.recipes.rows.partition import ClientData, first_of, split_clients
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = [
+    "ClientData",
     "Gathered",
-    "Owner",
     "classes_of",
     "encode",
     "first_of",
     "gather",
     "gather_all",
     "is_private",
-    "owners_of",
+    "split_clients",
 ]
 
 MOST_CLASSES = 20

@@ -16,38 +16,38 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import derive, numpy_generator
 from lichen.data.reading import Copies, Left
 from lichen.data.sources.records import Record
-from lichen.recipes.rows.partition import Owner, draw_owners, draw_rows, part, rows_by_client
+from lichen.recipes.rows.partition import ClientData, draw_clients, draw_rows, part, rows_by_client
 from lichen.recipes.rows.shared_rows import apart
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["Commons", "commons_of", "few_labels", "labelled_of", "unlabelled_of"]
+__all__ = ["PublicSplit", "few_labels", "labelled_of", "split_public", "unlabelled_of"]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Commons:
+class PublicSplit:
     """The owners, and what is nobody's.
 
     Attributes:
-        owners: The clients, in roster order; rows beyond ``data.labels`` have no label.
+        clients_data: The clients, in roster order; rows beyond ``data.labels`` have no label.
         labelled: Public rows with their labels.
         unlabelled: Public rows whose labels are gone.
         left: What was left out on the way.
         copies: Test rows that other clients train on; None where they were not counted.
     """
 
-    owners: tuple[Owner, ...]
+    clients_data: tuple[ClientData, ...]
     labelled: tuple[Record, ...] = ()
     unlabelled: tuple[Record, ...] = ()
     left: tuple[Left, ...] = ()
     copies: Copies | None = None
 
 
-def commons_of(recipe: Recipe, records: Sequence[Record]) -> Commons:
+def split_public(recipe: Recipe, records: Sequence[Record]) -> PublicSplit:
     """Part the records: public ones, and each owner's into train, valid and test.
 
     Raises:
-        LichenError: as :func:`lichen.recipes.rows.prepare.owners_of`, or if the public rows are too few.
+        LichenError: as :func:`lichen.recipes.rows.prepare.split_clients`, or if the public rows are too few.
     """
     public = recipe.data.public
     labelled: tuple[Record, ...] = ()
@@ -63,7 +63,7 @@ def commons_of(recipe: Recipe, records: Sequence[Record]) -> Commons:
         pool = [r for name in sorted(given) for r in rows[name]]
         labelled, unlabelled = _parted(recipe, pool)
         left = (nobody, _unasked(pool, labelled, unlabelled))
-        parted = draw_owners(recipe, {name: of for name, of in rows.items() if name not in given})
+        parted = draw_clients(recipe, {name: of for name, of in rows.items() if name not in given})
     else:
         common = draw_rows(recipe, records)
         order = numpy_generator(recipe.seed, "public pool").permutation(len(common.rest))
@@ -76,7 +76,9 @@ def commons_of(recipe: Recipe, records: Sequence[Record]) -> Commons:
     left = (*left, *parted.left)
     return _scarce(
         recipe,
-        Commons(owners=parted.owners, labelled=labelled, unlabelled=unlabelled, left=left, copies=copies),
+        PublicSplit(
+            clients_data=parted.clients_data, labelled=labelled, unlabelled=unlabelled, left=left, copies=copies
+        ),
     )
 
 
@@ -106,26 +108,30 @@ def few_labels(rows: Sequence[Record], count: int, seed: int, name: str) -> tupl
     return tuple(row if i in known else replace(row, label=None) for i, row in enumerate(rows))
 
 
-def _scarce(recipe: Recipe, commons: Commons) -> Commons:
+def _scarce(recipe: Recipe, public_split: PublicSplit) -> PublicSplit:
     count = recipe.data.labels
     if count is None:
-        return commons
+        return public_split
 
-    def scarce(owner: Owner) -> Owner:
-        valid = [r for r in few_labels(owner.valid, count, recipe.seed, owner.name) if r.label is not None]
-        return replace(owner, train=few_labels(owner.train, count, recipe.seed, owner.name), valid=tuple(valid))
+    def scarce(client_data: ClientData) -> ClientData:
+        valid = [r for r in few_labels(client_data.valid, count, recipe.seed, client_data.name) if r.label is not None]
+        return replace(
+            client_data, train=few_labels(client_data.train, count, recipe.seed, client_data.name), valid=tuple(valid)
+        )
 
-    owners = tuple(scarce(owner) for owner in commons.owners)
-    before, after = (sum(len(owner.valid) for owner in some) for some in (commons.owners, owners))
+    clients_data = tuple(scarce(client_data) for client_data in public_split.clients_data)
+    before, after = (
+        sum(len(client_data.valid) for client_data in some) for some in (public_split.clients_data, clients_data)
+    )
     hidden = Left(why=f"validation rows beyond {count} of a client (data.labels)", rows=before - after)
-    return replace(commons, owners=owners, left=(*commons.left, hidden))
+    return replace(public_split, clients_data=clients_data, left=(*public_split.left, hidden))
 
 
-def labelled_of(owners: Sequence[Owner]) -> tuple[Owner, ...]:
+def labelled_of(clients_data: Sequence[ClientData]) -> tuple[ClientData, ...]:
     """The owners with those of their training rows that have a label."""
-    return tuple(replace(o, train=tuple(r for r in o.train if r.label is not None)) for o in owners)
+    return tuple(replace(o, train=tuple(r for r in o.train if r.label is not None)) for o in clients_data)
 
 
-def unlabelled_of(owners: Sequence[Owner]) -> list[tuple[Record, ...]]:
+def unlabelled_of(clients_data: Sequence[ClientData]) -> list[tuple[Record, ...]]:
     """Each owner's training rows that have none."""
-    return [tuple(r for r in o.train if r.label is None) for o in owners]
+    return [tuple(r for r in o.train if r.label is None) for o in clients_data]

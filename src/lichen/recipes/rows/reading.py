@@ -13,30 +13,33 @@ from lichen.data.sources.table import column_of
 from lichen.present.reading import reading_lines
 from lichen.recipes.rows.partition import first_of
 from lichen.recipes.rows.prepare import Gathered, is_private
-from lichen.recipes.rows.public import Commons
+from lichen.recipes.rows.public import PublicSplit
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["read_of", "told_of"]
 
 
-def read_of(recipe: Recipe, gathered: Gathered, commons: Commons, tokenizer: Any) -> Reading:
+def read_of(recipe: Recipe, gathered: Gathered, public_split: PublicSplit, tokenizer: Any) -> Reading:
     """Count what was found, what goes on and what does not.
 
     Args:
         recipe: The recipe.
         gathered: Its records.
-        commons: Its owners and public rows.
+        public_split: Its owners and public rows.
         tokenizer: Counts tokens; None where the rows are no texts.
     """
     found = reading_of(gathered.records)
-    owners, drawn = commons.owners, recipe.data.partition.by != "client"
-    tests = [owners[at].test for at in sorted(set(first_of([owner.test for owner in owners])))]
-    train = [row for owner in owners for row in owner.train]
-    valid, test = [row for owner in owners for row in owner.valid], [row for rows in tests for row in rows]
+    clients_data, drawn = public_split.clients_data, recipe.data.partition.by != "client"
+    tests = [clients_data[at].test for at in sorted(set(first_of([client_data.test for client_data in clients_data])))]
+    train = [row for client_data in clients_data for row in client_data.train]
+    valid, test = (
+        [row for client_data in clients_data for row in client_data.valid],
+        [row for rows in tests for row in rows],
+    )
     labelled = train if recipe.task == "chat" else [row for row in train if row.label is not None]
-    public = len(commons.labelled) + len(commons.unlabelled)
+    public = len(public_split.labelled) + len(public_split.unlabelled)
     used = {
-        "clients": len(owners),
+        "clients": len(clients_data),
         "train": len(labelled),
         "valid": len(valid),
         "test": len(test),
@@ -58,21 +61,21 @@ def read_of(recipe: Recipe, gathered: Gathered, commons: Commons, tokenizer: Any
         clients=0 if drawn else found.clients,
         lengths=lengths,
         used=used,
-        left=merged((*gathered.left, *commons.left)),
-        copies=commons.copies,
+        left=merged((*gathered.left, *public_split.left)),
+        copies=public_split.copies,
         alike=notes,
     )
 
 
 def told_of(
-    recipe: Recipe, gathered: Gathered, commons: Commons, tokenizer: Any, say: Callable[[str], None]
+    recipe: Recipe, gathered: Gathered, public_split: PublicSplit, tokenizer: Any, say: Callable[[str], None]
 ) -> Mapping[str, Any]:
     """The same as JSON holds it, said a line each, after what was assumed about the user's files."""
     path = Path(recipe.data.name).expanduser()
     if is_private(recipe) and path.exists():
         for note in read_notes(path):
             say(note)
-    read = read_of(recipe, gathered, commons, tokenizer).as_dict()
+    read = read_of(recipe, gathered, public_split, tokenizer).as_dict()
     for line in reading_lines(read):
         say(line)
     return read

@@ -15,14 +15,14 @@ from lichen.data.reading import Copies, Left
 from lichen.data.sources.record import Record
 from lichen.data.splits.fingerprint import fingerprint
 from lichen.data.splits.overlap import elsewhere
-from lichen.recipes.rows.partition import Owner, Parted, first_of, reads_of
+from lichen.recipes.rows.partition import ClientData, Partitioned, first_of, reads_of
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["apart"]
 
 
-def apart(recipe: Recipe, parted: Parted, public: Sequence[Record]) -> tuple[Parted, Copies | None]:
-    """``(the owners, their copies)``, by ``data.copies``.
+def apart(recipe: Recipe, parted: Partitioned, public: Sequence[Record]) -> tuple[Partitioned, Copies | None]:
+    """``(the clients_data, their copies)``, by ``data.copies``.
 
     ``drop`` takes out validation and test rows that stand in another client's training rows or among the public rows,
     and leaves training rows as they are: each column is then scored on rows that nobody has learned from, and
@@ -38,14 +38,15 @@ def apart(recipe: Recipe, parted: Parted, public: Sequence[Record]) -> tuple[Par
     """
     if recipe.data.copies == "keep":
         return parted, None
-    owners = parted.owners
-    held = [_marks(recipe, owner.train) for owner in owners] + [_marks(recipe, public)]
+    clients_data = parted.clients_data
+    held = [_marks(recipe, client_data.train) for client_data in clients_data] + [_marks(recipe, public)]
     valid, test = (
-        elsewhere(held, [_marks(recipe, getattr(owner, name)) for owner in owners]) for name in ("valid", "test")
+        elsewhere(held, [_marks(recipe, getattr(client_data, name)) for client_data in clients_data])
+        for name in ("valid", "test")
     )
     if recipe.data.copies == "drop":
-        return _dropped(recipe, parted, valid, test), Copies(rows=0, test_rows=_count(owners, test)[1], clients=0)
-    rows, of = _count(owners, test)
+        return _dropped(recipe, parted, valid, test), Copies(rows=0, test_rows=_count(clients_data, test)[1], clients=0)
+    rows, of = _count(clients_data, test)
     return parted, Copies(rows=rows, test_rows=of, clients=sum(any(some) for some in test))
 
 
@@ -53,27 +54,31 @@ def _marks(recipe: Recipe, rows: Sequence[Record]) -> list[str]:
     return [fingerprint(row, reads=reads_of(recipe)) for row in rows]
 
 
-def _count(owners: Sequence[Owner], test: Sequence[Sequence[bool]]) -> tuple[int, int]:
-    own = sorted(set(first_of([owner.test for owner in owners])))
+def _count(clients_data: Sequence[ClientData], test: Sequence[Sequence[bool]]) -> tuple[int, int]:
+    own = sorted(set(first_of([client_data.test for client_data in clients_data])))
     return sum(sum(test[at]) for at in own), sum(len(test[at]) for at in own)
 
 
-def _dropped(recipe: Recipe, parted: Parted, valid: Sequence[Sequence[bool]], test: Sequence[Sequence[bool]]) -> Parted:
-    owners: list[Owner] = []
-    rows, gone = 0, list[Owner]()
+def _dropped(
+    recipe: Recipe, parted: Partitioned, valid: Sequence[Sequence[bool]], test: Sequence[Sequence[bool]]
+) -> Partitioned:
+    clients_data: list[ClientData] = []
+    rows, gone = 0, list[ClientData]()
     made: dict[int, tuple[Record, ...]] = {}  # a test set that all clients share stays one
-    for owner, old_valid, old_test in zip(parted.owners, valid, test, strict=True):
-        if id(owner.test) not in made:
-            made[id(owner.test)] = tuple(row for row, copy in zip(owner.test, old_test, strict=True) if not copy)
-            rows += len(owner.test) - len(made[id(owner.test)])
-        new_valid = tuple(row for row, copy in zip(owner.valid, old_valid, strict=True) if not copy)
-        new = replace(owner, valid=new_valid, test=made[id(owner.test)])
-        if (owner.valid and not new.valid) or (owner.test and not new.test):
+    for client_data, old_valid, old_test in zip(parted.clients_data, valid, test, strict=True):
+        if id(client_data.test) not in made:
+            made[id(client_data.test)] = tuple(
+                row for row, copy in zip(client_data.test, old_test, strict=True) if not copy
+            )
+            rows += len(client_data.test) - len(made[id(client_data.test)])
+        new_valid = tuple(row for row, copy in zip(client_data.valid, old_valid, strict=True) if not copy)
+        new = replace(client_data, valid=new_valid, test=made[id(client_data.test)])
+        if (client_data.valid and not new.valid) or (client_data.test and not new.test):
             gone.append(new)
         else:
-            owners.append(new)
-        rows += len(owner.valid) - len(new.valid)
-    if gone and (recipe.data.unsplit == "refuse" or not owners):
+            clients_data.append(new)
+        rows += len(client_data.valid) - len(new.valid)
+    if gone and (recipe.data.unsplit == "refuse" or not clients_data):
         part = "test" if gone[0].valid else "validation"
         raise LichenError(
             f"client {gone[0].name!r} has no {part} row that no other client trains on",
@@ -86,4 +91,4 @@ def _dropped(recipe: Recipe, parted: Parted, valid: Sequence[Sequence[bool]], te
         rows=sum(len(o.train) + len(o.valid) + len(o.test) for o in gone),
         clients=len(gone),
     )
-    return Parted(owners=tuple(owners), left=(*parted.left, Left(why=why, rows=rows), whole))
+    return Partitioned(clients_data=tuple(clients_data), left=(*parted.left, Left(why=why, rows=rows), whole))

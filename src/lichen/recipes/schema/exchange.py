@@ -15,7 +15,7 @@ from lichen.recipes.schema.federation import Federation, Optimizer, Wire
 from lichen.recipes.schema.help import Public
 from lichen.recipes.schema.model import Model, Positive, Section
 
-__all__ = ["Exchange", "refuse_unequal"]
+__all__ = ["Exchange", "refuse_heterogeneous"]
 
 Chance = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -73,7 +73,7 @@ class Exchange(Section):
         return self.digest_steps or 4 * steps
 
 
-def refuse_unequal(
+def refuse_heterogeneous(
     exchange: Exchange | None,
     *,
     task: str,

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lichen.recipes.schema.exchange import Exchange, refuse_unequal
+from lichen.recipes.schema.exchange import Exchange, refuse_heterogeneous
 from lichen.recipes.schema.federation import Aggregate, Federation, Optimizer, Wire
 from lichen.recipes.schema.help import Public, Semi, Synthetic, Teacher, refuse_unhelpful
 from lichen.recipes.schema.model import Adapter, Model, Positive, Section, Share, Student
@@ -208,7 +208,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         model, student = self.model, self.model.student
-        refuse_unequal(
+        refuse_heterogeneous(
             self.exchange,
             task=self.task,
             model=model,

@@ -34,10 +34,10 @@ from lichen.engines.spawned import SpawnedEngine
 from lichen.present.trace import Event
 from lichen.recipes.assemble.aggregation import home_of
 from lichen.recipes.assemble.column import Column, among, local_engine
-from lichen.recipes.assemble.experiment import Bench, grid_name, values_N
+from lichen.recipes.assemble.experiment import Experiment, grid_name, values_N
 from lichen.recipes.assemble.parts import algorithm_of, begin_of, lr_scale, stop_of, tensors_of, trainer
 from lichen.recipes.assemble.run_folder import RunFolder
-from lichen.recipes.assemble.workload import alone_rounds, pooled_bench
+from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.schema.recipe import Recipe
 from lichen.transforms.delta import view_name
@@ -67,7 +67,7 @@ def choose(recipe: Recipe, rounds: int, go: Callable[[float, int], float]) -> fl
 
 
 def federate(
-    bench: Bench,
+    experiment: Experiment,
     engine: Engine,
     lr: float,
     until: int,
@@ -77,25 +77,29 @@ def federate(
     once: Once = lambda do: do(),
 ) -> ServerState:
     """The federated column at one learning rate, up to round ``until``; see :func:`lichen.core.rounds.run`."""
-    algorithm = _with_server(bench, algorithm_of(bench, lr, until), lr, checkpoint.parent / "server")
-    return _go(bench, algorithm, engine, until, checkpoint, watch, once, begin=begin_of(bench, lr))
+    algorithm = _with_server(experiment, algorithm_of(experiment, lr, until), lr, checkpoint.parent / "server")
+    return _go(experiment, algorithm, engine, until, checkpoint, watch, once, begin=begin_of(experiment, lr))
 
 
-def _with_server(bench: Bench, clients: Average, lr: float, folder: Path) -> Algorithm:
+def _with_server(experiment: Experiment, clients: Average, lr: float, folder: Path) -> Algorithm:
     """The federation, with fair weights or the server's own training between rounds where the recipe has them."""
-    recipe, rows = bench.recipe, bench.aid.server
+    recipe, rows = experiment.recipe, experiment.auxiliary.server
     if recipe.federation.fair == "minmax":
         return Agnostic(clients, rate=recipe.federation.fair_rate)
     if rows is None or recipe.semi is None:
         return clients
     fed = recipe.federation
     source = TrainSource(
-        (rows,), batch_size=fed.batch, steps=recipe.semi.server_steps, pad=bench.pad, max_length=recipe.data.max_length
+        (rows,),
+        batch_size=fed.batch,
+        steps=recipe.semi.server_steps,
+        pad=experiment.pad,
+        max_length=recipe.data.max_length,
     )
     server = LocalEngine(
-        {"server": Station(work=trainer(bench, lr), source=source)},
+        {"server": Station(work=trainer(experiment, lr), source=source)},
         ClientStore(folder),
-        base=bench.model.base,
+        base=experiment.model.base,
         device=recipe.model.device,
     )
     scale = lr_scale(recipe, fed.rounds)
@@ -108,7 +112,7 @@ def _with_server(bench: Bench, clients: Average, lr: float, folder: Path) -> Alg
 
 
 def _go(
-    bench: Bench,
+    experiment: Experiment,
     algorithm: Algorithm,
     engine: Engine,
     rounds: int,
@@ -123,37 +127,42 @@ def _go(
         engine,
         lambda: begin,
         rounds=rounds,
-        seed=derive(bench.recipe.seed, "run"),
+        seed=derive(experiment.recipe.seed, "run"),
         checkpoint=checkpoint,
         once=once,
-        stop=stop_of(bench.recipe),
+        stop=stop_of(experiment.recipe),
         observers=[watch],
     )
 
 
 def adapt(
-    bench: Bench, folder: RunFolder, watch: Watch, say: Callable[[str], None], *, plain: Bench | None = None
+    experiment: Experiment,
+    folder: RunFolder,
+    watch: Watch,
+    say: Callable[[str], None],
+    *,
+    plain: Experiment | None = None,
 ) -> dict[str, Column]:
     """Run the federated column and those it is compared with.
 
     Args:
-        bench: What the federated column works with.
+        experiment: What the federated column works with.
         folder: The run folder.
         watch: Sees every round.
         say: Called with lines of progress.
         plain: What the other columns work with, where the federation has help they have not.
     """
-    plain = plain or bench
-    recipe = bench.recipe
-    engine = among(folder.ranks, local_engine(bench, ClientStore(folder.path / "state" / "none")))
+    plain = plain or experiment
+    recipe = experiment.recipe
+    engine = among(folder.ranks, local_engine(experiment, ClientStore(folder.path / "state" / "none")))
 
     # A test set that clients share is scored once for all of them, since they score one model.
-    first = torch.tensor(first_of(bench.test))
+    first = torch.tensor(first_of(experiment.test))
     asked, place_N = torch.unique(first, return_inverse=True)
 
     def test(name: str, shared: Tree) -> Column:
         clients = tuple(asked.tolist())
-        job = Job(work="test", shared=shared, version=0, clients=clients, seed=0, base=bench.model.base)
+        job = Job(work="test", shared=shared, version=0, clients=clients, seed=0, base=experiment.model.base)
 
         def scores() -> Tree:
             return {key: x_M[place_N] for key, x_M in score(engine, job)[1].items()}
@@ -164,8 +173,8 @@ def adapt(
     columns: dict[str, Column] = {}
     if "base" in recipe.compare.columns and recipe.task == "chat":
         say("scoring the foundation model as it is")
-        columns["base"] = test("base", bench.start)
-    columns["federated"] = _federated(bench, folder, watch, test, "federated")
+        columns["base"] = test("base", experiment.start)
+    columns["federated"] = _federated(experiment, folder, watch, test, "federated")
     if "without" in recipe.compare.columns:
         columns["without"] = _federated(plain, folder, watch, test, "without")
     if "alone" in recipe.compare.columns:
@@ -179,8 +188,10 @@ def _observer(watch: Watch, column: str, lr: float, rounds: int) -> Callable[[Re
     return lambda report: watch(Event(column=column, report=report, total_rounds=rounds, grid=grid_name(lr)))
 
 
-def _federated(bench: Bench, folder: RunFolder, watch: Watch, test: Callable[[str, Tree], Column], name: str) -> Column:
-    recipe, rounds = bench.recipe, bench.recipe.federation.rounds
+def _federated(
+    experiment: Experiment, folder: RunFolder, watch: Watch, test: Callable[[str, Tree], Column], name: str
+) -> Column:
+    recipe, rounds = experiment.recipe, experiment.recipe.federation.rounds
     states: dict[float, ServerState] = {}
     with ExitStack() as stack:
         engines: dict[float, Engine] = {}
@@ -188,52 +199,52 @@ def _federated(bench: Bench, folder: RunFolder, watch: Watch, test: Callable[[st
         def go(lr: float, until: int) -> float:
             if lr not in engines:
                 store = ClientStore(folder.clients(name, grid_name(lr)))
-                engines[lr] = _engine(bench, folder, store, stack)
+                engines[lr] = _engine(experiment, folder, store, stack)
             checkpoint = folder.checkpoint(name, grid_name(lr))
             told = _observer(watch, name, lr, rounds)
-            states[lr] = federate(bench, engines[lr], lr, until, checkpoint, told, once=folder.ranks.ask_first)
+            states[lr] = federate(experiment, engines[lr], lr, until, checkpoint, told, once=folder.ranks.ask_first)
             return states[lr].best_value
 
         lr = choose(recipe, rounds, go)
         if home_of(recipe):
             # What stayed at home in the best round lies beside what is newest, under that round's version.
-            best, everyone = states[lr], tuple(range(len(bench.train)))
+            best, everyone = states[lr], tuple(range(len(experiment.train)))
             job = Job(
                 work="test",
                 shared=best.best,
                 version=best.best_round,
                 clients=everyone,
                 seed=0,
-                base=bench.model.base,
+                base=experiment.model.base,
             )
             metrics = folder.tree(name, lambda: score(engines[lr], job)[1])
             value_N = values_N(recipe, metrics)
             return Column(value_N=value_N, metrics=metrics, lr=lr, shared=best.best, best_round=best.best_round)
     best = states[lr]
-    shared = tensors_of(bench, lr, best.best)
+    shared = tensors_of(experiment, lr, best.best)
     tested = test(name, shared)
     return replace(tested, lr=lr, shared=shared, best_round=best.best_round)
 
 
-def _engine(bench: Bench, folder: RunFolder, store: ClientStore, stack: ExitStack) -> Engine:
-    recipe = bench.recipe
+def _engine(experiment: Experiment, folder: RunFolder, store: ClientStore, stack: ExitStack) -> Engine:
+    recipe = experiment.recipe
     if recipe.engine.name != "spawned":
-        return among(folder.ranks, local_engine(bench, store))
+        return among(folder.ranks, local_engine(experiment, store))
     command = [sys.executable, "-m", "lichen", "node", "--recipe", str(folder.path / "recipe.yaml")]
-    agreed = view_name(bench.start) if recipe.wire.down else ""
+    agreed = view_name(experiment.start) if recipe.wire.down else ""
     command += ["--state", str(store.folder)]
     return stack.enter_context(SpawnedEngine(command, nodes=recipe.engine.nodes, agreed=agreed))
 
 
-def _alone(bench: Bench, folder: RunFolder, watch: Watch) -> Column:
-    everyone = tuple(range(len(bench.train)))
-    column, _ = _private(bench, folder, watch, "alone", alone_rounds(bench), everyone)
+def _alone(experiment: Experiment, folder: RunFolder, watch: Watch) -> Column:
+    everyone = tuple(range(len(experiment.train)))
+    column, _ = _private(experiment, folder, watch, "alone", alone_rounds(experiment), everyone)
     return column
 
 
-def _pooled(bench: Bench, folder: RunFolder, watch: Watch, test: Callable[[str, Tree], Column]) -> Column:
-    fed = bench.recipe.federation
-    column, store = _private(pooled_bench(bench), folder, watch, "pooled", fed.rounds, (0,))
+def _pooled(experiment: Experiment, folder: RunFolder, watch: Watch, test: Callable[[str, Tree], Column]) -> Column:
+    fed = experiment.recipe.federation
+    column, store = _private(pooled_experiment(experiment), folder, watch, "pooled", fed.rounds, (0,))
     own = store.load((0,), 2 * fed.rounds)
     assert own is not None
     best, _ = trees.split(trees.take(own, 0), "best/")
@@ -243,20 +254,22 @@ def _pooled(bench: Bench, folder: RunFolder, watch: Watch, test: Callable[[str, 
 
 
 def _private(
-    bench: Bench, folder: RunFolder, watch: Watch, name: str, rounds: int, clients: tuple[int, ...]
+    experiment: Experiment, folder: RunFolder, watch: Watch, name: str, rounds: int, clients: tuple[int, ...]
 ) -> tuple[Column, ClientStore]:
     """Train clients by themselves at every learning rate; the column of the best one, and its private state."""
-    recipe = bench.recipe
+    recipe = experiment.recipe
     engines: dict[float, Engine] = {}
     stores: dict[float, ClientStore] = {}
 
     def scored(lr: float, until: int, work: str) -> Tree:
-        job = Job(work=work, shared=bench.start, version=2 * until, clients=clients, seed=0, base=bench.model.base)
+        job = Job(
+            work=work, shared=experiment.start, version=2 * until, clients=clients, seed=0, base=experiment.model.base
+        )
         return folder.tree(f"{name}.{work}.{grid_name(lr)}.{until}", lambda: score(engines[lr], job)[1])
 
     def go(lr: float, until: int) -> float:
         stores[lr] = ClientStore(folder.clients(name, grid_name(lr)))
-        engines[lr] = among(folder.ranks, local_engine(bench, stores[lr]))
+        engines[lr] = among(folder.ranks, local_engine(experiment, stores[lr]))
         algorithm = Alone(
             clients=len(clients),
             rounds=until,
@@ -264,11 +277,11 @@ def _private(
             valid="alone.valid",
             valid_every=recipe.federation.valid_every,
             lr_scale=lr_scale(recipe, rounds),
-            base=bench.model.base,
+            base=experiment.model.base,
         )
         checkpoint = folder.checkpoint(name, grid_name(lr))
         told = _observer(watch, name, lr, rounds)
-        _go(bench, algorithm, engines[lr], until, checkpoint, told, folder.ranks.ask_first, begin=bench.start)
+        _go(experiment, algorithm, engines[lr], until, checkpoint, told, folder.ranks.ask_first, begin=experiment.start)
         return mean_loss(scored(lr, until, "alone.chosen")) if len(recipe.optimizer.lr) > 1 else 0.0
 
     lr = choose(recipe, rounds, go)

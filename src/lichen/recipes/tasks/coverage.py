@@ -14,8 +14,8 @@ from typing import Any, final
 
 from lichen.present.trace import Event
 from lichen.recipes.assemble.column import Column
-from lichen.recipes.assemble.experiment import Bench, grid_name
-from lichen.recipes.assemble.workload import alone_rounds, pooled_bench
+from lichen.recipes.assemble.experiment import Experiment, grid_name
+from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment
 
 __all__ = ["Seen", "planned", "seen", "trained"]
 
@@ -38,14 +38,14 @@ class Seen:
     share_seen: float
 
 
-def seen(bench: Bench, rounds: Iterable[Sequence[int]]) -> Seen:
+def seen(experiment: Experiment, rounds: Iterable[Sequence[int]]) -> Seen:
     """What clients see of their rows.
 
     Args:
-        bench: The clients' rows, and the recipe's steps or epochs.
+        experiment: The clients' rows, and the recipe's steps or epochs.
         rounds: Who trains in each round.
     """
-    fed, rows_N = bench.recipe.federation, [shard.size for shard in bench.train]
+    fed, rows_N = experiment.recipe.federation, [shard.size for shard in experiment.train]
     often_N = [0] * len(rows_N)
     for clients in rounds:
         for client in clients:
@@ -64,30 +64,30 @@ def seen(bench: Bench, rounds: Iterable[Sequence[int]]) -> Seen:
     return Seen(rows=total, rows_there=whole, passes=total / max(whole, 1), share_seen=share)
 
 
-def planned(bench: Bench, invited: Sequence[Sequence[int]], columns: Iterable[str]) -> dict[str, Seen]:
+def planned(experiment: Experiment, invited: Sequence[Sequence[int]], columns: Iterable[str]) -> dict[str, Seen]:
     """What the trained columns of a recipe will see, at one learning rate each.
 
     Args:
-        bench: The recipe's.
+        experiment: The recipe's.
         invited: The clients of every round of the federation.
         columns: Those that are run.
     """
     rounds = {
-        "federated": (bench, invited),
-        "without": (bench, invited),
-        "alone": (bench, [range(len(bench.train))] * alone_rounds(bench)),
-        "pooled": (pooled_bench(bench), [(0,)] * bench.recipe.federation.rounds),
+        "federated": (experiment, invited),
+        "without": (experiment, invited),
+        "alone": (experiment, [range(len(experiment.train))] * alone_rounds(experiment)),
+        "pooled": (pooled_experiment(experiment), [(0,)] * experiment.recipe.federation.rounds),
     }
     return {name: seen(*rounds[name]) for name in ("federated", *columns) if name in rounds}
 
 
 def trained(
-    bench: Bench, plain: Bench, columns: Mapping[str, Column], events: Sequence[Event]
+    experiment: Experiment, plain: Experiment, columns: Mapping[str, Column], events: Sequence[Event]
 ) -> dict[str, dict[str, Any]]:
     """What the trained columns of a finished run have seen, as its summary holds it.
 
     Args:
-        bench: What the federated column worked with.
+        experiment: What the federated column worked with.
         plain: What the others did.
         columns: All columns; those without rounds in the trace are left out.
         events: The run's trace.
@@ -98,7 +98,7 @@ def trained(
         rounds = {e.report.round: e for e in events if e.column == name and e.grid == grid}
         if not rounds:
             continue
-        here = pooled_bench(plain) if name == "pooled" else bench if name == "federated" else plain
+        here = pooled_experiment(plain) if name == "pooled" else experiment if name == "federated" else plain
         last = rounds[max(rounds)]
         out[name] = {
             "rounds": last.report.round,

@@ -42,7 +42,7 @@ from lichen.recipes.artifacts.inputs import agree, inputs_of
 from lichen.recipes.assemble.class_names import save_class_names
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import grid_name, participants, values_N
-from lichen.recipes.assemble.heterogeneous import Unequal, open_unequal
+from lichen.recipes.assemble.heterogeneous import HeterogeneousClients, open_heterogeneous
 from lichen.recipes.assemble.heterogeneous_parts import ByKind, averaged, engine_of, private, server
 from lichen.recipes.assemble.parts import lr_scale, sampler_of, server_of, stop_of, validators_of
 from lichen.recipes.assemble.run_folder import RunFolder
@@ -50,7 +50,7 @@ from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.columns import Watch, choose
 from lichen.recipes.tasks.exchange_report import Trained, bytes_of, ensemble_column, save_models, told_by_kind
-from lichen.recipes.tasks.outcome import Done, classified, majority, tested
+from lichen.recipes.tasks.outcome import TaskResult, classified, majority, tested
 from lichen.server.knowledge.ensemble import Ensemble
 from lichen.server.mean import Mean
 
@@ -59,7 +59,7 @@ __all__ = ["run_exchange"]
 Say = Callable[[str], None]
 
 
-def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Done:
+def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> TaskResult:
     """Run a recipe with a section ``exchange``.
 
     Args:
@@ -71,33 +71,33 @@ def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> D
     Raises:
         LichenError: whatever does not fit, by its key.
     """
-    opened, unequal = open_unequal(recipe, say)
-    agree(folder, recipe, inputs_of(opened, *unequal.benches.values()))
-    save_class_names(folder, opened.classes)
-    trained = _federated(unequal, folder, watch)
+    loaded, heterogeneous = open_heterogeneous(recipe, say)
+    agree(folder, recipe, inputs_of(loaded, *heterogeneous.experiments.values()))
+    save_class_names(folder, loaded.classes)
+    trained = _federated(heterogeneous, folder, watch)
     columns = {"federated": trained.column}
     if "alone" in recipe.compare.columns:
-        columns["alone"] = _alone(unequal, folder, watch)
+        columns["alone"] = _alone(heterogeneous, folder, watch)
     say("asking all models for every test row")
-    columns["ensemble"] = ensemble_column(opened, unequal, trained, folder)
-    columns["majority"] = majority(recipe, opened.bench.train, opened.bench.test, len(opened.classes))
-    save_models(opened, unequal, trained, folder)
+    columns["ensemble"] = ensemble_column(loaded, heterogeneous, trained, folder)
+    columns["majority"] = majority(recipe, loaded.experiment.train, loaded.experiment.test, len(loaded.classes))
+    save_models(loaded, heterogeneous, trained, folder)
     # Whoever learns from public rows is sent them once.
-    sent = 0 if unequal.fused else unequal.count * bytes_of(opened, unequal.public)
-    return Done(
+    sent = 0 if heterogeneous.fused else heterogeneous.count * bytes_of(loaded, heterogeneous.public)
+    return TaskResult(
         columns=columns,
-        clients=tuple(owner.name for owner in opened.owners),
+        clients=tuple(client_data.name for client_data in loaded.clients_data),
         extra={
-            **told_by_kind(unequal, columns),
+            **told_by_kind(heterogeneous, columns),
             **classified(columns),
-            **tested([owner.test for owner in opened.owners], opened.classes),
+            **tested([client_data.test for client_data in loaded.clients_data], loaded.classes),
             "public_rows.bytes": float(sent),
         },
-        read=opened.read,
+        read=loaded.read,
         bytes_down=sent,
-        validators=len(validators_of(opened.bench)),
-        counts=counts_of(recipe, opened.owners, opened.tokenizer),
-        common_test=shared_test(opened.owners),
+        validators=len(validators_of(loaded.experiment)),
+        counts=counts_of(recipe, loaded.clients_data, loaded.tokenizer),
+        common_test=shared_test(loaded.clients_data),
     )
 
 
@@ -105,29 +105,29 @@ def _told(watch: Watch, column: str, lr: float, rounds: int) -> Callable[[Report
     return lambda report: watch(Event(column=column, report=report, total_rounds=rounds, grid=grid_name(lr)))
 
 
-def _algorithm(unequal: Unequal, lr: float, until: int) -> Algorithm:
+def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int) -> Algorithm:
     """The exchange at one learning rate, up to round ``until``."""
-    recipe, section, fed = unequal.recipe, unequal.exchange, unequal.recipe.federation
-    bench = next(iter(unequal.benches.values()))
-    classes = bench.model.classes
+    recipe, section, fed = heterogeneous.recipe, heterogeneous.exchange, heterogeneous.recipe.federation
+    experiment = next(iter(heterogeneous.experiments.values()))
+    classes = experiment.model.classes
     assert classes is not None
     ensemble = Ensemble(section.means, classes=classes, weigh=section.weigh, sharpen=section.sharpened)
-    weight_N = torch.tensor([shard.size for shard in unequal.train], dtype=torch.float64)
-    scale, sampler = lr_scale(recipe, fed.rounds), sampler_of(bench)
-    if not unequal.fused:
+    weight_N = torch.tensor([shard.size for shard in heterogeneous.train], dtype=torch.float64)
+    scale, sampler = lr_scale(recipe, fed.rounds), sampler_of(experiment)
+    if not heterogeneous.fused:
         return Exchange(
-            kinds=unequal.kinds,
+            kinds=heterogeneous.kinds,
             ensemble=ensemble,
             sampler=sampler,
             weight_N=weight_N,
             rounds=until,
             valid_every=fed.valid_every,
-            validators=validators_of(bench),
+            validators=validators_of(experiment),
             lr_scale=scale,
         )
-    predict, distil = server(unequal, lr)
+    predict, distil = server(heterogeneous, lr)
     return Fusion(
-        kinds=unequal.kinds,
+        kinds=heterogeneous.kinds,
         predict=predict,
         distil=distil,
         aggregator=Mean(weighting="uniform" if fed.weighting == "uniform" else "examples"),
@@ -137,32 +137,36 @@ def _algorithm(unequal: Unequal, lr: float, until: int) -> Algorithm:
         weight_N=weight_N,
         rounds=until,
         valid_every=fed.valid_every,
-        validators=validators_of(bench),
+        validators=validators_of(experiment),
         lr_scale=scale,
     )
 
 
-def _federated(unequal: Unequal, folder: RunFolder, watch: Watch) -> Trained:
-    recipe, rounds = unequal.recipe, unequal.recipe.federation.rounds
-    fused, everyone = unequal.fused, tuple(range(unequal.count))
+def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, watch: Watch) -> Trained:
+    recipe, rounds = heterogeneous.recipe, heterogeneous.recipe.federation.rounds
+    fused, everyone = heterogeneous.fused, tuple(range(heterogeneous.count))
     states: dict[float, ServerState] = {}
     engines: dict[float, LocalEngine] = {}
 
     def begin() -> Tree:
-        return together({kind: bench.start for kind, bench in unequal.benches.items()}) if fused else {}
+        return (
+            together({kind: experiment.start for kind, experiment in heterogeneous.experiments.items()})
+            if fused
+            else {}
+        )
 
     def scored(lr: float, work: str, until: int) -> Tree:
         job = Job(work=work, shared={}, version=2 * until, clients=everyone, seed=0)
         best = states[lr].best
         make = lambda kind: of_kind(best, kind) if fused else {}  # noqa: E731
-        return score_kinds(engines[lr], job, unequal.kinds, make)[1]
+        return score_kinds(engines[lr], job, heterogeneous.kinds, make)[1]
 
     def go(lr: float, until: int) -> float:
         grid = grid_name(lr)
-        stations = averaged(unequal, lr) if fused else private(unequal, lr)
-        engines[lr] = engine_of(unequal, stations, ClientStore(folder.clients("federated", grid)))
+        stations = averaged(heterogeneous, lr) if fused else private(heterogeneous, lr)
+        engines[lr] = engine_of(heterogeneous, stations, ClientStore(folder.clients("federated", grid)))
         states[lr] = run(
-            _algorithm(unequal, lr, until),
+            _algorithm(heterogeneous, lr, until),
             engines[lr],
             begin,
             rounds=until,
@@ -189,11 +193,11 @@ def _federated(unequal: Unequal, folder: RunFolder, watch: Watch) -> Trained:
     )
 
 
-def _alone(unequal: Unequal, folder: RunFolder, watch: Watch) -> Column:
+def _alone(heterogeneous: HeterogeneousClients, folder: RunFolder, watch: Watch) -> Column:
     """Everybody by itself, with the exchange's budget of local steps."""
-    recipe, fed = unequal.recipe, unequal.recipe.federation
-    bench, everyone = next(iter(unequal.benches.values())), tuple(range(unequal.count))
-    rounds = max(1, math.ceil(fed.rounds * participants(bench) / unequal.count))
+    recipe, fed = heterogeneous.recipe, heterogeneous.recipe.federation
+    experiment, everyone = next(iter(heterogeneous.experiments.values())), tuple(range(heterogeneous.count))
+    rounds = max(1, math.ceil(fed.rounds * participants(experiment) / heterogeneous.count))
     engines: dict[float, Engine] = {}
 
     def scored(lr: float, until: int, work: str) -> Tree:
@@ -202,11 +206,11 @@ def _alone(unequal: Unequal, folder: RunFolder, watch: Watch) -> Column:
 
     def go(lr: float, until: int) -> float:
         grid = grid_name(lr)
-        local = engine_of(unequal, private(unequal, lr), ClientStore(folder.clients("alone", grid)))
-        engines[lr] = ByKind(local, kinds=unequal.kinds)
+        local = engine_of(heterogeneous, private(heterogeneous, lr), ClientStore(folder.clients("alone", grid)))
+        engines[lr] = ByKind(local, kinds=heterogeneous.kinds)
         run(
             Alone(
-                clients=unequal.count,
+                clients=heterogeneous.count,
                 rounds=until,
                 work="alone",
                 valid="alone.valid",

@@ -20,10 +20,10 @@ from lichen.core.tree import Tree
 from lichen.data.batches.shards import ArrayShard, Shard, pooled
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import values_N
-from lichen.recipes.assemble.heterogeneous import Unequal
+from lichen.recipes.assemble.heterogeneous import HeterogeneousClients
 from lichen.recipes.assemble.heterogeneous_parts import engine_of, saying
 from lichen.recipes.assemble.model import STUDENT_TOKENIZER
-from lichen.recipes.assemble.open import Opened
+from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.server.knowledge.ensemble import Ensemble
 
@@ -51,19 +51,25 @@ class Trained:
     models: Models
 
 
-def ensemble_column(opened: Opened, unequal: Unequal, trained: Trained, folder: RunFolder) -> Column:
+def ensemble_column(
+    loaded: LoadedExperiment, heterogeneous: HeterogeneousClients, trained: Trained, folder: RunFolder
+) -> Column:
     """What all models say of each test row together, whoever's it is; no part of the exchange."""
-    recipe, test, classes = unequal.recipe, opened.bench.test, len(opened.classes)
-    place = {id(owner.test): client for client, owner in reversed(list(enumerate(opened.owners))) if owner.test}
+    recipe, test, classes = heterogeneous.recipe, loaded.experiment.test, len(loaded.classes)
+    place = {
+        id(client_data.test): client
+        for client, client_data in reversed(list(enumerate(loaded.clients_data)))
+        if client_data.test
+    }
     rows = pooled([test[client] for client in place.values()])
     size = [test[client].size for client in place.values()]
     begin = dict(zip(place, torch.tensor([0, *size]).cumsum(0).tolist(), strict=False))
 
     def made() -> Tree:
-        engine = engine_of(unequal, saying(unequal, rows), trained.store)
+        engine = engine_of(heterogeneous, saying(heterogeneous, rows), trained.store)
         mean = Ensemble(classes=classes, weigh="examples")
-        total, private = mean.zero(), not unequal.fused
-        for kind, some in parted(unequal.kinds, tuple(range(unequal.count))):
+        total, private = mean.zero(), not heterogeneous.fused
+        for kind, some in parted(heterogeneous.kinds, tuple(range(heterogeneous.count))):
             asked = some if private else some[:1]
             version = 2 * recipe.federation.rounds
             job = Job(work=f"said/{kind}", shared=trained.models(kind), version=version, clients=asked, seed=0)
@@ -71,10 +77,10 @@ def ensemble_column(opened: Opened, unequal: Unequal, trained: Trained, folder: 
                 total = mean.add(total, message)
         said_M = mean.probabilities(total).argmax(-1)
         confusion = torch.zeros(len(test), classes, classes, dtype=torch.float64)
-        for client, owner in enumerate(opened.owners):
-            if owner.test:
+        for client, client_data in enumerate(loaded.clients_data):
+            if client_data.test:
                 label = torch.as_tensor(test[client].labels)
-                at = int(begin[id(owner.test)])
+                at = int(begin[id(client_data.test)])
                 pair = label * classes + said_M[at : at + len(label)]
                 confusion[client] = torch.bincount(pair, minlength=classes**2).view(classes, classes).double()
         return {"confusion": confusion}
@@ -83,12 +89,14 @@ def ensemble_column(opened: Opened, unequal: Unequal, trained: Trained, folder: 
     return Column(value_N=values_N(recipe, metrics), metrics=metrics)
 
 
-def save_models(opened: Opened, unequal: Unequal, trained: Trained, folder: RunFolder) -> None:
+def save_models(
+    loaded: LoadedExperiment, heterogeneous: HeterogeneousClients, trained: Trained, folder: RunFolder
+) -> None:
     """A folder for each architecture: its one model, or those of its clients that have trained one."""
-    fused, version = unequal.fused, 2 * unequal.recipe.federation.rounds
-    reads_text = opened.tokenizer is not None
+    fused, version = heterogeneous.fused, 2 * heterogeneous.recipe.federation.rounds
+    reads_text = loaded.tokenizer is not None
     save_tree(folder.path / "state" / "final.safetensors", trained.state.best)
-    for kind, some in unequal.kinds.items():
+    for kind, some in heterogeneous.kinds.items():
         files: dict[str, str] = {}
         if fused:
             save_tree(folder.path / "model" / kind / "model.safetensors", trained.models(kind))
@@ -96,30 +104,30 @@ def save_models(opened: Opened, unequal: Unequal, trained: Trained, folder: RunF
             own = trained.store.load((client,), version)
             params, _ = trees.split(trees.take(own or {}, 0), "params/")
             if params:
-                files[opened.owners[client].name] = f"{client:04d}.safetensors"
+                files[loaded.clients_data[client].name] = f"{client:04d}.safetensors"
                 save_tree(folder.path / "model" / kind / f"{client:04d}.safetensors", params)
         about = {
-            "classes": list(opened.classes),
-            "student": unequal.students[kind].model_dump(),
+            "classes": list(loaded.classes),
+            "student": heterogeneous.students[kind].model_dump(),
             "tokenizer": STUDENT_TOKENIZER if reads_text else None,
-            "vocabulary": list(opened.vocabulary.words) if opened.vocabulary else None,
-            "clients": [opened.owners[client].name for client in some],
+            "vocabulary": list(loaded.vocabulary.words) if loaded.vocabulary else None,
+            "clients": [loaded.clients_data[client].name for client in some],
             "files": files,
         }
         folder.write_json(f"model/{kind}/config.json", about)
 
 
-def bytes_of(opened: Opened, public: Shard) -> int:
+def bytes_of(loaded: LoadedExperiment, public: Shard) -> int:
     """Of the public rows, as they are sent to one client."""
     if isinstance(public, ArrayShard):
         return int(public.x.nbytes)
-    return sum(len(record.text.encode()) for record in opened.commons.unlabelled)
+    return sum(len(record.text.encode()) for record in loaded.public_split.unlabelled)
 
 
-def told_by_kind(unequal: Unequal, columns: Mapping[str, Column]) -> dict[str, float | str | None]:
+def told_by_kind(heterogeneous: HeterogeneousClients, columns: Mapping[str, Column]) -> dict[str, float | str | None]:
     """Each architecture's clients, and their mean in every column in which they have a model."""
     out: dict[str, float | str | None] = {}
-    for kind, some in unequal.kinds.items():
+    for kind, some in heterogeneous.kinds.items():
         out[f"{kind}.clients"] = float(len(some))
         out[f"{kind}.mean"] = float(columns["federated"].value_N[list(some)].mean())
         if "alone" in columns:

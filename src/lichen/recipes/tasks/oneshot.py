@@ -34,11 +34,11 @@ from lichen.recipes.assemble.features import encoder_of, featured
 from lichen.recipes.assemble.open import fetch_named
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.rows.client_counts import counts_of, shared_test
-from lichen.recipes.rows.prepare import Owner, classes_of, first_of, gather_all
-from lichen.recipes.rows.public import commons_of, labelled_of
+from lichen.recipes.rows.prepare import ClientData, classes_of, first_of, gather_all
+from lichen.recipes.rows.public import labelled_of, split_public
 from lichen.recipes.rows.reading import told_of
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.tasks.outcome import Done, classified, majority, tested
+from lichen.recipes.tasks.outcome import TaskResult, classified, majority, tested
 from lichen.server.ridge import Ridge
 
 __all__ = ["OneShot", "confusion", "oneshot", "predict", "run_oneshot", "solve"]
@@ -132,8 +132,8 @@ def oneshot(
     same, worst = 0, _difference(head, whole)
     for p in range(recipe.compare.partitions):
         rng = numpy_generator(recipe.seed, "partition", p)
-        owner = rng.integers(0, int(rng.integers(2, 2 * len(train) + 1)), size=len(labels))
-        parts = [ArrayShard(x=x[owner == k], labels=labels[owner == k]) for k in np.unique(owner)]
+        client_data = rng.integers(0, int(rng.integers(2, 2 * len(train) + 1)), size=len(labels))
+        parts = [ArrayShard(x=x[client_data == k], labels=labels[client_data == k]) for k in np.unique(client_data)]
         other = solve(recipe, engine_for(recipe, parts, classes, folder), range(len(parts)))
         same += bool(torch.equal(predict(other, held), predict(whole, held)))
         worst = max(worst, _difference(other, whole))
@@ -152,30 +152,32 @@ def _difference(a: Tree, b: Tree) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in b)
 
 
-def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None], say: Callable[[str], None]) -> Done:
+def run_oneshot(
+    recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None], say: Callable[[str], None]
+) -> TaskResult:
     """Task ``oneshot``."""
     with folder.ranks.ahead():
         fetch_named(recipe, say)
     gathered = gather_all(recipe)
     classes = classes_of(recipe, gathered.records)
-    commons = commons_of(recipe, gathered.records)
-    owners = labelled_of(commons.owners)
+    public_split = split_public(recipe, gathered.records)
+    clients_data = labelled_of(public_split.clients_data)
     features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
-    read = told_of(recipe, gathered, commons, tokenizer, say)
+    read = told_of(recipe, gathered, public_split, tokenizer, say)
     make = featured(recipe, features, tokenizer, classes)
     agree(
         folder, recipe, Inputs(rows=len(gathered.records), data=records_digest(gathered.records), model=features.base)
     )
     save_class_names(folder, classes)
-    say(f"features of {sum(len(o.train) + len(o.test) for o in owners):,} rows of {len(owners)} clients")
+    say(f"features of {sum(len(o.train) + len(o.test) for o in clients_data):,} rows of {len(clients_data)} clients")
 
     def kept(part: str) -> list[ArrayShard]:
-        def fresh(owner: Owner) -> Tree:
-            made = make(getattr(owner, part))
+        def fresh(client_data: ClientData) -> Tree:
+            made = make(getattr(client_data, part))
             return {"x": torch.from_numpy(made.x), "labels": torch.from_numpy(made.labels)}
 
-        first = first_of([getattr(owner, part) for owner in owners])
-        makes = {i: partial(fresh, owners[i]) for i in sorted(set(first))}
+        first = first_of([getattr(client_data, part) for client_data in clients_data])
+        makes = {i: partial(fresh, clients_data[i]) for i in sorted(set(first))}
         found = dict(zip(makes, folder.trees({f"features/{part}-{i}": m for i, m in makes.items()}), strict=True))
         mine = [found[i] for i in first]
         return [ArrayShard(x=tree["x"].numpy(), labels=tree["labels"].numpy()) for tree in mine]
@@ -193,8 +195,8 @@ def run_oneshot(recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None
         "partitions.identical": float(done.identical),
         "partitions.largest_difference": done.largest_difference,
         **classified(columns),
-        **tested([o.test for o in owners], classes),
+        **tested([o.test for o in clients_data], classes),
     }
-    counts = counts_of(recipe, owners, tokenizer)
-    names, common = tuple(o.name for o in owners), shared_test(owners)
-    return Done(columns=columns, clients=names, extra=extra, counts=counts, common_test=common, read=read)
+    counts = counts_of(recipe, clients_data, tokenizer)
+    names, common = tuple(o.name for o in clients_data), shared_test(clients_data)
+    return TaskResult(columns=columns, clients=names, extra=extra, counts=counts, common_test=common, read=read)

@@ -19,14 +19,14 @@ from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.fair import gain_of
 
-__all__ = ["Done", "classified", "gained", "majority", "tested"]
+__all__ = ["TaskResult", "classified", "gained", "majority", "tested"]
 
 MOST_TOLD = 20
 """Of more classes only the smallest and the largest count are told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
+class TaskResult:
     """A finished task: its columns, its clients' names, and what else there is to tell.
 
     ``validators`` is how many clients validated in the rounds; None where there were no rounds. ``counts`` are the
