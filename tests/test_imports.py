@@ -16,7 +16,7 @@ FLOORS = (
     ("fm",),
     ("clients",),
     ("engines", "algorithms"),
-    ("trust", "present", "allocator"),
+    ("trust", "present", "allocator", "fl"),
     ("recipes",),
     ("shell",),
     ("cli_cache", "cli_compare", "cli_init", "cli_look", "cli_run"),

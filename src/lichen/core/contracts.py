@@ -269,10 +269,10 @@ class Report:
     round: int
     clients: tuple[int, ...]
     metrics: Mapping[str, float]
-    tokens: int
-    bytes_up: int
-    bytes_down: int
-    seconds: float
+    tokens: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
     valid_up: int = 0
     valid_down: int = 0
 

@@ -1,0 +1,117 @@
+"""The public API for one's own federated learning: contracts, the round loop, ready parts. ``from lichen import fl``.
+
+``examples/fedavg.py`` uses most of it on one page.
+
+Contracts. What has these methods is one; nothing is inherited.
+
+- ``Aggregator``: folds messages into one change (``zero``, ``add``, ``merge``, ``close``, ``dump``, ``load``).
+- ``Algorithm``: the server's side of a round (``init``, ``round``).
+- ``ClientWork``: the client's side, a fold over batches (``init``, ``step``, ``final``).
+- ``CohortModel``: many clients' models at once (``init``, ``loss``, ``logits``).
+- ``Engine``: runs jobs and yields the clients' messages (``run``, ``merge``, ``join``).
+- ``Sampler``: says who is invited (``invite``).
+- ``ServerOptimizer``: steps with the mean change (``init``, ``update``).
+- ``Source``: yields a client's batches (``shape``, ``batches``).
+
+Values that pass between them.
+
+- ``Batch``: one step of C clients, tensors by name.
+- ``Job``: what the server asks of some clients.
+- ``Message``: what they answer.
+- ``Report``: what is known of a finished round.
+- ``ServerState``: all that the server remembers between rounds.
+- ``Station``: one thing that clients can be asked for, a work and its source.
+- ``Tree``: tensors by name.
+
+The loop.
+
+- ``run``: rounds with checkpoints; a resumed run gives the same bytes.
+- ``ClientStore``: the clients' private state, in a folder.
+- ``LichenError``: bad input, as what, where and the fix.
+
+Ready parts.
+
+- ``Average``: an algorithm: invite, train, average, step, validate (FedAvg, FedOpt).
+- ``Train``: a client work: local steps (FedAvg, FedProx), with a ``ClientOptimizer``: SGD or AdamW.
+- ``Evaluate``: a client work: loss and confusion counts on a client's rows.
+- ``Mean``: an aggregator: the exact weighted mean.
+- ``Everyone``, ``Uniform``: samplers: all clients, or so many of them, all sets equally likely.
+- ``ServerSGD``, ``ServerAdam``: server optimizers; the first at its default is FedAvg.
+- ``LocalEngine``: clients side by side in this process.
+- ``SpawnedEngine``: each client's node in a process of its own.
+- ``DistributedEngine``: clients dealt out to ranks of ``torch.distributed``.
+- ``ArrayShard``: one client's rows of numbers.
+- ``TrainSource``, ``EvalSource``: batches of shards, shuffled for training, or every row once.
+- ``Student``: the base of a small model, written for one client and run for many.
+"""
+
+from __future__ import annotations
+
+from lichen.algorithms.average import Average
+from lichen.clients.evaluation.evaluate import Evaluate
+from lichen.clients.training.optimize import ClientOptimizer
+from lichen.clients.training.train import Train
+from lichen.core.contracts import (
+    Aggregator,
+    Algorithm,
+    Batch,
+    ClientWork,
+    CohortModel,
+    Engine,
+    Report,
+    Sampler,
+    ServerOptimizer,
+    ServerState,
+    Source,
+    Station,
+)
+from lichen.core.errors import LichenError
+from lichen.core.message import Job, Message
+from lichen.core.rounds import run
+from lichen.core.store import ClientStore
+from lichen.core.tree import Tree
+from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
+from lichen.engines.distributed import DistributedEngine
+from lichen.engines.local import LocalEngine
+from lichen.engines.spawned import SpawnedEngine
+from lichen.models.students.student import Student
+from lichen.server.mean import Mean
+from lichen.server.optimize import ServerAdam, ServerSGD
+from lichen.server.sampling import Everyone, Uniform
+
+__all__ = [
+    "Aggregator",
+    "Algorithm",
+    "ArrayShard",
+    "Average",
+    "Batch",
+    "ClientOptimizer",
+    "ClientStore",
+    "ClientWork",
+    "CohortModel",
+    "DistributedEngine",
+    "Engine",
+    "EvalSource",
+    "Evaluate",
+    "Everyone",
+    "Job",
+    "LichenError",
+    "LocalEngine",
+    "Mean",
+    "Message",
+    "Report",
+    "Sampler",
+    "ServerAdam",
+    "ServerOptimizer",
+    "ServerSGD",
+    "ServerState",
+    "Source",
+    "SpawnedEngine",
+    "Station",
+    "Student",
+    "Train",
+    "TrainSource",
+    "Tree",
+    "Uniform",
+    "run",
+]
