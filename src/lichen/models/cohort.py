@@ -20,7 +20,8 @@ from torch import Tensor
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, digest, split, to_device
-from lichen.models.adapters.wrap import Spec, Wrapped, wrap
+from lichen.models.adapters.kind import Spec
+from lichen.models.adapters.wrap import Wrapped, wrap
 from lichen.models.client_axis import clients_of, one_client, run_side_by_side
 from lichen.models.ends import with_one_end
 from lichen.models.independence import prove_independent, running

@@ -21,11 +21,12 @@ from lichen.core.tree import Tree, stack
 from lichen.models.adapters.bitfit import BitFit
 from lichen.models.adapters.bottleneck import Bottleneck
 from lichen.models.adapters.ia3 import IA3
+from lichen.models.adapters.kind import Spec
 from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.prefix_tuning import Prefix
 from lichen.models.adapters.prompt import Prompt
 from lichen.models.adapters.quantized import quantize
-from lichen.models.adapters.wrap import Spec, wrap
+from lichen.models.adapters.wrap import wrap
 from lichen.models.cohort import CausalCohort, ClassifierCohort
 from lichen.models.peft.format import save_adapter
 from lichen.models.peft.merge import attach, merge

@@ -22,11 +22,13 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 from lichen.models.adapters.ia3 import IA3
+from lichen.models.adapters.kind import Spec, kind_claiming, peft_types
 from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.prefix_tuning import Prefix
 from lichen.models.adapters.prompt import Prompt
-from lichen.models.adapters.wrap import Spec, Wrapped, wrap
-from lichen.models.peft.config import HONOURED, IDLE, KINDS, PLAIN
+from lichen.models.adapters.wrap import Wrapped, wrap
+from lichen.models.peft.config import HONOURED as HONOURED_BY_ALL
+from lichen.models.peft.config import IDLE as IDLE_FOR_ALL
 from lichen.models.peft.format import save_adapter
 from lichen.models.peft.start import Begun, start_from
 from support.peft_names import with_peft_names
@@ -304,6 +306,11 @@ def with_field(folder: Path, into: Path, **fields: Any) -> Path:
     return into
 
 
+KINDS = peft_types()
+FORMATS = {name: kind_claiming({"peft_type": name}).peft for name in KINDS}
+HONOURED = {name: HONOURED_BY_ALL | one.honoured for name, one in FORMATS.items()}
+IDLE = {name: IDLE_FOR_ALL | one.idle for name, one in FORMATS.items()}
+PLAIN = {name: one.plain for name, one in FORMATS.items()}
 FIELDS = [(kind, field.name) for kind in KINDS for field in dataclasses.fields(CLASSES[kind])]
 
 

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
-from lichen.models.adapters.lora import frozen_linear, is_conv1d, is_linear, last_blocks, oriented
+from lichen.models.adapters.kind import AdapterKind
+from lichen.models.adapters.linear_layers import frozen_linear, is_conv1d, is_linear, last_blocks, oriented
+from lichen.models.adapters.table import BUILT_IN
 from lichen.models.packing.packing import Packing
 
-__all__ = ["BiasLinear", "BiasNorm", "BitFit", "place", "start"]
+__all__ = ["BIASES", "BiasLinear", "BiasNorm", "BitFit"]
 
 
 @final
@@ -39,6 +41,11 @@ class BitFit:
 
     heads: tuple[str, ...] = ()
     last: int | None = None
+
+    @property
+    def kind(self) -> AdapterKind:
+        """The biases."""
+        return BIASES
 
 
 @final
@@ -116,3 +123,16 @@ def start(model: Any, path: str, spec: BitFit, seed: int) -> Tree:
     """As the model has them; nothing is drawn."""
     bias_o = model.get_submodule(path).first["bias"]
     return {"bias": bias_o.detach().to(torch.promote_types(bias_o.dtype, torch.float32), copy=True)}
+
+
+def merge(layer: Any, path: str, own: Tree, spec: BitFit, change_oi: Tensor) -> Tree:
+    """Biases are weights of the model, by name, and come in with the layers trained whole."""
+    return {}
+
+
+def build(section: Any, heads: tuple[str, ...]) -> BitFit:
+    """From a recipe's section."""
+    return BitFit(heads=heads, last=section.last)
+
+
+BIASES = AdapterKind(facts=BUILT_IN["bitfit"], build=build, place=place, start=start, merge=merge)

@@ -28,10 +28,20 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.models.adapters.heads import client_linear
-from lichen.models.adapters.lora import choose, fits, frozen_linear, is_conv1d, is_linear, last_blocks, oriented
+from lichen.models.adapters.kind import AdapterKind
+from lichen.models.adapters.linear_layers import (
+    choose,
+    fits,
+    frozen_linear,
+    is_conv1d,
+    is_linear,
+    last_blocks,
+    oriented,
+)
+from lichen.models.adapters.table import BUILT_IN
 from lichen.models.packing.packing import Packing
 
-__all__ = ["SUBLAYER_ENDS", "Bottleneck", "BottleneckLinear", "place", "start"]
+__all__ = ["BOTTLENECK", "SUBLAYER_ENDS", "Bottleneck", "BottleneckLinear"]
 
 SUBLAYER_ENDS = (
     *("o_proj", "out_proj", "attn.c_proj", "attention.output.dense", "attention.dense", "attention.out_lin"),
@@ -65,6 +75,11 @@ class Bottleneck:
     def __post_init__(self) -> None:
         if self.width < 1:
             raise LichenError(f"width {self.width} is below 1", where="model.adapter.width", fix="use 8, 16 or 64")
+
+    @property
+    def kind(self) -> AdapterKind:
+        """Small networks in between."""
+        return BOTTLENECK
 
 
 @final
@@ -131,3 +146,13 @@ def start(model: Any, path: str, spec: Bottleneck, seed: int) -> Tree:
         "up_weight": torch.zeros(wide, spec.width, **like),
         "up_bias": torch.zeros(wide, **like),
     }
+
+
+def build(section: Any, heads: tuple[str, ...]) -> Bottleneck:
+    """From a recipe's section."""
+    return Bottleneck(width=section.width, heads=heads, last=section.last)
+
+
+BOTTLENECK = AdapterKind(
+    facts=BUILT_IN["bottleneck"], build=build, place=place, start=start, tensors=BottleneckLinear.places
+)

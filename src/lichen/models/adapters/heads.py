@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lichen.core.errors import LichenError
-from lichen.models.adapters.lora import is_conv1d, oriented
+from lichen.models.adapters.linear_layers import is_conv1d, oriented
 from lichen.models.packing.grouped import packed_linear
 from lichen.models.packing.packing import Packing
 

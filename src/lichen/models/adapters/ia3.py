@@ -17,7 +17,8 @@ Legend: C clients, F features in or out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -26,10 +27,12 @@ from torch import Tensor, nn
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
-from lichen.models.adapters.lora import choose, frozen_linear, is_conv1d, oriented
+from lichen.models.adapters.kind import BEFORE_LAYERS, AdapterKind, PeftFormat, Written
+from lichen.models.adapters.linear_layers import choose, fits, frozen_linear, is_conv1d, oriented
+from lichen.models.adapters.table import BUILT_IN
 from lichen.models.packing.packing import Packing
 
-__all__ = ["IA3", "IA3Linear", "place", "start"]
+__all__ = ["IA3", "LEARNED_SCALES", "IA3Linear"]
 
 
 @final
@@ -57,6 +60,11 @@ class IA3:
             raise LichenError(
                 "no layer is named", where="model.adapter.targets", fix="name the keys, the values and the feed-forward"
             )
+
+    @property
+    def kind(self) -> AdapterKind:
+        """Learned scales."""
+        return LEARNED_SCALES
 
 
 @final
@@ -103,3 +111,118 @@ def start(model: Any, path: str, spec: IA3, seed: int) -> Tree:
     width = layer.in_features if layer.inputs else layer.out_features
     dtype = torch.promote_types(layer.weight.dtype, torch.float32)
     return {"ia3_l": torch.ones(width, dtype=dtype, device=layer.weight.device)}
+
+
+def merge(layer: Any, path: str, own: Tree, spec: IA3, change_oi: Tensor) -> Tree:
+    """The vector into rows and bias of a layer whose output it scales, or into columns."""
+    l_F, weight = own["ia3_l"].double(), layer.weight.double()
+    if fits(path, spec.feedforward):
+        return {"weight": weight * oriented(layer, l_F[None])}
+    bias = {} if layer.bias is None else {"bias": layer.bias.double() * l_F}
+    return {"weight": weight * oriented(layer, l_F[:, None]), **bias}
+
+
+def build(section: Any, heads: tuple[str, ...]) -> IA3:
+    """From a recipe's section.
+
+    Raises:
+        LichenError: if all linear layers are asked for where they must be named.
+    """
+    if isinstance(section.targets, str):
+        raise LichenError("ia3 scales named layers", where="model.adapter.targets", fix="list them")
+    return IA3(targets=section.targets, feedforward=section.feedforward, heads=heads, last=section.last)
+
+
+def write(tree: Tree, spec: IA3, patches: Mapping[str, Mapping[str, Tensor]]) -> Written:
+    """Vectors as PEFT lays them: a row where it scales inputs, a column where it scales outputs.
+
+    Raises:
+        LichenError: if there is none.
+    """
+    own = frozenset(name for name in tree if name.endswith(".ia3_l"))
+    if not own:
+        raise LichenError("there is no IA3 vector to write", where="export", fix="name targets")
+    layers = sorted(name.removesuffix(".ia3_l") for name in own)
+    inputs = [path for path in layers if fits(path, spec.feedforward)]
+    tensors = {
+        f"{BEFORE_LAYERS}{path}.ia3_l": tree[f"{path}.ia3_l"].view((1, -1) if path in inputs else (-1, 1))
+        for path in layers
+    }
+    return Written(own=own, tensors=tensors, fields={"target_modules": layers, "feedforward_modules": inputs})
+
+
+def _scales_inputs(path: str, config: Mapping[str, Any]) -> bool:
+    """Whether PEFT scales what this layer reads."""
+    feedforward = config.get("feedforward_modules") or ()
+    if isinstance(feedforward, str):
+        return re.fullmatch(feedforward, path) is not None
+    return path.endswith(tuple(feedforward))
+
+
+def read(tensors: Tree, config: Mapping[str, Any], names: Iterable[str], where: str) -> Tree:
+    """The vectors, flat.
+
+    Raises:
+        LichenError: if one is not laid as its configuration says.
+    """
+    tree: Tree = {}
+    for name, x in tensors.items():
+        path = name.removesuffix(".ia3_l")
+        if path != name and (x.dim() != 2 or x.shape[0 if _scales_inputs(path, config) else 1] != 1):
+            raise LichenError(
+                f"the vector of {path!r} has shape {tuple(x.shape)}, which its feedforward_modules do not fit",
+                where=where,
+                fix="mend them there",
+            )
+        tree[name] = x if path == name else x.flatten()
+    return tree
+
+
+def begin(tree: Tree, fresh: Tree, spec: IA3, config: Mapping[str, Any], where: str) -> tuple[Tree, list[str]]:
+    """The vectors of the run's layers; those that the adapter leaves alone are ones.
+
+    Raises:
+        LichenError: naming the key of the recipe that would make it fit.
+    """
+    found: Tree = {}
+    for name in fresh:
+        path = name.removesuffix(".ia3_l")
+        if name not in tree:
+            found[name] = fresh[name]
+            continue
+        inputs, theirs = fits(path, spec.feedforward), _scales_inputs(path, config)
+        if inputs != theirs:
+            side, fix = ("input", f"add {path.rpartition('.')[2]}") if theirs else ("output", "leave it out there")
+            raise LichenError(
+                f"the adapter in {where} scales the {side} of {path!r}", where="model.adapter.feedforward", fix=fix
+            )
+        if tree[name].numel() != fresh[name].numel():
+            raise LichenError(
+                f"layer {path!r} has {tree[name].numel()} numbers in the adapter and {fresh[name].numel()} in the base",
+                where=where,
+                fix="name the base that the adapter was made for",
+            )
+        found[name] = tree[name]
+    alone = len(fresh.keys() - tree.keys())
+    return found, [f"{alone} of the run's layers are not in the adapter; they start as the base"] if alone else []
+
+
+LEARNED_SCALES = AdapterKind(
+    facts=BUILT_IN["ia3"],
+    build=build,
+    place=place,
+    start=start,
+    tensors=IA3Linear.places,
+    merge=merge,
+    peft=PeftFormat(
+        type="IA3",
+        config="IA3Config",
+        write=write,
+        read=read,
+        begin=begin,
+        honoured=frozenset({"target_modules", "exclude_modules", "feedforward_modules"}),
+        idle=frozenset({"fan_in_fan_out", "init_ia3_weights"}),
+        initial="init_ia3_weights",
+        key_of=lambda path, config: "feedforward" if _scales_inputs(path, config) else "targets",
+    ),
+)

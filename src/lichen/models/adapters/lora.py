@@ -28,26 +28,15 @@ from torch import Tensor, nn
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
-from lichen.models.adapters.quantized import QuantizedLinear, QuantizedWeight, dense_weight, linear_frozen
+from lichen.models.adapters.kind import AdapterKind
+from lichen.models.adapters.linear_layers import choose, frozen_linear, frozen_weight, is_conv1d, oriented
+from lichen.models.adapters.lora_peft import LORA_PEFT
+from lichen.models.adapters.quantized import linear_frozen
+from lichen.models.adapters.table import BUILT_IN
 from lichen.models.packing.grouped import packed_adapter
 from lichen.models.packing.packing import Packing
 
-__all__ = [
-    "Lora",
-    "LoraLinear",
-    "all_linear",
-    "choose",
-    "fits",
-    "frozen_linear",
-    "frozen_weight",
-    "is_conv1d",
-    "is_linear",
-    "last_blocks",
-    "oriented",
-    "place",
-    "refuse_unknown",
-    "start",
-]
+__all__ = ["LORA", "Lora", "LoraLinear"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,35 +82,10 @@ class Lora:
         """
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
-
-def is_conv1d(layer: nn.Module) -> bool:
-    """Whether it is GPT-2's linear layer, whose weight lies the other way."""
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(layer, Conv1D)
-
-
-def is_linear(layer: nn.Module) -> bool:
-    """Whether an adapter fits: ``nn.Linear``, quantised or not, or the transposed ``Conv1D`` of GPT-2."""
-    return isinstance(layer, (nn.Linear, QuantizedLinear)) or is_conv1d(layer)
-
-
-def oriented(layer: nn.Module, matrix_oi: Tensor) -> Tensor:
-    """An (out, in) matrix as the layer's own weight lies."""
-    return matrix_oi.t() if is_conv1d(layer) else matrix_oi
-
-
-def frozen_weight(layer: Any) -> Tensor:
-    """The (out, in) matrix of a wrapped layer that no client trains; made anew where it is quantised."""
-    weight = dense_weight(layer.weight)
-    return weight.t() if layer.transposed else weight
-
-
-def frozen_linear(layer: Any, x: Tensor, bias_o: Tensor | None = None) -> Tensor:
-    """``x W' + b`` of a wrapped layer's frozen part; a quantised weight is not kept dense for the way back."""
-    if isinstance(layer.weight, QuantizedWeight):
-        return linear_frozen(x, layer.weight.dense, bias_o)
-    return nn.functional.linear(x, frozen_weight(layer), bias_o)
+    @property
+    def kind(self) -> AdapterKind:
+        """Low-rank adapters."""
+        return LORA
 
 
 @final
@@ -170,80 +134,6 @@ class LoraLinear(nn.Module):
         return y + low_CNo.reshape(y.shape).to(y.dtype)
 
 
-def all_linear(model: Any) -> tuple[str, ...]:
-    """Every linear layer but the output layer and a classification head, as PEFT's ``all-linear``."""
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return tuple(
-        name
-        for name, layer in model.named_modules()
-        if is_linear(layer) and layer is not output and name.split(".")[0] not in ("score", "classifier")
-    )
-
-
-def fits(name: str, ends: Sequence[str]) -> bool:
-    """Whether a layer's name ends in one of these, at a dot.
-
-    >>> fits("layers.0.mlp.up_proj", ("up_proj",)), fits("layers.0.mlp.up_proj", ("proj",))
-    (True, False)
-    """
-    return any(name == end or name.endswith(f".{end}") for end in ends)
-
-
-def refuse_unknown(ends: Sequence[str], found: Sequence[str], *, where: str) -> None:
-    """Say so if one of ``ends`` fits none of the names found.
-
-    Raises:
-        LichenError: naming it, and what there is.
-    """
-    for end in ends:
-        if not any(fits(name, (end,)) for name in found):
-            known = sorted({name.rpartition(".")[2] for name in found})
-            raise LichenError(f"no layer is called {end!r}", where=where, fix=f"use some of: {', '.join(known)}")
-
-
-def last_blocks(model: Any, last: int | None) -> str | tuple[str, ...]:
-    """How names in the last blocks of the model's stack begin; the empty beginning of all names for None.
-
-    Raises:
-        LichenError: if the model has no such stack, or fewer blocks.
-    """
-    if last is None:
-        return ""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    blocks = [name for name, layer in model.named_modules() if isinstance(layer, GradientCheckpointingLayer)]
-    if not 1 <= last <= len(blocks):
-        raise LichenError(f"the model has {len(blocks)} layers", where="model.adapter.last", fix="name as many at most")
-    return tuple(f"{name}." for name in blocks[-last:])
-
-
-def choose(
-    model: Any, targets: Sequence[str] | str, heads: Sequence[str], *, last: int | None, where: str = "adapter.targets"
-) -> tuple[str, ...]:
-    """The linear layers that ``targets`` mean, in the model's order, heads left out.
-
-    Args:
-        model: Untouched yet.
-        targets: Ends of names, or ``"all-linear"``.
-        heads: Full names of layers trained whole.
-        last: Only in the last so many layers of the stack; None: in all.
-        where: The key that errors name.
-
-    Raises:
-        LichenError: if an end fits no linear layer.
-    """
-    if isinstance(targets, str):
-        if targets != "all-linear":
-            raise LichenError(f"{targets!r} is no list", where=where, fix="a list, or all-linear")
-        chosen = all_linear(model)
-    else:
-        linear = [name for name, layer in model.named_modules() if is_linear(layer)]
-        refuse_unknown(targets, linear, where=where)
-        chosen = tuple(name for name in linear if fits(name, targets))
-    above = last_blocks(model, last)
-    return tuple(name for name in chosen if name not in heads and name.startswith(above))
-
-
 def place(model: Any, spec: Lora, packing: Packing, heads: Sequence[str]) -> tuple[str, ...]:
     """Put adapters on the layers that ``spec`` names, and give those layers' names.
 
@@ -266,3 +156,33 @@ def start(model: Any, path: str, spec: Lora, seed: int) -> Tree:
         "lora_A": A_ri.to(device),
         "lora_B": torch.zeros(layer.out_features, spec.rank, dtype=dtype, device=device),
     }
+
+
+def merge(layer: Any, path: str, own: Tree, spec: Lora, change_oi: Tensor) -> Tree:
+    """``s B A``, and the patch, into the weight."""
+    change_oi = change_oi + spec.scale * (own["lora_B"].double() @ own["lora_A"].double())
+    return {"weight": layer.weight.double() + oriented(layer, change_oi)}
+
+
+def build(section: Any, heads: tuple[str, ...]) -> Lora:
+    """From a recipe's section."""
+    return Lora(
+        targets=section.targets,
+        rank=section.rank,
+        alpha=section.alpha,
+        rslora=section.rslora,
+        heads=heads,
+        last=section.last,
+    )
+
+
+LORA = AdapterKind(
+    facts=BUILT_IN["lora"],
+    build=build,
+    place=place,
+    start=start,
+    tensors=LoraLinear.places,
+    patched=True,
+    merge=merge,
+    peft=LORA_PEFT,
+)

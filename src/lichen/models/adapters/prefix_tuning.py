@@ -26,11 +26,14 @@ from torch.func import functional_call
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, split
+from lichen.models.adapters.kind import AdapterKind
 from lichen.models.adapters.prompt import arguments_of, attended, backbone, draw_tokens
+from lichen.models.adapters.table import BUILT_IN
+from lichen.models.adapters.virtual_peft import PREFIX_PEFT
 from lichen.models.packing.packing import Packing
 from lichen.models.renamed import cache_argument
 
-__all__ = ["Prefix", "PrefixTokens", "place", "start"]
+__all__ = ["PREFIX_TUNING", "Prefix", "PrefixTokens"]
 
 
 @final
@@ -52,6 +55,11 @@ class Prefix:
     def __post_init__(self) -> None:
         if self.tokens < 1:
             raise LichenError(f"{self.tokens} tokens are below 1", where="model.adapter.tokens", fix="use 8 to 100")
+
+    @property
+    def kind(self) -> AdapterKind:
+        """A prefix of keys and values."""
+        return PREFIX_TUNING
 
 
 @final
@@ -147,3 +155,13 @@ def start(model: Any, path: str, spec: Prefix, seed: int) -> Tree:
         x_Lkmd = torch.stack([getattr(layer, name)[0] for layer in cache.layers])
         found[name] = x_Lkmd.to(torch.promote_types(x_Lkmd.dtype, torch.float32), copy=True)
     return found
+
+
+def build(section: Any, heads: tuple[str, ...]) -> Prefix:
+    """From a recipe's section."""
+    return Prefix(tokens=section.tokens, heads=heads)
+
+
+PREFIX_TUNING = AdapterKind(
+    facts=BUILT_IN["prefix"], build=build, place=place, start=start, tensors=PrefixTokens.places, peft=PREFIX_PEFT
+)

@@ -24,18 +24,20 @@ from torch import Tensor, nn
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
+from lichen.models.adapters.kind import AdapterKind
+from lichen.models.adapters.table import BUILT_IN
+from lichen.models.adapters.virtual_peft import PROMPT_PEFT
 from lichen.models.packing.packing import Packing
 from lichen.models.renamed import cache_argument
 
 __all__ = [
+    "SOFT_PROMPT",
     "Prompt",
     "PromptTokens",
     "arguments_of",
     "attended",
     "backbone",
     "draw_tokens",
-    "place",
-    "start",
 ]
 
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions")
@@ -60,6 +62,11 @@ class Prompt:
     def __post_init__(self) -> None:
         if self.tokens < 1:
             raise LichenError(f"{self.tokens} tokens are below 1", where="model.adapter.tokens", fix="use 8 to 100")
+
+    @property
+    def kind(self) -> AdapterKind:
+        """A soft prompt."""
+        return SOFT_PROMPT
 
 
 @final
@@ -188,3 +195,13 @@ def start(model: Any, path: str, spec: Prompt, seed: int) -> Tree:
     # An embedding trained whole is empty between calls.
     embeds_mH = (layer.start["weight"][ids_1m] if hasattr(layer, "start") else layer(ids_1m))[0].detach()
     return {"tokens": embeds_mH.to(torch.promote_types(embeds_mH.dtype, torch.float32), copy=True)}
+
+
+def build(section: Any, heads: tuple[str, ...]) -> Prompt:
+    """From a recipe's section."""
+    return Prompt(tokens=section.tokens, heads=heads)
+
+
+SOFT_PROMPT = AdapterKind(
+    facts=BUILT_IN["prompt"], build=build, place=place, start=start, tensors=PromptTokens.places, peft=PROMPT_PEFT
+)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from lichen.models.adapters.lora import fits
+from lichen.models.adapters.linear_layers import fits
 
 __all__ = [
     "came_with_head",

@@ -2,8 +2,7 @@
 
 ``wrap`` gives a new module structure around the SAME weight tensors: the caller's model stays as it
 was. Trainable tensors and patches then enter each call through ``torch.func.functional_call``. What
-kind of adapter it is shows only in three things, a function each: which places it makes in the
-structure, what it starts from, and the layers that read those places.
+sets a kind of adapter apart is its own object's to do (:mod:`lichen.models.adapters.kind`).
 
 Legend: C clients.
 """
@@ -11,7 +10,6 @@ Legend: C clients.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, final
@@ -22,31 +20,14 @@ from torch.func import functional_call
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, split
-from lichen.models.adapters import bitfit, bottleneck, ia3, lora, prefix_tuning, prompt
-from lichen.models.adapters.bitfit import BitFit
-from lichen.models.adapters.bottleneck import Bottleneck
 from lichen.models.adapters.heads import is_client_layer, wrap_layer
-from lichen.models.adapters.ia3 import IA3
-from lichen.models.adapters.lora import Lora, fits, refuse_unknown
-from lichen.models.adapters.prefix_tuning import Prefix
-from lichen.models.adapters.prompt import Prompt
+from lichen.models.adapters.kind import Spec
+from lichen.models.adapters.linear_layers import fits, refuse_unknown
 from lichen.models.adapters.quantized import QuantizedLinear
 from lichen.models.packing.packing import Packing
 from lichen.models.packing.position_table import part_position_tables
 
-__all__ = ["Spec", "Wrapped", "wrap"]
-
-Spec = Lora | IA3 | Prompt | Prefix | Bottleneck | BitFit
-"""What of a model is trained."""
-
-_KINDS: dict[type, tuple[Callable[..., tuple[str, ...]], Callable[..., Tree]]] = {
-    Lora: (lora.place, lora.start),
-    IA3: (ia3.place, ia3.start),
-    Prompt: (prompt.place, prompt.start),
-    Prefix: (prefix_tuning.place, prefix_tuning.start),
-    Bottleneck: (bottleneck.place, bottleneck.start),
-    BitFit: (bitfit.place, bitfit.start),
-}
+__all__ = ["Wrapped", "wrap"]
 
 
 @final
@@ -70,7 +51,7 @@ class Wrapped:
 
     def init(self, seed: int) -> Tree:
         """Start values without client axis: the adapter's as its kind has them, heads as the model has them."""
-        start = _KINDS[type(self.spec)][1]
+        start = self.spec.kind.start
         tree: Tree = {}
         for path in self.layers:
             tree |= {f"{path}.{name}": x for name, x in start(self.model, path, self.spec, seed).items()}
@@ -89,15 +70,16 @@ class Wrapped:
     def tensors(self, trainable_C: Tree, fixed: Tree) -> Tree:
         """What ``functional_call`` puts in: the clients' tensors, and the patch on its layers.
 
-        A layer may lack both tensors of its low-rank adapter: it then runs its frozen weight and its patch.
+        A layer that takes a patch may lack all its own tensors: it then runs its frozen weight and its patch.
 
         Raises:
             LichenError: for a missing or unknown trainable tensor, or a patch on a layer without adapter.
         """
         names: set[str] = set()
+        patched = self.spec.kind.patched
         for path in self.layers:
             own = {f"{path}.{name}" for name in self.model.get_submodule(path).places}
-            if not isinstance(self.spec, Lora) or own & trainable_C.keys():
+            if not patched or own & trainable_C.keys():
                 names |= own
         names |= {f"{path}.{name}" for path in self.heads for name in self.model.get_submodule(path).start}
         if trainable_C.keys() != names:
@@ -109,7 +91,7 @@ class Wrapped:
         ready = dict(trainable_C)
         for name, x in split(fixed, "patch.")[0].items():
             path, _, kind = name.rpartition(".")
-            known = isinstance(self.spec, Lora) and path in self.layers
+            known = patched and path in self.layers
             if not known or kind not in ("dense", "left", "right"):
                 raise LichenError(f"the patch {name!r} fits no layer with an adapter", where="job")
             ready[f"{path}.patch_{kind}"] = x
@@ -154,7 +136,7 @@ def wrap(model: Any, spec: Spec) -> Wrapped:
             )
     shared: dict[int, Any] = {id(x): x for x in _tensors(model)}
     twin, packing = copy.deepcopy(model, shared), Packing()
-    layers = _KINDS[type(spec)][0](twin, spec, packing, tuple(heads))
+    layers = spec.kind.place(twin, spec, packing, tuple(heads))
     if not layers and not heads:
         raise LichenError("nothing would be trained", where="model.adapter", fix="name targets or heads")
     for path in heads:

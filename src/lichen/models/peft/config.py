@@ -21,87 +21,16 @@ from types import MappingProxyType
 from typing import Any
 
 from lichen.core.errors import LichenError
+from lichen.models.adapters.kind import MERGE_FIRST, NOTHING, AdapterKind, PeftFormat, kind_claiming, peft_types
 from lichen.models.adapters.quantized import import_peft
 
-__all__ = ["HONOURED", "IDLE", "KINDS", "PLAIN", "alpha_of", "left_out_by", "rank_of", "read_config"]
+__all__ = ["HONOURED", "IDLE", "left_out_by", "read_config"]
 
-KINDS = ("LORA", "IA3", "PROMPT_TUNING", "PREFIX_TUNING")
-"""What of PEFT can be read, by ``peft_type``."""
+HONOURED = frozenset({"peft_type", "base_model_name_or_path", "modules_to_save"})
+"""Fields whose meaning is computed for every kind, beside the kind's own."""
 
-_EVERY = {"peft_type", "base_model_name_or_path", "modules_to_save"}
-_LAYERS = _EVERY | {"target_modules", "exclude_modules"}
-_VIRTUAL = _EVERY | {"num_virtual_tokens", "token_dim"}
-
-HONOURED: Mapping[str, frozenset[str]] = MappingProxyType(
-    {
-        "LORA": frozenset(
-            _LAYERS
-            | {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
-            | {"layers_to_transform", "layers_pattern"}
-        ),
-        "IA3": frozenset(_LAYERS | {"feedforward_modules"}),
-        "PROMPT_TUNING": frozenset(_VIRTUAL),
-        "PREFIX_TUNING": frozenset(_VIRTUAL | {"num_attention_heads", "num_layers"}),
-    }
-)
-"""Fields whose meaning is computed."""
-
-_IDLE = {"task_type", "auto_mapping", "peft_version", "revision", "inference_mode"}
-
-IDLE: Mapping[str, frozenset[str]] = MappingProxyType(
-    {
-        "LORA": frozenset(
-            _IDLE
-            # How it was trained; how weights lie in a layer; what other fields, which are refused, would read.
-            | {"lora_dropout", "fan_in_fan_out", "megatron_core", "qalora_group_size", "runtime_config"}
-            | {"eva_config", "corda_config", "lora_ga_config", "loftq_config"}
-        ),
-        "IA3": frozenset(_IDLE | {"fan_in_fan_out", "init_ia3_weights"}),
-        "PROMPT_TUNING": frozenset(
-            _IDLE
-            | {"num_attention_heads", "num_layers"}
-            | {"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"}
-        ),
-        "PREFIX_TUNING": frozenset(_IDLE | {"encoder_hidden_size", "init_weights"}),
-    }
-)
-"""Fields that say nothing about what a finished adapter computes."""
-
-_MERGE = "merge it into its base (PEFT's merge_and_unload), and give the merged folder as model.name"
-_CONVERT = (
-    "it changed the base's own weights when it began: save it again with PEFT's "
-    "save_pretrained(..., path_initial_model_for_weight_conversion=...), which makes a plain adapter of it"
-)
-_OTHER = "train a plain adapter, or start without init_from"
-_NONE: tuple[Any, ...] = (None, False)
-_ONE = (None, 1)
-
-PLAIN: Mapping[str, Mapping[str, tuple[tuple[Any, ...], str]]] = MappingProxyType(
-    {
-        "LORA": {
-            "bias": (("none",), _MERGE),
-            "use_dora": (_NONE, _MERGE),
-            "lora_bias": (_NONE, _MERGE),
-            "init_lora_weights": ((True, False, "gaussian", "orthogonal", "eva", "mica"), _CONVERT),
-            "trainable_token_indices": (_NONE, _MERGE),
-            "layer_replication": (_NONE, _OTHER),
-            "megatron_config": (_NONE, _OTHER),
-            "use_qalora": (_NONE, _OTHER),
-            "alora_invocation_tokens": (_NONE, _OTHER),
-            "velora_config": (_NONE, _OTHER),
-            "monteclora_config": (_NONE, _OTHER),
-            "target_parameters": (_NONE, _MERGE),
-            "use_bdlora": (_NONE, _OTHER),
-            "arrow_config": (_NONE, _OTHER),
-            "kasa_config": (_NONE, _MERGE),
-            "ensure_weight_tying": (_NONE, _MERGE),
-        },
-        "IA3": {},
-        "PROMPT_TUNING": {"num_transformer_submodules": (_ONE, _OTHER)},
-        "PREFIX_TUNING": {"num_transformer_submodules": (_ONE, _OTHER), "prefix_projection": (_NONE, _OTHER)},
-    }
-)
-"""Fields of which only these values can be computed, and what to do about any other."""
+IDLE = frozenset({"task_type", "auto_mapping", "peft_version", "revision", "inference_mode"})
+"""Fields that say nothing about what a finished adapter computes, of whatever kind."""
 
 _WHOLE, _REAL, _WORDS = "a whole number above 0", "a number", "a list of names, or one pattern"
 _SHAPES: Mapping[str, str] = MappingProxyType(
@@ -125,8 +54,12 @@ _SHAPES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of an adapter that can be computed here.
+def read_config(folder: Path, kind: AdapterKind | None = None) -> tuple[dict[str, Any], AdapterKind, PeftFormat]:
+    """The configuration of an adapter that can be computed here, its kind, and that one's way into PEFT.
+
+    Args:
+        folder: Holds ``adapter_config.json``.
+        kind: The run's; taken where the configuration is of this kind, too.
 
     Raises:
         LichenError: if there is none, it is damaged, or it asks for something that is not computed here.
@@ -143,11 +76,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise LichenError("the adapter is damaged: adapter_config.json holds no fields", where=where, fix=fix)
     config.setdefault("peft_type", "LORA")
-    kind = config["peft_type"]
-    if kind not in KINDS:
-        raise LichenError(f"the adapter has peft_type={kind!r}", where=where, fix=f"use one of {', '.join(KINDS)}")
+    if kind is None or kind.peft is None or not kind.peft.claims(config):
+        kind = kind_claiming(config)
+    if kind is None or kind.peft is None:
+        raise LichenError(
+            f"the adapter has peft_type={config['peft_type']!r}",
+            where=where,
+            fix=f"use one of {', '.join(peft_types())}",
+        )
     for key, value in config.items():
-        _check_field(kind, key, value, where)
+        _check_field(kind.peft, key, value, where)
     layers, pattern = config.get("layers_to_transform"), config.get("layers_pattern")
     if (layers is not None and isinstance(config.get("target_modules"), str)) or (pattern and layers is None):
         raise LichenError(
@@ -155,7 +93,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             where=where,
             fix="mend it there",
         )
-    return dict(config)
+    return config, kind, kind.peft
 
 
 def _nothing_there(folder: Path) -> LichenError:
@@ -174,23 +112,24 @@ def _nothing_there(folder: Path) -> LichenError:
     return LichenError(what, where=where, fix="give a folder that PEFT wrote")
 
 
-def _check_field(kind: str, key: str, value: Any, where: str) -> None:
+def _check_field(peft_format: PeftFormat, key: str, value: Any, where: str) -> None:
     """Refuse a field whose value is not computed here."""
-    if key in PLAIN[kind]:
-        allowed, fix = PLAIN[kind][key]
+    honoured = HONOURED | peft_format.honoured
+    if key in peft_format.plain:
+        allowed, fix = peft_format.plain[key]
         plain = value.lower() if isinstance(value, str) else value
-        if plain not in allowed and not (allowed is _NONE and not value):
+        if plain not in allowed and not (allowed == NOTHING and not value):
             raise LichenError(
                 f"the adapter has {key}={_short(value)}, which is not computed here", where=where, fix=fix
             )
-    elif key in _SHAPES and key in HONOURED[kind]:
+    elif key in _SHAPES and key in honoured:
         if value is not None and not _has_shape(_SHAPES[key], value):
             raise LichenError(
                 f"the adapter has {key}={_short(value)}, which is not {_SHAPES[key]}", where=where, fix="mend it there"
             )
-    elif key not in HONOURED[kind] | IDLE[kind] and value and value != _default(kind, key):
+    elif key not in honoured | IDLE | peft_format.idle and value and value != _default(peft_format, key):
         raise LichenError(
-            f"the adapter has {key}={_short(value)}, a field that is not known here", where=where, fix=_MERGE
+            f"the adapter has {key}={_short(value)}, a field that is not known here", where=where, fix=MERGE_FIRST
         )
 
 
@@ -233,18 +172,12 @@ def _compiles(pattern: str) -> bool:
     return True
 
 
-def _default(kind: str, key: str) -> Any:
+def _default(peft_format: PeftFormat, key: str) -> Any:
     """The value that the installed PEFT gives a field; None where it does not know it."""
     import_peft()
     import peft
 
-    classes = {
-        "LORA": peft.LoraConfig,
-        "IA3": peft.IA3Config,
-        "PROMPT_TUNING": peft.PromptTuningConfig,
-        "PREFIX_TUNING": peft.PrefixTuningConfig,
-    }
-    for field in dataclasses.fields(classes[kind]):
+    for field in dataclasses.fields(getattr(peft, peft_format.config)):
         if field.name == key and field.default is not dataclasses.MISSING:
             return field.default
     return None
@@ -282,27 +215,3 @@ def left_out_by(config: Mapping[str, Any], path: str) -> str | None:
     found = next((match for begin in begins if (match := re.match(begin, path))), None)
     number = None if found is None else int(found.group(1))
     return None if number in ([wanted] if isinstance(wanted, int) else wanted) else "layers_to_transform"
-
-
-def _by_pattern(patterns: Mapping[str, Any] | None, path: str, otherwise: Any) -> Any:
-    """The value of the first pattern that fits a layer's name from its end."""
-    fitting = (x for key, x in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", path))
-    return next(fitting, otherwise)
-
-
-def rank_of(config: Mapping[str, Any], path: str) -> int:
-    """The rank that PEFT gives the layer ``path``.
-
-    >>> rank_of({"r": 8, "rank_pattern": {"layers.1.*q_proj": 2}}, "model.layers.1.self_attn.q_proj")
-    2
-    """
-    return int(_by_pattern(config.get("rank_pattern"), path, config.get("r", 8)))
-
-
-def alpha_of(config: Mapping[str, Any], path: str) -> float:
-    """The numerator that PEFT scales the layer ``path`` by.
-
-    >>> alpha_of({"lora_alpha": 16, "alpha_pattern": {"v_proj": 64}}, "model.layers.0.self_attn.q_proj")
-    16.0
-    """
-    return float(_by_pattern(config.get("alpha_pattern"), path, config.get("lora_alpha", 8)))

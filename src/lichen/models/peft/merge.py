@@ -10,17 +10,15 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
-from lichen.models.adapters.bottleneck import Bottleneck
-from lichen.models.adapters.ia3 import IA3
-from lichen.models.adapters.lora import Lora, fits, is_linear, oriented
-from lichen.models.adapters.prefix_tuning import Prefix
-from lichen.models.adapters.prompt import Prompt
+from lichen.models.adapters.kind import Spec
+from lichen.models.adapters.linear_layers import is_linear, oriented
 from lichen.models.adapters.quantized import is_quantized, refuse_quantized
-from lichen.models.adapters.wrap import Spec, wrap
-from lichen.models.peft.format import low_rank_layers, patches_by_layer
+from lichen.models.adapters.wrap import wrap
+from lichen.models.peft.format import patches_by_layer
 
 __all__ = ["attach", "merge"]
 
@@ -39,36 +37,38 @@ def merge(model: Any, tree: Tree, patch: Tree | None = None, *, spec: Spec) -> A
             quantised.
     """
     refuse_quantized(model, where="export")
-    if isinstance(spec, Prompt | Prefix | Bottleneck):
+    kind = spec.kind
+    if kind.merge is None:
         raise LichenError(
             f"the weights of a model cannot take in a {type(spec).__name__.lower()} adapter",
             where="export",
             fix="use the adapter as it is",
         )
-    merged = copy.deepcopy(model)
-    layers, patches = low_rank_layers(tree), patches_by_layer(patch)
-    rest = {name: x for name, x in tree.items() if not name.endswith((".lora_A", ".lora_B", ".ia3_l"))}
-    scale = spec.scale if isinstance(spec, Lora) else 0.0
-    scaled = [name.removesuffix(".ia3_l") for name in tree if name.endswith(".ia3_l")]
-    _untie(merged, {*rest, *(f"{path}.weight" for path in (*layers, *patches, *scaled))})
+    merged, patches = copy.deepcopy(model), patches_by_layer(patch)
+    own: dict[str, Tree] = {}
+    rest: Tree = {}
+    for name, x in tree.items():
+        path, _, leaf = name.rpartition(".")
+        if leaf in kind.tensors:
+            own.setdefault(path, {})[leaf] = x
+        else:
+            rest[name] = x
+    layers = sorted({*own, *patches})
+    _untie(merged, {*rest, *(f"{path}.weight" for path in layers)})
     modules = dict(merged.named_modules())
     with torch.no_grad():
-        for path in sorted({*layers, *patches}):
+        for path in layers:
             if path not in modules or not is_linear(modules[path]):
                 raise LichenError(f"there is no linear layer {path!r} in the model", where="export")
-            weight = modules[path].weight
-            change_oi = torch.zeros_like(oriented(modules[path], weight), dtype=torch.float64)
-            if path in layers:
-                A_ri, B_or = tree[f"{path}.lora_A"].double(), tree[f"{path}.lora_B"].double()
-                change_oi += scale * (B_or @ A_ri)
-            part = patches.get(path, {})
-            if "dense" in part:
-                change_oi += part["dense"].double()
-            elif part:
-                change_oi += part["left"].double() @ part["right"].double()
-            weight.copy_((weight.double() + oriented(modules[path], change_oi)).to(weight.dtype))
-        if isinstance(spec, IA3):
-            _scale(modules, tree, spec)
+            layer = modules[path]
+            change_oi = _patch(layer, patches.get(path, {}))
+            if path in own:
+                new = kind.merge(layer, path, own[path], spec, change_oi)
+            else:
+                new = {"weight": layer.weight.double() + oriented(layer, change_oi)}
+            for leaf, x in new.items():
+                parameter = layer.get_parameter(leaf)
+                parameter.copy_(x.to(parameter.dtype))
         parameters = dict(merged.named_parameters(remove_duplicate=False))
         for name, x in rest.items():
             if name not in parameters or parameters[name].shape != x.shape:
@@ -91,19 +91,13 @@ def _untie(model: Any, changed: Collection[str]) -> None:
                 model.config.tie_word_embeddings = False
 
 
-def _scale(modules: Mapping[str, Any], tree: Tree, spec: IA3) -> None:
-    """IA3's vectors into rows and bias of the layers whose output they scale, or into columns."""
-    for name, l_F in tree.items():
-        path = name.removesuffix(".ia3_l")
-        if path == name:
-            continue
-        if path not in modules or not is_linear(modules[path]):
-            raise LichenError(f"there is no linear layer {path!r} in the model", where="export")
-        layer, inputs = modules[path], fits(path, spec.feedforward)
-        factor = (l_F[None] if inputs else l_F[:, None]).double()
-        layer.weight.copy_((layer.weight.double() * oriented(layer, factor)).to(layer.weight.dtype))
-        if layer.bias is not None and not inputs:
-            layer.bias.copy_((layer.bias.double() * l_F.double()).to(layer.bias.dtype))
+def _patch(layer: Any, part: Mapping[str, Tensor]) -> Tensor:
+    """A layer's patch as one float64 matrix; zeros where there is none."""
+    if "dense" in part:
+        return part["dense"].double()
+    if part:
+        return part["left"].double() @ part["right"].double()
+    return torch.zeros_like(oriented(layer, layer.weight), dtype=torch.float64)
 
 
 def attach(model: Any, tree: Tree, patch: Tree | None = None, *, spec: Spec) -> Any:
@@ -118,7 +112,7 @@ def attach(model: Any, tree: Tree, patch: Tree | None = None, *, spec: Spec) -> 
     Raises:
         LichenError: if a tensor fits no layer.
     """
-    if not isinstance(spec, Bottleneck | Prompt | Prefix) and not is_quantized(model):
+    if spec.kind.merge is not None and not is_quantized(model):
         return merge(model, tree, patch, spec=spec)
     wrapped = wrap(model, spec)
     fixed = {f"patch.{name.removeprefix('patch.')}": x for name, x in (patch or {}).items()}

@@ -1,31 +1,24 @@
 """Starts a run from a PEFT adapter, with the function that PEFT gives it.
 
 What is trained is the recipe's to say: which layers, of which rank, at which scale. What the adapter computes is
-PEFT's to say. Where both fit, the run starts with exactly PEFT's logits: a layer of another scale has the
-difference multiplied into B, a layer of smaller rank gets rows of A as a fresh adapter has them beside columns of
-B that are zero, and a layer that the adapter leaves alone starts as the base. Where they do not fit, the key of
-the recipe that would make them fit is named.
-
-Legend: r rank, i in, o out.
+PEFT's to say. Where both fit, the run starts with exactly PEFT's logits, and a layer that the adapter leaves alone
+starts as the base. Where they do not fit, the key of the recipe that would make them fit is named. What is a kind's
+own in this is its object's to do (:class:`lichen.models.adapters.kind.PeftFormat`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, final
 
-from torch import Tensor, cat
-
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
-from lichen.models.adapters.ia3 import IA3, IA3Linear
-from lichen.models.adapters.lora import Lora, LoraLinear, fits, is_linear
+from lichen.models.adapters.kind import MERGE_FIRST, PeftFormat
+from lichen.models.adapters.linear_layers import fits, is_linear
 from lichen.models.adapters.wrap import Wrapped
-from lichen.models.peft.config import alpha_of, left_out_by, rank_of
-from lichen.models.peft.format import low_rank_layers
+from lichen.models.peft.config import left_out_by
 from lichen.models.peft.read import read_adapter
 
 __all__ = ["Begun", "start_from"]
@@ -67,33 +60,28 @@ def start_from(
     Raises:
         LichenError: if the adapter cannot be computed here, or not with what the run trains.
     """
-    spec = wrapped.spec
-    tree, config = read_adapter(folder, spec=spec, like=fresh)
+    kind, peft_format = wrapped.spec.kind, wrapped.spec.kind.peft
+    if peft_format is None:
+        raise LichenError(f"{kind.facts.word} does not start from a PEFT adapter", where="model.adapter.init_from")
+    tree, config = read_adapter(folder, spec=wrapped.spec, like=fresh)
     where, notes = str(folder), [*_notes(config, base_names)]
     heads = {name for name in fresh if name.startswith(tuple(f"{path}." for path in wrapped.heads))}
-    if isinstance(spec, Lora | IA3):
-        _check_targets(tree, config, wrapped, where)
-    own = {name for name in tree if name not in heads and _is_adapter(name)}
-    _check_rest(tree.keys() - own - heads, wrapped, where)
+    own = {name for name in tree if name not in heads and name.rpartition(".")[2] in kind.tensors}
+    if "target_modules" in peft_format.honoured:
+        _check_targets({name.rpartition(".")[0] for name in own}, config, wrapped, peft_format, where)
+    _check_rest(tree.keys() - own - heads, wrapped, peft_format, where)
     if any(name in tree for name in heads):
         tree, more = _in_our_order(tree, [name for name in fresh if name in heads], classes, their_classes, where)
         notes += more
     notes += _check_heads(tree, config, heads, fresh, wrapped, where)
-    if isinstance(spec, Lora):
-        found, more = _low_rank(tree, fresh, spec, config, where)
-    elif isinstance(spec, IA3):
-        found, more = _vectors(tree, fresh, wrapped, spec, where)
-    else:
-        found, more = _virtual(tree, fresh, heads, where)
+    theirs, ours = (
+        {name: tree[name] for name in tree if name in own},
+        {n: x for n, x in fresh.items() if n not in heads},
+    )
+    found, more = peft_format.begin(theirs, ours, wrapped.spec, config, where)
     found |= {name: tree.get(name, fresh[name]) for name in heads}
     ready = {name: found[name].to(fresh[name]).contiguous() for name in fresh}
     return Begun(tree=ready, notes=(*notes, *more))
-
-
-def _is_adapter(name: str) -> bool:
-    return name.endswith((".lora_A", ".lora_B", ".ia3_l")) or fits(
-        name, ("prompt.tokens", "prefix.keys", "prefix.values")
-    )
 
 
 def _notes(config: Mapping[str, Any], base_names: Sequence[str]) -> Iterable[str]:
@@ -107,9 +95,10 @@ def _notes(config: Mapping[str, Any], base_names: Sequence[str]) -> Iterable[str
         yield f"the adapter was trained with lora_dropout {config['lora_dropout']}; the run trains without"
 
 
-def _check_targets(tree: Tree, config: Mapping[str, Any], wrapped: Wrapped, where: str) -> None:
+def _check_targets(
+    layers: set[str], config: Mapping[str, Any], wrapped: Wrapped, peft_format: PeftFormat, where: str
+) -> None:
     """The layers of the file are those that its configuration names in this base, and the run trains them all."""
-    layers = {name.rpartition(".")[0] for name in tree if name.endswith((".lora_A", ".ia3_l"))}
     if config.get("target_modules") is None:
         raise LichenError(
             "the adapter has no target_modules", where=where, fix="name its layers there, as PEFT does when it saves"
@@ -129,65 +118,44 @@ def _check_targets(tree: Tree, config: Mapping[str, Any], wrapped: Wrapped, wher
                 where=where,
                 fix="mend it there",
             )
-        if f"{path}.ia3_l" in tree:
-            _check_side(path, tree[f"{path}.ia3_l"], config.get("feedforward_modules") or (), where)
     missing = layers - set(wrapped.layers)
     if missing:
-        _refuse_untrained(sorted(missing), tree, wrapped, where)
-    begins = "init_ia3_weights" if isinstance(wrapped.spec, IA3) else "init_lora_weights"
-    if config.get(begins, True) is not False:
+        _refuse_untrained(sorted(missing), config, wrapped, peft_format, where)
+    if config.get(peft_format.initial, True) is not False:
         return
-    kinds = (LoraLinear, IA3Linear)
     for path, layer in modules.items():
-        if path not in layers and (isinstance(layer, kinds) or is_linear(layer)) and not left_out_by(config, path):
+        if path not in layers and (path in wrapped.layers or is_linear(layer)) and not left_out_by(config, path):
             raise LichenError(
-                f"the file has no tensors of layer {path!r}, which PEFT would draw at random ({begins}=False)",
+                f"the file has no tensors of layer {path!r}, which PEFT would draw at random "
+                f"({peft_format.initial}=False)",
                 where=where,
                 fix="save the adapter again",
             )
 
 
-def _check_side(path: str, vector: Tensor, feedforward: str | Sequence[str], where: str) -> None:
-    """PEFT lays a vector as a row where its configuration says that it scales inputs."""
-    if isinstance(feedforward, str):
-        inputs = re.fullmatch(feedforward, path) is not None
-    else:
-        inputs = path.endswith(tuple(feedforward))
-    if vector.dim() != 2 or vector.shape[0 if inputs else 1] != 1:
-        raise LichenError(
-            f"the vector of {path!r} has shape {tuple(vector.shape)}, which its feedforward_modules do not fit",
-            where=where,
-            fix="mend them there",
-        )
-
-
-def _refuse_untrained(missing: Sequence[str], tree: Tree, wrapped: Wrapped, where: str) -> None:
+def _refuse_untrained(
+    missing: Sequence[str], config: Mapping[str, Any], wrapped: Wrapped, peft_format: PeftFormat, where: str
+) -> None:
     path, spec = missing[0], wrapped.spec
     if getattr(spec, "last", None) is not None and any(fits(p, (path.rpartition(".")[2],)) for p in wrapped.layers):
         key, fix = "model.adapter.last", "leave it out"
     else:
-        key = "model.adapter.targets"
-        if isinstance(spec, IA3) and tree[f"{path}.ia3_l"].shape[0] == 1:
-            key = "model.adapter.feedforward"
+        key = f"model.adapter.{peft_format.key_of(path, config)}"
         own = () if isinstance(spec, str) else getattr(spec, key.rpartition(".")[2], ())
         ends = {name.rpartition(".")[2] for name in missing}
         fix = f"set it to [{', '.join(sorted({*own, *ends}))}]" if not isinstance(own, str) else "list the layers"
     raise LichenError(f"the adapter in {where} holds layer {path!r}, which the run does not train", where=key, fix=fix)
 
 
-_NAMED = {".lora_embedding_": "target_modules", ".token_adapter.": "trainable_token_indices"}
-_NAMED |= {".lora_magnitude_vector": "use_dora", ".lora_B.bias": "lora_bias"}
-
-
-def _check_rest(rest: Iterable[str], wrapped: Wrapped, where: str) -> None:
+def _check_rest(rest: Iterable[str], wrapped: Wrapped, peft_format: PeftFormat, where: str) -> None:
     """Refuse a tensor that neither belongs to the adapter nor to a layer that the run trains whole."""
     for name in sorted(rest):
-        for part, key in _NAMED.items():
+        for part, key in peft_format.hints.items():
             if part in name:
                 raise LichenError(
                     f"the adapter holds {name!r} ({key}), which is not computed here",
                     where=where,
-                    fix="merge it into its base (PEFT's merge_and_unload), and give the merged folder as model.name",
+                    fix=MERGE_FIRST,
                 )
         layer = name.rpartition(".")[0]
         if name in wrapped.frozen():
@@ -250,135 +218,3 @@ def _in_our_order(
     rows = [list(theirs).index(name) for name in classes]
     moved = {name: x[rows] for name, x in tree.items() if name.rpartition(".")[0] == last and name in heads}
     return {**tree, **moved}, [f"the head's rows are put in the order {', '.join(classes)}"]
-
-
-def _scale(rank: int, alpha: float, *, rslora: bool) -> float:
-    return alpha / (rank**0.5 if rslora else rank)
-
-
-def _low_rank(tree: Tree, fresh: Tree, spec: Lora, config: Mapping[str, Any], where: str) -> tuple[Tree, list[str]]:
-    """A and B of the run's rank, with the adapter's product."""
-    layers, rslora = low_rank_layers(tree), bool(config.get("use_rslora"))
-    if not layers:
-        raise LichenError("the adapter holds no layer", where=where, fix="give a folder that PEFT wrote")
-    sizes = {path: (rank_of(config, path), alpha_of(config, path)) for path in layers}
-    for path, (rank, _) in sizes.items():
-        held = tree[f"{path}.lora_A"].shape[0]
-        if held != rank:
-            raise LichenError(
-                f"layer {path!r} has rank {held}, its r or rank_pattern says {rank}", where=where, fix="mend it there"
-            )
-    _check_scale(sizes, spec, config, where)
-    found: Tree = {}
-    folded = 0
-    for path in low_rank_layers(fresh):
-        name_A, name_B = f"{path}.lora_A", f"{path}.lora_B"
-        A_ri, B_or = fresh[name_A], fresh[name_B]
-        if path in sizes:
-            factor = _scale(*sizes[path], rslora=rslora) / spec.scale
-            folded += factor != 1.0
-            A_ri, B_or = _wider(tree[name_A], tree[name_B], A_ri, B_or, factor=factor, where=where, path=path)
-        found |= {name_A: A_ri, name_B: B_or}
-    notes = [f"{folded} layers have a scale of their own, which B takes in"] if folded else []
-    alone = len(low_rank_layers(fresh)) - len(layers)
-    notes += [f"{alone} of the run's layers are not in the adapter; they start as the base"] if alone else []
-    return found, notes
-
-
-def _check_scale(sizes: Mapping[str, tuple[int, float]], spec: Lora, config: Mapping[str, Any], where: str) -> None:
-    """Rank and scale of the adapter must be the recipe's; only layers that differ among themselves are made to fit."""
-    every = set(sizes.values())
-    rank = max(rank for rank, _ in every)
-    alpha = next(iter(every))[1] if len(every) == 1 else float(config.get("lora_alpha", 8))
-    if alpha <= 0:
-        raise LichenError(
-            f"the adapter has lora_alpha={alpha:g}, which is not positive",
-            where=where,
-            fix="train one with a positive alpha, or start without init_from",
-        )
-    theirs = f"the adapter in {where} has"
-    if spec.rank != rank:
-        raise LichenError(
-            f"{theirs} rank {rank}, the run {spec.rank}", where="model.adapter.rank", fix=f"set it to {rank}"
-        )
-    if spec.alpha != alpha:
-        raise LichenError(
-            f"{theirs} lora_alpha {alpha:g}, the run {spec.alpha:g}",
-            where="model.adapter.alpha",
-            fix=f"set it to {alpha:g}",
-        )
-    rslora = bool(config.get("use_rslora"))
-    if spec.rslora != rslora:
-        yes, no = str(rslora).lower(), str(spec.rslora).lower()
-        raise LichenError(
-            f"{theirs} use_rslora {yes}, the run {no}", where="model.adapter.rslora", fix=f"set it to {yes}"
-        )
-
-
-def _wider(
-    A_ri: Tensor, B_or: Tensor, fresh_A: Tensor, fresh_B: Tensor, *, factor: float, where: str, path: str
-) -> tuple[Tensor, Tensor]:
-    """A and B with the run's rank, and ``factor`` times their product."""
-    rank = A_ri.shape[0]
-    if A_ri.shape[1] != fresh_A.shape[1] or B_or.shape[0] != fresh_B.shape[0]:
-        ours = (fresh_B.shape[0], fresh_A.shape[1])
-        raise LichenError(
-            f"layer {path!r} is {(B_or.shape[0], A_ri.shape[1])} in the adapter and {ours} in the base",
-            where=where,
-            fix="name the base that the adapter was made for",
-        )
-    B_or = B_or.to(fresh_B.dtype) if factor == 1.0 else (B_or.double() * factor).to(fresh_B.dtype)
-    A_ri = A_ri.to(fresh_A.dtype)
-    if rank == fresh_A.shape[0]:
-        return A_ri, B_or
-    return cat([A_ri, fresh_A[rank:]]), cat([B_or, fresh_B[:, rank:]], dim=1)
-
-
-def _vectors(tree: Tree, fresh: Tree, wrapped: Wrapped, spec: IA3, where: str) -> tuple[Tree, list[str]]:
-    """The vectors of the run's layers; those that the adapter leaves alone are ones."""
-    found: Tree = {}
-    for path in wrapped.layers:
-        name = f"{path}.ia3_l"
-        if name not in tree:
-            found[name] = fresh[name]
-            continue
-        inputs, theirs = fits(path, spec.feedforward), tree[name].shape[0] == 1
-        if inputs != theirs:
-            side, fix = ("input", f"add {path.rpartition('.')[2]}") if theirs else ("output", "leave it out there")
-            raise LichenError(
-                f"the adapter in {where} scales the {side} of {path!r}", where="model.adapter.feedforward", fix=fix
-            )
-        if tree[name].numel() != fresh[name].numel():
-            raise LichenError(
-                f"layer {path!r} has {tree[name].numel()} numbers in the adapter and {fresh[name].numel()} in the base",
-                where=where,
-                fix="name the base that the adapter was made for",
-            )
-        found[name] = tree[name].flatten()
-    alone = sum(f"{path}.ia3_l" not in tree for path in wrapped.layers)
-    return found, [f"{alone} of the run's layers are not in the adapter; they start as the base"] if alone else []
-
-
-def _virtual(tree: Tree, fresh: Tree, heads: set[str], where: str) -> tuple[Tree, list[str]]:
-    """The virtual tokens, which must be as many as the run's."""
-    found: Tree = {}
-    for name in fresh.keys() - heads:
-        if name not in tree:
-            raise LichenError(f"tensor {name!r} is missing", where=where, fix="give a folder that PEFT wrote")
-        theirs, ours = tuple(tree[name].shape), tuple(fresh[name].shape)
-        at = 0 if name.endswith("tokens") else 2
-        if theirs[at] != ours[at]:
-            raise LichenError(
-                f"the adapter in {where} has {theirs[at]} virtual tokens, the run {ours[at]}",
-                where="model.adapter.tokens",
-                fix=f"set it to {theirs[at]}",
-            )
-        if theirs != ours:
-            axes = "num_virtual_tokens, token_dim" if at == 0 else "num_layers, num_attention_heads, tokens, width"
-            raise LichenError(
-                f"the virtual tokens have shape {theirs} ({axes}), those of the base {ours}",
-                where=where,
-                fix="name the base that the adapter was made for",
-            )
-        found[name] = tree[name]
-    return found, []

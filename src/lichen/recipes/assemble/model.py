@@ -19,14 +19,9 @@ from lichen.data.batches.shards import ArrayShard, Shard, TextShard
 from lichen.data.sources.cache import key_of
 from lichen.data.sources.catalog import CATALOG, cache_dir
 from lichen.data.sources.records import load_records
-from lichen.models.adapters.bitfit import BitFit
-from lichen.models.adapters.bottleneck import Bottleneck
-from lichen.models.adapters.ia3 import IA3
-from lichen.models.adapters.lora import Lora
-from lichen.models.adapters.prefix_tuning import Prefix
-from lichen.models.adapters.prompt import Prompt
+from lichen.models.adapters.kind import Spec, kind_of
 from lichen.models.adapters.whole_layers import whole_layers
-from lichen.models.adapters.wrap import Spec, Wrapped
+from lichen.models.adapters.wrap import Wrapped
 from lichen.models.loading.load import load_causal, load_classifier
 from lichen.models.peft.format import has_peft_format
 from lichen.models.peft.start import start_from
@@ -61,30 +56,11 @@ def spec_of(recipe: Recipe, model: Any) -> Spec:
     """The recipe's adapter; a classifier's head, and what its files lack, is trained in full.
 
     Raises:
-        LichenError: if all linear layers are asked for where they must be named.
+        LichenError: if the section does not fit the kind.
     """
     adapter = recipe.model.adapter
     heads = whole_layers(model, adapter.modules_to_save, classifier=recipe.task == "classify")
-    if adapter.kind == "lora":
-        return Lora(
-            targets=adapter.targets,
-            rank=adapter.rank,
-            alpha=adapter.alpha,
-            rslora=adapter.rslora,
-            heads=heads,
-            last=adapter.last,
-        )
-    if adapter.kind == "ia3":
-        if isinstance(adapter.targets, str):
-            raise LichenError("ia3 scales named layers", where="model.adapter.targets", fix="list them")
-        return IA3(targets=adapter.targets, feedforward=adapter.feedforward, heads=heads, last=adapter.last)
-    if adapter.kind == "prompt":
-        return Prompt(tokens=adapter.tokens, heads=heads)
-    if adapter.kind == "prefix":
-        return Prefix(tokens=adapter.tokens, heads=heads)
-    if adapter.kind == "bottleneck":
-        return Bottleneck(width=adapter.width, heads=heads, last=adapter.last)
-    return BitFit(heads=heads, last=adapter.last)
+    return kind_of(adapter.kind).build(adapter, heads)
 
 
 def foundation_of(recipe: Recipe, source: str | Path, classes: int, *, anew: bool = False) -> tuple[Any, Any]:

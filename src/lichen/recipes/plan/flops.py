@@ -29,7 +29,7 @@ from typing import Any, Protocol, final
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.tree import Tree
-from lichen.models.adapters.lora import is_linear
+from lichen.models.adapters.linear_layers import is_linear
 from lichen.recipes.assemble.workload import Load, load_of
 
 __all__ = ["Arithmetic", "Counted", "Flops", "arithmetic_of", "counted"]
