@@ -15,7 +15,7 @@ FLOORS = (
     ("models", "data", "transforms", "server"),
     ("fm",),
     ("clients",),
-    ("engines", "algorithms"),
+    ("engines", "algorithms", "tasks"),
     ("trust", "present", "allocator", "fl"),
     ("recipes",),
     ("shell",),

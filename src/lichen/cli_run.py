@@ -131,6 +131,7 @@ def _run(recipe: Any, folder: Path, resume: bool, quiet: bool) -> tuple[dict[str
 
 def _show_result(summary: dict[str, Any], folder: Path, adapter: Path | None) -> None:
     from lichen.present.report import summary_table
+    from lichen.tasks.registry import task_of
 
     show(summary_table(summary))
     pictures = [folder / name for name in ("curves.png", "clients.png") if (folder / name).is_file()]
@@ -140,7 +141,7 @@ def _show_result(summary: dict[str, Any], folder: Path, adapter: Path | None) ->
     lines += [(name, path) for name, path in learned if path.exists()]
     for name, path in lines:
         say(f"{name}: {path}")
-    if adapter is not None or summary["task"] == "oneshot" or _reads_text(folder):
+    if adapter is not None or not task_of(summary["task"]).procedure.rounds or _reads_text(folder):
         say(f"try it: lichen try {shlex.quote(str(folder))}")
 
 

@@ -16,12 +16,13 @@ import math
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lichen.core.errors import LichenError
 from lichen.present.reading import Read
+from lichen.tasks.registry import BUILT_IN, task_names
 
 if TYPE_CHECKING:
     from lichen.core.contracts import Report
@@ -46,6 +47,12 @@ LARGEST = 16 << 20
 """Bytes of a summary at most: it may come from a stranger."""
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _known(task: str) -> str:
+    if task not in BUILT_IN and task not in task_names():
+        raise ValueError("no task of this name")
+    return task
 
 
 class _Part(BaseModel):
@@ -123,7 +130,7 @@ class Summary(_Part):
 
     name: str
     question: str
-    task: Literal["chat", "classify", "oneshot"]
+    task: Annotated[str, AfterValidator(_known)]
     metric: str
     higher_is_better: bool
     columns: Columns

@@ -35,7 +35,7 @@ from lichen.present.summary import read_summary
 from lichen.present.trace import Event
 from lichen.present.units import seconds_text
 from lichen.recipes.artifacts.inputs import expect_rows
-from lichen.recipes.assemble.experiment import metric_name
+from lichen.recipes.assemble.experiment import metric_of
 from lichen.recipes.comparison import Comparison, Method
 from lichen.recipes.plan.footprint import footprint
 from lichen.recipes.schema.read import recipe_sha256, write_recipe
@@ -199,9 +199,10 @@ def _named(method: Method, names: Sequence[str]) -> bool:
 def _one_metric(comparison: Comparison) -> None:
     first, *others = comparison.methods
     for method in others:
-        if metric_name(method.recipe) != metric_name(first.recipe):
+        mine, theirs = metric_of(method.recipe).name, metric_of(first.recipe).name
+        if mine != theirs:
             raise LichenError(
-                f"{metric_name(method.recipe)} cannot be compared with {metric_name(first.recipe)} of {first.name}",
+                f"{mine} cannot be compared with {theirs} of {first.name}",
                 where=f"{method.name}: compare.metric",
                 fix="let all methods have one metric",
             )
@@ -361,12 +362,12 @@ def _write(
 ) -> tuple[tuple[Row, ...], dict[str, Any]]:
     rows = rows_of(tuple(_outcomes(comparison, out, faults)))
     first = comparison.methods[0].recipe
-    metric = metric_name(first)
+    metric = metric_of(first)
     table = {
         "name": comparison.name,
         "question": comparison.question,
-        "metric": metric,
-        "higher_is_better": metric != "perplexity",
+        "metric": metric.name,
+        "higher_is_better": metric.higher_is_better,
         "seeds": list(comparison.seeds),
         "levels": list(comparison.levels),
         "rows": [row.as_dict() for row in rows],

@@ -34,17 +34,16 @@ from lichen.recipes.artifacts.more_rounds import give_more_rounds
 from lichen.recipes.artifacts.moved_inputs import move
 from lichen.recipes.artifacts.use import Talker, export, talk
 from lichen.recipes.assemble.column import Column
-from lichen.recipes.assemble.experiment import grid_name, metric_name
+from lichen.recipes.assemble.experiment import grid_name, metric_of
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import down_of, stations
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.launch import launch, telling
 from lichen.recipes.schema.read import new_folder, read_recipe, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.tasks.adapt import run_adapt
 from lichen.recipes.tasks.exchange import run_exchange
-from lichen.recipes.tasks.oneshot import run_oneshot
 from lichen.recipes.tasks.outcome import TaskResult
+from lichen.tasks.registry import task_of
 
 __all__ = ["Result", "Talker", "export", "node", "rank", "run", "talk"]
 
@@ -158,7 +157,7 @@ def _go(
         for observe in observers:
             observe(event)
 
-    task = run_exchange if recipe.exchange else {"oneshot": run_oneshot}.get(recipe.task, run_adapt)
+    task: Callable[..., TaskResult] = run_exchange if recipe.exchange else task_of(recipe.task).procedure.load("run")
     # One process sees its own machine and accelerator only, and a part would look like the whole.
     alone = ranks.size == 1
     kept = path / "state" / "joules" if alone else None
@@ -194,7 +193,8 @@ def _clients(done: TaskResult, higher: bool) -> list[dict[str, Any]]:
 
 
 def _summary(recipe: Recipe, folder: RunFolder, done: TaskResult, memory: int, joules: float | None) -> dict[str, Any]:
-    higher = metric_name(recipe) != "perplexity"
+    metric = metric_of(recipe)
+    higher = metric.higher_is_better
     fixed = ("base", "alone", "federated", "pooled")
     gaining = None
     if "alone" in done.columns:
@@ -208,7 +208,7 @@ def _summary(recipe: Recipe, folder: RunFolder, done: TaskResult, memory: int, j
         "name": recipe.name,
         "question": recipe.question,
         "task": recipe.task,
-        "metric": metric_name(recipe),
+        "metric": metric.name,
         "higher_is_better": higher,
         "columns": {name: _score(done.columns.get(name), higher, done.common_test) for name in fixed},
         "extra_columns": {n: _score(c, higher, done.common_test) for n, c in done.columns.items() if n not in fixed},

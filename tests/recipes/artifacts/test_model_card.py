@@ -124,6 +124,9 @@ def test_the_words_of_a_model_from_nothing_are_told(tmp_path: Path, monkeypatch:
     run_code(card, folder / "merged", monkeypatch)
 
 
+CLASSIFIER: dict[str, Any] = {"writes": False, "pipeline": "text-classification", "classes": ("a", "b")}
+
+
 def card_of(**more: Any) -> Card:
     score = {"mean": 0.5, "worst_decile": 0.25}
     summary = {
@@ -136,7 +139,8 @@ def card_of(**more: Any) -> Card:
     known: dict[str, Any] = {
         "name": "run",
         "question": "",
-        "task": "chat",
+        "writes": True,
+        "pipeline": "text-generation",
         "folder": "adapter",
         "base": "smollm2-135m",
         "base_id": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -179,7 +183,7 @@ def test_a_base_of_the_catalog_is_named_as_the_hub_knows_it() -> None:
 
 
 def test_what_servers_do_not_take_is_said() -> None:
-    for more in ({"kind": "IA3", "rank": 0}, {"whole": ("lm_head",)}, {"task": "classify", "classes": ("a", "b")}):
+    for more in ({"kind": "IA3", "rank": 0}, {"whole": ("lm_head",)}, CLASSIFIER):
         text = card_text(card_of(**more))
         assert "vllm serve" not in text
         assert "--merge" in text
@@ -187,14 +191,16 @@ def test_what_servers_do_not_take_is_said() -> None:
 
 @pytest.mark.parametrize("name", ["a\x1b[31mb", "---\nlicense: mit\n---", '"x": [', "#", "&a *b"])
 def test_strange_names_break_no_front_matter(name: str) -> None:
-    text = card_text(card_of(name=name, question=name, base_id="", classes=(name, "b"), task="classify"))
+    text = card_text(
+        card_of(name=name, question=name, base_id="", classes=(name, "b"), writes=False, pipeline="text-classification")
+    )
     assert "\x1b" not in text
     assert set(matter(text)) == {"library_name", "license", "pipeline_tag", "tags"}
     assert json.loads(json.dumps(matter(text))) == matter(text)
 
 
 def test_torch_is_named_where_it_is_used() -> None:
-    for more in ({}, {"start": 3, "form": "plain"}, {"task": "classify", "classes": ("a", "b")}, {"kind": "merged"}):
+    for more in ({}, {"start": 3, "form": "plain"}, CLASSIFIER, {"kind": "merged"}):
         (code,) = re.findall(r"```python\n(.*?)\n```", card_text(card_of(**more)), re.S)
         compile(code, "card", "exec")
         assert code.startswith("import torch\n")

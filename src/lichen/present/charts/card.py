@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, final
 
 from lichen.core.visible import visible
 from lichen.present.units import score_text
@@ -28,7 +28,8 @@ class Card:
     Attributes:
         name: Of the run.
         question: What it answers; may be empty.
-        task: Chat or classify.
+        writes: A language model, which writes; else it classifies.
+        pipeline: What the hub calls its task.
         folder: Name of the folder that the card lies in.
         base: Where the base model is published or lies, as a loader takes it.
         base_id: The base's id on the Hugging Face hub; empty where it has none that is known.
@@ -51,7 +52,8 @@ class Card:
 
     name: str
     question: str
-    task: Literal["chat", "classify"]
+    writes: bool
+    pipeline: str
     folder: str
     base: str
     base_id: str
@@ -86,7 +88,7 @@ def front_matter(card: Card) -> dict[str, Any]:
         found["base_model_relation"] = kind
     if card.licence:
         found["license"] = card.licence.lower()
-    found["pipeline_tag"] = "text-generation" if card.task == "chat" else "text-classification"
+    found["pipeline_tag"] = card.pipeline
     found["tags"] = ["lichen", "federated-learning", *([] if card.merged else [card.kind.lower().replace("_", "-")])]
     return found
 
@@ -107,7 +109,7 @@ def _what(card: Card) -> str:
         if card.base != card.base_id:
             base += f" (trained on the catalog's `{card.base}`, whose weights may be of another precision)"
     if card.merged:
-        what = f"A {'language model' if card.task == 'chat' else 'classifier'}: {base} with what was learned merged in."
+        what = f"A {'language model' if card.writes else 'classifier'}: {base} with what was learned merged in."
     else:
         held = f", rank {card.rank} at most" if card.rank else ""
         whole = f" It holds these modules whole: {', '.join(f'`{name}`' for name in card.whole)}." if card.whole else ""
@@ -155,7 +157,7 @@ def _fenced(text: str, language: str = "text") -> str:
 
 
 def _asked(card: Card) -> str:
-    if card.task == "classify":
+    if not card.writes:
         names = "\n".join(f"| {place} | {_cell(name)} |" for place, name in enumerate(card.classes))
         return (
             f"## What it is asked\n\nA text by itself, cut after {card.max_length} tokens.\n\n"
@@ -182,7 +184,7 @@ def _transformers(card: Card) -> str:
 
 
 def _code(card: Card) -> str:
-    chat = card.task == "chat"
+    chat = card.writes
     auto = "CausalLM" if chat else "SequenceClassification"
     maker = f"AutoModelFor{auto}" if card.merged else f"AutoPeftModelFor{auto}"
     more = f", num_labels={len(card.classes)}" if not chat and not card.merged else ""
@@ -227,7 +229,7 @@ def _code(card: Card) -> str:
 
 def _servers(card: Card) -> str:
     base, folder = card.base_id if "/" in card.base_id else card.base, card.folder
-    if card.task == "classify":
+    if not card.writes:
         if not card.merged:
             return f"## In servers\n\nvLLM takes no adapter with a head: {_MERGE}\n"
         command = _fenced(f"vllm serve {folder} --runner pooling", "sh")

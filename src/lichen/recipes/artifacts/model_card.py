@@ -17,6 +17,7 @@ from lichen.recipes.artifacts.inputs import rows_of
 from lichen.recipes.assemble.class_names import class_names
 from lichen.recipes.rows.prepare import is_private
 from lichen.recipes.schema.recipe import Recipe
+from lichen.tasks.registry import task_of
 
 __all__ = ["write_adapter_card", "write_card"]
 
@@ -29,7 +30,7 @@ def write_adapter_card(run: Path, recipe: Recipe) -> None:
     if not home.is_dir():
         return
     tokenizer = None
-    if recipe.task == "chat":
+    if recipe.writes:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(home)
@@ -48,7 +49,7 @@ def write_card(run: Path, target: Path, recipe: Recipe, tokenizer: Any) -> None:
     config: Mapping[str, Any] = {}
     if (target / "adapter_config.json").is_file():
         config = json.loads((target / "adapter_config.json").read_text(encoding="utf-8"))
-    name, chat = recipe.model.name or "", recipe.task == "chat"
+    name, chat = recipe.model.name or "", recipe.writes
     known = CATALOG.get(name)
     base_id = known.upstream if known else name if looks_like_hub_id(name) and not Path(name).exists() else ""
     own_words = recipe.model.scratch is not None and recipe.model.scratch.text is None and is_private(recipe)
@@ -58,7 +59,8 @@ def write_card(run: Path, target: Path, recipe: Recipe, tokenizer: Any) -> None:
     card = Card(
         name=recipe.name,
         question=recipe.question or "",
-        task="chat" if chat else "classify",
+        writes=chat,
+        pipeline=task_of(recipe.task).pipeline,
         folder=target.name,
         base=Path(name).name or recipe.name,
         base_id=base_id,

@@ -16,6 +16,7 @@ from lichen.core.store import write_atomic
 from lichen.recipes.artifacts.moved_inputs import MOVABLE, changed_keys
 from lichen.recipes.schema.read import read_recipe, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
+from lichen.tasks.registry import task_of
 
 __all__ = ["give_more_rounds"]
 
@@ -66,8 +67,8 @@ def give_more_rounds(path: Path, recipe: Recipe, say: Callable[[str], None]) -> 
 def _refuse(before: Recipe, had: int, wanted: int) -> None:
     where = "federation.rounds"
     anew = f"start a new run: lichen run RECIPE -s federation.rounds={wanted}"
-    if before.task == "oneshot":
-        raise LichenError("task oneshot is one round by nature", where=where, fix="leave it as it is")
+    if not task_of(before.task).procedure.rounds:
+        raise LichenError(f"task {before.task} is one round by nature", where=where, fix="leave it as it is")
     if wanted < had:
         raise LichenError(f"the run has {had} already, and rounds cannot be taken back", where=where, fix=anew)
     if before.optimizer.schedule != "constant":

@@ -36,8 +36,9 @@ from lichen.recipes.assemble.model import SCRATCH, foundation_of, make_student, 
 from lichen.recipes.rows.prepare import classes_of, gather, split_clients
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
+from lichen.tasks.registry import task_of
 
-__all__ = ["Talker", "export", "talk"]
+__all__ = ["Talker", "export", "talk", "talk_oneshot", "talk_rounds"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,7 @@ def _finished(folder: Path) -> tuple[Recipe, Tree]:
 
 def _classes(recipe: Recipe, folder: Path) -> tuple[str, ...]:
     """The run's classes by its own folder; of a folder that is older than their file, by its data."""
-    if recipe.task == "chat":
+    if recipe.writes:
         return ()
     return class_names(folder) or classes_of(recipe, gather(recipe))
 
@@ -75,7 +76,7 @@ def _foundation(recipe: Recipe, folder: Path) -> tuple[Any, Any, tuple[str, ...]
             "a prompt found by asking lies outside the model", where=recipe.name, fix="its tensors lie in model/"
         )
     scratch = recipe.model.scratch is not None
-    if (recipe.model.name is None and not scratch) or recipe.task not in ("chat", "classify"):
+    if (recipe.model.name is None and not scratch) or not task_of(recipe.task).procedure.rounds:
         raise LichenError(
             f"a run of task {recipe.task} on {recipe.model.name or 'a student'} has no merged transformers model",
             where=recipe.name,
@@ -181,16 +182,20 @@ def talk(
     }
     given = {key: value for key, value in asked.items() if value is not None}
     recipe, tree = _finished(folder)
-    if given and recipe.task != "chat":
+    if given and not recipe.writes:
         raise LichenError(f"a run of task {recipe.task} writes nothing", where=next(iter(given)), fix="leave it out")
     sampling = Sampling(**given)  # type: ignore[arg-type]  # by name, each of its own type
-    if recipe.task == "oneshot":
-        return _talk_oneshot(recipe, tree, folder)
+    talker: Talker = task_of(recipe.task).procedure.load("talk")(recipe, tree, folder, sampling)
+    return talker
+
+
+def talk_rounds(recipe: Recipe, tree: Tree, folder: Path, sampling: Sampling) -> Talker:
+    """A model that was trained in rounds, beside the bare one."""
     if recipe.model.student is not None:
         return _talk_student(recipe, tree, folder)
     model, tokenizer, classes = _foundation(recipe, folder)
     joined = _attached(recipe, model, tree)
-    if recipe.task == "chat":
+    if recipe.writes:
 
         def answer(text: str) -> tuple[str, str]:
             bare, mine = (_write(recipe, one, tokenizer, text, sampling) for one in (model, joined))
@@ -266,7 +271,8 @@ def _talk_student(recipe: Recipe, tree: Tree, folder: Path) -> Talker:
     return Talker(kind="classify", answer=classify)
 
 
-def _talk_oneshot(recipe: Recipe, head: Tree, folder: Path) -> Talker:
+def talk_oneshot(recipe: Recipe, head: Tree, folder: Path, sampling: Sampling) -> Talker:
+    """A head that was solved for, which alone tells classes: the bare encoder has none."""
     model, tokenizer = load_encoder(resolve_model(str(recipe.model.name)))
     features = EncoderFeatures(model, normalize=True)
     classes = _classes(recipe, folder)

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
-import torch
 from torch import Tensor
 
-from lichen.clients.evaluation.metrics import accuracy, macro_f1
 from lichen.core.contracts import CohortModel, Source
 from lichen.core.tree import Tree
 from lichen.data.batches.accumulation import MicroBatches
@@ -18,8 +16,10 @@ from lichen.data.batches.few_labels import FewLabels
 from lichen.data.batches.shards import EvalSource, MixedSource, Shard, TrainSource
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.lowrank.submodel import Capacity
+from lichen.tasks.registry import task_of
+from lichen.tasks.task import Metric
 
-__all__ = ["Auxiliary", "Experiment", "grid_name", "metric_name", "participants", "rows_of", "steps_of", "values_N"]
+__all__ = ["Auxiliary", "Experiment", "grid_name", "metric_of", "participants", "rows_of", "steps_of", "values_N"]
 
 
 @final
@@ -115,16 +115,12 @@ class Experiment:
 
 def values_N(recipe: Recipe, metrics: Mapping[str, Tensor]) -> Tensor:
     """The recipe's metric for every client, float64."""
-    wanted = metric_name(recipe)
-    if wanted == "perplexity":
-        return torch.exp(metrics["loss_sum"] / metrics["count"])
-    measure = macro_f1 if wanted == "macro_f1" else accuracy
-    return torch.tensor([float(measure(c)) for c in metrics["confusion"]], dtype=torch.float64)
+    return metric_of(recipe).values(metrics)
 
 
-def metric_name(recipe: Recipe) -> str:
+def metric_of(recipe: Recipe) -> Metric:
     """The metric compared, by the recipe or its task."""
-    return recipe.compare.metric or ("perplexity" if recipe.task == "chat" else "macro_f1")
+    return task_of(recipe.task).metric_of(recipe.compare.metric)
 
 
 def grid_name(lr: float) -> str:

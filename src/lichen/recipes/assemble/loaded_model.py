@@ -68,7 +68,7 @@ def load_model(
             source = scratch_folder(recipe, clients_data, private=None if away is None else Path(away))
             foundation, tokenizer = foundation_of(recipe, source, len(classes))
             put_template(recipe, tokenizer, say=notes.append)
-    elif section.name is not None and recipe.task == "chat":
+    elif section.name is not None and recipe.writes:
         foundation, tokenizer = foundation_of(recipe, resolve_model(section.name), 0)
         put_template(recipe, tokenizer, say=notes.append)
     elif section.name is not None:
@@ -115,7 +115,7 @@ def _cohort(recipe: Recipe, foundation: Any, tokenizer: Any, padded: bool) -> Co
     Raises:
         LichenError: if the adapter does not fit it.
     """
-    section, chat = recipe.model, recipe.task == "chat"
+    section, chat = recipe.model, recipe.writes
     name = section.name or recipe.name
     if recipe.optimizer.name == "cma":
         words = section.adapter.start or str(tokenizer.eos_token)

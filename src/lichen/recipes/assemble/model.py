@@ -59,7 +59,7 @@ def spec_of(recipe: Recipe, model: Any) -> Spec:
         LichenError: if the section does not fit the kind.
     """
     adapter = recipe.model.adapter
-    heads = whole_layers(model, adapter.modules_to_save, classifier=recipe.task == "classify")
+    heads = whole_layers(model, adapter.modules_to_save, classifier=not recipe.writes)
     return kind_of(adapter.kind).build(adapter, heads)
 
 
@@ -67,7 +67,7 @@ def foundation_of(recipe: Recipe, source: str | Path, classes: int, *, anew: boo
     """The frozen transformers model, quantised if the recipe says so, and its tokenizer; ``anew``: with a new head."""
     section = recipe.model
     drawn = derive(recipe.seed, "weights") if section.random else None
-    if recipe.task == "chat":
+    if recipe.writes:
         return load_causal(
             source,
             dtype=section.dtype,

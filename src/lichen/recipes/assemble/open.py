@@ -125,7 +125,7 @@ def open_recipe(
     gathered = gather_all(recipe)
     labels = classes_of(recipe, gathered.records)
     public_split = split_public(recipe, gathered.records)
-    clients_data = public_split.clients_data if recipe.task == "chat" else labelled_of(public_split.clients_data)
+    clients_data = public_split.clients_data if recipe.writes else labelled_of(public_split.clients_data)
     say(f"{len(clients_data)} clients, {sum(len(o.train) for o in clients_data):,} rows to train on")
     loaded = load_model(recipe, labels, clients_data, keep_private=keep_private)
     model, tokenizer, classes = loaded.model, loaded.tokenizer, loaded.classes

@@ -82,7 +82,7 @@ def help_of(loaded: LoadedExperiment, folder: RunFolder, say: Say) -> Helped:
     recipe = loaded.experiment.recipe
     rows = tuple(client_data.train for client_data in loaded.clients_data)
     helped, faces = Helped(experiment=loaded.experiment, rows=rows), Faces(recipe=recipe, say=say)
-    if recipe.teacher is not None and recipe.task == "chat":
+    if recipe.teacher is not None and recipe.writes:
         helped = spoken(loaded, helped, faces, folder, say)
         return replace(helped, extra={**helped.extra, **faces.told()})
     teachers = Teachers(loaded, faces, say) if recipe.teacher is not None else None

@@ -14,6 +14,7 @@ from lichen.core.visible import listed
 from lichen.recipes.init.clients import client_of
 from lichen.recipes.init.facts import Column
 from lichen.recipes.init.names import HOLDS, NAMES, QUESTIONS, Ask, Roles, Wishes, named
+from lichen.tasks.registry import task_of
 
 __all__ = ["roles_of"]
 
@@ -37,7 +38,7 @@ def roles_of(columns: Sequence[Column], wishes: Wishes, *, where: str, by_file: 
     _learned(roles, columns, wishes, where, ask)
     if wishes.task is not None:
         roles.task = wishes.task
-    if roles.task == "chat":
+    if task_of(roles.task).writes:
         roles.columns.pop("label", None)
     elif "label" not in roles.columns or not {"text", "completion"} & roles.columns.keys():
         raise LichenError(
@@ -98,18 +99,18 @@ def _learned(roles: Roles, columns: Sequence[Column], wishes: Wishes, where: str
         asked = [by_name[name] for name in wishes.prompt] or _asked(columns, answer)
         _pair(roles, asked, answer, where)
         return
+    classify = wishes.task is not None and not task_of(wishes.task).writes
     talks = [column for column in columns if column.kind == "turns"]
     pair = [by_plain[name] for name in ("prompt", "completion") if name in by_plain and by_plain[name] in talks]
     if len(pair) == 2:
         _pair(roles, pair[:1], pair[1], where)
         return
-    if talks and wishes.task in (None, "chat"):
+    if talks and not classify:
         found = named("messages", talks, lambda column: True) or talks[0]
         roles.shape, roles.columns = "conversations", {"messages": found.name}
         return
     answer_of = named("completion", columns, _may_answer)
     asked = [by_name[name] for name in wishes.prompt] or (_asked(columns, answer_of) if answer_of is not None else [])
-    classify = wishes.task not in (None, "chat")
     if answer_of is not None and asked and not classify:
         _pair(roles, asked, answer_of, where)
         return
@@ -181,7 +182,7 @@ def _labelled(roles: Roles, columns: Sequence[Column], wishes: Wishes, where: st
             fix=f"name one by --text; there is: {kinds}{' and more' if len(columns) > 8 else ''}",
         )
     roles.shape, roles.columns = "texts", {"text": text.name}
-    if wishes.task == "chat":
+    if wishes.task is not None and task_of(wishes.task).writes:
         return
     free = [column for column in rest if column.name != text.name]
     label = by_name[wishes.label] if wishes.label is not None else _label(free, roles, where, ask)
@@ -239,6 +240,6 @@ def _why(column: Column, roles: Roles) -> str:
     """Why a column plays no role."""
     if column.plain in ("tools", "functions"):
         return "tools: their definitions are not given to the model"
-    if (roles.task != "chat" or "text" in roles.columns) and _few(column):
+    if (not task_of(roles.task).writes or "text" in roles.columns) and _few(column):
         return f"could be the label: --label {column.name!r}"
     return HOLDS[column.kind]

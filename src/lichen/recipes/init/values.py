@@ -11,6 +11,7 @@ from lichen.core.visible import clipped
 from lichen.data.batches.text import label_set
 from lichen.data.sources.record import Record
 from lichen.recipes.init.names import Roles, Wishes
+from lichen.tasks.registry import task_of
 
 __all__ = ["values_of"]
 
@@ -41,16 +42,17 @@ def values_of(
         texts: The rows that were looked at, without empty ones.
         by_file: Whether files or folders are the clients.
     """
-    chat, notes = roles.task == "chat", []
+    task, notes = task_of(roles.task), list[str]()
+    chat = task.writes
     lengths = sorted(_tokens(record, chat) for record in texts)
     most = lengths[int(0.95 * (len(lengths) - 1))]
     widths = (*_WIDTHS, 1024) if chat else _WIDTHS
     width = next((w for w in widths if w >= most), widths[-1])
     section: dict[str, Any] = {"name": str(data), "columns": roles.columns, "max_length": width}
     model: dict[str, Any] = {"name": wishes.model or ("smollm2-135m" if chat else "minilm-l6")}
-    if wishes.model is not None and roles.task != "oneshot":
+    if wishes.model is not None and task.procedure.rounds:
         model["adapter"] = {"targets": "all-linear"}
-    elif roles.task == "classify":
+    elif not chat and task.procedure.rounds:
         # From a head drawn at random, ten short rounds get no further than the commonest class.
         model["head"] = "ridge"
         model["adapter"] = {"targets": ["query", "value"], "modules_to_save": ["classifier"]}
@@ -86,7 +88,7 @@ def values_of(
         "federation": {"rounds": 10, "steps": 4, "batch": 4},
         "compare": {"columns": ["base", "alone", "pooled"]},
     }
-    if roles.task == "oneshot":
+    if not task.procedure.rounds:
         del values["optimizer"], values["federation"], values["compare"]
     return values, notes
 
@@ -112,10 +114,11 @@ def _sizes(roles: Roles, texts: Sequence[Record], notes: list[str]) -> dict[str,
         found["max_clients"] = MOST_CLIENTS
         notes.append(f"{MOST_CLIENTS} of {len(enough):,} clients are drawn, so that a first run is short.")
     alone = sum(len({str(record.label) for record in of}) == 1 for of in enough.values())
-    if roles.task == "classify" and alone == len(enough):
+    labelled = not task_of(roles.task).writes and task_of(roles.task).procedure.rounds
+    if labelled and alone == len(enough):
         found["one_class"] = "keep"
         notes.append("Every client has rows of one class only: is its column rather the label?")
-    elif roles.task == "classify" and alone:
+    elif labelled and alone:
         found["one_class"] = "drop"
         notes.append(f"{alone:,} of {len(enough):,} clients have rows of one class only and stay out.")
     return found
@@ -124,7 +127,7 @@ def _sizes(roles: Roles, texts: Sequence[Record], notes: list[str]) -> dict[str,
 def _labelled(roles: Roles, texts: Sequence[Record], notes: list[str]) -> dict[str, Any]:
     """The classes by name, where some rows have none: rows of other labels stay out."""
     blank = sum(record.label is None for record in texts)
-    if roles.task == "chat" or not blank:
+    if task_of(roles.task).writes or not blank:
         return {}
     notes.append(f"{blank:,} of {len(texts):,} rows have no label and stay out (data.classes).")
     return {"classes": list(label_set(texts))}

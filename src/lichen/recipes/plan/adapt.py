@@ -76,7 +76,7 @@ def expect_adapt(recipe: Recipe, folder: Path, gauge: Gauge, say: Callable[[str]
     weights = weights_of(loaded.foundation) if loaded.foundation is not None else {}
     base = resident_bytes(loaded.foundation) if weights else 0
     chunks: Chunks = budget(loaded.experiment, invitations(loaded.experiment))
-    if recipe.task == "chat":
+    if recipe.writes:
         chunks = _with_extras(loaded, chunks)
     tensors = loaded.experiment.start
 

@@ -35,6 +35,7 @@ from lichen.recipes.assemble.live_bytes import LiveBytes
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import begin_of, stations
 from lichen.recipes.schema.recipe import Recipe
+from lichen.tasks.registry import task_of
 
 __all__ = ["Footprint", "footprint", "peak_bytes"]
 
@@ -102,7 +103,7 @@ def footprint(recipe: Recipe) -> Footprint | None:
     Raises:
         LichenError: whatever does not fit in the recipe.
     """
-    if recipe.task not in ("chat", "classify"):
+    if not task_of(recipe.task).procedure.rounds:
         return None
     loaded = open_recipe(recipe, keep_private=False)
     frozen = frozen_tensors(loaded.foundation)

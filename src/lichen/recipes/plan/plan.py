@@ -20,12 +20,12 @@ from typing import Any, final
 
 from lichen.core.errors import LichenError
 from lichen.present.energy import Meter, counters
-from lichen.recipes.plan.adapt import expect_adapt
 from lichen.recipes.plan.estimate import Expected, Problem, problems
-from lichen.recipes.plan.features import expect_oneshot, expect_taught
+from lichen.recipes.plan.features import expect_taught
 from lichen.recipes.plan.memory import Gauge
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
+from lichen.tasks.registry import task_of
 
 __all__ = ["Plan", "plan"]
 
@@ -88,8 +88,8 @@ def plan(
             where="exchange",
             fix="run it for a round or two and multiply: lichen run RECIPE -s federation.rounds=2",
         )
-    taught = recipe.teacher is not None and recipe.task == "classify"
-    task = expect_oneshot if recipe.task == "oneshot" else expect_taught if taught else expect_adapt
+    taught = recipe.teacher is not None and not recipe.writes
+    task: Callable[..., Expected] = expect_taught if taught else task_of(recipe.task).procedure.load("plan")
     device = recipe.model.device
     with tempfile.TemporaryDirectory(prefix="lichen-plan-") as folder, Meter(counters(device)) as meter:
         began = time.perf_counter()

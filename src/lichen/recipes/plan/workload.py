@@ -109,7 +109,7 @@ def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str
     asked = len(experiment.train) if own else len(shared)
     judges = validators_of(experiment)
     columns: dict[str, tuple[Chunk, ...]] = {}
-    if "base" in recipe.compare.columns and recipe.task == "chat":
+    if "base" in recipe.compare.columns and recipe.writes:
         columns["base"] = (Chunk(kind="score", load=once, clients=asked),)
     seeds = _round_seeds(experiment, recipe.federation.rounds)
     trained, seen = marks(experiment, recipe.federation.rounds)

@@ -43,7 +43,7 @@ def counts_of(
     for client_data, mine in zip(clients_data, rows, strict=True):
         cut: int | None = None
         if counted:
-            form = "classify" if recipe.task != "chat" else recipe.data.form
+            form = recipe.data.form if recipe.writes else "classify"
             most, thinking = recipe.data.max_length, recipe.data.thinking
             lengths = lengths_of(mine, tokenizer, form=form, max_length=most, thinking=thinking)  # type: ignore[arg-type]
             cut = 0 if lengths is None else lengths.cut

@@ -161,14 +161,14 @@ def draw_rows(recipe: Recipe, records: Sequence[Record]) -> Common:
 
 def reads_of(recipe: Recipe) -> Reads:
     """What the recipe's model reads of a row."""
-    if recipe.task != "chat" or recipe.data.form in ("plain", "stream"):
+    if not recipe.writes or recipe.data.form in ("plain", "stream"):
         return "text"
     return "messages" if recipe.data.form == "messages" else "pair"
 
 
 def kinds_of(recipe: Recipe, records: Sequence[Record]) -> list[str]:
     """What every part of a split gets its share of: each class, or each answer that several rows give."""
-    if recipe.task != "chat":
+    if not recipe.writes:
         return [str(record.label) for record in records]
     if reads_of(recipe) == "text":
         return [""] * len(records)
@@ -213,7 +213,7 @@ def draw_clients(
         raise LichenError(
             f"no client has {data.min_rows} rows; the largest has {largest}", where="data.min_rows", fix="lower it"
         )
-    if recipe.task != "chat" and data.one_class != "keep":
+    if not recipe.writes and data.one_class != "keep":
         single = [name for name in enough if len({str(r.label) for r in rows[name]}) == 1]
         _refuse_one_class(recipe, single, len(enough))
         left.append(_clients("clients whose rows all have one label (data.one_class: drop)", single, rows))

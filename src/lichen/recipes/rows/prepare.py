@@ -64,7 +64,7 @@ def gather_all(recipe: Recipe) -> Gathered:
     columns = {str(role): name for role, name in recipe.data.columns.items()}
     path = Path(recipe.data.name).expanduser()
     path_client = "none" if path.is_file() else "auto"
-    unread = ("label",) if recipe.task == "chat" else ()
+    unread = ("label",) if recipe.writes else ()
 
     def make() -> Sequence[Record]:
         name = recipe.data.name
@@ -82,11 +82,11 @@ def _readable(recipe: Recipe, records: Sequence[Record]) -> Gathered:
     """Those of the records that hold what the recipe's form reads."""
     if isinstance(records, list) and records and records[0].features is not None:
         return Gathered(records=records)
-    talks = recipe.task == "chat" and recipe.data.form == "messages"
+    talks = recipe.writes and recipe.data.form == "messages"
     texts, messages = (column_of(records, name) for name in ("text", "messages"))
     good = np.array([bool(some) for some in (messages if talks else texts)], dtype=bool)
     if not good.any() and any(texts if talks else messages):
-        if recipe.task != "chat":
+        if not recipe.writes:
             raise LichenError(
                 "the rows hold conversations and no texts", where="data.columns.text", fix="name a column of texts"
             )
@@ -127,7 +127,7 @@ def classes_of(recipe: Recipe, records: Sequence[Record]) -> tuple[str, ...]:
     Raises:
         LichenError: where there are not at least two, or rows have none.
     """
-    if recipe.task == "chat":
+    if recipe.writes:
         return ()
     classes = label_set(records)
     unlabelled = sum(label is None for label in column_of(records, "label"))
@@ -216,6 +216,6 @@ def encode(
         labels = [-100 if r.label is None else index[str(r.label)] for r in records]
         return ArrayShard(x=x, labels=np.asarray(labels, dtype=np.int64))
 
-    if recipe.task == "chat":
+    if recipe.writes:
         return text_lm
     return array if tokenizer is None else text_class

@@ -89,7 +89,7 @@ def _unasked(pool: Sequence[Record], labelled: Sequence[Record], unlabelled: Seq
 def _parted(recipe: Recipe, pool: Sequence[Record]) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
     public = recipe.data.public
     assert public is not None
-    labelled = 0 if recipe.task == "chat" else public.labelled
+    labelled = 0 if recipe.writes else public.labelled
     need = labelled + public.unlabelled
     if len(pool) < need:
         raise LichenError(

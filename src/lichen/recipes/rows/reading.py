@@ -36,7 +36,7 @@ def read_of(recipe: Recipe, gathered: Gathered, public_split: PublicSplit, token
         [row for client_data in clients_data for row in client_data.valid],
         [row for rows in tests for row in rows],
     )
-    labelled = train if recipe.task == "chat" else [row for row in train if row.label is not None]
+    labelled = train if recipe.writes else [row for row in train if row.label is not None]
     public = len(public_split.labelled) + len(public_split.unlabelled)
     used = {
         "clients": len(clients_data),
@@ -46,7 +46,7 @@ def read_of(recipe: Recipe, gathered: Gathered, public_split: PublicSplit, token
         "unlabelled": len(train) - len(labelled),
         "public": public,
     }
-    form = recipe.data.form if recipe.task == "chat" else "classify"
+    form = recipe.data.form if recipe.writes else "classify"
     lengths = None
     if tokenizer is not None and form != "stream":
         rows, data = [*train, *valid, *test], recipe.data

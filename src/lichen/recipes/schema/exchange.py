@@ -14,6 +14,7 @@ from pydantic import Field
 from lichen.recipes.schema.federation import Federation, Optimizer, Wire
 from lichen.recipes.schema.help import Public
 from lichen.recipes.schema.model import Model, Positive, Section
+from lichen.tasks.task import Task
 
 __all__ = ["Exchange", "refuse_heterogeneous"]
 
@@ -76,7 +77,7 @@ class Exchange(Section):
 def refuse_heterogeneous(
     exchange: Exchange | None,
     *,
-    task: str,
+    task: Task,
     model: Model,
     public: Public | None,
     optimizer: Optimizer,
@@ -109,7 +110,7 @@ def refuse_heterogeneous(
         return
     if not model.students:
         raise ValueError("model.students: an exchange is among students of the clients; list one or several of them")
-    if task != "classify":
+    if "exchange" not in task.help:
         raise ValueError("exchange: goes with task classify; remove it, or set task: classify")
     plain = Model()
     for key in type(model).model_fields:

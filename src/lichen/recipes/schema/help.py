@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lichen.recipes.schema.model import Positive, Section, Share
+from lichen.tasks.task import Task
 
 __all__ = ["Asked", "Public", "Semi", "Synthetic", "Teacher", "Use", "refuse_unhelpful"]
 
@@ -178,7 +179,7 @@ class Semi(Section):
 
 def refuse_unhelpful(
     *,
-    task: str,
+    task: Task,
     student: bool,
     engine: str,
     fair: str,
@@ -193,13 +194,13 @@ def refuse_unhelpful(
         ValueError: naming the key and the fix.
     """
     for key, section in {"teacher": teacher, "synthetic": synthetic, "semi": semi}.items():
-        if section is not None and task != "classify" and not (section is teacher and task == "chat"):
+        if section is not None and key not in task.help:
             raise ValueError(f"{key}: goes with task classify; remove it, or set task: classify")
         if section is not None and engine == "spawned":
             raise ValueError(f"engine.name: spawned nodes open their own rows alone, without {key}; use local")
-    if teacher is not None and (teacher.tells == "text") != (task == "chat"):
-        if task == "chat":
-            raise ValueError("teacher.tells: is of classes, which task chat has none of; set it to text")
+    if teacher is not None and (teacher.tells == "text") != task.writes:
+        if task.writes:
+            raise ValueError(f"teacher.tells: is of classes, which task {task.name} has none of; set it to text")
         raise ValueError("teacher.tells: text is for task chat; use top_k, all or label")
     if teacher is not None and public is None:
         raise ValueError("data.public: a teacher answers public texts, and there are none; add the section")

@@ -14,6 +14,8 @@ from lichen.recipes.schema.exchange import Exchange, refuse_heterogeneous
 from lichen.recipes.schema.federation import Aggregate, Federation, Optimizer, Wire
 from lichen.recipes.schema.help import Public, Semi, Synthetic, Teacher, refuse_unhelpful
 from lichen.recipes.schema.model import Adapter, Model, Positive, Section, Share, Student
+from lichen.recipes.schema.names import MetricName, TaskName
+from lichen.tasks.registry import task_of
 
 __all__ = [
     "Adapter",
@@ -120,7 +122,7 @@ class Compare(Section):
         default=("base", "alone", "pooled"),
         description="columns beside federated; `without`: the same federation with no help from a foundation model",
     )
-    metric: Literal["perplexity", "macro_f1", "accuracy"] | None = Field(
+    metric: MetricName | None = Field(
         default=None, description="what is compared; none: perplexity for chat, else macro_f1"
     )
     forms: tuple[Literal["plain", "transcript", "chat"], ...] = Field(
@@ -168,7 +170,7 @@ class Recipe(Section):
 
     name: str = Field(default="recipe", description="how the run is called")
     question: str = Field(default="", description="what it answers, in a sentence")
-    task: Literal["chat", "classify", "oneshot"] = Field(description="what is learned")
+    task: TaskName = Field(description="what is learned")
     seed: int = Field(default=0, ge=0, lt=2**31, description="every draw comes from it")
     model: Model
     data: Data
@@ -198,7 +200,12 @@ class Recipe(Section):
     @property
     def templated(self) -> bool:
         """Rows go through the chat template, at least when the bare model is scored."""
-        return self.task == "chat" and bool({"chat", "messages"} & {self.data.form, *self.compare.forms})
+        return self.writes and bool({"chat", "messages"} & {self.data.form, *self.compare.forms})
+
+    @property
+    def writes(self) -> bool:
+        """A language model is trained: rows are texts in a form, and have no label."""
+        return task_of(self.task).writes
 
     @property
     def helped(self) -> bool:
@@ -207,10 +214,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        model, student = self.model, self.model.student
+        model, student, task = self.model, self.model.student, task_of(self.task)
         refuse_heterogeneous(
             self.exchange,
-            task=self.task,
+            task=task,
             model=model,
             public=self.data.public,
             optimizer=self.optimizer,
@@ -222,18 +229,18 @@ class Recipe(Section):
         )
         if model.name is None and student is None and model.scratch is None and not model.students:
             raise ValueError("model: has neither a name nor a student; name a foundation model, or give model.student")
-        if model.scratch is not None and (model.name is not None or student is not None or self.task != "chat"):
+        if model.scratch is not None and (model.name is not None or student is not None or not task.writes):
             raise ValueError("model.scratch: stands for itself, in task chat; remove model.name and model.student")
         if model.scratch is not None and model.adapter.kind != "full":
             raise ValueError("model.scratch: nothing of it is worth freezing; set model.adapter.kind: full")
         if model.name is not None and student is not None:
             raise ValueError("model: name and student exclude each other; remove one")
-        if self.task == "chat" and student is not None:
-            raise ValueError("model.student: task chat adapts a language model; give model.name instead")
-        if self.task == "oneshot" and model.name is None:
-            raise ValueError("model.name: task oneshot needs an encoder; name one, such as minilm-l6")
+        if task.writes and student is not None:
+            raise ValueError(f"model.student: task {task.name} adapts a language model; give model.name instead")
+        if not task.writes and not task.students and model.name is None:
+            raise ValueError(f"model.name: task {task.name} needs an encoder; name one, such as minilm-l6")
         refuse_unhelpful(
-            task=self.task,
+            task=task,
             student=student is not None,
             engine=self.engine.name,
             fair=self.federation.fair,
@@ -249,13 +256,13 @@ class Recipe(Section):
                         f"data.{key}: only rows in form chat or messages of task chat go through a chat template; "
                         "remove it"
                     )
-        if self.data.labels is not None and self.task == "chat":
-            raise ValueError("data.labels: task chat has no labels; remove it")
+        if self.data.labels is not None and task.writes:
+            raise ValueError(f"data.labels: task {task.name} has no labels; remove it")
         if "without" in self.compare.columns and not self.helped:
             raise ValueError("compare.columns: there is no help to go without; remove `without`")
-        if (self.task == "chat") != (self.compare.metric in (None, "perplexity")) and self.compare.metric is not None:
+        if self.compare.metric not in (None, *task.metric_names):
             raise ValueError(
-                "compare.metric: does not fit the task; use perplexity for chat, else macro_f1 or accuracy"
+                f"compare.metric: does not fit task {task.name}; use {' or '.join(task.metric_names)}, or leave it out"
             )
         refuse_misfits(self)
         if self.federation.per_round is None and self.federation.sampling != "uniform":
@@ -319,7 +326,7 @@ def refuse_misfits(recipe: Recipe) -> None:
         raise ValueError(f"compare.columns: alone and pooled are trained by gradients, not by {opt.name}; use [base]")
     if opt.name == "kseed" and (recipe.wire.up or recipe.wire.down):
         raise ValueError("wire: kseed sends nothing but seeds; remove it")
-    if opt.name == "cma" and (adapter.kind != "prompt" or recipe.task != "chat"):
+    if opt.name == "cma" and (adapter.kind != "prompt" or not recipe.writes):
         raise ValueError("optimizer.name: cma searches a soft prompt in task chat; set model.adapter.kind: prompt")
     if opt.name in ("cma", "kseed") and (fed.server.name, fed.server.lr, fed.server.momentum) != ("sgd", 1.0, 0.0):
         raise ValueError(f"federation.server: {opt.name} has its own step; use sgd with lr 1 and no momentum")

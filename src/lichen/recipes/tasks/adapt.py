@@ -36,6 +36,7 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.columns import Watch, adapt
 from lichen.recipes.tasks.coverage import trained
 from lichen.recipes.tasks.outcome import TaskResult, classified, gained, majority, tested
+from lichen.tasks.registry import task_of
 
 __all__ = ["run_adapt"]
 
@@ -55,7 +56,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Task
     columns = {**helped.columns, **adapt(helped.experiment, folder, watch, say, plain=loaded.experiment)}
     best = columns["federated"].shared or {}
     extra = dict(helped.extra)
-    if recipe.task == "chat":
+    if recipe.writes:
         if "base" in columns:
             columns["base"], forms = _best_form(loaded, folder, columns["base"], say)
             extra |= forms
@@ -145,7 +146,7 @@ def _save(loaded: LoadedExperiment, folder: RunFolder, best: Tree) -> None:
                 tree,
                 spec=spec,
                 base_name=described_base(recipe, loaded.foundation),
-                task="CAUSAL_LM" if recipe.task == "chat" else "SEQ_CLS",
+                task=task_of(recipe.task).peft,
                 patch=patch,
             )
             loaded.tokenizer.save_pretrained(folder.path / "adapter")

@@ -171,7 +171,7 @@ def adapt(
         return Column(value_N=values_N(recipe, metrics), metrics=metrics)
 
     columns: dict[str, Column] = {}
-    if "base" in recipe.compare.columns and recipe.task == "chat":
+    if "base" in recipe.compare.columns and recipe.writes:
         say("scoring the foundation model as it is")
         columns["base"] = test("base", experiment.start)
     columns["federated"] = _federated(experiment, folder, watch, test, "federated")

@@ -1,0 +1,44 @@
+"""Words of a recipe whose list is open: tasks and metrics, which other packages may add to.
+
+The schema names the built-in ones, so that they stand in the key tables; another word is accepted if an installed
+package declares it (:mod:`lichen.tasks.registry`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import PlainSerializer, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+
+from lichen.tasks.registry import known_metrics, task_names, task_of
+
+__all__ = ["MetricName", "TaskName"]
+
+
+def _task(value: Any, built_in: ValidatorFunctionWrapHandler) -> str:
+    try:
+        return str(built_in(value))
+    except ValidationError:
+        if not isinstance(value, str):
+            raise
+    names = task_names()
+    if value in names:
+        return task_of(value).name
+    close = difflib.get_close_matches(value.lower(), names, n=1, cutoff=0.6)
+    near = f"did you mean {close[0]!r}? " if close else ""
+    shown = repr(value) if len(value) <= 40 else repr(value[:36]) + " ..."
+    raise ValueError(f"task: the text {shown} is not a choice here; {near}use one of: {', '.join(names)}")
+
+
+def _metric(value: Any, built_in: ValidatorFunctionWrapHandler) -> str:
+    """Whether it is one of the recipe's own task is seen when the whole recipe is there."""
+    return value if isinstance(value, str) and value in known_metrics() else str(built_in(value))
+
+
+if TYPE_CHECKING:
+    TaskName = str
+    MetricName = str
+else:
+    TaskName = Annotated[Literal["chat", "classify", "oneshot"], WrapValidator(_task), PlainSerializer(str)]
+    MetricName = Annotated[Literal["perplexity", "macro_f1", "accuracy"], WrapValidator(_metric), PlainSerializer(str)]

@@ -1,0 +1,32 @@
+"""Task ``chat``: adapt a language model to texts, prompts with answers, or whole conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lichen.tasks.task import Metric, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["CHAT", "PERPLEXITY"]
+
+
+def _perplexity_N(sums: Mapping[str, Tensor]) -> Tensor:
+    return (sums["loss_sum"] / sums["count"]).exp()
+
+
+PERPLEXITY = Metric(name="perplexity", higher_is_better=False, values=_perplexity_N)
+
+CHAT = Task(
+    name="chat",
+    summary="a language model learns to write as the clients' rows do",
+    metrics=(PERPLEXITY,),
+    metric="perplexity",
+    writes=True,
+    students=False,
+    help=frozenset({"teacher"}),
+    peft="CAUSAL_LM",
+    pipeline="text-generation",
+)

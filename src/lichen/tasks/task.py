@@ -1,0 +1,119 @@
+"""What a task is: the labels it learns, the numbers it is scored by, the models and help it goes with.
+
+A recipe names its task; everything that depends on the task asks the object declared here, and nothing compares its
+name. The built-in ones are :mod:`lichen.tasks.chat`, :mod:`lichen.tasks.classify` and :mod:`lichen.tasks.oneshot`;
+:mod:`lichen.tasks.registry` finds them by name, and those of other packages.
+
+Nothing heavy is imported here: reading a recipe needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, final
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ROUNDS", "STATISTICS", "Metric", "Procedure", "Task"]
+
+Help = Literal["teacher", "synthetic", "semi", "exchange"]
+"""Sections of a recipe by which a foundation model, unlabelled rows or other students help."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A number by which clients are compared.
+
+    Attributes:
+        name: Its word in ``compare.metric``.
+        higher_is_better: Which way is up.
+        values: From sums ``(N, ...)`` over each client's test rows to its value, float64 ``(N,)``.
+    """
+
+    name: str
+    higher_is_better: bool
+    values: Callable[[Mapping[str, Tensor]], Tensor]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Procedure:
+    """How tasks are run, planned and tried, as ``module:function``; loaded when it is asked for.
+
+    Attributes:
+        run: ``(recipe, folder, watch, say) -> TaskResult``, see :func:`lichen.recipes.tasks.adapt.run_adapt`.
+        plan: ``(recipe, folder, gauge, say, seconds) -> Expected``, see :func:`lichen.recipes.plan.adapt.expect_adapt`.
+        talk: ``(recipe, tensors, folder, sampling) -> Talker``, see :mod:`lichen.recipes.artifacts.use`.
+        rounds: Clients train in rounds, from a model that can be opened; else they answer once.
+    """
+
+    run: str
+    plan: str
+    talk: str
+    rounds: bool = True
+
+    def load(self, what: Literal["run", "plan", "talk"]) -> Callable[..., Any]:
+        """The function itself."""
+        module, _, name = {"run": self.run, "plan": self.plan, "talk": self.talk}[what].partition(":")
+        found: Callable[..., Any] = getattr(import_module(module), name)
+        return found
+
+
+ROUNDS = Procedure(
+    run="lichen.recipes.tasks.adapt:run_adapt",
+    plan="lichen.recipes.plan.adapt:expect_adapt",
+    talk="lichen.recipes.artifacts.use:talk_rounds",
+)
+"""Clients train in rounds; what they learn is held against the bare model, training alone and pooled rows."""
+
+STATISTICS = Procedure(
+    run="lichen.recipes.tasks.oneshot:run_oneshot",
+    plan="lichen.recipes.plan.features:expect_oneshot",
+    talk="lichen.recipes.artifacts.use:talk_oneshot",
+    rounds=False,
+)
+"""Each client sends statistics of frozen features once, and the server solves for the head."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A task, as a recipe's key ``task`` names it.
+
+    Attributes:
+        name: The word.
+        summary: What is learned, in a sentence.
+        metrics: What clients can be compared by.
+        metric: The one of them that is used where the recipe names none.
+        writes: A language model is trained: rows are texts in a form, and have no label.
+        students: A small model may be trained in place of a foundation model.
+        help: Sections that go with it.
+        procedure: How it is run, planned and tried.
+        peft: What PEFT calls an adapter of it.
+        pipeline: What the Hugging Face hub calls a model of it.
+    """
+
+    name: str
+    summary: str
+    metrics: tuple[Metric, ...]
+    metric: str
+    writes: bool = False
+    students: bool = True
+    help: frozenset[Help] = frozenset()
+    procedure: Procedure = ROUNDS
+    peft: Literal["CAUSAL_LM", "SEQ_CLS"] = "SEQ_CLS"
+    pipeline: str = "text-classification"
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The words of ``compare.metric``."""
+        return tuple(metric.name for metric in self.metrics)
+
+    def metric_of(self, name: str | None) -> Metric:
+        """The metric of that name; the task's own for None."""
+        wanted = name or self.metric
+        return next(metric for metric in self.metrics if metric.name == wanted)
