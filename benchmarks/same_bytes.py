@@ -57,10 +57,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="where the digests are written")
     parser.add_argument("--against", type=Path, help="digests of another state of the code")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="which runs; all if not given")
     asked = parser.parse_args()
     found: dict[str, dict[str, str]] = {}
     with TemporaryDirectory() as home:
-        for name, (recipe, settings) in RUNS.items():
+        for name in asked.only:
+            recipe, settings = RUNS[name]
             folder = Path(home) / recipe
             lichen.run(lichen.read_recipe(recipe, settings), out=folder)
             found[name] = digests(folder)
