@@ -52,7 +52,7 @@ from lichen.fm.endpoint import Endpoint
 from lichen.fm.http import HttpFM
 from lichen.fm.local import LocalFM
 from lichen.fm.soft_prompt import SoftPrompt
-from lichen.fm.word_prompt import WordPrompt, bytes_of
+from lichen.fm.word_prompt import WordPrompt, encode_bytes
 from lichen.models.loading.load import load_causal
 from lichen.server.evolution import Evolution
 from lichen.server.mean import Mean
@@ -193,25 +193,25 @@ def cell(column: str, seed: int, url: str | None, *, short: bool) -> dict[str, A
     records = reviews(seed)
     if short:
         records = {part: [rows[:4] for rows in parts] for part, parts in records.items()}
-    texts = {part: shards(rows, bytes_of) for part, rows in records.items()}
+    texts = {part: shards(rows, encode_bytes) for part, rows in records.items()}
     base, tokenizer = load_causal(fetch("smollm2-135m"), dtype="bfloat16")
     cut = 1 if short else None
     if column in ("empty", "hand"):
-        face = LocalFM(base, tokenizer, name="smollm2-135m")
+        fm = LocalFM(base, tokenizer, name="smollm2-135m")
         tried = []
         for prompt in ("",) if column == "empty" else HAND:
-            model = WordPrompt(face, candidates=("", prompt or "-"), length=1, words=WORDS, template=TEMPLATE)
+            model = WordPrompt(fm, candidates=("", prompt or "-"), length=1, words=WORDS, template=TEMPLATE)
             shared = {"choice": torch.tensor([[0.0, 1.0]] if prompt else [[1.0, 0.0]])}
             scores = {part: measured(model, shared, texts[part]) for part in ("valid", "test")}
             tried.append({"prompt": prompt, **scores})
         best = min(tried, key=lambda one: one["valid"]["loss"])
-        return {"test": best["test"], "valid": best["valid"], "tried": tried, "ledger": _spent(face)}
+        return {"test": best["test"], "valid": best["valid"], "tried": tried, "ledger": _spent(fm)}
     if column == "soft":
         # The search starts from the prompt that is best on the validation rows of seed 0.
-        face = LocalFM(base, tokenizer, name="smollm2-135m", positions=SOFT["positions"], start=f"{HAND[1]}\n")
+        fm = LocalFM(base, tokenizer, name="smollm2-135m", positions=SOFT["positions"], start=f"{HAND[1]}\n")
         sizes = {"scale": SOFT["scale"], "spread": SOFT["spread"]}
-        soft = SoftPrompt(face, seed=seed, words=WORDS, before=BEFORE, after=AFTER, **sizes)
-        parts = {p: shards(rows, lambda t: np.array(face.tokens(t), np.int32)) for p, rows in records.items()}
+        soft = SoftPrompt(fm, seed=seed, words=WORDS, before=BEFORE, after=AFTER, **sizes)
+        parts = {p: shards(rows, lambda t: np.array(fm.tokens(t), np.int32)) for p, rows in records.items()}
         shared, told = federated(
             soft,
             BlackBox(soft, population=SOFT["population"]),
@@ -225,7 +225,7 @@ def cell(column: str, seed: int, url: str | None, *, short: bool) -> dict[str, A
         )
         begin = {p: measured(soft, soft.init(seed), parts[p]) for p in ("valid", "test")}
         scores = {p: measured(soft, shared, parts[p]) for p in ("valid", "test")}
-        return {**scores, "begin": begin, "rounds": told, "ledger": _spent(face), "settings": SOFT}
+        return {**scores, "begin": begin, "rounds": told, "ledger": _spent(fm), "settings": SOFT}
     endpoint = Endpoint(url=str(url), model="smollm2", top=1000, timeout=120, cache=cache_dir() / "answers")
     asked = HttpFM(endpoint)
     words = WordPrompt(asked, candidates=CANDIDATES, length=DISCRETE["length"], words=WORDS, template=TEMPLATE)
@@ -240,15 +240,15 @@ def cell(column: str, seed: int, url: str | None, *, short: bool) -> dict[str, A
         seed=seed,
         valid_every=cut or DISCRETE["rounds"],
     )
-    face = LocalFM(base, tokenizer, name="smollm2-135m")
-    judge = WordPrompt(face, candidates=CANDIDATES, length=DISCRETE["length"], words=WORDS, template=TEMPLATE)
+    fm = LocalFM(base, tokenizer, name="smollm2-135m")
+    judge = WordPrompt(fm, candidates=CANDIDATES, length=DISCRETE["length"], words=WORDS, template=TEMPLATE)
     scores = {p: measured(judge, shared, texts[p]) for p in ("valid", "test")}
     found = words.prompt(shared["choice"])
     return {**scores, "prompt": found, "rounds": told, "ledger": _spent(asked), "settings": DISCRETE}
 
 
-def _spent(face: LocalFM | HttpFM) -> dict[str, int]:
-    return {name: getattr(face.ledger, name) for name in face.ledger.__slots__}
+def _spent(fm: LocalFM | HttpFM) -> dict[str, int]:
+    return {name: getattr(fm.usage, name) for name in fm.usage.__slots__}
 
 
 def main() -> None:

@@ -88,20 +88,20 @@ def main() -> None:
     words = (" positive", " negative")
     prompts = ["Review: I love this dress.\nSentiment:", "Review: It fell apart at once.\nSentiment:"]
     with serving(sys.argv[1]) as url:
-        face = HttpFM(Endpoint(url=url, model="smollm2", top=1000))
+        fm = HttpFM(Endpoint(url=url, model="smollm2", top=1000))
         begin = time.perf_counter()
-        scores = face.score(prompts, [words] * len(prompts)).tolist()
-        seconds, read = time.perf_counter() - begin, face.ledger.tokens_in
-        begin, before = time.perf_counter(), face.ledger.tokens_out
-        texts = face.generate(["A dress that"] * 4, seeds=range(4), most=32)
-        pace = (face.ledger.tokens_out - before) / (time.perf_counter() - begin)
+        scores = fm.score(prompts, [words] * len(prompts)).tolist()
+        seconds, read = time.perf_counter() - begin, fm.usage.tokens_in
+        begin, before = time.perf_counter(), fm.usage.tokens_out
+        texts = fm.generate(["A dress that"] * 4, seeds=range(4), most=32)
+        pace = (fm.usage.tokens_out - before) / (time.perf_counter() - begin)
     with serving(sys.argv[1], embedding=True) as url:
         shape = tuple(HttpFM(Endpoint(url=url, model="smollm2")).embed(prompts).shape)
     for prompt, row in zip(prompts, scores, strict=True):
         print(f"{prompt!r}: " + ", ".join(f"{word!r} {x:.3f}" for word, x in zip(words, row, strict=True)))
     for text in texts:
         print(f"A dress that{text!r}")
-    print(f"{face.ledger}, {read / seconds:.0f} tokens/s read, {pace:.0f} tokens/s written, vectors {shape}")
+    print(f"{fm.usage}, {read / seconds:.0f} tokens/s read, {pace:.0f} tokens/s written, vectors {shape}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lichen.algorithms.private_evolution import Asked, Population, PrivateEvolution
+from lichen.algorithms.private_evolution import Population, PrivateEvolution, QueryCounts
 from lichen.clients.statistics.nearest_vote import Vote
 from lichen.core.contracts import Batch, Report, ServerState, Station
 from lichen.core.errors import LichenError
@@ -163,7 +163,7 @@ def test_counts_what_crosses_and_what_was_asked(tmp_path: Path) -> None:
     assert "true_concentration" not in reports[0].metrics
     assert sum(r.bytes_down for r in reports) == engine.bytes_down
     asked = Population.of(state.shared).asked
-    assert asked == Asked(fresh=M, varied=3 * 2 * M + 2 * 12 * 3, embedded=3 * 2 * M)
+    assert asked == QueryCounts(fresh=M, varied=3 * 2 * M + 2 * 12 * 3, embedded=3 * 2 * M)
     assert sum(r.metrics["asked_varied"] for r in reports) == asked.varied
 
 
@@ -260,7 +260,9 @@ def test_refuses_settings_and_answers_that_make_no_sense(tmp_path: Path) -> None
 
 def test_any_text_survives_a_checkpoint() -> None:
     texts = ("", "naïve — “quoted”", "\n\t", "😀", "a" * 300, "\ud800")
-    some = Population(texts, torch.arange(6), torch.rand(6, dtype=torch.float64), Asked(fresh=1, varied=2, embedded=3))
+    some = Population(
+        texts, torch.arange(6), torch.rand(6, dtype=torch.float64), QueryCounts(fresh=1, varied=2, embedded=3)
+    )
     back = Population.of(some.tree())
     assert (back.texts, back.asked) == (texts, some.asked)
     assert torch.equal(back.vote_S, some.vote_S)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from lichen.core.errors import LichenError
-from lichen.fm.cache import Absent, Kept, Shelf, from_base64, to_base64
-from lichen.fm.disclosure import Flow
-from lichen.fm.interface import Ledger
+from lichen.fm.cache import CachedModel, CacheStore, OfflineModel, from_base64, to_base64
+from lichen.fm.disclosure import DisclosurePolicy
+from lichen.fm.interface import Usage
 
 
 class Counting:
@@ -27,12 +27,12 @@ class Counting:
     name, source = "counting", "sha256:00"
 
     def __init__(self) -> None:
-        self.ledger = Ledger()
+        self.usage = Usage()
         self.asked: list[Any] = []
 
     def _note(self, rows: Sequence[Any]) -> None:
         self.asked.append(list(rows))
-        self.ledger += Ledger(calls=1, tokens_in=len(rows), tokens_out=2 * len(rows))
+        self.usage += Usage(calls=1, tokens_in=len(rows), tokens_out=2 * len(rows))
 
     def score(self, prompts: Sequence[str], continuations: Sequence[Sequence[str]]) -> Tensor:
         self._note(prompts)
@@ -55,30 +55,33 @@ PROMPTS = ["one", "three", "four", "one"]
 CHOICES = (" a", " bb")
 
 
-def everything(face: Any) -> list[Any]:
+def everything(cached_model: Any) -> list[Any]:
     return [
-        face.score(PROMPTS, [CHOICES] * 4),
-        face.answer(PROMPTS, CHOICES),
-        face.generate(PROMPTS, seeds=[1, 2, 3, 4], most=9),
-        face.generate(PROMPTS, seeds=[1, 2, 3, 4], temperature=0),
-        face.embed(PROMPTS),
+        cached_model.score(PROMPTS, [CHOICES] * 4),
+        cached_model.answer(PROMPTS, CHOICES),
+        cached_model.generate(PROMPTS, seeds=[1, 2, 3, 4], most=9),
+        cached_model.generate(PROMPTS, seeds=[1, 2, 3, 4], temperature=0),
+        cached_model.embed(PROMPTS),
     ]
 
 
 def test_a_shelf_answers_as_the_model_did_and_then_without_it(tmp_path: Path) -> None:
     fm = Counting()
-    kept = Kept(fm, tmp_path, batch=2)
+    kept = CachedModel(fm, tmp_path, batch=2)
     first = everything(kept)
-    assert kept.ledger.cached == 0
+    assert kept.usage.cached == 0
     # The two equal prompts are one request, except where their seeds tell them apart.
     assert sum(len(rows) for rows in fm.asked) == 3 + 3 + 4 + 3 + 3
     assert max(len(rows) for rows in fm.asked) == 2
-    for face in (Kept(fm, tmp_path), Kept(Absent("counting", source="sha256:00"), tmp_path)):
-        calls = fm.ledger.calls
-        for a, b in zip(everything(face), first, strict=True):
+    for cached_model in (
+        CachedModel(fm, tmp_path),
+        CachedModel(OfflineModel("counting", source="sha256:00"), tmp_path),
+    ):
+        calls = fm.usage.calls
+        for a, b in zip(everything(cached_model), first, strict=True):
             assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
-        assert fm.ledger.calls == calls
-        assert face.ledger.cached == 20
+        assert fm.usage.calls == calls
+        assert cached_model.usage.cached == 20
     plain = Counting()
     for a, b in zip((plain.score(PROMPTS, [CHOICES] * 4), plain.embed(PROMPTS)), (first[0], first[4]), strict=True):
         assert torch.equal(a, b)
@@ -86,7 +89,7 @@ def test_a_shelf_answers_as_the_model_did_and_then_without_it(tmp_path: Path) ->
 
 
 def test_every_file_says_where_it_comes_from(tmp_path: Path) -> None:
-    Kept(Counting(), tmp_path).generate(PROMPTS, seeds=[1, 2, 3, 4], most=9, stop=("x",))
+    CachedModel(Counting(), tmp_path).generate(PROMPTS, seeds=[1, 2, 3, 4], most=9, stop=("x",))
     files = [json.loads(file.read_text()) for file in tmp_path.rglob("*.json")]
     assert len(files) == 4
     for file in files:
@@ -100,7 +103,7 @@ def test_every_file_says_where_it_comes_from(tmp_path: Path) -> None:
 
 def test_other_weights_settings_and_texts_are_other_requests(tmp_path: Path) -> None:
     fm = Counting()
-    face = Kept(fm, tmp_path)
+    cached_model = CachedModel(fm, tmp_path)
     asked: dict[str, Any] = {
         "prompts": ["p"],
         "seeds": [1],
@@ -109,40 +112,40 @@ def test_other_weights_settings_and_texts_are_other_requests(tmp_path: Path) -> 
         "top_p": 0.9,
         "stop": ("a",),
     }
-    face.generate(**asked)
+    cached_model.generate(**asked)
     for more in ({"prompts": ["q"]}, {"seeds": [2]}, {"most": 5}, {"temperature": 0.9}, {"top_p": 1.0}, {"stop": ()}):
-        face.generate(**{**asked, **more})
-    assert fm.ledger.calls == 7
+        cached_model.generate(**{**asked, **more})
+    assert fm.usage.calls == 7
     other = Counting()
     other.source = "sha256:11"  # type: ignore[misc]
-    Kept(other, tmp_path).generate(**asked)
-    assert other.ledger.calls == 1
+    CachedModel(other, tmp_path).generate(**asked)
+    assert other.usage.calls == 1
 
 
 def test_damage_is_as_good_as_nothing_kept(tmp_path: Path) -> None:
     fm = Counting()
-    first = Kept(fm, tmp_path).generate(PROMPTS, seeds=[1, 2, 3, 4])
+    first = CachedModel(fm, tmp_path).generate(PROMPTS, seeds=[1, 2, 3, 4])
     files = sorted(tmp_path.rglob("*.json"))
     whole = files[1].read_text()
     files[0].write_bytes(files[0].read_bytes()[:-9])
     files[1].write_text(whole.replace("/64/", "/65/"))  # still JSON, but not what was told
     files[2].write_bytes(b"\x00\xff" * 9)
     files[3].unlink()
-    again = Kept(fm, tmp_path)
+    again = CachedModel(fm, tmp_path)
     assert again.generate(PROMPTS, seeds=[1, 2, 3, 4]) == first
-    assert again.ledger.cached == 0
-    mended = Kept(fm, tmp_path)
+    assert again.usage.cached == 0
+    mended = CachedModel(fm, tmp_path)
     assert mended.generate(PROMPTS, seeds=[1, 2, 3, 4]) == first
-    assert mended.ledger.cached == 4
+    assert mended.usage.cached == 4
 
 
 def test_an_absent_model_says_what_is_missing(tmp_path: Path) -> None:
-    face = Kept(Absent("gone"), tmp_path)
+    cached_model = CachedModel(OfflineModel("gone"), tmp_path)
     for ask in (
-        lambda: face.generate(["p"], seeds=[1]),
-        lambda: face.answer(["p"], CHOICES),
-        lambda: face.score(["p"], [CHOICES]),
-        lambda: face.embed(["p"]),
+        lambda: cached_model.generate(["p"], seeds=[1]),
+        lambda: cached_model.answer(["p"], CHOICES),
+        lambda: cached_model.score(["p"], [CHOICES]),
+        lambda: cached_model.embed(["p"]),
     ):
         with pytest.raises(LichenError, match="gone is not here"):
             ask()
@@ -152,9 +155,9 @@ def test_a_kill_leaves_whole_files_or_none(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         try:
-            shelf = Shelf(tmp_path)
+            store = CacheStore(tmp_path)
             for n in range(100_000):
-                shelf.put({"n": n}, {"told": "x" * 20_000}, model="m")
+                store.put({"n": n}, {"told": "x" * 20_000}, model="m")
         finally:
             os._exit(0)
     while len(list(tmp_path.rglob("*.json"))) < 5:
@@ -163,14 +166,14 @@ def test_a_kill_leaves_whole_files_or_none(tmp_path: Path) -> None:
     os.waitpid(child, 0)
     files = list(tmp_path.rglob("*.json"))
     assert all(json.loads(file.read_text())["told"]["told"] == "x" * 20_000 for file in files)
-    assert all(Shelf(tmp_path).get({"n": n}) is not None for n in range(len(files)))
+    assert all(CacheStore(tmp_path).get({"n": n}) is not None for n in range(len(files)))
 
 
 def test_threads_may_keep_the_same_answer(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path)
+    store = CacheStore(tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: shelf.put({"q": 1}, {"told": "é\ud800"}, model="m"), range(40)))
-    assert shelf.get({"q": 1}) is not None
+        list(pool.map(lambda _: store.put({"q": 1}, {"told": "é\ud800"}, model="m"), range(40)))
+    assert store.get({"q": 1}) is not None
 
 
 def test_vectors_keep_their_bits() -> None:
@@ -180,13 +183,13 @@ def test_vectors_keep_their_bits() -> None:
 
 def test_of_private_texts_only_digests_are_written(tmp_path: Path) -> None:
     fm = Counting()
-    flow = Flow(Kept(fm, tmp_path), allow=("public", "private"))
+    policy = DisclosurePolicy(CachedModel(fm, tmp_path), allow=("public", "private"))
     private = [f"private {prompt}" for prompt in PROMPTS]
     for again in (False, True):
-        told = flow.of("private").score(private, [CHOICES] * 4), flow.of("public").score(PROMPTS, [CHOICES] * 4)
+        told = policy.of("private").score(private, [CHOICES] * 4), policy.of("public").score(PROMPTS, [CHOICES] * 4)
         assert torch.equal(told[0], Counting().score(private, [CHOICES] * 4))
-        assert flow.ledger.calls == 2
-        assert flow.ledger.cached == (8 if again else 0)
+        assert policy.usage.calls == 2
+        assert policy.usage.cached == (8 if again else 0)
     texts = [file.read_text() for file in tmp_path.rglob("*.json")]
     assert len(texts) == 6
     assert sum("three" in text for text in texts) == 1

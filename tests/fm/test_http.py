@@ -38,14 +38,14 @@ def test_texts_are_those_of_the_model_behind(tiny: tuple[Any, Any], ask: Any) ->
     whole = local.generate(PROMPTS, seeds=[1, 2, 3], **settings)
     stop = [f"no-{n}" for n in range(5)] + [whole[0].split()[2]]  # the one that counts is not sent: four are
     with answering(*tiny) as (url, told):
-        face = HttpFM(Endpoint(url=url, model="tiny", ask=ask, abreast=2))
-        assert face.generate(PROMPTS, seeds=[1, 2, 3], **settings) == whole
-        cut = face.generate(PROMPTS[:1], seeds=[1], **settings, stop=stop)
+        fm = HttpFM(Endpoint(url=url, model="tiny", ask=ask, abreast=2))
+        assert fm.generate(PROMPTS, seeds=[1, 2, 3], **settings) == whole
+        cut = fm.generate(PROMPTS[:1], seeds=[1], **settings, stop=stop)
     assert cut == [whole[0][: whole[0].index(stop[-1])]]
     assert sorted(body["seed"] for body in told.bodies[:3]) == [1, 2, 3]
     assert told.bodies[3]["stop"] == stop[:4]
     assert {"model", "max_tokens", "temperature", "top_p", "seed"} < told.bodies[0].keys()
-    assert (face.ledger.calls, face.ledger.tokens_in, face.ledger.tokens_out) == (4, 12, 8)
+    assert (fm.usage.calls, fm.usage.tokens_in, fm.usage.tokens_out) == (4, 12, 8)
 
 
 def test_a_written_text_is_kept_with_its_settings_in_the_key(tiny: tuple[Any, Any], tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_written_text_is_kept_with_its_settings_in_the_key(tiny: tuple[Any, An
         first = HttpFM(endpoint).generate(PROMPTS, seeds=[1, 2, 3], most=5)
         again = HttpFM(endpoint)
         assert again.generate(PROMPTS, seeds=[1, 2, 3], most=5) == first
-        assert (again.ledger.calls, again.ledger.cached, len(told.bodies)) == (0, 3, 3)
+        assert (again.usage.calls, again.usage.cached, len(told.bodies)) == (0, 3, 3)
         for more in ({"seeds": [4]}, {"most": 4}, {"temperature": 0.5}, {"top_p": 0.5}, {"stop": ("w1",)}):
             again.generate(PROMPTS[:1], **{"seeds": [1], "most": 5, **more})
         assert len(told.bodies) == 8
@@ -67,21 +67,21 @@ def test_vectors_come_many_a_call_in_any_order(tiny: tuple[Any, Any], tmp_path: 
     texts = [f"w{n}" for n in range(7)] + ["w0"]
     with answering(*tiny) as (url, told):
         endpoint = Endpoint(url=url, model="none", embedder="tiny", batch=3, cache=tmp_path)
-        face = HttpFM(endpoint)
-        told_NH = face.embed(texts)
+        fm = HttpFM(endpoint)
+        told_NH = fm.embed(texts)
         assert [len(body["input"]) for body in told.bodies] == [3, 3, 1]
         again = HttpFM(endpoint)
         assert torch.equal(again.embed(texts), told_NH)
-        assert (again.ledger.calls, again.ledger.cached) == (0, 7)
+        assert (again.usage.calls, again.usage.cached) == (0, 7)
     torch.testing.assert_close(told_NH, LocalFM(*tiny).embed(texts), rtol=0, atol=1e-6)
-    assert face.ledger.calls == 3
+    assert fm.usage.calls == 3
 
 
 def test_answers_are_those_of_the_model_behind(tiny: tuple[Any, Any]) -> None:
     with answering(*tiny) as (url, _):
-        face = HttpFM(Endpoint(url=url, model="tiny", top=46))
-        chance_NK = face.answer(PROMPTS, CHOICES)
-        assert face.answer([], CHOICES).shape == (0, 3)
+        fm = HttpFM(Endpoint(url=url, model="tiny", top=46))
+        chance_NK = fm.answer(PROMPTS, CHOICES)
+        assert fm.answer([], CHOICES).shape == (0, 3)
     torch.testing.assert_close(chance_NK, LocalFM(*tiny).answer(PROMPTS, CHOICES), rtol=0, atol=1e-5)
 
 
@@ -89,15 +89,15 @@ def test_without_probabilities_an_endpoint_is_asked_in_words(tiny: tuple[Any, An
     said = LocalFM(*tiny, chat=True).generate(PROMPTS, seeds=[0] * 3, most=8 + 4, temperature=0)
     (first, *_) = said[0].split()
     with answering(*tiny) as (url, told):
-        face = HttpFM(Endpoint(url=url, model="tiny", ask="text"))
-        chance_NK = face.answer(PROMPTS, (f" {first}", " zzz"))
+        fm = HttpFM(Endpoint(url=url, model="tiny", ask="text"))
+        chance_NK = fm.answer(PROMPTS, (f" {first}", " zzz"))
         with pytest.raises(LichenError, match="no log-probabilities"):
-            face.score(PROMPTS, [CHOICES] * 3)
+            fm.score(PROMPTS, [CHOICES] * 3)
     assert {(body["temperature"], body["seed"]) for body in told.bodies} == {(0.0, 0)}
     named = [first in text.split() for text in said]
     assert named[0]
     assert chance_NK.tolist() == [[1.0, 0.0] if hit else [0.5, 0.5] for hit in named]
-    assert face.ledger.missed == named.count(False)
+    assert fm.usage.missed == named.count(False)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -106,24 +106,24 @@ def test_everything_survives_a_fifth_of_the_calls_failing(tiny: tuple[Any, Any],
     prompts = [f"w{n} w{n + seed + 1}" for n in range(24)]
     with answering(*tiny, fail=0.2, stall=0.5) as (url, told):
         endpoint = Endpoint(url=url, model="tiny", top=46, timeout=0.4, pause=0.001, tries=10, abreast=4, batch=2)
-        face = HttpFM(endpoint)
-        assert face.generate(prompts, seeds=range(24), most=5) == local.generate(prompts, seeds=range(24), most=5)
-        torch.testing.assert_close(face.embed(prompts), local.embed(prompts), rtol=0, atol=1e-6)
-        torch.testing.assert_close(face.answer(prompts, CHOICES), local.answer(prompts, CHOICES), rtol=0, atol=1e-5)
+        fm = HttpFM(endpoint)
+        assert fm.generate(prompts, seeds=range(24), most=5) == local.generate(prompts, seeds=range(24), most=5)
+        torch.testing.assert_close(fm.embed(prompts), local.embed(prompts), rtol=0, atol=1e-6)
+        torch.testing.assert_close(fm.answer(prompts, CHOICES), local.answer(prompts, CHOICES), rtol=0, atol=1e-5)
     assert told.failed > 5
-    assert face.ledger.retries >= told.failed
-    assert face.ledger.calls == 24 + 12 + 24
+    assert fm.usage.retries >= told.failed
+    assert fm.usage.calls == 24 + 12 + 24
 
 
 def test_an_endpoint_of_another_kind_is_named(tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    face = HttpFM(Endpoint(url="http://127.0.0.1:9/v1", model="tiny"))
+    fm = HttpFM(Endpoint(url="http://127.0.0.1:9/v1", model="tiny"))
     for told, do, match in (
-        ({"choices": []}, lambda: face.generate(["w1"], seeds=[1]), "another format"),
-        ({"choices": [{"text": None}]}, lambda: face.generate(["w1"], seeds=[1]), "writes no text"),
-        ({"data": [{"index": 4, "embedding": [1.0]}]}, lambda: face.embed(["w1"]), "no vectors"),
-        ({"choices": [{"text": "a"}]}, lambda: face.score(["w1"], [CHOICES]), "no log-probabilities"),
+        ({"choices": []}, lambda: fm.generate(["w1"], seeds=[1]), "another format"),
+        ({"choices": [{"text": None}]}, lambda: fm.generate(["w1"], seeds=[1]), "writes no text"),
+        ({"data": [{"index": 4, "embedding": [1.0]}]}, lambda: fm.embed(["w1"]), "no vectors"),
+        ({"choices": [{"text": "a"}]}, lambda: fm.score(["w1"], [CHOICES]), "no log-probabilities"),
     ):
-        monkeypatch.setattr(face._caller, "post", lambda *_, told=told: told)
+        monkeypatch.setattr(fm._caller, "post", lambda *_, told=told: told)
         with pytest.raises(LichenError, match=match):
             do()
 
@@ -136,12 +136,12 @@ def test_a_real_endpoint_writes_embeds_and_answers(tmp_path: Path) -> None:
 
     texts = ["I love this dress.", "It fell apart at once.", "Perfect fit.", "Terrible, I sent it back."]
     with serving(os.environ["LICHEN_ENDPOINT_PYTHON"]) as url:
-        face = HttpFM(Endpoint(url=url, model="smollm2", top=1000, cache=tmp_path))
-        greedy = face.generate(["The capital of France is"], seeds=[0], most=6, temperature=0)
-        drawn = face.generate(["A dress"] * 3, seeds=[1, 1, 2], most=8)
-        cut = face.generate(["1, 2, 3, 4,"], seeds=[0], most=12, temperature=0, stop=("7",))
+        fm = HttpFM(Endpoint(url=url, model="smollm2", top=1000, cache=tmp_path))
+        greedy = fm.generate(["The capital of France is"], seeds=[0], most=6, temperature=0)
+        drawn = fm.generate(["A dress"] * 3, seeds=[1, 1, 2], most=8)
+        cut = fm.generate(["1, 2, 3, 4,"], seeds=[0], most=12, temperature=0, stop=("7",))
         teacher = ZeroShot(
-            face,
+            fm,
             template="Review: {text}\nSentiment:",
             words={"bad": " negative", "good": " positive"},
             free=("N/A",),

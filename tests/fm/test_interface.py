@@ -18,7 +18,7 @@ from lichen.fm.endpoint import Endpoint
 from lichen.fm.http import HttpFM
 from lichen.fm.local import LocalFM
 from lichen.fm.soft_prompt import SoftPrompt
-from lichen.fm.word_prompt import WordPrompt, bytes_of, read_bytes
+from lichen.fm.word_prompt import WordPrompt, decode_bytes, encode_bytes
 from lichen.models.loading.load import load_causal, load_classifier
 from support.openai_server import answering
 from support.tiny_llama import save_model
@@ -43,47 +43,47 @@ def plain(model: Any, tokenizer: Any, prompt: str, text: str) -> float:
 
 
 def test_local_scores_are_those_of_one_text_at_a_time(tiny: tuple[Any, Any]) -> None:
-    face = LocalFM(*tiny, batch=2)
-    score_NK = face.score(PROMPTS, [WORDS] * 3)
+    fm = LocalFM(*tiny, batch=2)
+    score_NK = fm.score(PROMPTS, [WORDS] * 3)
     want = torch.tensor([[plain(*tiny, p, w) for w in WORDS] for p in PROMPTS], dtype=torch.float64)
     torch.testing.assert_close(score_NK, want, rtol=0, atol=1e-5)
     assert float(score_NK.max()) < 0
-    short_NK = face.score(PROMPTS, [ONE] * 3)
+    short_NK = fm.score(PROMPTS, [ONE] * 3)
     torch.testing.assert_close(short_NK, want[:, :2], rtol=0, atol=1e-5)
-    assert face.ledger.calls == 5 + 2  # what comes next is asked once for both words
-    face = LocalFM(*tiny, batch=2)
-    face.score(PROMPTS, [WORDS] * 3)
+    assert fm.usage.calls == 5 + 2  # what comes next is asked once for both words
+    fm = LocalFM(*tiny, batch=2)
+    fm.score(PROMPTS, [WORDS] * 3)
     lengths = sum(len(p.split()) + len(w.split()) for p in PROMPTS for w in WORDS)
-    assert (face.ledger.calls, face.ledger.tokens_in, face.ledger.tokens_out) == (5, lengths, 12)
+    assert (fm.usage.calls, fm.usage.tokens_in, fm.usage.tokens_out) == (5, lengths, 12)
 
 
 def test_choosing_is_scoring_single_words(tiny: tuple[Any, Any]) -> None:
-    face = LocalFM(*tiny)
-    rows = [face.tokens(p) for p in PROMPTS]
-    torch.testing.assert_close(face.choose(rows, ONE).double(), face.score(PROMPTS, [ONE] * 3), rtol=0, atol=1e-5)
+    fm = LocalFM(*tiny)
+    rows = [fm.tokens(p) for p in PROMPTS]
+    torch.testing.assert_close(fm.choose(rows, ONE).double(), fm.score(PROMPTS, [ONE] * 3), rtol=0, atol=1e-5)
     with pytest.raises(LichenError, match="one token"):
-        face.choose(rows, ("w1 w2",))
+        fm.choose(rows, ("w1 w2",))
 
 
 def test_a_soft_prompt_without_offset_is_its_starting_text(tiny: tuple[Any, Any]) -> None:
-    face = LocalFM(*tiny, positions=5, start="w20 w21")
-    rows = [face.tokens(p) for p in PROMPTS]
-    zero_PH = torch.zeros(5, face.width)
-    hard = face.score([f"w20 w21 w20 w21 w20 {p}" for p in PROMPTS], [ONE] * 3)
-    torch.testing.assert_close(face.choose(rows, ONE, offset_PH=zero_PH).double(), hard, rtol=0, atol=1e-5)
-    moved = face.choose(rows, ONE, offset_PH=zero_PH + 1)
+    fm = LocalFM(*tiny, positions=5, start="w20 w21")
+    rows = [fm.tokens(p) for p in PROMPTS]
+    zero_PH = torch.zeros(5, fm.width)
+    hard = fm.score([f"w20 w21 w20 w21 w20 {p}" for p in PROMPTS], [ONE] * 3)
+    torch.testing.assert_close(fm.choose(rows, ONE, offset_PH=zero_PH).double(), hard, rtol=0, atol=1e-5)
+    moved = fm.choose(rows, ONE, offset_PH=zero_PH + 1)
     assert float((moved - hard).abs().max()) > 1e-2
-    texts = [face.tokens(f"{p}{WORDS[2]}") for p in PROMPTS]
+    texts = [fm.tokens(f"{p}{WORDS[2]}") for p in PROMPTS]
     labels = [[-100] * (len(t) - 2) + t[-2:] for t in texts]
-    loss, count = face.follow(texts, labels, offset_PH=zero_PH)
-    want = face.score([f"w20 w21 w20 w21 w20 {p}" for p in PROMPTS], [WORDS[2:]] * 3)
+    loss, count = fm.follow(texts, labels, offset_PH=zero_PH)
+    want = fm.score([f"w20 w21 w20 w21 w20 {p}" for p in PROMPTS], [WORDS[2:]] * 3)
     assert int(count) == 6
     assert float(loss) == pytest.approx(-float(want.sum()), abs=1e-4)
 
 
 def test_the_first_word_after_a_soft_prompt_is_predicted_from_it(tiny: tuple[Any, Any]) -> None:
-    face = LocalFM(*tiny, positions=2, start="w20 w21")
-    loss, count = face.follow([face.tokens("w3")], [face.tokens("w3")], offset_PH=torch.zeros(2, face.width))
+    fm = LocalFM(*tiny, positions=2, start="w20 w21")
+    loss, count = fm.follow([fm.tokens("w3")], [fm.tokens("w3")], offset_PH=torch.zeros(2, fm.width))
     assert int(count) == 1
     assert float(loss) == pytest.approx(-plain(*tiny, "w20 w21", " w3"), abs=1e-5)
 
@@ -95,12 +95,12 @@ def test_no_gradient_is_ever_computed(tiny: tuple[Any, Any]) -> None:
         lambda *_: seen.append(torch.is_grad_enabled() or not torch.is_inference_mode_enabled())
     )
     try:
-        face = LocalFM(model, tokenizer, positions=1, start="w0")
-        offset_PH = torch.zeros(1, face.width, requires_grad=True)
+        fm = LocalFM(model, tokenizer, positions=1, start="w0")
+        offset_PH = torch.zeros(1, fm.width, requires_grad=True)
         scores = [
-            face.score(PROMPTS, [ONE] * 3),
-            face.choose([[5, 6]], ONE, offset_PH=offset_PH),
-            face.follow([[5, 6]], [[-100, 6]], offset_PH=offset_PH)[0],
+            fm.score(PROMPTS, [ONE] * 3),
+            fm.choose([[5, 6]], ONE, offset_PH=offset_PH),
+            fm.follow([[5, 6]], [[-100, 6]], offset_PH=offset_PH)[0],
         ]
     finally:
         hook.remove()
@@ -111,17 +111,17 @@ def test_no_gradient_is_ever_computed(tiny: tuple[Any, Any]) -> None:
 
 def test_a_classifier_answers_with_its_classes(tmp_path: Path) -> None:
     model, tokenizer = load_classifier(save_model(tmp_path), classes=2, seed=0)
-    face = LocalFM(model, tokenizer, classes=("calm", "glad"), positions=2, start="w9")
-    score_NK = face.score(PROMPTS, [("glad", "calm")] * 3)
+    fm = LocalFM(model, tokenizer, classes=("calm", "glad"), positions=2, start="w9")
+    score_NK = fm.score(PROMPTS, [("glad", "calm")] * 3)
     with torch.no_grad():
         alone = [model(**tokenizer(p, return_tensors="pt")).logits[0].double() for p in PROMPTS]
     torch.testing.assert_close(score_NK, torch.log_softmax(torch.stack(alone), -1)[:, [1, 0]], rtol=0, atol=1e-5)
-    rows = [face.tokens(p) for p in PROMPTS]
-    hard = face.score([f"w9 w9 {p}" for p in PROMPTS], [("calm", "glad")] * 3)
-    soft = face.choose(rows, ("calm", "glad"), offset_PH=torch.zeros(2, face.width))
+    rows = [fm.tokens(p) for p in PROMPTS]
+    hard = fm.score([f"w9 w9 {p}" for p in PROMPTS], [("calm", "glad")] * 3)
+    soft = fm.choose(rows, ("calm", "glad"), offset_PH=torch.zeros(2, fm.width))
     torch.testing.assert_close(soft.double(), hard, rtol=0, atol=1e-5)
     with pytest.raises(LichenError, match="no class"):
-        face.score(PROMPTS, [("w1",)] * 3)
+        fm.score(PROMPTS, [("w1",)] * 3)
 
 
 @pytest.mark.parametrize("ask", ["echo", "first", "chat"])
@@ -129,31 +129,31 @@ def test_a_classifier_answers_with_its_classes(tmp_path: Path) -> None:
 def test_an_endpoint_gives_the_local_numbers(tiny: tuple[Any, Any], ask: Any, abreast: int) -> None:
     words = WORDS if ask == "echo" else ONE
     with answering(*tiny) as (url, told):
-        face = HttpFM(Endpoint(url=url, model="tiny", ask=ask, top=46, abreast=abreast))
-        score_NK = face.score(PROMPTS, [words] * 3)
+        fm = HttpFM(Endpoint(url=url, model="tiny", ask=ask, top=46, abreast=abreast))
+        score_NK = fm.score(PROMPTS, [words] * 3)
     torch.testing.assert_close(score_NK, LocalFM(*tiny).score(PROMPTS, [words] * 3), rtol=0, atol=1e-5)
-    assert face.ledger.calls == len(told.bodies) == (9 if ask == "echo" else 3)
-    assert face.ledger.tokens_in > 0
-    assert face.ledger.missed == 0
+    assert fm.usage.calls == len(told.bodies) == (9 if ask == "echo" else 3)
+    assert fm.usage.tokens_in > 0
+    assert fm.usage.missed == 0
 
 
 def test_retries_survive_a_fifth_of_the_calls_failing(tiny: tuple[Any, Any]) -> None:
     prompts = [f"w{i} w{i + 1}" for i in range(30)]
     with answering(*tiny, fail=0.2, stall=0.4) as (url, told):
-        face = HttpFM(Endpoint(url=url, model="tiny", top=46, timeout=0.3, pause=0.001, tries=8, abreast=4))
-        score_NK = face.score(prompts, [ONE] * 30)
+        fm = HttpFM(Endpoint(url=url, model="tiny", top=46, timeout=0.3, pause=0.001, tries=8, abreast=4))
+        score_NK = fm.score(prompts, [ONE] * 30)
     assert told.failed > 3
-    assert face.ledger.retries >= told.failed
-    assert face.ledger.calls == 30
+    assert fm.usage.retries >= told.failed
+    assert fm.usage.calls == 30
     torch.testing.assert_close(score_NK, LocalFM(*tiny).score(prompts, [ONE] * 30), rtol=0, atol=1e-5)
 
 
 def test_gives_up_in_one_sentence(tiny: tuple[Any, Any]) -> None:
     waits: list[float] = []
     with answering(*tiny, fail=1.0) as (url, told):
-        face = HttpFM(Endpoint(url=url, model="tiny", tries=3, pause=0.5), sleep=waits.append)
+        fm = HttpFM(Endpoint(url=url, model="tiny", tries=3, pause=0.5), sleep=waits.append)
         with pytest.raises(LichenError, match=r"3 tries.*500"):
-            face.score(["w1"], [ONE])
+            fm.score(["w1"], [ONE])
     assert len(told.bodies) == 3
     assert 0.5 <= waits[0] < 1.0 <= waits[1] < 2.0
     with answering(*tiny) as (url, told):
@@ -166,11 +166,11 @@ def test_gives_up_in_one_sentence(tiny: tuple[Any, Any]) -> None:
 
 def test_what_is_not_listed_is_bounded_and_counted(tiny: tuple[Any, Any]) -> None:
     with answering(*tiny) as (url, _):
-        face = HttpFM(Endpoint(url=url, model="tiny", top=3))
+        fm = HttpFM(Endpoint(url=url, model="tiny", top=3))
         words = tuple(f" w{i}" for i in range(40))
-        score_NK = face.score(["w1 w2"], [words])
+        score_NK = fm.score(["w1 w2"], [words])
     true_NK = LocalFM(*tiny).score(["w1 w2"], [words])
-    assert face.ledger.missed >= 37
+    assert fm.usage.missed >= 37
     assert bool((score_NK >= true_NK - 1e-5).all())
     assert len(set(score_NK[0].tolist())) <= 3
 
@@ -181,7 +181,7 @@ def test_answers_are_kept_with_where_they_come_from(tiny: tuple[Any, Any], tmp_p
         first = HttpFM(endpoint).score(PROMPTS, [ONE] * 3)
         again = HttpFM(endpoint)
         torch.testing.assert_close(again.score(PROMPTS, [ONE] * 3), first, rtol=0, atol=0)
-        assert (again.ledger.calls, again.ledger.cached, len(told.bodies)) == (0, 3, 3)
+        assert (again.usage.calls, again.usage.cached, len(told.bodies)) == (0, 3, 3)
         files = sorted(tmp_path.rglob("*.json"))
         assert {json.loads(f.read_text())["from"]["endpoint"] for f in files} == {url}
         files[0].write_text("damaged")
@@ -197,10 +197,10 @@ def test_the_key_comes_from_the_environment_and_is_shown_to_nobody_else(
         with pytest.raises(LichenError, match="LICHEN_TEST_KEY"):
             HttpFM(endpoint).score(["w1"], [ONE])
         monkeypatch.setenv("LICHEN_TEST_KEY", "s3cret")
-        face = HttpFM(endpoint)
-        face.score(["w1"], [ONE])
+        fm = HttpFM(endpoint)
+        fm.score(["w1"], [ONE])
         assert told.keys == ["Bearer s3cret"]
-        assert "s3cret" not in repr(endpoint) + repr(vars(face))
+        assert "s3cret" not in repr(endpoint) + repr(vars(fm))
         assert not any("s3cret" in file.read_text() for file in tmp_path.rglob("*.json"))
     with pytest.raises(LichenError, match="in the clear"):
         Endpoint(url="http://example.org/v1", model="m", key_from="LICHEN_TEST_KEY")
@@ -211,8 +211,8 @@ def test_the_key_comes_from_the_environment_and_is_shown_to_nobody_else(
 def test_calls_keep_to_a_rate(tiny: tuple[Any, Any]) -> None:
     waits: list[float] = []
     with answering(*tiny) as (url, _):
-        face = HttpFM(Endpoint(url=url, model="tiny", top=46, per_second=0.01), sleep=waits.append)
-        face.score(PROMPTS, [ONE] * 3)
+        fm = HttpFM(Endpoint(url=url, model="tiny", top=46, per_second=0.01), sleep=waits.append)
+        fm.score(PROMPTS, [ONE] * 3)
     assert [round(wait, -2) for wait in waits] == [100, 200]
 
 
@@ -230,9 +230,9 @@ def batch_of(rows: list[list[list[int]]], labels: list[list[int]], active: list[
 
 
 def test_prompts_as_cohort_models(tiny: tuple[Any, Any]) -> None:
-    face = LocalFM(*tiny, positions=3, start="w20")
-    soft = SoftPrompt(face, seed=1, size=7, words=ONE, after=" w30")
-    rows = [[face.tokens(p) for p in PROMPTS], [face.tokens(p) for p in reversed(PROMPTS)]]
+    fm = LocalFM(*tiny, positions=3, start="w20")
+    soft = SoftPrompt(fm, seed=1, size=7, words=ONE, after=" w30")
+    rows = [[fm.tokens(p) for p in PROMPTS], [fm.tokens(p) for p in reversed(PROMPTS)]]
     batch = batch_of(rows, [[0, 1, -100], [1, 1, 0]])
     z_CD = torch.randn(2, 7, generator=torch.Generator().manual_seed(0))
     loss_C, count_C = soft.loss({"mean": z_CD}, {}, batch)
@@ -248,12 +248,12 @@ def test_prompts_as_cohort_models(tiny: tuple[Any, Any]) -> None:
         3, rel=0.6
     )
 
-    words = WordPrompt(face, candidates=("", "w20", "w21"), length=2, words=ONE, template="{prompt} {text} w30")
-    texts = [[bytes_of(p).tolist() for p in PROMPTS]]
+    words = WordPrompt(fm, candidates=("", "w20", "w21"), length=2, words=ONE, template="{prompt} {text} w30")
+    texts = [[encode_bytes(p).tolist() for p in PROMPTS]]
     choice = {"choice": torch.tensor([[[0.1, 0.2, 0.7], [0.9, 0.1, 0.0]]])}
     assert words.prompt(choice["choice"][0]) == "w21"
     told, count = words.loss(choice, {}, batch_of(texts, [[0, 1, 1]]))
-    score = torch.log_softmax(face.score([f"w21 {p} w30" for p in PROMPTS], [ONE] * 3), -1)
+    score = torch.log_softmax(fm.score([f"w21 {p} w30" for p in PROMPTS], [ONE] * 3), -1)
     assert float(told[0]) == pytest.approx(-float(score[0, 0] + score[1, 1] + score[2, 1]), abs=1e-6)
     assert int(count[0]) == 3
     assert words.filled("w1", "a {prompt}") == "w1 a {prompt} w30"
@@ -261,15 +261,15 @@ def test_prompts_as_cohort_models(tiny: tuple[Any, Any]) -> None:
 
 
 def test_rows_that_carry_their_own_answer(tiny: tuple[Any, Any]) -> None:
-    face = LocalFM(*tiny)
-    model = WordPrompt(face, candidates=("w20", "w21"), length=1, template="{prompt} {text}")
-    row = bytes_of("w1 w2 w3").tolist()
+    fm = LocalFM(*tiny)
+    model = WordPrompt(fm, candidates=("w20", "w21"), length=1, template="{prompt} {text}")
+    row = encode_bytes("w1 w2 w3").tolist()
     labels = [-100] * 5 + row[5:]
     batch = batch_of([[row]], [[0]]) | {"labels_CBT": torch.tensor([[labels]])}
     loss_C, count_C = model.loss({"choice": torch.tensor([[[0.0, 1.0]]])}, {}, batch)
     assert float(loss_C[0]) == pytest.approx(-plain(*tiny, "w21 w1 w2", " w3"), abs=1e-5)
     assert int(count_C[0]) == 3
-    assert read_bytes(bytes_of("é")[:1].tolist()) == ""
+    assert decode_bytes(encode_bytes("é")[:1].tolist()) == ""
 
 
 @pytest.mark.skipif(
@@ -286,9 +286,9 @@ def test_a_real_endpoint_ranks_words_as_the_local_model_does() -> None:
     prompts = ["Review: I love this dress.\nSentiment:", "Review: It fell apart at once.\nSentiment:"]
     words = (" positive", " negative")
     with serving(os.environ["LICHEN_ENDPOINT_PYTHON"]) as url:
-        face = HttpFM(Endpoint(url=url, model="smollm2", top=1000))
-        remote = face.score(prompts, [words] * 2)
+        fm = HttpFM(Endpoint(url=url, model="smollm2", top=1000))
+        remote = fm.score(prompts, [words] * 2)
     local = LocalFM(*load_causal(folder)).score(prompts, [words] * 2)
-    assert face.ledger.missed == 0
+    assert fm.usage.missed == 0
     assert remote.argmax(1).tolist() == local.argmax(1).tolist() == [0, 1]
     torch.testing.assert_close(remote, local, rtol=0, atol=1.0)  # the server computes in four bits

@@ -16,7 +16,7 @@ from test_fm_cache import Counting
 from torch import Tensor
 
 from lichen.core.errors import LichenError
-from lichen.fm.calibration import calibration_error, cooled, divided, fit_temperature
+from lichen.fm.calibration import at_temperature, calibration_error, divided, fit_temperature
 from lichen.fm.zero_shot import ZeroShot
 
 WORDS = {"bad": " poor", "good": " great"}
@@ -63,9 +63,9 @@ def test_the_template_is_filled_once_and_a_fixed_prior_is_not_asked_again() -> N
     asked.answer(["{text}"])
     assert asked.fm.asked[0] == ["Say: {text} {kept}:"]  # type: ignore[attr-defined]
     fixed = asked.over(())
-    before = fixed.fm.ledger.calls
+    before = fixed.fm.usage.calls
     fixed.answer(["+"])
-    assert fixed.fm.ledger.calls == before + 1
+    assert fixed.fm.usage.calls == before + 1
     assert fixed.prior == pytest.approx((1 / 9, 8 / 9))
 
 
@@ -93,10 +93,10 @@ def test_a_fitted_temperature_lowers_the_error_and_changes_no_label() -> None:
 def test_the_temperature_is_the_best_of_a_fine_grid(classes: int, seed: int, heat: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     chance_NK = torch.randn(60, classes, generator=generator, dtype=torch.float64).softmax(-1)
-    label_N = torch.multinomial(cooled(chance_NK, heat), 1, generator=generator)[:, 0]
+    label_N = torch.multinomial(at_temperature(chance_NK, heat), 1, generator=generator)[:, 0]
 
     def loss(temperature: float) -> float:
-        return -float(cooled(chance_NK, temperature).gather(1, label_N[:, None]).log().mean())
+        return -float(at_temperature(chance_NK, temperature).gather(1, label_N[:, None]).log().mean())
 
     found = fit_temperature(chance_NK, label_N)
     assert loss(found) <= min(loss(10 ** (x / 20)) for x in range(-40, 41)) + 1e-9
@@ -117,7 +117,7 @@ def test_the_error_is_that_of_the_definition() -> None:
 
 def test_a_chance_of_zero_stays_finite() -> None:
     sure = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
-    for told in (divided(sure, torch.tensor([1.0, 0.0])), cooled(sure, 2.0)):
+    for told in (divided(sure, torch.tensor([1.0, 0.0])), at_temperature(sure, 2.0)):
         assert bool(told.isfinite().all())
         torch.testing.assert_close(told.sum(-1), torch.ones(2, dtype=torch.float64))
     assert 0 < fit_temperature(sure, torch.tensor([1, 0])) <= 100
@@ -140,4 +140,4 @@ def test_refuses_what_cannot_be_asked() -> None:
     with pytest.raises(LichenError, match="no class"):
         fit_temperature(torch.ones(1, 2), torch.tensor([2]))
     with pytest.raises(LichenError, match="temperature"):
-        cooled(torch.ones(1, 2), 0)
+        at_temperature(torch.ones(1, 2), 0)

@@ -56,7 +56,7 @@ from lichen.server.sampling import Everyone, Poisson
 from lichen.server.sums import fixed_point
 from lichen.transforms.privacy import Accountant, Adjacency, Event, Gaussian, Sampled, Statement, Unit, account
 
-__all__ = ["Asked", "Population", "PrivateEvolution", "Synthetic"]
+__all__ = ["Population", "PrivateEvolution", "QueryCounts", "Synthetic"]
 
 Fresh = Callable[[int, int, int], Sequence[str]]
 Vary = Callable[[Sequence[str], Sequence[int], int], Sequence[str]]
@@ -65,15 +65,15 @@ Embed = Callable[[Sequence[str]], Tensor]
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class QueryCounts:
     """Texts that were asked for so far: written anew, varied, embedded."""
 
     fresh: int = 0
     varied: int = 0
     embedded: int = 0
 
-    def __add__(self, other: Asked) -> Asked:
-        return Asked(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
+    def __add__(self, other: QueryCounts) -> QueryCounts:
+        return QueryCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
 
 
 @final
@@ -87,14 +87,14 @@ class Population:
         vote_S: Noisy votes that each got in the last round, float64.
         asked: Of the model so far.
 
-    >>> Population.of(Population(("a", "é"), torch.tensor([0, 1]), torch.zeros(2), Asked(fresh=2)).tree()).texts
+    >>> Population.of(Population(("a", "é"), torch.tensor([0, 1]), torch.zeros(2), QueryCounts(fresh=2)).tree()).texts
     ('a', 'é')
     """
 
     texts: tuple[str, ...] = ()
     label_S: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     vote_S: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
-    asked: Asked = field(default_factory=Asked)
+    asked: QueryCounts = field(default_factory=QueryCounts)
 
     def tree(self) -> Tree:
         """As tensors, for a checkpoint: the texts are UTF-8 bytes and where each ends."""
@@ -124,7 +124,7 @@ class Population:
             raise LichenError(f"is no population: {error!r}", where="checkpoint", fix="start the run anew") from None
         if not len(texts) == len(label_S) == len(vote_S):
             raise LichenError("texts, labels and votes differ in number", where="checkpoint", fix="start the run anew")
-        return cls(texts, label_S, vote_S, Asked(fresh=fresh, varied=varied, embedded=embedded))
+        return cls(texts, label_S, vote_S, QueryCounts(fresh=fresh, varied=varied, embedded=embedded))
 
 
 @final
@@ -136,7 +136,7 @@ class Synthetic:
     labels: tuple[int, ...]
     votes: tuple[float, ...]
     privacy: Statement
-    asked: Asked
+    asked: QueryCounts
 
 
 @final
@@ -274,7 +274,7 @@ class PrivateEvolution:
             tuple(texts[i] for i in place_S.tolist()), label_M[place_S], noisy_M[place_S], before.asked + asked + also
         )
         metrics = {"clients": float(total.count), "concentration": concentration(noisy_M)}
-        metrics |= {f"asked_{name}": float(getattr(asked + also, name)) for name in Asked.__slots__}
+        metrics |= {f"asked_{name}": float(getattr(asked + also, name)) for name in QueryCounts.__slots__}
         if "distance_sum" in seen:
             rows = math.fsum(seen["count"].tolist())
             metrics |= {"rows": rows, "true_concentration": concentration(true_M)}
@@ -301,7 +301,7 @@ class PrivateEvolution:
             asked=last.asked,
         )
 
-    def _candidates(self, before: Population, seed: int) -> tuple[list[str], Tensor, Asked]:
+    def _candidates(self, before: Population, seed: int) -> tuple[list[str], Tensor, QueryCounts]:
         """``(M texts, label_M, what was asked)``: M is the same in every round."""
         times = self.variations + self.parents
         if not before.texts:
@@ -309,14 +309,14 @@ class PrivateEvolution:
             for label, count in sorted(self.counts.items()):
                 texts += _texts(self.fresh(label, count * times, derive(seed, "fresh", label)), count * times, "fresh")
                 labels += [label] * (count * times)
-            return texts, torch.tensor(labels), Asked(fresh=len(texts))
+            return texts, torch.tensor(labels), QueryCounts(fresh=len(texts))
         old, olds = list(before.texts), before.label_S.tolist()
         texts = list(old) if self.parents else []
         for turn in range(self.variations):
             texts += _texts(self.vary(old, olds, derive(seed, "vary", turn)), len(old), "vary")
-        return texts, before.label_S.repeat(times), Asked(varied=len(old) * self.variations)
+        return texts, before.label_S.repeat(times), QueryCounts(varied=len(old) * self.variations)
 
-    def _embedded(self, texts: Sequence[str], label_M: Tensor, seed: int) -> tuple[Tensor, Asked]:
+    def _embedded(self, texts: Sequence[str], label_M: Tensor, seed: int) -> tuple[Tensor, QueryCounts]:
         """``((M, H) float16, what was asked)``."""
         ways: list[Sequence[str]] = [
             _texts(self.vary(texts, label_M.tolist(), derive(seed, turn)), len(texts), "vary")
@@ -332,7 +332,7 @@ class PrivateEvolution:
                     fix="return one row a text",
                 )
             total_MH = total_MH + one_MH.detach().cpu().double()
-        asked = Asked(varied=len(texts) * len(ways), embedded=len(texts) * max(len(ways), 1))
+        asked = QueryCounts(varied=len(texts) * len(ways), embedded=len(texts) * max(len(ways), 1))
         return (total_MH / max(len(ways), 1)).half(), asked
 
     def _chosen(self, noisy_M: Tensor, label_M: Tensor, seed: int) -> Tensor:

@@ -1,13 +1,13 @@
 """Caches a foundation model's responses on disk, with provenance, so that runs repeat without it.
 
-A :class:`Shelf` is a folder with one JSON file a request, named by the digest of what was asked. A file holds
+A :class:`CacheStore` is a folder with one JSON file a request, named by the digest of what was asked. A file holds
 what was asked (texts, seed, settings), what was told, and the model, its weights' digest or endpoint, and the
-date. It is written whole or not at all, and a damaged one is as good as none. :class:`Kept` puts a shelf before
+date. It is written whole or not at all, and a damaged one is as good as none. :class:`CachedModel` puts a shelf before
 any face; :class:`lichen.fm.http.HttpFM` keeps its endpoint's answers on one in the same way.
-:class:`Absent` stands for a model that is no longer there: with a full shelf before it, nothing else is needed.
+:class:`OfflineModel` stands for a model that is no longer there: with a full shelf before it, nothing else is needed.
 
 What is kept holds the texts that were asked about, and its files are for their owner alone (mode 0600). Of a private
-text nothing is written but its digest: see :meth:`Kept.discreet`.
+text nothing is written but its digest: see :meth:`CachedModel.without_texts`.
 
 Legend: N prompts, K choices, H width.
 """
@@ -29,13 +29,13 @@ from torch import Tensor
 
 from lichen.core.errors import LichenError
 from lichen.core.store import write_atomic
-from lichen.fm.interface import FoundationModel, Ledger, Sourced, check_choices, check_generation
+from lichen.fm.interface import FoundationModel, Sourced, Usage, check_choices, check_generation
 
-__all__ = ["Absent", "Kept", "Shelf", "from_base64", "to_base64"]
+__all__ = ["CacheStore", "CachedModel", "OfflineModel", "from_base64", "to_base64"]
 
 
 @final
-class Shelf:
+class CacheStore:
     """A folder of answers; any number of threads may use one.
 
     Args:
@@ -48,46 +48,46 @@ class Shelf:
         self.folder = folder
         self._lock = threading.Lock()
 
-    def get(self, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    def get(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
         """What was told when this was asked; None if that is not known, or its file is damaged."""
-        mark = _mark(asked)
+        key = _key(request)
         try:
-            kept = json.loads(self._file(mark).read_bytes())
-            told = kept["told"]
-            return dict(told) if kept["from"]["asked"] == mark and kept["from"]["told"] == _mark(told) else None
+            entry = json.loads(self._file(key).read_bytes())
+            answer = entry["told"]
+            return dict(answer) if entry["from"]["asked"] == key and entry["from"]["told"] == _key(answer) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def put(self, asked: Mapping[str, Any], told: Mapping[str, Any], *, words: bool = True, **source: Any) -> None:
+    def put(self, request: Mapping[str, Any], answer: Mapping[str, Any], *, words: bool = True, **source: Any) -> None:
         """Keep an answer.
 
         Args:
-            asked: What was asked; its digest is how the answer is found again.
-            told: The answer.
+            request: What was asked; its digest is how the answer is found again.
+            answer: The answer.
             words: Write what was asked beside it.
             source: Where it comes from.
         """
-        mark = _mark(asked)
+        key = _key(request)
         date = datetime.now(UTC).isoformat(timespec="seconds")
-        from_ = {**source, "date": date, "asked": mark, "told": _mark(told)}
-        whole = {"from": from_, "asked": asked if words else None, "told": told}
+        from_ = {**source, "date": date, "asked": key, "told": _key(answer)}
+        whole = {"from": from_, "asked": request if words else None, "told": answer}
         data = json.dumps(whole, sort_keys=True, ensure_ascii=False)
         with self._lock:  # two threads that were told the same would write one file's part together
-            write_atomic(self._file(mark), data.encode("utf-8", "surrogatepass"))
+            write_atomic(self._file(key), data.encode("utf-8", "surrogatepass"))
 
-    def _file(self, mark: str) -> Path:
-        return self.folder / mark[:2] / f"{mark}.json"
+    def _file(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.json"
 
 
 @final
-class Kept:
+class CachedModel:
     """A face whose answers are kept: what was asked before is read, the rest is asked and written.
 
     The same prompt, settings and seed are one request, also within a call; where the temperature is 0 the seed
     is none of them. Answers are written after every ``batch`` requests, so that a kill loses no more than that.
 
     Args:
-        fm: Whom to ask; :class:`Absent` if there is nobody.
+        fm: Whom to ask; :class:`OfflineModel` if there is nobody.
         folder: Where answers lie.
         batch: Requests handed on at once; let it be a multiple of a local model's batch.
     """
@@ -96,19 +96,19 @@ class Kept:
         if batch < 1:
             raise LichenError("asks for nothing at once", where="batch", fix="use 1 or more")
         self.name, self.batch = fm.name, batch
-        self._fm, self._shelf, self._words = fm, Shelf(folder), True
+        self._fm, self._store, self._words = fm, CacheStore(folder), True
         self._cached = [0]  # shared with the discreet one
 
-    def discreet(self) -> Kept:
+    def without_texts(self) -> CachedModel:
         """The same face for private texts: their answers are found by the texts' digests, the texts are not written."""
-        other = Kept(self._fm, self._shelf.folder, batch=self.batch)
-        other._shelf, other._cached, other._words = self._shelf, self._cached, False
+        other = CachedModel(self._fm, self._store.folder, batch=self.batch)
+        other._store, other._cached, other._words = self._store, self._cached, False
         return other
 
     @property
-    def ledger(self) -> Ledger:
+    def usage(self) -> Usage:
         """What the face behind was asked, and how many requests were answered from disk."""
-        return self._fm.ledger + Ledger(cached=self._cached[0])
+        return self._fm.usage + Usage(cached=self._cached[0])
 
     @property
     def source(self) -> str:
@@ -119,24 +119,26 @@ class Kept:
         """``(N, K)`` float64; see :meth:`lichen.fm.interface.Scorer.score`."""
         if len(prompts) != len(continuations) or len({len(some) for some in continuations}) > 1:
             raise LichenError("prompts and continuations do not pair up", where="score", fix="give K texts a prompt")
-        asked = [{"prompt": p, "texts": list(some)} for p, some in zip(prompts, continuations, strict=True)]
+        requests = [{"prompt": p, "texts": list(some)} for p, some in zip(prompts, continuations, strict=True)]
 
         def ask(rows: list[int]) -> list[Any]:
-            told_NK = self._fm.score([prompts[n] for n in rows], [continuations[n] for n in rows])
-            return [row.tolist() for row in told_NK.double()]
+            logp_NK = self._fm.score([prompts[n] for n in rows], [continuations[n] for n in rows])
+            return [row.tolist() for row in logp_NK.double()]
 
         wide = len(continuations[0]) if continuations else 0
-        return torch.tensor(self._through("score", asked, ask), dtype=torch.float64).view(len(prompts), wide)
+        return torch.tensor(self._through("score", requests, ask), dtype=torch.float64).view(len(prompts), wide)
 
     def answer(self, prompts: Sequence[str], choices: Sequence[str]) -> Tensor:
         """``(N, K)`` float64; see :meth:`lichen.fm.interface.FoundationModel.answer`."""
         check_choices(choices)
-        asked = [{"prompt": prompt, "choices": list(choices)} for prompt in prompts]
+        requests = [{"prompt": prompt, "choices": list(choices)} for prompt in prompts]
 
         def ask(rows: list[int]) -> list[Any]:
             return [row.tolist() for row in self._fm.answer([prompts[n] for n in rows], choices).double()]
 
-        return torch.tensor(self._through("answer", asked, ask), dtype=torch.float64).view(len(prompts), len(choices))
+        return torch.tensor(self._through("answer", requests, ask), dtype=torch.float64).view(
+            len(prompts), len(choices)
+        )
 
     def generate(
         self,
@@ -151,7 +153,7 @@ class Kept:
         """N texts; see :meth:`lichen.fm.interface.Generator.generate`."""
         check_generation(prompts, seeds, most, temperature, top_p)
         settings = {"most": most, "temperature": float(temperature), "top_p": float(top_p), "stop": list(stop)}
-        asked = [
+        requests = [
             {"prompt": prompt, "seed": int(seed) if temperature else 0, **settings}
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
@@ -160,7 +162,7 @@ class Kept:
             some, own = [prompts[n] for n in rows], [seeds[n] for n in rows]
             return self._fm.generate(some, seeds=own, most=most, temperature=temperature, top_p=top_p, stop=stop)
 
-        return [str(text) for text in self._through("generate", asked, ask)]
+        return [str(text) for text in self._through("generate", requests, ask)]
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """``(N, H)`` float32; see :meth:`lichen.fm.interface.Embedder.embed`."""
@@ -172,42 +174,42 @@ class Kept:
         return torch.stack([from_base64(x) for x in found]) if found else self._fm.embed(())
 
     def _through(
-        self, kind: str, asked: Sequence[Mapping[str, Any]], ask: Callable[[list[int]], list[Any]]
+        self, kind: str, requests: Sequence[Mapping[str, Any]], ask: Callable[[list[int]], list[Any]]
     ) -> list[Any]:
         """Every request's answer, from the shelf or from ``ask``, which is given the rows that are missing."""
         about = {"kind": kind, "model": self.name, "source": self.source}
-        whole = [{**about, **one} for one in asked]
-        marks = [_mark(one) for one in whole]
+        whole = [{**about, **one} for one in requests]
+        keys = [_key(one) for one in whole]
         found: dict[str, Any] = {}
         missing: dict[str, int] = {}
-        for n, mark in enumerate(marks):
-            if mark in found or mark in missing:
+        for n, key in enumerate(keys):
+            if key in found or key in missing:
                 continue
-            kept = self._shelf.get(whole[n])
-            if kept is None or "told" not in kept:
-                missing[mark] = n
+            entry = self._store.get(whole[n])
+            if entry is None or "told" not in entry:
+                missing[key] = n
             else:
-                found[mark] = kept["told"]
-        self._cached[0] += sum(mark in found for mark in marks)
+                found[key] = entry["told"]
+        self._cached[0] += sum(key in found for key in keys)
         # Texts of like length together: a local model pads what shares a batch.
         rows = sorted(missing.values(), key=lambda n: len(whole[n]["prompt"]))
         for at in range(0, len(rows), self.batch):
-            some, before = rows[at : at + self.batch], self._fm.ledger
+            some, before = rows[at : at + self.batch], self._fm.usage
             answers = ask(some)
-            after = self._fm.ledger
+            after = self._fm.usage
             # A face tells what a call cost, not which of its rows: those that share one share its tokens.
             call = {"rows": len(some)} | {
                 key: getattr(after, key) - getattr(before, key) for key in ("tokens_in", "tokens_out")
             }
-            for n, told in zip(some, answers, strict=True):
-                found[marks[n]] = told
+            for n, answer in zip(some, answers, strict=True):
+                found[keys[n]] = answer
                 source = {"model": self.name, "source": self.source, "call": call}
-                self._shelf.put(whole[n], {"told": told}, words=self._words, **source)
-        return [found[mark] for mark in marks]
+                self._store.put(whole[n], {"told": answer}, words=self._words, **source)
+        return [found[key] for key in keys]
 
 
 @final
-class Absent:
+class OfflineModel:
     """A model that is not here: its name and source are known, and every question is refused.
 
     Args:
@@ -215,10 +217,10 @@ class Absent:
         source: As it was; see :class:`lichen.fm.interface.Sourced`.
     """
 
-    __slots__ = ("ledger", "name", "source")
+    __slots__ = ("name", "source", "usage")
 
     def __init__(self, name: str, *, source: str = "") -> None:
-        self.name, self.source, self.ledger = name, source, Ledger()
+        self.name, self.source, self.usage = name, source, Usage()
 
     def score(self, prompts: Sequence[str], continuations: Sequence[Sequence[str]]) -> Tensor:
         """Refused."""
@@ -267,5 +269,5 @@ def from_base64(text: str) -> Tensor:
     return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32))
 
 
-def _mark(told: Any) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _key(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lichen.core.errors import LichenError
 
-__all__ = ["calibration_error", "cooled", "divided", "fit_temperature"]
+__all__ = ["at_temperature", "calibration_error", "divided", "fit_temperature"]
 
 _LEAST = 1e-12  # a probability of 0 is one that was too small to be told
 
@@ -41,7 +41,7 @@ def divided(chance_NK: Tensor, prior_K: Tensor) -> Tensor:
     return ratio_NK / ratio_NK.sum(-1, keepdim=True)
 
 
-def cooled(chance_NK: Tensor, temperature: float) -> Tensor:
+def at_temperature(chance_NK: Tensor, temperature: float) -> Tensor:
     """``(N, K)`` float64: softmax of log-probabilities over a temperature; above 1 less sure.
 
     Raises:
@@ -53,7 +53,7 @@ def cooled(chance_NK: Tensor, temperature: float) -> Tensor:
 
 
 def fit_temperature(chance_NK: Tensor, label_N: Tensor) -> float:
-    """The temperature whose :func:`cooled` probabilities make these labels likeliest, in [0.01, 100].
+    """The temperature whose :func:`at_temperature` probabilities make these labels likeliest, in [0.01, 100].
 
     The loss is convex in 1 / temperature, so that its slope is bisected.
 
@@ -97,9 +97,9 @@ def calibration_error(chance_NK: Tensor, label_N: Tensor, *, bins: int = 15) -> 
     _check(chance_NK, label_N)
     if bins < 1:
         raise LichenError(f"{bins} bins", where="bins", fix="use 1 or more")
-    sure_N, said_N = chance_NK.double().max(-1)
+    sure_N, predicted_N = chance_NK.double().max(-1)
     bin_N = (sure_N * bins).ceil().long().clamp(1, bins) - 1
-    gap_N = (said_N == label_N).double() - sure_N
+    gap_N = (predicted_N == label_N).double() - sure_N
     gap_per_bin = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_N, gap_N)
     return float(gap_per_bin.abs().sum() / len(label_N))
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from lichen.core.seeds import numpy_generator
 from lichen.models.renamed import CACHE_NAMES, cache_argument, cache_of
 
-__all__ = ["decode", "draw", "gumbel"]
+__all__ = ["decode", "gumbel", "sample_token"]
 
 _LEAVE = 8  # an eighth of the rows must have ended before the cache is copied without them
 
@@ -46,7 +46,7 @@ def gumbel(seed: int, token: int, size: int) -> Tensor:
     return -torch.from_numpy(noise).float().log()
 
 
-def draw(logits_BV: Tensor, noise_BV: Tensor, *, temperature: float, top_p: float = 1.0) -> Tensor:
+def sample_token(logits_BV: Tensor, noise_BV: Tensor, *, temperature: float, top_p: float = 1.0) -> Tensor:
     """``(B,)`` int64: one token a row.
 
     Args:
@@ -105,7 +105,7 @@ def decode(
     signature = inspect.signature(model.forward)
     known, cache_name = signature.parameters, cache_argument(signature) or CACHE_NAMES[0]
     written: list[list[int]] = [[] for _ in rows]
-    live = list(range(len(rows)))  # which row lies at each place of the batch; ended ones stay a while
+    active = list(range(len(rows)))  # which row lies at each place of the batch; ended ones stay a while
     ended: set[int] = set()
     with torch.inference_mode():
         past, calls = DynamicCache(config=model.config), 0
@@ -114,15 +114,15 @@ def decode(
             more: dict[str, Any] = {"position_ids": place_BT} if "position_ids" in known else {}
             more |= {"logits_to_keep": 1} if "logits_to_keep" in known else {}
             more |= {cache_name: past}
-            told = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=True, **more)
-            past, calls = cache_of(told), calls + 1
-            logits_BV = told.logits[:, -1].float().cpu()
+            outputs = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=True, **more)
+            past, calls = cache_of(outputs), calls + 1
+            logits_BV = outputs.logits[:, -1].float().cpu()
             size = logits_BV.shape[1]
             noise_BV = torch.zeros(0)
             if temperature:
-                noise_BV = torch.stack([gumbel(seeds[n], len(written[n]), size) for n in live])
-            token_B = draw(logits_BV, noise_BV, temperature=temperature, top_p=top_p).tolist()
-            for n, token in zip(live, token_B, strict=True):
+                noise_BV = torch.stack([gumbel(seeds[n], len(written[n]), size) for n in active])
+            token_B = sample_token(logits_BV, noise_BV, temperature=temperature, top_p=top_p).tolist()
+            for n, token in zip(active, token_B, strict=True):
                 if n in ended:
                     continue
                 if token not in ends:
@@ -131,10 +131,10 @@ def decode(
                     ended.add(n)
             if len(ended) == len(rows):
                 return written, calls
-            gone = sum(n in ended for n in live)
-            if gone * _LEAVE >= len(live):
-                stay = [b for b, n in enumerate(live) if n not in ended]
+            gone = sum(n in ended for n in active)
+            if gone * _LEAVE >= len(active):
+                stay = [b for b, n in enumerate(active) if n not in ended]
                 past.batch_select_indices(torch.tensor(stay, device=device))
-                mask_BT, live, token_B = mask_BT[stay], [live[b] for b in stay], [token_B[b] for b in stay]
+                mask_BT, active, token_B = mask_BT[stay], [active[b] for b in stay], [token_B[b] for b in stay]
             ids_BT = torch.tensor(token_B, device=device)[:, None]
-            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(live), 1)], 1)
+            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(active), 1)], 1)

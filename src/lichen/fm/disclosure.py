@@ -9,7 +9,7 @@
 A method never holds the model itself but a face bound to one origin, so that what it sends is known by
 construction, and is counted. A model that runs at the client sees what the client has; an endpoint sees
 private rows only where the recipe says so. A shelf goes before the bound face
-(``Kept(flow.of("public"), folder)``), so that only what is really sent is counted.
+(``CachedModel(policy.of("public"), folder)``), so that only what is really sent is counted.
 
 Legend: N prompts, K choices, H width.
 """
@@ -24,10 +24,10 @@ from typing import Literal, final
 from torch import Tensor
 
 from lichen.core.errors import LichenError
-from lichen.fm.cache import Kept
-from lichen.fm.interface import FoundationModel, Ledger, Sourced
+from lichen.fm.cache import CachedModel
+from lichen.fm.interface import FoundationModel, Sourced, Usage
 
-__all__ = ["ORIGINS", "Flow", "Origin", "Place", "Sent", "may_see"]
+__all__ = ["ORIGINS", "DisclosurePolicy", "Origin", "Place", "Sent", "allowed_origins"]
 
 Origin = Literal["public", "synthetic", "private"]
 Place = Literal["client", "server", "endpoint"]
@@ -48,7 +48,7 @@ class Sent:
     bytes: int = 0
 
 
-def may_see(place: Place, written: Iterable[Origin] | None = None) -> tuple[Origin, ...]:
+def allowed_origins(place: Place, written: Iterable[Origin] | None = None) -> tuple[Origin, ...]:
     """The origins a model at this place may be shown: those written down; if none are, the safe ones of the place.
 
     Args:
@@ -58,7 +58,7 @@ def may_see(place: Place, written: Iterable[Origin] | None = None) -> tuple[Orig
     Raises:
         LichenError: if an origin is unknown.
 
-    >>> may_see("client"), may_see("endpoint")
+    >>> allowed_origins("client"), allowed_origins("endpoint")
     (('public', 'synthetic', 'private'), ('public', 'synthetic'))
     """
     if written is None:
@@ -70,24 +70,24 @@ def may_see(place: Place, written: Iterable[Origin] | None = None) -> tuple[Orig
 
 
 @final
-class Flow:
+class DisclosurePolicy:
     """A model behind the rule.
 
     Args:
         fm: The model.
-        allow: Origins it may be shown; see :func:`may_see`.
+        allow: Origins it may be shown; see :func:`allowed_origins`.
     """
 
     def __init__(self, fm: FoundationModel, *, allow: Sequence[Origin] = ("public", "synthetic")) -> None:
-        self.allow = may_see("server", allow)
+        self.allow = allowed_origins("server", allow)
         self._fm = fm
         self._lock = threading.Lock()
         self._sent: dict[Origin, Sent] = {}
 
     @property
-    def ledger(self) -> Ledger:
+    def usage(self) -> Usage:
         """What the model was asked, whatever the origin."""
-        return self._fm.ledger
+        return self._fm.usage
 
     @property
     def sent(self) -> Mapping[Origin, Sent]:
@@ -100,11 +100,11 @@ class Flow:
         Raises:
             LichenError: if there is no such origin. One that is not allowed is refused when a text is sent.
         """
-        may_see("server", (origin,))
-        kept = self._fm.discreet() if origin == "private" and isinstance(self._fm, Kept) else self._fm
-        return _Bound(self, kept, origin)
+        allowed_origins("server", (origin,))
+        model = self._fm.without_texts() if origin == "private" and isinstance(self._fm, CachedModel) else self._fm
+        return _Bound(self, model, origin)
 
-    def _let(self, origin: Origin, texts: Sequence[str], others: Iterable[str]) -> None:
+    def _check(self, origin: Origin, texts: Sequence[str], others: Iterable[str]) -> None:
         if origin not in self.allow:
             raise LichenError(
                 f"{self._fm.name} may not be shown {origin} texts",
@@ -121,24 +121,24 @@ class Flow:
 class _Bound:
     """The face of one origin."""
 
-    def __init__(self, flow: Flow, fm: FoundationModel, origin: Origin) -> None:
+    def __init__(self, policy: DisclosurePolicy, fm: FoundationModel, origin: Origin) -> None:
         self.name, self.origin = fm.name, origin
-        self._flow, self._fm = flow, fm
+        self._policy, self._fm = policy, fm
 
     @property
-    def ledger(self) -> Ledger:
-        return self._fm.ledger
+    def usage(self) -> Usage:
+        return self._fm.usage
 
     @property
     def source(self) -> str:
         return self._fm.source if isinstance(self._fm, Sourced) else ""
 
     def score(self, prompts: Sequence[str], continuations: Sequence[Sequence[str]]) -> Tensor:
-        self._flow._let(self.origin, prompts, [text for some in continuations for text in some])
+        self._policy._check(self.origin, prompts, [text for some in continuations for text in some])
         return self._fm.score(prompts, continuations)
 
     def answer(self, prompts: Sequence[str], choices: Sequence[str]) -> Tensor:
-        self._flow._let(self.origin, prompts, list(choices) * len(prompts))
+        self._policy._check(self.origin, prompts, list(choices) * len(prompts))
         return self._fm.answer(prompts, choices)
 
     def generate(
@@ -151,9 +151,9 @@ class _Bound:
         top_p: float = 1.0,
         stop: Sequence[str] = (),
     ) -> list[str]:
-        self._flow._let(self.origin, prompts, ())
+        self._policy._check(self.origin, prompts, ())
         return self._fm.generate(prompts, seeds=seeds, most=most, temperature=temperature, top_p=top_p, stop=stop)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        self._flow._let(self.origin, texts, ())
+        self._policy._check(self.origin, texts, ())
         return self._fm.embed(texts)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lichen.core.errors import LichenError
-from lichen.fm.interface import Ledger
+from lichen.fm.interface import Usage
 from lichen.models.features import EncoderFeatures
 
 __all__ = ["LocalEncoder"]
@@ -58,12 +58,12 @@ class LocalEncoder:
         if self.longest < 1 or batch < 1:
             raise LichenError("reads nothing of a text", where="longest", fix="use longest and batch of 1 or more")
         self._tokenizer = tokenizer
-        self._spent = Ledger()
+        self._usage = Usage()
 
     @property
-    def ledger(self) -> Ledger:
+    def usage(self) -> Usage:
         """What it was asked so far."""
-        return self._spent
+        return self._usage
 
     @property
     def source(self) -> str:
@@ -87,5 +87,5 @@ class LocalEncoder:
             ids_NT = torch.tensor([[*rows[n], *[pad] * (wide - len(rows[n]))] for n in some], device=device)
             mask_NT = torch.tensor([[1] * len(rows[n]) + [0] * (wide - len(rows[n])) for n in some], device=device)
             out_NH[some] = self._features.rows(ids_NT, mask_NT).cpu()
-            self._spent += Ledger(calls=1, tokens_in=int(mask_NT.sum()))
+            self._usage += Usage(calls=1, tokens_in=int(mask_NT.sum()))
         return out_NH

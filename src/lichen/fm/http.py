@@ -4,7 +4,7 @@ A continuation that is not listed gets the lowest listed log-probability, which 
 and is counted as missed. An endpoint that lists none is asked in words (``ask: text``): it writes a short
 answer at temperature 0, the choice it names gets probability one, and where it names none all are equally
 likely and the row is counted as missed. How calls are made again, paced and signed is told in
-:mod:`lichen.fm.retry`. Answers may be kept on disk (:class:`lichen.fm.cache.Shelf`), each file
+:mod:`lichen.fm.retry`. Answers may be kept on disk (:class:`lichen.fm.cache.CacheStore`), each file
 with the endpoint, the model, the date and what was asked.
 
 References:
@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from lichen.core.errors import LichenError
-from lichen.fm.cache import Shelf, from_base64, to_base64
+from lichen.fm.cache import CacheStore, from_base64, to_base64
 from lichen.fm.endpoint import Endpoint
-from lichen.fm.interface import Ledger, answer_by_score, check_choices, check_generation
+from lichen.fm.interface import Usage, answer_by_score, check_choices, check_generation
 from lichen.fm.parsing import cut_at, matched
 from lichen.fm.retry import Caller
 
@@ -51,15 +51,15 @@ class HttpFM:
 
     def __init__(self, endpoint: Endpoint, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self.endpoint, self.name = endpoint, endpoint.model
-        self._spent = Ledger()
+        self._usage = Usage()
         self._lock = threading.Lock()
-        self._shelf = None if endpoint.cache is None else Shelf(endpoint.cache)
-        self._caller = Caller(endpoint, sleep=sleep, again=lambda: self._spend(retries=1))
+        self._store = None if endpoint.cache is None else CacheStore(endpoint.cache)
+        self._caller = Caller(endpoint, sleep=sleep, again=lambda: self._add_usage(retries=1))
 
     @property
-    def ledger(self) -> Ledger:
+    def usage(self) -> Usage:
         """What it was asked so far."""
-        return self._spent
+        return self._usage
 
     @property
     def source(self) -> str:
@@ -81,12 +81,12 @@ class HttpFM:
                 where=f"{self.endpoint.place}.ask",
                 fix="use echo, first or chat, or ask for answers",
             )
-        asked = list(zip(prompts, continuations, strict=True))
+        requests = list(zip(prompts, continuations, strict=True))
         if self.endpoint.ask == "echo":
-            singles = [(prompt, text) for prompt, some in asked for text in some]
-            found = self._abreast(lambda pair: self._echoed(*pair), singles)
+            singles = [(prompt, text) for prompt, some in requests for text in some]
+            found = self._in_parallel(lambda pair: self._echoed(*pair), singles)
             return torch.tensor(found, dtype=torch.float64).view(len(prompts), -1)
-        found = self._abreast(lambda pair: self._listed(*pair), asked)
+        found = self._in_parallel(lambda pair: self._listed(*pair), requests)
         return torch.tensor(found, dtype=torch.float64).view(len(prompts), -1 if prompts else 0)
 
     def answer(self, prompts: Sequence[str], choices: Sequence[str]) -> Tensor:
@@ -105,7 +105,7 @@ class HttpFM:
             k = matched(text, choices)
             if k is None:
                 out_NK[n] = 1 / len(choices)
-                self._spend(missed=1)
+                self._add_usage(missed=1)
             else:
                 out_NK[n, k] = 1.0
         return out_NK
@@ -129,8 +129,8 @@ class HttpFM:
         body: dict[str, Any] = {"max_tokens": most, "temperature": temperature, "top_p": top_p}
         body |= {"stop": list(stop[:_STOPS])} if stop else {}
         # Of seeds of 64 bits many servers take the lower half alone, and some read its top bit as "at random".
-        asked = [(p, {**body, "seed": int(seed) & 0x7FFFFFFF}) for p, seed in zip(prompts, seeds, strict=True)]
-        return [cut_at(text, stop) for text in self._abreast(lambda pair: self._written(*pair), asked)]
+        requests = [(p, {**body, "seed": int(seed) & 0x7FFFFFFF}) for p, seed in zip(prompts, seeds, strict=True)]
+        return [cut_at(text, stop) for text in self._in_parallel(lambda pair: self._written(*pair), requests)]
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """``(N, H)`` float32 of length one, ``endpoint.batch`` texts a call.
@@ -143,37 +143,39 @@ class HttpFM:
         found: dict[str, Tensor] = {}
         missing: list[str] = []
         for text in dict.fromkeys(texts):
-            kept = self._shelf and self._shelf.get({"url": address, "model": model, "input": text})
-            if kept and isinstance(kept.get("embedding"), str):
-                found[text] = from_base64(kept["embedding"])
-                self._spend(cached=1)
+            entry = self._store and self._store.get({"url": address, "model": model, "input": text})
+            if entry and isinstance(entry.get("embedding"), str):
+                found[text] = from_base64(entry["embedding"])
+                self._add_usage(cached=1)
             else:
                 missing.append(text)
         size = self.endpoint.batch
         parts = [missing[at : at + size] for at in range(0, len(missing), size)]
-        for part, rows in zip(parts, self._abreast(lambda some: self._embedded(model, some), parts), strict=True):
+        for part, rows in zip(parts, self._in_parallel(lambda some: self._embedded(model, some), parts), strict=True):
             found |= dict(zip(part, rows, strict=True))
         if len({len(x) for x in found.values()}) > 1:
             raise LichenError(f"{model} gives vectors of unequal width", where="endpoint", fix="ask one model")
         return torch.stack([found[text] for text in texts]) if texts else torch.zeros(0, 0)
 
-    def _abreast(self, do: Callable[[Any], Any], asked: Sequence[Any]) -> list[Any]:
+    def _in_parallel(self, do: Callable[[Any], Any], requests: Sequence[Any]) -> list[Any]:
         if self.endpoint.abreast == 1:
-            return [do(one) for one in asked]
+            return [do(one) for one in requests]
         with ThreadPoolExecutor(self.endpoint.abreast) as pool:
-            return list(pool.map(do, asked))
+            return list(pool.map(do, requests))
 
     def _echoed(self, prompt: str, text: str) -> float:
         body = {"prompt": prompt + text, "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
-        told = self._ask("/completions", body).get("logprobs")
-        if not isinstance(told, Mapping) or not told.get("text_offset") or not told.get("token_logprobs"):
+        response = self._ask("/completions", body).get("logprobs")
+        if not isinstance(response, Mapping) or not response.get("text_offset") or not response.get("token_logprobs"):
             raise LichenError(
                 f"{self.name} does not echo log-probabilities",
                 where=f"{self.endpoint.place}.ask",
                 fix="use first or chat",
             )
         whole, total, count = len(prompt + text), 0.0, 0
-        for at, token, logp in zip(told["text_offset"], told["tokens"], told["token_logprobs"], strict=True):
+        for at, token, logp in zip(
+            response["text_offset"], response["tokens"], response["token_logprobs"], strict=True
+        ):
             if at < whole and at + len(token) > len(prompt):
                 total, count = total + _number(logp, self.name), count + 1
         if not count:
@@ -187,8 +189,8 @@ class HttpFM:
             body |= {"messages": [{"role": "user", "content": prompt}], "logprobs": True, "top_logprobs": top}
         else:
             body |= {"prompt": prompt, "logprobs": top}
-        told = self._ask("/chat/completions" if ask == "chat" else "/completions", body).get("logprobs")
-        listed = _first_token(told)
+        response = self._ask("/chat/completions" if ask == "chat" else "/completions", body).get("logprobs")
+        listed = _first_token(response)
         if not listed:
             raise LichenError(
                 f"{self.name} lists no log-probabilities", where=f"{self.endpoint.place}.ask", fix="ask another way"
@@ -202,14 +204,14 @@ class HttpFM:
                 found.append(most + math.log(sum(math.exp(x - most) for x in logps)))
             else:
                 found.append(min(_number(x, self.name) for _, x in listed))
-                self._spend(missed=1)
+                self._add_usage(missed=1)
         return found
 
     def _written(self, prompt: str, body: Mapping[str, Any]) -> str:
         if self.endpoint.ask in ("chat", "text"):
-            told = self._ask("/chat/completions", {**body, "messages": [{"role": "user", "content": prompt}]})
-            told = told.get("message") or {}
-            text = told.get("content") if isinstance(told, Mapping) else None
+            response = self._ask("/chat/completions", {**body, "messages": [{"role": "user", "content": prompt}]})
+            response = response.get("message") or {}
+            text = response.get("content") if isinstance(response, Mapping) else None
         else:
             text = self._ask("/completions", {**body, "prompt": prompt}).get("text")
         if not isinstance(text, str):
@@ -219,30 +221,30 @@ class HttpFM:
     def _embedded(self, model: str, texts: Sequence[str]) -> list[Tensor]:
         answer = self._caller.post("/embeddings", {"model": model, "input": list(texts), "encoding_format": "float"})
         try:
-            told = {int(one["index"]): one["embedding"] for one in answer["data"]}
-            raw = [torch.tensor(told[n], dtype=torch.float32).view(-1) for n in range(len(texts))]
+            response = {int(one["index"]): one["embedding"] for one in answer["data"]}
+            raw = [torch.tensor(response[n], dtype=torch.float32).view(-1) for n in range(len(texts))]
         except (KeyError, TypeError, ValueError, RuntimeError):
             raise LichenError(
                 f"{model} gives no vectors", where=f"endpoint {self.endpoint.url}", fix="name an endpoint.embedder"
             ) from None
         usage = answer.get("usage") or {}
-        self._spend(calls=1, tokens_in=_whole(usage.get("prompt_tokens")))
+        self._add_usage(calls=1, tokens_in=_whole(usage.get("prompt_tokens")))
         rows = [x / x.norm().clamp(min=1e-12) for x in raw]
-        if self._shelf is not None:
+        if self._store is not None:
             for text, row in zip(texts, rows, strict=True):
-                asked = {"url": self.endpoint.url + "/embeddings", "model": model, "input": text}
-                self._shelf.put(asked, {"embedding": to_base64(row)}, endpoint=self.endpoint.url, model=model)
+                request = {"url": self.endpoint.url + "/embeddings", "model": model, "input": text}
+                self._store.put(request, {"embedding": to_base64(row)}, endpoint=self.endpoint.url, model=model)
         return rows
 
     def _ask(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """The first choice of an answer, from the shelf or the endpoint."""
         url = self.endpoint.url.rstrip("/") + path
         body = {"model": self.endpoint.model, **body}
-        asked = {"url": url, **body}
-        kept = None if self._shelf is None else self._shelf.get(asked)
-        if kept is not None:
-            self._spend(cached=1)
-            return kept
+        request = {"url": url, **body}
+        entry = None if self._store is None else self._store.get(request)
+        if entry is not None:
+            self._add_usage(cached=1)
+            return entry
         answer = self._caller.post(path, body)
         try:
             first = answer["choices"][0]
@@ -251,22 +253,22 @@ class HttpFM:
             raise LichenError("answers in another format", where=f"endpoint {url}", fix="check endpoint.url") from None
         usage = answer.get("usage") or {}
         tokens = {"in": _whole(usage.get("prompt_tokens")), "out": _whole(usage.get("completion_tokens"))}
-        self._spend(calls=1, tokens_in=tokens["in"], tokens_out=tokens["out"])
-        if self._shelf is not None:
-            self._shelf.put(asked, choice, endpoint=self.endpoint.url, model=self.endpoint.model, tokens=tokens)
+        self._add_usage(calls=1, tokens_in=tokens["in"], tokens_out=tokens["out"])
+        if self._store is not None:
+            self._store.put(request, choice, endpoint=self.endpoint.url, model=self.endpoint.model, tokens=tokens)
         return choice
 
-    def _spend(self, **more: int) -> None:
+    def _add_usage(self, **more: int) -> None:
         with self._lock:
-            self._spent = replace(self._spent, **{k: getattr(self._spent, k) + x for k, x in more.items()})
+            self._usage = replace(self._usage, **{k: getattr(self._usage, k) + x for k, x in more.items()})
 
 
-def _first_token(told: Any) -> list[tuple[str, Any]]:
+def _first_token(response: Any) -> list[tuple[str, Any]]:
     """What is listed of the first token, in the older form of the format or the newer one."""
     try:
-        if told.get("content"):
-            return [(str(one["token"]), one["logprob"]) for one in told["content"][0]["top_logprobs"]]
-        return [(str(token), logp) for token, logp in told["top_logprobs"][0].items()]
+        if response.get("content"):
+            return [(str(one["token"]), one["logprob"]) for one in response["content"][0]["top_logprobs"]]
+        return [(str(token), logp) for token, logp in response["top_logprobs"][0].items()]
     except (AttributeError, KeyError, IndexError, TypeError):
         return []
 

@@ -4,7 +4,7 @@ Whoever has no access to weights still has texts and their log-probabilities. :c
 all that methods of this kind may use; :class:`lichen.fm.local.LocalFM` puts it before a local
 model, :class:`lichen.fm.http.HttpFM` before any endpoint that speaks the OpenAI format. Who needs
 a part of it alone asks for a :class:`Scorer`, a :class:`Generator` or an :class:`Embedder`. What was asked and
-what it cost stands in a :class:`Ledger`.
+what it cost stands in a :class:`Usage`.
 
 References:
     Tianxiang Sun, Yunfan Shao, Hong Qian, Xuanjing Huang and Xipeng Qiu. "Black-Box Tuning for
@@ -30,10 +30,10 @@ __all__ = [
     "Embedder",
     "FoundationModel",
     "Generator",
-    "Ledger",
     "Scorer",
     "SoftModel",
     "Sourced",
+    "Usage",
     "answer_by_score",
     "check_choices",
     "check_generation",
@@ -43,7 +43,7 @@ __all__ = [
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ledger:
+class Usage:
     """What a face was asked so far.
 
     Attributes:
@@ -55,7 +55,7 @@ class Ledger:
         missed: Continuations an endpoint did not list, whose log-probability is only known to be low, and
             written answers that name none of the choices.
 
-    >>> Ledger(calls=1, tokens_in=8) + Ledger(calls=1, retries=2)
+    >>> Usage(calls=1, tokens_in=8) + Usage(calls=1, retries=2)
     Ledger(calls=2, tokens_in=8, tokens_out=0, cached=0, retries=2, missed=0)
     """
 
@@ -66,22 +66,22 @@ class Ledger:
     retries: int = 0
     missed: int = 0
 
-    def __add__(self, other: Ledger) -> Ledger:
-        return Ledger(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
 
 
-class _Asked(Protocol):
+class FMBase(Protocol):
     """What every face has."""
 
     name: str
 
     @property
-    def ledger(self) -> Ledger:
+    def usage(self) -> Usage:
         """What it was asked so far."""
         ...
 
 
-class Scorer(_Asked, Protocol):
+class Scorer(FMBase, Protocol):
     """Texts in, log-probabilities out."""
 
     def score(self, prompts: Sequence[str], continuations: Sequence[Sequence[str]]) -> Tensor:
@@ -97,7 +97,7 @@ class Scorer(_Asked, Protocol):
         ...
 
 
-class Generator(_Asked, Protocol):
+class Generator(FMBase, Protocol):
     """Texts in, texts out."""
 
     def generate(
@@ -126,7 +126,7 @@ class Generator(_Asked, Protocol):
         ...
 
 
-class Embedder(_Asked, Protocol):
+class Embedder(FMBase, Protocol):
     """Texts in, vectors out."""
 
     def embed(self, texts: Sequence[str]) -> Tensor:
@@ -180,7 +180,7 @@ class SoftModel(Protocol):
     """H."""
 
     @property
-    def ledger(self) -> Ledger:
+    def usage(self) -> Usage:
         """What it was asked so far."""
         ...
 
@@ -207,7 +207,7 @@ def token_rows(batch: Batch, client: int) -> list[tuple[int, list[int]]]:
     return [(b, ids_BT[b, : lengths[b]].tolist()) for b, index in enumerate(real) if index >= 0]
 
 
-def answer_by_score(face: Scorer, prompts: Sequence[str], choices: Sequence[str]) -> Tensor:
+def answer_by_score(fm: Scorer, prompts: Sequence[str], choices: Sequence[str]) -> Tensor:
     """``(N, K)`` float64: the scores of the choices, made to sum to one.
 
     This is the model's own probability of a choice given that the answer is one of them. Scores are taken
@@ -220,7 +220,7 @@ def answer_by_score(face: Scorer, prompts: Sequence[str], choices: Sequence[str]
     check_choices(choices)
     if not prompts:
         return torch.zeros(0, len(choices), dtype=torch.float64)
-    return face.score(prompts, [tuple(choices)] * len(prompts)).softmax(-1)
+    return fm.score(prompts, [tuple(choices)] * len(prompts)).softmax(-1)
 
 
 def check_choices(choices: Sequence[str]) -> None:

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from lichen.core.errors import LichenError
 from lichen.fm.decoding import decode
-from lichen.fm.interface import Ledger, answer_by_score, check_generation
+from lichen.fm.interface import Usage, answer_by_score, check_generation
 from lichen.fm.parsing import cut_at
-from lichen.fm.tokenization import Texts, by_length, check_room
+from lichen.fm.tokenization import Texts, by_length, check_length
 from lichen.models.loading.load import base_digest, frozen_eval
 
 __all__ = ["LocalFM"]
@@ -82,10 +82,10 @@ class LocalFM:
         self.base = base_digest(model)
         self.classes = tuple(classes)
         self.positions, self.batch, self.chat = positions, batch, chat
-        self._asks = "" if template is None else "/" + hashlib.sha256(template.encode()).hexdigest()[:16]
+        self._template_digest = "" if template is None else "/" + hashlib.sha256(template.encode()).hexdigest()[:16]
         self._model = model
-        self._spent = Ledger()
-        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._usage = Usage()
+        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
         table_VH = model.get_input_embeddings().weight
         self.width = int(table_VH.shape[1])
         ids = self.tokens(start)
@@ -96,14 +96,14 @@ class LocalFM:
         self._start_P = torch.tensor((ids * times)[:positions], dtype=torch.int64)
 
     @property
-    def ledger(self) -> Ledger:
+    def usage(self) -> Usage:
         """What it was asked so far."""
-        return self._spent
+        return self._usage
 
     @property
     def source(self) -> str:
         """The digest of the weights, and whether prompts are put into a template, and which if not the model's own."""
-        return f"sha256:{self.base}" + ("/chat" + self._asks if self.chat else "")
+        return f"sha256:{self.base}" + ("/chat" + self._template_digest if self.chat else "")
 
     def tokens(self, text: str) -> list[int]:
         """Token numbers of a text, without special ones."""
@@ -124,18 +124,18 @@ class LocalFM:
         if self.classes:
             rows = [self._texts.whole(prompt) for prompt in prompts]
             parts = [self._classified(rows[at : at + self.batch], None) for at in range(0, len(rows), self.batch)]
-            asked = torch.tensor([[self._class(text) for text in some] for some in continuations])
-            return torch.cat(parts).double().gather(1, asked)
-        asked_of = zip(prompts, continuations, strict=True)
-        spans = [self._texts.span(prompt, text) for prompt, some in asked_of for text in some]
+            class_NK = torch.tensor([[self._class(text) for text in some] for some in continuations])
+            return torch.cat(parts).double().gather(1, class_NK)
+        pairs = zip(prompts, continuations, strict=True)
+        spans = [self._texts.span(prompt, text) for prompt, some in pairs for text in some]
         firsts = spans[:: max(len(continuations[0]), 1)] if continuations else []
         if firsts and all(at == len(ids) - 1 for ids, at in spans):
             begins = [ids[:at] for ids, at in firsts for _ in continuations[0]]
             if begins == [ids[:at] for ids, at in spans]:  # one call tells of all that may come next
                 last_NK = torch.tensor([ids[-1] for ids, _ in spans]).view(len(prompts), -1)
                 order = by_length([ids[:at] for ids, at in firsts])
-                told_NK = self._next([firsts[n][0][: firsts[n][1]] for n in order], last_NK[order], None)
-                return torch.empty_like(told_NK).index_copy_(0, torch.tensor(order), told_NK).double()
+                logp_NK = self._next([firsts[n][0][: firsts[n][1]] for n in order], last_NK[order], None)
+                return torch.empty_like(logp_NK).index_copy_(0, torch.tensor(order), logp_NK).double()
         order = by_length([ids for ids, _ in spans])
         labels = [[-100] * spans[n][1] + spans[n][0][spans[n][1] :] for n in order]
         totals = dict(zip(order, self._labelled([spans[n][0] for n in order], labels, None), strict=True))
@@ -170,13 +170,13 @@ class LocalFM:
         check_generation(prompts, seeds, most, temperature, top_p)
         if self.classes:
             raise LichenError("a classifier writes no text", where="model", fix="use a causal language model")
-        rows = [self._texts.asked(prompt) for prompt in prompts]
-        check_room(rows, most, self._model.config)
+        rows = [self._texts.prompt_ids(prompt) for prompt in prompts]
+        check_length(rows, most, self._model.config)
         ends = self._texts.ends(self._model)
         texts = [""] * len(rows)
 
         def stopped(ids: Sequence[int]) -> bool:
-            text = self._texts.told(ids)
+            text = self._texts.decode(ids)
             return any(mark in text for mark in stop)
 
         order = by_length(rows)
@@ -193,9 +193,9 @@ class LocalFM:
                 stopped=stopped if stop else None,
             )
             for n, ids in zip(some, written, strict=True):
-                texts[n] = cut_at(self._texts.told(ids), stop)
+                texts[n] = cut_at(self._texts.decode(ids), stop)
             tokens_in, tokens_out = sum(len(rows[n]) for n in some), sum(len(ids) for ids in written)
-            self._spent += Ledger(calls=calls, tokens_in=tokens_in, tokens_out=tokens_out)
+            self._usage += Usage(calls=calls, tokens_in=tokens_in, tokens_out=tokens_out)
         return texts
 
     def embed(self, texts: Sequence[str]) -> Tensor:
@@ -206,19 +206,19 @@ class LocalFM:
         """
         rows = [self._texts.whole(text) for text in texts]
         own = [self.tokens(text) for text in texts]
-        check_room(own, 0, self._model.config)
-        check_room(rows, 0, self._model.config)
+        check_length(own, 0, self._model.config)
+        check_length(rows, 0, self._model.config)
         out_NH = torch.zeros(len(rows), self.width)
         order = by_length(rows)
         for at in range(0, len(order), self.batch):
             some = order[at : at + self.batch]
             with torch.inference_mode():
                 embeds_BTH, mask_BT, _ = self._embed([rows[n] for n in some], None)
-                told_BTH = self._model.base_model(inputs_embeds=embeds_BTH, attention_mask=mask_BT).last_hidden_state
-                for n, told_TH in zip(some, told_BTH.float().cpu(), strict=True):
-                    mean_H = told_TH[self._texts.lead : self._texts.lead + len(own[n])].mean(0)
+                hidden_BTH = self._model.base_model(inputs_embeds=embeds_BTH, attention_mask=mask_BT).last_hidden_state
+                for n, hidden_TH in zip(some, hidden_BTH.float().cpu(), strict=True):
+                    mean_H = hidden_TH[self._texts.lead : self._texts.lead + len(own[n])].mean(0)
                     out_NH[n] = mean_H / mean_H.norm().clamp(min=1e-12)
-            self._spent += Ledger(calls=1, tokens_in=int(mask_BT.sum()))
+            self._usage += Usage(calls=1, tokens_in=int(mask_BT.sum()))
         return out_NH
 
     def choose(self, rows: Sequence[Sequence[int]], words: Sequence[str], *, offset_PH: Tensor | None = None) -> Tensor:
@@ -228,12 +228,12 @@ class LocalFM:
             LichenError: if a word is no single token, or no class of a classifier.
         """
         number = self._class if self.classes else self._token
-        asked_NK = torch.tensor([[number(word) for word in words]] * len(rows)).view(len(rows), len(words))
+        choice_NK = torch.tensor([[number(word) for word in words]] * len(rows)).view(len(rows), len(words))
         if not self.classes:
-            return self._next(rows, asked_NK, offset_PH)
+            return self._next(rows, choice_NK, offset_PH)
         starts = range(0, len(rows), self.batch)
         parts = [self._classified(rows[at : at + self.batch], offset_PH) for at in starts]
-        return torch.cat(parts).gather(1, asked_NK) if parts else torch.zeros(0, len(words))
+        return torch.cat(parts).gather(1, choice_NK) if parts else torch.zeros(0, len(words))
 
     def follow(
         self, rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], *, offset_PH: Tensor | None = None
@@ -256,8 +256,8 @@ class LocalFM:
         for at in range(0, len(rows), self.batch):
             some = rows[at : at + self.batch]
             ends = [len(row) - 1 for row in some]
-            logp_BSV, kept = self._run(some, sorted(set(ends)), offset_PH, out=len(some))
-            logp_BV = logp_BSV[torch.arange(len(some)), [kept[end] for end in ends]]
+            logp_BSV, slot_of = self._run(some, sorted(set(ends)), offset_PH, out=len(some))
+            logp_BV = logp_BSV[torch.arange(len(some)), [slot_of[end] for end in ends]]
             parts.append(logp_BV.gather(1, tokens_NK[at : at + self.batch]))
         return torch.cat(parts) if parts else torch.zeros(tokens_NK.shape)
 
@@ -268,15 +268,15 @@ class LocalFM:
         first = 0 if offset_PH is not None and not self._texts.lead else 1
         for at in range(0, len(rows), self.batch):
             some, their = rows[at : at + self.batch], labels[at : at + self.batch]
-            wanted = [[t for t, label in enumerate(row) if label >= 0 and t >= first] for row in their]
-            positions = sorted({t - 1 for row in wanted for t in row})
+            labelled_positions = [[t for t, label in enumerate(row) if label >= 0 and t >= first] for row in their]
+            positions = sorted({t - 1 for row in labelled_positions for t in row})
             if not positions:
                 yield from ((0.0, 0) for _ in some)
                 continue
-            logp_BSV, kept = self._run(some, positions, offset_PH, out=sum(len(row) for row in wanted))
-            for b, places in enumerate(wanted):
-                picked = logp_BSV[b, [kept[t - 1] for t in places], [their[b][t] for t in places]]
-                yield -float(picked.double().sum()), len(places)
+            logp_BSV, slot_of = self._run(some, positions, offset_PH, out=sum(len(row) for row in labelled_positions))
+            for b, indices in enumerate(labelled_positions):
+                picked = logp_BSV[b, [slot_of[t - 1] for t in indices], [their[b][t] for t in indices]]
+                yield -float(picked.double().sum()), len(indices)
 
     def _run(
         self, rows: Sequence[Sequence[int]], positions: Sequence[int], offset_PH: Tensor | None, *, out: int
@@ -285,28 +285,28 @@ class LocalFM:
         with torch.inference_mode():
             embeds_BTH, mask_BT, shift = self._embed(rows, offset_PH)
             # The soft prompt's end is what the first word of the text is predicted from.
-            keep_S = torch.tensor(
+            retained_S = torch.tensor(
                 [q + shift if q + 1 >= self._texts.lead else q for q in positions], device=mask_BT.device
             )
-            more = {"logits_to_keep": keep_S} if self._keeps else {}
+            more = {"logits_to_keep": retained_S} if self._takes_logits_to_keep else {}
             logits_BSV = self._model(inputs_embeds=embeds_BTH, attention_mask=mask_BT, use_cache=False, **more).logits
-            if not self._keeps:
-                logits_BSV = logits_BSV[:, keep_S]
+            if not self._takes_logits_to_keep:
+                logits_BSV = logits_BSV[:, retained_S]
             logp_BSV = torch.log_softmax(logits_BSV.float(), -1).cpu()
-        self._spent += Ledger(calls=1, tokens_in=int(mask_BT.sum()), tokens_out=out)
+        self._usage += Usage(calls=1, tokens_in=int(mask_BT.sum()), tokens_out=out)
         return logp_BSV.clone(), {t: s for s, t in enumerate(positions)}
 
     def _classified(self, rows: Sequence[Sequence[int]], offset_PH: Tensor | None) -> Tensor:
         """``(B, K)`` float32; rows of equal length go together, because causal classifiers would read the padding."""
         logp_BK = torch.zeros(len(rows), len(self.classes))
         for length in sorted({len(row) for row in rows}):
-            places = [b for b, row in enumerate(rows) if len(row) == length]
+            indices = [b for b, row in enumerate(rows) if len(row) == length]
             with torch.inference_mode():
-                embeds_BTH, mask_BT, _ = self._embed([rows[b] for b in places], offset_PH)
+                embeds_BTH, mask_BT, _ = self._embed([rows[b] for b in indices], offset_PH)
                 logits_BK = self._model(inputs_embeds=embeds_BTH, attention_mask=mask_BT).logits
                 some_BK = torch.log_softmax(logits_BK.float(), -1).cpu()
-            logp_BK[places] = some_BK.clone()
-            self._spent += Ledger(calls=1, tokens_in=int(mask_BT.sum()), tokens_out=len(places))
+            logp_BK[indices] = some_BK.clone()
+            self._usage += Usage(calls=1, tokens_in=int(mask_BT.sum()), tokens_out=len(indices))
         return logp_BK
 
     def _embed(self, rows: Sequence[Sequence[int]], offset_PH: Tensor | None) -> tuple[Tensor, Tensor, int]:

@@ -19,7 +19,7 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
     >>> cut_at("good. bad. end", (" end", "bad"))
     'good. '
     """
-    return text[: min((text.index(mark) for mark in stop if mark in text), default=len(text))]
+    return text[: min((text.index(stop_text) for stop_text in stop if stop_text in text), default=len(text))]
 
 
 def matched(text: str, choices: Sequence[str]) -> int | None:
@@ -31,9 +31,9 @@ def matched(text: str, choices: Sequence[str]) -> int | None:
     >>> matched(" Positive.", (" positive", " negative")), matched("It is not clear", ("positive", "negative"))
     (0, None)
     """
-    said, named = _words(text), [_words(choice) for choice in choices]
+    answer_words, named = _words(text), [_words(choice) for choice in choices]
     for test in (_is, _begins, _holds):
-        hits = [k for k, words in enumerate(named) if words and test(said, words)]
+        hits = [k for k, words in enumerate(named) if words and test(answer_words, words)]
         longest = [k for k in hits if not any(j != k and _holds(named[j], named[k]) for j in hits)]
         if len(longest) == 1:
             return longest[0]
@@ -46,13 +46,13 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\w+", text.casefold()))
 
 
-def _is(said: tuple[str, ...], words: tuple[str, ...]) -> bool:
-    return said == words
+def _is(answer_words: tuple[str, ...], words: tuple[str, ...]) -> bool:
+    return answer_words == words
 
 
-def _begins(said: tuple[str, ...], words: tuple[str, ...]) -> bool:
-    return said[: len(words)] == words
+def _begins(answer_words: tuple[str, ...], words: tuple[str, ...]) -> bool:
+    return answer_words[: len(words)] == words
 
 
-def _holds(said: tuple[str, ...], words: tuple[str, ...]) -> bool:
-    return any(said[at : at + len(words)] == words for at in range(len(said) - len(words) + 1))
+def _holds(answer_words: tuple[str, ...], words: tuple[str, ...]) -> bool:
+    return any(answer_words[at : at + len(words)] == words for at in range(len(answer_words) - len(words) + 1))

@@ -25,10 +25,10 @@ from lichen.fm.endpoint import Endpoint
 __all__ = ["Caller"]
 
 _MOST = 1 << 26  # bytes of one answer
-_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
+_RETRY_CODES = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
@@ -48,7 +48,7 @@ class Caller:
         self._sleep, self._again = sleep, again
         self._lock = threading.Lock()
         self._next = 0.0
-        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay()).open
+        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect()).open
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The object the endpoint answers with.
@@ -58,13 +58,13 @@ class Caller:
         """
         url = self.endpoint.url.rstrip("/") + path
         data = json.dumps(body, sort_keys=True).encode()
-        mark = hashlib.sha256(url.encode() + b"\n" + data).hexdigest()
+        digest = hashlib.sha256(url.encode() + b"\n" + data).hexdigest()
         reason = ""
         for attempt in range(self.endpoint.tries):
             if attempt:
                 self._again()
                 # Spread by what is asked, so that calls that failed together do not come back together.
-                self._sleep(self.endpoint.pause * 2 ** (attempt - 1) * (1 + derive(attempt, mark) / 2**63))
+                self._sleep(self.endpoint.pause * 2 ** (attempt - 1) * (1 + derive(attempt, digest) / 2**63))
             self._wait()
             request = urllib.request.Request(url, data=data, headers=self._headers())
             try:
@@ -79,7 +79,7 @@ class Caller:
             except urllib.error.HTTPError as error:
                 with error:
                     reason = f"{error.code} {error.reason}"
-                    if error.code not in _AGAIN:
+                    if error.code not in _RETRY_CODES:
                         raise LichenError(
                             f"refuses: {reason}", where=f"endpoint {url}", fix="check endpoint.url, model and key_from"
                         ) from None

@@ -40,7 +40,7 @@ class SoftPrompt:
     Rows with classes are answered by words: the loss is the cross entropy among them alone.
 
     Args:
-        face: The model behind its face.
+        fm: The model behind its face.
         seed: R is drawn from it; the same for all of a federation.
         size: D.
         scale: Spread of the offset at ``z = 1``, in units of the embeddings' spread.
@@ -57,7 +57,7 @@ class SoftPrompt:
 
     def __init__(
         self,
-        face: SoftModel,
+        fm: SoftModel,
         *,
         seed: int,
         size: int = 500,
@@ -67,20 +67,20 @@ class SoftPrompt:
         before: str = "",
         after: str = "",
     ) -> None:
-        if face.positions < 1:
+        if fm.positions < 1:
             raise LichenError("the face has no soft prompt", where="positions", fix="give it positions")
         if size < 1 or not scale > 0 or not spread > 0 or len(words) == 1:
             raise LichenError(
                 "size, scale or spread is not positive, or one class alone", where="soft prompt", fix="use > 0, 2 words"
             )
-        self.face, self.words = face, tuple(words)
-        self.name, self.base = f"{face.name}+prompt", face.base
-        self.group = f"soft-prompt/{size}/{face.positions}x{face.width}"
+        self.fm, self.words = fm, tuple(words)
+        self.name, self.base = f"{fm.name}+prompt", fm.base
+        self.group = f"soft-prompt/{size}/{fm.positions}x{fm.width}"
         self.classes: int | None = len(words) or None
         self.size, self.spread = size, spread
-        self._before, self._after = face.tokens(before), face.tokens(after)
+        self._before, self._after = fm.tokens(before), fm.tokens(after)
         generator = torch_generator(seed, "projection")
-        self._R_ED = torch.randn(face.positions * face.width, size, generator=generator) * (scale / size**0.5)
+        self._R_ED = torch.randn(fm.positions * fm.width, size, generator=generator) * (scale / size**0.5)
 
     def init(self, seed: int) -> Tree:
         """z at zero, which is the starting text; nothing is drawn. ``std`` is float16, to be short on the wire."""
@@ -90,7 +90,7 @@ class SoftPrompt:
     def offset(self, z_D: Tensor) -> Tensor:
         """``(P, H)`` float32: ``R z``."""
         offset_E: Tensor = self._R_ED @ z_D.detach().cpu().float()
-        return offset_E.view(self.face.positions, self.face.width)
+        return offset_E.view(self.fm.positions, self.fm.width)
 
     def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
         """``(loss_C, count_C)`` float64: summed cross entropy of labelled rows or tokens; 0 where inactive."""
@@ -106,7 +106,7 @@ class SoftPrompt:
                 labels = [batch["labels_CBT"][c, b][: len(row)].tolist() for b, row in rows]
                 texts = [[*self._before, *row] for _, row in rows]
                 hidden = [-100] * len(self._before)
-                found.append(self.face.follow(texts, [[*hidden, *one] for one in labels], offset_PH=offset_PH))
+                found.append(self.fm.follow(texts, [[*hidden, *one] for one in labels], offset_PH=offset_PH))
                 continue
             rows = [(b, row) for b, row in token_rows(batch, c) if int(batch["labels_CB"][c, b]) >= 0]
             label_B = torch.tensor([int(batch["labels_CB"][c, b]) for b, _ in rows], dtype=torch.int64)
@@ -133,4 +133,4 @@ class SoftPrompt:
 
     def _answers(self, rows: Sequence[Sequence[int]], offset_PH: Tensor) -> Tensor:
         texts = [[*self._before, *row, *self._after] for row in rows]
-        return torch.log_softmax(self.face.choose(texts, self.words, offset_PH=offset_PH), -1)
+        return torch.log_softmax(self.fm.choose(texts, self.words, offset_PH=offset_PH), -1)

@@ -11,7 +11,7 @@ from typing import Any, final
 
 from lichen.core.errors import LichenError
 
-__all__ = ["Span", "Texts", "by_length", "check_room"]
+__all__ = ["Span", "Texts", "by_length", "check_length"]
 
 Span = tuple[list[int], int]
 """A text's tokens, and where its continuation begins."""
@@ -55,13 +55,13 @@ class Texts:
         """The text that a model reads of a prompt: the prompt, or the template filled with it."""
         if not self.chat:
             return prompt
-        said = [{"role": "user", "content": prompt}]
+        messages = [{"role": "user", "content": prompt}]
         rendered = self._tokenizer.apply_chat_template(
-            said, chat_template=self._template, tokenize=False, add_generation_prompt=True
+            messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
         )
         return str(rendered)
 
-    def asked(self, prompt: str) -> list[int]:
+    def prompt_ids(self, prompt: str) -> list[int]:
         """Token numbers of :meth:`head`; a chat template writes the special ones itself."""
         return list(self._tokenizer(self.head(prompt), add_special_tokens=not self.chat)["input_ids"])
 
@@ -72,24 +72,24 @@ class Texts:
             LichenError: if the continuation has no tokens, or there is nothing before it.
         """
         head, text = self.head(prompt), text.lstrip() if self.chat else text
-        told = self._tokenizer(head + text, add_special_tokens=not self.chat, return_offsets_mapping=True)
-        ids = list(told["input_ids"])
+        encoding = self._tokenizer(head + text, add_special_tokens=not self.chat, return_offsets_mapping=True)
+        ids = list(encoding["input_ids"])
         # Special tokens of the tokenizer's own have an empty place and belong to no continuation.
-        at = next((t for t, (a, z) in enumerate(told["offset_mapping"]) if z > len(head) and z > a), len(ids))
+        at = next((t for t, (a, z) in enumerate(encoding["offset_mapping"]) if z > len(head) and z > a), len(ids))
         if at == 0 or at == len(ids):
             raise LichenError(
                 "a continuation has no tokens, or nothing before it", where="score", fix="give both some text"
             )
         return ids, at
 
-    def told(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of what was written, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def ends(self, model: Any) -> set[int]:
         """Tokens that end a text: the model's and the tokenizer's."""
-        told = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        listed = told if isinstance(told, list) else [told]
+        eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        listed = eos if isinstance(eos, list) else [eos]
         return {int(x) for x in [*listed, self._tokenizer.eos_token_id] if x is not None}
 
 
@@ -102,19 +102,19 @@ def by_length(rows: Sequence[Sequence[int]]) -> list[int]:
     return sorted(range(len(rows)), key=lambda n: len(rows[n]))
 
 
-def check_room(rows: Sequence[Sequence[int]], more: int, config: Any) -> None:
+def check_length(rows: Sequence[Sequence[int]], more: int, config: Any) -> None:
     """Refuse rows that a model cannot read, with so many tokens to be written after them.
 
     Raises:
         LichenError: if one is empty, or longer than the model's positions.
     """
-    room = getattr(config, "max_position_embeddings", None)
+    max_positions = getattr(config, "max_position_embeddings", None)
     for row in rows:
         if not row:
             raise LichenError("a text has no tokens", where="prompts", fix="give each some text")
-        if room is not None and len(row) + more > room:
+        if max_positions is not None and len(row) + more > max_positions:
             raise LichenError(
-                f"a text of {len(row)} tokens and {more} to write are more than the model's {room}",
+                f"a text of {len(row)} tokens and {more} to write are more than the model's {max_positions}",
                 where="prompts",
                 fix="shorten the text, or write less",
             )

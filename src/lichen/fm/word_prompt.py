@@ -3,7 +3,7 @@
 What is shared is a distribution: for each position of the prompt the probabilities of the candidates.
 To every work and evaluation this is a cohort model whose one trainable tensor is ``choice``; its loss is
 that of the likeliest prompt. Rows come as ordinary token rows of any source and are read back
-into text: :func:`read_bytes` reads rows whose tokens are the bytes of UTF-8 (:func:`bytes_of`), so that
+into text: :func:`decode_bytes` reads rows whose tokens are the bytes of UTF-8 (:func:`encode_bytes`), so that
 a client needs no tokenizer at all.
 
 References:
@@ -28,20 +28,20 @@ from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 from lichen.fm.interface import Scorer, token_rows
 
-__all__ = ["WordPrompt", "bytes_of", "read_bytes"]
+__all__ = ["WordPrompt", "decode_bytes", "encode_bytes"]
 
 
-def bytes_of(text: str) -> np.ndarray:
+def encode_bytes(text: str) -> np.ndarray:
     """A text as a token row, one token a byte of its UTF-8; int32.
 
-    >>> read_bytes(bytes_of("café").tolist())
+    >>> decode_bytes(encode_bytes("café").tolist())
     'café'
     """
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
 
-def read_bytes(tokens: Sequence[int]) -> str:
-    """Undo :func:`bytes_of`; a character that was cut through is left out."""
+def decode_bytes(tokens: Sequence[int]) -> str:
+    """Undo :func:`encode_bytes`; a character that was cut through is left out."""
     return bytes(tokens).decode(errors="ignore")
 
 
@@ -50,7 +50,7 @@ class WordPrompt:
     """A prompt of L words as a cohort model; clients are gone through one by one.
 
     Args:
-        face: Whom to ask.
+        fm: Whom to ask.
         candidates: V words or phrases; an empty one stands for no word.
         length: L.
         words: One continuation a class, as it follows the filled template; none: rows carry their
@@ -66,13 +66,13 @@ class WordPrompt:
 
     def __init__(
         self,
-        face: Scorer,
+        fm: Scorer,
         *,
         candidates: Sequence[str],
         length: int,
         words: Sequence[str] = (),
         template: str = "{prompt}\n{text}",
-        decode: Callable[[Sequence[int]], str] = read_bytes,
+        decode: Callable[[Sequence[int]], str] = decode_bytes,
     ) -> None:
         if template.count("{prompt}") != 1 or template.count("{text}") != 1:
             raise LichenError("lacks a place", where="template", fix="write {prompt} and {text} once each")
@@ -80,9 +80,9 @@ class WordPrompt:
             raise LichenError(
                 "nothing to choose between", where="candidates", fix="give 2 or more different words, length 1 or more"
             )
-        self.face, self.candidates, self.length = face, tuple(candidates), length
+        self.fm, self.candidates, self.length = fm, tuple(candidates), length
         self.words, self.template, self.decode = tuple(words), template, decode
-        self.name, self.base = f"{face.name}+words", ""
+        self.name, self.base = f"{fm.name}+words", ""
         self.group = f"words/{length}x{len(candidates)}"
         self.classes: int | None = len(words) or None
 
@@ -121,8 +121,8 @@ class WordPrompt:
         out_CBK = torch.zeros(*batch["input_ids_CBT"].shape[:2], self.classes, dtype=torch.float64)
         for c in (c for c, on in enumerate(batch["active_C"].tolist()) if on):
             rows = token_rows(batch, c)
-            places = [b for b, _ in rows]
-            out_CBK[c, places] = self._ask(self.prompt(trainable_C["choice"][c]), [row for _, row in rows])
+            indices = [b for b, _ in rows]
+            out_CBK[c, indices] = self._ask(self.prompt(trainable_C["choice"][c]), [row for _, row in rows])
         return out_CBK
 
     def filled(self, prompt: str, text: str) -> str:
@@ -132,8 +132,8 @@ class WordPrompt:
         return head.replace("{prompt}", prompt).lstrip() + text + tail.replace("{prompt}", prompt)
 
     def _ask(self, prompt: str, rows: Sequence[Sequence[int]]) -> Tensor:
-        asked = [self.filled(prompt, self.decode(row)) for row in rows]
-        return torch.log_softmax(self.face.score(asked, [self.words] * len(asked)), -1)
+        queries = [self.filled(prompt, self.decode(row)) for row in rows]
+        return torch.log_softmax(self.fm.score(queries, [self.words] * len(queries)), -1)
 
     def _chosen(self, prompt: str, batch: Batch, c: int) -> tuple[float, int]:
         rows = [(int(batch["labels_CB"][c, b]), row) for b, row in token_rows(batch, c)]
@@ -144,14 +144,14 @@ class WordPrompt:
         return -float(logp_BK[torch.arange(len(rows)), [label for label, _ in rows]].sum()), len(rows)
 
     def _written(self, prompt: str, batch: Batch, c: int) -> tuple[float, int]:
-        asked, texts, count = [], [], 0
+        queries, texts, count = [], [], 0
         for b, row in token_rows(batch, c):
             learned = [t for t in range(len(row)) if int(batch["labels_CBT"][c, b, t]) >= 0]
             if learned:
-                asked.append(self.filled(prompt, self.decode(row[: learned[0]])))
+                queries.append(self.filled(prompt, self.decode(row[: learned[0]])))
                 texts.append((self.decode(row[learned[0] : learned[-1] + 1]),))
                 count += len(learned)
-        return (-float(self.face.score(asked, texts).sum()) if asked else 0.0), count
+        return (-float(self.fm.score(queries, texts).sum()) if queries else 0.0), count
 
 
 def _first_of_most(choice_LV: Tensor) -> list[int]:

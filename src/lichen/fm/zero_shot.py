@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lichen.core.errors import LichenError
-from lichen.fm.calibration import cooled, divided, fit_temperature
+from lichen.fm.calibration import at_temperature, divided, fit_temperature
 from lichen.fm.interface import FoundationModel
 
 __all__ = ["Answer", "Calibration", "Teacher", "ZeroShot"]
@@ -102,10 +102,10 @@ class ZeroShot:
 
     def over(self, texts: Sequence[str]) -> ZeroShot:
         """The same teacher with its prior fixed: the mean over these texts, or over ``free`` for ``context``."""
-        asked = self.free if self.calibrate == "context" else texts
-        if self.calibrate == "none" or not asked:
+        calibration_texts = self.free if self.calibrate == "context" else texts
+        if self.calibrate == "none" or not calibration_texts:
             raise LichenError("nothing to calibrate with", where="teacher.calibrate", fix="use context, or give texts")
-        return replace(self, prior=tuple(self._raw(asked).mean(0).tolist()))
+        return replace(self, prior=tuple(self._raw(calibration_texts).mean(0).tolist()))
 
     def fitted(self, texts: Sequence[str], labels: Sequence[str]) -> ZeroShot:
         """The same teacher with the temperature that makes these public labels likeliest (Guo et al., ICML 2017).
@@ -129,7 +129,7 @@ class ZeroShot:
             chance_NK = divided(chance_NK, self._raw(self.free).mean(0))
         elif self.calibrate == "batch":
             chance_NK = divided(chance_NK, chance_NK.mean(0))
-        return chance_NK if self.temperature == 1 else cooled(chance_NK, self.temperature)
+        return chance_NK if self.temperature == 1 else at_temperature(chance_NK, self.temperature)
 
     def answer(self, texts: Sequence[str]) -> list[Answer]:
         """One answer a text, with the probabilities of all classes; of equal ones the first named class wins."""

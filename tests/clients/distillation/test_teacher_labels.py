@@ -12,7 +12,7 @@ from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import pack_message
 from lichen.core.store import ClientStore
-from lichen.fm.disclosure import Flow
+from lichen.fm.disclosure import DisclosurePolicy
 from lichen.fm.endpoint import Endpoint
 from lichen.fm.http import HttpFM
 from lichen.fm.local import LocalFM
@@ -74,7 +74,7 @@ def test_nothing_but_answers_is_reachable():
         pickle.dumps(teacher)
 
 
-class Said:
+class LabeledAnswer:
     def __init__(self, *answers):
         self.answers = list(answers)
 
@@ -84,7 +84,7 @@ class Said:
 
 def test_odd_answers_become_unknown_and_do_not_stop_the_round(tmp_path):
     nan = float("nan")
-    said = Said(Answer("good"), Answer("who knows"), Answer("fair", top=(("fair", nan), ("bad", 0.25))))
+    said = LabeledAnswer(Answer("good"), Answer("who knows"), Answer("fair", top=(("fair", nan), ("bad", 0.25))))
     message = ask(said, ["a", "b", "c"], tmp_path)[0]
     assert message.tensors["index"].tolist() == [[[2, -1], [-1, -1], [-1, 0]]]
     assert message.tensors["prob"].tolist() == [[[1, 0], [0, 0], [0, 0.25]]]
@@ -93,12 +93,12 @@ def test_odd_answers_become_unknown_and_do_not_stop_the_round(tmp_path):
 
 def test_refuses_a_miscounting_teacher_and_nonsense(tmp_path):
     with pytest.raises(LichenError, match="1 answers to 2 texts"):
-        ask(Said(Answer("good")), ["a", "b"], tmp_path)
+        ask(LabeledAnswer(Answer("good")), ["a", "b"], tmp_path)
     with pytest.raises(LichenError, match="top_k"):
-        AnswerWork(Said(), classes=CLASSES, top_k=4)
+        AnswerWork(LabeledAnswer(), classes=CLASSES, top_k=4)
     with pytest.raises(LichenError, match="named twice"):
         LocalTeacher(classify, classes=("a", "a"), top_k=1)
-    work = AnswerWork(Said(), classes=CLASSES)
+    work = AnswerWork(LabeledAnswer(), classes=CLASSES)
     with pytest.raises(LichenError, match="several clients"):
         work.final(work.init(job({}, [1, 2]), [1, 2], None))
 
@@ -109,14 +109,14 @@ def test_a_black_box_teacher_is_the_same_over_http(tmp_path):
     texts = [f"w{n} w{2 * n % 40}" for n in range(20)]
     words = {"bad": " w10", "fair": " w11", "good": " w12"}
 
-    def told(face, where):
-        teacher = ZeroShot(face, template="w30 {text} w31", words=words, free=("w0",))
+    def told(fm, where):
+        teacher = ZeroShot(fm, template="w30 {text} w31", words=words, free=("w0",))
         return ask(teacher, texts, tmp_path / where, top_k=3)[0]
 
     local = told(LocalFM(*model), "local")
     with answering(*model, fail=0.2, stall=0.5) as (url, seen):
         endpoint = Endpoint(url=url, model="tiny", top=46, timeout=0.4, pause=0.001, tries=10)
-        flow = Flow(HttpFM(endpoint))
+        flow = DisclosurePolicy(HttpFM(endpoint))
         remote = told(flow.of("public"), "remote")
     assert seen.failed > 2
     assert torch.equal(remote.tensors["index"], local.tensors["index"])

@@ -31,7 +31,7 @@ from lichen.fm.endpoint import Endpoint
 from lichen.fm.http import HttpFM
 from lichen.fm.local import LocalFM
 from lichen.fm.soft_prompt import SoftPrompt
-from lichen.fm.word_prompt import WordPrompt, bytes_of
+from lichen.fm.word_prompt import WordPrompt, encode_bytes
 from lichen.models.loading.load import load_causal
 from lichen.server.evolution import Evolution
 from lichen.server.mean import Mean
@@ -199,9 +199,9 @@ def said(clients: int, tokens: Any, *, rows: int = 4) -> list[TextShard]:
 
 
 def soft_parts(tiny: tuple[Any, Any], *, size_: int) -> tuple[SoftPrompt, list[TextShard]]:
-    face = LocalFM(*tiny, positions=3, start="w20")
-    model = SoftPrompt(face, seed=1, size=size_, words=(" w10", " w11"), scale=2.0)
-    return model, said(3, lambda text: np.array(face.tokens(text), np.int32))
+    fm = LocalFM(*tiny, positions=3, start="w20")
+    model = SoftPrompt(fm, seed=1, size=size_, words=(" w10", " w11"), scale=2.0)
+    return model, said(3, lambda text: np.array(fm.tokens(text), np.int32))
 
 
 def test_a_message_and_a_job_of_500_numbers_fit_into_4096_bytes(tiny: tuple[Any, Any], tmp_path: Path) -> None:
@@ -253,19 +253,17 @@ def test_a_soft_prompt_is_found_killed_and_resumed(tiny: tuple[Any, Any], tmp_pa
 
 @pytest.mark.parametrize("remote", [False, True])
 def test_words_are_found_through_either_face(tiny: tuple[Any, Any], tmp_path: Path, remote: bool) -> None:
-    shards = said(3, bytes_of, rows=3)
+    shards = said(3, encode_bytes, rows=3)
     candidates = ("", "w20", "w21", "w22", "w23")
 
-    def search(face: Any) -> tuple[WordPrompt, ServerState, list[float]]:
-        model = WordPrompt(
-            face, candidates=candidates, length=2, words=(" w10", " w11"), template="{prompt} {text} w30"
-        )
+    def search(fm: Any) -> tuple[WordPrompt, ServerState, list[float]]:
+        model = WordPrompt(fm, candidates=candidates, length=2, words=(" w10", " w11"), template="{prompt} {text} w30")
         source = TrainSource(shards, batch_size=3, steps=1)
         algorithm, engine = federation(
             model,
             TokenSearch(model, samples=6, rate=0.5),
             source,
-            tmp_path / face.name,
+            tmp_path / fm.name,
             rounds=6,
             clients=3,
             aggregator=Mean(),

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lichen.core.errors import LichenError
-from lichen.fm.decoding import decode, draw, gumbel
+from lichen.fm.decoding import decode, gumbel, sample_token
 from lichen.fm.encoder import LocalEncoder
 from lichen.fm.local import LocalFM
 from lichen.fm.parsing import cut_at, matched
@@ -75,42 +75,42 @@ def test_many_rows_write_what_each_writes_alone(tiny: tuple[Any, Any], temperatu
 
 def test_greedy_is_what_transformers_writes(tiny: tuple[Any, Any]) -> None:
     model, tokenizer = tiny
-    face = LocalFM(model, tokenizer, batch=2)
-    texts = face.generate(PROMPTS, seeds=SEEDS, most=9, temperature=0)
+    fm = LocalFM(model, tokenizer, batch=2)
+    texts = fm.generate(PROMPTS, seeds=SEEDS, most=9, temperature=0)
     for prompt, text in zip(PROMPTS, texts, strict=True):
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=9, do_sample=False)
         assert text == tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
-    assert face.ledger.tokens_in == sum(len(tokenizer(p)["input_ids"]) for p in PROMPTS)
-    assert 0 < face.ledger.tokens_out <= 45
+    assert fm.usage.tokens_in == sum(len(tokenizer(p)["input_ids"]) for p in PROMPTS)
+    assert 0 < fm.usage.tokens_out <= 45
 
 
 def test_a_text_depends_on_its_prompt_and_seed_alone(tiny: tuple[Any, Any]) -> None:
-    face = LocalFM(*tiny, batch=32)
-    texts = face.generate(PROMPTS, seeds=SEEDS, most=8)
-    back = face.generate(PROMPTS[::-1], seeds=SEEDS[::-1], most=8)[::-1]
-    alone = [face.generate([p], seeds=[s], most=8)[0] for p, s in zip(PROMPTS, SEEDS, strict=True)]
+    fm = LocalFM(*tiny, batch=32)
+    texts = fm.generate(PROMPTS, seeds=SEEDS, most=8)
+    back = fm.generate(PROMPTS[::-1], seeds=SEEDS[::-1], most=8)[::-1]
+    alone = [fm.generate([p], seeds=[s], most=8)[0] for p, s in zip(PROMPTS, SEEDS, strict=True)]
     assert texts == back == alone
     assert texts[1] != texts[3]  # the same prompt, another seed
-    assert face.generate(["w4", "w4"], seeds=[7, 7], most=8, temperature=1.3)[0:1] * 2 == face.generate(
+    assert fm.generate(["w4", "w4"], seeds=[7, 7], most=8, temperature=1.3)[0:1] * 2 == fm.generate(
         ["w4", "w4"], seeds=[7, 7], most=8, temperature=1.3
     )
-    assert face.generate([], seeds=[]) == []
+    assert fm.generate([], seeds=[]) == []
 
 
 def test_writing_stops_at_marks_and_at_what_was_asked_for(tiny: tuple[Any, Any]) -> None:
-    face = LocalFM(*tiny)
-    (whole,) = face.generate(["w4"], seeds=[3], most=20)
+    fm = LocalFM(*tiny)
+    (whole,) = fm.generate(["w4"], seeds=[3], most=20)
     words = whole.split()
     assert len(words) > 6
     mark = words[4]
-    spent = face.ledger.tokens_out
-    (cut,) = face.generate(["w4"], seeds=[3], most=20, stop=("never", mark))
+    spent = fm.usage.tokens_out
+    (cut,) = fm.generate(["w4"], seeds=[3], most=20, stop=("never", mark))
     assert cut == whole[: whole.index(mark)]
-    assert face.ledger.tokens_out - spent <= 5  # no token is written beyond the mark
-    (short,) = face.generate(["w4"], seeds=[3], most=3)
+    assert fm.usage.tokens_out - spent <= 5  # no token is written beyond the mark
+    (short,) = fm.generate(["w4"], seeds=[3], most=3)
     assert whole.startswith(short)
-    assert face.ledger.tokens_out - spent <= 8
+    assert fm.usage.tokens_out - spent <= 8
 
 
 def test_a_chat_prompt_goes_through_the_template(tiny: tuple[Any, Any]) -> None:
@@ -123,21 +123,21 @@ def test_a_chat_prompt_goes_through_the_template(tiny: tuple[Any, Any]) -> None:
 
 
 def test_answers_are_probabilities_by_score(tiny: tuple[Any, Any]) -> None:
-    face = LocalFM(*tiny, batch=2)
+    fm = LocalFM(*tiny, batch=2)
     choices = (" w10", " w11 w12", " w13")
-    chance_NK = face.answer(PROMPTS, choices)
-    raw_NK = face.score(PROMPTS, [choices] * 5).exp()
+    chance_NK = fm.answer(PROMPTS, choices)
+    raw_NK = fm.score(PROMPTS, [choices] * 5).exp()
     torch.testing.assert_close(chance_NK, raw_NK / raw_NK.sum(-1, keepdim=True), rtol=1e-9, atol=0)
     assert chance_NK.dtype == torch.float64
-    assert face.answer([], choices).shape == (0, 3)
+    assert fm.answer([], choices).shape == (0, 3)
     with pytest.raises(LichenError, match="nothing to choose"):
-        face.answer(PROMPTS, (" w1",))
+        fm.answer(PROMPTS, (" w1",))
 
 
 def test_vectors_are_means_of_last_states(tiny: tuple[Any, Any]) -> None:
     model, tokenizer = tiny
-    face = LocalFM(model, tokenizer, batch=2)
-    told_NH = face.embed(PROMPTS)
+    fm = LocalFM(model, tokenizer, batch=2)
+    told_NH = fm.embed(PROMPTS)
     for prompt, row_H in zip(PROMPTS, told_NH, strict=True):
         with torch.no_grad():
             states_TH = model.model(**tokenizer(prompt, return_tensors="pt")).last_hidden_state[0]
@@ -156,18 +156,18 @@ def test_an_encoder_only_embeds(folder: Path) -> None:
     short = LocalEncoder(model, tokenizer, longest=2, reference=True)
     assert torch.equal(short.embed(["w1 w2 w3"]), exact.embed(["w1 w2"]))
     assert fast.embed([]).shape == (0, 32)
-    assert (fast.ledger.calls, fast.ledger.tokens_in) == (3, 12)
+    assert (fast.usage.calls, fast.usage.tokens_in) == (3, 12)
 
 
 def test_refuses_what_means_nothing(tiny: tuple[Any, Any], folder: Path) -> None:
-    face = LocalFM(*tiny)
+    fm = LocalFM(*tiny)
     for settings in ({"seeds": []}, {"most": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": float("nan")}):
         with pytest.raises(LichenError):
-            face.generate(["w1"], **{"seeds": [1], **settings})
+            fm.generate(["w1"], **{"seeds": [1], **settings})
     with pytest.raises(LichenError, match="more than the model's 128"):
-        face.generate(["w1 " * 100], seeds=[1], most=64)
+        fm.generate(["w1 " * 100], seeds=[1], most=64)
     with pytest.raises(LichenError, match="no tokens"):
-        face.generate([""], seeds=[1])
+        fm.generate([""], seeds=[1])
     classifier = LocalFM(*load_classifier(folder, classes=2, seed=0), classes=("a", "b"))
     with pytest.raises(LichenError, match="writes no text"):
         classifier.generate(["w1"], seeds=[1])
@@ -187,7 +187,7 @@ def test_a_draw_from_the_nucleus_needs_no_sorting(
     # Equal chances have no order to cut at, and sums of equal numbers in another order lie on either side.
     logits_BV = torch.tensor(rows) + torch.arange(7) * 0.013
     noise_BV = torch.stack([gumbel(seed, b, 7) for b in range(len(rows))])
-    told = draw(logits_BV, noise_BV, temperature=heat, top_p=top_p).tolist()
+    told = sample_token(logits_BV, noise_BV, temperature=heat, top_p=top_p).tolist()
     chance_BV = (logits_BV / heat).softmax(-1).double()
     for b, token in enumerate(told):
         likelier = float(chance_BV[b][chance_BV[b] > chance_BV[b, token]].sum())
@@ -202,9 +202,9 @@ def test_draws_follow_the_probabilities() -> None:
     noise_BV = torch.stack([gumbel(11, t, 4) for t in range(4000)])
     logits_BV = chance_V.log().expand(4000, -1)
     for temperature, want_V in ((1.0, chance_V), (0.5, chance_V**2 / (chance_V**2).sum())):
-        counts_V = torch.bincount(draw(logits_BV, noise_BV, temperature=temperature), minlength=4)
+        counts_V = torch.bincount(sample_token(logits_BV, noise_BV, temperature=temperature), minlength=4)
         assert float(((counts_V - 4000 * want_V) ** 2 / (4000 * want_V)).sum()) < 16.3  # chi², 3 degrees, p = 0.001
-    inside_V = torch.bincount(draw(logits_BV, noise_BV, temperature=1.0, top_p=0.7), minlength=4)
+    inside_V = torch.bincount(sample_token(logits_BV, noise_BV, temperature=1.0, top_p=0.7), minlength=4)
     assert inside_V[2:].tolist() == [0, 0]
     assert float(inside_V[0]) / 4000 == pytest.approx(0.625, abs=0.03)
 
@@ -225,9 +225,9 @@ def test_what_a_text_names() -> None:
 
 def test_a_real_model_writes_greedily_as_transformers_does(real: tuple[Any, Any]) -> None:
     model, tokenizer = real
-    face = LocalFM(model, tokenizer, name="smollm2-135m")
+    fm = LocalFM(model, tokenizer, name="smollm2-135m")
     prompts = ["The capital of France is", "Water is"]
-    texts = face.generate(prompts, seeds=[0, 0], most=4, temperature=0)
+    texts = fm.generate(prompts, seeds=[0, 0], most=4, temperature=0)
     ids = tokenizer(prompts[1], return_tensors="pt")
     whole = model.generate(**ids, max_new_tokens=4, do_sample=False)
     assert texts[1] == tokenizer.decode(whole[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -11,7 +11,7 @@ import torch
 from lichen.clients.distillation.teacher_labels import Answer
 from lichen.core.errors import LichenError
 from lichen.fm.generation.judge import Judge, agreement_N
-from lichen.fm.interface import Ledger
+from lichen.fm.interface import Usage
 from lichen.fm.local import LocalFM
 from lichen.models.loading.load import load_causal
 from support.tiny_llama import save_model
@@ -72,7 +72,7 @@ def test_harm_is_a_contrast_of_two_headings(tiny: tuple[Any, Any]) -> None:
 def test_harm_is_above_zero_where_rude_words_are_expected() -> None:
     class Heard:
         name = "heard"
-        ledger = Ledger()
+        usage = Usage()
 
         def score(self, prompts: Any, continuations: Any) -> torch.Tensor:
             rude = torch.tensor([["rude" in prompt] for prompt in prompts])
@@ -85,7 +85,7 @@ def test_harm_is_above_zero_where_rude_words_are_expected() -> None:
 
 
 @dataclass
-class Said:
+class LabeledAnswer:
     answers: list[Answer]
 
     def answer(self, texts: Any) -> list[Answer]:
@@ -94,7 +94,7 @@ class Said:
 
 def test_agreement_is_the_teachers_probability_of_the_wanted_label() -> None:
     sure = Answer("5", top=(("5", 0.75), ("1", 0.25)))
-    said = Said([sure, sure, Answer("3"), Answer("1", top=(("5", 0.4),))])
+    said = LabeledAnswer([sure, sure, Answer("3"), Answer("1", top=(("5", 0.4),))])
     assert agreement_N(said, ["a", "b", "c", "d"], [5, "1", "3", "1"]).tolist() == [0.75, 0, 1, 0]
     with pytest.raises(LichenError, match="4 answers and 1 labels for 1 texts"):
         agreement_N(said, ["a"], ["5"])

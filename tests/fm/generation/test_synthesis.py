@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lichen.core.errors import LichenError
-from lichen.fm.generation.balance import wanted
-from lichen.fm.generation.cleanup import size, tidy
+from lichen.fm.generation.balance import texts_to_write
+from lichen.fm.generation.cleanup import clean, word_count
 from lichen.fm.generation.synthesis import Label, Writer
-from lichen.fm.interface import Ledger
+from lichen.fm.interface import Usage
 from lichen.fm.local import LocalFM
 from lichen.models.loading.load import load_causal
 from support.tiny_llama import save_model
@@ -36,8 +36,8 @@ class Scripted:
     calls: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def ledger(self) -> Ledger:
-        return Ledger(calls=len(self.calls), tokens_out=7 * len(self.asked))
+    def usage(self) -> Usage:
+        return Usage(calls=len(self.calls), tokens_out=7 * len(self.asked))
 
     def generate(self, prompts: Sequence[str], *, seeds: Sequence[int], **more: Any) -> list[str]:
         self.calls.append(more)
@@ -88,7 +88,7 @@ def test_unusable_rows_are_asked_again_with_other_seeds_and_a_bounded_number_of_
     assert all(row.seed % 4 == 0 for row in rows)
     assert len(rows) == sum(seed % 4 == 0 for _, seed in fm.asked)
     assert len(fm.asked) == 20 + sum(seed % 4 > 0 for _, seed in fm.asked) - (20 - len(rows))
-    assert sum(row.tokens for row in rows) == fm.ledger.tokens_out
+    assert sum(row.tokens for row in rows) == fm.usage.tokens_out
     assert max(row.tokens for row in rows) - min(row.tokens for row in rows) <= 1
     assert writer(Scripted(lambda *_: "")).fresh("5", 4, 0) == []
 
@@ -142,8 +142,8 @@ class Ended:
     name: str = "tiny"
 
     @property
-    def ledger(self) -> Ledger:
-        return self.fm.ledger
+    def usage(self) -> Usage:
+        return self.fm.usage
 
     def generate(self, prompts: Sequence[str], **more: Any) -> list[str]:
         return [f"{text}." for text in self.fm.generate(prompts, **more)]
@@ -156,7 +156,7 @@ def test_with_a_real_model_rows_do_not_depend_on_their_company(tmp_path: Any, ch
     alone, together = (writer(fm, plain=not chat, least=3, most=8).write("5", 6, seed=1) for fm in made)
     assert [(row.text, row.prompt, row.seed) for row in alone] == [(r.text, r.prompt, r.seed) for r in together]
     assert len({row.text for row in together}) > 3
-    assert sum(row.tokens for row in together) == made[1].ledger.tokens_out
+    assert sum(row.tokens for row in together) == made[1].usage.tokens_out
 
 
 @pytest.mark.parametrize(
@@ -201,16 +201,16 @@ def test_refuses_unknown_labels_and_miscounted_ones() -> None:
         ("It fits well. STOP And so on.", "It fits well."),
     ],
 )
-def test_tidying_changes_no_word(raw: str, clean: str) -> None:
-    assert tidy(raw, kind="review", least=3, stop=("STOP",)) == clean
+def test_tidying_changes_no_word(raw: str, cleaned: str) -> None:
+    assert clean(raw, kind="review", least=3, stop=("STOP",)) == cleaned
 
 
 @given(st.text(alphabet="ab .!?\n\"'*:-", max_size=40))
 def test_what_is_tidy_is_a_part_of_the_text_and_stays_as_it_is(text: str) -> None:
-    clean = tidy(text, least=1)
-    assert " ".join(clean.split()) in " ".join(text.replace("**", "").split()) or clean == ""
-    assert clean == "" or size(clean) >= 1
-    assert tidy(clean, least=1) == clean
+    cleaned = clean(text, least=1)
+    assert " ".join(cleaned.split()) in " ".join(text.replace("**", "").split()) or cleaned == ""
+    assert cleaned == "" or word_count(cleaned) >= 1
+    assert clean(cleaned, least=1) == cleaned
 
 
 @given(
@@ -219,7 +219,7 @@ def test_what_is_tidy_is_a_part_of_the_text_and_stays_as_it_is(text: str) -> Non
     floor=st.integers(0, 15),
 )
 def test_what_is_wanted_fills_the_scarcest_first(counts: dict[str, int], most: int, floor: int) -> None:
-    added = wanted(counts, most=most, floor=floor)
+    added = texts_to_write(counts, most=most, floor=floor)
     assert list(added) == list(counts)
     target = max(floor, *counts.values(), 0)
     room = sum(target - count for count in counts.values())
@@ -234,5 +234,5 @@ def test_what_is_wanted_fills_the_scarcest_first(counts: dict[str, int], most: i
 
 def test_wanted_refuses_negative_numbers() -> None:
     with pytest.raises(LichenError, match="below 0"):
-        wanted({"a": -1}, most=2)
-    assert wanted({"a": 0, "b": 5}, most=100, floor=8) == {"a": 8, "b": 3}
+        texts_to_write({"a": -1}, most=2)
+    assert texts_to_write({"a": 0, "b": 5}, most=100, floor=8) == {"a": 8, "b": 3}

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import lichen
 from lichen.recipes.artifacts.sampling import Sampling, ask_ids, write
 from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.help.foundation_models import Faces
+from lichen.recipes.help.foundation_models import FMRegistry
 from lichen.recipes.schema.read import read_recipe
 from support.chat_templates import TEMPLATES
 from support.tokenizer_kinds import tokenizer_of
@@ -191,8 +191,8 @@ def test_a_run_goes_on_with_the_template_it_began_with(home: Path, tmp_path: Pat
 
 def test_a_teacher_is_asked_for_answers_without_thoughts(home: Path) -> None:
     told: list[str] = []
-    faces = Faces(recipe=read_recipe(recipe(home, "r1")), say=told.append)
-    texts = faces._face(str(home / "r1"), None, True)._texts  # type: ignore[union-attr]
+    foundation_models = FMRegistry(recipe=read_recipe(recipe(home, "r1")), say=told.append)
+    texts = foundation_models._load(str(home / "r1"), None, True)._texts  # type: ignore[union-attr]
     assert texts.head("Hi") == "<s><|User|>Hi<|Assistant|>"
     assert any("opens a thought" in line for line in told)
 

@@ -106,7 +106,7 @@ MUTATIONS = {f.__name__: f for f in (unknown, wrong_type, out_of_range, missing,
 
 def test_all_starting_points_are_valid() -> None:
     assert read_recipe(CHAT).task == "chat"
-    assert read_recipe(TEACH).helped
+    assert read_recipe(TEACH).has_help
     assert read_recipe(TALK).exchange is not None
 
 

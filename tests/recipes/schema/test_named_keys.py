@@ -12,7 +12,7 @@ from pydantic import BaseModel
 import lichen
 from lichen.core.errors import LichenError
 from lichen.fm.endpoint import Endpoint
-from lichen.recipes.help.foundation_models import Faces
+from lichen.recipes.help.foundation_models import FMRegistry
 from lichen.recipes.schema.explain import items_of, section_of
 from lichen.recipes.schema.recipe import Recipe
 
@@ -110,7 +110,7 @@ def test_an_endpoint_is_called_as_the_recipe_calls_it(
     recipe = lichen.read_recipe(whole)
     asked = getattr(recipe, section).endpoint
     with pytest.raises(LichenError) as caught:
-        Faces(recipe=recipe, say=print).writer("", asked, ("public",), chat=False)
+        FMRegistry(recipe=recipe, say=print).writer("", asked, ("public",), chat=False)
     assert caught.value.where == f"{place}.url"
     assert is_key(caught.value.where)
     with pytest.raises(LichenError) as caught:

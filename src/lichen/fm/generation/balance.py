@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from lichen.core.errors import LichenError
 from lichen.fm.generation.synthesis import Label
 
-__all__ = ["wanted"]
+__all__ = ["texts_to_write"]
 
 
-def wanted(counts: Mapping[Label, int], *, most: int, floor: int = 0) -> dict[Label, int]:
+def texts_to_write(counts: Mapping[Label, int], *, most: int, floor: int = 0) -> dict[Label, int]:
     """How many texts of each label to write for a client, so that its scarcest labels grow first.
 
     Every label is to have as many rows as the client's most frequent one, and ``floor`` at least; where
@@ -37,7 +37,7 @@ def wanted(counts: Mapping[Label, int], *, most: int, floor: int = 0) -> dict[La
     Raises:
         LichenError: if a number is below 0.
 
-    >>> wanted({"good": 9, "fair": 2, "bad": 0}, most=6)
+    >>> texts_to_write({"good": 9, "fair": 2, "bad": 0}, most=6)
     {'good': 0, 'fair': 2, 'bad': 4}
     """
     if min([most, floor, *counts.values()]) < 0:

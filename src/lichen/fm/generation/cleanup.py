@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["size", "tidy"]
+__all__ = ["clean", "word_count"]
 
 _WORD = re.compile("[\u3040-\u30ff\u3400-\u9fff]|\\w+")
 _END = re.compile("(?:[.!?…]+[\"'”’)\\]*]*(?=\\s|$)|[。！？]+[」』”’)]*)")
@@ -24,12 +24,12 @@ _CHATTER = (
 _QUOTES = {'"': '"', "“": "”", "«": "»", "„": "“", "`": "`", "'": "'", "‘": "’", "「": "」"}
 
 
-def size(text: str) -> int:
+def word_count(text: str) -> int:
     """Words of a text; scripts without spaces by character."""
     return len(_WORD.findall(text))
 
 
-def tidy(text: str, *, kind: str = "text", least: int = 1, stop: Sequence[str] = ()) -> str:
+def clean(text: str, *, kind: str = "text", least: int = 1, stop: Sequence[str] = ()) -> str:
     """The first paragraph of at least ``least`` words in whole sentences, bare; empty where there is none.
 
     Args:
@@ -38,19 +38,19 @@ def tidy(text: str, *, kind: str = "text", least: int = 1, stop: Sequence[str] =
         least: Words.
         stop: The text ends before the first of these.
 
-    >>> tidy('Sure! Here is a review:\\n\\n"It fits me well. The colour is', kind="review")
+    >>> clean('Sure! Here is a review:\\n\\n"It fits me well. The colour is', kind="review")
     'It fits me well.'
     """
     before = None
     while text != before:  # under quotes there may be chatter again
-        before, text = text, _once(text, kind, least, stop)
+        before, text = text, _clean_once(text, kind, least, stop)
     return text
 
 
-def _once(text: str, kind: str, least: int, stop: Sequence[str]) -> str:
+def _clean_once(text: str, kind: str, least: int, stop: Sequence[str]) -> str:
     text = text.strip()
-    for mark in stop:
-        text = text.split(mark)[0]
+    for end in stop:
+        text = text.split(end)[0]
     named = re.compile(rf"\**(?:(?:new|finished|customer)\s+)?{re.escape(kind)}\b[^\n:.!?]{{0,80}}:\**\s*", re.I)
     for chatter in (*_CHATTER, named):
         found = chatter.match(text)
@@ -59,7 +59,7 @@ def _once(text: str, kind: str, least: int, stop: Sequence[str]) -> str:
         return text
     for paragraph in re.split(r"\n\s*\n", text):
         whole = _whole(_bare(" ".join(paragraph.split())))
-        if size(whole) >= least:
+        if word_count(whole) >= least:
             return whole
     return ""
 

@@ -34,10 +34,10 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.fm.interface import FoundationModel
 
-__all__ = ["Judge", "Said", "Says", "agreement_N"]
+__all__ = ["Judge", "LabeledAnswer", "Labeler", "agreement_N"]
 
 
-class Said(Protocol):
+class LabeledAnswer(Protocol):
     """An answer that names a class."""
 
     @property
@@ -51,10 +51,10 @@ class Said(Protocol):
         ...
 
 
-class Says(Protocol):
+class Labeler(Protocol):
     """A teacher: whoever answers every text with a class."""
 
-    def answer(self, texts: Sequence[str]) -> Sequence[Said]:
+    def answer(self, texts: Sequence[str]) -> Sequence[LabeledAnswer]:
         """One answer a text, in order."""
         ...
 
@@ -111,17 +111,17 @@ class Judge:
         return self.fm.answer(prompts, (self.yes, self.no))[:, 0].double()
 
     def _after(self, heading: str, texts: Sequence[str]) -> Tensor:
-        asked = [text.strip() for text in texts]
-        full = [at for at, text in enumerate(asked) if text]
+        stripped = [text.strip() for text in texts]
+        full = [at for at, text in enumerate(stripped) if text]
         out_N = torch.full((len(texts),), -torch.inf, dtype=torch.float64)
         if full:
-            total_N1 = self.fm.score([heading] * len(full), [(f" {asked[at]}",) for at in full])
-            bytes_N = torch.tensor([len(asked[at].encode(errors="replace")) for at in full], dtype=torch.float64)
+            total_N1 = self.fm.score([heading] * len(full), [(f" {stripped[at]}",) for at in full])
+            bytes_N = torch.tensor([len(stripped[at].encode(errors="replace")) for at in full], dtype=torch.float64)
             out_N[full] = total_N1.squeeze(1).double() / bytes_N
         return out_N
 
 
-def agreement_N(teacher: Says, texts: Sequence[str], labels: Sequence[str | int]) -> Tensor:
+def agreement_N(teacher: Labeler, texts: Sequence[str], labels: Sequence[str | int]) -> Tensor:
     """``(N,)`` float64: a teacher's probability of each text's label where it decides on it, else 0.
 
     An answer without probabilities counts as certain.
@@ -136,8 +136,8 @@ def agreement_N(teacher: Says, texts: Sequence[str], labels: Sequence[str | int]
             where="judge",
             fix="give one label a text, and a teacher that answers every one",
         )
-    chances = [
-        (dict(said.top).get(said.label, 0.0) if said.top else 1.0) if said.label == str(label) else 0.0
-        for said, label in zip(answers, labels, strict=True)
+    probabilities = [
+        (dict(answer.top).get(answer.label, 0.0) if answer.top else 1.0) if answer.label == str(label) else 0.0
+        for answer, label in zip(answers, labels, strict=True)
     ]
-    return torch.tensor(chances, dtype=torch.float64)
+    return torch.tensor(probabilities, dtype=torch.float64)

@@ -29,23 +29,23 @@ from typing import Literal, final
 
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive, numpy_generator
-from lichen.fm.generation.cleanup import size, tidy
+from lichen.fm.generation.cleanup import clean, word_count
 from lichen.fm.interface import Generator
 
-__all__ = ["Label", "Way", "Writer", "Written", "prompt_mark"]
+__all__ = ["GeneratedText", "Label", "Way", "Writer", "prompt_digest"]
 
 Label = str | int
 Way = Literal["rephrase", "fill", "continue"]
 
 
-def prompt_mark(prompt: str) -> str:
+def prompt_digest(prompt: str) -> str:
     """A prompt's digest, 16 hex digits: what a pool says of it."""
     return hashlib.sha256(prompt.encode(errors="replace")).hexdigest()[:16]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class GeneratedText:
     """One text and how it came about.
 
     Attributes:
@@ -138,7 +138,7 @@ class Writer:
         """Texts of :meth:`rewrite`."""
         return [row.text for row in self.rewrite(texts, labels, seed=seed)]
 
-    def write(self, label: Label, count: int, *, seed: int, client: str = "") -> list[Written]:
+    def write(self, label: Label, count: int, *, seed: int, client: str = "") -> list[GeneratedText]:
         """New texts of a label; fewer than ``count`` where no try for a row was usable.
 
         Args:
@@ -159,7 +159,7 @@ class Writer:
         found = self._ask([label] * count, ask, [""] * count)
         return [replace(row, client=client) for row in found if row is not None]
 
-    def rewrite(self, texts: Sequence[str], labels: Sequence[Label], *, seed: int) -> list[Written]:
+    def rewrite(self, texts: Sequence[str], labels: Sequence[Label], *, seed: int) -> list[GeneratedText]:
         """A variation of every text, in order; where no try was usable, the text as it was.
 
         Args:
@@ -179,37 +179,40 @@ class Writer:
             return self._vary_prompt(texts[row], labels[row], heads[row], own), own
 
         found = self._ask(labels, ask, heads)
-        old = [Written(text=text, label=label, prompt="", seed=seed) for text, label in zip(texts, labels, strict=True)]
+        old = [
+            GeneratedText(text=text, label=label, prompt="", seed=seed)
+            for text, label in zip(texts, labels, strict=True)
+        ]
         return [before if after is None else after for before, after in zip(old, found, strict=True)]
 
     def _ask(
         self, labels: Sequence[Label], ask: Callable[[int, int], tuple[str, int]], heads: Sequence[str]
-    ) -> list[Written | None]:
+    ) -> list[GeneratedText | None]:
         """One text a label; what is unusable is asked for again with another seed."""
         shown = {" ".join(text.split()).casefold() for _, text in self.examples}
         stop = (*self.stop, "\n") if self.plain else tuple(self.stop)
-        before = self.fm.ledger.tokens_out
-        found: dict[int, Written] = {}
+        before = self.fm.usage.tokens_out
+        found: dict[int, GeneratedText] = {}
         for attempt in range(self.tries):
             rows = [row for row in range(len(labels)) if row not in found]
             if not rows:
                 break
-            asked = [ask(row, attempt) for row in rows]
-            told = self.fm.generate(
-                [prompt for prompt, _ in asked],
-                seeds=[own for _, own in asked],
+            queries = [ask(row, attempt) for row in rows]
+            generations = self.fm.generate(
+                [prompt for prompt, _ in queries],
+                seeds=[own for _, own in queries],
                 most=self.most,
                 temperature=self.temperature,
                 top_p=self.top_p,
                 stop=stop,
             )
-            for row, (prompt, own), text in zip(rows, asked, told, strict=True):
-                text = tidy(f"{heads[row]} {text.strip()}", kind=self.kind, least=self.least, stop=stop)
-                if size(text) >= self.least and text.casefold() not in shown:
-                    found[row] = Written(text=text, label=labels[row], prompt=prompt_mark(prompt), seed=own)
-        paid = self.fm.ledger.tokens_out - before
+            for row, (prompt, own), text in zip(rows, queries, generations, strict=True):
+                text = clean(f"{heads[row]} {text.strip()}", kind=self.kind, least=self.least, stop=stop)
+                if word_count(text) >= self.least and text.casefold() not in shown:
+                    found[row] = GeneratedText(text=text, label=labels[row], prompt=prompt_digest(prompt), seed=own)
+        tokens_used = self.fm.usage.tokens_out - before
         for place, row in enumerate(sorted(found)):
-            found[row] = replace(found[row], tokens=(paid + place) // len(found))
+            found[row] = replace(found[row], tokens=(tokens_used + place) // len(found))
         return [found.get(row) for row in range(len(labels))]
 
     def _meaning(self, label: Label) -> str:
@@ -222,8 +225,8 @@ class Writer:
         draw = numpy_generator(seed, "attributes")
         chosen = {name: values[int(draw.integers(len(values)))] for name, values in self.attributes.items()}
         if self.plain:
-            said = "; ".join([self._meaning(label), *chosen.values(), *([client] if client else [])])
-            return f"{self._row(label, seed)}{self.kind.capitalize()} ({said}):"
+            description = "; ".join([self._meaning(label), *chosen.values(), *([client] if client else [])])
+            return f"{self._row(label, seed)}{self.kind.capitalize()} ({description}):"
         lines = [f"Write one {self.kind} as it would stand among {self.about}.", f"It is: {self._meaning(label)}."]
         lines += [f"{name.capitalize()}: {value}." for name, value in chosen.items()]
         lines += ([f"It is for: {client}."] if client else []) + ([f"Style: {self.style}."] if self.style else [])
@@ -236,14 +239,14 @@ class Writer:
         way = self.ways[int(draw.integers(len(self.ways)))]
         if way == "continue":
             return f"{self._row(label, seed)}{self.kind.capitalize()} ({self._meaning(label)}): {head}".rstrip()
-        said = self._meaning(label) + (f"; style: {self.style}" if self.style else "")
+        description = self._meaning(label) + (f"; style: {self.style}" if self.style else "")
         if way == "rephrase":
-            return f"Say this {self.kind} ({said}) in other words. Write only the new {self.kind}.\n\n{text}"
+            return f"Say this {self.kind} ({description}) in other words. Write only the new {self.kind}.\n\n{text}"
         words = text.split()
         blanks = set(draw.permutation(len(words))[: max(round(self.mask * len(words)), 1)].tolist())
         masked = " ".join("___" if i in blanks else word for i, word in enumerate(words))
         return (
-            f"Fill in every blank (___) so that this becomes a whole {self.kind} ({said}). "
+            f"Fill in every blank (___) so that this becomes a whole {self.kind} ({description}). "
             f"Write only the finished {self.kind}.\n\n{masked}"
         )
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
-from lichen.models.adapters.kind import BEFORE_LAYERS, AdapterKind, PeftFormat, Written
+from lichen.models.adapters.kind import BEFORE_LAYERS, AdapterKind, GeneratedText, PeftFormat
 from lichen.models.adapters.linear_layers import choose, fits, frozen_linear, is_conv1d, oriented
 from lichen.models.adapters.table import BUILT_IN
 from lichen.models.packing.packing import Packing
@@ -133,7 +133,7 @@ def build(section: Any, heads: tuple[str, ...]) -> IA3:
     return IA3(targets=section.targets, feedforward=section.feedforward, heads=heads, last=section.last)
 
 
-def write(tree: Tree, spec: IA3, patches: Mapping[str, Mapping[str, Tensor]]) -> Written:
+def write(tree: Tree, spec: IA3, patches: Mapping[str, Mapping[str, Tensor]]) -> GeneratedText:
     """Vectors as PEFT lays them: a row where it scales inputs, a column where it scales outputs.
 
     Raises:
@@ -148,7 +148,7 @@ def write(tree: Tree, spec: IA3, patches: Mapping[str, Mapping[str, Tensor]]) ->
         f"{BEFORE_LAYERS}{path}.ia3_l": tree[f"{path}.ia3_l"].view((1, -1) if path in inputs else (-1, 1))
         for path in layers
     }
-    return Written(own=own, tensors=tensors, fields={"target_modules": layers, "feedforward_modules": inputs})
+    return GeneratedText(own=own, tensors=tensors, fields={"target_modules": layers, "feedforward_modules": inputs})
 
 
 def _scales_inputs(path: str, config: Mapping[str, Any]) -> bool:

@@ -31,10 +31,10 @@ __all__ = [
     "START_PLAIN",
     "VIRTUAL",
     "AdapterKind",
+    "GeneratedText",
     "Merge",
     "PeftFormat",
     "Spec",
-    "Written",
     "kind_claiming",
     "kind_of",
     "peft_types",
@@ -90,7 +90,7 @@ class Merge(Protocol):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class GeneratedText:
     """An adapter as PEFT has it.
 
     Attributes:
@@ -131,7 +131,7 @@ class PeftFormat:
 
     type: str
     config: str
-    write: Callable[[Tree, Any, Mapping[str, Mapping[str, Tensor]]], Written]
+    write: Callable[[Tree, Any, Mapping[str, Mapping[str, Tensor]]], GeneratedText]
     read: Callable[[Tree, Mapping[str, Any], Iterable[str], str], Tree]
     begin: Callable[[Tree, Tree, Any, Mapping[str, Any], str], tuple[Tree, list[str]]]
     honoured: frozenset[str]

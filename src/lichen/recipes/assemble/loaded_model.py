@@ -119,8 +119,8 @@ def _cohort(recipe: Recipe, foundation: Any, tokenizer: Any, padded: bool) -> Co
     name = section.name or recipe.name
     if recipe.optimizer.name == "cma":
         words = section.adapter.start or str(tokenizer.eos_token)
-        face = LocalFM(foundation, tokenizer, name=name, positions=section.adapter.tokens, start=words)
-        return SoftPrompt(face, seed=derive(recipe.seed, "projection"), size=recipe.optimizer.dimensions)
+        fm = LocalFM(foundation, tokenizer, name=name, positions=section.adapter.tokens, start=words)
+        return SoftPrompt(fm, seed=derive(recipe.seed, "projection"), size=recipe.optimizer.dimensions)
     if section.adapter.kind == "full":
         whole = (FullCausal if chat else FullClassifier)(foundation, name=name, exclude=section.adapter.exclude)
         if recipe.optimizer.name == "kseed":

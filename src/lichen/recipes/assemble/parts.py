@@ -154,12 +154,12 @@ def federated(experiment: Experiment, lr: float) -> ClientWork:
         pace = Pace(opt.schedule, steps=fed.local_steps, rounds=fed.rounds, warmup=opt.warmup)
         work = Worker(trainer(experiment, lr), fragments=fed.fragments, drop=fed.drop, pace=pace)
     else:
-        work = helped(experiment, _accumulating(experiment, trainer(experiment, lr)))
+        work = with_auxiliary(experiment, _accumulating(experiment, trainer(experiment, lr)))
     work = weighed(experiment, work)
     return Compressed(work, chain_of(recipe.wire.up)) if recipe.wire.up else work
 
 
-def helped(experiment: Experiment, train: Train) -> ClientWork:
+def with_auxiliary(experiment: Experiment, train: Train) -> ClientWork:
     """Training that also learns from rows without labels, or takes a teacher's word only where it is worth it."""
     recipe, auxiliary = experiment.recipe, experiment.auxiliary
     if recipe.semi is not None and auxiliary.views is not None:

@@ -1,6 +1,6 @@
 """Opens the foundation models of a recipe, with disclosure policy and cache.
 
-All answers are kept on disk with where they come from, in the recipe's ``kept`` folder or the cache, so that a
+All answers are kept on disk with where they come from, in the recipe's ``cached`` folder or the cache, so that a
 run that is repeated asks nothing twice. They hold what was asked, word for word: their folder is private.
 """
 
@@ -16,23 +16,23 @@ from lichen.core.errors import LichenError
 from lichen.core.private import FOLDER, make_folders
 from lichen.data.chat.chat_template import chat_template_of
 from lichen.data.sources.catalog import cache_dir, resolve_model
-from lichen.fm.cache import Kept
-from lichen.fm.disclosure import Flow, Origin
+from lichen.fm.cache import CachedModel
+from lichen.fm.disclosure import DisclosurePolicy, Origin
 from lichen.fm.encoder import LocalEncoder
 from lichen.fm.endpoint import Endpoint
 from lichen.fm.http import HttpFM
-from lichen.fm.interface import Ledger
+from lichen.fm.interface import Usage
 from lichen.fm.local import LocalFM
 from lichen.models.loading.load import load_causal, load_encoder
-from lichen.recipes.schema.help import Asked
+from lichen.recipes.schema.help import EndpointConfig
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["Faces", "kept_folder"]
+__all__ = ["FMRegistry", "answers_folder"]
 
 Say = Callable[[str], None]
 
 
-def kept_folder(recipe: Recipe) -> Path:
+def answers_folder(recipe: Recipe) -> Path:
     """Where answers of foundation models lie: the recipe's own folder, or one in the cache that is private."""
     if recipe.kept:
         return Path(recipe.kept)
@@ -46,7 +46,7 @@ def kept_folder(recipe: Recipe) -> Path:
 
 @final
 @dataclass(slots=True, kw_only=True)
-class Faces:
+class FMRegistry:
     """Every foundation model of a run, loaded when it is first asked, and what all of them were asked.
 
     Attributes:
@@ -56,11 +56,13 @@ class Faces:
 
     recipe: Recipe
     say: Say
-    _kept: dict[str, Kept] = field(default_factory=dict, init=False)
-    _flows: dict[str, Flow] = field(default_factory=dict, init=False)
+    _cached: dict[str, CachedModel] = field(default_factory=dict, init=False)
+    _policies: dict[str, DisclosurePolicy] = field(default_factory=dict, init=False)
     _encoders: dict[str, LocalEncoder] = field(default_factory=dict, init=False)
 
-    def writer(self, name: str, endpoint: Asked | None, allow: Sequence[Origin], *, chat: bool) -> Flow:
+    def writer(
+        self, name: str, endpoint: EndpointConfig | None, allow: Sequence[Origin], *, chat: bool
+    ) -> DisclosurePolicy:
         """A language model that scores and writes, behind the rule of what it may be shown.
 
         Args:
@@ -70,14 +72,14 @@ class Faces:
             chat: Prompts are a user's messages.
         """
         model = f"{name if endpoint is None else endpoint.url + endpoint.model}/{chat}"
-        if model not in self._kept:
-            self._kept[model] = Kept(self._face(name, endpoint, chat), kept_folder(self.recipe))
+        if model not in self._cached:
+            self._cached[model] = CachedModel(self._load(name, endpoint, chat), answers_folder(self.recipe))
         key = f"{model}/{sorted(allow)}"
-        if key not in self._flows:
-            self._flows[key] = Flow(self._kept[model], allow=allow)
-        return self._flows[key]
+        if key not in self._policies:
+            self._policies[key] = DisclosurePolicy(self._cached[model], allow=allow)
+        return self._policies[key]
 
-    def _face(self, name: str, endpoint: Asked | None, chat: bool) -> LocalFM | HttpFM:
+    def _load(self, name: str, endpoint: EndpointConfig | None, chat: bool) -> LocalFM | HttpFM:
         if endpoint is not None:
             section = self.recipe.synthetic
             mine = "synthetic" if section is not None and section.endpoint == endpoint else "teacher"
@@ -107,26 +109,26 @@ class Faces:
         return self._encoders[name]
 
     @property
-    def ledger(self) -> Ledger:
+    def usage(self) -> Usage:
         """What all of them were asked."""
-        total = Ledger()
-        for kept in self._kept.values():
-            total = total + kept.ledger
+        total = Usage()
+        for cached in self._cached.values():
+            total = total + cached.usage
         for encoder in self._encoders.values():
-            total = total + encoder.ledger
+            total = total + encoder.usage
         return total
 
-    def told(self) -> dict[str, float | str | None]:
+    def summary(self) -> dict[str, float | str | None]:
         """What was asked and what it cost, as numbers of a summary.
 
         ``fm.asked`` counts texts handed over, whether or not their answers were on disk already; ``fm.bytes.*``
         are those of texts by origin; all others are of the ledger.
         """
-        spent = self.ledger
-        out: dict[str, float] = {f"fm.{key}": float(getattr(spent, key)) for key in Ledger.__slots__}
+        usage = self.usage
+        out: dict[str, float] = {f"fm.{key}": float(getattr(usage, key)) for key in Usage.__slots__}
         out["fm.asked"] = 0.0
-        for flow in self._flows.values():
-            for origin, sent in flow.sent.items():
+        for policy in self._policies.values():
+            for origin, sent in policy.sent.items():
                 out["fm.asked"] += sent.texts
                 out[f"fm.bytes.{origin}"] = out.get(f"fm.bytes.{origin}", 0.0) + sent.bytes
         return {key: value for key, value in out.items() if value or key == "fm.asked"}

@@ -16,10 +16,10 @@ from lichen.models.loading.load import load_encoder
 from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.rows.prepare import encode
 
-__all__ = ["layered"]
+__all__ = ["layer_distillation"]
 
 
-def layered(loaded: LoadedExperiment) -> dict[str, Any]:
+def layer_distillation(loaded: LoadedExperiment) -> dict[str, Any]:
     """What :func:`lichen.clients.distillation.distill.pre_distil` takes to follow the recipe's layers, its public rows
     among it.
 

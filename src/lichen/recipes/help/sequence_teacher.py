@@ -9,19 +9,19 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 from lichen.data.sources.records import Record
 from lichen.data.synthetic.pool import Pool, Row, drawn
-from lichen.fm.generation.synthesis import prompt_mark
+from lichen.fm.generation.synthesis import prompt_digest
 from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
-from lichen.recipes.help.foundation_models import Faces
-from lichen.recipes.help.synthetic import put
+from lichen.recipes.help.foundation_models import FMRegistry
+from lichen.recipes.help.synthetic import write_pool
 
-__all__ = ["beside", "said"]
+__all__ = ["deal_out_texts", "teacher_texts"]
 
 Rows = tuple[Record, ...]
 
 
-def said(
-    loaded: LoadedExperiment, faces: Faces, folder: RunFolder, say: Callable[[str], None]
+def teacher_texts(
+    loaded: LoadedExperiment, foundation_models: FMRegistry, folder: RunFolder, say: Callable[[str], None]
 ) -> tuple[Rows, dict[str, float | str | None]]:
     """``(public prompts with the teacher's answers, numbers to tell)``; ``pool.jsonl`` holds what it wrote.
 
@@ -31,27 +31,27 @@ def said(
     recipe = loaded.experiment.recipe
     plan = recipe.teacher
     assert plan is not None
-    asked = [record for record in loaded.public_split.unlabelled if prompt_of(record)]
-    if not asked or recipe.data.form == "stream":
+    prompted = [record for record in loaded.public_split.unlabelled if prompt_of(record)]
+    if not prompted or recipe.data.form == "stream":
         raise LichenError(
             "no public row has a prompt that a teacher could answer",
             where="teacher.tells",
             fix="use data with prompts or conversations, in a form that has them, or leave the teacher out",
         )
-    fm = faces.writer(plan.name, plan.endpoint, plan.may_see, chat=not plan.plain).of("public")
-    say(f"the teacher answers {len(asked):,} public prompts")
-    rows, sifted = sequences(fm, asked, most=plan.most)
+    fm = foundation_models.writer(plan.name, plan.endpoint, plan.may_see, chat=not plan.plain).of("public")
+    say(f"the teacher answers {len(prompted):,} public prompts")
+    rows, sifted = sequences(fm, prompted, most=plan.most)
     say(f"of what was written: {sifted}")
     if not rows:
         raise LichenError(
             f"{fm.name} wrote nothing usable", where="teacher", fix="raise teacher.most, or use another model"
         )
-    wrote = [Row(_answer(r), model=fm.name, prompt=prompt_mark(prompt_of(r))) for r in rows]
-    put(folder, Pool().grow(wrote, generation=0), sifted)
-    return rows, {"answers": float(len(asked)), "answers.kept": float(len(rows))}
+    written = [Row(_answer(r), model=fm.name, prompt=prompt_digest(prompt_of(r))) for r in rows]
+    write_pool(folder, Pool().grow(written, generation=0), sifted)
+    return rows, {"answers": float(len(prompted)), "answers.kept": float(len(rows))}
 
 
-def beside(loaded: LoadedExperiment, rows: Rows) -> tuple[tuple[Rows, ...], int]:
+def deal_out_texts(loaded: LoadedExperiment, rows: Rows) -> tuple[tuple[Rows, ...], int]:
     """``(each client's rows with some of the teacher's behind, bytes down)``.
 
     A client draws its own, at most ``teacher.share`` of what it then has.

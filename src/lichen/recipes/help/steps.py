@@ -34,24 +34,24 @@ from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import Auxiliary, Experiment, values_N
 from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
-from lichen.recipes.help.foundation_models import Faces
-from lichen.recipes.help.layerwise import layered
-from lichen.recipes.help.sequence_teacher import beside, said
-from lichen.recipes.help.synthetic import given, wrote
-from lichen.recipes.help.teacher import Teachers, answered_with, ask
+from lichen.recipes.help.foundation_models import FMRegistry
+from lichen.recipes.help.layerwise import layer_distillation
+from lichen.recipes.help.sequence_teacher import deal_out_texts, teacher_texts
+from lichen.recipes.help.synthetic import deal_out, write_synthetic
+from lichen.recipes.help.teacher import Teachers, ask, classes_in_answer
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.rows.public import unlabelled_of
 from lichen.server.lda import Lda
 from lichen.server.ridge import Ridge
 
-__all__ = ["Helped", "answered", "help_of"]
+__all__ = ["HelpResult", "apply_help", "with_answer_index"]
 
 Say = Callable[[str], None]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Helped:
+class HelpResult:
     """What help has made of a bench.
 
     Attributes:
@@ -70,81 +70,92 @@ class Helped:
     bytes_up: int = 0
     bytes_down: int = 0
 
-    def paid(self, up: int, down: int, told: Mapping[str, float | str | None]) -> Helped:
+    def plus(self, up: int, down: int, numbers: Mapping[str, float | str | None]) -> HelpResult:
         """With so many bytes more, and numbers to tell."""
         return replace(
-            self, bytes_up=self.bytes_up + up, bytes_down=self.bytes_down + down, extra={**self.extra, **told}
+            self, bytes_up=self.bytes_up + up, bytes_down=self.bytes_down + down, extra={**self.extra, **numbers}
         )
 
 
-def help_of(loaded: LoadedExperiment, folder: RunFolder, say: Say) -> Helped:
+def apply_help(loaded: LoadedExperiment, folder: RunFolder, say: Say) -> HelpResult:
     """All the help a recipe asks for, and a head in closed form."""
     recipe = loaded.experiment.recipe
     rows = tuple(client_data.train for client_data in loaded.clients_data)
-    helped, faces = Helped(experiment=loaded.experiment, rows=rows), Faces(recipe=recipe, say=say)
+    result, foundation_models = HelpResult(experiment=loaded.experiment, rows=rows), FMRegistry(recipe=recipe, say=say)
     if recipe.teacher is not None and recipe.writes:
-        helped = spoken(loaded, helped, faces, folder, say)
-        return replace(helped, extra={**helped.extra, **faces.told()})
-    teachers = Teachers(loaded, faces, say) if recipe.teacher is not None else None
+        result = with_teacher_texts(loaded, result, foundation_models, folder, say)
+        return replace(result, extra={**result.extra, **foundation_models.summary()})
+    teachers = Teachers(loaded, foundation_models, say) if recipe.teacher is not None else None
     if recipe.synthetic is not None:
-        helped = written(loaded, helped, faces, folder, say, teachers)
+        result = with_synthetic(loaded, result, foundation_models, folder, say, teachers)
     if teachers is not None:
-        helped = taught(loaded, helped, teachers, folder, say)
+        result = with_teacher_answers(loaded, result, teachers, folder, say)
     if recipe.model.head in ("ridge", "lda"):
-        helped = headed(loaded, helped, folder, say)
+        result = with_closed_form_head(loaded, result, folder, say)
     if recipe.semi is not None:
-        helped = unlabelled(loaded, helped, teachers if recipe.semi.teacher_rounds else None, folder)
-    if recipe.helped:
-        told = faces.told()
+        result = with_unlabelled(loaded, result, teachers if recipe.semi.teacher_rounds else None, folder)
+    if recipe.has_help:
+        numbers = foundation_models.summary()
         if recipe.teacher is not None and recipe.teacher.kind == "head":
-            told["fm.asked"] = float(told["fm.asked"] or 0.0) + len(loaded.public_split.unlabelled)
-        helped = replace(helped, extra={**helped.extra, **told})
-    return helped
+            numbers["fm.asked"] = float(numbers["fm.asked"] or 0.0) + len(loaded.public_split.unlabelled)
+        result = replace(result, extra={**result.extra, **numbers})
+    return result
 
 
-def written(
-    loaded: LoadedExperiment, helped: Helped, faces: Faces, folder: RunFolder, say: Say, teachers: Teachers | None
-) -> Helped:
+def with_synthetic(
+    loaded: LoadedExperiment,
+    result: HelpResult,
+    foundation_models: FMRegistry,
+    folder: RunFolder,
+    say: Say,
+    teachers: Teachers | None,
+) -> HelpResult:
     """Rows that a foundation model wrote: trained on at the server, at the clients beside their own, or at both."""
-    recipe, experiment = loaded.experiment.recipe, helped.experiment
+    recipe, experiment = loaded.experiment.recipe, result.experiment
     section = recipe.synthetic
     assert section is not None
-    done = wrote(loaded, faces, folder, say, None if teachers is None else lambda: teachers.of("synthetic"))
-    helped = helped.paid(done.bytes_up, done.bytes_down, done.extra)
+    synthetic = write_synthetic(
+        loaded, foundation_models, folder, say, None if teachers is None else lambda: teachers.of("synthetic")
+    )
+    result = result.plus(synthetic.bytes_up, synthetic.bytes_down, synthetic.extra)
     if section.at != "clients":
-        shard = loaded.make(done.pool.records())
+        shard = loaded.make(synthetic.pool.records())
         experiment = _at_server(experiment, "synthetic", shard, {}, section.server_steps, folder, say)
     if section.at != "server":
-        rows, sent = given(loaded, done.pool)
-        experiment, helped = replace(experiment, train=tuple(map(loaded.make, rows))), replace(helped, rows=rows)
+        rows, sent = deal_out(loaded, synthetic.pool)
+        experiment, result = replace(experiment, train=tuple(map(loaded.make, rows))), replace(result, rows=rows)
         more = float(sum(map(len, rows)) - sum(s.size for s in loaded.experiment.train))
-        helped = helped.paid(0, sent, {"synthetic.rows": more})
-    return replace(helped, experiment=experiment)
+        result = result.plus(0, sent, {"synthetic.rows": more})
+    return replace(result, experiment=experiment)
 
 
-def spoken(loaded: LoadedExperiment, helped: Helped, faces: Faces, folder: RunFolder, say: Say) -> Helped:
+def with_teacher_texts(
+    loaded: LoadedExperiment, result: HelpResult, foundation_models: FMRegistry, folder: RunFolder, say: Say
+) -> HelpResult:
     """What a teacher wrote after public prompts: rows for the server, for the clients, or for both."""
-    recipe, experiment = loaded.experiment.recipe, helped.experiment
+    recipe, experiment = loaded.experiment.recipe, result.experiment
     plan = recipe.teacher
     assert plan is not None
-    rows, extra = said(loaded, faces, folder, say)
-    helped = helped.paid(0, 0, extra)
+    rows, extra = teacher_texts(loaded, foundation_models, folder, say)
+    result = result.plus(0, 0, extra)
     if plan.at != "clients":
         experiment = _at_server(experiment, "told", loaded.make(rows), {}, plan.server_steps, folder, say)
     if plan.at != "server":
-        everyones, sent = beside(loaded, rows)
+        everyones, sent = deal_out_texts(loaded, rows)
         experiment = replace(experiment, train=tuple(map(loaded.make, everyones)))
-        helped = replace(helped, rows=everyones).paid(0, sent, {"public_texts.bytes": float(sent)})
-    return replace(helped, experiment=experiment)
+        result = replace(result, rows=everyones).plus(0, sent, {"public_texts.bytes": float(sent)})
+    return replace(result, experiment=experiment)
 
 
-def taught(loaded: LoadedExperiment, helped: Helped, teachers: Teachers, folder: RunFolder, say: Say) -> Helped:
+def with_teacher_answers(
+    loaded: LoadedExperiment, result: HelpResult, teachers: Teachers, folder: RunFolder, say: Say
+) -> HelpResult:
     """The teacher answers the public texts once; the server learns from them, or they ride along in every job."""
     recipe, classes, public_split, experiment = (
         loaded.experiment.recipe,
         loaded.classes,
         loaded.public_split,
-        helped.experiment,
+        result.experiment,
     )
     plan = recipe.teacher
     assert plan is not None
@@ -153,7 +164,7 @@ def taught(loaded: LoadedExperiment, helped: Helped, teachers: Teachers, folder:
 
     def answers() -> Tree:
         say(f"the teacher answers {len(texts):,} texts")
-        found, up, down = ask(teachers.of("public"), texts, classes, answered_with(recipe, classes), folder)
+        found, up, down = ask(teachers.of("public"), texts, classes, classes_in_answer(recipe, classes), folder)
         return {**found, "bytes_up": torch.tensor(up), "bytes_down": torch.tensor(down)}
 
     def judged() -> torch.Tensor:
@@ -177,24 +188,24 @@ def taught(loaded: LoadedExperiment, helped: Helped, teachers: Teachers, folder:
     )
     if teachers.measurable:
         metrics = {"confusion": folder.number("teacher", judged)}
-        helped = replace(
-            helped, columns={**helped.columns, "base": Column(value_N=values_N(recipe, metrics), metrics=metrics)}
+        result = replace(
+            result, columns={**result.columns, "base": Column(value_N=values_N(recipe, metrics), metrics=metrics)}
         )
     sent = {"answers.bytes_to_teacher": float(down), "answers.bytes_from_teacher": float(up)}
-    helped = helped.paid(up, down, {"answers": float(len(texts)), **sent})
-    public = answered(loaded.public, np.arange(len(texts)))
+    result = result.plus(up, down, {"answers": float(len(texts)), **sent})
+    public = with_answer_index(loaded.public, np.arange(len(texts)))
     if plan.at != "clients":
-        more = layered(loaded) if plan.layers else {}
+        more = layer_distillation(loaded) if plan.layers else {}
         experiment = _at_server(experiment, "distilled", public, got, plan.server_steps, folder, say, **more)
     if plan.at != "server":
         # Every client is sent the public texts once.
         text_bytes = sum(len(t.encode()) for t in texts) * len(loaded.clients_data)
-        helped = helped.paid(0, text_bytes, {"public_texts.bytes": float(text_bytes)})
+        result = result.plus(0, text_bytes, {"public_texts.bytes": float(text_bytes)})
         experiment = replace(experiment, start={**experiment.start, **got}, public=public)
     if plan.select:
         judge, said_M = _judging(loaded, experiment, teachers, folder)
         experiment = replace(experiment, auxiliary=replace(experiment.auxiliary, judge=judge, said_M=said_M))
-    return replace(helped, experiment=experiment)
+    return replace(result, experiment=experiment)
 
 
 def _judging(
@@ -202,9 +213,9 @@ def _judging(
 ) -> tuple[Source, torch.Tensor]:
     """The clients' rows for validation, and what the teacher says of them, on their own machines."""
     rows = [client_data.valid for client_data in loaded.clients_data]
-    said, places = _own_answers(loaded, "judged", rows, teachers, folder)
-    shards = [answered(shard, place) for shard, place in zip(experiment.valid, places, strict=True)]
-    return experiment.evaluating(shards), said_of(said)
+    answers, places = _own_answers(loaded, "judged", rows, teachers, folder)
+    shards = [with_answer_index(shard, place) for shard, place in zip(experiment.valid, places, strict=True)]
+    return experiment.evaluating(shards), said_of(answers)
 
 
 def _own_answers(
@@ -216,14 +227,14 @@ def _own_answers(
     def fresh() -> Tree:
         return ask(teachers.of("private"), texts, classes, len(classes), folder)[0] if texts else {}
 
-    said = folder.tree(name, fresh, alone=True)
+    answers = folder.tree(name, fresh, alone=True)
     ends = np.cumsum([0, *map(len, rows)])
-    return said, [np.arange(a, b) for a, b in pairwise(ends.tolist())]
+    return answers, [np.arange(a, b) for a, b in pairwise(ends.tolist())]
 
 
-def headed(loaded: LoadedExperiment, helped: Helped, folder: RunFolder, say: Say) -> Helped:
+def with_closed_form_head(loaded: LoadedExperiment, result: HelpResult, folder: RunFolder, say: Say) -> HelpResult:
     """The classifier's head in closed form, from one message of statistics of each client."""
-    recipe, experiment = loaded.experiment.recipe, helped.experiment
+    recipe, experiment = loaded.experiment.recipe, result.experiment
     features, classes = head_features(experiment.model, experiment.start), len(loaded.classes)
     biased = f"{head_of(experiment.model, experiment.start)}.bias" in experiment.start
     if recipe.model.head == "lda" and not biased:
@@ -254,23 +265,25 @@ def headed(loaded: LoadedExperiment, helped: Helped, folder: RunFolder, say: Say
 
     got = folder.tree("head", solved, alone=True)
     up, down = int(got.pop("bytes_up")), int(got.pop("bytes_down"))
-    return replace(helped, experiment=replace(experiment, start={**experiment.start, **got})).paid(
+    return replace(result, experiment=replace(experiment, start={**experiment.start, **got})).plus(
         up, down, {"head.bytes_up": float(up)}
     )
 
 
-def unlabelled(loaded: LoadedExperiment, helped: Helped, teachers: Teachers | None, folder: RunFolder) -> Helped:
+def with_unlabelled(
+    loaded: LoadedExperiment, result: HelpResult, teachers: Teachers | None, folder: RunFolder
+) -> HelpResult:
     """The clients' rows without labels, and how they are looked at."""
-    recipe, experiment = loaded.experiment.recipe, helped.experiment
+    recipe, experiment = loaded.experiment.recipe, result.experiment
     assert recipe.semi is not None
     free = unlabelled_of(loaded.public_split.clients_data)
     # Behind the labelled ones, synthetic rows among them.
-    shards = [loaded.make([*known, *some]) for known, some in zip(helped.rows, free, strict=True)]
+    shards = [loaded.make([*known, *some]) for known, some in zip(result.rows, free, strict=True)]
     answers: Tree = {}
     if teachers is not None:
         answers, places = _own_answers(loaded, "own answers", free, teachers, folder)
-        nothing = [np.full(len(known), -1) for known in helped.rows]
-        shards = [answered(s, np.concatenate([n, p])) for s, n, p in zip(shards, nothing, places, strict=True)]
+        nothing = [np.full(len(known), -1) for known in result.rows]
+        shards = [with_answer_index(s, np.concatenate([n, p])) for s, n, p in zip(shards, nothing, places, strict=True)]
     first = loaded.experiment.train[0]
     auxiliary = Auxiliary(
         rows=tuple(shards),
@@ -278,8 +291,8 @@ def unlabelled(loaded: LoadedExperiment, helped: Helped, teachers: Teachers | No
         answers=answers,
         server=loaded.make(loaded.public_split.labelled) if recipe.semi.server else None,
     )
-    told = float(sum(map(len, free)))
-    return replace(helped, experiment=replace(experiment, auxiliary=auxiliary)).paid(0, 0, {"unlabelled.rows": told})
+    numbers = float(sum(map(len, free)))
+    return replace(result, experiment=replace(experiment, auxiliary=auxiliary)).plus(0, 0, {"unlabelled.rows": numbers})
 
 
 def text_views(loaded: LoadedExperiment) -> TextViews:
@@ -326,6 +339,6 @@ def _at_server(
     return replace(experiment, start=folder.tree(name, made, alone=True))
 
 
-def answered(shard: Shard, answer_N: np.ndarray) -> Shard:
+def with_answer_index(shard: Shard, answer_N: np.ndarray) -> Shard:
     """The shard with each row's place among the answers."""
     return replace(shard, answer=answer_N.astype(np.int64))

@@ -30,26 +30,26 @@ from lichen.data.synthetic.filters import Filter, Rule, Sifted, duplicates, flag
 from lichen.data.synthetic.pool import Pool, Row, mix, save_pool
 from lichen.engines.local import LocalEngine
 from lichen.fm.disclosure import Origin
-from lichen.fm.generation.balance import wanted
+from lichen.fm.generation.balance import texts_to_write
 from lichen.fm.generation.judge import Judge, agreement_N
 from lichen.fm.generation.synthesis import Writer
 from lichen.fm.zero_shot import Teacher
 from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
-from lichen.recipes.help.foundation_models import Faces
+from lichen.recipes.help.foundation_models import FMRegistry
 from lichen.recipes.rows.prepare import ClientData
 from lichen.recipes.schema.help import Synthetic
 from lichen.server.mean import Mean
 from lichen.transforms.privacy import delta_for, sigma_for
 
-__all__ = ["Wrote", "given", "put", "writer_of", "wrote"]
+__all__ = ["SyntheticResult", "deal_out", "write_pool", "write_synthetic", "writer_of"]
 
 Say = Callable[[str], None]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wrote:
+class SyntheticResult:
     """A pool, and what it took.
 
     Attributes:
@@ -65,14 +65,18 @@ class Wrote:
     bytes_down: int = 0
 
 
-def wrote(
-    loaded: LoadedExperiment, faces: Faces, folder: RunFolder, say: Say, teacher: Callable[[], Teacher] | None = None
-) -> Wrote:
+def write_synthetic(
+    loaded: LoadedExperiment,
+    foundation_models: FMRegistry,
+    folder: RunFolder,
+    say: Say,
+    teacher: Callable[[], Teacher] | None = None,
+) -> SyntheticResult:
     """Write, sift, keep: ``pool.jsonl`` in the run's folder holds every text that passed.
 
     Args:
         loaded: The recipe with its rows.
-        faces: Its foundation models.
+        foundation_models: Its foundation models.
         folder: The run's folder.
         say: Called with lines of progress.
         teacher: Who says whether a text has its label, for the filter ``agreement``.
@@ -83,44 +87,46 @@ def wrote(
     recipe = loaded.experiment.recipe
     section = recipe.synthetic
     assert section is not None
-    writer = writer_of(loaded, faces, section)
+    writer = writer_of(loaded, foundation_models, section)
     made = (
-        _evolved(loaded, faces, writer, folder, say) if section.kind == "evolution" else _prompted(loaded, writer, say)
+        _evolved(loaded, foundation_models, writer, folder, say)
+        if section.kind == "evolution"
+        else _prompted(loaded, writer, say)
     )
     if not made.pool.rows:
         raise LichenError(
             f"{writer.fm.name} wrote nothing usable", where="synthetic", fix="ask another way, or another model"
         )
-    rules, up, down = _rules(loaded, faces, section, made.pool, folder, teacher)
+    rules, up, down = _rules(loaded, foundation_models, section, made.pool, folder, teacher)
     sifted = Filter(rules)([row.text for row in made.pool.rows])
     say(f"of what was written: {sifted}")
-    kept = Pool(tuple(made.pool.rows[i] for i in sifted.kept))
-    if not kept.rows:
+    passed = Pool(tuple(made.pool.rows[i] for i in sifted.kept))
+    if not passed.rows:
         raise LichenError(
             "nothing that was written passed the filters", where="synthetic", fix=f"{sifted}; ask another way"
         )
-    put(folder, kept, sifted)
+    write_pool(folder, passed, sifted)
     extra: dict[str, float | str | None] = {
         "synthetic.written": float(len(made.pool.rows)),
-        "synthetic.kept": float(len(kept.rows)),
+        "synthetic.kept": float(len(passed.rows)),
     }
     extra |= {f"synthetic.dropped.{name}": float(count) for name, count in sifted.counts.items()}
     return replace(
-        made, pool=kept, extra={**made.extra, **extra}, bytes_up=made.bytes_up + up, bytes_down=made.bytes_down + down
+        made, pool=passed, extra={**made.extra, **extra}, bytes_up=made.bytes_up + up, bytes_down=made.bytes_down + down
     )
 
 
-def put(folder: RunFolder, pool: Pool, sifted: Sifted) -> None:
+def write_pool(folder: RunFolder, pool: Pool, sifted: Sifted) -> None:
     """``pool.jsonl`` with what passed, and ``dropped.json`` with why the rest did not."""
     if folder.ranks.first:
         save_pool(folder.path / "pool.jsonl", pool)
-        told = {str(i): {"rule": rule, "why": why} for i, (rule, why) in sifted.dropped.items()}
-        folder.write_json("dropped.json", told)
+        dropped = {str(i): {"rule": rule, "why": why} for i, (rule, why) in sifted.dropped.items()}
+        folder.write_json("dropped.json", dropped)
 
 
-def writer_of(loaded: LoadedExperiment, faces: Faces, section: Synthetic) -> Writer:
+def writer_of(loaded: LoadedExperiment, foundation_models: FMRegistry, section: Synthetic) -> Writer:
     """The writer of a recipe, who is shown public labelled rows and no others."""
-    flow = faces.writer(section.name, section.endpoint, ("public", "synthetic"), chat=not section.plain)
+    policy = foundation_models.writer(section.name, section.endpoint, ("public", "synthetic"), chat=not section.plain)
     known = loaded.public_split.labelled
     order = numpy_generator(loaded.experiment.recipe.seed, "examples").permutation(len(known))
     short = [known[i] for i in order if len(known[i].text.split()) <= section.most]
@@ -132,7 +138,7 @@ def writer_of(loaded: LoadedExperiment, faces: Faces, section: Synthetic) -> Wri
             each[label] += 1
             shown.append((label, record.text))
     return Writer(
-        flow.of("public"),
+        policy.of("public"),
         about=section.about or f"a {section.noun}",
         labels={c: section.labels.get(c, c) for c in loaded.classes},
         kind=section.noun,
@@ -147,7 +153,7 @@ def writer_of(loaded: LoadedExperiment, faces: Faces, section: Synthetic) -> Wri
     )
 
 
-def _prompted(loaded: LoadedExperiment, writer: Writer, say: Say) -> Wrote:
+def _prompted(loaded: LoadedExperiment, writer: Writer, say: Say) -> SyntheticResult:
     section, seed = loaded.experiment.recipe.synthetic, derive(loaded.experiment.recipe.seed, "synthetic")
     assert section is not None
     rows: list[Row] = []
@@ -157,14 +163,16 @@ def _prompted(loaded: LoadedExperiment, writer: Writer, say: Say) -> Wrote:
         rows += [
             Row(w.text, label=label, model=writer.fm.name, prompt=w.prompt, seed=w.seed, tokens=w.tokens) for w in found
         ]
-    return Wrote(pool=Pool().grow(rows, generation=0))
+    return SyntheticResult(pool=Pool().grow(rows, generation=0))
 
 
-def _evolved(loaded: LoadedExperiment, faces: Faces, writer: Writer, folder: RunFolder, say: Say) -> Wrote:
+def _evolved(
+    loaded: LoadedExperiment, foundation_models: FMRegistry, writer: Writer, folder: RunFolder, say: Say
+) -> SyntheticResult:
     recipe, classes = loaded.experiment.recipe, loaded.classes
     section = recipe.synthetic
     assert section is not None
-    embed = faces.encoder(section.embedder).embed
+    embed = foundation_models.encoder(section.embedder).embed
     say(f"features of {sum(len(o.train) for o in loaded.clients_data):,} private rows, where they are")
     index = {c: i for i, c in enumerate(classes)}
 
@@ -207,12 +215,12 @@ def _evolved(loaded: LoadedExperiment, faces: Faces, writer: Writer, folder: Run
         checkpoint=folder.checkpoint("evolution", "votes"),
         observers=[lambda report: say(f"votes, round {report.round} of {section.iterations}")],
     )
-    done = evolution.finish(state)
-    promise = str(done.privacy)
+    evolved = evolution.finish(state)
+    promise = str(evolved.privacy)
     pool = Pool().grow(
         [
             Row(text, label=classes[k], model=writer.fm.name, seed=recipe.seed, privacy=promise)
-            for text, k in zip(done.texts, done.labels, strict=True)
+            for text, k in zip(evolved.texts, evolved.labels, strict=True)
         ],
         generation=0,
     )
@@ -220,9 +228,9 @@ def _evolved(loaded: LoadedExperiment, faces: Faces, writer: Writer, folder: Run
         "synthetic.privacy": promise,
         "synthetic.sigma": sigma,
         "synthetic.delta": delta,
-        "synthetic.epsilon": None if section.epsilon is None else done.privacy.epsilon,
+        "synthetic.epsilon": None if section.epsilon is None else evolved.privacy.epsilon,
     }
-    return Wrote(pool=pool, extra=extra, bytes_up=engine.bytes_up, bytes_down=engine.bytes_down)
+    return SyntheticResult(pool=pool, extra=extra, bytes_up=engine.bytes_up, bytes_down=engine.bytes_down)
 
 
 def _enough(writer: Writer, label: str, count: int, seed: int) -> list[str]:
@@ -243,7 +251,7 @@ def _enough(writer: Writer, label: str, count: int, seed: int) -> list[str]:
 
 def _rules(
     loaded: LoadedExperiment,
-    faces: Faces,
+    foundation_models: FMRegistry,
     section: Synthetic,
     pool: Pool,
     folder: RunFolder,
@@ -263,21 +271,23 @@ def _rules(
             agree_N = agreement_N(teacher(), texts, [str(row.label) for row in pool.rows])
             rules["agreement"] = scored(agree_N.tolist(), least=0.5)
         elif name in ("fluency", "harm"):
-            rules[name] = _judged(loaded, faces, section, texts, name)
+            rules[name] = _judged(loaded, foundation_models, section, texts, name)
         else:
             bits, up, down = _leaks(loaded, texts, folder)
             rules["leakage"] = flagged(bits)
     return rules, up, down
 
 
-def _judged(loaded: LoadedExperiment, faces: Faces, section: Synthetic, texts: Sequence[str], name: str) -> Rule:
+def _judged(
+    loaded: LoadedExperiment, foundation_models: FMRegistry, section: Synthetic, texts: Sequence[str], name: str
+) -> Rule:
     """The writer's model on fluency or harm, the line drawn where it leaves out one of a hundred public rows."""
     public_split = loaded.public_split
     real = [record.text for record in (*public_split.labelled, *public_split.unlabelled)][:REAL]
-    flow = faces.writer(section.name, section.endpoint, ("public", "synthetic"), chat=False)
+    policy = foundation_models.writer(section.name, section.endpoint, ("public", "synthetic"), chat=False)
 
     def score_N(some: Sequence[str], origin: Origin) -> torch.Tensor:
-        judge = Judge(flow.of(origin), about=section.about or f"a {section.noun}", kind=section.noun)
+        judge = Judge(policy.of(origin), about=section.about or f"a {section.noun}", kind=section.noun)
         return judge.fluency(some) if name == "fluency" else judge.harm(some)
 
     found, known = score_N(texts, "synthetic").tolist(), score_N(real, "public")
@@ -304,7 +314,7 @@ def _leaks(loaded: LoadedExperiment, texts: Sequence[str], folder: RunFolder) ->
     return flags(mean.close(total, {})[0]), engine.bytes_up, engine.bytes_down
 
 
-def given(loaded: LoadedExperiment, pool: Pool) -> tuple[tuple[tuple[Record, ...], ...], int]:
+def deal_out(loaded: LoadedExperiment, pool: Pool) -> tuple[tuple[tuple[Record, ...], ...], int]:
     """``(each client's real rows with its synthetic ones behind, bytes down)``."""
     recipe = loaded.experiment.recipe
     section = recipe.synthetic
@@ -322,7 +332,7 @@ def given(loaded: LoadedExperiment, pool: Pool) -> tuple[tuple[tuple[Record, ...
 def _lacking(client_data: ClientData, pool: Pool, classes: Sequence[str], seed: int) -> Pool:
     """Of a pool, what evens out a client's classes; it asks for it itself, by label and number."""
     have = Counter(str(r.label) for r in client_data.train)
-    need: Mapping[str | int, int] = wanted({c: have[c] for c in classes}, most=len(pool.rows))
+    need: Mapping[str | int, int] = texts_to_write({c: have[c] for c in classes}, most=len(pool.rows))
     left, taken = dict(need), []
     for i in numpy_generator(seed, "lacking").permutation(len(pool.rows)).tolist():
         label = str(pool.rows[i].label)

@@ -27,18 +27,18 @@ from lichen.models.loading.load import base_digest
 from lichen.recipes.assemble.features import encoder_of, featured
 from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
-from lichen.recipes.help.foundation_models import Faces
+from lichen.recipes.help.foundation_models import FMRegistry
 from lichen.recipes.rows.prepare import is_private
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["Teachers", "answered_with", "ask", "head_teacher"]
+__all__ = ["Teachers", "ask", "classes_in_answer", "head_teacher"]
 
 
-def answered_with(recipe: Recipe, classes: Sequence[str]) -> int:
+def classes_in_answer(recipe: Recipe, classes: Sequence[str]) -> int:
     """Classes in an answer."""
     assert recipe.teacher is not None
-    kept = {"all": len(classes), "label": 1, "top_k": recipe.teacher.top_k}[recipe.teacher.tells]
-    return min(kept, len(classes))
+    count = {"all": len(classes), "label": 1, "top_k": recipe.teacher.top_k}[recipe.teacher.tells]
+    return min(count, len(classes))
 
 
 def ask(
@@ -110,13 +110,13 @@ class Teachers:
 
     Args:
         loaded: The recipe with its rows.
-        faces: Its foundation models.
+        foundation_models: Its foundation models.
         say: Called with lines of progress.
     """
 
-    def __init__(self, loaded: LoadedExperiment, faces: Faces, say: Callable[[str], None]) -> None:
+    def __init__(self, loaded: LoadedExperiment, foundation_models: FMRegistry, say: Callable[[str], None]) -> None:
         assert loaded.experiment.recipe.teacher is not None
-        self._loaded, self._faces, self._say = loaded, faces, say
+        self._loaded, self._foundation_models, self._say = loaded, foundation_models, say
         self._plan = loaded.experiment.recipe.teacher
         self._head: LocalTeacher | None = None
         self._shown: ZeroShot | None = None
@@ -139,16 +139,16 @@ class Teachers:
                 self._head = head_teacher(recipe, rows.labelled, rows.unlabelled, self._loaded.classes, self._say)
             return self._head
         allow = ORIGINS if measured and self._plan.endpoint is None else self._plan.may_see
-        flow = self._faces.writer(self._plan.name, self._plan.endpoint, allow, chat=False)
-        return replace(self._asked(), fm=flow.of(origin))
+        policy = self._foundation_models.writer(self._plan.name, self._plan.endpoint, allow, chat=False)
+        return replace(self._zero_shot(), fm=policy.of(origin))
 
-    def _asked(self) -> ZeroShot:
+    def _zero_shot(self) -> ZeroShot:
         """Calibrated on public texts, once."""
         if self._shown is None:
             plan, public_split = self._plan, self._loaded.public_split
-            flow = self._faces.writer(plan.name, plan.endpoint, plan.may_see, chat=False)
+            policy = self._foundation_models.writer(plan.name, plan.endpoint, plan.may_see, chat=False)
             words = {c: plan.words.get(c, f" {c}") for c in self._loaded.classes}
-            shown = ZeroShot(flow.of("public"), template=plan.template, words=words, calibrate=plan.calibrate)
+            shown = ZeroShot(policy.of("public"), template=plan.template, words=words, calibrate=plan.calibrate)
             if plan.calibrate != "none":
                 shown = shown.over([record.text for record in public_split.unlabelled[:PRIOR]])
             if known := public_split.labelled[:PRIOR]:

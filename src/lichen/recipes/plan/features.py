@@ -27,8 +27,8 @@ from lichen.recipes.assemble.features import encoder_of, featured
 from lichen.recipes.assemble.open import fetch_named, open_recipe
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.workload import Load
-from lichen.recipes.help.steps import answered
-from lichen.recipes.help.teacher import answered_with, ask
+from lichen.recipes.help.steps import with_answer_index
+from lichen.recipes.help.teacher import ask, classes_in_answer
 from lichen.recipes.plan.adapt import expect, flops_of
 from lichen.recipes.plan.estimate import Cost, Disk, Expected, Memory, free_bytes
 from lichen.recipes.plan.flops import arithmetic_of
@@ -198,7 +198,7 @@ def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds:
         *(record for client_data in clients_data for record in client_data.test),
     ]
     passed = _encoder_pass(recipe, features, tokenizer, classes, read, gauge, seconds)
-    texts, count = [record.text for record in public_split.unlabelled], answered_with(recipe, classes)
+    texts, count = [record.text for record in public_split.unlabelled], classes_in_answer(recipe, classes)
     home = RunFolder(folder / "answers", recipe_sha256=recipe_sha256(recipe))
     mute = LocalTeacher(lambda some: torch.zeros(len(some), len(classes)), classes=classes, top_k=count)
     answers, up, down = ask(mute, texts, classes, count, home)
@@ -211,7 +211,7 @@ def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds:
         experiment,
         recipe=only(()),
         start={**experiment.start, **answers},
-        public=answered(loaded.public, np.arange(loaded.public.size)),
+        public=with_answer_index(loaded.public, np.arange(loaded.public.size)),
     )
     plain, learned = (
         expect(b, budget(b, invitations(b)), partial(flops_of, b), folder / name, gauge, say, seconds)

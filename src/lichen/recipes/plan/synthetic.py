@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lichen.clients.distillation.sequence import prompt_of
 from lichen.recipes.assemble.open import LoadedExperiment
-from lichen.recipes.help.foundation_models import Faces
+from lichen.recipes.help.foundation_models import FMRegistry
 from lichen.recipes.help.synthetic import writer_of
 from lichen.recipes.plan.estimate import Cost, Expected
 from lichen.recipes.schema.recipe import Recipe
@@ -57,13 +57,13 @@ def _asked(
 ) -> tuple[int, int, bool, Callable[[int, int], object]]:
     """``(texts, tokens of each at most, behind an endpoint, what writes some texts of some tokens)``."""
     recipe = loaded.experiment.recipe
-    faces = Faces(recipe=recipe.model_copy(update={"kept": str(folder / "kept")}), say=say)
+    foundation_models = FMRegistry(recipe=recipe.model_copy(update={"kept": str(folder / "kept")}), say=say)
     if recipe.synthetic is not None:
         section = recipe.synthetic
         rounds = 1 + section.iterations * section.variations if section.kind == "evolution" else 1
 
         def write(rows: int, tokens: int) -> object:
-            writer = replace(writer_of(loaded, faces, section), most=tokens, tries=1)
+            writer = replace(writer_of(loaded, foundation_models, section), most=tokens, tries=1)
             return writer.write(loaded.classes[0], rows, seed=tokens)
 
         return section.per_class * len(loaded.classes) * rounds, section.most, section.endpoint is not None, write
@@ -73,7 +73,7 @@ def _asked(
     prompts = [prompt for record in loaded.public_split.unlabelled if (prompt := prompt_of(record))]
 
     def speak(rows: int, tokens: int) -> object:
-        fm = faces.writer(plan.name, plan.endpoint, plan.may_see, chat=not plan.plain).of("public")
+        fm = foundation_models.writer(plan.name, plan.endpoint, plan.may_see, chat=not plan.plain).of("public")
         return fm.generate(prompts[:rows], seeds=[0] * rows, most=tokens, temperature=0.0)
 
     return len(prompts), plan.most, plan.endpoint is not None, speak

@@ -108,15 +108,15 @@ def clocked(engine: LocalEngine, gauge: Gauge, *, every: int = 1) -> Laps:
     laps: Laps = []
     engine.stations = {
         name: Station(
-            work=station.work,
+            work=client_task.work,
             source=_Clock(
-                source=station.source,
+                source=client_task.source,
                 settle=gauge.settle,
                 laps=laps,
                 every=1 if name.startswith(("train ", "alone lr")) else every,
             ),
         )
-        for name, station in engine.stations.items()
+        for name, client_task in engine.stations.items()
     }
     return laps
 

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from lichen.recipes.schema.model import Positive, Section, Share
 from lichen.tasks.task import Task
 
-__all__ = ["Asked", "Public", "Semi", "Synthetic", "Teacher", "Use", "refuse_unhelpful"]
+__all__ = ["EndpointConfig", "Public", "Semi", "Synthetic", "Teacher", "Use", "refuse_unhelpful"]
 
 Chance = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -35,7 +35,7 @@ class Public(Section):
     unlabelled: int = Field(default=2000, ge=0, description="public rows without labels")
 
 
-class Asked(Section):
+class EndpointConfig(Section):
     """An endpoint that speaks the OpenAI format, in place of a local model."""
 
     url: str = Field(description="its address, the version included")
@@ -61,7 +61,9 @@ class Teacher(Section):
     """A foundation model reached only through its answers."""
 
     name: str = Field(default="minilm-l6", description="catalog name, local folder or hub id")
-    endpoint: Asked | None = Field(default=None, description="ask this endpoint instead; kind zero-shot, or tells text")
+    endpoint: EndpointConfig | None = Field(
+        default=None, description="ask this endpoint instead; kind zero-shot, or tells text"
+    )
     kind: Literal["head", "zero-shot"] = Field(
         default="head",
         description="`head`: a linear head on the encoder's features, trained on the public labelled rows; "
@@ -122,7 +124,7 @@ class Synthetic(Section):
         description="`prompted`: written by label alone; `evolution`: drawn towards the private rows by private votes",
     )
     name: str = Field(default="smollm2-135m", description="who writes: catalog name, local folder or hub id")
-    endpoint: Asked | None = Field(default=None, description="ask this endpoint instead")
+    endpoint: EndpointConfig | None = Field(default=None, description="ask this endpoint instead")
     embedder: str = Field(default="minilm-l6", description="evolution: the encoder of votes")
     about: str = Field(default="", description="what all texts are, such as: customer reviews of clothing")
     noun: str = Field(default="text", description="what one is called, such as: review")

@@ -208,7 +208,7 @@ class Recipe(Section):
         return task_of(self.task).writes
 
     @property
-    def helped(self) -> bool:
+    def has_help(self) -> bool:
         """A foundation model, or the clients' unlabelled rows, help with the labels."""
         return not (self.teacher is None and self.synthetic is None and self.semi is None)
 
@@ -258,7 +258,7 @@ class Recipe(Section):
                     )
         if self.data.labels is not None and task.writes:
             raise ValueError(f"data.labels: task {task.name} has no labels; remove it")
-        if "without" in self.compare.columns and not self.helped:
+        if "without" in self.compare.columns and not self.has_help:
             raise ValueError("compare.columns: there is no help to go without; remove `without`")
         if self.compare.metric not in (None, *task.metric_names):
             raise ValueError(

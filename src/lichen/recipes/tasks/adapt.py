@@ -29,7 +29,7 @@ from lichen.recipes.assemble.model import SCRATCH, STUDENT_TOKENIZER, base_name_
 from lichen.recipes.assemble.open import LoadedExperiment, fetch_named, open_recipe, shards_of
 from lichen.recipes.assemble.parts import validators_of
 from lichen.recipes.assemble.run_folder import RunFolder
-from lichen.recipes.help.steps import help_of
+from lichen.recipes.help.steps import apply_help
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.rows.prepare import encode
 from lichen.recipes.schema.recipe import Recipe
@@ -52,10 +52,10 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Task
         keep_template(recipe, loaded.tokenizer, folder.path)
     agree(folder, recipe, inputs_of(loaded))
     save_class_names(folder, loaded.classes)
-    helped = help_of(loaded, folder, say)
-    columns = {**helped.columns, **adapt(helped.experiment, folder, watch, say, plain=loaded.experiment)}
+    help_result = apply_help(loaded, folder, say)
+    columns = {**help_result.columns, **adapt(help_result.experiment, folder, watch, say, plain=loaded.experiment)}
     best = columns["federated"].shared or {}
-    extra = dict(helped.extra)
+    extra = dict(help_result.extra)
     if recipe.writes:
         if "base" in columns:
             columns["base"], forms = _best_form(loaded, folder, columns["base"], say)
@@ -77,12 +77,12 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Task
         columns=columns,
         clients=tuple(o.name for o in loaded.clients_data),
         extra=extra,
-        bytes_up=helped.bytes_up,
-        bytes_down=helped.bytes_down,
+        bytes_up=help_result.bytes_up,
+        bytes_down=help_result.bytes_down,
         read=loaded.read,
         validators=len(validators_of(loaded.experiment)),
         counts=counts_of(recipe, loaded.clients_data, loaded.tokenizer),
-        training=trained(helped.experiment, loaded.experiment, columns, read_trace(folder.path))
+        training=trained(help_result.experiment, loaded.experiment, columns, read_trace(folder.path))
         if folder.ranks.first
         else {},
         common_test=shared_test(loaded.clients_data),

@@ -49,7 +49,7 @@ from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.columns import Watch, choose
-from lichen.recipes.tasks.exchange_report import Trained, bytes_of, ensemble_column, save_models, told_by_kind
+from lichen.recipes.tasks.exchange_report import Trained, ensemble_column, public_bytes, save_models, told_by_kind
 from lichen.recipes.tasks.outcome import TaskResult, classified, majority, tested
 from lichen.server.knowledge.ensemble import Ensemble
 from lichen.server.mean import Mean
@@ -83,7 +83,7 @@ def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> T
     columns["majority"] = majority(recipe, loaded.experiment.train, loaded.experiment.test, len(loaded.classes))
     save_models(loaded, heterogeneous, trained, folder)
     # Whoever learns from public rows is sent them once.
-    sent = 0 if heterogeneous.fused else heterogeneous.count * bytes_of(loaded, heterogeneous.public)
+    sent = 0 if heterogeneous.fused else heterogeneous.count * public_bytes(loaded, heterogeneous.public)
     return TaskResult(
         columns=columns,
         clients=tuple(client_data.name for client_data in loaded.clients_data),

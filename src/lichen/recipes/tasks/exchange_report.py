@@ -27,7 +27,7 @@ from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.server.knowledge.ensemble import Ensemble
 
-__all__ = ["Trained", "bytes_of", "ensemble_column", "save_models", "told_by_kind"]
+__all__ = ["Trained", "ensemble_column", "public_bytes", "save_models", "told_by_kind"]
 
 Models = Callable[[str], Tree]
 """The tensors a job brings, by kind."""
@@ -117,7 +117,7 @@ def save_models(
         folder.write_json(f"model/{kind}/config.json", about)
 
 
-def bytes_of(loaded: LoadedExperiment, public: Shard) -> int:
+def public_bytes(loaded: LoadedExperiment, public: Shard) -> int:
     """Of the public rows, as they are sent to one client."""
     if isinstance(public, ArrayShard):
         return int(public.x.nbytes)
