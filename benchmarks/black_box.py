@@ -35,7 +35,6 @@ from endpoint import serving
 from lichen.algorithms.average import Average
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.fedbpt import BlackBox
-from lichen.clients.training.prompt_search import TokenSearch
 from lichen.core.contracts import Aggregator, ClientWork, CohortModel, Report, Station
 from lichen.core.message import Job
 from lichen.core.rounds import run
@@ -52,8 +51,9 @@ from lichen.fm.endpoint import Endpoint
 from lichen.fm.http import HttpFM
 from lichen.fm.local import LocalFM
 from lichen.fm.soft_prompt import SoftPrompt
-from lichen.fm.word_prompt import WordPrompt, encode_bytes
 from lichen.models.loading.load import load_causal
+from lichen.research.prompts.prompt_search import TokenSearch
+from lichen.research.prompts.word_prompt import WordPrompt, encode_bytes
 from lichen.server.evolution import Evolution
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD

@@ -34,7 +34,6 @@ from mutual_sides import judge
 
 from lichen.algorithms.average import Average
 from lichen.allocator import keep_large_buffers
-from lichen.clients.distillation.token_logits import fitting, public_shard
 from lichen.clients.training.diloco import Pace, Worker
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
@@ -45,13 +44,14 @@ from lichen.data.batches.pack_rows import lm_rows
 from lichen.data.batches.shards import TrainSource
 from lichen.data.sources.catalog import fetch
 from lichen.data.sources.readers import chitchat
-from lichen.data.synthetic.diversity import distinct
 from lichen.data.synthetic.pool import Pool, Row
 from lichen.engines.local import LocalEngine
 from lichen.fm.local import LocalFM
 from lichen.models.full import FullCausal
 from lichen.models.loading.load import load_causal
 from lichen.models.students.scratch import Size, save_scratch
+from lichen.research.diversity import distinct
+from lichen.research.mutual.token_logits import fitting, public_shard
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 

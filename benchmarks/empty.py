@@ -28,10 +28,10 @@ from lichen.core.contracts import Batch, Source, Station
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
-from lichen.data.batches.roster import Roster
 from lichen.data.batches.rows import Ragged, TextShard
 from lichen.data.batches.shards import TrainSource
 from lichen.engines.local import LocalEngine
+from lichen.research.roster import Roster
 from lichen.server.mean import Mean
 
 BLOCKS = (1, 8, 64, 256)

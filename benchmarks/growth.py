@@ -68,11 +68,11 @@ def measure(shape: str, clients: int, rank: int, rounds: int) -> dict[str, Any]:
     from lichen.core.contracts import Station
     from lichen.core.message import Job
     from lichen.core.store import ClientStore
-    from lichen.data.batches.roster import Roster
     from lichen.data.batches.rows import Ragged, TextShard
     from lichen.data.batches.shards import TrainSource
     from lichen.engines.block_size import Room
     from lichen.engines.local import LocalEngine
+    from lichen.research.roster import Roster
     from lichen.server.mean import Mean
 
     keep_large_buffers()

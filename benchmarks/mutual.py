@@ -40,11 +40,7 @@ from mutual_sides import CUT, Task, bridge, judge, pretrain, sides
 
 from lichen.algorithms.alone import Alone
 from lichen.algorithms.average import Average, score
-from lichen.algorithms.cotune import CoTune, Pupil, large_of
-from lichen.algorithms.mutual import Group, Mutual
 from lichen.allocator import keep_large_buffers
-from lichen.clients.distillation.token_logits import starts
-from lichen.clients.distillation.train_then_report import Visit, VisitSource
 from lichen.clients.evaluation.metrics import perplexity
 from lichen.core.contracts import Algorithm, Report, Station
 from lichen.core.message import Job
@@ -53,7 +49,11 @@ from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.data.sources.catalog import cache_dir
 from lichen.engines.local import LocalEngine
-from lichen.server.knowledge.select import Select
+from lichen.research.mutual.cotune import CoTune, Pupil, large_of
+from lichen.research.mutual.mutual import Group, Mutual
+from lichen.research.mutual.select import Select
+from lichen.research.mutual.token_logits import starts
+from lichen.research.mutual.train_then_report import Visit, VisitSource
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 

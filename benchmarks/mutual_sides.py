@@ -17,8 +17,6 @@ import torch
 from diloco import Everyone, Held, keep, restore
 
 from lichen.algorithms.average import Average, score
-from lichen.clients.distillation.token_distill import Listen
-from lichen.clients.distillation.token_logits import Tell, fitting, public_shard, spoken
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.evaluation.metrics import perplexity
 from lichen.clients.training.diloco import Pace, Worker
@@ -39,9 +37,11 @@ from lichen.models.cohort import CausalCohort
 from lichen.models.full import FullCausal, save_whole
 from lichen.models.loading.load import load_causal
 from lichen.models.students.scratch import Size, save_scratch
-from lichen.models.tokens.alignment import Bridge
 from lichen.models.tokens.token_targets import Taught
-from lichen.models.tokens.vocabulary import Translation, Vocabulary
+from lichen.research.mutual.alignment import Bridge
+from lichen.research.mutual.token_distill import Listen
+from lichen.research.mutual.token_logits import Tell, fitting, public_shard, spoken
+from lichen.research.mutual.vocabulary import Translation, Vocabulary
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 

@@ -42,8 +42,8 @@ def write_roster(folder: Path, clients: int) -> None:
 
 def open_roster(folder: Path) -> Any:
     """The roster of those files, mapped."""
-    from lichen.data.batches.roster import Roster
     from lichen.data.batches.rows import Ragged, TextShard
+    from lichen.research.roster import Roster
 
     tokens, rows, clients = (
         np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "row_offsets", "client_offsets")

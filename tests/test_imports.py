@@ -17,7 +17,7 @@ FLOORS = (
     ("clients",),
     ("engines", "algorithms", "tasks"),
     ("trust", "present", "allocator", "fl"),
-    ("recipes",),
+    ("recipes", "research"),
     ("shell",),
     ("cli_cache", "cli_compare", "cli_init", "cli_look", "cli_run"),
     ("cli",),

@@ -16,11 +16,11 @@ from safetensors.torch import load, save
 from lichen.clients.training.optimize import clip_C
 from lichen.core.message import Message, concatenate, take
 from lichen.core.tree import digest, plain
+from lichen.research.gkt.gather import Offers
+from lichen.research.pate.pate import NoisyMax
 from lichen.server.evolution import Evolution
 from lichen.server.fair import QFFL, MinMax
 from lichen.server.knowledge.ensemble import Ensemble
-from lichen.server.knowledge.gather import Offers
-from lichen.server.knowledge.pate import NoisyMax
 from lichen.server.knowledge.votes import Votes
 from lichen.server.kseed import SeedSums
 from lichen.server.lda import Lda

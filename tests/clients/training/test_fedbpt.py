@@ -17,7 +17,6 @@ import torch
 from lichen.algorithms.average import Average
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.fedbpt import BlackBox, Search, generation
-from lichen.clients.training.prompt_search import TokenSearch
 from lichen.core.contracts import ServerState, Station
 from lichen.core.fold import serve
 from lichen.core.message import Job, pack_job, pack_message, size, take
@@ -31,8 +30,9 @@ from lichen.fm.endpoint import Endpoint
 from lichen.fm.http import HttpFM
 from lichen.fm.local import LocalFM
 from lichen.fm.soft_prompt import SoftPrompt
-from lichen.fm.word_prompt import WordPrompt, encode_bytes
 from lichen.models.loading.load import load_causal
+from lichen.research.prompts.prompt_search import TokenSearch
+from lichen.research.prompts.word_prompt import WordPrompt, encode_bytes
 from lichen.server.evolution import Evolution
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD

@@ -5,7 +5,7 @@ A round: the clients train the small model's adapters, which are averaged as eve
 used). Then, at the server and on public texts alone, both models tell what they say and each learns from the
 other: what the clients know goes into the large model, what the large one knows into the small, and with it
 back to the clients. Of unequal tokenizers the answers are carried over
-(:class:`lichen.models.tokens.alignment.Bridge`); the paper's are equal.
+(:class:`lichen.research.mutual.alignment.Bridge`); the paper's are equal.
 
 Each model learns from what the other said before this round's listening; the paper asks anew in every step,
 which is the same for a single step and close to it for a few. Who judges sees the small model after it listened.
@@ -27,14 +27,14 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from lichen.algorithms.average import Average, mean_loss, score
-from lichen.algorithms.mutual import carried, fold_here, hear, silent
 from lichen.core import tree as trees
 from lichen.core.contracts import Engine, Report, ServerState, Station
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
-from lichen.models.tokens.alignment import Bridge
+from lichen.research.mutual.alignment import Bridge
+from lichen.research.mutual.mutual import carried, fold_here, hear, silent
 
 __all__ = ["CoTune", "Pupil", "large_of"]
 

@@ -6,11 +6,6 @@ import pytest
 import torch
 
 from lichen.algorithms.average import Average
-from lichen.algorithms.cotune import CoTune, Pupil, large_of
-from lichen.algorithms.mutual import Group, Mutual
-from lichen.clients.distillation.token_distill import Listen
-from lichen.clients.distillation.token_logits import Tell, public_shard, spoken, starts
-from lichen.clients.distillation.train_then_report import Visit, VisitSource
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
@@ -24,10 +19,15 @@ from lichen.engines.local import LocalEngine
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
 from lichen.models.full import FullCausal
-from lichen.models.tokens.alignment import Bridge
 from lichen.models.tokens.token_targets import Taught
-from lichen.models.tokens.vocabulary import Translation, Vocabulary
-from lichen.server.knowledge.select import Select
+from lichen.research.mutual.alignment import Bridge
+from lichen.research.mutual.cotune import CoTune, Pupil, large_of
+from lichen.research.mutual.mutual import Group, Mutual
+from lichen.research.mutual.select import Select
+from lichen.research.mutual.token_distill import Listen
+from lichen.research.mutual.token_logits import Tell, public_shard, spoken, starts
+from lichen.research.mutual.train_then_report import Visit, VisitSource
+from lichen.research.mutual.vocabulary import Translation, Vocabulary
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Everyone

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from lichen.clients.distillation.token_logits import TOLD, Tell, fitting, public_shard, spoken, starts
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, pack_message, size
@@ -12,7 +11,8 @@ from lichen.data.batches.shards import EvalSource
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
 from lichen.models.full import FullCausal
-from lichen.models.tokens.vocabulary import Vocabulary
+from lichen.research.mutual.token_logits import TOLD, Tell, fitting, public_shard, spoken, starts
+from lichen.research.mutual.vocabulary import Vocabulary
 from support.two_tokenizers import TEXTS, model, tokenizer
 
 PUBLIC = public_shard(TEXTS, tokenizer(300))

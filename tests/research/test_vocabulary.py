@@ -13,7 +13,7 @@ from lichen.core.errors import LichenError
 from lichen.data.sources.catalog import fetch
 from lichen.data.sources.readers import sotu
 from lichen.models.students.scratch import train_tokenizer
-from lichen.models.tokens.vocabulary import Translation, Vocabulary, edit_distances
+from lichen.research.mutual.vocabulary import Translation, Vocabulary, edit_distances
 
 words = st.text(alphabet="ab \udc80é", max_size=6)
 

@@ -74,7 +74,7 @@ class TokenSearch:
 
     Args:
         model: Any cohort model with the one trainable tensor ``choice`` ``(L, V)``, rows summing to one,
-            such as :class:`lichen.fm.word_prompt.WordPrompt`; one-hot rows name a prompt.
+            such as :class:`lichen.research.prompts.word_prompt.WordPrompt`; one-hot rows name a prompt.
         samples: S, prompts asked on a batch.
         elite: How many of them are followed.
         rate: How far, in (0, 1].

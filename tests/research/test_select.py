@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from lichen.core.errors import LichenError
 from lichen.core.message import Message, concatenate, take
 from lichen.core.tree import digest, plain
-from lichen.server.knowledge.select import Select
+from lichen.research.mutual.select import Select
 
 STARTS = (0, 2, 5, 5, 6)
 MEMBER = Select(STARTS)

@@ -2,7 +2,7 @@
 
 What leaves is small, and so are its bytes: the ``top_k`` likeliest tokens at every labelled place in two or
 four bytes each, their probabilities in two, and a loss for each text, from which the hearers choose whom to
-believe (:class:`lichen.server.knowledge.select.Select`).
+believe (:class:`lichen.research.mutual.select.Select`).
 
 A text's loss is the sum over its tokens in nats. Every text begins with a token that nobody predicts, so
 that all models are asked for the whole text, and their sums compare whatever their tokens are.
@@ -33,7 +33,7 @@ from lichen.core.parameters import split_shared
 from lichen.core.tree import Tree
 from lichen.data.batches.rows import TextShard
 from lichen.models.tokens.token_targets import Speaker, top_answers
-from lichen.models.tokens.vocabulary import Vocabulary
+from lichen.research.mutual.vocabulary import Vocabulary
 
 __all__ = ["TOLD", "Tell", "TellState", "fitting", "own_params", "public_shard", "spoken", "starts"]
 

@@ -14,9 +14,9 @@ from lichen.core.contracts import Source
 from lichen.core.errors import LichenError
 from lichen.core.fold import blocks
 from lichen.core.seeds import numpy_generator
-from lichen.data.batches.roster import Roster
 from lichen.data.batches.rows import ArrayShard, Ragged, Shard, TextShard
 from lichen.data.batches.shards import EvalSource, MixedSource, TrainSource
+from lichen.research.roster import Roster
 
 ROWS = st.lists(st.integers(1, 40), max_size=6)
 

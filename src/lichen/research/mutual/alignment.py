@@ -2,7 +2,7 @@
 
 Tokens of both sides are paired by dynamic programming: of all ways through the two rows that go forward
 and leave no token out, the one whose pairs lie least apart by edit distance. An answer is carried where one
-token stands against one token and says the same (:class:`lichen.models.tokens.vocabulary.Translation`): there both
+token stands against one token and says the same (:class:`lichen.research.mutual.vocabulary.Translation`): there both
 models were asked the same question. Its tokens are translated, those that meet in one token add their
 probabilities, and what has no translation is left out. All other places get no answer.
 
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from lichen.core.errors import LichenError
-from lichen.models.tokens.vocabulary import Translation, Vocabulary, edit_distances
+from lichen.research.mutual.vocabulary import Translation, Vocabulary, edit_distances
 
 __all__ = ["Bridge", "align", "partners"]
 

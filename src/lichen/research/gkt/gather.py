@@ -32,7 +32,7 @@ _NAMES = ("features", "labels", "logits")
 @final
 @dataclass(frozen=True, slots=True)
 class Offers:
-    """Gathers :class:`lichen.clients.distillation.features.Offer` messages, and keeps each single one."""
+    """Gathers :class:`lichen.research.gkt.features.Offer` messages, and keeps each single one."""
 
     linear = False
     keeps = True

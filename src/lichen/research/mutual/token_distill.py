@@ -5,8 +5,8 @@ The work is :class:`lichen.clients.training.train.Train` over a model that hears
 
 *Whom to believe.* FedMKT's other half: a client that keeps its own tensors believes an answer only on
 texts where the teller's loss was lower than the one it told itself (``told/loss``, from
-:class:`lichen.clients.distillation.token_logits.Tell`); on the others it learns from the text alone. A server has
-chosen already (:class:`lichen.server.knowledge.select.Select`).
+:class:`lichen.research.mutual.token_logits.Tell`); on the others it learns from the text alone. A server has
+chosen already (:class:`lichen.research.mutual.select.Select`).
 
 *What it keeps.* Listening begins with a fresh optimizer and leaves the one of local training as it was: the
 moments of one loss say nothing of the other.
@@ -34,7 +34,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.clients.distillation.token_logits import TOLD, own_params, starts
 from lichen.clients.training.train import Train, TrainState
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch
@@ -43,6 +42,7 @@ from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.data.batches.rows import TextShard
 from lichen.models.tokens.token_targets import Taught
+from lichen.research.mutual.token_logits import TOLD, own_params, starts
 
 __all__ = ["Listen", "ListenState"]
 
@@ -71,7 +71,7 @@ class Listen:
     Args:
         train: How it learns; its model is a :class:`lichen.models.tokens.token_targets.Taught`. With ``personal`` the
             clients' own tensors learn and no tensor leaves; else the difference goes up, as at a server.
-        public: The texts, from :func:`lichen.clients.distillation.token_logits.public_shard`, as this model's tokenizer
+        public: The texts, from :func:`lichen.research.mutual.token_logits.public_shard`, as this model's tokenizer
             has them.
 
     Raises:

@@ -19,12 +19,12 @@ from typing import final
 
 import torch
 
-from lichen.clients.distillation.token_logits import Tell, TellState
 from lichen.clients.training.train import Train, TrainState
 from lichen.core.contracts import Batch, Source
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
+from lichen.research.mutual.token_logits import Tell, TellState
 
 __all__ = ["Visit", "VisitSource", "VisitState"]
 

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lichen.clients.statistics.label_vote import Ballot
 from lichen.core.contracts import Station
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message, size
@@ -26,7 +25,8 @@ from lichen.data.batches.shards import ArrayShard, EvalSource
 from lichen.engines.local import LocalEngine
 from lichen.models.losses import answer_settings, taught_loss
 from lichen.models.students.students import ImageMLP
-from lichen.server.knowledge.pate import NoisyMax, joint_sensitivity
+from lichen.research.pate.label_vote import Ballot
+from lichen.research.pate.pate import NoisyMax, joint_sensitivity
 
 
 def _message(votes_CQ: Tensor, weights: list[float] | None = None) -> Message:

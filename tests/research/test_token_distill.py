@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from lichen.clients.distillation.token_distill import Listen
-from lichen.clients.distillation.token_logits import TOLD, public_shard, starts
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
@@ -15,6 +13,8 @@ from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
 from lichen.models.full import FullCausal
 from lichen.models.tokens.token_targets import Taught
+from lichen.research.mutual.token_distill import Listen
+from lichen.research.mutual.token_logits import TOLD, public_shard, starts
 from support.two_tokenizers import TEXTS, model, tokenizer
 
 PUBLIC = public_shard(TEXTS, tokenizer(300))

@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from lichen.algorithms.average import score
-from lichen.algorithms.gkt import GKT, gkt_stations
-from lichen.clients.distillation.features import Offer
 from lichen.clients.distillation.private_models import AtHome
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer
@@ -24,9 +22,11 @@ from lichen.core.rounds import Observer, run
 from lichen.core.store import ClientStore
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.engines.local import LocalEngine
-from lichen.models.students.stitched import Stem, Stitched
 from lichen.models.students.students import ImageMLP
-from lichen.server.knowledge.gather import Offers
+from lichen.research.gkt.features import Offer
+from lichen.research.gkt.gather import Offers
+from lichen.research.gkt.gkt import GKT, gkt_stations
+from lichen.research.gkt.stitched import Stem, Stitched
 from lichen.server.sampling import Everyone, Uniform
 from support.unlike_students import CLIENTS, everyone, shards
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
-from lichen.data.synthetic.diversity import distance, distinct, vendi
 from lichen.data.synthetic.near_duplicates import close_M
+from lichen.research.diversity import distance, distinct, vendi
 
 
 @given(seed=st.integers(0, 999), rows=st.integers(2, 12), width=st.integers(1, 9))

@@ -3,12 +3,12 @@
 Each client tells its loss on every public text beside its answers. Of a text the answers of the client with
 the lowest loss are kept, and only if that is lower than one's own: who cannot teach is not heard. The clients
 make the second half of the choice themselves, against what the server tells
-(:class:`lichen.clients.distillation.token_distill.Listen`).
+(:class:`lichen.research.mutual.token_distill.Listen`).
 
 Choosing is exact: numbers are compared and copied, never added; equal losses go to the lowest client number.
 So messages may come in any order and grouping, and a total holds one answer a text, however many clients
 there are. Answers of one vocabulary alone can be compared place by place: others are carried over first
-(:class:`lichen.models.tokens.alignment.Bridge`).
+(:class:`lichen.research.mutual.alignment.Bridge`).
 
 References:
     Tao Fan, Guoqiang Ma, Yan Kang, Hanlin Gu, Yuanfeng Song, Lixin Fan, Kai Chen and Qiang Yang. "FedMKT:

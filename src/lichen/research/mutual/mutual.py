@@ -2,8 +2,8 @@
 
 A round: the clients train their own models on their own rows and tell what they now say about public texts;
 the server's model tells as well. Answers are carried into the other side's vocabulary
-(:class:`lichen.models.tokens.alignment.Bridge`). Of each text the server believes the client that knew it best,
-if it knew it better than the server's own model (:class:`lichen.server.knowledge.select.Select`), and learns from these
+(:class:`lichen.research.mutual.alignment.Bridge`). Of each text the server believes the client that knew it best,
+if it knew it better than the server's own model (:class:`lichen.research.mutual.select.Select`), and learns from these
 answers; the clients are sent the server's answers and losses, and believe them where the server knew the
 text better than they did. No parameter ever crosses, so the clients' models may be of any kind and number;
 those of one kind are a :class:`Group`.
@@ -36,8 +36,8 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
-from lichen.models.tokens.alignment import Bridge
-from lichen.server.knowledge.select import Select
+from lichen.research.mutual.alignment import Bridge
+from lichen.research.mutual.select import Select
 from lichen.transforms.delta import view_name
 
 __all__ = ["Group", "Mutual", "carried", "fold_here", "hear"]
@@ -53,7 +53,7 @@ class Group:
         start: The tensors they all begin with, sent with their first job.
         up: Carries their answers to the server's vocabulary.
         down: Carries the server's answers to theirs.
-        visit: Their training and telling, a :class:`lichen.clients.distillation.train_then_report.Visit`.
+        visit: Their training and telling, a :class:`lichen.research.mutual.train_then_report.Visit`.
         listen: Their listening, ``Listen(Train(personal=True))``.
         valid: Their validation on their own tensors; None for none.
         base: Digest of their frozen base model; empty where there is none.
@@ -225,7 +225,7 @@ def hear(station: Station, shared: Tree, answers: Tree, *, seed: int, settings: 
     """``(shared, mean loss)`` after the server has listened; a listening that did not stay finite changes nothing.
 
     Args:
-        station: A :class:`lichen.clients.distillation.token_distill.Listen` that is not personal, and its public
+        station: A :class:`lichen.research.mutual.token_distill.Listen` that is not personal, and its public
             batches.
         shared: Who listens.
         answers: ``answers.index`` and ``answers.prob``.

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from test_vocabulary import real, slow  # noqa: F401  (a fixture is taken by its name)
 
 from lichen.core.errors import LichenError
-from lichen.models.tokens.alignment import Bridge, align, partners
-from lichen.models.tokens.vocabulary import Translation, Vocabulary, edit_distances
+from lichen.research.mutual.alignment import Bridge, align, partners
+from lichen.research.mutual.vocabulary import Translation, Vocabulary, edit_distances
 from support.two_tokenizers import TEXTS, tokenizer
 
 rows = st.lists(st.text(alphabet="ab ", min_size=0, max_size=3), min_size=1, max_size=5)

@@ -1,6 +1,6 @@
 """Votes for one class of each public text, PATE's client; no probability leaves.
 
-The client side of private transfer (:mod:`lichen.server.knowledge.pate`), and the least a client can say of its
+The client side of private transfer (:mod:`lichen.research.pate.pate`), and the least a client can say of its
 model: one byte a text. Every client sees the same public rows, in the same order.
 
 References:

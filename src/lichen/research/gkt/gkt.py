@@ -7,7 +7,7 @@ rows offered, against labels and the clients' opinions alike, and keeps its opin
 client it came from. The model that is judged is the client's small network under the server's large one.
 
 No weights of the large network go down in training, and no gradients cross at all; but see
-:mod:`lichen.clients.distillation.features` for what does leave: labels and features. To judge, the large network's
+:mod:`lichen.research.gkt.features` for what does leave: labels and features. To judge, the large network's
 tensors go down, which is counted like all else.
 
 Labels and opinions weigh the same, at temperature 1; the paper's schedule of both is not followed.
@@ -32,7 +32,6 @@ from torch import Tensor
 
 from lichen.algorithms.average import joined, mean_loss, score, summed, with_best
 from lichen.algorithms.fusion import SUMMED, at_server
-from lichen.clients.distillation.features import Offer
 from lichen.clients.distillation.private_models import AtHome
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.train import Train
@@ -43,9 +42,10 @@ from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import ArrayShard, EvalSource, Shard, TrainSource
-from lichen.models.students.stitched import Stitched
+from lichen.research.gkt.features import Offer
+from lichen.research.gkt.gather import Offers
+from lichen.research.gkt.stitched import Stitched
 from lichen.server.knowledge.ensemble import kept
-from lichen.server.knowledge.gather import Offers
 
 __all__ = ["GKT", "gkt_stations"]
 
