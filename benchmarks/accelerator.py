@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Batch, Station
+from lichen.core.contracts import Batch, ClientTask
 from lichen.core.fold import serve
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
@@ -154,12 +154,12 @@ def agreement(device: str) -> dict[str, float]:
 def train_round(cohort: CausalCohort, source: Rows, block: int, device: str) -> Callable[[], None]:
     """One round of all clients, in blocks."""
     work = Train(cohort, optimizer=ClientOptimizer("adamw", lr=1e-3), clip=1.0)
-    stations = {"train": Station(work=work, source=source)}
+    client_tasks = {"train": ClientTask(work=work, source=source)}
     job = Job(work="train", shared=cohort.init(0), version=0, clients=tuple(range(source.clients)), seed=0)
 
     def go() -> None:
         with TemporaryDirectory() as folder:
-            for message in serve(job, stations, ClientStore(Path(folder)), block_size=block, device=device):
+            for message in serve(job, client_tasks, ClientStore(Path(folder)), block_size=block, device=device):
                 del message
 
     return go

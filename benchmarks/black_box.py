@@ -35,7 +35,7 @@ from endpoint import serving
 from lichen.algorithms.average import Average
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.fedbpt import BlackBox
-from lichen.core.contracts import Aggregator, ClientWork, CohortModel, Report, Station
+from lichen.core.contracts import Aggregator, ClientTask, ClientWork, CohortModel, Report
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.seeds import numpy_generator
@@ -163,9 +163,9 @@ def federated(
     valid_every: int,
 ) -> tuple[Tree, list[dict[str, Any]]]:
     """The best validated tensors and a line a round."""
-    stations = {
-        "train": Station(work=work, source=TrainSource(parts["train"], batch_size=rows, steps=steps)),
-        "valid": Station(work=Evaluate(model), source=EvalSource(parts["valid"], batch_size=16)),
+    client_tasks = {
+        "train": ClientTask(work=work, source=TrainSource(parts["train"], batch_size=rows, steps=steps)),
+        "valid": ClientTask(work=Evaluate(model), source=EvalSource(parts["valid"], batch_size=16)),
     }
     algorithm = Average(
         aggregator=aggregator,
@@ -183,7 +183,7 @@ def federated(
         print(f"    {told[-1]}", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        engine = LocalEngine(stations, ClientStore(Path(folder)), block_size=CLIENTS)
+        engine = LocalEngine(client_tasks, ClientStore(Path(folder)), block_size=CLIENTS)
         state = run(algorithm, engine, lambda: model.init(seed), rounds=rounds, seed=seed, observers=[observe])
     return state.best or state.shared, told
 

@@ -37,7 +37,7 @@ from lichen.allocator import keep_large_buffers
 from lichen.clients.training.diloco import Pace, Worker
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.seeds import derive, numpy_generator
 from lichen.core.tree import Tree
 from lichen.data.batches.pack_rows import lm_rows
@@ -96,7 +96,7 @@ def learn(task: Task, model: Any, start: Tree, tokenizer: Any, texts: Sequence[s
     work = Worker(train, pace=Pace("cosine", steps=task.steps, rounds=1, warmup=task.steps // 10))
     algorithm = Average(aggregator=Mean("uniform"), optimizer=ServerSGD(1.0), sampler=Everyone(),
                         weight_N=torch.ones(1), rounds=1, valid=None)  # fmt: skip
-    engine = LocalEngine({"train": Station(work=work, source=source)}, Held({}))  # type: ignore[arg-type]
+    engine = LocalEngine({"train": ClientTask(work=work, source=source)}, Held({}))  # type: ignore[arg-type]
     state, _ = algorithm.round(algorithm.init(start), engine, seed)
     return dict(state.shared)
 

@@ -30,7 +30,7 @@ import workload
 
 from lichen.allocator import keep_large_buffers
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, Source, Station
+from lichen.core.contracts import Batch, ClientTask, Source
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
@@ -75,7 +75,7 @@ def main() -> None:
     source: Any = experiment.training(experiment.train, batch=fed.batch, steps=fed.steps)
     shared, everyone = dict(experiment.start), tuple(range(workload.CLIENTS))
     job = Job(work="train", shared=shared, version=0, clients=everyone, seed=0)
-    block = asked.block or Room(None)(job, Station(work=train, source=source))
+    block = asked.block or Room(None)(job, ClientTask(work=train, source=source))
     clients: tuple[int, ...] = everyone
     if asked.contestant == "central":
         source = Pooled(source, [everyone[i : i + block] for i in range(0, len(everyone), block)])
@@ -84,7 +84,9 @@ def main() -> None:
         width = block
     aggregator, seconds, losses = Mean(), [], []
     with TemporaryDirectory() as folder:
-        engine = LocalEngine({"train": Station(work=train, source=source)}, ClientStore(Path(folder)), block_size=width)
+        engine = LocalEngine(
+            {"train": ClientTask(work=train, source=source)}, ClientStore(Path(folder)), block_size=width
+        )
         for version in range(asked.rounds):
             begin, total, loss, count = time.perf_counter(), aggregator.zero(), 0.0, 0.0
             seed = derive(0, "round", version)

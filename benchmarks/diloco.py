@@ -43,7 +43,7 @@ from lichen.clients.training.diloco import Pace, Worker, fragment_of
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, ServerState, Station
+from lichen.core.contracts import Batch, ClientTask, ServerState
 from lichen.core.message import Job, size
 from lichen.core.seeds import derive
 from lichen.core.store import load_tree, save_tree
@@ -238,13 +238,13 @@ def judge(ready: Ready, shared: Tree, most: int | None = None) -> float:
         rows = [shard.input_ids[i * shard.size // most] for i in range(most)]
         shard = TextShard(rows, labels=rows, kind="lm")
     source = EvalSource([shard], batch_size=16, pad=ready.pad)
-    engine: Any = LocalEngine({"valid": Station(work=Evaluate(ready.model), source=source)}, Held({}))  # type: ignore[arg-type]
+    engine: Any = LocalEngine({"valid": ClientTask(work=Evaluate(ready.model), source=source)}, Held({}))  # type: ignore[arg-type]
     _, sums = score(engine, Job(work="valid", shared=shared, version=0, clients=(0,), seed=0))
     return perplexity(float(sums["loss_sum"]), float(sums["count"]))
 
 
-def algorithm_of(task: Task, way: Way, ready: Ready) -> tuple[Average, dict[str, Station], int]:
-    """``(algorithm, stations, inner steps a round)`` from where everybody begins."""
+def algorithm_of(task: Task, way: Way, ready: Ready) -> tuple[Average, dict[str, ClientTask], int]:
+    """``(algorithm, client_tasks, inner steps a round)`` from where everybody begins."""
     pace = Pace("cosine", steps=_steps(way), rounds=task.steps // _steps(way), warmup=task.warmup)
     return _algorithm(task, way, ready, pace)
 
@@ -254,7 +254,7 @@ def _steps(way: Way) -> int:
     return (way.every or GATHER) // way.fragments
 
 
-def _algorithm(task: Task, way: Way, ready: Ready, pace: Pace) -> tuple[Average, dict[str, Station], int]:
+def _algorithm(task: Task, way: Way, ready: Ready, pace: Pace) -> tuple[Average, dict[str, ClientTask], int]:
     workers = WORKERS if way.every else 1
     train = Train(
         ready.model,
@@ -272,7 +272,7 @@ def _algorithm(task: Task, way: Way, ready: Ready, pace: Pace) -> tuple[Average,
         rounds=pace.rounds,
         valid=None,
     )
-    return algorithm, {"train": Station(work=work, source=source if way.every else Together(source))}, pace.steps
+    return algorithm, {"train": ClientTask(work=work, source=source if way.every else Together(source))}, pace.steps
 
 
 def begun(task: Task, seed: int) -> Ready:
@@ -282,8 +282,8 @@ def begun(task: Task, seed: int) -> Ready:
         print(f"the common start of seed {seed}: perplexity {judge(ready, ready.start, 768):.2f}", end="", flush=True)
         way = Way(every=0, label="common start", lr=task.common_lr, outer=(1.0, 0.0))
         pace = Pace("constant", steps=GATHER, rounds=task.common // GATHER, warmup=task.warmup)
-        algorithm, stations, _ = _algorithm(task, way, ready, pace)
-        state, engine = algorithm.init(ready.start), LocalEngine(stations, Held({}), block_size=WORKERS)  # type: ignore[arg-type]
+        algorithm, client_tasks, _ = _algorithm(task, way, ready, pace)
+        state, engine = algorithm.init(ready.start), LocalEngine(client_tasks, Held({}), block_size=WORKERS)  # type: ignore[arg-type]
         while state.round < algorithm.rounds:
             state, _ = algorithm.round(state, engine, derive(seed, "common", state.round))
         print(f" to {judge(ready, state.shared, 768):.2f}", flush=True)
@@ -303,9 +303,9 @@ class Everyone:
 def run_cell(task: Task, way: Way, seed: int, *, file: Path | None = None, until: float = float("inf")) -> Any:
     """Train one cell; ``None`` where the time was up first, and it is to be called again."""
     ready = begun(task, seed)
-    algorithm, stations, steps = algorithm_of(task, way, ready)
+    algorithm, client_tasks, steps = algorithm_of(task, way, ready)
     state, held, log = restore(file, algorithm.init(ready.start))
-    engine = LocalEngine(stations, held, block_size=WORKERS)  # type: ignore[arg-type]
+    engine = LocalEngine(client_tasks, held, block_size=WORKERS)  # type: ignore[arg-type]
     engine.bytes_up, engine.bytes_down = log["bytes_up"], log["bytes_down"]
     stride = max(steps, task.steps // task.looks)
     began, spent = time.process_time(), log["seconds"]
@@ -417,9 +417,9 @@ def trial(name: str, rates: Sequence[float]) -> None:
     task, ready = replace(Task(), steps=TRIAL_STEPS), begun(Task(), TRIAL_SEED)
     for lr in rates:
         if (word := f"{lr:g}") not in known.get(name, {}):
-            algorithm, stations, _ = algorithm_of(task, replace(WAYS[name], lr=lr), ready)
+            algorithm, client_tasks, _ = algorithm_of(task, replace(WAYS[name], lr=lr), ready)
             state, held = algorithm.init(ready.start), Held({})
-            engine = LocalEngine(stations, held, block_size=WORKERS)  # type: ignore[arg-type]
+            engine = LocalEngine(client_tasks, held, block_size=WORKERS)  # type: ignore[arg-type]
             while state.round < algorithm.rounds:
                 state, _ = algorithm.round(state, engine, derive(TRIAL_SEED, "round", state.round))
             known.setdefault(name, {})[word] = round(judge(ready, state.shared, 768), 3)

@@ -17,7 +17,7 @@ import torch
 import workload
 
 from lichen.core import tree as trees
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
@@ -34,8 +34,8 @@ def rounds(packing: bool, count: int, clients: int) -> list[tuple[Tree, float]]:
     source = experiment.training(experiment.train, batch=fed.batch, steps=fed.steps)
     shared, out = dict(experiment.start), []
     with TemporaryDirectory() as folder:
-        station = Station(work=trainer(experiment, workload.LR), source=source)
-        engine = LocalEngine({"train": station}, ClientStore(Path(folder)), block_size=8)
+        client_task = ClientTask(work=trainer(experiment, workload.LR), source=source)
+        engine = LocalEngine({"train": client_task}, ClientStore(Path(folder)), block_size=8)
         for version in range(count):
             total, loss, seen = Mean().zero(), 0.0, 0.0
             job = Job(work="train", shared=shared, version=version, clients=tuple(range(clients)), seed=version)

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lichen.core.contracts import Batch, Source, Station
+from lichen.core.contracts import Batch, ClientTask, Source
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
@@ -90,8 +90,8 @@ def microseconds(source: Source, clients: int, block: int, *, private: bool) -> 
     """Processor time a client, best of three rounds."""
     took = []
     with tempfile.TemporaryDirectory() as folder:
-        station = Station(work=Nothing(private=private), source=source)
-        engine = LocalEngine({"empty": station}, ClientStore(Path(folder)), block_size=block)
+        client_task = ClientTask(work=Nothing(private=private), source=source)
+        engine = LocalEngine({"empty": client_task}, ClientStore(Path(folder)), block_size=block)
         for version in range(3):
             start, mean = time.process_time(), Mean()
             total = mean.zero()

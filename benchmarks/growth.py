@@ -65,7 +65,7 @@ def measure(shape: str, clients: int, rank: int, rounds: int) -> dict[str, Any]:
     from lichen.allocator import keep_large_buffers
     from lichen.clients.training.optimize import ClientOptimizer
     from lichen.clients.training.train import Train
-    from lichen.core.contracts import Station
+    from lichen.core.contracts import ClientTask
     from lichen.core.message import Job
     from lichen.core.store import ClientStore
     from lichen.data.batches.rows import Ragged, TextShard
@@ -86,7 +86,7 @@ def measure(shape: str, clients: int, rank: int, rounds: int) -> dict[str, Any]:
     seconds = []
     with TemporaryDirectory() as folder:
         engine = LocalEngine(
-            {"train": Station(work=work, source=source)}, ClientStore(Path(folder)), block_size=Room(None)
+            {"train": ClientTask(work=work, source=source)}, ClientStore(Path(folder)), block_size=Room(None)
         )
         shared = cohort.init(0)
         for version in range(rounds):

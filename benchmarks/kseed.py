@@ -29,9 +29,9 @@ from lichen.algorithms.average import score
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.evaluation.metrics import accuracy, macro_f1
 from lichen.clients.statistics.sufficient import Statistics
-from lichen.clients.training.kseed import Materialized, SeedSteps
-from lichen.clients.training.kseed_replay import Replay
-from lichen.core.contracts import Source, Station
+from lichen.clients.training.kseed import FedKSeed, ReplayedWork
+from lichen.clients.training.kseed_replay import KSeedReplay
+from lichen.core.contracts import ClientTask, Source
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
@@ -41,7 +41,7 @@ from lichen.models.full import FullClassifier
 from lichen.models.loading.initial import head_features, head_start
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.schema.read import read_recipe
-from lichen.server.kseed import AddUnits, SeedSums
+from lichen.server.kseed import KSeedOptimizer, SeedSums
 from lichen.server.ridge import Ridge
 from lichen.server.sampling import Uniform
 
@@ -68,8 +68,8 @@ def start_of(cohort: FullClassifier, experiment: Any, lam: float) -> Tree:
     work = Statistics(head_features(cohort, start), classes=int(cohort.classes or 0))
     rule = Ridge(lam)
     with TemporaryDirectory() as folder:
-        station = Station(work=work, source=experiment.evaluating(experiment.train))
-        engine = LocalEngine({"ridge": station}, ClientStore(Path(folder)), block_size=1)
+        client_task = ClientTask(work=work, source=experiment.evaluating(experiment.train))
+        engine = LocalEngine({"ridge": client_task}, ClientStore(Path(folder)), block_size=1)
         total = rule.zero()
         for message in engine.run(Job(work="ridge", shared={}, version=0, clients=everyone, seed=0)):
             total = rule.add(total, message)
@@ -78,11 +78,11 @@ def start_of(cohort: FullClassifier, experiment: Any, lam: float) -> Tree:
     return head_start(cohort, start, rule.close(total, {})[0], scale_on=rows, scales=SCALES)
 
 
-def judged(cohort: Any, shared: Tree, rows: Source, clients: tuple[int, ...], replay: Replay | None = None) -> Any:
+def judged(cohort: Any, shared: Tree, rows: Source, clients: tuple[int, ...], replay: KSeedReplay | None = None) -> Any:
     """Loss, accuracy and macro F1 over all rows of these clients."""
-    work: Any = Evaluate(cohort) if replay is None else Materialized(Evaluate(cohort), replay)
+    work: Any = Evaluate(cohort) if replay is None else ReplayedWork(Evaluate(cohort), replay)
     with TemporaryDirectory() as folder:
-        engine = LocalEngine({"judge": Station(work=work, source=rows)}, ClientStore(Path(folder)), block_size=1)
+        engine = LocalEngine({"judge": ClientTask(work=work, source=rows)}, ClientStore(Path(folder)), block_size=1)
         _, told = score(engine, Job(work="judge", shared=shared, version=0, clients=clients, seed=0))
     confusion = told["confusion"].sum(0)
     return {
@@ -100,16 +100,16 @@ def cell(seed: int, say: Any = lambda _: None, *, test: bool = True, **changed: 
     experiment, everyone = loaded.experiment, tuple(range(int(s["clients"])))
     cohort = FullClassifier(loaded.foundation, name="minilm-l6", exclude=("embeddings",))
     start = start_of(cohort, experiment, s["lam"])
-    replay = Replay(start, lr=s["lr"], root=derive(seed, "directions"), count=int(s["directions"]))
-    work = SeedSteps(cohort, replay, steps=int(s["steps"]), eps=s["eps"])
+    replay = KSeedReplay(start, lr=s["lr"], root=derive(seed, "directions"), count=int(s["directions"]))
+    work = FedKSeed(cohort, replay, steps=int(s["steps"]), eps=s["eps"])
     source = experiment.training(experiment.train, batch=int(s["batch"]), steps=int(s["steps"]))
-    rule, server, sampler = SeedSums(replay.count), AddUnits(), Uniform(count=int(s["per_round"]))
+    rule, server, sampler = SeedSums(replay.count), KSeedOptimizer(), Uniform(count=int(s["per_round"]))
     weight_N = torch.tensor([shard.size for shard in experiment.train], dtype=torch.float64)
     valid, told = experiment.evaluating(experiment.valid), []
     shared, begin = replay.shared(), judged(cohort, start, valid, everyone)
     say(f"{len(everyone)} clients, {sum(x.numel() for x in start.values()):,} numbers; start {begin}")
     with TemporaryDirectory() as folder:
-        engine = LocalEngine({"train": Station(work=work, source=source)}, ClientStore(Path(folder)), block_size=1)
+        engine = LocalEngine({"train": ClientTask(work=work, source=source)}, ClientStore(Path(folder)), block_size=1)
         for version in range(int(s["rounds"])):
             invited = sampler.invite(weight_N, derive(seed, "invite", version))
             asked = Job(work="train", shared=shared, version=version, clients=invited, seed=derive(seed, version))

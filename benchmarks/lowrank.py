@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Aggregator, Station
+from lichen.core.contracts import Aggregator, ClientTask
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
@@ -64,7 +64,7 @@ def train(loaded: Any, steps: int, folder: Path, *, frozen: tuple[str, ...] = ()
     work = Train(
         experiment.model, optimizer=ClientOptimizer(name="adamw", lr=3e-3), clip=1.0, phases=(frozen,) if frozen else ()
     )
-    station = {"train": Station(work=work, source=experiment.training(experiment.train, batch=4, steps=steps))}
+    client_task = {"train": ClientTask(work=work, source=experiment.training(experiment.train, batch=4, steps=steps))}
     clients = range(len(experiment.train))
     capacity = Capacity(
         tuple(max(1, RANK // 2 ** (k if weaker else 0)) for k in clients),
@@ -75,7 +75,7 @@ def train(loaded: Any, steps: int, folder: Path, *, frozen: tuple[str, ...] = ()
     messages: list[Message] = []
     for client, view in views.items():
         job = Job(work="train", shared=view, version=0, clients=(client,), seed=1)
-        messages += serve(job, station, ClientStore(folder))
+        messages += serve(job, client_task, ClientStore(folder))
     return Round(shared=experiment.start, views=views, messages=messages)
 
 

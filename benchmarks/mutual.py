@@ -42,18 +42,18 @@ from lichen.algorithms.alone import Alone
 from lichen.algorithms.average import Average, score
 from lichen.allocator import keep_large_buffers
 from lichen.clients.evaluation.metrics import perplexity
-from lichen.core.contracts import Algorithm, Report, Station
+from lichen.core.contracts import Algorithm, ClientTask, Report
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.data.sources.catalog import cache_dir
 from lichen.engines.local import LocalEngine
-from lichen.research.mutual.cotune import CoTune, Pupil, large_of
+from lichen.research.mutual.cotune import CoTune, CoTunedModel, large_of
 from lichen.research.mutual.mutual import Group, Mutual
 from lichen.research.mutual.select import Select
 from lichen.research.mutual.token_logits import starts
-from lichen.research.mutual.train_then_report import Visit, VisitSource
+from lichen.research.mutual.train_then_report import TrainThenReport, TrainThenReportSource
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 
@@ -85,14 +85,17 @@ def key_of(task: Task, cell: str) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def mutual(task: Task, folder: Path, seed: int, *, heard: bool) -> tuple[Algorithm, dict[str, Station], Tree]:
+def mutual(task: Task, folder: Path, seed: int, *, transfer: bool) -> tuple[Algorithm, dict[str, ClientTask], Tree]:
     """FedMKT, with or without knowledge."""
     small, large = sides(task, folder, whole=True)
     everyone = tuple(range(task.people))
-    told, local = small.tell(everyone, personal=True), small.local(task.lr, personal=True)
-    stations = {
-        "visit": Station(work=Visit(local.work, tell=told.work), source=VisitSource(local.source, public=told.source)),
-        "listen": small.listen(everyone, task.lr, personal=True),
+    told, local = small.report(everyone, personal=True), small.local(task.lr, personal=True)
+    client_tasks = {
+        "visit": ClientTask(
+            work=TrainThenReport(local.work, report=told.work),
+            source=TrainThenReportSource(local.source, public=told.source),
+        ),
+        "listen": small.distill(everyone, task.lr, personal=True),
         "valid": small.valid(personal=True),
         "common": small.valid(personal=True, common=True),
     }
@@ -102,38 +105,42 @@ def mutual(task: Task, folder: Path, seed: int, *, heard: bool) -> tuple[Algorit
     )  # fmt: skip
     algorithm = Mutual(
         groups=(group,),
-        tell=large.tell((0,), personal=False),
-        listen=large.listen((0,), task.large_lr, personal=False),
+        report=large.report((0,), personal=False),
+        distill=large.distill((0,), task.large_lr, personal=False),
         select=Select(tuple(starts(large.public).tolist())),
         rounds=task.rounds,
-        heard=heard,
+        transfer=transfer,
     )
-    return algorithm, stations, large.model.init(seed)
+    return algorithm, client_tasks, large.model.init(seed)
 
 
-def cotune(task: Task, folder: Path, seed: int, *, how: str) -> tuple[Algorithm, dict[str, Station], Tree]:
+def cotune(task: Task, folder: Path, seed: int, *, how: str) -> tuple[Algorithm, dict[str, ClientTask], Tree]:
     """FedCoLLM, plain averaging, or everybody alone, all with the small model's adapter."""
     small, large = sides(task, folder, whole=False)
     personal = how == "alone"
     lr = task.alone_lr if personal else task.lora_lr
-    stations = {"train": small.local(lr, personal=personal), "valid": small.valid(personal=personal)}
-    stations["common"] = small.valid(personal=personal, common=True)
+    client_tasks = {"train": small.local(lr, personal=personal), "valid": small.valid(personal=personal)}
+    client_tasks["common"] = small.valid(personal=personal, common=True)
     if personal:
-        return Alone(clients=task.people, rounds=task.rounds), stations, small.model.init(seed)
+        return Alone(clients=task.people, rounds=task.rounds), client_tasks, small.model.init(seed)
     average = Average(
         aggregator=Mean(), optimizer=ServerSGD(1.0), sampler=Everyone(), rounds=task.rounds,
         weight_N=torch.tensor([float(shard.size) for shard in small.train]), base=small.model.base,
         valid="valid" if how == "fedavg" else None,
     )  # fmt: skip
     if how == "fedavg":
-        return average, stations, small.model.init(seed)
+        return average, client_tasks, small.model.init(seed)
     pupils = [
-        Pupil(tell=one.tell((0,), personal=False), listen=one.listen((0,), lr, personal=False), hears=bridge(two, one))
+        CoTunedModel(
+            report=one.report((0,), personal=False),
+            distill=one.distill((0,), lr, personal=False),
+            bridge=bridge(two, one),
+        )
         for one, two, lr in ((small, large, task.hear_lr), (large, small, task.large_lr))
     ]
     start = large.model.init(seed)
-    algorithm = CoTune(average=average, small=pupils[0], large=pupils[1], start=start, heard=how == "cotune")
-    return algorithm, stations, small.model.init(seed)
+    algorithm = CoTune(average=average, small=pupils[0], large=pupils[1], start=start, transfer=how == "cotune")
+    return algorithm, client_tasks, small.model.init(seed)
 
 
 WAYS = {"fedmkt": 3, "unheard": 3, "cotune": 5, "reading": 3, "fedavg": 5, "alone": 5}
@@ -152,15 +159,15 @@ def run_cell(task: Task, folder: Path, name: str, until: float) -> dict[str, Any
     way, _, number = name.partition("-s")
     seed = int(number)
     if way in ("fedmkt", "unheard"):
-        algorithm, stations, start = mutual(task, folder, seed, heard=way == "fedmkt")
+        algorithm, client_tasks, start = mutual(task, folder, seed, transfer=way == "fedmkt")
     else:
-        algorithm, stations, start = cotune(task, folder, seed, how=way)
+        algorithm, client_tasks, start = cotune(task, folder, seed, how=way)
     small, large = sides(task, folder, whole=way in ("fedmkt", "unheard"))
     mine = folder / key_of(task, name)
     log_file, place = mine / f"{name}.json", mine / name
     mine.mkdir(exist_ok=True)
     log: list[dict[str, Any]] = json.loads(log_file.read_text()) if log_file.exists() else []
-    engine = LocalEngine(stations, ClientStore(place / "own"), block_size=1)
+    engine = LocalEngine(client_tasks, ClientStore(place / "own"), block_size=1)
 
     def told(report: Report) -> None:
         one = {"round": report.round, "seconds": report.seconds, "up": report.bytes_up, "down": report.bytes_down}

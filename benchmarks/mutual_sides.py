@@ -22,7 +22,7 @@ from lichen.clients.evaluation.metrics import perplexity
 from lichen.clients.training.diloco import Pace, Worker
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.message import Job
 from lichen.core.seeds import derive, numpy_generator
 from lichen.core.tree import Tree
@@ -37,10 +37,10 @@ from lichen.models.cohort import CausalCohort
 from lichen.models.full import FullCausal, save_whole
 from lichen.models.loading.load import load_causal
 from lichen.models.students.scratch import Size, save_scratch
-from lichen.models.tokens.token_targets import Taught
+from lichen.models.tokens.token_targets import DistilledLM
 from lichen.research.mutual.alignment import Bridge
-from lichen.research.mutual.token_distill import Listen
-from lichen.research.mutual.token_logits import Tell, fitting, public_shard, spoken
+from lichen.research.mutual.token_distill import DistillLogits
+from lichen.research.mutual.token_logits import ReportLogits, fitting, labelled_tokens, public_shard
 from lichen.research.mutual.vocabulary import Translation, Vocabulary
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
@@ -139,7 +139,7 @@ def pretrain(task: Task, folder: Path, until: float) -> dict[str, Any] | None:
     )  # fmt: skip
     file = folder / "pretrain.safetensors"
     state, held, log = restore(file, algorithm.init(model.init(0)))
-    engine = LocalEngine({"train": Station(work=work, source=source)}, held)  # type: ignore[arg-type]
+    engine = LocalEngine({"train": ClientTask(work=work, source=source)}, held)  # type: ignore[arg-type]
     apart = public_shard(fitting(texts.apart, [tokenizer], most=task.length), tokenizer)
     while state.round < algorithm.rounds:
         begin = time.perf_counter()
@@ -159,7 +159,7 @@ def pretrain(task: Task, folder: Path, until: float) -> dict[str, Any] | None:
 def judge(model: Any, params: Tree, shards: Sequence[TextShard]) -> float:
     """Perplexity of all these rows together."""
     source = EvalSource(list(shards), batch_size=16)
-    engine = LocalEngine({"valid": Station(work=Evaluate(model), source=source)}, Held({}))  # type: ignore[arg-type]
+    engine = LocalEngine({"valid": ClientTask(work=Evaluate(model), source=source)}, Held({}))  # type: ignore[arg-type]
     job = Job(work="valid", shared=params, version=0, clients=tuple(range(len(shards))), seed=0)
     _, sums = score(engine, job)
     return perplexity(float(sums["loss_sum"].sum()), float(sums["count"].sum()))
@@ -191,33 +191,35 @@ class Side:
     def _cut(self, some: tuple[str, ...]) -> tuple[str, ...]:
         return fitting(some, [self.tokenizer], most=self.task.length)
 
-    def tell(self, clients: Sequence[int], *, personal: bool) -> Station:
-        work = Tell(
+    def report(self, clients: Sequence[int], *, personal: bool) -> ClientTask:
+        work = ReportLogits(
             self.model, public=self.public, vocabulary=self.vocabulary, top_k=self.task.top_k, personal=personal
         )
-        return Station(work=work, source=EvalSource(dict.fromkeys(clients, self.public), batch_size=16))
+        return ClientTask(work=work, source=EvalSource(dict.fromkeys(clients, self.public), batch_size=16))
 
-    def listen(self, clients: Sequence[int], lr: float, *, personal: bool) -> Station:
-        taught = Taught(self.model, lm=self.task.lm, rest=self.task.rest)
+    def distill(self, clients: Sequence[int], lr: float, *, personal: bool) -> ClientTask:
+        taught = DistilledLM(self.model, lm=self.task.lm, rest=self.task.rest)
         train = Train(taught, optimizer=ClientOptimizer("adamw", lr=lr), clip=1.0, personal=personal)
         source = TrainSource(dict.fromkeys(clients, self.public), batch_size=self.task.batch, steps=self.task.listen)
-        return Station(work=Listen(train, public=self.public), source=source)
+        return ClientTask(work=DistillLogits(train, public=self.public), source=source)
 
-    def local(self, lr: float, *, personal: bool) -> Station:
+    def local(self, lr: float, *, personal: bool) -> ClientTask:
         train = Train(self.model, optimizer=ClientOptimizer("adamw", lr=lr), clip=1.0, personal=personal)
         source = TrainSource(self.train, batch_size=self.task.batch, steps=self.task.steps)
-        return Station(work=train, source=source)
+        return ClientTask(work=train, source=source)
 
-    def valid(self, *, personal: bool, common: bool = False) -> Station:
+    def valid(self, *, personal: bool, common: bool = False) -> ClientTask:
         """Everybody on the rows they hold back, or on those of all."""
         held = [pooled(self.held)] * len(self.held) if common else self.held
-        return Station(work=Evaluate(self.model, personal=personal), source=EvalSource(held, batch_size=16))
+        return ClientTask(work=Evaluate(self.model, personal=personal), source=EvalSource(held, batch_size=16))
 
 
 def bridge(teller: Side, hearer: Side) -> Bridge:
     """From one side's answers to the other's."""
     return Bridge.between(
-        Translation(teller.vocabulary, hearer.vocabulary), spoken(teller.public), spoken(hearer.public)
+        Translation(teller.vocabulary, hearer.vocabulary),
+        labelled_tokens(teller.public),
+        labelled_tokens(hearer.public),
     )
 
 

@@ -66,15 +66,15 @@ def _recipe(model: str, data: str, form: str, way: str = "packed") -> Any:
 
 
 def _loaded(recipe: Any) -> tuple[Any, Any, list[Any]]:
-    """``(experiment, its station, test batches of 4 clients)``."""
+    """``(experiment, its client_task, test batches of 4 clients)``."""
     from lichen.recipes.assemble.experiment import grid_name
     from lichen.recipes.assemble.open import open_recipe
-    from lichen.recipes.assemble.parts import stations
+    from lichen.recipes.assemble.parts import client_tasks
 
     experiment = open_recipe(recipe).experiment
-    station = stations(experiment)[f"train {grid_name(recipe.optimizer.lr[0])}"]
+    client_task = client_tasks(experiment)[f"train {grid_name(recipe.optimizer.lr[0])}"]
     tests = experiment.evaluating(experiment.test)
-    return experiment, station, [batch for c in range(len(experiment.test)) for batch in tests.batches((c,), 0)]
+    return experiment, client_task, [batch for c in range(len(experiment.test)) for batch in tests.batches((c,), 0)]
 
 
 def _quality(experiment: Any, shared: Any, tests: list[Any]) -> float:
@@ -106,7 +106,7 @@ def cell(name: str, steps: int) -> dict[str, Any]:
 
     model, data, form = name.split("/")
     gauge = Gauge("cpu")
-    experiment, station, tests = _loaded(_recipe(model, data, form))
+    experiment, client_task, tests = _loaded(_recipe(model, data, form))
     weights, loaded, held = resident_bytes(experiment.model.wrapped.model), gauge.peak(), gauge.now()
     before = _quality(experiment, experiment.start, tests)
     shared, seconds = experiment.start, []
@@ -114,16 +114,16 @@ def cell(name: str, steps: int) -> dict[str, Any]:
     steps = steps if experiment.model.classes is None else 4 * steps
     for version in range(steps):
         job = Job(work="train", shared=shared, version=version, clients=(0,), seed=version, base=experiment.model.base)
-        state = station.work.init(job, (0,), None)
-        for batch in station.source.batches((0,), version):
+        state = client_task.work.init(job, (0,), None)
+        for batch in client_task.source.batches((0,), version):
             start = time.perf_counter()
-            state = station.work.step(state, batch)
+            state = client_task.work.step(state, batch)
             seconds.append(time.perf_counter() - start)
-        message, _ = station.work.final(state)
+        message, _ = client_task.work.final(state)
         shared = {n: x + message.tensors[n][0] for n, x in shared.items()}
     peak = gauge.since()
     with LiveBytes() as live:
-        station.work.step(station.work.init(job, (0,), None), batch)
+        client_task.work.step(client_task.work.init(job, (0,), None), batch)
     return {
         "weights": weights,
         "loaded": loaded,
@@ -145,10 +145,10 @@ def phases(name: str) -> dict[str, Any]:
     from lichen.recipes.assemble.live_bytes import LiveBytes
 
     _, way, groups = name.split("/")
-    experiment, station, _ = _loaded(_recipe("smollm2-135m", "chitchat", "fp32", way))
+    experiment, client_task, _ = _loaded(_recipe("smollm2-135m", "chitchat", "fp32", way))
     turns = layer_phases(experiment.start, int(groups), "up") if int(groups) > 1 else ()
     work, made, seconds = Train(experiment.model, phases=turns), [], []
-    batch = next(iter(station.source.batches((0,), 0)))
+    batch = next(iter(client_task.source.batches((0,), 0)))
     for version in range(int(groups)):
         job = Job(
             work="train", shared=experiment.start, version=version, clients=(0,), seed=0, base=experiment.model.base

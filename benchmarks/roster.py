@@ -82,7 +82,7 @@ def measure(folder: Path) -> dict[str, float]:
 
     from lichen.algorithms.average import Average
     from lichen.clients.training.train import Train
-    from lichen.core.contracts import Station
+    from lichen.core.contracts import ClientTask
     from lichen.core.message import Job
     from lichen.core.store import ClientStore
     from lichen.data.batches.shards import TrainSource
@@ -98,11 +98,11 @@ def measure(folder: Path) -> dict[str, float]:
     roster = open_roster(folder)
     opening = time.process_time() - start
     source = TrainSource(roster, batch_size=2, steps=1)
-    stations = {
-        "train": Station(work=Train(model), source=source),
-        "own": Station(work=Train(model, personal=True), source=source),
+    client_tasks = {
+        "train": ClientTask(work=Train(model), source=source),
+        "own": ClientTask(work=Train(model, personal=True), source=source),
     }
-    engine = LocalEngine(stations, ClientStore(folder / "private"), base=model.base, block_size=64)
+    engine = LocalEngine(client_tasks, ClientStore(folder / "private"), base=model.base, block_size=64)
     average = Average(
         aggregator=Mean(),
         optimizer=ServerSGD(),

@@ -26,7 +26,7 @@ from torch import Tensor
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message, pack_message
 from lichen.core.seeds import derive
@@ -83,13 +83,15 @@ def changes() -> list[Tree]:
     loaded = open_recipe(read_recipe("chat-lora", ["data.max_clients=2"]))
     experiment = loaded.experiment
     work = Train(experiment.model, optimizer=ClientOptimizer(name="adamw", lr=2e-3), clip=1.0)
-    stations = {"train": Station(work=work, source=experiment.training(experiment.train, batch=BATCH, steps=STEPS))}
+    client_tasks = {
+        "train": ClientTask(work=work, source=experiment.training(experiment.train, batch=BATCH, steps=STEPS))
+    }
     shared, out = dict(experiment.start), []
     with TemporaryDirectory() as folder:
         store = ClientStore(Path(folder))
         for version in range(ROUNDS):
             job = Job(work="train", shared=shared, version=version, clients=(0,), seed=derive(0, version))
-            (message,) = serve(job, stations, store)
+            (message,) = serve(job, client_tasks, store)
             out.append(trees.take(message.tensors, 0))
             shared = trees.add(shared, out[-1])
     return out

@@ -81,12 +81,12 @@ def main():
     train = fl.Train(network, optimizer=fl.ClientOptimizer("sgd", lr=0.2))
     batches = fl.TrainSource(shards(slice(0, 1400)), batch_size=16, steps=20)
     every_row = fl.EvalSource(shards(slice(1400, None)), batch_size=64)
-    stations = {
-        "train": fl.Station(work=train, source=batches),
-        "test": fl.Station(work=fl.Evaluate(network), source=every_row),
+    client_tasks = {
+        "train": fl.ClientTask(work=train, source=batches),
+        "test": fl.ClientTask(work=fl.Evaluate(network), source=every_row),
     }
     with tempfile.TemporaryDirectory() as private:
-        engine = fl.LocalEngine(stations, fl.ClientStore(Path(private)))
+        engine = fl.LocalEngine(client_tasks, fl.ClientStore(Path(private)))
         fl.run(FedAvg(), engine, lambda: network.init(0), rounds=50, seed=0, observers=[show])
 
 

@@ -83,10 +83,12 @@ def test_the_round_of_the_example_is_that_of_average(tmp_path: Path) -> None:
     example = load("fedavg")
     example.INVITED = example.CLIENTS  # each draws its clients by a seed of its own
     network = example.Network(10, name="network")
-    train = fl.Station(
+    train = fl.ClientTask(
         work=fl.Train(network), source=fl.TrainSource(example.shards(slice(0, 400)), batch_size=8, steps=3)
     )
-    test = fl.Station(work=fl.Evaluate(network), source=fl.EvalSource(example.shards(slice(400, 600)), batch_size=64))
+    test = fl.ClientTask(
+        work=fl.Evaluate(network), source=fl.EvalSource(example.shards(slice(400, 600)), batch_size=64)
+    )
 
     def shared(algorithm: fl.Algorithm, name: str) -> str:
         engine = fl.LocalEngine({"train": train, "test": test}, fl.ClientStore(tmp_path / name))

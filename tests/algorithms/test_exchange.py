@@ -18,7 +18,7 @@ from lichen.core.tree import digest
 from lichen.engines.local import LocalEngine
 from lichen.server.knowledge.ensemble import Ensemble
 from lichen.server.sampling import Everyone, Uniform
-from support.unlike_students import CLIENTS, KINDS, shards, stations
+from support.unlike_students import CLIENTS, KINDS, client_tasks, shards
 
 ROUNDS = 3
 WEIGHT = torch.ones(CLIENTS, dtype=torch.float64)
@@ -34,7 +34,7 @@ STEPS, DIGEST = 20, 40
 
 
 def engine(folder: Path, *, steps: int = STEPS, digest_steps: int = DIGEST, block: int = 8) -> LocalEngine:
-    return LocalEngine(stations(steps=steps, digest_steps=digest_steps), ClientStore(folder), block_size=block)
+    return LocalEngine(client_tasks(steps=steps, digest_steps=digest_steps), ClientStore(folder), block_size=block)
 
 
 def right_N(engine: LocalEngine, version: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from lichen.algorithms.fusion import Fusion, of_kind, together
 from lichen.clients.distillation.predict import Predict
 from lichen.clients.distillation.private_models import answered, asking
 from lichen.clients.evaluation.evaluate import Evaluate
-from lichen.core.contracts import ServerState, Station
+from lichen.core.contracts import ClientTask, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.rounds import run
@@ -38,11 +38,11 @@ def local(steps: int = 15) -> TrainSource:
 
 
 def engine(folder: Path, *, block: int = 8, steps: int = 15) -> LocalEngine:
-    stations = {}
+    client_tasks = {}
     for kind in KINDS:
-        stations[f"train/{kind}"] = Station(work=train(kind, personal=False), source=local(steps))
-        stations[f"valid/{kind}"] = Station(work=Evaluate(models()[kind]), source=everyone(shards()[2]))
-    return LocalEngine(stations, ClientStore(folder), block_size=block)
+        client_tasks[f"train/{kind}"] = ClientTask(work=train(kind, personal=False), source=local(steps))
+        client_tasks[f"valid/{kind}"] = ClientTask(work=Evaluate(models()[kind]), source=everyone(shards()[2]))
+    return LocalEngine(client_tasks, ClientStore(folder), block_size=block)
 
 
 def fusion(steps: int = 60, **more: object) -> Fusion:
@@ -51,13 +51,13 @@ def fusion(steps: int = 60, **more: object) -> Fusion:
     plain: dict[str, object] = {
         "kinds": KINDS,
         "predict": {
-            kind: Station(
+            kind: ClientTask(
                 work=Predict(models()[kind], rows=public.size, personal=True),
                 source=asking(local(), public, range(CLIENTS)),
             )
             for kind in KINDS
         },
-        "distil": {kind: Station(work=train(kind, personal=False, lr=0.005), source=at_home) for kind in KINDS},
+        "distil": {kind: ClientTask(work=train(kind, personal=False, lr=0.005), source=at_home) for kind in KINDS},
         "aggregator": Mean(),
         "optimizer": ServerSGD(),
         "ensemble": Ensemble("logits", classes=10),

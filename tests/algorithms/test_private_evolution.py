@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lichen.algorithms.private_evolution import Population, PrivateEvolution, QueryCounts
-from lichen.clients.statistics.nearest_vote import Vote
-from lichen.core.contracts import Batch, Report, ServerState, Station
+from lichen.clients.statistics.nearest_vote import NearestNeighborHistogram
+from lichen.core.contracts import Batch, ClientTask, Report, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message, size
 from lichen.core.rounds import run
@@ -64,8 +64,11 @@ def owners(clients: int = 5, rows: int = 12) -> list[ArrayShard]:
 
 
 def engine_of(shards: Sequence[ArrayShard], folder: Path, *, block: int = 8, **more: Any) -> LocalEngine:
-    station = Station(work=Vote(features, **{"report": True, **more}), source=EvalSource(list(shards), batch_size=8))
-    return LocalEngine({"vote": station}, ClientStore(folder), block_size=block)
+    client_task = ClientTask(
+        work=NearestNeighborHistogram(features, **{"report": True, **more}),
+        source=EvalSource(list(shards), batch_size=8),
+    )
+    return LocalEngine({"vote": client_task}, ClientStore(folder), block_size=block)
 
 
 def evolution(clients: int = 5, **more: Any) -> PrivateEvolution:
@@ -184,11 +187,11 @@ def test_shares_of_noise_are_filled_up_for_those_who_stay_away(tmp_path: Path) -
         def run(self, job: Job) -> Any:
             return super().run(replace(job, clients=job.clients[:8]))
 
-    stations = engine_of(empty, tmp_path, **work).stations
+    client_tasks = engine_of(empty, tmp_path, **work).client_tasks
     made = evolution(
         n, sigma=sigma, share=True, bits=10, counts={-1: 1500}, variations=1, parents=False, choice="rank", rounds=1
     )
-    for engine in (LocalEngine(stations, ClientStore(tmp_path)), Half(stations, ClientStore(tmp_path))):
+    for engine in (LocalEngine(client_tasks, ClientStore(tmp_path)), Half(client_tasks, ClientStore(tmp_path))):
         state, _ = go(made, engine)
         assert float(Population.of(state.shared).vote_S.std()) == pytest.approx(sigma, rel=0.06)
 
@@ -210,7 +213,7 @@ def test_without_noise_there_is_no_privacy_and_it_says_so(tmp_path: Path) -> Non
 
 @counted
 def test_says_what_it_will_reveal_before_and_what_it_has_after(tmp_path: Path) -> None:
-    work = Vote(features, most=4)
+    work = NearestNeighborHistogram(features, most=4)
     sensitivity = work.sensitivity("client", "add-or-remove")
     made = evolution(sigma=8.0, sensitivity=sensitivity, rounds=3)
     planned = made.statement()

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from lichen.algorithms.average import Average
-from lichen.algorithms.semi import OrNothing, SemiFL
+from lichen.algorithms.semi import AllowEmpty, SemiFL
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.fixmatch import FixMatch
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Report, Station
+from lichen.core.contracts import ClientTask, Report
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.rounds import run
@@ -62,11 +62,11 @@ def made(
     local = [ArrayShard(x=bare.x[c::CLIENTS], labels=np.full(len(bare.x[c::CLIENTS]), -100)) for c in range(CLIENTS)]
     source = FewLabels(TrainSource(local, batch_size=1, steps=5), unlabelled_rows=32)
     match = FixMatch(train, VIEWS, threshold=threshold, by="received", rows=100)
-    judge = Station(work=Evaluate(MODEL), source=EvalSource([parts["test"]] * CLIENTS, batch_size=256))
-    stations = {"train": Station(work=match, source=source), "valid": judge}
-    engine = LocalEngine(stations, ClientStore(folder / "clients"), block_size=block)
+    judge = ClientTask(work=Evaluate(MODEL), source=EvalSource([parts["test"]] * CLIENTS, batch_size=256))
+    client_tasks = {"train": ClientTask(work=match, source=source), "valid": judge}
+    engine = LocalEngine(client_tasks, ClientStore(folder / "clients"), block_size=block)
     tune = Train(MODEL, optimizer=ClientOptimizer("sgd", lr=lr))
-    own = Station(work=tune, source=TrainSource([parts["server"]], batch_size=20, steps=8))
+    own = ClientTask(work=tune, source=TrainSource([parts["server"]], batch_size=20, steps=8))
     server = LocalEngine({"server": own}, ClientStore(folder / "server"))
     average = Average(
         aggregator=Mean(),
@@ -127,13 +127,13 @@ def test_a_round_nobody_comes_to_and_a_server_that_diverges_change_nothing(parts
 
 def test_where_none_is_sure_of_anything_the_server_goes_on_by_itself(parts: Any, tmp_path: Path) -> None:
     algorithm, engine = made(parts, tmp_path, threshold=1.0)
-    bare = replace(engine.stations["train"].work, rows=None)
-    engine.stations = {"train": replace(engine.stations["train"], work=bare)}
+    bare = replace(engine.client_tasks["train"].work, rows=None)
+    engine.client_tasks = {"train": replace(engine.client_tasks["train"], work=bare)}
     state = algorithm.init(MODEL.init(0))
     after, report = algorithm.round(state, engine, 7)
     assert same(after.shared, algorithm._tuned.tune(state.shared, 0)[0])
     assert (report.metrics["clients"], report.clients) == (0, tuple(range(CLIENTS)))
-    rule = OrNothing(Mean())
+    rule = AllowEmpty(Mean())
     assert rule.linear
     assert not rule.keeps
     (message,) = made(parts, tmp_path / "b")[1].run(

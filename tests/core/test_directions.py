@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lichen.core.directions import PIECE, UNIT, Noise, add_noise, draw, pieces
+from lichen.core.directions import PIECE, UNIT, Directions, add_direction, draw, pieces
 from lichen.core.errors import LichenError
 
 KINDS = ("signs", "bell")
@@ -18,12 +18,12 @@ every = pytest.mark.parametrize("kind", KINDS)
 
 PROGRAM = """
 import hashlib, torch
-from lichen.core.directions import add_noise, draw
+from lichen.core.directions import add_direction, draw
 told = hashlib.sha256()
 for kind in ("signs", "bell"):
     x = torch.arange(300_001) / 2**18 - 0.5
     for seed, factor in ((1, 1e-3), (2, -0.37), (3, 1 / 3)):
-        add_noise(x, seed, "w", factor, kind)
+        add_direction(x, seed, "w", factor, kind)
         told.update(draw(seed, "w", 0, 100_003, kind).numpy().tobytes())
     told.update(x.numpy().tobytes())
 print(told.hexdigest())
@@ -49,7 +49,7 @@ def test_pieces_in_any_cut_are_the_whole(kind, data):
     start = data.draw(st.integers(0, numbers))
     stop = data.draw(st.integers(start, numbers))
     assert torch.equal(draw(3, "w", start, stop, kind), whole[start:stop])
-    noise, cut = Noise(3, "w", kind), data.draw(st.integers(1, 700))
+    noise, cut = Directions(3, "w", kind), data.draw(st.integers(1, 700))
     assert torch.equal(torch.cat([noise.take(p.stop - p.start) for p in pieces(numbers, cut)]), whole)
 
 
@@ -81,7 +81,7 @@ def test_adding_in_place_is_adding_the_whole_direction(kind, dtype):
     wide = torch.promote_types(dtype, torch.float32)
     z = draw(9, "w", 0, numbers, kind).to(wide).view(-1, 1)
     expected = x + (z * (0.3 * UNIT[kind])).to(wide)
-    add_noise(x, 9, "w", 0.3, kind)
+    add_direction(x, 9, "w", 0.3, kind)
     assert x.dtype == dtype
     assert torch.equal(x, expected.to(dtype))
 
@@ -90,7 +90,7 @@ def test_refuses_an_unknown_kind_and_a_tensor_it_cannot_change_in_place():
     with pytest.raises(LichenError, match="unknown noise 'cauchy'"):
         draw(1, "w", 0, 3, "cauchy")
     with pytest.raises(RuntimeError):
-        add_noise(torch.zeros(4, 3).t(), 1, "w", 1.0)
+        add_direction(torch.zeros(4, 3).t(), 1, "w", 1.0)
 
 
 def test_threads_and_processors_draw_the_same_bits():

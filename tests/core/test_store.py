@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lichen.core import tree as trees
-from lichen.core.contracts import Report, ServerState, Station
+from lichen.core.contracts import ClientTask, Report, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message
@@ -130,10 +130,10 @@ class NoBatches:
 
 
 def test_a_round_of_old_and_new_clients_is_served(tmp_path):
-    stations, seen = {"count": Station(work=Counting(), source=NoBatches())}, {}
+    client_tasks, seen = {"count": ClientTask(work=Counting(), source=NoBatches())}, {}
     for version, clients in enumerate([(0, 1, 2), (1, 3), (0, 1, 4)]):
         job = Job(work="count", shared={}, version=version, clients=clients, seed=0)
-        for message in serve(job, stations, ClientStore(tmp_path / "state"), block_size=4):
+        for message in serve(job, client_tasks, ClientStore(tmp_path / "state"), block_size=4):
             seen |= dict(zip(message.client_C.tolist(), message.tensors["n"].tolist(), strict=True))
     assert seen == {0: 2.0, 1: 3.0, 2: 1.0, 3: 1.0, 4: 1.0}
 

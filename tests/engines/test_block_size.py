@@ -11,7 +11,7 @@ import torch
 
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import Job
@@ -25,7 +25,7 @@ from lichen.models.cohort import CausalCohort
 CLIENTS = 7
 
 
-def _station(*, batch: int = 2) -> tuple[Station, CausalCohort]:
+def _station(*, batch: int = 2) -> tuple[ClientTask, CausalCohort]:
     import numpy as np
 
     model = equality.tiny("llama")
@@ -33,7 +33,7 @@ def _station(*, batch: int = 2) -> tuple[Station, CausalCohort]:
     rows = [np.arange(2, 22, dtype=np.int32) for _ in range(4)]
     shards = [TextShard(tuple(rows), labels=tuple(rows), kind="lm") for _ in range(CLIENTS)]
     source = TrainSource(shards, batch_size=batch, steps=2, fixed_width=24)
-    return Station(work=Train(cohort, optimizer=ClientOptimizer("adamw", lr=0.01)), source=source), cohort
+    return ClientTask(work=Train(cohort, optimizer=ClientOptimizer("adamw", lr=0.01)), source=source), cohort
 
 
 def _job(cohort: CausalCohort) -> Job:
@@ -41,30 +41,30 @@ def _job(cohort: CausalCohort) -> Job:
 
 
 def test_bytes_a_token_hardly_depend_on_the_rows_looked_at() -> None:
-    few, many = (need_of(_job(cohort), station) for station, cohort in (_station(batch=1), _station(batch=4)))
+    few, many = (need_of(_job(cohort), client_task) for client_task, cohort in (_station(batch=1), _station(batch=4)))
     assert (few.tokens, many.tokens) == (20, 80)
     assert 0.7 < few.token_bytes / many.token_bytes < 1.5
     assert few.client_bytes == many.client_bytes > 0
 
 
 def test_layers_computed_again_keep_less() -> None:
-    station, cohort = _station()
-    whole = need_of(_job(cohort), station).token_bytes
+    client_task, cohort = _station()
+    whole = need_of(_job(cohort), client_task).token_bytes
     cohort.checkpointing = True
-    assert need_of(_job(cohort), station).token_bytes < whole / 2
+    assert need_of(_job(cohort), client_task).token_bytes < whole / 2
 
 
 def test_a_client_that_does_not_fit_is_computed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    station, cohort = _station()
-    need = need_of(_job(cohort), station)
+    client_task, cohort = _station()
+    need = need_of(_job(cohort), client_task)
     monkeypatch.setattr(room, "free_bytes", lambda device: int(1.9 * need.step_bytes))
-    assert Room(None, may_checkpoint=False)(_job(cohort), station) == 1
+    assert Room(None, may_checkpoint=False)(_job(cohort), client_task) == 1
     assert not cohort.checkpointing
     found = Room(tmp_path / "blocks.json")
-    assert found(_job(cohort), station) >= 1
+    assert found(_job(cohort), client_task) >= 1
     assert cohort.checkpointing
     monkeypatch.setattr(room, "free_bytes", lambda device: 0)
-    assert Room(tmp_path / "blocks.json")(_job(cohort), station) == found(_job(cohort), station), "remembered"
+    assert Room(tmp_path / "blocks.json")(_job(cohort), client_task) == found(_job(cohort), client_task), "remembered"
 
 
 def test_no_more_clients_than_help() -> None:
@@ -77,9 +77,9 @@ def test_no_more_clients_than_help() -> None:
 def test_a_block_without_room_is_halved_and_loses_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ) -> None:
-    station, cohort = _station()
+    client_task, cohort = _station()
     wanted = {
-        int(m.client_C[0]): m for m in serve(_job(cohort), {"train": station}, ClientStore(tmp_path), block_size=1)
+        int(m.client_C[0]): m for m in serve(_job(cohort), {"train": client_task}, ClientStore(tmp_path), block_size=1)
     }
     step = Train.step
     seen: list[int] = []
@@ -91,7 +91,7 @@ def test_a_block_without_room_is_halved_and_loses_nothing(
         return step(self, state, batch)
 
     monkeypatch.setattr(Train, "step", tight)
-    messages = list(serve(_job(cohort), {"train": station}, ClientStore(tmp_path), block_size=CLIENTS))
+    messages = list(serve(_job(cohort), {"train": client_task}, ClientStore(tmp_path), block_size=CLIENTS))
     assert sorted(c for m in messages for c in m.client_C.tolist()) == list(range(CLIENTS))
     assert seen[:2] == [7, 4]
     assert max(seen[2:]) == 2
@@ -102,22 +102,22 @@ def test_a_block_without_room_is_halved_and_loses_nothing(
 
 
 def test_a_single_client_without_room_says_what_to_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    station, cohort = _station()
+    client_task, cohort = _station()
 
     def full(*_: Any) -> Any:
         raise MemoryError
 
     monkeypatch.setattr(Train, "step", full)
     with pytest.raises(LichenError, match=r"federation\.batch"):
-        list(serve(_job(cohort), {"train": station}, ClientStore(tmp_path), block_size=CLIENTS))
+        list(serve(_job(cohort), {"train": client_task}, ClientStore(tmp_path), block_size=CLIENTS))
 
 
 def test_other_faults_are_not_taken_for_a_lack_of_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    station, cohort = _station()
+    client_task, cohort = _station()
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(Train, "step", broken)
     with pytest.raises(RuntimeError, match="shapes"):
-        list(serve(_job(cohort), {"train": station}, ClientStore(tmp_path), block_size=2))
+        list(serve(_job(cohort), {"train": client_task}, ClientStore(tmp_path), block_size=2))

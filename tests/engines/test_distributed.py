@@ -24,7 +24,7 @@ from lichen.core.store import ClientStore
 from lichen.engines.distributed import DistributedEngine, spread
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks, ranks_here
-from lichen.recipes.assemble.parts import stations
+from lichen.recipes.assemble.parts import client_tasks
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerAdam
 from lichen.server.sampling import Uniform
@@ -36,7 +36,7 @@ CLIENTS = 7
 
 def engine(ranks: Ranks, folder: Path, clients: int = CLIENTS, **more: Any) -> DistributedEngine:
     return DistributedEngine(
-        LocalEngine(stations(experiment(clients, **more)), ClientStore(folder), block_size=3), ranks
+        LocalEngine(client_tasks(experiment(clients, **more)), ClientStore(folder), block_size=3), ranks
     )
 
 
@@ -119,7 +119,7 @@ def test_any_number_of_ranks_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_one_rank_is_the_local_engine(tmp_path: Path) -> None:
     made = experiment(CLIENTS)
     job = Job(work="valid", shared=made.start, version=0, clients=tuple(range(CLIENTS)), seed=0)
-    there, local = engine(Ranks(), tmp_path), LocalEngine(stations(made), ClientStore(tmp_path), block_size=3)
+    there, local = engine(Ranks(), tmp_path), LocalEngine(client_tasks(made), ClientStore(tmp_path), block_size=3)
     for a, b in zip(there.run(job), local.run(job), strict=True):
         assert a.client_C.tolist() == b.client_C.tolist()
         assert all(torch.equal(a.metrics[name], b.metrics[name]) for name in b.metrics)

@@ -14,7 +14,7 @@ from lichen.data.batches.shards import ArrayShard
 from lichen.engines.local import LocalEngine
 from lichen.models.students.students import ImageMLP
 from lichen.recipes.assemble.experiment import Experiment
-from lichen.recipes.assemble.parts import stations
+from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.schema.read import read_recipe
 
 RECIPE = {
@@ -50,7 +50,7 @@ def test_any_block_gives_the_same_bytes_and_the_same_count(tmp_path: Path) -> No
     job = Job(work="train lr=0.1", shared=made.start, version=0, clients=(0, 1, 2, 3, 4), seed=3)
     told, counted = [], []
     for size in (1, 2, 5):
-        engine = LocalEngine(stations(made), ClientStore(tmp_path / str(size)), block_size=size)
+        engine = LocalEngine(client_tasks(made), ClientStore(tmp_path / str(size)), block_size=size)
         whole = concatenate(list(engine.run(job)))
         told.append({int(whole.client_C[i]): pack_message(take(whole, i)) for i in range(5)})
         counted.append((engine.bytes_up, engine.bytes_down))
@@ -62,7 +62,7 @@ def test_any_block_gives_the_same_bytes_and_the_same_count(tmp_path: Path) -> No
 
 
 def test_a_job_for_nobody_costs_nothing(tmp_path: Path) -> None:
-    engine = LocalEngine(stations(experiment()), ClientStore(tmp_path))
+    engine = LocalEngine(client_tasks(experiment()), ClientStore(tmp_path))
     assert list(engine.run(Job(work="valid", shared=experiment().start, version=0, clients=(), seed=0))) == []
     assert (engine.bytes_up, engine.bytes_down) == (0, 0)
 
@@ -77,7 +77,7 @@ def test_a_job_for_nobody_costs_nothing(tmp_path: Path) -> None:
 )
 def test_what_it_refuses(tmp_path: Path, more: dict[str, object], words: str) -> None:
     made = experiment()
-    engine = LocalEngine(stations(made), ClientStore(tmp_path), base="a" * 64)
+    engine = LocalEngine(client_tasks(made), ClientStore(tmp_path), base="a" * 64)
     job = {"work": "valid", "shared": made.start, "version": 0, "clients": (0,), "seed": 0, **more}
     with pytest.raises(LichenError, match=words):
         list(engine.run(Job(**job)))  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from lichen.engines.spawned import SpawnedEngine, read_frame, serve_frames, writ
 from lichen.models.students.students import ImageMLP
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.assemble.parts import stations
+from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.schema.read import read_recipe, write_recipe
 from lichen.recipes.tasks.columns import federate
 
@@ -63,7 +63,7 @@ def engine(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_a_run_gives_the_local_engines_bits_and_bytes(
     experiment: Experiment, engine: SpawnedEngine, tmp_path: Path
 ) -> None:
-    local = LocalEngine(stations(experiment), ClientStore(tmp_path / "own"), block_size=4)
+    local = LocalEngine(client_tasks(experiment), ClientStore(tmp_path / "own"), block_size=4)
     reports: dict[str, list[Report]] = {"local": [], "spawned": []}
     for name, where in (("local", local), ("spawned", engine)):
         federate(experiment, where, 0.3, 2, tmp_path / name, reports[name].append)
@@ -75,7 +75,7 @@ def test_a_run_gives_the_local_engines_bits_and_bytes(
 
 def test_private_training_is_equal_too(experiment: Experiment, engine: SpawnedEngine, tmp_path: Path) -> None:
     job = Job(work="alone lr=0.3", shared=experiment.start, version=0, clients=tuple(range(10)), seed=5)
-    local = LocalEngine(stations(experiment), ClientStore(tmp_path), block_size=8)
+    local = LocalEngine(client_tasks(experiment), ClientStore(tmp_path), block_size=8)
     told = []
     for where in (local, engine):
         for version, work in enumerate(("alone lr=0.3", "alone.valid", "alone.test")):
@@ -126,7 +126,7 @@ def small_stations() -> tuple[Any, bytes]:
     )
     recipe = read_recipe("digits", OVERRIDES)
     made = Experiment(recipe=recipe, model=model, start=model.init(0), train=shards, valid=shards, test=shards, pad=0)
-    return stations(made), pack_job(Job(work=TRAIN, shared=made.start, version=0, clients=(0, 1), seed=1))
+    return client_tasks(made), pack_job(Job(work=TRAIN, shared=made.start, version=0, clients=(0, 1), seed=1))
 
 
 STATIONS, JOB = small_stations()

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from lichen.clients.training.optimize import clip_C
 from lichen.core.message import Message, concatenate, take
 from lichen.core.tree import digest, plain
-from lichen.research.gkt.gather import Offers
+from lichen.research.gkt.gather import GatherFeatures
 from lichen.research.pate.pate import NoisyMax
 from lichen.server.evolution import Evolution
 from lichen.server.fair import QFFL, MinMax
@@ -171,7 +171,7 @@ FAMILY = {
     "ensemble-sharp": (Ensemble(classes=3, weigh="confidence", sharpen=0.1), answers),
     "ensemble-classes": (Ensemble(classes=3, weigh="classes"), answers),
     "ensemble-top": (Ensemble(classes=3), top_answers),
-    "offers": (Offers(), offers),
+    "offers": (GatherFeatures(), offers),
     "votes": (Votes(), histograms),
     "votes-noisy": (Votes(3.0, seed=7), histograms),
     "evolution": (Evolution(), searches),

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from lichen.algorithms.average import score
-from lichen.clients.distillation.private_models import AtHome
+from lichen.clients.distillation.private_models import LocalInit
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.contracts import Report, ServerState, Station
+from lichen.core.contracts import ClientTask, Report, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.rounds import Observer, run
@@ -23,9 +23,9 @@ from lichen.core.store import ClientStore
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.engines.local import LocalEngine
 from lichen.models.students.students import ImageMLP
-from lichen.research.gkt.features import Offer
-from lichen.research.gkt.gather import Offers
-from lichen.research.gkt.gkt import GKT, gkt_stations
+from lichen.research.gkt.features import FeatureUpload
+from lichen.research.gkt.gather import GatherFeatures
+from lichen.research.gkt.gkt import GKT, gkt_client_tasks
 from lichen.research.gkt.stitched import Stem, Stitched
 from lichen.server.sampling import Everyone, Uniform
 from support.unlike_students import CLIENTS, everyone, shards
@@ -42,10 +42,10 @@ def stem_training(*, personal: bool = True) -> Train:
 
 def engine(folder: Path, *, steps: int = 10) -> LocalEngine:
     start, test = STEM.init(0), everyone(shards()[2])
-    made = gkt_stations(
+    made = gkt_client_tasks(
         stem_training(), BOTH, start=start, own=TrainSource(shards()[0], batch_size=20, steps=steps), valid=test
     )
-    made["small"] = Station(work=AtHome(Evaluate(STEM, personal=True), start=start), source=test)
+    made["small"] = ClientTask(work=LocalInit(Evaluate(STEM, personal=True), start=start), source=test)
     return LocalEngine(made, ClientStore(folder))
 
 
@@ -150,7 +150,7 @@ def test_nobody_sees_another_clients_answers(tmp_path: Path) -> None:
 
 
 def offered(shard: ArrayShard, own_C: trees.Tree | None = None, batch: int = 4) -> Message:
-    work = AtHome(Offer(STEM), start=STEM.init(0))
+    work = LocalInit(FeatureUpload(STEM), start=STEM.init(0))
     state = work.init(Job(work="offer", shared={}, version=0, clients=(3,), seed=0), (3,), own_C)
     for some in EvalSource({3: shard}, batch_size=batch).batches((3,), 0):
         state = work.step(state, some)
@@ -171,22 +171,22 @@ def test_an_offer_is_the_rows_in_order_and_broken_ones_are_none() -> None:
     broken["params/layer0.weight"][0, 0, 0] = torch.nan
     nothing = offered(shard, broken)
     assert (nothing.weight_C.tolist(), nothing.tensors["labels"].shape) == ([0], (1, 0))
-    assert not Offers().add((), nothing)
+    assert not GatherFeatures().add((), nothing)
     empty = offered(ArrayShard(np.zeros((0, 64), np.float32), labels=np.zeros(0, np.int64)))
-    assert not Offers().add((), empty)
+    assert not GatherFeatures().add((), empty)
 
 
 def test_refuses_nonsense() -> None:
     own, test = TrainSource(shards()[0], batch_size=20, steps=10), everyone(shards()[2])
     with pytest.raises(LichenError, match="personal=True"):
-        gkt_stations(stem_training(personal=False), BOTH, start=STEM.init(0), own=own, valid=test)
+        gkt_client_tasks(stem_training(personal=False), BOTH, start=STEM.init(0), own=own, valid=test)
     with pytest.raises(LichenError, match="0 steps"):
         GKT(top=Train(TOP), batch=1, steps=0, sampler=Everyone(), weight_N=torch.ones(1), rounds=1)
     with pytest.raises(LichenError, match="nobody to keep"):
         GKT(top=stem_training(), batch=1, steps=1, sampler=Everyone(), weight_N=torch.ones(1), rounds=1)
     with pytest.raises(LichenError, match="one at a time"):
-        Offer(STEM).init(Job(work="o", shared={}, version=0, clients=(0, 1), seed=0), (0, 1), None)
+        FeatureUpload(STEM).init(Job(work="o", shared={}, version=0, clients=(0, 1), seed=0), (0, 1), None)
     with pytest.raises(LichenError, match="no client offered"):
-        Offers().close((), {})
+        GatherFeatures().close((), {})
     with pytest.raises(LichenError, match="work Offer"):
-        Offers().add((), replace(offered(shards()[0][0]), tensors={}))
+        GatherFeatures().add((), replace(offered(shards()[0][0]), tensors={}))

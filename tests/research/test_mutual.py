@@ -9,7 +9,7 @@ from lichen.algorithms.average import Average
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
@@ -19,14 +19,14 @@ from lichen.engines.local import LocalEngine
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
 from lichen.models.full import FullCausal
-from lichen.models.tokens.token_targets import Taught
+from lichen.models.tokens.token_targets import DistilledLM
 from lichen.research.mutual.alignment import Bridge
-from lichen.research.mutual.cotune import CoTune, Pupil, large_of
+from lichen.research.mutual.cotune import CoTune, CoTunedModel, large_of
 from lichen.research.mutual.mutual import Group, Mutual
 from lichen.research.mutual.select import Select
-from lichen.research.mutual.token_distill import Listen
-from lichen.research.mutual.token_logits import Tell, public_shard, spoken, starts
-from lichen.research.mutual.train_then_report import Visit, VisitSource
+from lichen.research.mutual.token_distill import DistillLogits
+from lichen.research.mutual.token_logits import ReportLogits, public_shard, spoken, starts
+from lichen.research.mutual.train_then_report import TrainThenReport, TrainThenReportSource
 from lichen.research.mutual.vocabulary import Translation, Vocabulary
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
@@ -50,14 +50,16 @@ def lora(vocabulary, seed=0):
 
 
 def tell(cohort, vocabulary, clients, *, personal):
-    work = Tell(cohort, public=PUBLIC[vocabulary], vocabulary=VOCABULARY[vocabulary], top_k=4, personal=personal)
-    return Station(work=work, source=EvalSource(dict.fromkeys(clients, PUBLIC[vocabulary]), batch_size=4))
+    work = ReportLogits(
+        cohort, public=PUBLIC[vocabulary], vocabulary=VOCABULARY[vocabulary], top_k=4, personal=personal
+    )
+    return ClientTask(work=work, source=EvalSource(dict.fromkeys(clients, PUBLIC[vocabulary]), batch_size=4))
 
 
 def listen(cohort, vocabulary, clients, *, personal, lm=1.0):
-    train = Train(Taught(cohort, lm=lm), optimizer=ADAM, personal=personal)
+    train = Train(DistilledLM(cohort, lm=lm), optimizer=ADAM, personal=personal)
     source = TrainSource(dict.fromkeys(clients, PUBLIC[vocabulary]), batch_size=4, steps=2)
-    return Station(work=Listen(train, public=PUBLIC[vocabulary]), source=source)
+    return ClientTask(work=DistillLogits(train, public=PUBLIC[vocabulary]), source=source)
 
 
 def rows(vocabulary, clients, seed):
@@ -66,18 +68,20 @@ def rows(vocabulary, clients, seed):
 
 def federation(folder, *, rounds=2, heard=True):
     """Three clients: two of one vocabulary with whole models, one of another with an adapter."""
-    groups, stations = [], {}
+    groups, client_tasks = [], {}
     for name, vocabulary, clients, cohort in (
         ("a", SMALL, (0, 2), FullCausal(model(SMALL), name="small")),
         ("b", OTHER, (1,), lora(OTHER)),
     ):
         train = TrainSource(rows(vocabulary, clients, 1000), batch_size=2, steps=2)
         telling = tell(cohort, vocabulary, clients, personal=True)
-        visit = Visit(Train(cohort, optimizer=ADAM, personal=True), tell=telling.work)
-        stations[f"visit-{name}"] = Station(work=visit, source=VisitSource(train, public=telling.source))
-        stations[f"listen-{name}"] = listen(cohort, vocabulary, clients, personal=True)
+        visit = TrainThenReport(Train(cohort, optimizer=ADAM, personal=True), tell=telling.work)
+        client_tasks[f"visit-{name}"] = ClientTask(
+            work=visit, source=TrainThenReportSource(train, public=telling.source)
+        )
+        client_tasks[f"listen-{name}"] = listen(cohort, vocabulary, clients, personal=True)
         valid = EvalSource(rows(vocabulary, clients, 2000), batch_size=4)
-        stations[f"valid-{name}"] = Station(work=Evaluate(cohort, personal=True), source=valid)
+        client_tasks[f"valid-{name}"] = ClientTask(work=Evaluate(cohort, personal=True), source=valid)
         group = Group(
             clients=clients,
             start=cohort.init(0),
@@ -96,7 +100,7 @@ def federation(folder, *, rounds=2, heard=True):
         rounds=rounds,
         heard=heard,
     )
-    return algorithm, LocalEngine(stations, ClientStore(folder)), lambda: large.init(0)
+    return algorithm, LocalEngine(client_tasks, ClientStore(folder)), lambda: large.init(0)
 
 
 def newest(folder):
@@ -136,7 +140,7 @@ def test_stopped_and_gone_on_is_the_same_run(three, tmp_path):
     file = tmp_path / "state.safetensors"
     run(algorithm, engine, start, rounds=1, seed=3, checkpoint=file)
     # A round that dies after its clients have told and listened leaves files that are written again.
-    broken = replace(algorithm, listen=Station(work=algorithm.listen.work, source=EvalSource([], batch_size=1)))
+    broken = replace(algorithm, listen=ClientTask(work=algorithm.listen.work, source=EvalSource([], batch_size=1)))
     with pytest.raises(LichenError, match="no data"):
         run(broken, engine, start, rounds=3, seed=3, checkpoint=file)
     again, engine, start = federation(tmp_path / "own", rounds=3)
@@ -165,9 +169,9 @@ def cotuning(folder, *, rounds=2, vocabulary=SMALL):
     clients = (0, 1, 2)
     train = TrainSource(rows(vocabulary, clients, 1000), batch_size=2, steps=2)
     valid = EvalSource(rows(vocabulary, clients, 2000), batch_size=4)
-    stations = {
-        "train": Station(work=Train(small, optimizer=ADAM), source=train),
-        "valid": Station(work=Evaluate(small), source=valid),
+    client_tasks = {
+        "train": ClientTask(work=Train(small, optimizer=ADAM), source=train),
+        "valid": ClientTask(work=Evaluate(small), source=valid),
     }
     average = Average(
         aggregator=Mean(),
@@ -178,7 +182,7 @@ def cotuning(folder, *, rounds=2, vocabulary=SMALL):
         valid=None,
     )
     pupils = [
-        Pupil(
+        CoTunedModel(
             tell=tell(cohort, mine, (0,), personal=False),
             listen=listen(cohort, mine, (0,), personal=False),
             hears=bridge(other, mine),
@@ -186,7 +190,7 @@ def cotuning(folder, *, rounds=2, vocabulary=SMALL):
         for cohort, mine, other in ((small, vocabulary, LARGE), (large, LARGE, vocabulary))
     ]
     algorithm = CoTune(average=average, small=pupils[0], large=pupils[1], start=large.init(0))
-    return algorithm, LocalEngine(stations, ClientStore(folder)), lambda: small.init(0)
+    return algorithm, LocalEngine(client_tasks, ClientStore(folder)), lambda: small.init(0)
 
 
 @pytest.mark.parametrize("vocabulary", [SMALL, LARGE])
@@ -202,7 +206,7 @@ def test_cotuning_teaches_both_and_resumes(tmp_path, vocabulary):
     assert not any(name.startswith("large/") for name in state.shared)
     # Average's clients are sent the small model and nothing of the large one.
     plain = replace(algorithm.average, rounds=3)
-    alone = LocalEngine(engine.stations, ClientStore(tmp_path / "c"))
+    alone = LocalEngine(engine.client_tasks, ClientStore(tmp_path / "c"))
     _, report = plain.round(plain.init(start()), alone, 7)
     valid_down = reports[1].bytes_down - report.bytes_down
     assert 0 < valid_down <= report.bytes_down

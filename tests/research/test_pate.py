@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message, size
 from lichen.core.store import ClientStore
@@ -25,7 +25,7 @@ from lichen.data.batches.shards import ArrayShard, EvalSource
 from lichen.engines.local import LocalEngine
 from lichen.models.losses import answer_settings, taught_loss
 from lichen.models.students.students import ImageMLP
-from lichen.research.pate.label_vote import Ballot
+from lichen.research.pate.label_vote import LabelVote
 from lichen.research.pate.pate import NoisyMax, joint_sensitivity
 
 
@@ -125,8 +125,8 @@ def test_a_ballot_counts_what_each_clients_own_model_says(tmp_path) -> None:  # 
     own = [model.init(c) for c in range(3)]
     for c in (0, 1, 2):
         store.stage((c,), 1, {f"params/{name}": x[None] for name, x in own[c].items()})
-    station = Station(work=Ballot(model, queries=11), source=EvalSource((public,) * 4, batch_size=4))
-    engine = LocalEngine({"ballot": station}, store, block_size=2)
+    client_task = ClientTask(work=LabelVote(model, queries=11), source=EvalSource((public,) * 4, batch_size=4))
+    engine = LocalEngine({"ballot": client_task}, store, block_size=2)
     job = Job(work="ballot", shared=model.init(9), version=1, clients=(0, 1, 2, 3), seed=0)
     messages = list(engine.run(job))
     rule = NoisyMax(3, sigma=0.0, seed=0)
@@ -162,7 +162,7 @@ def test_nonsense_is_refused() -> None:
     with pytest.raises(LichenError, match=r"pate\.sigma"):
         NoisyMax(3, sigma=-1.0, seed=0)
     with pytest.raises(LichenError, match=r"ballot\.queries"):
-        Ballot(ImageMLP(4, hidden=(), classes=3), queries=0)
+        LabelVote(ImageMLP(4, hidden=(), classes=3), queries=0)
 
 
 def _fields(message: Message) -> dict[str, object]:

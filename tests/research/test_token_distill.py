@@ -12,8 +12,8 @@ from lichen.data.batches.shards import EvalSource, TrainSource
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
 from lichen.models.full import FullCausal
-from lichen.models.tokens.token_targets import Taught
-from lichen.research.mutual.token_distill import Listen
+from lichen.models.tokens.token_targets import DistilledLM
+from lichen.research.mutual.token_distill import DistillLogits
 from lichen.research.mutual.token_logits import TOLD, public_shard, starts
 from support.two_tokenizers import TEXTS, model, tokenizer
 
@@ -59,7 +59,7 @@ def test_loss_and_gradients_equal_the_dense_ones(lm, chunk, rest):
     answers, rows = answers_of(), (0, 2, 3, 7)
     batch = dict(next(EvalSource([PUBLIC], batch_size=8).batches((0,), 0)))
     chosen = torch.tensor([[int(i) if int(i) in rows else -1 for i in batch["index_CB"][0]]])
-    taught = Taught(FULL, lm=lm, rest=rest, chunk=chunk)
+    taught = DistilledLM(FULL, lm=lm, rest=rest, chunk=chunk)
     leaves = {n: x[None].clone().requires_grad_() for n, x in FULL.init(0).items()}
     fixed = {**answers, "answers.at": AT}
     loss_C, count_C = taught.loss(leaves, fixed, {**batch, "answer_CB": chosen})
@@ -76,8 +76,8 @@ def test_loss_and_gradients_equal_the_dense_ones(lm, chunk, rest):
 
 
 def listening(*, personal, lm=1.0, lr=0.02, cohort=FULL):
-    train = Train(Taught(cohort, lm=lm), optimizer=ClientOptimizer("adamw", lr=lr), personal=personal)
-    return Listen(train, public=PUBLIC)
+    train = Train(DistilledLM(cohort, lm=lm), optimizer=ClientOptimizer("adamw", lr=lr), personal=personal)
+    return DistillLogits(train, public=PUBLIC)
 
 
 def listen(work, shared, own_C, clients, *, steps=3, seed=0):
@@ -140,8 +140,8 @@ def test_refusals():
     with pytest.raises(LichenError, match="answers at"):
         listen(listening(personal=False), FULL.init(0), None, (0,))
     with pytest.raises(LichenError, match="hears no answers"):
-        Listen(Train(FULL), public=PUBLIC)
+        DistillLogits(Train(FULL), public=PUBLIC)
     with pytest.raises(LichenError, match="out of range"):
-        Taught(FULL, lm=-1.0)
+        DistilledLM(FULL, lm=-1.0)
     with pytest.raises(LichenError, match="did not come down"):
-        Taught(FULL).loss(trees.broadcast(FULL.init(0), 1), {}, {})
+        DistilledLM(FULL).loss(trees.broadcast(FULL.init(0), 1), {}, {})

@@ -11,7 +11,7 @@ from lichen.data.batches.shards import EvalSource
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
 from lichen.models.full import FullCausal
-from lichen.research.mutual.token_logits import TOLD, Tell, fitting, public_shard, spoken, starts
+from lichen.research.mutual.token_logits import TOLD, ReportLogits, fitting, public_shard, spoken, starts
 from lichen.research.mutual.vocabulary import Vocabulary
 from support.two_tokenizers import TEXTS, model, tokenizer
 
@@ -42,7 +42,7 @@ def apart(cohort, clients):
 @pytest.mark.parametrize("kind", ["full", "lora", "stacked"])
 def test_says_what_the_model_says(kind):
     cohort = cohort_of(kind)
-    work = Tell(cohort, public=PUBLIC, vocabulary=VOCABULARY, top_k=4)
+    work = ReportLogits(cohort, public=PUBLIC, vocabulary=VOCABULARY, top_k=4)
     message, own = tell(work, None, (0,), shared=cohort.init(0))
     assert own is None
     at = starts(PUBLIC).tolist()
@@ -65,7 +65,7 @@ def test_says_what_the_model_says(kind):
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_company_and_batches_change_no_bit(kind):
     cohort = cohort_of(kind)
-    work = Tell(cohort, public=PUBLIC, vocabulary=VOCABULARY, personal=True)
+    work = ReportLogits(cohort, public=PUBLIC, vocabulary=VOCABULARY, personal=True)
     own_C = apart(cohort, (4, 7))
     both, kept = tell(work, own_C, (4, 7))
     alone, _ = tell(work, {n: x[1:] for n, x in own_C.items()}, (7,))
@@ -79,7 +79,7 @@ def test_company_and_batches_change_no_bit(kind):
 
 def test_more_answers_than_tokens_and_a_client_that_went_wrong():
     cohort = cohort_of("full")
-    work = Tell(cohort, public=PUBLIC, vocabulary=VOCABULARY, top_k=400, personal=True)
+    work = ReportLogits(cohort, public=PUBLIC, vocabulary=VOCABULARY, top_k=400, personal=True)
     own_C = apart(cohort, (0, 1))
     for x_C in own_C.values():
         x_C[1] = torch.nan
@@ -106,7 +106,7 @@ def test_public_texts_are_cut_after_words_to_fit_both():
 
 def test_refusals():
     cohort = cohort_of("full")
-    work = Tell(cohort, public=PUBLIC, vocabulary=VOCABULARY, personal=True)
+    work = ReportLogits(cohort, public=PUBLIC, vocabulary=VOCABULARY, personal=True)
     with pytest.raises(LichenError, match="holds no trained tensors"):
         tell(work, None, (0,))
     own_C = apart(cohort, (0,))
@@ -115,5 +115,5 @@ def test_refusals():
     with pytest.raises(LichenError, match="was cut"):
         work.step(state, short)
     with pytest.raises(LichenError, match="answers a place"):
-        Tell(cohort, public=PUBLIC, vocabulary=VOCABULARY, top_k=0)
+        ReportLogits(cohort, public=PUBLIC, vocabulary=VOCABULARY, top_k=0)
     assert np.asarray(PUBLIC.labels[0])[0] == -100

@@ -14,12 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lichen.algorithms.agnostic import Agnostic
+from lichen.algorithms.agnostic import AFL
 from lichen.algorithms.average import Average
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore, load_state, save_state
@@ -27,7 +27,7 @@ from lichen.core.tree import digest
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.engines.local import LocalEngine
 from lichen.models.students.students import ImageMLP
-from lichen.server.fair import QFFL, Ascend, MinMax, gain_of, simplex
+from lichen.server.fair import QFFL, MinMax, MixtureAscent, per_client_gain, simplex
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Uniform
@@ -116,7 +116,7 @@ def test_minmax_weighs_by_its_mixture_and_tells_every_loss() -> None:
 
 def test_ascend_climbs_and_passes_the_step_on() -> None:
     inner = ServerSGD(momentum=0.5)
-    outer = Ascend(inner, clients=3, rate=0.1)
+    outer = MixtureAscent(inner, clients=3, rate=0.1)
     shared = {"b": torch.ones(4)}
     state = outer.init(shared)
     assert state["fair.mixture"].tolist() == pytest.approx([1 / 3] * 3)
@@ -141,9 +141,9 @@ def _unequal(folder, *, work_lr: float = 0.5):  # type: ignore[no-untyped-def]
     shards = tuple(shard(c == 5) for c in range(6))
     model = ImageMLP(2, hidden=(), classes=2)
     train = Train(model, optimizer=ClientOptimizer("sgd", lr=work_lr))
-    stations = {
-        "train": Station(work=train, source=TrainSource(shards, batch_size=20, steps=2)),
-        "valid": Station(work=Evaluate(model), source=EvalSource(shards, batch_size=40)),
+    client_tasks = {
+        "train": ClientTask(work=train, source=TrainSource(shards, batch_size=20, steps=2)),
+        "valid": ClientTask(work=Evaluate(model), source=EvalSource(shards, batch_size=40)),
     }
     average = Average(
         aggregator=Mean("uniform"),
@@ -153,7 +153,7 @@ def _unequal(folder, *, work_lr: float = 0.5):  # type: ignore[no-untyped-def]
         rounds=25,
         valid=None,
     )
-    return model, average, LocalEngine(stations, ClientStore(folder))
+    return model, average, LocalEngine(client_tasks, ClientStore(folder))
 
 
 def _losses(engine, shared) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -166,7 +166,7 @@ def test_fair_rules_raise_the_worst_client_and_a_killed_run_goes_on(tmp_path) ->
     ends = {}
     for name, algorithm in {
         "mean": average,
-        "minmax": Agnostic(average, rate=0.1),
+        "minmax": AFL(average, rate=0.1),
         "qffl": replace(average, aggregator=QFFL(3.0, lr=0.5)),
     }.items():
         state = algorithm.init(model.init(0))
@@ -189,7 +189,7 @@ def test_who_gained() -> None:
     before = torch.linspace(0.0, 1.0, 20)
     after = before.clone()
     after[0], after[1], after[19] = 0.5, 0.02, math.nan
-    told = gain_of(after, before)
+    told = per_client_gain(after, before)
     assert told.gain_N[0] == pytest.approx(0.5)
     assert told.least == pytest.approx(0.02 - 1 / 19)
     assert told.worse == pytest.approx(1 / 19)
@@ -198,7 +198,7 @@ def test_who_gained() -> None:
     assert told.worst_decile == pytest.approx(0.02)
     assert told.worst_decile_before == pytest.approx(0.0)
     with pytest.raises(LichenError, match="both with and without"):
-        gain_of(torch.tensor([math.nan]), torch.tensor([1.0]))
+        per_client_gain(torch.tensor([math.nan]), torch.tensor([1.0]))
 
 
 def test_nonsense_is_refused() -> None:
@@ -220,4 +220,4 @@ def test_nonsense_is_refused() -> None:
     with pytest.raises(LichenError, match=r"aggregator\.q"):
         QFFL(-1.0, lr=0.1)
     with pytest.raises(LichenError, match=r"aggregator\.rate"):
-        Ascend(ServerSGD(), clients=2, rate=0.0)
+        MixtureAscent(ServerSGD(), clients=2, rate=0.0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
-from lichen.server.kseed import AddUnits, SeedSums
+from lichen.server.kseed import KSeedOptimizer, SeedSums
 
 K = 6
 
@@ -55,7 +55,7 @@ def test_a_direction_gone_along_twice_counts_twice():
 
 
 def test_units_add_to_units_without_rounding():
-    server, big = AddUnits(), 2**31 - 10
+    server, big = KSeedOptimizer(), 2**31 - 10
     shared = {"kseed.sums": torch.tensor([big, -3], dtype=torch.int32), "patch.w": torch.ones(1)}
     new, state = server.update({"kseed.sums": torch.tensor([9, 1], dtype=torch.int32)}, server.init(shared), shared)
     assert new["kseed.sums"].tolist() == [2**31 - 1, -2]

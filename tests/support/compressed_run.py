@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from lichen.algorithms.average import Average
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.store import ClientStore
 from lichen.engines.local import LocalEngine
 from lichen.engines.spawned import serve_frames
 from lichen.recipes.assemble.experiment import Experiment
-from lichen.recipes.assemble.parts import stations
+from lichen.recipes.assemble.parts import client_tasks
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Uniform
@@ -29,9 +29,9 @@ UP, DOWN = chain_of(["topk:4/32", "int4"]), chain_of(["topk:8/32", "int4"])
 WORK = "train lr=0.1"
 
 
-def coded(made: Experiment) -> dict[str, Station]:
+def coded(made: Experiment) -> dict[str, ClientTask]:
     """Its stations, with training behind the codec."""
-    known = stations(made)
+    known = client_tasks(made)
     return {**known, WORK: replace(known[WORK], work=Compressed(known[WORK].work, UP))}
 
 

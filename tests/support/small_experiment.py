@@ -12,7 +12,7 @@ from lichen.data.batches.shards import ArrayShard
 from lichen.engines.local import LocalEngine
 from lichen.models.students.students import ImageMLP
 from lichen.recipes.assemble.experiment import Experiment
-from lichen.recipes.assemble.parts import stations
+from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.schema.read import read_recipe
 
 RECIPE: dict[str, Any] = {
@@ -42,4 +42,4 @@ def experiment(clients: int = 4, *, broken: tuple[int, ...] = ()) -> Experiment:
 
 def engine(made: Experiment, folder: Path, *, block: int = 3) -> LocalEngine:
     """The local engine over it."""
-    return LocalEngine(stations(made), ClientStore(folder), block_size=block)
+    return LocalEngine(client_tasks(made), ClientStore(folder), block_size=block)

@@ -7,11 +7,11 @@ from functools import cache
 import numpy as np
 from sklearn.datasets import load_digits
 
-from lichen.clients.distillation.private_models import AtHome, private_stations
+from lichen.clients.distillation.private_models import LocalInit, private_client_tasks
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.contracts import CohortModel, Station
+from lichen.core.contracts import ClientTask, CohortModel
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.models.students.students import ImageMLP
 
@@ -55,13 +55,13 @@ def everyone(shard: ArrayShard) -> EvalSource:
     return EvalSource(dict.fromkeys(range(CLIENTS), shard), batch_size=500)
 
 
-def stations(*, digest_steps: int = 40, steps: int = 30) -> dict[str, Station]:
+def client_tasks(*, digest_steps: int = 40, steps: int = 30) -> dict[str, ClientTask]:
     """Those of private models that exchange answers."""
     own, public, test = shards()
-    out: dict[str, Station] = {}
+    out: dict[str, ClientTask] = {}
     for kind, model in models().items():
         start = model.init(0)
-        out |= private_stations(
+        out |= private_client_tasks(
             kind,
             train(kind, personal=True),
             start=start,
@@ -71,6 +71,6 @@ def stations(*, digest_steps: int = 40, steps: int = 30) -> dict[str, Station]:
             digest_steps=digest_steps,
             counts={c: np.bincount(own[c].labels, minlength=10).tolist() for c in range(CLIENTS)},
         )
-        judge = AtHome(Evaluate(model, personal=True), start=start)
-        out[f"valid/{kind}"] = Station(work=judge, source=everyone(test))
+        judge = LocalInit(Evaluate(model, personal=True), start=start)
+        out[f"valid/{kind}"] = ClientTask(work=judge, source=everyone(test))
     return out

@@ -23,7 +23,7 @@ from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks
 from lichen.engines.spawned import SpawnedEngine
 from lichen.recipes.assemble.experiment import Experiment
-from lichen.recipes.assemble.parts import stations
+from lichen.recipes.assemble.parts import client_tasks
 from lichen.server.mean import Mean
 from lichen.server.sampling import Everyone
 from lichen.transforms.codec import Chain
@@ -158,7 +158,7 @@ def test_the_view_stays_near_the_servers_tensors_and_learns(tmp_path: Path) -> N
     off = sum(float((state.shared[n] - held(state)[n]).square().sum()) for n in made.start) ** 0.5
     assert 0 < off < 0.25 * moved
     plain = compressed_run.average(made, sampler=Everyone(), rounds=25, down=None, aggregator=Mean())
-    engine = LocalEngine(stations(made), ClientStore(tmp_path / "plain"), block_size=3)
+    engine = LocalEngine(client_tasks(made), ClientStore(tmp_path / "plain"), block_size=3)
     exact = run(plain, engine, lambda: made.start, rounds=25, seed=1)
     assert state.best_value < 1.2 * exact.best_value
 
@@ -168,7 +168,7 @@ def test_a_codec_that_loses_nothing_changes_no_result_but_by_rounding(tmp_path: 
     plain = compressed_run.average(made, down=None, aggregator=Mean())
     states = {}
     for name, algorithm in {"plain": plain, "coded": replace(plain, down=Chain())}.items():
-        engine = LocalEngine(stations(made), ClientStore(tmp_path / name), block_size=3)
+        engine = LocalEngine(client_tasks(made), ClientStore(tmp_path / name), block_size=3)
         states[name] = run(algorithm, engine, lambda: made.start, rounds=6, seed=1)
     assert states["plain"].links == {}
     for name, x in states["plain"].shared.items():
@@ -228,7 +228,7 @@ def test_capacities_train_in_jobs_of_their_own_and_are_judged_together(tmp_path:
     made = experiment()
 
     def plain(name: str) -> Watched:
-        return Watched(LocalEngine(stations(made), ClientStore(tmp_path / name), block_size=3))
+        return Watched(LocalEngine(client_tasks(made), ClientStore(tmp_path / name), block_size=3))
 
     algorithm = compressed_run.average(
         made, sampler=Everyone(), down=None, aggregator=Mean(), capacity=Halves(), valid_every=1

@@ -18,14 +18,14 @@ from typing import final
 from lichen.algorithms.average import Average
 from lichen.core.contracts import Engine, Report, ServerState
 from lichen.core.tree import Tree
-from lichen.server.fair import Ascend, MinMax
+from lichen.server.fair import MinMax, MixtureAscent
 
-__all__ = ["Agnostic"]
+__all__ = ["AFL"]
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Agnostic:
+class AFL:
     """Min-max rounds.
 
     Args:
@@ -43,8 +43,8 @@ class Agnostic:
     def __post_init__(self) -> None:
         self._optimizer()
 
-    def _optimizer(self) -> Ascend:
-        return Ascend(self.average.optimizer, clients=len(self.average.weight_N), rate=self.rate)
+    def _optimizer(self) -> MixtureAscent:
+        return MixtureAscent(self.average.optimizer, clients=len(self.average.weight_N), rate=self.rate)
 
     def init(self, shared: Tree) -> ServerState:
         """The state before the first round, with equal shares."""

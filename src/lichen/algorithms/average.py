@@ -37,11 +37,11 @@ SUMMED = ("loss_sum", "count", "tokens", "failed")
 """Metrics that a round adds up."""
 
 
-Told = tuple[Tensor, Mapping[str, Tensor]]
+ClientMetrics = tuple[Tensor, Mapping[str, Tensor]]
 """One message's clients and metrics."""
 
 
-def joined(engine: Engine, told: Sequence[Told]) -> tuple[Tensor, Tree]:
+def joined(engine: Engine, told: Sequence[ClientMetrics]) -> tuple[Tensor, Tree]:
     """``(client_N, metrics)`` of all messages on all ranks, sorted by client."""
     client_N = torch.cat([client_C for client_C, _ in told]) if told else torch.empty(0, dtype=torch.int64)
     return engine.join(client_N, trees.concatenate([dict(metrics) for _, metrics in told]) if told else {})
@@ -150,7 +150,7 @@ class Average:
             base=self.base,
             settings=self._settings(state),
         )
-        total, told = self.aggregator.zero(), list[Told]()
+        total, told = self.aggregator.zero(), list[ClientMetrics]()
         for part in self._parts(job if links is None else links.job(job)):
             for message in engine.run(part):
                 total = self.aggregator.add(total, message)
@@ -159,8 +159,10 @@ class Average:
         _, seen = joined(engine, told)
         sums, metrics = summed(seen)
         if clients and sums["failed"] < len(clients):
-            change, said = self.aggregator.close(total, state.shared if links is None else _began(links, state))
-            metrics.update(said)
+            change, aggregated = self.aggregator.close(
+                total, state.shared if links is None else _clients_start(links, state)
+            )
+            metrics.update(aggregated)
             shared, optimizer = self.optimizer.update(change, state.optimizer, state.shared)
             state = replace(state, shared=shared, optimizer=optimizer)
         if links is not None and self.down is not None:
@@ -220,7 +222,7 @@ class Average:
         return with_best(state, value, job.shared), value
 
 
-def _began(links: Links, state: ServerState) -> Tree:
+def _clients_start(links: Links, state: ServerState) -> Tree:
     """Where the clients began, with the server's own patch, which no codec has rounded."""
     trained = {name: x for name, x in links.view.items() if not name.startswith("patch.")}
     return {**trained, **{name: x for name, x in state.shared.items() if name.startswith("patch.")}}

@@ -9,8 +9,8 @@ FedMD takes the mean as it is; DS-FL sharpens it, and is the same cycle counted 
 down go N rows of K numbers, whatever the models' sizes.
 
 A *kind* is an architecture with its clients; each has its own stations, which
-:func:`lichen.clients.distillation.private_models.private_stations` makes. All that must be remembered is the clients'
-private state and the last answers, so a resumed run goes on as if it had never stopped.
+:func:`lichen.clients.distillation.private_models.private_client_tasks` makes. All that must be remembered is the
+clients' private state and the last answers, so a resumed run goes on as if it had never stopped.
 
 References:
     Daliang Li and Junpu Wang. "FedMD: Heterogenous Federated Learning via Model Distillation." NeurIPS

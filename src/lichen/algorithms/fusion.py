@@ -31,7 +31,7 @@ from torch import Tensor
 from lichen.algorithms.average import joined, summed, with_best
 from lichen.algorithms.exchange import Kinds, check_kinds, means, parted, score_kinds
 from lichen.core import tree as trees
-from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerOptimizer, ServerState, Station
+from lichen.core.contracts import Aggregator, ClientTask, Engine, Report, Sampler, ServerOptimizer, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
@@ -56,12 +56,12 @@ def of_kind(shared: Tree, kind: str) -> Tree:
     return trees.split(shared, f"{kind}/")[0]
 
 
-def at_server(station: Station, job: Job, own_C: Tree | None = None) -> Message:
+def at_server(client_task: ClientTask, job: Job, own_C: Tree | None = None) -> Message:
     """What the server itself gives when it does a client's work: all of the job's clients in one block."""
-    state = station.work.init(job, job.clients, own_C)
-    for batch in station.source.batches(job.clients, job.seed):
-        state = station.work.step(state, batch)
-    return station.work.final(state)[0]
+    state = client_task.work.init(job, job.clients, own_C)
+    for batch in client_task.source.batches(job.clients, job.seed):
+        state = client_task.work.step(state, batch)
+    return client_task.work.final(state)[0]
 
 
 @final
@@ -91,8 +91,8 @@ class Fusion:
     """
 
     kinds: Kinds
-    predict: Mapping[str, Station]
-    distil: Mapping[str, Station]
+    predict: Mapping[str, ClientTask]
+    distil: Mapping[str, ClientTask]
     aggregator: Aggregator
     optimizer: ServerOptimizer
     ensemble: Aggregator

@@ -2,7 +2,7 @@
 
 Each round holds some texts of each label. The model writes ``variations`` of each; all candidates are
 embedded and go down as vectors, never as text; every client votes for those nearest to its own rows
-(:class:`lichen.clients.statistics.nearest_vote.Vote`); the sum of votes gets noise once
+(:class:`lichen.clients.statistics.nearest_vote.NearestNeighborHistogram`); the sum of votes gets noise once
 (:class:`lichen.server.knowledge.votes.Votes`); and the best, or a draw in proportion to votes, are the next round's
 texts. The model is only asked for text, never sees a private row, and no gradient is taken anywhere. The noisy counts
 are all that depends on private data, so :meth:`PrivateEvolution.statement` says what the texts reveal, before anything
@@ -158,8 +158,8 @@ class PrivateEvolution:
         unit: What is protected, a row or a client.
         adjacency: How neighbours differ.
         accountant: Who vouches.
-        share: The noise is the clients': each of the n invited adds N(0, σ²/n), as ``Vote(noise=σ/√n)``.
-            The server adds only what those who did not come would have.
+        share: The noise is the clients': each of the n invited adds N(0, σ²/n), as
+            ``NearestNeighborHistogram(noise=σ/√n)``. The server adds only what those who did not come would have.
         bits: Those of the clients' votes.
         threshold: Votes below which a count is as good as none; for ``"sample"``.
         choice: ``"rank"`` keeps the most voted, ``"sample"`` draws with replacement in proportion.

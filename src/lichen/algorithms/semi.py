@@ -34,14 +34,14 @@ from lichen.core.parameters import split_shared
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
-__all__ = ["FineTuned", "OrNothing", "SemiFL"]
+__all__ = ["AllowEmpty", "FineTuned", "SemiFL"]
 
 _ROUND, _LOSS = "server.round", "server.loss"
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class OrNothing:
+class AllowEmpty:
     """An aggregator for rounds in which it may be that nobody has anything to say: the change is then zero.
 
     A total is ``(the aggregator's, messages with a weight)``.
@@ -189,7 +189,7 @@ class SemiFL:
 
     @property
     def _averaged(self) -> Average:
-        return replace(self.clients, aggregator=OrNothing(self.clients.aggregator), optimizer=self._tuned)
+        return replace(self.clients, aggregator=AllowEmpty(self.clients.aggregator), optimizer=self._tuned)
 
     @property
     def _tuned(self) -> FineTuned:

@@ -22,6 +22,7 @@ __all__ = [
     "Aggregator",
     "Algorithm",
     "Batch",
+    "ClientTask",
     "ClientWork",
     "CohortModel",
     "Costed",
@@ -32,7 +33,6 @@ __all__ = [
     "ServerOptimizer",
     "ServerState",
     "Source",
-    "Station",
 ]
 
 Batch = Mapping[str, Tensor]
@@ -123,7 +123,7 @@ class ClientWork(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Station:
+class ClientTask:
     """One thing a node can be asked to do: a work and the batches it folds over."""
 
     work: ClientWork

@@ -34,7 +34,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 
-__all__ = ["PIECE", "UNIT", "Kind", "Noise", "add_noise", "draw", "pieces"]
+__all__ = ["PIECE", "UNIT", "Directions", "Kind", "add_direction", "draw", "pieces"]
 
 Kind = Literal["signs", "bell"]
 
@@ -50,7 +50,7 @@ _ONES = np.array([bin(i).count("1") for i in range(256)], dtype=np.int8)
 
 
 @final
-class Noise:
+class Directions:
     """The direction's integers for one tensor, from its first number on.
 
     Args:
@@ -62,7 +62,7 @@ class Noise:
     Raises:
         LichenError: if the kind is unknown.
 
-    >>> Noise(7, "w").take(8).tolist() == draw(7, "w", 0, 8).tolist()
+    >>> Directions(7, "w").take(8).tolist() == draw(7, "w", 0, 8).tolist()
     True
     """
 
@@ -82,8 +82,8 @@ class Noise:
         """The next ``count`` integers, int8 ``(count,)``."""
         need = count - len(self._left)
         if need <= 0:
-            taken, self._left = self._left[:count], self._left[count:]
-            return torch.from_numpy(taken.copy())
+            ready, self._left = self._left[:count], self._left[count:]
+            return torch.from_numpy(ready.copy())
         words = -(-need * self._bits // (64 * _WORDS)) * _WORDS
         # Little-endian on every machine: the bytes' order is part of what must agree.
         raw = self._source.random_raw(words).astype("<u8", copy=False).view(np.uint8)
@@ -107,7 +107,7 @@ def draw(seed: int, name: str, start: int, stop: int, kind: Kind = "signs") -> T
     >>> torch.equal(whole[300:700], draw(7, "layer.weight", 300, 700))
     True
     """
-    return Noise(seed, name, kind, start=start).take(stop - start)
+    return Directions(seed, name, kind, start=start).take(stop - start)
 
 
 def pieces(numbers: int, piece: int = PIECE) -> Iterator[slice]:
@@ -115,7 +115,7 @@ def pieces(numbers: int, piece: int = PIECE) -> Iterator[slice]:
     return (slice(a, min(a + piece, numbers)) for a in range(0, numbers, piece))
 
 
-def add_noise(x: Tensor, seed: int, name: str, factor: float, kind: Kind = "signs") -> None:
+def add_direction(x: Tensor, seed: int, name: str, factor: float, kind: Kind = "signs") -> None:
     """``x += factor * z`` in place and piece by piece, so that z is never held whole.
 
     Product and sum are rounded one after the other: a fused operation, which some processors have and
@@ -128,8 +128,8 @@ def add_noise(x: Tensor, seed: int, name: str, factor: float, kind: Kind = "sign
         factor: Of the direction.
         kind: The direction's kind.
     """
-    noise, x_N, scale = Noise(seed, name, kind), x.view(-1), factor * UNIT[kind]
+    directions, x_N, scale = Directions(seed, name, kind), x.view(-1), factor * UNIT[kind]
     wide = torch.promote_types(x.dtype, torch.float32)
     for part in pieces(x_N.shape[0]):
-        step_P = noise.take(part.stop - part.start).to(wide).mul_(scale)
+        step_P = directions.take(part.stop - part.start).to(wide).mul_(scale)
         x_N[part].add_(step_P.to(x.device))

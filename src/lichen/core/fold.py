@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Source, Station
+from lichen.core.contracts import ClientTask, Source
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
@@ -18,7 +18,7 @@ from lichen.core.tree import Tree
 
 __all__ = ["BEST", "BlockSize", "blocks", "serve"]
 
-BlockSize = Callable[[Job, Station], int]
+BlockSize = Callable[[Job, ClientTask], int]
 """Finds how many clients of a job stand side by side."""
 
 BEST = "best_version"
@@ -37,7 +37,7 @@ def blocks(clients: Sequence[int], source: Source, size: int) -> list[tuple[int,
 
 def serve(
     job: Job,
-    stations: Mapping[str, Station],
+    client_tasks: Mapping[str, ClientTask],
     store: ClientStore,
     *,
     base: str = "",
@@ -54,7 +54,7 @@ def serve(
 
     Args:
         job: What is asked.
-        stations: What this node can do, by the job's ``work``.
+        client_tasks: What this node can do, by the job's ``work``.
         store: Private state of the clients; it never leaves the node.
         base: Digest of the frozen base this node holds.
         block_size: Clients side by side, or what finds it for a job.
@@ -64,9 +64,9 @@ def serve(
         LichenError: if the node does not know the work, holds another base model, or has no room for
             a single client.
     """
-    if job.work not in stations:
+    if job.work not in client_tasks:
         raise LichenError(
-            f"unknown work {job.work!r}", where="job", fix=f"this node knows: {', '.join(sorted(stations))}"
+            f"unknown work {job.work!r}", where="job", fix=f"this node knows: {', '.join(sorted(client_tasks))}"
         )
     if job.base and base and job.base != base:
         raise LichenError(
@@ -74,14 +74,14 @@ def serve(
             where="job",
             fix="load the same model at the same precision on both sides",
         )
-    station = stations[job.work]
+    client_task = client_tasks[job.work]
     job = replace(job, shared=_on(job.shared, device))
-    size = block_size if isinstance(block_size, int) else block_size(job, station)
+    size = block_size if isinstance(block_size, int) else block_size(job, client_task)
     parted = store.parted(job.clients, job.version)
-    waiting = deque(block for some in parted for block in blocks(some, station.source, size))
+    waiting = deque(block for some in parted for block in blocks(some, client_task.source, size))
     while waiting:
         clients = waiting.popleft()
-        done = _block(job, station, store, clients, device)
+        done = _block(job, client_task, store, clients, device)
         if done is None:
             half = _half(clients, device)
             every = (clients, *waiting)
@@ -94,15 +94,15 @@ def serve(
 
 
 def _block(
-    job: Job, station: Station, store: ClientStore, clients: Sequence[int], device: str
+    job: Job, client_task: ClientTask, store: ClientStore, clients: Sequence[int], device: str
 ) -> tuple[Message, Tree | None] | None:
     """What these clients give, or None where memory ran out."""
     try:
         own_C = store.load(clients, job.version)
-        state = station.work.init(job, clients, None if own_C is None else _on(own_C, device))
-        for batch in station.source.batches(clients, job.seed):
-            state = station.work.step(state, batch)
-        return station.work.final(state)
+        state = client_task.work.init(job, clients, None if own_C is None else _on(own_C, device))
+        for batch in client_task.source.batches(clients, job.seed):
+            state = client_task.work.step(state, batch)
+        return client_task.work.final(state)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and _NO_ROOM not in str(error):
             raise

@@ -25,7 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lichen.clients.training.train import Train, tokens_seen_C
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, Station
+from lichen.core.contracts import Batch, ClientTask
 from lichen.core.message import Job
 from lichen.core.parameters import split_shared
 from lichen.core.store import write_atomic
@@ -104,26 +104,26 @@ def _saved_bytes(model: Any, trainable: trees.Tree, fixed: trees.Tree, batch: Ba
     return sum(kept.values())
 
 
-def need_of(job: Job, station: Station) -> Need:
+def need_of(job: Job, client_task: ClientTask) -> Need:
     """What a client of this job costs, from the first batch of some of its clients.
 
     Args:
         job: With its shared tensors where the work wants them.
-        station: The work and where its batches come from.
+        client_task: The work and where its batches come from.
     """
     chosen = _spread(job.clients)
-    batches = [next(iter(station.source.batches([client], job.seed)), None) for client in chosen]
+    batches = [next(iter(client_task.source.batches([client], job.seed)), None) for client in chosen]
     held = [batch for batch in batches if batch is not None]
     tokens = [max(1, int(tokens_seen_C(batch).sum())) for batch in held] or [1]
     trainable, fixed = split_shared(job.shared)
     size = trees.nbytes(trainable)
-    work = _within(station.work)
+    work = _within(client_task.work)
     if not isinstance(work, Train) or not held:
         return Need(token_bytes=0.0, client_bytes=2.0 * size, tokens=sum(tokens) / len(tokens))
     widest = max(range(len(held)), key=lambda i: tokens[i])
     kept = _saved_bytes(work.model, trainable, fixed, held[widest])
     copies = 5 + (4 if work.optimizer.name == "adamw" else 2)  # shared, now, new, gradient, change; moments twice
-    if work is not station.work:
+    if work is not client_task.work:
         copies += 3  # what a wrapping work makes of the message
     return Need(token_bytes=kept / tokens[widest], client_bytes=float(copies * size), tokens=sum(tokens) / len(tokens))
 
@@ -159,19 +159,19 @@ class Room:
         if file is not None and file.exists():
             self.known = {name: int(block) for name, block in json.loads(file.read_text()).items()}
 
-    def __call__(self, job: Job, station: Station) -> int:
+    def __call__(self, job: Job, client_task: ClientTask) -> int:
         """Clients side by side for this job's work; a :data:`lichen.core.fold.BlockSize`."""
         if job.work not in self.known:
-            self.known[job.work] = self._measure(job, station)
+            self.known[job.work] = self._measure(job, client_task)
             if self.file is not None:
                 write_atomic(self.file, json.dumps(self.known, sort_keys=True).encode())
         return self.known[job.work]
 
-    def _measure(self, job: Job, station: Station) -> int:
-        model = getattr(_within(station.work), "model", None)
-        need, free = need_of(job, station), free_bytes(self.device)
+    def _measure(self, job: Job, client_task: ClientTask) -> int:
+        model = getattr(_within(client_task.work), "model", None)
+        need, free = need_of(job, client_task), free_bytes(self.device)
         tight = need.step_bytes > SHARE[self.device.type] * free
         if tight and self.may_checkpoint and getattr(model, "packed", False):
             model.checkpointing = True  # type: ignore[union-attr]
-            need = need_of(job, station)
+            need = need_of(job, client_task)
         return need.block(free, self.device.type)

@@ -69,9 +69,9 @@ class DistributedEngine:
 
     def share(self, job: Job) -> tuple[int, ...]:
         """The job's clients that are this rank's to train, in the job's order; the ranks' shares part them."""
-        if job.work not in self.local.stations:
+        if job.work not in self.local.client_tasks:
             return job.clients  # every rank is to say so
-        source = self.local.stations[job.work].source
+        source = self.local.client_tasks[job.work].source
         pieces = blocks(job.clients, source, max(1, len(job.clients) // (PIECES * self.ranks.size)))
         # Clients of unknown cost count alike.
         costs = [sum(source.cost(c) if isinstance(source, Costed) else 1 for c in piece) for piece in pieces]

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lichen.core.contracts import Aggregator, Station
+from lichen.core.contracts import Aggregator, ClientTask
 from lichen.core.fold import BlockSize, serve
 from lichen.core.message import Job, Message, size, sizes, take
 from lichen.core.store import ClientStore
@@ -27,7 +27,7 @@ class LocalEngine:
     """Runs jobs here, and counts the bytes that each client would have sent and received.
 
     Args:
-        stations: What can be asked, by the job's ``work``.
+        client_tasks: What can be asked, by the job's ``work``.
         store: The clients' private state.
         base: Digest of the frozen base model.
         block_size: Clients side by side, or what finds it for a job.
@@ -36,14 +36,14 @@ class LocalEngine:
 
     def __init__(
         self,
-        stations: Mapping[str, Station],
+        client_tasks: Mapping[str, ClientTask],
         store: ClientStore,
         *,
         base: str = "",
         block_size: int | BlockSize = 8,
         device: str = "cpu",
     ) -> None:
-        self.stations, self.store, self.base = stations, store, base
+        self.client_tasks, self.store, self.base = client_tasks, store, base
         self.block_size, self.device = block_size, device
         self.bytes_up = 0
         self.bytes_down = 0
@@ -54,7 +54,7 @@ class LocalEngine:
             return
         self.bytes_down += sizes(job)
         for message in serve(
-            job, self.stations, self.store, base=self.base, block_size=self.block_size, device=self.device
+            job, self.client_tasks, self.store, base=self.base, block_size=self.block_size, device=self.device
         ):
             clients = message.client_C.shape[0]
             if message.texts:

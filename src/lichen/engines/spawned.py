@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, final
 
 from torch import Tensor
 
-from lichen.core.contracts import Aggregator, Station
+from lichen.core.contracts import Aggregator, ClientTask
 from lichen.core.errors import LichenError, traceback_text
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message, pack_job, pack_message, unpack_job, unpack_message
@@ -81,7 +81,7 @@ def _read(stream: BinaryIO, count: int) -> bytes:
 def serve_frames(
     source: BinaryIO,
     sink: BinaryIO,
-    stations: Mapping[str, Station],
+    client_tasks: Mapping[str, ClientTask],
     store: ClientStore,
     *,
     base: str = "",
@@ -94,7 +94,7 @@ def serve_frames(
     Args:
         source: Where jobs come from.
         sink: Where messages go.
-        stations: What it can do.
+        client_tasks: What it can do.
         store: Private state of its clients.
         base: Digest of the frozen base it holds.
         device: Where its clients are trained.
@@ -105,7 +105,7 @@ def serve_frames(
     while (frame := read_frame(source)) is not None:
         try:
             job = views.whole(unpack_job(frame[1]))
-            for message in serve(job, stations, store, base=base, block_size=1, device=device):
+            for message in serve(job, client_tasks, store, base=base, block_size=1, device=device):
                 write_frame(sink, b"M", pack_message(message))
             write_frame(sink, b".")
         except LichenError as error:

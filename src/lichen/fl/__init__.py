@@ -20,7 +20,7 @@ Values that pass between them.
 - ``Message``: what they answer.
 - ``Report``: what is known of a finished round.
 - ``ServerState``: all that the server remembers between rounds.
-- ``Station``: one thing that clients can be asked for, a work and its source.
+- ``ClientTask``: one thing that clients can be asked for, a work and its source.
 - ``Tree``: tensors by name.
 
 The loop.
@@ -55,6 +55,7 @@ from lichen.core.contracts import (
     Aggregator,
     Algorithm,
     Batch,
+    ClientTask,
     ClientWork,
     CohortModel,
     Engine,
@@ -63,7 +64,6 @@ from lichen.core.contracts import (
     ServerOptimizer,
     ServerState,
     Source,
-    Station,
 )
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
@@ -87,6 +87,7 @@ __all__ = [
     "Batch",
     "ClientOptimizer",
     "ClientStore",
+    "ClientTask",
     "ClientWork",
     "CohortModel",
     "DistributedEngine",
@@ -107,7 +108,6 @@ __all__ = [
     "ServerState",
     "Source",
     "SpawnedEngine",
-    "Station",
     "Student",
     "Train",
     "TrainSource",

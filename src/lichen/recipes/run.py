@@ -36,7 +36,7 @@ from lichen.recipes.artifacts.use import Talker, export, talk
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import grid_name, metric_of
 from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.assemble.parts import down_of, stations
+from lichen.recipes.assemble.parts import client_tasks, down_of
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.launch import launch, telling
 from lichen.recipes.schema.read import new_folder, read_recipe, recipe_sha256, write_recipe
@@ -257,7 +257,7 @@ def node(recipe: Path, state: Path) -> None:
     serve_frames(
         source,
         sink,
-        stations(experiment),
+        client_tasks(experiment),
         ClientStore(state),
         base=experiment.model.base,
         device=experiment.recipe.model.device,

@@ -9,7 +9,7 @@ A mean over clients, or over a teacher's help to them, can rise while some sink.
   q = 0 is the uniform mean, a growing q leans towards the worst client. Stateless: an aggregator.
 - **Agnostic** (min-max): the mean over clients under the worst mixture λ of them, which climbs their
   losses, λ ← Π(λ + γ F) with Π the nearest point of the simplex. λ lives from round to round in the
-  server optimizer's state (:class:`Ascend`), and :class:`MinMax` is the aggregator of one round;
+  server optimizer's state (:class:`MixtureAscent`), and :class:`MinMax` is the aggregator of one round;
   :mod:`lichen.algorithms.agnostic` joins the two.
 
 F_k is what a client's message reports: its mean loss over the rows of its local steps. δ_k is what it sends.
@@ -17,7 +17,7 @@ Both are exact sums (:mod:`lichen.server.sums.fixed_point`). What a client adds 
 alone, so the rules are linear: under masks clients make these numbers themselves. MinMax then shows the server
 each client's loss by name, as λ must, q-FFL shows it sums alone.
 
-:func:`gain_of` says who gained: the number a mean hides.
+:func:`per_client_gain` says who gained: the number a mean hides.
 
 References:
     Tian Li, Maziar Sanjabi, Ahmad Beirami and Virginia Smith. "Fair Resource Allocation in Federated
@@ -49,7 +49,7 @@ from lichen.server.mean import Summed, Weighting, fitted, weigh_C
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
 
-__all__ = ["QFFL", "Ascend", "Gain", "MinMax", "gain_of", "simplex"]
+__all__ = ["QFFL", "MinMax", "MixtureAscent", "PerClientGain", "per_client_gain", "simplex"]
 
 _LEAST = 2.0**-WEIGHT_BITS
 
@@ -160,7 +160,8 @@ def simplex(v_N: Tensor) -> Tensor:
 class MinMax(Summed):
     """The mean under one mixture of clients, and everybody's loss beside it.
 
-    The change also holds ``fair.loss`` ``(N,)``, NaN for clients that were not there: :class:`Ascend` takes it out.
+    The change also holds ``fair.loss`` ``(N,)``, NaN for clients that were not there: :class:`MixtureAscent` takes it
+    out.
 
     Args:
         mixture: λ of every client of the roster; sums to 1.
@@ -224,7 +225,7 @@ class MinMax(Summed):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Ascend:
+class MixtureAscent:
     """A server optimizer that also lets λ climb the clients' losses; its state holds ``fair.mixture`` ``(N,)``.
 
     Args:
@@ -264,7 +265,7 @@ class Ascend:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gain:
+class PerClientGain:
     """What a method, such as a teacher, did to each client's score.
 
     Attributes:
@@ -284,7 +285,7 @@ class Gain:
     worse: float
 
 
-def gain_of(with_N: Tensor, without_N: Tensor) -> Gain:
+def per_client_gain(with_N: Tensor, without_N: Tensor) -> PerClientGain:
     """Who gained, where higher scores are better; give losses with their sign turned.
 
     Args:
@@ -294,7 +295,7 @@ def gain_of(with_N: Tensor, without_N: Tensor) -> Gain:
     Raises:
         LichenError: if no client has both scores.
 
-    >>> told = gain_of(torch.tensor([0.5, 0.9, 0.4]), torch.tensor([0.6, 0.5, 0.4]))
+    >>> told = per_client_gain(torch.tensor([0.5, 0.9, 0.4]), torch.tensor([0.6, 0.5, 0.4]))
     >>> round(told.mean, 3), round(told.worse, 3), round(told.worst_decile, 3)
     (0.1, 0.333, 0.4)
     """
@@ -308,7 +309,7 @@ def gain_of(with_N: Tensor, without_N: Tensor) -> Gain:
     def lowest(score_N: Tensor) -> float:
         return float(score_N[known_N].sort().values[:few].mean())
 
-    return Gain(
+    return PerClientGain(
         gain_N=gain_N,
         mean=float(gain_N[known_N].mean()),
         least=float(gain_N[known_N].min()),

@@ -32,7 +32,7 @@ from lichen.server.mean import Summed, Weighting, weigh_C
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
 
-__all__ = ["AddUnits", "SeedSums"]
+__all__ = ["KSeedOptimizer", "SeedSums"]
 
 _SUMS, _INDEX, _UNITS = "kseed.sums", "kseed.index", "kseed.units"
 _SCALE = 30
@@ -136,7 +136,7 @@ class SeedSums(Summed):
 
 @final
 @dataclass(frozen=True, slots=True)
-class AddUnits:
+class KSeedOptimizer:
     """The server's step: whole units are added to whole units, and none is rounded away.
 
     A learning rate has no place here: the clients know theirs, and it is the run's.

@@ -88,14 +88,14 @@ class Compressed:
         layout = Layout.of(real_C, stacked=True)
         x_CN = layout.flatten(real_C)
         lost_C = self._memory(state, real_C) if self.error_feedback else {}
-        fine_C1 = _fine_C(message, x_CN).unsqueeze(1)
+        finite_C1 = _finite_C(message, x_CN).unsqueeze(1)
         if self.error_feedback:
             before_CN = layout.flatten(lost_C).to(x_CN.device)
-            x_CN = torch.where(fine_C1, x_CN + before_CN, x_CN)
+            x_CN = torch.where(finite_C1, x_CN + before_CN, x_CN)
         seeds_C = [derive(state.job.seed, client, "wire") for client in state.clients]
         wire_CB = self.chain.encode(x_CN, layout, seeds_C)
         if self.error_feedback:
-            after_CN = torch.where(fine_C1, x_CN - self.chain.decode(wire_CB, layout), before_CN)
+            after_CN = torch.where(finite_C1, x_CN - self.chain.decode(wire_CB, layout), before_CN)
             lost_C = {**lost_C, **layout.parted(after_CN)}
         rest = {name: x for name, x in message.tensors.items() if name not in real_C}
         return replace(message, tensors={**rest, WIRE + layout.digest: wire_CB}), _with(own_C, lost_C)
@@ -119,12 +119,12 @@ class Compressed:
         return {**{name: x for name, x in state.lost_C.items() if name not in out}, **out}
 
 
-def _fine_C(message: Message, x_CN: Tensor) -> Tensor:
+def _finite_C(message: Message, x_CN: Tensor) -> Tensor:
     """Whose message counts."""
-    fine_C = x_CN.isfinite().all(1) & (message.weight_C.to(x_CN.device) > 0)
+    finite_C = x_CN.isfinite().all(1) & (message.weight_C.to(x_CN.device) > 0)
     if "failed" in message.metrics:
-        fine_C = fine_C & (message.metrics["failed"].to(x_CN.device) == 0)
-    return fine_C
+        finite_C = finite_C & (message.metrics["failed"].to(x_CN.device) == 0)
+    return finite_C
 
 
 def _with(own_C: Tree | None, lost_C: Tree) -> Tree | None:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from lichen.clients.distillation.private_models import AtHome, InTurn, answered, asking, private_stations, unlabelled
+from lichen.clients.distillation.private_models import (
+    ConcatSource,
+    LocalInit,
+    answered,
+    asking,
+    private_client_tasks,
+    unlabelled,
+)
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
@@ -33,27 +40,27 @@ def train(*, personal: bool = True) -> Train:
     return Train(MODEL, optimizer=ClientOptimizer("adamw", lr=0.05), personal=personal)
 
 
-def stations(**more: int):
+def client_tasks(**more: int):
     wanted = {"digest_steps": 4, **more}
-    return private_stations("a", train(), start=START, own=OWN, public=PUBLIC, clients=(0, 1), **wanted)
+    return private_client_tasks("a", train(), start=START, own=OWN, public=PUBLIC, clients=(0, 1), **wanted)
 
 
 def test_what_clients_can_make_themselves_need_not_come() -> None:
     batches = list(OWN.batches((0, 1), 1))
     came, own_came = fold(train(), job(START, (0, 1)), batches)
-    there, own_there = fold(AtHome(train(), start=START), job({}, (0, 1)), batches)
+    there, own_there = fold(LocalInit(train(), start=START), job({}, (0, 1)), batches)
     assert trees.digest(own_came) == trees.digest(own_there)
     assert torch.equal(came.metrics["loss_sum"], there.metrics["loss_sum"])
     other = {name: x + 1 for name, x in START.items()}
-    _, told = fold(AtHome(train(), start=START), job(other, (0, 1)), batches)
+    _, told = fold(LocalInit(train(), start=START), job(other, (0, 1)), batches)
     _, want = fold(train(), job(other, (0, 1)), batches)
     assert trees.digest(told) == trees.digest(want)  # what does come stands
 
 
 def test_digesting_and_going_back_is_one_after_the_other() -> None:
     answers = kept(torch.rand(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).softmax(-1))
-    learn = stations()["learn/a"]
-    assert isinstance(learn.source, InTurn)
+    learn = client_tasks()["learn/a"]
+    assert isinstance(learn.source, ConcatSource)
     asked = job(answers, (0, 1))
     batches = list(learn.source.batches((0, 1), asked.seed))
     assert len(batches) == 4 + 3
@@ -68,8 +75,8 @@ def test_digesting_and_going_back_is_one_after_the_other() -> None:
 def test_digested_answers_are_learnt() -> None:
     wanted = PUBLIC.labels
     answers = kept(torch.eye(3, dtype=torch.float64)[torch.from_numpy(wanted)] * 0.9 + 0.1 / 3)
-    made = stations(digest_steps=60)
-    learn = private_stations(
+    made = client_tasks(digest_steps=60)
+    learn = private_client_tasks(
         "a", train(), start=START, own=OWN, public=PUBLIC, clients=(0, 1), digest_steps=60, revisit=False
     )["learn/a"]
     _, own = fold(learn.work, job(answers, (0, 1)), learn.source.batches((0, 1), 3))
@@ -80,10 +87,10 @@ def test_digested_answers_are_learnt() -> None:
 
 
 def test_a_source_in_turn_costs_and_is_shaped_as_all_its_parts() -> None:
-    both = InTurn((OWN, OWN))
+    both = ConcatSource((OWN, OWN))
     assert both.cost(0) == 2 * OWN.cost(0)
     assert both.shape(0) == (OWN.shape(0), OWN.shape(0))
-    assert InTurn((asking(OWN, PUBLIC, (0,)), OWN)).cost(0) == PUBLIC.size + OWN.cost(0)
+    assert ConcatSource((asking(OWN, PUBLIC, (0,)), OWN)).cost(0) == PUBLIC.size + OWN.cost(0)
     first, second = list(both.batches((0,), 5))[:3], list(both.batches((0,), 5))[3:]
     assert any(not torch.equal(a["index_CB"], b["index_CB"]) for a, b in zip(first, second, strict=True))
 
@@ -97,8 +104,10 @@ def test_public_labels_are_hidden() -> None:
 
 def test_refuses_what_would_send_weights_or_do_nothing() -> None:
     with pytest.raises(LichenError, match="send no tensors"):
-        private_stations("a", train(personal=False), start=START, own=OWN, public=PUBLIC, clients=(0,), digest_steps=1)
+        private_client_tasks(
+            "a", train(personal=False), start=START, own=OWN, public=PUBLIC, clients=(0,), digest_steps=1
+        )
     with pytest.raises(LichenError, match="0 steps"):
-        stations(digest_steps=0)
+        client_tasks(digest_steps=0)
     with pytest.raises(LichenError, match="no source"):
-        InTurn(())
+        ConcatSource(())

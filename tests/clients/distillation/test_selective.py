@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lichen.clients.distillation.selective import Selective, compare, said_of, trusted
+from lichen.clients.distillation.selective import Selective, compare, predicted_labels, trusted
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core.errors import LichenError
@@ -93,7 +93,7 @@ def test_few_rows_lean_on_the_mean_and_none_at_all_trusts() -> None:
 def test_answers_of_a_broken_class_are_left_out_and_the_rest_is_bit_equal() -> None:
     source, judge, said, answers = _world(4, {2: 0})  # says 0 for class 2, and never 2
     shared = {**MODEL.init(0), **answers}
-    work = Selective(TRAIN, judge=judge, said_M=said)
+    work = Selective(TRAIN, judge=judge, teacher_label_M=said)
     message, own, state = _run(work, shared, [0, 1, 2, 3], source)
     assert own["trust/taken"].shape == (4, CLASSES)
     assert bool(state.trust_CK[:, 1].all())  # right about what it calls 1
@@ -108,7 +108,7 @@ def test_answers_of_a_broken_class_are_left_out_and_the_rest_is_bit_equal() -> N
 def test_a_good_own_model_takes_no_word_of_a_broken_teacher() -> None:
     source, judge, said, answers = _world(3, {0: 1, 1: 2, 2: 0})  # wrong about everything
     perfect = {"layer0.weight": 10 * torch.eye(CLASSES, FEATURES), "layer0.bias": torch.zeros(CLASSES)}
-    work = Selective(TRAIN, judge=judge, said_M=said)
+    work = Selective(TRAIN, judge=judge, teacher_label_M=said)
     message, own, _ = _run(work, {**perfect, **answers}, [0, 1, 2], source)
     assert not bool(own["trust/taken"].any())
     # Bit for bit what the labels alone teach.
@@ -123,7 +123,7 @@ def test_a_good_own_model_takes_no_word_of_a_broken_teacher() -> None:
 def test_company_changes_no_byte_and_only_the_training_leaves() -> None:
     source, judge, said, answers = _world(5, {2: 0})
     shared = {**MODEL.init(0), **answers}
-    work = Selective(TRAIN, judge=judge, said_M=said)
+    work = Selective(TRAIN, judge=judge, teacher_label_M=said)
     together, own, _ = _run(work, shared, list(range(5)), source)
     alone = [_run(work, shared, [c], source) for c in range(5)]
     assert pack_message(together) == pack_message(concatenate([message for message, _, _ in alone]))
@@ -136,7 +136,7 @@ def test_company_changes_no_byte_and_only_the_training_leaves() -> None:
 
 def test_personal_training_keeps_its_state_beside_the_judgement() -> None:
     source, judge, said, answers = _world(2, {})
-    work = Selective(Train(MODEL, personal=True), judge=judge, said_M=said)
+    work = Selective(Train(MODEL, personal=True), judge=judge, teacher_label_M=said)
     _, own, first = _run(work, {**MODEL.init(0), **answers}, [0, 1], source)
     assert {"params/layer0.weight", "opt/step", "trust/taken"} <= own.keys()
     other = {**own, "best/layer0.weight": own["params/layer0.weight"]}
@@ -151,7 +151,7 @@ def test_no_rows_to_judge_by_and_no_answers_change_nothing() -> None:
     none = np.zeros(0, np.int64)
     nobody = ArrayShard(np.zeros((0, FEATURES), np.float32), labels=none, answer=none)
     empty = EvalSource((nobody, nobody), batch_size=4)
-    work = Selective(TRAIN, judge=empty, said_M=said)
+    work = Selective(TRAIN, judge=empty, teacher_label_M=said)
     shared = {**MODEL.init(0), **answers}
     assert pack_message(_run(work, shared, [0, 1], source)[0]) == pack_message(_run(TRAIN, shared, [0, 1], source)[0])
     local = [_run(w, MODEL.init(0), [0, 1], source.local)[0] for w in (work, TRAIN)]
@@ -161,13 +161,13 @@ def test_no_rows_to_judge_by_and_no_answers_change_nothing() -> None:
 def test_nonsense_is_refused() -> None:
     _, judge, said, _ = _world(2, {})
     with pytest.raises(LichenError, match=r"selective\.prior"):
-        Selective(TRAIN, judge=judge, said_M=said, prior=0.0)
+        Selective(TRAIN, judge=judge, teacher_label_M=said, prior=0.0)
     bare = EvalSource((ArrayShard(*_rows(0, 3)[:1], labels=_rows(0, 3)[1]),), batch_size=2)
     job = Job(work="train", shared=MODEL.init(0), version=0, clients=(0,), seed=0)
     with pytest.raises(LichenError, match="name no answers"):
-        Selective(TRAIN, judge=bare, said_M=said).init(job, (0,), None)
+        Selective(TRAIN, judge=bare, teacher_label_M=said).init(job, (0,), None)
     unknown = {
         "answers.prob": torch.tensor([[0.9, 0.1], [0.0, 0.0]]),
         "answers.index": torch.tensor([[-1, 2], [-1, -1]]),
     }
-    assert said_of(unknown).tolist() == [2, -1]
+    assert predicted_labels(unknown).tolist() == [2, -1]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lichen.clients.distillation.teacher_labels import Answer, AnswerWork, LocalTeacher, NoBatches
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import pack_message
@@ -32,7 +32,7 @@ def classify(texts):
 def ask(teacher, texts, tmp_path, **more):
     work = AnswerWork(teacher, **{"classes": CLASSES, "top_k": 2, **more})
     asked = job({}, [3, 8], work="answer", texts=tuple(texts))
-    return list(serve(asked, {"answer": Station(work=work, source=NoBatches())}, ClientStore(tmp_path)))
+    return list(serve(asked, {"answer": ClientTask(work=work, source=NoBatches())}, ClientStore(tmp_path)))
 
 
 def test_answers_are_the_classifiers_own_top_classes(tmp_path):

@@ -16,14 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lichen.algorithms.agnostic import Agnostic
+from lichen.algorithms.agnostic import AFL
 from lichen.algorithms.average import Average
 from lichen.clients.distillation.distill import pre_distil
-from lichen.clients.distillation.selective import Selective, said_of
+from lichen.clients.distillation.selective import Selective, predicted_labels
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.contracts import ClientWork, Station
+from lichen.core.contracts import ClientTask, ClientWork
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import numpy_generator
@@ -40,7 +40,7 @@ from lichen.models.loading.load import load_encoder
 from lichen.models.students.students import ImageMLP, TextCNN, TwoLayerTransformer
 from lichen.recipes.rows.prepare import gather
 from lichen.recipes.schema.read import read_recipe
-from lichen.server.fair import gain_of
+from lichen.server.fair import per_client_gain
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Uniform
@@ -167,11 +167,13 @@ def _federate(
     test = tuple(school.own_words(s) for s in school.parts["test"])
     local = TrainSource(few, batch_size=FEW, steps=6, fixed_width=LENGTH)
     source = local if public is None else MixedSource(local, public=public, public_rows=24)
-    stations = {
-        "train": Station(work=work, source=source),
-        "test": Station(work=Evaluate(_students(school)), source=EvalSource(test, batch_size=TEST, fixed_width=LENGTH)),
+    client_tasks = {
+        "train": ClientTask(work=work, source=source),
+        "test": ClientTask(
+            work=Evaluate(_students(school)), source=EvalSource(test, batch_size=TEST, fixed_width=LENGTH)
+        ),
     }
-    engine = LocalEngine(stations, ClientStore(folder))
+    engine = LocalEngine(client_tasks, ClientStore(folder))
     average = Average(
         aggregator=Mean("uniform"),
         optimizer=ServerSGD(),
@@ -214,13 +216,13 @@ def test_a_teacher_helps_students_with_ten_labels_and_a_broken_one_hurts_only_th
 
     none = run("none", train, None)
     good = run("good", train, lesson.public)
-    assert gain_of(good, none).mean > 0.04
+    assert per_client_gain(good, none).mean > 0.04
     wrong, judged_wrong = (_broken(a, says=2, instead=0) for a in (lesson.public, lesson.judged))
     plain = run("plain", train, wrong)
-    careful = run("careful", Selective(train, judge=judge, said_M=said_of(judged_wrong)), wrong)
-    assert gain_of(plain, none).mean < -0.08
-    assert gain_of(careful, none).mean > -0.04
-    assert gain_of(careful, plain).mean > 0.08
+    careful = run("careful", Selective(train, judge=judge, teacher_label_M=predicted_labels(judged_wrong)), wrong)
+    assert per_client_gain(plain, none).mean < -0.08
+    assert per_client_gain(careful, none).mean > -0.04
+    assert per_client_gain(careful, plain).mean > 0.08
 
 
 def test_a_student_distilled_at_the_server_begins_where_others_end(lesson: Lesson) -> None:
@@ -280,12 +282,12 @@ def test_minmax_raises_the_worst_client_on_real_features(lesson: Lesson, tmp_pat
     # Five clients with good reviews, one whose are bad or mixed.
     shards = (*(shard((0, 2, 10), c) for c in range(5)), shard((8, 8, 0), 5))
     model = ImageMLP(384, hidden=(), classes=3)
-    stations = {
-        "train": Station(
+    client_tasks = {
+        "train": ClientTask(
             work=Train(model, optimizer=ClientOptimizer("sgd", lr=2.0)),
             source=TrainSource(shards, batch_size=16, steps=2),
         ),
-        "test": Station(work=Evaluate(model), source=EvalSource(shards, batch_size=16)),
+        "test": ClientTask(work=Evaluate(model), source=EvalSource(shards, batch_size=16)),
     }
     average = Average(
         aggregator=Mean("uniform"),
@@ -296,8 +298,8 @@ def test_minmax_raises_the_worst_client_on_real_features(lesson: Lesson, tmp_pat
         valid=None,
     )
     ends = {}
-    for name, algorithm in {"mean": average, "minmax": Agnostic(average, rate=0.05)}.items():
-        engine = LocalEngine(stations, ClientStore(tmp_path / name))
+    for name, algorithm in {"mean": average, "minmax": AFL(average, rate=0.05)}.items():
+        engine = LocalEngine(client_tasks, ClientStore(tmp_path / name))
         state = algorithm.init(model.init(0))
         for r in range(30):
             state, _ = algorithm.round(state, engine, r)

@@ -15,7 +15,7 @@ from lichen.clients.evaluation.metrics import accuracy, macro_f1, perplexity
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.fold import serve
 from lichen.core.store import ClientStore
 from support.toy_cohorts import Bigram, Softmax, fold, job, rows
@@ -110,12 +110,12 @@ class Rows:
 def test_everybody_keeps_their_own_best_round_through_the_store(tmp_path):
     model = Softmax()
     shared = model.init(0)
-    stations = {
-        "train": Station(
+    client_tasks = {
+        "train": ClientTask(
             work=Train(model, optimizer=ClientOptimizer("adamw", lr=0.15), personal=True), source=Rows(0, 1, stride=1)
         ),
-        "keep": Station(work=KeepBest(model), source=Rows(0, 3)),
-        "judge": Station(work=Evaluate(model, personal=True, use_best=True), source=Rows(0, 3)),
+        "keep": ClientTask(work=KeepBest(model), source=Rows(0, 3)),
+        "judge": ClientTask(work=Evaluate(model, personal=True, use_best=True), source=Rows(0, 3)),
     }
 
     def run(store, *, repeat):
@@ -124,11 +124,11 @@ def test_everybody_keeps_their_own_best_round_through_the_store(tmp_path):
             for work in ("train", "keep"):
                 for _ in range(repeat):
                     message = next(
-                        serve(job(shared, range(8), work=work, version=version, seed=version), stations, store)
+                        serve(job(shared, range(8), work=work, version=version, seed=version), client_tasks, store)
                     )
                 version += 1
             values.append(message.metrics["loss_sum"] / message.metrics["count"])
-        judged = next(serve(job(shared, range(8), work="judge", version=version), stations, store))
+        judged = next(serve(job(shared, range(8), work="judge", version=version), client_tasks, store))
         return torch.stack(values), judged.metrics["loss_sum"] / judged.metrics["count"], store.load(range(8), version)
 
     values, judged, own = run(ClientStore(tmp_path / "a"), repeat=1)

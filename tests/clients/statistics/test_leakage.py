@@ -10,7 +10,7 @@ import torch
 
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.statistics.leakage import Leakage, flags
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import pack_message
@@ -37,7 +37,7 @@ CANDIDATES = (
 def ask(tmp_path: Path, **more: Any) -> list[Any]:
     work = Leakage(lambda client: ROWS[client], **more)
     asked = job({}, tuple(ROWS), work="leakage", texts=CANDIDATES)
-    return list(serve(asked, {"leakage": Station(work=work, source=NoBatches())}, ClientStore(tmp_path)))
+    return list(serve(asked, {"leakage": ClientTask(work=work, source=NoBatches())}, ClientStore(tmp_path)))
 
 
 def sum_of(messages: list[Any]) -> tuple[bool, ...]:

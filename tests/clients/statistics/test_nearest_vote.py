@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lichen.clients.statistics.nearest_vote import Vote
-from lichen.core.contracts import Batch, Station
+from lichen.clients.statistics.nearest_vote import NearestNeighborHistogram
+from lichen.core.contracts import Batch, ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message, pack_message, size, take, unpack_message
@@ -49,8 +49,10 @@ def voted(
 ) -> list[Message]:
     """One message a client, by client."""
     job = Job(work="vote", shared=shared, version=0, clients=tuple(range(len(shards))), seed=5)
-    station = Station(work=Vote(features, **more), source=EvalSource(list(shards), batch_size=batch))
-    messages = serve(job, {"vote": station}, ClientStore(Path("nowhere")), block_size=block)
+    client_task = ClientTask(
+        work=NearestNeighborHistogram(features, **more), source=EvalSource(list(shards), batch_size=batch)
+    )
+    messages = serve(job, {"vote": client_task}, ClientStore(Path("nowhere")), block_size=block)
     ones = [take(message, k) for message in messages for k in range(len(message.client_C))]
     return sorted(ones, key=lambda one: int(one.client_C))
 
@@ -131,7 +133,9 @@ def test_a_row_more_or_another_moves_the_sum_by_no_more_than_said(
     else:
         near = ArrayShard(shard.x[keep], labels=shard.labels[keep])
     a, b = (voted([s], shared, top=top, most=most)[0].tensors["votes"][0].double() for s in (shard, near))
-    bound = Vote(features, top=top, most=most).sensitivity("row", "replace" if swap else "add-or-remove")
+    bound = NearestNeighborHistogram(features, top=top, most=most).sensitivity(
+        "row", "replace" if swap else "add-or-remove"
+    )
     assert float((a - b).norm()) <= bound + 1e-12
 
 
@@ -139,7 +143,7 @@ def test_a_row_more_or_another_moves_the_sum_by_no_more_than_said(
 def test_a_client_moves_the_sum_by_no_more_than_said(seed: int, top: int, clip: float | None) -> None:
     shared = {"candidates": grid(3, seed).half()}
     shards = shards_of([20, 20], seed)
-    work = Vote(features, most=4, top=top, clip=clip, bits=10)
+    work = NearestNeighborHistogram(features, most=4, top=top, clip=clip, bits=10)
     ones = voted(shards, shared, most=4, top=top, clip=clip, bits=10)
     a, b = (one.tensors["votes"][0].double() / 1024 for one in ones)
     assert float(a.norm()) <= work.sensitivity("client", "add-or-remove") + 1e-12
@@ -147,15 +151,17 @@ def test_a_client_moves_the_sum_by_no_more_than_said(seed: int, top: int, clip: 
 
 
 def test_bounds_are_those_of_the_worst_case() -> None:
-    work = Vote(features, most=9)
+    work = NearestNeighborHistogram(features, most=9)
     assert work.sensitivity("client", "add-or-remove") == 9
-    assert Vote(features, most=9, clip=4.0, bits=10).sensitivity("client", "replace") == 4 * math.sqrt(2)
-    assert Vote(features).sensitivity("row", "add-or-remove") == 1
-    assert Vote(features).sensitivity("row", "replace") == math.sqrt(2)
+    assert NearestNeighborHistogram(features, most=9, clip=4.0, bits=10).sensitivity(
+        "client", "replace"
+    ) == 4 * math.sqrt(2)
+    assert NearestNeighborHistogram(features).sensitivity("row", "add-or-remove") == 1
+    assert NearestNeighborHistogram(features).sensitivity("row", "replace") == math.sqrt(2)
     with pytest.raises(LichenError, match="not bounded"):
-        Vote(features).sensitivity("client", "replace")
+        NearestNeighborHistogram(features).sensitivity("client", "replace")
     with pytest.raises(LichenError, match="client only"):
-        Vote(features, clip=4.0, bits=10).sensitivity("row", "replace")
+        NearestNeighborHistogram(features, clip=4.0, bits=10).sensitivity("row", "replace")
 
 
 def test_says_nothing_of_a_client_but_its_votes_unless_told_to() -> None:
@@ -191,7 +197,7 @@ def test_refuses_what_no_noise_could_account_for_or_nobody_could_count() -> None
     shard = shards_of([3], 0)[0]
     job = Job(work="vote", shared=shared, version=0, clients=(0,), seed=5)
     store = ClientStore(Path("nowhere"))
-    endless = Station(work=Vote(features), source=TrainSource([shard], batch_size=2, steps=3))
+    endless = ClientTask(work=NearestNeighborHistogram(features), source=TrainSource([shard], batch_size=2, steps=3))
     with pytest.raises(LichenError, match="vote twice"):
         list(serve(job, {"vote": endless}, store))
     with pytest.raises(LichenError, match="candidates"):
@@ -203,7 +209,7 @@ def test_refuses_what_no_noise_could_account_for_or_nobody_could_count() -> None
     with pytest.raises(LichenError, match="not finite"):
         voted([ArrayShard(np.full((1, 3), np.nan, np.float32), labels=np.zeros(1, np.int64))], shared)
     with pytest.raises(LichenError, match="rounded away"):
-        Vote(features, clip=3.0)
+        NearestNeighborHistogram(features, clip=3.0)
     for bad in ({"top": 0}, {"most": 0}, {"bits": 40}, {"clip": -1.0, "bits": 10}, {"noise": math.nan, "bits": 10}):
         with pytest.raises(LichenError):
-            Vote(features, **bad)  # type: ignore[arg-type]
+            NearestNeighborHistogram(features, **bad)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from lichen.clients.training.diloco import Pace, Worker, fragment_of
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import pack_message, take
 from lichen.core.rounds import run
@@ -108,7 +108,9 @@ class All:
 
 
 def federation(folder, work, server, *, rounds, source=None, block=2, clients=3, checkpoint=None):
-    engine = LocalEngine({"train": Station(work=work, source=source or Rows())}, ClientStore(folder), block_size=block)
+    engine = LocalEngine(
+        {"train": ClientTask(work=work, source=source or Rows())}, ClientStore(folder), block_size=block
+    )
     algorithm = Average(
         aggregator=Mean("uniform"),
         optimizer=server,

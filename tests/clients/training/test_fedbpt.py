@@ -17,7 +17,7 @@ import torch
 from lichen.algorithms.average import Average
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.fedbpt import BlackBox, Search, generation
-from lichen.core.contracts import ServerState, Station
+from lichen.core.contracts import ClientTask, ServerState
 from lichen.core.fold import serve
 from lichen.core.message import Job, pack_job, pack_message, size, take
 from lichen.core.rounds import run
@@ -77,7 +77,10 @@ class Bottoms:
 
 
 def federation(model: Any, work: Any, source: Any, folder: Path, *, rounds: int, **more: Any) -> tuple[Average, Any]:
-    stations = {"train": Station(work=work, source=source), "valid": Station(work=Evaluate(model), source=source)}
+    client_tasks = {
+        "train": ClientTask(work=work, source=source),
+        "valid": ClientTask(work=Evaluate(model), source=source),
+    }
     clients = more.pop("clients", 4)
     algorithm = Average(
         aggregator=more.pop("aggregator", Evolution()),
@@ -87,7 +90,7 @@ def federation(model: Any, work: Any, source: Any, folder: Path, *, rounds: int,
         rounds=rounds,
         **more,
     )
-    return algorithm, LocalEngine(stations, ClientStore(folder), block_size=3)
+    return algorithm, LocalEngine(client_tasks, ClientStore(folder), block_size=3)
 
 
 def test_a_search_made_anew_from_tensors_is_an_uninterrupted_run_of_the_package() -> None:
@@ -156,10 +159,10 @@ def bottom() -> torch.Tensor:
 
 def test_alone_and_together_are_bit_equal(tmp_path: Path) -> None:
     model = Bowl()
-    stations = {"train": Station(work=BlackBox(model), source=Bottoms())}
+    client_tasks = {"train": ClientTask(work=BlackBox(model), source=Bottoms())}
     job = Job(work="train", shared=model.init(0), version=0, clients=(0, 1, 2), seed=5)
-    (together,) = serve(job, stations, ClientStore(tmp_path / "a"), block_size=3)
-    alone = list(serve(job, stations, ClientStore(tmp_path / "b"), block_size=1))
+    (together,) = serve(job, client_tasks, ClientStore(tmp_path / "a"), block_size=3)
+    alone = list(serve(job, client_tasks, ClientStore(tmp_path / "b"), block_size=1))
     assert [pack_message(take(together, c)) for c in range(3)] == [pack_message(m) for m in alone]
     assert len({digest(m.tensors) for m in alone}) == 3
 
@@ -173,9 +176,9 @@ def test_a_loss_that_is_no_number_weighs_nothing(tmp_path: Path) -> None:
                 batch["x_CBF"][:, 0, 0] == each_client()[1]["x_CBF"][:, 0, 0], torch.nan, loss_C
             ), count_C
 
-    stations = {"train": Station(work=BlackBox(Broken()), source=Bottoms())}
+    client_tasks = {"train": ClientTask(work=BlackBox(Broken()), source=Bottoms())}
     job = Job(work="train", shared=Bowl().init(0), version=0, clients=(0, 1), seed=5)
-    (message,) = serve(job, stations, ClientStore(tmp_path))
+    (message,) = serve(job, client_tasks, ClientStore(tmp_path))
     assert message.metrics["failed"].tolist() == [0.0, 1.0]
     assert message.weight_C.tolist() == [6.0, 0.0]
     assert float(message.tensors["mean"][1].abs().max()) == 0.0
@@ -216,7 +219,7 @@ def test_a_message_and_a_job_of_500_numbers_fit_into_4096_bytes(tiny: tuple[Any,
         base=model.base,
         settings={"lr_scale": 1.0},
     )
-    (message,) = serve(job, {job.work: Station(work=BlackBox(model), source=source)}, ClientStore(tmp_path))
+    (message,) = serve(job, {job.work: ClientTask(work=BlackBox(model), source=source)}, ClientStore(tmp_path))
     assert message.tensors["mean"].shape == (3, 500)
     assert size(job) == len(pack_job(Job(**{**vars_of(job), "clients": (0,)}))) <= 4096
     assert size(message) == len(pack_message(take(message, 0))) <= 4096

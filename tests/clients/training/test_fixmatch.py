@@ -17,7 +17,7 @@ from lichen.clients.training.fixmatch import FixMatch, thresholds_CK
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.store import ClientStore
 from lichen.data.batches.augment import TextViews, Words
@@ -177,7 +177,7 @@ def test_the_table_lasts_from_round_to_round_and_hard_classes_get_in(written: An
     for rows_kept in (None, 105):
         work = FixMatch(train(MLP), still, threshold=0.7, rows=rows_kept)
         store = ClientStore(tmp_path / str(rows_kept))
-        engine = LocalEngine({"train": Station(work=work, source=source)}, store)
+        engine = LocalEngine({"train": ClientTask(work=work, source=source)}, store)
         messages = [next(engine.run(replace(asked, version=v, seed=v))) for v in range(3)]
         chosen[rows_kept] = sum(float(m.metrics["pseudo"].sum()) for m in messages)
     table = store.load((0, 1), 3)["semi/table"]  # type: ignore[index]
@@ -291,7 +291,7 @@ def test_settings_out_of_range_are_refused() -> None:
 
 def federated(shared: Any, work: Any, source: Any, folder: Path, *, rounds: range, clients: int) -> Any:
     """The shared tensors after some rounds of plain averaging."""
-    engine = LocalEngine({"train": Station(work=work, source=source)}, ClientStore(folder))
+    engine = LocalEngine({"train": ClientTask(work=work, source=source)}, ClientStore(folder))
     for version in rounds:
         messages = list(engine.run(job(shared, range(clients), work="train", version=version, seed=version)))
         total = sum(float(m.weight_C.sum()) for m in messages)

@@ -10,27 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lichen.clients.evaluation.evaluate import Evaluate
-from lichen.clients.training.kseed import INDEX, UNITS, Materialized, SeedSteps
-from lichen.clients.training.kseed_replay import SUMS, Replay
+from lichen.clients.training.kseed import INDEX, UNITS, FedKSeed, ReplayedWork
+from lichen.clients.training.kseed_replay import SUMS, KSeedReplay
 from lichen.clients.training.mezo import ZerothOrder
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
 from lichen.core.directions import UNIT, draw
 from lichen.core.errors import LichenError
 from lichen.core.message import concatenate, pack_message, size
-from lichen.server.kseed import AddUnits, SeedSums
+from lichen.server.kseed import KSeedOptimizer, SeedSums
 from support.toy_cohorts import LoraLinear, Softmax, fold, job, rows
 
 START = {"w": torch.arange(70_001) / 2**17, "b": torch.arange(12).view(3, 4) / 7}
 
 PROGRAM = """
 import torch
-from lichen.clients.training.kseed_replay import SUMS, Replay
+from lichen.clients.training.kseed_replay import SUMS, KSeedReplay
 from lichen.core.tree import digest
 start = {"w": torch.arange(70_001) / 2**17, "b": torch.arange(12).view(3, 4) / 7}
 told = []
 for kind in ("signs", "bell"):
-    replay = Replay(start, lr=1e-3 / 7, root=5, count=64, kind=kind)
+    replay = KSeedReplay(start, lr=1e-3 / 7, root=5, count=64, kind=kind)
     sums = (torch.arange(64) * 1_000_003 % 4_000_037 - 2_000_000).to(torch.int32)
     for step in (0, 3, 0):
         told.append(digest(replay.tree({SUMS: sums * (torch.arange(64) >= step)})))
@@ -39,7 +39,7 @@ print(" ".join(told))
 
 
 def replay_of(start=START, **more):
-    return Replay(start, **{"lr": 0.01, "root": 3, "count": 40, **more})
+    return KSeedReplay(start, **{"lr": 0.01, "root": 3, "count": 40, **more})
 
 
 def some_sums(seed, count=40, share=0.5):
@@ -104,13 +104,13 @@ def test_nodes_that_would_differ_have_other_digests():
 
 def softmax(**more):
     model = Softmax(dtype=torch.float32)
-    replay = Replay(model.init(0), lr=0.05, root=1, count=64, **more)
+    replay = KSeedReplay(model.init(0), lr=0.05, root=1, count=64, **more)
     return model, replay
 
 
 def test_a_clients_pairs_rebuild_what_it_had():
     model, replay = softmax()
-    work = SeedSteps(model, replay, steps=4)
+    work = FedKSeed(model, replay, steps=4)
     batches = [rows(t, range(3), active=[True, t < 2, True]) for t in range(4)]
     state = work.init(job(replay.shared(), range(3)), range(3), None)
     for batch in batches:
@@ -132,7 +132,7 @@ def test_a_clients_pairs_rebuild_what_it_had():
 
 def test_together_and_alone_give_the_same_bytes():
     model, replay = softmax()
-    work, shared = SeedSteps(model, replay, steps=3), {SUMS: some_sums(2, 64)[SUMS] // 64}
+    work, shared = FedKSeed(model, replay, steps=3), {SUMS: some_sums(2, 64)[SUMS] // 64}
     together, _ = fold(work, job(shared, range(3)), [rows(t, range(3), active=[True, t != 1, True]) for t in range(3)])
     alone = [
         fold(work, job(shared, [c]), [rows(t, [c], active=[t != 1 or c != 1]) for t in range(3)])[0] for c in range(3)
@@ -144,7 +144,7 @@ def test_a_diverged_client_sends_nothing():
     model, replay = softmax()
     batch = rows(0, range(2))
     batch["x_CBF"][1, 0, 0] = torch.inf
-    message, _ = fold(SeedSteps(model, replay, steps=2), job(replay.shared(), range(2)), [batch, batch])
+    message, _ = fold(FedKSeed(model, replay, steps=2), job(replay.shared(), range(2)), [batch, batch])
     assert message.metrics["failed"].tolist() == [0, 1]
     assert message.weight_C.tolist() == [8, 0]
     assert message.tensors[INDEX][1].tolist() == [-1, -1]
@@ -155,7 +155,7 @@ def test_the_clip_and_the_schedule_are_in_the_slope():
     model, replay = softmax()
 
     def units(**settings):
-        work = SeedSteps(model, replay, steps=1, clip=settings.pop("clip", 100.0))
+        work = FedKSeed(model, replay, steps=1, clip=settings.pop("clip", 100.0))
         message, _ = fold(work, job(replay.shared(), [0], settings=settings), [rows(0, [0])])
         return int(message.tensors[UNITS][0, 0])
 
@@ -166,8 +166,8 @@ def test_the_clip_and_the_schedule_are_in_the_slope():
 @pytest.mark.parametrize("features", [5, 200_000])
 def test_a_round_takes_less_than_eighteen_kilobytes_at_any_size(features):
     model = Softmax(features=features, dtype=torch.float32)
-    replay = Replay(model.init(0), lr=1e-6, root=1, count=4096)
-    work = SeedSteps(model, replay, steps=20)
+    replay = KSeedReplay(model.init(0), lr=1e-6, root=1, count=4096)
+    work = FedKSeed(model, replay, steps=20)
     asked = job(replay.shared(), [7], work="train lr=1e-06", settings={"lr_scale": 1.0}, base="a" * 64)
     message, _ = fold(work, asked, [rows(0, [7], features=features)] * 2)
     assert size(asked) + size(message) <= 18_000
@@ -181,8 +181,8 @@ def test_rounds_of_it_learn_and_evaluation_sees_it():
     model, replay = softmax()
     batch = rows(0, range(4), count=16)
     batch["labels_CB"] = batch["x_CBF"][..., :3].argmax(-1)
-    work, judge = SeedSteps(model, replay, steps=8), Materialized(Evaluate(model), replay)
-    rule, server, shared = SeedSums(64), AddUnits(), replay.shared()
+    work, judge = FedKSeed(model, replay, steps=8), ReplayedWork(Evaluate(model), replay)
+    rule, server, shared = SeedSums(64), KSeedOptimizer(), replay.shared()
 
     def loss(shared):
         message, _ = fold(judge, job(shared, range(4)), [batch])
@@ -202,20 +202,20 @@ def test_rounds_of_it_learn_and_evaluation_sees_it():
 
 def test_a_patch_and_private_state_pass_through():
     model = LoraLinear()
-    replay, batch = Replay(model.init(0), lr=0.01, root=1, count=8), rows(0, [0], features=6, classes=4)
+    replay, batch = KSeedReplay(model.init(0), lr=0.01, root=1, count=8), rows(0, [0], features=6, classes=4)
     patch = {"patch.layer.dense": torch.ones(4, 6)}
-    judge = Materialized(Evaluate(model), replay)
+    judge = ReplayedWork(Evaluate(model), replay)
     with_patch, _ = fold(judge, job({**replay.shared(), **patch}, [0]), [batch])
     expected, _ = fold(Evaluate(model), job({**model.init(0), **patch}, [0]), [batch])
     assert torch.equal(with_patch.metrics["loss_sum"], expected.metrics["loss_sum"])
-    message, own = fold(Materialized(Train(model, personal=True), replay), job(replay.shared(), [0]), [batch])
+    message, own = fold(ReplayedWork(Train(model, personal=True), replay), job(replay.shared(), [0]), [batch])
     assert message.tensors == {}
     assert "params/layer.lora_B" in own
 
 
 def test_refuses_what_does_not_fit():
     model, replay = softmax()
-    work = SeedSteps(model, replay, steps=1)
+    work = FedKSeed(model, replay, steps=1)
     with pytest.raises(LichenError, match=r"more than 1 batches.*\n.*raise it"):
         fold(work, job(replay.shared(), [0]), [rows(0, [0])] * 2)
     with pytest.raises(LichenError, match="beside the seed sums"):
@@ -229,6 +229,6 @@ def test_refuses_what_does_not_fit():
         with pytest.raises(LichenError):
             replay_of(**bad)
     with pytest.raises(LichenError, match="steps"):
-        SeedSteps(model, replay, steps=0)
+        FedKSeed(model, replay, steps=0)
     with pytest.raises(LichenError, match="32 bits"):
-        SeedSteps(model, replay, steps=1, clip=1e6)
+        FedKSeed(model, replay, steps=1, clip=1e6)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.models.adapters.quantized import resident_bytes
 from lichen.present.planned import plan_table
@@ -24,7 +24,7 @@ from lichen.recipes.assemble import capacity
 from lichen.recipes.assemble.capacity import GIB, Fit, Needs, capacity_of, fit, needs_of, rooms
 from lichen.recipes.assemble.experiment import Experiment, grid_name
 from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.assemble.parts import stations
+from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.plan.plan import plan
 from lichen.recipes.schema.read import read_recipe
 from lichen.server.lowrank.submodel import Capacity
@@ -51,16 +51,16 @@ def _recipe(home: Path, **more: Any) -> Any:
     return read_recipe(recipe(home / "model", home / "pair.jsonl", "pair", **more))
 
 
-def _experiment(home: Path, **more: Any) -> tuple[Experiment, Station]:
+def _experiment(home: Path, **more: Any) -> tuple[Experiment, ClientTask]:
     experiment = open_recipe(_recipe(home, **more)).experiment
-    return experiment, stations(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"]
+    return experiment, client_tasks(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"]
 
 
 @pytest.fixture(scope="module")
-def tiny(home: Path) -> tuple[Experiment, Station, Needs]:
+def tiny(home: Path) -> tuple[Experiment, ClientTask, Needs]:
     model = {"adapter": {"targets": ["q_proj", "v_proj"], "rank": 4, "alpha": 4}}
-    experiment, station = _experiment(home, model={"name": str(home / "model"), **model})
-    return experiment, station, needs_of(experiment, station)
+    experiment, client_task = _experiment(home, model={"name": str(home / "model"), **model})
+    return experiment, client_task, needs_of(experiment, client_task)
 
 
 NEEDS = st.builds(
@@ -92,48 +92,48 @@ def test_more_memory_never_gives_less(needs: Needs, memory: tuple[int, int]) -> 
     assert dict(steps)[needs.fit(less)] <= less
 
 
-def test_the_chord_is_above_what_a_step_holds(tiny: tuple[Experiment, Station, Needs]) -> None:
+def test_the_chord_is_above_what_a_step_holds(tiny: tuple[Experiment, ClientTask, Needs]) -> None:
     """Every rung, measured by itself: never above what was told, and not far below it."""
-    experiment, station, needs = tiny
+    experiment, client_task, needs = tiny
     model: Any = experiment.model
     start = {n: x + 1e-3 if n.endswith("lora_B") else x for n, x in experiment.start.items()}
-    client, batch = capacity._largest(station, len(experiment.train))
+    client, batch = capacity._largest(client_task, len(experiment.train))
     base = resident_bytes(model.wrapped.model)
     for step, told in needs.ladder():
         cut = Capacity((step.rank,), last_N=(step.last,), scaling=1.0)
         shared = cut.cut(start, cut.key(0))
-        held = base + capacity._step_bytes(station, shared, client, batch, experiment.model.base)
+        held = base + capacity._step_bytes(client_task, shared, client, batch, experiment.model.base)
         assert 0.97 * told <= held <= told, step
     assert needs.least < needs.narrow < needs.whole
     assert (needs.rank, needs.blocks) == (4, BLOCKS)
 
 
-def test_counted_on_the_largest_batch(tiny: tuple[Experiment, Station, Needs]) -> None:
+def test_counted_on_the_largest_batch(tiny: tuple[Experiment, ClientTask, Needs]) -> None:
     """No batch of any client in a round to come holds more, so that no client is promised too much."""
-    experiment, station, needs = tiny
+    experiment, client_task, needs = tiny
     model: Any = experiment.model
     base = resident_bytes(model.wrapped.model)
     for client in range(len(experiment.train)):
-        for batch in station.source.batches((client,), 99):
-            assert base + capacity._step_bytes(station, experiment.start, client, batch, "") <= 1.001 * needs.whole
+        for batch in client_task.source.batches((client,), 99):
+            assert base + capacity._step_bytes(client_task, experiment.start, client, batch, "") <= 1.001 * needs.whole
 
 
-def test_clients_take_turns(home: Path, tiny: tuple[Experiment, Station, Needs]) -> None:
+def test_clients_take_turns(home: Path, tiny: tuple[Experiment, ClientTask, Needs]) -> None:
     _, _, needs = tiny
     adapter = {"targets": ["q_proj", "v_proj"], "rank": 4, "alpha": 4}
     gib = [needs.least / GIB, (needs.narrow + needs.whole) / 2 / GIB, 1.0]
     more = {"model": {"name": str(home / "model"), "adapter": adapter}, "federation": {"memory": gib}}
-    experiment, station = _experiment(home, **more)
-    found = capacity_of(experiment, station)
+    experiment, client_task = _experiment(home, **more)
+    found = capacity_of(experiment, client_task)
     assert found is not None
     assert found.rank_N == (1, 4, 4, 1, 4)
     assert found.last_N == (1, 3, None, 1, 3)
     assert found.scaling == 1.0
-    rows = rooms(experiment, station)
+    rows = rooms(experiment, client_task)
     assert [(r.clients, r.rank, r.layers, r.of) for r in rows] == [(2, 1, 1, 5), (2, 4, 3, 5), (1, 4, 5, 5)]
     assert all(row.needed <= row.memory * GIB for row in rows)
     assert json.loads(json.dumps([asdict(row) for row in rows]))[0]["clients"] == 2
-    assert fit(experiment, station, needs.narrow) == Fit(rank=4, last=1)
+    assert fit(experiment, client_task, needs.narrow) == Fit(rank=4, last=1)
 
 
 def test_a_quantised_base_and_checkpointing_leave_room_for_more(home: Path) -> None:
@@ -147,13 +147,13 @@ def test_a_quantised_base_and_checkpointing_leave_room_for_more(home: Path) -> N
     assert again.whole < whole.whole
 
 
-def test_too_little_is_refused(home: Path, tiny: tuple[Experiment, Station, Needs]) -> None:
-    experiment, station, needs = tiny
+def test_too_little_is_refused(home: Path, tiny: tuple[Experiment, ClientTask, Needs]) -> None:
+    experiment, client_task, needs = tiny
     with pytest.raises(LichenError, match="give at least") as error:
-        fit(experiment, station, needs.least - 1)
+        fit(experiment, client_task, needs.least - 1)
     assert error.value.where == "federation.memory"
-    assert capacity_of(experiment, station) is None
-    assert rooms(experiment, station) == ()
+    assert capacity_of(experiment, client_task) is None
+    assert rooms(experiment, client_task) == ()
     more = {"model": {"name": str(home / "model"), "adapter": {"kind": "ia3"}}}
     with pytest.raises(LichenError, match=r"model\.adapter\.kind"):
         needs_of(*_experiment(home, **more))

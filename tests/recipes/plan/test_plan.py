@@ -22,7 +22,7 @@ from lichen.present.planned import plan_table
 from lichen.present.trace import read_trace
 from lichen.recipes.assemble.experiment import grid_name
 from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.assemble.parts import stations
+from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.workload import Load, heavy, load_of
 from lichen.recipes.plan import adapt as plan_adapt
 from lichen.recipes.plan.estimate import Disk, Memory, problems
@@ -209,11 +209,11 @@ def test_operations_are_those_torch_counts(home: Path, shape: Any) -> None:
     """The formula against torch's own counter; attention apart, which the counter does not know on a CPU."""
     more = {"data": {"max_length": 64}, "federation": {"batch": 1, "steps": 1}}
     loaded = open_recipe(read_recipe(recipe(home / "model", home / f"{shape}.jsonl", shape, **more)))
-    experiment, station = (
+    experiment, client_task = (
         loaded.experiment,
-        next(s for n, s in stations(loaded.experiment).items() if n.startswith("train")),
+        next(s for n, s in client_tasks(loaded.experiment).items() if n.startswith("train")),
     )
-    batch = next(iter(station.source.batches((1,), 0)))
+    batch = next(iter(client_task.source.batches((1,), 0)))
     width = int(batch["attention_mask_CBT"].sum())
     batch = {name: x[:, :, :width] if name.endswith("CBT") else x for name, x in batch.items()}
     load, real = load_of(batch), counted(experiment.model, experiment.start, batch)
@@ -318,7 +318,7 @@ def test_loads_leave_padding_out() -> None:
 
 def test_the_heaviest_clients_make_one_block(home: Path) -> None:
     loaded = open_recipe(read_recipe(recipe(home / "model", home / "pair.jsonl", "pair")))
-    source = stations(loaded.experiment)[f"train {grid_name(0.02)}"].source
+    source = client_tasks(loaded.experiment)[f"train {grid_name(0.02)}"].source
     assert heavy(source, range(5), 1) == (1,)  # the one with long sentences
     assert heavy(source, range(5), 5) == (0, 1, 2, 3, 4)
     assert spread(range(5), 9) == (0, 1, 2, 3, 4)

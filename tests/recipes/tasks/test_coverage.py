@@ -11,7 +11,7 @@ import pytest
 import lichen
 from lichen.present.report import summary_table, training_text
 from lichen.recipes.assemble.experiment import Experiment
-from lichen.recipes.assemble.parts import stations
+from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.plan.plan import plan
 from lichen.recipes.plan.workload import invitations
 from lichen.recipes.schema.read import read_recipe
@@ -27,7 +27,7 @@ def changed(made: Experiment, **federation: Any) -> Experiment:
 
 def drawn(made: Experiment, rounds: list[tuple[int, ...]], first: int = 0) -> tuple[int, int]:
     """Rows, and different rows, that the training source really gives."""
-    source, rows, different = stations(made)["train lr=0.1"].source, 0, set()
+    source, rows, different = client_tasks(made)["train lr=0.1"].source, 0, set()
     for r, clients in enumerate(rounds):
         for client in clients:
             for batch in source.batches((client,), first + r):

@@ -17,7 +17,7 @@ from lichen.core.seeds import derive
 from lichen.core.store import load_tree
 from lichen.present.trace import read_trace
 from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.assemble.parts import stations
+from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment
 from lichen.recipes.schema.read import read_recipe, write_recipe
 from lichen.recipes.tasks.columns import federate
@@ -120,7 +120,7 @@ def test_all_training_stations_know_the_weights() -> None:
     for name in ("adamw", "mezo"):
         changes = {"optimizer": made.recipe.optimizer.model_copy(update={"name": name})}
         changes["federation"] = made.recipe.federation.model_copy(update={"weighting": "rows"})  # type: ignore[assignment]
-        known = stations(replace(made, recipe=made.recipe.model_copy(update=changes)))
+        known = client_tasks(replace(made, recipe=made.recipe.model_copy(update=changes)))
         assert type(known["train lr=0.1"].work).__name__ == "ByRows"
 
 

@@ -144,21 +144,21 @@ class Predict:
                 seen_CN[c, index_B[real_B]] = True
         if not bool(seen_CN.all()):
             raise self._misfit(int(seen_CN.sum(1).min()))
-        fine_C = ~logp_CNK.isnan().flatten(1).any(1)
-        logp_CNK = torch.where(fine_C[:, None, None], logp_CNK, torch.zeros_like(logp_CNK)).clamp(min=LEAST)
-        weight_C = self._weights(state.clients) * fine_C * state.knows
+        finite_C = ~logp_CNK.isnan().flatten(1).any(1)
+        logp_CNK = torch.where(finite_C[:, None, None], logp_CNK, torch.zeros_like(logp_CNK)).clamp(min=LEAST)
+        weight_C = self._weights(state.clients) * finite_C * state.knows
         one_C = torch.ones(len(state.clients), dtype=torch.float64)
         message = Message(
             group=f"answers/{self.rows}/{classes}" + ("" if self.top_k is None else f"/{self.top_k}"),
             client_C=torch.tensor(state.clients, dtype=torch.int64),
             version_C=torch.full((len(state.clients),), state.job.version, dtype=torch.int64),
-            tensors=self._told(logp_CNK, state.clients),
+            tensors=self._upload(logp_CNK, state.clients),
             weight_C=weight_C,
-            metrics={"count": one_C * self.rows, "failed": (~fine_C).double()},
+            metrics={"count": one_C * self.rows, "failed": (~finite_C).double()},
         )
         return message, None
 
-    def _told(self, logp_CNK: Tensor, clients: Sequence[int]) -> Tree:
+    def _upload(self, logp_CNK: Tensor, clients: Sequence[int]) -> Tree:
         tensors: Tree = {"logits": logp_CNK.half()}
         if self.top_k is not None:
             prob_CNK, index_CNK = logp_CNK.exp().sort(dim=-1, descending=True, stable=True)

@@ -1,7 +1,7 @@
 """FedMD's client: distils its own model from the mean predictions, then trains it on its own rows.
 
-A private model is not sent, so neither should its first tensors be: :class:`AtHome` gives every client
-those it can make itself, and a job carries the answers alone. :class:`InTurn` is a source after a source;
+A private model is not sent, so neither should its first tensors be: :class:`LocalInit` gives every client
+those it can make itself, and a job carries the answers alone. :class:`ConcatSource` is a source after a source;
 with the public rows first and the client's own after them, one fold of
 :class:`lichen.clients.training.train.Train` digests the answers and revisits the private rows, as FedMD does.
 DS-FL is the same cycle, counted from another point.
@@ -26,19 +26,19 @@ import numpy as np
 
 from lichen.clients.distillation.predict import Predict
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Batch, ClientWork, Costed, Source, Station
+from lichen.core.contracts import Batch, ClientTask, ClientWork, Costed, Source
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import EvalSource, Shard, TrainSource
 
-__all__ = ["AtHome", "InTurn", "answered", "asking", "private_stations", "unlabelled"]
+__all__ = ["ConcatSource", "LocalInit", "answered", "asking", "private_client_tasks", "unlabelled"]
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class AtHome:
+class LocalInit:
     """A work whose clients make the first shared tensors themselves; a job brings what is new.
 
     Args:
@@ -67,7 +67,7 @@ class AtHome:
 
 @final
 @dataclass(frozen=True, slots=True)
-class InTurn:
+class ConcatSource:
     """One source's batches after another's.
 
     Args:
@@ -118,7 +118,7 @@ def asking(own: TrainSource, public: Shard, clients: Sequence[int]) -> EvalSourc
     )
 
 
-def private_stations(
+def private_client_tasks(
     kind: str,
     train: Train,
     *,
@@ -131,11 +131,11 @@ def private_stations(
     examples: Mapping[int, float] | None = None,
     counts: Mapping[int, Sequence[int]] | None = None,
     top_k: int | None = None,
-) -> dict[str, Station]:
+) -> dict[str, ClientTask]:
     """What clients of one architecture can be asked to do by :class:`lichen.algorithms.exchange.Exchange`.
 
     ``train/<kind>``, ``predict/<kind>`` and ``learn/<kind>``. Validation is the caller's: any work that
-    judges the clients' own parameters, inside :class:`AtHome`, as ``valid/<kind>``.
+    judges the clients' own parameters, inside :class:`LocalInit`, as ``valid/<kind>``.
 
     Args:
         kind: Name of the architecture.
@@ -158,10 +158,10 @@ def private_stations(
     if digest_steps < 1:
         raise LichenError(f"{digest_steps} steps", where="exchange.digest_steps", fix="use 1 or more")
     digest = replace(own, shards=dict.fromkeys(clients, answered(public)), steps=digest_steps)
-    learn: Source = InTurn((digest, own)) if revisit else digest
+    learn: Source = ConcatSource((digest, own)) if revisit else digest
     predict = Predict(train.model, rows=public.size, personal=True, examples=examples, counts=counts, top_k=top_k)
     return {
-        f"train/{kind}": Station(work=AtHome(train, start=start), source=own),
-        f"learn/{kind}": Station(work=AtHome(train, start=start), source=learn),
-        f"predict/{kind}": Station(work=AtHome(predict, start=start), source=asking(own, public, clients)),
+        f"train/{kind}": ClientTask(work=LocalInit(train, start=start), source=own),
+        f"learn/{kind}": ClientTask(work=LocalInit(train, start=start), source=learn),
+        f"predict/{kind}": ClientTask(work=LocalInit(predict, start=start), source=asking(own, public, clients)),
     }

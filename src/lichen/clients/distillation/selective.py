@@ -18,7 +18,7 @@ been trained on flatter it, so judge on others, such as the rows for validation.
 Answers of some classes alone shift a student's balance towards these: where few are taken, the weight of
 answers against labels (``answers.weight``) is better small.
 
-Where data flows: the teacher's answers to a client's own rows (``said_M``) are made on the client's own
+Where data flows: the teacher's answers to a client's own rows (``teacher_label_M``) are made on the client's own
 machine, by a teacher that runs there or by one the client itself asks; they lie in this object and are
 never part of a job or message. The counts and the choice go into the private state. What leaves is what
 :class:`lichen.clients.training.train.Train` sends, and no text.
@@ -48,16 +48,16 @@ from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
-__all__ = ["Selective", "SelectiveState", "compare", "said_of", "trusted"]
+__all__ = ["Selective", "SelectiveState", "compare", "predicted_labels", "trusted"]
 
 OWN = "trust/"
 """Prefix in the private state."""
 
 
-def said_of(answers: Tree) -> Tensor:
+def predicted_labels(answers: Tree) -> Tensor:
     """The class each answer names, int64 ``(N,)``: that of its likeliest pair, -1 where none is known.
 
-    >>> said_of({"answers.prob": torch.tensor([[0.2, 0.7]]), "answers.index": torch.tensor([[4, 1]])}).tolist()
+    >>> predicted_labels({"answers.prob": torch.tensor([[0.2, 0.7]]), "answers.index": torch.tensor([[4, 1]])}).tolist()
     [1]
     """
     prob_Nk, index_Nk = answers["answers.prob"].float(), answers["answers.index"].long()
@@ -65,14 +65,14 @@ def said_of(answers: Tree) -> Tensor:
     return index_Nk.gather(1, prob_Nk.argmax(1, keepdim=True))[:, 0]
 
 
-def compare(model: CohortModel, params_C: Tree, fixed: Tree, said_M: Tensor, batch: Batch) -> Tree:
+def compare(model: CohortModel, params_C: Tree, fixed: Tree, teacher_label_M: Tensor, batch: Batch) -> Tree:
     """Counts over one batch of a client's own rows, by the class the teacher names; float64 ``(C, K)`` each.
 
     Args:
         model: The clients' classifier.
         params_C: Its parameters.
         fixed: What else came down.
-        said_M: The class the teacher names for each of the clients' own rows; ``answer_CB`` points here.
+        teacher_label_M: The class the teacher names for each of the clients' own rows; ``answer_CB`` points here.
         batch: Rows with labels and answers; all others count for nothing.
 
     Returns:
@@ -81,12 +81,14 @@ def compare(model: CohortModel, params_C: Tree, fixed: Tree, said_M: Tensor, bat
     assert model.classes is not None
     device = next(iter(params_C.values())).device
     labels_CB, answer_CB = batch["labels_CB"].to(device), batch["answer_CB"].to(device)
-    said_CB = torch.where(answer_CB >= 0, said_M.to(device)[answer_CB.clamp(min=0)], -1)
-    counted_CB = (labels_CB >= 0) & (said_CB >= 0) & batch["active_C"].to(device)[:, None]
+    predicted_label_CB = torch.where(answer_CB >= 0, teacher_label_M.to(device)[answer_CB.clamp(min=0)], -1)
+    counted_CB = (labels_CB >= 0) & (predicted_label_CB >= 0) & batch["active_C"].to(device)[:, None]
     with torch.no_grad():
         own_CB = model.logits(params_C, fixed, batch).argmax(-1)
-    one_CBK = torch.nn.functional.one_hot(said_CB.clamp(min=0), model.classes).double() * counted_CB[..., None]
-    right = {"rows": counted_CB, "teacher": said_CB == labels_CB, "own": own_CB == labels_CB}
+    one_CBK = (
+        torch.nn.functional.one_hot(predicted_label_CB.clamp(min=0), model.classes).double() * counted_CB[..., None]
+    )
+    right = {"rows": counted_CB, "teacher": predicted_label_CB == labels_CB, "own": own_CB == labels_CB}
     return {name: (one_CBK * x_CB[..., None]).sum(1) for name, x_CB in right.items()}
 
 
@@ -117,14 +119,14 @@ class SelectiveState:
         own_C: The private state as it came.
         counts: What the judged rows said, ``(C, K)`` each.
         trust_CK: Whose word is taken, by the class it names.
-        said_N: The class each public answer names; None where no answers came down.
+        predicted_label_N: The class each public answer names; None where no answers came down.
     """
 
     inner: TrainState
     own_C: Tree
     counts: Tree
     trust_CK: Tensor
-    said_N: Tensor | None
+    predicted_label_N: Tensor | None
 
 
 @final
@@ -136,9 +138,9 @@ class Selective:
 
     Args:
         train: The training.
-        judge: The clients' labelled rows to judge by, ``answer_CB`` pointing into ``said_M``: for example
+        judge: The clients' labelled rows to judge by, ``answer_CB`` pointing into ``teacher_label_M``: for example
             an :class:`lichen.data.batches.shards.EvalSource` over their validation rows.
-        said_M: The class the teacher names for each of those rows, -1 for none (:func:`said_of`).
+        teacher_label_M: The class the teacher names for each of those rows, -1 for none (:func:`predicted_labels`).
         prior: m above.
 
     Raises:
@@ -148,7 +150,7 @@ class Selective:
     train: Train
     _: KW_ONLY
     judge: Source
-    said_M: Tensor
+    teacher_label_M: Tensor
     prior: float = 2.0
 
     def __post_init__(self) -> None:
@@ -166,7 +168,7 @@ class Selective:
             LichenError: if a row to judge by has no place for an answer, or as :class:`Train` does.
         """
         inner = self.train.init(job, clients, own_C)
-        params_C = {**inner.begin_C, **inner.held_C}
+        params_C = {**inner.begin_C, **inner.frozen_C}
         zero_CK = torch.zeros(len(clients), self.train.model.classes or 0, dtype=torch.float64)
         counts = dict.fromkeys(("rows", "teacher", "own"), zero_CK.to(next(iter(params_C.values())).device))
         # One client after the other: these rows are few, and their shapes need not match.
@@ -179,7 +181,7 @@ class Selective:
                         where="selective.judge",
                         fix="let their shard's answer point into said_M",
                     )
-                more = compare(self.train.model, alone_C, inner.fixed, self.said_M, batch)
+                more = compare(self.train.model, alone_C, inner.fixed, self.teacher_label_M, batch)
                 at = torch.tensor([c], device=more["rows"].device)
                 counts = {name: x.index_add(0, at, more[name]) for name, x in counts.items()}
         return SelectiveState(
@@ -187,16 +189,16 @@ class Selective:
             own_C=dict(own_C or {}),
             counts=counts,
             trust_CK=trusted(counts, prior=self.prior),
-            said_N=said_of(inner.fixed) if "answers.index" in inner.fixed else None,
+            predicted_label_N=predicted_labels(inner.fixed) if "answers.index" in inner.fixed else None,
         )
 
     def step(self, state: SelectiveState, batch: Batch) -> SelectiveState:
         """One step of the training, without the answers that are not taken."""
-        if state.said_N is not None and "answer_CB" in batch:
-            answer_CB = batch["answer_CB"].to(state.said_N.device)
-            said_CB = torch.where(answer_CB >= 0, state.said_N[answer_CB.clamp(min=0)], -1)
-            taken_CB = state.trust_CK.gather(1, said_CB.clamp(min=0)) & (said_CB >= 0)
-            batch = {**batch, "answer_CB": torch.where(taken_CB, answer_CB, -1)}
+        if state.predicted_label_N is not None and "answer_CB" in batch:
+            answer_CB = batch["answer_CB"].to(state.predicted_label_N.device)
+            predicted_label_CB = torch.where(answer_CB >= 0, state.predicted_label_N[answer_CB.clamp(min=0)], -1)
+            accepted_CB = state.trust_CK.gather(1, predicted_label_CB.clamp(min=0)) & (predicted_label_CB >= 0)
+            batch = {**batch, "answer_CB": torch.where(accepted_CB, answer_CB, -1)}
         return replace(state, inner=self.train.step(state.inner, batch))
 
     def final(self, state: SelectiveState) -> tuple[Message, Tree | None]:

@@ -19,9 +19,9 @@ from lichen.data.sources.record import Record
 from lichen.data.synthetic.filters import Filter, Sifted, junk, length, repetition
 from lichen.fm.interface import Generator
 
-__all__ = ["Heard", "prompt_of", "sequences"]
+__all__ = ["SequenceAnswers", "prompt_of", "sequences"]
 
-Heard = tuple[tuple[Record, ...], Sifted]
+SequenceAnswers = tuple[tuple[Record, ...], Sifted]
 """``(rows to learn from, what became of every text)``."""
 
 _SIEVE: Final = Filter({"length": length(least=1), "repetition": repetition(), "junk": junk()})
@@ -39,12 +39,12 @@ def prompt_of(record: Record) -> str:
     return record.prompt.strip()
 
 
-def sequences(teacher: Generator, asked: Sequence[Record], *, most: int) -> Heard:
+def sequences(teacher: Generator, prompted: Sequence[Record], *, most: int) -> SequenceAnswers:
     """The rows with the teacher's answers in place of what was said; those that loop or hold no words are left out.
 
     Args:
         teacher: Who writes.
-        asked: Public rows, each with a prompt (:func:`prompt_of`); their own texts are not looked at.
+        prompted: Public rows, each with a prompt (:func:`prompt_of`); their own texts are not looked at.
         most: Tokens an answer at most.
 
     Raises:
@@ -58,14 +58,14 @@ def sequences(teacher: Generator, asked: Sequence[Record], *, most: int) -> Hear
     >>> rows[0].prompt, rows[0].text, str(sifted)
     ('Nice day', 'Nice day indeed.', 'kept 1 of 1')
     """
-    prompts = [prompt_of(record) for record in asked]
+    prompts = [prompt_of(record) for record in prompted]
     wrote = teacher.generate(prompts, seeds=[0] * len(prompts), most=most, temperature=0.0) if prompts else []
     texts = [text.strip() for text in wrote]
     sifted = _SIEVE(texts)
-    return tuple(_told(asked[i], prompts[i], texts[i]) for i in sifted.kept), sifted
+    return tuple(_as_record(prompted[i], prompts[i], texts[i]) for i in sifted.kept), sifted
 
 
-def _told(record: Record, prompt: str, text: str) -> Record:
+def _as_record(record: Record, prompt: str, text: str) -> Record:
     if not record.messages:
         return Record(client="", prompt=prompt, text=text)
     turns = ({"role": "user", "content": prompt}, {"role": "assistant", "content": text})

@@ -8,7 +8,7 @@ Distances are compared exactly: embeddings are rounded to multiples of 2^-16 fir
 their sums are exact in float64 in any order. Who stands beside a client, how many threads run and on what
 device the features were made then cannot turn a vote, and a candidate listed twice ties with itself.
 
-What one neighbour may change (:meth:`Vote.sensitivity`) is what noise is measured by:
+What one neighbour may change (:meth:`NearestNeighborHistogram.sensitivity`) is what noise is measured by:
 
 * a row: √top votes; √(2 top) where ``most`` is set, since a row more then pushes another row out;
 * a client: ``most``·√top votes, or ``clip`` where its histogram is scaled down to that L2 norm.
@@ -52,7 +52,7 @@ from lichen.core.message import Job, Message
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 
-__all__ = ["Vote", "VoteState"]
+__all__ = ["NearestNeighborHistogram", "NearestNeighborState"]
 
 _UNIT = 2.0**-16
 _ROOM = 2.0**20  # of a squared length: squares and twice a product of such rows are exact in float64
@@ -60,7 +60,7 @@ _ROOM = 2.0**20  # of a squared length: squares and twice a product of such rows
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class VoteState:
+class NearestNeighborState:
     """A block of clients part way through their rows.
 
     Attributes:
@@ -86,7 +86,7 @@ class VoteState:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Vote:
+class NearestNeighborHistogram:
     """Votes as a client work: the job's ``candidates`` (M, H) and ``labels`` (M,) in, ``votes`` (C, M) out.
 
     Args:
@@ -134,7 +134,7 @@ class Vote:
         Raises:
             LichenError: if nothing bounds it, or a word is unknown.
 
-        >>> whole = Vote(lambda batch: batch["x_CBF"], most=16)
+        >>> whole = NearestNeighborHistogram(lambda batch: batch["x_CBF"], most=16)
         >>> whole.sensitivity("client", "add-or-remove"), round(whole.sensitivity("row", "add-or-remove"), 3)
         (16.0, 1.414)
         """
@@ -160,7 +160,7 @@ class Vote:
         swapped = adjacency == "replace" or self.most is not None
         return math.sqrt(self.top * (2 if swapped else 1))
 
-    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> VoteState:
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> NearestNeighborState:
         """No votes yet.
 
         Raises:
@@ -173,7 +173,7 @@ class Vote:
         if label_M is not None and label_M.shape != (M,):
             raise LichenError(f"{M} candidates but labels {tuple(label_M.shape)}", where="job")
         C = len(clients)
-        return VoteState(
+        return NearestNeighborState(
             job=job,
             clients=tuple(clients),
             candidate_MH=_rounded(given_MH, "candidates"),
@@ -184,7 +184,7 @@ class Vote:
             seen=(frozenset(),) * C,
         )
 
-    def step(self, state: VoteState, batch: Batch) -> VoteState:
+    def step(self, state: NearestNeighborState, batch: Batch) -> NearestNeighborState:
         """The votes with those of one more batch.
 
         Rows that are padding, come after ``most`` others, or have a label no candidate has, do not vote.
@@ -232,7 +232,7 @@ class Vote:
         return replace(state, votes_CM=votes_CM, voted_C=voted_C, distance_C=distance_C, seen=tuple(seen))
 
     @staticmethod
-    def _places(state: VoteState, batch: Batch, c: int) -> Tensor:
+    def _places(state: NearestNeighborState, batch: Batch, c: int) -> Tensor:
         """Places of the rows of client c that may vote, in order."""
         rows = next(x.shape[1] for name, x in batch.items() if name != "active_C")
         real_B = torch.full((rows,), bool(batch["active_C"][c]))
@@ -242,7 +242,7 @@ class Vote:
             real_B = real_B & torch.isin(batch["labels_CB"][c].cpu(), state.label_M[state.label_M >= 0])
         return real_B.nonzero()[:, 0]
 
-    def final(self, state: VoteState) -> tuple[Message, Tree | None]:
+    def final(self, state: NearestNeighborState) -> tuple[Message, Tree | None]:
         """``votes`` (C, M) int32 in units of ``2^-bits``; every client weighs 1, even one without rows.
 
         Raises:
@@ -258,7 +258,7 @@ class Vote:
         if bool((units_CM.abs() >= 2**31).any()):
             raise LichenError("a count leaves 32 bits", where="vote.bits", fix="use fewer bits, or set most")
         C = len(state.clients)
-        told = {"count": state.voted_C.double(), "distance_sum": state.distance_C}
+        metrics = {"count": state.voted_C.double(), "distance_sum": state.distance_C}
         message = Message(
             group=f"votes/{units_CM.shape[1]}/{self.bits}",
             client_C=torch.tensor(state.clients, dtype=torch.int64),
@@ -266,7 +266,7 @@ class Vote:
             tensors={"votes": units_CM.int()},
             # Not the number of rows, which nothing would hide.
             weight_C=torch.ones(C, dtype=torch.float64),
-            metrics=told if self.report else {},
+            metrics=metrics if self.report else {},
         )
         return message, None
 

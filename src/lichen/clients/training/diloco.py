@@ -229,8 +229,10 @@ class Worker:
         inner = state.train
         message, _ = self.train.final(inner)
         device = message.weight_C.device
-        fine_C = message.metrics["failed"] == 0
-        lost_C = torch.tensor([self._lost(inner.job.seed, client) for client in inner.clients], device=device) & fine_C
+        finite_C = message.metrics["failed"] == 0
+        lost_C = (
+            torch.tensor([self._lost(inner.job.seed, client) for client in inner.clients], device=device) & finite_C
+        )
         fragment, now = self._fragment_of(inner), inner.job.version % self.fragments
         tensors = {name: x for name, x in message.tensors.items() if fragment[name] == now}
         metrics = dict(message.metrics)
@@ -239,9 +241,9 @@ class Worker:
             metrics["dropped"] = lost_C.to(torch.float64)
             metrics["failed"] = metrics["failed"] + metrics["dropped"]
         weight_C = torch.where(lost_C, torch.zeros_like(message.weight_C), message.weight_C)
-        own_C = trees.join("opt/", _settled(fine_C, inner.optimizer, inner.begin_optimizer), inner.kept)
+        own_C = trees.join("opt/", _settled(finite_C, inner.optimizer, inner.begin_optimizer), inner.kept)
         if self._keeps_params:
-            own_C = trees.join("params/", _settled(fine_C, inner.params_C, inner.begin_C), own_C)
+            own_C = trees.join("params/", _settled(finite_C, inner.params_C, inner.begin_C), own_C)
             own_C[_SINCE] = torch.full_like(lost_C, inner.job.version, dtype=torch.int64) + lost_C
         return replace(message, tensors=tensors, metrics=metrics, weight_C=weight_C), own_C
 
@@ -262,5 +264,5 @@ def _choose(chosen_C: Tensor, a_C: Tensor, b_C: Tensor) -> Tensor:
     return torch.where(chosen_C.view(-1, *[1] * (a_C.dim() - 1)), a_C, b_C)
 
 
-def _settled(fine_C: Tensor, now_C: Tree, before_C: Tree) -> Tree:
-    return trees.map_tree(lambda now, before: _choose(fine_C, now, before), now_C, before_C)
+def _settled(finite_C: Tensor, now_C: Tree, before_C: Tree) -> Tree:
+    return trees.map_tree(lambda now, before: _choose(finite_C, now, before), now_C, before_C)

@@ -218,16 +218,16 @@ class FixMatch:
         """``(chance_CB, label_CB)`` on the host: the likeliest class of each row, by model or teacher."""
         asked = inner.params_C if self.by == "now" else inner.begin_C
         with torch.no_grad():
-            logits_CBK = self.work.model.logits({**asked, **inner.held_C}, inner.fixed, weak)
+            logits_CBK = self.work.model.logits({**asked, **inner.frozen_C}, inner.fixed, weak)
             pairs = [x_BK.float().softmax(-1).max(-1) for x_BK in logits_CBK]
         chance_CB, label_CB = (torch.stack(x).cpu() for x in zip(*pairs, strict=True))
         if inner.job.version < self.teacher_rounds and "answer_CB" in weak:
-            told_CB = free_CB & (weak["answer_CB"] >= 0)
+            teacher_CB = free_CB & (weak["answer_CB"] >= 0)
             chance_Nk, index_Nk = (_answers(inner.fixed, name) for name in ("prob", "index"))
             best_N = chance_Nk.float().argmax(1, keepdim=True)
             row_CB = weak["answer_CB"].clamp(min=0)
-            chance_CB = torch.where(told_CB, chance_Nk.gather(1, best_N)[:, 0].float()[row_CB], chance_CB)
-            label_CB = torch.where(told_CB, index_Nk.long().gather(1, best_N)[:, 0][row_CB], label_CB)
+            chance_CB = torch.where(teacher_CB, chance_Nk.gather(1, best_N)[:, 0].float()[row_CB], chance_CB)
+            label_CB = torch.where(teacher_CB, index_Nk.long().gather(1, best_N)[:, 0][row_CB], label_CB)
         return chance_CB, label_CB
 
     def _entered(
@@ -265,8 +265,8 @@ class FixMatch:
         message = replace(message, metrics={**message.metrics, **state.sums})
         if self.rows is None:
             return message, own_C
-        fine_C1 = (message.metrics["failed"].cpu() == 0).unsqueeze(1)
-        table_CR = torch.where(fine_C1, state.table_CR, state.begin_CR)
+        finite_C1 = (message.metrics["failed"].cpu() == 0).unsqueeze(1)
+        table_CR = torch.where(finite_C1, state.table_CR, state.begin_CR)
         return message, trees.join("semi/", {"table": table_CR}, own_C or {})
 
 

@@ -31,8 +31,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lichen.clients.training.kseed_replay import SUMS, Replay
-from lichen.clients.training.mezo import WeighBy, both_sides, check_rates, message_of, shift, told
+from lichen.clients.training.kseed_replay import SUMS, KSeedReplay
+from lichen.clients.training.mezo import WeighBy, add_metrics, both_sides, check_rates, message_of, shift
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, ClientWork, CohortModel
 from lichen.core.errors import LichenError
@@ -41,7 +41,7 @@ from lichen.core.parameters import split_shared
 from lichen.core.seeds import numpy_generator
 from lichen.core.tree import Tree
 
-__all__ = ["INDEX", "UNITS", "Materialized", "SeedSteps", "SeedStepsState"]
+__all__ = ["INDEX", "UNITS", "FedKSeed", "FedKSeedState", "ReplayedWork"]
 
 INDEX = "kseed.index"
 """``(C, τ)`` in a message: the directions gone along, int16 where K allows, -1 past a client's last step."""
@@ -51,7 +51,7 @@ UNITS = "kseed.units"
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeedStepsState:
+class FedKSeedState:
     """A block of clients in the middle of training.
 
     Attributes:
@@ -77,7 +77,7 @@ class SeedStepsState:
 
 @final
 @dataclass(frozen=True, slots=True)
-class SeedSteps:
+class FedKSeed:
     """FedKSeed's client work: some zeroth-order steps, sent as pairs of an index and a slope.
 
     Args:
@@ -93,7 +93,7 @@ class SeedSteps:
     """
 
     model: CohortModel
-    replay: Replay
+    replay: KSeedReplay
     _: KW_ONLY
     steps: int
     eps: float = 1e-3
@@ -111,7 +111,7 @@ class SeedSteps:
                 fix="lower clip or bits",
             )
 
-    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> SeedStepsState:
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> FedKSeedState:
         """The sums made tensors, once for the block, and each client's directions drawn.
 
         Raises:
@@ -128,7 +128,7 @@ class SeedSteps:
             for client in clients
         )
         narrow = torch.int16 if self.replay.count <= 2**15 else torch.int32
-        return SeedStepsState(
+        return FedKSeedState(
             job=job,
             clients=tuple(clients),
             params_C={n: x[None] for n, x in begin.items()} if count == 1 else trees.broadcast(begin, count),
@@ -139,7 +139,7 @@ class SeedSteps:
             sums=dict.fromkeys(("loss_sum", "count", "tokens", "steps"), torch.zeros(count, dtype=torch.float64)),
         )
 
-    def step(self, state: SeedStepsState, batch: Batch) -> SeedStepsState:
+    def step(self, state: FedKSeedState, batch: Batch) -> FedKSeedState:
         """One step of every active client along the next of its directions, in place.
 
         Raises:
@@ -171,22 +171,22 @@ class SeedSteps:
                 # The client goes on from the rounded slope, as everybody will.
                 ends[c] -= replay.lr * replay.slope(units)
         shift(state.params_C, seeds, ends, replay.kind)
-        return replace(state, index_Ct=index_Ct, units_Ct=units_Ct, sums=told(state.sums, batch, sides))
+        return replace(state, index_Ct=index_Ct, units_Ct=units_Ct, sums=add_metrics(state.sums, batch, sides))
 
-    def final(self, state: SeedStepsState) -> tuple[Message, Tree | None]:
+    def final(self, state: FedKSeedState) -> tuple[Message, Tree | None]:
         """The pairs; no private state. A client with a loss that is not finite sends none, weight 0 and ``failed``."""
-        fine_C = state.sums["loss_sum"].isfinite()
+        finite_C = state.sums["loss_sum"].isfinite()
         tensors = {
-            INDEX: torch.where(fine_C[:, None], state.index_Ct, torch.full_like(state.index_Ct, -1)),
-            UNITS: torch.where(fine_C[:, None], state.units_Ct, torch.zeros_like(state.units_Ct)),
+            INDEX: torch.where(finite_C[:, None], state.index_Ct, torch.full_like(state.index_Ct, -1)),
+            UNITS: torch.where(finite_C[:, None], state.units_Ct, torch.zeros_like(state.units_Ct)),
         }
-        message = message_of(self.model, state.job, state.clients, tensors, state.sums, fine_C, self.weigh_by)
+        message = message_of(self.model, state.job, state.clients, tensors, state.sums, finite_C, self.weigh_by)
         return replace(message, group=f"kseed/{self.replay.count}/{self.replay.bits}/{message.group}"), None
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Materialized:
+class ReplayedWork:
     """A work done on the tensors that a job's seed sums stand for, such as evaluation.
 
     Args:
@@ -195,10 +195,10 @@ class Materialized:
     """
 
     work: ClientWork
-    replay: Replay
+    replay: KSeedReplay
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
-        """The work's state on the model's tensors; raises as :meth:`Replay.tree`."""
+        """The work's state on the model's tensors; raises as :meth:`KSeedReplay.tree`."""
         rest = {name: x for name, x in job.shared.items() if name != SUMS}
         return self.work.init(replace(job, shared={**rest, **self.replay.tree(job.shared)}), clients, own_C)
 

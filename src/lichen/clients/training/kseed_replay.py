@@ -25,12 +25,12 @@ from torch import Tensor
 
 from lichen.clients.training.mezo import check_rates
 from lichen.core import tree as trees
-from lichen.core.directions import UNIT, Kind, Noise, pieces
+from lichen.core.directions import UNIT, Directions, Kind, pieces
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
-__all__ = ["SUMS", "Replay"]
+__all__ = ["SUMS", "KSeedReplay"]
 
 SUMS = "kseed.sums"
 """``(K,)`` int32 in ``shared``: every direction's summed slope, in units of ``2^-bits``."""
@@ -40,7 +40,7 @@ _OUTER = 2**16  # numbers drawn of each at a time
 
 
 @final
-class Replay:
+class KSeedReplay:
     """What turns seed sums into tensors; one for all works of a node, as it keeps the last version.
 
     Besides the start it holds 8 bytes a number: the integer sum of the version it was last asked for, so
@@ -58,7 +58,7 @@ class Replay:
         LichenError: if a number is out of range.
     """
 
-    __slots__ = ("_held_K", "_total", "bits", "count", "kind", "lr", "root", "start")
+    __slots__ = ("_sums_K", "_total", "bits", "count", "kind", "lr", "root", "start")
 
     def __init__(
         self, start: Tree, *, lr: float, root: int, count: int = 2048, bits: int = 16, kind: Kind = "signs"
@@ -69,7 +69,7 @@ class Replay:
             raise LichenError(f"{bits} is out of range", where="kseed.bits", fix="use 8 to 20")
         check_rates(lr, 1.0, None, "one", kind)
         self.start, self.lr, self.root, self.count, self.bits, self.kind = start, float(lr), root, count, bits, kind
-        self._held_K = torch.zeros(count, dtype=torch.int64)
+        self._sums_K = torch.zeros(count, dtype=torch.int64)
         self._total: Tree = {}
 
     @property
@@ -124,12 +124,12 @@ class Replay:
 
     def _go_to(self, sums_K: Tensor) -> None:
         """Bring the integer sums from the version they stand at to this one, by the cheaper way."""
-        change_K = sums_K - self._held_K
+        change_K = sums_K - self._sums_K
         if int((change_K != 0).sum()) > int((sums_K != 0).sum()):
             self._total, change_K = {}, sums_K
         # A signal between here and the end would leave sums of neither version: begin again from nothing then.
         total, self._total = self._total, {}
-        self._held_K = torch.zeros_like(sums_K)
+        self._sums_K = torch.zeros_like(sums_K)
         at_S = change_K.nonzero().flatten().tolist()
         if at_S and not total:
             total = {name: torch.zeros(x.numel(), dtype=torch.float64) for name, x in self.start.items()}
@@ -138,16 +138,16 @@ class Replay:
             factor_S = change_K[some].double()
             for name, total_N in total.items():
                 self._add(total_N, name, some, factor_S)
-        self._total, self._held_K = total, sums_K
+        self._total, self._sums_K = total, sums_K
 
     def _add(self, total_N: Tensor, name: str, directions: Sequence[int], factor_S: Tensor) -> None:
         """``total += Σ_s factor_s z(s)``, exactly: every partial sum is an integer below 2^53."""
-        noises = [Noise(self.seed(direction), name, self.kind) for direction in directions]
-        drawn_SP = torch.empty(len(noises), _OUTER, dtype=torch.int8)
-        wide_SP = torch.empty(len(noises), _INNER, dtype=torch.float64)
+        directions_of = [Directions(self.seed(direction), name, self.kind) for direction in directions]
+        direction_SP = torch.empty(len(directions_of), _OUTER, dtype=torch.int8)
+        wide_SP = torch.empty(len(directions_of), _INNER, dtype=torch.float64)
         for outer in pieces(total_N.shape[0], _OUTER):
-            for row_P, noise in zip(drawn_SP, noises, strict=True):
-                row_P[: outer.stop - outer.start] = noise.take(outer.stop - outer.start)
+            for row_P, direction_of in zip(direction_SP, directions_of, strict=True):
+                row_P[: outer.stop - outer.start] = direction_of.take(outer.stop - outer.start)
             for inner in pieces(outer.stop - outer.start, _INNER):
-                some_SP = wide_SP[:, : inner.stop - inner.start].copy_(drawn_SP[:, inner])
+                some_SP = wide_SP[:, : inner.stop - inner.start].copy_(direction_SP[:, inner])
                 total_N[outer][inner] += factor_S @ some_SP

@@ -33,7 +33,7 @@ from torch import Tensor
 from lichen.clients.training.train import tokens_seen_C
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
-from lichen.core.directions import UNIT, Kind, add_noise
+from lichen.core.directions import UNIT, Kind, add_direction
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.parameters import split_shared
@@ -45,11 +45,11 @@ __all__ = [
     "WeighBy",
     "ZerothOrder",
     "ZerothOrderState",
+    "add_metrics",
     "both_sides",
     "check_rates",
     "message_of",
     "shift",
-    "told",
 ]
 
 WeighBy = Literal["examples", "tokens", "one"]
@@ -60,7 +60,7 @@ def shift(params_C: Tree, seeds: Sequence[int | None], factors: Sequence[float],
     for c, (seed, factor) in enumerate(zip(seeds, factors, strict=True)):
         if seed is not None:
             for name, x_C in params_C.items():
-                add_noise(x_C[c], seed, name, factor, kind)
+                add_direction(x_C[c], seed, name, factor, kind)
 
 
 @final
@@ -83,7 +83,7 @@ class Sides:
 def both_sides(
     model: CohortModel,
     params_C: Tree,
-    held_C: Tree,
+    frozen_C: Tree,
     fixed: Tree,
     batch: Batch,
     seeds: Sequence[int | None],
@@ -97,7 +97,7 @@ def both_sides(
     Args:
         model: Runs C clients at once.
         params_C: What moves, changed in place.
-        held_C: Trainable tensors that stay.
+        frozen_C: Trainable tensors that stay.
         fixed: Shared tensors without client axis.
         batch: One step of C clients.
         seeds: Each client's direction; None where it takes no step.
@@ -107,9 +107,9 @@ def both_sides(
     """
     up, down = [eps] * len(seeds), [-2 * eps] * len(seeds)
     shift(params_C, seeds, up, kind)
-    above_C, count_C = model.loss({**params_C, **held_C}, fixed, batch)
+    above_C, count_C = model.loss({**params_C, **frozen_C}, fixed, batch)
     shift(params_C, seeds, down, kind)
-    below_C, _ = model.loss({**params_C, **held_C}, fixed, batch)
+    below_C, _ = model.loss({**params_C, **frozen_C}, fixed, batch)
     above_C, below_C, count_C = above_C.double().cpu(), below_C.double().cpu(), count_C.double().cpu()
     slope_C = (above_C - below_C) / count_C.clamp(min=1) / (2 * eps)
     if clip is not None:
@@ -117,7 +117,7 @@ def both_sides(
     return Sides(slope_C=slope_C, loss_C=(above_C + below_C) / 2, count_C=count_C)
 
 
-def told(sums: Tree, batch: Batch, sides: Sides) -> Tree:
+def add_metrics(sums: Tree, batch: Batch, sides: Sides) -> Tree:
     """``loss_sum``, ``count``, ``tokens`` and ``steps`` with one more batch's active clients in them."""
     active_C = batch["active_C"].cpu()
     seen = {"loss_sum": sides.loss_C, "count": sides.count_C, "tokens": tokens_seen_C(batch).cpu(), "steps": active_C}
@@ -149,7 +149,7 @@ class ZerothOrderState:
         job: What was asked; its trainable tensors are where the clients began.
         clients: Roster indices.
         params_C: Trained tensors now, this block's alone: steps change them in place.
-        held_C: Trainable tensors that nobody trains here.
+        frozen_C: Trainable tensors that nobody trains here.
         fixed: Shared tensors without client axis.
         sums: ``(C,)`` float64 ``loss_sum``, ``count``, ``tokens``, ``steps``, on the CPU.
     """
@@ -157,7 +157,7 @@ class ZerothOrderState:
     job: Job
     clients: tuple[int, ...]
     params_C: Tree
-    held_C: Tree
+    frozen_C: Tree
     fixed: Tree
     sums: Tree
 
@@ -199,8 +199,8 @@ class ZerothOrder:
             LichenError: if nothing is left to train.
         """
         trainable, fixed = split_shared(job.shared)
-        held = {name: x for name, x in trainable.items() if name.endswith(self.frozen)}
-        trained = {name: x for name, x in trainable.items() if name not in held}
+        frozen_params = {name: x for name, x in trainable.items() if name.endswith(self.frozen)}
+        trained = {name: x for name, x in trainable.items() if name not in frozen_params}
         if not trained:
             raise LichenError("no tensor is left to train", where="zeroth_order.frozen", fix="freeze fewer names")
         zero_C = torch.zeros(len(clients), dtype=torch.float64)
@@ -208,7 +208,7 @@ class ZerothOrder:
             job=job,
             clients=tuple(clients),
             params_C=trees.broadcast(trained, len(clients)),
-            held_C=trees.broadcast(held, len(clients)),
+            frozen_C=trees.broadcast(frozen_params, len(clients)),
             fixed=fixed,
             sums=dict.fromkeys(("loss_sum", "count", "tokens", "steps"), zero_C),
         )
@@ -223,7 +223,7 @@ class ZerothOrder:
         sides = both_sides(
             self.model,
             state.params_C,
-            state.held_C,
+            state.frozen_C,
             state.fixed,
             batch,
             seeds,
@@ -235,22 +235,24 @@ class ZerothOrder:
         # One pass ends the look and takes the step. A client without a slope stays where it was; its loss tells.
         ends = [self.eps - lr * g if math.isfinite(g) else self.eps for g in sides.slope_C.tolist()]
         shift(state.params_C, seeds, ends, self.kind)
-        return replace(state, sums=told(state.sums, batch, sides))
+        return replace(state, sums=add_metrics(state.sums, batch, sides))
 
     def final(self, state: ZerothOrderState) -> tuple[Message, Tree | None]:
         """The message of ``params - shared``; no private state.
 
         A client whose loss or parameters are not finite sends weight 0, zeros and ``failed`` = 1.
         """
-        fine_C = state.sums["loss_sum"].isfinite()
+        finite_C = state.sums["loss_sum"].isfinite()
         for x_C in state.params_C.values():
-            fine_C = fine_C & x_C.flatten(1).isfinite().all(1).cpu()
+            finite_C = finite_C & x_C.flatten(1).isfinite().all(1).cpu()
         # In place: the block is done with its parameters, and a second copy might not fit.
         for name, x_C in state.params_C.items():
             x_C.sub_(state.job.shared[name])
-            for c in (~fine_C).nonzero().flatten().tolist():
+            for c in (~finite_C).nonzero().flatten().tolist():
                 x_C[c].zero_()
-        return message_of(self.model, state.job, state.clients, state.params_C, state.sums, fine_C, self.weigh_by), None
+        return message_of(
+            self.model, state.job, state.clients, state.params_C, state.sums, finite_C, self.weigh_by
+        ), None
 
 
 def message_of(
@@ -259,12 +261,12 @@ def message_of(
     clients: Sequence[int],
     tensors: Tree,
     sums: Tree,
-    fine_C: Tensor,
+    finite_C: Tensor,
     weigh_by: WeighBy,
 ) -> Message:
     """The clients' message; those that are not ``fine`` weigh nothing and count as failed."""
-    metrics = {name: torch.where(fine_C, x_C, torch.zeros_like(x_C)) for name, x_C in sums.items()}
-    metrics["failed"] = (~fine_C).double()
+    metrics = {name: torch.where(finite_C, x_C, torch.zeros_like(x_C)) for name, x_C in sums.items()}
+    metrics["failed"] = (~finite_C).double()
     weights = {"examples": metrics["count"], "tokens": metrics["tokens"], "one": (metrics["steps"] > 0).double()}
     return Message(
         group=model.group,

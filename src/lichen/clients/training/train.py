@@ -78,7 +78,7 @@ class TrainState:
         begin_optimizer: The optimizer's state there.
         params_C: Trained tensors now.
         optimizer: The optimizer's state now.
-        held_C: Trainable tensors that nobody trains here.
+        frozen_C: Trainable tensors that nobody trains here.
         fixed: Shared tensors without client axis (``patch.``, ``answers.``).
         kept: The rest of the private state, carried along untouched.
         sums: ``(C,)`` float64 ``loss_sum``, ``count``, ``tokens``, ``steps``.
@@ -94,7 +94,7 @@ class TrainState:
     begin_optimizer: Tree
     params_C: Tree
     optimizer: Tree
-    held_C: Tree
+    frozen_C: Tree
     fixed: Tree
     kept: Tree
     sums: Tree
@@ -158,19 +158,19 @@ class Train:
         """
         trainable, fixed = split_shared(job.shared)
         frozen = self.phases[job.version % len(self.phases)] if self.phases else ()
-        held = {name: x for name, x in trainable.items() if name.endswith(frozen)}
-        trained = {name: x for name, x in trainable.items() if name not in held}
+        frozen_params = {name: x for name, x in trainable.items() if name.endswith(frozen)}
+        trained = {name: x for name, x in trainable.items() if name not in frozen_params}
         if not trained:
             raise LichenError("no tensor is left to train", where="train.phases", fix="freeze fewer names")
         count = len(clients)
         kept = dict(own_C or {})
         shared_C = trees.broadcast(trained, count)
         begin_C, optimizer = shared_C, self.optimizer.init(shared_C)
-        held_C = trees.broadcast(held, count)
+        frozen_C = trees.broadcast(frozen_params, count)
         if self.home and not self.personal:
             mine = personal_C({n: x for n, x in trainable.items() if n.endswith(self.home)}, own_C, count)
             begin_C = {name: mine.get(name, x_C) for name, x_C in shared_C.items()}
-            held_C = {name: mine.get(name, x_C) for name, x_C in held_C.items()}
+            frozen_C = {name: mine.get(name, x_C) for name, x_C in frozen_C.items()}
         if self.personal:
             begin_C = personal_C(trained, own_C, count)
             before, _ = trees.split(kept, "opt/")
@@ -186,7 +186,7 @@ class Train:
             begin_optimizer=optimizer,
             params_C=begin_C,
             optimizer=optimizer,
-            held_C=held_C,
+            frozen_C=frozen_C,
             fixed=fixed,
             kept=kept,
             sums=dict.fromkeys(("loss_sum", "count", "tokens", "steps"), zero_C),
@@ -201,7 +201,7 @@ class Train:
             return self._added(state, batch)
         leaves_C = {name: x.detach().requires_grad_() for name, x in state.params_C.items()}
         with torch.enable_grad():
-            loss_C, count_C = self.model.loss({**leaves_C, **state.held_C}, state.fixed, batch)
+            loss_C, count_C = self.model.loss({**leaves_C, **state.frozen_C}, state.fixed, batch)
             mean_C = loss_C / count_C.clamp(min=1)
             grads = torch.autograd.grad(
                 mean_C.sum(), list(leaves_C.values()), allow_unused=True, materialize_grads=True
@@ -220,7 +220,7 @@ class Train:
         if bool(rows_CB.any()):  # a model need not take a batch without a row
             leaves_C = {name: x.detach().requires_grad_() for name, x in state.params_C.items()}
             with torch.enable_grad():
-                losses_C, some_C = self.model.loss({**leaves_C, **state.held_C}, state.fixed, batch)
+                losses_C, some_C = self.model.loss({**leaves_C, **state.frozen_C}, state.fixed, batch)
                 more = torch.autograd.grad(
                     losses_C.sum(), list(leaves_C.values()), allow_unused=True, materialize_grads=True
                 )
@@ -275,11 +275,11 @@ class Train:
         client whose loss or parameters are not finite sends weight 0, zeros and ``failed`` = 1, and keeps
         the private state it began with, so that it can poison neither the sum nor its own later rounds.
         """
-        fine_C = state.sums["loss_sum"].isfinite()
+        finite_C = state.sums["loss_sum"].isfinite()
         for x_C in state.params_C.values():
-            fine_C = fine_C & x_C.flatten(1).isfinite().all(1)
-        metrics = {name: torch.where(fine_C, x_C, torch.zeros_like(x_C)) for name, x_C in state.sums.items()}
-        metrics["failed"] = (~fine_C).to(torch.float64)
+            finite_C = finite_C & x_C.flatten(1).isfinite().all(1)
+        metrics = {name: torch.where(finite_C, x_C, torch.zeros_like(x_C)) for name, x_C in state.sums.items()}
+        metrics["failed"] = (~finite_C).to(torch.float64)
         weight_C = {
             "examples": metrics["count"],
             "tokens": metrics["tokens"],
@@ -288,16 +288,16 @@ class Train:
         own_C: Tree | None = None
         tensors: Tree = {}
         if self.personal:
-            params_C = _where(fine_C, state.params_C, state.begin_C)
-            optimizer = _where(fine_C, state.optimizer, state.begin_optimizer)
+            params_C = _where(finite_C, state.params_C, state.begin_C)
+            optimizer = _where(finite_C, state.optimizer, state.begin_optimizer)
             own_C = trees.join("params/", params_C, trees.join("opt/", optimizer, state.kept))
         else:
             mine = {name for name in state.params_C if name.endswith(self.home)}
             sent = [{n: x for n, x in tree.items() if n not in mine} for tree in (state.params_C, state.shared_C)]
             delta_C = trees.sub(*sent)
-            tensors = _where(fine_C, delta_C, trees.zeros_like(delta_C))
+            tensors = _where(finite_C, delta_C, trees.zeros_like(delta_C))
             if mine:
-                kept_C = _where(fine_C, state.params_C, state.begin_C)
+                kept_C = _where(finite_C, state.params_C, state.begin_C)
                 own_C = trees.join("params/", {name: kept_C[name] for name in mine}, state.kept)
         message = Message(
             group=self.model.group,
@@ -310,5 +310,5 @@ class Train:
         return message, own_C
 
 
-def _where(fine_C: Tensor, a_C: Tree, b_C: Tree) -> Tree:
-    return trees.map_tree(lambda a, b: torch.where(fine_C.view(-1, *[1] * (a.dim() - 1)), a, b), a_C, b_C)
+def _where(finite_C: Tensor, a_C: Tree, b_C: Tree) -> Tree:
+    return trees.map_tree(lambda a, b: torch.where(finite_C.view(-1, *[1] * (a.dim() - 1)), a, b), a_C, b_C)

@@ -3,7 +3,7 @@
 What a model answers there (its likeliest tokens) and what it can learn there from somebody else's answers
 both come from the output layer, some places at a time: logits are never held whole.
 
-:class:`Taught` is a language model that hears a teacher. At each place with an answer it takes the cross
+:class:`DistilledLM` is a language model that hears a teacher. At each place with an answer it takes the cross
 entropy against the teacher's kept tokens, and at every labelled place ``lm`` times the ordinary loss. The kept
 probabilities are scaled to sum to one, as FedMKT does; or what the teacher did not tell stays one class more,
 "any other token" (``rest``): where much is left over, scaling claims a certainty that the teacher does not have.
@@ -34,7 +34,7 @@ from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, split
 
-__all__ = ["Places", "Speaker", "Taught", "top_answers"]
+__all__ = ["DistilledLM", "LogitsProvider", "Places", "top_answers"]
 
 
 @final
@@ -53,7 +53,7 @@ class Places:
     head: Callable[[Tensor], Tensor]
 
 
-class Speaker(CohortModel, Protocol):
+class LogitsProvider(CohortModel, Protocol):
     """A cohort of causal language models that shows its labelled places."""
 
     def places(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> list[Places]:
@@ -87,7 +87,7 @@ def top_answers(places: Places, k: int, *, size: int, chunk: int = 256) -> tuple
 
 
 @final
-class Taught:
+class DistilledLM:
     """A cohort of language models that also learns from answers; a :class:`lichen.core.contracts.CohortModel`.
 
     The answers come down as ``answers.index`` and ``answers.prob`` ``(S, k)``, with ``answers.at`` ``(N + 1,)``,
@@ -105,7 +105,7 @@ class Taught:
 
     __slots__ = ("_chunk", "base", "classes", "group", "lm", "model", "name", "reference", "rest")
 
-    def __init__(self, model: Speaker, *, lm: float = 1.0, rest: bool = False, chunk: int = 1024) -> None:
+    def __init__(self, model: LogitsProvider, *, lm: float = 1.0, rest: bool = False, chunk: int = 1024) -> None:
         if not (math.isfinite(lm) and lm >= 0):
             raise LichenError(f"{lm} is out of range", where="listen.lm", fix="use a number >= 0")
         self.model, self.lm, self.rest, self._chunk = model, lm, rest, chunk

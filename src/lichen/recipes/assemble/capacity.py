@@ -21,7 +21,7 @@ from typing import Any, final
 import torch
 
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, Station
+from lichen.core.contracts import Batch, ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.tree import Tree, block_of
@@ -118,12 +118,12 @@ def _share(whole: int, part: int, parts: int) -> int:
     return math.ceil(whole * part / parts) if parts else 0
 
 
-def needs_of(experiment: Experiment, station: Station) -> Needs:
+def needs_of(experiment: Experiment, client_task: ClientTask) -> Needs:
     """Count three steps of one client.
 
     Args:
         experiment: Of a recipe with a LoRA adapter on a foundation model.
-        station: What its clients do in a round, and the batches they do it with.
+        client_task: What its clients do in a round, and the batches they do it with.
 
     Raises:
         LichenError: if what is trained has no ranks and no blocks to choose from.
@@ -138,7 +138,7 @@ def needs_of(experiment: Experiment, station: Station) -> Needs:
             where="federation.memory",
             fix="set model.adapter.kind to lora, or leave the key out",
         )
-    client, batch = _largest(station, len(experiment.train))
+    client, batch = _largest(client_task, len(experiment.train))
     # An adapter that does nothing yet would leave no patch behind; later ones do.
     start = {n: torch.full_like(x, 1e-3) if n.endswith(".lora_B") else x for n, x in experiment.start.items()}
     base = resident_bytes(wrapped.model)
@@ -146,7 +146,7 @@ def needs_of(experiment: Experiment, station: Station) -> Needs:
     def needed(rank: int, last: int | None) -> int:
         cut = Capacity((rank,), last_N=(last,), scaling=spec.scale)
         return base + _step_bytes(
-            station,
+            client_task,
             cut.cut(start, cut.key(0)),
             client,
             batch,
@@ -163,10 +163,10 @@ def needs_of(experiment: Experiment, station: Station) -> Needs:
     )
 
 
-def _largest(station: Station, clients: int) -> tuple[int, Batch]:
+def _largest(client_task: ClientTask, clients: int) -> tuple[int, Batch]:
     """The client with the largest batches, and the largest of some rounds' of them."""
-    client = heavy(station.source, range(clients), 1)[0]
-    batches = [batch for r in range(DRAWS) for batch in station.source.batches((client,), r)]
+    client = heavy(client_task.source, range(clients), 1)[0]
+    batches = [batch for r in range(DRAWS) for batch in client_task.source.batches((client,), r)]
     if not batches:
         raise LichenError("no client has rows to train on", where="data")
 
@@ -177,29 +177,29 @@ def _largest(station: Station, clients: int) -> tuple[int, Batch]:
     return client, max(batches, key=size)
 
 
-def _step_bytes(station: Station, shared: Tree, client: int, batch: Batch, base: str, *, times: int = 1) -> int:
+def _step_bytes(client_task: ClientTask, shared: Tree, client: int, batch: Batch, base: str, *, times: int = 1) -> int:
     """The shared tensors, and the most that one client's fold over one batch, or so many like it, makes besides."""
     settings = {"lr_scale": 1.0}
     job = Job(work="train", shared=shared, version=0, clients=(client,), seed=0, base=base, settings=settings)
     with LiveBytes() as live:
-        state = station.work.init(job, (client,), None)
+        state = client_task.work.init(job, (client,), None)
         for _ in range(times):
-            state = station.work.step(state, batch)
-        station.work.final(state)
+            state = client_task.work.step(state, batch)
+        client_task.work.final(state)
     peak: int = live.peak
     return trees.nbytes(shared) + peak
 
 
-def fit(experiment: Experiment, station: Station, memory: float) -> Fit:
+def fit(experiment: Experiment, client_task: ClientTask, memory: float) -> Fit:
     """The most that a client with so many bytes for tensors can train; see :func:`needs_of` and :meth:`Needs.fit`."""
-    return needs_of(experiment, station).fit(memory)
+    return needs_of(experiment, client_task).fit(memory)
 
 
 def _memory(experiment: Experiment) -> Sequence[float]:
     return getattr(experiment.recipe.federation, "memory", None) or ()
 
 
-def capacity_of(experiment: Experiment, station: Station) -> Capacity | None:
+def capacity_of(experiment: Experiment, client_task: ClientTask) -> Capacity | None:
     """Every client's rank and blocks by ``federation.memory``, dealt out in turns; None where it is not given.
 
     Raises:
@@ -208,7 +208,7 @@ def capacity_of(experiment: Experiment, station: Station) -> Capacity | None:
     memory = _memory(experiment)
     if not memory:
         return None
-    needs = needs_of(experiment, station)
+    needs = needs_of(experiment, client_task)
     fits = [needs.fit(gib * GIB) for gib in memory]
     mine = [fits[client % len(fits)] for client in range(len(experiment.train))]
     model: Any = experiment.model
@@ -237,7 +237,7 @@ class Room:
     needed: int
 
 
-def rooms(experiment: Experiment, station: Station) -> tuple[Room, ...]:
+def rooms(experiment: Experiment, client_task: ClientTask) -> tuple[Room, ...]:
     """What clients of each memory train, the smallest first; nothing without ``federation.memory``.
 
     Raises:
@@ -246,7 +246,7 @@ def rooms(experiment: Experiment, station: Station) -> tuple[Room, ...]:
     memory = _memory(experiment)
     if not memory:
         return ()
-    needs, count = needs_of(experiment, station), len(experiment.train)
+    needs, count = needs_of(experiment, client_task), len(experiment.train)
     steps = dict(needs.ladder())
     having = {gib: sum(1 for c in range(count) if memory[c % len(memory)] == gib) for gib in sorted(set(memory))}
     out = []

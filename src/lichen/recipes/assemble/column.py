@@ -14,7 +14,7 @@ from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks
 from lichen.recipes.assemble.experiment import Experiment
-from lichen.recipes.assemble.parts import stations
+from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["Column", "among", "local_engine", "room_of"]
@@ -44,7 +44,7 @@ def local_engine(experiment: Experiment, store: ClientStore) -> LocalEngine:
     """This process, with everything a node of the recipe can be asked."""
     recipe = experiment.recipe
     return LocalEngine(
-        stations(experiment),
+        client_tasks(experiment),
         store,
         base=experiment.model.base,
         block_size=room_of(recipe, store),

@@ -32,7 +32,7 @@ class Auxiliary:
         views: Weak and strong views of the unlabelled ones.
         answers: ``answers.*`` of a teacher to them, which never leave.
         judge: The clients' rows to judge a teacher by; None: it is taken at its word.
-        said_M: The class it names for each of those.
+        teacher_label_M: The class it names for each of those.
         server: Labelled rows the server itself trains on between rounds; None: it does not.
     """
 
@@ -40,7 +40,7 @@ class Auxiliary:
     views: Views | None = None
     answers: Tree = field(default_factory=dict)
     judge: Source | None = None
-    said_M: Tensor | None = None
+    teacher_label_M: Tensor | None = None
     server: Shard | None = None
 
 

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from lichen.algorithms.exchange import Kinds, parted
 from lichen.clients.distillation.predict import Predict
-from lichen.clients.distillation.private_models import AtHome, InTurn, asking, private_stations
+from lichen.clients.distillation.private_models import ConcatSource, LocalInit, asking, private_client_tasks
 from lichen.clients.evaluation.early_stopping import KeepBest
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Aggregator, ClientWork, Engine, Source, Station
+from lichen.core.contracts import Aggregator, ClientTask, ClientWork, Engine, Source
 from lichen.core.fold import BlockSize
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
@@ -67,17 +67,19 @@ class ByKind:
         return self.engine.join(client_N, metrics)
 
 
-def engine_of(heterogeneous: HeterogeneousClients, stations: Mapping[str, Station], store: ClientStore) -> LocalEngine:
+def engine_of(
+    heterogeneous: HeterogeneousClients, client_tasks: Mapping[str, ClientTask], store: ClientStore
+) -> LocalEngine:
     """This process, with these stations."""
     room = room_of(heterogeneous.recipe, store)
 
-    def block(job: Job, station: Station) -> int:
+    def block(job: Job, client_task: ClientTask) -> int:
         # What clients make themselves is in no job, and counts all the same.
-        start = getattr(station.work, "start", {})
-        return room if isinstance(room, int) else room(replace(job, shared={**start, **job.shared}), station)
+        start = getattr(client_task.work, "start", {})
+        return room if isinstance(room, int) else room(replace(job, shared={**start, **job.shared}), client_task)
 
     size: int | BlockSize = room if isinstance(room, int) else block
-    return LocalEngine(stations, store, block_size=size, device=heterogeneous.recipe.model.device)
+    return LocalEngine(client_tasks, store, block_size=size, device=heterogeneous.recipe.model.device)
 
 
 def alone_steps(heterogeneous: HeterogeneousClients) -> int:
@@ -90,14 +92,14 @@ def alone_steps(heterogeneous: HeterogeneousClients) -> int:
     return math.ceil(whole / fed.rounds)
 
 
-def private(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, Station]:
+def private(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, ClientTask]:
     """Stations of clients whose models stay with them: in fedmd and dsfl, and of all that are alone."""
-    out: dict[str, Station] = {}
+    out: dict[str, ClientTask] = {}
     steps, section = heterogeneous.recipe.federation.local_steps, heterogeneous.exchange
     for kind, some in heterogeneous.kinds.items():
         experiment, mine = heterogeneous.experiments[kind], own_rows(heterogeneous, kind, steps)
         start = {**experiment.start, **heterogeneous.settings()}
-        out |= private_stations(
+        out |= private_client_tasks(
             kind,
             trainer(experiment, lr, personal=True),
             start=start,
@@ -109,10 +111,10 @@ def private(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, Station
             counts=_counts(heterogeneous, some) if section.weigh == "classes" else None,
         )
         work = out[f"train/{kind}"].work
-        turns = InTurn((public_rows(heterogeneous, mine, some), mine))
-        out[f"train/{kind}"] = Station(work=work, source=own_rows(heterogeneous, kind, section.first(steps)))
-        out[f"learn/{kind}"] = Station(work=work, source=turns)
-        out[f"alone/{kind}"] = Station(work=work, source=own_rows(heterogeneous, kind, alone_steps(heterogeneous)))
+        turns = ConcatSource((public_rows(heterogeneous, mine, some), mine))
+        out[f"train/{kind}"] = ClientTask(work=work, source=own_rows(heterogeneous, kind, section.first(steps)))
+        out[f"learn/{kind}"] = ClientTask(work=work, source=turns)
+        out[f"alone/{kind}"] = ClientTask(work=work, source=own_rows(heterogeneous, kind, alone_steps(heterogeneous)))
         judging: dict[str, tuple[ClientWork, Source]] = {
             "valid": (Evaluate(experiment.model, personal=True), experiment.evaluating(experiment.valid)),
             "test": (Evaluate(experiment.model, personal=True), experiment.evaluating(experiment.test)),
@@ -127,39 +129,39 @@ def private(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, Station
             ),
         }
         for name, (judge, source) in judging.items():
-            out[f"{name}/{kind}"] = Station(work=AtHome(judge, start=start), source=source)
+            out[f"{name}/{kind}"] = ClientTask(work=LocalInit(judge, start=start), source=source)
     return out
 
 
-def averaged(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, Station]:
+def averaged(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, ClientTask]:
     """Stations of clients that train their architecture's average: feddf."""
-    out, steps = dict[str, Station](), heterogeneous.recipe.federation.local_steps
+    out, steps = dict[str, ClientTask](), heterogeneous.recipe.federation.local_steps
     for kind, experiment in heterogeneous.experiments.items():
-        out[f"train/{kind}"] = Station(work=trainer(experiment, lr), source=own_rows(heterogeneous, kind, steps))
+        out[f"train/{kind}"] = ClientTask(work=trainer(experiment, lr), source=own_rows(heterogeneous, kind, steps))
         for name, shards in (("valid", experiment.valid), ("test", experiment.test)):
-            out[f"{name}/{kind}"] = Station(work=Evaluate(experiment.model), source=experiment.evaluating(shards))
+            out[f"{name}/{kind}"] = ClientTask(work=Evaluate(experiment.model), source=experiment.evaluating(shards))
     return out
 
 
-def server(heterogeneous: HeterogeneousClients, lr: float) -> tuple[dict[str, Station], dict[str, Station]]:
+def server(heterogeneous: HeterogeneousClients, lr: float) -> tuple[dict[str, ClientTask], dict[str, ClientTask]]:
     """What feddf's server does itself: the stations where models answer, and those where they are taught."""
-    predict, distil = dict[str, Station](), dict[str, Station]()
+    predict, distil = dict[str, ClientTask](), dict[str, ClientTask]()
     everyone = tuple(range(heterogeneous.count))
     examples = _examples(heterogeneous, everyone) if heterogeneous.exchange.weigh == "examples" else None
     for kind, experiment in heterogeneous.experiments.items():
         mine = own_rows(heterogeneous, kind, heterogeneous.recipe.federation.local_steps)
         answers = Predict(experiment.model, rows=heterogeneous.public.size, personal=True, examples=examples)
-        predict[kind] = Station(work=answers, source=asking(mine, heterogeneous.public, everyone))
+        predict[kind] = ClientTask(work=answers, source=asking(mine, heterogeneous.public, everyone))
         learns: Train = replace(trainer(experiment, heterogeneous.exchange.server_lr or lr), prox=0.0)
-        distil[kind] = Station(
-            work=AtHome(learns, start=heterogeneous.settings()), source=public_rows(heterogeneous, mine, (0,))
+        distil[kind] = ClientTask(
+            work=LocalInit(learns, start=heterogeneous.settings()), source=public_rows(heterogeneous, mine, (0,))
         )
     return predict, distil
 
 
-def saying(heterogeneous: HeterogeneousClients, rows: Shard) -> dict[str, Station]:
+def saying(heterogeneous: HeterogeneousClients, rows: Shard) -> dict[str, ClientTask]:
     """Stations ``said/<kind>``, where clients' models answer these rows."""
-    private, out = not heterogeneous.fused, dict[str, Station]()
+    private, out = not heterogeneous.fused, dict[str, ClientTask]()
     for kind, some in heterogeneous.kinds.items():
         experiment = heterogeneous.experiments[kind]
         # One model answers for all the clients that share it.
@@ -171,7 +173,9 @@ def saying(heterogeneous: HeterogeneousClients, rows: Shard) -> dict[str, Statio
             pad=experiment.pad,
             max_length=heterogeneous.recipe.data.max_length,
         )
-        out[f"said/{kind}"] = Station(work=AtHome(work, start=experiment.start) if private else work, source=source)
+        out[f"said/{kind}"] = ClientTask(
+            work=LocalInit(work, start=experiment.start) if private else work, source=source
+        )
     return out
 
 

@@ -22,7 +22,7 @@ from lichen.recipes.assemble.capacity import capacity_of
 from lichen.recipes.assemble.experiment import Experiment, grid_name
 from lichen.recipes.assemble.loaded_model import load_model
 from lichen.recipes.assemble.model import make_student, start_of
-from lichen.recipes.assemble.parts import stations
+from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.rows.prepare import ClientData, classes_of, encode, gather_all
 from lichen.recipes.rows.public import PublicSplit, labelled_of, split_public
 from lichen.recipes.rows.reading import told_of
@@ -192,7 +192,9 @@ def _capacity(experiment: Experiment) -> Capacity | None:
     """What each client can train, by the recipe's ranks or by its memory; None where all train everything."""
     fed, count = experiment.recipe.federation, len(experiment.train)
     if fed.memory is not None:
-        return capacity_of(experiment, stations(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"])
+        return capacity_of(
+            experiment, client_tasks(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"]
+        )
     if fed.ranks is None:
         return None
     ranks = tuple(fed.ranks[client % len(fed.ranks)] for client in range(count))

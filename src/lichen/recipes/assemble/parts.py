@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from lichen.algorithms.average import Average
-from lichen.algorithms.semi import OrNothing
+from lichen.algorithms.semi import AllowEmpty
 from lichen.clients.distillation.distill import Distill
 from lichen.clients.distillation.selective import Selective
 from lichen.clients.evaluation.early_stopping import KeepBest
@@ -21,19 +21,19 @@ from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.diloco import Pace, Worker
 from lichen.clients.training.fedbpt import BlackBox
 from lichen.clients.training.fixmatch import FixMatch
-from lichen.clients.training.kseed import Materialized, SeedSteps
-from lichen.clients.training.kseed_replay import Replay
+from lichen.clients.training.kseed import FedKSeed, ReplayedWork
+from lichen.clients.training.kseed_replay import KSeedReplay
 from lichen.clients.training.mezo import WeighBy, ZerothOrder
 from lichen.clients.training.optimize import ClientOptimizer, lr_factor
 from lichen.clients.training.row_weights import ByRows
 from lichen.clients.training.train import Train
-from lichen.core.contracts import ClientWork, Sampler, ServerOptimizer, ServerState, Station
+from lichen.core.contracts import ClientTask, ClientWork, Sampler, ServerOptimizer, ServerState
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.recipes.assemble.aggregation import aggregator_of, home_of, phases_of
 from lichen.recipes.assemble.experiment import Experiment, grid_name, participants
 from lichen.recipes.schema.recipe import Recipe
-from lichen.server.kseed import AddUnits
+from lichen.server.kseed import KSeedOptimizer
 from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
 from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted, validators
 from lichen.transforms.codec import Chain
@@ -43,11 +43,11 @@ from lichen.transforms.uplink import Compressed
 __all__ = [
     "algorithm_of",
     "begin_of",
+    "client_tasks",
     "down_of",
     "lr_scale",
     "sampler_of",
     "server_of",
-    "stations",
     "stop_of",
     "tensors_of",
     "trainer",
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 
-def stations(experiment: Experiment) -> dict[str, Station]:
+def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
     """All that a node of this recipe can be asked to do."""
     fed, personal = experiment.recipe.federation, bool(home_of(experiment.recipe))
     local = experiment.training(
@@ -63,36 +63,38 @@ def stations(experiment: Experiment) -> dict[str, Station]:
     )
     valid, test = experiment.evaluating(experiment.valid), experiment.evaluating(experiment.test)
     out = {
-        "valid": Station(work=Evaluate(experiment.model, personal=personal), source=valid),
-        "test": Station(work=Evaluate(experiment.model, personal=personal), source=test),
-        "alone.valid": Station(work=KeepBest(experiment.model), source=valid),
-        "alone.chosen": Station(work=Evaluate(experiment.model, personal=True, use_best=True), source=valid),
-        "alone.test": Station(work=Evaluate(experiment.model, personal=True, use_best=True), source=test),
+        "valid": ClientTask(work=Evaluate(experiment.model, personal=personal), source=valid),
+        "test": ClientTask(work=Evaluate(experiment.model, personal=personal), source=test),
+        "alone.valid": ClientTask(work=KeepBest(experiment.model), source=valid),
+        "alone.chosen": ClientTask(work=Evaluate(experiment.model, personal=True, use_best=True), source=valid),
+        "alone.test": ClientTask(work=Evaluate(experiment.model, personal=True, use_best=True), source=test),
     }
     for lr in experiment.recipe.optimizer.lr:
-        out[f"alone {grid_name(lr)}"] = Station(
+        out[f"alone {grid_name(lr)}"] = ClientTask(
             work=_accumulating(experiment, trainer(experiment, lr, personal=True)), source=local
         )
         if experiment.recipe.optimizer.name != "kseed":
-            out[f"train {grid_name(lr)}"] = Station(work=federated(experiment, lr), source=local)
+            out[f"train {grid_name(lr)}"] = ClientTask(work=federated(experiment, lr), source=local)
             continue
         # One replay for all that a node does at this rate: it keeps the last version's tensors.
         replay = replay_of(experiment, lr)
-        out[f"train {grid_name(lr)}"] = Station(work=weighed(experiment, seed_steps(experiment, replay)), source=local)
-        out[f"valid {grid_name(lr)}"] = Station(work=Materialized(Evaluate(experiment.model), replay), source=valid)
+        out[f"train {grid_name(lr)}"] = ClientTask(
+            work=weighed(experiment, seed_steps(experiment, replay)), source=local
+        )
+        out[f"valid {grid_name(lr)}"] = ClientTask(work=ReplayedWork(Evaluate(experiment.model), replay), source=valid)
     return out
 
 
-def replay_of(experiment: Experiment, lr: float) -> Replay:
+def replay_of(experiment: Experiment, lr: float) -> KSeedReplay:
     """What turns FedKSeed's sums into the model's tensors."""
-    return Replay(experiment.start, lr=lr, root=experiment.recipe.seed, count=experiment.recipe.optimizer.seeds)
+    return KSeedReplay(experiment.start, lr=lr, root=experiment.recipe.seed, count=experiment.recipe.optimizer.seeds)
 
 
-def seed_steps(experiment: Experiment, replay: Replay) -> SeedSteps:
+def seed_steps(experiment: Experiment, replay: KSeedReplay) -> FedKSeed:
     """FedKSeed's client."""
     fed, opt = experiment.recipe.federation, experiment.recipe.optimizer
     clip = {} if opt.clip is None else {"clip": opt.clip}
-    return SeedSteps(
+    return FedKSeed(
         experiment.model, replay, steps=fed.local_steps, eps=opt.eps, weigh_by=_weigh_by(experiment.recipe), **clip
     )
 
@@ -175,8 +177,8 @@ def with_auxiliary(experiment: Experiment, train: Train) -> ClientWork:
             warm=semi.warm,
         )
         return Distill(work, answers=auxiliary.answers) if auxiliary.answers else work
-    if auxiliary.judge is not None and auxiliary.said_M is not None:
-        return Selective(train, judge=auxiliary.judge, said_M=auxiliary.said_M)
+    if auxiliary.judge is not None and auxiliary.teacher_label_M is not None:
+        return Selective(train, judge=auxiliary.judge, teacher_label_M=auxiliary.teacher_label_M)
     return train
 
 
@@ -189,7 +191,7 @@ def server_of(recipe: Recipe) -> ServerOptimizer:
     """The recipe's server optimizer."""
     server = recipe.federation.server
     if recipe.optimizer.name == "kseed":
-        return AddUnits()
+        return KSeedOptimizer()
     if server.name == "sgd":
         return ServerSGD(lr=server.lr, momentum=server.momentum, nesterov=server.nesterov)
     return (ServerAdam if server.name == "adam" else ServerYogi)(lr=server.lr)
@@ -236,7 +238,7 @@ def algorithm_of(experiment: Experiment, lr: float, until: int) -> Average:
     fed = experiment.recipe.federation
     return Average(
         # Rows without a label may leave every client of a round with nothing to send.
-        aggregator=OrNothing(aggregator_of(experiment, lr))
+        aggregator=AllowEmpty(aggregator_of(experiment, lr))
         if experiment.recipe.semi is not None
         else aggregator_of(experiment, lr),
         optimizer=server_of(experiment.recipe),

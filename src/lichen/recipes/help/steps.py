@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from lichen.clients.distillation.distill import pre_distil
-from lichen.clients.distillation.selective import said_of
+from lichen.clients.distillation.selective import predicted_labels
 from lichen.clients.statistics.sufficient import Statistics
-from lichen.core.contracts import Source, Station
+from lichen.core.contracts import ClientTask, Source
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import derive
@@ -203,8 +203,10 @@ def with_teacher_answers(
         result = result.plus(0, text_bytes, {"public_texts.bytes": float(text_bytes)})
         experiment = replace(experiment, start={**experiment.start, **got}, public=public)
     if plan.select:
-        judge, said_M = _judging(loaded, experiment, teachers, folder)
-        experiment = replace(experiment, auxiliary=replace(experiment.auxiliary, judge=judge, said_M=said_M))
+        judge, teacher_label_M = _judging(loaded, experiment, teachers, folder)
+        experiment = replace(
+            experiment, auxiliary=replace(experiment.auxiliary, judge=judge, teacher_label_M=teacher_label_M)
+        )
     return replace(result, experiment=experiment)
 
 
@@ -215,7 +217,7 @@ def _judging(
     rows = [client_data.valid for client_data in loaded.clients_data]
     answers, places = _own_answers(loaded, "judged", rows, teachers, folder)
     shards = [with_answer_index(shard, place) for shard, place in zip(experiment.valid, places, strict=True)]
-    return experiment.evaluating(shards), said_of(answers)
+    return experiment.evaluating(shards), predicted_labels(answers)
 
 
 def _own_answers(
@@ -244,7 +246,7 @@ def with_closed_form_head(loaded: LoadedExperiment, result: HelpResult, folder: 
         say("statistics of every client for a head in closed form")
         work = Statistics(features, classes=classes, bits=12, bias=biased)
         engine = LocalEngine(
-            {"statistics": Station(work=work, source=experiment.evaluating(experiment.train))},
+            {"statistics": ClientTask(work=work, source=experiment.evaluating(experiment.train))},
             ClientStore(folder.path / "state" / "none"),
             base=experiment.model.base,
             device=recipe.model.device,

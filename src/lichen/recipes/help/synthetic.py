@@ -17,8 +17,8 @@ import torch
 from lichen.algorithms.private_evolution import PrivateEvolution
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.statistics.leakage import Leakage, flags
-from lichen.clients.statistics.nearest_vote import Vote
-from lichen.core.contracts import Station
+from lichen.clients.statistics.nearest_vote import NearestNeighborHistogram
+from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.rounds import run
@@ -182,9 +182,9 @@ def _evolved(
 
     shards = [shard(client_data) for client_data in loaded.clients_data]
     rows = sum(s.size for s in shards)
-    vote = Vote(lambda batch: batch["x_CBF"])
+    vote = NearestNeighborHistogram(lambda batch: batch["x_CBF"])
     engine = LocalEngine(
-        {"vote": Station(work=vote, source=EvalSource(shards, batch_size=64))},
+        {"vote": ClientTask(work=vote, source=EvalSource(shards, batch_size=64))},
         ClientStore(folder.path / "state" / "none"),
         block_size=16,
     )
@@ -304,7 +304,7 @@ def _leaks(loaded: LoadedExperiment, texts: Sequence[str], folder: RunFolder) ->
     clients_data = loaded.public_split.clients_data
     work = Leakage(lambda client: [r.text for r in clients_data[client].train])
     engine = LocalEngine(
-        {"leakage": Station(work=work, source=NoBatches())}, ClientStore(folder.path / "state" / "none")
+        {"leakage": ClientTask(work=work, source=NoBatches())}, ClientStore(folder.path / "state" / "none")
     )
     mean = Mean("uniform")
     total = mean.zero()

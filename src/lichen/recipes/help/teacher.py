@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lichen.clients.distillation.teacher_labels import AnswerWork, LocalTeacher, NoBatches
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
@@ -47,7 +47,7 @@ def ask(
     """Let the teacher's node answer every text, once: ``(answers.*, bytes up, bytes down)``."""
     work = AnswerWork(teacher, classes=tuple(classes), top_k=top_k)
     engine = LocalEngine(
-        {"answer": Station(work=work, source=NoBatches())},
+        {"answer": ClientTask(work=work, source=NoBatches())},
         ClientStore(folder.path / "state" / "none"),
     )
     job = Job(work="answer", shared={}, version=0, clients=(0,), seed=0, texts=tuple(texts))

@@ -15,7 +15,7 @@ from lichen.models.adapters.quantized import resident_bytes, weights_of
 from lichen.recipes.assemble.capacity import rooms
 from lichen.recipes.assemble.experiment import Experiment, grid_name
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe, shards_of
-from lichen.recipes.assemble.parts import stations
+from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.workload import heavy, pooled_experiment
 from lichen.recipes.plan.estimate import Cost, Expected, Memory, disk_of
 from lichen.recipes.plan.flops import Flops, arithmetic_of, counted
@@ -92,7 +92,7 @@ def expect_adapt(recipe: Recipe, folder: Path, gauge: Gauge, say: Callable[[str]
 
 def flops_of(experiment: Experiment) -> Flops:
     """Operations of a small model, counted on one real step."""
-    source = stations(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"].source
+    source = client_tasks(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"].source
     return counted(experiment.model, experiment.start, next(iter(source.batches((0,), 0))))
 
 
@@ -170,7 +170,7 @@ def expect(
         start=0.0,
         notes=tuple(notes),
         seen=planned(experiment, invited, tuple(chunks)),
-        rooms=rooms(experiment, stations(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"]),
+        rooms=rooms(experiment, client_tasks(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"]),
     )
 
 
@@ -192,7 +192,7 @@ def _measure(
     experiment: Experiment, folder: Path, gauge: Gauge, seconds: float, invited: int, base: int, columns: Sequence[str]
 ) -> _Measured:
     probe = Probe(experiment, folder, gauge, seconds=seconds)
-    source = stations(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"].source
+    source = client_tasks(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"].source
     loaded, there = gauge.now(), gauge.available()
     everyone = tuple(range(len(experiment.train)))
     together = probe.block("train", everyone[:invited])

@@ -33,7 +33,7 @@ from lichen.core.store import ClientStore
 from lichen.recipes.assemble.experiment import Experiment, grid_name
 from lichen.recipes.assemble.live_bytes import LiveBytes
 from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.assemble.parts import begin_of, stations
+from lichen.recipes.assemble.parts import begin_of, client_tasks
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
@@ -114,7 +114,7 @@ def footprint(recipe: Recipe) -> Footprint | None:
 
 def _training(experiment: Experiment) -> int | None:
     recipe = experiment.recipe
-    known, name = stations(experiment), f"train {grid_name(recipe.optimizer.lr[0])}"
+    known, name = client_tasks(experiment), f"train {grid_name(recipe.optimizer.lr[0])}"
     if name not in known:
         return None
     client = dearest(known[name].source, len(experiment.train))

@@ -26,7 +26,7 @@ from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event, Trace
 from lichen.recipes.assemble.column import local_engine
 from lichen.recipes.assemble.experiment import Experiment, grid_name, steps_of
-from lichen.recipes.assemble.parts import algorithm_of, begin_of, stations
+from lichen.recipes.assemble.parts import algorithm_of, begin_of, client_tasks
 from lichen.recipes.assemble.workload import Load, load_of
 from lichen.recipes.plan.memory import Gauge
 from lichen.recipes.plan.timing import Laps, Rate, Timed, clocked, spread
@@ -49,7 +49,7 @@ class _These:
 def _sized(engine: LocalEngine, job: Job) -> int:
     """Find the clients side by side before the clock starts, where the engine would find them in the job."""
     if not isinstance(engine.block_size, int):
-        engine.block_size = engine.block_size(job, engine.stations[job.work])
+        engine.block_size = engine.block_size(job, engine.client_tasks[job.work])
     return engine.block_size
 
 
@@ -101,7 +101,7 @@ class Probe:
 
     def source(self, *, steps: int) -> Source:
         """Training batches of so many steps."""
-        return stations(self._few(steps))[f"train {grid_name(self._lr)}"].source
+        return client_tasks(self._few(steps))[f"train {grid_name(self._lr)}"].source
 
     def block(self, kind: Literal["train", "alone"], clients: tuple[int, ...]) -> int:
         """How many of these clients stand side by side."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import final
 
-from lichen.core.contracts import Batch, Source, Station
+from lichen.core.contracts import Batch, ClientTask, Source
 from lichen.engines.local import LocalEngine
 from lichen.recipes.assemble.workload import Load, load_of
 from lichen.recipes.plan.memory import Gauge
@@ -106,8 +106,8 @@ def clocked(engine: LocalEngine, gauge: Gauge, *, every: int = 1) -> Laps:
         every: Evaluate only every n-th batch; training is not thinned.
     """
     laps: Laps = []
-    engine.stations = {
-        name: Station(
+    engine.client_tasks = {
+        name: ClientTask(
             work=client_task.work,
             source=_Clock(
                 source=client_task.source,
@@ -116,7 +116,7 @@ def clocked(engine: LocalEngine, gauge: Gauge, *, every: int = 1) -> Laps:
                 every=1 if name.startswith(("train ", "alone lr")) else every,
             ),
         )
-        for name, client_task in engine.stations.items()
+        for name, client_task in engine.client_tasks.items()
     }
     return laps
 

@@ -18,7 +18,7 @@ from lichen.core.contracts import Source
 from lichen.core.seeds import derive
 from lichen.recipes.assemble.aggregation import home_of
 from lichen.recipes.assemble.experiment import Experiment, grid_name
-from lichen.recipes.assemble.parts import sampler_of, stations, validators_of
+from lichen.recipes.assemble.parts import client_tasks, sampler_of, validators_of
 from lichen.recipes.assemble.workload import Load, alone_rounds, load_of, pooled_experiment
 from lichen.recipes.rows.prepare import first_of
 
@@ -99,7 +99,7 @@ def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str
         invited: The clients of every round, see :func:`invitations`.
     """
     recipe, everyone = experiment.recipe, range(len(experiment.train))
-    source = stations(experiment)[f"train {grid_name(recipe.optimizer.lr[0])}"].source
+    source = client_tasks(experiment)[f"train {grid_name(recipe.optimizer.lr[0])}"].source
     valid = evaluated(experiment.evaluating(experiment.valid), everyone)
     test = evaluated(experiment.evaluating(experiment.test), everyone)
     # A test set that clients share is scored once for all of them where they score one model.
@@ -139,7 +139,7 @@ def _private(
     experiment: Experiment, name: Literal["alone", "pooled"], rounds: int, valid: Load, test: Load
 ) -> tuple[Chunk, ...]:
     recipe, clients = experiment.recipe, range(len(experiment.train))
-    source = stations(experiment)[f"alone {grid_name(recipe.optimizer.lr[0])}"].source
+    source = client_tasks(experiment)[f"alone {grid_name(recipe.optimizer.lr[0])}"].source
     trained, seen = marks(experiment, rounds)
     rates = len(recipe.optimizer.lr)
     trial = min(recipe.optimizer.grid_rounds or rounds, rounds)

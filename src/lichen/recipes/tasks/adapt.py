@@ -10,7 +10,7 @@ import torch
 
 from lichen.algorithms.average import score
 from lichen.clients.evaluation.evaluate import Evaluate
-from lichen.core.contracts import Station
+from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.store import ClientStore, save_tree, write_atomic
@@ -92,7 +92,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Task
 def _score_on(experiment: Experiment, shards: Sequence[Shard], shared: Tree, folder: RunFolder) -> Tree:
     store = ClientStore(folder.path / "state" / "none")
     local = LocalEngine(
-        {"test": Station(work=Evaluate(experiment.model), source=experiment.evaluating(shards))},
+        {"test": ClientTask(work=Evaluate(experiment.model), source=experiment.evaluating(shards))},
         store,
         base=experiment.model.base,
         block_size=room_of(experiment.recipe, store),

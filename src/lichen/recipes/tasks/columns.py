@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from lichen.algorithms.agnostic import Agnostic
+from lichen.algorithms.agnostic import AFL
 from lichen.algorithms.alone import Alone
 from lichen.algorithms.average import Average, mean_loss, score
 from lichen.algorithms.semi import SemiFL
 from lichen.core import tree as trees
-from lichen.core.contracts import Algorithm, Engine, Report, ServerState, Station
+from lichen.core.contracts import Algorithm, ClientTask, Engine, Report, ServerState
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.seeds import derive
@@ -85,7 +85,7 @@ def _with_server(experiment: Experiment, clients: Average, lr: float, folder: Pa
     """The federation, with fair weights or the server's own training between rounds where the recipe has them."""
     recipe, rows = experiment.recipe, experiment.auxiliary.server
     if recipe.federation.fair == "minmax":
-        return Agnostic(clients, rate=recipe.federation.fair_rate)
+        return AFL(clients, rate=recipe.federation.fair_rate)
     if rows is None or recipe.semi is None:
         return clients
     fed = recipe.federation
@@ -97,7 +97,7 @@ def _with_server(experiment: Experiment, clients: Average, lr: float, folder: Pa
         max_length=recipe.data.max_length,
     )
     server = LocalEngine(
-        {"server": Station(work=trainer(experiment, lr), source=source)},
+        {"server": ClientTask(work=trainer(experiment, lr), source=source)},
         ClientStore(folder),
         base=experiment.model.base,
         device=recipe.model.device,

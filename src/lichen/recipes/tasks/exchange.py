@@ -163,8 +163,8 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, watch: Wa
 
     def go(lr: float, until: int) -> float:
         grid = grid_name(lr)
-        stations = averaged(heterogeneous, lr) if fused else private(heterogeneous, lr)
-        engines[lr] = engine_of(heterogeneous, stations, ClientStore(folder.clients("federated", grid)))
+        client_tasks = averaged(heterogeneous, lr) if fused else private(heterogeneous, lr)
+        engines[lr] = engine_of(heterogeneous, client_tasks, ClientStore(folder.clients("federated", grid)))
         states[lr] = run(
             _algorithm(heterogeneous, lr, until),
             engines[lr],

@@ -75,13 +75,13 @@ def ensemble_column(
             job = Job(work=f"said/{kind}", shared=trained.models(kind), version=version, clients=asked, seed=0)
             for message in engine.run(job):
                 total = mean.add(total, message)
-        said_M = mean.probabilities(total).argmax(-1)
+        teacher_label_M = mean.probabilities(total).argmax(-1)
         confusion = torch.zeros(len(test), classes, classes, dtype=torch.float64)
         for client, client_data in enumerate(loaded.clients_data):
             if client_data.test:
                 label = torch.as_tensor(test[client].labels)
                 at = int(begin[id(client_data.test)])
-                pair = label * classes + said_M[at : at + len(label)]
+                pair = label * classes + teacher_label_M[at : at + len(label)]
                 confusion[client] = torch.bincount(pair, minlength=classes**2).view(classes, classes).double()
         return {"confusion": confusion}
 

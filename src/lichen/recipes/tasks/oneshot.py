@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lichen.clients.statistics.sufficient import Statistics
-from lichen.core.contracts import Engine, Report, Station
+from lichen.core.contracts import ClientTask, Engine, Report
 from lichen.core.message import Job
 from lichen.core.seeds import numpy_generator
 from lichen.core.store import ClientStore, save_tree
@@ -60,9 +60,9 @@ class OneShot:
 def engine_for(recipe: Recipe, shards: Sequence[ArrayShard], classes: int, folder: RunFolder) -> Engine:
     """An engine whose clients hold feature shards; on several ranks it is all of theirs."""
     work = Statistics(features=lambda batch: batch["x_CBF"], classes=classes, bias=True)
-    station = Station(work=work, source=EvalSource(shards, batch_size=256, pad=0))
+    client_task = ClientTask(work=work, source=EvalSource(shards, batch_size=256, pad=0))
     store = ClientStore(folder.path / "state" / "none")
-    return among(folder.ranks, LocalEngine({"statistics": station}, store, block_size=recipe.engine.block or 64))
+    return among(folder.ranks, LocalEngine({"statistics": client_task}, store, block_size=recipe.engine.block or 64))
 
 
 def solve(recipe: Recipe, engine: Engine, clients: Sequence[int]) -> Tree:

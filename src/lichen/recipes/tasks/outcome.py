@@ -17,7 +17,7 @@ from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import values_N
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.schema.recipe import Recipe
-from lichen.server.fair import gain_of
+from lichen.server.fair import per_client_gain
 
 __all__ = ["TaskResult", "classified", "gained", "majority", "tested"]
 
@@ -90,5 +90,5 @@ def tested(tests: Sequence[Sequence[Record]], classes: Sequence[str]) -> dict[st
 def gained(with_help: Column, without: Column, *, lower_is_better: bool = False) -> dict[str, float | str | None]:
     """What help gave each client: on average, to the one it gave least, and the share it made worse."""
     sign = -1 if lower_is_better else 1
-    found = gain_of(sign * with_help.value_N, sign * without.value_N)
+    found = per_client_gain(sign * with_help.value_N, sign * without.value_N)
     return {"gain.mean": found.mean, "gain.least": found.least, "gain.worse": found.worse}

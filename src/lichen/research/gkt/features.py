@@ -29,7 +29,7 @@ from lichen.core.message import Job, Message
 from lichen.core.parameters import personal_C, split_shared
 from lichen.core.tree import Tree
 
-__all__ = ["Featuring", "Offer", "OfferState"]
+__all__ = ["FeatureUpload", "FeatureUploadState", "Featuring"]
 
 
 class Featuring(Protocol):
@@ -48,7 +48,7 @@ class Featuring(Protocol):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OfferState:
+class FeatureUploadState:
     """One client part way through its rows; ``parts`` are ``(index_B, features_BF, logp_BK, labels_B)``."""
 
     job: Job
@@ -59,7 +59,7 @@ class OfferState:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Offer:
+class FeatureUpload:
     """Features, opinion and labels of a client's own rows, as a client work; one client a job.
 
     Args:
@@ -68,7 +68,7 @@ class Offer:
 
     model: Featuring
 
-    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> OfferState:
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> FeatureUploadState:
         """The client's model, and no row yet.
 
         Raises:
@@ -77,9 +77,9 @@ class Offer:
         if len(clients) != 1:
             raise LichenError("clients offer rows one at a time", where="offer", fix="ask for one client a job")
         trainable, _ = split_shared(job.shared)
-        return OfferState(job=job, client=clients[0], params_C=personal_C(trainable, own_C, 1), parts=())
+        return FeatureUploadState(job=job, client=clients[0], params_C=personal_C(trainable, own_C, 1), parts=())
 
-    def step(self, state: OfferState, batch: Batch) -> OfferState:
+    def step(self, state: FeatureUploadState, batch: Batch) -> FeatureUploadState:
         """One more batch of rows."""
         with torch.no_grad():
             features_BF = self.model.features(state.params_C, batch)[0].cpu()
@@ -90,7 +90,7 @@ class Offer:
         part = (index_B[real_B], features_BF[real_B], logp_BK[real_B], labels_B[real_B])
         return replace(state, parts=(*state.parts, part))
 
-    def final(self, state: OfferState) -> tuple[Message, Tree | None]:
+    def final(self, state: FeatureUploadState) -> tuple[Message, Tree | None]:
         """``features`` ``(1, N, F)`` and ``logits`` ``(1, N, K)`` float16, ``labels`` ``(1, N)`` int16.
 
         Rows come in the shard's order. A client without rows, or whose numbers are not finite in two

@@ -21,9 +21,9 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree, digest
 
-__all__ = ["Offers", "OffersTotal"]
+__all__ = ["FeaturesTotal", "GatherFeatures"]
 
-OffersTotal = tuple[tuple[int, Tree], ...]
+FeaturesTotal = tuple[tuple[int, Tree], ...]
 """Client and its tensors, in the order of arrival."""
 
 _NAMES = ("features", "labels", "logits")
@@ -31,17 +31,17 @@ _NAMES = ("features", "labels", "logits")
 
 @final
 @dataclass(frozen=True, slots=True)
-class Offers:
-    """Gathers :class:`lichen.research.gkt.features.Offer` messages, and keeps each single one."""
+class GatherFeatures:
+    """Gathers :class:`lichen.research.gkt.features.FeatureUpload` messages, and keeps each single one."""
 
     linear = False
     keeps = True
 
-    def zero(self) -> OffersTotal:
+    def zero(self) -> FeaturesTotal:
         """Nothing gathered."""
         return ()
 
-    def add(self, total: OffersTotal, message: Message, discount: float = 1.0) -> OffersTotal:
+    def add(self, total: FeaturesTotal, message: Message, discount: float = 1.0) -> FeaturesTotal:
         """With every client's rows; one of weight 0 has none. A discount changes nothing: a row is a row.
 
         Raises:
@@ -64,11 +64,11 @@ class Offers:
         ]
         return (*total, *new)
 
-    def merge(self, a: OffersTotal, b: OffersTotal) -> OffersTotal:
+    def merge(self, a: FeaturesTotal, b: FeaturesTotal) -> FeaturesTotal:
         """Both."""
         return (*a, *b)
 
-    def close(self, total: OffersTotal, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: FeaturesTotal, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``features`` ``(M, F)``, ``logits`` ``(M, K)``, ``labels`` ``(M,)`` and ``client`` ``(M,)`` int64.
 
         Metrics are ``clients`` and ``examples``.
@@ -91,12 +91,12 @@ class Offers:
         rows["client"] = torch.tensor([client for client, _ in ordered]).repeat_interleave(counts)
         return rows, {"clients": float(len(ordered)), "examples": float(counts.sum())}
 
-    def dump(self, total: OffersTotal) -> tuple[Tree, dict[str, Any]]:
+    def dump(self, total: FeaturesTotal) -> tuple[Tree, dict[str, Any]]:
         """``(tensors, header)`` of a total."""
         tensors = {f"{at}/{name}": x for at, (_, tree) in enumerate(total) for name, x in tree.items()}
         return tensors, {"clients": [client for client, _ in total]}
 
-    def load(self, tensors: Tree, header: Mapping[str, Any]) -> OffersTotal:
+    def load(self, tensors: Tree, header: Mapping[str, Any]) -> FeaturesTotal:
         """Undo :meth:`dump`.
 
         Raises:

@@ -32,27 +32,27 @@ from torch import Tensor
 
 from lichen.algorithms.average import joined, mean_loss, score, summed, with_best
 from lichen.algorithms.fusion import SUMMED, at_server
-from lichen.clients.distillation.private_models import AtHome
+from lichen.clients.distillation.private_models import LocalInit
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.contracts import Engine, Report, Sampler, ServerState, Source, Station
+from lichen.core.contracts import ClientTask, Engine, Report, Sampler, ServerState, Source
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import ArrayShard, EvalSource, Shard, TrainSource
-from lichen.research.gkt.features import Offer
-from lichen.research.gkt.gather import Offers
+from lichen.research.gkt.features import FeatureUpload
+from lichen.research.gkt.gather import GatherFeatures
 from lichen.research.gkt.stitched import Stitched
 from lichen.server.knowledge.ensemble import kept
 
-__all__ = ["GKT", "gkt_stations"]
+__all__ = ["GKT", "gkt_client_tasks"]
 
 
-def gkt_stations(
+def gkt_client_tasks(
     train: Train, stitched: Stitched, *, start: Tree, own: TrainSource, valid: Source
-) -> dict[str, Station]:
+) -> dict[str, ClientTask]:
     """What clients can be asked: ``train``, ``learn``, ``offer``, and ``valid``, which judges both parts together.
 
     Args:
@@ -71,12 +71,12 @@ def gkt_stations(
     held: dict[int, Shard] = dict(shards) if isinstance(shards, Mapping) else dict(enumerate(shards))
     numbered = {c: replace(shard, answer=np.arange(shard.size, dtype=np.int64)) for c, shard in held.items()}
     every = EvalSource(held, batch_size=max(64, own.batch_size))
-    stem = AtHome(train, start=start)
+    stem = LocalInit(train, start=start)
     return {
-        "train": Station(work=stem, source=own),
-        "learn": Station(work=stem, source=replace(own, shards=numbered)),
-        "offer": Station(work=AtHome(Offer(stitched.stem), start=start), source=every),
-        "valid": Station(work=AtHome(Evaluate(stitched, personal=True), start=start), source=valid),
+        "train": ClientTask(work=stem, source=own),
+        "learn": ClientTask(work=stem, source=replace(own, shards=numbered)),
+        "offer": ClientTask(work=LocalInit(FeatureUpload(stitched.stem), start=start), source=every),
+        "valid": ClientTask(work=LocalInit(Evaluate(stitched, personal=True), start=start), source=valid),
     }
 
 
@@ -126,7 +126,7 @@ class GKT:
         """One round. A round in which nobody offers rows leaves the server's network as it is."""
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
         clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
-        offers, total, told = Offers(), Offers().zero(), []
+        offers, total, told = GatherFeatures(), GatherFeatures().zero(), []
         settings = {"lr_scale": self.lr_scale(state.round)}
         for client in clients:
             mine, _ = trees.split(state.shared, f"answers/{client}/")
@@ -178,7 +178,7 @@ class GKT:
         opinions = kept(rows["logits"].double().softmax(-1))
         source = TrainSource((shard,), batch_size=self.batch, steps=self.steps)
         job = Job(work="top", shared={**top, **opinions}, version=state.round, clients=(0,), seed=seed)
-        message = at_server(Station(work=self.top, source=source), job)
+        message = at_server(ClientTask(work=self.top, source=source), job)
         top = trees.add(top, trees.take(message.tensors, 0))
         logits_MK = self._logits(top, x_MF)
         shared = trees.join("top/", top, {name: x for name, x in state.shared.items() if not name.startswith("top/")})

@@ -28,7 +28,7 @@ from typing import final
 
 from lichen.algorithms.average import Average, mean_loss, score
 from lichen.core import tree as trees
-from lichen.core.contracts import Engine, Report, ServerState, Station
+from lichen.core.contracts import ClientTask, Engine, Report, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import derive
@@ -36,12 +36,12 @@ from lichen.core.tree import Tree
 from lichen.research.mutual.alignment import Bridge
 from lichen.research.mutual.mutual import carried, fold_here, hear, silent
 
-__all__ = ["CoTune", "Pupil", "large_of"]
+__all__ = ["CoTune", "CoTunedModel", "large_of"]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pupil:
+class CoTunedModel:
     """One of the two models at the server.
 
     Attributes:
@@ -50,8 +50,8 @@ class Pupil:
         hears: Carries the other's answers to its vocabulary.
     """
 
-    tell: Station
-    listen: Station
+    tell: ClientTask
+    listen: ClientTask
     hears: Bridge
 
 
@@ -75,8 +75,8 @@ class CoTune:
     """
 
     average: Average
-    small: Pupil
-    large: Pupil
+    small: CoTunedModel
+    large: CoTunedModel
     start: Tree
     valid: str | None = "valid"
     valid_every: int = 1
@@ -104,20 +104,20 @@ class CoTune:
         state, report = self.average.round(replace(state, optimizer=optimizer), engine, seed)
         small, metrics = state.shared, dict(report.metrics)
         said = [
-            fold_here(pupil.tell, Job(work="tell", shared=shared, version=0, clients=(0,), seed=0))
-            for pupil, shared in ((self.small, small), (self.large, large))
+            fold_here(tuned.tell, Job(work="tell", shared=shared, version=0, clients=(0,), seed=0))
+            for tuned, shared in ((self.small, small), (self.large, large))
         ]
         metrics |= {"small_public": mean_loss(said[0].metrics), "large_public": mean_loss(said[1].metrics)}
         heard: list[Tree] = []
-        for name, pupil, shared, other in (
+        for name, tuned, shared, other in (
             ("small", self.small, small, said[1]),
             ("large", self.large, large, said[0]),
         ):
-            message = carried(other, pupil.hears)
+            message = carried(other, tuned.hears)
             answers = {f"answers.{part}": message.tensors[part][0] for part in ("index", "prob")}
             answers = answers if self.heard else silent(answers)
             after, metrics[f"{name}_loss"] = hear(
-                pupil.listen, shared, answers, seed=derive(seed, name), settings=settings
+                tuned.listen, shared, answers, seed=derive(seed, name), settings=settings
             )
             heard.append(after)
         state = replace(state, shared=heard[0], optimizer=trees.join("large/", heard[1], state.optimizer))

@@ -31,7 +31,7 @@ import torch
 
 from lichen.algorithms.average import joined, mean_loss, score
 from lichen.core import tree as trees
-from lichen.core.contracts import Engine, Report, ServerState, Station
+from lichen.core.contracts import ClientTask, Engine, Report, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
@@ -53,8 +53,8 @@ class Group:
         start: The tensors they all begin with, sent with their first job.
         up: Carries their answers to the server's vocabulary.
         down: Carries the server's answers to theirs.
-        visit: Their training and telling, a :class:`lichen.research.mutual.train_then_report.Visit`.
-        listen: Their listening, ``Listen(Train(personal=True))``.
+        visit: Their training and telling, a :class:`lichen.research.mutual.train_then_report.TrainThenReport`.
+        listen: Their listening, ``DistillLogits(Train(personal=True))``.
         valid: Their validation on their own tensors; None for none.
         base: Digest of their frozen base model; empty where there is none.
     """
@@ -90,8 +90,8 @@ class Mutual:
     """
 
     groups: tuple[Group, ...]
-    tell: Station
-    listen: Station
+    tell: ClientTask
+    listen: ClientTask
     select: Select
     rounds: int
     valid_every: int = 1
@@ -213,19 +213,21 @@ def carried(message: Message, bridge: Bridge) -> Message:
     return replace(message, tensors={**message.tensors, "index": index_CRk, "prob": prob_CRk})
 
 
-def fold_here(station: Station, job: Job) -> Message:
+def fold_here(client_task: ClientTask, job: Job) -> Message:
     """What the server does itself: the client's fold, for a client 0 of its own."""
-    state = station.work.init(job, (0,), None)
-    for batch in station.source.batches((0,), job.seed):
-        state = station.work.step(state, batch)
-    return station.work.final(state)[0]
+    state = client_task.work.init(job, (0,), None)
+    for batch in client_task.source.batches((0,), job.seed):
+        state = client_task.work.step(state, batch)
+    return client_task.work.final(state)[0]
 
 
-def hear(station: Station, shared: Tree, answers: Tree, *, seed: int, settings: dict[str, float]) -> tuple[Tree, float]:
+def hear(
+    client_task: ClientTask, shared: Tree, answers: Tree, *, seed: int, settings: dict[str, float]
+) -> tuple[Tree, float]:
     """``(shared, mean loss)`` after the server has listened; a listening that did not stay finite changes nothing.
 
     Args:
-        station: A :class:`lichen.research.mutual.token_distill.Listen` that is not personal, and its public
+        client_task: A :class:`lichen.research.mutual.token_distill.DistillLogits` that is not personal, and its public
             batches.
         shared: Who listens.
         answers: ``answers.index`` and ``answers.prob``.
@@ -233,7 +235,7 @@ def hear(station: Station, shared: Tree, answers: Tree, *, seed: int, settings: 
         settings: Of the job.
     """
     job = Job(work="listen", shared={**shared, **answers}, version=0, clients=(0,), seed=seed, settings=settings)
-    message = fold_here(station, job)
+    message = fold_here(client_task, job)
     change = {name: x[0] for name, x in message.tensors.items()}
     moved = {name: x + change[name].to(x) if name in change else x for name, x in shared.items()}
     return trees.map_tree(lambda x: x.detach(), moved), mean_loss(message.metrics)

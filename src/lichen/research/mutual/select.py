@@ -3,7 +3,7 @@
 Each client tells its loss on every public text beside its answers. Of a text the answers of the client with
 the lowest loss are kept, and only if that is lower than one's own: who cannot teach is not heard. The clients
 make the second half of the choice themselves, against what the server tells
-(:class:`lichen.research.mutual.token_distill.Listen`).
+(:class:`lichen.research.mutual.token_distill.DistillLogits`).
 
 Choosing is exact: numbers are compared and copied, never added; equal losses go to the lowest client number.
 So messages may come in any order and grouping, and a total holds one answer a text, however many clients

@@ -1,11 +1,11 @@
 """Distils a language model from token logits on public texts, across vocabularies.
 
 The work is :class:`lichen.clients.training.train.Train` over a model that hears
-(:class:`lichen.models.tokens.token_targets.Taught`), with two things around it.
+(:class:`lichen.models.tokens.token_targets.DistilledLM`), with two things around it.
 
 *Whom to believe.* FedMKT's other half: a client that keeps its own tensors believes an answer only on
 texts where the teller's loss was lower than the one it told itself (``told/loss``, from
-:class:`lichen.research.mutual.token_logits.Tell`); on the others it learns from the text alone. A server has
+:class:`lichen.research.mutual.token_logits.ReportLogits`); on the others it learns from the text alone. A server has
 chosen already (:class:`lichen.research.mutual.select.Select`).
 
 *What it keeps.* Listening begins with a fresh optimizer and leaves the one of local training as it was: the
@@ -41,15 +41,15 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.data.batches.rows import TextShard
-from lichen.models.tokens.token_targets import Taught
+from lichen.models.tokens.token_targets import DistilledLM
 from lichen.research.mutual.token_logits import TOLD, own_params, starts
 
-__all__ = ["Listen", "ListenState"]
+__all__ = ["DistillLogits", "DistillLogitsState"]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ListenState:
+class DistillLogitsState:
     """A block of clients in the middle of listening.
 
     Attributes:
@@ -65,12 +65,12 @@ class ListenState:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Listen:
+class DistillLogits:
     """Listening as a client work; serve it with a :class:`lichen.data.batches.shards.TrainSource` of the public texts.
 
     Args:
-        train: How it learns; its model is a :class:`lichen.models.tokens.token_targets.Taught`. With ``personal`` the
-            clients' own tensors learn and no tensor leaves; else the difference goes up, as at a server.
+        train: How it learns; its model is a :class:`lichen.models.tokens.token_targets.DistilledLM`. With ``personal``
+            the clients' own tensors learn and no tensor leaves; else the difference goes up, as at a server.
         public: The texts, from :func:`lichen.research.mutual.token_logits.public_shard`, as this model's tokenizer
             has them.
 
@@ -83,7 +83,7 @@ class Listen:
     public: TextShard
 
     def __post_init__(self) -> None:
-        if not isinstance(self.train.model, Taught):
+        if not isinstance(self.train.model, DistilledLM):
             raise LichenError("the model hears no answers", where="listen.train", fix="wrap it in Taught")
         if self.train.home or (self.train.personal and self.train.prox):
             raise LichenError(
@@ -92,7 +92,7 @@ class Listen:
                 fix="leave home and prox out",
             )
 
-    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> ListenState:
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> DistillLogitsState:
         """Clients at their own tensors or at the job's, and what each believes.
 
         Raises:
@@ -125,16 +125,16 @@ class Listen:
             believed_CN = (heard_N.to(told_CN) < told_CN).cpu()
         kept, rest = trees.split(own, "opt/")
         state = self.train.init(replace(job, shared=shared), clients, rest or None)
-        return ListenState(train=state, believed_CN=believed_CN, kept=trees.join("opt/", kept, {}))
+        return DistillLogitsState(train=state, believed_CN=believed_CN, kept=trees.join("opt/", kept, {}))
 
-    def step(self, state: ListenState, batch: Batch) -> ListenState:
+    def step(self, state: DistillLogitsState, batch: Batch) -> DistillLogitsState:
         """One optimizer step of every active client on the public rows of its batch."""
         row_CB = batch["index_CB"].cpu()
         believed_CB = state.believed_CN.gather(1, row_CB.clamp(min=0)) & (row_CB >= 0)
         heard = {**batch, "answer_CB": torch.where(believed_CB, row_CB, -1)}
         return replace(state, train=self.train.step(state.train, heard))
 
-    def final(self, state: ListenState) -> tuple[Message, Tree | None]:
+    def final(self, state: DistillLogitsState) -> tuple[Message, Tree | None]:
         """The training's message, with the metric ``believed``: texts whose answers were taken.
 
         The private state goes on with the learned tensors, and with the optimizer as it was before.

@@ -32,10 +32,10 @@ from lichen.core.message import Job, Message
 from lichen.core.parameters import split_shared
 from lichen.core.tree import Tree
 from lichen.data.batches.rows import TextShard
-from lichen.models.tokens.token_targets import Speaker, top_answers
+from lichen.models.tokens.token_targets import LogitsProvider, top_answers
 from lichen.research.mutual.vocabulary import Vocabulary
 
-__all__ = ["TOLD", "Tell", "TellState", "fitting", "own_params", "public_shard", "spoken", "starts"]
+__all__ = ["TOLD", "ReportLogits", "ReportLogitsState", "fitting", "own_params", "public_shard", "spoken", "starts"]
 
 TOLD = "told/loss"
 """Where a client keeps the losses it told, to compare them with what it hears."""
@@ -123,7 +123,7 @@ def own_params(job: Job, clients: Sequence[int], own_C: Tree | None, *, personal
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TellState:
+class ReportLogitsState:
     """A block of clients in the middle of telling.
 
     Attributes:
@@ -145,7 +145,7 @@ class TellState:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Tell:
+class ReportLogits:
     """Telling as a client work; serve it with an :class:`lichen.data.batches.shards.EvalSource` of the public texts.
 
     Args:
@@ -159,7 +159,7 @@ class Tell:
         LichenError: if ``top_k`` is not positive, or there is no text.
     """
 
-    model: Speaker
+    model: LogitsProvider
     _: KW_ONLY
     public: TextShard
     vocabulary: Vocabulary
@@ -172,12 +172,14 @@ class Tell:
         if not self.public.size or self.public.kind != "lm":
             raise LichenError("there is no public text", where="tell.public", fix="give some, from public_shard")
 
-    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> TellState:
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> ReportLogitsState:
         """Whoever is to speak; raises as :func:`own_params`."""
         params_C, fixed = own_params(job, clients, own_C, personal=self.personal)
-        return TellState(job=job, clients=tuple(clients), params_C=params_C, fixed=fixed, own_C=dict(own_C or {}))
+        return ReportLogitsState(
+            job=job, clients=tuple(clients), params_C=params_C, fixed=fixed, own_C=dict(own_C or {})
+        )
 
-    def step(self, state: TellState, batch: Batch) -> TellState:
+    def step(self, state: ReportLogitsState, batch: Batch) -> ReportLogitsState:
         """What they say of one more batch.
 
         Raises:
@@ -203,7 +205,7 @@ class Tell:
             said.append((c, place_R, small, prob_Rk.half(), loss_R.double()))
         return replace(state, said=tuple(said))
 
-    def final(self, state: TellState) -> tuple[Message, Tree | None]:
+    def final(self, state: ReportLogitsState) -> tuple[Message, Tree | None]:
         """``index`` ``(C, R, k)`` int16 (int32 beyond 32768 tokens), ``prob`` float16, ``loss`` ``(C, N)`` float32.
 
         A client whose loss is not finite sends weight 0. The private state, where there is any, gains

@@ -24,16 +24,16 @@ from lichen.core.contracts import Batch, Source
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
-from lichen.research.mutual.token_logits import Tell, TellState
+from lichen.research.mutual.token_logits import ReportLogits, ReportLogitsState
 
-__all__ = ["Visit", "VisitSource", "VisitState"]
+__all__ = ["TrainThenReport", "TrainThenReportSource", "TrainThenReportState"]
 
 _PUBLIC = "public_C"
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class VisitSource:
+class TrainThenReportSource:
     """A client's own batches, and then the public ones.
 
     Args:
@@ -58,17 +58,17 @@ class VisitSource:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VisitState:
+class TrainThenReportState:
     """A block of clients in training or, once ``telling`` is there, after it."""
 
     train: TrainState
-    telling: TellState | None = None
+    telling: ReportLogitsState | None = None
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Visit:
-    """Training and telling as one client work; serve it with a :class:`VisitSource`.
+class TrainThenReport:
+    """Training and telling as one client work; serve it with a :class:`TrainThenReportSource`.
 
     Args:
         train: Training of the clients' own tensors.
@@ -80,7 +80,7 @@ class Visit:
 
     train: Train
     _: KW_ONLY
-    tell: Tell
+    tell: ReportLogits
 
     def __post_init__(self) -> None:
         if not (self.train.personal and self.tell.personal):
@@ -90,11 +90,11 @@ class Visit:
                 fix="set personal for both training and telling",
             )
 
-    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> VisitState:
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> TrainThenReportState:
         """Clients about to train; raises as :meth:`Train.init`."""
-        return VisitState(train=self.train.init(job, clients, own_C))
+        return TrainThenReportState(train=self.train.init(job, clients, own_C))
 
-    def step(self, state: VisitState, batch: Batch) -> VisitState:
+    def step(self, state: TrainThenReportState, batch: Batch) -> TrainThenReportState:
         """A step of training, or one more public batch told of."""
         mine = {name: x for name, x in batch.items() if name != _PUBLIC}
         if not bool(batch[_PUBLIC].any()):
@@ -102,11 +102,11 @@ class Visit:
         telling = self._trained(state) if state.telling is None else state.telling
         return replace(state, telling=self.tell.step(telling, mine))
 
-    def _trained(self, state: VisitState) -> TellState:
+    def _trained(self, state: TrainThenReportState) -> ReportLogitsState:
         _, own_C = self.train.final(state.train)
         return self.tell.init(state.train.job, state.train.clients, own_C)
 
-    def final(self, state: VisitState) -> tuple[Message, Tree | None]:
+    def final(self, state: TrainThenReportState) -> tuple[Message, Tree | None]:
         """The telling's message with the training's metrics, and ``public_loss``, the texts' losses summed."""
         trained, _ = self.train.final(state.train)
         told, own_C = self.tell.final(self._trained(state) if state.telling is None else state.telling)

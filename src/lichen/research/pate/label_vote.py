@@ -25,12 +25,12 @@ from lichen.core.message import Job, Message
 from lichen.core.parameters import personal_C, split_shared
 from lichen.core.tree import Tree
 
-__all__ = ["Ballot", "BallotState"]
+__all__ = ["LabelVote", "LabelVoteState"]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BallotState:
+class LabelVoteState:
     """A block of clients in the middle of a ballot; ``votes_CQ`` is -1 where none was cast yet."""
 
     job: Job
@@ -42,7 +42,7 @@ class BallotState:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Ballot:
+class LabelVote:
     """Voting as a client work; no private state is written.
 
     Args:
@@ -68,15 +68,15 @@ class Ballot:
         if self.queries < 1:
             raise LichenError(f"{self.queries} queries", where="ballot.queries", fix="give the public rows' number")
 
-    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> BallotState:
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> LabelVoteState:
         """Parameters that vote, and an empty ballot."""
         trainable, fixed = split_shared(job.shared)
         params_C = personal_C(trainable, own_C if self.personal else None, len(clients), use_best=self.use_best)
         kind = torch.int8 if (self.model.classes or 0) <= 128 else torch.int16
         votes_CQ = torch.full((len(clients), self.queries), -1, dtype=kind)
-        return BallotState(job=job, clients=tuple(clients), params_C=params_C, fixed=fixed, votes_CQ=votes_CQ)
+        return LabelVoteState(job=job, clients=tuple(clients), params_C=params_C, fixed=fixed, votes_CQ=votes_CQ)
 
-    def step(self, state: BallotState, batch: Batch) -> BallotState:
+    def step(self, state: LabelVoteState, batch: Batch) -> LabelVoteState:
         """The votes for one batch of public rows; the lowest class where two are alike."""
         with torch.no_grad():
             vote_CB = self.model.logits(state.params_C, state.fixed, batch).argmax(-1).cpu()
@@ -87,7 +87,7 @@ class Ballot:
         votes_CQ[row_CB[cast_CB], index_CB[cast_CB]] = vote_CB[cast_CB].to(votes_CQ.dtype)
         return replace(state, votes_CQ=votes_CQ)
 
-    def final(self, state: BallotState) -> tuple[Message, Tree | None]:
+    def final(self, state: LabelVoteState) -> tuple[Message, Tree | None]:
         """``votes`` ``(C, Q)``, weight 1 where any was cast; the metric ``count`` are the votes."""
         cast_C = (state.votes_CQ >= 0).sum(1).double()
         message = Message(

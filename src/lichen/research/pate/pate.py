@@ -1,7 +1,7 @@
 """PATE: a noisy majority of the clients' votes labels public texts.
 
 The clients are the ensemble of teachers: each has its own model of its own rows and casts one vote, a
-class, for every public text (:class:`lichen.research.pate.label_vote.Ballot`). The votes are counted exactly,
+class, for every public text (:class:`lichen.research.pate.label_vote.LabelVote`). The votes are counted exactly,
 Gaussian noise is added to the counts once, and the class with the most is the answer (GNMax). With a threshold
 (Confident-GNMax) a text is answered only where, with other noise, the largest count passes it. The answers
 come in the form of any teacher's, ``answers.prob`` and ``answers.index``, and students learn from them.

@@ -6,8 +6,8 @@ N(0, σ²) is added to each count, a single time whatever the number of clients.
 
 The noise follows from a seed, so that a run can be repeated; whoever knows the seed can take it off again.
 A deployment must therefore draw the seed from a cryptographic source and throw it away, or let the clients
-add the noise (:class:`lichen.clients.statistics.nearest_vote.Vote`). Noise in floating point also has
-gaps that a patient reader of low bits can exploit (Mironov 2012), so the result is rounded to 2^-20 votes.
+add the noise (:class:`lichen.clients.statistics.nearest_vote.NearestNeighborHistogram`). Noise in floating point also
+has gaps that a patient reader of low bits can exploit (Mironov 2012), so the result is rounded to 2^-20 votes.
 
 References:
     Zinan Lin, Sivakanth Gopi, Janardhan Kulkarni, Harsha Nori and Sergey Yekhanin. "Differentially Private
@@ -47,7 +47,7 @@ _FINE = 20  # bits after the point of a discounted vote, and of the noise
 @final
 @dataclass(frozen=True, slots=True)
 class Votes(Summed):
-    """The noisy sum of the histograms of :class:`lichen.clients.statistics.nearest_vote.Vote`.
+    """The noisy sum of the histograms of :class:`lichen.clients.statistics.nearest_vote.NearestNeighborHistogram`.
 
     Args:
         sigma: Standard deviation of the noise on each count, in votes; 0 for none.
