@@ -73,7 +73,7 @@ def compare(
     from lichen.recipes.comparison import read_comparison
 
     with redirect_stdout(sys.stderr):
-        known = read_comparison(recipes, overrides=set_, seeds=wanted)
+        known = read_comparison(recipes, overrides=set_, seeds=wanted, note=tell)
     chosen = _names(only, known) if only is not None else None
     folder = out or Path("runs") / f"compare-{known.name}"
     try:

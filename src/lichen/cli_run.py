@@ -59,9 +59,12 @@ def run(
     if resume is None and recipe is None:
         raise LichenError("no recipe", where="lichen run", fix="name a YAML file, or one of `lichen list`")
 
-    from lichen.recipes.schema.read import new_folder, read_recipe
+    from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of
 
-    known = read_recipe(resume / "recipe.yaml" if resume is not None else str(recipe), set_)
+    if resume is not None:
+        known = recipe_of(resume, set_, note=tell)
+    else:
+        known = read_recipe(str(recipe), set_, note=tell)
     among = _among(known.engine.name, resume or out)
     folder = resume or (out if among else free(out) if out is not None else new_folder(known.name))
     assert folder is not None
@@ -173,7 +176,7 @@ def plan(
     """
     from lichen.recipes.schema.read import read_recipe
 
-    known = read_recipe(recipe, set_)
+    known = read_recipe(recipe, set_, note=tell)
     with redirect_stdout(sys.stderr):
         from lichen.recipes.plan.plan import plan as plan_of
 

@@ -14,7 +14,8 @@ from lichen.present.charts.frontier import frontier_png
 from lichen.present.summary import read_summary
 from lichen.recipes import compare
 from lichen.recipes import run as running
-from lichen.recipes.compare import Compared, cells_of, run_comparison, shared_key
+from lichen.recipes.artifacts.shared_scores import link_shared, shared_key
+from lichen.recipes.compare import Compared, cells_of, run_comparison
 from lichen.recipes.comparison import Comparison, read_comparison
 from lichen.recipes.schema.read import read_recipe
 from support.tiny_llama import recipe, save_model, save_rows
@@ -208,8 +209,8 @@ def test_shared_scores_are_taken_from_the_first_run(tmp_path: Path) -> None:
         file = first / f"{name}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(name.encode())
-    compare._link(first, shared)
-    compare._link(shared, second)
+    link_shared(first, shared)
+    link_shared(shared, second)
     found = {str(f.relative_to(second)): f.read_bytes() for f in second.rglob("*.safetensors")}
     kept = ("base", "base.plain", "forgotten.before", "features/test-0")
     assert found == {f"{name}.safetensors": name.encode() for name in kept}

@@ -11,9 +11,7 @@ the features of a frozen encoder, are linked from run to run through ``DIR/share
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,22 +32,18 @@ from lichen.present.compare_table import comparison_csv, comparison_markdown, no
 from lichen.present.summary import read_summary
 from lichen.present.trace import Event
 from lichen.present.units import seconds_text
+from lichen.recipes.artifacts.former_names import adopt_folder
 from lichen.recipes.artifacts.inputs import expect_rows
+from lichen.recipes.artifacts.shared_scores import former_shared_key, link_shared, shared_key
 from lichen.recipes.assemble.experiment import metric_of
 from lichen.recipes.comparison import Comparison, Method
 from lichen.recipes.plan.footprint import footprint
-from lichen.recipes.schema.read import recipe_sha256, write_recipe
+from lichen.recipes.schema.read import former_sha256, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["Cell", "Compared", "cells_of", "run_comparison", "shared_key"]
+__all__ = ["Cell", "Compared", "adopt_cells", "cells_of", "run_comparison"]
 
 Say = Callable[[str], None]
-
-SHARED = ("base.safetensors", "base.*.safetensors", "forgotten.before.safetensors", "features/*.safetensors")
-"""Of a run's scores, those that :func:`shared_key` determines."""
-
-_SHAPE = ("rank", "alpha", "rslora", "targets", "last")
-"""Keys of a fresh LoRA, whose B is zero: the bare model gives the same, whatever they are."""
 
 
 @final
@@ -119,6 +113,21 @@ def _home(method: Method, out: Path) -> Path:
     return out / f"{method.name}-{recipe_sha256(method.recipe)[:8]}"
 
 
+def adopt_cells(comparison: Comparison, out: Path) -> None:
+    """Let runs count that were made before keys of recipes were renamed.
+
+    Args:
+        comparison: What is run.
+        out: The comparison's folder.
+    """
+    for method in comparison.methods:
+        own = [cell for cell in cells_of(comparison, out) if cell.method is method]
+        before = out / f"{method.name}-{former_sha256(method.recipe)[:8]}"
+        adopt_folder(before, _home(method, out), [(Path(cell.folder.name), cell.recipe) for cell in own])
+        for cell in own:
+            adopt_folder(out / "shared" / former_shared_key(cell.recipe), out / "shared" / shared_key(cell.recipe))
+
+
 def run_comparison(
     comparison: Comparison,
     out: Path,
@@ -147,6 +156,7 @@ def run_comparison(
     start = time.monotonic()
     _one_metric(comparison)
     _claim(out)
+    adopt_cells(comparison, out)
     wanted = [cell for cell in cells_of(comparison, out) if only is None or _named(cell.method, only)]
     faults: dict[str, list[str]] = {}
     open_cells = [cell for cell in wanted if cell.summary() is None]
@@ -249,7 +259,7 @@ def _run(
     if like is not None:
         expect_rows(cell.folder, like)
     scores = cell.folder / "state" / "scores"
-    _link(shared, scores)
+    link_shared(shared, scores)
     _forget_peak()
     try:
         running.run(cell.recipe, out=cell.folder, resume=True, observers=observers, say=say)
@@ -263,42 +273,8 @@ def _run(
         write_atomic(kept, traceback_text(error).encode("utf-8", "backslashreplace"))
         first = (str(error).splitlines() or [""])[0][:120]
         return f"crashed: {type(error).__name__}: {first} ({kept.relative_to(out)})"
-    _link(scores, shared)
+    link_shared(scores, shared)
     return None
-
-
-def shared_key(recipe: Recipe) -> str:
-    """Digest of all that the bare model's scores and an encoder's features depend on (16 hex digits)."""
-    whole = recipe.model_dump(mode="json")
-    model, compare = dict(whole["model"]), whole["compare"]
-    adapter = dict(model["adapter"])
-    if adapter.get("kind", "lora") == "lora" and adapter["init_from"] is None:
-        adapter = {key: value for key, value in adapter.items() if key not in _SHAPE}
-    kept = {
-        "task": whole["task"],
-        "seed": whole["seed"],
-        "model": {**model, "adapter": adapter},
-        "data": whole["data"],
-        "teacher": whole["teacher"],
-        "forgotten": [compare["forgotten"], compare["forgotten_rows"]],
-        "packing": whole["engine"]["packing"],
-    }
-    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _link(source: Path, target: Path) -> None:
-    """Let a folder have the shared files of another; these are replaced and never rewritten, so links are safe."""
-    for pattern in SHARED:
-        for file in source.glob(pattern):
-            there = target / file.relative_to(source)
-            if there.exists():
-                continue
-            private.make_folders(there.parent)
-            try:
-                os.link(file, there)
-            except OSError:
-                write_atomic(there, file.read_bytes())
 
 
 def _forget_peak() -> None:

@@ -19,14 +19,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 from lichen.core.errors import LichenError
-from lichen.recipes.schema.read import gallery, read_recipe, recipe_sha256
+from lichen.recipes.schema.read import gallery, read_with_notes, recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.schema.renamed_keys import tell_renamed, with_new_names
 from lichen.recipes.schema.yaml import LARGEST, load_yaml
 
 __all__ = ["Comparison", "Method", "comparisons", "read_comparison"]
@@ -81,7 +82,11 @@ def comparisons() -> dict[str, Path]:
 
 
 def read_comparison(
-    sources: Sequence[str | Path], *, overrides: Sequence[str] = (), seeds: Sequence[int] | None = None
+    sources: Sequence[str | Path],
+    *,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Read recipes, or one comparison, and check every method.
 
@@ -89,6 +94,7 @@ def read_comparison(
         sources: Recipes as :func:`lichen.recipes.schema.read.read_recipe` knows them, or one comparison's file or name.
         overrides: ``key.sub=value`` for all methods.
         seeds: Instead of the comparison's own.
+        note: Called with a line on old names of keys; None warns of them.
 
     Raises:
         LichenError: for the first fault found, with its method and key.
@@ -103,11 +109,13 @@ def read_comparison(
         raise LichenError(
             "is a comparison, and stands beside others", where=str(found[0][0]), fix="name one comparison, or recipes"
         )
+    renamed: list[str] = []
     if found:
         source, page = found[0]
-        known = _comparison(page, str(source), _home(source), overrides)
+        known = _comparison(page, str(source), _home(source), overrides, renamed)
     else:
-        known = _side_by_side(sources, overrides)
+        known = _side_by_side(sources, overrides, renamed)
+    tell_renamed(renamed, note)
     _differ(known.methods)
     chosen = known.seeds if seeds is None else _seeds(list(seeds), "seeds")
     return replace(known, seeds=chosen)
@@ -134,8 +142,8 @@ def _page(source: str | Path) -> Mapping[str, Any] | None:
     return value if isinstance(value, Mapping) and ("methods" in value or "base" in value) else None
 
 
-def _side_by_side(sources: Sequence[str | Path], overrides: Sequence[str]) -> Comparison:
-    read = [read_recipe(source, overrides) for source in sources]
+def _side_by_side(sources: Sequence[str | Path], overrides: Sequence[str], renamed: list[str]) -> Comparison:
+    read = [_read(source, overrides, renamed) for source in sources]
     for position, recipe in enumerate(read):
         _named(recipe.name, f"{sources[position]}: name")
         if recipe.name in [other.name for other in read[:position]]:
@@ -147,7 +155,16 @@ def _side_by_side(sources: Sequence[str | Path], overrides: Sequence[str]) -> Co
     return Comparison(name=name, question=read[0].question if len(read) == 1 else "", methods=methods, seeds=SEEDS)
 
 
-def _comparison(page: Mapping[str, Any], where: str, file: Path, overrides: Sequence[str]) -> Comparison:
+def _read(source: str | Path, overrides: Sequence[str], renamed: list[str]) -> Recipe:
+    """A recipe; ``renamed`` gets a note for each old name of a key."""
+    recipe, notes = read_with_notes(source, overrides)
+    renamed += notes
+    return recipe
+
+
+def _comparison(
+    page: Mapping[str, Any], where: str, file: Path, overrides: Sequence[str], renamed: list[str]
+) -> Comparison:
     for key in page:
         if key not in KEYS:
             near = difflib.get_close_matches(str(key), KEYS, n=1)
@@ -158,7 +175,7 @@ def _comparison(page: Mapping[str, Any], where: str, file: Path, overrides: Sequ
     if not isinstance(question, str):
         raise LichenError("must be a text", where=f"{where}: question", fix="put it in quotes")
     base = _base(page.get("base"), f"{where}: base", file)
-    common = _changes(page.get("set"), f"{where}: set")
+    common = _changes(page.get("set"), f"{where}: set", renamed)
     rows = page.get("methods")
     if not isinstance(rows, Mapping) or not rows:
         raise LichenError(
@@ -166,18 +183,18 @@ def _comparison(page: Mapping[str, Any], where: str, file: Path, overrides: Sequ
             where=f"{where}: methods",
             fix="for example fedex: {federation.aggregate: fedex}",
         )
-    levels = _levels(page.get("levels"), f"{where}: levels")
+    levels = _levels(page.get("levels"), f"{where}: levels", renamed)
     at, also = _at(page.get("at"), rows, levels, f"{where}: at"), _also(page.get("also"), rows, f"{where}: also")
     methods = []
     for row, changes in rows.items():
         here = f"{where}: methods.{row}"
         _named(row, here)
-        own = _words(_changes(changes, here))
+        own = _words(_changes(changes, here, renamed))
         for level in at.get(row, tuple(levels)):
             name_ = f"{row}@{level}" if level else row
             words = [*_words(common), *_words(levels[level]), *own, *overrides, f"name={json.dumps(name_)}"]
             try:
-                recipe = read_recipe(base, words)
+                recipe = _read(base, words, renamed)
             except LichenError as error:
                 place = here if not level else f"{here}, level {level}"
                 raise LichenError(error.what, where=f"{place}: {error.where}", fix=error.fix) from None
@@ -192,7 +209,7 @@ def _comparison(page: Mapping[str, Any], where: str, file: Path, overrides: Sequ
     )
 
 
-def _levels(value: Any, where: str) -> dict[str, dict[str, Any]]:
+def _levels(value: Any, where: str, renamed: list[str]) -> dict[str, dict[str, Any]]:
     """Keys by level; one level without a name where there are none."""
     if value is None:
         return {"": {}}
@@ -200,7 +217,7 @@ def _levels(value: Any, where: str) -> dict[str, dict[str, Any]]:
         raise LichenError("must hold a name for each level, with its keys", where=where, fix="see the guide")
     for level in value:
         _named(level, f"{where}.{level}")
-    return {level: _changes(changes, f"{where}.{level}") for level, changes in value.items()}
+    return {level: _changes(changes, f"{where}.{level}", renamed) for level, changes in value.items()}
 
 
 def _at(value: Any, rows: Mapping[str, Any], levels: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
@@ -244,20 +261,25 @@ def _base(value: Any, where: str, file: Path) -> str | Path:
         beside = False
     base: str | Path = file.parent / value if beside else value
     try:
-        read_recipe(base)
+        read_with_notes(base)
     except LichenError as error:
         raise LichenError(error.what, where=f"{where}: {error.where}", fix=error.fix) from None
     return base
 
 
-def _changes(value: Any, where: str) -> dict[str, Any]:
-    """Keys that are changed, all of them dotted."""
+def _changes(value: Any, where: str, renamed: list[str]) -> dict[str, Any]:
+    """Keys that are changed, all of them dotted and by their new names; ``renamed`` gets a note for each old one."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise LichenError("must hold keys with values", where=where, fix="for example {federation.rounds: 5}")
     found: dict[str, Any] = {}
-    for key, leaf in _leaves(value, where):
+    for old, given in _leaves(value, where):
+        outer, dot, last = old.rpartition(".")
+        new, notes = with_new_names({last: given}, outer + dot)
+        renamed += notes
+        (name, leaf), *_ = new.items()
+        key = outer + dot + name
         _not_seed(key, where)
         if key == "name":
             raise LichenError("is the method's own", where=f"{where}: name", fix="rename the method instead")

@@ -29,6 +29,7 @@ from lichen.present.energy import Meter, counters
 from lichen.present.summary import check_summary, read_summary, share_gaining, traffic_of, worst_decile
 from lichen.present.target import bytes_to, rounds_to
 from lichen.present.trace import Event, Trace, read_trace
+from lichen.recipes.artifacts.former_names import adopt_run
 from lichen.recipes.artifacts.model_card import write_adapter_card
 from lichen.recipes.artifacts.more_rounds import give_more_rounds
 from lichen.recipes.artifacts.moved_inputs import move
@@ -39,7 +40,7 @@ from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks, down_of
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.launch import launch, telling
-from lichen.recipes.schema.read import new_folder, read_recipe, recipe_sha256, write_recipe
+from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.exchange import run_exchange
 from lichen.recipes.tasks.outcome import TaskResult
@@ -135,6 +136,7 @@ def _claim(
     if not (path / "recipe.yaml").exists():  # first of all files: with it, whatever is left can be resumed
         write_atomic(path / "recipe.yaml", write_recipe(recipe).encode())
     elif resume:
+        adopt_run(path)
         give_more_rounds(path, recipe, say)
         moved_back.append(move(path, recipe))
     return not resume
@@ -253,7 +255,7 @@ def node(recipe: Path, state: Path) -> None:
     """Be one node: read jobs on stdin, write messages on stdout, until stdin ends."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever prints must not reach the wire
-    experiment = open_recipe(read_recipe(recipe)).experiment
+    experiment = open_recipe(read_recipe(recipe, note=lambda _: None)).experiment
     serve_frames(
         source,
         sink,
@@ -269,4 +271,4 @@ def node(recipe: Path, state: Path) -> None:
 def rank(folder: Path) -> None:
     """Be one rank of the run in ``folder``, started by :func:`run` in another process."""
     with telling() as teller:
-        run(folder / "recipe.yaml", out=folder, resume=True, observers=(teller,), say=teller.say)
+        run(recipe_of(folder), out=folder, resume=True, observers=(teller,), say=teller.say)

@@ -13,7 +13,8 @@ from lichen.recipes.schema.read import read_recipe
 from support.tiny_llama import WORDS, recipe, save_model, save_rows
 
 WRITER = (
-    "synthetic={name: MODEL, per_class: 4, most: 12, noun: w1, temperature: 1.0, top_p: 1.0, filters: [duplicates]}"
+    "synthetic={name: MODEL, per_class: 4, most: 12, item_name: w1, temperature: 1.0, top_p: 1.0, "
+    "filters: [duplicates]}"
 )
 PUBLIC = "data.public={share: 0.4, labelled: 9, unlabelled: 20}"
 

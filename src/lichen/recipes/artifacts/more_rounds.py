@@ -14,7 +14,7 @@ from pathlib import Path
 from lichen.core.errors import LichenError
 from lichen.core.store import write_atomic
 from lichen.recipes.artifacts.moved_inputs import MOVABLE, changed_keys
-from lichen.recipes.schema.read import read_recipe, recipe_sha256, write_recipe
+from lichen.recipes.schema.read import recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
@@ -37,7 +37,7 @@ def give_more_rounds(path: Path, recipe: Recipe, say: Callable[[str], None]) -> 
     Raises:
         LichenError: if the run cannot be given so many rounds, and why.
     """
-    mark, before = path / "state" / "recipe.sha256", read_recipe(path / "recipe.yaml")
+    mark, before = path / "state" / "recipe.sha256", recipe_of(path)
     changed = changed_keys(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
     if "federation.rounds" not in changed or set(changed) - {"federation.rounds", *MOVABLE}:
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lichen.core.errors import LichenError
 from lichen.core.store import write_atomic
-from lichen.recipes.schema.read import read_recipe, recipe_sha256, write_recipe
+from lichen.recipes.schema.read import recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["MOVABLE", "changed_keys", "move"]
@@ -32,7 +32,7 @@ def move(folder: Path, recipe: Recipe) -> Callable[[], None]:
     Raises:
         LichenError: if the recipes differ in more.
     """
-    own = read_recipe(folder / "recipe.yaml")
+    own = recipe_of(folder)
     changed = changed_keys(own.model_dump(mode="json"), recipe.model_dump(mode="json"))
     if others := [key for key in changed if key not in MOVABLE]:
         raise LichenError(

@@ -34,7 +34,7 @@ from lichen.recipes.assemble.chat_template import put_template
 from lichen.recipes.assemble.class_names import class_names
 from lichen.recipes.assemble.model import SCRATCH, foundation_of, make_student, scratch_folder, spec_of
 from lichen.recipes.rows.prepare import classes_of, gather, split_clients
-from lichen.recipes.schema.read import read_recipe
+from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
@@ -59,7 +59,7 @@ class Talker:
 def _finished(folder: Path) -> tuple[Recipe, Tree]:
     read_summary(folder)  # says so where the run is not finished
     tree, _ = load_tree(folder / "state" / "final.safetensors")
-    return read_recipe(folder / "recipe.yaml"), tree
+    return recipe_of(folder), tree
 
 
 def _classes(recipe: Recipe, folder: Path) -> tuple[str, ...]:

@@ -139,9 +139,9 @@ def writer_of(loaded: LoadedExperiment, foundation_models: FMRegistry, section: 
             shown.append((label, record.text))
     return Writer(
         policy.of("public"),
-        about=section.about or f"a {section.noun}",
+        about=section.about or f"a {section.item_name}",
         labels={c: section.labels.get(c, c) for c in loaded.classes},
-        kind=section.noun,
+        kind=section.item_name,
         attributes=section.attributes,
         examples=shown,
         shots=section.examples,
@@ -287,7 +287,7 @@ def _judged(
     policy = foundation_models.writer(section.name, section.endpoint, ("public", "synthetic"), chat=False)
 
     def score_N(some: Sequence[str], origin: Origin) -> torch.Tensor:
-        judge = Judge(policy.of(origin), about=section.about or f"a {section.noun}", kind=section.noun)
+        judge = Judge(policy.of(origin), about=section.about or f"a {section.item_name}", kind=section.item_name)
         return judge.fluency(some) if name == "fluency" else judge.harm(some)
 
     found, known = score_N(texts, "synthetic").tolist(), score_N(real, "public")

@@ -127,7 +127,7 @@ class Synthetic(Section):
     endpoint: EndpointConfig | None = Field(default=None, description="ask this endpoint instead")
     embedder: str = Field(default="minilm-l6", description="evolution: the encoder of votes")
     about: str = Field(default="", description="what all texts are, such as: customer reviews of clothing")
-    noun: str = Field(default="text", description="what one is called, such as: review")
+    item_name: str = Field(default="text", description="what one is called, such as: review")
     labels: dict[str, str] = Field(
         default_factory=dict, description="what each class means, in words; none: the class itself"
     )

@@ -2,7 +2,8 @@
 
 A recipe is read strictly. Text is not taken for a number nor ``true`` for 1, because a typing slip
 in an experiment is not seen again once the run has started. Two kindnesses remain: a single value
-stands for a list of one, and ``2e3`` is a whole number.
+stands for a list of one, and ``2e3`` is a whole number. Keys that have got a new name are read under the
+old one, too, for a release (:mod:`lichen.recipes.schema.renamed_keys`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -22,9 +23,19 @@ from pydantic import BaseModel, ValidationError
 from lichen.core.errors import LichenError
 from lichen.recipes.schema.explain import explain, section_of
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.schema.renamed_keys import tell_renamed, with_new_names, with_old_names
 from lichen.recipes.schema.yaml import LARGEST, dump_yaml, load_yaml
 
-__all__ = ["gallery", "new_folder", "read_recipe", "recipe_sha256", "write_recipe"]
+__all__ = [
+    "former_sha256",
+    "gallery",
+    "new_folder",
+    "read_recipe",
+    "read_with_notes",
+    "recipe_of",
+    "recipe_sha256",
+    "write_recipe",
+]
 
 _PATHS = (
     ("data", "name"),
@@ -115,13 +126,15 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
     )
 
 
-def _override(recipe: dict[str, Any], text: str) -> None:
+def _override(recipe: dict[str, Any], text: str) -> list[str]:
+    """Set one key as ``key.sub=value`` says; notes on its old names."""
     key, sign, written = text.partition("=")
     key = key.strip()
     if not sign or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
         raise LichenError("is not key=value", where=f"-s {text}", fix="write it like -s optimizer.lr=1e-3")
     value = _plain(load_yaml(written, where=f"-s {text}"), key)
     *outer, last = key.split(".")
+    new, notes = with_new_names({last: value}, "".join(f"{step}." for step in outer))
     home: dict[str, Any] = recipe
     for position, step in enumerate(outer):
         inner = home.get(step)
@@ -131,7 +144,8 @@ def _override(recipe: dict[str, Any], text: str) -> None:
             place = ".".join(outer[: position + 1])
             raise LichenError(f"{place} is a value, not a section", where=key, fix=f"set it as -s {place}=VALUE")
         home = inner
-    home[last] = value
+    home.update(new)
+    return notes
 
 
 def _wrap(section: type[BaseModel], values: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -187,7 +201,12 @@ def new_folder(name: str) -> Path:
     return folder
 
 
-def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    note: Callable[[str], None] | None = None,
+) -> Recipe:
     """Read a recipe and check every key of it.
 
     Relative paths of data and models mean the recipe file's own folder if they exist there, else
@@ -196,6 +215,7 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     Args:
         source: A name of the gallery, a YAML file, or a mapping.
         overrides: ``key.sub=value`` with a YAML value, applied in order.
+        note: Called with a line on old names of keys; None warns of them.
 
     Returns:
         The recipe.
@@ -207,18 +227,53 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     >>> read_recipe(chat, ["optimizer.lr=1e-3"]).optimizer.lr
     (0.001,)
     """
+    values, notes = _values(source, overrides)
+    tell_renamed(notes, note)
+    return _checked(values)
+
+
+def recipe_of(folder: Path, overrides: Sequence[str] = (), *, note: Callable[[str], None] | None = None) -> Recipe:
+    """The recipe of a run's folder, read like any other, but without notes on its own keys: nobody wrote them.
+
+    Args:
+        folder: The run's.
+        overrides: ``key.sub=value``, applied in order.
+        note: Called with a line on old names in ``overrides``; None warns of them.
+
+    Raises:
+        LichenError: for the first fault found.
+    """
+    values, _ = _values(folder / "recipe.yaml", ())
+    tell_renamed([told for text in overrides for told in _override(values, text)], note)
+    return _checked(values)
+
+
+def read_with_notes(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> tuple[Recipe, tuple[str, ...]]:
+    """As :func:`read_recipe`, with a note for each old name in place of telling them."""
+    values, notes = _values(source, overrides)
+    return _checked(values), tuple(notes)
+
+
+def _values(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What a recipe says, under the new names of keys, and a note for each old one."""
     if isinstance(source, Mapping):
-        values = _plain(source, "recipe")
+        values, notes = with_new_names(_plain(source, "recipe"))
     elif isinstance(source, (str, Path)):
         path = _locate(source)
-        values = _plain(_read_file(path), "recipe")
+        values, notes = with_new_names(_plain(_read_file(path), "recipe"))
         _anchor(values, path.parent)
     else:
         raise LichenError(
             f"cannot be read from a {type(source).__name__}", where="recipe", fix="give a name, a path or a mapping"
         )
     for text in overrides:
-        _override(values, text)
+        notes += _override(values, text)
+    return values, notes
+
+
+def _checked(values: dict[str, Any]) -> Recipe:
     wrapped = _wrap(Recipe, values)
     try:
         return Recipe.model_validate_json(json.dumps(values), strict=True)
@@ -236,7 +291,14 @@ def recipe_sha256(recipe: Recipe) -> str:
 
     Keys at their default are left out, so that a key that a later version adds makes no other recipe of an old one.
     """
-    text = json.dumps(
-        recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=True, separators=(",", ":"), ensure_ascii=True
-    )
+    return _sha256(recipe.model_dump(mode="json", exclude_defaults=True))
+
+
+def former_sha256(recipe: Recipe) -> str:
+    """What :func:`recipe_sha256` was before keys were renamed: by it a folder of that time is known."""
+    return _sha256(with_old_names(recipe.model_dump(mode="json", exclude_defaults=True)))
+
+
+def _sha256(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
