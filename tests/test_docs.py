@@ -7,6 +7,7 @@ import importlib.util
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def code(document: Path, *, without: tuple[str, ...] = ()) -> str:
     return "\n".join([*blocks, *spans])
 
 
-def keys_script():
+def keys_script() -> Any:
     spec = importlib.util.spec_from_file_location("keys", ROOT / "docs" / "keys.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,6 +1,10 @@
 """Real models and real data, cut to seconds: the gallery's ways through the house, end to end."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -24,7 +28,7 @@ def need(*names: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def reviews(tmp_path_factory):
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Two rounds of FedEx-LoRA on MiniLM over real reviews."""
     need("minilm-l6", "clothing-reviews")
     over = ["data.max_clients=4", "data.max_rows=60", "federation.rounds=2", "federation.per_round=4"]
@@ -33,7 +37,7 @@ def reviews(tmp_path_factory):
     return lichen.run(recipe, out=tmp_path_factory.mktemp("reviews") / "run")
 
 
-def test_a_real_run_gives_a_whole_folder(reviews):
+def test_a_real_run_gives_a_whole_folder(reviews: Any) -> None:
     names = {f.name for f in reviews.folder.iterdir()}
     assert {"recipe.yaml", "trace.jsonl", "summary.json", "curves.png", "clients.png", "adapter", "state"} <= names
     summary = json.loads((reviews.folder / "summary.json").read_text())
@@ -44,7 +48,7 @@ def test_a_real_run_gives_a_whole_folder(reviews):
     assert summary["bytes_up"] > 0 < summary["bytes_down"]
 
 
-def test_fedex_moved_the_average_to_the_true_mean(reviews):
+def test_fedex_moved_the_average_to_the_true_mean(reviews: Any) -> None:
     lines = [json.loads(line) for line in (reviews.folder / "trace.jsonl").read_text().splitlines()]
     rounds = [line["metrics"] for line in lines if line["column"] == "federated"]
     assert len(rounds) == 2
@@ -53,7 +57,7 @@ def test_fedex_moved_the_average_to_the_true_mean(reviews):
     assert any(name.startswith("patch.") for name in tree)
 
 
-def test_the_adapter_and_the_merged_model_answer_alike(reviews, tmp_path):
+def test_the_adapter_and_the_merged_model_answer_alike(reviews: Any, tmp_path: Path) -> None:
     merged = lichen.export(reviews.folder, merge=True, out=tmp_path / "merged")
     whole = transformers.AutoModelForSequenceClassification.from_pretrained(merged).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
@@ -66,7 +70,7 @@ def test_the_adapter_and_the_merged_model_answer_alike(reviews, tmp_path):
     assert whole.config.id2label[0] == "1"
 
 
-def test_one_shot_equals_pooled_under_every_partition(tmp_path):
+def test_one_shot_equals_pooled_under_every_partition(tmp_path: Path) -> None:
     need("minilm-l6", "clothing-reviews")
     over = ["data.max_clients=4", "data.max_rows=60", "compare.partitions=10"]
     result = lichen.run(read_recipe("reviews-oneshot", over), out=tmp_path / "run")
@@ -79,7 +83,7 @@ def test_one_shot_equals_pooled_under_every_partition(tmp_path):
     assert mine[0] in "12345"
 
 
-def test_a_teacher_reached_by_answers_alone(tmp_path):
+def test_a_teacher_reached_by_answers_alone(tmp_path: Path) -> None:
     need("minilm-l6", "clothing-reviews")
     over = ["data.max_clients=6", "data.public.labelled=300", "data.public.unlabelled=200", "federation.rounds=2"]
     over += ["federation.per_round=6", "optimizer.lr=3e-3", "federation.valid_every=2", "data.test_rows=8"]
@@ -96,7 +100,7 @@ def test_a_teacher_reached_by_answers_alone(tmp_path):
     assert mine[0] in "12345"
 
 
-def test_a_student_follows_a_teachers_layers_before_the_first_round(tmp_path):
+def test_a_student_follows_a_teachers_layers_before_the_first_round(tmp_path: Path) -> None:
     need("minilm-l6", "clothing-reviews")
     over = ["data.max_clients=3", "data.public.labelled=100", "data.public.unlabelled=60", "federation.rounds=1"]
     over += [

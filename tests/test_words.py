@@ -88,23 +88,23 @@ LEFT: dict[str, int] = {
 """How often each word may stand; a word that is not named may not stand at all. Lower it when you rename."""
 
 
-def test_each_old_word_stands_no_more_often_than_it_may():
+def test_each_old_word_stands_no_more_often_than_it_may() -> None:
     found = {word: sum(files.values()) for word, files in words.counts().items()}
     more = {word: (times, dict(words.counts()[word])) for word, times in found.items() if times > LEFT.get(word, 0)}
     assert not more, more
 
 
-def test_the_table_names_no_word_that_is_not_counted():
+def test_the_table_names_no_word_that_is_not_counted() -> None:
     assert set(LEFT) <= {old.word for old in words.WORDS}
 
 
-def test_words_of_an_identifier_are_counted_and_nothing_else(tmp_path: Path):
+def test_words_of_an_identifier_are_counted_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "one.py"
     file.write_text('told_of = Told = retold = "told"  # told\n', encoding="utf-8")
     assert words.counts(tmp_path)["told"] == {"one.py": 2}
 
 
-def test_an_entry_of_several_parts_counts_where_they_follow_one_another(tmp_path: Path):
+def test_an_entry_of_several_parts_counts_where_they_follow_one_another(tmp_path: Path) -> None:
     file = tmp_path / "one.py"
     file.write_text("OrNothing = nothing_or = or_nothing_C = 1\n", encoding="utf-8")
     assert words.counts(tmp_path)["or_nothing"] == {"one.py": 2}

@@ -1,9 +1,12 @@
 """Directions: the same bits however they are drawn, on any processor, with any number of threads."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -37,13 +40,13 @@ print(told.hexdigest())
         ("bell", [-2, 2, -3, -1, 0, 0, 2, 3, 0, 0, 3, 0]),
     ],
 )
-def test_the_first_numbers_are_these_forever(kind, expected):
+def test_the_first_numbers_are_these_forever(kind: str, expected: Any) -> None:
     assert draw(7, "layer.weight", 0, 12, kind).tolist() == expected
 
 
 @every
 @given(data=st.data())
-def test_pieces_in_any_cut_are_the_whole(kind, data):
+def test_pieces_in_any_cut_are_the_whole(kind: str, data: Any) -> None:
     numbers = data.draw(st.integers(1, 5000))
     whole = draw(3, "w", 0, numbers, kind)
     start = data.draw(st.integers(0, numbers))
@@ -54,7 +57,7 @@ def test_pieces_in_any_cut_are_the_whole(kind, data):
 
 
 @every
-def test_has_mean_zero_and_variance_one_and_nothing_in_common_with_others(kind):
+def test_has_mean_zero_and_variance_one_and_nothing_in_common_with_others(kind: str) -> None:
     numbers = 200_000
     z = draw(1, "a", 0, numbers, kind).double() * UNIT[kind]
     assert abs(float(z.mean())) < 5 / numbers**0.5
@@ -65,7 +68,7 @@ def test_has_mean_zero_and_variance_one_and_nothing_in_common_with_others(kind):
     assert abs(lagged) < 5 / numbers**0.5
 
 
-def test_the_bell_has_the_counts_of_sixteen_coins():
+def test_the_bell_has_the_counts_of_sixteen_coins() -> None:
     from math import comb
 
     counts = torch.bincount(draw(5, "w", 0, 160_000, "bell").long() + 8, minlength=17).double() / 160_000
@@ -75,7 +78,7 @@ def test_the_bell_has_the_counts_of_sixteen_coins():
 
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_adding_in_place_is_adding_the_whole_direction(kind, dtype):
+def test_adding_in_place_is_adding_the_whole_direction(kind: str, dtype: torch.dtype) -> None:
     numbers = PIECE + 77
     x = torch.linspace(-1, 1, numbers).to(dtype).view(-1, 1)
     wide = torch.promote_types(dtype, torch.float32)
@@ -86,15 +89,15 @@ def test_adding_in_place_is_adding_the_whole_direction(kind, dtype):
     assert torch.equal(x, expected.to(dtype))
 
 
-def test_refuses_an_unknown_kind_and_a_tensor_it_cannot_change_in_place():
+def test_refuses_an_unknown_kind_and_a_tensor_it_cannot_change_in_place() -> None:
     with pytest.raises(LichenError, match="unknown noise 'cauchy'"):
         draw(1, "w", 0, 3, "cauchy")
     with pytest.raises(RuntimeError):
         add_direction(torch.zeros(4, 3).t(), 1, "w", 1.0)
 
 
-def test_threads_and_processors_draw_the_same_bits():
-    def digest(**settings):
+def test_threads_and_processors_draw_the_same_bits() -> None:
+    def digest(**settings: Any) -> Any:
         environment = {**os.environ, **settings}
         ran = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr

@@ -1,6 +1,10 @@
 """Jobs and messages survive the wire, and damage is told in one sentence."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +25,7 @@ from lichen.core.message import (
     unpack_job,
     unpack_message,
 )
+from lichen.core.tree import Tree
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=12)
 ARRAYS = hnp.arrays("float32", hnp.array_shapes(max_dims=3, max_side=4), elements=st.floats(width=32))
@@ -50,7 +55,7 @@ def same(a: dict, b: dict) -> bool:
 
 
 @given(TREES, st.integers(0, 2**62), st.lists(st.integers(0, 2**40), max_size=3), st.lists(st.text(), max_size=3))
-def test_job_round_trip(shared, seed, clients, texts):
+def test_job_round_trip(shared: Tree, seed: int, clients: int, texts: Sequence[str]) -> None:
     job = Job(
         work="train",
         shared=shared,
@@ -67,7 +72,7 @@ def test_job_round_trip(shared, seed, clients, texts):
 
 
 @given(messages())
-def test_message_round_trip_repeats_and_stacks(message):
+def test_message_round_trip_repeats_and_stacks(message: Message) -> None:
     data = pack_message(message)
     assert data == pack_message(message)
     back = unpack_message(data)
@@ -79,7 +84,7 @@ def test_message_round_trip_repeats_and_stacks(message):
 
 
 @given(messages(), st.data())
-def test_damage_is_one_error(message, data):
+def test_damage_is_one_error(message: Message, data: Any) -> None:
     raw = pack_message(message)
     cut = data.draw(st.integers(0, len(raw) - 1))
     with pytest.raises(LichenError):
@@ -88,7 +93,7 @@ def test_damage_is_one_error(message, data):
         unpack_job(raw)
 
 
-def test_every_client_of_a_group_sends_equally_many_bytes():
+def test_every_client_of_a_group_sends_equally_many_bytes() -> None:
     tensors = {"a": torch.randn(3, 5), "b": torch.randn(3, 2, 2)}
     clients = torch.tensor([1, 77, 10**9])
     stacked = Message(group="g", client_C=clients, version_C=clients, tensors=tensors, weight_C=clients.double())
@@ -102,7 +107,7 @@ SHAPES = st.lists(st.integers(0, 120), max_size=3).filter(lambda shape: len(shap
 
 
 @given(st.dictionaries(NAMES, st.tuples(DTYPES, SHAPES), max_size=6), st.data())
-def test_bytes_are_counted_as_they_are_packed(about, data):
+def test_bytes_are_counted_as_they_are_packed(about: Any, data: Any) -> None:
     count = data.draw(st.integers(1, 3))
     text = st.text(max_size=6)
     message = Message(
@@ -129,14 +134,14 @@ def test_bytes_are_counted_as_they_are_packed(about, data):
     assert size(job) == len(pack_job(replace(job, clients=(5,))))
 
 
-def test_groups_do_not_mix():
+def test_groups_do_not_mix() -> None:
     one = Message(group="g", client_C=torch.zeros(1), version_C=torch.zeros(1), tensors={}, weight_C=torch.ones(1))
     other = Message(group="h", client_C=torch.zeros(1), version_C=torch.zeros(1), tensors={}, weight_C=torch.ones(1))
     with pytest.raises(LichenError, match="does not stack"):
         concatenate([one, other])
 
 
-def test_a_message_of_one_tensor_has_a_small_head():
+def test_a_message_of_one_tensor_has_a_small_head() -> None:
     zero = torch.zeros(1, dtype=torch.float64)
     message = Message(
         group="smollm2-135m r8 q_proj v_proj",
@@ -154,7 +159,7 @@ STEPS = (("aa", {"wire": torch.zeros(30, dtype=torch.uint8)}), ("bb", {"whole.w"
 
 
 @given(st.sampled_from([None, "aa", "bb", "cc", "dd", "zz"]), st.integers(1, 3))
-def test_a_client_is_sent_what_it_lacks(held, clients):
+def test_a_client_is_sent_what_it_lacks(held: Any, clients: int) -> None:
     job = Job(work="t", shared={"w": torch.ones(50)}, version=1, clients=tuple(range(clients)), seed=1)
     job = replace(job, view="dd", steps=STEPS, held={} if held is None else dict.fromkeys(range(clients), held))
     how = {"aa": "step", "bb": "step", "cc": "step", "dd": "same"}.get(held, "full")
@@ -172,7 +177,7 @@ def test_a_client_is_sent_what_it_lacks(held, clients):
         assert link(replace(job, held={0: held})) == "full"  # they differ, so one blob serves all
 
 
-def test_nonsense_about_steps_is_one_error():
+def test_nonsense_about_steps_is_one_error() -> None:
     raw = pack_job(Job(work="t", shared={}, version=0, clients=(0,), seed=0, view="b", held={0: "b"}))
     spoilt = raw.replace(b'\\"held\\":\\"b\\"', b'\\"steps\\":9e9 ')
     assert spoilt != raw

@@ -1,20 +1,25 @@
 """What a kill may not lose: states repeat byte for byte, private state follows the server's version."""
 
+from __future__ import annotations
+
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lichen.core import tree as trees
-from lichen.core.contracts import ClientTask, Report, ServerState
+from lichen.core.contracts import Batch, ClientTask, Report, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore, load_state, load_tree, save_state, save_tree
+from lichen.core.tree import Tree
 
 
-def test_state_round_trip(tmp_path):
+def test_state_round_trip(tmp_path: Path) -> None:
     state = ServerState(
         round=4,
         shared={"patch.a": torch.randn(2, 2), "b": torch.randn(3)},
@@ -33,7 +38,7 @@ def test_state_round_trip(tmp_path):
     assert os.listdir(tmp_path) == ["s.safetensors"]
 
 
-def test_damage_names_the_file(tmp_path):
+def test_damage_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "s.safetensors"
     with pytest.raises(LichenError, match="no such file"):
         load_tree(path)
@@ -46,7 +51,7 @@ def test_damage_names_the_file(tmp_path):
         load_state(path)
 
 
-def test_private_state_follows_the_servers_version(tmp_path):
+def test_private_state_follows_the_servers_version(tmp_path: Path) -> None:
     store = ClientStore(tmp_path)
     assert store.load((0, 1), 0) is None
     for version in range(1, 7):
@@ -58,7 +63,7 @@ def test_private_state_follows_the_servers_version(tmp_path):
         store.load((0, 5), 6)
 
 
-def test_what_no_server_asks_for_any_more_is_gone(tmp_path):
+def test_what_no_server_asks_for_any_more_is_gone(tmp_path: Path) -> None:
     store = ClientStore(tmp_path)
     for version in (1, 2, 5, 6, 9):
         store.stage((1_234_567,), version, {"w": torch.full((1, 2), float(version))})
@@ -68,7 +73,7 @@ def test_what_no_server_asks_for_any_more_is_gone(tmp_path):
     assert store.load((1_234_567,), 5) is None
 
 
-def test_what_belongs_to_the_best_round_stays_beside_the_newest(tmp_path):
+def test_what_belongs_to_the_best_round_stays_beside_the_newest(tmp_path: Path) -> None:
     store = ClientStore(tmp_path)
     for version, best in ((1, -1), (2, -1), (3, 2), (6, 2), (9, 2), (12, 4)):
         store.stage((7,), version, {"w": torch.full((1, 2), float(version))}, best=best)
@@ -79,7 +84,7 @@ def test_what_belongs_to_the_best_round_stays_beside_the_newest(tmp_path):
     assert sorted(int(f.stem) for f in (tmp_path / "0" / "7").iterdir()) == [12, 15]
 
 
-def test_a_thousand_clients_of_a_folder(tmp_path):
+def test_a_thousand_clients_of_a_folder(tmp_path: Path) -> None:
     clients = (3, 999, 1000, 999_999, 10**9)
     store = ClientStore(tmp_path)
     own_C = {"w": torch.arange(10.0).view(5, 2), "n": torch.arange(5)}
@@ -91,7 +96,7 @@ def test_a_thousand_clients_of_a_folder(tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_newcomers_and_those_who_have_state_stand_apart(tmp_path):
+def test_newcomers_and_those_who_have_state_stand_apart(tmp_path: Path) -> None:
     store = ClientStore(tmp_path / "state")
     assert store.parted((4, 2), 0) == ((), (4, 2))
     store.stage((2, 9), 3, {"w": torch.ones(2, 1)})
@@ -102,13 +107,13 @@ def test_newcomers_and_those_who_have_state_stand_apart(tmp_path):
 class Counting:
     """A work whose private state is how often a client has come."""
 
-    def init(self, job, clients, own_C):
+    def init(self, job: Any, clients: int, own_C: Tree | None) -> Any:
         return clients, job.version, own_C["n"] if own_C else torch.zeros(len(clients))
 
-    def step(self, state, batch):
+    def step(self, state: Any, batch: Batch) -> Any:
         return state
 
-    def final(self, state):
+    def final(self, state: Any) -> Any:
         clients, version, n_C = state
         count = len(clients)
         message = Message(
@@ -122,14 +127,14 @@ class Counting:
 
 
 class NoBatches:
-    def shape(self, client):
+    def shape(self, client: int) -> Any:
         return ()
 
-    def batches(self, clients, seed):
+    def batches(self, clients: int, seed: int) -> Any:
         return iter(())
 
 
-def test_a_round_of_old_and_new_clients_is_served(tmp_path):
+def test_a_round_of_old_and_new_clients_is_served(tmp_path: Path) -> None:
     client_tasks, seen = {"count": ClientTask(work=Counting(), source=NoBatches())}, {}
     for version, clients in enumerate([(0, 1, 2), (1, 3), (0, 1, 4)]):
         job = Job(work="count", shared={}, version=version, clients=clients, seed=0)
@@ -138,11 +143,11 @@ def test_a_round_of_old_and_new_clients_is_served(tmp_path):
     assert seen == {0: 2.0, 1: 3.0, 2: 1.0, 3: 1.0, 4: 1.0}
 
 
-def test_a_kill_while_writing_leaves_the_state_before(tmp_path, monkeypatch):
+def test_a_kill_while_writing_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, clients = ClientStore(tmp_path), tuple(range(100))  # more than are held open at once
     store.stage(clients, 1, {"w": torch.ones(100, 2)})
 
-    def killed(*_):
+    def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", killed)
@@ -156,7 +161,7 @@ def test_a_kill_while_writing_leaves_the_state_before(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_damaged_private_state_is_named(tmp_path):
+def test_damaged_private_state_is_named(tmp_path: Path) -> None:
     store = ClientStore(tmp_path)
     store.stage((7,), 1, {"w": torch.ones(1, 2)})
     file = tmp_path / "0" / "7" / "1.safetensors"
@@ -169,17 +174,17 @@ def test_damaged_private_state_is_named(tmp_path):
 class Count:
     """An algorithm whose state is a number drawn from the round's seed, so that order matters."""
 
-    def init(self, shared):
+    def init(self, shared: Tree) -> Any:
         return ServerState(round=0, shared=shared)
 
-    def round(self, state, engine, seed):
+    def round(self, state: Any, engine: Any, seed: int) -> Any:
         w = state.shared["w"] * 0.5 + (seed % 1000)
         report = Report(round=state.round + 1, clients=(), metrics={}, tokens=0, bytes_up=0, bytes_down=0, seconds=0.0)
         return ServerState(round=state.round + 1, shared={"w": w}), report
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path):
-    def start():
+def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    def start() -> Any:
         return {"w": torch.zeros(3)}
 
     whole = run(Count(), None, start, rounds=5, seed=7, checkpoint=tmp_path / "a")

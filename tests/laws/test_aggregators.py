@@ -3,9 +3,12 @@
 Legend: C clients, d features, K classes.
 """
 
+from __future__ import annotations
+
 import json
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +44,7 @@ SHARED = {
 SEARCH = {"mean": torch.linspace(-1, 1, 5), "std": torch.full((5,), 0.5, dtype=torch.float16)}
 
 
-def updates(clients, seed):
+def updates(clients: int, seed: int) -> Any:
     g = torch.Generator().manual_seed(seed)
     return Message(
         group="g",
@@ -53,7 +56,7 @@ def updates(clients, seed):
     )
 
 
-def unequal(clients, seed):
+def unequal(clients: int, seed: int) -> Any:
     """Ranks 2 and 1 and no layer at all, by client: one message for each kind, in turn."""
     message = updates(clients, seed)
     parts = {}
@@ -68,12 +71,12 @@ def unequal(clients, seed):
     return cut
 
 
-def only_B(clients, seed):
+def only_B(clients: int, seed: int) -> Any:
     message = updates(clients, seed)
     return replace(message, tensors={n: x for n, x in message.tensors.items() if n != "a.lora_A"})
 
 
-def statistics(clients, seed):
+def statistics(clients: int, seed: int) -> Any:
     g = torch.Generator().manual_seed(seed)
     x_CBd = (torch.randn(clients, 6, 4, generator=g, dtype=torch.float64) * 2**18).round() / 2**18
     y_CBK = torch.eye(3, dtype=torch.float64)[torch.randint(0, 3, (clients, 6), generator=g)]
@@ -87,13 +90,13 @@ def statistics(clients, seed):
     )
 
 
-def searches(clients, seed):
+def searches(clients: int, seed: int) -> Any:
     g = torch.Generator().manual_seed(seed)
     tensors = {"mean": torch.randn(clients, 5, generator=g), "std": torch.rand(clients, 5, generator=g).half()}
     return replace(updates(clients, seed), tensors=tensors)
 
 
-def seed_pairs(clients, seed):
+def seed_pairs(clients: int, seed: int) -> Any:
     g = torch.Generator().manual_seed(seed)
     return replace(
         updates(clients, seed),
@@ -104,13 +107,13 @@ def seed_pairs(clients, seed):
     )
 
 
-def histograms(clients, seed):
+def histograms(clients: int, seed: int) -> Any:
     g = torch.Generator().manual_seed(seed)
     votes_CM = torch.randint(0, 60, (clients, 9), generator=g, dtype=torch.int32)
     return replace(updates(clients, seed), group="votes/9/0", tensors={"votes": votes_CM})
 
 
-def answers(clients, seed):
+def answers(clients: int, seed: int) -> Any:
     g = torch.Generator().manual_seed(seed)
     n_CK = torch.randint(0, 5, (clients, 3), generator=g).double()
     n_CK[0] += 1
@@ -119,14 +122,14 @@ def answers(clients, seed):
     )
 
 
-def top_answers(clients, seed):
+def top_answers(clients: int, seed: int) -> Any:
     g = torch.Generator().manual_seed(seed)
     prob, index = torch.rand(clients, 5, 3, generator=g).softmax(-1).sort(-1, descending=True)
     tensors = {"index": index[..., :2].to(torch.int8), "prob": prob[..., :2].half()}
     return replace(updates(clients, seed), tensors=tensors)
 
 
-def offers(clients, seed):
+def offers(clients: int, seed: int) -> Any:
     g = torch.Generator().manual_seed(seed)
     shapes = {"features": (4, 6), "logits": (4, 3), "labels": (4,)}
     return replace(
@@ -134,14 +137,14 @@ def offers(clients, seed):
     )
 
 
-def told_losses(clients, seed):
+def told_losses(clients: int, seed: int) -> Any:
     g = torch.Generator().manual_seed(seed)
     message = updates(clients, seed)
     sums = torch.rand(clients, generator=g, dtype=torch.float64) * message.weight_C
     return replace(message, metrics={"loss_sum": sums, "count": message.weight_C})
 
 
-def ballots(clients, seed):
+def ballots(clients: int, seed: int) -> Any:
     g = torch.Generator().manual_seed(seed)
     return replace(updates(clients, seed), tensors={"votes": torch.randint(-1, 3, (clients, 7), generator=g).char()})
 
@@ -191,7 +194,7 @@ some = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**20)
 
 
-def outcome(member, total):
+def outcome(member: Any, total: Any) -> Any:
     change, metrics = member.close(total, {**SHARED, **SEARCH} if not isinstance(member, Ridge | Lda) else {})
     return digest(change), metrics
 
@@ -199,7 +202,7 @@ def outcome(member, total):
 @every
 @given(clients=st.integers(2, 9), seed=seeds)
 @some
-def test_any_order_blocks_and_merging_give_the_same_bytes(name, clients, seed):
+def test_any_order_blocks_and_merging_give_the_same_bytes(name: str, clients: int, seed: int) -> None:
     member, make = FAMILY[name]
     message = make(clients, seed)
     whole = outcome(member, member.add(member.zero(), message))
@@ -222,7 +225,7 @@ def test_any_order_blocks_and_merging_give_the_same_bytes(name, clients, seed):
 @pytest.mark.parametrize("name", UNEQUAL)
 @given(clients=st.integers(2, 9), seed=seeds)
 @some
-def test_unequal_ranks_and_layers_in_any_order_give_the_same_bytes(name, clients, seed):
+def test_unequal_ranks_and_layers_in_any_order_give_the_same_bytes(name: str, clients: int, seed: int) -> None:
     member, messages = UNEQUAL[name], unequal(clients, seed)
     whole = member.zero()
     for message in messages:
@@ -244,7 +247,7 @@ def test_unequal_ranks_and_layers_in_any_order_give_the_same_bytes(name, clients
 @every
 @given(seed=seeds, discount=st.floats(0.1, 1.0))
 @some
-def test_is_a_monoid(name, seed, discount):
+def test_is_a_monoid(name: str, seed: int, discount: Any) -> None:
     member, make = FAMILY[name]
     message = make(3, seed)
     a, b, c = (member.add(member.zero(), take(message, k), discount) for k in range(3))
@@ -257,7 +260,7 @@ def test_is_a_monoid(name, seed, discount):
 @every
 @given(seed=seeds)
 @some
-def test_folding_in_changes_neither_the_state_nor_the_message(name, seed):
+def test_folding_in_changes_neither_the_state_nor_the_message(name: str, seed: int) -> None:
     member, make = FAMILY[name]
     message = make(4, seed)
     before = digest(message.tensors)
@@ -271,7 +274,7 @@ def test_folding_in_changes_neither_the_state_nor_the_message(name, seed):
 @every
 @given(clients=st.integers(2, 6), seed=seeds)
 @some
-def test_a_client_of_weight_zero_might_as_well_have_stayed_away(name, clients, seed):
+def test_a_client_of_weight_zero_might_as_well_have_stayed_away(name: str, clients: int, seed: int) -> None:
     member, make = FAMILY[name]
     message = make(clients, seed)
     message = replace(message, weight_C=message.weight_C.clone().index_fill_(0, torch.tensor([clients - 1]), 0.0))
@@ -284,7 +287,7 @@ def test_a_client_of_weight_zero_might_as_well_have_stayed_away(name, clients, s
 @every
 @given(clients=st.integers(0, 5), seed=seeds)
 @some
-def test_a_total_that_crossed_as_bytes_merges_and_closes_to_the_same(name, clients, seed):
+def test_a_total_that_crossed_as_bytes_merges_and_closes_to_the_same(name: str, clients: int, seed: int) -> None:
     member, make = FAMILY[name]
     message = make(5, seed)
     here, there = member.zero(), member.zero()
@@ -303,7 +306,7 @@ def test_a_total_that_crossed_as_bytes_merges_and_closes_to_the_same(name, clien
 @linear
 @given(clients=st.integers(2, 6), seed=seeds)
 @some
-def test_linear_ones_commute_with_masks_that_cancel(name, clients, seed):
+def test_linear_ones_commute_with_masks_that_cancel(name: str, clients: int, seed: int) -> None:
     member, make = FAMILY[name]
     message = replace(make(clients, seed), weight_C=torch.full((clients,), 2.0, dtype=torch.float64))
     totals = [member.add(member.zero(), take(message, k)) for k in range(clients)]
@@ -320,14 +323,14 @@ def test_linear_ones_commute_with_masks_that_cancel(name, clients, seed):
 
 @given(clients=st.integers(2, 6), seed=seeds, bound=st.floats(0.01, 2.0))
 @some
-def test_clipping_bounds_what_one_client_can_move(clients, seed, bound):
+def test_clipping_bounds_what_one_client_can_move(clients: int, seed: int, bound: Any) -> None:
     member = Mean("uniform")
     message = updates(clients, seed)
     message = replace(message, weight_C=torch.ones(clients).double())
     message.tensors["a.lora_A"][0] *= 1e6
     message = replace(message, tensors=clip_C(message.tensors, bound))
 
-    def summed(total):
+    def summed(total: Any) -> Any:
         return total.units_N.double() * 2.0**-member.scale
 
     whole = summed(member.add(member.zero(), message))

@@ -1,13 +1,19 @@
 """Whole models: plain transformers and autograd are the oracle; tied weights; company; export."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
 import equality
 import pytest
 import torch
 import transformers as hf
 from torch.nn import functional
 
+from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
-from lichen.core.tree import digest, stack
+from lichen.core.tree import Tree, digest, stack
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort, ClassifierCohort
 from lichen.models.full import FullCausal, FullClassifier, filled, save_whole
@@ -15,11 +21,11 @@ from lichen.models.full import FullCausal, FullClassifier, filled, save_whole
 CAUSAL = ("llama", "qwen2", "gpt2")
 
 
-def whole_of(architecture, model, **more):
+def whole_of(architecture: str, model: Any, **more: Any) -> Any:
     return (FullClassifier if architecture == "bert" else FullCausal)(model, name=architecture, **more)
 
 
-def apart(tree, clients):
+def apart(tree: Tree, clients: int) -> Any:
     """Each client's own tensors, so that nobody's could be taken for another's."""
     g = torch.Generator().manual_seed(0)
     return stack(
@@ -27,7 +33,7 @@ def apart(tree, clients):
     )
 
 
-def oracle(architecture, model, tensors, batch, client):
+def oracle(architecture: str, model: Any, tensors: Tree, batch: Batch, client: int) -> Any:
     """Loss and gradients of one client by transformers itself."""
     copied = filled(model, tensors).requires_grad_(True)
     ids, mask = batch["input_ids_CBT"][client], batch["attention_mask_CBT"][client]
@@ -43,7 +49,7 @@ def oracle(architecture, model, tensors, batch, client):
 
 @pytest.mark.parametrize("architecture", [*CAUSAL, "bert"])
 @pytest.mark.parametrize("chunk", [1024, 7])
-def test_equals_transformers_and_autograd(architecture, chunk):
+def test_equals_transformers_and_autograd(architecture: str, chunk: Any) -> None:
     if architecture == "bert" and chunk == 7:
         return
     model = equality.tiny(architecture)
@@ -64,7 +70,7 @@ def test_equals_transformers_and_autograd(architecture, chunk):
 
 
 @pytest.mark.parametrize("architecture", [*CAUSAL, "bert"])
-def test_has_the_loss_of_the_adapted_model_before_any_step(architecture):
+def test_has_the_loss_of_the_adapted_model_before_any_step(architecture: str) -> None:
     model = equality.tiny(architecture, dtype=torch.float64)
     batch = equality.batch_of(architecture, clients=2)
     kind = ClassifierCohort if architecture == "bert" else CausalCohort
@@ -78,11 +84,11 @@ def test_has_the_loss_of_the_adapted_model_before_any_step(architecture):
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "bert"])
-def test_together_and_alone_give_the_same_bits(architecture):
+def test_together_and_alone_give_the_same_bits(architecture: str) -> None:
     cohort, batch = whole_of(architecture, equality.tiny(architecture)), equality.batch_of(architecture, clients=3)
     params_C = apart(cohort.init(0), 3)
 
-    def run(chosen):
+    def run(chosen: Any) -> Any:
         leaves_C = {name: x[chosen].clone().requires_grad_() for name, x in params_C.items()}
         loss_C, _ = cohort.loss(leaves_C, {}, {name: x[chosen] for name, x in batch.items()})
         grads = torch.autograd.grad(loss_C.sum(), list(leaves_C.values()), allow_unused=True, materialize_grads=True)
@@ -101,7 +107,7 @@ def test_together_and_alone_give_the_same_bits(architecture):
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "bert"])
-def test_who_is_not_there_neither_learns_nor_counts(architecture):
+def test_who_is_not_there_neither_learns_nor_counts(architecture: str) -> None:
     cohort, batch = whole_of(architecture, equality.tiny(architecture)), equality.batch_of(architecture, clients=2)
     batch = {**batch, "active_C": torch.tensor([False, True])}
     leaves_C = {name: x.requires_grad_() for name, x in apart(cohort.init(0), 2).items()}
@@ -113,7 +119,7 @@ def test_who_is_not_there_neither_learns_nor_counts(architecture):
     assert any(g[1].any() for g in grads)
 
 
-def test_tied_weights_are_one_tensor_and_starting_copies_nothing():
+def test_tied_weights_are_one_tensor_and_starting_copies_nothing() -> None:
     model = equality.tiny("qwen2")
     cohort = FullCausal(model, name="q")
     tree = cohort.init(0)
@@ -125,7 +131,7 @@ def test_tied_weights_are_one_tensor_and_starting_copies_nothing():
     assert digest(with_other_seed) == digest(tree)
 
 
-def test_what_is_excluded_is_frozen_under_any_of_its_names():
+def test_what_is_excluded_is_frozen_under_any_of_its_names() -> None:
     model = equality.tiny("qwen2")
     whole, less = FullCausal(model, name="q"), FullCausal(model, name="q", exclude=("lm_head", "layers.0"))
     out = whole.init(0).keys() - less.init(0).keys()
@@ -139,7 +145,7 @@ def test_what_is_excluded_is_frozen_under_any_of_its_names():
     torch.testing.assert_close(left, right, rtol=1e-6, atol=0)
 
 
-def test_a_smaller_dtype_is_trained_in_single_precision():
+def test_a_smaller_dtype_is_trained_in_single_precision() -> None:
     cohort = FullCausal(equality.tiny("llama", dtype=torch.bfloat16), name="l")
     leaves_C = {name: x.requires_grad_() for name, x in stack([cohort.init(0)]).items()}
     loss_C, _ = cohort.loss(leaves_C, {}, equality.batch_of("llama", clients=1))
@@ -148,7 +154,7 @@ def test_a_smaller_dtype_is_trained_in_single_precision():
     assert all(x.dtype == x.grad.dtype == torch.float32 for x in leaves_C.values())
 
 
-def test_a_written_folder_loads_and_is_the_trained_model(tmp_path):
+def test_a_written_folder_loads_and_is_the_trained_model(tmp_path: Path) -> None:
     model = equality.tiny("qwen2")
     tree = {name: x + 0.1 for name, x in FullCausal(model, name="q").init(0).items()}
     before = digest(dict(model.named_parameters()))
@@ -160,7 +166,7 @@ def test_a_written_folder_loads_and_is_the_trained_model(tmp_path):
     assert digest(dict(model.named_parameters())) == before
 
 
-def test_refuses_what_does_not_fit():
+def test_refuses_what_does_not_fit() -> None:
     model = equality.tiny("llama")
     with pytest.raises(LichenError, match="no tensor is called 'heads'"):
         FullCausal(model, name="l", exclude=("heads",))

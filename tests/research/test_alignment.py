@@ -1,8 +1,11 @@
 """Two tokenisations side by side: all ways through are the oracle; carrying by a dictionary is another."""
 
+from __future__ import annotations
+
 from bisect import bisect_right
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from support.two_tokenizers import TEXTS, tokenizer
 rows = st.lists(st.text(alphabet="ab ", min_size=0, max_size=3), min_size=1, max_size=5)
 
 
-def every_way(n, m):
+def every_way(n: Any, m: Any) -> Any:
     """All paths from (0, 0) to (n - 1, m - 1)."""
     if n == m == 1:
         return [[(0, 0)]]
@@ -27,12 +30,12 @@ def every_way(n, m):
     return [[*way, (n - 1, m - 1)] for a, b in steps if a and b for way in every_way(a, b)]
 
 
-def price(way, a, b):
+def price(way: Any, a: Any, b: Any) -> Any:
     return sum(slow(a[i], b[j]) for i, j in way)
 
 
 @given(a=rows, b=rows)
-def test_the_path_is_a_cheapest_of_all(a, b):
+def test_the_path_is_a_cheapest_of_all(a: Any, b: Any) -> None:
     path = align(a, b)
     ways = every_way(len(a), len(b))
     assert path in ways
@@ -46,7 +49,7 @@ def test_the_path_is_a_cheapest_of_all(a, b):
 
 
 @given(text=st.text(alphabet="abc ", min_size=1, max_size=12), cuts=st.data())
-def test_of_one_text_tokens_over_the_same_characters_are_partners(text, cuts):
+def test_of_one_text_tokens_over_the_same_characters_are_partners(text: Any, cuts: Any) -> None:
     row = []
     for _ in range(2):
         at = sorted({0, len(text), *cuts.draw(st.lists(st.integers(0, len(text)), max_size=6))})
@@ -64,14 +67,14 @@ def test_of_one_text_tokens_over_the_same_characters_are_partners(text, cuts):
     assert taken == sorted(set(taken))
 
 
-def test_real_tokenizers_align_as_the_recursion_does(real):  # noqa: F811
+def test_real_tokenizers_align_as_the_recursion_does(real: Any) -> None:  # noqa: F811
     texts = ["And so, my fellow citizens, the insurance programs were extended.", "hahaha  that’s sooo cool"]
     for text in texts:
         a, b = (Vocabulary.of(t).read(t(text, add_special_tokens=False)["input_ids"]) for t in real)
         cost = edit_distances(a, b)
 
         @cache
-        def least(i, j, cost=cost):
+        def least(i: Any, j: Any, cost: Any = cost) -> Any:
             if i == j == 0:
                 return int(cost[0, 0])
             before = [(i - 1, j - 1), (i - 1, j), (i, j - 1)]
@@ -84,22 +87,22 @@ def test_real_tokenizers_align_as_the_recursion_does(real):  # noqa: F811
         assert all(align(row, row) == [(i, i) for i in range(len(row))] for row in (a, b))
 
 
-def spoken_of(vocabulary):
+def spoken_of(vocabulary: Any) -> Any:
     return [np.array(tokenizer(vocabulary)(t, add_special_tokens=False)["input_ids"]) for t in TEXTS]
 
 
-def bridge(source, target):
+def bridge(source: Any, target: Any) -> Any:
     translation = Translation(*(Vocabulary.of(tokenizer(v)) for v in (source, target)))
     return Bridge.between(translation, spoken_of(source), spoken_of(target))
 
 
-def answers(places, size, k=5, seed=0):
+def answers(places: Any, size: Any, k: int = 5, seed: int = 0) -> Any:
     g = torch.Generator().manual_seed(seed)
     prob, index = torch.rand(2, places, size, generator=g).softmax(-1).topk(k)
     return index.to(torch.int16), prob.half()
 
 
-def test_one_tokenizer_is_the_identity():
+def test_one_tokenizer_is_the_identity() -> None:
     made, plain = bridge(300, 300), Bridge.same(Vocabulary.of(tokenizer(300)), spoken_of(300))
     assert torch.equal(made.place_R, torch.arange(made.told))
     assert torch.equal(made.place_R, plain.place_R)
@@ -113,7 +116,7 @@ def test_one_tokenizer_is_the_identity():
         assert got.dtype == torch.int16
 
 
-def test_carrying_equals_a_dictionary():
+def test_carrying_equals_a_dictionary() -> None:
     over = bridge(300, 330)
     assert 0.1 < over.share < 1.0
     index, prob = answers(over.told, 300)
@@ -135,7 +138,7 @@ def test_carrying_equals_a_dictionary():
             assert falling == sorted(falling, reverse=True)
 
 
-def test_other_texts_are_refused():
+def test_other_texts_are_refused() -> None:
     over = bridge(300, 330)
     with pytest.raises(LichenError, match="answers of shape"):
         over.carry(*answers(over.told + 1, 300))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,14 +127,14 @@ def test_nobody_sees_another_clients_answers(tmp_path: Path) -> None:
         def __init__(self, inner: LocalEngine) -> None:
             self.inner, self.bytes_up, self.bytes_down, self.jobs = inner, 0, 0, list[Job]()
 
-        def run(self, job: Job):  # type: ignore[no-untyped-def]
+        def run(self, job: Job) -> Any:  # type: ignore[no-untyped-def]
             self.jobs.append(job)
             return self.inner.run(job)
 
-        def merge(self, aggregator, total):  # type: ignore[no-untyped-def]
+        def merge(self, aggregator: Any, total: Any) -> Any:  # type: ignore[no-untyped-def]
             return total
 
-        def join(self, client_N, metrics):  # type: ignore[no-untyped-def]
+        def join(self, client_N: Any, metrics: Any) -> Any:  # type: ignore[no-untyped-def]
             return self.inner.join(client_N, metrics)
 
     there, algorithm = Watched(engine(tmp_path)), gkt(sampler=Uniform(3), valid=None)

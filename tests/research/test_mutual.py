@@ -1,6 +1,10 @@
 """FedMKT and FedCoLLM on tiny models with tokenizers of their own: who learns, what crosses, killed and resumed."""
 
+from __future__ import annotations
+
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,34 +43,34 @@ VOCABULARY = {v: Vocabulary.of(tokenizer(v)) for v in PUBLIC}
 ADAM = ClientOptimizer("adamw", lr=0.01)
 
 
-def bridge(source, target):
+def bridge(source: Any, target: Any) -> Any:
     translation = Translation(VOCABULARY[source], VOCABULARY[target])
     return Bridge.between(translation, spoken(PUBLIC[source]), spoken(PUBLIC[target]))
 
 
-def lora(vocabulary, seed=0):
+def lora(vocabulary: Any, seed: int = 0) -> Any:
     adapter = Lora(targets=("q_proj", "v_proj", "down_proj"), rank=4, alpha=8.0)
     return CausalCohort(model(vocabulary, seed), adapter=adapter, name=f"lora-{vocabulary}")
 
 
-def tell(cohort, vocabulary, clients, *, personal):
+def tell(cohort: Any, vocabulary: Any, clients: int, *, personal: Any) -> Any:
     work = ReportLogits(
         cohort, public=PUBLIC[vocabulary], vocabulary=VOCABULARY[vocabulary], top_k=4, personal=personal
     )
     return ClientTask(work=work, source=EvalSource(dict.fromkeys(clients, PUBLIC[vocabulary]), batch_size=4))
 
 
-def listen(cohort, vocabulary, clients, *, personal, lm=1.0):
+def listen(cohort: Any, vocabulary: Any, clients: int, *, personal: Any, lm: float = 1.0) -> Any:
     train = Train(DistilledLM(cohort, lm=lm), optimizer=ADAM, personal=personal)
     source = TrainSource(dict.fromkeys(clients, PUBLIC[vocabulary]), batch_size=4, steps=2)
     return ClientTask(work=DistillLogits(train, public=PUBLIC[vocabulary]), source=source)
 
 
-def rows(vocabulary, clients, seed):
+def rows(vocabulary: Any, clients: int, seed: int) -> Any:
     return {c: public_shard([say(seed + 10 * c + i, 8) for i in range(4)], tokenizer(vocabulary)) for c in clients}
 
 
-def federation(folder, *, rounds=2, heard=True):
+def federation(folder: Path, *, rounds: int = 2, heard: bool = True) -> Any:
     """Three clients: two of one vocabulary with whole models, one of another with an adapter."""
     groups, client_tasks = [], {}
     for name, vocabulary, clients, cohort in (
@@ -103,11 +107,11 @@ def federation(folder, *, rounds=2, heard=True):
     return algorithm, LocalEngine(client_tasks, ClientStore(folder)), lambda: large.init(0)
 
 
-def newest(folder):
+def newest(folder: Path) -> Any:
     return {str(f.parent.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*.safetensors"))}
 
 
-def go(folder, rounds, **more):
+def go(folder: Path, rounds: int, **more: Any) -> Any:
     algorithm, engine, start = federation(folder, rounds=rounds, **more)
     reports = []
     state = run(algorithm, engine, start, rounds=rounds, seed=3, observers=(reports.append,))
@@ -115,12 +119,12 @@ def go(folder, rounds, **more):
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory):
+def three(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("three")
     return *go(folder, 3), folder
 
 
-def test_everybody_learns_and_parameters_never_cross(three):
+def test_everybody_learns_and_parameters_never_cross(three: Any) -> None:
     state, reports, _ = three
     last = reports[-1].metrics
     assert reports[0].clients == (0, 1, 2)
@@ -134,7 +138,7 @@ def test_everybody_learns_and_parameters_never_cross(three):
     assert digest(state.shared) != digest(lora(LARGE).init(0))
 
 
-def test_stopped_and_gone_on_is_the_same_run(three, tmp_path):
+def test_stopped_and_gone_on_is_the_same_run(three: Any, tmp_path: Path) -> None:
     state, reports, folder = three
     algorithm, engine, start = federation(tmp_path / "own", rounds=3)
     file = tmp_path / "state.safetensors"
@@ -151,20 +155,20 @@ def test_stopped_and_gone_on_is_the_same_run(three, tmp_path):
     assert newest(tmp_path / "own") == newest(folder)
 
 
-def test_without_answers_nobody_is_believed_and_something_else_is_learned(three, tmp_path):
+def test_without_answers_nobody_is_believed_and_something_else_is_learned(three: Any, tmp_path: Path) -> None:
     _, reports = go(tmp_path, 1, heard=False)
     assert reports[0].metrics["server_believed"] == reports[0].metrics["client_believed"] == 0
     assert reports[0].metrics["loss"] == three[1][0].metrics["loss"]
     assert reports[0].metrics["valid"] != three[1][0].metrics["valid"]
 
 
-def test_a_client_has_one_group(tmp_path):
+def test_a_client_has_one_group(tmp_path: Path) -> None:
     algorithm, _, _ = federation(tmp_path)
     with pytest.raises(LichenError, match="two groups"):
         replace(algorithm, groups=(*algorithm.groups, algorithm.groups[0]))
 
 
-def cotuning(folder, *, rounds=2, vocabulary=SMALL):
+def cotuning(folder: Path, *, rounds: int = 2, vocabulary: Any = SMALL) -> Any:
     small, large = lora(vocabulary), lora(LARGE, seed=5)
     clients = (0, 1, 2)
     train = TrainSource(rows(vocabulary, clients, 1000), batch_size=2, steps=2)
@@ -194,7 +198,7 @@ def cotuning(folder, *, rounds=2, vocabulary=SMALL):
 
 
 @pytest.mark.parametrize("vocabulary", [SMALL, LARGE])
-def test_cotuning_teaches_both_and_resumes(tmp_path, vocabulary):
+def test_cotuning_teaches_both_and_resumes(tmp_path: Path, vocabulary: Any) -> None:
     algorithm, engine, start = cotuning(tmp_path / "a", rounds=3, vocabulary=vocabulary)
     reports = []
     state = run(algorithm, engine, start, rounds=3, seed=1, observers=(reports.append,))
@@ -219,13 +223,13 @@ def test_cotuning_teaches_both_and_resumes(tmp_path, vocabulary):
     assert digest(large_of(state)) != digest(algorithm.start)
 
 
-def test_cotuning_wants_an_average_that_does_not_judge(tmp_path):
+def test_cotuning_wants_an_average_that_does_not_judge(tmp_path: Path) -> None:
     algorithm, _, _ = cotuning(tmp_path)
     with pytest.raises(LichenError, match="yet to listen"):
         replace(algorithm, average=replace(algorithm.average, valid="valid"))
 
 
-def test_cotuning_without_answers_owes_the_other_nothing(tmp_path):
+def test_cotuning_without_answers_owes_the_other_nothing(tmp_path: Path) -> None:
     def small_after(place: str, *, heard: bool, other: bool) -> str:
         algorithm, engine, start = cotuning(tmp_path / place)
         more = {name: x + 0.5 for name, x in algorithm.start.items()} if other else algorithm.start

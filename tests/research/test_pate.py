@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_epsilon_of_all_releases_at_once_is_that_of_one_after_the_other() -> Non
     assert chance(joined) == pytest.approx(delta, rel=0.02)
 
 
-def test_a_ballot_counts_what_each_clients_own_model_says(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_ballot_counts_what_each_clients_own_model_says(tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     model = ImageMLP(4, hidden=(), classes=3)
     rng = np.random.default_rng(0)
     public = ArrayShard(rng.normal(size=(11, 4)).astype(np.float32), labels=np.full(11, -100, np.int64))

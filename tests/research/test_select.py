@@ -1,8 +1,11 @@
 """FedMKT's choice: a loop over texts and clients is the oracle; order, grouping and bytes change nothing."""
 
+from __future__ import annotations
+
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +22,7 @@ STARTS = (0, 2, 5, 5, 6)
 MEMBER = Select(STARTS)
 
 
-def tellings(clients, seed):
+def tellings(clients: int, seed: int) -> Any:
     g = torch.Generator().manual_seed(seed)
     return Message(
         group="tokens/x/3",
@@ -35,13 +38,13 @@ def tellings(clients, seed):
     )
 
 
-def outcome(total, own=None):
+def outcome(total: Any, own: Any = None) -> Any:
     answers, metrics = MEMBER.close(total, {} if own is None else {"answers.loss": own})
     return digest(answers), metrics
 
 
 @given(clients=st.integers(1, 7), seed=st.integers(0, 999), own=st.lists(st.floats(-1, 3), min_size=4, max_size=4))
-def test_equals_a_loop_over_texts(clients, seed, own):
+def test_equals_a_loop_over_texts(clients: int, seed: int, own: Any) -> None:
     message = tellings(clients, seed)
     answers, metrics = MEMBER.close(MEMBER.add(MEMBER.zero(), message), {"answers.loss": torch.tensor(own)})
     believed = 0
@@ -63,7 +66,7 @@ def test_equals_a_loop_over_texts(clients, seed, own):
 
 
 @given(clients=st.integers(1, 7), seed=st.integers(0, 999))
-def test_any_order_blocks_merging_and_bytes_give_the_same(clients, seed):
+def test_any_order_blocks_merging_and_bytes_give_the_same(clients: int, seed: int) -> None:
     message = tellings(clients, seed)
     whole = outcome(MEMBER.add(MEMBER.zero(), message))
     order = torch.randperm(clients, generator=torch.Generator().manual_seed(seed)).tolist()
@@ -81,7 +84,7 @@ def test_any_order_blocks_merging_and_bytes_give_the_same(clients, seed):
     assert outcome(MEMBER.add(MEMBER.zero(), block, 0.5)) == whole
 
 
-def test_who_has_no_weight_or_no_loss_is_not_heard():
+def test_who_has_no_weight_or_no_loss_is_not_heard() -> None:
     message = tellings(3, 1)
     expected = outcome(MEMBER.add(MEMBER.zero(), concatenate([take(message, 0), take(message, 1)])))
     weightless = replace(message, weight_C=torch.tensor([1.0, 1.0, 0.0]).double())
@@ -96,7 +99,7 @@ def test_who_has_no_weight_or_no_loss_is_not_heard():
     assert answers["answers.client"].tolist() == [-1] * 4
 
 
-def test_refusals():
+def test_refusals() -> None:
     message = tellings(2, 0)
     total = MEMBER.add(MEMBER.zero(), message)
     with pytest.raises(LichenError, match="do not compare"):

@@ -1,5 +1,9 @@
 """Listening: a dense loss and plain autograd are the oracle; whom a client believes; what it keeps."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,6 +12,7 @@ from lichen.clients.training.train import Train
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
+from lichen.core.tree import Tree
 from lichen.data.batches.shards import EvalSource, TrainSource
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
@@ -22,14 +27,14 @@ AT = starts(PUBLIC)
 FULL = FullCausal(model(300), name="full")
 
 
-def answers_of(seed=0, k=3):
+def answers_of(seed: int = 0, k: int = 3) -> Any:
     g = torch.Generator().manual_seed(seed)
     prob, index = (3 * torch.randn(int(AT[-1]), 300, generator=g)).softmax(-1).topk(k)
     index[::5] = -1
     return {"answers.index": index.to(torch.int16), "answers.prob": prob.half().masked_fill(index < 0, 0)}
 
 
-def dense(tensors, answers, rows, lm, *, rest=False):
+def dense(tensors: Tree, answers: Any, rows: Any, lm: Any, *, rest: bool = False) -> Any:
     """The loss by transformers' whole logits and a target for every token of the vocabulary."""
     total = torch.zeros(())
     for n in range(len(TEXTS)):
@@ -55,7 +60,7 @@ def dense(tensors, answers, rows, lm, *, rest=False):
 
 @pytest.mark.parametrize("rest", [False, True])
 @pytest.mark.parametrize(("lm", "chunk"), [(0.7, 1024), (0.7, 5), (0.0, 5)])
-def test_loss_and_gradients_equal_the_dense_ones(lm, chunk, rest):
+def test_loss_and_gradients_equal_the_dense_ones(lm: Any, chunk: Any, rest: Any) -> None:
     answers, rows = answers_of(), (0, 2, 3, 7)
     batch = dict(next(EvalSource([PUBLIC], batch_size=8).batches((0,), 0)))
     chosen = torch.tensor([[int(i) if int(i) in rows else -1 for i in batch["index_CB"][0]]])
@@ -75,12 +80,12 @@ def test_loss_and_gradients_equal_the_dense_ones(lm, chunk, rest):
     assert int(count_C[0]) == (int(AT[-1]) if lm else answered)
 
 
-def listening(*, personal, lm=1.0, lr=0.02, cohort=FULL):
+def listening(*, personal: Any, lm: float = 1.0, lr: float = 0.02, cohort: Any = FULL) -> Any:
     train = Train(DistilledLM(cohort, lm=lm), optimizer=ClientOptimizer("adamw", lr=lr), personal=personal)
     return DistillLogits(train, public=PUBLIC)
 
 
-def listen(work, shared, own_C, clients, *, steps=3, seed=0):
+def listen(work: Any, shared: Tree, own_C: Tree | None, clients: int, *, steps: int = 3, seed: int = 0) -> Any:
     job = Job(work="listen", shared=shared, version=2, clients=clients, seed=seed)
     state = work.init(job, clients, own_C)
     for batch in TrainSource(dict.fromkeys(clients, PUBLIC), batch_size=4, steps=steps).batches(clients, seed):
@@ -88,7 +93,7 @@ def listen(work, shared, own_C, clients, *, steps=3, seed=0):
     return work.final(state)
 
 
-def test_the_loss_on_what_was_told_falls():
+def test_the_loss_on_what_was_told_falls() -> None:
     answers = answers_of()
     adapter = Lora(targets=("q_proj", "v_proj", "down_proj"), rank=4, alpha=8.0)
     cohort = CausalCohort(model(300), adapter=adapter, name="lora")
@@ -102,7 +107,7 @@ def test_the_loss_on_what_was_told_falls():
     assert losses[-1] < losses[0] - 0.05
 
 
-def private(clients):
+def private(clients: int) -> Any:
     g = torch.Generator().manual_seed(0)
     every = [{n: x + 0.1 * torch.randn(x.shape, generator=g) for n, x in FULL.init(0).items()} for _ in clients]
     params_C = trees.stack(every)
@@ -112,7 +117,7 @@ def private(clients):
     return trees.join("params/", params_C, trees.join("opt/", optimizer, told))
 
 
-def test_a_client_believes_who_knows_better_and_keeps_its_optimizer():
+def test_a_client_believes_who_knows_better_and_keeps_its_optimizer() -> None:
     own_C = private((3, 9))
     shared = {**answers_of(), "answers.loss": torch.full((8,), 3.0)}
     message, kept = listen(listening(personal=True), shared, own_C, (3, 9))
@@ -133,7 +138,7 @@ def test_a_client_believes_who_knows_better_and_keeps_its_optimizer():
     assert trees.digest(a[1]) != trees.digest(kept)
 
 
-def test_refusals():
+def test_refusals() -> None:
     shared = answers_of()
     with pytest.raises(LichenError, match="losses are missing"):
         listen(listening(personal=True), shared, private((0,)), (0,))

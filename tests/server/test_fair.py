@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore, load_state, save_state
-from lichen.core.tree import digest
+from lichen.core.tree import Tree, digest
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.engines.local import LocalEngine
 from lichen.models.students.students import ImageMLP
@@ -129,7 +131,7 @@ def test_ascend_climbs_and_passes_the_step_on() -> None:
     assert "fair.loss" in change
 
 
-def _unequal(folder, *, work_lr: float = 0.5):  # type: ignore[no-untyped-def]
+def _unequal(folder: Path, *, work_lr: float = 0.5) -> Any:  # type: ignore[no-untyped-def]
     """Five clients that agree on a border, and one that wants another: it pays for the mean."""
     rng = np.random.default_rng(0)
 
@@ -156,12 +158,12 @@ def _unequal(folder, *, work_lr: float = 0.5):  # type: ignore[no-untyped-def]
     return model, average, LocalEngine(client_tasks, ClientStore(folder))
 
 
-def _losses(engine, shared) -> torch.Tensor:  # type: ignore[no-untyped-def]
+def _losses(engine: Any, shared: Tree) -> torch.Tensor:  # type: ignore[no-untyped-def]
     (message,) = engine.run(Job(work="valid", shared=shared, version=0, clients=tuple(range(6)), seed=0))
     return message.metrics["loss_sum"] / message.metrics["count"]
 
 
-def test_fair_rules_raise_the_worst_client_and_a_killed_run_goes_on(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_fair_rules_raise_the_worst_client_and_a_killed_run_goes_on(tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     model, average, engine = _unequal(tmp_path / "state")
     ends = {}
     for name, algorithm in {

@@ -1,6 +1,9 @@
 """The mean of pairs is the mean of what they unfold to, in whole units."""
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from lichen.server.kseed import KSeedOptimizer, SeedSums
 K = 6
 
 
-def pairs(rows, weights):
+def pairs(rows: Any, weights: Any) -> Any:
     """Messages of clients that went along these ``(direction, units)``."""
     index_Ct, units_Ct = torch.full((len(rows), 4), -1, dtype=torch.int16), torch.zeros(len(rows), 4, dtype=torch.int32)
     for c, row in enumerate(rows):
@@ -33,7 +36,7 @@ row = st.lists(st.tuples(st.integers(0, K - 1), st.integers(-(2**24), 2**24)), m
 
 
 @given(rows=st.lists(st.tuples(row, st.integers(1, 50)), min_size=1, max_size=5))
-def test_is_the_weighted_mean_of_the_unfolded_slopes(rows):
+def test_is_the_weighted_mean_of_the_unfolded_slopes(rows: Any) -> None:
     weights = [w for _, w in rows]
     expected = torch.zeros(K, dtype=torch.float64)
     for listed, weight in rows:
@@ -48,13 +51,13 @@ def test_is_the_weighted_mean_of_the_unfolded_slopes(rows):
     assert told["directions"] == int((change["kseed.sums"] != 0).sum())
 
 
-def test_a_direction_gone_along_twice_counts_twice():
+def test_a_direction_gone_along_twice_counts_twice() -> None:
     rule = SeedSums(K)
     change, _ = rule.close(rule.add(rule.zero(), pairs([[(2, 5), (2, 7), (0, 1)]], [3.0])), {})
     assert change["kseed.sums"].tolist() == [1, 0, 12, 0, 0, 0]
 
 
-def test_units_add_to_units_without_rounding():
+def test_units_add_to_units_without_rounding() -> None:
     server, big = KSeedOptimizer(), 2**31 - 10
     shared = {"kseed.sums": torch.tensor([big, -3], dtype=torch.int32), "patch.w": torch.ones(1)}
     new, state = server.update({"kseed.sums": torch.tensor([9, 1], dtype=torch.int32)}, server.init(shared), shared)
@@ -67,7 +70,7 @@ def test_units_add_to_units_without_rounding():
         server.update({"w": torch.ones(2)}, {}, shared)
 
 
-def test_refuses_what_are_no_pairs():
+def test_refuses_what_are_no_pairs() -> None:
     rule, message = SeedSums(K), pairs([[(1, 2)]], [1.0])
     with pytest.raises(LichenError, match="no direction 9 among 6"):
         rule.add(rule.zero(), pairs([[(9, 2)]], [1.0]))

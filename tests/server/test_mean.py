@@ -1,5 +1,9 @@
 """Federated averaging against the textbook formula."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,7 +13,9 @@ from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 
 
-def message(weights, *, dtype=torch.float32, seed=0, group="g", first=0):
+def message(
+    weights: Any, *, dtype: torch.dtype = torch.float32, seed: int = 0, group: str = "g", first: int = 0
+) -> Any:
     g = torch.Generator().manual_seed(seed)
     C = len(weights)
     return Message(
@@ -26,7 +32,7 @@ SHARED = {"w": torch.zeros(3, 4), "b": torch.zeros(4)}
 
 @pytest.mark.parametrize("weighting", ["examples", "uniform"])
 @pytest.mark.parametrize("discount", [1.0, 0.37])
-def test_is_the_weighted_mean(weighting, discount):
+def test_is_the_weighted_mean(weighting: Any, discount: Any) -> None:
     weights = [3.0, 0.0, 10.0, 0.5]
     sent = message(weights)
     mean = Mean(weighting)
@@ -40,7 +46,7 @@ def test_is_the_weighted_mean(weighting, discount):
     assert metrics["weight"] == pytest.approx(float(w.sum()) * discount, abs=1e-5)
 
 
-def test_fractional_discounts_do_not_bend_the_mean_of_equals():
+def test_fractional_discounts_do_not_bend_the_mean_of_equals() -> None:
     sent = message([1.0, 7.0])
     sent.tensors["w"][:] = 0.625
     mean = Mean()
@@ -52,7 +58,7 @@ def test_fractional_discounts_do_not_bend_the_mean_of_equals():
     assert float((change["w"] - 0.625).abs().max()) < 1e-9
 
 
-def test_a_poisoned_client_of_weight_zero_contributes_nothing():
+def test_a_poisoned_client_of_weight_zero_contributes_nothing() -> None:
     sent = message([2.0, 0.0])
     sent.tensors["w"][1] = torch.nan
     mean = Mean("uniform")
@@ -60,7 +66,7 @@ def test_a_poisoned_client_of_weight_zero_contributes_nothing():
     assert torch.equal(change["w"], sent.tensors["w"][0])
 
 
-def test_reproduces_fedavg_bit_for_bit_with_sgd_at_one():
+def test_reproduces_fedavg_bit_for_bit_with_sgd_at_one() -> None:
     g = torch.Generator().manual_seed(5)
     shared = {n: torch.randn(x.shape, generator=g) for n, x in SHARED.items()}
     mean, server = Mean(), ServerSGD()
@@ -70,7 +76,7 @@ def test_reproduces_fedavg_bit_for_bit_with_sgd_at_one():
     assert all(torch.equal(new[n], shared[n] + change[n]) for n in shared)
 
 
-def test_refuses_nothing_other_groups_and_other_shapes():
+def test_refuses_nothing_other_groups_and_other_shapes() -> None:
     mean = Mean()
     for total in (mean.zero(), mean.add(mean.zero(), message([0.0]))):
         with pytest.raises(LichenError, match="no client contributed"):

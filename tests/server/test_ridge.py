@@ -3,7 +3,10 @@
 Legend: N rows, d features, K classes.
 """
 
+from __future__ import annotations
+
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -20,14 +23,14 @@ from lichen.server.ridge import Ridge
 N, D, K, BITS = 60, 7, 3, 18
 
 
-def data(seed, bias=False):
+def data(seed: int, bias: bool = False) -> Any:
     g = torch.Generator().manual_seed(seed)
     x = (torch.randn(N, D, generator=g, dtype=torch.float64) * 2**BITS).round() / 2**BITS
     y = torch.eye(K, dtype=torch.float64)[torch.randint(0, K, (N,), generator=g)]
     return (torch.cat([x, torch.ones(N, 1).double()], 1) if bias else x), y
 
 
-def statistics(x, y, parts):
+def statistics(x: Any, y: Any, parts: Any) -> Any:
     """One stacked message, a client for every part."""
     return Message(
         group="s",
@@ -44,7 +47,7 @@ def statistics(x, y, parts):
 
 @given(seed=st.integers(0, 2**20), power=st.integers(-3, 3), bias=st.booleans(), clients=st.integers(1, 9))
 @settings(max_examples=40, deadline=None)
-def test_equals_sklearn_on_the_pooled_rows(seed, power, bias, clients):
+def test_equals_sklearn_on_the_pooled_rows(seed: int, power: Any, bias: Any, clients: int) -> None:
     x, y = data(seed, bias)
     ridge = Ridge(10.0**power, bias=bias)
     parts = [list(range(c, N, clients)) for c in range(clients)]
@@ -57,7 +60,7 @@ def test_equals_sklearn_on_the_pooled_rows(seed, power, bias, clients):
 
 @given(seed=st.integers(0, 2**20), cuts=st.lists(st.integers(0, N), max_size=6))
 @settings(max_examples=40, deadline=None)
-def test_any_partition_order_and_pairing_gives_the_same_bytes(seed, cuts):
+def test_any_partition_order_and_pairing_gives_the_same_bytes(seed: int, cuts: Any) -> None:
     x, y = data(seed)
     g = torch.Generator().manual_seed(seed)
     order, edges = torch.randperm(N, generator=g), sorted({0, N, *cuts})
@@ -73,7 +76,7 @@ def test_any_partition_order_and_pairing_gives_the_same_bytes(seed, cuts):
     assert digest(ridge.close(totals[0], {})[0]) == digest(pooled)
 
 
-def test_any_positive_lambda_serves_even_where_rows_are_fewer_than_features():
+def test_any_positive_lambda_serves_even_where_rows_are_fewer_than_features() -> None:
     x, y = data(0)
     x = torch.cat([x, x], 1)
     message = statistics(x, y, [list(range(N))])
@@ -84,7 +87,7 @@ def test_any_positive_lambda_serves_even_where_rows_are_fewer_than_features():
         assert float((x @ change["head.weight"].T - x @ few).abs().max()) < 1e-3
 
 
-def test_the_change_leads_from_the_shared_head_to_the_solution():
+def test_the_change_leads_from_the_shared_head_to_the_solution() -> None:
     x, y = data(1, bias=True)
     ridge, server = Ridge(1.0), ServerSGD()
     total = ridge.add(ridge.zero(), statistics(x, y, [list(range(N))]))
@@ -97,7 +100,7 @@ def test_the_change_leads_from_the_shared_head_to_the_solution():
         assert torch.equal(new["head.bias"], solution["head.bias"].float())
 
 
-def test_refuses_what_is_no_statistics():
+def test_refuses_what_is_no_statistics() -> None:
     x, y = data(0)
     ridge = Ridge(1.0, bias=False)
     message = statistics(x, y, [list(range(N))])

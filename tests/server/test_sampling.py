@@ -1,5 +1,9 @@
 """Samplers: ascending, repeatable, and with the promised frequencies."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +17,7 @@ SAMPLERS = [Everyone(), Uniform(3), Poisson(0.4), Weighted(3)]
 
 
 @given(seed=st.integers(0, 2**62), clients=st.integers(3, 30), which=st.sampled_from(SAMPLERS))
-def test_ascending_distinct_in_range_and_a_function_of_the_seed(seed, clients, which):
+def test_ascending_distinct_in_range_and_a_function_of_the_seed(seed: int, clients: int, which: Any) -> None:
     weight_N = torch.arange(1, clients + 1, dtype=torch.float64)
     ids = which.invite(weight_N, seed)
     assert list(ids) == sorted(set(ids))
@@ -25,11 +29,11 @@ def test_ascending_distinct_in_range_and_a_function_of_the_seed(seed, clients, w
         assert len(ids) == clients
 
 
-def test_frequencies():
+def test_frequencies() -> None:
     weight_N = torch.tensor([1.0, 1.0, 2.0, 4.0, 0.0])
     rounds = 3000
 
-    def share(sampler):
+    def share(sampler: Any) -> Any:
         counts = torch.zeros(5)
         for seed in range(rounds):
             counts[list(sampler.invite(weight_N, seed))] += 1
@@ -40,7 +44,7 @@ def test_frequencies():
     assert share(Weighted(1)) == pytest.approx([1 / 8, 1 / 8, 1 / 4, 1 / 2, 0], abs=0.04)
 
 
-def test_nobody_may_come_by_poisson_and_clients_without_examples_never_by_weight():
+def test_nobody_may_come_by_poisson_and_clients_without_examples_never_by_weight() -> None:
     empty = [seed for seed in range(200) if Poisson(0.05).invite(torch.ones(5), seed) == ()]
     assert len(empty) > 100
     assert Weighted(3).invite(torch.tensor([0.0, 5.0, 0.0, 1.0]), 0) == (1, 3)
@@ -51,14 +55,14 @@ def test_nobody_may_come_by_poisson_and_clients_without_examples_never_by_weight
     count=st.integers(1, 30),
     seed=st.integers(0, 99),
 )
-def test_weighted_takes_those_who_wait_least(weights, count, seed):
+def test_weighted_takes_those_who_wait_least(weights: Any, count: int, seed: int) -> None:
     count = min(count, len(weights))
     wait_N = numpy_generator(seed, "invite").exponential(size=len(weights))
     queue = sorted((wait / w, i) for i, (wait, w) in enumerate(zip(wait_N, weights, strict=True)) if w)
     assert Weighted(count).invite(torch.tensor(weights), seed) == tuple(sorted(i for _, i in queue[:count]))
 
 
-def test_refuses_impossible_counts_and_rates():
+def test_refuses_impossible_counts_and_rates() -> None:
     for make in (lambda: Uniform(0), lambda: Weighted(0), lambda: Poisson(0.0), lambda: Poisson(1.5)):
         with pytest.raises(LichenError, match="sampling"):
             make()

@@ -1,6 +1,9 @@
 """Server optimizers against the paper's formulas, coordinate by coordinate."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,12 +12,12 @@ from lichen.core.errors import LichenError
 from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
 
 
-def changes(count, seed=0):
+def changes(count: int, seed: int = 0) -> Any:
     g = torch.Generator().manual_seed(seed)
     return [{"w": torch.randn(4, generator=g, dtype=torch.float64)} for _ in range(count)]
 
 
-def run(server, steps):
+def run(server: Any, steps: Any) -> Any:
     shared = {"w": torch.zeros(4, dtype=torch.float64), "answers.a": torch.ones(2)}
     state = server.init(shared)
     for change in steps:
@@ -23,7 +26,7 @@ def run(server, steps):
 
 
 @pytest.mark.parametrize(("nesterov", "momentum"), [(False, 0.0), (False, 0.9), (True, 0.9)])
-def test_sgd_equals_torch_on_the_negative_change(nesterov, momentum):
+def test_sgd_equals_torch_on_the_negative_change(nesterov: Any, momentum: Any) -> None:
     w = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     oracle = torch.optim.SGD([w], lr=0.3, momentum=momentum, nesterov=nesterov)
     for change in changes(6):
@@ -35,7 +38,7 @@ def test_sgd_equals_torch_on_the_negative_change(nesterov, momentum):
 
 
 @pytest.mark.parametrize("server", [ServerAdam(0.1, betas=(0.8, 0.9)), ServerYogi(0.1, betas=(0.8, 0.9))])
-def test_adaptive_equal_the_papers_recursion(server):
+def test_adaptive_equal_the_papers_recursion(server: Any) -> None:
     shared, _ = run(server, changes(6))
     for i in range(4):
         x, m, v = 0.0, 0.0, 1e-6
@@ -51,7 +54,7 @@ def test_adaptive_equal_the_papers_recursion(server):
 
 
 @pytest.mark.parametrize("server", [ServerSGD(0.5, momentum=0.9), ServerAdam(), ServerYogi()])
-def test_patch_and_answers_are_replaced_and_dense_removes_the_factors(server):
+def test_patch_and_answers_are_replaced_and_dense_removes_the_factors(server: Any) -> None:
     shared = {
         "w": torch.zeros(2),
         "still": torch.ones(3),
@@ -77,7 +80,7 @@ def test_patch_and_answers_are_replaced_and_dense_removes_the_factors(server):
     assert torch.equal(shared["w"], torch.zeros(2))
 
 
-def test_refuses_a_change_that_does_not_fit_and_values_out_of_range():
+def test_refuses_a_change_that_does_not_fit_and_values_out_of_range() -> None:
     for change in ({"v": torch.ones(4)}, {"w": torch.ones(5)}):
         with pytest.raises(LichenError, match="does not fit"):
             run(ServerSGD(), [change])
@@ -93,7 +96,7 @@ def test_refuses_a_change_that_does_not_fit_and_values_out_of_range():
 
 
 @pytest.mark.parametrize("server", [ServerSGD(), ServerSGD(momentum=0.9), ServerAdam(), ServerYogi()])
-def test_a_change_in_float64_lands_on_the_new_value_and_leaves_the_dtypes(server):
+def test_a_change_in_float64_lands_on_the_new_value_and_leaves_the_dtypes(server: Any) -> None:
     g = torch.Generator().manual_seed(0)
     shared = {"w": torch.randn(50, generator=g)}
     goal = torch.randn(50, generator=g) * 1e-6

@@ -3,12 +3,15 @@
 Legend: m rows, n columns, r rank.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from lichen.core.message import Message
+from lichen.core.tree import Tree
 
 LAYERS = {"low": (9, 40, 4), "tall": (37, 8, 4), "large": (60, 90, 4)}
 
@@ -25,7 +28,9 @@ EQUAL = (Client(5.0), Client(1.0), Client(2.5))
 UNEQUAL = (Client(5.0, 4), Client(1.0, 1, ("tall",)), Client(2.5, 2), Client(3.0, 2, ("low", "tall")), Client(2.0, 1))
 
 
-def start(dtype, seed=0, layers: Mapping[str, tuple[int, int, int]] = LAYERS, b=0.05):
+def start(
+    dtype: torch.dtype, seed: int = 0, layers: Mapping[str, tuple[int, int, int]] = LAYERS, b: float = 0.05
+) -> Any:
     """Shared tensors, some rounds on: B is not zero."""
     g = torch.Generator().manual_seed(seed)
     shared = {"head.weight": torch.randn(3, 5, generator=g).to(dtype)}
@@ -35,7 +40,7 @@ def start(dtype, seed=0, layers: Mapping[str, tuple[int, int, int]] = LAYERS, b=
     return shared
 
 
-def answers(shared, clients, seed=1, scale=0.1, halves="AB"):
+def answers(shared: Tree, clients: int, seed: int = 1, scale: float = 0.1, halves: str = "AB") -> Any:
     """One message a client: changes of its first directions, for the layers it trains."""
     g = torch.Generator().manual_seed(seed)
     messages = []
@@ -62,18 +67,18 @@ def answers(shared, clients, seed=1, scale=0.1, halves="AB"):
     return messages
 
 
-def fold(aggregator, messages):
+def fold(aggregator: Any, messages: Sequence[Message]) -> Any:
     total = aggregator.zero()
     for message in messages:
         total = aggregator.add(total, message)
     return total
 
 
-def close(aggregator, messages, shared):
+def close(aggregator: Any, messages: Sequence[Message], shared: Tree) -> Any:
     return aggregator.close(fold(aggregator, messages), shared)
 
 
-def own(shared, message, layer):
+def own(shared: Tree, message: Message, layer: str) -> Any:
     """A client's own ``(B_k, A_k)``, float64: its part of the shared halves and its changes of them."""
     B, A = (shared[f"{layer}.lora_{half}"].double() for half in "BA")
     b, a = (message.tensors.get(f"{layer}.lora_{half}") for half in "BA")
@@ -82,14 +87,14 @@ def own(shared, message, layer):
     return B if b is None else B + b[0].double(), A if a is None else A + a[0].double()
 
 
-def senders(messages, layer):
+def senders(messages: Sequence[Message], layer: str) -> Any:
     """``(p_k, message)`` of those who sent the layer."""
     some = [m for m in messages if any(name.startswith(f"{layer}.lora_") for name in m.tensors)]
     weight = sum(float(m.weight_C) for m in some)
     return [(float(m.weight_C) / weight, m) for m in some]
 
 
-def mean_product(shared, messages, layer):
+def mean_product(shared: Tree, messages: Sequence[Message], layer: str) -> Any:
     """``Σ p_k B_k A_k`` over the clients that sent the layer, dense."""
     total = 0.0
     for p, message in senders(messages, layer):
@@ -98,7 +103,7 @@ def mean_product(shared, messages, layer):
     return total
 
 
-def patch(shared, layer):
+def patch(shared: Tree, layer: str) -> Any:
     """The layer's patch, dense; zero where there is none."""
     if f"patch.{layer}.dense" in shared:
         assert f"patch.{layer}.left" not in shared
@@ -110,11 +115,11 @@ def patch(shared, layer):
     return torch.zeros(())
 
 
-def held(shared, layer, scaling=1.0):
+def held(shared: Tree, layer: str, scaling: float = 1.0) -> Any:
     """What the layer gains: its patch and ``s B A``, dense."""
     B, A = (shared[f"{layer}.lora_{half}"].double() for half in "BA")
     return patch(shared, layer) + scaling * (B @ A)
 
 
-def error(got, true):
+def error(got: Any, true: Any) -> Any:
     return float((got - true).norm() / true.norm())

@@ -3,17 +3,22 @@
 Legend: C clients, B rows, F features, K classes.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
 
+from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import torch_generator
+from lichen.core.tree import Tree
 
 
-def _loss(logits_CBK, labels_CB):
+def _loss(logits_CBK: Any, labels_CB: Any) -> Any:
     pairs = zip(logits_CBK, labels_CB, strict=True)
     losses = [functional.cross_entropy(x, y, ignore_index=-100, reduction="sum") for x, y in pairs]
     return torch.stack(losses), (labels_CB >= 0).sum(1)
@@ -29,19 +34,19 @@ class Softmax:
     reference: bool = True
     dtype: torch.dtype = torch.float64
 
-    def init(self, seed):
+    def init(self, seed: int) -> Any:
         g = torch_generator(seed, "softmax")
         return {
             "weight": torch.randn(self.classes, self.features, generator=g, dtype=self.dtype) * 0.1,
             "bias": torch.zeros(self.classes, dtype=self.dtype),
         }
 
-    def logits(self, trainable_C, fixed, batch):
+    def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Any:
         # Client by client, so that no kernel sees the company.
         W, b = trainable_C["weight"], trainable_C["bias"]
         return torch.stack([functional.linear(x, W[c], b[c]) for c, x in enumerate(batch["x_CBF"].to(W))])
 
-    def loss(self, trainable_C, fixed, batch):
+    def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Any:
         return _loss(self.logits(trainable_C, fixed, batch), batch["labels_CB"])
 
 
@@ -56,14 +61,14 @@ class LoraLinear:
     group: str = "lora"
     reference: bool = True
 
-    def init(self, seed):
+    def init(self, seed: int) -> Any:
         g = torch_generator(seed, "lora")
         return {
             "layer.lora_A": torch.randn(self.rank, self.features, generator=g),
             "layer.lora_B": torch.zeros(self.classes, self.rank),
         }
 
-    def logits(self, trainable_C, fixed, batch):
+    def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Any:
         W = torch.randn(self.classes, self.features, generator=torch_generator(0, "base"))
         if "patch.layer.dense" in fixed:
             W = W + fixed["patch.layer.dense"]
@@ -72,7 +77,7 @@ class LoraLinear:
         A, B = trainable_C["layer.lora_A"], trainable_C["layer.lora_B"]
         return torch.stack([x @ W.T + self.scaling * x @ A[c].T @ B[c].T for c, x in enumerate(batch["x_CBF"])])
 
-    def loss(self, trainable_C, fixed, batch):
+    def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Any:
         return _loss(self.logits(trainable_C, fixed, batch), batch["labels_CB"])
 
 
@@ -87,10 +92,10 @@ class Bigram:
     reference: bool = True
     classes: None = None
 
-    def init(self, seed):
+    def init(self, seed: int) -> Any:
         return {"table": torch.zeros(self.vocabulary, self.vocabulary)}
 
-    def loss(self, trainable_C, fixed, batch):
+    def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Any:
         losses, counts = [], []
         for table, ids, labels in zip(trainable_C["table"], batch["input_ids_CBT"], batch["labels_CBT"], strict=True):
             logits, wanted = table[ids[:, :-1]].flatten(0, 1), labels[:, 1:].flatten()
@@ -98,11 +103,11 @@ class Bigram:
             counts.append((wanted >= 0).sum())
         return torch.stack(losses), torch.stack(counts)
 
-    def logits(self, trainable_C, fixed, batch):
+    def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> None:
         raise LichenError("a language model's logits are never held whole")
 
 
-def rows(seed, clients, *, count=4, features=5, classes=3, active=None):
+def rows(seed: int, clients: int, *, count: int = 4, features: int = 5, classes: int = 3, active: Any = None) -> Any:
     """A batch of labelled rows; client c's rows depend on (seed, client) alone."""
     gs = [torch_generator(seed, client) for client in clients]
     return {
@@ -113,11 +118,11 @@ def rows(seed, clients, *, count=4, features=5, classes=3, active=None):
     }
 
 
-def job(shared, clients, **more):
+def job(shared: Tree, clients: int, **more: Any) -> Any:
     return Job(**{"work": "w", "shared": shared, "version": 0, "clients": tuple(clients), "seed": 1, **more})
 
 
-def fold(work, job, batches, own_C=None):
+def fold(work: Any, job: Any, batches: Any, own_C: Any = None) -> Any:
     state = work.init(job, job.clients, own_C)
     for batch in batches:
         state = work.step(state, batch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,7 @@ def train(*, personal: bool = True) -> Train:
     return Train(MODEL, optimizer=ClientOptimizer("adamw", lr=0.05), personal=personal)
 
 
-def client_tasks(**more: int):
+def client_tasks(**more: int) -> Any:
     wanted = {"digest_steps": 4, **more}
     return private_client_tasks("a", train(), start=START, own=OWN, public=PUBLIC, clients=(0, 1), **wanted)
 

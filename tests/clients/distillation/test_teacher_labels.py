@@ -1,7 +1,12 @@
 """Black-box answers: labels and probabilities leave, and nothing else of the teacher."""
 
+from __future__ import annotations
+
 import dataclasses
 import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,17 +30,17 @@ from support.toy_cohorts import job
 CLASSES = ("bad", "fair", "good")
 
 
-def classify(texts):
+def classify(texts: Sequence[str]) -> Any:
     return torch.tensor([[len(text), text.count("a"), 1.0] for text in texts])
 
 
-def ask(teacher, texts, tmp_path, **more):
+def ask(teacher: Any, texts: Sequence[str], tmp_path: Path, **more: Any) -> Any:
     work = AnswerWork(teacher, **{"classes": CLASSES, "top_k": 2, **more})
     asked = job({}, [3, 8], work="answer", texts=tuple(texts))
     return list(serve(asked, {"answer": ClientTask(work=work, source=NoBatches())}, ClientStore(tmp_path)))
 
 
-def test_answers_are_the_classifiers_own_top_classes(tmp_path):
+def test_answers_are_the_classifiers_own_top_classes(tmp_path: Path) -> None:
     texts = ["banana", "", "aaa", "x"]
     messages = ask(LocalTeacher(classify, classes=CLASSES, top_k=2, batch=3), texts, tmp_path)
     assert [m.client_C.tolist() for m in messages] == [[3], [8]]
@@ -51,7 +56,7 @@ def test_answers_are_the_classifiers_own_top_classes(tmp_path):
     assert message.texts == ()
 
 
-def test_bytes_grow_by_three_per_answer_and_many_classes_take_sixteen_bits(tmp_path):
+def test_bytes_grow_by_three_per_answer_and_many_classes_take_sixteen_bits(tmp_path: Path) -> None:
     teacher = LocalTeacher(classify, classes=CLASSES, top_k=2)
     few, many = (len(pack_message(ask(teacher, ["x"] * n, tmp_path)[0])) for n in (100, 1100))
     assert abs(many - few - 1000 * 2 * 3) < 16
@@ -62,7 +67,7 @@ def test_bytes_grow_by_three_per_answer_and_many_classes_take_sixteen_bits(tmp_p
     assert message.tensors["index"].tolist() == [[[299]]]
 
 
-def test_nothing_but_answers_is_reachable():
+def test_nothing_but_answers_is_reachable() -> None:
     teacher = LocalTeacher(classify, classes=CLASSES, top_k=1)
     assert [name for name in dir(teacher) if not name.startswith("_")] == ["answer"]
     assert not hasattr(teacher, "__dict__")
@@ -75,14 +80,14 @@ def test_nothing_but_answers_is_reachable():
 
 
 class LabeledAnswer:
-    def __init__(self, *answers):
+    def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
 
-    def answer(self, texts):
+    def answer(self, texts: Sequence[str]) -> Any:
         return self.answers
 
 
-def test_odd_answers_become_unknown_and_do_not_stop_the_round(tmp_path):
+def test_odd_answers_become_unknown_and_do_not_stop_the_round(tmp_path: Path) -> None:
     nan = float("nan")
     said = LabeledAnswer(Answer("good"), Answer("who knows"), Answer("fair", top=(("fair", nan), ("bad", 0.25))))
     message = ask(said, ["a", "b", "c"], tmp_path)[0]
@@ -91,7 +96,7 @@ def test_odd_answers_become_unknown_and_do_not_stop_the_round(tmp_path):
     assert message.metrics["unknown"].tolist() == [2]
 
 
-def test_refuses_a_miscounting_teacher_and_nonsense(tmp_path):
+def test_refuses_a_miscounting_teacher_and_nonsense(tmp_path: Path) -> None:
     with pytest.raises(LichenError, match="1 answers to 2 texts"):
         ask(LabeledAnswer(Answer("good")), ["a", "b"], tmp_path)
     with pytest.raises(LichenError, match="top_k"):
@@ -103,13 +108,13 @@ def test_refuses_a_miscounting_teacher_and_nonsense(tmp_path):
         work.final(work.init(job({}, [1, 2]), [1, 2], None))
 
 
-def test_a_black_box_teacher_is_the_same_over_http(tmp_path):
+def test_a_black_box_teacher_is_the_same_over_http(tmp_path: Path) -> None:
     """The same answers in the same bytes, a fifth of the calls failing."""
     model = load_causal(save_model(tmp_path / "tiny"))
     texts = [f"w{n} w{2 * n % 40}" for n in range(20)]
     words = {"bad": " w10", "fair": " w11", "good": " w12"}
 
-    def told(fm, where):
+    def told(fm: Any, where: Any) -> Any:
         teacher = ZeroShot(fm, template="w30 {text} w31", words=words, free=("w0",))
         return ask(teacher, texts, tmp_path / where, top_k=3)[0]
 

@@ -1,6 +1,10 @@
 """Evaluation, personal best and the report's scalars."""
 
+from __future__ import annotations
+
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,21 +27,21 @@ from support.toy_cohorts import Bigram, Softmax, fold, job, rows
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60))
 @settings(max_examples=60, deadline=None)
-def test_metrics_equal_sklearn(pairs):
+def test_metrics_equal_sklearn(pairs: Any) -> None:
     true, taken = zip(*pairs, strict=True)
     confusion = torch.from_numpy(confusion_matrix(true, taken, labels=range(5)))
     assert accuracy(confusion) == pytest.approx(accuracy_score(true, taken))
     assert macro_f1(confusion) == pytest.approx(f1_score(true, taken, average="macro", zero_division=0))
 
 
-def test_metrics_without_rows_are_nan_and_overflow_is_infinite():
+def test_metrics_without_rows_are_nan_and_overflow_is_infinite() -> None:
     assert math.isnan(accuracy(torch.zeros(2, 2)))
     assert math.isnan(macro_f1(torch.zeros(2, 2)))
     assert math.isnan(perplexity(0.0, 0))
     assert perplexity(1e9, 1) == math.inf
 
 
-def test_classifier_counts_each_client_and_ignores_padding_rows():
+def test_classifier_counts_each_client_and_ignores_padding_rows() -> None:
     model = Softmax()
     shared = model.init(3)
     batches = [rows(t, range(3), active=[True, t == 0, True]) for t in range(2)]
@@ -64,7 +68,7 @@ def test_classifier_counts_each_client_and_ignores_padding_rows():
         assert np.array_equal(message.metrics["confusion"][c].numpy(), expected)
 
 
-def test_language_model_perplexity():
+def test_language_model_perplexity() -> None:
     model = Bigram()
     ids = torch.tensor([[[1, 2, 3, 4]]])
     batch = {"active_C": torch.tensor([True]), "input_ids_CBT": ids, "labels_CBT": ids}
@@ -74,14 +78,14 @@ def test_language_model_perplexity():
     assert value == pytest.approx(5.0, rel=1e-6)
 
 
-def test_personal_uses_own_and_best_where_asked():
+def test_personal_uses_own_and_best_where_asked() -> None:
     model = Softmax()
     shared = model.init(0)
     other = {f"params/{n}": x * 2 for n, x in trees.broadcast(shared, 2).items()}
     best = {f"best/{n}": x * 3 for n, x in trees.broadcast(shared, 2).items()}
     batch = rows(0, range(2))
 
-    def loss(own, factor=1.0, **how):
+    def loss(own: Any, factor: float = 1.0, **how: Any) -> Any:
         scaled = {n: x * factor for n, x in shared.items()}
         return fold(Evaluate(model, **how), job(scaled, range(2)), [batch], own)[0].metrics["loss_sum"].tolist()
 
@@ -96,18 +100,18 @@ def test_personal_uses_own_and_best_where_asked():
 class Rows:
     """Some batches: the same for ever, or others for every seed of a job."""
 
-    def __init__(self, first, count, *, stride=0):
+    def __init__(self, first: Any, count: int, *, stride: int = 0) -> None:
         self.first, self.count, self.stride = first, count, stride
 
-    def shape(self, client):
+    def shape(self, client: int) -> Any:
         return ()
 
-    def batches(self, clients, seed):
+    def batches(self, clients: int, seed: int) -> Any:
         for t in range(self.count):
             yield rows(self.first + self.stride * seed + t, clients)
 
 
-def test_everybody_keeps_their_own_best_round_through_the_store(tmp_path):
+def test_everybody_keeps_their_own_best_round_through_the_store(tmp_path: Path) -> None:
     model = Softmax()
     shared = model.init(0)
     client_tasks = {
@@ -118,7 +122,7 @@ def test_everybody_keeps_their_own_best_round_through_the_store(tmp_path):
         "judge": ClientTask(work=Evaluate(model, personal=True, use_best=True), source=Rows(0, 3)),
     }
 
-    def run(store, *, repeat):
+    def run(store: Any, *, repeat: Any) -> Any:
         values, version = [], 0
         for _ in range(5):
             for work in ("train", "keep"):
@@ -140,7 +144,7 @@ def test_everybody_keeps_their_own_best_round_through_the_store(tmp_path):
     assert trees.digest(again) == trees.digest(own)
 
 
-def test_keep_best_on_its_own_output_changes_nothing_and_no_rows_keeps_the_newest():
+def test_keep_best_on_its_own_output_changes_nothing_and_no_rows_keeps_the_newest() -> None:
     model = Softmax()
     shared = model.init(0)
     own = {f"params/{n}": x for n, x in trees.broadcast(shared, 2).items()}

@@ -1,6 +1,9 @@
 """Ridge statistics: exact in any order, and honest about their range."""
 
+from __future__ import annotations
+
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -8,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lichen.clients.statistics.sufficient import Statistics
+from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import digest
 from support.toy_cohorts import fold, job, rows
 
 
-def features(batch):
+def features(batch: Batch) -> Any:
     return batch["x_CBF"]
 
 
-def whole(x, y, **more):
+def whole(x: Any, y: Any, **more: Any) -> Any:
     """Statistics of these rows in one client and one batch."""
     batch = {"active_C": torch.tensor([True]), "x_CBF": x[None], "labels_CB": y[None]}
     return fold(Statistics(features, classes=3, **more), job({}, [0]), [batch])[0]
@@ -25,7 +29,7 @@ def whole(x, y, **more):
 
 @given(seed=st.integers(0, 2**20), cuts=st.lists(st.integers(0, 40), max_size=6), scale=st.sampled_from([1e-3, 1, 30]))
 @settings(max_examples=40, deadline=None)
-def test_any_partition_in_any_order_sums_to_the_same_bytes(seed, cuts, scale):
+def test_any_partition_in_any_order_sums_to_the_same_bytes(seed: int, cuts: Any, scale: int) -> None:
     g = torch.Generator().manual_seed(seed)
     x, y = torch.randn(40, 6, generator=g) * scale, torch.randint(-1, 3, (40,), generator=g)
     order = torch.randperm(40, generator=g)
@@ -37,7 +41,7 @@ def test_any_partition_in_any_order_sums_to_the_same_bytes(seed, cuts, scale):
     assert sum(float(part.weight_C) for part in parts) == int((y >= 0).sum())
 
 
-def test_equals_dense_algebra_on_the_rounded_features():
+def test_equals_dense_algebra_on_the_rounded_features() -> None:
     batch = rows(0, range(2), count=9)
     batch["labels_CB"][0, 2] = -100
     batch["index_CB"][1, 5] = -1
@@ -53,7 +57,7 @@ def test_equals_dense_algebra_on_the_rounded_features():
         assert torch.equal(message.tensors["n"][c], y.sum(0))
 
 
-def test_refuses_to_leave_the_exact_range():
+def test_refuses_to_leave_the_exact_range() -> None:
     x, y = torch.full((4, 2), 182.0), torch.zeros(4, dtype=torch.int64)
     assert float(whole(x[:3], y[:3]).tensors["G"][0, 0, 0]) == 3 * 182**2
     with pytest.raises(LichenError, match="not exact"):
@@ -61,7 +65,7 @@ def test_refuses_to_leave_the_exact_range():
     assert float(whole(x, y, bits=12).tensors["G"][0, 0, 0]) == 4 * 182**2
 
 
-def test_refuses_bad_rows_and_empty_clients_of_unknown_width():
+def test_refuses_bad_rows_and_empty_clients_of_unknown_width() -> None:
     with pytest.raises(LichenError, match="not one of 3 classes"):
         whole(torch.ones(1, 2), torch.tensor([3]))
     with pytest.raises(LichenError, match="not finite"):

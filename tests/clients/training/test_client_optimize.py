@@ -1,5 +1,9 @@
 """The stacked optimizers against torch.optim, one client at a time."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +16,7 @@ from lichen.core.tree import norm_C
 SHAPES = {"w": (3, 7), "b": (5,), "s": ()}
 
 
-def trees_of(clients, dtype, seed):
+def trees_of(clients: int, dtype: torch.dtype, seed: int) -> Any:
     g = torch.Generator().manual_seed(seed)
     return {n: torch.randn(clients, *s, generator=g, dtype=torch.float64).to(dtype) for n, s in SHAPES.items()}
 
@@ -32,7 +36,7 @@ def trees_of(clients, dtype, seed):
     ],
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_equals_torch_optim_per_client(ours, oracle, dtype, tolerance):
+def test_equals_torch_optim_per_client(ours: Any, oracle: Any, dtype: torch.dtype, tolerance: float) -> None:
     clients = 4
     params = trees_of(clients, dtype, 0)
     alone = [{n: x[c].clone().requires_grad_() for n, x in params.items()} for c in range(clients)]
@@ -59,7 +63,7 @@ def test_equals_torch_optim_per_client(ours, oracle, dtype, tolerance):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_company_changes_no_bit_and_inactive_clients_keep_theirs(name):
+def test_company_changes_no_bit_and_inactive_clients_keep_theirs(name: str) -> None:
     ours = ClientOptimizer(name, lr=0.05, weight_decay=0.01, momentum=0.5 if name == "sgd" else 0.0)
     params, grads = trees_of(8, torch.float32, 0), trees_of(8, torch.float32, 1)
     grads["w"][5] = torch.nan
@@ -87,7 +91,7 @@ def test_company_changes_no_bit_and_inactive_clients_keep_theirs(name):
 
 @given(max_norm=st.floats(1e-3, 1e3), seed=st.integers(0, 2**20))
 @settings(max_examples=40, deadline=None)
-def test_clip_bounds_each_client_and_spares_small_ones(max_norm, seed):
+def test_clip_bounds_each_client_and_spares_small_ones(max_norm: Any, seed: int) -> None:
     grads = trees_of(3, torch.float64, seed)
     grads = {n: x * torch.tensor([0.0, 1.0, 1e4]).view(-1, *[1] * (x.dim() - 1)) for n, x in grads.items()}
     clipped = clip_C(grads, max_norm)
@@ -105,7 +109,7 @@ def test_clip_bounds_each_client_and_spares_small_ones(max_norm, seed):
 
 
 @given(schedule=st.sampled_from(["constant", "linear", "cosine"]), total=st.integers(1, 50), warmup=st.integers(0, 49))
-def test_lr_factor_rises_then_falls_and_is_never_zero_before_the_end(schedule, total, warmup):
+def test_lr_factor_rises_then_falls_and_is_never_zero_before_the_end(schedule: Any, total: Any, warmup: Any) -> None:
     if warmup >= total:
         with pytest.raises(LichenError, match="warmup"):
             lr_factor(schedule, 0, total, warmup=warmup)
@@ -121,7 +125,7 @@ def test_lr_factor_rises_then_falls_and_is_never_zero_before_the_end(schedule, t
     "bad",
     [{"lr": -1}, {"lr": float("nan")}, {"momentum": 1.0}, {"weight_decay": -1}, {"betas": (1.0, 0.9)}, {"eps": 0}],
 )
-def test_refuses_values_out_of_range(bad):
+def test_refuses_values_out_of_range(bad: Any) -> None:
     with pytest.raises(LichenError, match=r"optimizer|ClientOptimizer\.betas"):
         ClientOptimizer(**bad)
     with pytest.raises(LichenError, match="momentum"):

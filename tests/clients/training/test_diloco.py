@@ -3,7 +3,11 @@
 Legend: C clients, B rows, F features, K classes.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +20,13 @@ from lichen.clients.training.diloco import Pace, Worker, fragment_of
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts import Batch, ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import pack_message, take
 from lichen.core.rounds import run
 from lichen.core.seeds import derive, torch_generator
 from lichen.core.store import ClientStore, load_state
+from lichen.core.tree import Tree
 from lichen.engines.local import LocalEngine
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
@@ -43,23 +48,23 @@ class Deep:
     group: str = "deep"
     reference: bool = True
 
-    def init(self, seed):
+    def init(self, seed: int) -> Any:
         shapes = {"emb.weight": (5, 4), "h.0.w": (4, 4), "h.1.w": (4, 4), "h.2.w": (4, 4), "norm": (4,)}
         g = torch_generator(seed, "deep")
         return {n: torch.randn(s, generator=g, dtype=torch.float64) * 0.4 for n, s in shapes.items()}
 
-    def logits(self, trainable_C, fixed, batch):
+    def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Any:
         return torch.stack(
             [forward(trees.take(trainable_C, c), x) for c, x in enumerate(batch["x_CBF"].double().unbind(0))]
         )
 
-    def loss(self, trainable_C, fixed, batch):
+    def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Any:
         logits_CBK, labels_CB = self.logits(trainable_C, fixed, batch), batch["labels_CB"]
         each = [functional.cross_entropy(x, y, reduction="sum") for x, y in zip(logits_CBK, labels_CB, strict=True)]
         return torch.stack(each), (labels_CB >= 0).sum(1)
 
 
-def forward(w, x_BF):
+def forward(w: Any, x_BF: Any) -> Any:
     h = x_BF @ w["emb.weight"]
     for i in range(3):
         h = h + torch.tanh(h @ w[f"h.{i}.w"])
@@ -73,10 +78,10 @@ class Rows:
     steps: int = STEPS
     each: int = 4
 
-    def shape(self, client):
+    def shape(self, client: int) -> Any:
         return 0
 
-    def batches(self, clients, seed):
+    def batches(self, clients: int, seed: int) -> Any:
         for t in range(self.steps):
             gs = [torch_generator(seed, c, t) for c in clients]
             yield {
@@ -94,20 +99,30 @@ class Together:
     rows: Rows
     clients: tuple
 
-    def shape(self, client):
+    def shape(self, client: int) -> Any:
         return 0
 
-    def batches(self, clients, seed):
+    def batches(self, clients: int, seed: int) -> Any:
         for batch in self.rows.batches(self.clients, seed):
             yield {n: x[:1] if n == "active_C" else x.flatten(0, 1)[None] for n, x in batch.items()}
 
 
 class All:
-    def invite(self, weight_N, seed):
+    def invite(self, weight_N: Any, seed: int) -> Any:
         return tuple(range(weight_N.shape[0]))
 
 
-def federation(folder, work, server, *, rounds, source=None, block=2, clients=3, checkpoint=None):
+def federation(
+    folder: Path,
+    work: Any,
+    server: Any,
+    *,
+    rounds: int,
+    source: Any = None,
+    block: int = 2,
+    clients: int = 3,
+    checkpoint: Any = None,
+) -> Any:
     engine = LocalEngine(
         {"train": ClientTask(work=work, source=source or Rows())}, ClientStore(folder), block_size=block
     )
@@ -132,7 +147,7 @@ def federation(folder, work, server, *, rounds, source=None, block=2, clients=3,
     return state, reports
 
 
-def textbook(rounds, *, fragments=1, clients=3, lr=(0.7, 0.9)):
+def textbook(rounds: int, *, fragments: int = 1, clients: int = 3, lr: float = (0.7, 0.9)) -> Any:
     """DiLoCo as one would write it down: a model a worker, torch.optim inside and out."""
     shared = {n: x.clone().requires_grad_() for n, x in Deep().init(0).items()}
     place = fragment_of({n: x.shape for n, x in shared.items()}, fragments)
@@ -160,7 +175,7 @@ def textbook(rounds, *, fragments=1, clients=3, lr=(0.7, 0.9)):
 
 
 @pytest.mark.parametrize("fragments", [1, 2, 4])
-def test_equals_the_textbook_loop(tmp_path, fragments):
+def test_equals_the_textbook_loop(tmp_path: Path, fragments: Any) -> None:
     work = Worker(Train(Deep(), optimizer=ADAMW), fragments=fragments)
     state, _ = federation(tmp_path, work, NESTEROV, rounds=6)
     expected = textbook(6, fragments=fragments)
@@ -170,7 +185,7 @@ def test_equals_the_textbook_loop(tmp_path, fragments):
     assert not torch.allclose(state.shared["h.0.w"], Deep().init(0)["h.0.w"], atol=1e-2)
 
 
-def test_one_step_with_plain_sgd_is_data_parallel_sgd(tmp_path):
+def test_one_step_with_plain_sgd_is_data_parallel_sgd(tmp_path: Path) -> None:
     """H = 1, inner SGD, outer SGD at rate 1: the mean of the workers' gradients in every step."""
     work = Worker(Train(Deep(), optimizer=SGD))
     state, _ = federation(tmp_path / "a", work, ServerSGD(1.0), rounds=12, source=Rows(1))
@@ -180,7 +195,7 @@ def test_one_step_with_plain_sgd_is_data_parallel_sgd(tmp_path):
         torch.testing.assert_close(state.shared[name], x, rtol=0, atol=1e-10)
 
 
-def test_the_optimizer_lives_on_between_rounds_though_parameters_are_shared():
+def test_the_optimizer_lives_on_between_rounds_though_parameters_are_shared() -> None:
     work = Worker(Train(Deep(), optimizer=ADAMW))
     shared, batches = Deep().init(0), list(Rows(4).batches([0, 1], 1))
     _, own = fold(work, job(shared, [0, 1]), batches)
@@ -203,7 +218,7 @@ def test_the_optimizer_lives_on_between_rounds_though_parameters_are_shared():
             torch.testing.assert_close(own[f"opt/v/{n}"][c], oracle.state[w[n]]["exp_avg_sq"], rtol=1e-9, atol=1e-15)
 
 
-def test_one_fragment_is_no_streaming():
+def test_one_fragment_is_no_streaming() -> None:
     shared, batches = Deep().init(0), list(Rows().batches([0, 1], 1))
     plain, own = fold(Worker(Train(Deep(), optimizer=ADAMW)), job(shared, [0, 1]), batches)
     one, kept = fold(Worker(Train(Deep(), optimizer=ADAMW), fragments=1), job(shared, [0, 1]), batches)
@@ -213,7 +228,7 @@ def test_one_fragment_is_no_streaming():
     assert pack_message(plain) == pack_message(fresh)
 
 
-def test_a_fragment_at_a_time_leaves_the_others_and_their_momentum_alone(tmp_path):
+def test_a_fragment_at_a_time_leaves_the_others_and_their_momentum_alone(tmp_path: Path) -> None:
     work = Worker(Train(Deep(), optimizer=ADAMW), fragments=4)
     place = fragment_of({n: x.shape for n, x in Deep().init(0).items()}, 4)
     before, told = federation(tmp_path, work, NESTEROV, rounds=5, checkpoint=tmp_path / "s")
@@ -228,7 +243,7 @@ def test_a_fragment_at_a_time_leaves_the_others_and_their_momentum_alone(tmp_pat
     assert len({r.bytes_up for r in told + more}) > 1
 
 
-def test_a_worker_that_was_away_takes_what_was_synchronised_meanwhile():
+def test_a_worker_that_was_away_takes_what_was_synchronised_meanwhile() -> None:
     work = Worker(Train(Deep(), optimizer=SGD), fragments=4)
     place = fragment_of({n: x.shape for n, x in Deep().init(0).items()}, 4)
     start = Deep().init(0)
@@ -243,13 +258,13 @@ def test_a_worker_that_was_away_takes_what_was_synchronised_meanwhile():
             assert torch.equal(x_C[0], expected)
 
 
-def lost_at(drop, clients, seed):
+def lost_at(drop: Any, clients: int, seed: int) -> Any:
     work = Worker(Train(Deep(), optimizer=ADAMW), drop=drop)
     message, own = fold(work, job(Deep().init(0), clients, seed=seed), Rows().batches(clients, seed))
     return message, own
 
 
-def test_a_dropped_worker_goes_on_from_its_own_and_counts_for_nothing():
+def test_a_dropped_worker_goes_on_from_its_own_and_counts_for_nothing() -> None:
     clients, seed = list(range(8)), 3
     message, own = lost_at(0.5, clients, seed)
     lost = message.metrics["dropped"].bool()
@@ -271,7 +286,7 @@ def test_a_dropped_worker_goes_on_from_its_own_and_counts_for_nothing():
     assert all(torch.equal(x_C[c], shared[n]) for n, x_C in late_C.items() for c in clients)
 
 
-def test_whether_an_answer_is_lost_depends_on_seed_and_client_alone():
+def test_whether_an_answer_is_lost_depends_on_seed_and_client_alone() -> None:
     together = lost_at(0.5, list(range(6)), 3)[0]
     for c in range(6):
         assert pack_message(lost_at(0.5, [c], 3)[0]) == pack_message(take(together, c))
@@ -280,7 +295,7 @@ def test_whether_an_answer_is_lost_depends_on_seed_and_client_alone():
     assert "dropped" not in lost_at(0.0, [0], 3)[0].metrics
 
 
-def test_a_round_that_loses_all_answers_changes_nothing_but_its_number(tmp_path):
+def test_a_round_that_loses_all_answers_changes_nothing_but_its_number(tmp_path: Path) -> None:
     work = Worker(Train(Deep(), optimizer=ADAMW), drop=0.9)
     before, told = Deep().init(0), []
     for rounds in range(1, 7):
@@ -294,7 +309,7 @@ def test_a_round_that_loses_all_answers_changes_nothing_but_its_number(tmp_path)
 
 
 @pytest.mark.parametrize(("fragments", "drop"), [(1, 0.0), (2, 0.4)])
-def test_killed_and_resumed_is_uninterrupted(tmp_path, fragments, drop):
+def test_killed_and_resumed_is_uninterrupted(tmp_path: Path, fragments: Any, drop: Any) -> None:
     pace = Pace("cosine", steps=STEPS, rounds=5, warmup=4)
     work = Worker(Train(Deep(), optimizer=ADAMW, clip=0.5), fragments=fragments, drop=drop, pace=pace)
     whole, _ = federation(tmp_path / "a", work, NESTEROV, rounds=5, checkpoint=tmp_path / "a.s")
@@ -310,7 +325,7 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path, fragments, drop):
     assert trees.digest(own[0]) == trees.digest(own[1])
 
 
-def test_the_rate_follows_the_federations_inner_steps():
+def test_the_rate_follows_the_federations_inner_steps() -> None:
     pace = Pace("cosine", steps=2, rounds=3, warmup=2)
     work = Worker(Train(Deep(), optimizer=SGD), pace=pace)
     shared, batches = Deep().init(0), list(Rows(2).batches([0], 1))
@@ -326,7 +341,7 @@ def test_the_rate_follows_the_federations_inner_steps():
             torch.testing.assert_close(x[0], w[n].detach() - shared[n], rtol=1e-9, atol=1e-14)
 
 
-def test_a_worker_that_diverges_keeps_what_it_had():
+def test_a_worker_that_diverges_keeps_what_it_had() -> None:
     work = Worker(Train(Deep(), optimizer=ADAMW), fragments=2, drop=0.3)
     shared = Deep().init(0)
     _, before = fold(work, job(shared, range(2)), Rows().batches([0, 1], 1))
@@ -348,7 +363,7 @@ def test_a_worker_that_diverges_keeps_what_it_had():
     st.booleans(),
     st.integers(1, 10),
 )
-def test_fragments_part_the_layers_whole_and_about_evenly(layers, ends, fragments):
+def test_fragments_part_the_layers_whole_and_about_evenly(layers: Any, ends: Any, fragments: Any) -> None:
     shapes = {
         f"m.layers.{i}.{part}": (4, size)
         for i, pair in enumerate(layers)
@@ -373,12 +388,12 @@ def test_fragments_part_the_layers_whole_and_about_evenly(layers, ends, fragment
 
 
 @pytest.mark.parametrize("bad", [{"fragments": 0}, {"drop": 1.0}, {"drop": -0.1}])
-def test_refuses_values_out_of_range(bad):
+def test_refuses_values_out_of_range(bad: Any) -> None:
     with pytest.raises(LichenError, match=r"train\."):
         Worker(Train(Deep()), **bad)
 
 
-def test_refuses_personal_training_and_state_of_another_model():
+def test_refuses_personal_training_and_state_of_another_model() -> None:
     with pytest.raises(LichenError, match="personal"):
         Worker(Train(Deep(), personal=True))
     with pytest.raises(LichenError, match="rounds of"):

@@ -1,8 +1,11 @@
 """FedKSeed: the same model everywhere from the same sums, kilobytes on the wire, and it learns."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from lichen.core import tree as trees
 from lichen.core.directions import UNIT, draw
 from lichen.core.errors import LichenError
 from lichen.core.message import concatenate, pack_message, size
+from lichen.core.tree import Tree
 from lichen.server.kseed import KSeedOptimizer, SeedSums
 from support.toy_cohorts import LoraLinear, Softmax, fold, job, rows
 
@@ -38,11 +42,11 @@ print(" ".join(told))
 """
 
 
-def replay_of(start=START, **more):
+def replay_of(start: Any = START, **more: Any) -> Any:
     return KSeedReplay(start, **{"lr": 0.01, "root": 3, "count": 40, **more})
 
 
-def some_sums(seed, count=40, share=0.5):
+def some_sums(seed: int, count: int = 40, share: float = 0.5) -> Any:
     g = torch.Generator().manual_seed(seed)
     sums = torch.randint(-(2**20), 2**20, (count,), generator=g, dtype=torch.int32)
     return {SUMS: sums * (torch.rand(count, generator=g) < share)}
@@ -50,7 +54,7 @@ def some_sums(seed, count=40, share=0.5):
 
 @pytest.mark.parametrize("kind", ["signs", "bell"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_tensors_are_the_formula(kind, dtype):
+def test_the_tensors_are_the_formula(kind: str, dtype: torch.dtype) -> None:
     start = {n: x.to(dtype) for n, x in START.items()}
     replay, shared = replay_of(start, kind=kind), some_sums(0)
     got = replay.tree(shared)
@@ -64,7 +68,7 @@ def test_the_tensors_are_the_formula(kind, dtype):
 
 
 @given(path=st.lists(st.tuples(st.integers(0, 5), st.sampled_from([0.0, 0.05, 0.6, 1.0])), min_size=1, max_size=5))
-def test_from_scratch_and_by_what_changed_are_the_same_bits(path):
+def test_from_scratch_and_by_what_changed_are_the_same_bits(path: Any) -> None:
     start = {"w": torch.arange(300) / 7}
     replay = replay_of(start)
     for seed, share in path:
@@ -72,8 +76,8 @@ def test_from_scratch_and_by_what_changed_are_the_same_bits(path):
         assert torch.equal(replay.tree(shared)["w"], replay_of(start).tree(shared)["w"])
 
 
-def test_threads_and_processors_rebuild_the_same_bits():
-    def told(**settings):
+def test_threads_and_processors_rebuild_the_same_bits() -> None:
+    def told(**settings: Any) -> Any:
         ran = subprocess.run(
             [sys.executable, "-c", PROGRAM], env={**os.environ, **settings}, capture_output=True, text=True
         )
@@ -86,7 +90,7 @@ def test_threads_and_processors_rebuild_the_same_bits():
     assert told(OMP_NUM_THREADS="2") == first
 
 
-def test_what_comes_out_is_fresh_and_the_start_stays():
+def test_what_comes_out_is_fresh_and_the_start_stays() -> None:
     replay, before = replay_of(), trees.digest(START)
     shared = some_sums(1)
     one = replay.tree(shared)
@@ -95,20 +99,20 @@ def test_what_comes_out_is_fresh_and_the_start_stays():
     assert trees.digest(START) == before
 
 
-def test_nodes_that_would_differ_have_other_digests():
+def test_nodes_that_would_differ_have_other_digests() -> None:
     same, others = replay_of(), [replay_of(lr=0.02), replay_of(root=4), replay_of(count=41), replay_of(kind="bell")]
     others += [replay_of({**START, "b": START["b"] + 1}), replay_of(bits=15)]
     assert len({same.base, *(r.base for r in others)}) == 7
     assert replay_of().base == same.base
 
 
-def softmax(**more):
+def softmax(**more: Any) -> Any:
     model = Softmax(dtype=torch.float32)
     replay = KSeedReplay(model.init(0), lr=0.05, root=1, count=64, **more)
     return model, replay
 
 
-def test_a_clients_pairs_rebuild_what_it_had():
+def test_a_clients_pairs_rebuild_what_it_had() -> None:
     model, replay = softmax()
     work = FedKSeed(model, replay, steps=4)
     batches = [rows(t, range(3), active=[True, t < 2, True]) for t in range(4)]
@@ -130,7 +134,7 @@ def test_a_clients_pairs_rebuild_what_it_had():
             torch.testing.assert_close(state.params_C[name][c], x, rtol=0, atol=1e-6)
 
 
-def test_together_and_alone_give_the_same_bytes():
+def test_together_and_alone_give_the_same_bytes() -> None:
     model, replay = softmax()
     work, shared = FedKSeed(model, replay, steps=3), {SUMS: some_sums(2, 64)[SUMS] // 64}
     together, _ = fold(work, job(shared, range(3)), [rows(t, range(3), active=[True, t != 1, True]) for t in range(3)])
@@ -140,7 +144,7 @@ def test_together_and_alone_give_the_same_bytes():
     assert pack_message(together) == pack_message(concatenate(alone))
 
 
-def test_a_diverged_client_sends_nothing():
+def test_a_diverged_client_sends_nothing() -> None:
     model, replay = softmax()
     batch = rows(0, range(2))
     batch["x_CBF"][1, 0, 0] = torch.inf
@@ -151,10 +155,10 @@ def test_a_diverged_client_sends_nothing():
     assert not message.tensors[UNITS][1].any()
 
 
-def test_the_clip_and_the_schedule_are_in_the_slope():
+def test_the_clip_and_the_schedule_are_in_the_slope() -> None:
     model, replay = softmax()
 
-    def units(**settings):
+    def units(**settings: Any) -> Any:
         work = FedKSeed(model, replay, steps=1, clip=settings.pop("clip", 100.0))
         message, _ = fold(work, job(replay.shared(), [0], settings=settings), [rows(0, [0])])
         return int(message.tensors[UNITS][0, 0])
@@ -164,7 +168,7 @@ def test_the_clip_and_the_schedule_are_in_the_slope():
 
 
 @pytest.mark.parametrize("features", [5, 200_000])
-def test_a_round_takes_less_than_eighteen_kilobytes_at_any_size(features):
+def test_a_round_takes_less_than_eighteen_kilobytes_at_any_size(features: Any) -> None:
     model = Softmax(features=features, dtype=torch.float32)
     replay = KSeedReplay(model.init(0), lr=1e-6, root=1, count=4096)
     work = FedKSeed(model, replay, steps=20)
@@ -177,14 +181,14 @@ def test_a_round_takes_less_than_eighteen_kilobytes_at_any_size(features):
         assert size(whole) > 100 * (size(asked) + size(message))
 
 
-def test_rounds_of_it_learn_and_evaluation_sees_it():
+def test_rounds_of_it_learn_and_evaluation_sees_it() -> None:
     model, replay = softmax()
     batch = rows(0, range(4), count=16)
     batch["labels_CB"] = batch["x_CBF"][..., :3].argmax(-1)
     work, judge = FedKSeed(model, replay, steps=8), ReplayedWork(Evaluate(model), replay)
     rule, server, shared = SeedSums(64), KSeedOptimizer(), replay.shared()
 
-    def loss(shared):
+    def loss(shared: Tree) -> Any:
         message, _ = fold(judge, job(shared, range(4)), [batch])
         return float(message.metrics["loss_sum"].sum() / message.metrics["count"].sum())
 
@@ -200,7 +204,7 @@ def test_rounds_of_it_learn_and_evaluation_sees_it():
     assert float(plain.metrics["loss_sum"].sum() / plain.metrics["count"].sum()) == loss(shared)
 
 
-def test_a_patch_and_private_state_pass_through():
+def test_a_patch_and_private_state_pass_through() -> None:
     model = LoraLinear()
     replay, batch = KSeedReplay(model.init(0), lr=0.01, root=1, count=8), rows(0, [0], features=6, classes=4)
     patch = {"patch.layer.dense": torch.ones(4, 6)}
@@ -213,7 +217,7 @@ def test_a_patch_and_private_state_pass_through():
     assert "params/layer.lora_B" in own
 
 
-def test_refuses_what_does_not_fit():
+def test_refuses_what_does_not_fit() -> None:
     model, replay = softmax()
     work = FedKSeed(model, replay, steps=1)
     with pytest.raises(LichenError, match=r"more than 1 batches.*\n.*raise it"):

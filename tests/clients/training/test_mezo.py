@@ -1,16 +1,21 @@
 """Zeroth order: slopes against autograd, steps against the formula, memory, company, diverged clients."""
 
+from __future__ import annotations
+
 import tracemalloc
+from typing import Any
 
 import pytest
 import torch
 
 from lichen.clients.training.mezo import ZerothOrder, both_sides, shift
 from lichen.core import tree as trees
+from lichen.core.contracts import Batch
 from lichen.core.directions import UNIT, draw
 from lichen.core.errors import LichenError
 from lichen.core.message import concatenate, pack_message
 from lichen.core.seeds import derive
+from lichen.core.tree import Tree
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from support.toy_cohorts import Bigram, LoraLinear, Softmax, fold, job, rows
@@ -18,12 +23,12 @@ from support.toy_cohorts import Bigram, LoraLinear, Softmax, fold, job, rows
 KINDS = ("signs", "bell")
 
 
-def direction(tree, seed, kind):
+def direction(tree: Tree, seed: int, kind: str) -> Any:
     return {n: draw(seed, n, 0, x.numel(), kind).double().view(x.shape) * UNIT[kind] for n, x in tree.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_slope_is_the_derivative_along_the_direction(kind):
+def test_the_slope_is_the_derivative_along_the_direction(kind: str) -> None:
     model, batch, seeds = Softmax(), rows(0, range(3)), [11, 12, 13]
     params_C = trees.broadcast(model.init(0), 3)
     leaves_C = {n: x.clone().requires_grad_() for n, x in params_C.items()}
@@ -39,7 +44,7 @@ def test_the_slope_is_the_derivative_along_the_direction(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_looking_to_both_sides_and_back_leaves_the_tensors_where_they_were(kind):
+def test_looking_to_both_sides_and_back_leaves_the_tensors_where_they_were(kind: str) -> None:
     g = torch.Generator().manual_seed(0)
     params_C = {"w": torch.randn(2, 300, 300, generator=g) * 0.05}
     before = params_C["w"].clone()
@@ -52,7 +57,7 @@ def test_looking_to_both_sides_and_back_leaves_the_tensors_where_they_were(kind)
     assert float((params_C["w"][0] - before[0]).abs().max()) < 1e-7
 
 
-def test_two_steps_are_the_formula_for_each_client():
+def test_two_steps_are_the_formula_for_each_client() -> None:
     model, lr, eps = Softmax(), 0.05, 1e-3
     shared, batches = model.init(0), [rows(t, range(3), active=[True, t < 1, True]) for t in range(2)]
     work = ZerothOrder(model, lr=lr, eps=eps)
@@ -76,7 +81,7 @@ def test_two_steps_are_the_formula_for_each_client():
             torch.testing.assert_close(message.tensors[n][c], at[n] - shared[n], rtol=1e-9, atol=1e-12)
 
 
-def test_together_and_alone_give_the_same_bytes():
+def test_together_and_alone_give_the_same_bytes() -> None:
     model = Softmax(dtype=torch.float32)
     shared, work = model.init(0), ZerothOrder(model, lr=0.05)
     together, _ = fold(work, job(shared, range(3)), [rows(t, range(3), active=[True, t != 1, True]) for t in range(3)])
@@ -88,7 +93,7 @@ def test_together_and_alone_give_the_same_bytes():
     assert not torch.equal(again.tensors["weight"], together.tensors["weight"])
 
 
-def test_a_diverged_client_and_one_without_rows_cannot_poison_the_sum():
+def test_a_diverged_client_and_one_without_rows_cannot_poison_the_sum() -> None:
     model = Softmax()
     shared, batch = model.init(0), rows(0, range(3), active=[True, True, False])
     batch["x_CBF"][1, 0, 0] = torch.nan
@@ -101,7 +106,7 @@ def test_a_diverged_client_and_one_without_rows_cannot_poison_the_sum():
     assert all(x.isfinite().all() for x in [*message.tensors.values(), *message.metrics.values()])
 
 
-def test_frozen_names_stay_and_the_clip_bounds_a_step():
+def test_frozen_names_stay_and_the_clip_bounds_a_step() -> None:
     model = LoraLinear()
     shared = {**model.init(0), "patch.layer.dense": torch.ones(4, 6)}
     batch = rows(0, range(2), features=6, classes=4)
@@ -113,7 +118,7 @@ def test_frozen_names_stay_and_the_clip_bounds_a_step():
         fold(ZerothOrder(model, lr=0.1, frozen=("lora_A", "lora_B")), job(shared, [0]), [])
 
 
-def test_tokens_and_labels_are_counted_as_training_counts_them():
+def test_tokens_and_labels_are_counted_as_training_counts_them() -> None:
     ids = torch.tensor([[[1, 2, 3, 0], [2, 3, 0, 0]]])
     mask = (ids > 0).long()
     batch = {
@@ -128,7 +133,7 @@ def test_tokens_and_labels_are_counted_as_training_counts_them():
     assert message.metrics["count"].tolist() == [6]
 
 
-def test_rounds_of_it_learn():
+def test_rounds_of_it_learn() -> None:
     model, server, mean = Softmax(dtype=torch.float32), ServerSGD(), Mean()
     shared, batch = model.init(0), rows(0, range(4), count=16)
     batch["labels_CB"] = batch["x_CBF"][..., :3].argmax(-1)
@@ -141,11 +146,11 @@ def test_rounds_of_it_learn():
     assert losses[-1] < losses[0] - 0.1
 
 
-def test_a_step_holds_no_second_copy_of_what_it_trains(monkeypatch):
+def test_a_step_holds_no_second_copy_of_what_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts every allocation torch makes in a step on a model of 4 MB."""
 
     class Wide(Softmax):
-        def loss(self, trainable_C, fixed, batch):
+        def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Any:
             return trainable_C["weight"].flatten(1)[:, :8].sum(1), torch.ones(1)
 
     model = Wide(features=250_000, classes=4, dtype=torch.float32)
@@ -170,6 +175,6 @@ def test_a_step_holds_no_second_copy_of_what_it_trains(monkeypatch):
 
 
 @pytest.mark.parametrize("bad", [{"lr": 0}, {"eps": -1.0}, {"clip": 0.0}, {"weigh_by": "age"}, {"kind": "cauchy"}])
-def test_refuses_values_out_of_range(bad):
+def test_refuses_values_out_of_range(bad: Any) -> None:
     with pytest.raises(LichenError, match="zeroth_order"):
         ZerothOrder(Softmax(), **{"lr": 0.1, **bad})

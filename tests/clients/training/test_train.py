@@ -1,5 +1,9 @@
 """Local training: equal to a plain loop, independent of company, and unable to poison a sum."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,6 +14,7 @@ from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.message import concatenate, pack_message, take, unpack_message
 from lichen.core.parameters import split_shared
+from lichen.core.tree import Tree
 from lichen.data.batches.accumulation import MicroBatches
 from lichen.server.lowrank.lowrank import FedEx
 from lichen.server.optimize import ServerSGD
@@ -18,7 +23,7 @@ from support.toy_cohorts import Bigram, LoraLinear, Softmax, fold, job, rows
 SGD = ClientOptimizer("sgd", lr=0.2, momentum=0.9)
 
 
-def plain_loop(shared, batches, client, *, clip=None, prox=0.0, lr=0.2):
+def plain_loop(shared: Tree, batches: Any, client: int, *, clip: Any = None, prox: float = 0.0, lr: float = 0.2) -> Any:
     """One client, one torch module, torch.optim: what a textbook would write."""
     layer = torch.nn.Linear(5, 3).double()
     layer.load_state_dict(shared)
@@ -38,7 +43,7 @@ def plain_loop(shared, batches, client, *, clip=None, prox=0.0, lr=0.2):
 
 
 @pytest.mark.parametrize("more", [{}, {"clip": 0.5}, {"prox": 0.3}, {"clip": 0.5, "prox": 0.3}])
-def test_equals_a_plain_loop_for_each_client(more):
+def test_equals_a_plain_loop_for_each_client(more: Any) -> None:
     model = Softmax()
     shared = model.init(0)
     batches = [rows(t, range(3), active=[True, t < 2, t != 1]) for t in range(4)]
@@ -56,20 +61,20 @@ def test_equals_a_plain_loop_for_each_client(more):
 class Given:
     """A source of batches that are there already."""
 
-    def __init__(self, batches):
+    def __init__(self, batches: Any) -> None:
         self.given = batches
 
-    def shape(self, client):
+    def shape(self, client: int) -> Any:
         return 0
 
-    def batches(self, clients, seed):
+    def batches(self, clients: int, seed: int) -> None:
         yield from self.given
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8, 11])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("more", [{}, {"clip": 0.05, "prox": 0.3}])
-def test_micro_batches_take_the_step_of_one_batch(parts, name, more):
+def test_micro_batches_take_the_step_of_one_batch(parts: Any, name: str, more: Any) -> None:
     model = Softmax()
     shared = model.init(0)
     batches = [rows(t, range(3), count=8, active=[True, t < 2, t != 1]) for t in range(4)]
@@ -90,7 +95,7 @@ def test_micro_batches_take_the_step_of_one_batch(parts, name, more):
     assert torch.equal(cut.weight_C, whole.weight_C)
 
 
-def test_a_mean_of_micro_batch_means_would_be_another_step():
+def test_a_mean_of_micro_batch_means_would_be_another_step() -> None:
     """What the test above could not tell apart if every piece held equally many labels."""
     model, shared = Softmax(), Softmax().init(0)
     batch = rows(0, [0], count=4)
@@ -108,7 +113,7 @@ def test_a_mean_of_micro_batch_means_would_be_another_step():
     assert (means / 2 - whole).abs().max() > 1e-2
 
 
-def test_a_weight_by_rows_is_the_clients_size_whatever_it_saw():
+def test_a_weight_by_rows_is_the_clients_size_whatever_it_saw() -> None:
     model, shared = Softmax(), Softmax().init(0)
     batches = [rows(t, [4, 0, 2], active=[True, True, False]) for t in range(2)]
     seen, _ = fold(Train(model), job(shared, [4, 0, 2]), batches)
@@ -119,7 +124,7 @@ def test_a_weight_by_rows_is_the_clients_size_whatever_it_saw():
     assert set(own) == {"params/bias"}
 
 
-def test_tokens_of_padding_rows_are_not_counted():
+def test_tokens_of_padding_rows_are_not_counted() -> None:
     batch = {
         "active_C": torch.tensor([True, False]),
         "attention_mask_CBT": torch.tensor([[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 1]]]),
@@ -130,7 +135,7 @@ def test_tokens_of_padding_rows_are_not_counted():
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_together_and_alone_give_the_same_bytes(name):
+def test_together_and_alone_give_the_same_bytes(name: str) -> None:
     model = Softmax(dtype=torch.float32)
     shared = model.init(0)
     work = Train(model, optimizer=ClientOptimizer(name, lr=0.1), clip=0.7, prox=0.1)
@@ -139,7 +144,7 @@ def test_together_and_alone_give_the_same_bytes(name):
     assert pack_message(together) == pack_message(concatenate(alone))
 
 
-def test_a_client_without_batches_sends_zero_weight_and_zeros():
+def test_a_client_without_batches_sends_zero_weight_and_zeros() -> None:
     model = Softmax()
     batch = rows(0, range(2), active=[True, False])
     batch["x_CBF"][1] = torch.nan
@@ -151,7 +156,7 @@ def test_a_client_without_batches_sends_zero_weight_and_zeros():
 
 
 @pytest.mark.parametrize("personal", [False, True])
-def test_a_diverged_client_cannot_poison_the_sum_or_itself(personal):
+def test_a_diverged_client_cannot_poison_the_sum_or_itself(personal: Any) -> None:
     model = Softmax()
     shared = model.init(0)
     work = Train(model, optimizer=SGD, personal=personal)
@@ -173,7 +178,7 @@ def test_a_diverged_client_cannot_poison_the_sum_or_itself(personal):
     assert start.metrics["failed"].sum() == 0
 
 
-def test_personal_training_goes_on_from_its_own_and_nothing_leaves():
+def test_personal_training_goes_on_from_its_own_and_nothing_leaves() -> None:
     model = Softmax()
     shared = model.init(0)
     work = Train(model, optimizer=ClientOptimizer("adamw", lr=0.1), personal=True)
@@ -190,7 +195,7 @@ def test_personal_training_goes_on_from_its_own_and_nothing_leaves():
     assert not torch.equal(own["params/weight"][0], own["params/weight"][1])
 
 
-def test_frozen_names_are_neither_trained_nor_sent_and_patch_is_fixed():
+def test_frozen_names_are_neither_trained_nor_sent_and_patch_is_fixed() -> None:
     model = LoraLinear()
     shared = {**model.init(0), "patch.layer.dense": torch.ones(4, 6)}
     batch = rows(0, range(2), features=6, classes=4)
@@ -203,7 +208,7 @@ def test_frozen_names_are_neither_trained_nor_sent_and_patch_is_fixed():
         fold(Train(model, phases=(("lora_A", "lora_B"),)), job(shared, range(2)), [batch])
 
 
-def test_phases_take_turns_by_version():
+def test_phases_take_turns_by_version() -> None:
     model = LoraLinear()
     shared = {**model.init(0), "layer.lora_B": torch.full((4, 2), 0.1)}
     work = Train(model, optimizer=SGD, phases=(("lora_A",), ("lora_B",)))
@@ -212,7 +217,7 @@ def test_phases_take_turns_by_version():
     assert sent == [{"layer.lora_B"}, {"layer.lora_A"}] * 2
 
 
-def test_what_stays_at_home_goes_on_from_there_and_is_not_sent():
+def test_what_stays_at_home_goes_on_from_there_and_is_not_sent() -> None:
     """One half at home: each client's two rounds equal its training both halves itself with the other one averaged."""
     model = LoraLinear()
     shared = {**model.init(0), "layer.lora_B": torch.full((4, 2), 0.1)}
@@ -240,7 +245,7 @@ def test_what_stays_at_home_goes_on_from_there_and_is_not_sent():
         )
 
 
-def test_tokens_are_attended_and_examples_are_labelled():
+def test_tokens_are_attended_and_examples_are_labelled() -> None:
     ids = torch.tensor([[[1, 2, 3, 0], [2, 3, 0, 0]], [[1, 1, 1, 1], [0, 0, 0, 0]]])
     mask = torch.tensor([[[1, 1, 1, 0], [1, 1, 0, 0]], [[1, 1, 1, 1], [0, 0, 0, 0]]])
     batch = {
@@ -257,7 +262,7 @@ def test_tokens_are_attended_and_examples_are_labelled():
     assert by_tokens.weight_C.tolist() == [5, 4]
 
 
-def test_fedex_rounds_give_the_mean_of_what_the_clients_learnt():
+def test_fedex_rounds_give_the_mean_of_what_the_clients_learnt() -> None:
     """The model is linear in its weight, so the mean model's logits must be the mean of the logits."""
     model, server = LoraLinear(), ServerSGD()
     fedex = FedEx(model.scaling)
@@ -281,12 +286,12 @@ def test_fedex_rounds_give_the_mean_of_what_the_clients_learnt():
 
 
 @pytest.mark.parametrize("bad", [{"clip": 0}, {"prox": -1.0}, {"weigh_by": "age"}])
-def test_refuses_values_out_of_range(bad):
+def test_refuses_values_out_of_range(bad: Any) -> None:
     with pytest.raises(LichenError, match=r"train\."):
         Train(Softmax(), **bad)
 
 
-def test_refuses_private_state_of_another_model():
+def test_refuses_private_state_of_another_model() -> None:
     work = Train(Softmax(), personal=True)
     _, own = fold(work, job(Softmax().init(0), [0]), [rows(0, [0])])
     wide = Softmax(features=7)

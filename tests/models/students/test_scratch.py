@@ -1,6 +1,10 @@
 """A model from nothing: the same for the same seed, readable by everybody, and able to learn."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,25 +25,25 @@ SMALL = Size(32, layers=2, heads=2, context=64)
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Any:
     return train_tokenizer(TEXTS, vocabulary=300)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return save_scratch(tmp_path_factory.mktemp("scratch") / "model", SMALL, TEXTS, vocabulary=300, seed=5)
 
 
 @settings(deadline=None, max_examples=80)
 @given(text=st.text())
-def test_every_text_comes_back(tokenizer, text):
+def test_every_text_comes_back(tokenizer: Any, text: Any) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert all(0 <= i < len(tokenizer) for i in ids)
     if END not in text and PAD not in text:
         assert tokenizer.decode(ids) == text
 
 
-def test_the_tokenizer_learns_and_repeats(tokenizer):
+def test_the_tokenizer_learns_and_repeats(tokenizer: Any) -> None:
     again = train_tokenizer(iter(TEXTS), vocabulary=300)
     assert again.get_vocab() == tokenizer.get_vocab()
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
@@ -50,17 +54,17 @@ def test_the_tokenizer_learns_and_repeats(tokenizer):
 
 
 @pytest.mark.parametrize("size", [Size(), Size(48, layers=3, heads=3, inner=80), SMALL])
-def test_the_number_of_parameters_is_foretold(tokenizer, size):
+def test_the_number_of_parameters_is_foretold(tokenizer: Any, size: Any) -> None:
     model = draw(size, tokenizer, seed=0)
     assert sum(x.numel() for x in model.parameters()) == size.parameters(len(tokenizer))
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_the_default_has_about_a_million():
+def test_the_default_has_about_a_million() -> None:
     assert 0.9e6 < Size().parameters(2048) < 1.2e6
 
 
-def test_weights_depend_on_the_seed_alone(tokenizer):
+def test_weights_depend_on_the_seed_alone(tokenizer: Any) -> None:
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
     one = draw(SMALL, tokenizer, seed=3)
@@ -75,7 +79,7 @@ def test_weights_depend_on_the_seed_alone(tokenizer):
     assert torch.equal(one.model.norm.weight.detach(), torch.ones(32))
 
 
-def test_the_folder_loads_as_any_other(folder):
+def test_the_folder_loads_as_any_other(folder: Path) -> None:
     model, tokenizer = load_causal(folder)
     fresh = draw(SMALL, train_tokenizer(TEXTS, vocabulary=300), seed=5)
     assert digest(dict(model.named_parameters())) == digest(dict(fresh.named_parameters()))
@@ -87,13 +91,13 @@ def test_the_folder_loads_as_any_other(folder):
     assert said.shape[0] == 1
 
 
-def test_saved_twice_it_is_the_same_bytes(folder, tmp_path):
+def test_saved_twice_it_is_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     again = save_scratch(tmp_path / "again", SMALL, TEXTS, vocabulary=300, seed=5)
     for file in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (again / file).read_bytes() == (folder / file).read_bytes()
 
 
-def test_it_begins_at_chance_and_learns(folder):
+def test_it_begins_at_chance_and_learns(folder: Path) -> None:
     model, tokenizer = load_causal(folder)
     shard = lm_rows(TEXTS, tokenizer, 32)
     ids = torch.tensor([row.tolist() for row in shard.input_ids])
@@ -119,12 +123,12 @@ def test_it_begins_at_chance_and_learns(folder):
         lambda: train_tokenizer(TEXTS, vocabulary=200),
     ],
 )
-def test_refuses_what_cannot_be_made(make):
+def test_refuses_what_cannot_be_made(make: Any) -> None:
     with pytest.raises(LichenError, match=r"model\.scratch"):
         make()
 
 
-def test_says_where_it_cannot_write(tmp_path):
+def test_says_where_it_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LichenError, match="cannot write a model there"):
         save_scratch(tmp_path / "file", SMALL, TEXTS, vocabulary=300)

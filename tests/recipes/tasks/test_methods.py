@@ -1,7 +1,11 @@
 """Every method is a word in a recipe: two rounds of each on a real encoder and real reviews, and what it promises."""
 
+from __future__ import annotations
+
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +66,7 @@ METHODS = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run of each method, made when it is first asked for."""
     for name in ("minilm-l6", "clothing-reviews"):
         try:
@@ -71,7 +75,7 @@ def runs(tmp_path_factory):
             pytest.skip(f"{name} cannot be fetched here: {error}")
     done = {}
 
-    def run(name):
+    def run(name: str) -> Any:
         if name not in done:
             recipe = read_recipe("reviews-lora", [*SMALL, *METHODS[name]])
             done[name] = lichen.run(recipe, out=tmp_path_factory.mktemp(name) / "run")
@@ -81,7 +85,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_runs_learns_something_and_is_scored(runs, name):
+def test_a_method_runs_learns_something_and_is_scored(runs: Any, name: str) -> None:
     result = runs(name)
     column = result.summary["columns"]["federated"]
     assert 0 <= column["mean"] <= 1
@@ -93,7 +97,7 @@ def test_a_method_runs_learns_something_and_is_scored(runs, name):
     assert result.summary["bytes_up"] > 0 < result.summary["bytes_down"]
 
 
-def test_what_is_frozen_or_at_home_is_not_sent(runs):
+def test_what_is_frozen_or_at_home_is_not_sent(runs: Any) -> None:
     up = {name: runs(name).summary["traffic"]["client_up"] for name in ("fedit", "ffa", "fedsa", "rolora")}
     assert up["ffa"] < 0.75 * up["fedit"]
     assert up["fedsa"] < 0.75 * up["fedit"]
@@ -104,13 +108,13 @@ def test_what_is_frozen_or_at_home_is_not_sent(runs):
     assert down["ffa changes"] < 0.75 * down["fedit"]
 
 
-def test_coded_messages_are_small(runs):
+def test_coded_messages_are_small(runs: Any) -> None:
     plain, coded = runs("fedit").summary["traffic"], runs("int4").summary["traffic"]
     assert coded["client_up"] < plain["client_up"] / 60
     assert coded["client_down"] < plain["client_down"] / 10
 
 
-def test_a_patch_is_exported_with_the_adapter(runs):
+def test_a_patch_is_exported_with_the_adapter(runs: Any) -> None:
     folder = lichen.export(runs("flora").folder, merge=True)
     import transformers
 
@@ -119,7 +123,7 @@ def test_a_patch_is_exported_with_the_adapter(runs):
 
 
 @pytest.mark.parametrize("name", ["full", "bottleneck", "bitfit", "ia3", "prompt", "prefix"])
-def test_what_was_learned_loads_elsewhere(runs, name):
+def test_what_was_learned_loads_elsewhere(runs: Any, name: str) -> None:
     import peft
     import transformers
 
@@ -139,7 +143,7 @@ def test_what_was_learned_loads_elsewhere(runs, name):
     assert logits.isfinite().all()
 
 
-def test_a_language_model_is_pre_trained_from_nothing(tmp_path, monkeypatch):
+def test_a_language_model_is_pre_trained_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers
 
     monkeypatch.setenv("LICHEN_CACHE", str(tmp_path / "cache"))
@@ -162,7 +166,7 @@ def test_a_language_model_is_pre_trained_from_nothing(tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache" / "private").glob("scratch-*"))) == 1
 
 
-def test_a_target_tells_what_it_took_to_get_there(tmp_path):
+def test_a_target_tells_what_it_took_to_get_there(tmp_path: Path) -> None:
     few = ["federation.rounds=4", "compare.columns=[]"]
     near = lichen.run(read_recipe("digits", [*few, "compare.target=2.29"]), out=tmp_path / "near").summary["extra"]
     far = lichen.run(read_recipe("digits", [*few, "compare.target=0.0"]), out=tmp_path / "far").summary["extra"]

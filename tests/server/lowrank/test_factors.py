@@ -3,6 +3,10 @@
 Legend: m rows, n columns, R rank of factors.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +19,7 @@ from lichen.server.lowrank.factors import best, norm_square, shrink
     m=st.integers(1, 12), n=st.integers(1, 12), R=st.integers(1, 16), rank=st.integers(1, 14), seed=st.integers(0, 99)
 )
 @settings(max_examples=80, deadline=None)
-def test_best_factors_leave_out_what_the_svd_says(m, n, R, rank, seed):
+def test_best_factors_leave_out_what_the_svd_says(m: Any, n: Any, R: Any, rank: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     left, right = (torch.randn(a, b, generator=g, dtype=torch.float64) for a, b in ((m, R), (R, n)))
     dense = left @ right
@@ -31,7 +35,7 @@ def test_best_factors_leave_out_what_the_svd_says(m, n, R, rank, seed):
         assert float((dense - U @ V).norm()) == pytest.approx(tail, abs=1e-12 * size)
 
 
-def test_shrink_keeps_what_is_above_the_floor_and_nothing_else():
+def test_shrink_keeps_what_is_above_the_floor_and_nothing_else() -> None:
     g = torch.Generator().manual_seed(0)
     U, V = (torch.linalg.qr(torch.randn(20, 6, generator=g, dtype=torch.float64)).Q for _ in range(2))
     sigma = torch.tensor([8.0, 4.0, 1.0, 1e-3, 1e-9, 0.0], dtype=torch.float64)

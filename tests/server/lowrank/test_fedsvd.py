@@ -3,6 +3,10 @@
 Legend: m rows, n columns, r rank.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,7 +20,7 @@ from support.dense_adapters import EQUAL, LAYERS, UNEQUAL, answers, close, error
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("b", [0.0, 0.05])
-def test_the_product_stays_and_the_rows_of_a_are_orthonormal(dtype, tolerance, b):
+def test_the_product_stays_and_the_rows_of_a_are_orthonormal(dtype: torch.dtype, tolerance: float, b: Any) -> None:
     shared = start(dtype, b=b)
     for t in range(3):
         messages = answers(shared, EQUAL, seed=t, halves="B")
@@ -36,7 +40,7 @@ def test_the_product_stays_and_the_rows_of_a_are_orthonormal(dtype, tolerance, b
         shared = new
 
 
-def test_unequal_ranks_and_layers_with_a_mean_that_takes_them():
+def test_unequal_ranks_and_layers_with_a_mean_that_takes_them() -> None:
     shared = start(torch.float64)
     messages = answers(shared, UNEQUAL, halves="B")
     member = FedSVD(FedIT())
@@ -47,7 +51,7 @@ def test_unequal_ranks_and_layers_with_a_mean_that_takes_them():
         assert error(held(new, layer), mean_product(shared, messages, layer)) < 1e-9
 
 
-def test_a_rank_beyond_the_layer_leaves_rows_that_add_nothing_and_can_learn():
+def test_a_rank_beyond_the_layer_leaves_rows_that_add_nothing_and_can_learn() -> None:
     shared = start(torch.float64, layers={"thin": (3, 40, 5)})
     messages = answers(shared, [client._replace(rank=5) for client in EQUAL], halves="B")
     new, _ = ServerSGD().update(close(FedSVD(), messages, shared)[0], {}, shared)
@@ -56,7 +60,7 @@ def test_a_rank_beyond_the_layer_leaves_rows_that_add_nothing_and_can_learn():
     assert (new["thin.lora_A"][3:].norm(dim=1) > 0.2).all()
 
 
-def test_refuses_clients_that_trained_a():
+def test_refuses_clients_that_trained_a() -> None:
     shared = start(torch.float32)
     with pytest.raises(LichenError, match="freeze lora_A"):
         close(FedSVD(), answers(shared, EQUAL), shared)

@@ -1,12 +1,17 @@
 """Means over clients of unequal ranks and layers against one client at a time."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from lichen.core.errors import LichenError
-from lichen.core.tree import digest
+from lichen.core.message import Message
+from lichen.core.tree import Tree, digest
 from lichen.server.lowrank.groups import GroupSums
 from lichen.server.lowrank.lowrank import FedEx, FedIT, groups
 from lichen.server.mean import Mean
@@ -29,7 +34,7 @@ from support.dense_adapters import (
 )
 
 
-def padded_mean(shared, messages, layer, half):
+def padded_mean(shared: Tree, messages: Sequence[Message], layer: str, half: Any) -> Any:
     total = torch.zeros_like(shared[f"{layer}.lora_{half}"].double())
     for p, message in senders(messages, layer):
         B, A = own(shared, message, layer)
@@ -41,7 +46,7 @@ def padded_mean(shared, messages, layer, half):
 
 
 @pytest.mark.parametrize("clients", [EQUAL, UNEQUAL, UNEQUAL[1:]])
-def test_fedit_is_the_mean_of_zero_padded_halves_over_those_who_sent_them(clients):
+def test_fedit_is_the_mean_of_zero_padded_halves_over_those_who_sent_them(clients: int) -> None:
     shared = start(torch.float64)
     messages = answers(shared, clients)
     change, metrics = close(FedIT(), messages, shared)
@@ -63,7 +68,7 @@ def test_fedit_is_the_mean_of_zero_padded_halves_over_those_who_sent_them(client
 
 @pytest.mark.parametrize("clients", [UNEQUAL, UNEQUAL[1:], UNEQUAL * 8])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
-def test_fedex_is_exact_for_unequal_ranks_and_layers(clients, dtype, tolerance):
+def test_fedex_is_exact_for_unequal_ranks_and_layers(clients: int, dtype: torch.dtype, tolerance: float) -> None:
     scaling, shared = 1.7, start(dtype)
     for t in range(3):
         messages = answers(shared, clients, seed=t)
@@ -78,7 +83,7 @@ def test_fedex_is_exact_for_unequal_ranks_and_layers(clients, dtype, tolerance):
 
 @pytest.mark.parametrize("aggregator", [Mean(), FedIT(), FedEx(2.0)])
 @pytest.mark.parametrize("halves", ["A", "B", ""])
-def test_a_name_that_nobody_sent_stays_as_it_is(aggregator, halves):
+def test_a_name_that_nobody_sent_stays_as_it_is(aggregator: Any, halves: Any) -> None:
     shared = start(torch.float32)
     messages = answers(shared, EQUAL, halves=halves)
     change, metrics = close(aggregator, messages, shared)
@@ -90,7 +95,7 @@ def test_a_name_that_nobody_sent_stays_as_it_is(aggregator, halves):
 
 
 @pytest.mark.parametrize("halves", ["A", "B"])
-def test_one_half_of_unequal_ranks_is_averaged_without_loss(halves):
+def test_one_half_of_unequal_ranks_is_averaged_without_loss(halves: Any) -> None:
     shared = start(torch.float64)
     messages = answers(shared, UNEQUAL, halves=halves)
     change, metrics = close(FedIT(), messages, shared)
@@ -101,7 +106,7 @@ def test_one_half_of_unequal_ranks_is_averaged_without_loss(halves):
     assert metrics["deviation"] < 1e-9
 
 
-def test_a_layer_that_nobody_sent_stays_as_it_is():
+def test_a_layer_that_nobody_sent_stays_as_it_is() -> None:
     shared = start(torch.float32)
     messages = answers(shared, [client._replace(without=("low",)) for client in EQUAL])
     change, _ = close(FedEx(2.0), messages, shared)
@@ -109,7 +114,7 @@ def test_a_layer_that_nobody_sent_stays_as_it_is():
     assert any("tall." in name for name in change)
 
 
-def test_equal_clients_in_several_groups_give_the_bytes_of_one():
+def test_equal_clients_in_several_groups_give_the_bytes_of_one() -> None:
     shared = start(torch.float32)
     messages = answers(shared, EQUAL)
     one = fold(FedIT(), messages)
@@ -119,7 +124,7 @@ def test_equal_clients_in_several_groups_give_the_bytes_of_one():
     assert groups.weight_of(several.sums, "low.lora_A") == groups.weight_of(one.sums, "low.lora_A")
 
 
-def test_names_the_server_lacks_take_the_largest_rank_that_came():
+def test_names_the_server_lacks_take_the_largest_rank_that_came() -> None:
     shared = start(torch.float64)
     total = GroupSums()
     for message in answers(shared, [Client(1.0, 1), Client(3.0, 3)]):
@@ -129,7 +134,7 @@ def test_names_the_server_lacks_take_the_largest_rank_that_came():
     assert found.share_r.tolist() == [1.0, 0.75, 0.75]
 
 
-def test_refuses_what_does_not_fit():
+def test_refuses_what_does_not_fit() -> None:
     shared = start(torch.float32)
     messages = answers(shared, UNEQUAL)
     small = {n: x[:1] if n.endswith("lora_A") else x for n, x in shared.items()}
@@ -150,7 +155,7 @@ def test_refuses_what_does_not_fit():
         groups.load({}, {"scale": 40, "sums": [{}]})
 
 
-def test_the_parts_of_a_sum_share_one_room():
+def test_the_parts_of_a_sum_share_one_room() -> None:
     shared = start(torch.float64, layers={"low": (9, 40, 2)})
     near = answers(shared, [Client(1.0, 1), Client(1.0, 2)])
     for message in near:

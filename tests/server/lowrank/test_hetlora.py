@@ -3,16 +3,22 @@
 Legend: r rank.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 
 from lichen.core.errors import LichenError
+from lichen.core.message import Message
+from lichen.core.tree import Tree
 from lichen.server.lowrank.hetlora import HetLoRA
 from lichen.server.mean import Mean
 from support.dense_adapters import EQUAL, LAYERS, UNEQUAL, answers, close, mean_product, own, senders, start
 
 
-def norm(shared, message):
+def norm(shared: Tree, message: Message) -> Any:
     total = 0.0
     for layer in LAYERS:
         if f"{layer}.lora_A" in message.tensors:
@@ -22,7 +28,7 @@ def norm(shared, message):
 
 
 @pytest.mark.parametrize("clients", [EQUAL, UNEQUAL, UNEQUAL[1:]])
-def test_weighs_by_share_and_norm_and_pads_with_zeros(clients):
+def test_weighs_by_share_and_norm_and_pads_with_zeros(clients: int) -> None:
     shared = start(torch.float64)
     messages = answers(shared, clients)
     change, metrics = close(HetLoRA(), messages, shared)
@@ -45,7 +51,7 @@ def test_weighs_by_share_and_norm_and_pads_with_zeros(clients):
         assert torch.equal(change["head.weight"], plain["head.weight"])
 
 
-def test_where_nobody_moved_shares_alone_weigh():
+def test_where_nobody_moved_shares_alone_weigh() -> None:
     shared = start(torch.float64, b=0.0)
     messages = answers(shared, EQUAL, scale=0.0)
     change, metrics = close(HetLoRA(), messages, shared)
@@ -53,7 +59,7 @@ def test_where_nobody_moved_shares_alone_weigh():
     assert metrics["deviation"] == 0.0
 
 
-def test_refuses_one_half_alone():
+def test_refuses_one_half_alone() -> None:
     shared = start(torch.float32)
     with pytest.raises(LichenError, match="one half of layer"):
         close(HetLoRA(), answers(shared, EQUAL, halves="B"), shared)

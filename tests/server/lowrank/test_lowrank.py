@@ -3,14 +3,17 @@
 Legend: m rows, n columns, r rank.
 """
 
+from __future__ import annotations
+
 import itertools
+from typing import Any
 
 import pytest
 import torch
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Message, take
-from lichen.core.tree import digest, nbytes
+from lichen.core.tree import Tree, digest, nbytes
 from lichen.server.lowrank.lowrank import FedEx, FedIT, products
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
@@ -18,7 +21,7 @@ from lichen.server.optimize import ServerSGD
 LAYERS = {"low": (9, 40, 2), "tall": (37, 8, 3), "large": (60, 90, 2)}
 
 
-def start(dtype, seed=0, layers=LAYERS):
+def start(dtype: torch.dtype, seed: int = 0, layers: Any = LAYERS) -> Any:
     g = torch.Generator().manual_seed(seed)
     shared = {"head.weight": torch.randn(3, 5, generator=g).to(dtype)}
     for layer, (m, n, r) in layers.items():
@@ -27,7 +30,7 @@ def start(dtype, seed=0, layers=LAYERS):
     return shared
 
 
-def answers(shared, weights, seed, scale=0.3, names=None):
+def answers(shared: Tree, weights: Any, seed: int, scale: float = 0.3, names: Any = None) -> Any:
     g = torch.Generator().manual_seed(seed)
     C = len(weights)
     trained = {n: x for n, x in shared.items() if not n.startswith("patch.") and (names is None or n in names)}
@@ -42,7 +45,7 @@ def answers(shared, weights, seed, scale=0.3, names=None):
     )
 
 
-def mean_products(shared, sent, weights, layer):
+def mean_products(shared: Tree, sent: Any, weights: Any, layer: str) -> Any:
     """Σ p_k B_k A_k, dense."""
     p = torch.tensor(weights, dtype=torch.float64) / sum(weights)
     A = shared[f"{layer}.lora_A"].double() + sent.tensors[f"{layer}.lora_A"].double()
@@ -50,7 +53,7 @@ def mean_products(shared, sent, weights, layer):
     return torch.einsum("c,cmr,crn->mn", p, B, A)
 
 
-def patch(shared, layer, m, n):
+def patch(shared: Tree, layer: str, m: Any, n: Any) -> Any:
     if f"patch.{layer}.dense" in shared:
         assert f"patch.{layer}.left" not in shared
         return shared[f"patch.{layer}.dense"].double()
@@ -63,7 +66,7 @@ def patch(shared, layer, m, n):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [5.0, 1.0], [100.0, 3.0, 0.5, 17.0]])
-def test_fedex_is_exact_round_after_round(dtype, tolerance, weights):
+def test_fedex_is_exact_round_after_round(dtype: torch.dtype, tolerance: float, weights: Any) -> None:
     scaling = 1.7
     fedex, server = FedEx(scaling), ServerSGD()
     shared = start(dtype)
@@ -86,7 +89,7 @@ def test_fedex_is_exact_round_after_round(dtype, tolerance, weights):
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [5.0, 1.0, 2.0], [1.0] * 30])
-def test_deviation_equals_dense_algebra(weights):
+def test_deviation_equals_dense_algebra(weights: Any) -> None:
     shared = start(torch.float64)
     shared = {n: x + 0.1 if n.endswith("lora_B") else x for n, x in shared.items()}
     sent = answers(shared, weights, 3)
@@ -102,7 +105,7 @@ def test_deviation_equals_dense_algebra(weights):
     assert mended["deviation"] == pytest.approx(metrics["deviation"], rel=1e-10)
 
 
-def test_fedit_changes_exactly_what_mean_does():
+def test_fedit_changes_exactly_what_mean_does() -> None:
     shared, weights = start(torch.float32), [2.0, 0.0, 3.0]
     sent = answers(shared, weights, 1)
     mean, fedit, fedex = Mean(), FedIT(), FedEx(1.0)
@@ -113,7 +116,7 @@ def test_fedit_changes_exactly_what_mean_does():
     assert digest({n: x for n, x in mended.items() if not n.startswith("patch.")}) == digest(plain)
 
 
-def test_the_factors_are_as_few_as_the_residual_needs():
+def test_the_factors_are_as_few_as_the_residual_needs() -> None:
     layers = {"big": (60, 90, 2)}
     for dtype in (torch.float32, torch.float64):
         shared = start(dtype, layers=layers)
@@ -127,7 +130,7 @@ def test_the_factors_are_as_few_as_the_residual_needs():
             assert change["patch.big.right"].shape == (2 * (clients - 1), 90)
 
 
-def test_nothing_is_lost_where_a_is_frozen_or_one_client_came():
+def test_nothing_is_lost_where_a_is_frozen_or_one_client_came() -> None:
     shared = start(torch.float32)
     frozen = [n for n in shared if not n.endswith("lora_A")]
     for sent in (answers(shared, [1.0, 4.0], 2, names=frozen), answers(shared, [3.0], 2)):
@@ -138,7 +141,7 @@ def test_nothing_is_lost_where_a_is_frozen_or_one_client_came():
         assert fedit.close(fedit.add(fedit.zero(), sent), shared)[1]["deviation"] < 1e-7
 
 
-def test_refuses_nothing_twice_the_same_client_and_no_scaling():
+def test_refuses_nothing_twice_the_same_client_and_no_scaling() -> None:
     shared = start(torch.float32)
     fedex = FedEx(1.0)
     with pytest.raises(LichenError, match="no client contributed"):
@@ -153,12 +156,12 @@ def test_refuses_nothing_twice_the_same_client_and_no_scaling():
         fedex.close(fedex.add(fedex.zero(), sent), shared)
 
 
-def forms(total):
+def forms(total: Any) -> Any:
     return {layer: one.units_mn is not None for layer, one in total.layers.items()}
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [5.0, 1.0, 2.0], [100.0, 3.0, 0.5, 17.0], [1.0] * 30])
-def test_both_forms_tell_the_same(weights, monkeypatch):
+def test_both_forms_tell_the_same(weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = start(torch.float64)
     shared = {n: x + 0.1 if n.endswith("lora_B") else x for n, x in shared.items()}
     sent, fedex = answers(shared, weights, 5), FedEx(1.3)
@@ -177,7 +180,7 @@ def test_both_forms_tell_the_same(weights, monkeypatch):
 
 
 @pytest.mark.parametrize("clients", [1, 2, 3, 6, 12])
-def test_the_form_and_its_bytes_follow_from_the_set_of_clients(clients):
+def test_the_form_and_its_bytes_follow_from_the_set_of_clients(clients: int) -> None:
     shared = start(torch.float32, layers={"early": (9, 40, 2), "late": (24, 24, 1)})
     fedit, sent = FedIT(), answers(shared, [1.0 + k for k in range(clients)], 6)
     whole = fedit.add(fedit.zero(), sent)
@@ -194,7 +197,7 @@ def test_the_form_and_its_bytes_follow_from_the_set_of_clients(clients):
     assert forms(whole) == {"early": clients * 4 * 98 >= 8 * 360, "late": clients * 4 * 48 >= 8 * 576}
 
 
-def test_memory_does_not_grow_with_the_clients():
+def test_memory_does_not_grow_with_the_clients() -> None:
     shared = start(torch.float32)
     fedex, total, sizes = FedEx(1.0), FedEx(1.0).zero(), []
     for block in range(6):
@@ -208,7 +211,7 @@ def test_memory_does_not_grow_with_the_clients():
     assert fedex.close(total, shared)[1]["clients"] == 240
 
 
-def test_a_product_that_is_too_large_is_refused_and_named():
+def test_a_product_that_is_too_large_is_refused_and_named() -> None:
     shared = start(torch.float32, layers={"early": (9, 40, 2)})
     fedit, sent = FedIT(), answers(shared, [1.0] * 40, 0, scale=3000.0)
     with pytest.raises(LichenError, match=r"early.*64-bit range"):

@@ -3,25 +3,32 @@
 Legend: m rows, n columns, r rank.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lichen.core.errors import LichenError
+from lichen.core.message import Message
+from lichen.core.tree import Tree
 from lichen.server.lowrank.lowrank import FedIT
 from lichen.server.lowrank.redistribute import FlexLoRA, FLoRIST, fewest
 from lichen.server.optimize import ServerSGD
 from support.dense_adapters import EQUAL, LAYERS, UNEQUAL, Client, answers, close, error, held, mean_product, start
 
 
-def step(aggregator, messages, shared):
+def step(aggregator: Any, messages: Sequence[Message], shared: Tree) -> Any:
     change, metrics = close(aggregator, messages, shared)
     return ServerSGD().update(change, {}, shared)[0], metrics
 
 
 @pytest.mark.parametrize("clients", [EQUAL, UNEQUAL, UNEQUAL[1:], UNEQUAL * 8])
-def test_truncation_is_the_best_of_its_rank(clients):
+def test_truncation_is_the_best_of_its_rank(clients: int) -> None:
     shared = start(torch.float64)
     messages = answers(shared, clients)
     new, metrics = step(FlexLoRA(), messages, shared)
@@ -46,7 +53,7 @@ def test_truncation_is_the_best_of_its_rank(clients):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("b", [0.0, 0.05])
-def test_exact_where_the_rank_is_enough(dtype, tolerance, b):
+def test_exact_where_the_rank_is_enough(dtype: torch.dtype, tolerance: float, b: Any) -> None:
     shared = start(dtype, layers={"low": (9, 40, 8), "large": (60, 90, 8)}, b=b)
     # A first round at a low rate: A is far larger than what becomes of it.
     messages = answers(shared, [Client(1.0, 4), Client(3.0, 2), Client(0.5, 2)], scale=1e-3)
@@ -56,7 +63,7 @@ def test_exact_where_the_rank_is_enough(dtype, tolerance, b):
     assert metrics["lost"] < tolerance
 
 
-def test_a_client_of_lower_rank_finds_the_best_of_that_rank_in_front():
+def test_a_client_of_lower_rank_finds_the_best_of_that_rank_in_front() -> None:
     shared = start(torch.float64)
     messages = answers(shared, EQUAL)
     new, _ = step(FlexLoRA(), messages, shared)
@@ -66,7 +73,7 @@ def test_a_client_of_lower_rank_finds_the_best_of_that_rank_in_front():
 
 
 @pytest.mark.parametrize("energy", [0.3, 0.8, 1.0])
-def test_the_fewest_directions_with_the_energy_and_fresh_rows_for_the_rest(energy):
+def test_the_fewest_directions_with_the_energy_and_fresh_rows_for_the_rest(energy: Any) -> None:
     shared = start(torch.float64)
     messages = answers(shared, UNEQUAL)
     new, metrics = step(FLoRIST(energy), messages, shared)
@@ -85,7 +92,7 @@ def test_the_fewest_directions_with_the_energy_and_fresh_rows_for_the_rest(energ
     assert min(ranks) < 4 or energy == 1.0
 
 
-def test_directions_that_carry_nothing_can_still_learn():
+def test_directions_that_carry_nothing_can_still_learn() -> None:
     shared = start(torch.float32, b=0.0)
     new, metrics = step(FlexLoRA(), answers(shared, [Client(1.0, 2), Client(4.0, 1)]), shared)
     assert metrics["rank"] == 3
@@ -99,7 +106,7 @@ def test_directions_that_carry_nothing_can_still_learn():
     energy=st.floats(0.01, 1.0),
 )
 @settings(max_examples=60, deadline=None)
-def test_fewest_is_enough_and_one_less_is_not(values, energy):
+def test_fewest_is_enough_and_one_less_is_not(values: Any, energy: Any) -> None:
     sigma = torch.tensor(sorted(values, reverse=True), dtype=torch.float64)
     keep, square = fewest(sigma, energy), sigma.square()
     total = float(square.sum())
@@ -109,7 +116,7 @@ def test_fewest_is_enough_and_one_less_is_not(values, energy):
 
 
 @pytest.mark.parametrize("halves", ["A", "B"])
-def test_one_half_that_was_sent_is_enough(halves):
+def test_one_half_that_was_sent_is_enough(halves: Any) -> None:
     shared = start(torch.float64)
     messages = answers(shared, UNEQUAL, halves=halves)
     new, metrics = step(FlexLoRA(), messages, shared)
@@ -118,7 +125,7 @@ def test_one_half_that_was_sent_is_enough(halves):
     assert metrics["deviation"] < 1e-7
 
 
-def test_refuses_an_energy_out_of_range():
+def test_refuses_an_energy_out_of_range() -> None:
     for energy in (0.0, 1.5):
         with pytest.raises(LichenError, match="energy"):
             FLoRIST(energy)

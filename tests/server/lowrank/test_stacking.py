@@ -3,6 +3,8 @@
 Legend: m rows, n columns, r rank.
 """
 
+from __future__ import annotations
+
 import pytest
 import torch
 
@@ -27,7 +29,7 @@ from support.dense_adapters import (
 
 @pytest.mark.parametrize("clients", [EQUAL, UNEQUAL, UNEQUAL * 8, [Client(2.0)]])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
-def test_the_mean_model_round_after_round(clients, dtype, tolerance):
+def test_the_mean_model_round_after_round(clients: int, dtype: torch.dtype, tolerance: float) -> None:
     scaling, shared = 1.7, start(dtype)
     forms = set()
     for t in range(3):
@@ -46,7 +48,7 @@ def test_the_mean_model_round_after_round(clients, dtype, tolerance):
     assert "dense" in forms
 
 
-def test_the_patch_has_no_more_directions_than_the_clients():
+def test_the_patch_has_no_more_directions_than_the_clients() -> None:
     shared = start(torch.float64, layers={"large": (60, 90, 4)})
     change, metrics = close(FLoRA(1.0), answers(shared, [Client(1.0, 4), Client(2.0, 1), Client(1.0, 2)]), shared)
     assert change["patch.large.left"].shape == (60, 7)
@@ -54,7 +56,7 @@ def test_the_patch_has_no_more_directions_than_the_clients():
     assert metrics["rank"] == 7
 
 
-def test_the_new_half_is_drawn_as_adapters_start_and_anew_each_version():
+def test_the_new_half_is_drawn_as_adapters_start_and_anew_each_version() -> None:
     shared = start(torch.float64)
     messages = answers(shared, EQUAL)
     change, metrics = close(FLoRA(1.0), messages, shared)
@@ -70,13 +72,13 @@ def test_the_new_half_is_drawn_as_adapters_start_and_anew_each_version():
     assert metrics["deviation"] == pytest.approx(close(FedIT(), messages, shared)[1]["deviation"], rel=1e-6)
 
 
-def test_nothing_trained_leaves_no_patch():
+def test_nothing_trained_leaves_no_patch() -> None:
     shared = {n: x * 0 if n.endswith("lora_B") else x for n, x in start(torch.float32).items()}
     change, metrics = close(FLoRA(1.0), answers(shared, EQUAL, scale=0.0), shared)
     assert not any(name.startswith("patch.") for name in change)
     assert metrics["deviation"] == metrics["rank"] == 0.0
 
 
-def test_refuses_no_scaling():
+def test_refuses_no_scaling() -> None:
     with pytest.raises(LichenError, match="scaling"):
         FLoRA(0.0)

@@ -3,19 +3,23 @@
 Legend: m rows, n columns, r rank.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, pack_job, unpack_job
-from lichen.core.tree import digest, nbytes
+from lichen.core.tree import Tree, digest, nbytes
 from lichen.server.lowrank.submodel import Capacity
 from support.dense_adapters import held, patch
 
 SCALING = 2.0
 
 
-def start(patches=()):
+def start(patches: Any = ()) -> Any:
     g = torch.Generator().manual_seed(0)
     shared = {"score.weight": torch.randn(3, 7, generator=g)}
     for block in (2, 9, 10):
@@ -32,18 +36,18 @@ def start(patches=()):
     return shared
 
 
-def layers(shared):
+def layers(shared: Tree) -> Any:
     return {name.removesuffix(".lora_A") for name in shared if name.endswith(".lora_A")}
 
 
-def cut(shared, rank, last):
+def cut(shared: Tree, rank: int, last: Any) -> Any:
     capacity = Capacity((rank,), last_N=(last,), scaling=SCALING)
     return capacity.cut(shared, capacity.key(0))
 
 
 @pytest.mark.parametrize("patches", [(), ("factored",), ("dense",)])
 @pytest.mark.parametrize("last", [1, 2])
-def test_the_blocks_left_alone_are_the_same_function(patches, last):
+def test_the_blocks_left_alone_are_the_same_function(patches: Any, last: Any) -> None:
     shared = start(patches)
     before = digest(shared)
     out = cut(shared, 4, last)
@@ -62,14 +66,14 @@ def test_the_blocks_left_alone_are_the_same_function(patches, last):
     assert digest(shared) == before
 
 
-def dense(shared, layer):
+def dense(shared: Tree, layer: str) -> Any:
     if f"patch.{layer}.dense" in shared:
         return shared[f"patch.{layer}.dense"].double()
     return shared[f"patch.{layer}.left"].double() @ shared[f"patch.{layer}.right"].double()
 
 
 @pytest.mark.parametrize("rank", [1, 3, 4, 9])
-def test_the_first_directions(rank):
+def test_the_first_directions(rank: int) -> None:
     shared = start()
     out = cut(shared, rank, None)
     assert out.keys() == shared.keys()
@@ -79,26 +83,26 @@ def test_the_first_directions(rank):
     assert nbytes(out) < nbytes(shared) or rank >= 4
 
 
-def test_an_adapter_that_does_nothing_costs_nothing():
+def test_an_adapter_that_does_nothing_costs_nothing() -> None:
     shared = {n: x * 0 if n.endswith("lora_B") else x for n, x in start().items()}
     out = cut(shared, 4, 1)
     assert not any(name.startswith("patch.") for name in out)
     assert layers(out) == {"model.layers.10.q_proj", "model.layers.10.down", "pooler"}
 
 
-def test_a_cut_job_crosses_as_bytes():
+def test_a_cut_job_crosses_as_bytes() -> None:
     job = Job(work="train", shared=cut(start(("factored",)), 2, 1), version=0, clients=(0,), seed=1)
     assert digest(unpack_job(pack_job(job)).shared) == digest(job.shared)
 
 
-def test_equal_clients_have_equal_keys():
+def test_equal_clients_have_equal_keys() -> None:
     capacity = Capacity((4, 2, 4, 2), last_N=(None, 1, None, 2), scaling=1.0)
     keys = [capacity.key(client) for client in range(4)]
     assert keys[0] == keys[2]
     assert len(set(keys)) == 3
 
 
-def test_refuses_what_cannot_be():
+def test_refuses_what_cannot_be() -> None:
     with pytest.raises(LichenError, match="2 ranks"):
         Capacity((1, 2), last_N=(None,), scaling=1.0)
     for rank, last in ((0, None), (1, 0)):

@@ -3,7 +3,10 @@
 Legend: C clients.
 """
 
+from __future__ import annotations
+
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -12,17 +15,18 @@ from hypothesis import strategies as st
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
+from lichen.core.tree import Tree
 from lichen.server.sums import kernels
 from lichen.server.sums.fixed_point import FixedSum, add, load, merge, read
 
 
-def message(tensors, first=0, group="g"):
+def message(tensors: Tree, first: int = 0, group: str = "g") -> Any:
     C = len(next(iter(tensors.values())))
     ids = torch.arange(first, first + C)
     return Message(group=group, client_C=ids, version_C=ids * 0, tensors=tensors, weight_C=torch.ones(C).double())
 
 
-def fold(values, weights, order, **more):
+def fold(values: Any, weights: Any, order: Any, **more: Any) -> Any:
     total = FixedSum(**more)
     for k in order:
         x = torch.tensor([values[k]], dtype=torch.float64)
@@ -30,7 +34,7 @@ def fold(values, weights, order, **more):
     return total
 
 
-def slow(tensors, weights, scale=40):
+def slow(tensors: Tree, weights: Any, scale: int = 40) -> Any:
     """One number at a time."""
     out = []
     for name in sorted(tensors):
@@ -44,7 +48,7 @@ def slow(tensors, weights, scale=40):
     seed=st.integers(0, 2**20),
 )
 @settings(max_examples=80, deadline=None)
-def test_any_order_gives_the_same_bytes_near_the_true_sum(data, seed):
+def test_any_order_gives_the_same_bytes_near_the_true_sum(data: Any, seed: int) -> None:
     values, weights = [x for x, _ in data], [w / 2**30 for _, w in data]
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
     straight, shuffled = fold(values, weights, range(len(data))), fold(values, weights, order)
@@ -72,7 +76,9 @@ shapes = st.sampled_from([(), (3,), (2, 4), (5, 1, 2), (0,), (1, 17)])
     seed=st.integers(0, 2**20),
 )
 @settings(max_examples=120, deadline=None)
-def test_equals_the_plain_formula_however_it_is_cut(kinds, clients, cached, abreast, power, seed):
+def test_equals_the_plain_formula_however_it_is_cut(
+    kinds: Any, clients: int, cached: Any, abreast: Any, power: Any, seed: int
+) -> None:
     """Small buffers cut tensors and join them; large values leave the range where float64 sums are exact."""
     g = torch.Generator().manual_seed(seed)
     tensors = {
@@ -96,14 +102,14 @@ def test_equals_the_plain_formula_however_it_is_cut(kinds, clients, cached, abre
         assert {n: x.shape for n, x in read(total).items()} == {n: x.shape[1:] for n, x in tensors.items()}
 
 
-def test_sums_past_the_exact_range_of_float64_keep_every_bit():
+def test_sums_past_the_exact_range_of_float64_keep_every_bit() -> None:
     values = [2.0**21 + 2.0**-31, 2.0**-40, 2.0**-40]
     assert fold(values, [1.0] * 3, [0, 1, 2]).units_N.tolist() == [2**61 + 2**9 + 2]
     together = add(FixedSum(), message({"x": torch.tensor(values, dtype=torch.float64)}), torch.ones(3).double())
     assert together.units_N.tolist() == [2**61 + 2**9 + 2]
 
 
-def test_floats_depend_on_order_and_these_sums_do_not():
+def test_floats_depend_on_order_and_these_sums_do_not() -> None:
     values, weights = [0.1, 0.7, -0.3, 1e3, -1e3], [1.0] * 5
     orders = [[0, 1, 2, 3, 4], [3, 0, 1, 4, 2], [4, 3, 2, 1, 0]]
     assert len({sum(values[k] for k in order) for order in orders}) > 1
@@ -111,7 +117,7 @@ def test_floats_depend_on_order_and_these_sums_do_not():
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
-def test_overflow_is_refused_in_any_order_even_where_signs_would_cancel(order):
+def test_overflow_is_refused_in_any_order_even_where_signs_would_cancel(order: Any) -> None:
     room = 2.0**22
     assert float(read(fold([room, -room / 2, room / 4], [1.0] * 3, order))["x"]) == room * 0.75
     with pytest.raises(LichenError, match=r"tensor 'x'.*64-bit range"):
@@ -123,7 +129,7 @@ def test_overflow_is_refused_in_any_order_even_where_signs_would_cancel(order):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_refuses_values_that_are_not_finite_but_does_not_look_at_weight_zero(bad):
+def test_refuses_values_that_are_not_finite_but_does_not_look_at_weight_zero(bad: Any) -> None:
     with pytest.raises(LichenError, match="'x' is not finite") as told:
         fold([1.0, bad], [1.0, 1.0], [0, 1])
     assert told.value.where == "message of client 1"
@@ -141,7 +147,7 @@ def test_refuses_values_that_are_not_finite_but_does_not_look_at_weight_zero(bad
         fold([1.0], [bad], [0])
 
 
-def test_refuses_sums_of_other_scale_group_names_or_shapes():
+def test_refuses_sums_of_other_scale_group_names_or_shapes() -> None:
     one = fold([1.0], [1.0], [0])
     with pytest.raises(LichenError, match="scales"):
         merge(one, fold([1.0], [1.0], [0], scale=30))

@@ -3,6 +3,10 @@
 Legend: m rows, n columns, r rank.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +15,7 @@ from hypothesis import strategies as st
 from lichen.server.sums.kernels import ROOM, add_products
 
 
-def made(m, n, ranks, seed, dtype=torch.float32):
+def made(m: Any, n: Any, ranks: Any, seed: int, dtype: torch.dtype = torch.float32) -> Any:
     g = torch.Generator().manual_seed(seed)
     return [(torch.randn(m, r, generator=g).to(dtype), torch.randn(r, n, generator=g).to(dtype)) for r in ranks]
 
@@ -25,7 +29,9 @@ def made(m, n, ranks, seed, dtype=torch.float32):
     cached=st.sampled_from([1, 64, 2**16]),
 )
 @settings(max_examples=60, deadline=None)
-def test_equals_the_plain_formula_past_the_exact_range_too(m, n, ranks, power, seed, cached):
+def test_equals_the_plain_formula_past_the_exact_range_too(
+    m: Any, n: Any, ranks: Any, power: Any, seed: int, cached: Any
+) -> None:
     pairs, factors = made(m, n, ranks, seed), [1.5 * 2.0**power * (k + 1) / 16 for k in range(len(ranks))]
     plain = torch.zeros(m, n, dtype=torch.int64)
     tops = 0
@@ -49,7 +55,7 @@ def test_equals_the_plain_formula_past_the_exact_range_too(m, n, ranks, power, s
 
 @pytest.mark.parametrize(("m", "n", "r"), [(9, 40, 2), (576, 192, 8), (130, 700, 16), (3, 5, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bits_do_not_depend_on_company_place_or_threads(m, n, r, dtype):
+def test_bits_do_not_depend_on_company_place_or_threads(m: Any, n: Any, r: Any, dtype: torch.dtype) -> None:
     pairs, factors = made(m, n, [r] * 6, 1, dtype), [2.0**40 * (1 + k / 7) for k in range(6)]
     whole, _ = add_products(None, pairs, factors)
     parts = torch.zeros(m, n, dtype=torch.int64)
@@ -66,7 +72,7 @@ def test_bits_do_not_depend_on_company_place_or_threads(m, n, r, dtype):
         torch.set_num_threads(threads)
 
 
-def test_what_is_not_finite_or_too_large_leaves_no_room():
+def test_what_is_not_finite_or_too_large_leaves_no_room() -> None:
     (B, A), *_ = made(4, 4, [2], 0)
     for broken in (torch.inf, torch.nan, 1e30):
         assert add_products(None, [(B * broken, A)], [1.0])[1] >= ROOM
