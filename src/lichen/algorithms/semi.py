@@ -47,47 +47,47 @@ class AllowEmpty:
     A total is ``(the aggregator's, messages with a weight)``.
 
     Args:
-        aggregator: Any.
+        inner: Any.
     """
 
-    aggregator: Aggregator
+    inner: Aggregator
 
     @property
     def linear(self) -> bool:
         """The aggregator's."""
-        return self.aggregator.linear
+        return self.inner.linear
 
     @property
     def keeps(self) -> bool:
         """The aggregator's."""
-        return self.aggregator.keeps
+        return self.inner.keeps
 
     def zero(self) -> Any:
         """Nothing folded in."""
-        return self.aggregator.zero(), 0
+        return self.inner.zero(), 0
 
     def add(self, total: Any, message: Message, discount: float = 1.0) -> Any:
         """Fold a message in."""
-        return self.aggregator.add(total[0], message, discount), total[1] + int((message.weight_C > 0).sum())
+        return self.inner.add(total[0], message, discount), total[1] + int((message.weight_C > 0).sum())
 
     def merge(self, a: Any, b: Any) -> Any:
         """Both together."""
-        return self.aggregator.merge(a[0], b[0]), a[1] + b[1]
+        return self.inner.merge(a[0], b[0]), a[1] + b[1]
 
     def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """The aggregator's change, or zeros with the metrics ``clients`` and ``weight`` at 0."""
         if total[1]:
-            return self.aggregator.close(total[0], shared)
+            return self.inner.close(total[0], shared)
         return trees.zeros_like(split_shared(shared)[0]), {"clients": 0.0, "weight": 0.0}
 
     def dump(self, total: Any) -> tuple[Tree, dict[str, Any]]:
         """``(tensors, header)`` that stand for a total."""
-        tensors, header = self.aggregator.dump(total[0])
+        tensors, header = self.inner.dump(total[0])
         return tensors, {"inner": header, "seen": total[1]}
 
     def load(self, tensors: Tree, header: Mapping[str, Any]) -> Any:
         """Undo :meth:`dump`."""
-        return self.aggregator.load(tensors, header["inner"]), int(header["seen"])
+        return self.inner.load(tensors, header["inner"]), int(header["seen"])
 
 
 @final

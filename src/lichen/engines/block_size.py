@@ -130,8 +130,8 @@ def need_of(job: Job, client_task: ClientTask) -> Need:
 
 def _within(work: object) -> object:
     """The work that steps, inside those that only wrap it."""
-    while hasattr(work, "work"):
-        work = work.work
+    while hasattr(work, "inner"):
+        work = work.inner
     return work
 
 

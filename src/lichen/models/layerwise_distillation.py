@@ -230,7 +230,7 @@ class Layerwise:
     """
 
     def __init__(self, student: Open, teacher: EncoderStates, layers: Layers, *, words_V: Tensor | None = None) -> None:
-        self.student, self.teacher, self.layers, self.words_V = student, teacher, layers, words_V
+        self.inner, self.teacher, self.layers, self.words_V = student, teacher, layers, words_V
         self.name, self.base, self.reference = f"{student.name}+layers", teacher.base, student.reference
         self.classes = student.classes
         one_11 = torch.zeros(1, 1, dtype=torch.int64)
@@ -255,7 +255,7 @@ class Layerwise:
 
     def init(self, seed: int) -> Tree:
         """The student's start, and projections uniform in ±1/sqrt(E)."""
-        return {**self.student.init(seed), **self.projections(seed)}
+        return {**self.inner.init(seed), **self.projections(seed)}
 
     def projections(self, seed: int) -> Tree:
         """``project.<layer>.weight`` for every hidden pair."""
@@ -284,7 +284,7 @@ class Layerwise:
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """``logits_CBK`` of rows in the teacher's tokens."""
         params_C = {name: x for name, x in trainable_C.items() if not name.startswith(PROJECT)}
-        return self.student.logits(params_C, fixed, {**batch, "input_ids_CBT": self._words(batch["input_ids_CBT"])})
+        return self.inner.logits(params_C, fixed, {**batch, "input_ids_CBT": self._words(batch["input_ids_CBT"])})
 
     def _words(self, ids: Tensor) -> Tensor:
         return ids if self.words_V is None else self.words_V.to(ids.device)[ids]
@@ -293,10 +293,10 @@ class Layerwise:
         ids_CBT, mask_CBT = batch["input_ids_CBT"], batch["attention_mask_CBT"]
         inputs = (self._words(ids_CBT), mask_CBT)
         if ids_CBT.shape[0] == 1:  # no vmap: its kernels would be others
-            alone = self.student.states({n: x[0] for n, x in params_C.items()}, *(x[0] for x in inputs))
+            alone = self.inner.states({n: x[0] for n, x in params_C.items()}, *(x[0] for x in inputs))
             student = {name: x[None] for name, x in alone.items()}
         else:
-            student = torch.func.vmap(self.student.states)(params_C, *inputs)
+            student = torch.func.vmap(self.inner.states)(params_C, *inputs)
         flat = self.teacher(ids_CBT.flatten(0, 1), mask_CBT.flatten(0, 1), sorted(self._wanted))
         teacher = {name: torch.unflatten(x, 0, tuple(ids_CBT.shape[:2])) for name, x in flat.items()}
         terms_CB = torch.zeros((), device=ids_CBT.device)

@@ -58,12 +58,12 @@ class Compressed:
     Other tensors go as they are. A client's randomness is ``derive(job.seed, client, "wire")``.
 
     Args:
-        work: What is done.
+        inner: What is done.
         chain: How its tensors are coded.
         error_feedback: Remember what the code loses.
     """
 
-    work: ClientWork
+    inner: ClientWork
     chain: Chain
     _: KW_ONLY
     error_feedback: bool = True
@@ -72,16 +72,16 @@ class Compressed:
         """The wrapped work's beginning; it does not see the memory."""
         lost_C, own = trees.split(own_C or {}, "wire/")
         return CompressedState(
-            inner=self.work.init(job, clients, own or None), job=job, clients=tuple(clients), lost_C=lost_C
+            inner=self.inner.init(job, clients, own or None), job=job, clients=tuple(clients), lost_C=lost_C
         )
 
     def step(self, state: CompressedState, batch: Batch) -> CompressedState:
         """The wrapped work's step."""
-        return replace(state, inner=self.work.step(state.inner, batch))
+        return replace(state, inner=self.inner.step(state.inner, batch))
 
     def final(self, state: CompressedState) -> tuple[Message, Tree | None]:
         """The wrapped work's message, coded; and its private state, with the memory where there is one."""
-        message, own_C = self.work.final(state.inner)
+        message, own_C = self.inner.final(state.inner)
         real_C = {name: x for name, x in message.tensors.items() if x.is_floating_point()}
         if not real_C:
             return message, _with(own_C, state.lost_C)

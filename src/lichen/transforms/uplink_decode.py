@@ -27,13 +27,13 @@ class Decoded:
     """Any aggregator, for messages of :class:`lichen.transforms.uplink.Compressed`.
 
     Args:
-        aggregator: What sums.
+        inner: What sums.
         chain: What the clients code with.
         layouts: All that clients may send: one where every client sends the same tensors in every
             round, more where rounds take turns or clients differ in rank.
     """
 
-    aggregator: Aggregator
+    inner: Aggregator
     chain: Chain
     layouts: tuple[Layout, ...]
     linear = False
@@ -41,11 +41,11 @@ class Decoded:
     @property
     def keeps(self) -> bool:
         """As the wrapped one."""
-        return self.aggregator.keeps
+        return self.inner.keeps
 
     def zero(self) -> Any:
         """Nothing folded in."""
-        return self.aggregator.zero()
+        return self.inner.zero()
 
     def add(self, total: Any, message: Message, discount: float = 1.0) -> Any:
         """Fold every client of the message in, decoded.
@@ -54,7 +54,7 @@ class Decoded:
             LichenError: if a coded row has a layout that is none of ``layouts``, or not its length; and
                 what the wrapped aggregator refuses.
         """
-        return self.aggregator.add(total, self.decode(message), discount)
+        return self.inner.add(total, self.decode(message), discount)
 
     def decode(self, message: Message) -> Message:
         """The message as it was before it was coded, as far as the code goes."""
@@ -75,16 +75,16 @@ class Decoded:
 
     def merge(self, a: Any, b: Any) -> Any:
         """Both together."""
-        return self.aggregator.merge(a, b)
+        return self.inner.merge(a, b)
 
     def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)`` of the wrapped one."""
-        return self.aggregator.close(total, shared)
+        return self.inner.close(total, shared)
 
     def dump(self, total: Any) -> tuple[Tree, dict[str, Any]]:
         """``(tensors, header)`` of a total."""
-        return self.aggregator.dump(total)
+        return self.inner.dump(total)
 
     def load(self, tensors: Tree, header: Mapping[str, Any]) -> Any:
         """Undo :meth:`dump`."""
-        return self.aggregator.load(tensors, header)
+        return self.inner.load(tensors, header)

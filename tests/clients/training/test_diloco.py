@@ -407,4 +407,4 @@ def test_refuses_personal_training_and_state_of_another_model() -> None:
     with pytest.raises(LichenError, match="private state"):
         work.init(job(shared, [0], version=1), [0], wider)
     with pytest.raises(LichenError, match="private state"):
-        replace(work, train=Train(Deep(), optimizer=SGD)).init(job(shared, [0], version=1), [0], own)
+        replace(work, inner=Train(Deep(), optimizer=SGD)).init(job(shared, [0], version=1), [0], own)

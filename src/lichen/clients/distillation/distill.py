@@ -50,7 +50,7 @@ class Distill:
     """Training with a teacher at hand, as a client work.
 
     Args:
-        train: How it is trained (:class:`Train`, or what goes around it); its model may have more tensors than the
+        inner: How it is trained (:class:`Train`, or what goes around it); its model may have more tensors than the
             job brings.
         answers: ``answers.*`` that this node holds; those of the job, of the same names, come first.
         helpers: Where those further tensors begin; they are trained along and never sent.
@@ -59,7 +59,7 @@ class Distill:
         LichenError: if the answers have other names, or helpers would have to outlive a job.
     """
 
-    train: ClientWork
+    inner: ClientWork
     _: KW_ONLY
     answers: Tree = field(default_factory=dict)
     helpers: Tree = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Distill:
         for name in self.answers:
             if not name.startswith("answers."):
                 raise LichenError(f"{name!r} is no answer", where="distill.answers", fix="call it answers.prob")
-        if self.helpers and getattr(self.train, "personal", False):
+        if self.helpers and getattr(self.inner, "personal", False):
             raise LichenError(
                 "helpers are left behind after every job, personal training keeps all",
                 where="distill.helpers",
@@ -81,15 +81,15 @@ class Distill:
         if job.shared:
             device = next(iter(job.shared.values())).device
             beside = {name: x.to(device) for name, x in beside.items()}
-        return self.train.init(replace(job, shared={**beside, **job.shared}), clients, own_C)
+        return self.inner.init(replace(job, shared={**beside, **job.shared}), clients, own_C)
 
     def step(self, state: Any, batch: Batch) -> Any:
         """One optimizer step."""
-        return self.train.step(state, batch)
+        return self.inner.step(state, batch)
 
     def final(self, state: Any) -> tuple[Message, Tree | None]:
         """The message of :class:`Train`, without the helpers."""
-        message, own_C = self.train.final(state)
+        message, own_C = self.inner.final(state)
         sent = {name: x for name, x in message.tensors.items() if name not in self.helpers}
         return replace(message, tensors=sent), own_C
 

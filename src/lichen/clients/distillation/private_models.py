@@ -42,11 +42,11 @@ class LocalInit:
     """A work whose clients make the first shared tensors themselves; a job brings what is new.
 
     Args:
-        work: What is done.
+        inner: What is done.
         start: Tensors that stand in a job that lacks them, such as ``model.init(seed)``.
     """
 
-    work: ClientWork
+    inner: ClientWork
     _: KW_ONLY
     start: Tree
 
@@ -54,15 +54,15 @@ class LocalInit:
         """The work's state, as if the job had brought ``start`` too."""
         near = next(iter((*job.shared.values(), *(own_C or {}).values())), None)
         start = self.start if near is None else {name: x.to(near.device) for name, x in self.start.items()}
-        return self.work.init(replace(job, shared={**start, **job.shared}), clients, own_C)
+        return self.inner.init(replace(job, shared={**start, **job.shared}), clients, own_C)
 
     def step(self, state: Any, batch: Batch) -> Any:
         """The work's."""
-        return self.work.step(state, batch)
+        return self.inner.step(state, batch)
 
     def final(self, state: Any) -> tuple[Message, Tree | None]:
         """The work's."""
-        return self.work.final(state)
+        return self.inner.final(state)
 
 
 @final

@@ -137,7 +137,7 @@ class Selective:
     A row that loses its answer teaches nothing, unless it has a label. Clients judge anew in every job.
 
     Args:
-        train: The training.
+        inner: The training.
         judge: The clients' labelled rows to judge by, ``answer_CB`` pointing into ``teacher_label_M``: for example
             an :class:`lichen.data.batches.shards.EvalSource` over their validation rows.
         teacher_label_M: The class the teacher names for each of those rows, -1 for none (:func:`predicted_labels`).
@@ -147,14 +147,14 @@ class Selective:
         LichenError: if the model is no classifier, or m is not positive.
     """
 
-    train: Train
+    inner: Train
     _: KW_ONLY
     judge: Source
     teacher_label_M: Tensor
     prior: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.train.model.classes is None:
+        if self.inner.model.classes is None:
             raise LichenError("a language model names no classes", where="selective", fix="use it with classifiers")
         if not 0 < self.prior < math.inf:
             raise LichenError(
@@ -167,9 +167,9 @@ class Selective:
         Raises:
             LichenError: if a row to judge by has no place for an answer, or as :class:`Train` does.
         """
-        inner = self.train.init(job, clients, own_C)
+        inner = self.inner.init(job, clients, own_C)
         params_C = {**inner.begin_C, **inner.frozen_C}
-        zero_CK = torch.zeros(len(clients), self.train.model.classes or 0, dtype=torch.float64)
+        zero_CK = torch.zeros(len(clients), self.inner.model.classes or 0, dtype=torch.float64)
         counts = dict.fromkeys(("rows", "teacher", "own"), zero_CK.to(next(iter(params_C.values())).device))
         # One client after the other: these rows are few, and their shapes need not match.
         for c, client in enumerate(clients):
@@ -181,7 +181,7 @@ class Selective:
                         where="selective.judge",
                         fix="let their shard's answer point into said_M",
                     )
-                more = compare(self.train.model, alone_C, inner.fixed, self.teacher_label_M, batch)
+                more = compare(self.inner.model, alone_C, inner.fixed, self.teacher_label_M, batch)
                 at = torch.tensor([c], device=more["rows"].device)
                 counts = {name: x.index_add(0, at, more[name]) for name, x in counts.items()}
         return SelectiveState(
@@ -199,10 +199,10 @@ class Selective:
             predicted_label_CB = torch.where(answer_CB >= 0, state.predicted_label_N[answer_CB.clamp(min=0)], -1)
             accepted_CB = state.trust_CK.gather(1, predicted_label_CB.clamp(min=0)) & (predicted_label_CB >= 0)
             batch = {**batch, "answer_CB": torch.where(accepted_CB, answer_CB, -1)}
-        return replace(state, inner=self.train.step(state.inner, batch))
+        return replace(state, inner=self.inner.step(state.inner, batch))
 
     def final(self, state: SelectiveState) -> tuple[Message, Tree | None]:
         """The message of the training; the private state gains ``trust/taken`` and the counts, ``(C, K)``."""
-        message, own_C = self.train.final(state.inner)
+        message, own_C = self.inner.final(state.inner)
         judged = {f"{OWN}{name}": x for name, x in state.counts.items()}
         return message, {**state.own_C, **(own_C or {}), **judged, f"{OWN}taken": state.trust_CK.to(torch.uint8)}

@@ -154,7 +154,7 @@ class Worker:
     one fragment; weigh them equally (``Mean("uniform")``) as the paper does.
 
     Args:
-        train: The inner training; not ``personal``.
+        inner: The inner training; not ``personal``.
         fragments: F; 1 sends everything in every round.
         drop: Probability in [0, 1) that a round's answer is lost, drawn from (round's seed, client).
             It then has weight 0 and zeros, and the metrics ``dropped`` and ``failed`` are 1, so that
@@ -166,14 +166,14 @@ class Worker:
         LichenError: if a value is out of range, or the training is personal.
     """
 
-    train: Train
+    inner: Train
     _: KW_ONLY
     fragments: int = 1
     drop: float = 0.0
     pace: Pace | None = None
 
     def __post_init__(self) -> None:
-        if self.train.personal:
+        if self.inner.personal:
             raise LichenError("a worker's training is shared", where="train.personal", fix="set personal to false")
         if self.fragments < 1:
             raise LichenError(f"{self.fragments} fragments", where="train.fragments", fix="use 1 or more")
@@ -190,7 +190,7 @@ class Worker:
         Raises:
             LichenError: if the private state does not fit, or there are fewer layers than fragments.
         """
-        state = self.train.init(job, clients, None)
+        state = self.inner.init(job, clients, None)
         optimizer, rest = trees.split(own_C or {}, "opt/")
         mine_C, kept = trees.split(rest, "params/")
         since_C = kept.pop(_SINCE, None)
@@ -213,11 +213,11 @@ class Worker:
         """One inner step of every active worker."""
         inner = state.train
         if self.pace is None:
-            return replace(state, train=self.train.step(inner, batch), done=state.done + 1)
+            return replace(state, train=self.inner.step(inner, batch), done=state.done + 1)
         settings = inner.job.settings
         factor = self.pace.at(inner.job.version, state.done) * settings.get("lr_scale", 1.0)
         paced = replace(inner, job=replace(inner.job, settings={**settings, "lr_scale": factor}))
-        moved = self.train.step(paced, batch)
+        moved = self.inner.step(paced, batch)
         return WorkerState(train=replace(moved, job=inner.job), done=state.done + 1)
 
     def final(self, state: WorkerState) -> tuple[Message, Tree | None]:
@@ -227,7 +227,7 @@ class Worker:
         had at the round's beginning.
         """
         inner = state.train
-        message, _ = self.train.final(inner)
+        message, _ = self.inner.final(inner)
         device = message.weight_C.device
         finite_C = message.metrics["failed"] == 0
         lost_C = (

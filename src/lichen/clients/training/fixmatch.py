@@ -104,7 +104,7 @@ class FixMatch:
     ``rows`` the private state has ``semi/table``, int32 ``(rows,)``.
 
     Args:
-        work: What is done with labelled rows.
+        inner: What is done with labelled rows.
         views: Makes weak and strong views.
         threshold: How likely a class must be.
         weight: λ of the unlabelled rows' loss.
@@ -118,7 +118,7 @@ class FixMatch:
         LichenError: if a value is out of range, or the model is no classifier.
     """
 
-    work: Train
+    inner: Train
     views: Views
     _: KW_ONLY
     threshold: float = 0.95
@@ -130,7 +130,7 @@ class FixMatch:
     warm: int = 0
 
     def __post_init__(self) -> None:
-        if self.work.model.classes is None:
+        if self.inner.model.classes is None:
             raise LichenError("a language model has no class to be sure of", where="semi", fix="use task: classify")
         if not 0 <= self.threshold <= 1:
             raise LichenError(f"{self.threshold} is no probability", where="semi.threshold", fix="use 0.8 to 0.95")
@@ -157,7 +157,7 @@ class FixMatch:
                 f"the table is of {table_CR.shape[1]} rows", where="private state", fix="start a new run folder"
             )
         return FixMatchState(
-            inner=self.work.init(job, clients, own or None),
+            inner=self.inner.init(job, clients, own or None),
             step=0,
             begin_CR=table_CR,
             table_CR=table_CR,
@@ -174,7 +174,7 @@ class FixMatch:
         free_CB = (batch["index_CB"] >= 0) & (batch["labels_CB"] < 0) & batch["active_C"].unsqueeze(1)
         some_C = free_CB.any(1)
         if not bool(some_C.any()) or state.inner.job.version < self.warm:
-            return replace(state, inner=self.work.step(state.inner, batch), step=state.step + 1)
+            return replace(state, inner=self.inner.step(state.inner, batch), step=state.step + 1)
         job, clients = state.inner.job, state.inner.clients
         weak, strong = (
             self.views.view(batch, kind, seed=job.seed, clients=clients, step=state.step) for kind in ("weak", "strong")
@@ -183,12 +183,12 @@ class FixMatch:
         limit_CB = torch.full_like(chance_CB, self.threshold)
         table_CR = state.table_CR
         if self.rows is not None:
-            limit_CK = thresholds_CK(table_CR, int(self.work.model.classes or 0), self.threshold)
+            limit_CK = thresholds_CK(table_CR, int(self.inner.model.classes or 0), self.threshold)
             limit_CB = limit_CK.gather(1, label_CB).to(chance_CB)
             table_CR = self._entered(table_CR, batch["index_CB"], free_CB, label_CB, chance_CB)
         sure_CB = free_CB & (chance_CB >= limit_CB)
         share_C = self.weight / free_CB.sum(1).clamp(min=1)
-        target_CBK = torch.nn.functional.one_hot(label_CB, int(self.work.model.classes or 0)).float()
+        target_CBK = torch.nn.functional.one_hot(label_CB, int(self.inner.model.classes or 0)).float()
         target_CBK = target_CBK * (sure_CB * share_C.unsqueeze(1)).unsqueeze(-1)
         labelled_CB = batch["labels_CB"] >= 0
         ready = {**batch, "target_CBK": target_CBK}
@@ -208,7 +208,7 @@ class FixMatch:
         seen = {"unlabelled": free_CB.sum(1), "pseudo": sure_CB.sum(1)}
         return replace(
             state,
-            inner=replace(self.work, model=TargetLoss(self.work.model)).step(state.inner, ready),
+            inner=replace(self.inner, model=TargetLoss(self.inner.model)).step(state.inner, ready),
             step=state.step + 1,
             table_CR=table_CR,
             sums={name: total + seen[name] for name, total in state.sums.items()},
@@ -218,7 +218,7 @@ class FixMatch:
         """``(chance_CB, label_CB)`` on the host: the likeliest class of each row, by model or teacher."""
         asked = inner.params_C if self.by == "now" else inner.begin_C
         with torch.no_grad():
-            logits_CBK = self.work.model.logits({**asked, **inner.frozen_C}, inner.fixed, weak)
+            logits_CBK = self.inner.model.logits({**asked, **inner.frozen_C}, inner.fixed, weak)
             pairs = [x_BK.float().softmax(-1).max(-1) for x_BK in logits_CBK]
         chance_CB, label_CB = (torch.stack(x).cpu() for x in zip(*pairs, strict=True))
         if inner.job.version < self.teacher_rounds and "answer_CB" in weak:
@@ -261,7 +261,7 @@ class FixMatch:
 
     def final(self, state: FixMatchState) -> tuple[Message, Tree | None]:
         """The wrapped work's message, with the metrics ``unlabelled`` and ``pseudo``; and its private state."""
-        message, own_C = self.work.final(state.inner)
+        message, own_C = self.inner.final(state.inner)
         message = replace(message, metrics={**message.metrics, **state.sums})
         if self.rows is None:
             return message, own_C

@@ -190,22 +190,22 @@ class ReplayedWork:
     """A work done on the tensors that a job's seed sums stand for, such as evaluation.
 
     Args:
-        work: What is done.
+        inner: What is done.
         replay: The run's.
     """
 
-    work: ClientWork
+    inner: ClientWork
     replay: KSeedReplay
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
         """The work's state on the model's tensors; raises as :meth:`KSeedReplay.tree`."""
         rest = {name: x for name, x in job.shared.items() if name != SUMS}
-        return self.work.init(replace(job, shared={**rest, **self.replay.tree(job.shared)}), clients, own_C)
+        return self.inner.init(replace(job, shared={**rest, **self.replay.tree(job.shared)}), clients, own_C)
 
     def step(self, state: Any, batch: Batch) -> Any:
         """The work's."""
-        return self.work.step(state, batch)
+        return self.inner.step(state, batch)
 
     def final(self, state: Any) -> tuple[Message, Tree | None]:
         """The work's."""
-        return self.work.final(state)
+        return self.inner.final(state)

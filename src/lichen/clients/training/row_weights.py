@@ -32,23 +32,23 @@ class ByRows:
     """Any work, its message weighed by the client's rows; a message of weight 0 keeps it.
 
     Args:
-        work: What is done.
+        inner: What is done.
         rows_N: Training rows of every client.
     """
 
-    work: ClientWork
+    inner: ClientWork
     rows_N: Sequence[int]
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
         """The work's."""
-        return self.work.init(job, clients, own_C)
+        return self.inner.init(job, clients, own_C)
 
     def step(self, state: Any, batch: Batch) -> Any:
         """The work's."""
-        return self.work.step(state, batch)
+        return self.inner.step(state, batch)
 
     def final(self, state: Any) -> tuple[Message, Tree | None]:
         """The work's message with n_k as its weight, and the work's private state."""
-        message, own_C = self.work.final(state)
+        message, own_C = self.inner.final(state)
         rows_C = torch.tensor([self.rows_N[c] for c in message.client_C.tolist()]).to(message.weight_C)
         return replace(message, weight_C=torch.where(message.weight_C > 0, rows_C, message.weight_C)), own_C

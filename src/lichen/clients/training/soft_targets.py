@@ -32,26 +32,26 @@ class TargetLoss:
         model: A classifier.
     """
 
-    __slots__ = ("base", "classes", "group", "model", "name", "reference")
+    __slots__ = ("base", "classes", "group", "inner", "name", "reference")
 
     def __init__(self, model: CohortModel) -> None:
-        self.model = model
+        self.inner = model
         self.name, self.base, self.group = model.name, model.base, model.group
         self.classes, self.reference = model.classes, model.reference
 
     def init(self, seed: int) -> Tree:
         """The model's."""
-        return self.model.init(seed)
+        return self.inner.init(seed)
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """The model's."""
-        return self.model.logits(trainable_C, fixed, batch)
+        return self.inner.logits(trainable_C, fixed, batch)
 
     def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
         """``(loss_C, count_C)``; rows with a target count as labelled, those made by mixing do not."""
         if "target_CBK" not in batch:
-            return self.model.loss(trainable_C, fixed, batch)
-        logits_CBK = self.model.logits(trainable_C, fixed, batch)
+            return self.inner.loss(trainable_C, fixed, batch)
+        logits_CBK = self.inner.logits(trainable_C, fixed, batch)
         on = to_device(batch, logits_CBK.device)
         loss_C, count_C = classify_losses_C(logits_CBK, fixed, on)
         own_CB = on["index_CB"] >= 0

@@ -103,19 +103,19 @@ class DistilledLM:
         LichenError: if the weight is negative or no number.
     """
 
-    __slots__ = ("_chunk", "base", "classes", "group", "lm", "model", "name", "reference", "rest")
+    __slots__ = ("_chunk", "base", "classes", "group", "inner", "lm", "name", "reference", "rest")
 
     def __init__(self, model: LogitsProvider, *, lm: float = 1.0, rest: bool = False, chunk: int = 1024) -> None:
         if not (math.isfinite(lm) and lm >= 0):
             raise LichenError(f"{lm} is out of range", where="listen.lm", fix="use a number >= 0")
-        self.model, self.lm, self.rest, self._chunk = model, lm, rest, chunk
+        self.inner, self.lm, self.rest, self._chunk = model, lm, rest, chunk
         self.name, self.base, self.group = model.name, model.base, model.group
         self.classes: int | None = None
         self.reference = model.reference
 
     def init(self, seed: int) -> Tree:
         """As the model it wraps."""
-        return self.model.init(seed)
+        return self.inner.init(seed)
 
     def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
         """``(loss_C, count_C)``: both parts summed, and the labelled places, or with ``lm`` 0 the answered ones.
@@ -127,7 +127,7 @@ class DistilledLM:
         if answers.keys() != {"index", "prob", "at"}:
             raise LichenError("the texts' answers did not come down", where="job", fix="run it through Listen")
         losses, counts = [], []
-        for c, places in enumerate(self.model.places(trainable_C, plain, batch)):
+        for c, places in enumerate(self.inner.places(trainable_C, plain, batch)):
             place_R = _answered(batch, c, answers).to(places.label_R.device)
             index_Rk, prob_Rk = _kept(answers, place_R, scaled=not self.rest)
             losses.append(self._loss(places, index_Rk, prob_Rk))

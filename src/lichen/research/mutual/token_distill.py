@@ -69,7 +69,7 @@ class DistillLogits:
     """Listening as a client work; serve it with a :class:`lichen.data.batches.shards.TrainSource` of the public texts.
 
     Args:
-        train: How it learns; its model is a :class:`lichen.models.tokens.token_targets.DistilledLM`. With ``personal``
+        inner: How it learns; its model is a :class:`lichen.models.tokens.token_targets.DistilledLM`. With ``personal``
             the clients' own tensors learn and no tensor leaves; else the difference goes up, as at a server.
         public: The texts, from :func:`lichen.research.mutual.token_logits.public_shard`, as this model's tokenizer
             has them.
@@ -78,14 +78,14 @@ class DistillLogits:
         LichenError: if the model does not hear, or tensors would stay at home or be pulled to the shared ones.
     """
 
-    train: Train
+    inner: Train
     _: KW_ONLY
     public: TextShard
 
     def __post_init__(self) -> None:
-        if not isinstance(self.train.model, DistilledLM):
+        if not isinstance(self.inner.model, DistilledLM):
             raise LichenError("the model hears no answers", where="listen.train", fix="wrap it in Taught")
-        if self.train.home or (self.train.personal and self.train.prox):
+        if self.inner.home or (self.inner.personal and self.inner.prox):
             raise LichenError(
                 "listening trains all tensors, and knows no shared ones to be pulled to",
                 where="listen.train",
@@ -99,7 +99,7 @@ class DistillLogits:
             LichenError: if answers are missing or are not as many as there are places, or a client that
                 keeps its own tensors has none, or has not told.
         """
-        personal, at = self.train.personal, starts(self.public)
+        personal, at = self.inner.personal, starts(self.public)
         params_C, _ = own_params(job, clients, own_C, personal=personal)
         index = job.shared.get("answers.index")
         if index is None or "answers.prob" not in job.shared or len(index) != int(at[-1]):
@@ -124,7 +124,7 @@ class DistillLogits:
                 )
             believed_CN = (heard_N.to(told_CN) < told_CN).cpu()
         kept, rest = trees.split(own, "opt/")
-        state = self.train.init(replace(job, shared=shared), clients, rest or None)
+        state = self.inner.init(replace(job, shared=shared), clients, rest or None)
         return DistillLogitsState(train=state, believed_CN=believed_CN, kept=trees.join("opt/", kept, {}))
 
     def step(self, state: DistillLogitsState, batch: Batch) -> DistillLogitsState:
@@ -132,14 +132,14 @@ class DistillLogits:
         row_CB = batch["index_CB"].cpu()
         believed_CB = state.believed_CN.gather(1, row_CB.clamp(min=0)) & (row_CB >= 0)
         heard = {**batch, "answer_CB": torch.where(believed_CB, row_CB, -1)}
-        return replace(state, train=self.train.step(state.train, heard))
+        return replace(state, train=self.inner.step(state.train, heard))
 
     def final(self, state: DistillLogitsState) -> tuple[Message, Tree | None]:
         """The training's message, with the metric ``believed``: texts whose answers were taken.
 
         The private state goes on with the learned tensors, and with the optimizer as it was before.
         """
-        message, own_C = self.train.final(state.train)
+        message, own_C = self.inner.final(state.train)
         believed_C = state.believed_CN.sum(1).to(message.weight_C)
         message = replace(message, metrics={**message.metrics, "believed": believed_C})
         if own_C is not None:

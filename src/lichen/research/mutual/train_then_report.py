@@ -71,19 +71,19 @@ class TrainThenReport:
     """Training and telling as one client work; serve it with a :class:`TrainThenReportSource`.
 
     Args:
-        train: Training of the clients' own tensors.
+        inner: Training of the clients' own tensors.
         tell: What they tell then.
 
     Raises:
         LichenError: if either is not personal.
     """
 
-    train: Train
+    inner: Train
     _: KW_ONLY
     tell: ReportLogits
 
     def __post_init__(self) -> None:
-        if not (self.train.personal and self.tell.personal):
+        if not (self.inner.personal and self.tell.personal):
             raise LichenError(
                 "a client tells what its own tensors say",
                 where="visit",
@@ -92,23 +92,23 @@ class TrainThenReport:
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> TrainThenReportState:
         """Clients about to train; raises as :meth:`Train.init`."""
-        return TrainThenReportState(train=self.train.init(job, clients, own_C))
+        return TrainThenReportState(train=self.inner.init(job, clients, own_C))
 
     def step(self, state: TrainThenReportState, batch: Batch) -> TrainThenReportState:
         """A step of training, or one more public batch told of."""
         mine = {name: x for name, x in batch.items() if name != _PUBLIC}
         if not bool(batch[_PUBLIC].any()):
-            return replace(state, train=self.train.step(state.train, mine))
+            return replace(state, train=self.inner.step(state.train, mine))
         telling = self._trained(state) if state.telling is None else state.telling
         return replace(state, telling=self.tell.step(telling, mine))
 
     def _trained(self, state: TrainThenReportState) -> ReportLogitsState:
-        _, own_C = self.train.final(state.train)
+        _, own_C = self.inner.final(state.train)
         return self.tell.init(state.train.job, state.train.clients, own_C)
 
     def final(self, state: TrainThenReportState) -> tuple[Message, Tree | None]:
         """The telling's message with the training's metrics, and ``public_loss``, the texts' losses summed."""
-        trained, _ = self.train.final(state.train)
+        trained, _ = self.inner.final(state.train)
         told, own_C = self.tell.final(self._trained(state) if state.telling is None else state.telling)
         metrics = {**trained.metrics, "public_loss": told.metrics["loss_sum"]}
         return replace(told, metrics=metrics), own_C
