@@ -1,15 +1,43 @@
-"""Lichen: federated learning and foundation models, each making the other better."""
+"""Lichen: federated learning and foundation models, each making the other better.
+
+The commands, in Python:
+
+- ``run``: run a recipe to its end, and get a ``Result``.
+- ``plan``: what a recipe will take on this machine: seconds, bytes, memory, disk, energy.
+- ``compare``: run several recipes over several seeds, and get one table of them.
+- ``report``: read finished runs; printed, it is their table.
+- ``talk``: ask the bare model and a run's own the same thing.
+- ``export``: write what a run learned as files that other tools load.
+- ``read_recipe``: read and check a recipe, a ``Recipe``, without running it.
+- ``LichenError``: bad input, as what, where and the fix.
+- ``fl``: contracts and parts for one's own algorithms (:mod:`lichen.fl`).
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["LichenError", "Recipe", "Result", "export", "read_recipe", "run", "talk"]
+__all__ = [
+    "LichenError",
+    "Recipe",
+    "Result",
+    "compare",
+    "export",
+    "fl",
+    "plan",
+    "read_recipe",
+    "report",
+    "run",
+    "talk",
+]
 
 if TYPE_CHECKING:
+    from lichen import fl
     from lichen.core.errors import LichenError
-    from lichen.recipes.run import Result, export, run, talk
+    from lichen.recipes.compare import compare
+    from lichen.recipes.plan.plan import plan
+    from lichen.recipes.run import Result, export, report, run, talk
     from lichen.recipes.schema.read import read_recipe
     from lichen.recipes.schema.recipe import Recipe
 
@@ -17,8 +45,11 @@ _HOMES = {
     "LichenError": "lichen.core.errors",
     "Recipe": "lichen.recipes.schema.recipe",
     "Result": "lichen.recipes.run",
+    "compare": "lichen.recipes.compare",
     "export": "lichen.recipes.run",
+    "plan": "lichen.recipes.plan.plan",
     "read_recipe": "lichen.recipes.schema.read",
+    "report": "lichen.recipes.run",
     "run": "lichen.recipes.run",
     "talk": "lichen.recipes.run",
 }
@@ -26,8 +57,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first used, so that ``import lichen`` stays quick."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lichen' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "fl":
+        return import_module("lichen.fl")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lichen' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

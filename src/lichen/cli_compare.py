@@ -74,7 +74,7 @@ def compare(
 
     with redirect_stdout(sys.stderr):
         known = read_comparison(recipes, overrides=set_, seeds=wanted, note=tell)
-    chosen = _names(only, known) if only is not None else None
+    chosen = None if only is None else known.named([word.strip() for word in only.split(",")], where="--only")
     folder = out or Path("runs") / f"compare-{known.name}"
     try:
         with crash_in(folder):
@@ -129,18 +129,3 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
     if not all(re.fullmatch("[0-9]{1,10}", word) for word in words):
         raise LichenError(f"{text!r} is no list of seeds", where="--seeds", fix="write it like --seeds 0,1,2")
     return tuple(int(word) for word in words)
-
-
-def _names(text: str, known: Comparison) -> tuple[str, ...]:
-    """What ``--only`` says.
-
-    Raises:
-        LichenError: for a name that no method has.
-    """
-    there = list(dict.fromkeys(method.name.partition("@")[0] for method in known.methods))
-    known_names = {*there, *(method.name for method in known.methods)}
-    names = tuple(word.strip() for word in text.split(","))
-    for name in names:
-        if name not in known_names:
-            raise LichenError(f"no method {name!r}", where="--only", fix=f"the methods are: {', '.join(there)}")
-    return names

@@ -7,7 +7,6 @@ the screen, and can steer nothing there. Nothing heavy is imported here.
 from __future__ import annotations
 
 import errno
-import io
 import shlex
 import shutil
 import sys
@@ -29,17 +28,10 @@ __all__ = ["crash", "crash_in", "free", "has_recipe", "print_json", "say", "show
 
 def show(table: Table) -> None:
     """Print a table; as wide as its lines need to be where nobody's screen limits it."""
-    from rich.console import Console
-    from rich.segment import Segment, Segments
+    from lichen.present.report import WIDE, table_text
 
-    # Into a text first, because rich would leave the process when the reader of a pipe is gone.
-    text, screen = io.StringIO(), sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if screen else 10_000
-    console = Console(file=text, force_terminal=screen, width=width)
-    # Cells are cleaned before rich adds what steers the terminal on purpose, such as bold.
-    cells = [Segment(visible(part.text), part.style, part.control) for part in console.render(table)]
-    console.print(Segments(cells), end="")
-    print("\n".join(line.rstrip() for line in text.getvalue().split("\n")).rstrip("\n"))
+    screen = sys.stdout.isatty()
+    print(table_text(table, width=shutil.get_terminal_size().columns if screen else WIDE, terminal=screen))
 
 
 def say(line: str) -> None:

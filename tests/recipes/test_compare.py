@@ -15,7 +15,8 @@ from lichen.present.summary import read_summary
 from lichen.recipes import compare
 from lichen.recipes import run as running
 from lichen.recipes.artifacts.shared_scores import link_shared, shared_key
-from lichen.recipes.compare import Compared, cells_of, run_comparison
+from lichen.recipes.cells import cells_of
+from lichen.recipes.compare import Compared, run_comparison
 from lichen.recipes.comparison import Comparison, read_comparison
 from lichen.recipes.schema.read import read_recipe
 from support.tiny_llama import recipe, save_model, save_rows

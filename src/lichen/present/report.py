@@ -5,10 +5,12 @@ No name is ever cut: on a narrow terminal it folds, in a pipe a line is as long 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lichen.core.errors import LichenError
+from lichen.core.visible import visible
 from lichen.present.reading import copies_text, reading_rows
 from lichen.present.summary import COLUMNS
 from lichen.present.units import bytes_text, joules_text, score_text, seconds_text
@@ -16,7 +18,30 @@ from lichen.present.units import bytes_text, joules_text, score_text, seconds_te
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["compare_table", "new_table", "summary_table", "training_text"]
+__all__ = ["compare_table", "new_table", "summary_table", "table_text", "training_text"]
+
+WIDE = 10_000
+"""Letters of a line where nobody's screen limits it."""
+
+
+def table_text(table: Table, *, width: int = WIDE, terminal: bool = False) -> str:
+    """A table as text, its lines as long as they need to be.
+
+    Args:
+        table: What is drawn.
+        width: Letters of a line at most.
+        terminal: Bold letters and the like, as a terminal reads them.
+    """
+    from rich.console import Console
+    from rich.segment import Segment, Segments
+
+    # Into a text first, because rich would leave the process when the reader of a pipe is gone.
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=width)
+    # Cells are cleaned before rich adds what steers the terminal on purpose, such as bold.
+    cells = [Segment(visible(part.text), part.style, part.control) for part in console.render(table)]
+    console.print(Segments(cells), end="")
+    return "\n".join(line.rstrip() for line in text.getvalue().split("\n")).rstrip("\n")
 
 
 def new_table(title: str | None, *headers: str, numbers: Sequence[str] = ()) -> Table:

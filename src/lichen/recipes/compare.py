@@ -14,9 +14,9 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -24,50 +24,27 @@ from lichen.allocator import give_back
 from lichen.core import private
 from lichen.core.errors import LichenError, traceback_text
 from lichen.core.store import write_atomic
+from lichen.engines.ranks import ranks_here
 from lichen.present.charts.fonts import drawing
 from lichen.present.charts.frontier import frontier_png
-from lichen.present.charts.levels import levels_markdown, levels_png
-from lichen.present.compare import Outcome, Row, rows_of
-from lichen.present.compare_table import comparison_csv, comparison_markdown, notes
-from lichen.present.summary import read_summary
+from lichen.present.charts.levels import levels_png
+from lichen.present.compare import Row
+from lichen.present.compare_table import comparison_table, notes
+from lichen.present.report import table_text
 from lichen.present.trace import Event
 from lichen.present.units import seconds_text
-from lichen.recipes.artifacts.former_names import adopt_folder
 from lichen.recipes.artifacts.inputs import expect_rows
-from lichen.recipes.artifacts.shared_scores import former_shared_key, link_shared, shared_key
+from lichen.recipes.artifacts.shared_scores import link_shared, shared_key
 from lichen.recipes.assemble.experiment import metric_of
-from lichen.recipes.comparison import Comparison, Method
+from lichen.recipes.cells import Cell, adopt_cells, cells_of, memory_file, write_tables
+from lichen.recipes.comparison import Comparison, Method, read_comparison
 from lichen.recipes.plan.footprint import footprint
-from lichen.recipes.schema.read import former_sha256, recipe_sha256, write_recipe
+from lichen.recipes.schema.read import write_recipe
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["Cell", "Compared", "adopt_cells", "cells_of", "run_comparison"]
+__all__ = ["Compared", "compare", "run_comparison"]
 
 Say = Callable[[str], None]
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """One method with one seed.
-
-    Attributes:
-        method: The method.
-        recipe: Its recipe with the seed.
-        folder: The run's folder.
-    """
-
-    method: Method
-    recipe: Recipe
-    folder: Path
-
-    def summary(self) -> dict[str, Any] | None:
-        """What it ended with; None if it has not, or its folder holds another recipe's."""
-        try:
-            found = read_summary(self.folder)
-        except LichenError:
-            return None
-        return found if found["recipe_sha256"] == recipe_sha256(self.recipe) else None
 
 
 @final
@@ -95,37 +72,55 @@ class Compared:
     left: int
     failed: int
 
-
-def cells_of(comparison: Comparison, out: Path) -> tuple[Cell, ...]:
-    """Every run of a comparison, the first seed of all methods first."""
-    return tuple(
-        Cell(
-            method=method,
-            recipe=(recipe := method.recipe.model_copy(update={"seed": seed})),
-            folder=_home(method, out) / f"seed-{recipe.seed}",
-        )
-        for seed in comparison.seeds
-        for method in comparison.methods
-    )
+    def __str__(self) -> str:
+        """The question, the table and the notes that ``lichen compare`` prints."""
+        said = [self.question, table_text(comparison_table(self.rows)), *(f"  {note}" for note in self.notes)]
+        return "\n".join(filter(None, said))
 
 
-def _home(method: Method, out: Path) -> Path:
-    return out / f"{method.name}-{recipe_sha256(method.recipe)[:8]}"
-
-
-def adopt_cells(comparison: Comparison, out: Path) -> None:
-    """Let runs count that were made before keys of recipes were renamed.
+def compare(
+    *recipes: str | Path,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    only: Sequence[str] | None = None,
+    minutes: float | None = None,
+    out: Path | str | None = None,
+    observers: Sequence[Callable[[Event], None]] = (),
+    say: Callable[[str], None] | None = None,
+) -> Compared:
+    """Run several recipes over several seeds; called again, it goes on, and what is finished is not run again.
 
     Args:
-        comparison: What is run.
-        out: The comparison's folder.
+        recipes: YAML files or gallery names; or one comparison, by file or name.
+        overrides: ``key.sub=value`` for all recipes.
+        seeds: Each method runs with each of them; 0, 1, 2 or the comparison's own by default.
+        only: Methods to run, or ``method@level``; the table shows all that is finished.
+        minutes: Start no new run after so many minutes.
+        out: The comparison's folder; by default ``runs/compare-NAME``.
+        observers: Called with every finished round; they read and cannot steer.
+        say: Called with lines of progress.
+
+    Raises:
+        LichenError: for the first fault of the recipes, their files or the folder. A run that fails is told
+            in its row instead, and counted in ``failed``.
     """
-    for method in comparison.methods:
-        own = [cell for cell in cells_of(comparison, out) if cell.method is method]
-        before = out / f"{method.name}-{former_sha256(method.recipe)[:8]}"
-        adopt_folder(before, _home(method, out), [(Path(cell.folder.name), cell.recipe) for cell in own])
-        for cell in own:
-            adopt_folder(out / "shared" / former_shared_key(cell.recipe), out / "shared" / shared_key(cell.recipe))
+    if ranks_here()[1] > 1:
+        raise LichenError(
+            "was started as several ranks",
+            where="lichen.compare",
+            fix="start one process, with engine.name=distributed",
+        )
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise LichenError(f"{minutes} is no time to work", where="minutes", fix="give a positive number")
+    known = read_comparison(recipes, overrides=overrides, seeds=seeds, note=say)
+    return run_comparison(
+        known,
+        Path(out) if out is not None else Path("runs") / f"compare-{known.name}",
+        only=None if only is None else known.named(only, where="only"),
+        minutes=minutes,
+        observers=observers,
+        say=say or (lambda _: None),
+    )
 
 
 def run_comparison(
@@ -161,7 +156,7 @@ def run_comparison(
     faults: dict[str, list[str]] = {}
     open_cells = [cell for cell in wanted if cell.summary() is None]
     say(f"comparison folder: {out}; {len(wanted) - len(open_cells)} of {len(wanted)} runs are finished")
-    _write(comparison, out, faults)
+    write_tables(comparison, out, faults)
     started = 0
     for position, cell in enumerate(open_cells):
         if minutes is not None and time.monotonic() - start > 60 * minutes:
@@ -178,8 +173,8 @@ def run_comparison(
         else:
             faults.setdefault(cell.method.name, []).append(f"seed {cell.recipe.seed}: {fault}")
             say(f"failed: {_name(cell)}: {fault}")
-        _write(comparison, out, faults)
-    rows, table = _write(comparison, out, faults)
+        write_tables(comparison, out, faults)
+    rows, table = write_tables(comparison, out, faults)
     title = comparison.question or comparison.name
     with drawing([title, *(row.method for row in rows)]):
         frontier_png(rows, out / "frontier.png", title=title)
@@ -288,13 +283,9 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _memory(method: Method, out: Path) -> Path:
-    return _home(method, out) / "memory.json"
-
-
 def _measure(method: Method, out: Path, say: Say) -> None:
-    """Measure what a client of a method needs, once."""
-    if _memory(method, out).exists():
+    """Measure what a client of a method needs, once, and keep it beside the method's runs."""
+    if memory_file(method, out).exists():
         return
     gc.collect()  # the run's model, before another is loaded
     try:
@@ -304,55 +295,4 @@ def _measure(method: Method, out: Path, say: Say) -> None:
         say(f"client memory of {method.name} could not be measured: {type(error).__name__}: {first}")
         return
     told = None if found is None else {"frozen": found.frozen, "training": found.training}
-    write_atomic(_memory(method, out), json.dumps(told).encode())
-
-
-def _client_bytes(method: Method, out: Path) -> int | None:
-    try:
-        found = json.loads(_memory(method, out).read_text())
-    except (OSError, ValueError):
-        return None
-    return None if found is None else int(found["frozen"]) + int(found["training"])
-
-
-def _outcomes(comparison: Comparison, out: Path, faults: Mapping[str, Sequence[str]]) -> Iterator[Outcome]:
-    cells = cells_of(comparison, out)
-    for method in comparison.methods:
-        own = [cell for cell in cells if cell.method is method]
-        done = Outcome(
-            method=method.name,
-            summaries={cell.recipe.seed: found for cell in own if (found := cell.summary()) is not None},
-            wanted=len(own),
-            memory=_client_bytes(method, out),
-            faults=tuple(faults.get(method.name, ())),
-        )
-        _, *level = method.name.split("@")
-        yield from (
-            replace(done, method="@".join([column, *level]), column=column, faults=()) for column in method.also
-        )
-        yield done
-
-
-def _write(
-    comparison: Comparison, out: Path, faults: Mapping[str, Sequence[str]]
-) -> tuple[tuple[Row, ...], dict[str, Any]]:
-    rows = rows_of(tuple(_outcomes(comparison, out, faults)))
-    first = comparison.methods[0].recipe
-    metric = metric_of(first)
-    table = {
-        "name": comparison.name,
-        "question": comparison.question,
-        "metric": metric.name,
-        "higher_is_better": metric.higher_is_better,
-        "seeds": list(comparison.seeds),
-        "levels": list(comparison.levels),
-        "rows": [row.as_dict() for row in rows],
-        "notes": list(notes(rows)),
-    }
-    text = comparison_markdown(rows, title=comparison.name, question=comparison.question)
-    if comparison.levels:
-        text += "\n" + levels_markdown(rows, comparison.levels)
-    write_atomic(out / "compare.json", (json.dumps(table, indent=2, allow_nan=False) + "\n").encode())
-    write_atomic(out / "compare.md", text.encode())
-    write_atomic(out / "compare.csv", comparison_csv(rows).encode())
-    return rows, table
+    write_atomic(memory_file(method, out), json.dumps(told).encode())

@@ -75,6 +75,19 @@ class Comparison:
     seeds: tuple[int, ...]
     levels: tuple[str, ...] = ()
 
+    def named(self, names: Sequence[str], *, where: str) -> tuple[str, ...]:
+        """These names, each of a method or of one at a level (``method@level``).
+
+        Raises:
+            LichenError: for a name that no method has.
+        """
+        there = list(dict.fromkeys(method.name.partition("@")[0] for method in self.methods))
+        known = {*there, *(method.name for method in self.methods)}
+        for name in names:
+            if name not in known:
+                raise LichenError(f"no method {name!r}", where=where, fix=f"the methods are: {', '.join(there)}")
+        return tuple(names)
+
 
 def comparisons() -> dict[str, Path]:
     """The comparisons that come with the package, by name."""

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from lichen.core import private
 from lichen.core.contracts import Report
@@ -24,8 +24,9 @@ from lichen.core.store import ClientStore, write_atomic
 from lichen.engines.ranks import Ranks, connect, is_rank
 from lichen.engines.spawned import serve_frames
 from lichen.present.charts.charts import clients_png, curves_png
-from lichen.present.clients import client_rows, clients_csv
+from lichen.present.clients import client_rows, clients_csv, read_clients
 from lichen.present.energy import Meter, counters
+from lichen.present.report import compare_table, summary_table, table_text
 from lichen.present.summary import check_summary, read_summary, share_gaining, traffic_of, worst_decile
 from lichen.present.target import bytes_to, rounds_to
 from lichen.present.trace import Event, Trace, read_trace
@@ -46,7 +47,7 @@ from lichen.recipes.tasks.exchange import run_exchange
 from lichen.recipes.tasks.outcome import TaskResult
 from lichen.tasks.registry import task_of
 
-__all__ = ["Result", "Talker", "export", "node", "rank", "run", "talk"]
+__all__ = ["Result", "RunReport", "Talker", "export", "node", "rank", "report", "run", "talk"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,32 @@ class Result:
     summary: dict[str, Any]
     folder: Path
     adapter: Path | None
+
+    def clients(self) -> list[dict[str, Any]]:
+        """Every client's rows, scores and gain, as ``clients.csv`` holds them.
+
+        Raises:
+            LichenError: if the file is not there or damaged.
+        """
+        return read_clients(self.folder)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """Finished runs, as text the table that ``lichen report`` prints.
+
+    Attributes:
+        runs: In the order they were asked for.
+    """
+
+    runs: tuple[Result, ...]
+
+    def __str__(self) -> str:
+        summaries = [run.summary for run in self.runs]
+        if len(summaries) == 1:
+            return table_text(summary_table(summaries[0]))
+        return table_text(compare_table(summaries, folders=[str(run.folder) for run in self.runs]))
 
 
 def run(
@@ -106,8 +133,31 @@ def run(
         if mine and not (path / "trace.jsonl").exists():
             shutil.rmtree(path)  # nothing was trained: the mended recipe may go where this one failed
         raise
-    adapter = path / "adapter" if (path / "adapter").exists() else None
-    return Result(summary=read_summary(path), folder=path, adapter=adapter)
+    return _result_of(path)
+
+
+def _result_of(folder: Path) -> Result:
+    """A finished run, by its folder.
+
+    Raises:
+        LichenError: if the run is not finished, or its summary damaged.
+    """
+    adapter = folder / "adapter" if (folder / "adapter").exists() else None
+    return Result(summary=read_summary(folder), folder=folder, adapter=adapter)
+
+
+def report(*folders: Path | str) -> RunReport:
+    """Read finished runs.
+
+    Args:
+        folders: Their folders.
+
+    Raises:
+        LichenError: if none is named, or one is not finished or damaged.
+    """
+    if not folders:
+        raise LichenError("no folder", where="lichen.report", fix="name the folders of finished runs")
+    return RunReport(tuple(_result_of(Path(folder)) for folder in folders))
 
 
 def _claim(

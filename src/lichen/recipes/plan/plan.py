@@ -5,7 +5,7 @@ that is removed again, and what was measured is multiplied by what can be counte
 how many tokens their batches hold, how often everybody validates (:mod:`lichen.recipes.plan.workload`). Bytes are those
 of real jobs and messages. Nothing of a plan changes the run that follows.
 
->>> plan("digits").bytes.up  # doctest: +SKIP
+>>> plan("digits").expected.bytes.up  # doctest: +SKIP
 4200640
 """
 
@@ -20,6 +20,8 @@ from typing import Any, final
 
 from lichen.core.errors import LichenError
 from lichen.present.energy import Meter, counters
+from lichen.present.planned import plan_table
+from lichen.present.report import table_text
 from lichen.recipes.plan.estimate import Expected, Problem, problems
 from lichen.recipes.plan.features import expect_taught
 from lichen.recipes.plan.memory import Gauge
@@ -63,6 +65,10 @@ class Plan:
         whole = asdict(self)
         expected = whole.pop("expected")
         return {**whole, **expected}
+
+    def __str__(self) -> str:
+        """The table that ``lichen plan`` prints."""
+        return table_text(plan_table(self.as_dict()))
 
 
 def plan(
