@@ -43,6 +43,7 @@ Ready parts.
 - ``ArrayShard``: one client's rows of numbers.
 - ``TrainSource``, ``EvalSource``: batches of shards, shuffled for training, or every row once.
 - ``Student``: the base of a small model, written for one client and run for many.
+- ``ImageMLP``: one of them, fully connected layers over numbers.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
 from lichen.engines.spawned import SpawnedEngine
 from lichen.models.students.student import Student
+from lichen.models.students.students import ImageMLP
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerAdam, ServerSGD
 from lichen.server.sampling import Everyone, Uniform
@@ -95,6 +97,7 @@ __all__ = [
     "EvalSource",
     "Evaluate",
     "Everyone",
+    "ImageMLP",
     "Job",
     "LichenError",
     "LocalEngine",
