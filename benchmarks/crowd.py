@@ -42,11 +42,11 @@ def recipe(file: Path, *, rounds: int, per_round: int, columns: tuple[str, ...])
             "max_length": 32,
             "valid": 0.2,
             "test": 0.2,
-            "unsplit": "drop",
-            "one_class": "keep",
+            "on_too_few_rows": "drop",
+            "on_single_class": "keep",
         },
-        "federation": {"rounds": rounds, "per_round": per_round},
-        "compare": {"columns": list(columns)},
+        "federation": {"rounds": rounds, "clients_per_round": per_round},
+        "compare": {"baselines": list(columns)},
     }
 
 

@@ -31,7 +31,7 @@ def rounds(packing: bool, count: int, clients: int) -> list[tuple[Tree, float]]:
     work = workload.load("chat", f"engine.packing={str(packing).lower()}")
     experiment, fed = work.loaded.experiment, work.recipe.federation
     experiment = replace(experiment, train=experiment.train[:clients])
-    source = experiment.training(experiment.train, batch=fed.batch, steps=fed.steps)
+    source = experiment.training(experiment.train, batch=fed.batch_size, steps=fed.local_steps)
     shared, out = dict(experiment.start), []
     with TemporaryDirectory() as folder:
         client_task = ClientTask(work=trainer(experiment, workload.LR), source=source)

@@ -37,7 +37,7 @@ CELLS: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "model.dtype=bfloat16",
             "federation.rounds=12",
-            "federation.per_round=12",
+            "federation.clients_per_round=12",
             "federation.valid_every=3",
             "optimizer.grid_rounds=3",
         ),

@@ -59,7 +59,7 @@ def _recipe(model: str, data: str, form: str, way: str = "packed") -> Any:
                 "split_by": "row",
             },
             "optimizer": {"lr": [6e-3 if classify else 1e-3]},
-            "federation": {"steps": 1, "batch": ROWS},
+            "federation": {"local_steps": 1, "batch_size": ROWS},
             "engine": {"packing": way != "padded", "gradient_checkpointing": way == "checkpointed"},
         }
     )

@@ -29,13 +29,13 @@ RECIPE = (
     "data.max_length=64",
     "data.max_clients=16",
     "data.test_rows=1",
-    "federation.per_round=16",
-    "federation.steps=1",
-    "federation.batch=4",
+    "federation.clients_per_round=16",
+    "federation.local_steps=1",
+    "federation.batch_size=4",
     "federation.valid_every=1000",
     "optimizer.lr=[1e-3]",
     "optimizer.schedule=constant",
-    "compare.columns=[]",
+    "compare.baselines=[]",
 )
 
 

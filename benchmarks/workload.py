@@ -33,8 +33,8 @@ __all__ = ["NAMES", "Workload", "export", "load"]
 NAMES = ("chat", "reviews")
 CLIENTS, STEPS, RANK, ALPHA, LR, CLIP = 16, 4, 8, 16.0, 1e-3, 1.0
 _CHANGES: dict[str, tuple[str, ...]] = {
-    "chat": ("data.form=plain", "data.max_length=64", "data.min_rows=100", "federation.batch=4"),
-    "reviews": ("data.max_length=128", "federation.batch=8"),
+    "chat": ("data.form=plain", "data.max_length=64", "data.min_rows=100", "federation.batch_size=4"),
+    "reviews": ("data.max_length=128", "federation.batch_size=8"),
 }
 _GALLERY = {"chat": "chat-demo", "reviews": "reviews-lora"}
 
@@ -72,22 +72,24 @@ def load(name: str, *changes: str) -> Workload:
         _GALLERY[name],
         (
             f"data.max_clients={CLIENTS}",
-            f"federation.steps={STEPS}",
+            f"federation.local_steps={STEPS}",
             f"federation.rounds={2}",
             f"model.adapter.rank={RANK}",
             f"model.adapter.alpha={ALPHA}",
             f"optimizer.lr=[{LR}]",
             f"optimizer.clip={CLIP}",
             "federation.aggregate=mean",
-            "federation.per_round=null",
+            "federation.clients_per_round=null",
             *_CHANGES[name],
             *changes,
         ),
     )
     loaded = open_recipe(recipe)
     fed = recipe.federation
-    source: Any = loaded.experiment.training(loaded.experiment.train, batch=fed.batch, steps=fed.steps)
-    order = np.stack([np.stack([next(rows) for _ in range(fed.steps)]) for rows in map(_rows(source), range(CLIENTS))])
+    source: Any = loaded.experiment.training(loaded.experiment.train, batch=fed.batch_size, steps=fed.local_steps)
+    order = np.stack(
+        [np.stack([next(rows) for _ in range(fed.local_steps)]) for rows in map(_rows(source), range(CLIENTS))]
+    )
     return Workload(name=name, recipe=recipe, loaded=loaded, order=order)
 
 
@@ -122,8 +124,8 @@ def export(workload: Workload, folder: Path) -> None:
         "alpha": adapter.alpha,
         "lr": LR,
         "clip": CLIP,
-        "steps": fed.steps,
-        "batch": fed.batch,
+        "steps": fed.local_steps,
+        "batch": fed.batch_size,
         "tokens": workload.tokens,
     }
     (folder / "workload.json").write_text(json.dumps(said, indent=2) + "\n")

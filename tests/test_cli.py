@@ -259,8 +259,8 @@ COMPARISON = "base: r.yaml\nmethods:\n  small:\n  large: {federation.rounds: 20}
 def test_a_comparison_ends_with_its_table(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
     Path("c.yaml").write_text(COMPARISON)
     build.signed = True
-    assert cli.main(["compare", "c.yaml", "--seeds", "0,5", "-s", "federation.steps=2", "--quiet"]) == 0
-    seen = [(c["recipe"].name, c["recipe"].seed, c["recipe"].federation.steps) for c in build.calls]
+    assert cli.main(["compare", "c.yaml", "--seeds", "0,5", "-s", "federation.local_steps=2", "--quiet"]) == 0
+    seen = [(c["recipe"].name, c["recipe"].seed, c["recipe"].federation.local_steps) for c in build.calls]
     assert seen == [("small", 0, 2), ("large", 0, 2), ("small", 5, 2), ("large", 5, 2)]
     out, err = capsys.readouterr()
     for words in ("perplexity", "15 ± 0", "small", "large", "lower is better", "runs/compare-c/compare.md"):

@@ -22,7 +22,7 @@ def test_every_recipe_has_a_question_and_a_task(name: str) -> None:
 
 
 def test_digits_together_beat_digits_alone(tmp_path: Path) -> None:
-    recipe = lichen.read_recipe("digits", ["federation.rounds=6", "optimizer.lr=[0.3]", "compare.columns=[alone]"])
+    recipe = lichen.read_recipe("digits", ["federation.rounds=6", "optimizer.lr=[0.3]", "compare.baselines=[alone]"])
     result = lichen.run(recipe, out=tmp_path / "digits")
     assert check_summary(result.summary) == read_summary(result.folder)
     columns = result.summary["columns"]

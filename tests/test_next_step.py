@@ -36,7 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the runs and the models that the page names."""
     folder = tmp_path_factory.mktemp("next")
     save_model(folder / "path" / "to" / "base")
-    rounds = {"rounds": 1, "steps": 1, "batch": 4}
+    rounds = {"rounds": 1, "local_steps": 1, "batch_size": 4}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for shape, name in (("pair", "mydata-1"), ("label", "labels-1")):

@@ -11,7 +11,7 @@ import pytest
 import lichen
 from lichen import cli
 
-SHORT = ("federation.rounds=1", "compare.columns=[]", "data.partition.clients=3")
+SHORT = ("federation.rounds=1", "compare.baselines=[]", "data.partition.clients=3")
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,13 @@ def need(*names: str) -> None:
 def reviews(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Two rounds of FedEx-LoRA on MiniLM over real reviews."""
     need("minilm-l6", "clothing-reviews")
-    over = ["data.max_clients=4", "data.max_rows=60", "federation.rounds=2", "federation.per_round=4"]
-    over += ["federation.steps=2", "optimizer.lr=5e-3", "federation.aggregate=fedex", "compare.pooled_batch=16"]
+    over = ["data.max_clients=4", "data.max_rows=60", "federation.rounds=2", "federation.clients_per_round=4"]
+    over += [
+        "federation.local_steps=2",
+        "optimizer.lr=5e-3",
+        "federation.aggregate=fedex",
+        "compare.pooled_batch_size=16",
+    ]
     recipe = read_recipe("reviews-lora", [*over, "federation.valid_every=1"])
     return lichen.run(recipe, out=tmp_path_factory.mktemp("reviews") / "run")
 
@@ -86,7 +91,7 @@ def test_one_shot_equals_pooled_under_every_partition(tmp_path: Path) -> None:
 def test_a_teacher_reached_by_answers_alone(tmp_path: Path) -> None:
     need("minilm-l6", "clothing-reviews")
     over = ["data.max_clients=6", "data.public.labelled=300", "data.public.unlabelled=200", "federation.rounds=2"]
-    over += ["federation.per_round=6", "optimizer.lr=3e-3", "federation.valid_every=2", "data.test_rows=8"]
+    over += ["federation.clients_per_round=6", "optimizer.lr=3e-3", "federation.valid_every=2", "data.test_rows=8"]
     result = lichen.run(read_recipe("reviews-teacher", over), out=tmp_path / "run")
     extra = result.summary["extra"]
     assert result.summary["columns"]["base"]["mean"] > result.summary["extra_columns"]["majority"]["mean"]
@@ -104,13 +109,13 @@ def test_a_student_follows_a_teachers_layers_before_the_first_round(tmp_path: Pa
     need("minilm-l6", "clothing-reviews")
     over = ["data.max_clients=3", "data.public.labelled=100", "data.public.unlabelled=60", "federation.rounds=1"]
     over += [
-        "federation.per_round=3",
-        "federation.steps=1",
+        "federation.clients_per_round=3",
+        "federation.local_steps=1",
         "optimizer.lr=1e-3",
         "data.test_rows=8",
         "data.max_length=32",
     ]
-    over += ["compare.columns=[without]", "model.student={kind: transformer, width: 16}", "teacher.at=server"]
+    over += ["compare.baselines=[no_help]", "model.student={kind: transformer, width: 16}", "teacher.at=server"]
     both = {}
     for name, layers in (("answers", "{}"), ("layers", "{1: 3, 2: 6}")):
         more = [f"teacher.layers={layers}", "teacher.server_steps=6"]

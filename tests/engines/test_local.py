@@ -21,7 +21,7 @@ RECIPE = {
     "task": "classify",
     "model": {"student": {"kind": "image-mlp"}},
     "data": {"name": "rows.jsonl"},
-    "federation": {"aggregate": "mean", "steps": 3, "batch": 4},
+    "federation": {"aggregate": "mean", "local_steps": 3, "batch_size": 4},
     "optimizer": {"lr": [0.1]},
 }
 

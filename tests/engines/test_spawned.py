@@ -34,8 +34,8 @@ OVERRIDES = [
     "engine.name=spawned",
     "engine.nodes=2",
     "federation.rounds=2",
-    "federation.steps=2",
-    "compare.columns=[]",
+    "federation.local_steps=2",
+    "compare.baselines=[]",
     "optimizer.lr=[0.3]",
 ]
 TRAIN = "train lr=0.3"

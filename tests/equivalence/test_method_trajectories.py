@@ -15,14 +15,21 @@ from support.tiny_llama import recipe, save_model, save_rows
 FULL = {"adapter": {"kind": "full"}}
 NESTEROV = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
 METHODS: dict[str, dict[str, Any]] = {
-    "coded": {"wire": {"up": ["topk:1/8", "int4"], "down": ["int4~"]}, "federation": {"per_round": 3}},
-    "coded turns": {"wire": {"up": ["int8"]}, "federation": {"aggregate": "rolora", "per_round": 3}},
-    "at home": {"federation": {"aggregate": "fedsa", "per_round": 3}},
+    "coded": {"wire": {"up": ["topk:1/8", "int4"], "down": ["int4~"]}, "federation": {"clients_per_round": 3}},
+    "coded turns": {"wire": {"up": ["int8"]}, "federation": {"aggregate": "rolora", "clients_per_round": 3}},
+    "at home": {"federation": {"aggregate": "fedsa", "clients_per_round": 3}},
     "passes": {
-        "federation": {"steps": None, "epochs": 2, "batch": 2, "accumulate": 2, "weighting": "rows", "per_round": 3}
+        "federation": {
+            "local_steps": None,
+            "local_epochs": 2,
+            "batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "weighting": "rows",
+            "clients_per_round": 3,
+        }
     },
-    "unequal": {"federation": {"aggregate": "flexlora", "ranks": [2, 1], "per_round": 3}},
-    "stacked": {"federation": {"aggregate": "flora", "per_round": 3}},
+    "unequal": {"federation": {"aggregate": "flexlora", "ranks": [2, 1], "clients_per_round": 3}},
+    "stacked": {"federation": {"aggregate": "flora", "clients_per_round": 3}},
     "turned": {"federation": {"aggregate": "fedsvd"}},
     "layers": {"federation": {"layer_groups": 2}},
     "ia3": {"model": {"adapter": {"kind": "ia3", "targets": ["k_proj"], "feedforward": ["down_proj"]}}},
@@ -32,7 +39,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "workers": {
         "model": FULL,
         "optimizer": {"lr": [1e-3]},
-        "federation": {"keep_optimizer": True, "fragments": 2, "drop": 0.4, "server": NESTEROV, "aggregate": "mean"},
+        "federation": {
+            "keep_optimizer": True,
+            "stream_fragments": 2,
+            "drop_prob": 0.4,
+            "server": NESTEROV,
+            "aggregate": "mean",
+        },
     },
     "asked": {
         "model": {"adapter": {"kind": "prompt", "tokens": 3}},

@@ -50,14 +50,14 @@ def differing(a: Path, b: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("aggregate", "counts", "more"),
     [
-        ("fedit", (2, 4), {"compare": {"columns": ["base", "alone", "pooled"], "forms": ["plain"]}}),
+        ("fedit", (2, 4), {"compare": {"baselines": ["base", "alone", "pooled"], "forms": ["plain"]}}),
         ("fedex", (2,), {"optimizer": {"lr": [0.02, 0.1], "grid_rounds": 1}}),
     ],
 )
 def test_several_ranks_give_the_files_of_one(
     home: Path, tmp_path: Path, aggregate: str, counts: tuple[int, ...], more: dict[str, Any]
 ) -> None:
-    what = made(home, federation={"aggregate": aggregate, "per_round": 3, "rounds": 2}, **more)
+    what = made(home, federation={"aggregate": aggregate, "clients_per_round": 3, "rounds": 2}, **more)
     local = lichen.run({**what, "engine": {"name": "local", "packing": False}}, out=tmp_path / "local")
     for ranks in counts:
         ended = go(what, tmp_path / str(ranks), ranks)
@@ -72,7 +72,7 @@ def test_several_ranks_give_the_files_of_one(
 
 
 def test_a_stopped_run_goes_on_with_another_number_of_ranks(home: Path, tmp_path: Path) -> None:
-    what = made(home, compare={"columns": ["alone"]})
+    what = made(home, compare={"baselines": ["alone"]})
     assert all("value" in one for one in go(what, tmp_path / "whole", 1))
 
     def cut() -> Any:
@@ -129,7 +129,7 @@ def test_the_command_starts_its_own_ranks_and_ctrl_c_stops_them_all(tmp_path: Pa
 
 
 def test_the_library_starts_ranks_too_and_tells_their_rounds(tmp_path: Path) -> None:
-    settings = ["engine.name=distributed", "federation.rounds=2", "optimizer.lr=[0.3]", "compare.columns=[]"]
+    settings = ["engine.name=distributed", "federation.rounds=2", "optimizer.lr=[0.3]", "compare.baselines=[]"]
     seen: list[Event] = []
     lines: list[str] = []
     result = lichen.run(

@@ -31,13 +31,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("aggregate", ["fedit", "fedex"])
 def test_any_block_and_other_processes_give_the_same_bytes(home: Path, tmp_path: Path, aggregate: str) -> None:
     engines: dict[str, dict[str, object]] = {
-        f"block-{n}": {"name": "local", "block": n, "packing": False} for n in (1, 3, 8)
+        f"block-{n}": {"name": "local", "clients_per_block": n, "packing": False} for n in (1, 3, 8)
     }
     if aggregate == "fedit":
         engines["spawned"] = {"name": "spawned", "nodes": 1, "packing": False}
     results = {}
     for name, engine in engines.items():
-        federation = {"aggregate": aggregate, "per_round": 4}
+        federation = {"aggregate": aggregate, "clients_per_round": 4}
         made = recipe(home / "model", home / "rows.jsonl", "pair", engine=engine, federation=federation)
         run = lichen.run(made, out=tmp_path / name)
         results[name] = {
@@ -56,14 +56,14 @@ def test_any_block_and_other_processes_give_the_same_bytes(home: Path, tmp_path:
 def test_packed_blocks_of_any_size_follow_the_padded_run(home: Path, tmp_path: Path) -> None:
     engines: dict[str, dict[str, object]] = {
         "padded": {"packing": False},
-        "block-1": {"block": 1},
-        "block-3": {"block": 3},
+        "block-1": {"clients_per_block": 1},
+        "block-3": {"clients_per_block": 3},
         "measured": {},
         "again": {"gradient_checkpointing": True},
     }
     finals = {}
     for name, engine in engines.items():
-        federation = {"aggregate": "fedit", "per_round": 4}
+        federation = {"aggregate": "fedit", "clients_per_round": 4}
         made = recipe(home / "model", home / "rows.jsonl", "pair", engine=engine, federation=federation)
         finals[name], _ = load_tree(lichen.run(made, out=tmp_path / name).folder / "state" / "final.safetensors")
     start = finals["padded"]
@@ -78,7 +78,7 @@ def test_packed_blocks_of_any_size_follow_the_padded_run(home: Path, tmp_path: P
 
 
 def test_runs_killed_at_random_moments_resume_to_the_same_bytes(tmp_path: Path) -> None:
-    settings = ["federation.rounds=8", "optimizer.lr=[0.1,0.3]", "optimizer.grid_rounds=3", "compare.columns=[alone]"]
+    settings = ["federation.rounds=8", "optimizer.lr=[0.1,0.3]", "optimizer.grid_rounds=3", "compare.baselines=[alone]"]
     wanted = resume.result_bytes(lichen.run(lichen.read_recipe("digits", settings), out=tmp_path / "whole").folder)
     span = sum(event.report.seconds for event in read_trace(tmp_path / "whole"))
     ways: tuple[Callable[[Path], object], ...] = (
@@ -109,7 +109,7 @@ class Killed(BaseException):
 def test_a_kill_around_the_checkpoint_loses_and_doubles_no_line(
     home: Path, tmp_path: Path, before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = recipe(home / "model", home / "rows.jsonl", "pair", compare={"columns": ["alone", "pooled"]})
+    made = recipe(home / "model", home / "rows.jsonl", "pair", compare={"baselines": ["alone", "pooled"]})
     whole = resume.result_bytes(lichen.run(made, out=tmp_path / "whole").folder)
     save, left = loop.save_state, [5]  # the second round of the second column
 

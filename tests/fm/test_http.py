@@ -38,7 +38,7 @@ def test_texts_are_those_of_the_model_behind(tiny: tuple[Any, Any], ask: Any) ->
     whole = local.generate(PROMPTS, seeds=[1, 2, 3], **settings)
     stop = [f"no-{n}" for n in range(5)] + [whole[0].split()[2]]  # the one that counts is not sent: four are
     with answering(*tiny) as (url, told):
-        fm = HttpFM(Endpoint(url=url, model="tiny", ask=ask, abreast=2))
+        fm = HttpFM(Endpoint(url=url, model="tiny", ask=ask, concurrency=2))
         assert fm.generate(PROMPTS, seeds=[1, 2, 3], **settings) == whole
         cut = fm.generate(PROMPTS[:1], seeds=[1], **settings, stop=stop)
     assert cut == [whole[0][: whole[0].index(stop[-1])]]
@@ -105,7 +105,9 @@ def test_everything_survives_a_fifth_of_the_calls_failing(tiny: tuple[Any, Any],
     local = LocalFM(*tiny)
     prompts = [f"w{n} w{n + seed + 1}" for n in range(24)]
     with answering(*tiny, fail=0.2, stall=0.5) as (url, told):
-        endpoint = Endpoint(url=url, model="tiny", top=46, timeout=0.4, pause=0.001, tries=10, abreast=4, batch=2)
+        endpoint = Endpoint(
+            url=url, model="tiny", top=46, timeout=0.4, pause=0.001, max_retries=9, concurrency=4, batch=2
+        )
         fm = HttpFM(endpoint)
         assert fm.generate(prompts, seeds=range(24), most=5) == local.generate(prompts, seeds=range(24), most=5)
         torch.testing.assert_close(fm.embed(prompts), local.embed(prompts), rtol=0, atol=1e-6)

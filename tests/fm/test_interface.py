@@ -129,7 +129,7 @@ def test_a_classifier_answers_with_its_classes(tmp_path: Path) -> None:
 def test_an_endpoint_gives_the_local_numbers(tiny: tuple[Any, Any], ask: Any, abreast: int) -> None:
     words = WORDS if ask == "echo" else ONE
     with answering(*tiny) as (url, told):
-        fm = HttpFM(Endpoint(url=url, model="tiny", ask=ask, top=46, abreast=abreast))
+        fm = HttpFM(Endpoint(url=url, model="tiny", ask=ask, top=46, concurrency=abreast))
         score_NK = fm.score(PROMPTS, [words] * 3)
     torch.testing.assert_close(score_NK, LocalFM(*tiny).score(PROMPTS, [words] * 3), rtol=0, atol=1e-5)
     assert fm.usage.calls == len(told.bodies) == (9 if ask == "echo" else 3)
@@ -140,7 +140,7 @@ def test_an_endpoint_gives_the_local_numbers(tiny: tuple[Any, Any], ask: Any, ab
 def test_retries_survive_a_fifth_of_the_calls_failing(tiny: tuple[Any, Any]) -> None:
     prompts = [f"w{i} w{i + 1}" for i in range(30)]
     with answering(*tiny, fail=0.2, stall=0.4) as (url, told):
-        fm = HttpFM(Endpoint(url=url, model="tiny", top=46, timeout=0.3, pause=0.001, tries=8, abreast=4))
+        fm = HttpFM(Endpoint(url=url, model="tiny", top=46, timeout=0.3, pause=0.001, max_retries=7, concurrency=4))
         score_NK = fm.score(prompts, [ONE] * 30)
     assert told.failed > 3
     assert fm.usage.retries >= told.failed
@@ -151,7 +151,7 @@ def test_retries_survive_a_fifth_of_the_calls_failing(tiny: tuple[Any, Any]) -> 
 def test_gives_up_in_one_sentence(tiny: tuple[Any, Any]) -> None:
     waits: list[float] = []
     with answering(*tiny, fail=1.0) as (url, told):
-        fm = HttpFM(Endpoint(url=url, model="tiny", tries=3, pause=0.5), sleep=waits.append)
+        fm = HttpFM(Endpoint(url=url, model="tiny", max_retries=2, pause=0.5), sleep=waits.append)
         with pytest.raises(LichenError, match=r"3 tries.*500"):
             fm.score(["w1"], [ONE])
     assert len(told.bodies) == 3
@@ -193,7 +193,7 @@ def test_the_key_comes_from_the_environment_and_is_shown_to_nobody_else(
     tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with answering(*tiny) as (url, told):
-        endpoint = Endpoint(url=url, model="tiny", key_from="LICHEN_TEST_KEY", cache=tmp_path, top=46)
+        endpoint = Endpoint(url=url, model="tiny", api_key_env="LICHEN_TEST_KEY", cache=tmp_path, top=46)
         with pytest.raises(LichenError, match="LICHEN_TEST_KEY"):
             HttpFM(endpoint).score(["w1"], [ONE])
         monkeypatch.setenv("LICHEN_TEST_KEY", "s3cret")
@@ -203,7 +203,7 @@ def test_the_key_comes_from_the_environment_and_is_shown_to_nobody_else(
         assert "s3cret" not in repr(endpoint) + repr(vars(fm))
         assert not any("s3cret" in file.read_text() for file in tmp_path.rglob("*.json"))
     with pytest.raises(LichenError, match="in the clear"):
-        Endpoint(url="http://example.org/v1", model="m", key_from="LICHEN_TEST_KEY")
+        Endpoint(url="http://example.org/v1", model="m", api_key_env="LICHEN_TEST_KEY")
     with pytest.raises(LichenError, match="no plain http address"):
         Endpoint(url="ftp://example.org", model="m")
 
@@ -211,7 +211,7 @@ def test_the_key_comes_from_the_environment_and_is_shown_to_nobody_else(
 def test_calls_keep_to_a_rate(tiny: tuple[Any, Any]) -> None:
     waits: list[float] = []
     with answering(*tiny) as (url, _):
-        fm = HttpFM(Endpoint(url=url, model="tiny", top=46, per_second=0.01), sleep=waits.append)
+        fm = HttpFM(Endpoint(url=url, model="tiny", top=46, rate_limit=0.01), sleep=waits.append)
         fm.score(PROMPTS, [ONE] * 3)
     assert [round(wait, -2) for wait in waits] == [100, 200]
 

@@ -59,7 +59,7 @@ def test_a_run_leaves_them_and_report_prints_them(tmp_path: Path, capsys: pytest
         line["who"] = long if line["who"] == "person-1" else line["who"]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     more: dict[str, Any] = {"data": {"max_length": 16}, "federation": {"rounds": 1}}
-    more["compare"] = {"columns": ["base", "alone", "pooled"]}
+    more["compare"] = {"baselines": ["base", "alone", "pooled"]}
     result = lichen.run(recipe(tmp_path / "model", tmp_path / "rows.jsonl", "pair", **more), out=tmp_path / "run")
     rows = read_clients(result.folder)
     assert [row["client"] for row in rows] == sorted([long, "person-0", "person-2"])

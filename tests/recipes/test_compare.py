@@ -25,9 +25,9 @@ PAGE = """
 question: Which server gets further?
 base: digits
 set:
-  federation: {rounds: 2, steps: 2, valid_every: 2}
+  federation: {rounds: 2, local_steps: 2, valid_every: 2}
   optimizer.lr: 0.3
-  compare.columns: []
+  compare.baselines: []
   data: {max_rows: 30, test: 0.1, partition.clients: 3}
 seeds: [0, 1]
 methods:
@@ -196,9 +196,15 @@ def test_what_the_bare_models_score_depends_on() -> None:
     def key(*changes: str) -> str:
         return shared_key(read_recipe("chat-demo", changes))
 
-    same = ("federation.rounds=9", "optimizer.lr=1", "model.adapter.rank=2", "name=other", "compare.columns=[base]")
+    same = ("federation.rounds=9", "optimizer.lr=1", "model.adapter.rank=2", "name=other", "compare.baselines=[base]")
     assert {key(change) for change in same} == {key()}
-    other = ("seed=1", "data.max_length=9", "model.dtype=bfloat16", "compare.forgotten=sotu", "engine.packing=false")
+    other = (
+        "seed=1",
+        "data.max_length=9",
+        "model.dtype=bfloat16",
+        "compare.retention_text=sotu",
+        "engine.packing=false",
+    )
     assert len({key(), *(key(change) for change in other)}) == 1 + len(other)
     start = "model.adapter.init_from=somewhere"
     assert key(start) != key(start, "model.adapter.rank=2"), "an adapter one starts from moves the scores"
@@ -221,7 +227,7 @@ def test_rows_that_change_between_its_runs_are_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "model")
     data = save_rows(tmp_path / "rows.jsonl", "pair")
     (tmp_path / "base.yaml").write_text(json.dumps(recipe(tmp_path / "model", data, "pair", federation={"rounds": 1})))
-    page = "base: base.yaml\nseeds: [0, 1]\nmethods:\n  plain:\n  slow: {federation.steps: 1}\n"
+    page = "base: base.yaml\nseeds: [0, 1]\nmethods:\n  plain:\n  slow: {federation.local_steps: 1}\n"
     comparison = known(tmp_path, page)
     out = tmp_path / "out"
     assert run_comparison(comparison, out, only=["plain"]).failed == 0

@@ -50,7 +50,7 @@ def test_the_later_word_wins(tmp_path: Path) -> None:
     assert plain.recipe.optimizer.lr == (0.3,)
     assert plain.recipe.optimizer.momentum == 0.9, "a nested section leaves what it does not name"
     assert (momentum.recipe.federation.server.momentum, momentum.recipe.federation.server.name) == (0.5, "sgd")
-    assert (nested.recipe.federation.server.lr, nested.recipe.federation.steps) == (0.03, 8)
+    assert (nested.recipe.federation.server.lr, nested.recipe.federation.local_steps) == (0.03, 8)
     assert {m.recipe.seed for m in known.methods} == {0}
     quick = read_comparison([write(tmp_path, PAGE)], overrides=["federation.rounds=1"], seeds=[7])
     assert ({m.recipe.federation.rounds for m in quick.methods}, quick.seeds) == ({1}, (7,))
@@ -158,7 +158,7 @@ levels:
   few: {data.labels: 5}
   many: {data.labels: 50, federation.rounds: 3}
 methods:
-  plain: {compare.columns: [alone]}
+  plain: {compare.baselines: [alone]}
   momentum: {federation.server.momentum: 0.5, federation.rounds: 7}
 at: {momentum: [many]}
 also: {alone: plain}

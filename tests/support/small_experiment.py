@@ -19,7 +19,7 @@ RECIPE: dict[str, Any] = {
     "task": "classify",
     "model": {"student": {"kind": "image-mlp"}},
     "data": {"name": "rows.jsonl"},
-    "federation": {"aggregate": "mean", "steps": 3, "batch": 4},
+    "federation": {"aggregate": "mean", "local_steps": 3, "batch_size": 4},
     "optimizer": {"lr": [0.1]},
 }
 

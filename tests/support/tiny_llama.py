@@ -96,8 +96,8 @@ def recipe(model: Path, data: Path, shape: Literal["pair", "messages", "label"],
             "test": 0.2,
         },
         "optimizer": {"lr": [0.02]},
-        "federation": {"rounds": 3, "steps": 2, "batch": 4},
-        "compare": {"columns": []},
+        "federation": {"rounds": 3, "local_steps": 2, "batch_size": 4},
+        "compare": {"baselines": []},
     }
     for name, section in more.items():
         sections[name] = {**sections.get(name, {}), **section} if isinstance(section, dict) else section

@@ -122,7 +122,7 @@ def _half(clients: Sequence[int], device: str) -> int:
         raise LichenError(
             f"a single client's step does not fit into the memory of {device}",
             where=f"client {clients[0]}",
-            fix="lower federation.batch or data.max_length, or set model.dtype: bfloat16",
+            fix="lower federation.batch_size or data.max_length, or set model.dtype: bfloat16",
         )
     return (len(clients) + 1) // 2
 

@@ -40,13 +40,13 @@ class Endpoint:
         url: Up to the version, such as ``http://127.0.0.1:8080/v1``.
         model: How the endpoint calls the model.
         ask: ``echo``, ``first``, ``chat`` or ``text``.
-        key_from: Environment variable that holds the key; empty: none is sent.
+        api_key_env: Environment variable that holds the key; empty: none is sent.
         top: Tokens to list, for ``first`` and ``chat``.
         timeout: Seconds a call may take.
-        tries: How often a call is made at most.
+        max_retries: How often a call that failed is made again, at most.
         pause: Seconds before the second try; doubles each time.
-        per_second: Calls a second at most; None: as fast as they are answered.
-        abreast: Calls under way at once.
+        rate_limit: Calls a second at most; None: as fast as they are answered.
+        concurrency: Calls under way at once.
         batch: Texts in one call for vectors.
         embedder: How the endpoint calls the model that gives vectors; empty: as ``model``.
         cache: Folder of answers; None: none are kept.
@@ -59,13 +59,13 @@ class Endpoint:
     url: str
     model: str
     ask: Literal["echo", "first", "chat", "text"] = "first"
-    key_from: str = ""
+    api_key_env: str = ""
     top: int = 20
     timeout: float = 60.0
-    tries: int = 6
+    max_retries: int = 5
     pause: float = 0.5
-    per_second: float | None = None
-    abreast: int = 1
+    rate_limit: float | None = None
+    concurrency: int = 1
     batch: int = 32
     embedder: str = ""
     cache: Path | None = None
@@ -77,14 +77,16 @@ class Endpoint:
             raise LichenError(
                 "is no plain http address", where=f"{self.place}.url", fix="write it as http://127.0.0.1:8080/v1"
             )
-        if self.key_from and parts.scheme == "http" and parts.hostname not in _HERE:
+        if self.api_key_env and parts.scheme == "http" and parts.hostname not in _HERE:
             raise LichenError("would send the key in the clear", where=f"{self.place}.url", fix="use https")
         if self.ask not in ("echo", "first", "chat", "text"):
             raise LichenError(
                 f"cannot ask {self.ask!r}", where=f"{self.place}.ask", fix="use echo, first, chat or text"
             )
-        for name in ("top", "timeout", "tries", "abreast", "batch"):
+        for name in ("top", "timeout", "concurrency", "batch"):
             if not getattr(self, name) > 0:
                 raise LichenError(f"{getattr(self, name)} is not positive", where=f"{self.place}.{name}", fix="use > 0")
-        if self.pause < 0 or (self.per_second is not None and not self.per_second > 0):
+        if self.max_retries < 0:
+            raise LichenError(f"{self.max_retries} is negative", where=f"{self.place}.max_retries", fix="use 0 or more")
+        if self.pause < 0 or (self.rate_limit is not None and not self.rate_limit > 0):
             raise LichenError("a pause or rate is negative", where=f"{self.place}.pause", fix="use numbers above 0")

@@ -158,9 +158,9 @@ class HttpFM:
         return torch.stack([found[text] for text in texts]) if texts else torch.zeros(0, 0)
 
     def _in_parallel(self, do: Callable[[Any], Any], requests: Sequence[Any]) -> list[Any]:
-        if self.endpoint.abreast == 1:
+        if self.endpoint.concurrency == 1:
             return [do(one) for one in requests]
-        with ThreadPoolExecutor(self.endpoint.abreast) as pool:
+        with ThreadPoolExecutor(self.endpoint.concurrency) as pool:
             return list(pool.map(do, requests))
 
     def _echoed(self, prompt: str, text: str) -> float:

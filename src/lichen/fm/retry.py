@@ -60,7 +60,7 @@ class Caller:
         data = json.dumps(body, sort_keys=True).encode()
         digest = hashlib.sha256(url.encode() + b"\n" + data).hexdigest()
         reason = ""
-        for attempt in range(self.endpoint.tries):
+        for attempt in range(self.endpoint.max_retries + 1):
             if attempt:
                 self._again()
                 # Spread by what is asked, so that calls that failed together do not come back together.
@@ -81,32 +81,34 @@ class Caller:
                     reason = f"{error.code} {error.reason}"
                     if error.code not in _RETRY_CODES:
                         raise LichenError(
-                            f"refuses: {reason}", where=f"endpoint {url}", fix="check endpoint.url, model and key_from"
+                            f"refuses: {reason}",
+                            where=f"endpoint {url}",
+                            fix="check endpoint.url, model and api_key_env",
                         ) from None
             except (OSError, http.client.HTTPException, ValueError) as error:
                 reason = f"{type(error).__name__}: {error}"
         raise LichenError(
-            f"gave no answer in {self.endpoint.tries} tries, at last: {reason}",
+            f"gave no answer in {self.endpoint.max_retries + 1} tries, at last: {reason}",
             where=f"endpoint {url}",
-            fix="check that it runs, or raise endpoint.timeout or tries",
+            fix="check that it runs, or raise endpoint.timeout or max_retries",
         )
 
     def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json"}
-        if name := self.endpoint.key_from:
+        if name := self.endpoint.api_key_env:
             if not (key := os.environ.get(name)):
                 raise LichenError(
-                    f"the environment has no {name}", where=f"{self.endpoint.place}.key_from", fix=f"export {name}"
+                    f"the environment has no {name}", where=f"{self.endpoint.place}.api_key_env", fix=f"export {name}"
                 )
             headers["Authorization"] = f"Bearer {key}"
         return headers
 
     def _wait(self) -> None:
-        if self.endpoint.per_second is None:
+        if self.endpoint.rate_limit is None:
             return
         with self._lock:
             now = time.monotonic()
             turn = max(now, self._next)
-            self._next = turn + 1 / self.endpoint.per_second
+            self._next = turn + 1 / self.endpoint.rate_limit
         if turn > now:
             self._sleep(turn - now)

@@ -214,7 +214,8 @@ def _follow(ranks: Sequence[_Rank], observers: Sequence[Callable[[Event], None]]
         raise LichenError(
             f"rank {rank} was ended by signal {number}",
             where="engine.nodes",
-            fix="if memory ran out (signal 9), use fewer nodes or a smaller engine.block; then go on with --resume",
+            fix="if memory ran out (signal 9), use fewer nodes or a smaller engine.clients_per_block; "
+            "then go on with --resume",
         )
     if wrong:
         raise wrong[0]

@@ -120,7 +120,7 @@ def test_a_black_box_teacher_is_the_same_over_http(tmp_path: Path) -> None:
 
     local = told(LocalFM(*model), "local")
     with answering(*model, fail=0.2, stall=0.5) as (url, seen):
-        endpoint = Endpoint(url=url, model="tiny", top=46, timeout=0.4, pause=0.001, tries=10)
+        endpoint = Endpoint(url=url, model="tiny", top=46, timeout=0.4, pause=0.001, max_retries=9)
         flow = DisclosurePolicy(HttpFM(endpoint))
         remote = told(flow.of("public"), "remote")
     assert seen.failed > 2

@@ -18,7 +18,7 @@ from lichen.present.charts.card import Card, card_text, front_matter
 from lichen.recipes.artifacts.sampling import ask_ids
 from support.tiny_llama import recipe, save_model, save_rows
 
-ROUNDS = {"federation": {"rounds": 1, "steps": 1, "batch": 4}}
+ROUNDS = {"federation": {"rounds": 1, "local_steps": 1, "batch_size": 4}}
 
 
 @pytest.fixture(scope="module")

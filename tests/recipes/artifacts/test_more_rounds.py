@@ -30,7 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(home: Path, rounds: int, **more: Any) -> dict[str, Any]:
-    federation = {"rounds": rounds, "steps": 2, "per_round": 3, **more.pop("federation", {})}
+    federation = {"rounds": rounds, "local_steps": 2, "clients_per_round": 3, **more.pop("federation", {})}
     return recipe(home / "model", home / "rows.jsonl", "pair", federation=federation, **more)
 
 
@@ -54,7 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
     "a grid, at home": {
         "optimizer": {"lr": [0.01, 0.05], "grid_rounds": 1},
         "federation": {"aggregate": "fedsa"},
-        "compare": {"columns": ["alone"]},
+        "compare": {"baselines": ["alone"]},
         "engine": {"packing": False},
     },
     "coded, momentum": {
@@ -141,7 +141,7 @@ def test_what_would_be_another_run_is_refused_and_what_differs_is_said(home: Pat
 PATIENT: dict[str, Any] = {
     "optimizer": {"lr": [0.5]},
     "federation": {"patience": 2},
-    "compare": {"columns": ["alone", "pooled"]},
+    "compare": {"baselines": ["alone", "pooled"]},
     "engine": {"packing": False},
 }
 
@@ -162,7 +162,7 @@ def test_rounds_end_when_patience_does_in_every_column(
         assert len(values) == min(most[column], best + 1 + 2)
     # Ended early, it holds what a run of so many rounds holds.
     stopped = len(seen["federated"])
-    without = {**PATIENT, "federation": {}, "compare": {"columns": []}}
+    without = {**PATIENT, "federation": {}, "compare": {"baselines": []}}
     short = lichen.run(made(home, stopped, **without), out=tmp_path / "short")
     assert all(torch.equal(x, final(short.folder)[name]) for name, x in final(patient.folder).items())
     assert patient.summary["bytes_down"] == short.summary["bytes_down"]

@@ -63,7 +63,7 @@ def check_modes(run: Path, umask: int) -> None:
 
 
 def test_a_chat_run_is_private_but_what_is_handed_on(home: Path, cache: Path, tmp_path: Path, umask: int) -> None:
-    whole = recipe(home / "model", home / "rows.jsonl", "pair", compare={"columns": ["base", "alone", "pooled"]})
+    whole = recipe(home / "model", home / "rows.jsonl", "pair", compare={"baselines": ["base", "alone", "pooled"]})
     result = lichen.run(whole, out=tmp_path / "runs" / "one")
     lichen.export(result.folder, merge=True)
     assert mode(tmp_path / "runs") == 0o777 & ~umask
@@ -119,8 +119,8 @@ def test_a_plan_draws_a_model_from_private_words_elsewhere(cache: Path, tmp_path
         "task": "chat",
         "model": {"scratch": {"vocabulary": 300, "width": 16, "layers": 1, "heads": 2}, "adapter": {"kind": "full"}},
         "data": {"name": str(tmp_path / "rows.jsonl"), "form": "stream", "max_length": 16},
-        "federation": {"rounds": 1, "steps": 1},
-        "compare": {"columns": []},
+        "federation": {"rounds": 1, "local_steps": 1},
+        "compare": {"baselines": []},
     }
     plan(lichen.read_recipe(whole), seconds=0.05)
     assert [path for path in cache.rglob("*") if path.is_file()] == []

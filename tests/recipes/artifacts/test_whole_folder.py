@@ -19,7 +19,7 @@ from lichen.core.store import load_tree
 from lichen.recipes.artifacts import inputs
 from support.tiny_llama import recipe, save_model, save_rows
 
-ROUNDS = {"federation": {"rounds": 1, "steps": 1, "batch": 4}}
+ROUNDS = {"federation": {"rounds": 1, "local_steps": 1, "batch_size": 4}}
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def scratch(data: Path) -> dict[str, Any]:
 
 
 def oneshot(model: Path, data: Path) -> dict[str, Any]:
-    whole = recipe(model, data, "label", compare={"columns": [], "partitions": 1})
+    whole = recipe(model, data, "label", compare={"baselines": [], "partitions": 1})
     del whole["federation"], whole["optimizer"]
     whole["data"].pop("form")
     return {**whole, "task": "oneshot", "model": {"name": str(model)}}

@@ -29,7 +29,7 @@ def test_an_adapter_loads_elsewhere_with_the_names_of_its_classes(home: Path, tm
     import transformers as hf
     from peft import AutoPeftModelForSequenceClassification as AutoPeft
 
-    one_round = {"rounds": 1, "steps": 1}
+    one_round = {"rounds": 1, "local_steps": 1}
     result = lichen.run(recipe(home / "model", home / "label.jsonl", "label", federation=one_round), out=tmp_path / "a")
     assert result.adapter is not None
     assert class_names(result.folder) == NAMES
@@ -46,7 +46,7 @@ def test_an_adapter_loads_elsewhere_with_the_names_of_its_classes(home: Path, tm
 
 
 def test_a_language_model_has_no_classes(home: Path, tmp_path: Path) -> None:
-    federation = {"rounds": 1, "steps": 1}
+    federation = {"rounds": 1, "local_steps": 1}
     result = lichen.run(recipe(home / "model", home / "pair.jsonl", "pair", federation=federation), out=tmp_path / "a")
     assert class_names(result.folder) == ()
     assert not (result.folder / "classes.json").exists()

@@ -33,9 +33,9 @@ def _recipe(home: Path, family: str, **adapter: Any) -> dict[str, Any]:
         "task": "classify",
         "model": {"name": str(home / family), "adapter": {"rank": 2, "targets": TARGETS[family], **adapter}},
         "data": {"name": str(home / "rows.jsonl"), "max_length": 8},
-        "federation": {"rounds": 3, "steps": 4, "batch": 6, "valid_every": 3},
+        "federation": {"rounds": 3, "local_steps": 4, "batch_size": 6, "valid_every": 3},
         "optimizer": {"lr": 0.02},
-        "compare": {"columns": []},
+        "compare": {"baselines": []},
     }
 
 
@@ -72,7 +72,7 @@ def test_a_head_left_out_of_modules_to_save_is_trained_and_said(tmp_path: Path) 
     save_bare("bert", tmp_path / "bert")
     _rows(tmp_path / "rows.jsonl")
     recipe, said = _recipe(tmp_path, "bert", modules_to_save=["embeddings.LayerNorm"]), list[str]()
-    recipe["federation"] = {"rounds": 1, "steps": 1, "batch": 2}
+    recipe["federation"] = {"rounds": 1, "local_steps": 1, "batch_size": 2}
     result = lichen.run(recipe, out=tmp_path / "run", say=said.append)
     assert any("trained whole beside modules_to_save" in line and line.endswith(": classifier") for line in said)
     about = json.loads((result.folder / "adapter" / "adapter_config.json").read_text())
@@ -92,7 +92,7 @@ def test_t5_is_trained_whole_and_takes_no_prompt(tmp_path: Path) -> None:
     save_bare("t5", tmp_path / "t5")
     _rows(tmp_path / "rows.jsonl")
     recipe = _recipe(tmp_path, "t5")
-    recipe["federation"] = {"rounds": 1, "steps": 1, "batch": 4}
+    recipe["federation"] = {"rounds": 1, "local_steps": 1, "batch_size": 4}
     recipe["model"]["adapter"] = {"kind": "full"}
     result = lichen.run(recipe, out=tmp_path / "run")
     assert result.summary["columns"]["federated"] is not None

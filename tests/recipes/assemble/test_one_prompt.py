@@ -58,8 +58,8 @@ def recipe(home: Path, family: str, **data: Any) -> dict[str, Any]:
         "task": "chat",
         "model": {"name": str(home / family), "adapter": {"rank": 1}},
         "data": {"name": str(home / "rows.jsonl"), "max_length": 96, **data},
-        "federation": {"rounds": 1, "steps": 1, "batch": 2},
-        "compare": {"columns": []},
+        "federation": {"rounds": 1, "local_steps": 1, "batch_size": 2},
+        "compare": {"baselines": []},
     }
 
 

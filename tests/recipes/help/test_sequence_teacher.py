@@ -23,7 +23,7 @@ from support.openai_server import answering
 from support.tiny_llama import recipe, save_model, save_rows
 
 PUBLIC = "data.public={share: 0.4, unlabelled: 20}"
-TEACHER = [PUBLIC, "teacher={name: TEACHER, tells: text, most: 6, server_steps: 4}"]
+TEACHER = [PUBLIC, "teacher={name: TEACHER, answer_format: text, max_new_tokens: 6, server_steps: 4}"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def final(result: lichen.Result) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("shape", ["pair", "messages"])
 def test_clients_learn_what_the_teacher_wrote_after_public_prompts(home: Path, tmp_path: Path, shape: Any) -> None:
-    whole = values(home, [*TEACHER, "compare.columns=[without]"], shape)
+    whole = values(home, [*TEACHER, "compare.baselines=[no_help]"], shape)
     result = lichen.run(whole, out=tmp_path / "run")
     pool, extra = load_pool(result.folder / "pool.jsonl"), result.summary["extra"]
     assert extra["answers"] == 20
@@ -81,11 +81,11 @@ def test_what_the_server_learns_costs_clients_nothing(home: Path, tmp_path: Path
 
 
 def test_over_http_the_same_is_written_and_only_prompts_are_shown(home: Path, tmp_path: Path) -> None:
-    words = [PUBLIC, "teacher={tells: text, most: 6}"]
+    words = [PUBLIC, "teacher={answer_format: text, max_new_tokens: 6}"]
     local = lichen.run(values(home, [*words, "teacher.name=TEACHER", "teacher.plain=true"]), out=tmp_path / "local")
     model, tokenizer = load_causal(home / "teacher")
     with answering(model, tokenizer, fail=0.2) as (url, told):
-        asked = f"teacher.endpoint={{url: '{url}', model: tiny, ask: echo, tries: 8, abreast: 4}}"
+        asked = f"teacher.endpoint={{url: '{url}', model: tiny, ask: echo, max_retries: 7, concurrency: 4}}"
         whole = values(home, [*words, asked, f"kept={tmp_path / 'kept'}"])
         remote = lichen.run(whole, out=tmp_path / "remote")
     assert told.failed > 0
@@ -107,11 +107,11 @@ def test_a_share_bounds_what_a_client_is_given(home: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("words", "place"),
     [
-        (["teacher={name: TEACHER, tells: text}"], "data.public"),
-        ([PUBLIC, "teacher={name: TEACHER, tells: label}"], "teacher.tells"),
+        (["teacher={name: TEACHER, answer_format: text}"], "data.public"),
+        ([PUBLIC, "teacher={name: TEACHER, answer_format: label}"], "teacher.answer_format"),
         ([*TEACHER, "teacher.temperature=2.0"], "teacher.temperature"),
         ([*TEACHER, "teacher.layers={1: 1}"], "teacher.layers"),
-        ([PUBLIC, "teacher={tells: text}"], "teacher.name"),
+        ([PUBLIC, "teacher={answer_format: text}"], "teacher.name"),
         (["synthetic={}"], "synthetic"),
     ],
 )
@@ -134,5 +134,5 @@ def test_rows_without_a_prompt_are_refused_before_anything_is_loaded(home: Path,
     words = [*TEACHER, "data.columns={client: who, text: reply}", "data.form=plain"]
     with pytest.raises(LichenError, match="no public row has a prompt") as caught:
         lichen.run(values(home, words), out=tmp_path / "run")
-    assert caught.value.where == "teacher.tells"
+    assert caught.value.where == "teacher.answer_format"
     assert not (tmp_path / "run" / "pool.jsonl").exists()

@@ -26,14 +26,14 @@ PUBLIC = ["data.public={share: 0.4, labelled: 9, unlabelled: 20}"]
 DRAWN = [
     "data.columns={text: said, label: mood}",
     "data.partition={by: dirichlet, clients: 3, alpha: 1.0}",
-    "data.one_class=keep",
+    "data.on_single_class=keep",
 ]
 TEACHER = [*PUBLIC, "teacher.name=MODEL"]
 NAMES = "teacher.words={calm: ' w1', glad: ' w2', sad: ' w3'}"
 WRITER = [
     "synthetic.name=MODEL",
     "synthetic.per_class=4",
-    "synthetic.most=12",
+    "synthetic.max_new_tokens=12",
     "synthetic.item_name=w1",
     "synthetic.about=w2 w3",
     "synthetic.labels={calm: w4 w5, glad: w6 w7, sad: w8 w9}",
@@ -42,11 +42,11 @@ WRITER = [
     "synthetic.filters=[duplicates, leakage]",  # w12 has too few letters for a text
 ]
 EVOLUTION = [*WRITER, "synthetic.kind=evolution", "synthetic.embedder=MODEL", "synthetic.iterations=2"]
-SEMI = ["semi={threshold: 0.3, batch: 4}"]
+SEMI = ["semi={threshold: 0.3, batch_size: 4}"]
 WAYS = {
     "top k": [*TEACHER, "teacher.top_k=2"],
-    "all, soft": [*TEACHER, "teacher.tells=all", "teacher.temperature=2.0", "teacher.weight=0.5"],
-    "label": [*TEACHER, "teacher.tells=label", "teacher.confident=0.1"],
+    "all, soft": [*TEACHER, "teacher.answer_format=all", "teacher.temperature=2.0", "teacher.weight=0.5"],
+    "label": [*TEACHER, "teacher.answer_format=label", "teacher.min_confidence=0.1"],
     "at the server": [*TEACHER, "teacher.at=server", "teacher.server_steps=4"],
     "at both": [*TEACHER, "teacher.at=both", "teacher.server_steps=4"],
     "select": [*TEACHER, "teacher.select=true", "teacher.may_see=[public, private]"],
@@ -176,7 +176,7 @@ def test_a_run_that_is_done_again_asks_the_model_nothing(home: Path, runs: Any, 
 
 
 def test_without_is_the_same_federation_with_no_help(home: Path, runs: Any, tmp_path: Path) -> None:
-    result = lichen.run(values(home, [*WAYS["top k"], "compare.columns=[without]"]), out=tmp_path / "run")
+    result = lichen.run(values(home, [*WAYS["top k"], "compare.baselines=[no_help]"]), out=tmp_path / "run")
     alike = lichen.run(values(home, PUBLIC), out=tmp_path / "plain")
     assert result.summary["extra_columns"]["without"] == alike.summary["columns"]["federated"]
     assert {"gain.mean", "gain.least", "gain.worse"} <= result.summary["extra"].keys()
@@ -221,7 +221,7 @@ def test_public_rows_are_nobodys_and_few_labels_are_few(home: Path) -> None:
         ([*SEMI, "semi.teacher_rounds=2"], "semi.teacher_rounds"),
         ([*SEMI, "semi.server=true"], "semi.server"),
         ([*SEMI, "engine.name=spawned"], "engine.name"),
-        (["compare.columns=[without]"], "compare.columns"),
+        (["compare.baselines=[no_help]"], "compare.baselines"),
         (["federation.fair=minmax", "wire.up=[int8]"], "federation.fair"),
     ],
 )
@@ -239,7 +239,7 @@ def test_a_teacher_over_http_says_the_same_fails_at_times_and_sees_no_private_ro
     model, tokenizer = load_causal(home / "model")
     with answering(model, tokenizer, fail=0.2) as (url, told):
         words = [word for word in WAYS["zero-shot"] if not word.startswith("teacher.name")]
-        asked = "teacher.endpoint={url: '" + url + "', model: tiny, ask: echo, tries: 8, abreast: 8}"
+        asked = "teacher.endpoint={url: '" + url + "', model: tiny, ask: echo, max_retries: 8, concurrency: 8}"
         whole = values(home, [*words, asked, f"kept={tmp_path / 'kept'}"])
         remote = lichen.run(whole, out=tmp_path / "run")
     assert told.failed > 10

@@ -33,7 +33,7 @@ TALK: dict[str, Any] = {
     "model": {"students": [{"kind": "text-cnn"}, {"kind": "text-cnn", "width": 32}]},
     "data": {"name": "rows.jsonl", "columns": {"text": "body", "label": "kind"}, "public": {"share": 0.5}},
     "exchange": {"kind": "fedmd"},
-    "compare": {"columns": ["alone"]},
+    "compare": {"baselines": ["alone"]},
 }
 
 Place = tuple[tuple[str, ...], FieldInfo]

@@ -269,6 +269,11 @@ def test_rows_that_cannot_take_part_are_counted_and_the_recipe_leaves_them_out(t
     ):
         assert words in told
     data = found.values["data"]
-    assert (data["min_rows"], data["unsplit"], data["one_class"], data["classes"]) == (10, "drop", "drop", ["a", "b"])
+    assert (data["min_rows"], data["on_too_few_rows"], data["on_single_class"], data["classes"]) == (
+        10,
+        "drop",
+        "drop",
+        ["a", "b"],
+    )
     recipe = read_recipe(load_yaml(found.recipe(), where="recipe"))
     assert [client_data.name for client_data in split_clients(recipe, gather(recipe))] == ["u0", "u1", "u2"]

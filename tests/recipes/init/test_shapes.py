@@ -97,15 +97,15 @@ def test_rows_of_no_client_are_refused_or_left_out_and_told(tmp_path: Path) -> N
     found = guess(path)
     assert "1 of 48 rows name no client and stay out." in found.told
     recipe = read_recipe(load_yaml(found.recipe(), where="recipe"))
-    assert recipe.data.unsplit == "drop"
+    assert recipe.data.on_too_few_rows == "drop"
     gathered = gather_all(recipe)
     public_split = split_public(recipe, gathered.records)
     assert [client_data.name for client_data in public_split.clients_data] == ["u0", "u1"]
     assert any("1 row: no client is named" in line for line in told_lines(recipe, gathered, public_split))
-    strict = read_recipe(load_yaml(found.recipe(), where="recipe"), ["data.unsplit=refuse"])
+    strict = read_recipe(load_yaml(found.recipe(), where="recipe"), ["data.on_too_few_rows=refuse"])
     with pytest.raises(LichenError, match="1 of 48 rows do not name their client") as caught:
         split_public(strict, gathered.records)
-    assert "data.unsplit: drop" in caught.value.fix
+    assert "data.on_too_few_rows: drop" in caught.value.fix
 
 
 def told_lines(recipe: Recipe, gathered: Gathered, public_split: PublicSplit) -> list[str]:

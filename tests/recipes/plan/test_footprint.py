@@ -12,7 +12,7 @@ from lichen.recipes.assemble.live_bytes import LiveBytes
 from lichen.recipes.plan.footprint import footprint, frozen_tensors, peak_bytes
 from lichen.recipes.schema.read import read_recipe
 
-QUICK = ["optimizer.lr=0.1", "federation.steps=2"]
+QUICK = ["optimizer.lr=0.1", "federation.local_steps=2"]
 
 
 def test_the_peak_of_births_and_ends() -> None:
@@ -68,7 +68,7 @@ def test_a_client_of_a_student_has_no_frozen_part() -> None:
     assert 4 * size <= found.training <= 20 * size
 
 
-@pytest.mark.parametrize(("key", "less", "more"), [("federation.batch", 4, 400), ("model.student.width", 16, 64)])
+@pytest.mark.parametrize(("key", "less", "more"), [("federation.batch_size", 4, 400), ("model.student.width", 16, 64)])
 def test_less_is_less(key: str, less: int, more: int) -> None:
     small, large = (footprint(read_recipe("digits", [*QUICK, f"{key}={n}"])) for n in (less, more))
     assert small is not None

@@ -66,49 +66,49 @@ def tokens(folder: Path) -> Counter[str]:
 
 
 GRIDS = [
-    {"optimizer": {"lr": [0.02]}, "federation": {"rounds": 3, "steps": 2, "batch": 4, "valid_every": 2}},
+    {"optimizer": {"lr": [0.02]}, "federation": {"rounds": 3, "local_steps": 2, "batch_size": 4, "valid_every": 2}},
     {
         "optimizer": {"lr": [0.01, 0.02], "grid_rounds": 2},
-        "federation": {"rounds": 5, "per_round": 3, "steps": 2, "batch": 4, "valid_every": 3},
-        "compare": {"columns": ["base", "alone", "pooled"], "pooled_batch": 6, "forms": ["plain"]},
+        "federation": {"rounds": 5, "clients_per_round": 3, "local_steps": 2, "batch_size": 4, "valid_every": 3},
+        "compare": {"baselines": ["base", "alone", "pooled"], "pooled_batch_size": 6, "forms": ["plain"]},
     },
     {
         "optimizer": {"lr": [0.01, 0.02]},
-        "federation": {"rounds": 3, "per_round": 2, "sampling": "poisson", "aggregate": "mean"},
-        "compare": {"columns": ["alone"]},
+        "federation": {"rounds": 3, "clients_per_round": 2, "sampling": "poisson", "aggregate": "mean"},
+        "compare": {"baselines": ["alone"]},
     },
     {
         "optimizer": {"lr": [0.01, 0.5]},
-        "federation": {"aggregate": "fedsa", "rounds": 6, "per_round": 2, "valid_clients": 3},
-        "compare": {"columns": ["alone"]},
+        "federation": {"aggregate": "fedsa", "rounds": 6, "clients_per_round": 2, "valid_clients": 3},
+        "compare": {"baselines": ["alone"]},
     },
     {
         "federation": {
             "rounds": 3,
-            "per_round": 3,
-            "steps": None,
-            "epochs": 2,
-            "batch": 2,
-            "accumulate": 3,
+            "clients_per_round": 3,
+            "local_steps": None,
+            "local_epochs": 2,
+            "batch_size": 2,
+            "gradient_accumulation_steps": 3,
             "weighting": "rows",
         },
-        "compare": {"columns": ["alone", "pooled"]},
+        "compare": {"baselines": ["alone", "pooled"]},
     },
     {
         "wire": {"down": ["int4~"]},
-        "federation": {"rounds": 4, "per_round": 2, "valid_every": 2, "valid_clients": 2},
+        "federation": {"rounds": 4, "clients_per_round": 2, "valid_every": 2, "valid_clients": 2},
     },
     {
         "wire": {"up": ["topk:1/8", "int4~"], "down": ["int4~"]},
-        "federation": {"rounds": 4, "per_round": 2, "steps": 2, "batch": 4, "valid_every": 3},
-        "compare": {"columns": ["base"]},
+        "federation": {"rounds": 4, "clients_per_round": 2, "local_steps": 2, "batch_size": 4, "valid_every": 3},
+        "compare": {"baselines": ["base"]},
     },
     {
         "model": {"adapter": {"kind": "full"}},
         "optimizer": {"name": "kseed", "lr": [1e-4], "seeds": 32},
-        "federation": {"rounds": 2, "per_round": 2, "steps": 2, "batch": 4},
-        "compare": {"columns": ["base"]},
-        "engine": {"block": 1},
+        "federation": {"rounds": 2, "clients_per_round": 2, "local_steps": 2, "batch_size": 4},
+        "compare": {"baselines": ["base"]},
+        "engine": {"clients_per_block": 1},
     },
 ]
 
@@ -136,7 +136,7 @@ def test_bytes_and_tokens_are_those_of_the_run(home: Path, tmp_path: Path, aside
 def test_a_small_network_and_the_command(
     tmp_path: Path, aside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = ["federation.rounds=3", "optimizer.lr=[0.1,0.3]", "compare.columns=[alone]"]
+    more = ["federation.rounds=3", "optimizer.lr=[0.1,0.3]", "compare.baselines=[alone]"]
     planned, result = both("digits", tmp_path / "run", *more)
     sent = planned.expected.bytes
     assert (sent.up, sent.down) == (result.summary["bytes_up"], result.summary["bytes_down"])
@@ -168,7 +168,7 @@ def test_a_fault_of_the_recipe_is_told_as_the_run_tells_it(capsys: pytest.Captur
 
 
 def test_the_patch_of_fedex_has_a_bound(home: Path, tmp_path: Path) -> None:
-    sections = {"federation": {"aggregate": "fedex", "rounds": 4, "per_round": 3, "steps": 3}}
+    sections = {"federation": {"aggregate": "fedex", "rounds": 4, "clients_per_round": 3, "local_steps": 3}}
     planned, result = both(recipe(home / "model", home / "pair.jsonl", "pair", **sections), tmp_path / "run")
     sent, without = planned.expected.bytes, 4 * 3 * planned.expected.bytes.client_down
     assert sent.bound
@@ -178,7 +178,7 @@ def test_the_patch_of_fedex_has_a_bound(home: Path, tmp_path: Path) -> None:
 
 
 def test_one_shot_and_its_bytes(home: Path, tmp_path: Path, aside: Path) -> None:
-    values = recipe(home / "model", home / "label.jsonl", "label", task="oneshot", compare={"columns": ["alone"]})
+    values = recipe(home / "model", home / "label.jsonl", "label", task="oneshot", compare={"baselines": ["alone"]})
     planned, result = both(values, tmp_path / "run")
     sent = planned.expected.bytes
     assert (sent.up, sent.down) == (result.summary["bytes_up"], result.summary["bytes_down"])
@@ -193,8 +193,8 @@ def test_a_teacher_and_its_bytes(home: Path, tmp_path: Path, aside: Path) -> Non
         "task": "classify",
         "model": {"student": {"kind": "text-cnn", "width": 8}},
         "teacher": {"name": str(home / "model"), "top_k": 2},
-        "federation": {"rounds": 2, "steps": 2, "batch": 4, "aggregate": "mean"},
-        "compare": {"columns": ["without", "alone"]},
+        "federation": {"rounds": 2, "local_steps": 2, "batch_size": 4, "aggregate": "mean"},
+        "compare": {"baselines": ["no_help", "alone"]},
     }
     values["data"] |= {"public": {"share": 0.5, "labelled": 12, "unlabelled": 10}, "labels": 4}
     planned, result = both(values, tmp_path / "run")
@@ -207,7 +207,7 @@ def test_a_teacher_and_its_bytes(home: Path, tmp_path: Path, aside: Path) -> Non
 @pytest.mark.parametrize("shape", ["pair", "label"])
 def test_operations_are_those_torch_counts(home: Path, shape: Any) -> None:
     """The formula against torch's own counter; attention apart, which the counter does not know on a CPU."""
-    more = {"data": {"max_length": 64}, "federation": {"batch": 1, "steps": 1}}
+    more = {"data": {"max_length": 64}, "federation": {"batch_size": 1, "local_steps": 1}}
     loaded = open_recipe(read_recipe(recipe(home / "model", home / f"{shape}.jsonl", shape, **more)))
     experiment, client_task = (
         loaded.experiment,
@@ -284,7 +284,7 @@ def test_what_does_not_fit_is_named_with_its_change(
     assert bool(found) == (memory.peak + copies * loaded > there)
     for problem in found:
         assert problem.what.startswith("memory: ")
-        if problem.change.startswith("set engine.block to "):
+        if problem.change.startswith("set engine.clients_per_block to "):
             fits = int(problem.change.split()[3].rstrip(";"))
             assert loaded * (1 + copies) + fits * client <= there
             assert fits < clients

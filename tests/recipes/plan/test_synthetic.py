@@ -13,7 +13,7 @@ from lichen.recipes.schema.read import read_recipe
 from support.tiny_llama import WORDS, recipe, save_model, save_rows
 
 WRITER = (
-    "synthetic={name: MODEL, per_class: 4, most: 12, item_name: w1, temperature: 1.0, top_p: 1.0, "
+    "synthetic={name: MODEL, per_class: 4, max_new_tokens: 12, item_name: w1, temperature: 1.0, top_p: 1.0, "
     "filters: [duplicates]}"
 )
 PUBLIC = "data.public={share: 0.4, labelled: 9, unlabelled: 20}"
@@ -49,7 +49,10 @@ def test_texts_of_a_writer_are_those_the_run_writes(home: Path, tmp_path: Path) 
 
 
 def test_a_teacher_that_writes_and_what_is_not_counted(home: Path) -> None:
-    told = plan(values(home, "pair", PUBLIC, "teacher={name: MODEL, tells: text, most: 6, at: both}"), seconds=0.05)
+    told = plan(
+        values(home, "pair", PUBLIC, "teacher={name: MODEL, answer_format: text, max_new_tokens: 6, at: both}"),
+        seconds=0.05,
+    )
     assert "writing: 20 texts of at most 6 tokens, 120 tokens in all" in told.expected.notes
     assert "teacher.at: the server's own 300 steps are not counted" in told.expected.notes
     assert told.expected.columns["writing"].seconds > 0

@@ -56,7 +56,7 @@ def three(home: Path, result: lichen.Result, kind: str, **more: Any) -> tuple[to
 def test_chat_rows_give_an_adapter_that_peft_reads_as_the_merged_model(
     home: Path, tmp_path: Path, shape: Shape
 ) -> None:
-    result = run(home, tmp_path / "run", shape, compare={"columns": ["base", "alone", "pooled"]})
+    result = run(home, tmp_path / "run", shape, compare={"baselines": ["base", "alone", "pooled"]})
     assert result.summary == read_summary(result.folder)
     assert result.summary["clients"] == 5
     columns = result.summary["columns"]
@@ -73,7 +73,7 @@ def test_fedex_writes_its_patch_as_rank_while_it_fits_and_into_the_weights_after
     home: Path, tmp_path: Path, rank: int
 ) -> None:
     adapter = {"targets": ["q_proj"], "rank": rank, "alpha": 2 * rank}
-    federation = {"aggregate": "fedex", "rounds": 1, "steps": 3}
+    federation = {"aggregate": "fedex", "rounds": 1, "local_steps": 3}
     result = run(home, tmp_path / "run", model={"name": str(home / "model"), "adapter": adapter}, federation=federation)
     tree, _ = load_tree(result.folder / "state" / "final.safetensors")
     assert any(name.startswith("patch.") for name in tree)
@@ -104,7 +104,7 @@ def test_a_classifier_of_the_users_labels(home: Path, tmp_path: Path) -> None:
 def test_a_run_starts_from_the_adapter_of_another(home: Path, tmp_path: Path) -> None:
     first = run(home, tmp_path / "first")
     adapter = {"targets": ["q_proj", "v_proj"], "rank": 2, "alpha": 4, "init_from": str(first.adapter)}
-    again = {"model": {"name": str(home / "model"), "adapter": adapter}, "compare": {"columns": ["base"]}}
+    again = {"model": {"name": str(home / "model"), "adapter": adapter}, "compare": {"baselines": ["base"]}}
     second = run(home, tmp_path / "second", **again)
     columns, before = second.summary["columns"], first.summary["columns"]["federated"]
     assert columns["base"] == before  # it stands where the first one ended
@@ -115,7 +115,7 @@ def test_a_run_starts_from_the_adapter_of_another(home: Path, tmp_path: Path) ->
 
 
 def test_talking_to_it_gives_the_bare_models_words_and_its_own(home: Path, tmp_path: Path) -> None:
-    result = run(home, tmp_path / "run", optimizer={"lr": [0.1]}, federation={"rounds": 4, "steps": 6})
+    result = run(home, tmp_path / "run", optimizer={"lr": [0.1]}, federation={"rounds": 4, "local_steps": 6})
     talker = lichen.talk(result.folder)
     assert talker.kind == "chat"
     before, after = talker.answer("w1 w2 w3")
@@ -131,14 +131,14 @@ def test_a_run_refused_before_training_leaves_its_folder_free(home: Path, tmp_pa
     with pytest.raises(LichenError, match=r"data\.min_rows"):
         run(home, tmp_path / "run", data={"name": str(home / "pair.jsonl"), "min_rows": 10_000})
     assert not (tmp_path / "run").exists()
-    run(home, tmp_path / "run", compare={"columns": []})
+    run(home, tmp_path / "run", compare={"baselines": []})
     with pytest.raises(LichenError, match="is not empty"):
-        run(home, tmp_path / "run", compare={"columns": []})
+        run(home, tmp_path / "run", compare={"baselines": []})
     assert (tmp_path / "run" / "summary.json").exists()
 
 
 def test_an_adapter_of_another_scale_is_refused(home: Path, tmp_path: Path) -> None:
-    first = run(home, tmp_path / "first", compare={"columns": []})
+    first = run(home, tmp_path / "first", compare={"baselines": []})
     config = json.loads((first.folder / "adapter" / "adapter_config.json").read_text())
     spec = {"targets": config["target_modules"], "rank": config["r"], "alpha": 3 * config["lora_alpha"]}
     model = {"name": str(home / "model"), "adapter": {**spec, "init_from": str(first.adapter)}}

@@ -130,7 +130,7 @@ def test_a_class_may_bear_the_name_of_nothing(tmp_path: Path, odd: str) -> None:
 
 def test_real_numbers_are_no_classes(tmp_path: Path) -> None:
     rows = [{**row, "mood": 0.1 + 0.37 * i} for i, row in enumerate(people(3, 14))]
-    error = refused(recipe_of(write(tmp_path, rows), one_class="keep"))
+    error = refused(recipe_of(write(tmp_path, rows), on_single_class="keep"))
     assert error.where == "data.columns.label"
     assert "regression" in error.what
     half_stars = [{**row, "mood": 1 + (i % 9) / 2} for i, row in enumerate(rows)]
@@ -140,7 +140,7 @@ def test_real_numbers_are_no_classes(tmp_path: Path) -> None:
 
 def test_a_class_for_nearly_every_row_is_no_class(tmp_path: Path) -> None:
     rows = [{**row, "mood": f"text {i}"} for i, row in enumerate(people(3, 14))]
-    assert "42 classes in 42 rows" in refused(recipe_of(write(tmp_path, rows), one_class="keep")).what
+    assert "42 classes in 42 rows" in refused(recipe_of(write(tmp_path, rows), on_single_class="keep")).what
 
 
 def test_several_classes_a_row_are_refused_where_classes_are_learned(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_several_classes_a_row_are_refused_where_classes_are_learned(tmp_path: P
 def test_a_client_is_one_however_its_number_is_written(tmp_path: Path) -> None:
     rows = [{**row, "who": (1, 1.0, "1", 2)[i % 4], "group": i // 2} for i, row in enumerate(people())]
     columns = {"client": "who", "text": "said", "label": "mood"}
-    clients_data = prepared(recipe_of(write(tmp_path, rows), columns=columns, one_class="keep", split_by="row"))
+    clients_data = prepared(recipe_of(write(tmp_path, rows), columns=columns, on_single_class="keep", split_by="row"))
     assert [(o.name, len(o.train) + len(o.valid) + len(o.test)) for o in clients_data] == [("1", 18), ("2", 6)]
 
 
@@ -174,7 +174,7 @@ def test_a_named_client_column_is_never_ignored(tmp_path: Path, by: str) -> None
 
 
 def test_one_class_in_all_is_nothing_to_learn(tmp_path: Path) -> None:
-    error = refused(recipe_of(write(tmp_path, people(mood="a")), one_class="keep"))
+    error = refused(recipe_of(write(tmp_path, people(mood="a")), on_single_class="keep"))
     assert error.where == "data.columns.label"
     assert "1 class" in error.what
 
@@ -211,11 +211,15 @@ def test_a_folder_with_a_file_a_client_needs_none(tmp_path: Path) -> None:
 def test_a_client_too_small_to_split_is_named(tmp_path: Path, task: str, rows: int, key: str) -> None:
     small = [{"who": "tiny", "said": f"mine {r}", "mood": "ab"[r % 2]} for r in range(rows)]
     file = write(tmp_path, people() + small)
-    error = refused(recipe_of(file, task=task, one_class="keep"))
+    error = refused(recipe_of(file, task=task, on_single_class="keep"))
     assert error.where == key
     assert "client 'tiny' has" in error.what
-    for way in ({"min_rows": rows + 1}, {"unsplit": "drop"}):
-        assert [o.name for o in prepared(recipe_of(file, task=task, one_class="keep", **way))] == ["p0", "p1", "p2"]
+    for way in ({"min_rows": rows + 1}, {"on_too_few_rows": "drop"}):
+        assert [o.name for o in prepared(recipe_of(file, task=task, on_single_class="keep", **way))] == [
+            "p0",
+            "p1",
+            "p2",
+        ]
 
 
 def test_no_client_with_enough_rows_is_refused(tmp_path: Path) -> None:
@@ -227,10 +231,10 @@ def test_no_client_with_enough_rows_is_refused(tmp_path: Path) -> None:
 def test_clients_of_one_class_are_refused_dropped_or_kept(tmp_path: Path) -> None:
     file = write(tmp_path, people() + [{"who": "same", "said": f"mine {r}", "mood": "a"} for r in range(8)])
     error = refused(recipe_of(file))
-    assert error.where == "data.one_class"
+    assert error.where == "data.on_single_class"
     assert "client 'same'" in error.what
-    assert [o.name for o in prepared(recipe_of(file, one_class="drop"))] == ["p0", "p1", "p2"]
-    assert [o.name for o in prepared(recipe_of(file, one_class="keep"))] == ["p0", "p1", "p2", "same"]
+    assert [o.name for o in prepared(recipe_of(file, on_single_class="drop"))] == ["p0", "p1", "p2"]
+    assert [o.name for o in prepared(recipe_of(file, on_single_class="keep"))] == ["p0", "p1", "p2", "same"]
 
 
 def test_a_classifier_without_a_token_to_pad_with_is_refused(tmp_path: Path) -> None:
@@ -293,7 +297,7 @@ def test_a_rare_class_neither_shrinks_the_test_set_nor_goes_into_it_whole(tmp_pa
     assert {"a", "b"} <= {r.label for r in tested}
 
 
-KEEP = {"one_class": "keep", "unsplit": "drop"}
+KEEP = {"on_single_class": "keep", "on_too_few_rows": "drop"}
 
 
 @pytest.mark.parametrize("task", ["classify", "chat"])

@@ -39,7 +39,7 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def recipe_of(file: Path, task: str = "classify", columns: dict[str, str] | None = None, **data: Any) -> Recipe:
-    plain = {"name": str(file), "columns": columns or COLUMNS, "one_class": "drop", "unsplit": "drop"}
+    plain = {"name": str(file), "columns": columns or COLUMNS, "on_single_class": "drop", "on_too_few_rows": "drop"}
     return lichen.read_recipe({"task": task, "model": {"name": "tiny"}, "data": {**plain, **data}})
 
 
@@ -55,12 +55,12 @@ def read(made: Recipe) -> tuple[dict[str, Any], PublicSplit]:
         {},
         {"min_rows": 10, "max_clients": 7},
         {"max_rows": 12, "test_rows": 2},
-        {"unsplit": "drop", "valid": 0.3, "test": 0.3, "columns": {**COLUMNS, "group": "talk"}},
+        {"on_too_few_rows": "drop", "valid": 0.3, "test": 0.3, "columns": {**COLUMNS, "group": "talk"}},
         {"copies": "drop"},
         {"copies": "drop", "max_clients": 5, "min_rows": 6},
         {"public": {"share": 0.3, "labelled": 20, "unlabelled": 30}, "copies": "drop"},
         {"labels": 4},
-        {"classes": ["a"], "one_class": "keep"},
+        {"classes": ["a"], "on_single_class": "keep"},
         {"partition": {"by": "iid", "clients": 4}, "columns": {"text": "said", "label": "mood"}},
         {
             "partition": {"by": "dirichlet", "clients": 4, "alpha": 0.3},
@@ -91,12 +91,12 @@ def test_every_row_goes_on_or_is_left_out_for_a_reason(tmp_path: Path, data: dic
 
 def test_clients_of_one_class_are_told_and_not_lost(tmp_path: Path) -> None:
     found, _ = read(recipe_of(write(tmp_path, rows_of())))
-    why = "clients whose rows all have one label (data.one_class: drop)"
+    why = "clients whose rows all have one label (data.on_single_class: drop)"
     assert {"why": why, "rows": 2 * 4 + 8 * 30, "clients": 10} in found["left"]
     assert any("10 clients: " + why in line for line in reading_lines(found))
     with pytest.raises(LichenError, match="10 of 30 clients have rows of one label only") as told:
-        read(recipe_of(tmp_path / "rows.jsonl", one_class="refuse"))
-    assert told.value.where == "data.one_class"
+        read(recipe_of(tmp_path / "rows.jsonl", on_single_class="refuse"))
+    assert told.value.where == "data.on_single_class"
     single = [{"who": f"p{c}", "said": f"words {c} {i}", "mood": "ab"[c]} for c in range(2) for i in range(9)]
     with pytest.raises(LichenError, match="each of the 2 clients"):
         read(recipe_of(write(tmp_path, single)))
@@ -139,7 +139,7 @@ def test_a_public_row_is_somebody_elses_too(tmp_path: Path) -> None:
 def test_clients_that_hold_the_same_rows_cannot_be_scored_without_them(tmp_path: Path) -> None:
     rows = [{"who": f"p{c}", "said": f"words {i}", "mood": "ab"[i % 2]} for c in range(6) for i in range(12)]
     with pytest.raises(LichenError, match="no other client trains on") as told:
-        read(recipe_of(write(tmp_path, rows), copies="drop", unsplit="refuse"))
+        read(recipe_of(write(tmp_path, rows), copies="drop", on_too_few_rows="refuse"))
     assert told.value.where == "data.copies"
     with pytest.raises(LichenError, match="no other client trains on"):
         read(recipe_of(tmp_path / "rows.jsonl", copies="drop"))
@@ -172,7 +172,7 @@ def test_rows_of_another_form_are_told(tmp_path: Path, form: str) -> None:
 def test_the_folder_the_report_and_the_plan_tell_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(tmp_path / "model")
     file = save_rows(tmp_path / "rows.jsonl", "pair")
-    made = recipe(tmp_path / "model", file, "pair", data={"max_length": 12}, federation={"rounds": 1, "steps": 1})
+    made = recipe(tmp_path / "model", file, "pair", data={"max_length": 12}, federation={"rounds": 1, "local_steps": 1})
     said: list[str] = []
     result = lichen.run(made, out=tmp_path / "run", say=said.append)
     found = read_summary(result.folder)["read"]

@@ -103,7 +103,7 @@ def test_an_endpoint_is_called_as_the_recipe_calls_it(
         "task": "classify",
         "model": {"student": {"kind": "text-cnn"}},
         "data": {"name": "clothing-reviews", "public": {"unlabelled": 20, "labelled": 20}},
-        section: {"endpoint": {"url": "http://example.org/v1", "model": "m", "key_from": "KEY"}},
+        section: {"endpoint": {"url": "http://example.org/v1", "model": "m", "api_key_env": "KEY"}},
     }
     if section == "teacher":
         whole["teacher"]["kind"] = "zero-shot"  # type: ignore[index]

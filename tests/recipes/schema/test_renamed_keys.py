@@ -37,7 +37,7 @@ TALK: dict[str, Any] = {
     "model": {"students": [{"kind": "image-mlp"}]},
     "data": {"name": "digits", "public": {"labelled": 0}},
     "exchange": {},
-    "compare": {"columns": []},
+    "compare": {"baselines": []},
 }
 
 OLD: dict[str, tuple[str, str]] = {

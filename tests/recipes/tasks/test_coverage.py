@@ -40,11 +40,11 @@ def drawn(made: Experiment, rounds: list[tuple[int, ...]], first: int = 0) -> tu
 @pytest.mark.parametrize(
     "federation",
     [
-        {"steps": 1, "batch": 4},
-        {"steps": 2, "batch": 4},
-        {"steps": 3, "batch": 16},
-        {"steps": 2, "batch": 2, "accumulate": 2},
-        {"steps": None, "epochs": 2, "batch": 4},
+        {"local_steps": 1, "batch_size": 4},
+        {"local_steps": 2, "batch_size": 4},
+        {"local_steps": 3, "batch_size": 16},
+        {"local_steps": 2, "batch_size": 2, "gradient_accumulation_steps": 2},
+        {"local_steps": None, "local_epochs": 2, "batch_size": 4},
     ],
 )
 def test_rows_and_their_share_are_those_that_are_drawn(federation: dict[str, Any]) -> None:
@@ -62,8 +62,8 @@ def test_rows_and_their_share_are_those_that_are_drawn(federation: dict[str, Any
 def test_a_default_run_says_how_little_it_sees_before_and_after(tmp_path: Path) -> None:
     save_model(tmp_path / "model")
     save_rows(tmp_path / "rows.jsonl", "pair", rows=60, clients=3)
-    more: dict[str, Any] = {"federation": {"rounds": 2, "steps": 2, "batch": 4, "per_round": 2}}
-    more["compare"] = {"columns": ["alone", "pooled"]}
+    more: dict[str, Any] = {"federation": {"rounds": 2, "local_steps": 2, "batch_size": 4, "clients_per_round": 2}}
+    more["compare"] = {"baselines": ["alone", "pooled"]}
     known = read_recipe(recipe(tmp_path / "model", tmp_path / "rows.jsonl", "pair", **more))
     expected = plan(known, seconds=0.05)
     result = lichen.run(known, out=tmp_path / "run")
@@ -83,7 +83,7 @@ def test_a_default_run_says_how_little_it_sees_before_and_after(tmp_path: Path) 
 
 
 def test_columns_are_planned_as_they_are_run() -> None:
-    made = changed(experiment(), rounds=3, per_round=2)
+    made = changed(experiment(), rounds=3, clients_per_round=2)
     told = planned(made, invitations(made), ("alone", "pooled", "base"))
     assert set(told) == {"federated", "alone", "pooled"}
     assert told["federated"].rows == 3 * 2 * 3 * 4

@@ -39,14 +39,14 @@ def digits(*words: str) -> Recipe:
             "partition": {"by": "dirichlet", "clients": 6, "alpha": 0.5},
             "max_rows": 60,
             "test_rows": 100,
-            "one_class": "keep",
-            "unsplit": "drop",
+            "on_single_class": "keep",
+            "on_too_few_rows": "drop",
             "public": {"share": 0.3, "labelled": 0, "unlabelled": ROWS},
         },
         "optimizer": {"lr": [0.02]},
-        "exchange": {"kind": "dsfl", "first_steps": 50, "digest_steps": 30},
-        "federation": {"rounds": 3, "steps": 3, "batch": 16},
-        "compare": {"columns": ["alone"], "metric": "accuracy"},
+        "exchange": {"kind": "dsfl", "first_steps": 50, "distill_steps": 30},
+        "federation": {"rounds": 3, "local_steps": 3, "batch_size": 16},
+        "compare": {"baselines": ["alone"], "metric": "accuracy"},
     }
     return read_recipe(whole, words)
 
@@ -134,7 +134,7 @@ def test_a_killed_run_goes_on_as_if_it_had_never_stopped(ran: lichen.Result, tmp
 
 @pytest.fixture(scope="module")
 def fused(tmp_path_factory: pytest.TempPathFactory) -> lichen.Result:
-    words = ["exchange={kind: feddf, digest_steps: 20}", "federation.steps=25", "compare.columns=[]"]
+    words = ["exchange={kind: feddf, distill_steps: 20}", "federation.local_steps=25", "compare.baselines=[]"]
     return lichen.run(digits(*words), out=tmp_path_factory.mktemp("feddf") / "run")
 
 
@@ -154,9 +154,9 @@ def test_feddf_has_one_model_of_each_architecture(fused: lichen.Result, tmp_path
 def test_a_rate_is_chosen_on_validation_rows_and_clients_may_come_late(tmp_path: Path) -> None:
     words = [
         "optimizer.lr=[1e-6, 0.02]",
-        "federation={rounds: 2, steps: 3, batch: 16, per_round: 3}",
-        "exchange.weigh=classes",
-        "exchange.confident=0.2",
+        "federation={rounds: 2, local_steps: 3, batch_size: 16, clients_per_round: 3}",
+        "exchange.weighting=classes",
+        "exchange.min_confidence=0.2",
     ]
     result = lichen.run(digits(*words, "exchange.kind=fedmd"), out=tmp_path / "run")
     assert result.summary["extra"]["lr.federated"] == result.summary["extra"]["lr.alone"] == 0.02
@@ -197,7 +197,7 @@ def test_texts_are_read_by_students_of_two_kinds(tmp_path: Path, monkeypatch: py
         "model.students=[{kind: text-cnn, width: 8}, {kind: transformer, width: 8}]",
         f"data={{name: '{tmp_path / 'rows.jsonl'}', columns: {{client: who, text: said, label: mood}}, max_length: 16, "
         "split_by: row, public: {share: 0.34, labelled: 0, unlabelled: 20}}",
-        "federation={rounds: 2, steps: 2, batch: 4}",
+        "federation={rounds: 2, local_steps: 2, batch_size: 4}",
     ]
     result = lichen.run(digits(*words), out=tmp_path / "run")
     assert result.summary["clients"] == 4
@@ -216,17 +216,17 @@ def test_texts_are_read_by_students_of_two_kinds(tmp_path: Path, monkeypatch: py
         (["model.head=ridge"], "model.head"),
         (["data.public=null"], "data.public"),
         (["data.public.unlabelled=0"], "data.public.unlabelled"),
-        (["task=chat", "compare={columns: []}"], "exchange"),
+        (["task=chat", "compare={baselines: []}"], "exchange"),
         (["teacher={kind: head}"], "teacher"),
         (["semi={threshold: 0.9}"], "semi"),
         (["synthetic={per_class: 3}"], "synthetic"),
         (["engine.name=spawned"], "engine.name"),
         (["engine.name=distributed"], "engine.name"),
         (["wire.up=[int8]"], "wire"),
-        (["optimizer.name=mezo", "compare.columns=[]"], "optimizer.name"),
+        (["optimizer.name=mezo", "compare.baselines=[]"], "optimizer.name"),
         (["optimizer.prox=0.1"], "optimizer.prox"),
-        (["compare.columns=[pooled]"], "compare.columns"),
-        (["compare.columns=[without]"], "compare.columns"),
+        (["compare.baselines=[pooled]"], "compare.baselines"),
+        (["compare.baselines=[no_help]"], "compare.baselines"),
         (["federation.ranks=[2, 4]"], "federation.ranks"),
         (["federation.fair=qffl"], "federation.fair"),
         (["federation.keep_optimizer=true"], "federation.keep_optimizer"),
@@ -234,7 +234,7 @@ def test_texts_are_read_by_students_of_two_kinds(tmp_path: Path, monkeypatch: py
         (["federation.server={name: adam}"], "federation.server"),
         (["exchange.server_lr=0.1"], "exchange.server_lr"),
         (["exchange.kind=feddf"], "exchange.first_steps"),
-        (["exchange={kind: feddf, weigh: classes}"], "exchange.weigh"),
+        (["exchange={kind: feddf, weighting: classes}"], "exchange.weighting"),
         (["exchange.sharpen=0"], "exchange.sharpen"),
         (["model.students=[{kind: image-mlp, width: 0}]"], "model.students"),
         (["model.students=[{kind: text-mlp}]"], "model.students"),

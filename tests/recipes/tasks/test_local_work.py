@@ -43,10 +43,13 @@ def final(result: lichen.Result) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_accumulated_steps_are_those_of_the_whole_batch(home: Path, tmp_path: Path, packing: bool) -> None:
-    more: dict[str, Any] = {"engine": {"packing": packing, "block": 2}, "compare": {"columns": ["alone", "pooled"]}}
+    more: dict[str, Any] = {
+        "engine": {"packing": packing, "clients_per_block": 2},
+        "compare": {"baselines": ["alone", "pooled"]},
+    }
     more["optimizer"] = {"name": "sgd", "lr": [0.5]}
-    whole = run(home, tmp_path / "whole", {"batch": 6, "steps": 2}, **more)
-    cut = run(home, tmp_path / "cut", {"batch": 2, "accumulate": 3, "steps": 2}, **more)
+    whole = run(home, tmp_path / "whole", {"batch_size": 6, "local_steps": 2}, **more)
+    cut = run(home, tmp_path / "cut", {"batch_size": 2, "gradient_accumulation_steps": 3, "local_steps": 2}, **more)
     for name, x in final(whole).items():
         torch.testing.assert_close(final(cut)[name], x, rtol=0, atol=2e-6)
     assert whole.summary["columns"]["base"] is cut.summary["columns"]["base"] is None
@@ -63,8 +66,8 @@ def test_epochs_train_on_every_row_so_many_times(home: Path, tmp_path: Path) -> 
             home / "model",
             home / "rows.jsonl",
             "pair",
-            federation={"rounds": 2, "steps": None, "epochs": 3, "batch": 5, "per_round": 2},
-            compare={"columns": ["alone", "pooled"]},
+            federation={"rounds": 2, "local_steps": None, "local_epochs": 3, "batch_size": 5, "clients_per_round": 2},
+            compare={"baselines": ["alone", "pooled"]},
         )
     )
     made = open_recipe(known).experiment
@@ -76,7 +79,7 @@ def test_epochs_train_on_every_row_so_many_times(home: Path, tmp_path: Path) -> 
     # The pooled trainer takes as many rows as the two invited clients do on average.
     federation = pooled_experiment(made).recipe.federation
     rows = 2 * 3 * sum(shard.size for shard in made.train) / len(made.train)
-    assert abs(federation.local_steps * federation.batch - rows) <= federation.batch / 2
+    assert abs(federation.fixed_steps * federation.batch_size - rows) <= federation.batch_size / 2
     assert alone_rounds(made) == 1
     assert read_recipe(json.loads(json.dumps(known.model_dump(mode="json")))) == known
     (tmp_path / "again.yaml").write_text(write_recipe(known))
@@ -130,29 +133,42 @@ STUDENTS: dict[str, Any] = {
     "model": {"students": [{"kind": "text-cnn"}]},
     "data": {"name": "d", "public": {"labelled": 0}},
     "exchange": {"kind": "feddf"},
-    "compare": {"columns": ["alone"]},
+    "compare": {"baselines": ["alone"]},
 }
 
 
 @pytest.mark.parametrize(
     ("base", "words", "where"),
     [
-        (CHAT, ["federation.epochs=2", "federation.steps=4"], "federation.epochs"),
-        (CHAT, ["federation.steps=null"], "federation.steps"),
+        (CHAT, ["federation.local_epochs=2", "federation.local_steps=4"], "federation.local_epochs"),
+        (CHAT, ["federation.local_steps=null"], "federation.local_steps"),
         (
             CHAT,
-            ["federation.epochs=2", "federation.keep_optimizer=true", "federation.aggregate=mean"],
+            ["federation.local_epochs=2", "federation.keep_optimizer=true", "federation.aggregate=mean"],
             "keep_optimizer",
         ),
-        (CHAT, ["federation.accumulate=2", "federation.keep_optimizer=true", "federation.aggregate=mean"], "keep_opt"),
-        (CHAT, ["federation.accumulate=2", "optimizer.name=mezo", "compare.columns=[base]"], "federation.accumulate"),
         (
             CHAT,
-            ["federation.epochs=2", "optimizer.name=kseed", "compare.columns=[base]", "model.adapter.kind=full"],
-            "federation.epochs",
+            ["federation.gradient_accumulation_steps=2", "federation.keep_optimizer=true", "federation.aggregate=mean"],
+            "keep_opt",
         ),
-        (STUDENTS, ["federation.epochs=1"], "exchange"),
-        (STUDENTS, ["federation.accumulate=2"], "exchange"),
+        (
+            CHAT,
+            ["federation.gradient_accumulation_steps=2", "optimizer.name=mezo", "compare.baselines=[base]"],
+            "federation.gradient_accumulation_steps",
+        ),
+        (
+            CHAT,
+            [
+                "federation.local_epochs=2",
+                "optimizer.name=kseed",
+                "compare.baselines=[base]",
+                "model.adapter.kind=full",
+            ],
+            "federation.local_epochs",
+        ),
+        (STUDENTS, ["federation.local_epochs=1"], "exchange"),
+        (STUDENTS, ["federation.gradient_accumulation_steps=2"], "exchange"),
         (STUDENTS, ["federation.weighting=rows"], "federation.weighting"),
         (
             CHAT,

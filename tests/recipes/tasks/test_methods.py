@@ -24,12 +24,12 @@ SMALL = [
     "data.max_length=16",
     "data.test_rows=4",
     "federation.rounds=2",
-    "federation.per_round=3",
-    "federation.steps=2",
-    "federation.batch=4",
+    "federation.clients_per_round=3",
+    "federation.local_steps=2",
+    "federation.batch_size=4",
     "federation.valid_every=1",
     "optimizer.lr=5e-3",
-    "compare.columns=[]",
+    "compare.baselines=[]",
     "model.adapter.rank=4",
 ]
 METHODS = {
@@ -56,7 +56,7 @@ METHODS = {
     "kseed": [
         "optimizer={name: kseed, lr: 1e-5, seeds: 64}",
         "model.adapter={kind: full, exclude: [embeddings]}",
-        "engine.block=1",
+        "engine.clients_per_block=1",
     ],
     "nf4": ["model.quantize=nf4"],
     "diloco": ["federation.keep_optimizer=true", "federation.server={lr: 0.7, momentum: 0.9, nesterov: true}"],
@@ -155,8 +155,8 @@ def test_a_language_model_is_pre_trained_from_nothing(tmp_path: Path, monkeypatc
         "model": {"scratch": {"vocabulary": 300, "width": 16, "layers": 2, "heads": 2}, "adapter": {"kind": "full"}},
         "data": {"name": str(tmp_path / "rows.jsonl"), "form": "stream", "max_length": 16},
         "optimizer": {"lr": [5e-3]},
-        "federation": {"rounds": 3, "steps": 6, "keep_optimizer": True, "server": NESTEROV},
-        "compare": {"columns": ["base"]},
+        "federation": {"rounds": 3, "local_steps": 6, "keep_optimizer": True, "server": NESTEROV},
+        "compare": {"baselines": ["base"]},
     }
     result = lichen.run(recipe, out=tmp_path / "run")
     columns = result.summary["columns"]
@@ -167,7 +167,7 @@ def test_a_language_model_is_pre_trained_from_nothing(tmp_path: Path, monkeypatc
 
 
 def test_a_target_tells_what_it_took_to_get_there(tmp_path: Path) -> None:
-    few = ["federation.rounds=4", "compare.columns=[]"]
+    few = ["federation.rounds=4", "compare.baselines=[]"]
     near = lichen.run(read_recipe("digits", [*few, "compare.target=2.29"]), out=tmp_path / "near").summary["extra"]
     far = lichen.run(read_recipe("digits", [*few, "compare.target=0.0"]), out=tmp_path / "far").summary["extra"]
     assert 1 <= near["target.rounds"] <= 4

@@ -40,7 +40,9 @@ def best_of(result: lichen.Result) -> int:
     return load_state(next((result.folder / "state" / "federated").glob("*/server.safetensors"))).best_round
 
 
-AT_HOME: dict[str, Any] = {"federation": {"aggregate": "fedsa", "rounds": 6, "per_round": 4, "steps": 4, "batch": 4}}
+AT_HOME: dict[str, Any] = {
+    "federation": {"aggregate": "fedsa", "rounds": 6, "clients_per_round": 4, "local_steps": 4, "batch_size": 4}
+}
 STEEP: dict[str, Any] = {**AT_HOME, "optimizer": {"lr": [0.05]}, "engine": {"packing": False}}
 
 
@@ -93,7 +95,7 @@ def test_nodes_of_their_own_keep_it_too(home: Path, tmp_path: Path, at_home: lic
 
 
 def test_a_sample_validates_in_the_rounds_and_everybody_is_scored(home: Path, tmp_path: Path) -> None:
-    sections: dict[str, Any] = {"federation": {"rounds": 2, "steps": 2, "batch": 4, "valid_clients": 3}}
+    sections: dict[str, Any] = {"federation": {"rounds": 2, "local_steps": 2, "batch_size": 4, "valid_clients": 3}}
     known = read_recipe(recipe(home / "model", home / "rows.jsonl", "pair", **sections))
     judges = validators_of(open_recipe(known).experiment)
     assert len(judges) == 3
@@ -112,7 +114,7 @@ def test_a_sample_validates_in_the_rounds_and_everybody_is_scored(home: Path, tm
 def test_whoever_is_few_all_validate_and_no_key_changes_a_byte(home: Path, tmp_path: Path) -> None:
     left = []
     for name, most in (("default", 64), ("seven", 7), ("none", None), ("all", "all")):
-        result = run(home, tmp_path / name, federation={"rounds": 2, "steps": 1, "valid_clients": most})
+        result = run(home, tmp_path / name, federation={"rounds": 2, "local_steps": 1, "valid_clients": most})
         assert result.summary["traffic"]["validators"] == 7
         left.append({f: (result.folder / "state" / f).read_bytes() for f in ("final.safetensors",)})
         left[-1]["numbers"] = repr([e.report.metrics for e in read_trace(result.folder)]).encode()

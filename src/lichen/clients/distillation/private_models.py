@@ -156,7 +156,7 @@ def private_client_tasks(
     if not train.personal:
         raise LichenError("clients of unlike models send no tensors", where="train", fix="train with personal=True")
     if digest_steps < 1:
-        raise LichenError(f"{digest_steps} steps", where="exchange.digest_steps", fix="use 1 or more")
+        raise LichenError(f"{digest_steps} steps", where="exchange.distill_steps", fix="use 1 or more")
     digest = replace(own, shards=dict.fromkeys(clients, answered(public)), steps=digest_steps)
     learn: Source = ConcatSource((digest, own)) if revisit else digest
     predict = Predict(train.model, rows=public.size, personal=True, examples=examples, counts=counts, top_k=top_k)

@@ -15,7 +15,7 @@ from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["MOVABLE", "changed_keys", "move"]
 
-MOVABLE = ("data.name", "model.name", "model.adapter.init_from", "kept")
+MOVABLE = ("data.name", "model.name", "model.adapter.init_from", "cache_dir")
 """Keys that say where something lies."""
 
 

@@ -48,7 +48,7 @@ def _depended_on(recipe: Recipe) -> dict[str, Any]:
         "model": {**model, "adapter": adapter},
         "data": whole["data"],
         "teacher": whole["teacher"],
-        "forgotten": [compare.forgotten, compare.forgotten_rows],
+        "forgotten": [compare.retention_text, compare.retention_rows],
         "packing": whole["engine"]["packing"],
     }
 

@@ -109,7 +109,7 @@ def _layouts(experiment: Experiment) -> tuple[Layout, ...]:
         trainable, _ = split_shared(shared)
         for still in phases_of(experiment) or ((),):
             sent: Tree = {name: x for name, x in trainable.items() if not name.endswith((*still, *home))}
-            for part in _fragments(sent, experiment.recipe.federation.fragments):
+            for part in _fragments(sent, experiment.recipe.federation.stream_fragments):
                 layout = Layout.of(part)
                 if layout not in found:
                     found.append(layout)

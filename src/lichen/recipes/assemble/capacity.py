@@ -151,7 +151,7 @@ def needs_of(experiment: Experiment, client_task: ClientTask) -> Needs:
             client,
             batch,
             experiment.model.base,
-            times=experiment.recipe.federation.accumulate,
+            times=experiment.recipe.federation.gradient_accumulation_steps,
         )
 
     return Needs(

@@ -55,8 +55,8 @@ def local_engine(experiment: Experiment, store: ClientStore) -> LocalEngine:
 def room_of(recipe: Recipe, store: ClientStore) -> int | Room:
     """The recipe's clients side by side, or what finds it and keeps it beside the private state."""
     engine = recipe.engine
-    if engine.block is not None:
-        return engine.block
+    if engine.clients_per_block is not None:
+        return engine.clients_per_block
     may = engine.gradient_checkpointing is None
     return Room(store.folder.parent / "blocks.json", device=recipe.model.device, may_checkpoint=may)
 

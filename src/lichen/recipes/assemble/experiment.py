@@ -107,7 +107,7 @@ class Experiment:
             fixed_width=self._width(),
         )
         if self.auxiliary.rows and self.recipe.semi is not None:
-            return FewLabels(replace(own, shards=self.auxiliary.rows), unlabelled_rows=self.recipe.semi.batch)
+            return FewLabels(replace(own, shards=self.auxiliary.rows), unlabelled_rows=self.recipe.semi.batch_size)
         if self.public is None or self.recipe.teacher is None:
             return own
         return MixedSource(own, public=self.public, public_rows=self.recipe.teacher.public_batch)
@@ -131,20 +131,20 @@ def grid_name(lr: float) -> str:
 def steps_of(experiment: Experiment) -> float:
     """Local steps of a client in a round; with epochs, on average over clients."""
     fed = experiment.recipe.federation
-    if fed.epochs is None:
-        return fed.local_steps
-    rows = fed.batch * fed.accumulate
-    return fed.epochs * sum(-(-shard.size // rows) for shard in experiment.train) / len(experiment.train)
+    if fed.local_epochs is None:
+        return fed.fixed_steps
+    rows = fed.batch_size * fed.gradient_accumulation_steps
+    return fed.local_epochs * sum(-(-shard.size // rows) for shard in experiment.train) / len(experiment.train)
 
 
 def rows_of(experiment: Experiment) -> float:
     """Rows a client trains on in a round; with epochs, on average over clients."""
     fed = experiment.recipe.federation
-    if fed.epochs is None:
-        return fed.local_steps * fed.batch * fed.accumulate
-    return fed.epochs * sum(shard.size for shard in experiment.train) / len(experiment.train)
+    if fed.local_epochs is None:
+        return fed.fixed_steps * fed.batch_size * fed.gradient_accumulation_steps
+    return fed.local_epochs * sum(shard.size for shard in experiment.train) / len(experiment.train)
 
 
 def participants(experiment: Experiment) -> int:
     """Clients expected in a round."""
-    return min(experiment.recipe.federation.per_round or len(experiment.train), len(experiment.train))
+    return min(experiment.recipe.federation.clients_per_round or len(experiment.train), len(experiment.train))

@@ -85,14 +85,14 @@ class HeterogeneousClients:
 
     def settings(self) -> Tree:
         """How answers are learned from."""
-        return answer_settings(threshold=self.exchange.confident or None)
+        return answer_settings(threshold=self.exchange.min_confidence or None)
 
 
 def own_rows(heterogeneous: HeterogeneousClients, kind: str, steps: int) -> TrainSource:
     """The clients' own rows, so many steps a round."""
     experiment, fed = heterogeneous.experiments[kind], heterogeneous.recipe.federation
     most = heterogeneous.recipe.data.max_length
-    return TrainSource(experiment.train, batch_size=fed.batch, steps=steps, pad=experiment.pad, max_length=most)
+    return TrainSource(experiment.train, batch_size=fed.batch_size, steps=steps, pad=experiment.pad, max_length=most)
 
 
 def public_rows(heterogeneous: HeterogeneousClients, own: TrainSource, clients: Sequence[int]) -> TrainSource:
@@ -102,7 +102,7 @@ def public_rows(heterogeneous: HeterogeneousClients, own: TrainSource, clients: 
         own,
         shards=dict.fromkeys(clients, answered(heterogeneous.public)),
         batch_size=section.public_batch,
-        steps=section.digest(heterogeneous.recipe.federation.local_steps),
+        steps=section.digest(heterogeneous.recipe.federation.fixed_steps),
     )
 
 

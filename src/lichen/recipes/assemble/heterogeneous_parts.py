@@ -86,16 +86,16 @@ def alone_steps(heterogeneous: HeterogeneousClients) -> int:
     """Local steps that a client alone takes in a round, as many as it would take with public rows in all rounds."""
     fed, section = heterogeneous.recipe.federation, heterogeneous.exchange
     if heterogeneous.fused:
-        return fed.local_steps
-    digest = section.digest(fed.local_steps) * section.public_batch / fed.batch
-    whole = section.first(fed.local_steps) + (fed.rounds - 1) * (digest + fed.local_steps)
+        return fed.fixed_steps
+    digest = section.digest(fed.fixed_steps) * section.public_batch / fed.batch_size
+    whole = section.first(fed.fixed_steps) + (fed.rounds - 1) * (digest + fed.fixed_steps)
     return math.ceil(whole / fed.rounds)
 
 
 def private(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, ClientTask]:
     """Stations of clients whose models stay with them: in fedmd and dsfl, and of all that are alone."""
     out: dict[str, ClientTask] = {}
-    steps, section = heterogeneous.recipe.federation.local_steps, heterogeneous.exchange
+    steps, section = heterogeneous.recipe.federation.fixed_steps, heterogeneous.exchange
     for kind, some in heterogeneous.kinds.items():
         experiment, mine = heterogeneous.experiments[kind], own_rows(heterogeneous, kind, steps)
         start = {**experiment.start, **heterogeneous.settings()}
@@ -107,8 +107,8 @@ def private(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, ClientT
             public=heterogeneous.public,
             clients=some,
             digest_steps=section.digest(steps),
-            examples=_examples(heterogeneous, some) if section.weigh == "examples" else None,
-            counts=_counts(heterogeneous, some) if section.weigh == "classes" else None,
+            examples=_examples(heterogeneous, some) if section.weighting == "examples" else None,
+            counts=_counts(heterogeneous, some) if section.weighting == "classes" else None,
         )
         work = out[f"train/{kind}"].work
         turns = ConcatSource((public_rows(heterogeneous, mine, some), mine))
@@ -135,7 +135,7 @@ def private(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, ClientT
 
 def averaged(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, ClientTask]:
     """Stations of clients that train their architecture's average: feddf."""
-    out, steps = dict[str, ClientTask](), heterogeneous.recipe.federation.local_steps
+    out, steps = dict[str, ClientTask](), heterogeneous.recipe.federation.fixed_steps
     for kind, experiment in heterogeneous.experiments.items():
         out[f"train/{kind}"] = ClientTask(work=trainer(experiment, lr), source=own_rows(heterogeneous, kind, steps))
         for name, shards in (("valid", experiment.valid), ("test", experiment.test)):
@@ -147,9 +147,9 @@ def server(heterogeneous: HeterogeneousClients, lr: float) -> tuple[dict[str, Cl
     """What feddf's server does itself: the stations where models answer, and those where they are taught."""
     predict, distil = dict[str, ClientTask](), dict[str, ClientTask]()
     everyone = tuple(range(heterogeneous.count))
-    examples = _examples(heterogeneous, everyone) if heterogeneous.exchange.weigh == "examples" else None
+    examples = _examples(heterogeneous, everyone) if heterogeneous.exchange.weighting == "examples" else None
     for kind, experiment in heterogeneous.experiments.items():
-        mine = own_rows(heterogeneous, kind, heterogeneous.recipe.federation.local_steps)
+        mine = own_rows(heterogeneous, kind, heterogeneous.recipe.federation.fixed_steps)
         answers = Predict(experiment.model, rows=heterogeneous.public.size, personal=True, examples=examples)
         predict[kind] = ClientTask(work=answers, source=asking(mine, heterogeneous.public, everyone))
         learns: Train = replace(trainer(experiment, heterogeneous.exchange.server_lr or lr), prox=0.0)

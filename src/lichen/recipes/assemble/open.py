@@ -67,7 +67,7 @@ class LoadedExperiment:
 
 def fetch_named(recipe: Recipe, say: Callable[[str], None]) -> None:
     """Fetch what the recipe names from the catalog, before anything is loaded."""
-    wanted = [recipe.model.name, recipe.data.name, recipe.compare.forgotten]
+    wanted = [recipe.model.name, recipe.data.name, recipe.compare.retention_text]
     wanted += [recipe.teacher.name] if recipe.teacher and not recipe.teacher.endpoint else []
     if recipe.synthetic:
         wanted += [] if recipe.synthetic.endpoint else [recipe.synthetic.name]

@@ -59,7 +59,11 @@ def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
     """All that a node of this recipe can be asked to do."""
     fed, personal = experiment.recipe.federation, bool(home_of(experiment.recipe))
     local = experiment.training(
-        experiment.train, batch=fed.batch, steps=fed.steps, epochs=fed.epochs, parts=fed.accumulate
+        experiment.train,
+        batch=fed.batch_size,
+        steps=fed.local_steps,
+        epochs=fed.local_epochs,
+        parts=fed.gradient_accumulation_steps,
     )
     valid, test = experiment.evaluating(experiment.valid), experiment.evaluating(experiment.test)
     out = {
@@ -95,7 +99,7 @@ def seed_steps(experiment: Experiment, replay: KSeedReplay) -> FedKSeed:
     fed, opt = experiment.recipe.federation, experiment.recipe.optimizer
     clip = {} if opt.clip is None else {"clip": opt.clip}
     return FedKSeed(
-        experiment.model, replay, steps=fed.local_steps, eps=opt.eps, weigh_by=_weigh_by(experiment.recipe), **clip
+        experiment.model, replay, steps=fed.fixed_steps, eps=opt.eps, weigh_by=_weigh_by(experiment.recipe), **clip
     )
 
 
@@ -134,7 +138,7 @@ def trainer(experiment: Experiment, lr: float, *, personal: bool = False) -> Tra
 
 def _accumulating(experiment: Experiment, train: Train) -> Train:
     """Training whose source hands over as many micro-batches as the recipe says."""
-    return replace(train, accumulate=experiment.recipe.federation.accumulate)
+    return replace(train, accumulate=experiment.recipe.federation.gradient_accumulation_steps)
 
 
 def weighed(experiment: Experiment, work: ClientWork) -> ClientWork:
@@ -153,8 +157,8 @@ def federated(experiment: Experiment, lr: float) -> ClientWork:
     elif opt.name == "mezo":
         work = ZerothOrder(experiment.model, lr=lr, eps=opt.eps, clip=opt.clip, weigh_by=_weigh_by(recipe))
     elif fed.keep_optimizer:
-        pace = Pace(opt.schedule, steps=fed.local_steps, rounds=fed.rounds, warmup=opt.warmup)
-        work = Worker(trainer(experiment, lr), fragments=fed.fragments, drop=fed.drop, pace=pace)
+        pace = Pace(opt.schedule, steps=fed.fixed_steps, rounds=fed.rounds, warmup=opt.warmup)
+        work = Worker(trainer(experiment, lr), fragments=fed.stream_fragments, drop=fed.drop_prob, pace=pace)
     else:
         work = with_auxiliary(experiment, _accumulating(experiment, trainer(experiment, lr)))
     work = weighed(experiment, work)
@@ -174,7 +178,7 @@ def with_auxiliary(experiment: Experiment, train: Train) -> ClientWork:
             rows=max((shard.size for shard in auxiliary.rows), default=1) if semi.by_class else None,
             by="received",
             teacher_rounds=semi.teacher_rounds,
-            warm=semi.warm,
+            warm=semi.warmup_rounds,
         )
         return Distill(work, answers=auxiliary.answers) if auxiliary.answers else work
     if auxiliary.judge is not None and auxiliary.teacher_label_M is not None:
@@ -229,7 +233,7 @@ def stop_of(recipe: Recipe) -> Callable[[ServerState], bool]:
 def lr_scale(recipe: Recipe, rounds: int) -> Callable[[int], float]:
     """Factor on the learning rate by round."""
     opt, fed = recipe.optimizer, recipe.federation
-    warmup = opt.warmup // fed.local_steps if fed.keep_optimizer else opt.warmup  # which counts a DiLoCo worker's steps
+    warmup = opt.warmup // fed.fixed_steps if fed.keep_optimizer else opt.warmup  # which counts a DiLoCo worker's steps
     return lambda r: lr_factor(opt.schedule, r, rounds, warmup=warmup)
 
 

@@ -74,10 +74,15 @@ def load_of(batch: Batch) -> Load:
 
 def pooled_experiment(experiment: Experiment) -> Experiment:
     """The bench of the pooled column: one client with everybody's rows, and the steps that keep the budget."""
-    fed, wanted = experiment.recipe.federation, experiment.recipe.compare.pooled_batch
-    batch, accumulate = (fed.batch, fed.accumulate) if wanted is None else (wanted, 1)
+    fed, wanted = experiment.recipe.federation, experiment.recipe.compare.pooled_batch_size
+    batch, accumulate = (fed.batch_size, fed.gradient_accumulation_steps) if wanted is None else (wanted, 1)
     steps = max(1, round(participants(experiment) * rows_of(experiment) / (batch * accumulate)))
-    changes = {"batch": batch, "accumulate": accumulate, "steps": steps, "epochs": None}
+    changes = {
+        "batch_size": batch,
+        "gradient_accumulation_steps": accumulate,
+        "local_steps": steps,
+        "local_epochs": None,
+    }
     recipe = experiment.recipe.model_copy(update={"federation": fed.model_copy(update=changes)})
     train, valid, test = pooled(experiment.train), pooled(experiment.valid), pooled(experiment.test)
     return replace(experiment, recipe=recipe, train=(train,), valid=(valid,), test=(test,))

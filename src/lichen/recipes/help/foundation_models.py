@@ -34,8 +34,8 @@ Say = Callable[[str], None]
 
 def answers_folder(recipe: Recipe) -> Path:
     """Where answers of foundation models lie: the recipe's own folder, or one in the cache that is private."""
-    if recipe.kept:
-        return Path(recipe.kept)
+    if recipe.cache_dir:
+        return Path(recipe.cache_dir)
     home = cache_dir() / "answers"
     with suppress(OSError):
         cache_dir().mkdir(parents=True, exist_ok=True)

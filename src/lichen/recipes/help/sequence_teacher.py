@@ -35,16 +35,16 @@ def teacher_texts(
     if not prompted or recipe.data.form == "stream":
         raise LichenError(
             "no public row has a prompt that a teacher could answer",
-            where="teacher.tells",
+            where="teacher.answer_format",
             fix="use data with prompts or conversations, in a form that has them, or leave the teacher out",
         )
     fm = foundation_models.writer(plan.name, plan.endpoint, plan.may_see, chat=not plan.plain).of("public")
     say(f"the teacher answers {len(prompted):,} public prompts")
-    rows, sifted = sequences(fm, prompted, most=plan.most)
+    rows, sifted = sequences(fm, prompted, most=plan.max_new_tokens)
     say(f"of what was written: {sifted}")
     if not rows:
         raise LichenError(
-            f"{fm.name} wrote nothing usable", where="teacher", fix="raise teacher.most, or use another model"
+            f"{fm.name} wrote nothing usable", where="teacher", fix="raise teacher.max_new_tokens, or use another model"
         )
     written = [Row(_answer(r), model=fm.name, prompt=prompt_digest(prompt_of(r))) for r in rows]
     write_pool(folder, Pool().grow(written, generation=0), sifted)

@@ -183,8 +183,8 @@ def with_teacher_answers(
     got |= answer_settings(
         temperature=plan.temperature if plan.temperature != 1 else None,
         weight=plan.weight if plan.weight != 1 else None,
-        threshold=plan.confident or None,
-        hard=True if plan.tells == "label" else None,
+        threshold=plan.min_confidence or None,
+        hard=True if plan.answer_format == "label" else None,
     )
     if teachers.measurable:
         metrics = {"confusion": folder.number("teacher", judged)}

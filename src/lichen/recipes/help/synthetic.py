@@ -129,7 +129,7 @@ def writer_of(loaded: LoadedExperiment, foundation_models: FMRegistry, section: 
     policy = foundation_models.writer(section.name, section.endpoint, ("public", "synthetic"), chat=not section.plain)
     known = loaded.public_split.labelled
     order = numpy_generator(loaded.experiment.recipe.seed, "examples").permutation(len(known))
-    short = [known[i] for i in order if len(known[i].text.split()) <= section.most]
+    short = [known[i] for i in order if len(known[i].text.split()) <= section.max_new_tokens]
     each: Counter[str] = Counter()
     shown: list[tuple[str | int, str]] = []
     for record in short:
@@ -147,7 +147,7 @@ def writer_of(loaded: LoadedExperiment, foundation_models: FMRegistry, section: 
         shots=section.examples,
         style=section.style,
         plain=section.plain,
-        most=section.most,
+        most=section.max_new_tokens,
         temperature=section.temperature,
         top_p=section.top_p,
     )

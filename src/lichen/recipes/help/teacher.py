@@ -37,7 +37,7 @@ __all__ = ["Teachers", "ask", "classes_in_answer", "head_teacher"]
 def classes_in_answer(recipe: Recipe, classes: Sequence[str]) -> int:
     """Classes in an answer."""
     assert recipe.teacher is not None
-    count = {"all": len(classes), "label": 1, "top_k": recipe.teacher.top_k}[recipe.teacher.tells]
+    count = {"all": len(classes), "label": 1, "top_k": recipe.teacher.top_k}[recipe.teacher.answer_format]
     return min(count, len(classes))
 
 

@@ -85,8 +85,8 @@ def values_of(
         "model": model,
         "data": section,
         "optimizer": {"lr": [0.001]},
-        "federation": {"rounds": 10, "steps": 4, "batch": 4},
-        "compare": {"columns": ["base", "alone", "pooled"]},
+        "federation": {"rounds": 10, "local_steps": 4, "batch_size": 4},
+        "compare": {"baselines": ["base", "alone", "pooled"]},
     }
     if not task.procedure.rounds:
         del values["optimizer"], values["federation"], values["compare"]
@@ -101,12 +101,12 @@ def _sizes(roles: Roles, texts: Sequence[Record], notes: list[str]) -> dict[str,
     found: dict[str, Any] = {}
     nobody = rows.pop("", [])
     if nobody:
-        found["unsplit"] = "drop"
+        found["on_too_few_rows"] = "drop"
         notes.append(f"{len(nobody):,} of {len(texts):,} rows name no client and stay out.")
     enough = {name: of for name, of in rows.items() if len(of) >= FEWEST_ROWS}
     few = len(rows) - len(enough)
     if few and len(enough) >= 2:
-        found |= {"min_rows": FEWEST_ROWS, "unsplit": "drop"}
+        found |= {"min_rows": FEWEST_ROWS, "on_too_few_rows": "drop"}
         notes.append(f"{few:,} of {len(rows):,} clients have fewer than {FEWEST_ROWS} rows and stay out.")
     else:
         enough = rows
@@ -116,10 +116,10 @@ def _sizes(roles: Roles, texts: Sequence[Record], notes: list[str]) -> dict[str,
     alone = sum(len({str(record.label) for record in of}) == 1 for of in enough.values())
     labelled = not task_of(roles.task).writes and task_of(roles.task).procedure.rounds
     if labelled and alone == len(enough):
-        found["one_class"] = "keep"
+        found["on_single_class"] = "keep"
         notes.append("Every client has rows of one class only: is its column rather the label?")
     elif labelled and alone:
-        found["one_class"] = "drop"
+        found["on_single_class"] = "drop"
         notes.append(f"{alone:,} of {len(enough):,} clients have rows of one class only and stay out.")
     return found
 

@@ -34,21 +34,21 @@ _SAID: dict[str, str] = {
     "data.max_clients": "drawn by the seed",
     "data.classes": "rows of other labels, or of none, stay out",
     "data.test_rows": "rows a client at most to choose by, and as many to test; raise it for sharper numbers",
-    "data.unsplit": "clients with too few rows for every part, and rows of no client, stay out",
-    "data.one_class": "clients whose rows all have one label",
+    "data.on_too_few_rows": "clients with too few rows for every part, and rows of no client, stay out",
+    "data.on_single_class": "clients whose rows all have one label",
     "optimizer.lr": "several are a grid, chosen on validation rows",
     "federation.rounds": "rounds in all",
-    "federation.steps": "of a client in a round",
-    "federation.batch": "rows a step",
-    "compare.columns": "what it is held against",
+    "federation.local_steps": "of a client in a round",
+    "federation.batch_size": "rows a step",
+    "compare.baselines": "what it is held against",
 }
 """What is said beside keys of the short recipe; a short form of the schema's own words."""
 
 _OFFERED: tuple[tuple[str, str], ...] = (
     ("seed", "1"),
     ("data.max_rows", "200"),
-    ("federation.per_round", "8"),
-    ("engine.block", "4"),
+    ("federation.clients_per_round", "8"),
+    ("engine.clients_per_block", "4"),
 )
 """Keys that are shown behind a ``#``: what people change first."""
 

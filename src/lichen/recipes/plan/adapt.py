@@ -107,11 +107,11 @@ def _with_extras(loaded: LoadedExperiment, chunks: Chunks) -> Chunks:
                 load = evaluated(experiment.evaluating(shards), range(len(shards)))
                 extra.append(Chunk(kind="score", load=load, clients=len(shards)))
     chunks = {**chunks, "base": (*chunks["base"], *extra)} if extra else chunks
-    if recipe.compare.forgotten:
-        records = load_records(recipe.compare.forgotten, columns={})
-        step = max(1, len(records) // recipe.compare.forgotten_rows)
+    if recipe.compare.retention_text:
+        records = load_records(recipe.compare.retention_text, columns={})
+        step = max(1, len(records) // recipe.compare.retention_rows)
         make = encode(recipe, loaded.tokenizer, (), form="plain", keep_private=False)
-        shard = make(records[::step][: recipe.compare.forgotten_rows])
+        shard = make(records[::step][: recipe.compare.retention_rows])
         load = evaluated(experiment.evaluating([shard]), (0,)).times(2)
         chunks = {**chunks, "forgotten": (Chunk(kind="score", load=load, clients=2),)}
     return chunks

@@ -189,11 +189,11 @@ def problems(recipe: Recipe, memory: Memory, disk: Disk) -> tuple[Problem, ...]:
         changes = []
         fits = math.floor((there - memory.loaded * (1 + memory.copies)) / memory.client) if memory.client else 0
         if 1 <= fits < memory.clients:
-            changes.append(f"set engine.block to {fits}")
+            changes.append(f"set engine.clients_per_block to {fits}")
         elif memory.copies:
             changes.append("lower engine.nodes, or set engine.name to local")
         else:
-            changes.append("lower data.max_length, federation.batch or model.adapter.rank")
+            changes.append("lower data.max_length, federation.batch_size or model.adapter.rank")
         if recipe.model.dtype != "bfloat16" and memory.base > there // 10:
             changes.append("set model.dtype to bfloat16")
         if fits < 1 and recipe.model.name is not None and recipe.engine.gradient_checkpointing is not True:
@@ -205,6 +205,6 @@ def problems(recipe: Recipe, memory: Memory, disk: Disk) -> tuple[Problem, ...]:
     needed = disk.private + disk.shared
     if needed > disk.free:
         what = f"disk: {bytes_text(needed)} are needed and {bytes_text(disk.free)} are free"
-        change = "try fewer rates in optimizer.lr; or lower model.adapter.rank; or take alone out of compare.columns"
+        change = "try fewer rates in optimizer.lr; or lower model.adapter.rank; or take alone out of compare.baselines"
         found.append(Problem(what=what, change=change))
     return tuple(found)

@@ -143,7 +143,7 @@ def expect_oneshot(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds
     solved([shard])
     once, up, down = solved([shard])
     message = max(0.0, solved([shard] * 5)[0] - once) / 4
-    alone, again = ("alone" in recipe.compare.columns) * count, recipe.compare.partitions
+    alone, again = ("alone" in recipe.compare.baselines) * count, recipe.compare.partitions
     head = (features.width + 1) * len(classes)
     # A random partition has as many clients as the roster, on average.
     messages, solutions = count + alone + 1 + again * count, 1 + alone + 1 + again
@@ -202,10 +202,10 @@ def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds:
     home = RunFolder(folder / "answers", recipe_sha256=recipe_sha256(recipe))
     mute = LocalTeacher(lambda some: torch.zeros(len(some), len(classes)), classes=classes, top_k=count)
     answers, up, down = ask(mute, texts, classes, count, home)
-    apart = tuple(c for c in recipe.compare.columns if c != "without")
+    apart = tuple(c for c in recipe.compare.baselines if c != "no_help")
 
     def only(columns: tuple[Any, ...]) -> Recipe:
-        return recipe.model_copy(update={"compare": recipe.compare.model_copy(update={"columns": columns})})
+        return recipe.model_copy(update={"compare": recipe.compare.model_copy(update={"baselines": columns})})
 
     taught = replace(
         experiment,
@@ -220,7 +220,7 @@ def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds:
     # Every client is sent the public texts once; their answers ride along in every job.
     down += sum(len(text.encode()) for text in texts) * len(clients_data)
     columns = {"teacher": passed.cost, **learned.columns}
-    columns |= {"without": plain.columns["federated"]} if "without" in recipe.compare.columns else {}
+    columns |= {"without": plain.columns["federated"]} if "no_help" in recipe.compare.baselines else {}
     columns |= {name: cost for name, cost in plain.columns.items() if name in apart}
     sent, peak = learned.bytes, max(part.memory.peak for part in (passed, plain, learned))
     found = replace(

@@ -73,8 +73,8 @@ class Probe:
         # What a client of FedKSeed sends is as long as it takes steps.
         whole = self._steps()
         changes = {
-            "steps": whole if self.experiment.recipe.optimizer.name == "kseed" else min(steps, whole),
-            "epochs": None,
+            "local_steps": whole if self.experiment.recipe.optimizer.name == "kseed" else min(steps, whole),
+            "local_epochs": None,
         }
         recipe = self.experiment.recipe.model_copy(update={"federation": fed.model_copy(update=changes)})
         return replace(self.experiment, recipe=recipe)

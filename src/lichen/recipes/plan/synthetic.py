@@ -57,7 +57,7 @@ def _asked(
 ) -> tuple[int, int, bool, Callable[[int, int], object]]:
     """``(texts, tokens of each at most, behind an endpoint, what writes some texts of some tokens)``."""
     recipe = loaded.experiment.recipe
-    foundation_models = FMRegistry(recipe=recipe.model_copy(update={"kept": str(folder / "kept")}), say=say)
+    foundation_models = FMRegistry(recipe=recipe.model_copy(update={"cache_dir": str(folder / "kept")}), say=say)
     if recipe.synthetic is not None:
         section = recipe.synthetic
         rounds = 1 + section.iterations * section.variations if section.kind == "evolution" else 1
@@ -66,9 +66,14 @@ def _asked(
             writer = replace(writer_of(loaded, foundation_models, section), most=tokens, tries=1)
             return writer.write(loaded.classes[0], rows, seed=tokens)
 
-        return section.per_class * len(loaded.classes) * rounds, section.most, section.endpoint is not None, write
+        return (
+            section.per_class * len(loaded.classes) * rounds,
+            section.max_new_tokens,
+            section.endpoint is not None,
+            write,
+        )
     plan = recipe.teacher
-    if plan is None or plan.tells != "text":
+    if plan is None or plan.answer_format != "text":
         return 0, 0, False, lambda rows, tokens: None
     prompts = [prompt for record in loaded.public_split.unlabelled if (prompt := prompt_of(record))]
 
@@ -76,7 +81,7 @@ def _asked(
         fm = foundation_models.writer(plan.name, plan.endpoint, plan.may_see, chat=not plan.plain).of("public")
         return fm.generate(prompts[:rows], seeds=[0] * rows, most=tokens, temperature=0.0)
 
-    return len(prompts), plan.most, plan.endpoint is not None, speak
+    return len(prompts), plan.max_new_tokens, plan.endpoint is not None, speak
 
 
 def _seconds(ask: Callable[[int, int], object], rows: int, tokens: int) -> float:
@@ -90,7 +95,7 @@ def _uncounted(recipe: Recipe) -> list[str]:
     for key, section in (("teacher", recipe.teacher), ("synthetic", recipe.synthetic)):
         if section is not None and section.at != "clients":
             notes.append(f"{key}.at: the server's own {section.server_steps} steps are not counted")
-    if recipe.teacher is not None and recipe.teacher.kind == "zero-shot" and recipe.teacher.tells != "text":
+    if recipe.teacher is not None and recipe.teacher.kind == "zero-shot" and recipe.teacher.answer_format != "text":
         notes.append("teacher: a language model that is asked in words takes at least as long")
     if recipe.semi is not None:
         notes.append("semi: the unlabelled rows of a step are not counted; a step takes some times as long")

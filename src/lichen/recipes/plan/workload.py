@@ -109,7 +109,7 @@ def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str
     asked = len(experiment.train) if own else len(shared)
     judges = validators_of(experiment)
     columns: dict[str, tuple[Chunk, ...]] = {}
-    if "base" in recipe.compare.columns and recipe.writes:
+    if "base" in recipe.compare.baselines and recipe.writes:
         columns["base"] = (Chunk(kind="score", load=once, clients=asked),)
     seeds = _round_seeds(experiment, recipe.federation.rounds)
     trained, seen = marks(experiment, recipe.federation.rounds)
@@ -125,9 +125,9 @@ def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str
             clients=len(judges) * sum(seen) + asked,
         ),
     )
-    if "alone" in recipe.compare.columns:
+    if "alone" in recipe.compare.baselines:
         columns["alone"] = _private(experiment, "alone", alone_rounds(experiment), valid, test)
-    if "pooled" in recipe.compare.columns:
+    if "pooled" in recipe.compare.baselines:
         together = pooled_experiment(experiment)
         parts = [evaluated(together.evaluating(part), (0,)) for part in (together.valid, together.test)]
         mine = _private(together, "pooled", recipe.federation.rounds, *parts)

@@ -112,7 +112,7 @@ def part(recipe: Recipe, records: Sequence[Record], *, test: tuple[Record, ...] 
 
 
 def rows_by_client(recipe: Recipe, records: Sequence[Record]) -> tuple[dict[str, Sequence[Record]], Left]:
-    """The rows of every client, and those that name none, which stay out where ``data.unsplit`` says so.
+    """The rows of every client, and those that name none, which stay out where ``data.on_too_few_rows`` says so.
 
     Raises:
         LichenError: if some rows, or all, name no client.
@@ -122,11 +122,11 @@ def rows_by_client(recipe: Recipe, records: Sequence[Record]) -> tuple[dict[str,
     if nobody and not rows:
         fix = "map a client column, or set data.partition.by"
         raise LichenError("no row names its client", where="data.columns.client", fix=fix)
-    if nobody and recipe.data.unsplit == "refuse":
+    if nobody and recipe.data.on_too_few_rows == "refuse":
         raise LichenError(
             f"{nobody} of {len(records)} rows do not name their client",
             where="data.columns.client",
-            fix="fill the column, or set data.unsplit: drop so that these rows stay out",
+            fix="fill the column, or set data.on_too_few_rows: drop so that these rows stay out",
         )
     return rows, Left(why="no client is named", rows=nobody)
 
@@ -213,10 +213,10 @@ def draw_clients(
         raise LichenError(
             f"no client has {data.min_rows} rows; the largest has {largest}", where="data.min_rows", fix="lower it"
         )
-    if not recipe.writes and data.one_class != "keep":
+    if not recipe.writes and data.on_single_class != "keep":
         single = [name for name in enough if len({str(r.label) for r in rows[name]}) == 1]
         _refuse_one_class(recipe, single, len(enough))
-        left.append(_clients("clients whose rows all have one label (data.one_class: drop)", single, rows))
+        left.append(_clients("clients whose rows all have one label (data.on_single_class: drop)", single, rows))
         enough = sorted(set(enough) - set(single))
     if data.max_clients is not None and len(enough) > data.max_clients:
         enough = [enough[i] for i in numpy_generator(recipe.seed, salt).permutation(len(enough))]
@@ -230,9 +230,11 @@ def draw_clients(
         if len(clients_data) == data.max_clients:
             break
     if not clients_data:
-        raise LichenError("no client could be split", where="data.unsplit", fix="lower data.valid and data.test")
+        raise LichenError(
+            "no client could be split", where="data.on_too_few_rows", fix="lower data.valid and data.test"
+        )
     more = enough[len(clients_data) + len(unsplit) :]
-    left.append(_clients("clients that leave no row for some part (data.unsplit: drop)", unsplit, rows))
+    left.append(_clients("clients that leave no row for some part (data.on_too_few_rows: drop)", unsplit, rows))
     left.append(_clients(f"clients that were not drawn (data.max_clients: {data.max_clients})", more, rows))
     return Partitioned(
         clients_data=tuple(sorted(clients_data, key=lambda client_data: client_data.name)), left=tuple(left)
@@ -244,16 +246,16 @@ def _clients(why: str, names: Sequence[str], rows: Mapping[str, Sequence[Record]
 
 
 def _refuse_one_class(recipe: Recipe, single: Sequence[str], clients: int) -> None:
-    if single and recipe.data.one_class == "refuse":
+    if single and recipe.data.on_single_class == "refuse":
         raise LichenError(
             f"{len(single)} of {clients} clients have rows of one label only, the first is client {single[0]!r}",
-            where="data.one_class",
+            where="data.on_single_class",
             fix="set it to keep or drop, or raise data.min_rows",
         )
     if len(single) == clients:
         raise LichenError(
             f"each of the {clients} clients has rows of one label only",
-            where="data.one_class",
+            where="data.on_single_class",
             fix="set it to keep, or name another column in data.columns.client or data.columns.label",
         )
 
@@ -268,13 +270,13 @@ def _parted(recipe: Recipe, name: str, rows: Sequence[Record], test: float) -> P
     train, valid, held = _split(recipe, mine, valid=data.valid, test=test, seed=seed)
     for key, some, share in (("min_rows", train, 1.0), ("valid", valid, data.valid), ("test", held, test)):
         if share > 0 and not some:
-            if data.unsplit == "drop":
+            if data.on_too_few_rows == "drop":
                 return Partitioned(clients_data=())
             purpose = "to train on" if some is train else f"for {key}"
             raise LichenError(
                 f"client {name!r} has {len(mine)} rows, and none is left {purpose}",
                 where=f"data.{key}",
-                fix=f"raise data.{key}, or set data.unsplit: drop so that such clients stay out",
+                fix=f"raise data.{key}, or set data.on_too_few_rows: drop so that such clients stay out",
             )
     copies = Left(why=COPIES, rows=len(mine) - len(train) - len(valid) - len(held))
     cut = Left(why=f"rows of a client beyond {data.max_rows} (data.max_rows)", rows=len(rows) - len(mine))

@@ -78,12 +78,12 @@ def _dropped(
         else:
             clients_data.append(new)
         rows += len(client_data.valid) - len(new.valid)
-    if gone and (recipe.data.unsplit == "refuse" or not clients_data):
+    if gone and (recipe.data.on_too_few_rows == "refuse" or not clients_data):
         part = "test" if gone[0].valid else "validation"
         raise LichenError(
             f"client {gone[0].name!r} has no {part} row that no other client trains on",
             where="data.copies",
-            fix="set data.unsplit: drop so that such clients stay out, or data.copies: count",
+            fix="set data.on_too_few_rows: drop so that such clients stay out, or data.copies: count",
         )
     why = "validation and test rows that another client trains on (data.copies: drop)"
     whole = Left(

@@ -33,7 +33,7 @@ class Exchange(Section):
         default=None,
         description="fedmd, dsfl: local steps before a client speaks for the first time; none: ten rounds' worth",
     )
-    digest_steps: Positive | None = Field(
+    distill_steps: Positive | None = Field(
         default=None,
         description="steps on answered public rows in a round, for feddf the server's; none: four times the local ones",
     )
@@ -44,12 +44,12 @@ class Exchange(Section):
     sharpen: float | None = Field(
         default=None, gt=0, description="temperature that sharpens the mean, 1 for none; none: 0.05 for dsfl, else 1"
     )
-    weigh: Literal["uniform", "examples", "confidence", "classes"] = Field(
+    weighting: Literal["uniform", "examples", "confidence", "classes"] = Field(
         default="uniform",
         description="who is listened to: all alike, by rows, by how sure a client is of each row, or class by class by "
         "rows of that class, which tells the server their number",
     )
-    confident: Chance = Field(default=0.0, description="answers whose likeliest class has less do not teach")
+    min_confidence: Chance = Field(default=0.0, description="answers whose likeliest class has less do not teach")
     server_lr: float | None = Field(
         default=None, gt=0, description="feddf: the server's learning rate; none: the clients'"
     )
@@ -71,7 +71,7 @@ class Exchange(Section):
 
     def digest(self, steps: int) -> int:
         """Steps on public rows in a round of ``steps`` local ones."""
-        return self.digest_steps or 4 * steps
+        return self.distill_steps or 4 * steps
 
 
 def refuse_heterogeneous(
@@ -129,7 +129,7 @@ def refuse_heterogeneous(
     if optimizer.name not in ("adamw", "sgd"):
         raise ValueError(f"optimizer.name: {optimizer.name} trains no student; use adamw or sgd")
     if "pooled" in columns:
-        raise ValueError("compare.columns: unequal students have no pooled one; use [alone]")
+        raise ValueError("compare.baselines: unequal students have no pooled one; use [alone]")
     _refuse_rounds(exchange, optimizer, federation, model.device)
 
 
@@ -137,14 +137,14 @@ def _refuse_rounds(exchange: Exchange, optimizer: Optimizer, federation: Federat
     usual = Federation()
     if federation.aggregate not in (None, "mean"):
         raise ValueError("federation.aggregate: a student has no LoRA factors; use mean")
-    for key in ("ranks", "layer_groups", "fair", "keep_optimizer", "fragments", "drop"):
+    for key in ("ranks", "layer_groups", "fair", "keep_optimizer", "stream_fragments", "drop_prob"):
         if getattr(federation, key) != getattr(usual, key):
             raise ValueError(f"federation.{key}: does not go with an exchange; remove it")
     if exchange.kind == "feddf":
         if exchange.first_steps is not None:
             raise ValueError("exchange.first_steps: every round of feddf is like the first; remove it")
-        if exchange.weigh == "classes":
-            raise ValueError("exchange.weigh: clients of feddf do not tell their classes; use another word")
+        if exchange.weighting == "classes":
+            raise ValueError("exchange.weighting: clients of feddf do not tell their classes; use another word")
         if device != "cpu":
             raise ValueError("model.device: feddf's server works on the processor; set it to cpu")
         return

@@ -62,18 +62,24 @@ class Federation(Section):
     """The rounds."""
 
     rounds: Positive = Field(default=10, description="rounds in all")
-    per_round: Positive | None = Field(default=None, description="clients invited a round; none invites everyone")
+    clients_per_round: Positive | None = Field(
+        default=None, description="clients invited a round; none invites everyone"
+    )
     sampling: Literal["uniform", "poisson", "weighted"] = Field(default="uniform", description="how they are drawn")
-    steps: Positive | None = Field(default=4, description="local steps of a client in a round; none: by epochs")
-    epochs: Positive | None = Field(
+    local_steps: Positive | None = Field(
+        default=4, description="local steps of a client in a round; none: by local_epochs"
+    )
+    local_epochs: Positive | None = Field(
         default=None,
-        description="in place of steps: passes of a client over its own training rows in a round; "
+        description="in place of local_steps: passes of a client over its own training rows in a round; "
         "the last batch of a pass may be smaller",
     )
-    batch: Positive = Field(default=4, description="rows a local step; with accumulate, rows a micro-batch")
-    accumulate: Positive = Field(
+    batch_size: Positive = Field(
+        default=4, description="rows a local step; with gradient_accumulation_steps, rows a micro-batch"
+    )
+    gradient_accumulation_steps: Positive = Field(
         default=1,
-        description="micro-batches of batch rows that make one local step, as one batch of all their rows would: "
+        description="micro-batches of batch_size rows that make one local step, as one batch of all their rows would: "
         "less memory, the same step",
     )
     aggregate: Aggregate | None = Field(
@@ -105,10 +111,10 @@ class Federation(Section):
     keep_optimizer: bool = Field(
         default=False, description="DiLoCo: each client's optimizer goes on in its next round; warm-up counts its steps"
     )
-    fragments: Positive = Field(
+    stream_fragments: Positive = Field(
         default=1, description="with keep_optimizer: parts of the model that take turns in being sent, a round each"
     )
-    drop: Share = Field(default=0.0, description="with keep_optimizer: chance that a client's answer is lost")
+    drop_prob: Share = Field(default=0.0, description="with keep_optimizer: chance that a client's answer is lost")
     server: Server = Field(default=Server(), description="server optimizer")
     valid_every: Positive = Field(default=1, description="rounds between validations; the best one is kept")
     patience: Positive | None = Field(
@@ -124,19 +130,23 @@ class Federation(Section):
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Federation:
-        if self.epochs is None:
-            if self.steps is None:
-                raise ValueError("federation.steps: says nothing, nor does federation.epochs; set one of them")
+        if self.local_epochs is None:
+            if self.local_steps is None:
+                raise ValueError(
+                    "federation.local_steps: says nothing, nor does federation.local_epochs; set one of them"
+                )
             return self
-        if self.steps is not None and "steps" in self.model_fields_set:
-            raise ValueError("federation.epochs: passes over the rows say how many steps there are; remove steps")
-        return self.model_copy(update={"steps": None})
+        if self.local_steps is not None and "local_steps" in self.model_fields_set:
+            raise ValueError(
+                "federation.local_epochs: passes over the rows say how many steps there are; remove local_steps"
+            )
+        return self.model_copy(update={"local_steps": None})
 
     @property
-    def local_steps(self) -> int:
+    def fixed_steps(self) -> int:
         """Local steps of every client in a round, where they are given and not counted by epochs."""
-        assert self.steps is not None
-        return self.steps
+        assert self.local_steps is not None
+        return self.local_steps
 
     @field_validator("valid_clients", mode="before")
     @classmethod

@@ -45,14 +45,14 @@ class EndpointConfig(Section):
         description="how log-probabilities are asked for: of the whole text, of the next token, of a chat's next one; "
         "`text`: none are told, and a written answer is read",
     )
-    key_from: str = Field(default="", description="environment variable that holds the key; empty: none is sent")
-    per_second: float | None = Field(default=None, gt=0, description="calls a second at most")
-    abreast: Positive = Field(default=1, description="calls under way at once")
+    api_key_env: str = Field(default="", description="environment variable that holds the key; empty: none is sent")
+    rate_limit: float | None = Field(default=None, gt=0, description="calls a second at most")
+    concurrency: Positive = Field(default=1, description="calls under way at once")
     timeout: float = Field(default=60.0, gt=0, description="seconds a call may take")
-    tries: Positive = Field(default=6, description="how often a call is made at most")
+    max_retries: int = Field(default=5, ge=0, description="how often a call that failed is made again, at most")
 
 
-OF_CLASSES = {"kind", "template", "words", "calibrate", "top_k", "temperature", "weight", "confident", "layers"}
+OF_CLASSES = {"kind", "template", "words", "calibrate", "top_k", "temperature", "weight", "min_confidence", "layers"}
 OF_CLASSES |= {"select", "public_batch"}
 """Keys of a teacher that say nothing where it writes."""
 
@@ -62,7 +62,7 @@ class Teacher(Section):
 
     name: str = Field(default="minilm-l6", description="catalog name, local folder or hub id")
     endpoint: EndpointConfig | None = Field(
-        default=None, description="ask this endpoint instead; kind zero-shot, or tells text"
+        default=None, description="ask this endpoint instead; kind zero-shot, or answer_format text"
     )
     kind: Literal["head", "zero-shot"] = Field(
         default="head",
@@ -76,18 +76,18 @@ class Teacher(Section):
     calibrate: Literal["none", "context", "batch"] = Field(
         default="batch", description="zero-shot: divide by what it says of nothing, or on average of the public texts"
     )
-    tells: Literal["top_k", "all", "label", "text"] = Field(
+    answer_format: Literal["top_k", "all", "label", "text"] = Field(
         default="top_k",
         description="what an answer holds: the likeliest classes, all of them, or one name alone; "
         "chat: `text`, which it writes after public prompts",
     )
-    most: Positive = Field(default=48, description="text: tokens an answer at most")
+    max_new_tokens: Positive = Field(default=48, description="text: tokens an answer at most")
     plain: bool = Field(default=False, description="text: it is given the bare prompt, for models that know no chat")
     share: Share = Field(default=0.5, description="text, clients: share of a client's rows that may be the teacher's")
     top_k: Positive = Field(default=5, description="top_k: classes in an answer")
     temperature: float = Field(default=1.0, gt=0, description="answers and students are softened by it")
     weight: float = Field(default=1.0, gt=0, description="weight of an answered row beside a labelled one")
-    confident: Chance = Field(default=0.0, description="answers whose likeliest class has less do not teach")
+    min_confidence: Chance = Field(default=0.0, description="answers whose likeliest class has less do not teach")
     at: Use = Field(default="clients", description="who learns from the answers")
     server_steps: Positive = Field(default=300, description="server, both: steps before the first round")
     layers: dict[int, int] = Field(
@@ -102,15 +102,17 @@ class Teacher(Section):
 
     @model_validator(mode="after")
     def _means_something(self) -> Teacher:
-        if self.endpoint is not None and self.kind != "zero-shot" and self.tells != "text":
+        if self.endpoint is not None and self.kind != "zero-shot" and self.answer_format != "text":
             raise ValueError("teacher.kind: an endpoint gives no features to train a head on; set it to zero-shot")
         if self.kind == "zero-shot" and "{text}" not in self.template:
             raise ValueError("teacher.template: has no place for the text; write {text} where it belongs")
-        if self.tells == "text":
+        if self.answer_format == "text":
             if self.endpoint is None and "name" not in self.model_fields_set:
                 raise ValueError("teacher.name: is an encoder's, which cannot write; name a language model")
             if strange := self.model_fields_set & OF_CLASSES:
-                raise ValueError(f"teacher.{min(strange)}: is of answers with classes; leave it out beside tells: text")
+                raise ValueError(
+                    f"teacher.{min(strange)}: is of answers with classes; leave it out beside answer_format: text"
+                )
         if self.layers and (self.at == "clients" or self.kind != "head"):
             raise ValueError("teacher.layers: need the teacher's own layers at the server; use kind head, at: both")
         return self
@@ -138,7 +140,7 @@ class Synthetic(Section):
     plain: bool = Field(default=True, description="prompt by examples alone, which small models understand better")
     examples: int = Field(default=0, ge=0, description="public labelled rows shown in a prompt")
     per_class: Positive = Field(default=40, description="texts of each class")
-    most: Positive = Field(default=48, description="tokens a text at most")
+    max_new_tokens: Positive = Field(default=48, description="tokens a text at most")
     temperature: float = Field(default=0.7, gt=0, description="how freely it writes")
     top_p: float = Field(default=0.9, gt=0, le=1, description="share of the probability it draws from")
     iterations: Positive = Field(default=4, description="evolution: rounds of votes")
@@ -170,8 +172,10 @@ class Semi(Section):
     threshold: Chance = Field(default=0.95, description="probability a class needs to count")
     by_class: bool = Field(default=True, description="lower for classes that are learned later (FlexMatch)")
     weight: float = Field(default=1.0, gt=0, description="of an unlabelled row beside a labelled one")
-    batch: Positive = Field(default=16, description="unlabelled rows a local step")
-    warm: int = Field(default=0, ge=0, description="rounds on labelled rows alone, before the model can label others")
+    batch_size: Positive = Field(default=16, description="unlabelled rows a local step")
+    warmup_rounds: int = Field(
+        default=0, ge=0, description="rounds on labelled rows alone, before the model can label others"
+    )
     teacher_rounds: int = Field(
         default=0, ge=0, description="rounds in which the teacher labels them; it must be allowed to see private rows"
     )
@@ -200,15 +204,17 @@ def refuse_unhelpful(
             raise ValueError(f"{key}: goes with task classify; remove it, or set task: classify")
         if section is not None and engine == "spawned":
             raise ValueError(f"engine.name: spawned nodes open their own rows alone, without {key}; use local")
-    if teacher is not None and (teacher.tells == "text") != task.writes:
+    if teacher is not None and (teacher.answer_format == "text") != task.writes:
         if task.writes:
-            raise ValueError(f"teacher.tells: is of classes, which task {task.name} has none of; set it to text")
-        raise ValueError("teacher.tells: text is for task chat; use top_k, all or label")
+            raise ValueError(
+                f"teacher.answer_format: is of classes, which task {task.name} has none of; set it to text"
+            )
+        raise ValueError("teacher.answer_format: text is for task chat; use top_k, all or label")
     if teacher is not None and public is None:
         raise ValueError("data.public: a teacher answers public texts, and there are none; add the section")
     if teacher is not None and public is not None and not public.unlabelled:
         raise ValueError("data.public.unlabelled: leaves the teacher nothing to answer; raise it")
-    headed = teacher is not None and teacher.kind == "head" and teacher.tells != "text"
+    headed = teacher is not None and teacher.kind == "head" and teacher.answer_format != "text"
     if headed and public is not None and not public.labelled:
         raise ValueError(
             "data.public.labelled: the teacher's head needs labelled rows; raise it, or use kind: zero-shot"

@@ -86,11 +86,11 @@ class Data(Section):
     valid: Share = Field(default=0.1, description="share of each client's rows that choose learning rate and round")
     test: Share = Field(default=0.2, description="share of each client's rows that are only scored")
     split_by: Literal["group", "row"] = Field(default="group", description="what stays together in a split")
-    unsplit: Literal["refuse", "drop"] = Field(
+    on_too_few_rows: Literal["refuse", "drop"] = Field(
         default="refuse",
         description="clients with too few rows or conversations to leave some for every part, and rows of no client",
     )
-    one_class: Literal["refuse", "keep", "drop"] = Field(
+    on_single_class: Literal["refuse", "keep", "drop"] = Field(
         default="refuse", description="clients whose rows all have one label"
     )
     copies: Literal["count", "keep", "drop"] = Field(
@@ -118,9 +118,9 @@ class Data(Section):
 class Compare(Section):
     """What the federation is held against."""
 
-    columns: tuple[Literal["base", "alone", "pooled", "without"], ...] = Field(
+    baselines: tuple[Literal["base", "alone", "pooled", "no_help"], ...] = Field(
         default=("base", "alone", "pooled"),
-        description="columns beside federated; `without`: the same federation with no help from a foundation model",
+        description="columns beside federated; `no_help`: the same federation with no help from a foundation model",
     )
     metric: MetricName | None = Field(
         default=None, description="what is compared; none: perplexity for chat, else macro_f1"
@@ -128,13 +128,13 @@ class Compare(Section):
     forms: tuple[Literal["plain", "transcript", "chat"], ...] = Field(
         default=(), description="forms the bare model is tried in; the best one is its score"
     )
-    pooled_batch: Positive | None = Field(
+    pooled_batch_size: Positive | None = Field(
         default=None, description="rows a step of the pooled column; steps keep the budget"
     )
-    forgotten: str | None = Field(
+    retention_text: str | None = Field(
         default=None, description="catalog text whose perplexity is taken before and after", examples=["sotu"]
     )
-    forgotten_rows: Positive = Field(default=64, description="rows of it")
+    retention_rows: Positive = Field(default=64, description="rows of it")
     target: float | None = Field(
         default=None, description="validation loss: the summary tells after how many rounds and bytes it was reached"
     )
@@ -149,7 +149,7 @@ class Engine(Section):
         description="`local`: this process; `spawned`: clients behind pipes, in processes such as a real node's; "
         "`distributed`: ranks that share out the clients and add up their sums, on this machine or by torchrun on many",
     )
-    block: Positive | None = Field(
+    clients_per_block: Positive | None = Field(
         default=None, description="clients side by side; none: as many as memory holds and the processor gains from"
     )
     packing: bool = Field(
@@ -182,7 +182,7 @@ class Recipe(Section):
     synthetic: Synthetic | None = Field(default=None, description="classify: rows that a foundation model writes")
     semi: Semi | None = Field(default=None, description="classify: learning from rows that have no label")
     exchange: Exchange | None = Field(default=None, description="classify: unequal students talk about public rows")
-    kept: str | None = Field(
+    cache_dir: str | None = Field(
         default=None,
         description="folder where answers of foundation models are kept and found again; none: the cache",
         examples=["answers"],
@@ -223,7 +223,7 @@ class Recipe(Section):
             optimizer=self.optimizer,
             federation=self.federation,
             wire=self.wire,
-            columns=self.compare.columns,
+            columns=self.compare.baselines,
             engine=self.engine.name,
             helps=[key for key in ("teacher", "synthetic", "semi") if getattr(self, key) is not None],
         )
@@ -258,16 +258,16 @@ class Recipe(Section):
                     )
         if self.data.labels is not None and task.writes:
             raise ValueError(f"data.labels: task {task.name} has no labels; remove it")
-        if "without" in self.compare.columns and not self.has_help:
-            raise ValueError("compare.columns: there is no help to go without; remove `without`")
+        if "no_help" in self.compare.baselines and not self.has_help:
+            raise ValueError("compare.baselines: there is no help to go without; remove `no_help`")
         if self.compare.metric not in (None, *task.metric_names):
             raise ValueError(
                 f"compare.metric: does not fit task {task.name}; use {' or '.join(task.metric_names)}, or leave it out"
             )
         refuse_misfits(self)
-        if self.federation.per_round is None and self.federation.sampling != "uniform":
+        if self.federation.clients_per_round is None and self.federation.sampling != "uniform":
             raise ValueError(
-                "federation.sampling: poisson and weighted need a number of clients; set federation.per_round"
+                "federation.sampling: poisson and weighted need a number of clients; set federation.clients_per_round"
             )
         return self
 
@@ -297,15 +297,19 @@ def refuse_misfits(recipe: Recipe) -> None:
         raise ValueError("federation.fair: was not tried on several ranks; use engine.name: local")
     if fed.server.nesterov and not (fed.server.name == "sgd" and fed.server.momentum):
         raise ValueError("federation.server.nesterov: looks ahead along no momentum; use sgd and set server.momentum")
-    if (fed.fragments > 1 or fed.drop) and not fed.keep_optimizer:
-        raise ValueError("federation.keep_optimizer: fragments and drop are a DiLoCo worker's; set it to true")
+    if (fed.stream_fragments > 1 or fed.drop_prob) and not fed.keep_optimizer:
+        raise ValueError(
+            "federation.keep_optimizer: stream_fragments and drop_prob are a DiLoCo worker's; set it to true"
+        )
     if fed.keep_optimizer and (opt.name not in ("adamw", "sgd") or rule in ("ffa", "fedsvd", "fedsa", "rolora")):
         raise ValueError(
             "federation.keep_optimizer: goes with adamw or sgd and a rule that trains the same every round"
         )
     _refuse_budget(recipe)
     if fed.keep_optimizer and fed.layer_groups > 1:
-        raise ValueError("federation.layer_groups: a client that keeps its optimizer trains every layer; use fragments")
+        raise ValueError(
+            "federation.layer_groups: a client that keeps its optimizer trains every layer; use stream_fragments"
+        )
     if fed.memory is not None and fed.layer_groups > 1:
         raise ValueError("federation.layer_groups: memory chooses the layers; remove one of the two")
     for key in ("ranks", "memory"):
@@ -322,8 +326,8 @@ def refuse_misfits(recipe: Recipe) -> None:
         raise ValueError("wire.down: clients of unequal ranks hold no common state; remove it, or federation.ranks")
     if opt.name == "kseed" and (adapter.kind != "full" or recipe.model.student is not None):
         raise ValueError("optimizer.name: kseed rebuilds every weight from seeds; set model.adapter.kind: full")
-    if opt.name in ("mezo", "kseed", "cma") and {"alone", "pooled"} & set(recipe.compare.columns):
-        raise ValueError(f"compare.columns: alone and pooled are trained by gradients, not by {opt.name}; use [base]")
+    if opt.name in ("mezo", "kseed", "cma") and {"alone", "pooled"} & set(recipe.compare.baselines):
+        raise ValueError(f"compare.baselines: alone and pooled are trained by gradients, not by {opt.name}; use [base]")
     if opt.name == "kseed" and (recipe.wire.up or recipe.wire.down):
         raise ValueError("wire: kseed sends nothing but seeds; remove it")
     if opt.name == "cma" and (adapter.kind != "prompt" or not recipe.writes):
@@ -347,18 +351,21 @@ def _refuse_budget(recipe: Recipe) -> None:
         "federation.keep_optimizer": fed.keep_optimizer,
         f"optimizer.name: {opt.name}": opt.name in ("kseed", "cma"),
     }
-    if fed.epochs is not None:
+    if fed.local_epochs is not None:
         for other in (name for name, there in reasons.items() if there):
-            raise ValueError(f"federation.epochs: {other} counts steps; set federation.steps instead")
-    if fed.accumulate > 1:
+            raise ValueError(f"federation.local_epochs: {other} counts steps; set federation.local_steps instead")
+    if fed.gradient_accumulation_steps > 1:
         if opt.name in ("mezo", "kseed", "cma"):
             raise ValueError(
-                f"federation.accumulate: {opt.name} has no gradients to add up, and little memory to save; "
-                "raise federation.batch"
+                f"federation.gradient_accumulation_steps: {opt.name} has no gradients to add up, and little memory "
+                "to save; raise federation.batch_size"
             )
         for other in (name for name, there in reasons.items() if there):
-            raise ValueError(f"federation.accumulate: {other} takes every batch for a step; raise federation.batch")
+            raise ValueError(
+                f"federation.gradient_accumulation_steps: {other} takes every batch for a step; "
+                "raise federation.batch_size"
+            )
     if fed.weighting == "rows" and recipe.exchange is not None:
-        raise ValueError("federation.weighting: exchange.weigh says who is listened to; remove it")
+        raise ValueError("federation.weighting: exchange.weighting says who is listened to; remove it")
     if fed.weighting == "rows" and fed.fair == "minmax":
         raise ValueError("federation.weighting: minmax has weights of its own; remove it, or federation.fair")

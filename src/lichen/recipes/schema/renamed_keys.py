@@ -18,14 +18,46 @@ GONE_IN = "0.2"
 """The release that no longer reads the old names."""
 
 RENAMED_KEYS: dict[str, str] = {
+    "federation.per_round": "clients_per_round",
+    "federation.steps": "local_steps",
+    "federation.epochs": "local_epochs",
+    "federation.batch": "batch_size",
+    "federation.accumulate": "gradient_accumulation_steps",
+    "federation.fragments": "stream_fragments",
+    "federation.drop": "drop_prob",
+    "compare.columns": "baselines",
+    "compare.pooled_batch": "pooled_batch_size",
+    "compare.forgotten": "retention_text",
+    "compare.forgotten_rows": "retention_rows",
+    "engine.block": "clients_per_block",
+    "semi.batch": "batch_size",
+    "semi.warm": "warmup_rounds",
+    "data.unsplit": "on_too_few_rows",
+    "data.one_class": "on_single_class",
+    "teacher.tells": "answer_format",
+    "teacher.most": "max_new_tokens",
+    "teacher.confident": "min_confidence",
+    "teacher.endpoint.key_from": "api_key_env",
+    "teacher.endpoint.per_second": "rate_limit",
+    "teacher.endpoint.abreast": "concurrency",
+    "teacher.endpoint.tries": "max_retries",
+    "synthetic.endpoint.key_from": "api_key_env",
+    "synthetic.endpoint.per_second": "rate_limit",
+    "synthetic.endpoint.abreast": "concurrency",
+    "synthetic.endpoint.tries": "max_retries",
     "synthetic.noun": "item_name",
+    "synthetic.most": "max_new_tokens",
+    "exchange.digest_steps": "distill_steps",
+    "exchange.weigh": "weighting",
+    "exchange.confident": "min_confidence",
+    "kept": "cache_dir",
 }
 """The key's new name, in the same section, by the whole path of its old one."""
 
-RENAMED_VALUES: dict[str, dict[str, str]] = {}
+RENAMED_VALUES: dict[str, dict[str, str]] = {"compare.baselines": {"without": "no_help"}}
 """New words by the old ones, for the key of this path (its new one)."""
 
-ADDED: dict[str, int] = {}
+ADDED: dict[str, int] = {"teacher.endpoint.tries": -1, "synthetic.endpoint.tries": -1}
 """What is added to a number when its key, of this old path, is renamed."""
 
 

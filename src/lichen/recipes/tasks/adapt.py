@@ -60,9 +60,9 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Task
         if "base" in columns:
             columns["base"], forms = _best_form(loaded, folder, columns["base"], say)
             extra |= forms
-        if recipe.compare.forgotten:
+        if recipe.compare.retention_text:
             for name, shared in (("before", loaded.experiment.start), ("after", best)):
-                say(f"perplexity on {recipe.compare.forgotten} {name} the federation")
+                say(f"perplexity on {recipe.compare.retention_text} {name} the federation")
                 extra[f"forgotten.{name}"] = _forgotten(loaded, folder, name, shared)
         if "without" in columns:
             extra |= gained(columns["federated"], columns["without"], lower_is_better=True)
@@ -122,9 +122,9 @@ def _best_form(
 
 def _forgotten(loaded: LoadedExperiment, folder: RunFolder, name: str, shared: Tree) -> float:
     recipe, experiment = loaded.experiment.recipe, loaded.experiment
-    records = load_records(str(recipe.compare.forgotten), columns={})
-    step = max(1, len(records) // recipe.compare.forgotten_rows)
-    shard = encode(recipe, loaded.tokenizer, (), form="plain")(records[::step][: recipe.compare.forgotten_rows])
+    records = load_records(str(recipe.compare.retention_text), columns={})
+    step = max(1, len(records) // recipe.compare.retention_rows)
+    shard = encode(recipe, loaded.tokenizer, (), form="plain")(records[::step][: recipe.compare.retention_rows])
     metrics = folder.tree(f"forgotten.{name}", lambda: _score_on(experiment, [shard], shared, folder))
     return float(torch.exp(metrics["loss_sum"] / metrics["count"])[0])
 

@@ -91,7 +91,7 @@ def _with_server(experiment: Experiment, clients: Average, lr: float, folder: Pa
     fed = recipe.federation
     source = TrainSource(
         (rows,),
-        batch_size=fed.batch,
+        batch_size=fed.batch_size,
         steps=recipe.semi.server_steps,
         pad=experiment.pad,
         max_length=recipe.data.max_length,
@@ -171,15 +171,15 @@ def adapt(
         return Column(value_N=values_N(recipe, metrics), metrics=metrics)
 
     columns: dict[str, Column] = {}
-    if "base" in recipe.compare.columns and recipe.writes:
+    if "base" in recipe.compare.baselines and recipe.writes:
         say("scoring the foundation model as it is")
         columns["base"] = test("base", experiment.start)
     columns["federated"] = _federated(experiment, folder, watch, test, "federated")
-    if "without" in recipe.compare.columns:
+    if "no_help" in recipe.compare.baselines:
         columns["without"] = _federated(plain, folder, watch, test, "without")
-    if "alone" in recipe.compare.columns:
+    if "alone" in recipe.compare.baselines:
         columns["alone"] = _alone(plain, folder, watch)
-    if "pooled" in recipe.compare.columns:
+    if "pooled" in recipe.compare.baselines:
         columns["pooled"] = _pooled(plain, folder, watch, test)
     return columns
 

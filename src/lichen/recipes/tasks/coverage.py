@@ -52,10 +52,10 @@ def seen(experiment: Experiment, rounds: Iterable[Sequence[int]]) -> Seen:
             often_N[client] += 1
     total = distinct = 0.0
     for rows, often in zip(rows_N, often_N, strict=True):
-        if fed.epochs is not None:
-            once = fed.epochs * rows
+        if fed.local_epochs is not None:
+            once = fed.local_epochs * rows
         else:
-            once = fed.local_steps * min(fed.batch * fed.accumulate, rows)
+            once = fed.fixed_steps * min(fed.batch_size * fed.gradient_accumulation_steps, rows)
         total += once * often
         if rows:
             distinct += rows * (1 - (1 - min(once / rows, 1.0)) ** often)

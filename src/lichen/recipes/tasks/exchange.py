@@ -76,7 +76,7 @@ def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> T
     save_class_names(folder, loaded.classes)
     trained = _federated(heterogeneous, folder, watch)
     columns = {"federated": trained.column}
-    if "alone" in recipe.compare.columns:
+    if "alone" in recipe.compare.baselines:
         columns["alone"] = _alone(heterogeneous, folder, watch)
     say("asking all models for every test row")
     columns["ensemble"] = ensemble_column(loaded, heterogeneous, trained, folder)
@@ -111,7 +111,7 @@ def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int) -> Al
     experiment = next(iter(heterogeneous.experiments.values()))
     classes = experiment.model.classes
     assert classes is not None
-    ensemble = Ensemble(section.means, classes=classes, weigh=section.weigh, sharpen=section.sharpened)
+    ensemble = Ensemble(section.means, classes=classes, weigh=section.weighting, sharpen=section.sharpened)
     weight_N = torch.tensor([shard.size for shard in heterogeneous.train], dtype=torch.float64)
     scale, sampler = lr_scale(recipe, fed.rounds), sampler_of(experiment)
     if not heterogeneous.fused:

@@ -62,7 +62,9 @@ def engine_for(recipe: Recipe, shards: Sequence[ArrayShard], classes: int, folde
     work = Statistics(features=lambda batch: batch["x_CBF"], classes=classes, bias=True)
     client_task = ClientTask(work=work, source=EvalSource(shards, batch_size=256, pad=0))
     store = ClientStore(folder.path / "state" / "none")
-    return among(folder.ranks, LocalEngine({"statistics": client_task}, store, block_size=recipe.engine.block or 64))
+    return among(
+        folder.ranks, LocalEngine({"statistics": client_task}, store, block_size=recipe.engine.clients_per_block or 64)
+    )
 
 
 def solve(recipe: Recipe, engine: Engine, clients: Sequence[int]) -> Tree:
@@ -120,12 +122,12 @@ def oneshot(
         seconds=seconds,
     )
     watch(Event(column="federated", report=report, total_rounds=1, grid=f"lambda={recipe.ridge:g}"))
-    if "alone" in recipe.compare.columns:
+    if "alone" in recipe.compare.baselines:
         columns["alone"] = column([solve(recipe, engine_for(recipe, [s], classes, folder), (0,)) for s in train])
     x = np.concatenate([s.x for s in train])
     labels = np.concatenate([s.labels for s in train])
     whole = solve(recipe, engine_for(recipe, [ArrayShard(x=x, labels=labels)], classes, folder), (0,))
-    if "pooled" in recipe.compare.columns:
+    if "pooled" in recipe.compare.baselines:
         columns["pooled"] = column([whole] * len(test))
     say(f"comparing with pooled under {recipe.compare.partitions} random partitions")
     held = np.concatenate([s.x for s in test])
