@@ -33,11 +33,12 @@ from lichen.algorithms.exchange import Kinds, check_kinds, means, parted, score_
 from lichen.core import tree as trees
 from lichen.core.contracts import Aggregator, ClientTask, Engine, Report, Sampler, ServerOptimizer, ServerState
 from lichen.core.errors import LichenError
+from lichen.core.fold import fold
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
-__all__ = ["Fusion", "at_server", "of_kind", "together"]
+__all__ = ["Fusion", "of_kind", "together"]
 
 SUMMED = ("loss_sum", "count", "tokens", "failed")
 
@@ -54,14 +55,6 @@ def together(by_kind: Mapping[str, Tree]) -> Tree:
 def of_kind(shared: Tree, kind: str) -> Tree:
     """One kind's tensors out of :func:`together`'s."""
     return trees.split(shared, f"{kind}/")[0]
-
-
-def at_server(client_task: ClientTask, job: Job, own_C: Tree | None = None) -> Message:
-    """What the server itself gives when it does a client's work: all of the job's clients in one block."""
-    state = client_task.work.init(job, job.clients, own_C)
-    for batch in client_task.source.batches(job.clients, job.seed):
-        state = client_task.work.step(state, batch)
-    return client_task.work.final(state)[0]
 
 
 @final
@@ -187,7 +180,9 @@ class Fusion:
         """What the models that came say of the server's rows; one that failed, or has no rows, weighs nothing."""
         came = trees.join("params/", trees.add(trees.broadcast(job.shared, len(message.client_C)), message.tensors), {})
         asked = replace(job, clients=tuple(message.client_C.tolist()))
-        told = at_server(self.predict[kind], asked, came)
+        predict = self.predict[kind]
+        rows = predict.source.batches(asked.clients, asked.seed)
+        told, _ = fold(predict.work, rows, asked, asked.clients, came)
         weight_C = torch.where(message.weight_C > 0, told.weight_C, torch.zeros_like(told.weight_C))
         return replace(told, weight_C=weight_C)
 
@@ -199,6 +194,7 @@ class Fusion:
             job = Job(
                 work="distil", shared={**mine, **answers}, version=state.round, clients=(0,), seed=derive(seed, kind)
             )
-            moved = trees.take(at_server(self.distil[kind], job).tensors, 0)
-            shared |= together({kind: trees.add(mine, moved)})
+            distil = self.distil[kind]
+            message, _ = fold(distil.work, distil.source.batches(job.clients, job.seed), job, job.clients)
+            shared |= together({kind: trees.add(mine, trees.take(message.tensors, 0))})
         return shared

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import ClientTask, Source
+from lichen.core.contracts import Batch, ClientTask, ClientWork, Source
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 
-__all__ = ["BEST", "BlockSize", "blocks", "serve"]
+__all__ = ["BEST", "BlockSize", "blocks", "fold", "serve"]
 
 BlockSize = Callable[[Job, ClientTask], int]
 """Finds how many clients of a job stand side by side."""
@@ -33,6 +33,27 @@ def blocks(clients: Sequence[int], source: Source, size: int) -> list[tuple[int,
     for client in clients:
         by_shape.setdefault(source.shape(client), []).append(client)
     return [tuple(group[i : i + size]) for group in by_shape.values() for i in range(0, len(group), size)]
+
+
+def fold(
+    work: ClientWork, batches: Iterable[Batch], job: Job, clients: Sequence[int], own_C: Tree | None = None
+) -> tuple[Message, Tree | None]:
+    """The client's fold: ``init``, a ``step`` for every batch, ``final``.
+
+    Args:
+        work: What the clients do.
+        batches: What they do it on.
+        job: What is asked.
+        clients: One block of clients, side by side.
+        own_C: Their stacked private state; None at their first time.
+
+    Returns:
+        The message that leaves, and the private state that stays.
+    """
+    state = work.init(job, clients, own_C)
+    for batch in batches:
+        state = work.step(state, batch)
+    return work.final(state)
 
 
 def serve(
@@ -99,10 +120,8 @@ def _block(
     """What these clients give, or None where memory ran out."""
     try:
         own_C = store.load(clients, job.version)
-        state = client_task.work.init(job, clients, None if own_C is None else _on(own_C, device))
-        for batch in client_task.source.batches(clients, job.seed):
-            state = client_task.work.step(state, batch)
-        return client_task.work.final(state)
+        own_C = None if own_C is None else _on(own_C, device)
+        return fold(client_task.work, client_task.source.batches(clients, job.seed), job, clients, own_C)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and _NO_ROOM not in str(error):
             raise

@@ -21,7 +21,7 @@ Legend: N public rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, final
 
@@ -32,6 +32,7 @@ from lichen.clients.training.optimize import ClientOptimizer, Schedule, lr_facto
 from lichen.clients.training.train import Train
 from lichen.core.contracts import Batch, ClientWork, CohortModel
 from lichen.core.errors import LichenError
+from lichen.core.fold import fold
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
@@ -174,20 +175,55 @@ def pre_distil(
     source = public_source(
         public if answers else _unanswered(public), batch=batch, steps=steps, pad=pad, max_length=max_length
     )
-    state, log, before = work.init(job, (0,), None), list[LogLine](), (0.0, 0.0)
-    for step, rows in enumerate(source.batches((0,), seed)):
-        factor = lr_factor(schedule, step, steps)
-        state = work.step(replace(state, job=replace(state.job, settings={"lr_scale": factor})), rows)
-        if (step + 1) % max(1, -(-steps // lines)) == 0 or step + 1 == steps:
-            now = (float(state.sums["loss_sum"][0]), float(state.sums["count"][0]))
-            mean = (now[0] - before[0]) / max(now[1] - before[1], 1.0)
-            log.append({"step": float(step + 1), "loss": mean, "lr": lr * factor})
-            before = now
-    message, _ = work.final(state)
+    log: list[LogLine] = []
+    scheduled = _Scheduled(work, schedule, steps=steps, lr=lr, every=max(1, -(-steps // lines)), log=log.append)
+    message, _ = fold(scheduled, source.batches((0,), seed), job, (0,))
     if bool(message.metrics["failed"][0]):
         raise LichenError(f"diverged within {steps} steps", where="pre_distil", fix=f"use a lower rate than {lr:g}")
     change = {name: x[0].to(start[name]) for name, x in message.tensors.items()}
     return {name: x + change[name] if name in change else x for name, x in start.items()}, log
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Scheduled:
+    """Distillation of one student whose learning rate follows its steps; a line of the log every few of them."""
+
+    inner: Distill
+    schedule: Schedule
+    _: KW_ONLY
+    steps: int
+    lr: float
+    every: int
+    log: Callable[[LogLine], None]
+
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> _ScheduledState:
+        return _ScheduledState(inner=self.inner.init(job, clients, own_C))
+
+    def step(self, state: _ScheduledState, batch: Batch) -> _ScheduledState:
+        factor = lr_factor(self.schedule, state.step, self.steps)
+        job = replace(state.inner.job, settings={"lr_scale": factor})
+        inner, step = self.inner.step(replace(state.inner, job=job), batch), state.step + 1
+        if step % self.every and step != self.steps:
+            return replace(state, inner=inner, step=step)
+        loss_sum, count = float(inner.sums["loss_sum"][0]), float(inner.sums["count"][0])
+        mean = (loss_sum - state.loss_sum) / max(count - state.count, 1.0)
+        self.log({"step": float(step), "loss": mean, "lr": self.lr * factor})
+        return _ScheduledState(inner=inner, step=step, loss_sum=loss_sum, count=count)
+
+    def final(self, state: _ScheduledState) -> tuple[Message, Tree | None]:
+        return self.inner.final(state.inner)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ScheduledState:
+    """The training so far, its steps, and the sums at the last line of the log."""
+
+    inner: Any
+    step: int = 0
+    loss_sum: float = 0.0
+    count: float = 0.0
 
 
 def _open(model: CohortModel) -> Open:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, final
 
 import torch
@@ -23,6 +24,7 @@ import torch
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, ClientTask
 from lichen.core.errors import LichenError
+from lichen.core.fold import fold
 from lichen.core.message import Job
 from lichen.core.tree import Tree, block_of
 from lichen.models.adapters.lora import Lora
@@ -182,10 +184,7 @@ def _step_bytes(client_task: ClientTask, shared: Tree, client: int, batch: Batch
     settings = {"lr_scale": 1.0}
     job = Job(work="train", shared=shared, version=0, clients=(client,), seed=0, base=base, settings=settings)
     with LiveBytes() as live:
-        state = client_task.work.init(job, (client,), None)
-        for _ in range(times):
-            state = client_task.work.step(state, batch)
-        client_task.work.final(state)
+        fold(client_task.work, repeat(batch, times), job, (client,))
     peak: int = live.peak
     return trees.nbytes(shared) + peak
 

@@ -31,13 +31,14 @@ import torch
 from torch import Tensor
 
 from lichen.algorithms.average import joined, mean_loss, score, summed, with_best
-from lichen.algorithms.fusion import SUMMED, at_server
+from lichen.algorithms.fusion import SUMMED
 from lichen.clients.distillation.private_models import LocalInit
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
 from lichen.core.contracts import ClientTask, Engine, Report, Sampler, ServerState, Source
 from lichen.core.errors import LichenError
+from lichen.core.fold import fold
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
@@ -178,7 +179,7 @@ class GKT:
         opinions = kept(rows["logits"].double().softmax(-1))
         source = TrainSource((shard,), batch_size=self.batch, steps=self.steps)
         job = Job(work="top", shared={**top, **opinions}, version=state.round, clients=(0,), seed=seed)
-        message = at_server(ClientTask(work=self.top, source=source), job)
+        message, _ = fold(self.top, source.batches(job.clients, job.seed), job, job.clients)
         top = trees.add(top, trees.take(message.tensors, 0))
         logits_MK = self._logits(top, x_MF)
         shared = trees.join("top/", top, {name: x for name, x in state.shared.items() if not name.startswith("top/")})

@@ -30,11 +30,12 @@ from lichen.algorithms.average import Average, mean_loss, score
 from lichen.core import tree as trees
 from lichen.core.contracts import ClientTask, Engine, Report, ServerState
 from lichen.core.errors import LichenError
-from lichen.core.message import Job
+from lichen.core.fold import fold
+from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.research.mutual.alignment import Bridge
-from lichen.research.mutual.mutual import carried, fold_here, hear, silent
+from lichen.research.mutual.mutual import carried, hear, silent
 
 __all__ = ["CoTune", "CoTunedModel", "large_of"]
 
@@ -103,10 +104,7 @@ class CoTune:
         settings = {"lr_scale": self.average.lr_scale(state.round)}
         state, report = self.average.round(replace(state, optimizer=optimizer), engine, seed)
         small, metrics = state.shared, dict(report.metrics)
-        said = [
-            fold_here(tuned.tell, Job(work="tell", shared=shared, version=0, clients=(0,), seed=0))
-            for tuned, shared in ((self.small, small), (self.large, large))
-        ]
+        said = [_told(tuned, shared) for tuned, shared in ((self.small, small), (self.large, large))]
         metrics |= {"small_public": mean_loss(said[0].metrics), "large_public": mean_loss(said[1].metrics)}
         heard: list[Tree] = []
         for name, tuned, shared, other in (
@@ -153,3 +151,9 @@ class CoTune:
 def large_of(state: ServerState) -> Tree:
     """The large model's tensors out of a state of :class:`CoTune`."""
     return trees.split(state.optimizer, "large/")[0]
+
+
+def _told(tuned: CoTunedModel, shared: Tree) -> Message:
+    """What a model says of the public texts."""
+    job = Job(work="tell", shared=shared, version=0, clients=(0,), seed=0)
+    return fold(tuned.tell.work, tuned.tell.source.batches((0,), 0), job, (0,))[0]

@@ -33,6 +33,7 @@ from lichen.algorithms.average import joined, mean_loss, score
 from lichen.core import tree as trees
 from lichen.core.contracts import ClientTask, Engine, Report, ServerState
 from lichen.core.errors import LichenError
+from lichen.core.fold import fold
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
@@ -40,7 +41,7 @@ from lichen.research.mutual.alignment import Bridge
 from lichen.research.mutual.select import Select
 from lichen.transforms.delta import view_name
 
-__all__ = ["Group", "Mutual", "carried", "fold_here", "hear"]
+__all__ = ["Group", "Mutual", "carried", "hear"]
 
 
 @final
@@ -114,7 +115,7 @@ class Mutual:
         begin, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
         settings = {"lr_scale": self.lr_scale(state.round)}
         asked = Job(work="tell", shared=state.shared, version=state.round, clients=(0,), seed=derive(seed, "tell"))
-        mine = fold_here(self.tell, asked)
+        mine = fold(self.tell.work, self.tell.source.batches((0,), asked.seed), asked, (0,))[0]
         answers, metrics, tokens = self._gather(state, engine, mine, seed=derive(seed, "visit"), settings=settings)
         metrics["server_public"] = mean_loss(mine.metrics)
         believed, texts = 0.0, mine.tensors["loss"].shape[1]
@@ -213,14 +214,6 @@ def carried(message: Message, bridge: Bridge) -> Message:
     return replace(message, tensors={**message.tensors, "index": index_CRk, "prob": prob_CRk})
 
 
-def fold_here(client_task: ClientTask, job: Job) -> Message:
-    """What the server does itself: the client's fold, for a client 0 of its own."""
-    state = client_task.work.init(job, (0,), None)
-    for batch in client_task.source.batches((0,), job.seed):
-        state = client_task.work.step(state, batch)
-    return client_task.work.final(state)[0]
-
-
 def hear(
     client_task: ClientTask, shared: Tree, answers: Tree, *, seed: int, settings: dict[str, float]
 ) -> tuple[Tree, float]:
@@ -235,7 +228,7 @@ def hear(
         settings: Of the job.
     """
     job = Job(work="listen", shared={**shared, **answers}, version=0, clients=(0,), seed=seed, settings=settings)
-    message = fold_here(client_task, job)
+    message, _ = fold(client_task.work, client_task.source.batches((0,), seed), job, (0,))
     change = {name: x[0] for name, x in message.tensors.items()}
     moved = {name: x + change[name].to(x) if name in change else x for name, x in shared.items()}
     return trees.map_tree(lambda x: x.detach(), moved), mean_loss(message.metrics)
