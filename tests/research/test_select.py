@@ -81,7 +81,7 @@ def test_any_order_blocks_merging_and_bytes_give_the_same(clients: int, seed: in
     assert outcome(MEMBER.merge(crossed, right)) == whole
     assert outcome(MEMBER.merge(right, crossed)) == whole
     block = concatenate([take(message, c) for c in order])
-    assert outcome(MEMBER.add(MEMBER.zero(), block, 0.5)) == whole
+    assert outcome(MEMBER.add(MEMBER.zero(), replace(block, weight_C=block.weight_C * 0.5))) == whole
 
 
 def test_who_has_no_weight_or_no_loss_is_not_heard() -> None:

@@ -31,28 +31,28 @@ SHARED = {"w": torch.zeros(3, 4), "b": torch.zeros(4)}
 
 
 @pytest.mark.parametrize("weighting", ["examples", "uniform"])
-@pytest.mark.parametrize("discount", [1.0, 0.37])
-def test_is_the_weighted_mean(weighting: Any, discount: Any) -> None:
-    weights = [3.0, 0.0, 10.0, 0.5]
+@pytest.mark.parametrize("share", [1.0, 0.37])
+def test_is_the_weighted_mean(weighting: Any, share: float) -> None:
+    weights = [3.0 * share, 0.0, 10.0 * share, 0.5 * share]
     sent = message(weights)
     mean = Mean(weighting)
-    change, metrics = mean.close(mean.add(mean.zero(), sent, discount), SHARED)
+    change, metrics = mean.close(mean.add(mean.zero(), sent), SHARED)
     w = torch.tensor(weights, dtype=torch.float64) if weighting == "examples" else torch.tensor([1.0, 0, 1, 1]).double()
     for name in SHARED:
         expected = torch.einsum("c,c...->...", w, sent.tensors[name].double()) / w.sum()
         torch.testing.assert_close(change[name].double(), expected, rtol=1e-6, atol=1e-7)
         assert change[name].dtype == torch.float32
     assert metrics["clients"] == 3
-    assert metrics["weight"] == pytest.approx(float(w.sum()) * discount, abs=1e-5)
+    assert metrics["weight"] == pytest.approx(float(w.sum()), abs=1e-5)
 
 
-def test_fractional_discounts_do_not_bend_the_mean_of_equals() -> None:
-    sent = message([1.0, 7.0])
-    sent.tensors["w"][:] = 0.625
+def test_fractional_weights_do_not_bend_the_mean_of_equals() -> None:
     mean = Mean()
     total = mean.zero()
-    for discount in (1 / 3, 0.577, 1e-3):
-        total = mean.add(total, sent, discount)
+    for share in (1 / 3, 0.577, 1e-3):
+        sent = message([1.0 * share, 7.0 * share])
+        sent.tensors["w"][:] = 0.625
+        total = mean.add(total, sent)
     change, _ = mean.close(total, {})
     assert change["w"].dtype == torch.float64
     assert float((change["w"] - 0.625).abs().max()) < 1e-9

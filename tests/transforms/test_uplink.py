@@ -164,7 +164,6 @@ def test_names_that_take_turns_share_a_memory_and_stand_side_by_side(tmp_path: P
 def test_an_aggregator_decodes_in_any_order_and_refuses_strangers(tmp_path: Path) -> None:
     work, store, layout = Compressed(Drawn(), CHAIN), ClientStore(tmp_path), Layout.of(SHARED)
     mean = Decoded(Mean(), CHAIN, (layout,))
-    assert (mean.linear, mean.keeps) == (False, False)
     messages = [go(work, (c,), 0, store) for c in (4, 5, 6)]
     messages = [replace(m, tensors={n: x for n, x in m.tensors.items() if n != "rows"}) for m in messages]
     totals = []

@@ -52,23 +52,13 @@ class AllowEmpty:
 
     inner: Aggregator
 
-    @property
-    def linear(self) -> bool:
-        """The aggregator's."""
-        return self.inner.linear
-
-    @property
-    def keeps(self) -> bool:
-        """The aggregator's."""
-        return self.inner.keeps
-
     def zero(self) -> Any:
         """Nothing folded in."""
         return self.inner.zero(), 0
 
-    def add(self, total: Any, message: Message, discount: float = 1.0) -> Any:
+    def add(self, total: Any, message: Message) -> Any:
         """Fold a message in."""
-        return self.inner.add(total[0], message, discount), total[1] + int((message.weight_C > 0).sum())
+        return self.inner.add(total[0], message), total[1] + int((message.weight_C > 0).sum())
 
     def merge(self, a: Any, b: Any) -> Any:
         """Both together."""

@@ -133,19 +133,9 @@ class ClientTask:
 class Aggregator(Protocol):
     """A monoid over messages: ``zero``, ``add``, ``merge``, ``close``; the same bytes in any order."""
 
-    @property
-    def linear(self) -> bool:
-        """Only sums are used, so it works under secure aggregation."""
-        ...
-
-    @property
-    def keeps(self) -> bool:
-        """Needs the single messages, not only their sum."""
-        ...
-
     def zero(self) -> Any: ...
-    def add(self, total: Any, message: Message, discount: float = 1.0) -> Any:
-        """Fold every client of ``message`` in, its weight times ``discount``."""
+    def add(self, total: Any, message: Message) -> Any:
+        """Fold every client of ``message`` in."""
         ...
 
     def merge(self, a: Any, b: Any) -> Any: ...

@@ -74,7 +74,7 @@ class Evolution(Summed):
         """Nothing folded in."""
         return FixedSum(scale=self.scale)
 
-    def add(self, total: FixedSum, message: Message, discount: float = 1.0) -> FixedSum:
+    def add(self, total: FixedSum, message: Message) -> FixedSum:
         """Fold every client's distribution in.
 
         Raises:
@@ -91,7 +91,7 @@ class Evolution(Summed):
         tensors = {"mean": shift_CD, "within": std_CD.square()}
         if self.between:
             tensors["square"] = shift_CD.square()
-        return fixed_point.add(total, replace(message, tensors=tensors), weigh_C(message, self.weighting, discount))
+        return fixed_point.add(total, replace(message, tensors=tensors), weigh_C(message, self.weighting))
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)``: the shift of ``mean`` and the change of ``std``, in the dtypes of ``shared``.

@@ -111,13 +111,13 @@ class QFFL(Summed):
         """Nothing folded in."""
         return FixedSum(scale=self.scale)
 
-    def add(self, total: FixedSum, message: Message, discount: float = 1.0) -> FixedSum:
+    def add(self, total: FixedSum, message: Message) -> FixedSum:
         """Fold every client of the message in.
 
         Raises:
             LichenError: if a loss is missing or not finite, or as :func:`lichen.server.sums.fixed_point.add`.
         """
-        weight_C = weigh_C(message, self.weighting, discount)
+        weight_C = weigh_C(message, self.weighting)
         # A loss of 0 asks for nothing; a little more than that keeps its client in the sum.
         losses = [max(loss, 1e-6) for loss in _loss_C(message, weight_C)]
         factor_C = torch.tensor([loss**self.q for loss in losses], dtype=torch.float64)
@@ -183,7 +183,7 @@ class MinMax(Summed):
         """Nothing folded in."""
         return FixedSum(scale=self.scale)
 
-    def add(self, total: FixedSum, message: Message, discount: float = 1.0) -> FixedSum:
+    def add(self, total: FixedSum, message: Message) -> FixedSum:
         """Fold every client of the message in.
 
         Raises:
@@ -193,7 +193,7 @@ class MinMax(Summed):
         clients, everyone = message.client_C.tolist(), len(self.mixture)
         if max(clients) >= everyone:
             raise LichenError(f"client {max(clients)} has no share in a mixture of {everyone}", where="aggregator.fair")
-        weight_C = weigh_C(message, "uniform", discount)
+        weight_C = weigh_C(message, "uniform")
         losses = _loss_C(message, weight_C)
         device = next(iter(message.tensors.values())).device
         share_C = torch.tensor([self.mixture[c] * everyone for c in clients], dtype=torch.float64, device=device)

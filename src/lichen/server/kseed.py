@@ -69,13 +69,13 @@ class SeedSums(Summed):
         """Nothing folded in."""
         return FixedSum(scale=_SCALE)
 
-    def add(self, total: FixedSum, message: Message, discount: float = 1.0) -> FixedSum:
+    def add(self, total: FixedSum, message: Message) -> FixedSum:
         """Fold the pairs of every client in.
 
         Raises:
             LichenError: if the tensors are no pairs, an index is no direction, or the sum leaves its range.
         """
-        weight_C = weigh_C(message, self.weighting, discount)
+        weight_C = weigh_C(message, self.weighting)
         return fixed_point.add(total, replace(message, tensors={_SUMS: self._dense(message, weight_C)}), weight_C)
 
     def _dense(self, message: Message, weight_C: Tensor) -> Tensor:

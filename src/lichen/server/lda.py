@@ -76,13 +76,13 @@ class Lda(Summed):
         """Nothing folded in."""
         return FixedSum(scale=2 * self.bits)
 
-    def add(self, total: FixedSum, message: Message, discount: float = 1.0) -> FixedSum:
+    def add(self, total: FixedSum, message: Message) -> FixedSum:
         """Fold the statistics of every client with rows in.
 
         Raises:
             LichenError: if the tensors are no such statistics, differ in group, or sum past 64 bits.
         """
-        return add_statistics(total, message, discount, where="aggregator.lda")
+        return add_statistics(total, message, where="aggregator.lda")
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)``: what turns ``shared``'s head into the discriminant, as ``Ridge`` gives it.

@@ -30,8 +30,8 @@ __all__ = ["Mean", "Summed", "Weighting", "fitted", "weigh_C"]
 Weighting = Literal["examples", "uniform"]
 
 
-def weigh_C(message: Message, weighting: Weighting, discount: float) -> Tensor:
-    """Each client's weight times ``discount``, rounded to multiples of 2^-30; float64 ``(C,)``.
+def weigh_C(message: Message, weighting: Weighting) -> Tensor:
+    """Each client's weight, rounded to multiples of 2^-30; float64 ``(C,)``.
 
     ``"uniform"`` takes 1 for every client whose own weight is above 0. Rounding the weight itself,
     before anything is multiplied by it, keeps numerator and denominator consistent.
@@ -39,23 +39,20 @@ def weigh_C(message: Message, weighting: Weighting, discount: float) -> Tensor:
     weight_C = message.weight_C.detach().cpu().double()
     if weighting == "uniform":
         weight_C = (weight_C > 0).double()
-    return (weight_C * discount * 2.0**WEIGHT_BITS).round() * 2.0**-WEIGHT_BITS
+    return (weight_C * 2.0**WEIGHT_BITS).round() * 2.0**-WEIGHT_BITS
 
 
 class Summed(ABC):
     """What aggregators have in common whose total is one exact sum."""
 
     __slots__ = ()
-    # Without annotations these are constants of the class and not fields.
-    linear = True
-    keeps = False
 
     @abstractmethod
     def zero(self) -> FixedSum:
         """Nothing folded in."""
 
     @abstractmethod
-    def add(self, total: FixedSum, message: Message, discount: float = 1.0) -> FixedSum:
+    def add(self, total: FixedSum, message: Message) -> FixedSum:
         """Fold every client of the message in."""
 
     @abstractmethod
@@ -105,14 +102,14 @@ class Mean(Summed):
         """Nothing folded in."""
         return FixedSum(scale=self.scale)
 
-    def add(self, total: FixedSum, message: Message, discount: float = 1.0) -> FixedSum:
+    def add(self, total: FixedSum, message: Message) -> FixedSum:
         """Fold every client of the message in.
 
         Raises:
             LichenError: if the group or the tensors differ from those before, a number is not finite,
                 or the sum leaves its range.
         """
-        return fixed_point.add(total, message, weigh_C(message, self.weighting, discount))
+        return fixed_point.add(total, message, weigh_C(message, self.weighting))
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)``: the mean in the dtype of ``shared`` (float64 for names it lacks).

@@ -64,13 +64,13 @@ class Ridge(Summed):
         """Nothing folded in."""
         return FixedSum(scale=2 * self.bits)
 
-    def add(self, total: FixedSum, message: Message, discount: float = 1.0) -> FixedSum:
+    def add(self, total: FixedSum, message: Message) -> FixedSum:
         """Fold the statistics of every client with rows in.
 
         Raises:
             LichenError: if the tensors are no ridge statistics, differ in group, or sum past 64 bits.
         """
-        return add_statistics(total, message, discount, where="aggregator.ridge")
+        return add_statistics(total, message, where="aggregator.ridge")
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)``: what is added to ``shared``'s head to become the solution.
@@ -94,7 +94,7 @@ class Ridge(Summed):
         return change, {"clients": float(total.count), "examples": float(sums["n"].sum())}
 
 
-def add_statistics(total: FixedSum, message: Message, discount: float, *, where: str) -> FixedSum:
+def add_statistics(total: FixedSum, message: Message, *, where: str) -> FixedSum:
     """Fold ``G`` (d, d), ``H`` (d, K) and ``n`` (K,) of every client with rows in; raises as :meth:`Ridge.add`."""
     shapes = {name: tuple(x.shape[1:]) for name, x in message.tensors.items()}
     d, K = shapes.get("H", (0, 0)) if len(shapes.get("H", ())) == 2 else (0, 0)
@@ -102,7 +102,7 @@ def add_statistics(total: FixedSum, message: Message, discount: float, *, where:
         raise LichenError(
             f"expected G (d, d), H (d, K) and n (K), got {shapes}", where=where, fix="pair it with the work Statistics"
         )
-    return fixed_point.add(total, message, weigh_C(message, "uniform", discount))
+    return fixed_point.add(total, message, weigh_C(message, "uniform"))
 
 
 def change_to(solution: Tree, shared: Tree, *, where: str) -> Tree:

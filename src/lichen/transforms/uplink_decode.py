@@ -1,7 +1,7 @@
 """Decodes compressed messages before the aggregator that it wraps.
 
 Decoding is deterministic, so the wrapped aggregator's promises hold: the same bytes in any order, on any
-number of ranks. A coded row is no sum of others, though, so masks cannot lie over it: ``linear`` is False.
+number of ranks. A coded row is no sum of others, though, so masks cannot lie over it.
 """
 
 from __future__ import annotations
@@ -36,25 +36,19 @@ class Decoded:
     inner: Aggregator
     chain: Chain
     layouts: tuple[Layout, ...]
-    linear = False
-
-    @property
-    def keeps(self) -> bool:
-        """As the wrapped one."""
-        return self.inner.keeps
 
     def zero(self) -> Any:
         """Nothing folded in."""
         return self.inner.zero()
 
-    def add(self, total: Any, message: Message, discount: float = 1.0) -> Any:
+    def add(self, total: Any, message: Message) -> Any:
         """Fold every client of the message in, decoded.
 
         Raises:
             LichenError: if a coded row has a layout that is none of ``layouts``, or not its length; and
                 what the wrapped aggregator refuses.
         """
-        return self.inner.add(total, self.decode(message), discount)
+        return self.inner.add(total, self.decode(message))
 
     def decode(self, message: Message) -> Message:
         """The message as it was before it was coded, as far as the code goes."""

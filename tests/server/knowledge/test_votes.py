@@ -106,8 +106,6 @@ def test_refuses_what_is_no_histogram() -> None:
     floats.tensors["votes"] = floats.tensors["votes"].double()
     with pytest.raises(LichenError, match="whole numbers"):
         plain.add(plain.zero(), floats)
-    with pytest.raises(LichenError, match="twice"):
-        plain.add(plain.zero(), histogram(torch.ones(2, 3)), 1.5)
     with pytest.raises(LichenError, match="groups"):
         plain.add(plain.add(plain.zero(), histogram(torch.ones(2, 3))), histogram(torch.ones(2, 4)))
     for bad in (-1.0, float("inf"), float("nan")):

@@ -34,15 +34,12 @@ _NAMES = ("features", "labels", "logits")
 class GatherFeatures:
     """Gathers :class:`lichen.research.gkt.features.FeatureUpload` messages, and keeps each single one."""
 
-    linear = False
-    keeps = True
-
     def zero(self) -> FeaturesTotal:
         """Nothing gathered."""
         return ()
 
-    def add(self, total: FeaturesTotal, message: Message, discount: float = 1.0) -> FeaturesTotal:
-        """With every client's rows; one of weight 0 has none. A discount changes nothing: a row is a row.
+    def add(self, total: FeaturesTotal, message: Message) -> FeaturesTotal:
+        """With every client's rows; one of weight 0 has none.
 
         Raises:
             LichenError: if a message holds no offered rows.

@@ -67,9 +67,6 @@ class Select:
     """
 
     starts: tuple[int, ...]
-    # Without annotations these are constants of the class and not fields.
-    linear = False
-    keeps = True
 
     def __post_init__(self) -> None:
         if len(self.starts) < 2 or self.starts[0] != 0 or any(a > b for a, b in pairwise(self.starts)):
@@ -79,7 +76,7 @@ class Select:
         """Nobody was heard."""
         return Chosen()
 
-    def add(self, total: Chosen, message: Message, discount: float = 1.0) -> Chosen:
+    def add(self, total: Chosen, message: Message) -> Chosen:
         """Hear every client of the message; one of weight 0, or without a finite loss on a text, is not heard of it.
 
         Raises:
@@ -97,7 +94,7 @@ class Select:
                 fix="let everybody hold the same public texts, and carry answers into one vocabulary",
             )
         for c, (client, weight) in enumerate(zip(message.client_C.tolist(), message.weight_C.tolist(), strict=True)):
-            if weight * discount > 0:
+            if weight > 0:
                 loss_N = loss_CN[c].nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
                 nobody_N = loss_N.isinf()
                 best = {

@@ -111,7 +111,7 @@ class NoisyMax(Summed):
         """Nothing folded in."""
         return FixedSum(scale=30)
 
-    def add(self, total: FixedSum, message: Message, discount: float = 1.0) -> FixedSum:
+    def add(self, total: FixedSum, message: Message) -> FixedSum:
         """Count the votes of every client in.
 
         Raises:
@@ -123,7 +123,7 @@ class NoisyMax(Summed):
                 where="pate",
                 fix="pair it with the work Ballot",
             )
-        weight_C = weigh_C(message, "uniform", discount)
+        weight_C = weigh_C(message, "uniform")
         votes_CQ = message.tensors["votes"].long()
         votes_CQ = torch.where((weight_C > 0).to(votes_CQ.device)[:, None], votes_CQ, -1)
         if votes_CQ.numel() and not -1 <= int(votes_CQ.min()) <= int(votes_CQ.max()) < self.classes:

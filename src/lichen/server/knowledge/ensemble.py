@@ -100,14 +100,14 @@ class Ensemble(Summed):
         """Nothing folded in."""
         return FixedSum(scale=self.scale)
 
-    def add(self, total: FixedSum, message: Message, discount: float = 1.0) -> FixedSum:
+    def add(self, total: FixedSum, message: Message) -> FixedSum:
         """Fold every client's answers in.
 
         Raises:
             LichenError: if a message holds no answers to these K classes, answers other rows than those
                 before, or is not finite.
         """
-        weight_C = weigh_C(message, "examples" if self.weigh == "examples" else "uniform", discount)
+        weight_C = weigh_C(message, "examples" if self.weigh == "examples" else "uniform")
         for c, weight in enumerate(weight_C.tolist()):
             if weight == 0:
                 continue

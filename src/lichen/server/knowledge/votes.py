@@ -41,7 +41,7 @@ from lichen.server.sums.fixed_point import FixedSum
 
 __all__ = ["Votes", "chances", "concentration", "rank", "resample"]
 
-_FINE = 20  # bits after the point of a discounted vote, and of the noise
+_FINE = 20  # bits after the point of a vote, and of the noise
 
 
 @final
@@ -73,12 +73,12 @@ class Votes(Summed):
         """Nothing folded in."""
         return FixedSum(scale=_FINE)
 
-    def add(self, total: FixedSum, message: Message, discount: float = 1.0) -> FixedSum:
+    def add(self, total: FixedSum, message: Message) -> FixedSum:
         """Fold every client's histogram in; each counts 1.
 
         Raises:
-            LichenError: if the tensors are no histogram, come in another unit, differ in number of
-                candidates, or the discount would count a vote more than once.
+            LichenError: if the tensors are no histogram, come in another unit, or differ in number of
+                candidates.
         """
         shapes = {name: tuple(x.shape[1:]) for name, x in message.tensors.items()}
         votes_CM = message.tensors.get("votes")
@@ -94,9 +94,7 @@ class Votes(Summed):
                 where="aggregator.votes.bits",
                 fix="use the same bits in Vote and Votes",
             )
-        if discount > 1:
-            raise LichenError(f"a discount of {discount} counts votes twice", where="aggregator.votes")
-        return fixed_point.add(total, message, weigh_C(message, "uniform", discount))
+        return fixed_point.add(total, message, weigh_C(message, "uniform"))
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``({"votes": (M,) float64}, metrics)``: the noisy counts, in votes.

@@ -52,23 +52,13 @@ class FedSVD:
     _: KW_ONLY
     seed: int = 0
 
-    @property
-    def linear(self) -> bool:
-        """As the inner one."""
-        return self.inner.linear
-
-    @property
-    def keeps(self) -> bool:
-        """As the inner one."""
-        return self.inner.keeps
-
     def zero(self) -> Any:
         """Nothing folded in."""
         return self.inner.zero()
 
-    def add(self, total: Any, message: Message, discount: float = 1.0) -> Any:
+    def add(self, total: Any, message: Message) -> Any:
         """Fold every client of the message in; raises as the inner one."""
-        return self.inner.add(total, message, discount)
+        return self.inner.add(total, message)
 
     def merge(self, a: Any, b: Any) -> Any:
         """Both together; raises as the inner one."""

@@ -98,8 +98,6 @@ class LowRank:
     weighting: Weighting = "examples"
     _: KW_ONLY
     rule: Rule = Averaged()
-    linear = False
-    keeps = True
 
     def __post_init__(self) -> None:
         Mean(self.weighting)
@@ -108,13 +106,13 @@ class LowRank:
         """Nothing folded in."""
         return LowRankTotal(whole=self.rule.whole)
 
-    def add(self, total: LowRankTotal, message: Message, discount: float = 1.0) -> LowRankTotal:
+    def add(self, total: LowRankTotal, message: Message) -> LowRankTotal:
         """Fold every client of the message in; ranks and layers may differ from those before.
 
         Raises:
             LichenError: if a number is not finite, or a sum leaves its range.
         """
-        return products.add(total, message, weigh_C(message, self.weighting, discount))
+        return products.add(total, message, weigh_C(message, self.weighting))
 
     def merge(self, a: LowRankTotal, b: LowRankTotal) -> LowRankTotal:
         """Both together; raises as :meth:`add`."""
