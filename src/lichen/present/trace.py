@@ -24,7 +24,7 @@ from lichen.core.errors import LichenError
 if TYPE_CHECKING:
     from lichen.core.contracts import Report
 
-__all__ = ["Event", "Trace", "event_line", "event_of", "read_trace"]
+__all__ = ["Event", "Trace", "event_line", "event_of", "grid_name", "read_trace"]
 
 NAME = "trace.jsonl"
 
@@ -45,6 +45,16 @@ class Event:
     report: Report
     total_rounds: int
     grid: str
+
+
+def grid_name(lr: float) -> str:
+    """How a learning rate is called in folders, traces and works; unequal rates have unequal names.
+
+    >>> grid_name(0.005), grid_name(1e-5), grid_name(0.1000000001)
+    ('lr=0.005', 'lr=1e-05', 'lr=0.1000000001')
+    """
+    short = f"{lr:g}"
+    return f"lr={short if float(short) == lr else repr(float(lr))}"
 
 
 def event_line(event: Event) -> bytes:

@@ -77,6 +77,7 @@ def test_later_overrides_win_and_the_source_stays_untouched() -> None:
         ("optimizer.lr=fast", "optimizer.lr", "must be a list of numbers, not the text 'fast'"),
         ("optimizer.lr=[1, -1]", "optimizer.lr[1]", "must be more than 0, not -1"),
         ("optimizer.lr=[]", "optimizer.lr", "must not be empty"),
+        ("optimizer.lr=[0.1, 1e-1]", "optimizer.lr", "name every learning rate once"),
         ("model.adapter.rank=true", "model.adapter.rank", "must be a whole number, not true"),
         ("model.adapter.rank='8'", "model.adapter.rank", "for example rank: 8"),
         ("model.adapter=", "model.adapter", "must be a section with keys, not nothing"),
@@ -214,7 +215,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 @settings(max_examples=60, deadline=None)
 @given(
     name=texts | st.sampled_from(["1e-3", "no", "null", "~", "010", "1_0", "2024-01-01", "- a", "a: b", "#", "1:30"]),
-    lr=st.lists(st.floats(1e-12, 1e6), min_size=1, max_size=3),
+    lr=st.lists(st.floats(1e-12, 1e6), min_size=1, max_size=3, unique=True),
     seed=st.integers(0, 2**31 - 1),
 )
 def test_what_is_written_reads_back_equal(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from lichen.core.store import write_atomic
 from lichen.present.charts.fonts import drawable, drawing
 from lichen.present.summary import share_gaining
-from lichen.present.trace import Event, read_trace
+from lichen.present.trace import Event, grid_name, read_trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,7 +186,7 @@ def _best_rounds(folder: Path) -> dict[tuple[str, str], int]:
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         kept = {name: told["kept"] for name, told in summary["training"].items() if told["kept"] is not None}
-        return {(name, f"lr={summary['extra'][f'lr.{name}']:g}"): at for name, at in kept.items()}
+        return {(name, grid_name(summary["extra"][f"lr.{name}"])): at for name, at in kept.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

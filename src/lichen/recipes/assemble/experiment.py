@@ -14,6 +14,7 @@ from lichen.data.batches.accumulation import MicroBatches
 from lichen.data.batches.augment import Views
 from lichen.data.batches.few_labels import FewLabels
 from lichen.data.batches.shards import EvalSource, MixedSource, Shard, TrainSource
+from lichen.present.trace import grid_name
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.lowrank.submodel import Capacity
 from lichen.tasks.registry import task_of
@@ -121,11 +122,6 @@ def values_N(recipe: Recipe, metrics: Mapping[str, Tensor]) -> Tensor:
 def metric_of(recipe: Recipe) -> Metric:
     """The metric compared, by the recipe or its task."""
     return task_of(recipe.task).metric_of(recipe.compare.metric)
-
-
-def grid_name(lr: float) -> str:
-    """How a learning rate is called in folders, traces and station names."""
-    return f"lr={lr:g}"
 
 
 def steps_of(experiment: Experiment) -> float:

@@ -43,6 +43,13 @@ class Optimizer(Section):
     population: Annotated[int, Field(ge=2)] = Field(default=5, description="cma: candidates an iteration")
     dimensions: Positive = Field(default=500, description="cma: numbers searched, projected onto the prompt")
 
+    @model_validator(mode="after")
+    def _unequal_rates(self) -> Optimizer:
+        again = [lr for at, lr in enumerate(self.lr) if lr in self.lr[:at]]
+        if again:
+            raise ValueError(f"optimizer.lr: {again[0]:g} stands twice; name every learning rate once")
+        return self
+
 
 class Server(Section):
     """How the server steps with the clients' mean change (Reddi et al., 2021)."""
