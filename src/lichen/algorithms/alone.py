@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import final
 
-from lichen.algorithms.average import mean_loss, score, with_best
+from lichen.algorithms.average import is_validated, mean_loss, score, with_best
 from lichen.core.contracts import Engine, Report, ServerState
 from lichen.core.message import Job
 from lichen.core.tree import Tree
@@ -63,7 +63,7 @@ class Alone:
         _, trained = score(engine, job)
         metrics = {"loss": float(trained["loss_sum"].sum() / trained["count"].sum().clamp(min=1))}
         done = state.round + 1
-        if done % self.valid_every == 0 or done == self.rounds:
+        if is_validated(done, self.valid_every, self.rounds):
             metrics["valid"] = mean_loss(score(engine, replace(job, work=self.valid, version=2 * state.round + 1))[1])
             state = with_best(replace(state, round=done), metrics["valid"], {})
         state = replace(state, round=done)

@@ -31,7 +31,7 @@ from lichen.core.tree import Tree
 from lichen.transforms.codec import Chain
 from lichen.transforms.downlink import Links
 
-__all__ = ["Average", "held", "score", "summed", "with_best"]
+__all__ = ["Average", "held", "is_validated", "score", "summed", "with_best"]
 
 SUMMED = ("loss_sum", "count", "tokens", "failed")
 """Metrics that a round adds up."""
@@ -56,6 +56,15 @@ def mean_loss(metrics: Mapping[str, Tensor]) -> float:
     """Mean over clients of each client's mean loss; clients without a label do not count."""
     seen = metrics["count"] > 0
     return float((metrics["loss_sum"][seen] / metrics["count"][seen]).mean())
+
+
+def is_validated(round_: int, every: int, rounds: int) -> bool:
+    """Whether a finished round, counted from 1, is followed by validation: every so many, and the last of them.
+
+    >>> [r for r in range(1, 6) if is_validated(r, 2, 5)]
+    [2, 4, 5]
+    """
+    return round_ % every == 0 or round_ == rounds
 
 
 def summed(told: Mapping[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
@@ -172,7 +181,7 @@ class Average:
             state = replace(state, links=links.tree())
         state = replace(state, round=state.round + 1)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
-        if self.valid and (state.round % self.valid_every == 0 or state.round == self.rounds):
+        if self.valid and is_validated(state.round, self.valid_every, self.rounds):
             state, metrics["valid"] = self._validate(state, engine)
         return state, Report(
             round=state.round,

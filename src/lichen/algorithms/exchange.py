@@ -32,7 +32,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.algorithms.average import score, summed, with_best
+from lichen.algorithms.average import is_validated, score, summed, with_best
 from lichen.core import tree as trees
 from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerState
 from lichen.core.errors import LichenError
@@ -167,7 +167,7 @@ class Exchange:
         metrics.update(learned)
         state = replace(state, round=state.round + 1)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
-        if self.valid and (state.round % self.valid_every == 0 or state.round == self.rounds):
+        if self.valid and is_validated(state.round, self.valid_every, self.rounds):
             judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
             judging = replace(job, work=self.valid, version=2 * state.round - 1, clients=judges, seed=0, settings={})
             metrics.update(means(self.kinds, *score_kinds(engine, judging, self.kinds, lambda _: {})))

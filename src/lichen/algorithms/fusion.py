@@ -28,7 +28,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lichen.algorithms.average import joined, summed, with_best
+from lichen.algorithms.average import is_validated, joined, summed, with_best
 from lichen.algorithms.exchange import Kinds, check_kinds, means, parted, score_kinds
 from lichen.core import tree as trees
 from lichen.core.contracts import Aggregator, ClientTask, Engine, Report, Sampler, ServerOptimizer, ServerState
@@ -126,7 +126,7 @@ class Fusion:
             state = replace(state, shared=self._distil(state, answers, derive(seed, "distil")))
         state = replace(state, round=state.round + 1)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
-        if self.valid and (state.round % self.valid_every == 0 or state.round == self.rounds):
+        if self.valid and is_validated(state.round, self.valid_every, self.rounds):
             judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
             judging = Job(work=self.valid, shared={}, version=state.round, clients=judges, seed=0)
             shared = state.shared

@@ -12,8 +12,9 @@ import torch
 from lichen.core.contracts import Batch, Source
 from lichen.data.batches.shards import pooled
 from lichen.recipes.assemble.experiment import Experiment, participants, rows_of
+from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["Load", "alone_rounds", "heavy", "load_of", "pooled_experiment"]
+__all__ = ["Load", "alone_rounds", "heavy", "load_of", "pooled_experiment", "trial_rounds"]
 
 
 @final
@@ -91,6 +92,11 @@ def pooled_experiment(experiment: Experiment) -> Experiment:
 def alone_rounds(experiment: Experiment) -> int:
     """Rounds of training alone: a client's share of the federation's."""
     return max(1, math.ceil(experiment.recipe.federation.rounds * participants(experiment) / len(experiment.train)))
+
+
+def trial_rounds(recipe: Recipe, rounds: int) -> int:
+    """Rounds for which every learning rate is tried before the best one goes on; all where there is one rate."""
+    return min(recipe.optimizer.grid_rounds or rounds, rounds) if len(recipe.optimizer.lr) > 1 else rounds
 
 
 def heavy(source: Source, clients: Sequence[int], count: int) -> tuple[int, ...]:

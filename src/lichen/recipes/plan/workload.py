@@ -14,12 +14,13 @@ from typing import Literal, final
 
 import torch
 
+from lichen.algorithms.average import is_validated
 from lichen.core.contracts import Source
 from lichen.core.seeds import derive
 from lichen.recipes.assemble.aggregation import home_of
 from lichen.recipes.assemble.experiment import Experiment, grid_name
 from lichen.recipes.assemble.parts import client_tasks, sampler_of, validators_of
-from lichen.recipes.assemble.workload import Load, alone_rounds, load_of, pooled_experiment
+from lichen.recipes.assemble.workload import Load, alone_rounds, load_of, pooled_experiment, trial_rounds
 from lichen.recipes.rows.prepare import first_of
 
 __all__ = [
@@ -68,9 +69,10 @@ def marks(experiment: Experiment, rounds: int) -> tuple[list[int], list[int]]:
     """
     recipe = experiment.recipe
     rates, every = len(recipe.optimizer.lr), recipe.federation.valid_every
-    trial = min(recipe.optimizer.grid_rounds or rounds, rounds) if rates > 1 else rounds
+    trial = trial_rounds(recipe, rounds)
     trained = [rates if r <= trial else 1 for r in range(1, rounds + 1)]
-    seen = [t * (r % every == 0 or r in (trial, rounds)) for r, t in enumerate(trained, start=1)]
+    ends = {r for r in range(1, rounds + 1) if is_validated(r, every, trial) or is_validated(r, every, rounds)}
+    seen = [t * (r in ends) for r, t in enumerate(trained, start=1)]
     return trained, seen
 
 
@@ -142,8 +144,9 @@ def _private(
     source = client_tasks(experiment)[f"alone {grid_name(recipe.optimizer.lr[0])}"].source
     trained, seen = marks(experiment, rounds)
     rates = len(recipe.optimizer.lr)
-    trial = min(recipe.optimizer.grid_rounds or rounds, rounds)
-    chosen = 0 if rates == 1 else rates + (trial < rounds)  # every rate once by its kept best, the best again
+    chosen = (
+        0 if rates == 1 else rates + (trial_rounds(recipe, rounds) < rounds)
+    )  # every rate once by its kept best, the best again
     count = len(clients)
     keep: Kind = "alone.keep" if name == "alone" else "pooled.keep"
     score: Kind = "alone.score" if name == "alone" else "pooled.score"

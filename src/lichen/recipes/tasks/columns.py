@@ -37,7 +37,7 @@ from lichen.recipes.assemble.column import Column, among, local_engine
 from lichen.recipes.assemble.experiment import Experiment, grid_name, values_N
 from lichen.recipes.assemble.parts import algorithm_of, begin_of, lr_scale, stop_of, tensors_of, trainer
 from lichen.recipes.assemble.run_folder import RunFolder
-from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment
+from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment, trial_rounds
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.schema.recipe import Recipe
 from lichen.transforms.delta import view_name
@@ -59,7 +59,7 @@ def choose(recipe: Recipe, rounds: int, go: Callable[[float, int], float]) -> fl
         rounds: Rounds in all.
         go: Brings one rate to so many rounds, from where it stands; gives its validation loss.
     """
-    rates, trial = recipe.optimizer.lr, min(recipe.optimizer.grid_rounds or rounds, rounds)
+    rates, trial = recipe.optimizer.lr, trial_rounds(recipe, rounds)
     losses = {lr: go(lr, trial) for lr in rates} if len(rates) > 1 else {rates[0]: 0.0}
     best = min(losses, key=lambda lr: math.inf if math.isnan(losses[lr]) else losses[lr])
     go(best, rounds)

@@ -21,7 +21,6 @@ Legend: N clients.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -41,11 +40,12 @@ from lichen.present.trace import Event
 from lichen.recipes.artifacts.inputs import agree, inputs_of
 from lichen.recipes.assemble.class_names import save_class_names
 from lichen.recipes.assemble.column import Column
-from lichen.recipes.assemble.experiment import grid_name, participants, values_N
+from lichen.recipes.assemble.experiment import grid_name, values_N
 from lichen.recipes.assemble.heterogeneous import HeterogeneousClients, open_heterogeneous
 from lichen.recipes.assemble.heterogeneous_parts import ByKind, averaged, engine_of, private, server
 from lichen.recipes.assemble.parts import lr_scale, sampler_of, server_of, stop_of, validators_of
 from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.workload import alone_rounds
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.columns import Watch, choose
@@ -197,7 +197,7 @@ def _alone(heterogeneous: HeterogeneousClients, folder: RunFolder, watch: Watch)
     """Everybody by itself, with the exchange's budget of local steps."""
     recipe, fed = heterogeneous.recipe, heterogeneous.recipe.federation
     experiment, everyone = next(iter(heterogeneous.experiments.values())), tuple(range(heterogeneous.count))
-    rounds = max(1, math.ceil(fed.rounds * participants(experiment) / heterogeneous.count))
+    rounds = alone_rounds(experiment)
     engines: dict[float, Engine] = {}
 
     def scored(lr: float, until: int, work: str) -> Tree:

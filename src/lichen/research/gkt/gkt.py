@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lichen.algorithms.average import joined, mean_loss, score, summed, with_best
+from lichen.algorithms.average import is_validated, joined, mean_loss, score, summed, with_best
 from lichen.algorithms.fusion import SUMMED
 from lichen.clients.distillation.private_models import LocalInit
 from lichen.clients.evaluation.evaluate import Evaluate
@@ -152,7 +152,7 @@ class GKT:
             state = replace(state, shared=shared)
         state = replace(state, round=state.round + 1)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
-        if self.valid and (state.round % self.valid_every == 0 or state.round == self.rounds):
+        if self.valid and is_validated(state.round, self.valid_every, self.rounds):
             everyone = tuple(range(self.weight_N.shape[0]))
             top = {name: x for name, x in state.shared.items() if name.startswith("top/")}
             judging = Job(work=self.valid, shared=top, version=2 * state.round - 1, clients=everyone, seed=0)

@@ -26,7 +26,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import final
 
-from lichen.algorithms.average import Average, mean_loss, score
+from lichen.algorithms.average import Average, is_validated, mean_loss, score
 from lichen.core import tree as trees
 from lichen.core.contracts import ClientTask, Engine, Report, ServerState
 from lichen.core.errors import LichenError
@@ -120,7 +120,7 @@ class CoTune:
             heard.append(after)
         state = replace(state, shared=heard[0], optimizer=trees.join("large/", heard[1], state.optimizer))
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
-        if self.valid and (state.round % self.valid_every == 0 or state.round == self.average.rounds):
+        if self.valid and is_validated(state.round, self.valid_every, self.average.rounds):
             state, metrics["valid"] = self._validate(state, engine)
         return state, replace(
             report,

@@ -29,7 +29,7 @@ from typing import final
 
 import torch
 
-from lichen.algorithms.average import joined, mean_loss, score
+from lichen.algorithms.average import is_validated, joined, mean_loss, score
 from lichen.core import tree as trees
 from lichen.core.contracts import ClientTask, Engine, Report, ServerState
 from lichen.core.errors import LichenError
@@ -137,7 +137,7 @@ class Mutual:
         metrics["server_loss"] = loss
         state = replace(state, shared=shared, round=state.round + 1)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
-        if state.round % self.valid_every == 0 or state.round == self.rounds:
+        if is_validated(state.round, self.valid_every, self.rounds):
             metrics |= self._validate(state, engine)
         return state, Report(
             round=state.round,

@@ -1,0 +1,43 @@
+"""The budget that a plan counts is the one that a run spends: rounds, clients and validations of every column."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lichen
+from lichen.present.trace import Event, read_trace
+from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.assemble.parts import validators_of
+from lichen.recipes.plan.workload import Chunk, budget, invitations
+from lichen.recipes.rows.prepare import first_of
+
+GRID = [
+    "federation.rounds=5",
+    "federation.per_round=4",
+    "federation.valid_every=2",
+    "federation.steps=1",
+    "optimizer.lr=[0.1,0.3]",
+    "optimizer.grid_rounds=3",
+    "compare.columns=[alone]",
+]
+
+
+def counted(events: list[Event], judges: int) -> tuple[int, int]:
+    """Clients trained, and clients that validated."""
+    return sum(len(e.report.clients) for e in events), judges * sum("valid" in e.report.metrics for e in events)
+
+
+def test_a_run_spends_what_its_plan_counts(tmp_path: Path) -> None:
+    recipe = lichen.read_recipe("digits", GRID)
+    experiment = open_recipe(recipe).experiment
+    chunks = {name: {c.kind: c for c in column} for name, column in budget(experiment, invitations(experiment)).items()}
+    events = read_trace(lichen.run(recipe, out=tmp_path / "run").folder)
+    by_column = {name: [e for e in events if e.column == name] for name in ("federated", "alone")}
+    everyone, judges = len(experiment.train), len(validators_of(experiment))
+    train, valid = counted(by_column["federated"], judges)
+    assert chunks["federated"]["train"].clients == train == 4 * (3 + 3 + 2)
+    tested: Chunk = chunks["federated"]["score"]
+    assert tested.clients == valid + len(set(first_of(experiment.test)))  # a test set in common is scored once
+    train, valid = counted(by_column["alone"], everyone)
+    assert (chunks["alone"]["alone"].clients, chunks["alone"]["alone.keep"].clients) == (train, valid)
+    assert 0 < train < everyone * (3 + 3 + 2)
