@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import house
@@ -54,6 +55,23 @@ def test_no_circle() -> None:
     arrows = house.graph(ROOT)
     # The package itself names `run` for its users, and every room may read its version.
     assert house.circle({module: targets for module, targets in arrows.items() if module != "lichen"}) == []
+
+
+def test_all_but_research_is_reached_and_nothing_reaches_research() -> None:
+    arrows = house.graph(ROOT)
+    files = {module for module in arrows if not any(other.startswith(f"{module}.") for other in arrows)}
+    seen, todo = set[str](), [m for m in arrows if m == "lichen.fl" or re.fullmatch(r"lichen\.(__main__|cli\w*)", m)]
+    while todo:
+        module = todo.pop()
+        path = ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        source = (path if path.exists() else path.with_suffix("") / "__init__.py").read_text(encoding="utf-8")
+        late = set(re.findall(r'"(lichen\.[\w.]+)[":]', source)) & arrows.keys()  # imported when asked for
+        todo += [target for target in arrows[module] | late if target not in seen and target != "lichen"]
+        seen.add(module)
+    research = {module for module in files if module.startswith("lichen.research.")}
+    assert len(research) > 10
+    assert seen.isdisjoint(research)
+    assert files - seen == research
 
 
 def test_every_folder_is_small_and_has_few_floors() -> None:

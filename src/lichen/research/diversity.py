@@ -1,5 +1,7 @@
 """Measures the diversity of texts: distinct-n, mean embedding distance, Vendi score.
 
+Research: no recipe and no public name reaches this module.
+
 Distinct-n counts words, the two others look at embeddings: the mean distance of two texts, and the Vendi
 score, which is the number of different texts that would be as various as these.
 

@@ -1,5 +1,7 @@
 """A million clients over shared flat arrays, cut into shards when asked.
 
+Research: no recipe and no public name reaches this module.
+
 Nothing is held per client but where its rows begin, so a roster costs eight bytes a client and eight a
 row beside the rows themselves, and those may be files mapped into memory.
 

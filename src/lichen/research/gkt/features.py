@@ -1,5 +1,7 @@
 """FedGKT's upload: features of a client's rows, its logits and the labels.
 
+Research: no recipe and no public name reaches this module.
+
 The features are what the client's small network makes of its rows, the opinion its log-probabilities.
 
 **What leaves.** Everything the server needs to train on these rows: the labels in the clear, and features

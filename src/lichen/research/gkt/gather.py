@@ -1,5 +1,7 @@
 """Gathers features that clients upload, in the clients' order.
 
+Research: no recipe and no public name reaches this module.
+
 Not a sum: every client's rows are kept as they came, and the order in which messages arrive does not show.
 
 References:

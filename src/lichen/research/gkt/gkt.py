@@ -1,5 +1,7 @@
 """FedGKT: clients train small networks, the server a large one on their features, and each distils the other.
 
+Research: no recipe and no public name reaches this module.
+
 A round, for every invited client: it trains its small network on its own rows, with the server's opinion
 of each row beside the label once there is one (``train`` at first, then ``learn``); then it offers its
 rows' features, its own opinion and the labels (``offer``). The server trains the large network on all

@@ -1,5 +1,7 @@
 """A split network: a small feature extractor at the client, a large head at the server.
 
+Research: no recipe and no public name reaches this module.
+
 The small part has a classifier of its own, so that it can be trained, and can speak, without the large
 one; together the small part's features go through the large part. So a weak client can train its half
 while the server trains the other (split learning without sending gradients, as FedGKT does).

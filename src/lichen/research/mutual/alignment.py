@@ -1,5 +1,7 @@
 """Aligns two tokenisations of one text, and maps next-token logits from one to the other.
 
+Research: no recipe and no public name reaches this module.
+
 Tokens of both sides are paired by dynamic programming: of all ways through the two rows that go forward
 and leave no token out, the one whose pairs lie least apart by edit distance. An answer is carried where one
 token stands against one token and says the same (:class:`lichen.research.mutual.vocabulary.Translation`): there both

@@ -1,5 +1,7 @@
 """FedCoLLM: averages a small language model over the clients and distils it with a large one at the server.
 
+Research: no recipe and no public name reaches this module.
+
 A round: the clients train the small model's adapters, which are averaged as ever
 (:class:`lichen.algorithms.average.Average`: any aggregator, secure sums among them, for nothing but the sum is
 used). Then, at the server and on public texts alone, both models tell what they say and each learns from the

@@ -1,5 +1,7 @@
 """FedMKT: mutual distillation between small language models at clients and a large one at the server.
 
+Research: no recipe and no public name reaches this module.
+
 A round: the clients train their own models on their own rows and tell what they now say about public texts;
 the server's model tells as well. Answers are carried into the other side's vocabulary
 (:class:`lichen.research.mutual.alignment.Bridge`). Of each text the server believes the client that knew it best,

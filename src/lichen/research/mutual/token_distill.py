@@ -1,5 +1,7 @@
 """Distils a language model from token logits on public texts, across vocabularies.
 
+Research: no recipe and no public name reaches this module.
+
 The work is :class:`lichen.clients.training.train.Train` over a model that hears
 (:class:`lichen.models.tokens.token_targets.DistilledLM`), with two things around it.
 

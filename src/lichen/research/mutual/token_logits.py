@@ -1,5 +1,7 @@
 """Reports a language model's top token logits and its loss on public texts.
 
+Research: no recipe and no public name reaches this module.
+
 What leaves is small, and so are its bytes: the ``top_k`` likeliest tokens at every labelled place in two or
 four bytes each, their probabilities in two, and a loss for each text, from which the hearers choose whom to
 believe (:class:`lichen.research.mutual.select.Select`).

@@ -1,5 +1,7 @@
 """Trains on the client's rows and then reports token logits, in one job: FedMKT's client.
 
+Research: no recipe and no public name reaches this module.
+
 Two folds in a row are one fold: the client trains on its own rows, and what it has become then tells about the
 public texts, in the same message. That saves a trip, and a version of the private state.
 

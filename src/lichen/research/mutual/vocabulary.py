@@ -1,5 +1,7 @@
 """Maps tokens between vocabularies by edit distance of their strings.
 
+Research: no recipe and no public name reaches this module.
+
 Two language models can only hear each other's next-token probabilities if every token of one can be said
 in the other's vocabulary. Tokens are compared as the text they stand for: the sign for a space of
 byte-level BPE, the underline of SentencePiece and tokens for single bytes are all undone first. A token

@@ -1,5 +1,7 @@
 """Votes for one class of each public text, PATE's client; no probability leaves.
 
+Research: no recipe and no public name reaches this module.
+
 The client side of private transfer (:mod:`lichen.research.pate.pate`), and the least a client can say of its
 model: one byte a text. Every client sees the same public rows, in the same order.
 

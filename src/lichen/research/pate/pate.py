@@ -1,5 +1,7 @@
 """PATE: a noisy majority of the clients' votes labels public texts.
 
+Research: no recipe and no public name reaches this module.
+
 The clients are the ensemble of teachers: each has its own model of its own rows and casts one vote, a
 class, for every public text (:class:`lichen.research.pate.label_vote.LabelVote`). The votes are counted exactly,
 Gaussian noise is added to the counts once, and the class with the most is the answer (GNMax). With a threshold

@@ -1,5 +1,7 @@
 """Searches a discrete prompt by the cross-entropy method: losses alone, no gradient.
 
+Research: no recipe and no public name reaches this module.
+
 Each client draws ``samples`` prompts from the shared distribution, asks for each one's loss on its own
 rows, and moves the probabilities towards how often the ``elite`` best use each word. On a batch::
 

@@ -1,5 +1,7 @@
 """A discrete prompt of words, for endpoints that take text alone.
 
+Research: no recipe and no public name reaches this module.
+
 What is shared is a distribution: for each position of the prompt the probabilities of the candidates.
 To every work and evaluation this is a cohort model whose one trainable tensor is ``choice``; its loss is
 that of the likeliest prompt. Rows come as ordinary token rows of any source and are read back
