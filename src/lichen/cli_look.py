@@ -19,6 +19,7 @@ __all__ = ["export", "fetch", "list_", "report", "try_"]
 def list_() -> None:
     """Show the models, data, recipes and comparisons that have a name."""
     from lichen.data.sources.catalog import CATALOG
+    from lichen.data.sources.datasets import declared_datasets
     from lichen.present.report import new_table
     from lichen.present.units import bytes_text
     from lichen.recipes.comparison import comparisons, read_comparison
@@ -33,6 +34,9 @@ def list_() -> None:
                 table.add_row(
                     name, entry.summary, entry.licence, size, *([entry.clients or "-"] if kind == "data" else [])
                 )
+        if kind == "data":
+            for name, point in declared_datasets().items():
+                table.add_row(name, f"of another package: {point.value}", "-", "-", "-")
         show(table)
     table = new_table(None, "recipe", "task", "model", "data", "question")
     for name in gallery():

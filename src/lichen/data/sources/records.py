@@ -1,7 +1,7 @@
 """Loads rows from any source: :func:`load_records`.
 
-A name is a catalog entry, a local file or folder, or a hub id; what comes out is always a list of
-:class:`Record`, so that nothing behind this file knows where rows came from.
+A name is a catalog entry, a data set of another package, a local file or folder, or a hub id; what comes out is always
+a list of :class:`Record`, so that nothing behind this file knows where rows came from.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from lichen.data.chat.messages import messages_of
 from lichen.data.formats.cells import label_of, name_of, text_of
 from lichen.data.sources import files
 from lichen.data.sources.catalog import CATALOG, fetch, looks_like_hub_id
+from lichen.data.sources.datasets import declared_datasets, read_dataset
 from lichen.data.sources.entries import near_names
 from lichen.data.sources.readers import READERS
 from lichen.data.sources.record import Record
@@ -47,8 +48,9 @@ def load_records(
     A role without a column of its own uses the column that bears the role's name, if there is one.
 
     Args:
-        name: Catalog name; a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file, also packed with
-            gzip; a folder of such files; or a hub id, of which the ``train`` split is read.
+        name: Catalog name; name of a data set that another package declares; a ``.jsonl``, ``.json``, ``.csv``,
+            ``.tsv`` or ``.parquet`` file, also packed with gzip; a folder of such files; or a hub id, of which the
+            ``train`` split is read.
         columns: The user's column for each role of :data:`ROLES`. Several are joined in order: texts with an
             empty line between them, conversations end to end.
         path_client: The client of rows without a client column: the ``file`` (its name without ending),
@@ -68,6 +70,9 @@ def load_records(
         raise LichenError(f"unknown choice {path_client!r}", where="path_client", fix=f"use {PATH_CLIENTS}")
     if name in CATALOG:
         return _from_catalog(name, columns, say)
+    declared = declared_datasets()
+    if name in declared:
+        return read_dataset(declared[name], _single(name, columns))
     path = Path(name).expanduser()
     if path.exists():
         made: list[Record] = []
@@ -89,7 +94,7 @@ def load_records(
         raise LichenError(
             f"no such file or folder {name!r}",
             where="data.name",
-            fix=f"check the path, or use one of: {near_names(name, 'data')}",
+            fix=f"check the path, or use one of: {', '.join([near_names(name, 'data'), *sorted(declared)])}",
         )
     records = [r for r in made if _holds_something(r)]
     if not records:
@@ -130,11 +135,21 @@ def _records(
 def _from_catalog(name: str, columns: Columns, say: Callable[[str], None] | None) -> list[Record]:
     if name not in READERS:
         raise LichenError(f"{name!r} is a model", where="data.name", fix=f"data: {near_names('', 'data')}")
+    single = _single(name, columns)
+    return READERS[name](fetch(name, say=say), single)
+
+
+def _single(name: str, columns: Columns) -> dict[str, str]:
+    """One column for each role.
+
+    Raises:
+        LichenError: if a role has several.
+    """
     single = {role: column for role, column in columns.items() if isinstance(column, str)}
     if len(single) < len(columns):
         role = next(role for role in columns if role not in single)
         raise LichenError(f"{name} joins no columns", where=f"data.columns.{role}", fix="name one column")
-    return READERS[name](fetch(name, say=say), single)
+    return single
 
 
 def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -184,12 +184,13 @@ def _anchor(recipe: dict[str, Any], folder: Path) -> None:
 
 
 def _catalogued(name: str) -> bool:
-    """Whether a name means something downloaded, though a folder of that name lies beside the recipe."""
+    """Whether a name means a known data set or model, though a folder of that name lies beside the recipe."""
     try:
         from lichen.data.sources.catalog import CATALOG
+        from lichen.data.sources.datasets import declared_datasets
     except ImportError:
         return False
-    return name in CATALOG
+    return name in CATALOG or name in declared_datasets()
 
 
 def new_folder(name: str) -> Path:
