@@ -56,6 +56,7 @@ from lichen.data.sources.readers import sotu
 from lichen.engines.local import LocalEngine
 from lichen.models.full import FullCausal
 from lichen.models.loading.load import load_causal
+from lichen.models.objectives import NextToken
 from lichen.models.students.scratch import Size, save_scratch
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
@@ -136,7 +137,7 @@ class Abreast:
     def __init__(self, alone: FullCausal) -> None:
         self.alone, self.whole = alone, alone.whole
         self.name, self.group, self.base = alone.name, alone.group, alone.base
-        self.classes = None
+        self.classes, self.objective = None, NextToken()
         # Workers always stand side by side in the same company, so fused kernels round alike in every run.
         self.reference = alone.reference = False
 

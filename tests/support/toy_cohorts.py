@@ -16,6 +16,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
+from lichen.models.objectives import Classification, NextToken
 
 
 def _loss(logits_CBK: Any, labels_CB: Any) -> Any:
@@ -33,6 +34,10 @@ class Softmax:
     group: str = "softmax"
     reference: bool = True
     dtype: torch.dtype = torch.float64
+
+    @property
+    def objective(self) -> Classification:
+        return Classification(self.classes)
 
     def init(self, seed: int) -> Any:
         g = torch_generator(seed, "softmax")
@@ -60,6 +65,10 @@ class LoraLinear:
     base: str = "lora-base"
     group: str = "lora"
     reference: bool = True
+
+    @property
+    def objective(self) -> Classification:
+        return Classification(self.classes)
 
     def init(self, seed: int) -> Any:
         g = torch_generator(seed, "lora")
@@ -91,6 +100,7 @@ class Bigram:
     group: str = "bigram"
     reference: bool = True
     classes: None = None
+    objective = NextToken()
 
     def init(self, seed: int) -> Any:
         return {"table": torch.zeros(self.vocabulary, self.vocabulary)}

@@ -28,6 +28,7 @@ __all__ = [
     "Costed",
     "Cut",
     "Engine",
+    "Objective",
     "Report",
     "Sampler",
     "ServerOptimizer",
@@ -43,12 +44,34 @@ Batch = Mapping[str, Tensor]
 ``input_ids_CBT``   int64 tokens, with ``attention_mask_CBT`` int64
 ``labels_CBT``      int64, language modelling: -100 where no loss is taken; position t holds
                     the label OF token t (models shift inside, as transformers does)
-``labels_CB``       int64 class, -100 where the row has none (padding rows, unlabelled rows)
+``labels_CB``       int64 class, -100 where the row has none (padding rows, unlabelled rows); or float32
+                    numbers ``(C, B, ...)``, not-a-number where the row has none
 ``x_CBF`` (any)     float32 features or pixels of rows without tokens, ``(C, B, ...)``
 ``answer_CB``       int64 row of the shared ``answers.*`` tensors, -1 where the row has none
 ``index_CB``        int64 position of the row in the client's shard, -1 for padding rows
 ==================  =======================================================================
 """
+
+
+class Objective(Protocol):
+    """What a model's outputs are held against when it is scored; see :mod:`lichen.models.objectives`."""
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes among which rows are told; None where there are none."""
+        ...
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """A client's sums by name; ``loss_sum`` and ``count``, both single numbers, are among them."""
+        ...
+
+    def sums(self, model: CohortModel, params_C: Tree, fixed: Tree, batch: Batch) -> Tree:
+        """Those sums over one batch, ``(C, ...)``; rows without a label count for nothing."""
+        ...
+
+    def made_up(self, ids_CBT: Tensor, mask_CBT: Tensor) -> Tree:
+        """The labels that made-up rows of tokens might have, as a batch names them."""
+        ...
 
 
 class CohortModel(Protocol):
@@ -60,9 +83,14 @@ class CohortModel(Protocol):
     group: str
     """What must be equal for two clients' messages to stack."""
     classes: int | None
-    """Number of classes; None for language models."""
+    """Number of classes among which rows are told; None where there are none."""
     reference: bool
     """Every client's numbers have the same bits in any company."""
+
+    @property
+    def objective(self) -> Objective:
+        """What it is scored by."""
+        ...
 
     def init(self, seed: int) -> Tree:
         """Trainable tensors without client axis, as every client starts from them."""

@@ -24,11 +24,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts import Batch, Objective
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.fm.interface import SoftModel, token_rows
+from lichen.models.objectives import Classification, NextToken
 
 __all__ = ["SoftPrompt"]
 
@@ -76,7 +77,8 @@ class SoftPrompt:
         self.fm, self.words = fm, tuple(words)
         self.name, self.base = f"{fm.name}+prompt", fm.base
         self.group = f"soft-prompt/{size}/{fm.positions}x{fm.width}"
-        self.classes: int | None = len(words) or None
+        self.objective: Objective = Classification(len(words)) if words else NextToken()
+        self.classes = self.objective.classes
         self.size, self.spread = size, spread
         self._before, self._after = fm.tokens(before), fm.tokens(after)
         generator = torch_generator(seed, "projection")

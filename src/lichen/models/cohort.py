@@ -17,7 +17,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts import Batch, Objective
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, digest, split, to_device
 from lichen.models.adapters.kind import Spec
@@ -26,7 +26,8 @@ from lichen.models.client_axis import clients_of, one_client, run_side_by_side
 from lichen.models.ends import with_one_end
 from lichen.models.independence import prove_independent, running
 from lichen.models.loading.load import frozen_eval
-from lichen.models.losses import classify_losses_C, linear_loss_C, token_loss
+from lichen.models.losses import linear_loss_C, token_loss
+from lichen.models.objectives import Classification, NextToken, RowObjective
 from lichen.models.packed_cohort import base_of, call_with_hidden, hidden_of, make_packable, why_not_packed
 from lichen.models.packing.frozen_prefix import Prefix
 from lichen.models.packing.packing import pack_rows
@@ -55,7 +56,7 @@ class _Cohort(ABC):
     Attributes:
         wrapped: The model with places for the clients' tensors.
         name: The model's name in groups and messages.
-        classes: Number of classes; None for language models.
+        objective: What it is scored by.
         base: Digest of the frozen weights.
         group: What must be equal for two clients' messages to stack.
         reference: One call a client.
@@ -64,17 +65,29 @@ class _Cohort(ABC):
         prefix: What keeps the frozen layers' output, where there are some below the lowest that is trained.
     """
 
-    __slots__ = ("_backbone", "alone", "base", "classes", "group", "name", "packed", "prefix", "reference", "wrapped")
+    __slots__ = (
+        "_backbone",
+        "alone",
+        "base",
+        "classes",
+        "group",
+        "name",
+        "objective",
+        "packed",
+        "prefix",
+        "reference",
+        "wrapped",
+    )
 
     alone: str | None
     prefix: Prefix | None
     packed: bool
 
-    def __init__(self, model: Any, adapter: Spec, name: str, *, classes: int | None, reference: bool | None) -> None:
+    def __init__(self, model: Any, adapter: Spec, name: str, *, objective: Objective, reference: bool | None) -> None:
         frozen_eval(model)
         self.wrapped: Wrapped = wrap(model, adapter)
         self.name = name
-        self.classes = classes
+        self.objective, self.classes = objective, objective.classes
         self.base = digest(self.wrapped.frozen())
         self.group = group_of(name, self.wrapped.init(0))
         self.reference = model.device.type == "cpu" if reference is None else reference
@@ -153,7 +166,7 @@ class CausalCohort(_Cohort):
         chunk: int = 1024,
         prove: bool = True,
     ) -> None:
-        super().__init__(model, adapter, name, classes=None, reference=reference)
+        super().__init__(model, adapter, name, objective=NextToken(), reference=reference)
         self._chunk = chunk
         names = {id(layer): path for path, layer in self.wrapped.model.named_modules()}
         self._head = names[id(self.wrapped.model.get_output_embeddings())]
@@ -283,6 +296,7 @@ class ClassifierCohort(_Cohort):
         reference: One call a client (equal bits in any company) or all clients in one call; None:
             the first on a CPU, the second elsewhere.
         packed: Where clients share a call: without padding; None: if the model can.
+        objective: What its outputs are held against; None: they are logits of classes.
         prove: Check at once that no client's rows touch another's.
 
     Raises:
@@ -290,7 +304,7 @@ class ClassifierCohort(_Cohort):
             for and it cannot be packed.
     """
 
-    __slots__ = ()
+    __slots__ = ("_rows",)
 
     def __init__(
         self,
@@ -300,9 +314,11 @@ class ClassifierCohort(_Cohort):
         name: str,
         reference: bool | None = None,
         packed: bool | None = None,
+        objective: RowObjective | None = None,
         prove: bool = True,
     ) -> None:
-        super().__init__(model, adapter, name, classes=int(model.config.num_labels), reference=reference)
+        self._rows: RowObjective = objective or Classification(int(model.config.num_labels))
+        super().__init__(model, adapter, name, objective=self._rows, reference=reference)
         self._admit(packed, prove=prove)
 
     def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -322,7 +338,7 @@ class ClassifierCohort(_Cohort):
 
         def losses(part_C: Tree, part: Batch) -> tuple[Tensor, ...]:
             logits_CBK = self._logits(part_C, patch, part, packed=packed and not reference)[0]
-            return classify_losses_C(logits_CBK, answers, to_device(part, logits_CBK.device))
+            return self._rows.losses(logits_CBK, answers, to_device(part, logits_CBK.device))
 
         loss_C, count_C = run_side_by_side(losses, trainable_C, batch, reference=reference)
         return loss_C, count_C

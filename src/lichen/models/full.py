@@ -32,7 +32,8 @@ from lichen.models.client_axis import clients_of, one_client
 from lichen.models.cohort import group_of
 from lichen.models.ends import with_one_end
 from lichen.models.loading.load import frozen_eval
-from lichen.models.losses import classify_losses_C, token_loss
+from lichen.models.losses import token_loss
+from lichen.models.objectives import Classification, NextToken, RowObjective
 from lichen.models.tokens.token_targets import Places
 
 __all__ = ["FullCausal", "FullClassifier", "Whole", "filled", "save_whole"]
@@ -146,12 +147,13 @@ class FullCausal:
         LichenError: as :class:`Whole`.
     """
 
-    __slots__ = ("_backbone", "_chunk", "_head", "base", "classes", "group", "name", "reference", "whole")
+    __slots__ = ("_backbone", "_chunk", "_head", "base", "classes", "group", "name", "objective", "reference", "whole")
 
     def __init__(self, model: Any, *, name: str, exclude: Sequence[str] = (), chunk: int = 1024) -> None:
         self.whole = Whole(model, exclude)
         self.name, self.reference = name, True
         self.classes: int | None = None
+        self.objective = NextToken()
         self.base = _base(self.whole)
         self.group = group_of(name, self.whole.init())
         self._chunk = chunk
@@ -242,17 +244,21 @@ class FullClassifier:
         model: From :func:`lichen.models.loading.load.load_classifier`.
         name: The model's name in groups and messages.
         exclude: As for :class:`Whole`.
+        objective: What its outputs are held against; None: they are logits of classes.
 
     Raises:
         LichenError: as :class:`Whole`.
     """
 
-    __slots__ = ("base", "classes", "group", "name", "reference", "whole")
+    __slots__ = ("base", "classes", "group", "name", "objective", "reference", "whole")
 
-    def __init__(self, model: Any, *, name: str, exclude: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: Any, *, name: str, exclude: Sequence[str] = (), objective: RowObjective | None = None
+    ) -> None:
         self.whole = Whole(model, exclude)
         self.name, self.reference = name, True
-        self.classes: int | None = int(model.config.num_labels)
+        self.objective: RowObjective = objective or Classification(int(model.config.num_labels))
+        self.classes = self.objective.classes
         self.base = _base(self.whole)
         self.group = group_of(name, self.whole.init())
 
@@ -272,7 +278,7 @@ class FullClassifier:
         for c, tensors in enumerate(_parts(trainable_C, clients_of(trainable_C, batch))):
             mine = to_device(one_client(batch, c), self.whole.model.device)
             if bool(mine["active_C"]):
-                loss_C, count_C = classify_losses_C(self._logits(tensors, mine), fixed, mine)
+                loss_C, count_C = self.objective.losses(self._logits(tensors, mine), fixed, mine)
             else:
                 loss_C, count_C = _nothing(tensors)[None], mine["active_C"].long()
             losses.append(loss_C)

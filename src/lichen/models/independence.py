@@ -22,8 +22,9 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts import Batch, Objective
 from lichen.core.errors import LichenError
+from lichen.core.labels import no_label
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.models.adapters.wrap import Wrapped
@@ -36,7 +37,7 @@ class _Cohort(Protocol):
     wrapped: Wrapped
 
     @property
-    def classes(self) -> int | None: ...
+    def objective(self) -> Objective: ...
     def init(self, seed: int) -> Tree: ...
     @property
     def packed(self) -> bool: ...
@@ -45,7 +46,7 @@ class _Cohort(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
-def _tiny(seed: int, config: Any, classes: int | None, device: torch.device) -> dict[str, Tensor]:
+def _tiny(seed: int, config: Any, objective: Objective, device: torch.device) -> dict[str, Tensor]:
     """One client's batch of two rows of eight tokens.
 
     Nothing is padded: whether any row is padded chooses the attention kernel for all of them.
@@ -62,11 +63,7 @@ def _tiny(seed: int, config: Any, classes: int | None, device: torch.device) -> 
         "input_ids_CBT": ids_1BT,
         "attention_mask_CBT": torch.ones_like(ids_1BT),
     }
-    if classes is None:
-        batch["labels_CBT"] = ids_1BT.clone()
-    else:
-        batch["labels_CB"] = torch.zeros(1, 2, dtype=torch.int64, device=device)
-    return batch
+    return batch | objective.made_up(ids_1BT, batch["attention_mask_CBT"])
 
 
 def prove_independent(cohort: _Cohort) -> str | None:
@@ -149,13 +146,14 @@ class _Seen:
             }
 
         drawn = [parameters(seed) for seed in (seeds if watched is None else (0,))]
-        first, second = (_tiny(seed, model.config, cohort.classes, model.device) for seed in seeds)
+        first, second = (_tiny(seed, model.config, cohort.objective, model.device) for seed in seeds)
         if watched is None:
             batch = {name: torch.cat([first[name], second[name]]) for name in first}
         else:
             batch = {name: torch.cat([x[:, :1], second[name][:, :1]], 1) for name, x in first.items() if x.dim() > 1}
             batch["active_C"] = first["active_C"]
-            batch["labels_CBT" if cohort.classes is None else "labels_CB"][:, 1 - watched] = -100
+            for name in cohort.objective.made_up(batch["input_ids_CBT"], batch["attention_mask_CBT"]):
+                batch[name][:, 1 - watched] = no_label(real=batch[name].is_floating_point())
         trainable_C = {name: torch.stack([tree[name] for tree in drawn]).requires_grad_() for name in start}
         outputs: dict[str, Tensor] = {}
         hooks = [

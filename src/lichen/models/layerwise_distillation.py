@@ -39,7 +39,7 @@ from typing import Any, Literal, Protocol, final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts import Batch, Objective
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree, to_device
@@ -110,6 +110,8 @@ class Open(Protocol):
         ...
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor: ...
+    @property
+    def objective(self) -> Objective: ...
 
 
 @final
@@ -232,7 +234,7 @@ class Layerwise:
     def __init__(self, student: Open, teacher: EncoderStates, layers: Layers, *, words_V: Tensor | None = None) -> None:
         self.inner, self.teacher, self.layers, self.words_V = student, teacher, layers, words_V
         self.name, self.base, self.reference = f"{student.name}+layers", teacher.base, student.reference
-        self.classes = student.classes
+        self.classes, self.objective = student.classes, student.objective
         one_11 = torch.zeros(1, 1, dtype=torch.int64)
         shown = student.states(student.init(0), one_11, one_11)
         self._width = shown["hidden.0"].shape[-1]

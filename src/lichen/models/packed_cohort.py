@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts import Batch, Objective
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
@@ -34,7 +34,7 @@ class _Cohort(Protocol):
     wrapped: Wrapped
 
     @property
-    def classes(self) -> int | None: ...
+    def objective(self) -> Objective: ...
     def init(self, seed: int) -> Tree: ...
     def losses(
         self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool, packed: bool
@@ -154,7 +154,7 @@ def call_with_hidden(
         wrapped.packing.hidden = None
 
 
-def _tiny(config: Any, classes: int | None, device: torch.device) -> dict[str, Tensor]:
+def _tiny(config: Any, objective: Objective, device: torch.device) -> dict[str, Tensor]:
     """Two clients with two rows each, of 8, 5, 3 and 7 tokens."""
     length_CB = torch.tensor([[8, 5], [3, 7]])
     mask_CBT = (torch.arange(8) < length_CB[..., None]).long()
@@ -172,10 +172,7 @@ def _tiny(config: Any, classes: int | None, device: torch.device) -> dict[str, T
         "attention_mask_CBT": mask_CBT,
         "index_CB": torch.arange(2).expand(2, 2).clone(),
     }
-    if classes is None:
-        batch["labels_CBT"] = torch.where(mask_CBT == 1, ids_CBT, -100)
-    else:
-        batch["labels_CB"] = torch.zeros(2, 2, dtype=torch.int64)
+    batch |= objective.made_up(ids_CBT, mask_CBT)
     return {name: x.to(device) for name, x in batch.items()}
 
 
@@ -185,7 +182,7 @@ def why_not_packed(cohort: _Cohort) -> str | None:
     for path in cohort.wrapped.layers:
         if reason := getattr(model.get_submodule(path), "padded_only", None):
             return str(reason)
-    batch = _tiny(model.config.get_text_config(), cohort.classes, model.device)
+    batch = _tiny(model.config.get_text_config(), cohort.objective, model.device)
     half = model.dtype in (torch.bfloat16, torch.float16)
     found: list[tuple[Tensor, Tensor]] = []
     for packed in (False, True):

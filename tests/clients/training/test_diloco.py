@@ -28,6 +28,7 @@ from lichen.core.seeds import derive, torch_generator
 from lichen.core.store import ClientStore, load_state
 from lichen.core.tree import Tree
 from lichen.engines.local import LocalEngine
+from lichen.models.objectives import Classification
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from support.toy_cohorts import fold, job
@@ -47,6 +48,10 @@ class Deep:
     base: str = ""
     group: str = "deep"
     reference: bool = True
+
+    @property
+    def objective(self) -> Classification:
+        return Classification(self.classes)
 
     def init(self, seed: int) -> Any:
         shapes = {"emb.weight": (5, 4), "h.0.w": (4, 4), "h.1.w": (4, 4), "h.2.w": (4, 4), "norm": (4,)}

@@ -31,6 +31,7 @@ from lichen.fm.http import HttpFM
 from lichen.fm.local import LocalFM
 from lichen.fm.soft_prompt import SoftPrompt
 from lichen.models.loading.load import load_causal
+from lichen.models.objectives import NextToken
 from lichen.research.prompts.prompt_search import TokenSearch
 from lichen.research.prompts.word_prompt import WordPrompt, encode_bytes
 from lichen.server.evolution import Evolution
@@ -49,6 +50,7 @@ class Bowl:
     base: str = ""
     group: str = "bowl"
     classes: int | None = None
+    objective = NextToken()
     reference: bool = True
 
     def init(self, seed: int) -> dict[str, torch.Tensor]:

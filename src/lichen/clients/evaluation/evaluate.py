@@ -9,13 +9,12 @@ Legend: C clients, B rows, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
@@ -34,26 +33,8 @@ def measure(model: CohortModel, params_C: Tree, fixed: Tree, batch: Batch) -> Tr
     device = next(iter(params_C.values())).device
     active_C = batch["active_C"].to(device)
     with torch.no_grad():
-        if model.classes is None:
-            loss_C, count_C = model.loss(params_C, fixed, batch)
-            sums = {"loss_sum": loss_C, "count": count_C}
-        else:
-            labels_CB = batch["labels_CB"].to(device)
-            if "index_CB" in batch:
-                labels_CB = labels_CB.masked_fill(batch["index_CB"].to(device) < 0, -100)
-            logits_CBK = model.logits(params_C, fixed, batch)
-            sums = _classify(logits_CBK, labels_CB, model.classes)
+        sums = model.objective.sums(model, params_C, fixed, batch)
         return {name: torch.where(_along(active_C, x), x, torch.zeros_like(x)).double() for name, x in sums.items()}
-
-
-def _classify(logits_CBK: Tensor, labels_CB: Tensor, classes: int) -> Tree:
-    losses, confusions = [], []
-    for logits_BK, labels_B in zip(logits_CBK.float(), labels_CB, strict=True):
-        losses.append(functional.cross_entropy(logits_BK, labels_B, ignore_index=-100, reduction="sum"))
-        known_B = labels_B >= 0
-        pair_B = labels_B[known_B] * classes + logits_BK[known_B].argmax(-1)
-        confusions.append(torch.bincount(pair_B, minlength=classes * classes).view(classes, classes))
-    return {"loss_sum": torch.stack(losses), "count": (labels_CB >= 0).sum(1), "confusion": torch.stack(confusions)}
 
 
 def _along(active_C: Tensor, x: Tensor) -> Tensor:
@@ -95,9 +76,7 @@ class Evaluate:
             params_C = trees.expand(trainable, len(clients))  # every client is a call of its own, and only reads
         else:
             params_C = personal_C(trainable, own_C if self.personal else None, len(clients), use_best=self.use_best)
-        shapes: Mapping[str, tuple[int, ...]] = {"loss_sum": (), "count": ()}
-        if self.model.classes is not None:
-            shapes = {**shapes, "confusion": (self.model.classes, self.model.classes)}
+        shapes = self.model.objective.shapes()
         device = next(iter(params_C.values())).device
         return EvaluateState(
             job=job,

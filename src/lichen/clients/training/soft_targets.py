@@ -32,12 +32,12 @@ class TargetLoss:
         model: A classifier.
     """
 
-    __slots__ = ("base", "classes", "group", "inner", "name", "reference")
+    __slots__ = ("base", "classes", "group", "inner", "name", "objective", "reference")
 
     def __init__(self, model: CohortModel) -> None:
         self.inner = model
         self.name, self.base, self.group = model.name, model.base, model.group
-        self.classes, self.reference = model.classes, model.reference
+        self.classes, self.reference, self.objective = model.classes, model.reference, model.objective
 
     def init(self, seed: int) -> Tree:
         """The model's."""

@@ -40,6 +40,7 @@ from lichen.clients.training.optimize import ClientOptimizer, clip_C
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
+from lichen.core.labels import has_label
 from lichen.core.message import Job, Message
 from lichen.core.parameters import personal_C, split_shared
 from lichen.core.tree import Tree
@@ -59,7 +60,7 @@ def tokens_seen_C(batch: Batch) -> Tensor:
     elif "index_CB" in batch:
         seen_C = (batch["index_CB"] >= 0).sum(1)
     elif "labels_CB" in batch:
-        seen_C = (batch["labels_CB"] >= 0).sum(1)
+        seen_C = has_label(batch["labels_CB"]).sum(1)
     else:
         seen_C = torch.zeros_like(active_C, dtype=torch.int64)
     return seen_C.to(torch.int64) * active_C

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from lichen.core.contracts import Batch
+from lichen.core.labels import no_label
 from lichen.data.batches.rows import ArrayShard, Ragged, Shard, TextShard
 
 __all__ = ["Slot", "assemble", "count_rows_tokens", "passes", "stream"]
@@ -47,7 +48,10 @@ def assemble(slots: Sequence[Slot], active: Sequence[bool], *, width: int, pad: 
         batch["x_CBF"] = np.zeros((clients, rows, *first.x.shape[1:]), np.float32)
     learns_tokens = isinstance(first, TextShard) and first.kind == "lm"
     if not learns_tokens:
-        batch["labels_CB"] = np.full((clients, rows), -100, np.int64)
+        like = np.asarray(first.labels)
+        real = like.dtype.kind == "f"
+        kind = np.float32 if real else np.int64
+        batch["labels_CB"] = np.full((clients, rows, *like.shape[1:]), no_label(real=real), kind)
     tokens: _Rows = {}
     labels: _Rows = {}
     for c, slot in enumerate(slots):

@@ -178,7 +178,7 @@ class ArrayShard:
     answer: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if self.labels.shape != (len(self.x),):
+        if self.labels.shape[:1] != (len(self.x),):
             raise LichenError(f"{len(self.x)} rows but labels of shape {self.labels.shape}", where="shard")
         _check_answer(self.answer, len(self.x))
 

@@ -22,7 +22,7 @@ from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree, to_device
 from lichen.models.client_axis import run_side_by_side
 from lichen.models.cohort import group_of
-from lichen.models.losses import classify_losses_C
+from lichen.models.objectives import Classification, RowObjective
 
 __all__ = ["Student", "linear", "with_bias"]
 
@@ -31,19 +31,23 @@ class Student(ABC):
     """What all students share; a :class:`lichen.core.contracts.CohortModel` once ``shapes`` and ``apply`` are given.
 
     Args:
-        classes: K, at least 2.
+        classes: K, at least 2 where outputs are logits of classes.
         name: Name in groups and messages.
         reference: One call a client (equal bits in any company) or ``vmap`` over them.
+        objective: What its outputs are held against; None: they are logits of classes.
     """
 
     inputs: tuple[str, ...]
     """Names of the batch's tensors that ``apply`` takes."""
 
-    def __init__(self, classes: int, *, name: str, reference: bool = True) -> None:
-        if classes < 2:
+    def __init__(
+        self, classes: int, *, name: str, reference: bool = True, objective: RowObjective | None = None
+    ) -> None:
+        if classes < 2 and objective is None:
             raise LichenError(f"{classes} classes", where="classes", fix="a classifier needs at least 2")
         self.name, self.base, self.reference = name, "", reference
-        self.classes: int | None = classes
+        self.objective: RowObjective = objective or Classification(classes)
+        self.classes = self.objective.classes
         self.group = group_of(name, self.init(0))
 
     @abstractmethod
@@ -81,7 +85,7 @@ class Student(ABC):
         """
 
         def losses(part_C: Tree, part: Batch) -> tuple[Tensor, ...]:
-            return classify_losses_C(self._logits(part_C, part)[0], fixed, part)
+            return self.objective.losses(self._logits(part_C, part)[0], fixed, part)
 
         batch = to_device(batch, next(iter(trainable_C.values())).device)
         loss_C, count_C = run_side_by_side(losses, trainable_C, batch, reference=self.reference)

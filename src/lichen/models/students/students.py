@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
+from lichen.models.objectives import RowObjective
 from lichen.models.students.student import Student, linear, with_bias
 
 __all__ = ["ImageCNN", "ImageMLP", "TextCNN", "TwoLayerTransformer"]
@@ -35,6 +36,7 @@ class TextCNN(Student):
         kernels: Window sizes in tokens.
         name: Name in groups and messages.
         reference: As in :class:`lichen.models.students.student.Student`.
+        objective: As there.
     """
 
     inputs = ("input_ids_CBT", "attention_mask_CBT")
@@ -48,10 +50,11 @@ class TextCNN(Student):
         kernels: Sequence[int] = (2, 3, 4),
         name: str = "text-cnn",
         reference: bool = True,
+        objective: RowObjective | None = None,
     ) -> None:
         self._vocab, self._width, self._kernels = vocab, width, tuple(kernels)
         self._classes = classes
-        super().__init__(classes, name=name, reference=reference)
+        super().__init__(classes, name=name, reference=reference, objective=objective)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the parameters."""
@@ -88,6 +91,7 @@ class TwoLayerTransformer(Student):
         max_length: Longest row in tokens.
         name: Name in groups and messages.
         reference: As in :class:`lichen.models.students.student.Student`.
+        objective: As there.
 
     Raises:
         LichenError: if the heads do not divide the width; when called, if a row is too long.
@@ -105,12 +109,13 @@ class TwoLayerTransformer(Student):
         max_length: int = 256,
         name: str = "transformer",
         reference: bool = True,
+        objective: RowObjective | None = None,
     ) -> None:
         if width % heads:
             raise LichenError(f"{heads} heads do not divide width {width}", where="heads")
         self._vocab, self._width, self._heads, self._length = vocab, width, heads, max_length
         self._classes = classes
-        super().__init__(classes, name=name, reference=reference)
+        super().__init__(classes, name=name, reference=reference, objective=objective)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the parameters."""
@@ -180,6 +185,7 @@ class ImageMLP(Student):
         classes: K.
         name: Name in groups and messages.
         reference: As in :class:`lichen.models.students.student.Student`.
+        objective: As there.
     """
 
     inputs = ("x_CBF",)
@@ -192,9 +198,10 @@ class ImageMLP(Student):
         classes: int,
         name: str = "image-mlp",
         reference: bool = True,
+        objective: RowObjective | None = None,
     ) -> None:
         self._widths = (features, *hidden, classes)
-        super().__init__(classes, name=name, reference=reference)
+        super().__init__(classes, name=name, reference=reference, objective=objective)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the parameters."""
@@ -224,6 +231,7 @@ class ImageCNN(Student):
         classes: K.
         name: Name in groups and messages.
         reference: As in :class:`lichen.models.students.student.Student`.
+        objective: As there.
     """
 
     inputs = ("x_CBF",)
@@ -237,12 +245,13 @@ class ImageCNN(Student):
         classes: int,
         name: str = "image-cnn",
         reference: bool = True,
+        objective: RowObjective | None = None,
     ) -> None:
         if side < 4:
             raise LichenError(f"images of {side} pixels a side are too small", where="model", fix="use image-mlp")
         self._side, self._channels, self._width = side, channels, width
         self._classes = classes
-        super().__init__(classes, name=name, reference=reference)
+        super().__init__(classes, name=name, reference=reference, objective=objective)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the parameters."""

@@ -33,6 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, split
+from lichen.models.objectives import NextToken
 
 __all__ = ["DistilledLM", "LogitsProvider", "Places", "top_answers"]
 
@@ -103,7 +104,7 @@ class DistilledLM:
         LichenError: if the weight is negative or no number.
     """
 
-    __slots__ = ("_chunk", "base", "classes", "group", "inner", "lm", "name", "reference", "rest")
+    __slots__ = ("_chunk", "base", "classes", "group", "inner", "lm", "name", "objective", "reference", "rest")
 
     def __init__(self, model: LogitsProvider, *, lm: float = 1.0, rest: bool = False, chunk: int = 1024) -> None:
         if not (math.isfinite(lm) and lm >= 0):
@@ -111,6 +112,7 @@ class DistilledLM:
         self.inner, self.lm, self.rest, self._chunk = model, lm, rest, chunk
         self.name, self.base, self.group = model.name, model.base, model.group
         self.classes: int | None = None
+        self.objective = NextToken()
         self.reference = model.reference
 
     def init(self, seed: int) -> Tree:

@@ -10,6 +10,7 @@ from typing import final
 import torch
 
 from lichen.core.contracts import Batch, Source
+from lichen.core.labels import has_label
 from lichen.data.batches.shards import pooled
 from lichen.recipes.assemble.experiment import Experiment, participants, rows_of
 from lichen.recipes.schema.recipe import Recipe
@@ -64,7 +65,7 @@ def load_of(batch: Batch) -> Load:
     if "labels_CBT" in batch:
         labelled = ((batch["labels_CBT"][:, :, 1:] != -100) & active_C1[..., None]).sum()
     else:
-        labelled = ((batch["labels_CB"] >= 0) & real_CB).sum()
+        labelled = (has_label(batch["labels_CB"]) & real_CB).sum()
     return Load(
         rows=int(real_CB.sum()),
         tokens=int(length_CB.sum()),

@@ -26,7 +26,6 @@ from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, join, split, to_device
 from lichen.models.client_axis import run_side_by_side
 from lichen.models.cohort import group_of
-from lichen.models.losses import classify_losses_C
 from lichen.models.students.student import Student, linear, with_bias
 
 __all__ = ["Stem", "Stitched"]
@@ -100,7 +99,7 @@ class Stitched:
         top: A student that takes the stem's F features as rows.
     """
 
-    __slots__ = ("base", "classes", "group", "name", "reference", "stem", "top")
+    __slots__ = ("base", "classes", "group", "name", "objective", "reference", "stem", "top")
 
     def __init__(self, stem: Stem, top: Student) -> None:
         if stem.classes != top.classes:
@@ -109,7 +108,7 @@ class Stitched:
             )
         self.stem, self.top = stem, top
         self.name, self.base, self.classes = f"{stem.name}+{top.name}", "", stem.classes
-        self.reference = stem.reference
+        self.reference, self.objective = stem.reference, stem.objective
         self.group = group_of(self.name, self.init(0))
 
     def init(self, seed: int) -> Tree:
@@ -125,7 +124,7 @@ class Stitched:
         """``(loss_C, count_C)`` through both parts, as every student's."""
 
         def losses(part_C: Tree, part: Batch) -> tuple[Tensor, ...]:
-            return classify_losses_C(self._logits(part_C, part)[0], fixed, part)
+            return self.objective.losses(self._logits(part_C, part)[0], fixed, part)
 
         batch = to_device(batch, next(iter(trainable_C.values())).device)
         loss_C, count_C = run_side_by_side(losses, trainable_C, batch, reference=self.reference)

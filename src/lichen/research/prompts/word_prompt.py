@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts import Batch, Objective
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 from lichen.fm.interface import Scorer, token_rows
+from lichen.models.objectives import Classification, NextToken
 
 __all__ = ["WordPrompt", "decode_bytes", "encode_bytes"]
 
@@ -86,7 +87,8 @@ class WordPrompt:
         self.words, self.template, self.decode = tuple(words), template, decode
         self.name, self.base = f"{fm.name}+words", ""
         self.group = f"words/{length}x{len(candidates)}"
-        self.classes: int | None = len(words) or None
+        self.objective: Objective = Classification(len(words)) if words else NextToken()
+        self.classes = self.objective.classes
 
     def init(self, seed: int) -> Tree:
         """Every candidate as likely as any other."""
