@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lichen.tasks.classify import ACCURACY, MACRO_F1
+from lichen.tasks.classify import ACCURACY, CLASSES, MACRO_F1
 from lichen.tasks.task import STATISTICS, Task
 
 __all__ = ["ONESHOT"]
@@ -12,6 +12,7 @@ ONESHOT = Task(
     summary="a closed-form head on a frozen encoder, equal to pooled training, in one round",
     metrics=(ACCURACY, MACRO_F1),
     metric="macro_f1",
+    labels=CLASSES,
     students=False,
     procedure=STATISTICS,
 )

@@ -9,15 +9,21 @@ Nothing heavy is imported here: reading a recipe needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, Protocol, final
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
-__all__ = ["ROUNDS", "STATISTICS", "Metric", "Procedure", "Task"]
+    from lichen.models.objectives import RowObjective
+
+__all__ = ["ROUNDS", "STATISTICS", "Labels", "Metric", "Procedure", "Task"]
+
+Given = str | int | None
+"""A label as the data have it; None where a row has none."""
 
 Help = Literal["teacher", "synthetic", "semi", "exchange"]
 """Sections of a recipe by which a foundation model, unlabelled rows or other students help."""
@@ -37,6 +43,38 @@ class Metric:
     name: str
     higher_is_better: bool
     values: Callable[[Mapping[str, Tensor]], Tensor]
+
+
+class Describe(Protocol):
+    """A row's outputs in words."""
+
+    def __call__(self, outputs_K: Tensor, names: Sequence[str]) -> str: ...
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """What a task with labels learns of a row.
+
+    Attributes:
+        names: From the labels of all rows to the names of the model's outputs, in their order. It refuses, by a
+            ``LichenError``, labels that cannot be learned.
+        encode: From ``(labels, names)`` to an array ``(N, ...)``: int64 with -100, or float32 with not-a-number, where
+            a row has none.
+        objective: From the names to what the outputs are held against, see :mod:`lichen.models.objectives`.
+        constant: From ``(encoded labels, names)`` to the outputs ``(K,)`` that serve all rows best: a baseline.
+        baseline: The name of that baseline's column.
+        describe: A row's outputs ``(K,)`` in words, from ``(outputs, names)``.
+        classes: A label names the one class of its row: each part of a split gets some of each.
+    """
+
+    names: Callable[[Sequence[Given]], tuple[str, ...]]
+    encode: Callable[[Sequence[Given], Sequence[str]], np.ndarray]
+    objective: Callable[[Sequence[str]], RowObjective]
+    constant: Callable[[np.ndarray, Sequence[str]], np.ndarray]
+    describe: Describe
+    baseline: str = "constant"
+    classes: bool = False
 
 
 @final
@@ -89,7 +127,7 @@ class Task:
         summary: What is learned, in a sentence.
         metrics: What clients can be compared by.
         metric: The one of them that is used where the recipe names none.
-        writes: A language model is trained: rows are texts in a form, and have no label.
+        labels: What is learned of a row. None: a language model learns to write the rows themselves, texts in a form.
         students: A small model may be trained in place of a foundation model.
         help: Sections that go with it.
         procedure: How it is run, planned and tried.
@@ -101,12 +139,17 @@ class Task:
     summary: str
     metrics: tuple[Metric, ...]
     metric: str
-    writes: bool = False
+    labels: Labels | None
     students: bool = True
     help: frozenset[Help] = frozenset()
     procedure: Procedure = ROUNDS
     peft: Literal["CAUSAL_LM", "SEQ_CLS"] = "SEQ_CLS"
     pipeline: str = "text-classification"
+
+    @property
+    def writes(self) -> bool:
+        """A language model is trained: rows are texts in a form, and have no label."""
+        return self.labels is None
 
     @property
     def metric_names(self) -> tuple[str, ...]:

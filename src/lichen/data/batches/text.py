@@ -23,7 +23,7 @@ from lichen.data.chat.spans import tokenize
 from lichen.data.sources.record import Record
 from lichen.data.sources.table import column_of
 
-__all__ = ["LmForm", "encode_classify", "encode_lm", "label_set", "pad_id", "start_id"]
+__all__ = ["LmForm", "encode_classify", "encode_lm", "label_set", "pad_id", "sorted_labels", "start_id"]
 
 LmForm = Literal["plain", "transcript", "chat", "messages"]
 """How a record becomes one sequence; see :func:`encode_lm`."""
@@ -49,7 +49,12 @@ def label_set(records: Sequence[Record]) -> tuple[str, ...]:
     >>> label_set([Record(client="", label=10), Record(client="", label=9), Record(client="")])
     ('9', '10')
     """
-    found = {label for label in column_of(records, "label") if label is not None}
+    return sorted_labels(column_of(records, "label"))
+
+
+def sorted_labels(labels: Sequence[str | int | None]) -> tuple[str, ...]:
+    """The different ones among these labels, as text, sorted; numbers by value, and None left out."""
+    found = {label for label in labels if label is not None}
     if all(isinstance(label, int) for label in found):
         return tuple(str(label) for label in sorted(found, key=int))
     return tuple(sorted({str(label) for label in found}))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -204,12 +205,13 @@ def talk_rounds(recipe: Recipe, tree: Tree, folder: Path, sampling: Sampling) ->
         return Talker(kind="chat", answer=answer, settings=_settings(recipe, sampling))
 
     own = recipe.model.head == "base" and has_named_head(model)
+    describe = _describing(recipe, classes)
 
     def classify(text: str) -> tuple[str, str]:
         ids = tokenizer(text, truncation=True, max_length=recipe.data.max_length, return_tensors="pt")
         with torch.no_grad():
-            bare = _likeliest(model(**ids).logits[0].softmax(-1), classes) if own else "(its head is not trained)"
-            return bare, _likeliest(joined(**ids).logits[0].softmax(-1), classes)
+            bare = describe(model(**ids).logits[0]) if own else "(its head is not trained)"
+            return bare, describe(joined(**ids).logits[0])
 
     return Talker(kind="classify", answer=classify)
 
@@ -222,9 +224,11 @@ def _settings(recipe: Recipe, sampling: Sampling) -> str:
     return f"{sampling}; chat template, system message: {named}"
 
 
-def _likeliest(chance_K: torch.Tensor, classes: tuple[str, ...]) -> str:
-    order = chance_K.argsort(descending=True).tolist()
-    return ", ".join(f"{classes[k]} {float(chance_K[k]):.0%}" for k in order[:3])
+def _describing(recipe: Recipe, classes: Sequence[str]) -> Callable[[torch.Tensor], str]:
+    """What puts a row's outputs into words."""
+    labels = task_of(recipe.task).labels
+    assert labels is not None
+    return partial(labels.describe, names=classes)
 
 
 def _write(recipe: Recipe, model: Any, tokenizer: Any, text: str, sampling: Sampling | None = None) -> str:
@@ -249,11 +253,12 @@ def _talk_student(recipe: Recipe, tree: Tree, folder: Path) -> Talker:
     if named is None:
         raise LichenError("its model reads pictures, which cannot be typed", where=str(folder), fix="see its summary")
     classes = class_names(folder)
+    describe = _describing(recipe, classes)
     _, tokenizer = load_encoder(resolve_model(str(named)))
     words = {token: i for i, token in enumerate(numbers or range(len(tokenizer)))}
     unknown = words[int(tokenizer.unk_token_id)]
     student = make_student(
-        recipe, TextShard((), labels=np.zeros(0, dtype=np.int64), kind="classify"), len(classes), vocabulary=len(words)
+        recipe, TextShard((), labels=np.zeros(0, dtype=np.int64), kind="classify"), classes, vocabulary=len(words)
     )
 
     def classify(text: str) -> tuple[str, str]:
@@ -266,7 +271,7 @@ def _talk_student(recipe: Recipe, tree: Tree, folder: Path) -> Talker:
             "attention_mask_CBT": torch.ones_like(row),
         }
         logits = student.logits(trees.broadcast(tree, 1), {}, batch)[0, 0]
-        return "(none: the student began from nothing)", _likeliest(logits.softmax(-1), classes)
+        return "(none: the student began from nothing)", describe(logits)
 
     return Talker(kind="classify", answer=classify)
 

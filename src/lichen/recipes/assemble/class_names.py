@@ -45,7 +45,7 @@ def class_names(folder: Path) -> tuple[str, ...]:
         names = found.get("classes") if isinstance(found, dict) else found
         if isinstance(found, dict) and not names:  # a language model's
             continue
-        if not isinstance(names, list) or len(names) < 2 or not all(isinstance(one, str) for one in names):
+        if not isinstance(names, list) or not names or not all(isinstance(one, str) for one in names):
             raise LichenError("holds no list of class names", where=str(file), fix="run the recipe again")
         return tuple(names)
     return ()

@@ -117,7 +117,7 @@ def open_heterogeneous(recipe: Recipe, say: Callable[[str], None]) -> tuple[Load
     single = {name: _single(recipe, student) for name, student in every.items()}
     loaded = open_recipe(next(iter(single.values())), say=say, tell_read=True)
     size = len(loaded.vocabulary) if loaded.vocabulary else len(loaded.tokenizer) if loaded.tokenizer else 0
-    first, classes, public = loaded.experiment.train[0], len(loaded.classes), loaded.public
+    first, classes, public = loaded.experiment.train[0], loaded.classes, loaded.public
     assert public is not None
     models = {
         name: make_student(recipe, first, classes, vocabulary=size, section=student) for name, student in every.items()

@@ -20,7 +20,7 @@ from lichen.models.full import FullCausal, FullClassifier
 from lichen.models.loading.load import base_digest, load_encoder
 from lichen.models.loading.named_head import base_names, has_named_head, in_base_order
 from lichen.recipes.assemble.chat_template import put_template
-from lichen.recipes.assemble.model import STUDENT_TOKENIZER, foundation_of, scratch_folder, spec_of
+from lichen.recipes.assemble.model import STUDENT_TOKENIZER, foundation_of, objective_of, scratch_folder, spec_of
 from lichen.recipes.rows.prepare import ClientData
 from lichen.recipes.schema.recipe import Recipe
 
@@ -78,7 +78,7 @@ def load_model(
     else:
         tokenizer = load_encoder(resolve_model(STUDENT_TOKENIZER))[1]
         return LoadedModel(model=None, foundation=None, tokenizer=tokenizer, classes=classes)
-    model = _cohort(recipe, foundation, tokenizer, padded)
+    model = _cohort(recipe, foundation, tokenizer, classes, padded=padded)
     notes += _notes(recipe, foundation, model)
     return LoadedModel(model=model, foundation=foundation, tokenizer=tokenizer, classes=classes, notes=tuple(notes))
 
@@ -87,7 +87,7 @@ def _classifier(
     recipe: Recipe, source: str | Path, labels: Sequence[str]
 ) -> tuple[Any, Any, tuple[str, ...], list[str]]:
     """``(model, tokenizer, classes, notes)``: with the base's own head where it has one whose classes have names."""
-    if recipe.model.head != "base" or recipe.model.random:
+    if recipe.model.head != "base" or recipe.model.random or not recipe.classifies:
         return *foundation_of(recipe, source, len(labels), anew=True), tuple(labels), []
     names, notes = base_names(source), list[str]()
     if names:
@@ -109,26 +109,35 @@ def _classifier(
     return model, tokenizer, tuple(labels), notes
 
 
-def _cohort(recipe: Recipe, foundation: Any, tokenizer: Any, padded: bool) -> CohortModel:
+def _cohort(recipe: Recipe, foundation: Any, tokenizer: Any, classes: Sequence[str], *, padded: bool) -> CohortModel:
     """The model of C clients around a loaded one.
 
     Raises:
         LichenError: if the adapter does not fit it.
     """
-    section, chat = recipe.model, recipe.writes
+    section = recipe.model
     name = section.name or recipe.name
     if recipe.optimizer.name == "cma":
         words = section.adapter.start or str(tokenizer.eos_token)
         fm = LocalFM(foundation, tokenizer, name=name, positions=section.adapter.tokens, start=words)
         return SoftPrompt(fm, seed=derive(recipe.seed, "projection"), size=recipe.optimizer.dimensions)
     if section.adapter.kind == "full":
-        whole = (FullCausal if chat else FullClassifier)(foundation, name=name, exclude=section.adapter.exclude)
+        whole: FullCausal | FullClassifier
+        if recipe.writes:
+            whole = FullCausal(foundation, name=name, exclude=section.adapter.exclude)
+        else:
+            objective = objective_of(recipe, classes)
+            whole = FullClassifier(foundation, name=name, exclude=section.adapter.exclude, objective=objective)
         if recipe.optimizer.name == "kseed":
             whole.base = base_digest(foundation)  # where all begin is not sent, so that it must be agreed on
         return whole
     spec = spec_of(recipe, foundation)
     model: CausalCohort | ClassifierCohort
-    model = (CausalCohort if chat else ClassifierCohort)(foundation, adapter=spec, name=name, reference=padded)
+    if recipe.writes:
+        model = CausalCohort(foundation, adapter=spec, name=name, reference=padded)
+    else:
+        objective = objective_of(recipe, classes)
+        model = ClassifierCohort(foundation, adapter=spec, name=name, reference=padded, objective=objective)
     model.checkpointing = bool(recipe.engine.gradient_checkpointing)
     return model
 

@@ -23,6 +23,7 @@ from lichen.models.adapters.kind import Spec, kind_of
 from lichen.models.adapters.whole_layers import whole_layers
 from lichen.models.adapters.wrap import Wrapped
 from lichen.models.loading.load import load_causal, load_classifier
+from lichen.models.objectives import RowObjective
 from lichen.models.peft.format import has_peft_format
 from lichen.models.peft.start import start_from
 from lichen.models.students import scratch
@@ -32,6 +33,7 @@ from lichen.recipes.assemble.class_names import class_names
 from lichen.recipes.rows.prepare import ClientData, is_private
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.schema.recipe import Student as StudentSection
+from lichen.tasks.registry import task_of
 
 __all__ = [
     "SCRATCH",
@@ -40,6 +42,7 @@ __all__ = [
     "described_base",
     "foundation_of",
     "make_student",
+    "objective_of",
     "scratch_folder",
     "spec_of",
     "start_of",
@@ -172,16 +175,36 @@ def described_base(recipe: Recipe, model: Any) -> str:
     return f"{base_name_of(model)} ({', '.join(less)})" if less else base_name_of(model)
 
 
+def objective_of(recipe: Recipe, names: Sequence[str]) -> RowObjective:
+    """What the outputs of a model of rows are held against.
+
+    Args:
+        recipe: Of a task with labels.
+        names: The outputs' names.
+    """
+    labels = task_of(recipe.task).labels
+    assert labels is not None
+    return labels.objective(names)
+
+
 def make_student(
-    recipe: Recipe, shard: Shard, classes: int, *, vocabulary: int = 0, section: StudentSection | None = None
+    recipe: Recipe, shard: Shard, names: Sequence[str], *, vocabulary: int = 0, section: StudentSection | None = None
 ) -> Student:
     """The recipe's student, or the one of several that ``section`` is, sized for these rows.
+
+    Args:
+        recipe: The recipe.
+        shard: Some rows.
+        names: Of its outputs.
+        vocabulary: Tokens it knows.
+        section: One of several students.
 
     Raises:
         LichenError: if its architecture does not read this kind of data.
     """
     student = section or recipe.model.student
     assert student is not None
+    classes, objective = len(names), objective_of(recipe, names)
     reads_text = student.kind in ("text-cnn", "transformer")
     if reads_text != isinstance(shard, TextShard):
         kinds = "image-mlp or image-cnn" if isinstance(shard, ArrayShard) else "text-cnn or transformer"
@@ -190,8 +213,9 @@ def make_student(
     if isinstance(shard, ArrayShard):
         inputs = int(np.prod(shard.x.shape[1:]))
         if student.kind == "image-mlp":
-            return ImageMLP(inputs, hidden=(student.width,), classes=classes)
-        return ImageCNN(round(inputs**0.5), width=student.width, classes=classes)
+            return ImageMLP(inputs, hidden=(student.width,), classes=classes, objective=objective)
+        return ImageCNN(round(inputs**0.5), width=student.width, classes=classes, objective=objective)
     if student.kind == "text-cnn":
-        return TextCNN(vocabulary, width=student.width, classes=classes)
-    return TwoLayerTransformer(vocabulary, width=student.width, classes=classes, max_length=recipe.data.max_length)
+        return TextCNN(vocabulary, width=student.width, classes=classes, objective=objective)
+    most = recipe.data.max_length
+    return TwoLayerTransformer(vocabulary, width=student.width, classes=classes, max_length=most, objective=objective)

@@ -144,7 +144,7 @@ def open_recipe(
     train = shards_of(clients_data, "train", make, apart=apart)
     if model is None:
         size = len(words) if words else len(tokenizer) if tokenizer else 0
-        model = make_student(recipe, train[0], len(classes), vocabulary=size)
+        model = make_student(recipe, train[0], classes, vocabulary=size)
     pad = pad_id(tokenizer) if tokenizer is not None else 0
     experiment = Experiment(
         recipe=recipe,

@@ -168,7 +168,7 @@ def reads_of(recipe: Recipe) -> Reads:
 
 def kinds_of(recipe: Recipe, records: Sequence[Record]) -> list[str]:
     """What every part of a split gets its share of: each class, or each answer that several rows give."""
-    if not recipe.writes:
+    if recipe.classifies:
         return [str(record.label) for record in records]
     if reads_of(recipe) == "text":
         return [""] * len(records)
@@ -213,7 +213,7 @@ def draw_clients(
         raise LichenError(
             f"no client has {data.min_rows} rows; the largest has {largest}", where="data.min_rows", fix="lower it"
         )
-    if not recipe.writes and data.on_single_class != "keep":
+    if recipe.classifies and data.on_single_class != "keep":
         single = [name for name in enough if len({str(r.label) for r in rows[name]}) == 1]
         _refuse_one_class(recipe, single, len(enough))
         left.append(_clients("clients whose rows all have one label (data.on_single_class: drop)", single, rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, final
 
@@ -14,7 +14,7 @@ from lichen.core.errors import LichenError
 from lichen.core.visible import listed
 from lichen.data.batches.pack_rows import lm_rows
 from lichen.data.batches.shards import ArrayShard, Shard
-from lichen.data.batches.text import LmForm, label_set
+from lichen.data.batches.text import LmForm
 from lichen.data.batches.token_cache import classify_shard, lm_shard
 from lichen.data.encode_notes import sentences
 from lichen.data.reading import Left
@@ -24,6 +24,7 @@ from lichen.data.sources.records import Record, load_records
 from lichen.data.sources.table import Some, column_of, kept_records
 from lichen.recipes.rows.partition import ClientData, first_of, split_clients
 from lichen.recipes.schema.recipe import Recipe
+from lichen.tasks.registry import task_of
 
 __all__ = [
     "ClientData",
@@ -36,9 +37,6 @@ __all__ = [
     "is_private",
     "split_clients",
 ]
-
-MOST_CLASSES = 20
-"""So many classes may lie in few rows each, or be numbers with fractions, such as half stars."""
 
 
 @final
@@ -122,48 +120,13 @@ def _of_classes(recipe: Recipe, gathered: Gathered) -> Gathered:
 
 
 def classes_of(recipe: Recipe, records: Sequence[Record]) -> tuple[str, ...]:
-    """The labels, sorted; none for a language model.
+    """The names of the model's outputs, such as the sorted classes; none for a language model.
 
     Raises:
-        LichenError: where there are not at least two, or rows have none.
+        LichenError: where the labels cannot be learned.
     """
-    if recipe.writes:
-        return ()
-    classes = label_set(records)
-    unlabelled = sum(label is None for label in column_of(records, "label"))
-    if classes and unlabelled:
-        raise LichenError(
-            f"{unlabelled} of {len(records)} rows have no label",
-            where="data.columns.label",
-            fix="label them, leave them out of the file, or name the labels to keep in data.classes",
-        )
-    if len(classes) < 2:
-        raise LichenError(
-            f"the label column holds {len(classes)} class",
-            where="data.columns.label",
-            fix="name a column with two or more",
-        )
-    if len(classes) > MOST_CLASSES and _are_measures(classes):
-        raise LichenError(
-            f"the label column holds {len(classes)} numbers with fractions, such as {classes[0]}: that is regression",
-            where="data.columns.label",
-            fix="write a column of few classes, such as low, middle and high, and name it; or list data.classes",
-        )
-    if len(classes) > MOST_CLASSES and 2 * len(classes) > len(records):
-        raise LichenError(
-            f"the label column holds {len(classes)} classes in {len(records)} rows",
-            where="data.columns.label",
-            fix="name a column in which classes repeat, or list data.classes",
-        )
-    return classes
-
-
-def _are_measures(classes: Sequence[str]) -> bool:
-    """Numbers, and not all of them whole."""
-    try:
-        return any(not float(name).is_integer() for name in classes)
-    except ValueError:
-        return False
+    labels = task_of(recipe.task).labels
+    return () if labels is None else labels.names(column_of(records, "label"))
 
 
 def encode(
@@ -185,7 +148,7 @@ def encode(
         keep_private: Tokens of private rows may stay in the cache.
         say: Called with what was cut, left out or read otherwise, a line each.
     """
-    data, private = recipe.data, is_private(recipe)
+    data, private, labels = recipe.data, is_private(recipe), task_of(recipe.task).labels
     folder = prepared_folder(private=private) if keep_private or not private else None
 
     def text_lm(records: Sequence[Record]) -> Shard:
@@ -206,16 +169,21 @@ def encode(
             say(told)
         return shard
 
+    def encoded(records: Sequence[Record]) -> np.ndarray:
+        assert labels is not None
+        return labels.encode([record.label for record in records], classes)
+
     def text_class(records: Sequence[Record]) -> Shard:
-        known = tuple(classes)
-        return classify_shard(records, tokenizer, max_length=data.max_length, classes=known, folder=folder)
+        assert labels is not None
+        known = tuple(classes) if labels.classes else ()
+        rows = records if labels.classes else [replace(record, label=None) for record in records]
+        shard = classify_shard(rows, tokenizer, max_length=data.max_length, classes=known, folder=folder)
+        return shard if labels.classes else replace(shard, labels=encoded(records))
 
     def array(records: Sequence[Record]) -> Shard:
-        index = {c: i for i, c in enumerate(classes)}
         x = np.stack([np.asarray(r.features, dtype=np.float32) for r in records])
-        labels = [-100 if r.label is None else index[str(r.label)] for r in records]
-        return ArrayShard(x=x, labels=np.asarray(labels, dtype=np.int64))
+        return ArrayShard(x=x, labels=encoded(records))
 
-    if recipe.writes:
+    if labels is None:
         return text_lm
     return array if tokenizer is None else text_class

@@ -208,6 +208,12 @@ class Recipe(Section):
         return task_of(self.task).writes
 
     @property
+    def classifies(self) -> bool:
+        """A row's label is the name of its class."""
+        labels = task_of(self.task).labels
+        return labels is not None and labels.classes
+
+    @property
     def has_help(self) -> bool:
         """A foundation model, or the clients' unlabelled rows, help with the labels."""
         return not (self.teacher is None and self.synthetic is None and self.semi is None)
@@ -256,6 +262,8 @@ class Recipe(Section):
                         f"data.{key}: only rows in form chat or messages of task chat go through a chat template; "
                         "remove it"
                     )
+        if model.head in ("ridge", "lda") and not task.writes and not self.classifies:
+            raise ValueError(f"model.head: {model.head} solves for classes, and task {task.name} has none; use random")
         if self.data.labels is not None and task.writes:
             raise ValueError(f"data.labels: task {task.name} has no labels; remove it")
         if "no_help" in self.compare.baselines and not self.has_help:

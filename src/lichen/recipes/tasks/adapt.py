@@ -24,7 +24,7 @@ from lichen.recipes.artifacts.inputs import agree, inputs_of
 from lichen.recipes.assemble.chat_template import keep_template
 from lichen.recipes.assemble.class_names import save_class_names
 from lichen.recipes.assemble.column import Column, among, room_of
-from lichen.recipes.assemble.experiment import Experiment, values_N
+from lichen.recipes.assemble.experiment import Experiment, metric_of, values_N
 from lichen.recipes.assemble.model import SCRATCH, STUDENT_TOKENIZER, base_name_of, described_base, spec_of
 from lichen.recipes.assemble.open import LoadedExperiment, fetch_named, open_recipe, shards_of
 from lichen.recipes.assemble.parts import validators_of
@@ -35,7 +35,7 @@ from lichen.recipes.rows.prepare import encode
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.columns import Watch, adapt
 from lichen.recipes.tasks.coverage import trained
-from lichen.recipes.tasks.outcome import TaskResult, classified, gained, majority, tested
+from lichen.recipes.tasks.outcome import TaskResult, baseline, gained, over_all_rows, tested
 from lichen.tasks.registry import task_of
 
 __all__ = ["run_adapt"]
@@ -44,7 +44,7 @@ Say = Callable[[str], None]
 
 
 def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> TaskResult:
-    """Tasks ``chat`` and ``classify``."""
+    """Any task that is learned in rounds."""
     with folder.ranks.ahead():
         fetch_named(recipe, say)
     loaded = open_recipe(recipe, say=say, tell_read=True)
@@ -64,13 +64,14 @@ def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> Task
             for name, shared in (("before", loaded.experiment.start), ("after", best)):
                 say(f"perplexity on {recipe.compare.retention_text} {name} the federation")
                 extra[f"forgotten.{name}"] = _forgotten(loaded, folder, name, shared)
-        if "without" in columns:
-            extra |= gained(columns["federated"], columns["without"], lower_is_better=True)
     else:
-        columns["majority"] = majority(recipe, loaded.experiment.train, loaded.experiment.test, len(loaded.classes))
-        extra |= classified(columns) | tested([o.test for o in loaded.clients_data], loaded.classes)
-        if "without" in columns:
-            extra |= gained(columns["federated"], columns["without"])
+        columns |= baseline(recipe, loaded.experiment.train, loaded.experiment.test, loaded.classes)
+        extra |= over_all_rows(recipe, columns)
+        if recipe.classifies:
+            extra |= tested([o.test for o in loaded.clients_data], loaded.classes)
+    if "without" in columns:
+        up = metric_of(recipe).higher_is_better
+        extra |= gained(columns["federated"], columns["without"], higher_is_better=up)
     if folder.ranks.first:
         _save(loaded, folder, best)
     return TaskResult(

@@ -50,7 +50,7 @@ from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.columns import Watch, choose
 from lichen.recipes.tasks.exchange_report import Trained, ensemble_column, public_bytes, save_models, told_by_kind
-from lichen.recipes.tasks.outcome import TaskResult, classified, majority, tested
+from lichen.recipes.tasks.outcome import TaskResult, baseline, over_all_rows, tested
 from lichen.server.knowledge.ensemble import Ensemble
 from lichen.server.mean import Mean
 
@@ -80,7 +80,7 @@ def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> T
         columns["alone"] = _alone(heterogeneous, folder, watch)
     say("asking all models for every test row")
     columns["ensemble"] = ensemble_column(loaded, heterogeneous, trained, folder)
-    columns["majority"] = majority(recipe, loaded.experiment.train, loaded.experiment.test, len(loaded.classes))
+    columns |= baseline(recipe, loaded.experiment.train, loaded.experiment.test, loaded.classes)
     save_models(loaded, heterogeneous, trained, folder)
     # Whoever learns from public rows is sent them once.
     sent = 0 if heterogeneous.fused else heterogeneous.count * public_bytes(loaded, heterogeneous.public)
@@ -89,7 +89,7 @@ def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> T
         clients=tuple(client_data.name for client_data in loaded.clients_data),
         extra={
             **told_by_kind(heterogeneous, columns),
-            **classified(columns),
+            **over_all_rows(recipe, columns),
             **tested([client_data.test for client_data in loaded.clients_data], loaded.classes),
             "public_rows.bytes": float(sent),
         },

@@ -38,7 +38,7 @@ from lichen.recipes.rows.prepare import ClientData, classes_of, first_of, gather
 from lichen.recipes.rows.public import labelled_of, split_public
 from lichen.recipes.rows.reading import told_of
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.tasks.outcome import TaskResult, classified, majority, tested
+from lichen.recipes.tasks.outcome import TaskResult, baseline, over_all_rows, tested
 from lichen.server.ridge import Ridge
 
 __all__ = ["OneShot", "confusion", "oneshot", "predict", "run_oneshot", "solve"]
@@ -186,7 +186,7 @@ def run_oneshot(
 
     train, test = kept("train"), kept("test")
     done = oneshot(recipe, train, test, len(classes), folder, watch, say)
-    columns = {**done.columns, "majority": majority(recipe, train, test, len(classes))}
+    columns = {**done.columns, **baseline(recipe, train, test, classes)}
     if folder.ranks.first:
         save_tree(folder.path / "model" / "head.safetensors", done.head, shared=True)
         save_tree(folder.path / "state" / "final.safetensors", done.head)
@@ -196,7 +196,7 @@ def run_oneshot(
         "partitions": float(done.partitions),
         "partitions.identical": float(done.identical),
         "partitions.largest_difference": done.largest_difference,
-        **classified(columns),
+        **over_all_rows(recipe, columns),
         **tested([o.test for o in clients_data], classes),
     }
     counts = counts_of(recipe, clients_data, tokenizer)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lichen.clients.evaluation.metrics import accuracy, macro_f1
 from lichen.data.batches.shards import Shard
 from lichen.data.sources.record import Record
 from lichen.recipes.assemble.column import Column
@@ -18,8 +17,9 @@ from lichen.recipes.assemble.experiment import values_N
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.fair import per_client_gain
+from lichen.tasks.registry import task_of
 
-__all__ = ["TaskResult", "classified", "gained", "majority", "tested"]
+__all__ = ["TaskResult", "baseline", "gained", "over_all_rows", "tested"]
 
 MOST_TOLD = 20
 """Of more classes only the smallest and the largest count are told."""
@@ -51,23 +51,31 @@ def _labels(shard: Shard) -> np.ndarray:
     return shard.labels
 
 
-def majority(recipe: Recipe, train: Sequence[Shard], test: Sequence[Shard], classes: int) -> Column:
-    """Always the class that is most frequent over all clients."""
-    counts = np.bincount(np.concatenate([_labels(s) for s in train]), minlength=classes)
-    confusion = torch.zeros(len(test), classes, classes, dtype=torch.float64)
-    for i, shard in enumerate(test):
-        confusion[i, :, int(counts.argmax())] = torch.from_numpy(np.bincount(_labels(shard), minlength=classes))
-    metrics = {"confusion": confusion}
-    return Column(value_N=values_N(recipe, metrics), metrics=metrics)
+def baseline(recipe: Recipe, train: Sequence[Shard], test: Sequence[Shard], names: Sequence[str]) -> dict[str, Column]:
+    """The column of the outputs that serve all rows best, whatever the row: such as the most frequent class.
+
+    Args:
+        recipe: Its task says what they are.
+        train: Rows they are chosen by.
+        test: Rows they are scored on.
+        names: The outputs' names.
+    """
+    labels = task_of(recipe.task).labels
+    assert labels is not None
+    best_K = torch.from_numpy(labels.constant(np.concatenate([_labels(s) for s in train]), names))
+    objective = labels.objective(names)
+    scores = [objective.score(best_K.expand(s.size, -1), torch.from_numpy(_labels(s))) for s in test]
+    metrics = {name: torch.stack([score[name].double() for score in scores]) for name in objective.shapes()}
+    return {labels.baseline: Column(value_N=values_N(recipe, metrics), metrics=metrics)}
 
 
-def classified(columns: Mapping[str, Column]) -> dict[str, float | str | None]:
-    """Accuracy and macro F1 over everybody's test rows together, for every column."""
+def over_all_rows(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, float | str | None]:
+    """Every metric of the task over everybody's test rows together, for every column."""
     out: dict[str, float | str | None] = {}
     for name, column in columns.items():
-        together = column.metrics["confusion"].sum(0)
-        out[f"{name}.accuracy"] = float(accuracy(together))
-        out[f"{name}.macro_f1"] = float(macro_f1(together))
+        sums = {key: x.sum(0, keepdim=True) for key, x in column.metrics.items()}
+        for metric in task_of(recipe.task).metrics:
+            out[f"{name}.{metric.name}"] = float(metric.values(sums)[0])
     return out
 
 
@@ -87,8 +95,8 @@ def tested(tests: Sequence[Sequence[Record]], classes: Sequence[str]) -> dict[st
     return {"test rows by class": each}
 
 
-def gained(with_help: Column, without: Column, *, lower_is_better: bool = False) -> dict[str, float | str | None]:
+def gained(with_help: Column, without: Column, *, higher_is_better: bool) -> dict[str, float | str | None]:
     """What help gave each client: on average, to the one it gave least, and the share it made worse."""
-    sign = -1 if lower_is_better else 1
+    sign = 1 if higher_is_better else -1
     found = per_client_gain(sign * with_help.value_N, sign * without.value_N)
     return {"gain.mean": found.mean, "gain.least": found.least, "gain.worse": found.worse}
