@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lichen.core.errors import LichenError
 from lichen.present.cells import read_cell, text_cell
+from lichen.present.column_names import column_title
 from lichen.present.report import new_table
 from lichen.present.summary import COLUMNS
 from lichen.present.units import score_text
@@ -124,7 +125,8 @@ def clients_table(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any])
     heads = [head for head in (rows[0] if rows else {}) if any(row[head] is not None for row in rows)]
     better = "higher" if summary["higher_is_better"] else "lower"
     title = f"{summary['name']}: {summary['metric']} of each client ({better} is better)"
-    table = new_table(title, *heads, numbers=heads[1:])
+    titles = [column_title(head) for head in heads]
+    table = new_table(title, *titles, numbers=titles[1:])
     order = sorted(rows, key=lambda row: (row["gain"] is not None, row["gain"] or 0.0, row["client"]))
     for row in order:
         cells = ["" if row[h] is None else str(row[h]) if h in COUNTS else score_text(row[h]) for h in heads[1:]]

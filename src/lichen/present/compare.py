@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
 from lichen.core.errors import LichenError
+from lichen.present.column_names import column_in_files
 
 __all__ = ["Outcome", "Row", "Spread", "rows_of", "spread"]
 
@@ -154,7 +155,8 @@ def _row(outcome: Outcome) -> Row:
         return Row(method=outcome.method, wanted=outcome.wanted, memory=outcome.memory, faults=outcome.faults)
 
     def score(column: str, part: str) -> Spread | None:
-        found = [run["columns"].get(column, run["extra_columns"].get(column)) for run in runs]
+        name = column_in_files(column)
+        found = [run["columns"].get(name, run["extra_columns"].get(name)) for run in runs]
         return spread([one[part] for one in found if one is not None and one[part] is not None])
 
     def extra(key: str) -> Spread | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lichen.present.column_names import column_title
 from lichen.present.report import new_table, training_text
 from lichen.present.units import bytes_text, count_text, joules_text, seconds_text
 
@@ -28,7 +29,7 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     for name, cost in plan["columns"].items():
         seen = [count_text(cost[key]) if cost[key] else "-" for key in ("train_tokens", "evaluate_tokens")]
         flops = f"{cost['train_flops'] + cost['evaluate_flops']:.2g}"
-        table.add_row(Text(name), seconds_text(cost["seconds"]), *seen, flops)
+        table.add_row(Text(column_title(name)), seconds_text(cost["seconds"]), *seen, flops)
     table.add_row("all", seconds_text(plan["seconds"]), "", "", "", style="bold")
     table.add_section()
     for name, value in _facts(plan).items():

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, final
 
 from lichen.core.visible import visible
+from lichen.present.column_names import column_title
 from lichen.present.units import bytes_text, count_text, score_text, seconds_text
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def event_text(event: Event, mean_seconds: float) -> str:
         mean_seconds: Seconds a round took on average so far, for the time left of this column.
     """
     report = event.report
-    parts = [event.column, event.grid, f"round {report.round}/{event.total_rounds}"]
+    parts = [column_title(event.column), event.grid, f"round {report.round}/{event.total_rounds}"]
     parts += [f"{name} {score_text(report.metrics[name])}" for name in ("loss", "valid") if name in report.metrics]
     if report.seconds > 0:
         parts.append(f"{count_text(report.tokens / report.seconds)} tokens/s")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lichen.core.errors import LichenError
 from lichen.core.visible import visible
+from lichen.present.column_names import column_title
 from lichen.present.reading import copies_text, reading_rows
 from lichen.present.summary import COLUMNS
 from lichen.present.units import bytes_text, joules_text, score_text, seconds_text
@@ -70,7 +71,7 @@ def _percent(share: float | None) -> str:
 
 def _scores(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     found = {name: summary["columns"][name] for name in COLUMNS if summary["columns"][name] is not None}
-    return {**found, **summary["extra_columns"]}
+    return {**found, **{column_title(name): score for name, score in summary["extra_columns"].items()}}
 
 
 def _worst(score: Mapping[str, Any]) -> str:
@@ -138,7 +139,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     costs = {
         "metric": _metric(summary),
         **_no_worst(summary),
-        **{f"{name} trained": training_text(told) for name, told in summary["training"].items()},
+        **{f"{column_title(name)} trained": training_text(told) for name, told in summary["training"].items()},
         "clients gaining over alone": _percent(summary["share_gaining"]),
         **_copied(summary),
         "clients": str(summary["clients"]),
@@ -174,7 +175,7 @@ def compare_table(summaries: Sequence[Mapping[str, Any]], *, folders: Sequence[s
 
     if not summaries:
         raise LichenError("no runs to compare", where="report", fix="name the folders of finished runs")
-    extra = sorted({name for summary in summaries for name in summary["extra_columns"]})
+    extra = sorted({column_title(name) for summary in summaries for name in summary["extra_columns"]})
     ways = [*COLUMNS, *extra]
     heads = ["run", *(["folder"] if folders else []), "metric", *ways, "gaining", "clients", "up", "down", "time"]
     table = new_table("mean / worst decile of the clients", *heads, numbers=heads[heads.index("metric") + 1 :])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lichen.core.visible import visible
+from lichen.present.column_names import column_title
 from lichen.present.units import score_text
 
 __all__ = ["Card", "card_text", "front_matter"]
@@ -137,10 +138,8 @@ def _scores(card: Card) -> str:
     ]
     for name, score in {**summary["columns"], **summary["extra_columns"]}.items():
         if score is not None:
-            tail = score.get("worst_decile")
-            lines.append(
-                f"| {_cell(name)} | {score_text(score['mean'])} | {'-' if tail is None else score_text(tail)} |"
-            )
+            tail, title = score.get("worst_decile"), _cell(column_title(name))
+            lines.append(f"| {title} | {score_text(score['mean'])} | {'-' if tail is None else score_text(tail)} |")
     lines.append("\nThis is the row `federated`; the others are what it was held against.")
     return "\n".join(lines) + "\n"
 
@@ -158,7 +157,7 @@ def _fenced(text: str, language: str = "text") -> str:
 
 def _asked(card: Card) -> str:
     if not card.writes:
-        names = "\n".join(f"| {place} | {_cell(name)} |" for place, name in enumerate(card.classes))
+        names = "\n".join(f"| {place} | {_cell(column_title(name))} |" for place, name in enumerate(card.classes))
         return (
             f"## What it is asked\n\nA text by itself, cut after {card.max_length} tokens.\n\n"
             f"| Logit | Class |\n|---|---|\n{names}\n"

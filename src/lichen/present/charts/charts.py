@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from lichen.core.store import write_atomic
 from lichen.present.charts.fonts import drawable, drawing
+from lichen.present.column_names import column_title
 from lichen.present.summary import share_gaining
 from lichen.present.trace import Event, grid_name, read_trace
 
@@ -149,7 +150,7 @@ def _curves(
                 marker="o",
                 markersize=8 if len(rounds) == 1 else 3.5 if len(rounds) <= 40 else 0,
                 linewidth=1.8,
-                label=_plain(f"{column}  {grid}".strip()),
+                label=_plain(f"{column_title(column)}  {grid}".strip()),
             )
             if len(rounds) == 1:  # a curve of one point is that point, and what it is
                 axes.annotate(
