@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from safetensors.torch import load, save
 from lichen.clients.training.optimize import clip_C
 from lichen.core.message import Message, concatenate, take
 from lichen.core.tree import digest, plain
+from lichen.fl.testing import LAWS
 from lichen.research.gkt.gather import GatherFeatures
 from lichen.research.pate.pate import NoisyMax
 from lichen.server.evolution import Evolution
@@ -197,32 +197,26 @@ some = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**20)
 
 
+def shared_of(member: Any) -> dict[str, torch.Tensor]:
+    return {**SHARED, **SEARCH} if not isinstance(member, Ridge | Lda) else {}
+
+
 def outcome(member: Any, total: Any) -> Any:
-    change, metrics = member.close(total, {**SHARED, **SEARCH} if not isinstance(member, Ridge | Lda) else {})
+    change, metrics = member.close(total, shared_of(member))
     return digest(change), metrics
+
+
+def obeys(law: str, name: str, clients: int, seed: int, *, cut: int | None = None) -> None:
+    """Hold a member to a law of :mod:`lichen.fl.testing`; ``cut`` is how many clients' total crosses."""
+    member, make = FAMILY[name]
+    LAWS[law](member, make(clients, seed), shared_of(member), seed + 1 if cut is None else cut)
 
 
 @every
 @given(clients=st.integers(2, 9), seed=seeds)
 @some
 def test_any_order_blocks_and_merging_give_the_same_bytes(name: str, clients: int, seed: int) -> None:
-    member, make = FAMILY[name]
-    message = make(clients, seed)
-    whole = outcome(member, member.add(member.zero(), message))
-    g = torch.Generator().manual_seed(seed + 1)
-    order = torch.randperm(clients, generator=g).tolist()
-    cuts = sorted({0, clients, *torch.randint(0, clients, (3,), generator=g).tolist()})
-    blocks = [[take(message, k) for k in order[a:b]] for a, b in pairwise(cuts)]
-    folded = member.zero()
-    merged = member.zero()
-    for block in blocks:
-        folded = member.add(folded, concatenate(block))
-        part = member.zero()
-        for one in block:
-            part = member.add(part, one)
-        merged = member.merge(part, merged)
-    assert outcome(member, folded) == whole
-    assert outcome(member, merged) == whole
+    obeys("order", name, clients, seed)
 
 
 @pytest.mark.parametrize("name", UNEQUAL)
@@ -251,59 +245,28 @@ def test_unequal_ranks_and_layers_in_any_order_give_the_same_bytes(name: str, cl
 @given(seed=seeds)
 @some
 def test_is_a_monoid(name: str, seed: int) -> None:
-    member, make = FAMILY[name]
-    message = make(3, seed)
-    a, b, c = (member.add(member.zero(), take(message, k)) for k in range(3))
-    left, right = member.merge(member.merge(a, b), c), member.merge(a, member.merge(b, c))
-    assert outcome(member, left) == outcome(member, right)
-    assert outcome(member, member.merge(a, member.zero())) == outcome(member, a)
-    assert outcome(member, member.merge(member.zero(), a)) == outcome(member, a)
+    obeys("monoid", name, 3, seed)
 
 
 @every
 @given(seed=seeds)
 @some
 def test_folding_in_changes_neither_the_state_nor_the_message(name: str, seed: int) -> None:
-    member, make = FAMILY[name]
-    message = make(4, seed)
-    before = digest(message.tensors)
-    total = member.add(member.zero(), take(message, 0))
-    first = outcome(member, total)
-    member.merge(member.add(total, message), total) if isinstance(total, FixedSum) else member.add(total, message)
-    assert outcome(member, total) == first
-    assert digest(message.tensors) == before
+    obeys("pure", name, 4, seed)
 
 
 @every
 @given(clients=st.integers(2, 6), seed=seeds)
 @some
 def test_a_client_of_weight_zero_might_as_well_have_stayed_away(name: str, clients: int, seed: int) -> None:
-    member, make = FAMILY[name]
-    message = make(clients, seed)
-    message = replace(message, weight_C=message.weight_C.clone().index_fill_(0, torch.tensor([clients - 1]), 0.0))
-    for x_C in message.tensors.values():
-        x_C[-1] = torch.nan if x_C.is_floating_point() else torch.iinfo(x_C.dtype).min
-    without = concatenate([take(message, k) for k in range(clients - 1)])
-    assert outcome(member, member.add(member.zero(), message)) == outcome(member, member.add(member.zero(), without))
+    obeys("weight_zero", name, clients, seed)
 
 
 @every
 @given(clients=st.integers(0, 5), seed=seeds)
 @some
 def test_a_total_that_crossed_as_bytes_merges_and_closes_to_the_same(name: str, clients: int, seed: int) -> None:
-    member, make = FAMILY[name]
-    message = make(5, seed)
-    here, there = member.zero(), member.zero()
-    for k in range(5):
-        if k < clients:
-            here = member.add(here, take(message, k))
-        else:
-            there = member.add(there, take(message, k))
-    tensors, header = member.dump(here)
-    crossed = member.load(load(save(plain(tensors))), json.loads(json.dumps(header)))
-    assert outcome(member, member.merge(crossed, there)) == outcome(member, member.add(member.zero(), message))
-    if clients:
-        assert outcome(member, crossed) == outcome(member, here)
+    obeys("crossing", name, 5, seed=seed, cut=clients)
 
 
 @sums

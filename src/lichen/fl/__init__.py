@@ -1,6 +1,6 @@
 """The public API for one's own federated learning: contracts, the round loop, ready parts. ``from lichen import fl``.
 
-``examples/fedavg.py`` uses most of it on one page.
+``examples/fedavg.py`` uses most of it on one page. :mod:`lichen.fl.testing` holds the laws that own members must obey.
 
 Contracts. What has these methods is one; nothing is inherited.
 

@@ -1,0 +1,200 @@
+"""The laws that members of a family must obey, as functions for one's own tests.
+
+``check_aggregator`` holds an aggregator to those of a sum: the same bytes in any order and grouping, and after a trip
+between processes. ``check_client_task`` holds a client work to that of the client axis: a client's numbers have the
+same bits alone and beside others. Both raise an ``AssertionError`` that says which law is broken.
+
+>>> from lichen import fl
+>>> message = fl.Message(
+...     group="g",
+...     client_C=torch.arange(4),
+...     version_C=torch.zeros(4, dtype=torch.int64),
+...     tensors={"w": torch.arange(12.0).view(4, 3)},
+...     weight_C=torch.tensor([1.0, 2.0, 1.0, 3.0], dtype=torch.float64),
+... )
+>>> check_aggregator(fl.Mean(), message, {"w": torch.zeros(3)})
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from lichen.core.contracts import Aggregator, ClientTask
+from lichen.core.errors import LichenError
+from lichen.core.fold import serve
+from lichen.core.message import Job, Message, concatenate, take
+from lichen.core.store import ClientStore
+from lichen.core.tree import Tree, digest, plain
+
+__all__ = ["LAWS", "check_aggregator", "check_client_task"]
+
+Law = Callable[[Aggregator, Message, Tree, int], None]
+
+
+def check_aggregator(aggregator: Aggregator, message: Message, shared: Tree, *, seed: int = 0) -> None:
+    """Hold an aggregator to every law of :data:`LAWS`, and let it refuse a round to which nobody came.
+
+    Args:
+        aggregator: The member.
+        message: What several clients might send, three at least; the first of them has a weight above 0.
+        shared: The server's tensors.
+        seed: Of the orders that are tried.
+
+    Raises:
+        AssertionError: naming the law that is broken.
+    """
+    for law in LAWS.values():
+        law(aggregator, message, shared, seed)
+    try:
+        aggregator.close(aggregator.zero(), shared)
+    except LichenError:
+        return
+    raise AssertionError("close must raise a LichenError where nothing was folded in")
+
+
+def _closed(aggregator: Aggregator, total: Any, shared: Tree) -> tuple[str, dict[str, float]]:
+    change, metrics = aggregator.close(total, shared)
+    return digest(change), metrics
+
+
+def _hold(holds: bool, law: str) -> None:
+    if not holds:
+        raise AssertionError(law)
+
+
+def _one(aggregator: Aggregator, message: Message) -> Any:
+    return aggregator.add(aggregator.zero(), message)
+
+
+def order(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
+    """Any order, blocks and merging give the same bytes."""
+    clients, g = len(message.client_C), torch.Generator().manual_seed(seed)
+    places = torch.randperm(clients, generator=g).tolist()
+    cuts = sorted({0, clients, *torch.randint(0, clients, (3,), generator=g).tolist()})
+    folded, merged = aggregator.zero(), aggregator.zero()
+    for block in [[take(message, k) for k in places[a:b]] for a, b in pairwise(cuts)]:
+        folded = aggregator.add(folded, concatenate(block))
+        part = aggregator.zero()
+        for one in block:
+            part = aggregator.add(part, one)
+        merged = aggregator.merge(part, merged)
+    whole = _closed(aggregator, _one(aggregator, message), shared)
+    _hold(_closed(aggregator, folded, shared) == whole, "blocks in another order give the same bytes")
+    _hold(_closed(aggregator, merged, shared) == whole, "totals that were merged give the same bytes")
+
+
+def monoid(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
+    """``merge`` is associative, and ``zero`` is its neutral element."""
+    del seed
+    parts = [_one(aggregator, take(message, k)) for k in range(min(3, len(message.client_C)))]
+    a, b, c = parts[0], parts[-1], parts[len(parts) // 2]
+    left = aggregator.merge(aggregator.merge(a, b), c)
+    right = aggregator.merge(a, aggregator.merge(b, c))
+    _hold(_closed(aggregator, left, shared) == _closed(aggregator, right, shared), "merge is associative")
+    alone = _closed(aggregator, a, shared)
+    for both in (aggregator.merge(a, aggregator.zero()), aggregator.merge(aggregator.zero(), a)):
+        _hold(_closed(aggregator, both, shared) == alone, "zero changes nothing")
+
+
+def pure(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
+    """Folding in changes neither the total that there was nor the message."""
+    del seed
+    before = digest(message.tensors)
+    total = _one(aggregator, take(message, 0))
+    first = _closed(aggregator, total, shared)
+    rest = concatenate([take(message, k) for k in range(1, len(message.client_C))])
+    aggregator.add(total, rest)
+    aggregator.merge(_one(aggregator, rest), total)
+    aggregator.merge(total, _one(aggregator, rest))
+    _hold(_closed(aggregator, total, shared) == first, "add and merge leave the total that there was as it is")
+    _hold(digest(message.tensors) == before, "add leaves the message as it is")
+
+
+def weight_zero(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
+    """A client of weight 0 might as well have stayed away, whatever it sent."""
+    del seed
+    clients = len(message.client_C)
+    weight_C, tensors = message.weight_C.clone(), {name: x_C.clone() for name, x_C in message.tensors.items()}
+    weight_C[-1] = 0.0
+    for x_C in tensors.values():
+        x_C[-1] = torch.nan if x_C.is_floating_point() else torch.iinfo(x_C.dtype).min
+    there = replace(message, weight_C=weight_C, tensors=tensors)
+    without = concatenate([take(there, k) for k in range(clients - 1)])
+    same = _closed(aggregator, _one(aggregator, there), shared) == _closed(
+        aggregator, _one(aggregator, without), shared
+    )
+    _hold(same, "a client of weight 0 counts for nothing, even if it sent no numbers")
+
+
+def crossing(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
+    """A total that went through ``dump``, bytes and ``load`` merges and closes to the same bytes."""
+    clients = len(message.client_C)
+    cut = seed % (clients + 1)
+    here, there = aggregator.zero(), aggregator.zero()
+    for k in range(clients):
+        if k < cut:
+            here = aggregator.add(here, take(message, k))
+        else:
+            there = aggregator.add(there, take(message, k))
+    tensors, header = aggregator.dump(here)
+    crossed = aggregator.load(load(save(plain(tensors))), json.loads(json.dumps(header)))
+    whole = _closed(aggregator, _one(aggregator, message), shared)
+    merged = _closed(aggregator, aggregator.merge(crossed, there), shared)
+    _hold(merged == whole, "a total that was dumped and loaded merges to the same bytes")
+    if cut:
+        same = _closed(aggregator, crossed, shared) == _closed(aggregator, here, shared)
+        _hold(same, "a total that was dumped and loaded closes to the same bytes")
+
+
+LAWS: Mapping[str, Law] = {
+    "order": order,
+    "monoid": monoid,
+    "pure": pure,
+    "weight_zero": weight_zero,
+    "crossing": crossing,
+}
+"""Every law of an aggregator, by name; each takes the aggregator, a message, the shared tensors and a seed."""
+
+
+def check_client_task(task: ClientTask, job: Job) -> None:
+    """Hold a client work to the law of the client axis: a client alone and beside others gives the same bits.
+
+    Its private state is held to it, too.
+
+    Args:
+        task: The work and its source, as a node knows them.
+        job: What is asked, of two clients at least; its ``work`` may have any name.
+
+    Raises:
+        AssertionError: if a client's message or private state depends on its company.
+    """
+    _hold(len(job.clients) > 1, "the law needs two clients")
+    alone, together = (_served(task, job, size) for size in (1, len(job.clients)))
+    for client, parts in alone.items():
+        for name, bits in parts.items():
+            _hold(together[client][name] == bits, f"{name} of client {client} depends on who stands beside it")
+
+
+def _served(task: ClientTask, job: Job, block_size: int) -> dict[int, dict[str, str]]:
+    """For each client, the digests of what it sent and of what it keeps."""
+    found: dict[int, dict[str, str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        store = ClientStore(Path(folder) / "private")
+        for message in serve(job, {job.work: task}, store, block_size=block_size):
+            for place, client in enumerate(message.client_C.tolist()):
+                one = take(message, place)
+                sent = {"tensors": one.tensors, "weight": {"": one.weight_C}, "metrics": dict(one.metrics)}
+                found[client] = {name: digest(tree) for name, tree in sent.items()}
+        for client in job.clients:
+            own_C = store.load([client], job.version + 1)
+            found[client]["private state"] = digest(own_C or {})
+    return found
