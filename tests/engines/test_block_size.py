@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +11,25 @@ import equality
 import pytest
 import torch
 
+from lichen.clients.distillation.distill import Distill
+from lichen.clients.distillation.private_models import LocalInit
+from lichen.clients.training.diloco import Worker
 from lichen.clients.training.optimize import ClientOptimizer
+from lichen.clients.training.row_weights import ByRows
 from lichen.clients.training.train import Train
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts import ClientTask, ClientWork
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
+from lichen.core.wrapping import innermost
 from lichen.data.batches.shards import TextShard, TrainSource
 from lichen.engines import block_size as room
 from lichen.engines.block_size import Need, Room, need_of
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
+from lichen.transforms.parse import chain_of
+from lichen.transforms.uplink import Compressed
 
 CLIENTS = 7
 
@@ -34,6 +43,14 @@ def _station(*, batch: int = 2) -> tuple[ClientTask, CausalCohort]:
     shards = [TextShard(tuple(rows), labels=tuple(rows), kind="lm") for _ in range(CLIENTS)]
     source = TrainSource(shards, batch_size=batch, steps=2, fixed_width=24)
     return ClientTask(work=Train(cohort, optimizer=ClientOptimizer("adamw", lr=0.01)), source=source), cohort
+
+
+def _inside(client_task: ClientTask) -> CausalCohort:
+    """The model that is trained inside all wrappers."""
+    train = innermost(client_task.work)
+    assert isinstance(train, Train)
+    assert isinstance(train.model, CausalCohort)
+    return train.model
 
 
 def _job(cohort: CausalCohort) -> Job:
@@ -50,21 +67,50 @@ def test_bytes_a_token_hardly_depend_on_the_rows_looked_at() -> None:
 def test_layers_computed_again_keep_less() -> None:
     client_task, cohort = _station()
     whole = need_of(_job(cohort), client_task).token_bytes
-    cohort.checkpointing = True
-    assert need_of(_job(cohort), client_task).token_bytes < whole / 2
+    again = replace(client_task, work=Train(cohort.checkpointed(), optimizer=ClientOptimizer("adamw", lr=0.01)))
+    assert need_of(_job(cohort), again).token_bytes < whole / 2
+    assert need_of(_job(cohort), client_task).token_bytes == whole
 
 
 def test_a_client_that_does_not_fit_is_computed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     client_task, cohort = _station()
     need = need_of(_job(cohort), client_task)
     monkeypatch.setattr(room, "free_bytes", lambda device: int(1.9 * need.step_bytes))
-    assert Room(None, may_checkpoint=False)(_job(cohort), client_task) == 1
-    assert not cohort.checkpointing
+    assert Room(None, may_checkpoint=False)(_job(cohort), client_task) == (1, client_task)
     found = Room(tmp_path / "blocks.json")
-    assert found(_job(cohort), client_task) >= 1
-    assert cohort.checkpointing
+    block, again = found(_job(cohort), client_task)
+    assert block >= 1
+    assert _inside(again).checkpointing
+    assert not cohort.checkpointing
     monkeypatch.setattr(room, "free_bytes", lambda device: 0)
-    assert Room(tmp_path / "blocks.json")(_job(cohort), client_task) == found(_job(cohort), client_task), "remembered"
+    assert _inside(found(_job(cohort), client_task)[1]).checkpointing
+    assert Room(tmp_path / "blocks.json")(_job(cohort), client_task) == (block, client_task), "remembered"
+
+
+WRAPPED: dict[str, Callable[[Train], ClientWork]] = {
+    "weighed": lambda train: ByRows(train, (3,) * CLIENTS),
+    "coded": lambda train: Compressed(train, chain_of(("int8",))),
+    "at home": lambda train: LocalInit(train, start={}),
+    "answered": Distill,
+    "diloco": Worker,
+    "diloco, weighed and coded": lambda train: Compressed(ByRows(Worker(train), (3,) * CLIENTS), chain_of(("int8",))),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_what_goes_around_training_hides_none_of_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client_task, cohort = _station()
+    assert isinstance(client_task.work, Train)
+    job, inside = _job(cohort), replace(client_task, work=WRAPPED[name](client_task.work))
+    bare, around = need_of(job, client_task), need_of(job, inside)
+    assert around.token_bytes == bare.token_bytes > 0
+    assert (around.tokens, around.client_bytes > bare.client_bytes) == (bare.tokens, True)
+    for free, tight in ((int(1.9 * bare.step_bytes), True), (int(1e12), False)):
+        monkeypatch.setattr(room, "free_bytes", lambda device, free=free: free)
+        _, chosen = Room(None)(job, inside)
+        assert _inside(chosen).checkpointing == tight
+        assert type(chosen.work) is type(inside.work)
+        assert not cohort.checkpointing
 
 
 def test_no_more_clients_than_help() -> None:

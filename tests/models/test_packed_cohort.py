@@ -136,9 +136,8 @@ def test_layers_computed_again_change_nothing(case: str) -> None:
     cohort = _cohort(case, reference=False, packed=True)
     batch, params_C = _batch(case), _parameters(cohort, 4)
     results = []
-    for again in (False, True):
-        cohort.checkpointing = again
-        results.append(_both(cohort, params_C, batch))
+    for model in (cohort, cohort.checkpointed()):
+        results.append(_both(model, params_C, batch))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -170,8 +169,7 @@ def test_frozen_layers_below_are_computed_once_a_row(case: str) -> None:
     rows = len(pack_rows(batch, to_label=case != "bert", device=CPU).lengths)
     assert 0 < computed <= rows
     assert len(calls) == computed, "the second and third time nothing below was computed"
-    fast.checkpointing = True
-    for padded, packed in zip(wanted, _both(fast, params_C, batch), strict=True):
+    for padded, packed in zip(wanted, _both(fast.checkpointed(), params_C, batch), strict=True):
         torch.testing.assert_close(padded, packed, rtol=1e-10, atol=1e-12)
 
 

@@ -18,8 +18,8 @@ from lichen.core.tree import Tree
 
 __all__ = ["BEST", "BlockSize", "blocks", "fold", "serve"]
 
-BlockSize = Callable[[Job, ClientTask], int]
-"""Finds how many clients of a job stand side by side."""
+BlockSize = Callable[[Job, ClientTask], tuple[int, ClientTask]]
+"""Finds how many clients of a job stand side by side, and the task they do: the one given, or one in less memory."""
 
 BEST = "best_version"
 """A job's setting: the version whose private state must stay, because it belongs to the best round so far."""
@@ -97,7 +97,7 @@ def serve(
         )
     client_task = client_tasks[job.work]
     job = replace(job, shared=_on(job.shared, device))
-    size = block_size if isinstance(block_size, int) else block_size(job, client_task)
+    size, client_task = (block_size, client_task) if isinstance(block_size, int) else block_size(job, client_task)
     parted = store.parted(job.clients, job.version)
     waiting = deque(block for some in parted for block in blocks(some, client_task.source, size))
     while waiting:

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -25,10 +25,12 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lichen.clients.training.train import Train, tokens_seen_C
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, ClientTask
+from lichen.core.contracts import Batch, ClientTask, CohortModel
 from lichen.core.message import Job
 from lichen.core.parameters import split_shared
 from lichen.core.store import write_atomic
+from lichen.core.wrapping import innermost, with_innermost
+from lichen.models.cohort import Cohort
 
 __all__ = ["Need", "Room", "free_bytes", "need_of"]
 
@@ -84,13 +86,13 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _saved_bytes(model: Any, trainable: trees.Tree, fixed: trees.Tree, batch: Batch) -> int:
+def _saved_bytes(model: CohortModel, trainable: trees.Tree, fixed: trees.Tree, batch: Batch) -> int:
     """What the graph of one client's loss keeps, beside what is there anyway."""
     leaves_C = {name: x.detach().requires_grad_() for name, x in trees.broadcast(trainable, 1).items()}
-    frozen = getattr(getattr(model, "wrapped", None), "model", None)
+    cohort = innermost(model)
     there = {x.untyped_storage().data_ptr() for x in (*leaves_C.values(), *fixed.values())}
-    if frozen is not None:
-        there |= {x.untyped_storage().data_ptr() for x in frozen.parameters()}
+    if isinstance(cohort, Cohort):
+        there |= {x.untyped_storage().data_ptr() for x in cohort.wrapped.model.parameters()}
     kept: dict[int, int] = {}
 
     def keep(x: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ def need_of(job: Job, client_task: ClientTask) -> Need:
     tokens = [max(1, int(tokens_seen_C(batch).sum())) for batch in held] or [1]
     trainable, fixed = split_shared(job.shared)
     size = trees.nbytes(trainable)
-    work = _within(client_task.work)
+    work = innermost(client_task.work)
     if not isinstance(work, Train) or not held:
         return Need(token_bytes=0.0, client_bytes=2.0 * size, tokens=sum(tokens) / len(tokens))
     widest = max(range(len(held)), key=lambda i: tokens[i])
@@ -128,11 +130,13 @@ def need_of(job: Job, client_task: ClientTask) -> Need:
     return Need(token_bytes=kept / tokens[widest], client_bytes=float(copies * size), tokens=sum(tokens) / len(tokens))
 
 
-def _within(work: object) -> object:
-    """The work that steps, inside those that only wrap it."""
-    while hasattr(work, "inner"):
-        work = work.inner
-    return work
+def _checkpointed(client_task: ClientTask) -> ClientTask | None:
+    """The same task whose training computes its layers again on the way back; None where it cannot."""
+    train = innermost(client_task.work)
+    if not isinstance(train, Train) or not isinstance(train.model, Cohort) or not train.model.packed:
+        return None
+    train = replace(train, model=train.model.checkpointed())
+    return replace(client_task, work=with_innermost(client_task.work, train))
 
 
 def _spread(clients: Sequence[int]) -> list[int]:
@@ -156,22 +160,24 @@ class Room:
     def __init__(self, file: Path | None, *, device: str = "cpu", may_checkpoint: bool = True) -> None:
         self.file, self.device, self.may_checkpoint = file, torch.device(device), may_checkpoint
         self.known: dict[str, int] = {}
+        self.again: set[str] = set()
         if file is not None and file.exists():
             self.known = {name: int(block) for name, block in json.loads(file.read_text()).items()}
 
-    def __call__(self, job: Job, client_task: ClientTask) -> int:
-        """Clients side by side for this job's work; a :data:`lichen.core.fold.BlockSize`."""
+    def __call__(self, job: Job, client_task: ClientTask) -> tuple[int, ClientTask]:
+        """Clients side by side for this job's work, and the task to serve; a :data:`lichen.core.fold.BlockSize`."""
         if job.work not in self.known:
             self.known[job.work] = self._measure(job, client_task)
             if self.file is not None:
                 write_atomic(self.file, json.dumps(self.known, sort_keys=True).encode())
-        return self.known[job.work]
+        again = _checkpointed(client_task) if job.work in self.again else None
+        return self.known[job.work], again or client_task
 
     def _measure(self, job: Job, client_task: ClientTask) -> int:
-        model = getattr(_within(client_task.work), "model", None)
         need, free = need_of(job, client_task), free_bytes(self.device)
         tight = need.step_bytes > SHARE[self.device.type] * free
-        if tight and self.may_checkpoint and getattr(model, "packed", False):
-            model.checkpointing = True  # type: ignore[union-attr]
-            need = need_of(job, client_task)
+        again = _checkpointed(client_task) if tight and self.may_checkpoint else None
+        if again is not None:
+            self.again.add(job.work)
+            need = need_of(job, again)
         return need.block(free, self.device.type)

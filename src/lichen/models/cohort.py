@@ -9,10 +9,12 @@ Legend: C clients, B rows, T tokens, H width, K classes, R rows with a label.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, final
+from dataclasses import replace
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
@@ -33,7 +35,7 @@ from lichen.models.packing.frozen_prefix import Prefix
 from lichen.models.packing.packing import pack_rows
 from lichen.models.tokens.token_targets import Places
 
-__all__ = ["CausalCohort", "ClassifierCohort", "group_of"]
+__all__ = ["CausalCohort", "ClassifierCohort", "Cohort", "group_of"]
 
 
 def group_of(name: str, tree: Tree) -> str:
@@ -50,7 +52,7 @@ def _flat(batch: Batch) -> dict[str, Tensor]:
     }
 
 
-class _Cohort(ABC):
+class Cohort(ABC):
     """What the two have in common: a frozen model that is wrapped and can be packed.
 
     Attributes:
@@ -126,16 +128,18 @@ class _Cohort(ABC):
 
     @property
     def checkpointing(self) -> bool:
-        """In packed calls, layers keep their input only and compute the rest again on the way back."""
-        return self.wrapped.packing.checkpointing
+        """Layers keep their input only and compute the rest again on the way back."""
+        return self.wrapped.checkpointing
 
-    @checkpointing.setter
-    def checkpointing(self, on: bool) -> None:
-        self.wrapped.packing.checkpointing = on
+    def checkpointed(self) -> Self:
+        """The same model with ``checkpointing``; this one stays as it is, and both share all weights."""
+        other = copy.copy(self)
+        other.wrapped = replace(self.wrapped, checkpointing=True)
+        return other
 
 
 @final
-class CausalCohort(_Cohort):
+class CausalCohort(Cohort):
     """A causal language model for C clients; a :class:`lichen.core.contracts.CohortModel`.
 
     Args:
@@ -286,7 +290,7 @@ class CausalCohort(_Cohort):
 
 
 @final
-class ClassifierCohort(_Cohort):
+class ClassifierCohort(Cohort):
     """A sequence classifier for C clients; a :class:`lichen.core.contracts.CohortModel`.
 
     Args:

@@ -141,6 +141,7 @@ class FullCausal:
         model: From :func:`lichen.models.loading.load.load_causal`, or any frozen causal model in evaluation mode.
         name: The model's name in groups and messages.
         exclude: As for :class:`Whole`.
+        base: Digest of what both ends must have alike; None: of the frozen tensors.
         chunk: Labelled places the output layer sees at once; more than that are computed twice, to save memory.
 
     Raises:
@@ -149,12 +150,14 @@ class FullCausal:
 
     __slots__ = ("_backbone", "_chunk", "_head", "base", "classes", "group", "name", "objective", "reference", "whole")
 
-    def __init__(self, model: Any, *, name: str, exclude: Sequence[str] = (), chunk: int = 1024) -> None:
+    def __init__(
+        self, model: Any, *, name: str, exclude: Sequence[str] = (), base: str | None = None, chunk: int = 1024
+    ) -> None:
         self.whole = Whole(model, exclude)
         self.name, self.reference = name, True
         self.classes: int | None = None
         self.objective = NextToken()
-        self.base = _base(self.whole)
+        self.base = _base(self.whole) if base is None else base
         self.group = group_of(name, self.whole.init())
         self._chunk = chunk
         paths = {id(layer): path for path, layer in model.named_modules()}
@@ -244,6 +247,7 @@ class FullClassifier:
         model: From :func:`lichen.models.loading.load.load_classifier`.
         name: The model's name in groups and messages.
         exclude: As for :class:`Whole`.
+        base: Digest of what both ends must have alike; None: of the frozen tensors.
         objective: What its outputs are held against; None: they are logits of classes.
 
     Raises:
@@ -253,13 +257,19 @@ class FullClassifier:
     __slots__ = ("base", "classes", "group", "name", "objective", "reference", "whole")
 
     def __init__(
-        self, model: Any, *, name: str, exclude: Sequence[str] = (), objective: RowObjective | None = None
+        self,
+        model: Any,
+        *,
+        name: str,
+        exclude: Sequence[str] = (),
+        base: str | None = None,
+        objective: RowObjective | None = None,
     ) -> None:
         self.whole = Whole(model, exclude)
         self.name, self.reference = name, True
         self.objective: RowObjective = objective or Classification(int(model.config.num_labels))
         self.classes = self.objective.classes
-        self.base = _base(self.whole)
+        self.base = _base(self.whole) if base is None else base
         self.group = group_of(name, self.whole.init())
 
     def init(self, seed: int) -> Tree:

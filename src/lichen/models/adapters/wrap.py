@@ -41,6 +41,7 @@ class Wrapped:
         heads: Names of the layers trained whole.
         spec: What was asked for.
         packing: What its layers look at to know whether rows are packed.
+        checkpointing: In calls of this one, layers keep their input only and compute the rest again on the way back.
     """
 
     model: Any
@@ -48,6 +49,7 @@ class Wrapped:
     heads: tuple[str, ...]
     spec: Spec
     packing: Packing
+    checkpointing: bool = False
 
     def init(self, seed: int) -> Tree:
         """Start values without client axis: the adapter's as its kind has them, heads as the model has them."""
@@ -101,6 +103,7 @@ class Wrapped:
         """The model's output, or that of the submodule ``part``, for C clients' rows stacked on the first axis."""
         ready = self.tensors(trainable_C, fixed)
         self.packing.clients = next((len(x_C) for x_C in trainable_C.values()), 1)
+        self.packing.checkpointing = self.checkpointing
         module = self.model.get_submodule(part)
         inside = split(ready, f"{part}.")[0] if part else ready
         # Not tied: a head trained whole must leave the embedding it was tied to alone.

@@ -227,7 +227,7 @@ class Packing:
         current: The pack of the call in progress; None in a padded one.
         hidden: Hidden states ``(C * B, T, H)`` that stand for the base model's, where they are known.
         configs: The model's configurations, which name the attention to use.
-        checkpointing: Layers keep their input only and compute the rest again on the way back.
+        checkpointing: In the call in progress, layers keep their input only and compute the rest again on the way back.
         clients: How many are in the call.
         only: The one client whose tensors layers use, while they see what is all clients'; None: everyone's.
     """

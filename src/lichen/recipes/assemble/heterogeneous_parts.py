@@ -26,7 +26,6 @@ from lichen.clients.evaluation.early_stopping import KeepBest
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.train import Train
 from lichen.core.contracts import Aggregator, ClientTask, ClientWork, Engine, Source
-from lichen.core.fold import BlockSize
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
@@ -73,13 +72,16 @@ def engine_of(
     """This process, with these stations."""
     room = room_of(heterogeneous.recipe, store)
 
-    def block(job: Job, client_task: ClientTask) -> int:
-        # What clients make themselves is in no job, and counts all the same.
-        start = getattr(client_task.work, "start", {})
-        return room if isinstance(room, int) else room(replace(job, shared={**start, **job.shared}), client_task)
+    device = heterogeneous.recipe.model.device
+    if isinstance(room, int):
+        return LocalEngine(client_tasks, store, block_size=room, device=device)
 
-    size: int | BlockSize = room if isinstance(room, int) else block
-    return LocalEngine(client_tasks, store, block_size=size, device=heterogeneous.recipe.model.device)
+    def block(job: Job, client_task: ClientTask) -> tuple[int, ClientTask]:
+        # What clients make themselves is in no job, and counts all the same.
+        start = client_task.work.start if isinstance(client_task.work, LocalInit) else {}
+        return room(replace(job, shared={**start, **job.shared}), client_task)
+
+    return LocalEngine(client_tasks, store, block_size=block, device=device)
 
 
 def alone_steps(heterogeneous: HeterogeneousClients) -> int:

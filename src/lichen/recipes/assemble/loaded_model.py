@@ -122,15 +122,13 @@ def _cohort(recipe: Recipe, foundation: Any, tokenizer: Any, classes: Sequence[s
         fm = LocalFM(foundation, tokenizer, name=name, positions=section.adapter.tokens, start=words)
         return SoftPrompt(fm, seed=derive(recipe.seed, "projection"), size=recipe.optimizer.dimensions)
     if section.adapter.kind == "full":
-        whole: FullCausal | FullClassifier
+        # FedKSeed does not send where all begin, so that it must be agreed on.
+        base = base_digest(foundation) if recipe.optimizer.name == "kseed" else None
+        exclude = section.adapter.exclude
         if recipe.writes:
-            whole = FullCausal(foundation, name=name, exclude=section.adapter.exclude)
-        else:
-            objective = objective_of(recipe, classes)
-            whole = FullClassifier(foundation, name=name, exclude=section.adapter.exclude, objective=objective)
-        if recipe.optimizer.name == "kseed":
-            whole.base = base_digest(foundation)  # where all begin is not sent, so that it must be agreed on
-        return whole
+            return FullCausal(foundation, name=name, exclude=exclude, base=base)
+        objective = objective_of(recipe, classes)
+        return FullClassifier(foundation, name=name, exclude=exclude, base=base, objective=objective)
     spec = spec_of(recipe, foundation)
     model: CausalCohort | ClassifierCohort
     if recipe.writes:
@@ -138,8 +136,7 @@ def _cohort(recipe: Recipe, foundation: Any, tokenizer: Any, classes: Sequence[s
     else:
         objective = objective_of(recipe, classes)
         model = ClassifierCohort(foundation, adapter=spec, name=name, reference=padded, objective=objective)
-    model.checkpointing = bool(recipe.engine.gradient_checkpointing)
-    return model
+    return model.checkpointed() if recipe.engine.gradient_checkpointing else model
 
 
 def _notes(recipe: Recipe, model: Any, cohort: CohortModel) -> list[str]:

@@ -49,7 +49,8 @@ class _These:
 def _sized(engine: LocalEngine, job: Job) -> int:
     """Find the clients side by side before the clock starts, where the engine would find them in the job."""
     if not isinstance(engine.block_size, int):
-        engine.block_size = engine.block_size(job, engine.client_tasks[job.work])
+        engine.block_size, client_task = engine.block_size(job, engine.client_tasks[job.work])
+        engine.client_tasks = {**engine.client_tasks, job.work: client_task}
     return engine.block_size
 
 
