@@ -7,6 +7,7 @@ own files and folders: each stands above all that it imports there.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -115,6 +116,33 @@ def public_names(root: Path = SOURCE) -> dict[str, list[str]]:
     return {name: files for name, files in sorted(found.items()) if len(files) > 1}
 
 
+def unused_names(root: Path = SOURCE) -> dict[str, list[str]]:
+    """Names of ``__all__`` that no other file of the repository names, by file.
+
+    A name counts as used where it stands as a word: in code, in a test, or in a document.
+    """
+    folders = [root, *(root.parents[1] / name for name in ("tests", "benchmarks", "docs", "examples"))]
+    texts = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".md", ".yaml")]
+    texts += root.parents[1].glob("*.md")
+    files: dict[str, set[Path]] = defaultdict(set)
+    for path in texts:
+        for word in set(re.findall(r"[A-Za-z_]\w*", path.read_text(encoding="utf-8", errors="replace"))):
+            files[word].add(path)
+    return {
+        str(path.relative_to(root)): unused
+        for path in sorted(root.rglob("*.py"))
+        if (unused := [name for name in _exported(path) if files[name] == {path}])
+    }
+
+
+def _exported(path: Path) -> list[str]:
+    """What a file's ``__all__`` holds."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return []
+
+
 def main() -> int:
     arrows = {module: targets for module, targets in graph().items() if module != "lichen"}
     packages = {module.rpartition(".")[0] for module in arrows}
@@ -130,6 +158,11 @@ def main() -> int:
     print(f"public names that several files define: {len(shared)}")
     for name, files in shared.items():
         print(f"  {name}: {', '.join(files)}")
+    unused = unused_names()
+    public = sum(len(_exported(path)) for path in SOURCE.rglob("*.py"))
+    print(f"public names: {public}; used by no other file: {sum(map(len, unused.values()))}")
+    for file, names in unused.items():
+        print(f"  {file}: {', '.join(names)}")
     return 0
 
 

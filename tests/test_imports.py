@@ -85,6 +85,16 @@ def test_every_folder_is_small_and_has_few_floors() -> None:
     assert {folder: high for folder, inside in rooms.items() if (high := house.floors(inside)) > house.FLOORS} == {}
 
 
+def test_every_public_name_is_used_by_another_file(tmp_path: Path) -> None:
+    assert house.unused_names(ROOT) == {}, "leave them out of __all__: python docs/house.py lists them"
+    source = tmp_path / "src" / "lichen"
+    source.mkdir(parents=True)
+    (source / "a.py").write_text('__all__ = ["alone", "asked", "read"]\n')
+    (source / "b.py").write_text("from lichen.a import read\n")
+    (tmp_path / "page.md").write_text("`asked`\n")
+    assert house.unused_names(source) == {"a.py": ["alone"]}
+
+
 def test_the_package_imports_nothing_at_its_top() -> None:
     tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
     top = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]

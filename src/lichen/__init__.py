@@ -5,7 +5,7 @@ The commands, in Python:
 - ``run``: run a recipe to its end, and get a ``Result``.
 - ``plan``: what a recipe will take on this machine: seconds, bytes, memory, disk, energy.
 - ``compare``: run several recipes over several seeds, and get one table of them.
-- ``report``: read finished runs; printed, it is their table.
+- ``report``: read finished runs, as a ``RunReport``; printed, it is their table.
 - ``talk``: ask the bare model and a run's own the same thing.
 - ``export``: write what a run learned as files that other tools load.
 - ``read_recipe``: read and check a recipe, a ``Recipe``, without running it.
@@ -22,6 +22,7 @@ __all__ = [
     "LichenError",
     "Recipe",
     "Result",
+    "RunReport",
     "compare",
     "export",
     "fl",
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from lichen.core.errors import LichenError
     from lichen.recipes.compare import compare
     from lichen.recipes.plan.plan import plan
-    from lichen.recipes.run import Result, export, report, run, talk
+    from lichen.recipes.run import Result, RunReport, export, report, run, talk
     from lichen.recipes.schema.read import read_recipe
     from lichen.recipes.schema.recipe import Recipe
 
@@ -45,6 +46,7 @@ _HOMES = {
     "LichenError": "lichen.core.errors",
     "Recipe": "lichen.recipes.schema.recipe",
     "Result": "lichen.recipes.run",
+    "RunReport": "lichen.recipes.run",
     "compare": "lichen.recipes.compare",
     "export": "lichen.recipes.run",
     "plan": "lichen.recipes.plan.plan",

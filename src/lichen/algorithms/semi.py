@@ -34,7 +34,7 @@ from lichen.core.parameters import split_shared
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
-__all__ = ["AllowEmpty", "FineTuned", "SemiFL"]
+__all__ = ["AllowEmpty", "SemiFL"]
 
 _ROUND, _LOSS = "server.round", "server.loss"
 

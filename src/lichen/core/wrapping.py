@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Wrapper", "innermost", "with_innermost"]
+__all__ = ["innermost", "with_innermost"]
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ from lichen.data.encode_notes import sentences
 from lichen.data.sources.record import Record
 from lichen.data.sources.table import column_of
 
-__all__ = ["MOST_ENCODED", "Copies", "Left", "Lengths", "Reading", "alike", "lengths_of", "merged", "reading_of"]
+__all__ = ["MOST_ENCODED", "Copies", "Left", "Reading", "alike", "lengths_of", "merged", "reading_of"]
 
 MOST_ENCODED = 5000
 """Rows whose tokens are counted; of more, so many are taken at even distances."""

@@ -36,7 +36,7 @@ from lichen.engines.local import by_client
 from lichen.transforms.codec import Chain
 from lichen.transforms.downlink_cache import Views
 
-__all__ = ["MAX_FRAME", "SpawnedEngine", "read_frame", "serve_frames", "write_frame"]
+__all__ = ["SpawnedEngine", "read_frame", "serve_frames", "write_frame"]
 
 MAX_FRAME = 1 << 36
 """Bytes; a longer announcement is damage, not data."""

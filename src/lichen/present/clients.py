@@ -23,7 +23,7 @@ from lichen.present.units import score_text
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["COUNTS", "client_rows", "clients_csv", "clients_table", "read_clients"]
+__all__ = ["client_rows", "clients_csv", "clients_table", "read_clients"]
 
 NAME = "clients.csv"
 

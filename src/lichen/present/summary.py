@@ -31,7 +31,6 @@ __all__ = [
     "COLUMNS",
     "Columns",
     "Score",
-    "Summary",
     "Traffic",
     "Training",
     "check_summary",

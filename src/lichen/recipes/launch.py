@@ -34,7 +34,7 @@ from lichen.core.errors import LichenError, traceback_text
 from lichen.engines.ranks import RENDEZVOUS, RankError, threads_for
 from lichen.present.trace import Event, event_line, event_of
 
-__all__ = ["Teller", "launch", "telling"]
+__all__ = ["launch", "telling"]
 
 GRACE = 15.0
 """Seconds that ranks have to end by themselves once one of them has, or after Ctrl-C."""

@@ -30,7 +30,7 @@ from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
-__all__ = ["ServerAdam", "ServerAdaptive", "ServerSGD", "ServerYogi"]
+__all__ = ["ServerAdam", "ServerSGD", "ServerYogi"]
 
 _REPLACED = ("patch.", "answers.")
 

@@ -10,7 +10,7 @@ from lichen.tasks.task import Metric, Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CHAT", "PERPLEXITY"]
+__all__ = ["CHAT"]
 
 
 def _perplexity_N(sums: Mapping[str, Tensor]) -> Tensor:

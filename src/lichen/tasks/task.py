@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lichen.models.objectives import RowObjective
 
-__all__ = ["ROUNDS", "STATISTICS", "Labels", "Metric", "Procedure", "Task"]
+__all__ = ["ROUNDS", "STATISTICS", "Labels", "Metric", "Task"]
 
 Given = str | int | None
 """A label as the data have it; None where a row has none."""

@@ -33,7 +33,7 @@ from lichen.core.tree import Tree
 from lichen.transforms.codec import Chain
 from lichen.transforms.layout import Layout
 
-__all__ = ["WIRE", "Compressed", "CompressedState"]
+__all__ = ["WIRE", "Compressed"]
 
 WIRE = "wire."
 """A message's coded row is called so, and by its layout's digest."""

@@ -39,7 +39,7 @@ from lichen.core.tree import Tree
 from lichen.data.batches.shards import Shard, TrainSource
 from lichen.models.layerwise_distillation import EncoderStates, Layers, Layerwise, Open
 
-__all__ = ["Distill", "LogLine", "pre_distil", "public_source"]
+__all__ = ["Distill", "pre_distil", "public_source"]
 
 LogLine = Mapping[str, float]
 """``step`` (from 1), ``loss`` (mean over rows since the line before) and ``lr``."""

@@ -34,7 +34,7 @@ from lichen.core.message import Job, Message
 from lichen.core.parameters import personal_C, split_shared
 from lichen.core.tree import Tree
 
-__all__ = ["Predict", "PredictState"]
+__all__ = ["Predict"]
 
 Given = TypeVar("Given")
 

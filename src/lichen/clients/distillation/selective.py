@@ -48,7 +48,7 @@ from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
-__all__ = ["Selective", "SelectiveState", "compare", "predicted_labels", "trusted"]
+__all__ = ["Selective", "compare", "predicted_labels", "trusted"]
 
 OWN = "trust/"
 """Prefix in the private state."""

@@ -19,7 +19,7 @@ from lichen.data.sources.record import Record
 from lichen.data.synthetic.filters import Filter, Sifted, junk, length, repetition
 from lichen.fm.interface import Generator
 
-__all__ = ["SequenceAnswers", "prompt_of", "sequences"]
+__all__ = ["prompt_of", "sequences"]
 
 SequenceAnswers = tuple[tuple[Record, ...], Sifted]
 """``(rows to learn from, what became of every text)``."""

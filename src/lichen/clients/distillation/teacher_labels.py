@@ -31,7 +31,7 @@ from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.fm.zero_shot import Answer, Teacher
 
-__all__ = ["Answer", "AnswerState", "AnswerWork", "LocalTeacher", "NoBatches", "Teacher"]
+__all__ = ["Answer", "AnswerWork", "LocalTeacher", "NoBatches", "Teacher"]
 
 
 @final

@@ -30,7 +30,7 @@ from lichen.core.contracts import Batch, CohortModel
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 
-__all__ = ["KeepBest", "KeepBestState"]
+__all__ = ["KeepBest"]
 
 
 @final

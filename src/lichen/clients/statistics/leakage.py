@@ -40,7 +40,7 @@ from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.data.synthetic.near_duplicates import Copies, close_M
 
-__all__ = ["Leakage", "LeakageState", "flags"]
+__all__ = ["Leakage", "flags"]
 
 _Find = Callable[[Sequence[str]], Copies]
 

@@ -33,7 +33,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 
-__all__ = ["Statistics", "StatisticsState"]
+__all__ = ["Statistics"]
 
 
 @final

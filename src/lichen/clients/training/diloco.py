@@ -53,7 +53,7 @@ from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
-__all__ = ["Pace", "Worker", "WorkerState", "fragment_of"]
+__all__ = ["Pace", "Worker", "fragment_of"]
 
 _SINCE = "sync/since"
 

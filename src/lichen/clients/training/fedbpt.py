@@ -41,7 +41,7 @@ from lichen.core.parameters import split_shared
 from lichen.core.seeds import numpy_generator
 from lichen.core.tree import Tree
 
-__all__ = ["BlackBox", "BlackBoxState", "Search", "generation"]
+__all__ = ["BlackBox", "Search", "generation"]
 
 _LEAST, _MOST = 1e-4, 1e4  # what float16 holds in full
 

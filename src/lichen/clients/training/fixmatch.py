@@ -49,7 +49,7 @@ from lichen.core.seeds import numpy_generator
 from lichen.core.tree import Tree
 from lichen.data.batches.augment import Views
 
-__all__ = ["FixMatch", "FixMatchState", "thresholds_CK"]
+__all__ = ["FixMatch", "thresholds_CK"]
 
 _UNSEEN, _UNSURE = -2, -1
 

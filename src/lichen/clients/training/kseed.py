@@ -41,7 +41,7 @@ from lichen.core.parameters import split_shared
 from lichen.core.seeds import numpy_generator
 from lichen.core.tree import Tree
 
-__all__ = ["INDEX", "UNITS", "FedKSeed", "FedKSeedState", "ReplayedWork"]
+__all__ = ["INDEX", "UNITS", "FedKSeed", "ReplayedWork"]
 
 INDEX = "kseed.index"
 """``(C, τ)`` in a message: the directions gone along, int16 where K allows, -1 past a client's last step."""

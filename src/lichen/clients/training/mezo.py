@@ -40,17 +40,7 @@ from lichen.core.parameters import split_shared
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
-__all__ = [
-    "Sides",
-    "WeighBy",
-    "ZerothOrder",
-    "ZerothOrderState",
-    "add_metrics",
-    "both_sides",
-    "check_rates",
-    "message_of",
-    "shift",
-]
+__all__ = ["WeighBy", "ZerothOrder", "add_metrics", "both_sides", "check_rates", "message_of", "shift"]
 
 WeighBy = Literal["examples", "tokens", "one"]
 

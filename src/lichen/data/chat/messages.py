@@ -14,7 +14,7 @@ from typing import Any
 from lichen.core.errors import LichenError
 from lichen.data.chat.turns import turns_of
 
-__all__ = ["TURN_ROLES", "Turn", "messages_of"]
+__all__ = ["Turn", "messages_of"]
 
 Turn = Mapping[str, Any]
 

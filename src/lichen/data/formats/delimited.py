@@ -18,7 +18,7 @@ from lichen.core.errors import LichenError
 from lichen.core.visible import clipped
 from lichen.data.formats.encodings import MOST_LETTERS, lines_of, open_text
 
-__all__ = ["Delimited", "delimited_rows", "form_of"]
+__all__ = ["delimited_rows", "form_of"]
 
 _HEAD_LETTERS = 1 << 18
 _HEAD_ROWS = 200

@@ -25,7 +25,7 @@ from lichen.core.store import load_tree, save_tree
 from lichen.core.tree import Tree
 from lichen.data.sources.entries import cache_dir
 
-__all__ = ["MOST_BYTES", "MOST_SECONDS", "keep", "key_of", "prepared_folder"]
+__all__ = ["MOST_BYTES", "keep", "key_of", "prepared_folder"]
 
 MOST_BYTES = 4 << 30
 """All files of a folder together; beyond it those that were used longest ago go."""

@@ -19,7 +19,7 @@ from typing import Literal, final
 
 from lichen.data.sources.entries import CATALOG, cache_dir
 
-__all__ = ["Group", "Item", "clear", "items"]
+__all__ = ["Group", "clear", "items"]
 
 Group = Literal["private", "models", "all"]
 """What can be cleared: what is made of private rows; what can be fetched again; both."""

@@ -18,7 +18,7 @@ from lichen.core.errors import LichenError
 from lichen.core.private import make_folders
 from lichen.data.sources.entries import cache_dir
 
-__all__ = ["convert", "from_gguf", "gguf_to_folder"]
+__all__ = ["convert", "from_gguf"]
 
 
 def convert(name: str, raw: Path, done: Path, *, say: Callable[[str], None]) -> None:

@@ -24,7 +24,7 @@ from lichen.core.errors import LichenError
 from lichen.data.sources.convert import convert
 from lichen.data.sources.entries import Entry, cache_dir, entry
 
-__all__ = ["download", "fetch", "fetched", "sha256_of", "unpack"]
+__all__ = ["download", "fetch", "fetched", "unpack"]
 
 
 def fetched(name: str) -> Path | None:

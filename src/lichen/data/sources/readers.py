@@ -14,17 +14,7 @@ import numpy as np
 from lichen.core.errors import LichenError
 from lichen.data.sources.record import Record
 
-__all__ = [
-    "READERS",
-    "Reader",
-    "chitchat",
-    "clothing_reviews",
-    "digits",
-    "fashion_mnist",
-    "medmcqa",
-    "mnist_5k",
-    "sotu",
-]
+__all__ = ["READERS", "chitchat", "clothing_reviews", "digits", "medmcqa", "mnist_5k", "sotu"]
 
 Reader = Callable[[Path, Mapping[str, str]], list[Record]]
 """``(folder, columns) -> records``; ``columns`` may name other columns for some roles."""

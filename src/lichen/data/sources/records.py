@@ -21,7 +21,7 @@ from lichen.data.sources.entries import near_names
 from lichen.data.sources.readers import READERS
 from lichen.data.sources.record import Record
 
-__all__ = ["ROLES", "Record", "load_records", "records_of"]
+__all__ = ["Record", "load_records", "records_of"]
 
 ROLES = ("client", "text", "prompt", "completion", "messages", "label", "group")
 """What a column can be used as; ``completion`` is the text that follows a prompt."""

@@ -26,7 +26,7 @@ from lichen.models.adapters.linear_layers import frozen_linear, is_conv1d, is_li
 from lichen.models.adapters.table import BUILT_IN
 from lichen.models.packing.packing import Packing
 
-__all__ = ["BIASES", "BiasLinear", "BiasNorm", "BitFit"]
+__all__ = ["BIASES", "BitFit"]
 
 
 @final

@@ -41,7 +41,7 @@ from lichen.models.adapters.linear_layers import (
 from lichen.models.adapters.table import BUILT_IN
 from lichen.models.packing.packing import Packing
 
-__all__ = ["BOTTLENECK", "SUBLAYER_ENDS", "Bottleneck", "BottleneckLinear"]
+__all__ = ["BOTTLENECK", "Bottleneck"]
 
 SUBLAYER_ENDS = (
     *("o_proj", "out_proj", "attn.c_proj", "attention.output.dense", "attention.dense", "attention.out_lin"),

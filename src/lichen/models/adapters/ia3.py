@@ -32,7 +32,7 @@ from lichen.models.adapters.linear_layers import choose, fits, frozen_linear, is
 from lichen.models.adapters.table import BUILT_IN
 from lichen.models.packing.packing import Packing
 
-__all__ = ["IA3", "LEARNED_SCALES", "IA3Linear"]
+__all__ = ["IA3", "LEARNED_SCALES"]
 
 
 @final

@@ -14,7 +14,6 @@ from lichen.core.errors import LichenError
 from lichen.models.adapters.quantized import QuantizedLinear, QuantizedWeight, dense_weight, linear_frozen
 
 __all__ = [
-    "all_linear",
     "choose",
     "fits",
     "frozen_linear",

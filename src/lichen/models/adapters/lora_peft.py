@@ -29,7 +29,7 @@ from lichen.core.tree import Tree
 from lichen.models.adapters.kind import BEFORE_LAYERS, MERGE_FIRST, NOTHING, START_PLAIN, GeneratedText, PeftFormat
 from lichen.models.adapters.linear_layers import fits
 
-__all__ = ["LORA_PEFT", "alpha_of", "begin", "rank_of", "read", "write"]
+__all__ = ["LORA_PEFT", "begin", "read", "write"]
 
 _CONVERT = (
     "it changed the base's own weights when it began: save it again with PEFT's "

@@ -33,7 +33,7 @@ from lichen.models.adapters.virtual_peft import PREFIX_PEFT
 from lichen.models.packing.packing import Packing
 from lichen.models.renamed import cache_argument
 
-__all__ = ["PREFIX_TUNING", "Prefix", "PrefixTokens"]
+__all__ = ["PREFIX_TUNING", "Prefix"]
 
 
 @final

@@ -30,15 +30,7 @@ from lichen.models.adapters.virtual_peft import PROMPT_PEFT
 from lichen.models.packing.packing import Packing
 from lichen.models.renamed import cache_argument
 
-__all__ = [
-    "SOFT_PROMPT",
-    "Prompt",
-    "PromptTokens",
-    "arguments_of",
-    "attended",
-    "backbone",
-    "draw_tokens",
-]
+__all__ = ["SOFT_PROMPT", "Prompt", "arguments_of", "attended", "backbone", "draw_tokens"]
 
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 

@@ -23,7 +23,7 @@ from typing import Any, final
 
 from lichen.core.errors import LichenError
 
-__all__ = ["BUILT_IN", "GROUP", "Facts", "added", "facts_of", "kind_object", "words_with"]
+__all__ = ["BUILT_IN", "GROUP", "Facts", "added", "kind_object"]
 
 GROUP = "lichen.adapters"
 """The group of entry points."""

@@ -15,7 +15,7 @@ from typing import Any
 from lichen.core.errors import LichenError
 from lichen.models.loading.weights_file import check_file
 
-__all__ = ["check_config", "check_weights", "plainly", "read_json"]
+__all__ = ["check_config", "check_weights", "plainly"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _WHOLE = "fetch or save the folder again, whole"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lichen.models.packing.packing import Packing
 
-__all__ = ["quicken_norms", "rms_norm"]
+__all__ = ["quicken_norms"]
 
 
 def rms_norm(x: Tensor, weight_H: Tensor, eps: float) -> Tensor:

@@ -34,7 +34,7 @@ from lichen.core.errors import LichenError
 from lichen.core.tree import nbytes
 from lichen.models.students.student import Student
 
-__all__ = ["Member", "Need", "Optimizer", "choose", "family", "need"]
+__all__ = ["Need", "Optimizer", "choose", "family", "need"]
 
 Optimizer = Literal["sgd", "momentum", "adamw"]
 """How a client steps: with no, one or two moments a parameter."""

@@ -13,7 +13,7 @@ from lichen.core.store import write_atomic
 from lichen.recipes.schema.read import former_sha256, recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["adopt_folder", "adopt_run", "adopt_summary"]
+__all__ = ["adopt_folder", "adopt_run"]
 
 
 def adopt_run(folder: Path) -> None:

@@ -24,7 +24,7 @@ from lichen.recipes.assemble.model import STUDENT_TOKENIZER, foundation_of, obje
 from lichen.recipes.rows.prepare import ClientData
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["load_model"]
 
 
 @final

@@ -27,7 +27,7 @@ from lichen.models.loading.load import load_causal, load_encoder
 from lichen.recipes.schema.help import EndpointConfig
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["FMRegistry", "answers_folder"]
+__all__ = ["FMRegistry"]
 
 Say = Callable[[str], None]
 

@@ -44,7 +44,7 @@ from lichen.recipes.rows.public import unlabelled_of
 from lichen.server.lda import Lda
 from lichen.server.ridge import Ridge
 
-__all__ = ["HelpResult", "apply_help", "with_answer_index"]
+__all__ = ["apply_help", "with_answer_index"]
 
 Say = Callable[[str], None]
 

@@ -42,7 +42,7 @@ from lichen.recipes.schema.help import Synthetic
 from lichen.server.mean import Mean
 from lichen.transforms.privacy import delta_for, sigma_for
 
-__all__ = ["SyntheticResult", "deal_out", "write_pool", "write_synthetic", "writer_of"]
+__all__ = ["deal_out", "write_pool", "write_synthetic", "writer_of"]
 
 Say = Callable[[str], None]
 

@@ -31,7 +31,7 @@ from lichen.recipes.help.foundation_models import FMRegistry
 from lichen.recipes.rows.prepare import is_private
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["Teachers", "ask", "classes_in_answer", "head_teacher"]
+__all__ = ["Teachers", "ask", "classes_in_answer"]
 
 
 def classes_in_answer(recipe: Recipe, classes: Sequence[str]) -> int:

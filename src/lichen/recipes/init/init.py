@@ -22,7 +22,7 @@ from lichen.recipes.init.shapes import roles_of
 from lichen.recipes.init.values import values_of
 from lichen.recipes.init.write import full_recipe, short_recipe
 
-__all__ = ["Guess", "guess", "init_recipe"]
+__all__ = ["guess", "init_recipe"]
 
 HEAD_ROWS = 10_000
 HEAD_LETTERS = 1 << 25

@@ -29,7 +29,7 @@ from lichen.recipes.rows.prepare import encode
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.coverage import planned
 
-__all__ = ["Chunks", "expect", "expect_adapt"]
+__all__ = ["expect", "expect_adapt"]
 
 Chunks = Mapping[str, tuple[Chunk, ...]]
 

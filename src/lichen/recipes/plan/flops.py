@@ -32,7 +32,7 @@ from lichen.core.tree import Tree
 from lichen.models.adapters.linear_layers import is_linear
 from lichen.recipes.assemble.workload import Load, load_of
 
-__all__ = ["Arithmetic", "Counted", "Flops", "arithmetic_of", "counted"]
+__all__ = ["Counted", "Flops", "arithmetic_of", "counted"]
 
 ONCE_A_ROW = ("classifier", "score", "pooler", "pre_classifier")
 """Parts of names of layers that see one position of a row."""

@@ -37,7 +37,7 @@ from lichen.recipes.assemble.parts import begin_of, client_tasks
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
-__all__ = ["Footprint", "footprint", "peak_bytes"]
+__all__ = ["footprint", "peak_bytes"]
 
 
 @final

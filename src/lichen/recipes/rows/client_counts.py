@@ -9,7 +9,7 @@ from lichen.data.reading import lengths_of
 from lichen.recipes.rows.prepare import ClientData, first_of
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["MOST_COUNTED", "counts_of", "shared_test"]
+__all__ = ["counts_of", "shared_test"]
 
 MOST_COUNTED = 20_000
 """Rows in all whose tokens are counted once more; with more, nobody's cut rows are told."""

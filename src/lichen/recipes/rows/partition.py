@@ -19,7 +19,6 @@ from lichen.data.splits.split import some_of_each, split
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = [
-    "COPIES",
     "ClientData",
     "Partitioned",
     "draw_clients",

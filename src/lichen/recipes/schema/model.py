@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Adapter", "Model", "Positive", "Scratch", "Section", "Share", "Student"]
+__all__ = ["Adapter", "Model", "Positive", "Section", "Share", "Student"]
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]

@@ -17,7 +17,7 @@ from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import Experiment, grid_name
 from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment
 
-__all__ = ["Seen", "planned", "seen", "trained"]
+__all__ = ["planned", "seen", "trained"]
 
 
 @final

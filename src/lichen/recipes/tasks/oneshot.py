@@ -41,7 +41,7 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.outcome import TaskResult, baseline, over_all_rows, tested
 from lichen.server.ridge import Ridge
 
-__all__ = ["OneShot", "confusion", "oneshot", "predict", "run_oneshot", "solve"]
+__all__ = ["confusion", "oneshot", "predict", "run_oneshot", "solve"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

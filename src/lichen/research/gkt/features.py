@@ -31,7 +31,7 @@ from lichen.core.message import Job, Message
 from lichen.core.parameters import personal_C, split_shared
 from lichen.core.tree import Tree
 
-__all__ = ["FeatureUpload", "FeatureUploadState", "Featuring"]
+__all__ = ["FeatureUpload"]
 
 
 class Featuring(Protocol):

@@ -23,7 +23,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree, digest
 
-__all__ = ["FeaturesTotal", "GatherFeatures"]
+__all__ = ["GatherFeatures"]
 
 FeaturesTotal = tuple[tuple[int, Tree], ...]
 """Client and its tensors, in the order of arrival."""

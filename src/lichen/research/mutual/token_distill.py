@@ -46,7 +46,7 @@ from lichen.data.batches.rows import TextShard
 from lichen.models.tokens.token_targets import DistilledLM
 from lichen.research.mutual.token_logits import TOLD, own_params, starts
 
-__all__ = ["DistillLogits", "DistillLogitsState"]
+__all__ = ["DistillLogits"]
 
 
 @final

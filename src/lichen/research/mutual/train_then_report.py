@@ -28,7 +28,7 @@ from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.research.mutual.token_logits import ReportLogits, ReportLogitsState
 
-__all__ = ["TrainThenReport", "TrainThenReportSource", "TrainThenReportState"]
+__all__ = ["TrainThenReport", "TrainThenReportSource"]
 
 _PUBLIC = "public_C"
 

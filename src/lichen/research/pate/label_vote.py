@@ -27,7 +27,7 @@ from lichen.core.message import Job, Message
 from lichen.core.parameters import personal_C, split_shared
 from lichen.core.tree import Tree
 
-__all__ = ["LabelVote", "LabelVoteState"]
+__all__ = ["LabelVote"]
 
 
 @final

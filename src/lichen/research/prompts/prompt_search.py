@@ -44,7 +44,7 @@ from lichen.core.parameters import split_shared
 from lichen.core.seeds import numpy_generator
 from lichen.core.tree import Tree
 
-__all__ = ["TokenSearch", "TokenSearchState"]
+__all__ = ["TokenSearch"]
 
 
 @final

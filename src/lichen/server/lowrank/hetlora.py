@@ -32,7 +32,7 @@ from lichen.server.lowrank.lowrank import LowRank
 from lichen.server.lowrank.products import Key
 from lichen.server.mean import Weighting
 
-__all__ = ["HetLoRA", "NormWeighted"]
+__all__ = ["HetLoRA"]
 
 
 @final

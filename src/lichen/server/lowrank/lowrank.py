@@ -43,7 +43,7 @@ from lichen.server.lowrank.products import LowRankTotal
 from lichen.server.mean import Mean, Weighting, weigh_C
 from lichen.server.sums.fixed_point import WEIGHT_BITS
 
-__all__ = ["Averaged", "FedEx", "FedIT", "LowRank"]
+__all__ = ["FedEx", "FedIT", "LowRank"]
 
 
 @final

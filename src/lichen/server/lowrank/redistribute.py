@@ -39,7 +39,7 @@ from lichen.server.lowrank.factors import directions, gap_square, halves
 from lichen.server.lowrank.lowrank import LowRank
 from lichen.server.mean import Weighting
 
-__all__ = ["FLoRIST", "FlexLoRA", "Redistributed", "fewest"]
+__all__ = ["FLoRIST", "FlexLoRA", "fewest"]
 
 
 @final
