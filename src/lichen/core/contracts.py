@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 from torch import Tensor
 
@@ -150,6 +150,7 @@ class ClientWork(Protocol):
         ...
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientTask:
     """One thing a node can be asked to do: a work and the batches it folds over."""
@@ -245,6 +246,7 @@ class Engine(Protocol):
         ...
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerState:
     """Everything the server must remember between rounds; written at each round's end.
@@ -268,6 +270,7 @@ class ServerState:
     links: Tree = field(default_factory=dict)
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """One finished round, for the observers, who read and cannot steer.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from typing import final
 
 from lichen.core.visible import clipped, visible
 
@@ -24,6 +25,7 @@ def _readable(part: str) -> str:
     return clipped(visible(_BREAK.sub(" ", clipped(part, _LONGEST))), _LONGEST)
 
 
+@final
 class LichenError(Exception):
     """Bad input, told in one sentence, with the place it was found and how to mend it.
 

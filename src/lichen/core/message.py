@@ -17,7 +17,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal
+from typing import Literal, final
 
 import torch
 from safetensors import SafetensorError
@@ -68,6 +68,7 @@ _SAFETENSORS = {
 """How the writer calls a dtype, and its rank: tensors lie by falling rank, then by name."""
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What the server asks of some clients.
@@ -101,6 +102,7 @@ class Job:
     held: Mapping[int, str] = field(default_factory=dict)
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """What clients answer; always stacked, with C = 1 on a real node.

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -113,6 +113,7 @@ _OPEN = 64
 """Files held open at once while a block's are written."""
 
 
+@final
 class ClientStore:
     """Private state of many clients in a folder, one small file a client and version.
 

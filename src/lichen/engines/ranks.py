@@ -42,6 +42,7 @@ START = timedelta(minutes=10)
 WELL, FAULT, STOPPED = 0, 1, 2
 
 
+@final
 class RankError(RuntimeError):
     """A fault of lichen itself in another rank; its traceback is in the notes."""
 

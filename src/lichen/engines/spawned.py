@@ -118,6 +118,7 @@ def serve_frames(
             write_frame(sink, b"E", f"a fault of the node: {type(error).__name__}: {first}".encode())
 
 
+@final
 class _Node:
     """One spawned process and the tail of what it said on stderr."""
 

@@ -28,6 +28,7 @@ _MOST = 1 << 26  # bytes of one answer
 _RETRY_CODES = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
+@final
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None

@@ -34,7 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal, Protocol, final
+from typing import Any, Literal, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -97,6 +97,7 @@ class Layers:
                 raise LichenError("is out of range", where=f"layers.{name}", fix="use a number >= 0")
 
 
+@runtime_checkable
 class Open(Protocol):
     """A student that shows its inner states: :class:`lichen.models.students.students.TwoLayerTransformer` is one."""
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,7 @@ def linear_loss_C(
     return loss_C
 
 
+@final
 class _LinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(

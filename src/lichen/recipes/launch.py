@@ -95,6 +95,7 @@ def _end_with_launcher() -> None:
     os._exit(1)
 
 
+@final
 class _Rank:
     """One started process, the lines it tells and the tail of what it said on stderr."""
 

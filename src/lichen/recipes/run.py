@@ -50,6 +50,7 @@ from lichen.tasks.registry import task_of
 __all__ = ["Result", "RunReport", "Talker", "export", "node", "rank", "report", "run", "talk"]
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """A finished run.

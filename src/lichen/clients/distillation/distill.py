@@ -36,6 +36,7 @@ from lichen.core.fold import fold
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wrapping import innermost
 from lichen.data.batches.shards import Shard, TrainSource
 from lichen.models.layerwise_distillation import EncoderStates, Layers, Layerwise, Open
 
@@ -69,7 +70,8 @@ class Distill:
         for name in self.answers:
             if not name.startswith("answers."):
                 raise LichenError(f"{name!r} is no answer", where="distill.answers", fix="call it answers.prob")
-        if self.helpers and getattr(self.inner, "personal", False):
+        train = innermost(self.inner)
+        if self.helpers and isinstance(train, Train) and train.personal:
             raise LichenError(
                 "helpers are left behind after every job, personal training keeps all",
                 where="distill.helpers",
@@ -227,12 +229,11 @@ class _ScheduledState:
 
 
 def _open(model: CohortModel) -> Open:
-    if not callable(getattr(model, "states", None)):
+    if not isinstance(model, Open):
         raise LichenError(
             f"the inner states of {model.name} cannot be seen", where="layers", fix="use the student transformer"
         )
-    student: Open = model  # type: ignore[assignment]
-    return student
+    return model
 
 
 def _unanswered(public: Shard) -> Shard:

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, final
 
 from lichen.core.errors import LichenError
 from lichen.core.visible import clipped, listed
@@ -27,6 +27,7 @@ _BLANK = re.compile(r"[ \t\r\n\ufeff]*")
 _LIST = 'write [{"text": "..."}, ...], or a row a line as .jsonl'
 
 
+@final
 class _TwiceError(ValueError):
     """A key stands twice in one object."""
 

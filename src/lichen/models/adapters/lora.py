@@ -39,6 +39,7 @@ from lichen.models.packing.packing import Packing
 __all__ = ["LORA", "Lora", "LoraLinear"]
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
     """What of a model is trained.

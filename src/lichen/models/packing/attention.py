@@ -22,7 +22,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -184,6 +184,7 @@ def _to_line(parts: Sequence[Tensor], pack: Pack) -> Tensor:
     return line_NF
 
 
+@final
 class _Spread(torch.autograd.Function):
     """Gather into padded places; on the way back only the real ones count: padding has no gradient to give."""
 
@@ -197,6 +198,7 @@ class _Spread(torch.autograd.Function):
         return _to_line(dparts, ctx.pack), None
 
 
+@final
 class _Collect(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pack: Pack, *parts: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ LIMIT = 1 << 30
 """Bytes kept."""
 
 
+@final
 class _Reached(Exception):  # noqa: N818  # nothing is wrong
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden

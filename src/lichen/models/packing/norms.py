@@ -13,7 +13,7 @@ Legend: N tokens, H width.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ def rms_norm(x: Tensor, weight_H: Tensor, eps: float) -> Tensor:
     return y
 
 
+@final
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_H: Tensor, eps: float) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ from lichen.tasks.registry import task_of
 __all__ = ["Talker", "export", "talk", "talk_oneshot", "talk_rounds"]
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Talker:
     """A run to talk to.

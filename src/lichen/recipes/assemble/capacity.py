@@ -29,6 +29,7 @@ from lichen.core.message import Job
 from lichen.core.tree import Tree, block_of
 from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.quantized import resident_bytes
+from lichen.models.cohort import Cohort
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.live_bytes import LiveBytes
 from lichen.recipes.assemble.workload import heavy
@@ -130,8 +131,8 @@ def needs_of(experiment: Experiment, client_task: ClientTask) -> Needs:
     Raises:
         LichenError: if what is trained has no ranks and no blocks to choose from.
     """
-    wrapped: Any = getattr(experiment.model, "wrapped", None)
-    spec = getattr(wrapped, "spec", None)
+    wrapped: Any = experiment.model.wrapped if isinstance(experiment.model, Cohort) else None
+    spec = None if wrapped is None else wrapped.spec
     layers = [name.removesuffix(".lora_A") for name in experiment.start if name.endswith(".lora_A")]
     blocks = {block for layer in layers if (block := block_of(layer)) is not None}
     if not isinstance(spec, Lora) or not blocks:
@@ -195,7 +196,7 @@ def fit(experiment: Experiment, client_task: ClientTask, memory: float) -> Fit:
 
 
 def _memory(experiment: Experiment) -> Sequence[float]:
-    return getattr(experiment.recipe.federation, "memory", None) or ()
+    return experiment.recipe.federation.memory or ()
 
 
 def capacity_of(experiment: Experiment, client_task: ClientTask) -> Capacity | None:

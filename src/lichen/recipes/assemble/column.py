@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import final
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from lichen.recipes.schema.recipe import Recipe
 __all__ = ["Column", "among", "local_engine", "room_of"]
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
     """A finished column.

@@ -14,6 +14,7 @@ from lichen.data.batches.accumulation import MicroBatches
 from lichen.data.batches.augment import Views
 from lichen.data.batches.few_labels import FewLabels
 from lichen.data.batches.shards import EvalSource, MixedSource, Shard, TrainSource
+from lichen.models.cohort import Cohort
 from lichen.present.trace import grid_name
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.lowrank.submodel import Capacity
@@ -45,6 +46,7 @@ class Auxiliary:
     server: Shard | None = None
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
     """What every column works with.
@@ -80,7 +82,7 @@ class Experiment:
 
     def _width(self) -> int | None:
         """One width for all where padding is dropped anyway, so that any clients may stand side by side."""
-        return self.recipe.data.max_length if getattr(self.model, "packed", False) else None
+        return self.recipe.data.max_length if isinstance(self.model, Cohort) and self.model.packed else None
 
     def training(
         self, shards: Sequence[Shard], *, batch: int, steps: int | None, epochs: int | None = None, parts: int = 1

@@ -22,6 +22,7 @@ from lichen.data.sources.records import load_records
 from lichen.models.adapters.kind import Spec, kind_of
 from lichen.models.adapters.whole_layers import whole_layers
 from lichen.models.adapters.wrap import Wrapped
+from lichen.models.cohort import Cohort
 from lichen.models.loading.load import load_causal, load_classifier
 from lichen.models.objectives import RowObjective
 from lichen.models.peft.format import has_peft_format
@@ -142,7 +143,7 @@ def start_of(
     fresh, adapter = model.init(derive(recipe.seed, "init")), recipe.model.adapter
     if adapter.init_from is None:
         return fresh
-    wrapped = getattr(model, "wrapped", None)
+    wrapped = model.wrapped if isinstance(model, Cohort) else None
     if not isinstance(wrapped, Wrapped) or not has_peft_format(wrapped.spec):
         raise LichenError(
             f"{'a student' if recipe.model.student else f'kind: {adapter.kind}'} does not start from a PEFT adapter",

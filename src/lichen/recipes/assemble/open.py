@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, final
 
 from lichen.data.batches.content_digest import records_digest
 from lichen.data.batches.shards import Shard, TextShard
@@ -32,6 +32,7 @@ from lichen.server.lowrank.submodel import Capacity
 __all__ = ["LoadedExperiment", "fetch_named", "open_recipe", "shards_of"]
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedExperiment:
     """A recipe with everything it names at hand.

@@ -33,6 +33,7 @@ __all__ = [
 COPIES = "copies of a row that trains"
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientData:
     """One client and its rows, already parted."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, final
 
 import yaml
 
@@ -48,6 +48,7 @@ _PLAIN_WORDS = (
 )
 
 
+@final
 class _RefusedError(Exception):
     """A fault with its place, on the way to becoming a LichenError."""
 
@@ -56,6 +57,7 @@ class _RefusedError(Exception):
         self.what, self.mark, self.fix = what, mark, fix
 
 
+@final
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (PyYAML's own name)
     depth = 0
@@ -97,6 +99,7 @@ class _Loader(yaml.SafeLoader):
         return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
+@final
 class _Dumper(yaml.SafeDumper):
     # Both sides must agree on what looks like a number, or text such as '1e-3' would come back as one.
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import final
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ from lichen.server.ridge import Ridge
 __all__ = ["confusion", "oneshot", "predict", "run_oneshot", "solve"]
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneShot:
     """What came out: the columns, the head, and how exactly partitions agreed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ MOST_TOLD = 20
 """Of more classes only the smallest and the largest count are told."""
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResult:
     """A finished task: its columns, its clients' names, and what else there is to tell.

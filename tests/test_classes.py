@@ -1,0 +1,126 @@
+"""Every class is final, abstract, or a section of a schema; and nobody asks a contract what it happens to have."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import lichen
+
+ROOT = Path(lichen.__file__).parent
+
+MODELS = {
+    "base",
+    "config",
+    "getattr(model, 'generation_config', None)",
+    "head",
+    "layer",
+    "m",
+    "model",
+    "model.config",
+    "model.get_submodule(path)",
+    "module",
+    "self.whole.model.get_output_embeddings()",
+    "self_attention",
+    "tokenizer",
+    "wrapped.model.config",
+}
+"""Models of transformers, their layers, configurations and tokenizers: they differ by architecture and by version."""
+
+ASKED = {
+    *{(room, whom) for room in ("data", "fm", "models") for whom in MODELS},
+    ("recipes/artifacts/sampling.py", "model"),  # transformers' as well
+    ("recipes/artifacts/sampling.py", "getattr(model, 'generation_config', None)"),
+    ("recipes/artifacts/sampling.py", "tokenizer"),
+    ("recipes/assemble/model.py", "model.config"),
+    ("recipes/help/foundation_models.py", "tokenizer"),
+    ("recipes/plan/flops.py", "config"),
+    ("recipes/plan/flops.py", "model"),
+    ("research/mutual/vocabulary.py", "tokenizer"),
+    ("data/chat/spans.py", "told"),
+    ("models/loading/load.py", "method"),  # what a file says of its quantisation
+    ("models/loading/load.py", "quantized"),
+    ("data/formats/json_rows.py", "error"),  # some errors of Python name a place
+    ("data/sources/files.py", "error"),
+    ("recipes/assemble/chat_template.py", "error"),
+    ("recipes/schema/yaml.py", "event"),  # PyYAML's
+    ("core/private.py", "os"),  # differs by system
+    ("engines/ranks.py", "os"),
+    ("models/peft/start.py", "spec"),  # an adapter's own fields differ by kind
+}
+"""Who may be asked whether it has an attribute: by room or file, and by the expression that names it."""
+
+SET = {
+    ("data/batches/rows.py", "self"),  # a frozen dataclass brings its fields into one form when it is made
+    ("fm/generation/synthesis.py", "self"),
+    ("research/mutual/vocabulary.py", "self"),
+    ("models/adapters/quantized.py", "parent"),  # a layer of transformers' model gets another in its place
+    ("models/adapters/whole_layers.py", "model"),
+    ("models/loading/initial.py", "model.config"),
+    ("models/packing/position_table.py", "layer"),
+    ("models/peft/merge.py", "layer"),
+}
+"""Where an attribute is set by name."""
+
+
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(ROOT.rglob("*.py")):
+        yield str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def loose(parsed: list[tuple[str, ast.Module]]) -> list[str]:
+    """Classes that are neither final nor abstract nor, by what they stand on, a section of a schema."""
+    classes = [(path, node) for path, tree in parsed for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    sections = {"BaseModel"}
+    for _ in classes:  # as long as there are more
+        more = {node.name for _, node in classes if {ast.unparse(b) for b in node.bases} & sections}
+        if more <= sections:
+            break
+        sections |= more
+    found = []
+    for path, node in classes:
+        bases = {ast.unparse(base).split("[")[0] for base in node.bases}
+        marks = {ast.unparse(mark) for mark in node.decorator_list}
+        if not ("final" in marks or bases & {"ABC", "Protocol", "TypedDict"} or bases & sections):
+            found.append(f"{path}: {node.name}")
+    return found
+
+
+def asked(parsed: list[tuple[str, ast.Module]]) -> list[str]:
+    """Objects of the house that are asked whether they have an attribute, and attributes set by name."""
+    found = []
+    for path, tree in parsed:
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            name, whom = ast.unparse(node.func), ast.unparse(node.args[0]) if node.args else ""
+            asks = name == "hasattr" or (name == "getattr" and len(node.args) == 3)
+            sets = name in ("setattr", "delattr", "object.__setattr__")
+            known = (path, whom) in ASKED or (path.split("/")[0], whom) in ASKED
+            if (asks and not known) or (sets and (path, whom) not in SET):
+                found.append(f"{path}: {ast.unparse(node)}")
+    return found
+
+
+def test_every_class_is_final_abstract_or_a_section() -> None:
+    parsed = list(trees())
+    assert sum(isinstance(node, ast.ClassDef) for _, tree in parsed for node in ast.walk(tree)) > 200
+    assert loose(parsed) == []
+
+
+def test_no_contract_is_asked_what_it_has() -> None:
+    assert asked(list(trees())) == []
+
+
+def test_the_walks_see_faults() -> None:
+    source = "class A: ...\n@final\nclass B: ...\nclass C(ABC): ...\nclass D(BaseModel): ...\nclass E(D): ...\n"
+    source += "class F(B): ...\nhasattr(work, 'inner')\ngetattr(work, 'inner', None)\ngetattr(work, name)\n"
+    source += "setattr(work, 'x', 1)\n"
+    parsed = [("a.py", ast.parse(source))]
+    assert loose(parsed) == ["a.py: A", "a.py: F"]
+    assert [fault.removeprefix("a.py: ") for fault in asked(parsed)] == [
+        "hasattr(work, 'inner')",
+        "getattr(work, 'inner', None)",
+        "setattr(work, 'x', 1)",
+    ]
