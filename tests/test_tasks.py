@@ -16,7 +16,7 @@ from lichen.tasks.task import Task
 RECIPE = {"task": "classify", "model": {"student": {"kind": "image-mlp"}}, "data": {"name": "digits"}}
 
 
-@pytest.mark.parametrize("task", BUILT_IN.values(), ids=str)
+@pytest.mark.parametrize("task", BUILT_IN.values(), ids=BUILT_IN)
 def test_what_a_task_names_is_there(task: Task) -> None:
     assert task.metric_of(None).name == task.metric
     assert task.summary
