@@ -42,7 +42,7 @@ RULES_AFTER = 8
 RANK = 4
 RECIPE = (
     "data.max_clients=4",
-    "model.adapter.targets=[intermediate.dense, output.dense]",
+    "model.adapter.target_modules=[intermediate.dense, output.dense]",
     f"model.adapter.rank={RANK}",
     f"model.adapter.alpha={2 * RANK}",
 )

@@ -48,7 +48,7 @@ def _recipe(model: str, data: str, form: str, way: str = "packed") -> Any:
     return read_recipe(
         {
             "task": "classify" if classify else "chat",
-            "model": {"name": model, **weights, "adapter": {"targets": targets, "rank": 8, "alpha": 16, **head}},
+            "model": {"name": model, **weights, "adapter": {"target_modules": targets, "rank": 8, "alpha": 16, **head}},
             "data": {
                 "name": data,
                 "form": "plain" if data == "sotu" else "transcript" if data == "chitchat" else "chat",

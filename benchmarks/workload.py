@@ -119,7 +119,7 @@ def export(workload: Workload, folder: Path) -> None:
         "model": str(resolve_model(str(workload.recipe.model.name))),
         "pad": workload.loaded.experiment.pad,
         "classes": len(workload.loaded.classes),
-        "targets": list(adapter.targets),
+        "targets": list(adapter.target_modules),
         "rank": adapter.rank,
         "alpha": adapter.alpha,
         "lr": LR,

@@ -32,8 +32,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "stacked": {"federation": {"aggregate": "flora", "clients_per_round": 3}},
     "turned": {"federation": {"aggregate": "fedsvd"}},
     "layers": {"federation": {"layer_groups": 2}},
-    "ia3": {"model": {"adapter": {"kind": "ia3", "targets": ["k_proj"], "feedforward": ["down_proj"]}}},
-    "prefix": {"model": {"adapter": {"kind": "prefix", "tokens": 3}}},
+    "ia3": {"model": {"adapter": {"kind": "ia3", "target_modules": ["k_proj"], "feedforward_modules": ["down_proj"]}}},
+    "prefix": {"model": {"adapter": {"kind": "prefix", "num_virtual_tokens": 3}}},
     "seeds": {"model": FULL, "optimizer": {"name": "kseed", "lr": [1e-4], "seeds": 32}},
     "slopes": {"optimizer": {"name": "mezo", "lr": [1e-4]}},
     "workers": {
@@ -48,7 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
         },
     },
     "asked": {
-        "model": {"adapter": {"kind": "prompt", "tokens": 3}},
+        "model": {"adapter": {"kind": "prompt", "num_virtual_tokens": 3}},
         "optimizer": {"name": "cma", "lr": [0.3], "dimensions": 8},
     },
 }

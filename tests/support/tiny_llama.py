@@ -86,7 +86,7 @@ def recipe(model: Path, data: Path, shape: Literal["pair", "messages", "label"],
     sections: dict[str, Any] = {
         "name": "tiny",
         "task": "classify" if shape == "label" else "chat",
-        "model": {"name": str(model), "adapter": {"targets": ["q_proj", "v_proj"], "rank": 2, "alpha": 4}},
+        "model": {"name": str(model), "adapter": {"target_modules": ["q_proj", "v_proj"], "rank": 2, "alpha": 4}},
         "data": {
             "name": str(data),
             "columns": columns,

@@ -89,7 +89,9 @@ class ZeroShot:
         if self.template.count("{text}") != 1:
             raise LichenError("lacks a place", where="teacher.template", fix="write {text} in it, once")
         if len(self.words) < 2 or len(set(self.words.values())) != len(self.words):
-            raise LichenError("classes share a word", where="teacher.words", fix="give 2 or more classes, a word each")
+            raise LichenError(
+                "classes share a word", where="teacher.label_words", fix="give 2 or more classes, a word each"
+            )
         if self.calibrate not in ("none", "context", "batch"):
             raise LichenError(f"no way {self.calibrate!r}", where="teacher.calibrate", fix="use none, context or batch")
         if self.calibrate == "context" and not self.free:

@@ -364,14 +364,14 @@ def test_what_does_not_fit_is_said() -> None:
     llama, bert = equality.tiny("llama"), equality.tiny("bert")
     with pytest.raises(LichenError, match="has no biases to train"):
         wrap(llama, BitFit())
-    with pytest.raises(LichenError, match=r"adapter\.feedforward.*no layer is called 'wo'"):
+    with pytest.raises(LichenError, match=r"adapter\.feedforward_modules.*no layer is called 'wo'"):
         wrap(llama, IA3(targets=("v_proj",), feedforward=("wo",)))
     with pytest.raises(LichenError, match="no layer is named"):
         IA3()
     with pytest.raises(LichenError, match=r"adapter\.width"):
         Bottleneck(width=0)
     for kind in (Prompt, Prefix):
-        with pytest.raises(LichenError, match=r"adapter\.tokens"):
+        with pytest.raises(LichenError, match=r"adapter\.num_virtual_tokens"):
             kind(tokens=0)
         wrapped = wrap(bert, kind(tokens=60))
         start_C = {name: x[None] for name, x in wrapped.init(0).items()}

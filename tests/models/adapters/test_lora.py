@@ -39,7 +39,7 @@ def test_targets_match_by_the_end_of_the_name_and_all_linear_spares_the_output(l
     every = wrap(llama, Lora(targets="all-linear")).layers
     assert len(every) == 14
     assert "lm_head" not in every
-    with pytest.raises(LichenError, match=r"adapter\.targets.*query(.|\n)*use some of: .*q_proj"):
+    with pytest.raises(LichenError, match=r"adapter\.target_modules.*query(.|\n)*use some of: .*q_proj"):
         wrap(llama, Lora(targets=("q_proj", "query")))
     with pytest.raises(LichenError, match="nothing would be trained"):
         wrap(llama, Lora(targets=()))

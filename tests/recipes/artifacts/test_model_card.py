@@ -48,9 +48,9 @@ def run_code(card: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
 
 
 ADAPTERS: dict[str, dict[str, Any]] = {
-    "lora": {"targets": ["q_proj", "v_proj"], "rank": 2, "alpha": 4},
-    "ia3": {"kind": "ia3", "targets": ["v_proj"]},
-    "prompt": {"kind": "prompt", "tokens": 2},
+    "lora": {"target_modules": ["q_proj", "v_proj"], "rank": 2, "alpha": 4},
+    "ia3": {"kind": "ia3", "target_modules": ["v_proj"]},
+    "prompt": {"kind": "prompt", "num_virtual_tokens": 2},
 }
 
 

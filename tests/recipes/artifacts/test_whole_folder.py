@@ -198,7 +198,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 def test_another_start_adapter_is_refused(model: Path, tmp_path: Path) -> None:
     data = save_rows(tmp_path / "rows.jsonl", "pair")
     first = lichen.run(recipe(model, data, "pair", **ROUNDS), out=tmp_path / "first").folder / "adapter"
-    adapter = {"targets": ["q_proj", "v_proj"], "rank": 2, "alpha": 4, "init_from": str(first)}
+    adapter = {"target_modules": ["q_proj", "v_proj"], "rank": 2, "alpha": 4, "init_from": str(first)}
     whole = recipe(model, data, "pair", federation={"rounds": 3}, model={"name": str(model), "adapter": adapter})
     folder = stopped(whole, tmp_path / "run")
     tensors = load_file(first / "adapter_model.safetensors")

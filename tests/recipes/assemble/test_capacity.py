@@ -58,7 +58,7 @@ def _experiment(home: Path, **more: Any) -> tuple[Experiment, ClientTask]:
 
 @pytest.fixture(scope="module")
 def tiny(home: Path) -> tuple[Experiment, ClientTask, Needs]:
-    model = {"adapter": {"targets": ["q_proj", "v_proj"], "rank": 4, "alpha": 4}}
+    model = {"adapter": {"target_modules": ["q_proj", "v_proj"], "rank": 4, "alpha": 4}}
     experiment, client_task = _experiment(home, model={"name": str(home / "model"), **model})
     return experiment, client_task, needs_of(experiment, client_task)
 
@@ -120,7 +120,7 @@ def test_counted_on_the_largest_batch(tiny: tuple[Experiment, ClientTask, Needs]
 
 def test_clients_take_turns(home: Path, tiny: tuple[Experiment, ClientTask, Needs]) -> None:
     _, _, needs = tiny
-    adapter = {"targets": ["q_proj", "v_proj"], "rank": 4, "alpha": 4}
+    adapter = {"target_modules": ["q_proj", "v_proj"], "rank": 4, "alpha": 4}
     gib = [needs.least / GIB, (needs.narrow + needs.whole) / 2 / GIB, 1.0]
     more = {"model": {"name": str(home / "model"), "adapter": adapter}, "federation": {"memory": gib}}
     experiment, client_task = _experiment(home, **more)

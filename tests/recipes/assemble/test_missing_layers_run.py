@@ -31,7 +31,7 @@ def _recipe(home: Path, family: str, **adapter: Any) -> dict[str, Any]:
     return {
         "name": "lacked",
         "task": "classify",
-        "model": {"name": str(home / family), "adapter": {"rank": 2, "targets": TARGETS[family], **adapter}},
+        "model": {"name": str(home / family), "adapter": {"rank": 2, "target_modules": TARGETS[family], **adapter}},
         "data": {"name": str(home / "rows.jsonl"), "max_length": 8},
         "federation": {"rounds": 3, "local_steps": 4, "batch_size": 6, "valid_every": 3},
         "optimizer": {"lr": 0.02},

@@ -50,7 +50,7 @@ def _recipe(home: Path, labels: tuple[str, ...], **model: Any) -> dict[str, Any]
     return {
         "name": "named",
         "task": "classify",
-        "model": {"name": str(home / "base"), "adapter": {"rank": 2, "targets": ["query"]}, **model},
+        "model": {"name": str(home / "base"), "adapter": {"rank": 2, "target_modules": ["query"]}, **model},
         "data": {"name": str(home / "rows.jsonl"), "max_length": 8},
         "federation": {"rounds": 1, "local_steps": 1, "batch_size": 4},
         "optimizer": {"lr": 0.01},

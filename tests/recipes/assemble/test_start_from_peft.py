@@ -98,9 +98,9 @@ KINDS: dict[str, tuple[type[peft.PeftConfig], dict[str, Any], dict[str, Any]]] =
         {"r": 4, "lora_alpha": 16, "target_modules": QV, "rank_pattern": {"q_proj": 2}},
         {"rank": 4, "alpha": 16},
     ),
-    "ia3": (peft.IA3Config, {"target_modules": KV, "feedforward_modules": []}, {"kind": "ia3", "targets": KV}),
-    "prompt": (peft.PromptTuningConfig, {"num_virtual_tokens": 4}, {"kind": "prompt", "tokens": 4}),
-    "prefix": (peft.PrefixTuningConfig, {"num_virtual_tokens": 4}, {"kind": "prefix", "tokens": 4}),
+    "ia3": (peft.IA3Config, {"target_modules": KV, "feedforward_modules": []}, {"kind": "ia3", "target_modules": KV}),
+    "prompt": (peft.PromptTuningConfig, {"num_virtual_tokens": 4}, {"kind": "prompt", "num_virtual_tokens": 4}),
+    "prefix": (peft.PrefixTuningConfig, {"num_virtual_tokens": 4}, {"kind": "prefix", "num_virtual_tokens": 4}),
 }
 
 
@@ -128,11 +128,11 @@ def test_a_run_begins_with_pefts_logits(task: str, kind: str, home: Path, tmp_pa
         ({"rank": 4, "alpha": 8}, r"model\.adapter\.alpha: .* lora_alpha 16, the run 8\n.*set it to 16"),
         ({"rank": 8, "alpha": 16}, r"model\.adapter\.rank: .* rank 4, the run 8\n.*set it to 4"),
         (
-            {"rank": 4, "alpha": 16, "targets": ["k_proj", "v_proj"]},
-            r"model\.adapter\.targets: .*q_proj', which the run does not train\n.*\[k_proj, q_proj, v_proj\]",
+            {"rank": 4, "alpha": 16, "target_modules": ["k_proj", "v_proj"]},
+            r"model\.adapter\.target_modules: .*q_proj', which the run does not train\n.*\[k_proj, q_proj, v_proj\]",
         ),
         ({"rank": 4, "alpha": 16, "last": 1}, r"model\.adapter\.last: .*does not train\n.*leave it out"),
-        ({"kind": "ia3", "targets": QV}, r"model\.adapter\.kind: .* of kind lora, the run's is ia3\n.*to lora"),
+        ({"kind": "ia3", "target_modules": QV}, r"model\.adapter\.kind: .* of kind lora, the run's is ia3\n.*to lora"),
         ({"kind": "full"}, r"model\.adapter\.init_from: kind: full does not start from a PEFT adapter"),
         ({"kind": "bottleneck"}, r"model\.adapter\.init_from: kind: bottleneck does not"),
     ],

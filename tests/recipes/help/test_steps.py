@@ -29,7 +29,7 @@ DRAWN = [
     "data.on_single_class=keep",
 ]
 TEACHER = [*PUBLIC, "teacher.name=MODEL"]
-NAMES = "teacher.words={calm: ' w1', glad: ' w2', sad: ' w3'}"
+NAMES = "teacher.label_words={calm: ' w1', glad: ' w2', sad: ' w3'}"
 WRITER = [
     "synthetic.name=MODEL",
     "synthetic.per_class=4",

@@ -241,7 +241,7 @@ def test_a_wish_that_does_not_fit_is_told(tmp_path: Path, wishes: Wishes, words:
 def test_a_model_of_the_users_own_is_adapted_whatever_its_layers_are_called(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", CHAT)
     recipe = read_recipe(load_yaml(init_recipe(path, wishes=Wishes(model="org/model")), where="recipe"))
-    assert (recipe.model.name, recipe.model.adapter.targets) == ("org/model", "all-linear")
+    assert (recipe.model.name, recipe.model.adapter.target_modules) == ("org/model", "all-linear")
 
 
 def test_a_first_run_of_many_rows_is_short_and_says_so(tmp_path: Path) -> None:

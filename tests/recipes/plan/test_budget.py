@@ -13,12 +13,12 @@ from lichen.recipes.rows.prepare import first_of
 
 GRID = [
     "federation.rounds=5",
-    "federation.per_round=4",
+    "federation.clients_per_round=4",
     "federation.valid_every=2",
-    "federation.steps=1",
+    "federation.local_steps=1",
     "optimizer.lr=[0.1,0.3]",
     "optimizer.grid_rounds=3",
-    "compare.columns=[alone]",
+    "compare.baselines=[alone]",
 ]
 
 

@@ -72,7 +72,7 @@ def test_chat_rows_give_an_adapter_that_peft_reads_as_the_merged_model(
 def test_fedex_writes_its_patch_as_rank_while_it_fits_and_into_the_weights_after(
     home: Path, tmp_path: Path, rank: int
 ) -> None:
-    adapter = {"targets": ["q_proj"], "rank": rank, "alpha": 2 * rank}
+    adapter = {"target_modules": ["q_proj"], "rank": rank, "alpha": 2 * rank}
     federation = {"aggregate": "fedex", "rounds": 1, "local_steps": 3}
     result = run(home, tmp_path / "run", model={"name": str(home / "model"), "adapter": adapter}, federation=federation)
     tree, _ = load_tree(result.folder / "state" / "final.safetensors")
@@ -103,7 +103,7 @@ def test_a_classifier_of_the_users_labels(home: Path, tmp_path: Path) -> None:
 
 def test_a_run_starts_from_the_adapter_of_another(home: Path, tmp_path: Path) -> None:
     first = run(home, tmp_path / "first")
-    adapter = {"targets": ["q_proj", "v_proj"], "rank": 2, "alpha": 4, "init_from": str(first.adapter)}
+    adapter = {"target_modules": ["q_proj", "v_proj"], "rank": 2, "alpha": 4, "init_from": str(first.adapter)}
     again = {"model": {"name": str(home / "model"), "adapter": adapter}, "compare": {"baselines": ["base"]}}
     second = run(home, tmp_path / "second", **again)
     columns, before = second.summary["columns"], first.summary["columns"]["federated"]

@@ -82,7 +82,7 @@ def test_every_place_that_looks_like_a_key_is_one() -> None:
         ("endpoint.url", True),
         ("data.partition.alpha", False),
         ("data.columns.text", False),
-        ("teacher.words.glad", False),
+        ("teacher.label_words.glad", False),
         ("model", False),
         ("model.adapter", False),
         ("recipe.yaml, line 3", False),

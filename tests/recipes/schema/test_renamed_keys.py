@@ -124,7 +124,7 @@ def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Values by dotted key."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+        found |= flat(value, f"{path}{key}.") if value and isinstance(value, dict) else {f"{path}{key}": value}
     return found
 
 

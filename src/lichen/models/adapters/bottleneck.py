@@ -123,7 +123,7 @@ def place(model: Any, spec: Bottleneck, packing: Packing, heads: Sequence[str]) 
     if not layers:
         raise LichenError(
             f"it is not known where the sub-layers of a {type(model).__name__} end",
-            where="model.adapter.targets",
+            where="model.adapter.target_modules",
             fix="name the last linear layers of its attention and its feed-forward",
         )
     for path in layers:

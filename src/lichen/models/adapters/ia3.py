@@ -58,7 +58,9 @@ class IA3:
     def __post_init__(self) -> None:
         if not self.targets and not self.feedforward:
             raise LichenError(
-                "no layer is named", where="model.adapter.targets", fix="name the keys, the values and the feed-forward"
+                "no layer is named",
+                where="model.adapter.target_modules",
+                fix="name the keys, the values and the feed-forward",
             )
 
     @property
@@ -97,7 +99,7 @@ def place(model: Any, spec: IA3, packing: Packing, heads: Sequence[str]) -> tupl
     Raises:
         LichenError: if a name fits no layer.
     """
-    inputs = choose(model, spec.feedforward, heads, last=spec.last, where="model.adapter.feedforward")
+    inputs = choose(model, spec.feedforward, heads, last=spec.last, where="model.adapter.feedforward_modules")
     outputs = choose(model, spec.targets, heads, last=spec.last)
     layers = tuple(name for name, _ in model.named_modules() if name in {*inputs, *outputs})
     for path in layers:
@@ -128,9 +130,9 @@ def build(section: Any, heads: tuple[str, ...]) -> IA3:
     Raises:
         LichenError: if all linear layers are asked for where they must be named.
     """
-    if isinstance(section.targets, str):
-        raise LichenError("ia3 scales named layers", where="model.adapter.targets", fix="list them")
-    return IA3(targets=section.targets, feedforward=section.feedforward, heads=heads, last=section.last)
+    if isinstance(section.target_modules, str):
+        raise LichenError("ia3 scales named layers", where="model.adapter.target_modules", fix="list them")
+    return IA3(targets=section.target_modules, feedforward=section.feedforward_modules, heads=heads, last=section.last)
 
 
 def write(tree: Tree, spec: IA3, patches: Mapping[str, Mapping[str, Tensor]]) -> GeneratedText:
@@ -194,7 +196,9 @@ def begin(tree: Tree, fresh: Tree, spec: IA3, config: Mapping[str, Any], where: 
         if inputs != theirs:
             side, fix = ("input", f"add {path.rpartition('.')[2]}") if theirs else ("output", "leave it out there")
             raise LichenError(
-                f"the adapter in {where} scales the {side} of {path!r}", where="model.adapter.feedforward", fix=fix
+                f"the adapter in {where} scales the {side} of {path!r}",
+                where="model.adapter.feedforward_modules",
+                fix=fix,
             )
         if tree[name].numel() != fresh[name].numel():
             raise LichenError(
@@ -223,6 +227,6 @@ LEARNED_SCALES = AdapterKind(
         honoured=frozenset({"target_modules", "exclude_modules", "feedforward_modules"}),
         idle=frozenset({"fan_in_fan_out", "init_ia3_weights"}),
         initial="init_ia3_weights",
-        key_of=lambda path, config: "feedforward" if _scales_inputs(path, config) else "targets",
+        key_of=lambda path, config: "feedforward_modules" if _scales_inputs(path, config) else "target_modules",
     ),
 )

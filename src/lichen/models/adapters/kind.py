@@ -140,7 +140,7 @@ class PeftFormat:
     needed: Mapping[str, Any] = field(default_factory=dict)
     initial: str = ""
     hints: Mapping[str, str] = field(default_factory=dict)
-    key_of: Callable[[str, Mapping[str, Any]], str] = lambda layer, config: "targets"
+    key_of: Callable[[str, Mapping[str, Any]], str] = lambda layer, config: "target_modules"
 
     def claims(self, config: Mapping[str, Any]) -> bool:
         """Whether a configuration is of this kind and no other."""

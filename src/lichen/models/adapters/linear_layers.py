@@ -104,7 +104,12 @@ def last_blocks(model: Any, last: int | None) -> str | tuple[str, ...]:
 
 
 def choose(
-    model: Any, targets: Sequence[str] | str, heads: Sequence[str], *, last: int | None, where: str = "adapter.targets"
+    model: Any,
+    targets: Sequence[str] | str,
+    heads: Sequence[str],
+    *,
+    last: int | None,
+    where: str = "adapter.target_modules",
 ) -> tuple[str, ...]:
     """The linear layers that ``targets`` mean, in the model's order, heads left out.
 

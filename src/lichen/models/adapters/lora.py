@@ -168,7 +168,7 @@ def merge(layer: Any, path: str, own: Tree, spec: Lora, change_oi: Tensor) -> Tr
 def build(section: Any, heads: tuple[str, ...]) -> Lora:
     """From a recipe's section."""
     return Lora(
-        targets=section.targets,
+        targets=section.target_modules,
         rank=section.rank,
         alpha=section.alpha,
         rslora=section.rslora,

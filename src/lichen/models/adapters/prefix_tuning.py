@@ -54,7 +54,9 @@ class Prefix:
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
-            raise LichenError(f"{self.tokens} tokens are below 1", where="model.adapter.tokens", fix="use 8 to 100")
+            raise LichenError(
+                f"{self.tokens} tokens are below 1", where="model.adapter.num_virtual_tokens", fix="use 8 to 100"
+            )
 
     @property
     def kind(self) -> AdapterKind:
@@ -159,7 +161,7 @@ def start(model: Any, path: str, spec: Prefix, seed: int) -> Tree:
 
 def build(section: Any, heads: tuple[str, ...]) -> Prefix:
     """From a recipe's section."""
-    return Prefix(tokens=section.tokens, heads=heads)
+    return Prefix(tokens=section.num_virtual_tokens, heads=heads)
 
 
 PREFIX_TUNING = AdapterKind(

@@ -53,7 +53,9 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
-            raise LichenError(f"{self.tokens} tokens are below 1", where="model.adapter.tokens", fix="use 8 to 100")
+            raise LichenError(
+                f"{self.tokens} tokens are below 1", where="model.adapter.num_virtual_tokens", fix="use 8 to 100"
+            )
 
     @property
     def kind(self) -> AdapterKind:
@@ -106,7 +108,7 @@ def attended(model: Any, mask_NT: Tensor | None, rows: int, tokens: int, *, extr
         if name.rpartition(".")[2] in _POSITIONS and extra + tokens > most:
             raise LichenError(
                 f"{extra} virtual tokens and {tokens} of a row are more than the model's {most} positions",
-                where="model.adapter.tokens",
+                where="model.adapter.num_virtual_tokens",
                 fix="use fewer, or a smaller data.max_length",
             )
     if mask_NT is None:
@@ -191,7 +193,7 @@ def start(model: Any, path: str, spec: Prompt, seed: int) -> Tree:
 
 def build(section: Any, heads: tuple[str, ...]) -> Prompt:
     """From a recipe's section."""
-    return Prompt(tokens=section.tokens, heads=heads)
+    return Prompt(tokens=section.num_virtual_tokens, heads=heads)
 
 
 SOFT_PROMPT = AdapterKind(

@@ -66,7 +66,7 @@ BUILT_IN: Mapping[str, Facts] = _listed(
         word="lora",
         means="W + s B A",
         paper="Hu et al. 2022, arXiv:2106.09685; rslora: Kalajdzievski 2023, arXiv:2312.03732",
-        keys=("targets", "rank", "alpha", "rslora", "last"),
+        keys=("target_modules", "rank", "alpha", "rslora", "last"),
         low_rank=True,
         code="lichen.models.adapters.lora:LORA",
     ),
@@ -74,21 +74,21 @@ BUILT_IN: Mapping[str, Facts] = _listed(
         word="ia3",
         means="learned scales",
         paper="Liu et al. 2022, arXiv:2205.05638",
-        keys=("targets", "feedforward"),
+        keys=("target_modules", "feedforward_modules"),
         code="lichen.models.adapters.ia3:LEARNED_SCALES",
     ),
     Facts(
         word="prompt",
         means="virtual tokens",
         paper="Lester et al. 2021, arXiv:2104.08691",
-        keys=("tokens", "start"),
+        keys=("num_virtual_tokens", "start"),
         code="lichen.models.adapters.prompt:SOFT_PROMPT",
     ),
     Facts(
         word="prefix",
         means="virtual tokens",
         paper="Li and Liang 2021, arXiv:2101.00190",
-        keys=("tokens",),
+        keys=("num_virtual_tokens",),
         code="lichen.models.adapters.prefix_tuning:PREFIX_TUNING",
     ),
     Facts(
@@ -162,7 +162,7 @@ def facts_of(word: str) -> Facts:
 def words_with(key: str) -> str:
     """The built-in kinds that read a key of the recipe's adapter section, as its description begins.
 
-    >>> words_with("targets")
+    >>> words_with("target_modules")
     'lora, ia3'
     """
     return ", ".join(facts.word for facts in BUILT_IN.values() if key in facts.keys)

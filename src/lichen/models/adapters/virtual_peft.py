@@ -117,7 +117,7 @@ def begin(tree: Tree, fresh: Tree, spec: Any, config: Mapping[str, Any], where: 
         if theirs[at] != ours[at]:
             raise LichenError(
                 f"the adapter in {where} has {theirs[at]} virtual tokens, the run {ours[at]}",
-                where="model.adapter.tokens",
+                where="model.adapter.num_virtual_tokens",
                 fix=f"set it to {theirs[at]}",
             )
         if theirs != ours:

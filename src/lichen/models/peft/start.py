@@ -133,6 +133,10 @@ def _check_targets(
             )
 
 
+_FIELDS = {"target_modules": "targets", "feedforward_modules": "feedforward"}
+"""Where an adapter's specification holds what a key of the recipe says, if it calls it otherwise."""
+
+
 def _refuse_untrained(
     missing: Sequence[str], config: Mapping[str, Any], wrapped: Wrapped, peft_format: PeftFormat, where: str
 ) -> None:
@@ -141,7 +145,8 @@ def _refuse_untrained(
         key, fix = "model.adapter.last", "leave it out"
     else:
         key = f"model.adapter.{peft_format.key_of(path, config)}"
-        own = () if isinstance(spec, str) else getattr(spec, key.rpartition(".")[2], ())
+        name = key.rpartition(".")[2]
+        own = () if isinstance(spec, str) else getattr(spec, _FIELDS.get(name, name), ())
         ends = {name.rpartition(".")[2] for name in missing}
         fix = f"set it to [{', '.join(sorted({*own, *ends}))}]" if not isinstance(own, str) else "list the layers"
     raise LichenError(f"the adapter in {where} holds layer {path!r}, which the run does not train", where=key, fix=fix)

@@ -22,7 +22,7 @@ __all__ = ["SHARED", "former_shared_key", "link_shared", "shared_key"]
 SHARED = ("base.safetensors", "base.*.safetensors", "forgotten.before.safetensors", "features/*.safetensors")
 """Of a run's scores, those that :func:`shared_key` determines."""
 
-_SHAPE = ("rank", "alpha", "rslora", "targets", "last")
+_SHAPE = ("rank", "alpha", "rslora", "target_modules", "last")
 """Keys of a fresh LoRA, whose B is zero: the bare model gives the same, whatever they are."""
 
 

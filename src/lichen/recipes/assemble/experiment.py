@@ -113,7 +113,7 @@ class Experiment:
             return FewLabels(replace(own, shards=self.auxiliary.rows), unlabelled_rows=self.recipe.semi.batch_size)
         if self.public is None or self.recipe.teacher is None:
             return own
-        return MixedSource(own, public=self.public, public_rows=self.recipe.teacher.public_batch)
+        return MixedSource(own, public=self.public, public_rows=self.recipe.teacher.public_batch_size)
 
 
 def values_N(recipe: Recipe, metrics: Mapping[str, Tensor]) -> Tensor:

@@ -101,7 +101,7 @@ def public_rows(heterogeneous: HeterogeneousClients, own: TrainSource, clients: 
     return replace(
         own,
         shards=dict.fromkeys(clients, answered(heterogeneous.public)),
-        batch_size=section.public_batch,
+        batch_size=section.public_batch_size,
         steps=section.digest(heterogeneous.recipe.federation.fixed_steps),
     )
 

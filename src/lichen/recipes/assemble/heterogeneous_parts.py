@@ -89,7 +89,7 @@ def alone_steps(heterogeneous: HeterogeneousClients) -> int:
     fed, section = heterogeneous.recipe.federation, heterogeneous.exchange
     if heterogeneous.fused:
         return fed.fixed_steps
-    digest = section.digest(fed.fixed_steps) * section.public_batch / fed.batch_size
+    digest = section.digest(fed.fixed_steps) * section.public_batch_size / fed.batch_size
     whole = section.first(fed.fixed_steps) + (fed.rounds - 1) * (digest + fed.fixed_steps)
     return math.ceil(whole / fed.rounds)
 

@@ -119,7 +119,7 @@ def _cohort(recipe: Recipe, foundation: Any, tokenizer: Any, classes: Sequence[s
     name = section.name or recipe.name
     if recipe.optimizer.name == "cma":
         words = section.adapter.start or str(tokenizer.eos_token)
-        fm = LocalFM(foundation, tokenizer, name=name, positions=section.adapter.tokens, start=words)
+        fm = LocalFM(foundation, tokenizer, name=name, positions=section.adapter.num_virtual_tokens, start=words)
         return SoftPrompt(fm, seed=derive(recipe.seed, "projection"), size=recipe.optimizer.dimensions)
     if section.adapter.kind == "full":
         # FedKSeed does not send where all begin, so that it must be agreed on.

@@ -147,7 +147,7 @@ class Teachers:
         if self._shown is None:
             plan, public_split = self._plan, self._loaded.public_split
             policy = self._foundation_models.writer(plan.name, plan.endpoint, plan.may_see, chat=False)
-            words = {c: plan.words.get(c, f" {c}") for c in self._loaded.classes}
+            words = {c: plan.label_words.get(c, f" {c}") for c in self._loaded.classes}
             shown = ZeroShot(policy.of("public"), template=plan.template, words=words, calibrate=plan.calibrate)
             if plan.calibrate != "none":
                 shown = shown.over([record.text for record in public_split.unlabelled[:PRIOR]])

@@ -51,11 +51,11 @@ def values_of(
     section: dict[str, Any] = {"name": str(data), "columns": roles.columns, "max_length": width}
     model: dict[str, Any] = {"name": wishes.model or ("smollm2-135m" if chat else "minilm-l6")}
     if wishes.model is not None and task.procedure.rounds:
-        model["adapter"] = {"targets": "all-linear"}
+        model["adapter"] = {"target_modules": "all-linear"}
     elif not chat and task.procedure.rounds:
         # From a head drawn at random, ten short rounds get no further than the commonest class.
         model["head"] = "ridge"
-        model["adapter"] = {"targets": ["query", "value"], "modules_to_save": ["classifier"]}
+        model["adapter"] = {"target_modules": ["query", "value"], "modules_to_save": ["classifier"]}
     if chat:
         form = "messages" if "messages" in roles.columns else "chat" if "prompt" in roles.columns else "plain"
         section["form"] = form

@@ -37,7 +37,7 @@ class Exchange(Section):
         default=None,
         description="steps on answered public rows in a round, for feddf the server's; none: four times the local ones",
     )
-    public_batch: Positive = Field(default=32, description="public rows a step")
+    public_batch_size: Positive = Field(default=32, description="public rows a step")
     mean: Literal["prob", "logits"] | None = Field(
         default=None, description="what is averaged; none: logits for feddf, else probabilities"
     )

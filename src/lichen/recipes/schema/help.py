@@ -52,8 +52,18 @@ class EndpointConfig(Section):
     max_retries: int = Field(default=5, ge=0, description="how often a call that failed is made again, at most")
 
 
-OF_CLASSES = {"kind", "template", "words", "calibrate", "top_k", "temperature", "weight", "min_confidence", "layers"}
-OF_CLASSES |= {"select", "public_batch"}
+OF_CLASSES = {
+    "kind",
+    "template",
+    "label_words",
+    "calibrate",
+    "top_k",
+    "temperature",
+    "weight",
+    "min_confidence",
+    "layers",
+}
+OF_CLASSES |= {"select", "public_batch_size"}
 """Keys of a teacher that say nothing where it writes."""
 
 
@@ -70,7 +80,7 @@ class Teacher(Section):
         "`zero-shot`: a language model is asked in words",
     )
     template: str = Field(default="Text: {text} Label:", description="zero-shot: how it is asked")
-    words: dict[str, str] = Field(
+    label_words: dict[str, str] = Field(
         default_factory=dict, description="zero-shot: the word that stands for each class; none: the class itself"
     )
     calibrate: Literal["none", "context", "batch"] = Field(
@@ -97,7 +107,7 @@ class Teacher(Section):
     select: bool = Field(
         default=False, description="clients follow it only in classes where it beats them on their own rows"
     )
-    public_batch: Positive = Field(default=16, description="answered rows a local step")
+    public_batch_size: Positive = Field(default=16, description="answered rows a local step")
     may_see: tuple[Origin, ...] = Field(default=("public", "synthetic"), description="what may be sent to it")
 
     @model_validator(mode="after")

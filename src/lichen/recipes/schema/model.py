@@ -31,16 +31,17 @@ class Adapter(Section):
         description="`lora`: W + s B A; `ia3`: learned scales; `prompt`, `prefix`: virtual tokens; `bottleneck`: small "
         "layers in between; `bitfit`: the biases; `full`: every weight",
     )
-    targets: tuple[str, ...] | Literal["all-linear"] = Field(
+    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
         default=("q_proj", "v_proj"), description="lora, ia3: linear layers to adapt, by the end of their names"
     )
-    feedforward: tuple[str, ...] = Field(
-        default=(), description="ia3: linear layers that are scaled where they read; targets are where they write"
+    feedforward_modules: tuple[str, ...] = Field(
+        default=(),
+        description="ia3: linear layers that are scaled where they read; target_modules are where they write",
     )
     rank: Positive = Field(default=8, description="lora: rank of B A")
     alpha: float = Field(default=16.0, gt=0, description="lora: scaling numerator, s = alpha / rank")
     rslora: bool = Field(default=False, description="lora: s = alpha / sqrt(rank)")
-    tokens: Positive = Field(default=16, description="prompt, prefix: virtual tokens")
+    num_virtual_tokens: Positive = Field(default=16, description="prompt, prefix: virtual tokens")
     start: str = Field(default="", description="prompt with cma: text it starts from; none: the end token")
     width: Positive = Field(default=16, description="bottleneck: its width")
     last: Positive | None = Field(
@@ -60,7 +61,7 @@ class Adapter(Section):
         for key, kinds in {
             "rslora": ("lora",),
             "last": ("lora",),
-            "feedforward": ("ia3",),
+            "feedforward_modules": ("ia3",),
             "exclude": ("full",),
         }.items():
             if getattr(self, key) and self.kind not in kinds:

@@ -34,7 +34,12 @@ RENAMED_KEYS: dict[str, str] = {
     "semi.warm": "warmup_rounds",
     "data.unsplit": "on_too_few_rows",
     "data.one_class": "on_single_class",
+    "model.adapter.targets": "target_modules",
+    "model.adapter.feedforward": "feedforward_modules",
+    "model.adapter.tokens": "num_virtual_tokens",
     "teacher.tells": "answer_format",
+    "teacher.words": "label_words",
+    "teacher.public_batch": "public_batch_size",
     "teacher.most": "max_new_tokens",
     "teacher.confident": "min_confidence",
     "teacher.endpoint.key_from": "api_key_env",
@@ -50,6 +55,7 @@ RENAMED_KEYS: dict[str, str] = {
     "exchange.digest_steps": "distill_steps",
     "exchange.weigh": "weighting",
     "exchange.confident": "min_confidence",
+    "exchange.public_batch": "public_batch_size",
     "kept": "cache_dir",
 }
 """The key's new name, in the same section, by the whole path of its old one."""
