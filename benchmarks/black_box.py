@@ -43,7 +43,7 @@ from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import EvalSource, Shard, TextShard, TrainSource
 from lichen.data.sources.entries import cache_dir
-from lichen.data.sources.fetch import fetch
+from lichen.data.sources.fetch import fetch_entry
 from lichen.data.sources.record import Record
 from lichen.data.sources.records import load_records
 from lichen.engines.local import LocalEngine
@@ -87,7 +87,7 @@ DISCRETE = {"length": 4, "rounds": 6, "samples": 6, "rows": 4}
 
 def reviews(seed: int) -> dict[str, list[list[Record]]]:
     """Rows of four clients, by part: short reviews, rated 1 or 2 (class 0) or 5 (class 1), equally many."""
-    _, tokenizer = load_causal(fetch("smollm2-135m"))
+    _, tokenizer = load_causal(fetch_entry("smollm2-135m"))
     found: dict[str, dict[int, list[Record]]] = {}
     kinds = {"1": 0, "2": 0, "5": 1}
     records = [record for record in load_records("clothing-reviews") if str(record.label) in kinds]
@@ -194,7 +194,7 @@ def cell(column: str, seed: int, url: str | None, *, short: bool) -> dict[str, A
     if short:
         records = {part: [rows[:4] for rows in parts] for part, parts in records.items()}
     texts = {part: shards(rows, encode_bytes) for part, rows in records.items()}
-    base, tokenizer = load_causal(fetch("smollm2-135m"), dtype="bfloat16")
+    base, tokenizer = load_causal(fetch_entry("smollm2-135m"), dtype="bfloat16")
     cut = 1 if short else None
     if column in ("empty", "hand"):
         fm = LocalFM(base, tokenizer, name="smollm2-135m")

@@ -42,9 +42,9 @@ from lichen.core.seeds import derive, numpy_generator
 from lichen.core.tree import Tree
 from lichen.data.batches.pack_rows import lm_rows
 from lichen.data.batches.shards import TrainSource
-from lichen.data.sources.catalog import fetch
+from lichen.data.sources.catalog import fetch_entry
 from lichen.data.sources.readers import chitchat
-from lichen.data.synthetic.pool import Pool, Row
+from lichen.data.synthetic.pool import Pool, SyntheticRow
 from lichen.engines.local import LocalEngine
 from lichen.fm.local import LocalFM
 from lichen.models.full import FullCausal
@@ -83,7 +83,7 @@ CUT = Task(rows=60, held=20, width=32, layers=1, vocabulary=400, length=32, step
 
 def texts_of(task: Task, seed: int) -> tuple[list[str], list[str]]:
     """``(to learn from, held back)``: what people wrote to each other, drawn by the seed."""
-    said = sorted({r.text for r in chitchat(fetch("chitchat"), {}) if len(r.text.split()) >= 4})
+    said = sorted({r.text for r in chitchat(fetch_entry("chitchat"), {}) if len(r.text.split()) >= 4})
     order = numpy_generator(seed, "collapse").permutation(len(said))
     return [said[i] for i in order[task.held :][: task.rows]], [said[i] for i in order[: task.held]]
 
@@ -133,7 +133,7 @@ def run_cell(task: Task, seed: int) -> dict[str, Any]:
             print(f" {way}", flush=True)
             wrote, found[way], pool = first, [one], Pool()
             for number in range(1, task.generations + 1):
-                pool = pool.grow([Row(text, model="tiny") for text in wrote], generation=number - 1)
+                pool = pool.grow([SyntheticRow(text, model="tiny") for text in wrote], generation=number - 1)
                 texts = wrote if way == "replace" else [*real, *(row.text for row in pool.rows)]
                 wrote, later = generation(number, texts)
                 found[way].append(later)

@@ -34,7 +34,7 @@ from lichen.core.contracts import Batch, ClientTask, Source
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
-from lichen.engines.block_size import Room
+from lichen.engines.block_size import AutoBlockSize
 from lichen.engines.local import LocalEngine
 from lichen.recipes.assemble.parts import trainer
 from lichen.server.mean import Mean
@@ -75,7 +75,7 @@ def main() -> None:
     source: Any = experiment.training(experiment.train, batch=fed.batch_size, steps=fed.local_steps)
     shared, everyone = dict(experiment.start), tuple(range(workload.CLIENTS))
     job = Job(work="train", shared=shared, version=0, clients=everyone, seed=0)
-    block = asked.block or Room(None)(job, ClientTask(work=train, source=source))
+    block = asked.block or AutoBlockSize(None)(job, ClientTask(work=train, source=source))
     clients: tuple[int, ...] = everyone
     if asked.contestant == "central":
         source = Pooled(source, [everyone[i : i + block] for i in range(0, len(everyone), block)])

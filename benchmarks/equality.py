@@ -100,7 +100,7 @@ class EncoderCohort:
         return self.wrapped.init(seed)
 
     def loss(self, trainable_C: Tree, fixed: Tree, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        from lichen.models.client_axis import run_side_by_side
+        from lichen.models.client_axis import map_clients
 
         def losses(part_C: Tree, part: Any) -> tuple[Tensor, ...]:
             ids_CBT, mask_CBT = part["input_ids_CBT"], part["attention_mask_CBT"]
@@ -110,7 +110,7 @@ class EncoderCohort:
             loss_C = torch.stack([encoder_loss(h, m) for h, m in zip(parts, mask_CBT, strict=True)])
             return loss_C, torch.full((len(parts),), ids_CBT.shape[1])
 
-        loss_C, count_C = run_side_by_side(losses, trainable_C, batch, reference=self.reference)
+        loss_C, count_C = map_clients(losses, trainable_C, batch, reference=self.reference)
         return loss_C, count_C
 
 

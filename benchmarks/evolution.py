@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lichen.data.sources.catalog import fetch
+from lichen.data.sources.catalog import fetch_entry
 from lichen.data.sources.records import Record
 from lichen.data.synthetic.pool import load_pool
 from lichen.fm.encoder import LocalEncoder
@@ -82,7 +82,7 @@ def measured(run: Path, embed: Callable[[list[str]], Tensor], real: dict[int, tu
 def main(folder: str = str(RESULTS / "help-reviews")) -> None:
     """Measure every pool and print the table."""
     torch.set_num_threads(1)
-    encoder = LocalEncoder(*load_encoder(fetch("minilm-l6")), name="minilm-l6", longest=64)
+    encoder = LocalEncoder(*load_encoder(fetch_entry("minilm-l6")), name="minilm-l6", longest=64)
     found, real = [], dict[int, tuple[Rows, Rows]]()
     print("| texts | seeds | to the rows that vote | to rows nobody votes with | macro F1 of the student |")
     print("|---|---:|---:|---:|---:|")

@@ -70,7 +70,7 @@ def measure(shape: str, clients: int, rank: int, rounds: int) -> dict[str, Any]:
     from lichen.core.store import ClientStore
     from lichen.data.batches.rows import Ragged, TextShard
     from lichen.data.batches.shards import TrainSource
-    from lichen.engines.block_size import Room
+    from lichen.engines.block_size import AutoBlockSize
     from lichen.engines.local import LocalEngine
     from lichen.research.roster import Roster
     from lichen.server.mean import Mean
@@ -86,7 +86,7 @@ def measure(shape: str, clients: int, rank: int, rounds: int) -> dict[str, Any]:
     seconds = []
     with TemporaryDirectory() as folder:
         engine = LocalEngine(
-            {"train": ClientTask(work=work, source=source)}, ClientStore(Path(folder)), block_size=Room(None)
+            {"train": ClientTask(work=work, source=source)}, ClientStore(Path(folder)), block_size=AutoBlockSize(None)
         )
         shared = cohort.init(0)
         for version in range(rounds):

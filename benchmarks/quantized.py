@@ -141,13 +141,13 @@ def phases(name: str) -> dict[str, Any]:
     """Bytes a step makes and seconds it takes, for each group of blocks whose turn it is."""
     from lichen.clients.training.train import Train
     from lichen.core.message import Job
-    from lichen.models.adapters.layerwise import layer_phases
+    from lichen.models.adapters.layerwise import layerwise_schedule
     from lichen.recipes.assemble.live_bytes import LiveBytes
 
     _, way, groups = name.split("/")
     experiment, client_task, _ = _loaded(_recipe("smollm2-135m", "chitchat", "fp32", way))
-    turns = layer_phases(experiment.start, int(groups), "up") if int(groups) > 1 else ()
-    work, made, seconds = Train(experiment.model, phases=turns), [], []
+    turns = layerwise_schedule(experiment.start, int(groups), "up") if int(groups) > 1 else ()
+    work, made, seconds = Train(experiment.model, freeze_schedule=turns), [], []
     batch = next(iter(client_task.source.batches((0,), 0)))
     for version in range(int(groups)):
         job = Job(

@@ -36,7 +36,7 @@ from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.schema.read import read_recipe
 from lichen.transforms.codec import Chain
 from lichen.transforms.layout import Layout
-from lichen.transforms.parse import chain_of
+from lichen.transforms.parse import parse_codecs
 from lichen.transforms.uplink import WIRE
 
 ROUNDS, STEPS, BATCH = 10, 3, 2
@@ -181,7 +181,7 @@ def main() -> None:
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     rows = []
     for words in CHAINS:
-        row = measure(chain_of(words.split()), words, layout, x_RN, copy)
+        row = measure(parse_codecs(words.split()), words, layout, x_RN, copy)
         rows.append(row)
         print(
             f"| {row.chain} | {row.bytes:,} | 1/{2 * layout.size / row.bytes:.1f} | {row.once:.4f} "

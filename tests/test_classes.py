@@ -38,7 +38,7 @@ ASKED = {
     ("recipes/plan/flops.py", "config"),
     ("recipes/plan/flops.py", "model"),
     ("research/mutual/vocabulary.py", "tokenizer"),
-    ("data/chat/spans.py", "told"),
+    ("data/chat/spans.py", "encoded"),
     ("models/loading/load.py", "method"),  # what a file says of its quantisation
     ("models/loading/load.py", "quantized"),
     ("data/formats/json_rows.py", "error"),  # some errors of Python name a place

@@ -14,7 +14,7 @@ import transformers
 import lichen
 from lichen.core.errors import LichenError
 from lichen.core.store import load_tree
-from lichen.data.sources.catalog import fetch
+from lichen.data.sources.catalog import fetch_entry
 from lichen.recipes.schema.read import read_recipe
 
 
@@ -22,7 +22,7 @@ def need(*names: str) -> None:
     """Fetch catalog entries, or skip where no registry can be reached."""
     for name in names:
         try:
-            fetch(name)
+            fetch_entry(name)
         except LichenError as error:
             pytest.skip(f"{name} cannot be fetched here: {error}")
 
@@ -69,7 +69,7 @@ def test_the_adapter_and_the_merged_model_answer_alike(reviews: Any, tmp_path: P
     ids = tokenizer("I love this dress, it fits perfectly.", return_tensors="pt")
     with torch.no_grad():
         expected = whole(**ids).logits
-        base = transformers.AutoModelForSequenceClassification.from_pretrained(fetch("minilm-l6"), num_labels=5)
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(fetch_entry("minilm-l6"), num_labels=5)
         got = peft.PeftModel.from_pretrained(base, reviews.adapter).eval()(**ids).logits
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     assert whole.config.id2label[0] == "1"

@@ -63,7 +63,7 @@ def fetch(name: str, /) -> None:
     name
         Its name in `lichen list`.
     """
-    from lichen.data.sources.fetch import fetch as fetch_one
+    from lichen.data.sources.fetch import fetch_entry as fetch_one
 
     say(str(fetch_one(name, say=tell)))
 

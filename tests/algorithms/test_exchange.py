@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lichen.algorithms.exchange import Exchange, parted, score_kinds
+from lichen.algorithms.exchange import PredictionExchange, by_architecture, score_architectures
 from lichen.core.contracts import Report, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
@@ -24,10 +24,10 @@ ROUNDS = 3
 WEIGHT = torch.ones(CLIENTS, dtype=torch.float64)
 
 
-def exchange(**more: object) -> Exchange:
+def exchange(**more: object) -> PredictionExchange:
     plain: dict[str, object] = {"sampler": Everyone(), "rounds": ROUNDS, "valid_every": ROUNDS}
     ensemble = Ensemble(classes=10, sharpen=0.05)
-    return Exchange(kinds=KINDS, weight_N=WEIGHT, **{"ensemble": ensemble, **plain, **more})  # type: ignore[arg-type]
+    return PredictionExchange(architectures=KINDS, weight_N=WEIGHT, **{"ensemble": ensemble, **plain, **more})  # type: ignore[arg-type]
 
 
 STEPS, DIGEST = 20, 40
@@ -40,7 +40,7 @@ def engine(folder: Path, *, steps: int = STEPS, digest_steps: int = DIGEST, bloc
 def right_N(engine: LocalEngine, version: int) -> torch.Tensor:
     """Accuracy of every client's own model on the common test rows."""
     job = Job(work="valid", shared={}, version=version, clients=tuple(range(CLIENTS)), seed=0)
-    _, metrics = score_kinds(engine, job, KINDS, lambda _: {})
+    _, metrics = score_architectures(engine, job, KINDS, lambda _: {})
     return metrics["confusion"].diagonal(dim1=1, dim2=2).sum(1) / metrics["count"]
 
 
@@ -60,15 +60,15 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     # As many steps as the others took on own and public rows together.
     alone = engine(folder / "alone", steps=STEPS * ROUNDS + DIGEST * (ROUNDS - 1))
     job = Job(work="train", shared={}, version=0, clients=tuple(range(CLIENTS)), seed=5)
-    score_kinds(alone, job, KINDS, lambda _: {})
+    score_architectures(alone, job, KINDS, lambda _: {})
     return Ran(state, reports, right_N(there, 2 * ROUNDS), right_N(alone, 1))
 
 
 def test_the_worst_network_and_the_mean_gain_over_training_alone(ran: Ran) -> None:
-    def by_kind(x_N: torch.Tensor) -> dict[str, float]:
+    def by_arch(x_N: torch.Tensor) -> dict[str, float]:
         return {kind: float(x_N[list(some)].mean()) for kind, some in KINDS.items()}
 
-    alone, together = by_kind(ran.alone_N), by_kind(ran.right_N)
+    alone, together = by_arch(ran.alone_N), by_arch(ran.right_N)
     worst = min(alone, key=lambda kind: alone[kind])
     assert together[worst] > alone[worst] + 0.02
     assert float(ran.right_N.mean()) > float(ran.alone_N.mean()) + 0.05
@@ -137,7 +137,13 @@ def test_who_comes_late_listens_before_it_speaks(tmp_path: Path) -> None:
 
 
 def test_clients_are_parted_by_kind_and_each_has_one() -> None:
-    assert dict(parted(KINDS, (0, 4, 5))) == {"deep": (0,), "wide": (4,), "narrow": (5,)}
-    for kinds in ({"a": (0, 1)}, {"a": (0, 1, 2), "b": (2, 3, 4, 5)}, {**KINDS, "d": (6,)}):
+    assert dict(by_architecture(KINDS, (0, 4, 5))) == {"deep": (0,), "wide": (4,), "narrow": (5,)}
+    for architectures in ({"a": (0, 1)}, {"a": (0, 1, 2), "b": (2, 3, 4, 5)}, {**KINDS, "d": (6,)}):
         with pytest.raises(LichenError, match="one architecture"):
-            Exchange(kinds=kinds, ensemble=Ensemble(classes=10), sampler=Everyone(), weight_N=WEIGHT, rounds=1)
+            PredictionExchange(
+                architectures=architectures,
+                ensemble=Ensemble(classes=10),
+                sampler=Everyone(),
+                weight_N=WEIGHT,
+                rounds=1,
+            )

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lichen.algorithms.average import Average
-from lichen.algorithms.exchange import score_kinds
-from lichen.algorithms.fusion import Fusion, of_kind, together
+from lichen.algorithms.exchange import score_architectures
+from lichen.algorithms.fusion import Fusion, join_architectures, of_architecture
 from lichen.clients.distillation.predict import Predict
-from lichen.clients.distillation.private_models import answered, asking
+from lichen.clients.distillation.private_models import asking, with_answer_rows
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.core.contracts import ClientTask, ServerState
 from lichen.core.errors import LichenError
@@ -47,9 +47,9 @@ def engine(folder: Path, *, block: int = 8, steps: int = 15) -> LocalEngine:
 
 def fusion(steps: int = 60, **more: object) -> Fusion:
     _, public, _ = shards()
-    at_home = TrainSource((answered(public),), batch_size=32, steps=steps)
+    at_home = TrainSource((with_answer_rows(public),), batch_size=32, steps=steps)
     plain: dict[str, object] = {
-        "kinds": KINDS,
+        "architectures": KINDS,
         "predict": {
             kind: ClientTask(
                 work=Predict(models()[kind], rows=public.size, personal=True),
@@ -69,12 +69,12 @@ def fusion(steps: int = 60, **more: object) -> Fusion:
 
 
 def start() -> dict[str, torch.Tensor]:
-    return together({kind: models()[kind].init(0) for kind in KINDS})
+    return join_architectures({kind: models()[kind].init(0) for kind in KINDS})
 
 
 def right(state: ServerState, folder: Path) -> dict[str, float]:
     job = Job(work="valid", shared={}, version=state.round, clients=tuple(range(CLIENTS)), seed=0)
-    _, metrics = score_kinds(engine(folder), job, KINDS, lambda kind: of_kind(state.shared, kind))
+    _, metrics = score_architectures(engine(folder), job, KINDS, lambda kind: of_architecture(state.shared, kind))
     right_N = metrics["confusion"].diagonal(dim1=1, dim2=2).sum(1) / metrics["count"]
     return {kind: float(right_N[list(some)].mean()) for kind, some in KINDS.items()}
 
@@ -119,7 +119,7 @@ def test_without_distilling_each_kind_is_plain_averaging(tmp_path: Path) -> None
             valid=None,
         )
         theirs, _ = plain.round(plain.init(models()[kind].init(0)), engine(tmp_path), 9)
-        assert digest(of_kind(ours.shared, kind)) == digest(theirs.shared)
+        assert digest(of_architecture(ours.shared, kind)) == digest(theirs.shared)
     model_bytes = sum(x.numel() * 4 * len(KINDS[name.partition("/")[0]]) for name, x in start().items())
     assert 0 <= report.bytes_up - model_bytes < CLIENTS * 2000  # weights alone: answers stay at the server
 

@@ -274,12 +274,12 @@ def test_any_text_survives_a_checkpoint() -> None:
 @pytest.fixture(scope="module")
 def reviews() -> Any:
     """Embedded by MiniLM: private reviews of 1 and 5 stars, and a pool of other reviews and of small talk."""
-    from lichen.data.sources.catalog import fetch
+    from lichen.data.sources.catalog import fetch_entry
     from lichen.data.sources.records import load_records
     from lichen.models.loading.load import load_encoder
 
     try:
-        folder, stars, talk = fetch("minilm-l6"), load_records("clothing-reviews"), load_records("chitchat")
+        folder, stars, talk = fetch_entry("minilm-l6"), load_records("clothing-reviews"), load_records("chitchat")
     except LichenError as error:
         pytest.skip(f"cannot be fetched here: {error}")
     by_label = [[r.text for r in stars if str(r.label) == star][:80] for star in ("1", "5")]

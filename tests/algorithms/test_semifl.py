@@ -23,7 +23,7 @@ from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
 from lichen.data.batches.augment_images import ImageViews, Pixels
-from lichen.data.batches.few_labels import FewLabels
+from lichen.data.batches.scarce_labels import ScarceLabels
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.data.sources.readers import digits
 from lichen.engines.local import LocalEngine
@@ -60,7 +60,7 @@ def made(
     train = Train(MODEL, optimizer=ClientOptimizer("sgd", lr=0.2))
     bare = parts["clients"]
     local = [ArrayShard(x=bare.x[c::CLIENTS], labels=np.full(len(bare.x[c::CLIENTS]), -100)) for c in range(CLIENTS)]
-    source = FewLabels(TrainSource(local, batch_size=1, steps=5), unlabelled_rows=32)
+    source = ScarceLabels(TrainSource(local, batch_size=1, steps=5), unlabelled_rows=32)
     match = FixMatch(train, VIEWS, threshold=threshold, by="received", rows=100)
     judge = ClientTask(work=Evaluate(MODEL), source=EvalSource([parts["test"]] * CLIENTS, batch_size=256))
     client_tasks = {"train": ClientTask(work=match, source=source), "valid": judge}

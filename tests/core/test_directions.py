@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lichen.core.directions import PIECE, UNIT, Directions, add_direction, draw, pieces
+from lichen.core.directions import PIECE, UNIT, Directions, add_direction, draw_direction, pieces
 from lichen.core.errors import LichenError
 
 KINDS = ("signs", "bell")
@@ -21,13 +21,13 @@ every = pytest.mark.parametrize("kind", KINDS)
 
 PROGRAM = """
 import hashlib, torch
-from lichen.core.directions import add_direction, draw
+from lichen.core.directions import add_direction, draw_direction
 told = hashlib.sha256()
 for kind in ("signs", "bell"):
     x = torch.arange(300_001) / 2**18 - 0.5
     for seed, factor in ((1, 1e-3), (2, -0.37), (3, 1 / 3)):
         add_direction(x, seed, "w", factor, kind)
-        told.update(draw(seed, "w", 0, 100_003, kind).numpy().tobytes())
+        told.update(draw_direction(seed, "w", 0, 100_003, kind).numpy().tobytes())
     told.update(x.numpy().tobytes())
 print(told.hexdigest())
 """
@@ -41,17 +41,17 @@ print(told.hexdigest())
     ],
 )
 def test_the_first_numbers_are_these_forever(kind: str, expected: Any) -> None:
-    assert draw(7, "layer.weight", 0, 12, kind).tolist() == expected
+    assert draw_direction(7, "layer.weight", 0, 12, kind).tolist() == expected
 
 
 @every
 @given(data=st.data())
 def test_pieces_in_any_cut_are_the_whole(kind: str, data: Any) -> None:
     numbers = data.draw(st.integers(1, 5000))
-    whole = draw(3, "w", 0, numbers, kind)
+    whole = draw_direction(3, "w", 0, numbers, kind)
     start = data.draw(st.integers(0, numbers))
     stop = data.draw(st.integers(start, numbers))
-    assert torch.equal(draw(3, "w", start, stop, kind), whole[start:stop])
+    assert torch.equal(draw_direction(3, "w", start, stop, kind), whole[start:stop])
     noise, cut = Directions(3, "w", kind), data.draw(st.integers(1, 700))
     assert torch.equal(torch.cat([noise.take(p.stop - p.start) for p in pieces(numbers, cut)]), whole)
 
@@ -59,10 +59,10 @@ def test_pieces_in_any_cut_are_the_whole(kind: str, data: Any) -> None:
 @every
 def test_has_mean_zero_and_variance_one_and_nothing_in_common_with_others(kind: str) -> None:
     numbers = 200_000
-    z = draw(1, "a", 0, numbers, kind).double() * UNIT[kind]
+    z = draw_direction(1, "a", 0, numbers, kind).double() * UNIT[kind]
     assert abs(float(z.mean())) < 5 / numbers**0.5
     assert abs(float(z.square().mean()) - 1) < 0.02
-    for other in (draw(2, "a", 0, numbers, kind), draw(1, "b", 0, numbers, kind)):
+    for other in (draw_direction(2, "a", 0, numbers, kind), draw_direction(1, "b", 0, numbers, kind)):
         assert abs(float(z @ (other.double() * UNIT[kind])) / numbers) < 5 / numbers**0.5
     lagged = float(z[1:] @ z[:-1]) / numbers
     assert abs(lagged) < 5 / numbers**0.5
@@ -71,7 +71,7 @@ def test_has_mean_zero_and_variance_one_and_nothing_in_common_with_others(kind: 
 def test_the_bell_has_the_counts_of_sixteen_coins() -> None:
     from math import comb
 
-    counts = torch.bincount(draw(5, "w", 0, 160_000, "bell").long() + 8, minlength=17).double() / 160_000
+    counts = torch.bincount(draw_direction(5, "w", 0, 160_000, "bell").long() + 8, minlength=17).double() / 160_000
     expected = torch.tensor([comb(16, k) / 2**16 for k in range(17)], dtype=torch.float64)
     assert float((counts - expected).abs().max()) < 0.005
 
@@ -82,7 +82,7 @@ def test_adding_in_place_is_adding_the_whole_direction(kind: str, dtype: torch.d
     numbers = PIECE + 77
     x = torch.linspace(-1, 1, numbers).to(dtype).view(-1, 1)
     wide = torch.promote_types(dtype, torch.float32)
-    z = draw(9, "w", 0, numbers, kind).to(wide).view(-1, 1)
+    z = draw_direction(9, "w", 0, numbers, kind).to(wide).view(-1, 1)
     expected = x + (z * (0.3 * UNIT[kind])).to(wide)
     add_direction(x, 9, "w", 0.3, kind)
     assert x.dtype == dtype
@@ -91,7 +91,7 @@ def test_adding_in_place_is_adding_the_whole_direction(kind: str, dtype: torch.d
 
 def test_refuses_an_unknown_kind_and_a_tensor_it_cannot_change_in_place() -> None:
     with pytest.raises(LichenError, match="unknown noise 'cauchy'"):
-        draw(1, "w", 0, 3, "cauchy")
+        draw_direction(1, "w", 0, 3, "cauchy")
     with pytest.raises(RuntimeError):
         add_direction(torch.zeros(4, 3).t(), 1, "w", 1.0)
 

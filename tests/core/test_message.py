@@ -16,12 +16,12 @@ from lichen.core.errors import LichenError
 from lichen.core.message import (
     Job,
     Message,
-    concatenate,
+    concatenate_messages,
     link,
     pack_job,
     pack_message,
     size,
-    take,
+    take_client,
     unpack_job,
     unpack_message,
 )
@@ -79,7 +79,7 @@ def test_message_round_trip_repeats_and_stacks(message: Message) -> None:
     assert same(back.tensors, message.tensors)
     assert torch.equal(back.client_C, message.client_C)
     assert back.texts == message.texts
-    again = concatenate([take(message, c) for c in range(message.client_C.shape[0])])
+    again = concatenate_messages([take_client(message, c) for c in range(message.client_C.shape[0])])
     assert pack_message(again) == data
 
 
@@ -97,7 +97,7 @@ def test_every_client_of_a_group_sends_equally_many_bytes() -> None:
     tensors = {"a": torch.randn(3, 5), "b": torch.randn(3, 2, 2)}
     clients = torch.tensor([1, 77, 10**9])
     stacked = Message(group="g", client_C=clients, version_C=clients, tensors=tensors, weight_C=clients.double())
-    assert {len(pack_message(take(stacked, c))) for c in range(3)} == {size(stacked)}
+    assert {len(pack_message(take_client(stacked, c))) for c in range(3)} == {size(stacked)}
 
 
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -121,7 +121,7 @@ def test_bytes_are_counted_as_they_are_packed(about: Any, data: Any) -> None:
         if data.draw(st.booleans())
         else (),
     )
-    assert size(message) == len(pack_message(take(message, 0)))
+    assert size(message) == len(pack_message(take_client(message, 0)))
     job = Job(
         work=data.draw(text),
         shared={name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in about.items()},
@@ -138,7 +138,7 @@ def test_groups_do_not_mix() -> None:
     one = Message(group="g", client_C=torch.zeros(1), version_C=torch.zeros(1), tensors={}, weight_C=torch.ones(1))
     other = Message(group="h", client_C=torch.zeros(1), version_C=torch.zeros(1), tensors={}, weight_C=torch.ones(1))
     with pytest.raises(LichenError, match="does not stack"):
-        concatenate([one, other])
+        concatenate_messages([one, other])
 
 
 def test_a_message_of_one_tensor_has_a_small_head() -> None:
@@ -161,24 +161,24 @@ STEPS = (("aa", {"wire": torch.zeros(30, dtype=torch.uint8)}), ("bb", {"whole.w"
 @given(st.sampled_from([None, "aa", "bb", "cc", "dd", "zz"]), st.integers(1, 3))
 def test_a_client_is_sent_what_it_lacks(held: Any, clients: int) -> None:
     job = Job(work="t", shared={"w": torch.ones(50)}, version=1, clients=tuple(range(clients)), seed=1)
-    job = replace(job, view="dd", steps=STEPS, held={} if held is None else dict.fromkeys(range(clients), held))
+    job = replace(job, snapshot="dd", deltas=STEPS, acked={} if held is None else dict.fromkeys(range(clients), held))
     how = {"aa": "step", "bb": "step", "cc": "step", "dd": "same"}.get(held, "full")
     assert link(job) == how
     back = unpack_job(pack_job(job))
-    assert (link(back), back.view, back.clients) == (how, "dd", job.clients)
+    assert (link(back), back.snapshot, back.clients) == (how, "dd", job.clients)
     assert same(back.shared, job.shared if how == "full" else {})
     if how == "step":
         wanted = STEPS[["aa", "bb", "cc"].index(held) :]
-        assert back.steps[0][0] == held
-        assert len(back.steps) == len(wanted)
-        assert all(same(a, b) for (_, a), (_, b) in zip(back.steps, wanted, strict=True))
+        assert back.deltas[0][0] == held
+        assert len(back.deltas) == len(wanted)
+        assert all(same(a, b) for (_, a), (_, b) in zip(back.deltas, wanted, strict=True))
     assert size(job) == len(pack_job(replace(job, clients=(0,))))
     if clients > 1 and how != "full":
-        assert link(replace(job, held={0: held})) == "full"  # they differ, so one blob serves all
+        assert link(replace(job, acked={0: held})) == "full"  # they differ, so one blob serves all
 
 
 def test_nonsense_about_steps_is_one_error() -> None:
-    raw = pack_job(Job(work="t", shared={}, version=0, clients=(0,), seed=0, view="b", held={0: "b"}))
+    raw = pack_job(Job(work="t", shared={}, version=0, clients=(0,), seed=0, snapshot="b", acked={0: "b"}))
     spoilt = raw.replace(b'\\"held\\":\\"b\\"', b'\\"steps\\":9e9 ')
     assert spoilt != raw
     with pytest.raises(LichenError, match="steps"):

@@ -98,10 +98,10 @@ def test_a_thousand_clients_of_a_folder(tmp_path: Path) -> None:
 
 def test_newcomers_and_those_who_have_state_stand_apart(tmp_path: Path) -> None:
     store = ClientStore(tmp_path / "state")
-    assert store.parted((4, 2), 0) == ((), (4, 2))
+    assert store.split_by_state((4, 2), 0) == ((), (4, 2))
     store.stage((2, 9), 3, {"w": torch.ones(2, 1)})
-    assert store.parted((4, 9, 2), 3) == ((9, 2), (4,))
-    assert store.parted((4, 9, 2), 2) == ((), (4, 9, 2))
+    assert store.split_by_state((4, 9, 2), 3) == ((9, 2), (4,))
+    assert store.split_by_state((4, 9, 2), 2) == ((), (4, 9, 2))
 
 
 class Counting:

@@ -24,11 +24,11 @@ from lichen.core.message import Job
 from lichen.core.store import ClientStore
 from lichen.core.wrapping import innermost
 from lichen.data.batches.shards import TextShard, TrainSource
-from lichen.engines import block_size as room
-from lichen.engines.block_size import Need, Room, need_of
+from lichen.engines import block_size
+from lichen.engines.block_size import AutoBlockSize, ClientMemory, need_of
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
-from lichen.transforms.parse import chain_of
+from lichen.transforms.parse import parse_codecs
 from lichen.transforms.uplink import Compressed
 
 CLIENTS = 7
@@ -75,25 +75,27 @@ def test_layers_computed_again_keep_less() -> None:
 def test_a_client_that_does_not_fit_is_computed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     client_task, cohort = _station()
     need = need_of(_job(cohort), client_task)
-    monkeypatch.setattr(room, "free_bytes", lambda device: int(1.9 * need.step_bytes))
-    assert Room(None, may_checkpoint=False)(_job(cohort), client_task) == (1, client_task)
-    found = Room(tmp_path / "blocks.json")
+    monkeypatch.setattr(block_size, "device_free_bytes", lambda device: int(1.9 * need.step_bytes))
+    assert AutoBlockSize(None, may_checkpoint=False)(_job(cohort), client_task) == (1, client_task)
+    found = AutoBlockSize(tmp_path / "blocks.json")
     block, again = found(_job(cohort), client_task)
     assert block >= 1
     assert _inside(again).checkpointing
     assert not cohort.checkpointing
-    monkeypatch.setattr(room, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(block_size, "device_free_bytes", lambda device: 0)
     assert _inside(found(_job(cohort), client_task)[1]).checkpointing
-    assert Room(tmp_path / "blocks.json")(_job(cohort), client_task) == (block, client_task), "remembered"
+    assert AutoBlockSize(tmp_path / "blocks.json")(_job(cohort), client_task) == (block, client_task), "remembered"
 
 
 WRAPPED: dict[str, Callable[[Train], ClientWork]] = {
     "weighed": lambda train: ByRows(train, (3,) * CLIENTS),
-    "coded": lambda train: Compressed(train, chain_of(("int8",))),
+    "coded": lambda train: Compressed(train, parse_codecs(("int8",))),
     "at home": lambda train: LocalInit(train, start={}),
     "answered": Distill,
     "diloco": Worker,
-    "diloco, weighed and coded": lambda train: Compressed(ByRows(Worker(train), (3,) * CLIENTS), chain_of(("int8",))),
+    "diloco, weighed and coded": lambda train: Compressed(
+        ByRows(Worker(train), (3,) * CLIENTS), parse_codecs(("int8",))
+    ),
 }
 
 
@@ -106,17 +108,17 @@ def test_what_goes_around_training_hides_none_of_it(name: str, monkeypatch: pyte
     assert around.token_bytes == bare.token_bytes > 0
     assert (around.tokens, around.client_bytes > bare.client_bytes) == (bare.tokens, True)
     for free, tight in ((int(1.9 * bare.step_bytes), True), (int(1e12), False)):
-        monkeypatch.setattr(room, "free_bytes", lambda device, free=free: free)
-        _, chosen = Room(None)(job, inside)
+        monkeypatch.setattr(block_size, "device_free_bytes", lambda device, free=free: free)
+        _, chosen = AutoBlockSize(None)(job, inside)
         assert _inside(chosen).checkpointing == tight
         assert type(chosen.work) is type(inside.work)
         assert not cohort.checkpointing
 
 
 def test_no_more_clients_than_help() -> None:
-    need = Need(token_bytes=1.0, client_bytes=1.0, tokens=100.0)
-    assert need.block(1e15, "cpu") == room.ENOUGH_TOKENS["cpu"] // 100
-    assert Need(token_bytes=1.0, client_bytes=1.0, tokens=1e9).block(1e15, "cpu") == 1
+    need = ClientMemory(token_bytes=1.0, client_bytes=1.0, tokens=100.0)
+    assert need.block(1e15, "cpu") == block_size.ENOUGH_TOKENS["cpu"] // 100
+    assert ClientMemory(token_bytes=1.0, client_bytes=1.0, tokens=1e9).block(1e15, "cpu") == 1
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])

@@ -21,7 +21,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
-from lichen.engines.distributed import DistributedEngine, spread
+from lichen.engines.distributed import DistributedEngine, balanced_ranks
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks, ranks_here
 from lichen.recipes.assemble.parts import client_tasks
@@ -48,7 +48,7 @@ def test_the_busiest_rank_is_within_grahams_bound_of_the_best_possible(costs: li
     def busiest(dealt: Any) -> int:
         return max(sum(cost for cost, rank in zip(costs, dealt, strict=True) if rank == r) for r in range(ranks))
 
-    dealt = spread(costs, ranks)
+    dealt = balanced_ranks(costs, ranks)
     assert len(dealt) == len(costs)
     best = min(busiest(way) for way in itertools.product(range(ranks), repeat=len(costs)))
     assert busiest(dealt) <= (4 / 3 - 1 / (3 * ranks)) * best + 1e-9

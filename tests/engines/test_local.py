@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lichen.core.errors import LichenError
-from lichen.core.message import Job, concatenate, pack_job, pack_message, take
+from lichen.core.message import Job, concatenate_messages, pack_job, pack_message, take_client
 from lichen.core.store import ClientStore
 from lichen.data.batches.shards import ArrayShard
 from lichen.engines.local import LocalEngine
@@ -51,8 +51,8 @@ def test_any_block_gives_the_same_bytes_and_the_same_count(tmp_path: Path) -> No
     told, counted = [], []
     for size in (1, 2, 5):
         engine = LocalEngine(client_tasks(made), ClientStore(tmp_path / str(size)), block_size=size)
-        whole = concatenate(list(engine.run(job)))
-        told.append({int(whole.client_C[i]): pack_message(take(whole, i)) for i in range(5)})
+        whole = concatenate_messages(list(engine.run(job)))
+        told.append({int(whole.client_C[i]): pack_message(take_client(whole, i)) for i in range(5)})
         counted.append((engine.bytes_up, engine.bytes_down))
     assert told[0] == told[1] == told[2]
     assert len(told[0]) == 5

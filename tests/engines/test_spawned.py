@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from lichen.core.contracts import Report
 from lichen.core.errors import LichenError
-from lichen.core.message import Job, concatenate, pack_job, pack_message, take
+from lichen.core.message import Job, concatenate_messages, pack_job, pack_message, take_client
 from lichen.core.store import ClientStore
 from lichen.data.batches.shards import Shard
 from lichen.engines.local import LocalEngine
@@ -79,8 +79,8 @@ def test_private_training_is_equal_too(experiment: Experiment, engine: SpawnedEn
     told = []
     for where in (local, engine):
         for version, work in enumerate(("alone lr=0.3", "alone.valid", "alone.test")):
-            whole = concatenate(list(where.run(replace(job, work=work, version=version))))
-            told.append({int(whole.client_C[i]): pack_message(take(whole, i)) for i in range(10)})
+            whole = concatenate_messages(list(where.run(replace(job, work=work, version=version))))
+            told.append({int(whole.client_C[i]): pack_message(take_client(whole, i)) for i in range(10)})
     assert told[:3] == told[3:]
     assert len({frozenset(one.items()) for one in told}) == 3
 

@@ -9,7 +9,7 @@ import pytest
 import resume
 
 import lichen
-from lichen.core import rounds as loop
+from lichen.core import rounds as round_loop
 from support.tiny_llama import recipe, save_model, save_rows
 
 FULL = {"adapter": {"kind": "full"}}
@@ -90,7 +90,7 @@ def test_blocks_of_any_size_and_a_kill_give_the_same_bytes(
     whole = left_by(lichen.run(made(home, name, block=1), out=tmp_path / "one").folder)
     assert "state/final.safetensors" in whole
     assert differing(whole, left_by(lichen.run(made(home, name, block=3), out=tmp_path / "three").folder)) == []
-    save, saves = loop.save_state, [0]
+    save, saves = round_loop.save_state, [0]
 
     def save_and_die(path: Path, state: Any) -> None:
         saves[0] += 1
@@ -98,7 +98,7 @@ def test_blocks_of_any_size_and_a_kill_give_the_same_bytes(
             raise Killed
         save(path, state)
 
-    monkeypatch.setattr(loop, "save_state", save_and_die)
+    monkeypatch.setattr(round_loop, "save_state", save_and_die)
     with pytest.raises(Killed):
         lichen.run(made(home, name, block=1), out=tmp_path / "cut")
     monkeypatch.undo()

@@ -11,7 +11,7 @@ import resume
 import torch
 
 import lichen
-from lichen.core import rounds as loop
+from lichen.core import rounds as round_loop
 from lichen.core.seeds import numpy_generator
 from lichen.core.store import load_state, load_tree, save_tree
 from lichen.core.tree import norm_C
@@ -111,7 +111,7 @@ def test_a_kill_around_the_checkpoint_loses_and_doubles_no_line(
 ) -> None:
     made = recipe(home / "model", home / "rows.jsonl", "pair", compare={"baselines": ["alone", "pooled"]})
     whole = resume.result_bytes(lichen.run(made, out=tmp_path / "whole").folder)
-    save, left = loop.save_state, [5]  # the second round of the second column
+    save, left = round_loop.save_state, [5]  # the second round of the second column
 
     def save_and_die(path: Path, state: object) -> None:
         left[0] -= 1
@@ -121,7 +121,7 @@ def test_a_kill_around_the_checkpoint_loses_and_doubles_no_line(
         if left[0] == 0:
             raise Killed
 
-    monkeypatch.setattr(loop, "save_state", save_and_die)
+    monkeypatch.setattr(round_loop, "save_state", save_and_die)
     with pytest.raises(Killed):
         lichen.run(made, out=tmp_path / "cut")
     monkeypatch.undo()

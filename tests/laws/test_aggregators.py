@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from lichen.clients.training.optimize import clip_C
-from lichen.core.message import Message, concatenate, take
+from lichen.core.message import Message, concatenate_messages, take_client
 from lichen.core.tree import digest, plain
 from lichen.fl.testing import LAWS
 from lichen.research.gkt.gather import GatherFeatures
@@ -62,10 +62,10 @@ def unequal(clients: int, seed: int) -> Any:
     message = updates(clients, seed)
     parts = {}
     for k in range(clients):
-        parts.setdefault(int(message.client_C[k]) % 3, []).append(take(message, k))
+        parts.setdefault(int(message.client_C[k]) % 3, []).append(take_client(message, k))
     cut = []
     for kind, ones in sorted(parts.items()):
-        whole = concatenate(ones)
+        whole = concatenate_messages(ones)
         A, B, bias = (whole.tensors[n] for n in SHARED)
         few = {"a.lora_A": A[:, : kind or 2], "a.lora_B": B[:, :, : kind or 2], "head.bias": bias}
         cut.append(replace(whole, tensors=few if kind else {"head.bias": bias}))
@@ -227,7 +227,7 @@ def test_unequal_ranks_and_layers_in_any_order_give_the_same_bytes(name: str, cl
     whole = member.zero()
     for message in messages:
         whole = member.add(whole, message)
-    ones = [take(message, k) for message in messages for k in range(len(message.client_C))]
+    ones = [take_client(message, k) for message in messages for k in range(len(message.client_C))]
     order = torch.randperm(clients, generator=torch.Generator().manual_seed(seed)).tolist()
     line, left, right = member.zero(), member.zero(), member.zero()
     for at, k in enumerate(order):
@@ -275,7 +275,7 @@ def test_a_total_that_crossed_as_bytes_merges_and_closes_to_the_same(name: str, 
 def test_sums_commute_with_masks_that_cancel(name: str, clients: int, seed: int) -> None:
     member, make = FAMILY[name]
     message = replace(make(clients, seed), weight_C=torch.full((clients,), 2.0, dtype=torch.float64))
-    totals = [member.add(member.zero(), take(message, k)) for k in range(clients)]
+    totals = [member.add(member.zero(), take_client(message, k)) for k in range(clients)]
     whole = outcome(member, member.add(member.zero(), message))
     g = torch.Generator().manual_seed(seed)
     masks = [torch.randint(-(2**63), 2**63 - 1, totals[0].units_N.shape, generator=g) for _ in range(clients - 1)]
@@ -303,5 +303,5 @@ def test_clipping_bounds_what_one_client_can_move(clients: int, seed: int, bound
     for k in range(clients):
         rest = member.zero()
         for j in range(clients):
-            rest = member.add(rest, take(message, j)) if j != k else rest
+            rest = member.add(rest, take_client(message, j)) if j != k else rest
         assert float((whole - summed(rest)).norm()) <= bound * (1 + 1e-5)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lichen.core.errors import LichenError
-from lichen.models.losses import answer_settings, classify_losses_C, soft_loss, taught_loss
+from lichen.models.losses import answer_settings, classify_losses_C, distill_loss, soft_loss
 
 
 def _case(seed: int, classes: int, kept: int) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
@@ -30,7 +30,7 @@ def test_full_answers_with_a_temperature_are_hintons_loss(seed: int, classes: in
     fixed |= answer_settings(temperature=temperature)
     warm = float(fixed["answers.temperature"])
     student = logits.clone().requires_grad_()
-    loss, count = taught_loss(student, answer, fixed)
+    loss, count = distill_loss(student, answer, fixed)
     rows = answer[answer >= 0]
     divergence = torch.nn.functional.kl_div(
         (student[answer >= 0] / warm).log_softmax(-1),
@@ -51,7 +51,7 @@ def test_the_gradient_keeps_its_size_when_both_sides_are_hot() -> None:
     sizes = []
     for temperature in (50.0, 100.0):
         student = logits.clone().requires_grad_()
-        loss, _ = taught_loss(student, answer, fixed | answer_settings(temperature=temperature))
+        loss, _ = distill_loss(student, answer, fixed | answer_settings(temperature=temperature))
         sizes.append(float(torch.autograd.grad(loss, student)[0].norm()))
     assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
     # In the limit it is the difference of the centred logits over K.
@@ -64,11 +64,11 @@ def test_the_gradient_keeps_its_size_when_both_sides_are_hot() -> None:
 def test_settings_that_say_nothing_change_rounding_at_most(seed: int, classes: int, kept: int) -> None:
     logits, answer, fixed, _ = _case(seed, classes, min(kept, classes))
     plain = soft_loss(logits, answer, fixed["answers.prob"], fixed["answers.index"])
-    bare = taught_loss(logits, answer, fixed)
+    bare = distill_loss(logits, answer, fixed)
     assert torch.equal(plain[0], bare[0])
     assert torch.equal(plain[1], bare[1])
     idle = answer_settings(temperature=1.0, weight=1.0, threshold=0.0, hard=False)
-    loss, count = taught_loss(logits, answer, fixed | idle)
+    loss, count = distill_loss(logits, answer, fixed | idle)
     torch.testing.assert_close(loss, plain[0], rtol=1e-10, atol=1e-12)
     assert int(count) == int(plain[1])
 
@@ -78,14 +78,14 @@ def test_weight_threshold_and_hard_answers_by_hand() -> None:
     log = logits.log_softmax(-1)
     top, label = teacher.softmax(-1).max(1)
     cut = float(top[answer[answer >= 0]].unique()[1]) - 1e-6  # the least sure answer alone falls out
-    loss, count = taught_loss(logits, answer, fixed | answer_settings(threshold=cut, hard=True, weight=0.25))
+    loss, count = distill_loss(logits, answer, fixed | answer_settings(threshold=cut, hard=True, weight=0.25))
     rows = [b for b in range(5) if answer[b] >= 0 and float(top[answer[b]]) >= cut]
     assert len(rows) in (2, 3)
     expected = -0.25 * sum(top[answer[b]] * log[b, label[answer[b]]] for b in rows)
     torch.testing.assert_close(loss, torch.as_tensor(expected), rtol=1e-9, atol=1e-12)
     assert int(count) == len(rows)
-    heavy, _ = taught_loss(logits, answer, fixed | answer_settings(weight=3.0))
-    torch.testing.assert_close(heavy, 3 * taught_loss(logits, answer, fixed)[0], rtol=1e-10, atol=0)
+    heavy, _ = distill_loss(logits, answer, fixed | answer_settings(weight=3.0))
+    torch.testing.assert_close(heavy, 3 * distill_loss(logits, answer, fixed)[0], rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 2.0}])
@@ -95,7 +95,7 @@ def test_answers_that_name_no_class_are_none(settings: dict[str, float]) -> None
         "answers.prob": torch.tensor([[0.5, 0.0], [0.0, 0.0], [0.5, 0.25]]),
         "answers.index": torch.tensor([[2, -1], [-1, -1], [1, 0]], dtype=torch.int8),
     }
-    loss, count = taught_loss(logits, torch.tensor([0, 1, 2]), fixed | answer_settings(**settings))
+    loss, count = distill_loss(logits, torch.tensor([0, 1, 2]), fixed | answer_settings(**settings))
     warm = settings.get("temperature", 1.0)
     target = torch.tensor([[0.5 / 3, 0.5 / 3, 0.5, 0.5 / 3], [0.25, 0.5, 0.125, 0.125]], dtype=torch.float64)
     target = (target.log() / warm).softmax(-1)

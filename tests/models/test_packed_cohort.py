@@ -180,9 +180,9 @@ def test_what_is_kept_of_frozen_layers_is_bounded() -> None:
     batch, params_C = _batch("llama"), _parameters(fast, 4)
     assert fast.prefix is not None
     whole = _both(fast, params_C, batch)
-    assert fast.prefix.bytes == sum(x.numel() * x.element_size() for x in fast.prefix.kept.values()) > 600
+    assert fast.prefix.bytes == sum(x.numel() * x.element_size() for x in fast.prefix.cached.values()) > 600
     fast.prefix.limit = 600
-    fast.prefix.kept.clear()
+    fast.prefix.cached.clear()
     fast.prefix.bytes = 0
     less = _both(fast, params_C, batch)
     assert fast.prefix.bytes <= 600

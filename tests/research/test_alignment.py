@@ -87,13 +87,13 @@ def test_real_tokenizers_align_as_the_recursion_does(real: Any) -> None:  # noqa
         assert all(align(row, row) == [(i, i) for i in range(len(row))] for row in (a, b))
 
 
-def spoken_of(vocabulary: Any) -> Any:
+def labelled_tokens_of(vocabulary: Any) -> Any:
     return [np.array(tokenizer(vocabulary)(t, add_special_tokens=False)["input_ids"]) for t in TEXTS]
 
 
 def bridge(source: Any, target: Any) -> Any:
     translation = Translation(*(Vocabulary.of(tokenizer(v)) for v in (source, target)))
-    return Bridge.between(translation, spoken_of(source), spoken_of(target))
+    return Bridge.between(translation, labelled_tokens_of(source), labelled_tokens_of(target))
 
 
 def answers(places: Any, size: Any, k: int = 5, seed: int = 0) -> Any:
@@ -103,11 +103,11 @@ def answers(places: Any, size: Any, k: int = 5, seed: int = 0) -> Any:
 
 
 def test_one_tokenizer_is_the_identity() -> None:
-    made, plain = bridge(300, 300), Bridge.same(Vocabulary.of(tokenizer(300)), spoken_of(300))
-    assert torch.equal(made.place_R, torch.arange(made.told))
+    made, plain = bridge(300, 300), Bridge.same(Vocabulary.of(tokenizer(300)), labelled_tokens_of(300))
+    assert torch.equal(made.place_R, torch.arange(made.sender_size))
     assert torch.equal(made.place_R, plain.place_R)
     assert made.share == 1.0
-    index, prob = answers(made.told, 256)
+    index, prob = answers(made.sender_size, 256)
     for one in (made, plain):
         got, chance = one.carry(index, prob)
         # Specials map by role, ordinary tokens to themselves: nothing changes, bit for bit.
@@ -119,10 +119,10 @@ def test_one_tokenizer_is_the_identity() -> None:
 def test_carrying_equals_a_dictionary() -> None:
     over = bridge(300, 330)
     assert 0.1 < over.share < 1.0
-    index, prob = answers(over.told, 300)
+    index, prob = answers(over.sender_size, 300)
     index[0, 3, 2:] = -1
     got, chance = over.carry(index, prob)
-    teller, hearer = np.concatenate(spoken_of(300)), np.concatenate(spoken_of(330))
+    teller, hearer = np.concatenate(labelled_tokens_of(300)), np.concatenate(labelled_tokens_of(330))
     for c in range(2):
         for place, origin in enumerate(over.place_R.tolist()):
             sums: dict[int, float] = {}
@@ -141,6 +141,6 @@ def test_carrying_equals_a_dictionary() -> None:
 def test_other_texts_are_refused() -> None:
     over = bridge(300, 330)
     with pytest.raises(LichenError, match="answers of shape"):
-        over.carry(*answers(over.told + 1, 300))
+        over.carry(*answers(over.sender_size + 1, 300))
     with pytest.raises(LichenError, match="texts on one side"):
-        Bridge.between(over.translation, spoken_of(300)[:2], spoken_of(330))
+        Bridge.between(over.translation, labelled_tokens_of(300)[:2], labelled_tokens_of(330))

@@ -29,7 +29,7 @@ from lichen.research.mutual.cotune import CoTune, CoTunedModel, large_of
 from lichen.research.mutual.mutual import Group, Mutual
 from lichen.research.mutual.select import Select
 from lichen.research.mutual.token_distill import DistillLogits
-from lichen.research.mutual.token_logits import ReportLogits, public_shard, spoken, starts
+from lichen.research.mutual.token_logits import ReportLogits, labelled_tokens, public_shard, starts
 from lichen.research.mutual.train_then_report import TrainThenReport, TrainThenReportSource
 from lichen.research.mutual.vocabulary import Translation, Vocabulary
 from lichen.server.mean import Mean
@@ -40,12 +40,13 @@ from support.two_tokenizers import TEXTS, model, say, tokenizer
 LARGE, SMALL, OTHER = 330, 300, 310
 PUBLIC = {v: public_shard(TEXTS, tokenizer(v)) for v in (LARGE, SMALL, OTHER)}
 VOCABULARY = {v: Vocabulary.of(tokenizer(v)) for v in PUBLIC}
+FIELDS = (("train_then_report", "visit"), ("distill", "listen"), ("valid", "valid"))
 ADAM = ClientOptimizer("adamw", lr=0.01)
 
 
 def bridge(source: Any, target: Any) -> Any:
     translation = Translation(VOCABULARY[source], VOCABULARY[target])
-    return Bridge.between(translation, spoken(PUBLIC[source]), spoken(PUBLIC[target]))
+    return Bridge.between(translation, labelled_tokens(PUBLIC[source]), labelled_tokens(PUBLIC[target]))
 
 
 def lora(vocabulary: Any, seed: int = 0) -> Any:
@@ -53,14 +54,14 @@ def lora(vocabulary: Any, seed: int = 0) -> Any:
     return CausalCohort(model(vocabulary, seed), adapter=adapter, name=f"lora-{vocabulary}")
 
 
-def tell(cohort: Any, vocabulary: Any, clients: int, *, personal: Any) -> Any:
+def report(cohort: Any, vocabulary: Any, clients: int, *, personal: Any) -> Any:
     work = ReportLogits(
         cohort, public=PUBLIC[vocabulary], vocabulary=VOCABULARY[vocabulary], top_k=4, personal=personal
     )
     return ClientTask(work=work, source=EvalSource(dict.fromkeys(clients, PUBLIC[vocabulary]), batch_size=4))
 
 
-def listen(cohort: Any, vocabulary: Any, clients: int, *, personal: Any, lm: float = 1.0) -> Any:
+def distill(cohort: Any, vocabulary: Any, clients: int, *, personal: Any, lm: float = 1.0) -> Any:
     train = Train(DistilledLM(cohort, lm=lm), optimizer=ADAM, personal=personal)
     source = TrainSource(dict.fromkeys(clients, PUBLIC[vocabulary]), batch_size=4, steps=2)
     return ClientTask(work=DistillLogits(train, public=PUBLIC[vocabulary]), source=source)
@@ -70,7 +71,7 @@ def rows(vocabulary: Any, clients: int, seed: int) -> Any:
     return {c: public_shard([say(seed + 10 * c + i, 8) for i in range(4)], tokenizer(vocabulary)) for c in clients}
 
 
-def federation(folder: Path, *, rounds: int = 2, heard: bool = True) -> Any:
+def federation(folder: Path, *, rounds: int = 2, transfer: bool = True) -> Any:
     """Three clients: two of one vocabulary with whole models, one of another with an adapter."""
     groups, client_tasks = [], {}
     for name, vocabulary, clients, cohort in (
@@ -78,12 +79,12 @@ def federation(folder: Path, *, rounds: int = 2, heard: bool = True) -> Any:
         ("b", OTHER, (1,), lora(OTHER)),
     ):
         train = TrainSource(rows(vocabulary, clients, 1000), batch_size=2, steps=2)
-        telling = tell(cohort, vocabulary, clients, personal=True)
-        visit = TrainThenReport(Train(cohort, optimizer=ADAM, personal=True), tell=telling.work)
+        reporting = report(cohort, vocabulary, clients, personal=True)
+        train_then_report = TrainThenReport(Train(cohort, optimizer=ADAM, personal=True), report=reporting.work)
         client_tasks[f"visit-{name}"] = ClientTask(
-            work=visit, source=TrainThenReportSource(train, public=telling.source)
+            work=train_then_report, source=TrainThenReportSource(train, public=reporting.source)
         )
-        client_tasks[f"listen-{name}"] = listen(cohort, vocabulary, clients, personal=True)
+        client_tasks[f"listen-{name}"] = distill(cohort, vocabulary, clients, personal=True)
         valid = EvalSource(rows(vocabulary, clients, 2000), batch_size=4)
         client_tasks[f"valid-{name}"] = ClientTask(work=Evaluate(cohort, personal=True), source=valid)
         group = Group(
@@ -91,18 +92,18 @@ def federation(folder: Path, *, rounds: int = 2, heard: bool = True) -> Any:
             start=cohort.init(0),
             up=bridge(vocabulary, LARGE),
             down=bridge(LARGE, vocabulary),
-            **{work: f"{work}-{name}" for work in ("visit", "listen", "valid")},
+            **{field: f"{work}-{name}" for field, work in FIELDS},
             base=cohort.base,
         )
         groups.append(group)
     large = lora(LARGE)
     algorithm = Mutual(
         groups=tuple(groups),
-        tell=tell(large, LARGE, (0,), personal=False),
-        listen=listen(large, LARGE, (0,), personal=False),
+        report=report(large, LARGE, (0,), personal=False),
+        distill=distill(large, LARGE, (0,), personal=False),
         select=Select(tuple(starts(PUBLIC[LARGE]).tolist())),
         rounds=rounds,
-        heard=heard,
+        transfer=transfer,
     )
     return algorithm, LocalEngine(client_tasks, ClientStore(folder)), lambda: large.init(0)
 
@@ -144,19 +145,19 @@ def test_stopped_and_gone_on_is_the_same_run(three: Any, tmp_path: Path) -> None
     file = tmp_path / "state.safetensors"
     run(algorithm, engine, start, rounds=1, seed=3, checkpoint=file)
     # A round that dies after its clients have told and listened leaves files that are written again.
-    broken = replace(algorithm, listen=ClientTask(work=algorithm.listen.work, source=EvalSource([], batch_size=1)))
+    broken = replace(algorithm, distill=ClientTask(work=algorithm.distill.work, source=EvalSource([], batch_size=1)))
     with pytest.raises(LichenError, match="no data"):
         run(broken, engine, start, rounds=3, seed=3, checkpoint=file)
     again, engine, start = federation(tmp_path / "own", rounds=3)
-    told = []
-    ended = run(again, engine, start, rounds=3, seed=3, checkpoint=file, observers=(told.append,))
+    taught = []
+    ended = run(again, engine, start, rounds=3, seed=3, checkpoint=file, observers=(taught.append,))
     assert digest(ended.shared) == digest(state.shared)
-    assert told[-1].metrics == reports[-1].metrics
+    assert taught[-1].metrics == reports[-1].metrics
     assert newest(tmp_path / "own") == newest(folder)
 
 
 def test_without_answers_nobody_is_believed_and_something_else_is_learned(three: Any, tmp_path: Path) -> None:
-    _, reports = go(tmp_path, 1, heard=False)
+    _, reports = go(tmp_path, 1, transfer=False)
     assert reports[0].metrics["server_believed"] == reports[0].metrics["client_believed"] == 0
     assert reports[0].metrics["loss"] == three[1][0].metrics["loss"]
     assert reports[0].metrics["valid"] != three[1][0].metrics["valid"]
@@ -187,9 +188,9 @@ def cotuning(folder: Path, *, rounds: int = 2, vocabulary: Any = SMALL) -> Any:
     )
     pupils = [
         CoTunedModel(
-            tell=tell(cohort, mine, (0,), personal=False),
-            listen=listen(cohort, mine, (0,), personal=False),
-            hears=bridge(other, mine),
+            report=report(cohort, mine, (0,), personal=False),
+            distill=distill(cohort, mine, (0,), personal=False),
+            bridge=bridge(other, mine),
         )
         for cohort, mine, other in ((small, vocabulary, LARGE), (large, LARGE, vocabulary))
     ]
@@ -230,14 +231,14 @@ def test_cotuning_wants_an_average_that_does_not_judge(tmp_path: Path) -> None:
 
 
 def test_cotuning_without_answers_owes_the_other_nothing(tmp_path: Path) -> None:
-    def small_after(place: str, *, heard: bool, other: bool) -> str:
+    def small_after(place: str, *, transfer: bool, other: bool) -> str:
         algorithm, engine, start = cotuning(tmp_path / place)
         more = {name: x + 0.5 for name, x in algorithm.start.items()} if other else algorithm.start
-        algorithm = replace(algorithm, heard=heard, start=more)
+        algorithm = replace(algorithm, transfer=transfer, start=more)
         return digest(run(algorithm, engine, start, rounds=1, seed=1).shared)
 
-    apart = small_after("a", heard=False, other=False)
-    assert small_after("b", heard=False, other=True) == apart
-    told = small_after("c", heard=True, other=False)
-    assert told != apart
-    assert small_after("d", heard=True, other=True) != told
+    apart = small_after("a", transfer=False, other=False)
+    assert small_after("b", transfer=False, other=True) == apart
+    taught = small_after("c", transfer=True, other=False)
+    assert taught != apart
+    assert small_after("d", transfer=True, other=True) != taught

@@ -24,7 +24,7 @@ from lichen.core.store import ClientStore
 from lichen.core.tree import digest
 from lichen.data.batches.shards import ArrayShard, EvalSource
 from lichen.engines.local import LocalEngine
-from lichen.models.losses import answer_settings, taught_loss
+from lichen.models.losses import answer_settings, distill_loss
 from lichen.models.students.students import ImageMLP
 from lichen.research.pate.label_vote import LabelVote
 from lichen.research.pate.pate import NoisyMax, joint_sensitivity
@@ -144,7 +144,7 @@ def test_a_ballot_counts_what_each_clients_own_model_says(tmp_path: Path) -> Non
     assert size(messages[0]) < 600  # a byte a vote and the frame
     # Students learn from the winners as from any teacher; their share of the votes is the confidence.
     logits = torch.randn(11, 3, generator=torch.Generator().manual_seed(0))
-    loss, count = taught_loss(logits, torch.arange(11), {**answers, **answer_settings(hard=True)})
+    loss, count = distill_loss(logits, torch.arange(11), {**answers, **answer_settings(hard=True)})
     log, win = logits.log_softmax(-1), answers["answers.index"][:, 0].long()
     torch.testing.assert_close(loss, -(answers["answers.prob"][:, 0].float() * log[torch.arange(11), win]).sum())
     assert int(count) == 11

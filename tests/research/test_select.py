@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from lichen.core.errors import LichenError
-from lichen.core.message import Message, concatenate, take
+from lichen.core.message import Message, concatenate_messages, take_client
 from lichen.core.tree import digest, plain
 from lichen.research.mutual.select import Select
 
@@ -72,7 +72,7 @@ def test_any_order_blocks_merging_and_bytes_give_the_same(clients: int, seed: in
     order = torch.randperm(clients, generator=torch.Generator().manual_seed(seed)).tolist()
     line, left, right = MEMBER.zero(), MEMBER.zero(), MEMBER.zero()
     for at, c in enumerate(order):
-        one = take(message, c)
+        one = take_client(message, c)
         line = MEMBER.add(line, one)
         left, right = (MEMBER.add(left, one), right) if at % 2 else (left, MEMBER.add(right, one))
     tensors, header = MEMBER.dump(left)
@@ -80,13 +80,15 @@ def test_any_order_blocks_merging_and_bytes_give_the_same(clients: int, seed: in
     assert outcome(line) == whole
     assert outcome(MEMBER.merge(crossed, right)) == whole
     assert outcome(MEMBER.merge(right, crossed)) == whole
-    block = concatenate([take(message, c) for c in order])
+    block = concatenate_messages([take_client(message, c) for c in order])
     assert outcome(MEMBER.add(MEMBER.zero(), replace(block, weight_C=block.weight_C * 0.5))) == whole
 
 
 def test_who_has_no_weight_or_no_loss_is_not_heard() -> None:
     message = tellings(3, 1)
-    expected = outcome(MEMBER.add(MEMBER.zero(), concatenate([take(message, 0), take(message, 1)])))
+    expected = outcome(
+        MEMBER.add(MEMBER.zero(), concatenate_messages([take_client(message, 0), take_client(message, 1)]))
+    )
     weightless = replace(message, weight_C=torch.tensor([1.0, 1.0, 0.0]).double())
     assert outcome(MEMBER.add(MEMBER.zero(), weightless)) == expected
     message.tensors["loss"][2] = math.nan

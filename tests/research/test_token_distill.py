@@ -19,7 +19,7 @@ from lichen.models.cohort import CausalCohort
 from lichen.models.full import FullCausal
 from lichen.models.tokens.token_targets import DistilledLM
 from lichen.research.mutual.token_distill import DistillLogits
-from lichen.research.mutual.token_logits import TOLD, public_shard, starts
+from lichen.research.mutual.token_logits import REPORTED_LOSS, public_shard, starts
 from support.two_tokenizers import TEXTS, model, tokenizer
 
 PUBLIC = public_shard(TEXTS, tokenizer(300))
@@ -113,7 +113,7 @@ def private(clients: int) -> Any:
     params_C = trees.stack(every)
     optimizer = ClientOptimizer("adamw").init(params_C)
     optimizer = {n: x + 1 for n, x in optimizer.items()}
-    told = {TOLD: torch.tensor([[5.0] * 8, [1.0, 5.0] * 4])[: len(clients)]}
+    told = {REPORTED_LOSS: torch.tensor([[5.0] * 8, [1.0, 5.0] * 4])[: len(clients)]}
     return trees.join("params/", params_C, trees.join("opt/", optimizer, told))
 
 
@@ -123,7 +123,7 @@ def test_a_client_believes_who_knows_better_and_keeps_its_optimizer() -> None:
     message, kept = listen(listening(personal=True), shared, own_C, (3, 9))
     assert message.tensors == {}
     assert message.metrics["believed"].tolist() == [8.0, 4.0]
-    assert kept.keys() == own_C.keys() - {TOLD}
+    assert kept.keys() == own_C.keys() - {REPORTED_LOSS}
     moved = [n for n, x in kept.items() if not torch.equal(x, own_C[n])]
     assert moved
     assert all(n.startswith("params/") for n in moved)

@@ -16,7 +16,14 @@ from lichen.data.batches.shards import EvalSource
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
 from lichen.models.full import FullCausal
-from lichen.research.mutual.token_logits import TOLD, ReportLogits, fitting, public_shard, spoken, starts
+from lichen.research.mutual.token_logits import (
+    REPORTED_LOSS,
+    ReportLogits,
+    fitting,
+    labelled_tokens,
+    public_shard,
+    starts,
+)
 from lichen.research.mutual.vocabulary import Vocabulary
 from support.two_tokenizers import TEXTS, model, tokenizer
 
@@ -77,7 +84,7 @@ def test_company_and_batches_change_no_bit(kind: str) -> None:
     for name, x in both.tensors.items():
         assert torch.equal(x[1:], alone.tensors[name])
         assert not torch.equal(x[0], x[1])
-    assert torch.equal(kept[TOLD], both.tensors["loss"])
+    assert torch.equal(kept[REPORTED_LOSS], both.tensors["loss"])
     assert all(torch.equal(kept[n], x) for n, x in own_C.items())
     assert size(both) == len(pack_message(alone))
 
@@ -104,7 +111,7 @@ def test_public_texts_are_cut_after_words_to_fit_both() -> None:
     assert lengths[0] < 9 <= lengths[1] + 3
     shard = public_shard(cut, both[0])
     assert shard.length_N.max() <= 9
-    assert [row.tolist() for row in spoken(shard)] == [both[0](text)["input_ids"] for text in cut]
+    assert [row.tolist() for row in labelled_tokens(shard)] == [both[0](text)["input_ids"] for text in cut]
     with pytest.raises(LichenError, match="no word"):
         fitting(("underneath",), both, most=1)
 

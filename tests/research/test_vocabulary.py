@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lichen.core.errors import LichenError
-from lichen.data.sources.catalog import fetch
+from lichen.data.sources.catalog import fetch_entry
 from lichen.data.sources.readers import sotu
 from lichen.models.students.scratch import train_tokenizer
 from lichen.research.mutual.vocabulary import Translation, Vocabulary, edit_distances
@@ -69,7 +69,7 @@ def test_markers_of_three_kinds_are_the_same_text() -> None:
 def real() -> Any:
     """SmolLM2's vocabulary of 49152 tokens and one of 4096 learned from addresses."""
     try:
-        folder, texts = fetch("smollm2-135m"), [r.text for r in sotu(fetch("sotu"), {})[:600]]
+        folder, texts = fetch_entry("smollm2-135m"), [r.text for r in sotu(fetch_entry("sotu"), {})[:600]]
     except LichenError as error:
         pytest.skip(str(error))
     return hf.PreTrainedTokenizerFast.from_pretrained(folder), train_tokenizer(texts, vocabulary=4096)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from lichen.core.errors import LichenError
-from lichen.core.message import Message, concatenate, take
+from lichen.core.message import Message, concatenate_messages, take_client
 from lichen.core.tree import digest, plain
 from lichen.server.evolution import Evolution
 from lichen.server.optimize import ServerSGD
@@ -74,8 +74,8 @@ def test_any_order_and_grouping_give_the_same_bytes(name: str, clients: int, see
     order.shuffle(places)  # type: ignore[attr-defined]
     folded, merged = member.zero(), member.zero()
     for k in places:
-        folded = member.add(folded, take(message, k))
-        merged = member.merge(member.add(member.zero(), take(message, k)), merged)
+        folded = member.add(folded, take_client(message, k))
+        merged = member.merge(member.add(member.zero(), take_client(message, k)), merged)
     assert outcome(member, folded) == outcome(member, merged) == whole
     tensors, header = member.dump(folded)
     assert outcome(member, member.load(load(save(plain(tensors))), json.loads(json.dumps(header)))) == whole
@@ -88,7 +88,7 @@ def test_a_client_of_weight_zero_might_as_well_have_stayed_away(name: str, seed:
     member, message = FAMILY[name], message_of(3, seed)
     message.tensors["mean"][2] = torch.nan
     message = replace(message, weight_C=torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))
-    two = concatenate([take(message, 0), take(message, 1)])
+    two = concatenate_messages([take_client(message, 0), take_client(message, 1)])
     assert outcome(member, member.add(member.zero(), message)) == outcome(member, member.add(member.zero(), two))
 
 
@@ -97,7 +97,7 @@ def test_a_client_of_weight_zero_might_as_well_have_stayed_away(name: str, seed:
 @some
 def test_masks_that_cancel_change_nothing(name: str, seed: int) -> None:
     member, message = FAMILY[name], message_of(2, seed)
-    a, b = (member.add(member.zero(), take(message, k)) for k in range(2))
+    a, b = (member.add(member.zero(), take_client(message, k)) for k in range(2))
     mask = torch.randint(-(2**63), 2**63 - 1, a.units_N.shape, generator=torch.Generator().manual_seed(seed))
     masked = member.merge(replace(a, units_N=a.units_N + mask), replace(b, units_N=b.units_N - mask))
     assert outcome(member, masked) == outcome(member, member.merge(a, b))

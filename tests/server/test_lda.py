@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lichen.clients.statistics.sufficient import Statistics
 from lichen.core.errors import LichenError
-from lichen.core.message import Job, Message, take
+from lichen.core.message import Job, Message, take_client
 from lichen.core.tree import digest
 from lichen.data.batches.shards import ArrayShard, EvalSource
 from lichen.server.lda import NEVER, Lda
@@ -138,7 +138,7 @@ def test_refuses_nonsense() -> None:
         Lda(1.5)
     with pytest.raises(LichenError, match="no client contributed"):
         Lda().close(Lda().zero(), {})
-    broken = take(message, 0)
+    broken = take_client(message, 0)
     del broken.tensors["n"]
     with pytest.raises(LichenError, match="work Statistics"):
         Lda().add(Lda().zero(), broken)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge as Oracle
 
 from lichen.core.errors import LichenError
-from lichen.core.message import Message, take
+from lichen.core.message import Message, take_client
 from lichen.core.tree import digest
 from lichen.server.optimize import ServerSGD
 from lichen.server.ridge import Ridge
@@ -68,7 +68,7 @@ def test_any_partition_order_and_pairing_gives_the_same_bytes(seed: int, cuts: A
     ridge = Ridge(0.1, bias=False)
     pooled, _ = ridge.close(ridge.add(ridge.zero(), statistics(x, y, [list(range(N))])), {})
     split = statistics(x, y, parts)
-    totals = [ridge.add(ridge.zero(), take(split, k)) for k in torch.randperm(len(parts), generator=g).tolist()]
+    totals = [ridge.add(ridge.zero(), take_client(split, k)) for k in torch.randperm(len(parts), generator=g).tolist()]
     while len(totals) > 1:  # AFL's route: two by two
         totals = [
             ridge.merge(*totals[i : i + 2]) if i + 1 < len(totals) else totals[i] for i in range(0, len(totals), 2)

@@ -20,12 +20,12 @@ from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Uniform
 from lichen.transforms.layout import Layout
-from lichen.transforms.parse import chain_of
+from lichen.transforms.parse import parse_codecs
 from lichen.transforms.uplink import Compressed
 from lichen.transforms.uplink_decode import Decoded
 from support.small_experiment import experiment
 
-UP, DOWN = chain_of(["topk:4/32", "int4"]), chain_of(["topk:8/32", "int4"])
+UP, DOWN = parse_codecs(["topk:4/32", "int4"]), parse_codecs(["topk:8/32", "int4"])
 WORK = "train lr=0.1"
 
 

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from lichen.core.seeds import numpy_generator
-from lichen.models.students.scratch import Size, draw, train_tokenizer
+from lichen.models.students.scratch import Size, initial_model, train_tokenizer
 
 SENTENCE = "the cat sat on a mat and then the other cats were sitting under some old trees near our house"
 WORDS = tuple(SENTENCE.split())
@@ -30,7 +30,11 @@ def model(vocabulary: int, seed: int = 0) -> Any:
     """A random Llama for it, far enough from uniform that it has something to say."""
     import torch
 
-    made = draw(Size(16, layers=1, heads=2, context=64), tokenizer(vocabulary), seed=seed).requires_grad_(False).eval()
+    made = (
+        initial_model(Size(16, layers=1, heads=2, context=64), tokenizer(vocabulary), seed=seed)
+        .requires_grad_(False)
+        .eval()
+    )
     with torch.no_grad():
         made.get_input_embeddings().weight.mul_(8.0)
     return made

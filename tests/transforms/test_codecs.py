@@ -14,10 +14,10 @@ from lichen.core.seeds import derive
 from lichen.transforms.bits import bytes_for, pack_bits, unpack_bits
 from lichen.transforms.codec import Chain
 from lichen.transforms.layout import Layout
-from lichen.transforms.parse import chain_of, codec_of
+from lichen.transforms.parse import codec_of, parse_codecs
+from lichen.transforms.powersgd import PowerSGD
 from lichen.transforms.quantize import Bfloat16, Quantize
 from lichen.transforms.sign import Sign
-from lichen.transforms.sketch import Sketch
 from lichen.transforms.topk import TopK
 
 WORDS = (
@@ -53,7 +53,7 @@ def made(shapes: list[tuple[int, ...]], clients: int, seed: int, size: float = 1
 def test_a_row_has_its_length_and_is_the_same_in_any_company(
     words: str, shapes: list[tuple[int, ...]], seed: int, size: float
 ) -> None:
-    chain = chain_of(words.split())
+    chain = parse_codecs(words.split())
     layout, x_CN = made(shapes, 3, seed, size)
     seeds = [derive(seed, c) for c in range(3)]
     wire_CB = chain.encode(x_CN, layout, seeds)
@@ -127,7 +127,7 @@ def test_bounds_of_the_others(shapes: list[tuple[int, ...]], seed: int) -> None:
         return chain.decode(chain.encode(x_CN, layout, [1, 2]), layout)
 
     assert ((back(Bfloat16()) - x_CN).abs() <= x_CN.abs() * 2**-8).all()
-    for codec in (Sign(), Sketch(1), Sketch(2, iterations=1)):
+    for codec in (Sign(), PowerSGD(1), PowerSGD(2, iterations=1)):
         for x_N, got_N in zip(x_CN, back(codec), strict=True):
             assert norm(x_N - got_N) <= norm(x_N) * (1 + 2**-8)
 
@@ -136,7 +136,7 @@ def test_sketches_are_exact_where_the_rank_suffices_and_near_the_best_elsewhere(
     generator = torch.Generator().manual_seed(0)
     thin = torch.randn(30, 2, generator=generator) @ torch.randn(2, 20, generator=generator)
     layout = Layout.of({"m": thin})
-    chain = Chain((Sketch(2),))
+    chain = Chain((PowerSGD(2),))
     back = chain.decode(chain.encode(thin.reshape(1, -1), layout, [3]), layout)
     assert norm(back - thin.reshape(1, -1)) <= 1e-5 * norm(thin)
     fading = torch.randn(30, 20, generator=generator) @ torch.diag(0.5 ** torch.arange(20.0))
@@ -181,13 +181,13 @@ def test_what_is_not_finite_does_not_come_back_finite() -> None:
     x = torch.ones(2, 64)
     x[0, 3], x[1, 3] = float("nan"), float("inf")
     for words in ("bf16", "int4", "int8~", "sign", "topk:2/64 int4", "topk:2/64 sign"):
-        chain = chain_of(words.split())
+        chain = parse_codecs(words.split())
         assert not chain.decode(chain.encode(x, layout, [0, 1]), layout).isfinite().all(1).any(), words
 
 
 @given(st.binary(min_size=11, max_size=11))
 def test_any_bytes_of_the_right_length_decode(data: bytes) -> None:
-    chain, layout = chain_of(["topk:3/16", "int4"]), Layout.vector(40)
+    chain, layout = parse_codecs(["topk:3/16", "int4"]), Layout.vector(40)
     assert chain.nbytes(layout) == 2 + 5 + 4
     row = torch.frombuffer(bytearray(data), dtype=torch.uint8).unsqueeze(0)
     assert chain.decode(row, layout).shape == (1, 40)
@@ -206,7 +206,7 @@ def test_any_bytes_of_the_right_length_decode(data: bytes) -> None:
 )
 def test_nonsense_is_refused(words: str, said: str) -> None:
     with pytest.raises(LichenError, match=said) as told:
-        chain_of(words.split())
+        parse_codecs(words.split())
     assert told.value.fix
     assert codec_of("int8/64") == Quantize(8, block=64)
 

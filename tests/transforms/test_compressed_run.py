@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lichen.algorithms.average import held
+from lichen.algorithms.average import sent_params
 from lichen.core.contracts import Engine, Report
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message, link
@@ -27,8 +27,8 @@ from lichen.recipes.assemble.parts import client_tasks
 from lichen.server.mean import Mean
 from lichen.server.sampling import Everyone
 from lichen.transforms.codec import Chain
-from lichen.transforms.delta import view_name
-from lichen.transforms.downlink import Links
+from lichen.transforms.delta import snapshot_name
+from lichen.transforms.downlink import DownlinkState
 from support import compressed_run
 from support.forked_ranks import on_ranks
 from support.small_experiment import experiment
@@ -67,7 +67,7 @@ def test_blocks_processes_and_ranks_share_one_trajectory(tmp_path: Path) -> None
     assert files(tmp_path / "a") == files(tmp_path / "b")
     (tmp_path / "c").mkdir()
     command = [sys.executable, "-c", NODE, str(TESTS), str(tmp_path / "c" / "own")]
-    with SpawnedEngine(command, nodes=1, agreed=view_name(made.start)) as nodes:
+    with SpawnedEngine(command, nodes=1, agreed=snapshot_name(made.start)) as nodes:
         assert told == go(made, nodes, tmp_path / "c", agreed=True)
     assert files(tmp_path / "a") == files(tmp_path / "c")
 
@@ -140,13 +140,13 @@ def test_everybody_is_sent_only_what_it_lacks_and_the_best_view_is_kept(tmp_path
     views = []
     for r in range(5):
         state, _ = algorithm.round(state, engine, 10 + r)
-        views.append(held(state))
+        views.append(sent_params(state))
     assert [how for version, _, how in engine.seen if version == 0] == ["full"] * 4
     # Trained on what it was judged by, and judged one step later.
     assert [how for version, _, how in engine.seen if version == 3] == (["step"] * 4 + ["same"] * 4)
     best = views[state.best_round - 1]
     assert all(torch.equal(state.best[name], best[name]) for name in best)
-    assert any(not torch.equal(state.shared[name], held(state)[name]) for name in state.shared)
+    assert any(not torch.equal(state.shared[name], sent_params(state)[name]) for name in state.shared)
     assert all(torch.equal(engine.views[-1][name], views[-1][name]) for name in best)
 
 
@@ -155,7 +155,7 @@ def test_the_view_stays_near_the_servers_tensors_and_learns(tmp_path: Path) -> N
     algorithm = compressed_run.average(made, sampler=Everyone(), rounds=25)
     state = run(algorithm, compressed_run.local(made, tmp_path), lambda: made.start, rounds=25, seed=1)
     moved = sum(float((state.shared[n] - made.start[n]).square().sum()) for n in made.start) ** 0.5
-    off = sum(float((state.shared[n] - held(state)[n]).square().sum()) for n in made.start) ** 0.5
+    off = sum(float((state.shared[n] - sent_params(state)[n]).square().sum()) for n in made.start) ** 0.5
     assert 0 < off < 0.25 * moved
     plain = compressed_run.average(made, sampler=Everyone(), rounds=25, down=None, aggregator=Mean())
     engine = LocalEngine(client_tasks(made), ClientStore(tmp_path / "plain"), block_size=3)
@@ -170,10 +170,10 @@ def test_a_codec_that_loses_nothing_changes_no_result_but_by_rounding(tmp_path: 
     for name, algorithm in {"plain": plain, "coded": replace(plain, down=Chain())}.items():
         engine = LocalEngine(client_tasks(made), ClientStore(tmp_path / name), block_size=3)
         states[name] = run(algorithm, engine, lambda: made.start, rounds=6, seed=1)
-    assert states["plain"].links == {}
+    assert states["plain"].downlink == {}
     for name, x in states["plain"].shared.items():
         assert torch.allclose(x, states["coded"].shared[name], atol=1e-5)
-        assert torch.allclose(x, held(states["coded"])[name], atol=1e-5)
+        assert torch.allclose(x, sent_params(states["coded"])[name], atol=1e-5)
 
 
 def test_a_run_without_codec_goes_on_with_one(tmp_path: Path) -> None:
@@ -182,14 +182,14 @@ def test_a_run_without_codec_goes_on_with_one(tmp_path: Path) -> None:
     run(plain, compressed_run.local(made, tmp_path / "own"), lambda: made.start, rounds=2, seed=1, checkpoint=file)
     tensors, header = load_tree(file)
     assert not [name for name in tensors if name.startswith("links/")]
-    assert load_state(file).links == {}
+    assert load_state(file).downlink == {}
     engine = Watched(compressed_run.local(made, tmp_path / "own"))
     after = run(
         compressed_run.average(made, agreed=True), engine, lambda: made.start, rounds=3, seed=1, checkpoint=file
     )
     assert {how for version, _, how in engine.seen if version == 2} == {"full"}
     back = load_state(file)
-    assert Links.of(back.links).name == view_name(held(after))
+    assert DownlinkState.of(back.downlink).name == snapshot_name(sent_params(after))
     save_tree(file, tensors, header)
     assert load_state(file).round == 2
 
@@ -220,7 +220,7 @@ class Halves:
     def key(self, client: int) -> Hashable:
         return client % 2
 
-    def cut(self, shared: Tree, key: Hashable) -> Tree:
+    def extract(self, shared: Tree, key: Hashable) -> Tree:
         return {name: x.clone() for name, x in shared.items()}
 
 

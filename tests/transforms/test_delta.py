@@ -7,10 +7,10 @@ import torch
 
 from lichen.core.errors import LichenError
 from lichen.transforms.codec import Chain
-from lichen.transforms.delta import encode_step, take_step, view_name
-from lichen.transforms.parse import chain_of
+from lichen.transforms.delta import apply_delta, encode_delta, snapshot_name
+from lichen.transforms.parse import parse_codecs
 
-CHAIN = chain_of(["topk:4/32", "int4"])
+CHAIN = parse_codecs(["topk:4/32", "int4"])
 
 
 def tree(seed: int, **more: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -20,9 +20,9 @@ def tree(seed: int, **more: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def test_without_codecs_a_step_leads_to_the_tensors_themselves() -> None:
     before, after = tree(0, count=torch.tensor([3])), tree(1, count=torch.tensor([4]))
-    payload = encode_step(after, before, Chain(), 0)
+    payload = encode_delta(after, before, Chain(), 0)
     assert payload.keys() == {"wire", "whole.count"}
-    there = take_step(before, payload, Chain())
+    there = apply_delta(before, payload, Chain())
     assert all(torch.allclose(there[name], after[name], atol=1e-6) for name in after)
     assert int(there["count"][0]) == 4
 
@@ -31,54 +31,54 @@ def test_what_is_new_or_of_another_shape_goes_whole_and_what_is_gone_goes() -> N
     answers = torch.randn(3, 2)
     before = tree(0, **{"patch.l.left": torch.randn(4, 1), "answers.a": answers})
     after = tree(1, **{"patch.l.left": torch.randn(4, 2), "answers.a": answers, "new": torch.randn(2)})
-    payload = encode_step(after, before, CHAIN, 0)
+    payload = encode_delta(after, before, CHAIN, 0)
     assert payload.keys() == {"wire", "whole.patch.l.left", "whole.new"}
-    there = take_step(before, payload, CHAIN)
+    there = apply_delta(before, payload, CHAIN)
     assert there.keys() == after.keys()
     assert all(torch.equal(there[n], after[n]) for n in ("patch.l.left", "new", "answers.a"))
     dense = tree(2, **{"patch.l.dense": torch.randn(4, 4), "answers.a": answers})
-    payload = encode_step(dense, there, CHAIN, 0)
+    payload = encode_delta(dense, there, CHAIN, 0)
     assert {"gone.patch.l.left", "gone.new", "whole.patch.l.dense"} < payload.keys()
-    assert take_step(there, payload, CHAIN).keys() == dense.keys()
+    assert apply_delta(there, payload, CHAIN).keys() == dense.keys()
 
 
 def test_what_stands_still_is_not_sent() -> None:
-    view, target, plain = tree(0), tree(1), chain_of(["float32"])
-    target["b"] = view["b"].clone()
-    half, whole = (encode_step(t, view, plain, 0) for t in (target, tree(1)))
+    snapshot, target, plain = tree(0), tree(1), parse_codecs(["float32"])
+    target["b"] = snapshot["b"].clone()
+    half, whole = (encode_delta(t, snapshot, plain, 0) for t in (target, tree(1)))
     assert half["still"].tolist() == [1, 0]
     assert (half["wire"].numel(), whole["wire"].numel()) == (4 * 72, 4 * 77)
-    there = take_step(view, half, plain)
-    assert torch.equal(there["b"], view["b"])
-    assert not torch.equal(there["w"], view["w"])
-    resting = encode_step(view, view, plain, 0)
+    there = apply_delta(snapshot, half, plain)
+    assert torch.equal(there["b"], snapshot["b"])
+    assert not torch.equal(there["w"], snapshot["w"])
+    resting = encode_delta(snapshot, snapshot, plain, 0)
     assert resting.keys() == {"still"}
-    assert all(torch.equal(x, view[n]) for n, x in take_step(view, resting, plain).items())
+    assert all(torch.equal(x, snapshot[n]) for n, x in apply_delta(snapshot, resting, plain).items())
     with pytest.raises(LichenError, match="marks other tensors"):
-        take_step({"b": view["b"]}, half, plain)
+        apply_delta({"b": snapshot["b"]}, half, plain)
 
 
 def test_what_one_step_loses_a_later_one_brings() -> None:
-    view, target = tree(0), tree(1)
-    far = [sum(float((target[n] - view[n]).square().sum()) for n in view)]
+    snapshot, target = tree(0), tree(1)
+    far = [sum(float((target[n] - snapshot[n]).square().sum()) for n in snapshot)]
     for seed in range(60):
-        view = take_step(view, encode_step(target, view, CHAIN, seed), CHAIN)
-        far.append(sum(float((target[n] - view[n]).square().sum()) for n in view))
+        snapshot = apply_delta(snapshot, encode_delta(target, snapshot, CHAIN, seed), CHAIN)
+        far.append(sum(float((target[n] - snapshot[n]).square().sum()) for n in snapshot))
     assert far[0] > 50
     assert far[-1] < 1e-6 * far[0]
 
 
 def test_dtypes_stay_and_names_tell_views_apart() -> None:
-    view, target = ({n: x.bfloat16() for n, x in tree(seed).items()} for seed in (0, 1))
-    there = take_step(view, encode_step(target, view, Chain(), 0), Chain())
+    snapshot, target = ({n: x.bfloat16() for n, x in tree(seed).items()} for seed in (0, 1))
+    there = apply_delta(snapshot, encode_delta(target, snapshot, Chain(), 0), Chain())
     assert all(x.dtype == torch.bfloat16 for x in there.values())
-    assert view_name(there) == view_name(dict(reversed(there.items()))) != view_name(view)
+    assert snapshot_name(there) == snapshot_name(dict(reversed(there.items()))) != snapshot_name(snapshot)
 
 
 def test_a_step_that_does_not_fit_is_refused() -> None:
-    view = tree(0)
-    payload = encode_step(tree(1), view, CHAIN, 0)
+    snapshot = tree(0)
+    payload = encode_delta(tree(1), snapshot, CHAIN, 0)
     with pytest.raises(LichenError, match="lacks its coded row"):
-        take_step(view, {}, CHAIN)
+        apply_delta(snapshot, {}, CHAIN)
     with pytest.raises(LichenError, match="bytes a client"):
-        take_step({"b": view["b"]}, payload, CHAIN)
+        apply_delta({"b": snapshot["b"]}, payload, CHAIN)

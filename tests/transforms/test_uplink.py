@@ -13,18 +13,18 @@ import torch
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
-from lichen.core.message import Job, Message, concatenate, pack_message, size, take
+from lichen.core.message import Job, Message, concatenate_messages, pack_message, size, take_client
 from lichen.core.seeds import torch_generator
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.server.mean import Mean
 from lichen.transforms.layout import Layout
-from lichen.transforms.parse import chain_of
+from lichen.transforms.parse import parse_codecs
 from lichen.transforms.uplink import WIRE, Compressed
 from lichen.transforms.uplink_decode import Decoded
 
 SHARED = {"l.lora_A": torch.zeros(4, 30), "l.lora_B": torch.zeros(20, 4), "bias": torch.zeros(7)}
-CHAIN = chain_of(["topk:2/32", "int4~"])
+CHAIN = parse_codecs(["topk:2/32", "int4~"])
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ def _job(version: int) -> Job:
 
 
 def test_any_company_gives_a_clients_bytes_and_memory(tmp_path: Path) -> None:
-    work = Compressed(Drawn(), chain_of(["topk:2/32", "int4"]))
+    work = Compressed(Drawn(), parse_codecs(["topk:2/32", "int4"]))
     together, alone = ClientStore(tmp_path / "together"), ClientStore(tmp_path / "alone")
     for version in range(3):
         message = go(work, (0, 5, 9), version, together)
         for c, client in enumerate((0, 5, 9)):
             one = go(work, (client,), version, alone)
-            assert pack_message(one) == pack_message(take(message, c))
+            assert pack_message(one) == pack_message(take_client(message, c))
             assert len(pack_message(one)) == size(message)
     own = [store.load((0, 5, 9), 3) for store in (together, alone)]
     assert own[0] is not None
@@ -100,7 +100,7 @@ def test_any_company_gives_a_clients_bytes_and_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [["topk:2/32", "int4~"], ["sign"], ["int2~"]])
 def test_what_arrived_follows_what_was_meant(tmp_path: Path, words: list[str]) -> None:
-    chain, layout, store = chain_of(words), Layout.of(SHARED), ClientStore(tmp_path)
+    chain, layout, store = parse_codecs(words), Layout.of(SHARED), ClientStore(tmp_path)
     work, without = Compressed(Drawn(), chain), Compressed(Drawn(), chain, error_feedback=False)
     arrived, blind, wanted = (torch.zeros(layout.size) for _ in range(3))
     far, norms = [], []
@@ -172,7 +172,7 @@ def test_an_aggregator_decodes_in_any_order_and_refuses_strangers(tmp_path: Path
         for i in order:
             total = mean.add(total, messages[i])
         totals.append(mean.close(mean.load(*mean.dump(total)), SHARED)[0])
-    stacked = mean.close(mean.merge(mean.zero(), mean.add(mean.zero(), concatenate(messages))), SHARED)[0]
+    stacked = mean.close(mean.merge(mean.zero(), mean.add(mean.zero(), concatenate_messages(messages))), SHARED)[0]
     for name in SHARED:
         plain = sum(mean.decode(m).tensors[name][0].double() for m in messages) / 3
         assert torch.equal(totals[0][name], totals[1][name])
@@ -181,7 +181,7 @@ def test_an_aggregator_decodes_in_any_order_and_refuses_strangers(tmp_path: Path
     with pytest.raises(LichenError, match="are not expected"):
         Decoded(Mean(), CHAIN, ()).add(Mean().zero(), messages[0])
     with pytest.raises(LichenError, match="bytes a client"):
-        Decoded(Mean(), chain_of(["int8"]), (layout,)).add(Mean().zero(), messages[0])
+        Decoded(Mean(), parse_codecs(["int8"]), (layout,)).add(Mean().zero(), messages[0])
 
 
 def test_a_work_without_tensors_of_its_own_passes(tmp_path: Path) -> None:

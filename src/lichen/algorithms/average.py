@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 
 from lichen.core import tree as trees
-from lichen.core.contracts import Aggregator, Cut, Engine, Report, Sampler, ServerOptimizer, ServerState
+from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerOptimizer, ServerState, Submodel
 from lichen.core.errors import LichenError
 from lichen.core.fold import BEST
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.transforms.codec import Chain
-from lichen.transforms.downlink import Links
+from lichen.transforms.downlink import DownlinkState
 
-__all__ = ["Average", "held", "is_validated", "score", "summed", "with_best"]
+__all__ = ["Average", "is_validated", "score", "sent_params", "summed", "with_best"]
 
 SUMMED = ("loss_sum", "count", "tokens", "failed")
 """Metrics that a round adds up."""
@@ -41,10 +41,10 @@ ClientMetrics = tuple[Tensor, Mapping[str, Tensor]]
 """One message's clients and metrics."""
 
 
-def joined(engine: Engine, told: Sequence[ClientMetrics]) -> tuple[Tensor, Tree]:
+def joined(engine: Engine, metrics_of: Sequence[ClientMetrics]) -> tuple[Tensor, Tree]:
     """``(client_N, metrics)`` of all messages on all ranks, sorted by client."""
-    client_N = torch.cat([client_C for client_C, _ in told]) if told else torch.empty(0, dtype=torch.int64)
-    return engine.join(client_N, trees.concatenate([dict(metrics) for _, metrics in told]) if told else {})
+    client_N = torch.cat([client_C for client_C, _ in metrics_of]) if metrics_of else torch.empty(0, dtype=torch.int64)
+    return engine.join(client_N, trees.concatenate([dict(metrics) for _, metrics in metrics_of]) if metrics_of else {})
 
 
 def score(engine: Engine, job: Job) -> tuple[Tensor, Tree]:
@@ -67,12 +67,12 @@ def is_validated(round_: int, every: int, rounds: int) -> bool:
     return round_ % every == 0 or round_ == rounds
 
 
-def summed(told: Mapping[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+def summed(metrics_of: Mapping[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
     """``(sums over clients, the metrics they make)``: mean ``loss``, and ``failed`` where somebody has.
 
     The sums are exact, so that neither the number of ranks nor that of threads shows in them.
     """
-    sums = {name: math.fsum(told[name].tolist()) if name in told else 0.0 for name in SUMMED}
+    sums = {name: math.fsum(metrics_of[name].tolist()) if name in metrics_of else 0.0 for name in SUMMED}
     metrics = {"loss": sums["loss_sum"] / sums["count"]} if sums["count"] else {}
     if sums["failed"]:
         metrics["failed"] = sums["failed"]
@@ -86,9 +86,9 @@ def with_best(state: ServerState, value: float, shared: Tree) -> ServerState:
     return state
 
 
-def held(state: ServerState) -> Tree:
+def sent_params(state: ServerState) -> Tree:
     """The newest tensors that clients are sent: the view where there is one, else ``shared``."""
-    return Links.of(state.links).view if state.links else state.shared
+    return DownlinkState.of(state.downlink).snapshot if state.downlink else state.shared
 
 
 @final
@@ -131,7 +131,7 @@ class Average:
     base: str = ""
     down: Chain | None = None
     agreed: bool = False
-    capacity: Cut | None = None
+    capacity: Submodel | None = None
 
     def __post_init__(self) -> None:
         if self.down is not None and self.capacity is not None:
@@ -149,7 +149,7 @@ class Average:
         """One round. A round nobody comes to changes nothing but its number."""
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
         clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
-        links = self._links(state)
+        downlink = self._downlink(state)
         job = Job(
             work=self.work,
             shared=state.shared,
@@ -159,26 +159,28 @@ class Average:
             base=self.base,
             settings=self._settings(state),
         )
-        total, told = self.aggregator.zero(), list[ClientMetrics]()
-        for part in self._parts(job if links is None else links.job(job)):
+        total, metrics_of = self.aggregator.zero(), list[ClientMetrics]()
+        for part in self._parts(job if downlink is None else downlink.job(job)):
             for message in engine.run(part):
                 total = self.aggregator.add(total, message)
-                told.append((message.client_C, {name: x for name, x in message.metrics.items() if name in SUMMED}))
+                metrics_of.append(
+                    (message.client_C, {name: x for name, x in message.metrics.items() if name in SUMMED})
+                )
         total = engine.merge(self.aggregator, total)
-        _, seen = joined(engine, told)
+        _, seen = joined(engine, metrics_of)
         sums, metrics = summed(seen)
         if clients and sums["failed"] < len(clients):
             change, aggregated = self.aggregator.close(
-                total, state.shared if links is None else _clients_start(links, state)
+                total, state.shared if downlink is None else _clients_start(downlink, state)
             )
             metrics.update(aggregated)
             shared, optimizer = self.optimizer.update(change, state.optimizer, state.shared)
             state = replace(state, shared=shared, optimizer=optimizer)
-        if links is not None and self.down is not None:
-            links = links.told(clients)
+        if downlink is not None and self.down is not None:
+            downlink = downlink.acknowledge(clients)
             if clients and sums["failed"] < len(clients):
-                links = links.towards(state.shared, self.down, derive(seed, "down"))
-            state = replace(state, links=links.tree())
+                downlink = downlink.advance(state.shared, self.down, derive(seed, "down"))
+            state = replace(state, downlink=downlink.tree())
         state = replace(state, round=state.round + 1)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and is_validated(state.round, self.valid_every, self.rounds):
@@ -197,16 +199,16 @@ class Average:
 
     def _settings(self, state: ServerState) -> dict[str, float]:
         """What a round's job says in numbers; as many in every round, so that all jobs are of one size."""
-        kept = {BEST: float(state.best_round)} if self.personal else {}
-        return {"lr_scale": self.lr_scale(state.round), **kept}
+        best_settings = {BEST: float(state.best_round)} if self.personal else {}
+        return {"lr_scale": self.lr_scale(state.round), **best_settings}
 
-    def _links(self, state: ServerState) -> Links | None:
+    def _downlink(self, state: ServerState) -> DownlinkState | None:
         """What clients hold; from the tensors as they are where a run goes on that had no codec."""
         if self.down is None:
             return None
-        if state.links:
-            return Links.of(state.links)
-        return Links.begin(state.shared, self.weight_N.shape[0], agreed=self.agreed and state.round == 0)
+        if state.downlink:
+            return DownlinkState.of(state.downlink)
+        return DownlinkState.initial(state.shared, self.weight_N.shape[0], agreed=self.agreed and state.round == 0)
 
     def _parts(self, job: Job) -> Iterator[Job]:
         """The job, or one for each capacity."""
@@ -217,21 +219,21 @@ class Average:
         for client in job.clients:
             by_key.setdefault(self.capacity.key(client), []).append(client)
         for key, some in by_key.items():
-            yield replace(job, clients=tuple(some), shared=self.capacity.cut(job.shared, key))
+            yield replace(job, clients=tuple(some), shared=self.capacity.extract(job.shared, key))
 
     def _validate(self, state: ServerState, engine: Engine) -> tuple[ServerState, float]:
         judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
         job = Job(
             work=str(self.valid), shared=state.shared, version=state.round, clients=judges, seed=0, base=self.base
         )
-        links = self._links(state)
-        if links is not None:
-            job, state = links.job(job), replace(state, links=links.told(judges).tree())
+        downlink = self._downlink(state)
+        if downlink is not None:
+            job, state = downlink.job(job), replace(state, downlink=downlink.acknowledge(judges).tree())
         value = mean_loss(score(engine, job)[1])
         return with_best(state, value, job.shared), value
 
 
-def _clients_start(links: Links, state: ServerState) -> Tree:
+def _clients_start(downlink: DownlinkState, state: ServerState) -> Tree:
     """Where the clients began, with the server's own patch, which no codec has rounded."""
-    trained = {name: x for name, x in links.view.items() if not name.startswith("patch.")}
+    trained = {name: x for name, x in downlink.snapshot.items() if not name.startswith("patch.")}
     return {**trained, **{name: x for name, x in state.shared.items() if name.startswith("patch.")}}

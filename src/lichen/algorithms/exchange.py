@@ -1,14 +1,14 @@
 """FedMD and DS-FL: clients of different architectures share predictions on public rows.
 
 Nobody's weights leave. In a round every invited client says what its own model makes of the public rows
-(``predict/<kind>``), the server makes one opinion of all (:class:`lichen.server.knowledge.ensemble.Ensemble`), and
-that opinion goes down to be digested before the clients go back to their own rows (``learn/<kind>``). In
-the first round, while nobody knows anything, clients train on their own rows alone (``train/<kind>``).
+(``predict/<arch>``), the server makes one opinion of all (:class:`lichen.server.knowledge.ensemble.Ensemble`), and
+that opinion goes down to be digested before the clients go back to their own rows (``learn/<arch>``). In
+the first round, while nobody knows anything, clients train on their own rows alone (``train/<arch>``).
 
 FedMD takes the mean as it is; DS-FL sharpens it, and is the same cycle counted from another point. Up and
 down go N rows of K numbers, whatever the models' sizes.
 
-A *kind* is an architecture with its clients; each has its own stations, which
+A *kind* is an architecture with its clients; each has its own client tasks, which
 :func:`lichen.clients.distillation.private_models.private_client_tasks` makes. All that must be remembered is the
 clients' private state and the last answers, so a resumed run goes on as if it had never stopped.
 
@@ -40,81 +40,83 @@ from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
-__all__ = ["Exchange", "Kinds", "check_kinds", "parted", "score_kinds"]
+__all__ = ["Architectures", "PredictionExchange", "by_architecture", "check_architectures", "score_architectures"]
 
-Kinds = Mapping[str, tuple[int, ...]]
+Architectures = Mapping[str, tuple[int, ...]]
 """The clients of each architecture, by its name."""
 
 
-def check_kinds(kinds: Kinds, clients: int) -> None:
+def check_architectures(architectures: Architectures, clients: int) -> None:
     """Every client of the roster in one kind.
 
     Raises:
         LichenError: if one is in none or in several, or there is no such client.
     """
-    every = sorted(client for some in kinds.values() for client in some)
+    every = sorted(client for some in architectures.values() for client in some)
     if every != list(range(clients)):
         raise LichenError(
-            f"{len(kinds)} architectures name {len(every)} clients of a roster of {clients}, or not each once",
-            where="kinds",
+            f"{len(architectures)} architectures name {len(every)} clients of a roster of {clients}, or not each once",
+            where="architectures",
             fix="give every client one architecture",
         )
 
 
-def parted(kinds: Kinds, clients: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """``(kind, those of these clients that are of it)`` in the kinds' order; kinds that have none are left out.
+def by_architecture(architectures: Architectures, clients: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """``(arch, those of these clients that are of it)`` in the kinds' order; kinds that have none are left out.
 
-    >>> list(parted({"a": (0, 2), "b": (1,), "c": (3,)}, (1, 2)))
+    >>> list(by_architecture({"a": (0, 2), "b": (1,), "c": (3,)}, (1, 2)))
     [('a', (2,)), ('b', (1,))]
     """
-    for kind, some in kinds.items():
+    for arch, some in architectures.items():
         here = tuple(client for client in clients if client in set(some))
         if here:
-            yield kind, here
+            yield arch, here
 
 
-def score_kinds(engine: Engine, job: Job, kinds: Kinds, shared: Callable[[str], Tree]) -> tuple[Tensor, Tree]:
-    """Run ``<job.work>/<kind>`` for every kind: ``(client_N, metrics)``, sorted by client.
+def score_architectures(
+    engine: Engine, job: Job, architectures: Architectures, shared: Callable[[str], Tree]
+) -> tuple[Tensor, Tree]:
+    """Run ``<job.work>/<arch>`` for every kind: ``(client_N, metrics)``, sorted by client.
 
     Metrics that only some kinds' works tell are left out.
     """
-    told = [
-        score(engine, replace(job, work=f"{job.work}/{kind}", shared=shared(kind), clients=some))
-        for kind, some in parted(kinds, job.clients)
+    scored = [
+        score(engine, replace(job, work=f"{job.work}/{arch}", shared=shared(arch), clients=some))
+        for arch, some in by_architecture(architectures, job.clients)
     ]
-    if not told:
+    if not scored:
         return torch.empty(0, dtype=torch.int64), {}
-    common = set.intersection(*(set(metrics) for _, metrics in told))
-    client_N = torch.cat([client_N for client_N, _ in told])
-    metrics = trees.concatenate([{name: x for name, x in metrics.items() if name in common} for _, metrics in told])
+    common = set.intersection(*(set(metrics) for _, metrics in scored))
+    client_N = torch.cat([client_N for client_N, _ in scored])
+    metrics = trees.concatenate([{name: x for name, x in metrics.items() if name in common} for _, metrics in scored])
     order = client_N.argsort()
     return client_N[order], {name: x[order] for name, x in metrics.items()}
 
 
-def means(kinds: Kinds, client_N: Tensor, metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """``valid``, the mean over clients of each one's mean loss, and ``valid/<kind>``; only of clients with labels."""
+def means(architectures: Architectures, client_N: Tensor, metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """``valid``, the mean over clients of each one's mean loss, and ``valid/<arch>``; only of clients with labels."""
     seen_N = metrics["count"] > 0
     loss_N = metrics["loss_sum"] / metrics["count"].clamp(min=1)
     out = {"valid": float(loss_N[seen_N].mean())}
-    for kind, some in kinds.items():
+    for arch, some in architectures.items():
         here_N = seen_N & torch.isin(client_N, torch.tensor(some, dtype=torch.int64))
         if bool(here_N.any()):
-            out[f"valid/{kind}"] = float(loss_N[here_N].mean())
+            out[f"valid/{arch}"] = float(loss_N[here_N].mean())
     return out
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exchange:
+class PredictionExchange:
     """Predict, agree, digest, revisit.
 
     Attributes:
-        kinds: The clients of each architecture.
+        architectures: The clients of each architecture.
         ensemble: Makes one opinion of the clients'; its change is the shared ``answers.*``.
         sampler: Invites from the roster.
         weight_N: Examples of every client, for the sampler.
         rounds: Rounds in all, the first one of training alone among them; the last is always validated.
-        valid: The validating work's name before ``/<kind>``; None for none.
+        valid: The validating work's name before ``/<arch>``; None for none.
         valid_every: Rounds between validations.
         validators: Clients that validate; None: all of them.
         lr_scale: Factor on the clients' learning rate in round r (from 0).
@@ -123,7 +125,7 @@ class Exchange:
         LichenError: if a client has no architecture, or two.
     """
 
-    kinds: Kinds
+    architectures: Architectures
     ensemble: Aggregator
     sampler: Sampler
     weight_N: Tensor
@@ -134,7 +136,7 @@ class Exchange:
     lr_scale: Callable[[int], float] = lambda _: 1.0
 
     def __post_init__(self) -> None:
-        check_kinds(self.kinds, self.weight_N.shape[0])
+        check_architectures(self.architectures, self.weight_N.shape[0])
 
     def init(self, shared: Tree) -> ServerState:
         """The state before the first round; ``shared`` may hold a teacher's ``answers.*`` to begin with, or nothing."""
@@ -162,7 +164,7 @@ class Exchange:
             job = replace(job, work="learn")
         elif state.round == 0 and state.shared:
             answers, job = state.shared, replace(job, work="learn")
-        _, seen = score_kinds(engine, job, self.kinds, lambda _: answers)
+        _, seen = score_architectures(engine, job, self.architectures, lambda _: answers)
         sums, learned = summed(seen)
         metrics.update(learned)
         state = replace(state, round=state.round + 1)
@@ -170,7 +172,9 @@ class Exchange:
         if self.valid and is_validated(state.round, self.valid_every, self.rounds):
             judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
             judging = replace(job, work=self.valid, version=2 * state.round - 1, clients=judges, seed=0, settings={})
-            metrics.update(means(self.kinds, *score_kinds(engine, judging, self.kinds, lambda _: {})))
+            metrics.update(
+                means(self.architectures, *score_architectures(engine, judging, self.architectures, lambda _: {}))
+            )
             state = with_best(state, metrics["valid"], {})
         return state, Report(
             round=state.round,
@@ -189,14 +193,14 @@ class Exchange:
         if state.round == 0:
             return {}, {}
         total, ids, weights = self.ensemble.zero(), [], []
-        for kind, some in parted(self.kinds, job.clients):
-            for message in engine.run(replace(job, work=f"predict/{kind}", clients=some)):
+        for arch, some in by_architecture(self.architectures, job.clients):
+            for message in engine.run(replace(job, work=f"predict/{arch}", clients=some)):
                 total = self.ensemble.add(total, message)
                 ids.append(message.client_C)
                 weights.append(message.weight_C)
         total = engine.merge(self.ensemble, total)
         client_N = torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64)
-        _, told = engine.join(client_N, {"weight": torch.cat(weights)} if weights else {})
-        if not told or not bool((told["weight"] > 0).any()):
+        _, scored = engine.join(client_N, {"weight": torch.cat(weights)} if weights else {})
+        if not scored or not bool((scored["weight"] > 0).any()):
             return {}, {}
         return self.ensemble.close(total, state.shared)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from lichen.algorithms.average import is_validated, joined, summed, with_best
-from lichen.algorithms.exchange import Kinds, check_kinds, means, parted, score_kinds
+from lichen.algorithms.exchange import Architectures, by_architecture, check_architectures, means, score_architectures
 from lichen.core import tree as trees
 from lichen.core.contracts import Aggregator, ClientTask, Engine, Report, Sampler, ServerOptimizer, ServerState
 from lichen.core.errors import LichenError
@@ -38,23 +38,23 @@ from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
-__all__ = ["Fusion", "of_kind", "together"]
+__all__ = ["Fusion", "join_architectures", "of_architecture"]
 
 SUMMED = ("loss_sum", "count", "tokens", "failed")
 
 
-def together(by_kind: Mapping[str, Tree]) -> Tree:
+def join_architectures(by_arch: Mapping[str, Tree]) -> Tree:
     """One flat tree of all kinds' tensors.
 
-    >>> sorted(together({"a": {"w": torch.ones(1)}, "b": {"w": torch.ones(1)}}))
+    >>> sorted(join_architectures({"a": {"w": torch.ones(1)}, "b": {"w": torch.ones(1)}}))
     ['a/w', 'b/w']
     """
-    return {f"{kind}/{name}": x for kind, tree in by_kind.items() for name, x in tree.items()}
+    return {f"{arch}/{name}": x for arch, tree in by_arch.items() for name, x in tree.items()}
 
 
-def of_kind(shared: Tree, kind: str) -> Tree:
-    """One kind's tensors out of :func:`together`'s."""
-    return trees.split(shared, f"{kind}/")[0]
+def of_architecture(shared: Tree, arch: str) -> Tree:
+    """One kind's tensors out of :func:`join_architectures`'s."""
+    return trees.split(shared, f"{arch}/")[0]
 
 
 @final
@@ -63,7 +63,7 @@ class Fusion:
     """Train, average within a kind, agree across kinds, distil.
 
     Attributes:
-        kinds: The clients of each architecture; their stations are ``<work>/<kind>``.
+        architectures: The clients of each architecture; their client tasks are ``<work>/<arch>``.
         predict: The server's own, by kind: a personal ``Predict`` over the unlabelled rows, which any
             client number may be asked.
         distil: The server's own, by kind: a ``Train`` over those rows with answers, as client 0.
@@ -80,10 +80,10 @@ class Fusion:
         lr_scale: Factor on the clients' learning rate in round r (from 0).
 
     Raises:
-        LichenError: if a client has no architecture, or two, or the server lacks a kind's station.
+        LichenError: if a client has no architecture, or two, or the server lacks a task of a kind.
     """
 
-    kinds: Kinds
+    architectures: Architectures
     predict: Mapping[str, ClientTask]
     distil: Mapping[str, ClientTask]
     aggregator: Aggregator
@@ -99,30 +99,32 @@ class Fusion:
     lr_scale: Callable[[int], float] = lambda _: 1.0
 
     def __post_init__(self) -> None:
-        check_kinds(self.kinds, self.weight_N.shape[0])
+        check_architectures(self.architectures, self.weight_N.shape[0])
         for name, there in (("predict", self.predict), ("distil", self.distil)):
-            missing = sorted(self.kinds.keys() - there.keys())
+            missing = sorted(self.architectures.keys() - there.keys())
             if missing:
                 raise LichenError(
-                    f"the server cannot {name} with {missing[0]!r}", where="fusion", fix="give a station for every kind"
+                    f"the server cannot {name} with {missing[0]!r}",
+                    where="fusion",
+                    fix="give a client task for every kind",
                 )
 
     def init(self, shared: Tree) -> ServerState:
-        """The state before the first round, from :func:`together`'s tensors."""
+        """The state before the first round, from :func:`join_architectures`'s tensors."""
         return ServerState(round=0, shared=shared, optimizer=self.optimizer.init(shared))
 
     def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
         """One round. A round nobody comes to changes nothing but its number."""
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
         clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
-        change, agreed, metrics, told = self._train(state, engine, clients, seed)
-        sums, learned = summed(told)
+        change, agreed, metrics, client_metrics = self._train(state, engine, clients, seed)
+        sums, learned = summed(client_metrics)
         metrics.update(learned)
         if change:
             shared, optimizer = self.optimizer.update(change, state.optimizer, state.shared)
             state = replace(state, shared=shared, optimizer=optimizer)
-            answers, said = self.ensemble.close(agreed, {})
-            metrics.update(said)
+            answers, aggregated = self.ensemble.close(agreed, {})
+            metrics.update(aggregated)
             state = replace(state, shared=self._distil(state, answers, derive(seed, "distil")))
         state = replace(state, round=state.round + 1)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
@@ -130,8 +132,8 @@ class Fusion:
             judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
             judging = Job(work=self.valid, shared={}, version=state.round, clients=judges, seed=0)
             shared = state.shared
-            found = score_kinds(engine, judging, self.kinds, lambda kind: of_kind(shared, kind))
-            metrics.update(means(self.kinds, *found))
+            found = score_architectures(engine, judging, self.architectures, lambda arch: of_architecture(shared, arch))
+            metrics.update(means(self.architectures, *found))
             state = with_best(state, metrics["valid"], shared)
         return state, Report(
             round=state.round,
@@ -148,14 +150,14 @@ class Fusion:
     def _train(
         self, state: ServerState, engine: Engine, clients: tuple[int, ...], seed: int
     ) -> tuple[Tree, Any, dict[str, float], Tree]:
-        """``(change of all kinds, the ensemble's total, metrics, sums by client)``; no change where nobody came."""
+        """``(change of all, the ensemble's total, metrics, sums by client)``; no change where nobody came."""
         settings = {"lr_scale": self.lr_scale(state.round)}
-        change, said, told = dict[str, Tree](), dict[str, float](), []
+        change, aggregated, client_metrics = dict[str, Tree](), dict[str, float](), []
         agreed = self.ensemble.zero()
-        for kind, some in parted(self.kinds, clients):
-            shared = of_kind(state.shared, kind)
+        for arch, some in by_architecture(self.architectures, clients):
+            shared = of_architecture(state.shared, arch)
             job = Job(
-                work=f"{self.work}/{kind}",
+                work=f"{self.work}/{arch}",
                 shared=shared,
                 version=state.round,
                 clients=some,
@@ -165,36 +167,43 @@ class Fusion:
             total, of = self.aggregator.zero(), []
             for message in engine.run(job):
                 total = self.aggregator.add(total, message)
-                agreed = self.ensemble.add(agreed, self._opinion(kind, message, job))
+                agreed = self.ensemble.add(agreed, self._opinion(arch, message, job))
                 of.append((message.client_C, {name: x for name, x in message.metrics.items() if name in SUMMED}))
             total = engine.merge(self.aggregator, total)
             _, seen = joined(engine, of)
-            told.append(seen)
+            client_metrics.append(seen)
             if seen and float(seen["failed"].sum()) < len(some):
-                change[kind], heard = self.aggregator.close(total, shared)
-                said = {name: said.get(name, 0.0) + value for name, value in heard.items()}
+                change[arch], closed = self.aggregator.close(total, shared)
+                aggregated = {name: aggregated.get(name, 0.0) + value for name, value in closed.items()}
         agreed = engine.merge(self.ensemble, agreed)
-        return together(change), agreed, said, trees.concatenate(told) if told else {}
+        return (
+            join_architectures(change),
+            agreed,
+            aggregated,
+            trees.concatenate(client_metrics) if client_metrics else {},
+        )
 
-    def _opinion(self, kind: str, message: Message, job: Job) -> Message:
+    def _opinion(self, arch: str, message: Message, job: Job) -> Message:
         """What the models that came say of the server's rows; one that failed, or has no rows, weighs nothing."""
-        came = trees.join("params/", trees.add(trees.broadcast(job.shared, len(message.client_C)), message.tensors), {})
-        asked = replace(job, clients=tuple(message.client_C.tolist()))
-        predict = self.predict[kind]
-        rows = predict.source.batches(asked.clients, asked.seed)
-        told, _ = fold(predict.work, rows, asked, asked.clients, came)
-        weight_C = torch.where(message.weight_C > 0, told.weight_C, torch.zeros_like(told.weight_C))
-        return replace(told, weight_C=weight_C)
+        params_C = trees.join(
+            "params/", trees.add(trees.broadcast(job.shared, len(message.client_C)), message.tensors), {}
+        )
+        query = replace(job, clients=tuple(message.client_C.tolist()))
+        predict = self.predict[arch]
+        rows = predict.source.batches(query.clients, query.seed)
+        opinion, _ = fold(predict.work, rows, query, query.clients, params_C)
+        weight_C = torch.where(message.weight_C > 0, opinion.weight_C, torch.zeros_like(opinion.weight_C))
+        return replace(opinion, weight_C=weight_C)
 
     def _distil(self, state: ServerState, answers: Tree, seed: int) -> Tree:
         """Every kind's tensors after some steps on the ensemble's answers."""
         shared = dict(state.shared)
-        for kind in self.kinds:
-            mine = of_kind(shared, kind)
+        for arch in self.architectures:
+            mine = of_architecture(shared, arch)
             job = Job(
-                work="distil", shared={**mine, **answers}, version=state.round, clients=(0,), seed=derive(seed, kind)
+                work="distil", shared={**mine, **answers}, version=state.round, clients=(0,), seed=derive(seed, arch)
             )
-            distil = self.distil[kind]
+            distil = self.distil[arch]
             message, _ = fold(distil.work, distil.source.batches(job.clients, job.seed), job, job.clients)
-            shared |= together({kind: trees.add(mine, trees.take(message.tensors, 0))})
+            shared |= join_architectures({arch: trees.add(mine, trees.take(message.tensors, 0))})
         return shared

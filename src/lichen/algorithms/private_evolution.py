@@ -10,7 +10,7 @@ is asked.
 
 ==================================================  =========================================================
 ``choice="sample", parents=False, variations=1``    PE: draw in proportion, go on with the variations alone
-``choice="rank", parents=True, variations=L - 1``   Aug-PE: the most voted stay, beside L - 1 variations each
+``choice="most_voted", parents=True, variations=L - 1``   Aug-PE: the most voted stay, beside L - 1 variations each
 ==================================================  =========================================================
 
 With ``lookahead`` a candidate is embedded as the mean of that many variations of it, so that votes are
@@ -51,12 +51,12 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
-from lichen.server.knowledge.votes import Votes, chances, concentration, rank, resample
+from lichen.server.knowledge.votes import Votes, concentration, most_voted, resample, vote_probabilities
 from lichen.server.sampling import Everyone, Poisson
 from lichen.server.sums import fixed_point
 from lichen.transforms.privacy import Accountant, Adjacency, Event, Gaussian, Sampled, Statement, Unit, account
 
-__all__ = ["Population", "PrivateEvolution", "QueryCounts", "Synthetic"]
+__all__ = ["Population", "PrivateEvolution", "QueryCounts"]
 
 Fresh = Callable[[int, int, int], Sequence[str]]
 Vary = Callable[[Sequence[str], Sequence[int], int], Sequence[str]]
@@ -85,7 +85,7 @@ class Population:
         texts: S texts; none before the first round.
         label_S: int64, -1 where there are no labels.
         vote_S: Noisy votes that each got in the last round, float64.
-        asked: Of the model so far.
+        queries: Of the model so far.
 
     >>> Population.of(Population(("a", "é"), torch.tensor([0, 1]), torch.zeros(2), QueryCounts(fresh=2)).tree()).texts
     ('a', 'é')
@@ -94,7 +94,7 @@ class Population:
     texts: tuple[str, ...] = ()
     label_S: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     vote_S: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
-    asked: QueryCounts = field(default_factory=QueryCounts)
+    queries: QueryCounts = field(default_factory=QueryCounts)
 
     def tree(self) -> Tree:
         """As tensors, for a checkpoint: the texts are UTF-8 bytes and where each ends."""
@@ -104,7 +104,7 @@ class Population:
             "ends": torch.tensor([len(part) for part in parts], dtype=torch.int64).cumsum(0),
             "labels": self.label_S,
             "votes": self.vote_S,
-            "asked": torch.tensor([self.asked.fresh, self.asked.varied, self.asked.embedded]),
+            "asked": torch.tensor([self.queries.fresh, self.queries.varied, self.queries.embedded]),
         }
 
     @classmethod
@@ -129,14 +129,14 @@ class Population:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Synthetic:
+class SyntheticTexts:
     """What a run ends with: texts with label and noisy votes, what they reveal, and what they cost."""
 
     texts: tuple[str, ...]
     labels: tuple[int, ...]
     votes: tuple[float, ...]
     privacy: Statement
-    asked: QueryCounts
+    queries: QueryCounts
 
 
 @final
@@ -162,7 +162,7 @@ class PrivateEvolution:
             ``NearestNeighborHistogram(noise=σ/√n)``. The server adds only what those who did not come would have.
         bits: Those of the clients' votes.
         threshold: Votes below which a count is as good as none; for ``"sample"``.
-        choice: ``"rank"`` keeps the most voted, ``"sample"`` draws with replacement in proportion.
+        choice: ``"most_voted"`` keeps the most voted, ``"sample"`` draws with replacement in proportion.
         variations: New variations of each text, a round.
         parents: The texts themselves are candidates beside their variations.
         lookahead: Variations whose mean embedding stands for a candidate; 0: its own.
@@ -250,7 +250,7 @@ class PrivateEvolution:
         """
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
         before = Population.of(state.shared)
-        texts, label_M, asked = self._candidates(before, derive(seed, "write"))
+        texts, label_M, queries = self._candidates(before, derive(seed, "write"))
         embedding_MH, also = self._embedded(texts, label_M, derive(seed, "lookahead"))
         shared: Tree = {"candidates": embedding_MH}
         if -1 not in self.counts:
@@ -258,23 +258,32 @@ class PrivateEvolution:
         clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
         job = Job(work=self.work, shared=shared, version=state.round, clients=clients, seed=derive(seed, "job"))
         votes = Votes(self.sigma, seed=derive(seed, "noise"), bits=self.bits)
-        total, told = votes.zero(), list[tuple[Tensor, Tree]]()
+        total, client_metrics = votes.zero(), list[tuple[Tensor, Tree]]()
         for message in engine.run(job):
             total = votes.add(total, message)
-            told.append((message.client_C, dict(message.metrics)))
+            client_metrics.append((message.client_C, dict(message.metrics)))
         total = engine.merge(votes, total)
-        client_N = torch.cat([client_C for client_C, _ in told]) if told else torch.empty(0, dtype=torch.int64)
-        _, seen = engine.join(client_N, trees.concatenate([metrics for _, metrics in told]) if told else {})
+        client_N = (
+            torch.cat([client_C for client_C, _ in client_metrics])
+            if client_metrics
+            else torch.empty(0, dtype=torch.int64)
+        )
+        _, seen = engine.join(
+            client_N, trees.concatenate([metrics for _, metrics in client_metrics]) if client_metrics else {}
+        )
         if self.share:
             votes = replace(votes, sigma=self.sigma * math.sqrt(1 - total.count / len(clients)) if clients else 0.0)
-        true_M = fixed_point.read(total)["votes"] * 2.0**-self.bits if total.count else torch.zeros(len(texts))
+        true_M = fixed_point.read_sums(total)["votes"] * 2.0**-self.bits if total.count else torch.zeros(len(texts))
         noisy_M = votes.noisy(true_M)
         place_S = self._chosen(noisy_M, label_M, derive(seed, "choose"))
         after = Population(
-            tuple(texts[i] for i in place_S.tolist()), label_M[place_S], noisy_M[place_S], before.asked + asked + also
+            tuple(texts[i] for i in place_S.tolist()),
+            label_M[place_S],
+            noisy_M[place_S],
+            before.queries + queries + also,
         )
         metrics = {"clients": float(total.count), "concentration": concentration(noisy_M)}
-        metrics |= {f"asked_{name}": float(getattr(asked + also, name)) for name in QueryCounts.__slots__}
+        metrics |= {f"asked_{name}": float(getattr(queries + also, name)) for name in QueryCounts.__slots__}
         if "distance_sum" in seen:
             rows = math.fsum(seen["count"].tolist())
             metrics |= {"rows": rows, "true_concentration": concentration(true_M)}
@@ -290,19 +299,19 @@ class PrivateEvolution:
         )
         return replace(state, round=state.round + 1, shared={**state.shared, **after.tree()}), report
 
-    def finish(self, state: ServerState) -> Synthetic:
+    def finish(self, state: ServerState) -> SyntheticTexts:
         """The texts of the last finished round, and what all rounds so far have revealed and cost."""
         last = Population.of(state.shared)
-        return Synthetic(
+        return SyntheticTexts(
             texts=last.texts,
             labels=tuple(last.label_S.tolist()),
             votes=tuple(last.vote_S.tolist()),
             privacy=self.statement(state.round),
-            asked=last.asked,
+            queries=last.queries,
         )
 
     def _candidates(self, before: Population, seed: int) -> tuple[list[str], Tensor, QueryCounts]:
-        """``(M texts, label_M, what was asked)``: M is the same in every round."""
+        """``(M texts, label_M, what was queries)``: M is the same in every round."""
         times = self.variations + self.parents
         if not before.texts:
             texts, labels = list[str](), list[int]()
@@ -312,15 +321,15 @@ class PrivateEvolution:
             return texts, torch.tensor(labels), QueryCounts(fresh=len(texts))
         old, olds = list(before.texts), before.label_S.tolist()
         texts = list(old) if self.parents else []
-        for turn in range(self.variations):
-            texts += _texts(self.vary(old, olds, derive(seed, "vary", turn)), len(old), "vary")
+        for attempt in range(self.variations):
+            texts += _texts(self.vary(old, olds, derive(seed, "vary", attempt)), len(old), "vary")
         return texts, before.label_S.repeat(times), QueryCounts(varied=len(old) * self.variations)
 
     def _embedded(self, texts: Sequence[str], label_M: Tensor, seed: int) -> tuple[Tensor, QueryCounts]:
-        """``((M, H) float16, what was asked)``."""
+        """``((M, H) float16, what was queries)``."""
         ways: list[Sequence[str]] = [
-            _texts(self.vary(texts, label_M.tolist(), derive(seed, turn)), len(texts), "vary")
-            for turn in range(self.lookahead)
+            _texts(self.vary(texts, label_M.tolist(), derive(seed, attempt)), len(texts), "vary")
+            for attempt in range(self.lookahead)
         ]
         total_MH = torch.zeros(())
         for way in ways or [texts]:
@@ -332,13 +341,13 @@ class PrivateEvolution:
                     fix="return one row a text",
                 )
             total_MH = total_MH + one_MH.detach().cpu().double()
-        asked = QueryCounts(varied=len(texts) * len(ways), embedded=len(texts) * max(len(ways), 1))
-        return (total_MH / max(len(ways), 1)).half(), asked
+        queries = QueryCounts(varied=len(texts) * len(ways), embedded=len(texts) * max(len(ways), 1))
+        return (total_MH / max(len(ways), 1)).half(), queries
 
     def _chosen(self, noisy_M: Tensor, label_M: Tensor, seed: int) -> Tensor:
         if self.choice == "rank":
-            return rank(noisy_M, label_M, self.counts)
-        return resample(chances(noisy_M, label_M, threshold=self.threshold), label_M, self.counts, seed)
+            return most_voted(noisy_M, label_M, self.counts)
+        return resample(vote_probabilities(noisy_M, label_M, threshold=self.threshold), label_M, self.counts, seed)
 
 
 def _texts(given: Sequence[str], count: int, where: str) -> list[str]:

@@ -87,7 +87,7 @@ class FineTuned:
 
     Args:
         optimizer: Steps with the clients' change.
-        server: Runs ``work`` for client 0: a station over the server's labelled rows.
+        server: Runs ``work`` for client 0: a client task over the server's labelled rows.
         seed: Of the run.
         work: The server's training, whose message is a change of the shared tensors.
         base: Digest of the frozen base model.

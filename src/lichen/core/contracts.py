@@ -26,7 +26,6 @@ __all__ = [
     "ClientWork",
     "CohortModel",
     "Costed",
-    "Cut",
     "Engine",
     "Objective",
     "Report",
@@ -34,6 +33,7 @@ __all__ = [
     "ServerOptimizer",
     "ServerState",
     "Source",
+    "Submodel",
 ]
 
 Batch = Mapping[str, Tensor]
@@ -202,14 +202,14 @@ class ServerOptimizer(Protocol):
         ...
 
 
-class Cut(Protocol):
+class Submodel(Protocol):
     """What weaker clients get of the shared tensors: fewer layers, or a lower rank."""
 
     def key(self, client: int) -> Hashable:
         """Clients of equal key get equal tensors."""
         ...
 
-    def cut(self, shared: Tree, key: Hashable) -> Tree:
+    def extract(self, shared: Tree, key: Hashable) -> Tree:
         """The tensors of a job for clients of this key."""
         ...
 
@@ -258,7 +258,7 @@ class ServerState:
         best: ``shared`` of the best validated round; empty before the first validation.
         best_round: Its round, -1 before.
         best_value: Its validation value, NaN before.
-        links: What clients hold and how they are brought further; empty where all is sent whole.
+        downlink: What clients hold and how they are brought further; empty where all is sent whole.
     """
 
     round: int
@@ -267,7 +267,7 @@ class ServerState:
     best: Tree = field(default_factory=dict)
     best_round: int = -1
     best_value: float = float("nan")
-    links: Tree = field(default_factory=dict)
+    downlink: Tree = field(default_factory=dict)
 
 
 @final

@@ -34,7 +34,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 
-__all__ = ["PIECE", "UNIT", "Directions", "Kind", "add_direction", "draw", "pieces"]
+__all__ = ["PIECE", "UNIT", "Directions", "Kind", "add_direction", "draw_direction", "pieces"]
 
 Kind = Literal["signs", "bell"]
 
@@ -62,7 +62,7 @@ class Directions:
     Raises:
         LichenError: if the kind is unknown.
 
-    >>> Directions(7, "w").take(8).tolist() == draw(7, "w", 0, 8).tolist()
+    >>> Directions(7, "w").take(8).tolist() == draw_direction(7, "w", 0, 8).tolist()
     True
     """
 
@@ -100,11 +100,11 @@ class Directions:
         return torch.from_numpy(fresh[:count])
 
 
-def draw(seed: int, name: str, start: int, stop: int, kind: Kind = "signs") -> Tensor:
+def draw_direction(seed: int, name: str, start: int, stop: int, kind: Kind = "signs") -> Tensor:
     """The direction's integers from number ``start`` to ``stop`` of one tensor, int8 ``(stop - start,)``.
 
-    >>> whole = draw(7, "layer.weight", 0, 1000)
-    >>> torch.equal(whole[300:700], draw(7, "layer.weight", 300, 700))
+    >>> whole = draw_direction(7, "layer.weight", 0, 1000)
+    >>> torch.equal(whole[300:700], draw_direction(7, "layer.weight", 300, 700))
     True
     """
     return Directions(seed, name, kind, start=start).take(stop - start)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["A", "B", "factor_names", "is_factor", "layers_with_factors", "rank_axis"]
+__all__ = ["A", "B", "factor_names", "is_factor", "layers_with_factors"]
 
 A, B = "lora_A", "lora_B"
 

@@ -16,15 +16,15 @@ from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 
-__all__ = ["BEST", "BlockSize", "blocks", "fold", "serve"]
+__all__ = ["BEST", "ClientsPerBlock", "blocks", "fold", "serve"]
 
-BlockSize = Callable[[Job, ClientTask], tuple[int, ClientTask]]
+ClientsPerBlock = Callable[[Job, ClientTask], tuple[int, ClientTask]]
 """Finds how many clients of a job stand side by side, and the task they do: the one given, or one in less memory."""
 
 BEST = "best_version"
 """A job's setting: the version whose private state must stay, because it belongs to the best round so far."""
 
-_NO_ROOM = "DefaultCPUAllocator"
+_OUT_OF_MEMORY = "DefaultCPUAllocator"
 
 
 def blocks(clients: Sequence[int], source: Source, size: int) -> list[tuple[int, ...]]:
@@ -62,7 +62,7 @@ def serve(
     store: ClientStore,
     *,
     base: str = "",
-    block_size: int | BlockSize = 8,
+    block_size: int | ClientsPerBlock = 8,
     device: str = "cpu",
 ) -> Iterator[Message]:
     """Do ``job`` for its clients and yield one message a block.
@@ -98,8 +98,8 @@ def serve(
     client_task = client_tasks[job.work]
     job = replace(job, shared=_on(job.shared, device))
     size, client_task = (block_size, client_task) if isinstance(block_size, int) else block_size(job, client_task)
-    parted = store.parted(job.clients, job.version)
-    waiting = deque(block for some in parted for block in blocks(some, client_task.source, size))
+    split = store.split_by_state(job.clients, job.version)
+    waiting = deque(block for some in split for block in blocks(some, client_task.source, size))
     while waiting:
         clients = waiting.popleft()
         done = _block(job, client_task, store, clients, device)
@@ -123,7 +123,7 @@ def _block(
         own_C = None if own_C is None else _on(own_C, device)
         return fold(client_task.work, client_task.source.batches(clients, job.seed), job, clients, own_C)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and _NO_ROOM not in str(error):
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and _OUT_OF_MEMORY not in str(error):
             raise
         return None
 

@@ -5,7 +5,7 @@ tensors, plus a small text header for names. Numbers that differ by client (ids,
 are tensors too, so that every client of one group sends the same number of bytes. They share few
 tensors, since each one costs some seventy bytes of names and places.
 
-A job need not carry what its client has: where it names the ``view`` that ``shared`` is, a client that
+A job need not carry what its client has: where it names the ``snapshot`` that ``shared`` is, a client that
 holds that view is sent no tensors, and one that holds an older one the steps from there.
 
 Legend: C clients, M metrics.
@@ -32,13 +32,13 @@ __all__ = [
     "Job",
     "Link",
     "Message",
-    "concatenate",
+    "concatenate_messages",
     "link",
     "pack_job",
     "pack_message",
     "size",
     "sizes",
-    "take",
+    "take_client",
     "unpack_job",
     "unpack_message",
 ]
@@ -46,7 +46,7 @@ __all__ = [
 FORMAT = 2
 """Of jobs and messages; both ends must agree."""
 
-MOST_STEPS = 1 << 16
+MOST_DELTAS = 1 << 16
 """Of one job; a larger announcement is damage, not data."""
 
 Link = Literal["full", "step", "same"]
@@ -83,9 +83,9 @@ class Job:
         base: Digest of the frozen base model the job was made for; empty where there is none.
         settings: Scalars for this round, such as the learning rate's factor ``lr_scale``.
         texts: Black-box payloads going down.
-        view: Digest of ``shared`` where clients are to remember it; empty where they are not.
-        steps: ``(view before, what leads on)``, oldest first; the last leads to ``view``.
-        held: The view each client holds already; no entry where it holds none. A job that came over
+        snapshot: Digest of ``shared`` where clients are to remember it; empty where they are not.
+        deltas: ``(snapshot before, what leads on)``, oldest first; the last leads to ``snapshot``.
+        acked: The view each client holds already; no entry where it holds none. A job that came over
             the wire without ``shared`` holds its own steps alone, and they begin at this view.
     """
 
@@ -97,9 +97,9 @@ class Job:
     base: str = ""
     settings: Mapping[str, float] = field(default_factory=dict)
     texts: tuple[str, ...] = ()
-    view: str = ""
-    steps: tuple[tuple[str, Tree], ...] = ()
-    held: Mapping[int, str] = field(default_factory=dict)
+    snapshot: str = ""
+    deltas: tuple[tuple[str, Tree], ...] = ()
+    acked: Mapping[int, str] = field(default_factory=dict)
 
 
 @final
@@ -126,7 +126,7 @@ class Message:
     texts: tuple[tuple[str, ...], ...] = ()
 
 
-def take(message: Message, position: int) -> Message:
+def take_client(message: Message, position: int) -> Message:
     """The message of one client alone (C = 1), by position in the stack."""
     one = slice(position, position + 1)
     return replace(
@@ -140,7 +140,7 @@ def take(message: Message, position: int) -> Message:
     )
 
 
-def concatenate(messages: Sequence[Message]) -> Message:
+def concatenate_messages(messages: Sequence[Message]) -> Message:
     """Stack messages of one group.
 
     Raises:
@@ -168,8 +168,8 @@ def _pack(kind: str, header: Mapping[str, object], tensors: Tree) -> bytes:
 
 def _metadata(kind: str, header: Mapping[str, object]) -> str:
     # What is empty is not written: every byte of this crosses with every message.
-    told = {name: x for name, x in header.items() if x}
-    return json.dumps({"kind": f"{kind}/{FORMAT}", **told}, separators=(",", ":"))
+    written = {name: x for name, x in header.items() if x}
+    return json.dumps({"kind": f"{kind}/{FORMAT}", **written}, separators=(",", ":"))
 
 
 def _unpack(kind: str, data: bytes) -> tuple[dict[str, object], Tree]:
@@ -194,20 +194,20 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> Tree:
 def link(job: Job) -> Link:
     """How ``shared`` comes to the clients of a job; "full" where they do not hold the same view.
 
-    >>> job = Job(work="train", shared={}, version=0, clients=(7, 8), seed=1, view="b", steps=(("a", {}),))
-    >>> link(job), link(replace(job, held={7: "a", 8: "a"})), link(replace(job, held={7: "b", 8: "b"}))
+    >>> job = Job(work="train", shared={}, version=0, clients=(7, 8), seed=1, snapshot="b", deltas=(("a", {}),))
+    >>> link(job), link(replace(job, acked={7: "a", 8: "a"})), link(replace(job, acked={7: "b", 8: "b"}))
     ('full', 'step', 'same')
     """
-    held = _held(job)
-    if held == job.view != "":
+    acked = _acked(job)
+    if acked == job.snapshot != "":
         return "same"
-    return "step" if any(before == held for before, _ in job.steps) else "full"
+    return "step" if any(before == acked for before, _ in job.deltas) else "full"
 
 
-def _held(job: Job) -> str | None:
+def _acked(job: Job) -> str | None:
     """The view that all clients of a job hold, if it is one."""
-    views = {job.held.get(client) for client in job.clients} if job.view else set()
-    return views.pop() if len(views) == 1 else None
+    snapshots = {job.acked.get(client) for client in job.clients} if job.snapshot else set()
+    return snapshots.pop() if len(snapshots) == 1 else None
 
 
 def pack_job(job: Job) -> bytes:
@@ -222,7 +222,7 @@ def _job_parts(job: Job) -> tuple[dict[str, object], Tree]:
         "base": job.base,
         "settings": names,
         "texts": job.texts,
-        "view": job.view,
+        "view": job.snapshot,
     }
     body: Tree = {"i": torch.tensor([job.version, job.seed, *job.clients], dtype=torch.int64)}
     if names:
@@ -231,11 +231,11 @@ def _job_parts(job: Job) -> tuple[dict[str, object], Tree]:
     if how == "full":
         body.update(_under("s.", job.shared))
         return header, body
-    header["held"] = _held(job)
+    header["held"] = _acked(job)
     if how == "step":
-        at = [before for before, _ in job.steps].index(header["held"])  # type: ignore[arg-type]
-        header["steps"] = len(job.steps) - at
-        for place, (_, payload) in enumerate(job.steps[at:]):
+        at = [before for before, _ in job.deltas].index(header["held"])  # type: ignore[arg-type]
+        header["steps"] = len(job.deltas) - at
+        for place, (_, payload) in enumerate(job.deltas[at:]):
             body.update(_under(f"d.{place}.", payload))
     return header, body
 
@@ -251,12 +251,12 @@ def unpack_job(data: bytes) -> Job:
         version, seed, *clients = tensors["i"].tolist()
         names: list[str] = header.get("settings", [])  # type: ignore[assignment]
         numbers = tensors["n"].tolist() if names else []
-        held = header.get("held")
+        acked = header.get("held")
         shared, _ = trees.split(tensors, "s.")
-        steps = int(header.get("steps", 0))  # type: ignore[call-overload]
-        if steps > MOST_STEPS:
-            raise ValueError(f"{steps} steps")
-        payloads = [trees.split(tensors, f"d.{i}.")[0] for i in range(steps)]
+        deltas = int(header.get("steps", 0))  # type: ignore[call-overload]
+        if deltas > MOST_DELTAS:
+            raise ValueError(f"{deltas} steps")
+        payloads = [trees.split(tensors, f"d.{i}.")[0] for i in range(deltas)]
         return Job(
             work=str(header["work"]),
             shared=shared,
@@ -266,9 +266,9 @@ def unpack_job(data: bytes) -> Job:
             base=str(header.get("base", "")),
             settings=dict(zip(names, numbers, strict=True)),
             texts=tuple(header.get("texts", ())),  # type: ignore[arg-type]
-            view=str(header.get("view", "")),
-            steps=tuple((str(held) if i == 0 else "", payload) for i, payload in enumerate(payloads)),
-            held={} if held is None else {int(c): str(held) for c in clients},
+            snapshot=str(header.get("view", "")),
+            deltas=tuple((str(acked) if i == 0 else "", payload) for i, payload in enumerate(payloads)),
+            acked={} if acked is None else {int(c): str(acked) for c in clients},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise LichenError(f"the job lacks a field: {error}", where="message") from None
@@ -307,8 +307,10 @@ def unpack_message(data: bytes) -> Message:
         ids_C2, numbers_CM = body.pop("i"), body.pop("n")
         count = ids_C2.shape[0]
         if ids_C2.shape != (count, 2) or numbers_CM.shape != (count, 1 + len(names)):
-            said = f"ids {tuple(ids_C2.shape)} and numbers {tuple(numbers_CM.shape)} do not match {len(names)} metrics"
-            raise LichenError(said, where="message")
+            mismatch = (
+                f"ids {tuple(ids_C2.shape)} and numbers {tuple(numbers_CM.shape)} do not match {len(names)} metrics"
+            )
+            raise LichenError(mismatch, where="message")
         for name, x in body.items():
             if x.dim() == 0 or x.shape[0] != count:
                 raise LichenError(f"tensor {name!r} of shape {tuple(x.shape)} lacks {count} clients", where="message")
@@ -357,7 +359,7 @@ def sizes(job: Job) -> int:
     """
     alike: dict[str, list[int]] = {}
     for client in job.clients:
-        alike.setdefault(job.held.get(client, ""), []).append(client)
+        alike.setdefault(job.acked.get(client, ""), []).append(client)
     return sum(size(replace(job, clients=(some[0],))) * len(some) for some in alike.values())
 
 

@@ -75,8 +75,9 @@ def load_tree(path: Path) -> tuple[Tree, dict[str, Any]]:
 def save_state(path: Path, state: ServerState) -> None:
     """Write the server's state atomically."""
     tree: Tree = {}
-    for part in ("shared", "optimizer", "best", "links"):
-        tree = trees.join(f"{part}/", getattr(state, part), tree)
+    parts = {"shared": state.shared, "optimizer": state.optimizer, "best": state.best, "links": state.downlink}
+    for part, tensors in parts.items():
+        tree = trees.join(f"{part}/", tensors, tree)
     tree["best_value"] = torch.tensor(state.best_value, dtype=torch.float64)
     save_tree(path, tree, {"round": state.round, "best_round": state.best_round})
 
@@ -93,7 +94,7 @@ def load_state(path: Path) -> ServerState:
         shared, tree = trees.split(tree, "shared/")
         optimizer, tree = trees.split(tree, "optimizer/")
         best, tree = trees.split(tree, "best/")
-        links, _ = trees.split(tree, "links/")
+        downlink, _ = trees.split(tree, "links/")
         return ServerState(
             round=int(header["round"]),
             shared=shared,
@@ -101,7 +102,7 @@ def load_state(path: Path) -> ServerState:
             best=best,
             best_round=int(header["best_round"]),
             best_value=value,
-            links=links,
+            downlink=downlink,
         )
     except KeyError as error:
         raise LichenError(f"is not a server state: {error} is missing", where=str(path)) from None
@@ -127,14 +128,14 @@ class ClientStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def _home(self, client: int) -> str:
+    def _folder_of(self, client: int) -> str:
         return f"{self.folder}/{client // _FAN}/{client % _FAN}"
 
-    def parted(self, clients: Sequence[int], version: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def split_by_state(self, clients: Sequence[int], version: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(clients that have state at ``version``, clients that have none): only equals stand side by side."""
         if not self.folder.is_dir():  # nobody has kept anything yet: no need to ask for each client
             return (), tuple(clients)
-        known = {c for c in clients if any(v <= version for v in _versions(self._home(c)))}
+        known = {c for c in clients if any(v <= version for v in _versions(self._folder_of(c)))}
         return tuple(c for c in clients if c in known), tuple(c for c in clients if c not in known)
 
     def load(self, clients: Sequence[int], version: int) -> Tree | None:
@@ -145,8 +146,10 @@ class ClientStore:
         """
         if not self.folder.is_dir():
             return None
-        homes = [self._home(c) for c in clients]
-        newest = [max((v for v in _versions(home) if v <= version), default=None) for home in homes]
+        folders = [self._folder_of(c) for c in clients]
+        newest = [
+            max((v for v in _versions(folder_of_client) if v <= version), default=None) for folder_of_client in folders
+        ]
         if all(v is None for v in newest):
             return None
         if any(v is None for v in newest):
@@ -154,7 +157,9 @@ class ClientStore:
             raise LichenError(
                 f"clients {missing[:4]} have no private state beside others that do", where=str(self.folder)
             )
-        return trees.stack([_read(f"{home}/{v}.safetensors") for home, v in zip(homes, newest, strict=True)])
+        return trees.stack(
+            [_read(f"{folder_of_client}/{v}.safetensors") for folder_of_client, v in zip(folders, newest, strict=True)]
+        )
 
     def stage(self, clients: Sequence[int], version: int, own_C: Tree, *, best: int = -1) -> None:
         """Write the state these clients will have at ``version``.
@@ -163,25 +168,23 @@ class ClientStore:
         newest state not above ``version - 2`` and all after it; and the state they had at version ``best``.
         """
         plain_C = {name: x.detach().cpu() for name, x in own_C.items()}
-        homes = [self._home(c) for c in clients]
-        for start in range(0, len(homes), _OPEN):
-            some = range(start, min(start + _OPEN, len(homes)))
-            _write_together(
-                {f"{homes[i]}/{version}.safetensors": save(trees.plain(trees.take(plain_C, i))) for i in some}
-            )
-        for home in homes:
-            versions = _versions(home)
+        folders = [self._folder_of(c) for c in clients]
+        for start in range(0, len(folders), _OPEN):
+            some = range(start, min(start + _OPEN, len(folders)))
+            _write_all({f"{folders[i]}/{version}.safetensors": save(trees.plain(trees.take(plain_C, i))) for i in some})
+        for folder_of_client in folders:
+            versions = _versions(folder_of_client)
             needed = max((v for v in versions if v <= version - 2), default=0)
             pinned = max((v for v in versions if v <= best), default=-1)
             for old in versions:
                 if old < needed and old != pinned:
-                    os.unlink(f"{home}/{old}.safetensors")
+                    os.unlink(f"{folder_of_client}/{old}.safetensors")
 
 
-def _versions(home: str) -> list[int]:
+def _versions(folder_of_client: str) -> list[int]:
     """The versions that lie there; a file that a kill has left half written has another name."""
     try:
-        names = os.listdir(home)
+        names = os.listdir(folder_of_client)
     except FileNotFoundError:
         return []
     return [int(stem) for stem, dot, _ in (name.partition(".safetensors") for name in names) if dot and stem.isdigit()]
@@ -195,7 +198,7 @@ def _read(path: str) -> Tree:
         raise LichenError(f"is damaged: {error}", where=path, fix="delete it and run again without --resume") from None
 
 
-def _write_together(contents: Mapping[str, bytes]) -> None:
+def _write_all(contents: Mapping[str, bytes]) -> None:
     """:func:`write_atomic` for many small files: all are written before the first one is waited for."""
     parts: list[tuple[str, str, int]] = []
     try:

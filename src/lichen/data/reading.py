@@ -235,6 +235,6 @@ def alike(what: str, names: Iterable[str]) -> tuple[str, ...]:
     for name in sorted(set(names)):
         same.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
     found = [" and ".join(repr(name) for name in some) for some in same.values() if len(some) > 1]
-    told = [f"{what} {some} differ only in case or blanks" for some in found[:MOST_NAMED]]
+    lines = [f"{what} {some} differ only in case or blanks" for some in found[:MOST_NAMED]]
     more = len(found) - MOST_NAMED
-    return (*told, *([f"and {more} more such groups of {what}"] if more > 0 else []))
+    return (*lines, *([f"and {more} more such groups of {what}"] if more > 0 else []))

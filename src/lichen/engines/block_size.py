@@ -32,7 +32,7 @@ from lichen.core.store import write_atomic
 from lichen.core.wrapping import innermost, with_innermost
 from lichen.models.cohort import Cohort
 
-__all__ = ["Need", "Room", "free_bytes", "need_of"]
+__all__ = ["AutoBlockSize", "ClientMemory", "device_free_bytes", "need_of"]
 
 ENOUGH_TOKENS = {"cpu": 640, "cuda": 65536}
 """Tokens a step past which a device gets no faster."""
@@ -46,7 +46,7 @@ SAMPLE = 8
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
+class ClientMemory:
     """What one client costs.
 
     Attributes:
@@ -67,16 +67,16 @@ class Need:
     def block(self, free: float, device: str) -> int:
         """Clients that fit into so many free bytes and are worth it; at least one.
 
-        >>> Need(token_bytes=1e6, client_bytes=1e7, tokens=100).block(8e9, "cpu")
+        >>> ClientMemory(token_bytes=1e6, client_bytes=1e7, tokens=100).block(8e9, "cpu")
         6
-        >>> Need(token_bytes=1e6, client_bytes=1e7, tokens=100).block(1e9, "cpu")
+        >>> ClientMemory(token_bytes=1e6, client_bytes=1e7, tokens=100).block(1e9, "cpu")
         4
         """
         fit = int(SHARE[device] * free / max(self.step_bytes, 1))
         return max(1, min(fit, int(ENOUGH_TOKENS[device] / max(self.tokens, 1))))
 
 
-def free_bytes(device: torch.device) -> int:
+def device_free_bytes(device: torch.device) -> int:
     """Memory that this process could still take on a device, in bytes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -93,20 +93,20 @@ def _saved_bytes(model: CohortModel, trainable: trees.Tree, fixed: trees.Tree, b
     there = {x.untyped_storage().data_ptr() for x in (*leaves_C.values(), *fixed.values())}
     if isinstance(cohort, Cohort):
         there |= {x.untyped_storage().data_ptr() for x in cohort.wrapped.model.parameters()}
-    kept: dict[int, int] = {}
+    storages: dict[int, int] = {}
 
     def keep(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
         if storage.data_ptr() not in there:
-            kept[storage.data_ptr()] = storage.nbytes()
+            storages[storage.data_ptr()] = storage.nbytes()
         return x
 
     with saved_tensors_hooks(keep, lambda x: x), torch.enable_grad():
         model.loss(leaves_C, fixed, batch)
-    return sum(kept.values())
+    return sum(storages.values())
 
 
-def need_of(job: Job, client_task: ClientTask) -> Need:
+def need_of(job: Job, client_task: ClientTask) -> ClientMemory:
     """What a client of this job costs, from the first batch of some of its clients.
 
     Args:
@@ -115,19 +115,21 @@ def need_of(job: Job, client_task: ClientTask) -> Need:
     """
     chosen = _spread(job.clients)
     batches = [next(iter(client_task.source.batches([client], job.seed)), None) for client in chosen]
-    held = [batch for batch in batches if batch is not None]
-    tokens = [max(1, int(tokens_seen_C(batch).sum())) for batch in held] or [1]
+    real_batches = [batch for batch in batches if batch is not None]
+    tokens = [max(1, int(tokens_seen_C(batch).sum())) for batch in real_batches] or [1]
     trainable, fixed = split_shared(job.shared)
     size = trees.nbytes(trainable)
     work = innermost(client_task.work)
-    if not isinstance(work, Train) or not held:
-        return Need(token_bytes=0.0, client_bytes=2.0 * size, tokens=sum(tokens) / len(tokens))
-    widest = max(range(len(held)), key=lambda i: tokens[i])
-    kept = _saved_bytes(work.model, trainable, fixed, held[widest])
+    if not isinstance(work, Train) or not real_batches:
+        return ClientMemory(token_bytes=0.0, client_bytes=2.0 * size, tokens=sum(tokens) / len(tokens))
+    widest = max(range(len(real_batches)), key=lambda i: tokens[i])
+    storages = _saved_bytes(work.model, trainable, fixed, real_batches[widest])
     copies = 5 + (4 if work.optimizer.name == "adamw" else 2)  # shared, now, new, gradient, change; moments twice
     if work is not client_task.work:
         copies += 3  # what a wrapping work makes of the message
-    return Need(token_bytes=kept / tokens[widest], client_bytes=float(copies * size), tokens=sum(tokens) / len(tokens))
+    return ClientMemory(
+        token_bytes=storages / tokens[widest], client_bytes=float(copies * size), tokens=sum(tokens) / len(tokens)
+    )
 
 
 def _checkpointed(client_task: ClientTask) -> ClientTask | None:
@@ -145,7 +147,7 @@ def _spread(clients: Sequence[int]) -> list[int]:
 
 
 @final
-class Room:
+class AutoBlockSize:
     """Finds the clients side by side for each work once, and remembers it with the run.
 
     A resumed run goes on with the blocks it began with, on whatever machine, and so gives the bytes
@@ -165,7 +167,7 @@ class Room:
             self.known = {name: int(block) for name, block in json.loads(file.read_text()).items()}
 
     def __call__(self, job: Job, client_task: ClientTask) -> tuple[int, ClientTask]:
-        """Clients side by side for this job's work, and the task to serve; a :data:`lichen.core.fold.BlockSize`."""
+        """Clients side by side for this job's work, and the task; a :data:`lichen.core.fold.ClientsPerBlock`."""
         if job.work not in self.known:
             self.known[job.work] = self._measure(job, client_task)
             if self.file is not None:
@@ -174,7 +176,7 @@ class Room:
         return self.known[job.work], again or client_task
 
     def _measure(self, job: Job, client_task: ClientTask) -> int:
-        need, free = need_of(job, client_task), free_bytes(self.device)
+        need, free = need_of(job, client_task), device_free_bytes(self.device)
         tight = need.step_bytes > SHARE[self.device.type] * free
         again = _checkpointed(client_task) if tight and self.may_checkpoint else None
         if again is not None:

@@ -29,19 +29,19 @@ from lichen.core.errors import LichenError
 from lichen.core.fold import blocks
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
-from lichen.engines.local import LocalEngine, by_client
+from lichen.engines.local import LocalEngine, sorted_by_client
 from lichen.engines.ranks import Ranks
 
-__all__ = ["DistributedEngine", "spread"]
+__all__ = ["DistributedEngine", "balanced_ranks"]
 
 PIECES = 16
 """Parts for each rank that a job is cut into: the more, the more evenly they can be dealt out."""
 
 
-def spread(costs: Sequence[int], ranks: int) -> list[int]:
+def balanced_ranks(costs: Sequence[int], ranks: int) -> list[int]:
     """The rank of every piece: the dearest piece first, each to the rank that has least to do so far.
 
-    >>> spread([5, 4, 3, 3, 3], 2)
+    >>> balanced_ranks([5, 4, 3, 3, 3], 2)
     [0, 1, 1, 0, 1]
     """
     free = [(0, rank) for rank in range(ranks)]
@@ -75,7 +75,7 @@ class DistributedEngine:
         pieces = blocks(job.clients, source, max(1, len(job.clients) // (PIECES * self.ranks.size)))
         # Clients of unknown cost count alike.
         costs = [sum(source.cost(c) if isinstance(source, Costed) else 1 for c in piece) for piece in pieces]
-        dealt = spread(costs, self.ranks.size)
+        dealt = balanced_ranks(costs, self.ranks.size)
         mine = {c for piece, rank in zip(pieces, dealt, strict=True) if rank == self.ranks.rank for c in piece}
         return tuple(c for c in job.clients if c in mine)
 
@@ -105,12 +105,12 @@ class DistributedEngine:
             LichenError: what ended another rank, or metrics that do not match.
         """
         mine = self._bring({"client": client_N, **trees.join("m.", metrics, {})}, {})
-        told = [self._take(data)[0] for data in self.ranks.exchange(mine, about="join")]
-        parts = [tensors for tensors in told if len(tensors["client"])]
+        received = [self._take(data)[0] for data in self.ranks.exchange(mine, about="join")]
+        parts = [tensors for tensors in received if len(tensors["client"])]
         if not parts:
             return client_N, metrics
         whole = trees.concatenate(parts)
-        return by_client(whole.pop("client"), trees.split(whole, "m.")[0])
+        return sorted_by_client(whole.pop("client"), trees.split(whole, "m.")[0])
 
     def _bring(self, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
         """The bytes of a tree and a header; the bytes counted since the last time ride along."""
@@ -122,9 +122,9 @@ class DistributedEngine:
     def _take(self, data: bytes) -> tuple[Tree, dict[str, Any]]:
         try:
             length = int.from_bytes(data[:8], "little")
-            told = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["lichen"])
-            up, down = told["bytes"]
-            tensors, header = load(data), dict(told["header"])
+            received = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["lichen"])
+            up, down = received["bytes"]
+            tensors, header = load(data), dict(received["header"])
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise LichenError(
                 f"{len(data)} bytes of another rank cannot be read: {error}",

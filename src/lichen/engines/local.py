@@ -8,15 +8,15 @@ from typing import Any, final
 from torch import Tensor
 
 from lichen.core.contracts import Aggregator, ClientTask
-from lichen.core.fold import BlockSize, serve
-from lichen.core.message import Job, Message, size, sizes, take
+from lichen.core.fold import ClientsPerBlock, serve
+from lichen.core.message import Job, Message, size, sizes, take_client
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 
-__all__ = ["LocalEngine", "by_client"]
+__all__ = ["LocalEngine", "sorted_by_client"]
 
 
-def by_client(client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
+def sorted_by_client(client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
     """Both in the clients' order, whatever order they arrived in."""
     order = client_N.argsort()
     return client_N[order], {name: x[order] for name, x in metrics.items()}
@@ -40,7 +40,7 @@ class LocalEngine:
         store: ClientStore,
         *,
         base: str = "",
-        block_size: int | BlockSize = 8,
+        block_size: int | ClientsPerBlock = 8,
         device: str = "cpu",
     ) -> None:
         self.client_tasks, self.store, self.base = client_tasks, store, base
@@ -58,7 +58,7 @@ class LocalEngine:
         ):
             clients = message.client_C.shape[0]
             if message.texts:
-                self.bytes_up += sum(size(take(message, c)) for c in range(clients))
+                self.bytes_up += sum(size(take_client(message, c)) for c in range(clients))
             else:
                 self.bytes_up += size(message) * clients
             yield message
@@ -69,4 +69,4 @@ class LocalEngine:
 
     def join(self, client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
         """The same, sorted by client."""
-        return by_client(client_N, metrics)
+        return sorted_by_client(client_N, metrics)

@@ -65,8 +65,8 @@ def ranks_here() -> tuple[int, int]:
     except ValueError:
         rank, size = -1, 0
     if not 0 <= rank < size:
-        said = f"RANK={os.environ['RANK']!r} and WORLD_SIZE={os.environ['WORLD_SIZE']!r} name no rank"
-        raise LichenError(said, where="environment", fix="unset them, or start the ranks with torchrun")
+        fields = f"RANK={os.environ['RANK']!r} and WORLD_SIZE={os.environ['WORLD_SIZE']!r} name no rank"
+        raise LichenError(fields, where="environment", fix="unset them, or start the ranks with torchrun")
     return rank, size
 
 
@@ -87,11 +87,11 @@ class Ranks:
         size: How many there are; above 1, the default group of ``torch.distributed`` must be theirs.
     """
 
-    __slots__ = ("_parted", "rank", "size")
+    __slots__ = ("_separated", "rank", "size")
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
-        self._parted = False
+        self._separated = False
 
     @property
     def first(self) -> bool:
@@ -149,11 +149,11 @@ class Ranks:
         try:
             if error is None:
                 self.wait()
-            elif not self._parted:
+            elif not self._separated:
                 # Whatever this rank hears from others now, its own error is the one to tell.
                 with suppress(LichenError, RankError, KeyboardInterrupt), _whole():
                     stopped = isinstance(error, KeyboardInterrupt)
-                    self._meet(STOPPED if stopped else FAULT, _told(error), "")
+                    self._meet(STOPPED if stopped else FAULT, _error_bytes(error), "")
         finally:
             torch.distributed.destroy_process_group()
 
@@ -165,11 +165,11 @@ class Ranks:
         states, lengths, tags = (column.tolist() for column in torch.stack(heads).T)
         for rank, other in enumerate(states):
             if other != WELL:
-                told = self._broadcast(data, lengths[rank], rank)
-                self._parted = True
-                raise _error(other, told, rank)
+                details = self._broadcast(data, lengths[rank], rank)
+                self._separated = True
+                raise _error(other, details, rank)
         if len(set(tags)) > 1:
-            self._parted = True
+            self._separated = True
             raise LichenError(
                 "the ranks are not at the same place of the run",
                 where="engine",
@@ -190,7 +190,7 @@ class Ranks:
         try:
             collective()
         except RuntimeError as error:
-            self._parted = True
+            self._separated = True
             first = (str(error).splitlines() or [""])[0]
             raise LichenError(
                 f"rank {self.rank} lost the others: {first[:160]}",
@@ -214,9 +214,9 @@ def connect(device: str = "cpu") -> Ranks:
     rank, size = ranks_here()
     if size == 1:
         return Ranks()
-    local, beside = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    local, local_size = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads_for(beside))
+        torch.set_num_threads(threads_for(local_size))
     if device == "cuda" and torch.cuda.is_available():
         torch.cuda.set_device(local % torch.cuda.device_count())
     where = os.environ.get(RENDEZVOUS, "env://")
@@ -250,21 +250,21 @@ def _whole() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _told(error: BaseException) -> bytes:
+def _error_bytes(error: BaseException) -> bytes:
     if isinstance(error, LichenError):
-        told = {"what": error.what, "where": error.where, "fix": error.fix}
+        details = {"what": error.what, "where": error.where, "fix": error.fix}
     else:
         text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        told = {"fault": text, "trace": traceback_text(error)}
-    return json.dumps(told).encode()
+        details = {"fault": text, "trace": traceback_text(error)}
+    return json.dumps(details).encode()
 
 
-def _error(state: int, told: bytes, rank: int) -> BaseException:
+def _error(state: int, details: bytes, rank: int) -> BaseException:
     if state == STOPPED:
         return KeyboardInterrupt()
-    said: dict[str, str] = json.loads(told)
-    if "what" in said:
-        return LichenError(said["what"], where=said["where"], fix=said["fix"])
-    fault = RankError(f"{said['fault']} (in rank {rank})")
-    fault.add_note(said["trace"])
+    fields: dict[str, str] = json.loads(details)
+    if "what" in fields:
+        return LichenError(fields["what"], where=fields["where"], fix=fields["fix"])
+    fault = RankError(f"{fields['fault']} (in rank {rank})")
+    fault.add_note(fields["trace"])
     return fault

@@ -32,9 +32,9 @@ from lichen.core.fold import serve
 from lichen.core.message import Job, Message, pack_job, pack_message, unpack_job, unpack_message
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
-from lichen.engines.local import by_client
+from lichen.engines.local import sorted_by_client
 from lichen.transforms.codec import Chain
-from lichen.transforms.downlink_cache import Views
+from lichen.transforms.downlink_cache import SnapshotCache
 
 __all__ = ["SpawnedEngine", "read_frame", "serve_frames", "write_frame"]
 
@@ -101,10 +101,10 @@ def serve_frames(
         down: What the server codes the steps of its view with.
         agreed: Shared tensors that server and clients hold before the first job.
     """
-    views = Views(down, agreed)
+    snapshots = SnapshotCache(down, agreed)
     while (frame := read_frame(source)) is not None:
         try:
-            job = views.whole(unpack_job(frame[1]))
+            job = snapshots.whole(unpack_job(frame[1]))
             for message in serve(job, client_tasks, store, base=base, block_size=1, device=device):
                 write_frame(sink, b"M", pack_message(message))
             write_frame(sink, b".")
@@ -127,10 +127,10 @@ class _Node:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=-1
         )
         self.tail: deque[str] = deque(maxlen=12)
-        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener = threading.Thread(target=self._receive, daemon=True)
         self.listener.start()
 
-    def _listen(self) -> None:
+    def _receive(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.tail.append(line.decode(errors="replace").rstrip())
@@ -154,13 +154,13 @@ class _Node:
                     if frame[0] == b"E":
                         answers.put(LichenError(frame[1].decode(errors="replace"), where="node"))
                     elif frame[0] != b"." or messages != 1:
-                        said = f"answered one job with {messages} messages and a frame {frame[0]!r}"
-                        answers.put(LichenError(said, where="node", fix="both ends must run the same version"))
+                        wrong = f"answered one job with {messages} messages and a frame {frame[0]!r}"
+                        answers.put(LichenError(wrong, where="node", fix="both ends must run the same version"))
                     break
         except (OSError, LichenError):
             self.listener.join(timeout=1)
-            said = "\n    ".join(self.tail) or "nothing"
-            answers.put(LichenError(f"a node's process ended; it said last:\n    {said}", where="node"))
+            wrong = "\n    ".join(self.tail) or "nothing"
+            answers.put(LichenError(f"a node's process ended; it said last:\n    {wrong}", where="node"))
         answers.put(None)
 
     def close(self) -> None:
@@ -186,7 +186,7 @@ class SpawnedEngine:
 
     def __init__(self, command: Sequence[str], *, nodes: int = 1, agreed: str = "") -> None:
         self.command, self.count, self.agreed = tuple(command), nodes, agreed
-        self._held: dict[int, str] = {}  # the view that a client's node holds for it
+        self._acked: dict[int, str] = {}  # the view that a client's node holds for it
         self.nodes: list[_Node] = []
         self.bytes_up = 0
         self.bytes_down = 0
@@ -204,8 +204,8 @@ class SpawnedEngine:
         for client in job.clients:
             work[client % self.count].append(pack_job(self._for(job, client)))
         self.bytes_down += sum(len(body) for jobs in work for body in jobs)
-        if job.view:  # until all have answered nobody knows
-            self._held.update(dict.fromkeys(job.clients, ""))
+        if job.snapshot:  # until all have answered nobody knows
+            self._acked.update(dict.fromkeys(job.clients, ""))
         threads = [
             threading.Thread(target=node.ask, args=(jobs, answers), daemon=True)
             for node, jobs in zip(self.nodes, work, strict=True)
@@ -226,14 +226,14 @@ class SpawnedEngine:
             thread.join()
         if refused is not None:
             raise refused
-        if job.view:
-            self._held.update(dict.fromkeys(job.clients, job.view))
+        if job.snapshot:
+            self._acked.update(dict.fromkeys(job.clients, job.snapshot))
 
     def _for(self, job: Job, client: int) -> Job:
         """The job for one client; the view is sent whole where its node was started after it got the last one."""
-        knows = job.held.get(client)
-        held = {client: knows} if knows and knows == self._held.get(client, self.agreed) else {}
-        return replace(job, clients=(client,), held=held)
+        knows = job.acked.get(client)
+        acked = {client: knows} if knows and knows == self._acked.get(client, self.agreed) else {}
+        return replace(job, clients=(client,), acked=acked)
 
     def merge(self, aggregator: Aggregator, total: Any) -> Any:
         """The total: one server, one rank."""
@@ -241,13 +241,13 @@ class SpawnedEngine:
 
     def join(self, client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
         """The same, sorted by client."""
-        return by_client(client_N, metrics)
+        return sorted_by_client(client_N, metrics)
 
     def close(self) -> None:
         """End the nodes."""
         for node in self.nodes:
             node.close()
-        self.nodes, self._held = [], {}
+        self.nodes, self._acked = [], {}
 
     def __enter__(self) -> SpawnedEngine:
         return self

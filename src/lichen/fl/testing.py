@@ -31,7 +31,7 @@ from safetensors.torch import load, save
 from lichen.core.contracts import Aggregator, ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
-from lichen.core.message import Job, Message, concatenate, take
+from lichen.core.message import Job, Message, concatenate_messages, take_client
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree, digest, plain
 
@@ -81,8 +81,8 @@ def order(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> 
     places = torch.randperm(clients, generator=g).tolist()
     cuts = sorted({0, clients, *torch.randint(0, clients, (3,), generator=g).tolist()})
     folded, merged = aggregator.zero(), aggregator.zero()
-    for block in [[take(message, k) for k in places[a:b]] for a, b in pairwise(cuts)]:
-        folded = aggregator.add(folded, concatenate(block))
+    for block in [[take_client(message, k) for k in places[a:b]] for a, b in pairwise(cuts)]:
+        folded = aggregator.add(folded, concatenate_messages(block))
         part = aggregator.zero()
         for one in block:
             part = aggregator.add(part, one)
@@ -95,7 +95,7 @@ def order(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> 
 def monoid(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
     """``merge`` is associative, and ``zero`` is its neutral element."""
     del seed
-    parts = [_one(aggregator, take(message, k)) for k in range(min(3, len(message.client_C)))]
+    parts = [_one(aggregator, take_client(message, k)) for k in range(min(3, len(message.client_C)))]
     a, b, c = parts[0], parts[-1], parts[len(parts) // 2]
     left = aggregator.merge(aggregator.merge(a, b), c)
     right = aggregator.merge(a, aggregator.merge(b, c))
@@ -109,9 +109,9 @@ def pure(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> N
     """Folding in changes neither the total that there was nor the message."""
     del seed
     before = digest(message.tensors)
-    total = _one(aggregator, take(message, 0))
+    total = _one(aggregator, take_client(message, 0))
     first = _closed(aggregator, total, shared)
-    rest = concatenate([take(message, k) for k in range(1, len(message.client_C))])
+    rest = concatenate_messages([take_client(message, k) for k in range(1, len(message.client_C))])
     aggregator.add(total, rest)
     aggregator.merge(_one(aggregator, rest), total)
     aggregator.merge(total, _one(aggregator, rest))
@@ -128,7 +128,7 @@ def weight_zero(aggregator: Aggregator, message: Message, shared: Tree, seed: in
     for x_C in tensors.values():
         x_C[-1] = torch.nan if x_C.is_floating_point() else torch.iinfo(x_C.dtype).min
     there = replace(message, weight_C=weight_C, tensors=tensors)
-    without = concatenate([take(there, k) for k in range(clients - 1)])
+    without = concatenate_messages([take_client(there, k) for k in range(clients - 1)])
     same = _closed(aggregator, _one(aggregator, there), shared) == _closed(
         aggregator, _one(aggregator, without), shared
     )
@@ -142,9 +142,9 @@ def crossing(aggregator: Aggregator, message: Message, shared: Tree, seed: int) 
     here, there = aggregator.zero(), aggregator.zero()
     for k in range(clients):
         if k < cut:
-            here = aggregator.add(here, take(message, k))
+            here = aggregator.add(here, take_client(message, k))
         else:
-            there = aggregator.add(there, take(message, k))
+            there = aggregator.add(there, take_client(message, k))
     tensors, header = aggregator.dump(here)
     crossed = aggregator.load(load(save(plain(tensors))), json.loads(json.dumps(header)))
     whole = _closed(aggregator, _one(aggregator, message), shared)
@@ -191,7 +191,7 @@ def _served(task: ClientTask, job: Job, block_size: int) -> dict[int, dict[str, 
         store = ClientStore(Path(folder) / "private")
         for message in serve(job, {job.work: task}, store, block_size=block_size):
             for place, client in enumerate(message.client_C.tolist()):
-                one = take(message, place)
+                one = take_client(message, place)
                 sent = {"tensors": one.tensors, "weight": {"": one.weight_C}, "metrics": dict(one.metrics)}
                 found[client] = {name: digest(tree) for name, tree in sent.items()}
         for client in job.clients:

@@ -25,7 +25,7 @@ from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
-__all__ = ["aligned", "clients_of", "one_client", "run_side_by_side"]
+__all__ = ["aligned", "clients_of", "map_clients", "one_client"]
 
 
 CACHE_LINE = 64
@@ -75,7 +75,7 @@ def one_client(batch: Batch, client: int) -> dict[str, Tensor]:
     return {name: x[:, :, :width] if name.endswith("_CBT") else x for name, x in mine.items()}
 
 
-def run_side_by_side(
+def map_clients(
     function: Callable[[Tree, Batch], tuple[Tensor, ...]], trainable_C: Tree, batch: Batch, *, reference: bool
 ) -> tuple[Tensor, ...]:
     """Call ``function`` for all clients at once, or once for each, and join its ``(C, ...)`` results.

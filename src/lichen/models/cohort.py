@@ -24,16 +24,16 @@ from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, digest, split, to_device
 from lichen.models.adapters.kind import Spec
 from lichen.models.adapters.wrap import Wrapped, wrap
-from lichen.models.client_axis import clients_of, one_client, run_side_by_side
+from lichen.models.client_axis import clients_of, map_clients, one_client
 from lichen.models.ends import with_one_end
 from lichen.models.independence import prove_independent, running
 from lichen.models.loading.load import frozen_eval
 from lichen.models.losses import linear_loss_C, token_loss
 from lichen.models.objectives import Classification, NextToken, RowObjective
 from lichen.models.packed_cohort import base_of, call_with_hidden, hidden_of, make_packable, why_not_packed
-from lichen.models.packing.frozen_prefix import Prefix
+from lichen.models.packing.frozen_prefix import FrozenPrefix
 from lichen.models.packing.packing import pack_rows
-from lichen.models.tokens.token_targets import Places
+from lichen.models.tokens.token_targets import TokenPositions
 
 __all__ = ["CausalCohort", "ClassifierCohort", "Cohort", "group_of"]
 
@@ -82,7 +82,7 @@ class Cohort(ABC):
     )
 
     alone: str | None
-    prefix: Prefix | None
+    prefix: FrozenPrefix | None
     packed: bool
 
     def __init__(self, model: Any, adapter: Spec, name: str, *, objective: Objective, reference: bool | None) -> None:
@@ -214,26 +214,26 @@ class CausalCohort(Cohort):
         def losses(part_C: Tree, part: Batch) -> tuple[Tensor, ...]:
             return self._losses(part_C, fixed, part)
 
-        loss_C, count_C = run_side_by_side(losses, trainable_C, batch, reference=reference)
+        loss_C, count_C = map_clients(losses, trainable_C, batch, reference=reference)
         return loss_C, count_C
 
-    def places(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> list[Places]:
+    def positions(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> list[TokenPositions]:
         """Each client's labelled places, from which the output layer makes as many logits at once as one asks for."""
         batch = to_device(batch, self.wrapped.model.device)
         clients = clients_of(trainable_C, batch)
         if not self.reference:
-            return self._places(trainable_C, fixed, batch)
+            return self._positions(trainable_C, fixed, batch)
         parts = {name: torch.split(x, 1) for name, x in trainable_C.items()}
         alone = [({name: part[c] for name, part in parts.items()}, one_client(batch, c)) for c in range(clients)]
-        return [self._places(mine, fixed, one)[0] for mine, one in alone]
+        return [self._positions(mine, fixed, one)[0] for mine, one in alone]
 
     def _losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, ...]:
-        places = self._places(trainable_C, fixed, batch)
-        losses = [token_loss(one.head, one.hidden_RH, one.label_R, chunk=self._chunk) for one in places]
-        counts = torch.tensor([one.label_R.shape[0] for one in places], device=batch["labels_CBT"].device)
+        positions = self._positions(trainable_C, fixed, batch)
+        losses = [token_loss(one.head, one.hidden_RH, one.label_R, chunk=self._chunk) for one in positions]
+        counts = torch.tensor([one.label_R.shape[0] for one in positions], device=batch["labels_CBT"].device)
         return torch.stack(losses), counts
 
-    def _places(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> list[Places]:
+    def _positions(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> list[TokenPositions]:
         clients, rows, width = batch["input_ids_CBT"].shape
         next_CBT = batch["labels_CBT"][:, :, 1:]
         inputs: dict[str, Any] = {**_flat(batch), "use_cache": False}
@@ -242,12 +242,12 @@ class CausalCohort(Cohort):
         else:
             out = self.wrapped.call(trainable_C, fixed, **inputs).logits
         out_CBTH = out.reshape(clients, rows, width, -1)[:, :, :-1]
-        places = []
+        positions = []
         for c in range(clients):
             chosen = (next_CBT[c] != -100) & batch["active_C"][c]
             head = self._head_of(trainable_C, fixed, c) if self._plain else lambda logits: logits
-            places.append(Places(out_CBTH[c][chosen], next_CBT[c][chosen], head))
-        return places
+            positions.append(TokenPositions(out_CBTH[c][chosen], next_CBT[c][chosen], head))
+        return positions
 
     def _packed_losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
         if not self._plain:
@@ -344,7 +344,7 @@ class ClassifierCohort(Cohort):
             logits_CBK = self._logits(part_C, patch, part, packed=packed and not reference)[0]
             return self._rows.losses(logits_CBK, answers, to_device(part, logits_CBK.device))
 
-        loss_C, count_C = run_side_by_side(losses, trainable_C, batch, reference=reference)
+        loss_C, count_C = map_clients(losses, trainable_C, batch, reference=reference)
         return loss_C, count_C
 
     def _logits(self, trainable_C: Tree, fixed: Tree, batch: Batch, *, packed: bool) -> tuple[Tensor, ...]:
@@ -366,4 +366,4 @@ class ClassifierCohort(Cohort):
         def logits(part_C: Tree, part: Batch) -> tuple[Tensor, ...]:
             return self._logits(part_C, fixed, part, packed=packed)
 
-        return run_side_by_side(logits, trainable_C, batch, reference=self.reference)[0]
+        return map_clients(logits, trainable_C, batch, reference=self.reference)[0]

@@ -34,7 +34,7 @@ from lichen.models.ends import with_one_end
 from lichen.models.loading.load import frozen_eval
 from lichen.models.losses import token_loss
 from lichen.models.objectives import Classification, NextToken, RowObjective
-from lichen.models.tokens.token_targets import Places
+from lichen.models.tokens.token_targets import TokenPositions
 
 __all__ = ["FullCausal", "FullClassifier", "Whole", "filled", "save_whole"]
 
@@ -56,7 +56,7 @@ class Whole:
         LichenError: if a name in ``exclude`` fits nothing, or nothing is left to train.
     """
 
-    __slots__ = ("_dtype", "_places", "model", "names")
+    __slots__ = ("_dtype", "_positions", "model", "names")
 
     def __init__(self, model: Any, exclude: Sequence[str] = ()) -> None:
         frozen_eval(model)
@@ -74,7 +74,7 @@ class Whole:
         if not self.names:
             raise LichenError("no tensor is left to train", where="model.adapter.exclude", fix="exclude fewer names")
         self._dtype = {name: x.dtype for name, x in model.named_parameters()}
-        self._places = [(name, mine) for name, mine in owner.items() if mine not in out]
+        self._positions = [(name, mine) for name, mine in owner.items() if mine not in out]
 
     def init(self) -> Tree:
         """The model's own tensors, float32 or wider; those that are so already are not copied."""
@@ -109,7 +109,7 @@ class Whole:
         prefix = f"{part}." if part else ""
         inside = {
             name[len(prefix) :]: tensors[mine].to(self._dtype[mine])
-            for name, mine in self._places
+            for name, mine in self._positions
             if name.startswith(prefix)
         }
         # Every name of a tied tensor is given, so there is nothing to look for in each call.
@@ -199,21 +199,21 @@ class FullCausal:
             losses.append(self._loss(tensors, mine, next_BT, chosen_BT) if int(counts[-1]) else _nothing(tensors))
         return torch.stack(losses), torch.stack(counts)
 
-    def places(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> list[Places]:
+    def positions(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> list[TokenPositions]:
         """Each client's labelled places, from which the output layer makes as many logits at once as one asks for."""
         self.whole.check(trainable_C, fixed)
         found = []
         for c, tensors in enumerate(_parts(trainable_C, clients_of(trainable_C, batch))):
             mine = to_device(one_client(batch, c), self.whole.model.device)
             next_BT = mine["labels_CBT"][0, :, 1:]
-            found.append(self._places(tensors, mine, next_BT, (next_BT != -100) & mine["active_C"]))
+            found.append(self._positions(tensors, mine, next_BT, (next_BT != -100) & mine["active_C"]))
         return found
 
     def _loss(self, tensors: Tree, mine: Batch, next_BT: Tensor, chosen_BT: Tensor) -> Tensor:
-        places = self._places(tensors, mine, next_BT, chosen_BT)
-        return token_loss(places.head, places.hidden_RH, places.label_R, chunk=self._chunk)
+        positions = self._positions(tensors, mine, next_BT, chosen_BT)
+        return token_loss(positions.head, positions.hidden_RH, positions.label_R, chunk=self._chunk)
 
-    def _places(self, tensors: Tree, mine: Batch, next_BT: Tensor, chosen_BT: Tensor) -> Places:
+    def _positions(self, tensors: Tree, mine: Batch, next_BT: Tensor, chosen_BT: Tensor) -> TokenPositions:
         inputs: dict[str, Any] = {
             "input_ids": mine["input_ids_CBT"][0],
             "attention_mask": mine["attention_mask_CBT"][0],
@@ -221,14 +221,14 @@ class FullCausal:
         }
         if not self._head:
             out_BTV = self.whole.call(tensors, **inputs).logits
-            return Places(out_BTV[:, :-1][chosen_BT], next_BT[chosen_BT], lambda logits: logits)
+            return TokenPositions(out_BTV[:, :-1][chosen_BT], next_BT[chosen_BT], lambda logits: logits)
         hidden_BTH = self.whole.call(tensors, part=self._backbone, **inputs)[0]
 
         def head(hidden_RH: Tensor) -> Tensor:
             logits_RV: Tensor = self.whole.call(tensors, part=self._head, input=hidden_RH)
             return logits_RV
 
-        return Places(hidden_BTH[:, :-1][chosen_BT], next_BT[chosen_BT], head)
+        return TokenPositions(hidden_BTH[:, :-1][chosen_BT], next_BT[chosen_BT], head)
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """Never: a language model's logits are too large to hold.

@@ -145,7 +145,7 @@ class _Seen:
                 for name, x in start.items()
             }
 
-        drawn = [parameters(seed) for seed in (seeds if watched is None else (0,))]
+        trees = [parameters(seed) for seed in (seeds if watched is None else (0,))]
         first, second = (_tiny(seed, model.config, cohort.objective, model.device) for seed in seeds)
         if watched is None:
             batch = {name: torch.cat([first[name], second[name]]) for name in first}
@@ -154,10 +154,10 @@ class _Seen:
             batch["active_C"] = first["active_C"]
             for name in cohort.objective.made_up(batch["input_ids_CBT"], batch["attention_mask_CBT"]):
                 batch[name][:, 1 - watched] = no_label(real=batch[name].is_floating_point())
-        trainable_C = {name: torch.stack([tree[name] for tree in drawn]).requires_grad_() for name in start}
+        trainable_C = {name: torch.stack([tree[name] for tree in trees]).requires_grad_() for name in start}
         outputs: dict[str, Tensor] = {}
         hooks = [
-            layer.register_forward_hook(_watch(name, outputs, rows=2 * len(drawn)))
+            layer.register_forward_hook(_watch(name, outputs, rows=2 * len(trees)))
             for name, layer in model.named_modules()
             if not list(layer.children())
         ]

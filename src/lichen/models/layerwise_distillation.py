@@ -43,7 +43,7 @@ from lichen.core.contracts import Batch, Objective
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree, to_device
-from lichen.models.client_axis import run_side_by_side
+from lichen.models.client_axis import map_clients
 from lichen.models.cohort import group_of
 from lichen.models.loading.load import base_digest, frozen_eval
 from lichen.models.losses import classify_losses_C
@@ -160,15 +160,15 @@ class EncoderStates:
         hidden = self.model(
             input_ids=ids_NT.to(device), attention_mask=mask_NT.to(device), output_hidden_states=True
         ).hidden_states
-        held: Tree = {}
+        outputs: Tree = {}
         for name in names:
             kind, _, layer = name.partition(".")
             x_NTH = hidden[int(layer)]
             if kind != "hidden":
                 # What layer l attends with is made from what the layer below gives.
                 x_NTH = getattr(self.model.encoder.layer[int(layer) - 1].attention.self, kind)(hidden[int(layer) - 1])
-            held[name] = x_NTH.float().to(ids_NT.device)
-        return held
+            outputs[name] = x_NTH.float().to(ids_NT.device)
+        return outputs
 
 
 def _mean_B(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -252,8 +252,8 @@ class Layerwise:
                     where="layers.heads",
                     fix=f"use a divisor of {math.gcd(self._width, teacher.width)}",
                 )
-        self._wanted = {f"hidden.{t}" for t in layers.hidden.values()}
-        self._wanted |= {f"{kind}.{t}" for kind in layers.kinds for t in layers.relation.values()}
+        self._needed = {f"hidden.{t}" for t in layers.hidden.values()}
+        self._needed |= {f"{kind}.{t}" for kind in layers.kinds for t in layers.relation.values()}
         self.group = group_of(self.name, self.init(0))
 
     def init(self, seed: int) -> Tree:
@@ -279,7 +279,7 @@ class Layerwise:
             LichenError: as the student does.
         """
         batch = to_device(batch, next(iter(trainable_C.values())).device)
-        loss_C, count_C = run_side_by_side(
+        loss_C, count_C = map_clients(
             lambda part_C, part: self._losses(part_C, fixed, part), trainable_C, batch, reference=self.reference
         )
         return loss_C, count_C
@@ -300,7 +300,7 @@ class Layerwise:
             student = {name: x[None] for name, x in alone.items()}
         else:
             student = torch.func.vmap(self.inner.states)(params_C, *inputs)
-        flat = self.teacher(ids_CBT.flatten(0, 1), mask_CBT.flatten(0, 1), sorted(self._wanted))
+        flat = self.teacher(ids_CBT.flatten(0, 1), mask_CBT.flatten(0, 1), sorted(self._needed))
         teacher = {name: torch.unflatten(x, 0, tuple(ids_CBT.shape[:2])) for name, x in flat.items()}
         terms_CB = torch.zeros((), device=ids_CBT.device)
         for s, t in self.layers.hidden.items():
@@ -315,8 +315,8 @@ class Layerwise:
                 terms_CB = terms_CB + self.layers.relation_weight * rows_CB
         labelled_CB, real_CB = _known(batch)
         loss_C, count_C = classify_losses_C(student["logits"], fixed, batch)
-        silent_C = (real_CB & ~labelled_CB).sum(1)
-        return loss_C + torch.where(real_CB, terms_CB, 0.0).sum(1), count_C + silent_C
+        unlabelled_C = (real_CB & ~labelled_CB).sum(1)
+        return loss_C + torch.where(real_CB, terms_CB, 0.0).sum(1), count_C + unlabelled_C
 
 
 def _known(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
-__all__ = ["answer_settings", "classify_losses_C", "linear_loss_C", "soft_loss", "taught_loss", "token_loss"]
+__all__ = ["answer_settings", "classify_losses_C", "distill_loss", "linear_loss_C", "soft_loss", "token_loss"]
 
 _SETTINGS = ("answers.temperature", "answers.weight", "answers.threshold", "answers.hard")
 
@@ -150,16 +150,16 @@ def answer_settings(
     >>> {name: float(x) for name, x in answer_settings(temperature=2.0, hard=True).items()}
     {'answers.temperature': 2.0, 'answers.hard': 1.0}
     """
-    told = {
+    settings = {
         "temperature": (temperature, temperature is None or 0 < temperature < math.inf, "a number > 0, such as 2"),
         "weight": (weight, weight is None or 0 <= weight < math.inf, "a number >= 0"),
         "threshold": (threshold, threshold is None or 0 <= threshold <= 1, "a number from 0 to 1"),
         "hard": (hard, hard in (None, True, False), "true or false"),
     }
-    for name, (value, fits, fix) in told.items():
+    for name, (value, fits, fix) in settings.items():
         if not fits:
             raise LichenError(f"{value} is out of range", where=f"answers.{name}", fix=f"use {fix}")
-    return {f"answers.{name}": torch.tensor(float(x)) for name, (x, _, _) in told.items() if x is not None}
+    return {f"answers.{name}": torch.tensor(float(x)) for name, (x, _, _) in settings.items() if x is not None}
 
 
 def _targets(prob_Rk: Tensor, index_Rk: Tensor, classes: int) -> Tensor:
@@ -207,7 +207,7 @@ def _answered(answer_B: Tensor, index_Nk: Tensor) -> Tensor:
     return chosen_B & (index_Nk[answer_B.clamp(min=0)] >= 0).any(1)
 
 
-def taught_loss(logits_BK: Tensor, answer_B: Tensor, fixed: Tree) -> tuple[Tensor, Tensor]:
+def distill_loss(logits_BK: Tensor, answer_B: Tensor, fixed: Tree) -> tuple[Tensor, Tensor]:
     """:func:`soft_loss` under the settings that came down with the answers; the same bits where none did.
 
     Args:
@@ -261,7 +261,7 @@ def classify_losses_C(logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Te
                 )
                 count = count + (labels_CB[c] != -100).sum()
             if soft and answer_CB is not None:
-                more, rows = taught_loss(logits_BK, answer_CB[c], fixed)
+                more, rows = distill_loss(logits_BK, answer_CB[c], fixed)
                 loss, count = loss + more, count + rows
         losses.append(loss)
         counts.append(count)

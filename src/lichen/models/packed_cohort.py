@@ -23,7 +23,7 @@ from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.models.adapters.wrap import Wrapped
 from lichen.models.packing.attention import register
-from lichen.models.packing.frozen_prefix import Prefix, frozen_blocks
+from lichen.models.packing.frozen_prefix import FrozenPrefix, frozen_blocks
 from lichen.models.packing.norms import quicken_norms
 from lichen.models.packing.packing import Pack, Packing
 
@@ -47,7 +47,7 @@ def base_of(wrapped: Wrapped) -> str:
     return str(names[id(wrapped.model.base_model)])
 
 
-def make_packable(wrapped: Wrapped) -> Prefix | None:
+def make_packable(wrapped: Wrapped) -> FrozenPrefix | None:
     """Teach the wrapped structure packed calls; padded calls go on as before.
 
     Returns:
@@ -85,7 +85,7 @@ def make_packable(wrapped: Wrapped) -> Prefix | None:
     part = f"{base_of(wrapped)}."
     trained = [path.removeprefix(part) for path in (*wrapped.layers, *wrapped.heads) if path.startswith(part)]
     blocks = frozen_blocks(base, trained)
-    return Prefix(blocks, packing) if blocks else None
+    return FrozenPrefix(blocks, packing) if blocks else None
 
 
 def _checkpoint(layer: nn.Module, packing: Packing) -> None:
@@ -112,7 +112,7 @@ def _checkpoint(layer: nn.Module, packing: Packing) -> None:
 
 
 def hidden_of(
-    wrapped: Wrapped, trainable_C: Tree, fixed: Tree, pack: Pack, *, part: str, prefix: Prefix | None = None
+    wrapped: Wrapped, trainable_C: Tree, fixed: Tree, pack: Pack, *, part: str, prefix: FrozenPrefix | None = None
 ) -> Tensor:
     """``(N, H)``: the base model's hidden states of packed tokens."""
 

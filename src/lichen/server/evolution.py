@@ -105,7 +105,7 @@ class Evolution(Summed):
         if not total.count:
             raise LichenError("no client contributed", where="aggregator.evolution", fix="invite more clients")
         weight = total.weight / 2**WEIGHT_BITS
-        sums = {name: x / weight for name, x in fixed_point.read(total).items()}
+        sums = {name: x / weight for name, x in fixed_point.read_sums(total).items()}
         if any(name not in shared or shared[name].shape != sums["mean"].shape for name in ("mean", "std")):
             raise LichenError(
                 f"the clients' searches have shape {tuple(sums['mean'].shape)}, the server's another",

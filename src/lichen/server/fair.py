@@ -126,8 +126,8 @@ class QFFL(Summed):
         square_C = trees.norm_C({name: x.cpu().double() for name, x in message.tensors.items()}).square()
         curve_C = 1 + self.q * square_C / (self.lr * torch.tensor(losses, dtype=torch.float64))
         device = next(iter(message.tensors.values())).device
-        told = {**message.tensors, "fair.curve": curve_C.to(device)}
-        return fixed_point.add(total, replace(message, tensors=told), fair_C)
+        weighted = {**message.tensors, "fair.curve": curve_C.to(device)}
+        return fixed_point.add(total, replace(message, tensors=weighted), fair_C)
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)``: Δ in the dtypes of ``shared``; metrics ``clients`` and ``curve``, the mean divisor.
@@ -137,7 +137,7 @@ class QFFL(Summed):
         """
         if not total.count:
             raise _nobody()
-        sums = fixed_point.read(total)
+        sums = fixed_point.read_sums(total)
         divisor = float(sums.pop("fair.curve"))
         change = fitted({name: x / divisor for name, x in sums.items()}, shared)
         return change, {"clients": float(total.count), "curve": divisor / (total.weight / 2**WEIGHT_BITS)}
@@ -151,8 +151,8 @@ def simplex(v_N: Tensor) -> Tensor:
     """
     sorted_N = v_N.sort(descending=True).values
     excess_N = (sorted_N.cumsum(0) - 1) / torch.arange(1, len(v_N) + 1, dtype=v_N.dtype)
-    kept = int((sorted_N > excess_N).sum())
-    return (v_N - excess_N[kept - 1]).clamp(min=0)
+    support = int((sorted_N > excess_N).sum())
+    return (v_N - excess_N[support - 1]).clamp(min=0)
 
 
 @final
@@ -198,11 +198,11 @@ class MinMax(Summed):
         device = next(iter(message.tensors.values())).device
         share_C = torch.tensor([self.mixture[c] * everyone for c in clients], dtype=torch.float64, device=device)
         # λ goes into the numbers, not into the weight: a client of share 0 must still tell its loss.
-        told = {name: x.double() * share_C.view(-1, *[1] * (x.dim() - 1)) for name, x in message.tensors.items()}
+        weighted = {name: x.double() * share_C.view(-1, *[1] * (x.dim() - 1)) for name, x in message.tensors.items()}
         seen_CN = torch.nn.functional.one_hot(message.client_C.long().cpu(), everyone).double().to(device)
         loss_C1 = torch.tensor(losses, dtype=torch.float64, device=device)[:, None]
-        told |= {"fair.loss": seen_CN * loss_C1, "fair.seen": seen_CN, "fair.share": share_C}
-        return fixed_point.add(total, replace(message, tensors=told), weight_C)
+        weighted |= {"fair.loss": seen_CN * loss_C1, "fair.seen": seen_CN, "fair.share": share_C}
+        return fixed_point.add(total, replace(message, tensors=weighted), weight_C)
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)``: zeros where nobody of the mixture came.
@@ -214,13 +214,13 @@ class MinMax(Summed):
         """
         if not total.count:
             raise _nobody()
-        sums = fixed_point.read(total)
+        sums = fixed_point.read_sums(total)
         share, seen_N = float(sums.pop("fair.share")), sums.pop("fair.seen")
         loss_N = torch.where(seen_N > 0, sums.pop("fair.loss") / seen_N, torch.nan)
         change = fitted({name: x / share if share else torch.zeros_like(x) for name, x in sums.items()}, shared)
         worst = float(loss_N[seen_N > 0].max())
-        told = {"clients": float(total.count), "worst": worst, "share": max(self.mixture)}
-        return {**change, "fair.loss": loss_N}, told
+        metrics = {"clients": float(total.count), "worst": worst, "share": max(self.mixture)}
+        return {**change, "fair.loss": loss_N}, metrics
 
 
 @final
@@ -295,8 +295,8 @@ def per_client_gain(with_N: Tensor, without_N: Tensor) -> PerClientGain:
     Raises:
         LichenError: if no client has both scores.
 
-    >>> told = per_client_gain(torch.tensor([0.5, 0.9, 0.4]), torch.tensor([0.6, 0.5, 0.4]))
-    >>> round(told.mean, 3), round(told.worse, 3), round(told.worst_decile, 3)
+    >>> gain = per_client_gain(torch.tensor([0.5, 0.9, 0.4]), torch.tensor([0.6, 0.5, 0.4]))
+    >>> round(gain.mean, 3), round(gain.worse, 3), round(gain.worst_decile, 3)
     (0.1, 0.333, 0.4)
     """
     with_N, without_N = with_N.double(), without_N.double()
@@ -304,10 +304,10 @@ def per_client_gain(with_N: Tensor, without_N: Tensor) -> PerClientGain:
     known_N = ~gain_N.isnan()
     if not bool(known_N.any()):
         raise LichenError("no client has a score both with and without", where="gain", fix="evaluate both columns")
-    few = max(1, int(known_N.sum()) // 10)
+    tenth = max(1, int(known_N.sum()) // 10)
 
     def lowest(score_N: Tensor) -> float:
-        return float(score_N[known_N].sort().values[:few].mean())
+        return float(score_N[known_N].sort().values[:tenth].mean())
 
     return PerClientGain(
         gain_N=gain_N,

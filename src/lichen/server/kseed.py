@@ -93,7 +93,7 @@ class SeedSums(Summed):
             raise LichenError(
                 f"expected {_INDEX!r} and {_UNITS!r} of one shape (C, steps), got {sorted(message.tensors)}",
                 where="aggregator.kseed",
-                fix="pair SeedSums with the work SeedSteps",
+                fix="pair SeedSums with the work FedKSeed",
             )
         counted_C1 = (weight_C > 0)[:, None]
         index_Ct = torch.where(counted_C1, index.cpu().long(), -1)
@@ -128,7 +128,7 @@ class SeedSums(Summed):
                 fix="let clients and server load the same recipe",
             )
         weight = total.weight / 2**WEIGHT_BITS
-        mean_K = (fixed_point.read(total)[_SUMS] / weight * 2.0**self.bits).round()
+        mean_K = (fixed_point.read_sums(total)[_SUMS] / weight * 2.0**self.bits).round()
         moved = float((mean_K != 0).sum())
         change = {_SUMS: _whole(mean_K.to(torch.int64))}
         return change, {"clients": float(total.count), "weight": weight, "directions": moved}
@@ -156,7 +156,7 @@ class KSeedOptimizer:
             raise LichenError(
                 f"the change {sorted(change)} does not fit the seed sums",
                 where="server optimizer",
-                fix="pair AddUnits with the aggregator SeedSums",
+                fix="pair KSeedOptimizer with the aggregator SeedSums",
             )
         new_K = shared[_SUMS].to(torch.int64) + change[_SUMS].to(shared[_SUMS].device).to(torch.int64)
         return {**shared, _SUMS: _whole(new_K)}, state

@@ -96,7 +96,7 @@ class Lda(Summed):
             raise LichenError(
                 "no client contributed", where="aggregator.lda", fix="invite clients that have labelled rows"
             )
-        sums = fixed_point.read(total)
+        sums = fixed_point.read_sums(total)
         wide = sums["G"].shape[0] - self.bias
         weight_Kd, bias_K = discriminant(sums["G"][:wide, :wide], sums["H"][:wide], sums["n"], shrinkage=self.shrinkage)
         solution = {f"{self.head}.weight": weight_Kd, f"{self.head}.bias": bias_K}

@@ -124,7 +124,7 @@ class Mean(Summed):
                 "no client contributed", where="aggregator.mean", fix="invite more clients or skip the round"
             )
         weight = total.weight / 2**WEIGHT_BITS
-        change = fitted({name: x / weight for name, x in fixed_point.read(total).items()}, shared)
+        change = fitted({name: x / weight for name, x in fixed_point.read_sums(total).items()}, shared)
         return change, {"clients": float(total.count), "weight": weight}
 
 

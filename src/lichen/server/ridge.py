@@ -85,7 +85,7 @@ class Ridge(Summed):
             raise LichenError(
                 "no client contributed", where="aggregator.ridge", fix="invite clients that have labelled rows"
             )
-        sums = fixed_point.read(total)
+        sums = fixed_point.read_sums(total)
         W_dK = _solve(sums["G"], sums["H"], self.lam)
         solution = {f"{self.head}.weight": (W_dK[:-1] if self.bias else W_dK).T.contiguous()}
         if self.bias:

@@ -61,8 +61,8 @@ def unpack_bits(bytes_CB: Tensor, count: int, bits: int) -> Tensor:
         return bytes_CB
     if bits in (1, 2, 4):
         each, mask = 8 // bits, (1 << bits) - 1
-        places = [(bytes_CB >> (bits * place)) & mask for place in range(each)]
-        return torch.stack(places, -1).view(clients, -1)[:, :count]
+        fields = [(bytes_CB >> (bits * place)) & mask for place in range(each)]
+        return torch.stack(fields, -1).view(clients, -1)[:, :count]
     within, eight = torch.arange(bits, device=bytes_CB.device), torch.arange(8, device=bytes_CB.device)
     step = ABREAST // 8 * bits
     pieces = []

@@ -1,7 +1,7 @@
 """Encodes the difference between two snapshots of the shared tensors.
 
 The server's own tensors move on exactly; what clients hold, the *view*, follows them by coded steps. What
-a step loses is still in ``shared - view`` and so in the next step: error feedback without a memory of its
+a step loses is still in ``shared - snapshot`` and so in the next step: error feedback without a memory of its
 own. Server and node take a step by the same function, so they hold the same bits.
 
 References:
@@ -25,53 +25,53 @@ from lichen.core.tree import Tree
 from lichen.transforms.codec import Chain
 from lichen.transforms.layout import Layout
 
-__all__ = ["encode_step", "take_step", "view_name"]
+__all__ = ["apply_delta", "encode_delta", "snapshot_name"]
 
 FIXED = "answers."
 """Names that do not move, and are sent whole if they do."""
 
 
-def encode_step(shared: Mapping[str, Tensor], view: Mapping[str, Tensor], chain: Chain, seed: int) -> Tree:
-    """What leads from ``view`` towards ``shared``, without client axis.
+def encode_delta(shared: Mapping[str, Tensor], snapshot: Mapping[str, Tensor], chain: Chain, seed: int) -> Tree:
+    """What leads from ``snapshot`` towards ``shared``, without client axis.
 
     Tensors of real numbers that both have, in one shape and dtype, go as one coded row ``wire``, save for those
-    that stand still, which ``still`` marks in name order; what is new, of another shape, or not real goes as
+    that stand still, which ``unchanged`` marks in name order; what is new, of another shape, or not real goes as
     ``whole.<name>`` where it differs; ``gone.<name>`` is empty.
 
     Args:
         shared: The server's tensors.
-        view: What the clients hold.
+        snapshot: What the clients hold.
         chain: Codes the difference.
         seed: Of what is random in that.
     """
     out: Tree = {}
     coded: Tree = {}
-    still: set[str] = set()
+    unchanged: set[str] = set()
     for name, x in shared.items():
-        old = view.get(name)
+        old = snapshot.get(name)
         alike = old is not None and old.shape == x.shape and old.dtype == x.dtype
         if old is not None and alike and _moves(name, x):
             coded[name] = x
-            still |= {name} if torch.equal(x, old) else set()
+            unchanged |= {name} if torch.equal(x, old) else set()
         elif old is None or not alike or not torch.equal(x, old):
             out[f"whole.{name}"] = x
-    out.update({f"gone.{name}": torch.empty(0, dtype=torch.uint8) for name in view if name not in shared})
-    if still:
-        out["still"] = torch.tensor([name in still for name in sorted(coded)], dtype=torch.uint8)
-        coded = {name: x for name, x in coded.items() if name not in still}
+    out.update({f"gone.{name}": torch.empty(0, dtype=torch.uint8) for name in snapshot if name not in shared})
+    if unchanged:
+        out["still"] = torch.tensor([name in unchanged for name in sorted(coded)], dtype=torch.uint8)
+        coded = {name: x for name, x in coded.items() if name not in unchanged}
     if coded:
         layout = Layout.of(coded)
-        delta = {name: (x.float() - view[name].float()).unsqueeze(0) for name, x in coded.items()}
+        delta = {name: (x.float() - snapshot[name].float()).unsqueeze(0) for name, x in coded.items()}
         out["wire"] = chain.encode(layout.flatten(delta), layout, [seed])[0]
     return out
 
 
-def take_step(view: Mapping[str, Tensor], payload: Mapping[str, Tensor], chain: Chain) -> Tree:
+def apply_delta(snapshot: Mapping[str, Tensor], payload: Mapping[str, Tensor], chain: Chain) -> Tree:
     """The next view.
 
     Args:
-        view: The last one.
-        payload: What :func:`encode_step` made.
+        snapshot: The last one.
+        payload: What :func:`encode_delta` made.
         chain: What it was coded with.
 
     Raises:
@@ -79,26 +79,26 @@ def take_step(view: Mapping[str, Tensor], payload: Mapping[str, Tensor], chain: 
     """
     whole, rest = trees.split(payload, "whole.")
     gone, rest = trees.split(rest, "gone.")
-    kept = {name: x for name, x in view.items() if name not in gone and name not in whole}
-    moving = sorted(name for name, x in kept.items() if _moves(name, x))
+    carried = {name: x for name, x in snapshot.items() if name not in gone and name not in whole}
+    moving = sorted(name for name, x in carried.items() if _moves(name, x))
     if "still" in rest:
         if rest["still"].shape != (len(moving),):
             raise LichenError("a step marks other tensors than the view's", where="wire", fix="send the whole view")
         moving = [name for name, stands in zip(moving, rest["still"].tolist(), strict=True) if not stands]
-    layout = Layout.of({name: kept[name] for name in moving})
+    layout = Layout.of({name: carried[name] for name in moving})
     delta: Tree = {}
     if "wire" in rest:
         wire = rest["wire"]
-        delta = layout.parted(chain.decode(wire.unsqueeze(0).to(_device(kept)), layout))
+        delta = layout.by_name(chain.decode(wire.unsqueeze(0).to(_device(carried)), layout))
     elif layout.size:
         raise LichenError("a step lacks its coded row", where="wire", fix="send the whole view")
-    moved = {n: (x.float() + delta[n][0]).to(x.dtype) if n in delta else x for n, x in kept.items()}
+    moved = {n: (x.float() + delta[n][0]).to(x.dtype) if n in delta else x for n, x in carried.items()}
     return {**moved, **whole}
 
 
-def view_name(view: Mapping[str, Tensor]) -> str:
+def snapshot_name(snapshot: Mapping[str, Tensor]) -> str:
     """Sixteen hex digits of a view's digest: equal where all bits are."""
-    return trees.digest(view)[:16]
+    return trees.digest(snapshot)[:16]
 
 
 def _moves(name: str, x: Tensor) -> bool:

@@ -14,15 +14,15 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job, link
 from lichen.core.tree import Tree
 from lichen.transforms.codec import Chain
-from lichen.transforms.delta import take_step, view_name
+from lichen.transforms.delta import apply_delta, snapshot_name
 
-__all__ = ["Views"]
+__all__ = ["SnapshotCache"]
 
 RESEND = "start the run again with --resume: views are sent whole to a node that lacks them"
 
 
 @final
-class Views:
+class SnapshotCache:
     """The views of a node's clients.
 
     Args:
@@ -32,9 +32,9 @@ class Views:
 
     def __init__(self, chain: Chain | None = None, agreed: Tree | None = None) -> None:
         self.chain = chain
-        self.first = view_name(agreed) if agreed is not None else ""
+        self.first = snapshot_name(agreed) if agreed is not None else ""
         self.trees: dict[str, Tree] = {} if agreed is None else {self.first: agreed}
-        self.held: dict[int, str] = {}
+        self.acked: dict[int, str] = {}
 
     def whole(self, job: Job) -> Job:
         """The job with ``shared``, which its clients hold from now on; jobs without a view pass as they are.
@@ -42,30 +42,30 @@ class Views:
         Raises:
             LichenError: if this node lacks the view that the job goes on from, or gets to another one.
         """
-        if not job.view:
+        if not job.snapshot:
             return job
-        shared = job.shared if link(job) == "full" else self.trees.get(job.view)
+        shared = job.shared if link(job) == "full" else self.trees.get(job.snapshot)
         if shared is None:
             shared = self._rebuilt(job)
-        self.trees[job.view] = shared
-        self.held.update(dict.fromkeys(job.clients, job.view))
-        needed = {*self.held.values(), self.first}
+        self.trees[job.snapshot] = shared
+        self.acked.update(dict.fromkeys(job.clients, job.snapshot))
+        needed = {*self.acked.values(), self.first}
         self.trees = {name: tree for name, tree in self.trees.items() if name in needed}
         return replace(job, shared=shared)
 
     def _rebuilt(self, job: Job) -> Tree:
-        before = next(iter(job.held.values()))
+        before = next(iter(job.acked.values()))
         if before not in self.trees or link(job) == "same":
             raise LichenError(f"holds no view {before} of the shared tensors", where="node", fix=RESEND)
         if self.chain is None:
             raise LichenError("does not know how steps are coded", where="node", fix="start it with the same recipe")
-        view = self.trees[before]
-        for _, payload in job.steps:
-            view = take_step(view, payload, self.chain)
-        if view_name(view) != job.view:
+        snapshot = self.trees[before]
+        for _, payload in job.deltas:
+            snapshot = apply_delta(snapshot, payload, self.chain)
+        if snapshot_name(snapshot) != job.snapshot:
             raise LichenError(
-                f"came to view {view_name(view)} instead of {job.view}",
+                f"came to view {snapshot_name(snapshot)} instead of {job.snapshot}",
                 where="node",
                 fix="start server and nodes with one version of lichen and of torch, and one recipe",
             )
-        return view
+        return snapshot

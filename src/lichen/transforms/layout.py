@@ -71,7 +71,7 @@ class Layout:
         rows = [tree_C[name] for name, _, _ in self.entries]
         return torch.cat([x.detach().reshape(x.shape[0], -1).float() for x in rows], 1)
 
-    def parted(self, x_CN: Tensor) -> Tree:
+    def by_name(self, x_CN: Tensor) -> Tree:
         """Undo :meth:`flatten`, still float32: views of ``x_CN``."""
         pieces = torch.split(x_CN, [prod(shape) for _, shape, _ in self.entries], 1)
         return {
@@ -81,5 +81,5 @@ class Layout:
 
     def unflatten(self, x_CN: Tensor) -> Tree:
         """Undo :meth:`flatten`, each tensor in its own dtype."""
-        parted = self.parted(x_CN)
-        return {name: parted[name].to(dtype) for name, _, dtype in self.entries}
+        by_name = self.by_name(x_CN)
+        return {name: by_name[name].to(dtype) for name, _, dtype in self.entries}

@@ -173,10 +173,10 @@ def epsilon(
     events_of, made = _library(accountant, sampled=any(isinstance(e, Sampled) and e.rate < 1 for e in released))
     for event in released:
         plain = _plain(event)
-        told = events_of.GaussianDpEvent(plain.sigma / plain.sensitivity)
+        composed = events_of.GaussianDpEvent(plain.sigma / plain.sensitivity)
         if isinstance(event, Sampled) and event.rate < 1:
-            told = events_of.PoissonSampledDpEvent(event.rate, told)
-        made.compose(told, plain.steps)
+            composed = events_of.PoissonSampledDpEvent(event.rate, composed)
+        made.compose(composed, plain.steps)
     return float(made.get_epsilon(delta))
 
 

@@ -121,24 +121,24 @@ class TopK:
     def decode(self, parts: Tree, rest_CM: Tensor, layout: Layout) -> Tensor:
         """Kept numbers at their places, zeros elsewhere."""
         clients, rows = rest_CM.shape[0], self._chunks(layout)
-        kept_CRk = rest_CM.view(clients, rows, self.keep)
+        value_CRk = rest_CM.view(clients, rows, self.keep)
         if self.chunk == self.keep:
             return rest_CM[:, : layout.size]
         if self._choice_bits:
-            place_CRk = self._places(unpack_bits(parts["place"], rows, self._choice_bits).long())
+            place_CRk = self._positions(unpack_bits(parts["place"], rows, self._choice_bits).long())
         else:
             place_CRk = unpack_bits(parts["place"], rows * self.keep, self._index_bits).long()
             place_CRk = place_CRk.view(clients, rows, self.keep).clamp(max=self.chunk - 1)
         x_CRn = torch.zeros(clients, rows, self.chunk, device=rest_CM.device)
-        return x_CRn.scatter_(-1, place_CRk, kept_CRk).view(clients, -1)[:, : layout.size]
+        return x_CRn.scatter_(-1, place_CRk, value_CRk).view(clients, -1)[:, : layout.size]
 
-    def _places(self, choice_CR: Tensor) -> Tensor:
+    def _positions(self, choice_CR: Tensor) -> Tensor:
         """Undo the sum of binomials: from the last place down, the largest binomial that still fits."""
         table = _binomials(self.chunk, self.keep).to(choice_CR.device)
-        places = []
+        positions = []
         for j in reversed(range(self.keep)):
             # Among equal binomials (zeros) the last counts; a damaged choice stays inside the chunk.
             place_CR = torch.searchsorted(table[j], choice_CR.contiguous(), right=True) - 1
             choice_CR = choice_CR - table[j][place_CR]
-            places.append(place_CR)
-        return torch.stack(places[::-1], -1)
+            positions.append(place_CR)
+        return torch.stack(positions[::-1], -1)

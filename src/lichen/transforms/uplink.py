@@ -96,7 +96,7 @@ class Compressed:
         wire_CB = self.chain.encode(x_CN, layout, seeds_C)
         if self.error_feedback:
             after_CN = torch.where(finite_C1, x_CN - self.chain.decode(wire_CB, layout), before_CN)
-            lost_C = {**lost_C, **layout.parted(after_CN)}
+            lost_C = {**lost_C, **layout.by_name(after_CN)}
         rest = {name: x for name, x in message.tensors.items() if name not in real_C}
         return replace(message, tensors={**rest, WIRE + layout.digest: wire_CB}), _with(own_C, lost_C)
 

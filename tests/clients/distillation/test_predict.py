@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lichen.clients.distillation.predict import Predict
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
-from lichen.core.message import Message, size, take
+from lichen.core.message import Message, size, take_client
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import ArrayShard, EvalSource
 from support.toy_cohorts import Bigram, Softmax, fold, job
@@ -56,7 +56,7 @@ def test_alone_and_together_give_the_same_bytes() -> None:
     both = ask(work, (4, 7), 9, mine(1, 2))
     for c, (client, seed) in enumerate(((4, 1), (7, 2))):
         alone = ask(work, (client,), 9, mine(seed))
-        assert trees.digest(alone.tensors) == trees.digest(take(both, c).tensors)
+        assert trees.digest(alone.tensors) == trees.digest(take_client(both, c).tensors)
 
 
 def test_the_likeliest_alone_cost_fewer_bytes() -> None:

@@ -11,10 +11,10 @@ import torch
 from lichen.clients.distillation.private_models import (
     ConcatSource,
     LocalInit,
-    answered,
     asking,
     private_client_tasks,
     unlabelled,
+    with_answer_rows,
 )
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
@@ -22,7 +22,7 @@ from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.data.batches.shards import ArrayShard, TextShard, TrainSource
 from lichen.models.students.students import ImageMLP
-from lichen.server.knowledge.ensemble import kept
+from lichen.server.knowledge.ensemble import as_answers
 from support.toy_cohorts import fold, job
 
 MODEL = ImageMLP(5, hidden=(6,), classes=3)
@@ -60,7 +60,7 @@ def test_what_clients_can_make_themselves_need_not_come() -> None:
 
 
 def test_digesting_and_going_back_is_one_after_the_other() -> None:
-    answers = kept(torch.rand(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).softmax(-1))
+    answers = as_answers(torch.rand(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).softmax(-1))
     learn = client_tasks()["learn/a"]
     assert isinstance(learn.source, ConcatSource)
     asked = job(answers, (0, 1))
@@ -76,7 +76,7 @@ def test_digesting_and_going_back_is_one_after_the_other() -> None:
 
 def test_digested_answers_are_learnt() -> None:
     wanted = PUBLIC.labels
-    answers = kept(torch.eye(3, dtype=torch.float64)[torch.from_numpy(wanted)] * 0.9 + 0.1 / 3)
+    answers = as_answers(torch.eye(3, dtype=torch.float64)[torch.from_numpy(wanted)] * 0.9 + 0.1 / 3)
     made = client_tasks(digest_steps=60)
     learn = private_client_tasks(
         "a", train(), start=START, own=OWN, public=PUBLIC, clients=(0, 1), digest_steps=60, revisit=False
@@ -101,7 +101,7 @@ def test_public_labels_are_hidden() -> None:
     text = TextShard([np.array([1, 2]), np.array([3])], labels=np.array([1, 0]), kind="classify")
     for some in (PUBLIC, text):
         assert set(np.asarray(unlabelled(some).labels).tolist()) == {-100}
-        assert np.asarray(answered(some).answer).tolist() == list(range(some.size))
+        assert np.asarray(with_answer_rows(some).answer).tolist() == list(range(some.size))
 
 
 def test_refuses_what_would_send_weights_or_do_nothing() -> None:

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lichen.clients.distillation.selective import Selective, compare, predicted_labels, trusted
+from lichen.clients.distillation.selective import Selective, agreement_with_teacher, predicted_labels, trusted
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core.errors import LichenError
-from lichen.core.message import Job, concatenate, pack_message
+from lichen.core.message import Job, concatenate_messages, pack_message
 from lichen.core.tree import stack
 from lichen.data.batches.shards import ArrayShard, EvalSource, MixedSource, TrainSource
 from lichen.models.students.students import ImageMLP
@@ -68,7 +68,7 @@ def test_counts_equal_a_loop(seed: int) -> None:
     batch["labels_CB"][batch["labels_CB"] < 0] = -100
     said = torch.randint(-1, CLASSES, (10,), generator=generator)
     params_C = stack([MODEL.init(c) for c in range(3)])
-    counts = compare(MODEL, params_C, {}, said, batch)
+    counts = agreement_with_teacher(MODEL, params_C, {}, said, batch)
     own = MODEL.logits(params_C, {}, batch).argmax(-1)
     known = (batch["labels_CB"] >= 0) & (batch["answer_CB"] >= 0)
     for c in range(3):
@@ -126,7 +126,7 @@ def test_company_changes_no_byte_and_only_the_training_leaves() -> None:
     work = Selective(TRAIN, judge=judge, teacher_label_M=said)
     together, own, _ = _run(work, shared, list(range(5)), source)
     alone = [_run(work, shared, [c], source) for c in range(5)]
-    assert pack_message(together) == pack_message(concatenate([message for message, _, _ in alone]))
+    assert pack_message(together) == pack_message(concatenate_messages([message for message, _, _ in alone]))
     for c, (_, mine, _) in enumerate(alone):
         assert all(torch.equal(own[name][c], mine[name][0]) for name in own)
     plain, _, _ = _run(TRAIN, shared, [0], source)

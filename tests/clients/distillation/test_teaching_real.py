@@ -31,7 +31,7 @@ from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import ArrayShard, EvalSource, MixedSource, TextShard, TrainSource
 from lichen.data.batches.text import encode_classify, pad_id
-from lichen.data.sources.catalog import fetch
+from lichen.data.sources.catalog import fetch_entry
 from lichen.data.sources.records import Record
 from lichen.engines.local import LocalEngine
 from lichen.models.features import EncoderFeatures
@@ -118,8 +118,8 @@ class Lesson:
 @pytest.fixture(scope="module")
 def lesson() -> Lesson:
     try:
-        folder = fetch("minilm-l6")
-        fetch("clothing-reviews")
+        folder = fetch_entry("minilm-l6")
+        fetch_entry("clothing-reviews")
     except LichenError as error:
         pytest.skip(f"cannot be fetched here: {error}")
     of = {1: "bad", 2: "bad", 3: "mixed", 5: "good"}

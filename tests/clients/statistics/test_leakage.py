@@ -16,7 +16,7 @@ from lichen.core.fold import serve
 from lichen.core.message import pack_message
 from lichen.core.store import ClientStore
 from lichen.data.synthetic.filters import Filter, flagged
-from lichen.data.synthetic.near_duplicates import Copies
+from lichen.data.synthetic.near_duplicates import NearDuplicates
 from lichen.server.mean import Mean
 from support.toy_cohorts import job
 
@@ -54,7 +54,7 @@ def test_the_server_learns_bits_and_drops_what_anybody_flagged(tmp_path: Path) -
     assert bits == {3: [0, 1, 0, 0, 0], 5: [0] * 5, 8: [0, 0, 1, 0, 1]}
     assert sum_of(messages) == sum_of(messages[::-1]) == (False, True, True, False, True)
     sifted = Filter({"leakage": flagged(sum_of(messages))})(CANDIDATES)
-    assert sifted.kept == (0, 3)
+    assert sifted.passed == (0, 3)
     assert sifted.counts == {"leakage": 3}
 
 
@@ -89,7 +89,7 @@ def test_an_encoder_at_the_client_finds_what_words_do_not(tmp_path: Path) -> Non
 
     (_, _, last) = ask(tmp_path, embed=embed)
     assert last.tensors["flagged"].tolist() == [[0, 0, 1, 1, 1]]
-    (_, _, last) = ask(tmp_path, copies=lambda rows: Copies(rows, run=4))
+    (_, _, last) = ask(tmp_path, copies=lambda rows: NearDuplicates(rows, run=4))
     assert last.tensors["flagged"].tolist() == [[0, 0, 1, 0, 1]]
 
 

@@ -19,7 +19,7 @@ from lichen.clients.statistics.nearest_vote import NearestNeighborHistogram
 from lichen.core.contracts import Batch, ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
-from lichen.core.message import Job, Message, pack_message, size, take, unpack_message
+from lichen.core.message import Job, Message, pack_message, size, take_client, unpack_message
 from lichen.core.store import ClientStore
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 
@@ -53,7 +53,7 @@ def voted(
         work=NearestNeighborHistogram(features, **more), source=EvalSource(list(shards), batch_size=batch)
     )
     messages = serve(job, {"vote": client_task}, ClientStore(Path("nowhere")), block_size=block)
-    ones = [take(message, k) for message in messages for k in range(len(message.client_C))]
+    ones = [take_client(message, k) for message in messages for k in range(len(message.client_C))]
     return sorted(ones, key=lambda one: int(one.client_C))
 
 

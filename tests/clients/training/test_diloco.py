@@ -22,7 +22,7 @@ from lichen.clients.training.train import Train
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, ClientTask
 from lichen.core.errors import LichenError
-from lichen.core.message import pack_message, take
+from lichen.core.message import pack_message, take_client
 from lichen.core.rounds import run
 from lichen.core.seeds import derive, torch_generator
 from lichen.core.store import ClientStore, load_state
@@ -294,7 +294,7 @@ def test_a_dropped_worker_goes_on_from_its_own_and_counts_for_nothing() -> None:
 def test_whether_an_answer_is_lost_depends_on_seed_and_client_alone() -> None:
     together = lost_at(0.5, list(range(6)), 3)[0]
     for c in range(6):
-        assert pack_message(lost_at(0.5, [c], 3)[0]) == pack_message(take(together, c))
+        assert pack_message(lost_at(0.5, [c], 3)[0]) == pack_message(take_client(together, c))
     draws = [lost_at(0.5, list(range(6)), seed)[0].metrics["dropped"] for seed in range(30)]
     assert 0.35 < float(torch.stack(draws).mean()) < 0.65
     assert "dropped" not in lost_at(0.0, [0], 3)[0].metrics

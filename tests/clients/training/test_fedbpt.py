@@ -19,7 +19,7 @@ from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.fedbpt import BlackBox, Search, generation
 from lichen.core.contracts import ClientTask, ServerState
 from lichen.core.fold import serve
-from lichen.core.message import Job, pack_job, pack_message, size, take
+from lichen.core.message import Job, pack_job, pack_message, size, take_client
 from lichen.core.rounds import run
 from lichen.core.seeds import numpy_generator
 from lichen.core.store import ClientStore
@@ -165,7 +165,7 @@ def test_alone_and_together_are_bit_equal(tmp_path: Path) -> None:
     job = Job(work="train", shared=model.init(0), version=0, clients=(0, 1, 2), seed=5)
     (together,) = serve(job, client_tasks, ClientStore(tmp_path / "a"), block_size=3)
     alone = list(serve(job, client_tasks, ClientStore(tmp_path / "b"), block_size=1))
-    assert [pack_message(take(together, c)) for c in range(3)] == [pack_message(m) for m in alone]
+    assert [pack_message(take_client(together, c)) for c in range(3)] == [pack_message(m) for m in alone]
     assert len({digest(m.tensors) for m in alone}) == 3
 
 
@@ -224,7 +224,7 @@ def test_a_message_and_a_job_of_500_numbers_fit_into_4096_bytes(tiny: tuple[Any,
     (message,) = serve(job, {job.work: ClientTask(work=BlackBox(model), source=source)}, ClientStore(tmp_path))
     assert message.tensors["mean"].shape == (3, 500)
     assert size(job) == len(pack_job(Job(**{**vars_of(job), "clients": (0,)}))) <= 4096
-    assert size(message) == len(pack_message(take(message, 0))) <= 4096
+    assert size(message) == len(pack_message(take_client(message, 0))) <= 4096
 
 
 def vars_of(job: Job) -> dict[str, Any]:

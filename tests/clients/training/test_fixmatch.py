@@ -22,7 +22,7 @@ from lichen.core.errors import LichenError
 from lichen.core.store import ClientStore
 from lichen.data.batches.augment import TextViews, Words
 from lichen.data.batches.augment_images import ImageViews, Pixels
-from lichen.data.batches.few_labels import FewLabels, hide
+from lichen.data.batches.scarce_labels import ScarceLabels, hide
 from lichen.data.batches.shards import ArrayShard, TextShard, TrainSource
 from lichen.data.sources.readers import digits
 from lichen.engines.local import LocalEngine
@@ -63,7 +63,7 @@ def step_of(sources: Any, clients: Any, seed: int = 1) -> Any:
 
 def test_one_step_is_the_gradient_of_the_loss_it_says(written: Any) -> None:
     local = shards(written, 1, 20)
-    (batch,) = step_of(FewLabels(TrainSource(local, batch_size=8, steps=1), unlabelled_rows=24), (0,))
+    (batch,) = step_of(ScarceLabels(TrainSource(local, batch_size=8, steps=1), unlabelled_rows=24), (0,))
     start, work = MLP.init(3), FixMatch(train(MLP), VIEWS, threshold=0.12, weight=2.0)
     message, _ = fold(work, job(start, (0,)), [batch])
 
@@ -115,7 +115,7 @@ def test_bits_do_not_depend_on_company(kind: str, written: Any, tmp_path: Path) 
         local, pad = text_shards(3, 6), 3
         local[1] = replace(local[1], labels=np.arange(20) % 3)
     inner = TrainSource(local, batch_size=4, steps={0: 3, 1: 2, 2: 3}, pad=pad, fixed_width=None if pad == 0 else 16)
-    source, start = FewLabels(inner, unlabelled_rows=6), model.init(1)
+    source, start = ScarceLabels(inner, unlabelled_rows=6), model.init(1)
     work = FixMatch(train(model), views, threshold=0.11 if kind != "lora" else 0.3, rows=40)
     together, own = fold(work, job(start, (0, 1, 2)), step_of(source, (0, 1, 2)))
     for c in range(3):
@@ -146,7 +146,7 @@ def test_without_unlabelled_rows_it_is_training_bit_for_bit(written: Any) -> Non
 
 def test_who_is_sure_of_nothing_and_has_no_label_does_not_step(written: Any) -> None:
     local = [replace(shard, labels=np.full(105, -100)) for shard in shards(written, 1, 0)]
-    source = FewLabels(TrainSource(local, batch_size=4, steps=3), unlabelled_rows=8)
+    source = ScarceLabels(TrainSource(local, batch_size=4, steps=3), unlabelled_rows=8)
     decay = Train(MLP, optimizer=ClientOptimizer("adamw", lr=0.1, weight_decay=0.5))
     message, _ = fold(FixMatch(decay, VIEWS, threshold=1.0), job(MLP.init(0), (0,)), step_of(source, (0,)))
     assert all(float(x.abs().max()) == 0 for x in message.tensors.values())
@@ -171,7 +171,7 @@ def test_the_table_lasts_from_round_to_round_and_hard_classes_get_in(written: An
     local = shards(written, 2, 20)
     begin, _ = fold(train(MLP), job(MLP.init(0), (0,)), step_of(TrainSource(local[:1], batch_size=105, steps=60), (0,)))
     start = {name: x + begin.tensors[name][0] for name, x in MLP.init(0).items()}
-    source = FewLabels(TrainSource(local, batch_size=20, steps=5), unlabelled_rows=40)
+    source = ScarceLabels(TrainSource(local, batch_size=20, steps=5), unlabelled_rows=40)
     asked = job(start, (0, 1), work="train")
     chosen, still = {}, replace(VIEWS, weak=Pixels())
     for rows_kept in (None, 105):
@@ -197,7 +197,7 @@ def test_the_table_lasts_from_round_to_round_and_hard_classes_get_in(written: An
 def test_a_failed_client_keeps_the_table_it_came_with(written: Any) -> None:
     local = shards(written, 1, 20)
     local = [ArrayShard(x=np.where(local[0].labels[:, None] >= 0, np.inf, local[0].x), labels=local[0].labels)]
-    source = FewLabels(TrainSource(local, batch_size=4, steps=2), unlabelled_rows=8)
+    source = ScarceLabels(TrainSource(local, batch_size=4, steps=2), unlabelled_rows=8)
     before = torch.full((1, 105), 4, dtype=torch.int32)
     work = FixMatch(train(MLP), VIEWS, rows=105)
     message, own = fold(work, job(MLP.init(0), (0,)), step_of(source, (0,)), {"semi/table": before})
@@ -207,7 +207,7 @@ def test_a_failed_client_keeps_the_table_it_came_with(written: Any) -> None:
 
 def test_labels_as_received_do_not_move_with_the_client(written: Any) -> None:
     local = [replace(shard, labels=np.full(105, -100)) for shard in shards(written, 1, 0)]
-    source = FewLabels(TrainSource(local, batch_size=1, steps=6), unlabelled_rows=30)
+    source = ScarceLabels(TrainSource(local, batch_size=1, steps=6), unlabelled_rows=30)
     start, asked = MLP.init(0), job(MLP.init(0), (0,))
     seen: dict[str, list[list[int]]] = {}
     for by in ("now", "received"):
@@ -229,7 +229,7 @@ def test_labels_as_received_do_not_move_with_the_client(written: Any) -> None:
 def test_a_teacher_labels_own_rows_in_the_first_rounds(written: Any) -> None:
     x, y = written
     bare = ArrayShard(x=x[:60], labels=np.full(60, -100), answer=np.arange(60))
-    source = FewLabels(TrainSource([bare], batch_size=1, steps=1), unlabelled_rows=60)
+    source = ScarceLabels(TrainSource([bare], batch_size=1, steps=1), unlabelled_rows=60)
     sure = torch.linspace(0.5, 1, 60)
     prob = torch.stack([1 - sure, sure], 1)
     index = torch.stack([torch.from_numpy((y[:60] + 1) % 10), torch.from_numpy(y[:60])], 1).to(torch.uint8)
@@ -254,7 +254,7 @@ def test_a_teacher_labels_own_rows_in_the_first_rounds(written: Any) -> None:
 
 def test_mixed_rows_carry_both_labels(written: Any) -> None:
     local = [replace(shard, labels=np.full(105, -100)) for shard in shards(written, 2, 0)]
-    source = FewLabels(TrainSource(local, batch_size=1, steps=1), unlabelled_rows=20)
+    source = ScarceLabels(TrainSource(local, batch_size=1, steps=1), unlabelled_rows=20)
     (batch,) = step_of(source, (0, 1))
     work = FixMatch(train(MLP), VIEWS, threshold=0.0, mixup=0.75)
     state = work.init(job(MLP.init(0), (0, 1)), (0, 1), None)
@@ -310,7 +310,7 @@ def test_five_labels_and_a_hundred_bare_rows_beat_the_five_labels(written: Any, 
     local = shards(written, clients, 5)
     few = [replace(s, x=s.x[s.labels >= 0], labels=s.labels[s.labels >= 0]) for s in local]
     alone = TrainSource(few, batch_size=5, steps=3)
-    both = FewLabels(TrainSource(local, batch_size=5, steps=3), unlabelled_rows=50)
+    both = ScarceLabels(TrainSource(local, batch_size=5, steps=3), unlabelled_rows=50)
     strong = ImageViews(side=8, weak=Pixels(), strong=Pixels(rotate=15, gain=0.2))
     match = FixMatch(labels, strong, threshold=0.9, by="received", rows=105)
     start = federated(model.init(0), labels, alone, tmp_path / "start", rounds=range(30), clients=clients)

@@ -18,9 +18,9 @@ from lichen.clients.training.kseed_replay import SUMS, KSeedReplay
 from lichen.clients.training.mezo import ZerothOrder
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.directions import UNIT, draw
+from lichen.core.directions import UNIT, draw_direction
 from lichen.core.errors import LichenError
-from lichen.core.message import concatenate, pack_message, size
+from lichen.core.message import concatenate_messages, pack_message, size
 from lichen.core.tree import Tree
 from lichen.server.kseed import KSeedOptimizer, SeedSums
 from support.toy_cohorts import LoraLinear, Softmax, fold, job, rows
@@ -61,7 +61,7 @@ def test_the_tensors_are_the_formula(kind: str, dtype: torch.dtype) -> None:
     for name, x in start.items():
         total = torch.zeros(x.numel(), dtype=torch.int64)
         for s, units in enumerate(shared[SUMS].tolist()):
-            total += units * draw(replay.seed(s), name, 0, x.numel(), kind).long()
+            total += units * draw_direction(replay.seed(s), name, 0, x.numel(), kind).long()
         expected = x.double().flatten() - total.double() * (0.01 * 2.0**-16 * UNIT[kind])
         assert torch.equal(got[name], expected.view(x.shape).to(dtype))
     assert trees.digest(replay.tree(replay.shared())) == trees.digest(start)
@@ -141,7 +141,7 @@ def test_together_and_alone_give_the_same_bytes() -> None:
     alone = [
         fold(work, job(shared, [c]), [rows(t, [c], active=[t != 1 or c != 1]) for t in range(3)])[0] for c in range(3)
     ]
-    assert pack_message(together) == pack_message(concatenate(alone))
+    assert pack_message(together) == pack_message(concatenate_messages(alone))
 
 
 def test_a_diverged_client_sends_nothing() -> None:

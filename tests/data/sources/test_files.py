@@ -23,7 +23,7 @@ from lichen.core.errors import LichenError
 from lichen.data.formats import delimited, encodings, json_rows
 from lichen.data.sources.files import data_files, owners_of_files, read_notes, read_rows
 from lichen.data.sources.records import load_records
-from lichen.data.sources.table import kept_records
+from lichen.data.sources.table import cached_records
 
 ROWS = [{"who": "ann", "text": 'Käse, "gut"'}, {"who": "bob", "text": "über; zwei\nZeilen | und\tmehr"}]
 
@@ -270,7 +270,7 @@ def test_pipes_sockets_and_circles_do_not_hang(tmp_path: Path) -> None:
 def test_a_linked_folder_is_part_of_what_finds_the_cached_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lichen.data.sources import table
 
-    monkeypatch.setattr(table, "WORTH_BYTES", 0)
+    monkeypatch.setattr(table, "MIN_BYTES", 0)
     (tmp_path / "far").mkdir()
     (tmp_path / "near").mkdir()
     (tmp_path / "far" / "ann.csv").write_text("text\na\n")
@@ -279,7 +279,7 @@ def test_a_linked_folder_is_part_of_what_finds_the_cached_rows(tmp_path: Path, m
 
     def read() -> list[str]:
         make: Callable[[], Any] = lambda: load_records(str(near))  # noqa: E731
-        return [record.text for record in kept_records(near, make, files=data_files(near), folder=tmp_path / "kept")]
+        return [record.text for record in cached_records(near, make, files=data_files(near), folder=tmp_path / "kept")]
 
     assert read() == ["a"]
     (tmp_path / "far" / "ann.csv").write_text("text\nb\n")

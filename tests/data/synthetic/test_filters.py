@@ -12,7 +12,7 @@ from lichen.core.errors import LichenError
 from lichen.data.sources.records import load_records
 from lichen.data.synthetic import filters
 from lichen.data.synthetic.filters import Filter
-from lichen.data.synthetic.near_duplicates import Copies, jaccard, shingles, words
+from lichen.data.synthetic.near_duplicates import NearDuplicates, jaccard, shingles, words
 
 some = st.lists(st.text(alphabet="ab .é!衣", max_size=14), max_size=12)
 
@@ -31,11 +31,11 @@ def chain() -> Filter:
 @given(texts=some)
 def test_every_row_is_kept_or_dropped_with_a_reason_and_sifting_twice_drops_no_more(texts: list[str]) -> None:
     sifted = chain()(texts)
-    assert sorted([*sifted.kept, *sifted.dropped]) == list(range(len(texts)))
+    assert sorted([*sifted.passed, *sifted.dropped]) == list(range(len(texts)))
     assert all(rule in sifted.rules and why for rule, why in sifted.dropped.values())
     assert sum(sifted.counts.values()) == len(sifted.dropped)
-    again = chain()([texts[at] for at in sifted.kept])
-    assert again.kept == tuple(range(len(sifted.kept)))
+    again = chain()([texts[at] for at in sifted.passed])
+    assert again.passed == tuple(range(len(sifted.passed)))
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,16 @@ def test_every_row_is_kept_or_dropped_with_a_reason_and_sifting_twice_drops_no_m
 )
 def test_each_rule_tells_good_from_bad(rule: filters.Rule, good: str, bad: str) -> None:
     sifted = Filter({"it": rule})([good, bad])
-    assert sifted.kept == (0,)
+    assert sifted.passed == (0,)
     assert sifted.dropped[1][1]
 
 
 def test_a_twin_of_a_dropped_row_stays_and_a_given_text_has_no_twin() -> None:
     texts = ["x", "Fits me very well", "fits me, very well!", "Quite another thing altogether", "Shown as an example"]
     rules = {"first": filters.flagged([False, True, False, False, False]), "duplicates": filters.duplicates()}
-    assert Filter(rules)(texts).kept == (0, 2, 3, 4)
+    assert Filter(rules)(texts).passed == (0, 2, 3, 4)
     shown = Filter({"duplicates": filters.duplicates(against=["shown as an EXAMPLE"])})(texts)
-    assert shown.kept == (0, 1, 3)
+    assert shown.passed == (0, 1, 3)
     assert shown.dropped[4][1] == "says what given text 0 says"
     assert shown.dropped[2][1] == "says what row 1 says"
 
@@ -70,8 +70,8 @@ def test_scores_and_bits_belong_to_the_texts_as_they_were_given() -> None:
     texts = ["a", "b", "c", "d"]
     nan = float("nan")
     rules = {"bits": filters.flagged([True, False, False, False]), "score": filters.scored([9, 1, nan, 3], least=2)}
-    assert Filter(rules)(texts).kept == (3,)
-    assert Filter({"most": filters.scored([0, 1, 2, 3], most=1)})(texts).kept == (0, 1)
+    assert Filter(rules)(texts).passed == (3,)
+    assert Filter({"most": filters.scored([0, 1, 2, 3], most=1)})(texts).passed == (0, 1)
     for rule in (filters.flagged([True]), filters.scored([1.0] * 5)):
         with pytest.raises(LichenError, match="for 4 texts"):
             Filter({"it": rule})(texts)
@@ -81,11 +81,11 @@ def test_scores_and_bits_belong_to_the_texts_as_they_were_given() -> None:
 
 def slow_twins(texts: list[str], against: list[str], threshold: float, size: int) -> list[int]:
     """Every pair compared: the oracle."""
-    every, kept, found = [*against, *texts], list(range(len(against))), []
+    every, passed, found = [*against, *texts], list(range(len(against))), []
     for at in range(len(against), len(every)):
-        near = [k for k in kept if jaccard(shingles(every[k], size), shingles(every[at], size)) >= threshold]
+        near = [k for k in passed if jaccard(shingles(every[k], size), shingles(every[at], size)) >= threshold]
         found.append(near[0] if near else -1)
-        kept += [] if near else [at]
+        passed += [] if near else [at]
     return found
 
 
@@ -161,7 +161,7 @@ def disguises(others: list[str], seed: int) -> dict[str, object]:
 def test_every_planted_copy_is_caught_and_few_real_reviews_are(reviews: list[str]) -> None:
     private = [text for text in reviews[:500] if len(words(text)) >= 10]
     others = reviews[1000:2000]
-    copies = Copies(private)
+    copies = NearDuplicates(private)
     assert len(private) > 450
     for name, way in disguises(others, 1).items():
         missed = [text for text in private if not copies.found([way(text)])[0]]  # type: ignore[operator]
@@ -173,14 +173,16 @@ def test_every_planted_copy_is_caught_and_few_real_reviews_are(reviews: list[str
 
 
 def test_short_rows_are_found_when_equal_and_reasons_tell_no_word() -> None:
-    copies = Copies(["Love it!", "Runs small, order up", "", "one two three four five six seven eight nine ten"])
+    copies = NearDuplicates(
+        ["Love it!", "Runs small, order up", "", "one two three four five six seven eight nine ten"]
+    )
     found = copies.found(["love IT", "I love it so", "runs small order up", "", "!", "one two three"])
     assert found == ["equal words", "", "equal words", "", "", ""]
     assert copies.found(["we say one two three four five six seven eight"]) == ["a run of 8 words"]
     assert copies.found(["one two three four x six seven eight nine ten and more"]) == ["many shingles within 24 words"]
-    assert Copies(["a b c d e f"], jaccard=0.5).found(["b c d e f g"]) == ["nearly all shingles"]
-    assert Copies([]).found(["anything at all"]) == [""]
+    assert NearDuplicates(["a b c d e f"], jaccard=0.5).found(["b c d e f g"]) == ["nearly all shingles"]
+    assert NearDuplicates([]).found(["anything at all"]) == [""]
     with pytest.raises(LichenError, match="do not fit"):
-        Copies(["x"], run=30)
+        NearDuplicates(["x"], run=30)
     with pytest.raises(LichenError, match="threshold"):
         Filter({"it": filters.duplicates(threshold=0)})(["x"])

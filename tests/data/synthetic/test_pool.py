@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from lichen.core.errors import LichenError
 from lichen.data.sources.record import Record
 from lichen.data.sources.records import load_records
-from lichen.data.synthetic.pool import Pool, Row, load_pool, mix, save_pool
+from lichen.data.synthetic.pool import Pool, SyntheticRow, load_pool, mix, save_pool
 
 texts = st.text(min_size=1).filter(str.strip)
 rows = st.builds(
-    Row,
+    SyntheticRow,
     texts,
     label=st.one_of(st.none(), st.integers(0, 4), st.sampled_from(["good", "bad"])),
     model=st.sampled_from(["", "tiny"]),
@@ -32,11 +32,11 @@ real = [Record(client="7", text=f"real {i}", label=i % 3) for i in range(20)]
 
 
 def pool_of(count: int, **more: str) -> Pool:
-    return Pool().grow([Row(f"made {i}", label=i % 3, seed=i, **more) for i in range(count)], generation=0)
+    return Pool().grow([SyntheticRow(f"made {i}", label=i % 3, seed=i, **more) for i in range(count)], generation=0)
 
 
 @given(first=many, second=many)
-def test_a_pool_is_the_beginning_of_what_it_grows_into(first: list[Row], second: list[Row]) -> None:
+def test_a_pool_is_the_beginning_of_what_it_grows_into(first: list[SyntheticRow], second: list[SyntheticRow]) -> None:
     small = Pool().grow(first, generation=0)
     large = small.grow(second, generation=2)
     assert large.rows[: len(small.rows)] == small.rows
@@ -48,7 +48,9 @@ def test_a_pool_is_the_beginning_of_what_it_grows_into(first: list[Row], second:
 
 
 @given(first=many, second=many)
-def test_a_generation_repeated_after_a_kill_ends_in_the_same_pool(first: list[Row], second: list[Row]) -> None:
+def test_a_generation_repeated_after_a_kill_ends_in_the_same_pool(
+    first: list[SyntheticRow], second: list[SyntheticRow]
+) -> None:
     whole = Pool().grow(first, generation=0).grow([*first, *second], generation=1)
     # What was found on disk the second time costs nothing, and is still the same row.
     free = [replace(row, tokens=0) for row in (*first, *second)]
@@ -57,9 +59,9 @@ def test_a_generation_repeated_after_a_kill_ends_in_the_same_pool(first: list[Ro
 
 
 def test_there_is_no_way_back() -> None:
-    pool = pool_of(2).grow([Row("later")], generation=3)
+    pool = pool_of(2).grow([SyntheticRow("later")], generation=3)
     with pytest.raises(LichenError, match="generation 2 comes after generation 3"):
-        pool.grow([Row("early")], generation=2)
+        pool.grow([SyntheticRow("early")], generation=2)
     with pytest.raises(LichenError, match="out of order"):
         Pool(pool.rows[::-1])
     assert not [name for name in dir(pool) if any(word in name for word in ("replace", "remove", "drop", "clear"))]
@@ -90,7 +92,7 @@ def test_half_is_half_and_whole_is_refused() -> None:
 
 
 def test_rows_are_meant_for_someone() -> None:
-    pool = pool_of(2).grow([Row("for you", client="8"), Row("for me", client="7")], generation=1)
+    pool = pool_of(2).grow([SyntheticRow("for you", client="8"), SyntheticRow("for me", client="7")], generation=1)
     assert [row.text for row in pool.meant_for("7").rows] == ["made 0", "made 1", "for me"]
     assert [(r.client, r.label) for r in pool.records(client="3")] == [("3", 0), ("3", 1), ("8", None), ("7", None)]
 
@@ -98,10 +100,10 @@ def test_rows_are_meant_for_someone() -> None:
 @given(first=many, second=many)
 @settings(max_examples=25)
 def test_disk_gives_back_every_bit(
-    tmp_path_factory: pytest.TempPathFactory, first: list[Row], second: list[Row]
+    tmp_path_factory: pytest.TempPathFactory, first: list[SyntheticRow], second: list[SyntheticRow]
 ) -> None:
     file = tmp_path_factory.mktemp("pool") / "pool.jsonl"
-    odd = [Row("half \ud800 of a pair,\na line\u2028end and a \x00", label="ж", seed=2**63 - 1)]
+    odd = [SyntheticRow("half \ud800 of a pair,\na line\u2028end and a \x00", label="ж", seed=2**63 - 1)]
     pool = Pool().grow([*first, *odd], generation=0)
     save_pool(file, pool)
     assert load_pool(file) == pool

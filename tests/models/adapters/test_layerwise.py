@@ -17,7 +17,7 @@ from lichen.clients.training.train import Train
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.tree import block_of
-from lichen.models.adapters.layerwise import layer_phases
+from lichen.models.adapters.layerwise import layerwise_schedule
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
 from lichen.recipes.assemble.live_bytes import LiveBytes
@@ -34,9 +34,9 @@ def _names(blocks: list[int]) -> list[str]:
 )
 def test_every_block_has_its_turn(blocks: set[int], groups: int, order: Any) -> None:
     names, groups = _names(sorted(blocks)), min(groups, len(blocks))
-    phases = layer_phases(names, groups, order)
-    assert len(phases) == groups
-    trained = [[n for n in names if not n.endswith(frozen)] if frozen else names for frozen in phases]
+    freeze_schedule = layerwise_schedule(names, groups, order)
+    assert len(freeze_schedule) == groups
+    trained = [[n for n in names if not n.endswith(frozen)] if frozen else names for frozen in freeze_schedule]
     turns = [[b for n in turn if n.endswith("lora_A") and (b := block_of(n)) is not None] for turn in trained]
     assert sorted(b for turn in turns for b in turn) == sorted(blocks)
     assert max(map(len, turns)) - min(map(len, turns)) <= 1
@@ -47,9 +47,9 @@ def test_every_block_has_its_turn(blocks: set[int], groups: int, order: Any) -> 
 
 def test_too_many_groups() -> None:
     with pytest.raises(LichenError, match="use 1 to 2"):
-        layer_phases(_names([0, 1]), 3)
+        layerwise_schedule(_names([0, 1]), 3)
     with pytest.raises(LichenError, match="lies in no block"):
-        layer_phases(["score.weight"], 1)
+        layerwise_schedule(["score.weight"], 1)
 
 
 def _model(blocks: int) -> Any:
@@ -86,8 +86,8 @@ def _fold(work: Train, shared: dict[str, torch.Tensor], version: int) -> tuple[i
 def test_a_phase_trains_its_blocks_alone_and_costs_less(padded: bool) -> None:
     cohort = CausalCohort(_model(8), adapter=Lora(targets=("q_proj", "v_proj"), rank=2), name="x", reference=padded)
     shared = {n: x + 0.01 for n, x in cohort.init(0).items()}
-    phases = layer_phases(shared, 4, "up")
-    work = Train(cohort, phases=phases)
+    freeze_schedule = layerwise_schedule(shared, 4, "up")
+    work = Train(cohort, freeze_schedule=freeze_schedule)
     peaks = []
     for version in range(5):
         peak, changed = _fold(work, shared, version)
@@ -106,7 +106,7 @@ def test_checkpointing_gives_the_same_gradients(padded: bool) -> None:
     """Also where the adapters of some blocks stand still: they are put in again on the way back."""
     cohort = CausalCohort(_model(4), adapter=Lora(targets=("q_proj", "v_proj"), rank=2), name="x", reference=padded)
     shared = {n: x + 0.01 for n, x in cohort.init(0).items()}
-    frozen = set(layer_phases(shared, 2)[0])
+    frozen = set(layerwise_schedule(shared, 2)[0])
     found, peaks = [], []
     for model in (cohort, cohort.checkpointed()):
         trainable_C = {n: x[None].clone().requires_grad_(n not in frozen) for n, x in shared.items()}

@@ -22,14 +22,14 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.data.batches.shards import ArrayShard, EvalSource, TextShard, TrainSource
 from lichen.data.batches.text import encode_classify, pad_id
-from lichen.data.sources.catalog import fetch
+from lichen.data.sources.catalog import fetch_entry
 from lichen.data.sources.readers import READERS
 from lichen.data.sources.records import Record
 from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.prompt import Prompt
 from lichen.models.cohort import ClassifierCohort
 from lichen.models.full import FullClassifier
-from lichen.models.loading.initial import best_scale, cut, head_features, head_of, head_start
+from lichen.models.loading.initial import best_scale, first_layers, head_features, head_of, head_start
 from lichen.models.loading.load import base_digest, load_causal, load_classifier, load_encoder
 from lichen.models.students.students import ImageMLP, TextCNN
 from lichen.server.lda import Lda
@@ -99,7 +99,7 @@ def test_the_first_layers_alone_are_the_same_layers_and_come_back_from_disk(
         load(source, layers=5)
     odd = hf.AlbertModel(hf.AlbertConfig(vocab_size=9, embedding_size=4, hidden_size=8, num_attention_heads=2))
     with pytest.raises(LichenError, match="cannot be told apart"):
-        cut(odd, 1)
+        first_layers(odd, 1)
 
 
 def test_random_weights_follow_from_the_seed_and_the_config_stays(bert: Path, gpt2: Path, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_what_does_not_fit_is_refused(bert: Path) -> None:
 def reviews() -> Any:
     """The folder of a real encoder, and reviews of clothing cut to 24 tokens: 380 to learn from, 80 to judge by."""
     try:
-        model, data = fetch("minilm-l6"), fetch("clothing-reviews")
+        model, data = fetch_entry("minilm-l6"), fetch_entry("clothing-reviews")
     except LichenError as error:
         pytest.skip(f"cannot be fetched here: {error}")
     _, tokenizer = load_classifier(model, classes=2, seed=0, layers=1)

@@ -20,7 +20,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.tree import nbytes
 from lichen.data.batches.shards import ArrayShard, TextShard, TrainSource
-from lichen.models.students.family import choose, family, need
+from lichen.models.students.family import family, largest_fitting, need
 from lichen.models.students.student import Student
 from lichen.models.students.students import ImageCNN, ImageMLP, TextCNN, TwoLayerTransformer
 
@@ -103,13 +103,13 @@ def test_each_client_gets_the_largest_that_fits() -> None:
     members = family((8, 256, 32, 128), lambda w: ImageMLP(64, hidden=(w, w), classes=10), batch)
     assert [m.config for m in members] == [8, 32, 128, 256]
     for at, member in enumerate(members):
-        assert choose(member.need.total, members).config == member.config
+        assert largest_fitting(member.need.total, members).config == member.config
         after = members[at + 1].need.total if at + 1 < len(members) else 2 * member.need.total
-        assert choose(after - 1, members).config == member.config
+        assert largest_fitting(after - 1, members).config == member.config
     with pytest.raises(LichenError, match="train no model of the family"):
-        choose(members[0].need.total - 1, members)
+        largest_fitting(members[0].need.total - 1, members)
     with pytest.raises(LichenError, match="train no model"):
-        choose(1 << 40, ())
+        largest_fitting(1 << 40, ())
 
 
 def test_the_optimizer_decides_what_fits() -> None:
@@ -117,7 +117,7 @@ def test_the_optimizer_decides_what_fits() -> None:
 
     def made(optimizer: Any) -> int:
         members = family((16, 64, 256), lambda w: ImageMLP(64, hidden=(w, w), classes=10), batch, optimizer=optimizer)
-        return choose(2_000_000, members).config
+        return largest_fitting(2_000_000, members).config
 
     assert made("sgd") == 256
     assert made("adamw") == 64

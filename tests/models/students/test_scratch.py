@@ -15,7 +15,7 @@ from lichen.core.errors import LichenError
 from lichen.core.tree import digest
 from lichen.data.batches.pack_rows import lm_rows
 from lichen.models.loading.load import base_digest, load_causal
-from lichen.models.students.scratch import END, PAD, Size, draw, save_scratch, train_tokenizer
+from lichen.models.students.scratch import END, PAD, Size, initial_model, save_scratch, train_tokenizer
 
 TEXTS = tuple(
     f"The {a} {b} of the Union, {n} years after the {b} of a {a} nation: it's what the people's houses had asked for."
@@ -55,7 +55,7 @@ def test_the_tokenizer_learns_and_repeats(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("size", [Size(), Size(48, layers=3, heads=3, inner=80), SMALL])
 def test_the_number_of_parameters_is_foretold(tokenizer: Any, size: Any) -> None:
-    model = draw(size, tokenizer, seed=0)
+    model = initial_model(size, tokenizer, seed=0)
     assert sum(x.numel() for x in model.parameters()) == size.parameters(len(tokenizer))
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
@@ -67,11 +67,11 @@ def test_the_default_has_about_a_million() -> None:
 def test_weights_depend_on_the_seed_alone(tokenizer: Any) -> None:
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    one = draw(SMALL, tokenizer, seed=3)
+    one = initial_model(SMALL, tokenizer, seed=3)
     assert torch.equal(before, torch.random.get_rng_state())
     torch.manual_seed(2)
-    assert base_digest(one) == base_digest(draw(SMALL, tokenizer, seed=3))
-    assert base_digest(one) != base_digest(draw(SMALL, tokenizer, seed=4))
+    assert base_digest(one) == base_digest(initial_model(SMALL, tokenizer, seed=3))
+    assert base_digest(one) != base_digest(initial_model(SMALL, tokenizer, seed=4))
     first, second = one.model.layers[0].self_attn, one.model.layers[1].self_attn
     assert float(first.q_proj.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
     assert float(second.o_proj.weight.detach().std()) == pytest.approx(0.01, rel=0.1)
@@ -81,7 +81,7 @@ def test_weights_depend_on_the_seed_alone(tokenizer: Any) -> None:
 
 def test_the_folder_loads_as_any_other(folder: Path) -> None:
     model, tokenizer = load_causal(folder)
-    fresh = draw(SMALL, train_tokenizer(TEXTS, vocabulary=300), seed=5)
+    fresh = initial_model(SMALL, train_tokenizer(TEXTS, vocabulary=300), seed=5)
     assert digest(dict(model.named_parameters())) == digest(dict(fresh.named_parameters()))
     assert tokenizer.decode(tokenizer.encode(TEXTS[3])) == TEXTS[3]
     assert tokenizer.pad_token == PAD

@@ -10,7 +10,7 @@ import torch
 
 import lichen
 from lichen import cli
-from lichen.core import rounds as loop
+from lichen.core import rounds as round_loop
 from lichen.core.errors import LichenError
 from lichen.core.store import load_state, load_tree
 from lichen.present.trace import read_trace
@@ -166,7 +166,7 @@ def test_rounds_end_when_patience_does_in_every_column(
     short = lichen.run(made(home, stopped, **without), out=tmp_path / "short")
     assert all(torch.equal(x, final(short.folder)[name]) for name, x in final(patient.folder).items())
     assert patient.summary["bytes_down"] == short.summary["bytes_down"]
-    save, saves = loop.save_state, [0]
+    save, saves = round_loop.save_state, [0]
 
     def save_and_die(path: Path, state: Any) -> None:
         save(path, state)
@@ -174,7 +174,7 @@ def test_rounds_end_when_patience_does_in_every_column(
         if saves[0] == stopped:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_state", save_and_die)
+    monkeypatch.setattr(round_loop, "save_state", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         lichen.run(made(home, 12, **PATIENT), out=tmp_path / "cut")
     monkeypatch.undo()

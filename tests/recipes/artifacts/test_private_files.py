@@ -12,7 +12,7 @@ import pytest
 
 import lichen
 from lichen.core.errors import traceback_text
-from lichen.data.batches import token_cache as tokens
+from lichen.data.batches import token_cache
 from lichen.recipes.plan.plan import plan
 from lichen.shell import crash
 from support.tiny_llama import recipe, save_model
@@ -36,7 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LICHEN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tokens, "WORTH", 1)
+    monkeypatch.setattr(token_cache, "MIN_RECORDS", 1)
     return tmp_path / "cache"
 
 

@@ -101,7 +101,7 @@ def test_the_chord_is_above_what_a_step_holds(tiny: tuple[Experiment, ClientTask
     base = resident_bytes(model.wrapped.model)
     for step, told in needs.ladder():
         cut = Capacity((step.rank,), last_N=(step.last,), scaling=1.0)
-        shared = cut.cut(start, cut.key(0))
+        shared = cut.extract(start, cut.key(0))
         held = base + capacity._step_bytes(client_task, shared, client, batch, experiment.model.base)
         assert 0.97 * told <= held <= told, step
     assert needs.least < needs.narrow < needs.whole

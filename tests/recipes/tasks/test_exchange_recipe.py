@@ -72,7 +72,7 @@ def test_the_ensemble_is_the_mean_of_what_the_saved_models_say(ran: lichen.Resul
     assert isinstance(test, ArrayShard)
     batch = {"active_C": torch.ones(1, dtype=torch.bool), "x_CBF": torch.from_numpy(test.x)[None]}
     total_BK = torch.zeros(test.size, 10)
-    for kind, clients in heterogeneous.kinds.items():
+    for kind, clients in heterogeneous.architectures.items():
         for client in clients:
             tree, _ = load_tree(ran.folder / "model" / kind / f"{client:04d}.safetensors")
             model = heterogeneous.experiments[kind].model
@@ -170,7 +170,7 @@ def test_memory_gives_each_client_the_largest_that_fits(tmp_path: Path) -> None:
     words = ["model.students=[{kind: image-mlp, width: 4}, {kind: image-mlp, width: 32}]"]
     recipe = digits(*words, f"federation.memory=[{needs[0] * 1.05}, {needs[1] * 1.05}, {needs[1] * 0.9}]")
     _, heterogeneous = open_heterogeneous(recipe, lambda _: None)
-    assert dict(heterogeneous.kinds) == {"image-mlp-4": (0, 2, 3, 5), "image-mlp-32": (1, 4)}
+    assert dict(heterogeneous.architectures) == {"image-mlp-4": (0, 2, 3, 5), "image-mlp-32": (1, 4)}
     with pytest.raises(LichenError, match=r"federation\.memory.*train no model"):
         open_heterogeneous(digits(*words, "federation.memory=[1e-6]"), lambda _: None)
 

@@ -13,7 +13,7 @@ import torch
 import lichen
 from lichen.core.errors import LichenError
 from lichen.core.store import load_state, load_tree
-from lichen.data.sources.catalog import fetch
+from lichen.data.sources.catalog import fetch_entry
 from lichen.recipes.schema.read import read_recipe
 from support.peft_names import with_peft_names
 
@@ -70,7 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run of each method, made when it is first asked for."""
     for name in ("minilm-l6", "clothing-reviews"):
         try:
-            fetch(name)
+            fetch_entry(name)
         except LichenError as error:
             pytest.skip(f"{name} cannot be fetched here: {error}")
     done = {}
@@ -129,7 +129,7 @@ def test_what_was_learned_loads_elsewhere(runs: Any, name: str) -> None:
 
     folder = runs(name).folder
     if name in ("ia3", "prompt", "prefix"):
-        base = transformers.AutoModelForSequenceClassification.from_pretrained(fetch("minilm-l6"), num_labels=5)
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(fetch_entry("minilm-l6"), num_labels=5)
         model = peft.PeftModel.from_pretrained(with_peft_names(base), folder / "adapter")
     elif name == "bottleneck":
         with pytest.raises(LichenError, match="bottleneck"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lichen
-from lichen.core import rounds as loop
+from lichen.core import rounds as round_loop
 from lichen.core.store import load_state, load_tree
 from lichen.present.report import summary_table
 from lichen.present.trace import read_trace
@@ -71,7 +71,7 @@ def test_parts_at_home_are_scored_as_they_were_in_the_best_round(
 def test_a_kill_keeps_what_the_best_round_left_at_home(
     home: Path, tmp_path: Path, at_home: lichen.Result, cut: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, saves = loop.save_state, [0]
+    save, saves = round_loop.save_state, [0]
 
     def save_and_die(path: Path, state: Any) -> None:
         saves[0] += 1
@@ -79,7 +79,7 @@ def test_a_kill_keeps_what_the_best_round_left_at_home(
             raise KeyboardInterrupt
         save(path, state)
 
-    monkeypatch.setattr(loop, "save_state", save_and_die)
+    monkeypatch.setattr(round_loop, "save_state", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         run(home, tmp_path / "cut", **STEEP)
     monkeypatch.undo()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.models.losses import soft_loss
-from lichen.server.knowledge.ensemble import Ensemble, kept
+from lichen.server.knowledge.ensemble import Ensemble, as_answers
 
 N, K = 7, 4
 some = settings(max_examples=25, deadline=None)
@@ -132,7 +132,7 @@ def test_closes_into_what_students_learn_from(seed: int, keep: int) -> None:
 
 
 def test_many_classes_need_wider_positions() -> None:
-    assert kept(torch.rand(2, 300))["answers.index"].dtype == torch.int16
+    assert as_answers(torch.rand(2, 300))["answers.index"].dtype == torch.int16
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
-from lichen.server.knowledge.votes import Votes, chances, concentration, rank, resample
+from lichen.server.knowledge.votes import Votes, concentration, most_voted, resample, vote_probabilities
 
 
 def histogram(votes_CM: Tensor, *, bits: int = 0) -> Message:
@@ -58,7 +58,7 @@ def test_nobody_voting_is_noisy_too_but_no_sum() -> None:
 def test_chances_are_chances_of_every_label(seed: int, threshold: float) -> None:
     g = torch.Generator().manual_seed(seed)
     votes_M, label_M = torch.randn(12, generator=g, dtype=torch.float64) * 4, torch.arange(12) % 3
-    chance_M = chances(votes_M, label_M, threshold=threshold)
+    chance_M = vote_probabilities(votes_M, label_M, threshold=threshold)
     for label in range(3):
         mine, voted = chance_M[label_M == label], votes_M[label_M == label]
         assert float(mine.sum()) == pytest.approx(1)
@@ -88,7 +88,7 @@ def test_rank_is_what_sorting_gives(seed: int, keep: int) -> None:
     expected = [
         i for label in range(3) for i in sorted((i for i in range(label, 12, 3)), key=lambda i: (-votes[i], i))[:keep]
     ]
-    assert rank(votes, labels, dict.fromkeys(range(3), keep)).tolist() == expected
+    assert most_voted(votes, labels, dict.fromkeys(range(3), keep)).tolist() == expected
 
 
 def test_concentration_runs_from_even_to_one() -> None:
@@ -114,4 +114,4 @@ def test_refuses_what_is_no_histogram() -> None:
     with pytest.raises(LichenError, match="no candidate has label 4"):
         resample(torch.ones(1), torch.zeros(1, dtype=torch.int64), {4: 1}, 0)
     with pytest.raises(LichenError, match="cannot be chosen"):
-        rank(torch.ones(1), torch.zeros(1, dtype=torch.int64), {0: 2})
+        most_voted(torch.ones(1), torch.zeros(1, dtype=torch.int64), {0: 2})

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lichen.core.errors import LichenError
-from lichen.core.message import Message, take
+from lichen.core.message import Message, take_client
 from lichen.core.tree import Tree, digest, nbytes
 from lichen.server.lowrank.lowrank import FedEx, FedIT, products
 from lichen.server.mean import Mean
@@ -184,11 +184,11 @@ def test_the_form_and_its_bytes_follow_from_the_set_of_clients(clients: int) -> 
     shared = start(torch.float32, layers={"early": (9, 40, 2), "late": (24, 24, 1)})
     fedit, sent = FedIT(), answers(shared, [1.0 + k for k in range(clients)], 6)
     whole = fedit.add(fedit.zero(), sent)
-    ones = [fedit.add(fedit.zero(), take(sent, k)) for k in range(clients)]
+    ones = [fedit.add(fedit.zero(), take_client(sent, k)) for k in range(clients)]
     for order in itertools.islice(itertools.permutations(range(clients)), 0, 40, 7):
         line, tree = fedit.zero(), [ones[k] for k in order]
         for k in order:
-            line = fedit.add(line, take(sent, k))
+            line = fedit.add(line, take_client(sent, k))
         while len(tree) > 1:
             tree = [fedit.merge(*tree[i : i + 2]) if i + 1 < len(tree) else tree[i] for i in range(0, len(tree), 2)]
         for total in (line, tree[0]):
@@ -216,5 +216,5 @@ def test_a_product_that_is_too_large_is_refused_and_named() -> None:
     fedit, sent = FedIT(), answers(shared, [1.0] * 40, 0, scale=3000.0)
     with pytest.raises(LichenError, match=r"early.*64-bit range"):
         fedit.add(fedit.zero(), sent)
-    few = fedit.add(fedit.zero(), take(sent, 0))
+    few = fedit.add(fedit.zero(), take_client(sent, 0))
     assert forms(few) == {"early": False}

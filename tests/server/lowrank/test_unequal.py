@@ -42,7 +42,7 @@ def layers(shared: Tree) -> Any:
 
 def cut(shared: Tree, rank: int, last: Any) -> Any:
     capacity = Capacity((rank,), last_N=(last,), scaling=SCALING)
-    return capacity.cut(shared, capacity.key(0))
+    return capacity.extract(shared, capacity.key(0))
 
 
 @pytest.mark.parametrize("patches", [(), ("factored",), ("dense",)])
@@ -113,7 +113,7 @@ def test_refuses_what_cannot_be() -> None:
     with pytest.raises(LichenError, match="not among 1"):
         Capacity((1,), last_N=(None,), scaling=1.0).key(1)
     with pytest.raises(LichenError, match="no capacity"):
-        Capacity((1,), last_N=(None,), scaling=1.0).cut({}, "strong")
+        Capacity((1,), last_N=(None,), scaling=1.0).extract({}, "strong")
     shared = {**start(), "model.layers.2.q_proj.magnitude": torch.ones(6)}
     with pytest.raises(LichenError, match="no patch can hold"):
         cut(shared, 4, 1)

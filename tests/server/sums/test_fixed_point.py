@@ -17,7 +17,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server.sums import kernels
-from lichen.server.sums.fixed_point import FixedSum, add, load, merge, read
+from lichen.server.sums.fixed_point import FixedSum, add, load, merge, read_sums
 
 
 def message(tensors: Tree, first: int = 0, group: str = "g") -> Any:
@@ -60,7 +60,7 @@ def test_any_order_gives_the_same_bytes_near_the_true_sum(data: Any, seed: int) 
         assert straight.bound == shuffled.bound
         true = sum((Fraction(values[k]) * Fraction(weights[k]) for k in folded), Fraction(0))
         units = sum(abs(values[k] * weights[k]) for k in folded)
-        assert abs(float(read(straight)["x"]) - float(true)) <= len(folded) * 2.0**-41 + 2e-16 * units
+        assert abs(float(read_sums(straight)["x"]) - float(true)) <= len(folded) * 2.0**-41 + 2e-16 * units
 
 
 dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64])
@@ -99,7 +99,7 @@ def test_equals_the_plain_formula_however_it_is_cut(
             for c, w in enumerate(weights)
         ]
         assert total.bound == sum(tops)
-        assert {n: x.shape for n, x in read(total).items()} == {n: x.shape[1:] for n, x in tensors.items()}
+        assert {n: x.shape for n, x in read_sums(total).items()} == {n: x.shape[1:] for n, x in tensors.items()}
 
 
 def test_sums_past_the_exact_range_of_float64_keep_every_bit() -> None:
@@ -119,13 +119,13 @@ def test_floats_depend_on_order_and_these_sums_do_not() -> None:
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
 def test_overflow_is_refused_in_any_order_even_where_signs_would_cancel(order: Any) -> None:
     room = 2.0**22
-    assert float(read(fold([room, -room / 2, room / 4], [1.0] * 3, order))["x"]) == room * 0.75
+    assert float(read_sums(fold([room, -room / 2, room / 4], [1.0] * 3, order))["x"]) == room * 0.75
     with pytest.raises(LichenError, match=r"tensor 'x'.*64-bit range"):
         fold([room, -room, room], [1.0] * 3, order)
     parts = [fold([room, -room, room], [1.0] * 3, [k]) for k in order]
     with pytest.raises(LichenError, match="64-bit range"):
         merge(merge(parts[0], parts[1]), parts[2])
-    assert float(read(fold([room, -room, room], [1.0] * 3, order, scale=30))["x"]) == room
+    assert float(read_sums(fold([room, -room, room], [1.0] * 3, order, scale=30))["x"]) == room
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -140,7 +140,7 @@ def test_refuses_values_that_are_not_finite_but_does_not_look_at_weight_zero(bad
         add(FixedSum(), message(many, 10), torch.ones(4).double())
     assert told.value.where == "message of client 12"
     spared = add(FixedSum(), message(many, 10), torch.tensor([1.0, 1.0, 0.0, 1.0]).double())
-    assert float(read(spared)["y"][0]) == 21
+    assert float(read_sums(spared)["y"][0]) == 21
     with pytest.raises(LichenError, match="weight"):
         fold([1.0], [-1.0], [0])
     with pytest.raises(LichenError, match="weight"):

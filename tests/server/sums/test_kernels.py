@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lichen.server.sums.kernels import ROOM, add_products
+from lichen.server.sums.kernels import LIMIT, add_products
 
 
 def made(m: Any, n: Any, ranks: Any, seed: int, dtype: torch.dtype = torch.float32) -> Any:
@@ -45,7 +45,7 @@ def test_equals_the_plain_formula_past_the_exact_range_too(
         patch.setattr("lichen.server.sums.kernels._CACHED", cached)
         got, bound = add_products(None, pairs, factors)
     assert bound >= tops
-    if bound < ROOM:
+    if bound < LIMIT:
         # A product of rank > 1 is itself rounded, in an order that is the BLAS's own.
         slack = 0 if max(ranks) == 1 else 1 + sum(ranks) * tops * 2.0**-52
         assert float((got - plain).abs().max()) <= slack
@@ -75,4 +75,4 @@ def test_bits_do_not_depend_on_company_place_or_threads(m: Any, n: Any, r: Any, 
 def test_what_is_not_finite_or_too_large_leaves_no_room() -> None:
     (B, A), *_ = made(4, 4, [2], 0)
     for broken in (torch.inf, torch.nan, 1e30):
-        assert add_products(None, [(B * broken, A)], [1.0])[1] >= ROOM
+        assert add_products(None, [(B * broken, A)], [1.0])[1] >= LIMIT

@@ -80,11 +80,11 @@ class Distill:
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
         """Clients side by side, with the answers and the helpers beside what came down; raises as :class:`Train`."""
-        beside = {**self.answers, **self.helpers}
+        shared_answers = {**self.answers, **self.helpers}
         if job.shared:
             device = next(iter(job.shared.values())).device
-            beside = {name: x.to(device) for name, x in beside.items()}
-        return self.inner.init(replace(job, shared={**beside, **job.shared}), clients, own_C)
+            shared_answers = {name: x.to(device) for name, x in shared_answers.items()}
+        return self.inner.init(replace(job, shared={**shared_answers, **job.shared}), clients, own_C)
 
     def step(self, state: Any, batch: Batch) -> Any:
         """One optimizer step."""

@@ -33,7 +33,7 @@ from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import EvalSource, Shard, TrainSource
 
-__all__ = ["ConcatSource", "LocalInit", "answered", "asking", "private_client_tasks", "unlabelled"]
+__all__ = ["ConcatSource", "LocalInit", "asking", "private_client_tasks", "unlabelled", "with_answer_rows"]
 
 
 @final
@@ -102,7 +102,7 @@ def unlabelled(public: Shard) -> Shard:
     return replace(public, labels=np.full(public.size, -100, np.int64), answer=None)
 
 
-def answered(public: Shard) -> Shard:
+def with_answer_rows(public: Shard) -> Shard:
     """The unlabelled shard whose row i has the shared answers' row i."""
     return replace(unlabelled(public), answer=np.arange(public.size, dtype=np.int64))
 
@@ -119,7 +119,7 @@ def asking(own: TrainSource, public: Shard, clients: Sequence[int]) -> EvalSourc
 
 
 def private_client_tasks(
-    kind: str,
+    arch: str,
     train: Train,
     *,
     start: Tree,
@@ -132,13 +132,13 @@ def private_client_tasks(
     counts: Mapping[int, Sequence[int]] | None = None,
     top_k: int | None = None,
 ) -> dict[str, ClientTask]:
-    """What clients of one architecture can be asked to do by :class:`lichen.algorithms.exchange.Exchange`.
+    """What clients of one architecture can be asked to do by :class:`lichen.algorithms.exchange.PredictionExchange`.
 
-    ``train/<kind>``, ``predict/<kind>`` and ``learn/<kind>``. Validation is the caller's: any work that
-    judges the clients' own parameters, inside :class:`LocalInit`, as ``valid/<kind>``.
+    ``train/<arch>``, ``predict/<arch>`` and ``learn/<arch>``. Validation is the caller's: any work that
+    judges the clients' own parameters, inside :class:`LocalInit`, as ``valid/<arch>``.
 
     Args:
-        kind: Name of the architecture.
+        arch: Name of the architecture.
         train: Local training, ``personal``.
         start: Where these clients' models begin.
         own: The clients' labelled rows.
@@ -157,11 +157,11 @@ def private_client_tasks(
         raise LichenError("clients of unlike models send no tensors", where="train", fix="train with personal=True")
     if digest_steps < 1:
         raise LichenError(f"{digest_steps} steps", where="exchange.distill_steps", fix="use 1 or more")
-    digest = replace(own, shards=dict.fromkeys(clients, answered(public)), steps=digest_steps)
+    digest = replace(own, shards=dict.fromkeys(clients, with_answer_rows(public)), steps=digest_steps)
     learn: Source = ConcatSource((digest, own)) if revisit else digest
     predict = Predict(train.model, rows=public.size, personal=True, examples=examples, counts=counts, top_k=top_k)
     return {
-        f"train/{kind}": ClientTask(work=LocalInit(train, start=start), source=own),
-        f"learn/{kind}": ClientTask(work=LocalInit(train, start=start), source=learn),
-        f"predict/{kind}": ClientTask(work=LocalInit(predict, start=start), source=asking(own, public, clients)),
+        f"train/{arch}": ClientTask(work=LocalInit(train, start=start), source=own),
+        f"learn/{arch}": ClientTask(work=LocalInit(train, start=start), source=learn),
+        f"predict/{arch}": ClientTask(work=LocalInit(predict, start=start), source=asking(own, public, clients)),
     }

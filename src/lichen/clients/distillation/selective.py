@@ -48,7 +48,7 @@ from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
-__all__ = ["Selective", "compare", "predicted_labels", "trusted"]
+__all__ = ["Selective", "agreement_with_teacher", "predicted_labels", "trusted"]
 
 OWN = "trust/"
 """Prefix in the private state."""
@@ -65,7 +65,9 @@ def predicted_labels(answers: Tree) -> Tensor:
     return index_Nk.gather(1, prob_Nk.argmax(1, keepdim=True))[:, 0]
 
 
-def compare(model: CohortModel, params_C: Tree, fixed: Tree, teacher_label_M: Tensor, batch: Batch) -> Tree:
+def agreement_with_teacher(
+    model: CohortModel, params_C: Tree, fixed: Tree, teacher_label_M: Tensor, batch: Batch
+) -> Tree:
     """Counts over one batch of a client's own rows, by the class the teacher names; float64 ``(C, K)`` each.
 
     Args:
@@ -96,7 +98,7 @@ def trusted(counts: Tree, *, prior: float) -> Tensor:
     """Whether each client takes answers that name each class, bool ``(C, K)``.
 
     Args:
-        counts: From :func:`compare`, summed.
+        counts: From :func:`agreement_with_teacher`, summed.
         prior: m > 0, rows that the mean over all classes stands for.
 
     >>> rows, own = torch.tensor([[4.0, 4.0]]), torch.tensor([[2.0, 2.0]])
@@ -181,7 +183,7 @@ class Selective:
                         where="selective.judge",
                         fix="let their shard's answer point into said_M",
                     )
-                more = compare(self.inner.model, alone_C, inner.fixed, self.teacher_label_M, batch)
+                more = agreement_with_teacher(self.inner.model, alone_C, inner.fixed, self.teacher_label_M, batch)
                 at = torch.tensor([c], device=more["rows"].device)
                 counts = {name: x.index_add(0, at, more[name]) for name, x in counts.items()}
         return SelectiveState(

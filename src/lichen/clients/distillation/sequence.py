@@ -59,10 +59,10 @@ def sequences(teacher: Generator, prompted: Sequence[Record], *, most: int) -> S
     ('Nice day', 'Nice day indeed.', 'kept 1 of 1')
     """
     prompts = [prompt_of(record) for record in prompted]
-    wrote = teacher.generate(prompts, seeds=[0] * len(prompts), most=most, temperature=0.0) if prompts else []
-    texts = [text.strip() for text in wrote]
+    written = teacher.generate(prompts, seeds=[0] * len(prompts), most=most, temperature=0.0) if prompts else []
+    texts = [text.strip() for text in written]
     sifted = _SIEVE(texts)
-    return tuple(_as_record(prompted[i], prompts[i], texts[i]) for i in sifted.kept), sifted
+    return tuple(_as_record(prompted[i], prompts[i], texts[i]) for i in sifted.passed), sifted
 
 
 def _as_record(record: Record, prompt: str, text: str) -> Record:

@@ -1,8 +1,8 @@
 """Checks synthetic texts against a client's private rows; one bit a candidate leaves.
 
 The job's texts are the candidates. Every client holds them against its own rows
-(:class:`lichen.data.synthetic.near_duplicates.Copies`, and embeddings where there is an encoder) and sends one bit
-each; no text goes up. The bits are summed by any exact sum, such as :class:`lichen.server.mean.Mean` weighted
+(:class:`lichen.data.synthetic.near_duplicates.NearDuplicates`, and embeddings where there is an encoder) and sends one
+bit each; no text goes up. The bits are summed by any exact sum, such as :class:`lichen.server.mean.Mean` weighted
 uniformly, and the server drops what anybody flagged (:func:`flags`). Under secure aggregation it learns
 how many flagged a candidate and not who.
 
@@ -38,11 +38,11 @@ from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
-from lichen.data.synthetic.near_duplicates import Copies, close_M
+from lichen.data.synthetic.near_duplicates import NearDuplicates, close_M
 
 __all__ = ["Leakage", "flags"]
 
-_Find = Callable[[Sequence[str]], Copies]
+_Find = Callable[[Sequence[str]], NearDuplicates]
 
 
 @final
@@ -72,7 +72,7 @@ class Leakage:
 
     rows: Callable[[int], Sequence[str]]
     _: KW_ONLY
-    copies: _Find = field(default=Copies)
+    copies: _Find = field(default=NearDuplicates)
     embed: Callable[[Sequence[str]], Tensor] | None = None
     cosine: float = 0.95
 

@@ -55,7 +55,7 @@ from lichen.core.tree import Tree
 __all__ = ["NearestNeighborHistogram", "NearestNeighborState"]
 
 _UNIT = 2.0**-16
-_ROOM = 2.0**20  # of a squared length: squares and twice a product of such rows are exact in float64
+_MOST_SQUARED = 2.0**20  # of a squared length: squares and twice a product of such rows are exact in float64
 
 
 @final
@@ -204,9 +204,9 @@ class NearestNeighborHistogram:
         seen = list(state.seen)
         # Client by client: a row's bits must not see the company.
         for c, x_BH in enumerate(x_CBH):
-            places = self._places(state, batch, c)
+            own_rows = self._own_rows(state, batch, c)
             if "index_CB" in batch:
-                numbers = batch["index_CB"][c][places].tolist()
+                numbers = batch["index_CB"][c][own_rows].tolist()
                 if len(set(numbers)) < len(numbers) or not seen[c].isdisjoint(numbers):
                     raise LichenError(
                         f"client {state.clients[c]} has a row vote twice, which no noise accounts for",
@@ -215,11 +215,11 @@ class NearestNeighborHistogram:
                     )
                 seen[c] |= frozenset(numbers)
             if self.most is not None:
-                places = places[: self.most - int(voted_C[c])]
-            rows_BH = _rounded(x_BH[places], f"rows of client {state.clients[c]}")
+                own_rows = own_rows[: self.most - int(voted_C[c])]
+            rows_BH = _rounded(x_BH[own_rows], f"rows of client {state.clients[c]}")
             groups = [(None, rows_BH)]
             if state.label_M is not None:
-                label_B = batch["labels_CB"][c].cpu()[places]
+                label_B = batch["labels_CB"][c].cpu()[own_rows]
                 groups = [(k, rows_BH[label_B == k]) for k in sorted(set(label_B.tolist()))]
             for k, some_BH in groups:
                 index_m = torch.arange(len(state.candidate_MH)) if k is None else (state.label_M == k).nonzero()[:, 0]
@@ -232,7 +232,7 @@ class NearestNeighborHistogram:
         return replace(state, votes_CM=votes_CM, voted_C=voted_C, distance_C=distance_C, seen=tuple(seen))
 
     @staticmethod
-    def _places(state: NearestNeighborState, batch: Batch, c: int) -> Tensor:
+    def _own_rows(state: NearestNeighborState, batch: Batch, c: int) -> Tensor:
         """Places of the rows of client c that may vote, in order."""
         rows = next(x.shape[1] for name, x in batch.items() if name != "active_C")
         real_B = torch.full((rows,), bool(batch["active_C"][c]))
@@ -253,8 +253,8 @@ class NearestNeighborHistogram:
             most = math.floor(self.clip * 2**self.bits)
             units_CM = torch.stack([_clipped(units_M, most) for units_M in units_CM])
         if self.noise:
-            drawn = [self._noise_M(state.job.seed, client, units_CM.shape[1]) for client in state.clients]
-            units_CM = units_CM + torch.stack(drawn)
+            noises = [self._noise_M(state.job.seed, client, units_CM.shape[1]) for client in state.clients]
+            units_CM = units_CM + torch.stack(noises)
         if bool((units_CM.abs() >= 2**31).any()):
             raise LichenError("a count leaves 32 bits", where="vote.bits", fix="use fewer bits, or set most")
         C = len(state.clients)
@@ -286,7 +286,7 @@ def _rounded(x_NH: Tensor, what: str) -> Tensor:
     """
     x_NH = x_NH.detach().cpu().double()
     # Squares are compared before rounding, with room to spare: rounding moves them little.
-    if not bool((x_NH.square().sum(-1) < _ROOM / 2).all()):
+    if not bool((x_NH.square().sum(-1) < _MOST_SQUARED / 2).all()):
         raise LichenError(
             "an embedding is not finite, or longer than 724", where=what, fix="scale embeddings to length one"
         )

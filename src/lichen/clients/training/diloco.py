@@ -192,8 +192,8 @@ class Worker:
         """
         state = self.inner.init(job, clients, None)
         optimizer, rest = trees.split(own_C or {}, "opt/")
-        mine_C, kept = trees.split(rest, "params/")
-        since_C = kept.pop(_SINCE, None)
+        mine_C, retained = trees.split(rest, "params/")
+        since_C = retained.pop(_SINCE, None)
         if optimizer:
             trees.check_same(optimizer, state.optimizer, where="private state")
         else:
@@ -205,7 +205,7 @@ class Worker:
             goes_on = self._goes_on(since_C, job.version)
             begin_C = {name: _choose(goes_on[fragment[name]], mine_C[name], x_C) for name, x_C in begin_C.items()}
         state = replace(
-            state, begin_C=begin_C, params_C=begin_C, optimizer=optimizer, begin_optimizer=optimizer, kept=kept
+            state, begin_C=begin_C, params_C=begin_C, optimizer=optimizer, begin_optimizer=optimizer, retained=retained
         )
         return WorkerState(train=state)
 
@@ -241,7 +241,7 @@ class Worker:
             metrics["dropped"] = lost_C.to(torch.float64)
             metrics["failed"] = metrics["failed"] + metrics["dropped"]
         weight_C = torch.where(lost_C, torch.zeros_like(message.weight_C), message.weight_C)
-        own_C = trees.join("opt/", _settled(finite_C, inner.optimizer, inner.begin_optimizer), inner.kept)
+        own_C = trees.join("opt/", _settled(finite_C, inner.optimizer, inner.begin_optimizer), inner.retained)
         if self._keeps_params:
             own_C = trees.join("params/", _settled(finite_C, inner.params_C, inner.begin_C), own_C)
             own_C[_SINCE] = torch.full_like(lost_C, inner.job.version, dtype=torch.int64) + lost_C

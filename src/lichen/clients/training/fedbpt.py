@@ -219,12 +219,12 @@ class BlackBox:
 
             draws = numpy_generator(state.job.seed, state.clients[c], "generation", searches[c].count)
             searches[c], losses = generation(searches[c], ask, population=self.population, generator=draws)
-            fine = bool(np.isfinite(losses).all())
-            if fine:
+            finite = bool(np.isfinite(losses).all())
+            if finite:
                 sums["loss_sum"][c] += sum(losses) / len(losses) * counts[0]
                 sums["count"][c] += counts[0]
                 sums["tokens"][c] += int(tokens_C[c]) * self.population
-            sums["failed"][c] = max(float(sums["failed"][c]), float(not fine))
+            sums["failed"][c] = max(float(sums["failed"][c]), float(not finite))
         return replace(state, searches=tuple(searches), sums=sums)
 
     def final(self, state: BlackBoxState) -> tuple[Message, Tree | None]:

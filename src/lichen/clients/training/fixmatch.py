@@ -149,9 +149,9 @@ class FixMatch:
         Raises:
             LichenError: if the table that was kept has another size.
         """
-        kept, own = trees.split(own_C or {}, "semi/")
+        retained, own = trees.split(own_C or {}, "semi/")
         fresh_CR = torch.full((len(clients), self.rows or 0), _UNSEEN, dtype=torch.int32)
-        table_CR = kept["table"].cpu() if self.rows and "table" in kept else fresh_CR
+        table_CR = retained["table"].cpu() if self.rows and "table" in retained else fresh_CR
         if table_CR.shape != fresh_CR.shape:
             raise LichenError(
                 f"the table is of {table_CR.shape[1]} rows", where="private state", fix="start a new run folder"
@@ -216,9 +216,9 @@ class FixMatch:
 
     def _found(self, inner: TrainState, weak: Batch, free_CB: Tensor) -> tuple[Tensor, Tensor]:
         """``(chance_CB, label_CB)`` on the host: the likeliest class of each row, by model or teacher."""
-        asked = inner.params_C if self.by == "now" else inner.begin_C
+        answering = inner.params_C if self.by == "now" else inner.begin_C
         with torch.no_grad():
-            logits_CBK = self.inner.model.logits({**asked, **inner.frozen_C}, inner.fixed, weak)
+            logits_CBK = self.inner.model.logits({**answering, **inner.frozen_C}, inner.fixed, weak)
             pairs = [x_BK.float().softmax(-1).max(-1) for x_BK in logits_CBK]
         chance_CB, label_CB = (torch.stack(x).cpu() for x in zip(*pairs, strict=True))
         if inner.job.version < self.teacher_rounds and "answer_CB" in weak:

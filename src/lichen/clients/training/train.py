@@ -1,9 +1,9 @@
 """Local training: SGD or AdamW steps on a client's rows; the change of the parameters goes up.
 
 This one fold is the client side of federated averaging, of its proximal form (FedProx: the gradient
-gains ``prox * (w - w_shared)``), of FFA-LoRA (``phases=(("lora_A",),)``), of RoLoRA, whose rounds take
-turns (``phases=(("lora_A",), ("lora_B",))``), of FedSA-LoRA (``home=("lora_B",)``: that half stays with
-its client), and of training alone (``personal=True``: parameters and optimizer live in the private state
+gains ``prox * (w - w_shared)``), of FFA-LoRA (``freeze_schedule=(("lora_A",),)``), of RoLoRA, whose rounds take
+turns (``freeze_schedule=(("lora_A",), ("lora_B",))``), of FedSA-LoRA (``local_params=("lora_B",)``: that half stays
+with its client), and of training alone (``personal=True``: parameters and optimizer live in the private state
 and nothing leaves; with ``prox`` it is Ditto's personal objective).
 
 References:
@@ -81,7 +81,7 @@ class TrainState:
         optimizer: The optimizer's state now.
         frozen_C: Trainable tensors that nobody trains here.
         fixed: Shared tensors without client axis (``patch.``, ``answers.``).
-        kept: The rest of the private state, carried along untouched.
+        retained: The rest of the private state, carried along untouched.
         sums: ``(C,)`` float64 ``loss_sum``, ``count``, ``tokens``, ``steps``.
         added: Micro-batches added up since the last step.
         grads_C: Gradients of their summed loss; empty where there are none.
@@ -97,7 +97,7 @@ class TrainState:
     optimizer: Tree
     frozen_C: Tree
     fixed: Tree
-    kept: Tree
+    retained: Tree
     sums: Tree
     added: int = 0
     grads_C: Tree = field(default_factory=dict)
@@ -115,9 +115,9 @@ class Train:
         clip: Each client's gradient norm is cut to this in every step; None: never.
         prox: FedProx's µ, the pull towards the shared tensors.
         personal: Parameters and optimizer live on in the private state, and no tensor leaves.
-        phases: Ends of names that nobody trains or sends: those of ``phases[v % len(phases)]`` where v
-            is the job's version. None at all if empty.
-        home: Ends of names that every client trains and keeps: each begins where it left off, and these
+        freeze_schedule: Ends of names that nobody trains or sends: those of ``freeze_schedule[v %
+            len(freeze_schedule)]`` where v is the job's version. None at all if empty.
+        local_params: Ends of names that every client trains and keeps: each begins where it left off, and these
             tensors are not sent. Clients that come for the first time begin at the shared ones.
         weigh_by: What a client's weight counts: ``"examples"`` (labelled rows or tokens seen),
             ``"tokens"`` (attended ones), or ``"one"``.
@@ -134,8 +134,8 @@ class Train:
     clip: float | None = None
     prox: float = 0.0
     personal: bool = False
-    phases: tuple[tuple[str, ...], ...] = ()
-    home: tuple[str, ...] = ()
+    freeze_schedule: tuple[tuple[str, ...], ...] = ()
+    local_params: tuple[str, ...] = ()
     weigh_by: Literal["examples", "tokens", "one"] = "examples"
     accumulate: int = 1
 
@@ -158,23 +158,23 @@ class Train:
             LichenError: if nothing is left to train, or the private state does not fit.
         """
         trainable, fixed = split_shared(job.shared)
-        frozen = self.phases[job.version % len(self.phases)] if self.phases else ()
+        frozen = self.freeze_schedule[job.version % len(self.freeze_schedule)] if self.freeze_schedule else ()
         frozen_params = {name: x for name, x in trainable.items() if name.endswith(frozen)}
         trained = {name: x for name, x in trainable.items() if name not in frozen_params}
         if not trained:
             raise LichenError("no tensor is left to train", where="train.phases", fix="freeze fewer names")
         count = len(clients)
-        kept = dict(own_C or {})
+        retained = dict(own_C or {})
         shared_C = trees.broadcast(trained, count)
         begin_C, optimizer = shared_C, self.optimizer.init(shared_C)
         frozen_C = trees.broadcast(frozen_params, count)
-        if self.home and not self.personal:
-            mine = personal_C({n: x for n, x in trainable.items() if n.endswith(self.home)}, own_C, count)
+        if self.local_params and not self.personal:
+            mine = personal_C({n: x for n, x in trainable.items() if n.endswith(self.local_params)}, own_C, count)
             begin_C = {name: mine.get(name, x_C) for name, x_C in shared_C.items()}
             frozen_C = {name: mine.get(name, x_C) for name, x_C in frozen_C.items()}
         if self.personal:
             begin_C = personal_C(trained, own_C, count)
-            before, _ = trees.split(kept, "opt/")
+            before, _ = trees.split(retained, "opt/")
             if before:
                 trees.check_same(before, optimizer, where="private state")
                 optimizer = before
@@ -189,7 +189,7 @@ class Train:
             optimizer=optimizer,
             frozen_C=frozen_C,
             fixed=fixed,
-            kept=kept,
+            retained=retained,
             sums=dict.fromkeys(("loss_sum", "count", "tokens", "steps"), zero_C),
         )
 
@@ -272,7 +272,7 @@ class Train:
     def final(self, state: TrainState) -> tuple[Message, Tree | None]:
         """The message and, where some are kept, the private tensors.
 
-        The message's tensors are ``params - shared`` (none if ``personal``, none that are at ``home``). A
+        The message's tensors are ``params - shared`` (none if ``personal``, none that are at ``local_params``). A
         client whose loss or parameters are not finite sends weight 0, zeros and ``failed`` = 1, and keeps
         the private state it began with, so that it can poison neither the sum nor its own later rounds.
         """
@@ -291,15 +291,15 @@ class Train:
         if self.personal:
             params_C = _where(finite_C, state.params_C, state.begin_C)
             optimizer = _where(finite_C, state.optimizer, state.begin_optimizer)
-            own_C = trees.join("params/", params_C, trees.join("opt/", optimizer, state.kept))
+            own_C = trees.join("params/", params_C, trees.join("opt/", optimizer, state.retained))
         else:
-            mine = {name for name in state.params_C if name.endswith(self.home)}
+            mine = {name for name in state.params_C if name.endswith(self.local_params)}
             sent = [{n: x for n, x in tree.items() if n not in mine} for tree in (state.params_C, state.shared_C)]
             delta_C = trees.sub(*sent)
             tensors = _where(finite_C, delta_C, trees.zeros_like(delta_C))
             if mine:
-                kept_C = _where(finite_C, state.params_C, state.begin_C)
-                own_C = trees.join("params/", {name: kept_C[name] for name in mine}, state.kept)
+                retained_C = _where(finite_C, state.params_C, state.begin_C)
+                own_C = trees.join("params/", {name: retained_C[name] for name in mine}, state.retained)
         message = Message(
             group=self.model.group,
             client_C=torch.tensor(state.clients, dtype=torch.int64),

@@ -34,7 +34,7 @@ from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 
-__all__ = ["Draw", "Kind", "TextViews", "Views", "Words", "chances", "check_shares", "draws"]
+__all__ = ["Draw", "Kind", "TextViews", "Views", "Words", "check_shares", "draws", "uniform"]
 
 Kind = Literal["weak", "strong"]
 
@@ -51,18 +51,18 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def chances(key: int, row_B: np.ndarray, step: int, count: int) -> np.ndarray:
+def uniform(key: int, row_B: np.ndarray, step: int, count: int) -> np.ndarray:
     """Uniform numbers in [0, 1), float64 ``(B, count)``: each follows from key, row, step and place alone.
 
-    >>> a, b = chances(7, np.array([3, 5]), 0, 4), chances(7, np.array([5]), 0, 2)
+    >>> a, b = uniform(7, np.array([3, 5]), 0, 4), uniform(7, np.array([5]), 0, 2)
     >>> bool((a[1, :2] == b[0]).all()), bool((a[0] == a[1]).any())
     (True, False)
     """
     begin_B = _mix(np.asarray(row_B).astype(np.uint64) * _GOLDEN + np.array([key], dtype=np.uint64))
     begin_B = _mix(begin_B + np.array([step + 1], dtype=np.uint64) * _GOLDEN)
     raw_BD = _mix(begin_B[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
-    drawn_BD: np.ndarray = (raw_BD >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return drawn_BD
+    uniform_BD: np.ndarray = (raw_BD >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return uniform_BD
 
 
 def draws(batch: Batch, kind: Kind, *, seed: int, clients: Sequence[int], step: int) -> Draw:
@@ -71,7 +71,7 @@ def draws(batch: Batch, kind: Kind, *, seed: int, clients: Sequence[int], step: 
 
     def draw(purpose: str, count: int) -> np.ndarray:
         keys = [derive(seed, client, "view", kind, purpose) for client in clients]
-        return np.concatenate([chances(key, row_B, step, count) for key, row_B in zip(keys, index_CB, strict=True)])
+        return np.concatenate([uniform(key, row_B, step, count) for key, row_B in zip(keys, index_CB, strict=True)])
 
     return draw
 
@@ -198,10 +198,10 @@ class TextViews:
             pairs_N = np.floor(words.swap * length_N / 2 + 0.5).astype(np.int64) * (length_N > 1)
             place_NT = np.argsort(~word_NT, axis=1, kind="stable")
             most = int(pairs_N.max(initial=0))
-            drawn_ND = draw("swap", 2 * most)
+            uniform_ND = draw("swap", 2 * most)
             for pair in range(most):
                 n = np.flatnonzero(pairs_N > pair)
-                i, j = (place_NT[n, np.floor(drawn_ND[n, 2 * pair + k] * length_N[n]).astype(int)] for k in (0, 1))
+                i, j = (place_NT[n, np.floor(uniform_ND[n, 2 * pair + k] * length_N[n]).astype(int)] for k in (0, 1))
                 ids_NT[n, i], ids_NT[n, j] = ids_NT[n, j], ids_NT[n, i]
         if words.mask and self.mask is not None:
             ids_NT[word_NT & (draw("mask", width) < words.mask)] = self.mask
@@ -212,12 +212,12 @@ class TextViews:
             nth_NT = word_NT.cumsum(1) - 1
             gone_NT |= word_NT & (nth_NT >= first_N1) & (nth_NT < first_N1 + span_N1)
         if words.drop:
-            drawn_NT = draw("drop", width)
-            stays_NT = word_NT & ~gone_NT & (drawn_NT >= words.drop)
-            last_N = np.where(word_NT & ~gone_NT, drawn_NT, -1.0).argmax(1)
+            uniform_NT = draw("drop", width)
+            stays_NT = word_NT & ~gone_NT & (uniform_NT >= words.drop)
+            last_N = np.where(word_NT & ~gone_NT, uniform_NT, -1.0).argmax(1)
             stays_NT[np.arange(rows), last_N] |= word_NT[np.arange(rows), last_N]
             gone_NT = word_NT & ~stays_NT
-        kept_NT = seen_NT & ~gone_NT
-        order_NT = np.argsort(~kept_NT, axis=1, kind="stable")
-        left_NT = np.arange(width) < kept_NT.sum(1)[:, None]
+        remaining_NT = seen_NT & ~gone_NT
+        order_NT = np.argsort(~remaining_NT, axis=1, kind="stable")
+        left_NT = np.arange(width) < remaining_NT.sum(1)[:, None]
         return np.where(left_NT, np.take_along_axis(ids_NT, order_NT, 1), self.pad), left_NT.astype(mask_NT.dtype)

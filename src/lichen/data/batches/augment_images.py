@@ -92,13 +92,13 @@ class ImageViews:
 
 def _changed(x_NPSS: np.ndarray, pixels: Pixels, draw: Draw) -> np.ndarray:
     side = x_NPSS.shape[-1]
-    drawn_ND = draw("pixels", 6)
-    shift_N2 = np.floor(drawn_ND[:, :2] * (2 * pixels.shift + 1)) - pixels.shift
-    angle_N = [math.radians(pixels.rotate * (2 * u - 1)) for u in drawn_ND[:, 2].tolist()]
+    uniform_ND = draw("pixels", 6)
+    shift_N2 = np.floor(uniform_ND[:, :2] * (2 * pixels.shift + 1)) - pixels.shift
+    angle_N = [math.radians(pixels.rotate * (2 * u - 1)) for u in uniform_ND[:, 2].tolist()]
     out = _moved(x_NPSS.astype(np.float64), angle_N, shift_N2)
-    out *= (1 + pixels.gain * (2 * drawn_ND[:, 3] - 1))[:, None, None, None]
+    out *= (1 + pixels.gain * (2 * uniform_ND[:, 3] - 1))[:, None, None, None]
     square = round(pixels.erase * side)
-    first_N2 = np.floor(drawn_ND[:, 4:] * (side - square + 1))
+    first_N2 = np.floor(uniform_ND[:, 4:] * (side - square + 1))
     at_S = np.arange(side)
     in_N2S = (at_S >= first_N2[:, :, None]) & (at_S < first_N2[:, :, None] + square)
     erased_NSS = in_N2S[:, 0, :, None] & in_N2S[:, 1, None, :]

@@ -78,15 +78,15 @@ def assemble(slots: Sequence[Slot], active: Sequence[bool], *, width: int, pad: 
 def _place(batch: dict[str, np.ndarray], c: int, at: int, shard: Shard, numbers: np.ndarray, *, shared: bool) -> None:
     """What is one number a row, and rows without tokens."""
     real = numbers >= 0
-    places = slice(at, at + len(numbers))
+    span = slice(at, at + len(numbers))
     if not shared:
-        batch["index_CB"][c, places] = numbers
+        batch["index_CB"][c, span] = numbers
     if shared or shard.answer is not None:
-        batch["answer_CB"][c, places][real] = numbers[real] if shard.answer is None else shard.answer[numbers[real]]
+        batch["answer_CB"][c, span][real] = numbers[real] if shard.answer is None else shard.answer[numbers[real]]
     if "labels_CB" in batch and not shared:
-        batch["labels_CB"][c, places][real] = np.asarray(shard.labels)[numbers[real]]
+        batch["labels_CB"][c, span][real] = np.asarray(shard.labels)[numbers[real]]
     if isinstance(shard, ArrayShard):
-        batch["x_CBF"][c, places][real] = shard.x[numbers[real]]
+        batch["x_CBF"][c, span][real] = shard.x[numbers[real]]
 
 
 def _laid(rows: _Rows, shape_CBT: tuple[int, int, int], *, fill: int) -> tuple[np.ndarray, np.ndarray]:

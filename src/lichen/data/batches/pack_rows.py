@@ -46,11 +46,11 @@ def lm_rows(texts: Iterable[str], tokenizer: Any, length: int) -> TextShard:
             f"rows of {length} tokens have nothing to predict", where="data.max_length", fix="use at least 2"
         )
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    said = [text for text in texts if text]
+    nonempty = [text for text in texts if text]
     parts: list[np.ndarray] = []
-    for at in range(0, len(said), _ABREAST):
+    for at in range(0, len(nonempty), _ABREAST):
         encoded = tokenizer(
-            said[at : at + _ABREAST], add_special_tokens=False, return_attention_mask=False, verbose=False
+            nonempty[at : at + _ABREAST], add_special_tokens=False, return_attention_mask=False, verbose=False
         )
         parts += [np.array([*ids, *end], dtype=np.int32) for ids in encoded["input_ids"]]
     stream = np.concatenate(parts) if parts else np.zeros(0, np.int32)

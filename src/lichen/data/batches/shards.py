@@ -36,7 +36,7 @@ __all__ = [
 Shards = Mapping[int, Shard] | Sequence[Shard]
 
 
-def _held(shards: Shards, client: int) -> Shard:
+def shard_of(shards: Shards, client: int) -> Shard:
     try:
         return shards[client]
     except (KeyError, IndexError):
@@ -52,7 +52,7 @@ def _tokens(shard: Shard) -> int:
     return shard.size if isinstance(shard, ArrayShard) else int(shard.length_N.sum())
 
 
-def _drawn(shard: Shard, rows: int) -> int:
+def _rows_a_step(shard: Shard, rows: int) -> int:
     """Tokens of so many rows of this shard, or rows, as its mean row has them; rounded up."""
     return -(-min(rows, shard.size) * _tokens(shard) // max(shard.size, 1))
 
@@ -107,7 +107,7 @@ class TrainSource:
 
     def width(self, client: int) -> int:
         """Tokens of this client's batches; 0 for rows without tokens."""
-        return self.width_of(_held(self.shards, client))
+        return self.width_of(shard_of(self.shards, client))
 
     def width_of(self, shard: Shard) -> int:
         """:meth:`width` of a shard at hand."""
@@ -117,7 +117,7 @@ class TrainSource:
 
     def steps_of(self, client: int, shard: Shard | None = None) -> int:
         """Steps this client takes; ``shard`` saves looking its rows up."""
-        size = (_held(self.shards, client) if shard is None else shard).size
+        size = (shard_of(self.shards, client) if shard is None else shard).size
         if size == 0:
             return 0
         if self.epochs is not None:
@@ -126,7 +126,7 @@ class TrainSource:
 
     def shape(self, client: int) -> Hashable:
         """The width, or the shape of a row without tokens."""
-        return self.shape_of(_held(self.shards, client))
+        return self.shape_of(shard_of(self.shards, client))
 
     def shape_of(self, shard: Shard) -> Hashable:
         """:meth:`shape` of a shard at hand."""
@@ -135,12 +135,12 @@ class TrainSource:
     def cost(self, client: int) -> int:
         """Tokens of its steps, or rows where there are none, its rows taken as long as their mean."""
         if self.epochs is not None:
-            return self.epochs * _tokens(_held(self.shards, client))
-        return self.steps_of(client) * _drawn(_held(self.shards, client), self.batch_size)
+            return self.epochs * _tokens(shard_of(self.shards, client))
+        return self.steps_of(client) * _rows_a_step(shard_of(self.shards, client), self.batch_size)
 
     def rows(self, client: int, seed: int) -> Iterator[np.ndarray]:
         """Endless row numbers ``(batch_size,)`` of one client, -1 for padding rows."""
-        return self.rows_of(_held(self.shards, client), client, seed)
+        return self.rows_of(shard_of(self.shards, client), client, seed)
 
     def rows_of(self, shard: Shard, client: int, seed: int) -> Iterator[np.ndarray]:
         """:meth:`rows` of a shard at hand."""
@@ -150,16 +150,16 @@ class TrainSource:
 
     def batches(self, clients: Sequence[int], seed: int) -> Iterator[Batch]:
         """As many steps as the busiest of these clients takes; others go inactive after theirs."""
-        held = [_held(self.shards, c) for c in clients]
-        _check_block([self.shape_of(shard) for shard in held])
-        streams = [self.rows_of(shard, c, seed) for c, shard in zip(clients, held, strict=True)]
-        counts = [self.steps_of(c, shard) for c, shard in zip(clients, held, strict=True)]
+        own_shards = [shard_of(self.shards, c) for c in clients]
+        _check_block([self.shape_of(shard) for shard in own_shards])
+        streams = [self.rows_of(shard, c, seed) for c, shard in zip(clients, own_shards, strict=True)]
+        counts = [self.steps_of(c, shard) for c, shard in zip(clients, own_shards, strict=True)]
         nothing = np.full(self.batch_size, -1, np.int64)
         for step in range(max(counts, default=0)):
             active = [step < count for count in counts]
             numbers = [next(s) if on else nothing for s, on in zip(streams, active, strict=True)]
-            slots = [((shard, n),) for shard, n in zip(held, numbers, strict=True)]
-            yield assemble(slots, active, width=self.width_of(held[0]), pad=self.pad)
+            slots = [((shard, n),) for shard, n in zip(own_shards, numbers, strict=True)]
+            yield assemble(slots, active, width=self.width_of(own_shards[0]), pad=self.pad)
 
 
 @final
@@ -192,27 +192,27 @@ class MixedSource:
 
     def shape(self, client: int) -> Hashable:
         """The wider of the client's and the public rows' width, or the shape of a row without tokens."""
-        return self._shape(_held(self.local.shards, client))
+        return self._shape(shard_of(self.local.shards, client))
 
     def cost(self, client: int) -> int:
         """The local source's, and that of the public rows beside them."""
-        return self.local.cost(client) + self.local.steps_of(client) * _drawn(self.public, self.public_rows)
+        return self.local.cost(client) + self.local.steps_of(client) * _rows_a_step(self.public, self.public_rows)
 
     def batches(self, clients: Sequence[int], seed: int) -> Iterator[Batch]:
         """The local source's steps, each with ``public_rows`` rows more, drawn from ``(seed, client)``."""
-        held = [_held(self.local.shards, c) for c in clients]
-        _check_block([self._shape(shard) for shard in held])
-        own = [self.local.rows_of(shard, c, seed) for c, shard in zip(clients, held, strict=True)]
+        own_shards = [shard_of(self.local.shards, c) for c in clients]
+        _check_block([self._shape(shard) for shard in own_shards])
+        own = [self.local.rows_of(shard, c, seed) for c, shard in zip(clients, own_shards, strict=True)]
         public = [stream(self.public.size, self.public_rows, numpy_generator(seed, c, "public")) for c in clients]
-        counts = [self.local.steps_of(c, shard) for c, shard in zip(clients, held, strict=True)]
+        counts = [self.local.steps_of(c, shard) for c, shard in zip(clients, own_shards, strict=True)]
         nothing = np.full(self.local.batch_size, -1, np.int64), np.full(self.public_rows, -1, np.int64)
         for step in range(max(counts, default=0)):
             active = [step < count for count in counts]
             slots: list[Slot] = []
-            for shard, mine, shared, on in zip(held, own, public, active, strict=True):
+            for shard, mine, shared, on in zip(own_shards, own, public, active, strict=True):
                 numbers = (next(mine), next(shared)) if on else nothing
                 slots.append(((shard, numbers[0]), (self.public, numbers[1])))
-            yield assemble(slots, active, width=self._width(held[0]), pad=self.local.pad, public=True)
+            yield assemble(slots, active, width=self._width(own_shards[0]), pad=self.local.pad, public=True)
 
 
 @final
@@ -268,7 +268,7 @@ class EvalSource:
 
     def shape(self, client: int) -> Hashable:
         """The widths that occur, or a row's shape, and the number of batches to within a factor of two."""
-        shard = _held(self.shards, client)
+        shard = shard_of(self.shards, client)
         return self._shape(shard, self._plan(shard))
 
     @staticmethod
@@ -278,19 +278,19 @@ class EvalSource:
 
     def cost(self, client: int) -> int:
         """Tokens of all its rows, or rows where there are none."""
-        return _tokens(_held(self.shards, client))
+        return _tokens(shard_of(self.shards, client))
 
     def batches(self, clients: Sequence[int], seed: int) -> Iterator[Batch]:
         """Batches of these clients; the seed is not used, for nothing is drawn."""
         del seed
-        held = [_held(self.shards, c) for c in clients]
-        plans = [self._plan(shard) for shard in held]
-        _check_block([self._shape(shard, plan) for shard, plan in zip(held, plans, strict=True)])
+        own_shards = [shard_of(self.shards, c) for c in clients]
+        plans = [self._plan(shard) for shard in own_shards]
+        _check_block([self._shape(shard, plan) for shard, plan in zip(own_shards, plans, strict=True)])
         nothing = np.full(self.batch_size, -1, np.int64)
         for width in sorted({w for plan in plans for w in plan}, reverse=True):
             mine = [plan.get(width, []) for plan in plans]
             for step in range(max(len(batches) for batches in mine)):
                 active = [step < len(batches) for batches in mine]
                 numbers = [batches[step] if on else nothing for batches, on in zip(mine, active, strict=True)]
-                slots = [((shard, n),) for shard, n in zip(held, numbers, strict=True)]
+                slots = [((shard, n),) for shard, n in zip(own_shards, numbers, strict=True)]
                 yield assemble(slots, active, width=width, pad=self.pad)

@@ -57,8 +57,9 @@ class Frequent:
 
     def renumber(self, shard: TextShard) -> TextShard:
         """The shard in this vocabulary."""
-        told = self.words
+        number_of = self.words
         ids = tuple(
-            np.asarray([told.get(t, self.unknown) for t in row.tolist()], dtype=np.int32) for row in shard.input_ids
+            np.asarray([number_of.get(t, self.unknown) for t in row.tolist()], dtype=np.int32)
+            for row in shard.input_ids
         )
         return replace(shard, input_ids=ids)

@@ -17,7 +17,7 @@ import numpy as np
 
 from lichen.core.errors import LichenError
 from lichen.data.chat.chat_template import chat_template_of
-from lichen.data.chat.encode_chat import Row, encode_conversations, fit
+from lichen.data.chat.encode_chat import Row, encode_conversations, fit_tokens
 from lichen.data.chat.messages import Turn
 from lichen.data.chat.spans import tokenize
 from lichen.data.sources.record import Record
@@ -159,7 +159,7 @@ def _texts(records: Sequence[Record], tokenizer: Any, form: LmForm, max_length: 
         (first, _), across = tokens.span(len(head), len(head) + len(record.text)) if head else ((0, 0), False)
         notes["across"] += across
         ids = [*tokens.ids, *close]
-        rows.append(fit([start], ids[:first], ids[first:], ids[first:], max_length, notes))
+        rows.append(fit_tokens([start], ids[:first], ids[first:], ids[first:], max_length, notes))
     return rows
 
 

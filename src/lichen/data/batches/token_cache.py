@@ -25,12 +25,12 @@ from lichen.data.chat import chat_template, conversation, encode_chat, spans
 from lichen.data.sources.cache import keep, key_of
 from lichen.data.sources.record import Record
 
-__all__ = ["WORTH", "classify_shard", "lm_shard"]
+__all__ = ["MIN_RECORDS", "classify_shard", "lm_shard"]
 
 Noted = tuple[TextShard, "Counter[str]"]
 """A shard, and what encoding it counted."""
 
-WORTH = 1000
+MIN_RECORDS = 1000
 """Fewer rows are tokenised as quickly as they are found."""
 
 
@@ -58,7 +58,7 @@ def lm_shard(
         rows = encode_lm(records, tokenizer, form=form, max_length=max_length, thinking=thinking, notes=count)
         return TextShard.of(rows, kind="lm"), count
 
-    shard, count = _kept(records, tokenizer, ("lm", form, max_length, thinking), make, folder)
+    shard, count = _cached(records, tokenizer, ("lm", form, max_length, thinking), make, folder)
     if notes is not None:
         notes.update(count)
     return shard
@@ -80,13 +80,13 @@ def classify_shard(
         rows = encode_classify(records, tokenizer, max_length=max_length, classes=classes)
         return TextShard.of(rows, kind="classify"), Counter()
 
-    return _kept(records, tokenizer, ("classify", max_length, tuple(classes)), make, folder)[0]
+    return _cached(records, tokenizer, ("classify", max_length, tuple(classes)), make, folder)[0]
 
 
-def _kept(
+def _cached(
     records: Sequence[Record], tokenizer: Any, how: tuple[object, ...], make: Callable[[], Noted], folder: Path | None
 ) -> Noted:
-    about = _tokenizer(tokenizer) if len(records) >= WORTH else None
+    about = _tokenizer(tokenizer) if len(records) >= MIN_RECORDS else None
     if about is None:
         return make()
     code = tuple(str(part.__file__) for part in (text, encode_chat, conversation, chat_template, spans))
@@ -111,8 +111,8 @@ def _tokenizer(tokenizer: Any) -> object | None:
 def _texts(records: Sequence[Record]) -> str:
     total = hashlib.sha256()
     for r in records:
-        said = [sorted(turn.items()) for turn in r.messages]
-        total.update(repr((r.text, r.prompt, r.label, said)).encode("utf-8", "surrogatepass"))
+        turns = [sorted(turn.items()) for turn in r.messages]
+        total.update(repr((r.text, r.prompt, r.label, turns)).encode("utf-8", "surrogatepass"))
     return total.hexdigest()
 
 

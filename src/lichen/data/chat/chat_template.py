@@ -87,10 +87,10 @@ def _template_notes(tokenizer: Any, template: str, thinking: bool) -> list[str]:
         notes.append("the chat template writes today's date: rows, and what is asked later, differ from day to day")
     if thinking:
         return notes  # what stands behind such a prompt is a thought
-    asked = render([_ASK], tokenizer, ask=True, template=template)
+    question = render([_ASK], tokenizer, ask=True, template=template)
     whole, at = _answered(tokenizer, template)
-    prompt, row = (list(ids) for ids in tokenizer([asked, whole], add_special_tokens=False)["input_ids"])
-    if whole.startswith(asked) and at >= 0 and row[: len(prompt)] != prompt:
+    prompt, row = (list(ids) for ids in tokenizer([question, whole], add_special_tokens=False)["input_ids"])
+    if whole.startswith(question) and at >= 0 and row[: len(prompt)] != prompt:
         notes.append(
             "the last tokens of a prompt are others once an answer follows, because this tokenizer joins letters or "
             "blanks across the border: a model sees the one in training and the other when it is asked"
@@ -167,11 +167,11 @@ def _without_thought(tokenizer: Any, template: str) -> tuple[str, list[str]]:
         )
         if _goes_on(tokenizer, off):
             return off, ["the chat template's enable_thinking is off, in training, scoring and whatever is asked later"]
-    asked = render([_ASK], tokenizer, ask=True, template=template)
+    question = render([_ASK], tokenizer, ask=True, template=template)
     bare = render([_ASK], tokenizer, ask=False, template=template)
     whole, at = _answered(tokenizer, template)
-    if at >= 0 and asked.startswith(bare) and whole.startswith(bare):
-        opened, closed = asked[len(bare) :], whole[len(bare) : at]
+    if at >= 0 and question.startswith(bare) and whole.startswith(bare):
+        opened, closed = question[len(bare) :], whole[len(bare) : at]
         made = _replaced(template, opened, closed)
         if opened and _goes_on(tokenizer, made):
             return made, [
@@ -189,11 +189,11 @@ def _answered(tokenizer: Any, template: str) -> tuple[str, int]:
 def _goes_on(tokenizer: Any, template: str) -> bool:
     """Whether an answered conversation begins with the prompt, with no thought in between."""
     try:
-        asked = render([_ASK], tokenizer, ask=True, template=template)
+        question = render([_ASK], tokenizer, ask=True, template=template)
         whole, at = _answered(tokenizer, template)
     except LichenError:
         return False
-    return whole.startswith(asked) and len(asked) <= at and not _THOUGHT.search(whole[len(asked) : at])
+    return whole.startswith(question) and len(question) <= at and not _THOUGHT.search(whole[len(question) : at])
 
 
 def _replaced(template: str, opened: str, closed: str) -> str:

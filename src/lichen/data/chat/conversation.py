@@ -57,7 +57,7 @@ def read_conversation(
         LichenError: if nothing of it could be learned, or the template leaves out a part that would be.
     """
     turns = _known(turns, template or str(tokenizer.chat_template), notes)
-    answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and _says(turn)]
+    answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and _has_content(turn)]
     notes["empty"] += sum(turn["role"] == "assistant" for turn in turns) - len(answers)
     if not answers:
         raise LichenError(
@@ -68,35 +68,35 @@ def read_conversation(
     turns = turns[: answers[-1] + 1]
     whole = render(turns, tokenizer, ask=False, template=template)
     learned: list[Span] = []
-    places: list[int] = []
+    answer_at: list[int] = []
     for i in answers:
-        begin = _asked(turns[:i], tokenizer, template, whole)
+        begin = _prompt_end(turns[:i], tokenizer, template, whole)
         if begin is None or (learned and begin < learned[-1][1]):
             continue
-        told = whole if i == answers[-1] else render(turns[: i + 1], tokenizer, ask=False, template=template)
-        end = _end(told, whole, str(tokenizer.eos_token or ""))
+        rendered = whole if i == answers[-1] else render(turns[: i + 1], tokenizer, ask=False, template=template)
+        end = _end(rendered, whole, str(tokenizer.eos_token or ""))
         if end is not None and end > begin:
             learned.append((begin, end))
-            places.append(i)
-    if not learned or places[-1] != answers[-1]:
+            answer_at.append(i)
+    if not learned or answer_at[-1] != answers[-1]:
         raise LichenError(
             "the chat template writes the last prompt of a conversation otherwise once it is answered, "
             "so the answer cannot be told apart",
             where="data.form",
             fix=_fix(turns),
         )
-    notes["unlearned"] += len(answers) - len(places)
-    for i, (begin, end) in zip(places, learned, strict=True):
+    notes["unlearned"] += len(answers) - len(answer_at)
+    for i, (begin, end) in zip(answer_at, learned, strict=True):
         _check_whole(turns[i], whole[begin:end])
     notes["left out"] += any(
         turn["role"] in ("system", "developer", "user") and turn["content"].strip() not in whole for turn in turns
     )
-    last = turns[places[-1]]["content"].rstrip()
+    last = turns[answer_at[-1]]["content"].rstrip()
     return Conversation(
         turns=turns,
         text=whole,
         learned=tuple(learned),
-        first=places[0],
+        first=answer_at[0],
         bare=last != "" and whole[learned[-1][0] : learned[-1][1]].endswith(last),
     )
 
@@ -113,7 +113,9 @@ def exchanges(conversation: Conversation) -> list[int]:
     return [i for i in range(conversation.first) if turns[i]["role"] == "user"][1:]
 
 
-def shorter(conversation: Conversation, over: int, whole: Tokenized, asked: Tokenized) -> tuple[Turn, ...] | None:
+def shorter(
+    conversation: Conversation, over: int, whole: Tokenized, before_answer: Tokenized
+) -> tuple[Turn, ...] | None:
     """The turns with about so many tokens less before the first learned answer; None where nothing is left to cut.
 
     The oldest exchanges go first, then the left of the last question. The template's frame, the system turn and a token
@@ -123,7 +125,7 @@ def shorter(conversation: Conversation, over: int, whole: Tokenized, asked: Toke
         conversation: A rendered one.
         over: Tokens that its prompt is too long by.
         whole: Its text, tokenised.
-        asked: The content of its :func:`question`, tokenised.
+        before_answer: The content of its :func:`question`, tokenised.
     """
     turns, last = conversation.turns, question(conversation)
     if last is None:
@@ -135,8 +137,8 @@ def shorter(conversation: Conversation, over: int, whole: Tokenized, asked: Toke
         fewer = (i for i in starts if saved + at[i] - at[starts[0]] >= over)
         return (*turns[:begin], *turns[next(fewer, starts[-1]) :])
     content = turns[last]["content"]
-    for token in range(min(over, len(asked.ids) - 1), len(asked.ids)):
-        left = content[asked.start(token) :].lstrip()
+    for token in range(min(over, len(before_answer.ids) - 1), len(before_answer.ids)):
+        left = content[before_answer.start(token) :].lstrip()
         if 0 < len(left) < len(content):  # a mark for the beginning of a word has no letter of its own
             return (*turns[:last], {**turns[last], "content": left}, *turns[last + 1 :])
     return None
@@ -170,27 +172,27 @@ def _known(turns: Sequence[Turn], template: str, notes: Counter[str]) -> tuple[T
     return tuple(turns)
 
 
-def _says(turn: Turn) -> bool:
+def _has_content(turn: Turn) -> bool:
     return bool(turn["content"].strip() or turn.get("tool_calls"))
 
 
-def _asked(before: Sequence[Turn], tokenizer: Any, template: str | None, whole: str) -> int | None:
+def _prompt_end(before: Sequence[Turn], tokenizer: Any, template: str | None, whole: str) -> int | None:
     """Where the answer begins; None where nobody would ask for it in these words."""
     try:
-        asked = render(before, tokenizer, ask=True, template=template) if before else ""
+        before_answer = render(before, tokenizer, ask=True, template=template) if before else ""
     except LichenError:
         return None
-    return len(asked) if asked and whole.startswith(asked) else None
+    return len(before_answer) if before_answer and whole.startswith(before_answer) else None
 
 
-def _end(told: str, whole: str, eos: str) -> int | None:
-    """Where the answer ends that ``told`` ends with; None where it stands otherwise in the whole."""
-    told = told.rstrip()
-    if whole.startswith(told):
-        return len(told)
+def _end(rendered: str, whole: str, eos: str) -> int | None:
+    """Where the answer ends that ``rendered`` ends with; None where it stands otherwise in the whole."""
+    rendered = rendered.rstrip()
+    if whole.startswith(rendered):
+        return len(rendered)
     # Some templates end a conversation, rather than each answer, with the end token.
-    inner = told.removesuffix(eos).rstrip() if eos else told
-    return len(inner) if whole.startswith(inner) and inner != told else None
+    inner = rendered.removesuffix(eos).rstrip() if eos else rendered
+    return len(inner) if whole.startswith(inner) and inner != rendered else None
 
 
 _CLOSED = re.compile(r"</\w*(?:think|thought)\w*>", re.IGNORECASE)

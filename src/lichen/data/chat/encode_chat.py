@@ -18,7 +18,7 @@ from lichen.data.chat.conversation import Conversation, exchanges, question, rea
 from lichen.data.chat.messages import Turn
 from lichen.data.chat.spans import Span, Tokenized, tokenize
 
-__all__ = ["Row", "encode_conversations", "fit"]
+__all__ = ["Row", "encode_conversations", "fit_tokens"]
 
 Row = tuple[np.ndarray, np.ndarray]
 """``(input_ids, labels)``, int32."""
@@ -27,7 +27,7 @@ PASSES: Final = 6
 """Times a conversation is shortened at most; the first cut is nearly always the last."""
 
 
-def fit(
+def fit_tokens(
     start: list[int], prompt: list[int], rest: list[int], labels: list[int], max_length: int, notes: Counter[str]
 ) -> Row:
     """Join, cutting the prompt's left down to half the room, or to what the rest leaves, then the right.
@@ -40,12 +40,12 @@ def fit(
         max_length: Tokens a row has at most.
         notes: Counts under ``prompt cut`` and ``text cut`` what was lost.
     """
-    room = max(max_length // 2, max_length - len(rest)) - len(start)
-    kept = [*start, *prompt[max(len(prompt) - room, 0) :]]
-    notes["prompt cut"] += len(prompt) > room
-    notes["text cut"] += len(kept) + len(rest) > max_length
-    ids, told = [*kept, *rest][:max_length], [*[-100] * len(kept), *labels][:max_length]
-    return np.array(ids, dtype=np.int32), np.array(told, dtype=np.int32)
+    budget = max(max_length // 2, max_length - len(rest)) - len(start)
+    prompt_ids = [*start, *prompt[max(len(prompt) - budget, 0) :]]
+    notes["prompt cut"] += len(prompt) > budget
+    notes["text cut"] += len(prompt_ids) + len(rest) > max_length
+    ids, label_ids = [*prompt_ids, *rest][:max_length], [*[-100] * len(prompt_ids), *labels][:max_length]
+    return np.array(ids, dtype=np.int32), np.array(label_ids, dtype=np.int32)
 
 
 @final
@@ -91,8 +91,8 @@ def encode_conversations(
     for _ in range(PASSES):
         cut = {
             n: made
-            for n, (by, asked) in over.items()
-            if (made := shorter(placed[n].conversation, by, placed[n].tokens, asked)) is not None
+            for n, (by, question_at) in over.items()
+            if (made := shorter(placed[n].conversation, by, placed[n].tokens, question_at)) is not None
         }
         again = dict(zip(cut, _place(list(cut.values()), tokenizer, template, Counter()), strict=True))
         placed |= again
@@ -117,17 +117,17 @@ def _over(placed: Mapping[int, _Placed], tokenizer: Any, max_length: int) -> dic
     """Of rows whose prompt is too long: by how many tokens, and their last question."""
     long: dict[int, tuple[_Placed, str]] = {}
     for n, one in placed.items():
-        asked = question(one.conversation)
-        if asked is not None and one.first + one.rest > max_length:
-            long[n] = one, one.conversation.turns[asked]["content"]
+        question_at = question(one.conversation)
+        if question_at is not None and one.first + one.rest > max_length:
+            long[n] = one, one.conversation.turns[question_at]["content"]
     out: dict[int, tuple[int, Tokenized]] = {}
     words = tokenize([content for _, content in long.values()], tokenizer)
-    for (n, (one, _)), said in zip(long.items(), words, strict=True):
+    for (n, (one, _)), encoded in zip(long.items(), words, strict=True):
         # With older exchanges to leave out, all of the prompt is in play; else what the frame leaves.
-        frame = 0 if exchanges(one.conversation) else max(one.first - len(said.ids), 0)
+        frame = 0 if exchanges(one.conversation) else max(one.first - len(encoded.ids), 0)
         by = one.first - frame - max((max_length - frame) // 2, max_length - frame - one.rest, 1)
         if by > 0:
-            out[n] = (by, said)
+            out[n] = (by, encoded)
     return out
 
 
@@ -143,6 +143,6 @@ def _row(placed: _Placed, max_length: int, notes: Counter[str]) -> Row:
         return np.array(ids[:max_length], dtype=np.int32), np.array(labels[:max_length], dtype=np.int32)
     notes["frame cut"] += 1
     first, count = placed.first, Counter[str]()
-    row = fit([], ids[:first], ids[first:], labels[first:], max_length, count)
+    row = fit_tokens([], ids[:first], ids[first:], labels[first:], max_length, count)
     notes["text cut"] += count["text cut"]
     return row

@@ -49,8 +49,8 @@ def messages_of(value: Any, where: str) -> tuple[Turn, ...]:
 def _turn(turn: Turn, where: str) -> Turn:
     role = turn.get("role")
     if role not in TURN_ROLES:
-        told = f"a turn has the role {str(role)[:40]!r}" if "role" in turn else "a turn has no role"
-        raise LichenError(f"{told}, which is not a known role", where=where, fix=f"roles: {', '.join(TURN_ROLES)}")
+        what = f"a turn has the role {str(role)[:40]!r}" if "role" in turn else "a turn has no role"
+        raise LichenError(f"{what}, which is not a known role", where=where, fix=f"roles: {', '.join(TURN_ROLES)}")
     calls = turn.get("tool_calls") or None
     made = {"role": role, "content": _content(turn, role, called=calls is not None, where=where)}
     more = {key: turn[key] for key in _MORE if turn.get(key) not in (None, "", [])}

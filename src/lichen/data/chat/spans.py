@@ -37,8 +37,8 @@ class Tokenized:
         """``(the tokens of these characters, whether the first one begins before them)``."""
         if not self._placed():
             return self._compared(begin, end)
-        places = (at for at in range(begin, end) if self._token(at) is not None)
-        place = next(places, None)
+        tokens_at = (at for at in range(begin, end) if self._token(at) is not None)
+        place = next(tokens_at, None)
         if place is None:
             stop = self._after(end)
             return (stop, stop), False
@@ -157,12 +157,12 @@ def tokenize(texts: Sequence[str], tokenizer: Any) -> list[Tokenized]:
 
 def _ids(texts: Sequence[str], tokenizer: Any) -> list[tuple[list[int], Any]]:
     try:
-        told = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
     except Exception as error:  # tokenizers written in Python raise what they like
         raise LichenError(
             f"the tokenizer cannot read a text: {' '.join(str(error).split())}",
             where="model.name",
             fix="look for odd characters in the rows, or use another model",
         ) from None
-    encodings = getattr(told, "encodings", None) or [None] * len(texts)
-    return [(list(ids), encoding) for ids, encoding in zip(told["input_ids"], encodings, strict=True)]
+    encodings = getattr(encoded, "encodings", None) or [None] * len(texts)
+    return [(list(ids), encoding) for ids, encoding in zip(encoded["input_ids"], encodings, strict=True)]

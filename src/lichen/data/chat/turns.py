@@ -37,16 +37,16 @@ def turns_of(value: Any) -> list[Mapping[str, Any]]:
 def _turn(turn: Mapping[str, Any]) -> Mapping[str, Any]:
     if "role" in turn or not {"from", "value"} <= turn.keys():
         return turn
-    who, said = turn["from"], turn["value"]
+    who, content = turn["from"], turn["value"]
     word = who.strip().lower() if isinstance(who, str) else ""
     if word == "function_call":
-        return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": _call(said)}]}
-    return {"role": _ROLES.get(word, who), "content": said}
+        return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": _call(content)}]}
+    return {"role": _ROLES.get(word, who), "content": content}
 
 
-def _call(said: Any) -> Any:
+def _call(content: Any) -> Any:
     """What a turn of ShareGPT's ``function_call`` calls: JSON with a name and arguments."""
-    return json.loads(said) if isinstance(said, str) else said
+    return json.loads(content) if isinstance(content, str) else content
 
 
 def is_turns(value: Any) -> bool:

@@ -118,8 +118,8 @@ def _crc32(tree: Tree) -> int:
 
 def _trim(home: Path, newest: Path, most_bytes: int) -> None:
     files = [(f.stat(), f) for f in home.glob("*.safetensors") if f != newest]
-    room, oldest = most_bytes - newest.stat().st_size, time.time() - MOST_SECONDS
+    bytes_left, oldest = most_bytes - newest.stat().st_size, time.time() - MOST_SECONDS
     for about, file in sorted(files, key=lambda pair: pair[0].st_mtime_ns, reverse=True):
-        room -= about.st_size
-        if room < 0 or about.st_mtime < oldest:
+        bytes_left -= about.st_size
+        if bytes_left < 0 or about.st_mtime < oldest:
             file.unlink(missing_ok=True)

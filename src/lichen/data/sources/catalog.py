@@ -12,9 +12,9 @@ from pathlib import Path
 from lichen.core.errors import LichenError
 from lichen.data.sources.convert import from_gguf
 from lichen.data.sources.entries import CATALOG, Entry, cache_dir, near_names
-from lichen.data.sources.fetch import fetch, fetched
+from lichen.data.sources.fetch import fetch_entry, fetched
 
-__all__ = ["CATALOG", "Entry", "cache_dir", "fetch", "fetched", "looks_like_hub_id", "resolve_model"]
+__all__ = ["CATALOG", "Entry", "cache_dir", "fetch_entry", "fetched", "looks_like_hub_id", "resolve_model"]
 
 
 def looks_like_hub_id(name: str) -> bool:
@@ -44,14 +44,14 @@ def resolve_model(name: str, *, say: Callable[[str], None] | None = None) -> str
     if name in CATALOG:
         if CATALOG[name].kind != "model":
             raise LichenError(f"{name!r} is data", where="model.name", fix=f"models: {near_names('', 'model')}")
-        return fetch(name, say=say)
+        return fetch_entry(name, say=say)
     folder = Path(name).expanduser()
     if folder.is_dir():
         bare = not (folder / "config.json").exists() and any(folder.glob("*.gguf"))
-        return from_gguf(folder, say=say or _silent) if bare else folder
+        return from_gguf(folder, say=say or _no_report) if bare else folder
     if folder.is_file():
         if folder.suffix.lower() == ".gguf":
-            return from_gguf(folder, say=say or _silent)
+            return from_gguf(folder, say=say or _no_report)
         raise LichenError(f"{name!r} is a file", where="model.name", fix="name the folder that holds config.json")
     if looks_like_hub_id(name):
         return name
@@ -62,5 +62,5 @@ def resolve_model(name: str, *, say: Callable[[str], None] | None = None) -> str
     )
 
 
-def _silent(line: str) -> None:
+def _no_report(line: str) -> None:
     del line

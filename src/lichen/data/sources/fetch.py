@@ -24,7 +24,7 @@ from lichen.core.errors import LichenError
 from lichen.data.sources.convert import convert
 from lichen.data.sources.entries import Entry, cache_dir, entry
 
-__all__ = ["download", "fetch", "fetched", "unpack"]
+__all__ = ["download", "fetch_entry", "fetched", "unpack"]
 
 
 def fetched(name: str) -> Path | None:
@@ -40,7 +40,7 @@ def fetched(name: str) -> Path | None:
     return home if home.is_dir() else None
 
 
-def fetch(name: str, *, say: Callable[[str], None] | None = None) -> Path:
+def fetch_entry(name: str, *, say: Callable[[str], None] | None = None) -> Path:
     """The folder with the unpacked entry, downloaded if it is not there yet.
 
     Args:
@@ -67,7 +67,7 @@ def fetch(name: str, *, say: Callable[[str], None] | None = None) -> Path:
             with tempfile.TemporaryDirectory(
                 prefix=f".{it.name}.", suffix=".part", dir=home.parent, ignore_cleanup_errors=True
             ) as work:
-                _make(it, Path(work), say or _silent)
+                _make(it, Path(work), say or _no_report)
                 _settle(Path(work) / "done", home)
     except OSError as error:
         raise LichenError(
@@ -78,7 +78,7 @@ def fetch(name: str, *, say: Callable[[str], None] | None = None) -> Path:
     return home
 
 
-def _silent(line: str) -> None:
+def _no_report(line: str) -> None:
     del line
 
 
@@ -172,8 +172,8 @@ def _call(it: Entry, command: list[str], folder: Path, fix: str) -> None:
     except FileNotFoundError:
         raise LichenError(f"{command[0]} is not installed", where=where, fix=fix) from None
     if ran.returncode:
-        told = [line for line in (ran.stderr or ran.stdout).splitlines() if line.strip()]
-        why = told[-1].strip() if told else f"exit status {ran.returncode}"
+        lines = [line for line in (ran.stderr or ran.stdout).splitlines() if line.strip()]
+        why = lines[-1].strip() if lines else f"exit status {ran.returncode}"
         raise LichenError(f"the download of {it.package} {it.version} failed: {why}", where=where, fix=fix)
 
 
@@ -196,10 +196,10 @@ def unpack(it: Entry, archive: Path, target: Path) -> None:
             _call(it, ["dpkg", "-x", str(archive), str(whole)], target, "install dpkg (Debian or Ubuntu)")
     except (zipfile.BadZipFile, tarfile.TarError) as error:
         raise LichenError(f"{archive.name} cannot be unpacked: {error}", where=f"catalog.{it.name}") from None
-    kept = whole / it.inside
-    if not kept.exists():
+    unpacked = whole / it.inside
+    if not unpacked.exists():
         raise LichenError(f"{archive.name} lacks {it.inside}", where=f"catalog.{it.name}")
-    for thing in sorted(kept.iterdir()) if kept.is_dir() else [kept]:
+    for thing in sorted(unpacked.iterdir()) if unpacked.is_dir() else [unpacked]:
         shutil.move(str(thing), target / thing.name)
     shutil.rmtree(whole)
 

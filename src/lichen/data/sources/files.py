@@ -22,7 +22,7 @@ from lichen.data.formats.json_rows import json_rows, line_rows
 from lichen.data.formats.parquet_rows import parquet_rows, plain
 from lichen.data.sources.entries import near_names
 
-__all__ = ["Row", "data_files", "kind_of", "owners_of_files", "read_hub", "read_notes", "read_rows", "rows_of"]
+__all__ = ["Row", "data_files", "file_rows", "owners_of_files", "read_hub", "read_notes", "read_rows"]
 
 Row = Mapping[str, Any]
 
@@ -43,10 +43,10 @@ _NOT_READ: Mapping[str, tuple[str, str]] = {
 }
 
 
-def kind_of(path: Path) -> str:
+def file_kind(path: Path) -> str:
     """The ending that says how a file is read, without ``.gz``; empty where it is not read.
 
-    >>> kind_of(Path("a.CSV.gz")), kind_of(Path("notes.md"))
+    >>> file_kind(Path("a.CSV.gz")), file_kind(Path("notes.md"))
     ('.csv', '')
     """
     ending = Path(path.name.lower().removesuffix(".gz")).suffix
@@ -92,7 +92,7 @@ def _walk(path: Path) -> tuple[list[Path], list[str]]:
         seen.add((about.st_dev, about.st_ino))
         folders[:] = sorted(name for name in folders if not _hidden(name))
         for file in (Path(home) / name for name in sorted(names) if not _hidden(name)):
-            if kind_of(file) and file.is_file():
+            if file_kind(file) and file.is_file():
                 found.append(file)
             else:
                 left.append(str(file.relative_to(path)))
@@ -145,13 +145,13 @@ def _splits(name: str) -> bool:
     return _SPLIT_NAMES.fullmatch(name.lower()) is not None
 
 
-def rows_of(path: Path) -> Iterator[Row]:
+def file_rows(path: Path) -> Iterator[Row]:
     """The rows of one file, one by one.
 
     Raises:
         LichenError: if the ending is unknown, or the file cannot be read as what it claims to be.
     """
-    kind = kind_of(path)
+    kind = file_kind(path)
     if not kind:
         ending = Path(path.name.lower().removesuffix(".gz")).suffix
         if ending in _NOT_READ:
@@ -183,7 +183,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         LichenError: if the ending is unknown, or the file cannot be read as what it claims to be.
     """
-    return list(rows_of(path))
+    return list(file_rows(path))
 
 
 def read_notes(path: Path, *, most: int | None = None) -> list[str]:
@@ -199,18 +199,18 @@ def read_notes(path: Path, *, most: int | None = None) -> list[str]:
     files, left = _walk(path)
     notes: dict[str, list[str]] = {}
     for file in files[:most]:
-        if kind_of(file) == ".parquet":
+        if file_kind(file) == ".parquet":
             continue
         encoding = encoding_of(file)
         parts = [] if encoding.startswith("utf-8") else [encoding.upper().replace("CP1252", "Windows-1252")]
-        if _READERS[kind_of(file)] is delimited_rows and (words := form_of(file).words):
+        if _READERS[file_kind(file)] is delimited_rows and (words := form_of(file).words):
             parts.append(words)
         if parts:
             notes.setdefault(", ".join(parts), []).append(str(file.relative_to(path)) if file != path else file.name)
-    told = [f"{listed(names, most=3)}: read as {how}" for how, names in notes.items()]
+    lines = [f"{listed(names, most=3)}: read as {how}" for how, names in notes.items()]
     if left:
-        told.append(f"left out, no data: {listed(left, most=5)}")
-    return told
+        lines.append(f"left out, no data: {listed(left, most=5)}")
+    return lines
 
 
 def read_hub(name: str) -> list[Row]:

@@ -41,9 +41,11 @@ def chitchat(folder: Path, columns: Mapping[str, str]) -> list[Record]:
     records: list[Record] = []
     seen: set[tuple[str, str]] = set()
     for conversation, content in conversations.items():
-        said = [(u["sender"], u["text"].strip()) for turn in content["messages"] for u in turn if u["text"].strip()]
+        utterances = [
+            (u["sender"], u["text"].strip()) for turn in content["messages"] for u in turn if u["text"].strip()
+        ]
         before = ""
-        for sender, turn in groupby(said, key=lambda utterance: utterance[0]):
+        for sender, turn in groupby(utterances, key=lambda utterance: utterance[0]):
             text = "\n".join(utterance[1] for utterance in turn)
             if (sender, text) not in seen:
                 seen.add((sender, text))

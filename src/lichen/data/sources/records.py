@@ -15,7 +15,7 @@ from lichen.core.visible import clipped, listed
 from lichen.data.chat.messages import messages_of
 from lichen.data.formats.cells import label_of, name_of, text_of
 from lichen.data.sources import files
-from lichen.data.sources.catalog import CATALOG, fetch, looks_like_hub_id
+from lichen.data.sources.catalog import CATALOG, fetch_entry, looks_like_hub_id
 from lichen.data.sources.datasets import declared_datasets, read_dataset
 from lichen.data.sources.entries import near_names
 from lichen.data.sources.readers import READERS
@@ -120,9 +120,9 @@ def records_of(
     Raises:
         LichenError: if a column is missing, or a cell is not what its role needs.
     """
-    wanted = {name for some in columns.values() for name in ((some,) if isinstance(some, str) else some)}
+    requested = {name for some in columns.values() for name in ((some,) if isinstance(some, str) else some)}
     unread = () if "label" in columns else ("label",)
-    known = _resolve(columns, list(dict.fromkeys([*_names(rows), *wanted])), where=where, unread=unread)
+    known = _resolve(columns, list(dict.fromkeys([*_names(rows), *requested])), where=where, unread=unread)
     return _records(rows, known, client, where)
 
 
@@ -136,7 +136,7 @@ def _from_catalog(name: str, columns: Columns, say: Callable[[str], None] | None
     if name not in READERS:
         raise LichenError(f"{name!r} is a model", where="data.name", fix=f"data: {near_names('', 'data')}")
     single = _single(name, columns)
-    return READERS[name](fetch(name, say=say), single)
+    return READERS[name](fetch_entry(name, say=say), single)
 
 
 def _single(name: str, columns: Columns) -> dict[str, str]:
@@ -162,9 +162,9 @@ def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 def _resolve(
     columns: Columns, names: Sequence[str], *, where: str, unread: Collection[str]
 ) -> dict[str, tuple[str, ...]]:
-    wanted = {role: (some,) if isinstance(some, str) else tuple(some) for role, some in columns.items()}
+    requested = {role: (some,) if isinstance(some, str) else tuple(some) for role, some in columns.items()}
     have = set(names)
-    for role, several in wanted.items():
+    for role, several in requested.items():
         if role in ("client", "label", "group") and len(several) != 1:
             raise LichenError("is one column", where=f"data.columns.{role}", fix="name one")
         for column in several:
@@ -174,10 +174,10 @@ def _resolve(
                     where=f"data.columns.{role}",
                     fix=f"columns are: {listed(names, near=column) or 'none, it is empty'}",
                 )
-    known = {role: (role,) for role in ROLES if role in have and role not in unread} | wanted
-    if "messages" in wanted:
+    known = {role: (role,) for role in ROLES if role in have and role not in unread} | requested
+    if "messages" in requested:
         # Conversations may lie in columns called prompt and completion, which then hold no texts.
-        known = {role: some for role, some in known.items() if role in wanted or role not in _TEXTS}
+        known = {role: some for role, some in known.items() if role in requested or role not in _TEXTS}
     if "completion" in columns and "text" not in columns:
         known.pop("text", None)
     if "text" in columns:

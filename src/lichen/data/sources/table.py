@@ -21,9 +21,9 @@ from lichen.core.tree import Tree
 from lichen.data.sources.cache import keep, key_of
 from lichen.data.sources.record import Record
 
-__all__ = ["WORTH_BYTES", "Some", "Table", "column_of", "kept_records"]
+__all__ = ["MIN_BYTES", "Some", "Table", "cached_records", "column_of"]
 
-WORTH_BYTES = 1 << 20
+MIN_BYTES = 1 << 20
 """Smaller sources are parsed as quickly as they are found."""
 
 _CODE = (
@@ -119,7 +119,7 @@ def column_of(records: Sequence[Record], name: str) -> Sequence[Any]:
     return [getattr(record, name) for record in records]
 
 
-def kept_records(
+def cached_records(
     source: Path,
     make: Callable[[], Sequence[Record]],
     *how: object,
@@ -137,12 +137,12 @@ def kept_records(
     """
     if files is None:
         files = sorted(f for f in source.rglob("*") if f.is_file()) if source.is_dir() else [source]
-    if sum(f.stat().st_size for f in files) < WORTH_BYTES:
+    if sum(f.stat().st_size for f in files) < MIN_BYTES:
         return make()
-    held = [(os.path.relpath(f, source.parent), _sha256(f)) for f in files]
+    hashes = [(os.path.relpath(f, source.parent), _sha256(f)) for f in files]
     here = Path(__file__).parents[1]
     code = tuple(str(here / f"{name}.py") for name in _CODE)
-    return keep(key_of("records", held, how, code=code), make, write=_write, read=_read, folder=folder)
+    return keep(key_of("records", hashes, how, code=code), make, write=_write, read=_read, folder=folder)
 
 
 def _sha256(path: Path) -> str:

@@ -37,8 +37,8 @@ def normalise(text: str) -> str:
     if folded.isascii():
         words = re.findall(r"\w+", folded)
     else:  # the vowels of many scripts are marks, which \w leaves out
-        kept = (c if c == "_" or c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in folded)
-        words = "".join(kept).split()
+        letters = (c if c == "_" or c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in folded)
+        words = "".join(letters).split()
     return " ".join(words) or " ".join(folded.split())
 
 
@@ -72,14 +72,14 @@ def _calls(turn: Mapping[str, Any]) -> list[str]:
 
 def answers(records: Sequence[Record], *, reads: Reads = "pair") -> list[str]:
     """Each row's answer, evened out; empty where no other row has it, as for free text."""
-    said = [normalise(_answer(record, reads)) for record in records]
+    answer_texts = [normalise(_answer(record, reads)) for record in records]
     once: dict[str, str] = {}
     often: set[str] = set()
-    for record, answer in zip(records, said, strict=True):
+    for record, answer in zip(records, answer_texts, strict=True):
         mark = fingerprint(record, reads=reads)
         if once.setdefault(answer, mark) != mark:
             often.add(answer)
-    return [answer if answer in often else "" for answer in said]
+    return [answer if answer in often else "" for answer in answer_texts]
 
 
 def _answer(record: Record, reads: Reads) -> str:

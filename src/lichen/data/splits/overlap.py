@@ -12,16 +12,19 @@ from collections.abc import Iterable, Sequence
 __all__ = ["elsewhere"]
 
 
-def elsewhere(held: Sequence[Iterable[str]], asked: Sequence[Sequence[str]]) -> list[list[bool]]:
+def elsewhere(texts_of: Sequence[Iterable[str]], tests_of: Sequence[Sequence[str]]) -> list[list[bool]]:
     """Whether somebody else holds what each client asks for.
 
     Args:
-        held: Digests of the rows each client holds; behind the clients' may come those of others.
-        asked: Digests each client asks for, in the same order of clients.
+        texts_of: Digests of the rows each client holds; behind the clients' may come those of others.
+        tests_of: Digests each client asks for, in the same order of clients.
 
     >>> elsewhere([["a", "b"], ["b"]], [["a", "b"], ["b", "c"]])
     [[False, True], [True, False]]
     """
-    own = [frozenset(some) for some in held]
+    own = [frozenset(some) for some in texts_of]
     holders = Counter(one for some in own for one in some)
-    return [[holders[one] > (one in mine) for one in some] for mine, some in zip(own[: len(asked)], asked, strict=True)]
+    return [
+        [holders[one] > (one in mine) for one in some]
+        for mine, some in zip(own[: len(tests_of)], tests_of, strict=True)
+    ]

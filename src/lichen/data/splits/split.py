@@ -20,7 +20,7 @@ from lichen.core.seeds import numpy_generator
 from lichen.data.sources.record import Record
 from lichen.data.splits.fingerprint import Reads, fingerprint
 
-__all__ = ["some_of_each", "split"]
+__all__ = ["some_of_each", "split_records"]
 
 TRAIN, VALID, TEST = range(3)
 
@@ -28,7 +28,7 @@ NEAR_ONE = 0.75
 """A part that is due so much of a row of a kind, or more, gets one."""
 
 
-def split(
+def split_records(
     records: Sequence[Record],
     *,
     valid: float,

@@ -5,8 +5,8 @@ says one thing a hundred times. A :class:`Rule` looks at the texts still alive a
 must go, with a reason; a :class:`Filter` applies rules in order and tells what became of every single
 row. Rules are pure: the same texts give the same answer, and sifting what was kept drops nothing more.
 
-Copies of private rows are found where those rows are, by :class:`lichen.data.synthetic.near_duplicates.Copies`; their
-answer comes in as bits through :func:`flagged`. Scores of a judge come in through :func:`scored`.
+Copies of private rows are found where those rows are, by :class:`lichen.data.synthetic.near_duplicates.NearDuplicates`;
+their answer comes in as bits through :func:`flagged`. Scores of a judge come in through :func:`scored`.
 
 References:
     Jack W. Rae et al. "Scaling Language Models: Methods, Analysis & Insights from Training Gopher." 2021.
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import final
 
 from lichen.core.errors import LichenError
-from lichen.data.synthetic.near_duplicates import Copies, twins, words
+from lichen.data.synthetic.near_duplicates import NearDuplicates, twins, words
 
 __all__ = ["Filter", "Rule", "Sifted", "copied", "duplicates", "flagged", "foreign", "junk", "length", "repetition"]
 __all__ += ["scored"]
@@ -40,12 +40,12 @@ class Sifted:
     """What became of every row.
 
     Attributes:
-        kept: Positions, rising.
+        passed: Positions, rising.
         dropped: ``(rule, reason)`` by position.
         rules: Names of the rules, in order.
     """
 
-    kept: tuple[int, ...]
+    passed: tuple[int, ...]
     dropped: Mapping[int, tuple[str, str]]
     rules: tuple[str, ...]
 
@@ -56,8 +56,8 @@ class Sifted:
         return {rule: found[rule] for rule in self.rules}
 
     def __str__(self) -> str:
-        of = len(self.kept) + len(self.dropped)
-        return "; ".join([f"kept {len(self.kept)} of {of}", *(f"{rule} {n}" for rule, n in self.counts.items() if n)])
+        of = len(self.passed) + len(self.dropped)
+        return "; ".join([f"kept {len(self.passed)} of {of}", *(f"{rule} {n}" for rule, n in self.counts.items() if n)])
 
 
 @final
@@ -89,7 +89,7 @@ class Filter:
                 )
             dropped |= {at: (name, why) for at, why in gone.items()}
             alive = [at for at in alive if at not in gone]
-        return Sifted(kept=tuple(alive), dropped=dict(sorted(dropped.items())), rules=tuple(self.rules))
+        return Sifted(passed=tuple(alive), dropped=dict(sorted(dropped.items())), rules=tuple(self.rules))
 
 
 def length(*, least: int = 3, most: int = 400) -> Rule:
@@ -162,7 +162,7 @@ def duplicates(*, threshold: float = 0.7, size: int = 3, against: Sequence[str] 
     return rule
 
 
-def copied(private: Copies) -> Rule:
+def copied(private: NearDuplicates) -> Rule:
     """Drop copies of private rows, for whoever holds the rows; else see :mod:`lichen.clients.statistics.leakage`."""
 
     def rule(texts: Sequence[str], alive: Sequence[int]) -> dict[int, str]:

@@ -2,7 +2,7 @@
 
 Two questions. Which of some texts say the same as an earlier one (:func:`twins`)? Near equality is the
 Jaccard similarity of their word shingles; all pairs above a threshold are found by prefix filtering, so that
-nothing is missed and few pairs are compared. And which texts give a private row away (:class:`Copies`)? A
+nothing is missed and few pairs are compared. And which texts give a private row away (:class:`NearDuplicates`)? A
 foundation model may repeat what it has read, and a repeated run of eight words is rarely chance; a run
 breaks at the first word that was changed, so that windows in which many shingles of one private row
 stand close together count as well.
@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from lichen.core.errors import LichenError
 
-__all__ = ["Copies", "close_M", "jaccard", "shingles", "twins", "words"]
+__all__ = ["NearDuplicates", "close_M", "jaccard", "shingles", "twins", "words"]
 
 _HIDDEN = re.compile("['’‘`´\u00ad\u200b-\u200f\u2060\ufeff]")
 _WORD = re.compile("[\u3040-\u30ff\u3400-\u9fff]|[^\\W_\u3040-\u30ff\u3400-\u9fff]+")
@@ -89,16 +89,16 @@ def twins(texts: Sequence[str], *, against: Sequence[str] = (), threshold: float
         )
     sets = [shingles(text, size) for text in (*against, *texts)]
     frequency = Counter(one for some in sets for one in some)
-    kept_by: defaultdict[Shingle, list[int]] = defaultdict(list)
+    rows_by: defaultdict[Shingle, list[int]] = defaultdict(list)
     nearest = []
     for at, some in enumerate(sets):
         ordered = sorted(some, key=lambda one: (frequency[one], one))
         prefix = ordered[: len(some) - math.ceil(threshold * len(some) - 1e-9) + 1]
-        near = [other for other in sorted({k for one in prefix for k in kept_by[one]}) if at >= len(against)]
+        near = [other for other in sorted({k for one in prefix for k in rows_by[one]}) if at >= len(against)]
         first = next((other for other in near if jaccard(some, sets[other]) >= threshold), -1)
         if first < 0:
             for one in prefix:
-                kept_by[one].append(at)
+                rows_by[one].append(at)
         nearest.append(first)
     return nearest[len(against) :]
 
@@ -113,7 +113,7 @@ def close_M(candidates_MH: Tensor, private_NH: Tensor, *, cosine: float = 0.95) 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Copies:
+class NearDuplicates:
     """Private rows, ready to be asked which candidates are copies of one. It stays where the rows are.
 
     A candidate is a copy where its words equal a private row's, where it shares a run of ``run`` words
@@ -132,7 +132,7 @@ class Copies:
     Raises:
         LichenError: if a number is out of range.
 
-    >>> rows = Copies(["The zipper broke on the second day, and nobody answered my letters."])
+    >>> rows = NearDuplicates(["The zipper broke on the second day, and nobody answered my letters."])
     >>> rows.found(["Nice. The ZIPPER broke on the second day and nobody cares!", "It fits well."])
     ['a run of 8 words', '']
     """
@@ -179,16 +179,16 @@ class Copies:
         if any(one in self._runs for one in _runs(text, self.run)):
             return f"a run of {self.run} words"
         some = _runs(text, 3)
-        places: defaultdict[int, list[int]] = defaultdict(list)
+        positions: defaultdict[int, list[int]] = defaultdict(list)
         for at, one in enumerate(some):
             for row in self._rows.get(one, ()):
-                places[row].append(at)
+                positions[row].append(at)
         size = len(set(some))
-        for row, hits in places.items():
+        for row, hits in positions.items():
             shared = len({some[at] for at in hits})
             if shared / (size + self._sizes[row] - shared) >= self.jaccard:
                 return "nearly all shingles"
-        for row, hits in places.items():
+        for row, hits in positions.items():
             if min(len(text), self._lengths[row]) >= self.run and self._crowded(hits, row, len(some)):
                 return f"many shingles within {self.window} words"
         return ""

@@ -30,12 +30,12 @@ from lichen.core.seeds import numpy_generator
 from lichen.core.store import write_atomic
 from lichen.data.sources.record import Record
 
-__all__ = ["Pool", "Row", "drawn", "load_pool", "mix", "save_pool"]
+__all__ = ["Pool", "SyntheticRow", "load_pool", "mix", "sampled_rows", "save_pool"]
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Row:
+class SyntheticRow:
     """One synthetic text and where it came from.
 
     Attributes:
@@ -97,13 +97,13 @@ class Pool:
     Raises:
         LichenError: if a generation comes before an earlier one.
 
-    >>> pool = Pool().grow([Row("Fits well.", label="5", tokens=4)], generation=0)
-    >>> pool = pool.grow([Row("Too small.", label="1", tokens=3)], generation=1)
+    >>> pool = Pool().grow([SyntheticRow("Fits well.", label="5", tokens=4)], generation=0)
+    >>> pool = pool.grow([SyntheticRow("Too small.", label="1", tokens=3)], generation=1)
     >>> len(pool.rows), pool.tokens, pool.labels, pool.generation
     (2, 7, {'5': 1, '1': 1}, 1)
     """
 
-    rows: tuple[Row, ...] = ()
+    rows: tuple[SyntheticRow, ...] = ()
 
     def __post_init__(self) -> None:
         steps = [row.generation for row in self.rows]
@@ -125,7 +125,7 @@ class Pool:
         """Rows of every label, in order of appearance."""
         return dict(Counter(row.label for row in self.rows))
 
-    def grow(self, rows: Sequence[Row], *, generation: int) -> Pool:
+    def grow(self, rows: Sequence[SyntheticRow], *, generation: int) -> Pool:
         """The pool with these rows behind its own; a row that this generation already holds is not added twice.
 
         So a run that was cut off and repeats its generation ends with the same pool.
@@ -144,12 +144,12 @@ class Pool:
                 fix="a pool only grows: count generations up",
             )
         # What a row cost is not what it is: an answer found on disk the second time costs nothing.
-        held = {replace(row, tokens=0) for row in self.rows if row.generation == generation}
+        existing = {replace(row, tokens=0) for row in self.rows if row.generation == generation}
         added = []
         for row in rows:
             free = replace(row, generation=generation, tokens=0)
-            if free not in held:
-                held.add(free)
+            if free not in existing:
+                existing.add(free)
                 added.append(replace(free, tokens=row.tokens))
         return Pool((*self.rows, *added))
 
@@ -178,18 +178,18 @@ def mix(real: Sequence[Record], pool: Pool, *, share: float, seed: int, client: 
     Raises:
         LichenError: if the share is out of range: all but replacing the real rows is not offered.
     """
-    return [*real, *(pool.rows[i].record(client=client) for i in drawn(len(real), len(pool.rows), share, seed))]
+    return [*real, *(pool.rows[i].record(client=client) for i in sampled_rows(len(real), len(pool.rows), share, seed))]
 
 
-def drawn(real: int, written: int, share: float, seed: int) -> list[int]:
+def sampled_rows(real: int, written: int, share: float, seed: int) -> list[int]:
     """Which of so many written rows come beside so many real ones, rising; arguments and errors of :func:`mix`."""
     if not 0 <= share < 1:
         raise LichenError(
             f"a synthetic share of {share} leaves no room for real rows", where="pool.share", fix="use 0 to below 1"
         )
     # A hair more than the quotient, which may lie a hair under a whole number.
-    room = math.floor(share / (1 - share) * real + 1e-9)
-    found: list[int] = numpy_generator(seed, "pool").permutation(written)[:room].tolist()
+    most = math.floor(share / (1 - share) * real + 1e-9)
+    found: list[int] = numpy_generator(seed, "pool").permutation(written)[:most].tolist()
     return sorted(found)
 
 
@@ -221,13 +221,13 @@ def load_pool(path: Path) -> Pool:
         raise LichenError("no such pool", where=str(path), fix="check the path") from None
     if lines.pop() != b"":
         raise LichenError("its last line has no end", where=f"{path}, line {len(lines) + 1}", fix=_MEND)
-    rows: list[Row] = []
+    rows: list[SyntheticRow] = []
     for number, line in enumerate(lines, start=1):
         try:
-            told = json.loads(line.decode())
-            if not isinstance(told, dict) or told.keys() != set(_KINDS):
+            fields = json.loads(line.decode())
+            if not isinstance(fields, dict) or fields.keys() != set(_KINDS):
                 raise ValueError("its fields are not those of a row")
-            rows.append(Row(told.pop("text"), **told))
+            rows.append(SyntheticRow(fields.pop("text"), **fields))
             if len(rows) > 1 and rows[-2].generation > rows[-1].generation:
                 raise ValueError("its generation comes before the line's above")
         except (LichenError, ValueError) as error:

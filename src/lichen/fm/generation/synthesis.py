@@ -32,7 +32,7 @@ from lichen.core.seeds import derive, numpy_generator
 from lichen.fm.generation.cleanup import clean, word_count
 from lichen.fm.interface import Generator
 
-__all__ = ["GeneratedText", "Label", "Way", "Writer", "prompt_digest"]
+__all__ = ["Label", "Way", "Writer", "prompt_digest"]
 
 Label = str | int
 Way = Literal["rephrase", "fill", "continue"]

@@ -52,7 +52,7 @@ class BitFit:
 class BiasLinear(nn.Module):
     """A linear layer with a frozen weight and biases (C, out)."""
 
-    places = ("bias",)
+    buffer_names = ("bias",)
 
     def __init__(self, layer: Any, packing: Packing | None = None) -> None:
         super().__init__()
@@ -66,14 +66,14 @@ class BiasLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(C*B, ..., in)`` to ``(C*B, ..., out)``."""
         y = frozen_linear(self, x)
-        return (y + self.packing.beside(self.get_buffer("bias"), y)).to(y.dtype)
+        return (y + self.packing.at_rows(self.get_buffer("bias"), y)).to(y.dtype)
 
 
 @final
 class BiasNorm(nn.Module):
     """``nn.LayerNorm`` over the last axis with a frozen weight and biases (C, H)."""
 
-    places = ("bias",)
+    buffer_names = ("bias",)
 
     def __init__(self, layer: nn.LayerNorm, packing: Packing | None = None) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class BiasNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(C*B, ..., H)``, normalised over the last axis."""
         y = nn.functional.layer_norm(x, self.shape, self.weight, eps=self.eps)
-        return (y + self.packing.beside(self.get_buffer("bias"), y)).to(y.dtype)
+        return (y + self.packing.at_rows(self.get_buffer("bias"), y)).to(y.dtype)
 
 
 def _has_bias(layer: Any) -> bool:

@@ -30,13 +30,13 @@ from lichen.core.tree import Tree
 from lichen.models.adapters.heads import client_linear
 from lichen.models.adapters.kind import AdapterKind
 from lichen.models.adapters.linear_layers import (
-    choose,
     fits,
     frozen_linear,
     is_conv1d,
     is_linear,
     last_blocks,
     oriented,
+    target_layers,
 )
 from lichen.models.adapters.table import BUILT_IN
 from lichen.models.packing.packing import Packing
@@ -86,7 +86,7 @@ class Bottleneck:
 class BottleneckLinear(nn.Module):
     """A frozen linear layer with C small networks after it."""
 
-    places = ("down_weight", "down_bias", "up_weight", "up_bias")
+    buffer_names = ("down_weight", "down_bias", "up_weight", "up_bias")
 
     def __init__(self, layer: Any, packing: Packing | None = None) -> None:
         super().__init__()
@@ -95,12 +95,12 @@ class BottleneckLinear(nn.Module):
         self.bias: nn.Parameter | None = layer.bias
         self.transposed = is_conv1d(layer)
         self.out_features, self.in_features = oriented(layer, layer.weight).shape
-        for name in self.places:
+        for name in self.buffer_names:
             self.register_buffer(name, torch.empty(0), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(C*B, ..., in)`` to ``(C*B, ..., H)``."""
-        down_CwH, down_Cw, up_CHw, up_CH = (self.get_buffer(name) for name in self.places)
+        down_CwH, down_Cw, up_CHw, up_CH = (self.get_buffer(name) for name in self.buffer_names)
         h = frozen_linear(self, x, self.bias)
         inner = nn.functional.gelu(client_linear(h, down_CwH, down_Cw, self.packing))
         return h + client_linear(inner, up_CHw, up_CH, self.packing).to(h.dtype)
@@ -113,7 +113,7 @@ def place(model: Any, spec: Bottleneck, packing: Packing, heads: Sequence[str]) 
         LichenError: if a target fits no layer, or the model's sub-layers are not known.
     """
     if spec.targets:
-        layers = choose(model, spec.targets, heads, last=spec.last)
+        layers = target_layers(model, spec.targets, heads, last=spec.last)
     else:
         linear = [name for name, layer in model.named_modules() if is_linear(layer)]
         above = last_blocks(model, spec.last)
@@ -154,5 +154,5 @@ def build(section: Any, heads: tuple[str, ...]) -> Bottleneck:
 
 
 BOTTLENECK = AdapterKind(
-    facts=BUILT_IN["bottleneck"], build=build, place=place, start=start, tensors=BottleneckLinear.places
+    facts=BUILT_IN["bottleneck"], build=build, place=place, start=start, tensors=BottleneckLinear.buffer_names
 )

@@ -23,7 +23,7 @@ from lichen.models.packing.packing import Packing
 __all__ = ["ClientEmbedding", "ClientLinear", "ClientNorm", "client_linear", "is_client_layer", "wrap_layer"]
 
 
-def _places(module: Any, layer: Any) -> dict[str, Tensor]:
+def _register(module: Any, layer: Any) -> dict[str, Tensor]:
     """Make room for the clients' tensors, and give the values to start from."""
     start: dict[str, Tensor] = dict(layer.named_parameters(recurse=False))
     for name in ("weight", "bias"):
@@ -53,7 +53,7 @@ class ClientLinear(nn.Module):
     def __init__(self, layer: Any, packing: Packing | None = None) -> None:
         super().__init__()
         self.packing = packing or Packing()
-        self.start = _places(self, layer)
+        self.start = _register(self, layer)
         self.transposed = is_conv1d(layer)
         self.out_features, self.in_features = oriented(layer, layer.weight).shape
 
@@ -71,7 +71,7 @@ class ClientNorm(nn.Module):
     def __init__(self, layer: nn.LayerNorm, packing: Packing | None = None) -> None:
         super().__init__()
         self.packing = packing or Packing()
-        self.start = _places(self, layer)
+        self.start = _register(self, layer)
         self.shape, self.eps = layer.normalized_shape, layer.eps
         if len(self.shape) != 1 or layer.weight is None:
             raise LichenError(
@@ -100,7 +100,7 @@ class ClientEmbedding(nn.Module):
     def __init__(self, layer: nn.Embedding, packing: Packing | None = None) -> None:
         super().__init__()
         self.packing = packing or Packing()
-        self.start = _places(self, layer)
+        self.start = _register(self, layer)
         self.padding_idx, self.dtype = layer.padding_idx, layer.weight.dtype
         if layer.max_norm is not None:
             raise LichenError(

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
-from lichen.models.adapters.kind import BEFORE_LAYERS, AdapterKind, GeneratedText, PeftFormat
-from lichen.models.adapters.linear_layers import choose, fits, frozen_linear, is_conv1d, oriented
+from lichen.models.adapters.kind import BEFORE_LAYERS, AdapterKind, PeftFormat, PeftTensors
+from lichen.models.adapters.linear_layers import fits, frozen_linear, is_conv1d, oriented, target_layers
 from lichen.models.adapters.table import BUILT_IN
 from lichen.models.packing.packing import Packing
 
@@ -73,7 +73,7 @@ class IA3:
 class IA3Linear(nn.Module):
     """A frozen linear layer with C vectors on its output or its input."""
 
-    places = ("ia3_l",)
+    buffer_names = ("ia3_l",)
 
     def __init__(self, layer: Any, *, inputs: bool, packing: Packing | None = None) -> None:
         super().__init__()
@@ -88,9 +88,9 @@ class IA3Linear(nn.Module):
         """``(C*B, ..., in)`` to ``(C*B, ..., out)``."""
         l_CF = self.get_buffer("ia3_l")
         if self.inputs:
-            x = (x * self.packing.beside(l_CF, x)).to(x.dtype)
+            x = (x * self.packing.at_rows(l_CF, x)).to(x.dtype)
         y = frozen_linear(self, x, self.bias)
-        return y if self.inputs else (y * self.packing.beside(l_CF, y)).to(y.dtype)
+        return y if self.inputs else (y * self.packing.at_rows(l_CF, y)).to(y.dtype)
 
 
 def place(model: Any, spec: IA3, packing: Packing, heads: Sequence[str]) -> tuple[str, ...]:
@@ -99,8 +99,8 @@ def place(model: Any, spec: IA3, packing: Packing, heads: Sequence[str]) -> tupl
     Raises:
         LichenError: if a name fits no layer.
     """
-    inputs = choose(model, spec.feedforward, heads, last=spec.last, where="model.adapter.feedforward_modules")
-    outputs = choose(model, spec.targets, heads, last=spec.last)
+    inputs = target_layers(model, spec.feedforward, heads, last=spec.last, where="model.adapter.feedforward_modules")
+    outputs = target_layers(model, spec.targets, heads, last=spec.last)
     layers = tuple(name for name, _ in model.named_modules() if name in {*inputs, *outputs})
     for path in layers:
         model.set_submodule(path, IA3Linear(model.get_submodule(path), inputs=path in inputs, packing=packing))
@@ -135,7 +135,7 @@ def build(section: Any, heads: tuple[str, ...]) -> IA3:
     return IA3(targets=section.target_modules, feedforward=section.feedforward_modules, heads=heads, last=section.last)
 
 
-def write(tree: Tree, spec: IA3, patches: Mapping[str, Mapping[str, Tensor]]) -> GeneratedText:
+def write(tree: Tree, spec: IA3, patches: Mapping[str, Mapping[str, Tensor]]) -> PeftTensors:
     """Vectors as PEFT lays them: a row where it scales inputs, a column where it scales outputs.
 
     Raises:
@@ -150,7 +150,7 @@ def write(tree: Tree, spec: IA3, patches: Mapping[str, Mapping[str, Tensor]]) ->
         f"{BEFORE_LAYERS}{path}.ia3_l": tree[f"{path}.ia3_l"].view((1, -1) if path in inputs else (-1, 1))
         for path in layers
     }
-    return GeneratedText(own=own, tensors=tensors, fields={"target_modules": layers, "feedforward_modules": inputs})
+    return PeftTensors(own=own, tensors=tensors, fields={"target_modules": layers, "feedforward_modules": inputs})
 
 
 def _scales_inputs(path: str, config: Mapping[str, Any]) -> bool:
@@ -216,7 +216,7 @@ LEARNED_SCALES = AdapterKind(
     build=build,
     place=place,
     start=start,
-    tensors=IA3Linear.places,
+    tensors=IA3Linear.buffer_names,
     merge=merge,
     peft=PeftFormat(
         type="IA3",

@@ -31,9 +31,9 @@ __all__ = [
     "START_PLAIN",
     "VIRTUAL",
     "AdapterKind",
-    "GeneratedText",
     "Merge",
     "PeftFormat",
+    "PeftTensors",
     "Spec",
     "kind_claiming",
     "kind_of",
@@ -90,7 +90,7 @@ class Merge(Protocol):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratedText:
+class PeftTensors:
     """An adapter as PEFT has it.
 
     Attributes:
@@ -131,7 +131,7 @@ class PeftFormat:
 
     type: str
     config: str
-    write: Callable[[Tree, Any, Mapping[str, Mapping[str, Tensor]]], GeneratedText]
+    write: Callable[[Tree, Any, Mapping[str, Mapping[str, Tensor]]], PeftTensors]
     read: Callable[[Tree, Mapping[str, Any], Iterable[str], str], Tree]
     begin: Callable[[Tree, Tree, Any, Mapping[str, Any], str], tuple[Tree, list[str]]]
     honoured: frozenset[str]

@@ -24,10 +24,12 @@ from typing import Literal
 from lichen.core.errors import LichenError
 from lichen.core.tree import block_of
 
-__all__ = ["layer_phases"]
+__all__ = ["layerwise_schedule"]
 
 
-def layer_phases(names: Iterable[str], groups: int, order: Literal["up", "down"] = "up") -> tuple[tuple[str, ...], ...]:
+def layerwise_schedule(
+    names: Iterable[str], groups: int, order: Literal["up", "down"] = "up"
+) -> tuple[tuple[str, ...], ...]:
     """What stands still in each phase, for a client work's ``phases``: the tensors of all blocks but one group's.
 
     The blocks that have tensors among ``names`` are parted into stretches that differ by one block at most.
@@ -44,7 +46,7 @@ def layer_phases(names: Iterable[str], groups: int, order: Literal["up", "down"]
     Raises:
         LichenError: if there are fewer blocks than groups.
 
-    >>> layer_phases(["h.0.a", "h.1.a", "h.2.a", "head.w"], 2)
+    >>> layerwise_schedule(["h.0.a", "h.1.a", "h.2.a", "head.w"], 2)
     (('h.1.a', 'h.2.a'), ('h.0.a',))
     """
     names = tuple(names)
@@ -57,5 +59,5 @@ def layer_phases(names: Iterable[str], groups: int, order: Literal["up", "down"]
         )
     edges = [i * len(blocks) // groups for i in range(groups + 1)]
     active = [set(blocks[a:b]) for a, b in pairwise(edges)]
-    turns = active if order == "up" else active[::-1]
-    return tuple(tuple(name for name in names if block_of(name) not in (None, *turn)) for turn in turns)
+    stages = active if order == "up" else active[::-1]
+    return tuple(tuple(name for name in names if block_of(name) not in (None, *stage)) for stage in stages)

@@ -14,7 +14,6 @@ from lichen.core.errors import LichenError
 from lichen.models.adapters.quantized import QuantizedLinear, QuantizedWeight, dense_weight, linear_frozen
 
 __all__ = [
-    "choose",
     "fits",
     "frozen_linear",
     "frozen_weight",
@@ -23,6 +22,7 @@ __all__ = [
     "last_blocks",
     "oriented",
     "refuse_unknown",
+    "target_layers",
 ]
 
 
@@ -103,7 +103,7 @@ def last_blocks(model: Any, last: int | None) -> str | tuple[str, ...]:
     return tuple(f"{name}." for name in blocks[-last:])
 
 
-def choose(
+def target_layers(
     model: Any,
     targets: Sequence[str] | str,
     heads: Sequence[str],

@@ -29,7 +29,7 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.models.adapters.kind import AdapterKind
-from lichen.models.adapters.linear_layers import choose, frozen_linear, frozen_weight, is_conv1d, oriented
+from lichen.models.adapters.linear_layers import frozen_linear, frozen_weight, is_conv1d, oriented, target_layers
 from lichen.models.adapters.lora_peft import LORA_PEFT
 from lichen.models.adapters.quantized import linear_frozen
 from lichen.models.adapters.table import BUILT_IN
@@ -97,7 +97,7 @@ class LoraLinear(nn.Module):
     ones are no adapters.
     """
 
-    places = ("lora_A", "lora_B")
+    buffer_names = ("lora_A", "lora_B")
 
     def __init__(self, layer: Any, *, scale: float, packing: Packing | None = None) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def place(model: Any, spec: Lora, packing: Packing, heads: Sequence[str]) -> tup
     Raises:
         LichenError: if a target fits no layer.
     """
-    layers = choose(model, spec.targets, heads, last=spec.last)
+    layers = target_layers(model, spec.targets, heads, last=spec.last)
     for path in layers:
         model.set_submodule(path, LoraLinear(model.get_submodule(path), scale=spec.scale, packing=packing))
     return layers
@@ -182,7 +182,7 @@ LORA = AdapterKind(
     build=build,
     place=place,
     start=start,
-    tensors=LoraLinear.places,
+    tensors=LoraLinear.buffer_names,
     patched=True,
     merge=merge,
     peft=LORA_PEFT,

@@ -26,7 +26,7 @@ from torch import Tensor, cat
 from lichen.core.errors import LichenError
 from lichen.core.factor_pairs import factor_names, is_factor, layers_with_factors
 from lichen.core.tree import Tree
-from lichen.models.adapters.kind import BEFORE_LAYERS, MERGE_FIRST, NOTHING, START_PLAIN, GeneratedText, PeftFormat
+from lichen.models.adapters.kind import BEFORE_LAYERS, MERGE_FIRST, NOTHING, START_PLAIN, PeftFormat, PeftTensors
 from lichen.models.adapters.linear_layers import fits
 
 __all__ = ["LORA_PEFT", "begin", "read", "write"]
@@ -50,7 +50,7 @@ def _joined(path: str, A_ri: Tensor, B_or: Tensor, part: Mapping[str, Tensor], s
     return A, cat([B_or.double(), left_oR / scale], dim=1).to(B_or.dtype)
 
 
-def write(tree: Tree, spec: Any, patches: Mapping[str, Mapping[str, Tensor]]) -> GeneratedText:
+def write(tree: Tree, spec: Any, patches: Mapping[str, Mapping[str, Tensor]]) -> PeftTensors:
     """Factors as they are, a factored patch as more rank.
 
     Raises:
@@ -91,7 +91,7 @@ def write(tree: Tree, spec: Any, patches: Mapping[str, Mapping[str, Tensor]]) ->
         "rank_pattern": ranks,
         "alpha_pattern": {path: spec.scale * (r**0.5 if spec.rslora else r) for path, r in ranks.items()},
     }
-    return GeneratedText(own=own, tensors=tensors, fields=fields)
+    return PeftTensors(own=own, tensors=tensors, fields=fields)
 
 
 def read(tensors: Tree, config: Mapping[str, Any], names: Iterable[str], where: str) -> Tree:
@@ -157,10 +157,12 @@ def begin(tree: Tree, fresh: Tree, spec: Any, config: Mapping[str, Any], where: 
         raise LichenError("the adapter holds no layer", where=where, fix="give a folder that PEFT wrote")
     sizes = {path: (rank_of(config, path), alpha_of(config, path)) for path in layers}
     for path, (rank, _) in sizes.items():
-        held = tree[f"{path}.lora_A"].shape[0]
-        if held != rank:
+        own_rank = tree[f"{path}.lora_A"].shape[0]
+        if own_rank != rank:
             raise LichenError(
-                f"layer {path!r} has rank {held}, its r or rank_pattern says {rank}", where=where, fix="mend it there"
+                f"layer {path!r} has rank {own_rank}, its r or rank_pattern says {rank}",
+                where=where,
+                fix="mend it there",
             )
     _check_scale(sizes, spec, config, where)
     found: Tree = {}

@@ -68,17 +68,17 @@ class Prefix:
 class PrefixTokens(nn.Module):
     """C clients' keys and values, which come in through ``functional_call``; without them the model is bare."""
 
-    places = ("keys", "values")
+    buffer_names = ("keys", "values")
     padded_only = "a prefix stands before padded rows"
 
     def __init__(self) -> None:
         super().__init__()
-        for name in self.places:
+        for name in self.buffer_names:
             self.register_buffer(name, torch.empty(0), persistent=False)
 
     def forward(self, cache: Any, rows: int, dtype: torch.dtype) -> Any:
         """An empty cache of transformers, with the keys and values put into it for every row."""
-        keys_CLkmd, values_CLkmd = (self.get_buffer(name) for name in self.places)
+        keys_CLkmd, values_CLkmd = (self.get_buffer(name) for name in self.buffer_names)
         each = rows // keys_CLkmd.shape[0]
         layers = zip(keys_CLkmd.unbind(1), values_CLkmd.unbind(1), strict=True)
         for number, (keys_Ckmd, values_Ckmd) in enumerate(layers):
@@ -153,7 +153,7 @@ def start(model: Any, path: str, spec: Prefix, seed: int) -> Tree:
         inside = split(heads, f"{part}.")[0] if part else heads
         functional_call(model.get_submodule(part), inside, kwargs=inputs, tie_weights=False)
     found: Tree = {}
-    for name in PrefixTokens.places:
+    for name in PrefixTokens.buffer_names:
         x_Lkmd = torch.stack([getattr(layer, name)[0] for layer in cache.layers])
         found[name] = x_Lkmd.to(torch.promote_types(x_Lkmd.dtype, torch.float32), copy=True)
     return found
@@ -165,5 +165,5 @@ def build(section: Any, heads: tuple[str, ...]) -> Prefix:
 
 
 PREFIX_TUNING = AdapterKind(
-    facts=BUILT_IN["prefix"], build=build, place=place, start=start, tensors=PrefixTokens.places, peft=PREFIX_PEFT
+    facts=BUILT_IN["prefix"], build=build, place=place, start=start, tensors=PrefixTokens.buffer_names, peft=PREFIX_PEFT
 )

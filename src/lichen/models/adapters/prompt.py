@@ -67,7 +67,7 @@ class Prompt:
 class PromptTokens(nn.Module):
     """C clients' virtual tokens, which come in through ``functional_call``; without them the model is bare."""
 
-    places = ("tokens",)
+    buffer_names = ("tokens",)
     padded_only = "a prompt stands before padded rows"
 
     def __init__(self) -> None:
@@ -154,14 +154,14 @@ def place(model: Any, spec: Prompt, packing: Packing, heads: Sequence[str]) -> t
         given["attention_mask"] = attended(
             model, given.get("attention_mask"), rows, max(known - extra, 0) + width, extra=extra, device=embeds.device
         )
-        places = given.get("position_ids")
+        positions = given.get("position_ids")
         if known:  # a row is being written token by token: the prompt is in the cache
-            if places is not None:
-                given["position_ids"] = places + extra
+            if positions is not None:
+                given["position_ids"] = positions + extra
             return forward(inputs_embeds=embeds, **given)
-        if places is not None:
-            first = torch.arange(extra, device=places.device).expand(places.shape[0], extra)
-            given["position_ids"] = torch.cat([first, places + extra], dim=1)
+        if positions is not None:
+            first = torch.arange(extra, device=positions.device).expand(positions.shape[0], extra)
+            given["position_ids"] = torch.cat([first, positions + extra], dim=1)
         if given.get("token_type_ids") is not None:
             types = given["token_type_ids"]
             given["token_type_ids"] = torch.cat([types.new_zeros(rows, extra), types], dim=1)
@@ -197,5 +197,5 @@ def build(section: Any, heads: tuple[str, ...]) -> Prompt:
 
 
 SOFT_PROMPT = AdapterKind(
-    facts=BUILT_IN["prompt"], build=build, place=place, start=start, tensors=PromptTokens.places, peft=PROMPT_PEFT
+    facts=BUILT_IN["prompt"], build=build, place=place, start=start, tensors=PromptTokens.buffer_names, peft=PROMPT_PEFT
 )

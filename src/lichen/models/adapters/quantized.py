@@ -114,7 +114,7 @@ class QuantizedWeight(nn.Module):
         library = _library()
         self.kind: Kind = kind
         self.shape, self.dtype = weight_oi.shape, weight_oi.dtype
-        home, source = weight_oi.device, weight_oi.detach().to("cpu", torch.float32).contiguous()
+        back_to, source = weight_oi.device, weight_oi.detach().to("cpu", torch.float32).contiguous()
         if kind == "int8":
             codes, scales, _ = library.int8_vectorwise_quant(source)
         else:
@@ -122,8 +122,8 @@ class QuantizedWeight(nn.Module):
             flat_N = nn.functional.pad(source.flatten(), (0, -source.numel() % BLOCK))
             codes, state = library.quantize_4bit(flat_N.view(-1, BLOCK), blocksize=BLOCK, quant_type="nf4")
             scales = state.absmax
-        self.register_buffer("codes", codes.to(home))
-        self.register_buffer("scales", scales.to(home))
+        self.register_buffer("codes", codes.to(back_to))
+        self.register_buffer("scales", scales.to(back_to))
 
     @property
     def device(self) -> torch.device:
@@ -255,9 +255,9 @@ def quantize(model: Any, kind: Kind, *, dtype: torch.dtype | None = None) -> Any
     }
     if not found:
         raise LichenError("the model has no transformer blocks with linear layers", where="model.quantize")
-    places = [found.pop(key) for key in tuple(found)]
-    while places:
-        parent, name, layer = places.pop()
+    remaining = [found.pop(key) for key in tuple(found)]
+    while remaining:
+        parent, name, layer = remaining.pop()
         weight_oi = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
         setattr(parent, name, QuantizedLinear(QuantizedWeight(weight_oi, kind), layer.bias).eval())
         del layer.weight  # whoever still names the layer holds no matrix

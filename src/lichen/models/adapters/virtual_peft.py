@@ -12,7 +12,7 @@ from torch import Tensor, stack
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
-from lichen.models.adapters.kind import NOTHING, START_PLAIN, VIRTUAL, GeneratedText, PeftFormat
+from lichen.models.adapters.kind import NOTHING, START_PLAIN, VIRTUAL, PeftFormat, PeftTensors
 from lichen.models.adapters.linear_layers import fits
 
 __all__ = ["PREFIX_PEFT", "PROMPT_PEFT"]
@@ -25,7 +25,7 @@ def _only(tree: Mapping[str, Tensor], end: str) -> str:
     return found[0]
 
 
-def _write_prompt(tree: Tree, spec: Any, patches: Mapping[str, Mapping[str, Tensor]]) -> GeneratedText:
+def _write_prompt(tree: Tree, spec: Any, patches: Mapping[str, Mapping[str, Tensor]]) -> PeftTensors:
     name = _only(tree, "prompt.tokens")
     x_mH = tree[name]
     # PEFT reads no more of a prompt, but asks some models in vain for the rest of what it calls its size.
@@ -36,10 +36,10 @@ def _write_prompt(tree: Tree, spec: Any, patches: Mapping[str, Mapping[str, Tens
         "num_layers": 1,
         "num_attention_heads": 1,
     }
-    return GeneratedText(own=frozenset({name}), tensors={VIRTUAL: x_mH}, fields=fields)
+    return PeftTensors(own=frozenset({name}), tensors={VIRTUAL: x_mH}, fields=fields)
 
 
-def _write_prefix(tree: Tree, spec: Any, patches: Mapping[str, Mapping[str, Tensor]]) -> GeneratedText:
+def _write_prefix(tree: Tree, spec: Any, patches: Mapping[str, Mapping[str, Tensor]]) -> PeftTensors:
     names = _only(tree, "prefix.keys"), _only(tree, "prefix.values")
     layers, heads, tokens, wide = tree[names[0]].shape
     # PEFT's own order: token, layer, key or value, head.
@@ -51,7 +51,7 @@ def _write_prefix(tree: Tree, spec: Any, patches: Mapping[str, Mapping[str, Tens
         "token_dim": heads * wide,
         "num_transformer_submodules": 1,
     }
-    return GeneratedText(own=frozenset(names), tensors={VIRTUAL: x_mL2kd.reshape(tokens, -1)}, fields=fields)
+    return PeftTensors(own=frozenset(names), tensors={VIRTUAL: x_mL2kd.reshape(tokens, -1)}, fields=fields)
 
 
 def _full(end: str, names: Iterable[str]) -> str:

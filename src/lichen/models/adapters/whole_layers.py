@@ -77,8 +77,8 @@ def whole_layers(model: Any, named: Sequence[str], *, classifier: bool) -> tuple
     if classifier:
         heads = heads or head_layers(model)
         # An outer module comes before what lies in it.
-        wanted = [name for name in modules if name.endswith(_HEADS)] + list(lacked_layers(model))
-        for name in wanted:
+        names = [name for name in modules if name.endswith(_HEADS)] + list(lacked_layers(model))
+        for name in names:
             if not within(name, heads):
                 heads.append(name)
     return tuple(dict.fromkeys(full for head in heads for full in _written(head, modules)))
@@ -87,8 +87,10 @@ def whole_layers(model: Any, named: Sequence[str], *, classifier: bool) -> tuple
 def head_layers(model: Any) -> list[str]:
     """A classifier's head: what is called so, else all that has weights beside the model that gives hidden states."""
     base = model.base_model
-    beside = [name for name, x in model.named_children() if x is not base and next(x.parameters(), None) is not None]
-    return [name for name in _HEADS if getattr(model, name, None) is not None] or beside
+    other_layers = [
+        name for name, x in model.named_children() if x is not base and next(x.parameters(), None) is not None
+    ]
+    return [name for name in _HEADS if getattr(model, name, None) is not None] or other_layers
 
 
 def within(name: str, ends: Sequence[str]) -> bool:

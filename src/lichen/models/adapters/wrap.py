@@ -80,7 +80,7 @@ class Wrapped:
         names: set[str] = set()
         patched = self.spec.kind.patched
         for path in self.layers:
-            own = {f"{path}.{name}" for name in self.model.get_submodule(path).places}
+            own = {f"{path}.{name}" for name in self.model.get_submodule(path).buffer_names}
             if not patched or own & trainable_C.keys():
                 names |= own
         names |= {f"{path}.{name}" for path in self.heads for name in self.model.get_submodule(path).start}

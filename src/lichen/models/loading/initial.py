@@ -1,7 +1,7 @@
 """Initial weights: fewer layers of a foundation model, random weights, or a closed-form head.
 
 A pretrained start is worth what it gains over the same architecture with random weights (:func:`redraw`),
-at equal everything; small clients take the first layers alone (:func:`cut`). And a classifier need not
+at equal everything; small clients take the first layers alone (:func:`first_layers`). And a classifier need not
 begin with a random head, whose first steps tear at what lies below it: :func:`head_start` puts the ridge
 or the LDA solution there, from the clients' summed statistics of the head's own input
 (:func:`head_features`), scaled so that its logits mean probabilities.
@@ -35,10 +35,10 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
-__all__ = ["best_scale", "cut", "head_features", "head_of", "head_start", "redraw"]
+__all__ = ["best_scale", "first_layers", "head_features", "head_of", "head_start", "redraw"]
 
 
-def cut(model: Any, layers: int) -> Any:
+def first_layers(model: Any, layers: int) -> Any:
     """The model with its first ``layers`` blocks alone, its configuration saying so; changed in place.
 
     What follows the blocks (a norm, a pooler, a head) stays.
@@ -81,7 +81,7 @@ def redraw(model: Any, seed: int) -> Any:
     return model
 
 
-def _parted(shared: Tree) -> tuple[Tree, Tree]:
+def _trained_and_fixed(shared: Tree) -> tuple[Tree, Tree]:
     fixed = {name: x for name, x in shared.items() if name.startswith(("patch.", "answers."))}
     return {name: x for name, x in shared.items() if name not in fixed}, fixed
 
@@ -92,12 +92,12 @@ def head_of(model: CohortModel, shared: Tree) -> str:
     Raises:
         LichenError: if there is none, or more than one could be it.
     """
-    trained, _ = _parted(shared)
+    trained, _ = _trained_and_fixed(shared)
     ends = [n for n, x in trained.items() if n.endswith(".weight") and x.dim() == 2 and x.shape[0] == model.classes]
     heads = sorted(name.removesuffix(".weight") for name in ends if "embed" not in name)
     if len(heads) != 1:
-        said = f"could be any of {heads}" if heads else "is not among the trained tensors"
-        raise LichenError(f"the head {said}", where="model.adapter.modules_to_save", fix="name it")
+        choice = f"could be any of {heads}" if heads else "is not among the trained tensors"
+        raise LichenError(f"the head {choice}", where="model.adapter.modules_to_save", fix="name it")
     return heads[0]
 
 
@@ -116,7 +116,7 @@ def head_features(model: CohortModel, shared: Tree, *, head: str | None = None) 
         LichenError: as :func:`head_of`.
     """
     head = head or head_of(model, shared)
-    trained, fixed = _parted(shared)
+    trained, fixed = _trained_and_fixed(shared)
     width = trained[f"{head}.weight"].shape[1]
     trained[f"{head}.weight"] = torch.eye(width).to(trained[f"{head}.weight"])
     if f"{head}.bias" in trained:
@@ -163,10 +163,10 @@ def head_start(
     parts = [part for part in ("weight", "bias") if f"{head}.{part}" in shared]
     found = {name.rpartition(".")[2]: x.detach().cpu().double() for name, x in solved.items()}
     shapes = {part: tuple(x.shape) for part, x in found.items()}
-    wanted = {part: tuple(shared[f"{head}.{part}"].shape) for part in parts}
-    if shapes != wanted or len(found) != len(solved):
+    expected = {part: tuple(shared[f"{head}.{part}"].shape) for part in parts}
+    if shapes != expected or len(found) != len(solved):
         raise LichenError(
-            f"a solution of shapes {shapes} does not fit the head {head!r} of {wanted}",
+            f"a solution of shapes {shapes} does not fit the head {head!r} of {expected}",
             where="head_start",
             fix=f"sum the statistics over head_features, with bias={'bias' in parts}",
         )
@@ -180,7 +180,7 @@ def head_start(
         own = {f"{head}.{part}": x * scale for part, x in found.items()}
         return {**shared, **{name: x.to(shared[name]).contiguous() for name, x in own.items()}}
 
-    trained, fixed = _parted(with_head(1.0))
+    trained, fixed = _trained_and_fixed(with_head(1.0))
     rows = [_labelled(model, trained, fixed, batch) for batch in scale_on]
     if not rows:
         return with_head(1.0)

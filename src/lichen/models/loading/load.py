@@ -21,7 +21,7 @@ from lichen.core.seeds import torch_generator
 from lichen.core.tree import digest
 from lichen.models.adapters.quantized import Kind, quantize
 from lichen.models.adapters.whole_layers import note_lacked, output_layer
-from lichen.models.loading.initial import cut, redraw
+from lichen.models.loading.initial import first_layers, redraw
 from lichen.models.loading.model_folder import check_config, check_weights, plainly
 from lichen.models.loading.tokenizer_folder import read_tokenizer
 from lichen.models.loading.weights_file import refuse_not_finite
@@ -133,7 +133,7 @@ def _weights(
     if random is None:
         every = chain(model.named_parameters(), model.named_buffers())
         refuse_not_finite(every, where=str(source), fix="fetch or save the weights again")
-    model = model if layers is None else cut(model, layers)
+    model = model if layers is None else first_layers(model, layers)
     return (model if quantized is None else quantize(model, quantized, dtype=dtype)), info
 
 

@@ -136,16 +136,16 @@ def _check_shards(folder: Path, index: Path) -> None:
     parts = read_json(index).get("weight_map")
     if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
         raise LichenError(f"{index.name} has no weight_map", where=str(folder), fix=_WHOLE)
-    held: dict[str, set[str]] = {}
+    tensors_in: dict[str, set[str]] = {}
     for name in sorted(set(parts.values())):
         file = folder / name
         if Path(name).name != name:
             raise LichenError(f"{index.name} names {name!r}, outside the folder", where=str(folder), fix=_WHOLE)
         if not file.is_file():
             raise LichenError(f"{name} is missing, which {index.name} names", where=str(folder), fix=_WHOLE)
-        held[name] = set(check_file(file, fix=_WHOLE))
+        tensors_in[name] = set(check_file(file, fix=_WHOLE))
     for tensor, name in parts.items():
-        if tensor not in held[name]:
+        if tensor not in tensors_in[name]:
             raise LichenError(f"{name} lacks {tensor!r}, which {index.name} names", where=str(folder), fix=_WHOLE)
 
 

@@ -33,8 +33,8 @@ def base_names(source: str | Path) -> tuple[str, ...]:
 
 def has_named_head(model: Any) -> bool:
     """Whether a loaded classifier holds the head of its files, and its configuration names the classes."""
-    kept = came_with_head(model) and output_layer(model) not in lacked_layers(model)
-    return kept and bool(_names(model.config))
+    came_along = came_with_head(model) and output_layer(model) not in lacked_layers(model)
+    return came_along and bool(_names(model.config))
 
 
 def _names(config: Any) -> tuple[str, ...]:
@@ -75,15 +75,15 @@ def in_base_order(labels: Sequence[str], names: Sequence[str]) -> tuple[tuple[st
             where="model.head",
             fix=f"call the label what the base calls it{rows}, or draw a new head with model.head: random",
         )
-    taken: dict[int, str] = {}
+    name_at: dict[int, str] = {}
     for label in labels:
-        if (other := taken.setdefault(at[label], label)) != label:
+        if (other := name_at.setdefault(at[label], label)) != label:
             raise LichenError(
                 f"the labels {other!r} and {label!r} are both the base's {names[at[label]]!r}",
                 where="data.columns.label",
                 fix="make them one label, or draw a new head with model.head: random",
             )
-    return tuple(taken.get(k, name) for k, name in enumerate(names)), tuple(loose)
+    return tuple(name_at.get(k, name) for k, name in enumerate(names)), tuple(loose)
 
 
 def _plain(name: str) -> str:

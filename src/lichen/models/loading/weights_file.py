@@ -62,9 +62,9 @@ def check_file(file: Path, *, fix: str) -> dict[str, Any]:
         end = max((int(stop) for _, stop in tensors.values()), default=0)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise damaged("its header cannot be read") from None
-    wanted = 8 + length + end
-    if size != wanted:
-        raise damaged(f"it has {size:,} bytes where its header says {wanted:,}")
+    expected = 8 + length + end
+    if size != expected:
+        raise damaged(f"it has {size:,} bytes where its header says {expected:,}")
     header.pop("__metadata__", None)
     return dict(header)
 

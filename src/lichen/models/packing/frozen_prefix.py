@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lichen.models.packing.packing import Pack, Packing
 
-__all__ = ["Prefix", "frozen_blocks"]
+__all__ = ["FrozenPrefix", "frozen_blocks"]
 
 LIMIT = 1 << 30
 """Bytes kept."""
@@ -53,7 +53,7 @@ def frozen_blocks(base: Any, trained: Sequence[str]) -> list[Any]:
 
 
 @final
-class Prefix:
+class FrozenPrefix:
     """Hidden states by a row's tokens.
 
     Args:
@@ -64,7 +64,7 @@ class Prefix:
 
     def __init__(self, blocks: Sequence[Any], packing: Packing, *, limit: int = LIMIT) -> None:
         self.packing, self.limit = packing, limit
-        self.kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.cached: OrderedDict[bytes, Tensor] = OrderedDict()
         self.bytes = 0
         self._known: Tensor | None = None
         self._stop = False
@@ -81,7 +81,7 @@ class Prefix:
         """
         rows = torch.split(pack.host_N, list(pack.lengths))
         keys = [row.numpy().tobytes() for row in rows]
-        missing = list({key: s for s, key in enumerate(keys) if key not in self.kept}.values())
+        missing = list({key: s for s, key in enumerate(keys) if key not in self.cached}.values())
         alone = [[s] for s in missing] if pack.ids_N.device.type == "cpu" else [missing] if missing else []
         fresh: dict[bytes, Tensor] = {}
         for part in alone:
@@ -114,14 +114,14 @@ class Prefix:
             self._known = None
 
     def _touch(self, key: bytes) -> Tensor:
-        self.kept.move_to_end(key)
-        return self.kept[key]
+        self.cached.move_to_end(key)
+        return self.cached[key]
 
     def _keep(self, key: bytes, x: Tensor) -> None:
-        self.kept[key] = x.clone()  # not a view of all that was computed with it
+        self.cached[key] = x.clone()  # not a view of all that was computed with it
         self.bytes += x.numel() * x.element_size()
         while self.bytes > self.limit:
-            _, old = self.kept.popitem(last=False)
+            _, old = self.cached.popitem(last=False)
             self.bytes -= old.numel() * old.element_size()
 
     def _pass_over(self, block: nn.Module) -> None:

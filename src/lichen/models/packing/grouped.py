@@ -123,8 +123,8 @@ class _Adapter(torch.autograd.Function):
         low_Nr = _rows_times(x_Ni.to(thin), down_Cri.transpose(1, 2), pack)
         _add_rows_times(y_No, low_Nr, up_Cor.transpose(1, 2), pack)
         # Adapters that stand still leave nothing behind but what the gradient of the input reads.
-        kept = x_Ni if ctx.needs_input_grad[3] else None, low_Nr if ctx.needs_input_grad[4] else None
-        ctx.save_for_backward(down_Cri, up_Cor, *kept)
+        saved = x_Ni if ctx.needs_input_grad[3] else None, low_Nr if ctx.needs_input_grad[4] else None
+        ctx.save_for_backward(down_Cri, up_Cor, *saved)
         ctx.scale, ctx.pack, ctx.dtypes = scale, pack, (A_Cri.dtype, B_Cor.dtype)
         return y_No
 

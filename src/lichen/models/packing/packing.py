@@ -197,7 +197,7 @@ def pack_rows(batch: Batch, *, to_label: bool, device: torch.device) -> Pack:
     length_CB = length_CB * host["active_C"][:, None]
     flat_N = (across_T < length_CB[..., None]).flatten().nonzero()[:, 0]
     lengths: list[int] = length_CB.flatten().tolist()
-    kept = [row for row, length in enumerate(lengths) if length]
+    nonempty = [row for row, length in enumerate(lengths) if length]
     # A label is predicted by the token before it, whose place among the kept ones is counted here.
     place = torch.full((clients * rows * width,), -1)
     place[flat_N] = torch.arange(len(flat_N))
@@ -206,8 +206,8 @@ def pack_rows(batch: Batch, *, to_label: bool, device: torch.device) -> Pack:
     ids_N = host["input_ids_CBT"].flatten()[flat_N]
     labels_CBT = host["labels_CBT"] if to_label else host["input_ids_CBT"]
     return Pack(
-        lengths=tuple(lengths[row] for row in kept),
-        rows=tuple(kept),
+        lengths=tuple(lengths[row] for row in nonempty),
+        rows=tuple(nonempty),
         client_offsets=offsets,
         flat_N=flat_N.to(device),
         ids_N=ids_N.to(device),
@@ -253,7 +253,7 @@ class Packing:
         finally:
             self.only = None
 
-    def beside(self, v_CF: Tensor, x: Tensor) -> Tensor:
+    def at_rows(self, v_CF: Tensor, x: Tensor) -> Tensor:
         """Each client's vector where its rows of ``x`` ``(C*B, ..., F)`` are, to be added or multiplied."""
         v_CF = self.own(v_CF)
         if self.current is not None:

@@ -36,11 +36,11 @@ def part_position_tables(model: Any, trained: Collection[str], packing: Packing)
         projections = _PROJECTIONS + (_SHARED if getattr(layer, "share_att_key", False) else ())
         for method in _METHODS:
             if hasattr(layer, method) and any(f"{path}.{name}" in trained for name in projections):
-                setattr(layer, method, _parted(getattr(layer, method), packing))
+                setattr(layer, method, _by_client(getattr(layer, method), packing))
 
 
-def _parted(method: Any, packing: Packing) -> Any:
-    def by_client(query: Tensor, key: Tensor, relative_pos: Any, table: Tensor, scale: Any) -> Any:
+def _by_client(method: Any, packing: Packing) -> Any:
+    def of_each_client(query: Tensor, key: Tensor, relative_pos: Any, table: Tensor, scale: Any) -> Any:
         if packing.clients == 1 or packing.current is not None:
             return method(query, key, relative_pos, table, scale)
         # Rows (and heads, where they are folded into them) are the clients' in equal numbers, one after the other.
@@ -51,4 +51,4 @@ def _parted(method: Any, packing: Packing) -> Any:
                 parts.append(method(mine, other, relative_pos, table, scale))
         return torch.cat(parts)
 
-    return by_client
+    return of_each_client

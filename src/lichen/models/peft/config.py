@@ -24,7 +24,7 @@ from lichen.core.errors import LichenError
 from lichen.models.adapters.kind import MERGE_FIRST, NOTHING, AdapterKind, PeftFormat, kind_claiming, peft_types
 from lichen.models.adapters.quantized import import_peft
 
-__all__ = ["HONOURED", "IDLE", "left_out_by", "read_config"]
+__all__ = ["HONOURED", "IDLE", "left_out_by", "read_adapter_config"]
 
 HONOURED = frozenset({"peft_type", "base_model_name_or_path", "modules_to_save"})
 """Fields whose meaning is computed for every kind, beside the kind's own."""
@@ -54,7 +54,9 @@ _SHAPES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def read_config(folder: Path, kind: AdapterKind | None = None) -> tuple[dict[str, Any], AdapterKind, PeftFormat]:
+def read_adapter_config(
+    folder: Path, kind: AdapterKind | None = None
+) -> tuple[dict[str, Any], AdapterKind, PeftFormat]:
     """The configuration of an adapter that can be computed here, its kind, and that one's way into PEFT.
 
     Args:
@@ -206,12 +208,12 @@ def left_out_by(config: Mapping[str, Any], path: str) -> str | None:
         return None
     if not _ends(path, targets or ()):
         return "target_modules"
-    wanted = config.get("layers_to_transform")
-    if wanted is None or wanted == []:
+    requested = config.get("layers_to_transform")
+    if requested is None or requested == []:
         return None
     patterns = config.get("layers_pattern") or ()
     patterns = [patterns] if isinstance(patterns, str) else patterns
     begins = [rf"(?:^|.*?\.){one}\.(\d+)\." for one in patterns] or [r".*?\.[^.]*\.(\d+)\."]
     found = next((match for begin in begins if (match := re.match(begin, path))), None)
     number = None if found is None else int(found.group(1))
-    return None if number in ([wanted] if isinstance(wanted, int) else wanted) else "layers_to_transform"
+    return None if number in ([requested] if isinstance(requested, int) else requested) else "layers_to_transform"

@@ -14,7 +14,7 @@ from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, check_same
 from lichen.models.adapters.kind import BEFORE_LAYERS, BEFORE_VIRTUAL, VIRTUAL, Spec
 from lichen.models.loading.weights_file import read_tensors
-from lichen.models.peft.config import read_config
+from lichen.models.peft.config import read_adapter_config
 
 __all__ = ["load_adapter", "read_adapter"]
 
@@ -35,7 +35,7 @@ def read_adapter(folder: Path, *, spec: Spec | None = None, like: Iterable[str] 
             is not of the kind of ``spec``.
     """
     where, like = str(folder), tuple(like)
-    config, kind, peft_format = read_config(folder, None if spec is None else spec.kind)
+    config, kind, peft_format = read_adapter_config(folder, None if spec is None else spec.kind)
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         pickled = (folder / "adapter_model.bin").is_file()

@@ -34,7 +34,7 @@ from lichen.core.errors import LichenError
 from lichen.core.tree import nbytes
 from lichen.models.students.student import Student
 
-__all__ = ["Need", "Optimizer", "choose", "family", "need"]
+__all__ = ["Optimizer", "family", "largest_fitting", "need"]
 
 Optimizer = Literal["sgd", "momentum", "adamw"]
 """How a client steps: with no, one or two moments a parameter."""
@@ -46,7 +46,7 @@ Config = TypeVar("Config")
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
+class StudentMemory:
     """Bytes that one client's training takes.
 
     Attributes:
@@ -54,23 +54,23 @@ class Need:
         moments: The optimizer's.
         activations: What the way back needs of the way forward, for one batch.
         batch: The batch itself.
-        room_back: To work in on the way back.
-        room_step: To work in while stepping.
+        backward_bytes: To work in on the way back.
+        step_bytes: To work in while stepping.
     """
 
     parameters: int
     moments: int
     activations: int
     batch: int
-    room_back: int
-    room_step: int
+    backward_bytes: int
+    step_bytes: int
 
     @property
     def total(self) -> int:
         """The most that is held at once."""
         stands = 3 * self.parameters + 2 * self.moments + self.batch
         gradients, update = self.parameters, self.parameters + self.moments
-        return stands + gradients + max(self.activations + self.room_back, update + self.room_step)
+        return stands + gradients + max(self.activations + self.backward_bytes, update + self.step_bytes)
 
 
 @final
@@ -87,10 +87,10 @@ class Member(Generic[Config]):
     config: Config
     _: KW_ONLY
     model: Student
-    need: Need
+    need: StudentMemory
 
 
-def need(model: Student, batch: Batch, *, optimizer: Optimizer = "adamw") -> Need:
+def need(model: Student, batch: Batch, *, optimizer: Optimizer = "adamw") -> StudentMemory:
     """What training this model on batches of this shape takes.
 
     Args:
@@ -114,13 +114,13 @@ def need(model: Student, batch: Batch, *, optimizer: Optimizer = "adamw") -> Nee
     inputs = tuple(batch[name][0].to("meta") for name in model.inputs)
     size = nbytes(params)
     pieces = _activations(model, params, inputs)
-    return Need(
+    return StudentMemory(
         parameters=size,
         moments=MOMENTS[optimizer] * size,
         activations=sum(pieces),
         batch=nbytes(dict(batch)),
-        room_back=2 * max(pieces, default=0),
-        room_step=(1 + MOMENTS[optimizer]) * max(nbytes({name: x}) for name, x in params.items()),
+        backward_bytes=2 * max(pieces, default=0),
+        step_bytes=(1 + MOMENTS[optimizer]) * max(nbytes({name: x}) for name, x in params.items()),
     )
 
 
@@ -128,17 +128,17 @@ def _activations(model: Student, params: Mapping[str, Tensor], inputs: Sequence[
     """Bytes kept for the way back, each piece of memory once; parameters and the batch are there anyway."""
     known = {x.untyped_storage()._cdata for x in (*params.values(), *inputs)}
     # Held until the sum is made, so that no two of them get one address.
-    held: dict[int, Tensor] = {}
+    storages: dict[int, Tensor] = {}
 
     def keep(x: Tensor) -> Tensor:
-        held.setdefault(x.untyped_storage()._cdata, x)
+        storages.setdefault(x.untyped_storage()._cdata, x)
         return x
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         logits_BK = model.apply(dict(params), *inputs)
         labels_B = torch.zeros(logits_BK.shape[0], dtype=torch.int64, device="meta")
         loss = nn.functional.cross_entropy(logits_BK, labels_B, reduction="sum")
-    pieces = [x for place, x in held.items() if place not in known]
+    pieces = [x for place, x in storages.items() if place not in known]
     del loss
     return [x.untyped_storage().nbytes() for x in pieces]
 
@@ -152,7 +152,7 @@ def family(
     return tuple(sorted(members, key=lambda member: member.need.total))
 
 
-def choose(memory_bytes: int, members: Sequence[Member[Any]]) -> Member[Any]:
+def largest_fitting(memory_bytes: int, members: Sequence[Member[Any]]) -> Member[Any]:
     """The one with most parameters among those that fit.
 
     Args:

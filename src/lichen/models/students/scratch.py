@@ -29,7 +29,7 @@ import torch
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 
-__all__ = ["Size", "draw", "save_scratch", "train_tokenizer"]
+__all__ = ["Size", "initial_model", "save_scratch", "train_tokenizer"]
 
 END, PAD = "<|end|>", "<|pad|>"
 _BYTES = 256
@@ -126,7 +126,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int = 2048) -> Any:
     return wrap(tokenizer_object=pairs, bos_token=END, eos_token=END, pad_token=PAD)
 
 
-def draw(size: Size, tokenizer: Any, *, seed: int) -> Any:
+def initial_model(size: Size, tokenizer: Any, *, seed: int) -> Any:
     """An untrained ``LlamaForCausalLM`` for this tokenizer: the same bytes for the same seed.
 
     Matrices are normal with spread 0.02, those that write to the residual stream smaller by the root
@@ -185,7 +185,7 @@ def save_scratch(folder: Path, size: Size, texts: Iterable[str], *, vocabulary: 
     """
     tokenizer = train_tokenizer(texts, vocabulary=vocabulary)
     tokenizer.model_max_length = size.context
-    model = draw(size, tokenizer, seed=seed)
+    model = initial_model(size, tokenizer, seed=seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)

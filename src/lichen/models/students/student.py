@@ -20,7 +20,7 @@ from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree, to_device
-from lichen.models.client_axis import run_side_by_side
+from lichen.models.client_axis import map_clients
 from lichen.models.cohort import group_of
 from lichen.models.objectives import Classification, RowObjective
 
@@ -88,13 +88,13 @@ class Student(ABC):
             return self.objective.losses(self._logits(part_C, part)[0], fixed, part)
 
         batch = to_device(batch, next(iter(trainable_C.values())).device)
-        loss_C, count_C = run_side_by_side(losses, trainable_C, batch, reference=self.reference)
+        loss_C, count_C = map_clients(losses, trainable_C, batch, reference=self.reference)
         return loss_C, count_C
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """``logits_CBK``."""
         batch = to_device(batch, next(iter(trainable_C.values())).device)
-        return run_side_by_side(self._logits, trainable_C, batch, reference=self.reference)[0]
+        return map_clients(self._logits, trainable_C, batch, reference=self.reference)[0]
 
 
 def linear(params: Tree, name: str, x: Tensor) -> Tensor:

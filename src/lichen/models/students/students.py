@@ -158,17 +158,19 @@ class TwoLayerTransformer(Student):
                 f"rows of {ids_BT.shape[1]} tokens, the model takes {self._length}", where="data.max_length"
             )
         x_BTE = nn.functional.embedding(ids_BT, params["token.embed"]) + params["place.embed"][: ids_BT.shape[1]]
-        held: Tree = {"hidden.0": x_BTE}
+        outputs: Tree = {"hidden.0": x_BTE}
         for i, name in enumerate(("layer0", "layer1"), 1):
             qkv_BT3E = linear(params, f"{name}.qkv", self._norm(params, f"{name}.norm1", x_BTE))
-            held |= {f"{kind}.{i}": x for kind, x in zip(("query", "key", "value"), qkv_BT3E.chunk(3, -1), strict=True)}
+            outputs |= {
+                f"{kind}.{i}": x for kind, x in zip(("query", "key", "value"), qkv_BT3E.chunk(3, -1), strict=True)
+            }
             x_BTE = x_BTE + self._attend(params, name, qkv_BT3E, mask_BT)
             inner = linear(params, f"{name}.up", self._norm(params, f"{name}.norm2", x_BTE))
             x_BTE = x_BTE + linear(params, f"{name}.down", nn.functional.gelu(inner))
-            held[f"hidden.{i}"] = x_BTE
+            outputs[f"hidden.{i}"] = x_BTE
         weight_BT1 = mask_BT[..., None].to(x_BTE.dtype)
         mean_BE = (self._norm(params, "norm", x_BTE) * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1)
-        return {**held, "logits": linear(params, "head", mean_BE)}
+        return {**outputs, "logits": linear(params, "head", mean_BE)}
 
     def apply(self, params: Tree, *inputs: Tensor) -> Tensor:
         """Logits (B, K) of token rows (B, T) under their mask."""

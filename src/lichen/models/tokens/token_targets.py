@@ -35,12 +35,12 @@ from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, split
 from lichen.models.objectives import NextToken
 
-__all__ = ["DistilledLM", "LogitsProvider", "Places", "top_answers"]
+__all__ = ["DistilledLM", "LogitsProvider", "TokenPositions", "top_answers"]
 
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Places:
+class TokenPositions:
     """One client's labelled places of a batch, row by row.
 
     Args:
@@ -57,29 +57,29 @@ class Places:
 class LogitsProvider(CohortModel, Protocol):
     """A cohort of causal language models that shows its labelled places."""
 
-    def places(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> list[Places]:
+    def positions(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> list[TokenPositions]:
         """The labelled places of each client; of one that is not active, none."""
         ...
 
 
-def top_answers(places: Places, k: int, *, size: int, chunk: int = 256) -> tuple[Tensor, Tensor, Tensor]:
+def top_answers(positions: TokenPositions, k: int, *, size: int, chunk: int = 256) -> tuple[Tensor, Tensor, Tensor]:
     """``(index_Rk int64, prob_Rk float32, loss_R float32)``: the likeliest next tokens, and the label's loss.
 
     Args:
-        places: Where.
+        positions: Where.
         k: Tokens kept; -1 with probability 0 where the vocabulary has fewer.
         size: Tokens of the tokenizer; a model may have rows for more, which are never answered.
         chunk: Places at once.
     """
-    count, device = places.label_R.shape[0], places.label_R.device
+    count, device = positions.label_R.shape[0], positions.label_R.device
     index_Rk = torch.full((count, k), -1, dtype=torch.int64, device=device)
     prob_Rk = torch.zeros(count, k, device=device)
     loss_R = torch.zeros(count, device=device)
     with torch.no_grad():
         for at in range(0, count, chunk):
             part = slice(at, at + chunk)
-            log_rV = nn.functional.log_softmax(places.head(places.hidden_RH[part]).float(), dim=-1)
-            loss_R[part] = -log_rV.gather(1, places.label_R[part, None])[:, 0]
+            log_rV = nn.functional.log_softmax(positions.head(positions.hidden_RH[part]).float(), dim=-1)
+            loss_R[part] = -log_rV.gather(1, positions.label_R[part, None])[:, 0]
             known_rV = log_rV[:, :size]
             best_rk, number_rk = known_rV.topk(min(k, known_rV.shape[1]), dim=-1)
             index_Rk[part, : number_rk.shape[1]] = number_rk
@@ -127,32 +127,32 @@ class DistilledLM:
         """
         answers, plain = split(fixed, "answers.")
         if answers.keys() != {"index", "prob", "at"}:
-            raise LichenError("the texts' answers did not come down", where="job", fix="run it through Listen")
+            raise LichenError("the texts' answers did not come down", where="job", fix="run it through DistillLogits")
         losses, counts = [], []
-        for c, places in enumerate(self.inner.places(trainable_C, plain, batch)):
-            place_R = _answered(batch, c, answers).to(places.label_R.device)
-            index_Rk, prob_Rk = _kept(answers, place_R, scaled=not self.rest)
-            losses.append(self._loss(places, index_Rk, prob_Rk))
-            heard = prob_Rk.sum(1) > 0
-            counts.append(heard.sum() if self.lm == 0 else torch.full_like(heard.sum(), len(heard)))
+        for c, positions in enumerate(self.inner.positions(trainable_C, plain, batch)):
+            place_R = _answered(batch, c, answers).to(positions.label_R.device)
+            index_Rk, prob_Rk = _known_pairs(answers, place_R, scaled=not self.rest)
+            losses.append(self._loss(positions, index_Rk, prob_Rk))
+            has_target = prob_Rk.sum(1) > 0
+            counts.append(has_target.sum() if self.lm == 0 else torch.full_like(has_target.sum(), len(has_target)))
         return torch.stack(losses), torch.stack(counts)
 
-    def _loss(self, places: Places, index_Rk: Tensor, prob_Rk: Tensor) -> Tensor:
+    def _loss(self, positions: TokenPositions, index_Rk: Tensor, prob_Rk: Tensor) -> Tensor:
         def part(hidden_rH: Tensor, label_r: Tensor, index_rk: Tensor, prob_rk: Tensor) -> Tensor:
-            logits_rV = places.head(hidden_rH)
+            logits_rV = positions.head(hidden_rH)
             log_rV = nn.functional.log_softmax(_wide(logits_rV), dim=-1)
             log_rk, prob_rk = log_rV.gather(1, index_rk), prob_rk.to(log_rV)
-            told = -(prob_rk * log_rk).sum()
+            cross = -(prob_rk * log_rk).sum()
             if self.rest:
-                told = told - _rest(log_rk, prob_rk)
-            return told + self.lm * nn.functional.nll_loss(log_rV, label_r, reduction="sum") if self.lm else told
+                cross = cross - _rest(log_rk, prob_rk)
+            return cross + self.lm * nn.functional.nll_loss(log_rV, label_r, reduction="sum") if self.lm else cross
 
-        rows = (places.hidden_RH, places.label_R, index_Rk, prob_Rk)
-        count = places.label_R.shape[0]
+        rows = (positions.hidden_RH, positions.label_R, index_Rk, prob_Rk)
+        count = positions.label_R.shape[0]
         if 0 < count <= self._chunk:
             return part(*rows)
         # An empty sum: zero, yet part of the graph, for a client with nothing to learn from.
-        total = _wide(places.hidden_RH[:0]).sum()
+        total = _wide(positions.hidden_RH[:0]).sum()
         for some in zip(*(torch.split(x, self._chunk) for x in rows), strict=True) if count else ():
             grown = torch.is_grad_enabled()
             total = total + (checkpoint(part, *some, use_reentrant=False) if grown else part(*some))
@@ -169,9 +169,9 @@ class DistilledLM:
 
 def _rest(log_rk: Tensor, prob_rk: Tensor) -> Tensor:
     """What the learner says of all tokens that were not told, weighted by what the teacher left for them."""
-    said_r, told_r = log_rk.exp().where(prob_rk > 0, 0.0).sum(1), prob_rk.sum(1)
-    left_r = (1 - told_r).clamp(min=0) * (told_r > 0)
-    return (left_r * torch.log1p(-said_r.clamp(max=1 - 1e-6))).sum()
+    own_mass_r, teacher_mass_r = log_rk.exp().where(prob_rk > 0, 0.0).sum(1), prob_rk.sum(1)
+    left_r = (1 - teacher_mass_r).clamp(min=0) * (teacher_mass_r > 0)
+    return (left_r * torch.log1p(-own_mass_r.clamp(max=1 - 1e-6))).sum()
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ def _answered(batch: Batch, client: int, answers: Tree) -> Tensor:
     return torch.where(known_B[:, None], place_BT, -1)[chosen_BT]
 
 
-def _kept(answers: Tree, place_R: Tensor, *, scaled: bool) -> tuple[Tensor, Tensor]:
+def _known_pairs(answers: Tree, place_R: Tensor, *, scaled: bool) -> tuple[Tensor, Tensor]:
     """The answers at these places, scaled to sum to one where asked; zeros where there are none."""
     device = place_R.device
     index_Sk, prob_Sk = answers["index"].to(device), answers["prob"].to(device)

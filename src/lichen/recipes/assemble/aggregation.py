@@ -9,7 +9,7 @@ from lichen.clients.training.diloco import fragment_of
 from lichen.core.contracts import Aggregator
 from lichen.core.parameters import split_shared
 from lichen.core.tree import Tree
-from lichen.models.adapters.layerwise import layer_phases
+from lichen.models.adapters.layerwise import layerwise_schedule
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.schema.model import Adapter
 from lichen.recipes.schema.recipe import Recipe
@@ -23,10 +23,10 @@ from lichen.server.lowrank.redistribute import FlexLoRA, FLoRIST
 from lichen.server.lowrank.stacking import FLoRA
 from lichen.server.mean import Mean, Weighting
 from lichen.transforms.layout import Layout
-from lichen.transforms.parse import chain_of
+from lichen.transforms.parse import parse_codecs
 from lichen.transforms.uplink_decode import Decoded
 
-__all__ = ["aggregator_of", "home_of", "phases_of", "scaling_of"]
+__all__ = ["aggregator_of", "freeze_schedule_of", "home_of", "scaling_of"]
 
 _FROZEN: dict[str, tuple[tuple[str, ...], ...]] = {
     "ffa": (("lora_A",),),
@@ -44,13 +44,13 @@ def scaling_of(adapter: Adapter) -> float:
     return adapter.alpha / (adapter.rank**0.5 if adapter.rslora else adapter.rank)
 
 
-def phases_of(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
+def freeze_schedule_of(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
     """Names that stand still, round by round: those of the rule, and those of the layers whose turn it is not."""
     rule = _FROZEN.get(experiment.recipe.rule, ())
     groups = experiment.recipe.federation.layer_groups
     if groups == 1:
         return rule
-    turns = layer_phases(split_shared(experiment.start)[0], groups)
+    turns = layerwise_schedule(split_shared(experiment.start)[0], groups)
     return tuple((*turn, *half) for turn in turns for half in rule or ((),))
 
 
@@ -71,7 +71,7 @@ def aggregator_of(experiment: Experiment, lr: float) -> Aggregator:
         return QFFL(fed.q, lr=lr, weighting=_weighting(recipe))
     if not recipe.wire.up:
         return _rule(recipe)
-    return Decoded(_rule(recipe), chain_of(recipe.wire.up), _layouts(experiment))
+    return Decoded(_rule(recipe), parse_codecs(recipe.wire.up), _layouts(experiment))
 
 
 def _weighting(recipe: Recipe) -> Weighting:
@@ -102,12 +102,12 @@ def _layouts(experiment: Experiment) -> tuple[Layout, ...]:
     """What clients may send, in any round and at any capacity."""
     capacity = experiment.capacity
     keys = [] if capacity is None else list(dict.fromkeys(capacity.key(c) for c in range(len(experiment.train))))
-    whole = [experiment.start] if capacity is None else [capacity.cut(experiment.start, key) for key in keys]
+    whole = [experiment.start] if capacity is None else [capacity.extract(experiment.start, key) for key in keys]
     home = home_of(experiment.recipe)
     found: list[Layout] = []
     for shared in whole:
         trainable, _ = split_shared(shared)
-        for still in phases_of(experiment) or ((),):
+        for still in freeze_schedule_of(experiment) or ((),):
             sent: Tree = {name: x for name, x in trainable.items() if not name.endswith((*still, *home))}
             for part in _fragments(sent, experiment.recipe.federation.stream_fragments):
                 layout = Layout.of(part)

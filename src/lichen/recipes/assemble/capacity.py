@@ -147,10 +147,10 @@ def needs_of(experiment: Experiment, client_task: ClientTask) -> Needs:
     base = resident_bytes(wrapped.model)
 
     def needed(rank: int, last: int | None) -> int:
-        cut = Capacity((rank,), last_N=(last,), scaling=spec.scale)
+        submodel = Capacity((rank,), last_N=(last,), scaling=spec.scale)
         return base + _step_bytes(
             client_task,
-            cut.cut(start, cut.key(0)),
+            submodel.extract(start, submodel.key(0)),
             client,
             batch,
             experiment.model.base,

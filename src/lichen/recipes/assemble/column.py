@@ -10,7 +10,7 @@ from torch import Tensor
 from lichen.core.contracts import Engine
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
-from lichen.engines.block_size import Room
+from lichen.engines.block_size import AutoBlockSize
 from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks
@@ -54,13 +54,13 @@ def local_engine(experiment: Experiment, store: ClientStore) -> LocalEngine:
     )
 
 
-def room_of(recipe: Recipe, store: ClientStore) -> int | Room:
+def room_of(recipe: Recipe, store: ClientStore) -> int | AutoBlockSize:
     """The recipe's clients side by side, or what finds it and keeps it beside the private state."""
     engine = recipe.engine
     if engine.clients_per_block is not None:
         return engine.clients_per_block
     may = engine.gradient_checkpointing is None
-    return Room(store.folder.parent / "blocks.json", device=recipe.model.device, may_checkpoint=may)
+    return AutoBlockSize(store.folder.parent / "blocks.json", device=recipe.model.device, may_checkpoint=may)
 
 
 def among(ranks: Ranks, local: LocalEngine) -> Engine:

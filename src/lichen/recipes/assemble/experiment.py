@@ -12,7 +12,7 @@ from lichen.core.contracts import CohortModel, Source
 from lichen.core.tree import Tree
 from lichen.data.batches.accumulation import MicroBatches
 from lichen.data.batches.augment import Views
-from lichen.data.batches.few_labels import FewLabels
+from lichen.data.batches.scarce_labels import ScarceLabels
 from lichen.data.batches.shards import EvalSource, MixedSource, Shard, TrainSource
 from lichen.models.cohort import Cohort
 from lichen.present.trace import grid_name
@@ -110,7 +110,7 @@ class Experiment:
             fixed_width=self._width(),
         )
         if self.auxiliary.rows and self.recipe.semi is not None:
-            return FewLabels(replace(own, shards=self.auxiliary.rows), unlabelled_rows=self.recipe.semi.batch_size)
+            return ScarceLabels(replace(own, shards=self.auxiliary.rows), unlabelled_rows=self.recipe.semi.batch_size)
         if self.public is None or self.recipe.teacher is None:
             return own
         return MixedSource(own, public=self.public, public_rows=self.recipe.teacher.public_batch_size)

@@ -18,14 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-from lichen.algorithms.exchange import Kinds
-from lichen.clients.distillation.private_models import answered
+from lichen.algorithms.exchange import Architectures
+from lichen.clients.distillation.private_models import with_answer_rows
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import Shard, TrainSource
 from lichen.models.losses import answer_settings
-from lichen.models.students.family import Optimizer, choose, family
+from lichen.models.students.family import Optimizer, family, largest_fitting
 from lichen.models.students.student import Student as Model
 from lichen.recipes.assemble.capacity import GIB
 from lichen.recipes.assemble.experiment import Experiment
@@ -55,7 +55,7 @@ class HeterogeneousClients:
     Attributes:
         recipe: The recipe.
         exchange: Its section.
-        kinds: The clients of each architecture that has some.
+        architectures: The clients of each architecture that has some.
         students: What each is in the recipe.
         experiments: What each works with, its model among it.
         public: The public rows.
@@ -63,7 +63,7 @@ class HeterogeneousClients:
 
     recipe: Recipe
     exchange: Exchange
-    kinds: Kinds
+    architectures: Architectures
     students: Mapping[str, Student]
     experiments: Mapping[str, Experiment]
     public: Shard
@@ -71,7 +71,7 @@ class HeterogeneousClients:
     @property
     def count(self) -> int:
         """Clients."""
-        return sum(map(len, self.kinds.values()))
+        return sum(map(len, self.architectures.values()))
 
     @property
     def train(self) -> tuple[Shard, ...]:
@@ -100,7 +100,7 @@ def public_rows(heterogeneous: HeterogeneousClients, own: TrainSource, clients: 
     section = heterogeneous.exchange
     return replace(
         own,
-        shards=dict.fromkeys(clients, answered(heterogeneous.public)),
+        shards=dict.fromkeys(clients, with_answer_rows(heterogeneous.public)),
         batch_size=section.public_batch_size,
         steps=section.digest(heterogeneous.recipe.federation.fixed_steps),
     )
@@ -130,17 +130,17 @@ def open_heterogeneous(recipe: Recipe, say: Callable[[str], None]) -> tuple[Load
     whole = HeterogeneousClients(
         recipe=recipe,
         exchange=section,
-        kinds={name: tuple(range(count)) for name in every},
+        architectures={name: tuple(range(count)) for name in every},
         students=every,
         experiments=experiments,
         public=public,
     )
     turns = [name_of(student) for student in recipe.model.students]
     given = _by_memory(whole, models) if recipe.federation.memory else [turns[c % len(turns)] for c in range(count)]
-    kinds = {name: some for name in every if (some := tuple(c for c, of in enumerate(given) if of == name))}
-    say("; ".join(f"{len(some)} clients have a {name}" for name, some in kinds.items()))
-    experiments = {name: experiment for name, experiment in experiments.items() if name in kinds}
-    return loaded, replace(whole, kinds=kinds, experiments=experiments)
+    architectures = {name: some for name in every if (some := tuple(c for c, of in enumerate(given) if of == name))}
+    say("; ".join(f"{len(some)} clients have a {name}" for name, some in architectures.items()))
+    experiments = {name: experiment for name, experiment in experiments.items() if name in architectures}
+    return loaded, replace(whole, architectures=architectures, experiments=experiments)
 
 
 def _single(recipe: Recipe, student: Student) -> Recipe:
@@ -163,7 +163,7 @@ def _by_memory(heterogeneous: HeterogeneousClients, models: Mapping[str, Model])
         if key not in known:
             try:
                 members = family(models, models.__getitem__, batch, optimizer=stepper)
-                known[key] = choose(bytes_here, members).config
+                known[key] = largest_fitting(bytes_here, members).config
             except LichenError as error:
                 raise LichenError(error.what, where="federation.memory", fix=error.fix) from None
         out.append(known[key])

@@ -19,7 +19,7 @@ from typing import Any, final
 import numpy as np
 from torch import Tensor
 
-from lichen.algorithms.exchange import Kinds, parted
+from lichen.algorithms.exchange import Architectures, by_architecture
 from lichen.clients.distillation.predict import Predict
 from lichen.clients.distillation.private_models import ConcatSource, LocalInit, asking, private_client_tasks
 from lichen.clients.evaluation.early_stopping import KeepBest
@@ -35,26 +35,26 @@ from lichen.recipes.assemble.column import room_of
 from lichen.recipes.assemble.heterogeneous import HeterogeneousClients, own_rows, public_rows
 from lichen.recipes.assemble.parts import trainer
 
-__all__ = ["ByKind", "averaged", "engine_of", "private", "saying", "server"]
+__all__ = ["ByArchitecture", "averaged", "engine_of", "private", "saying", "server"]
 
 
 @final
-class ByKind:
-    """An engine that asks every client for its own kind's work: ``<work>/<kind>``, with no tensors of the server's.
+class ByArchitecture:
+    """An engine that asks every client for its own kind's work: ``<work>/<arch>``, with no tensors of the server's.
 
     Args:
         engine: Does the work.
-        kinds: The clients of each architecture.
+        architectures: The clients of each architecture.
     """
 
-    def __init__(self, engine: Engine, *, kinds: Kinds) -> None:
-        self.engine, self.kinds = engine, kinds
+    def __init__(self, engine: Engine, *, architectures: Architectures) -> None:
+        self.engine, self.architectures = engine, architectures
         self.bytes_up, self.bytes_down = engine.bytes_up, engine.bytes_down
 
     def run(self, job: Job) -> Iterator[Message]:
         """The messages of all kinds."""
-        for kind, some in parted(self.kinds, job.clients):
-            yield from self.engine.run(replace(job, work=f"{job.work}/{kind}", clients=some, shared={}))
+        for arch, some in by_architecture(self.architectures, job.clients):
+            yield from self.engine.run(replace(job, work=f"{job.work}/{arch}", clients=some, shared={}))
             self.bytes_up, self.bytes_down = self.engine.bytes_up, self.engine.bytes_down
 
     def merge(self, aggregator: Aggregator, total: Any) -> Any:
@@ -98,11 +98,11 @@ def private(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, ClientT
     """Stations of clients whose models stay with them: in fedmd and dsfl, and of all that are alone."""
     out: dict[str, ClientTask] = {}
     steps, section = heterogeneous.recipe.federation.fixed_steps, heterogeneous.exchange
-    for kind, some in heterogeneous.kinds.items():
-        experiment, mine = heterogeneous.experiments[kind], own_rows(heterogeneous, kind, steps)
+    for arch, some in heterogeneous.architectures.items():
+        experiment, mine = heterogeneous.experiments[arch], own_rows(heterogeneous, arch, steps)
         start = {**experiment.start, **heterogeneous.settings()}
         out |= private_client_tasks(
-            kind,
+            arch,
             trainer(experiment, lr, personal=True),
             start=start,
             own=mine,
@@ -112,11 +112,11 @@ def private(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, ClientT
             examples=_examples(heterogeneous, some) if section.weighting == "examples" else None,
             counts=_counts(heterogeneous, some) if section.weighting == "classes" else None,
         )
-        work = out[f"train/{kind}"].work
+        work = out[f"train/{arch}"].work
         turns = ConcatSource((public_rows(heterogeneous, mine, some), mine))
-        out[f"train/{kind}"] = ClientTask(work=work, source=own_rows(heterogeneous, kind, section.first(steps)))
-        out[f"learn/{kind}"] = ClientTask(work=work, source=turns)
-        out[f"alone/{kind}"] = ClientTask(work=work, source=own_rows(heterogeneous, kind, alone_steps(heterogeneous)))
+        out[f"train/{arch}"] = ClientTask(work=work, source=own_rows(heterogeneous, arch, section.first(steps)))
+        out[f"learn/{arch}"] = ClientTask(work=work, source=turns)
+        out[f"alone/{arch}"] = ClientTask(work=work, source=own_rows(heterogeneous, arch, alone_steps(heterogeneous)))
         judging: dict[str, tuple[ClientWork, Source]] = {
             "valid": (Evaluate(experiment.model, personal=True), experiment.evaluating(experiment.valid)),
             "test": (Evaluate(experiment.model, personal=True), experiment.evaluating(experiment.test)),
@@ -131,17 +131,17 @@ def private(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, ClientT
             ),
         }
         for name, (judge, source) in judging.items():
-            out[f"{name}/{kind}"] = ClientTask(work=LocalInit(judge, start=start), source=source)
+            out[f"{name}/{arch}"] = ClientTask(work=LocalInit(judge, start=start), source=source)
     return out
 
 
 def averaged(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, ClientTask]:
     """Stations of clients that train their architecture's average: feddf."""
     out, steps = dict[str, ClientTask](), heterogeneous.recipe.federation.fixed_steps
-    for kind, experiment in heterogeneous.experiments.items():
-        out[f"train/{kind}"] = ClientTask(work=trainer(experiment, lr), source=own_rows(heterogeneous, kind, steps))
+    for arch, experiment in heterogeneous.experiments.items():
+        out[f"train/{arch}"] = ClientTask(work=trainer(experiment, lr), source=own_rows(heterogeneous, arch, steps))
         for name, shards in (("valid", experiment.valid), ("test", experiment.test)):
-            out[f"{name}/{kind}"] = ClientTask(work=Evaluate(experiment.model), source=experiment.evaluating(shards))
+            out[f"{name}/{arch}"] = ClientTask(work=Evaluate(experiment.model), source=experiment.evaluating(shards))
     return out
 
 
@@ -150,22 +150,22 @@ def server(heterogeneous: HeterogeneousClients, lr: float) -> tuple[dict[str, Cl
     predict, distil = dict[str, ClientTask](), dict[str, ClientTask]()
     everyone = tuple(range(heterogeneous.count))
     examples = _examples(heterogeneous, everyone) if heterogeneous.exchange.weighting == "examples" else None
-    for kind, experiment in heterogeneous.experiments.items():
-        mine = own_rows(heterogeneous, kind, heterogeneous.recipe.federation.fixed_steps)
+    for arch, experiment in heterogeneous.experiments.items():
+        mine = own_rows(heterogeneous, arch, heterogeneous.recipe.federation.fixed_steps)
         answers = Predict(experiment.model, rows=heterogeneous.public.size, personal=True, examples=examples)
-        predict[kind] = ClientTask(work=answers, source=asking(mine, heterogeneous.public, everyone))
+        predict[arch] = ClientTask(work=answers, source=asking(mine, heterogeneous.public, everyone))
         learns: Train = replace(trainer(experiment, heterogeneous.exchange.server_lr or lr), prox=0.0)
-        distil[kind] = ClientTask(
+        distil[arch] = ClientTask(
             work=LocalInit(learns, start=heterogeneous.settings()), source=public_rows(heterogeneous, mine, (0,))
         )
     return predict, distil
 
 
 def saying(heterogeneous: HeterogeneousClients, rows: Shard) -> dict[str, ClientTask]:
-    """Stations ``said/<kind>``, where clients' models answer these rows."""
+    """Stations ``said/<arch>``, where clients' models answer these rows."""
     private, out = not heterogeneous.fused, dict[str, ClientTask]()
-    for kind, some in heterogeneous.kinds.items():
-        experiment = heterogeneous.experiments[kind]
+    for arch, some in heterogeneous.architectures.items():
+        experiment = heterogeneous.experiments[arch]
         # One model answers for all the clients that share it.
         examples = None if private else dict.fromkeys(some, float(len(some)))
         work: ClientWork = Predict(experiment.model, rows=rows.size, personal=private, examples=examples)
@@ -175,7 +175,7 @@ def saying(heterogeneous: HeterogeneousClients, rows: Shard) -> dict[str, Client
             pad=experiment.pad,
             max_length=heterogeneous.recipe.data.max_length,
         )
-        out[f"said/{kind}"] = ClientTask(
+        out[f"said/{arch}"] = ClientTask(
             work=LocalInit(work, start=experiment.start) if private else work, source=source
         )
     return out

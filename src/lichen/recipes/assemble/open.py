@@ -15,7 +15,7 @@ from lichen.data.batches.shards import Shard, TextShard
 from lichen.data.batches.small_vocabulary import Frequent
 from lichen.data.batches.text import pad_id
 from lichen.data.sources.catalog import CATALOG
-from lichen.data.sources.fetch import fetch
+from lichen.data.sources.fetch import fetch_entry
 from lichen.data.sources.records import Record
 from lichen.recipes.assemble.aggregation import scaling_of
 from lichen.recipes.assemble.capacity import capacity_of
@@ -76,7 +76,7 @@ def fetch_named(recipe: Recipe, say: Callable[[str], None]) -> None:
     wanted += [recipe.model.scratch.text] if recipe.model.scratch else []
     for name in wanted:
         if name in CATALOG:
-            fetch(str(name), say=say)
+            fetch_entry(str(name), say=say)
 
 
 def shards_of(

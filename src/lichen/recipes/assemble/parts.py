@@ -30,14 +30,14 @@ from lichen.clients.training.train import Train
 from lichen.core.contracts import ClientTask, ClientWork, Sampler, ServerOptimizer, ServerState
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
-from lichen.recipes.assemble.aggregation import aggregator_of, home_of, phases_of
+from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_of, home_of
 from lichen.recipes.assemble.experiment import Experiment, grid_name, participants
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.kseed import KSeedOptimizer
 from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
 from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted, validators
 from lichen.transforms.codec import Chain
-from lichen.transforms.parse import chain_of
+from lichen.transforms.parse import parse_codecs
 from lichen.transforms.uplink import Compressed
 
 __all__ = [
@@ -131,8 +131,8 @@ def trainer(experiment: Experiment, lr: float, *, personal: bool = False) -> Tra
         weigh_by=_weigh_by(recipe),
         prox=0.0 if personal else opt.prox,
         personal=personal,
-        phases=() if personal else phases_of(experiment),
-        home=() if personal else home_of(recipe),
+        freeze_schedule=() if personal else freeze_schedule_of(experiment),
+        local_params=() if personal else home_of(recipe),
     )
 
 
@@ -162,7 +162,7 @@ def federated(experiment: Experiment, lr: float) -> ClientWork:
     else:
         work = with_auxiliary(experiment, _accumulating(experiment, trainer(experiment, lr)))
     work = weighed(experiment, work)
-    return Compressed(work, chain_of(recipe.wire.up)) if recipe.wire.up else work
+    return Compressed(work, parse_codecs(recipe.wire.up)) if recipe.wire.up else work
 
 
 def with_auxiliary(experiment: Experiment, train: Train) -> ClientWork:
@@ -188,7 +188,7 @@ def with_auxiliary(experiment: Experiment, train: Train) -> ClientWork:
 
 def down_of(recipe: Recipe) -> Chain | None:
     """How changes of the shared tensors are coded on their way to the clients."""
-    return chain_of(recipe.wire.down) if recipe.wire.down else None
+    return parse_codecs(recipe.wire.down) if recipe.wire.down else None
 
 
 def server_of(recipe: Recipe) -> ServerOptimizer:

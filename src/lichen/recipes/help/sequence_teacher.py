@@ -8,7 +8,7 @@ from lichen.clients.distillation.sequence import prompt_of, sequences
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 from lichen.data.sources.records import Record
-from lichen.data.synthetic.pool import Pool, Row, drawn
+from lichen.data.synthetic.pool import Pool, SyntheticRow, sampled_rows
 from lichen.fm.generation.synthesis import prompt_digest
 from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
@@ -46,7 +46,7 @@ def teacher_texts(
         raise LichenError(
             f"{fm.name} wrote nothing usable", where="teacher", fix="raise teacher.max_new_tokens, or use another model"
         )
-    written = [Row(_answer(r), model=fm.name, prompt=prompt_digest(prompt_of(r))) for r in rows]
+    written = [SyntheticRow(_answer(r), model=fm.name, prompt=prompt_digest(prompt_of(r))) for r in rows]
     write_pool(folder, Pool().grow(written, generation=0), sifted)
     return rows, {"answers": float(len(prompted)), "answers.kept": float(len(rows))}
 
@@ -60,7 +60,7 @@ def deal_out_texts(loaded: LoadedExperiment, rows: Rows) -> tuple[tuple[Rows, ..
     assert recipe.teacher is not None
     for client_data in loaded.clients_data:
         seed = derive(recipe.seed, "said", client_data.name)
-        part = [rows[i] for i in drawn(len(client_data.train), len(rows), recipe.teacher.share, seed)]
+        part = [rows[i] for i in sampled_rows(len(client_data.train), len(rows), recipe.teacher.share, seed)]
         sent += sum(len((prompt_of(r) + _answer(r)).encode(errors="replace")) for r in part)
         out.append((*client_data.train, *part))
     return tuple(out), sent

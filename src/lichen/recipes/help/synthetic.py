@@ -27,7 +27,7 @@ from lichen.core.store import ClientStore
 from lichen.data.batches.shards import ArrayShard, EvalSource
 from lichen.data.sources.records import Record
 from lichen.data.synthetic.filters import Filter, Rule, Sifted, duplicates, flagged, junk, length, repetition, scored
-from lichen.data.synthetic.pool import Pool, Row, mix, save_pool
+from lichen.data.synthetic.pool import Pool, SyntheticRow, mix, save_pool
 from lichen.engines.local import LocalEngine
 from lichen.fm.disclosure import Origin
 from lichen.fm.generation.balance import texts_to_write
@@ -100,7 +100,7 @@ def write_synthetic(
     rules, up, down = _rules(loaded, foundation_models, section, made.pool, folder, teacher)
     sifted = Filter(rules)([row.text for row in made.pool.rows])
     say(f"of what was written: {sifted}")
-    passed = Pool(tuple(made.pool.rows[i] for i in sifted.kept))
+    passed = Pool(tuple(made.pool.rows[i] for i in sifted.passed))
     if not passed.rows:
         raise LichenError(
             "nothing that was written passed the filters", where="synthetic", fix=f"{sifted}; ask another way"
@@ -156,12 +156,13 @@ def writer_of(loaded: LoadedExperiment, foundation_models: FMRegistry, section: 
 def _prompted(loaded: LoadedExperiment, writer: Writer, say: Say) -> SyntheticResult:
     section, seed = loaded.experiment.recipe.synthetic, derive(loaded.experiment.recipe.seed, "synthetic")
     assert section is not None
-    rows: list[Row] = []
+    rows: list[SyntheticRow] = []
     for label in loaded.classes:
         say(f"writing {section.per_class} of {label}")
         found = writer.write(label, section.per_class, seed=seed)
         rows += [
-            Row(w.text, label=label, model=writer.fm.name, prompt=w.prompt, seed=w.seed, tokens=w.tokens) for w in found
+            SyntheticRow(w.text, label=label, model=writer.fm.name, prompt=w.prompt, seed=w.seed, tokens=w.tokens)
+            for w in found
         ]
     return SyntheticResult(pool=Pool().grow(rows, generation=0))
 
@@ -219,7 +220,7 @@ def _evolved(
     promise = str(evolved.privacy)
     pool = Pool().grow(
         [
-            Row(text, label=classes[k], model=writer.fm.name, seed=recipe.seed, privacy=promise)
+            SyntheticRow(text, label=classes[k], model=writer.fm.name, seed=recipe.seed, privacy=promise)
             for text, k in zip(evolved.texts, evolved.labels, strict=True)
         ],
         generation=0,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lichen.core.errors import LichenError
-from lichen.data.sources.files import data_files, owners_of_files, rows_of
+from lichen.data.sources.files import data_files, file_rows, owners_of_files
 from lichen.data.sources.records import records_of
 from lichen.recipes.init.facts import columns_of
 from lichen.recipes.init.names import Ask, Wishes
@@ -114,7 +114,7 @@ def _heads(files: Sequence[Path]) -> list[tuple[Path, list[Mapping[str, Any]]]]:
     found = []
     for file in some:
         rows, letters = [], 0
-        for row in islice(rows_of(file), each):
+        for row in islice(file_rows(file), each):
             rows.append(row)
             letters += sum(len(cell) for cell in row.values() if isinstance(cell, str))
             if letters > HEAD_LETTERS // len(some):

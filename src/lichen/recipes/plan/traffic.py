@@ -20,7 +20,7 @@ from lichen.core.tree import Tree
 from lichen.recipes.assemble.experiment import Experiment, grid_name
 from lichen.recipes.assemble.parts import algorithm_of, begin_of, down_of, validators_of
 from lichen.recipes.plan.workload import marks
-from lichen.transforms.downlink import Links
+from lichen.transforms.downlink import DownlinkState
 
 __all__ = ["Traffic", "traffic"]
 
@@ -82,7 +82,7 @@ def _jobs(experiment: Experiment, job: Job) -> list[Job]:
     for client in job.clients:
         alike.setdefault(experiment.capacity.key(client), []).append(client)
     return [
-        replace(job, clients=tuple(some), shared=experiment.capacity.cut(job.shared, key))
+        replace(job, clients=tuple(some), shared=experiment.capacity.extract(job.shared, key))
         for key, some in alike.items()
     ]
 
@@ -98,13 +98,13 @@ def traffic(experiment: Experiment, invited: Sequence[Sequence[int]], *, train_u
     """
     recipe, lr, count = experiment.recipe, experiment.recipe.optimizer.lr[0], len(experiment.train)
     shared, chain = begin_of(experiment, lr), down_of(recipe)
-    links = None if chain is None else Links.begin(shared, count, agreed=True)
+    downlink = None if chain is None else DownlinkState.initial(shared, count, agreed=True)
 
     def down(work: str, clients: Sequence[int], **settings: float) -> int:
         base = experiment.model.base
         job = Job(work=work, shared=shared, version=0, clients=tuple(clients), seed=0, base=base, settings=settings)
-        if links is not None:
-            return sizes(links.job(job))
+        if downlink is not None:
+            return sizes(downlink.job(job))
         return sum(map(sizes, _jobs(experiment, job) if settings else [job]))
 
     work, algorithm = f"train {grid_name(lr)}", algorithm_of(experiment, lr, recipe.federation.rounds)
@@ -117,13 +117,13 @@ def traffic(experiment: Experiment, invited: Sequence[Sequence[int]], *, train_u
         sent = down(work, who, **settings)
         up, total, plain = up + len(who) * train_up, total + sent + len(who) * patch, plain + sent
         patch = _patch_bytes(experiment.start, r, adapters) if recipe.rule in MORE else 0
-        if links is not None and chain is not None:
-            moved = {name: x + 1 if x.is_floating_point() else x for name, x in links.view.items()}
-            links = links.told(who).towards(moved, chain, 0)
+        if downlink is not None and chain is not None:
+            moved = {name: x + 1 if x.is_floating_point() else x for name, x in downlink.snapshot.items()}
+            downlink = downlink.acknowledge(who).advance(moved, chain, 0)
         if validated:
             valid_up += len(judges) * score_up
             valid_down += down(str(algorithm.valid), judges) + len(judges) * patch
-            links = None if links is None else links.told(judges)
+            downlink = None if downlink is None else downlink.acknowledge(judges)
     rounds, up, total = recipe.federation.rounds, up + valid_up, total + valid_down
     return Traffic(
         client_up=train_up,

@@ -15,7 +15,7 @@ from lichen.data.sources.record import Record
 from lichen.data.sources.table import Some
 from lichen.data.splits.fingerprint import Reads, answers, fingerprint
 from lichen.data.splits.partition import by_client, dirichlet, iid
-from lichen.data.splits.split import some_of_each, split
+from lichen.data.splits.split import some_of_each, split_records
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = [
@@ -185,7 +185,7 @@ def _split(
     recipe: Recipe, records: Sequence[Record], *, valid: float, test: float, seed: int
 ) -> tuple[list[Record], list[Record], list[Record]]:
     kinds, reads = kinds_of(recipe, records), reads_of(recipe)
-    return split(records, valid=valid, test=test, seed=seed, by=recipe.data.split_by, reads=reads, kinds=kinds)
+    return split_records(records, valid=valid, test=test, seed=seed, by=recipe.data.split_by, reads=reads, kinds=kinds)
 
 
 def _most(recipe: Recipe, rows: Sequence[Record], seed: int) -> list[Record]:

@@ -19,9 +19,9 @@ from lichen.data.batches.token_cache import classify_shard, lm_shard
 from lichen.data.encode_notes import sentences
 from lichen.data.reading import Left
 from lichen.data.sources.cache import prepared_folder
-from lichen.data.sources.catalog import CATALOG, fetch
+from lichen.data.sources.catalog import CATALOG, fetch_entry
 from lichen.data.sources.records import Record, load_records
-from lichen.data.sources.table import Some, column_of, kept_records
+from lichen.data.sources.table import Some, cached_records, column_of
 from lichen.recipes.rows.partition import ClientData, first_of, split_clients
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
@@ -72,7 +72,7 @@ def gather_all(recipe: Recipe) -> Gathered:
         records = make()
     else:
         how = recipe.data.name, sorted(columns.items()), path_client, unread
-        records = kept_records(fetch(recipe.data.name), make, *how, folder=prepared_folder(private=False))
+        records = cached_records(fetch_entry(recipe.data.name), make, *how, folder=prepared_folder(private=False))
     return _of_classes(recipe, _readable(recipe, records))
 
 

@@ -171,10 +171,10 @@ class Wire(Section):
     def _known_words(self) -> Wire:
         for way in ("up", "down"):
             if words := getattr(self, way):
-                from lichen.transforms.parse import chain_of
+                from lichen.transforms.parse import parse_codecs
 
                 try:
-                    chain_of(words)
+                    parse_codecs(words)
                 except LichenError as error:
                     raise ValueError(f"wire.{way}: {error.what}; {error.fix}") from None
         return self

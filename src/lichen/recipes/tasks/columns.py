@@ -40,7 +40,7 @@ from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment, trial_rounds
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.schema.recipe import Recipe
-from lichen.transforms.delta import view_name
+from lichen.transforms.delta import snapshot_name
 
 __all__ = [
     "Watch",
@@ -231,7 +231,7 @@ def _engine(experiment: Experiment, folder: RunFolder, store: ClientStore, stack
     if recipe.engine.name != "spawned":
         return among(folder.ranks, local_engine(experiment, store))
     command = [sys.executable, "-m", "lichen", "node", "--recipe", str(folder.path / "recipe.yaml")]
-    agreed = view_name(experiment.start) if recipe.wire.down else ""
+    agreed = snapshot_name(experiment.start) if recipe.wire.down else ""
     command += ["--state", str(store.folder)]
     return stack.enter_context(SpawnedEngine(command, nodes=recipe.engine.nodes, agreed=agreed))
 

@@ -27,8 +27,8 @@ import torch
 
 from lichen.algorithms.alone import Alone
 from lichen.algorithms.average import mean_loss, score
-from lichen.algorithms.exchange import Exchange, score_kinds
-from lichen.algorithms.fusion import Fusion, of_kind, together
+from lichen.algorithms.exchange import PredictionExchange, score_architectures
+from lichen.algorithms.fusion import Fusion, join_architectures, of_architecture
 from lichen.core.contracts import Algorithm, Engine, Report, ServerState
 from lichen.core.message import Job
 from lichen.core.rounds import run
@@ -42,7 +42,7 @@ from lichen.recipes.assemble.class_names import save_class_names
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import grid_name, values_N
 from lichen.recipes.assemble.heterogeneous import HeterogeneousClients, open_heterogeneous
-from lichen.recipes.assemble.heterogeneous_parts import ByKind, averaged, engine_of, private, server
+from lichen.recipes.assemble.heterogeneous_parts import ByArchitecture, averaged, engine_of, private, server
 from lichen.recipes.assemble.parts import lr_scale, sampler_of, server_of, stop_of, validators_of
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.workload import alone_rounds
@@ -115,8 +115,8 @@ def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int) -> Al
     weight_N = torch.tensor([shard.size for shard in heterogeneous.train], dtype=torch.float64)
     scale, sampler = lr_scale(recipe, fed.rounds), sampler_of(experiment)
     if not heterogeneous.fused:
-        return Exchange(
-            kinds=heterogeneous.kinds,
+        return PredictionExchange(
+            architectures=heterogeneous.architectures,
             ensemble=ensemble,
             sampler=sampler,
             weight_N=weight_N,
@@ -127,7 +127,7 @@ def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int) -> Al
         )
     predict, distil = server(heterogeneous, lr)
     return Fusion(
-        kinds=heterogeneous.kinds,
+        architectures=heterogeneous.architectures,
         predict=predict,
         distil=distil,
         aggregator=Mean(weighting="uniform" if fed.weighting == "uniform" else "examples"),
@@ -150,7 +150,7 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, watch: Wa
 
     def begin() -> Tree:
         return (
-            together({kind: experiment.start for kind, experiment in heterogeneous.experiments.items()})
+            join_architectures({arch: experiment.start for arch, experiment in heterogeneous.experiments.items()})
             if fused
             else {}
         )
@@ -158,8 +158,8 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, watch: Wa
     def scored(lr: float, work: str, until: int) -> Tree:
         job = Job(work=work, shared={}, version=2 * until, clients=everyone, seed=0)
         best = states[lr].best
-        make = lambda kind: of_kind(best, kind) if fused else {}  # noqa: E731
-        return score_kinds(engines[lr], job, heterogeneous.kinds, make)[1]
+        make = lambda arch: of_architecture(best, arch) if fused else {}  # noqa: E731
+        return score_architectures(engines[lr], job, heterogeneous.architectures, make)[1]
 
     def go(lr: float, until: int) -> float:
         grid = grid_name(lr)
@@ -189,7 +189,7 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, watch: Wa
         column=column,
         state=state,
         store=engines[lr].store,
-        models=lambda kind: of_kind(state.best, kind) if fused else {},
+        models=lambda arch: of_architecture(state.best, arch) if fused else {},
     )
 
 
@@ -207,7 +207,7 @@ def _alone(heterogeneous: HeterogeneousClients, folder: RunFolder, watch: Watch)
     def go(lr: float, until: int) -> float:
         grid = grid_name(lr)
         local = engine_of(heterogeneous, private(heterogeneous, lr), ClientStore(folder.clients("alone", grid)))
-        engines[lr] = ByKind(local, kinds=heterogeneous.kinds)
+        engines[lr] = ByArchitecture(local, architectures=heterogeneous.architectures)
         run(
             Alone(
                 clients=heterogeneous.count,

@@ -11,7 +11,7 @@ from typing import final
 
 import torch
 
-from lichen.algorithms.exchange import parted
+from lichen.algorithms.exchange import by_architecture
 from lichen.core import tree as trees
 from lichen.core.contracts import ServerState
 from lichen.core.message import Job
@@ -69,10 +69,10 @@ def ensemble_column(
         engine = engine_of(heterogeneous, saying(heterogeneous, rows), trained.store)
         mean = Ensemble(classes=classes, weigh="examples")
         total, private = mean.zero(), not heterogeneous.fused
-        for kind, some in parted(heterogeneous.kinds, tuple(range(heterogeneous.count))):
+        for arch, some in by_architecture(heterogeneous.architectures, tuple(range(heterogeneous.count))):
             asked = some if private else some[:1]
             version = 2 * recipe.federation.rounds
-            job = Job(work=f"said/{kind}", shared=trained.models(kind), version=version, clients=asked, seed=0)
+            job = Job(work=f"said/{arch}", shared=trained.models(arch), version=version, clients=asked, seed=0)
             for message in engine.run(job):
                 total = mean.add(total, message)
         teacher_label_M = mean.probabilities(total).argmax(-1)
@@ -96,25 +96,25 @@ def save_models(
     fused, version = heterogeneous.fused, 2 * heterogeneous.recipe.federation.rounds
     reads_text = loaded.tokenizer is not None
     save_tree(folder.path / "state" / "final.safetensors", trained.state.best)
-    for kind, some in heterogeneous.kinds.items():
+    for arch, some in heterogeneous.architectures.items():
         files: dict[str, str] = {}
         if fused:
-            save_tree(folder.path / "model" / kind / "model.safetensors", trained.models(kind))
-        for client in () if fused else trained.store.parted(some, version)[0]:
+            save_tree(folder.path / "model" / arch / "model.safetensors", trained.models(arch))
+        for client in () if fused else trained.store.split_by_state(some, version)[0]:
             own = trained.store.load((client,), version)
             params, _ = trees.split(trees.take(own or {}, 0), "params/")
             if params:
                 files[loaded.clients_data[client].name] = f"{client:04d}.safetensors"
-                save_tree(folder.path / "model" / kind / f"{client:04d}.safetensors", params)
+                save_tree(folder.path / "model" / arch / f"{client:04d}.safetensors", params)
         about = {
             "classes": list(loaded.classes),
-            "student": heterogeneous.students[kind].model_dump(),
+            "student": heterogeneous.students[arch].model_dump(),
             "tokenizer": STUDENT_TOKENIZER if reads_text else None,
             "vocabulary": list(loaded.vocabulary.words) if loaded.vocabulary else None,
             "clients": [loaded.clients_data[client].name for client in some],
             "files": files,
         }
-        folder.write_json(f"model/{kind}/config.json", about)
+        folder.write_json(f"model/{arch}/config.json", about)
 
 
 def public_bytes(loaded: LoadedExperiment, public: Shard) -> int:
@@ -127,9 +127,9 @@ def public_bytes(loaded: LoadedExperiment, public: Shard) -> int:
 def told_by_kind(heterogeneous: HeterogeneousClients, columns: Mapping[str, Column]) -> dict[str, float | str | None]:
     """Each architecture's clients, and their mean in every column in which they have a model."""
     out: dict[str, float | str | None] = {}
-    for kind, some in heterogeneous.kinds.items():
-        out[f"{kind}.clients"] = float(len(some))
-        out[f"{kind}.mean"] = float(columns["federated"].value_N[list(some)].mean())
+    for arch, some in heterogeneous.architectures.items():
+        out[f"{arch}.clients"] = float(len(some))
+        out[f"{arch}.mean"] = float(columns["federated"].value_N[list(some)].mean())
         if "alone" in columns:
-            out[f"{kind}.alone"] = float(columns["alone"].value_N[list(some)].mean())
+            out[f"{arch}.alone"] = float(columns["alone"].value_N[list(some)].mean())
     return out

@@ -108,8 +108,8 @@ class FeatureUpload:
             features_NF, logp_NK = torch.zeros(0, 0).half(), torch.zeros(0, self.model.classes).half()
             labels_N = torch.zeros(0, dtype=torch.int16)
         # An opinion of minus infinity is only a probability that two bytes cannot hold.
-        fine = bool(features_NF.isfinite().all()) and not bool(logp_NK.isnan().any())
-        rows = slice(None) if fine else slice(0)
+        finite = bool(features_NF.isfinite().all()) and not bool(logp_NK.isnan().any())
+        rows = slice(None) if finite else slice(0)
         least = torch.finfo(torch.float16).min
         tensors = {
             "features": features_NF[rows][None],
@@ -123,6 +123,6 @@ class FeatureUpload:
             version_C=torch.tensor([state.job.version], dtype=torch.int64),
             tensors=tensors,
             weight_C=count_C,
-            metrics={"count": count_C, "failed": torch.tensor([float(not fine)], dtype=torch.float64)},
+            metrics={"count": count_C, "failed": torch.tensor([float(not finite)], dtype=torch.float64)},
         )
         return message, None

@@ -54,7 +54,7 @@ class GatherFeatures:
             raise LichenError(
                 f"expected features (N, F), logits (N, K) and labels (N), got {shapes}",
                 where="aggregator.offers",
-                fix="pair Offers with the work Offer",
+                fix="pair GatherFeatures with the work FeatureUpload",
             )
         new = [
             (int(client), {name: x[c] for name, x in message.tensors.items()})

@@ -48,7 +48,7 @@ from lichen.data.batches.shards import ArrayShard, EvalSource, Shard, TrainSourc
 from lichen.research.gkt.features import FeatureUpload
 from lichen.research.gkt.gather import GatherFeatures
 from lichen.research.gkt.stitched import Stitched
-from lichen.server.knowledge.ensemble import kept
+from lichen.server.knowledge.ensemble import as_answers
 
 __all__ = ["GKT", "gkt_client_tasks"]
 
@@ -71,9 +71,9 @@ def gkt_client_tasks(
     if not train.personal or train.model is not stitched.stem:
         raise LichenError("clients train their own stems", where="gkt.train", fix="train the stem with personal=True")
     shards = own.shards
-    held: dict[int, Shard] = dict(shards) if isinstance(shards, Mapping) else dict(enumerate(shards))
-    numbered = {c: replace(shard, answer=np.arange(shard.size, dtype=np.int64)) for c, shard in held.items()}
-    every = EvalSource(held, batch_size=max(64, own.batch_size))
+    numbered_shards: dict[int, Shard] = dict(shards) if isinstance(shards, Mapping) else dict(enumerate(shards))
+    numbered = {c: replace(shard, answer=np.arange(shard.size, dtype=np.int64)) for c, shard in numbered_shards.items()}
+    every = EvalSource(numbered_shards, batch_size=max(64, own.batch_size))
     stem = LocalInit(train, start=start)
     return {
         "train": ClientTask(work=stem, source=own),
@@ -129,7 +129,7 @@ class GKT:
         """One round. A round in which nobody offers rows leaves the server's network as it is."""
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
         clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
-        offers, total, told = GatherFeatures(), GatherFeatures().zero(), []
+        gather, total, metrics_of = GatherFeatures(), GatherFeatures().zero(), []
         settings = {"lr_scale": self.lr_scale(state.round)}
         for client in clients:
             mine, _ = trees.split(state.shared, f"answers/{client}/")
@@ -139,17 +139,19 @@ class GKT:
                 work=work, shared=answers, version=2 * state.round, clients=(client,), seed=seed, settings=settings
             )
             for message in engine.run(job):
-                told.append((message.client_C, {name: x for name, x in message.metrics.items() if name in SUMMED}))
-        _, seen = joined(engine, told)
+                metrics_of.append(
+                    (message.client_C, {name: x for name, x in message.metrics.items() if name in SUMMED})
+                )
+        _, seen = joined(engine, metrics_of)
         for client in clients:
             for message in engine.run(
                 Job(work="offer", shared={}, version=2 * state.round + 1, clients=(client,), seed=seed)
             ):
-                total = offers.add(total, message)
-        total = engine.merge(offers, total)
+                total = gather.add(total, message)
+        total = engine.merge(gather, total)
         sums, metrics = summed(seen)
         if total:
-            rows, _ = offers.close(total, {})
+            rows, _ = gather.close(total, {})
             shared, metrics["top_loss"] = self._teach(state, rows, derive(seed, "top"))
             state = replace(state, shared=shared)
         state = replace(state, round=state.round + 1)
@@ -178,7 +180,7 @@ class GKT:
         x_MF = rows["features"].float()
         numbers_M = np.arange(len(x_MF), dtype=np.int64)
         shard = ArrayShard(x_MF.numpy(), labels=rows["labels"].long().numpy(), answer=numbers_M)
-        opinions = kept(rows["logits"].double().softmax(-1))
+        opinions = as_answers(rows["logits"].double().softmax(-1))
         source = TrainSource((shard,), batch_size=self.batch, steps=self.steps)
         job = Job(work="top", shared={**top, **opinions}, version=state.round, clients=(0,), seed=seed)
         message, _ = fold(self.top, source.batches(job.clients, job.seed), job, job.clients)
@@ -186,7 +188,7 @@ class GKT:
         logits_MK = self._logits(top, x_MF)
         shared = trees.join("top/", top, {name: x for name, x in state.shared.items() if not name.startswith("top/")})
         for client in sorted(set(rows["client"].tolist())):
-            answers = kept(logits_MK[rows["client"] == client].double().softmax(-1))
+            answers = as_answers(logits_MK[rows["client"] == client].double().softmax(-1))
             shared |= {f"answers/{client}/{name.removeprefix('answers.')}": x for name, x in answers.items()}
         return shared, float(message.metrics["loss_sum"] / message.metrics["count"].clamp(min=1))
 

@@ -120,13 +120,13 @@ class Bridge:
     Args:
         translation: From the teller's vocabulary to the hearer's.
         place_R: The teller's place for each of the hearer's, -1 where an answer does not carry; int64.
-        told: The teller's places, S.
+        sender_size: The teller's places, S.
     """
 
     translation: Translation
     _: KW_ONLY
     place_R: Tensor
-    told: int
+    sender_size: int
 
     @classmethod
     def between(cls, translation: Translation, teller: Sequence[np.ndarray], hearer: Sequence[np.ndarray]) -> Bridge:
@@ -147,21 +147,21 @@ class Bridge:
                 fix="give both models the same texts",
             )
         source, target = translation.source, translation.target
-        places, at = [], 0
+        positions, at = [], 0
         for a, b in zip(teller, hearer, strict=True):
             found = partners(source.read(a.tolist()), target.read(b.tolist()))
             if len(b):
                 same = translation(np.where(found >= 0, a[found] if len(a) else -1, -1)) == b
-                places.append(np.where((found >= 0) & same, found + at, -1))
+                positions.append(np.where((found >= 0) & same, found + at, -1))
             at += len(a)
-        place_R = np.concatenate(places) if places else np.zeros(0, np.int64)
-        return cls(translation, place_R=torch.from_numpy(place_R), told=at)
+        place_R = np.concatenate(positions) if positions else np.zeros(0, np.int64)
+        return cls(translation, place_R=torch.from_numpy(place_R), sender_size=at)
 
     @classmethod
     def same(cls, vocabulary: Vocabulary, rows: Sequence[np.ndarray]) -> Bridge:
         """The bridge between models of one tokenizer: every answer carries as it is."""
         count = sum(len(row) for row in rows)
-        return cls(Translation(vocabulary, vocabulary), place_R=torch.arange(count), told=count)
+        return cls(Translation(vocabulary, vocabulary), place_R=torch.arange(count), sender_size=count)
 
     @property
     def share(self) -> float:
@@ -182,16 +182,16 @@ class Bridge:
         Raises:
             LichenError: if there are not S places.
         """
-        if index_CSk.shape[1] != self.told or prob_CSk.shape != index_CSk.shape:
+        if index_CSk.shape[1] != self.sender_size or prob_CSk.shape != index_CSk.shape:
             raise LichenError(
-                f"answers of shape {tuple(index_CSk.shape)} at {self.told} places",
+                f"answers of shape {tuple(index_CSk.shape)} at {self.sender_size} places",
                 where="message",
                 fix="let everybody hold the same public texts",
             )
         index_CSk, prob_CSk = index_CSk.cpu(), prob_CSk.cpu()
         here_R = self.place_R >= 0
         from_R = self.place_R.clamp(min=0)
-        translated = torch.from_numpy(self.translation(index_CSk.numpy())) if self.told else index_CSk.long()
+        translated = torch.from_numpy(self.translation(index_CSk.numpy())) if self.sender_size else index_CSk.long()
         index_CRk = translated.index_select(1, from_R).masked_fill(~here_R[:, None], -1)
         prob_CRk = prob_CSk.index_select(1, from_R).float().masked_fill(index_CRk < 0, 0)
         index_CRk, prob_CRk = _merged(index_CRk, prob_CRk)

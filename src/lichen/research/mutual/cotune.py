@@ -37,7 +37,7 @@ from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.research.mutual.alignment import Bridge
-from lichen.research.mutual.mutual import carried, hear, silent
+from lichen.research.mutual.mutual import carried, distill_step, null_targets
 
 __all__ = ["CoTune", "CoTunedModel", "large_of"]
 
@@ -48,14 +48,14 @@ class CoTunedModel:
     """One of the two models at the server.
 
     Attributes:
-        tell: Its telling of the public texts, not personal.
-        listen: Its listening, not personal.
-        hears: Carries the other's answers to its vocabulary.
+        report: Its telling of the public texts, not personal.
+        distill: Its listening, not personal.
+        bridge: Carries the other's answers to its vocabulary.
     """
 
-    tell: ClientTask
-    listen: ClientTask
-    hears: Bridge
+    report: ClientTask
+    distill: ClientTask
+    bridge: Bridge
 
 
 @final
@@ -70,7 +70,7 @@ class CoTune:
         start: The large one's tensors before the first round.
         valid: The clients' validating work; None for none.
         valid_every: Rounds between validations. The best validated small model is kept.
-        heard: Whether answers are believed; without it both take the same steps on the same texts with nobody told
+        transfer: Whether answers are believed; without it both take the same steps on the same texts with nobody told
             anything, which is what knowledge is held against.
 
     Raises:
@@ -83,7 +83,7 @@ class CoTune:
     start: Tree
     valid: str | None = "valid"
     valid_every: int = 1
-    heard: bool = True
+    transfer: bool = True
 
     def __post_init__(self) -> None:
         if self.average.valid is not None or self.average.down is not None:
@@ -100,27 +100,27 @@ class CoTune:
 
     def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
         """Average, tell, listen both ways, judge."""
-        begin, down = time.perf_counter(), engine.bytes_down
+        started, down = time.perf_counter(), engine.bytes_down
         up = engine.bytes_up
         large, optimizer = trees.split(state.optimizer, "large/")
         settings = {"lr_scale": self.average.lr_scale(state.round)}
         state, report = self.average.round(replace(state, optimizer=optimizer), engine, seed)
         small, metrics = state.shared, dict(report.metrics)
-        said = [_told(tuned, shared) for tuned, shared in ((self.small, small), (self.large, large))]
-        metrics |= {"small_public": mean_loss(said[0].metrics), "large_public": mean_loss(said[1].metrics)}
-        heard: list[Tree] = []
+        reports = [_told(tuned, shared) for tuned, shared in ((self.small, small), (self.large, large))]
+        metrics |= {"small_public": mean_loss(reports[0].metrics), "large_public": mean_loss(reports[1].metrics)}
+        distilled: list[Tree] = []
         for name, tuned, shared, other in (
-            ("small", self.small, small, said[1]),
-            ("large", self.large, large, said[0]),
+            ("small", self.small, small, reports[1]),
+            ("large", self.large, large, reports[0]),
         ):
-            message = carried(other, tuned.hears)
+            message = carried(other, tuned.bridge)
             answers = {f"answers.{part}": message.tensors[part][0] for part in ("index", "prob")}
-            answers = answers if self.heard else silent(answers)
-            after, metrics[f"{name}_loss"] = hear(
-                tuned.listen, shared, answers, seed=derive(seed, name), settings=settings
+            answers = answers if self.transfer else null_targets(answers)
+            after, metrics[f"{name}_loss"] = distill_step(
+                tuned.distill, shared, answers, seed=derive(seed, name), settings=settings
             )
-            heard.append(after)
-        state = replace(state, shared=heard[0], optimizer=trees.join("large/", heard[1], state.optimizer))
+            distilled.append(after)
+        state = replace(state, shared=distilled[0], optimizer=trees.join("large/", distilled[1], state.optimizer))
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and is_validated(state.round, self.valid_every, self.average.rounds):
             state, metrics["valid"] = self._validate(state, engine)
@@ -129,7 +129,7 @@ class CoTune:
             metrics=metrics,
             bytes_up=engine.bytes_up - up,
             bytes_down=engine.bytes_down - down,
-            seconds=time.perf_counter() - begin,
+            seconds=time.perf_counter() - started,
             valid_up=engine.bytes_up - trained_up,
             valid_down=engine.bytes_down - trained_down,
         )
@@ -158,4 +158,4 @@ def large_of(state: ServerState) -> Tree:
 def _told(tuned: CoTunedModel, shared: Tree) -> Message:
     """What a model says of the public texts."""
     job = Job(work="tell", shared=shared, version=0, clients=(0,), seed=0)
-    return fold(tuned.tell.work, tuned.tell.source.batches((0,), 0), job, (0,))[0]
+    return fold(tuned.report.work, tuned.report.source.batches((0,), 0), job, (0,))[0]

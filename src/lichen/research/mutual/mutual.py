@@ -41,9 +41,9 @@ from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.research.mutual.alignment import Bridge
 from lichen.research.mutual.select import Select
-from lichen.transforms.delta import view_name
+from lichen.transforms.delta import snapshot_name
 
-__all__ = ["Group", "Mutual", "carried", "hear"]
+__all__ = ["Group", "Mutual", "carried", "distill_step"]
 
 
 @final
@@ -56,8 +56,9 @@ class Group:
         start: The tensors they all begin with, sent with their first job.
         up: Carries their answers to the server's vocabulary.
         down: Carries the server's answers to theirs.
-        visit: Their training and telling, a :class:`lichen.research.mutual.train_then_report.TrainThenReport`.
-        listen: Their listening, ``DistillLogits(Train(personal=True))``.
+        train_then_report: Their training and telling, a
+            :class:`lichen.research.mutual.train_then_report.TrainThenReport`.
+        distill: Their listening, ``DistillLogits(Train(personal=True))``.
         valid: Their validation on their own tensors; None for none.
         base: Digest of their frozen base model; empty where there is none.
     """
@@ -66,8 +67,8 @@ class Group:
     start: Tree
     up: Bridge
     down: Bridge
-    visit: str = "visit"
-    listen: str = "listen"
+    train_then_report: str = "visit"
+    distill: str = "listen"
     valid: str | None = "valid"
     base: str = ""
 
@@ -79,13 +80,13 @@ class Mutual:
 
     Attributes:
         groups: The clients, by kind of model.
-        tell: The server's telling, of the public texts as its tokenizer has them.
-        listen: The server's listening, of the same texts; not personal.
+        report: The server's telling, of the public texts as its tokenizer has them.
+        distill: The server's listening, of the same texts; not personal.
         select: Chooses among the clients' answers.
         rounds: Rounds in all: the last is always validated.
         valid_every: Rounds between validations of the clients.
         lr_scale: Factor on all learning rates in round r (from 0).
-        heard: Whether answers are believed at all; without it everybody takes the same steps on the same
+        transfer: Whether answers are believed at all; without it everybody takes the same steps on the same
             texts and nobody is told anything: what the method is measured against.
 
     Raises:
@@ -93,13 +94,13 @@ class Mutual:
     """
 
     groups: tuple[Group, ...]
-    tell: ClientTask
-    listen: ClientTask
+    report: ClientTask
+    distill: ClientTask
     select: Select
     rounds: int
     valid_every: int = 1
     lr_scale: Callable[[int], float] = lambda _: 1.0
-    heard: bool = True
+    transfer: bool = True
 
     def __post_init__(self) -> None:
         everyone = [client for group in self.groups for client in group.clients]
@@ -114,28 +115,28 @@ class Mutual:
 
     def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
         """Train, tell, choose, listen on both sides, judge."""
-        begin, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
+        started, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
         settings = {"lr_scale": self.lr_scale(state.round)}
-        asked = Job(work="tell", shared=state.shared, version=state.round, clients=(0,), seed=derive(seed, "tell"))
-        mine = fold(self.tell.work, self.tell.source.batches((0,), asked.seed), asked, (0,))[0]
+        query = Job(work="tell", shared=state.shared, version=state.round, clients=(0,), seed=derive(seed, "tell"))
+        mine = fold(self.report.work, self.report.source.batches((0,), query.seed), query, (0,))[0]
         answers, metrics, tokens = self._gather(state, engine, mine, seed=derive(seed, "visit"), settings=settings)
         metrics["server_public"] = mean_loss(mine.metrics)
-        believed, texts = 0.0, mine.tensors["loss"].shape[1]
+        accepted, texts = 0.0, mine.tensors["loss"].shape[1]
         for group in self.groups:
             message = carried(mine, group.down)
             job = Job(
-                work=group.listen,
-                shared=self._told(message),
+                work=group.distill,
+                shared=self._answers(message),
                 version=2 * state.round + 1,
                 clients=group.clients,
                 seed=derive(seed, "listen"),
                 base=group.base,
                 settings=settings,
             )
-            believed += float(score(engine, job)[1]["believed"].sum())
+            accepted += float(score(engine, job)[1]["believed"].sum())
         everyone = sum(len(group.clients) for group in self.groups)
-        metrics["client_believed"] = believed / (everyone * texts)
-        shared, loss = hear(self.listen, state.shared, answers, seed=derive(seed, "server"), settings=settings)
+        metrics["client_believed"] = accepted / (everyone * texts)
+        shared, loss = distill_step(self.distill, state.shared, answers, seed=derive(seed, "server"), settings=settings)
         metrics["server_loss"] = loss
         state = replace(state, shared=shared, round=state.round + 1)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
@@ -148,14 +149,14 @@ class Mutual:
             tokens=tokens,
             bytes_up=engine.bytes_up - up,
             bytes_down=engine.bytes_down - down,
-            seconds=time.perf_counter() - begin,
+            seconds=time.perf_counter() - started,
             valid_up=engine.bytes_up - trained_up,
             valid_down=engine.bytes_down - trained_down,
         )
 
     def _started(self, group: Group, work: str, version: int, seed: int, *, first: bool) -> Job:
         """A job that names the tensors everybody began with; they are sent once."""
-        view = view_name(group.start)
+        snapshot = snapshot_name(group.start)
         return Job(
             work=work,
             shared=group.start,
@@ -163,51 +164,51 @@ class Mutual:
             clients=group.clients,
             seed=seed,
             base=group.base,
-            view=view,
-            held={} if first else dict.fromkeys(group.clients, view),
+            snapshot=snapshot,
+            acked={} if first else dict.fromkeys(group.clients, snapshot),
         )
 
     def _gather(
         self, state: ServerState, engine: Engine, mine: Message, *, seed: int, settings: dict[str, float]
     ) -> tuple[Tree, dict[str, float], int]:
         """``(answers that the server believes, metrics, tokens trained on)`` of the clients' visits."""
-        total, told = self.select.zero(), []
+        total, client_metrics = self.select.zero(), []
         for group in self.groups:
-            job = self._started(group, group.visit, 2 * state.round, seed, first=state.round == 0)
+            job = self._started(group, group.train_then_report, 2 * state.round, seed, first=state.round == 0)
             for message in engine.run(replace(job, settings=settings)):
                 total = self.select.add(total, replace(carried(message, group.up), group=mine.group))
-                told.append((message.client_C, message.metrics))
+                client_metrics.append((message.client_C, message.metrics))
         total = engine.merge(self.select, total)
-        _, seen = joined(engine, told)
+        _, seen = joined(engine, client_metrics)
         sums = {n: math.fsum(seen[n].tolist()) for n in ("loss_sum", "count", "tokens", "failed")}
         metrics = {"loss": sums["loss_sum"] / sums["count"]} if sums["count"] else {}
         if sums["failed"]:
             metrics["failed"] = sums["failed"]
-        answers = {name: x for name, x in self._told(mine).items() if name != "answers.loss"}
-        if not total.count or not self.heard:
-            return silent(answers), {**metrics, "server_believed": 0.0}, int(sums["tokens"])
-        chosen, said = self.select.close(total, {"answers.loss": mine.tensors["loss"][0]})
+        answers = {name: x for name, x in self._answers(mine).items() if name != "answers.loss"}
+        if not total.count or not self.transfer:
+            return null_targets(answers), {**metrics, "server_believed": 0.0}, int(sums["tokens"])
+        chosen, selection = self.select.close(total, {"answers.loss": mine.tensors["loss"][0]})
         answers = {name: chosen[name] for name in answers}
-        return answers, {**metrics, "server_believed": said["believed"]}, int(sums["tokens"])
+        return answers, {**metrics, "server_believed": selection["believed"]}, int(sums["tokens"])
 
-    def _told(self, message: Message) -> Tree:
-        """The server's answers as they go down; without ``heard`` nobody believes them."""
-        told = {f"answers.{name}": message.tensors[name][0] for name in ("index", "prob", "loss")}
-        return told if self.heard else silent(told)
+    def _answers(self, message: Message) -> Tree:
+        """The server's answers as they go down; without ``transfer`` nobody believes them."""
+        answers = {f"answers.{name}": message.tensors[name][0] for name in ("index", "prob", "loss")}
+        return answers if self.transfer else null_targets(answers)
 
     def _validate(self, state: ServerState, engine: Engine) -> dict[str, float]:
-        told = []
+        client_metrics = []
         for group in self.groups:
             if group.valid is not None:
                 job = self._started(group, group.valid, 2 * state.round, 0, first=False)
-                told += [(message.client_C, message.metrics) for message in engine.run(job)]
-        return {"valid": mean_loss(joined(engine, told)[1])} if told else {}
+                client_metrics += [(message.client_C, message.metrics) for message in engine.run(job)]
+        return {"valid": mean_loss(joined(engine, client_metrics)[1])} if client_metrics else {}
 
 
-def silent(answers: Tree) -> Tree:
+def null_targets(answers: Tree) -> Tree:
     """Answers of the same shape that nobody believes."""
-    nothing = {"answers.index": -1.0, "answers.prob": 0.0, "answers.loss": math.inf}
-    return {name: torch.full_like(x, nothing[name]) for name, x in answers.items()}
+    null = {"answers.index": -1.0, "answers.prob": 0.0, "answers.loss": math.inf}
+    return {name: torch.full_like(x, null[name]) for name, x in answers.items()}
 
 
 def carried(message: Message, bridge: Bridge) -> Message:
@@ -216,7 +217,7 @@ def carried(message: Message, bridge: Bridge) -> Message:
     return replace(message, tensors={**message.tensors, "index": index_CRk, "prob": prob_CRk})
 
 
-def hear(
+def distill_step(
     client_task: ClientTask, shared: Tree, answers: Tree, *, seed: int, settings: dict[str, float]
 ) -> tuple[Tree, float]:
     """``(shared, mean loss)`` after the server has listened; a listening that did not stay finite changes nothing.

@@ -84,14 +84,14 @@ class Select:
         Raises:
             LichenError: if the group differs from that before, or the tensors are not of these texts.
         """
-        texts, places = len(self.starts) - 1, self.starts[-1]
+        texts, width = len(self.starts) - 1, self.starts[-1]
         try:
             index_CRk, prob_CRk, loss_CN = (message.tensors[name].cpu() for name in ("index", "prob", "loss"))
         except KeyError as error:
-            raise LichenError(f"no tensor {error} came", where="message", fix="let clients run Tell") from None
-        if index_CRk.shape != prob_CRk.shape or index_CRk.shape[1:2] != (places,) or loss_CN.shape[1:] != (texts,):
+            raise LichenError(f"no tensor {error} came", where="message", fix="let clients run ReportLogits") from None
+        if index_CRk.shape != prob_CRk.shape or index_CRk.shape[1:2] != (width,) or loss_CN.shape[1:] != (texts,):
             raise LichenError(
-                f"answers {tuple(index_CRk.shape)}, losses {tuple(loss_CN.shape)} for {texts} texts, {places} places",
+                f"answers {tuple(index_CRk.shape)}, losses {tuple(loss_CN.shape)} for {texts} texts, {width} places",
                 where=f"message of client {int(message.client_C[0])}",
                 fix="let everybody hold the same public texts, and carry answers into one vocabulary",
             )
@@ -153,15 +153,15 @@ class Select:
             raise LichenError(
                 f"{len(own_N)} own losses for {len(loss_N)} texts", where="aggregator.select", fix="tell first"
             )
-        believed_N = (client_N != _NOBODY) & ~(own_N.to(loss_N) <= loss_N)
-        gone_R1 = ~self._by_place(believed_N)[:, None]
+        accepted_N = (client_N != _NOBODY) & ~(own_N.to(loss_N) <= loss_N)
+        gone_R1 = ~self._by_place(accepted_N)[:, None]
         answers = {
             "answers.index": total.best["index"].masked_fill(gone_R1, -1),
             "answers.prob": total.best["prob"].masked_fill(gone_R1, 0),
             "answers.loss": loss_N,
-            "answers.client": torch.where(believed_N, client_N, -1),
+            "answers.client": torch.where(accepted_N, client_N, -1),
         }
-        return answers, {"clients": float(total.count), "believed": float(believed_N.double().mean())}
+        return answers, {"clients": float(total.count), "believed": float(accepted_N.double().mean())}
 
     def dump(self, total: Chosen) -> tuple[Tree, dict[str, Any]]:
         """``(tensors, header)`` of a total."""

@@ -44,7 +44,7 @@ from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.data.batches.rows import TextShard
 from lichen.models.tokens.token_targets import DistilledLM
-from lichen.research.mutual.token_logits import TOLD, own_params, starts
+from lichen.research.mutual.token_logits import REPORTED_LOSS, own_params, starts
 
 __all__ = ["DistillLogits"]
 
@@ -56,13 +56,13 @@ class DistillLogitsState:
 
     Attributes:
         train: Their training.
-        believed_CN: On which texts each believes the answers.
-        kept: The optimizer of local training, ``opt/...``.
+        accepted_CN: On which texts each believes the answers.
+        local_optimizer: The optimizer of local training, ``opt/...``.
     """
 
     train: TrainState
-    believed_CN: Tensor
-    kept: Tree
+    accepted_CN: Tensor
+    local_optimizer: Tree
 
 
 @final
@@ -86,8 +86,8 @@ class DistillLogits:
 
     def __post_init__(self) -> None:
         if not isinstance(self.inner.model, DistilledLM):
-            raise LichenError("the model hears no answers", where="listen.train", fix="wrap it in Taught")
-        if self.inner.home or (self.inner.personal and self.inner.prox):
+            raise LichenError("the model hears no answers", where="listen.train", fix="wrap it in DistilledLM")
+        if self.inner.local_params or (self.inner.personal and self.inner.prox):
             raise LichenError(
                 "listening trains all tensors, and knows no shared ones to be pulled to",
                 where="listen.train",
@@ -111,30 +111,32 @@ class DistillLogits:
                 fix="let everybody hold the same public texts",
             )
         shared = {**job.shared, "answers.at": at.to(index.device)}
-        heard_N = shared.pop("answers.loss", None)
-        believed_CN = torch.ones(len(clients), self.public.size, dtype=torch.bool)
+        answer_loss_N = shared.pop("answers.loss", None)
+        accepted_CN = torch.ones(len(clients), self.public.size, dtype=torch.bool)
         own = dict(own_C or {})
         if personal:
             # The place of the shared tensors, whose values nobody looks at: each client begins at its own.
             shared |= trees.take(params_C, 0)
-            told_CN = own.pop(TOLD, None)
-            if heard_N is None or told_CN is None or told_CN.shape != believed_CN.shape:
+            own_loss_CN = own.pop(REPORTED_LOSS, None)
+            if answer_loss_N is None or own_loss_CN is None or own_loss_CN.shape != accepted_CN.shape:
                 raise LichenError(
                     "losses are missing, so nobody knows whom to believe",
                     where=f"job {job.work!r}",
                     fix="let every client tell before it listens",
                 )
-            believed_CN = (heard_N.to(told_CN) < told_CN).cpu()
-        kept, rest = trees.split(own, "opt/")
+            accepted_CN = (answer_loss_N.to(own_loss_CN) < own_loss_CN).cpu()
+        local_optimizer, rest = trees.split(own, "opt/")
         state = self.inner.init(replace(job, shared=shared), clients, rest or None)
-        return DistillLogitsState(train=state, believed_CN=believed_CN, kept=trees.join("opt/", kept, {}))
+        return DistillLogitsState(
+            train=state, accepted_CN=accepted_CN, local_optimizer=trees.join("opt/", local_optimizer, {})
+        )
 
     def step(self, state: DistillLogitsState, batch: Batch) -> DistillLogitsState:
         """One optimizer step of every active client on the public rows of its batch."""
         row_CB = batch["index_CB"].cpu()
-        believed_CB = state.believed_CN.gather(1, row_CB.clamp(min=0)) & (row_CB >= 0)
-        heard = {**batch, "answer_CB": torch.where(believed_CB, row_CB, -1)}
-        return replace(state, train=self.inner.step(state.train, heard))
+        accepted_CB = state.accepted_CN.gather(1, row_CB.clamp(min=0)) & (row_CB >= 0)
+        answered = {**batch, "answer_CB": torch.where(accepted_CB, row_CB, -1)}
+        return replace(state, train=self.inner.step(state.train, answered))
 
     def final(self, state: DistillLogitsState) -> tuple[Message, Tree | None]:
         """The training's message, with the metric ``believed``: texts whose answers were taken.
@@ -142,9 +144,9 @@ class DistillLogits:
         The private state goes on with the learned tensors, and with the optimizer as it was before.
         """
         message, own_C = self.inner.final(state.train)
-        believed_C = state.believed_CN.sum(1).to(message.weight_C)
-        message = replace(message, metrics={**message.metrics, "believed": believed_C})
+        accepted_C = state.accepted_CN.sum(1).to(message.weight_C)
+        message = replace(message, metrics={**message.metrics, "believed": accepted_C})
         if own_C is not None:
             _, rest = trees.split(own_C, "opt/")
-            own_C = {**rest, **state.kept}
+            own_C = {**rest, **state.local_optimizer}
         return message, own_C

@@ -37,9 +37,18 @@ from lichen.data.batches.rows import TextShard
 from lichen.models.tokens.token_targets import LogitsProvider, top_answers
 from lichen.research.mutual.vocabulary import Vocabulary
 
-__all__ = ["TOLD", "ReportLogits", "ReportLogitsState", "fitting", "own_params", "public_shard", "spoken", "starts"]
+__all__ = [
+    "REPORTED_LOSS",
+    "ReportLogits",
+    "ReportLogitsState",
+    "fitting",
+    "labelled_tokens",
+    "own_params",
+    "public_shard",
+    "starts",
+]
 
-TOLD = "told/loss"
+REPORTED_LOSS = "told/loss"
 """Where a client keeps the losses it told, to compare them with what it hears."""
 
 
@@ -53,20 +62,20 @@ def fitting(texts: Sequence[str], tokenizers: Sequence[Any], *, most: int) -> tu
     def fits(text: str) -> bool:
         return all(len(t(text, add_special_tokens=False, verbose=False)["input_ids"]) < most for t in tokenizers)
 
-    kept = []
+    cut_texts = []
     for text in texts:
         words = text.split(" ")
-        few, many = 0, len(words)
+        low, high = 0, len(words)
         # Fewer words never need more tokens by much; halving finds a cut, and the last look makes it sure.
-        while few < many:
-            middle = (few + many + 1) // 2
-            few, many = (middle, many) if fits(" ".join(words[:middle])) else (few, middle - 1)
-        kept.append(" ".join(words[:few]))
-        if not kept[-1].strip():
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(" ".join(words[:middle])) else (low, middle - 1)
+        cut_texts.append(" ".join(words[:low]))
+        if not cut_texts[-1].strip():
             raise LichenError(
                 f"no word of {text[:40]!r} fits into {most} tokens", where="public texts", fix="allow more tokens"
             )
-    return tuple(kept)
+    return tuple(cut_texts)
 
 
 def public_shard(texts: Sequence[str], tokenizer: Any, *, begin: int | None = None) -> TextShard:
@@ -93,14 +102,14 @@ def public_shard(texts: Sequence[str], tokenizer: Any, *, begin: int | None = No
     return TextShard.of(rows, kind="lm")
 
 
-def spoken(public: TextShard) -> list[np.ndarray]:
+def labelled_tokens(public: TextShard) -> list[np.ndarray]:
     """The labelled tokens of each text, the first token left out, for nobody predicts it."""
     return [row[1:][row[1:] != -100] for row in map(np.asarray, public.labels)]
 
 
 def starts(public: TextShard) -> Tensor:
     """``(N + 1,)`` int64: the place where each text's labelled tokens begin, and where the last one's end."""
-    return torch.tensor([0, *np.cumsum([len(row) for row in spoken(public)])], dtype=torch.int64)
+    return torch.tensor([0, *np.cumsum([len(row) for row in labelled_tokens(public)])], dtype=torch.int64)
 
 
 def own_params(job: Job, clients: Sequence[int], own_C: Tree | None, *, personal: bool) -> tuple[Tree, Tree]:
@@ -134,7 +143,7 @@ class ReportLogitsState:
         params_C: Who speaks.
         fixed: Shared tensors without client axis.
         own_C: Private state, carried along.
-        said: ``(place of the client in the block, places (R',), index (R', k), prob (R', k), loss (R',))``.
+        reported: ``(place of the client in the block, positions (R',), index (R', k), prob (R', k), loss (R',))``.
     """
 
     job: Job
@@ -142,7 +151,7 @@ class ReportLogitsState:
     params_C: Tree
     fixed: Tree
     own_C: Tree
-    said: tuple[tuple[int, Tensor, Tensor, Tensor, Tensor], ...] = ()
+    reported: tuple[tuple[int, Tensor, Tensor, Tensor, Tensor], ...] = ()
 
 
 @final
@@ -189,9 +198,9 @@ class ReportLogits:
         """
         begin_N1 = starts(self.public)
         with torch.no_grad():
-            every = self.model.places(state.params_C, state.fixed, batch)
-        said = list(state.said)
-        for c, places in enumerate(every):
+            every = self.model.positions(state.params_C, state.fixed, batch)
+        reported = list(state.reported)
+        for c, positions in enumerate(every):
             if not bool(batch["active_C"][c]):
                 continue
             row_B = batch["index_CB"][c].cpu()
@@ -202,10 +211,10 @@ class ReportLogits:
                 raise LichenError("a public text was cut", where="tell", fix="let the source's max_length hold it")
             pieces = [torch.arange(a, b) for a, b in zip(begin_B[real_B].tolist(), end_B[real_B].tolist(), strict=True)]
             place_R = torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int64)
-            index_Rk, prob_Rk, loss_R = (x.cpu() for x in top_answers(places, self.top_k, size=self.vocabulary.size))
+            index_Rk, prob_Rk, loss_R = (x.cpu() for x in top_answers(positions, self.top_k, size=self.vocabulary.size))
             small = index_Rk.to(torch.int16 if self.vocabulary.size <= 1 << 15 else torch.int32)
-            said.append((c, place_R, small, prob_Rk.half(), loss_R.double()))
-        return replace(state, said=tuple(said))
+            reported.append((c, place_R, small, prob_Rk.half(), loss_R.double()))
+        return replace(state, reported=tuple(reported))
 
     def final(self, state: ReportLogitsState) -> tuple[Message, Tree | None]:
         """``index`` ``(C, R, k)`` int16 (int32 beyond 32768 tokens), ``prob`` float16, ``loss`` ``(C, N)`` float32.
@@ -219,18 +228,18 @@ class ReportLogits:
         prob_CRk = torch.zeros(shape, dtype=torch.float16)
         # Sums by text in double precision: batches of any size give the same single-precision numbers.
         loss_CR = torch.full(shape[:2], torch.nan, dtype=torch.float64)
-        for c, place_R, index_Rk, prob_Rk, loss_R in state.said:
+        for c, place_R, index_Rk, prob_Rk, loss_R in state.reported:
             index_CRk[c, place_R], prob_CRk[c, place_R], loss_CR[c, place_R] = index_Rk, prob_Rk, loss_R
         text_R = torch.repeat_interleave(torch.arange(self.public.size), at[1:] - at[:-1])
         loss_CN = torch.zeros(clients, self.public.size, dtype=torch.float64).index_add_(1, text_R, loss_CR).float()
-        fine_C = loss_CN.isfinite().all(1)
-        total_C = torch.where(fine_C, loss_CN.double().sum(1), torch.zeros(clients, dtype=torch.float64))
+        finite_C = loss_CN.isfinite().all(1)
+        total_C = torch.where(finite_C, loss_CN.double().sum(1), torch.zeros(clients, dtype=torch.float64))
         message = Message(
             group=f"tokens/{self.vocabulary.digest}/{self.top_k}",
             client_C=torch.tensor(state.clients, dtype=torch.int64),
             version_C=torch.full((clients,), state.job.version, dtype=torch.int64),
             tensors={"index": index_CRk, "prob": prob_CRk, "loss": loss_CN},
-            weight_C=fine_C.double() * self.public.size,
-            metrics={"loss_sum": total_C, "count": fine_C.double() * shape[1], "failed": (~fine_C).double()},
+            weight_C=finite_C.double() * self.public.size,
+            metrics={"loss_sum": total_C, "count": finite_C.double() * shape[1], "failed": (~finite_C).double()},
         )
-        return message, {**state.own_C, TOLD: loss_CN} if self.personal else None
+        return message, {**state.own_C, REPORTED_LOSS: loss_CN} if self.personal else None

@@ -61,10 +61,10 @@ class TrainThenReportSource:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainThenReportState:
-    """A block of clients in training or, once ``telling`` is there, after it."""
+    """A block of clients in training or, once ``reporting`` is there, after it."""
 
     train: TrainState
-    telling: ReportLogitsState | None = None
+    reporting: ReportLogitsState | None = None
 
 
 @final
@@ -74,7 +74,7 @@ class TrainThenReport:
 
     Args:
         inner: Training of the clients' own tensors.
-        tell: What they tell then.
+        report: What they tell then.
 
     Raises:
         LichenError: if either is not personal.
@@ -82,10 +82,10 @@ class TrainThenReport:
 
     inner: Train
     _: KW_ONLY
-    tell: ReportLogits
+    report: ReportLogits
 
     def __post_init__(self) -> None:
-        if not (self.inner.personal and self.tell.personal):
+        if not (self.inner.personal and self.report.personal):
             raise LichenError(
                 "a client tells what its own tensors say",
                 where="visit",
@@ -98,19 +98,19 @@ class TrainThenReport:
 
     def step(self, state: TrainThenReportState, batch: Batch) -> TrainThenReportState:
         """A step of training, or one more public batch told of."""
-        mine = {name: x for name, x in batch.items() if name != _PUBLIC}
+        own = {name: x for name, x in batch.items() if name != _PUBLIC}
         if not bool(batch[_PUBLIC].any()):
-            return replace(state, train=self.inner.step(state.train, mine))
-        telling = self._trained(state) if state.telling is None else state.telling
-        return replace(state, telling=self.tell.step(telling, mine))
+            return replace(state, train=self.inner.step(state.train, own))
+        reporting = self._trained(state) if state.reporting is None else state.reporting
+        return replace(state, reporting=self.report.step(reporting, own))
 
     def _trained(self, state: TrainThenReportState) -> ReportLogitsState:
         _, own_C = self.inner.final(state.train)
-        return self.tell.init(state.train.job, state.train.clients, own_C)
+        return self.report.init(state.train.job, state.train.clients, own_C)
 
     def final(self, state: TrainThenReportState) -> tuple[Message, Tree | None]:
         """The telling's message with the training's metrics, and ``public_loss``, the texts' losses summed."""
         trained, _ = self.inner.final(state.train)
-        told, own_C = self.tell.final(self._trained(state) if state.telling is None else state.telling)
-        metrics = {**trained.metrics, "public_loss": told.metrics["loss_sum"]}
-        return replace(told, metrics=metrics), own_C
+        message, own_C = self.report.final(self._trained(state) if state.reporting is None else state.reporting)
+        metrics = {**trained.metrics, "public_loss": message.metrics["loss_sum"]}
+        return replace(message, metrics=metrics), own_C

@@ -72,8 +72,8 @@ class Vocabulary:
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
-        told = json.dumps([self.strings, sorted(self.special.items())])
-        object.__setattr__(self, "digest", hashlib.sha256(told.encode()).hexdigest()[:12])
+        canonical = json.dumps([self.strings, sorted(self.special.items())])
+        object.__setattr__(self, "digest", hashlib.sha256(canonical.encode()).hexdigest()[:12])
 
     @classmethod
     def of(cls, tokenizer: Any) -> Vocabulary:
@@ -199,8 +199,8 @@ class Translation:
         inside = (ids >= 0) & (ids < self.source.size)
         safe = np.where(inside, ids, 0).astype(np.int64)
         if self.source.size:
-            asked = np.unique(safe[inside])
-            for number in asked[self._known_V[asked] == self._UNKNOWN].tolist():
+            queried = np.unique(safe[inside])
+            for number in queried[self._known_V[queried] == self._UNKNOWN].tolist():
                 self._known_V[number] = self._look_up(number)
         return np.where(inside, self._known_V[safe], -1) if self.source.size else np.full(ids.shape, -1, np.int64)
 

@@ -123,7 +123,7 @@ class NoisyMax(Summed):
             raise LichenError(
                 f"expected votes (C, Q), got {sorted(message.tensors)}",
                 where="pate",
-                fix="pair it with the work Ballot",
+                fix="pair it with the work LabelVote",
             )
         weight_C = weigh_C(message, "uniform")
         votes_CQ = message.tensors["votes"].long()
@@ -146,18 +146,18 @@ class NoisyMax(Summed):
         """
         if not total.count:
             raise LichenError("nobody voted", where="pate", fix="invite clients that have trained a model")
-        count_QK = fixed_point.read(total)["votes"]
+        count_QK = fixed_point.read_sums(total)["votes"]
         queries = count_QK.shape[0]
 
         def noise(sigma: float, purpose: str, *shape: int) -> torch.Tensor:
             generator = torch_generator(self.seed, "pate", purpose)
             return sigma * torch.randn(shape, generator=generator, dtype=torch.float64)
 
-        told_Q, class_Q = (count_QK + noise(self.sigma, "answer", queries, self.classes)).max(1)
+        winner_Q, class_Q = (count_QK + noise(self.sigma, "answer", queries, self.classes)).max(1)
         answered_Q = torch.ones(queries, dtype=torch.bool)
         if self.threshold is not None and self.threshold_sigma is not None:
             answered_Q = count_QK.max(1).values + noise(self.threshold_sigma, "threshold", queries) >= self.threshold
-        share_Q = torch.where(answered_Q, (told_Q / total.count).clamp(0, 1), 0.0)
+        share_Q = torch.where(answered_Q, (winner_Q / total.count).clamp(0, 1), 0.0)
         answers = {
             "answers.index": torch.where(answered_Q, class_Q, -1)[:, None].to(torch.int16),
             "answers.prob": share_Q[:, None].to(torch.float16),

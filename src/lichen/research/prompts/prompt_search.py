@@ -132,15 +132,15 @@ class TokenSearch:
         sums = {name: x.clone() for name, x in state.sums.items()}
         for c in (c for c, active in enumerate(batch["active_C"].tolist()) if active):
             alone = {name: x[c : c + 1] for name, x in batch.items()}
-            drawn_SL = self._draw(choice_CLV[c], state.job.seed, state.clients[c], state.steps)
-            hot_SLV = functional.one_hot(drawn_SL, choice_CLV.shape[-1]).float()
+            sampled_SL = self._draw(choice_CLV[c], state.job.seed, state.clients[c], state.steps)
+            hot_SLV = functional.one_hot(sampled_SL, choice_CLV.shape[-1]).float()
             known: dict[tuple[int, ...], tuple[float, int]] = {}
-            for s, words in enumerate(map(tuple, drawn_SL.tolist())):
+            for s, words in enumerate(map(tuple, sampled_SL.tolist())):
                 if words not in known:  # a prompt drawn twice is asked once
                     with torch.no_grad():
                         loss_C, count_C = self.model.loss({"choice": hot_SLV[s : s + 1]}, state.fixed, alone)
                     known[words] = float(loss_C[0]), int(count_C[0])
-            losses = [known[words][0] for words in map(tuple, drawn_SL.tolist())]
+            losses = [known[words][0] for words in map(tuple, sampled_SL.tolist())]
             count = next(iter(known.values()))[1]
             if not all(map(math.isfinite, losses)):
                 sums["failed"][c] = 1.0
@@ -159,20 +159,20 @@ class TokenSearch:
         )
         p_LV = choice_LV.double().clamp(min=0)
         p_LV = (1 - self.explore) * p_LV / p_LV.sum(1, keepdim=True) + self.explore / p_LV.shape[1]
-        drawn_LS = torch.searchsorted(p_LV.cumsum(1), uniform_SL.T.contiguous(), right=True)
-        return drawn_LS.T.clamp(max=choice_LV.shape[1] - 1)
+        sampled_LS = torch.searchsorted(p_LV.cumsum(1), uniform_SL.T.contiguous(), right=True)
+        return sampled_LS.T.clamp(max=choice_LV.shape[1] - 1)
 
     def final(self, state: TokenSearchState) -> tuple[Message, Tree | None]:
         """The change of the distribution; a client that met a loss that is no number weighs nothing."""
-        fine_C = state.sums["failed"] == 0
+        finite_C = state.sums["failed"] == 0
         delta_CLV = state.choice_CLV - state.job.shared["choice"].cpu()
-        sums = {name: torch.where(fine_C, x, 0.0) for name, x in state.sums.items()}
-        sums["failed"] = (~fine_C).double()
+        sums = {name: torch.where(finite_C, x, 0.0) for name, x in state.sums.items()}
+        sums["failed"] = (~finite_C).double()
         message = Message(
             group=self.model.group,
             client_C=torch.tensor(state.clients, dtype=torch.int64),
             version_C=torch.full((len(state.clients),), state.job.version, dtype=torch.int64),
-            tensors={"choice": torch.where(fine_C[:, None, None], delta_CLV, 0.0)},
+            tensors={"choice": torch.where(finite_C[:, None, None], delta_CLV, 0.0)},
             weight_C=sums["count"],
             metrics=sums,
         )

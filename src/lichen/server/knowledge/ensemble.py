@@ -36,13 +36,13 @@ import torch
 from torch import Tensor
 
 from lichen.core.errors import LichenError
-from lichen.core.message import Message, take
+from lichen.core.message import Message, take_client
 from lichen.core.tree import Tree
 from lichen.server.mean import Summed, weigh_C
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
 
-__all__ = ["Ensemble", "Listening", "kept"]
+__all__ = ["Ensemble", "Listening", "as_answers"]
 
 Listening = Literal["uniform", "examples", "confidence", "classes"]
 
@@ -112,7 +112,7 @@ class Ensemble(Summed):
             if weight == 0:
                 continue
             # One at a time: in float64 a cohort's answers would be many times the message.
-            one = take(message, c)
+            one = take_client(message, c)
             total = fixed_point.add(total, replace(one, tensors=self._terms(one)), weight_C[c : c + 1])
         return total
 
@@ -143,13 +143,13 @@ class Ensemble(Summed):
         if index_Nk.dim() != 2 or bool(((index_Nk < -1) | (index_Nk >= self.classes)).any()):
             raise self._refused(one, f"names a class outside 0..{self.classes - 1}", "load one recipe")
         # A spare last column takes the pairs that name no class.
-        told_NK = torch.zeros(index_Nk.shape[0], self.classes + 1, dtype=torch.float64)
+        given_NK = torch.zeros(index_Nk.shape[0], self.classes + 1, dtype=torch.float64)
         place_Nk = index_Nk.where(index_Nk >= 0, self.classes)
-        told_NK.scatter_(1, place_Nk, prob_Nk)
-        named_NK = torch.zeros_like(told_NK, dtype=torch.bool).scatter_(1, place_Nk, True)[:, :-1]
-        left_N1 = (1 - told_NK[:, :-1].sum(1, keepdim=True)).clamp(min=0)
+        given_NK.scatter_(1, place_Nk, prob_Nk)
+        named_NK = torch.zeros_like(given_NK, dtype=torch.bool).scatter_(1, place_Nk, True)[:, :-1]
+        left_N1 = (1 - given_NK[:, :-1].sum(1, keepdim=True)).clamp(min=0)
         spread_NK = torch.where(named_NK, 0.0, left_N1 / (~named_NK).sum(1, keepdim=True).clamp(min=1))
-        p_NK = told_NK[:, :-1] + spread_NK
+        p_NK = given_NK[:, :-1] + spread_NK
         return (p_NK / p_NK.sum(1, keepdim=True)).log().clamp(min=_LEAST)
 
     def _refused(self, one: Message, what: str, fix: str) -> LichenError:
@@ -163,7 +163,7 @@ class Ensemble(Summed):
         """
         if not total.count:
             raise LichenError("no client answered", where="aggregator.ensemble", fix="invite clients that have trained")
-        sums = fixed_point.read(total)
+        sums = fixed_point.read_sums(total)
         if "weight_N" in sums:
             weight = sums["weight_N"][:, None]
         elif "weight_K" in sums:
@@ -187,13 +187,13 @@ class Ensemble(Summed):
         """
         p_NK = self.probabilities(total)
         entropy = -torch.special.xlogy(p_NK, p_NK).sum(-1).mean()
-        return kept(p_NK, self.keep), {"clients": float(total.count), "entropy": float(entropy)}
+        return as_answers(p_NK, self.keep), {"clients": float(total.count), "entropy": float(entropy)}
 
 
-def kept(p_NK: Tensor, keep: int | None = None) -> Tree:
+def as_answers(p_NK: Tensor, keep: int | None = None) -> Tree:
     """The ``keep`` likeliest classes of every row as shared answers.
 
-    >>> {name: x.tolist() for name, x in kept(torch.tensor([[0.25, 0.75]]), 1).items()}
+    >>> {name: x.tolist() for name, x in as_answers(torch.tensor([[0.25, 0.75]]), 1).items()}
     {'answers.prob': [[0.75]], 'answers.index': [[1]]}
     """
     prob_NK, index_NK = p_NK.sort(dim=-1, descending=True, stable=True)

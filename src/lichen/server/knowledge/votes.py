@@ -39,9 +39,9 @@ from lichen.server.mean import Summed, weigh_C
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import FixedSum
 
-__all__ = ["Votes", "chances", "concentration", "rank", "resample"]
+__all__ = ["Votes", "concentration", "most_voted", "resample", "vote_probabilities"]
 
-_FINE = 20  # bits after the point of a vote, and of the noise
+_FRACTION_BITS = 20  # bits after the point of a vote, and of the noise
 
 
 @final
@@ -71,7 +71,7 @@ class Votes(Summed):
 
     def zero(self) -> FixedSum:
         """Nothing folded in."""
-        return FixedSum(scale=_FINE)
+        return FixedSum(scale=_FRACTION_BITS)
 
     def add(self, total: FixedSum, message: Message) -> FixedSum:
         """Fold every client's histogram in; each counts 1.
@@ -106,9 +106,9 @@ class Votes(Summed):
         """
         if not total.count:
             raise LichenError("no client voted", where="aggregator.votes", fix="invite more clients")
-        noisy_M = self.noisy(fixed_point.read(total)["votes"] * 2.0**-self.bits)
-        told = {"votes": float(noisy_M.sum()), "concentration": concentration(noisy_M)}
-        return {"votes": noisy_M}, {"clients": float(total.count), **told}
+        noisy_M = self.noisy(fixed_point.read_sums(total)["votes"] * 2.0**-self.bits)
+        metrics = {"votes": float(noisy_M.sum()), "concentration": concentration(noisy_M)}
+        return {"votes": noisy_M}, {"clients": float(total.count), **metrics}
 
     def noisy(self, votes_M: Tensor) -> Tensor:
         """The counts with noise, float64; a release in which nobody came has its noise too."""
@@ -116,16 +116,16 @@ class Votes(Summed):
         if self.sigma:
             g = torch_generator(self.seed, "vote noise")
             votes_M = votes_M + self.sigma * torch.randn(votes_M.shape, generator=g, dtype=torch.float64)
-        rounded_M: Tensor = (votes_M * 2**_FINE).round() * 2.0**-_FINE
+        rounded_M: Tensor = (votes_M * 2**_FRACTION_BITS).round() * 2.0**-_FRACTION_BITS
         return rounded_M
 
 
-def chances(votes_M: Tensor, label_M: Tensor, *, threshold: float = 0.0) -> Tensor:
+def vote_probabilities(votes_M: Tensor, label_M: Tensor, *, threshold: float = 0.0) -> Tensor:
     """Chance of each candidate among those of its label: votes above the threshold, in proportion.
 
     Where no candidate of a label is above it, all of that label are equally likely.
 
-    >>> chances(torch.tensor([3.0, 1.0, -2.0, 0.5]), torch.tensor([0, 0, 1, 1]), threshold=1.0).tolist()
+    >>> vote_probabilities(torch.tensor([3.0, 1.0, -2.0, 0.5]), torch.tensor([0, 0, 1, 1]), threshold=1.0).tolist()
     [1.0, 0.0, 0.5, 0.5]
     """
     over_M = (votes_M.double() - threshold).clamp(min=0)
@@ -156,13 +156,13 @@ def resample(chance_M: Tensor, label_M: Tensor, counts: Mapping[int, int], seed:
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
 
-def rank(votes_M: Tensor, label_M: Tensor, counts: Mapping[int, int]) -> Tensor:
+def most_voted(votes_M: Tensor, label_M: Tensor, counts: Mapping[int, int]) -> Tensor:
     """Places of the ``counts[label]`` most voted candidates of each label, of equals the first; int64, best first.
 
     Raises:
         LichenError: if a label has too few candidates.
 
-    >>> rank(torch.tensor([1.0, 5.0, 5.0, 2.0]), torch.zeros(4, dtype=torch.int64), {0: 2}).tolist()
+    >>> most_voted(torch.tensor([1.0, 5.0, 5.0, 2.0]), torch.zeros(4, dtype=torch.int64), {0: 2}).tolist()
     [1, 2]
     """
     parts = []

@@ -26,14 +26,23 @@ from lichen.server.lowrank.factors import Factors, Product
 from lichen.server.lowrank.groups import MeanChange
 from lichen.server.lowrank.products import Key, LowRankTotal
 
-__all__ = ["Adapter", "Adapters", "Rule", "check_scaling", "drawn", "noise", "padded", "patched"]
+__all__ = [
+    "AdapterMeans",
+    "AdapterMeansList",
+    "Rule",
+    "check_scaling",
+    "initial_A",
+    "padded",
+    "patched",
+    "rounding_floor",
+]
 
 _GRID = 1e-12  # the exact sums are no finer than this, so float64 factors need not be either
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Adapter:
+class AdapterMeans:
     """One layer that clients sent, float64 on the CPU.
 
     Attributes:
@@ -70,7 +79,7 @@ class Adapter:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Adapters:
+class AdapterMeansList:
     """The layers that clients sent, in name order; read one at a time, as often as wished.
 
     Attributes:
@@ -88,7 +97,7 @@ class Adapters:
         """The newest version among the answers."""
         return max(version for _, version in self.total.answers)
 
-    def __iter__(self) -> Iterator[Adapter]:
+    def __iter__(self) -> Iterator[AdapterMeans]:
         for name in products.layers(self.shared):
             halves = (f"{name}.lora_B", f"{name}.lora_A")
             if halves[0] not in self.shared:
@@ -97,7 +106,7 @@ class Adapters:
             if sent:
                 yield self._read(name, halves, sent)
 
-    def _read(self, name: str, halves: tuple[str, str], sent: list[str]) -> Adapter:
+    def _read(self, name: str, halves: tuple[str, str], sent: list[str]) -> AdapterMeans:
         B, A = (self.shared[half].cpu().double() for half in halves)
         meanB, meanA = (
             x + self.means[half].over(x) if half in self.means else x for half, x in zip(halves, (B, A), strict=True)
@@ -116,7 +125,7 @@ class Adapters:
                 (answer, p, B[:, : b.shape[1]] + b, A[: a.shape[0]] + a)
                 for answer, p, b, a in products.pairs_of(self.total, name)
             )
-        return Adapter(
+        return AdapterMeans(
             name=name, B_mr=B, A_rn=A, meanB_mr=meanB, meanA_rn=meanA, pairs=pairs, ideal_mn=ideal, both=both
         )
 
@@ -129,7 +138,7 @@ class Rule(Protocol):
         """Layers may be summed whole; else the rule needs the pairs."""
         ...
 
-    def __call__(self, adapters: Adapters, change: Tree) -> tuple[Tree, dict[str, float]]:
+    def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Tree, dict[str, float]]:
         """``(entries, metrics)``: what is written over the padded means ``change``, and what is told."""
         ...
 
@@ -158,12 +167,12 @@ def check_scaling(scaling: float, *, where: str) -> None:
         raise LichenError(f"{scaling} is no scaling", where=where, fix="use alpha / rank")
 
 
-def noise(dtype: torch.dtype) -> float:
+def rounding_floor(dtype: torch.dtype) -> float:
     """Below this share of a matrix's norm a direction is rounding: half the last bit of what it corrects."""
     return max(torch.finfo(dtype).eps / 2, _GRID)
 
 
-def drawn(like_rn: Tensor, layer: str, *, seed: int, version: int) -> Tensor:
+def initial_A(like_rn: Tensor, layer: str, *, seed: int, version: int) -> Tensor:
     """A new half A, uniform in ±1/sqrt(n) as adapters start, float64."""
     g = torch_generator(seed, "lora_A", layer, version)
     r, n = like_rn.shape

@@ -28,7 +28,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server.lowrank import products
-from lichen.server.lowrank.adapters import drawn
+from lichen.server.lowrank.adapters import initial_A
 from lichen.server.lowrank.factors import directions
 from lichen.server.mean import Mean
 
@@ -92,7 +92,7 @@ class FedSVD:
                 continue
             B_mr, A_rn = (shared[name].cpu().double() for name in names)
             U, sigma, V = directions((B_mr + change[names[0]].cpu().double(), A_rn))
-            newB_mr, newA_rn = torch.zeros_like(B_mr), drawn(A_rn, layer, seed=self.seed, version=0)
+            newB_mr, newA_rn = torch.zeros_like(B_mr), initial_A(A_rn, layer, seed=self.seed, version=0)
             newB_mr[:, : len(sigma)], newA_rn[: len(sigma)] = U * sigma, V
             written |= {names[0]: newB_mr - B_mr, names[1]: newA_rn - A_rn}
         return {**change, **written}, metrics

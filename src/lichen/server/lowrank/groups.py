@@ -34,7 +34,7 @@ from lichen.core.tree import Tree
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum, Layout
 
-__all__ = ["GroupSums", "MeanChange", "add", "dump", "load", "means", "merge", "rank_axis", "weight_of"]
+__all__ = ["GroupSums", "MeanChange", "add", "dump", "half_axis", "load", "means", "merge", "weight_of"]
 
 Key = tuple[str, Layout]
 
@@ -88,10 +88,10 @@ class MeanChange:
         return self.padded - absent * shared.cpu().double()
 
 
-def rank_axis(name: str) -> int | None:
+def half_axis(name: str) -> int | None:
     """Where a tensor's rank lies: 0 for A, 1 for B, None for what is no adapter's half.
 
-    >>> rank_axis("q.lora_A"), rank_axis("q.lora_B"), rank_axis("head.weight")
+    >>> half_axis("q.lora_A"), half_axis("q.lora_B"), half_axis("head.weight")
     (0, 1, None)
     """
     return next((axis for end, axis in _RANK_AXIS.items() if name.endswith(end)), None)
@@ -120,7 +120,7 @@ def merge(a: GroupSums, b: GroupSums) -> GroupSums:
 
 def _checked(total: GroupSums) -> GroupSums:
     # Padding adds nothing, so the bounds of the parts together bound what their join can reach.
-    fixed_point.check_room(sum(one.bound for one in total.sums.values()), total.scale)
+    fixed_point.check_range(sum(one.bound for one in total.sums.values()), total.scale)
     return total
 
 
@@ -154,7 +154,7 @@ def _parts(one: FixedSum) -> Iterator[tuple[str, Tensor]]:
 
 
 def _mean(name: str, came: list[tuple[int, Tensor]], scale: int, shared: Tensor | None) -> MeanChange:
-    axis = rank_axis(name)
+    axis = half_axis(name)
     like = max((x for _, x in came), key=lambda x: x.shape[axis or 0] if x.dim() else 0) if shared is None else shared
     full = tuple(like.shape)
     for _, x in came:

@@ -26,7 +26,7 @@ import torch
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
-from lichen.server.lowrank.adapters import Adapters
+from lichen.server.lowrank.adapters import AdapterMeansList
 from lichen.server.lowrank.factors import gap_square, norm_square
 from lichen.server.lowrank.lowrank import LowRank
 from lichen.server.lowrank.products import Key
@@ -42,7 +42,7 @@ class NormWeighted:
 
     whole = False
 
-    def __call__(self, adapters: Adapters, change: Tree) -> tuple[Tree, dict[str, float]]:
+    def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Tree, dict[str, float]]:
         """``(halves, metrics)``: ``deviation`` is ``‖B̄ Ā − Σ p_k B_k A_k‖ / ‖Σ p_k B_k A_k‖``.
 
         Raises:
@@ -50,7 +50,7 @@ class NormWeighted:
         """
         norms = self._norms(adapters)
         written: Tree = {}
-        lost = kept = 0.0
+        lost = total_square = 0.0
         for adapter in adapters:
             raw = [p * norms[answer] for answer, p, _, _ in adapter.pairs]
             if not any(raw):
@@ -64,10 +64,10 @@ class NormWeighted:
             written[f"{adapter.name}.lora_B"] = B_mr - adapter.B_mr
             stack = adapter.stack()
             square = norm_square(stack)
-            lost, kept = lost + gap_square(stack, square, (B_mr, A_rn)), kept + square
-        return written, {"deviation": math.sqrt(lost / kept) if kept else 0.0}
+            lost, total_square = lost + gap_square(stack, square, (B_mr, A_rn)), total_square + square
+        return written, {"deviation": math.sqrt(lost / total_square) if total_square else 0.0}
 
-    def _norms(self, adapters: Adapters) -> dict[Key, float]:
+    def _norms(self, adapters: AdapterMeansList) -> dict[Key, float]:
         """Of each answer's whole adapter."""
         squares: dict[Key, list[float]] = {}
         for adapter in adapters:

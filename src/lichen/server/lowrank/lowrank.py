@@ -37,7 +37,15 @@ from torch import Tensor
 from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server.lowrank import groups, products
-from lichen.server.lowrank.adapters import Adapter, Adapters, Rule, check_scaling, noise, padded, patched
+from lichen.server.lowrank.adapters import (
+    AdapterMeans,
+    AdapterMeansList,
+    Rule,
+    check_scaling,
+    padded,
+    patched,
+    rounding_floor,
+)
 from lichen.server.lowrank.factors import Product, norm_square, shrink
 from lichen.server.lowrank.products import LowRankTotal
 from lichen.server.mean import Mean, Weighting, weigh_C
@@ -65,21 +73,21 @@ class Averaged:
         if self.mend is not None:
             check_scaling(self.mend, where="aggregator.fedex.scaling")
 
-    def __call__(self, adapters: Adapters, change: Tree) -> tuple[Tree, dict[str, float]]:
+    def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Tree, dict[str, float]]:
         """``(patch, metrics)``: ``deviation`` is ``‖residual‖ / ‖Σ p_k B_k A_k‖`` over all layers together."""
         patch: Tree = {}
-        lost = kept = 0.0
+        lost = total_square = 0.0
         for adapter in adapters:
             residual, ideal = _residual(adapter, adapters.shared, change), adapter.ideal()
             size_square = norm_square(ideal)
             if self.mend is None:
                 square = norm_square(residual)
             else:
-                floor = noise(adapters.shared[f"{adapter.name}.lora_A"].dtype) * math.sqrt(size_square)
+                floor = rounding_floor(adapters.shared[f"{adapter.name}.lora_A"].dtype) * math.sqrt(size_square)
                 square, mended = _mended(adapter.name, residual, floor, self.mend, adapters.shared)
                 patch.update(mended)
-            lost, kept = lost + square, kept + size_square
-        return patch, {"deviation": math.sqrt(lost / kept) if kept else 0.0}
+            lost, total_square = lost + square, total_square + size_square
+        return patch, {"deviation": math.sqrt(lost / total_square) if total_square else 0.0}
 
 
 @final
@@ -142,9 +150,9 @@ class LowRank:
             name: mean.over(shared[name]).to(shared[name]) if name in shared else mean.padded
             for name, mean in means.items()
         }
-        written, told = self.rule(Adapters(total=total, shared=shared, means=means), change)
+        written, rule_metrics = self.rule(AdapterMeansList(total=total, shared=shared, means=means), change)
         seen = {"clients": float(total.sums.count), "weight": total.sums.weight / 2**WEIGHT_BITS}
-        return {**change, **written}, {**seen, **told}
+        return {**change, **written}, {**seen, **rule_metrics}
 
 
 def FedIT(weighting: Weighting = "examples") -> LowRank:
@@ -177,7 +185,7 @@ def FedEx(scaling: float, *, weighting: Weighting = "examples") -> LowRank:
     return LowRank(weighting, rule=Averaged(mend=scaling))
 
 
-def _residual(adapter: Adapter, shared: Tree, change: Tree) -> Product:
+def _residual(adapter: AdapterMeans, shared: Tree, change: Tree) -> Product:
     """What the means, as the clients will receive them, lack of the ideal; float64."""
     names = (f"{adapter.name}.lora_B", f"{adapter.name}.lora_A")
     roundB, roundA = ((shared[n] + change[n] if n in change else shared[n]).cpu().double() for n in names)

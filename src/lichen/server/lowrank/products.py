@@ -135,7 +135,7 @@ def _join(name: str, a: Layer, b: Layer, scale: int, *, whole: bool) -> Layer:
         factors = [weight * 2.0**scale for _, _, weight, _, _ in pairs]
         units_mn, top = kernels.add_products(units_mn, [(B, A) for *_, B, A in pairs], factors)
         bound += top
-    fixed_point.check_room(bound, scale, of=lambda: f"{name}.lora_B @ lora_A")
+    fixed_point.check_range(bound, scale, of=lambda: f"{name}.lora_B @ lora_A")
     return Layer(units_mn=units_mn, bound=bound)
 
 
@@ -165,7 +165,7 @@ def check(total: LowRankTotal) -> None:
     for _, layout in total.sums.sums:
         came: dict[str, str] = {}
         for name, _ in layout:
-            if groups.rank_axis(name) is not None:
+            if groups.half_axis(name) is not None:
                 layer, _, half = name.rpartition(".")
                 came[layer] = came.get(layer, "") + half
         for layer, sent in came.items():

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
-from lichen.server.lowrank.adapters import Adapters, drawn, noise
+from lichen.server.lowrank.adapters import AdapterMeansList, initial_A, rounding_floor
 from lichen.server.lowrank.factors import directions, gap_square, halves
 from lichen.server.lowrank.lowrank import LowRank
 from lichen.server.mean import Weighting
@@ -66,27 +66,27 @@ class Redistributed:
                 f"{self.energy} is out of range", where="aggregator.florist.energy", fix="use 0 < energy <= 1"
             )
 
-    def __call__(self, adapters: Adapters, change: Tree) -> tuple[Tree, dict[str, float]]:
+    def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Tree, dict[str, float]]:
         """``(new halves, metrics)``; see :func:`FlexLoRA`."""
         written: Tree = {}
-        apart = cut = size = 0.0
+        apart = lost = size = 0.0
         ranks: list[int] = []
         for adapter in adapters:
             name, stack = adapter.name, adapter.stack()
             U, sigma, V = directions(stack)
             square = float(sigma.square().sum())
-            floor = noise(adapters.shared[f"{name}.lora_A"].dtype) * math.sqrt(square)
+            floor = rounding_floor(adapters.shared[f"{name}.lora_A"].dtype) * math.sqrt(square)
             keep = min(adapter.A_rn.shape[0], int((sigma > floor).sum()))
             if self.energy is not None:
                 keep = min(keep, fewest(sigma, self.energy))
-            A_rn = drawn(adapter.A_rn, name, seed=self.seed, version=adapters.version)
+            A_rn = initial_A(adapter.A_rn, name, seed=self.seed, version=adapters.version)
             B_mr = torch.zeros_like(adapter.B_mr)
             B_mr[:, :keep], A_rn[:keep] = halves(U, sigma, V, keep)
             written[f"{name}.lora_A"], written[f"{name}.lora_B"] = A_rn - adapter.A_rn, B_mr - adapter.B_mr
             apart += gap_square(stack, square, (adapter.meanB_mr, adapter.meanA_rn))
-            cut, size, ranks = cut + float(sigma[keep:].square().sum()), size + square, [*ranks, keep]
-        told = {"deviation": apart, "lost": cut}
-        shares = {name: math.sqrt(x / size) if size else 0.0 for name, x in told.items()}
+            lost, size, ranks = lost + float(sigma[keep:].square().sum()), size + square, [*ranks, keep]
+        metrics = {"deviation": apart, "lost": lost}
+        shares = {name: math.sqrt(x / size) if size else 0.0 for name, x in metrics.items()}
         return written, {**shares, "rank": sum(ranks) / max(1, len(ranks))}
 
 

@@ -24,7 +24,7 @@ from typing import final
 from torch import Tensor
 
 from lichen.core.tree import Tree
-from lichen.server.lowrank.adapters import Adapters, check_scaling, drawn, noise, patched
+from lichen.server.lowrank.adapters import AdapterMeansList, check_scaling, initial_A, patched, rounding_floor
 from lichen.server.lowrank.factors import directions, gap_square, halves
 from lichen.server.lowrank.lowrank import LowRank
 from lichen.server.mean import Weighting
@@ -53,10 +53,10 @@ class Stacked:
     def __post_init__(self) -> None:
         check_scaling(self.scaling, where="aggregator.flora.scaling")
 
-    def __call__(self, adapters: Adapters, change: Tree) -> tuple[Tree, dict[str, float]]:
+    def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Tree, dict[str, float]]:
         """``(patches and new halves, metrics)``: ``deviation``, and ``rank``, the directions moved a layer."""
         written: Tree = {}
-        lost = kept = 0.0
+        lost = total_square = 0.0
         ranks: list[int] = []
         for adapter in adapters:
             shared, name = adapters.shared, adapter.name
@@ -64,16 +64,16 @@ class Stacked:
             stack = adapter.stack()
             U, sigma, V = directions(stack)
             square = float(sigma.square().sum())
-            keep = int((sigma > noise(like.dtype) * math.sqrt(square)).sum())
+            keep = int((sigma > rounding_floor(like.dtype) * math.sqrt(square)).sum())
             if keep:
                 left, right = halves(U, sigma, V, keep)
                 written |= patched(name, (left * self.scaling, right), shared)
-            A_rn = drawn(adapter.A_rn, name, seed=self.seed, version=adapters.version)
+            A_rn = initial_A(adapter.A_rn, name, seed=self.seed, version=adapters.version)
             written[f"{name}.lora_A"] = A_rn - adapter.A_rn
             written[f"{name}.lora_B"] = -adapter.B_mr
             lost += gap_square(stack, square, (adapter.meanB_mr, adapter.meanA_rn))
-            kept, ranks = kept + square, [*ranks, keep]
-        deviation = math.sqrt(lost / kept) if kept else 0.0
+            total_square, ranks = total_square + square, [*ranks, keep]
+        deviation = math.sqrt(lost / total_square) if total_square else 0.0
         return written, {"deviation": deviation, "rank": sum(ranks) / max(1, len(ranks))}
 
 

@@ -79,7 +79,7 @@ class Capacity:
             )
         return self.rank_N[client], self.last_N[client]
 
-    def cut(self, shared: Tree, key: Hashable) -> Tree:
+    def extract(self, shared: Tree, key: Hashable) -> Tree:
         """``shared`` as clients of this key get it.
 
         Args:
@@ -94,11 +94,11 @@ class Capacity:
         rank, last = key
         layers = sorted(name.removesuffix(".lora_A") for name in shared if name.endswith(".lora_A"))
         blocks = sorted({block for block in map(block_of, layers) if block is not None})
-        still = set(blocks if last is None else blocks[-last:])
+        trained_blocks = set(blocks if last is None else blocks[-last:])
         out = dict(shared)
         for layer in layers:
             block = block_of(layer)
-            if block is None or block in still:
+            if block is None or block in trained_blocks:
                 out[f"{layer}.lora_A"] = shared[f"{layer}.lora_A"][:rank].contiguous()
                 out[f"{layer}.lora_B"] = shared[f"{layer}.lora_B"][:, :rank].contiguous()
                 continue
@@ -110,11 +110,11 @@ class Capacity:
                     where="capacity",
                     fix="let every client train all blocks, or use plain LoRA",
                 )
-            out |= _held(layer, self.scaling * B_mr, A_rn, shared)
+            out |= _as_patch(layer, self.scaling * B_mr, A_rn, shared)
         return out
 
 
-def _held(layer: str, left_mr: Tensor, right_rn: Tensor, shared: Tree) -> Tree:
+def _as_patch(layer: str, left_mr: Tensor, right_rn: Tensor, shared: Tree) -> Tree:
     """The layer's patch with an adapter in it; nothing new where the adapter does nothing."""
     if not (left_mr.any() and right_rn.any()):
         return {}

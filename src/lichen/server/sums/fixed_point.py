@@ -34,7 +34,7 @@ from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server.sums import kernels
 
-__all__ = ["WEIGHT_BITS", "FixedSum", "Layout", "add", "check_room", "dump", "layout_of", "load", "merge", "read"]
+__all__ = ["WEIGHT_BITS", "FixedSum", "Layout", "add", "check_range", "dump", "layout_of", "load", "merge", "read_sums"]
 
 WEIGHT_BITS = 30
 """Bits after the point of a weight."""
@@ -115,7 +115,7 @@ def add(total: FixedSum, message: Message, weight_C: Tensor) -> FixedSum:
                     fix="leave the client out, or lower its learning rate",
                 )
             bound += int(top)
-        check_room(bound, total.scale, of=lambda: _largest(layout, rows, counted))
+        check_range(bound, total.scale, of=lambda: _largest(layout, rows, counted))
     return replace(
         new,
         count=total.count + len(counted),
@@ -142,7 +142,7 @@ def merge(a: FixedSum, b: FixedSum) -> FixedSum:
     if a.units_N is None or b.units_N is None:
         return b if a.units_N is None else a
     _check_alike(a, b)
-    check_room(a.bound + b.bound, a.scale)
+    check_range(a.bound + b.bound, a.scale)
     return replace(
         a,
         count=a.count + b.count,
@@ -170,13 +170,13 @@ def _check_alike(a: FixedSum, b: FixedSum) -> None:
     )
 
 
-def check_room(bound: int, scale: int, *, of: Callable[[], str] | None = None) -> None:
+def check_range(bound: int, scale: int, *, of: Callable[[], str] | None = None) -> None:
     """Refuse a sum whose bound, in units of ``2^-scale``, leaves the 64-bit range.
 
     Raises:
         LichenError: naming the tensor that ``of`` finds, where it is given.
     """
-    if bound >= kernels.ROOM:
+    if bound >= kernels.LIMIT:
         raise LichenError(
             f"the sum{f' of tensor {of()!r}' if of else ''} may reach {bound / 2**scale:.3g}, past the 64-bit range at "
             f"{scale} bits after the point",
@@ -185,7 +185,7 @@ def check_room(bound: int, scale: int, *, of: Callable[[], str] | None = None) -
         )
 
 
-def read(total: FixedSum) -> Tree:
+def read_sums(total: FixedSum) -> Tree:
     """The sums as float64, each rounded once, on the CPU."""
     if total.units_N is None:
         return {}

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["ROOM", "add_products", "add_rows"]
+__all__ = ["LIMIT", "add_products", "add_rows"]
 
-ROOM = 2**63
+LIMIT = 2**63
 """What a sum's magnitude must stay below."""
 
 _EXACT = 2**53
@@ -70,7 +70,7 @@ def add_rows(onto_N: Tensor | None, rows: Sequence[Tensor], factor_C: Tensor) ->
         return torch.stack(tops).abs().amax(0).cpu()
 
     top_C = once(floats=True)
-    if _EXACT <= sum(top_C.tolist()) < ROOM:
+    if _EXACT <= sum(top_C.tolist()) < LIMIT:
         once(floats=False)
     return new_N, top_C
 
@@ -81,18 +81,18 @@ def _buffer(device: torch.device) -> int:
 
 def _pieces(rows: Iterable[Tensor], width: int) -> Iterator[list[Tensor]]:
     """The rows ``(C, ·)`` in order, large ones cut evenly and small ones side by side, none wider than ``width``."""
-    held: list[Tensor] = []
-    room = width
+    chunk: list[Tensor] = []
+    left = width
     for x in rows:
         cuts = -(-x.shape[1] // width)
         for part in torch.split(x, -(-x.shape[1] // cuts), 1) if cuts > 1 else [x] * cuts:
-            if part.shape[1] > room:
-                yield held
-                held, room = [], width
-            held.append(part)
-            room -= part.shape[1]
-    if held:
-        yield held
+            if part.shape[1] > left:
+                yield chunk
+                chunk, left = [], width
+            chunk.append(part)
+            left -= part.shape[1]
+    if chunk:
+        yield chunk
 
 
 def add_products(
@@ -136,4 +136,4 @@ def add_products(
 def _top(B_mr: Tensor, A_rn: Tensor, factor: float) -> int:
     top = B_mr.shape[1] * float(B_mr.abs().max()) * float(A_rn.abs().max()) * factor
     # The margin covers the rounding of this line and of the product.
-    return int(top * (1 + 2**-30)) + 1 if top < ROOM else ROOM
+    return int(top * (1 + 2**-30)) + 1 if top < LIMIT else LIMIT

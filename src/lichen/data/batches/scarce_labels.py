@@ -23,12 +23,12 @@ from lichen.data.batches.collate import Slot, assemble, stream
 from lichen.data.batches.rows import Shard
 from lichen.data.batches.shards import TrainSource
 
-__all__ = ["FewLabels", "hide"]
+__all__ = ["ScarceLabels", "hide"]
 
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class FewLabels:
+class ScarceLabels:
     """A training source that draws a client's labelled and unlabelled rows apart.
 
     Attributes:
@@ -45,7 +45,7 @@ class FewLabels:
 
     def __post_init__(self) -> None:
         if self.unlabelled_rows < 1:
-            raise LichenError(f"unlabelled_rows is {self.unlabelled_rows}", where="FewLabels", fix="use 1 or more")
+            raise LichenError(f"unlabelled_rows is {self.unlabelled_rows}", where="ScarceLabels", fix="use 1 or more")
 
     def shape(self, client: int) -> Hashable:
         """The local source's."""
@@ -60,37 +60,37 @@ class FewLabels:
         shapes = {self.local.shape(c) for c in clients}
         if len(shapes) > 1:
             raise LichenError("clients of different shapes cannot stand side by side", where="block")
-        held = [self.local.shards[c] for c in clients]
+        shards = [self.local.shards[c] for c in clients]
         sizes = (self.local.batch_size, self.unlabelled_rows)
-        drawn = [
+        batches = [
             [
                 _picked(rows, stream(len(rows), size, numpy_generator(seed, c, purpose)))
-                for rows, size, purpose in zip(_parted(shard), sizes, ("shuffle", "unlabelled"), strict=True)
+                for rows, size, purpose in zip(_labelled_and_not(shard), sizes, ("shuffle", "unlabelled"), strict=True)
             ]
-            for c, shard in zip(clients, held, strict=True)
+            for c, shard in zip(clients, shards, strict=True)
         ]
-        counts = [self.local.steps_of(c, shard) for c, shard in zip(clients, held, strict=True)]
+        counts = [self.local.steps_of(c, shard) for c, shard in zip(clients, shards, strict=True)]
         nothing = [np.full(size, -1, np.int64) for size in sizes]
         for step in range(max(counts, default=0)):
             active = [step < count for count in counts]
             slots: list[Slot] = []
-            for shard, parts, on in zip(held, drawn, active, strict=True):
+            for shard, parts, on in zip(shards, batches, active, strict=True):
                 numbers = [next(part) for part in parts] if on else nothing
                 slots.append(tuple((shard, some) for some in numbers))
-            yield assemble(slots, active, width=self.local.width_of(held[0]), pad=self.local.pad)
+            yield assemble(slots, active, width=self.local.width_of(shards[0]), pad=self.local.pad)
 
 
-def _parted(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
+def _labelled_and_not(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the rows with and without a label."""
     if not isinstance(shard.labels, np.ndarray):
-        raise LichenError("rows have no class", where="FewLabels", fix="use task: classify")
+        raise LichenError("rows have no class", where="ScarceLabels", fix="use task: classify")
     return np.flatnonzero(shard.labels >= 0), np.flatnonzero(shard.labels < 0)
 
 
-def _picked(rows: np.ndarray, places: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def _picked(rows: np.ndarray, positions: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """Row numbers from places among them, -1 where there is none."""
     known = np.append(rows, -1)
-    return (known[place] for place in places)
+    return (known[place] for place in positions)
 
 
 def hide(shard: Shard, keep: int, *, seed: int, client: int) -> Shard:
@@ -105,7 +105,7 @@ def hide(shard: Shard, keep: int, *, seed: int, client: int) -> Shard:
     Raises:
         LichenError: if the shard's rows have no class.
     """
-    labelled, _ = _parted(shard)
+    labelled, _ = _labelled_and_not(shard)
     labels_N = np.asarray(shard.labels)
     order = labelled[numpy_generator(seed, client, "labels").permutation(len(labelled))]
     nth: dict[int, int] = {}
@@ -114,7 +114,7 @@ def hide(shard: Shard, keep: int, *, seed: int, client: int) -> Shard:
         label = int(labels_N[row])
         nth[label] = nth.get(label, -1) + 1
         turns.append(nth[label])
-    kept = order[np.argsort(np.array(turns, dtype=np.int64), kind="stable")][:keep]
+    shown = order[np.argsort(np.array(turns, dtype=np.int64), kind="stable")][:keep]
     hidden_N = np.full_like(labels_N, -100)
-    hidden_N[kept] = labels_N[kept]
+    hidden_N[shown] = labels_N[shown]
     return replace(shard, labels=hidden_N)

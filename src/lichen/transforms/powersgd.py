@@ -27,12 +27,12 @@ from lichen.core.tree import Tree
 from lichen.transforms.codec import Parts
 from lichen.transforms.layout import Layout
 
-__all__ = ["Sketch"]
+__all__ = ["PowerSGD"]
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Sketch:
+class PowerSGD:
     """Every matrix as two thin ones; ``‖M - P Qᵀ‖ <= ‖M‖``, and 0 where M's rank is at most r.
 
     Tensors of more than two axes count as matrices of their first axis by all others.
@@ -84,7 +84,7 @@ class Sketch:
 
     def _one(self, x_N: Tensor, layout: Layout, seed: int) -> Tensor:
         generator, out = torch_generator(seed, "sketch"), []
-        for x in layout.parted(x_N.unsqueeze(0)).values():
+        for x in layout.by_name(x_N.unsqueeze(0)).values():
             thin = self._factors(tuple(x.shape[1:]))
             if thin is None:
                 out.append(x.reshape(-1))
@@ -101,7 +101,7 @@ class Sketch:
 
     def decode(self, parts: Tree, rest_CM: Tensor, layout: Layout) -> Tensor:
         """The products."""
-        thin = self.rest(layout).parted(rest_CM)
+        thin = self.rest(layout).by_name(rest_CM)
         rows = []
         for client in range(rest_CM.shape[0]):
             for name, shape, _ in layout.entries:
