@@ -67,12 +67,12 @@ def _recipe(model: str, data: str, form: str, way: str = "packed") -> Any:
 
 def _loaded(recipe: Any) -> tuple[Any, Any, list[Any]]:
     """``(experiment, its client_task, test batches of 4 clients)``."""
-    from lichen.recipes.assemble.experiment import grid_name
+    from lichen.recipes.assemble.experiment import lr_name
     from lichen.recipes.assemble.open import open_recipe
     from lichen.recipes.assemble.parts import client_tasks
 
     experiment = open_recipe(recipe).experiment
-    client_task = client_tasks(experiment)[f"train {grid_name(recipe.optimizer.lr[0])}"]
+    client_task = client_tasks(experiment)[f"train {lr_name(recipe.optimizer.lr[0])}"]
     tests = experiment.evaluating(experiment.test)
     return experiment, client_task, [batch for c in range(len(experiment.test)) for batch in tests.batches((c,), 0)]
 
@@ -102,10 +102,10 @@ def cell(name: str, steps: int) -> dict[str, Any]:
     from lichen.core.message import Job
     from lichen.models.adapters.quantized import resident_bytes
     from lichen.recipes.assemble.live_bytes import LiveBytes
-    from lichen.recipes.plan.memory import Gauge
+    from lichen.recipes.plan.memory import MemoryMeter
 
     model, data, form = name.split("/")
-    gauge = Gauge("cpu")
+    gauge = MemoryMeter("cpu")
     experiment, client_task, tests = _loaded(_recipe(model, data, form))
     weights, loaded, held = resident_bytes(experiment.model.wrapped.model), gauge.peak(), gauge.now()
     before = _quality(experiment, experiment.start, tests)

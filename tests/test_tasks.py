@@ -9,7 +9,7 @@ import pytest
 from lichen.core.errors import LichenError
 from lichen.recipes.schema.explain import choices
 from lichen.recipes.schema.read import read_recipe
-from lichen.recipes.schema.recipe import Compare, Recipe
+from lichen.recipes.schema.recipe import CompareConfig, Recipe
 from lichen.tasks.registry import BUILT_IN, task_names, task_of
 from lichen.tasks.task import Task
 
@@ -27,7 +27,7 @@ def test_what_a_task_names_is_there(task: Task) -> None:
 
 def test_the_schema_names_the_built_in_tasks_and_their_metrics() -> None:
     assert choices(Recipe.model_fields["task"].annotation) == tuple(BUILT_IN) == task_names()
-    named = choices(Compare.model_fields["metric"].annotation)
+    named = choices(CompareConfig.model_fields["metric"].annotation)
     assert set(named) == {name for task in BUILT_IN.values() for name in task.metric_names}
 
 

@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from lichen import __version__
-from lichen.cli_cache import cache
-from lichen.cli_compare import compare
-from lichen.cli_init import init
-from lichen.cli_look import export, fetch, list_, report, try_
-from lichen.cli_run import node, plan, rank, run
+from lichen.cli_cache import cache_command
+from lichen.cli_compare import compare_command
+from lichen.cli_init import init_command
+from lichen.cli_look import export_command, fetch_command, list_command, report_command, try_command
+from lichen.cli_run import node_command, plan_command, rank_command, run_command
 from lichen.core.errors import LichenError
-from lichen.shell import crash, tell
+from lichen.shell import crash, log
 
 __all__ = ["app", "main"]
 
@@ -33,21 +33,21 @@ app = App(
     default_parameter=Parameter(negative=""),
 )
 _COMMANDS: dict[str, Callable[..., None]] = {
-    "list": list_,
-    "fetch": fetch,
-    "init": init,
-    "plan": plan,
-    "run": run,
-    "compare": compare,
-    "try": try_,
-    "report": report,
-    "export": export,
-    "cache": cache,
+    "list": list_command,
+    "fetch": fetch_command,
+    "init": init_command,
+    "plan": plan_command,
+    "run": run_command,
+    "compare": compare_command,
+    "try": try_command,
+    "report": report_command,
+    "export": export_command,
+    "cache": cache_command,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_command, name=_name)
-app.command(node, show=False)
-app.command(rank, show=False)
+app.command(node_command, name="node", show=False)
+app.command(rank_command, name="rank", show=False)
 
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -87,13 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         sys.stdout.flush()
     except LichenError as error:
-        tell(str(error))
+        log(str(error))
         return 2
     except CycloptsError as error:
-        tell(f"{error}\n  fix: see lichen --help")
+        log(f"{error}\n  fix: see lichen --help")
         return 2
     except KeyboardInterrupt:
-        tell("\nstopped")
+        log("\nstopped")
         return 130
     except BrokenPipeError:
         # The reader left; nothing more may be written, not even by the interpreter's last flush.

@@ -10,12 +10,14 @@ import time
 from typing import Literal
 
 from lichen.core.errors import LichenError
-from lichen.shell import print_json, say, show, tell
+from lichen.shell import log, print_json, say, show
 
-__all__ = ["cache"]
+__all__ = ["cache_command"]
 
 
-def cache(*, clear: Literal["private", "models", "all"] | None = None, yes: bool = False, json: bool = False) -> None:
+def cache_command(
+    *, clear: Literal["private", "models", "all"] | None = None, yes: bool = False, json: bool = False
+) -> None:
     """Show what lies in the cache folder: what, how large, how old, and whether it holds private rows.
 
     The folder is LICHEN_CACHE, else XDG_CACHE_HOME/lichen, else ~/.cache/lichen.
@@ -54,13 +56,13 @@ def cache(*, clear: Literal["private", "models", "all"] | None = None, yes: bool
         say(f"nothing of that kind lies in {cache_dir()}")
         return
     for one in goes:
-        tell(f"{bytes_text(one.bytes):>10}  {one.what}  {one.place}")
+        log(f"{bytes_text(one.bytes):>10}  {one.what}  {one.place}")
     if not yes:
         if not sys.stdin.isatty():
             raise LichenError("nobody can be asked", where="lichen cache --clear", fix="add --yes")
         print("remove them? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            tell("nothing was removed")
+            log("nothing was removed")
             return
     say(f"removed {bytes_text(clear_group(clear))}")
 

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from lichen.core.errors import LichenError
-from lichen.shell import crash_in, print_json, say, show, tell
+from lichen.shell import crash_in, log, print_json, say, show
 
 if TYPE_CHECKING:
     from lichen.recipes.compare import Compared
     from lichen.recipes.comparison import Comparison
 
-__all__ = ["compare"]
+__all__ = ["compare_command"]
 
 
-def compare(
+def compare_command(
     *recipes: str,
     set_: Annotated[tuple[str, ...], Parameter(name=["-s", "--set"])] = (),
     seeds: str | None = None,
@@ -68,26 +68,26 @@ def compare(
         )
     if minutes is not None and not 0 < minutes < float("inf"):
         raise LichenError(f"{minutes} is no time to work", where="--minutes", fix="give a positive number")
-    wanted = _seeds(seeds)
+    requested = _seeds(seeds)
 
     from lichen.recipes.comparison import read_comparison
 
     with redirect_stdout(sys.stderr):
-        known = read_comparison(recipes, overrides=set_, seeds=wanted, note=tell)
+        known = read_comparison(recipes, overrides=set_, seeds=requested, note=log)
     chosen = None if only is None else known.named([word.strip() for word in only.split(",")], where="--only")
     folder = out or Path("runs") / f"compare-{known.name}"
     try:
         with crash_in(folder):
             done = _compare(known, folder, chosen, minutes, quiet)
     except KeyboardInterrupt:
-        tell("\nstopped; what is finished is kept: the same command goes on")
+        log("\nstopped; what is finished is kept: the same command goes on")
         raise SystemExit(130) from None
     if json:
         print_json(done.table)
     else:
         _show(done)
     if done.left:
-        tell(f"{done.left} of {done.cells} runs are left: the same command goes on")
+        log(f"{done.left} of {done.cells} runs are left: the same command goes on")
     if done.failed:
         raise SystemExit(1)
 

@@ -14,12 +14,12 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from lichen.core.errors import LichenError
-from lichen.shell import tell
+from lichen.shell import log
 
-__all__ = ["init"]
+__all__ = ["init_command"]
 
 
-def init(
+def init_command(
     data: Path,
     /,
     *,
@@ -65,14 +65,14 @@ def init(
         raise LichenError("exists already", where=str(out), fix="remove it, or choose another name with --out")
     wishes = Wishes(task=task, client=client, label=label, text=text, prompt=prompt, completion=completion, model=model)
     found = guess(data, wishes, ask=_ask if _somebody() else None)
-    for line in found.told:
-        tell(line)
+    for line in found.lines:
+        log(line)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(found.recipe(full=full), encoding="utf-8")
     except OSError as error:
         raise LichenError(f"cannot be written: {error.strerror}", where=str(out), fix="choose another --out") from None
-    tell(f"wrote {out}; read it, then: lichen run {shlex.quote(str(out))}")
+    log(f"wrote {out}; read it, then: lichen run {shlex.quote(str(out))}")
 
 
 def _somebody() -> bool:
@@ -82,9 +82,9 @@ def _somebody() -> bool:
 
 def _ask(question: str, answers: Sequence[str]) -> int:
     """A numbered question; Enter takes the first answer."""
-    tell(question)
+    log(question)
     for number, answer in enumerate(answers, start=1):
-        tell(f"  {number}  {answer}")
+        log(f"  {number}  {answer}")
     while True:
         print("number [1]: ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
@@ -93,4 +93,4 @@ def _ask(question: str, answers: Sequence[str]) -> int:
         word = line.strip() or "1"
         if word.isdecimal() and 1 <= int(word) <= len(answers):
             return int(word) - 1
-        tell(f"a number from 1 to {len(answers)}")
+        log(f"a number from 1 to {len(answers)}")

@@ -11,12 +11,12 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from lichen.core.errors import LichenError
-from lichen.shell import crash_in, print_json, say, show, tell
+from lichen.shell import crash_in, log, print_json, say, show
 
-__all__ = ["export", "fetch", "list_", "report", "try_"]
+__all__ = ["export_command", "fetch_command", "list_command", "report_command", "try_command"]
 
 
-def list_() -> None:
+def list_command() -> None:
     """Show the models, data, recipes and comparisons that have a name."""
     from lichen.data.sources.catalog import CATALOG
     from lichen.data.sources.datasets import declared_datasets
@@ -55,7 +55,7 @@ def list_() -> None:
         show(table)
 
 
-def fetch(name: str, /) -> None:
+def fetch_command(name: str, /) -> None:
     """Download a model or data set of `lichen list` into the cache, checked against its digest.
 
     Parameters
@@ -65,10 +65,10 @@ def fetch(name: str, /) -> None:
     """
     from lichen.data.sources.fetch import fetch_entry as fetch_one
 
-    say(str(fetch_one(name, say=tell)))
+    say(str(fetch_one(name, say=log)))
 
 
-def try_(
+def try_command(
     folder: Path,
     /,
     *texts: str,
@@ -98,9 +98,9 @@ def try_(
         Of the draw; 0 by default.
     """
     with crash_in(folder), redirect_stdout(sys.stderr):
-        from lichen.recipes import run as running
+        from lichen.recipes import run as run_module
 
-        talker = running.talk(
+        talker = run_module.talk(
             folder,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -109,7 +109,7 @@ def try_(
             seed=seed,
         )
     if talker.settings:
-        tell(f"asked: {talker.settings}")
+        log(f"asked: {talker.settings}")
     for text in texts or _lines():
         with crash_in(folder), redirect_stdout(sys.stderr):
             before, after = talker.answer(text)
@@ -119,7 +119,7 @@ def try_(
 def _lines() -> Iterable[str]:
     """What is typed or piped in, line by line, without empty lines."""
     if sys.stdin.isatty():
-        tell("type a text and press Enter; Ctrl-D ends")
+        log("type a text and press Enter; Ctrl-D ends")
     while True:
         if sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)
@@ -130,7 +130,7 @@ def _lines() -> Iterable[str]:
             yield line.strip()
 
 
-def report(*folders: Path, clients: bool = False, json: bool = False) -> None:
+def report_command(*folders: Path, clients: bool = False, json: bool = False) -> None:
     """Print the results of finished runs, side by side if there are several.
 
     Parameters
@@ -162,7 +162,7 @@ def report(*folders: Path, clients: bool = False, json: bool = False) -> None:
         show(compare_table(summaries, folders=[str(folder) for folder in folders]))
 
 
-def export(folder: Path, /, *, merge: bool = False, out: Path | None = None) -> None:
+def export_command(folder: Path, /, *, merge: bool = False, out: Path | None = None) -> None:
     """Write what a run learned as files other tools load.
 
     Parameters
@@ -175,7 +175,7 @@ def export(folder: Path, /, *, merge: bool = False, out: Path | None = None) -> 
         Where to; a folder inside the run's if not given.
     """
     with crash_in(folder), redirect_stdout(sys.stderr):
-        from lichen.recipes import run as running
+        from lichen.recipes import run as run_module
 
-        written = running.export(folder, merge=merge, out=out)
+        written = run_module.export(folder, merge=merge, out=out)
     say(str(written))

@@ -15,12 +15,12 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from lichen.core.errors import LichenError
-from lichen.shell import crash_in, free, has_recipe, print_json, say, show, tell
+from lichen.shell import crash_in, free, has_recipe, log, print_json, say, show
 
-__all__ = ["node", "plan", "rank", "run"]
+__all__ = ["node_command", "plan_command", "rank_command", "run_command"]
 
 
-def run(
+def run_command(
     recipe: str | None = None,
     /,
     *,
@@ -62,20 +62,20 @@ def run(
     from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of
 
     if resume is not None:
-        known = recipe_of(resume, set_, note=tell)
+        known = recipe_of(resume, set_, note=log)
     else:
-        known = read_recipe(str(recipe), set_, note=tell)
-    among = _among(known.engine.name, resume or out)
-    folder = resume or (out if among else free(out) if out is not None else new_folder(known.name))
+        known = read_recipe(str(recipe), set_, note=log)
+    several = _several_ranks(known.engine.name, resume or out)
+    folder = resume or (out if several else free(out) if out is not None else new_folder(known.name))
     assert folder is not None
-    if among and os.environ["RANK"] != "0":
+    if several and os.environ["RANK"] != "0":
         raise SystemExit(_silently(known, folder, resume is not None))
     try:
         with crash_in(folder):
             summary, adapter = _run(known, folder, resume is not None, quiet)
     except KeyboardInterrupt:
         go_on = f"go on with: lichen run --resume {shlex.quote(str(folder))}"
-        tell(f"\nstopped; {go_on if has_recipe(folder) else 'nothing was kept yet'}")
+        log(f"\nstopped; {go_on if has_recipe(folder) else 'nothing was kept yet'}")
         raise SystemExit(130) from None
     if json:
         print_json(summary)
@@ -83,7 +83,7 @@ def run(
         _show_result(summary, folder, adapter)
 
 
-def _among(engine: str, folder: Path | None) -> bool:
+def _several_ranks(engine: str, folder: Path | None) -> bool:
     """Whether this process is one of several that were started together, as by torchrun.
 
     Raises:
@@ -126,9 +126,9 @@ def _run(recipe: Any, folder: Path, resume: bool, quiet: bool) -> tuple[dict[str
     # Libraries that print would spoil --json, so that their lines go where progress goes.
     with redirect_stdout(sys.stderr), Progress(quiet=quiet) as progress:
         progress.say(f"run folder: {folder}")
-        from lichen.recipes import run as running
+        from lichen.recipes import run as run_module
 
-        result = running.run(recipe, out=folder, resume=resume, observers=(progress,), say=progress.say)
+        result = run_module.run(recipe, out=folder, resume=resume, observers=(progress,), say=progress.say)
     return result.summary, result.adapter
 
 
@@ -156,7 +156,7 @@ def _reads_text(folder: Path) -> bool:
     return about.is_file() and json.loads(about.read_text()).get("tokenizer") is not None
 
 
-def plan(
+def plan_command(
     recipe: str,
     /,
     *,
@@ -176,11 +176,11 @@ def plan(
     """
     from lichen.recipes.schema.read import read_recipe
 
-    known = read_recipe(recipe, set_, note=tell)
+    known = read_recipe(recipe, set_, note=log)
     with redirect_stdout(sys.stderr):
         from lichen.recipes.plan.plan import plan as plan_of
 
-        found = plan_of(known, say=tell).as_dict()
+        found = plan_of(known, say=log).as_dict()
     if json:
         print_json(found)
         return
@@ -189,15 +189,15 @@ def plan(
     show(plan_table(found))
 
 
-def node(*, recipe: Path, state: Path) -> None:
+def node_command(*, recipe: Path, state: Path) -> None:
     """Serve jobs over standard input and output; started by the engine itself."""
-    from lichen.recipes import run as running
+    from lichen.recipes import run as run_module
 
-    running.node(recipe, state)
+    run_module.run_node(recipe, state)
 
 
-def rank(folder: Path, /) -> None:
+def rank_command(folder: Path, /) -> None:
     """Be one of a run's ranks; started by the engine itself."""
-    from lichen.recipes import run as running
+    from lichen.recipes import run as run_module
 
-    running.rank(folder)
+    run_module.run_rank(folder)

@@ -23,7 +23,7 @@ from lichen.core.visible import visible, visible_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["crash", "crash_in", "free", "has_recipe", "print_json", "say", "show", "tell"]
+__all__ = ["crash", "crash_in", "free", "has_recipe", "log", "print_json", "say", "show"]
 
 
 def show(table: Table) -> None:
@@ -39,7 +39,7 @@ def say(line: str) -> None:
     print(visible(line), flush=True)
 
 
-def tell(line: str) -> None:
+def log(line: str) -> None:
     """Say a line on standard error."""
     print(visible(line), file=sys.stderr, flush=True)
 
@@ -66,7 +66,7 @@ def crash(error: BaseException, folder: Path | None) -> int:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         begun = folder is not None and has_recipe(folder)
         then = f"go on with: lichen run --resume {shlex.quote(str(folder))}" if begun else "give the command again"
-        tell(str(LichenError("the disk is full", where=str(folder or Path.cwd()), fix=f"make room, then {then}")))
+        log(str(LichenError("the disk is full", where=str(folder or Path.cwd()), fix=f"make room, then {then}")))
         return 2
     first = (str(error).splitlines() or [""])[0]
     try:
@@ -79,7 +79,7 @@ def crash(error: BaseException, folder: Path | None) -> int:
         kept = f"the traceback is in {file}"
     except OSError as other:
         kept = f"its traceback could not be kept ({other.strerror})"
-    tell(f"lichen failed: {type(error).__name__}: {first[:200]} ({kept})")
+    log(f"lichen failed: {type(error).__name__}: {first[:200]} ({kept})")
     return 1
 
 

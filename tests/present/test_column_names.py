@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lichen.present.column_names import column_in_files, column_title
-from lichen.present.compare import Outcome, rows_of
+from lichen.present.compare import Outcome, comparison_rows
 from lichen.present.report import compare_table, summary_table, table_text
 from present.test_show import SUMMARY
 
@@ -23,7 +23,7 @@ def test_tables_say_no_help() -> None:
 def test_a_comparison_finds_the_column_by_either_name() -> None:
     for name in ("no_help", "without"):
         summary: dict[str, Any] = {**SUMMARY, "extra_columns": {"without": SCORE}}
-        (row,) = rows_of((Outcome(method="m", summaries={0: summary}, wanted=1, column=name),))
+        (row,) = comparison_rows((Outcome(method="m", summaries={0: summary}, wanted=1, column=name),))
         assert row.value is not None
         assert row.value.mean == 0.5
 

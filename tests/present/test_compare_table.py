@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lichen.core.errors import LichenError
-from lichen.present.compare import Outcome, Row, rows_of, spread
+from lichen.present.compare import ComparisonRow, Outcome, comparison_rows, mean_and_std
 from lichen.present.compare_table import comparison_csv, comparison_markdown, comparison_table, notes
 from lichen.present.summary import check_summary
 
@@ -60,13 +60,13 @@ def summary(value: float, *, up: int = 1000, metric: str = "perplexity", **more:
     )
 
 
-def shown(rows: tuple[Row, ...]) -> str:
+def shown(rows: tuple[ComparisonRow, ...]) -> str:
     out = io.StringIO()
     Console(file=out, width=10_000).print(comparison_table(rows))
     return out.getvalue()
 
 
-TWO = rows_of(
+TWO = comparison_rows(
     [
         Outcome(method="fedit", summaries={0: summary(20.0), 1: summary(22.0)}, wanted=2, memory=3_000_000),
         Outcome(method="small", summaries={0: summary(24.0, up=10)}, wanted=2, faults=("seed 1: data: is | odd",)),
@@ -116,7 +116,9 @@ def test_numbers_for_programs() -> None:
 def test_columns_without_a_word_are_left_out() -> None:
     plain = summary(0.5, metric="accuracy", extra={}, traffic=None)
     plain["columns"]["base"] = None
-    rows = rows_of([Outcome(method="a", summaries={0: plain}, wanted=1), Outcome(method="b", summaries={}, wanted=1)])
+    rows = comparison_rows(
+        [Outcome(method="a", summaries={0: plain}, wanted=1), Outcome(method="b", summaries={}, wanted=1)]
+    )
     head = comparison_markdown(rows).splitlines()[0]
     assert head == "| method | accuracy | worst decile | total | time | seeds |"
     assert "0 of 1" in shown(rows)
@@ -125,7 +127,7 @@ def test_columns_without_a_word_are_left_out() -> None:
 
 
 def test_nothing_run_is_a_table_too() -> None:
-    rows = rows_of([Outcome(method="a", summaries={}, wanted=3)])
+    rows = comparison_rows([Outcome(method="a", summaries={}, wanted=3)])
     assert "0 of 3" in shown(rows)
     assert notes(rows) == ()
 
@@ -134,13 +136,14 @@ def test_validation_that_was_counted_in_is_told() -> None:
     every = summary(20.0)
     every["traffic"]["validation"] = True
     assert any(
-        "validation counted in" in n for n in notes(rows_of([Outcome(method="a", summaries={0: every}, wanted=1)]))
+        "validation counted in" in n
+        for n in notes(comparison_rows([Outcome(method="a", summaries={0: every}, wanted=1)]))
     )
 
 
 def test_two_metrics_do_not_mix() -> None:
     with pytest.raises(LichenError, match="perplexity cannot be compared with accuracy"):
-        rows_of(
+        comparison_rows(
             [
                 Outcome(method="a", summaries={0: summary(20.0)}, wanted=1),
                 Outcome(method="b", summaries={0: summary(0.5, metric="accuracy")}, wanted=1),
@@ -150,18 +153,18 @@ def test_two_metrics_do_not_mix() -> None:
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=9))
 def test_spread_is_that_of_the_textbook(values: list[float]) -> None:
-    found = spread(values)
+    found = mean_and_std(values)
     assert found is not None
     assert found.mean == pytest.approx(statistics.fmean(values), abs=1e-6)
     assert found.std == pytest.approx(statistics.stdev(values), rel=1e-6, abs=1e-6)
     assert min(values) - 1e-6 <= found.mean <= max(values) + 1e-6
     assert math.isfinite(found.mean)
-    assert spread([]) is None
+    assert mean_and_std([]) is None
 
 
 @given(st.lists(st.tuples(st.floats(10, 100), st.integers(1, 10**9)), min_size=2, max_size=8))
 def test_the_mark_is_on_the_least_perplexity(runs: list[tuple[float, int]]) -> None:
-    rows = rows_of(
+    rows = comparison_rows(
         [Outcome(method=f"m{i}", summaries={0: summary(v, up=up)}, wanted=1) for i, (v, up) in enumerate(runs)]
     )
     lines = [line for line in comparison_markdown(rows).splitlines() if line.startswith("| m")][1:]

@@ -102,17 +102,17 @@ def test_a_counter_that_goes_away_takes_the_sum_with_it(machine: Path) -> None:
 
 
 def test_sessions_of_one_run_add_up(machine: Path, tmp_path: Path) -> None:
-    kept = tmp_path / "state" / "joules"
+    total_file = tmp_path / "state" / "joules"
     for joules, total in ((5, 5), (7, 12)):
-        with Meter(rapl_counters(machine), kept=kept) as meter:
+        with Meter(rapl_counters(machine), total_file=total_file) as meter:
             add(machine, "intel-rapl:0", joules)
             assert meter.joules() == pytest.approx(total)
         add(machine, "intel-rapl:0", 11)  # between sessions, somebody else's
     for session in ((), rapl_counters(machine)):
-        with Meter(session, kept=kept) as meter:
+        with Meter(session, total_file=total_file) as meter:
             assert meter.joules() is None, "a session that was not counted leaves no whole sum"
-    kept.write_text("{")
-    with Meter(rapl_counters(machine), kept=kept) as meter:
+    total_file.write_text("{")
+    with Meter(rapl_counters(machine), total_file=total_file) as meter:
         assert meter.joules() is None
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lichen.core.contracts import Report
 from lichen.core.errors import LichenError
-from lichen.present.trace import Event, Trace, grid_name, read_trace
+from lichen.present.trace import Event, Trace, lr_name, read_trace
 
 
 def event(
@@ -39,13 +39,13 @@ rates = st.floats(1e-12, 1e6)
 def test_a_rate_and_its_grid_name_tell_each_other(rate: float, other: float, ulps: int) -> None:
     near = rate * (1 + ulps * 2**-52)
     for one in (near, other):
-        assert (grid_name(rate) == grid_name(one)) == (rate == one)
-    assert float(grid_name(rate).removeprefix("lr=")) == rate
+        assert (lr_name(rate) == lr_name(one)) == (rate == one)
+    assert float(lr_name(rate).removeprefix("lr=")) == rate
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 5e-3, 3e-4, 1e-5, 2.0, 0.02])
 def test_ordinary_rates_are_called_as_ever(rate: float) -> None:
-    assert grid_name(rate) == f"lr={rate:g}"
+    assert lr_name(rate) == f"lr={rate:g}"
 
 
 @given(

@@ -13,7 +13,7 @@ from lichen.core.errors import LichenError
 from lichen.present.charts.frontier import frontier_png
 from lichen.present.summary import read_summary
 from lichen.recipes import compare
-from lichen.recipes import run as running
+from lichen.recipes import run as run_module
 from lichen.recipes.artifacts.shared_scores import link_shared, shared_key
 from lichen.recipes.cells import cells_of
 from lichen.recipes.compare import Compared, run_comparison
@@ -45,7 +45,7 @@ def known(folder: Path, text: str = PAGE) -> Comparison:
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take longer than these runs."""
-    for room, name in ((running, "curves_png"), (running, "clients_png"), (compare, "frontier_png")):
+    for room, name in ((run_module, "curves_png"), (run_module, "clients_png"), (compare, "frontier_png")):
         monkeypatch.setattr(room, name, lambda *_, **__: None)
 
 
@@ -53,13 +53,13 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that were really run, in order."""
     told: list[str] = []
-    real: Callable[..., Any] = running.run
+    real: Callable[..., Any] = run_module.run
 
     def run(recipe: Any, *, out: Path, **more: Any) -> Any:
         told.append(f"{recipe.name} {recipe.seed}")
         return real(recipe, out=out, **more)
 
-    monkeypatch.setattr(running, "run", run)
+    monkeypatch.setattr(run_module, "run", run)
     return told
 
 
@@ -133,14 +133,14 @@ def test_a_bad_method_is_told_in_its_row(tmp_path: Path, calls: list[str]) -> No
 
 
 def test_a_crash_is_told_in_its_row_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real: Callable[..., Any] = running.run
+    real: Callable[..., Any] = run_module.run
 
     def run(recipe: Any, **more: Any) -> Any:
         if recipe.name == "average":
             raise RuntimeError("boom\nsecond line")
         return real(recipe, **more)
 
-    monkeypatch.setattr(running, "run", run)
+    monkeypatch.setattr(run_module, "run", run)
     done = run_comparison(known(tmp_path), tmp_path / "out", minutes=60)
     (fault, _) = done.rows[0].faults
     assert fault.startswith("seed 0: crashed: RuntimeError: boom (average-")
@@ -154,7 +154,7 @@ def test_a_crash_is_told_in_its_row_too(tmp_path: Path, monkeypatch: pytest.Monk
 def test_no_run_starts_after_the_time(tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 30))
     monkeypatch.setattr(compare.time, "monotonic", lambda: float(next(clock)))
-    monkeypatch.setattr(running, "run", lambda recipe, **_: calls.append(recipe.name))
+    monkeypatch.setattr(run_module, "run", lambda recipe, **_: calls.append(recipe.name))
     done = run_comparison(known(tmp_path), tmp_path / "out", minutes=1)
     assert (len(calls), done.left, done.failed) == (2, 2, 0)
 

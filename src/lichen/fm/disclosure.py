@@ -63,10 +63,10 @@ def allowed_origins(place: Place, written: Iterable[Origin] | None = None) -> tu
     """
     if written is None:
         return ORIGINS if place == "client" else ("public", "synthetic")
-    wanted = set(written)
-    if unknown := sorted(wanted - set(ORIGINS)):
+    requested = set(written)
+    if unknown := sorted(requested - set(ORIGINS)):
         raise LichenError(f"no origin {unknown[0]!r}", where="teacher.may_see", fix=f"use of: {', '.join(ORIGINS)}")
-    return tuple(origin for origin in ORIGINS if origin in wanted)
+    return tuple(origin for origin in ORIGINS if origin in requested)
 
 
 @final

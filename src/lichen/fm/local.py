@@ -177,7 +177,7 @@ class LocalFM:
 
         def stopped(ids: Sequence[int]) -> bool:
             text = self._texts.decode(ids)
-            return any(mark in text for mark in stop)
+            return any(stop_text in text for stop_text in stop)
 
         order = by_length(rows)
         for at in range(0, len(order), self.batch):

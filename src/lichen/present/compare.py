@@ -19,7 +19,7 @@ from typing import Any, final
 from lichen.core.errors import LichenError
 from lichen.present.column_names import column_in_files
 
-__all__ = ["Outcome", "Row", "Spread", "rows_of", "spread"]
+__all__ = ["ComparisonRow", "Outcome", "Spread", "comparison_rows", "mean_and_std"]
 
 
 @final
@@ -62,7 +62,7 @@ class Outcome:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class ComparisonRow:
     """A method's line: bytes are means over seeds, and None stands where nothing is known.
 
     Attributes:
@@ -118,10 +118,10 @@ class Row:
         return asdict(self)
 
 
-def spread(values: Sequence[float]) -> Spread | None:
+def mean_and_std(values: Sequence[float]) -> Spread | None:
     """Mean and sample standard deviation; None of nothing.
 
-    >>> spread([1.0, 3.0])
+    >>> mean_and_std([1.0, 3.0])
     Spread(mean=2.0, std=1.4142135623730951, values=(1.0, 3.0))
     """
     if not values:
@@ -132,7 +132,7 @@ def spread(values: Sequence[float]) -> Spread | None:
     return Spread(mean=mean, std=std, values=tuple(values))
 
 
-def rows_of(outcomes: Sequence[Outcome]) -> tuple[Row, ...]:
+def comparison_rows(outcomes: Sequence[Outcome]) -> tuple[ComparisonRow, ...]:
     """A row for each method, in their order.
 
     Raises:
@@ -149,25 +149,27 @@ def rows_of(outcomes: Sequence[Outcome]) -> tuple[Row, ...]:
     return rows
 
 
-def _row(outcome: Outcome) -> Row:
+def _row(outcome: Outcome) -> ComparisonRow:
     runs = [outcome.summaries[seed] for seed in sorted(outcome.summaries)]
     if not runs:
-        return Row(method=outcome.method, wanted=outcome.wanted, memory=outcome.memory, faults=outcome.faults)
+        return ComparisonRow(method=outcome.method, wanted=outcome.wanted, memory=outcome.memory, faults=outcome.faults)
 
     def score(column: str, part: str) -> Spread | None:
         name = column_in_files(column)
         found = [run["columns"].get(name, run["extra_columns"].get(name)) for run in runs]
-        return spread([one[part] for one in found if one is not None and one[part] is not None])
+        return mean_and_std([one[part] for one in found if one is not None and one[part] is not None])
 
     def extra(key: str) -> Spread | None:
-        return spread([float(run["extra"][key]) for run in runs if isinstance(run["extra"].get(key), int | float)])
+        return mean_and_std(
+            [float(run["extra"][key]) for run in runs if isinstance(run["extra"].get(key), int | float)]
+        )
 
     def traffic(key: str) -> float | None:
-        found = spread([float(run["traffic"][key]) for run in runs if run["traffic"] is not None])
+        found = mean_and_std([float(run["traffic"][key]) for run in runs if run["traffic"] is not None])
         return None if found is None else found.mean
 
     mean = {key: None if (found := extra(key)) is None else found.mean for key in ("fm.asked", "fm.tokens_out")}
-    reached = Row(
+    reached = ComparisonRow(
         method=outcome.method,
         metric=runs[0]["metric"],
         higher_is_better=runs[0]["higher_is_better"],

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from lichen.present.cells import text_cell
-from lichen.present.compare import Row, Spread
+from lichen.present.compare import ComparisonRow, Spread
 from lichen.present.report import new_table
 from lichen.present.units import bytes_text, score_text, seconds_text
 
@@ -29,7 +29,7 @@ def _spread_text(value: Spread | None) -> str:
     return score_text(value.mean) + ("" if value.std is None else f" ± {value.std:.2g}")
 
 
-def _forgotten_text(row: Row) -> str:
+def _forgotten_text(row: ComparisonRow) -> str:
     if row.forgotten_before is None or row.forgotten_after is None:
         return "-"
     return f"{score_text(row.forgotten_before.mean)} → {_spread_text(row.forgotten_after)}"
@@ -45,8 +45,8 @@ class _Head:
     """A column of the table: how a row is written there, and by what number rows are ranked."""
 
     name: str
-    write: Callable[[Row], str]
-    rank: Callable[[Row], float | None] = lambda _: None
+    write: Callable[[ComparisonRow], str]
+    rank: Callable[[ComparisonRow], float | None] = lambda _: None
     higher: bool = False
 
 
@@ -54,7 +54,7 @@ def _mean(value: Spread | None) -> float | None:
     return None if value is None else value.mean
 
 
-def _heads(rows: Sequence[Row]) -> list[_Head]:
+def _heads(rows: Sequence[ComparisonRow]) -> list[_Head]:
     """The columns in which at least one row has something to say."""
     metric = next((row.metric for row in rows if row.metric), "score")
     higher = next((row.higher_is_better for row in rows if row.metric), True)
@@ -78,11 +78,11 @@ def _heads(rows: Sequence[Row]) -> list[_Head]:
     return [head for head in heads if head.name in always or any(head.write(row) != "-" for row in rows)]
 
 
-def _part(row: Row) -> str:
+def _part(row: ComparisonRow) -> str:
     return f"{len(row.seeds)} of {row.wanted}"
 
 
-def _best(head: _Head, rows: Sequence[Row]) -> set[int]:
+def _best(head: _Head, rows: Sequence[ComparisonRow]) -> set[int]:
     """The rows to mark: the best by what is shown, unless all are."""
     ranked = {i: value for i, row in enumerate(rows) if (value := head.rank(row)) is not None}
     if len(ranked) < 2:
@@ -93,37 +93,37 @@ def _best(head: _Head, rows: Sequence[Row]) -> set[int]:
     return set() if len(found) == len(ranked) else found
 
 
-def notes(rows: Sequence[Row]) -> tuple[str, ...]:
+def notes(rows: Sequence[ComparisonRow]) -> tuple[str, ...]:
     """What the columns mean, a sentence each; only for columns that are there."""
     names = {head.name for head in _heads(rows)}
     metric = next((row.metric for row in rows if row.metric), "")
     higher = next((row.higher_is_better for row in rows if row.metric), True)
     counted = ", validation counted in" if any(row.validation_counted for row in rows) else ", validation left out"
-    told = []
+    lines = []
     if metric:
         way = "higher" if higher else "lower"
-        told.append(f"{metric}: {way} is better; mean over clients, ± sample standard deviation over seeds.")
+        lines.append(f"{metric}: {way} is better; mean over clients, ± sample standard deviation over seeds.")
     if "forgotten" in names:
-        told.append("forgotten: perplexity on a text nobody trained on, before → after; lower is better.")
+        lines.append("forgotten: perplexity on a text nobody trained on, before → after; lower is better.")
     if "up" in names:
-        told.append(f"up, down: bytes from and to one client for its training in one round{counted}.")
+        lines.append(f"up, down: bytes from and to one client for its training in one round{counted}.")
     if "total" in names:
-        told.append("total: bytes up and down of the whole federated run, validation included.")
+        lines.append("total: bytes up and down of the whole federated run, validation included.")
     if "client memory" in names:
-        told.append(
+        lines.append(
             "client memory: the frozen model and the most bytes of tensors alive while the client with the longest "
             "rows trains alone; interpreter and libraries left out."
         )
     if "FM asked" in names:
-        told.append(
+        lines.append(
             "FM asked: texts given to a foundation model; FM tokens: what it wrote or scored, answers on disk left out."
         )
     if "time" in names:
-        told.append("time: of a whole run on this machine, all its columns and learning rates.")
-    return tuple(told)
+        lines.append("time: of a whole run on this machine, all its columns and learning rates.")
+    return tuple(lines)
 
 
-def comparison_table(rows: Sequence[Row]) -> Table:
+def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
     """The rows for a terminal, in their order; the best of a column is bold and has a star."""
     from rich.text import Text
 
@@ -140,7 +140,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def comparison_markdown(rows: Sequence[Row], *, title: str = "", question: str = "") -> str:
+def comparison_markdown(rows: Sequence[ComparisonRow], *, title: str = "", question: str = "") -> str:
     """The same as a page of Markdown, the best of a column bold."""
     heads = _heads(rows)
     best = [_best(head, rows) for head in heads]
@@ -161,7 +161,7 @@ def comparison_markdown(rows: Sequence[Row], *, title: str = "", question: str =
     return "\n".join([*lines, "", *(f"- {note}" for note in notes(rows))]) + "\n"
 
 
-def comparison_csv(rows: Sequence[Row]) -> str:
+def comparison_csv(rows: Sequence[ComparisonRow]) -> str:
     """The same as numbers: a line a method, empty where nothing is known."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

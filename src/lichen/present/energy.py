@@ -117,7 +117,7 @@ class Meter:
 
     Args:
         sources: What is summed; none at all counts nothing and says so.
-        kept: File that carries the sum from one session of a run to the next.
+        total_file: File that carries the sum from one session of a run to the next.
 
     >>> reading = iter([1.0, 3.0, 3.5])
     >>> with Meter([Counter("package-0", read=lambda: next(reading))]) as meter:
@@ -125,8 +125,8 @@ class Meter:
     (2.0, 2.5)
     """
 
-    def __init__(self, sources: Sequence[Counter], *, kept: Path | None = None) -> None:
-        self._sources, self._kept, self._lock = tuple(sources), kept, threading.Lock()
+    def __init__(self, sources: Sequence[Counter], *, total_file: Path | None = None) -> None:
+        self._sources, self._total_file, self._lock = tuple(sources), total_file, threading.Lock()
         self._sum = self._before() if self._sources else None
         self._last = self._read()
         self._ended = threading.Event()
@@ -134,10 +134,10 @@ class Meter:
             threading.Thread(target=self._poll, daemon=True).start()
 
     def _before(self) -> float | None:
-        if self._kept is None or not self._kept.exists():
+        if self._total_file is None or not self._total_file.exists():
             return 0.0
         try:
-            return None if (before := json.loads(self._kept.read_text())) is None else float(before)
+            return None if (before := json.loads(self._total_file.read_text())) is None else float(before)
         except (OSError, ValueError, TypeError):
             return None
 
@@ -160,10 +160,10 @@ class Meter:
             if self._sum is not None:
                 self._sum += sum(s.since(a, b) for s, a, b in zip(self._sources, self._last, now, strict=True))
                 self._last = now
-            if self._kept is not None:
+            if self._total_file is not None:
                 from lichen.core.store import write_atomic
 
-                write_atomic(self._kept, json.dumps(self._sum).encode())
+                write_atomic(self._total_file, json.dumps(self._sum).encode())
             return self._sum
 
     def close(self) -> None:

@@ -36,14 +36,14 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
         table.add_row(Text(name), Text(value), "", "", "")
     if plan["rooms"]:
         table.add_section()
-    for room in plan["rooms"]:
-        who = f"{room['clients']} client{'s' if room['clients'] > 1 else ''} of {room['memory']:g} GiB"
-        what = f"rank {room['rank']}, {room['layers']} of {room['of']} layers: {bytes_text(room['needed'])} of tensors"
+    for tier in plan["rooms"]:
+        who = f"{tier['clients']} client{'s' if tier['clients'] > 1 else ''} of {tier['memory']:g} GiB"
+        what = f"rank {tier['rank']}, {tier['layers']} of {tier['of']} layers: {bytes_text(tier['needed'])} of tensors"
         table.add_row(Text(who), Text(what), "", "", "")
-    told = [(p["what"], p["change"]) for p in plan["problems"]]
-    if told or plan["notes"]:
+    problems = [(p["what"], p["change"]) for p in plan["problems"]]
+    if problems or plan["notes"]:
         table.add_section()
-    for what, change in told:
+    for what, change in problems:
         table.add_row(Text("will not fit"), Text(f"{what}; {change}"), "", "", "", style="bold red")
     for note in plan["notes"]:
         table.add_row("note", Text(note), "", "", "")
@@ -66,7 +66,7 @@ def _facts(plan: Mapping[str, Any]) -> dict[str, str]:
     def both(up: str, down: str) -> str:
         return f"{bytes_text(sent[up])} up, {most}{bytes_text(sent[down])} down"
 
-    seen = {f"{name} trains on": training_text(told) for name, told in plan["seen"].items()}
+    seen = {f"{name} trains on": training_text(numbers) for name, numbers in plan["seen"].items()}
     return {
         **seen,
         "parameters": f"{count_text(plan['trained'])} trained, {count_text(plan['frozen'])} frozen",

@@ -117,9 +117,9 @@ def _rows(read: Mapping[str, Any]) -> str:
 
 def _used(used: Mapping[str, int]) -> str:
     parts = [("train", "to train on"), ("valid", "to choose by"), ("test", "to test"), ("unlabelled", "unlabelled")]
-    told = [f"{used[key]:,} {what}" for key, what in parts if used[key] or key == "train"]
+    counts = [f"{used[key]:,} {what}" for key, what in parts if used[key] or key == "train"]
     public = f"; {used['public']:,} public" if used["public"] else ""
-    return f"{', '.join(told)}, {_many(used['clients'], 'client')}{public}"
+    return f"{', '.join(counts)}, {_many(used['clients'], 'client')}{public}"
 
 
 def _labels(labels: Mapping[str, int]) -> str:

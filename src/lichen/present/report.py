@@ -85,20 +85,20 @@ def _no_worst(summary: Mapping[str, Any]) -> dict[str, str]:
     return {"worst decile": "left out (-) where all clients share one test set and one model: it would be the mean"}
 
 
-def training_text(told: Mapping[str, Any]) -> str:
+def training_text(training: Mapping[str, Any]) -> str:
     """What a column was trained on, in a line.
 
     Args:
-        told: As :class:`lichen.present.summary.Training` holds it, or a plan, which knows no rounds.
+        training: As :class:`lichen.present.summary.Training` holds it, or a plan, which knows no rounds.
     """
     rows = (
-        f"{told['rows']:,.0f} rows: {told['passes']:.2g} passes over {told['rows_there']:,}, "
-        f"{_percent(told['share_seen'])} of them seen"
+        f"{training['rows']:,.0f} rows: {training['passes']:.2g} passes over {training['rows_there']:,}, "
+        f"{_percent(training['share_seen'])} of them seen"
     )
-    if "rounds" not in told:
+    if "rounds" not in training:
         return rows
-    kept = "each client's best kept" if told["kept"] is None else f"round {told['kept']} kept"
-    return f"{told['rounds']} of {told['of']} rounds, {kept}; {rows}"
+    round_text = "each client's best kept" if training["kept"] is None else f"round {training['kept']} kept"
+    return f"{training['rounds']} of {training['of']} rounds, {round_text}; {rows}"
 
 
 def _sent(summary: Mapping[str, Any], way: str) -> str:
@@ -139,7 +139,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     costs = {
         "metric": _metric(summary),
         **_no_worst(summary),
-        **{f"{column_title(name)} trained": training_text(told) for name, told in summary["training"].items()},
+        **{f"{column_title(name)} trained": training_text(training) for name, training in summary["training"].items()},
         "clients gaining over alone": _percent(summary["share_gaining"]),
         **_copied(summary),
         "clients": str(summary["clients"]),

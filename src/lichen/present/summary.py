@@ -31,7 +31,6 @@ __all__ = [
     "COLUMNS",
     "Columns",
     "Score",
-    "Traffic",
     "Training",
     "check_summary",
     "read_summary",
@@ -219,14 +218,14 @@ def traffic_of(
         down: Bytes that they were sent besides rounds.
         validators: Clients that validated in the rounds.
     """
-    held = [report for report in reports if report.clients]
+    trained = [report for report in reports if report.clients]
     judged = [report for report in reports if "valid" in report.metrics]
     apart = all(report.valid_up + report.valid_down for report in judged)
-    quiet = [report for report in held if apart or "valid" not in report.metrics]
-    trainings = sum(len(report.clients) for report in held)
+    quiet = [report for report in trained if apart or "valid" not in report.metrics]
+    trainings = sum(len(report.clients) for report in trained)
     if not trainings:
         return None
-    counted = quiet or held
+    counted = quiet or trained
     clients = sum(len(report.clients) for report in counted)
     client_up = sum(report.bytes_up - report.valid_up for report in counted) / clients
     client_down = sum(report.bytes_down - report.valid_down for report in counted) / clients

@@ -24,7 +24,7 @@ from lichen.core.errors import LichenError
 if TYPE_CHECKING:
     from lichen.core.contracts import Report
 
-__all__ = ["Event", "Trace", "event_line", "event_of", "grid_name", "read_trace"]
+__all__ = ["Event", "Trace", "event_line", "event_of", "lr_name", "read_trace"]
 
 NAME = "trace.jsonl"
 
@@ -47,10 +47,10 @@ class Event:
     grid: str
 
 
-def grid_name(lr: float) -> str:
+def lr_name(lr: float) -> str:
     """How a learning rate is called in folders, traces and works; unequal rates have unequal names.
 
-    >>> grid_name(0.005), grid_name(1e-5), grid_name(0.1000000001)
+    >>> lr_name(0.005), lr_name(1e-5), lr_name(0.1000000001)
     ('lr=0.005', 'lr=1e-05', 'lr=0.1000000001')
     """
     short = f"{lr:g}"
@@ -140,9 +140,9 @@ class Trace:
         """
         from lichen.core.store import write_atomic
 
-        kept = [e for e in read_trace(self.folder) if e.report.round <= rounds.get((e.column, e.grid), 0)]
-        if kept or (self.folder / NAME).exists():
-            write_atomic(self.folder / NAME, b"".join(event_line(event) for event in kept))
+        earlier = [e for e in read_trace(self.folder) if e.report.round <= rounds.get((e.column, e.grid), 0)]
+        if earlier or (self.folder / NAME).exists():
+            write_atomic(self.folder / NAME, b"".join(event_line(event) for event in earlier))
 
 
 def read_trace(folder: Path) -> tuple[Event, ...]:

@@ -11,7 +11,7 @@ from typing import Any, final
 from lichen.core.errors import LichenError
 from lichen.core.store import write_atomic
 from lichen.present.charts.levels import levels_markdown
-from lichen.present.compare import Outcome, Row, rows_of
+from lichen.present.compare import ComparisonRow, Outcome, comparison_rows
 from lichen.present.compare_table import comparison_csv, comparison_markdown, notes
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.former_names import adopt_folder
@@ -54,14 +54,14 @@ def cells_of(comparison: Comparison, out: Path) -> tuple[Cell, ...]:
         Cell(
             method=method,
             recipe=(recipe := method.recipe.model_copy(update={"seed": seed})),
-            folder=_home(method, out) / f"seed-{recipe.seed}",
+            folder=_method_folder(method, out) / f"seed-{recipe.seed}",
         )
         for seed in comparison.seeds
         for method in comparison.methods
     )
 
 
-def _home(method: Method, out: Path) -> Path:
+def _method_folder(method: Method, out: Path) -> Path:
     return out / f"{method.name}-{recipe_sha256(method.recipe)[:8]}"
 
 
@@ -75,14 +75,14 @@ def adopt_cells(comparison: Comparison, out: Path) -> None:
     for method in comparison.methods:
         own = [cell for cell in cells_of(comparison, out) if cell.method is method]
         before = out / f"{method.name}-{former_sha256(method.recipe)[:8]}"
-        adopt_folder(before, _home(method, out), [(Path(cell.folder.name), cell.recipe) for cell in own])
+        adopt_folder(before, _method_folder(method, out), [(Path(cell.folder.name), cell.recipe) for cell in own])
         for cell in own:
             adopt_folder(out / "shared" / former_shared_key(cell.recipe), out / "shared" / shared_key(cell.recipe))
 
 
 def memory_file(method: Method, out: Path) -> Path:
     """Where the memory that a client of a method needs is kept."""
-    return _home(method, out) / "memory.json"
+    return _method_folder(method, out) / "memory.json"
 
 
 def _client_bytes(method: Method, out: Path) -> int | None:
@@ -113,7 +113,7 @@ def _outcomes(comparison: Comparison, out: Path, faults: Mapping[str, Sequence[s
 
 def write_tables(
     comparison: Comparison, out: Path, faults: Mapping[str, Sequence[str]]
-) -> tuple[tuple[Row, ...], dict[str, Any]]:
+) -> tuple[tuple[ComparisonRow, ...], dict[str, Any]]:
     """Write ``compare.json``, ``.md`` and ``.csv``; the rows, and all of it as JSON can write it.
 
     Args:
@@ -121,7 +121,7 @@ def write_tables(
         out: The comparison's folder.
         faults: Why runs of a method failed in this sitting, by method.
     """
-    rows = rows_of(tuple(_outcomes(comparison, out, faults)))
+    rows = comparison_rows(tuple(_outcomes(comparison, out, faults)))
     first = comparison.methods[0].recipe
     metric = metric_of(first)
     table = {

@@ -28,12 +28,12 @@ from lichen.engines.ranks import ranks_here
 from lichen.present.charts.fonts import drawing
 from lichen.present.charts.frontier import frontier_png
 from lichen.present.charts.levels import levels_png
-from lichen.present.compare import Row
+from lichen.present.compare import ComparisonRow
 from lichen.present.compare_table import comparison_table, notes
 from lichen.present.report import table_text
 from lichen.present.trace import Event
 from lichen.present.units import seconds_text
-from lichen.recipes.artifacts.inputs import expect_rows
+from lichen.recipes.artifacts.inputs import require_rows
 from lichen.recipes.artifacts.shared_scores import link_shared, shared_key
 from lichen.recipes.assemble.experiment import metric_of
 from lichen.recipes.cells import Cell, adopt_cells, cells_of, memory_file, write_tables
@@ -64,7 +64,7 @@ class Compared:
     """
 
     question: str
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     notes: tuple[str, ...]
     table: dict[str, Any]
     folder: Path
@@ -152,10 +152,10 @@ def run_comparison(
     _one_metric(comparison)
     _claim(out)
     adopt_cells(comparison, out)
-    wanted = [cell for cell in cells_of(comparison, out) if only is None or _named(cell.method, only)]
+    requested = [cell for cell in cells_of(comparison, out) if only is None or _named(cell.method, only)]
     faults: dict[str, list[str]] = {}
-    open_cells = [cell for cell in wanted if cell.summary() is None]
-    say(f"comparison folder: {out}; {len(wanted) - len(open_cells)} of {len(wanted)} runs are finished")
+    open_cells = [cell for cell in requested if cell.summary() is None]
+    say(f"comparison folder: {out}; {len(requested) - len(open_cells)} of {len(requested)} runs are finished")
     write_tables(comparison, out, faults)
     started = 0
     for position, cell in enumerate(open_cells):
@@ -163,8 +163,8 @@ def run_comparison(
             break
         every = cells_of(comparison, out)
         left = _left(every, open_cells[position:])
-        told = f"; about {seconds_text(left)} left" if left is not None else ""
-        say(f"run {len(wanted) - len(open_cells) + position + 1} of {len(wanted)}: {_name(cell)}{told}")
+        remaining = f"; about {seconds_text(left)} left" if left is not None else ""
+        say(f"run {len(requested) - len(open_cells) + position + 1} of {len(requested)}: {_name(cell)}{remaining}")
         done = next((one for one in every if one.summary() is not None and _same_rows(one.recipe, cell.recipe)), None)
         fault = _run(cell, out, observers, say, like=done.folder if done is not None else None)
         started += 1
@@ -187,7 +187,7 @@ def run_comparison(
         notes=notes(rows),
         table=table,
         folder=out,
-        cells=len(wanted),
+        cells=len(requested),
         left=len(open_cells) - started,
         failed=sum(map(len, faults.values())),
     )
@@ -244,7 +244,7 @@ def _run(
     cell: Cell, out: Path, observers: Sequence[Callable[[Event], None]], say: Say, *, like: Path | None = None
 ) -> str | None:
     """Run a cell, or go on with it; why it failed, if it did. With ``like`` it refuses other rows than that run's."""
-    from lichen.recipes import run as running
+    from lichen.recipes import run as run_module
 
     if not out.exists():
         private.make_folder(out)
@@ -252,22 +252,22 @@ def _run(
     if not (cell.folder / "recipe.yaml").exists():
         write_atomic(cell.folder / "recipe.yaml", write_recipe(cell.recipe).encode())
     if like is not None:
-        expect_rows(cell.folder, like)
+        require_rows(cell.folder, like)
     scores = cell.folder / "state" / "scores"
     link_shared(shared, scores)
     _forget_peak()
     try:
-        running.run(cell.recipe, out=cell.folder, resume=True, observers=observers, say=say)
+        run_module.run(cell.recipe, out=cell.folder, resume=True, observers=observers, say=say)
     except LichenError as error:
         if not (cell.folder / "trace.jsonl").exists():
             shutil.rmtree(cell.folder, ignore_errors=True)  # nothing was trained
         return f"{error.where}: {error.what}" if error.where else error.what
     except Exception as error:
         # Hours of other methods' work do not depend on this one.
-        kept = cell.folder / "crash.txt"
-        write_atomic(kept, traceback_text(error).encode("utf-8", "backslashreplace"))
+        crash = cell.folder / "crash.txt"
+        write_atomic(crash, traceback_text(error).encode("utf-8", "backslashreplace"))
         first = (str(error).splitlines() or [""])[0][:120]
-        return f"crashed: {type(error).__name__}: {first} ({kept.relative_to(out)})"
+        return f"crashed: {type(error).__name__}: {first} ({crash.relative_to(out)})"
     link_shared(scores, shared)
     return None
 
@@ -294,5 +294,5 @@ def _measure(method: Method, out: Path, say: Say) -> None:
         first = (str(error).splitlines() or [""])[0][:120]
         say(f"client memory of {method.name} could not be measured: {type(error).__name__}: {first}")
         return
-    told = None if found is None else {"frozen": found.frozen, "training": found.training}
-    write_atomic(memory_file(method, out), json.dumps(told).encode())
+    peaks = None if found is None else {"frozen": found.frozen, "training": found.training}
+    write_atomic(memory_file(method, out), json.dumps(peaks).encode())

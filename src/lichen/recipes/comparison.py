@@ -125,16 +125,16 @@ def read_comparison(
     renamed: list[str] = []
     if found:
         source, page = found[0]
-        known = _comparison(page, str(source), _home(source), overrides, renamed)
+        known = _comparison(page, str(source), _folder_of(source), overrides, renamed)
     else:
-        known = _side_by_side(sources, overrides, renamed)
+        known = _join_recipes(sources, overrides, renamed)
     tell_renamed(renamed, note)
     _differ(known.methods)
     chosen = known.seeds if seeds is None else _seeds(list(seeds), "seeds")
     return replace(known, seeds=chosen)
 
 
-def _home(source: str | Path) -> Path:
+def _folder_of(source: str | Path) -> Path:
     """The file of a comparison."""
     shipped = comparisons()
     return shipped[source] if isinstance(source, str) and source in shipped else Path(source)
@@ -142,7 +142,7 @@ def _home(source: str | Path) -> Path:
 
 def _page(source: str | Path) -> Mapping[str, Any] | None:
     """What a comparison's file holds; None if the source is a recipe, or nothing that can be read as one."""
-    path = _home(source)
+    path = _folder_of(source)
     if isinstance(source, str) and source in gallery():
         return None
     try:
@@ -155,7 +155,7 @@ def _page(source: str | Path) -> Mapping[str, Any] | None:
     return value if isinstance(value, Mapping) and ("methods" in value or "base" in value) else None
 
 
-def _side_by_side(sources: Sequence[str | Path], overrides: Sequence[str], renamed: list[str]) -> Comparison:
+def _join_recipes(sources: Sequence[str | Path], overrides: Sequence[str], renamed: list[str]) -> Comparison:
     read = [_read(source, overrides, renamed) for source in sources]
     for position, recipe in enumerate(read):
         _named(recipe.name, f"{sources[position]}: name")
@@ -269,10 +269,10 @@ def _base(value: Any, where: str, file: Path) -> str | Path:
         what = "is missing" if value is None else "must be a recipe's name or file"
         raise LichenError(what, where=where, fix="name a recipe of `lichen list`, or a YAML file")
     try:
-        beside = value not in gallery() and (file.parent / value).is_file()
+        sibling = value not in gallery() and (file.parent / value).is_file()
     except OSError:
-        beside = False
-    base: str | Path = file.parent / value if beside else value
+        sibling = False
+    base: str | Path = file.parent / value if sibling else value
     try:
         read_with_notes(base)
     except LichenError as error:

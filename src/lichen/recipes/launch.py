@@ -41,7 +41,7 @@ GRACE = 15.0
 
 
 @final
-class Teller:
+class EventSender:
     """What the first rank tells its launcher.
 
     Args:
@@ -51,7 +51,7 @@ class Teller:
     def __init__(self, stream: TextIO | None) -> None:
         self.stream = stream
 
-    def tell(self, kind: str, what: Any) -> None:
+    def send(self, kind: str, what: Any) -> None:
         """One line."""
         if self.stream is not None:
             self.stream.write(json.dumps([kind, what]) + "\n")
@@ -59,33 +59,33 @@ class Teller:
 
     def say(self, line: str) -> None:
         """A line of progress."""
-        self.tell("say", line)
+        self.send("say", line)
 
     def __call__(self, event: Event) -> None:
         """A finished round."""
-        self.tell("event", event_line(event).decode())
+        self.send("event", event_line(event).decode())
 
 
 @contextmanager
-def telling() -> Iterator[Teller]:
+def telling() -> Iterator[EventSender]:
     """Be a launched rank: standard output belongs to the launcher, and so does this process's life.
 
     Whatever goes wrong inside is told and becomes the exit code.
     """
     first = os.environ.get("RANK") == "0"
-    teller = Teller(sys.stdout if first else None)
+    sender = EventSender(sys.stdout if first else None)
     sys.stdout = sys.stderr  # whatever prints must not come between the lines
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
-        yield teller
+        yield sender
     except LichenError as error:
-        teller.tell("error", {"what": error.what, "where": error.where, "fix": error.fix})
+        sender.send("error", {"what": error.what, "where": error.where, "fix": error.fix})
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
         text = f"{type(error).__name__}: {error}" if not isinstance(error, RankError) else str(error)
-        teller.tell("fault", {"text": text, "trace": traceback_text(error)})
+        sender.send("fault", {"text": text, "trace": traceback_text(error)})
         raise SystemExit(1) from None
 
 
@@ -112,15 +112,15 @@ class _Rank:
         )
         self.tail: deque[str] = deque(maxlen=12)
         self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.listeners = [threading.Thread(target=self._listen, args=(self.process.stderr, self.tail.append))]
+        self.readers = [threading.Thread(target=self._read_lines, args=(self.process.stderr, self.tail.append))]
         if rank == 0:
-            self.listeners.append(threading.Thread(target=self._listen, args=(self.process.stdout, self.lines.put)))
-        for listener in self.listeners:
-            listener.daemon = True
-            listener.start()
+            self.readers.append(threading.Thread(target=self._read_lines, args=(self.process.stdout, self.lines.put)))
+        for reader in self.readers:
+            reader.daemon = True
+            reader.start()
 
     @staticmethod
-    def _listen(stream: TextIO, put: Callable[[str], None]) -> None:
+    def _read_lines(stream: TextIO, put: Callable[[str], None]) -> None:
         for line in stream:
             put(line.rstrip("\n"))
 
@@ -128,8 +128,8 @@ class _Rank:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        for listener in self.listeners:
-            listener.join()
+        for reader in self.readers:
+            reader.join()
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 with suppress(BrokenPipeError):
@@ -184,7 +184,7 @@ def _follow(ranks: Sequence[_Rank], observers: Sequence[Callable[[Event], None]]
     """Pass on what the first rank tells, until all have ended; raise what went wrong."""
     wrong: list[Exception] = []
 
-    def hear(line: str) -> None:
+    def handle(line: str) -> None:
         kind, what = json.loads(line)
         if kind == "say":
             say(what)
@@ -201,14 +201,14 @@ def _follow(ranks: Sequence[_Rank], observers: Sequence[Callable[[Event], None]]
     until = float("inf")
     while None in (ended := [started.process.poll() for started in ranks]) and time.monotonic() < until:
         with suppress(queue.Empty):
-            hear(ranks[0].lines.get(timeout=0.1))
+            handle(ranks[0].lines.get(timeout=0.1))
         if until == float("inf") and any(ended):
             until = time.monotonic() + GRACE
     for started in ranks:
         started.close()
     with suppress(queue.Empty):
         while True:
-            hear(ranks[0].lines.get_nowait())
+            handle(ranks[0].lines.get_nowait())
     killed = [(rank, -code) for rank, code in enumerate(ended) if code is not None and code < 0]
     if killed:
         rank, number = killed[0]
@@ -224,5 +224,5 @@ def _follow(ranks: Sequence[_Rank], observers: Sequence[Callable[[Event], None]]
         if code == 130:
             raise KeyboardInterrupt
         if code:  # None is one that had not ended, and was made to
-            said = "\n    ".join(ranks[rank].tail) or "nothing"
-            raise LichenError(f"rank {rank} ended with {code}; it said last:\n    {said}", where="engine.nodes")
+            last_lines = "\n    ".join(ranks[rank].tail) or "nothing"
+            raise LichenError(f"rank {rank} ended with {code}; it said last:\n    {last_lines}", where="engine.nodes")

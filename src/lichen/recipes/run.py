@@ -36,7 +36,7 @@ from lichen.recipes.artifacts.more_rounds import give_more_rounds
 from lichen.recipes.artifacts.moved_inputs import move
 from lichen.recipes.artifacts.use import Talker, export, talk
 from lichen.recipes.assemble.column import Column
-from lichen.recipes.assemble.experiment import grid_name, metric_of
+from lichen.recipes.assemble.experiment import lr_name, metric_of
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks, down_of
 from lichen.recipes.assemble.run_folder import RunFolder
@@ -47,7 +47,7 @@ from lichen.recipes.tasks.exchange import run_exchange
 from lichen.recipes.tasks.outcome import TaskResult
 from lichen.tasks.registry import task_of
 
-__all__ = ["Result", "RunReport", "Talker", "export", "node", "rank", "report", "run", "talk"]
+__all__ = ["Result", "RunReport", "Talker", "export", "report", "run", "run_node", "run_rank", "talk"]
 
 
 @final
@@ -213,19 +213,19 @@ def _go(
     task: Callable[..., TaskResult] = run_exchange if recipe.exchange else task_of(recipe.task).procedure.load("run")
     # One process sees its own machine and accelerator only, and a part would look like the whole.
     alone = ranks.size == 1
-    kept = path / "state" / "joules" if alone else None
-    with Meter(counters(recipe.model.device) if alone else (), kept=kept) as meter:
-        done = task(recipe, folder, watch, say)
+    total_file = path / "state" / "joules" if alone else None
+    with Meter(counters(recipe.model.device) if alone else (), total_file=total_file) as meter:
+        result = task(recipe, folder, watch, say)
         joules = meter.joules()
-    memory = sum(int(told) for told in ranks.exchange(str(peak_memory_bytes()).encode(), about="memory"))
+    memory = sum(int(peak) for peak in ranks.exchange(str(peak_memory_bytes()).encode(), about="memory"))
     if not ranks.first:
         return
-    summary = _summary(recipe, folder, done, memory, joules)
+    summary = _summary(recipe, folder, result, memory, joules)
     folder.write_json("summary.json", summary)
     write_adapter_card(path, recipe)
     curves_png(path)
     higher = summary["higher_is_better"]
-    rows = _clients(done, higher)
+    rows = _clients(result, higher)
     write_atomic(path / "clients.csv", clients_csv(rows).encode("utf-8", "backslashreplace"))
     named = [{**row, "name": row["client"]} for row in rows]
     clients_png(path, named, metric=summary["metric"], higher_is_better=higher)
@@ -240,45 +240,49 @@ def _score(column: Column | None, higher: bool, common: bool) -> dict[str, float
     return {"mean": sum(values) / len(values), "worst_decile": None if same else worst_decile(values, higher)}
 
 
-def _clients(done: TaskResult, higher: bool) -> list[dict[str, Any]]:
-    scores = {name: column.value_N.tolist() for name, column in done.columns.items()}
-    return client_rows(done.clients, done.counts, scores, higher_is_better=higher)
+def _clients(result: TaskResult, higher: bool) -> list[dict[str, Any]]:
+    scores = {name: column.value_N.tolist() for name, column in result.columns.items()}
+    return client_rows(result.clients, result.counts, scores, higher_is_better=higher)
 
 
-def _summary(recipe: Recipe, folder: RunFolder, done: TaskResult, memory: int, joules: float | None) -> dict[str, Any]:
+def _summary(
+    recipe: Recipe, folder: RunFolder, result: TaskResult, memory: int, joules: float | None
+) -> dict[str, Any]:
     metric = metric_of(recipe)
     higher = metric.higher_is_better
     fixed = ("base", "alone", "federated", "pooled")
     gaining = None
-    if "alone" in done.columns:
-        alone, joined = (done.columns[c].value_N.tolist() for c in ("alone", "federated"))
+    if "alone" in result.columns:
+        alone, joined = (result.columns[c].value_N.tolist() for c in ("alone", "federated"))
         gaining = share_gaining(alone, joined, higher)
-    lr = done.columns["federated"].lr
-    grid = grid_name(lr) if lr is not None else None
+    lr = result.columns["federated"].lr
+    grid = lr_name(lr) if lr is not None else None
     rounds = [e.report for e in read_trace(folder.path) if e.column == "federated" and (grid is None or e.grid == grid)]
-    chosen = {f"lr.{name}": column.lr for name, column in done.columns.items() if column.lr is not None}
+    chosen = {f"lr.{name}": column.lr for name, column in result.columns.items() if column.lr is not None}
     summary = {
         "name": recipe.name,
         "question": recipe.question,
         "task": recipe.task,
         "metric": metric.name,
         "higher_is_better": higher,
-        "columns": {name: _score(done.columns.get(name), higher, done.common_test) for name in fixed},
-        "extra_columns": {n: _score(c, higher, done.common_test) for n, c in done.columns.items() if n not in fixed},
+        "columns": {name: _score(result.columns.get(name), higher, result.common_test) for name in fixed},
+        "extra_columns": {
+            n: _score(c, higher, result.common_test) for n, c in result.columns.items() if n not in fixed
+        },
         "share_gaining": gaining,
-        "clients": len(done.clients),
-        "bytes_up": sum(r.bytes_up for r in rounds) + done.bytes_up,
-        "bytes_down": sum(r.bytes_down for r in rounds) + done.bytes_down,
-        "traffic": traffic_of(rounds, up=done.bytes_up, down=done.bytes_down, validators=done.validators),
-        "training": {name: dict(told) for name, told in done.training.items()},
+        "clients": len(result.clients),
+        "bytes_up": sum(r.bytes_up for r in rounds) + result.bytes_up,
+        "bytes_down": sum(r.bytes_down for r in rounds) + result.bytes_down,
+        "traffic": traffic_of(rounds, up=result.bytes_up, down=result.bytes_down, validators=result.validators),
+        "training": {name: dict(numbers) for name, numbers in result.training.items()},
         "seconds": folder.seconds(),
         "peak_memory_bytes": memory,
         "energy_joules": joules,
-        "read": done.read,
+        "read": result.read,
         "seed": recipe.seed,
         "versions": _versions(),
         "recipe_sha256": recipe_sha256(recipe),
-        "extra": {**chosen, **done.extra, **_reached(recipe, rounds)},
+        "extra": {**chosen, **result.extra, **_reached(recipe, rounds)},
     }
     return check_summary(summary)
 
@@ -302,7 +306,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def node(recipe: Path, state: Path) -> None:
+def run_node(recipe: Path, state: Path) -> None:
     """Be one node: read jobs on stdin, write messages on stdout, until stdin ends."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever prints must not reach the wire
@@ -319,7 +323,7 @@ def node(recipe: Path, state: Path) -> None:
     )
 
 
-def rank(folder: Path) -> None:
+def run_rank(folder: Path) -> None:
     """Be one rank of the run in ``folder``, started by :func:`run` in another process."""
-    with telling() as teller:
-        run(recipe_of(folder), out=folder, resume=True, observers=(teller,), say=teller.say)
+    with telling() as sender:
+        run(recipe_of(folder), out=folder, resume=True, observers=(sender,), say=sender.say)

@@ -84,7 +84,8 @@ class Procedure:
 
     Attributes:
         run: ``(recipe, folder, watch, say) -> TaskResult``, see :func:`lichen.recipes.tasks.adapt.run_adapt`.
-        plan: ``(recipe, folder, gauge, say, seconds) -> Expected``, see :func:`lichen.recipes.plan.adapt.expect_adapt`.
+        plan: ``(recipe, folder, gauge, say, seconds) -> Estimate``, see
+            :func:`lichen.recipes.plan.adapt.estimate_adapt`.
         talk: ``(recipe, tensors, folder, sampling) -> Talker``, see :mod:`lichen.recipes.artifacts.use`.
         rounds: Clients train in rounds, from a model that can be opened; else they answer once.
     """
@@ -103,14 +104,14 @@ class Procedure:
 
 ROUNDS = Procedure(
     run="lichen.recipes.tasks.adapt:run_adapt",
-    plan="lichen.recipes.plan.adapt:expect_adapt",
+    plan="lichen.recipes.plan.adapt:estimate_adapt",
     talk="lichen.recipes.artifacts.use:talk_rounds",
 )
 """Clients train in rounds; what they learn is held against the bare model, training alone and pooled rows."""
 
 STATISTICS = Procedure(
     run="lichen.recipes.tasks.oneshot:run_oneshot",
-    plan="lichen.recipes.plan.features:expect_oneshot",
+    plan="lichen.recipes.plan.features:estimate_oneshot",
     talk="lichen.recipes.artifacts.use:talk_oneshot",
     rounds=False,
 )

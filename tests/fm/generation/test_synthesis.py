@@ -184,7 +184,7 @@ def test_refuses_unknown_labels_and_miscounted_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "clean"),
+    ("raw", "cleaned"),
     [
         ('Sure! Here is a review:\n\n"It fits me well. The colour is', "It fits me well."),
         ("Here’s the new review: I like it, and so will you!", "I like it, and so will you!"),

@@ -14,14 +14,16 @@ from matplotlib.figure import Figure
 
 from lichen.present.charts import frontier
 from lichen.present.charts.frontier import frontier_png, unbeaten
-from lichen.present.compare import Row, Spread
+from lichen.present.compare import ComparisonRow, Spread
 
 POINTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12)
 
 
-def row(name: str, value: float, up: float, down: float, std: float | None = 0.5) -> Row:
+def row(name: str, value: float, up: float, down: float, std: float | None = 0.5) -> ComparisonRow:
     spread = Spread(mean=value, std=std, values=(value,))
-    return Row(method=name, metric="perplexity", higher_is_better=False, value=spread, train_up=up, train_down=down)
+    return ComparisonRow(
+        method=name, metric="perplexity", higher_is_better=False, value=spread, train_up=up, train_down=down
+    )
 
 
 @given(POINTS, st.booleans())
@@ -70,7 +72,7 @@ def test_all_at_one_price(tmp_path: Path, sent: float) -> None:
 
 
 def test_nothing_to_draw_and_nothing_sent(tmp_path: Path) -> None:
-    assert frontier_png([Row(method="a")], tmp_path / "none.png") is None
+    assert frontier_png([ComparisonRow(method="a")], tmp_path / "none.png") is None
     assert not (tmp_path / "none.png").exists()
     silent = [row("a", 20.0, 0.0, 0.0, std=None), row("b", 21.0, 1e6, 1e6)]
     file = frontier_png(silent, tmp_path / "one.png")

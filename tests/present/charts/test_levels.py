@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lichen.present.charts.levels import levels_markdown, levels_png, parted
-from lichen.present.compare import Outcome, Row, Spread, rows_of
+from lichen.present.charts.levels import by_level, levels_markdown, levels_png
+from lichen.present.compare import ComparisonRow, Outcome, Spread, comparison_rows
 
 
-def row(name: str, value: float | None, worst: float = 0.1, std: float | None = 0.02) -> Row:
+def row(name: str, value: float | None, worst: float = 0.1, std: float | None = 0.02) -> ComparisonRow:
     if value is None:
-        return Row(method=name)
+        return ComparisonRow(method=name)
     spread = Spread(mean=value, std=std, values=(value,))
-    return Row(method=name, metric="macro_f1", value=spread, worst=Spread(mean=worst, std=None, values=(worst,)))
+    return ComparisonRow(
+        method=name, metric="macro_f1", value=spread, worst=Spread(mean=worst, std=None, values=(worst,))
+    )
 
 
 ROWS = [row("alone@few", 0.2), row("taught@few", 0.4), row("alone@many", 0.6), row("taught@many", None)]
@@ -30,7 +32,7 @@ def test_the_grid_has_a_line_a_method_and_marks_the_best_of_a_level() -> None:
 
 
 def test_rows_are_parted_by_level() -> None:
-    assert {m: list(at) for m, at in parted(ROWS).items()} == {"alone": ["few", "many"], "taught": ["few", "many"]}
+    assert {m: list(at) for m, at in by_level(ROWS).items()} == {"alone": ["few", "many"], "taught": ["few", "many"]}
 
 
 def test_equal_rows_give_equal_pictures(tmp_path: Path) -> None:
@@ -57,6 +59,6 @@ def test_another_column_of_the_same_runs_is_a_row_without_costs() -> None:
         "seconds": 1.0,
     }
     kinds = ("alone", "without", "federated")
-    rows = rows_of([Outcome(method=c, summaries={0: run}, wanted=1, column=c) for c in kinds])
+    rows = comparison_rows([Outcome(method=c, summaries={0: run}, wanted=1, column=c) for c in kinds])
     assert [r.value.mean for r in rows if r.value] == [0.5, 0.6, 0.7]
     assert [(r.total, r.calls) for r in rows] == [(None, None), (None, None), (7.0, 12.0)]

@@ -21,8 +21,8 @@ from lichen.core.errors import LichenError
 from lichen.models.adapters.quantized import resident_bytes
 from lichen.present.planned import plan_table
 from lichen.recipes.assemble import capacity
-from lichen.recipes.assemble.capacity import GIB, Fit, Needs, capacity_of, fit, needs_of, rooms
-from lichen.recipes.assemble.experiment import Experiment, grid_name
+from lichen.recipes.assemble.capacity import GIB, Needs, Submodel, capacity_of, device_tiers, fit_to_memory, needs_of
+from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.plan.plan import plan
@@ -53,7 +53,7 @@ def _recipe(home: Path, **more: Any) -> Any:
 
 def _experiment(home: Path, **more: Any) -> tuple[Experiment, ClientTask]:
     experiment = open_recipe(_recipe(home, **more)).experiment
-    return experiment, client_tasks(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"]
+    return experiment, client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"]
 
 
 @pytest.fixture(scope="module")
@@ -75,21 +75,21 @@ NEEDS = st.builds(
 
 @given(needs=NEEDS, memory=st.tuples(st.integers(1, 5000), st.integers(1, 5000)))
 def test_more_memory_never_gives_less(needs: Needs, memory: tuple[int, int]) -> None:
-    def size(step: Fit) -> tuple[int, int]:
+    def size(step: Submodel) -> tuple[int, int]:
         return step.rank, needs.blocks if step.last is None else step.last
 
-    steps = needs.ladder()
+    steps = needs.tiers()
     assert [needed for _, needed in steps] == sorted(needed for _, needed in steps)
     assert steps[0][1] == needs.least
     less, more = sorted(memory)
     if less < needs.least:
         with pytest.raises(LichenError, match="hold no client"):
-            needs.fit(less)
+            needs.fit_to_memory(less)
         return
-    (rank, last), (higher, later) = size(needs.fit(less)), size(needs.fit(more))
+    (rank, last), (higher, later) = size(needs.fit_to_memory(less)), size(needs.fit_to_memory(more))
     assert rank <= higher
     assert last <= later
-    assert dict(steps)[needs.fit(less)] <= less
+    assert dict(steps)[needs.fit_to_memory(less)] <= less
 
 
 def test_the_chord_is_above_what_a_step_holds(tiny: tuple[Experiment, ClientTask, Needs]) -> None:
@@ -99,7 +99,7 @@ def test_the_chord_is_above_what_a_step_holds(tiny: tuple[Experiment, ClientTask
     start = {n: x + 1e-3 if n.endswith("lora_B") else x for n, x in experiment.start.items()}
     client, batch = capacity._largest(client_task, len(experiment.train))
     base = resident_bytes(model.wrapped.model)
-    for step, told in needs.ladder():
+    for step, told in needs.tiers():
         cut = Capacity((step.rank,), last_N=(step.last,), scaling=1.0)
         shared = cut.extract(start, cut.key(0))
         held = base + capacity._step_bytes(client_task, shared, client, batch, experiment.model.base)
@@ -129,11 +129,11 @@ def test_clients_take_turns(home: Path, tiny: tuple[Experiment, ClientTask, Need
     assert found.rank_N == (1, 4, 4, 1, 4)
     assert found.last_N == (1, 3, None, 1, 3)
     assert found.scaling == 1.0
-    rows = rooms(experiment, client_task)
+    rows = device_tiers(experiment, client_task)
     assert [(r.clients, r.rank, r.layers, r.of) for r in rows] == [(2, 1, 1, 5), (2, 4, 3, 5), (1, 4, 5, 5)]
     assert all(row.needed <= row.memory * GIB for row in rows)
     assert json.loads(json.dumps([asdict(row) for row in rows]))[0]["clients"] == 2
-    assert fit(experiment, client_task, needs.narrow) == Fit(rank=4, last=1)
+    assert fit_to_memory(experiment, client_task, needs.narrow) == Submodel(rank=4, last=1)
 
 
 def test_a_quantised_base_and_checkpointing_leave_room_for_more(home: Path) -> None:
@@ -150,10 +150,10 @@ def test_a_quantised_base_and_checkpointing_leave_room_for_more(home: Path) -> N
 def test_too_little_is_refused(home: Path, tiny: tuple[Experiment, ClientTask, Needs]) -> None:
     experiment, client_task, needs = tiny
     with pytest.raises(LichenError, match="give at least") as error:
-        fit(experiment, client_task, needs.least - 1)
+        fit_to_memory(experiment, client_task, needs.least - 1)
     assert error.value.where == "federation.memory"
     assert capacity_of(experiment, client_task) is None
-    assert rooms(experiment, client_task) == ()
+    assert device_tiers(experiment, client_task) == ()
     more = {"model": {"name": str(home / "model"), "adapter": {"kind": "ia3"}}}
     with pytest.raises(LichenError, match=r"model\.adapter\.kind"):
         needs_of(*_experiment(home, **more))

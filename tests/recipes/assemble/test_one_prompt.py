@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import lichen
-from lichen.recipes.artifacts.sampling import Sampling, ask_ids, write
+from lichen.recipes.artifacts.sampling import Sampling, ask_ids, generate_text
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.help.foundation_models import FMRegistry
 from lichen.recipes.schema.read import read_recipe
@@ -160,7 +160,7 @@ def test_settings_are_said_and_taken(home: Path, tmp_path: Path) -> None:
             lichen.talk(result.folder, **wrong)  # type: ignore[arg-type]
     model, tokenizer = LlamaForCausalLM.from_pretrained(home / "r1"), AutoTokenizer.from_pretrained(home / "r1")
     ids = ask_ids(tokenizer, "chat", "Hi")
-    many = {write(model, tokenizer, ids, Sampling(temperature=1.5, seed=s), ends=()) for s in range(4)}
+    many = {generate_text(model, tokenizer, ids, Sampling(temperature=1.5, seed=s), ends=()) for s in range(4)}
     assert len(many) > 1
 
 

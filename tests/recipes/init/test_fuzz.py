@@ -122,8 +122,8 @@ def check_words(error: LichenError) -> None:
     assert error.what
     assert error.fix
     assert str(error).count("\n") == 1
-    told = str(error).lower()
-    assert not any(jargon in told for jargon in ("pydantic", "http", "input_", "tuple", "valueerror"))
+    reported = str(error).lower()
+    assert not any(jargon in reported for jargon in ("pydantic", "http", "input_", "tuple", "valueerror"))
 
 
 def test_five_hundred_spoilt_recipes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,12 +145,14 @@ def test_five_hundred_spoilt_recipes(capsys: pytest.CaptureFixture[str]) -> None
             valid += 1
             assert valid < 1000
             continue
-        told = error.where.partition("[")[0]
+        reported = error.where.partition("[")[0]
         # A rule over several keys names the section above; a spoilt section may name what is wrong inside it.
-        assert told == where or where.startswith(told + ".") or told.startswith(where + "."), f"{name} {where}: {error}"
+        assert reported == where or where.startswith(reported + ".") or reported.startswith(where + "."), (
+            f"{name} {where}: {error}"
+        )
         check_words(error)
         refused[name] += 1
-        exact += told == where
+        exact += reported == where
     with capsys.disabled():
         print(f"\n  refused: {dict(refused)}; exact key {exact}, else one around it; still valid, not counted: {valid}")
     assert exact >= 450

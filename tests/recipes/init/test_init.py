@@ -173,7 +173,7 @@ def test_rows_are_long_enough_for_prompt_and_answer(tmp_path: Path) -> None:
     rows = [{"prompt": "a long question with many words " * 24, "completion": "yes"}] * 20
     assert recipe_for(jsonl(tmp_path / "a.jsonl", rows)).data.max_length == 256
     found = guess(jsonl(tmp_path / "b.jsonl", [{"prompt": "word " * 9000, "completion": "yes"}] * 20))
-    assert any("100 % of the rows are longer than 1024 tokens" in line for line in found.told)
+    assert any("100 % of the rows are longer than 1024 tokens" in line for line in found.lines)
 
 
 ASKED = [
@@ -198,8 +198,8 @@ def test_a_person_is_asked_where_several_answers_are_as_good(tmp_path: Path) -> 
     ]
     alone = guess(path)
     assert alone.values["task"] == "chat"
-    assert any("wing: could be the label: --label 'wing'" in line for line in alone.told)
-    assert any("mood: could be the label: --label 'mood'" in line for line in alone.told)
+    assert any("wing: could be the label: --label 'wing'" in line for line in alone.lines)
+    assert any("mood: could be the label: --label 'mood'" in line for line in alone.lines)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_first_run_of_many_rows_is_short_and_says_so(tmp_path: Path) -> None:
     rows = [{"text": f"some words of number {i}", "label": "ab"[i % 2], "user": f"u{i % 3}"} for i in range(2000)]
     found = guess(jsonl(tmp_path / "a.jsonl", rows))
     assert (found.values["data"]["max_rows"], found.values["data"]["test_rows"]) == (300, 50)
-    assert "At most 300 rows of a client are used, so that a first run is short (data.max_rows)." in found.told
+    assert "At most 300 rows of a client are used, so that a first run is short (data.max_rows)." in found.lines
     assert found.values["model"]["head"] == "ridge"
     few = guess(jsonl(tmp_path / "b.jsonl", rows[:300]))
     assert not {"max_rows", "test_rows"} & few.values["data"].keys()
@@ -260,14 +260,14 @@ def test_rows_that_cannot_take_part_are_counted_and_the_recipe_leaves_them_out(t
     rows += [{"text": f"one class {i}", "label": "a", "user": "plain"} for i in range(12)]
     rows += [{"text": "no label here", "label": None, "user": "u0"}, {"text": " ", "label": "a", "user": "u0"}]
     found = guess(jsonl(tmp_path / "a.jsonl", rows))
-    told = "\n".join(found.told)
+    reported = "\n".join(found.lines)
     for words in (
         "1 of 5 clients have fewer than 10 rows and stay out.",
         "1 of 4 clients have rows of one class only and stay out.",
         "1 of 107 rows have no label and stay out (data.classes).",
         "1 rows without text will be dropped",
     ):
-        assert words in told
+        assert words in reported
     data = found.values["data"]
     assert (data["min_rows"], data["on_too_few_rows"], data["on_single_class"], data["classes"]) == (
         10,

@@ -20,7 +20,7 @@ from lichen.recipes.init.init import guess
 from lichen.recipes.init.names import Wishes
 from lichen.recipes.rows.prepare import Gathered, gather, gather_all
 from lichen.recipes.rows.public import PublicSplit, split_public
-from lichen.recipes.rows.reading import told_of
+from lichen.recipes.rows.reading import report_read
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.schema.yaml import load_yaml
@@ -52,7 +52,7 @@ def test_a_shape_is_taken_for_what_it_is(tmp_path: Path, name: str) -> None:
     assert all(record.text or record.messages for record in records)
     if recipe.task == "classify":
         assert len({record.label for record in records} - {None}) >= 2
-    screen = "\n".join(found.told)
+    screen = "\n".join(found.lines)
     assert f"task {shape.task}" in screen
     for columns_of_role in columns.values():
         for column in [columns_of_role] if isinstance(columns_of_role, str) else columns_of_role:
@@ -78,7 +78,7 @@ def test_a_shape_is_taken_for_what_it_is(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_what_was_assumed_and_left_out_is_on_the_screen(tmp_path: Path, name: str, words: str) -> None:
-    assert words in "\n".join(guess(SHAPES[name].write(tmp_path)).told)
+    assert words in "\n".join(guess(SHAPES[name].write(tmp_path)).lines)
 
 
 def test_a_run_tells_what_init_told_about_the_files(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_run_tells_what_init_told_about_the_files(tmp_path: Path) -> None:
     gathered = gather_all(recipe)
     lines = told_lines(recipe, gathered, split_public(recipe, gathered.records))
     assert "a.csv: read as cells parted by ';'" in lines
-    assert "a.csv: read as cells parted by ';'" in guess(path).told
+    assert "a.csv: read as cells parted by ';'" in guess(path).lines
 
 
 def test_rows_of_no_client_are_refused_or_left_out_and_told(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_rows_of_no_client_are_refused_or_left_out_and_told(tmp_path: Path) -> N
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl(rows))
     found = guess(path)
-    assert "1 of 48 rows name no client and stay out." in found.told
+    assert "1 of 48 rows name no client and stay out." in found.lines
     recipe = read_recipe(load_yaml(found.recipe(), where="recipe"))
     assert recipe.data.on_too_few_rows == "drop"
     gathered = gather_all(recipe)
@@ -110,7 +110,7 @@ def test_rows_of_no_client_are_refused_or_left_out_and_told(tmp_path: Path) -> N
 
 def told_lines(recipe: Recipe, gathered: Gathered, public_split: PublicSplit) -> list[str]:
     heard: list[str] = []
-    told_of(recipe, gathered, public_split, None, heard.append)
+    report_read(recipe, gathered, public_split, None, heard.append)
     return heard
 
 

@@ -8,7 +8,7 @@ import lichen
 from lichen.present.trace import Event, read_trace
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import validators_of
-from lichen.recipes.plan.workload import Chunk, budget, invitations
+from lichen.recipes.plan.workload import WorkItem, budget, invitations
 from lichen.recipes.rows.prepare import first_of
 
 GRID = [
@@ -30,14 +30,16 @@ def counted(events: list[Event], judges: int) -> tuple[int, int]:
 def test_a_run_spends_what_its_plan_counts(tmp_path: Path) -> None:
     recipe = lichen.read_recipe("digits", GRID)
     experiment = open_recipe(recipe).experiment
-    chunks = {name: {c.kind: c for c in column} for name, column in budget(experiment, invitations(experiment)).items()}
+    work_items = {
+        name: {c.kind: c for c in column} for name, column in budget(experiment, invitations(experiment)).items()
+    }
     events = read_trace(lichen.run(recipe, out=tmp_path / "run").folder)
     by_column = {name: [e for e in events if e.column == name] for name in ("federated", "alone")}
     everyone, judges = len(experiment.train), len(validators_of(experiment))
     train, valid = counted(by_column["federated"], judges)
-    assert chunks["federated"]["train"].clients == train == 4 * (3 + 3 + 2)
-    tested: Chunk = chunks["federated"]["score"]
+    assert work_items["federated"]["train"].clients == train == 4 * (3 + 3 + 2)
+    tested: WorkItem = work_items["federated"]["score"]
     assert tested.clients == valid + len(set(first_of(experiment.test)))  # a test set in common is scored once
     train, valid = counted(by_column["alone"], everyone)
-    assert (chunks["alone"]["alone"].clients, chunks["alone"]["alone.keep"].clients) == (train, valid)
+    assert (work_items["alone"]["alone"].clients, work_items["alone"]["alone.keep"].clients) == (train, valid)
     assert 0 < train < everyone * (3 + 3 + 2)

@@ -20,16 +20,16 @@ from lichen import allocator, cli
 from lichen.core import tree as trees
 from lichen.present.planned import plan_table
 from lichen.present.trace import read_trace
-from lichen.recipes.assemble.experiment import grid_name
+from lichen.recipes.assemble.experiment import lr_name
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks
-from lichen.recipes.assemble.workload import Load, heavy, load_of
+from lichen.recipes.assemble.workload import Workload, heaviest, workload_of
 from lichen.recipes.plan import adapt as plan_adapt
 from lichen.recipes.plan.estimate import Disk, Memory, problems
 from lichen.recipes.plan.flops import arithmetic_of, counted
-from lichen.recipes.plan.memory import Gauge
+from lichen.recipes.plan.memory import MemoryMeter
 from lichen.recipes.plan.plan import Plan, plan
-from lichen.recipes.plan.timing import spread
+from lichen.recipes.plan.timing import evenly_spaced
 from lichen.recipes.plan.workload import marks
 from lichen.recipes.schema.read import read_recipe
 from support.tiny_llama import recipe, save_model, save_rows
@@ -216,14 +216,14 @@ def test_operations_are_those_torch_counts(home: Path, shape: Any) -> None:
     batch = next(iter(client_task.source.batches((1,), 0)))
     width = int(batch["attention_mask_CBT"].sum())
     batch = {name: x[:, :, :width] if name.endswith("CBT") else x for name, x in batch.items()}
-    load, real = load_of(batch), counted(experiment.model, experiment.start, batch)
-    assert load.tokens == width
+    workload, real = workload_of(batch), counted(experiment.model, experiment.start, batch)
+    assert workload.tokens == width
     formula = replace(arithmetic_of(loaded.foundation, experiment.start), attention=0)
     # What torch counts may hold the scores and sums of attention, and the padding up to the next eight tokens.
     most = arithmetic_of(loaded.foundation, experiment.start)
-    assert formula.forward(load) * 0.99 <= real.forward(load) <= most.forward(load) * 1.25
+    assert formula.forward(workload) * 0.99 <= real.forward(workload) <= most.forward(workload) * 1.25
     # No gradient is taken below the first adapter, in a model of two layers a good part of it.
-    assert formula.train(load) * 0.75 <= real.train(load) <= most.train(load) * 1.25
+    assert formula.train(workload) * 0.75 <= real.train(workload) <= most.train(workload) * 1.25
     assert trees.nbytes(experiment.start) // 4 >= formula.adapter > 0
 
 
@@ -293,7 +293,7 @@ def test_what_does_not_fit_is_named_with_its_change(
 
 
 def test_a_plan_that_does_not_fit_is_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gauge, "available", lambda self: 1)
+    monkeypatch.setattr(MemoryMeter, "available", lambda self: 1)
     planned = plan(recipe(home / "model", home / "pair.jsonl", "pair"), seconds=0.05)
     assert planned.expected.memory.clients == 5
     (problem,) = planned.problems
@@ -312,16 +312,16 @@ def test_loads_leave_padding_out() -> None:
         "attention_mask_CBT": torch.tensor([[[1, 1, 1], [1, 0, 0], [1, 0, 0]]] * 2),
         "labels_CBT": torch.tensor([[[-100, 5, 6], [-100, -100, -100], [-100, -100, -100]]] * 2),
     }
-    assert load_of(batch) == Load(rows=2, tokens=4, labelled=2, square=10)
-    assert load_of(batch) + load_of(batch) == load_of(batch).times(2)
+    assert workload_of(batch) == Workload(rows=2, tokens=4, labelled=2, square=10)
+    assert workload_of(batch) + workload_of(batch) == workload_of(batch).times(2)
 
 
 def test_the_heaviest_clients_make_one_block(home: Path) -> None:
     loaded = open_recipe(read_recipe(recipe(home / "model", home / "pair.jsonl", "pair")))
-    source = client_tasks(loaded.experiment)[f"train {grid_name(0.02)}"].source
-    assert heavy(source, range(5), 1) == (1,)  # the one with long sentences
-    assert heavy(source, range(5), 5) == (0, 1, 2, 3, 4)
-    assert spread(range(5), 9) == (0, 1, 2, 3, 4)
+    source = client_tasks(loaded.experiment)[f"train {lr_name(0.02)}"].source
+    assert heaviest(source, range(5), 1) == (1,)  # the one with long sentences
+    assert heaviest(source, range(5), 5) == (0, 1, 2, 3, 4)
+    assert evenly_spaced(range(5), 9) == (0, 1, 2, 3, 4)
 
 
 def test_a_plan_of_large_tensors_says_whose_seconds_it_tells(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,6 +330,6 @@ def test_a_plan_of_large_tensors_says_whose_seconds_it_tells(home: Path, monkeyp
     quiet = plan(known, seconds=0.01).expected.notes
     assert not any("large buffers" in note for note in quiet)
     monkeypatch.setattr(plan_adapt, "LARGE", 1)
-    for done, said in (([], plan_adapt.GIVEN_BACK), ([False], plan_adapt.GIVEN_BACK), ([True], plan_adapt.KEPT)):
+    for done, said in (([], plan_adapt.GIVEN_BACK), ([False], plan_adapt.GIVEN_BACK), ([True], plan_adapt.RETAINED)):
         monkeypatch.setattr(allocator, "_set", done)
         assert plan(known, seconds=0.01).expected.notes == (*quiet, said)

@@ -15,7 +15,7 @@ from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.plan.plan import plan
 from lichen.recipes.plan.workload import invitations
 from lichen.recipes.schema.read import read_recipe
-from lichen.recipes.tasks.coverage import planned, seen
+from lichen.recipes.tasks.coverage import coverage_of, planned
 from support.small_experiment import experiment
 from support.tiny_llama import recipe, save_model, save_rows
 
@@ -50,7 +50,7 @@ def drawn(made: Experiment, rounds: list[tuple[int, ...]], first: int = 0) -> tu
 def test_rows_and_their_share_are_those_that_are_drawn(federation: dict[str, Any]) -> None:
     made = changed(experiment(), **federation)
     rounds = [(0, 1), (1, 2), (1,)]
-    told = seen(made, rounds)
+    told = coverage_of(made, rounds)
     assert told.rows_there == sum(shard.size for shard in made.train)
     found = [drawn(made, rounds, first=100 * i) for i in range(40)]
     assert {rows for rows, _ in found} == {told.rows}

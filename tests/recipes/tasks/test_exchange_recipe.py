@@ -20,7 +20,7 @@ from lichen.present.trace import Event, read_trace
 from lichen.recipes.assemble.heterogeneous import open_heterogeneous
 from lichen.recipes.plan.plan import plan
 from lichen.recipes.schema.read import read_recipe, write_recipe
-from lichen.recipes.schema.recipe import Exchange, Recipe
+from lichen.recipes.schema.recipe import ExchangeConfig, Recipe
 from lichen.recipes.schema.yaml import load_yaml
 from support.tiny_llama import SPECIAL, WORDS
 
@@ -255,8 +255,11 @@ def test_what_does_not_read_the_data_and_plans_are_refused(tmp_path: Path) -> No
 
 
 def test_words_have_their_kinds_meanings_and_recipes_are_read_back() -> None:
-    said = {kind: (Exchange(kind=kind).means, Exchange(kind=kind).sharpened) for kind in ("fedmd", "dsfl", "feddf")}
+    said = {
+        kind: (ExchangeConfig(kind=kind).means, ExchangeConfig(kind=kind).sharpened)
+        for kind in ("fedmd", "dsfl", "feddf")
+    }
     assert said == {"fedmd": ("prob", None), "dsfl": ("prob", 0.05), "feddf": ("logits", None)}
-    assert Exchange(sharpen=1).sharpened is None
+    assert ExchangeConfig(sharpen=1).sharpened is None
     recipe = digits()
     assert read_recipe(load_yaml(write_recipe(recipe), where="recipe")) == recipe

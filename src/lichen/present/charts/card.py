@@ -39,9 +39,9 @@ class Card:
         rank: The largest rank of a LoRA; 0 for others.
         whole: Modules that the adapter holds whole.
         form: ``data.form`` of a language model.
-        prompt: What the model is given before an answer to :attr:`asked`; empty for a classifier.
+        prompt: What the model is given before an answer to :attr:`example_prompt`; empty for a classifier.
         start: Number of the start token that stands before it; -1 where the chat template writes it.
-        asked: An example of what is asked.
+        example_prompt: An example of what is asked.
         max_length: Tokens of a row in training.
         classes: Names of the classes in the order of the logits.
         data: The catalog's name of the data; empty for private ones.
@@ -65,7 +65,7 @@ class Card:
     form: str
     prompt: str
     start: int
-    asked: str
+    example_prompt: str
     max_length: int
     classes: tuple[str, ...]
     data: str
@@ -97,7 +97,7 @@ def front_matter(card: Card) -> dict[str, Any]:
 def card_text(card: Card) -> str:
     """The whole card, as Markdown."""
     head = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front_matter(card).items())
-    parts = [f"---\n{head}\n---\n", f"# {_cell(card.name)}\n", _what(card), _data(card), _scores(card), _asked(card)]
+    parts = [f"---\n{head}\n---\n", f"# {_cell(card.name)}\n", _what(card), _data(card), _scores(card), _question(card)]
     parts += [_nowhere(card)] if card.nowhere else [_transformers(card), _servers(card)]
     parts += [_terms(card)]
     return "\n".join(part for part in parts if part)
@@ -112,9 +112,9 @@ def _what(card: Card) -> str:
     if card.merged:
         what = f"A {'language model' if card.writes else 'classifier'}: {base} with what was learned merged in."
     else:
-        held = f", rank {card.rank} at most" if card.rank else ""
+        rank_note = f", rank {card.rank} at most" if card.rank else ""
         whole = f" It holds these modules whole: {', '.join(f'`{name}`' for name in card.whole)}." if card.whole else ""
-        what = f"A PEFT adapter ({card.kind}{held}) for {base}.{whole}"
+        what = f"A PEFT adapter ({card.kind}{rank_note}) for {base}.{whole}"
     question = f"{visible(card.question)}\n\n" if card.question else ""
     return f"{question}{what} It was trained by federated learning with Lichen.\n"
 
@@ -155,7 +155,7 @@ def _fenced(text: str, language: str = "text") -> str:
     return f"{fence}{language}\n{text}\n{fence}\n"
 
 
-def _asked(card: Card) -> str:
+def _question(card: Card) -> str:
     if not card.writes:
         names = "\n".join(f"| {place} | {_cell(column_title(name))} |" for place, name in enumerate(card.classes))
         return (
@@ -169,7 +169,7 @@ def _asked(card: Card) -> str:
     }.get(card.form, "the start token and the text")
     return (
         f"## How it is asked\n\nBy {how}; rows in training were of {card.max_length} tokens at most. "
-        f"To `{card.asked}` the model is given exactly\n\n{_fenced(card.prompt)}"
+        f"To `{card.example_prompt}` the model is given exactly\n\n{_fenced(card.prompt)}"
     )
 
 
@@ -208,12 +208,12 @@ def _code(card: Card) -> str:
         return "\n".join(lines)
     if card.start < 0:
         lines += [
-            f'turns = [{{"role": "user", "content": {card.asked!r}}}]',
+            f'turns = [{{"role": "user", "content": {card.example_prompt!r}}}]',
             "prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)",
             'row = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]',
         ]
     else:
-        words = card.asked + ("\n" if card.form == "transcript" else "")
+        words = card.example_prompt + ("\n" if card.form == "transcript" else "")
         lines += [
             f'words = tokenizer({words!r}, add_special_tokens=False)["input_ids"]',
             f"row = torch.tensor([[{card.start}, *words]])  # the start token and the prompt",

@@ -22,7 +22,7 @@ from lichen.core.store import write_atomic
 from lichen.present.charts.fonts import drawable, drawing
 from lichen.present.column_names import column_title
 from lichen.present.summary import share_gaining
-from lichen.present.trace import Event, grid_name, read_trace
+from lichen.present.trace import Event, lr_name, read_trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ _COLUMN_COLOURS = {"federated": "#0072B2", "alone": "#E69F00", "pooled": "#009E7
 _MORE_COLOURS = ("#CC79A7", "#D55E00", "#56B4E9", "#B39B00")
 _DASHES = ("-", "--", ":", "-.")
 _GREY = "#555555"
-_KEPT = "the round that was kept"
+_BEST_ROUND = "the round that was kept"
 _NAMED_ROWS = 60
 """Rows up to which every client's name is legible."""
 
@@ -164,7 +164,13 @@ def _curves(
             if best.get((column, grid)) in rounds:
                 at = rounds.index(best[column, grid])
                 axes.scatter(
-                    rounds[at], values[at], s=90, facecolors="none", edgecolors=colours[column], zorder=5, label=_KEPT
+                    rounds[at],
+                    values[at],
+                    s=90,
+                    facecolors="none",
+                    edgecolors=colours[column],
+                    zorder=5,
+                    label=_BEST_ROUND,
                 )
         axes.set_xlabel("round", color=_GREY)
         axes.set_ylabel(_plain(label), color=_GREY)
@@ -186,8 +192,10 @@ def _best_rounds(folder: Path) -> dict[tuple[str, str], int]:
     """The round that was kept, by (column, grid), of a finished run."""
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        kept = {name: told["kept"] for name, told in summary["training"].items() if told["kept"] is not None}
-        return {(name, grid_name(summary["extra"][f"lr.{name}"])): at for name, at in kept.items()}
+        best_rounds = {
+            name: training["kept"] for name, training in summary["training"].items() if training["kept"] is not None
+        }
+        return {(name, lr_name(summary["extra"][f"lr.{name}"])): at for name, at in best_rounds.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -261,9 +269,9 @@ def _clients(
     _quiet(axes)
     axes.grid(False, axis="y")
     share = share_gaining(alone, federated, higher_is_better)
-    told = f"{100 * share:.0f} % of {len(pairs)} clients gain over training alone"
+    caption = f"{100 * share:.0f} % of {len(pairs)} clients gain over training alone"
     if named and not all(drawable(name) for _, name, _ in pairs):
-        told += "\nclient N: the Nth name in clients.csv, which no installed font can draw"
-    figure.suptitle(f"{_plain(_title(folder))}\n{told}", fontsize=12, fontweight="bold")
+        caption += "\nclient N: the Nth name in clients.csv, which no installed font can draw"
+    figure.suptitle(f"{_plain(_title(folder))}\n{caption}", fontsize=12, fontweight="bold")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return _save(figure, folder / "clients.png")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lichen.core.store import write_atomic
 from lichen.present.charts.fonts import drawable
-from lichen.present.compare import Row
+from lichen.present.compare import ComparisonRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,11 +49,11 @@ def unbeaten(points: Sequence[tuple[float, float]], *, higher: bool) -> tuple[in
     return tuple(found)
 
 
-def frontier_png(rows: Sequence[Row], path: Path, *, title: str = "") -> Path | None:
+def frontier_png(rows: Sequence[ComparisonRow], path: Path, *, title: str = "") -> Path | None:
     """Draw quality against bytes, a numbered point a method, error bars one standard deviation over seeds.
 
     Args:
-        rows: As :func:`lichen.present.compare.rows_of` gives them; those without quality or bytes are left out.
+        rows: As :func:`lichen.present.compare.comparison_rows` gives them; those without quality or bytes are left out.
         path: The file.
         title: Above the picture.
 
@@ -80,8 +80,8 @@ def frontier_png(rows: Sequence[Row], path: Path, *, title: str = "") -> Path | 
         axes.set_xlabel(f"{label} in a whole run, all clients (bytes)", color=_GREY)
     way = "higher" if shown[0].higher_is_better else "lower"
     both[0].set_ylabel(f"{shown[0].metric} ({way} is better)", color=_GREY)
-    handles, told = both[0].get_legend_handles_labels()
-    figure.legend(handles, told, loc="outside right center", frameon=False, fontsize=8)
+    handles, legend_labels = both[0].get_legend_handles_labels()
+    figure.legend(handles, legend_labels, loc="outside right center", frameon=False, fontsize=8)
     if title:
         figure.suptitle(title.replace("$", r"\$"), fontsize=12, fontweight="bold")
     canvas.draw()
@@ -95,7 +95,7 @@ def frontier_png(rows: Sequence[Row], path: Path, *, title: str = "") -> Path | 
     return path
 
 
-def _panel(axes: Axes, rows: Sequence[Row], bytes_N: Sequence[float], names: Sequence[str]) -> None:
+def _panel(axes: Axes, rows: Sequence[ComparisonRow], bytes_N: Sequence[float], names: Sequence[str]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     from lichen.present.units import bytes_text
@@ -175,17 +175,17 @@ def place_labels(axes: Axes) -> list[Bbox]:
     notes = [child for child in axes.get_children() if isinstance(child, Annotation)]
     points = [axes.transData.transform(note.xy) for note in notes]
     scale = figure.dpi / 72
-    taken = [Bbox.from_bounds(x - 5 * scale, y - 5 * scale, 10 * scale, 10 * scale) for x, y in points]
-    for bar in (segment for held in axes.containers for lines in held[2] for segment in lines.get_segments()):
+    occupied = [Bbox.from_bounds(x - 5 * scale, y - 5 * scale, 10 * scale, 10 * scale) for x, y in points]
+    for bar in (segment for container in axes.containers for lines in container[2] for segment in lines.get_segments()):
         (x, low), (_, high) = axes.transData.transform(bar)
-        taken.append(Bbox.from_bounds(x - 2 * scale, low, 4 * scale, high - low))
+        occupied.append(Bbox.from_bounds(x - 2 * scale, low, 4 * scale, high - low))
     inside = axes.get_window_extent(figure.canvas.get_renderer())
     placed: list[Bbox] = []
     for note, (x, y) in zip(notes, points, strict=True):
         wide, high = 7.0 * scale * len(note.get_text()), 10.0 * scale
         for right, up in _spiral():
             box = Bbox.from_bounds(x + right * scale - wide / 2, y + up * scale - high / 2, wide, high)
-            free = not any(box.overlaps(other) for other in (*taken, *placed))
+            free = not any(box.overlaps(other) for other in (*occupied, *placed))
             if free and inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1:
                 break
         note.xyann = (right, up)

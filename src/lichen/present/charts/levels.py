@@ -14,10 +14,10 @@ from typing import Any
 
 from lichen.core.store import write_atomic
 from lichen.present.charts.fonts import drawable
-from lichen.present.compare import Row, Spread
+from lichen.present.compare import ComparisonRow, Spread
 from lichen.present.units import score_text
 
-__all__ = ["levels_markdown", "levels_png", "parted"]
+__all__ = ["by_level", "levels_markdown", "levels_png"]
 
 # Okabe and Ito's palette without its yellow; told apart also by readers who see few colours.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -26,25 +26,25 @@ _LINES = ("-", "--", ":")
 _GREY = "#555555"
 
 
-def parted(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+def by_level(rows: Sequence[ComparisonRow]) -> dict[str, dict[str, ComparisonRow]]:
     """Rows by method and level, methods in the order they first come.
 
-    >>> {m: list(at) for m, at in parted([Row(method="a@few"), Row(method="b@few"), Row(method="a@many")]).items()}
-    {'a': ['few', 'many'], 'b': ['few']}
+    >>> {m: list(at) for m, at in by_level([ComparisonRow(method="a@few"), ComparisonRow(method="b@few"),
+    ComparisonRow(method="a@many")]).items()} {'a': ['few', 'many'], 'b': ['few']}
     """
-    found: dict[str, dict[str, Row]] = {}
+    found: dict[str, dict[str, ComparisonRow]] = {}
     for row in rows:
         method, _, level = row.method.partition("@")
         found.setdefault(method, {})[level] = row
     return found
 
 
-def levels_markdown(rows: Sequence[Row], levels: Sequence[str]) -> str:
+def levels_markdown(rows: Sequence[ComparisonRow], levels: Sequence[str]) -> str:
     """A line a method, a column a level: mean ± deviation over seeds, the worst decile in brackets.
 
     The best mean of a column is bold.
     """
-    grid = parted(rows)
+    grid = by_level(rows)
     metric = next((row.metric for row in rows if row.metric), "score")
     higher = next((row.higher_is_better for row in rows if row.metric), True)
     best = {level: _best(grid, level, higher) for level in levels}
@@ -58,12 +58,13 @@ def levels_markdown(rows: Sequence[Row], levels: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _best(grid: dict[str, dict[str, Row]], level: str, higher: bool) -> str | None:
-    means = {m: at[level].value.mean for m, at in grid.items() if level in at and at[level].value is not None}  # type: ignore[union-attr]
+def _best(grid: dict[str, dict[str, ComparisonRow]], level: str, higher: bool) -> str | None:
+    values = {m: at[level].value for m, at in grid.items() if level in at}
+    means = {m: value.mean for m, value in values.items() if value is not None}
     return (max if higher else min)(means, key=lambda m: means[m]) if len(means) > 1 else None
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: ComparisonRow | None) -> str:
     if row is None or row.value is None:
         return "-"
     worst = f" ({score_text(row.worst.mean)})" if row.worst is not None else ""
@@ -71,11 +72,11 @@ def _cell(row: Row | None) -> str:
     return f"{score_text(row.value.mean)}{deviation}{worst}"
 
 
-def levels_png(rows: Sequence[Row], levels: Sequence[str], path: Path, *, title: str = "") -> Path | None:
+def levels_png(rows: Sequence[ComparisonRow], levels: Sequence[str], path: Path, *, title: str = "") -> Path | None:
     """Draw a line a method over the levels: the mean on the left, the worst decile on the right.
 
     Args:
-        rows: As :func:`lichen.present.compare.rows_of` gives them.
+        rows: As :func:`lichen.present.compare.comparison_rows` gives them.
         levels: In order.
         path: The file.
         title: Above the picture.
@@ -86,7 +87,7 @@ def levels_png(rows: Sequence[Row], levels: Sequence[str], path: Path, *, title:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    grid = {m: at for m, at in parted(rows).items() if any(row.value is not None for row in at.values())}
+    grid = {m: at for m, at in by_level(rows).items() if any(row.value is not None for row in at.values())}
     if not grid:
         return None
     first = next(row for row in rows if row.metric)
@@ -98,8 +99,8 @@ def levels_png(rows: Sequence[Row], levels: Sequence[str], path: Path, *, title:
     both = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
     for axes, (part, label) in zip(both, parts.items(), strict=True):
         for i, (method, at) in enumerate(grid.items()):
-            beside = 0.5 * (i / (len(grid) - 1) - 0.5) if len(grid) > 1 else 0.0
-            _line(axes, i, method, [getattr(at[lev], part) if lev in at else None for lev in levels], beside)
+            offset = 0.5 * (i / (len(grid) - 1) - 0.5) if len(grid) > 1 else 0.0
+            _line(axes, i, method, [getattr(at[lev], part) if lev in at else None for lev in levels], offset)
         axes.set_xticks(range(len(levels)), levels)
         axes.set_title(label, fontsize=10, color=_GREY)
         axes.spines[["top", "right"]].set_visible(False)
@@ -110,8 +111,8 @@ def levels_png(rows: Sequence[Row], levels: Sequence[str], path: Path, *, title:
         axes.set_axisbelow(True)
     way = "higher" if first.higher_is_better else "lower"
     both[0].set_ylabel(f"{first.metric} ({way} is better)", color=_GREY)
-    handles, told = both[0].get_legend_handles_labels()
-    figure.legend(handles, told, loc="outside right center", frameon=False, fontsize=9)
+    handles, legend_labels = both[0].get_legend_handles_labels()
+    figure.legend(handles, legend_labels, loc="outside right center", frameon=False, fontsize=9)
     if title:
         figure.suptitle(title.replace("$", r"\$"), fontsize=12, fontweight="bold")
     data = io.BytesIO()
@@ -121,10 +122,10 @@ def levels_png(rows: Sequence[Row], levels: Sequence[str], path: Path, *, title:
     return path
 
 
-def _line(axes: Any, i: int, method: str, values: Sequence[Spread | None], beside: float) -> None:
+def _line(axes: Any, i: int, method: str, values: Sequence[Spread | None], offset: float) -> None:
     """Methods stand beside each other at a level, and a line ends where its next level was not run."""
     axes.errorbar(
-        [x + beside for x in range(len(values))],
+        [x + offset for x in range(len(values))],
         [math.nan if value is None else value.mean for value in values],
         yerr=[math.nan if value is None else value.std or 0.0 for value in values],
         color=_COLOURS[i % len(_COLOURS)],

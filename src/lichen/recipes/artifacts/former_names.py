@@ -22,14 +22,14 @@ def adopt_run(folder: Path) -> None:
     Args:
         folder: A folder with a recipe.
     """
-    recipe, mark = recipe_of(folder), folder / "state" / "recipe.sha256"
+    recipe, digest_file = recipe_of(folder), folder / "state" / "recipe.sha256"
     former, new = former_sha256(recipe), recipe_sha256(recipe)
-    if former == new or not mark.is_file() or former not in (marks := mark.read_text().split()):
+    if former == new or not digest_file.is_file() or former not in (marks := digest_file.read_text().split()):
         return
     # Whichever of the two files is written when a kill comes, the next call finds the folder and ends the work.
     write_atomic(folder / "recipe.yaml", write_recipe(recipe).encode())
     adopt_summary(folder / "summary.json", recipe)
-    write_atomic(mark, "\n".join(new if one == former else one for one in marks).encode())
+    write_atomic(digest_file, "\n".join(new if one == former else one for one in marks).encode())
 
 
 def adopt_summary(file: Path, recipe: Recipe) -> None:

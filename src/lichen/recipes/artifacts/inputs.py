@@ -22,7 +22,7 @@ from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["FORMAT", "Inputs", "agree", "expect_rows", "inputs_of", "rows_of"]
+__all__ = ["FORMAT", "Inputs", "agree", "inputs_of", "require_rows", "row_digests"]
 
 FORMAT = 1
 """Of a run's folder; one of another format cannot be gone on with."""
@@ -109,7 +109,7 @@ def _remember(file: Path, now: Mapping[str, object]) -> None:
     write_atomic(file, (json.dumps(now, indent=2) + "\n").encode())
 
 
-def expect_rows(run: Path, of: Path) -> None:
+def require_rows(run: Path, of: Path) -> None:
     """Let a run that has not begun refuse other rows than those of another run.
 
     Args:
@@ -126,7 +126,7 @@ def expect_rows(run: Path, of: Path) -> None:
         _remember(file, some)
 
 
-def rows_of(run: Path) -> int:
+def row_digests(run: Path) -> int:
     """How many rows a run was made from; 0 for the folder of an earlier version."""
     try:
         return int(json.loads((run / "state" / _NAME).read_text(encoding="utf-8"))["rows"])

@@ -13,7 +13,7 @@ from lichen.data.chat.chat_template import render
 from lichen.data.sources.catalog import CATALOG, looks_like_hub_id
 from lichen.present.charts.card import Card, card_text
 from lichen.present.summary import read_summary
-from lichen.recipes.artifacts.inputs import rows_of
+from lichen.recipes.artifacts.inputs import row_digests
 from lichen.recipes.assemble.class_names import class_names
 from lichen.recipes.rows.prepare import is_private
 from lichen.recipes.schema.recipe import Recipe
@@ -21,20 +21,20 @@ from lichen.tasks.registry import task_of
 
 __all__ = ["write_adapter_card", "write_card"]
 
-_ASKED = "Hello, how are you?"
+_QUESTION = "Hello, how are you?"
 
 
 def write_adapter_card(run: Path, recipe: Recipe) -> None:
     """Write the card of a finished run's adapter, where there is one."""
-    home = run / "adapter"
-    if not home.is_dir():
+    adapter_folder = run / "adapter"
+    if not adapter_folder.is_dir():
         return
     tokenizer = None
     if recipe.writes:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(home)
-    write_card(run, home, recipe, tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(adapter_folder)
+    write_card(run, adapter_folder, recipe, tokenizer)
 
 
 def write_card(run: Path, target: Path, recipe: Recipe, tokenizer: Any) -> None:
@@ -71,11 +71,11 @@ def write_card(run: Path, target: Path, recipe: Recipe, tokenizer: Any) -> None:
         form=recipe.data.form,
         prompt=prompt,
         start=start,
-        asked=_ASKED,
+        example_prompt=_QUESTION,
         max_length=recipe.data.max_length,
         classes=class_names(run),
         data="" if is_private(recipe) else recipe.data.name,
-        rows=rows_of(run),
+        rows=row_digests(run),
         own_words=own_words,
         nowhere=nowhere,
         summary=read_summary(run),
@@ -86,7 +86,7 @@ def write_card(run: Path, target: Path, recipe: Recipe, tokenizer: Any) -> None:
 def _prompt(recipe: Recipe, tokenizer: Any) -> tuple[str, int]:
     """``(all that stands before an answer, the start token before it or -1)``, as ``lichen try`` asks."""
     if recipe.data.form in ("chat", "messages"):
-        return render([{"role": "user", "content": _ASKED}], tokenizer, ask=True), -1
+        return render([{"role": "user", "content": _QUESTION}], tokenizer, ask=True), -1
     start = start_id(tokenizer)
     end = "\n" if recipe.data.form == "transcript" else ""
-    return f"{tokenizer.convert_ids_to_tokens(start)}{_ASKED}{end}", start
+    return f"{tokenizer.convert_ids_to_tokens(start)}{_QUESTION}{end}", start

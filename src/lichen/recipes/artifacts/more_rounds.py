@@ -37,7 +37,7 @@ def give_more_rounds(path: Path, recipe: Recipe, say: Callable[[str], None]) -> 
     Raises:
         LichenError: if the run cannot be given so many rounds, and why.
     """
-    mark, before = path / "state" / "recipe.sha256", recipe_of(path)
+    digest_file, before = path / "state" / "recipe.sha256", recipe_of(path)
     changed = changed_keys(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
     if "federation.rounds" not in changed or set(changed) - {"federation.rounds", *MOVABLE}:
         return
@@ -57,24 +57,24 @@ def give_more_rounds(path: Path, recipe: Recipe, say: Callable[[str], None]) -> 
     with suppress(FileNotFoundError):
         (path / "summary.json").unlink()
     # Both are the folder's until its recipe is written: a kill in between leaves one that can be resumed.
-    if mark.exists():
-        write_atomic(mark, f"{recipe_sha256(before)}\n{recipe_sha256(longer)}".encode())
+    if digest_file.exists():
+        write_atomic(digest_file, f"{recipe_sha256(before)}\n{recipe_sha256(longer)}".encode())
     write_atomic(path / "recipe.yaml", write_recipe(longer).encode())
-    if mark.exists():
-        write_atomic(mark, recipe_sha256(longer).encode())
+    if digest_file.exists():
+        write_atomic(digest_file, recipe_sha256(longer).encode())
 
 
-def _refuse(before: Recipe, had: int, wanted: int) -> None:
+def _refuse(before: Recipe, had: int, requested: int) -> None:
     where = "federation.rounds"
-    anew = f"start a new run: lichen run RECIPE -s federation.rounds={wanted}"
+    anew = f"start a new run: lichen run RECIPE -s federation.rounds={requested}"
     if not task_of(before.task).procedure.rounds:
         raise LichenError(f"task {before.task} is one round by nature", where=where, fix="leave it as it is")
-    if wanted < had:
+    if requested < had:
         raise LichenError(f"the run has {had} already, and rounds cannot be taken back", where=where, fix=anew)
     if before.optimizer.schedule != "constant":
         raise LichenError(
             f"a {before.optimizer.schedule} learning rate falls to its end over all rounds, and these were {had}: "
-            f"the rounds done would have had other rates in a run of {wanted}",
+            f"the rounds done would have had other rates in a run of {requested}",
             where=where,
             fix=f"{anew}; a run with optimizer.schedule: constant can be given more rounds",
         )

@@ -48,9 +48,9 @@ def move(folder: Path, recipe: Recipe) -> Callable[[], None]:
 
 
 def _give(folder: Path, before: Recipe, recipe: Recipe) -> None:
-    mark = folder / "state" / "recipe.sha256"
-    if mark.is_file() and recipe_sha256(before) in mark.read_text().split():
-        write_atomic(mark, recipe_sha256(recipe).encode())
+    digest_file = folder / "state" / "recipe.sha256"
+    if digest_file.is_file() and recipe_sha256(before) in digest_file.read_text().split():
+        write_atomic(digest_file, recipe_sha256(recipe).encode())
     write_atomic(folder / "recipe.yaml", write_recipe(recipe).encode())
 
 

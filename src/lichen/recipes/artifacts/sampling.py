@@ -12,7 +12,7 @@ from lichen.core.errors import LichenError
 from lichen.data.batches.text import start_id
 from lichen.data.chat.chat_template import render
 
-__all__ = ["Sampling", "ask_ids", "end_ids", "write"]
+__all__ = ["Sampling", "ask_ids", "end_ids", "generate_text"]
 
 
 @final
@@ -48,8 +48,8 @@ class Sampling:
             raise LichenError("nothing is drawn at temperature 0", where="top_p", fix="set temperature as well")
 
     def __str__(self) -> str:
-        drawn = f"temperature {self.temperature:g}, top-p {self.top_p:g}, seed {self.seed}"
-        chosen = drawn if self.temperature else "greedy"
+        sampled = f"temperature {self.temperature:g}, top-p {self.top_p:g}, seed {self.seed}"
+        chosen = sampled if self.temperature else "greedy"
         return f"{chosen}, repetition penalty {self.repetition_penalty:g}, at most {self.max_new_tokens} new tokens"
 
 
@@ -73,8 +73,8 @@ def ask_ids(tokenizer: Any, form: str, text: str) -> list[int]:
 
 def end_ids(model: Any, tokenizer: Any, form: str) -> list[int]:
     """Tokens that end an answer: the model's, the tokenizer's, and what the template puts behind one."""
-    told = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = {*(told if isinstance(told, list) else [told]), tokenizer.eos_token_id} - {None}
+    eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None}
     if form in ("chat", "messages"):
         answer = "That one."
         turns = [{"role": "user", "content": "Which one?"}, {"role": "assistant", "content": answer}]
@@ -84,20 +84,20 @@ def end_ids(model: Any, tokenizer: Any, form: str) -> list[int]:
     return sorted(int(token) for token in ends)
 
 
-def write(model: Any, tokenizer: Any, ids: Sequence[int], sampling: Sampling, *, ends: Sequence[int]) -> str:
+def generate_text(model: Any, tokenizer: Any, ids: Sequence[int], sampling: Sampling, *, ends: Sequence[int]) -> str:
     """What the model writes after these tokens, special tokens left out."""
     row = torch.tensor([list(ids)], device=model.device)
-    drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
+    sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(sampling.seed)
         out = model.generate(
             input_ids=row,
             attention_mask=torch.ones_like(row),
             max_new_tokens=sampling.max_new_tokens,
-            do_sample=bool(drawn),
+            do_sample=bool(sampled),
             repetition_penalty=sampling.repetition_penalty,
             pad_token_id=tokenizer.pad_token_id,
             **({"eos_token_id": list(ends)} if ends else {}),
-            **drawn,
+            **sampled,
         )
     return str(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)).strip()

@@ -30,7 +30,7 @@ from lichen.models.peft.merge import attach
 from lichen.models.peft.merge import merge as merged_model
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.model_card import write_card
-from lichen.recipes.artifacts.sampling import Sampling, ask_ids, end_ids, write
+from lichen.recipes.artifacts.sampling import Sampling, ask_ids, end_ids, generate_text
 from lichen.recipes.assemble.chat_template import put_template
 from lichen.recipes.assemble.class_names import class_names
 from lichen.recipes.assemble.model import SCRATCH, foundation_of, make_student, scratch_folder, spec_of
@@ -86,8 +86,10 @@ def _foundation(recipe: Recipe, folder: Path) -> tuple[Any, Any, tuple[str, ...]
         )
     classes = _classes(recipe, folder)
     if scratch:
-        drawn = folder / SCRATCH
-        source: str | Path = drawn if drawn.is_dir() else scratch_folder(recipe, split_clients(recipe, gather(recipe)))
+        own_base = folder / SCRATCH
+        source: str | Path = (
+            own_base if own_base.is_dir() else scratch_folder(recipe, split_clients(recipe, gather(recipe)))
+        )
     else:
         source = resolve_model(str(recipe.model.name))
     model, tokenizer = foundation_of(recipe, source, len(classes))
@@ -175,14 +177,14 @@ def talk(
         LichenError: if the run is not finished, or cannot answer, or a setting is out of range or of no effect.
     """
     folder = Path(folder)
-    asked = {
+    requested = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
         "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
-    given = {key: value for key, value in asked.items() if value is not None}
+    given = {key: value for key, value in requested.items() if value is not None}
     recipe, tree = _finished(folder)
     if given and not recipe.writes:
         raise LichenError(f"a run of task {recipe.task} writes nothing", where=next(iter(given)), fix="leave it out")
@@ -236,7 +238,7 @@ def _write(recipe: Recipe, model: Any, tokenizer: Any, text: str, sampling: Samp
     """One answer in the form the run was trained in."""
     form = recipe.data.form
     ids = ask_ids(tokenizer, form, text)
-    return write(model, tokenizer, ids, sampling or Sampling(), ends=end_ids(model, tokenizer, form))
+    return generate_text(model, tokenizer, ids, sampling or Sampling(), ends=end_ids(model, tokenizer, form))
 
 
 def _talk_student(recipe: Recipe, tree: Tree, folder: Path) -> Talker:

@@ -11,7 +11,7 @@ from lichen.core.parameters import split_shared
 from lichen.core.tree import Tree
 from lichen.models.adapters.layerwise import layerwise_schedule
 from lichen.recipes.assemble.experiment import Experiment
-from lichen.recipes.schema.model import Adapter
+from lichen.recipes.schema.model import AdapterConfig
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.evolution import Evolution
 from lichen.server.fair import QFFL
@@ -26,7 +26,7 @@ from lichen.transforms.layout import Layout
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.uplink_decode import Decoded
 
-__all__ = ["aggregator_of", "freeze_schedule_of", "home_of", "scaling_of"]
+__all__ = ["aggregator_of", "freeze_schedule_of", "local_params_of", "scaling_of"]
 
 _FROZEN: dict[str, tuple[tuple[str, ...], ...]] = {
     "ffa": (("lora_A",),),
@@ -35,11 +35,11 @@ _FROZEN: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """Which half of each adapter stands still, in rounds that take turns."""
 
-_HOME = {"fedsa": ("lora_B",)}
+_LOCAL_PARAMS = {"fedsa": ("lora_B",)}
 """Which half stays with its client."""
 
 
-def scaling_of(adapter: Adapter) -> float:
+def scaling_of(adapter: AdapterConfig) -> float:
     """What a LoRA layer puts on ``B A``."""
     return adapter.alpha / (adapter.rank**0.5 if adapter.rslora else adapter.rank)
 
@@ -54,9 +54,9 @@ def freeze_schedule_of(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
     return tuple((*turn, *half) for turn in turns for half in rule or ((),))
 
 
-def home_of(recipe: Recipe) -> tuple[str, ...]:
+def local_params_of(recipe: Recipe) -> tuple[str, ...]:
     """Ends of the names that stay with their clients."""
-    return _HOME.get(recipe.rule, ())
+    return _LOCAL_PARAMS.get(recipe.rule, ())
 
 
 def aggregator_of(experiment: Experiment, lr: float) -> Aggregator:
@@ -103,12 +103,12 @@ def _layouts(experiment: Experiment) -> tuple[Layout, ...]:
     capacity = experiment.capacity
     keys = [] if capacity is None else list(dict.fromkeys(capacity.key(c) for c in range(len(experiment.train))))
     whole = [experiment.start] if capacity is None else [capacity.extract(experiment.start, key) for key in keys]
-    home = home_of(experiment.recipe)
+    local = local_params_of(experiment.recipe)
     found: list[Layout] = []
     for shared in whole:
         trainable, _ = split_shared(shared)
-        for still in freeze_schedule_of(experiment) or ((),):
-            sent: Tree = {name: x for name, x in trainable.items() if not name.endswith((*still, *home))}
+        for frozen in freeze_schedule_of(experiment) or ((),):
+            sent: Tree = {name: x for name, x in trainable.items() if not name.endswith((*frozen, *local))}
             for part in _fragments(sent, experiment.recipe.federation.stream_fragments):
                 layout = Layout.of(part)
                 if layout not in found:

@@ -32,10 +32,10 @@ from lichen.models.adapters.quantized import resident_bytes
 from lichen.models.cohort import Cohort
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.live_bytes import LiveBytes
-from lichen.recipes.assemble.workload import heavy
+from lichen.recipes.assemble.workload import heaviest
 from lichen.server.lowrank.submodel import Capacity
 
-__all__ = ["Fit", "Needs", "Room", "capacity_of", "fit", "needs_of", "rooms"]
+__all__ = ["DeviceTier", "Needs", "Submodel", "capacity_of", "device_tiers", "fit_to_memory", "needs_of"]
 
 GIB = 1 << 30
 DRAWS = 16
@@ -44,7 +44,7 @@ DRAWS = 16
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
+class Submodel:
     """What a client trains.
 
     Attributes:
@@ -75,10 +75,10 @@ class Needs:
     narrow: int
     whole: int
 
-    def ladder(self) -> tuple[tuple[Fit, int], ...]:
+    def tiers(self) -> tuple[tuple[Submodel, int], ...]:
         """What can be trained, from the least to all, with the bytes it needs; these never fall.
 
-        >>> for step, bytes in Needs(rank=2, blocks=3, least=10, narrow=12, whole=30).ladder():
+        >>> for step, bytes in Needs(rank=2, blocks=3, least=10, narrow=12, whole=30).tiers():
         ...     print(step.rank, step.last, bytes)
         1 1 10
         2 1 12
@@ -87,16 +87,16 @@ class Needs:
         """
         narrow, whole = max(self.least, self.narrow), max(self.least, self.narrow, self.whole)
         ranks = [
-            (Fit(rank=r, last=1), self.least + _share(narrow - self.least, r - 1, self.rank - 1))
+            (Submodel(rank=r, last=1), self.least + _share(narrow - self.least, r - 1, self.rank - 1))
             for r in range(1, self.rank + 1)
         ]
         blocks = [
-            (Fit(rank=self.rank, last=n), narrow + _share(whole - narrow, n - 1, self.blocks - 1))
+            (Submodel(rank=self.rank, last=n), narrow + _share(whole - narrow, n - 1, self.blocks - 1))
             for n in range(2, self.blocks)
         ]
-        return (*ranks, *blocks, (Fit(rank=self.rank, last=None), whole))
+        return (*ranks, *blocks, (Submodel(rank=self.rank, last=None), whole))
 
-    def fit(self, memory: float) -> Fit:
+    def fit_to_memory(self, memory: float) -> Submodel:
         """The most that fits; more memory never gives less.
 
         Args:
@@ -105,7 +105,7 @@ class Needs:
         Raises:
             LichenError: if not even rank 1 on the last block does.
         """
-        able = [step for step, needed in self.ladder() if needed <= memory]
+        able = [step for step, needed in self.tiers() if needed <= memory]
         if not able:
             raise LichenError(
                 f"{memory / GIB:.3g} GiB hold no client: the base, and rank 1 on the last block, "
@@ -168,7 +168,7 @@ def needs_of(experiment: Experiment, client_task: ClientTask) -> Needs:
 
 def _largest(client_task: ClientTask, clients: int) -> tuple[int, Batch]:
     """The client with the largest batches, and the largest of some rounds' of them."""
-    client = heavy(client_task.source, range(clients), 1)[0]
+    client = heaviest(client_task.source, range(clients), 1)[0]
     batches = [batch for r in range(DRAWS) for batch in client_task.source.batches((client,), r)]
     if not batches:
         raise LichenError("no client has rows to train on", where="data")
@@ -184,15 +184,15 @@ def _step_bytes(client_task: ClientTask, shared: Tree, client: int, batch: Batch
     """The shared tensors, and the most that one client's fold over one batch, or so many like it, makes besides."""
     settings = {"lr_scale": 1.0}
     job = Job(work="train", shared=shared, version=0, clients=(client,), seed=0, base=base, settings=settings)
-    with LiveBytes() as live:
+    with LiveBytes() as live_bytes:
         fold(client_task.work, repeat(batch, times), job, (client,))
-    peak: int = live.peak
+    peak: int = live_bytes.peak
     return trees.nbytes(shared) + peak
 
 
-def fit(experiment: Experiment, client_task: ClientTask, memory: float) -> Fit:
-    """The most that a client with so many bytes for tensors can train; see :func:`needs_of` and :meth:`Needs.fit`."""
-    return needs_of(experiment, client_task).fit(memory)
+def fit_to_memory(experiment: Experiment, client_task: ClientTask, memory: float) -> Submodel:
+    """The most that a client with so many bytes for tensors can train; see :func:`needs_of`."""
+    return needs_of(experiment, client_task).fit_to_memory(memory)
 
 
 def _memory(experiment: Experiment) -> Sequence[float]:
@@ -209,7 +209,7 @@ def capacity_of(experiment: Experiment, client_task: ClientTask) -> Capacity | N
     if not memory:
         return None
     needs = needs_of(experiment, client_task)
-    fits = [needs.fit(gib * GIB) for gib in memory]
+    fits = [needs.fit_to_memory(gib * GIB) for gib in memory]
     mine = [fits[client % len(fits)] for client in range(len(experiment.train))]
     model: Any = experiment.model
     return Capacity(tuple(f.rank for f in mine), last_N=tuple(f.last for f in mine), scaling=model.wrapped.spec.scale)
@@ -217,7 +217,7 @@ def capacity_of(experiment: Experiment, client_task: ClientTask) -> Capacity | N
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class DeviceTier:
     """A row of the plan: a memory some clients have, and what they train in it.
 
     Attributes:
@@ -237,7 +237,7 @@ class Room:
     needed: int
 
 
-def rooms(experiment: Experiment, client_task: ClientTask) -> tuple[Room, ...]:
+def device_tiers(experiment: Experiment, client_task: ClientTask) -> tuple[DeviceTier, ...]:
     """What clients of each memory train, the smallest first; nothing without ``federation.memory``.
 
     Raises:
@@ -247,14 +247,14 @@ def rooms(experiment: Experiment, client_task: ClientTask) -> tuple[Room, ...]:
     if not memory:
         return ()
     needs, count = needs_of(experiment, client_task), len(experiment.train)
-    steps = dict(needs.ladder())
+    steps = dict(needs.tiers())
     having = {gib: sum(1 for c in range(count) if memory[c % len(memory)] == gib) for gib in sorted(set(memory))}
     out = []
     for gib, clients in having.items():
-        chosen = needs.fit(gib * GIB)
+        chosen = needs.fit_to_memory(gib * GIB)
         layers = needs.blocks if chosen.last is None else chosen.last
         out.append(
-            Room(
+            DeviceTier(
                 memory=gib,
                 clients=clients,
                 rank=chosen.rank,

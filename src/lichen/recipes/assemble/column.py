@@ -18,7 +18,7 @@ from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["Column", "among", "local_engine", "room_of"]
+__all__ = ["Column", "block_size_of", "local_engine", "over_ranks"]
 
 
 @final
@@ -49,12 +49,12 @@ def local_engine(experiment: Experiment, store: ClientStore) -> LocalEngine:
         client_tasks(experiment),
         store,
         base=experiment.model.base,
-        block_size=room_of(recipe, store),
+        block_size=block_size_of(recipe, store),
         device=recipe.model.device,
     )
 
 
-def room_of(recipe: Recipe, store: ClientStore) -> int | AutoBlockSize:
+def block_size_of(recipe: Recipe, store: ClientStore) -> int | AutoBlockSize:
     """The recipe's clients side by side, or what finds it and keeps it beside the private state."""
     engine = recipe.engine
     if engine.clients_per_block is not None:
@@ -63,6 +63,6 @@ def room_of(recipe: Recipe, store: ClientStore) -> int | AutoBlockSize:
     return AutoBlockSize(store.folder.parent / "blocks.json", device=recipe.model.device, may_checkpoint=may)
 
 
-def among(ranks: Ranks, local: LocalEngine) -> Engine:
+def over_ranks(ranks: Ranks, local: LocalEngine) -> Engine:
     """The engine over all ranks whose part this process's is; itself where there is one."""
     return local if ranks.size == 1 else DistributedEngine(local, ranks)

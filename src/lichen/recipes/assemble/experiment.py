@@ -15,13 +15,22 @@ from lichen.data.batches.augment import Views
 from lichen.data.batches.scarce_labels import ScarceLabels
 from lichen.data.batches.shards import EvalSource, MixedSource, Shard, TrainSource
 from lichen.models.cohort import Cohort
-from lichen.present.trace import grid_name
+from lichen.present.trace import lr_name
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.lowrank.submodel import Capacity
 from lichen.tasks.registry import task_of
 from lichen.tasks.task import Metric
 
-__all__ = ["Auxiliary", "Experiment", "grid_name", "metric_of", "participants", "rows_of", "steps_of", "values_N"]
+__all__ = [
+    "Auxiliary",
+    "Experiment",
+    "lr_name",
+    "metric_of",
+    "participants",
+    "rows_per_round",
+    "steps_per_round",
+    "values_N",
+]
 
 
 @final
@@ -96,10 +105,10 @@ class Experiment:
             epochs: Passes of each client over its rows, in place of steps.
             parts: Micro-batches that a batch is cut into.
         """
-        whole = self._drawn(shards, batch=batch * parts, steps=steps or 0, epochs=epochs)
+        whole = self._sampled(shards, batch=batch * parts, steps=steps or 0, epochs=epochs)
         return whole if parts == 1 else MicroBatches(whole, parts)
 
-    def _drawn(self, shards: Sequence[Shard], *, batch: int, steps: int, epochs: int | None) -> Source:
+    def _sampled(self, shards: Sequence[Shard], *, batch: int, steps: int, epochs: int | None) -> Source:
         own = TrainSource(
             shards,
             batch_size=batch,
@@ -126,7 +135,7 @@ def metric_of(recipe: Recipe) -> Metric:
     return task_of(recipe.task).metric_of(recipe.compare.metric)
 
 
-def steps_of(experiment: Experiment) -> float:
+def steps_per_round(experiment: Experiment) -> float:
     """Local steps of a client in a round; with epochs, on average over clients."""
     fed = experiment.recipe.federation
     if fed.local_epochs is None:
@@ -135,7 +144,7 @@ def steps_of(experiment: Experiment) -> float:
     return fed.local_epochs * sum(-(-shard.size // rows) for shard in experiment.train) / len(experiment.train)
 
 
-def rows_of(experiment: Experiment) -> float:
+def rows_per_round(experiment: Experiment) -> float:
     """Rows a client trains on in a round; with epochs, on average over clients."""
     fed = experiment.recipe.federation
     if fed.local_epochs is None:

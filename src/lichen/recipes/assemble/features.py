@@ -16,9 +16,9 @@ from lichen.models.features import EncoderFeatures
 from lichen.models.loading.load import load_encoder
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["encoder_of", "featured"]
+__all__ = ["encoder_of", "featurizer"]
 
-TOGETHER = 32
+BATCH_ROWS = 32
 """Rows that go through the encoder at once where their bits need not be independent."""
 
 
@@ -34,7 +34,7 @@ def encoder_of(recipe: Recipe, name: str, *, exact: bool) -> tuple[EncoderFeatur
     return EncoderFeatures(model, normalize=True, reference=exact), tokenizer
 
 
-def featured(
+def featurizer(
     recipe: Recipe, features: EncoderFeatures, tokenizer: Any, classes: Sequence[str]
 ) -> Callable[[Sequence[Record]], ArrayShard]:
     """How rows become frozen features."""
@@ -44,8 +44,8 @@ def featured(
         rows = encode_classify(records, tokenizer, max_length=recipe.data.max_length, classes=tuple(classes))
         out = torch.zeros(len(rows), features.width)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-        for at in range(0, len(order), TOGETHER):
-            some = order[at : at + TOGETHER]
+        for at in range(0, len(order), BATCH_ROWS):
+            some = order[at : at + BATCH_ROWS]
             ids = torch.zeros(len(some), len(rows[some[-1]][0]), dtype=torch.int64)
             mask = torch.zeros_like(ids)
             for r, i in enumerate(some):

@@ -1,6 +1,6 @@
 """Assigns student architectures to clients, by turns or by memory.
 
-Everything by architecture goes by its name, ``<kind>-<width>``. Clients get theirs in turns, or, where the recipe
+Everything by architecture goes by its name, ``<arch>-<width>``. Clients get theirs in turns, or, where the recipe
 says what memory they have, the one with most parameters that they can train (:mod:`lichen.models.students.family`).
 
 References:
@@ -31,17 +31,17 @@ from lichen.recipes.assemble.capacity import GIB
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
-from lichen.recipes.schema.recipe import Exchange, Recipe, Student
+from lichen.recipes.schema.recipe import ExchangeConfig, Recipe, StudentConfig
 
 __all__ = ["HeterogeneousClients", "open_heterogeneous", "own_rows", "public_rows"]
 
 STEPPERS: Mapping[str, Optimizer] = {"adamw": "adamw", "sgd": "sgd"}
 
 
-def name_of(student: Student) -> str:
+def name_of(student: StudentConfig) -> str:
     """How an architecture is called.
 
-    >>> name_of(Student(kind="text-cnn", width=16))
+    >>> name_of(StudentConfig(kind="text-cnn", width=16))
     'text-cnn-16'
     """
     return f"{student.kind}-{student.width}"
@@ -62,9 +62,9 @@ class HeterogeneousClients:
     """
 
     recipe: Recipe
-    exchange: Exchange
+    exchange: ExchangeConfig
     architectures: Architectures
-    students: Mapping[str, Student]
+    students: Mapping[str, StudentConfig]
     experiments: Mapping[str, Experiment]
     public: Shard
 
@@ -88,9 +88,9 @@ class HeterogeneousClients:
         return answer_settings(threshold=self.exchange.min_confidence or None)
 
 
-def own_rows(heterogeneous: HeterogeneousClients, kind: str, steps: int) -> TrainSource:
+def own_rows(heterogeneous: HeterogeneousClients, arch: str, steps: int) -> TrainSource:
     """The clients' own rows, so many steps a round."""
-    experiment, fed = heterogeneous.experiments[kind], heterogeneous.recipe.federation
+    experiment, fed = heterogeneous.experiments[arch], heterogeneous.recipe.federation
     most = heterogeneous.recipe.data.max_length
     return TrainSource(experiment.train, batch_size=fed.batch_size, steps=steps, pad=experiment.pad, max_length=most)
 
@@ -115,7 +115,7 @@ def open_heterogeneous(recipe: Recipe, say: Callable[[str], None]) -> tuple[Load
     section, every = recipe.exchange, {name_of(student): student for student in recipe.model.students}
     assert section is not None
     single = {name: _single(recipe, student) for name, student in every.items()}
-    loaded = open_recipe(next(iter(single.values())), say=say, tell_read=True)
+    loaded = open_recipe(next(iter(single.values())), say=say, report_counts=True)
     size = len(loaded.vocabulary) if loaded.vocabulary else len(loaded.tokenizer) if loaded.tokenizer else 0
     first, classes, public = loaded.experiment.train[0], loaded.classes, loaded.public
     assert public is not None
@@ -143,7 +143,7 @@ def open_heterogeneous(recipe: Recipe, say: Callable[[str], None]) -> tuple[Load
     return loaded, replace(whole, architectures=architectures, experiments=experiments)
 
 
-def _single(recipe: Recipe, student: Student) -> Recipe:
+def _single(recipe: Recipe, student: StudentConfig) -> Recipe:
     """The recipe as if all clients had this student."""
     model = recipe.model.model_copy(update={"student": student})
     federation = recipe.federation.model_copy(update={"memory": None})

@@ -31,11 +31,11 @@ from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import EvalSource, Shard
 from lichen.engines.local import LocalEngine
-from lichen.recipes.assemble.column import room_of
+from lichen.recipes.assemble.column import block_size_of
 from lichen.recipes.assemble.heterogeneous import HeterogeneousClients, own_rows, public_rows
 from lichen.recipes.assemble.parts import trainer
 
-__all__ = ["ByArchitecture", "averaged", "engine_of", "private", "saying", "server"]
+__all__ = ["ByArchitecture", "averaged_tasks", "engine_of", "prediction_tasks", "private_tasks", "server"]
 
 
 @final
@@ -70,16 +70,16 @@ def engine_of(
     heterogeneous: HeterogeneousClients, client_tasks: Mapping[str, ClientTask], store: ClientStore
 ) -> LocalEngine:
     """This process, with these stations."""
-    room = room_of(heterogeneous.recipe, store)
+    block_size = block_size_of(heterogeneous.recipe, store)
 
     device = heterogeneous.recipe.model.device
-    if isinstance(room, int):
-        return LocalEngine(client_tasks, store, block_size=room, device=device)
+    if isinstance(block_size, int):
+        return LocalEngine(client_tasks, store, block_size=block_size, device=device)
 
     def block(job: Job, client_task: ClientTask) -> tuple[int, ClientTask]:
         # What clients make themselves is in no job, and counts all the same.
         start = client_task.work.start if isinstance(client_task.work, LocalInit) else {}
-        return room(replace(job, shared={**start, **job.shared}), client_task)
+        return block_size(replace(job, shared={**start, **job.shared}), client_task)
 
     return LocalEngine(client_tasks, store, block_size=block, device=device)
 
@@ -94,7 +94,7 @@ def alone_steps(heterogeneous: HeterogeneousClients) -> int:
     return math.ceil(whole / fed.rounds)
 
 
-def private(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, ClientTask]:
+def private_tasks(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, ClientTask]:
     """Stations of clients whose models stay with them: in fedmd and dsfl, and of all that are alone."""
     out: dict[str, ClientTask] = {}
     steps, section = heterogeneous.recipe.federation.fixed_steps, heterogeneous.exchange
@@ -135,7 +135,7 @@ def private(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, ClientT
     return out
 
 
-def averaged(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, ClientTask]:
+def averaged_tasks(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, ClientTask]:
     """Stations of clients that train their architecture's average: feddf."""
     out, steps = dict[str, ClientTask](), heterogeneous.recipe.federation.fixed_steps
     for arch, experiment in heterogeneous.experiments.items():
@@ -161,7 +161,7 @@ def server(heterogeneous: HeterogeneousClients, lr: float) -> tuple[dict[str, Cl
     return predict, distil
 
 
-def saying(heterogeneous: HeterogeneousClients, rows: Shard) -> dict[str, ClientTask]:
+def prediction_tasks(heterogeneous: HeterogeneousClients, rows: Shard) -> dict[str, ClientTask]:
     """Stations ``said/<arch>``, where clients' models answer these rows."""
     private, out = not heterogeneous.fused, dict[str, ClientTask]()
     for arch, some in heterogeneous.architectures.items():

@@ -32,8 +32,7 @@ from lichen.models.students.student import Student
 from lichen.models.students.students import ImageCNN, ImageMLP, TextCNN, TwoLayerTransformer
 from lichen.recipes.assemble.class_names import class_names
 from lichen.recipes.rows.prepare import ClientData, is_private
-from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.schema.recipe import Student as StudentSection
+from lichen.recipes.schema.recipe import Recipe, StudentConfig
 from lichen.tasks.registry import task_of
 
 __all__ = [
@@ -70,7 +69,7 @@ def spec_of(recipe: Recipe, model: Any) -> Spec:
 def foundation_of(recipe: Recipe, source: str | Path, classes: int, *, anew: bool = False) -> tuple[Any, Any]:
     """The frozen transformers model, quantised if the recipe says so, and its tokenizer; ``anew``: with a new head."""
     section = recipe.model
-    drawn = derive(recipe.seed, "weights") if section.random else None
+    weight_seed = derive(recipe.seed, "weights") if section.random else None
     if recipe.writes:
         return load_causal(
             source,
@@ -78,7 +77,7 @@ def foundation_of(recipe: Recipe, source: str | Path, classes: int, *, anew: boo
             device=section.device,
             quantized=section.quantize,
             layers=section.layers,
-            random=drawn,
+            random=weight_seed,
         )
     return load_classifier(
         source,
@@ -88,7 +87,7 @@ def foundation_of(recipe: Recipe, source: str | Path, classes: int, *, anew: boo
         device=section.device,
         quantized=section.quantize,
         layers=section.layers,
-        random=drawn,
+        random=weight_seed,
         anew=anew,
     )
 
@@ -109,8 +108,8 @@ def scratch_folder(recipe: Recipe, clients_data: Sequence[ClientData], *, privat
         texts = [record.text for client_data in clients_data for record in client_data.train]
     key = key_of("scratch", section.model_dump(), recipe.data.max_length, recipe.seed, texts, code=(scratch.__file__,))
     own = section.text is None and is_private(recipe)
-    home = private or cache_dir() / "private" if own else cache_dir()
-    folder = home / f"scratch-{key[:16]}"
+    cache = private or cache_dir() / "private" if own else cache_dir()
+    folder = cache / f"scratch-{key[:16]}"
     if not (folder / "config.json").exists():
         size = scratch.Size(section.width, layers=section.layers, heads=section.heads, context=recipe.data.max_length)
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -189,7 +188,7 @@ def objective_of(recipe: Recipe, names: Sequence[str]) -> RowObjective:
 
 
 def make_student(
-    recipe: Recipe, shard: Shard, names: Sequence[str], *, vocabulary: int = 0, section: StudentSection | None = None
+    recipe: Recipe, shard: Shard, names: Sequence[str], *, vocabulary: int = 0, section: StudentConfig | None = None
 ) -> Student:
     """The recipe's student, or the one of several that ``section`` is, sized for these rows.
 

@@ -19,13 +19,13 @@ from lichen.data.sources.fetch import fetch_entry
 from lichen.data.sources.records import Record
 from lichen.recipes.assemble.aggregation import scaling_of
 from lichen.recipes.assemble.capacity import capacity_of
-from lichen.recipes.assemble.experiment import Experiment, grid_name
+from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.loaded_model import load_model
 from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.rows.prepare import ClientData, classes_of, encode, gather_all
 from lichen.recipes.rows.public import PublicSplit, labelled_of, split_public
-from lichen.recipes.rows.reading import told_of
+from lichen.recipes.rows.reading import report_read
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.lowrank.submodel import Capacity
 
@@ -68,13 +68,13 @@ class LoadedExperiment:
 
 def fetch_named(recipe: Recipe, say: Callable[[str], None]) -> None:
     """Fetch what the recipe names from the catalog, before anything is loaded."""
-    wanted = [recipe.model.name, recipe.data.name, recipe.compare.retention_text]
-    wanted += [recipe.teacher.name] if recipe.teacher and not recipe.teacher.endpoint else []
+    names = [recipe.model.name, recipe.data.name, recipe.compare.retention_text]
+    names += [recipe.teacher.name] if recipe.teacher and not recipe.teacher.endpoint else []
     if recipe.synthetic:
-        wanted += [] if recipe.synthetic.endpoint else [recipe.synthetic.name]
-        wanted += [recipe.synthetic.embedder] if recipe.synthetic.kind == "evolution" else []
-    wanted += [recipe.model.scratch.text] if recipe.model.scratch else []
-    for name in wanted:
+        names += [] if recipe.synthetic.endpoint else [recipe.synthetic.name]
+        names += [recipe.synthetic.embedder] if recipe.synthetic.kind == "evolution" else []
+    names += [recipe.model.scratch.text] if recipe.model.scratch else []
+    for name in names:
         if name in CATALOG:
             fetch_entry(str(name), say=say)
 
@@ -109,7 +109,7 @@ def open_recipe(
     *,
     say: Callable[[str], None] = lambda _: None,
     keep_private: bool = True,
-    tell_read: bool = False,
+    report_counts: bool = False,
 ) -> LoadedExperiment:
     """Open a recipe of task chat or classify.
 
@@ -117,7 +117,7 @@ def open_recipe(
         recipe: Is to have been read.
         say: Called with lines of progress.
         keep_private: What is made of private rows may stay in the cache for the next time.
-        tell_read: Count what was read, and say it.
+        report_counts: Count what was read, and say it.
 
     Raises:
         LichenError: whatever does not fit, by its key.
@@ -130,7 +130,7 @@ def open_recipe(
     say(f"{len(clients_data)} clients, {sum(len(o.train) for o in clients_data):,} rows to train on")
     loaded = load_model(recipe, labels, clients_data, keep_private=keep_private)
     model, tokenizer, classes = loaded.model, loaded.tokenizer, loaded.classes
-    read = told_of(recipe, gathered, public_split, tokenizer, say) if tell_read else None
+    read = report_read(recipe, gathered, public_split, tokenizer, say) if report_counts else None
     for note in loaded.notes:
         say(note)
     mute = None if read is None else lambda _: None  # what the encoder counts has been said of all rows together
@@ -193,9 +193,7 @@ def _capacity(experiment: Experiment) -> Capacity | None:
     """What each client can train, by the recipe's ranks or by its memory; None where all train everything."""
     fed, count = experiment.recipe.federation, len(experiment.train)
     if fed.memory is not None:
-        return capacity_of(
-            experiment, client_tasks(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"]
-        )
+        return capacity_of(experiment, client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"])
     if fed.ranks is None:
         return None
     ranks = tuple(fed.ranks[client % len(fed.ranks)] for client in range(count))

@@ -30,8 +30,8 @@ from lichen.clients.training.train import Train
 from lichen.core.contracts import ClientTask, ClientWork, Sampler, ServerOptimizer, ServerState
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
-from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_of, home_of
-from lichen.recipes.assemble.experiment import Experiment, grid_name, participants
+from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_of, local_params_of
+from lichen.recipes.assemble.experiment import Experiment, lr_name, participants
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.kseed import KSeedOptimizer
 from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
@@ -42,9 +42,9 @@ from lichen.transforms.uplink import Compressed
 
 __all__ = [
     "algorithm_of",
-    "begin_of",
     "client_tasks",
     "down_of",
+    "initial_shared",
     "lr_scale",
     "sampler_of",
     "server_of",
@@ -57,7 +57,7 @@ __all__ = [
 
 def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
     """All that a node of this recipe can be asked to do."""
-    fed, personal = experiment.recipe.federation, bool(home_of(experiment.recipe))
+    fed, personal = experiment.recipe.federation, bool(local_params_of(experiment.recipe))
     local = experiment.training(
         experiment.train,
         batch=fed.batch_size,
@@ -74,18 +74,16 @@ def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
         "alone.test": ClientTask(work=Evaluate(experiment.model, personal=True, use_best=True), source=test),
     }
     for lr in experiment.recipe.optimizer.lr:
-        out[f"alone {grid_name(lr)}"] = ClientTask(
+        out[f"alone {lr_name(lr)}"] = ClientTask(
             work=_accumulating(experiment, trainer(experiment, lr, personal=True)), source=local
         )
         if experiment.recipe.optimizer.name != "kseed":
-            out[f"train {grid_name(lr)}"] = ClientTask(work=federated(experiment, lr), source=local)
+            out[f"train {lr_name(lr)}"] = ClientTask(work=federated(experiment, lr), source=local)
             continue
         # One replay for all that a node does at this rate: it keeps the last version's tensors.
         replay = replay_of(experiment, lr)
-        out[f"train {grid_name(lr)}"] = ClientTask(
-            work=weighed(experiment, seed_steps(experiment, replay)), source=local
-        )
-        out[f"valid {grid_name(lr)}"] = ClientTask(work=ReplayedWork(Evaluate(experiment.model), replay), source=valid)
+        out[f"train {lr_name(lr)}"] = ClientTask(work=weighed(experiment, seed_steps(experiment, replay)), source=local)
+        out[f"valid {lr_name(lr)}"] = ClientTask(work=ReplayedWork(Evaluate(experiment.model), replay), source=valid)
     return out
 
 
@@ -107,7 +105,7 @@ def _weigh_by(recipe: Recipe) -> WeighBy:
     return "one" if recipe.federation.weighting == "uniform" else "examples"
 
 
-def begin_of(experiment: Experiment, lr: float) -> Tree:
+def initial_shared(experiment: Experiment, lr: float) -> Tree:
     """What the server's shared tensors begin as."""
     if experiment.recipe.optimizer.name == "cma":
         return {**experiment.start, "std": torch.full_like(experiment.start["std"], lr)}
@@ -132,7 +130,7 @@ def trainer(experiment: Experiment, lr: float, *, personal: bool = False) -> Tra
         prox=0.0 if personal else opt.prox,
         personal=personal,
         freeze_schedule=() if personal else freeze_schedule_of(experiment),
-        local_params=() if personal else home_of(recipe),
+        local_params=() if personal else local_params_of(recipe),
     )
 
 
@@ -249,11 +247,11 @@ def algorithm_of(experiment: Experiment, lr: float, until: int) -> Average:
         sampler=sampler_of(experiment),
         weight_N=torch.tensor([s.size for s in experiment.train], dtype=torch.float64),
         rounds=until,
-        work=f"train {grid_name(lr)}",
-        valid=f"valid {grid_name(lr)}" if experiment.recipe.optimizer.name == "kseed" else "valid",
+        work=f"train {lr_name(lr)}",
+        valid=f"valid {lr_name(lr)}" if experiment.recipe.optimizer.name == "kseed" else "valid",
         valid_every=fed.valid_every,
         validators=validators_of(experiment),
-        personal=bool(home_of(experiment.recipe)),
+        personal=bool(local_params_of(experiment.recipe)),
         # A DiLoCo worker's rate follows its own steps.
         lr_scale=(lambda _: 1.0) if fed.keep_optimizer else lr_scale(experiment.recipe, fed.rounds),
         base=experiment.model.base,

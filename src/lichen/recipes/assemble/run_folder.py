@@ -47,30 +47,30 @@ class RunFolder:
 
     def __init__(self, path: Path, *, recipe_sha256: str, ranks: Ranks | None = None) -> None:
         self.path, self.ranks = path, ranks or Ranks()
-        self._clock = path / "state" / "seconds"
+        self._seconds_file = path / "state" / "seconds"
         self._before: float = self.ranks.ask_first(lambda: self._claim(recipe_sha256))
         self._start = time.monotonic()
 
     def _claim(self, recipe_sha256: str) -> float:
         """Mark the folder as the recipe's; the seconds spent on it before."""
-        mark = self.path / "state" / "recipe.sha256"
-        if mark.exists() and recipe_sha256 not in mark.read_text().split():
+        digest_file = self.path / "state" / "recipe.sha256"
+        if digest_file.exists() and recipe_sha256 not in digest_file.read_text().split():
             raise LichenError(
                 "was made by another recipe",
                 where=str(self.path),
                 fix="resume with the folder's own recipe, or choose another --out",
             )
-        private.make_folders(mark.parent)
+        private.make_folders(digest_file.parent)
         with suppress(OSError):  # an older run's may be open to others
-            mark.parent.chmod(private.FOLDER)
-        write_atomic(mark, recipe_sha256.encode())
-        return float(self._clock.read_text()) if self._clock.exists() else 0.0
+            digest_file.parent.chmod(private.FOLDER)
+        write_atomic(digest_file, recipe_sha256.encode())
+        return float(self._seconds_file.read_text()) if self._seconds_file.exists() else 0.0
 
     def seconds(self) -> float:
         """Wall time spent on this run so far, over all its sessions; remembered on disk."""
         total = self._before + time.monotonic() - self._start
         if self.ranks.first:
-            write_atomic(self._clock, f"{total:.3f}".encode())
+            write_atomic(self._seconds_file, f"{total:.3f}".encode())
         return total
 
     def checkpoint(self, column: str, grid: str) -> Path:

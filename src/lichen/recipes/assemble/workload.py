@@ -12,15 +12,15 @@ import torch
 from lichen.core.contracts import Batch, Source
 from lichen.core.labels import has_label
 from lichen.data.batches.shards import pooled
-from lichen.recipes.assemble.experiment import Experiment, participants, rows_of
+from lichen.recipes.assemble.experiment import Experiment, participants, rows_per_round
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["Load", "alone_rounds", "heavy", "load_of", "pooled_experiment", "trial_rounds"]
+__all__ = ["Workload", "alone_rounds", "heaviest", "pooled_experiment", "trial_rounds", "workload_of"]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class Workload:
     """Rows without their padding.
 
     Attributes:
@@ -40,19 +40,19 @@ class Load:
         """What time is proportional to: tokens, or rows where there are none."""
         return self.tokens or self.rows
 
-    def __add__(self, other: Load) -> Load:
-        return Load(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+    def __add__(self, other: Workload) -> Workload:
+        return Workload(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
-    def times(self, factor: float) -> Load:
+    def times(self, factor: float) -> Workload:
         """So many of them.
 
-        >>> Load(rows=2, tokens=10).times(3).units
+        >>> Workload(rows=2, tokens=10).times(3).units
         30
         """
-        return Load(**{f.name: getattr(self, f.name) * factor for f in fields(self)})
+        return Workload(**{f.name: getattr(self, f.name) * factor for f in fields(self)})
 
 
-def load_of(batch: Batch) -> Load:
+def workload_of(batch: Batch) -> Workload:
     """The load of one batch, all its active clients together."""
     active_C1 = batch["active_C"][:, None]
     real_CB = batch["index_CB"] >= 0
@@ -66,7 +66,7 @@ def load_of(batch: Batch) -> Load:
         labelled = ((batch["labels_CBT"][:, :, 1:] != -100) & active_C1[..., None]).sum()
     else:
         labelled = (has_label(batch["labels_CB"]) & real_CB).sum()
-    return Load(
+    return Workload(
         rows=int(real_CB.sum()),
         tokens=int(length_CB.sum()),
         labelled=int(labelled),
@@ -76,9 +76,9 @@ def load_of(batch: Batch) -> Load:
 
 def pooled_experiment(experiment: Experiment) -> Experiment:
     """The bench of the pooled column: one client with everybody's rows, and the steps that keep the budget."""
-    fed, wanted = experiment.recipe.federation, experiment.recipe.compare.pooled_batch_size
-    batch, accumulate = (fed.batch_size, fed.gradient_accumulation_steps) if wanted is None else (wanted, 1)
-    steps = max(1, round(participants(experiment) * rows_of(experiment) / (batch * accumulate)))
+    fed, pooled_batch = experiment.recipe.federation, experiment.recipe.compare.pooled_batch_size
+    batch, accumulate = (fed.batch_size, fed.gradient_accumulation_steps) if pooled_batch is None else (pooled_batch, 1)
+    steps = max(1, round(participants(experiment) * rows_per_round(experiment) / (batch * accumulate)))
     changes = {
         "batch_size": batch,
         "gradient_accumulation_steps": accumulate,
@@ -100,13 +100,14 @@ def trial_rounds(recipe: Recipe, rounds: int) -> int:
     return min(recipe.optimizer.grid_rounds or rounds, rounds) if len(recipe.optimizer.lr) > 1 else rounds
 
 
-def heavy(source: Source, clients: Sequence[int], count: int) -> tuple[int, ...]:
+def heaviest(source: Source, clients: Sequence[int], count: int) -> tuple[int, ...]:
     """The clients with the largest first batch, of one shape, so that they make a full block; ascending."""
     some = clients[:: max(1, len(clients) // 512)]
     first = {c: next(iter(source.batches((c,), 0)), None) for c in some}
     # By room first, then by tokens: where padding is dropped, all batches are of one size.
     size = {
-        c: (0, 0.0) if b is None else (sum(x.numel() for x in b.values()), load_of(b).units) for c, b in first.items()
+        c: (0, 0.0) if b is None else (sum(x.numel() for x in b.values()), workload_of(b).units)
+        for c, b in first.items()
     }
     order = sorted(some, key=lambda c: size[c], reverse=True)
     alike = [c for c in order if source.shape(c) == source.shape(order[0])]

@@ -36,12 +36,12 @@ def answers_folder(recipe: Recipe) -> Path:
     """Where answers of foundation models lie: the recipe's own folder, or one in the cache that is private."""
     if recipe.cache_dir:
         return Path(recipe.cache_dir)
-    home = cache_dir() / "answers"
+    folder = cache_dir() / "answers"
     with suppress(OSError):
         cache_dir().mkdir(parents=True, exist_ok=True)
-        make_folders(home)
-        home.chmod(FOLDER)  # earlier versions left it open
-    return home
+        make_folders(folder)
+        folder.chmod(FOLDER)  # earlier versions left it open
+    return folder
 
 
 @final

@@ -215,8 +215,8 @@ def _judging(
 ) -> tuple[Source, torch.Tensor]:
     """The clients' rows for validation, and what the teacher says of them, on their own machines."""
     rows = [client_data.valid for client_data in loaded.clients_data]
-    answers, places = _own_answers(loaded, "judged", rows, teachers, folder)
-    shards = [with_answer_index(shard, place) for shard, place in zip(experiment.valid, places, strict=True)]
+    answers, indices = _own_answers(loaded, "judged", rows, teachers, folder)
+    shards = [with_answer_index(shard, place) for shard, place in zip(experiment.valid, indices, strict=True)]
     return experiment.evaluating(shards), predicted_labels(answers)
 
 
@@ -259,8 +259,8 @@ def with_closed_form_head(loaded: LoadedExperiment, result: HelpResult, folder: 
         ):
             total = rule.add(total, message)
         # On rows that are not in the statistics: its own flatter a head, and it would be scaled too far.
-        held = experiment.evaluating(experiment.valid)
-        scale_on = [batch for client in everyone for batch in held.batches((client,), 0)]
+        validation = experiment.evaluating(experiment.valid)
+        scale_on = [batch for client in everyone for batch in validation.batches((client,), 0)]
         start = head_start(experiment.model, experiment.start, rule.close(total, {})[0], scale_on=scale_on)
         changed = {name: x for name, x in start.items() if x is not experiment.start[name]}
         return {**changed, "bytes_up": torch.tensor(engine.bytes_up), "bytes_down": torch.tensor(engine.bytes_down)}
@@ -283,9 +283,11 @@ def with_unlabelled(
     shards = [loaded.make([*known, *some]) for known, some in zip(result.rows, free, strict=True)]
     answers: Tree = {}
     if teachers is not None:
-        answers, places = _own_answers(loaded, "own answers", free, teachers, folder)
+        answers, indices = _own_answers(loaded, "own answers", free, teachers, folder)
         nothing = [np.full(len(known), -1) for known in result.rows]
-        shards = [with_answer_index(s, np.concatenate([n, p])) for s, n, p in zip(shards, nothing, places, strict=True)]
+        shards = [
+            with_answer_index(s, np.concatenate([n, p])) for s, n, p in zip(shards, nothing, indices, strict=True)
+        ]
     first = loaded.experiment.train[0]
     auxiliary = Auxiliary(
         rows=tuple(shards),

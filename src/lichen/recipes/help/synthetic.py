@@ -38,7 +38,7 @@ from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.help.foundation_models import FMRegistry
 from lichen.recipes.rows.prepare import ClientData
-from lichen.recipes.schema.help import Synthetic
+from lichen.recipes.schema.help import SyntheticConfig
 from lichen.server.mean import Mean
 from lichen.transforms.privacy import delta_for, sigma_for
 
@@ -124,7 +124,7 @@ def write_pool(folder: RunFolder, pool: Pool, sifted: Sifted) -> None:
         folder.write_json("dropped.json", dropped)
 
 
-def writer_of(loaded: LoadedExperiment, foundation_models: FMRegistry, section: Synthetic) -> Writer:
+def writer_of(loaded: LoadedExperiment, foundation_models: FMRegistry, section: SyntheticConfig) -> Writer:
     """The writer of a recipe, who is shown public labelled rows and no others."""
     policy = foundation_models.writer(section.name, section.endpoint, ("public", "synthetic"), chat=not section.plain)
     known = loaded.public_split.labelled
@@ -253,7 +253,7 @@ def _enough(writer: Writer, label: str, count: int, seed: int) -> list[str]:
 def _rules(
     loaded: LoadedExperiment,
     foundation_models: FMRegistry,
-    section: Synthetic,
+    section: SyntheticConfig,
     pool: Pool,
     folder: RunFolder,
     teacher: Callable[[], Teacher] | None,
@@ -280,7 +280,7 @@ def _rules(
 
 
 def _judged(
-    loaded: LoadedExperiment, foundation_models: FMRegistry, section: Synthetic, texts: Sequence[str], name: str
+    loaded: LoadedExperiment, foundation_models: FMRegistry, section: SyntheticConfig, texts: Sequence[str], name: str
 ) -> Rule:
     """The writer's model on fluency or harm, the line drawn where it leaves out one of a hundred public rows."""
     public_split = loaded.public_split
@@ -334,10 +334,10 @@ def _lacking(client_data: ClientData, pool: Pool, classes: Sequence[str], seed: 
     """Of a pool, what evens out a client's classes; it asks for it itself, by label and number."""
     have = Counter(str(r.label) for r in client_data.train)
     need: Mapping[str | int, int] = texts_to_write({c: have[c] for c in classes}, most=len(pool.rows))
-    left, taken = dict(need), []
+    left, accepted = dict(need), []
     for i in numpy_generator(seed, "lacking").permutation(len(pool.rows)).tolist():
         label = str(pool.rows[i].label)
         if left.get(label, 0) > 0:
             left[label] -= 1
-            taken.append(i)
-    return Pool(tuple(pool.rows[i] for i in sorted(taken)))
+            accepted.append(i)
+    return Pool(tuple(pool.rows[i] for i in sorted(accepted)))

@@ -24,7 +24,7 @@ from lichen.engines.local import LocalEngine
 from lichen.fm.disclosure import ORIGINS, Origin
 from lichen.fm.zero_shot import Teacher, ZeroShot
 from lichen.models.loading.load import base_digest
-from lichen.recipes.assemble.features import encoder_of, featured
+from lichen.recipes.assemble.features import encoder_of, featurizer
 from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.help.foundation_models import FMRegistry
@@ -72,7 +72,7 @@ def head_teacher(
 
     assert recipe.teacher is not None
     features, tokenizer = encoder_of(recipe, recipe.teacher.name, exact=False)
-    featurise = featured(recipe, features, tokenizer, classes)
+    featurise = featurizer(recipe, features, tokenizer, classes)
     say(f"features of {len(labelled) + len(unlabelled):,} public rows")
     public = [*labelled, *unlabelled]
     x_ND: np.ndarray = keep(

@@ -14,7 +14,7 @@ from typing import Any, Literal, final
 
 from lichen.data.chat.turns import is_turns
 
-__all__ = ["MOST_CLASSES", "Column", "Kind", "columns_of"]
+__all__ = ["MOST_CLASSES", "ColumnFacts", "Kind", "columns_of"]
 
 Kind = Literal[
     "empty", "turns", "list", "object", "bytes", "truth", "number", "real", "date", "link", "id", "word", "text"
@@ -42,7 +42,7 @@ _PLAIN_NAME = re.compile(r"[^0-9a-z]+")
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
+class ColumnFacts:
     """One column of the rows that were looked at.
 
     Attributes:
@@ -65,7 +65,7 @@ class Column:
     def plain(self) -> str:
         """The name in small letters, with underscores for all that is no letter or digit.
 
-        >>> Column(name="Clothing ID", kind="number", rows=0, filled=0, counts={}, letters=0).plain
+        >>> ColumnFacts(name="Clothing ID", kind="number", rows=0, filled=0, counts={}, letters=0).plain
         'clothing_id'
         """
         return _PLAIN_NAME.sub("_", self.name.lower()).strip("_")
@@ -88,7 +88,7 @@ class Column:
         return bool(self.counts) and 2 * len(self.counts) <= self.filled
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[ColumnFacts]:
     """Every column of some rows, in the order they come.
 
     >>> [(c.name, c.kind) for c in columns_of([{"id": "a1", "said": "good day to you", "n": 1.5}])]
@@ -98,11 +98,11 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     return [_column(str(name), [row.get(name) for row in rows]) for name in names]
 
 
-def _column(name: str, cells: Sequence[Any]) -> Column:
+def _column(name: str, cells: Sequence[Any]) -> ColumnFacts:
     values = [value for value in cells if not _nothing(value)]
     scalar = [str(value).strip() for value in values if isinstance(value, (str, int, float))]
     counts = Counter(scalar) if len(scalar) == len(values) else Counter[str]()
-    return Column(
+    return ColumnFacts(
         name=name,
         kind=_kind(name, values[:_LOOKED_AT], counts),
         rows=len(cells),

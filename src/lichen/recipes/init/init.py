@@ -17,7 +17,7 @@ from lichen.data.sources.files import data_files, file_rows, owners_of_files
 from lichen.data.sources.records import records_of
 from lichen.recipes.init.facts import columns_of
 from lichen.recipes.init.names import Ask, Wishes
-from lichen.recipes.init.report import told_of
+from lichen.recipes.init.report import report_lines
 from lichen.recipes.init.shapes import roles_of
 from lichen.recipes.init.values import values_of
 from lichen.recipes.init.write import full_recipe, short_recipe
@@ -36,12 +36,12 @@ class Guess:
 
     Attributes:
         values: The recipe, as a mapping.
-        told: Lines for the screen: what was taken for what, and what was left out.
+        lines: Lines for the screen: what was taken for what, and what was left out.
         notes: Sentences that stand above the recipe.
     """
 
     values: Mapping[str, Any]
-    told: Sequence[str]
+    lines: Sequence[str]
     notes: Sequence[str]
 
     def recipe(self, *, full: bool = False) -> str:
@@ -100,8 +100,8 @@ def guess(data: Path, wishes: Wishes | None = None, *, ask: Ask | None = None) -
     if not texts:
         raise LichenError("has no row with text", where=str(data), fix="name another column by --text")
     values, notes = values_of(data, roles, wishes, texts, by_file)
-    told = told_of(data, roles, columns, records, values, sorted(set(owners.values())) if by_file else ())
-    return Guess(values=values, told=[*told, *notes], notes=[f"Written by lichen init. {notes[0]}", *_MORE])
+    lines = report_lines(data, roles, columns, records, values, sorted(set(owners.values())) if by_file else ())
+    return Guess(values=values, lines=[*lines, *notes], notes=[f"Written by lichen init. {notes[0]}", *_MORE])
 
 
 _MORE = ("Every key with its meaning: lichen init DATA --full, and docs/guide.md.",)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-from lichen.recipes.init.facts import Column
+from lichen.recipes.init.facts import ColumnFacts
 
 __all__ = ["HOLDS", "NAMES", "QUESTIONS", "Ask", "Roles", "Wishes", "named"]
 
@@ -110,7 +110,7 @@ HOLDS: dict[str, str] = {
 """What a column of each kind holds, in words."""
 
 
-def named(role: str, columns: Sequence[Column], fits: Callable[[Column], bool]) -> Column | None:
+def named(role: str, columns: Sequence[ColumnFacts], fits: Callable[[ColumnFacts], bool]) -> ColumnFacts | None:
     """The column that is called what this role is called most, among those that fit."""
     for known in NAMES[role]:
         for column in columns:

@@ -12,19 +12,19 @@ from lichen.data.reading import reading_of
 from lichen.data.sources.files import read_notes
 from lichen.data.sources.record import Record
 from lichen.present.reading import reading_lines
-from lichen.recipes.init.facts import Column
+from lichen.recipes.init.facts import ColumnFacts
 from lichen.recipes.init.names import Roles
 
-__all__ = ["told_of"]
+__all__ = ["report_lines"]
 
-MOST_TOLD = 20
+MAX_LEFT_OUT = 20
 MOST_FILES = 64
 
 
-def told_of(
+def report_lines(
     data: Path,
     roles: Roles,
-    columns: Sequence[Column],
+    columns: Sequence[ColumnFacts],
     records: Sequence[Record],
     values: Mapping[str, Any],
     owners: Sequence[str],
@@ -41,22 +41,22 @@ def told_of(
     """
     count = {column.name: len(column.counts) for column in columns}
     empty = sum(not (record.text or record.messages) for record in records)
-    told = [f"{data}: {len(records):,} rows looked at, {len(columns):,} columns"]
-    told += read_notes(data.expanduser(), most=MOST_FILES)
-    told.append(f"taken for: {roles.shape}; task {roles.task}")
+    lines = [f"{data}: {len(records):,} rows looked at, {len(columns):,} columns"]
+    lines += read_notes(data.expanduser(), most=MOST_FILES)
+    lines.append(f"taken for: {roles.shape}; task {roles.task}")
     for role, some in roles.columns.items():
         names = (some,) if isinstance(some, str) else some
         number = f"  ({count[names[0]]:,} different)" if role in ("client", "label", "group") else ""
-        told.append(f"  {role:<10} {' + '.join(clipped(name, 60) for name in names)}{number}")
+        lines.append(f"  {role:<10} {' + '.join(clipped(name, 60) for name in names)}{number}")
     if owners and "client" not in roles.columns:
-        told.append(f"  {'client':<10} {listed(owners, most=6)}")
-    for name, why in islice(roles.left.items(), MOST_TOLD):
-        told.append(f"  left out   {clipped(name, 60)}: {why}")
-    if len(roles.left) > MOST_TOLD:
-        told.append(f"  left out   {len(roles.left) - MOST_TOLD:,} more columns")
+        lines.append(f"  {'client':<10} {listed(owners, most=6)}")
+    for name, why in islice(roles.left.items(), MAX_LEFT_OUT):
+        lines.append(f"  left out   {clipped(name, 60)}: {why}")
+    if len(roles.left) > MAX_LEFT_OUT:
+        lines.append(f"  left out   {len(roles.left) - MAX_LEFT_OUT:,} more columns")
     if texts := [record for record in records if record.text or record.messages]:
-        told += reading_lines(reading_of(texts).as_dict())
+        lines += reading_lines(reading_of(texts).as_dict())
     if empty:
-        told.append(f"  {empty:,} rows without text will be dropped")
-    told.append(f"  length     {values['data']['max_length']} tokens a row (data.max_length, guessed from letters)")
-    return told
+        lines.append(f"  {empty:,} rows without text will be dropped")
+    lines.append(f"  length     {values['data']['max_length']} tokens a row (data.max_length, guessed from letters)")
+    return lines

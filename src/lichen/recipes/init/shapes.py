@@ -12,14 +12,14 @@ from dataclasses import replace
 from lichen.core.errors import LichenError
 from lichen.core.visible import listed
 from lichen.recipes.init.clients import client_of
-from lichen.recipes.init.facts import Column
+from lichen.recipes.init.facts import ColumnFacts
 from lichen.recipes.init.names import HOLDS, NAMES, QUESTIONS, Ask, Roles, Wishes, named
 from lichen.tasks.registry import task_of
 
 __all__ = ["roles_of"]
 
 
-def roles_of(columns: Sequence[Column], wishes: Wishes, *, where: str, by_file: bool, ask: Ask | None) -> Roles:
+def roles_of(columns: Sequence[ColumnFacts], wishes: Wishes, *, where: str, by_file: bool, ask: Ask | None) -> Roles:
     """Which column plays which role.
 
     Args:
@@ -59,7 +59,7 @@ def roles_of(columns: Sequence[Column], wishes: Wishes, *, where: str, by_file: 
     return roles
 
 
-def _check(wishes: Wishes, by_name: dict[str, Column]) -> None:
+def _check(wishes: Wishes, by_name: dict[str, ColumnFacts]) -> None:
     flags = {"client": wishes.client, "label": wishes.label, "text": wishes.text, "completion": wishes.completion}
     for flag, name in [*flags.items(), *(("prompt", name) for name in wishes.prompt)]:
         if name is not None and name not in by_name:
@@ -72,7 +72,7 @@ def _check(wishes: Wishes, by_name: dict[str, Column]) -> None:
         raise _no_label(by_name[wishes.label], "--label")
 
 
-def _no_label(column: Column, where: str) -> LichenError:
+def _no_label(column: ColumnFacts, where: str) -> LichenError:
     if column.kind == "real":
         what = "holds real numbers, and classes are learned, not amounts"
         return LichenError(f"column {column.name!r} {what}", where=where, fix="name a column of classes, or make some")
@@ -84,7 +84,7 @@ def _no_label(column: Column, where: str) -> LichenError:
     )
 
 
-def _learned(roles: Roles, columns: Sequence[Column], wishes: Wishes, where: str, ask: Ask | None) -> None:
+def _learned(roles: Roles, columns: Sequence[ColumnFacts], wishes: Wishes, where: str, ask: Ask | None) -> None:
     """The columns of what is learned, by the first shape that fits."""
     by_plain = {column.plain: column for column in columns}
     by_name = {column.name: column for column in columns}
@@ -96,8 +96,8 @@ def _learned(roles: Roles, columns: Sequence[Column], wishes: Wishes, where: str
         wishes = replace(wishes, completion=by_plain["chosen"].name)
     if wishes.completion is not None:
         answer = by_name[wishes.completion]
-        asked = [by_name[name] for name in wishes.prompt] or _asked(columns, answer)
-        _pair(roles, asked, answer, where)
+        prompts = [by_name[name] for name in wishes.prompt] or _prompt_columns(columns, answer)
+        _pair(roles, prompts, answer, where)
         return
     classify = wishes.task is not None and not task_of(wishes.task).writes
     talks = [column for column in columns if column.kind == "turns"]
@@ -110,19 +110,21 @@ def _learned(roles: Roles, columns: Sequence[Column], wishes: Wishes, where: str
         roles.shape, roles.columns = "conversations", {"messages": found.name}
         return
     answer_of = named("completion", columns, _may_answer)
-    asked = [by_name[name] for name in wishes.prompt] or (_asked(columns, answer_of) if answer_of is not None else [])
-    if answer_of is not None and asked and not classify:
-        _pair(roles, asked, answer_of, where)
+    prompts = [by_name[name] for name in wishes.prompt] or (
+        _prompt_columns(columns, answer_of) if answer_of is not None else []
+    )
+    if answer_of is not None and prompts and not classify:
+        _pair(roles, prompts, answer_of, where)
         return
     _labelled(roles, columns, wishes, where, ask)
 
 
-def _may_answer(column: Column) -> bool:
+def _may_answer(column: ColumnFacts) -> bool:
     """Texts, and the numbers that answer a question; numbers called ``target`` are classes."""
     return column.texts or (column.kind in ("number", "real") and column.plain != "target")
 
 
-def _preferences(wishes: Wishes, by_plain: dict[str, Column], where: str, ask: Ask | None) -> None:
+def _preferences(wishes: Wishes, by_plain: dict[str, ColumnFacts], where: str, ask: Ask | None) -> None:
     """Chosen and rejected answers: only the chosen ones can be learned, and only if somebody wants that."""
     what = "holds pairs of a chosen and a rejected answer, and preferences are not learned"
     if ask is not None and ask(f"{where} {what}.", ["learn the chosen answers alone", "stop"]) == 0:
@@ -131,7 +133,7 @@ def _preferences(wishes: Wishes, by_plain: dict[str, Column], where: str, ask: A
     raise LichenError(what, where=where, fix=f"to learn the chosen answers alone, add: {prompt}--completion chosen")
 
 
-def _asked(columns: Sequence[Column], answer: Column) -> list[Column]:
+def _prompt_columns(columns: Sequence[ColumnFacts], answer: ColumnFacts) -> list[ColumnFacts]:
     """What an answer answers: an instruction and its input, or a context and its question, after a system's words."""
     free = [column for column in columns if column.texts and column.name != answer.name]
     if answer.kind == "turns":
@@ -147,20 +149,20 @@ def _asked(columns: Sequence[Column], answer: Column) -> list[Column]:
     return [column for column in order if column is not None]
 
 
-def _pair(roles: Roles, asked: Sequence[Column], answer: Column, where: str) -> None:
+def _pair(roles: Roles, prompts: Sequence[ColumnFacts], answer: ColumnFacts, where: str) -> None:
     """What is asked and what is answered, as texts or as turns."""
-    kinds = {column.kind == "turns" for column in (*asked, answer)}
+    kinds = {column.kind == "turns" for column in (*prompts, answer)}
     if len(kinds) > 1:
         raise LichenError(
             "holds turns in one of prompt and completion, and texts in the other",
             where=where,
             fix="write both as texts, or both as lists of turns",
         )
-    names = tuple(column.name for column in asked)
+    names = tuple(column.name for column in prompts)
     if answer.kind == "turns":
         roles.shape = "conversations"
         roles.columns = {"messages": (*names, answer.name) if names else answer.name}
-    elif asked:
+    elif prompts:
         roles.shape = "prompts and answers"
         roles.columns = {"prompt": names if len(names) > 1 else names[0], "completion": answer.name}
     elif answer.texts:
@@ -169,7 +171,7 @@ def _pair(roles: Roles, asked: Sequence[Column], answer: Column, where: str) -> 
         raise LichenError(f"column {answer.name!r} holds no texts", where=where, fix="name another by --completion")
 
 
-def _labelled(roles: Roles, columns: Sequence[Column], wishes: Wishes, where: str, ask: Ask | None) -> None:
+def _labelled(roles: Roles, columns: Sequence[ColumnFacts], wishes: Wishes, where: str, ask: Ask | None) -> None:
     """A text, and its label if there is one."""
     by_name = {column.name: column for column in columns}
     rest = [column for column in columns if column.name not in (wishes.label, wishes.client)]
@@ -197,7 +199,7 @@ def _labelled(roles: Roles, columns: Sequence[Column], wishes: Wishes, where: st
         roles.columns["label"] = label.name
 
 
-def _text(columns: Sequence[Column]) -> Column | None:
+def _text(columns: Sequence[ColumnFacts]) -> ColumnFacts | None:
     found = named("text", columns, lambda column: column.texts and not column.classes)
     if found is not None:
         return found
@@ -209,7 +211,7 @@ def _text(columns: Sequence[Column]) -> Column | None:
     return max(several, key=lambda column: column.letters, default=None)
 
 
-def _label(columns: Sequence[Column], roles: Roles, where: str, ask: Ask | None) -> Column | None:
+def _label(columns: Sequence[ColumnFacts], roles: Roles, where: str, ask: Ask | None) -> ColumnFacts | None:
     called = [column for column in columns if column.plain in NAMES["label"]]
     listed_ones = [column for column in called if column.kind in ("list", "object")]
     found = named("label", columns, lambda column: column.classes)
@@ -231,15 +233,15 @@ def _label(columns: Sequence[Column], roles: Roles, where: str, ask: Ask | None)
     return could[0] if len(could) == 1 else None
 
 
-def _few(column: Column) -> bool:
+def _is_small(column: ColumnFacts) -> bool:
     """Whether it could be a label: numbers with many values count something."""
     return column.classes and (column.kind != "number" or len(column.counts) <= 10)
 
 
-def _why(column: Column, roles: Roles) -> str:
+def _why(column: ColumnFacts, roles: Roles) -> str:
     """Why a column plays no role."""
     if column.plain in ("tools", "functions"):
         return "tools: their definitions are not given to the model"
-    if (not task_of(roles.task).writes or "text" in roles.columns) and _few(column):
+    if (not task_of(roles.task).writes or "text" in roles.columns) and _is_small(column):
         return f"could be the label: --label {column.name!r}"
     return HOLDS[column.kind]

@@ -66,8 +66,8 @@ def values_of(
         section["partition"] = {"by": "client"}
         notes.append(f"Column {roles.columns['client']!r} tells the clients apart.")
     else:
-        few = {"clients": max(len(texts) // FEWEST_ROWS, 2)} if len(texts) < 10 * FEWEST_ROWS else {}
-        section["partition"] = {"by": "iid", **few}
+        scarce = {"clients": max(len(texts) // FEWEST_ROWS, 2)} if len(texts) < 10 * FEWEST_ROWS else {}
+        section["partition"] = {"by": "iid", **scarce}
         notes.append("No column tells clients apart, so rows are dealt out at random (data.partition).")
     if section["partition"]["by"] == "client":
         section |= _sizes(roles, texts, notes)
@@ -104,10 +104,10 @@ def _sizes(roles: Roles, texts: Sequence[Record], notes: list[str]) -> dict[str,
         found["on_too_few_rows"] = "drop"
         notes.append(f"{len(nobody):,} of {len(texts):,} rows name no client and stay out.")
     enough = {name: of for name, of in rows.items() if len(of) >= FEWEST_ROWS}
-    few = len(rows) - len(enough)
-    if few and len(enough) >= 2:
+    scarce = len(rows) - len(enough)
+    if scarce and len(enough) >= 2:
         found |= {"min_rows": FEWEST_ROWS, "on_too_few_rows": "drop"}
-        notes.append(f"{few:,} of {len(rows):,} clients have fewer than {FEWEST_ROWS} rows and stay out.")
+        notes.append(f"{scarce:,} of {len(rows):,} clients have fewer than {FEWEST_ROWS} rows and stay out.")
     else:
         enough = rows
     if len(enough) > MOST_CLIENTS:

@@ -25,7 +25,7 @@ __all__ = ["full_recipe", "short_recipe"]
 
 Values = Mapping[str, Any]
 
-_SAID: dict[str, str] = {
+_COMMENTS: dict[str, str] = {
     "model.name": "catalog name, local folder or hub id",
     "model.head": "begins in closed form, from the clients' statistics; random: drawn by the seed",
     "data.max_length": "tokens a row at most",
@@ -70,11 +70,11 @@ def _comment(text: str, indent: str = "") -> list[str]:
 def _reads(values: Values, path: tuple[str, ...], text: str) -> bool:
     """Whether the recipe with one more key, written like this, is a recipe."""
     changed: dict[str, Any] = json.loads(json.dumps(values))
-    home = changed
+    mapping = changed
     for step in path[:-1]:
-        home = home.setdefault(step, {})
+        mapping = mapping.setdefault(step, {})
     try:
-        home[path[-1]] = load_yaml(text, where="example")
+        mapping[path[-1]] = load_yaml(text, where="example")
         read_recipe(changed)
     except LichenError:
         return False
@@ -99,8 +99,8 @@ def short_recipe(values: Values, notes: list[str]) -> str:
             if key == "columns" and isinstance(inner, Mapping):
                 lines += ["  columns:", *(f"    {role}: {_inline(column)}" for role, column in inner.items())]
                 continue
-            said = _SAID.get(f"{name}.{key}")
-            lines.append(f"  {key}: {_inline(inner)}{f'  # {said}' if said else ''}")
+            comment = _COMMENTS.get(f"{name}.{key}")
+            lines.append(f"  {key}: {_inline(inner)}{f'  # {comment}' if comment else ''}")
         lines += _offered(values, name)
     return "\n".join(lines) + "\n"
 
@@ -111,9 +111,9 @@ def _offered(values: Values, section: str) -> list[str]:
     for dotted, text in _OFFERED:
         path = tuple(dotted.split("."))
         *outer, last = path
-        home = values.get(outer[0], {}) if outer else values
+        mapping = values.get(outer[0], {}) if outer else values
         after = outer[0] if outer else "task"
-        if after == section and last not in home and _reads(values, path, text):
+        if after == section and last not in mapping and _reads(values, path, text):
             words = Recipe.model_fields[path[0]]
             inner = section_of(words.annotation)
             about = inner.model_fields[last] if outer and inner is not None else words

@@ -12,32 +12,32 @@ from typing import final
 from lichen.allocator import keeps_large_buffers
 from lichen.data.sources.records import load_records
 from lichen.models.adapters.quantized import resident_bytes, weights_of
-from lichen.recipes.assemble.capacity import rooms
-from lichen.recipes.assemble.experiment import Experiment, grid_name
+from lichen.recipes.assemble.capacity import device_tiers
+from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe, shards_of
 from lichen.recipes.assemble.parts import client_tasks
-from lichen.recipes.assemble.workload import heavy, pooled_experiment
-from lichen.recipes.plan.estimate import Cost, Expected, Memory, disk_of
+from lichen.recipes.assemble.workload import heaviest, pooled_experiment
+from lichen.recipes.plan.estimate import Cost, Estimate, Memory, disk_of
 from lichen.recipes.plan.flops import Flops, arithmetic_of, counted
-from lichen.recipes.plan.memory import Gauge
-from lichen.recipes.plan.probe import Probe
+from lichen.recipes.plan.memory import MemoryMeter
+from lichen.recipes.plan.profiler import Profiler
 from lichen.recipes.plan.synthetic import with_writing
 from lichen.recipes.plan.timing import Rate
 from lichen.recipes.plan.traffic import traffic
-from lichen.recipes.plan.workload import Chunk, Kind, budget, evaluated, invitations
+from lichen.recipes.plan.workload import Kind, WorkItem, budget, evaluated, invitations
 from lichen.recipes.rows.prepare import encode
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.coverage import planned
 
-__all__ = ["expect", "expect_adapt"]
+__all__ = ["estimate_adapt", "estimate_columns"]
 
-Chunks = Mapping[str, tuple[Chunk, ...]]
+WorkItems = Mapping[str, tuple[WorkItem, ...]]
 
 
 LARGE = 128 * 1024
 """Bytes of a tensor above which the C library maps new memory for each copy, unless it is told to keep it."""
 
-KEPT = (
+RETAINED = (
     "seconds are those of the command line, which keeps large buffers; a program that calls lichen.run takes longer, "
     "up to several times, unless it calls lichen.allocator.keep_large_buffers() first"
 )
@@ -60,30 +60,32 @@ class _Measured:
     own: int
 
 
-def expect_adapt(recipe: Recipe, folder: Path, gauge: Gauge, say: Callable[[str], None], seconds: float) -> Expected:
-    """Open the recipe as a run does, then :func:`expect`.
+def estimate_adapt(
+    recipe: Recipe, folder: Path, meter: MemoryMeter, say: Callable[[str], None], seconds: float
+) -> Estimate:
+    """Open the recipe as a run does, then :func:`estimate_columns`.
 
     Args:
         recipe: Of task chat or classify.
         folder: For what is written; the caller removes it.
-        gauge: The device's memory.
+        meter: The device's memory.
         say: Called with lines of progress.
         seconds: About how long each kind of work is timed.
     """
-    began = time.perf_counter()
-    loaded = open_recipe(recipe, say=say, keep_private=False, tell_read=True)
-    start = time.perf_counter() - began
+    start_time = time.perf_counter()
+    loaded = open_recipe(recipe, say=say, keep_private=False, report_counts=True)
+    start = time.perf_counter() - start_time
     weights = weights_of(loaded.foundation) if loaded.foundation is not None else {}
     base = resident_bytes(loaded.foundation) if weights else 0
-    chunks: Chunks = budget(loaded.experiment, invitations(loaded.experiment))
+    work_items: WorkItems = budget(loaded.experiment, invitations(loaded.experiment))
     if recipe.writes:
-        chunks = _with_extras(loaded, chunks)
+        work_items = _with_extras(loaded, work_items)
     tensors = loaded.experiment.start
 
     def flops() -> Flops:
         return arithmetic_of(loaded.foundation, tensors) if weights else flops_of(loaded.experiment)
 
-    found = expect(loaded.experiment, chunks, flops, folder, gauge, say, seconds, base=base)
+    found = estimate_columns(loaded.experiment, work_items, flops, folder, meter, say, seconds, base=base)
     # Every spawned engine loads for itself, one for each learning rate.
     starts = 1 + len(recipe.optimizer.lr) if recipe.engine.name == "spawned" else 1
     frozen = sum(count for name, count in weights.items() if name not in tensors)
@@ -92,57 +94,57 @@ def expect_adapt(recipe: Recipe, folder: Path, gauge: Gauge, say: Callable[[str]
 
 def flops_of(experiment: Experiment) -> Flops:
     """Operations of a small model, counted on one real step."""
-    source = client_tasks(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"].source
+    source = client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"].source
     return counted(experiment.model, experiment.start, next(iter(source.batches((0,), 0))))
 
 
-def _with_extras(loaded: LoadedExperiment, chunks: Chunks) -> Chunks:
+def _with_extras(loaded: LoadedExperiment, work_items: WorkItems) -> WorkItems:
     """The bare model in other forms, and the text that may be forgotten, twice."""
-    experiment, recipe, extra = loaded.experiment, loaded.experiment.recipe, list[Chunk]()
-    if "base" in chunks:
+    experiment, recipe, extra = loaded.experiment, loaded.experiment.recipe, list[WorkItem]()
+    if "base" in work_items:
         for form in dict.fromkeys(recipe.compare.forms):
             if form != recipe.data.form:
                 make = encode(recipe, loaded.tokenizer, (), form=form, keep_private=False)
                 shards = shards_of(loaded.clients_data, "test", make)
-                load = evaluated(experiment.evaluating(shards), range(len(shards)))
-                extra.append(Chunk(kind="score", load=load, clients=len(shards)))
-    chunks = {**chunks, "base": (*chunks["base"], *extra)} if extra else chunks
+                workload = evaluated(experiment.evaluating(shards), range(len(shards)))
+                extra.append(WorkItem(kind="score", workload=workload, clients=len(shards)))
+    work_items = {**work_items, "base": (*work_items["base"], *extra)} if extra else work_items
     if recipe.compare.retention_text:
         records = load_records(recipe.compare.retention_text, columns={})
         step = max(1, len(records) // recipe.compare.retention_rows)
         make = encode(recipe, loaded.tokenizer, (), form="plain", keep_private=False)
         shard = make(records[::step][: recipe.compare.retention_rows])
-        load = evaluated(experiment.evaluating([shard]), (0,)).times(2)
-        chunks = {**chunks, "forgotten": (Chunk(kind="score", load=load, clients=2),)}
-    return chunks
+        workload = evaluated(experiment.evaluating([shard]), (0,)).times(2)
+        work_items = {**work_items, "forgotten": (WorkItem(kind="score", workload=workload, clients=2),)}
+    return work_items
 
 
-def expect(
+def estimate_columns(
     experiment: Experiment,
-    chunks: Chunks,
+    work_items: WorkItems,
     flops: Callable[[], Flops],
     folder: Path,
-    gauge: Gauge,
+    meter: MemoryMeter,
     say: Callable[[str], None],
     seconds: float,
     *,
     base: int = 0,
-) -> Expected:
+) -> Estimate:
     """Measure a bench's works and multiply by its budget; ``start`` and ``frozen`` are left at 0.
 
     Args:
         experiment: The recipe's.
-        chunks: What every column will train and evaluate.
+        work_items: What every column will train and evaluate.
         flops: Operations of a load; asked for last, because counting them needs memory that a run does not.
         folder: For what is written; the caller removes it.
-        gauge: The device's memory.
+        meter: The device's memory.
         say: Called with lines of progress.
         seconds: About how long each kind of work is timed.
         base: Bytes of the frozen model.
     """
     invited, engine = invitations(experiment), experiment.recipe.engine
     say("timing a few blocks")
-    found = _measure(experiment, folder, gauge, seconds, max(1, *map(len, invited)), base, tuple(chunks))
+    found = _measure(experiment, folder, meter, seconds, max(1, *map(len, invited)), base, tuple(work_items))
     ranks = engine.nodes if engine.name not in ("local", "spawned") else 1
     operations = flops()
     sent = traffic(experiment, invited, train_up=found.train_up, score_up=found.score_up)
@@ -154,86 +156,92 @@ def expect(
     if experiment.recipe.federation.patience is not None:
         notes.append("federation.patience may end a column before its last round: all numbers are the most it takes")
     if max((x.nbytes for x in experiment.start.values()), default=0) >= LARGE:
-        notes.append(KEPT if keeps_large_buffers() else GIVEN_BACK)
+        notes.append(RETAINED if keeps_large_buffers() else GIVEN_BACK)
     if sent.bound:
         notes.append(
             f"bytes down are a bound: the patch of {experiment.recipe.rule} grows by as much as clients differ"
         )
-    return Expected(
+    return Estimate(
         clients=len(experiment.train),
         trained=sum(x.numel() for name, x in experiment.start.items() if not name.startswith("answers.")),
         frozen=0,
         bytes=sent,
         memory=replace(found.memory, copies={"local": 0, "spawned": engine.nodes}.get(engine.name, ranks - 1)),
-        disk=disk_of(experiment, found.private, tuple(chunks), own=found.own, invited=invited),
-        columns={name: _cost(parts, found.rates, operations, ranks) for name, parts in chunks.items()},
+        disk=disk_of(experiment, found.private, tuple(work_items), own=found.own, invited=invited),
+        columns={name: _cost(parts, found.rates, operations, ranks) for name, parts in work_items.items()},
         start=0.0,
         notes=tuple(notes),
-        seen=planned(experiment, invited, tuple(chunks)),
-        rooms=rooms(experiment, client_tasks(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"]),
+        seen=planned(experiment, invited, tuple(work_items)),
+        rooms=device_tiers(experiment, client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"]),
     )
 
 
-def _cost(parts: Sequence[Chunk], rates: Mapping[Kind, Rate], flops: Flops, ranks: int) -> Cost:
+def _cost(parts: Sequence[WorkItem], rates: Mapping[Kind, Rate], flops: Flops, ranks: int) -> Cost:
     training = [part for part in parts if part.kind in ("train", "alone", "pooled")]
     scoring = [part for part in parts if part not in training]
     return Cost(
         seconds=sum(
-            rates[p.kind].seconds(p.load, p.clients) / (1 if p.kind.startswith("pooled") else ranks) for p in parts
+            rates[p.kind].seconds(p.workload, p.clients) / (1 if p.kind.startswith("pooled") else ranks) for p in parts
         ),
-        train_tokens=sum(part.load.units for part in training),
-        evaluate_tokens=sum(part.load.units for part in scoring),
-        train_flops=sum(flops.train(part.load) for part in training),
-        evaluate_flops=sum(flops.forward(part.load) for part in scoring),
+        train_tokens=sum(part.workload.units for part in training),
+        evaluate_tokens=sum(part.workload.units for part in scoring),
+        train_flops=sum(flops.train(part.workload) for part in training),
+        evaluate_flops=sum(flops.forward(part.workload) for part in scoring),
     )
 
 
 def _measure(
-    experiment: Experiment, folder: Path, gauge: Gauge, seconds: float, invited: int, base: int, columns: Sequence[str]
+    experiment: Experiment,
+    folder: Path,
+    meter: MemoryMeter,
+    seconds: float,
+    invited: int,
+    base: int,
+    columns: Sequence[str],
 ) -> _Measured:
-    probe = Probe(experiment, folder, gauge, seconds=seconds)
-    source = client_tasks(experiment)[f"train {grid_name(experiment.recipe.optimizer.lr[0])}"].source
-    loaded, there = gauge.now(), gauge.available()
+    profiler = Profiler(experiment, folder, meter, seconds=seconds)
+    source = client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"].source
+    loaded, there = meter.now(), meter.available()
     everyone = tuple(range(len(experiment.train)))
-    together = probe.block("train", everyone[:invited])
-    most = max(together, probe.block("alone", everyone) if "alone" in columns else 0)
-    clients = heavy(source, everyone, most)
-    gauge.restart()
-    first = probe.train(clients[:1], steps=1)
-    each = max(1, gauge.since() - loaded)
+    train_block = profiler.block("train", everyone[:invited])
+    most = max(train_block, profiler.block("alone", everyone) if "alone" in columns else 0)
+    clients = heaviest(source, everyone, most)
+    meter.restart()
+    first = profiler.train(clients[:1], steps=1)
+    each = max(1, meter.since() - loaded)
     # What a block needs is known roughly by now: one that will not fit is told of, not tried.
     safe = max(1, min(most, math.floor((there - loaded) / each)))
-    gauge.restart()
-    tried = clients[: min(safe, together)]
-    training = probe.trained(tried)
+    meter.restart()
+    tried = clients[: min(safe, train_block)]
+    training = profiler.trained(tried)
     # A larger block is told from this one: its clients are side by side, and each adds as much.
-    each = max(1, math.ceil((gauge.since() - loaded) / len(tried) * probe.luck(tried, training)))
+    each = max(1, math.ceil((meter.since() - loaded) / len(tried) * profiler.luck(tried, training)))
     block = each * most
     rates: dict[Kind, Rate] = {"train": Rate.of(training)}
     guess = rates["train"].unit / 2
-    scoring = probe.scored(guess)
+    scoring = profiler.scored(guess)
     rates["score"] = Rate.of(scoring)
     private: dict[str, int] = {}
     if "alone" in columns:
-        alone = probe.private(clients[:safe], rates, "alone")
+        alone = profiler.private(clients[:safe], rates, "alone")
         rates, private["alone"] = {**rates, **alone.rates}, alone.bytes
-    block = max(block, gauge.since() - loaded)
+    block = max(block, meter.since() - loaded)
     if "pooled" in columns:
         # What the C library has kept is of little use to batches of another size: it stays beside theirs.
-        kept = max(0, gauge.now() - loaded)
-        gauge.restart()
-        joined = Probe(pooled_experiment(experiment), folder, gauge, seconds=seconds).private((0,), rates, "pooled")
+        resident = max(0, meter.now() - loaded)
+        meter.restart()
+        joined = Profiler(pooled_experiment(experiment), folder, meter, seconds=seconds).private((0,), rates, "pooled")
         rates, private["pooled"] = {**rates, **joined.rates}, joined.bytes
-        block = max(block, kept + gauge.since() - loaded)
+        block = max(block, resident + meter.since() - loaded)
     memory = Memory(
         base=base,
         loaded=loaded,
         client=each,
         block=block,
         clients=most,
-        peak=max(gauge.peak(), loaded + block),
+        peak=max(meter.peak(), loaded + block),
         available=there,
     )
     return _Measured(
-        rates=rates, train_up=first.up, score_up=scoring.up, memory=memory, private=private, own=probe.own()
+        rates=rates, train_up=first.up, score_up=scoring.up, memory=memory, private=private, own=profiler.own()
     )

@@ -11,13 +11,13 @@ from typing import Any, final
 
 from lichen.core import tree as trees
 from lichen.present.units import bytes_text
-from lichen.recipes.assemble.aggregation import home_of
-from lichen.recipes.assemble.capacity import Room
+from lichen.recipes.assemble.aggregation import local_params_of
+from lichen.recipes.assemble.capacity import DeviceTier
 from lichen.recipes.assemble.experiment import Experiment
-from lichen.recipes.plan.traffic import Traffic
+from lichen.recipes.plan.traffic import TrafficEstimate
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["Cost", "Disk", "Expected", "Memory", "Problem", "disk_of", "free_bytes", "problems"]
+__all__ = ["Cost", "Disk", "Estimate", "Memory", "Problem", "disk_of", "free_disk_bytes", "problems"]
 
 
 @final
@@ -98,7 +98,7 @@ class Problem:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
+class Estimate:
     """What a task finds out.
 
     Attributes:
@@ -119,23 +119,23 @@ class Expected:
     clients: int
     trained: int
     frozen: int
-    bytes: Traffic
+    bytes: TrafficEstimate
     memory: Memory
     disk: Disk
     columns: Mapping[str, Cost]
     start: float
     notes: tuple[str, ...] = ()
     seen: Mapping[str, Any] = field(default_factory=dict)
-    rooms: tuple[Room, ...] = ()
+    rooms: tuple[DeviceTier, ...] = ()
     read: Mapping[str, Any] | None = None
 
 
-def free_bytes() -> int:
+def free_disk_bytes() -> int:
     """Bytes the disk of temporary files has left."""
     return shutil.disk_usage(tempfile.gettempdir()).free
 
 
-def _kept(rounds: Sequence[int]) -> int:
+def _retained(rounds: Sequence[int]) -> int:
     """Versions of a client's private state that :class:`lichen.core.store.ClientStore` keeps after these rounds."""
     there: list[int] = []
     for version in rounds:
@@ -167,17 +167,17 @@ def disk_of(
     for version, who in enumerate(invited, start=1):
         for client in who:
             rounds.setdefault(client, []).append(version)
-    best = 1 if home_of(experiment.recipe) else 0  # what belongs to the best round stays beside the newest
-    kept = own * sum(_kept(versions) + best for versions in rounds.values())
+    best = 1 if local_params_of(experiment.recipe) else 0  # what belongs to the best round stays beside the newest
+    retained = own * sum(_retained(versions) + best for versions in rounds.values())
     clients = {"alone": len(experiment.train), "pooled": 1}
     once = trees.nbytes(experiment.start)
     server = experiment.recipe.federation.server
     moments = {"sgd": server.momentum > 0, "adam": 2, "yogi": 2}[server.name]
     grids = rates * sum(name != "base" for name in columns)
     return Disk(
-        private=rates * (kept + sum(clients[name] * each for name, each in private.items())),
+        private=rates * (retained + sum(clients[name] * each for name, each in private.items())),
         shared=grids * once + ("federated" in columns) * rates * once * (1 + int(moments)),
-        free=free_bytes(),
+        free=free_disk_bytes(),
     )
 
 

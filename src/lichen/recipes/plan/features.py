@@ -23,28 +23,28 @@ from lichen.data.batches.shards import ArrayShard
 from lichen.data.batches.text import encode_classify
 from lichen.data.sources.record import Record
 from lichen.models.features import EncoderFeatures
-from lichen.recipes.assemble.features import encoder_of, featured
+from lichen.recipes.assemble.features import encoder_of, featurizer
 from lichen.recipes.assemble.open import fetch_named, open_recipe
 from lichen.recipes.assemble.run_folder import RunFolder
-from lichen.recipes.assemble.workload import Load
+from lichen.recipes.assemble.workload import Workload
 from lichen.recipes.help.steps import with_answer_index
 from lichen.recipes.help.teacher import ask, classes_in_answer
-from lichen.recipes.plan.adapt import expect, flops_of
-from lichen.recipes.plan.estimate import Cost, Disk, Expected, Memory, free_bytes
+from lichen.recipes.plan.adapt import estimate_columns, flops_of
+from lichen.recipes.plan.estimate import Cost, Disk, Estimate, Memory, free_disk_bytes
 from lichen.recipes.plan.flops import arithmetic_of
-from lichen.recipes.plan.memory import Gauge
+from lichen.recipes.plan.memory import MemoryMeter
 from lichen.recipes.plan.synthetic import with_writing
-from lichen.recipes.plan.timing import spread
-from lichen.recipes.plan.traffic import Traffic
+from lichen.recipes.plan.timing import evenly_spaced
+from lichen.recipes.plan.traffic import TrafficEstimate
 from lichen.recipes.plan.workload import budget, invitations
 from lichen.recipes.rows.prepare import classes_of, gather_all
 from lichen.recipes.rows.public import labelled_of, split_public
-from lichen.recipes.rows.reading import told_of
+from lichen.recipes.rows.reading import report_read
 from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.oneshot import engine_for, solve
 
-__all__ = ["expect_oneshot", "expect_taught"]
+__all__ = ["estimate_oneshot", "estimate_with_teacher"]
 
 Say = Callable[[str], None]
 
@@ -65,28 +65,28 @@ def _encoder_pass(
     tokenizer: Any,
     classes: Sequence[str],
     records: Sequence[Record],
-    gauge: Gauge,
+    meter: MemoryMeter,
     seconds: float,
 ) -> _Pass:
-    def load_of(rows: Sequence[Record]) -> Load:
+    def workload_of(rows: Sequence[Record]) -> Workload:
         encoded = encode_classify(rows, tokenizer, max_length=recipe.data.max_length, classes=tuple(classes))
         length_N = np.asarray([len(ids) for ids, _ in encoded], dtype=np.int64)
-        return Load(rows=len(length_N), tokens=int(length_N.sum()), square=int((length_N**2).sum()))
+        return Workload(rows=len(length_N), tokens=int(length_N.sum()), square=int((length_N**2).sum()))
 
-    make, loaded = featured(recipe, features, tokenizer, classes), gauge.now()
-    gauge.restart()
-    make([records[i] for i in spread(range(len(records)), 4)])
-    few = spread(range(len(records)), 32)
-    began = time.perf_counter()
-    tried = make([records[i] for i in few])
-    each = (time.perf_counter() - began) / len(few)
-    if each * len(few) < seconds / 2:
-        few = spread(range(len(records)), max(32, int(seconds / each)))
-        began = time.perf_counter()
-        tried = make([records[i] for i in few])
-        each = (time.perf_counter() - began) / len(few)
-    block, whole = max(1, gauge.since() - loaded), load_of(records)
-    unit = each * len(few) / load_of([records[i] for i in few]).tokens
+    make, loaded = featurizer(recipe, features, tokenizer, classes), meter.now()
+    meter.restart()
+    make([records[i] for i in evenly_spaced(range(len(records)), 4)])
+    sample = evenly_spaced(range(len(records)), 32)
+    start_time = time.perf_counter()
+    tried = make([records[i] for i in sample])
+    each = (time.perf_counter() - start_time) / len(sample)
+    if each * len(sample) < seconds / 2:
+        sample = evenly_spaced(range(len(records)), max(32, int(seconds / each)))
+        start_time = time.perf_counter()
+        tried = make([records[i] for i in sample])
+        each = (time.perf_counter() - start_time) / len(sample)
+    block, whole = max(1, meter.since() - loaded), workload_of(records)
+    unit = each * len(sample) / workload_of([records[i] for i in sample]).tokens
     weights = list(features.model.parameters())
     return _Pass(
         cost=Cost(
@@ -100,8 +100,8 @@ def _encoder_pass(
             client=block,
             block=block,
             clients=1,
-            peak=gauge.peak(),
-            available=gauge.available(),
+            peak=meter.peak(),
+            available=meter.available(),
         ),
         tried=tried,
     )
@@ -111,34 +111,34 @@ def _weights(model: Any) -> int:
     return sum(x.numel() for x in model.parameters())
 
 
-def expect_oneshot(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds: float) -> Expected:
+def estimate_oneshot(recipe: Recipe, folder: Path, meter: MemoryMeter, say: Say, seconds: float) -> Estimate:
     """Task ``oneshot``: features of all rows, then one message a client.
 
     Args:
         recipe: The recipe.
         folder: For what is written; the caller removes it.
-        gauge: The device's memory.
+        meter: The device's memory.
         say: Called with lines of progress.
         seconds: About how long the encoder is timed.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     fetch_named(recipe, say)
     gathered = gather_all(recipe)
     classes = classes_of(recipe, gathered.records)
     public_split = split_public(recipe, gathered.records)
     clients_data = labelled_of(public_split.clients_data)
     features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
-    read = told_of(recipe, gathered, public_split, tokenizer, say)
-    start = time.perf_counter() - began
+    read = report_read(recipe, gathered, public_split, tokenizer, say)
+    start = time.perf_counter() - start_time
     say("encoding some rows")
     rows = [record for client_data in clients_data for record in (*client_data.train, *client_data.test)]
-    passed = _encoder_pass(recipe, features, tokenizer, classes, rows, gauge, seconds)
-    home, shard, count = RunFolder(folder, recipe_sha256=recipe_sha256(recipe)), passed.tried, len(clients_data)
+    passed = _encoder_pass(recipe, features, tokenizer, classes, rows, meter, seconds)
+    run_folder, shard, count = RunFolder(folder, recipe_sha256=recipe_sha256(recipe)), passed.tried, len(clients_data)
 
     def solved(parts: Sequence[ArrayShard]) -> tuple[float, int, int]:
-        began, engine = time.perf_counter(), engine_for(recipe, parts, len(classes), home)
+        start_time, engine = time.perf_counter(), engine_for(recipe, parts, len(classes), run_folder)
         solve(recipe, engine, range(len(parts)))
-        return time.perf_counter() - began, engine.bytes_up // len(parts), engine.bytes_down // len(parts)
+        return time.perf_counter() - start_time, engine.bytes_up // len(parts), engine.bytes_down // len(parts)
 
     solved([shard])
     once, up, down = solved([shard])
@@ -149,11 +149,11 @@ def expect_oneshot(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds
     messages, solutions = count + alone + 1 + again * count, 1 + alone + 1 + again
     heads = Cost(seconds=message * messages + max(0.0, once - message) * solutions)
     cached = sum(len(o.train) + len(o.test) for o in clients_data) * (4 * features.width + 8)
-    return Expected(
+    return Estimate(
         clients=count,
         trained=head,
         frozen=_weights(features.model),
-        bytes=Traffic(
+        bytes=TrafficEstimate(
             client_up=up,
             client_down=down,
             round_up=count * up,
@@ -162,26 +162,26 @@ def expect_oneshot(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds
             down=count * down,
         ),
         memory=passed.memory,
-        disk=Disk(private=0, shared=cached + 8 * head, free=free_bytes()),
+        disk=Disk(private=0, shared=cached + 8 * head, free=free_disk_bytes()),
         columns={"features": passed.cost, "heads": heads},
         start=start,
         read=read,
     )
 
 
-def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds: float) -> Expected:
+def estimate_with_teacher(recipe: Recipe, folder: Path, meter: MemoryMeter, say: Say, seconds: float) -> Estimate:
     """Task ``classify`` with a teacher: its pass over public and test rows, then the federation with and without it.
 
     Args:
         recipe: The recipe.
         folder: For what is written; the caller removes it.
-        gauge: The device's memory.
+        meter: The device's memory.
         say: Called with lines of progress.
         seconds: About how long each kind of work is timed.
     """
     assert recipe.teacher is not None
-    began = time.perf_counter()
-    loaded = open_recipe(recipe, say=say, keep_private=False, tell_read=True)
+    start_time = time.perf_counter()
+    loaded = open_recipe(recipe, say=say, keep_private=False, report_counts=True)
     experiment, public_split, clients_data, classes = (
         loaded.experiment,
         loaded.public_split,
@@ -190,32 +190,32 @@ def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds:
     )
     assert loaded.public is not None
     features, tokenizer = encoder_of(recipe, recipe.teacher.name, exact=False)
-    start = time.perf_counter() - began
+    start = time.perf_counter() - start_time
     say("encoding some rows")
     read = [
         *public_split.labelled,
         *public_split.unlabelled,
         *(record for client_data in clients_data for record in client_data.test),
     ]
-    passed = _encoder_pass(recipe, features, tokenizer, classes, read, gauge, seconds)
+    passed = _encoder_pass(recipe, features, tokenizer, classes, read, meter, seconds)
     texts, count = [record.text for record in public_split.unlabelled], classes_in_answer(recipe, classes)
-    home = RunFolder(folder / "answers", recipe_sha256=recipe_sha256(recipe))
+    run_folder = RunFolder(folder / "answers", recipe_sha256=recipe_sha256(recipe))
     mute = LocalTeacher(lambda some: torch.zeros(len(some), len(classes)), classes=classes, top_k=count)
-    answers, up, down = ask(mute, texts, classes, count, home)
+    answers, up, down = ask(mute, texts, classes, count, run_folder)
     apart = tuple(c for c in recipe.compare.baselines if c != "no_help")
 
     def only(columns: tuple[Any, ...]) -> Recipe:
         return recipe.model_copy(update={"compare": recipe.compare.model_copy(update={"baselines": columns})})
 
-    taught = replace(
+    with_teacher = replace(
         experiment,
         recipe=only(()),
         start={**experiment.start, **answers},
         public=with_answer_index(loaded.public, np.arange(loaded.public.size)),
     )
     plain, learned = (
-        expect(b, budget(b, invitations(b)), partial(flops_of, b), folder / name, gauge, say, seconds)
-        for name, b in (("plain", replace(experiment, recipe=only(apart))), ("taught", taught))
+        estimate_columns(b, budget(b, invitations(b)), partial(flops_of, b), folder / name, meter, say, seconds)
+        for name, b in (("plain", replace(experiment, recipe=only(apart))), ("taught", with_teacher))
     )
     # Every client is sent the public texts once; their answers ride along in every job.
     down += sum(len(text.encode()) for text in texts) * len(clients_data)
@@ -230,7 +230,7 @@ def expect_taught(recipe: Recipe, folder: Path, gauge: Gauge, say: Say, seconds:
         bytes=replace(sent, up=sent.up + up, down=sent.down + down),
         memory=replace(learned.memory, base=learned.memory.base + passed.memory.base, peak=peak),
         disk=replace(
-            plain.disk, shared=plain.disk.shared + learned.disk.shared + trees.nbytes(answers), free=free_bytes()
+            plain.disk, shared=plain.disk.shared + learned.disk.shared + trees.nbytes(answers), free=free_disk_bytes()
         ),
         columns=columns,
         start=start,

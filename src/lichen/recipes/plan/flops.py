@@ -30,7 +30,7 @@ from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.tree import Tree
 from lichen.models.adapters.linear_layers import is_linear
-from lichen.recipes.assemble.workload import Load, load_of
+from lichen.recipes.assemble.workload import Workload, workload_of
 
 __all__ = ["Counted", "Flops", "arithmetic_of", "counted"]
 
@@ -41,11 +41,11 @@ ONCE_A_ROW = ("classifier", "score", "pooler", "pre_classifier")
 class Flops(Protocol):
     """What a load costs, in floating-point operations."""
 
-    def forward(self, load: Load) -> float:
+    def forward(self, workload: Workload) -> float:
         """Evaluation."""
         ...
 
-    def train(self, load: Load) -> float:
+    def train(self, workload: Workload) -> float:
         """Forward and backward."""
         ...
 
@@ -73,16 +73,16 @@ class Arithmetic:
     row_trained: int = 0
     attention: int = 0
 
-    def forward(self, load: Load) -> float:
+    def forward(self, workload: Workload) -> float:
         """2 for each weight passed, and the attention."""
-        passed = load.tokens * (self.token + self.adapter) + load.labelled * (self.label + self.label_trained)
-        return 2.0 * (passed + load.rows * (self.row + self.row_trained)) + 4.0 * load.square * self.attention
+        passed = workload.tokens * (self.token + self.adapter) + workload.labelled * (self.label + self.label_trained)
+        return 2.0 * (passed + workload.rows * (self.row + self.row_trained)) + 4.0 * workload.square * self.attention
 
-    def train(self, load: Load) -> float:
+    def train(self, workload: Workload) -> float:
         """4 for each frozen weight passed, 6 for each trained one, and thrice the attention."""
-        frozen = load.tokens * self.token + load.labelled * self.label + load.rows * self.row
-        own = load.tokens * self.adapter + load.labelled * self.label_trained + load.rows * self.row_trained
-        return 4.0 * frozen + 6.0 * own + 12.0 * load.square * self.attention
+        frozen = workload.tokens * self.token + workload.labelled * self.label + workload.rows * self.row
+        own = workload.tokens * self.adapter + workload.labelled * self.label_trained + workload.rows * self.row_trained
+        return 4.0 * frozen + 6.0 * own + 12.0 * workload.square * self.attention
 
 
 def arithmetic_of(model: Any, start: Tree) -> Arithmetic:
@@ -124,13 +124,13 @@ class Counted:
     forward_row: float
     train_row: float
 
-    def forward(self, load: Load) -> float:
+    def forward(self, workload: Workload) -> float:
         """Rows times a row's."""
-        return load.rows * self.forward_row
+        return workload.rows * self.forward_row
 
-    def train(self, load: Load) -> float:
+    def train(self, workload: Workload) -> float:
         """Rows times a row's."""
-        return load.rows * self.train_row
+        return workload.rows * self.train_row
 
 
 def counted(model: CohortModel, start: Tree, batch: Batch) -> Counted:
@@ -150,5 +150,5 @@ def counted(model: CohortModel, start: Tree, batch: Batch) -> Counted:
         loss_C, _ = model.loss(own_C, fixed, batch)
     with FlopCounterMode(display=False) as backward:
         torch.autograd.grad(loss_C.sum(), list(own_C.values()), allow_unused=True)
-    rows, once = max(1, load_of(batch).rows), forward.get_total_flops()
+    rows, once = max(1, workload_of(batch).rows), forward.get_total_flops()
     return Counted(forward_row=once / rows, train_row=(once + backward.get_total_flops()) / rows)

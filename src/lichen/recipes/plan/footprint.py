@@ -30,10 +30,10 @@ from lichen.core.fold import serve
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
-from lichen.recipes.assemble.experiment import Experiment, grid_name
+from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.live_bytes import LiveBytes
 from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.assemble.parts import begin_of, client_tasks
+from lichen.recipes.assemble.parts import client_tasks, initial_shared
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
@@ -67,18 +67,18 @@ def peak_bytes(device: str) -> Iterator[list[int]]:
     Args:
         device: An accelerator's own counter is asked; elsewhere tensors are counted.
     """
-    told: list[int] = []
+    peaks: list[int] = []
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        yield told
+        yield peaks
         torch.cuda.synchronize(device)
-        told.append(torch.cuda.max_memory_allocated(device) - before)
+        peaks.append(torch.cuda.max_memory_allocated(device) - before)
         return
-    with LiveBytes() as live:
-        yield told
-    told.append(live.peak)
+    with LiveBytes() as live_bytes:
+        yield peaks
+    peaks.append(live_bytes.peak)
 
 
 def frozen_tensors(foundation: Any) -> tuple[Tensor, ...]:
@@ -114,11 +114,11 @@ def footprint(recipe: Recipe) -> Footprint | None:
 
 def _training(experiment: Experiment) -> int | None:
     recipe = experiment.recipe
-    known, name = client_tasks(experiment), f"train {grid_name(recipe.optimizer.lr[0])}"
+    known, name = client_tasks(experiment), f"train {lr_name(recipe.optimizer.lr[0])}"
     if name not in known:
         return None
     client = dearest(known[name].source, len(experiment.train))
-    shared = begin_of(experiment, recipe.optimizer.lr[0])
+    shared = initial_shared(experiment, recipe.optimizer.lr[0])
     job = Job(
         work=name,
         shared=shared,
@@ -131,7 +131,7 @@ def _training(experiment: Experiment) -> int | None:
     device = recipe.model.device
     with tempfile.TemporaryDirectory() as folder:
         store = ClientStore(Path(folder))
-        with peak_bytes(device) as told:
+        with peak_bytes(device) as peaks:
             for _ in serve(job, known, store, base=experiment.model.base, block_size=1, device=device):
                 pass
-    return trees.nbytes(shared) + told[0]
+    return trees.nbytes(shared) + peaks[0]

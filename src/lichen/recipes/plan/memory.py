@@ -14,7 +14,7 @@ import torch
 
 from lichen.core.memory import peak_memory_bytes
 
-__all__ = ["Gauge"]
+__all__ = ["MemoryMeter"]
 
 
 def _field(file: str, name: str) -> int | None:
@@ -28,9 +28,9 @@ def _field(file: str, name: str) -> int | None:
 
 def _limit() -> int | None:
     """What is left of a container's limit."""
-    home, older = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
+    cgroup, older = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
     for limit, used in (
-        (home / "memory.max", home / "memory.current"),
+        (cgroup / "memory.max", cgroup / "memory.current"),
         (older / "memory.limit_in_bytes", older / "memory.usage_in_bytes"),
     ):
         try:
@@ -41,7 +41,7 @@ def _limit() -> int | None:
 
 
 @final
-class Gauge:
+class MemoryMeter:
     """Reads memory where the work is done.
 
     Args:
@@ -63,14 +63,14 @@ class Gauge:
             return torch.cuda.memory_allocated(self._cuda)
         return _field("/proc/self/status", "VmRSS") or peak_memory_bytes()
 
-    def _mark(self) -> int:
+    def _high_water(self) -> int:
         if self._cuda is not None:
             return torch.cuda.max_memory_allocated(self._cuda)
         return _field("/proc/self/status", "VmHWM") or peak_memory_bytes()
 
     def restart(self) -> None:
         """Let :meth:`since` start from what is held now; without leave to do so it goes on."""
-        self._highest = max(self._highest, self._mark())
+        self._highest = max(self._highest, self._high_water())
         if self._cuda is not None:
             torch.cuda.reset_peak_memory_stats(self._cuda)
             return
@@ -81,11 +81,11 @@ class Gauge:
 
     def since(self) -> int:
         """The most bytes held since :meth:`restart`."""
-        return self._mark()
+        return self._high_water()
 
     def peak(self) -> int:
         """The most bytes ever held."""
-        self._highest = max(self._highest, self._mark())
+        self._highest = max(self._highest, self._high_water())
         return self._highest
 
     def available(self) -> int:

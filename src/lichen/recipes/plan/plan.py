@@ -22,9 +22,9 @@ from lichen.core.errors import LichenError
 from lichen.present.energy import Meter, counters
 from lichen.present.planned import plan_table
 from lichen.present.report import table_text
-from lichen.recipes.plan.estimate import Expected, Problem, problems
-from lichen.recipes.plan.features import expect_taught
-from lichen.recipes.plan.memory import Gauge
+from lichen.recipes.plan.estimate import Estimate, Problem, problems
+from lichen.recipes.plan.features import estimate_with_teacher
+from lichen.recipes.plan.memory import MemoryMeter
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
@@ -55,7 +55,7 @@ class Plan:
     task: str
     engine: str
     device: str
-    expected: Expected
+    expected: Estimate
     seconds: float
     joules: float | None
     problems: tuple[Problem, ...]
@@ -94,13 +94,15 @@ def plan(
             where="exchange",
             fix="run it for a round or two and multiply: lichen run RECIPE -s federation.rounds=2",
         )
-    taught = recipe.teacher is not None and not recipe.writes
-    task: Callable[..., Expected] = expect_taught if taught else task_of(recipe.task).procedure.load("plan")
+    has_teacher = recipe.teacher is not None and not recipe.writes
+    task: Callable[..., Estimate] = (
+        estimate_with_teacher if has_teacher else task_of(recipe.task).procedure.load("plan")
+    )
     device = recipe.model.device
     with tempfile.TemporaryDirectory(prefix="lichen-plan-") as folder, Meter(counters(device)) as meter:
-        began = time.perf_counter()
-        found = task(recipe, Path(folder), Gauge(device), say, seconds)
-        spent, joules = time.perf_counter() - began, meter.joules()
+        start_time = time.perf_counter()
+        found = task(recipe, Path(folder), MemoryMeter(device), say, seconds)
+        spent, joules = time.perf_counter() - start_time, meter.joules()
     whole = found.start + sum(cost.seconds for cost in found.columns.values())
     return Plan(
         name=recipe.name,

@@ -15,16 +15,16 @@ from lichen.clients.distillation.sequence import prompt_of
 from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.help.foundation_models import FMRegistry
 from lichen.recipes.help.synthetic import writer_of
-from lichen.recipes.plan.estimate import Cost, Expected
+from lichen.recipes.plan.estimate import Cost, Estimate
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["with_writing"]
 
-BATCH, FEW = 32, 9
+BATCH, PROBE_TOKENS = 32, 9
 """Texts that are tried at most, and tokens of each."""
 
 
-def with_writing(found: Expected, loaded: LoadedExperiment, folder: Path, say: Callable[[str], None]) -> Expected:
+def with_writing(found: Estimate, loaded: LoadedExperiment, folder: Path, say: Callable[[str], None]) -> Estimate:
     """A plan with a column ``writing`` where a model writes, and with notes on what is not counted.
 
     Args:
@@ -35,7 +35,7 @@ def with_writing(found: Expected, loaded: LoadedExperiment, folder: Path, say: C
     """
     recipe = loaded.experiment.recipe
     notes = [*found.notes, *_uncounted(recipe)]
-    texts, most, remote, ask = _asked(loaded, folder, say)
+    texts, most, remote, ask = _queries(loaded, folder, say)
     if not texts:
         return replace(found, notes=tuple(notes))
     notes.append(f"writing: {texts:,} texts of at most {most} tokens, {texts * most:,} tokens in all")
@@ -44,15 +44,15 @@ def with_writing(found: Expected, loaded: LoadedExperiment, folder: Path, say: C
         return replace(found, notes=tuple(notes))
     rows = min(texts, BATCH)
     ask(1, 1)  # loads the model
-    say(f"writing {rows} texts of {FEW} tokens")
-    first, few = (_seconds(ask, rows, tokens) for tokens in (1, FEW))
-    each = max(few - first, 0.0) / (FEW - 1)
+    say(f"writing {rows} texts of {PROBE_TOKENS} tokens")
+    first, longer = (_seconds(ask, rows, tokens) for tokens in (1, PROBE_TOKENS))
+    each = max(longer - first, 0.0) / (PROBE_TOKENS - 1)
     seconds = (first + (most - 1) * each) * texts / rows
     cost = Cost(seconds=seconds, evaluate_tokens=float(texts * most))
     return replace(found, notes=tuple(notes), columns={"writing": cost, **found.columns})
 
 
-def _asked(
+def _queries(
     loaded: LoadedExperiment, folder: Path, say: Callable[[str], None]
 ) -> tuple[int, int, bool, Callable[[int, int], object]]:
     """``(texts, tokens of each at most, behind an endpoint, what writes some texts of some tokens)``."""
@@ -85,9 +85,9 @@ def _asked(
 
 
 def _seconds(ask: Callable[[int, int], object], rows: int, tokens: int) -> float:
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     ask(rows, tokens)
-    return time.perf_counter() - began
+    return time.perf_counter() - start_time
 
 
 def _uncounted(recipe: Recipe) -> list[str]:

@@ -14,12 +14,12 @@ from typing import final
 
 from lichen.core.contracts import Batch, ClientTask, Source
 from lichen.engines.local import LocalEngine
-from lichen.recipes.assemble.workload import Load, load_of
-from lichen.recipes.plan.memory import Gauge
+from lichen.recipes.assemble.workload import Workload, workload_of
+from lichen.recipes.plan.memory import MemoryMeter
 
-__all__ = ["Laps", "Rate", "Timed", "clocked", "spread"]
+__all__ = ["Rate", "Timed", "Timings", "evenly_spaced", "with_timing"]
 
-Laps = list[tuple[Load, float]]
+Timings = list[tuple[Workload, float]]
 """Batches and the seconds each took."""
 
 
@@ -29,7 +29,7 @@ class Timed:
     """Jobs that were run.
 
     Attributes:
-        load: What their batches held.
+        workload: What their batches held.
         inside: Seconds between batches.
         whole: Seconds in all.
         clients: How often a client was asked.
@@ -38,7 +38,7 @@ class Timed:
         largest: Tokens of the largest batch, or rows without tokens.
     """
 
-    load: Load
+    workload: Workload
     inside: float
     whole: float
     clients: int
@@ -64,25 +64,25 @@ class Rate:
     def of(cls, timed: Timed) -> Rate:
         """The rate these jobs had."""
         rest = max(0.0, timed.whole - timed.inside) / max(1, timed.clients)
-        return cls(unit=timed.inside / max(1.0, timed.load.units), client=rest)
+        return cls(unit=timed.inside / max(1.0, timed.workload.units), client=rest)
 
-    def seconds(self, load: Load, clients: float) -> float:
+    def seconds(self, workload: Workload, clients: float) -> float:
         """Of so much work.
 
-        >>> Rate(unit=0.5, client=2.0).seconds(Load(rows=1, tokens=10), 3)
+        >>> Rate(unit=0.5, client=2.0).seconds(Workload(rows=1, tokens=10), 3)
         11.0
         """
-        return self.unit * load.units + self.client * clients
+        return self.unit * workload.units + self.client * clients
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Clock:
+class _TimedSource:
     """A source whose batches are timed until the next one is asked for."""
 
     source: Source
     settle: Callable[[], None]
-    laps: Laps = field(default_factory=list)
+    timings: Timings = field(default_factory=list)
     every: int = 1
 
     def shape(self, client: int) -> Hashable:
@@ -93,38 +93,38 @@ class _Clock:
         for batch in islice(self.source.batches(clients, seed), 0, None, self.every):
             yield batch
             self.settle()
-            self.laps.append((load_of(batch), time.perf_counter() - start))
+            self.timings.append((workload_of(batch), time.perf_counter() - start))
             start = time.perf_counter()
 
 
-def clocked(engine: LocalEngine, gauge: Gauge, *, every: int = 1) -> Laps:
+def with_timing(engine: LocalEngine, meter: MemoryMeter, *, every: int = 1) -> Timings:
     """Put clocks into an engine's stations; the list fills as it works.
 
     Args:
         engine: Whose stations are replaced.
-        gauge: Knows when the device is done.
+        meter: Knows when the device is done.
         every: Evaluate only every n-th batch; training is not thinned.
     """
-    laps: Laps = []
+    timings: Timings = []
     engine.client_tasks = {
         name: ClientTask(
             work=client_task.work,
-            source=_Clock(
+            source=_TimedSource(
                 source=client_task.source,
-                settle=gauge.settle,
-                laps=laps,
+                settle=meter.settle,
+                timings=timings,
                 every=1 if name.startswith(("train ", "alone lr")) else every,
             ),
         )
         for name, client_task in engine.client_tasks.items()
     }
-    return laps
+    return timings
 
 
-def spread(clients: Sequence[int], count: int) -> tuple[int, ...]:
+def evenly_spaced(clients: Sequence[int], count: int) -> tuple[int, ...]:
     """So many clients, evenly over all of them.
 
-    >>> spread(range(10), 4)
+    >>> evenly_spaced(range(10), 4)
     (0, 2, 5, 7)
     """
     count = min(count, len(clients))

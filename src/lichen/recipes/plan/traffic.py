@@ -17,12 +17,12 @@ from typing import final
 from lichen.core.fold import BEST
 from lichen.core.message import Job, sizes
 from lichen.core.tree import Tree
-from lichen.recipes.assemble.experiment import Experiment, grid_name
-from lichen.recipes.assemble.parts import algorithm_of, begin_of, down_of, validators_of
+from lichen.recipes.assemble.experiment import Experiment, lr_name
+from lichen.recipes.assemble.parts import algorithm_of, down_of, initial_shared, validators_of
 from lichen.recipes.plan.workload import marks
 from lichen.transforms.downlink import DownlinkState
 
-__all__ = ["Traffic", "traffic"]
+__all__ = ["TrafficEstimate", "traffic"]
 
 HEADER = 256
 """Bytes of a tensor's name and shape in a job, at most."""
@@ -33,7 +33,7 @@ MORE = {"fedex": 2, "flora": 0}
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
+class TrafficEstimate:
     """Bytes of the federated column, as the run's summary counts them.
 
     Attributes:
@@ -87,7 +87,9 @@ def _jobs(experiment: Experiment, job: Job) -> list[Job]:
     ]
 
 
-def traffic(experiment: Experiment, invited: Sequence[Sequence[int]], *, train_up: int, score_up: int) -> Traffic:
+def traffic(
+    experiment: Experiment, invited: Sequence[Sequence[int]], *, train_up: int, score_up: int
+) -> TrafficEstimate:
     """The bytes of the federated column at the learning rate that is chosen.
 
     Args:
@@ -97,7 +99,7 @@ def traffic(experiment: Experiment, invited: Sequence[Sequence[int]], *, train_u
         score_up: Bytes of one after validation.
     """
     recipe, lr, count = experiment.recipe, experiment.recipe.optimizer.lr[0], len(experiment.train)
-    shared, chain = begin_of(experiment, lr), down_of(recipe)
+    shared, chain = initial_shared(experiment, lr), down_of(recipe)
     downlink = None if chain is None else DownlinkState.initial(shared, count, agreed=True)
 
     def down(work: str, clients: Sequence[int], **settings: float) -> int:
@@ -107,7 +109,7 @@ def traffic(experiment: Experiment, invited: Sequence[Sequence[int]], *, train_u
             return sizes(downlink.job(job))
         return sum(map(sizes, _jobs(experiment, job) if settings else [job]))
 
-    work, algorithm = f"train {grid_name(lr)}", algorithm_of(experiment, lr, recipe.federation.rounds)
+    work, algorithm = f"train {lr_name(lr)}", algorithm_of(experiment, lr, recipe.federation.rounds)
     adapters = max(map(len, invited)) + MORE.get(recipe.rule, 0)
     _, seen = marks(experiment, recipe.federation.rounds)
     up = total = patch = plain = valid_up = valid_down = 0
@@ -125,7 +127,7 @@ def traffic(experiment: Experiment, invited: Sequence[Sequence[int]], *, train_u
             valid_down += down(str(algorithm.valid), judges) + len(judges) * patch
             downlink = None if downlink is None else downlink.acknowledge(judges)
     rounds, up, total = recipe.federation.rounds, up + valid_up, total + valid_down
-    return Traffic(
+    return TrafficEstimate(
         client_up=train_up,
         client_down=round(plain / max(1, sum(map(len, invited)))),
         round_up=round(up / rounds),

@@ -17,15 +17,15 @@ import torch
 from lichen.algorithms.average import is_validated
 from lichen.core.contracts import Source
 from lichen.core.seeds import derive
-from lichen.recipes.assemble.aggregation import home_of
-from lichen.recipes.assemble.experiment import Experiment, grid_name
+from lichen.recipes.assemble.aggregation import local_params_of
+from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.parts import client_tasks, sampler_of, validators_of
-from lichen.recipes.assemble.workload import Load, alone_rounds, load_of, pooled_experiment, trial_rounds
+from lichen.recipes.assemble.workload import Workload, alone_rounds, pooled_experiment, trial_rounds, workload_of
 from lichen.recipes.rows.prepare import first_of
 
 __all__ = [
-    "Chunk",
     "Kind",
+    "WorkItem",
     "budget",
     "evaluated",
     "invitations",
@@ -41,17 +41,17 @@ COUNTED = 2000
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
+class WorkItem:
     """All work of one kind in one column.
 
     Attributes:
         kind: Which work.
-        load: What it sees, all rounds and learning rates together.
+        workload: What it sees, all rounds and learning rates together.
         clients: How often a client is asked.
     """
 
     kind: Kind
-    load: Load
+    workload: Workload
     clients: float
 
 
@@ -76,16 +76,16 @@ def marks(experiment: Experiment, rounds: int) -> tuple[list[int], list[int]]:
     return trained, seen
 
 
-def evaluated(source: Source, clients: Sequence[int], seed: int = 0) -> Load:
+def evaluated(source: Source, clients: Sequence[int], seed: int = 0) -> Workload:
     """What these clients' batches hold."""
-    return sum((load_of(batch) for c in clients for batch in source.batches((c,), seed)), Load())
+    return sum((workload_of(batch) for c in clients for batch in source.batches((c,), seed)), Workload())
 
 
-def _trained(source: Source, rounds: Sequence[tuple[Sequence[int], int, int]]) -> Load:
+def _trained(source: Source, rounds: Sequence[tuple[Sequence[int], int, int]]) -> Workload:
     """Rounds of (clients, seed, times), counted on every n-th training where they are very many."""
     every = max(1, math.ceil(sum(len(clients) for clients, _, _ in rounds) / COUNTED))
     jobs: Iterator[tuple[int, int, int]] = ((c, seed, times) for clients, seed, times in rounds for c in clients)
-    total, weight, all_weight = Load(), 0, 0
+    total, weight, all_weight = Workload(), 0, 0
     for i, (client, seed, times) in enumerate(jobs):
         all_weight += times
         if i % every == 0:
@@ -93,7 +93,7 @@ def _trained(source: Source, rounds: Sequence[tuple[Sequence[int], int, int]]) -
     return total.times(all_weight / weight) if weight != all_weight else total
 
 
-def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str, tuple[Chunk, ...]]:
+def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str, tuple[WorkItem, ...]]:
     """The work of every column that is compared, and of the federated one.
 
     Args:
@@ -101,47 +101,47 @@ def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str
         invited: The clients of every round, see :func:`invitations`.
     """
     recipe, everyone = experiment.recipe, range(len(experiment.train))
-    source = client_tasks(experiment)[f"train {grid_name(recipe.optimizer.lr[0])}"].source
+    source = client_tasks(experiment)[f"train {lr_name(recipe.optimizer.lr[0])}"].source
     valid = evaluated(experiment.evaluating(experiment.valid), everyone)
     test = evaluated(experiment.evaluating(experiment.test), everyone)
     # A test set that clients share is scored once for all of them where they score one model.
     shared = sorted(set(first_of(experiment.test)))
-    own = bool(home_of(recipe))
+    own = bool(local_params_of(recipe))
     once = test if own else evaluated(experiment.evaluating(experiment.test), shared)
-    asked = len(experiment.train) if own else len(shared)
+    scored_clients = len(experiment.train) if own else len(shared)
     judges = validators_of(experiment)
-    columns: dict[str, tuple[Chunk, ...]] = {}
+    columns: dict[str, tuple[WorkItem, ...]] = {}
     if "base" in recipe.compare.baselines and recipe.writes:
-        columns["base"] = (Chunk(kind="score", load=once, clients=asked),)
+        columns["base"] = (WorkItem(kind="score", workload=once, clients=scored_clients),)
     seeds = _round_seeds(experiment, recipe.federation.rounds)
     trained, seen = marks(experiment, recipe.federation.rounds)
     columns["federated"] = (
-        Chunk(
+        WorkItem(
             kind="train",
-            load=_trained(source, list(zip(invited, seeds, trained, strict=True))),
+            workload=_trained(source, list(zip(invited, seeds, trained, strict=True))),
             clients=sum(len(who) * t for who, t in zip(invited, trained, strict=True)),
         ),
-        Chunk(
+        WorkItem(
             kind="score",
-            load=evaluated(experiment.evaluating(experiment.valid), judges).times(sum(seen)) + once,
-            clients=len(judges) * sum(seen) + asked,
+            workload=evaluated(experiment.evaluating(experiment.valid), judges).times(sum(seen)) + once,
+            clients=len(judges) * sum(seen) + scored_clients,
         ),
     )
     if "alone" in recipe.compare.baselines:
         columns["alone"] = _private(experiment, "alone", alone_rounds(experiment), valid, test)
     if "pooled" in recipe.compare.baselines:
-        together = pooled_experiment(experiment)
-        parts = [evaluated(together.evaluating(part), (0,)) for part in (together.valid, together.test)]
-        mine = _private(together, "pooled", recipe.federation.rounds, *parts)
-        columns["pooled"] = (*mine, Chunk(kind="score", load=once, clients=asked))
+        pooled = pooled_experiment(experiment)
+        parts = [evaluated(pooled.evaluating(part), (0,)) for part in (pooled.valid, pooled.test)]
+        mine = _private(pooled, "pooled", recipe.federation.rounds, *parts)
+        columns["pooled"] = (*mine, WorkItem(kind="score", workload=once, clients=scored_clients))
     return columns
 
 
 def _private(
-    experiment: Experiment, name: Literal["alone", "pooled"], rounds: int, valid: Load, test: Load
-) -> tuple[Chunk, ...]:
+    experiment: Experiment, name: Literal["alone", "pooled"], rounds: int, valid: Workload, test: Workload
+) -> tuple[WorkItem, ...]:
     recipe, clients = experiment.recipe, range(len(experiment.train))
-    source = client_tasks(experiment)[f"alone {grid_name(recipe.optimizer.lr[0])}"].source
+    source = client_tasks(experiment)[f"alone {lr_name(recipe.optimizer.lr[0])}"].source
     trained, seen = marks(experiment, rounds)
     rates = len(recipe.optimizer.lr)
     chosen = (
@@ -152,9 +152,9 @@ def _private(
     score: Kind = "alone.score" if name == "alone" else "pooled.score"
     rows = [(clients, seed, times) for seed, times in zip(_round_seeds(experiment, rounds), trained, strict=True)]
     return (
-        Chunk(kind=name, load=_trained(source, rows), clients=count * sum(trained)),
-        Chunk(kind=keep, load=valid.times(sum(seen)), clients=count * sum(seen)),
-        Chunk(kind=score, load=valid.times(chosen) + test, clients=count * (chosen + 1)),
+        WorkItem(kind=name, workload=_trained(source, rows), clients=count * sum(trained)),
+        WorkItem(kind=keep, workload=valid.times(sum(seen)), clients=count * sum(seen)),
+        WorkItem(kind=score, workload=valid.times(chosen) + test, clients=count * (chosen + 1)),
     )
 
 

@@ -96,19 +96,19 @@ def part(recipe: Recipe, records: Sequence[Record], *, test: tuple[Record, ...] 
     partition = recipe.data.partition
     if partition.by == "client":
         rows, nobody = rows_by_client(recipe, records)
-        parted = draw_clients(recipe, rows)
-        return replace(parted, left=(nobody, *parted.left))
+        partitioned = draw_clients(recipe, rows)
+        return replace(partitioned, left=(nobody, *partitioned.left))
     common = draw_rows(recipe, records) if test is None else Common(test=test, rest=list(records))
     labels = np.asarray([str(r.label) for r in common.rest])
-    drawn = (
+    assignment = (
         iid(len(common.rest), clients=partition.clients, seed=recipe.seed)
         if partition.by == "iid"
         else dirichlet(labels, clients=partition.clients, alpha=partition.alpha, seed=recipe.seed)
     )
-    rows = {f"client-{k:03d}": [common.rest[i] for i in index] for k, index in enumerate(drawn)}
-    parted = draw_clients(recipe, rows, test=0.0)
-    clients_data = tuple(replace(client_data, test=common.test) for client_data in parted.clients_data)
-    return Partitioned(clients_data=clients_data, left=(*common.left, *parted.left))
+    rows = {f"client-{k:03d}": [common.rest[i] for i in index] for k, index in enumerate(assignment)}
+    partitioned = draw_clients(recipe, rows, test=0.0)
+    clients_data = tuple(replace(client_data, test=common.test) for client_data in partitioned.clients_data)
+    return Partitioned(clients_data=clients_data, left=(*common.left, *partitioned.left))
 
 
 def rows_by_client(recipe: Recipe, records: Sequence[Record]) -> tuple[dict[str, Sequence[Record]], Left]:
@@ -143,8 +143,8 @@ def draw_rows(recipe: Recipe, records: Sequence[Record]) -> Common:
     data, seed = recipe.data, derive(recipe.seed, "common test")
     held = [record for record in records if record.held_out]
     if held:
-        marks = {fingerprint(record, reads=reads_of(recipe)) for record in held}
-        rest = [r for r in records if not r.held_out and fingerprint(r, reads=reads_of(recipe)) not in marks]
+        fingerprints = {fingerprint(record, reads=reads_of(recipe)) for record in held}
+        rest = [r for r in records if not r.held_out and fingerprint(r, reads=reads_of(recipe)) not in fingerprints]
         copies = Left(why="copies of a test row", rows=len(records) - len(held) - len(rest))
         test = held
     else:
@@ -223,7 +223,7 @@ def draw_clients(
     clients_data: list[ClientData] = []
     unsplit: list[str] = []
     for name in enough:
-        found = _parted(recipe, name, rows[name], test)
+        found = _partition_client(recipe, name, rows[name], test)
         clients_data += found.clients_data
         left += found.left
         unsplit += [] if found.clients_data else [name]
@@ -260,7 +260,7 @@ def _refuse_one_class(recipe: Recipe, single: Sequence[str], clients: int) -> No
         )
 
 
-def _parted(recipe: Recipe, name: str, rows: Sequence[Record], test: float) -> Partitioned:
+def _partition_client(recipe: Recipe, name: str, rows: Sequence[Record], test: float) -> Partitioned:
     """One client's rows, cut and split; no owner if it is left out."""
     data, mine = recipe.data, list(rows)
     if data.max_rows is not None and len(mine) > data.max_rows:

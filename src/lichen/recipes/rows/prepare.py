@@ -106,15 +106,15 @@ def is_private(recipe: Recipe) -> bool:
 
 
 def _of_classes(recipe: Recipe, gathered: Gathered) -> Gathered:
-    records, wanted = gathered.records, {str(label) for label in recipe.data.classes}
-    if not wanted:
+    records, named_classes = gathered.records, {str(label) for label in recipe.data.classes}
+    if not named_classes:
         return gathered
     labels = [None if label is None else str(label) for label in column_of(records, "label")]
     have = {label for label in labels if label is not None}
     if missing := [str(label) for label in recipe.data.classes if str(label) not in have]:
         fix = f"choose among {listed(sorted(have))}" if have else "name the label column in data.columns.label"
         raise LichenError(f"no row has the label {missing[0]!r}", where="data.classes", fix=fix)
-    chosen = np.flatnonzero([label in wanted for label in labels])
+    chosen = np.flatnonzero([label in named_classes for label in labels])
     left = Left(why="rows of other labels (data.classes)", rows=len(records) - len(chosen))
     return Gathered(records=Some(records, chosen), left=(*gathered.left, left))
 
@@ -165,8 +165,8 @@ def encode(
             notes=notes,
             folder=folder,
         )
-        for told in sentences(notes, len(records)):
-            say(told)
+        for sentence in sentences(notes, len(records)):
+            say(sentence)
         return shard
 
     def encoded(records: Sequence[Record]) -> np.ndarray:

@@ -20,7 +20,7 @@ from lichen.recipes.rows.partition import ClientData, draw_clients, draw_rows, p
 from lichen.recipes.rows.shared_rows import apart
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["PublicSplit", "few_labels", "labelled_of", "split_public", "unlabelled_of"]
+__all__ = ["PublicSplit", "labelled_of", "split_public", "unlabelled_of"]
 
 
 @final
@@ -54,30 +54,30 @@ def split_public(recipe: Recipe, records: Sequence[Record]) -> PublicSplit:
     unlabelled: tuple[Record, ...] = ()
     left: tuple[Left, ...] = ()
     if public is None:
-        parted = part(recipe, records)
+        partitioned = part(recipe, records)
     elif recipe.data.partition.by == "client":
         rows, nobody = rows_by_client(recipe, records)
         names = sorted(rows)
         order = numpy_generator(recipe.seed, "public owners").permutation(len(names))
         given = {names[i] for i in order[: int(public.share * len(names))]}
         pool = [r for name in sorted(given) for r in rows[name]]
-        labelled, unlabelled = _parted(recipe, pool)
+        labelled, unlabelled = _split_labelled(recipe, pool)
         left = (nobody, _unasked(pool, labelled, unlabelled))
-        parted = draw_clients(recipe, {name: of for name, of in rows.items() if name not in given})
+        partitioned = draw_clients(recipe, {name: of for name, of in rows.items() if name not in given})
     else:
         common = draw_rows(recipe, records)
         order = numpy_generator(recipe.seed, "public pool").permutation(len(common.rest))
         cut = int(public.share * len(common.rest))
         pool = [common.rest[i] for i in order[:cut]]
-        labelled, unlabelled = _parted(recipe, pool)
+        labelled, unlabelled = _split_labelled(recipe, pool)
         left = (*common.left, _unasked(pool, labelled, unlabelled))
-        parted = part(recipe, [common.rest[i] for i in np.sort(order[cut:])], test=common.test)
-    parted, copies = apart(recipe, parted, (*labelled, *unlabelled))
-    left = (*left, *parted.left)
+        partitioned = part(recipe, [common.rest[i] for i in np.sort(order[cut:])], test=common.test)
+    partitioned, copies = apart(recipe, partitioned, (*labelled, *unlabelled))
+    left = (*left, *partitioned.left)
     return _scarce(
         recipe,
         PublicSplit(
-            clients_data=parted.clients_data, labelled=labelled, unlabelled=unlabelled, left=left, copies=copies
+            clients_data=partitioned.clients_data, labelled=labelled, unlabelled=unlabelled, left=left, copies=copies
         ),
     )
 
@@ -86,7 +86,7 @@ def _unasked(pool: Sequence[Record], labelled: Sequence[Record], unlabelled: Seq
     return Left(why="public rows that data.public does not ask for", rows=len(pool) - len(labelled) - len(unlabelled))
 
 
-def _parted(recipe: Recipe, pool: Sequence[Record]) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+def _split_labelled(recipe: Recipe, pool: Sequence[Record]) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
     public = recipe.data.public
     assert public is not None
     labelled = 0 if recipe.writes else public.labelled
@@ -101,7 +101,7 @@ def _parted(recipe: Recipe, pool: Sequence[Record]) -> tuple[tuple[Record, ...],
     return tuple(shuffled[:labelled]), tuple(replace(r, label=None) for r in shuffled[labelled:need])
 
 
-def few_labels(rows: Sequence[Record], count: int, seed: int, name: str) -> tuple[Record, ...]:
+def scarce_labels(rows: Sequence[Record], count: int, seed: int, name: str) -> tuple[Record, ...]:
     """The same rows in the same order, all but ``count`` of them, drawn by the seed, without a label."""
     order = np.random.default_rng(derive(seed, "few", name)).permutation(len(rows))
     known = set(order[:count].tolist())
@@ -114,9 +114,13 @@ def _scarce(recipe: Recipe, public_split: PublicSplit) -> PublicSplit:
         return public_split
 
     def scarce(client_data: ClientData) -> ClientData:
-        valid = [r for r in few_labels(client_data.valid, count, recipe.seed, client_data.name) if r.label is not None]
+        valid = [
+            r for r in scarce_labels(client_data.valid, count, recipe.seed, client_data.name) if r.label is not None
+        ]
         return replace(
-            client_data, train=few_labels(client_data.train, count, recipe.seed, client_data.name), valid=tuple(valid)
+            client_data,
+            train=scarce_labels(client_data.train, count, recipe.seed, client_data.name),
+            valid=tuple(valid),
         )
 
     clients_data = tuple(scarce(client_data) for client_data in public_split.clients_data)

@@ -16,7 +16,7 @@ from lichen.recipes.rows.prepare import Gathered, is_private
 from lichen.recipes.rows.public import PublicSplit
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["read_of", "told_of"]
+__all__ = ["read_of", "report_read"]
 
 
 def read_of(recipe: Recipe, gathered: Gathered, public_split: PublicSplit, tokenizer: Any) -> Reading:
@@ -29,7 +29,7 @@ def read_of(recipe: Recipe, gathered: Gathered, public_split: PublicSplit, token
         tokenizer: Counts tokens; None where the rows are no texts.
     """
     found = reading_of(gathered.records)
-    clients_data, drawn = public_split.clients_data, recipe.data.partition.by != "client"
+    clients_data, by_seed = public_split.clients_data, recipe.data.partition.by != "client"
     tests = [clients_data[at].test for at in sorted(set(first_of([client_data.test for client_data in clients_data])))]
     train = [row for client_data in clients_data for row in client_data.train]
     valid, test = (
@@ -51,14 +51,14 @@ def read_of(recipe: Recipe, gathered: Gathered, public_split: PublicSplit, token
     if tokenizer is not None and form != "stream":
         rows, data = [*train, *valid, *test], recipe.data
         lengths = lengths_of(rows, tokenizer, form=form, max_length=data.max_length, thinking=data.thinking)
-    notes = found.alike if not drawn else alike("classes", found.labels)
-    if drawn and any(column_of(gathered.records, "client")):
+    notes = found.alike if not by_seed else alike("classes", found.labels)
+    if by_seed and any(column_of(gathered.records, "client")):
         by = recipe.data.partition.by
         notes += (f"rows name {found.clients} clients, which data.partition.by: {by} does not use",)
     return replace(
         found,
         rows=found.rows + sum(one.rows for one in gathered.left),
-        clients=0 if drawn else found.clients,
+        clients=0 if by_seed else found.clients,
         lengths=lengths,
         used=used,
         left=merged((*gathered.left, *public_split.left)),
@@ -67,7 +67,7 @@ def read_of(recipe: Recipe, gathered: Gathered, public_split: PublicSplit, token
     )
 
 
-def told_of(
+def report_read(
     recipe: Recipe, gathered: Gathered, public_split: PublicSplit, tokenizer: Any, say: Callable[[str], None]
 ) -> Mapping[str, Any]:
     """The same as JSON holds it, said a line each, after what was assumed about the user's files."""

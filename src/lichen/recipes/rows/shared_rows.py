@@ -21,7 +21,7 @@ from lichen.recipes.schema.recipe import Recipe
 __all__ = ["apart"]
 
 
-def apart(recipe: Recipe, parted: Partitioned, public: Sequence[Record]) -> tuple[Partitioned, Copies | None]:
+def apart(recipe: Recipe, partitioned: Partitioned, public: Sequence[Record]) -> tuple[Partitioned, Copies | None]:
     """``(the clients_data, their copies)``, by ``data.copies``.
 
     ``drop`` takes out validation and test rows that stand in another client's training rows or among the public rows,
@@ -30,27 +30,29 @@ def apart(recipe: Recipe, parted: Partitioned, public: Sequence[Record]) -> tupl
 
     Args:
         recipe: Its data section.
-        parted: The owners.
+        partitioned: The owners.
         public: Rows that are everybody's.
 
     Raises:
         LichenError: with ``drop``, for a client that is left without a row to be scored on.
     """
     if recipe.data.copies == "keep":
-        return parted, None
-    clients_data = parted.clients_data
-    held = [_marks(recipe, client_data.train) for client_data in clients_data] + [_marks(recipe, public)]
+        return partitioned, None
+    clients_data = partitioned.clients_data
+    held = [_fingerprints(recipe, client_data.train) for client_data in clients_data] + [_fingerprints(recipe, public)]
     valid, test = (
-        elsewhere(held, [_marks(recipe, getattr(client_data, name)) for client_data in clients_data])
+        elsewhere(held, [_fingerprints(recipe, getattr(client_data, name)) for client_data in clients_data])
         for name in ("valid", "test")
     )
     if recipe.data.copies == "drop":
-        return _dropped(recipe, parted, valid, test), Copies(rows=0, test_rows=_count(clients_data, test)[1], clients=0)
+        return _dropped(recipe, partitioned, valid, test), Copies(
+            rows=0, test_rows=_count(clients_data, test)[1], clients=0
+        )
     rows, of = _count(clients_data, test)
-    return parted, Copies(rows=rows, test_rows=of, clients=sum(any(some) for some in test))
+    return partitioned, Copies(rows=rows, test_rows=of, clients=sum(any(some) for some in test))
 
 
-def _marks(recipe: Recipe, rows: Sequence[Record]) -> list[str]:
+def _fingerprints(recipe: Recipe, rows: Sequence[Record]) -> list[str]:
     return [fingerprint(row, reads=reads_of(recipe)) for row in rows]
 
 
@@ -60,12 +62,12 @@ def _count(clients_data: Sequence[ClientData], test: Sequence[Sequence[bool]]) -
 
 
 def _dropped(
-    recipe: Recipe, parted: Partitioned, valid: Sequence[Sequence[bool]], test: Sequence[Sequence[bool]]
+    recipe: Recipe, partitioned: Partitioned, valid: Sequence[Sequence[bool]], test: Sequence[Sequence[bool]]
 ) -> Partitioned:
     clients_data: list[ClientData] = []
     rows, gone = 0, list[ClientData]()
     made: dict[int, tuple[Record, ...]] = {}  # a test set that all clients share stays one
-    for client_data, old_valid, old_test in zip(parted.clients_data, valid, test, strict=True):
+    for client_data, old_valid, old_test in zip(partitioned.clients_data, valid, test, strict=True):
         if id(client_data.test) not in made:
             made[id(client_data.test)] = tuple(
                 row for row, copy in zip(client_data.test, old_test, strict=True) if not copy
@@ -91,4 +93,4 @@ def _dropped(
         rows=sum(len(o.train) + len(o.valid) + len(o.test) for o in gone),
         clients=len(gone),
     )
-    return Partitioned(clients_data=tuple(clients_data), left=(*parted.left, Left(why=why, rows=rows), whole))
+    return Partitioned(clients_data=tuple(clients_data), left=(*partitioned.left, Left(why=why, rows=rows), whole))

@@ -11,17 +11,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lichen.recipes.schema.federation import Federation, Optimizer, Wire
-from lichen.recipes.schema.help import Public
-from lichen.recipes.schema.model import Model, Positive, Section
+from lichen.recipes.schema.federation import FederationConfig, OptimizerConfig, WireConfig
+from lichen.recipes.schema.help import PublicConfig
+from lichen.recipes.schema.model import ModelConfig, Positive, Section
 from lichen.tasks.task import Task
 
-__all__ = ["Exchange", "refuse_heterogeneous"]
+__all__ = ["ExchangeConfig", "refuse_heterogeneous"]
 
 Chance = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class Exchange(Section):
+class ExchangeConfig(Section):
     """What students of unlike architectures make of the public rows, and what they learn from it."""
 
     kind: Literal["fedmd", "dsfl", "feddf"] = Field(
@@ -75,14 +75,14 @@ class Exchange(Section):
 
 
 def refuse_heterogeneous(
-    exchange: Exchange | None,
+    exchange: ExchangeConfig | None,
     *,
     task: Task,
-    model: Model,
-    public: Public | None,
-    optimizer: Optimizer,
-    federation: Federation,
-    wire: Wire,
+    model: ModelConfig,
+    public: PublicConfig | None,
+    optimizer: OptimizerConfig,
+    federation: FederationConfig,
+    wire: WireConfig,
     columns: Sequence[str],
     engine: str,
     helps: Sequence[str],
@@ -112,7 +112,7 @@ def refuse_heterogeneous(
         raise ValueError("model.students: an exchange is among students of the clients; list one or several of them")
     if "exchange" not in task.help:
         raise ValueError("exchange: goes with task classify; remove it, or set task: classify")
-    plain = Model()
+    plain = ModelConfig()
     for key in type(model).model_fields:
         if key not in ("students", "device") and getattr(model, key) != getattr(plain, key):
             raise ValueError(f"model.{key}: students stand for themselves; remove it, or remove model.students")
@@ -133,8 +133,10 @@ def refuse_heterogeneous(
     _refuse_rounds(exchange, optimizer, federation, model.device)
 
 
-def _refuse_rounds(exchange: Exchange, optimizer: Optimizer, federation: Federation, device: str) -> None:
-    usual = Federation()
+def _refuse_rounds(
+    exchange: ExchangeConfig, optimizer: OptimizerConfig, federation: FederationConfig, device: str
+) -> None:
+    usual = FederationConfig()
     if federation.aggregate not in (None, "mean"):
         raise ValueError("federation.aggregate: a student has no LoRA factors; use mean")
     for key in ("ranks", "layer_groups", "fair", "keep_optimizer", "stream_fragments", "drop_prob"):

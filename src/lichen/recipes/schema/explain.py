@@ -145,21 +145,21 @@ def field_of(root: type[BaseModel], path: Sequence[str | int]) -> FieldInfo | No
 
 def _place(root: type[BaseModel], loc: Sequence[str | int]) -> tuple[str | int, ...]:
     """The user's path in the checker's one, which also names the arms of unions it tried."""
-    kept: list[str | int] = []
+    trimmed: list[str | int] = []
     section: type[BaseModel] | None = root
     annotation: Any = root
     for step in loc:
         if isinstance(step, int) and items_of(annotation) is not None:
-            kept.append(step)
+            trimmed.append(step)
         elif section is not None and isinstance(step, str):
-            kept.append(step)
+            trimmed.append(step)
             field = section.model_fields.get(step)
             annotation = field.annotation if field is not None else None
             section = section_of(annotation) or items_of(annotation) if annotation is not None else None
         elif isinstance(step, int) or (step != "[key]" and any(get_origin(arm) is dict for arm in _arms(annotation))):
-            kept.append(step)
+            trimmed.append(step)
             annotation = None  # below a key that the user named, texts name the arms of its union
-    return tuple(kept)
+    return tuple(trimmed)
 
 
 def _dotted(path: Sequence[str | int]) -> str:
@@ -197,19 +197,19 @@ def _unknown(root: type[BaseModel], path: tuple[str | int, ...]) -> tuple[str, s
 
 def _bound(context: Mapping[str, Any]) -> str:
     signs = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    told = [f"must be {words} {context[sign]:g}" for sign, words in signs.items() if sign in context]
-    return told[0] if told else "is out of range"
+    message = [f"must be {words} {context[sign]:g}" for sign, words in signs.items() if sign in context]
+    return message[0] if message else "is out of range"
 
 
-def _tell(root: type[BaseModel], error: Mapping[str, Any], path: tuple[str | int, ...]) -> tuple[str, str, str]:
+def _explain_one(root: type[BaseModel], error: Mapping[str, Any], path: tuple[str | int, ...]) -> tuple[str, str, str]:
     """``(where, what, fix)`` of one fault."""
     where, kind, value = _dotted(path) or "recipe", str(error["type"]), error.get("input")
     field, context = field_of(root, path), error.get("ctx", {})
     if kind == "value_error":
-        told = str(context["error"])
-        named = re.match(r"([a-z_.]+): (.*)", told, re.S)
-        where, told = (named[1], named[2]) if named else (where, told)
-        what, _, fix = told.partition("; ")
+        message = str(context["error"])
+        named = re.match(r"([a-z_.]+): (.*)", message, re.S)
+        where, message = (named[1], named[2]) if named else (where, message)
+        what, _, fix = message.partition("; ")
         return where, what, fix
     if kind == "extra_forbidden":
         return where, *_unknown(root, path)
@@ -252,12 +252,12 @@ def explain(error: ValidationError, root: type[BaseModel], wrapped: Sequence[tup
         The error to raise; it says how many further places are at fault.
     """
     faults = sorted(error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden")
-    places = []
+    paths = []
     for fault in faults:
         path = _place(root, fault["loc"])
-        places.append(path[:-1] if path[:-1] in set(wrapped) and isinstance(path[-1], int) else path)
-    where, what, fix = _tell(root, faults[0], places[0])
-    more = len({tuple(step for step in path if isinstance(step, str)) for path in places}) - 1
+        paths.append(path[:-1] if path[:-1] in set(wrapped) and isinstance(path[-1], int) else path)
+    where, what, fix = _explain_one(root, faults[0], paths[0])
+    more = len({tuple(step for step in path if isinstance(step, str)) for path in paths}) - 1
     if more:
         what += f" (and {more} more {'problem' if more == 1 else 'problems'})"
     return LichenError(what, where=where, fix=fix)

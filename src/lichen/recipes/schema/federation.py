@@ -9,10 +9,10 @@ from pydantic import Field, field_validator, model_validator
 from lichen.core.errors import LichenError
 from lichen.recipes.schema.model import Positive, Section, Share
 
-__all__ = ["Aggregate", "Federation", "Optimizer", "Server", "Wire"]
+__all__ = ["Aggregate", "FederationConfig", "OptimizerConfig", "WireConfig"]
 
 
-class Optimizer(Section):
+class OptimizerConfig(Section):
     """How a client trains."""
 
     name: Literal["adamw", "sgd", "mezo", "kseed", "cma"] = Field(
@@ -44,14 +44,14 @@ class Optimizer(Section):
     dimensions: Positive = Field(default=500, description="cma: numbers searched, projected onto the prompt")
 
     @model_validator(mode="after")
-    def _unequal_rates(self) -> Optimizer:
+    def _unequal_rates(self) -> OptimizerConfig:
         again = [lr for at, lr in enumerate(self.lr) if lr in self.lr[:at]]
         if again:
             raise ValueError(f"optimizer.lr: {again[0]:g} stands twice; name every learning rate once")
         return self
 
 
-class Server(Section):
+class ServerConfig(Section):
     """How the server steps with the clients' mean change (Reddi et al., 2021)."""
 
     name: Literal["sgd", "adam", "yogi"] = Field(default="sgd", description="server optimizer")
@@ -65,7 +65,7 @@ Aggregate = Literal[
 ]
 
 
-class Federation(Section):
+class FederationConfig(Section):
     """The rounds."""
 
     rounds: Positive = Field(default=10, description="rounds in all")
@@ -122,7 +122,7 @@ class Federation(Section):
         default=1, description="with keep_optimizer: parts of the model that take turns in being sent, a round each"
     )
     drop_prob: Share = Field(default=0.0, description="with keep_optimizer: chance that a client's answer is lost")
-    server: Server = Field(default=Server(), description="server optimizer")
+    server: ServerConfig = Field(default=ServerConfig(), description="server optimizer")
     valid_every: Positive = Field(default=1, description="rounds between validations; the best one is kept")
     patience: Positive | None = Field(
         default=None,
@@ -136,7 +136,7 @@ class Federation(Section):
     )
 
     @model_validator(mode="after")
-    def _steps_or_epochs(self) -> Federation:
+    def _steps_or_epochs(self) -> FederationConfig:
         if self.local_epochs is None:
             if self.local_steps is None:
                 raise ValueError(
@@ -161,14 +161,14 @@ class Federation(Section):
         return None if value == "all" else value
 
 
-class Wire(Section):
+class WireConfig(Section):
     """What is done to tensors before they are sent, word by word from left to right."""
 
     up: tuple[str, ...] = Field(default=(), description="from clients to the server; nothing: float32 as they are")
     down: tuple[str, ...] = Field(default=(), description="from the server to clients, as changes of what they hold")
 
     @model_validator(mode="after")
-    def _known_words(self) -> Wire:
+    def _known_words(self) -> WireConfig:
         for way in ("up", "down"):
             if words := getattr(self, way):
                 from lichen.transforms.parse import parse_codecs

@@ -15,7 +15,15 @@ from pydantic import Field, model_validator
 from lichen.recipes.schema.model import Positive, Section, Share
 from lichen.tasks.task import Task
 
-__all__ = ["EndpointConfig", "Public", "Semi", "Synthetic", "Teacher", "Use", "refuse_unhelpful"]
+__all__ = [
+    "EndpointConfig",
+    "PublicConfig",
+    "SemiConfig",
+    "SyntheticConfig",
+    "TeacherConfig",
+    "Use",
+    "refuse_unhelpful",
+]
 
 Chance = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -27,7 +35,7 @@ Origin = Literal["public", "synthetic", "private"]
 Sieve = Literal["length", "duplicates", "leakage", "agreement", "fluency", "harm"]
 
 
-class Public(Section):
+class PublicConfig(Section):
     """Rows of nobody's: what a teacher answers, and what a writer may be shown."""
 
     share: Share = Field(default=0.5, description="share of the owners, or of the rows where owners are drawn")
@@ -67,7 +75,7 @@ OF_CLASSES |= {"select", "public_batch_size"}
 """Keys of a teacher that say nothing where it writes."""
 
 
-class Teacher(Section):
+class TeacherConfig(Section):
     """A foundation model reached only through its answers."""
 
     name: str = Field(default="minilm-l6", description="catalog name, local folder or hub id")
@@ -111,7 +119,7 @@ class Teacher(Section):
     may_see: tuple[Origin, ...] = Field(default=("public", "synthetic"), description="what may be sent to it")
 
     @model_validator(mode="after")
-    def _means_something(self) -> Teacher:
+    def _means_something(self) -> TeacherConfig:
         if self.endpoint is not None and self.kind != "zero-shot" and self.answer_format != "text":
             raise ValueError("teacher.kind: an endpoint gives no features to train a head on; set it to zero-shot")
         if self.kind == "zero-shot" and "{text}" not in self.template:
@@ -128,7 +136,7 @@ class Teacher(Section):
         return self
 
 
-class Synthetic(Section):
+class SyntheticConfig(Section):
     """Rows that a foundation model writes."""
 
     kind: Literal["prompted", "evolution"] = Field(
@@ -176,7 +184,7 @@ class Synthetic(Section):
         return ("length", "duplicates") if self.epsilon is not None else ("length", "duplicates", "leakage")
 
 
-class Semi(Section):
+class SemiConfig(Section):
     """Unlabelled rows of the clients' own, labelled by the model as it learns."""
 
     threshold: Chance = Field(default=0.95, description="probability a class needs to count")
@@ -199,10 +207,10 @@ def refuse_unhelpful(
     student: bool,
     engine: str,
     fair: str,
-    public: Public | None,
-    teacher: Teacher | None,
-    synthetic: Synthetic | None,
-    semi: Semi | None,
+    public: PublicConfig | None,
+    teacher: TeacherConfig | None,
+    synthetic: SyntheticConfig | None,
+    semi: SemiConfig | None,
 ) -> None:
     """Refuse help that does not go with the task, the rows or other help.
 

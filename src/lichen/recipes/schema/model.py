@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Adapter", "Model", "Positive", "Section", "Share", "Student"]
+__all__ = ["AdapterConfig", "ModelConfig", "Positive", "Section", "Share", "StudentConfig"]
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -23,7 +23,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
-class Adapter(Section):
+class AdapterConfig(Section):
     """What is trained on a frozen model."""
 
     kind: Literal["lora", "ia3", "prompt", "prefix", "bottleneck", "bitfit", "full"] = Field(
@@ -57,7 +57,7 @@ class Adapter(Section):
     )
 
     @model_validator(mode="after")
-    def _means_something(self) -> Adapter:
+    def _means_something(self) -> AdapterConfig:
         for key, kinds in {
             "rslora": ("lora",),
             "last": ("lora",),
@@ -71,14 +71,14 @@ class Adapter(Section):
         return self
 
 
-class Student(Section):
+class StudentConfig(Section):
     """A small model trained from scratch."""
 
     kind: Literal["text-cnn", "transformer", "image-mlp", "image-cnn"] = Field(description="its architecture")
     width: Positive = Field(default=64, description="hidden width")
 
 
-class Scratch(Section):
+class ScratchConfig(Section):
     """A language model that nobody has trained: a Llama of this size, with a tokenizer of its own."""
 
     text: str | None = Field(
@@ -92,7 +92,7 @@ class Scratch(Section):
     heads: Positive = Field(default=4, description="attention heads")
 
 
-class Model(Section):
+class ModelConfig(Section):
     """The frozen foundation model, or what is trained instead of one."""
 
     name: str | None = Field(
@@ -117,10 +117,10 @@ class Model(Section):
         description="classify: where the head begins; `base`: the model's own, where it names its classes, else "
         "drawn; `random`: drawn by the seed; `ridge`, `lda`: in closed form, from the clients' statistics",
     )
-    adapter: Adapter = Field(default=Adapter(), description="what is trained on the frozen model")
-    student: Student | None = Field(default=None, description="train this small model from scratch instead")
-    students: tuple[Student, ...] = Field(
+    adapter: AdapterConfig = Field(default=AdapterConfig(), description="what is trained on the frozen model")
+    student: StudentConfig | None = Field(default=None, description="train this small model from scratch instead")
+    students: tuple[StudentConfig, ...] = Field(
         default=(),
         description="with exchange: small models of unlike clients, dealt out in turns, or by federation.memory",
     )
-    scratch: Scratch | None = Field(default=None, description="pre-train this language model instead")
+    scratch: ScratchConfig | None = Field(default=None, description="pre-train this language model instead")

@@ -135,16 +135,16 @@ def _override(recipe: dict[str, Any], text: str) -> list[str]:
     value = _plain(load_yaml(written, where=f"-s {text}"), key)
     *outer, last = key.split(".")
     new, notes = with_new_names({last: value}, "".join(f"{step}." for step in outer))
-    home: dict[str, Any] = recipe
+    mapping: dict[str, Any] = recipe
     for position, step in enumerate(outer):
-        inner = home.get(step)
+        inner = mapping.get(step)
         if inner is None:
-            inner = home[step] = {}
+            inner = mapping[step] = {}
         if not isinstance(inner, dict):
             place = ".".join(outer[: position + 1])
             raise LichenError(f"{place} is a value, not a section", where=key, fix=f"set it as -s {place}=VALUE")
-        home = inner
-    home.update(new)
+        mapping = inner
+    mapping.update(new)
     return notes
 
 
@@ -168,19 +168,19 @@ def _wrap(section: type[BaseModel], values: dict[str, Any], path: tuple[str, ...
 def _anchor(recipe: dict[str, Any], folder: Path) -> None:
     """Make paths that exist beside the recipe absolute; all others are left to the working directory."""
     for *outer, last in _PATHS:
-        home: Any = recipe
+        mapping: Any = recipe
         for step in outer:
-            home = home.get(step) if isinstance(home, dict) else None
-        value = home.get(last) if isinstance(home, dict) else None
+            mapping = mapping.get(step) if isinstance(mapping, dict) else None
+        value = mapping.get(last) if isinstance(mapping, dict) else None
         if not isinstance(value, str) or not value or "\0" in value or len(value) > 1000 or Path(value).is_absolute():
             continue
-        beside = folder / value
+        sibling = folder / value
         try:
-            there = beside.exists()
+            there = sibling.exists()
         except OSError:
             continue
         if there and not _catalogued(value):
-            home[last] = str(beside.resolve())
+            mapping[last] = str(sibling.resolve())
 
 
 def _catalogued(name: str) -> bool:

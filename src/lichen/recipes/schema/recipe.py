@@ -10,31 +10,29 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lichen.recipes.schema.exchange import Exchange, refuse_heterogeneous
-from lichen.recipes.schema.federation import Aggregate, Federation, Optimizer, Wire
-from lichen.recipes.schema.help import Public, Semi, Synthetic, Teacher, refuse_unhelpful
-from lichen.recipes.schema.model import Adapter, Model, Positive, Section, Share, Student
+from lichen.recipes.schema.exchange import ExchangeConfig, refuse_heterogeneous
+from lichen.recipes.schema.federation import Aggregate, FederationConfig, OptimizerConfig, WireConfig
+from lichen.recipes.schema.help import PublicConfig, SemiConfig, SyntheticConfig, TeacherConfig, refuse_unhelpful
+from lichen.recipes.schema.model import AdapterConfig, ModelConfig, Positive, Section, Share, StudentConfig
 from lichen.recipes.schema.names import MetricName, TaskName
 from lichen.tasks.registry import task_of
 
 __all__ = [
-    "Adapter",
+    "AdapterConfig",
     "Aggregate",
-    "Compare",
-    "Data",
-    "Engine",
-    "Exchange",
-    "Federation",
-    "Model",
-    "Optimizer",
+    "CompareConfig",
+    "ExchangeConfig",
+    "FederationConfig",
+    "ModelConfig",
+    "OptimizerConfig",
     "Recipe",
-    "Student",
-    "Teacher",
-    "Wire",
+    "StudentConfig",
+    "TeacherConfig",
+    "WireConfig",
 ]
 
 
-class Partition(Section):
+class PartitionConfig(Section):
     """Who owns which rows."""
 
     by: Literal["client", "dirichlet", "iid"] = Field(default="client", description="the data's own owners, or a draw")
@@ -42,7 +40,7 @@ class Partition(Section):
     alpha: float = Field(default=1.0, gt=0, description="Dirichlet concentration: small is skewed")
 
 
-class Data(Section):
+class DataConfig(Section):
     """The private data of the clients."""
 
     name: str = Field(
@@ -76,7 +74,7 @@ class Data(Section):
         description="forms chat and messages: the answers hold thoughts, so that the template may open one",
     )
     max_length: Positive = Field(default=64, description="tokens a row at most")
-    partition: Partition = Field(default=Partition(), description="who owns which rows")
+    partition: PartitionConfig = Field(default=PartitionConfig(), description="who owns which rows")
     max_clients: Positive | None = Field(default=None, description="how many clients at most, drawn by the seed")
     min_rows: Positive = Field(default=1, description="clients with fewer rows stay out")
     max_rows: Positive | None = Field(default=None, description="rows a client at most")
@@ -98,13 +96,13 @@ class Data(Section):
         description="test rows that another client trains on: `count` tells how many, `drop` takes them (and such "
         "validation rows) out of the scores, `keep` does neither",
     )
-    public: Public | None = Field(default=None, description="rows kept out of the federation, for all to see")
+    public: PublicConfig | None = Field(default=None, description="rows kept out of the federation, for all to see")
     labels: Positive | None = Field(
         default=None, description="labelled rows a client has, and as many to choose by; its others lose their labels"
     )
 
     @model_validator(mode="after")
-    def _leave_something(self) -> Data:
+    def _leave_something(self) -> DataConfig:
         if self.valid + self.test >= 1:
             raise ValueError("data: valid and test leave no rows to train on; keep their sum below 1")
         if "client" in self.columns and self.partition.by != "client":
@@ -115,7 +113,7 @@ class Data(Section):
         return self
 
 
-class Compare(Section):
+class CompareConfig(Section):
     """What the federation is held against."""
 
     baselines: tuple[Literal["base", "alone", "pooled", "no_help"], ...] = Field(
@@ -141,7 +139,7 @@ class Compare(Section):
     partitions: Positive = Field(default=10, description="oneshot: random partitions to compare with pooled")
 
 
-class Engine(Section):
+class EngineConfig(Section):
     """Where clients run."""
 
     name: Literal["local", "spawned", "distributed"] = Field(
@@ -172,23 +170,27 @@ class Recipe(Section):
     question: str = Field(default="", description="what it answers, in a sentence")
     task: TaskName = Field(description="what is learned")
     seed: int = Field(default=0, ge=0, lt=2**31, description="every draw comes from it")
-    model: Model
-    data: Data
-    optimizer: Optimizer = Field(default=Optimizer(), description="how a client trains")
-    federation: Federation = Field(default=Federation(), description="the rounds")
-    wire: Wire = Field(default=Wire(), description="what is sent")
-    compare: Compare = Field(default=Compare(), description="what it is held against")
-    teacher: Teacher | None = Field(default=None, description="a foundation model that answers; in chat it writes")
-    synthetic: Synthetic | None = Field(default=None, description="classify: rows that a foundation model writes")
-    semi: Semi | None = Field(default=None, description="classify: learning from rows that have no label")
-    exchange: Exchange | None = Field(default=None, description="classify: unequal students talk about public rows")
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="how a client trains")
+    federation: FederationConfig = Field(default=FederationConfig(), description="the rounds")
+    wire: WireConfig = Field(default=WireConfig(), description="what is sent")
+    compare: CompareConfig = Field(default=CompareConfig(), description="what it is held against")
+    teacher: TeacherConfig | None = Field(
+        default=None, description="a foundation model that answers; in chat it writes"
+    )
+    synthetic: SyntheticConfig | None = Field(default=None, description="classify: rows that a foundation model writes")
+    semi: SemiConfig | None = Field(default=None, description="classify: learning from rows that have no label")
+    exchange: ExchangeConfig | None = Field(
+        default=None, description="classify: unequal students talk about public rows"
+    )
     cache_dir: str | None = Field(
         default=None,
         description="folder where answers of foundation models are kept and found again; none: the cache",
         examples=["answers"],
     )
     ridge: float = Field(default=1.0, gt=0, description="lambda of a closed-form head")
-    engine: Engine = Field(default=Engine(), description="where clients run")
+    engine: EngineConfig = Field(default=EngineConfig(), description="where clients run")
 
     @property
     def rule(self) -> Aggregate:
@@ -219,7 +221,7 @@ class Recipe(Section):
         return not (self.teacher is None and self.synthetic is None and self.semi is None)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Recipe:
+    def _check_consistency(self) -> Recipe:
         model, student, task = self.model, self.model.student, task_of(self.task)
         refuse_heterogeneous(
             self.exchange,

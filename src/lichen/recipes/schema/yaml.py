@@ -114,11 +114,11 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.real)
 
 
 def _plain_words(error: yaml.MarkedYAMLError, line: str) -> tuple[str, str]:
-    told = f"{error.context or ''} {error.problem or ''}"
-    if "\t" in line[: len(line) - len(line.lstrip())] or r"'\t'" in told:
+    problem = f"{error.context or ''} {error.problem or ''}"
+    if "\t" in line[: len(line) - len(line.lstrip())] or r"'\t'" in problem:
         return "is indented with a tab", "use spaces"
     for theirs, ours in _PLAIN_WORDS:
-        if theirs in told:
+        if theirs in problem:
             return ours, "mend this line or the one before it"
     return "is not valid YAML here", "mend this line or the one before it; quote text with any of : # { } [ ] & * !"
 

@@ -23,7 +23,7 @@ from lichen.present.trace import read_trace
 from lichen.recipes.artifacts.inputs import agree, inputs_of
 from lichen.recipes.assemble.chat_template import keep_template
 from lichen.recipes.assemble.class_names import save_class_names
-from lichen.recipes.assemble.column import Column, among, room_of
+from lichen.recipes.assemble.column import Column, block_size_of, over_ranks
 from lichen.recipes.assemble.experiment import Experiment, metric_of, values_N
 from lichen.recipes.assemble.model import SCRATCH, STUDENT_TOKENIZER, base_name_of, described_base, spec_of
 from lichen.recipes.assemble.open import LoadedExperiment, fetch_named, open_recipe, shards_of
@@ -33,7 +33,7 @@ from lichen.recipes.help.steps import apply_help
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.rows.prepare import encode
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.tasks.columns import Watch, adapt
+from lichen.recipes.tasks.columns import EventObserver, adapt
 from lichen.recipes.tasks.coverage import trained
 from lichen.recipes.tasks.outcome import TaskResult, baseline, gained, over_all_rows, tested
 from lichen.tasks.registry import task_of
@@ -43,17 +43,17 @@ __all__ = ["run_adapt"]
 Say = Callable[[str], None]
 
 
-def run_adapt(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> TaskResult:
+def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: Say) -> TaskResult:
     """Any task that is learned in rounds."""
     with folder.ranks.ahead():
         fetch_named(recipe, say)
-    loaded = open_recipe(recipe, say=say, tell_read=True)
+    loaded = open_recipe(recipe, say=say, report_counts=True)
     with folder.ranks.ahead():
         keep_template(recipe, loaded.tokenizer, folder.path)
     agree(folder, recipe, inputs_of(loaded))
     save_class_names(folder, loaded.classes)
     help_result = apply_help(loaded, folder, say)
-    columns = {**help_result.columns, **adapt(help_result.experiment, folder, watch, say, plain=loaded.experiment)}
+    columns = {**help_result.columns, **adapt(help_result.experiment, folder, observer, say, plain=loaded.experiment)}
     best = columns["federated"].shared or {}
     extra = dict(help_result.extra)
     if recipe.writes:
@@ -96,12 +96,12 @@ def _score_on(experiment: Experiment, shards: Sequence[Shard], shared: Tree, fol
         {"test": ClientTask(work=Evaluate(experiment.model), source=experiment.evaluating(shards))},
         store,
         base=experiment.model.base,
-        block_size=room_of(experiment.recipe, store),
+        block_size=block_size_of(experiment.recipe, store),
         device=experiment.recipe.model.device,
     )
     everyone = tuple(range(len(shards)))
     job = Job(work="test", shared=shared, version=0, clients=everyone, seed=0, base=experiment.model.base)
-    return score(among(folder.ranks, local), job)[1]
+    return score(over_ranks(folder.ranks, local), job)[1]
 
 
 def _best_form(

@@ -32,10 +32,10 @@ from lichen.data.batches.shards import TrainSource
 from lichen.engines.local import LocalEngine
 from lichen.engines.spawned import SpawnedEngine
 from lichen.present.trace import Event
-from lichen.recipes.assemble.aggregation import home_of
-from lichen.recipes.assemble.column import Column, among, local_engine
-from lichen.recipes.assemble.experiment import Experiment, grid_name, values_N
-from lichen.recipes.assemble.parts import algorithm_of, begin_of, lr_scale, stop_of, tensors_of, trainer
+from lichen.recipes.assemble.aggregation import local_params_of
+from lichen.recipes.assemble.column import Column, local_engine, over_ranks
+from lichen.recipes.assemble.experiment import Experiment, lr_name, values_N
+from lichen.recipes.assemble.parts import algorithm_of, initial_shared, lr_scale, stop_of, tensors_of, trainer
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment, trial_rounds
 from lichen.recipes.rows.prepare import first_of
@@ -43,15 +43,15 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.transforms.delta import snapshot_name
 
 __all__ = [
-    "Watch",
+    "EventObserver",
     "adapt",
 ]
 
-Watch = Callable[[Event], None]
+EventObserver = Callable[[Event], None]
 Once = Callable[[Callable[[], None]], object]
 
 
-def choose(recipe: Recipe, rounds: int, go: Callable[[float, int], float]) -> float:
+def choose_learning_rate(recipe: Recipe, rounds: int, go: Callable[[float, int], float]) -> float:
     """The learning rate with the least validation loss, its rounds all done.
 
     Args:
@@ -72,13 +72,13 @@ def federate(
     lr: float,
     until: int,
     checkpoint: Path,
-    watch: Callable[[Report], None],
+    observer: Callable[[Report], None],
     *,
     once: Once = lambda do: do(),
 ) -> ServerState:
     """The federated column at one learning rate, up to round ``until``; see :func:`lichen.core.rounds.run`."""
     algorithm = _with_server(experiment, algorithm_of(experiment, lr, until), lr, checkpoint.parent / "server")
-    return _go(experiment, algorithm, engine, until, checkpoint, watch, once, begin=begin_of(experiment, lr))
+    return _go(experiment, algorithm, engine, until, checkpoint, observer, once, initial=initial_shared(experiment, lr))
 
 
 def _with_server(experiment: Experiment, clients: Average, lr: float, folder: Path) -> Algorithm:
@@ -117,28 +117,28 @@ def _go(
     engine: Engine,
     rounds: int,
     checkpoint: Path,
-    watch: Callable[[Report], None],
+    observer: Callable[[Report], None],
     once: Once,
     *,
-    begin: Tree,
+    initial: Tree,
 ) -> ServerState:
     return run(
         algorithm,
         engine,
-        lambda: begin,
+        lambda: initial,
         rounds=rounds,
         seed=derive(experiment.recipe.seed, "run"),
         checkpoint=checkpoint,
         once=once,
         stop=stop_of(experiment.recipe),
-        observers=[watch],
+        observers=[observer],
     )
 
 
 def adapt(
     experiment: Experiment,
     folder: RunFolder,
-    watch: Watch,
+    observer: EventObserver,
     say: Callable[[str], None],
     *,
     plain: Experiment | None = None,
@@ -148,20 +148,20 @@ def adapt(
     Args:
         experiment: What the federated column works with.
         folder: The run folder.
-        watch: Sees every round.
+        observer: Sees every round.
         say: Called with lines of progress.
         plain: What the other columns work with, where the federation has help they have not.
     """
     plain = plain or experiment
     recipe = experiment.recipe
-    engine = among(folder.ranks, local_engine(experiment, ClientStore(folder.path / "state" / "none")))
+    engine = over_ranks(folder.ranks, local_engine(experiment, ClientStore(folder.path / "state" / "none")))
 
     # A test set that clients share is scored once for all of them, since they score one model.
     first = torch.tensor(first_of(experiment.test))
-    asked, place_N = torch.unique(first, return_inverse=True)
+    distinct, place_N = torch.unique(first, return_inverse=True)
 
     def test(name: str, shared: Tree) -> Column:
-        clients = tuple(asked.tolist())
+        clients = tuple(distinct.tolist())
         job = Job(work="test", shared=shared, version=0, clients=clients, seed=0, base=experiment.model.base)
 
         def scores() -> Tree:
@@ -174,22 +174,22 @@ def adapt(
     if "base" in recipe.compare.baselines and recipe.writes:
         say("scoring the foundation model as it is")
         columns["base"] = test("base", experiment.start)
-    columns["federated"] = _federated(experiment, folder, watch, test, "federated")
+    columns["federated"] = _federated(experiment, folder, observer, test, "federated")
     if "no_help" in recipe.compare.baselines:
-        columns["without"] = _federated(plain, folder, watch, test, "without")
+        columns["without"] = _federated(plain, folder, observer, test, "without")
     if "alone" in recipe.compare.baselines:
-        columns["alone"] = _alone(plain, folder, watch)
+        columns["alone"] = _alone(plain, folder, observer)
     if "pooled" in recipe.compare.baselines:
-        columns["pooled"] = _pooled(plain, folder, watch, test)
+        columns["pooled"] = _pooled(plain, folder, observer, test)
     return columns
 
 
-def _observer(watch: Watch, column: str, lr: float, rounds: int) -> Callable[[Report], None]:
-    return lambda report: watch(Event(column=column, report=report, total_rounds=rounds, grid=grid_name(lr)))
+def _observer(observer: EventObserver, column: str, lr: float, rounds: int) -> Callable[[Report], None]:
+    return lambda report: observer(Event(column=column, report=report, total_rounds=rounds, grid=lr_name(lr)))
 
 
 def _federated(
-    experiment: Experiment, folder: RunFolder, watch: Watch, test: Callable[[str, Tree], Column], name: str
+    experiment: Experiment, folder: RunFolder, observer: EventObserver, test: Callable[[str, Tree], Column], name: str
 ) -> Column:
     recipe, rounds = experiment.recipe, experiment.recipe.federation.rounds
     states: dict[float, ServerState] = {}
@@ -198,15 +198,15 @@ def _federated(
 
         def go(lr: float, until: int) -> float:
             if lr not in engines:
-                store = ClientStore(folder.clients(name, grid_name(lr)))
+                store = ClientStore(folder.clients(name, lr_name(lr)))
                 engines[lr] = _engine(experiment, folder, store, stack)
-            checkpoint = folder.checkpoint(name, grid_name(lr))
-            told = _observer(watch, name, lr, rounds)
-            states[lr] = federate(experiment, engines[lr], lr, until, checkpoint, told, once=folder.ranks.ask_first)
+            checkpoint = folder.checkpoint(name, lr_name(lr))
+            observe = _observer(observer, name, lr, rounds)
+            states[lr] = federate(experiment, engines[lr], lr, until, checkpoint, observe, once=folder.ranks.ask_first)
             return states[lr].best_value
 
-        lr = choose(recipe, rounds, go)
-        if home_of(recipe):
+        lr = choose_learning_rate(recipe, rounds, go)
+        if local_params_of(recipe):
             # What stayed at home in the best round lies beside what is newest, under that round's version.
             best, everyone = states[lr], tuple(range(len(experiment.train)))
             job = Job(
@@ -229,32 +229,34 @@ def _federated(
 def _engine(experiment: Experiment, folder: RunFolder, store: ClientStore, stack: ExitStack) -> Engine:
     recipe = experiment.recipe
     if recipe.engine.name != "spawned":
-        return among(folder.ranks, local_engine(experiment, store))
+        return over_ranks(folder.ranks, local_engine(experiment, store))
     command = [sys.executable, "-m", "lichen", "node", "--recipe", str(folder.path / "recipe.yaml")]
     agreed = snapshot_name(experiment.start) if recipe.wire.down else ""
     command += ["--state", str(store.folder)]
     return stack.enter_context(SpawnedEngine(command, nodes=recipe.engine.nodes, agreed=agreed))
 
 
-def _alone(experiment: Experiment, folder: RunFolder, watch: Watch) -> Column:
+def _alone(experiment: Experiment, folder: RunFolder, observer: EventObserver) -> Column:
     everyone = tuple(range(len(experiment.train)))
-    column, _ = _private(experiment, folder, watch, "alone", alone_rounds(experiment), everyone)
+    column, _ = _private(experiment, folder, observer, "alone", alone_rounds(experiment), everyone)
     return column
 
 
-def _pooled(experiment: Experiment, folder: RunFolder, watch: Watch, test: Callable[[str, Tree], Column]) -> Column:
+def _pooled(
+    experiment: Experiment, folder: RunFolder, observer: EventObserver, test: Callable[[str, Tree], Column]
+) -> Column:
     fed = experiment.recipe.federation
-    column, store = _private(pooled_experiment(experiment), folder, watch, "pooled", fed.rounds, (0,))
+    column, store = _private(pooled_experiment(experiment), folder, observer, "pooled", fed.rounds, (0,))
     own = store.load((0,), 2 * fed.rounds)
     assert own is not None
     best, _ = trees.split(trees.take(own, 0), "best/")
     tested = test("pooled.all", best)
-    kept = (int(own["best_version"][0]) + 1) // 2  # a round takes two versions, and judges at the first of them
-    return replace(column, value_N=tested.value_N, metrics=tested.metrics, shared=best, best_round=kept)
+    round_number = (int(own["best_version"][0]) + 1) // 2  # a round takes two versions, and judges at the first of them
+    return replace(column, value_N=tested.value_N, metrics=tested.metrics, shared=best, best_round=round_number)
 
 
 def _private(
-    experiment: Experiment, folder: RunFolder, watch: Watch, name: str, rounds: int, clients: tuple[int, ...]
+    experiment: Experiment, folder: RunFolder, observer: EventObserver, name: str, rounds: int, clients: tuple[int, ...]
 ) -> tuple[Column, ClientStore]:
     """Train clients by themselves at every learning rate; the column of the best one, and its private state."""
     recipe = experiment.recipe
@@ -265,25 +267,34 @@ def _private(
         job = Job(
             work=work, shared=experiment.start, version=2 * until, clients=clients, seed=0, base=experiment.model.base
         )
-        return folder.tree(f"{name}.{work}.{grid_name(lr)}.{until}", lambda: score(engines[lr], job)[1])
+        return folder.tree(f"{name}.{work}.{lr_name(lr)}.{until}", lambda: score(engines[lr], job)[1])
 
     def go(lr: float, until: int) -> float:
-        stores[lr] = ClientStore(folder.clients(name, grid_name(lr)))
-        engines[lr] = among(folder.ranks, local_engine(experiment, stores[lr]))
+        stores[lr] = ClientStore(folder.clients(name, lr_name(lr)))
+        engines[lr] = over_ranks(folder.ranks, local_engine(experiment, stores[lr]))
         algorithm = Alone(
             clients=len(clients),
             rounds=until,
-            work=f"alone {grid_name(lr)}",
+            work=f"alone {lr_name(lr)}",
             valid="alone.valid",
             valid_every=recipe.federation.valid_every,
             lr_scale=lr_scale(recipe, rounds),
             base=experiment.model.base,
         )
-        checkpoint = folder.checkpoint(name, grid_name(lr))
-        told = _observer(watch, name, lr, rounds)
-        _go(experiment, algorithm, engines[lr], until, checkpoint, told, folder.ranks.ask_first, begin=experiment.start)
+        checkpoint = folder.checkpoint(name, lr_name(lr))
+        observe = _observer(observer, name, lr, rounds)
+        _go(
+            experiment,
+            algorithm,
+            engines[lr],
+            until,
+            checkpoint,
+            observe,
+            folder.ranks.ask_first,
+            initial=experiment.start,
+        )
         return mean_loss(scored(lr, until, "alone.chosen")) if len(recipe.optimizer.lr) > 1 else 0.0
 
-    lr = choose(recipe, rounds, go)
+    lr = choose_learning_rate(recipe, rounds, go)
     tested = scored(lr, rounds, "alone.test")
     return Column(value_N=values_N(recipe, tested), metrics=tested, lr=lr), stores[lr]

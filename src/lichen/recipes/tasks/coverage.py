@@ -14,15 +14,15 @@ from typing import Any, final
 
 from lichen.present.trace import Event
 from lichen.recipes.assemble.column import Column
-from lichen.recipes.assemble.experiment import Experiment, grid_name
+from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment
 
-__all__ = ["planned", "seen", "trained"]
+__all__ = ["coverage_of", "planned", "trained"]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class Coverage:
     """What a column trains on.
 
     Attributes:
@@ -38,7 +38,7 @@ class Seen:
     share_seen: float
 
 
-def seen(experiment: Experiment, rounds: Iterable[Sequence[int]]) -> Seen:
+def coverage_of(experiment: Experiment, rounds: Iterable[Sequence[int]]) -> Coverage:
     """What clients see of their rows.
 
     Args:
@@ -61,10 +61,10 @@ def seen(experiment: Experiment, rounds: Iterable[Sequence[int]]) -> Seen:
             distinct += rows * (1 - (1 - min(once / rows, 1.0)) ** often)
     whole = sum(rows_N)
     share = min(1.0, distinct / max(whole, 1))
-    return Seen(rows=total, rows_there=whole, passes=total / max(whole, 1), share_seen=share)
+    return Coverage(rows=total, rows_there=whole, passes=total / max(whole, 1), share_seen=share)
 
 
-def planned(experiment: Experiment, invited: Sequence[Sequence[int]], columns: Iterable[str]) -> dict[str, Seen]:
+def planned(experiment: Experiment, invited: Sequence[Sequence[int]], columns: Iterable[str]) -> dict[str, Coverage]:
     """What the trained columns of a recipe will see, at one learning rate each.
 
     Args:
@@ -78,7 +78,7 @@ def planned(experiment: Experiment, invited: Sequence[Sequence[int]], columns: I
         "alone": (experiment, [range(len(experiment.train))] * alone_rounds(experiment)),
         "pooled": (pooled_experiment(experiment), [(0,)] * experiment.recipe.federation.rounds),
     }
-    return {name: seen(*rounds[name]) for name in ("federated", *columns) if name in rounds}
+    return {name: coverage_of(*rounds[name]) for name in ("federated", *columns) if name in rounds}
 
 
 def trained(
@@ -94,7 +94,7 @@ def trained(
     """
     out = {}
     for name, column in columns.items():
-        grid = None if column.lr is None else grid_name(column.lr)
+        grid = None if column.lr is None else lr_name(column.lr)
         rounds = {e.report.round: e for e in events if e.column == name and e.grid == grid}
         if not rounds:
             continue
@@ -104,6 +104,6 @@ def trained(
             "rounds": last.report.round,
             "of": last.total_rounds,
             "kept": column.best_round if column.best_round > 0 else None,
-            **asdict(seen(here, [e.report.clients for e in rounds.values()])),
+            **asdict(coverage_of(here, [e.report.clients for e in rounds.values()])),
         }
     return out

@@ -40,16 +40,16 @@ from lichen.present.trace import Event
 from lichen.recipes.artifacts.inputs import agree, inputs_of
 from lichen.recipes.assemble.class_names import save_class_names
 from lichen.recipes.assemble.column import Column
-from lichen.recipes.assemble.experiment import grid_name, values_N
+from lichen.recipes.assemble.experiment import lr_name, values_N
 from lichen.recipes.assemble.heterogeneous import HeterogeneousClients, open_heterogeneous
-from lichen.recipes.assemble.heterogeneous_parts import ByArchitecture, averaged, engine_of, private, server
+from lichen.recipes.assemble.heterogeneous_parts import ByArchitecture, averaged_tasks, engine_of, private_tasks, server
 from lichen.recipes.assemble.parts import lr_scale, sampler_of, server_of, stop_of, validators_of
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.workload import alone_rounds
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.tasks.columns import Watch, choose
-from lichen.recipes.tasks.exchange_report import Trained, ensemble_column, public_bytes, save_models, told_by_kind
+from lichen.recipes.tasks.columns import EventObserver, choose_learning_rate
+from lichen.recipes.tasks.exchange_report import Trained, ensemble_column, metrics_by_arch, public_bytes, save_models
 from lichen.recipes.tasks.outcome import TaskResult, baseline, over_all_rows, tested
 from lichen.server.knowledge.ensemble import Ensemble
 from lichen.server.mean import Mean
@@ -59,13 +59,13 @@ __all__ = ["run_exchange"]
 Say = Callable[[str], None]
 
 
-def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> TaskResult:
+def run_exchange(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: Say) -> TaskResult:
     """Run a recipe with a section ``exchange``.
 
     Args:
         recipe: The recipe.
         folder: The run folder.
-        watch: Sees every round.
+        observer: Sees every round.
         say: Called with lines of progress.
 
     Raises:
@@ -74,10 +74,10 @@ def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> T
     loaded, heterogeneous = open_heterogeneous(recipe, say)
     agree(folder, recipe, inputs_of(loaded, *heterogeneous.experiments.values()))
     save_class_names(folder, loaded.classes)
-    trained = _federated(heterogeneous, folder, watch)
+    trained = _federated(heterogeneous, folder, observer)
     columns = {"federated": trained.column}
     if "alone" in recipe.compare.baselines:
-        columns["alone"] = _alone(heterogeneous, folder, watch)
+        columns["alone"] = _alone(heterogeneous, folder, observer)
     say("asking all models for every test row")
     columns["ensemble"] = ensemble_column(loaded, heterogeneous, trained, folder)
     columns |= baseline(recipe, loaded.experiment.train, loaded.experiment.test, loaded.classes)
@@ -88,7 +88,7 @@ def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> T
         columns=columns,
         clients=tuple(client_data.name for client_data in loaded.clients_data),
         extra={
-            **told_by_kind(heterogeneous, columns),
+            **metrics_by_arch(heterogeneous, columns),
             **over_all_rows(recipe, columns),
             **tested([client_data.test for client_data in loaded.clients_data], loaded.classes),
             "public_rows.bytes": float(sent),
@@ -101,8 +101,8 @@ def run_exchange(recipe: Recipe, folder: RunFolder, watch: Watch, say: Say) -> T
     )
 
 
-def _told(watch: Watch, column: str, lr: float, rounds: int) -> Callable[[Report], None]:
-    return lambda report: watch(Event(column=column, report=report, total_rounds=rounds, grid=grid_name(lr)))
+def _observer(observer: EventObserver, column: str, lr: float, rounds: int) -> Callable[[Report], None]:
+    return lambda report: observer(Event(column=column, report=report, total_rounds=rounds, grid=lr_name(lr)))
 
 
 def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int) -> Algorithm:
@@ -142,7 +142,7 @@ def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int) -> Al
     )
 
 
-def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, watch: Watch) -> Trained:
+def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, observer: EventObserver) -> Trained:
     recipe, rounds = heterogeneous.recipe, heterogeneous.recipe.federation.rounds
     fused, everyone = heterogeneous.fused, tuple(range(heterogeneous.count))
     states: dict[float, ServerState] = {}
@@ -162,8 +162,8 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, watch: Wa
         return score_architectures(engines[lr], job, heterogeneous.architectures, make)[1]
 
     def go(lr: float, until: int) -> float:
-        grid = grid_name(lr)
-        client_tasks = averaged(heterogeneous, lr) if fused else private(heterogeneous, lr)
+        grid = lr_name(lr)
+        client_tasks = averaged_tasks(heterogeneous, lr) if fused else private_tasks(heterogeneous, lr)
         engines[lr] = engine_of(heterogeneous, client_tasks, ClientStore(folder.clients("federated", grid)))
         states[lr] = run(
             _algorithm(heterogeneous, lr, until),
@@ -174,13 +174,13 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, watch: Wa
             checkpoint=folder.checkpoint("federated", grid),
             once=folder.ranks.ask_first,
             stop=stop_of(recipe),
-            observers=[_told(watch, "federated", lr, rounds)],
+            observers=[_observer(observer, "federated", lr, rounds)],
         )
         if fused or len(recipe.optimizer.lr) == 1:
             return states[lr].best_value
         return mean_loss(folder.tree(f"federated.chosen.{grid}.{until}", lambda: scored(lr, "valid", until)))
 
-    lr = choose(recipe, rounds, go)
+    lr = choose_learning_rate(recipe, rounds, go)
     state = states[lr]
     metrics = folder.tree("federated", lambda: scored(lr, "test", rounds))
     best = state.best_round if fused else rounds
@@ -193,7 +193,7 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, watch: Wa
     )
 
 
-def _alone(heterogeneous: HeterogeneousClients, folder: RunFolder, watch: Watch) -> Column:
+def _alone(heterogeneous: HeterogeneousClients, folder: RunFolder, observer: EventObserver) -> Column:
     """Everybody by itself, with the exchange's budget of local steps."""
     recipe, fed = heterogeneous.recipe, heterogeneous.recipe.federation
     experiment, everyone = next(iter(heterogeneous.experiments.values())), tuple(range(heterogeneous.count))
@@ -202,11 +202,11 @@ def _alone(heterogeneous: HeterogeneousClients, folder: RunFolder, watch: Watch)
 
     def scored(lr: float, until: int, work: str) -> Tree:
         job = Job(work=work, shared={}, version=2 * until, clients=everyone, seed=0)
-        return folder.tree(f"{work}.{grid_name(lr)}.{until}", lambda: score(engines[lr], job)[1])
+        return folder.tree(f"{work}.{lr_name(lr)}.{until}", lambda: score(engines[lr], job)[1])
 
     def go(lr: float, until: int) -> float:
-        grid = grid_name(lr)
-        local = engine_of(heterogeneous, private(heterogeneous, lr), ClientStore(folder.clients("alone", grid)))
+        grid = lr_name(lr)
+        local = engine_of(heterogeneous, private_tasks(heterogeneous, lr), ClientStore(folder.clients("alone", grid)))
         engines[lr] = ByArchitecture(local, architectures=heterogeneous.architectures)
         run(
             Alone(
@@ -224,10 +224,10 @@ def _alone(heterogeneous: HeterogeneousClients, folder: RunFolder, watch: Watch)
             checkpoint=folder.checkpoint("alone", grid),
             once=folder.ranks.ask_first,
             stop=stop_of(recipe),
-            observers=[_told(watch, "alone", lr, rounds)],
+            observers=[_observer(observer, "alone", lr, rounds)],
         )
         return mean_loss(scored(lr, until, "alone.chosen")) if len(recipe.optimizer.lr) > 1 else 0.0
 
-    lr = choose(recipe, rounds, go)
+    lr = choose_learning_rate(recipe, rounds, go)
     metrics = scored(lr, rounds, "alone.test")
     return Column(value_N=values_N(recipe, metrics), metrics=metrics, lr=lr)

@@ -21,13 +21,13 @@ from lichen.data.batches.shards import ArrayShard, Shard, pooled
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import values_N
 from lichen.recipes.assemble.heterogeneous import HeterogeneousClients
-from lichen.recipes.assemble.heterogeneous_parts import engine_of, saying
+from lichen.recipes.assemble.heterogeneous_parts import engine_of, prediction_tasks
 from lichen.recipes.assemble.model import STUDENT_TOKENIZER
 from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.server.knowledge.ensemble import Ensemble
 
-__all__ = ["Trained", "ensemble_column", "public_bytes", "save_models", "told_by_kind"]
+__all__ = ["Trained", "ensemble_column", "metrics_by_arch", "public_bytes", "save_models"]
 
 Models = Callable[[str], Tree]
 """The tensors a job brings, by kind."""
@@ -66,13 +66,13 @@ def ensemble_column(
     begin = dict(zip(place, torch.tensor([0, *size]).cumsum(0).tolist(), strict=False))
 
     def made() -> Tree:
-        engine = engine_of(heterogeneous, saying(heterogeneous, rows), trained.store)
+        engine = engine_of(heterogeneous, prediction_tasks(heterogeneous, rows), trained.store)
         mean = Ensemble(classes=classes, weigh="examples")
         total, private = mean.zero(), not heterogeneous.fused
         for arch, some in by_architecture(heterogeneous.architectures, tuple(range(heterogeneous.count))):
-            asked = some if private else some[:1]
+            invited = some if private else some[:1]
             version = 2 * recipe.federation.rounds
-            job = Job(work=f"said/{arch}", shared=trained.models(arch), version=version, clients=asked, seed=0)
+            job = Job(work=f"said/{arch}", shared=trained.models(arch), version=version, clients=invited, seed=0)
             for message in engine.run(job):
                 total = mean.add(total, message)
         teacher_label_M = mean.probabilities(total).argmax(-1)
@@ -124,7 +124,9 @@ def public_bytes(loaded: LoadedExperiment, public: Shard) -> int:
     return sum(len(record.text.encode()) for record in loaded.public_split.unlabelled)
 
 
-def told_by_kind(heterogeneous: HeterogeneousClients, columns: Mapping[str, Column]) -> dict[str, float | str | None]:
+def metrics_by_arch(
+    heterogeneous: HeterogeneousClients, columns: Mapping[str, Column]
+) -> dict[str, float | str | None]:
     """Each architecture's clients, and their mean in every column in which they have a model."""
     out: dict[str, float | str | None] = {}
     for arch, some in heterogeneous.architectures.items():

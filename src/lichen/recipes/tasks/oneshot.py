@@ -29,15 +29,15 @@ from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event
 from lichen.recipes.artifacts.inputs import Inputs, agree
 from lichen.recipes.assemble.class_names import save_class_names
-from lichen.recipes.assemble.column import Column, among
+from lichen.recipes.assemble.column import Column, over_ranks
 from lichen.recipes.assemble.experiment import values_N
-from lichen.recipes.assemble.features import encoder_of, featured
+from lichen.recipes.assemble.features import encoder_of, featurizer
 from lichen.recipes.assemble.open import fetch_named
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.rows.prepare import ClientData, classes_of, first_of, gather_all
 from lichen.recipes.rows.public import labelled_of, split_public
-from lichen.recipes.rows.reading import told_of
+from lichen.recipes.rows.reading import report_read
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.outcome import TaskResult, baseline, over_all_rows, tested
 from lichen.server.ridge import Ridge
@@ -64,7 +64,7 @@ def engine_for(recipe: Recipe, shards: Sequence[ArrayShard], classes: int, folde
     work = Statistics(features=lambda batch: batch["x_CBF"], classes=classes, bias=True)
     client_task = ClientTask(work=work, source=EvalSource(shards, batch_size=256, pad=0))
     store = ClientStore(folder.path / "state" / "none")
-    return among(
+    return over_ranks(
         folder.ranks, LocalEngine({"statistics": client_task}, store, block_size=recipe.engine.clients_per_block or 64)
     )
 
@@ -99,7 +99,7 @@ def oneshot(
     test: Sequence[ArrayShard],
     classes: int,
     folder: RunFolder,
-    watch: Callable[[Event], None],
+    observer: Callable[[Event], None],
     say: Callable[[str], None],
 ) -> OneShot:
     """Run the round and hold it against alone, pooled and re-partitioned data."""
@@ -123,7 +123,7 @@ def oneshot(
         bytes_down=engine.bytes_down,
         seconds=seconds,
     )
-    watch(Event(column="federated", report=report, total_rounds=1, grid=f"lambda={recipe.ridge:g}"))
+    observer(Event(column="federated", report=report, total_rounds=1, grid=f"lambda={recipe.ridge:g}"))
     if "alone" in recipe.compare.baselines:
         columns["alone"] = column([solve(recipe, engine_for(recipe, [s], classes, folder), (0,)) for s in train])
     x = np.concatenate([s.x for s in train])
@@ -132,14 +132,14 @@ def oneshot(
     if "pooled" in recipe.compare.baselines:
         columns["pooled"] = column([whole] * len(test))
     say(f"comparing with pooled under {recipe.compare.partitions} random partitions")
-    held = np.concatenate([s.x for s in test])
+    test_x = np.concatenate([s.x for s in test])
     same, worst = 0, _difference(head, whole)
     for p in range(recipe.compare.partitions):
         rng = numpy_generator(recipe.seed, "partition", p)
         client_data = rng.integers(0, int(rng.integers(2, 2 * len(train) + 1)), size=len(labels))
         parts = [ArrayShard(x=x[client_data == k], labels=labels[client_data == k]) for k in np.unique(client_data)]
         other = solve(recipe, engine_for(recipe, parts, classes, folder), range(len(parts)))
-        same += bool(torch.equal(predict(other, held), predict(whole, held)))
+        same += bool(torch.equal(predict(other, test_x), predict(whole, test_x)))
         worst = max(worst, _difference(other, whole))
     return OneShot(
         columns=columns,
@@ -157,7 +157,7 @@ def _difference(a: Tree, b: Tree) -> float:
 
 
 def run_oneshot(
-    recipe: Recipe, folder: RunFolder, watch: Callable[[Event], None], say: Callable[[str], None]
+    recipe: Recipe, folder: RunFolder, observer: Callable[[Event], None], say: Callable[[str], None]
 ) -> TaskResult:
     """Task ``oneshot``."""
     with folder.ranks.ahead():
@@ -167,15 +167,15 @@ def run_oneshot(
     public_split = split_public(recipe, gathered.records)
     clients_data = labelled_of(public_split.clients_data)
     features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
-    read = told_of(recipe, gathered, public_split, tokenizer, say)
-    make = featured(recipe, features, tokenizer, classes)
+    read = report_read(recipe, gathered, public_split, tokenizer, say)
+    make = featurizer(recipe, features, tokenizer, classes)
     agree(
         folder, recipe, Inputs(rows=len(gathered.records), data=records_digest(gathered.records), model=features.base)
     )
     save_class_names(folder, classes)
     say(f"features of {sum(len(o.train) + len(o.test) for o in clients_data):,} rows of {len(clients_data)} clients")
 
-    def kept(part: str) -> list[ArrayShard]:
+    def shards_of_part(part: str) -> list[ArrayShard]:
         def fresh(client_data: ClientData) -> Tree:
             made = make(getattr(client_data, part))
             return {"x": torch.from_numpy(made.x), "labels": torch.from_numpy(made.labels)}
@@ -186,8 +186,8 @@ def run_oneshot(
         mine = [found[i] for i in first]
         return [ArrayShard(x=tree["x"].numpy(), labels=tree["labels"].numpy()) for tree in mine]
 
-    train, test = kept("train"), kept("test")
-    done = oneshot(recipe, train, test, len(classes), folder, watch, say)
+    train, test = shards_of_part("train"), shards_of_part("test")
+    done = oneshot(recipe, train, test, len(classes), folder, observer, say)
     columns = {**done.columns, **baseline(recipe, train, test, classes)}
     if folder.ranks.first:
         save_tree(folder.path / "model" / "head.safetensors", done.head, shared=True)

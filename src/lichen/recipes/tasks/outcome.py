@@ -21,7 +21,7 @@ from lichen.tasks.registry import task_of
 
 __all__ = ["TaskResult", "baseline", "gained", "over_all_rows", "tested"]
 
-MOST_TOLD = 20
+MAX_CLASSES_LISTED = 20
 """Of more classes only the smallest and the largest count are told."""
 
 
@@ -91,7 +91,7 @@ def tested(tests: Sequence[Sequence[Record]], classes: Sequence[str]) -> dict[st
     count = Counter(str(row.label) for at in own for row in tests[at])
     counts = [count[name] for name in classes]
     each = ", ".join(f"{name} {n}" for name, n in zip(classes, counts, strict=True))
-    if len(classes) > MOST_TOLD:
+    if len(classes) > MAX_CLASSES_LISTED:
         each = f"{len(classes)} classes with {min(counts)} to {max(counts)}"
     return {"test rows by class": each}
 

@@ -25,14 +25,14 @@ from lichen.core.store import ClientStore
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event, Trace
 from lichen.recipes.assemble.column import local_engine
-from lichen.recipes.assemble.experiment import Experiment, grid_name, steps_of
-from lichen.recipes.assemble.parts import algorithm_of, begin_of, client_tasks
-from lichen.recipes.assemble.workload import Load, load_of
-from lichen.recipes.plan.memory import Gauge
-from lichen.recipes.plan.timing import Laps, Rate, Timed, clocked, spread
+from lichen.recipes.assemble.experiment import Experiment, lr_name, steps_per_round
+from lichen.recipes.assemble.parts import algorithm_of, client_tasks, initial_shared
+from lichen.recipes.assemble.workload import Workload, workload_of
+from lichen.recipes.plan.memory import MemoryMeter
+from lichen.recipes.plan.timing import Rate, Timed, Timings, evenly_spaced, with_timing
 from lichen.recipes.plan.workload import Kind, evaluated
 
-__all__ = ["Private", "Probe"]
+__all__ = ["Private", "Profiler"]
 
 
 @final
@@ -55,21 +55,21 @@ def _sized(engine: LocalEngine, job: Job) -> int:
 
 
 @final
-class Probe:
+class Profiler:
     """Times a bench's works in a folder of its own.
 
     Args:
         experiment: The recipe's.
         folder: For checkpoints and private state; the caller removes it.
-        gauge: The device's memory.
+        meter: The device's memory.
         seconds: About how long a kind of work is timed.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path, gauge: Gauge, *, seconds: float) -> None:
-        self.experiment, self.folder, self.gauge, self.budget = experiment, folder, gauge, seconds
+    def __init__(self, experiment: Experiment, folder: Path, meter: MemoryMeter, *, seconds: float) -> None:
+        self.experiment, self.folder, self.meter, self.budget = experiment, folder, meter, seconds
         self._lr = experiment.recipe.optimizer.lr[0]
 
-    def _few(self, steps: int) -> Experiment:
+    def _with_steps(self, steps: int) -> Experiment:
         fed = self.experiment.recipe.federation
         # What a client of FedKSeed sends is as long as it takes steps.
         whole = self._steps()
@@ -82,53 +82,53 @@ class Probe:
 
     def _steps(self) -> int:
         """Steps of a client in a round, about."""
-        return max(1, round(steps_of(self.experiment)))
+        return max(1, round(steps_per_round(self.experiment)))
 
-    def _timed(self, engine: LocalEngine, laps: Laps, clients: int, go: Callable[[], object]) -> Timed:
-        del laps[:]
+    def _timed(self, engine: LocalEngine, timings: Timings, clients: int, go: Callable[[], object]) -> Timed:
+        del timings[:]
         up, down, start = engine.bytes_up, engine.bytes_down, time.perf_counter()
         go()
-        self.gauge.settle()
+        self.meter.settle()
         whole = time.perf_counter() - start
         return Timed(
-            load=sum((load for load, _ in laps), Load()),
-            inside=sum(seconds for _, seconds in laps),
+            workload=sum((workload for workload, _ in timings), Workload()),
+            inside=sum(seconds for _, seconds in timings),
             whole=whole,
             clients=clients,
             up=round((engine.bytes_up - up) / clients),
             down=round((engine.bytes_down - down) / clients),
-            largest=max((load.units for load, _ in laps), default=0.0),
+            largest=max((workload.units for workload, _ in timings), default=0.0),
         )
 
     def source(self, *, steps: int) -> Source:
         """Training batches of so many steps."""
-        return client_tasks(self._few(steps))[f"train {grid_name(self._lr)}"].source
+        return client_tasks(self._with_steps(steps))[f"train {lr_name(self._lr)}"].source
 
     def block(self, kind: Literal["train", "alone"], clients: tuple[int, ...]) -> int:
         """How many of these clients stand side by side."""
         engine = local_engine(self.experiment, ClientStore(self.folder / "none" / "clients"))
-        return min(len(clients), _sized(engine, self._job(f"{kind} {grid_name(self._lr)}", clients, 0)))
+        return min(len(clients), _sized(engine, self._job(f"{kind} {lr_name(self._lr)}", clients, 0)))
 
     def train(self, clients: tuple[int, ...], *, steps: int, rounds: int = 1) -> Timed:
         """Federated rounds of these clients, with so many local steps at most."""
-        experiment, home = self._few(steps), self.folder / f"train-{len(clients)}-{steps}-{rounds}"
-        engine = local_engine(experiment, ClientStore(home / "clients"))
-        _sized(engine, self._job(f"train {grid_name(self._lr)}", clients, 0))
-        laps, trace = clocked(engine, self.gauge), Trace(home)
+        experiment, run_folder = self._with_steps(steps), self.folder / f"train-{len(clients)}-{steps}-{rounds}"
+        engine = local_engine(experiment, ClientStore(run_folder / "clients"))
+        _sized(engine, self._job(f"train {lr_name(self._lr)}", clients, 0))
+        timings, trace = with_timing(engine, self.meter), Trace(run_folder)
         algorithm = replace(algorithm_of(experiment, self._lr, rounds), sampler=_These(clients), valid=None)
 
         def go() -> None:
             run(
                 algorithm,
                 engine,
-                lambda: begin_of(experiment, self._lr),
+                lambda: initial_shared(experiment, self._lr),
                 rounds=rounds,
                 seed=experiment.recipe.seed,
-                checkpoint=home / "server.safetensors",
+                checkpoint=run_folder / "server.safetensors",
                 observers=[lambda report: trace(Event(column="", report=report, total_rounds=rounds, grid=""))],
             )
 
-        return self._timed(engine, laps, rounds * len(clients), go)
+        return self._timed(engine, timings, rounds * len(clients), go)
 
     def own(self) -> int:
         """Bytes of one version of a client's private state, of those that were trained."""
@@ -151,16 +151,16 @@ class Probe:
         unluckiest batch.
         """
         source, rounds = self.source(steps=self._steps()), self.experiment.recipe.federation.rounds
-        drawn = []
+        totals = []
         for r in range(min(16, rounds)):
-            each = [[load_of(batch).units for batch in source.batches((c,), r)] for c in clients]
-            drawn += [sum(step) for step in zip_longest(*each, fillvalue=0.0)]
-        return max(1.0, max(drawn, default=0.0) / max(1.0, timed.largest))
+            each = [[workload_of(batch).units for batch in source.batches((c,), r)] for c in clients]
+            totals += [sum(step) for step in zip_longest(*each, fillvalue=0.0)]
+        return max(1.0, max(totals, default=0.0) / max(1.0, timed.largest))
 
     def _afford(self, first: Timed) -> tuple[int, int]:
         """``(steps, rounds)`` that fit into the time allowed, by a first round of one step."""
-        wanted = self._steps()
-        steps = max(1, min(wanted, int(self.budget / max(first.inside, 1e-6))))
+        target = self._steps()
+        steps = max(1, min(target, int(self.budget / max(first.inside, 1e-6))))
         return steps, max(1, min(4, int(self.budget / max(first.whole + (steps - 1) * first.inside, 1e-6))))
 
     def scored(self, unit: float) -> Timed:
@@ -171,24 +171,24 @@ class Probe:
         """
         some = self._affordable(unit)
         engine = local_engine(self.experiment, ClientStore(self.folder / "none"))
-        laps = clocked(engine, self.gauge, every=self._thin(unit))
+        timings = with_timing(engine, self.meter, every=self._thin(unit))
         job = self._job("test", some, 0)
         _sized(engine, job)
-        return self._timed(engine, laps, len(some), lambda: score(engine, job))
+        return self._timed(engine, timings, len(some), lambda: score(engine, job))
 
-    def _affordable(self, unit: float, among: Sequence[int] | None = None) -> tuple[int, ...]:
-        everyone = range(len(self.experiment.train)) if among is None else among
-        pilot = spread(everyone, 8)
-        load = evaluated(self.experiment.evaluating(self.experiment.test), pilot)
-        each = unit * load.units / len(pilot)
-        return spread(everyone, max(2, int(self.budget / max(each, 1e-9))))
+    def _affordable(self, unit: float, candidates: Sequence[int] | None = None) -> tuple[int, ...]:
+        everyone = range(len(self.experiment.train)) if candidates is None else candidates
+        pilot = evenly_spaced(everyone, 8)
+        workload = evaluated(self.experiment.evaluating(self.experiment.test), pilot)
+        each = unit * workload.units / len(pilot)
+        return evenly_spaced(everyone, max(2, int(self.budget / max(each, 1e-9))))
 
     def _thin(self, unit: float) -> int:
         """Every how many batches of a single client, who cannot be thinned otherwise."""
         if len(self.experiment.test) > 1:
             return 1
-        load = evaluated(self.experiment.evaluating(self.experiment.test), (0,))
-        return max(1, int(unit * load.units / self.budget))
+        workload = evaluated(self.experiment.evaluating(self.experiment.test), (0,))
+        return max(1, int(unit * workload.units / self.budget))
 
     def _job(self, work: str, clients: tuple[int, ...], version: int) -> Job:
         experiment = self.experiment
@@ -210,30 +210,30 @@ class Probe:
             like: Rates of ``train`` and ``score``, taken over where a few of many clients are not a full block.
             name: Whose rates these are.
         """
-        unit, store, work = like["score"].unit, ClientStore(self.folder / name), f"alone {grid_name(self._lr)}"
-        step = evaluated(self.source(steps=1), clients[:1]) if len(clients) > 1 else Load()
-        some = spread(clients, max(2, int(self.budget / max(1e-9, like["train"].unit * step.units))))
-        engine = local_engine(self._few(1), store)
+        unit, store, work = like["score"].unit, ClientStore(self.folder / name), f"alone {lr_name(self._lr)}"
+        step = evaluated(self.source(steps=1), clients[:1]) if len(clients) > 1 else Workload()
+        some = evenly_spaced(clients, max(2, int(self.budget / max(1e-9, like["train"].unit * step.units))))
+        engine = local_engine(self._with_steps(1), store)
         _sized(engine, self._job(work, some, 0))
-        laps = clocked(engine, self.gauge, every=self._thin(unit))
-        first = self._timed(engine, laps, len(some), lambda: score(engine, self._job(work, some, 0)))
+        timings = with_timing(engine, self.meter, every=self._thin(unit))
+        first = self._timed(engine, timings, len(some), lambda: score(engine, self._job(work, some, 0)))
         some = self._affordable(unit, some)
         score(engine, self._job("alone.valid", some, 1))
-        longer = local_engine(self._few(self._afford(first)[0]), store)
-        more, room = clocked(longer, self.gauge, every=self._thin(unit)), longer.block_size
+        longer = local_engine(self._with_steps(self._afford(first)[0]), store)
+        more, block_size = with_timing(longer, self.meter, every=self._thin(unit)), longer.block_size
 
         def ask(work: str, version: int, kind: Kind) -> Rate:
-            job, longer.block_size = self._job(work, some, version), room
+            job, longer.block_size = self._job(work, some, version), block_size
             _sized(longer, job)
             rate = Rate.of(self._timed(longer, more, len(some), lambda: score(longer, job)))
             return replace(rate, unit=like[kind].unit) if len(some) < len(clients) else rate
 
-        trained, kept = ask(work, 2, "train"), ask("alone.valid", 3, "score")
+        trained, validated = ask(work, 2, "train"), ask("alone.valid", 3, "score")
         tested = ask("alone.test", 4, "score")
         rates: dict[Kind, Rate] = (
-            {"alone": trained, "alone.keep": kept, "alone.score": tested}
+            {"alone": trained, "alone.keep": validated, "alone.score": tested}
             if name == "alone"
-            else {"pooled": trained, "pooled.keep": kept, "pooled.score": tested}
+            else {"pooled": trained, "pooled.keep": validated, "pooled.score": tested}
         )
         largest = max((f.stat().st_size for f in store.folder.rglob("*.safetensors")), default=0)
         return Private(rates=rates, bytes=3 * largest)
