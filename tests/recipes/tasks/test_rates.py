@@ -10,7 +10,7 @@ from lichen.present.trace import read_trace
 
 
 def test_rates_that_look_alike_have_checkpoints_of_their_own(tmp_path: Path) -> None:
-    settings = ["federation.rounds=1", "optimizer.lr=[0.1,0.1000001]", "compare.columns=[]"]
+    settings = ["federation.rounds=1", "optimizer.lr=[0.1,0.1000001]", "compare.baselines=[]"]
     folder = lichen.run(lichen.read_recipe("digits", settings), out=tmp_path / "run").folder
     names = ["lr=0.1", "lr=0.1000001"]
     assert [event.grid for event in read_trace(folder)] == names
