@@ -18,7 +18,7 @@ from lichen.recipes.artifacts import more_rounds as longer
 from lichen.recipes.schema.read import read_recipe
 from support.tiny_llama import recipe, save_model, save_rows
 
-ALL = {"columns": ["base", "alone", "pooled"]}
+ALL = {"baselines": ["base", "alone", "pooled"]}
 
 
 @pytest.fixture(scope="module")
