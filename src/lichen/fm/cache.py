@@ -2,9 +2,9 @@
 
 A :class:`CacheStore` is a folder with one JSON file a request, named by the digest of what was asked. A file holds
 what was asked (texts, seed, settings), what was told, and the model, its weights' digest or endpoint, and the
-date. It is written whole or not at all, and a damaged one is as good as none. :class:`CachedModel` puts a shelf before
-any face; :class:`lichen.fm.http.HttpFM` keeps its endpoint's answers on one in the same way.
-:class:`OfflineModel` stands for a model that is no longer there: with a full shelf before it, nothing else is needed.
+date. It is written whole or not at all, and a damaged one is as good as none. :class:`CachedModel` puts a store before
+any model; :class:`lichen.fm.http.HttpFM` keeps its endpoint's answers on one in the same way.
+:class:`OfflineModel` stands for a model that is no longer there: with a full store before it, nothing else is needed.
 
 What is kept holds the texts that were asked about, and its files are for their owner alone (mode 0600). Of a private
 text nothing is written but its digest: see :meth:`CachedModel.without_texts`.
@@ -81,7 +81,7 @@ class CacheStore:
 
 @final
 class CachedModel:
-    """A face whose answers are kept: what was asked before is read, the rest is asked and written.
+    """A model whose answers are cached: what was asked before is read, the rest is asked and written.
 
     The same prompt, settings and seed are one request, also within a call; where the temperature is 0 the seed
     is none of them. Answers are written after every ``batch`` requests, so that a kill loses no more than that.
@@ -100,19 +100,19 @@ class CachedModel:
         self._cached = [0]  # shared with the discreet one
 
     def without_texts(self) -> CachedModel:
-        """The same face for private texts: their answers are found by the texts' digests, the texts are not written."""
+        """The same model for private texts: answers are found by the texts' digests, the texts are not written."""
         other = CachedModel(self._fm, self._store.folder, batch=self.batch)
         other._store, other._cached, other._words = self._store, self._cached, False
         return other
 
     @property
     def usage(self) -> Usage:
-        """What the face behind was asked, and how many requests were answered from disk."""
+        """What the model behind was asked, and how many requests were answered from disk."""
         return self._fm.usage + Usage(cached=self._cached[0])
 
     @property
     def source(self) -> str:
-        """That of the face behind."""
+        """That of the model behind."""
         return self._fm.source if isinstance(self._fm, Sourced) else ""
 
     def score(self, prompts: Sequence[str], continuations: Sequence[Sequence[str]]) -> Tensor:
@@ -176,7 +176,7 @@ class CachedModel:
     def _through(
         self, kind: str, requests: Sequence[Mapping[str, Any]], ask: Callable[[list[int]], list[Any]]
     ) -> list[Any]:
-        """Every request's answer, from the shelf or from ``ask``, which is given the rows that are missing."""
+        """Every request's answer, from the store or from ``ask``, which is given the rows that are missing."""
         about = {"kind": kind, "model": self.name, "source": self.source}
         whole = [{**about, **one} for one in requests]
         keys = [_key(one) for one in whole]
@@ -197,7 +197,7 @@ class CachedModel:
             some, before = rows[at : at + self.batch], self._fm.usage
             answers = ask(some)
             after = self._fm.usage
-            # A face tells what a call cost, not which of its rows: those that share one share its tokens.
+            # A model tells what a call cost, not which of its rows: those that share one share its tokens.
             call = {"rows": len(some)} | {
                 key: getattr(after, key) - getattr(before, key) for key in ("tokens_in", "tokens_out")
             }

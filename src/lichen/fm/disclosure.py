@@ -6,9 +6,9 @@
 ``private``    a client's own rows, and whatever still tells of them
 =============  ======================================================================
 
-A method never holds the model itself but a face bound to one origin, so that what it sends is known by
+A method never holds the model itself but a view of it that is bound to one origin, so that what it sends is known by
 construction, and is counted. A model that runs at the client sees what the client has; an endpoint sees
-private rows only where the recipe says so. A shelf goes before the bound face
+private rows only where the recipe says so. A cache goes before the bound model
 (``CachedModel(policy.of("public"), folder)``), so that only what is really sent is counted.
 
 Legend: N prompts, K choices, H width.
@@ -119,7 +119,7 @@ class DisclosurePolicy:
 
 @final
 class _Bound:
-    """The face of one origin."""
+    """The model as texts of one origin may use it."""
 
     def __init__(self, policy: DisclosurePolicy, fm: FoundationModel, origin: Origin) -> None:
         self.name, self.origin = fm.name, origin

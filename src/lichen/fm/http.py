@@ -237,7 +237,7 @@ class HttpFM:
         return rows
 
     def _ask(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The first choice of an answer, from the shelf or the endpoint."""
+        """The first choice of an answer, from the cache or the endpoint."""
         url = self.endpoint.url.rstrip("/") + path
         body = {"model": self.endpoint.model, **body}
         request = {"url": url, **body}

@@ -44,7 +44,7 @@ __all__ = [
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a face was asked so far.
+    """What a model was asked so far.
 
     Attributes:
         calls: Answers computed or paid for; a batch of a local model is one.
@@ -71,7 +71,7 @@ class Usage:
 
 
 class FMBase(Protocol):
-    """What every face has."""
+    """What every foundation model has."""
 
     name: str
 
@@ -156,7 +156,7 @@ class FoundationModel(Scorer, Generator, Embedder, Protocol):
 
 @runtime_checkable
 class Sourced(Protocol):
-    """What a face may also have: which weights, or which endpoint, its answers come from."""
+    """What a foundation model may also have: which weights, or which endpoint, its answers come from."""
 
     @property
     def source(self) -> str:
@@ -165,15 +165,15 @@ class Sourced(Protocol):
 
 
 class SoftModel(Protocol):
-    """A face that also takes a soft prompt: vectors before the text, in place of words.
+    """A foundation model that also takes a soft prompt: vectors before the text, in place of words.
 
-    An offset ``(P, H)`` moves the prompt away from where the face starts it, in units of the spread of
+    An offset ``(P, H)`` moves the prompt away from where the model starts it, in units of the spread of
     the model's own embeddings, so that whoever asks need not see one.
     """
 
     name: str
     base: str
-    """Digest of the weights behind the face."""
+    """Digest of its weights."""
     positions: int
     """P."""
     width: int

@@ -2,7 +2,7 @@
 
 R is drawn once from a seed and never sent; z, some hundred numbers, is what clients search for and a
 server averages. With z of unit spread, R z has ``scale`` times the spread of the model's own
-embeddings, which the face knows and nobody else needs to. To every work and evaluation this is a cohort
+embeddings, which the model knows and nobody else needs to. To every work and evaluation this is a cohort
 model whose trainable tensors are ``mean`` (z) and ``std`` (how far a search looks around it; the loss does
 not see it).
 
@@ -41,7 +41,7 @@ class SoftPrompt:
     Rows with classes are answered by words: the loss is the cross entropy among them alone.
 
     Args:
-        fm: The model behind its face.
+        fm: The model.
         seed: R is drawn from it; the same for all of a federation.
         size: D.
         scale: Spread of the offset at ``z = 1``, in units of the embeddings' spread.
@@ -51,7 +51,7 @@ class SoftPrompt:
         after: Text between a row and its answer.
 
     Raises:
-        LichenError: if the face has no room for a soft prompt, or a number is out of range.
+        LichenError: if the model has no room for a soft prompt, or a number is out of range.
     """
 
     reference = True

@@ -1,7 +1,7 @@
 """Zero-shot classification with a foundation model: a probability for each class.
 
 :class:`Teacher` is anything that labels texts, one :class:`Answer` each, and :class:`ZeroShot` makes one of any
-face. The text is put into a template that ends where the answer begins, each class is a word, and the
+model. The text is put into a template that ends where the answer begins, each class is a word, and the
 probabilities of the words are calibrated (:mod:`lichen.fm.calibration`). The confidence of an answer is
 its top probability.
 

@@ -21,7 +21,15 @@ from lichen.core.errors import LichenError
 from lichen.models.adapters.quantized import resident_bytes
 from lichen.present.planned import plan_table
 from lichen.recipes.assemble import capacity
-from lichen.recipes.assemble.capacity import GIB, Needs, Submodel, capacity_of, device_tiers, fit_to_memory, needs_of
+from lichen.recipes.assemble.capacity import (
+    GIB,
+    Needs,
+    TierSettings,
+    capacity_of,
+    device_tiers,
+    fit_to_memory,
+    needs_of,
+)
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks
@@ -75,7 +83,7 @@ NEEDS = st.builds(
 
 @given(needs=NEEDS, memory=st.tuples(st.integers(1, 5000), st.integers(1, 5000)))
 def test_more_memory_never_gives_less(needs: Needs, memory: tuple[int, int]) -> None:
-    def size(step: Submodel) -> tuple[int, int]:
+    def size(step: TierSettings) -> tuple[int, int]:
         return step.rank, needs.blocks if step.last is None else step.last
 
     steps = needs.tiers()
@@ -133,7 +141,7 @@ def test_clients_take_turns(home: Path, tiny: tuple[Experiment, ClientTask, Need
     assert [(r.clients, r.rank, r.layers, r.of) for r in rows] == [(2, 1, 1, 5), (2, 4, 3, 5), (1, 4, 5, 5)]
     assert all(row.needed <= row.memory * GIB for row in rows)
     assert json.loads(json.dumps([asdict(row) for row in rows]))[0]["clients"] == 2
-    assert fit_to_memory(experiment, client_task, needs.narrow) == Submodel(rank=4, last=1)
+    assert fit_to_memory(experiment, client_task, needs.narrow) == TierSettings(rank=4, last=1)
 
 
 def test_a_quantised_base_and_checkpointing_leave_room_for_more(home: Path) -> None:

@@ -35,7 +35,7 @@ from lichen.recipes.assemble.live_bytes import LiveBytes
 from lichen.recipes.assemble.workload import heaviest
 from lichen.server.lowrank.submodel import Capacity
 
-__all__ = ["DeviceTier", "Needs", "Submodel", "capacity_of", "device_tiers", "fit_to_memory", "needs_of"]
+__all__ = ["DeviceTier", "Needs", "TierSettings", "capacity_of", "device_tiers", "fit_to_memory", "needs_of"]
 
 GIB = 1 << 30
 DRAWS = 16
@@ -44,7 +44,7 @@ DRAWS = 16
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Submodel:
+class TierSettings:
     """What a client trains.
 
     Attributes:
@@ -75,7 +75,7 @@ class Needs:
     narrow: int
     whole: int
 
-    def tiers(self) -> tuple[tuple[Submodel, int], ...]:
+    def tiers(self) -> tuple[tuple[TierSettings, int], ...]:
         """What can be trained, from the least to all, with the bytes it needs; these never fall.
 
         >>> for step, bytes in Needs(rank=2, blocks=3, least=10, narrow=12, whole=30).tiers():
@@ -87,16 +87,16 @@ class Needs:
         """
         narrow, whole = max(self.least, self.narrow), max(self.least, self.narrow, self.whole)
         ranks = [
-            (Submodel(rank=r, last=1), self.least + _share(narrow - self.least, r - 1, self.rank - 1))
+            (TierSettings(rank=r, last=1), self.least + _share(narrow - self.least, r - 1, self.rank - 1))
             for r in range(1, self.rank + 1)
         ]
         blocks = [
-            (Submodel(rank=self.rank, last=n), narrow + _share(whole - narrow, n - 1, self.blocks - 1))
+            (TierSettings(rank=self.rank, last=n), narrow + _share(whole - narrow, n - 1, self.blocks - 1))
             for n in range(2, self.blocks)
         ]
-        return (*ranks, *blocks, (Submodel(rank=self.rank, last=None), whole))
+        return (*ranks, *blocks, (TierSettings(rank=self.rank, last=None), whole))
 
-    def fit_to_memory(self, memory: float) -> Submodel:
+    def fit_to_memory(self, memory: float) -> TierSettings:
         """The most that fits; more memory never gives less.
 
         Args:
@@ -190,7 +190,7 @@ def _step_bytes(client_task: ClientTask, shared: Tree, client: int, batch: Batch
     return trees.nbytes(shared) + peak
 
 
-def fit_to_memory(experiment: Experiment, client_task: ClientTask, memory: float) -> Submodel:
+def fit_to_memory(experiment: Experiment, client_task: ClientTask, memory: float) -> TierSettings:
     """The most that a client with so many bytes for tensors can train; see :func:`needs_of`."""
     return needs_of(experiment, client_task).fit_to_memory(memory)
 

@@ -43,7 +43,7 @@ class LoadedExperiment:
         classes: The labels in the order of the model's logits; none for a language model.
         foundation: The frozen transformers model; None for a student.
         tokenizer: Its tokenizer; None without one.
-        public_split: The owners with their unlabelled rows, and the public rows.
+        public_split: The clients with their unlabelled rows, and the public rows.
         make: How rows become what the model reads.
         public: The public rows without labels that a classifier learns from, if there are any.
         vocabulary: The student's words, where they were taken from public text.

@@ -75,7 +75,7 @@ def workload_of(batch: Batch) -> Workload:
 
 
 def pooled_experiment(experiment: Experiment) -> Experiment:
-    """The bench of the pooled column: one client with everybody's rows, and the steps that keep the budget."""
+    """The experiment of the pooled column: one client with everybody's rows, and the steps that keep the budget."""
     fed, pooled_batch = experiment.recipe.federation, experiment.recipe.compare.pooled_batch_size
     batch, accumulate = (fed.batch_size, fed.gradient_accumulation_steps) if pooled_batch is None else (pooled_batch, 1)
     steps = max(1, round(participants(experiment) * rows_per_round(experiment) / (batch * accumulate)))

@@ -122,7 +122,7 @@ class FMRegistry:
         """What was asked and what it cost, as numbers of a summary.
 
         ``fm.asked`` counts texts handed over, whether or not their answers were on disk already; ``fm.bytes.*``
-        are those of texts by origin; all others are of the ledger.
+        are those of texts by origin; all others are of the usage.
         """
         usage = self.usage
         out: dict[str, float] = {f"fm.{key}": float(getattr(usage, key)) for key in Usage.__slots__}

@@ -1,6 +1,6 @@
 """Runs the help of a foundation model before the federation, and counts its cost.
 
-Each kind of help is a step from one bench to the next, so that they go together: a model writes rows, a teacher
+Each kind of help is a step from one experiment to the next, so that they go together: a model writes rows, a teacher
 answers public texts, the server makes a first student of both, and clients label rows of their own.
 """
 
@@ -52,7 +52,7 @@ Say = Callable[[str], None]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HelpResult:
-    """What help has made of a bench.
+    """What help has made of an experiment.
 
     Attributes:
         experiment: What the federated column works with.

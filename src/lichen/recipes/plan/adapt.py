@@ -130,7 +130,7 @@ def estimate_columns(
     *,
     base: int = 0,
 ) -> Estimate:
-    """Measure a bench's works and multiply by its budget; ``start`` and ``frozen`` are left at 0.
+    """Measure an experiment's works and multiply by its budget; ``start`` and ``frozen`` are left at 0.
 
     Args:
         experiment: The recipe's.

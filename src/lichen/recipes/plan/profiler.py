@@ -56,7 +56,7 @@ def _sized(engine: LocalEngine, job: Job) -> int:
 
 @final
 class Profiler:
-    """Times a bench's works in a folder of its own.
+    """Times an experiment's works in a folder of its own.
 
     Args:
         experiment: The recipe's.

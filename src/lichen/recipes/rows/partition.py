@@ -47,7 +47,7 @@ class ClientData:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partitioned:
-    """The owners, in roster order, and what was left out."""
+    """The clients, in roster order, and what was left out."""
 
     clients_data: tuple[ClientData, ...]
     left: tuple[Left, ...] = ()
@@ -56,7 +56,7 @@ class Partitioned:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Common:
-    """A test set that all owners share, the rows for all else, and what was left out."""
+    """A test set that all clients share, the rows for all else, and what was left out."""
 
     test: tuple[Record, ...]
     rest: list[Record]
@@ -75,15 +75,15 @@ def first_of(things: Sequence[object]) -> tuple[int, ...]:
 
 
 def split_clients(recipe: Recipe, records: Sequence[Record]) -> tuple[ClientData, ...]:
-    """The owners of :func:`part`."""
+    """The clients of :func:`part`."""
     return part(recipe, records).clients_data
 
 
 def part(recipe: Recipe, records: Sequence[Record], *, test: tuple[Record, ...] | None = None) -> Partitioned:
-    """Part the records among their owners, and each owner's into train, valid and test.
+    """Part the records among their clients, and each client's into train, valid and test.
 
     A drawn partition (``dirichlet``, ``iid``) is scored on one common test set, with its share of
-    each class; owners of their own rows are scored on their own.
+    each class; clients of their own rows are scored on their own.
 
     Args:
         recipe: Its data section.
@@ -132,7 +132,7 @@ def rows_by_client(recipe: Recipe, records: Sequence[Record]) -> tuple[dict[str,
 
 
 def draw_rows(recipe: Recipe, records: Sequence[Record]) -> Common:
-    """A test set with its share of each class, for owners that are drawn.
+    """A test set with its share of each class, for clients that are drawn.
 
     Whole groups are drawn, and no row of the rest is a copy of a test row. A test set that comes with catalog data
     is taken as it is.

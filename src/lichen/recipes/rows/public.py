@@ -1,7 +1,7 @@
 """Splits off public rows, and hides labels.
 
-Where owners hold their own rows, whole owners are drawn to be public, so that nobody in the federation has a
-public row; where owners are drawn, rows are drawn before them.
+Where clients hold their own rows, whole clients are drawn to be public, so that nobody in the federation has a
+public row; where clients are drawn, rows are drawn before them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["PublicSplit", "labelled_of", "split_public", "unlabelled_of"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicSplit:
-    """The owners, and what is nobody's.
+    """The clients, and what is nobody's.
 
     Attributes:
         clients_data: The clients, in roster order; rows beyond ``data.labels`` have no label.
@@ -44,7 +44,7 @@ class PublicSplit:
 
 
 def split_public(recipe: Recipe, records: Sequence[Record]) -> PublicSplit:
-    """Part the records: public ones, and each owner's into train, valid and test.
+    """Part the records: public ones, and each client's into train, valid and test.
 
     Raises:
         LichenError: as :func:`lichen.recipes.rows.prepare.split_clients`, or if the public rows are too few.
@@ -132,7 +132,7 @@ def _scarce(recipe: Recipe, public_split: PublicSplit) -> PublicSplit:
 
 
 def labelled_of(clients_data: Sequence[ClientData]) -> tuple[ClientData, ...]:
-    """The owners with those of their training rows that have a label."""
+    """The clients with those of their training rows that have a label."""
     return tuple(replace(o, train=tuple(r for r in o.train if r.label is not None)) for o in clients_data)
 
 

@@ -25,7 +25,7 @@ def read_of(recipe: Recipe, gathered: Gathered, public_split: PublicSplit, token
     Args:
         recipe: The recipe.
         gathered: Its records.
-        public_split: Its owners and public rows.
+        public_split: Its clients and public rows.
         tokenizer: Counts tokens; None where the rows are no texts.
     """
     found = reading_of(gathered.records)

@@ -30,7 +30,7 @@ def apart(recipe: Recipe, partitioned: Partitioned, public: Sequence[Record]) ->
 
     Args:
         recipe: Its data section.
-        partitioned: The owners.
+        partitioned: The clients.
         public: Rows that are everybody's.
 
     Raises:
