@@ -112,7 +112,7 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
         found = cli.app[command].assemble_argument_collection(default_parameter=cli.app.default_parameter)
         flags[command] = sorted(name for argument in found for name in argument.names)
     assert flags == {
-        "list": [],
+        "list": ["--json", "WHAT"],
         "fetch": ["NAME"],
         "init": [
             *("--client", "--completion", "--full", "--label", "--model", "--out", "--prompt", "--task", "--text"),

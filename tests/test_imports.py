@@ -13,6 +13,7 @@ import lichen
 
 FLOORS = (
     ("core",),
+    ("declared",),
     ("models", "data", "transforms", "server"),
     ("fm",),
     ("clients",),

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Literal
 
 from lichen.core.errors import LichenError
 from lichen.shell import crash_in, log, print_json, say, show
@@ -16,8 +17,20 @@ from lichen.shell import crash_in, log, print_json, say, show
 __all__ = ["export_command", "fetch_command", "list_command", "report_command", "try_command"]
 
 
-def list_command() -> None:
-    """Show the models, data, recipes and comparisons that have a name."""
+def list_command(what: Literal["methods"] | None = None, /, *, json: bool = False) -> None:
+    """Show the models, data, recipes and comparisons that have a name; or every method.
+
+    Parameters
+    ----------
+    what
+        `methods`: every method with its paper, what it needs of a recipe, and which keys it refuses.
+    json
+        With methods: print them as JSON, and nothing else, on standard output.
+    """
+    if what == "methods":
+        return _list_methods(json)
+    if json:
+        raise LichenError("only methods are listed as JSON", where="--json", fix="lichen list methods --json")
     from lichen.data.sources.catalog import CATALOG
     from lichen.data.sources.datasets import declared_datasets
     from lichen.present.report import new_table
@@ -52,6 +65,24 @@ def list_command() -> None:
         known = read_comparison([name])
         table.add_row(name, str(len(known.methods)), str(len(known.seeds)), known.question)
     if table.row_count:
+        show(table)
+
+
+def _list_methods(json: bool) -> None:
+    from lichen.recipes.schema.methods import every_method
+
+    entries = every_method()
+    if json:
+        print_json([entry.as_dict() for entry in entries])
+        return
+    from lichen.present.report import new_table
+
+    for kind in dict.fromkeys(entry.kind for entry in entries):
+        table = new_table(None, kind, "what", "paper", "needs", "refuses")
+        for entry in entries:
+            if entry.kind == kind:
+                columns = (entry.papers, entry.needs, entry.refused)
+                table.add_row(entry.name, entry.summary, *("; ".join(words) or "-" for words in columns))
         show(table)
 
 

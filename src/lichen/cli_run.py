@@ -65,7 +65,7 @@ def run_command(
         known = recipe_of(resume, set_, note=log)
     else:
         known = read_recipe(str(recipe), set_, note=log)
-    several = _several_ranks(known.engine.name, resume or out)
+    several = _several_ranks(known, resume or out)
     folder = resume or (out if several else free(out) if out is not None else new_folder(known.name))
     assert folder is not None
     if several and os.environ["RANK"] != "0":
@@ -83,7 +83,7 @@ def run_command(
         _show_result(summary, folder, adapter)
 
 
-def _several_ranks(engine: str, folder: Path | None) -> bool:
+def _several_ranks(recipe: Any, folder: Path | None) -> bool:
     """Whether this process is one of several that were started together, as by torchrun.
 
     Raises:
@@ -92,9 +92,9 @@ def _several_ranks(engine: str, folder: Path | None) -> bool:
     count = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
     if count == "1":
         return False
-    if engine != "distributed":
+    if not recipe.engine_kind.ranks:
         raise LichenError(
-            f"{count} ranks were started, and engine {engine} is for one process",
+            f"{count} ranks were started, and engine {recipe.engine.name} is for one process",
             where="engine.name",
             fix="add -s engine.name=distributed, or start one process",
         )

@@ -18,7 +18,9 @@ TEMPLATE = (
 )
 
 
-def save_model(folder: Path, *, without: tuple[str, ...] = (), more: tuple[str, ...] = (), seed: int = 0) -> Path:
+def save_model(
+    folder: Path, *, without: tuple[str, ...] = (), more: tuple[str, ...] = (), seed: int = 0, biases: bool = False
+) -> Path:
     """Write model and tokenizer as transformers does; ``without``: special tokens it lacks; ``more``: words."""
     import torch
     from tokenizers import Tokenizer
@@ -45,6 +47,7 @@ def save_model(folder: Path, *, without: tuple[str, ...] = (), more: tuple[str, 
         eos_token_id=vocabulary["</s>"],
         pad_token_id=vocabulary["<pad>"] if "pad_token" in special else None,
         initializer_range=0.2,
+        attention_bias=biases,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -115,7 +115,7 @@ def run(
     say = say or (lambda _: None)
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     path = Path(out) if out is not None else new_folder(recipe.name)
-    apart = recipe.engine.name == "distributed"
+    apart = recipe.engine_kind.ranks
     mine = False  # whether this process has made the folder, so that it may remove it
     moved_back: list[Callable[[], None]] = []
     try:

@@ -73,7 +73,7 @@ def _classes(recipe: Recipe, folder: Path) -> tuple[str, ...]:
 
 def _foundation(recipe: Recipe, folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
     """``(model, tokenizer, classes)`` as the run loaded them; nothing of its data is read."""
-    if recipe.optimizer.name == "cma":
+    if recipe.method.asks_only:
         raise LichenError(
             "a prompt found by asking lies outside the model", where=recipe.name, fix="its tensors lie in model/"
         )

@@ -13,30 +13,14 @@ from lichen.models.adapters.layerwise import layerwise_schedule
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.schema.model import AdapterConfig
 from lichen.recipes.schema.recipe import Recipe
-from lichen.server.evolution import Evolution
 from lichen.server.fair import QFFL
-from lichen.server.kseed import SeedSums
-from lichen.server.lowrank.fedsvd import FedSVD
-from lichen.server.lowrank.hetlora import HetLoRA
-from lichen.server.lowrank.lowrank import FedEx, FedIT
-from lichen.server.lowrank.redistribute import FlexLoRA, FLoRIST
-from lichen.server.lowrank.stacking import FLoRA
-from lichen.server.mean import Mean, Weighting
+from lichen.server.mean import Weighting
+from lichen.server.rules import RuleSettings
 from lichen.transforms.layout import Layout
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.uplink_decode import Decoded
 
-__all__ = ["aggregator_of", "freeze_schedule_of", "local_params_of", "scaling_of"]
-
-_FROZEN: dict[str, tuple[tuple[str, ...], ...]] = {
-    "ffa": (("lora_A",),),
-    "fedsvd": (("lora_A",),),
-    "rolora": (("lora_A",), ("lora_B",)),
-}
-"""Which half of each adapter stands still, in rounds that take turns."""
-
-_LOCAL_PARAMS = {"fedsa": ("lora_B",)}
-"""Which half stays with its client."""
+__all__ = ["aggregator_of", "freeze_schedule_of", "local_params_of", "scaling_of", "weighting_of"]
 
 
 def scaling_of(adapter: AdapterConfig) -> float:
@@ -46,7 +30,7 @@ def scaling_of(adapter: AdapterConfig) -> float:
 
 def freeze_schedule_of(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
     """Names that stand still, round by round: those of the rule, and those of the layers whose turn it is not."""
-    rule = _FROZEN.get(experiment.recipe.rule, ())
+    rule = experiment.recipe.aggregation.freezes
     groups = experiment.recipe.federation.layer_groups
     if groups == 1:
         return rule
@@ -56,46 +40,33 @@ def freeze_schedule_of(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
 
 def local_params_of(recipe: Recipe) -> tuple[str, ...]:
     """Ends of the names that stay with their clients."""
-    return _LOCAL_PARAMS.get(recipe.rule, ())
+    return recipe.aggregation.local_params
 
 
 def aggregator_of(experiment: Experiment, lr: float) -> Aggregator:
     """The recipe's aggregator, for clients that train at this rate."""
     recipe = experiment.recipe
-    if recipe.optimizer.name == "kseed":
-        return SeedSums(recipe.optimizer.seeds, weighting=_weighting(recipe))
-    if recipe.optimizer.name == "cma":
-        return Evolution(_weighting(recipe))
     if recipe.federation.fair == "qffl":
         fed = recipe.federation
-        return QFFL(fed.q, lr=lr, weighting=_weighting(recipe))
+        return QFFL(fed.q, lr=lr, weighting=weighting_of(recipe))
     if not recipe.wire.up:
         return _rule(recipe)
     return Decoded(_rule(recipe), parse_codecs(recipe.wire.up), _layouts(experiment))
 
 
-def _weighting(recipe: Recipe) -> Weighting:
+def weighting_of(recipe: Recipe) -> Weighting:
     """How the server weighs messages: by the weight each brings, whatever its client has counted, or all alike."""
     return "uniform" if recipe.federation.weighting == "uniform" else "examples"
 
 
 def _rule(recipe: Recipe) -> Aggregator:
-    fed, scaling = recipe.federation, scaling_of(recipe.model.adapter)
-    if recipe.rule == "fedit":
-        return FedIT(weighting=_weighting(recipe))
-    if recipe.rule == "fedex":
-        return FedEx(scaling, weighting=_weighting(recipe))
-    if recipe.rule == "flora":
-        return FLoRA(scaling, weighting=_weighting(recipe), seed=recipe.seed)
-    if recipe.rule == "flexlora":
-        return FlexLoRA(weighting=_weighting(recipe), seed=recipe.seed)
-    if recipe.rule == "florist":
-        return FLoRIST(fed.energy, weighting=_weighting(recipe), seed=recipe.seed)
-    if recipe.rule == "fedsvd":
-        return FedSVD(Mean(weighting=_weighting(recipe)), seed=recipe.seed)
-    if recipe.rule == "hetlora":
-        return HetLoRA(weighting=_weighting(recipe))
-    return Mean(weighting=_weighting(recipe))
+    settings = RuleSettings(
+        weighting=weighting_of(recipe),
+        scaling=scaling_of(recipe.model.adapter),
+        energy=recipe.federation.energy,
+        seed=recipe.seed,
+    )
+    return recipe.aggregation.make(settings)
 
 
 def _layouts(experiment: Experiment) -> tuple[Layout, ...]:

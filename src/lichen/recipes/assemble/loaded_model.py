@@ -117,13 +117,13 @@ def _cohort(recipe: Recipe, foundation: Any, tokenizer: Any, classes: Sequence[s
     """
     section = recipe.model
     name = section.name or recipe.name
-    if recipe.optimizer.name == "cma":
+    if recipe.method.asks_only:
         words = section.adapter.start or str(tokenizer.eos_token)
         fm = LocalFM(foundation, tokenizer, name=name, positions=section.adapter.num_virtual_tokens, start=words)
         return SoftPrompt(fm, seed=derive(recipe.seed, "projection"), size=recipe.optimizer.dimensions)
     if section.adapter.kind == "full":
-        # FedKSeed does not send where all begin, so that it must be agreed on.
-        base = base_digest(foundation) if recipe.optimizer.name == "kseed" else None
+        # Where all begin is not always sent, and must then be agreed on.
+        base = base_digest(foundation) if recipe.method.agreed_start else None
         exclude = section.adapter.exclude
         if recipe.writes:
             return FullCausal(foundation, name=name, exclude=exclude, base=base)

@@ -18,22 +18,17 @@ from lichen.clients.distillation.distill import Distill
 from lichen.clients.distillation.selective import Selective
 from lichen.clients.evaluation.early_stopping import KeepBest
 from lichen.clients.evaluation.evaluate import Evaluate
-from lichen.clients.training.diloco import Pace, Worker
-from lichen.clients.training.fedbpt import BlackBox
+from lichen.clients.methods import METHODS, ClientSettings
 from lichen.clients.training.fixmatch import FixMatch
-from lichen.clients.training.kseed import FedKSeed, ReplayedWork
-from lichen.clients.training.kseed_replay import KSeedReplay
-from lichen.clients.training.mezo import WeighBy, ZerothOrder
 from lichen.clients.training.optimize import ClientOptimizer, lr_factor
 from lichen.clients.training.row_weights import ByRows
 from lichen.clients.training.train import Train
-from lichen.core.contracts import ClientTask, ClientWork, Sampler, ServerOptimizer, ServerState
+from lichen.core.contracts import Aggregator, ClientTask, ClientWork, Sampler, ServerOptimizer, ServerState
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
-from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_of, local_params_of
+from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_of, local_params_of, weighting_of
 from lichen.recipes.assemble.experiment import Experiment, lr_name, participants
 from lichen.recipes.schema.recipe import Recipe
-from lichen.server.kseed import KSeedOptimizer
 from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
 from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted, validators
 from lichen.transforms.codec import Chain
@@ -77,44 +72,47 @@ def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
         out[f"alone {lr_name(lr)}"] = ClientTask(
             work=_accumulating(experiment, trainer(experiment, lr, personal=True)), source=local
         )
-        if experiment.recipe.optimizer.name != "kseed":
-            out[f"train {lr_name(lr)}"] = ClientTask(work=federated(experiment, lr), source=local)
-            continue
-        # One replay for all that a node does at this rate: it keeps the last version's tensors.
-        replay = replay_of(experiment, lr)
-        out[f"train {lr_name(lr)}"] = ClientTask(work=weighed(experiment, seed_steps(experiment, replay)), source=local)
-        out[f"valid {lr_name(lr)}"] = ClientTask(work=ReplayedWork(Evaluate(experiment.model), replay), source=valid)
+        works = experiment.recipe.method.works(settings_of(experiment, lr))
+        out[f"train {lr_name(lr)}"] = ClientTask(work=sent(experiment, works.train), source=local)
+        if works.valid is not None:
+            out[f"valid {lr_name(lr)}"] = ClientTask(work=works.valid, source=valid)
     return out
 
 
-def replay_of(experiment: Experiment, lr: float) -> KSeedReplay:
-    """What turns FedKSeed's sums into the model's tensors."""
-    return KSeedReplay(experiment.start, lr=lr, root=experiment.recipe.seed, count=experiment.recipe.optimizer.seeds)
-
-
-def seed_steps(experiment: Experiment, replay: KSeedReplay) -> FedKSeed:
-    """FedKSeed's client."""
-    fed, opt = experiment.recipe.federation, experiment.recipe.optimizer
-    clip = {} if opt.clip is None else {"clip": opt.clip}
-    return FedKSeed(
-        experiment.model, replay, steps=fed.fixed_steps, eps=opt.eps, weigh_by=_weigh_by(experiment.recipe), **clip
+def settings_of(experiment: Experiment, lr: float) -> ClientSettings:
+    """What the recipe tells its client method, at one learning rate."""
+    recipe, fed, opt = experiment.recipe, experiment.recipe.federation, experiment.recipe.optimizer
+    return ClientSettings(
+        model=experiment.model,
+        start=experiment.start,
+        train=_accumulating(experiment, trainer(experiment, lr)),
+        evaluate=Evaluate(experiment.model),
+        lr=lr,
+        clip=opt.clip,
+        eps=opt.eps,
+        population=opt.population,
+        directions=opt.seeds,
+        seed=recipe.seed,
+        steps=fed.local_steps,
+        rounds=fed.rounds,
+        schedule=opt.schedule,
+        warmup=opt.warmup,
+        fragments=fed.stream_fragments,
+        drop=fed.drop_prob,
+        weighting=weighting_of(recipe),
     )
-
-
-def _weigh_by(recipe: Recipe) -> WeighBy:
-    return "one" if recipe.federation.weighting == "uniform" else "examples"
 
 
 def initial_shared(experiment: Experiment, lr: float) -> Tree:
     """What the server's shared tensors begin as."""
-    if experiment.recipe.optimizer.name == "cma":
-        return {**experiment.start, "std": torch.full_like(experiment.start["std"], lr)}
-    return replay_of(experiment, lr).shared() if experiment.recipe.optimizer.name == "kseed" else experiment.start
+    begin = experiment.recipe.method.begin
+    return experiment.start if begin is None else begin(settings_of(experiment, lr))
 
 
 def tensors_of(experiment: Experiment, lr: float, shared: Tree) -> Tree:
     """The model's tensors that shared ones stand for."""
-    return replay_of(experiment, lr).tree(shared) if experiment.recipe.optimizer.name == "kseed" else shared
+    tensors = experiment.recipe.method.tensors
+    return shared if tensors is None else tensors(settings_of(experiment, lr), shared)
 
 
 def trainer(experiment: Experiment, lr: float, *, personal: bool = False) -> Train:
@@ -123,10 +121,10 @@ def trainer(experiment: Experiment, lr: float, *, personal: bool = False) -> Tra
     return Train(
         experiment.model,
         optimizer=ClientOptimizer(
-            name="sgd" if opt.name == "sgd" else "adamw", lr=lr, momentum=opt.momentum, weight_decay=opt.weight_decay
+            name=METHODS[opt.name].base, lr=lr, momentum=opt.momentum, weight_decay=opt.weight_decay
         ),
         clip=opt.clip,
-        weigh_by=_weigh_by(recipe),
+        weigh_by="one" if recipe.federation.weighting == "uniform" else "examples",
         prox=0.0 if personal else opt.prox,
         personal=personal,
         freeze_schedule=() if personal else freeze_schedule_of(experiment),
@@ -146,20 +144,10 @@ def weighed(experiment: Experiment, work: ClientWork) -> ClientWork:
     return ByRows(work, tuple(shard.size for shard in experiment.train))
 
 
-def federated(experiment: Experiment, lr: float) -> ClientWork:
-    """What a client does in a round, at one learning rate."""
-    recipe, fed, opt = experiment.recipe, experiment.recipe.federation, experiment.recipe.optimizer
-    work: ClientWork
-    if opt.name == "cma":
-        work = BlackBox(experiment.model, population=opt.population)
-    elif opt.name == "mezo":
-        work = ZerothOrder(experiment.model, lr=lr, eps=opt.eps, clip=opt.clip, weigh_by=_weigh_by(recipe))
-    elif fed.keep_optimizer:
-        pace = Pace(opt.schedule, steps=fed.fixed_steps, rounds=fed.rounds, warmup=opt.warmup)
-        work = Worker(trainer(experiment, lr), fragments=fed.stream_fragments, drop=fed.drop_prob, pace=pace)
-    else:
-        work = with_auxiliary(experiment, _accumulating(experiment, trainer(experiment, lr)))
-    work = weighed(experiment, work)
+def sent(experiment: Experiment, work: ClientWork) -> ClientWork:
+    """A method's work as the recipe has it: helped where it trains by gradients alone, weighed, and coded."""
+    recipe = experiment.recipe
+    work = weighed(experiment, with_auxiliary(experiment, work) if isinstance(work, Train) else work)
     return Compressed(work, parse_codecs(recipe.wire.up)) if recipe.wire.up else work
 
 
@@ -191,9 +179,9 @@ def down_of(recipe: Recipe) -> Chain | None:
 
 def server_of(recipe: Recipe) -> ServerOptimizer:
     """The recipe's server optimizer."""
-    server = recipe.federation.server
-    if recipe.optimizer.name == "kseed":
-        return KSeedOptimizer()
+    server, own = recipe.federation.server, recipe.method.server
+    if own is not None:
+        return own()
     if server.name == "sgd":
         return ServerSGD(lr=server.lr, momentum=server.momentum, nesterov=server.nesterov)
     return (ServerAdam if server.name == "adam" else ServerYogi)(lr=server.lr)
@@ -235,20 +223,26 @@ def lr_scale(recipe: Recipe, rounds: int) -> Callable[[int], float]:
     return lambda r: lr_factor(opt.schedule, r, rounds, warmup=warmup)
 
 
+def summing(experiment: Experiment, lr: float) -> Aggregator:
+    """The client method's own aggregator, or the one of the recipe's rule."""
+    own = experiment.recipe.method.aggregator
+    return aggregator_of(experiment, lr) if own is None else own(settings_of(experiment, lr))
+
+
 def algorithm_of(experiment: Experiment, lr: float, until: int) -> Average:
     """The federation at one learning rate, up to round ``until``."""
     fed = experiment.recipe.federation
     return Average(
         # Rows without a label may leave every client of a round with nothing to send.
-        aggregator=AllowEmpty(aggregator_of(experiment, lr))
+        aggregator=AllowEmpty(summing(experiment, lr))
         if experiment.recipe.semi is not None
-        else aggregator_of(experiment, lr),
+        else summing(experiment, lr),
         optimizer=server_of(experiment.recipe),
         sampler=sampler_of(experiment),
         weight_N=torch.tensor([s.size for s in experiment.train], dtype=torch.float64),
         rounds=until,
         work=f"train {lr_name(lr)}",
-        valid=f"valid {lr_name(lr)}" if experiment.recipe.optimizer.name == "kseed" else "valid",
+        valid="valid" if experiment.recipe.method.tensors is None else f"valid {lr_name(lr)}",
         valid_every=fed.valid_every,
         validators=validators_of(experiment),
         personal=bool(local_params_of(experiment.recipe)),

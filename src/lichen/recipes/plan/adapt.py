@@ -87,7 +87,7 @@ def estimate_adapt(
 
     found = estimate_columns(loaded.experiment, work_items, flops, folder, meter, say, seconds, base=base)
     # Every spawned engine loads for itself, one for each learning rate.
-    starts = 1 + len(recipe.optimizer.lr) if recipe.engine.name == "spawned" else 1
+    starts = 1 + len(recipe.optimizer.lr) if recipe.engine_kind.nodes else 1
     frozen = sum(count for name, count in weights.items() if name not in tensors)
     return with_writing(replace(found, start=start * starts, frozen=frozen, read=loaded.read), loaded, folder, say)
 
@@ -145,13 +145,14 @@ def estimate_columns(
     invited, engine = invitations(experiment), experiment.recipe.engine
     say("timing a few blocks")
     found = _measure(experiment, folder, meter, seconds, max(1, *map(len, invited)), base, tuple(work_items))
-    ranks = engine.nodes if engine.name not in ("local", "spawned") else 1
+    kind = experiment.recipe.engine_kind
+    ranks = engine.nodes if kind.ranks else 1
     operations = flops()
     sent = traffic(experiment, invited, train_up=found.train_up, score_up=found.score_up)
     notes = []
     if ranks > 1:
         notes.append(f"seconds with many clients are one process's divided by {ranks} ranks, which is an estimate")
-    if engine.name == "spawned":
+    if kind.nodes:
         notes.append(f"seconds of {engine.nodes} nodes are those of one process, which is an estimate")
     if experiment.recipe.federation.patience is not None:
         notes.append("federation.patience may end a column before its last round: all numbers are the most it takes")
@@ -166,7 +167,7 @@ def estimate_columns(
         trained=sum(x.numel() for name, x in experiment.start.items() if not name.startswith("answers.")),
         frozen=0,
         bytes=sent,
-        memory=replace(found.memory, copies={"local": 0, "spawned": engine.nodes}.get(engine.name, ranks - 1)),
+        memory=replace(found.memory, copies=engine.nodes if kind.nodes else ranks - 1),
         disk=disk_of(experiment, found.private, tuple(work_items), own=found.own, invited=invited),
         columns={name: _cost(parts, found.rates, operations, ranks) for name, parts in work_items.items()},
         start=0.0,

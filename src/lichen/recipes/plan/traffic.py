@@ -27,9 +27,6 @@ __all__ = ["TrafficEstimate", "traffic"]
 HEADER = 256
 """Bytes of a tensor's name and shape in a job, at most."""
 
-MORE = {"fedex": 2, "flora": 0}
-"""Adapters' worth of rank a round adds to the patch beside the clients' own."""
-
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +107,8 @@ def traffic(
         return sum(map(sizes, _jobs(experiment, job) if settings else [job]))
 
     work, algorithm = f"train {lr_name(lr)}", algorithm_of(experiment, lr, recipe.federation.rounds)
-    adapters = max(map(len, invited)) + MORE.get(recipe.rule, 0)
+    grown = recipe.aggregation.patch
+    adapters = max(map(len, invited)) + (grown or 0)
     _, seen = marks(experiment, recipe.federation.rounds)
     up = total = patch = plain = valid_up = valid_down = 0
     judges = validators_of(experiment)
@@ -118,7 +116,7 @@ def traffic(
     for r, (who, validated) in enumerate(zip(invited, seen, strict=True), start=1):
         sent = down(work, who, **settings)
         up, total, plain = up + len(who) * train_up, total + sent + len(who) * patch, plain + sent
-        patch = _patch_bytes(experiment.start, r, adapters) if recipe.rule in MORE else 0
+        patch = _patch_bytes(experiment.start, r, adapters) if grown is not None else 0
         if downlink is not None and chain is not None:
             moved = {name: x + 1 if x.is_floating_point() else x for name, x in downlink.snapshot.items()}
             downlink = downlink.acknowledge(who).advance(moved, chain, 0)
@@ -137,5 +135,5 @@ def traffic(
         valid_up=valid_up,
         valid_down=valid_down,
         validators=len(judges),
-        bound=recipe.rule in MORE,
+        bound=grown is not None,
     )

@@ -6,12 +6,11 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lichen.recipes.schema.federation import FederationConfig, OptimizerConfig, WireConfig
+from lichen.recipes.schema.federation import FederationConfig, OptimizerConfig
 from lichen.recipes.schema.help import PublicConfig
 from lichen.recipes.schema.model import ModelConfig, Positive, Section
 from lichen.tasks.task import Task
@@ -82,10 +81,6 @@ def refuse_heterogeneous(
     public: PublicConfig | None,
     optimizer: OptimizerConfig,
     federation: FederationConfig,
-    wire: WireConfig,
-    columns: Sequence[str],
-    engine: str,
-    helps: Sequence[str],
 ) -> None:
     """Refuse an exchange that has nobody or nothing to talk about, or that does not go with another key.
 
@@ -96,10 +91,6 @@ def refuse_heterogeneous(
         public: Its public rows.
         optimizer: How clients train.
         federation: The rounds.
-        wire: What is done to tensors.
-        columns: Those of the comparison.
-        engine: Where clients run.
-        helps: Sections by which a foundation model helps.
 
     Raises:
         ValueError: naming the key and the fix.
@@ -120,16 +111,6 @@ def refuse_heterogeneous(
         raise ValueError("data.public: students talk about public rows, and there are none; add the section")
     if not public.unlabelled:
         raise ValueError("data.public.unlabelled: leaves the students nothing to talk about; raise it")
-    for key in helps:
-        raise ValueError(f"{key}: was not tried beside an exchange; remove one of the two")
-    if engine != "local":
-        raise ValueError("engine.name: an exchange runs in one process; use local")
-    if wire.up or wire.down:
-        raise ValueError("wire: answers are sent as they are; remove it")
-    if optimizer.name not in ("adamw", "sgd"):
-        raise ValueError(f"optimizer.name: {optimizer.name} trains no student; use adamw or sgd")
-    if "pooled" in columns:
-        raise ValueError("compare.baselines: unequal students have no pooled one; use [alone]")
     _refuse_rounds(exchange, optimizer, federation, model.device)
 
 
@@ -137,11 +118,6 @@ def _refuse_rounds(
     exchange: ExchangeConfig, optimizer: OptimizerConfig, federation: FederationConfig, device: str
 ) -> None:
     usual = FederationConfig()
-    if federation.aggregate not in (None, "mean"):
-        raise ValueError("federation.aggregate: a student has no LoRA factors; use mean")
-    for key in ("ranks", "layer_groups", "fair", "keep_optimizer", "stream_fragments", "drop_prob"):
-        if getattr(federation, key) != getattr(usual, key):
-            raise ValueError(f"federation.{key}: does not go with an exchange; remove it")
     if exchange.kind == "feddf":
         if exchange.first_steps is not None:
             raise ValueError("exchange.first_steps: every round of feddf is like the first; remove it")

@@ -8,14 +8,15 @@ from pydantic import Field, field_validator, model_validator
 
 from lichen.core.errors import LichenError
 from lichen.recipes.schema.model import Positive, Section, Share
+from lichen.recipes.schema.names import MethodName, RuleName
 
-__all__ = ["Aggregate", "FederationConfig", "OptimizerConfig", "WireConfig"]
+__all__ = ["FederationConfig", "OptimizerConfig", "WireConfig"]
 
 
 class OptimizerConfig(Section):
     """How a client trains."""
 
-    name: Literal["adamw", "sgd", "mezo", "kseed", "cma"] = Field(
+    name: MethodName = Field(
         default="adamw",
         description="client optimizer; without gradients: `mezo` measures one slope a step, `kseed` (FedKSeed) also "
         "sends nothing but seeds and slopes, `cma` (FedBPT) only asks the model for answers",
@@ -60,11 +61,6 @@ class ServerConfig(Section):
     nesterov: bool = Field(default=False, description="for sgd: look ahead along the momentum, as DiLoCo does")
 
 
-Aggregate = Literal[
-    "mean", "fedit", "ffa", "flora", "fedex", "flexlora", "florist", "fedsvd", "fedsa", "rolora", "hetlora"
-]
-
-
 class FederationConfig(Section):
     """The rounds."""
 
@@ -89,7 +85,7 @@ class FederationConfig(Section):
         description="micro-batches of batch_size rows that make one local step, as one batch of all their rows would: "
         "less memory, the same step",
     )
-    aggregate: Aggregate | None = Field(
+    aggregate: RuleName | None = Field(
         default=None, description="how changes become one; none: fedit for lora, mean for everything else"
     )
     energy: float = Field(

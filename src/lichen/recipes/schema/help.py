@@ -205,8 +205,6 @@ def refuse_unhelpful(
     *,
     task: Task,
     student: bool,
-    engine: str,
-    fair: str,
     public: PublicConfig | None,
     teacher: TeacherConfig | None,
     synthetic: SyntheticConfig | None,
@@ -220,8 +218,6 @@ def refuse_unhelpful(
     for key, section in {"teacher": teacher, "synthetic": synthetic, "semi": semi}.items():
         if section is not None and key not in task.help:
             raise ValueError(f"{key}: goes with task classify; remove it, or set task: classify")
-        if section is not None and engine == "spawned":
-            raise ValueError(f"engine.name: spawned nodes open their own rows alone, without {key}; use local")
     if teacher is not None and (teacher.answer_format == "text") != task.writes:
         if task.writes:
             raise ValueError(
@@ -251,8 +247,6 @@ def refuse_unhelpful(
         raise ValueError("synthetic.filters: agreement is the teacher's; add a teacher, or leave it out")
     if synthetic is not None and {"fluency", "harm"} & set(synthetic.sieve) and public is None:
         raise ValueError("synthetic.filters: fluency and harm are held against public rows; set data.public")
-    if semi is not None and semi.server and fair == "minmax":
-        raise ValueError("federation.fair: minmax and the server's own training are two algorithms; remove one")
     if semi is not None and teacher is not None and teacher.at != "server":
         raise ValueError("teacher.at: beside semi a step has no room for public rows; set it to server")
     if semi is not None and semi.teacher_rounds and (teacher is None or "private" not in teacher.may_see):
@@ -263,7 +257,5 @@ def refuse_unhelpful(
         raise ValueError("teacher.select: it answers the clients' own rows, too; add private to teacher.may_see")
     if teacher is not None and teacher.select and teacher.at == "server":
         raise ValueError("teacher.select: is the clients' choice; set teacher.at to clients or both")
-    if semi is not None and engine == "distributed" and semi.server:
-        raise ValueError("semi.server: trains in one process; use engine.name: local")
     if semi is not None and semi.server and (public is None or not public.labelled):
         raise ValueError("semi.server: trains on public labelled rows; set data.public.labelled")

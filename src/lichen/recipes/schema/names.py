@@ -1,7 +1,7 @@
-"""Words of a recipe whose list is open: tasks and metrics, which other packages may add to.
+"""Words of a recipe whose list is open: tasks, metrics, rules, client methods and engines of other packages.
 
 The schema names the built-in ones, so that they stand in the key tables; another word is accepted if an installed
-package declares it (:mod:`lichen.tasks.registry`).
+package declares it (:mod:`lichen.tasks.registry`, :mod:`lichen.declared`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import PlainSerializer, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
+from lichen.clients.methods import METHODS
+from lichen.declared import Family
+from lichen.engines.kinds import ENGINES
+from lichen.server.rules import RULES
 from lichen.tasks.registry import known_metrics, task_names, task_of
 
-__all__ = ["MetricName", "TaskName"]
+__all__ = ["EngineName", "MethodName", "MetricName", "RuleName", "TaskName"]
 
 
 def _task(value: Any, built_in: ValidatorFunctionWrapHandler) -> str:
@@ -36,9 +40,29 @@ def _metric(value: Any, built_in: ValidatorFunctionWrapHandler) -> str:
     return value if isinstance(value, str) and value in known_metrics() else str(built_in(value))
 
 
+def _family(family: Family[Any]) -> Any:
+    """The words of a family, its built-in ones as a list for the key tables."""
+
+    def known(value: Any, built_in: ValidatorFunctionWrapHandler) -> str:
+        try:
+            return str(built_in(value))
+        except ValidationError:
+            if not isinstance(value, str) or value not in family.others():
+                raise
+        return str(family[value].name)
+
+    return Annotated[Literal[tuple(family)], WrapValidator(known), PlainSerializer(str)]
+
+
 if TYPE_CHECKING:
     TaskName = str
+    RuleName = str
+    MethodName = str
+    EngineName = str
     MetricName = str
 else:
+    RuleName = _family(RULES)
+    MethodName = _family(METHODS)
+    EngineName = _family(ENGINES)
     TaskName = Annotated[Literal["chat", "classify", "oneshot"], WrapValidator(_task), PlainSerializer(str)]
     MetricName = Annotated[Literal["perplexity", "macro_f1", "accuracy"], WrapValidator(_metric), PlainSerializer(str)]

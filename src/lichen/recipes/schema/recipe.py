@@ -10,16 +10,24 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from lichen.clients import methods
+from lichen.clients.methods import DILOCO, METHODS, ClientMethod
+from lichen.declared import Property
+from lichen.engines import kinds
+from lichen.engines.kinds import ENGINES, EngineKind
+from lichen.models.adapters.table import facts_of
 from lichen.recipes.schema.exchange import ExchangeConfig, refuse_heterogeneous
-from lichen.recipes.schema.federation import Aggregate, FederationConfig, OptimizerConfig, WireConfig
+from lichen.recipes.schema.federation import FederationConfig, OptimizerConfig, WireConfig
+from lichen.recipes.schema.fits import Part, member, refuse
 from lichen.recipes.schema.help import PublicConfig, SemiConfig, SyntheticConfig, TeacherConfig, refuse_unhelpful
 from lichen.recipes.schema.model import AdapterConfig, ModelConfig, Positive, Section, Share, StudentConfig
-from lichen.recipes.schema.names import MetricName, TaskName
+from lichen.recipes.schema.names import EngineName, MetricName, TaskName
+from lichen.server import rules
+from lichen.server.rules import RULES, AggregationRule
 from lichen.tasks.registry import task_of
 
 __all__ = [
     "AdapterConfig",
-    "Aggregate",
     "CompareConfig",
     "ExchangeConfig",
     "FederationConfig",
@@ -142,7 +150,7 @@ class CompareConfig(Section):
 class EngineConfig(Section):
     """Where clients run."""
 
-    name: Literal["local", "spawned", "distributed"] = Field(
+    name: EngineName = Field(
         default="local",
         description="`local`: this process; `spawned`: clients behind pipes, in processes such as a real node's; "
         "`distributed`: ranks that share out the clients and add up their sums, on this machine or by torchrun on many",
@@ -193,11 +201,26 @@ class Recipe(Section):
     engine: EngineConfig = Field(default=EngineConfig(), description="where clients run")
 
     @property
-    def rule(self) -> Aggregate:
+    def rule(self) -> str:
         """How changes become one, by the recipe or by what is trained."""
         small = self.model.student is not None or bool(self.model.students)
         lora = not small and self.model.adapter.kind == "lora"
         return self.federation.aggregate or ("fedit" if lora else "mean")
+
+    @property
+    def aggregation(self) -> AggregationRule:
+        """The rule of that name."""
+        return RULES[self.rule]
+
+    @property
+    def method(self) -> ClientMethod:
+        """How clients train."""
+        return DILOCO if self.federation.keep_optimizer else METHODS[self.optimizer.name]
+
+    @property
+    def engine_kind(self) -> EngineKind:
+        """Where clients run."""
+        return ENGINES[self.engine.name]
 
     @property
     def templated(self) -> bool:
@@ -230,11 +253,8 @@ class Recipe(Section):
             public=self.data.public,
             optimizer=self.optimizer,
             federation=self.federation,
-            wire=self.wire,
-            columns=self.compare.baselines,
-            engine=self.engine.name,
-            helps=[key for key in ("teacher", "synthetic", "semi") if getattr(self, key) is not None],
         )
+        refuse(self, members_of(self))
         if model.name is None and student is None and model.scratch is None and not model.students:
             raise ValueError("model: has neither a name nor a student; name a foundation model, or give model.student")
         if model.scratch is not None and (model.name is not None or student is not None or not task.writes):
@@ -250,8 +270,6 @@ class Recipe(Section):
         refuse_unhelpful(
             task=task,
             student=student is not None,
-            engine=self.engine.name,
-            fair=self.federation.fair,
             public=self.data.public,
             teacher=self.teacher,
             synthetic=self.synthetic,
@@ -282,100 +300,45 @@ class Recipe(Section):
         return self
 
 
-EXACT = ("flora", "fedex", "flexlora", "florist", "fedsvd", "hetlora")
-"""Rules whose change is no step: it must be added as it is."""
-
-
 def refuse_misfits(recipe: Recipe) -> None:
-    """Refuse a rule, an optimizer or a server step that does not go with what is trained.
+    """Refuse values that say nothing beside each other; what parts need of parts is :mod:`lichen.recipes.schema.fits`.
 
     Raises:
         ValueError: naming the key and the fix.
     """
-    adapter, fed, opt, rule = recipe.model.adapter, recipe.federation, recipe.optimizer, recipe.rule
-    if recipe.model.student is not None and rule != "mean":
-        raise ValueError("federation.aggregate: a student has no LoRA factors; use mean")
-    if adapter.kind != "lora" and rule != "mean":
-        raise ValueError(f"federation.aggregate: {adapter.kind} has no LoRA factors; use mean, or leave it out")
-    if rule in EXACT and (fed.server.name, fed.server.lr, fed.server.momentum) != ("sgd", 1.0, 0.0):
-        raise ValueError(
-            f"federation.server: {rule} is exact for plain averaging only; use sgd with lr 1 and no momentum"
-        )
-    if fed.fair != "none" and (rule != "mean" or recipe.wire.up or opt.name not in ("adamw", "sgd")):
-        raise ValueError("federation.fair: weighs plain averages of gradient training; use aggregate: mean, no wire.up")
-    if fed.fair != "none" and recipe.engine.name == "distributed":
-        raise ValueError("federation.fair: was not tried on several ranks; use engine.name: local")
+    fed = recipe.federation
     if fed.server.nesterov and not (fed.server.name == "sgd" and fed.server.momentum):
         raise ValueError("federation.server.nesterov: looks ahead along no momentum; use sgd and set server.momentum")
     if (fed.stream_fragments > 1 or fed.drop_prob) and not fed.keep_optimizer:
         raise ValueError(
             "federation.keep_optimizer: stream_fragments and drop_prob are a DiLoCo worker's; set it to true"
         )
-    if fed.keep_optimizer and (opt.name not in ("adamw", "sgd") or rule in ("ffa", "fedsvd", "fedsa", "rolora")):
-        raise ValueError(
-            "federation.keep_optimizer: goes with adamw or sgd and a rule that trains the same every round"
-        )
-    _refuse_budget(recipe)
-    if fed.keep_optimizer and fed.layer_groups > 1:
-        raise ValueError(
-            "federation.layer_groups: a client that keeps its optimizer trains every layer; use stream_fragments"
-        )
-    if fed.memory is not None and fed.layer_groups > 1:
-        raise ValueError("federation.layer_groups: memory chooses the layers; remove one of the two")
-    for key in ("ranks", "memory"):
-        unlike = key == "memory" and recipe.model.students  # each client takes the largest student that fits
-        if getattr(fed, key) is not None and not unlike and rule in ("mean", "ffa", "fedsvd", "fedsa", "rolora"):
-            raise ValueError(
-                f"federation.{key}: {rule} takes adapters of one rank; use flora, flexlora, florist, fedex or hetlora"
-            )
-    if fed.ranks is not None and fed.memory is not None:
-        raise ValueError("federation.ranks: memory chooses the ranks; remove one of the two")
-    if fed.ranks is not None and max(fed.ranks) > adapter.rank:
+    if fed.ranks is not None and max(fed.ranks) > recipe.model.adapter.rank:
         raise ValueError("federation.ranks: some are above model.adapter.rank; raise that one")
-    if (fed.ranks or fed.memory) and recipe.wire.down:
-        raise ValueError("wire.down: clients of unequal ranks hold no common state; remove it, or federation.ranks")
-    if opt.name == "kseed" and (adapter.kind != "full" or recipe.model.student is not None):
-        raise ValueError("optimizer.name: kseed rebuilds every weight from seeds; set model.adapter.kind: full")
-    if opt.name in ("mezo", "kseed", "cma") and {"alone", "pooled"} & set(recipe.compare.baselines):
-        raise ValueError(f"compare.baselines: alone and pooled are trained by gradients, not by {opt.name}; use [base]")
-    if opt.name == "kseed" and (recipe.wire.up or recipe.wire.down):
-        raise ValueError("wire: kseed sends nothing but seeds; remove it")
-    if opt.name == "cma" and (adapter.kind != "prompt" or not recipe.writes):
-        raise ValueError("optimizer.name: cma searches a soft prompt in task chat; set model.adapter.kind: prompt")
-    if opt.name in ("cma", "kseed") and (fed.server.name, fed.server.lr, fed.server.momentum) != ("sgd", 1.0, 0.0):
-        raise ValueError(f"federation.server: {opt.name} has its own step; use sgd with lr 1 and no momentum")
-    if opt.name == "cma" and (recipe.wire.up or recipe.wire.down):
-        raise ValueError("wire: cma sends a mean and a spread, which no code may blur; remove it")
 
 
-def _refuse_budget(recipe: Recipe) -> None:
-    """Refuse epochs, accumulation and weights by rows where nothing would follow from them.
+def members_of(recipe: Recipe) -> tuple[Part, ...]:
+    """The rule, the client method, the engine and what is trained, with what each needs and lacks."""
+    steps = member(METHODS[recipe.optimizer.name], methods.DECIDES, "optimizer.name")
+    keeps = (member(DILOCO, methods.DECIDES, DILOCO.key, word=DILOCO.key),) if recipe.federation.keep_optimizer else ()
+    return (
+        trained_of(recipe),
+        member(recipe.aggregation, rules.DECIDES, "federation.aggregate"),
+        steps,
+        *keeps,
+        member(ENGINES[recipe.engine.name], kinds.DECIDES, "engine.name"),
+    )
 
-    Raises:
-        ValueError: naming the key and the fix.
-    """
-    fed, opt = recipe.federation, recipe.optimizer
-    reasons = {
-        "exchange": recipe.exchange is not None,
-        "semi": recipe.semi is not None,
-        "federation.keep_optimizer": fed.keep_optimizer,
-        f"optimizer.name: {opt.name}": opt.name in ("kseed", "cma"),
+
+def trained_of(recipe: Recipe) -> Part:
+    """What is trained, and what does not hold with it."""
+    adapter = recipe.model.adapter.kind
+    small = recipe.model.student is not None or bool(recipe.model.students)
+    facts = facts_of(adapter)
+    holds = {
+        Property.LORA_FACTORS: facts.low_rank and not small,
+        Property.EVERY_WEIGHT: facts.whole and not small,
+        Property.SOFT_PROMPT: adapter == "prompt" and recipe.writes and not small,
     }
-    if fed.local_epochs is not None:
-        for other in (name for name, there in reasons.items() if there):
-            raise ValueError(f"federation.local_epochs: {other} counts steps; set federation.local_steps instead")
-    if fed.gradient_accumulation_steps > 1:
-        if opt.name in ("mezo", "kseed", "cma"):
-            raise ValueError(
-                f"federation.gradient_accumulation_steps: {opt.name} has no gradients to add up, and little memory "
-                "to save; raise federation.batch_size"
-            )
-        for other in (name for name, there in reasons.items() if there):
-            raise ValueError(
-                f"federation.gradient_accumulation_steps: {other} takes every batch for a step; "
-                "raise federation.batch_size"
-            )
-    if fed.weighting == "rows" and recipe.exchange is not None:
-        raise ValueError("federation.weighting: exchange.weighting says who is listened to; remove it")
-    if fed.weighting == "rows" and fed.fair == "minmax":
-        raise ValueError("federation.weighting: minmax has weights of its own; remove it, or federation.fair")
+    lacks = frozenset(one for one, there in holds.items() if not there)
+    return Part(key="model.adapter.kind", word="a student" if small else adapter, lacks=lacks)

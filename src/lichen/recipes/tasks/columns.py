@@ -29,8 +29,8 @@ from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import TrainSource
+from lichen.engines.kinds import EngineSettings
 from lichen.engines.local import LocalEngine
-from lichen.engines.spawned import SpawnedEngine
 from lichen.present.trace import Event
 from lichen.recipes.assemble.aggregation import local_params_of
 from lichen.recipes.assemble.column import Column, local_engine, over_ranks
@@ -228,12 +228,17 @@ def _federated(
 
 def _engine(experiment: Experiment, folder: RunFolder, store: ClientStore, stack: ExitStack) -> Engine:
     recipe = experiment.recipe
-    if recipe.engine.name != "spawned":
-        return over_ranks(folder.ranks, local_engine(experiment, store))
-    command = [sys.executable, "-m", "lichen", "node", "--recipe", str(folder.path / "recipe.yaml")]
-    agreed = snapshot_name(experiment.start) if recipe.wire.down else ""
-    command += ["--state", str(store.folder)]
-    return stack.enter_context(SpawnedEngine(command, nodes=recipe.engine.nodes, agreed=agreed))
+    settings = EngineSettings(
+        local=lambda: local_engine(experiment, store),
+        ranks=folder.ranks,
+        command=(
+            *(sys.executable, "-m", "lichen", "node"),
+            *("--recipe", str(folder.path / "recipe.yaml"), "--state", str(store.folder)),
+        ),
+        nodes=recipe.engine.nodes,
+        agreed=snapshot_name(experiment.start) if recipe.wire.down else "",
+    )
+    return stack.enter_context(recipe.engine_kind.make(settings))
 
 
 def _alone(experiment: Experiment, folder: RunFolder, observer: EventObserver) -> Column:

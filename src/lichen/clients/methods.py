@@ -1,0 +1,296 @@
+"""Every way a client trains that a recipe can name: what it needs and allows, its paper, and how it is made.
+
+Nothing heavy is imported before a method is made, so that recipes are read fast. How to add a method of your own, in
+this table or by the entry point ``lichen.client_methods``: :mod:`lichen.declared` and ``docs/extending.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, final
+
+from lichen.declared import Family, Need, Paper, Property
+
+if TYPE_CHECKING:
+    from lichen.clients.training.kseed_replay import KSeedReplay
+    from lichen.clients.training.optimize import Schedule
+    from lichen.clients.training.train import Train
+    from lichen.core.contracts import Aggregator, ClientWork, CohortModel, ServerOptimizer
+    from lichen.core.tree import Tree
+
+__all__ = ["DECIDES", "DILOCO", "METHODS", "ClientMethod", "ClientSettings", "Works"]
+
+DECIDES = frozenset(
+    {
+        Property.GRADIENTS,
+        Property.PLAIN_TRAINING,
+        Property.SERVER_STEP,
+        Property.CODECS,
+        Property.EPOCHS,
+        Property.ACCUMULATION,
+        Property.LAYER_TURNS,
+    }
+)
+"""Properties of a recipe that its client method may allow or not."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """What a recipe tells a client method, for one learning rate.
+
+    Attributes:
+        model: Runs C clients at once.
+        start: The model's tensors before the first round.
+        train: The recipe's local training by gradients, with its learning rate, clip and prox.
+        evaluate: Validation of the model's own tensors.
+        lr: The learning rate.
+        clip: The gradient norm at most; None: never cut.
+        eps: How far a slope is measured.
+        population: Candidates of a generation.
+        directions: Directions of FedKSeed in all.
+        seed: The recipe's.
+        steps: Local steps of a round; None where epochs count them.
+        rounds: Rounds in all.
+        schedule: Learning rate over rounds.
+        warmup: Steps or rounds of linear warm-up.
+        fragments: Parts of the model that take turns in being sent.
+        drop: Chance that a client's answer is lost.
+        weighting: How the server weighs messages.
+    """
+
+    model: CohortModel
+    start: Tree
+    train: Train
+    evaluate: ClientWork
+    lr: float
+    clip: float | None
+    eps: float
+    population: int
+    directions: int
+    seed: int
+    steps: int | None
+    rounds: int
+    schedule: Schedule
+    warmup: int
+    fragments: int
+    drop: float
+    weighting: Literal["examples", "uniform"]
+
+    @property
+    def local_steps(self) -> int:
+        """Local steps of a round, for methods that do not allow epochs."""
+        assert self.steps is not None
+        return self.steps
+
+    @property
+    def weigh_by(self) -> Literal["examples", "one"]:
+        """What a client's weight counts."""
+        return "one" if self.weighting == "uniform" else "examples"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Works:
+    """A client's works: training, and validation where shared tensors are not the model's own."""
+
+    train: ClientWork
+    valid: ClientWork | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientMethod:
+    """How a client trains.
+
+    Attributes:
+        name: The word in a recipe, under ``key``.
+        summary: What it does, in one line.
+        works: What a client does in a round.
+        papers: Where it comes from.
+        needs: What the rest of the recipe must allow.
+        allows: Which of :data:`DECIDES` hold with it.
+        key: The recipe's key that chooses it.
+        base: What ``settings.train`` steps by.
+        aggregator: The method's own aggregation; None: by the recipe's rule.
+        server: The method's own server optimizer; None: the recipe's.
+        begin: What the shared tensors begin as; None: the model's own.
+        tensors: The model's tensors that shared ones stand for; None: themselves.
+        asks_only: The model is asked for answers; it is not opened, and a finished run cannot be merged into it.
+        agreed_start: Where all begin is never sent, so that clients and server must agree on it.
+        grows_by_steps: A message is as long as the client takes steps.
+    """
+
+    name: str
+    summary: str
+    works: Callable[[ClientSettings], Works]
+    papers: tuple[Paper, ...] = ()
+    needs: tuple[Need, ...] = ()
+    allows: frozenset[Property] = frozenset()
+    key: str = "optimizer.name"
+    base: Literal["adamw", "sgd"] = "adamw"
+    aggregator: Callable[[ClientSettings], Aggregator] | None = None
+    server: Callable[[], ServerOptimizer] | None = None
+    begin: Callable[[ClientSettings], Tree] | None = None
+    tensors: Callable[[ClientSettings, Tree], Tree] | None = None
+    asks_only: bool = False
+    agreed_start: bool = False
+    grows_by_steps: bool = False
+
+
+def _gradients(settings: ClientSettings) -> Works:
+    return Works(settings.train)
+
+
+def _mezo(settings: ClientSettings) -> Works:
+    from lichen.clients.training.mezo import ZerothOrder
+
+    weigh_by = settings.weigh_by
+    return Works(ZerothOrder(settings.model, lr=settings.lr, eps=settings.eps, clip=settings.clip, weigh_by=weigh_by))
+
+
+def _replay(settings: ClientSettings) -> KSeedReplay:
+    from lichen.clients.training.kseed_replay import KSeedReplay
+
+    return KSeedReplay(settings.start, lr=settings.lr, root=settings.seed, count=settings.directions)
+
+
+def _kseed(settings: ClientSettings) -> Works:
+    from lichen.clients.training.kseed import FedKSeed, ReplayedWork
+
+    # One replay for all that a node does at this rate: it keeps the last version's tensors.
+    replay = _replay(settings)
+    clip = {} if settings.clip is None else {"clip": settings.clip}
+    train = FedKSeed(
+        settings.model, replay, steps=settings.local_steps, eps=settings.eps, weigh_by=settings.weigh_by, **clip
+    )
+    return Works(train, ReplayedWork(settings.evaluate, replay))
+
+
+def _kseed_sums(settings: ClientSettings) -> Aggregator:
+    from lichen.server.kseed import SeedSums
+
+    return SeedSums(settings.directions, weighting=settings.weighting)
+
+
+def _kseed_server() -> ServerOptimizer:
+    from lichen.server.kseed import KSeedOptimizer
+
+    return KSeedOptimizer()
+
+
+def _cma(settings: ClientSettings) -> Works:
+    from lichen.clients.training.fedbpt import BlackBox
+
+    return Works(BlackBox(settings.model, population=settings.population))
+
+
+def _cma_aggregator(settings: ClientSettings) -> Aggregator:
+    from lichen.server.evolution import Evolution
+
+    return Evolution(settings.weighting)
+
+
+def _cma_begin(settings: ClientSettings) -> Tree:
+    import torch
+
+    return {**settings.start, "std": torch.full_like(settings.start["std"], settings.lr)}
+
+
+def _diloco(settings: ClientSettings) -> Works:
+    from lichen.clients.training.diloco import Pace, Worker
+
+    pace = Pace(settings.schedule, steps=settings.local_steps, rounds=settings.rounds, warmup=settings.warmup)
+    return Works(Worker(settings.train, fragments=settings.fragments, drop=settings.drop, pace=pace))
+
+
+_PLAIN = frozenset(DECIDES)
+_MESSAGES = frozenset({Property.SERVER_STEP, Property.CODECS, Property.EPOCHS, Property.LAYER_TURNS})
+_OWN = frozenset({Property.LAYER_TURNS})
+
+METHODS = Family(
+    "lichen.client_methods",
+    ClientMethod,
+    decides=DECIDES,
+    members=(
+        ClientMethod(
+            name="adamw",
+            summary="local steps of AdamW (FedAvg; with optimizer.prox FedProx)",
+            works=_gradients,
+            papers=(Paper(short="McMahan et al. AISTATS 2017", url="https://arxiv.org/abs/1602.05629"),),
+            allows=_PLAIN,
+        ),
+        ClientMethod(
+            name="sgd",
+            summary="local steps of SGD (FedAvg; with optimizer.prox FedProx)",
+            works=_gradients,
+            papers=(Paper(short="McMahan et al. AISTATS 2017", url="https://arxiv.org/abs/1602.05629"),),
+            allows=_PLAIN,
+            base="sgd",
+        ),
+        ClientMethod(
+            name="mezo",
+            summary="MeZO: one slope a step along a random direction, no backward pass",
+            works=_mezo,
+            papers=(Paper(short="Malladi et al. NeurIPS 2023", url="https://arxiv.org/abs/2305.17333"),),
+            allows=_MESSAGES,
+        ),
+        ClientMethod(
+            name="kseed",
+            summary="FedKSeed: slopes along known directions, of which only seeds and slopes are sent",
+            works=_kseed,
+            papers=(Paper(short="Qin et al. ICML 2024", url="https://arxiv.org/abs/2312.06353"),),
+            needs=(
+                Need(Property.EVERY_WEIGHT, "{me} rebuilds every weight from seeds", "set model.adapter.kind: full"),
+            ),
+            allows=_OWN,
+            aggregator=_kseed_sums,
+            server=_kseed_server,
+            begin=lambda settings: _replay(settings).shared(),
+            tensors=lambda settings, shared: _replay(settings).tree(shared),
+            agreed_start=True,
+            grows_by_steps=True,
+        ),
+        ClientMethod(
+            name="cma",
+            summary="FedBPT: a soft prompt is searched by asking the model for answers",
+            works=_cma,
+            papers=(Paper(short="Sun et al. 2023", url="https://arxiv.org/abs/2310.01467"),),
+            needs=(
+                Need(
+                    Property.SOFT_PROMPT,
+                    "{me} searches a soft prompt in task chat",
+                    "set model.adapter.kind: prompt",
+                ),
+            ),
+            allows=_OWN,
+            aggregator=_cma_aggregator,
+            begin=_cma_begin,
+            asks_only=True,
+        ),
+    ),
+)
+"""The words of ``optimizer.name``."""
+
+DILOCO = ClientMethod(
+    name="true",
+    key="federation.keep_optimizer",
+    summary="DiLoCo: each client's optimizer goes on in its next round, and many steps lie between two messages",
+    works=_diloco,
+    papers=(
+        Paper(short="Douillard et al. 2023", url="https://arxiv.org/abs/2311.08105"),
+        Paper(short="Douillard et al. 2025", url="https://arxiv.org/abs/2501.18512"),
+    ),
+    needs=(
+        Need(Property.SHARED_MODEL, "does not go with an {who}", "remove it"),
+        Need(Property.PLAIN_TRAINING, "goes with adamw or sgd, not with {who}", "set optimizer.name: adamw or sgd"),
+        Need(
+            Property.ONE_LAYOUT,
+            "goes with a rule that trains the same every round, not with {who}",
+            "set federation.aggregate: mean or fedit",
+        ),
+    ),
+    allows=frozenset({Property.GRADIENTS, Property.PLAIN_TRAINING, Property.SERVER_STEP, Property.CODECS}),
+)
+"""What ``federation.keep_optimizer`` makes of adamw or sgd."""
