@@ -189,5 +189,5 @@ def test_refuses_nonsense() -> None:
         FeatureUpload(STEM).init(Job(work="o", shared={}, version=0, clients=(0, 1), seed=0), (0, 1), None)
     with pytest.raises(LichenError, match="no client offered"):
         GatherFeatures().close((), {})
-    with pytest.raises(LichenError, match="work Offer"):
+    with pytest.raises(LichenError, match="work FeatureUpload"):
         GatherFeatures().add((), replace(offered(shards()[0][0]), tensors={}))
