@@ -151,7 +151,7 @@ def card_of(**more: Any) -> Card:
         "form": "chat",
         "prompt": "```\nhello```",
         "start": -1,
-        "asked": "hello",
+        "example_prompt": "hello",
         "max_length": 64,
         "classes": (),
         "data": "chitchat",
