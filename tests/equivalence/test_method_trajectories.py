@@ -87,9 +87,12 @@ class Killed(BaseException):
 def test_blocks_of_any_size_and_a_kill_give_the_same_bytes(
     home: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = left_by(lichen.run(made(home, name, block=1), out=tmp_path / "one").folder)
+    whole = left_by(lichen.run(made(home, name, clients_per_block=1), out=tmp_path / "one").folder)
     assert "state/final.safetensors" in whole
-    assert differing(whole, left_by(lichen.run(made(home, name, block=3), out=tmp_path / "three").folder)) == []
+    assert (
+        differing(whole, left_by(lichen.run(made(home, name, clients_per_block=3), out=tmp_path / "three").folder))
+        == []
+    )
     save, saves = round_loop.save_state, [0]
 
     def save_and_die(path: Path, state: Any) -> None:
@@ -100,9 +103,9 @@ def test_blocks_of_any_size_and_a_kill_give_the_same_bytes(
 
     monkeypatch.setattr(round_loop, "save_state", save_and_die)
     with pytest.raises(Killed):
-        lichen.run(made(home, name, block=1), out=tmp_path / "cut")
+        lichen.run(made(home, name, clients_per_block=1), out=tmp_path / "cut")
     monkeypatch.undo()
-    again = lichen.run(made(home, name, block=1), out=tmp_path / "cut", resume=True)
+    again = lichen.run(made(home, name, clients_per_block=1), out=tmp_path / "cut", resume=True)
     assert differing(whole, left_by(again.folder)) == []
 
 

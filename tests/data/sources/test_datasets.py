@@ -21,8 +21,8 @@ RECIPE = {
     "model": {"student": {"kind": "image-mlp", "width": 16}},
     "data": {"name": "wine", "partition": {"by": "dirichlet", "clients": 4, "alpha": 5.0}, "test": 0.3},
     "optimizer": {"name": "sgd", "lr": 0.5},
-    "federation": {"rounds": 8, "steps": 8, "batch": 8},
-    "compare": {"columns": [], "metric": "accuracy"},
+    "federation": {"rounds": 8, "local_steps": 8, "batch_size": 8},
+    "compare": {"baselines": [], "metric": "accuracy"},
 }
 
 

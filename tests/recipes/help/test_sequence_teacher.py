@@ -42,7 +42,7 @@ def values(home: Path, words: list[str], shape: Any = "pair") -> Any:
     whole = recipe(home / "model", home / f"{shape}.jsonl", shape)
     whole["data"] |= {"split_by": "row"}
     whole["federation"] |= {"rounds": 2}
-    whole["kept"] = str(home / "kept")
+    whole["cache_dir"] = str(home / "kept")
     return read_recipe(whole, [word.replace("TEACHER", str(home / "teacher")) for word in words])
 
 
@@ -86,7 +86,7 @@ def test_over_http_the_same_is_written_and_only_prompts_are_shown(home: Path, tm
     model, tokenizer = load_causal(home / "teacher")
     with answering(model, tokenizer, fail=0.2) as (url, told):
         asked = f"teacher.endpoint={{url: '{url}', model: tiny, ask: echo, max_retries: 7, concurrency: 4}}"
-        whole = values(home, [*words, asked, f"kept={tmp_path / 'kept'}"])
+        whole = values(home, [*words, asked, f"cache_dir={tmp_path / 'kept'}"])
         remote = lichen.run(whole, out=tmp_path / "remote")
     assert told.failed > 0
     assert remote.summary["extra"]["fm.retries"] == told.failed

@@ -90,7 +90,7 @@ def values(home: Path, words: list[str], **more: Any) -> Any:
     whole = recipe(home / "model", home / "rows.jsonl", "label", **more)
     whole["data"] |= {"labels": 5, "max_length": 16, "split_by": "row"}
     whole["federation"] |= {"rounds": 2, "aggregate": "mean", "weighting": "uniform"}
-    whole["kept"] = str(home / "kept")
+    whole["cache_dir"] = str(home / "kept")
     return read_recipe(whole, [word.replace("MODEL", str(home / "model")) for word in words])
 
 
@@ -240,7 +240,7 @@ def test_a_teacher_over_http_says_the_same_fails_at_times_and_sees_no_private_ro
     with answering(model, tokenizer, fail=0.2) as (url, told):
         words = [word for word in WAYS["zero-shot"] if not word.startswith("teacher.name")]
         asked = "teacher.endpoint={url: '" + url + "', model: tiny, ask: echo, max_retries: 8, concurrency: 8}"
-        whole = values(home, [*words, asked, f"kept={tmp_path / 'kept'}"])
+        whole = values(home, [*words, asked, f"cache_dir={tmp_path / 'kept'}"])
         remote = lichen.run(whole, out=tmp_path / "run")
     assert told.failed > 10
     there, here = (load_tree(r.folder / "state" / "scores" / "answers.safetensors")[0] for r in (remote, local))

@@ -31,7 +31,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def values(home: Path, shape: Any, *words: str) -> Any:
     whole = recipe(home / "model", home / f"{shape}.jsonl", shape)
     whole["data"] |= {"split_by": "row"}
-    whole["kept"] = str(home / "kept")
+    whole["cache_dir"] = str(home / "kept")
     return read_recipe(whole, [word.replace("MODEL", str(home / "model")) for word in words])
 
 
