@@ -146,6 +146,7 @@ def card_of(**more: Any) -> Card:
         "base_id": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "licence": "Apache-2.0",
         "kind": "LORA",
+        "low_rank": True,
         "rank": 24,
         "whole": (),
         "form": "chat",
@@ -183,7 +184,7 @@ def test_a_base_of_the_catalog_is_named_as_the_hub_knows_it() -> None:
 
 
 def test_what_servers_do_not_take_is_said() -> None:
-    for more in ({"kind": "IA3", "rank": 0}, {"whole": ("lm_head",)}, CLASSIFIER):
+    for more in ({"kind": "IA3", "low_rank": False, "rank": 0}, {"whole": ("lm_head",)}, CLASSIFIER):
         text = card_text(card_of(**more))
         assert "vllm serve" not in text
         assert "--merge" in text

@@ -18,9 +18,8 @@ from typing import Any, Protocol, final
 
 from torch import Tensor
 
-from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
-from lichen.models.adapters.table import BUILT_IN, Facts, added, kind_object
+from lichen.models.adapters.table import BUILT_IN, Facts, added, kind_object, misregistered
 from lichen.models.packing.packing import Packing
 
 __all__ = [
@@ -37,6 +36,7 @@ __all__ = [
     "Spec",
     "kind_claiming",
     "kind_of",
+    "kinds_in_peft",
     "peft_types",
 ]
 
@@ -156,7 +156,7 @@ class AdapterKind:
         facts: What a recipe must know of it.
         build: ``(section of the recipe, ends of names of what is trained whole)`` to what is trained.
         place: ``(model, spec, packing, heads)``: put its layers into a model, whose weights they share, and give their
-            names. Such a layer has ``places``, the names of its tensors, which come in as buffers with a leading
+            names. Such a layer has ``buffer_names``, the names of its tensors, which come in as buffers with a leading
             client axis. One that cannot run on packed rows has ``padded_only``, the reason.
         start: ``(model, name of a layer, spec, seed)`` to that layer's tensors at the start, without client axis.
         tensors: Ends of the names of its tensors; empty where they have the names of the weights that they replace.
@@ -183,11 +183,7 @@ def kind_of(word: str) -> AdapterKind:
     """
     found = kind_object(word)
     if not isinstance(found, AdapterKind) or found.facts.word != word:
-        raise LichenError(
-            f"what is registered as the adapter {word} is no AdapterKind of this word",
-            where="model.adapter.kind",
-            fix="mend the package that brings it",
-        )
+        raise misregistered(word)
     return found
 
 
@@ -196,6 +192,11 @@ def _in_peft() -> Iterator[AdapterKind]:
         kind = kind_of(word)
         if kind.peft is not None:
             yield kind
+
+
+def kinds_in_peft() -> tuple[str, ...]:
+    """The kinds that PEFT has, too, by the recipe's word."""
+    return tuple(kind.facts.word for kind in _in_peft())
 
 
 def kind_claiming(config: Mapping[str, Any]) -> AdapterKind | None:

@@ -19,11 +19,11 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 from lichen.core.errors import LichenError
 
-__all__ = ["BUILT_IN", "GROUP", "Facts", "added", "kind_object"]
+__all__ = ["BUILT_IN", "GROUP", "Facts", "added", "facts_of", "kind_object", "misregistered", "words_with"]
 
 GROUP = "lichen.adapters"
 """The group of entry points."""
@@ -44,7 +44,7 @@ class Facts:
         whole: It trains the model's own weights and freezes none; such a kind has no code of its own.
         code: Where its object lies, as ``module:name``; empty for a kind of another package.
         section: The recipe's section for it, where it brings keys of its own: a subclass of
-            :class:`lichen.recipes.schema.model.Adapter`.
+            :class:`lichen.recipes.schema.model.AdapterConfig`.
     """
 
     word: str
@@ -55,6 +55,14 @@ class Facts:
     whole: bool = False
     code: str = ""
     section: Any = None
+
+
+@runtime_checkable
+class _WithFacts(Protocol):
+    """What another package may have registered; it may be anything."""
+
+    @property
+    def facts(self) -> Facts: ...
 
 
 def _listed(*facts: Facts) -> Mapping[str, Facts]:
@@ -155,8 +163,19 @@ def facts_of(word: str) -> Facts:
     """
     if word in BUILT_IN:
         return BUILT_IN[word]
-    facts: Facts = kind_object(word).facts
-    return facts
+    found = kind_object(word)
+    if not isinstance(found, _WithFacts) or not isinstance(found.facts, Facts) or found.facts.word != word:
+        raise misregistered(word)
+    return found.facts
+
+
+def misregistered(word: str) -> LichenError:
+    """What to say of an entry point that names something else than a kind of this word."""
+    return LichenError(
+        f"what is registered as the adapter {word} is no AdapterKind of this word",
+        where="model.adapter.kind",
+        fix="mend the package that brings it",
+    )
 
 
 def words_with(key: str) -> str:

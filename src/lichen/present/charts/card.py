@@ -36,6 +36,7 @@ class Card:
         base_id: The base's id on the Hugging Face hub; empty where it has none that is known.
         licence: Of the base; empty where it is not known.
         kind: ``merged``, or PEFT's name of the adapter, such as ``LORA``.
+        low_rank: It is low-rank factors and nothing beside, which servers can add.
         rank: The largest rank of a LoRA; 0 for others.
         whole: Modules that the adapter holds whole.
         form: ``data.form`` of a language model.
@@ -60,6 +61,7 @@ class Card:
     base_id: str
     licence: str
     kind: str
+    low_rank: bool
     rank: int
     whole: tuple[str, ...]
     form: str
@@ -237,7 +239,7 @@ def _servers(card: Card) -> str:
         return f"## In vLLM\n\n{_fenced(f'vllm serve {folder}', 'sh')}\n## In {LLAMA_CPP}\n\n" + _fenced(
             f"python convert_hf_to_gguf.py {folder} --outfile {folder}.gguf\nllama-cli -m {folder}.gguf", "sh"
         )
-    if card.kind != "LORA" or card.whole:
+    if not card.low_rank or card.whole:
         return f"## In servers\n\nvLLM and llama.cpp take LoRA without other modules only. {_MERGE}\n"
     ranks = next(rank for rank in (8, 16, 32, 64, 128, 256, 320, 512, card.rank) if rank >= card.rank)
     convert = f"python convert_lora_to_gguf.py --base {base} {folder} --outfile {folder}.gguf"

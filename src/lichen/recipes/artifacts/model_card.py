@@ -66,6 +66,7 @@ def write_card(run: Path, target: Path, recipe: Recipe, tokenizer: Any) -> None:
         base_id=base_id,
         licence=known.licence if known else "",
         kind=str(config.get("peft_type", "merged")),
+        low_rank=recipe.model.adapter.facts.low_rank,
         rank=max([int(config.get("r", 0)), *map(int, (config.get("rank_pattern") or {}).values())]) if config else 0,
         whole=tuple(config.get("modules_to_save") or ()),
         form=recipe.data.form,

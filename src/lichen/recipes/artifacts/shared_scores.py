@@ -22,9 +22,6 @@ __all__ = ["SHARED", "former_shared_key", "link_shared", "shared_key"]
 SHARED = ("base.safetensors", "base.*.safetensors", "forgotten.before.safetensors", "features/*.safetensors")
 """Of a run's scores, those that :func:`shared_key` determines."""
 
-_SHAPE = ("rank", "alpha", "rslora", "target_modules", "last")
-"""Keys of a fresh LoRA, whose B is zero: the bare model gives the same, whatever they are."""
-
 
 def shared_key(recipe: Recipe) -> str:
     """Digest of all that the bare model's scores and an encoder's features depend on (16 hex digits)."""
@@ -39,9 +36,10 @@ def former_shared_key(recipe: Recipe) -> str:
 def _depended_on(recipe: Recipe) -> dict[str, Any]:
     whole, compare = recipe.model_dump(mode="json"), recipe.compare
     model = dict(whole["model"])
-    adapter = dict(model["adapter"])
-    if adapter.get("kind", "lora") == "lora" and adapter["init_from"] is None:
-        adapter = {key: value for key, value in adapter.items() if key not in _SHAPE}
+    adapter, facts = dict(model["adapter"]), recipe.model.adapter.facts
+    if facts.low_rank and recipe.model.adapter.init_from is None:
+        # B begins at zero: the bare model gives the same, whatever these are.
+        adapter = {key: value for key, value in adapter.items() if key not in facts.keys}
     return {
         "task": whole["task"],
         "seed": whole["seed"],

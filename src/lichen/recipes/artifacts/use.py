@@ -116,7 +116,7 @@ def export(folder: Path | str, *, merge: bool = False, out: Path | str | None = 
         return _adapter(folder, out)
     recipe, tree = _finished(folder)
     model, tokenizer, classes = _foundation(recipe, folder)
-    if recipe.model.adapter.kind == "full":
+    if recipe.model.adapter.facts.whole:
         whole = filled(model, tree)
     else:
         patch, own = trees.split(tree, "patch.")
@@ -148,7 +148,7 @@ def _adapter(folder: Path, out: Path | None) -> Path:
 
 
 def _attached(recipe: Recipe, model: Any, tree: Tree) -> Any:
-    if recipe.model.adapter.kind == "full":
+    if recipe.model.adapter.facts.whole:
         return filled(model, tree)
     patch, own = trees.split(tree, "patch.")
     return attach(model, own, patch, spec=spec_of(recipe, model))

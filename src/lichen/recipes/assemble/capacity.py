@@ -24,10 +24,10 @@ import torch
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, ClientTask
 from lichen.core.errors import LichenError
+from lichen.core.factor_pairs import layers_with_factors, rank_axis
 from lichen.core.fold import fold
 from lichen.core.message import Job
 from lichen.core.tree import Tree, block_of
-from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.quantized import resident_bytes
 from lichen.models.cohort import Cohort
 from lichen.recipes.assemble.experiment import Experiment
@@ -133,9 +133,8 @@ def needs_of(experiment: Experiment, client_task: ClientTask) -> Needs:
     """
     wrapped: Any = experiment.model.wrapped if isinstance(experiment.model, Cohort) else None
     spec = None if wrapped is None else wrapped.spec
-    layers = [name.removesuffix(".lora_A") for name in experiment.start if name.endswith(".lora_A")]
-    blocks = {block for layer in layers if (block := block_of(layer)) is not None}
-    if not isinstance(spec, Lora) or not blocks:
+    blocks = {block for layer in layers_with_factors(experiment.start) if (block := block_of(layer)) is not None}
+    if spec is None or not spec.kind.facts.low_rank or not blocks:
         raise LichenError(
             "only a LoRA adapter in the blocks of a foundation model can be cut to a client's memory",
             where="federation.memory",
@@ -143,7 +142,7 @@ def needs_of(experiment: Experiment, client_task: ClientTask) -> Needs:
         )
     client, batch = _largest(client_task, len(experiment.train))
     # An adapter that does nothing yet would leave no patch behind; later ones do.
-    start = {n: torch.full_like(x, 1e-3) if n.endswith(".lora_B") else x for n, x in experiment.start.items()}
+    start = {n: torch.full_like(x, 1e-3) if rank_axis(n) == 1 else x for n, x in experiment.start.items()}
     base = resident_bytes(wrapped.model)
 
     def needed(rank: int, last: int | None) -> int:

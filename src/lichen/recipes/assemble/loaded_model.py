@@ -121,7 +121,7 @@ def _cohort(recipe: Recipe, foundation: Any, tokenizer: Any, classes: Sequence[s
         words = section.adapter.start or str(tokenizer.eos_token)
         fm = LocalFM(foundation, tokenizer, name=name, positions=section.adapter.num_virtual_tokens, start=words)
         return SoftPrompt(fm, seed=derive(recipe.seed, "projection"), size=recipe.optimizer.dimensions)
-    if section.adapter.kind == "full":
+    if section.adapter.facts.whole:
         # Where all begin is not always sent, and must then be agreed on.
         base = base_digest(foundation) if recipe.method.agreed_start else None
         exclude = section.adapter.exclude

@@ -19,7 +19,7 @@ from lichen.data.batches.shards import ArrayShard, Shard, TextShard
 from lichen.data.sources.cache import key_of
 from lichen.data.sources.catalog import CATALOG, cache_dir
 from lichen.data.sources.records import load_records
-from lichen.models.adapters.kind import Spec, kind_of
+from lichen.models.adapters.kind import Spec, kind_of, kinds_in_peft
 from lichen.models.adapters.whole_layers import whole_layers
 from lichen.models.adapters.wrap import Wrapped
 from lichen.models.cohort import Cohort
@@ -147,7 +147,8 @@ def start_of(
         raise LichenError(
             f"{'a student' if recipe.model.student else f'kind: {adapter.kind}'} does not start from a PEFT adapter",
             where="model.adapter.init_from",
-            fix="use kind lora, ia3, prompt or prefix; or merge the adapter into its base, and name that in model.name",
+            fix=f"use one of the kinds {', '.join(kinds_in_peft())}; or merge the adapter into its base, and name that "
+            "in model.name",
         )
     folder, name = Path(adapter.init_from).expanduser(), recipe.model.name or ""
     upstream = CATALOG[name].upstream if name in CATALOG else ""

@@ -28,6 +28,7 @@ from typing import Any, Protocol, final
 
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
+from lichen.core.factor_pairs import is_factor
 from lichen.core.tree import Tree
 from lichen.models.adapters.linear_layers import is_linear
 from lichen.recipes.assemble.workload import Workload, workload_of
@@ -106,7 +107,7 @@ def arithmetic_of(model: Any, start: Tree) -> Arithmetic:
     width = heads * int(getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0))
     return Arithmetic(
         **sizes,
-        adapter=sum(x.numel() for name, x in start.items() if name.endswith((".lora_A", ".lora_B"))),
+        adapter=sum(x.numel() for name, x in start.items() if is_factor(name)),
         attention=int(getattr(config, "num_hidden_layers", 0)) * width,
     )
 

@@ -14,6 +14,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
+from lichen.core.factor_pairs import factor_names, layers_with_factors
 from lichen.core.fold import BEST
 from lichen.core.message import Job, sizes
 from lichen.core.tree import Tree
@@ -61,10 +62,8 @@ class TrafficEstimate:
 def _patch_bytes(start: Tree, rounds: int, adapters: int) -> int:
     """A growing patch after so many rounds, at most."""
     total = 0
-    for name, a_ri in start.items():
-        if not name.endswith(".lora_A"):
-            continue
-        b_or = start[f"{name.removesuffix('A')}B"]
+    for layer in layers_with_factors(start):
+        a_ri, b_or = (start[name] for name in factor_names(layer))
         m, n, rank = b_or.shape[0], a_ri.shape[1], a_ri.shape[0]
         grown = rounds * min(adapters * rank, m, n)
         total += min(grown * (m + n), m * n) * a_ri.element_size() + 2 * HEADER

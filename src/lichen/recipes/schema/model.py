@@ -7,9 +7,24 @@ References:
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+
+from lichen.models.adapters.table import BUILT_IN, Facts, added, facts_of, words_with
+from lichen.recipes.schema.explain import explain
+from lichen.recipes.schema.names import AdapterName, described_kinds
 
 __all__ = ["AdapterConfig", "ModelConfig", "Positive", "Section", "Share", "StudentConfig"]
 
@@ -26,48 +41,49 @@ class Section(BaseModel):
 class AdapterConfig(Section):
     """What is trained on a frozen model."""
 
-    kind: Literal["lora", "ia3", "prompt", "prefix", "bottleneck", "bitfit", "full"] = Field(
-        default="lora",
-        description="`lora`: W + s B A; `ia3`: learned scales; `prompt`, `prefix`: virtual tokens; `bottleneck`: small "
-        "layers in between; `bitfit`: the biases; `full`: every weight",
-    )
+    kind: AdapterName = Field(default=next(iter(BUILT_IN)), description=described_kinds())
     target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
-        default=("q_proj", "v_proj"), description="lora, ia3: linear layers to adapt, by the end of their names"
+        default=("q_proj", "v_proj"),
+        description=f"{words_with('target_modules')}: linear layers to adapt, by the end of their names",
     )
     feedforward_modules: tuple[str, ...] = Field(
         default=(),
-        description="ia3: linear layers that are scaled where they read; target_modules are where they write",
+        description=f"{words_with('feedforward_modules')}: linear layers that are scaled where they read; "
+        "target_modules are where they write",
     )
-    rank: Positive = Field(default=8, description="lora: rank of B A")
-    alpha: float = Field(default=16.0, gt=0, description="lora: scaling numerator, s = alpha / rank")
-    rslora: bool = Field(default=False, description="lora: s = alpha / sqrt(rank)")
-    num_virtual_tokens: Positive = Field(default=16, description="prompt, prefix: virtual tokens")
-    start: str = Field(default="", description="prompt with cma: text it starts from; none: the end token")
-    width: Positive = Field(default=16, description="bottleneck: its width")
+    rank: Positive = Field(default=8, description=f"{words_with('rank')}: rank of B A")
+    alpha: float = Field(default=16.0, gt=0, description=f"{words_with('alpha')}: scaling numerator, s = alpha / rank")
+    rslora: bool = Field(default=False, description=f"{words_with('rslora')}: s = alpha / sqrt(rank)")
+    num_virtual_tokens: Positive = Field(default=16, description=f"{words_with('num_virtual_tokens')}: virtual tokens")
+    start: str = Field(
+        default="", description=f"{words_with('start')} with cma: text it starts from; none: the end token"
+    )
+    width: Positive = Field(default=16, description=f"{words_with('width')}: its width")
     last: Positive | None = Field(
         default=None,
         description="adapt only so many of the last layers, and compute those below once a row; none: all",
     )
     exclude: tuple[str, ...] = Field(
-        default=(), description="full: weights left as they are, by the end of their names"
+        default=(), description=f"{words_with('exclude')}: weights left as they are, by the end of their names"
     )
     modules_to_save: tuple[str, ...] = Field(default=(), description="modules trained in full, such as a new head")
     init_from: str | None = Field(
         default=None, description="folder of a PEFT adapter to start from: see below", examples=["runs/mine-1/adapter"]
     )
 
+    @property
+    def facts(self) -> Facts:
+        """What is known of its kind without its code."""
+        return facts_of(self.kind)
+
     @model_validator(mode="after")
     def _means_something(self) -> AdapterConfig:
-        for key, kinds in {
-            "rslora": ("lora",),
-            "last": ("lora",),
-            "feedforward_modules": ("ia3",),
-            "exclude": ("full",),
-        }.items():
-            if getattr(self, key) and self.kind not in kinds:
-                raise ValueError(f"model.adapter.{key}: {self.kind} has none; remove it, or use kind: {kinds[0]}")
-        if self.kind == "full" and self.modules_to_save:
-            raise ValueError("model.adapter.modules_to_save: full trains every module; remove it")
+        for key in ("rslora", "last", "feedforward_modules", "exclude"):
+            if getattr(self, key) and key not in self.facts.keys:
+                first = words_with(key).split(", ")[0]
+                raise ValueError(f"model.adapter.{key}: {self.kind} has none; remove it, or use kind: {first}")
+        if self.facts.whole and self.modules_to_save:
+            raise ValueError(f"model.adapter.modules_to_save: {self.kind} trains every module; remove it")
         return self
 
 
@@ -90,6 +106,32 @@ class ScratchConfig(Section):
     width: Positive = Field(default=128, description="size of a token's vector")
     layers: Positive = Field(default=4, description="blocks")
     heads: Positive = Field(default=4, description="attention heads")
+
+
+def _of_its_kind(value: Any, built_in: ValidatorFunctionWrapHandler, info: ValidationInfo) -> AdapterConfig:
+    """The section of a kind that brings keys of its own, else the house's."""
+    word = value.get("kind") if isinstance(value, dict) else None
+    section = AdapterConfig
+    if isinstance(word, str) and word in added():
+        section = facts_of(word).section or AdapterConfig
+    if section is AdapterConfig and info.mode != "json":
+        return built_in(value)  # type: ignore[no-any-return]
+    if not isinstance(value, dict):
+        return built_in(value)  # type: ignore[no-any-return]
+    try:
+        # Strict JSON has lists where Python has tuples, and the checker has made Python of it.
+        return section.model_validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        if section is AdapterConfig:
+            raise
+        fault = explain(error, section)
+        raise ValueError(f"model.adapter.{fault.where}: {fault.what}; {fault.fix}") from None
+
+
+if TYPE_CHECKING:
+    AnyAdapter = AdapterConfig
+else:
+    AnyAdapter = Annotated[SerializeAsAny[AdapterConfig], WrapValidator(_of_its_kind)]
 
 
 class ModelConfig(Section):
@@ -117,7 +159,7 @@ class ModelConfig(Section):
         description="classify: where the head begins; `base`: the model's own, where it names its classes, else "
         "drawn; `random`: drawn by the seed; `ridge`, `lda`: in closed form, from the clients' statistics",
     )
-    adapter: AdapterConfig = Field(default=AdapterConfig(), description="what is trained on the frozen model")
+    adapter: AnyAdapter = Field(default=AdapterConfig(), description="what is trained on the frozen model")
     student: StudentConfig | None = Field(default=None, description="train this small model from scratch instead")
     students: tuple[StudentConfig, ...] = Field(
         default=(),

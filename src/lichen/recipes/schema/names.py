@@ -1,7 +1,8 @@
-"""Words of a recipe whose list is open: tasks, metrics, rules, client methods and engines of other packages.
+"""Words of a recipe whose list is open: tasks, metrics, adapters, rules, methods and engines of other packages.
 
 The schema names the built-in ones, so that they stand in the key tables; another word is accepted if an installed
-package declares it (:mod:`lichen.tasks.registry`, :mod:`lichen.declared`).
+package declares it (:mod:`lichen.tasks.registry`, :mod:`lichen.declared`,
+:mod:`lichen.models.adapters.table`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from pydantic import PlainSerializer, ValidationError, ValidatorFunctionWrapHand
 from lichen.clients.methods import METHODS
 from lichen.declared import Family
 from lichen.engines.kinds import ENGINES
+from lichen.models.adapters.table import BUILT_IN, added
 from lichen.server.rules import RULES
 from lichen.tasks.registry import known_metrics, task_names, task_of
 
-__all__ = ["EngineName", "MethodName", "MetricName", "RuleName", "TaskName"]
+__all__ = ["AdapterName", "EngineName", "MethodName", "MetricName", "RuleName", "TaskName", "described_kinds"]
 
 
 def _task(value: Any, built_in: ValidatorFunctionWrapHandler) -> str:
@@ -54,7 +56,21 @@ def _family(family: Family[Any]) -> Any:
     return Annotated[Literal[tuple(family)], WrapValidator(known), PlainSerializer(str)]
 
 
+def described_kinds() -> str:
+    """The built-in kinds of adapter in one line, those of one meaning together."""
+    meanings = dict.fromkeys(facts.means for facts in BUILT_IN.values())
+    return "; ".join(
+        f"{', '.join(f'`{word}`' for word, facts in BUILT_IN.items() if facts.means == means)}: {means}"
+        for means in meanings
+    )
+
+
+def _adapter(value: Any, built_in: ValidatorFunctionWrapHandler) -> str:
+    return value if isinstance(value, str) and value in added() else str(built_in(value))
+
+
 if TYPE_CHECKING:
+    AdapterName = str
     TaskName = str
     RuleName = str
     MethodName = str
@@ -66,3 +82,4 @@ else:
     EngineName = _family(ENGINES)
     TaskName = Annotated[Literal["chat", "classify", "oneshot"], WrapValidator(_task), PlainSerializer(str)]
     MetricName = Annotated[Literal["perplexity", "macro_f1", "accuracy"], WrapValidator(_metric), PlainSerializer(str)]
+    AdapterName = Annotated[Literal[tuple(BUILT_IN)], WrapValidator(_adapter), PlainSerializer(str)]

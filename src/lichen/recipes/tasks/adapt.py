@@ -139,7 +139,7 @@ def _save(loaded: LoadedExperiment, folder: RunFolder, best: Tree) -> None:
     if recipe.model.scratch is not None:  # its tokenizer was learned from rows that may be gone tomorrow
         for file in sorted(Path(base_name_of(loaded.foundation)).iterdir()):
             write_atomic(folder.path / SCRATCH / file.name, file.read_bytes())
-    if loaded.foundation is not None and recipe.model.adapter.kind != "full" and not recipe.method.asks_only:
+    if loaded.foundation is not None and not recipe.model.adapter.facts.whole and not recipe.method.asks_only:
         spec = spec_of(recipe, loaded.foundation)
         try:
             save_adapter(

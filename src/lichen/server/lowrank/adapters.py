@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lichen.core.errors import LichenError
+from lichen.core.factor_pairs import factor_names, layers_with_factors
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.server.lowrank import products
@@ -98,8 +99,9 @@ class AdapterMeansList:
         return max(version for _, version in self.total.answers)
 
     def __iter__(self) -> Iterator[AdapterMeans]:
-        for name in products.layers(self.shared):
-            halves = (f"{name}.lora_B", f"{name}.lora_A")
+        for name in layers_with_factors(self.shared):
+            half_A, half_B = factor_names(name)
+            halves = (half_B, half_A)
             if halves[0] not in self.shared:
                 raise LichenError(f"layer {name!r} has lora_A without lora_B", where="aggregator")
             sent = [half for half in halves if half in self.means]
@@ -182,7 +184,7 @@ def initial_A(like_rn: Tensor, layer: str, *, seed: int, version: int) -> Tensor
 
 def patched(layer: str, new: Product, shared: Tree) -> Tree:
     """The layer's old patch and the new part: as ``left`` and ``right``, or ``dense`` where that is smaller."""
-    like = shared[f"{layer}.lora_A"]
+    like = shared[factor_names(layer)[0]]
     old: Product | None = shared.get(f"patch.{layer}.dense")
     if old is None and f"patch.{layer}.left" in shared:
         old = shared[f"patch.{layer}.left"].cpu().double(), shared[f"patch.{layer}.right"].cpu().double()

@@ -25,9 +25,9 @@ import torch
 
 from lichen.core.contracts import Aggregator
 from lichen.core.errors import LichenError
+from lichen.core.factor_pairs import factor_names, layers_with_factors
 from lichen.core.message import Message
 from lichen.core.tree import Tree
-from lichen.server.lowrank import products
 from lichen.server.lowrank.adapters import initial_A
 from lichen.server.lowrank.factors import directions
 from lichen.server.mean import Mean
@@ -80,8 +80,8 @@ class FedSVD:
         """
         change, metrics = self.inner.close(total, shared)
         written: Tree = {}
-        for layer in products.layers(shared):
-            names = f"{layer}.lora_B", f"{layer}.lora_A"
+        for layer in layers_with_factors(shared):
+            names = factor_names(layer)[::-1]
             if names[1] in change:
                 raise LichenError(
                     f"clients trained {names[1]!r}, which FedSVD turns on the server",

@@ -29,16 +29,15 @@ import torch
 from torch import Tensor
 
 from lichen.core.errors import LichenError
+from lichen.core.factor_pairs import rank_axis
 from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum, Layout
 
-__all__ = ["GroupSums", "MeanChange", "add", "dump", "half_axis", "load", "means", "merge", "weight_of"]
+__all__ = ["GroupSums", "MeanChange", "add", "dump", "load", "means", "merge", "weight_of"]
 
 Key = tuple[str, Layout]
-
-_RANK_AXIS = {".lora_A": 0, ".lora_B": 1}
 
 
 @final
@@ -86,15 +85,6 @@ class MeanChange:
             return self.padded
         absent = (1 - self.share_r).unsqueeze(1 - self.axis)
         return self.padded - absent * shared.cpu().double()
-
-
-def half_axis(name: str) -> int | None:
-    """Where a tensor's rank lies: 0 for A, 1 for B, None for what is no adapter's half.
-
-    >>> half_axis("q.lora_A"), half_axis("q.lora_B"), half_axis("head.weight")
-    (0, 1, None)
-    """
-    return next((axis for end, axis in _RANK_AXIS.items() if name.endswith(end)), None)
 
 
 def add(total: GroupSums, message: Message, weight_C: Tensor) -> GroupSums:
@@ -154,7 +144,7 @@ def _parts(one: FixedSum) -> Iterator[tuple[str, Tensor]]:
 
 
 def _mean(name: str, came: list[tuple[int, Tensor]], scale: int, shared: Tensor | None) -> MeanChange:
-    axis = half_axis(name)
+    axis = rank_axis(name)
     like = max((x for _, x in came), key=lambda x: x.shape[axis or 0] if x.dim() else 0) if shared is None else shared
     full = tuple(like.shape)
     for _, x in came:

@@ -25,6 +25,7 @@ from typing import final
 import torch
 
 from lichen.core.errors import LichenError
+from lichen.core.factor_pairs import factor_names
 from lichen.core.tree import Tree
 from lichen.server.lowrank.adapters import AdapterMeansList
 from lichen.server.lowrank.factors import gap_square, norm_square
@@ -60,8 +61,8 @@ class NormWeighted:
             for weight, (_, _, B, A) in zip(raw, adapter.pairs, strict=True):
                 A_rn[: A.shape[0]] += weight / total * A
                 B_mr[:, : B.shape[1]] += weight / total * B
-            written[f"{adapter.name}.lora_A"] = A_rn - adapter.A_rn
-            written[f"{adapter.name}.lora_B"] = B_mr - adapter.B_mr
+            name_A, name_B = factor_names(adapter.name)
+            written[name_A], written[name_B] = A_rn - adapter.A_rn, B_mr - adapter.B_mr
             stack = adapter.stack()
             square = norm_square(stack)
             lost, total_square = lost + gap_square(stack, square, (B_mr, A_rn)), total_square + square

@@ -34,6 +34,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from lichen.core.factor_pairs import factor_names
 from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server.lowrank import groups, products
@@ -83,7 +84,7 @@ class Averaged:
             if self.mend is None:
                 square = norm_square(residual)
             else:
-                floor = rounding_floor(adapters.shared[f"{adapter.name}.lora_A"].dtype) * math.sqrt(size_square)
+                floor = rounding_floor(adapters.shared[factor_names(adapter.name)[0]].dtype) * math.sqrt(size_square)
                 square, mended = _mended(adapter.name, residual, floor, self.mend, adapters.shared)
                 patch.update(mended)
             lost, total_square = lost + square, total_square + size_square
@@ -187,7 +188,7 @@ def FedEx(scaling: float, *, weighting: Weighting = "examples") -> LowRank:
 
 def _residual(adapter: AdapterMeans, shared: Tree, change: Tree) -> Product:
     """What the means, as the clients will receive them, lack of the ideal; float64."""
-    names = (f"{adapter.name}.lora_B", f"{adapter.name}.lora_A")
+    names = factor_names(adapter.name)[::-1]
     roundB, roundA = ((shared[n] + change[n] if n in change else shared[n]).cpu().double() for n in names)
     if adapter.ideal_mn is not None:
         return adapter.ideal_mn - roundB @ roundA

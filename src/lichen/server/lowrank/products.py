@@ -27,6 +27,9 @@ from typing import Any, final
 from torch import Tensor
 
 from lichen.core.errors import LichenError
+from lichen.core.factor_pairs import A as A_END
+from lichen.core.factor_pairs import B as B_END
+from lichen.core.factor_pairs import factor_names, layers_with_factors, rank_axis
 from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server.lowrank import groups
@@ -34,7 +37,7 @@ from lichen.server.lowrank.groups import GroupSums
 from lichen.server.sums import fixed_point, kernels
 from lichen.server.sums.fixed_point import WEIGHT_BITS
 
-__all__ = ["Key", "LowRankTotal", "add", "check", "dump", "layers", "load", "mean_product", "merge", "pairs_of"]
+__all__ = ["Key", "LowRankTotal", "add", "check", "dump", "load", "mean_product", "merge", "pairs_of"]
 
 Pair = tuple[int, int, float, Tensor, Tensor]
 """Client, version, weight, ``ΔB (m, r)`` and ``ΔA (r, n)``."""
@@ -77,11 +80,6 @@ class LowRankTotal:
     layers: Mapping[str, Layer] = field(default_factory=dict)
 
 
-def layers(names: Mapping[str, Any]) -> list[str]:
-    """Layers of which ``names`` has the half A, in name order."""
-    return sorted(name.removesuffix(".lora_A") for name in names if name.endswith(".lora_A"))
-
-
 def add(total: LowRankTotal, message: Message, weight_C: Tensor) -> LowRankTotal:
     """``total`` plus every client of the message.
 
@@ -97,9 +95,10 @@ def add(total: LowRankTotal, message: Message, weight_C: Tensor) -> LowRankTotal
         if weight > 0
     ]
     found = dict(total.layers)
-    for layer in layers(message.tensors):
-        if f"{layer}.lora_B" in message.tensors:
-            B_Cmr, A_Crn = (message.tensors[f"{layer}.lora_{half}"].detach() for half in "BA")
+    for layer in layers_with_factors(message.tensors):
+        name_A, name_B = factor_names(layer)
+        if name_B in message.tensors:
+            A_Crn, B_Cmr = message.tensors[name_A].detach(), message.tensors[name_B].detach()
             if B_Cmr.dim() != 3 or A_Crn.dim() != 3 or B_Cmr.shape[2] != A_Crn.shape[1]:
                 raise LichenError(
                     f"the halves of layer {layer!r} come as {tuple(B_Cmr.shape[1:])} and {tuple(A_Crn.shape[1:])}",
@@ -165,7 +164,7 @@ def check(total: LowRankTotal) -> None:
     for _, layout in total.sums.sums:
         came: dict[str, str] = {}
         for name, _ in layout:
-            if groups.half_axis(name) is not None:
+            if rank_axis(name) is not None:
                 layer, _, half = name.rpartition(".")
                 came[layer] = came.get(layer, "") + half
         for layer, sent in came.items():
@@ -182,7 +181,7 @@ def check(total: LowRankTotal) -> None:
 def pairs_of(total: LowRankTotal, layer: str) -> list[tuple[Key, float, Tensor, Tensor]]:
     """``(answer, share, ΔB_k, ΔA_k)`` of each client that sent both halves, float64, on the CPU."""
     pairs = total.layers.get(layer, Layer()).pairs
-    weight = groups.weight_of(total.sums, f"{layer}.lora_A") / 2**WEIGHT_BITS
+    weight = groups.weight_of(total.sums, factor_names(layer)[0]) / 2**WEIGHT_BITS
     return [((client, version), w / weight, B.cpu().double(), A.cpu().double()) for client, version, w, B, A in pairs]
 
 
@@ -191,7 +190,7 @@ def mean_product(total: LowRankTotal, layer: str) -> Tensor | None:
     units_mn = total.layers.get(layer, Layer()).units_mn
     if units_mn is None:
         return None
-    weight = groups.weight_of(total.sums, f"{layer}.lora_A") / 2**WEIGHT_BITS
+    weight = groups.weight_of(total.sums, factor_names(layer)[0]) / 2**WEIGHT_BITS
     mean_mn: Tensor = units_mn.cpu().double() * 2.0**-total.sums.scale / weight
     return mean_mn
 
@@ -205,7 +204,8 @@ def dump(total: LowRankTotal) -> tuple[Tree, dict[str, Any]]:
         if layer.units_mn is not None:
             tensors[f"{name}.units"] = layer.units_mn.cpu()
         for k, (*_, B, A) in enumerate(layer.pairs):
-            tensors[f"{name}.{k}.lora_B"], tensors[f"{name}.{k}.lora_A"] = B.cpu(), A.cpu()
+            name_A, name_B = factor_names(f"{name}.{k}")
+            tensors[name_B], tensors[name_A] = B.cpu(), A.cpu()
     return tensors, header
 
 
@@ -220,7 +220,7 @@ def load(tensors: Tree, header: Mapping[str, Any]) -> LowRankTotal:
         found = {
             str(name): Layer(
                 pairs=tuple(
-                    (int(c), int(v), float(w), tensors[f"{name}.{k}.lora_B"], tensors[f"{name}.{k}.lora_A"])
+                    (int(c), int(v), float(w), tensors[f"{name}.{k}.{B_END}"], tensors[f"{name}.{k}.{A_END}"])
                     for k, (c, v, w) in enumerate(layer["pairs"])
                 ),
                 units_mn=tensors.get(f"{name}.units"),

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from lichen.core.errors import LichenError
+from lichen.core.factor_pairs import factor_names
 from lichen.core.tree import Tree
 from lichen.server.lowrank.adapters import AdapterMeansList, initial_A, rounding_floor
 from lichen.server.lowrank.factors import directions, gap_square, halves
@@ -75,14 +76,15 @@ class Redistributed:
             name, stack = adapter.name, adapter.stack()
             U, sigma, V = directions(stack)
             square = float(sigma.square().sum())
-            floor = rounding_floor(adapters.shared[f"{name}.lora_A"].dtype) * math.sqrt(square)
+            floor = rounding_floor(adapters.shared[factor_names(name)[0]].dtype) * math.sqrt(square)
             keep = min(adapter.A_rn.shape[0], int((sigma > floor).sum()))
             if self.energy is not None:
                 keep = min(keep, fewest(sigma, self.energy))
             A_rn = initial_A(adapter.A_rn, name, seed=self.seed, version=adapters.version)
             B_mr = torch.zeros_like(adapter.B_mr)
             B_mr[:, :keep], A_rn[:keep] = halves(U, sigma, V, keep)
-            written[f"{name}.lora_A"], written[f"{name}.lora_B"] = A_rn - adapter.A_rn, B_mr - adapter.B_mr
+            name_A, name_B = factor_names(name)
+            written[name_A], written[name_B] = A_rn - adapter.A_rn, B_mr - adapter.B_mr
             apart += gap_square(stack, square, (adapter.meanB_mr, adapter.meanA_rn))
             lost, size, ranks = lost + float(sigma[keep:].square().sum()), size + square, [*ranks, keep]
         metrics = {"deviation": apart, "lost": lost}

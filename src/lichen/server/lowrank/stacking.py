@@ -23,6 +23,7 @@ from typing import final
 
 from torch import Tensor
 
+from lichen.core.factor_pairs import factor_names
 from lichen.core.tree import Tree
 from lichen.server.lowrank.adapters import AdapterMeansList, check_scaling, initial_A, patched, rounding_floor
 from lichen.server.lowrank.factors import directions, gap_square, halves
@@ -60,7 +61,8 @@ class Stacked:
         ranks: list[int] = []
         for adapter in adapters:
             shared, name = adapters.shared, adapter.name
-            like: Tensor = shared[f"{name}.lora_A"]
+            name_A, name_B = factor_names(name)
+            like: Tensor = shared[name_A]
             stack = adapter.stack()
             U, sigma, V = directions(stack)
             square = float(sigma.square().sum())
@@ -69,8 +71,8 @@ class Stacked:
                 left, right = halves(U, sigma, V, keep)
                 written |= patched(name, (left * self.scaling, right), shared)
             A_rn = initial_A(adapter.A_rn, name, seed=self.seed, version=adapters.version)
-            written[f"{name}.lora_A"] = A_rn - adapter.A_rn
-            written[f"{name}.lora_B"] = -adapter.B_mr
+            written[name_A] = A_rn - adapter.A_rn
+            written[name_B] = -adapter.B_mr
             lost += gap_square(stack, square, (adapter.meanB_mr, adapter.meanA_rn))
             total_square, ranks = total_square + square, [*ranks, keep]
         deviation = math.sqrt(lost / total_square) if total_square else 0.0

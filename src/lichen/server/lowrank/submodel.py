@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from lichen.core.errors import LichenError
+from lichen.core.factor_pairs import factor_names, layers_with_factors
 from lichen.core.tree import Tree, block_of
 
 __all__ = ["Capacity"]
@@ -92,17 +93,18 @@ class Capacity:
         if not (isinstance(key, tuple) and len(key) == 2):
             raise LichenError(f"{key!r} is no capacity", where="capacity", fix="take it from key")
         rank, last = key
-        layers = sorted(name.removesuffix(".lora_A") for name in shared if name.endswith(".lora_A"))
+        layers = layers_with_factors(shared)
         blocks = sorted({block for block in map(block_of, layers) if block is not None})
         trained_blocks = set(blocks if last is None else blocks[-last:])
         out = dict(shared)
         for layer in layers:
+            name_A, name_B = factor_names(layer)
             block = block_of(layer)
             if block is None or block in trained_blocks:
-                out[f"{layer}.lora_A"] = shared[f"{layer}.lora_A"][:rank].contiguous()
-                out[f"{layer}.lora_B"] = shared[f"{layer}.lora_B"][:, :rank].contiguous()
+                out[name_A] = shared[name_A][:rank].contiguous()
+                out[name_B] = shared[name_B][:, :rank].contiguous()
                 continue
-            A_rn, B_mr = out.pop(f"{layer}.lora_A"), out.pop(f"{layer}.lora_B")
+            A_rn, B_mr = out.pop(name_A), out.pop(name_B)
             more = next((name for name in out if name.rpartition(".")[0] == layer), None)
             if more is not None:
                 raise LichenError(
