@@ -77,7 +77,7 @@ class Build(ModuleType):
         self.calls.append({"merge": merge, "out": out})
         return out or folder / "merged"
 
-    def node(self, recipe: Path, state: Path) -> None:
+    def run_node(self, recipe: Path, state: Path) -> None:
         self.calls.append({"recipe": recipe, "state": state})
 
 

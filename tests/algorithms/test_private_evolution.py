@@ -165,7 +165,7 @@ def test_counts_what_crosses_and_what_was_asked(tmp_path: Path) -> None:
     assert "distance" not in reports[0].metrics
     assert "true_concentration" not in reports[0].metrics
     assert sum(r.bytes_down for r in reports) == engine.bytes_down
-    asked = Population.of(state.shared).asked
+    asked = Population.of(state.shared).queries
     assert asked == QueryCounts(fresh=M, varied=3 * 2 * M + 2 * 12 * 3, embedded=3 * 2 * M)
     assert sum(r.metrics["asked_varied"] for r in reports) == asked.varied
 
@@ -267,7 +267,7 @@ def test_any_text_survives_a_checkpoint() -> None:
         texts, torch.arange(6), torch.rand(6, dtype=torch.float64), QueryCounts(fresh=1, varied=2, embedded=3)
     )
     back = Population.of(some.tree())
-    assert (back.texts, back.asked) == (texts, some.asked)
+    assert (back.texts, back.queries) == (texts, some.queries)
     assert torch.equal(back.vote_S, some.vote_S)
 
 

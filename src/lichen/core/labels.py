@@ -29,6 +29,7 @@ def has_label(labels_CB: Tensor) -> Tensor:
     Args:
         labels_CB: One label a row, or several ``(C, B, ...)``, of which each must be there.
 
+    >>> import torch
     >>> has_label(torch.tensor([[2, -100]])), has_label(torch.tensor([[[0.5, 1.0], [0.5, float("nan")]]]))
     (tensor([[ True, False]]), tensor([[ True, False]]))
     """

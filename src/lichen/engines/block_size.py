@@ -123,7 +123,12 @@ def need_of(job: Job, client_task: ClientTask) -> ClientMemory:
     if not isinstance(work, Train) or not real_batches:
         return ClientMemory(token_bytes=0.0, client_bytes=2.0 * size, tokens=sum(tokens) / len(tokens))
     widest = max(range(len(real_batches)), key=lambda i: tokens[i])
-    storages = _saved_bytes(work.model, trainable, fixed, real_batches[widest])
+    batch = real_batches[widest]
+    if (
+        "answers.prob" not in fixed
+    ):  # a wrapping work has them at the node; what is kept of a row does not depend on them
+        batch = {name: x for name, x in batch.items() if name != "answer_CB"}
+    storages = _saved_bytes(work.model, trainable, fixed, batch)
     copies = 5 + (4 if work.optimizer.name == "adamw" else 2)  # shared, now, new, gradient, change; moments twice
     if work is not client_task.work:
         copies += 3  # what a wrapping work makes of the message

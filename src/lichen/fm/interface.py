@@ -56,7 +56,7 @@ class Usage:
             written answers that name none of the choices.
 
     >>> Usage(calls=1, tokens_in=8) + Usage(calls=1, retries=2)
-    Ledger(calls=2, tokens_in=8, tokens_out=0, cached=0, retries=2, missed=0)
+    Usage(calls=2, tokens_in=8, tokens_out=0, cached=0, retries=2, missed=0)
     """
 
     calls: int = 0

@@ -29,8 +29,9 @@ _GREY = "#555555"
 def by_level(rows: Sequence[ComparisonRow]) -> dict[str, dict[str, ComparisonRow]]:
     """Rows by method and level, methods in the order they first come.
 
-    >>> {m: list(at) for m, at in by_level([ComparisonRow(method="a@few"), ComparisonRow(method="b@few"),
-    ComparisonRow(method="a@many")]).items()} {'a': ['few', 'many'], 'b': ['few']}
+    >>> rows = [ComparisonRow(method=method) for method in ("a@few", "b@few", "a@many")]
+    >>> {method: list(levels) for method, levels in by_level(rows).items()}
+    {'a': ['few', 'many'], 'b': ['few']}
     """
     found: dict[str, dict[str, ComparisonRow]] = {}
     for row in rows:

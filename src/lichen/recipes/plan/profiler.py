@@ -74,7 +74,7 @@ class Profiler:
         # What a client of FedKSeed sends is as long as it takes steps.
         whole = self._steps()
         changes = {
-            "steps": whole if self.experiment.recipe.method.grows_by_steps else min(steps, whole),
+            "local_steps": whole if self.experiment.recipe.method.grows_by_steps else min(steps, whole),
             "local_epochs": None,
         }
         recipe = self.experiment.recipe.model_copy(update={"federation": fed.model_copy(update=changes)})
