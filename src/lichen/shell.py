@@ -76,10 +76,10 @@ def crash(error: BaseException, folder: Path | None) -> int:
             handle, file = tempfile.mkstemp(prefix="lichen-crash-", suffix=".txt")
         with open(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(f"lichen {__version__}, Python {sys.version}\n\n{traceback_text(error)}")
-        kept = f"the traceback is in {file}"
+        where = f"the traceback is in {file}"
     except OSError as other:
-        kept = f"its traceback could not be kept ({other.strerror})"
-    log(f"lichen failed: {type(error).__name__}: {first[:200]} ({kept})")
+        where = f"its traceback could not be kept ({other.strerror})"
+    log(f"lichen failed: {type(error).__name__}: {first[:200]} ({where})")
     return 1
 
 

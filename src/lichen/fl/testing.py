@@ -78,10 +78,10 @@ def _one(aggregator: Aggregator, message: Message) -> Any:
 def order(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
     """Any order, blocks and merging give the same bytes."""
     clients, g = len(message.client_C), torch.Generator().manual_seed(seed)
-    places = torch.randperm(clients, generator=g).tolist()
+    positions = torch.randperm(clients, generator=g).tolist()
     cuts = sorted({0, clients, *torch.randint(0, clients, (3,), generator=g).tolist()})
     folded, merged = aggregator.zero(), aggregator.zero()
-    for block in [[take_client(message, k) for k in places[a:b]] for a, b in pairwise(cuts)]:
+    for block in [[take_client(message, k) for k in positions[a:b]] for a, b in pairwise(cuts)]:
         folded = aggregator.add(folded, concatenate_messages(block))
         part = aggregator.zero()
         for one in block:
@@ -100,9 +100,9 @@ def monoid(aggregator: Aggregator, message: Message, shared: Tree, seed: int) ->
     left = aggregator.merge(aggregator.merge(a, b), c)
     right = aggregator.merge(a, aggregator.merge(b, c))
     _hold(_closed(aggregator, left, shared) == _closed(aggregator, right, shared), "merge is associative")
-    alone = _closed(aggregator, a, shared)
+    one_by_one = _closed(aggregator, a, shared)
     for both in (aggregator.merge(a, aggregator.zero()), aggregator.merge(aggregator.zero(), a)):
-        _hold(_closed(aggregator, both, shared) == alone, "zero changes nothing")
+        _hold(_closed(aggregator, both, shared) == one_by_one, "zero changes nothing")
 
 
 def pure(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
@@ -178,10 +178,10 @@ def check_client_task(task: ClientTask, job: Job) -> None:
         AssertionError: if a client's message or private state depends on its company.
     """
     _hold(len(job.clients) > 1, "the law needs two clients")
-    alone, together = (_served(task, job, size) for size in (1, len(job.clients)))
-    for client, parts in alone.items():
+    one_by_one, in_one_block = (_served(task, job, size) for size in (1, len(job.clients)))
+    for client, parts in one_by_one.items():
         for name, bits in parts.items():
-            _hold(together[client][name] == bits, f"{name} of client {client} depends on who stands beside it")
+            _hold(in_one_block[client][name] == bits, f"{name} of client {client} depends on who stands beside it")
 
 
 def _served(task: ClientTask, job: Job, block_size: int) -> dict[int, dict[str, str]]:

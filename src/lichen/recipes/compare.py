@@ -74,8 +74,8 @@ class Compared:
 
     def __str__(self) -> str:
         """The question, the table and the notes that ``lichen compare`` prints."""
-        said = [self.question, table_text(comparison_table(self.rows)), *(f"  {note}" for note in self.notes)]
-        return "\n".join(filter(None, said))
+        parts = [self.question, table_text(comparison_table(self.rows)), *(f"  {note}" for note in self.notes)]
+        return "\n".join(filter(None, parts))
 
 
 def compare(

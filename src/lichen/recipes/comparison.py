@@ -27,7 +27,7 @@ from typing import Any, final
 from lichen.core.errors import LichenError
 from lichen.recipes.schema.read import gallery, read_with_notes, recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.schema.renamed_keys import tell_renamed, with_new_names
+from lichen.recipes.schema.renamed_keys import report_renamed, with_new_names
 from lichen.recipes.schema.yaml import LARGEST, load_yaml
 
 __all__ = ["Comparison", "Method", "comparisons", "read_comparison"]
@@ -128,7 +128,7 @@ def read_comparison(
         known = _comparison(page, str(source), _folder_of(source), overrides, renamed)
     else:
         known = _join_recipes(sources, overrides, renamed)
-    tell_renamed(renamed, note)
+    report_renamed(renamed, note)
     _differ(known.methods)
     chosen = known.seeds if seeds is None else _seeds(list(seeds), "seeds")
     return replace(known, seeds=chosen)

@@ -159,5 +159,5 @@ class Task:
 
     def metric_of(self, name: str | None) -> Metric:
         """The metric of that name; the task's own for None."""
-        wanted = name or self.metric
-        return next(metric for metric in self.metrics if metric.name == wanted)
+        word = name or self.metric
+        return next(metric for metric in self.metrics if metric.name == word)

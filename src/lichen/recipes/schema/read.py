@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from lichen.core.errors import LichenError
 from lichen.recipes.schema.explain import explain, section_of
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.schema.renamed_keys import tell_renamed, with_new_names, with_old_names
+from lichen.recipes.schema.renamed_keys import report_renamed, with_new_names, with_old_names
 from lichen.recipes.schema.yaml import LARGEST, dump_yaml, load_yaml
 
 __all__ = [
@@ -229,7 +229,7 @@ def read_recipe(
     (0.001,)
     """
     values, notes = _values(source, overrides)
-    tell_renamed(notes, note)
+    report_renamed(notes, note)
     return _checked(values)
 
 
@@ -245,7 +245,7 @@ def recipe_of(folder: Path, overrides: Sequence[str] = (), *, note: Callable[[st
         LichenError: for the first fault found.
     """
     values, _ = _values(folder / "recipe.yaml", ())
-    tell_renamed([told for text in overrides for told in _override(values, text)], note)
+    report_renamed([message for text in overrides for message in _override(values, text)], note)
     return _checked(values)
 
 

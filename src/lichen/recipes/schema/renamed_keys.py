@@ -12,7 +12,7 @@ from typing import Any
 
 from lichen.core.errors import LichenError
 
-__all__ = ["GONE_IN", "RENAMED_KEYS", "RENAMED_VALUES", "tell_renamed", "with_new_names", "with_old_names"]
+__all__ = ["GONE_IN", "RENAMED_KEYS", "RENAMED_VALUES", "report_renamed", "with_new_names", "with_old_names"]
 
 GONE_IN = "0.2"
 """The release that no longer reads the old names."""
@@ -122,7 +122,7 @@ def with_old_names(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return found
 
 
-def tell_renamed(notes: Iterable[str], note: Callable[[str], None] | None) -> None:
+def report_renamed(notes: Iterable[str], note: Callable[[str], None] | None) -> None:
     """Tell, in one line, which names are old.
 
     Args:

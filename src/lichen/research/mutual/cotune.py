@@ -106,7 +106,7 @@ class CoTune:
         settings = {"lr_scale": self.average.lr_scale(state.round)}
         state, report = self.average.round(replace(state, optimizer=optimizer), engine, seed)
         small, metrics = state.shared, dict(report.metrics)
-        reports = [_told(tuned, shared) for tuned, shared in ((self.small, small), (self.large, large))]
+        reports = [_reported(tuned, shared) for tuned, shared in ((self.small, small), (self.large, large))]
         metrics |= {"small_public": mean_loss(reports[0].metrics), "large_public": mean_loss(reports[1].metrics)}
         distilled: list[Tree] = []
         for name, tuned, shared, other in (
@@ -155,7 +155,7 @@ def large_of(state: ServerState) -> Tree:
     return trees.split(state.optimizer, "large/")[0]
 
 
-def _told(tuned: CoTunedModel, shared: Tree) -> Message:
+def _reported(tuned: CoTunedModel, shared: Tree) -> Message:
     """What a model says of the public texts."""
     job = Job(work="tell", shared=shared, version=0, clients=(0,), seed=0)
     return fold(tuned.report.work, tuned.report.source.batches((0,), 0), job, (0,))[0]
