@@ -21,6 +21,8 @@ Values that pass between them.
 - ``Report``: what is known of a finished round.
 - ``ServerState``: all that the server remembers between rounds.
 - ``ClientTask``: one thing that clients can be asked for, a work and its source.
+- ``Member``: what one client declares of itself: its name, how many rows, what it can train.
+- ``Roster``: all of them, each at its number; samplers and weights read it.
 - ``Tree``: tensors by name.
 
 The loop.
@@ -68,6 +70,7 @@ from lichen.core.contracts import (
 )
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
+from lichen.core.roster import Member, Roster
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
@@ -102,8 +105,10 @@ __all__ = [
     "LichenError",
     "LocalEngine",
     "Mean",
+    "Member",
     "Message",
     "Report",
+    "Roster",
     "Sampler",
     "ServerAdam",
     "ServerOptimizer",

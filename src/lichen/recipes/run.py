@@ -19,13 +19,13 @@ from typing import Any, final
 from lichen.core import private
 from lichen.core.contracts import Report
 from lichen.core.errors import LichenError
-from lichen.core.memory import peak_memory_bytes
 from lichen.core.store import ClientStore, write_atomic
 from lichen.engines.ranks import Ranks, connect, is_rank
 from lichen.engines.spawned import serve_frames
 from lichen.present.charts.charts import clients_png, curves_png
 from lichen.present.clients import client_rows, clients_csv, read_clients
 from lichen.present.energy import Meter, counters
+from lichen.present.peak_memory import peak_memory_bytes
 from lichen.present.report import compare_table, summary_table, table_text
 from lichen.present.summary import check_summary, read_summary, share_gaining, traffic_of, worst_decile
 from lichen.present.target import bytes_to, rounds_to
