@@ -1,6 +1,6 @@
-"""Digests of what four small runs give: what a change that must change no result is held against.
+"""Digests of what small runs of many methods give: what a change that must change no result is held against.
 
-``python benchmarks/same_bytes.py`` runs them (a few minutes) and prints a digest of the learned tensors, of
+``python benchmarks/same_bytes.py`` runs them (some ten minutes) and prints a digest of the learned tensors, of
 ``clients.csv`` and of the columns of the summary; ``--json FILE`` writes them, ``--against FILE`` compares and says
 what differs. Equal digests are promised on one machine with one set of versions.
 """
@@ -23,11 +23,64 @@ from safetensors.torch import load_file
 
 import lichen
 
+CHAT = (
+    "federation.rounds=2",
+    "federation.clients_per_round=4",
+    "federation.local_steps=2",
+    "federation.valid_every=2",
+    "data.max_clients=4",
+    "data.max_rows=100",
+    "data.test_rows=4",
+    "compare.baselines=[]",
+)
+"""A cut of ``chat-demo`` of about half a minute."""
+
+FEW = ("federation.rounds=3", "federation.valid_every=3", "compare.baselines=[]")
+"""A cut of ``digits`` of a few seconds: enough rounds for what a method keeps from one round to the next."""
+
+SCRATCH = (
+    "model.scratch={text: sotu, vocabulary: 512, width: 32, layers: 1, heads: 2}",
+    "federation.rounds=3",
+    "federation.local_steps=10",
+    "federation.valid_every=3",
+    "compare.baselines=[]",
+)
+"""A cut of ``sotu-diloco`` of some seconds: a model of one layer."""
+
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "digits": ("digits", ()),
+    "digits, both chains": ("digits", (*FEW, "wire.up=[topk:8/256, int4]", "wire.down=[int8]")),
+    "digits, sign and sketch": ("digits", (*FEW, "wire.up=[sketch:2, bf16]", "wire.down=[sign]")),
+    "digits, q-FFL": ("digits", (*FEW, "federation.fair=qffl")),
+    "digits, agnostic": ("digits", (*FEW, "federation.fair=minmax")),
+    "digits, Yogi": ("digits", (*FEW, "federation.server={name: yogi, lr: 0.03}", "federation.clients_per_round=4")),
+    "digits, MeZO": ("digits", (*FEW, "optimizer.name=mezo", "optimizer.momentum=0")),
     "digits-unequal": ("digits-unequal", ("federation.rounds=2",)),
-    "chat-demo, two rounds": ("chat-demo", ("federation.rounds=2", "federation.valid_every=2", "data.max_clients=8")),
+    "digits-unequal, FedMD": ("digits-unequal", ("federation.rounds=2", "exchange.kind=fedmd", "exchange.sharpen=1")),
+    "digits-unequal, FedDF": ("digits-unequal", ("federation.rounds=2", "exchange={kind: feddf}")),
+    "reviews-few, semi": (
+        "reviews-few",
+        ("federation.rounds=3", "semi={warmup_rounds: 1, threshold: 0.3}", "compare.baselines=[]"),
+    ),
     "reviews-oneshot": ("reviews-oneshot", ()),
+    "sotu-diloco": ("sotu-diloco", SCRATCH),
+    "sotu-diloco, streamed": (
+        "sotu-diloco",
+        (*SCRATCH, "federation.stream_fragments=2", "federation.drop_prob=0.2", "wire.up=[int4]"),
+    ),
+    "sotu-diloco, FedKSeed": (
+        "sotu-diloco",
+        (
+            *SCRATCH,
+            "optimizer={name: kseed, lr: 1e-4, seeds: 64}",
+            "federation.keep_optimizer=false",
+            "federation.server={name: sgd}",
+        ),
+    ),
+    "chat-demo, two rounds": ("chat-demo", ("federation.rounds=2", "federation.valid_every=2", "data.max_clients=8")),
+    "chat-demo, FedEx": ("chat-demo", (*CHAT, "federation.aggregate=fedex")),
+    "chat-demo, RoLoRA": ("chat-demo", (*CHAT, "federation.aggregate=rolora")),
+    "chat-demo, both chains": ("chat-demo", (*CHAT, "wire.up=[topk:8/264, int4~]", "wire.down=[topk:7/32, int4~]")),
 }
 """The recipe and its settings by the name in the table."""
 
@@ -63,10 +116,10 @@ def main() -> int:
     with TemporaryDirectory() as home:
         for name in asked.only:
             recipe, settings = RUNS[name]
-            folder = Path(home) / recipe
+            folder = Path(home) / str(len(found))
             lichen.run(lichen.read_recipe(recipe, settings), out=folder)
             found[name] = digests(folder)
-            print(f"{name:24}", *(f"{what} {digest}" for what, digest in found[name].items()), sep="  ", flush=True)
+            print(f"{name:25}", *(f"{what} {digest}" for what, digest in found[name].items()), sep="  ", flush=True)
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1) + "\n")
     if asked.against is None:
