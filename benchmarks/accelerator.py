@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core.contracts import Batch, ClientTask
@@ -153,7 +154,7 @@ def agreement(device: str) -> dict[str, float]:
 
 def train_round(cohort: CausalCohort, source: Rows, block: int, device: str) -> Callable[[], None]:
     """One round of all clients, in blocks."""
-    work = Train(cohort, optimizer=ClientOptimizer("adamw", lr=1e-3), clip=1.0)
+    work = Train(cohort, optimizer=ClientOptimizer("adamw", lr=1e-3), gradient_steps=(Clip(1.0),))
     client_tasks = {"train": ClientTask(work=work, source=source)}
     job = Job(work="train", shared=cohort.init(0), version=0, clients=tuple(range(source.clients)), seed=0)
 

@@ -35,6 +35,7 @@ from mutual_sides import judge
 from lichen.algorithms.average import Average
 from lichen.allocator import keep_large_buffers
 from lichen.clients.training.diloco import Pace, Worker
+from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core.contracts import ClientTask
@@ -92,7 +93,7 @@ def learn(task: Task, model: Any, start: Tree, tokenizer: Any, texts: Sequence[s
     """The model's weights after the task's steps on these texts."""
     source = TrainSource([lm_rows(texts, tokenizer, task.length)], batch_size=task.batch, steps=task.steps,
                          pad=tokenizer.pad_token_id, fixed_width=task.length)  # fmt: skip
-    train = Train(model, optimizer=ClientOptimizer("adamw", lr=task.lr, weight_decay=0.1), clip=1.0)
+    train = Train(model, optimizer=ClientOptimizer("adamw", lr=task.lr, weight_decay=0.1), gradient_steps=(Clip(1.0),))
     work = Worker(train, pace=Pace("cosine", steps=task.steps, rounds=1, warmup=task.steps // 10))
     algorithm = Average(aggregator=Mean("uniform"), optimizer=ServerSGD(1.0), sampler=Everyone(),
                         weight_N=torch.ones(1), rounds=1, valid=None)  # fmt: skip

@@ -40,6 +40,7 @@ from lichen.allocator import keep_large_buffers
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.evaluation.metrics import perplexity
 from lichen.clients.training.diloco import Pace, Worker, fragment_of
+from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
@@ -260,7 +261,7 @@ def _algorithm(task: Task, way: Way, ready: Ready, pace: Pace) -> tuple[Average,
     train = Train(
         ready.model,
         optimizer=ClientOptimizer("adamw", lr=way.lr, weight_decay=task.weight_decay),
-        clip=task.clip,
+        gradient_steps=(Clip(task.clip),),
     )
     work = Worker(train, fragments=way.fragments, drop=way.drop, pace=pace)
     source = TrainSource(ready.train, batch_size=task.batch, steps=pace.steps, pad=ready.pad, fixed_width=task.length)

@@ -63,6 +63,7 @@ def cohort_of(shape: str, rank: int) -> Any:
 def measure(shape: str, clients: int, rank: int, rounds: int) -> dict[str, Any]:
     """Seconds a client's step and peak memory."""
     from lichen.allocator import keep_large_buffers
+    from lichen.clients.training.gradient_steps import Clip
     from lichen.clients.training.optimize import ClientOptimizer
     from lichen.clients.training.train import Train
     from lichen.core.contracts import ClientTask
@@ -82,7 +83,7 @@ def measure(shape: str, clients: int, rank: int, rounds: int) -> dict[str, Any]:
     roster = Roster(TextShard(rows, labels=rows, kind="lm"), np.arange(0, 4 * clients + 1, 4))
     cohort = cohort_of(shape, rank)
     source = TrainSource(roster, batch_size=4, steps=1, fixed_width=32)
-    work = Train(cohort, optimizer=ClientOptimizer("adamw", lr=1e-3), clip=1.0)
+    work = Train(cohort, optimizer=ClientOptimizer("adamw", lr=1e-3), gradient_steps=(Clip(1.0),))
     seconds = []
     with TemporaryDirectory() as folder:
         engine = LocalEngine(

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core.contracts import Aggregator, ClientTask
@@ -64,7 +65,7 @@ def train(loaded: Any, steps: int, folder: Path, *, frozen: tuple[str, ...] = ()
     work = Train(
         experiment.model,
         optimizer=ClientOptimizer(name="adamw", lr=3e-3),
-        clip=1.0,
+        gradient_steps=(Clip(1.0),),
         freeze_schedule=(frozen,) if frozen else (),
     )
     client_task = {"train": ClientTask(work=work, source=experiment.training(experiment.train, batch=4, steps=steps))}

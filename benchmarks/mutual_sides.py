@@ -20,6 +20,7 @@ from lichen.algorithms.average import Average, score
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.evaluation.metrics import perplexity
 from lichen.clients.training.diloco import Pace, Worker
+from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core.contracts import ClientTask
@@ -131,7 +132,9 @@ def pretrain(task: Task, folder: Path, until: float) -> dict[str, Any] | None:
     mixed = [texts.corpus[i] for i in numpy_generator(0, "mutual", "corpus").permutation(len(texts.corpus))]
     source = TrainSource([lm_rows(mixed, tokenizer, task.length)], batch_size=task.pretrain_batch, steps=steps,
                          pad=tokenizer.pad_token_id, fixed_width=task.length)  # fmt: skip
-    train = Train(model, optimizer=ClientOptimizer("adamw", lr=task.pretrain_lr, weight_decay=0.1), clip=1.0)
+    train = Train(
+        model, optimizer=ClientOptimizer("adamw", lr=task.pretrain_lr, weight_decay=0.1), gradient_steps=(Clip(1.0),)
+    )
     work = Worker(train, pace=Pace("cosine", steps=steps, rounds=rounds, warmup=min(100, task.pretrain // 10)))
     algorithm = Average(
         aggregator=Mean("uniform"), optimizer=ServerSGD(1.0), sampler=Everyone(), weight_N=torch.ones(1),
@@ -199,12 +202,14 @@ class Side:
 
     def distill(self, clients: Sequence[int], lr: float, *, personal: bool) -> ClientTask:
         taught = DistilledLM(self.model, lm=self.task.lm, rest=self.task.rest)
-        train = Train(taught, optimizer=ClientOptimizer("adamw", lr=lr), clip=1.0, personal=personal)
+        train = Train(taught, optimizer=ClientOptimizer("adamw", lr=lr), gradient_steps=(Clip(1.0),), personal=personal)
         source = TrainSource(dict.fromkeys(clients, self.public), batch_size=self.task.batch, steps=self.task.listen)
         return ClientTask(work=DistillLogits(train, public=self.public), source=source)
 
     def local(self, lr: float, *, personal: bool) -> ClientTask:
-        train = Train(self.model, optimizer=ClientOptimizer("adamw", lr=lr), clip=1.0, personal=personal)
+        train = Train(
+            self.model, optimizer=ClientOptimizer("adamw", lr=lr), gradient_steps=(Clip(1.0),), personal=personal
+        )
         source = TrainSource(self.train, batch_size=self.task.batch, steps=self.task.steps)
         return ClientTask(work=train, source=source)
 

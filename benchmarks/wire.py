@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
@@ -82,7 +83,7 @@ def changes() -> list[Tree]:
     """What one person's training changes in each round, starting from where the last one ended."""
     loaded = open_recipe(read_recipe("chat-lora", ["data.max_clients=2"]))
     experiment = loaded.experiment
-    work = Train(experiment.model, optimizer=ClientOptimizer(name="adamw", lr=2e-3), clip=1.0)
+    work = Train(experiment.model, optimizer=ClientOptimizer(name="adamw", lr=2e-3), gradient_steps=(Clip(1.0),))
     client_tasks = {
         "train": ClientTask(work=work, source=experiment.training(experiment.train, batch=BATCH, steps=STEPS))
     }

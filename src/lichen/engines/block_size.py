@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from lichen.clients.training.gradient_steps import GradientChain
 from lichen.clients.training.train import Train, tokens_seen_C
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, ClientTask, CohortModel
@@ -132,8 +133,12 @@ def need_of(job: Job, client_task: ClientTask) -> ClientMemory:
     copies = 5 + (4 if work.optimizer.name == "adamw" else 2)  # shared, now, new, gradient, change; moments twice
     if work is not client_task.work:
         copies += 3  # what a wrapping work makes of the message
+    # What gradient steps keep: as it came, as it is now, and as it is sent.
+    own = trees.nbytes(GradientChain(work.gradient_steps).own(trees.expand(trainable, 1)))
     return ClientMemory(
-        token_bytes=storages / tokens[widest], client_bytes=float(copies * size), tokens=sum(tokens) / len(tokens)
+        token_bytes=storages / tokens[widest],
+        client_bytes=float(copies * size + 3 * own),
+        tokens=sum(tokens) / len(tokens),
     )
 
 

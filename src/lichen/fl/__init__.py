@@ -8,6 +8,7 @@ Contracts. What has these methods is one; nothing is inherited.
 - ``Algorithm``: the server's side of a round (``init``, ``round``).
 - ``ClientWork``: the client's side, a fold over batches (``init``, ``step``, ``final``).
 - ``CohortModel``: many clients' models at once (``init``, ``loss``, ``logits``).
+- ``GradientStep``: what happens to a client's gradients before it steps (``own``, ``init``, ``update``, ``final``).
 - ``Engine``: runs jobs and yields the clients' messages (``run``, ``merge``, ``join``).
 - ``Sampler``: says who is invited (``invite``).
 - ``ServerOptimizer``: steps with the mean change (``init``, ``update``).
@@ -35,6 +36,7 @@ Ready parts.
 
 - ``Average``: an algorithm: invite, train, average, step, validate (FedAvg, FedOpt).
 - ``Train``: a client work: local steps (FedAvg, FedProx), with a ``ClientOptimizer``: SGD or AdamW.
+- ``Clip``, ``Proximal``, ``WeightDecay``: gradient steps: cut to a norm, FedProx's pull, L2.
 - ``Evaluate``: a client work: loss and confusion counts on a client's rows.
 - ``Mean``: an aggregator: the exact weighted mean.
 - ``Everyone``, ``Uniform``: samplers: all clients, or so many of them, all sets equally likely.
@@ -52,6 +54,8 @@ from __future__ import annotations
 
 from lichen.algorithms.average import Average
 from lichen.clients.evaluation.evaluate import Evaluate
+from lichen.clients.training.gradient_step import GradientStep
+from lichen.clients.training.gradient_steps import Clip, Proximal, WeightDecay
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core.contracts import (
@@ -94,12 +98,14 @@ __all__ = [
     "ClientStore",
     "ClientTask",
     "ClientWork",
+    "Clip",
     "CohortModel",
     "DistributedEngine",
     "Engine",
     "EvalSource",
     "Evaluate",
     "Everyone",
+    "GradientStep",
     "ImageMLP",
     "Job",
     "LichenError",
@@ -107,6 +113,7 @@ __all__ = [
     "Mean",
     "Member",
     "Message",
+    "Proximal",
     "Report",
     "Roster",
     "Sampler",
@@ -121,5 +128,6 @@ __all__ = [
     "TrainSource",
     "Tree",
     "Uniform",
+    "WeightDecay",
     "run",
 ]

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from lichen.algorithms.average import Average
 from lichen.clients.training.diloco import Pace, Worker, fragment_of
+from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
@@ -316,7 +317,9 @@ def test_a_round_that_loses_all_answers_changes_nothing_but_its_number(tmp_path:
 @pytest.mark.parametrize(("fragments", "drop"), [(1, 0.0), (2, 0.4)])
 def test_killed_and_resumed_is_uninterrupted(tmp_path: Path, fragments: Any, drop: Any) -> None:
     pace = Pace("cosine", steps=STEPS, rounds=5, warmup=4)
-    work = Worker(Train(Deep(), optimizer=ADAMW, clip=0.5), fragments=fragments, drop=drop, pace=pace)
+    work = Worker(
+        Train(Deep(), optimizer=ADAMW, gradient_steps=(Clip(0.5),)), fragments=fragments, drop=drop, pace=pace
+    )
     whole, _ = federation(tmp_path / "a", work, NESTEROV, rounds=5, checkpoint=tmp_path / "a.s")
     federation(tmp_path / "b", work, NESTEROV, rounds=3, checkpoint=tmp_path / "b.s")
     saved = (tmp_path / "b.s").read_bytes()

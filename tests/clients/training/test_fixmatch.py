@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from lichen.clients.training.fixmatch import FixMatch, thresholds_CK
+from lichen.clients.training.gradient_steps import Proximal
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
@@ -135,7 +136,7 @@ def test_without_unlabelled_rows_it_is_training_bit_for_bit(written: Any) -> Non
     local = shards(written, 2, 105)
     source = TrainSource(local, batch_size=8, steps=4)
     asked, batches = job(MLP.init(0), (0, 1)), step_of(source, (0, 1))
-    for more in ({}, {"prox": 0.1}, {"personal": True}, {"local_params": ("layer1.bias",)}):
+    for more in ({}, {"gradient_steps": (Proximal(0.1),)}, {"personal": True}, {"local_params": ("layer1.bias",)}):
         plain, own = fold(train(MLP, **more), asked, batches)
         wrapped, mine = fold(FixMatch(train(MLP, **more), VIEWS), asked, batches)
         assert all(torch.equal(x, wrapped.tensors[name]) for name, x in plain.tensors.items())

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from lichen.clients.training.gradient_steps import Clip, Proximal
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.row_weights import ByRows
 from lichen.clients.training.train import Train, tokens_seen_C
@@ -42,12 +43,16 @@ def plain_loop(shared: Tree, batches: Any, client: int, *, clip: Any = None, pro
     return {name: w.detach() - shared[name] for name, w in layer.named_parameters()}
 
 
+def links(clip: Any = None, prox: float = 0.0) -> Any:
+    return (*((Clip(clip),) if clip else ()), *((Proximal(prox),) if prox else ()))
+
+
 @pytest.mark.parametrize("more", [{}, {"clip": 0.5}, {"prox": 0.3}, {"clip": 0.5, "prox": 0.3}])
 def test_equals_a_plain_loop_for_each_client(more: Any) -> None:
     model = Softmax()
     shared = model.init(0)
     batches = [rows(t, range(3), active=[True, t < 2, t != 1]) for t in range(4)]
-    work = Train(model, optimizer=SGD, **more)
+    work = Train(model, optimizer=SGD, gradient_steps=links(**more))
     message, own = fold(work, job(shared, range(3), settings={"lr_scale": 0.5}), batches)
     assert own is None
     assert message.metrics["steps"].tolist() == [4, 2, 3]
@@ -73,7 +78,7 @@ class Given:
 
 @pytest.mark.parametrize("parts", [2, 3, 8, 11])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-@pytest.mark.parametrize("more", [{}, {"clip": 0.05, "prox": 0.3}])
+@pytest.mark.parametrize("more", [{}, {"gradient_steps": links(0.05, 0.3)}])
 def test_micro_batches_take_the_step_of_one_batch(parts: Any, name: str, more: Any) -> None:
     model = Softmax()
     shared = model.init(0)
@@ -138,7 +143,7 @@ def test_tokens_of_padding_rows_are_not_counted() -> None:
 def test_together_and_alone_give_the_same_bytes(name: str) -> None:
     model = Softmax(dtype=torch.float32)
     shared = model.init(0)
-    work = Train(model, optimizer=ClientOptimizer(name, lr=0.1), clip=0.7, prox=0.1)
+    work = Train(model, optimizer=ClientOptimizer(name, lr=0.1), gradient_steps=links(0.7, 0.1))
     together, _ = fold(work, job(shared, range(5)), [rows(t, range(5)) for t in range(3)])
     alone = [fold(work, job(shared, [c]), [rows(t, [c]) for t in range(3)])[0] for c in range(5)]
     assert pack_message(together) == pack_message(concatenate_messages(alone))
@@ -285,7 +290,7 @@ def test_fedex_rounds_give_the_mean_of_what_the_clients_learnt() -> None:
     assert "patch.layer.dense" in shared
 
 
-@pytest.mark.parametrize("bad", [{"clip": 0}, {"prox": -1.0}, {"weigh_by": "age"}])
+@pytest.mark.parametrize("bad", [{"accumulate": 0}, {"weigh_by": "age"}])
 def test_refuses_values_out_of_range(bad: Any) -> None:
     with pytest.raises(LichenError, match=r"train\."):
         Train(Softmax(), **bad)

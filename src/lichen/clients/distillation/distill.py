@@ -28,6 +28,7 @@ from typing import Any, final
 import numpy as np
 from torch import Tensor
 
+from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.optimize import ClientOptimizer, Schedule, lr_factor
 from lichen.clients.training.train import Train
 from lichen.core.contracts import Batch, ClientWork, CohortModel
@@ -171,7 +172,9 @@ def pre_distil(
     if layers is not None and teacher is not None:
         wrapped = Layerwise(_open(model), teacher, layers, words_V=words_V)
         model, helpers = wrapped, wrapped.projections(derive(seed, "projections"))
-    work = Distill(Train(model, optimizer=ClientOptimizer("adamw", lr=lr), clip=clip), answers=answers, helpers=helpers)
+    cut = () if clip is None else (Clip(clip),)
+    train = Train(model, optimizer=ClientOptimizer("adamw", lr=lr), gradient_steps=cut)
+    work = Distill(train, answers=answers, helpers=helpers)
     shared = {name: x.to(device) for name, x in start.items() if not name.startswith("answers.")}
     job = Job(work="distill", shared=shared, version=0, clients=(0,), seed=seed)
     source = public_source(

@@ -44,6 +44,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lichen.clients.training.gradient_steps import GradientChain
 from lichen.clients.training.optimize import Schedule, lr_factor
 from lichen.clients.training.train import Train, TrainState
 from lichen.core import tree as trees
@@ -149,8 +150,8 @@ class WorkerState:
 class Worker:
     """A DiLoCo worker as a client work.
 
-    Private state: ``opt/`` the inner optimizer; with fragments or drops also ``params/`` and, in
-    ``sync/since``, the first round whose sync the worker has not seen. Messages have the tensors of
+    Private state: ``opt/`` the inner optimizer, ``step/`` what gradient steps keep; with fragments or drops also
+    ``params/`` and, in ``sync/since``, the first round whose sync the worker has not seen. Messages have the tensors of
     one fragment; weigh them equally (``Mean("uniform")``) as the paper does.
 
     Args:
@@ -190,10 +191,10 @@ class Worker:
         Raises:
             LichenError: if the private state does not fit, or there are fewer layers than fragments.
         """
-        state = self.inner.init(job, clients, None)
         optimizer, rest = trees.split(own_C or {}, "opt/")
-        mine_C, retained = trees.split(rest, "params/")
-        since_C = retained.pop(_SINCE, None)
+        mine_C, rest = trees.split(rest, "params/")
+        since_C = rest.pop(_SINCE, None)
+        state = self.inner.init(job, clients, rest)
         if optimizer:
             trees.check_same(optimizer, state.optimizer, where="private state")
         else:
@@ -204,8 +205,14 @@ class Worker:
             trees.check_same(mine_C, begin_C, where="private state")
             goes_on = self._goes_on(since_C, job.version)
             begin_C = {name: _choose(goes_on[fragment[name]], mine_C[name], x_C) for name, x_C in begin_C.items()}
+        chain = GradientChain(self.inner.gradient_steps).init(job, clients, begin_C, state.own)
         state = replace(
-            state, begin_C=begin_C, params_C=begin_C, optimizer=optimizer, begin_optimizer=optimizer, retained=retained
+            state,
+            begin_C=begin_C,
+            params_C=begin_C,
+            chain=chain,
+            optimizer=optimizer,
+            begin_optimizer=optimizer,
         )
         return WorkerState(train=state)
 
@@ -227,14 +234,14 @@ class Worker:
         had at the round's beginning.
         """
         inner = state.train
-        message, _ = self.inner.final(inner)
+        message, inner_own = self.inner.final(inner)
         device = message.weight_C.device
         finite_C = message.metrics["failed"] == 0
         lost_C = (
             torch.tensor([self._lost(inner.job.seed, client) for client in inner.clients], device=device) & finite_C
         )
         fragment, now = self._fragment_of(inner), inner.job.version % self.fragments
-        tensors = {name: x for name, x in message.tensors.items() if fragment[name] == now}
+        tensors = {name: x for name, x in message.tensors.items() if fragment.get(name, now) == now}
         metrics = dict(message.metrics)
         if self.drop:
             tensors = {name: _choose(lost_C, torch.zeros_like(x), x) for name, x in tensors.items()}
@@ -242,6 +249,8 @@ class Worker:
             metrics["failed"] = metrics["failed"] + metrics["dropped"]
         weight_C = torch.where(lost_C, torch.zeros_like(message.weight_C), message.weight_C)
         own_C = trees.join("opt/", _settled(finite_C, inner.optimizer, inner.begin_optimizer), inner.retained)
+        if inner.own:  # a lost answer told the server nothing of what gradient steps have learned
+            own_C = trees.join("step/", _settled(~lost_C, trees.split(inner_own or {}, "step/")[0], inner.own), own_C)
         if self._keeps_params:
             own_C = trees.join("params/", _settled(finite_C, inner.params_C, inner.begin_C), own_C)
             own_C[_SINCE] = torch.full_like(lost_C, inner.job.version, dtype=torch.int64) + lost_C

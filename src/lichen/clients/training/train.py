@@ -1,10 +1,13 @@
 """Local training: SGD or AdamW steps on a client's rows; the change of the parameters goes up.
 
-This one fold is the client side of federated averaging, of its proximal form (FedProx: the gradient
-gains ``prox * (w - w_shared)``), of FFA-LoRA (``freeze_schedule=(("lora_A",),)``), of RoLoRA, whose rounds take
-turns (``freeze_schedule=(("lora_A",), ("lora_B",))``), of FedSA-LoRA (``local_params=("lora_B",)``: that half stays
-with its client), and of training alone (``personal=True``: parameters and optimizer live in the private state
-and nothing leaves; with ``prox`` it is Ditto's personal objective).
+This one fold is the client side of federated averaging, of FedProx (``gradient_steps=(Proximal(mu),)``), of FFA-LoRA
+(``freeze_schedule=(("lora_A",),)``), of RoLoRA, whose rounds take turns (``freeze_schedule=(("lora_A",),
+("lora_B",))``), of FedSA-LoRA (``local_params=("lora_B",)``: that half stays with its client), and of training alone
+(``personal=True``: parameters and optimizer live in the private state and nothing leaves; with ``Proximal`` it is
+Ditto's personal objective).
+
+Between gradient and optimizer stands a chain of gradient steps (:mod:`lichen.clients.training.gradient_step`). What
+its links keep is private state under ``step/``, and what they send leaves beside the change.
 
 References:
     H. Brendan McMahan, Eider Moore, Daniel Ramage, Seth Hampson and Blaise Agüera y Arcas.
@@ -28,7 +31,6 @@ Legend: C clients, B rows, T tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Literal, final
@@ -36,7 +38,9 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from lichen.clients.training.optimize import ClientOptimizer, clip_C
+from lichen.clients.training.gradient_step import GradientStep
+from lichen.clients.training.gradient_steps import GradientChain
+from lichen.clients.training.optimize import ClientOptimizer
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
@@ -81,6 +85,8 @@ class TrainState:
         optimizer: The optimizer's state now.
         frozen_C: Trainable tensors that nobody trains here.
         fixed: Shared tensors without client axis (``patch.``, ``answers.``).
+        chain: The state of the gradient steps now.
+        own: What the gradient steps had kept when these clients began.
         retained: The rest of the private state, carried along untouched.
         sums: ``(C,)`` float64 ``loss_sum``, ``count``, ``tokens``, ``steps``.
         added: Micro-batches added up since the last step.
@@ -99,6 +105,8 @@ class TrainState:
     fixed: Tree
     retained: Tree
     sums: Tree
+    chain: Tree = field(default_factory=dict)
+    own: Tree = field(default_factory=dict)
     added: int = 0
     grads_C: Tree = field(default_factory=dict)
     count_C: Tensor | None = None
@@ -112,8 +120,8 @@ class Train:
     Args:
         model: Runs C clients at once.
         optimizer: How each client steps; the job's setting ``lr_scale`` scales its learning rate.
-        clip: Each client's gradient norm is cut to this in every step; None: never.
-        prox: FedProx's µ, the pull towards the shared tensors.
+        gradient_steps: What happens to gradients before the optimizer steps, first to last
+            (:mod:`lichen.clients.training.gradient_steps`).
         personal: Parameters and optimizer live on in the private state, and no tensor leaves.
         freeze_schedule: Ends of names that nobody trains or sends: those of ``freeze_schedule[v %
             len(freeze_schedule)]`` where v is the job's version. None at all if empty.
@@ -131,8 +139,7 @@ class Train:
     model: CohortModel
     _: KW_ONLY
     optimizer: ClientOptimizer = field(default_factory=ClientOptimizer)
-    clip: float | None = None
-    prox: float = 0.0
+    gradient_steps: tuple[GradientStep, ...] = ()
     personal: bool = False
     freeze_schedule: tuple[tuple[str, ...], ...] = ()
     local_params: tuple[str, ...] = ()
@@ -140,10 +147,6 @@ class Train:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        if self.clip is not None and not self.clip > 0:
-            raise LichenError(f"{self.clip} is not positive", where="train.clip", fix="use a number > 0, or none")
-        if not (math.isfinite(self.prox) and self.prox >= 0):
-            raise LichenError(f"{self.prox} is out of range", where="train.prox", fix="use a number >= 0")
         if self.accumulate < 1:
             raise LichenError(f"{self.accumulate} is too few", where="train.accumulate", fix="use 1 or more")
         if self.weigh_by not in ("examples", "tokens", "one"):
@@ -164,7 +167,7 @@ class Train:
         if not trained:
             raise LichenError("no tensor is left to train", where="train.phases", fix="freeze fewer names")
         count = len(clients)
-        retained = dict(own_C or {})
+        own, retained = self._own(trees.expand(trainable, count), own_C)
         shared_C = trees.broadcast(trained, count)
         begin_C, optimizer = shared_C, self.optimizer.init(shared_C)
         frozen_C = trees.broadcast(frozen_params, count)
@@ -189,9 +192,19 @@ class Train:
             optimizer=optimizer,
             frozen_C=frozen_C,
             fixed=fixed,
+            chain=GradientChain(self.gradient_steps).init(job, clients, begin_C, own),
+            own=own,
             retained=retained,
             sums=dict.fromkeys(("loss_sum", "count", "tokens", "steps"), zero_C),
         )
+
+    def _own(self, trainable_C: Tree, own_C: Tree | None) -> tuple[Tree, Tree]:
+        """What the gradient steps keep, at its beginning where there is none yet; and the rest of the private state."""
+        before, rest = trees.split(own_C or {}, "step/")
+        first = GradientChain(self.gradient_steps).own(trainable_C)
+        known = {name: before[name] for name in first if name in before}
+        trees.check_same(known, {name: first[name] for name in known}, where="private state")
+        return {**first, **before}, rest
 
     def step(self, state: TrainState, batch: Batch) -> TrainState:
         """One optimizer step of every active client on the mean loss over its own labelled rows or tokens.
@@ -253,11 +266,9 @@ class Train:
         device = next(iter(state.params_C.values())).device
         active_C = batch["active_C"].to(device)
         with torch.no_grad():
-            if self.clip is not None:
-                grads_C = clip_C(grads_C, self.clip, exact=exact)
-            if self.prox:
-                drift_C = trees.sub(state.params_C, state.shared_C)
-                grads_C = trees.add(grads_C, trees.scale(drift_C, self.prox))
+            grads_C, chain = GradientChain(self.gradient_steps).update(
+                grads_C, state.chain, state.params_C, active_C=active_C, exact=exact
+            )
             params_C, optimizer = self.optimizer.update(
                 grads_C,
                 state.optimizer,
@@ -267,17 +278,30 @@ class Train:
                 exact=exact,
             )
             sums = self._summed(state, batch, {"loss_sum": loss_C, "count": count_C, "steps": active_C}, device)
-        return replace(state, params_C=params_C, optimizer=optimizer, sums=sums)
+        return replace(state, params_C=params_C, optimizer=optimizer, sums=sums, chain=chain)
 
     def final(self, state: TrainState) -> tuple[Message, Tree | None]:
         """The message and, where some are kept, the private tensors.
 
-        The message's tensors are ``params - shared`` (none if ``personal``, none that are at ``local_params``). A
-        client whose loss or parameters are not finite sends weight 0, zeros and ``failed`` = 1, and keeps
-        the private state it began with, so that it can poison neither the sum nor its own later rounds.
+        The message's tensors are ``params - shared`` (none that are at ``local_params``) and what gradient steps
+        send; if ``personal``, none. A client whose loss or tensors are not finite sends weight 0, zeros and
+        ``failed`` = 1, and keeps the private state it began with, so that it can poison neither the sum nor its own
+        later rounds.
         """
+        mine = {name for name in state.params_C if name.endswith(self.local_params)}
+        sent = [{n: x for n, x in tree.items() if n not in mine} for tree in (state.params_C, state.shared_C)]
+        tensors: Tree = {} if self.personal else trees.sub(*sent)
+        own, extra_C = dict(state.own), Tree()
+        if self.gradient_steps and (own or not self.personal):
+            # Where all begin at the shared tensors and send all, their change is what they send.
+            plain = state.begin_C is state.shared_C and tensors.keys() == state.params_C.keys()
+            delta_C = tensors if plain else trees.sub(state.params_C, state.begin_C)
+            extra_C, own_after = GradientChain(self.gradient_steps).final(state.chain, delta_C, state.sums["steps"])
+            own |= own_after
+            if both := tensors.keys() & extra_C.keys():
+                raise LichenError(f"a gradient step sends {min(both)!r}, which is trained", where="train")
         finite_C = state.sums["loss_sum"].isfinite()
-        for x_C in state.params_C.values():
+        for x_C in (*state.params_C.values(), *extra_C.values(), *own.values()):
             finite_C = finite_C & x_C.flatten(1).isfinite().all(1)
         metrics = {name: torch.where(finite_C, x_C, torch.zeros_like(x_C)) for name, x_C in state.sums.items()}
         metrics["failed"] = (~finite_C).to(torch.float64)
@@ -286,20 +310,18 @@ class Train:
             "tokens": metrics["tokens"],
             "one": (metrics["steps"] > 0).to(torch.float64),
         }[self.weigh_by]
+        tensors = tensors if self.personal else {**tensors, **extra_C}
+        tensors = _where(finite_C, tensors, trees.zeros_like(tensors))
         own_C: Tree | None = None
-        tensors: Tree = {}
         if self.personal:
             params_C = _where(finite_C, state.params_C, state.begin_C)
             optimizer = _where(finite_C, state.optimizer, state.begin_optimizer)
             own_C = trees.join("params/", params_C, trees.join("opt/", optimizer, state.retained))
-        else:
-            mine = {name for name in state.params_C if name.endswith(self.local_params)}
-            sent = [{n: x for n, x in tree.items() if n not in mine} for tree in (state.params_C, state.shared_C)]
-            delta_C = trees.sub(*sent)
-            tensors = _where(finite_C, delta_C, trees.zeros_like(delta_C))
-            if mine:
-                retained_C = _where(finite_C, state.params_C, state.begin_C)
-                own_C = trees.join("params/", {name: retained_C[name] for name in mine}, state.retained)
+        elif mine:
+            retained_C = _where(finite_C, state.params_C, state.begin_C)
+            own_C = trees.join("params/", {name: retained_C[name] for name in mine}, state.retained)
+        if own:
+            own_C = trees.join("step/", _where(finite_C, own, state.own), own_C or state.retained)
         message = Message(
             group=self.model.group,
             client_C=torch.tensor(state.clients, dtype=torch.int64),

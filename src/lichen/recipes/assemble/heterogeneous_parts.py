@@ -24,7 +24,7 @@ from lichen.clients.distillation.predict import Predict
 from lichen.clients.distillation.private_models import ConcatSource, LocalInit, asking, private_client_tasks
 from lichen.clients.evaluation.early_stopping import KeepBest
 from lichen.clients.evaluation.evaluate import Evaluate
-from lichen.clients.training.train import Train
+from lichen.clients.training.gradient_steps import Proximal
 from lichen.core.contracts import Aggregator, ClientTask, ClientWork, Engine, Source
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
@@ -154,7 +154,10 @@ def server(heterogeneous: HeterogeneousClients, lr: float) -> tuple[dict[str, Cl
         mine = own_rows(heterogeneous, arch, heterogeneous.recipe.federation.fixed_steps)
         answers = Predict(experiment.model, rows=heterogeneous.public.size, personal=True, examples=examples)
         predict[arch] = ClientTask(work=answers, source=asking(mine, heterogeneous.public, everyone))
-        learns: Train = replace(trainer(experiment, heterogeneous.exchange.server_lr or lr), prox=0.0)
+        learns = trainer(experiment, heterogeneous.exchange.server_lr or lr)
+        # The server has no shared model to be pulled to.
+        unpulled = tuple(step for step in learns.gradient_steps if not isinstance(step, Proximal))
+        learns = replace(learns, gradient_steps=unpulled)
         distil[arch] = ClientTask(
             work=LocalInit(learns, start=heterogeneous.settings()), source=public_rows(heterogeneous, mine, (0,))
         )

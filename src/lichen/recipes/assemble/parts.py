@@ -20,6 +20,8 @@ from lichen.clients.evaluation.early_stopping import KeepBest
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.methods import METHODS, ClientSettings
 from lichen.clients.training.fixmatch import FixMatch
+from lichen.clients.training.gradient_step import GradientStep
+from lichen.clients.training.gradient_steps import Clip, Proximal
 from lichen.clients.training.optimize import ClientOptimizer, lr_factor
 from lichen.clients.training.row_weights import ByRows
 from lichen.clients.training.train import Train
@@ -118,14 +120,14 @@ def tensors_of(experiment: Experiment, lr: float, shared: Tree) -> Tree:
 def trainer(experiment: Experiment, lr: float, *, personal: bool = False) -> Train:
     """The recipe's local training by gradients, at one learning rate."""
     recipe, opt = experiment.recipe, experiment.recipe.optimizer
+    clip: tuple[GradientStep, ...] = () if opt.clip is None else (Clip(opt.clip),)
     return Train(
         experiment.model,
         optimizer=ClientOptimizer(
             name=METHODS[opt.name].base, lr=lr, momentum=opt.momentum, weight_decay=opt.weight_decay
         ),
-        clip=opt.clip,
+        gradient_steps=clip + ((Proximal(opt.prox),) if opt.prox and not personal else ()),
         weigh_by="one" if recipe.federation.weighting == "uniform" else "examples",
-        prox=0.0 if personal else opt.prox,
         personal=personal,
         freeze_schedule=() if personal else freeze_schedule_of(experiment),
         local_params=() if personal else local_params_of(recipe),

@@ -36,6 +36,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lichen.clients.training.gradient_steps import Proximal
 from lichen.clients.training.train import Train, TrainState
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch
@@ -87,7 +88,8 @@ class DistillLogits:
     def __post_init__(self) -> None:
         if not isinstance(self.inner.model, DistilledLM):
             raise LichenError("the model hears no answers", where="listen.train", fix="wrap it in DistilledLM")
-        if self.inner.local_params or (self.inner.personal and self.inner.prox):
+        pulled = any(isinstance(step, Proximal) for step in self.inner.gradient_steps)
+        if self.inner.local_params or (self.inner.personal and pulled):
             raise LichenError(
                 "listening trains all tensors, and knows no shared ones to be pulled to",
                 where="listen.train",
