@@ -9,7 +9,7 @@ A package that brings it names it by an entry point, and a recipe by ``optimizer
     [project.entry-points."lichen.client_methods"]
     adaptive_prox = "client_method:METHOD"
 
-Legend: C clients, B rows of a batch.
+Legend: C clients.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from lichen.clients.methods import ClientMethod, ClientSettings, Works
+from lichen.clients.training.gradient_steps import Stateless
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Batch, CohortModel
+from lichen.core.contracts import Batch
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.declared import Paper, Property
@@ -32,28 +33,25 @@ PULL, LOSS = "adaptive_prox/pull", "adaptive_prox/loss"
 
 
 @final
-class Pulled:
-    """A model whose gradients are drawn to the shared tensors, each client's by its own ``pull_C``."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Pull(Stateless):
+    """A gradient step: draws each client to the shared tensors by its own ``pull_C``."""
 
-    def __init__(self, inner: CohortModel, shared: Tree, pull_C: Tensor) -> None:
-        self.inner, self.shared, self.pull_C = inner, shared, pull_C
-        self.name, self.base, self.group = inner.name, inner.base, inner.group
-        self.classes, self.reference = inner.classes, inner.reference
+    shared: Tree
+    pull_C: Tensor
 
-    def init(self, seed: int) -> Tree:
-        """As the inner model."""
-        return self.inner.init(seed)
+    @property
+    def name(self) -> str:
+        """``pull``."""
+        return "pull"
 
-    def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The inner loss, whose value stays as it is and whose gradient gains the pull."""
-        loss_C, count_C = self.inner.loss(trainable_C, fixed, batch)
-        away_C = sum((x_C - self.shared[name].to(x_C)).square().flatten(1).sum(1) for name, x_C in trainable_C.items())
-        pull_C = self.pull_C.to(loss_C) / 2 * count_C * away_C
-        return loss_C + pull_C - pull_C.detach(), count_C
-
-    def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
-        """As the inner model."""
-        return self.inner.logits(trainable_C, fixed, batch)
+    def update(self, grads_C: Tree, state: Tree, params_C: Tree, *, active_C: Tensor, exact: bool) -> tuple[Tree, Tree]:
+        """The gradients, each with its pull added."""
+        pulled_C: Tree = {}
+        for name, g_C in grads_C.items():
+            column_C = self.pull_C.to(g_C).view(-1, *[1] * (g_C.dim() - 1))
+            pulled_C[name] = g_C + column_C * (params_C[name] - self.shared[name])
+        return pulled_C, state
 
 
 @final
@@ -70,7 +68,8 @@ class AdaptiveProx:
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> tuple[Train, Any, Tree]:
         """Clients at the shared tensors, with the pull that they have kept; 0 at their first time."""
         own_C = own_C or {name: torch.zeros(len(clients), dtype=torch.float64) for name in (PULL, LOSS)}
-        train = replace(self.inner, model=Pulled(self.inner.model, job.shared, own_C[PULL]))
+        pull = Pull(job.shared, own_C[PULL])
+        train = replace(self.inner, gradient_steps=(*self.inner.gradient_steps, pull))
         return train, train.init(job, clients, None), own_C
 
     def step(self, state: tuple[Train, Any, Tree], batch: Batch) -> tuple[Train, Any, Tree]:

@@ -42,12 +42,12 @@ def test_losses_and_scores_are_sums_over_rows_with_a_label(name: str) -> None:
     objective, labels_CB, nothing = FAMILY[name]
     logits_CBK = torch.randn(2, 3, 1 if name == "numbers" else 3, generator=torch.Generator().manual_seed(0))
     batch = {"active_C": torch.tensor([True, True]), "labels_CB": labels_CB}
-    loss_C, count_C = objective.losses(logits_CBK, {}, batch)
+    loss_C, count_C = objective.losses_C(logits_CBK, {}, batch)
     assert count_C.tolist() == [2, 3]
     shapes = objective.shapes()
     for c in range(2):
         alone = {key: x[c : c + 1] for key, x in batch.items()}
-        assert torch.equal(objective.losses(logits_CBK[c : c + 1], {}, alone)[0], loss_C[c : c + 1])
+        assert torch.equal(objective.losses_C(logits_CBK[c : c + 1], {}, alone)[0], loss_C[c : c + 1])
         score = objective.score(logits_CBK[c], labels_CB[c])
         assert {key: tuple(x.shape) for key, x in score.items()} == dict(shapes)
         assert torch.equal(score["loss_sum"], loss_C[c])
@@ -56,7 +56,7 @@ def test_losses_and_scores_are_sums_over_rows_with_a_label(name: str) -> None:
         for key, whole in score.items():
             torch.testing.assert_close(halves[0][key] + halves[1][key], whole)
     none_CB = torch.where(torch.tensor(True), nothing, labels_CB).to(labels_CB.dtype)
-    loss_C, count_C = objective.losses(logits_CBK, {}, {**batch, "labels_CB": none_CB})
+    loss_C, count_C = objective.losses_C(logits_CBK, {}, {**batch, "labels_CB": none_CB})
     assert loss_C.tolist() == [0, 0]
     assert count_C.tolist() == [0, 0]
 
@@ -65,7 +65,7 @@ def test_an_inactive_client_gives_nothing_and_no_gradient() -> None:
     logits_CBK = torch.randn(2, 3, 1, generator=torch.Generator().manual_seed(0)).requires_grad_()
     labels_CB = torch.tensor([[0.5, NOT, -2.0], [1.0, -1.0, 3.0]])
     batch = {"active_C": torch.tensor([True, False]), "labels_CB": labels_CB}
-    loss_C, count_C = RowLoss(squared).losses(logits_CBK, {}, batch)
+    loss_C, count_C = RowLoss(squared).losses_C(logits_CBK, {}, batch)
     loss_C.sum().backward()
     assert logits_CBK.grad is not None
     assert count_C.tolist() == [2, 0]

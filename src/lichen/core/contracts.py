@@ -104,6 +104,18 @@ class CohortModel(Protocol):
         """
         ...
 
+    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_CB, count_CB)``: the same of each row, 0 where it has no label; for what needs each row's gradient.
+
+        Summed over rows they are :meth:`loss` but for rounding: where both see logits of the same bits and add n
+        terms that are not negative, they lie within ``2 n u`` of one another, relatively; u is the unit roundoff of
+        the losses, 2^-24 in float32.
+
+        Raises:
+            LichenError: if the loss is no sum over rows.
+        """
+        ...
+
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """``logits_CBK`` of a classifier.
 

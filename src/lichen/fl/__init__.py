@@ -7,7 +7,7 @@ Contracts. What has these methods is one; nothing is inherited.
 - ``Aggregator``: folds messages into one change (``zero``, ``add``, ``merge``, ``close``, ``dump``, ``load``).
 - ``Algorithm``: the server's side of a round (``init``, ``round``).
 - ``ClientWork``: the client's side, a fold over batches (``init``, ``step``, ``final``).
-- ``CohortModel``: many clients' models at once (``init``, ``loss``, ``logits``).
+- ``CohortModel``: many clients' models at once (``init``, ``loss``, ``losses``, ``logits``).
 - ``GradientStep``: what happens to a client's gradients before it steps (``own``, ``init``, ``update``, ``final``).
 - ``Engine``: runs jobs and yields the clients' messages (``run``, ``merge``, ``join``).
 - ``Sampler``: says who is invited (``invite``).

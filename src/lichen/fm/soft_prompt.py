@@ -29,6 +29,7 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.fm.interface import SoftModel, token_rows
+from lichen.models.client_axis import row_by_row
 from lichen.models.objectives import Classification, NextToken
 
 __all__ = ["SoftPrompt"]
@@ -115,6 +116,10 @@ class SoftPrompt:
             logp_BK = self._answers([row for _, row in rows], offset_PH)
             found.append((-logp_BK.double().gather(1, label_B[:, None]).sum(), torch.tensor(len(rows))))
         return torch.stack([loss for loss, _ in found]), torch.stack([count for _, count in found])
+
+    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_CB, count_CB)``, one row at a time."""
+        return row_by_row(self.loss, trainable_C, fixed, batch)
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """``logits_CBK``: log-probabilities among the words; zeros for padding rows and inactive clients.

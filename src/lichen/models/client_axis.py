@@ -11,7 +11,7 @@ order where its numbers do not begin at a full cache line, so a client's slice o
 reference costs little (2 to 45 per cent more time, the most in small batches); an accelerator is
 filled by stacking.
 
-Legend: C clients.
+Legend: C clients, B rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
-__all__ = ["aligned", "clients_of", "map_clients", "one_client"]
+__all__ = ["aligned", "clients_of", "map_clients", "one_client", "row_by_row"]
 
 
 CACHE_LINE = 64
@@ -103,3 +103,24 @@ def map_clients(
         for c in range(clients)
     ]
     return tuple(torch.cat(column) for column in zip(*results, strict=True))
+
+
+def row_by_row(
+    loss: Callable[[Tree, Tree, Batch], tuple[Tensor, Tensor]], trainable_C: Tree, fixed: Tree, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """``(loss_CB, count_CB)`` from a model's ``loss`` of one row at a time.
+
+    Slow, and right for every loss that is a sum over rows: models have faster ways, which are held against this one.
+
+    Args:
+        loss: As :meth:`lichen.core.contracts.CohortModel.loss`.
+        trainable_C: Stacked parameters.
+        fixed: Shared tensors without client axis.
+        batch: One step of C clients; every tensor but ``active_C`` has rows after its clients.
+    """
+    rows = next(x.shape[1] for name, x in batch.items() if name != "active_C")
+    pairs = []
+    for b in range(rows):
+        one = {name: x if name == "active_C" else x[:, b : b + 1] for name, x in batch.items()}
+        pairs.append(loss(trainable_C, fixed, one))
+    return torch.stack([loss_C for loss_C, _ in pairs], 1), torch.stack([count_C for _, count_C in pairs], 1)

@@ -28,11 +28,11 @@ from lichen.models.client_axis import clients_of, map_clients, one_client
 from lichen.models.ends import with_one_end
 from lichen.models.independence import prove_independent, running
 from lichen.models.loading.load import frozen_eval
-from lichen.models.losses import linear_loss_C, token_loss
 from lichen.models.objectives import Classification, NextToken, RowObjective
 from lichen.models.packed_cohort import base_of, call_with_hidden, hidden_of, make_packable, why_not_packed
 from lichen.models.packing.frozen_prefix import FrozenPrefix
 from lichen.models.packing.packing import pack_rows
+from lichen.models.token_losses import linear_loss_C, token_loss, token_losses
 from lichen.models.tokens.token_targets import TokenPositions
 
 __all__ = ["CausalCohort", "ClassifierCohort", "Cohort", "group_of"]
@@ -116,11 +116,30 @@ class Cohort(ABC):
         if self.alone is not None:
             self.reference, self.packed = True, False
 
-    @abstractmethod
-    def losses(
+    def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_C, count_C)``: summed over labelled next tokens, or rows with a label or an answer; and their number.
+
+        Raises:
+            LichenError: if a label lies outside the classes, answers are named but not there, or a language model
+                is to learn from a teacher's answers.
+        """
+        return self.loss_in(trainable_C, fixed, batch, reference=self.reference, packed=self.packed)
+
+    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_CB, count_CB)``: the same of each row; raises as :meth:`loss`."""
+        return self._run(trainable_C, fixed, batch, reference=self.reference, packed=self.packed, of_rows=True)
+
+    def loss_in(
         self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool, packed: bool
     ) -> tuple[Tensor, Tensor]:
-        """The loss, with the way clients are run side by side chosen by the caller."""
+        """:meth:`loss`, with the way clients are run side by side chosen by the caller."""
+        return self._run(trainable_C, fixed, batch, reference=reference, packed=packed, of_rows=False)
+
+    @abstractmethod
+    def _run(
+        self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool, packed: bool, of_rows: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Losses and counts, ``(C,)`` or with ``of_rows`` ``(C, B)``."""
 
     def init(self, seed: int) -> Tree:
         """Trainable tensors without client axis, drawn from ``seed``; heads as the model was loaded."""
@@ -192,30 +211,21 @@ class CausalCohort(Cohort):
     def _input(self) -> str:
         return "x" if self._head in (*self.wrapped.heads, *self.wrapped.layers) else "input"
 
-    def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
-        """``(loss_C, count_C)``: summed cross entropy over the labelled next tokens, and their number.
-
-        Raises:
-            LichenError: if ``fixed`` holds a teacher's answers, which only classifiers can learn from.
-        """
-        return self.losses(trainable_C, fixed, batch, reference=self.reference, packed=self.packed)
-
-    def losses(
-        self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool, packed: bool
+    def _run(
+        self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool, packed: bool, of_rows: bool
     ) -> tuple[Tensor, Tensor]:
-        """:meth:`loss`, with the way clients are run side by side chosen by the caller."""
         if any(name.startswith("answers.") for name in fixed):
             raise LichenError("a language model cannot learn from class answers", where="job", fix="use a classifier")
 
         if packed and not reference:
-            return self._packed_losses(trainable_C, fixed, batch)
+            return self._packed(trainable_C, fixed, batch, of_rows=of_rows)
         batch = to_device(batch, self.wrapped.model.device)
 
         def losses(part_C: Tree, part: Batch) -> tuple[Tensor, ...]:
-            return self._losses(part_C, fixed, part)
+            return self._padded(part_C, fixed, part, of_rows=of_rows)
 
-        loss_C, count_C = map_clients(losses, trainable_C, batch, reference=reference)
-        return loss_C, count_C
+        loss, count = map_clients(losses, trainable_C, batch, reference=reference)
+        return loss, count
 
     def positions(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> list[TokenPositions]:
         """Each client's labelled places, from which the output layer makes as many logits at once as one asks for."""
@@ -227,8 +237,15 @@ class CausalCohort(Cohort):
         alone = [({name: part[c] for name, part in parts.items()}, one_client(batch, c)) for c in range(clients)]
         return [self._positions(mine, fixed, one)[0] for mine, one in alone]
 
-    def _losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, ...]:
+    def _padded(self, trainable_C: Tree, fixed: Tree, batch: Batch, *, of_rows: bool) -> tuple[Tensor, ...]:
         positions = self._positions(trainable_C, fixed, batch)
+        if of_rows:
+            count_CB = ((batch["labels_CBT"][:, :, 1:] != -100) & batch["active_C"][:, None, None]).sum(-1)
+            rows = [
+                token_losses(one.head, one.hidden_RH, one.label_R, counts, chunk=self._chunk)
+                for one, counts in zip(positions, count_CB.tolist(), strict=True)
+            ]
+            return torch.stack(rows), count_CB
         losses = [token_loss(one.head, one.hidden_RH, one.label_R, chunk=self._chunk) for one in positions]
         counts = torch.tensor([one.label_R.shape[0] for one in positions], device=batch["labels_CBT"].device)
         return torch.stack(losses), counts
@@ -249,26 +266,32 @@ class CausalCohort(Cohort):
             positions.append(TokenPositions(out_CBTH[c][chosen], next_CBT[c][chosen], head))
         return positions
 
-    def _packed_losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _packed(self, trainable_C: Tree, fixed: Tree, batch: Batch, *, of_rows: bool) -> tuple[Tensor, Tensor]:
         if not self._plain:
             raise LichenError("logits are changed after the output layer", where=self.name, fix="use padded rows")
         pack = pack_rows(batch, to_label=True, device=self.wrapped.model.device)
-        count_C = torch.tensor(pack.labels).to(self.wrapped.model.device)
+        clients, counts = len(pack.labels), list(pack.labels)
+        count_C = torch.tensor(pack.row_labels if of_rows else pack.labels).to(self.wrapped.model.device)
+        count = count_C.view(clients, -1) if of_rows else count_C
         if not pack.tokens:
-            nothing_C = torch.zeros(len(pack.labels), device=count_C.device)
-            return sum((x_C.flatten(1)[:, :0].sum(1) for x_C in trainable_C.values()), nothing_C), count_C
+            nothing_C = torch.zeros(clients, device=count_C.device)
+            loss_C = sum((x_C.flatten(1)[:, :0].sum(1) for x_C in trainable_C.values()), nothing_C)
+            return loss_C[:, None].expand_as(count) if of_rows else loss_C, count
         hidden_NH = hidden_of(self.wrapped, trainable_C, fixed, pack, part=self._backbone, prefix=self.prefix)
         hidden_RH = hidden_NH.index_select(0, pack.at_R)
         if self._head in (*self.wrapped.heads, *self.wrapped.layers):
-            counts = list(pack.labels)
             parts = zip(torch.split(hidden_RH, counts), torch.split(pack.label_R, counts), strict=True)
-            losses = [
-                token_loss(self._head_of(trainable_C, fixed, c), hidden, label, chunk=self._chunk)
-                for c, (hidden, label) in enumerate(parts)
-            ]
-            return torch.stack(losses), count_C
-        head = self.wrapped.model.get_output_embeddings()
-        return linear_loss_C(hidden_RH, head.weight, getattr(head, "bias", None), pack.label_R, pack.labels), count_C
+            losses = []
+            for c, (hidden, label) in enumerate(parts):
+                mine = self._head_of(trainable_C, fixed, c)
+                if of_rows:
+                    losses.append(token_losses(mine, hidden, label, count[c].tolist(), chunk=self._chunk))
+                else:
+                    losses.append(token_loss(mine, hidden, label, chunk=self._chunk))
+            return torch.stack(losses), count
+        head, each = self.wrapped.model.get_output_embeddings(), pack.row_labels if of_rows else pack.labels
+        loss = linear_loss_C(hidden_RH, head.weight, getattr(head, "bias", None), pack.label_R, each)
+        return loss.view_as(count), count
 
     def _head_of(self, trainable_C: Tree, fixed: Tree, client: int) -> Callable[[Tensor], Tensor]:
         """The output layer of one client, for its own rows."""
@@ -325,27 +348,19 @@ class ClassifierCohort(Cohort):
         super().__init__(model, adapter, name, objective=self._rows, reference=reference)
         self._admit(packed, prove=prove)
 
-    def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
-        """``(loss_C, count_C)``: summed cross entropy over labelled rows and rows with a teacher's answer.
-
-        Raises:
-            LichenError: if a label lies outside the classes, or answers are named but not there.
-        """
-        return self.losses(trainable_C, fixed, batch, reference=self.reference, packed=self.packed)
-
-    def losses(
-        self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool, packed: bool
+    def _run(
+        self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool, packed: bool, of_rows: bool
     ) -> tuple[Tensor, Tensor]:
-        """:meth:`loss`, with the way clients are run side by side chosen by the caller."""
         patch, answers = split(fixed, "patch.")
         patch = {f"patch.{name}": x for name, x in patch.items()}
 
         def losses(part_C: Tree, part: Batch) -> tuple[Tensor, ...]:
             logits_CBK = self._logits(part_C, patch, part, packed=packed and not reference)[0]
-            return self._rows.losses(logits_CBK, answers, to_device(part, logits_CBK.device))
+            objective = self._rows.losses_CB if of_rows else self._rows.losses_C
+            return objective(logits_CBK, answers, to_device(part, logits_CBK.device))
 
-        loss_C, count_C = map_clients(losses, trainable_C, batch, reference=reference)
-        return loss_C, count_C
+        loss, count = map_clients(losses, trainable_C, batch, reference=reference)
+        return loss, count
 
     def _logits(self, trainable_C: Tree, fixed: Tree, batch: Batch, *, packed: bool) -> tuple[Tensor, ...]:
         clients, rows = batch["input_ids_CBT"].shape[:2]

@@ -17,7 +17,7 @@ Legend: C clients, B rows, T tokens, H width, K classes, R places with a label.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -32,8 +32,8 @@ from lichen.models.client_axis import clients_of, one_client
 from lichen.models.cohort import group_of
 from lichen.models.ends import with_one_end
 from lichen.models.loading.load import frozen_eval
-from lichen.models.losses import token_loss
-from lichen.models.objectives import Classification, NextToken, RowObjective
+from lichen.models.objectives import Classification, LogitsLoss, NextToken, RowObjective
+from lichen.models.token_losses import token_loss, token_losses
 from lichen.models.tokens.token_targets import TokenPositions
 
 __all__ = ["FullCausal", "FullClassifier", "Whole", "filled", "save_whole"]
@@ -187,31 +187,47 @@ class FullCausal:
         Raises:
             LichenError: if the tensors are not this model's, or ``fixed`` holds a teacher's answers.
         """
-        self.whole.check(trainable_C, fixed)
+        losses, counts = [], []
+        self._refuse(fixed)
+        for tensors, mine, next_BT, chosen_BT in self._labelled(trainable_C, fixed, batch):
+            counts.append(chosen_BT.sum())
+            if not int(counts[-1]):
+                losses.append(_nothing(tensors))
+                continue
+            at = self._positions(tensors, mine, next_BT, chosen_BT)
+            losses.append(token_loss(at.head, at.hidden_RH, at.label_R, chunk=self._chunk))
+        return torch.stack(losses), torch.stack(counts)
+
+    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_CB, count_CB)``: the same of each row; raises as :meth:`loss`."""
+        losses, counts = [], []
+        self._refuse(fixed)
+        for tensors, mine, next_BT, chosen_BT in self._labelled(trainable_C, fixed, batch):
+            count_B = chosen_BT.sum(1)
+            counts.append(count_B)
+            if not bool(count_B.any()):
+                losses.append(_nothing(tensors).expand(count_B.shape))
+                continue
+            at = self._positions(tensors, mine, next_BT, chosen_BT)
+            losses.append(token_losses(at.head, at.hidden_RH, at.label_R, count_B.tolist(), chunk=self._chunk))
+        return torch.stack(losses), torch.stack(counts)
+
+    @staticmethod
+    def _refuse(fixed: Tree) -> None:
         if any(name.startswith("answers.") for name in fixed):
             raise LichenError("a language model cannot learn from class answers", where="job", fix="use a classifier")
-        losses, counts = [], []
+
+    def _labelled(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Iterator[tuple[Tree, Batch, Tensor, Tensor]]:
+        """For each client its tensors, its batch, the next tokens, and which of them have a label."""
+        self.whole.check(trainable_C, fixed)
         for c, tensors in enumerate(_parts(trainable_C, clients_of(trainable_C, batch))):
             mine = to_device(one_client(batch, c), self.whole.model.device)
             next_BT = mine["labels_CBT"][0, :, 1:]
-            chosen_BT = (next_BT != -100) & mine["active_C"]
-            counts.append(chosen_BT.sum())
-            losses.append(self._loss(tensors, mine, next_BT, chosen_BT) if int(counts[-1]) else _nothing(tensors))
-        return torch.stack(losses), torch.stack(counts)
+            yield tensors, mine, next_BT, (next_BT != -100) & mine["active_C"]
 
     def positions(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> list[TokenPositions]:
         """Each client's labelled places, from which the output layer makes as many logits at once as one asks for."""
-        self.whole.check(trainable_C, fixed)
-        found = []
-        for c, tensors in enumerate(_parts(trainable_C, clients_of(trainable_C, batch))):
-            mine = to_device(one_client(batch, c), self.whole.model.device)
-            next_BT = mine["labels_CBT"][0, :, 1:]
-            found.append(self._positions(tensors, mine, next_BT, (next_BT != -100) & mine["active_C"]))
-        return found
-
-    def _loss(self, tensors: Tree, mine: Batch, next_BT: Tensor, chosen_BT: Tensor) -> Tensor:
-        positions = self._positions(tensors, mine, next_BT, chosen_BT)
-        return token_loss(positions.head, positions.hidden_RH, positions.label_R, chunk=self._chunk)
+        return [self._positions(*one) for one in self._labelled(trainable_C, fixed, batch)]
 
     def _positions(self, tensors: Tree, mine: Batch, next_BT: Tensor, chosen_BT: Tensor) -> TokenPositions:
         inputs: dict[str, Any] = {
@@ -283,16 +299,28 @@ class FullClassifier:
             LichenError: if the tensors are not this model's, a label lies outside the classes, or answers
                 are named but not there.
         """
+        none = torch.zeros(1, dtype=torch.int64)
+        return self._against(self.objective.losses_C, none, trainable_C, fixed, batch)
+
+    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_CB, count_CB)``: the same of each row; raises as :meth:`loss`."""
+        none = torch.zeros(1, batch["input_ids_CBT"].shape[1], dtype=torch.int64)
+        return self._against(self.objective.losses_CB, none, trainable_C, fixed, batch)
+
+    def _against(
+        self, objective: LogitsLoss, none: Tensor, trainable_C: Tree, fixed: Tree, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        """Clients one after the other; ``none`` is the count of one that is not active."""
         self.whole.check(trainable_C, fixed)
         losses, counts = [], []
         for c, tensors in enumerate(_parts(trainable_C, clients_of(trainable_C, batch))):
             mine = to_device(one_client(batch, c), self.whole.model.device)
             if bool(mine["active_C"]):
-                loss_C, count_C = self.objective.losses(self._logits(tensors, mine), fixed, mine)
+                loss, count = objective(self._logits(tensors, mine), fixed, mine)
             else:
-                loss_C, count_C = _nothing(tensors)[None], mine["active_C"].long()
-            losses.append(loss_C)
-            counts.append(count_C)
+                loss, count = _nothing(tensors).expand(none.shape), none.to(mine["active_C"].device)
+            losses.append(loss)
+            counts.append(count)
         return torch.cat(losses), torch.cat(counts)
 
     def _logits(self, tensors: Tree, mine: Batch) -> Tensor:

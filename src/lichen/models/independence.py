@@ -41,7 +41,7 @@ class _Cohort(Protocol):
     def init(self, seed: int) -> Tree: ...
     @property
     def packed(self) -> bool: ...
-    def losses(
+    def loss_in(
         self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool, packed: bool
     ) -> tuple[Tensor, Tensor]: ...
 
@@ -163,7 +163,7 @@ class _Seen:
         ]
         packed = cohort.packed and watched is None
         try:
-            loss_C, _ = cohort.losses(trainable_C, {}, batch, reference=False, packed=packed)
+            loss_C, _ = cohort.loss_in(trainable_C, {}, batch, reference=False, packed=packed)
             grads = torch.autograd.grad(loss_C.sum(), list(trainable_C.values()), allow_unused=True)
         finally:
             for hook in hooks:

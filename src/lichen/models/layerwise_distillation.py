@@ -43,7 +43,7 @@ from lichen.core.contracts import Batch, Objective
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree, to_device
-from lichen.models.client_axis import map_clients
+from lichen.models.client_axis import map_clients, row_by_row
 from lichen.models.cohort import group_of
 from lichen.models.loading.load import base_digest, frozen_eval
 from lichen.models.losses import classify_losses_C
@@ -283,6 +283,10 @@ class Layerwise:
             lambda part_C, part: self._losses(part_C, fixed, part), trainable_C, batch, reference=self.reference
         )
         return loss_C, count_C
+
+    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_CB, count_CB)``, one row at a time."""
+        return row_by_row(self.loss, trainable_C, fixed, batch)
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """``logits_CBK`` of rows in the teacher's tokens."""

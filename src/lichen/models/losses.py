@@ -1,4 +1,4 @@
-"""Losses as sums over one client's rows, with the same bits whatever the other clients are.
+"""Losses of classifiers, summed over one client's rows or of each row, the same bits whatever the other clients are.
 
 torch splits a reduction by the shape of the whole tensor; every sum here is therefore taken on one
 client's slice.
@@ -21,25 +21,21 @@ References:
     Geoffrey Hinton, Oriol Vinyals and Jeff Dean. "Distilling the Knowledge in a Neural Network." NIPS
     Deep Learning Workshop 2014. https://arxiv.org/abs/1503.02531
 
-Legend: C clients, B rows, K classes, N rows of the shared answers, k answers kept of each row, V
-vocabulary, R rows with a label.
+Legend: C clients, B rows, K classes, N rows of the shared answers, k answers kept of each row, R rows with an answer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
-__all__ = ["answer_settings", "classify_losses_C", "distill_loss", "linear_loss_C", "soft_loss", "token_loss"]
+__all__ = ["answer_settings", "classify_losses_C", "classify_losses_CB", "distill_loss", "soft_loss"]
 
 _SETTINGS = ("answers.temperature", "answers.weight", "answers.threshold", "answers.hard")
 
@@ -47,86 +43,6 @@ _SETTINGS = ("answers.temperature", "answers.weight", "answers.threshold", "answ
 def _wide(x: Tensor) -> Tensor:
     """At least single precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def token_loss(head: Callable[[Tensor], Tensor], hidden_RH: Tensor, label_R: Tensor, *, chunk: int = 1024) -> Tensor:
-    """Summed cross entropy of ``head(hidden)``, a scalar in float32 or wider.
-
-    Logits are never held whole: past ``chunk`` rows each chunk's logits are made again on the way back.
-    """
-
-    def part(hidden: Tensor, label: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(_wide(head(hidden)), label, reduction="sum")
-
-    rows = label_R.shape[0]
-    if rows == 0:
-        return _wide(hidden_RH).sum()
-    if rows <= chunk:
-        return part(hidden_RH, label_R)
-    total = _wide(hidden_RH[:0]).sum()
-    for hidden, label in zip(torch.split(hidden_RH, chunk), torch.split(label_R, chunk), strict=True):
-        if torch.is_grad_enabled():
-            total = total + checkpoint(part, hidden, label, use_reentrant=False)
-        else:
-            total = total + part(hidden, label)
-    return total
-
-
-LOGITS_BYTES = 1 << 25
-"""Of one chunk of logits on a CPU, thirty-two times as many on an accelerator."""
-
-
-def linear_loss_C(
-    hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, label_R: Tensor, counts: Sequence[int]
-) -> Tensor:
-    """``(C,)``: each client's summed cross entropy under a frozen output layer.
-
-    The gradient of the hidden states is made on the way forward, chunk by chunk, so that logits are
-    computed once and never held whole (Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM
-    Training", 2024, arXiv:2410.10989).
-
-    Args:
-        hidden_RH: Hidden states of the labelled places, sorted by client.
-        weight_VH: The output layer, which gets no gradient.
-        bias_V: Its bias.
-        label_R: Labels.
-        counts: Labelled places of each client.
-    """
-    loss_C: Tensor = _LinearLoss.apply(hidden_RH, weight_VH, bias_V, label_R, counts)  # type: ignore[no-untyped-call]
-    return loss_C
-
-
-@final
-class _LinearLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_RH: Tensor,
-        weight_VH: Tensor,
-        bias_V: Tensor | None,
-        label_R: Tensor,
-        counts: Sequence[int],
-    ) -> Tensor:
-        budget = LOGITS_BYTES * (32 if hidden_RH.is_cuda else 1)
-        chunk = max(1, budget // (4 * weight_VH.shape[0]))
-        loss_R = torch.empty(label_R.shape, dtype=_wide(hidden_RH[:0]).dtype, device=label_R.device)
-        dhidden_RH = torch.empty_like(hidden_RH) if ctx.needs_input_grad[0] else None
-        for a in range(0, label_R.shape[0], chunk):
-            part, label_r1 = slice(a, a + chunk), label_R[a : a + chunk, None]
-            log_rV = torch.log_softmax(_wide(nn.functional.linear(hidden_RH[part], weight_VH, bias_V)), dim=-1)
-            loss_R[part] = -log_rV.gather(1, label_r1)[:, 0]
-            if dhidden_RH is not None:
-                d_rV = log_rV.exp_().scatter_add_(1, label_r1, log_rV.new_full((1, 1), -1.0).expand_as(label_r1))
-                torch.mm(d_rV.to(weight_VH.dtype), weight_VH, out=dhidden_RH[part])
-        counts_C = torch.tensor(counts).to(label_R.device, non_blocking=True)
-        ctx.save_for_backward(dhidden_RH, counts_C)
-        return torch.segment_reduce(loss_R, "sum", lengths=counts_C, unsafe=True)
-
-    @staticmethod
-    def backward(ctx: Any, dloss_C: Tensor) -> tuple[Tensor | None, ...]:
-        dhidden_RH, counts_C = ctx.saved_tensors
-        each_R = dloss_C.repeat_interleave(counts_C, output_size=dhidden_RH.shape[0])
-        return dhidden_RH * each_R[:, None].to(dhidden_RH.dtype), None, None, None, None
 
 
 def answer_settings(
@@ -193,12 +109,17 @@ def soft_loss(logits_BK: Tensor, answer_B: Tensor, prob_Nk: Tensor, index_Nk: Te
     Returns:
         ``(loss, count)``: the sum and the number of rows in it.
     """
+    target_RK, log_RK, chosen_B = _soft_rows(logits_BK, answer_B, prob_Nk, index_Nk)
+    return -(target_RK * log_RK).sum(), chosen_B.sum()
+
+
+def _soft_rows(logits_BK: Tensor, answer_B: Tensor, prob_Nk: Tensor, index_Nk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(target_RK, log_RK, chosen_B)``: what the answers say, what the student says, and the rows with an answer."""
     chosen_B = _answered(answer_B, index_Nk)
     rows_R = answer_B[chosen_B]
     log_RK = nn.functional.log_softmax(_wide(logits_BK[chosen_B]), dim=-1)
     index_Rk, prob_Rk = index_Nk[rows_R].long(), prob_Nk[rows_R].to(log_RK.dtype)
-    target_RK = _targets(prob_Rk, index_Rk, log_RK.shape[1])
-    return -(target_RK * log_RK).sum(), chosen_B.sum()
+    return _targets(prob_Rk, index_Rk, log_RK.shape[1]), log_RK, chosen_B
 
 
 def _answered(answer_B: Tensor, index_Nk: Tensor) -> Tensor:
@@ -221,6 +142,26 @@ def distill_loss(logits_BK: Tensor, answer_B: Tensor, fixed: Tree) -> tuple[Tens
     prob_Nk, index_Nk = fixed["answers.prob"], fixed["answers.index"]
     if not any(name in fixed for name in _SETTINGS):
         return soft_loss(logits_BK, answer_B, prob_Nk, index_Nk)
+    loss_R, sure_R, weight, _ = _distill_rows(logits_BK, answer_B, fixed)
+    return weight * loss_R.sum(), sure_R.sum()
+
+
+def distill_losses(logits_BK: Tensor, answer_B: Tensor, fixed: Tree) -> tuple[Tensor, Tensor]:
+    """``(loss_B, count_B)``: the same of each row; 0 where it has no answer, or none that is sure enough."""
+    if any(name in fixed for name in _SETTINGS):
+        loss_R, sure_R, weight, chosen_B = _distill_rows(logits_BK, answer_B, fixed)
+        loss_R = weight * loss_R
+    else:
+        prob_Nk, index_Nk = fixed["answers.prob"], fixed["answers.index"]
+        target_RK, log_RK, chosen_B = _soft_rows(logits_BK, answer_B, prob_Nk, index_Nk)
+        loss_R, sure_R = -(target_RK * log_RK).sum(1), torch.ones_like(log_RK[:, 0], dtype=torch.bool)
+    nothing_B = loss_R.new_zeros(chosen_B.shape)
+    return nothing_B.masked_scatter(chosen_B, loss_R), nothing_B.long().masked_scatter(chosen_B, sure_R.long())
+
+
+def _distill_rows(logits_BK: Tensor, answer_B: Tensor, fixed: Tree) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``(loss_R, sure_R, weight, chosen_B)``: 0 where an answer is not sure enough; the weight is yet to be applied."""
+    prob_Nk, index_Nk = fixed["answers.prob"], fixed["answers.index"]
     chosen_B = _answered(answer_B, index_Nk)
     rows_R = answer_B[chosen_B]
     wide_RK = _wide(logits_BK[chosen_B])
@@ -234,7 +175,7 @@ def distill_loss(logits_BK: Tensor, answer_B: Tensor, fixed: Tree) -> tuple[Tens
         loss_R = -(soft_RK * nn.functional.log_softmax(wide_RK / warm, dim=-1)).sum(1) * warm.square()
     sure_R = top_R >= fixed.get("answers.threshold", torch.zeros(())).to(top_R)
     weight = fixed.get("answers.weight", torch.ones(())).to(loss_R)
-    return weight * torch.where(sure_R, loss_R, torch.zeros_like(loss_R)).sum(), sure_R.sum()
+    return torch.where(sure_R, loss_R, torch.zeros_like(loss_R)), sure_R, weight, chosen_B
 
 
 def classify_losses_C(logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -244,13 +185,7 @@ def classify_losses_C(logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Te
         LichenError: if a label or an answer lies outside its range, or answers are asked for but not there.
     """
     losses, counts = [], []
-    labels_CB, answer_CB = batch.get("labels_CB"), batch.get("answer_CB")
-    classes = logits_CBK.shape[-1]
-    if labels_CB is not None and bool(((labels_CB >= classes) | ((labels_CB < 0) & (labels_CB != -100))).any()):
-        raise LichenError(f"a label lies outside 0..{classes - 1}", where="data", fix="check the model's classes")
-    soft = answer_CB is not None and bool((answer_CB >= 0).any())
-    if soft and not ("answers.prob" in fixed and "answers.index" in fixed):
-        raise LichenError("rows name a teacher's answers, but none came down", where="job")
+    labels_CB, answer_CB = _checked(logits_CBK, fixed, batch)
     for c, logits_BK in enumerate(logits_CBK.unbind(0)):
         # An empty sum: zero, yet part of the graph, for a client with nothing to learn from.
         loss, count = _wide(logits_BK[:0]).sum(), torch.zeros((), dtype=torch.int64, device=logits_BK.device)
@@ -260,9 +195,45 @@ def classify_losses_C(logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Te
                     _wide(logits_BK), labels_CB[c], ignore_index=-100, reduction="sum"
                 )
                 count = count + (labels_CB[c] != -100).sum()
-            if soft and answer_CB is not None:
+            if answer_CB is not None:
                 more, rows = distill_loss(logits_BK, answer_CB[c], fixed)
                 loss, count = loss + more, count + rows
         losses.append(loss)
         counts.append(count)
     return torch.stack(losses), torch.stack(counts)
+
+
+def classify_losses_CB(logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+    """``(loss_CB, count_CB)``: what :func:`classify_losses_C` sums, of each row; a label and an answer count as two.
+
+    Raises:
+        LichenError: as :func:`classify_losses_C`.
+    """
+    labels_CB, answer_CB = _checked(logits_CBK, fixed, batch)
+    active_C1 = batch["active_C"][:, None]
+    logits_CBK = torch.where(active_C1[..., None], logits_CBK, torch.zeros_like(logits_CBK))
+    # Zeros, yet part of the graph.
+    loss_CB = _wide(logits_CBK[..., :0]).sum(-1)
+    count_CB = torch.zeros(loss_CB.shape, dtype=torch.int64, device=loss_CB.device)
+    if labels_CB is not None:
+        flat = nn.functional.cross_entropy(
+            _wide(logits_CBK).flatten(0, 1), labels_CB.flatten(), ignore_index=-100, reduction="none"
+        )
+        loss_CB, count_CB = loss_CB + flat.view_as(loss_CB), count_CB + (labels_CB != -100)
+    if answer_CB is not None:
+        pairs = [distill_losses(x, answer_B, fixed) for x, answer_B in zip(logits_CBK, answer_CB, strict=True)]
+        loss_CB = loss_CB + torch.stack([loss_B for loss_B, _ in pairs])
+        count_CB = count_CB + torch.stack([count_B for _, count_B in pairs])
+    return torch.where(active_C1, loss_CB, torch.zeros_like(loss_CB)), count_CB * active_C1
+
+
+def _checked(logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+    """The batch's labels, and its answers where a row has one."""
+    labels_CB, answer_CB = batch.get("labels_CB"), batch.get("answer_CB")
+    classes = logits_CBK.shape[-1]
+    if labels_CB is not None and bool(((labels_CB >= classes) | ((labels_CB < 0) & (labels_CB != -100))).any()):
+        raise LichenError(f"a label lies outside 0..{classes - 1}", where="data", fix="check the model's classes")
+    soft = answer_CB is not None and bool((answer_CB >= 0).any())
+    if soft and not ("answers.prob" in fixed and "answers.index" in fixed):
+        raise LichenError("rows name a teacher's answers, but none came down", where="job")
+    return labels_CB, answer_CB if soft else None

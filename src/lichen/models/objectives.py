@@ -23,9 +23,12 @@ from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.labels import has_label
 from lichen.core.tree import Tree
-from lichen.models.losses import classify_losses_C
+from lichen.models.losses import classify_losses_C, classify_losses_CB
 
-__all__ = ["Classification", "NextToken", "RowLoss", "RowObjective"]
+__all__ = ["Classification", "LogitsLoss", "NextToken", "RowLoss", "RowObjective"]
+
+LogitsLoss = Callable[[Tensor, Tree, Batch], tuple[Tensor, Tensor]]
+"""From ``(logits_CBK, fixed, batch)`` to losses and counts, ``(C,)`` or ``(C, B)``."""
 
 
 @final
@@ -60,8 +63,12 @@ class RowObjective(Protocol):
         """Number of classes among which a row is told; None where outputs are no classes."""
         ...
 
-    def losses(self, logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses_C(self, logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
         """``(loss_C, count_C)``: summed over the rows of active clients that teach something, and their number."""
+        ...
+
+    def losses_CB(self, logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_CB, count_CB)``: the same of each row."""
         ...
 
     def score(self, logits_BK: Tensor, labels_B: Tensor) -> Tree:
@@ -99,9 +106,13 @@ class Classification:
 
     classes: int
 
-    def losses(self, logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses_C(self, logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
         """As :func:`lichen.models.losses.classify_losses_C`."""
         return classify_losses_C(logits_CBK, fixed, batch)
+
+    def losses_CB(self, logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """As :func:`lichen.models.losses.classify_losses_CB`."""
+        return classify_losses_CB(logits_CBK, fixed, batch)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The loss, the number of labelled rows, and ``confusion`` ``(K, K)``: (true, predicted)."""
@@ -153,18 +164,36 @@ class RowLoss:
         """None: outputs are no classes."""
         return None
 
-    def losses(self, logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses_C(self, logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
         """The summed loss of rows with a label.
 
         Raises:
             LichenError: if rows came with a teacher's answers, which are of classes.
         """
+        each, known_CB = self._each(logits_CBK, fixed, batch)
+        return torch.stack([loss_R.sum() for loss_R in each]), known_CB.sum(1)
+
+    def losses_CB(self, logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss of each row with a label, 0 of the others.
+
+        Raises:
+            LichenError: as :meth:`losses_C`.
+        """
+        each, known_CB = self._each(logits_CBK, fixed, batch)
+        rows = [
+            loss_R.new_zeros(known_B.shape).masked_scatter(known_B, loss_R)
+            for loss_R, known_B in zip(each, known_CB, strict=True)
+        ]
+        return torch.stack(rows), known_CB.long()
+
+    def _each(self, logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[list[Tensor], Tensor]:
+        """The losses of each client's rows with a label, and which rows those are."""
         if any(name.startswith("answers.") for name in fixed):
             raise LichenError("a loss of rows cannot learn from class answers", where="job", fix="use a classifier")
         known_CB = has_label(batch["labels_CB"]) & batch["active_C"][:, None]
         wide_CBK = logits_CBK.to(torch.promote_types(logits_CBK.dtype, torch.float32))
         rows = zip(wide_CBK, batch["labels_CB"], known_CB, strict=True)
-        return torch.stack([self.loss(x[known], y[known]).sum() for x, y, known in rows]), known_CB.sum(1)
+        return [self.loss(x[known], y[known]) for x, y, known in rows], known_CB
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The loss, the number of labelled rows, and what ``more`` adds up."""

@@ -36,7 +36,7 @@ class _Cohort(Protocol):
     @property
     def objective(self) -> Objective: ...
     def init(self, seed: int) -> Tree: ...
-    def losses(
+    def loss_in(
         self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool, packed: bool
     ) -> tuple[Tensor, Tensor]: ...
 
@@ -192,7 +192,7 @@ def why_not_packed(cohort: _Cohort) -> str | None:
         }
         leaves = list(trainable_C.values())
         try:
-            loss_C, _ = cohort.losses(trainable_C, {}, batch, reference=False, packed=packed)
+            loss_C, _ = cohort.loss_in(trainable_C, {}, batch, reference=False, packed=packed)
             grads = torch.autograd.grad(loss_C.sum(), leaves, allow_unused=True, materialize_grads=True)
         except (LichenError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             if not packed:

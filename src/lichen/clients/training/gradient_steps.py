@@ -31,7 +31,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.tree import Tree
 
-__all__ = ["Clip", "GradientChain", "Proximal", "WeightDecay"]
+__all__ = ["Clip", "GradientChain", "Proximal", "Stateless", "WeightDecay"]
 
 
 class Stateless(ABC):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lichen.core.contracts import Batch, CohortModel
+from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, to_device
 from lichen.models.losses import classify_losses_C
 
@@ -66,3 +67,13 @@ class TargetLoss:
             losses.append(loss)
             counts.append(count)
         return torch.stack(losses), torch.stack(counts)
+
+    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The model's own, of each row.
+
+        Raises:
+            LichenError: if there are targets: their loss is no sum over rows.
+        """
+        if "target_CBK" in batch:
+            raise LichenError("a loss with soft targets is no sum over rows", where="batch", fix="ask for its loss")
+        return self.inner.losses(trainable_C, fixed, batch)

@@ -74,6 +74,7 @@ class Pack:
         at_R: int64, the tokens whose next token has a label; empty for classifiers.
         label_R: int64, those labels.
         labels: How many of them each client has.
+        row_labels: How many of them each row of the flattened ``(C * B)`` batch has.
     """
 
     lengths: tuple[int, ...]
@@ -86,6 +87,7 @@ class Pack:
     at_R: Tensor
     label_R: Tensor
     labels: tuple[int, ...]
+    row_labels: tuple[int, ...]
 
     @property
     def tokens(self) -> int:
@@ -120,6 +122,7 @@ class Pack:
             at_R=self.at_R[:0],
             label_R=self.label_R[:0],
             labels=(0,),
+            row_labels=(0,) * len(sequences),
         )
 
     @cached_property
@@ -216,6 +219,7 @@ def pack_rows(batch: Batch, *, to_label: bool, device: torch.device) -> Pack:
         at_R=place[target_R - 1].to(device),
         label_R=labels_CBT.flatten()[target_R].to(device),
         labels=tuple(labelled_CBT.flatten(1).sum(1).tolist()),
+        row_labels=tuple(labelled_CBT.sum(-1).flatten().tolist()),
     )
 
 

@@ -22,7 +22,7 @@ from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree, to_device
 from lichen.models.client_axis import map_clients
 from lichen.models.cohort import group_of
-from lichen.models.objectives import Classification, RowObjective
+from lichen.models.objectives import Classification, LogitsLoss, RowObjective
 
 __all__ = ["Student", "linear", "with_bias"]
 
@@ -84,12 +84,19 @@ class Student(ABC):
             LichenError: if a label lies outside the classes, or answers are named but not there.
         """
 
+        return self._against(self.objective.losses_C, trainable_C, fixed, batch)
+
+    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_CB, count_CB)``: the same of each row; raises as :meth:`loss`."""
+        return self._against(self.objective.losses_CB, trainable_C, fixed, batch)
+
+    def _against(self, objective: LogitsLoss, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
         def losses(part_C: Tree, part: Batch) -> tuple[Tensor, ...]:
-            return self.objective.losses(self._logits(part_C, part)[0], fixed, part)
+            return objective(self._logits(part_C, part)[0], fixed, part)
 
         batch = to_device(batch, next(iter(trainable_C.values())).device)
-        loss_C, count_C = map_clients(losses, trainable_C, batch, reference=self.reference)
-        return loss_C, count_C
+        loss, count = map_clients(losses, trainable_C, batch, reference=self.reference)
+        return loss, count
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """``logits_CBK``."""

@@ -33,6 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, split
+from lichen.models.client_axis import row_by_row
 from lichen.models.objectives import NextToken
 
 __all__ = ["DistilledLM", "LogitsProvider", "TokenPositions", "top_answers"]
@@ -157,6 +158,10 @@ class DistilledLM:
             grown = torch.is_grad_enabled()
             total = total + (checkpoint(part, *some, use_reentrant=False) if grown else part(*some))
         return total
+
+    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_CB, count_CB)``, one row at a time."""
+        return row_by_row(self.loss, trainable_C, fixed, batch)
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """Never: a language model's logits are too large to hold.

@@ -24,7 +24,7 @@ from torch import Tensor
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, join, split, to_device
-from lichen.models.client_axis import map_clients
+from lichen.models.client_axis import map_clients, row_by_row
 from lichen.models.cohort import group_of
 from lichen.models.students.student import Student, linear, with_bias
 
@@ -124,11 +124,15 @@ class Stitched:
         """``(loss_C, count_C)`` through both parts, as every student's."""
 
         def losses(part_C: Tree, part: Batch) -> tuple[Tensor, ...]:
-            return self.objective.losses(self._logits(part_C, part)[0], fixed, part)
+            return self.objective.losses_C(self._logits(part_C, part)[0], fixed, part)
 
         batch = to_device(batch, next(iter(trainable_C.values())).device)
         loss_C, count_C = map_clients(losses, trainable_C, batch, reference=self.reference)
         return loss_C, count_C
+
+    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_CB, count_CB)``, one row at a time."""
+        return row_by_row(self.loss, trainable_C, fixed, batch)
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """``logits_CBK`` through both parts."""

@@ -29,6 +29,7 @@ from lichen.core.contracts import Batch, Objective
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 from lichen.fm.interface import Scorer, token_rows
+from lichen.models.client_axis import row_by_row
 from lichen.models.objectives import Classification, NextToken
 
 __all__ = ["WordPrompt", "decode_bytes", "encode_bytes"]
@@ -112,6 +113,10 @@ class WordPrompt:
             prompt = self.prompt(trainable_C["choice"][c])
             found.append(self._chosen(prompt, batch, c) if self.words else self._written(prompt, batch, c))
         return torch.tensor([x for x, _ in found], dtype=torch.float64), torch.tensor([n for _, n in found])
+
+    def losses(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(loss_CB, count_CB)``, one row at a time."""
+        return row_by_row(self.loss, trainable_C, fixed, batch)
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """``logits_CBK`` float64: log-probabilities among the words; zeros for padding rows and inactive clients.
