@@ -30,6 +30,7 @@ import workload
 
 from lichen.allocator import keep_large_buffers
 from lichen.core import tree as trees
+from lichen.core.collect import drain
 from lichen.core.contracts import Batch, ClientTask, Source
 from lichen.core.message import Job
 from lichen.core.seeds import derive
@@ -90,7 +91,7 @@ def main() -> None:
         for version in range(asked.rounds):
             begin, total, loss, count = time.perf_counter(), aggregator.zero(), 0.0, 0.0
             seed = derive(0, "round", version)
-            for message in engine.run(Job(work="train", shared=shared, version=version, clients=clients, seed=seed)):
+            for message in drain(engine, Job(work="train", shared=shared, version=version, clients=clients, seed=seed)):
                 total = aggregator.add(total, message)
                 loss, count = _sums(message.metrics, loss, count)
             change, _ = aggregator.close(total, shared)

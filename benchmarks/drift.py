@@ -17,6 +17,7 @@ import torch
 import workload
 
 from lichen.core import tree as trees
+from lichen.core.collect import drain
 from lichen.core.contracts import ClientTask
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
@@ -39,7 +40,7 @@ def rounds(packing: bool, count: int, clients: int) -> list[tuple[Tree, float]]:
         for version in range(count):
             total, loss, seen = Mean().zero(), 0.0, 0.0
             job = Job(work="train", shared=shared, version=version, clients=tuple(range(clients)), seed=version)
-            for message in engine.run(job):
+            for message in drain(engine, job):
                 total = Mean().add(total, message)
                 loss += float(message.metrics["loss_sum"].sum())
                 seen += float(message.metrics["count"].sum())

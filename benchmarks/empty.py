@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lichen.core.collect import drain
 from lichen.core.contracts import Batch, ClientTask, Source
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
@@ -96,8 +97,8 @@ def microseconds(source: Source, clients: int, block: int, *, private: bool) -> 
             start, mean = time.process_time(), Mean()
             total = mean.zero()
             everyone = tuple(range(clients))
-            for message in engine.run(
-                Job(work="empty", shared={"x": torch.zeros(4)}, version=version, clients=everyone, seed=version)
+            for message in drain(
+                engine, Job(work="empty", shared={"x": torch.zeros(4)}, version=version, clients=everyone, seed=version)
             ):
                 total = mean.add(total, message)
             change, _ = mean.close(total, {})

@@ -66,6 +66,7 @@ def measure(shape: str, clients: int, rank: int, rounds: int) -> dict[str, Any]:
     from lichen.clients.training.gradient_steps import Clip
     from lichen.clients.training.optimize import ClientOptimizer
     from lichen.clients.training.train import Train
+    from lichen.core.collect import drain
     from lichen.core.contracts import ClientTask
     from lichen.core.message import Job
     from lichen.core.store import ClientStore
@@ -94,7 +95,7 @@ def measure(shape: str, clients: int, rank: int, rounds: int) -> dict[str, Any]:
             begin, aggregator = time.perf_counter(), Mean()
             total = aggregator.zero()
             job = Job(work="train", shared=shared, version=version, clients=tuple(range(clients)), seed=version)
-            for message in engine.run(job):
+            for message in drain(engine, job):
                 total = aggregator.add(total, message)
             aggregator.close(total, shared)
             seconds.append(time.perf_counter() - begin)

@@ -31,6 +31,7 @@ from lichen.clients.evaluation.metrics import accuracy, macro_f1
 from lichen.clients.statistics.sufficient import Statistics
 from lichen.clients.training.kseed import FedKSeed, ReplayedWork
 from lichen.clients.training.kseed_replay import KSeedReplay
+from lichen.core.collect import drain
 from lichen.core.contracts import ClientTask, Source
 from lichen.core.message import Job
 from lichen.core.seeds import derive
@@ -71,7 +72,7 @@ def start_of(cohort: FullClassifier, experiment: Any, lam: float) -> Tree:
         client_task = ClientTask(work=work, source=experiment.evaluating(experiment.train))
         engine = LocalEngine({"ridge": client_task}, ClientStore(Path(folder)), block_size=1)
         total = rule.zero()
-        for message in engine.run(Job(work="ridge", shared={}, version=0, clients=everyone, seed=0)):
+        for message in drain(engine, Job(work="ridge", shared={}, version=0, clients=everyone, seed=0)):
             total = rule.add(total, message)
     valid = experiment.evaluating(experiment.valid)
     rows = (batch for client in everyone for batch in valid.batches([client], 0))
@@ -114,7 +115,7 @@ def cell(seed: int, say: Any = lambda _: None, *, test: bool = True, **changed: 
             invited = sampler.invite(weight_N, derive(seed, "invite", version))
             asked = Job(work="train", shared=shared, version=version, clients=invited, seed=derive(seed, version))
             total, loss, count = rule.zero(), 0.0, 0.0
-            for message in engine.run(asked):
+            for message in drain(engine, asked):
                 total = rule.add(total, message)
                 loss, count = loss + float(message.metrics["loss_sum"].sum()), count + float(message.weight_C.sum())
             shared, _ = server.update(rule.close(total, shared)[0], {}, shared)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from lichen.core.collect import drain
 from lichen.core.seeds import derive, numpy_generator
 
 ROSTERS = (1_000, 10_000, 100_000, 1_000_000)
@@ -126,7 +127,7 @@ def measure(folder: Path) -> dict[str, float]:
         job = Job(
             work="own", shared=state.shared, version=state.round, clients=report.clients, seed=seed, base=model.base
         )
-        assert sum(message.client_C.shape[0] for message in engine.run(job)) == COHORT
+        assert sum(message.client_C.shape[0] for message in drain(engine, job)) == COHORT
         private.append(time.process_time() - start)
     return {
         "open": opening,

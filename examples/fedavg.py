@@ -51,10 +51,8 @@ class FedAvg:
         clients = fl.Uniform(INVITED).invite(torch.ones(CLIENTS), seed)
         job = fl.Job(work="train", shared=state.shared, version=state.round, clients=clients, seed=seed)
         mean = fl.Mean()
-        total = mean.zero()
-        for message in engine.run(job):  # some clients' changes, and how many rows each has seen
-            total = mean.add(total, message)
-        change, metrics = mean.close(engine.merge(mean, total), state.shared)
+        came = fl.collect(engine, [job], mean)  # the clients' changes, weighed by the rows that each has seen
+        change, metrics = mean.close(came.total, state.shared)
         shared = {name: x + change[name] for name, x in state.shared.items()}
         state = fl.ServerState(round=state.round + 1, shared=shared)
         return state, fl.Report(round=state.round, clients=clients, metrics=metrics | accuracy(state, engine))
@@ -63,7 +61,7 @@ class FedAvg:
 def accuracy(state, engine):
     """Every client tests the shared network on its own rows, and sends only counts."""
     job = fl.Job(work="test", shared=state.shared, version=state.round, clients=tuple(range(CLIENTS)), seed=0)
-    confusion = sum(message.metrics["confusion"].sum(0) for message in engine.run(job))
+    confusion = fl.collect(engine, [job]).metrics["confusion"].sum(0)
     return {"accuracy": float(confusion.trace() / confusion.sum())}
 
 

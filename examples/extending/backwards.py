@@ -1,20 +1,22 @@
-"""An engine in one file: clients run in this process, and the last message arrives first.
+"""An engine in one file: clients run in this process, and the last reply arrives first.
 
-Messages may arrive in any order, and nothing may depend on it. With this engine a run must give the bytes of
+Replies may arrive in any order, and nothing may depend on it. With this engine a run must give the bytes of
 ``engine.name: local``. A package that brings it names it by an entry point::
 
     [project.entry-points."lichen.engines"]
     backwards = "backwards:KIND"
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
 from torch import Tensor
 
 from lichen.core.contracts import Aggregator, Engine
-from lichen.core.message import Job, Message
+from lichen.core.message import Job
+from lichen.core.replies import Reply
 from lichen.core.tree import Tree
 from lichen.declared import Property
 from lichen.engines.kinds import EngineKind, EngineSettings
@@ -22,7 +24,7 @@ from lichen.engines.kinds import EngineKind, EngineSettings
 
 @final
 class Backwards:
-    """The messages of another engine, the last one first."""
+    """The replies of another engine, the last one first."""
 
     def __init__(self, inner: Engine) -> None:
         self.inner = inner
@@ -37,17 +39,31 @@ class Backwards:
         """Bytes from server to clients so far."""
         return self.inner.bytes_down
 
-    def run(self, job: Job) -> Iterator[Message]:
-        """The messages of this process, the last one first."""
-        yield from reversed(list(self.inner.run(job)))
+    def submit(self, job: Job) -> int:
+        """As the inner engine."""
+        return self.inner.submit(job)
+
+    def replies(self, numbers: Collection[int], until: float = math.inf) -> Iterator[Reply]:
+        """The replies of this process, the last one first."""
+        yield from reversed(list(self.inner.replies(numbers, until)))
+
+    def cancel(self, number: int) -> None:
+        """As the inner engine."""
+        self.inner.cancel(number)
+
+    def now(self) -> float:
+        """As the inner engine."""
+        return self.inner.now()
 
     def merge(self, aggregator: Aggregator, total: Any) -> Any:
         """As the inner engine."""
         return self.inner.merge(aggregator, total)
 
-    def join(self, client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
+    def join(
+        self, client_N: Tensor, metrics: Tree, lines: Sequence[Sequence[str]] = ()
+    ) -> tuple[Tensor, Tree, tuple[tuple[str, ...], ...]]:
         """As the inner engine."""
-        return self.inner.join(client_N, metrics)
+        return self.inner.join(client_N, metrics, lines)
 
 
 @contextmanager
@@ -58,7 +74,7 @@ def make(settings: EngineSettings) -> Iterator[Backwards]:
 
 KIND = EngineKind(
     name="backwards",
-    summary="this process, the last message first",
+    summary="this process, the last reply first",
     make=make,
     allows=frozenset({Property.ALL_ROWS, Property.ONE_SERVER}),
 )

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from lichen.algorithms.alone import Alone
-from lichen.core.contracts import Aggregator, Engine, Report
-from lichen.core.message import Job, Message
+from lichen.core.collect import drain
+from lichen.core.contracts import Engine, Report
+from lichen.core.message import Job
+from lichen.core.replies import Reply
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
-from lichen.core.tree import Tree
+from lichen.engines.around import AroundEngine
 from lichen.recipes.assemble.experiment import Experiment
 from support.small_experiment import engine, experiment
 
@@ -25,35 +26,31 @@ class Killed(BaseException):
     """What a kill is to the process itself."""
 
 
-class KilledBefore:
+def killed_before(inner: Engine, work: str, count: int) -> Engine:
     """An engine whose process ends when it is asked for ``work`` the ``count``-th time."""
+    left = [count]
 
-    def __init__(self, inner: Engine, work: str, count: int) -> None:
-        self.inner, self.work, self.left = inner, work, count
-        self.bytes_up = self.bytes_down = 0
-
-    def run(self, job: Job) -> Iterator[Message]:
-        self.left -= job.work == self.work
-        if job.work == self.work and self.left == 0:
+    def on_job(job: Job) -> Job:
+        left[0] -= job.work == work
+        if job.work == work and left[0] == 0:
             raise Killed
-        return self.inner.run(job)
+        return job
 
-    def merge(self, aggregator: Aggregator, total: Any) -> Any:
-        return self.inner.merge(aggregator, total)
-
-    def join(self, client_N: torch.Tensor, metrics: Tree) -> tuple[torch.Tensor, Tree]:
-        return self.inner.join(client_N, metrics)
+    return AroundEngine(inner, on_job=on_job)
 
 
-class KilledAmid(KilledBefore):
+def killed_amid(inner: Engine, work: str, count: int) -> Engine:
     """The same, after the first block of clients."""
+    seen = list[Job]()
 
-    def run(self, job: Job) -> Iterator[Message]:
-        self.left -= job.work == self.work
-        for message in self.inner.run(job):
-            yield message
-            if job.work == self.work and self.left == 0:
-                raise Killed
+    def on_reply(reply: Reply, job: Job) -> Iterator[Reply]:
+        if job.work == work and job not in seen:
+            seen.append(job)
+        yield reply
+        if job.work == work and len(seen) == count:
+            raise Killed
+
+    return AroundEngine(inner, on_reply=on_reply)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -76,10 +73,10 @@ def go(made: Experiment, there: Engine, folder: Path, *, every: int) -> list[Rep
 
 
 @pytest.mark.parametrize("every", [1, 2])
-@pytest.mark.parametrize("kind", [KilledBefore, KilledAmid])
+@pytest.mark.parametrize("kind", [killed_before, killed_amid])
 @pytest.mark.parametrize(("work", "count"), [("alone.valid", 1), ("alone.valid", 2), ("alone lr=0.1", 4)])
 def test_a_kill_inside_a_round_changes_no_byte(
-    tmp_path: Path, kind: type[KilledBefore], work: str, count: int, every: int
+    tmp_path: Path, kind: type[killed_before], work: str, count: int, every: int
 ) -> None:
     made, whole, cut = experiment(), tmp_path / "whole", tmp_path / "cut"
     told = go(made, engine(made, whole / "clients"), whole, every=every)
@@ -116,7 +113,7 @@ def test_everybody_keeps_its_own_best_round_and_nothing_leaves(tmp_path: Path) -
     own = ClientStore(tmp_path / "clients").load((0, 1, 2, 3), 2 * ROUNDS)
     assert own is not None
     judged = Job(work="alone.chosen", shared=made.start, version=2 * ROUNDS, clients=(0, 1, 2, 3), seed=0)
-    for message in there.run(judged):
+    for message in drain(there, judged):
         assert message.tensors == {}
         for i, client in enumerate(message.client_C.tolist()):
             mean = message.metrics["loss_sum"][i] / message.metrics["count"][i]

@@ -17,6 +17,7 @@ from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.fixmatch import FixMatch
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
+from lichen.core.collect import drain
 from lichen.core.contracts import ClientTask, Report
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
@@ -134,9 +135,8 @@ def test_where_none_is_sure_of_anything_the_server_goes_on_by_itself(parts: Any,
     assert same(after.shared, algorithm._tuned.tune(state.shared, 0)[0])
     assert (report.metrics["clients"], report.clients) == (0, tuple(range(CLIENTS)))
     rule = AllowEmpty(Mean())
-    (message,) = made(parts, tmp_path / "b")[1].run(
-        Job(work="train", shared=state.shared, version=0, clients=(0, 1), seed=7)
-    )
+    job = Job(work="train", shared=state.shared, version=0, clients=(0, 1), seed=7)
+    (message,) = drain(made(parts, tmp_path / "b")[1], job)
     total = rule.add(rule.zero(), message)
     again = rule.merge(rule.load(*rule.dump(total)), rule.zero())
     assert same(rule.close(again, state.shared)[0], Mean().close(Mean().add(Mean().zero(), message), state.shared)[0])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from lichen.algorithms.alone import Alone
 from lichen.algorithms.average import Average
+from lichen.core.collect import drain
 from lichen.core.contracts import Report
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
@@ -120,7 +121,7 @@ def test_one_rank_is_the_local_engine(tmp_path: Path) -> None:
     made = experiment(CLIENTS)
     job = Job(work="valid", shared=made.start, version=0, clients=tuple(range(CLIENTS)), seed=0)
     there, local = engine(Ranks(), tmp_path), LocalEngine(client_tasks(made), ClientStore(tmp_path), block_size=3)
-    for a, b in zip(there.run(job), local.run(job), strict=True):
+    for a, b in zip(drain(there, job), drain(local, job), strict=True):
         assert a.client_C.tolist() == b.client_C.tolist()
         assert all(torch.equal(a.metrics[name], b.metrics[name]) for name in b.metrics)
 
@@ -131,8 +132,8 @@ def test_a_job_with_fewer_clients_than_ranks_and_one_for_nobody(tmp_path: Path) 
         job = Job(work="valid", shared=experiment(CLIENTS).start, version=0, clients=(3,), seed=0)
         out = []
         for clients in ((3,), ()):
-            told = [(m.client_C, dict(m.metrics)) for m in there.run(replace(job, clients=clients))]
-            client_N, metrics = there.join(*(told[0] if told else (torch.empty(0, dtype=torch.int64), {})))
+            told = [(m.client_C, dict(m.metrics)) for m in drain(there, replace(job, clients=clients))]
+            client_N, metrics, _ = there.join(*(told[0] if told else (torch.empty(0, dtype=torch.int64), {})))
             out.append([len(told), client_N.tolist(), sorted(metrics)])
         return [*out, there.bytes_up > 0, there.bytes_down > 0]
 
@@ -173,7 +174,7 @@ def test_an_error_of_one_rank_ends_all_of_them(
         maybe("before")
         there, total = engine(ranks, tmp_path), Mean().zero()
         job = Job(work="train lr=0.1", shared=experiment().start, version=0, clients=tuple(range(CLIENTS)), seed=0)
-        for message in there.run(job):
+        for message in drain(there, job):
             total = Mean().add(total, message)
             maybe("amid")
         there.merge(Mean(), total)
@@ -195,7 +196,7 @@ def test_an_error_of_one_rank_ends_all_of_them(
 
 def test_what_every_rank_refuses_is_one_error(tmp_path: Path) -> None:
     def program(ranks: Ranks) -> Any:
-        return list(engine(ranks, tmp_path).run(Job(work="dance", shared={}, version=0, clients=(0, 1), seed=0)))
+        return list(drain(engine(ranks, tmp_path), Job(work="dance", shared={}, version=0, clients=(0, 1), seed=0)))
 
     ended = on_ranks(2, program)
     assert ended[0] == ended[1]

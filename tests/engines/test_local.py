@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lichen.core.collect import drain
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, concatenate_messages, pack_job, pack_message, take_client
 from lichen.core.store import ClientStore
@@ -51,7 +52,7 @@ def test_any_block_gives_the_same_bytes_and_the_same_count(tmp_path: Path) -> No
     told, counted = [], []
     for size in (1, 2, 5):
         engine = LocalEngine(client_tasks(made), ClientStore(tmp_path / str(size)), block_size=size)
-        whole = concatenate_messages(list(engine.run(job)))
+        whole = concatenate_messages(list(drain(engine, job)))
         told.append({int(whole.client_C[i]): pack_message(take_client(whole, i)) for i in range(5)})
         counted.append((engine.bytes_up, engine.bytes_down))
     assert told[0] == told[1] == told[2]
@@ -63,7 +64,7 @@ def test_any_block_gives_the_same_bytes_and_the_same_count(tmp_path: Path) -> No
 
 def test_a_job_for_nobody_costs_nothing(tmp_path: Path) -> None:
     engine = LocalEngine(client_tasks(experiment()), ClientStore(tmp_path))
-    assert list(engine.run(Job(work="valid", shared=experiment().start, version=0, clients=(), seed=0))) == []
+    assert list(drain(engine, Job(work="valid", shared=experiment().start, version=0, clients=(), seed=0))) == []
     assert (engine.bytes_up, engine.bytes_down) == (0, 0)
 
 
@@ -80,4 +81,4 @@ def test_what_it_refuses(tmp_path: Path, more: dict[str, object], words: str) ->
     engine = LocalEngine(client_tasks(made), ClientStore(tmp_path), base="a" * 64)
     job = {"work": "valid", "shared": made.start, "version": 0, "clients": (0,), "seed": 0, **more}
     with pytest.raises(LichenError, match=words):
-        list(engine.run(Job(**job)))  # type: ignore[arg-type]
+        list(drain(engine, Job(**job)))  # type: ignore[arg-type]

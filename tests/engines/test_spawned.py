@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lichen.core.collect import drain
 from lichen.core.contracts import Report
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, concatenate_messages, pack_job, pack_message, take_client
@@ -79,7 +80,7 @@ def test_private_training_is_equal_too(experiment: Experiment, engine: SpawnedEn
     told = []
     for where in (local, engine):
         for version, work in enumerate(("alone lr=0.3", "alone.valid", "alone.test")):
-            whole = concatenate_messages(list(where.run(replace(job, work=work, version=version))))
+            whole = concatenate_messages(list(drain(where, replace(job, work=work, version=version))))
             told.append({int(whole.client_C[i]): pack_message(take_client(whole, i)) for i in range(10)})
     assert told[:3] == told[3:]
     assert len({frozenset(one.items()) for one in told}) == 3
@@ -87,25 +88,26 @@ def test_private_training_is_equal_too(experiment: Experiment, engine: SpawnedEn
 
 def test_a_refused_job_tells_why_and_the_node_lives_on(experiment: Experiment, engine: SpawnedEngine) -> None:
     job = Job(work="valid", shared=experiment.start, version=0, clients=tuple(range(10)), seed=0)
-    before = len(list(engine.run(job)))
+    before = len(list(drain(engine, job)))
     with pytest.raises(LichenError, match=r"unknown work 'dance'\n.*this node knows: alone lr=0.3") as told:
-        list(engine.run(replace(job, work="dance")))
-    assert told.value.where == "node"
-    after = sorted(int(m.client_C[0]) for m in engine.run(job))
+        list(drain(engine, replace(job, work="dance")))
+    assert told.value.where == "node: job"
+    after = sorted(int(m.client_C[0]) for m in drain(engine, job))
     assert len(after) == before == 10
     assert after == list(range(10))
 
 
-def test_a_killed_node_is_one_error(experiment: Experiment, engine: SpawnedEngine) -> None:
+def test_a_killed_node_is_one_error_and_is_started_again(experiment: Experiment, engine: SpawnedEngine) -> None:
     job = Job(work=TRAIN, shared=experiment.start, version=0, clients=(0, 2, 4, 6, 8, 1), seed=0)
-    arriving = engine.run(job)
+    arriving = drain(engine, job)
     next(arriving)
     engine.nodes[0].process.kill()
     engine.nodes[1].process.kill()
     with pytest.raises(LichenError, match="a node's process ended"):
         list(arriving)
-    with pytest.raises(LichenError, match="a node's process ended"):
-        list(engine.run(job))
+    killed = [node.process for node in engine.nodes]
+    assert sorted(int(m.client_C[0]) for m in drain(engine, job)) == [0, 1, 2, 4, 6, 8]
+    assert all(node.process not in killed for node in engine.nodes)
     engine.close()
     assert engine.nodes == []
 
@@ -224,7 +226,7 @@ def ask(script: str, job: bytes = JOB) -> LichenError | int:
     def go() -> None:
         with odd_node(script) as made:
             try:
-                got.append(len(list(made.run(replace(unpack_job(job), clients=(0,))))))
+                got.append(len(list(drain(made, replace(unpack_job(job), clients=(0,))))))
             except LichenError as error:
                 got.append(error)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from lichen.core.message import Job, Message
 from lichen.core.rounds import Observer, run
 from lichen.core.store import ClientStore
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
+from lichen.engines.around import AroundEngine
 from lichen.engines.local import LocalEngine
 from lichen.models.students.students import ImageMLP
 from lichen.research.gkt.features import FeatureUpload
@@ -123,31 +123,23 @@ def test_both_directions_are_counted(tmp_path: Path) -> None:
 
 
 def test_nobody_sees_another_clients_answers(tmp_path: Path) -> None:
-    class Watched:
-        def __init__(self, inner: LocalEngine) -> None:
-            self.inner, self.bytes_up, self.bytes_down, self.jobs = inner, 0, 0, list[Job]()
+    jobs = list[Job]()
 
-        def run(self, job: Job) -> Any:  # type: ignore[no-untyped-def]
-            self.jobs.append(job)
-            return self.inner.run(job)
+    def watched(job: Job) -> Job:
+        jobs.append(job)
+        return job
 
-        def merge(self, aggregator: Any, total: Any) -> Any:  # type: ignore[no-untyped-def]
-            return total
-
-        def join(self, client_N: Any, metrics: Any) -> Any:  # type: ignore[no-untyped-def]
-            return self.inner.join(client_N, metrics)
-
-    there, algorithm = Watched(engine(tmp_path)), gkt(sampler=Uniform(3), valid=None)
+    there, algorithm = AroundEngine(engine(tmp_path), on_job=watched), gkt(sampler=Uniform(3), valid=None)
     state: ServerState = algorithm.init(TOP.init(0))
     for r in range(3):
         before = state
-        state, _ = algorithm.round(state, there, r)  # type: ignore[arg-type]
-        for job in (j for j in there.jobs if j.work == "learn" and j.version == 2 * r):
+        state, _ = algorithm.round(state, there, r)
+        for job in (j for j in jobs if j.work == "learn" and j.version == 2 * r):
             (client,) = job.clients
             for name, x in job.shared.items():
                 assert torch.equal(x, before.shared[f"answers/{client}/{name.removeprefix('answers.')}"])
-    assert any(job.work == "learn" for job in there.jobs)
-    assert all(len(job.clients) == 1 and not any(n.startswith("top/") for n in job.shared) for job in there.jobs)
+    assert any(job.work == "learn" for job in jobs)
+    assert all(len(job.clients) == 1 and not any(n.startswith("top/") for n in job.shared) for job in jobs)
 
 
 def offered(shard: ArrayShard, own_C: trees.Tree | None = None, batch: int = 4) -> Message:

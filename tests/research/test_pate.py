@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lichen.core.collect import drain
 from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message, size
@@ -129,7 +130,7 @@ def test_a_ballot_counts_what_each_clients_own_model_says(tmp_path: Path) -> Non
     client_task = ClientTask(work=LabelVote(model, queries=11), source=EvalSource((public,) * 4, batch_size=4))
     engine = LocalEngine({"ballot": client_task}, store, block_size=2)
     job = Job(work="ballot", shared=model.init(9), version=1, clients=(0, 1, 2, 3), seed=0)
-    messages = list(engine.run(job))
+    messages = list(drain(engine, job))
     rule = NoisyMax(3, sigma=0.0, seed=0)
     total = rule.zero()
     for message in messages:

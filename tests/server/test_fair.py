@@ -21,6 +21,7 @@ from lichen.algorithms.average import Average
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
+from lichen.core.collect import drain
 from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
@@ -159,7 +160,7 @@ def _unequal(folder: Path, *, work_lr: float = 0.5) -> Any:  # type: ignore[no-u
 
 
 def _losses(engine: Any, shared: Tree) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    (message,) = engine.run(Job(work="valid", shared=shared, version=0, clients=tuple(range(6)), seed=0))
+    (message,) = drain(engine, Job(work="valid", shared=shared, version=0, clients=tuple(range(6)), seed=0))
     return message.metrics["loss_sum"] / message.metrics["count"]
 
 

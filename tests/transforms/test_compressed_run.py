@@ -14,10 +14,12 @@ import torch
 from lichen.algorithms.average import sent_params
 from lichen.core.contracts import Engine, Report
 from lichen.core.errors import LichenError
-from lichen.core.message import Job, Message, link
+from lichen.core.message import Job, link
+from lichen.core.replies import Reply
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore, load_state, load_tree, save_tree
 from lichen.core.tree import Tree
+from lichen.engines.around import AroundEngine
 from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks
@@ -84,25 +86,20 @@ class Killed(BaseException):
     """What a kill is to the process itself."""
 
 
-class KilledAmid:
+def killed_amid(inner: Engine, count: int) -> Engine:
     """An engine whose process ends after the first message of the ``count``-th job."""
+    left = [count]
 
-    def __init__(self, inner: Engine, count: int) -> None:
-        self.inner, self.left = inner, count
-        self.bytes_up = self.bytes_down = 0
+    def on_job(job: Job) -> Job:
+        left[0] -= 1
+        return job
 
-    def run(self, job: Job) -> Iterator[Message]:
-        self.left -= 1
-        for message in self.inner.run(job):
-            yield message
-            if self.left == 0:
-                raise Killed
+    def on_reply(reply: Reply, job: Job) -> Iterator[Reply]:
+        yield reply
+        if left[0] == 0:
+            raise Killed
 
-    def merge(self, aggregator: Any, total: Any) -> Any:
-        return self.inner.merge(aggregator, total)
-
-    def join(self, client_N: torch.Tensor, metrics: Tree) -> tuple[torch.Tensor, Tree]:
-        return self.inner.join(client_N, metrics)
+    return AroundEngine(inner, on_job=on_job, on_reply=on_reply)
 
 
 @pytest.mark.parametrize("jobs", [1, 3, 4, 6, 8])
@@ -111,43 +108,41 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, jobs: int) 
     told = go(made, compressed_run.local(made, tmp_path / "whole" / "own", block=1), tmp_path / "whole")
     cut = tmp_path / "cut"
     with pytest.raises(Killed):
-        go(made, KilledAmid(compressed_run.local(made, cut / "own", block=1), jobs), cut)
+        go(made, killed_amid(compressed_run.local(made, cut / "own", block=1), jobs), cut)
     again = go(made, compressed_run.local(made, cut / "own", block=1), cut)
     assert 0 < len(again) <= len(told)
     assert again == told[-len(again) :]
     assert files(tmp_path / "whole") == files(cut)
 
 
-class Watched(KilledAmid):
-    """An engine that remembers how each client got what it trained or was judged on."""
+def watched(inner: Engine) -> tuple[Engine, list[tuple[int, int, str]], list[Tree]]:
+    """``(the engine, how each client got what it trained or was judged on, the views)``."""
+    seen, views = list[tuple[int, int, str]](), list[Tree]()
 
-    def __init__(self, inner: Engine) -> None:
-        super().__init__(inner, -1)
-        self.seen: list[tuple[int, int, str]] = []
-        self.views: list[Tree] = []
+    def on_job(job: Job) -> Job:
+        seen.extend((job.version, c, link(replace(job, clients=(c,)))) for c in job.clients)
+        views.append(dict(job.shared))
+        return job
 
-    def run(self, job: Job) -> Iterator[Message]:
-        self.seen += [(job.version, c, link(replace(job, clients=(c,)))) for c in job.clients]
-        self.views.append(dict(job.shared))
-        return self.inner.run(job)
+    return AroundEngine(inner, on_job=on_job), seen, views
 
 
 def test_everybody_is_sent_only_what_it_lacks_and_the_best_view_is_kept(tmp_path: Path) -> None:
     made = experiment()
-    engine = Watched(compressed_run.local(made, tmp_path))
+    engine, seen, sent = watched(compressed_run.local(made, tmp_path))
     algorithm = compressed_run.average(made, sampler=Everyone(), valid_every=1)
     state = algorithm.init(made.start)
     views = []
     for r in range(5):
         state, _ = algorithm.round(state, engine, 10 + r)
         views.append(sent_params(state))
-    assert [how for version, _, how in engine.seen if version == 0] == ["full"] * 4
+    assert [how for version, _, how in seen if version == 0] == ["full"] * 4
     # Trained on what it was judged by, and judged one step later.
-    assert [how for version, _, how in engine.seen if version == 3] == (["step"] * 4 + ["same"] * 4)
+    assert [how for version, _, how in seen if version == 3] == (["step"] * 4 + ["same"] * 4)
     best = views[state.best_round - 1]
     assert all(torch.equal(state.best[name], best[name]) for name in best)
     assert any(not torch.equal(state.shared[name], sent_params(state)[name]) for name in state.shared)
-    assert all(torch.equal(engine.views[-1][name], views[-1][name]) for name in best)
+    assert all(torch.equal(sent[-1][name], views[-1][name]) for name in best)
 
 
 def test_the_view_stays_near_the_servers_tensors_and_learns(tmp_path: Path) -> None:
@@ -183,11 +178,11 @@ def test_a_run_without_codec_goes_on_with_one(tmp_path: Path) -> None:
     tensors, header = load_tree(file)
     assert not [name for name in tensors if name.startswith("links/")]
     assert load_state(file).downlink == {}
-    engine = Watched(compressed_run.local(made, tmp_path / "own"))
+    engine, seen, _ = watched(compressed_run.local(made, tmp_path / "own"))
     after = run(
         compressed_run.average(made, agreed=True), engine, lambda: made.start, rounds=3, seed=1, checkpoint=file
     )
-    assert {how for version, _, how in engine.seen if version == 2} == {"full"}
+    assert {how for version, _, how in seen if version == 2} == {"full"}
     back = load_state(file)
     assert DownlinkState.of(back.downlink).name == snapshot_name(sent_params(after))
     save_tree(file, tensors, header)
@@ -227,15 +222,15 @@ class Halves:
 def test_capacities_train_in_jobs_of_their_own_and_are_judged_together(tmp_path: Path) -> None:
     made = experiment()
 
-    def plain(name: str) -> Watched:
-        return Watched(LocalEngine(client_tasks(made), ClientStore(tmp_path / name), block_size=3))
+    def plain(name: str) -> Engine:
+        return LocalEngine(client_tasks(made), ClientStore(tmp_path / name), block_size=3)
 
     algorithm = compressed_run.average(
         made, sampler=Everyone(), down=None, aggregator=Mean(), capacity=Halves(), valid_every=1
     )
-    engine, whole = plain("a"), plain("b")
+    (engine, seen, _), whole = watched(plain("a")), plain("b")
     state, report = algorithm.round(algorithm.init(made.start), engine, 3)
-    assert [c for _, c, _ in engine.seen] == [0, 2, 1, 3, 0, 1, 2, 3]
+    assert [c for _, c, _ in seen] == [0, 2, 1, 3, 0, 1, 2, 3]
     assert report.clients == (0, 1, 2, 3)
     other, _ = replace(algorithm, capacity=None).round(algorithm.init(made.start), whole, 3)
     assert all(torch.equal(state.shared[n], other.shared[n]) for n in state.shared)

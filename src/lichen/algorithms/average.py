@@ -14,42 +14,43 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
 
-from lichen.core import tree as trees
+from lichen.core.admission import OPEN, Admission
+from lichen.core.collect import collect
 from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerOptimizer, ServerState, Submodel
 from lichen.core.errors import LichenError
 from lichen.core.fold import BEST
 from lichen.core.message import Job
+from lichen.core.replies import Attendance
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.transforms.codec import Chain
 from lichen.transforms.downlink import DownlinkState
 
-__all__ = ["Average", "is_validated", "score", "sent_params", "summed", "with_best"]
+__all__ = ["SUMMED", "Average", "is_validated", "score", "sent_params", "summed", "with_best"]
 
 SUMMED = ("loss_sum", "count", "tokens", "failed")
 """Metrics that a round adds up."""
 
 
-ClientMetrics = tuple[Tensor, Mapping[str, Tensor]]
-"""One message's clients and metrics."""
+def score(engine: Engine, job: Job, admission: Admission = OPEN) -> tuple[Tensor, Tree]:
+    """Run an evaluating job: ``(client_N, metrics)`` of all its clients, by client, metrics ``(N, ...)`` float64.
 
-
-def joined(engine: Engine, metrics_of: Sequence[ClientMetrics]) -> tuple[Tensor, Tree]:
-    """``(client_N, metrics)`` of all messages on all ranks, sorted by client."""
-    client_N = torch.cat([client_C for client_C, _ in metrics_of]) if metrics_of else torch.empty(0, dtype=torch.int64)
-    return engine.join(client_N, trees.concatenate([dict(metrics) for _, metrics in metrics_of]) if metrics_of else {})
-
-
-def score(engine: Engine, job: Job) -> tuple[Tensor, Tree]:
-    """Run an evaluating job: ``(client_N, metrics)``, sorted by client, metrics ``(N, ...)`` float64."""
-    return joined(engine, [(message.client_C, message.metrics) for message in engine.run(job)])
+    A client that did not answer has counted nothing: its metrics are zeros.
+    """
+    scored = collect(engine, [job], admission=admission)
+    if len(scored.client_N) == len(job.clients):
+        return scored.client_N, scored.metrics
+    client_N = torch.tensor(sorted(job.clients), dtype=torch.int64)
+    place_A = torch.searchsorted(client_N, scored.client_N)
+    whole = {name: x.new_zeros(len(client_N), *x.shape[1:]) for name, x in scored.metrics.items()}
+    return client_N, {name: x.index_copy(0, place_A, scored.metrics[name]) for name, x in whole.items()}
 
 
 def mean_loss(metrics: Mapping[str, Tensor]) -> float:
@@ -106,6 +107,9 @@ class Average:
         valid_every: Rounds between validations. The best validated ``shared`` is kept.
         validators: Clients that validate; None: all of them.
         personal: Clients keep tensors of their own: those of the best round stay with them, too.
+        admission: What counts of what clients send.
+        least: Clients that must count for a step; a round with fewer changes nothing but its number, and is told by
+            the metric ``skipped``.
         lr_scale: Factor on the clients' learning rate in round r (from 0).
         base: Digest of the frozen base model.
         rounds: Rounds in all: the last is always validated.
@@ -127,6 +131,8 @@ class Average:
     valid_every: int = 1
     validators: tuple[int, ...] | None = None
     personal: bool = False
+    admission: Admission = OPEN
+    least: int = 1
     lr_scale: Callable[[int], float] = lambda _: 1.0
     base: str = ""
     down: Chain | None = None
@@ -159,32 +165,36 @@ class Average:
             base=self.base,
             settings=self._settings(state),
         )
-        total, metrics_of = self.aggregator.zero(), list[ClientMetrics]()
-        for part in self._parts(job if downlink is None else downlink.job(job)):
-            for message in engine.run(part):
-                total = self.aggregator.add(total, message)
-                metrics_of.append(
-                    (message.client_C, {name: x for name, x in message.metrics.items() if name in SUMMED})
-                )
-        total = engine.merge(self.aggregator, total)
-        _, seen = joined(engine, metrics_of)
-        sums, metrics = summed(seen)
-        if clients and sums["failed"] < len(clients):
+        came = collect(
+            engine,
+            list(self._parts(job if downlink is None else downlink.job(job))),
+            self.aggregator,
+            admission=self.admission,
+            keep=SUMMED,
+        )
+        sums, metrics = summed(came.metrics)
+        enough = came.attendance.arrived >= max(self.least, 1) and sums["failed"] < came.attendance.arrived
+        if enough:
             change, aggregated = self.aggregator.close(
-                total, state.shared if downlink is None else _clients_start(downlink, state)
+                came.total, state.shared if downlink is None else _clients_start(downlink, state)
             )
             metrics.update(aggregated)
             shared, optimizer = self.optimizer.update(change, state.optimizer, state.shared)
             state = replace(state, shared=shared, optimizer=optimizer)
         if downlink is not None and self.down is not None:
-            downlink = downlink.acknowledge(clients)
-            if clients and sums["failed"] < len(clients):
+            downlink = downlink.acknowledge(came.client_N.tolist())
+            if enough:
                 downlink = downlink.advance(state.shared, self.down, derive(seed, "down"))
             state = replace(state, downlink=downlink.tree())
-        state = replace(state, round=state.round + 1)
+        if clients and not enough:
+            metrics["skipped"] = 1.0
+        state, attendance = replace(state, round=state.round + 1), came.attendance
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and is_validated(state.round, self.valid_every, self.rounds):
-            state, metrics["valid"] = self._validate(state, engine)
+            state, value, judged = self._validate(state, engine)
+            attendance += judged
+            if value is not None:
+                metrics["valid"] = value
         return state, Report(
             round=state.round,
             clients=clients,
@@ -195,6 +205,7 @@ class Average:
             seconds=time.perf_counter() - start,
             valid_up=engine.bytes_up - trained_up,
             valid_down=engine.bytes_down - trained_down,
+            attendance=attendance,
         )
 
     def _settings(self, state: ServerState) -> dict[str, float]:
@@ -221,16 +232,22 @@ class Average:
         for key, some in by_key.items():
             yield replace(job, clients=tuple(some), shared=self.capacity.extract(job.shared, key))
 
-    def _validate(self, state: ServerState, engine: Engine) -> tuple[ServerState, float]:
+    def _validate(self, state: ServerState, engine: Engine) -> tuple[ServerState, float | None, Attendance]:
+        """``(state, mean loss, who came)``; no loss where nobody with a label did."""
         judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
         job = Job(
             work=str(self.valid), shared=state.shared, version=state.round, clients=judges, seed=0, base=self.base
         )
         downlink = self._downlink(state)
         if downlink is not None:
-            job, state = downlink.job(job), replace(state, downlink=downlink.acknowledge(judges).tree())
-        value = mean_loss(score(engine, job)[1])
-        return with_best(state, value, job.shared), value
+            job = downlink.job(job)
+        came = collect(engine, [job], admission=self.admission)
+        if downlink is not None:
+            state = replace(state, downlink=downlink.acknowledge(came.client_N.tolist()).tree())
+        if not came.attendance.arrived:
+            return state, None, came.attendance
+        value = mean_loss(came.metrics)
+        return with_best(state, value, job.shared), value, came.attendance
 
 
 def _clients_start(downlink: DownlinkState, state: ServerState) -> Tree:

@@ -32,11 +32,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.algorithms.average import is_validated, score, summed, with_best
+from lichen.algorithms.average import SUMMED, is_validated, score, summed, with_best
 from lichen.core import tree as trees
+from lichen.core.admission import OPEN, Admission
+from lichen.core.collect import Collected, collect
 from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
+from lichen.core.replies import Attendance
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
@@ -74,14 +77,19 @@ def by_architecture(architectures: Architectures, clients: Sequence[int]) -> Ite
 
 
 def score_architectures(
-    engine: Engine, job: Job, architectures: Architectures, shared: Callable[[str], Tree]
+    engine: Engine,
+    job: Job,
+    architectures: Architectures,
+    shared: Callable[[str], Tree],
+    *,
+    admission: Admission = OPEN,
 ) -> tuple[Tensor, Tree]:
     """Run ``<job.work>/<arch>`` for every kind: ``(client_N, metrics)``, sorted by client.
 
     Metrics that only some kinds' works tell are left out.
     """
     scored = [
-        score(engine, replace(job, work=f"{job.work}/{arch}", shared=shared(arch), clients=some))
+        score(engine, replace(job, work=f"{job.work}/{arch}", shared=shared(arch), clients=some), admission)
         for arch, some in by_architecture(architectures, job.clients)
     ]
     if not scored:
@@ -119,6 +127,7 @@ class PredictionExchange:
         valid: The validating work's name before ``/<arch>``; None for none.
         valid_every: Rounds between validations.
         validators: Clients that validate; None: all of them.
+        admission: What counts of what clients send.
         lr_scale: Factor on the clients' learning rate in round r (from 0).
 
     Raises:
@@ -133,6 +142,7 @@ class PredictionExchange:
     valid: str | None = "valid"
     valid_every: int = 1
     validators: tuple[int, ...] | None = None
+    admission: Admission = OPEN
     lr_scale: Callable[[int], float] = lambda _: 1.0
 
     def __post_init__(self) -> None:
@@ -158,13 +168,14 @@ class PredictionExchange:
             seed=seed,
             settings={"lr_scale": self.lr_scale(state.round)},
         )
-        answers, metrics = self._agree(state, engine, job)
+        answers, metrics, attendance = self._agree(state, engine, job)
         if answers:
             state = replace(state, shared={**state.shared, **answers})
             job = replace(job, work="learn")
         elif state.round == 0 and state.shared:
             answers, job = state.shared, replace(job, work="learn")
-        _, seen = score_architectures(engine, job, self.architectures, lambda _: answers)
+        trained = self._train(engine, job, answers)
+        seen, attendance = trained.metrics, attendance + trained.attendance
         sums, learned = summed(seen)
         metrics.update(learned)
         state = replace(state, round=state.round + 1)
@@ -173,7 +184,10 @@ class PredictionExchange:
             judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
             judging = replace(job, work=self.valid, version=2 * state.round - 1, clients=judges, seed=0, settings={})
             metrics.update(
-                means(self.architectures, *score_architectures(engine, judging, self.architectures, lambda _: {}))
+                means(
+                    self.architectures,
+                    *score_architectures(engine, judging, self.architectures, lambda _: {}, admission=self.admission),
+                )
             )
             state = with_best(state, metrics["valid"], {})
         return state, Report(
@@ -186,21 +200,27 @@ class PredictionExchange:
             seconds=time.perf_counter() - start,
             valid_up=engine.bytes_up - trained_up,
             valid_down=engine.bytes_down - trained_down,
+            attendance=attendance,
         )
 
-    def _agree(self, state: ServerState, engine: Engine, job: Job) -> tuple[Tree, dict[str, float]]:
-        """``(answers, metrics)`` of those invited; nothing where none of them has trained yet."""
+    def _by_architecture(self, job: Job, work: str, shared: Tree) -> list[Job]:
+        """The job ``<work>/<arch>`` of every kind that has one of its clients."""
+        return [
+            replace(job, work=f"{work}/{arch}", shared=shared, clients=some)
+            for arch, some in by_architecture(self.architectures, job.clients)
+        ]
+
+    def _train(self, engine: Engine, job: Job, answers: Tree) -> Collected:
+        """What comes of everybody's training, from the answers where there are some."""
+        jobs = self._by_architecture(job, job.work, answers)
+        return collect(engine, jobs, admission=self.admission, keep=SUMMED)
+
+    def _agree(self, state: ServerState, engine: Engine, job: Job) -> tuple[Tree, dict[str, float], Attendance]:
+        """``(answers, metrics, who came)`` of those invited; nothing where none of them has trained yet."""
         if state.round == 0:
-            return {}, {}
-        total, ids, weights = self.ensemble.zero(), [], []
-        for arch, some in by_architecture(self.architectures, job.clients):
-            for message in engine.run(replace(job, work=f"predict/{arch}", clients=some)):
-                total = self.ensemble.add(total, message)
-                ids.append(message.client_C)
-                weights.append(message.weight_C)
-        total = engine.merge(self.ensemble, total)
-        client_N = torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64)
-        _, scored = engine.join(client_N, {"weight": torch.cat(weights)} if weights else {})
-        if not scored or not bool((scored["weight"] > 0).any()):
-            return {}, {}
-        return self.ensemble.close(total, state.shared)
+            return {}, {}, Attendance()
+        jobs = self._by_architecture(job, "predict", {})
+        came = collect(engine, jobs, self.ensemble, admission=self.admission, keep=())
+        if not bool((came.weight_N > 0).any()):
+            return {}, {}, came.attendance
+        return *self.ensemble.close(came.total, state.shared), came.attendance

@@ -28,19 +28,20 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lichen.algorithms.average import is_validated, joined, summed, with_best
+from lichen.algorithms.average import SUMMED, is_validated, summed, with_best
 from lichen.algorithms.exchange import Architectures, by_architecture, check_architectures, means, score_architectures
 from lichen.core import tree as trees
+from lichen.core.admission import OPEN, Admission
+from lichen.core.collect import collect
 from lichen.core.contracts import Aggregator, ClientTask, Engine, Report, Sampler, ServerOptimizer, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.fold import fold
 from lichen.core.message import Job, Message
+from lichen.core.replies import Attendance
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
 __all__ = ["Fusion", "join_architectures", "of_architecture"]
-
-SUMMED = ("loss_sum", "count", "tokens", "failed")
 
 
 def join_architectures(by_arch: Mapping[str, Tree]) -> Tree:
@@ -77,6 +78,7 @@ class Fusion:
         valid: Their validating work; None for none.
         valid_every: Rounds between validations; the best validated ``shared`` is kept.
         validators: Clients that validate; None: all of them.
+        admission: What counts of what clients send.
         lr_scale: Factor on the clients' learning rate in round r (from 0).
 
     Raises:
@@ -96,6 +98,7 @@ class Fusion:
     valid: str | None = "valid"
     valid_every: int = 1
     validators: tuple[int, ...] | None = None
+    admission: Admission = OPEN
     lr_scale: Callable[[int], float] = lambda _: 1.0
 
     def __post_init__(self) -> None:
@@ -117,7 +120,7 @@ class Fusion:
         """One round. A round nobody comes to changes nothing but its number."""
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
         clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
-        change, agreed, metrics, client_metrics = self._train(state, engine, clients, seed)
+        change, agreed, metrics, client_metrics, attendance = self._train(state, engine, clients, seed)
         sums, learned = summed(client_metrics)
         metrics.update(learned)
         if change:
@@ -132,7 +135,13 @@ class Fusion:
             judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
             judging = Job(work=self.valid, shared={}, version=state.round, clients=judges, seed=0)
             shared = state.shared
-            found = score_architectures(engine, judging, self.architectures, lambda arch: of_architecture(shared, arch))
+            found = score_architectures(
+                engine,
+                judging,
+                self.architectures,
+                lambda arch: of_architecture(shared, arch),
+                admission=self.admission,
+            )
             metrics.update(means(self.architectures, *found))
             state = with_best(state, metrics["valid"], shared)
         return state, Report(
@@ -145,15 +154,21 @@ class Fusion:
             seconds=time.perf_counter() - start,
             valid_up=engine.bytes_up - trained_up,
             valid_down=engine.bytes_down - trained_down,
+            attendance=attendance,
         )
 
     def _train(
         self, state: ServerState, engine: Engine, clients: tuple[int, ...], seed: int
-    ) -> tuple[Tree, Any, dict[str, float], Tree]:
-        """``(change of all, the ensemble's total, metrics, sums by client)``; no change where nobody came."""
+    ) -> tuple[Tree, Any, dict[str, float], Tree, Attendance]:
+        """``(change of all, the ensemble's total, metrics, sums by client, who came)``; no change where nobody did."""
         settings = {"lr_scale": self.lr_scale(state.round)}
         change, aggregated, client_metrics = dict[str, Tree](), dict[str, float](), []
-        agreed = self.ensemble.zero()
+        agreed, attendance = self.ensemble.zero(), Attendance()
+
+        def ask(message: Message, job: Job) -> None:
+            nonlocal agreed
+            agreed = self.ensemble.add(agreed, self._opinion(job.work.removeprefix(f"{self.work}/"), message, job))
+
         for arch, some in by_architecture(self.architectures, clients):
             shared = of_architecture(state.shared, arch)
             job = Job(
@@ -164,23 +179,20 @@ class Fusion:
                 seed=seed,
                 settings=settings,
             )
-            total, of = self.aggregator.zero(), []
-            for message in engine.run(job):
-                total = self.aggregator.add(total, message)
-                agreed = self.ensemble.add(agreed, self._opinion(arch, message, job))
-                of.append((message.client_C, {name: x for name, x in message.metrics.items() if name in SUMMED}))
-            total = engine.merge(self.aggregator, total)
-            _, seen = joined(engine, of)
+            came = collect(engine, [job], self.aggregator, admission=self.admission, keep=SUMMED, seen=ask)
+            attendance += came.attendance
+            seen = came.metrics
             client_metrics.append(seen)
-            if seen and float(seen["failed"].sum()) < len(some):
-                change[arch], closed = self.aggregator.close(total, shared)
+            if seen and float(seen["failed"].sum()) < came.attendance.arrived:
+                change[arch], closed = self.aggregator.close(came.total, shared)
                 aggregated = {name: aggregated.get(name, 0.0) + value for name, value in closed.items()}
         agreed = engine.merge(self.ensemble, agreed)
         return (
             join_architectures(change),
             agreed,
             aggregated,
-            trees.concatenate(client_metrics) if client_metrics else {},
+            trees.concatenate(sums) if (sums := [one for one in client_metrics if one]) else {},
+            attendance,
         )
 
     def _opinion(self, arch: str, message: Message, job: Job) -> Message:

@@ -45,7 +45,8 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from lichen.core import tree as trees
+from lichen.core.admission import OPEN, Admission
+from lichen.core.collect import collect
 from lichen.core.contracts import Engine, Report, Sampler, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
@@ -167,6 +168,7 @@ class PrivateEvolution:
         parents: The texts themselves are candidates beside their variations.
         lookahead: Variations whose mean embedding stands for a candidate; 0: its own.
         work: The clients' work.
+        admission: What counts of what clients send.
 
     Raises:
         LichenError: if a setting makes no sense, or settings contradict each other.
@@ -193,6 +195,7 @@ class PrivateEvolution:
     parents: bool = True
     lookahead: int = 0
     work: str = "vote"
+    admission: Admission = OPEN
 
     def __post_init__(self) -> None:
         labels = set(self.counts)
@@ -258,19 +261,8 @@ class PrivateEvolution:
         clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
         job = Job(work=self.work, shared=shared, version=state.round, clients=clients, seed=derive(seed, "job"))
         votes = Votes(self.sigma, seed=derive(seed, "noise"), bits=self.bits)
-        total, client_metrics = votes.zero(), list[tuple[Tensor, Tree]]()
-        for message in engine.run(job):
-            total = votes.add(total, message)
-            client_metrics.append((message.client_C, dict(message.metrics)))
-        total = engine.merge(votes, total)
-        client_N = (
-            torch.cat([client_C for client_C, _ in client_metrics])
-            if client_metrics
-            else torch.empty(0, dtype=torch.int64)
-        )
-        _, seen = engine.join(
-            client_N, trees.concatenate([metrics for _, metrics in client_metrics]) if client_metrics else {}
-        )
+        came = collect(engine, [job], votes, admission=self.admission)
+        total, seen = came.total, came.metrics
         if self.share:
             votes = replace(votes, sigma=self.sigma * math.sqrt(1 - total.count / len(clients)) if clients else 0.0)
         true_M = fixed_point.read_sums(total)["votes"] * 2.0**-self.bits if total.count else torch.zeros(len(texts))
@@ -296,6 +288,7 @@ class PrivateEvolution:
             bytes_up=engine.bytes_up - up,
             bytes_down=engine.bytes_down - down,
             seconds=time.perf_counter() - start,
+            attendance=came.attendance,
         )
         return replace(state, round=state.round + 1, shared={**state.shared, **after.tree()}), report
 

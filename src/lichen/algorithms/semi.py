@@ -27,6 +27,7 @@ import torch
 
 from lichen.algorithms.average import Average
 from lichen.core import tree as trees
+from lichen.core.collect import drain
 from lichen.core.contracts import Aggregator, Engine, Report, ServerOptimizer, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
@@ -136,7 +137,7 @@ class FineTuned:
             base=self.base,
             settings={"lr_scale": self.lr_scale(number)},
         )
-        (message,) = self.server.run(job)
+        (message,) = drain(self.server, job)
         if float(message.metrics["failed"].sum()):
             return shared, math.nan
         count = float(message.metrics["count"].sum())

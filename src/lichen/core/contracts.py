@@ -9,13 +9,16 @@ Legend: C clients, B rows of a batch, T tokens, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final, runtime_checkable
 
 from torch import Tensor
 
+from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
+from lichen.core.replies import ATTENDED, Attendance, Reply
 from lichen.core.tree import Tree
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "ClientWork",
     "CohortModel",
     "Costed",
+    "Declares",
     "Engine",
     "Objective",
     "Report",
@@ -162,6 +166,14 @@ class ClientWork(Protocol):
         ...
 
 
+class Declares(Protocol):
+    """A client work that says beforehand what its message is."""
+
+    def expected(self, job: Job) -> Expected:
+        """What any client's message to this job must be, declared from the job alone; no row is looked at."""
+        ...
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientTask:
@@ -235,26 +247,54 @@ class Sampler(Protocol):
 
 
 class Engine(Protocol):
-    """Runs jobs: in this process, in others, or over a network.
+    """Transport and time: carries jobs out and replies back, in this process, in others, or over a network.
 
-    Where several ranks run one program, each calls the same methods in the same order; ``run`` yields
-    a rank its own clients' messages, and ``merge`` and ``join`` make the ranks' parts one. Bytes are
+    :func:`lichen.core.collect.collect` is what algorithms use it by.
+
+    Where several ranks run one program, each calls the same methods in the same order; ``replies`` yields
+    a rank its own clients' replies, and ``merge`` and ``join`` make the ranks' parts one. Bytes are
     counted between clients and server, and are everybody's after either of the two.
     """
 
-    bytes_up: int
-    bytes_down: int
+    @property
+    def bytes_up(self) -> int:
+        """Bytes from clients to server so far."""
+        ...
 
-    def run(self, job: Job) -> Iterator[Message]:
-        """The clients' messages as they arrive, C ≥ 1 each; counts what would cross."""
+    @property
+    def bytes_down(self) -> int:
+        """Bytes from server to clients so far."""
+        ...
+
+    def submit(self, job: Job) -> int:
+        """Send a job out; the number by which its replies are known."""
+        ...
+
+    def replies(self, numbers: Collection[int], until: float = math.inf) -> Iterator[Reply]:
+        """Replies to these jobs, as they arrive, C ≥ 1 clients each; counts what would cross.
+
+        Ends when every client of these jobs has replied, or at ``until`` on this engine's clock. Whoever stops
+        listening before may call again, and hears the rest; replies to other jobs wait.
+        """
+        ...
+
+    def cancel(self, number: int) -> None:
+        """Give a job up: no reply to it is yielded any more. Nothing happens where all have come."""
+        ...
+
+    def now(self) -> float:
+        """Seconds on this engine's clock, from any beginning."""
         ...
 
     def merge(self, aggregator: Aggregator, total: Any) -> Any:
         """The total of all ranks; ``total`` itself where there is one."""
         ...
 
-    def join(self, client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
-        """``(client_N, metrics)`` of all ranks, sorted by client; metrics are ``(N, ...)``."""
+    def join(
+        self, client_N: Tensor, metrics: Tree, lines: Sequence[Sequence[str]] = ()
+    ) -> tuple[Tensor, Tree, tuple[tuple[str, ...], ...]]:
+        """``(client_N, metrics, lines)`` of all ranks: sorted by client, metrics ``(N, ...)``; lines in the ranks'
+        order."""
         ...
 
 
@@ -297,6 +337,7 @@ class Report:
         seconds: Wall time of the round.
         valid_up: Of ``bytes_up``, those of validation.
         valid_down: Of ``bytes_down``, those of validation.
+        attendance: Who answered, what was refused and why.
     """
 
     round: int
@@ -308,6 +349,7 @@ class Report:
     seconds: float = 0.0
     valid_up: int = 0
     valid_down: int = 0
+    attendance: Attendance = ATTENDED
 
 
 class Algorithm(Protocol):

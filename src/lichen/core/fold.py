@@ -16,7 +16,7 @@ from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 
-__all__ = ["BEST", "ClientsPerBlock", "blocks", "fold", "serve"]
+__all__ = ["BEST", "ClientsPerBlock", "Served", "answer", "blocks", "fold", "serve"]
 
 ClientsPerBlock = Callable[[Job, ClientTask], tuple[int, ClientTask]]
 """Finds how many clients of a job stand side by side, and the task they do: the one given, or one in less memory."""
@@ -56,7 +56,11 @@ def fold(
     return work.final(state)
 
 
-def serve(
+Served = tuple[tuple[int, ...], Message | LichenError]
+"""A block's clients, and their message or why they have none."""
+
+
+def answer(
     job: Job,
     client_tasks: Mapping[str, ClientTask],
     store: ClientStore,
@@ -64,8 +68,8 @@ def serve(
     base: str = "",
     block_size: int | ClientsPerBlock = 8,
     device: str = "cpu",
-) -> Iterator[Message]:
-    """Do ``job`` for its clients and yield one message a block.
+) -> Iterator[Served]:
+    """Do ``job`` for its clients and yield, a block after the other, its message or why there is none.
 
     A block that does not fit into memory is halved, and so are those after it; nothing of it was kept.
 
@@ -81,10 +85,66 @@ def serve(
         block_size: Clients side by side, or what finds it for a job.
         device: Where tensors are brought before the work sees them; batches stay on the host.
 
-    Raises:
-        LichenError: if the node does not know the work, holds another base model, or has no room for
-            a single client.
+    A block that cannot do it costs the others nothing. Nobody can where the node does not know the work or holds
+    another base model.
     """
+    job = replace(job, shared=_on(job.shared, device))
+    try:
+        client_task, waiting = _blocks(job, client_tasks, store, base=base, block_size=block_size)
+    except LichenError as error:
+        yield job.clients, error
+        return
+    while waiting:
+        clients = waiting.popleft()
+        try:
+            done = _block(job, client_task, store, clients, device)
+            half = 0 if done is not None else _half(clients, device)
+        except LichenError as error:
+            if len(clients) > 1:  # whose fault it is shows when each does it alone
+                waiting.extendleft((client,) for client in reversed(clients))
+            else:
+                yield clients, error
+            continue
+        if done is None:
+            every = (clients, *waiting)
+            waiting = deque(part[i : i + half] for part in every for i in range(0, len(part), half))
+            continue
+        message, own_C = done
+        if own_C is not None:
+            store.stage(clients, job.version + 1, own_C, best=int(job.settings.get(BEST, -1)))
+        yield clients, message
+
+
+def serve(
+    job: Job,
+    client_tasks: Mapping[str, ClientTask],
+    store: ClientStore,
+    *,
+    base: str = "",
+    block_size: int | ClientsPerBlock = 8,
+    device: str = "cpu",
+) -> Iterator[Message]:
+    """The messages of :func:`answer`, whose arguments these are.
+
+    Raises:
+        LichenError: at the first block that cannot do it: if the node does not know the work, holds another base
+            model, or has no room for a single client.
+    """
+    for _, served in answer(job, client_tasks, store, base=base, block_size=block_size, device=device):
+        if isinstance(served, LichenError):
+            raise served
+        yield served
+
+
+def _blocks(
+    job: Job,
+    client_tasks: Mapping[str, ClientTask],
+    store: ClientStore,
+    *,
+    base: str,
+    block_size: int | ClientsPerBlock,
+) -> tuple[ClientTask, deque[tuple[int, ...]]]:
+    """``(task, the job's clients in blocks)``."""
     if job.work not in client_tasks:
         raise LichenError(
             f"unknown work {job.work!r}", where="job", fix=f"this node knows: {', '.join(sorted(client_tasks))}"
@@ -96,22 +156,9 @@ def serve(
             fix="load the same model at the same precision on both sides",
         )
     client_task = client_tasks[job.work]
-    job = replace(job, shared=_on(job.shared, device))
     size, client_task = (block_size, client_task) if isinstance(block_size, int) else block_size(job, client_task)
     split = store.split_by_state(job.clients, job.version)
-    waiting = deque(block for some in split for block in blocks(some, client_task.source, size))
-    while waiting:
-        clients = waiting.popleft()
-        done = _block(job, client_task, store, clients, device)
-        if done is None:
-            half = _half(clients, device)
-            every = (clients, *waiting)
-            waiting = deque(part[i : i + half] for part in every for i in range(0, len(part), half))
-            continue
-        message, own_C = done
-        if own_C is not None:
-            store.stage(clients, job.version + 1, own_C, best=int(job.settings.get(BEST, -1)))
-        yield message
+    return client_task, deque(block for some in split for block in blocks(some, client_task.source, size))
 
 
 def _block(

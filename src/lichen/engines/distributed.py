@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
 
@@ -27,7 +28,8 @@ from lichen.core import tree as trees
 from lichen.core.contracts import Aggregator, Costed
 from lichen.core.errors import LichenError
 from lichen.core.fold import blocks
-from lichen.core.message import Job, Message
+from lichen.core.message import Job
+from lichen.core.replies import Reply
 from lichen.core.tree import Tree
 from lichen.engines.local import LocalEngine, sorted_by_client
 from lichen.engines.ranks import Ranks
@@ -79,9 +81,21 @@ class DistributedEngine:
         mine = {c for piece, rank in zip(pieces, dealt, strict=True) if rank == self.ranks.rank for c in piece}
         return tuple(c for c in job.clients if c in mine)
 
-    def run(self, job: Job) -> Iterator[Message]:
-        """This rank's messages; ``bytes_up`` and ``bytes_down`` are everybody's after ``merge`` or ``join``."""
-        yield from self.local.run(replace(job, clients=self.share(job)))
+    def submit(self, job: Job) -> int:
+        """Take this rank's share of a job."""
+        return self.local.submit(replace(job, clients=self.share(job)))
+
+    def replies(self, numbers: Collection[int], until: float = math.inf) -> Iterator[Reply]:
+        """This rank's replies; ``bytes_up`` and ``bytes_down`` are everybody's after ``merge`` or ``join``."""
+        yield from self.local.replies(numbers, until)
+
+    def cancel(self, number: int) -> None:
+        """Give a job up on this rank."""
+        self.local.cancel(number)
+
+    def now(self) -> float:
+        """Seconds of this rank's steady clock."""
+        return self.local.now()
 
     def merge(self, aggregator: Aggregator, total: Any) -> Any:
         """The total of all ranks, of equal bytes on each.
@@ -98,19 +112,22 @@ class DistributedEngine:
             merged = part if rank == 0 else aggregator.merge(merged, part)
         return merged
 
-    def join(self, client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
-        """``(client_N, metrics)`` of all ranks, sorted by client; a rank without clients brings nothing.
+    def join(
+        self, client_N: Tensor, metrics: Tree, lines: Sequence[Sequence[str]] = ()
+    ) -> tuple[Tensor, Tree, tuple[tuple[str, ...], ...]]:
+        """``(client_N, metrics, lines)`` of all ranks, sorted by client; a rank without clients brings nothing.
 
         Raises:
             LichenError: what ended another rank, or metrics that do not match.
         """
-        mine = self._bring({"client": client_N, **trees.join("m.", metrics, {})}, {})
-        received = [self._take(data)[0] for data in self.ranks.exchange(mine, about="join")]
-        parts = [tensors for tensors in received if len(tensors["client"])]
+        mine = self._bring({"client": client_N, **trees.join("m.", metrics, {})}, {"lines": [list(x) for x in lines]})
+        received = [self._take(data) for data in self.ranks.exchange(mine, about="join")]
+        every = tuple(tuple(str(word) for word in line) for _, header in received for line in header["lines"])
+        parts = [tensors for tensors, _ in received if len(tensors["client"])]
         if not parts:
-            return client_N, metrics
+            return client_N, metrics, every
         whole = trees.concatenate(parts)
-        return sorted_by_client(whole.pop("client"), trees.split(whole, "m.")[0])
+        return *sorted_by_client(whole.pop("client"), trees.split(whole, "m.")[0]), every
 
     def _bring(self, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
         """The bytes of a tree and a header; the bytes counted since the last time ride along."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, final
 
 from torch import Tensor
 
 from lichen.core.contracts import Aggregator, ClientTask
-from lichen.core.fold import ClientsPerBlock, serve
+from lichen.core.errors import LichenError
+from lichen.core.fold import ClientsPerBlock, Served, answer
 from lichen.core.message import Job, Message, size, sizes, take_client
+from lichen.core.replies import Reply
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 
@@ -47,26 +51,60 @@ class LocalEngine:
         self.block_size, self.device = block_size, device
         self.bytes_up = 0
         self.bytes_down = 0
+        self._numbers = 0
+        self._running: dict[int, Iterator[Served]] = {}
 
-    def run(self, job: Job) -> Iterator[Message]:
-        """One message a block, in a stable order."""
-        if not job.clients:
-            return
-        self.bytes_down += sizes(job)
-        for message in serve(
+    def submit(self, job: Job) -> int:
+        """Take a job; it is begun when somebody listens."""
+        self._numbers += 1
+        if job.clients:
+            self.bytes_down += sizes(job)
+            self._running[self._numbers] = self._serve(job)
+        return self._numbers
+
+    def _serve(self, job: Job) -> Iterator[Served]:
+        return answer(
             job, self.client_tasks, self.store, base=self.base, block_size=self.block_size, device=self.device
-        ):
-            clients = message.client_C.shape[0]
-            if message.texts:
-                self.bytes_up += sum(size(take_client(message, c)) for c in range(clients))
-            else:
-                self.bytes_up += size(message) * clients
-            yield message
+        )
+
+    def replies(self, numbers: Collection[int], until: float = math.inf) -> Iterator[Reply]:
+        """One reply a block, job after job, in a stable order."""
+        waiting = [number for number in self._running if number in numbers]
+        while waiting and self.now() < until:
+            number = waiting[0]
+            served = next(self._running[number], None) if number in self._running else None
+            if served is None:
+                self._running.pop(waiting.pop(0), None)
+                continue
+            clients, what = served
+            if isinstance(what, LichenError):
+                yield Reply(job=number, clients=clients, error=what)
+                continue
+            self.bytes_up += _bytes_of(what)
+            yield Reply(job=number, clients=clients, message=what)
+
+    def cancel(self, number: int) -> None:
+        """Give a job up; what was not begun is never done."""
+        self._running.pop(number, None)
+
+    def now(self) -> float:
+        """Seconds of this machine's steady clock."""
+        return time.monotonic()
 
     def merge(self, aggregator: Aggregator, total: Any) -> Any:
         """The total: there is one rank."""
         return total
 
-    def join(self, client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
+    def join(
+        self, client_N: Tensor, metrics: Tree, lines: Sequence[Sequence[str]] = ()
+    ) -> tuple[Tensor, Tree, tuple[tuple[str, ...], ...]]:
         """The same, sorted by client."""
-        return sorted_by_client(client_N, metrics)
+        return *sorted_by_client(client_N, metrics), tuple(tuple(line) for line in lines)
+
+
+def _bytes_of(message: Message) -> int:
+    """Bytes that all clients of a message send."""
+    clients = message.client_C.shape[0]
+    if message.texts:
+        return sum(size(take_client(message, c)) for c in range(clients))
+    return size(message) * clients

@@ -8,20 +8,23 @@ and knows nothing of the server but the jobs it is sent. A frame is a kind (one 
 ``J``  a job, server to node
 ``M``  a message, node to server
 ``.``  the job is done, node to server (empty)
-``E``  the job failed, node to server (UTF-8 text)
+``E``  the job failed, node to server (JSON: what, where, fix)
 =====  =================================================
 """
 
 from __future__ import annotations
 
+import json
+import math
 import queue
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, final
 
 from torch import Tensor
@@ -29,7 +32,8 @@ from torch import Tensor
 from lichen.core.contracts import Aggregator, ClientTask
 from lichen.core.errors import LichenError, traceback_text
 from lichen.core.fold import serve
-from lichen.core.message import Job, Message, pack_job, pack_message, unpack_job, unpack_message
+from lichen.core.message import Job, pack_job, pack_message, size, unpack_job, unpack_message
+from lichen.core.replies import Reply
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.engines.local import sorted_by_client
@@ -43,6 +47,9 @@ MAX_FRAME = 1 << 36
 
 PIECE = 1 << 20
 """Bytes read at once."""
+
+ERROR = 1 << 14
+"""Bytes of a node's error that are read."""
 
 
 def write_frame(stream: BinaryIO, kind: bytes, body: bytes = b"") -> None:
@@ -109,63 +116,117 @@ def serve_frames(
                 write_frame(sink, b"M", pack_message(message))
             write_frame(sink, b".")
         except LichenError as error:
-            write_frame(sink, b"E", str(error).encode())
+            write_frame(sink, b"E", _error_bytes(error))
         except OSError:
             raise
         except Exception as error:
             print(traceback_text(error), file=sys.stderr, flush=True)
             first = (str(error).splitlines() or [""])[0][:200]  # the server is not to read a row in it
-            write_frame(sink, b"E", f"a fault of the node: {type(error).__name__}: {first}".encode())
+            fault = LichenError(f"a fault of the node: {type(error).__name__}: {first}", where="node")
+            write_frame(sink, b"E", _error_bytes(fault))
+
+
+def _error_bytes(error: LichenError) -> bytes:
+    return json.dumps([error.what, error.where, error.fix]).encode()
+
+
+def _error_of(body: bytes) -> LichenError:
+    """What a node says of itself; where it says nonsense, that."""
+    try:
+        what, where, fix = json.loads(body[:ERROR])
+        return LichenError(str(what), where=f"node: {where}" if where else "node", fix=str(fix))
+    except (ValueError, TypeError, RecursionError):
+        return LichenError(f"said: {body[:ERROR].decode(errors='replace')}", where="node")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """One client's job on its way to a node."""
+
+    number: int
+    client: int
+    job: Job
 
 
 @final
 class _Node:
-    """One spawned process and the tail of what it said on stderr."""
+    """One spawned process, the tail of what it said on stderr, and the thread that talks with it.
 
-    def __init__(self, command: Sequence[str]) -> None:
+    Args:
+        command: Starts it.
+        arrived: Where ``(order, bytes or error)`` is put for every order.
+        given_up: Numbers of jobs that nobody waits for any more.
+    """
+
+    def __init__(self, command: Sequence[str], arrived: _Arrived, given_up: set[int]) -> None:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=-1
         )
+        self.arrived, self.given_up = arrived, given_up
+        self.orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
+        self.ended = False
         self.tail: deque[str] = deque(maxlen=12)
         self.listener = threading.Thread(target=self._receive, daemon=True)
+        self.talker = threading.Thread(target=self._talk, daemon=True)
         self.listener.start()
+        self.talker.start()
 
     def _receive(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.tail.append(line.decode(errors="replace").rstrip())
 
-    def ask(self, jobs: Sequence[bytes], answers: queue.SimpleQueue[bytes | LichenError | None]) -> None:
-        """Send jobs one after another; put message bytes, or one error, and at last None."""
+    def _talk(self) -> None:
+        """One order after another; each gets exactly one answer, whatever the process does."""
+        while (order := self.orders.get()) is not None:
+            if order.number in self.given_up:
+                self.arrived.put((order, LichenError("the job was given up", where="node")))
+                continue
+            try:
+                if self.ended:
+                    raise BrokenPipeError
+                self.arrived.put((order, self._ask(pack_job(order.job))))
+            except (OSError, LichenError):
+                self.ended = True
+                self.listener.join(timeout=1)
+                wrong = "\n    ".join(self.tail) or "nothing"
+                ended = LichenError(f"a node's process ended; it said last:\n    {wrong}", where="node")
+                self.arrived.put((order, ended))
+
+    def _ask(self, job: bytes) -> bytes | LichenError:
+        """The one message of a job's one client, or the node's error.
+
+        Raises:
+            OSError: if the process has ended.
+            LichenError: if what it writes are no frames; nothing of it can be understood from then on.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        try:
-            for job in jobs:
-                write_frame(self.process.stdin, b"J", job)  # type: ignore[arg-type]
-                messages = 0
-                while True:
-                    frame = read_frame(self.process.stdout)  # type: ignore[arg-type]
-                    if frame is None:
-                        raise BrokenPipeError
-                    if frame[0] == b"M":
-                        messages += 1
-                        answers.put(frame[1])
-                        continue
-                    if frame[0] == b"E":
-                        answers.put(LichenError(frame[1].decode(errors="replace"), where="node"))
-                    elif frame[0] != b"." or messages != 1:
-                        wrong = f"answered one job with {messages} messages and a frame {frame[0]!r}"
-                        answers.put(LichenError(wrong, where="node", fix="both ends must run the same version"))
-                    break
-        except (OSError, LichenError):
-            self.listener.join(timeout=1)
-            wrong = "\n    ".join(self.tail) or "nothing"
-            answers.put(LichenError(f"a node's process ended; it said last:\n    {wrong}", where="node"))
-        answers.put(None)
+        write_frame(self.process.stdin, b"J", job)  # type: ignore[arg-type]
+        answers = list[bytes]()
+        while True:
+            frame = read_frame(self.process.stdout)  # type: ignore[arg-type]
+            if frame is None:
+                raise BrokenPipeError
+            if frame[0] == b"E":
+                return _error_of(frame[1])
+            if frame[0] == b".":
+                break
+            if frame[0] != b"M":
+                return LichenError(f"answered with a frame {frame[0]!r}", where="node", fix=SAME)
+            if not answers:
+                answers.append(frame[1])
+            else:
+                answers.append(b"")
+        if len(answers) != 1:
+            return LichenError(f"answered one job with {len(answers)} messages", where="node", fix=SAME)
+        return answers[0]
 
     def close(self) -> None:
+        self.orders.put(None)
         if self.process.stdin is not None:
-            with suppress(BrokenPipeError):  # what a dead node has not read
+            with suppress(BrokenPipeError, ValueError):  # what a dead node has not read
                 self.process.stdin.close()
         try:
             self.process.wait(timeout=10)
@@ -174,9 +235,16 @@ class _Node:
             self.process.wait()
 
 
+SAME = "both ends must run the same version"
+
+_Arrived = queue.SimpleQueue[tuple[_Order, bytes | LichenError]]
+
+
 @final
 class SpawnedEngine:
     """Clients spread over spawned processes; what crosses is what is counted.
+
+    A node whose process has ended costs its clients the round, and is started again for the next.
 
     Args:
         command: Starts one node that speaks frames on stdin and stdout.
@@ -190,44 +258,80 @@ class SpawnedEngine:
         self.nodes: list[_Node] = []
         self.bytes_up = 0
         self.bytes_down = 0
+        self._numbers = 0
+        self._arrived: _Arrived = queue.SimpleQueue()
+        self._waiting: dict[int, int] = {}  # clients of each job whose answer has not come
+        self._given_up: set[int] = set()
+        self._early: dict[int, list[Reply]] = {}  # replies that came while others were listened to
 
-    def run(self, job: Job) -> Iterator[Message]:
-        """One message a client, as they arrive.
-
-        Raises:
-            LichenError: what a node refused, or the last words of one that ended.
-        """
-        if not self.nodes:
-            self.nodes = [_Node(self.command) for _ in range(self.count)]
-        answers: queue.SimpleQueue[bytes | LichenError | None] = queue.SimpleQueue()
-        work: list[list[bytes]] = [[] for _ in self.nodes]
+    def submit(self, job: Job) -> int:
+        """Hand each client's job to its node."""
+        self._start()
+        self._numbers += 1
         for client in job.clients:
-            work[client % self.count].append(pack_job(self._for(job, client)))
-        self.bytes_down += sum(len(body) for jobs in work for body in jobs)
-        if job.snapshot:  # until all have answered nobody knows
-            self._acked.update(dict.fromkeys(job.clients, ""))
-        threads = [
-            threading.Thread(target=node.ask, args=(jobs, answers), daemon=True)
-            for node, jobs in zip(self.nodes, work, strict=True)
-        ]
-        for thread in threads:
-            thread.start()
-        left, refused = len(threads), None
-        while left:
-            answer = answers.get()
-            if answer is None:
-                left -= 1
-            elif isinstance(answer, LichenError):
-                refused = refused or answer  # the others finish first, so that no frame of theirs is left over
-            else:
-                self.bytes_up += len(answer)
-                yield unpack_message(answer)
-        for thread in threads:
-            thread.join()
-        if refused is not None:
-            raise refused
-        if job.snapshot:
-            self._acked.update(dict.fromkeys(job.clients, job.snapshot))
+            mine = self._for(job, client)
+            if job.snapshot:  # until it has answered nobody knows
+                self._acked[client] = ""
+            self.bytes_down += size(mine)
+            self.nodes[client % self.count].orders.put(_Order(self._numbers, client, mine))
+        if job.clients:
+            self._waiting[self._numbers] = len(job.clients)
+        return self._numbers
+
+    def _start(self) -> None:
+        """Every node alive; one that was started again holds no client's view."""
+        if not self.nodes:
+            self.nodes = [_Node(self.command, self._arrived, self._given_up) for _ in range(self.count)]
+        for place, node in enumerate(self.nodes):
+            if node.ended:
+                node.close()
+                self.nodes[place] = _Node(self.command, self._arrived, self._given_up)
+                self._acked = {client: view for client, view in self._acked.items() if client % self.count != place}
+
+    def replies(self, numbers: Collection[int], until: float = math.inf) -> Iterator[Reply]:
+        """One reply a client, as they arrive."""
+        for number in numbers:
+            while early := self._early.get(number):
+                yield early.pop(0)
+        while any(number in self._waiting for number in numbers):
+            left = until - self.now()
+            if left <= 0:
+                return
+            try:
+                order, answer = self._arrived.get(timeout=None if left == math.inf else left)
+            except queue.Empty:
+                return
+            reply, given_up = self._reply(order, answer), order.number in self._given_up
+            self._waiting[order.number] -= 1
+            if not self._waiting[order.number]:
+                self._waiting.pop(order.number)
+                self._given_up.discard(order.number)
+            if order.number in numbers:
+                yield reply
+            elif not given_up:
+                self._early.setdefault(order.number, []).append(reply)
+
+    def _reply(self, order: _Order, answer: bytes | LichenError) -> Reply:
+        """What came, read."""
+        if isinstance(answer, LichenError):
+            return Reply(job=order.number, clients=(order.client,), error=answer)
+        self.bytes_up += len(answer)
+        if order.job.snapshot:
+            self._acked[order.client] = order.job.snapshot
+        try:
+            return Reply(job=order.number, clients=(order.client,), message=unpack_message(answer))
+        except LichenError as error:
+            return Reply(job=order.number, clients=(order.client,), error=error, reason="bytes")
+
+    def cancel(self, number: int) -> None:
+        """Give a job up; what no node has begun is never done."""
+        self._early.pop(number, None)
+        if number in self._waiting:
+            self._given_up.add(number)
+
+    def now(self) -> float:
+        """Seconds of this machine's steady clock."""
+        return time.monotonic()
 
     def _for(self, job: Job, client: int) -> Job:
         """The job for one client; the view is sent whole where its node was started after it got the last one."""
@@ -239,15 +343,18 @@ class SpawnedEngine:
         """The total: one server, one rank."""
         return total
 
-    def join(self, client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
+    def join(
+        self, client_N: Tensor, metrics: Tree, lines: Sequence[Sequence[str]] = ()
+    ) -> tuple[Tensor, Tree, tuple[tuple[str, ...], ...]]:
         """The same, sorted by client."""
-        return sorted_by_client(client_N, metrics)
+        return *sorted_by_client(client_N, metrics), tuple(tuple(line) for line in lines)
 
     def close(self) -> None:
         """End the nodes."""
         for node in self.nodes:
             node.close()
         self.nodes, self._acked = [], {}
+        self._waiting, self._given_up, self._early, self._arrived = {}, set(), {}, queue.SimpleQueue()
 
     def __enter__(self) -> SpawnedEngine:
         return self

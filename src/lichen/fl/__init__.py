@@ -10,6 +10,7 @@ Contracts. What has these methods is one; nothing is inherited.
 - ``CohortModel``: many clients' models at once (``init``, ``loss``, ``losses``, ``logits``).
 - ``GradientStep``: what happens to a client's gradients before it steps (``own``, ``init``, ``update``, ``final``).
 - ``Engine``: runs jobs and yields the clients' messages (``run``, ``merge``, ``join``).
+- ``Engine``: carries jobs out and replies back (``submit``, ``replies``, ``cancel``, ``now``, ``merge``, ``join``).
 - ``Sampler``: says who is invited (``invite``).
 - ``ServerOptimizer``: steps with the mean change (``init``, ``update``).
 - ``Source``: yields a client's batches (``shape``, ``batches``).
@@ -19,6 +20,7 @@ Values that pass between them.
 - ``Batch``: one step of C clients, tensors by name.
 - ``Job``: what the server asks of some clients.
 - ``Message``: what they answer.
+- ``Reply``: a message, or why there is none.
 - ``Report``: what is known of a finished round.
 - ``ServerState``: all that the server remembers between rounds.
 - ``ClientTask``: one thing that clients can be asked for, a work and its source.
@@ -28,6 +30,7 @@ Values that pass between them.
 
 The loop.
 
+- ``collect``: sends jobs out and folds what counts of the replies; every algorithm uses it.
 - ``run``: rounds with checkpoints; a resumed run gives the same bytes.
 - ``ClientStore``: the clients' private state, in a folder.
 - ``LichenError``: bad input, as what, where and the fix.
@@ -58,6 +61,7 @@ from lichen.clients.training.gradient_step import GradientStep
 from lichen.clients.training.gradient_steps import Clip, Proximal, WeightDecay
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
+from lichen.core.collect import collect
 from lichen.core.contracts import (
     Aggregator,
     Algorithm,
@@ -74,6 +78,7 @@ from lichen.core.contracts import (
 )
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
+from lichen.core.replies import Reply
 from lichen.core.roster import Member, Roster
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
@@ -114,6 +119,7 @@ __all__ = [
     "Member",
     "Message",
     "Proximal",
+    "Reply",
     "Report",
     "Roster",
     "Sampler",
@@ -129,5 +135,6 @@ __all__ = [
     "Tree",
     "Uniform",
     "WeightDecay",
+    "collect",
     "run",
 ]

@@ -23,6 +23,7 @@ from lichen.clients.distillation.selective import Selective, predicted_labels
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
+from lichen.core.collect import drain
 from lichen.core.contracts import ClientTask, ClientWork
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
@@ -185,8 +186,8 @@ def _federate(
     state = average.init(start)
     for r in range(rounds):
         state, _ = average.round(state, engine, r)
-    (message,) = engine.run(
-        Job(work="test", shared=state.shared, version=rounds, clients=tuple(range(CLIENTS)), seed=0)
+    (message,) = drain(
+        engine, Job(work="test", shared=state.shared, version=rounds, clients=tuple(range(CLIENTS)), seed=0)
     )
     confusion = message.metrics["confusion"]
     return confusion.diagonal(dim1=1, dim2=2).sum(1) / message.metrics["count"]
@@ -303,7 +304,7 @@ def test_minmax_raises_the_worst_client_on_real_features(lesson: Lesson, tmp_pat
         state = algorithm.init(model.init(0))
         for r in range(30):
             state, _ = algorithm.round(state, engine, r)
-        messages = engine.run(Job(work="test", shared=state.shared, version=30, clients=tuple(range(6)), seed=0))
+        messages = drain(engine, Job(work="test", shared=state.shared, version=30, clients=tuple(range(6)), seed=0))
         losses = {
             int(c): float(loss / count)
             for m in messages

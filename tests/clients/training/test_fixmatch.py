@@ -18,6 +18,7 @@ from lichen.clients.training.gradient_steps import Proximal
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
+from lichen.core.collect import drain
 from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.store import ClientStore
@@ -179,7 +180,7 @@ def test_the_table_lasts_from_round_to_round_and_hard_classes_get_in(written: An
         work = FixMatch(train(MLP), still, threshold=0.7, rows=rows_kept)
         store = ClientStore(tmp_path / str(rows_kept))
         engine = LocalEngine({"train": ClientTask(work=work, source=source)}, store)
-        messages = [next(engine.run(replace(asked, version=v, seed=v))) for v in range(3)]
+        messages = [next(drain(engine, replace(asked, version=v, seed=v))) for v in range(3)]
         chosen[rows_kept] = sum(float(m.metrics["pseudo"].sum()) for m in messages)
     table = store.load((0, 1), 3)["semi/table"]  # type: ignore[index]
     assert table.shape == (2, 105)
@@ -294,7 +295,7 @@ def federated(shared: Any, work: Any, source: Any, folder: Path, *, rounds: rang
     """The shared tensors after some rounds of plain averaging."""
     engine = LocalEngine({"train": ClientTask(work=work, source=source)}, ClientStore(folder))
     for version in rounds:
-        messages = list(engine.run(job(shared, range(clients), work="train", version=version, seed=version)))
+        messages = list(drain(engine, job(shared, range(clients), work="train", version=version, seed=version)))
         total = sum(float(m.weight_C.sum()) for m in messages)
         change = {
             name: sum((m.weight_C.view(-1, *[1] * x.dim()) * m.tensors[name]).sum(0) for m in messages) / total

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import lichen
+from lichen.core.collect import drain
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import derive
@@ -105,7 +106,7 @@ def test_weights_by_rows_are_the_mean_of_mcmahan(tmp_path: Path) -> None:
         seed=seed,
         settings={"lr_scale": 1.0},
     )
-    for message in engine(made, tmp_path / "each", block=1).run(job):
+    for message in drain(engine(made, tmp_path / "each", block=1), job):
         deltas[int(message.client_C)] = message.tensors
     rows = [shard.size for shard in made.train]
     assert len(set(rows)) == 4

@@ -12,7 +12,7 @@ Legend: C clients, N public rows, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
 
@@ -26,7 +26,8 @@ from lichen.clients.evaluation.early_stopping import KeepBest
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.gradient_steps import Proximal
 from lichen.core.contracts import Aggregator, ClientTask, ClientWork, Engine, Source
-from lichen.core.message import Job, Message
+from lichen.core.message import Job
+from lichen.core.replies import Reply
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import EvalSource, Shard
@@ -50,20 +51,43 @@ class ByArchitecture:
     def __init__(self, engine: Engine, *, architectures: Architectures) -> None:
         self.engine, self.architectures = engine, architectures
         self.bytes_up, self.bytes_down = engine.bytes_up, engine.bytes_down
+        self._numbers, self._out = 0, dict[int, tuple[int, ...]]()
 
-    def run(self, job: Job) -> Iterator[Message]:
-        """The messages of all kinds."""
-        for arch, some in by_architecture(self.architectures, job.clients):
-            yield from self.engine.run(replace(job, work=f"{job.work}/{arch}", clients=some, shared={}))
+    def submit(self, job: Job) -> int:
+        """One job of every kind."""
+        numbers = [
+            self.engine.submit(replace(job, work=f"{job.work}/{arch}", clients=some, shared={}))
+            for arch, some in by_architecture(self.architectures, job.clients)
+        ]
+        self._numbers += 1
+        self._out[self._numbers] = tuple(numbers)
+        return self._numbers
+
+    def replies(self, numbers: Collection[int], until: float = math.inf) -> Iterator[Reply]:
+        """The replies of all kinds."""
+        whose = {inner: outer for outer in numbers for inner in self._out.get(outer, ())}
+        for reply in self.engine.replies(whose, until):
             self.bytes_up, self.bytes_down = self.engine.bytes_up, self.engine.bytes_down
+            yield replace(reply, job=whose[reply.job])
+
+    def cancel(self, number: int) -> None:
+        """Give up the jobs of all kinds."""
+        for inner in self._out.pop(number, ()):
+            self.engine.cancel(inner)
+
+    def now(self) -> float:
+        """The engine's."""
+        return self.engine.now()
 
     def merge(self, aggregator: Aggregator, total: Any) -> Any:
         """The engine's."""
         return self.engine.merge(aggregator, total)
 
-    def join(self, client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
+    def join(
+        self, client_N: Tensor, metrics: Tree, lines: Sequence[Sequence[str]] = ()
+    ) -> tuple[Tensor, Tree, tuple[tuple[str, ...], ...]]:
         """The engine's."""
-        return self.engine.join(client_N, metrics)
+        return self.engine.join(client_N, metrics, lines)
 
 
 def engine_of(

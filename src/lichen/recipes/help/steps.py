@@ -17,6 +17,8 @@ import torch
 from lichen.clients.distillation.distill import pre_distil
 from lichen.clients.distillation.selective import predicted_labels
 from lichen.clients.statistics.sufficient import Statistics
+from lichen.core.admission import OPEN
+from lichen.core.collect import collect
 from lichen.core.contracts import ClientTask, Source
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
@@ -252,12 +254,9 @@ def with_closed_form_head(loaded: LoadedExperiment, result: HelpResult, folder: 
             device=recipe.model.device,
         )
         rule = Lda(bits=12) if recipe.model.head == "lda" else Ridge(recipe.ridge, bits=12, bias=biased)
-        total = rule.zero()
         everyone = tuple(range(len(experiment.train)))
-        for message in engine.run(
-            Job(work="statistics", shared={}, version=0, clients=everyone, seed=0, base=experiment.model.base)
-        ):
-            total = rule.add(total, message)
+        job = Job(work="statistics", shared={}, version=0, clients=everyone, seed=0, base=experiment.model.base)
+        total = collect(engine, [job], rule, admission=OPEN).total
         # On rows that are not in the statistics: its own flatter a head, and it would be scaled too far.
         validation = experiment.evaluating(experiment.valid)
         scale_on = [batch for client in everyone for batch in validation.batches((client,), 0)]

@@ -18,6 +18,8 @@ from lichen.algorithms.private_evolution import PrivateEvolution
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.statistics.leakage import Leakage, flags
 from lichen.clients.statistics.nearest_vote import NearestNeighborHistogram
+from lichen.core.admission import OPEN
+from lichen.core.collect import collect
 from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
@@ -308,10 +310,8 @@ def _leaks(loaded: LoadedExperiment, texts: Sequence[str], folder: RunFolder) ->
         {"leakage": ClientTask(work=work, source=NoBatches())}, ClientStore(folder.path / "state" / "none")
     )
     mean = Mean("uniform")
-    total = mean.zero()
     job = Job(work="leakage", shared={}, version=0, clients=tuple(range(len(clients_data))), seed=0, texts=tuple(texts))
-    for message in engine.run(job):
-        total = mean.add(total, message)
+    total = collect(engine, [job], mean, admission=OPEN).total
     return flags(mean.close(total, {})[0]), engine.bytes_up, engine.bytes_down
 
 

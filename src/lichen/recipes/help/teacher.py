@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lichen.clients.distillation.teacher_labels import AnswerWork, LocalTeacher, NoBatches
+from lichen.core.collect import drain
 from lichen.core.contracts import ClientTask
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
@@ -51,7 +52,7 @@ def ask(
         ClientStore(folder.path / "state" / "none"),
     )
     job = Job(work="answer", shared={}, version=0, clients=(0,), seed=0, texts=tuple(texts))
-    (message,) = engine.run(job)
+    (message,) = drain(engine, job)
     answers = {f"answers.{name}": x[0] for name, x in message.tensors.items()}
     return answers, engine.bytes_up, engine.bytes_down
 

@@ -13,6 +13,7 @@ import torch
 
 from lichen.algorithms.exchange import by_architecture
 from lichen.core import tree as trees
+from lichen.core.collect import drain
 from lichen.core.contracts import ServerState
 from lichen.core.message import Job
 from lichen.core.store import ClientStore, save_tree
@@ -73,7 +74,7 @@ def ensemble_column(
             invited = some if private else some[:1]
             version = 2 * recipe.federation.rounds
             job = Job(work=f"said/{arch}", shared=trained.models(arch), version=version, clients=invited, seed=0)
-            for message in engine.run(job):
+            for message in drain(engine, job):
                 total = mean.add(total, message)
         teacher_label_M = mean.probabilities(total).argmax(-1)
         confusion = torch.zeros(len(test), classes, classes, dtype=torch.float64)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from lichen.clients.statistics.sufficient import Statistics
+from lichen.core.admission import OPEN
+from lichen.core.collect import collect
 from lichen.core.contracts import ClientTask, Engine, Report
 from lichen.core.message import Job
 from lichen.core.seeds import numpy_generator
@@ -73,10 +75,7 @@ def solve(recipe: Recipe, engine: Engine, clients: Sequence[int]) -> Tree:
     """One round: ask these clients for their statistics, add them up, solve."""
     ridge = Ridge(lam=recipe.ridge)
     job = Job(work="statistics", shared={}, version=0, clients=tuple(clients), seed=0)
-    total = ridge.zero()
-    for message in engine.run(job):
-        total = ridge.add(total, message)
-    return ridge.close(engine.merge(ridge, total), {})[0]
+    return ridge.close(collect(engine, [job], ridge, admission=OPEN).total, {})[0]
 
 
 def predict(head: Tree, x_NF: np.ndarray) -> Tensor:

@@ -32,12 +32,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lichen.algorithms.average import is_validated, joined, mean_loss, score, summed, with_best
-from lichen.algorithms.fusion import SUMMED
+from lichen.algorithms.average import SUMMED, is_validated, mean_loss, score, summed, with_best
 from lichen.clients.distillation.private_models import LocalInit
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
+from lichen.core.admission import OPEN, Admission
+from lichen.core.collect import collect
 from lichen.core.contracts import ClientTask, Engine, Report, Sampler, ServerState, Source
 from lichen.core.errors import LichenError
 from lichen.core.fold import fold
@@ -98,6 +99,7 @@ class GKT:
         valid: The validating work; None for none.
         valid_every: Rounds between validations.
         lr_scale: Factor on the clients' learning rate in round r (from 0).
+        admission: What counts of what clients send.
 
     Raises:
         LichenError: if the server's training is personal, or a number is not positive.
@@ -112,6 +114,7 @@ class GKT:
     valid: str | None = "valid"
     valid_every: int = 1
     lr_scale: Callable[[int], float] = lambda _: 1.0
+    admission: Admission = OPEN
 
     def __post_init__(self) -> None:
         if self.top.personal:
@@ -129,29 +132,24 @@ class GKT:
         """One round. A round in which nobody offers rows leaves the server's network as it is."""
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
         clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
-        gather, total, metrics_of = GatherFeatures(), GatherFeatures().zero(), []
-        settings = {"lr_scale": self.lr_scale(state.round)}
+        settings, jobs = {"lr_scale": self.lr_scale(state.round)}, []
         for client in clients:
             mine, _ = trees.split(state.shared, f"answers/{client}/")
             answers = trees.join("answers.", mine, {})
             work = "learn" if answers else "train"
-            job = Job(
-                work=work, shared=answers, version=2 * state.round, clients=(client,), seed=seed, settings=settings
+            jobs.append(
+                Job(work=work, shared=answers, version=2 * state.round, clients=(client,), seed=seed, settings=settings)
             )
-            for message in engine.run(job):
-                metrics_of.append(
-                    (message.client_C, {name: x for name, x in message.metrics.items() if name in SUMMED})
-                )
-        _, seen = joined(engine, metrics_of)
-        for client in clients:
-            for message in engine.run(
-                Job(work="offer", shared={}, version=2 * state.round + 1, clients=(client,), seed=seed)
-            ):
-                total = gather.add(total, message)
-        total = engine.merge(gather, total)
-        sums, metrics = summed(seen)
-        if total:
-            rows, _ = gather.close(total, {})
+        trained = collect(engine, jobs, admission=self.admission, keep=SUMMED)
+        offers = [
+            Job(work="offer", shared={}, version=2 * state.round + 1, clients=(client,), seed=seed)
+            for client in clients
+        ]
+        gather = GatherFeatures()
+        came = collect(engine, offers, gather, admission=self.admission, keep=())
+        sums, metrics = summed(trained.metrics)
+        if came.total:
+            rows, _ = gather.close(came.total, {})
             shared, metrics["top_loss"] = self._teach(state, rows, derive(seed, "top"))
             state = replace(state, shared=shared)
         state = replace(state, round=state.round + 1)
@@ -160,7 +158,7 @@ class GKT:
             everyone = tuple(range(self.weight_N.shape[0]))
             top = {name: x for name, x in state.shared.items() if name.startswith("top/")}
             judging = Job(work=self.valid, shared=top, version=2 * state.round - 1, clients=everyone, seed=0)
-            metrics["valid"] = mean_loss(score(engine, judging)[1])
+            metrics["valid"] = mean_loss(score(engine, judging, self.admission)[1])
             state = with_best(state, metrics["valid"], top)
         return state, Report(
             round=state.round,
@@ -172,6 +170,7 @@ class GKT:
             seconds=time.perf_counter() - start,
             valid_up=engine.bytes_up - trained_up,
             valid_down=engine.bytes_down - trained_down,
+            attendance=trained.attendance + came.attendance,
         )
 
     def _teach(self, state: ServerState, rows: Tree, seed: int) -> tuple[Tree, float]:

@@ -25,14 +25,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import torch
 
-from lichen.algorithms.average import is_validated, joined, mean_loss, score
+from lichen.algorithms.average import is_validated, mean_loss, score
 from lichen.core import tree as trees
+from lichen.core.admission import OPEN, Admission
+from lichen.core.collect import collect
 from lichen.core.contracts import ClientTask, Engine, Report, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.fold import fold
@@ -88,6 +90,7 @@ class Mutual:
         lr_scale: Factor on all learning rates in round r (from 0).
         transfer: Whether answers are believed at all; without it everybody takes the same steps on the same
             texts and nobody is told anything: what the method is measured against.
+        admission: What counts of what clients send.
 
     Raises:
         LichenError: if there is no client, or one is in two groups.
@@ -101,6 +104,7 @@ class Mutual:
     valid_every: int = 1
     lr_scale: Callable[[int], float] = lambda _: 1.0
     transfer: bool = True
+    admission: Admission = OPEN
 
     def __post_init__(self) -> None:
         everyone = [client for group in self.groups for client in group.clients]
@@ -133,7 +137,7 @@ class Mutual:
                 base=group.base,
                 settings=settings,
             )
-            accepted += float(score(engine, job)[1]["believed"].sum())
+            accepted += float(score(engine, job, self.admission)[1]["believed"].sum())
         everyone = sum(len(group.clients) for group in self.groups)
         metrics["client_believed"] = accepted / (everyone * texts)
         shared, loss = distill_step(self.distill, state.shared, answers, seed=derive(seed, "server"), settings=settings)
@@ -172,14 +176,15 @@ class Mutual:
         self, state: ServerState, engine: Engine, mine: Message, *, seed: int, settings: dict[str, float]
     ) -> tuple[Tree, dict[str, float], int]:
         """``(answers that the server believes, metrics, tokens trained on)`` of the clients' visits."""
-        total, client_metrics = self.select.zero(), []
+        by_group = []
         for group in self.groups:
             job = self._started(group, group.train_then_report, 2 * state.round, seed, first=state.round == 0)
-            for message in engine.run(replace(job, settings=settings)):
-                total = self.select.add(total, replace(carried(message, group.up), group=mine.group))
-                client_metrics.append((message.client_C, message.metrics))
-        total = engine.merge(self.select, total)
-        _, seen = joined(engine, client_metrics)
+            carry = Carried(self.select, group.up, mine.group)
+            by_group.append(collect(engine, [replace(job, settings=settings)], carry, admission=self.admission))
+        total = self.select.zero()
+        for came in by_group:
+            total = self.select.merge(total, came.total)
+        seen = trees.concatenate([came.metrics for came in by_group if came.metrics])
         sums = {n: math.fsum(seen[n].tolist()) for n in ("loss_sum", "count", "tokens", "failed")}
         metrics = {"loss": sums["loss_sum"] / sums["count"]} if sums["count"] else {}
         if sums["failed"]:
@@ -197,12 +202,52 @@ class Mutual:
         return answers if self.transfer else null_targets(answers)
 
     def _validate(self, state: ServerState, engine: Engine) -> dict[str, float]:
-        client_metrics = []
-        for group in self.groups:
-            if group.valid is not None:
-                job = self._started(group, group.valid, 2 * state.round, 0, first=False)
-                client_metrics += [(message.client_C, message.metrics) for message in engine.run(job)]
-        return {"valid": mean_loss(joined(engine, client_metrics)[1])} if client_metrics else {}
+        jobs = [
+            self._started(group, group.valid, 2 * state.round, 0, first=False)
+            for group in self.groups
+            if group.valid is not None
+        ]
+        return {"valid": mean_loss(collect(engine, jobs, admission=self.admission).metrics)} if jobs else {}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """An aggregator for messages in another vocabulary: each is carried over before it is added.
+
+    Args:
+        inner: The aggregator.
+        bridge: Carries.
+        group: What messages are called then.
+    """
+
+    inner: Select
+    bridge: Bridge
+    group: str
+
+    def zero(self) -> Any:
+        """Nothing folded in."""
+        return self.inner.zero()
+
+    def add(self, total: Any, message: Message) -> Any:
+        """Fold a message in, carried over."""
+        return self.inner.add(total, replace(carried(message, self.bridge), group=self.group))
+
+    def merge(self, a: Any, b: Any) -> Any:
+        """Both together."""
+        return self.inner.merge(a, b)
+
+    def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
+        """``(change, metrics)`` of the wrapped one."""
+        return self.inner.close(total, shared)
+
+    def dump(self, total: Any) -> tuple[Tree, dict[str, Any]]:
+        """``(tensors, header)`` of a total."""
+        return self.inner.dump(total)
+
+    def load(self, tensors: Tree, header: Mapping[str, Any]) -> Any:
+        """Undo :meth:`dump`."""
+        return self.inner.load(tensors, header)
 
 
 def null_targets(answers: Tree) -> Tree:

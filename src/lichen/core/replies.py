@@ -1,0 +1,129 @@
+"""What comes back for a job: a message or a refusal, as values, and who of those invited answered.
+
+An engine yields one :class:`Reply` after another. That a client could not do its job is a reply too: it costs that
+client the round, and nobody else anything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+from lichen.core.errors import LichenError
+from lichen.core.message import Message
+
+__all__ = ["ATTENDED", "Attendance", "Refusal", "Reply"]
+
+NAMED = 16
+"""Refusals of a round that are told one by one; the rest are counted."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What some clients of a job gave: a message, or why there is none.
+
+    Attributes:
+        job: The number that ``submit`` gave.
+        clients: Who was asked; where a message claims others, it is refused.
+        message: What came; None where ``error`` is set.
+        error: Why these clients cannot do it.
+        reason: One word for that: ``error`` as the client's own, ``bytes`` where what it sent cannot be read.
+    """
+
+    job: int
+    clients: tuple[int, ...]
+    message: Message | None = None
+    error: LichenError | None = None
+    reason: str = "error"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why something that came is not counted.
+
+    Attributes:
+        client: Who was asked, or -1 where it cannot be said.
+        reason: One word: ``error`` where the client could not do its job, else what was wrong with its message.
+        what: The sentence.
+        where: The place that a client's own error names.
+        fix: What may help.
+    """
+
+    client: int
+    reason: str
+    what: str
+    where: str = ""
+    fix: str = ""
+
+    def error(self) -> LichenError:
+        """The same as what a user reads."""
+        return LichenError(self.what, where=self.where or f"message of client {self.client}", fix=self.fix)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attendance:
+    """Who answered in a round.
+
+    Attributes:
+        invited: Clients that were asked.
+        arrived: Clients whose message counts.
+        refused: How many replies were not counted, by reason.
+        named: The first of them.
+        missing: Clients from whom nothing came that counts, and nothing that was refused, in time.
+
+    >>> some = Attendance.of([3, 4, 5], [3], [Refusal(client=4, reason="shape", what="w is too long")])
+    >>> some.arrived, dict(some.refused), some.missing
+    (1, {'shape': 1}, (5,))
+    """
+
+    invited: int = 0
+    arrived: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    named: tuple[Refusal, ...] = ()
+    missing: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, invited: Iterable[int], arrived: Iterable[int], refused: Iterable[Refusal]) -> Attendance:
+        """From those invited, those that count, and the refusals."""
+        invited, arrived, refused = tuple(invited), set(arrived), tuple(refused)
+        refused_clients = {refusal.client for refusal in refused}
+        return cls(
+            invited=len(invited),
+            arrived=len(arrived),
+            refused=dict(sorted(Counter(refusal.reason for refusal in refused).items())),
+            named=refused[:NAMED],
+            missing=tuple(c for c in invited if c not in arrived and c not in refused_clients),
+        )
+
+    def __add__(self, other: Attendance) -> Attendance:
+        return Attendance(
+            invited=self.invited + other.invited,
+            arrived=self.arrived + other.arrived,
+            refused=dict(sorted((Counter(self.refused) + Counter(other.refused)).items())),
+            named=(*self.named, *other.named)[:NAMED],
+            missing=tuple(sorted({*self.missing, *other.missing})),
+        )
+
+    def summary(self) -> str:
+        """One line; empty where everybody came and nothing was refused.
+
+        >>> Attendance.of([3, 4, 5], [3], [Refusal(client=4, reason="shape", what="w is too long")]).summary()
+        '1 of 3 clients count; refused: 1 shape; missing: 1'
+        """
+        if self.arrived == self.invited and not self.refused:
+            return ""
+        parts = [f"{self.arrived} of {self.invited} clients count"]
+        if self.refused:
+            parts.append("refused: " + ", ".join(f"{count} {reason}" for reason, count in self.refused.items()))
+        if self.missing:
+            parts.append(f"missing: {len(self.missing)}")
+        return "; ".join(parts)
+
+
+ATTENDED = Attendance()
+"""Of a round in which nobody was asked for anything."""
