@@ -30,7 +30,7 @@ import workload
 
 from lichen.allocator import keep_large_buffers
 from lichen.core import tree as trees
-from lichen.core.collect import drain
+from lichen.core.collecting.collect import drain
 from lichen.core.contracts import Batch, ClientTask, Source
 from lichen.core.message import Job
 from lichen.core.seeds import derive

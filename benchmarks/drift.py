@@ -17,7 +17,7 @@ import torch
 import workload
 
 from lichen.core import tree as trees
-from lichen.core.collect import drain
+from lichen.core.collecting.collect import drain
 from lichen.core.contracts import ClientTask
 from lichen.core.message import Job
 from lichen.core.store import ClientStore

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lichen.core.collect import drain
+from lichen.core.collecting.collect import drain
 from lichen.core.contracts import Batch, ClientTask, Source
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore

@@ -66,7 +66,7 @@ def measure(shape: str, clients: int, rank: int, rounds: int) -> dict[str, Any]:
     from lichen.clients.training.gradient_steps import Clip
     from lichen.clients.training.optimize import ClientOptimizer
     from lichen.clients.training.train import Train
-    from lichen.core.collect import drain
+    from lichen.core.collecting.collect import drain
     from lichen.core.contracts import ClientTask
     from lichen.core.message import Job
     from lichen.core.store import ClientStore

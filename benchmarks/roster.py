@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lichen.core.collect import drain
+from lichen.core.collecting.collect import drain
 from lichen.core.seeds import derive, numpy_generator
 
 ROSTERS = (1_000, 10_000, 100_000, 1_000_000)

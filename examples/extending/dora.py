@@ -29,7 +29,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lichen.core.factor_pairs import is_factor
+from lichen.core.conventions.factor_pairs import is_factor
 from lichen.core.tree import Tree
 from lichen.models.adapters.heads import client_linear
 from lichen.models.adapters.kind import BEFORE_LAYERS, AdapterKind, PeftTensors

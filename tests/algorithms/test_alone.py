@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lichen.algorithms.alone import Alone
-from lichen.core.collect import drain
+from lichen.core.collecting.collect import drain
 from lichen.core.contracts import Engine, Report
 from lichen.core.message import Job
 from lichen.core.replies import Reply

@@ -12,8 +12,8 @@ from lichen.algorithms.exchange import PredictionExchange, by_architecture, scor
 from lichen.core.contracts import Report, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
-from lichen.core.rounds import Observer, run
-from lichen.core.store import ClientStore, load_state
+from lichen.core.rounds import Observer, load_state, run
+from lichen.core.store import ClientStore
 from lichen.core.tree import digest
 from lichen.engines.local import LocalEngine
 from lichen.server.knowledge.ensemble import Ensemble

@@ -11,7 +11,8 @@ import torch
 
 from lichen.core import private
 from lichen.core.contracts import ServerState
-from lichen.core.store import ClientStore, save_state, save_tree, write_atomic
+from lichen.core.rounds import save_state
+from lichen.core.store import ClientStore, save_tree, write_atomic
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077, 0o277])

@@ -14,8 +14,8 @@ from lichen.core.contracts import Batch, ClientTask, Report, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message
-from lichen.core.rounds import run
-from lichen.core.store import ClientStore, load_state, load_tree, save_state, save_tree
+from lichen.core.rounds import load_state, run, save_state
+from lichen.core.store import ClientStore, load_tree, save_tree
 from lichen.core.tree import Tree
 
 

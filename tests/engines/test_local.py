@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lichen.core.collect import drain
+from lichen.core.collecting.collect import drain
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, concatenate_messages, pack_job, pack_message, take_client
 from lichen.core.store import ClientStore

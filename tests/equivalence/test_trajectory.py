@@ -12,8 +12,9 @@ import torch
 
 import lichen
 from lichen.core import rounds as round_loop
+from lichen.core.rounds import load_state
 from lichen.core.seeds import numpy_generator
-from lichen.core.store import load_state, load_tree, save_tree
+from lichen.core.store import load_tree, save_tree
 from lichen.core.tree import norm_C
 from lichen.present.trace import read_trace
 from lichen.recipes.assemble.run_folder import RunFolder

@@ -21,11 +21,12 @@ from lichen.algorithms.average import Average
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.collect import drain
+from lichen.core.collecting.collect import drain
 from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
-from lichen.core.store import ClientStore, load_state, save_state
+from lichen.core.rounds import load_state, save_state
+from lichen.core.store import ClientStore
 from lichen.core.tree import Tree, digest
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.engines.local import LocalEngine

@@ -16,8 +16,8 @@ from lichen.core.contracts import Engine, Report
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, link
 from lichen.core.replies import Reply
-from lichen.core.rounds import run
-from lichen.core.store import ClientStore, load_state, load_tree, save_tree
+from lichen.core.rounds import load_state, run
+from lichen.core.store import ClientStore, load_tree, save_tree
 from lichen.core.tree import Tree
 from lichen.engines.around import AroundEngine
 from lichen.engines.distributed import DistributedEngine

@@ -21,8 +21,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.core.admission import OPEN, Admission
-from lichen.core.collect import collect
+from lichen.core.collecting.admission import OPEN, Admission
+from lichen.core.collecting.collect import collect
 from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerOptimizer, ServerState, Submodel
 from lichen.core.errors import LichenError
 from lichen.core.fold import BEST

@@ -34,8 +34,8 @@ from torch import Tensor
 
 from lichen.algorithms.average import SUMMED, is_validated, score, summed, with_best
 from lichen.core import tree as trees
-from lichen.core.admission import OPEN, Admission
-from lichen.core.collect import Collected, collect
+from lichen.core.collecting.admission import OPEN, Admission
+from lichen.core.collecting.collect import Collected, collect
 from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job

@@ -31,8 +31,8 @@ from torch import Tensor
 from lichen.algorithms.average import SUMMED, is_validated, summed, with_best
 from lichen.algorithms.exchange import Architectures, by_architecture, check_architectures, means, score_architectures
 from lichen.core import tree as trees
-from lichen.core.admission import OPEN, Admission
-from lichen.core.collect import collect
+from lichen.core.collecting.admission import OPEN, Admission
+from lichen.core.collecting.collect import collect
 from lichen.core.contracts import Aggregator, ClientTask, Engine, Report, Sampler, ServerOptimizer, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.fold import fold

@@ -45,8 +45,8 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from lichen.core.admission import OPEN, Admission
-from lichen.core.collect import collect
+from lichen.core.collecting.admission import OPEN, Admission
+from lichen.core.collecting.collect import collect
 from lichen.core.contracts import Engine, Report, Sampler, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job

@@ -27,7 +27,7 @@ import torch
 
 from lichen.algorithms.average import Average
 from lichen.core import tree as trees
-from lichen.core.collect import drain
+from lichen.core.collecting.collect import drain
 from lichen.core.contracts import Aggregator, Engine, Report, ServerOptimizer, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message

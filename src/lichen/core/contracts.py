@@ -249,7 +249,7 @@ class Sampler(Protocol):
 class Engine(Protocol):
     """Transport and time: carries jobs out and replies back, in this process, in others, or over a network.
 
-    :func:`lichen.core.collect.collect` is what algorithms use it by.
+    :func:`lichen.core.collecting.collect.collect` is what algorithms use it by.
 
     Where several ranks run one program, each calls the same methods in the same order; ``replies`` yields
     a rank its own clients' replies, and ``merge`` and ``join`` make the ranks' parts one. Bytes are

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lichen.core.message import Message
 
-__all__ = ["ANY", "COUNT", "FAILED", "LOSS", "Expected", "MetricSpec", "TensorSpec", "expected_of", "specs_of"]
+__all__ = ["ANY", "Expected", "MetricSpec"]
 
 ANY = -1
 """A length in a shape that is the client's own; :attr:`Expected.numbers` bounds it."""

@@ -11,12 +11,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
+
+from lichen.core import tree as trees
 from lichen.core.contracts import Algorithm, Engine, Report, ServerState
+from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
-from lichen.core.store import load_state, save_state
+from lichen.core.store import load_tree, save_tree
 from lichen.core.tree import Tree
 
-__all__ = ["Observer", "run"]
+__all__ = ["Observer", "load_state", "run", "save_state"]
 
 Observer = Callable[[Report], None]
 
@@ -63,3 +67,39 @@ def run(
         if checkpoint is not None:
             once(partial(save_state, checkpoint, state))
     return state
+
+
+def save_state(path: Path, state: ServerState) -> None:
+    """Write the server's state atomically."""
+    tree: Tree = {}
+    parts = {"shared": state.shared, "optimizer": state.optimizer, "best": state.best, "links": state.downlink}
+    for part, tensors in parts.items():
+        tree = trees.join(f"{part}/", tensors, tree)
+    tree["best_value"] = torch.tensor(state.best_value, dtype=torch.float64)
+    save_tree(path, tree, {"round": state.round, "best_round": state.best_round})
+
+
+def load_state(path: Path) -> ServerState:
+    """Undo :func:`save_state`.
+
+    Raises:
+        LichenError: if the file is missing, damaged or not a server state.
+    """
+    tree, header = load_tree(path)
+    try:
+        value = float(tree.pop("best_value"))
+        shared, tree = trees.split(tree, "shared/")
+        optimizer, tree = trees.split(tree, "optimizer/")
+        best, tree = trees.split(tree, "best/")
+        downlink, _ = trees.split(tree, "links/")
+        return ServerState(
+            round=int(header["round"]),
+            shared=shared,
+            optimizer=optimizer,
+            best=best,
+            best_round=int(header["best_round"]),
+            best_value=value,
+            downlink=downlink,
+        )
+    except KeyError as error:
+        raise LichenError(f"is not a server state: {error} is missing", where=str(path)) from None

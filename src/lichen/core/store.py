@@ -1,4 +1,4 @@
-"""Checkpoints of the server's state and of the clients' private state: atomic safetensors.
+"""Atomic safetensors files, and the clients' private state in them.
 
 Private state is versioned. A round that trains version v stages its result as v + 1; loading for
 version v takes the newest file not above v. A killed round therefore leaves nothing to undo: its
@@ -15,17 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save
 
 from lichen.core import private
 from lichen.core import tree as trees
-from lichen.core.contracts import ServerState
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
-__all__ = ["ClientStore", "load_state", "load_tree", "save_state", "save_tree", "write_atomic"]
+__all__ = ["ClientStore", "load_tree", "save_tree", "write_atomic"]
 
 
 def write_atomic(path: Path, data: bytes, *, shared: bool = False) -> None:
@@ -70,42 +68,6 @@ def load_tree(path: Path) -> tuple[Tree, dict[str, Any]]:
         raise LichenError(
             f"is damaged: {error}", where=str(path), fix="delete it and run again without --resume"
         ) from None
-
-
-def save_state(path: Path, state: ServerState) -> None:
-    """Write the server's state atomically."""
-    tree: Tree = {}
-    parts = {"shared": state.shared, "optimizer": state.optimizer, "best": state.best, "links": state.downlink}
-    for part, tensors in parts.items():
-        tree = trees.join(f"{part}/", tensors, tree)
-    tree["best_value"] = torch.tensor(state.best_value, dtype=torch.float64)
-    save_tree(path, tree, {"round": state.round, "best_round": state.best_round})
-
-
-def load_state(path: Path) -> ServerState:
-    """Undo :func:`save_state`.
-
-    Raises:
-        LichenError: if the file is missing, damaged or not a server state.
-    """
-    tree, header = load_tree(path)
-    try:
-        value = float(tree.pop("best_value"))
-        shared, tree = trees.split(tree, "shared/")
-        optimizer, tree = trees.split(tree, "optimizer/")
-        best, tree = trees.split(tree, "best/")
-        downlink, _ = trees.split(tree, "links/")
-        return ServerState(
-            round=int(header["round"]),
-            shared=shared,
-            optimizer=optimizer,
-            best=best,
-            best_round=int(header["best_round"]),
-            best_value=value,
-            downlink=downlink,
-        )
-    except KeyError as error:
-        raise LichenError(f"is not a server state: {error} is missing", where=str(path)) from None
 
 
 _FAN = 1000

@@ -36,6 +36,10 @@ class LocalEngine:
         base: Digest of the frozen base model.
         block_size: Clients side by side, or what finds it for a job.
         device: Where they are trained.
+        raises: A client that cannot do its job ends the run, as all of them are the caller's own; else it is a reply.
+
+    Raises:
+        LichenError: while replies are listened to, with ``raises``.
     """
 
     def __init__(
@@ -46,9 +50,10 @@ class LocalEngine:
         base: str = "",
         block_size: int | ClientsPerBlock = 8,
         device: str = "cpu",
+        raises: bool = True,
     ) -> None:
         self.client_tasks, self.store, self.base = client_tasks, store, base
-        self.block_size, self.device = block_size, device
+        self.block_size, self.device, self.raises = block_size, device, raises
         self.bytes_up = 0
         self.bytes_down = 0
         self._numbers = 0
@@ -78,6 +83,8 @@ class LocalEngine:
                 continue
             clients, what = served
             if isinstance(what, LichenError):
+                if self.raises:
+                    raise what
                 yield Reply(job=number, clients=clients, error=what)
                 continue
             self.bytes_up += _bytes_of(what)

@@ -9,7 +9,6 @@ Contracts. What has these methods is one; nothing is inherited.
 - ``ClientWork``: the client's side, a fold over batches (``init``, ``step``, ``final``).
 - ``CohortModel``: many clients' models at once (``init``, ``loss``, ``losses``, ``logits``).
 - ``GradientStep``: what happens to a client's gradients before it steps (``own``, ``init``, ``update``, ``final``).
-- ``Engine``: runs jobs and yields the clients' messages (``run``, ``merge``, ``join``).
 - ``Engine``: carries jobs out and replies back (``submit``, ``replies``, ``cancel``, ``now``, ``merge``, ``join``).
 - ``Sampler``: says who is invited (``invite``).
 - ``ServerOptimizer``: steps with the mean change (``init``, ``update``).
@@ -30,8 +29,8 @@ Values that pass between them.
 
 The loop.
 
-- ``collect``: sends jobs out and folds what counts of the replies; every algorithm uses it.
 - ``run``: rounds with checkpoints; a resumed run gives the same bytes.
+- ``collect``: sends jobs out and folds what counts of the replies; every algorithm uses it.
 - ``ClientStore``: the clients' private state, in a folder.
 - ``LichenError``: bad input, as what, where and the fix.
 
@@ -46,6 +45,7 @@ Ready parts.
 - ``ServerSGD``, ``ServerAdam``: server optimizers; the first at its default is FedAvg.
 - ``LocalEngine``: clients side by side in this process.
 - ``SpawnedEngine``: each client's node in a process of its own.
+- ``AroundEngine``: goes around any engine, and looks at jobs and replies on their way.
 - ``DistributedEngine``: clients dealt out to ranks of ``torch.distributed``.
 - ``ArrayShard``: one client's rows of numbers.
 - ``TrainSource``, ``EvalSource``: batches of shards, shuffled for training, or every row once.
@@ -61,7 +61,7 @@ from lichen.clients.training.gradient_step import GradientStep
 from lichen.clients.training.gradient_steps import Clip, Proximal, WeightDecay
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.collect import collect
+from lichen.core.collecting.collect import collect
 from lichen.core.contracts import (
     Aggregator,
     Algorithm,
@@ -84,6 +84,7 @@ from lichen.core.rounds import run
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
+from lichen.engines.around import AroundEngine
 from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
 from lichen.engines.spawned import SpawnedEngine
@@ -96,6 +97,7 @@ from lichen.server.sampling import Everyone, Uniform
 __all__ = [
     "Aggregator",
     "Algorithm",
+    "AroundEngine",
     "ArrayShard",
     "Average",
     "Batch",

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from lichen.core.contracts import Batch, Objective
+from lichen.core.conventions.labels import no_label
 from lichen.core.errors import LichenError
-from lichen.core.labels import no_label
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.models.adapters.wrap import Wrapped

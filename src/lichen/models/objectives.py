@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lichen.core.contracts import Batch, CohortModel
+from lichen.core.conventions.labels import has_label
 from lichen.core.errors import LichenError
-from lichen.core.labels import has_label
 from lichen.core.tree import Tree
 from lichen.models.losses import classify_losses_C, classify_losses_CB
 

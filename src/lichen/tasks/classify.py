@@ -67,7 +67,7 @@ def _are_measures(classes: Sequence[str]) -> bool:
 def _encode(labels: Sequence[Given], names: Sequence[str]) -> np.ndarray:
     import numpy as np
 
-    from lichen.core.labels import NO_CLASS
+    from lichen.core.conventions.labels import NO_CLASS
 
     index = {name: i for i, name in enumerate(names)}
     return np.asarray([NO_CLASS if label is None else index[str(label)] for label in labels], dtype=np.int64)

@@ -23,7 +23,7 @@ from lichen.clients.distillation.selective import Selective, predicted_labels
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.collect import drain
+from lichen.core.collecting.collect import drain
 from lichen.core.contracts import ClientTask, ClientWork
 from lichen.core.errors import LichenError
 from lichen.core.message import Job

@@ -24,9 +24,9 @@ from lichen.core import tree as trees
 from lichen.core.contracts import Batch, ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import pack_message, take_client
-from lichen.core.rounds import run
+from lichen.core.rounds import load_state, run
 from lichen.core.seeds import derive, torch_generator
-from lichen.core.store import ClientStore, load_state
+from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.engines.local import LocalEngine
 from lichen.models.objectives import Classification

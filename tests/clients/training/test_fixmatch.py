@@ -18,7 +18,7 @@ from lichen.clients.training.gradient_steps import Proximal
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.collect import drain
+from lichen.core.collecting.collect import drain
 from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.store import ClientStore

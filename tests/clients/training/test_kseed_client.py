@@ -18,7 +18,7 @@ from lichen.clients.training.kseed_replay import SUMS, KSeedReplay
 from lichen.clients.training.mezo import ZerothOrder
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.directions import UNIT, draw_direction
+from lichen.core.conventions.directions import UNIT, draw_direction
 from lichen.core.errors import LichenError
 from lichen.core.message import concatenate_messages, pack_message, size
 from lichen.core.tree import Tree

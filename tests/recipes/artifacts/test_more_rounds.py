@@ -12,7 +12,8 @@ import lichen
 from lichen import cli
 from lichen.core import rounds as round_loop
 from lichen.core.errors import LichenError
-from lichen.core.store import load_state, load_tree
+from lichen.core.rounds import load_state
+from lichen.core.store import load_tree
 from lichen.present.trace import read_trace
 from lichen.recipes.artifacts import more_rounds as longer
 from lichen.recipes.schema.read import read_recipe

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lichen
-from lichen.core.collect import drain
+from lichen.core.collecting.collect import drain
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import derive

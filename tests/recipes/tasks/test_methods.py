@@ -12,7 +12,8 @@ import torch
 
 import lichen
 from lichen.core.errors import LichenError
-from lichen.core.store import load_state, load_tree
+from lichen.core.rounds import load_state
+from lichen.core.store import load_tree
 from lichen.data.sources.catalog import fetch_entry
 from lichen.recipes.schema.read import read_recipe
 from support.peft_names import with_peft_names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import lichen
-from lichen.core.store import load_state
+from lichen.core.rounds import load_state
 from lichen.present.trace import read_trace
 
 

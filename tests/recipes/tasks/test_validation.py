@@ -10,7 +10,8 @@ import torch
 
 import lichen
 from lichen.core import rounds as round_loop
-from lichen.core.store import load_state, load_tree
+from lichen.core.rounds import load_state
+from lichen.core.store import load_tree
 from lichen.present.report import summary_table
 from lichen.present.trace import read_trace
 from lichen.recipes.assemble.open import open_recipe

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lichen.clients.training.mezo import check_rates
 from lichen.core import tree as trees
-from lichen.core.directions import UNIT, Directions, Kind, pieces
+from lichen.core.conventions.directions import UNIT, Directions, Kind, pieces
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree

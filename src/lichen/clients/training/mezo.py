@@ -4,9 +4,9 @@ One step looks at the loss on both sides of a random direction z and goes along 
 
     g = (L(θ + ε z) − L(θ − ε z)) / 2ε           θ ← θ − η g z
 
-z is never held: it is drawn again from its seed (:mod:`lichen.core.directions`), piece by piece and in place.
-No activation is kept for a way back, no gradient and no optimizer state is made; past the model as it
-came, a client holds one copy of what it trains. Each client draws its own directions from the job's
+z is never held: it is drawn again from its seed (:mod:`lichen.core.conventions.directions`), piece by
+piece and in place. No activation is kept for a way back, no gradient and no optimizer state is made; past the
+model as it came, a client holds one copy of what it trains. Each client draws its own directions from the job's
 seed, and sends its difference as :class:`lichen.clients.training.train.Train` does, so that every aggregator fits.
 
 The directions here are independent signs (as in SPSA) unless told otherwise; the paper's are normal.
@@ -33,7 +33,7 @@ from torch import Tensor
 from lichen.clients.training.train import tokens_seen_C
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
-from lichen.core.directions import UNIT, Kind, add_direction
+from lichen.core.conventions.directions import UNIT, Kind, add_direction
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.parameters import split_shared

@@ -43,8 +43,8 @@ from lichen.clients.training.gradient_steps import GradientChain
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
+from lichen.core.conventions.labels import has_label
 from lichen.core.errors import LichenError
-from lichen.core.labels import has_label
 from lichen.core.message import Job, Message
 from lichen.core.parameters import personal_C, split_shared
 from lichen.core.tree import Tree

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lichen.core.contracts import Batch
-from lichen.core.labels import no_label
+from lichen.core.conventions.labels import no_label
 from lichen.data.batches.rows import ArrayShard, Ragged, Shard, TextShard
 
 __all__ = ["Slot", "assemble", "count_rows_tokens", "passes", "stream"]

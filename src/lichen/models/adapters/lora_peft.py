@@ -23,8 +23,8 @@ from typing import Any
 
 from torch import Tensor, cat
 
+from lichen.core.conventions.factor_pairs import factor_names, is_factor, layers_with_factors
 from lichen.core.errors import LichenError
-from lichen.core.factor_pairs import factor_names, is_factor, layers_with_factors
 from lichen.core.tree import Tree
 from lichen.models.adapters.kind import BEFORE_LAYERS, MERGE_FIRST, NOTHING, START_PLAIN, PeftFormat, PeftTensors
 from lichen.models.adapters.linear_layers import fits

@@ -39,8 +39,8 @@ class Facts:
         means: What it is, in a few words.
         paper: Where it comes from.
         keys: Keys of the recipe's adapter section that it reads.
-        low_rank: It trains factor pairs (:mod:`lichen.core.factor_pairs`) whose product is added to the frozen weight,
-            and nothing beside: what aggregation rules for low-rank adapters, ranks and memory build on.
+        low_rank: It trains factor pairs (:mod:`lichen.core.conventions.factor_pairs`) whose product is added to the
+            frozen weight, and nothing beside: what aggregation rules for low-rank adapters, ranks and memory build on.
         whole: It trains the model's own weights and freezes none; such a kind has no code of its own.
         code: Where its object lies, as ``module:name``; empty for a kind of another package.
         section: The recipe's section for it, where it brings keys of its own: a subclass of

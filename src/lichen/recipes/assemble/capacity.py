@@ -23,8 +23,8 @@ import torch
 
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, ClientTask
+from lichen.core.conventions.factor_pairs import layers_with_factors, rank_axis
 from lichen.core.errors import LichenError
-from lichen.core.factor_pairs import layers_with_factors, rank_axis
 from lichen.core.fold import fold
 from lichen.core.message import Job
 from lichen.core.tree import Tree, block_of

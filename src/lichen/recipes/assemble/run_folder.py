@@ -23,7 +23,8 @@ from torch import Tensor
 
 from lichen.core import private
 from lichen.core.errors import LichenError
-from lichen.core.store import load_state, load_tree, save_tree, write_atomic
+from lichen.core.rounds import load_state
+from lichen.core.store import load_tree, save_tree, write_atomic
 from lichen.core.tree import Tree
 from lichen.engines.ranks import Ranks
 

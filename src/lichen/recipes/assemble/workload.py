@@ -10,7 +10,7 @@ from typing import final
 import torch
 
 from lichen.core.contracts import Batch, Source
-from lichen.core.labels import has_label
+from lichen.core.conventions.labels import has_label
 from lichen.data.batches.shards import pooled
 from lichen.recipes.assemble.experiment import Experiment, participants, rows_per_round
 from lichen.recipes.schema.recipe import Recipe

@@ -17,8 +17,8 @@ import torch
 from lichen.clients.distillation.distill import pre_distil
 from lichen.clients.distillation.selective import predicted_labels
 from lichen.clients.statistics.sufficient import Statistics
-from lichen.core.admission import OPEN
-from lichen.core.collect import collect
+from lichen.core.collecting.admission import OPEN
+from lichen.core.collecting.collect import collect
 from lichen.core.contracts import ClientTask, Source
 from lichen.core.errors import LichenError
 from lichen.core.message import Job

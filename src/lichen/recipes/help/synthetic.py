@@ -18,8 +18,8 @@ from lichen.algorithms.private_evolution import PrivateEvolution
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.statistics.leakage import Leakage, flags
 from lichen.clients.statistics.nearest_vote import NearestNeighborHistogram
-from lichen.core.admission import OPEN
-from lichen.core.collect import collect
+from lichen.core.collecting.admission import OPEN
+from lichen.core.collecting.collect import collect
 from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job

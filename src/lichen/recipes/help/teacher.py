@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lichen.clients.distillation.teacher_labels import AnswerWork, LocalTeacher, NoBatches
-from lichen.core.collect import drain
+from lichen.core.collecting.collect import drain
 from lichen.core.contracts import ClientTask
 from lichen.core.message import Job
 from lichen.core.store import ClientStore

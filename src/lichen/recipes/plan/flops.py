@@ -28,7 +28,7 @@ from typing import Any, Protocol, final
 
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
-from lichen.core.factor_pairs import is_factor
+from lichen.core.conventions.factor_pairs import is_factor
 from lichen.core.tree import Tree
 from lichen.models.adapters.linear_layers import is_linear
 from lichen.recipes.assemble.workload import Workload, workload_of

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-from lichen.core.factor_pairs import factor_names, layers_with_factors
+from lichen.core.conventions.factor_pairs import factor_names, layers_with_factors
 from lichen.core.fold import BEST
 from lichen.core.message import Job, sizes
 from lichen.core.tree import Tree

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from lichen.clients.statistics.sufficient import Statistics
-from lichen.core.admission import OPEN
-from lichen.core.collect import collect
+from lichen.core.collecting.admission import OPEN
+from lichen.core.collecting.collect import collect
 from lichen.core.contracts import ClientTask, Engine, Report
 from lichen.core.message import Job
 from lichen.core.seeds import numpy_generator

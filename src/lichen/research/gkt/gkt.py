@@ -3,7 +3,7 @@
 Research: no recipe and no public name reaches this module.
 
 A round, for every invited client: it trains its small network on its own rows, with the server's opinion
-of each row beside the label once there is one (``train`` at first, then ``learn``); then it offers its
+of each row beside the label once there is one (``train`` at first, then ``learn``); then it uploads its
 rows' features, its own opinion and the labels (``offer``). The server trains the large network on all
 rows offered, against labels and the clients' opinions alike, and keeps its opinion of every row for the
 client it came from. The model that is judged is the client's small network under the server's large one.
@@ -37,8 +37,8 @@ from lichen.clients.distillation.private_models import LocalInit
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.admission import OPEN, Admission
-from lichen.core.collect import collect
+from lichen.core.collecting.admission import OPEN, Admission
+from lichen.core.collecting.collect import collect
 from lichen.core.contracts import ClientTask, Engine, Report, Sampler, ServerState, Source
 from lichen.core.errors import LichenError
 from lichen.core.fold import fold
@@ -129,7 +129,7 @@ class GKT:
         return ServerState(round=0, shared=trees.join("top/", shared, {}))
 
     def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
-        """One round. A round in which nobody offers rows leaves the server's network as it is."""
+        """One round. A round in which nobody uploads rows leaves the server's network as it is."""
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
         clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
         settings, jobs = {"lr_scale": self.lr_scale(state.round)}, []
@@ -141,12 +141,12 @@ class GKT:
                 Job(work=work, shared=answers, version=2 * state.round, clients=(client,), seed=seed, settings=settings)
             )
         trained = collect(engine, jobs, admission=self.admission, keep=SUMMED)
-        offers = [
+        uploads = [
             Job(work="offer", shared={}, version=2 * state.round + 1, clients=(client,), seed=seed)
             for client in clients
         ]
         gather = GatherFeatures()
-        came = collect(engine, offers, gather, admission=self.admission, keep=())
+        came = collect(engine, uploads, gather, admission=self.admission, keep=())
         sums, metrics = summed(trained.metrics)
         if came.total:
             rows, _ = gather.close(came.total, {})

@@ -33,8 +33,8 @@ import torch
 
 from lichen.algorithms.average import is_validated, mean_loss, score
 from lichen.core import tree as trees
-from lichen.core.admission import OPEN, Admission
-from lichen.core.collect import collect
+from lichen.core.collecting.admission import OPEN, Admission
+from lichen.core.collecting.collect import collect
 from lichen.core.contracts import ClientTask, Engine, Report, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.fold import fold

@@ -18,8 +18,8 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
+from lichen.core.conventions.factor_pairs import factor_names, layers_with_factors
 from lichen.core.errors import LichenError
-from lichen.core.factor_pairs import factor_names, layers_with_factors
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.server.lowrank import products

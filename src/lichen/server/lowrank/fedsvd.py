@@ -24,8 +24,8 @@ from typing import Any, final
 import torch
 
 from lichen.core.contracts import Aggregator
+from lichen.core.conventions.factor_pairs import factor_names, layers_with_factors
 from lichen.core.errors import LichenError
-from lichen.core.factor_pairs import factor_names, layers_with_factors
 from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server.lowrank.adapters import initial_A

@@ -28,8 +28,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from lichen.core.conventions.factor_pairs import rank_axis
 from lichen.core.errors import LichenError
-from lichen.core.factor_pairs import rank_axis
 from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server.sums import fixed_point

@@ -24,8 +24,8 @@ from typing import final
 
 import torch
 
+from lichen.core.conventions.factor_pairs import factor_names
 from lichen.core.errors import LichenError
-from lichen.core.factor_pairs import factor_names
 from lichen.core.tree import Tree
 from lichen.server.lowrank.adapters import AdapterMeansList
 from lichen.server.lowrank.factors import gap_square, norm_square

@@ -34,7 +34,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lichen.core.factor_pairs import factor_names
+from lichen.core.conventions.factor_pairs import factor_names
 from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server.lowrank import groups, products

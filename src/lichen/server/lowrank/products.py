@@ -26,10 +26,10 @@ from typing import Any, final
 
 from torch import Tensor
 
+from lichen.core.conventions.factor_pairs import A as A_END
+from lichen.core.conventions.factor_pairs import B as B_END
+from lichen.core.conventions.factor_pairs import factor_names, layers_with_factors, rank_axis
 from lichen.core.errors import LichenError
-from lichen.core.factor_pairs import A as A_END
-from lichen.core.factor_pairs import B as B_END
-from lichen.core.factor_pairs import factor_names, layers_with_factors, rank_axis
 from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server.lowrank import groups

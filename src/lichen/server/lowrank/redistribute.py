@@ -32,8 +32,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lichen.core.conventions.factor_pairs import factor_names
 from lichen.core.errors import LichenError
-from lichen.core.factor_pairs import factor_names
 from lichen.core.tree import Tree
 from lichen.server.lowrank.adapters import AdapterMeansList, initial_A, rounding_floor
 from lichen.server.lowrank.factors import directions, gap_square, halves

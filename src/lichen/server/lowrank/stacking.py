@@ -23,7 +23,7 @@ from typing import final
 
 from torch import Tensor
 
-from lichen.core.factor_pairs import factor_names
+from lichen.core.conventions.factor_pairs import factor_names
 from lichen.core.tree import Tree
 from lichen.server.lowrank.adapters import AdapterMeansList, check_scaling, initial_A, patched, rounding_floor
 from lichen.server.lowrank.factors import directions, gap_square, halves

@@ -27,8 +27,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lichen.core.conventions.factor_pairs import factor_names, layers_with_factors
 from lichen.core.errors import LichenError
-from lichen.core.factor_pairs import factor_names, layers_with_factors
 from lichen.core.tree import Tree, block_of
 
 __all__ = ["Capacity"]

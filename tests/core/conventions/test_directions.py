@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lichen.core.directions import PIECE, UNIT, Directions, add_direction, draw_direction, pieces
+from lichen.core.conventions.directions import PIECE, UNIT, Directions, add_direction, draw_direction, pieces
 from lichen.core.errors import LichenError
 
 KINDS = ("signs", "bell")
@@ -21,7 +21,7 @@ every = pytest.mark.parametrize("kind", KINDS)
 
 PROGRAM = """
 import hashlib, torch
-from lichen.core.directions import add_direction, draw_direction
+from lichen.core.conventions.directions import add_direction, draw_direction
 told = hashlib.sha256()
 for kind in ("signs", "bell"):
     x = torch.arange(300_001) / 2**18 - 0.5

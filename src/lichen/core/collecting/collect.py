@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lichen.core import tree as trees
-from lichen.core.admission import OPEN, Admission, rows_of
+from lichen.core.collecting.admission import OPEN, Admission, rows_of
 from lichen.core.contracts import Aggregator, Engine
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
@@ -98,14 +98,14 @@ def collect(
     Raises:
         LichenError: where every client that was asked could not do its job, the first one's reason.
     """
-    asked = {engine.submit(job): job for job in jobs if job.clients}
-    expected = {number: admission.expected(job) for number, job in asked.items()}
-    counted: dict[int, set[int]] = {number: set() for number in asked}
+    out = {engine.submit(job): job for job in jobs if job.clients}
+    expected = {number: admission.expected(job) for number, job in out.items()}
+    counted: dict[int, set[int]] = {number: set() for number in out}
     refusals, ids, weights, metrics = list[Refusal](), list[Tensor](), list[Tensor](), list[Tree]()
     total = None if aggregator is None else aggregator.zero()
     try:
-        for reply in engine.replies(asked, until):
-            job = asked[reply.job]
+        for reply in engine.replies(out, until):
+            job = out[reply.job]
             message, refused = admission.admit(reply, job, expected[reply.job], counted[reply.job])
             refusals += refused
             if message is not None and aggregator is not None:
@@ -118,7 +118,7 @@ def collect(
             weights.append(message.weight_C.detach().cpu().double())
             metrics.append({name: x for name, x in message.metrics.items() if keep is None or name in keep})
     finally:
-        for number in asked:
+        for number in out:
             engine.cancel(number)
     if aggregator is not None:
         total = engine.merge(aggregator, total)
@@ -129,14 +129,14 @@ def _folded(aggregator: Aggregator, total: Any, message: Message) -> tuple[Any, 
     """``(total, what was folded, who was not)``; where a stack does not fold, each client is tried alone."""
     with suppress(LichenError):
         return aggregator.add(total, message), message, []
-    kept, refusals = list[int](), list[Refusal]()
+    folded, refusals = list[int](), list[Refusal]()
     for c, client in enumerate(message.client_C.tolist()):
         try:
             total = aggregator.add(total, rows_of(message, [c]))
-            kept.append(c)
+            folded.append(c)
         except LichenError as error:
             refusals.append(Refusal(client=client, reason="sum", what=error.what, where=error.where, fix=error.fix))
-    return total, rows_of(message, kept) if kept else None, refusals
+    return total, rows_of(message, folded) if folded else None, refusals
 
 
 def _joined(
@@ -153,8 +153,8 @@ def _joined(
     mine = {"weight": torch.cat(list(weights))} if weights else {}
     if metrics:
         common = set.intersection(*(set(one) for one in metrics))  # works that nobody declares may tell unlike things
-        told = trees.concatenate([{name: x for name, x in one.items() if name in common} for one in metrics])
-        mine = trees.join("m.", told, mine)
+        rows = trees.concatenate([{name: x for name, x in one.items() if name in common} for one in metrics])
+        mine = trees.join("m.", rows, mine)
     lines = [(str(r.client), r.reason, r.what, r.where, r.fix) for r in refusals]
     client_N, tree, every = engine.join(torch.cat(list(ids)) if ids else nobody, mine, lines)
     refused = [

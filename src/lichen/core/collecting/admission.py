@@ -41,7 +41,7 @@ from lichen.core.expected import ANY, Expected, MetricSpec
 from lichen.core.message import Job, Message
 from lichen.core.replies import Refusal, Reply
 
-__all__ = ["OPEN", "Admission", "Limits", "rows_of"]
+__all__ = ["OPEN", "Admission", "rows_of"]
 
 
 @final
@@ -105,24 +105,24 @@ class Admission:
         message = reply.message
         faults_C = self._faults(message, reply, job, expected, counted)
         claimed = message.client_C.tolist()
-        asked = reply.clients if len(reply.clients) == len(claimed) else (None,) * len(claimed)
+        named = reply.clients if len(reply.clients) == len(claimed) else (None,) * len(claimed)
         refusals = [
-            Refusal(client=claimed[c] if asked[c] is None else asked[c], reason=fault[0], what=fault[1])  # type: ignore[arg-type]
+            Refusal(client=claimed[c] if named[c] is None else named[c], reason=fault[0], what=fault[1])  # type: ignore[arg-type]
             for c, fault in enumerate(faults_C)
             if fault is not None
         ]
         counted.update(claimed[c] for c, fault in enumerate(faults_C) if fault is None)
         if not refusals:
             return message, []
-        kept = [c for c, fault in enumerate(faults_C) if fault is None]
-        return (rows_of(message, kept) if kept else None), refusals
+        good = [c for c, fault in enumerate(faults_C) if fault is None]
+        return (rows_of(message, good) if good else None), refusals
 
     def _faults(
         self, message: Message, reply: Reply, job: Job, expected: Expected | None, counted: set[int]
     ) -> list[tuple[str, str] | None]:
         """The first fault of each client of a stacked message."""
         clients, versions, weights = message.client_C.tolist(), message.version_C.tolist(), message.weight_C.tolist()
-        invited, asked, here = set(job.clients), set(reply.clients), set[int]()
+        invited, addressed, here = set(job.clients), set(reply.clients), set[int]()
         finite_C = _finite_C(message)
         low, high = (0.0, math.inf) if expected is None else expected.weight
         metrics = {name: x.double() for name, x in message.metrics.items()}
@@ -132,7 +132,7 @@ class Admission:
         for c, client in enumerate(clients):
             fault = None
             limits = self.limits(job.work, client) if client in invited else Limits()
-            if client not in invited or (asked and client not in asked):
+            if client not in invited or (addressed and client not in addressed):
                 fault = "uninvited", f"came in the name of client {client}, who was not asked"
             elif client in counted or client in here:
                 fault = "twice", "was counted for this job already"
