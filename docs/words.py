@@ -78,7 +78,7 @@ WORDS = (
     ),
     Old("encode_step", "encode_delta"),
     Old("take_step", "apply_delta"),
-    Old("steps", "deltas", only=("transforms/downlink*.py", "core/message.py"), why="SGD steps"),
+    Old("steps", "deltas", only=("transforms/downlink*.py", "core/wire/job.py", "core/message.py"), why="SGD steps"),
     Old("sketch", "powersgd"),
     Old("chain_of", "parse_codecs"),
     Old("noise", "directions", only=("core/*", "clients/training/*"), why="noise that protects, or that is sampled"),
