@@ -38,7 +38,8 @@ Ready parts.
 
 - ``Average``: an algorithm: invite, train, average, step, validate (FedAvg, FedOpt).
 - ``Train``: a client work: local steps (FedAvg, FedProx), with a ``ClientOptimizer``: SGD or AdamW.
-- ``Clip``, ``Proximal``, ``WeightDecay``: gradient steps: cut to a norm, FedProx's pull, L2.
+- ``Clip``, ``Proximal``, ``WeightDecay``, ``Scaffold``: gradient steps: cut to a norm, FedProx's pull, L2, SCAFFOLD's
+  correction.
 - ``Evaluate``: a client work: loss and confusion counts on a client's rows.
 - ``Mean``: an aggregator: the exact weighted mean.
 - ``Everyone``, ``Uniform``: samplers: all clients, or so many of them, all sets equally likely.
@@ -60,6 +61,7 @@ from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.gradient_step import GradientStep
 from lichen.clients.training.gradient_steps import Clip, Proximal, WeightDecay
 from lichen.clients.training.optimize import ClientOptimizer
+from lichen.clients.training.scaffold import Scaffold
 from lichen.clients.training.train import Train
 from lichen.core.collecting.collect import collect
 from lichen.core.contracts import (
@@ -125,6 +127,7 @@ __all__ = [
     "Report",
     "Roster",
     "Sampler",
+    "Scaffold",
     "ServerAdam",
     "ServerOptimizer",
     "ServerSGD",
