@@ -16,6 +16,7 @@ from lichen import fl
 from lichen.clients.training.diloco import Worker
 from lichen.clients.training.gradient_steps import GradientChain
 from lichen.core import tree as trees
+from lichen.core.collecting.collect import drain
 from lichen.core.message import pack_message, take_client
 from lichen.fl.testing import check_gradient_step
 from lichen.server.optimize import ServerSGD
@@ -242,7 +243,7 @@ def test_state_survives_a_kill_and_a_resume(tmp_path: Path) -> None:
             engine = fl.LocalEngine({"train": task}, store)
             asked = fl.Job(work="train", shared=shared, version=version, clients=(0, 1, 2, 3), seed=version)
             total = fl.Mean().zero()
-            for message in engine.run(asked):
+            for message in drain(engine, asked):
                 total = fl.Mean().add(total, message)
             change, _ = fl.Mean().close(total, shared)
             shared, _ = ServerSGD().update({n: x for n, x in change.items() if n in shared}, {}, shared)
