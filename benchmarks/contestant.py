@@ -72,8 +72,8 @@ def main() -> None:
     packing = "false" if asked.padded else "true"
     work = workload.load(asked.workload, f"model.dtype={asked.dtype}", f"engine.packing={packing}")
     experiment, fed = work.loaded.experiment, work.recipe.federation
-    train = trainer(experiment, workload.LR)
-    source: Any = experiment.training(experiment.train, batch=fed.batch_size, steps=fed.local_steps)
+    train = trainer(experiment.server, workload.LR)
+    source: Any = experiment.training(experiment.clients.train, batch=fed.batch_size, steps=fed.local_steps)
     shared, everyone = dict(experiment.start), tuple(range(workload.CLIENTS))
     job = Job(work="train", shared=shared, version=0, clients=everyone, seed=0)
     block = asked.block or AutoBlockSize(None)(job, ClientTask(work=train, source=source))

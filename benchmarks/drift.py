@@ -9,7 +9,6 @@ Run it: ``python benchmarks/drift.py [--rounds 3] [--clients 4]``
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,11 +30,10 @@ def rounds(packing: bool, count: int, clients: int) -> list[tuple[Tree, float]]:
     """The shared tensors and the loss after every round."""
     work = workload.load("chat", f"engine.packing={str(packing).lower()}")
     experiment, fed = work.loaded.experiment, work.recipe.federation
-    experiment = replace(experiment, train=experiment.train[:clients])
-    source = experiment.training(experiment.train, batch=fed.batch_size, steps=fed.local_steps)
+    source = experiment.training(experiment.clients.train[:clients], batch=fed.batch_size, steps=fed.local_steps)
     shared, out = dict(experiment.start), []
     with TemporaryDirectory() as folder:
-        client_task = ClientTask(work=trainer(experiment, workload.LR), source=source)
+        client_task = ClientTask(work=trainer(experiment.server, workload.LR), source=source)
         engine = LocalEngine({"train": client_task}, ClientStore(Path(folder)), block_size=8)
         for version in range(count):
             total, loss, seen = Mean().zero(), 0.0, 0.0

@@ -23,7 +23,6 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import torch
 
 from lichen.algorithms.average import score
 from lichen.clients.evaluation.evaluate import Evaluate
@@ -65,16 +64,16 @@ SCALES = (1, 2, 3, 4, 5, 6, 8)
 
 def start_of(cohort: FullClassifier, experiment: Any, lam: float) -> Tree:
     """The loaded model with a ridge head, made by the clients together, as its classifier."""
-    start, everyone = cohort.init(0), tuple(range(len(experiment.train)))
+    start, everyone = cohort.init(0), tuple(range(len(experiment.clients.train)))
     work = Statistics(head_features(cohort, start), classes=int(cohort.classes or 0))
     rule = Ridge(lam)
     with TemporaryDirectory() as folder:
-        client_task = ClientTask(work=work, source=experiment.evaluating(experiment.train))
+        client_task = ClientTask(work=work, source=experiment.evaluating(experiment.clients.train))
         engine = LocalEngine({"ridge": client_task}, ClientStore(Path(folder)), block_size=1)
         total = rule.zero()
         for message in drain(engine, Job(work="ridge", shared={}, version=0, clients=everyone, seed=0)):
             total = rule.add(total, message)
-    valid = experiment.evaluating(experiment.valid)
+    valid = experiment.evaluating(experiment.clients.valid)
     rows = (batch for client in everyone for batch in valid.batches([client], 0))
     return head_start(cohort, start, rule.close(total, {})[0], scale_on=rows, scales=SCALES)
 
@@ -103,10 +102,10 @@ def cell(seed: int, say: Any = lambda _: None, *, test: bool = True, **changed: 
     start = start_of(cohort, experiment, s["lam"])
     replay = KSeedReplay(start, lr=s["lr"], root=derive(seed, "directions"), count=int(s["directions"]))
     work = FedKSeed(cohort, replay, steps=int(s["steps"]), eps=s["eps"])
-    source = experiment.training(experiment.train, batch=int(s["batch"]), steps=int(s["steps"]))
+    source = experiment.training(experiment.clients.train, batch=int(s["batch"]), steps=int(s["steps"]))
     rule, server, sampler = SeedSums(replay.count), KSeedOptimizer(), Uniform(count=int(s["per_round"]))
-    weight_N = torch.tensor([shard.size for shard in experiment.train], dtype=torch.float64)
-    valid, told = experiment.evaluating(experiment.valid), []
+    weight_N = experiment.server.roster.rows_N("train")
+    valid, told = experiment.evaluating(experiment.clients.valid), []
     shared, begin = replay.shared(), judged(cohort, start, valid, everyone)
     say(f"{len(everyone)} clients, {sum(x.numel() for x in start.values()):,} numbers; start {begin}")
     with TemporaryDirectory() as folder:
@@ -132,9 +131,9 @@ def cell(seed: int, say: Any = lambda _: None, *, test: bool = True, **changed: 
         "cpu_seconds": time.process_time() - began,
     }
     if test:
-        rows = experiment.evaluating(experiment.test)
+        rows = experiment.evaluating(experiment.clients.test)
         out["test"] = {
-            "rows": sum(shard.size for shard in experiment.test),
+            "rows": sum(shard.size for shard in experiment.clients.test),
             "start": judged(cohort, start, rows, everyone),
             "end": judged(cohort, shared, rows, everyone, replay),
         }

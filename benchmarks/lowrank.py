@@ -68,8 +68,10 @@ def train(loaded: Any, steps: int, folder: Path, *, frozen: tuple[str, ...] = ()
         gradient_steps=(Clip(1.0),),
         freeze_schedule=(frozen,) if frozen else (),
     )
-    client_task = {"train": ClientTask(work=work, source=experiment.training(experiment.train, batch=4, steps=steps))}
-    clients = range(len(experiment.train))
+    client_task = {
+        "train": ClientTask(work=work, source=experiment.training(experiment.clients.train, batch=4, steps=steps))
+    }
+    clients = range(len(experiment.clients.train))
     capacity = Capacity(
         tuple(max(1, RANK // 2 ** (k if weaker else 0)) for k in clients),
         last_N=tuple(4 - k if weaker and k else None for k in clients),

@@ -73,8 +73,9 @@ def _loaded(recipe: Any) -> tuple[Any, Any, list[Any]]:
 
     experiment = open_recipe(recipe).experiment
     client_task = client_tasks(experiment)[f"train {lr_name(recipe.optimizer.lr[0])}"]
-    tests = experiment.evaluating(experiment.test)
-    return experiment, client_task, [batch for c in range(len(experiment.test)) for batch in tests.batches((c,), 0)]
+    shards = experiment.clients.test
+    tests = experiment.evaluating(shards)
+    return experiment, client_task, [batch for c in range(len(shards)) for batch in tests.batches((c,), 0)]
 
 
 def _quality(experiment: Any, shared: Any, tests: list[Any]) -> float:

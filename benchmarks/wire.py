@@ -85,7 +85,7 @@ def changes() -> list[Tree]:
     experiment = loaded.experiment
     work = Train(experiment.model, optimizer=ClientOptimizer(name="adamw", lr=2e-3), gradient_steps=(Clip(1.0),))
     client_tasks = {
-        "train": ClientTask(work=work, source=experiment.training(experiment.train, batch=BATCH, steps=STEPS))
+        "train": ClientTask(work=work, source=experiment.training(experiment.clients.train, batch=BATCH, steps=STEPS))
     }
     shared, out = dict(experiment.start), []
     with TemporaryDirectory() as folder:

@@ -60,7 +60,7 @@ class Workload:
         """Real tokens trained on in a round."""
         return sum(
             len(shard.input_ids[int(i)])
-            for shard, rows in zip(self.loaded.experiment.train, self.order, strict=True)
+            for shard, rows in zip(self.loaded.experiment.clients.train, self.order, strict=True)
             for i in rows.ravel()
             if isinstance(shard, TextShard)
         )
@@ -86,7 +86,9 @@ def load(name: str, *changes: str) -> Workload:
     )
     loaded = open_recipe(recipe)
     fed = recipe.federation
-    source: Any = loaded.experiment.training(loaded.experiment.train, batch=fed.batch_size, steps=fed.local_steps)
+    source: Any = loaded.experiment.training(
+        loaded.experiment.clients.train, batch=fed.batch_size, steps=fed.local_steps
+    )
     order = np.stack(
         [np.stack([next(rows) for _ in range(fed.local_steps)]) for rows in map(_rows(source), range(CLIENTS))]
     )
@@ -100,7 +102,7 @@ def _rows(source: Any) -> Any:
 def export(workload: Workload, folder: Path) -> None:
     """Write the workload for those who cannot import lichen."""
     folder.mkdir(parents=True, exist_ok=True)
-    shards = [shard for shard in workload.loaded.experiment.train if isinstance(shard, TextShard)]
+    shards = [shard for shard in workload.loaded.experiment.clients.train if isinstance(shard, TextShard)]
     rows = [row for shard in shards for row in shard.input_ids]
     labels = [np.asarray(label) for shard in shards for label in shard.labels]
     lm = shards[0].kind == "lm"
@@ -117,7 +119,7 @@ def export(workload: Workload, folder: Path) -> None:
     said = {
         "name": workload.name,
         "model": str(resolve_model(str(workload.recipe.model.name))),
-        "pad": workload.loaded.experiment.pad,
+        "pad": workload.loaded.experiment.server.pad,
         "classes": len(workload.loaded.classes),
         "targets": list(adapter.target_modules),
         "rank": adapter.rank,

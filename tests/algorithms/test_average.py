@@ -23,7 +23,7 @@ from support.small_experiment import engine, experiment
 
 
 def average(made: Experiment, **more: Any) -> Average:
-    sizes = torch.tensor([s.size for s in made.train], dtype=torch.float64)
+    sizes = made.server.roster.rows_N("train")
     plain: dict[str, Any] = {
         "aggregator": Mean(),
         "optimizer": ServerSGD(),

@@ -75,7 +75,7 @@ def federated_and_alone(ranks: Ranks, folder: Path) -> list[Any]:
         aggregator=Mean(),
         optimizer=ServerAdam(),
         sampler=Uniform(5),
-        weight_N=torch.tensor([float(shard.size) for shard in made.train]),
+        weight_N=made.server.roster.rows_N("train"),
         rounds=3,
         work="train lr=0.1",
     )

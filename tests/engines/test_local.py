@@ -16,6 +16,7 @@ from lichen.engines.local import LocalEngine
 from lichen.models.students.students import ImageMLP
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import client_tasks
+from lichen.recipes.assemble.sides.clients import ClientSide
 from lichen.recipes.schema.read import read_recipe
 
 RECIPE = {
@@ -35,15 +36,8 @@ def experiment(clients: int = 5) -> Experiment:
 
     model = ImageMLP(6, hidden=(8,), classes=3)
     parts = [tuple(shard(n + c) for c in range(clients)) for n in (9, 4, 4)]
-    return Experiment(
-        recipe=read_recipe(RECIPE),
-        model=model,
-        start=model.init(0),
-        train=parts[0],
-        valid=parts[1],
-        test=parts[2],
-        pad=0,
-    )
+    clients = ClientSide(train=parts[0], valid=parts[1], test=parts[2])
+    return Experiment.of(read_recipe(RECIPE), model, clients)
 
 
 def test_any_block_gives_the_same_bytes_and_the_same_count(tmp_path: Path) -> None:

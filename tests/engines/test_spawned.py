@@ -28,6 +28,7 @@ from lichen.models.students.students import ImageMLP
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks
+from lichen.recipes.assemble.sides.clients import ClientSide
 from lichen.recipes.schema.read import read_recipe, write_recipe
 from lichen.recipes.tasks.columns import federate
 
@@ -67,7 +68,7 @@ def test_a_run_gives_the_local_engines_bits_and_bytes(
     local = LocalEngine(client_tasks(experiment), ClientStore(tmp_path / "own"), block_size=4)
     reports: dict[str, list[Report]] = {"local": [], "spawned": []}
     for name, where in (("local", local), ("spawned", engine)):
-        federate(experiment, where, 0.3, 2, tmp_path / name, reports[name].append)
+        federate(experiment.server, where, 0.3, 2, tmp_path / name, reports[name].append)
     assert (tmp_path / "local").read_bytes() == (tmp_path / "spawned").read_bytes()
     assert [replace(r, seconds=0.0) for r in reports["local"]] == [replace(r, seconds=0.0) for r in reports["spawned"]]
     assert reports["local"][0].bytes_up > 10 * 64 * 64 * 4  # ten clients' first layers alone
@@ -127,7 +128,7 @@ def small_stations() -> tuple[Any, bytes]:
         ArrayShard(x=rng.normal(size=(4, 3)).astype(np.float32), labels=rng.integers(0, 2, 4)) for _ in range(2)
     )
     recipe = read_recipe("digits", OVERRIDES)
-    made = Experiment(recipe=recipe, model=model, start=model.init(0), train=shards, valid=shards, test=shards, pad=0)
+    made = Experiment.of(recipe, model, ClientSide(train=shards, valid=shards, test=shards))
     return client_tasks(made), pack_job(Job(work=TRAIN, shared=made.start, version=0, clients=(0, 1), seed=1))
 
 

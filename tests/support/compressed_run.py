@@ -46,7 +46,7 @@ def average(made: Experiment, **more: Any) -> Average:
         "aggregator": Decoded(Mean(), UP, (Layout.of(made.start),)),
         "optimizer": ServerSGD(),
         "sampler": Uniform(2),
-        "weight_N": torch.tensor([s.size for s in made.train], dtype=torch.float64),
+        "weight_N": made.server.roster.rows_N("train"),
         "rounds": 6,
         "work": WORK,
         "valid_every": 3,

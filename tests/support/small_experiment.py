@@ -13,6 +13,7 @@ from lichen.engines.local import LocalEngine
 from lichen.models.students.students import ImageMLP
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import client_tasks
+from lichen.recipes.assemble.sides.clients import ClientSide
 from lichen.recipes.schema.read import read_recipe
 
 RECIPE: dict[str, Any] = {
@@ -37,7 +38,7 @@ def experiment(clients: int = 4, *, broken: tuple[int, ...] = ()) -> Experiment:
     train = tuple(shard(9 + c, c in broken) for c in range(clients))
     valid, test = (tuple(shard(4 + c) for c in range(clients)) for _ in range(2))
     recipe = read_recipe(RECIPE)
-    return Experiment(recipe=recipe, model=model, start=model.init(0), train=train, valid=valid, test=test, pad=0)
+    return Experiment.of(recipe, model, ClientSide(train=train, valid=valid, test=test))
 
 
 def engine(made: Experiment, folder: Path, *, block: int = 3) -> LocalEngine:

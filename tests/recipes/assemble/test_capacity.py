@@ -105,7 +105,7 @@ def test_the_chord_is_above_what_a_step_holds(tiny: tuple[Experiment, ClientTask
     experiment, client_task, needs = tiny
     model: Any = experiment.model
     start = {n: x + 1e-3 if n.endswith("lora_B") else x for n, x in experiment.start.items()}
-    client, batch = capacity._largest(client_task, len(experiment.train))
+    client, batch = capacity._largest(client_task, len(experiment.clients.train))
     base = resident_bytes(model.wrapped.model)
     for step, told in needs.tiers():
         cut = Capacity((step.rank,), last_N=(step.last,), scaling=1.0)
@@ -121,7 +121,7 @@ def test_counted_on_the_largest_batch(tiny: tuple[Experiment, ClientTask, Needs]
     experiment, client_task, needs = tiny
     model: Any = experiment.model
     base = resident_bytes(model.wrapped.model)
-    for client in range(len(experiment.train)):
+    for client in range(len(experiment.clients.train)):
         for batch in client_task.source.batches((client,), 99):
             assert base + capacity._step_bytes(client_task, experiment.start, client, batch, "") <= 1.001 * needs.whole
 

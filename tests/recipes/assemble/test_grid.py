@@ -85,10 +85,10 @@ def test_every_combination_is_refused_by_a_declaration_or_can_be_assembled(files
             )
         experiment = replace(made[trained, asks], recipe=recipe)
         lr = recipe.optimizer.lr[0]
-        tasks, algorithm = client_tasks(experiment), algorithm_of(experiment, lr, recipe.federation.rounds)
+        tasks, algorithm = client_tasks(experiment), algorithm_of(experiment.server, lr, recipe.federation.rounds)
         assert algorithm.work in tasks
         assert algorithm.valid in tasks
-        assert algorithm.init(initial_shared(experiment, lr)).shared
+        assert algorithm.init(initial_shared(experiment.server, lr)).shared
     assert len(read) + len(refused) == len(RULES) * len(WAYS) * len(TRAINED) * len(ENGINES) * len(CODED)
     # Each word of each family goes with something.
     assert {recipe.rule for recipe in read} == set(RULES)

@@ -94,7 +94,7 @@ def test_training_try_and_export_ask_in_the_same_words(
     result = lichen.run(recipe(home, family, **data), out=tmp_path / "run", say=told.append)
     loaded = open_recipe(read_recipe(recipe(home, family, **data)))
     trained = set()
-    for shard in (*loaded.experiment.train, *loaded.experiment.test):
+    for shard in (*loaded.experiment.clients.train, *loaded.experiment.clients.test):
         for ids, labels in zip(shard.input_ids, shard.labels, strict=True):  # type: ignore[union-attr]
             trained.add(tuple(np.asarray(ids)[np.asarray(labels) == -100].tolist()))
     (tmp_path / "own.jinja").unlink()  # a finished run needs it no more

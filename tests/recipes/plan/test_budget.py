@@ -35,11 +35,11 @@ def test_a_run_spends_what_its_plan_counts(tmp_path: Path) -> None:
     }
     events = read_trace(lichen.run(recipe, out=tmp_path / "run").folder)
     by_column = {name: [e for e in events if e.column == name] for name in ("federated", "alone")}
-    everyone, judges = len(experiment.train), len(validators_of(experiment))
+    everyone, judges = len(experiment.server.roster), len(validators_of(experiment.server))
     train, valid = counted(by_column["federated"], judges)
     assert work_items["federated"]["train"].clients == train == 4 * (3 + 3 + 2)
     tested: WorkItem = work_items["federated"]["score"]
-    assert tested.clients == valid + len(set(first_of(experiment.test)))  # a test set in common is scored once
+    assert tested.clients == valid + len(set(first_of(experiment.clients.test)))  # a test set in common is scored once
     train, valid = counted(by_column["alone"], everyone)
     assert (work_items["alone"]["alone"].clients, work_items["alone"]["alone.keep"].clients) == (train, valid)
     assert 0 < train < everyone * (3 + 3 + 2)

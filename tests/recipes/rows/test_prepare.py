@@ -245,7 +245,7 @@ def test_a_classifier_without_a_token_to_pad_with_is_refused(tmp_path: Path) -> 
     assert told.value.where == "model.name"
     ends = save_model(tmp_path / "ends", without=("pad_token",))
     loaded = open_recipe(recipe_of(file, model=str(ends)))
-    assert loaded.experiment.pad == loaded.tokenizer.eos_token_id  # the end token serves
+    assert loaded.experiment.server.pad == loaded.tokenizer.eos_token_id  # the end token serves
 
 
 @pytest.mark.parametrize("by", ["dirichlet", "iid"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from support.tiny_llama import recipe, save_model, save_rows
 
 def changed(made: Experiment, **federation: Any) -> Experiment:
     fed = made.recipe.federation.model_copy(update=federation)
-    return replace(made, recipe=made.recipe.model_copy(update={"federation": fed}))
+    return made.with_server(recipe=made.recipe.model_copy(update={"federation": fed}))
 
 
 def drawn(made: Experiment, rounds: list[tuple[int, ...]], first: int = 0) -> tuple[int, int]:
@@ -50,8 +49,8 @@ def drawn(made: Experiment, rounds: list[tuple[int, ...]], first: int = 0) -> tu
 def test_rows_and_their_share_are_those_that_are_drawn(federation: dict[str, Any]) -> None:
     made = changed(experiment(), **federation)
     rounds = [(0, 1), (1, 2), (1,)]
-    told = coverage_of(made, rounds)
-    assert told.rows_there == sum(shard.size for shard in made.train)
+    told = coverage_of(made.server, rounds)
+    assert told.rows_there == sum(shard.size for shard in made.clients.train)
     found = [drawn(made, rounds, first=100 * i) for i in range(40)]
     assert {rows for rows, _ in found} == {told.rows}
     mean = sum(different for _, different in found) / len(found) / told.rows_there

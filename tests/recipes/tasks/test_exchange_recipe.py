@@ -68,7 +68,7 @@ def test_unlike_networks_learn_from_each_other(ran: lichen.Result) -> None:
 
 def test_the_ensemble_is_the_mean_of_what_the_saved_models_say(ran: lichen.Result) -> None:
     loaded, heterogeneous = open_heterogeneous(digits(), lambda _: None)
-    test = loaded.experiment.test[0]
+    test = loaded.experiment.clients.test[0]
     assert isinstance(test, ArrayShard)
     batch = {"active_C": torch.ones(1, dtype=torch.bool), "x_CBF": torch.from_numpy(test.x)[None]}
     total_BK = torch.zeros(test.size, 10)

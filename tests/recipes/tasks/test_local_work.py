@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +71,16 @@ def test_epochs_train_on_every_row_so_many_times(home: Path, tmp_path: Path) -> 
         )
     )
     made = open_recipe(known).experiment
-    each = [int(shard.length_N.sum()) for shard in made.train]  # type: ignore[union-attr]
+    each = [int(shard.length_N.sum()) for shard in made.clients.train]  # type: ignore[union-attr]
     result = lichen.run(known, out=tmp_path / "run")
     for event in read_trace(result.folder):
         if event.column != "pooled":
             assert event.report.tokens == 3 * sum(each[c] for c in event.report.clients)
     # The pooled trainer takes as many rows as the two invited clients do on average.
     federation = pooled_experiment(made).recipe.federation
-    rows = 2 * 3 * sum(shard.size for shard in made.train) / len(made.train)
+    rows = 2 * 3 * sum(shard.size for shard in made.clients.train) / len(made.clients.train)
     assert abs(federation.fixed_steps * federation.batch_size - rows) <= federation.batch_size / 2
-    assert alone_rounds(made) == 1
+    assert alone_rounds(made.server) == 1
     assert read_recipe(json.loads(json.dumps(known.model_dump(mode="json")))) == known
     (tmp_path / "again.yaml").write_text(write_recipe(known))
     assert read_recipe(tmp_path / "again.yaml") == known
@@ -92,9 +91,9 @@ def test_weights_by_rows_are_the_mean_of_mcmahan(tmp_path: Path) -> None:
     changed = {}
     for weighting in ("examples", "rows", "uniform"):
         federation = made.recipe.federation.model_copy(update={"weighting": weighting, "rounds": 1})
-        here = replace(made, recipe=made.recipe.model_copy(update={"federation": federation}))
+        here = made.with_server(recipe=made.recipe.model_copy(update={"federation": federation}))
         there = engine(here, tmp_path / weighting)
-        state = federate(here, there, 0.1, 1, tmp_path / weighting / "server.safetensors", lambda _: None)
+        state = federate(here.server, there, 0.1, 1, tmp_path / weighting / "server.safetensors", lambda _: None)
         changed[weighting] = state.shared
     deltas = {}
     seed = derive(derive(made.recipe.seed, "run"), "round", 0)
@@ -108,7 +107,7 @@ def test_weights_by_rows_are_the_mean_of_mcmahan(tmp_path: Path) -> None:
     )
     for message in drain(engine(made, tmp_path / "each", block=1), job):
         deltas[int(message.client_C)] = message.tensors
-    rows = [shard.size for shard in made.train]
+    rows = [shard.size for shard in made.clients.train]
     assert len(set(rows)) == 4
     for name, start in made.start.items():
         mean = sum(n * deltas[c][name][0].double() for c, n in enumerate(rows)) / sum(rows)
@@ -124,7 +123,7 @@ def test_all_training_stations_know_the_weights() -> None:
     for name in ("adamw", "mezo"):
         changes = {"optimizer": made.recipe.optimizer.model_copy(update={"name": name})}
         changes["federation"] = made.recipe.federation.model_copy(update={"weighting": "rows"})  # type: ignore[assignment]
-        known = client_tasks(replace(made, recipe=made.recipe.model_copy(update=changes)))
+        known = client_tasks(made.with_server(recipe=made.recipe.model_copy(update=changes)))
         assert type(known["train lr=0.1"].work).__name__ == "ByRows"
 
 

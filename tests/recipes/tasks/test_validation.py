@@ -98,7 +98,7 @@ def test_nodes_of_their_own_keep_it_too(home: Path, tmp_path: Path, at_home: lic
 def test_a_sample_validates_in_the_rounds_and_everybody_is_scored(home: Path, tmp_path: Path) -> None:
     sections: dict[str, Any] = {"federation": {"rounds": 2, "local_steps": 2, "batch_size": 4, "valid_clients": 3}}
     known = read_recipe(recipe(home / "model", home / "rows.jsonl", "pair", **sections))
-    judges = validators_of(open_recipe(known).experiment)
+    judges = validators_of(open_recipe(known).experiment.server)
     assert len(judges) == 3
     result = lichen.run(known, out=tmp_path / "run")
     assert scores(result)["count"].shape == (7,)

@@ -56,13 +56,13 @@ def inputs_of(loaded: LoadedExperiment, *experiments: Experiment) -> Inputs:
         loaded: The recipe with its rows.
         experiments: Of its models, where there are several.
     """
-    experiment = loaded.experiment
+    experiment, clients = loaded.experiment, loaded.experiment.clients
     models = [[one.model.base, digest(one.start)] for one in experiments or (experiment,)]
     return Inputs(
         rows=loaded.rows,
         data=loaded.data,
         model=hashlib.sha256(json.dumps(models).encode()).hexdigest(),
-        tokens=shards_digest(experiment.train, experiment.valid, experiment.test),
+        tokens=shards_digest(clients.train, clients.valid, clients.test),
     )
 
 

@@ -10,7 +10,7 @@ from lichen.core.contracts import Aggregator
 from lichen.core.parameters import split_shared
 from lichen.core.tree import Tree
 from lichen.models.adapters.layerwise import layerwise_schedule
-from lichen.recipes.assemble.experiment import Experiment
+from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.model import AdapterConfig
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.fair import QFFL
@@ -28,13 +28,13 @@ def scaling_of(adapter: AdapterConfig) -> float:
     return adapter.alpha / (adapter.rank**0.5 if adapter.rslora else adapter.rank)
 
 
-def freeze_schedule_of(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
+def freeze_schedule_of(server: ServerSide) -> tuple[tuple[str, ...], ...]:
     """Names that stand still, round by round: those of the rule, and those of the layers whose turn it is not."""
-    rule = experiment.recipe.aggregation.freezes
-    groups = experiment.recipe.federation.layer_groups
+    rule = server.recipe.aggregation.freezes
+    groups = server.recipe.federation.layer_groups
     if groups == 1:
         return rule
-    turns = layerwise_schedule(split_shared(experiment.start)[0], groups)
+    turns = layerwise_schedule(split_shared(server.start)[0], groups)
     return tuple((*turn, *half) for turn in turns for half in rule or ((),))
 
 
@@ -43,15 +43,15 @@ def local_params_of(recipe: Recipe) -> tuple[str, ...]:
     return recipe.aggregation.local_params
 
 
-def aggregator_of(experiment: Experiment, lr: float) -> Aggregator:
+def aggregator_of(server: ServerSide, lr: float) -> Aggregator:
     """The recipe's aggregator, for clients that train at this rate."""
-    recipe = experiment.recipe
+    recipe = server.recipe
     if recipe.federation.fair == "qffl":
         fed = recipe.federation
         return QFFL(fed.q, lr=lr, weighting=weighting_of(recipe))
     if not recipe.wire.up:
         return _rule(recipe)
-    return Decoded(_rule(recipe), parse_codecs(recipe.wire.up), _layouts(experiment))
+    return Decoded(_rule(recipe), parse_codecs(recipe.wire.up), _layouts(server))
 
 
 def weighting_of(recipe: Recipe) -> Weighting:
@@ -69,18 +69,18 @@ def _rule(recipe: Recipe) -> Aggregator:
     return recipe.aggregation.make(settings)
 
 
-def _layouts(experiment: Experiment) -> tuple[Layout, ...]:
+def _layouts(server: ServerSide) -> tuple[Layout, ...]:
     """What clients may send, in any round and at any capacity."""
-    capacity = experiment.capacity
-    keys = [] if capacity is None else list(dict.fromkeys(capacity.key(c) for c in range(len(experiment.train))))
-    whole = [experiment.start] if capacity is None else [capacity.extract(experiment.start, key) for key in keys]
-    local = local_params_of(experiment.recipe)
+    capacity = server.capacity
+    keys = [] if capacity is None else list(dict.fromkeys(capacity.key(c) for c in range(len(server.roster))))
+    whole = [server.start] if capacity is None else [capacity.extract(server.start, key) for key in keys]
+    local = local_params_of(server.recipe)
     found: list[Layout] = []
     for shared in whole:
         trainable, _ = split_shared(shared)
-        for frozen in freeze_schedule_of(experiment) or ((),):
+        for frozen in freeze_schedule_of(server) or ((),):
             sent: Tree = {name: x for name, x in trainable.items() if not name.endswith((*frozen, *local))}
-            for part in _fragments(sent, experiment.recipe.federation.stream_fragments):
+            for part in _fragments(sent, server.recipe.federation.stream_fragments):
                 layout = Layout.of(part)
                 if layout not in found:
                     found.append(layout)

@@ -140,7 +140,7 @@ def needs_of(experiment: Experiment, client_task: ClientTask) -> Needs:
             where="federation.memory",
             fix="set model.adapter.kind to lora, or leave the key out",
         )
-    client, batch = _largest(client_task, len(experiment.train))
+    client, batch = _largest(client_task, len(experiment.clients.train))
     # An adapter that does nothing yet would leave no patch behind; later ones do.
     start = {n: torch.full_like(x, 1e-3) if rank_axis(n) == 1 else x for n, x in experiment.start.items()}
     base = resident_bytes(wrapped.model)
@@ -209,7 +209,7 @@ def capacity_of(experiment: Experiment, client_task: ClientTask) -> Capacity | N
         return None
     needs = needs_of(experiment, client_task)
     fits = [needs.fit_to_memory(gib * GIB) for gib in memory]
-    mine = [fits[client % len(fits)] for client in range(len(experiment.train))]
+    mine = [fits[client % len(fits)] for client in range(len(experiment.clients.train))]
     model: Any = experiment.model
     return Capacity(tuple(f.rank for f in mine), last_N=tuple(f.last for f in mine), scaling=model.wrapped.spec.scale)
 
@@ -245,7 +245,7 @@ def device_tiers(experiment: Experiment, client_task: ClientTask) -> tuple[Devic
     memory = _memory(experiment)
     if not memory:
         return ()
-    needs, count = needs_of(experiment, client_task), len(experiment.train)
+    needs, count = needs_of(experiment, client_task), len(experiment.clients.train)
     steps = dict(needs.tiers())
     having = {gib: sum(1 for c in range(count) if memory[c % len(memory)] == gib) for gib in sorted(set(memory))}
     out = []

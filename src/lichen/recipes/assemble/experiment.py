@@ -1,93 +1,83 @@
-"""The context of an experiment: model, initial parameters, and every client's rows."""
+"""An experiment: the server's side and the clients' side of one opened recipe, and the batches of its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import final
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 from torch import Tensor
 
 from lichen.core.contracts import CohortModel, Source
 from lichen.core.tree import Tree
 from lichen.data.batches.accumulation import MicroBatches
-from lichen.data.batches.augment import Views
 from lichen.data.batches.scarce_labels import ScarceLabels
 from lichen.data.batches.shards import EvalSource, MixedSource, Shard, TrainSource
 from lichen.models.cohort import Cohort
 from lichen.present.trace import lr_name
+from lichen.recipes.assemble.sides.clients import ClientSide, declared, recounted
+from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.recipe import Recipe
-from lichen.server.lowrank.submodel import Capacity
 from lichen.tasks.registry import task_of
 from lichen.tasks.task import Metric
 
-__all__ = [
-    "Auxiliary",
-    "Experiment",
-    "lr_name",
-    "metric_of",
-    "participants",
-    "rows_per_round",
-    "steps_per_round",
-    "values_N",
-]
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Auxiliary:
-    """What clients learn from beside their labels and a teacher's public answers.
-
-    Attributes:
-        rows: All rows of the clients, those without a label among them, one shard a client; none: labelled ones alone.
-        views: Weak and strong views of the unlabelled ones.
-        answers: ``answers.*`` of a teacher to them, which never leave.
-        judge: The clients' rows to judge a teacher by; None: it is taken at its word.
-        teacher_label_M: The class it names for each of those.
-        server: Labelled rows the server itself trains on between rounds; None: it does not.
-    """
-
-    rows: tuple[Shard, ...] = ()
-    views: Views | None = None
-    answers: Tree = field(default_factory=dict)
-    judge: Source | None = None
-    teacher_label_M: Tensor | None = None
-    server: Shard | None = None
+__all__ = ["Experiment", "lr_name", "metric_of", "values_N"]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """What every column works with.
+    """What a simulation has, and a node: what the server tells everybody, and rows.
 
     Attributes:
-        recipe: The recipe.
-        model: The cohort model.
-        start: The shared tensors before the first round.
-        train: One shard a client.
-        valid: One shard a client, to choose learning rate and round by.
-        test: One shard a client, only scored.
-        pad: Padding token of text shards.
-        public: Texts a teacher has answered, learned from beside the clients' own rows.
-        capacity: What each client can train; None where all train everything.
-        auxiliary: What clients learn from beside their labels and a teacher's public answers.
+        server: The server's side.
+        clients: The clients' side.
     """
 
-    recipe: Recipe
-    model: CohortModel
-    start: Tree
-    train: tuple[Shard, ...]
-    valid: tuple[Shard, ...]
-    test: tuple[Shard, ...]
-    pad: int
-    public: Shard | None = None
-    capacity: Capacity | None = None
-    auxiliary: Auxiliary = field(default_factory=Auxiliary)
+    server: ServerSide
+    clients: ClientSide
+
+    @classmethod
+    def of(cls, recipe: Recipe, model: CohortModel, clients: ClientSide, **server: Any) -> Experiment:
+        """An experiment whose clients have declared the rows that they have here.
+
+        Args:
+            recipe: The recipe.
+            model: The cohort model.
+            clients: Their rows.
+            server: More of the server's side; by default, it starts from the model's first tensors of seed 0.
+        """
+        more: dict[str, Any] = {"start": model.init(0), "roster": declared(clients)} | server
+        return cls(server=ServerSide(recipe=recipe, model=model, **more), clients=clients)
+
+    @property
+    def recipe(self) -> Recipe:
+        """Known to both sides."""
+        return self.server.recipe
+
+    @property
+    def model(self) -> CohortModel:
+        """Known to both sides."""
+        return self.server.model
+
+    @property
+    def start(self) -> Tree:
+        """Known to both sides."""
+        return self.server.start
+
+    def with_server(self, **changes: Any) -> Experiment:
+        """With other things on the server's side."""
+        return replace(self, server=replace(self.server, **changes))
+
+    def with_rows(self, **changes: Any) -> Experiment:
+        """With other things on the clients' side, which declare their rows anew."""
+        clients = replace(self.clients, **changes)
+        return replace(self.with_server(roster=recounted(self.server.roster, clients)), clients=clients)
 
     def evaluating(self, shards: Sequence[Shard]) -> Source:
         """Batches that see every row once."""
         most = self.recipe.data.max_length
-        return EvalSource(shards, batch_size=16, pad=self.pad, max_length=most, fixed_width=self._width())
+        return EvalSource(shards, batch_size=16, pad=self.server.pad, max_length=most, fixed_width=self._width())
 
     def _width(self) -> int | None:
         """One width for all where padding is dropped anyway, so that any clients may stand side by side."""
@@ -114,15 +104,16 @@ class Experiment:
             batch_size=batch,
             steps=steps,
             epochs=epochs,
-            pad=self.pad,
+            pad=self.server.pad,
             max_length=self.recipe.data.max_length,
             fixed_width=self._width(),
         )
-        if self.auxiliary.rows and self.recipe.semi is not None:
-            return ScarceLabels(replace(own, shards=self.auxiliary.rows), unlabelled_rows=self.recipe.semi.batch_size)
-        if self.public is None or self.recipe.teacher is None:
+        public, rows = self.server.public, self.clients.auxiliary.rows
+        if rows and self.recipe.semi is not None:
+            return ScarceLabels(replace(own, shards=rows), unlabelled_rows=self.recipe.semi.batch_size)
+        if public is None or self.recipe.teacher is None:
             return own
-        return MixedSource(own, public=self.public, public_rows=self.recipe.teacher.public_batch_size)
+        return MixedSource(own, public=public, public_rows=self.recipe.teacher.public_batch_size)
 
 
 def values_N(recipe: Recipe, metrics: Mapping[str, Tensor]) -> Tensor:
@@ -133,25 +124,3 @@ def values_N(recipe: Recipe, metrics: Mapping[str, Tensor]) -> Tensor:
 def metric_of(recipe: Recipe) -> Metric:
     """The metric compared, by the recipe or its task."""
     return task_of(recipe.task).metric_of(recipe.compare.metric)
-
-
-def steps_per_round(experiment: Experiment) -> float:
-    """Local steps of a client in a round; with epochs, on average over clients."""
-    fed = experiment.recipe.federation
-    if fed.local_epochs is None:
-        return fed.fixed_steps
-    rows = fed.batch_size * fed.gradient_accumulation_steps
-    return fed.local_epochs * sum(-(-shard.size // rows) for shard in experiment.train) / len(experiment.train)
-
-
-def rows_per_round(experiment: Experiment) -> float:
-    """Rows a client trains on in a round; with epochs, on average over clients."""
-    fed = experiment.recipe.federation
-    if fed.local_epochs is None:
-        return fed.fixed_steps * fed.batch_size * fed.gradient_accumulation_steps
-    return fed.local_epochs * sum(shard.size for shard in experiment.train) / len(experiment.train)
-
-
-def participants(experiment: Experiment) -> int:
-    """Clients expected in a round."""
-    return min(experiment.recipe.federation.clients_per_round or len(experiment.train), len(experiment.train))

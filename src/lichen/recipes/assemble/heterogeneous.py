@@ -31,6 +31,7 @@ from lichen.recipes.assemble.capacity import GIB
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
+from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.recipe import ExchangeConfig, Recipe, StudentConfig
 
 __all__ = ["HeterogeneousClients", "open_heterogeneous", "own_rows", "public_rows"]
@@ -74,9 +75,9 @@ class HeterogeneousClients:
         return sum(map(len, self.architectures.values()))
 
     @property
-    def train(self) -> tuple[Shard, ...]:
-        """Every client's rows."""
-        return next(iter(self.experiments.values())).train
+    def server(self) -> ServerSide:
+        """The server's side, with one of the models; what it says of the clients is the same with all of them."""
+        return next(iter(self.experiments.values())).server
 
     @property
     def fused(self) -> bool:
@@ -92,7 +93,8 @@ def own_rows(heterogeneous: HeterogeneousClients, arch: str, steps: int) -> Trai
     """The clients' own rows, so many steps a round."""
     experiment, fed = heterogeneous.experiments[arch], heterogeneous.recipe.federation
     most = heterogeneous.recipe.data.max_length
-    return TrainSource(experiment.train, batch_size=fed.batch_size, steps=steps, pad=experiment.pad, max_length=most)
+    rows, pad = experiment.clients.train, experiment.server.pad
+    return TrainSource(rows, batch_size=fed.batch_size, steps=steps, pad=pad, max_length=most)
 
 
 def public_rows(heterogeneous: HeterogeneousClients, own: TrainSource, clients: Sequence[int]) -> TrainSource:
@@ -117,16 +119,16 @@ def open_heterogeneous(recipe: Recipe, say: Callable[[str], None]) -> tuple[Load
     single = {name: _single(recipe, student) for name, student in every.items()}
     loaded = open_recipe(next(iter(single.values())), say=say, report_counts=True)
     size = len(loaded.vocabulary) if loaded.vocabulary else len(loaded.tokenizer) if loaded.tokenizer else 0
-    first, classes, public = loaded.experiment.train[0], loaded.classes, loaded.public
+    first, classes, public = loaded.experiment.clients.train[0], loaded.classes, loaded.public
     assert public is not None
     models = {
         name: make_student(recipe, first, classes, vocabulary=size, section=student) for name, student in every.items()
     }
     experiments = {
-        name: replace(loaded.experiment, recipe=single[name], model=model, start=start_of(recipe, model))
+        name: loaded.experiment.with_server(recipe=single[name], model=model, start=start_of(recipe, model))
         for name, model in models.items()
     }
-    count = len(loaded.experiment.train)
+    count = len(loaded.experiment.server.roster)
     whole = HeterogeneousClients(
         recipe=recipe,
         exchange=section,
@@ -157,7 +159,7 @@ def _by_memory(heterogeneous: HeterogeneousClients, models: Mapping[str, Model])
     stepper: Optimizer = "momentum" if opt.name == "sgd" and opt.momentum else STEPPERS[opt.name]
     known: dict[object, str] = {}
     out: list[str] = []
-    for client in range(len(heterogeneous.train)):
+    for client in range(heterogeneous.count):
         batch, bytes_here = _widest(heterogeneous, client), int(memory[client % len(memory)] * GIB)
         key = (bytes_here, tuple(sorted((name, tuple(x.shape)) for name, x in batch.items())))
         if key not in known:

@@ -16,7 +16,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
 
-import numpy as np
 from torch import Tensor
 
 from lichen.algorithms.exchange import Architectures, by_architecture
@@ -28,6 +27,7 @@ from lichen.clients.training.gradient_steps import Proximal
 from lichen.core.contracts import Aggregator, ClientTask, ClientWork, Engine, Source
 from lichen.core.message import Job
 from lichen.core.replies import Reply
+from lichen.core.roster import declared_name
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import EvalSource, Shard
@@ -127,7 +127,7 @@ def private_tasks(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, C
         start = {**experiment.start, **heterogeneous.settings()}
         out |= private_client_tasks(
             arch,
-            trainer(experiment, lr, personal=True),
+            trainer(experiment.server, lr, personal=True),
             start=start,
             own=mine,
             public=heterogeneous.public,
@@ -142,16 +142,16 @@ def private_tasks(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, C
         out[f"learn/{arch}"] = ClientTask(work=work, source=turns)
         out[f"alone/{arch}"] = ClientTask(work=work, source=own_rows(heterogeneous, arch, alone_steps(heterogeneous)))
         judging: dict[str, tuple[ClientWork, Source]] = {
-            "valid": (Evaluate(experiment.model, personal=True), experiment.evaluating(experiment.valid)),
-            "test": (Evaluate(experiment.model, personal=True), experiment.evaluating(experiment.test)),
-            "alone.valid": (KeepBest(experiment.model), experiment.evaluating(experiment.valid)),
+            "valid": (Evaluate(experiment.model, personal=True), experiment.evaluating(experiment.clients.valid)),
+            "test": (Evaluate(experiment.model, personal=True), experiment.evaluating(experiment.clients.test)),
+            "alone.valid": (KeepBest(experiment.model), experiment.evaluating(experiment.clients.valid)),
             "alone.chosen": (
                 Evaluate(experiment.model, personal=True, use_best=True),
-                experiment.evaluating(experiment.valid),
+                experiment.evaluating(experiment.clients.valid),
             ),
             "alone.test": (
                 Evaluate(experiment.model, personal=True, use_best=True),
-                experiment.evaluating(experiment.test),
+                experiment.evaluating(experiment.clients.test),
             ),
         }
         for name, (judge, source) in judging.items():
@@ -163,8 +163,10 @@ def averaged_tasks(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, 
     """Stations of clients that train their architecture's average: feddf."""
     out, steps = dict[str, ClientTask](), heterogeneous.recipe.federation.fixed_steps
     for arch, experiment in heterogeneous.experiments.items():
-        out[f"train/{arch}"] = ClientTask(work=trainer(experiment, lr), source=own_rows(heterogeneous, arch, steps))
-        for name, shards in (("valid", experiment.valid), ("test", experiment.test)):
+        out[f"train/{arch}"] = ClientTask(
+            work=trainer(experiment.server, lr), source=own_rows(heterogeneous, arch, steps)
+        )
+        for name, shards in (("valid", experiment.clients.valid), ("test", experiment.clients.test)):
             out[f"{name}/{arch}"] = ClientTask(work=Evaluate(experiment.model), source=experiment.evaluating(shards))
     return out
 
@@ -178,7 +180,7 @@ def server(heterogeneous: HeterogeneousClients, lr: float) -> tuple[dict[str, Cl
         mine = own_rows(heterogeneous, arch, heterogeneous.recipe.federation.fixed_steps)
         answers = Predict(experiment.model, rows=heterogeneous.public.size, personal=True, examples=examples)
         predict[arch] = ClientTask(work=answers, source=asking(mine, heterogeneous.public, everyone))
-        learns = trainer(experiment, heterogeneous.exchange.server_lr or lr)
+        learns = trainer(experiment.server, heterogeneous.exchange.server_lr or lr)
         # The server has no shared model to be pulled to.
         unpulled = tuple(step for step in learns.gradient_steps if not isinstance(step, Proximal))
         learns = replace(learns, gradient_steps=unpulled)
@@ -199,7 +201,7 @@ def prediction_tasks(heterogeneous: HeterogeneousClients, rows: Shard) -> dict[s
         source = EvalSource(
             dict.fromkeys(some, rows),
             batch_size=32,
-            pad=experiment.pad,
+            pad=experiment.server.pad,
             max_length=heterogeneous.recipe.data.max_length,
         )
         out[f"said/{arch}"] = ClientTask(
@@ -209,11 +211,11 @@ def prediction_tasks(heterogeneous: HeterogeneousClients, rows: Shard) -> dict[s
 
 
 def _examples(heterogeneous: HeterogeneousClients, clients: Sequence[int]) -> dict[int, float]:
-    return {c: float(heterogeneous.train[c].size) for c in clients}
+    rows_N = heterogeneous.server.roster.rows("train")
+    return {c: float(rows_N[c]) for c in clients}
 
 
 def _counts(heterogeneous: HeterogeneousClients, clients: Sequence[int]) -> dict[int, list[int]]:
-    classes = next(iter(heterogeneous.experiments.values())).model.classes
-    assert classes is not None
-    labels = {c: np.asarray(heterogeneous.train[c].labels) for c in clients}
-    return {c: np.bincount(y[y >= 0], minlength=classes).tolist() for c, y in labels.items()}
+    server = heterogeneous.server
+    labels = {c: server.roster[c].labels for c in clients}
+    return {c: [int(mine.get(declared_name(name), 0)) for name in server.classes] for c, mine in labels.items()}

@@ -5,8 +5,8 @@ A server and a node open the same recipe and hold the same thing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, final
 
@@ -23,11 +23,12 @@ from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.loaded_model import load_model
 from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.parts import client_tasks
+from lichen.recipes.assemble.sides.clients import ClientSide, declared, may_declare_labels
+from lichen.recipes.assemble.sides.server import capacity_from
 from lichen.recipes.rows.prepare import ClientData, classes_of, encode, gather_all
 from lichen.recipes.rows.public import PublicSplit, labelled_of, split_public
 from lichen.recipes.rows.reading import report_read
 from lichen.recipes.schema.recipe import Recipe
-from lichen.server.lowrank.submodel import Capacity
 
 __all__ = ["LoadedExperiment", "fetch_named", "open_recipe", "shards_of"]
 
@@ -147,16 +148,24 @@ def open_recipe(
         size = len(words) if words else len(tokenizer) if tokenizer else 0
         model = make_student(recipe, train[0], classes, vocabulary=size)
     pad = pad_id(tokenizer) if tokenizer is not None else 0
-    experiment = Experiment(
-        recipe=recipe,
-        model=model,
-        start=start_of(recipe, model, classes, say=say),
+    clients = ClientSide(
         train=train,
         valid=shards_of(clients_data, "valid", make, apart=apart),
         test=shards_of(clients_data, "test", make, apart=apart),
+    )
+    experiment = Experiment.of(
+        recipe,
+        model,
+        clients,
+        start=start_of(recipe, model, classes, say=say),
+        classes=classes,
         pad=words.words[pad] if words else pad,
     )
-    experiment = replace(experiment, capacity=_capacity(experiment))
+    names = [client_data.name for client_data in clients_data]
+    labels = classes if may_declare_labels(recipe) else ()
+    roster = declared(clients, names, classes=labels, capacity_N=_capacity_N(experiment))
+    capacity = capacity_from(roster, scaling=scaling_of(recipe.model.adapter))
+    experiment = experiment.with_server(roster=roster, capacity=capacity)
     return LoadedExperiment(
         experiment=experiment,
         clients_data=clients_data,
@@ -189,12 +198,11 @@ def _in_words(make: Callable[[Sequence[Record]], Shard], words: Frequent) -> Cal
     return made
 
 
-def _capacity(experiment: Experiment) -> Capacity | None:
-    """What each client can train, by the recipe's ranks or by its memory; None where all train everything."""
-    fed, count = experiment.recipe.federation, len(experiment.train)
+def _capacity_N(experiment: Experiment) -> Sequence[Hashable]:
+    """What each client can train, by the recipe's ranks or by its memory; nothing where all train everything."""
+    fed, count = experiment.recipe.federation, len(experiment.clients.train)
     if fed.memory is not None:
-        return capacity_of(experiment, client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"])
-    if fed.ranks is None:
-        return None
-    ranks = tuple(fed.ranks[client % len(fed.ranks)] for client in range(count))
-    return Capacity(ranks, last_N=(None,) * count, scaling=scaling_of(experiment.recipe.model.adapter))
+        task = client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"]
+        capacity = capacity_of(experiment, task)
+        return () if capacity is None else [capacity.key(client) for client in range(count)]
+    return () if fed.ranks is None else [(fed.ranks[client % len(fed.ranks)], None) for client in range(count)]

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-
 from lichen.algorithms.average import Average
 from lichen.algorithms.semi import AllowEmpty
 from lichen.clients.distillation.distill import Distill
 from lichen.clients.distillation.selective import Selective
+from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.evaluation.early_stopping import KeepBest
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.methods import METHODS, ClientSettings
+from lichen.clients.statistics.declare import Declare
 from lichen.clients.training.fixmatch import FixMatch
 from lichen.clients.training.gradient_step import GradientStep
 from lichen.clients.training.gradient_steps import Clip, Proximal
@@ -29,7 +29,8 @@ from lichen.core.contracts import Aggregator, ClientTask, ClientWork, Sampler, S
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_of, local_params_of, weighting_of
-from lichen.recipes.assemble.experiment import Experiment, lr_name, participants
+from lichen.recipes.assemble.experiment import Experiment, lr_name
+from lichen.recipes.assemble.sides.server import ServerSide, participants
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
 from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted, validators
@@ -54,16 +55,18 @@ __all__ = [
 
 def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
     """All that a node of this recipe can be asked to do."""
-    fed, personal = experiment.recipe.federation, bool(local_params_of(experiment.recipe))
+    server, fed = experiment.server, experiment.recipe.federation
+    personal = bool(local_params_of(experiment.recipe))
     local = experiment.training(
-        experiment.train,
+        experiment.clients.train,
         batch=fed.batch_size,
         steps=fed.local_steps,
         epochs=fed.local_epochs,
         parts=fed.gradient_accumulation_steps,
     )
-    valid, test = experiment.evaluating(experiment.valid), experiment.evaluating(experiment.test)
+    valid, test = experiment.evaluating(experiment.clients.valid), experiment.evaluating(experiment.clients.test)
     out = {
+        "roster": ClientTask(work=Declare(server.roster), source=NoBatches()),
         "valid": ClientTask(work=Evaluate(experiment.model, personal=personal), source=valid),
         "test": ClientTask(work=Evaluate(experiment.model, personal=personal), source=test),
         "alone.valid": ClientTask(work=KeepBest(experiment.model), source=valid),
@@ -72,23 +75,23 @@ def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
     }
     for lr in experiment.recipe.optimizer.lr:
         out[f"alone {lr_name(lr)}"] = ClientTask(
-            work=_accumulating(experiment, trainer(experiment, lr, personal=True)), source=local
+            work=_accumulating(server, trainer(server, lr, personal=True)), source=local
         )
-        works = experiment.recipe.method.works(settings_of(experiment, lr))
+        works = experiment.recipe.method.works(settings_of(server, lr))
         out[f"train {lr_name(lr)}"] = ClientTask(work=sent(experiment, works.train), source=local)
         if works.valid is not None:
             out[f"valid {lr_name(lr)}"] = ClientTask(work=works.valid, source=valid)
     return out
 
 
-def settings_of(experiment: Experiment, lr: float) -> ClientSettings:
+def settings_of(server: ServerSide, lr: float) -> ClientSettings:
     """What the recipe tells its client method, at one learning rate."""
-    recipe, fed, opt = experiment.recipe, experiment.recipe.federation, experiment.recipe.optimizer
+    recipe, fed, opt = server.recipe, server.recipe.federation, server.recipe.optimizer
     return ClientSettings(
-        model=experiment.model,
-        start=experiment.start,
-        train=_accumulating(experiment, trainer(experiment, lr)),
-        evaluate=Evaluate(experiment.model),
+        model=server.model,
+        start=server.start,
+        train=_accumulating(server, trainer(server, lr)),
+        evaluate=Evaluate(server.model),
         lr=lr,
         clip=opt.clip,
         eps=opt.eps,
@@ -105,57 +108,57 @@ def settings_of(experiment: Experiment, lr: float) -> ClientSettings:
     )
 
 
-def initial_shared(experiment: Experiment, lr: float) -> Tree:
+def initial_shared(server: ServerSide, lr: float) -> Tree:
     """What the server's shared tensors begin as."""
-    begin = experiment.recipe.method.begin
-    return experiment.start if begin is None else begin(settings_of(experiment, lr))
+    begin = server.recipe.method.begin
+    return server.start if begin is None else begin(settings_of(server, lr))
 
 
-def tensors_of(experiment: Experiment, lr: float, shared: Tree) -> Tree:
+def tensors_of(server: ServerSide, lr: float, shared: Tree) -> Tree:
     """The model's tensors that shared ones stand for."""
-    tensors = experiment.recipe.method.tensors
-    return shared if tensors is None else tensors(settings_of(experiment, lr), shared)
+    tensors = server.recipe.method.tensors
+    return shared if tensors is None else tensors(settings_of(server, lr), shared)
 
 
-def trainer(experiment: Experiment, lr: float, *, personal: bool = False) -> Train:
+def trainer(server: ServerSide, lr: float, *, personal: bool = False) -> Train:
     """The recipe's local training by gradients, at one learning rate."""
-    recipe, opt = experiment.recipe, experiment.recipe.optimizer
+    recipe, opt = server.recipe, server.recipe.optimizer
     clip: tuple[GradientStep, ...] = () if opt.clip is None else (Clip(opt.clip),)
     return Train(
-        experiment.model,
+        server.model,
         optimizer=ClientOptimizer(
             name=METHODS[opt.name].base, lr=lr, momentum=opt.momentum, weight_decay=opt.weight_decay
         ),
         gradient_steps=clip + ((Proximal(opt.prox),) if opt.prox and not personal else ()),
         weigh_by="one" if recipe.federation.weighting == "uniform" else "examples",
         personal=personal,
-        freeze_schedule=() if personal else freeze_schedule_of(experiment),
+        freeze_schedule=() if personal else freeze_schedule_of(server),
         local_params=() if personal else local_params_of(recipe),
     )
 
 
-def _accumulating(experiment: Experiment, train: Train) -> Train:
+def _accumulating(server: ServerSide, train: Train) -> Train:
     """Training whose source hands over as many micro-batches as the recipe says."""
-    return replace(train, accumulate=experiment.recipe.federation.gradient_accumulation_steps)
+    return replace(train, accumulate=server.recipe.federation.gradient_accumulation_steps)
 
 
-def weighed(experiment: Experiment, work: ClientWork) -> ClientWork:
-    """The work, its message weighed by the client's training rows where the recipe says so."""
-    if experiment.recipe.federation.weighting != "rows":
+def weighed(server: ServerSide, work: ClientWork) -> ClientWork:
+    """The work, its message weighed by the training rows that the client has declared, where the recipe says so."""
+    if server.recipe.federation.weighting != "rows":
         return work
-    return ByRows(work, tuple(shard.size for shard in experiment.train))
+    return ByRows(work, server.roster.rows("train"))
 
 
 def sent(experiment: Experiment, work: ClientWork) -> ClientWork:
     """A method's work as the recipe has it: helped where it trains by gradients alone, weighed, and coded."""
     recipe = experiment.recipe
-    work = weighed(experiment, with_auxiliary(experiment, work) if isinstance(work, Train) else work)
+    work = weighed(experiment.server, with_auxiliary(experiment, work) if isinstance(work, Train) else work)
     return Compressed(work, parse_codecs(recipe.wire.up)) if recipe.wire.up else work
 
 
 def with_auxiliary(experiment: Experiment, train: Train) -> ClientWork:
     """Training that also learns from rows without labels, or takes a teacher's word only where it is worth it."""
-    recipe, auxiliary = experiment.recipe, experiment.auxiliary
+    recipe, auxiliary = experiment.recipe, experiment.clients.auxiliary
     if recipe.semi is not None and auxiliary.views is not None:
         semi = recipe.semi
         work = FixMatch(
@@ -189,20 +192,20 @@ def server_of(recipe: Recipe) -> ServerOptimizer:
     return (ServerAdam if server.name == "adam" else ServerYogi)(lr=server.lr)
 
 
-def sampler_of(experiment: Experiment) -> Sampler:
+def sampler_of(server: ServerSide) -> Sampler:
     """The recipe's sampler."""
-    fed, count = experiment.recipe.federation, participants(experiment)
-    if count == len(experiment.train) and fed.sampling != "poisson":
+    fed, count = server.recipe.federation, participants(server)
+    if count == len(server.roster) and fed.sampling != "poisson":
         return Everyone()
     if fed.sampling == "poisson":
-        return Poisson(rate=count / len(experiment.train))
+        return Poisson(rate=count / len(server.roster))
     return (Weighted if fed.sampling == "weighted" else Uniform)(count=count)
 
 
-def validators_of(experiment: Experiment) -> tuple[int, ...]:
+def validators_of(server: ServerSide) -> tuple[int, ...]:
     """The clients that validate in the rounds of the federation."""
-    most = experiment.recipe.federation.valid_clients
-    return validators([shard.size for shard in experiment.valid], most, derive(experiment.recipe.seed, "valid"))
+    most = server.recipe.federation.valid_clients
+    return validators(server.roster.rows("valid"), most, derive(server.recipe.seed, "valid"))
 
 
 def stop_of(recipe: Recipe) -> Callable[[ServerState], bool]:
@@ -225,33 +228,31 @@ def lr_scale(recipe: Recipe, rounds: int) -> Callable[[int], float]:
     return lambda r: lr_factor(opt.schedule, r, rounds, warmup=warmup)
 
 
-def summing(experiment: Experiment, lr: float) -> Aggregator:
+def summing(server: ServerSide, lr: float) -> Aggregator:
     """The client method's own aggregator, or the one of the recipe's rule."""
-    own = experiment.recipe.method.aggregator
-    return aggregator_of(experiment, lr) if own is None else own(settings_of(experiment, lr))
+    own = server.recipe.method.aggregator
+    return aggregator_of(server, lr) if own is None else own(settings_of(server, lr))
 
 
-def algorithm_of(experiment: Experiment, lr: float, until: int) -> Average:
+def algorithm_of(server: ServerSide, lr: float, until: int) -> Average:
     """The federation at one learning rate, up to round ``until``."""
-    fed = experiment.recipe.federation
+    fed = server.recipe.federation
     return Average(
         # Rows without a label may leave every client of a round with nothing to send.
-        aggregator=AllowEmpty(summing(experiment, lr))
-        if experiment.recipe.semi is not None
-        else summing(experiment, lr),
-        optimizer=server_of(experiment.recipe),
-        sampler=sampler_of(experiment),
-        weight_N=torch.tensor([s.size for s in experiment.train], dtype=torch.float64),
+        aggregator=AllowEmpty(summing(server, lr)) if server.recipe.semi is not None else summing(server, lr),
+        optimizer=server_of(server.recipe),
+        sampler=sampler_of(server),
+        weight_N=server.roster.rows_N("train"),
         rounds=until,
         work=f"train {lr_name(lr)}",
-        valid="valid" if experiment.recipe.method.tensors is None else f"valid {lr_name(lr)}",
+        valid="valid" if server.recipe.method.tensors is None else f"valid {lr_name(lr)}",
         valid_every=fed.valid_every,
-        validators=validators_of(experiment),
-        personal=bool(local_params_of(experiment.recipe)),
+        validators=validators_of(server),
+        personal=bool(local_params_of(server.recipe)),
         # A DiLoCo worker's rate follows its own steps.
-        lr_scale=(lambda _: 1.0) if fed.keep_optimizer else lr_scale(experiment.recipe, fed.rounds),
-        base=experiment.model.base,
-        down=down_of(experiment.recipe),
+        lr_scale=(lambda _: 1.0) if fed.keep_optimizer else lr_scale(server.recipe, fed.rounds),
+        base=server.model.base,
+        down=down_of(server.recipe),
         agreed=True,
-        capacity=experiment.capacity,
+        capacity=server.capacity,
     )

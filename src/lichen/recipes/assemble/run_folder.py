@@ -1,6 +1,6 @@
 """The run folder: atomic files, locks, and what is already done.
 
-``recipe.yaml`` · ``trace.jsonl`` · ``summary.json`` · ``curves.png`` · ``clients.png`` · ``adapter/``
+``recipe.yaml`` · ``roster.json`` · ``trace.jsonl`` · ``summary.json`` · ``curves.png`` · ``clients.png`` · ``adapter/``
 or ``model/`` · ``state/`` (checkpoints of every column, private client state, scores already taken).
 
 All of it is private, files of mode 0600 in folders of 0700, but ``adapter/``, ``merged/`` and ``model/``, which are
@@ -23,14 +23,13 @@ from torch import Tensor
 
 from lichen.core import private
 from lichen.core.errors import LichenError
+from lichen.core.roster import Roster
 from lichen.core.rounds import load_state
 from lichen.core.store import load_tree, save_tree, write_atomic
 from lichen.core.tree import Tree
 from lichen.engines.ranks import Ranks
 
-__all__ = [
-    "RunFolder",
-]
+__all__ = ["RunFolder", "save_roster"]
 
 
 @final
@@ -125,3 +124,8 @@ class RunFolder:
         if self.ranks.first:
             write_atomic(file, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), shared=shared)
         return file
+
+
+def save_roster(folder: RunFolder, roster: Roster) -> None:
+    """Write down who takes part, as each has declared itself."""
+    folder.write_json("roster.json", roster.dump())

@@ -12,7 +12,9 @@ import torch
 from lichen.core.contracts import Batch, Source
 from lichen.core.conventions.labels import has_label
 from lichen.data.batches.shards import pooled
-from lichen.recipes.assemble.experiment import Experiment, participants, rows_per_round
+from lichen.recipes.assemble.experiment import Experiment
+from lichen.recipes.assemble.sides.clients import declared
+from lichen.recipes.assemble.sides.server import ServerSide, participants, rows_per_round
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["Workload", "alone_rounds", "heaviest", "pooled_experiment", "trial_rounds", "workload_of"]
@@ -78,7 +80,7 @@ def pooled_experiment(experiment: Experiment) -> Experiment:
     """The experiment of the pooled column: one client with everybody's rows, and the steps that keep the budget."""
     fed, pooled_batch = experiment.recipe.federation, experiment.recipe.compare.pooled_batch_size
     batch, accumulate = (fed.batch_size, fed.gradient_accumulation_steps) if pooled_batch is None else (pooled_batch, 1)
-    steps = max(1, round(participants(experiment) * rows_per_round(experiment) / (batch * accumulate)))
+    steps = max(1, round(participants(experiment.server) * rows_per_round(experiment.server) / (batch * accumulate)))
     changes = {
         "batch_size": batch,
         "gradient_accumulation_steps": accumulate,
@@ -86,13 +88,15 @@ def pooled_experiment(experiment: Experiment) -> Experiment:
         "local_epochs": None,
     }
     recipe = experiment.recipe.model_copy(update={"federation": fed.model_copy(update=changes)})
-    train, valid, test = pooled(experiment.train), pooled(experiment.valid), pooled(experiment.test)
-    return replace(experiment, recipe=recipe, train=(train,), valid=(valid,), test=(test,))
+    own = experiment.clients
+    everybody = replace(own, train=(pooled(own.train),), valid=(pooled(own.valid),), test=(pooled(own.test),))
+    roster = declared(everybody, ("pooled",))
+    return replace(experiment.with_server(recipe=recipe, roster=roster), clients=everybody)
 
 
-def alone_rounds(experiment: Experiment) -> int:
+def alone_rounds(server: ServerSide) -> int:
     """Rounds of training alone: a client's share of the federation's."""
-    return max(1, math.ceil(experiment.recipe.federation.rounds * participants(experiment) / len(experiment.train)))
+    return max(1, math.ceil(server.recipe.federation.rounds * participants(server) / len(server.roster)))
 
 
 def trial_rounds(recipe: Recipe, rounds: int) -> int:

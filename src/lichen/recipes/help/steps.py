@@ -33,9 +33,10 @@ from lichen.engines.local import LocalEngine
 from lichen.models.loading.initial import head_features, head_of, head_start
 from lichen.models.losses import answer_settings
 from lichen.recipes.assemble.column import Column
-from lichen.recipes.assemble.experiment import Auxiliary, Experiment, values_N
+from lichen.recipes.assemble.experiment import Experiment, values_N
 from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.sides.clients import Auxiliary
 from lichen.recipes.help.foundation_models import FMRegistry
 from lichen.recipes.help.layerwise import layer_distillation
 from lichen.recipes.help.sequence_teacher import deal_out_texts, teacher_texts
@@ -125,8 +126,8 @@ def with_synthetic(
         experiment = _at_server(experiment, "synthetic", shard, {}, section.server_steps, folder, say)
     if section.at != "server":
         rows, sent = deal_out(loaded, synthetic.pool)
-        experiment, result = replace(experiment, train=tuple(map(loaded.make, rows))), replace(result, rows=rows)
-        more = float(sum(map(len, rows)) - sum(s.size for s in loaded.experiment.train))
+        experiment, result = experiment.with_rows(train=tuple(map(loaded.make, rows))), replace(result, rows=rows)
+        more = float(sum(map(len, rows)) - sum(loaded.experiment.server.roster.rows("train")))
         result = result.plus(0, sent, {"synthetic.rows": more})
     return replace(result, experiment=experiment)
 
@@ -144,7 +145,7 @@ def with_teacher_texts(
         experiment = _at_server(experiment, "told", loaded.make(rows), {}, plan.server_steps, folder, say)
     if plan.at != "server":
         everyones, sent = deal_out_texts(loaded, rows)
-        experiment = replace(experiment, train=tuple(map(loaded.make, everyones)))
+        experiment = experiment.with_rows(train=tuple(map(loaded.make, everyones)))
         result = replace(result, rows=everyones).plus(0, sent, {"public_texts.bytes": float(sent)})
     return replace(result, experiment=experiment)
 
@@ -203,12 +204,11 @@ def with_teacher_answers(
         # Every client is sent the public texts once.
         text_bytes = sum(len(t.encode()) for t in texts) * len(loaded.clients_data)
         result = result.plus(0, text_bytes, {"public_texts.bytes": float(text_bytes)})
-        experiment = replace(experiment, start={**experiment.start, **got}, public=public)
+        experiment = experiment.with_server(start={**experiment.start, **got}, public=public)
     if plan.select:
         judge, teacher_label_M = _judging(loaded, experiment, teachers, folder)
-        experiment = replace(
-            experiment, auxiliary=replace(experiment.auxiliary, judge=judge, teacher_label_M=teacher_label_M)
-        )
+        auxiliary = replace(experiment.clients.auxiliary, judge=judge, teacher_label_M=teacher_label_M)
+        experiment = experiment.with_rows(auxiliary=auxiliary)
     return replace(result, experiment=experiment)
 
 
@@ -218,7 +218,7 @@ def _judging(
     """The clients' rows for validation, and what the teacher says of them, on their own machines."""
     rows = [client_data.valid for client_data in loaded.clients_data]
     answers, indices = _own_answers(loaded, "judged", rows, teachers, folder)
-    shards = [with_answer_index(shard, place) for shard, place in zip(experiment.valid, indices, strict=True)]
+    shards = [with_answer_index(shard, place) for shard, place in zip(experiment.clients.valid, indices, strict=True)]
     return experiment.evaluating(shards), predicted_labels(answers)
 
 
@@ -248,17 +248,17 @@ def with_closed_form_head(loaded: LoadedExperiment, result: HelpResult, folder: 
         say("statistics of every client for a head in closed form")
         work = Statistics(features, classes=classes, bits=12, bias=biased)
         engine = LocalEngine(
-            {"statistics": ClientTask(work=work, source=experiment.evaluating(experiment.train))},
+            {"statistics": ClientTask(work=work, source=experiment.evaluating(experiment.clients.train))},
             ClientStore(folder.path / "state" / "none"),
             base=experiment.model.base,
             device=recipe.model.device,
         )
         rule = Lda(bits=12) if recipe.model.head == "lda" else Ridge(recipe.ridge, bits=12, bias=biased)
-        everyone = tuple(range(len(experiment.train)))
+        everyone = tuple(range(len(experiment.server.roster)))
         job = Job(work="statistics", shared={}, version=0, clients=everyone, seed=0, base=experiment.model.base)
         total = collect(engine, [job], rule, admission=OPEN).total
         # On rows that are not in the statistics: its own flatter a head, and it would be scaled too far.
-        validation = experiment.evaluating(experiment.valid)
+        validation = experiment.evaluating(experiment.clients.valid)
         scale_on = [batch for client in everyone for batch in validation.batches((client,), 0)]
         start = head_start(experiment.model, experiment.start, rule.close(total, {})[0], scale_on=scale_on)
         changed = {name: x for name, x in start.items() if x is not experiment.start[name]}
@@ -266,7 +266,7 @@ def with_closed_form_head(loaded: LoadedExperiment, result: HelpResult, folder: 
 
     got = folder.tree("head", solved, alone=True)
     up, down = int(got.pop("bytes_up")), int(got.pop("bytes_down"))
-    return replace(result, experiment=replace(experiment, start={**experiment.start, **got})).plus(
+    return replace(result, experiment=experiment.with_server(start={**experiment.start, **got})).plus(
         up, down, {"head.bytes_up": float(up)}
     )
 
@@ -287,15 +287,16 @@ def with_unlabelled(
         shards = [
             with_answer_index(s, np.concatenate([n, p])) for s, n, p in zip(shards, nothing, indices, strict=True)
         ]
-    first = loaded.experiment.train[0]
+    first = loaded.experiment.clients.train[0]
     auxiliary = Auxiliary(
         rows=tuple(shards),
         views=text_views(loaded) if isinstance(first, TextShard) else picture_views(first),
         answers=answers,
-        server=loaded.make(loaded.public_split.labelled) if recipe.semi.server else None,
     )
     numbers = float(sum(map(len, free)))
-    return replace(result, experiment=replace(experiment, auxiliary=auxiliary)).plus(0, 0, {"unlabelled.rows": numbers})
+    labelled = loaded.make(loaded.public_split.labelled) if recipe.semi.server else None
+    experiment = experiment.with_rows(auxiliary=auxiliary).with_server(labelled=labelled)
+    return replace(result, experiment=experiment).plus(0, 0, {"unlabelled.rows": numbers})
 
 
 def text_views(loaded: LoadedExperiment) -> TextViews:
@@ -305,7 +306,7 @@ def text_views(loaded: LoadedExperiment) -> TextViews:
         return views
     words, unknown = loaded.vocabulary.words, loaded.vocabulary.unknown
     special = tuple(sorted({words[t] for t in views.special if t in words} - {unknown}))
-    return TextViews(loaded.experiment.pad, special=special)
+    return TextViews(loaded.experiment.server.pad, special=special)
 
 
 def picture_views(shard: Shard) -> ImageViews:
@@ -335,11 +336,11 @@ def _at_server(
             seed=derive(recipe.seed, name),
             max_length=recipe.data.max_length,
             device=recipe.model.device,
-            **{"public": shard, "pad": experiment.pad, **more},
+            **{"public": shard, "pad": experiment.server.pad, **more},
         )
         return start
 
-    return replace(experiment, start=folder.tree(name, made, alone=True))
+    return experiment.with_server(start=folder.tree(name, made, alone=True))
 
 
 def with_answer_index(shard: Shard, answer_N: np.ndarray) -> Shard:

@@ -163,7 +163,7 @@ def estimate_columns(
             f"bytes down are a bound: the patch of {experiment.recipe.rule} grows by as much as clients differ"
         )
     return Estimate(
-        clients=len(experiment.train),
+        clients=len(experiment.server.roster),
         trained=sum(x.numel() for name, x in experiment.start.items() if not name.startswith("answers.")),
         frozen=0,
         bytes=sent,
@@ -203,7 +203,7 @@ def _measure(
     profiler = Profiler(experiment, folder, meter, seconds=seconds)
     source = client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"].source
     loaded, there = meter.now(), meter.available()
-    everyone = tuple(range(len(experiment.train)))
+    everyone = tuple(range(len(experiment.server.roster)))
     train_block = profiler.block("train", everyone[:invited])
     most = max(train_block, profiler.block("alone", everyone) if "alone" in columns else 0)
     clients = heaviest(source, everyone, most)

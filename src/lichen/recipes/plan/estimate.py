@@ -169,7 +169,7 @@ def disk_of(
             rounds.setdefault(client, []).append(version)
     best = 1 if local_params_of(experiment.recipe) else 0  # what belongs to the best round stays beside the newest
     retained = own * sum(_retained(versions) + best for versions in rounds.values())
-    clients = {"alone": len(experiment.train), "pooled": 1}
+    clients = {"alone": len(experiment.server.roster), "pooled": 1}
     once = trees.nbytes(experiment.start)
     server = experiment.recipe.federation.server
     moments = {"sgd": server.momentum > 0, "adam": 2, "yogi": 2}[server.name]

@@ -207,15 +207,14 @@ def estimate_with_teacher(recipe: Recipe, folder: Path, meter: MemoryMeter, say:
     def only(columns: tuple[Any, ...]) -> Recipe:
         return recipe.model_copy(update={"compare": recipe.compare.model_copy(update={"baselines": columns})})
 
-    with_teacher = replace(
-        experiment,
+    with_teacher = experiment.with_server(
         recipe=only(()),
         start={**experiment.start, **answers},
         public=with_answer_index(loaded.public, np.arange(loaded.public.size)),
     )
     plain, learned = (
         estimate_columns(b, budget(b, invitations(b)), partial(flops_of, b), folder / name, meter, say, seconds)
-        for name, b in (("plain", replace(experiment, recipe=only(apart))), ("taught", with_teacher))
+        for name, b in (("plain", experiment.with_server(recipe=only(apart))), ("taught", with_teacher))
     )
     # Every client is sent the public texts once; their answers ride along in every job.
     down += sum(len(text.encode()) for text in texts) * len(clients_data)

@@ -117,8 +117,8 @@ def _training(experiment: Experiment) -> int | None:
     known, name = client_tasks(experiment), f"train {lr_name(recipe.optimizer.lr[0])}"
     if name not in known:
         return None
-    client = dearest(known[name].source, len(experiment.train))
-    shared = initial_shared(experiment, recipe.optimizer.lr[0])
+    client = dearest(known[name].source, len(experiment.server.roster))
+    shared = initial_shared(experiment.server, recipe.optimizer.lr[0])
     job = Job(
         work=name,
         shared=shared,

@@ -25,8 +25,9 @@ from lichen.core.store import ClientStore
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event, Trace
 from lichen.recipes.assemble.column import local_engine
-from lichen.recipes.assemble.experiment import Experiment, lr_name, steps_per_round
+from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.parts import algorithm_of, client_tasks, initial_shared
+from lichen.recipes.assemble.sides.server import steps_per_round
 from lichen.recipes.assemble.workload import Workload, workload_of
 from lichen.recipes.plan.memory import MemoryMeter
 from lichen.recipes.plan.timing import Rate, Timed, Timings, evenly_spaced, with_timing
@@ -78,11 +79,11 @@ class Profiler:
             "local_epochs": None,
         }
         recipe = self.experiment.recipe.model_copy(update={"federation": fed.model_copy(update=changes)})
-        return replace(self.experiment, recipe=recipe)
+        return self.experiment.with_server(recipe=recipe)
 
     def _steps(self) -> int:
         """Steps of a client in a round, about."""
-        return max(1, round(steps_per_round(self.experiment)))
+        return max(1, round(steps_per_round(self.experiment.server)))
 
     def _timed(self, engine: LocalEngine, timings: Timings, clients: int, go: Callable[[], object]) -> Timed:
         del timings[:]
@@ -115,13 +116,13 @@ class Profiler:
         engine = local_engine(experiment, ClientStore(run_folder / "clients"))
         _sized(engine, self._job(f"train {lr_name(self._lr)}", clients, 0))
         timings, trace = with_timing(engine, self.meter), Trace(run_folder)
-        algorithm = replace(algorithm_of(experiment, self._lr, rounds), sampler=_These(clients), valid=None)
+        algorithm = replace(algorithm_of(experiment.server, self._lr, rounds), sampler=_These(clients), valid=None)
 
         def go() -> None:
             run(
                 algorithm,
                 engine,
-                lambda: initial_shared(experiment, self._lr),
+                lambda: initial_shared(experiment.server, self._lr),
                 rounds=rounds,
                 seed=experiment.recipe.seed,
                 checkpoint=run_folder / "server.safetensors",
@@ -177,17 +178,17 @@ class Profiler:
         return self._timed(engine, timings, len(some), lambda: score(engine, job))
 
     def _affordable(self, unit: float, candidates: Sequence[int] | None = None) -> tuple[int, ...]:
-        everyone = range(len(self.experiment.train)) if candidates is None else candidates
+        everyone = range(len(self.experiment.server.roster)) if candidates is None else candidates
         pilot = evenly_spaced(everyone, 8)
-        workload = evaluated(self.experiment.evaluating(self.experiment.test), pilot)
+        workload = evaluated(self.experiment.evaluating(self.experiment.clients.test), pilot)
         each = unit * workload.units / len(pilot)
         return evenly_spaced(everyone, max(2, int(self.budget / max(each, 1e-9))))
 
     def _thin(self, unit: float) -> int:
         """Every how many batches of a single client, who cannot be thinned otherwise."""
-        if len(self.experiment.test) > 1:
+        if len(self.experiment.server.roster) > 1:
             return 1
-        workload = evaluated(self.experiment.evaluating(self.experiment.test), (0,))
+        workload = evaluated(self.experiment.evaluating(self.experiment.clients.test), (0,))
         return max(1, int(unit * workload.units / self.budget))
 
     def _job(self, work: str, clients: tuple[int, ...], version: int) -> Job:

@@ -72,13 +72,13 @@ def _patch_bytes(start: Tree, rounds: int, adapters: int) -> int:
 
 def _jobs(experiment: Experiment, job: Job) -> list[Job]:
     """The job, or one for each capacity."""
-    if experiment.capacity is None:
+    if experiment.server.capacity is None:
         return [job]
     alike: dict[Hashable, list[int]] = {}
     for client in job.clients:
-        alike.setdefault(experiment.capacity.key(client), []).append(client)
+        alike.setdefault(experiment.server.capacity.key(client), []).append(client)
     return [
-        replace(job, clients=tuple(some), shared=experiment.capacity.extract(job.shared, key))
+        replace(job, clients=tuple(some), shared=experiment.server.capacity.extract(job.shared, key))
         for key, some in alike.items()
     ]
 
@@ -94,8 +94,8 @@ def traffic(
         train_up: Bytes of one client's message after training.
         score_up: Bytes of one after validation.
     """
-    recipe, lr, count = experiment.recipe, experiment.recipe.optimizer.lr[0], len(experiment.train)
-    shared, chain = initial_shared(experiment, lr), down_of(recipe)
+    recipe, lr, count = experiment.recipe, experiment.recipe.optimizer.lr[0], len(experiment.server.roster)
+    shared, chain = initial_shared(experiment.server, lr), down_of(recipe)
     downlink = None if chain is None else DownlinkState.initial(shared, count, agreed=True)
 
     def down(work: str, clients: Sequence[int], **settings: float) -> int:
@@ -105,12 +105,12 @@ def traffic(
             return sizes(downlink.job(job))
         return sum(map(sizes, _jobs(experiment, job) if settings else [job]))
 
-    work, algorithm = f"train {lr_name(lr)}", algorithm_of(experiment, lr, recipe.federation.rounds)
+    work, algorithm = f"train {lr_name(lr)}", algorithm_of(experiment.server, lr, recipe.federation.rounds)
     grown = recipe.aggregation.patch
     adapters = max(map(len, invited)) + (grown or 0)
     _, seen = marks(experiment, recipe.federation.rounds)
     up = total = patch = plain = valid_up = valid_down = 0
-    judges = validators_of(experiment)
+    judges = validators_of(experiment.server)
     settings = {"lr_scale": 1.0, **({BEST: -1.0} if algorithm.personal else {})}
     for r, (who, validated) in enumerate(zip(invited, seen, strict=True), start=1):
         sent = down(work, who, **settings)

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
-import torch
-
 from lichen.algorithms.average import is_validated
 from lichen.core.contracts import Source
 from lichen.core.seeds import derive
@@ -100,16 +98,16 @@ def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str
         experiment: The recipe's.
         invited: The clients of every round, see :func:`invitations`.
     """
-    recipe, everyone = experiment.recipe, range(len(experiment.train))
+    recipe, everyone = experiment.recipe, range(len(experiment.server.roster))
     source = client_tasks(experiment)[f"train {lr_name(recipe.optimizer.lr[0])}"].source
-    valid = evaluated(experiment.evaluating(experiment.valid), everyone)
-    test = evaluated(experiment.evaluating(experiment.test), everyone)
+    valid = evaluated(experiment.evaluating(experiment.clients.valid), everyone)
+    test = evaluated(experiment.evaluating(experiment.clients.test), everyone)
     # A test set that clients share is scored once for all of them where they score one model.
-    shared = sorted(set(first_of(experiment.test)))
+    shared = sorted(set(first_of(experiment.clients.test)))
     own = bool(local_params_of(recipe))
-    once = test if own else evaluated(experiment.evaluating(experiment.test), shared)
-    scored_clients = len(experiment.train) if own else len(shared)
-    judges = validators_of(experiment)
+    once = test if own else evaluated(experiment.evaluating(experiment.clients.test), shared)
+    scored_clients = len(experiment.server.roster) if own else len(shared)
+    judges = validators_of(experiment.server)
     columns: dict[str, tuple[WorkItem, ...]] = {}
     if "base" in recipe.compare.baselines and recipe.writes:
         columns["base"] = (WorkItem(kind="score", workload=once, clients=scored_clients),)
@@ -123,15 +121,15 @@ def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str
         ),
         WorkItem(
             kind="score",
-            workload=evaluated(experiment.evaluating(experiment.valid), judges).times(sum(seen)) + once,
+            workload=evaluated(experiment.evaluating(experiment.clients.valid), judges).times(sum(seen)) + once,
             clients=len(judges) * sum(seen) + scored_clients,
         ),
     )
     if "alone" in recipe.compare.baselines:
-        columns["alone"] = _private(experiment, "alone", alone_rounds(experiment), valid, test)
+        columns["alone"] = _private(experiment, "alone", alone_rounds(experiment.server), valid, test)
     if "pooled" in recipe.compare.baselines:
         pooled = pooled_experiment(experiment)
-        parts = [evaluated(pooled.evaluating(part), (0,)) for part in (pooled.valid, pooled.test)]
+        parts = [evaluated(pooled.evaluating(part), (0,)) for part in (pooled.clients.valid, pooled.clients.test)]
         mine = _private(pooled, "pooled", recipe.federation.rounds, *parts)
         columns["pooled"] = (*mine, WorkItem(kind="score", workload=once, clients=scored_clients))
     return columns
@@ -140,7 +138,7 @@ def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str
 def _private(
     experiment: Experiment, name: Literal["alone", "pooled"], rounds: int, valid: Workload, test: Workload
 ) -> tuple[WorkItem, ...]:
-    recipe, clients = experiment.recipe, range(len(experiment.train))
+    recipe, clients = experiment.recipe, range(len(experiment.server.roster))
     source = client_tasks(experiment)[f"alone {lr_name(recipe.optimizer.lr[0])}"].source
     trained, seen = marks(experiment, rounds)
     rates = len(recipe.optimizer.lr)
@@ -160,7 +158,6 @@ def _private(
 
 def invitations(experiment: Experiment) -> list[tuple[int, ...]]:
     """Who will be invited to each round of the federated column."""
-    sampler = sampler_of(experiment)
-    weight_N = torch.tensor([shard.size for shard in experiment.train], dtype=torch.float64)
+    sampler, weight_N = sampler_of(experiment.server), experiment.server.roster.rows_N("train")
     seeds = _round_seeds(experiment, experiment.recipe.federation.rounds)
     return [sampler.invite(weight_N, derive(seed, "invite")) for seed in seeds]

@@ -28,7 +28,7 @@ from lichen.recipes.assemble.experiment import Experiment, metric_of, values_N
 from lichen.recipes.assemble.model import SCRATCH, STUDENT_TOKENIZER, base_name_of, described_base, spec_of
 from lichen.recipes.assemble.open import LoadedExperiment, fetch_named, open_recipe, shards_of
 from lichen.recipes.assemble.parts import validators_of
-from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.help.steps import apply_help
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.rows.prepare import encode
@@ -52,6 +52,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
         keep_template(recipe, loaded.tokenizer, folder.path)
     agree(folder, recipe, inputs_of(loaded))
     save_class_names(folder, loaded.classes)
+    save_roster(folder, loaded.experiment.server.roster)
     help_result = apply_help(loaded, folder, say)
     columns = {**help_result.columns, **adapt(help_result.experiment, folder, observer, say, plain=loaded.experiment)}
     best = columns["federated"].shared or {}
@@ -65,7 +66,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
                 say(f"perplexity on {recipe.compare.retention_text} {name} the federation")
                 extra[f"forgotten.{name}"] = _forgotten(loaded, folder, name, shared)
     else:
-        columns |= baseline(recipe, loaded.experiment.train, loaded.experiment.test, loaded.classes)
+        columns |= baseline(recipe, loaded.experiment.clients.train, loaded.experiment.clients.test, loaded.classes)
         extra |= over_all_rows(recipe, columns)
         if recipe.classifies:
             extra |= tested([o.test for o in loaded.clients_data], loaded.classes)
@@ -81,7 +82,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
         bytes_up=help_result.bytes_up,
         bytes_down=help_result.bytes_down,
         read=loaded.read,
-        validators=len(validators_of(loaded.experiment)),
+        validators=len(validators_of(loaded.experiment.server)),
         counts=counts_of(recipe, loaded.clients_data, loaded.tokenizer),
         training=trained(help_result.experiment, loaded.experiment, columns, read_trace(folder.path))
         if folder.ranks.first

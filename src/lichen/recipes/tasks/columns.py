@@ -37,6 +37,7 @@ from lichen.recipes.assemble.column import Column, local_engine, over_ranks
 from lichen.recipes.assemble.experiment import Experiment, lr_name, values_N
 from lichen.recipes.assemble.parts import algorithm_of, initial_shared, lr_scale, stop_of, tensors_of, trainer
 from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment, trial_rounds
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.schema.recipe import Recipe
@@ -67,7 +68,7 @@ def choose_learning_rate(recipe: Recipe, rounds: int, go: Callable[[float, int],
 
 
 def federate(
-    experiment: Experiment,
+    server: ServerSide,
     engine: Engine,
     lr: float,
     until: int,
@@ -77,13 +78,13 @@ def federate(
     once: Once = lambda do: do(),
 ) -> ServerState:
     """The federated column at one learning rate, up to round ``until``; see :func:`lichen.core.rounds.run`."""
-    algorithm = _with_server(experiment, algorithm_of(experiment, lr, until), lr, checkpoint.parent / "server")
-    return _go(experiment, algorithm, engine, until, checkpoint, observer, once, initial=initial_shared(experiment, lr))
+    algorithm = _with_server(server, algorithm_of(server, lr, until), lr, checkpoint.parent / "server")
+    return _go(server, algorithm, engine, until, checkpoint, observer, once, initial=initial_shared(server, lr))
 
 
-def _with_server(experiment: Experiment, clients: Average, lr: float, folder: Path) -> Algorithm:
+def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) -> Algorithm:
     """The federation, with fair weights or the server's own training between rounds where the recipe has them."""
-    recipe, rows = experiment.recipe, experiment.auxiliary.server
+    recipe, rows = side.recipe, side.labelled
     if recipe.federation.fair == "minmax":
         return AFL(clients, rate=recipe.federation.fair_rate)
     if rows is None or recipe.semi is None:
@@ -93,13 +94,13 @@ def _with_server(experiment: Experiment, clients: Average, lr: float, folder: Pa
         (rows,),
         batch_size=fed.batch_size,
         steps=recipe.semi.server_steps,
-        pad=experiment.pad,
+        pad=side.pad,
         max_length=recipe.data.max_length,
     )
     server = LocalEngine(
-        {"server": ClientTask(work=trainer(experiment, lr), source=source)},
+        {"server": ClientTask(work=trainer(side, lr), source=source)},
         ClientStore(folder),
-        base=experiment.model.base,
+        base=side.model.base,
         device=recipe.model.device,
     )
     scale = lr_scale(recipe, fed.rounds)
@@ -112,7 +113,7 @@ def _with_server(experiment: Experiment, clients: Average, lr: float, folder: Pa
 
 
 def _go(
-    experiment: Experiment,
+    server: ServerSide,
     algorithm: Algorithm,
     engine: Engine,
     rounds: int,
@@ -127,10 +128,10 @@ def _go(
         engine,
         lambda: initial,
         rounds=rounds,
-        seed=derive(experiment.recipe.seed, "run"),
+        seed=derive(server.recipe.seed, "run"),
         checkpoint=checkpoint,
         once=once,
-        stop=stop_of(experiment.recipe),
+        stop=stop_of(server.recipe),
         observers=[observer],
     )
 
@@ -157,7 +158,7 @@ def adapt(
     engine = over_ranks(folder.ranks, local_engine(experiment, ClientStore(folder.path / "state" / "none")))
 
     # A test set that clients share is scored once for all of them, since they score one model.
-    first = torch.tensor(first_of(experiment.test))
+    first = torch.tensor(first_of(experiment.clients.test))
     distinct, place_N = torch.unique(first, return_inverse=True)
 
     def test(name: str, shared: Tree) -> Column:
@@ -202,13 +203,15 @@ def _federated(
                 engines[lr] = _engine(experiment, folder, store, stack)
             checkpoint = folder.checkpoint(name, lr_name(lr))
             observe = _observer(observer, name, lr, rounds)
-            states[lr] = federate(experiment, engines[lr], lr, until, checkpoint, observe, once=folder.ranks.ask_first)
+            states[lr] = federate(
+                experiment.server, engines[lr], lr, until, checkpoint, observe, once=folder.ranks.ask_first
+            )
             return states[lr].best_value
 
         lr = choose_learning_rate(recipe, rounds, go)
         if local_params_of(recipe):
             # What stayed at home in the best round lies beside what is newest, under that round's version.
-            best, everyone = states[lr], tuple(range(len(experiment.train)))
+            best, everyone = states[lr], tuple(range(len(experiment.server.roster)))
             job = Job(
                 work="test",
                 shared=best.best,
@@ -221,7 +224,7 @@ def _federated(
             value_N = values_N(recipe, metrics)
             return Column(value_N=value_N, metrics=metrics, lr=lr, shared=best.best, best_round=best.best_round)
     best = states[lr]
-    shared = tensors_of(experiment, lr, best.best)
+    shared = tensors_of(experiment.server, lr, best.best)
     tested = test(name, shared)
     return replace(tested, lr=lr, shared=shared, best_round=best.best_round)
 
@@ -242,8 +245,8 @@ def _engine(experiment: Experiment, folder: RunFolder, store: ClientStore, stack
 
 
 def _alone(experiment: Experiment, folder: RunFolder, observer: EventObserver) -> Column:
-    everyone = tuple(range(len(experiment.train)))
-    column, _ = _private(experiment, folder, observer, "alone", alone_rounds(experiment), everyone)
+    everyone = tuple(range(len(experiment.server.roster)))
+    column, _ = _private(experiment, folder, observer, "alone", alone_rounds(experiment.server), everyone)
     return column
 
 
@@ -289,7 +292,7 @@ def _private(
         checkpoint = folder.checkpoint(name, lr_name(lr))
         observe = _observer(observer, name, lr, rounds)
         _go(
-            experiment,
+            experiment.server,
             algorithm,
             engines[lr],
             until,

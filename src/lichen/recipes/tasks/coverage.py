@@ -15,6 +15,7 @@ from typing import Any, final
 from lichen.present.trace import Event
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import Experiment, lr_name
+from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment
 
 __all__ = ["coverage_of", "planned", "trained"]
@@ -38,14 +39,14 @@ class Coverage:
     share_seen: float
 
 
-def coverage_of(experiment: Experiment, rounds: Iterable[Sequence[int]]) -> Coverage:
+def coverage_of(server: ServerSide, rounds: Iterable[Sequence[int]]) -> Coverage:
     """What clients see of their rows.
 
     Args:
-        experiment: The clients' rows, and the recipe's steps or epochs.
+        server: What clients have declared, and the recipe's steps or epochs.
         rounds: Who trains in each round.
     """
-    fed, rows_N = experiment.recipe.federation, [shard.size for shard in experiment.train]
+    fed, rows_N = server.recipe.federation, server.roster.rows("train")
     often_N = [0] * len(rows_N)
     for clients in rounds:
         for client in clients:
@@ -72,11 +73,12 @@ def planned(experiment: Experiment, invited: Sequence[Sequence[int]], columns: I
         invited: The clients of every round of the federation.
         columns: Those that are run.
     """
+    server = experiment.server
     rounds = {
-        "federated": (experiment, invited),
-        "without": (experiment, invited),
-        "alone": (experiment, [range(len(experiment.train))] * alone_rounds(experiment)),
-        "pooled": (pooled_experiment(experiment), [(0,)] * experiment.recipe.federation.rounds),
+        "federated": (server, invited),
+        "without": (server, invited),
+        "alone": (server, [range(len(server.roster))] * alone_rounds(server)),
+        "pooled": (pooled_experiment(experiment).server, [(0,)] * server.recipe.federation.rounds),
     }
     return {name: coverage_of(*rounds[name]) for name in ("federated", *columns) if name in rounds}
 
@@ -104,6 +106,6 @@ def trained(
             "rounds": last.report.round,
             "of": last.total_rounds,
             "kept": column.best_round if column.best_round > 0 else None,
-            **asdict(coverage_of(here, [e.report.clients for e in rounds.values()])),
+            **asdict(coverage_of(here.server, [e.report.clients for e in rounds.values()])),
         }
     return out

@@ -23,8 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from lichen.algorithms.alone import Alone
 from lichen.algorithms.average import mean_loss, score
 from lichen.algorithms.exchange import PredictionExchange, score_architectures
@@ -44,7 +42,7 @@ from lichen.recipes.assemble.experiment import lr_name, values_N
 from lichen.recipes.assemble.heterogeneous import HeterogeneousClients, open_heterogeneous
 from lichen.recipes.assemble.heterogeneous_parts import ByArchitecture, averaged_tasks, engine_of, private_tasks, server
 from lichen.recipes.assemble.parts import lr_scale, sampler_of, server_of, stop_of, validators_of
-from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.workload import alone_rounds
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.schema.recipe import Recipe
@@ -74,13 +72,14 @@ def run_exchange(recipe: Recipe, folder: RunFolder, observer: EventObserver, say
     loaded, heterogeneous = open_heterogeneous(recipe, say)
     agree(folder, recipe, inputs_of(loaded, *heterogeneous.experiments.values()))
     save_class_names(folder, loaded.classes)
+    save_roster(folder, heterogeneous.server.roster)
     trained = _federated(heterogeneous, folder, observer)
     columns = {"federated": trained.column}
     if "alone" in recipe.compare.baselines:
         columns["alone"] = _alone(heterogeneous, folder, observer)
     say("asking all models for every test row")
     columns["ensemble"] = ensemble_column(loaded, heterogeneous, trained, folder)
-    columns |= baseline(recipe, loaded.experiment.train, loaded.experiment.test, loaded.classes)
+    columns |= baseline(recipe, loaded.experiment.clients.train, loaded.experiment.clients.test, loaded.classes)
     save_models(loaded, heterogeneous, trained, folder)
     # Whoever learns from public rows is sent them once.
     sent = 0 if heterogeneous.fused else heterogeneous.count * public_bytes(loaded, heterogeneous.public)
@@ -95,7 +94,7 @@ def run_exchange(recipe: Recipe, folder: RunFolder, observer: EventObserver, say
         },
         read=loaded.read,
         bytes_down=sent,
-        validators=len(validators_of(loaded.experiment)),
+        validators=len(validators_of(loaded.experiment.server)),
         counts=counts_of(recipe, loaded.clients_data, loaded.tokenizer),
         common_test=shared_test(loaded.clients_data),
     )
@@ -108,12 +107,11 @@ def _observer(observer: EventObserver, column: str, lr: float, rounds: int) -> C
 def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int) -> Algorithm:
     """The exchange at one learning rate, up to round ``until``."""
     recipe, section, fed = heterogeneous.recipe, heterogeneous.exchange, heterogeneous.recipe.federation
-    experiment = next(iter(heterogeneous.experiments.values()))
-    classes = experiment.model.classes
+    side = heterogeneous.server
+    classes = side.model.classes
     assert classes is not None
     ensemble = Ensemble(section.means, classes=classes, weigh=section.weighting, sharpen=section.sharpened)
-    weight_N = torch.tensor([shard.size for shard in heterogeneous.train], dtype=torch.float64)
-    scale, sampler = lr_scale(recipe, fed.rounds), sampler_of(experiment)
+    weight_N, scale, sampler = side.roster.rows_N("train"), lr_scale(recipe, fed.rounds), sampler_of(side)
     if not heterogeneous.fused:
         return PredictionExchange(
             architectures=heterogeneous.architectures,
@@ -122,7 +120,7 @@ def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int) -> Al
             weight_N=weight_N,
             rounds=until,
             valid_every=fed.valid_every,
-            validators=validators_of(experiment),
+            validators=validators_of(side),
             lr_scale=scale,
         )
     predict, distil = server(heterogeneous, lr)
@@ -137,7 +135,7 @@ def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int) -> Al
         weight_N=weight_N,
         rounds=until,
         valid_every=fed.valid_every,
-        validators=validators_of(experiment),
+        validators=validators_of(side),
         lr_scale=scale,
     )
 
@@ -196,8 +194,7 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, observer:
 def _alone(heterogeneous: HeterogeneousClients, folder: RunFolder, observer: EventObserver) -> Column:
     """Everybody by itself, with the exchange's budget of local steps."""
     recipe, fed = heterogeneous.recipe, heterogeneous.recipe.federation
-    experiment, everyone = next(iter(heterogeneous.experiments.values())), tuple(range(heterogeneous.count))
-    rounds = alone_rounds(experiment)
+    everyone, rounds = tuple(range(heterogeneous.count)), alone_rounds(heterogeneous.server)
     engines: dict[float, Engine] = {}
 
     def scored(lr: float, until: int, work: str) -> Tree:

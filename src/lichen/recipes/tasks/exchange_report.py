@@ -56,7 +56,7 @@ def ensemble_column(
     loaded: LoadedExperiment, heterogeneous: HeterogeneousClients, trained: Trained, folder: RunFolder
 ) -> Column:
     """What all models say of each test row together, whoever's it is; no part of the exchange."""
-    recipe, test, classes = heterogeneous.recipe, loaded.experiment.test, len(loaded.classes)
+    recipe, test, classes = heterogeneous.recipe, loaded.experiment.clients.test, len(loaded.classes)
     place = {
         id(client_data.test): client
         for client, client_data in reversed(list(enumerate(loaded.clients_data)))

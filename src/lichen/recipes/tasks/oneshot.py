@@ -22,6 +22,7 @@ from lichen.core.collecting.admission import OPEN
 from lichen.core.collecting.collect import collect
 from lichen.core.contracts import ClientTask, Engine, Report
 from lichen.core.message import Job
+from lichen.core.roster import PARTS, Member, Roster, declared_name
 from lichen.core.seeds import numpy_generator
 from lichen.core.store import ClientStore, save_tree
 from lichen.core.tree import Tree
@@ -35,7 +36,7 @@ from lichen.recipes.assemble.column import Column, over_ranks
 from lichen.recipes.assemble.experiment import values_N
 from lichen.recipes.assemble.features import encoder_of, featurizer
 from lichen.recipes.assemble.open import fetch_named
-from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.rows.prepare import ClientData, classes_of, first_of, gather_all
 from lichen.recipes.rows.public import labelled_of, split_public
@@ -155,6 +156,12 @@ def _difference(a: Tree, b: Tree) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in b)
 
 
+def _roster(clients_data: Sequence[ClientData]) -> Roster:
+    """What clients declare: their names and how many rows they have."""
+    rows = {one.name: {part: len(getattr(one, part)) for part in PARTS} for one in clients_data}
+    return Roster(tuple(Member(name=declared_name(name), rows=mine) for name, mine in rows.items()))
+
+
 def run_oneshot(
     recipe: Recipe, folder: RunFolder, observer: Callable[[Event], None], say: Callable[[str], None]
 ) -> TaskResult:
@@ -172,6 +179,7 @@ def run_oneshot(
         folder, recipe, Inputs(rows=len(gathered.records), data=records_digest(gathered.records), model=features.base)
     )
     save_class_names(folder, classes)
+    save_roster(folder, _roster(clients_data))
     say(f"features of {sum(len(o.train) + len(o.test) for o in clients_data):,} rows of {len(clients_data)} clients")
 
     def shards_of_part(part: str) -> list[ArrayShard]:

@@ -1,0 +1,120 @@
+"""The clients' side of an experiment: their rows, and what they declare of them.
+
+Legend: M rows of all clients, N clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import final
+
+import numpy as np
+from torch import Tensor
+
+from lichen.core.contracts import Source
+from lichen.core.roster import Member, Roster, declared_name
+from lichen.core.tree import Tree
+from lichen.data.batches.augment import Views
+from lichen.data.batches.shards import ArrayShard, Shard
+from lichen.recipes.schema.recipe import Recipe
+from lichen.tasks.registry import task_of
+
+__all__ = ["Auxiliary", "ClientSide", "declared", "may_declare_labels", "recounted"]
+
+TOKENS = "tokens"
+"""The group of clients whose rows are texts; others' tells the shape of a row."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auxiliary:
+    """What clients learn from beside their labels and a teacher's public answers.
+
+    Attributes:
+        rows: All rows of the clients, those without a label among them, one shard a client; none: labelled ones alone.
+        views: Weak and strong views of the unlabelled ones.
+        answers: ``answers.*`` of a teacher to them, which never leave.
+        judge: The clients' rows to judge a teacher by; None: it is taken at its word.
+        teacher_label_M: The class it names for each of those.
+    """
+
+    rows: tuple[Shard, ...] = ()
+    views: Views | None = None
+    answers: Tree = field(default_factory=dict)
+    judge: Source | None = None
+    teacher_label_M: Tensor | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSide:
+    """What clients hold: in a simulation all of them, on a node its own.
+
+    Attributes:
+        train: One shard a client.
+        valid: One shard a client, to choose learning rate and round by.
+        test: One shard a client, only scored.
+        auxiliary: What they learn from beside.
+    """
+
+    train: tuple[Shard, ...]
+    valid: tuple[Shard, ...]
+    test: tuple[Shard, ...]
+    auxiliary: Auxiliary = field(default_factory=Auxiliary)
+
+
+def may_declare_labels(recipe: Recipe) -> bool:
+    """Whether clients may tell how many rows of each label they have: where their messages tell it anyway."""
+    task, exchange = task_of(recipe.task), recipe.exchange
+    if task.labels is None or not task.labels.classes:
+        return False
+    return recipe.model.head in ("ridge", "lda") or (exchange is not None and exchange.weighting == "classes")
+
+
+def declared(
+    clients: ClientSide,
+    names: Sequence[str] = (),
+    *,
+    classes: Sequence[str] = (),
+    capacity_N: Sequence[Hashable] = (),
+) -> Roster:
+    """What clients declare of themselves, each by its own rows.
+
+    Args:
+        clients: Their rows.
+        names: Their own names; none: their numbers.
+        classes: Labels whose rows they may tell, in the order of the model's logits; none: they tell none.
+        capacity_N: What each can train; none: all train everything.
+    """
+    members = []
+    for client, shard in enumerate(clients.train):
+        counts = _label_counts(shard, len(classes)) if classes else ()
+        member = Member(
+            name=declared_name(names[client]) if names else f"client-{client:03d}",
+            rows=_rows(clients, client),
+            labels={declared_name(name): float(n) for name, n in zip(classes, counts, strict=True) if n},
+            capacity=capacity_N[client] if capacity_N else None,
+            group=" ".join(map(str, shard.x.shape[1:])) if isinstance(shard, ArrayShard) else TOKENS,
+        )
+        members.append(member)
+    return Roster(tuple(members))
+
+
+def recounted(roster: Roster, clients: ClientSide) -> Roster:
+    """The same clients with other rows, such as those that were written for them."""
+    return Roster(tuple(replace(one, rows=_rows(clients, c)) for c, one in enumerate(roster)))
+
+
+def _rows(clients: ClientSide, client: int) -> dict[str, int]:
+    return {
+        "train": clients.train[client].size,
+        "valid": clients.valid[client].size,
+        "test": clients.test[client].size,
+    }
+
+
+def _label_counts(shard: Shard, classes: int) -> list[int]:
+    """Rows of each class; those without a label count for nothing."""
+    labels = np.asarray(shard.labels)
+    return [int(n) for n in np.bincount(labels[labels >= 0], minlength=classes)]

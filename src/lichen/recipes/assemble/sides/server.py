@@ -1,0 +1,82 @@
+"""The server's side of an experiment: model, start and roster, and nobody's rows.
+
+Legend: N clients of the roster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from lichen.core.contracts import CohortModel
+from lichen.core.roster import Roster
+from lichen.core.tree import Tree
+from lichen.data.batches.shards import Shard
+from lichen.recipes.schema.recipe import Recipe
+from lichen.server.lowrank.submodel import Capacity
+
+__all__ = ["ServerSide", "capacity_from", "participants", "rows_per_round", "steps_per_round"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSide:
+    """What a server works with, and tells its clients.
+
+    Attributes:
+        recipe: The recipe.
+        model: The cohort model.
+        start: The shared tensors before the first round.
+        roster: The clients, as they have declared themselves.
+        classes: The labels in the order of the model's logits; none for a language model.
+        pad: Padding token of text shards.
+        public: Texts a teacher has answered, learned from beside the clients' own rows.
+        labelled: Public rows with labels that the server itself trains on between rounds; None: it does not.
+        capacity: What each client can train; None where all train everything.
+    """
+
+    recipe: Recipe
+    model: CohortModel
+    start: Tree
+    roster: Roster
+    classes: tuple[str, ...] = ()
+    pad: int = 0
+    public: Shard | None = None
+    labelled: Shard | None = None
+    capacity: Capacity | None = None
+
+
+def capacity_from(roster: Roster, *, scaling: float) -> Capacity | None:
+    """What clients have declared that they can train, a rank and a number of blocks each; None where nobody has.
+
+    Args:
+        roster: The clients.
+        scaling: alpha / r of the recipe's adapter.
+    """
+    pairs = [m.capacity for m in roster if isinstance(m.capacity, tuple) and len(m.capacity) == 2]
+    if len(pairs) < len(roster):
+        return None
+    ranks, lasts = zip(*pairs, strict=True)
+    return Capacity(ranks, last_N=lasts, scaling=scaling)
+
+
+def participants(server: ServerSide) -> int:
+    """Clients expected in a round."""
+    return min(server.recipe.federation.clients_per_round or len(server.roster), len(server.roster))
+
+
+def steps_per_round(server: ServerSide) -> float:
+    """Local steps of a client in a round; with epochs, on average over clients."""
+    fed, rows_N = server.recipe.federation, server.roster.rows("train")
+    if fed.local_epochs is None:
+        return fed.fixed_steps
+    rows = fed.batch_size * fed.gradient_accumulation_steps
+    return fed.local_epochs * sum(-(-n // rows) for n in rows_N) / len(rows_N)
+
+
+def rows_per_round(server: ServerSide) -> float:
+    """Rows a client trains on in a round; with epochs, on average over clients."""
+    fed, rows_N = server.recipe.federation, server.roster.rows("train")
+    if fed.local_epochs is None:
+        return fed.fixed_steps * fed.batch_size * fed.gradient_accumulation_steps
+    return fed.local_epochs * sum(rows_N) / len(rows_N)
