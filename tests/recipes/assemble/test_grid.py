@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def test_every_combination_is_refused_by_a_declaration_or_can_be_assembled(files
             made[trained, asks] = (
                 small_experiment.experiment() if trained == "student" else open_recipe(recipe).experiment
             )
-        experiment = replace(made[trained, asks], recipe=recipe)
+        experiment = made[trained, asks].with_server(recipe=recipe)
         lr = recipe.optimizer.lr[0]
         tasks, algorithm = client_tasks(experiment), algorithm_of(experiment.server, lr, recipe.federation.rounds)
         assert algorithm.work in tasks
