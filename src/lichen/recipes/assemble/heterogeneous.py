@@ -159,7 +159,7 @@ def _by_memory(heterogeneous: HeterogeneousClients, models: Mapping[str, Model])
     stepper: Optimizer = "momentum" if opt.name == "sgd" and opt.momentum else STEPPERS[opt.name]
     known: dict[object, str] = {}
     out: list[str] = []
-    for client in range(heterogeneous.count):
+    for client in range(len(heterogeneous.server.roster)):
         batch, bytes_here = _widest(heterogeneous, client), int(memory[client % len(memory)] * GIB)
         key = (bytes_here, tuple(sorted((name, tuple(x.shape)) for name, x in batch.items())))
         if key not in known:
