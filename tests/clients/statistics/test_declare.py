@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.statistics.declare import Declare, enrol
-from lichen.core.contracts import Aggregator, ClientTask
+from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
-from lichen.core.message import Job, Message, pack_message, unpack_message
+from lichen.core.message import Job, pack_message, unpack_message
+from lichen.core.replies import Reply
 from lichen.core.roster import Member, Roster
 from lichen.core.store import ClientStore
-from lichen.core.tree import Tree
+from lichen.engines.around import AroundEngine
 from lichen.engines.local import LocalEngine
 
 ROSTER = Roster(
@@ -30,29 +29,21 @@ ROSTER = Roster(
 )
 
 
-class Wire:
-    """The local engine, each message packed, changed as a liar would, and unpacked."""
+def wire(folder: Path, changes: dict[str, Any] | None = None, *, times: int = 1) -> AroundEngine:
+    """The local engine, whose messages cross as bytes and come back changed, or as often as a liar likes."""
 
-    def __init__(self, folder: Path, changes: dict[str, Any] | None = None, *, twice: bool = False) -> None:
-        tasks = {"roster": ClientTask(work=Declare(ROSTER), source=NoBatches())}
-        self.inner, self.changes, self.twice = LocalEngine(tasks, ClientStore(folder)), changes or {}, twice
-        self.bytes_up = self.bytes_down = 0
+    def crossed(reply: Reply, job: Job) -> list[Reply]:
+        assert reply.message is not None
+        message = unpack_message(pack_message(reply.message))
+        lies = {name: x(message) if callable(x) else x for name, x in (changes or {}).items()}
+        return [replace(reply, message=replace(message, **lies))] * times
 
-    def run(self, job: Job) -> Iterator[Message]:
-        for message in self.inner.run(job):
-            changes = {name: x(message) if callable(x) else x for name, x in self.changes.items()}
-            told = unpack_message(pack_message(replace(message, **changes)))
-            yield from (told, told) if self.twice else (told,)
-
-    def merge(self, aggregator: Aggregator, total: Any) -> Any:
-        return total
-
-    def join(self, client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
-        return client_N, metrics
+    tasks = {"roster": ClientTask(work=Declare(ROSTER), source=NoBatches())}
+    return AroundEngine(LocalEngine(tasks, ClientStore(folder)), on_reply=crossed)
 
 
 def test_the_server_learns_what_the_nodes_know(tmp_path: Path) -> None:
-    found = enrol(Wire(tmp_path))
+    found = enrol(wire(tmp_path))
     assert found == ROSTER
     assert found.digest() == ROSTER.digest()
     assert not list(tmp_path.rglob("*"))  # declaring leaves nothing at a node
@@ -92,18 +83,16 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_lie_is_one_clear_error(lie: str, tmp_path: Path) -> None:
     changes, message = LIES[lie]
     with pytest.raises(LichenError, match=message) as told:
-        enrol(Wire(tmp_path, changes))
+        enrol(wire(tmp_path, changes))
     assert told.value.where == "roster"
     assert "\x1b" not in str(told.value)
 
 
 def test_a_client_that_answers_twice_or_never_is_told(tmp_path: Path) -> None:
     with pytest.raises(LichenError, match="answers twice"):
-        enrol(Wire(tmp_path, twice=True))
-    silent = Wire(tmp_path)
-    silent.inner.run = lambda job: iter(())  # type: ignore[method-assign]
+        enrol(wire(tmp_path, times=2))
     with pytest.raises(LichenError, match=r"clients \[0\] have not declared themselves"):
-        enrol(silent)
-    liar = Wire(tmp_path, {"metrics": lambda m: {**m.metrics, "clients": 3.0 + (m.client_C == 1).double()}})
+        enrol(wire(tmp_path, times=0))
+    liar = wire(tmp_path, {"metrics": lambda m: {**m.metrics, "clients": 3.0 + (m.client_C == 1).double()}})
     with pytest.raises(LichenError, match="'Łódź' knows 4 clients, client 0 knows 3"):
         enrol(liar)

@@ -15,6 +15,7 @@ from typing import Any, final
 
 import torch
 
+from lichen.core.collecting.collect import drain
 from lichen.core.contracts import Batch, Engine
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
@@ -97,7 +98,7 @@ def _ask(engine: Engine, work: str, clients: tuple[int, ...]) -> dict[int, tuple
     """What these clients declare, each once."""
     found: dict[int, tuple[Member, Mapping[str, float]]] = {}
     invited = set(clients)
-    for message in engine.run(Job(work=work, shared={}, version=0, clients=clients, seed=0)):
+    for message in drain(engine, Job(work=work, shared={}, version=0, clients=clients, seed=0)):
         answering = message.client_C.tolist()
         if message.group != GROUP or len(message.texts) != len(answering):
             raise _wrong(f"a message of group {message.group!r} with {len(message.texts)} names is no declaration")
