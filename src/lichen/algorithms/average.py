@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import final
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import collect
+from lichen.core.collecting.history import History
 from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerOptimizer, ServerState, Submodel
 from lichen.core.errors import LichenError
 from lichen.core.fold import BEST
@@ -116,6 +118,7 @@ class Average:
         down: Codes what clients are sent of each round's change; None: they are sent all tensors whole.
         agreed: With ``down``: every client can make the first tensors itself, and is not sent them.
         capacity: What weaker clients get in training; None: all get the same.
+        history: Retains what clients sent in every round that made a step; None: nothing is retained.
 
     Raises:
         LichenError: if both ``down`` and ``capacity`` are given.
@@ -138,6 +141,7 @@ class Average:
     down: Chain | None = None
     agreed: bool = False
     capacity: Submodel | None = None
+    history: History | None = None
 
     def __post_init__(self) -> None:
         if self.down is not None and self.capacity is not None:
@@ -171,9 +175,12 @@ class Average:
             self.aggregator,
             admission=self.admission,
             keep=SUMMED,
+            seen=None if self.history is None else partial(self.history.put, state.round),
         )
         sums, metrics = summed(came.metrics)
         enough = came.attendance.arrived >= max(self.least, 1) and sums["failed"] < came.attendance.arrived
+        if self.history is not None:
+            self.history.retain(state.round, came.client_N.tolist() if enough else ())
         if enough:
             change, aggregated = self.aggregator.close(
                 came.total, state.shared if downlink is None else _clients_start(downlink, state)

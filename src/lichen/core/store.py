@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -23,7 +24,7 @@ from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
-__all__ = ["ClientStore", "load_tree", "save_tree", "write_atomic"]
+__all__ = ["ClientStore", "load_tree", "save_tree", "write_all", "write_atomic"]
 
 
 def write_atomic(path: Path, data: bytes, *, shared: bool = False) -> None:
@@ -133,7 +134,7 @@ class ClientStore:
         folders = [self._folder_of(c) for c in clients]
         for start in range(0, len(folders), _OPEN):
             some = range(start, min(start + _OPEN, len(folders)))
-            _write_all({f"{folders[i]}/{version}.safetensors": save(trees.plain(trees.take(plain_C, i))) for i in some})
+            write_all({f"{folders[i]}/{version}.safetensors": save(trees.plain(trees.take(plain_C, i))) for i in some})
         for folder_of_client in folders:
             versions = _versions(folder_of_client)
             needed = max((v for v in versions if v <= version - 2), default=0)
@@ -141,6 +142,22 @@ class ClientStore:
             for old in versions:
                 if old < needed and old != pinned:
                     os.unlink(f"{folder_of_client}/{old}.safetensors")
+
+    def forget(self, client: int) -> None:
+        """Delete all private state of a client, of every version; the next job finds it as at its first time.
+
+        What the file system had on its disk before is not overwritten.
+        """
+        folder = self._folder_of(client)
+        try:
+            names = os.listdir(folder)
+        except FileNotFoundError:
+            return
+        for name in names:  # also what a kill has left half written
+            os.unlink(f"{folder}/{name}")
+        os.rmdir(folder)
+        with suppress(OSError):  # other clients lie there
+            os.rmdir(os.path.dirname(folder))
 
 
 def _versions(folder_of_client: str) -> list[int]:
@@ -160,8 +177,8 @@ def _read(path: str) -> Tree:
         raise LichenError(f"is damaged: {error}", where=path, fix="delete it and run again without --resume") from None
 
 
-def _write_all(contents: Mapping[str, bytes]) -> None:
-    """:func:`write_atomic` for many small files: all are written before the first one is waited for."""
+def write_all(contents: Mapping[str, bytes]) -> None:
+    """:func:`write_atomic` for many small private files: all are written before the first one is waited for."""
     parts: list[tuple[str, str, int]] = []
     try:
         for path, data in contents.items():

@@ -32,6 +32,7 @@ The loop.
 - ``run``: rounds with checkpoints; a resumed run gives the same bytes.
 - ``collect``: sends jobs out and folds what counts of the replies; every algorithm uses it.
 - ``ClientStore``: the clients' private state, in a folder.
+- ``History``: what clients have sent, by round and client, in a folder; to replay rounds, or to forget a client.
 - ``LichenError``: bad input, as what, where and the fix.
 
 Ready parts.
@@ -64,6 +65,7 @@ from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.scaffold import Scaffold
 from lichen.clients.training.train import Train
 from lichen.core.collecting.collect import collect
+from lichen.core.collecting.history import History
 from lichen.core.contracts import (
     Aggregator,
     Algorithm,
@@ -115,6 +117,7 @@ __all__ = [
     "Evaluate",
     "Everyone",
     "GradientStep",
+    "History",
     "ImageMLP",
     "Job",
     "LichenError",

@@ -78,7 +78,7 @@ def collect(
     *,
     admission: Admission = OPEN,
     keep: Collection[str] | None = None,
-    seen: Callable[[Message, Job], None] = lambda message, job: None,
+    seen: Callable[[Message, Job], None] | None = None,
     until: float = math.inf,
 ) -> Collected:
     """Submit jobs and fold what is admitted of their replies.
@@ -89,7 +89,7 @@ def collect(
         aggregator: Folds the messages; None: only their metrics are wanted.
         admission: What counts.
         keep: Names of the metrics that are wanted; None: all of them.
-        seen: Called with every message that counts, and its job.
+        seen: Called with every message that counts, and its job; of several ranks, each sees its own clients'.
         until: When to wait no longer, on the engine's clock.
 
     Returns:
@@ -113,7 +113,8 @@ def collect(
                 refusals += refused
             if message is None:
                 continue
-            seen(message, job)
+            if seen is not None:
+                seen(message, job)
             ids.append(message.client_C)
             weights.append(message.weight_C.detach().cpu().double())
             metrics.append({name: x for name, x in message.metrics.items() if keep is None or name in keep})
