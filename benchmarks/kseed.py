@@ -38,7 +38,7 @@ from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.engines.local import LocalEngine
 from lichen.models.full import FullClassifier
-from lichen.models.loading.initial import head_features, head_start
+from lichen.models.loading.initial import head_features, head_of, head_start
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.schema.read import read_recipe
 from lichen.server.kseed import KSeedOptimizer, SeedSums
@@ -65,7 +65,8 @@ SCALES = (1, 2, 3, 4, 5, 6, 8)
 def start_of(cohort: FullClassifier, experiment: Any, lam: float) -> Tree:
     """The loaded model with a ridge head, made by the clients together, as its classifier."""
     start, everyone = cohort.init(0), tuple(range(len(experiment.clients.train)))
-    work = Statistics(head_features(cohort, start), classes=int(cohort.classes or 0))
+    width = start[f"{head_of(cohort, start)}.weight"].shape[1]
+    work = Statistics(head_features(cohort, start), classes=int(cohort.classes or 0), width=width)
     rule = Ridge(lam)
     with TemporaryDirectory() as folder:
         client_task = ClientTask(work=work, source=experiment.evaluating(experiment.clients.train))

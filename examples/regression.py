@@ -15,6 +15,7 @@ Once it is installed, recipes may say `task: regression`, and nothing of Lichen 
 import numpy as np
 
 from lichen.core.errors import LichenError
+from lichen.core.expected import MetricSpec
 from lichen.models.objectives import RowLoss
 from lichen.tasks.task import Labels, Metric, Task
 
@@ -53,7 +54,11 @@ REGRESSION = Task(
     labels=Labels(
         names=names,
         encode=encode,
-        objective=lambda names: RowLoss(squared, more={"absolute": absolute}),
+        objective=lambda names: RowLoss(
+            squared,
+            more={"absolute": absolute},
+            ranges={"loss_sum": MetricSpec(0.0), "absolute": MetricSpec(0.0)},
+        ),
         constant=lambda labels_N, names: np.nanmean(labels_N, keepdims=True),
         baseline="mean",
         describe=lambda outputs_K, names: f"{float(outputs_K[0]):.3g}",

@@ -23,6 +23,7 @@ from lichen.clients.methods import ClientMethod, ClientSettings, Works
 from lichen.clients.training.gradient_steps import Stateless
 from lichen.clients.training.train import Train
 from lichen.core.contracts import Batch
+from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.declared import Paper, Property
@@ -64,6 +65,10 @@ class AdaptiveProx:
     """
 
     inner: Train
+
+    def expected(self, job: Job) -> Expected:
+        """The message of local training: the pull stays with its client."""
+        return self.inner.expected(job)
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> tuple[Train, Any, Tree]:
         """Clients at the shared tensors, with the pull that they have kept; 0 at their first time."""

@@ -12,6 +12,7 @@ import torch
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, ClientTask, Report, ServerState
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected, TensorSpec
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message
 from lichen.core.rounds import load_state, run, save_state
@@ -106,6 +107,9 @@ def test_newcomers_and_those_who_have_state_stand_apart(tmp_path: Path) -> None:
 
 class Counting:
     """A work whose private state is how often a client has come."""
+
+    def expected(self, job: Any) -> Expected:
+        return Expected(group="g", tensors={"n": TensorSpec(())})
 
     def init(self, job: Any, clients: int, own_C: Tree | None) -> Any:
         return clients, job.version, own_C["n"] if own_C else torch.zeros(len(clients))

@@ -33,6 +33,9 @@ class Memory:
     def own(self, trainable_C: Any) -> Any:
         return trees.zeros_like(trainable_C)
 
+    def sends(self, trained: Any) -> Any:
+        return {f"{self.name}.{n}": spec for n, spec in trained.items()}
+
     def init(self, job: Any, clients: Any, params_C: Any, own_C: Any) -> Any:
         mine = {n: own_C[n] for n in params_C}
         return trees.join("sum/", trees.zeros_like(params_C), trees.join("own/", mine, {}))

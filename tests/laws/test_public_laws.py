@@ -126,6 +126,9 @@ class NormOfAll:
     def __init__(self, inner: fl.Train) -> None:
         self.inner = inner
 
+    def expected(self, job: fl.Job) -> fl.Expected:
+        return self.inner.expected(job)
+
     def init(self, job: fl.Job, clients: Any, own_C: Any) -> Any:
         return self.inner.init(job, clients, own_C)
 

@@ -33,7 +33,7 @@ def rounded(x: np.ndarray) -> np.ndarray:
 
 def told(parts: list[ArrayShard], classes: int, *, bias: bool = True) -> list[Message]:
     """What clients with these rows send, through the real work."""
-    work = Statistics(lambda batch: batch["x_CBF"], classes=classes, bias=bias, bits=BITS)
+    work = Statistics(lambda batch: batch["x_CBF"], classes=classes, width=parts[0].x.shape[-1], bias=bias, bits=BITS)
     messages = []
     for client, part in enumerate(parts):
         state = work.init(Job(work="s", shared={}, version=0, clients=(client,), seed=0), (client,), None)

@@ -13,6 +13,7 @@ import torch
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
+from lichen.core.expected import FAILED, Expected, TensorSpec, specs_of
 from lichen.core.message import Job, Message, concatenate_messages, pack_message, size, take_client
 from lichen.core.seeds import torch_generator
 from lichen.core.store import ClientStore
@@ -32,6 +33,11 @@ class Drawn:
     """A work whose changes are drawn by (version, client); client 9 fails in version 2, client 8 has weight 0."""
 
     frozen: tuple[str, ...] = ()
+
+    def expected(self, job: Job) -> Expected:
+        sent = specs_of({n: x for n, x in SHARED.items() if n not in (self.frozen if job.version % 2 else ())})
+        rows = {"rows": TensorSpec((1,), torch.int64)}
+        return Expected(group="g", tensors={**sent, **rows}, metrics={"failed": FAILED}, weight=(0.0, 1.0))
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
         return job, tuple(clients), own_C

@@ -16,7 +16,7 @@ from typing import Any, Protocol, final, runtime_checkable
 
 from torch import Tensor
 
-from lichen.core.expected import Expected
+from lichen.core.expected import Expected, MetricSpec
 from lichen.core.message import Job, Message
 from lichen.core.replies import ATTENDED, Attendance, Reply
 from lichen.core.tree import Tree
@@ -29,7 +29,6 @@ __all__ = [
     "ClientWork",
     "CohortModel",
     "Costed",
-    "Declares",
     "Engine",
     "Objective",
     "Report",
@@ -67,6 +66,10 @@ class Objective(Protocol):
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """A client's sums by name; ``loss_sum`` and ``count``, both single numbers, are among them."""
+        ...
+
+    def specs(self) -> Mapping[str, MetricSpec]:
+        """What those sums can be, by the same names; :func:`lichen.core.expected.sums_of` where little is known."""
         ...
 
     def sums(self, model: CohortModel, params_C: Tree, fixed: Tree, batch: Batch) -> Tree:
@@ -151,7 +154,14 @@ class Costed(Protocol):
 
 
 class ClientWork(Protocol):
-    """A fold over batches, run by every engine through :func:`lichen.core.fold.serve`."""
+    """A fold over batches, run by every engine through :func:`lichen.core.fold.serve`.
+
+    What its messages are is declared beforehand, so that a server can tell an honest one from damage and from lies.
+    """
+
+    def expected(self, job: Job) -> Expected:
+        """What any client's message to this job must be, from the job alone: no row is looked at, nothing is copied."""
+        ...
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
         """State of a block of clients. ``own_C`` is their stacked private state, None at their first time."""
@@ -163,14 +173,6 @@ class ClientWork(Protocol):
 
     def final(self, state: Any) -> tuple[Message, Tree | None]:
         """The message that leaves, and the stacked private state that never does (None: keep none)."""
-        ...
-
-
-class Declares(Protocol):
-    """A client work that says beforehand what its message is."""
-
-    def expected(self, job: Job) -> Expected:
-        """What any client's message to this job must be, declared from the job alone; no row is looked at."""
         ...
 
 

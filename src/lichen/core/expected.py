@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
 from torch import Tensor
 
-from lichen.core.message import Message
+from lichen.core.tree import Tree
 
-__all__ = ["ANY", "Expected", "MetricSpec"]
+__all__ = ["ANY", "COUNT", "FAILED", "LOSS", "Expected", "MetricSpec", "TensorSpec", "specs_of", "sums_of", "within"]
+
+_MOST = torch.finfo(torch.float32).max
+"""Told in place of a number that is none, where nothing bounds it."""
 
 ANY = -1
 """A length in a shape that is the client's own; :attr:`Expected.numbers` bounds it."""
@@ -102,22 +105,43 @@ class Expected:
     optional: frozenset[str] = frozenset()
 
 
-def specs_of(tensors: Mapping[str, Tensor], *, stacked: bool = False) -> dict[str, TensorSpec]:
-    """The specs of tensors as they are, without their client axis where they are stacked.
+def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
+    """The specs of tensors without client axis, as they are.
 
     >>> specs_of({"w": torch.zeros(3)})
     {'w': TensorSpec(shape=(3,), dtype=torch.float32)}
     """
-    return {name: TensorSpec(tuple(x.shape[1:] if stacked else x.shape), x.dtype) for name, x in tensors.items()}
+    return {name: TensorSpec(tuple(x.shape), x.dtype) for name, x in tensors.items()}
 
 
-def expected_of(message: Message) -> Expected:
-    """What honest messages like this one are: for works whose message without a row has all of its form.
+def sums_of(
+    shapes: Mapping[str, tuple[int, ...]], ranges: Mapping[str, MetricSpec] | None = None
+) -> dict[str, MetricSpec]:
+    """The specs of an objective's sums: those of ``ranges``; of others, ``count`` is counted, the rest any number.
 
-    Metrics are only asked to be finite.
+    >>> sums_of({"loss_sum": (), "count": (), "absolute": (2,)}, {"absolute": COUNT})["absolute"]
+    MetricSpec(low=0.0, high=inf, shape=(2,), per='')
     """
-    return Expected(
-        group=message.group,
-        tensors=specs_of(message.tensors, stacked=True),
-        metrics={name: MetricSpec(shape=tuple(x.shape[1:])) for name, x in message.metrics.items()},
-    )
+    known = {"count": COUNT, **(ranges or {})}
+    return {name: replace(known.get(name, MetricSpec()), shape=tuple(shape)) for name, shape in shapes.items()}
+
+
+def within(metrics_C: Mapping[str, Tensor], specs: Mapping[str, MetricSpec]) -> Tree:
+    """Metrics that an honest client sends: those in ``specs`` cut to their range.
+
+    A model that has gone astray may lose more than its work can declare, or a number that is none. Its client tells
+    the most that it may, so that it is still heard.
+
+    >>> within({"loss_sum": torch.tensor([1.0, torch.nan]), "count": torch.tensor([1.0, 2.0])}, {"loss_sum": LOSS})
+    {'loss_sum': tensor([1.0000e+00, 2.0000e+04]), 'count': tensor([1., 2.])}
+    """
+    out = dict(metrics_C)
+    for name, spec in specs.items():
+        x_C = out[name]
+        per_C = torch.ones_like(x_C)
+        if spec.per:
+            per_C = per_C * metrics_C[spec.per].clamp(min=1).view(-1, *[1] * (x_C.dim() - 1))
+        low_C, high_C = max(spec.low, -_MOST) * per_C, min(spec.high, _MOST) * per_C
+        x_C = torch.where(x_C.isfinite() & (x_C <= high_C), x_C, high_C)
+        out[name] = torch.where(x_C >= low_C, x_C, low_C)
+    return out

@@ -25,7 +25,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.visible import visible
 
-__all__ = ["MOST_MEMBERS", "PARTS", "Member", "Roster", "declared_name"]
+__all__ = ["MOST_MEMBERS", "MOST_ROWS", "PARTS", "Member", "Roster", "declared_name"]
 
 PARTS = ("train", "valid", "test")
 """What a client's rows are for."""

@@ -6,9 +6,10 @@ Contracts. What has these methods is one; nothing is inherited.
 
 - ``Aggregator``: folds messages into one change (``zero``, ``add``, ``merge``, ``close``, ``dump``, ``load``).
 - ``Algorithm``: the server's side of a round (``init``, ``round``).
-- ``ClientWork``: the client's side, a fold over batches (``init``, ``step``, ``final``).
+- ``ClientWork``: the client's side, a fold over batches (``expected``, ``init``, ``step``, ``final``).
 - ``CohortModel``: many clients' models at once (``init``, ``loss``, ``losses``, ``logits``).
-- ``GradientStep``: what happens to a client's gradients before it steps (``own``, ``init``, ``update``, ``final``).
+- ``GradientStep``: what happens to a client's gradients before it steps (``own``, ``sends``, ``init``, ``update``,
+  ``final``).
 - ``Engine``: carries jobs out and replies back (``submit``, ``replies``, ``cancel``, ``now``, ``merge``, ``join``).
 - ``Sampler``: says who is invited (``invite``).
 - ``ServerOptimizer``: steps with the mean change (``init``, ``update``).
@@ -19,6 +20,8 @@ Values that pass between them.
 - ``Batch``: one step of C clients, tensors by name.
 - ``Job``: what the server asks of some clients.
 - ``Message``: what they answer.
+- ``Expected``, ``TensorSpec``, ``MetricSpec``: what a work declares of its messages before one has come.
+- ``specs_of``: the ``TensorSpec`` of tensors as they are.
 - ``Reply``: a message, or why there is none.
 - ``Report``: what is known of a finished round.
 - ``ServerState``: all that the server remembers between rounds.
@@ -31,6 +34,7 @@ The loop.
 
 - ``run``: rounds with checkpoints; a resumed run gives the same bytes.
 - ``collect``: sends jobs out and folds what counts of the replies; every algorithm uses it.
+- ``Admission``: which of the replies count: by what works declare and what clients can bring.
 - ``ClientStore``: the clients' private state, in a folder.
 - ``History``: what clients have sent, by round and client, in a folder; to replay rounds, or to forget a client.
 - ``LichenError``: bad input, as what, where and the fix.
@@ -64,6 +68,7 @@ from lichen.clients.training.gradient_steps import Clip, Proximal, WeightDecay
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.scaffold import Scaffold
 from lichen.clients.training.train import Train
+from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import collect
 from lichen.core.collecting.history import History
 from lichen.core.contracts import (
@@ -81,6 +86,7 @@ from lichen.core.contracts import (
     Source,
 )
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected, MetricSpec, TensorSpec, specs_of
 from lichen.core.message import Job, Message
 from lichen.core.replies import Reply
 from lichen.core.roster import Member, Roster
@@ -99,6 +105,7 @@ from lichen.server.optimize import ServerAdam, ServerSGD
 from lichen.server.sampling import Everyone, Uniform
 
 __all__ = [
+    "Admission",
     "Aggregator",
     "Algorithm",
     "AroundEngine",
@@ -116,6 +123,7 @@ __all__ = [
     "EvalSource",
     "Evaluate",
     "Everyone",
+    "Expected",
     "GradientStep",
     "History",
     "ImageMLP",
@@ -125,6 +133,7 @@ __all__ = [
     "Mean",
     "Member",
     "Message",
+    "MetricSpec",
     "Proximal",
     "Reply",
     "Report",
@@ -138,6 +147,7 @@ __all__ = [
     "Source",
     "SpawnedEngine",
     "Student",
+    "TensorSpec",
     "Train",
     "TrainSource",
     "Tree",
@@ -145,4 +155,5 @@ __all__ = [
     "WeightDecay",
     "collect",
     "run",
+    "specs_of",
 ]

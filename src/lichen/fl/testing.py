@@ -2,7 +2,8 @@
 
 ``check_aggregator`` holds an aggregator to those of a sum: the same bytes in any order and grouping, and after a trip
 between processes. ``check_client_task`` holds a client work to that of the client axis: a client's numbers have the
-same bits alone and beside others. ``check_gradient_step`` holds a link of a client's chain of gradient steps to it too,
+same bits alone and beside others. ``check_expected`` holds it to what it declares: each of its messages is admitted.
+``check_gradient_step`` holds a link of a client's chain of gradient steps to it too,
 and to those of its state. All raise an ``AssertionError`` that says which law is broken.
 
 >>> from lichen import fl
@@ -33,14 +34,16 @@ from lichen.clients.training.gradient_step import GradientStep
 from lichen.core import tree as trees
 from lichen.core.contracts import Aggregator, ClientTask
 from lichen.core.errors import LichenError
+from lichen.core.expected import specs_of
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message, concatenate_messages, take_client
 from lichen.core.parameters import split_shared
 from lichen.core.seeds import torch_generator
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree, digest, plain
+from lichen.fl.expected_laws import check_expected
 
-__all__ = ["LAWS", "check_aggregator", "check_client_task", "check_gradient_step"]
+__all__ = ["LAWS", "check_aggregator", "check_client_task", "check_expected", "check_gradient_step"]
 
 Law = Callable[[Aggregator, Message, Tree, int], None]
 
@@ -220,6 +223,8 @@ def check_gradient_step(step: GradientStep, job: Job) -> None:
     without = [*everyone[:1], [client != absent for client in job.clients], *everyone[2:]]
     first = _walk(step, job, job.clients, everyone)
     second = _walk(step, job, job.clients, without, first["own"])
+    sends = step.sends(specs_of(split_shared(job.shared)[0]))
+    _hold(dict(sends) == specs_of(trees.take(first["sent"], 0)), "it sends what it says that it sends")
     for k, client in enumerate(job.clients):
         alone = _walk(step, job, [client], [[True]] * 3)
         same = all(digest(alone[part]) == digest(_rows(first[part], k)) for part in alone)

@@ -12,7 +12,7 @@ Legend: C clients, B rows, R rows with a label, T tokens, K outputs of a row.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Protocol, final
 
 import torch
@@ -22,6 +22,7 @@ from torch.nn import functional
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.conventions.labels import has_label
 from lichen.core.errors import LichenError
+from lichen.core.expected import COUNT, LOSS, MetricSpec, sums_of
 from lichen.core.tree import Tree
 from lichen.models.losses import classify_losses_C, classify_losses_CB
 
@@ -44,6 +45,10 @@ class NextToken:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The loss and the number of labelled tokens."""
         return {"loss_sum": (), "count": ()}
+
+    def specs(self) -> Mapping[str, MetricSpec]:
+        """A cross entropy is not negative."""
+        return {"loss_sum": LOSS, "count": COUNT}
 
     def sums(self, model: CohortModel, params_C: Tree, fixed: Tree, batch: Batch) -> Tree:
         """Those of the model's own loss, which never holds logits whole."""
@@ -76,6 +81,10 @@ class RowObjective(Protocol):
         ...
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """As every objective's."""
+        ...
+
+    def specs(self) -> Mapping[str, MetricSpec]:
         """As every objective's."""
         ...
 
@@ -118,6 +127,10 @@ class Classification:
         """The loss, the number of labelled rows, and ``confusion`` ``(K, K)``: (true, predicted)."""
         return {"loss_sum": (), "count": (), "confusion": (self.classes, self.classes)}
 
+    def specs(self) -> Mapping[str, MetricSpec]:
+        """A cross entropy is not negative, and neither are counts."""
+        return sums_of(self.shapes(), {"loss_sum": LOSS, "confusion": replace(COUNT, high=1.0, per="count")})
+
     def score(self, logits_BK: Tensor, labels_B: Tensor) -> Tree:
         """The sums of one client's rows."""
         known_B = labels_B >= 0
@@ -151,6 +164,8 @@ class RowLoss:
         outputs: K.
         label: A label, for its shape and type: real ones are float32.
         more: Further sums that clients are scored by: each row's numbers ``(R, ...)`` by name.
+        ranges: What the sums can be, by their names (``loss_sum`` and those of ``more``), as far as it is known:
+            ``MetricSpec(0.0)`` where no row's number is negative. The server refuses what is out of them.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -158,6 +173,7 @@ class RowLoss:
     outputs: int = 1
     label: Tensor = field(default_factory=lambda: torch.zeros(()))
     more: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
+    ranges: Mapping[str, MetricSpec] = field(default_factory=dict)
 
     @property
     def classes(self) -> int | None:
@@ -200,6 +216,10 @@ class RowLoss:
         row_1K, label_1 = torch.zeros(1, self.outputs), self.label[None]
         further = {name: tuple(each(row_1K, label_1).shape[1:]) for name, each in self.more.items()}
         return {"loss_sum": (), "count": (), **further}
+
+    def specs(self) -> Mapping[str, MetricSpec]:
+        """The ranges that were given; any finite number where none is."""
+        return sums_of(self.shapes(), self.ranges)
 
     def score(self, logits_BK: Tensor, labels_B: Tensor) -> Tree:
         """The sums of one client's rows."""

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, ClientWork
+from lichen.core.expected import Expected, TensorSpec
 from lichen.core.message import Job, Message
 from lichen.core.parameters import split_shared
 from lichen.core.seeds import derive
@@ -67,6 +68,17 @@ class Compressed:
     chain: Chain
     _: KW_ONLY
     error_feedback: bool = True
+
+    def expected(self, job: Job) -> Expected:
+        """The wrapped work's, its tensors of real numbers in one row whose length follows from chain and layout."""
+        inner = self.inner.expected(job)
+        real = {name: spec for name, spec in inner.tensors.items() if spec.dtype.is_floating_point}
+        if not real:
+            return inner
+        layout = Layout(tuple((name, real[name].shape, real[name].dtype) for name in sorted(real)))
+        rest = {name: spec for name, spec in inner.tensors.items() if name not in real}
+        coded = {WIRE + layout.digest: TensorSpec((self.chain.nbytes(layout),), torch.uint8)}
+        return replace(inner, tensors={**rest, **coded})
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> CompressedState:
         """The wrapped work's beginning; it does not see the memory."""

@@ -24,7 +24,7 @@ def features(batch: Batch) -> Any:
 def whole(x: Any, y: Any, **more: Any) -> Any:
     """Statistics of these rows in one client and one batch."""
     batch = {"active_C": torch.tensor([True]), "x_CBF": x[None], "labels_CB": y[None]}
-    return fold(Statistics(features, classes=3, **more), job({}, [0]), [batch])[0]
+    return fold(Statistics(features, classes=3, width=x.shape[-1], **more), job({}, [0]), [batch])[0]
 
 
 @given(seed=st.integers(0, 2**20), cuts=st.lists(st.integers(0, 40), max_size=6), scale=st.sampled_from([1e-3, 1, 30]))
@@ -46,7 +46,9 @@ def test_equals_dense_algebra_on_the_rounded_features() -> None:
     batch["labels_CB"][0, 2] = -100
     batch["index_CB"][1, 5] = -1
     batch["x_CBF"][1, 5] = torch.nan
-    message, _ = fold(Statistics(features, classes=3, bits=10), job({}, range(2)), [batch])
+    message, _ = fold(
+        Statistics(features, classes=3, width=batch["x_CBF"].shape[-1], bits=10), job({}, range(2)), [batch]
+    )
     for c, dropped in ((0, 2), (1, 5)):
         keep = [b for b in range(9) if b != dropped]
         x = (batch["x_CBF"][c][keep].double() * 1024).round() / 1024
@@ -65,15 +67,15 @@ def test_refuses_to_leave_the_exact_range() -> None:
     assert float(whole(x, y, bits=12).tensors["G"][0, 0, 0]) == 4 * 182**2
 
 
-def test_refuses_bad_rows_and_empty_clients_of_unknown_width() -> None:
+def test_refuses_bad_rows_and_takes_empty_clients() -> None:
     with pytest.raises(LichenError, match="not one of 3 classes"):
         whole(torch.ones(1, 2), torch.tensor([3]))
     with pytest.raises(LichenError, match="not finite"):
         whole(torch.full((1, 2), torch.inf), torch.tensor([1]))
-    with pytest.raises(LichenError, match="width"):
-        fold(Statistics(features, classes=3), job({}, [4]), [])
+    with pytest.raises(LichenError, match="rows have 5 features, not 2"):
+        fold(Statistics(features, classes=3, width=2), job({}, [0]), [rows(0, [0], count=2)])
     message, _ = fold(Statistics(features, classes=3, width=2), job({}, [4]), [])
     assert {n: tuple(x.shape) for n, x in message.tensors.items()} == {"G": (1, 3, 3), "H": (1, 3, 3), "n": (1, 3)}
     assert message.weight_C.tolist() == [0]
     with pytest.raises(LichenError, match="bits"):
-        Statistics(features, classes=3, bits=30)
+        Statistics(features, classes=3, width=2, bits=30)

@@ -134,7 +134,8 @@ def batches(rows: Any, size: int = 16, pad: int = 0) -> list[Any]:
 
 def solved(model: Any, shared: Any, rows: Any, *, rule: Any = None, bias: bool = True, pad: int = 0) -> Any:
     """A head in closed form from statistics of its input over all clients, as a server makes it."""
-    work = Statistics(head_features(model, shared), classes=model.classes, bias=bias, bits=16)
+    width = shared[f"{head_of(model, shared)}.weight"].shape[1]
+    work = Statistics(head_features(model, shared), classes=model.classes, width=width, bias=bias, bits=16)
     rule = rule or Ridge(1.0, bits=16, bias=bias)
     total = rule.zero()
     for c in range(len(rows)):

@@ -33,6 +33,7 @@ from lichen.clients.training.optimize import ClientOptimizer, Schedule, lr_facto
 from lichen.clients.training.train import Train
 from lichen.core.contracts import Batch, ClientWork, CohortModel
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected
 from lichen.core.fold import fold
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
@@ -78,6 +79,11 @@ class Distill:
                 where="distill.helpers",
                 fix="train shared tensors, or teach by answers alone",
             )
+
+    def expected(self, job: Job) -> Expected:
+        """The training's, without the helpers."""
+        inner = self.inner.expected(replace(job, shared={**self.answers, **self.helpers, **job.shared}))
+        return replace(inner, tensors={name: x for name, x in inner.tensors.items() if name not in self.helpers})
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
         """Clients side by side, with the answers and the helpers beside what came down; raises as :class:`Train`."""
@@ -201,6 +207,9 @@ class _Scheduled:
     lr: float
     every: int
     log: Callable[[LogLine], None]
+
+    def expected(self, job: Job) -> Expected:
+        return self.inner.expected(job)
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> _ScheduledState:
         return _ScheduledState(inner=self.inner.init(job, clients, own_C))

@@ -21,6 +21,7 @@ Legend: C clients, N public rows, B rows of a batch, K classes, k answers kept o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import TypeVar, final
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
+from lichen.core.expected import FAILED, Expected, MetricSpec, TensorSpec
 from lichen.core.message import Job, Message
 from lichen.core.parameters import personal_C, split_shared
 from lichen.core.tree import Tree
@@ -101,6 +103,26 @@ class Predict:
                 f"{self.top_k} of {self.model.classes} classes", where="predict.top_k", fix="use 1 to the class count"
             )
 
+    def expected(self, job: Job) -> Expected:
+        """As many answers as there are public rows."""
+        classes = int(self.model.classes or 0)
+        tensors = {"logits": TensorSpec((self.rows, classes), torch.float16)}
+        if self.top_k is not None:
+            shape = (self.rows, self.top_k)
+            tensors = {"index": TensorSpec(shape, _narrow(classes)), "prob": TensorSpec(shape, torch.float16)}
+        if self.counts is not None:
+            tensors["n"] = TensorSpec((classes,), torch.float64)
+        return Expected(
+            group=self._group,
+            tensors=tensors,
+            metrics={"count": MetricSpec(self.rows, self.rows), "failed": FAILED},
+            weight=(0.0, 1.0 if self.counts is None and self.examples is None else math.inf),
+        )
+
+    @property
+    def _group(self) -> str:
+        return f"answers/{self.rows}/{self.model.classes}" + ("" if self.top_k is None else f"/{self.top_k}")
+
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> PredictState:
         """The models that answer, and no answer yet."""
         trainable, fixed = split_shared(job.shared)
@@ -149,7 +171,7 @@ class Predict:
         weight_C = self._weights(state.clients) * finite_C * state.knows
         one_C = torch.ones(len(state.clients), dtype=torch.float64)
         message = Message(
-            group=f"answers/{self.rows}/{classes}" + ("" if self.top_k is None else f"/{self.top_k}"),
+            group=self._group,
             client_C=torch.tensor(state.clients, dtype=torch.int64),
             version_C=torch.full((len(state.clients),), state.job.version, dtype=torch.int64),
             tensors=self._upload(logp_CNK, state.clients),
@@ -162,9 +184,8 @@ class Predict:
         tensors: Tree = {"logits": logp_CNK.half()}
         if self.top_k is not None:
             prob_CNK, index_CNK = logp_CNK.exp().sort(dim=-1, descending=True, stable=True)
-            narrow = torch.int8 if logp_CNK.shape[-1] <= 128 else torch.int16
             tensors = {
-                "index": index_CNK[..., : self.top_k].to(narrow).contiguous(),
+                "index": index_CNK[..., : self.top_k].to(_narrow(logp_CNK.shape[-1])).contiguous(),
                 "prob": prob_CNK[..., : self.top_k].half().contiguous(),
             }
         if self.counts is not None:
@@ -186,6 +207,10 @@ class Predict:
             where="predict.rows",
             fix="give every client the same public rows, each of them once",
         )
+
+
+def _narrow(classes: int) -> torch.dtype:
+    return torch.int8 if classes <= 128 else torch.int16
 
 
 def _of(by_client: Mapping[int, Given], client: int, what: str) -> Given:

@@ -28,6 +28,7 @@ from lichen.clients.distillation.predict import Predict
 from lichen.clients.training.train import Train
 from lichen.core.contracts import Batch, ClientTask, ClientWork, Costed, Source
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
@@ -49,6 +50,10 @@ class LocalInit:
     inner: ClientWork
     _: KW_ONLY
     start: Tree
+
+    def expected(self, job: Job) -> Expected:
+        """The work's, as if the job had brought ``start`` too."""
+        return self.inner.expected(replace(job, shared={**self.start, **job.shared}))
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
         """The work's state, as if the job had brought ``start`` too."""

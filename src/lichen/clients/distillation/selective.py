@@ -44,6 +44,7 @@ from torch import Tensor
 from lichen.clients.training.train import Train, TrainState
 from lichen.core.contracts import Batch, CohortModel, Source
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
@@ -162,6 +163,10 @@ class Selective:
             raise LichenError(
                 f"{self.prior} is not positive", where="selective.prior", fix="use a number > 0, such as 2"
             )
+
+    def expected(self, job: Job) -> Expected:
+        """The training's."""
+        return self.inner.expected(job)
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> SelectiveState:
         """Judge, then begin to train.

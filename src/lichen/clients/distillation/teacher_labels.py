@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected, MetricSpec, TensorSpec
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.fm.zero_shot import Answer, Teacher
@@ -102,6 +103,24 @@ class AnswerWork:
     def __post_init__(self) -> None:
         _check_classes(self.classes, self.top_k)
 
+    def expected(self, job: Job) -> Expected:
+        """An answer to each text."""
+        texts, shape = float(len(job.texts)), (len(job.texts), self.top_k)
+        return Expected(
+            group=self._group,
+            tensors={"index": TensorSpec(shape, self._narrow), "prob": TensorSpec(shape, torch.float16)},
+            metrics={"count": MetricSpec(texts, texts), "unknown": MetricSpec(0.0, texts * self.top_k)},
+            weight=(texts, texts),
+        )
+
+    @property
+    def _group(self) -> str:
+        return f"answers/{len(self.classes)}/{self.top_k}"
+
+    @property
+    def _narrow(self) -> torch.dtype:
+        return torch.int8 if len(self.classes) <= 128 else torch.int16
+
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> AnswerState:
         """The question."""
         return AnswerState(job=job, clients=tuple(clients))
@@ -133,7 +152,7 @@ class AnswerWork:
             )
         position = {name: i for i, name in enumerate(self.classes)}
         shape = (1, len(texts), self.top_k)
-        index_CNk = torch.full(shape, -1, dtype=torch.int8 if len(self.classes) <= 128 else torch.int16)
+        index_CNk = torch.full(shape, -1, dtype=self._narrow)
         prob_CNk = torch.zeros(shape, dtype=torch.float16)
         unknown = 0
         for row, answer in enumerate(answers):
@@ -146,7 +165,7 @@ class AnswerWork:
                     unknown += 1
         one_C = torch.ones(1, dtype=torch.float64)
         message = Message(
-            group=f"answers/{len(self.classes)}/{self.top_k}",
+            group=self._group,
             client_C=torch.tensor(state.clients, dtype=torch.int64),
             version_C=torch.tensor([state.job.version], dtype=torch.int64),
             tensors={"index": index_CNk, "prob": prob_CNk},

@@ -27,6 +27,7 @@ import torch
 from lichen.clients.evaluation.evaluate import Evaluate, EvaluateState
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
+from lichen.core.expected import Expected, MetricSpec, within
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 
@@ -53,6 +54,15 @@ class KeepBest:
 
     model: CohortModel
 
+    def expected(self, job: Job) -> Expected:
+        """Those of the evaluation, the best mean loss, and whether this is it."""
+        judged = Evaluate(self.model, personal=True).expected(job)
+        return replace(judged, metrics={**judged.metrics, **self._specs()})
+
+    def _specs(self) -> dict[str, MetricSpec]:
+        mean = replace(self.model.objective.specs()["loss_sum"], per="")
+        return {"best_value": mean, "improved": MetricSpec(0.0, 1.0)}
+
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> KeepBestState:
         """The clients' own parameters, or the shared ones at their first time."""
         judged = Evaluate(self.model, personal=True).init(job, clients, own_C)
@@ -65,11 +75,13 @@ class KeepBest:
     def final(self, state: KeepBestState) -> tuple[Message, Tree | None]:
         """Metrics, with ``best_value`` and ``improved`` (0 or 1) beside the sums; and the private state.
 
+        A client that has no value yet tells the most that it may.
+
         The private state gains ``best/...``, ``best_value`` (mean loss, float64 ``(C,)``) and
         ``best_version`` (int64 ``(C,)``, the job's version at which it was judged).
         """
         message, _ = Evaluate(self.model, personal=True).final(state.judged)
-        loss_C, count_C = message.metrics["loss_sum"], message.metrics["count"]
+        loss_C, count_C = state.judged.sums["loss_sum"], state.judged.sums["count"]
         inf_C = torch.full_like(loss_C, torch.inf)
         value_C = torch.where(loss_C.isfinite() & (count_C > 0), loss_C / count_C.clamp(min=1), inf_C)
         before_C = state.own_C.get("best_value", inf_C).to(value_C)
@@ -88,5 +100,5 @@ class KeepBest:
             "best_value": torch.where(better_C, value_C, before_C),
             "best_version": torch.where(better_C, version_C, state.own_C.get("best_version", version_C)),
         }
-        metrics = {**message.metrics, "best_value": own_C["best_value"], "improved": better_C.to(torch.float64)}
-        return replace(message, metrics=metrics), own_C
+        more = within({"best_value": own_C["best_value"], "improved": better_C.to(torch.float64)}, self._specs())
+        return replace(message, metrics={**message.metrics, **more}), own_C

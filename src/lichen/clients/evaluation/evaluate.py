@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
+from lichen.core.expected import Expected, within
 from lichen.core.message import Job, Message
 from lichen.core.parameters import personal_C, split_shared
 from lichen.core.tree import Tree
@@ -69,6 +70,10 @@ class Evaluate:
     personal: bool = False
     use_best: bool = False
 
+    def expected(self, job: Job) -> Expected:
+        """The objective's sums, and no tensor."""
+        return Expected(group=self.model.group, metrics=self.model.objective.specs())
+
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> EvaluateState:
         """Parameters to judge, and sums at zero."""
         trainable, fixed = split_shared(job.shared)
@@ -99,6 +104,6 @@ class Evaluate:
             version_C=torch.full((len(state.clients),), state.job.version, dtype=torch.int64),
             tensors={},
             weight_C=state.sums["count"],
-            metrics=state.sums,
+            metrics=within(state.sums, self.model.objective.specs()),
         )
         return message, None

@@ -18,8 +18,9 @@ import torch
 from lichen.core.collecting.collect import drain
 from lichen.core.contracts import Batch, Engine
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected, MetricSpec
 from lichen.core.message import Job, Message
-from lichen.core.roster import MOST_MEMBERS, PARTS, Member, Roster
+from lichen.core.roster import MOST_MEMBERS, MOST_ROWS, PARTS, Member, Roster
 from lichen.core.tree import Tree
 
 __all__ = ["Declare", "enrol"]
@@ -41,6 +42,11 @@ class Declare:
     """
 
     roster: Roster
+
+    def expected(self, job: Job) -> Expected:
+        """Counts, a name and one more text; :func:`enrol` looks into them."""
+        counts = {**dict.fromkeys(PARTS, MetricSpec(0.0, MOST_ROWS)), "clients": MetricSpec(1.0, MOST_MEMBERS)}
+        return Expected(group=GROUP, metrics=counts, weight=(0.0, MOST_ROWS), texts=2, letters=MOST_TEXT)
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> tuple[Job, tuple[int, ...]]:
         """Who is asked."""

@@ -36,6 +36,7 @@ from torch import Tensor
 
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected, MetricSpec, TensorSpec
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.data.synthetic.near_duplicates import NearDuplicates, close_M
@@ -81,6 +82,16 @@ class Leakage:
             raise LichenError(
                 f"{self.cosine} is out of range", where="leakage.cosine", fix="use a number above 0, at most 1"
             )
+
+    def expected(self, job: Job) -> Expected:
+        """A bit for each candidate."""
+        texts = len(job.texts)
+        return Expected(
+            group=f"leakage/{texts}",
+            tensors={"flagged": TensorSpec((texts,), torch.uint8)},
+            metrics={"count": MetricSpec(texts, texts)},
+            weight=(1.0, 1.0),
+        )
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> LeakageState:
         """The question.

@@ -48,6 +48,7 @@ from torch import Tensor
 
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
+from lichen.core.expected import COUNT, Expected, TensorSpec
 from lichen.core.message import Job, Message
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
@@ -159,6 +160,17 @@ class NearestNeighborHistogram:
             )
         swapped = adjacency == "replace" or self.most is not None
         return math.sqrt(self.top * (2 if swapped else 1))
+
+    def expected(self, job: Job) -> Expected:
+        """A count for each candidate."""
+        given_MH = job.shared.get("candidates")
+        M = 0 if given_MH is None else len(given_MH)
+        return Expected(
+            group=f"votes/{M}/{self.bits}",
+            tensors={"votes": TensorSpec((M,), torch.int32)},
+            metrics={"count": COUNT, "distance_sum": COUNT} if self.report else {},
+            weight=(1.0, 1.0),
+        )
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> NearestNeighborState:
         """No votes yet.

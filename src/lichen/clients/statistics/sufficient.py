@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
+from lichen.core.expected import COUNT, Expected, TensorSpec
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 
@@ -39,7 +40,7 @@ __all__ = ["Statistics"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatisticsState:
-    """A block of clients part way through their rows; ``sums`` is empty before the first batch."""
+    """A block of clients part way through their rows."""
 
     job: Job
     clients: tuple[int, ...]
@@ -54,9 +55,9 @@ class Statistics:
     Args:
         features: Frozen features ``(C, B, d)`` of a batch.
         classes: K.
+        width: d without the bias.
         bits: Features are rounded to multiples of ``2^-bits``; the server must use the same.
         bias: Append a feature that is always 1, as the last one.
-        width: d without the bias; only needed where a client may have no batch at all.
 
     Raises:
         LichenError: if a number is out of range.
@@ -65,9 +66,9 @@ class Statistics:
     features: Callable[[Batch], Tensor]
     _: KW_ONLY
     classes: int
+    width: int
     bits: int = 18
     bias: bool = True
-    width: int | None = None
 
     def __post_init__(self) -> None:
         if self.classes < 2:
@@ -75,20 +76,31 @@ class Statistics:
         if not 4 <= self.bits <= 24:
             raise LichenError(f"{self.bits} is out of range", where="statistics.bits", fix="use 4 to 24")
 
+    def expected(self, job: Job) -> Expected:
+        """The three sums."""
+        tensors = {name: TensorSpec(shape, torch.float64) for name, shape in self._shapes.items()}
+        return Expected(group=self._group, tensors=tensors, metrics={"count": COUNT})
+
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> StatisticsState:
         """Empty sums."""
-        state = StatisticsState(job=job, clients=tuple(clients), sums={})
-        return state if self.width is None else replace(state, sums=self._zeros(len(clients), self.width + self.bias))
+        zeros = {n: torch.zeros(len(clients), *shape, dtype=torch.float64) for n, shape in self._shapes.items()}
+        return StatisticsState(job=job, clients=tuple(clients), sums=zeros)
 
-    def _zeros(self, clients: int, wide: int) -> Tree:
-        shapes = {"G": (wide, wide), "H": (wide, self.classes), "n": (self.classes,)}
-        return {name: torch.zeros(clients, *shape, dtype=torch.float64) for name, shape in shapes.items()}
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        wide = self.width + self.bias
+        return {"G": (wide, wide), "H": (wide, self.classes), "n": (self.classes,)}
+
+    @property
+    def _group(self) -> str:
+        return f"statistics/{self.width + self.bias}x{self.classes}/{self.bits}" + ("/bias" if self.bias else "")
 
     def step(self, state: StatisticsState, batch: Batch) -> StatisticsState:
         """The sums with one more batch's labelled rows in them.
 
         Raises:
-            LichenError: if a feature is not finite, a label is no class, or the sums leave the exact range.
+            LichenError: if a feature is not finite, there are not ``width`` of them, a label is no class, or the sums
+                leave the exact range.
         """
         labels_CB = batch["labels_CB"].cpu()
         counted_CB = (labels_CB >= 0) & batch["active_C"].cpu().unsqueeze(1)
@@ -102,6 +114,12 @@ class Statistics:
             )
         with torch.no_grad():
             x_CBd = self.features(batch).detach().cpu().double()
+        if x_CBd.shape[-1] != self.width:
+            raise LichenError(
+                f"rows have {x_CBd.shape[-1]} features, not {self.width}",
+                where="statistics.width",
+                fix="give the width of the features",
+            )
         if self.bias:
             x_CBd = functional.pad(x_CBd, (0, 1), value=1.0)
         x_CBd = torch.where(counted_CB.unsqueeze(-1), x_CBd, torch.zeros_like(x_CBd))
@@ -110,11 +128,10 @@ class Statistics:
         unit = 2.0**-self.bits
         x_CBd = (x_CBd / unit).round() * unit
         y_CBK = functional.one_hot(labels_CB.clamp(min=0), self.classes).double() * counted_CB.unsqueeze(-1)
-        sums = state.sums or self._zeros(len(state.clients), x_CBd.shape[-1])
         sums = {
-            "G": sums["G"] + torch.einsum("cbi,cbj->cij", x_CBd, x_CBd),
-            "H": sums["H"] + torch.einsum("cbi,cbk->cik", x_CBd, y_CBK),
-            "n": sums["n"] + y_CBK.sum(1),
+            "G": state.sums["G"] + torch.einsum("cbi,cbj->cij", x_CBd, x_CBd),
+            "H": state.sums["H"] + torch.einsum("cbi,cbk->cik", x_CBd, y_CBK),
+            "n": state.sums["n"] + y_CBK.sum(1),
         }
         # Every partial sum is bounded by the diagonal (Cauchy-Schwarz), and rounding is monotone: a
         # diagonal that ever left the range is still seen outside it.
@@ -127,21 +144,10 @@ class Statistics:
         return replace(state, sums=sums)
 
     def final(self, state: StatisticsState) -> tuple[Message, Tree | None]:
-        """One message of sums, weighed by the rows in them.
-
-        Raises:
-            LichenError: if no batch came and the width is unknown.
-        """
-        if not state.sums:
-            raise LichenError(
-                f"clients {list(state.clients[:4])} have no rows, and the features' width is unknown",
-                where="statistics.width",
-                fix="set width, or leave these clients out",
-            )
+        """One message of sums, weighed by the rows in them."""
         rows_C = state.sums["n"].sum(1)
-        wide = state.sums["G"].shape[-1]
         message = Message(
-            group=f"statistics/{wide}x{self.classes}/{self.bits}" + ("/bias" if self.bias else ""),
+            group=self._group,
             client_C=torch.tensor(state.clients, dtype=torch.int64),
             version_C=torch.full((len(state.clients),), state.job.version, dtype=torch.int64),
             tensors=state.sums,

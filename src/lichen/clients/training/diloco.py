@@ -50,6 +50,7 @@ from lichen.clients.training.train import Train, TrainState
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
+from lichen.core.expected import FAILED, Expected
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
@@ -184,6 +185,15 @@ class Worker:
     @property
     def _keeps_params(self) -> bool:
         return self.fragments > 1 or self.drop > 0
+
+    def expected(self, job: Job) -> Expected:
+        """The inner training's message with this round's fragment alone, and ``dropped`` where answers may be lost."""
+        inner = self.inner.expected(job)
+        fragment = fragment_of({name: x.shape for name, x in self.inner.trained(job).items()}, self.fragments)
+        now = job.version % self.fragments
+        tensors = {name: spec for name, spec in inner.tensors.items() if fragment.get(name, now) == now}
+        dropped = {"dropped": FAILED} if self.drop else {}
+        return replace(inner, tensors=tensors, metrics={**inner.metrics, **dropped})
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> WorkerState:
         """Workers at the shared tensors, with the optimizer and the unsynchronised fragments they had.

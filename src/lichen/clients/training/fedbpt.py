@@ -34,8 +34,10 @@ import torch
 from torch import Tensor
 
 from lichen.clients.training.train import tokens_seen_C
+from lichen.clients.training.training_sums import training_expected, training_metrics
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected, TensorSpec
 from lichen.core.message import Job, Message
 from lichen.core.parameters import split_shared
 from lichen.core.seeds import numpy_generator
@@ -179,6 +181,13 @@ class BlackBox:
         if self.population < 4:
             raise LichenError(f"{self.population} candidates are too few", where="black_box.population", fix="use 4+")
 
+    def expected(self, job: Job) -> Expected:
+        """How far the mean went in float32, and the spread in float16."""
+        wide = {name: tuple(job.shared[name].shape) for name in ("mean", "std") if name in job.shared}
+        halves = {"mean": torch.float32, "std": torch.float16}
+        expected = training_expected(self.model, {name: TensorSpec(wide[name], halves[name]) for name in wide})
+        return replace(expected, metrics={name: x for name, x in expected.metrics.items() if name != "steps"})
+
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> BlackBoxState:
         """Clients at the server's distribution.
 
@@ -245,6 +254,6 @@ class BlackBox:
                 "std": torch.where(failed_C[:, None], 1.0, std_CD).half(),
             },
             weight_C=sums["count"],
-            metrics=sums,
+            metrics=training_metrics(self.model, sums),
         )
         return message, None

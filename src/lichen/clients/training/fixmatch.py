@@ -44,6 +44,7 @@ from lichen.clients.training.train import Train, TrainState
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
+from lichen.core.expected import COUNT, Expected
 from lichen.core.message import Job, Message
 from lichen.core.seeds import numpy_generator
 from lichen.core.tree import Tree
@@ -142,6 +143,11 @@ class FixMatch:
             raise LichenError(f"{self.rows} rows", where="FixMatch.rows", fix="use the rows of the largest client")
         if self.by not in ("now", "received"):
             raise LichenError(f"labels cannot be by {self.by!r}", where="FixMatch.by", fix="use now or received")
+
+    def expected(self, job: Job) -> Expected:
+        """The wrapped work's, with the two counts of unlabelled rows."""
+        inner = self.inner.expected(job)
+        return replace(inner, metrics={**inner.metrics, "unlabelled": COUNT, "pseudo": COUNT})
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> FixMatchState:
         """The wrapped work's beginning; it does not see the table.

@@ -14,11 +14,12 @@ Legend: C clients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
+from lichen.core.expected import TensorSpec
 from lichen.core.message import Job
 from lichen.core.tree import Tree
 
@@ -46,6 +47,10 @@ class GradientStep(Protocol):
         ``trainable_C`` are all trainable tensors, those too that this round freezes, so that the names are the
         same in every round.
         """
+        ...
+
+    def sends(self, trained: Mapping[str, TensorSpec]) -> Mapping[str, TensorSpec]:
+        """What leaves beside the change of the trained tensors: as :meth:`final` gives it, for one client."""
         ...
 
     def init(self, job: Job, clients: Sequence[int], params_C: Tree, own_C: Tree) -> Tree:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -28,6 +28,7 @@ from lichen.clients.training.gradient_step import GradientStep
 from lichen.clients.training.optimize import clip_C
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
+from lichen.core.expected import TensorSpec
 from lichen.core.message import Job
 from lichen.core.tree import Tree
 
@@ -50,6 +51,11 @@ class Stateless(ABC):
 
     @final
     def own(self, trainable_C: Tree) -> Tree:
+        """Nothing."""
+        return {}
+
+    @final
+    def sends(self, trained: Mapping[str, TensorSpec]) -> Mapping[str, TensorSpec]:
         """Nothing."""
         return {}
 
@@ -149,6 +155,10 @@ class Proximal:
         """Nothing."""
         return {}
 
+    def sends(self, trained: Mapping[str, TensorSpec]) -> Mapping[str, TensorSpec]:
+        """Nothing."""
+        return {}
+
     def init(self, job: Job, clients: Sequence[int], params_C: Tree, own_C: Tree) -> Tree:
         """The shared tensors as the job brought them, without client axis."""
         return {name: job.shared[name] for name in params_C}
@@ -205,6 +215,10 @@ class GradientChain:
                 raise LichenError(f"two gradient steps keep {step.name!r}", where="train", fix="name them apart")
             every |= mine
         return every
+
+    def sends(self, trained: Mapping[str, TensorSpec]) -> Mapping[str, TensorSpec]:
+        """What its links send."""
+        return {name: spec for step in self.steps for name, spec in step.sends(trained).items()}
 
     def init(self, job: Job, clients: Sequence[int], params_C: Tree, own_C: Tree) -> Tree:
         """The states of its links."""

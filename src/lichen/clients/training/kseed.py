@@ -32,10 +32,12 @@ import torch
 from torch import Tensor
 
 from lichen.clients.training.kseed_replay import SUMS, KSeedReplay
-from lichen.clients.training.mezo import WeighBy, add_metrics, both_sides, check_rates, message_of, shift
+from lichen.clients.training.mezo import add_metrics, both_sides, check_rates, message_of, shift
+from lichen.clients.training.training_sums import WeighBy, training_expected
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, ClientWork, CohortModel
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected, TensorSpec
 from lichen.core.message import Job, Message
 from lichen.core.parameters import split_shared
 from lichen.core.seeds import numpy_generator
@@ -111,6 +113,19 @@ class FedKSeed:
                 fix="lower clip or bits",
             )
 
+    def expected(self, job: Job) -> Expected:
+        """The pairs, as many for every client."""
+        tensors = {INDEX: TensorSpec((self.steps,), self._narrow), UNITS: TensorSpec((self.steps,), torch.int32)}
+        return replace(training_expected(self.model, tensors, self.weigh_by), group=self._group)
+
+    @property
+    def _narrow(self) -> torch.dtype:
+        return torch.int16 if self.replay.count <= 2**15 else torch.int32
+
+    @property
+    def _group(self) -> str:
+        return f"kseed/{self.replay.count}/{self.replay.bits}/{self.model.group}"
+
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> FedKSeedState:
         """The sums made tensors, once for the block, and each client's directions drawn.
 
@@ -127,14 +142,13 @@ class FedKSeed:
             tuple(numpy_generator(job.seed, client, "kseed").integers(self.replay.count, size=each).tolist())
             for client in clients
         )
-        narrow = torch.int16 if self.replay.count <= 2**15 else torch.int32
         return FedKSeedState(
             job=job,
             clients=tuple(clients),
             params_C={n: x[None] for n, x in begin.items()} if count == 1 else trees.broadcast(begin, count),
             fixed=fixed,
             chosen=chosen,
-            index_Ct=torch.full((count, each), -1, dtype=narrow),
+            index_Ct=torch.full((count, each), -1, dtype=self._narrow),
             units_Ct=torch.zeros(count, each, dtype=torch.int32),
             sums=dict.fromkeys(("loss_sum", "count", "tokens", "steps"), torch.zeros(count, dtype=torch.float64)),
         )
@@ -181,7 +195,7 @@ class FedKSeed:
             UNITS: torch.where(finite_C[:, None], state.units_Ct, torch.zeros_like(state.units_Ct)),
         }
         message = message_of(self.model, state.job, state.clients, tensors, state.sums, finite_C, self.weigh_by)
-        return replace(message, group=f"kseed/{self.replay.count}/{self.replay.bits}/{message.group}"), None
+        return replace(message, group=self._group), None
 
 
 @final
@@ -196,6 +210,11 @@ class ReplayedWork:
 
     inner: ClientWork
     replay: KSeedReplay
+
+    def expected(self, job: Job) -> Expected:
+        """The work's, on tensors of the start's shapes: nothing is replayed."""
+        rest = {name: x for name, x in job.shared.items() if name != SUMS}
+        return self.inner.expected(replace(job, shared={**rest, **self.replay.start}))
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
         """The work's state on the model's tensors; raises as :meth:`KSeedReplay.tree`."""

@@ -25,24 +25,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from lichen.clients.training.train import tokens_seen_C
+from lichen.clients.training.training_sums import WeighBy, training_expected, training_metrics
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.conventions.directions import UNIT, Kind, add_direction
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected, specs_of
 from lichen.core.message import Job, Message
 from lichen.core.parameters import split_shared
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
-__all__ = ["WeighBy", "ZerothOrder", "add_metrics", "both_sides", "check_rates", "message_of", "shift"]
-
-WeighBy = Literal["examples", "tokens", "one"]
+__all__ = ["ZerothOrder", "add_metrics", "both_sides", "check_rates", "message_of", "shift"]
 
 
 def shift(params_C: Tree, seeds: Sequence[int | None], factors: Sequence[float], kind: Kind) -> None:
@@ -182,6 +182,12 @@ class ZerothOrder:
     def __post_init__(self) -> None:
         check_rates(self.lr, self.eps, self.clip, self.weigh_by, self.kind)
 
+    def expected(self, job: Job) -> Expected:
+        """All trainable tensors but the frozen ones."""
+        trainable = split_shared(job.shared)[0]
+        sent = {name: x for name, x in trainable.items() if not name.endswith(self.frozen)}
+        return training_expected(self.model, specs_of(sent), self.weigh_by)
+
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> ZerothOrderState:
         """Clients side by side at the shared tensors.
 
@@ -264,5 +270,5 @@ def message_of(
         version_C=torch.full((len(clients),), job.version, dtype=torch.int64),
         tensors=tensors,
         weight_C=weights[weigh_by],
-        metrics=metrics,
+        metrics=training_metrics(model, metrics),
     )

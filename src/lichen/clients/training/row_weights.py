@@ -20,6 +20,7 @@ from typing import Any, final
 import torch
 
 from lichen.core.contracts import Batch, ClientWork
+from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 
@@ -38,6 +39,11 @@ class ByRows:
 
     inner: ClientWork
     rows_N: Sequence[int]
+
+    def expected(self, job: Job) -> Expected:
+        """The work's, weighing as many rows as the largest client of the job has, at most."""
+        most = max((self.rows_N[client] for client in job.clients), default=0)
+        return replace(self.inner.expected(job), weight=(0.0, float(most)))
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
         """The work's."""

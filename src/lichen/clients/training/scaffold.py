@@ -21,7 +21,7 @@ Legend: C clients.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -30,6 +30,7 @@ from torch import Tensor
 
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
+from lichen.core.expected import TensorSpec
 from lichen.core.message import Job
 from lichen.core.parameters import CONTROL
 from lichen.core.tree import Tree
@@ -63,6 +64,10 @@ class Scaffold:
     def own(self, trainable_C: Tree) -> Tree:
         """c_k, at its first time zero."""
         return trees.zeros_like(trainable_C)
+
+    def sends(self, trained: Mapping[str, TensorSpec]) -> Mapping[str, TensorSpec]:
+        """How far c_k went, of every trained tensor."""
+        return {CONTROL + name: spec for name, spec in trained.items()}
 
     def init(self, job: Job, clients: Sequence[int], params_C: Tree, own_C: Tree) -> Tree:
         """c_k, and the correction c - c_k; the round's rate.

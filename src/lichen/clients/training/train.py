@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -41,10 +41,12 @@ from torch import Tensor
 from lichen.clients.training.gradient_step import GradientStep
 from lichen.clients.training.gradient_steps import GradientChain
 from lichen.clients.training.optimize import ClientOptimizer
+from lichen.clients.training.training_sums import WeighBy, training_expected, training_metrics
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.conventions.labels import has_label
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected, specs_of
 from lichen.core.message import Job, Message
 from lichen.core.parameters import personal_C, split_shared
 from lichen.core.tree import Tree
@@ -143,7 +145,7 @@ class Train:
     personal: bool = False
     freeze_schedule: tuple[tuple[str, ...], ...] = ()
     local_params: tuple[str, ...] = ()
-    weigh_by: Literal["examples", "tokens", "one"] = "examples"
+    weigh_by: WeighBy = "examples"
     accumulate: int = 1
 
     def __post_init__(self) -> None:
@@ -154,6 +156,20 @@ class Train:
                 f"cannot weigh by {self.weigh_by!r}", where="train.weigh_by", fix="use examples, tokens or one"
             )
 
+    def trained(self, job: Job) -> Tree:
+        """The tensors of a job that its clients train, without client axis."""
+        return {name: x for name, x in split_shared(job.shared)[0].items() if not name.endswith(self._frozen(job))}
+
+    def _frozen(self, job: Job) -> tuple[str, ...]:
+        return self.freeze_schedule[job.version % len(self.freeze_schedule)] if self.freeze_schedule else ()
+
+    def expected(self, job: Job) -> Expected:
+        """The trained tensors but those at ``local_params``, and what gradient steps send; none if ``personal``."""
+        trained = {} if self.personal else specs_of(self.trained(job))
+        sent = {name: spec for name, spec in trained.items() if not name.endswith(self.local_params)}
+        also = {} if self.personal else GradientChain(self.gradient_steps).sends(trained)
+        return training_expected(self.model, {**sent, **also}, self.weigh_by)
+
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> TrainState:
         """Clients side by side at the shared tensors, or at their own where they have some and ``personal`` is set.
 
@@ -161,9 +177,8 @@ class Train:
             LichenError: if nothing is left to train, or the private state does not fit.
         """
         trainable, fixed = split_shared(job.shared)
-        frozen = self.freeze_schedule[job.version % len(self.freeze_schedule)] if self.freeze_schedule else ()
-        frozen_params = {name: x for name, x in trainable.items() if name.endswith(frozen)}
-        trained = {name: x for name, x in trainable.items() if name not in frozen_params}
+        trained = self.trained(job)
+        frozen_params = {name: x for name, x in trainable.items() if name not in trained}
         if not trained:
             raise LichenError("no tensor is left to train", where="train.phases", fix="freeze fewer names")
         count = len(clients)
@@ -328,7 +343,7 @@ class Train:
             version_C=torch.full((len(state.clients),), state.job.version, dtype=torch.int64),
             tensors=tensors,
             weight_C=weight_C,
-            metrics=metrics,
+            metrics=training_metrics(self.model, metrics),
         )
         return message, own_C
 

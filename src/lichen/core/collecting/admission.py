@@ -36,7 +36,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Declares
+from lichen.core.contracts import ClientWork
 from lichen.core.expected import ANY, Expected, MetricSpec
 from lichen.core.message import Job, Message
 from lichen.core.replies import Refusal, Reply
@@ -73,7 +73,7 @@ class Admission:
         limits: ``(task, client)`` to what that client can bring.
     """
 
-    works: Mapping[str, Declares] = field(default_factory=dict)
+    works: Mapping[str, ClientWork] = field(default_factory=dict)
     limits: Callable[[str, int], Limits] = no_limits
 
     def expected(self, job: Job) -> Expected | None:

@@ -240,13 +240,14 @@ def with_closed_form_head(loaded: LoadedExperiment, result: HelpResult, folder: 
     """The classifier's head in closed form, from one message of statistics of each client."""
     recipe, experiment = loaded.experiment.recipe, result.experiment
     features, classes = head_features(experiment.model, experiment.start), len(loaded.classes)
-    biased = f"{head_of(experiment.model, experiment.start)}.bias" in experiment.start
+    head = head_of(experiment.model, experiment.start)
+    biased, width = f"{head}.bias" in experiment.start, experiment.start[f"{head}.weight"].shape[1]
     if recipe.model.head == "lda" and not biased:
         raise LichenError("the head has no bias, which lda needs", where="model.head", fix="use ridge")
 
     def solved() -> Tree:
         say("statistics of every client for a head in closed form")
-        work = Statistics(features, classes=classes, bits=12, bias=biased)
+        work = Statistics(features, classes=classes, width=width, bits=12, bias=biased)
         engine = LocalEngine(
             {"statistics": ClientTask(work=work, source=experiment.evaluating(experiment.clients.train))},
             ClientStore(folder.path / "state" / "none"),

@@ -64,7 +64,7 @@ class OneShot:
 
 def engine_for(recipe: Recipe, shards: Sequence[ArrayShard], classes: int, folder: RunFolder) -> Engine:
     """An engine whose clients hold feature shards; on several ranks it is all of theirs."""
-    work = Statistics(features=lambda batch: batch["x_CBF"], classes=classes, bias=True)
+    work = Statistics(features=lambda batch: batch["x_CBF"], classes=classes, width=shards[0].x.shape[-1])
     client_task = ClientTask(work=work, source=EvalSource(shards, batch_size=256, pad=0))
     store = ClientStore(folder.path / "state" / "none")
     return over_ranks(

@@ -19,7 +19,7 @@ Legend: C clients, N rows of a client, B rows of a batch, F features, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Protocol, final
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
+from lichen.core.expected import ANY, COUNT, FAILED, Expected, TensorSpec
 from lichen.core.message import Job, Message
 from lichen.core.parameters import personal_C, split_shared
 from lichen.core.tree import Tree
@@ -38,6 +39,11 @@ class Featuring(Protocol):
     """A classifier that also tells the features below its last layer."""
 
     classes: int | None
+
+    @property
+    def width(self) -> int:
+        """F."""
+        ...
 
     def features(self, params_C: Tree, batch: Batch) -> Tensor:
         """``features_CBF``."""
@@ -66,9 +72,27 @@ class FeatureUpload:
 
     Args:
         model: The client's own, with its private parameters where it has some.
+        most: Rows of one client at most.
     """
 
     model: Featuring
+    _: KW_ONLY
+    most: int = 1 << 20
+
+    def expected(self, job: Job) -> Expected:
+        """As many rows as the client has."""
+        classes = int(self.model.classes or 0)
+        return Expected(
+            group=f"offer/{classes}",
+            tensors={
+                "features": TensorSpec((ANY, self.model.width), torch.float16),
+                "logits": TensorSpec((ANY, classes), torch.float16),
+                "labels": TensorSpec((ANY,), torch.int16),
+            },
+            metrics={"count": replace(COUNT, high=self.most), "failed": FAILED},
+            weight=(0.0, self.most),
+            numbers=self.most * (self.model.width + classes + 1),
+        )
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> FeatureUploadState:
         """The client's model, and no row yet.
@@ -97,6 +121,9 @@ class FeatureUpload:
 
         Rows come in the shard's order. A client without rows, or whose numbers are not finite in two
         bytes, offers none: N = 0, weight 0.
+
+        Raises:
+            LichenError: if the client has more than ``most`` rows.
         """
         assert self.model.classes is not None
         if state.parts:
@@ -105,8 +132,10 @@ class FeatureUpload:
             features_NF, logp_NK = features_NF[order_N].half(), logp_NK[order_N].half()
             labels_N = labels_N[order_N].to(torch.int16)
         else:
-            features_NF, logp_NK = torch.zeros(0, 0).half(), torch.zeros(0, self.model.classes).half()
+            features_NF, logp_NK = torch.zeros(0, self.model.width).half(), torch.zeros(0, self.model.classes).half()
             labels_N = torch.zeros(0, dtype=torch.int16)
+        if len(labels_N) > self.most:
+            raise LichenError(f"{len(labels_N):,} rows are more than {self.most:,}", where="offer", fix="raise most")
         # An opinion of minus infinity is only a probability that two bytes cannot hold.
         finite = bool(features_NF.isfinite().all()) and not bool(logp_NK.isnan().any())
         rows = slice(None) if finite else slice(0)

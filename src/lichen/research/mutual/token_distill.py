@@ -41,6 +41,7 @@ from lichen.clients.training.train import Train, TrainState
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected, MetricSpec
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.data.batches.rows import TextShard
@@ -95,6 +96,11 @@ class DistillLogits:
                 where="listen.train",
                 fix="leave home and prox out",
             )
+
+    def expected(self, job: Job) -> Expected:
+        """The training's, with how many texts were believed."""
+        inner = self.inner.expected(job)
+        return replace(inner, metrics={**inner.metrics, "believed": MetricSpec(0.0, self.public.size)})
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> DistillLogitsState:
         """Clients at their own tensors or at the job's, and what each believes.

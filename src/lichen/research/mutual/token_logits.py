@@ -30,6 +30,7 @@ from torch import Tensor
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
+from lichen.core.expected import FAILED, Expected, MetricSpec, TensorSpec
 from lichen.core.message import Job, Message
 from lichen.core.parameters import split_shared
 from lichen.core.tree import Tree
@@ -183,6 +184,28 @@ class ReportLogits:
         if not self.public.size or self.public.kind != "lm":
             raise LichenError("there is no public text", where="tell.public", fix="give some, from public_shard")
 
+    def expected(self, job: Job) -> Expected:
+        """Answers at every place, and a loss for each text."""
+        count, texts = int(starts(self.public)[-1]), self.public.size
+        return Expected(
+            group=self._group,
+            tensors={
+                "index": TensorSpec((count, self.top_k), self._narrow),
+                "prob": TensorSpec((count, self.top_k), torch.float16),
+                "loss": TensorSpec((texts,), torch.float32),
+            },
+            metrics={"loss_sum": MetricSpec(0.0), "count": MetricSpec(0.0, count), "failed": FAILED},
+            weight=(0.0, texts),
+        )
+
+    @property
+    def _group(self) -> str:
+        return f"tokens/{self.vocabulary.digest}/{self.top_k}"
+
+    @property
+    def _narrow(self) -> torch.dtype:
+        return torch.int16 if self.vocabulary.size <= 1 << 15 else torch.int32
+
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> ReportLogitsState:
         """Whoever is to speak; raises as :func:`own_params`."""
         params_C, fixed = own_params(job, clients, own_C, personal=self.personal)
@@ -212,19 +235,19 @@ class ReportLogits:
             pieces = [torch.arange(a, b) for a, b in zip(begin_B[real_B].tolist(), end_B[real_B].tolist(), strict=True)]
             place_R = torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int64)
             index_Rk, prob_Rk, loss_R = (x.cpu() for x in top_answers(positions, self.top_k, size=self.vocabulary.size))
-            small = index_Rk.to(torch.int16 if self.vocabulary.size <= 1 << 15 else torch.int32)
+            small = index_Rk.to(self._narrow)
             reported.append((c, place_R, small, prob_Rk.half(), loss_R.double()))
         return replace(state, reported=tuple(reported))
 
     def final(self, state: ReportLogitsState) -> tuple[Message, Tree | None]:
         """``index`` ``(C, R, k)`` int16 (int32 beyond 32768 tokens), ``prob`` float16, ``loss`` ``(C, N)`` float32.
 
-        A client whose loss is not finite sends weight 0. The private state, where there is any, gains
-        ``told/loss``.
+        A client whose loss is not finite sends losses of zero, and weight 0. The private state, where there is
+        any, gains ``told/loss``.
         """
         at, clients = starts(self.public), len(state.clients)
         shape = (clients, int(at[-1]), self.top_k)
-        index_CRk = torch.full(shape, -1, dtype=torch.int16 if self.vocabulary.size <= 1 << 15 else torch.int32)
+        index_CRk = torch.full(shape, -1, dtype=self._narrow)
         prob_CRk = torch.zeros(shape, dtype=torch.float16)
         # Sums by text in double precision: batches of any size give the same single-precision numbers.
         loss_CR = torch.full(shape[:2], torch.nan, dtype=torch.float64)
@@ -235,10 +258,10 @@ class ReportLogits:
         finite_C = loss_CN.isfinite().all(1)
         total_C = torch.where(finite_C, loss_CN.double().sum(1), torch.zeros(clients, dtype=torch.float64))
         message = Message(
-            group=f"tokens/{self.vocabulary.digest}/{self.top_k}",
+            group=self._group,
             client_C=torch.tensor(state.clients, dtype=torch.int64),
             version_C=torch.full((clients,), state.job.version, dtype=torch.int64),
-            tensors={"index": index_CRk, "prob": prob_CRk, "loss": loss_CN},
+            tensors={"index": index_CRk, "prob": prob_CRk, "loss": torch.where(finite_C[:, None], loss_CN, 0.0)},
             weight_C=finite_C.double() * self.public.size,
             metrics={"loss_sum": total_C, "count": finite_C.double() * shape[1], "failed": (~finite_C).double()},
         )

@@ -15,6 +15,7 @@ Legend: C clients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import final
@@ -24,6 +25,7 @@ import torch
 from lichen.clients.training.train import Train, TrainState
 from lichen.core.contracts import Batch, Source
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.research.mutual.token_logits import ReportLogits, ReportLogitsState
@@ -91,6 +93,12 @@ class TrainThenReport:
                 where="visit",
                 fix="set personal for both training and telling",
             )
+
+    def expected(self, job: Job) -> Expected:
+        """The telling's, with the training's metrics and the texts' loss."""
+        reported, trained = self.report.expected(job), self.inner.expected(job)
+        public = replace(reported.metrics["loss_sum"], per="", high=math.inf)
+        return replace(reported, metrics={**trained.metrics, "public_loss": public})
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> TrainThenReportState:
         """Clients about to train; raises as :meth:`Train.init`."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected, MetricSpec, TensorSpec
 from lichen.core.message import Job, Message
 from lichen.core.parameters import personal_C, split_shared
 from lichen.core.tree import Tree
@@ -70,12 +71,28 @@ class LabelVote:
         if self.queries < 1:
             raise LichenError(f"{self.queries} queries", where="ballot.queries", fix="give the public rows' number")
 
+    def expected(self, job: Job) -> Expected:
+        """A vote for each query."""
+        return Expected(
+            group=self._group,
+            tensors={"votes": TensorSpec((self.queries,), self._narrow)},
+            metrics={"count": MetricSpec(0.0, self.queries)},
+            weight=(0.0, 1.0),
+        )
+
+    @property
+    def _group(self) -> str:
+        return f"ballot/{self.queries}/{self.model.classes}"
+
+    @property
+    def _narrow(self) -> torch.dtype:
+        return torch.int8 if (self.model.classes or 0) <= 128 else torch.int16
+
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> LabelVoteState:
         """Parameters that vote, and an empty ballot."""
         trainable, fixed = split_shared(job.shared)
         params_C = personal_C(trainable, own_C if self.personal else None, len(clients), use_best=self.use_best)
-        kind = torch.int8 if (self.model.classes or 0) <= 128 else torch.int16
-        votes_CQ = torch.full((len(clients), self.queries), -1, dtype=kind)
+        votes_CQ = torch.full((len(clients), self.queries), -1, dtype=self._narrow)
         return LabelVoteState(job=job, clients=tuple(clients), params_C=params_C, fixed=fixed, votes_CQ=votes_CQ)
 
     def step(self, state: LabelVoteState, batch: Batch) -> LabelVoteState:
@@ -93,7 +110,7 @@ class LabelVote:
         """``votes`` ``(C, Q)``, weight 1 where any was cast; the metric ``count`` are the votes."""
         cast_C = (state.votes_CQ >= 0).sum(1).double()
         message = Message(
-            group=f"ballot/{self.queries}/{self.model.classes}",
+            group=self._group,
             client_C=torch.tensor(state.clients, dtype=torch.int64),
             version_C=torch.full((len(state.clients),), state.job.version, dtype=torch.int64),
             tensors={"votes": state.votes_CQ},

@@ -36,9 +36,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from lichen.clients.training.train import tokens_seen_C
+from lichen.clients.training.training_sums import training_expected, training_metrics
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected, specs_of
 from lichen.core.message import Job, Message
 from lichen.core.parameters import split_shared
 from lichen.core.seeds import numpy_generator
@@ -102,6 +104,11 @@ class TokenSearch:
             )
         if not (0 < self.rate <= 1 and 0 <= self.explore < 1):
             raise LichenError("is out of range", where="token_search.rate", fix="use 0 < rate <= 1, 0 <= explore < 1")
+
+    def expected(self, job: Job) -> Expected:
+        """The change of the distribution."""
+        expected = training_expected(self.model, specs_of(split_shared(job.shared)[0]))
+        return replace(expected, metrics={name: x for name, x in expected.metrics.items() if name != "steps"})
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> TokenSearchState:
         """Clients at the shared distribution.
@@ -174,6 +181,6 @@ class TokenSearch:
             version_C=torch.full((len(state.clients),), state.job.version, dtype=torch.int64),
             tensors={"choice": torch.where(finite_C[:, None, None], delta_CLV, 0.0)},
             weight_C=sums["count"],
-            metrics=sums,
+            metrics=training_metrics(self.model, sums),
         )
         return message, None
