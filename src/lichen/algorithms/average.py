@@ -5,6 +5,9 @@ Decentralized Data", AISTATS 2017) with the server step of Reddi et al., "Adapti
 Optimization", ICLR 2021. What the change is (full tensors, LoRA factors and a residual patch, a
 closed-form head) is the aggregator's business; what a client does is the work's.
 
+The ``schedule`` says when: rounds wait for all they invite, or the server steps after every K answers, some of which
+were made for older tensors, and those who have not answered stay at work.
+
 With ``down``, what clients hold is a *view* that follows the server's tensors by coded steps
 (:mod:`lichen.transforms.delta`): they train from it, and it is what is validated and kept.
 With ``capacity``, weaker clients get a part of the tensors.
@@ -23,15 +26,18 @@ import torch
 from torch import Tensor
 
 from lichen.core.collecting.admission import OPEN, Admission
-from lichen.core.collecting.collect import collect
+from lichen.core.collecting.collect import Collected, collect
 from lichen.core.collecting.history import History
+from lichen.core.collecting.in_flight import give_up_old, now_in_flight
 from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerOptimizer, ServerState, Submodel
 from lichen.core.errors import LichenError
 from lichen.core.fold import BEST
 from lichen.core.message import Job
 from lichen.core.replies import Attendance
 from lichen.core.seeds import derive
+from lichen.core.timing.schedule import Schedule, VirtualClock
 from lichen.core.tree import Tree
+from lichen.server.schedules import SYNCHRONOUS
 from lichen.transforms.codec import Chain
 from lichen.transforms.downlink import DownlinkState
 
@@ -110,8 +116,8 @@ class Average:
         validators: Clients that validate; None: all of them.
         personal: Clients keep tensors of their own: those of the best round stay with them, too.
         admission: What counts of what clients send.
-        least: Clients that must count for a step; a round with fewer changes nothing but its number, and is told by
-            the metric ``skipped``.
+        schedule: Who is asked beside those still at work, when a round has enough, and what an old answer weighs. A
+            round with fewer than its least changes nothing but its number, and is told by the metric ``skipped``.
         lr_scale: Factor on the clients' learning rate in round r (from 0).
         base: Digest of the frozen base model.
         rounds: Rounds in all: the last is always validated.
@@ -135,7 +141,7 @@ class Average:
     validators: tuple[int, ...] | None = None
     personal: bool = False
     admission: Admission = OPEN
-    least: int = 1
+    schedule: Schedule = SYNCHRONOUS
     lr_scale: Callable[[int], float] = lambda _: 1.0
     base: str = ""
     down: Chain | None = None
@@ -157,8 +163,12 @@ class Average:
 
     def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
         """One round. A round nobody comes to changes nothing but its number."""
+        state, old = give_up_old(now_in_flight(state, engine), engine, self.schedule)
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
-        clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
+        busy = frozenset(client for flight in state.in_flight for client in flight.waiting)
+        clients = self.schedule.invite(
+            lambda draw_seed: self.sampler.invite(self.weight_N, draw_seed), busy, derive(seed, "invite")
+        )
         downlink = self._downlink(state)
         job = Job(
             work=self.work,
@@ -169,16 +179,21 @@ class Average:
             base=self.base,
             settings=self._settings(state),
         )
+        job = job if downlink is None else downlink.job(job)
         came = collect(
             engine,
-            list(self._parts(job if downlink is None else downlink.job(job))),
+            list(self._parts(job)),
             self.aggregator,
             admission=self.admission,
             keep=SUMMED,
             seen=None if self.history is None else partial(self.history.put, state.round),
+            schedule=self.schedule,
+            in_flight=state.in_flight,
+            version=state.round,
         )
+        snapshots = {one.version: one.snapshot for one in (*(flight.job for flight in state.in_flight), job)}
         sums, metrics = summed(came.metrics)
-        enough = came.attendance.arrived >= max(self.least, 1) and sums["failed"] < came.attendance.arrived
+        enough = came.attendance.arrived >= max(self.schedule.least, 1) and sums["failed"] < came.attendance.arrived
         if self.history is not None:
             self.history.retain(state.round, came.client_N.tolist() if enough else ())
         if enough:
@@ -189,19 +204,25 @@ class Average:
             shared, optimizer = self.optimizer.update(change, state.optimizer, state.shared)
             state = replace(state, shared=shared, optimizer=optimizer)
         if downlink is not None and self.down is not None:
-            downlink = downlink.acknowledge(came.client_N.tolist())
+            for version, snapshot in snapshots.items():
+                downlink = downlink.acknowledge(came.client_N[came.version_N == version].tolist(), snapshot)
             if enough:
                 downlink = downlink.advance(state.shared, self.down, derive(seed, "down"))
             state = replace(state, downlink=downlink.tree())
         if clients and not enough:
             metrics["skipped"] = 1.0
-        state, attendance = replace(state, round=state.round + 1), came.attendance
+        metrics.update(_ages(came, state.round))
+        attendance = came.attendance + Attendance.of(old, (), ()) if old else came.attendance
+        state = replace(state, round=state.round + 1, in_flight=came.in_flight)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and is_validated(state.round, self.valid_every, self.rounds):
             state, value, judged = self._validate(state, engine)
             attendance += judged
             if value is not None:
                 metrics["valid"] = value
+        if isinstance(engine, VirtualClock):
+            metrics["time"] = engine.now()
+            state = replace(state, clock=engine.now())
         return state, Report(
             round=state.round,
             clients=clients,
@@ -250,7 +271,7 @@ class Average:
             job = downlink.job(job)
         came = collect(engine, [job], admission=self.admission)
         if downlink is not None:
-            state = replace(state, downlink=downlink.acknowledge(came.client_N.tolist()).tree())
+            state = replace(state, downlink=downlink.acknowledge(came.client_N.tolist(), job.snapshot).tree())
         if not came.attendance.arrived:
             return state, None, came.attendance
         value = mean_loss(came.metrics)
@@ -261,3 +282,10 @@ def _clients_start(downlink: DownlinkState, state: ServerState) -> Tree:
     """Where the clients began, with the server's own patch, which no codec has rounded."""
     trained = {name: x for name, x in downlink.snapshot.items() if not name.startswith("patch.")}
     return {**trained, **{name: x for name, x in state.shared.items() if name.startswith("patch.")}}
+
+
+def _ages(came: Collected, version: int) -> dict[str, float]:
+    """The mean ``age`` of the answers that count, in server steps, where some are old."""
+    if not bool((came.version_N < version).any()):
+        return {}
+    return {"age": float((version - came.version_N).double().mean())}

@@ -19,6 +19,7 @@ from torch import Tensor
 from lichen.core.expected import Expected, MetricSpec
 from lichen.core.message import Job, Message
 from lichen.core.replies import ATTENDED, Attendance, Reply
+from lichen.core.timing.flight import Flight
 from lichen.core.tree import Tree
 
 __all__ = [
@@ -313,6 +314,8 @@ class ServerState:
         best_round: Its round, -1 before.
         best_value: Its validation value, NaN before.
         downlink: What clients hold and how they are brought further; empty where all is sent whole.
+        in_flight: Jobs that somebody has yet to answer, with the tensors they were sent; oldest first.
+        clock: Seconds since the start, where the engine has a virtual clock.
     """
 
     round: int
@@ -322,6 +325,8 @@ class ServerState:
     best_round: int = -1
     best_value: float = float("nan")
     downlink: Tree = field(default_factory=dict)
+    in_flight: tuple[Flight, ...] = ()
+    clock: float = 0.0
 
 
 @final
@@ -331,8 +336,8 @@ class Report:
 
     Attributes:
         round: Rounds finished, from 1.
-        clients: Who took part.
-        metrics: Scalars such as ``loss``, ``valid``, ``deviation``.
+        clients: Who was asked in this round.
+        metrics: Scalars such as ``loss``, ``valid``, ``deviation``; ``time``, the virtual seconds since the start.
         tokens: Tokens (or rows) the clients trained on, padding left out.
         bytes_up: Bytes from clients to server in this round.
         bytes_down: Bytes from server to clients in this round.

@@ -2,22 +2,27 @@
 
 ``run`` repeats ``algorithm.round`` and writes the server's state after each one, so that a kill at
 any moment loses at most the round in flight and a resumed run gives the uninterrupted run's bytes:
-round r depends on nothing but the state after round r - 1 and ``derive(seed, "round", r)``.
+round r depends on nothing but the state after round r - 1 and ``derive(seed, "round", r)``. Jobs that nobody has
+answered yet belong to the state, with the tensors they were sent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lichen.core import tree as trees
 from lichen.core.contracts import Algorithm, Engine, Report, ServerState
 from lichen.core.errors import LichenError
+from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.store import load_tree, save_tree
+from lichen.core.timing.flight import Flight
 from lichen.core.tree import Tree
 
 __all__ = ["Observer", "load_state", "run", "save_state"]
@@ -66,17 +71,27 @@ def run(
             observe(report)
         if checkpoint is not None:
             once(partial(save_state, checkpoint, state))
-    return state
+    for flight in state.in_flight:  # nobody listens any more; who goes on from the state submits them again
+        if flight.number is not None:
+            engine.cancel(flight.number)
+    return replace(state, in_flight=tuple(replace(flight, number=None) for flight in state.in_flight))
 
 
 def save_state(path: Path, state: ServerState) -> None:
-    """Write the server's state atomically."""
+    """Write the server's state atomically; of jobs in flight and a clock there is nothing where there are none."""
     tree: Tree = {}
+    header: dict[str, Any] = {"round": state.round, "best_round": state.best_round}
     parts = {"shared": state.shared, "optimizer": state.optimizer, "best": state.best, "links": state.downlink}
+    for place, flight in enumerate(state.in_flight):
+        parts[f"flight/{place}"] = flight.job.shared
     for part, tensors in parts.items():
         tree = trees.join(f"{part}/", tensors, tree)
     tree["best_value"] = torch.tensor(state.best_value, dtype=torch.float64)
-    save_tree(path, tree, {"round": state.round, "best_round": state.best_round})
+    if state.in_flight:
+        header["in_flight"] = [_flight_header(flight) for flight in state.in_flight]
+    if state.clock:
+        header["clock"] = state.clock
+    save_tree(path, tree, header)
 
 
 def load_state(path: Path) -> ServerState:
@@ -91,7 +106,7 @@ def load_state(path: Path) -> ServerState:
         shared, tree = trees.split(tree, "shared/")
         optimizer, tree = trees.split(tree, "optimizer/")
         best, tree = trees.split(tree, "best/")
-        downlink, _ = trees.split(tree, "links/")
+        downlink, tree = trees.split(tree, "links/")
         return ServerState(
             round=int(header["round"]),
             shared=shared,
@@ -100,6 +115,42 @@ def load_state(path: Path) -> ServerState:
             best_round=int(header["best_round"]),
             best_value=value,
             downlink=downlink,
+            in_flight=tuple(
+                _flight(about, trees.split(tree, f"flight/{place}/")[0])
+                for place, about in enumerate(header.get("in_flight", ()))
+            ),
+            clock=float(header.get("clock", 0.0)),
         )
     except KeyError as error:
         raise LichenError(f"is not a server state: {error} is missing", where=str(path)) from None
+
+
+def _flight_header(flight: Flight) -> dict[str, Any]:
+    """What JSON holds of a job in flight: it will be submitted again for those who are waited for, ``shared`` whole."""
+    job = flight.job
+    return {
+        "work": job.work,
+        "version": job.version,
+        "clients": flight.waiting,
+        "seed": job.seed,
+        "base": job.base,
+        "settings": dict(job.settings),
+        "texts": job.texts,
+        "snapshot": job.snapshot,
+        "sent": flight.sent,
+    }
+
+
+def _flight(about: dict[str, Any], shared: Tree) -> Flight:
+    job = Job(
+        work=about["work"],
+        shared=shared,
+        version=about["version"],
+        clients=tuple(about["clients"]),
+        seed=about["seed"],
+        base=about["base"],
+        settings=about["settings"],
+        texts=tuple(about["texts"]),
+        snapshot=about["snapshot"],
+    )
+    return Flight(job=job, waiting=job.clients, sent=float(about["sent"]))

@@ -17,7 +17,7 @@ from lichen.core.replies import Reply
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 
-__all__ = ["LocalEngine", "sorted_by_client"]
+__all__ = ["LocalEngine", "bytes_of", "sorted_by_client"]
 
 
 def sorted_by_client(client_N: Tensor, metrics: Tree) -> tuple[Tensor, Tree]:
@@ -87,7 +87,7 @@ class LocalEngine:
                     raise what
                 yield Reply(job=number, clients=clients, error=what)
                 continue
-            self.bytes_up += _bytes_of(what)
+            self.bytes_up += bytes_of(what)
             yield Reply(job=number, clients=clients, message=what)
 
     def cancel(self, number: int) -> None:
@@ -109,7 +109,7 @@ class LocalEngine:
         return *sorted_by_client(client_N, metrics), tuple(tuple(line) for line in lines)
 
 
-def _bytes_of(message: Message) -> int:
+def bytes_of(message: Message) -> int:
     """Bytes that all clients of a message send."""
     clients = message.client_C.shape[0]
     if message.texts:

@@ -12,6 +12,7 @@ Contracts. What has these methods is one; nothing is inherited.
   ``final``).
 - ``Engine``: carries jobs out and replies back (``submit``, ``replies``, ``cancel``, ``now``, ``merge``, ``join``).
 - ``Sampler``: says who is invited (``invite``).
+- ``Schedule``: says when a round has enough, and for whom it waits (``invite``, ``enough``, ``discount``).
 - ``ServerOptimizer``: steps with the mean change (``init``, ``update``).
 - ``Source``: yields a client's batches (``shape``, ``batches``).
 
@@ -48,10 +49,13 @@ Ready parts.
 - ``Evaluate``: a client work: loss and confusion counts on a client's rows.
 - ``Mean``: an aggregator: the exact weighted mean.
 - ``Everyone``, ``Uniform``: samplers: all clients, or so many of them, all sets equally likely.
+- ``Synchronous``, ``Buffered``: schedules: rounds that wait for those invited, with or without a deadline; FedBuff.
 - ``ServerSGD``, ``ServerAdam``: server optimizers; the first at its default is FedAvg.
 - ``LocalEngine``: clients side by side in this process.
 - ``SpawnedEngine``: each client's node in a process of its own.
 - ``AroundEngine``: goes around any engine, and looks at jobs and replies on their way.
+- ``ClockEngine``: goes around any engine, and lets clients answer late or never on a virtual clock.
+- ``Delays``: how long they take there.
 - ``DistributedEngine``: clients dealt out to ranks of ``torch.distributed``.
 - ``ArrayShard``: one client's rows of numbers.
 - ``TrainSource``, ``EvalSource``: batches of shards, shuffled for training, or every row once.
@@ -92,9 +96,11 @@ from lichen.core.replies import Reply
 from lichen.core.roster import Member, Roster
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
+from lichen.core.timing.schedule import Schedule
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.engines.around import AroundEngine
+from lichen.engines.clock import ClockEngine, Delays
 from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
 from lichen.engines.spawned import SpawnedEngine
@@ -103,6 +109,7 @@ from lichen.models.students.students import ImageMLP
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerAdam, ServerSGD
 from lichen.server.sampling import Everyone, Uniform
+from lichen.server.schedules import Buffered, Synchronous
 
 __all__ = [
     "Admission",
@@ -112,12 +119,15 @@ __all__ = [
     "ArrayShard",
     "Average",
     "Batch",
+    "Buffered",
     "ClientOptimizer",
     "ClientStore",
     "ClientTask",
     "ClientWork",
     "Clip",
+    "ClockEngine",
     "CohortModel",
+    "Delays",
     "DistributedEngine",
     "Engine",
     "EvalSource",
@@ -140,6 +150,7 @@ __all__ = [
     "Roster",
     "Sampler",
     "Scaffold",
+    "Schedule",
     "ServerAdam",
     "ServerOptimizer",
     "ServerSGD",
@@ -147,6 +158,7 @@ __all__ = [
     "Source",
     "SpawnedEngine",
     "Student",
+    "Synchronous",
     "TensorSpec",
     "Train",
     "TrainSource",

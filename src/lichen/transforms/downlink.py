@@ -52,17 +52,27 @@ class DownlinkState:
 
     def job(self, job: Job) -> Job:
         """The same job over the view, and what its clients know of that."""
-        first = self.number - len(self.deltas)
-        names = {first + i: before for i, (before, _) in enumerate(self.deltas)} | {self.number: self.name}
+        names = self._names()
         numbers = self.acked_N[list(job.clients)].tolist()
         acked = {c: names[n] for c, n in zip(job.clients, numbers, strict=True) if n in names}
         return replace(job, shared=self.snapshot, snapshot=self.name, deltas=self.deltas, acked=acked)
 
-    def acknowledge(self, clients: Sequence[int]) -> DownlinkState:
-        """After these have been sent the view."""
+    def acknowledge(self, clients: Sequence[int], name: str | None = None) -> DownlinkState:
+        """After these have answered a job over the view of this name, by default the newest.
+
+        Who holds a newer one keeps that. A view from which no step is kept leads nowhere: it is no news.
+        """
+        numbers = [number for number, known in self._names().items() if name in (None, known)]
+        if not numbers:
+            return self
         acked_N = self.acked_N.clone()
-        acked_N[list(clients)] = self.number
+        acked_N[list(clients)] = acked_N[list(clients)].clamp(min=max(numbers))
         return replace(self, acked_N=acked_N)
+
+    def _names(self) -> dict[int, str]:
+        """The newest view's name, and those of views from which steps lead there, by number."""
+        first = self.number - len(self.deltas)
+        return {first + i: before for i, (before, _) in enumerate(self.deltas)} | {self.number: self.name}
 
     def advance(self, shared: Tree, chain: Chain, seed: int) -> DownlinkState:
         """One step on."""

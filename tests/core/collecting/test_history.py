@@ -27,6 +27,7 @@ from lichen.engines.ranks import Ranks
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerAdam
+from lichen.server.schedules import Synchronous
 from support.forked_ranks import on_ranks
 from support.small_experiment import engine, experiment
 
@@ -144,7 +145,7 @@ def test_a_killed_round_is_overwritten_and_those_who_do_not_come_again_are_gone(
 
 def test_a_round_without_a_step_is_not_retained(tmp_path: Path) -> None:
     made, history = experiment(CLIENTS), History(tmp_path / "history")
-    trained(made, tmp_path, history, least=CLIENTS + 1)
+    trained(made, tmp_path, history, schedule=Synchronous(least=CLIENTS + 1))
     assert history.rounds() == []
 
 

@@ -3,15 +3,18 @@
 What is admitted is folded into the aggregator, and what is not is dropped by name. Since sums are exact and know no
 order, the total has the bytes of a round to which the dropped ones were never invited.
 
+Jobs of former rounds that somebody has yet to answer are listened to as well: each reply is held against its own job,
+and weighs by that job's age. Who has not answered when the schedule has enough stays in flight.
+
 Legend: C clients, N clients that count.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -22,7 +25,9 @@ from lichen.core.collecting.admission import OPEN, Admission, rows_of
 from lichen.core.contracts import Aggregator, Engine
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
-from lichen.core.replies import Attendance, Refusal
+from lichen.core.replies import Attendance, Refusal, Reply
+from lichen.core.timing.flight import Flight
+from lichen.core.timing.schedule import Schedule
 from lichen.core.tree import Tree
 
 __all__ = ["Collected", "collect", "drain"]
@@ -39,16 +44,33 @@ class Collected:
     Attributes:
         total: The aggregator's; None without one.
         client_N: Clients that count, ascending, int64.
-        weight_N: What each of them weighs, float64.
+        weight_N: What each of them weighs, float64; no discount is in it.
+        version_N: The version of the job that each has answered, int64.
         metrics: Their metrics that were asked for, ``(N, ...)``.
-        attendance: Who came.
+        attendance: Who came, of those who answered or were given up.
+        in_flight: Jobs that somebody has yet to answer.
     """
 
     total: Any
     client_N: Tensor
     weight_N: Tensor
+    version_N: Tensor
     metrics: Tree = field(default_factory=dict)
     attendance: Attendance = field(default_factory=Attendance)
+    in_flight: tuple[Flight, ...] = ()
+
+
+@final
+@dataclass(slots=True)
+class _Came:
+    """What has come to this rank so far."""
+
+    total: Any
+    ids: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    versions: list[Tensor] = field(default_factory=list)
+    metrics: list[Tree] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
 
 
 def drain(engine: Engine, job: Job) -> Iterator[Message]:
@@ -79,9 +101,11 @@ def collect(
     admission: Admission = OPEN,
     keep: Collection[str] | None = None,
     seen: Callable[[Message, Job], None] | None = None,
-    until: float = math.inf,
+    schedule: Schedule | None = None,
+    in_flight: Sequence[Flight] = (),
+    version: int | None = None,
 ) -> Collected:
-    """Submit jobs and fold what is admitted of their replies.
+    """Submit jobs and fold what is admitted of the replies to them, and to jobs in flight.
 
     Args:
         engine: Where clients are.
@@ -90,88 +114,130 @@ def collect(
         admission: What counts.
         keep: Names of the metrics that are wanted; None: all of them.
         seen: Called with every message that counts, and its job; of several ranks, each sees its own clients'.
-        until: When to wait no longer, on the engine's clock.
+        schedule: When to wait no longer, and what an old answer weighs; None: all are waited for.
+        in_flight: Jobs of former rounds, submitted to this engine.
+        version: Server steps so far, from which an answer's age is counted; None: that of its job.
 
     Returns:
         The same on all ranks.
 
     Raises:
-        LichenError: where every client that was asked could not do its job, the first one's reason.
+        LichenError: where every client of whom something is known could not do its job, the first one's reason.
     """
-    out = {engine.submit(job): job for job in jobs if job.clients}
-    expected = {number: admission.expected(job) for number, job in out.items()}
-    counted: dict[int, set[int]] = {number: set() for number in out}
-    refusals, ids, weights, metrics = list[Refusal](), list[Tensor](), list[Tensor](), list[Tree]()
-    total = None if aggregator is None else aggregator.zero()
+    flights = {flight.number: flight for flight in in_flight if flight.number is not None}
+    for job in jobs:
+        if job.clients:
+            number = engine.submit(job)
+            flights[number] = Flight(job=job, waiting=job.clients, sent=engine.now(), number=number)
+    expected = {number: admission.expected(flight.job) for number, flight in flights.items()}
+    counted = {number: set(flight.job.clients) - set(flight.waiting) for number, flight in flights.items()}
+    waiting = {number: set(flight.waiting) for number, flight in flights.items()}
+    came = _Came(None if aggregator is None else aggregator.zero())
+
+    def take(reply: Reply) -> int:
+        """Fold a reply in; how many clients of it count."""
+        job = flights[reply.job].job
+        waiting[reply.job] -= set(reply.clients)
+        message, refused = admission.admit(reply, job, expected[reply.job], counted[reply.job])
+        came.refusals += refused
+        if message is not None and aggregator is not None:
+            age = 0 if version is None else version - job.version
+            discount = 1.0 if schedule is None else schedule.discount(age)
+            came.total, message, refused = _folded(aggregator, came.total, message, discount)
+            came.refusals += refused
+        if message is None:
+            return 0
+        if seen is not None:
+            seen(message, job)
+        came.ids.append(message.client_C)
+        came.weights.append(message.weight_C.detach().cpu().double())
+        came.versions.append(message.version_C.detach().cpu())
+        came.metrics.append({name: x for name, x in message.metrics.items() if keep is None or name in keep})
+        return len(message.client_C)
+
+    left: tuple[Flight, ...] = ()
     try:
-        for reply in engine.replies(out, until):
-            job = out[reply.job]
-            message, refused = admission.admit(reply, job, expected[reply.job], counted[reply.job])
-            refusals += refused
-            if message is not None and aggregator is not None:
-                total, message, refused = _folded(aggregator, total, message)
-                refusals += refused
-            if message is None:
-                continue
-            if seen is not None:
-                seen(message, job)
-            ids.append(message.client_C)
-            weights.append(message.weight_C.detach().cpu().double())
-            metrics.append({name: x for name, x in message.metrics.items() if keep is None or name in keep})
+        left = _receive(engine, flights, waiting, schedule, take)
     finally:
-        for number in out:
+        for number in flights.keys() - {flight.number for flight in left}:
             engine.cancel(number)
     if aggregator is not None:
-        total = engine.merge(aggregator, total)
-    return _joined(engine, [c for job in jobs for c in job.clients], total, ids, weights, metrics, refusals)
+        came.total = engine.merge(aggregator, came.total)
+    # Of those in flight nothing is known yet.
+    unknown = {number: waiting[number] if any(f.number == number for f in left) else set[int]() for number in flights}
+    requested = [c for number, flight in flights.items() for c in flight.waiting if c not in unknown[number]]
+    return replace(_joined(engine, requested, came), in_flight=left)
 
 
-def _folded(aggregator: Aggregator, total: Any, message: Message) -> tuple[Any, Message | None, list[Refusal]]:
+def _receive(
+    engine: Engine,
+    flights: Mapping[int, Flight],
+    waiting: Mapping[int, set[int]],
+    schedule: Schedule | None,
+    take: Callable[[Reply], int],
+) -> tuple[Flight, ...]:
+    """Take replies until the schedule has enough, or nobody is left to wait for; the jobs that are still in flight."""
+    deadline, arrived = math.inf if schedule is None else schedule.deadline, 0
+    while open_numbers := [number for number in flights if waiting[number]]:
+        until = min(flights[number].sent + deadline for number in open_numbers)
+        for reply in engine.replies(open_numbers, until):
+            arrived += take(reply)
+            if schedule is not None and schedule.enough(arrived):
+                still = ((flight, tuple(c for c in flight.waiting if c in waiting[n])) for n, flight in flights.items())
+                return tuple(replace(flight, waiting=some) for flight, some in still if some)
+        if engine.now() < until:  # nothing more will come
+            break
+        for number in open_numbers:
+            if flights[number].sent + deadline <= until:
+                waiting[number].clear()
+                engine.cancel(number)
+    return ()
+
+
+def _folded(
+    aggregator: Aggregator, total: Any, message: Message, discount: float
+) -> tuple[Any, Message | None, list[Refusal]]:
     """``(total, what was folded, who was not)``; where a stack does not fold, each client is tried alone."""
     with suppress(LichenError):
-        return aggregator.add(total, message), message, []
+        return aggregator.add(total, _discounted(message, discount)), message, []
     folded, refusals = list[int](), list[Refusal]()
     for c, client in enumerate(message.client_C.tolist()):
         try:
-            total = aggregator.add(total, rows_of(message, [c]))
+            total = aggregator.add(total, _discounted(rows_of(message, [c]), discount))
             folded.append(c)
         except LichenError as error:
             refusals.append(Refusal(client=client, reason="sum", what=error.what, where=error.where, fix=error.fix))
     return total, rows_of(message, folded) if folded else None, refusals
 
 
-def _joined(
-    engine: Engine,
-    invited: Sequence[int],
-    total: Any,
-    ids: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    metrics: Sequence[Tree],
-    refusals: Sequence[Refusal],
-) -> Collected:
-    """Everybody's, from what came to this rank."""
+def _discounted(message: Message, discount: float) -> Message:
+    return message if discount == 1.0 else replace(message, weight_C=message.weight_C * discount)
+
+
+def _joined(engine: Engine, requested: Sequence[int], came: _Came) -> Collected:
+    """Everybody's, from what came to this rank; ``requested`` are those who answered or were given up."""
     nobody = torch.empty(0, dtype=torch.int64)
-    mine = {"weight": torch.cat(list(weights))} if weights else {}
-    if metrics:
-        common = set.intersection(*(set(one) for one in metrics))  # works that nobody declares may tell unlike things
-        rows = trees.concatenate([{name: x for name, x in one.items() if name in common} for one in metrics])
+    mine = {"weight": torch.cat(came.weights), "version": torch.cat(came.versions)} if came.weights else {}
+    if came.metrics:
+        common = set.intersection(*(set(one) for one in came.metrics))  # undeclared works may tell unlike things
+        rows = trees.concatenate([{name: x for name, x in one.items() if name in common} for one in came.metrics])
         mine = trees.join("m.", rows, mine)
-    lines = [(str(r.client), r.reason, r.what, r.where, r.fix) for r in refusals]
-    client_N, tree, every = engine.join(torch.cat(list(ids)) if ids else nobody, mine, lines)
+    lines = [(str(r.client), r.reason, r.what, r.where, r.fix) for r in came.refusals]
+    client_N, tree, every = engine.join(torch.cat(came.ids) if came.ids else nobody, mine, lines)
     refused = [
         Refusal(client=int(line[0]), reason=line[1], what=line[2], where=line[3], fix=line[4])
         for line in every
         if len(line) == WORDS
     ]
-    attendance = Attendance.of(invited, client_N.tolist(), refused)
+    attendance = Attendance.of(requested, client_N.tolist(), refused)
     errors = [refusal for refusal in refused if refusal.reason == "error"]
-    if invited and {refusal.client for refusal in errors} >= set(invited):
+    if requested and {refusal.client for refusal in errors} >= set(requested):
         raise errors[0].error()
-    weight_N = tree.pop("weight", torch.empty(0, dtype=torch.float64))
     return Collected(
-        total=total,
+        total=came.total,
         client_N=client_N,
-        weight_N=weight_N,
+        weight_N=tree.pop("weight", torch.empty(0, dtype=torch.float64)),
+        version_N=tree.pop("version", nobody),
         metrics=trees.split(tree, "m.")[0],
         attendance=attendance,
     )
