@@ -14,26 +14,33 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.declared import Paper, Property
 from lichen.server.rules import AggregationRule
+from lichen.server.single import SingleMessages
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Median:
+class Median(SingleMessages):
     """The coordinate-wise median (the lower one of two); every client of weight above 0 counts once."""
 
     def zero(self) -> Tree:
         """No message yet."""
         return {}
 
-    def add(self, total: Tree, message: Message) -> Tree:
-        """The messages so far, and those of these clients."""
-        return self.merge(total, {name: x_C[message.weight_C > 0] for name, x_C in message.tensors.items()})
+    def add(self, total: Tree, message: Message, discount_C: Tensor | None = None) -> Tree:
+        """The messages so far, and those of these clients; a discount keeps out whoever it sets to 0."""
+        counted_C = message.weight_C * (1 if discount_C is None else discount_C) > 0
+        return self.merge(total, {name: x_C[counted_C] for name, x_C in message.tensors.items()})
+
+    def clients(self, total: Tree) -> int:
+        """How many clients there were."""
+        return max((len(x_C) for x_C in total.values()), default=0)
 
     def merge(self, a: Tree, b: Tree) -> Tree:
         """The messages of both."""
@@ -41,10 +48,9 @@ class Median:
 
     def close(self, total: Tree, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """The median of each number, and how many clients there were."""
-        clients = max((len(x_C) for x_C in total.values()), default=0)
-        if not clients:
+        if not self.clients(total):
             raise LichenError("no client contributed", where="aggregator.median", fix="invite more clients")
-        return {name: x_C.median(0).values for name, x_C in total.items()}, {"clients": float(clients)}
+        return {name: x_C.median(0).values for name, x_C in total.items()}, {"clients": float(self.clients(total))}
 
     def dump(self, total: Tree) -> tuple[Tree, dict[str, Any]]:
         """What crosses between processes."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lichen.algorithms.average import Average
-from lichen.algorithms.semi import AllowEmpty, SemiFL
+from lichen.algorithms.semi import SemiFL
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.fixmatch import FixMatch
 from lichen.clients.training.optimize import ClientOptimizer
@@ -29,6 +29,7 @@ from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.data.sources.readers import digits
 from lichen.engines.local import LocalEngine
 from lichen.models.students.students import ImageMLP
+from lichen.server.allow_empty import AllowEmpty
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Everyone, Poisson, Uniform

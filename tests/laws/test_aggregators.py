@@ -21,6 +21,8 @@ from lichen.core.tree import digest, plain
 from lichen.fl.testing import LAWS
 from lichen.research.gkt.gather import GatherFeatures
 from lichen.research.pate.pate import NoisyMax
+from lichen.server.allow_empty import AllowEmpty
+from lichen.server.by_name import by_name
 from lichen.server.evolution import Evolution
 from lichen.server.fair import QFFL, MinMax
 from lichen.server.knowledge.ensemble import Ensemble
@@ -34,7 +36,6 @@ from lichen.server.lowrank.redistribute import FlexLoRA, FLoRIST
 from lichen.server.lowrank.stacking import FLoRA
 from lichen.server.mean import Mean
 from lichen.server.ridge import Ridge
-from lichen.server.sums.fixed_point import FixedSum
 
 SHARED = {
     "a.lora_A": torch.linspace(-1, 1, 14).view(2, 7),
@@ -155,6 +156,11 @@ MIXTURE = tuple(2 * k / 9900 for k in range(100))
 FAMILY = {
     "mean": (Mean(), updates),
     "mean-uniform": (Mean("uniform"), updates),
+    "mean-plain": (Mean(divisor="plain"), updates),
+    "mean-roster": (Mean("uniform", divisor=100.0), updates),
+    "by-name": (by_name({"head.": Mean("uniform"), ".lora_B": Mean(scale=36), "": Mean()}), updates),
+    "by-name-single": (by_name({"head.": Mean("uniform"), "": FedEx(2.0)}), updates),
+    "allow-empty": (AllowEmpty(Mean()), updates),
     "kseed": (SeedSums(12), seed_pairs),
     "fedit": (FedIT(), updates),
     "fedex": (FedEx(2.0), updates),
@@ -190,9 +196,7 @@ UNEQUAL = {
     "hetlora": HetLoRA(),
 }
 every = pytest.mark.parametrize("name", FAMILY)
-sums = pytest.mark.parametrize(
-    "name", [name for name, (member, _) in FAMILY.items() if isinstance(member.zero(), FixedSum)]
-)
+sums = pytest.mark.parametrize("name", [name for name, (member, _) in FAMILY.items() if member.needs == "sum"])
 some = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**20)
 
@@ -269,22 +273,41 @@ def test_a_total_that_crossed_as_bytes_merges_and_closes_to_the_same(name: str, 
     obeys("crossing", name, 5, seed=seed, cut=clients)
 
 
+@every
+@given(clients=st.integers(2, 6), seed=seeds)
+@some
+def test_clients_of_a_weight_are_counted(name: str, clients: int, seed: int) -> None:
+    obeys("clients", name, clients, seed)
+
+
+@every
+@given(clients=st.integers(2, 6), seed=seeds)
+@some
+def test_a_discount_of_one_is_none_and_others_belong_to_their_clients(name: str, clients: int, seed: int) -> None:
+    obeys("discount", name, clients, seed)
+
+
+@every
+@given(clients=st.integers(2, 6), seed=seeds)
+@some
+def test_lifted_messages_give_the_same_bytes_under_masks(name: str, clients: int, seed: int) -> None:
+    obeys("lifting", name, clients, seed)
+
+
 @sums
 @given(clients=st.integers(2, 6), seed=seeds)
 @some
-def test_sums_commute_with_masks_that_cancel(name: str, clients: int, seed: int) -> None:
+def test_a_discount_of_zero_keeps_a_client_out(name: str, clients: int, seed: int) -> None:
     member, make = FAMILY[name]
-    message = replace(make(clients, seed), weight_C=torch.full((clients,), 2.0, dtype=torch.float64))
-    totals = [member.add(member.zero(), take_client(message, k)) for k in range(clients)]
-    whole = outcome(member, member.add(member.zero(), message))
-    g = torch.Generator().manual_seed(seed)
-    masks = [torch.randint(-(2**63), 2**63 - 1, totals[0].units_N.shape, generator=g) for _ in range(clients - 1)]
-    masks.append(-sum(masks))
-    total = member.zero()
-    for one, mask in zip(totals, masks, strict=True):
-        assert not torch.equal(one.units_N + mask, one.units_N)
-        total = member.merge(total, replace(one, units_N=one.units_N + mask))
-    assert outcome(member, total) == whole
+    message = make(clients, seed)
+    discount_C = torch.ones(clients)
+    discount_C[-1] = 0
+    without = concatenate_messages([take_client(message, k) for k in range(clients - 1)])
+    discounted = member.add(member.zero(), message, discount_C)
+    if name == "mean-plain":  # it still counts in the divisor
+        assert member.clients(discounted) == int((message.weight_C > 0).sum())
+        return
+    assert outcome(member, discounted) == outcome(member, member.add(member.zero(), without))
 
 
 @given(clients=st.integers(2, 6), seed=seeds, bound=st.floats(0.01, 2.0))

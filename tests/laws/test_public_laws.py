@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,27 @@ def message(clients: int = 7) -> fl.Message:
 
 
 class FloatSum:
-    """A plain mean in floats; its bytes hang on the order."""
+    """A plain mean in floats; its bytes hang on the order. A total is a tensor, a weight and the clients."""
+
+    needs: Any = "single"
+
+    def lift(self, message: fl.Message, discount_C: Any = None) -> Any:
+        raise fl.LichenError("needs single messages")
 
     def zero(self) -> Any:
-        return (torch.zeros(3), 0.0)
+        return (torch.zeros(3), 0.0, 0)
 
-    def add(self, total: Any, message: fl.Message) -> Any:
-        for x, w in zip(message.tensors["w"], message.weight_C.tolist(), strict=True):
-            total = (total[0] + w * x, total[1] + w) if w else total
+    def add(self, total: Any, message: fl.Message, discount_C: Any = None) -> Any:
+        weight_C = message.weight_C if discount_C is None else message.weight_C * discount_C
+        for x, w in zip(message.tensors["w"], weight_C.tolist(), strict=True):
+            total = (total[0] + w * x, total[1] + w, total[2] + 1) if w else total
         return total
 
+    def clients(self, total: Any) -> int:
+        return int(total[2])
+
     def merge(self, a: Any, b: Any) -> Any:
-        return (a[0] + b[0], a[1] + b[1])
+        return tuple(x + y for x, y in zip(a, b, strict=True))
 
     def close(self, total: Any, shared: fl.Tree) -> Any:
         if not total[1]:
@@ -46,23 +56,23 @@ class FloatSum:
         return {"w": total[0] / total[1]}, {}
 
     def dump(self, total: Any) -> Any:
-        return {"w": total[0]}, {"weight": total[1]}
+        return {"w": total[0]}, {"weight": total[1], "clients": total[2]}
 
     def load(self, tensors: fl.Tree, header: Any) -> Any:
-        return tensors["w"], header["weight"]
+        return tensors["w"], header["weight"], header["clients"]
 
 
 class Largest(FloatSum):
     """The entrywise largest change: right in any order, unless a part of it is broken on purpose."""
 
-    def add(self, total: Any, message: fl.Message) -> Any:
+    def add(self, total: Any, message: fl.Message, discount_C: Any = None) -> Any:
         counted = message.tensors["w"][message.weight_C > 0]
-        return self.merge(total, (counted.amax(0), 1.0)) if len(counted) else total
+        return self.merge(total, (counted.amax(0), 1.0, len(counted))) if len(counted) else total
 
     def merge(self, a: Any, b: Any) -> Any:
         if not a[1] or not b[1]:
             return a if a[1] else b
-        return torch.maximum(a[0], b[0]), 1.0
+        return torch.maximum(a[0], b[0]), 1.0, a[2] + b[2]
 
 
 class Mutates(Largest):
@@ -73,18 +83,54 @@ class Mutates(Largest):
 
 
 class CountsEverybody(Largest):
-    def add(self, total: Any, message: fl.Message) -> Any:
-        return self.merge(total, (message.tensors["w"].amax(0), 1.0))
+    def add(self, total: Any, message: fl.Message, discount_C: Any = None) -> Any:
+        return self.merge(total, (message.tensors["w"].amax(0), 1.0, len(message.weight_C)))
 
 
 class Forgets(Largest):
     def load(self, tensors: fl.Tree, header: Any) -> Any:
-        return tensors["w"] * 0, 1.0
+        return tensors["w"] * 0, 1.0, 1
 
 
 class CountsZero(Largest):
     def merge(self, a: Any, b: Any) -> Any:
-        return torch.maximum(a[0], b[0]) + 1.0, a[1] + b[1]
+        return torch.maximum(a[0], b[0]) + 1.0, a[1] + b[1], a[2] + b[2]
+
+
+class CountsMessages(Largest):
+    def clients(self, total: Any) -> int:
+        return int(total[1])
+
+
+class DiscountsOnes(Largest):
+    def add(self, total: Any, message: fl.Message, discount_C: Any = None) -> Any:
+        total = super().add(total, message)
+        return total if discount_C is None else (total[0] * 0.5, *total[1:])
+
+
+class OfMean:
+    """The mean, with one part broken."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(fl.Mean(), name)
+
+
+class LiftsNothing(OfMean):
+    def lift(self, message: fl.Message, discount_C: Any = None) -> Any:
+        return message
+
+
+class LooksUnderMasks(OfMean):
+    def add(self, total: Any, message: fl.Message, discount_C: Any = None) -> Any:
+        if message.tensors["w"].dtype == torch.int64:
+            clamped = {name: x.clamp(-(2**60), 2**60) for name, x in message.tensors.items()}
+            message = replace(message, tensors=clamped)
+        return fl.Mean().add(total, message, discount_C)
+
+
+class SingleThatLifts(Largest):
+    def lift(self, message: fl.Message, discount_C: Any = None) -> Any:
+        return message
 
 
 @pytest.mark.parametrize("member", [fl.Mean(), Largest()], ids=["mean", "largest"])
@@ -101,6 +147,11 @@ def test_members_obey(member: Any) -> None:
         ("weight_zero", CountsEverybody(), "weight 0"),
         ("crossing", Forgets(), "dumped and loaded"),
         ("monoid", CountsZero(), "associative|zero changes nothing"),
+        ("clients", CountsMessages(), "clients counts"),
+        ("discount", DiscountsOnes(), "a discount of 1"),
+        ("lifting", LiftsNothing(), "is int64"),
+        ("lifting", LooksUnderMasks(), "masks"),
+        ("lifting", SingleThatLifts(), "lifts none"),
     ],
 )
 def test_each_law_finds_who_breaks_it(law: str, member: Any, says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -87,3 +88,39 @@ def test_refuses_nothing_other_groups_and_other_shapes() -> None:
         mean.close(mean.add(mean.zero(), message([1.0])), {"w": torch.zeros(4, 3)})
     with pytest.raises(LichenError, match="weighting"):
         Mean("loudest")
+    for divisor in ("best", 0.0, math.inf, math.nan):
+        with pytest.raises(LichenError, match="no divisor"):
+            Mean(divisor=divisor)  # type: ignore[arg-type]
+    with pytest.raises(LichenError, match="63 bits"):
+        Mean(lift_bits=63)
+
+
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+@pytest.mark.parametrize("divisor", ["discounted", "plain", 25.0])
+def test_a_discount_multiplies_the_weight_and_the_divisor_is_a_choice(weighting: Any, divisor: Any) -> None:
+    sent, age_C = message([3.0, 0.0, 10.0, 0.5]), torch.tensor([0, 1, 8, 3])
+    discount_C = (1 + age_C.double()).rsqrt()
+    mean = Mean(weighting, divisor=divisor)
+    change, metrics = mean.close(mean.add(mean.zero(), sent, discount_C), {})
+    plain_C = sent.weight_C if weighting == "examples" else torch.tensor([1.0, 0, 1, 1]).double()
+    over = {"discounted": float((plain_C * discount_C).sum()), "plain": float(plain_C.sum())}.get(divisor, 25.0)
+    for name, x_C in sent.tensors.items():
+        expected = torch.einsum("c,c...->...", plain_C * discount_C, x_C.double()) / over
+        torch.testing.assert_close(change[name], expected, rtol=1e-7, atol=1e-8)
+    assert metrics["clients"] == 3
+
+
+def test_the_server_of_fedbuff() -> None:
+    """Nguyen et al., algorithm 1: the changes that arrived, scaled by their staleness, over their number K."""
+    mean, total, expected = Mean("uniform", divisor="plain"), Mean().zero(), torch.zeros(3, 4).double()
+    for k, age in enumerate([0, 5, 2, 11]):
+        sent, s = message([7.0 + k], seed=k, first=k), (1 + age) ** -0.5
+        total = mean.add(total, sent, torch.tensor([s]))
+        expected += float(torch.tensor(s)) * sent.tensors["w"][0].double() / 4
+    torch.testing.assert_close(mean.close(total, {})[0]["w"], expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("discount", [[1.5, 1.0], [-0.1, 1.0], [math.nan, 1.0], [1.0]])
+def test_refuses_a_discount_out_of_range(discount: Any) -> None:
+    with pytest.raises(LichenError, match="from 0 to 1"):
+        Mean().add(Mean().zero(), message([1.0, 2.0]), torch.tensor(discount))

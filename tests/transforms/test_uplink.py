@@ -164,7 +164,7 @@ def test_names_that_take_turns_share_a_memory_and_stand_side_by_side(tmp_path: P
     assert not torch.equal(before["wire/bias"], after["wire/bias"])
     layouts = (Layout.of(SHARED), Layout.of({n: x for n, x in SHARED.items() if n != "l.lora_A"}))
     assert WIRE + layouts[1].digest in message.tensors
-    assert Decoded(Mean(), CHAIN, layouts).decode(message).tensors.keys() == {"l.lora_B", "bias", "rows"}
+    assert Decoded(Mean(), CHAIN, layouts).before(message).tensors.keys() == {"l.lora_B", "bias", "rows"}
 
 
 def test_an_aggregator_decodes_in_any_order_and_refuses_strangers(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_an_aggregator_decodes_in_any_order_and_refuses_strangers(tmp_path: Path
         totals.append(mean.close(mean.load(*mean.dump(total)), SHARED)[0])
     stacked = mean.close(mean.merge(mean.zero(), mean.add(mean.zero(), concatenate_messages(messages))), SHARED)[0]
     for name in SHARED:
-        plain = sum(mean.decode(m).tensors[name][0].double() for m in messages) / 3
+        plain = sum(mean.before(m).tensors[name][0].double() for m in messages) / 3
         assert torch.equal(totals[0][name], totals[1][name])
         assert torch.equal(totals[0][name], stacked[name])
         assert torch.allclose(stacked[name].double(), plain, atol=1e-7)  # type: ignore[arg-type]

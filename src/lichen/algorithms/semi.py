@@ -19,66 +19,24 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, final
+from typing import final
 
 import torch
 
 from lichen.algorithms.average import Average
-from lichen.core import tree as trees
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import Aggregator, Engine, Report, ServerOptimizer, ServerState
+from lichen.core.contracts import Engine, Report, ServerOptimizer, ServerState
 from lichen.core.errors import LichenError
-from lichen.core.message import Job, Message
-from lichen.core.parameters import split_shared
+from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.server.allow_empty import AllowEmpty
 
-__all__ = ["AllowEmpty", "SemiFL"]
+__all__ = ["SemiFL"]
 
 _ROUND, _LOSS = "server.round", "server.loss"
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class AllowEmpty:
-    """An aggregator for rounds in which it may be that nobody has anything to say: the change is then zero.
-
-    A total is ``(the aggregator's, messages with a weight)``.
-
-    Args:
-        inner: Any.
-    """
-
-    inner: Aggregator
-
-    def zero(self) -> Any:
-        """Nothing folded in."""
-        return self.inner.zero(), 0
-
-    def add(self, total: Any, message: Message) -> Any:
-        """Fold a message in."""
-        return self.inner.add(total[0], message), total[1] + int((message.weight_C > 0).sum())
-
-    def merge(self, a: Any, b: Any) -> Any:
-        """Both together."""
-        return self.inner.merge(a[0], b[0]), a[1] + b[1]
-
-    def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
-        """The aggregator's change, or zeros with the metrics ``clients`` and ``weight`` at 0."""
-        if total[1]:
-            return self.inner.close(total[0], shared)
-        return trees.zeros_like(split_shared(shared)[0]), {"clients": 0.0, "weight": 0.0}
-
-    def dump(self, total: Any) -> tuple[Tree, dict[str, Any]]:
-        """``(tensors, header)`` that stand for a total."""
-        tensors, header = self.inner.dump(total[0])
-        return tensors, {"inner": header, "seen": total[1]}
-
-    def load(self, tensors: Tree, header: Mapping[str, Any]) -> Any:
-        """Undo :meth:`dump`."""
-        return self.inner.load(tensors, header["inner"]), int(header["seen"])
 
 
 @final

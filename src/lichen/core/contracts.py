@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Literal, Protocol, final, runtime_checkable
 
 from torch import Tensor
 
@@ -31,6 +31,7 @@ __all__ = [
     "CohortModel",
     "Costed",
     "Engine",
+    "Needs",
     "Objective",
     "Report",
     "Sampler",
@@ -186,12 +187,48 @@ class ClientTask:
     source: Source
 
 
+Needs = Literal["sum", "single"]
+"""What an aggregator needs of messages: their sum, or to see each."""
+
+
 class Aggregator(Protocol):
-    """A monoid over messages: ``zero``, ``add``, ``merge``, ``close``; the same bytes in any order."""
+    """A monoid over messages: ``zero``, ``add``, ``merge``, ``close``; the same bytes in any order.
+
+    :mod:`lichen.fl.testing` holds its laws.
+    """
+
+    @property
+    def needs(self) -> Needs:
+        """``"sum"``: :meth:`close` is a function of one sum of integers, which can be taken under masks;
+        ``"single"``: the server must look at single messages.
+        """
+        ...
 
     def zero(self) -> Any: ...
-    def add(self, total: Any, message: Message) -> Any:
-        """Fold every client of ``message`` in."""
+    def lift(self, message: Message, discount_C: Tensor | None = None) -> Message:
+        """The client's half of :meth:`add`: the message weighed and rounded to int64, so that it only has to be added.
+
+        It runs at the client where masks lie over its result, and nowhere else by need: ``add`` of a raw
+        message gives the bytes of ``add`` of the lifted one. Its form: :mod:`lichen.server.sums.lifted`.
+
+        Raises:
+            LichenError: if a number is past what a lifted one may be, or the aggregator needs single messages.
+        """
+        ...
+
+    def add(self, total: Any, message: Message, discount_C: Tensor | None = None) -> Any:
+        """Fold every client of ``message`` in, raw or lifted.
+
+        Args:
+            total: What was folded in so far; it stays as it is.
+            message: From any clients.
+            discount_C: ``(C,)`` from 0 to 1, by age of the messages: multiplies each client's weight, whatever
+                that is made of. None: 1. A lifted message was discounted when it was lifted.
+        """
+        ...
+
+    def clients(self, total: Any) -> int:
+        """Clients folded in, those of weight 0 left out; 0 means that there is nothing to close."""
         ...
 
     def merge(self, a: Any, b: Any) -> Any: ...

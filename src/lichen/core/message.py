@@ -25,10 +25,12 @@ from lichen.core.wire.fields import MOST_CLIENTS, MOST_TEXT, decode_texts, encod
 from lichen.core.wire.job import Job, Link, job_size, link, pack_job, sizes, unpack_job
 
 __all__ = [
+    "LIFTED",
     "Job",
     "Link",
     "Message",
     "concatenate_messages",
+    "is_lifted",
     "link",
     "pack_job",
     "pack_message",
@@ -38,6 +40,9 @@ __all__ = [
     "unpack_job",
     "unpack_message",
 ]
+
+LIFTED = "lifted/"
+"""In the name of a tensor that only lifted messages have."""
 
 
 @final
@@ -76,6 +81,11 @@ def take_client(message: Message, position: int) -> Message:
         metrics={name: x[one] for name, x in message.metrics.items()},
         texts=message.texts[one],
     )
+
+
+def is_lifted(message: Message) -> bool:
+    """Whether it holds integers that only have to be added (:mod:`lichen.server.sums.lifted`), and no raw tensors."""
+    return any(LIFTED in name for name in message.tensors)
 
 
 def concatenate_messages(messages: Sequence[Message]) -> Message:

@@ -1,14 +1,25 @@
-"""Looks through what goes around a client's work or a model, and puts another inside.
+"""What goes around a client's work, a model or an aggregator.
 
-Whatever goes around another of its kind calls it ``inner``.
+Whatever goes around another of its kind calls it ``inner``. One can look through all of them, and put another inside.
+Around an aggregator it is an :class:`AroundAggregator`, which forwards.
+
+Legend: C clients.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["innermost", "with_innermost"]
+from torch import Tensor
+
+from lichen.core.contracts import Aggregator, Needs
+from lichen.core.message import Message, is_lifted
+from lichen.core.tree import Tree
+
+__all__ = ["AroundAggregator", "innermost", "with_innermost"]
 
 
 @runtime_checkable
@@ -34,3 +45,58 @@ def with_innermost(outer: Any, inner: Any) -> Any:
         return inner
     wrapper: Any = outer
     return replace(wrapper, inner=with_innermost(wrapper.inner, inner))
+
+
+@dataclass(frozen=True, slots=True)
+class AroundAggregator(ABC):
+    """An aggregator around another: it may change a message before it is folded in, and the change at the end.
+
+    The total is the inner one's, so whatever holds of that (any order, masks, the trip between processes)
+    holds of the wrapper.
+
+    Args:
+        inner: Any.
+    """
+
+    inner: Aggregator
+
+    @abstractmethod
+    def before(self, message: Message) -> Message:
+        """The raw message as the inner one takes it, with as many clients."""
+
+    @abstractmethod
+    def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
+        """``(change, metrics)``, made of the inner ones."""
+
+    @property
+    def needs(self) -> Needs:
+        """As the inner one."""
+        return self.inner.needs
+
+    def zero(self) -> Any:
+        """Nothing folded in."""
+        return self.inner.zero()
+
+    def lift(self, message: Message, discount_C: Tensor | None = None) -> Message:
+        """The message as the inner one lifts it; raises as that."""
+        return self.inner.lift(self.before(message), discount_C)
+
+    def add(self, total: Any, message: Message, discount_C: Tensor | None = None) -> Any:
+        """Fold every client of the message in; raises as :meth:`before` and the inner one."""
+        return self.inner.add(total, message if is_lifted(message) else self.before(message), discount_C)
+
+    def clients(self, total: Any) -> int:
+        """Clients folded in."""
+        return self.inner.clients(total)
+
+    def merge(self, a: Any, b: Any) -> Any:
+        """Both together; raises as the inner one."""
+        return self.inner.merge(a, b)
+
+    def dump(self, total: Any) -> tuple[Tree, dict[str, Any]]:
+        """``(tensors, header)`` of a total."""
+        return self.inner.dump(total)
+
+    def load(self, tensors: Tree, header: Mapping[str, Any]) -> Any:
+        """Undo :meth:`dump`; raises as the inner one."""
+        return self.inner.load(tensors, header)

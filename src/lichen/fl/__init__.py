@@ -4,7 +4,8 @@
 
 Contracts. What has these methods is one; nothing is inherited.
 
-- ``Aggregator``: folds messages into one change (``zero``, ``add``, ``merge``, ``close``, ``dump``, ``load``).
+- ``Aggregator``: folds messages into one change (``needs``, ``zero``, ``lift``, ``add``, ``clients``, ``merge``,
+  ``close``, ``dump``, ``load``).
 - ``Algorithm``: the server's side of a round (``init``, ``round``).
 - ``ClientWork``: the client's side, a fold over batches (``expected``, ``init``, ``step``, ``final``).
 - ``CohortModel``: many clients' models at once (``init``, ``loss``, ``losses``, ``logits``).
@@ -48,6 +49,9 @@ Ready parts.
   correction.
 - ``Evaluate``: a client work: loss and confusion counts on a client's rows.
 - ``Mean``: an aggregator: the exact weighted mean.
+- ``by_name``: an aggregator out of several, each for the tensors whose names begin or end as told.
+- ``AroundAggregator``: the base of an aggregator around another; it forwards.
+- ``SingleMessages``: the base of an aggregator that needs single messages; it refuses to lift them.
 - ``Everyone``, ``Uniform``: samplers: all clients, or so many of them, all sets equally likely.
 - ``Synchronous``, ``Buffered``: schedules: rounds that wait for those invited, with or without a deadline; FedBuff.
 - ``ServerSGD``, ``ServerAdam``: server optimizers; the first at its default is FedAvg.
@@ -98,6 +102,7 @@ from lichen.core.rounds import run
 from lichen.core.store import ClientStore
 from lichen.core.timing.schedule import Schedule
 from lichen.core.tree import Tree
+from lichen.core.wrapping import AroundAggregator
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.engines.around import AroundEngine
 from lichen.engines.clock import ClockEngine, Delays
@@ -106,15 +111,18 @@ from lichen.engines.local import LocalEngine
 from lichen.engines.spawned import SpawnedEngine
 from lichen.models.students.student import Student
 from lichen.models.students.students import ImageMLP
+from lichen.server.by_name import by_name
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerAdam, ServerSGD
 from lichen.server.sampling import Everyone, Uniform
 from lichen.server.schedules import Buffered, Synchronous
+from lichen.server.single import SingleMessages
 
 __all__ = [
     "Admission",
     "Aggregator",
     "Algorithm",
+    "AroundAggregator",
     "AroundEngine",
     "ArrayShard",
     "Average",
@@ -155,6 +163,7 @@ __all__ = [
     "ServerOptimizer",
     "ServerSGD",
     "ServerState",
+    "SingleMessages",
     "Source",
     "SpawnedEngine",
     "Student",
@@ -165,6 +174,7 @@ __all__ = [
     "Tree",
     "Uniform",
     "WeightDecay",
+    "by_name",
     "collect",
     "run",
     "specs_of",

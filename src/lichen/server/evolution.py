@@ -22,15 +22,19 @@ Legend: C clients, D numbers searched.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import final
+
+from torch import Tensor
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
-from lichen.server.mean import Summed, Weighting, weigh_C
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
+from lichen.server.sums.lifted import Terms
+from lichen.server.sums.summed import Summed, Weighting, weigh_C
 
 __all__ = ["Evolution"]
 
@@ -74,11 +78,11 @@ class Evolution(Summed):
         """Nothing folded in."""
         return FixedSum(scale=self.scale)
 
-    def add(self, total: FixedSum, message: Message) -> FixedSum:
-        """Fold every client's distribution in.
+    def terms(self, message: Message, discount_C: Tensor | None) -> Iterator[Terms]:
+        """Every client's distribution, as moments.
 
         Raises:
-            LichenError: if the tensors are no ``mean`` and ``std`` of one shape, or as :func:`fixed_point.add` raises.
+            LichenError: if the tensors are no ``mean`` and ``std`` of one shape.
         """
         shapes = {name: tuple(x.shape) for name, x in message.tensors.items()}
         if shapes.keys() != {"mean", "std"} or shapes["mean"] != shapes["std"]:
@@ -91,7 +95,7 @@ class Evolution(Summed):
         tensors = {"mean": shift_CD, "within": std_CD.square()}
         if self.between:
             tensors["square"] = shift_CD.square()
-        return fixed_point.add(total, replace(message, tensors=tensors), weigh_C(message, self.weighting))
+        yield Terms(replace(message, tensors=tensors), weigh_C(message, self.weighting, discount_C))
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)``: the shift of ``mean`` and the change of ``std``, in the dtypes of ``shared``.

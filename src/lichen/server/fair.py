@@ -14,7 +14,7 @@ A mean over clients, or over a teacher's help to them, can rise while some sink.
 
 F_k is what a client's message reports: its mean loss over the rows of its local steps. δ_k is what it sends.
 Both are exact sums (:mod:`lichen.server.sums.fixed_point`). What a client adds follows from its own loss, norm and λ
-alone, so the rules are linear: under masks clients make these numbers themselves. MinMax then shows the server
+alone, so the rules need sums only: under masks clients make these numbers themselves. MinMax then shows the server
 each client's loss by name, as λ must, q-FFL shows it sums alone.
 
 :func:`per_client_gain` says who gained: the number a mean hides.
@@ -33,7 +33,7 @@ Legend: C clients of a message, N clients of the roster.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import final
 
@@ -45,9 +45,11 @@ from lichen.core.contracts import ServerOptimizer
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
-from lichen.server.mean import Summed, Weighting, fitted, weigh_C
+from lichen.server.mean import fitted
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
+from lichen.server.sums.lifted import Terms
+from lichen.server.sums.summed import Summed, Weighting, weigh_C
 
 __all__ = ["QFFL", "MinMax", "MixtureAscent", "PerClientGain", "per_client_gain", "simplex"]
 
@@ -111,13 +113,13 @@ class QFFL(Summed):
         """Nothing folded in."""
         return FixedSum(scale=self.scale)
 
-    def add(self, total: FixedSum, message: Message) -> FixedSum:
-        """Fold every client of the message in.
+    def terms(self, message: Message, discount_C: Tensor | None) -> Iterator[Terms]:
+        """Every client's tensors, weighed by its loss, and its part of the divisor.
 
         Raises:
-            LichenError: if a loss is missing or not finite, or as :func:`lichen.server.sums.fixed_point.add`.
+            LichenError: if a loss is missing or not finite.
         """
-        weight_C = weigh_C(message, self.weighting)
+        weight_C = weigh_C(message, self.weighting, discount_C)
         # A loss of 0 asks for nothing; a little more than that keeps its client in the sum.
         losses = [max(loss, 1e-6) for loss in _loss_C(message, weight_C)]
         factor_C = torch.tensor([loss**self.q for loss in losses], dtype=torch.float64)
@@ -127,7 +129,7 @@ class QFFL(Summed):
         curve_C = 1 + self.q * square_C / (self.lr * torch.tensor(losses, dtype=torch.float64))
         device = next(iter(message.tensors.values())).device
         weighted = {**message.tensors, "fair.curve": curve_C.to(device)}
-        return fixed_point.add(total, replace(message, tensors=weighted), fair_C)
+        yield Terms(replace(message, tensors=weighted), fair_C)
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)``: Δ in the dtypes of ``shared``; metrics ``clients`` and ``curve``, the mean divisor.
@@ -183,17 +185,16 @@ class MinMax(Summed):
         """Nothing folded in."""
         return FixedSum(scale=self.scale)
 
-    def add(self, total: FixedSum, message: Message) -> FixedSum:
-        """Fold every client of the message in.
+    def terms(self, message: Message, discount_C: Tensor | None) -> Iterator[Terms]:
+        """Every client's tensors times its share, the share, and its loss in its own place.
 
         Raises:
-            LichenError: if a client is not in the mixture, a loss is missing or not finite, or as
-                :func:`lichen.server.sums.fixed_point.add`.
+            LichenError: if a client is not in the mixture, or a loss is missing or not finite.
         """
         clients, everyone = message.client_C.tolist(), len(self.mixture)
         if max(clients) >= everyone:
             raise LichenError(f"client {max(clients)} has no share in a mixture of {everyone}", where="aggregator.fair")
-        weight_C = weigh_C(message, "uniform")
+        weight_C = weigh_C(message, "uniform", discount_C)
         losses = _loss_C(message, weight_C)
         device = next(iter(message.tensors.values())).device
         share_C = torch.tensor([self.mixture[c] * everyone for c in clients], dtype=torch.float64, device=device)
@@ -202,7 +203,7 @@ class MinMax(Summed):
         seen_CN = torch.nn.functional.one_hot(message.client_C.long().cpu(), everyone).double().to(device)
         loss_C1 = torch.tensor(losses, dtype=torch.float64, device=device)[:, None]
         weighted |= {"fair.loss": seen_CN * loss_C1, "fair.seen": seen_CN, "fair.share": share_C}
-        return fixed_point.add(total, replace(message, tensors=weighted), weight_C)
+        yield Terms(replace(message, tensors=weighted), weight_C)
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)``: zeros where nobody of the mixture came.

@@ -6,8 +6,8 @@ where G_k,s sums the slopes client k found along direction s, none where it neve
 exact (:mod:`lichen.server.sums.fixed_point`) and rounded once to whole units, so that the shared sums remain
 integers: every node rebuilds the same model from them (:mod:`lichen.clients.training.kseed`).
 
-A message is unfolded to K numbers before it is added, and only sums of those are used. So the rule is
-linear; under masks, a client would send the K numbers, as its choice of directions shows in the pairs.
+A message is unfolded to K numbers before it is added, and only sums of those are used. So a lifted message
+holds the K numbers: under masks its choice of directions does not show, as it would in the pairs.
 
 References:
     Zhen Qin, Daoyuan Chen, Bingchen Qian, Bolin Ding, Yaliang Li and Shuiguang Deng. "Federated
@@ -19,6 +19,7 @@ Legend: C clients, K directions, t steps.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import final
 
@@ -28,9 +29,10 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
-from lichen.server.mean import Summed, Weighting, weigh_C
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
+from lichen.server.sums.lifted import Terms
+from lichen.server.sums.summed import Summed, Weighting, weigh_C
 
 __all__ = ["KSeedOptimizer", "SeedSums"]
 
@@ -69,14 +71,14 @@ class SeedSums(Summed):
         """Nothing folded in."""
         return FixedSum(scale=_SCALE)
 
-    def add(self, total: FixedSum, message: Message) -> FixedSum:
-        """Fold the pairs of every client in.
+    def terms(self, message: Message, discount_C: Tensor | None) -> Iterator[Terms]:
+        """The slopes of every client, direction by direction.
 
         Raises:
-            LichenError: if the tensors are no pairs, an index is no direction, or the sum leaves its range.
+            LichenError: if the tensors are no pairs, or an index is no direction.
         """
-        weight_C = weigh_C(message, self.weighting)
-        return fixed_point.add(total, replace(message, tensors={_SUMS: self._dense(message, weight_C)}), weight_C)
+        weight_C = weigh_C(message, self.weighting, discount_C)
+        yield Terms(replace(message, tensors={_SUMS: self._dense(message, weight_C)}), weight_C)
 
     def _dense(self, message: Message, weight_C: Tensor) -> Tensor:
         """Each client's slopes by direction, float64 ``(C, K)``; zeros for clients of no weight."""

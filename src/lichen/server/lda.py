@@ -24,6 +24,7 @@ Legend: C clients, d features, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import final
 
@@ -33,10 +34,11 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
-from lichen.server.mean import Summed
-from lichen.server.ridge import add_statistics, change_to
+from lichen.server.ridge import change_to, statistics_terms
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import FixedSum
+from lichen.server.sums.lifted import Terms
+from lichen.server.sums.summed import Summed
 
 __all__ = ["Lda", "discriminant"]
 
@@ -76,13 +78,9 @@ class Lda(Summed):
         """Nothing folded in."""
         return FixedSum(scale=2 * self.bits)
 
-    def add(self, total: FixedSum, message: Message) -> FixedSum:
-        """Fold the statistics of every client with rows in.
-
-        Raises:
-            LichenError: if the tensors are no such statistics, differ in group, or sum past 64 bits.
-        """
-        return add_statistics(total, message, where="aggregator.lda")
+    def terms(self, message: Message, discount_C: Tensor | None) -> Iterator[Terms]:
+        """The statistics of every client with rows; raises as :func:`lichen.server.ridge.statistics_terms`."""
+        yield statistics_terms(message, discount_C, where="aggregator.lda")
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)``: what turns ``shared``'s head into the discriminant, as ``Ridge`` gives it.

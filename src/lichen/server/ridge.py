@@ -19,6 +19,7 @@ Legend: C clients, d features, K classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import final
 
@@ -28,11 +29,12 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
-from lichen.server.mean import Summed, weigh_C
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import FixedSum
+from lichen.server.sums.lifted import Terms
+from lichen.server.sums.summed import Summed, weigh_C
 
-__all__ = ["Ridge", "add_statistics", "change_to"]
+__all__ = ["Ridge", "change_to", "statistics_terms"]
 
 
 @final
@@ -64,13 +66,9 @@ class Ridge(Summed):
         """Nothing folded in."""
         return FixedSum(scale=2 * self.bits)
 
-    def add(self, total: FixedSum, message: Message) -> FixedSum:
-        """Fold the statistics of every client with rows in.
-
-        Raises:
-            LichenError: if the tensors are no ridge statistics, differ in group, or sum past 64 bits.
-        """
-        return add_statistics(total, message, where="aggregator.ridge")
+    def terms(self, message: Message, discount_C: Tensor | None) -> Iterator[Terms]:
+        """The statistics of every client with rows; raises as :func:`statistics_terms`."""
+        yield statistics_terms(message, discount_C, where="aggregator.ridge")
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(change, metrics)``: what is added to ``shared``'s head to become the solution.
@@ -94,15 +92,19 @@ class Ridge(Summed):
         return change, {"clients": float(total.count), "examples": float(sums["n"].sum())}
 
 
-def add_statistics(total: FixedSum, message: Message, *, where: str) -> FixedSum:
-    """Fold ``G`` (d, d), ``H`` (d, K) and ``n`` (K,) of every client with rows in; raises as :meth:`Ridge.add`."""
+def statistics_terms(message: Message, discount_C: Tensor | None, *, where: str) -> Terms:
+    """``G`` (d, d), ``H`` (d, K) and ``n`` (K,) of every client with rows.
+
+    Raises:
+        LichenError: if the tensors are no ridge statistics.
+    """
     shapes = {name: tuple(x.shape[1:]) for name, x in message.tensors.items()}
     d, K = shapes.get("H", (0, 0)) if len(shapes.get("H", ())) == 2 else (0, 0)
     if shapes != {"G": (d, d), "H": (d, K), "n": (K,)}:
         raise LichenError(
             f"expected G (d, d), H (d, K) and n (K), got {shapes}", where=where, fix="pair it with the work Statistics"
         )
-    return fixed_point.add(total, message, weigh_C(message, "uniform"))
+    return Terms(message, weigh_C(message, "uniform", discount_C))
 
 
 def change_to(solution: Tree, shared: Tree, *, where: str) -> Tree:

@@ -14,8 +14,8 @@ from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.model import AdapterConfig
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.fair import QFFL
-from lichen.server.mean import Weighting
 from lichen.server.rules import RuleSettings
+from lichen.server.sums.summed import Weighting
 from lichen.transforms.layout import Layout
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.uplink_decode import Decoded

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lichen.algorithms.average import Average
-from lichen.algorithms.semi import AllowEmpty
 from lichen.clients.distillation.distill import Distill
 from lichen.clients.distillation.selective import Selective
 from lichen.clients.distillation.teacher_labels import NoBatches
@@ -32,6 +31,7 @@ from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_o
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.sides.server import ServerSide, participants
 from lichen.recipes.schema.recipe import Recipe
+from lichen.server.allow_empty import AllowEmpty
 from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
 from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted, validators
 from lichen.transforms.codec import Chain

@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree, digest
+from lichen.server.single import SingleMessages
+from lichen.server.sums.summed import weigh_C
 
 __all__ = ["GatherFeatures"]
 
@@ -33,15 +36,15 @@ _NAMES = ("features", "labels", "logits")
 
 @final
 @dataclass(frozen=True, slots=True)
-class GatherFeatures:
+class GatherFeatures(SingleMessages):
     """Gathers :class:`lichen.research.gkt.features.FeatureUpload` messages, and keeps each single one."""
 
     def zero(self) -> FeaturesTotal:
         """Nothing gathered."""
         return ()
 
-    def add(self, total: FeaturesTotal, message: Message) -> FeaturesTotal:
-        """With every client's rows; one of weight 0 has none.
+    def add(self, total: FeaturesTotal, message: Message, discount_C: Tensor | None = None) -> FeaturesTotal:
+        """With every client's rows; one of weight 0 has none, also where a discount of 0 makes it so.
 
         Raises:
             LichenError: if a message holds no offered rows.
@@ -56,12 +59,17 @@ class GatherFeatures:
                 where="aggregator.offers",
                 fix="pair GatherFeatures with the work FeatureUpload",
             )
+        weight_C = weigh_C(message, "examples", discount_C)
         new = [
             (int(client), {name: x[c] for name, x in message.tensors.items()})
             for c, client in enumerate(message.client_C.tolist())
-            if float(message.weight_C[c]) > 0
+            if float(weight_C[c]) > 0
         ]
         return (*total, *new)
+
+    def clients(self, total: FeaturesTotal) -> int:
+        """Clients whose rows were gathered."""
+        return len(total)
 
     def merge(self, a: FeaturesTotal, b: FeaturesTotal) -> FeaturesTotal:
         """Both."""

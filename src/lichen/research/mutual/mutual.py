@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -41,6 +41,7 @@ from lichen.core.fold import fold
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wrapping import AroundAggregator
 from lichen.research.mutual.alignment import Bridge
 from lichen.research.mutual.select import Select
 from lichen.transforms.delta import snapshot_name
@@ -212,7 +213,7 @@ class Mutual:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Carried:
+class Carried(AroundAggregator):
     """An aggregator for messages in another vocabulary: each is carried over before it is added.
 
     Args:
@@ -221,33 +222,16 @@ class Carried:
         group: What messages are called then.
     """
 
-    inner: Select
     bridge: Bridge
     group: str
 
-    def zero(self) -> Any:
-        """Nothing folded in."""
-        return self.inner.zero()
-
-    def add(self, total: Any, message: Message) -> Any:
-        """Fold a message in, carried over."""
-        return self.inner.add(total, replace(carried(message, self.bridge), group=self.group))
-
-    def merge(self, a: Any, b: Any) -> Any:
-        """Both together."""
-        return self.inner.merge(a, b)
+    def before(self, message: Message) -> Message:
+        """The message, carried over."""
+        return replace(carried(message, self.bridge), group=self.group)
 
     def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
-        """``(change, metrics)`` of the wrapped one."""
+        """``(change, metrics)`` of the inner one."""
         return self.inner.close(total, shared)
-
-    def dump(self, total: Any) -> tuple[Tree, dict[str, Any]]:
-        """``(tensors, header)`` of a total."""
-        return self.inner.dump(total)
-
-    def load(self, tensors: Tree, header: Mapping[str, Any]) -> Any:
-        """Undo :meth:`dump`."""
-        return self.inner.load(tensors, header)
 
 
 def null_targets(answers: Tree) -> Tree:

@@ -33,6 +33,8 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
+from lichen.server.single import SingleMessages
+from lichen.server.sums.summed import weigh_C
 
 __all__ = ["Chosen", "Select"]
 
@@ -58,7 +60,7 @@ class Chosen:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Select:
+class Select(SingleMessages):
     """The answers of whoever had the lowest loss, text by text, as an aggregator.
 
     Args:
@@ -78,7 +80,7 @@ class Select:
         """Nobody was heard."""
         return Chosen()
 
-    def add(self, total: Chosen, message: Message) -> Chosen:
+    def add(self, total: Chosen, message: Message, discount_C: Tensor | None = None) -> Chosen:
         """Hear every client of the message; one of weight 0, or without a finite loss on a text, is not heard of it.
 
         Raises:
@@ -95,7 +97,8 @@ class Select:
                 where=f"message of client {int(message.client_C[0])}",
                 fix="let everybody hold the same public texts, and carry answers into one vocabulary",
             )
-        for c, (client, weight) in enumerate(zip(message.client_C.tolist(), message.weight_C.tolist(), strict=True)):
+        weight_C = weigh_C(message, "examples", discount_C)
+        for c, (client, weight) in enumerate(zip(message.client_C.tolist(), weight_C.tolist(), strict=True)):
             if weight > 0:
                 loss_N = loss_CN[c].nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
                 nobody_N = loss_N.isinf()
@@ -107,6 +110,10 @@ class Select:
                 }
                 total = self.merge(total, Chosen(count=1, group=message.group, best=best))
         return total
+
+    def clients(self, total: Chosen) -> int:
+        """Clients heard."""
+        return total.count
 
     def merge(self, a: Chosen, b: Chosen) -> Chosen:
         """The better of both, text by text; raises as :meth:`add` where groups differ."""

@@ -35,18 +35,21 @@ Legend: C clients, Q queries, K classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import final
 
 import torch
+from torch import Tensor
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
-from lichen.server.mean import Summed, weigh_C
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import FixedSum
+from lichen.server.sums.lifted import Terms
+from lichen.server.sums.summed import Summed, weigh_C
 
 __all__ = ["NoisyMax", "joint_sensitivity"]
 
@@ -113,11 +116,11 @@ class NoisyMax(Summed):
         """Nothing folded in."""
         return FixedSum(scale=30)
 
-    def add(self, total: FixedSum, message: Message) -> FixedSum:
-        """Count the votes of every client in.
+    def terms(self, message: Message, discount_C: Tensor | None) -> Iterator[Terms]:
+        """The votes of every client, as counts.
 
         Raises:
-            LichenError: if the message holds no votes, or votes for no class, or as :func:`fixed_point.add`.
+            LichenError: if the message holds no votes, or votes for no class.
         """
         if message.tensors.keys() != {"votes"} or message.tensors["votes"].dim() != 2:
             raise LichenError(
@@ -125,7 +128,7 @@ class NoisyMax(Summed):
                 where="pate",
                 fix="pair it with the work LabelVote",
             )
-        weight_C = weigh_C(message, "uniform")
+        weight_C = weigh_C(message, "uniform", discount_C)
         votes_CQ = message.tensors["votes"].long()
         votes_CQ = torch.where((weight_C > 0).to(votes_CQ.device)[:, None], votes_CQ, -1)
         if votes_CQ.numel() and not -1 <= int(votes_CQ.min()) <= int(votes_CQ.max()) < self.classes:
@@ -133,7 +136,7 @@ class NoisyMax(Summed):
                 f"a vote lies outside -1..{self.classes - 1}", where="pate", fix="let clients know the same classes"
             )
         count_CQK = torch.nn.functional.one_hot(votes_CQ.clamp(min=0), self.classes) * (votes_CQ >= 0)[..., None]
-        return fixed_point.add(total, replace(message, tensors={"votes": count_CQK.double()}), weight_C)
+        yield Terms(replace(message, tensors={"votes": count_CQK.double()}), weight_C)
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``(answers, metrics)``: ``answers.index`` int16 and ``answers.prob`` float16, ``(Q, 1)`` each.

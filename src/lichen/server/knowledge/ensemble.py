@@ -29,6 +29,7 @@ Legend: C clients, N public rows, K classes, k answers kept of each row.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal, final
 
@@ -37,10 +38,11 @@ from torch import Tensor
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Message, take_client
-from lichen.core.tree import Tree
-from lichen.server.mean import Summed, weigh_C
+from lichen.core.tree import Tree, zeros_like
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
+from lichen.server.sums.lifted import Terms
+from lichen.server.sums.summed import Summed, weigh_C
 
 __all__ = ["Ensemble", "Listening", "as_answers"]
 
@@ -100,23 +102,20 @@ class Ensemble(Summed):
         """Nothing folded in."""
         return FixedSum(scale=self.scale)
 
-    def add(self, total: FixedSum, message: Message) -> FixedSum:
-        """Fold every client's answers in.
+    def terms(self, message: Message, discount_C: Tensor | None) -> Iterator[Terms]:
+        """Every client's answers, one at a time: in float64 a cohort's would be many times the message.
 
         Raises:
-            LichenError: if a message holds no answers to these K classes, answers other rows than those
-                before, or is not finite.
+            LichenError: if a message holds no answers to these K classes.
         """
-        weight_C = weigh_C(message, "examples" if self.weigh == "examples" else "uniform")
+        weight_C = weigh_C(message, "examples" if self.weigh == "examples" else "uniform", discount_C)
         for c, weight in enumerate(weight_C.tolist()):
-            if weight == 0:
-                continue
-            # One at a time: in float64 a cohort's answers would be many times the message.
             one = take_client(message, c)
-            total = fixed_point.add(total, replace(one, tensors=self._terms(one)), weight_C[c : c + 1])
-        return total
+            if weight == 0:  # whatever it sent
+                one = replace(one, tensors=zeros_like(one.tensors))
+            yield Terms(replace(one, tensors=self._answers(one)), weight_C[c : c + 1])
 
-    def _terms(self, one: Message) -> Tree:
+    def _answers(self, one: Message) -> Tree:
         """What is summed of one client's answers, ``(1, ...)`` float64."""
         logp_NK = self._log_probabilities(one)
         x_NK = logp_NK.exp() if self.mean == "prob" else logp_NK

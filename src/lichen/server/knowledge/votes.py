@@ -24,7 +24,7 @@ Legend: C clients, M candidates.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import final
 
@@ -35,9 +35,10 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
-from lichen.server.mean import Summed, weigh_C
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import FixedSum
+from lichen.server.sums.lifted import Terms
+from lichen.server.sums.summed import Summed, weigh_C
 
 __all__ = ["Votes", "concentration", "most_voted", "resample", "vote_probabilities"]
 
@@ -73,12 +74,11 @@ class Votes(Summed):
         """Nothing folded in."""
         return FixedSum(scale=_FRACTION_BITS)
 
-    def add(self, total: FixedSum, message: Message) -> FixedSum:
-        """Fold every client's histogram in; each counts 1.
+    def terms(self, message: Message, discount_C: Tensor | None) -> Iterator[Terms]:
+        """Every client's histogram; each counts 1.
 
         Raises:
-            LichenError: if the tensors are no histogram, come in another unit, or differ in number of
-                candidates.
+            LichenError: if the tensors are no histogram, or come in another unit.
         """
         shapes = {name: tuple(x.shape[1:]) for name, x in message.tensors.items()}
         votes_CM = message.tensors.get("votes")
@@ -94,7 +94,7 @@ class Votes(Summed):
                 where="aggregator.votes.bits",
                 fix="use the same bits in Vote and Votes",
             )
-        return fixed_point.add(total, message, weigh_C(message, "uniform"))
+        yield Terms(message, weigh_C(message, "uniform", discount_C))
 
     def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """``({"votes": (M,) float64}, metrics)``: the noisy counts, in votes.

@@ -17,7 +17,6 @@ Legend: m rows of a layer's weight (out), n columns (in), r adapter rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, final
 
@@ -28,6 +27,7 @@ from lichen.core.conventions.factor_pairs import factor_names, layers_with_facto
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
+from lichen.core.wrapping import AroundAggregator
 from lichen.server.lowrank.adapters import initial_A
 from lichen.server.lowrank.factors import directions
 from lichen.server.mean import Mean
@@ -37,7 +37,7 @@ __all__ = ["FedSVD"]
 
 @final
 @dataclass(frozen=True, slots=True)
-class FedSVD:
+class FedSVD(AroundAggregator):
     """An aggregator's mean of B, written as new halves of the same product with orthonormal rows of A.
 
     The clients' work must leave A alone (``phases=(("lora_A",),)``), and the server optimizer must add the
@@ -52,25 +52,9 @@ class FedSVD:
     _: KW_ONLY
     seed: int = 0
 
-    def zero(self) -> Any:
-        """Nothing folded in."""
-        return self.inner.zero()
-
-    def add(self, total: Any, message: Message) -> Any:
-        """Fold every client of the message in; raises as the inner one."""
-        return self.inner.add(total, message)
-
-    def merge(self, a: Any, b: Any) -> Any:
-        """Both together; raises as the inner one."""
-        return self.inner.merge(a, b)
-
-    def dump(self, total: Any) -> tuple[Tree, dict[str, Any]]:
-        """``(tensors, header)`` of a total."""
-        return self.inner.dump(total)
-
-    def load(self, tensors: Tree, header: Mapping[str, Any]) -> Any:
-        """Undo :meth:`dump`; raises as the inner one."""
-        return self.inner.load(tensors, header)
+    def before(self, message: Message) -> Message:
+        """The message itself."""
+        return message
 
     def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
         """The inner change with new halves for every layer whose B was sent, in float64; the inner metrics.

@@ -31,7 +31,7 @@ from lichen.server.lowrank.adapters import AdapterMeansList
 from lichen.server.lowrank.factors import gap_square, norm_square
 from lichen.server.lowrank.lowrank import LowRank
 from lichen.server.lowrank.products import Key
-from lichen.server.mean import Weighting
+from lichen.server.sums.summed import Weighting
 
 __all__ = ["HetLoRA"]
 

@@ -49,8 +49,10 @@ from lichen.server.lowrank.adapters import (
 )
 from lichen.server.lowrank.factors import Product, norm_square, shrink
 from lichen.server.lowrank.products import LowRankTotal
-from lichen.server.mean import Mean, Weighting, weigh_C
+from lichen.server.mean import Mean
+from lichen.server.single import SingleMessages
 from lichen.server.sums.fixed_point import WEIGHT_BITS
+from lichen.server.sums.summed import Weighting, weigh_C
 
 __all__ = ["FedEx", "FedIT", "LowRank"]
 
@@ -93,7 +95,7 @@ class Averaged:
 
 @final
 @dataclass(frozen=True, slots=True)
-class LowRank:
+class LowRank(SingleMessages):
     """Exact means of all tensors, and a rule for the adapters; made by the names of the methods.
 
     Args:
@@ -115,13 +117,17 @@ class LowRank:
         """Nothing folded in."""
         return LowRankTotal(whole=self.rule.whole)
 
-    def add(self, total: LowRankTotal, message: Message) -> LowRankTotal:
+    def add(self, total: LowRankTotal, message: Message, discount_C: Tensor | None = None) -> LowRankTotal:
         """Fold every client of the message in; ranks and layers may differ from those before.
 
         Raises:
             LichenError: if a number is not finite, or a sum leaves its range.
         """
-        return products.add(total, message, weigh_C(message, self.weighting))
+        return products.add(total, message, weigh_C(message, self.weighting, discount_C))
+
+    def clients(self, total: LowRankTotal) -> int:
+        """Clients folded in."""
+        return total.sums.count
 
     def merge(self, a: LowRankTotal, b: LowRankTotal) -> LowRankTotal:
         """Both together; raises as :meth:`add`."""

@@ -38,7 +38,7 @@ from lichen.core.tree import Tree
 from lichen.server.lowrank.adapters import AdapterMeansList, initial_A, rounding_floor
 from lichen.server.lowrank.factors import directions, gap_square, halves
 from lichen.server.lowrank.lowrank import LowRank
-from lichen.server.mean import Weighting
+from lichen.server.sums.summed import Weighting
 
 __all__ = ["FLoRIST", "FlexLoRA", "fewest"]
 

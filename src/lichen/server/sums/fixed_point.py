@@ -34,12 +34,25 @@ from lichen.core.message import Message
 from lichen.core.tree import Tree
 from lichen.server.sums import kernels
 
-__all__ = ["WEIGHT_BITS", "FixedSum", "Layout", "add", "check_range", "dump", "layout_of", "load", "merge", "read_sums"]
+__all__ = [
+    "WEIGHT_BITS",
+    "FixedSum",
+    "Layout",
+    "add",
+    "check_range",
+    "check_weights",
+    "dump",
+    "layout_of",
+    "load",
+    "merge",
+    "read_sums",
+]
 
 WEIGHT_BITS = 30
 """Bits after the point of a weight."""
 
 _ABREAST = 64  # clients folded side by side
+_NUMBERS = ("scale", "count", "weight", "bound", "lift_bits", "lifted")
 
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
 """Names and shapes without client axis, in name order."""
@@ -58,7 +71,11 @@ class FixedSum:
         layout: Names and shapes, without client axis, in name order.
         units_N: int64 sums in units of ``2^-scale``, one tensor after the other; they lie on
             the device of the last message; None before the first.
-        bound: Sum of the clients' largest magnitudes in units, which bounds every partial sum.
+        bound: Sum of the clients' largest magnitudes in units, which bounds every partial sum; of lifted
+            ones, whose magnitudes are not seen, the largest that they may have.
+        lift_bits: A number of a lifted message (:mod:`lichen.server.sums.lifted`) stays below ``2^lift_bits``
+            units: 4,096 at scale 40, so that 2,048 clients fit.
+        lifted: Clients that came lifted. Where there are any, count and weight are modulo 2^64, too.
     """
 
     scale: int = 40
@@ -68,6 +85,8 @@ class FixedSum:
     layout: Layout = ()
     units_N: Tensor | None = None
     bound: int = 0
+    lift_bits: int = 52
+    lifted: int = 0
 
 
 def layout_of(message: Message) -> Layout:
@@ -75,37 +94,48 @@ def layout_of(message: Message) -> Layout:
     return tuple((name, tuple(message.tensors[name].shape[1:])) for name in sorted(message.tensors))
 
 
-def add(total: FixedSum, message: Message, weight_C: Tensor) -> FixedSum:
-    """``total`` plus every client's ``tensor * weight``; clients of weight 0 are not even looked at.
+def check_weights(message: Message, weights: Sequence[float]) -> None:
+    """Refuse a weight that is not a finite number of 0 or more.
+
+    Raises:
+        LichenError: naming the client.
+    """
+    for client, weight in zip(message.client_C.tolist(), weights, strict=True):
+        if not 0 <= weight < float("inf"):
+            raise LichenError(f"weight {weight} is not a finite number >= 0", where=f"message of client {client}")
+
+
+def add(total: FixedSum, message: Message, weight_C: Tensor, factor_C: Tensor | None = None) -> FixedSum:
+    """``total`` plus every client's ``tensor * factor``; clients of weight 0 are not even looked at.
 
     Args:
         total: The sum so far; it stays as it is.
         message: Tensors ``(C, ...)`` of any real dtypes, all on one device.
         weight_C: ``(C,)`` float64, finite and not negative, multiples of ``2^-30``.
+        factor_C: The same; None: the weights.
 
     Raises:
         LichenError: if a weight or value is not finite, a weight is negative, the group, names or
             shapes differ from those before, or the sum leaves the 64-bit range.
     """
     weights = weight_C.tolist()
-    for client, weight in zip(message.client_C.tolist(), weights, strict=True):
-        if not 0 <= weight < float("inf"):
-            raise LichenError(f"weight {weight} is not a finite number >= 0", where=f"message of client {client}")
+    factors = weights if factor_C is None else factor_C.tolist()
+    check_weights(message, weights)
     counted = [position for position, weight in enumerate(weights) if weight > 0]
     layout = layout_of(message)
     if not counted or not layout:
         return total
     new = replace(total, group=message.group, layout=layout)
-    if total.count:
+    if total.units_N is not None:
         _check_alike(total, new)
     units_N, bound = total.units_N, total.bound
     rows = [message.tensors[name].detach().reshape(len(weights), prod(shape)) for name, shape in layout]
     for start in range(0, len(counted), _ABREAST):
         some = counted[start : start + _ABREAST]
         adjoining = some[-1] + 1 - some[0] == len(some)
-        factor_C = torch.tensor([weights[c] * 2.0**total.scale for c in some], dtype=torch.float64)
+        scaled_C = torch.tensor([factors[c] * 2.0**total.scale for c in some], dtype=torch.float64)
         units_N, top_C = kernels.add_rows(
-            units_N, [x[some[0] : some[-1] + 1] if adjoining else x[some] for x in rows], factor_C
+            units_N, [x[some[0] : some[-1] + 1] if adjoining else x[some] for x in rows], scaled_C
         )
         for c, top in zip(some, top_C.tolist(), strict=True):
             if not top < float("inf"):
@@ -118,11 +148,16 @@ def add(total: FixedSum, message: Message, weight_C: Tensor) -> FixedSum:
         check_range(bound, total.scale, of=lambda: _largest(layout, rows, counted))
     return replace(
         new,
-        count=total.count + len(counted),
-        weight=total.weight + sum(int(weight * 2**WEIGHT_BITS) for weight in weights),
+        count=_wrapped(total.count + len(counted), total.lifted),
+        weight=_wrapped(total.weight + sum(int(weight * 2**WEIGHT_BITS) for weight in weights), total.lifted),
         units_N=units_N,
         bound=bound,
     )
+
+
+def _wrapped(x: int, lifted: int) -> int:
+    """Modulo 2^64, from -2^63 on, where masks may lie over it; as it is where nothing came lifted."""
+    return (x + kernels.LIMIT) % (2 * kernels.LIMIT) - kernels.LIMIT if lifted else x
 
 
 def _largest(layout: Layout, rows: Sequence[Tensor], clients: Sequence[int]) -> str:
@@ -143,12 +178,14 @@ def merge(a: FixedSum, b: FixedSum) -> FixedSum:
         return b if a.units_N is None else a
     _check_alike(a, b)
     check_range(a.bound + b.bound, a.scale)
+    lifted = a.lifted + b.lifted
     return replace(
         a,
-        count=a.count + b.count,
-        weight=a.weight + b.weight,
+        count=_wrapped(a.count + b.count, lifted),
+        weight=_wrapped(a.weight + b.weight, lifted),
         units_N=a.units_N + b.units_N.to(a.units_N.device),
         bound=a.bound + b.bound,
+        lifted=lifted,
     )
 
 
@@ -196,7 +233,7 @@ def read_sums(total: FixedSum) -> Tree:
 
 def dump(total: FixedSum) -> tuple[Tree, dict[str, Any]]:
     """``(tensors, header)`` that stand for the sum; the header is what JSON can write."""
-    header = {name: getattr(total, name) for name in ("scale", "group", "count", "weight", "layout", "bound")}
+    header = {name: getattr(total, name) for name in (*_NUMBERS, "group", "layout")}
     return {} if total.units_N is None else {"units": total.units_N.cpu()}, header
 
 
@@ -208,8 +245,9 @@ def load(tensors: Tree, header: Mapping[str, Any]) -> FixedSum:
     """
     try:
         layout = tuple((str(name), tuple(int(n) for n in shape)) for name, shape in header["layout"])
-        whole = {name: int(header[name]) for name in ("scale", "count", "weight", "bound")}
-        group, units_N = header["group"], tensors["units"] if whole["count"] else None
+        whole = {name: int(header[name]) for name in _NUMBERS}
+        came = whole["count"] or whole["lifted"]
+        group, units_N = header["group"], tensors["units"] if came else None
     except (KeyError, TypeError, ValueError) as error:
         raise LichenError(f"these are not a sum: {error!r}", where="sum", fix="send it again") from None
     numbers = sum(prod(shape) for _, shape in layout)

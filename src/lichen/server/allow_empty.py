@@ -1,0 +1,30 @@
+"""Rounds to which nobody may have anything to say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from lichen.core import tree as trees
+from lichen.core.message import Message
+from lichen.core.parameters import split_shared
+from lichen.core.tree import Tree
+from lichen.core.wrapping import AroundAggregator
+
+__all__ = ["AllowEmpty"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class AllowEmpty(AroundAggregator):
+    """For rounds in which it may be that nobody has anything to say: the change is then zero."""
+
+    def before(self, message: Message) -> Message:
+        """The message itself."""
+        return message
+
+    def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
+        """The aggregator's change, or zeros with the metrics ``clients`` and ``weight`` at 0."""
+        if self.inner.clients(total):
+            return self.inner.close(total, shared)
+        return trees.zeros_like(split_shared(shared)[0]), {"clients": 0.0, "weight": 0.0}
