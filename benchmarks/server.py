@@ -4,13 +4,16 @@ The fold is told as a share of this machine's plain copy: bytes of messages fold
 that ``Tensor.copy_`` takes from one large buffer to another a second, both timed in this run, in turn,
 with the same threads. Each close runs in a process of its own, which tells its seconds and how far its
 memory rose. ``python benchmarks/server.py`` prints the tables and draws ``server.png``; under four minutes,
-or under one with ``--quick``.
+or under one with ``--quick``. ``--against CHECKOUT`` folds with the package of another checkout in turn with
+this one, and prints this one's seconds over the other's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
 import subprocess
 import sys
 import time
@@ -77,6 +80,32 @@ def fold(aggregator: Mean | LowRank, abreast: int, clients: int, buffers: tuple[
     }
 
 
+def fold_seconds(abreast: int) -> list[float]:
+    """Seconds of the processor, which other programs hardly stretch, that each of many messages takes."""
+    pool = [adapters(SMOLLM2, abreast, 0, seed) for seed in range(max(2, 64 // abreast))]
+    mean, seconds = Mean(), []
+    total = mean.zero()
+    for _ in range(max(1, 640 // (abreast * len(pool)))):
+        for message in pool:
+            start = time.process_time()
+            total = mean.add(total, message)
+            seconds.append(time.process_time() - start)
+    return seconds
+
+
+def ratio(other: Path, abreast: int, threads: int, turns: int = 8) -> dict[str, float]:
+    """This package's seconds a message over another checkout's: each the median, and least, of runs in turn."""
+    here = Path(__file__).resolve().parents[1]
+    seconds: dict[Path, list[float]] = {here: [], other: []}
+    for turn in range(2 * turns):
+        root = (here, other)[(turn + turn // 2) % 2]  # neither is always first
+        command = [sys.executable, __file__, f"--threads={threads}", f"--fold={abreast}"]
+        env = {**os.environ, "PYTHONPATH": str(root / "src")}
+        seconds[root] += json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
+    measures = {"median": statistics.median, "least": min}
+    return {name: of(seconds[here]) / of(seconds[other]) for name, of in measures.items()}
+
+
 def close(what: str, m: int, n: int, clients: int, threads: int) -> dict[str, float]:
     """Seconds of closing one layer of a 7B model, and by how many bytes the process grew meanwhile."""
     torch.set_num_threads(threads)
@@ -131,7 +160,18 @@ def main() -> None:
     ask.add_argument("--quick", action="store_true", help="fewer clients and shapes")
     ask.add_argument("--threads", type=int, default=2)
     ask.add_argument("--close", nargs=4, metavar=("WHAT", "M", "N", "CLIENTS"), help=argparse.SUPPRESS)
+    ask.add_argument("--fold", type=int, metavar="ABREAST", help=argparse.SUPPRESS)
+    ask.add_argument("--against", type=Path, metavar="CHECKOUT", help="fold beside another checkout")
     args = ask.parse_args()
+    if args.fold:
+        torch.set_num_threads(args.threads)
+        print(json.dumps(fold_seconds(args.fold)))
+        return
+    if args.against:
+        for abreast in (1, 8, 64):
+            found = ratio(args.against.resolve(), abreast, args.threads)
+            print(f"{abreast:>3} a message: median {found['median']:.3f}, least {found['least']:.3f}", flush=True)
+        return
     if args.close:
         what, *sizes = args.close
         print(json.dumps(close(what, *map(int, sizes), threads=args.threads)))
