@@ -30,7 +30,7 @@ from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.sides.clients import ClientSide
 from lichen.recipes.schema.read import read_recipe, write_recipe
-from lichen.recipes.tasks.columns import federate
+from lichen.recipes.tasks.learning import federate
 
 OVERRIDES = [
     "engine.name=spawned",

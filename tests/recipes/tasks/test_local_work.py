@@ -20,7 +20,7 @@ from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment
 from lichen.recipes.schema.read import read_recipe, write_recipe
-from lichen.recipes.tasks.columns import federate
+from lichen.recipes.tasks.learning import federate
 from support.small_experiment import engine, experiment
 from support.tiny_llama import recipe, save_model, save_rows
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import final
 
@@ -12,13 +15,16 @@ from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.engines.block_size import AutoBlockSize
 from lichen.engines.distributed import DistributedEngine
+from lichen.engines.kinds import EngineSettings
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import client_tasks
+from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.schema.recipe import Recipe
+from lichen.transforms.delta import snapshot_name
 
-__all__ = ["Column", "block_size_of", "local_engine", "over_ranks"]
+__all__ = ["Column", "block_size_of", "local_engine", "over_ranks", "recipe_engine"]
 
 
 @final
@@ -66,3 +72,35 @@ def block_size_of(recipe: Recipe, store: ClientStore) -> int | AutoBlockSize:
 def over_ranks(ranks: Ranks, local: LocalEngine) -> Engine:
     """The engine over all ranks whose part this process's is; itself where there is one."""
     return local if ranks.size == 1 else DistributedEngine(local, ranks)
+
+
+def recipe_engine(
+    recipe: Recipe,
+    folder: RunFolder,
+    store: ClientStore,
+    stack: ExitStack,
+    *,
+    local: Callable[[], LocalEngine],
+    start: Tree | None = None,
+) -> Engine:
+    """The engine that a recipe names, open until the stack is closed.
+
+    Args:
+        recipe: The recipe.
+        folder: The run folder, whose recipe nodes open for themselves.
+        store: Private state of the clients.
+        stack: Closes the engine.
+        local: Makes the engine of this process.
+        start: The tensors that all begin from; None: no job has any.
+    """
+    settings = EngineSettings(
+        local=local,
+        ranks=folder.ranks,
+        command=(
+            *(sys.executable, "-m", "lichen", "node"),
+            *("--recipe", str(folder.path / "recipe.yaml"), "--state", str(store.folder)),
+        ),
+        nodes=recipe.engine.nodes,
+        agreed=snapshot_name(start) if recipe.wire.down and start is not None else "",
+    )
+    return stack.enter_context(recipe.engine_kind.make(settings))

@@ -33,8 +33,9 @@ from lichen.recipes.help.steps import apply_help
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.rows.prepare import encode
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.tasks.columns import EventObserver, adapt
+from lichen.recipes.tasks.columns import adapt
 from lichen.recipes.tasks.coverage import trained
+from lichen.recipes.tasks.learning import EventObserver
 from lichen.recipes.tasks.outcome import TaskResult, baseline, gained, over_all_rows, tested
 from lichen.tasks.registry import task_of
 

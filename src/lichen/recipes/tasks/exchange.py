@@ -46,8 +46,8 @@ from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.workload import alone_rounds
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.tasks.columns import EventObserver, choose_learning_rate
 from lichen.recipes.tasks.exchange_report import Trained, ensemble_column, metrics_by_arch, public_bytes, save_models
+from lichen.recipes.tasks.learning import EventObserver, choose_learning_rate
 from lichen.recipes.tasks.outcome import TaskResult, baseline, over_all_rows, tested
 from lichen.server.knowledge.ensemble import Ensemble
 from lichen.server.mean import Mean

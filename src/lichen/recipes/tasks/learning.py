@@ -1,0 +1,233 @@
+"""Learns the columns that come of rounds, over any engine: federated, and clients by themselves.
+
+Nothing here holds a row: a server's side and what makes an engine are enough. Each column chooses its learning rate and
+its best round on validation rows, and is scored once on test rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from lichen.algorithms.agnostic import AFL
+from lichen.algorithms.alone import Alone
+from lichen.algorithms.average import Average, mean_loss, score
+from lichen.algorithms.semi import SemiFL
+from lichen.core.contracts import Algorithm, ClientTask, Engine, Report, ServerState
+from lichen.core.message import Job
+from lichen.core.rounds import run
+from lichen.core.seeds import derive
+from lichen.core.store import ClientStore
+from lichen.core.tree import Tree
+from lichen.data.batches.shards import TrainSource
+from lichen.engines.local import LocalEngine
+from lichen.present.trace import Event
+from lichen.recipes.assemble.aggregation import local_params_of
+from lichen.recipes.assemble.column import Column
+from lichen.recipes.assemble.experiment import lr_name, values_N
+from lichen.recipes.assemble.parts import algorithm_of, initial_shared, lr_scale, stop_of, tensors_of, trainer
+from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.assemble.workload import alone_rounds, trial_rounds
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = [
+    "EventObserver",
+    "alone_column",
+    "choose_learning_rate",
+    "federate",
+    "federated_column",
+    "private_column",
+    "scored",
+]
+
+EventObserver = Callable[[Event], None]
+Engines = Callable[[ClientStore], Engine]
+"""Makes the engine of one learning rate, whose clients keep their private state in this store."""
+
+Once = Callable[[Callable[[], None]], object]
+
+
+def choose_learning_rate(recipe: Recipe, rounds: int, go: Callable[[float, int], float]) -> float:
+    """The learning rate with the least validation loss, its rounds all done.
+
+    Args:
+        recipe: Its rates, and for how many rounds each is tried.
+        rounds: Rounds in all.
+        go: Brings one rate to so many rounds, from where it stands; gives its validation loss.
+    """
+    rates, trial = recipe.optimizer.lr, trial_rounds(recipe, rounds)
+    losses = {lr: go(lr, trial) for lr in rates} if len(rates) > 1 else {rates[0]: 0.0}
+    best = min(losses, key=lambda lr: math.inf if math.isnan(losses[lr]) else losses[lr])
+    go(best, rounds)
+    return best
+
+
+def federate(
+    server: ServerSide,
+    engine: Engine,
+    lr: float,
+    until: int,
+    checkpoint: Path,
+    observer: Callable[[Report], None],
+    *,
+    once: Once = lambda do: do(),
+) -> ServerState:
+    """The federated column at one learning rate, up to round ``until``; see :func:`lichen.core.rounds.run`."""
+    algorithm = _with_server(server, algorithm_of(server, lr, until), lr, checkpoint.parent / "server")
+    return _go(server, algorithm, engine, until, checkpoint, observer, once, initial=initial_shared(server, lr))
+
+
+def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) -> Algorithm:
+    """The federation, with fair weights or the server's own training between rounds where the recipe has them."""
+    recipe, rows = side.recipe, side.labelled
+    if recipe.federation.fair == "minmax":
+        return AFL(clients, rate=recipe.federation.fair_rate)
+    if rows is None or recipe.semi is None:
+        return clients
+    fed = recipe.federation
+    source = TrainSource(
+        (rows,),
+        batch_size=fed.batch_size,
+        steps=recipe.semi.server_steps,
+        pad=side.pad,
+        max_length=recipe.data.max_length,
+    )
+    server = LocalEngine(
+        {"server": ClientTask(work=trainer(side, lr), source=source)},
+        ClientStore(folder),
+        base=side.model.base,
+        device=recipe.model.device,
+    )
+    scale = lr_scale(recipe, fed.rounds)
+    return SemiFL(
+        replace(clients, agreed=False),
+        server=server,
+        seed=derive(recipe.seed, "server"),
+        lr_scale=lambda r: scale(max(r, 0)),
+    )
+
+
+def _go(
+    server: ServerSide,
+    algorithm: Algorithm,
+    engine: Engine,
+    rounds: int,
+    checkpoint: Path,
+    observer: Callable[[Report], None],
+    once: Once,
+    *,
+    initial: Tree,
+) -> ServerState:
+    return run(
+        algorithm,
+        engine,
+        lambda: initial,
+        rounds=rounds,
+        seed=derive(server.recipe.seed, "run"),
+        checkpoint=checkpoint,
+        once=once,
+        stop=stop_of(server.recipe),
+        observers=[observer],
+    )
+
+
+def _observer(observer: EventObserver, column: str, lr: float, rounds: int) -> Callable[[Report], None]:
+    return lambda report: observer(Event(column=column, report=report, total_rounds=rounds, grid=lr_name(lr)))
+
+
+def scored(server: ServerSide, engine: Engine, shared: Tree, *, version: int = 0) -> Tree:
+    """Everybody's sums over its own test rows, ``(N, ...)``, with these tensors.
+
+    Args:
+        server: The server's side.
+        engine: Asks the clients.
+        shared: The tensors.
+        version: Of the private state that goes with them.
+    """
+    everyone = tuple(range(len(server.roster)))
+    job = Job(work="test", shared=shared, version=version, clients=everyone, seed=0, base=server.model.base)
+    return score(engine, job)[1]
+
+
+def federated_column(
+    server: ServerSide,
+    folder: RunFolder,
+    observer: EventObserver,
+    engines: Engines,
+    *,
+    name: str = "federated",
+    test: Callable[[str, Tree], Column] | None = None,
+) -> Column:
+    """Rounds at every learning rate, and the best one's tensors on test rows.
+
+    Args:
+        server: The server's side.
+        folder: The run folder.
+        observer: Sees every round.
+        engines: Make an engine for each rate.
+        name: The column's.
+        test: Scores tensors; None: the clients do it over the engine, as they do where some tensors stay with them.
+    """
+    recipe, rounds = server.recipe, server.recipe.federation.rounds
+    states: dict[float, ServerState] = {}
+    made: dict[float, Engine] = {}
+
+    def go(lr: float, until: int) -> float:
+        if lr not in made:
+            made[lr] = engines(ClientStore(folder.clients(name, lr_name(lr))))
+        checkpoint, observe = folder.checkpoint(name, lr_name(lr)), _observer(observer, name, lr, rounds)
+        states[lr] = federate(server, made[lr], lr, until, checkpoint, observe, once=folder.ranks.ask_first)
+        return states[lr].best_value
+
+    lr = choose_learning_rate(recipe, rounds, go)
+    best, personal = states[lr], bool(local_params_of(recipe))
+    shared = best.best if personal else tensors_of(server, lr, best.best)
+    if test is not None and not personal:
+        return replace(test(name, shared), lr=lr, shared=shared, best_round=best.best_round)
+    # What stayed at home in the best round lies beside what is newest, under that round's version.
+    version = best.best_round if personal else 0
+    metrics = folder.tree(name, lambda: scored(server, made[lr], shared, version=version))
+    value_N = values_N(recipe, metrics)
+    return Column(value_N=value_N, metrics=metrics, lr=lr, shared=shared, best_round=best.best_round)
+
+
+def alone_column(server: ServerSide, folder: RunFolder, observer: EventObserver, engines: Engines) -> Column:
+    """Every client by itself, with its share of the federation's rounds."""
+    return private_column(server, folder, observer, engines, name="alone", rounds=alone_rounds(server))[0]
+
+
+def private_column(
+    server: ServerSide, folder: RunFolder, observer: EventObserver, engines: Engines, *, name: str, rounds: int
+) -> tuple[Column, ClientStore]:
+    """Train clients by themselves at every learning rate; the column of the best one, and its private state."""
+    recipe, clients = server.recipe, tuple(range(len(server.roster)))
+    made: dict[float, Engine] = {}
+    stores: dict[float, ClientStore] = {}
+
+    def tested(lr: float, until: int, work: str) -> Tree:
+        job = Job(work=work, shared=server.start, version=2 * until, clients=clients, seed=0, base=server.model.base)
+        return folder.tree(f"{name}.{work}.{lr_name(lr)}.{until}", lambda: score(made[lr], job)[1])
+
+    def go(lr: float, until: int) -> float:
+        stores[lr] = ClientStore(folder.clients(name, lr_name(lr)))
+        made[lr] = engines(stores[lr])
+        algorithm = Alone(
+            clients=len(clients),
+            rounds=until,
+            work=f"alone {lr_name(lr)}",
+            valid="alone.valid",
+            valid_every=recipe.federation.valid_every,
+            lr_scale=lr_scale(recipe, rounds),
+            base=server.model.base,
+        )
+        checkpoint, observe = folder.checkpoint(name, lr_name(lr)), _observer(observer, name, lr, rounds)
+        once = folder.ranks.ask_first
+        _go(server, algorithm, made[lr], until, checkpoint, observe, once, initial=server.start)
+        return mean_loss(tested(lr, until, "alone.chosen")) if len(recipe.optimizer.lr) > 1 else 0.0
+
+    lr = choose_learning_rate(recipe, rounds, go)
+    metrics = tested(lr, rounds, "alone.test")
+    return Column(value_N=values_N(recipe, metrics), metrics=metrics, lr=lr), stores[lr]
