@@ -45,6 +45,7 @@ from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of, recip
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.exchange import run_exchange
 from lichen.recipes.tasks.outcome import TaskResult
+from lichen.recipes.tasks.server_alone import run_server_alone
 from lichen.tasks.registry import task_of
 
 __all__ = ["Result", "RunReport", "Talker", "export", "report", "run", "run_node", "run_rank", "talk"]
@@ -97,6 +98,7 @@ def run(
     *,
     out: Path | str | None = None,
     resume: bool = False,
+    server_alone: bool = False,
     observers: Sequence[Callable[[Event], None]] = (),
     say: Callable[[str], None] | None = None,
 ) -> Result:
@@ -106,6 +108,7 @@ def run(
         recipe: A recipe, its mapping, a YAML file, or a gallery name.
         out: The run folder; by default the next free one under ``runs/``.
         resume: Go on with what lies in ``out``; the recipe is that folder's own, or has more rounds.
+        server_alone: The nodes of ``engine.name: spawned`` alone open the data; this process holds no row.
         observers: Called with every finished round; they read and cannot steer.
         say: Called with lines of progress.
 
@@ -127,7 +130,7 @@ def run(
             with connect(recipe.model.device) if apart else Ranks() as ranks:
                 mine = ranks.ask_first(lambda: _claim(path, recipe, resume, moved_back, say)) and ranks.first
                 watching, speaking = (observers, say) if ranks.first else ((), lambda _: None)
-                _go(recipe, path, ranks, watching, speaking)
+                _go(recipe, path, ranks, watching, speaking, server_alone)
     except LichenError:
         for give_back in moved_back:
             give_back()  # what lies at the new place may be something else
@@ -194,7 +197,12 @@ def _claim(
 
 
 def _go(
-    recipe: Recipe, path: Path, ranks: Ranks, observers: Sequence[Callable[[Event], None]], say: Callable[[str], None]
+    recipe: Recipe,
+    path: Path,
+    ranks: Ranks,
+    observers: Sequence[Callable[[Event], None]],
+    say: Callable[[str], None],
+    server_alone: bool,
 ) -> None:
     """Run a recipe as one of the ranks; the first one writes."""
     folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe), ranks=ranks)
@@ -211,6 +219,7 @@ def _go(
             observe(event)
 
     task: Callable[..., TaskResult] = run_exchange if recipe.exchange else task_of(recipe.task).procedure.load("run")
+    task = run_server_alone if server_alone else task
     # One process sees its own machine and accelerator only, and a part would look like the whole.
     alone = ranks.size == 1
     total_file = path / "state" / "joules" if alone else None

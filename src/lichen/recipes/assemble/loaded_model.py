@@ -48,7 +48,12 @@ class LoadedModel:
 
 
 def load_model(
-    recipe: Recipe, labels: Sequence[str], clients_data: Sequence[ClientData], *, keep_private: bool = True
+    recipe: Recipe,
+    labels: Sequence[str],
+    clients_data: Sequence[ClientData],
+    *,
+    reads_text: bool,
+    keep_private: bool = True,
 ) -> LoadedModel:
     """The recipe's model and what belongs to it.
 
@@ -56,6 +61,7 @@ def load_model(
         recipe: Of task chat or classify.
         labels: The data's, sorted; none for a language model.
         clients_data: Whose rows a model from nothing may take its words from.
+        reads_text: Rows are texts, not numbers.
         keep_private: A model with words of private rows may stay in the cache.
 
     Raises:
@@ -73,7 +79,7 @@ def load_model(
         put_template(recipe, tokenizer, say=notes.append)
     elif section.name is not None:
         foundation, tokenizer, classes, notes = _classifier(recipe, resolve_model(section.name), labels)
-    elif clients_data[0].train[0].features is not None:
+    elif not reads_text:
         return LoadedModel(model=None, foundation=None, tokenizer=None, classes=classes)
     else:
         tokenizer = load_encoder(resolve_model(STUDENT_TOKENIZER))[1]

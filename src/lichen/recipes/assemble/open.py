@@ -129,7 +129,8 @@ def open_recipe(
     public_split = split_public(recipe, gathered.records)
     clients_data = public_split.clients_data if recipe.writes else labelled_of(public_split.clients_data)
     say(f"{len(clients_data)} clients, {sum(len(o.train) for o in clients_data):,} rows to train on")
-    loaded = load_model(recipe, labels, clients_data, keep_private=keep_private)
+    texts = clients_data[0].train[0].features is None if clients_data[0].train else True
+    loaded = load_model(recipe, labels, clients_data, reads_text=texts, keep_private=keep_private)
     model, tokenizer, classes = loaded.model, loaded.tokenizer, loaded.classes
     read = report_read(recipe, gathered, public_split, tokenizer, say) if report_counts else None
     for note in loaded.notes:

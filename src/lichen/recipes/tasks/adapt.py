@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +30,8 @@ from lichen.recipes.assemble.model import SCRATCH, STUDENT_TOKENIZER, base_name_
 from lichen.recipes.assemble.open import LoadedExperiment, fetch_named, open_recipe, shards_of
 from lichen.recipes.assemble.parts import validators_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
+from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.assemble.workload import pooled_experiment
 from lichen.recipes.help.steps import apply_help
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.rows.prepare import encode
@@ -39,7 +42,7 @@ from lichen.recipes.tasks.learning import EventObserver
 from lichen.recipes.tasks.outcome import TaskResult, baseline, gained, over_all_rows, tested
 from lichen.tasks.registry import task_of
 
-__all__ = ["run_adapt"]
+__all__ = ["run_adapt", "save_result"]
 
 Say = Callable[[str], None]
 
@@ -74,8 +77,15 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     if "without" in columns:
         up = metric_of(recipe).higher_is_better
         extra |= gained(columns["federated"], columns["without"], higher_is_better=up)
+
+    def side(column: str) -> ServerSide:
+        if column == "pooled":
+            return pooled_experiment(loaded.experiment).server
+        return (help_result.experiment if column == "federated" else loaded.experiment).server
+
     if folder.ranks.first:
-        _save(loaded, folder, best)
+        words = loaded.vocabulary.words if loaded.vocabulary else None
+        save_result(folder, recipe, best, loaded.foundation, loaded.tokenizer, loaded.classes, words=words)
     return TaskResult(
         columns=columns,
         clients=tuple(o.name for o in loaded.clients_data),
@@ -85,9 +95,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
         read=loaded.read,
         validators=len(validators_of(loaded.experiment.server)),
         counts=counts_of(recipe, loaded.clients_data, loaded.tokenizer),
-        training=trained(help_result.experiment, loaded.experiment, columns, read_trace(folder.path))
-        if folder.ranks.first
-        else {},
+        training=trained(side, columns, read_trace(folder.path)) if folder.ranks.first else {},
         common_test=shared_test(loaded.clients_data),
     )
 
@@ -132,40 +140,58 @@ def _forgotten(loaded: LoadedExperiment, folder: RunFolder, name: str, shared: T
     return float(torch.exp(metrics["loss_sum"] / metrics["count"])[0])
 
 
-def _save(loaded: LoadedExperiment, folder: RunFolder, best: Tree) -> None:
-    """The result, as PEFT reads it where it is an adapter, else as plain tensors."""
-    recipe = loaded.experiment.recipe
+def save_result(
+    folder: RunFolder,
+    recipe: Recipe,
+    best: Tree,
+    foundation: Any,
+    tokenizer: Any,
+    classes: Sequence[str],
+    *,
+    words: Mapping[int, int] | None = None,
+) -> None:
+    """Write the result, as PEFT reads it where it is an adapter, else as plain tensors.
+
+    Args:
+        folder: The run folder.
+        recipe: The recipe.
+        best: The tensors.
+        foundation: The frozen transformers model; None for a student.
+        tokenizer: Its tokenizer, or the one that a student's texts need; None without one.
+        classes: In the order of the logits; none for a language model.
+        words: A student's words, where they were taken from public text.
+    """
     tree = {name: x for name, x in best.items() if not name.startswith(("patch.", "answers."))}
     patch = {name: x for name, x in best.items() if name.startswith("patch.")}
     save_tree(folder.path / "state" / "final.safetensors", {**tree, **patch})
     if recipe.model.scratch is not None:  # its tokenizer was learned from rows that may be gone tomorrow
-        for file in sorted(Path(base_name_of(loaded.foundation)).iterdir()):
+        for file in sorted(Path(base_name_of(foundation)).iterdir()):
             write_atomic(folder.path / SCRATCH / file.name, file.read_bytes())
-    if loaded.foundation is not None and not recipe.model.adapter.facts.whole and not recipe.method.asks_only:
-        spec = spec_of(recipe, loaded.foundation)
+    if foundation is not None and not recipe.model.adapter.facts.whole and not recipe.method.asks_only:
+        spec = spec_of(recipe, foundation)
         try:
             save_adapter(
                 folder.path / "adapter",
                 tree,
                 spec=spec,
-                base_name=described_base(recipe, loaded.foundation),
+                base_name=described_base(recipe, foundation),
                 task=task_of(recipe.task).peft,
                 patch=patch,
             )
-            loaded.tokenizer.save_pretrained(folder.path / "adapter")
-            if loaded.classes:
-                folder.write_json("adapter/classes.json", list(loaded.classes), shared=True)
+            tokenizer.save_pretrained(folder.path / "adapter")
+            if classes:
+                folder.write_json("adapter/classes.json", list(classes), shared=True)
             return
         except LichenError:
             if not patch and has_peft_format(spec):
                 raise  # only a patch of too high a rank may stay out of the adapter: `export --merge` takes it in
     student = recipe.model.student
     save_tree(folder.path / "model" / "model.safetensors", {**tree, **patch}, shared=True)
-    reads_text = loaded.tokenizer is not None and loaded.foundation is None
+    reads_text = tokenizer is not None and foundation is None
     about = {
-        "classes": list(loaded.classes),
+        "classes": list(classes),
         "student": student.model_dump() if student else None,
         "tokenizer": STUDENT_TOKENIZER if reads_text else None,
-        "vocabulary": list(loaded.vocabulary.words) if loaded.vocabulary else None,
+        "vocabulary": list(words) if words else None,
     }
     folder.write_json("model/config.json", about, shared=True)

@@ -8,7 +8,7 @@ Legend: N clients.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -84,13 +84,12 @@ def planned(experiment: Experiment, invited: Sequence[Sequence[int]], columns: I
 
 
 def trained(
-    experiment: Experiment, plain: Experiment, columns: Mapping[str, Column], events: Sequence[Event]
+    side: Callable[[str], ServerSide], columns: Mapping[str, Column], events: Sequence[Event]
 ) -> dict[str, dict[str, Any]]:
     """What the trained columns of a finished run have seen, as its summary holds it.
 
     Args:
-        experiment: What the federated column worked with.
-        plain: What the others did.
+        side: The server's side that a column was learned with, by its name.
         columns: All columns; those without rounds in the trace are left out.
         events: The run's trace.
     """
@@ -100,12 +99,11 @@ def trained(
         rounds = {e.report.round: e for e in events if e.column == name and e.grid == grid}
         if not rounds:
             continue
-        here = pooled_experiment(plain) if name == "pooled" else experiment if name == "federated" else plain
         last = rounds[max(rounds)]
         out[name] = {
             "rounds": last.report.round,
             "of": last.total_rounds,
             "kept": column.best_round if column.best_round > 0 else None,
-            **asdict(coverage_of(here.server, [e.report.clients for e in rounds.values()])),
+            **asdict(coverage_of(side(name), [e.report.clients for e in rounds.values()])),
         }
     return out

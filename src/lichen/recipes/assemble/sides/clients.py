@@ -1,6 +1,6 @@
 """The clients' side of an experiment: their rows, and what they declare of them.
 
-Legend: M rows of all clients, N clients.
+Legend: M rows of all clients, N clients, P parts, K classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lichen.data.batches.shards import ArrayShard, Shard
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
-__all__ = ["Auxiliary", "ClientSide", "declared", "may_declare_labels", "recounted"]
+__all__ = ["TOKENS", "Auxiliary", "ClientSide", "declared", "may_declare_labels", "recounted"]
 
 TOKENS = "tokens"
 """The group of clients whose rows are texts; others' tells the shape of a row."""
@@ -89,11 +89,11 @@ def declared(
     """
     members = []
     for client, shard in enumerate(clients.train):
-        counts = _label_counts(shard, len(classes)) if classes else ()
+        labels = _labels(clients, client, classes)
         member = Member(
             name=declared_name(names[client]) if names else f"client-{client:03d}",
             rows=_rows(clients, client),
-            labels={declared_name(name): float(n) for name, n in zip(classes, counts, strict=True) if n},
+            labels=labels,
             capacity=capacity_N[client] if capacity_N else None,
             group=" ".join(map(str, shard.x.shape[1:])) if isinstance(shard, ArrayShard) else TOKENS,
         )
@@ -114,7 +114,16 @@ def _rows(clients: ClientSide, client: int) -> dict[str, int]:
     }
 
 
-def _label_counts(shard: Shard, classes: int) -> list[int]:
-    """Rows of each class; those without a label count for nothing."""
-    labels = np.asarray(shard.labels)
-    return [int(n) for n in np.bincount(labels[labels >= 0], minlength=classes)]
+def _labels(clients: ClientSide, client: int, classes: Sequence[str]) -> dict[str, float]:
+    """Training rows of each class that is among a client's rows at all."""
+    counts_PK = [
+        np.bincount(labels[labels >= 0], minlength=len(classes))
+        for part in (clients.train, clients.valid, clients.test)
+        if classes
+        for labels in (np.asarray(part[client].labels),)
+    ]
+    return {
+        declared_name(name): float(counts_PK[0][k])
+        for k, name in enumerate(classes)
+        if any(count_K[k] for count_K in counts_PK)
+    }

@@ -1,0 +1,152 @@
+"""Opens the server's side of a recipe alone: from what clients have declared, with no file of their rows.
+
+The classes of a classifier come from ``data.classes``, or else from the labels that clients declare where they may.
+What rows look like, which a student must fit, is the clients' group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any, final
+
+import numpy as np
+
+from lichen.core.errors import LichenError
+from lichen.core.roster import Roster
+from lichen.data.batches.shards import ArrayShard, Shard, TextShard
+from lichen.data.batches.text import pad_id, sorted_labels
+from lichen.recipes.assemble.aggregation import scaling_of
+from lichen.recipes.assemble.loaded_model import load_model
+from lichen.recipes.assemble.model import make_student, start_of
+from lichen.recipes.assemble.sides.clients import TOKENS
+from lichen.recipes.assemble.sides.server import ServerSide, capacity_from
+from lichen.recipes.schema.recipe import Recipe
+from lichen.tasks.registry import task_of
+
+__all__ = ["LoadedServer", "open_server", "refuse_rows"]
+
+MOST_NUMBERS = 1 << 24
+"""Of a row, as clients declare it; a student is made to fit."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedServer:
+    """The server's side, and what its results are saved with.
+
+    Attributes:
+        server: The server's side.
+        foundation: The frozen transformers model; None for a student.
+        tokenizer: Its tokenizer; None without one.
+    """
+
+    server: ServerSide
+    foundation: Any
+    tokenizer: Any
+
+
+def open_server(recipe: Recipe, roster: Roster, *, say: Callable[[str], None] = lambda _: None) -> LoadedServer:
+    """What a server works with; no file of the data is read.
+
+    Args:
+        recipe: A recipe that :func:`refuse_rows` lets pass.
+        roster: Its clients, as they have declared themselves.
+        say: Called with what a person should know, a line each.
+
+    Raises:
+        LichenError: where clients do not fit one model, or nothing says what the classes are.
+    """
+    groups = {member.group for member in roster}
+    if len(groups) > 1:
+        raise LichenError(f"clients have rows of {len(groups)} groups, which no one model reads", where="roster")
+    rows, labels = rows_like(groups.pop(), labelled=not recipe.writes), declared_classes(recipe, roster)
+    loaded = load_model(recipe, labels, (), reads_text=isinstance(rows, TextShard), keep_private=False)
+    for note in loaded.notes:
+        say(note)
+    model = loaded.model
+    if model is None:
+        size = len(loaded.tokenizer) if loaded.tokenizer else 0
+        model = make_student(recipe, rows, loaded.classes, vocabulary=size)
+    server = ServerSide(
+        recipe=recipe,
+        model=model,
+        start=start_of(recipe, model, loaded.classes, say=say),
+        roster=roster,
+        classes=loaded.classes,
+        pad=pad_id(loaded.tokenizer) if loaded.tokenizer is not None else 0,
+        capacity=capacity_from(roster, scaling=scaling_of(recipe.model.adapter)),
+    )
+    return LoadedServer(server=server, foundation=loaded.foundation, tokenizer=loaded.tokenizer)
+
+
+def declared_classes(recipe: Recipe, roster: Roster) -> tuple[str, ...]:
+    """The names of the model's outputs: the recipe's, or those of the labels that were declared.
+
+    Raises:
+        LichenError: if neither says them.
+    """
+    labels = task_of(recipe.task).labels
+    if labels is None:
+        return ()
+    if not labels.classes:
+        raise LichenError(
+            f"a server without rows cannot find the outputs of task {recipe.task}", where="task", fix="use classify"
+        )
+    found = sorted_labels(recipe.data.classes) or tuple(sorted(roster.labels()))
+    if not found:
+        raise LichenError(
+            "a server without rows does not know the classes", where="data.classes", fix="list them, as in the data"
+        )
+    return found
+
+
+def rows_like(group: str, *, labelled: bool) -> Shard:
+    """No rows, of the kind that a group names.
+
+    Raises:
+        LichenError: if it names none.
+    """
+    if group == TOKENS:
+        nothing = np.zeros(0, dtype=np.int64)
+        return TextShard([], labels=nothing if labelled else [], kind="classify" if labelled else "lm")
+    sides = group.split()
+    shape = tuple(int(side) for side in sides if side.isascii() and side.isdigit() and len(side) < 9)
+    if not shape or len(shape) < len(sides) or len(shape) > 4 or not 0 < prod(shape) <= MOST_NUMBERS:
+        raise LichenError(f"clients have rows of group {group!r}, which is no shape", where="roster")
+    return ArrayShard(x=np.zeros((0, *shape), dtype=np.float32), labels=np.zeros(0, dtype=np.int64))
+
+
+def refuse_rows(recipe: Recipe) -> None:
+    """Refuse what is made from rows at the server.
+
+    Raises:
+        LichenError: naming the key and the fix.
+    """
+    compare, scratch = recipe.compare, recipe.model.scratch
+    for key, wrong, why, fix in (
+        ("engine.name", not recipe.engine_kind.nodes, "this engine has no nodes that could hold them", "use spawned"),
+        ("task", not task_of(recipe.task).procedure.rounds, "this task has no rounds", "use chat or classify"),
+        ("exchange", recipe.exchange is not None, "an exchange runs in one process", "remove it"),
+        (
+            "compare.baselines",
+            "pooled" in compare.baselines,
+            "pooled is one model on everybody's rows, and exists nowhere",
+            "leave pooled out; base and alone are computed at the nodes",
+        ),
+        ("compare.forms", bool(compare.forms), "other forms of test rows would be made here", "set it to []"),
+        ("compare.retention_text", compare.retention_text is not None, "it is scored by this process", "remove it"),
+        ("data.public", recipe.data.public is not None, "public rows are taken out of the clients' file", "remove it"),
+        ("synthetic", recipe.synthetic is not None, "rows are written beside those of clients", "remove it"),
+        ("semi", recipe.semi is not None, "rows without a label are prepared by this process", "remove it"),
+        ("model.head", recipe.model.head in ("ridge", "lda"), "this head is scaled on rows", "use base or random"),
+        (
+            "model.scratch.text",
+            scratch is not None and scratch.text is None,
+            "the tokenizer is learned from texts",
+            "name a public text",
+        ),
+    ):
+        if wrong:
+            raise LichenError(f"a server without rows: {why}", where=key, fix=fix)

@@ -1,0 +1,158 @@
+"""A server without rows: its process opens no file of the data, and its rounds have the bytes of the local engine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lichen
+from lichen.core.errors import LichenError
+from lichen.core.roster import Member, Roster
+from lichen.core.tree import digest
+from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.schema.read import read_recipe, write_recipe
+from lichen.recipes.tasks.open_server import open_server, refuse_rows
+from support.tiny_llama import recipe as chat_recipe
+from support.tiny_llama import save_model, save_rows
+
+WATCHED = """
+import json, sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+import lichen
+recipe, out, alone = sys.argv[1:]
+lichen.run(recipe, out=out, server_alone=alone == "alone")
+print(json.dumps(opened))
+"""
+"""A run in a fresh process, which tells every file that it has opened."""
+
+DIGITS = {
+    "data.classes": list(range(10)),
+    "data.partition.clients": 4,
+    "federation.rounds": 2,
+    "federation.local_steps": 2,
+    "federation.clients_per_round": 3,
+    "federation.sampling": "weighted",
+    "federation.weighting": "rows",
+    "federation.valid_clients": 2,
+    "compare.baselines": ["alone"],
+    "optimizer.lr": [0.3],
+    "wire.down": ["int8"],
+}
+
+
+def digits(home: Path, engine: str) -> tuple[Path, str]:
+    keys = {**DIGITS, "engine.name": engine}
+    file = home / f"digits-{engine}.yaml"
+    file.write_text(write_recipe(read_recipe("digits", [f"{key}={json.dumps(value)}" for key, value in keys.items()])))
+    return file, "digits.csv"
+
+
+def chat(home: Path, engine: str) -> tuple[Path, str]:
+    rows = home / "private-rows.jsonl"
+    if not rows.exists():
+        save_rows(rows, "pair", rows=12)
+        save_model(home / "model")
+    more: dict[str, Any] = {
+        "engine": {"name": engine, "packing": False},
+        "federation": {"rounds": 2, "local_steps": 2, "ranks": [1, 2], "aggregate": "hetlora"},
+        "compare": {"baselines": ["base"]},
+    }
+    file = home / f"chat-{engine}.yaml"
+    file.write_text(write_recipe(read_recipe(chat_recipe(home / "model", rows, "pair", **more))))
+    return file, rows.name
+
+
+def watched(recipe: Path, out: Path, *, alone: bool) -> list[str]:
+    """The files that a process has opened in which this recipe ran."""
+    command = [sys.executable, "-c", WATCHED, str(recipe), str(out), "alone" if alone else "whole"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    opened: list[str] = json.loads(ran.stdout.splitlines()[-1])
+    return opened
+
+
+def states(run: Path) -> dict[str, bytes]:
+    """All that the rounds of a run have left on disk: the server's state, and what was learned."""
+    files = [*run.glob("state/*/*/server.safetensors"), *run.glob("adapter/*.safetensors"), *run.glob("model/*.st*")]
+    return {str(file.relative_to(run)): file.read_bytes() for file in [*files, run / "state/final.safetensors"]}
+
+
+@pytest.mark.parametrize("made", [digits, chat])
+def test_the_server_opens_no_data_and_its_rounds_have_the_local_bytes(
+    made: Callable[[Path, str], tuple[Path, str]], tmp_path: Path
+) -> None:
+    (spawned, data), (local, _) = made(tmp_path, "spawned"), made(tmp_path, "local")
+    opened = watched(spawned, tmp_path / "alone", alone=True)
+    assert any(path.endswith("roster.json") or "roster.json" in path for path in opened)  # the hook sees what is opened
+    assert [path for path in opened if data in path] == []
+    assert any(data in path for path in watched(local, tmp_path / "local", alone=False))
+
+    here, there = states(tmp_path / "local"), states(tmp_path / "alone")
+    assert here.keys() == there.keys()
+    assert len(here) >= 3
+    assert here == there
+    assert (tmp_path / "local/roster.json").read_bytes() == (tmp_path / "alone/roster.json").read_bytes()
+
+    whole, alone = lichen.report(tmp_path / "local", tmp_path / "alone").runs
+    # Whether all clients are scored on one common test set, a server does not know; each score is the same.
+    means = [
+        {name: score and score["mean"] for name, score in run.summary["columns"].items()} for run in (whole, alone)
+    ]
+    assert means[0] == means[1]
+    assert means[1]["pooled"] is None
+    assert (means[1]["alone"] is None) == (made is chat)
+    assert alone.summary["traffic"] == whole.summary["traffic"]
+    assert alone.summary["training"] == whole.summary["training"]
+    for mine, other in zip(alone.clients(), whole.clients(), strict=True):
+        assert {k: v for k, v in mine.items() if k != "cut"} == {k: other[k] for k in mine if k != "cut"}
+
+
+def test_a_server_side_alone_is_that_of_the_whole_recipe(tmp_path: Path) -> None:
+    recipe = read_recipe(digits(tmp_path, "spawned")[0])
+    whole = open_recipe(recipe).experiment.server
+    alone = open_server(recipe, Roster.load(json.loads(json.dumps(whole.roster.dump())))).server
+    assert digest(alone.start) == digest(whole.start)
+    assert (alone.classes, alone.pad, alone.capacity) == (whole.classes, whole.pad, whole.capacity)
+    assert alone.roster == whole.roster
+
+
+def test_what_needs_rows_at_the_server_says_so(tmp_path: Path) -> None:
+    file, _ = digits(tmp_path, "spawned")
+    read = read_recipe(file)
+    refuse_rows(read)
+    cases: dict[str, tuple[list[str], str]] = {
+        "compare.baselines": (['compare.baselines=["alone", "pooled"]'], "pooled is one model on everybody's rows"),
+        "engine.name": (["engine.name=local"], "no nodes"),
+        "model.head": (["model.head=ridge"], "scaled on rows"),
+    }
+    for key, (changes, why) in cases.items():
+        with pytest.raises(LichenError, match=why) as told:
+            refuse_rows(read_recipe(file, changes))
+        assert told.value.where == key
+        assert told.value.fix
+    with pytest.raises(LichenError, match="pooled is one model") as told:
+        lichen.run(read_recipe(file, cases["compare.baselines"][0]), out=tmp_path / "run", server_alone=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_roster_that_fits_no_model_is_told(tmp_path: Path) -> None:
+    recipe = read_recipe(digits(tmp_path, "spawned")[0])
+    one = Member(name="a", rows={"train": 3}, group="64", labels={"7": 2, "b": 0})
+    for group in ("", "nothing", "-1", "0", "64 x", "99999999 99999999", "1 1 1 1 1"):
+        with pytest.raises(LichenError, match="which is no shape"):
+            open_server(recipe, Roster((replace(one, group=group),)))
+    with pytest.raises(LichenError, match="rows of 2 groups"):
+        open_server(recipe, Roster((one, replace(one, name="b", group="tokens"))))
+    unnamed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"classes": ()})})
+    with pytest.raises(LichenError, match="does not know the classes") as told:
+        open_server(unnamed, Roster((replace(one, labels={}),)))
+    assert told.value.where == "data.classes"
+    assert open_server(unnamed, Roster((one,))).server.classes == ("7", "b")
