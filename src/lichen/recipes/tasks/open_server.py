@@ -25,7 +25,7 @@ from lichen.recipes.assemble.sides.server import ServerSide, capacity_from
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
-__all__ = ["LoadedServer", "open_server", "refuse_rows"]
+__all__ = ["open_server", "refuse_rows"]
 
 MOST_NUMBERS = 1 << 24
 """Of a row, as clients declare it; a student is made to fit."""
