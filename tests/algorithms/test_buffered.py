@@ -22,6 +22,7 @@ from lichen.core.tree import Tree
 from lichen.engines.around import AroundEngine
 from lichen.engines.clock import ClockEngine, Delays
 from lichen.recipes.assemble.experiment import Experiment
+from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Uniform
 from lichen.server.schedules import Buffered, Synchronous
@@ -150,16 +151,21 @@ def test_the_discount_of_three_clients_is_that_computed_by_hand() -> None:
     assert ages == [0, 1, 1, 3]
 
     # In pairs: client 2's answer for version 0 meets client 0's for version 1, and weighs 2^-1/2 of it.
-    there = ByHand()
-    algorithm = replace(algorithm, schedule=Buffered(arrivals=2, concurrency=3))
-    state, values = ServerState(round=0, shared={"w": torch.zeros(1, dtype=torch.float64)}), []
-    for r in range(2):
-        state, _ = algorithm.round(state, there, r)
-        values.append(float(state.shared["w"]))
-    assert values[0] == pytest.approx((1.0 + 2.0) / 2)
-    # Sent at 1.5: client 0 comes at 2.5, client 1 at 3.0; client 2 of version 0 comes at 2.7.
     late = 2**-0.5
-    assert values[1] - values[0] == pytest.approx((2.0 + late * 4.0) / (1 + late), rel=1e-7)
+    for mean, divisor in (
+        (Mean(), 1 + late),
+        (Mean("uniform"), 1 + late),
+        (Mean("uniform", divisor="plain"), 2),  # FedBuff's own: over the number of answers
+    ):
+        there = ByHand()
+        algorithm = replace(algorithm, aggregator=mean, schedule=Buffered(arrivals=2, concurrency=3))
+        state, values = ServerState(round=0, shared={"w": torch.zeros(1, dtype=torch.float64)}), []
+        for r in range(2):
+            state, _ = algorithm.round(state, there, r)
+            values.append(float(state.shared["w"]))
+        assert values[0] == pytest.approx((1.0 + 2.0) / 2)
+        # Sent at 1.5: client 0 comes at 2.5, client 1 at 3.0; client 2 of version 0 comes at 2.7.
+        assert values[1] - values[0] == pytest.approx((2.0 + late * 4.0) / divisor, rel=1e-7)
 
 
 def test_a_deadline_cuts_the_tail_and_who_was_late_may_come_again(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Schedules: rounds that wait for those invited, and FedBuff, which steps after so many answers, whoever gives them.
 
 FedBuff keeps M clients at work and steps after every K answers. An answer made for tensors that are s steps old
-weighs (1 + s)^-a of a fresh one, with a = 1/2 in the paper. Who answers is replaced when the step is made, so that one
-job goes out for each version; with K = M and nobody late every round is a synchronous one.
+weighs (1 + s)^-a of a fresh one, with a = 1/2 in the paper; what the sum is then divided by is the aggregator's
+choice (:mod:`lichen.server.mean`: the paper's is ``Mean("uniform", divisor="plain")``). Who answers is replaced when
+the step is made, so that one job goes out for each version; with K = M and nobody late every round is a synchronous
+one.
 
 References:
     John Nguyen, Kshitiz Malik, Hongyuan Zhan, Ashkan Yousefpour, Mike Rabbat, Mani Malek and Dzmitry Huba.

@@ -199,19 +199,20 @@ def _folded(
 ) -> tuple[Any, Message | None, list[Refusal]]:
     """``(total, what was folded, who was not)``; where a stack does not fold, each client is tried alone."""
     with suppress(LichenError):
-        return aggregator.add(total, _discounted(message, discount)), message, []
+        return aggregator.add(total, message, _discount_C(message, discount)), message, []
     folded, refusals = list[int](), list[Refusal]()
     for c, client in enumerate(message.client_C.tolist()):
         try:
-            total = aggregator.add(total, _discounted(rows_of(message, [c]), discount))
+            one = rows_of(message, [c])
+            total = aggregator.add(total, one, _discount_C(one, discount))
             folded.append(c)
         except LichenError as error:
             refusals.append(Refusal(client=client, reason="sum", what=error.what, where=error.where, fix=error.fix))
     return total, rows_of(message, folded) if folded else None, refusals
 
 
-def _discounted(message: Message, discount: float) -> Message:
-    return message if discount == 1.0 else replace(message, weight_C=message.weight_C * discount)
+def _discount_C(message: Message, discount: float) -> Tensor | None:
+    return None if discount == 1.0 else torch.full((len(message.client_C),), discount, dtype=torch.float64)
 
 
 def _joined(engine: Engine, requested: Sequence[int], came: _Came) -> Collected:
