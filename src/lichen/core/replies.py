@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
+from lichen.core.visible import clipped, visible
 
-__all__ = ["ATTENDED", "Attendance", "Refusal", "Reply"]
+__all__ = ["ATTENDED", "Attendance", "Refusal", "Reply", "merged"]
+
+LETTERS = 400
+"""Of each part of a refusal."""
 
 NAMED = 16
 """Refusals of a round that are told one by one; the rest are counted."""
@@ -48,9 +52,10 @@ class Refusal:
     Attributes:
         client: Who was asked, or -1 where it cannot be said.
         reason: One word: ``error`` where the client could not do its job, else what was wrong with its message.
-        what: The sentence.
+        what: The sentence; what it quotes may come from a stranger, so it is cut short and cannot steer a terminal.
         where: The place that a client's own error names.
         fix: What may help.
+        times: How often it came.
     """
 
     client: int
@@ -58,6 +63,11 @@ class Refusal:
     what: str
     where: str = ""
     fix: str = ""
+    times: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("reason", "what", "where", "fix"):
+            object.__setattr__(self, name, clipped(visible(getattr(self, name)), LETTERS))
 
     def error(self) -> LichenError:
         """The same as what a user reads."""
@@ -95,7 +105,7 @@ class Attendance:
         return cls(
             invited=len(invited),
             arrived=len(arrived),
-            refused=dict(sorted(Counter(refusal.reason for refusal in refused).items())),
+            refused=dict(sorted(_times(refused).items())),
             named=refused[:NAMED],
             missing=tuple(c for c in invited if c not in arrived and c not in refused_clients),
         )
@@ -113,16 +123,33 @@ class Attendance:
         """One line; empty where everybody came and nothing was refused.
 
         >>> Attendance.of([3, 4, 5], [3], [Refusal(client=4, reason="shape", what="w is too long")]).summary()
-        '1 of 3 clients count; refused: 1 shape; missing: 1'
+        '1 of 3 count; refused: 1 shape; missing: 1'
         """
         if self.arrived == self.invited and not self.refused:
             return ""
-        parts = [f"{self.arrived} of {self.invited} clients count"]
+        parts = [f"{self.arrived} of {self.invited} count"]
         if self.refused:
             parts.append("refused: " + ", ".join(f"{count} {reason}" for reason, count in self.refused.items()))
         if self.missing:
             parts.append(f"missing: {len(self.missing)}")
         return "; ".join(parts)
+
+
+def _times(refused: Iterable[Refusal]) -> Counter[str]:
+    """How many replies were refused, by reason."""
+    times = Counter[str]()
+    for refusal in refused:
+        times[refusal.reason] += refusal.times
+    return times
+
+
+def merged(refusals: Iterable[Refusal]) -> list[Refusal]:
+    """One refusal for each client and reason: a client that floods the server with one fault is told once."""
+    out: dict[tuple[int, str], Refusal] = {}
+    for refusal in refusals:
+        key = refusal.client, refusal.reason
+        out[key] = replace(out[key], times=out[key].times + refusal.times) if key in out else refusal
+    return list(out.values())
 
 
 ATTENDED = Attendance()

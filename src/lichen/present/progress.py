@@ -48,6 +48,16 @@ def event_text(event: Event, mean_seconds: float) -> str:
     return "  ".join(part for part in parts if part)
 
 
+def attendance_text(event: Event) -> str:
+    """Who did not come in a round, and what was refused, as one line; empty where all is well."""
+    attendance = event.report.attendance
+    if not attendance.summary():
+        return ""
+    first = attendance.named[0] if attendance.named else None
+    why = f": client {first.client}: {first.what}" if first is not None else ""
+    return f"{column_title(event.column)}  round {event.report.round}  {attendance.summary()}{why}"
+
+
 @final
 class Progress:
     """Shows a run's rounds.
@@ -86,6 +96,8 @@ class Progress:
             self.close()
             self._key, self._seconds, self._rounds = (event.column, event.grid), 0.0, 0
         self._seconds, self._rounds = self._seconds + event.report.seconds, self._rounds + 1
+        if missed := attendance_text(event):
+            self._plain(missed)
         text = event_text(event, self._seconds / self._rounds)
         if not self._console.is_terminal:
             self._plain(text)

@@ -122,6 +122,19 @@ def _copied(summary: Mapping[str, Any]) -> dict[str, str]:
     return {} if copies is None else {"test rows that others train on": copies_text(copies)}
 
 
+def _attended(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What was refused and who was missing, where anything was."""
+    attended = summary.get("attendance")
+    if attended is None:
+        return {}
+    parts = [f"{attended['arrived']} of {attended['invited']} count"]
+    if attended["refused"]:
+        parts.append("refused: " + ", ".join(f"{count} {reason}" for reason, count in attended["refused"].items()))
+    parts += [f"missing: {attended['missing']}"] if attended["missing"] else []
+    parts += [f"rounds skipped: {attended['skipped']}"] if attended["skipped"] else []
+    return {"answers to the rounds": "; ".join(parts)}
+
+
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """One run: a row for each way of learning, then what it cost.
 

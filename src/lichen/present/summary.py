@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import stat
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,7 @@ __all__ = [
     "check_summary",
     "read_summary",
     "share_gaining",
+    "attendance_of",
     "traffic_of",
     "worst_decile",
 ]
@@ -119,11 +121,26 @@ class Traffic(_Part):
     """Clients that validated in the rounds."""
 
 
+class Attended(_Part):
+    """Who came to the rounds of the federated column, and to their validations."""
+
+    invited: _Count
+    """Times a client was asked."""
+    arrived: _Count
+    """Times a client's message counted."""
+    refused: dict[str, _Count]
+    """Messages that were not counted, by reason."""
+    missing: _Count
+    """Times nothing came in time."""
+    skipped: _Count
+    """Rounds with too few answers, which changed nothing."""
+
+
 class Summary(_Part):
     """What ``summary.json`` holds: these keys, all of them, and no others.
 
-    ``energy_joules``, ``traffic``, ``training`` and ``read`` alone may be missing, as in summaries of older runs; null
-    says that it was not measured.
+    ``energy_joules``, ``traffic``, ``attendance``, ``training`` and ``read`` alone may be missing, as in summaries of
+    older runs; null says that it was not measured, or that there is nothing to say.
     """
 
     name: str
@@ -138,6 +155,8 @@ class Summary(_Part):
     bytes_up: _Count
     bytes_down: _Count
     traffic: Traffic | None = None
+    attendance: Attended | None = None
+    """Null where everybody came to every round and nothing was refused."""
     training: dict[str, Training] = Field(default_factory=dict)
     """By trained column; empty for tasks without rounds."""
     seconds: Annotated[float, Field(ge=0)]
@@ -240,6 +259,23 @@ def traffic_of(
         "valid_up": float(sum(report.valid_up for report in reports)) if apart else None,
         "valid_down": float(sum(report.valid_down for report in reports)) if apart else None,
         "validators": validators if judged else None,
+    }
+
+
+def attendance_of(reports: Sequence[Report]) -> dict[str, Any] | None:
+    """Who came to these rounds, as a summary holds it; None where everybody did and nothing was refused."""
+    seen = [report.attendance for report in reports]
+    if not any(attendance.summary() for attendance in seen):
+        return None
+    refused = Counter[str]()
+    for attendance in seen:
+        refused.update(attendance.refused)
+    return {
+        "invited": sum(attendance.invited for attendance in seen),
+        "arrived": sum(attendance.arrived for attendance in seen),
+        "refused": dict(sorted(refused.items())),
+        "missing": sum(len(attendance.missing) for attendance in seen),
+        "skipped": sum("skipped" in report.metrics for report in reports),
     }
 
 

@@ -5,7 +5,7 @@ last line, left by a kill in the middle of a write, is no fault: its round will 
 
 A line holds ``column, grid, round, total_rounds, clients, metrics, tokens, bytes_up, bytes_down,
 seconds, valid_up, valid_down``; a metric that is not finite is null, because JSON has no NaN. Lines of older
-runs lack the last two.
+runs lack the last two. Where not everybody came, or something was refused, ``attendance`` says so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -23,6 +23,7 @@ from lichen.core.errors import LichenError
 
 if TYPE_CHECKING:
     from lichen.core.contracts import Report
+    from lichen.core.replies import Attendance
 
 __all__ = ["Event", "Trace", "event_line", "event_of", "lr_name", "read_trace"]
 
@@ -74,7 +75,24 @@ def event_line(event: Event) -> bytes:
         "valid_up": report.valid_up,
         "valid_down": report.valid_down,
     }
+    if report.attendance.summary():
+        record["attendance"] = asdict(report.attendance)
     return json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def _attendance(record: Mapping[str, Any] | None) -> Attendance:
+    """Who came, as a line of the trace says; nothing is said where everybody did."""
+    from lichen.core.replies import ATTENDED, Attendance, Refusal
+
+    if record is None:
+        return ATTENDED
+    return Attendance(
+        invited=int(record["invited"]),
+        arrived=int(record["arrived"]),
+        refused={str(reason): int(count) for reason, count in record["refused"].items()},
+        named=tuple(Refusal(**refusal) for refusal in record["named"]),
+        missing=tuple(int(client) for client in record["missing"]),
+    )
 
 
 def event_of(line: bytes) -> Event:
@@ -92,6 +110,7 @@ def event_of(line: bytes) -> Event:
         seconds=float(record["seconds"]),
         valid_up=int(record.get("valid_up", 0)),
         valid_down=int(record.get("valid_down", 0)),
+        attendance=_attendance(record.get("attendance")),
     )
     return Event(
         column=str(record["column"]), report=report, total_rounds=int(record["total_rounds"]), grid=str(record["grid"])

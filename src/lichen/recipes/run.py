@@ -27,7 +27,7 @@ from lichen.present.clients import client_rows, clients_csv, read_clients
 from lichen.present.energy import Meter, counters
 from lichen.present.peak_memory import peak_memory_bytes
 from lichen.present.report import compare_table, summary_table, table_text
-from lichen.present.summary import check_summary, read_summary, share_gaining, traffic_of, worst_decile
+from lichen.present.summary import attendance_of, check_summary, read_summary, share_gaining, traffic_of, worst_decile
 from lichen.present.target import bytes_to, rounds_to
 from lichen.present.trace import Event, Trace, read_trace
 from lichen.recipes.artifacts.former_names import adopt_run
@@ -283,6 +283,7 @@ def _summary(
         "bytes_up": sum(r.bytes_up for r in rounds) + result.bytes_up,
         "bytes_down": sum(r.bytes_down for r in rounds) + result.bytes_down,
         "traffic": traffic_of(rounds, up=result.bytes_up, down=result.bytes_down, validators=result.validators),
+        "attendance": attendance_of(rounds),
         "training": {name: dict(numbers) for name, numbers in result.training.items()},
         "seconds": folder.seconds(),
         "peak_memory_bytes": memory,

@@ -25,16 +25,12 @@ from lichen.core.collecting.admission import OPEN, Admission, rows_of
 from lichen.core.contracts import Aggregator, Engine
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
-from lichen.core.replies import Attendance, Refusal, Reply
+from lichen.core.replies import Attendance, Refusal, Reply, merged
 from lichen.core.timing.flight import Flight
 from lichen.core.timing.schedule import Schedule
 from lichen.core.tree import Tree
 
 __all__ = ["Collected", "collect", "drain"]
-
-WORDS = 5
-"""Words of a refusal on its way between ranks."""
-
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,12 +135,13 @@ def collect(
         job = flights[reply.job].job
         waiting[reply.job] -= set(reply.clients)
         message, refused = admission.admit(reply, job, expected[reply.job], counted[reply.job])
-        came.refusals += refused
         if message is not None and aggregator is not None:
             age = 0 if version is None else version - job.version
             discount = 1.0 if schedule is None else schedule.discount(age)
-            came.total, message, refused = _folded(aggregator, came.total, message, discount)
-            came.refusals += refused
+            came.total, message, others = _folded(aggregator, came.total, message, discount)
+            refused += others
+        if refused:
+            came.refusals = merged([*came.refusals, *refused])
         if message is None:
             return 0
         if seen is not None:
@@ -226,9 +223,8 @@ def _joined(engine: Engine, requested: Sequence[int], came: _Came) -> Collected:
     lines = [(str(r.client), r.reason, r.what, r.where, r.fix) for r in came.refusals]
     client_N, tree, every = engine.join(torch.cat(came.ids) if came.ids else nobody, mine, lines)
     refused = [
-        Refusal(client=int(line[0]), reason=line[1], what=line[2], where=line[3], fix=line[4])
-        for line in every
-        if len(line) == WORDS
+        Refusal(client=int(client), reason=reason, what=what, where=where, fix=fix, times=int(times))
+        for client, reason, what, where, fix, times in every
     ]
     attendance = Attendance.of(requested, client_N.tolist(), refused)
     errors = [refusal for refusal in refused if refusal.reason == "error"]
