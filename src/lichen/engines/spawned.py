@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, final
+from typing import Any, BinaryIO, NamedTuple, final
 
 from torch import Tensor
 
@@ -149,6 +149,13 @@ class _Order:
     job: Job
 
 
+class _Answer(NamedTuple):
+    """The first message of a client to its job, and how many came."""
+
+    first: bytes
+    count: int
+
+
 @final
 class _Node:
     """One spawned process, the tail of what it said on stderr, and the thread that talks with it.
@@ -194,8 +201,8 @@ class _Node:
                 ended = LichenError(f"a node's process ended; it said last:\n    {wrong}", where="node")
                 self.arrived.put((order, ended))
 
-    def _ask(self, job: bytes) -> bytes | LichenError:
-        """The one message of a job's one client, or the node's error.
+    def _ask(self, job: bytes) -> _Answer | LichenError:
+        """The message of a job's one client, or the node's error.
 
         Raises:
             OSError: if the process has ended.
@@ -204,7 +211,7 @@ class _Node:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         write_frame(self.process.stdin, b"J", job)  # type: ignore[arg-type]
-        answers = list[bytes]()
+        first, count = b"", 0
         while True:
             frame = read_frame(self.process.stdout)  # type: ignore[arg-type]
             if frame is None:
@@ -215,13 +222,10 @@ class _Node:
                 break
             if frame[0] != b"M":
                 return LichenError(f"answered with a frame {frame[0]!r}", where="node", fix=SAME)
-            if not answers:
-                answers.append(frame[1])
-            else:
-                answers.append(b"")
-        if len(answers) != 1:
-            return LichenError(f"answered one job with {len(answers)} messages", where="node", fix=SAME)
-        return answers[0]
+            first, count = first or frame[1], count + 1
+            if count > MOST_MESSAGES:
+                raise LichenError(f"answered one job with more than {MOST_MESSAGES} messages", where="node", fix=SAME)
+        return _Answer(first, count) if count else LichenError("answered a job with no message", where="node", fix=SAME)
 
     def close(self) -> None:
         self.orders.put(None)
@@ -237,7 +241,10 @@ class _Node:
 
 SAME = "both ends must run the same version"
 
-_Arrived = queue.SimpleQueue[tuple[_Order, bytes | LichenError]]
+MOST_MESSAGES = 10_000
+"""To one job; a node that goes on is not listened to."""
+
+_Arrived = queue.SimpleQueue[tuple[_Order, _Answer | LichenError]]
 
 
 @final
@@ -301,27 +308,32 @@ class SpawnedEngine:
                 order, answer = self._arrived.get(timeout=None if left == math.inf else left)
             except queue.Empty:
                 return
-            reply, given_up = self._reply(order, answer), order.number in self._given_up
+            replies, given_up = self._read(order, answer), order.number in self._given_up
             self._waiting[order.number] -= 1
             if not self._waiting[order.number]:
                 self._waiting.pop(order.number)
                 self._given_up.discard(order.number)
             if order.number in numbers:
-                yield reply
+                yield from replies
             elif not given_up:
-                self._early.setdefault(order.number, []).append(reply)
+                self._early.setdefault(order.number, []).extend(replies)
 
-    def _reply(self, order: _Order, answer: bytes | LichenError) -> Reply:
-        """What came, read."""
+    def _read(self, order: _Order, answer: _Answer | LichenError) -> list[Reply]:
+        """What came, read; of several messages the first counts, and that there were others is refused."""
+        reply = Reply(job=order.number, clients=(order.client,))
         if isinstance(answer, LichenError):
-            return Reply(job=order.number, clients=(order.client,), error=answer)
-        self.bytes_up += len(answer)
+            return [replace(reply, error=answer)]
+        self.bytes_up += len(answer.first)
         if order.job.snapshot:
             self._acked[order.client] = order.job.snapshot
         try:
-            return Reply(job=order.number, clients=(order.client,), message=unpack_message(answer))
+            out = [replace(reply, message=unpack_message(answer.first))]
         except LichenError as error:
-            return Reply(job=order.number, clients=(order.client,), error=error, reason="bytes")
+            out = [replace(reply, error=error, reason="bytes")]
+        if answer.count > 1:
+            what = LichenError(f"answered one job with {answer.count:,} messages", where="node", fix=SAME)
+            out.append(replace(reply, error=what, reason="twice"))
+        return out
 
     def cancel(self, number: int) -> None:
         """Give a job up; what no node has begun is never done."""

@@ -33,10 +33,10 @@ __all__ = [
     "Columns",
     "Score",
     "Training",
+    "attendance_of",
     "check_summary",
     "read_summary",
     "share_gaining",
-    "attendance_of",
     "traffic_of",
     "worst_decile",
 ]

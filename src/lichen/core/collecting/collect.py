@@ -32,6 +32,7 @@ from lichen.core.tree import Tree
 
 __all__ = ["Collected", "collect", "drain"]
 
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
