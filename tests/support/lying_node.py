@@ -1,4 +1,4 @@
-"""A node of the small experiment whose client 1 lies as a job's setting ``lie`` says: ``python lying_node.py FOLDER``."""
+"""A node of the small experiment whose client 1 lies as a setting says: ``python lying_node.py FOLDER``."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from laws.test_aggregators import FAMILY, outcome
 from lichen.core.collecting.admission import Admission, Limits
 from lichen.core.collecting.collect import Collected, collect
 from lichen.core.contracts import Engine
-from lichen.core.expected import COUNT, FAILED, LOSS, Expected, expected_of
+from lichen.core.expected import COUNT, FAILED, LOSS, Expected, specs_of
 from lichen.core.message import Job, Message, take_client
 from lichen.core.replies import Reply
 from lichen.core.store import ClientStore
@@ -117,8 +117,10 @@ class Declared:
 
     def __init__(self, message: Message) -> None:
         known = {"loss_sum": LOSS, "count": COUNT, "failed": FAILED, "tokens": COUNT}
-        like = expected_of(message)
-        self.message = replace(like, metrics={name: known[name] for name in like.metrics})
+        tensors = specs_of({name: x[0] for name, x in message.tensors.items()})
+        self.message = Expected(
+            group=message.group, tensors=tensors, metrics={name: known[name] for name in message.metrics}
+        )
 
     def expected(self, job: Job) -> Expected:
         return self.message
