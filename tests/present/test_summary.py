@@ -48,6 +48,7 @@ SUMMARY: dict[str, Any] = {
         "valid_down": 1_089_950.0,
         "validators": 50,
     },
+    "attendance": {"invited": 110, "arrived": 107, "refused": {"shape": 2}, "missing": 1, "skipped": 0},
     "training": {
         "federated": {
             "rounds": 8,
@@ -97,6 +98,7 @@ KEYS = [
         "bytes_up",
         "bytes_down",
         "traffic",
+        "attendance",
         "training",
         "seconds",
         "peak_memory_bytes",
@@ -109,7 +111,7 @@ KEYS = [
     ),
 ]
 
-MAY_LACK = ("energy_joules", "traffic", "training", "read")
+MAY_LACK = ("energy_joules", "traffic", "attendance", "training", "read")
 
 
 def test_the_keys_are_pinned() -> None:
@@ -120,7 +122,8 @@ def test_the_keys_are_pinned() -> None:
 
 def test_summaries_of_older_runs_lack_energy_and_traffic() -> None:
     older = {name: value for name, value in SUMMARY.items() if name not in MAY_LACK}
-    assert check_summary(older) == {**SUMMARY, "energy_joules": None, "traffic": None, "training": {}, "read": None}
+    missing = {"energy_joules": None, "traffic": None, "attendance": None, "training": {}, "read": None}
+    assert check_summary(older) == {**SUMMARY, **missing}
     with pytest.raises(LichenError, match="energy_joules"):
         check_summary({**SUMMARY, "energy_joules": -1.0})
 

@@ -159,6 +159,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         "sent up": _sent(summary, "up"),
         "sent down": _sent(summary, "down"),
         **_validating(summary),
+        **_attended(summary),
         "time": seconds_text(summary["seconds"]),
         "peak memory": bytes_text(summary["peak_memory_bytes"]),
         "energy": "not measured" if summary["energy_joules"] is None else joules_text(summary["energy_joules"]),
