@@ -153,7 +153,7 @@ class _Answer(NamedTuple):
     """The first message of a client to its job, and how many came."""
 
     first: bytes
-    count: int
+    messages: int
 
 
 @final
@@ -330,8 +330,8 @@ class SpawnedEngine:
             out = [replace(reply, message=unpack_message(answer.first))]
         except LichenError as error:
             out = [replace(reply, error=error, reason="bytes")]
-        if answer.count > 1:
-            what = LichenError(f"answered one job with {answer.count:,} messages", where="node", fix=SAME)
+        if answer.messages > 1:
+            what = LichenError(f"answered one job with {answer.messages:,} messages", where="node", fix=SAME)
             out.append(replace(reply, error=what, reason="twice"))
         return out
 
