@@ -47,6 +47,10 @@ class Backwards:
         """The replies of this process, the last one first."""
         yield from reversed(list(self.inner.replies(numbers, until)))
 
+    def answer(self, number: int, clients: Sequence[int], answer_C: Tree | None) -> None:
+        """As the inner engine."""
+        self.inner.answer(number, clients, answer_C)
+
     def cancel(self, number: int) -> None:
         """As the inner engine."""
         self.inner.cancel(number)

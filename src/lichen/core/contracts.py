@@ -10,7 +10,7 @@ Legend: C clients, B rows of a batch, T tokens, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
@@ -30,6 +30,7 @@ __all__ = [
     "ClientWork",
     "CohortModel",
     "Costed",
+    "Dialogue",
     "Engine",
     "Needs",
     "Objective",
@@ -178,12 +179,40 @@ class ClientWork(Protocol):
         ...
 
 
+@runtime_checkable
+class Dialogue(Protocol):
+    """A client work that asks back within a job: masks need keys and shares, split learning gradients at a layer.
+
+    A client work is one that has no questions. How they are answered is a value, too: ``lichen.engines.turns``.
+    """
+
+    def questions(self, job: Job) -> Sequence[Expected]:
+        """What each question of a client must be, in their order, declared from the job alone; it asks no more."""
+        ...
+
+    def expected(self, job: Job) -> Expected:
+        """What its message must be, as with any work."""
+        ...
+
+    def talk(
+        self, job: Job, clients: Sequence[int], own_C: Tree | None, batches: Iterable[Batch]
+    ) -> Generator[Message, Tree, tuple[Message, Tree | None]]:
+        """Yield a question of all these clients, be sent their answers, ``(C, ...)``; end as ``final`` does.
+
+        On a node the job names its own client alone; whom else it concerns comes with an answer. The talk depends on
+        nothing but its arguments and the answers: where some of a block must go on alone, it is run again with the
+        answers they have had. It does not yield inside a context such as ``torch.no_grad``, which would hold for
+        whoever runs meanwhile.
+        """
+        ...
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientTask:
     """One thing a node can be asked to do: a work and the batches it folds over."""
 
-    work: ClientWork
+    work: ClientWork | Dialogue
     source: Source
 
 
@@ -313,8 +342,19 @@ class Engine(Protocol):
     def replies(self, numbers: Collection[int], until: float = math.inf) -> Iterator[Reply]:
         """Replies to these jobs, as they arrive, C ≥ 1 clients each; counts what would cross.
 
-        Ends when every client of these jobs has replied, or at ``until`` on this engine's clock. Whoever stops
-        listening before may call again, and hears the rest; replies to other jobs wait.
+        Ends when every client of these jobs has replied or waits for an answer, or at ``until`` on this engine's
+        clock. Whoever stops listening before may call again, and hears the rest; replies to other jobs wait.
+        """
+        ...
+
+    def answer(self, number: int, clients: Sequence[int], answer_C: Tree | None) -> None:
+        """Answer what these clients of a job have asked, and go on with them; whoever does not wait gets nothing.
+
+        Args:
+            number: The job's.
+            clients: Some of those whose question was yielded.
+            answer_C: Stacked in their order. None: they are dismissed, and no reply of theirs is yielded any more,
+                whether they have asked or not.
         """
         ...
 

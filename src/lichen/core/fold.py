@@ -6,17 +6,31 @@ import gc
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch, ClientTask, ClientWork, Source
+from lichen.core.contracts import Batch, ClientTask, ClientWork, Dialogue, Source
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 
-__all__ = ["BEST", "ClientsPerBlock", "Served", "answer", "blocks", "fold", "serve"]
+__all__ = [
+    "BEST",
+    "ClientsPerBlock",
+    "Served",
+    "answer",
+    "blocks",
+    "fold",
+    "half_of",
+    "is_dialogue",
+    "is_out_of_memory",
+    "serve",
+    "task_and_blocks",
+]
 
 ClientsPerBlock = Callable[[Job, ClientTask], tuple[int, ClientTask]]
 """Finds how many clients of a job stand side by side, and the task they do: the one given, or one in less memory."""
@@ -36,7 +50,7 @@ def blocks(clients: Sequence[int], source: Source, size: int) -> list[tuple[int,
 
 
 def fold(
-    work: ClientWork, batches: Iterable[Batch], job: Job, clients: Sequence[int], own_C: Tree | None = None
+    work: ClientWork | Dialogue, batches: Iterable[Batch], job: Job, clients: Sequence[int], own_C: Tree | None = None
 ) -> tuple[Message, Tree | None]:
     """The client's fold: ``init``, a ``step`` for every batch, ``final``.
 
@@ -49,11 +63,23 @@ def fold(
 
     Returns:
         The message that leaves, and the private state that stays.
+
+    Raises:
+        LichenError: if the work asks back, and so is no fold.
     """
+    if is_dialogue(type(work)):
+        raise LichenError("the work asks back, and nobody answers here", where=f"work {job.work!r}")
+    work = cast(ClientWork, work)
     state = work.init(job, clients, own_C)
     for batch in batches:
         state = work.step(state, batch)
     return work.final(state)
+
+
+@lru_cache(maxsize=256)
+def is_dialogue(work: type) -> bool:
+    """Whether works of this class ask back; looked up once, since it is asked for every block."""
+    return issubclass(work, Dialogue)
 
 
 Served = tuple[tuple[int, ...], Message | LichenError]
@@ -90,7 +116,7 @@ def answer(
     """
     job = replace(job, shared=_on(job.shared, device))
     try:
-        client_task, waiting = _blocks(job, client_tasks, store, base=base, block_size=block_size)
+        client_task, waiting = task_and_blocks(job, client_tasks, store, base=base, block_size=block_size)
     except LichenError as error:
         yield job.clients, error
         return
@@ -98,7 +124,7 @@ def answer(
         clients = waiting.popleft()
         try:
             done = _block(job, client_task, store, clients, device)
-            half = 0 if done is not None else _half(clients, device)
+            half = 0 if done is not None else half_of(clients, device)
         except LichenError as error:
             if len(clients) > 1:  # whose fault it is shows when each does it alone
                 waiting.extendleft((client,) for client in reversed(clients))
@@ -136,7 +162,7 @@ def serve(
         yield served
 
 
-def _blocks(
+def task_and_blocks(
     job: Job,
     client_tasks: Mapping[str, ClientTask],
     store: ClientStore,
@@ -144,7 +170,11 @@ def _blocks(
     base: str,
     block_size: int | ClientsPerBlock,
 ) -> tuple[ClientTask, deque[tuple[int, ...]]]:
-    """``(task, the job's clients in blocks)``."""
+    """``(task, the job's clients in blocks)``.
+
+    Raises:
+        LichenError: if the node does not know the work, or holds another base model.
+    """
     if job.work not in client_tasks:
         raise LichenError(
             f"unknown work {job.work!r}", where="job", fix=f"this node knows: {', '.join(sorted(client_tasks))}"
@@ -170,12 +200,17 @@ def _block(
         own_C = None if own_C is None else _on(own_C, device)
         return fold(client_task.work, client_task.source.batches(clients, job.seed), job, clients, own_C)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and _OUT_OF_MEMORY not in str(error):
+        if not is_out_of_memory(error):
             raise
         return None
 
 
-def _half(clients: Sequence[int], device: str) -> int:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory has run out, on whatever device."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or _OUT_OF_MEMORY in str(error)
+
+
+def half_of(clients: Sequence[int], device: str) -> int:
     """Half a block's clients, once its leavings are swept up.
 
     Raises:

@@ -35,6 +35,7 @@ class Reply:
         message: What came; None where ``error`` is set.
         error: Why these clients cannot do it.
         reason: One word for that: ``error`` as the client's own, ``bytes`` where what it sent cannot be read.
+        question: The message asks something, and these clients wait until the engine's ``answer`` is called.
     """
 
     job: int
@@ -42,6 +43,7 @@ class Reply:
     message: Message | None = None
     error: LichenError | None = None
     reason: str = "error"
+    question: bool = False
 
 
 @final

@@ -58,6 +58,10 @@ class AroundEngine:
         for reply in self.inner.replies(numbers, until):
             yield from self.on_reply(reply, self._jobs[reply.job])
 
+    def answer(self, number: int, clients: Sequence[int], answer_C: Tree | None) -> None:
+        """As the inner engine."""
+        self.inner.answer(number, clients, answer_C)
+
     def cancel(self, number: int) -> None:
         """Give a job up."""
         self._jobs.pop(number, None)

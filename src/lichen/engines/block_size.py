@@ -120,7 +120,8 @@ def need_of(job: Job, client_task: ClientTask) -> ClientMemory:
     tokens = [max(1, int(tokens_seen_C(batch).sum())) for batch in real_batches] or [1]
     trainable, fixed = split_shared(job.shared)
     size = trees.nbytes(trainable)
-    work = innermost(client_task.work)
+    work: object = innermost(client_task.work)
+    wrapped = work is not client_task.work
     if not isinstance(work, Train) or not real_batches:
         return ClientMemory(token_bytes=0.0, client_bytes=2.0 * size, tokens=sum(tokens) / len(tokens))
     widest = max(range(len(real_batches)), key=lambda i: tokens[i])
@@ -131,7 +132,7 @@ def need_of(job: Job, client_task: ClientTask) -> ClientMemory:
         batch = {name: x for name, x in batch.items() if name != "answer_CB"}
     storages = _saved_bytes(work.model, trainable, fixed, batch)
     copies = 5 + (4 if work.optimizer.name == "adamw" else 2)  # shared, now, new, gradient, change; moments twice
-    if work is not client_task.work:
+    if wrapped:
         copies += 3  # what a wrapping work makes of the message
     # What gradient steps keep: as it came, as it is now, and as it is sent.
     own = trees.nbytes(GradientChain(work.gradient_steps).own(trees.expand(trainable, 1)))

@@ -176,6 +176,10 @@ class ClockEngine:
                 self.bytes_up += bytes_of(reply.message)
             yield reply
 
+    def answer(self, number: int, clients: Sequence[int], answer_C: Tree | None) -> None:
+        """The inner engine's; a question takes no time, and an ``AnsweringEngine`` stands inside of the clock."""
+        self.inner.answer(number, clients, answer_C)
+
     def cancel(self, number: int) -> None:
         """Give a job up; what nobody has listened to is never done."""
         self._untimed.discard(number)

@@ -89,6 +89,10 @@ class DistributedEngine:
         """This rank's replies; ``bytes_up`` and ``bytes_down`` are everybody's after ``merge`` or ``join``."""
         yield from self.local.replies(numbers, until)
 
+    def answer(self, number: int, clients: Sequence[int], answer_C: Tree | None) -> None:
+        """Answer this rank's clients."""
+        self.local.answer(number, clients, answer_C)
+
     def cancel(self, number: int) -> None:
         """Give a job up on this rank."""
         self.local.cancel(number)

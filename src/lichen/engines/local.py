@@ -16,6 +16,8 @@ from lichen.core.message import Job, Message, size, sizes, take_client
 from lichen.core.replies import Reply
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.answer import answer_size
+from lichen.engines.conversation import Conversation, asks_back
 
 __all__ = ["LocalEngine", "bytes_of", "sorted_by_client"]
 
@@ -57,38 +59,45 @@ class LocalEngine:
         self.bytes_up = 0
         self.bytes_down = 0
         self._numbers = 0
-        self._running: dict[int, Iterator[Served]] = {}
+        self._running: dict[int, Iterator[Served] | Conversation] = {}
 
     def submit(self, job: Job) -> int:
         """Take a job; it is begun when somebody listens."""
         self._numbers += 1
         if job.clients:
             self.bytes_down += sizes(job)
-            self._running[self._numbers] = self._serve(job)
+            self._running[self._numbers] = self._serve(self._numbers, job)
         return self._numbers
 
-    def _serve(self, job: Job) -> Iterator[Served]:
-        return answer(
-            job, self.client_tasks, self.store, base=self.base, block_size=self.block_size, device=self.device
-        )
+    def _serve(self, number: int, job: Job) -> Iterator[Served] | Conversation:
+        base, size, device = self.base, self.block_size, self.device
+        if asks_back(job, self.client_tasks):
+            return Conversation(number, job, self.client_tasks, self.store, base=base, block_size=size, device=device)
+        return answer(job, self.client_tasks, self.store, base=base, block_size=size, device=device)
 
     def replies(self, numbers: Collection[int], until: float = math.inf) -> Iterator[Reply]:
         """One reply a block, job after job, in a stable order."""
         waiting = [number for number in self._running if number in numbers]
         while waiting and self.now() < until:
             number = waiting[0]
-            served = next(self._running[number], None) if number in self._running else None
-            if served is None:
-                self._running.pop(waiting.pop(0), None)
+            running = self._running.get(number)
+            reply = running.next() if isinstance(running, Conversation) else _next_reply(number, running)
+            if reply is None:
+                waiting.pop(0)
+                if not isinstance(running, Conversation) or running.ended:
+                    self._running.pop(number, None)
                 continue
-            clients, what = served
-            if isinstance(what, LichenError):
-                if self.raises:
-                    raise what
-                yield Reply(job=number, clients=clients, error=what)
-                continue
-            self.bytes_up += bytes_of(what)
-            yield Reply(job=number, clients=clients, message=what)
+            if reply.error is not None and self.raises:
+                raise reply.error
+            if reply.message is not None:
+                self.bytes_up += bytes_of(reply.message)
+            yield reply
+
+    def answer(self, number: int, clients: Sequence[int], answer_C: Tree | None) -> None:
+        """Answer what clients have asked; they go on when somebody listens."""
+        running = self._running.get(number)
+        if isinstance(running, Conversation):
+            self.bytes_down += running.answer(clients, answer_C) * answer_size(answer_C)
 
     def cancel(self, number: int) -> None:
         """Give a job up; what was not begun is never done."""
@@ -107,6 +116,17 @@ class LocalEngine:
     ) -> tuple[Tensor, Tree, tuple[tuple[str, ...], ...]]:
         """The same, sorted by client."""
         return *sorted_by_client(client_N, metrics), tuple(tuple(line) for line in lines)
+
+
+def _next_reply(number: int, running: Iterator[Served] | None) -> Reply | None:
+    """What the next block gives; None at the end."""
+    served = None if running is None else next(running, None)
+    if served is None:
+        return None
+    clients, what = served
+    if isinstance(what, LichenError):
+        return Reply(job=number, clients=clients, error=what)
+    return Reply(job=number, clients=clients, message=what)
 
 
 def bytes_of(message: Message) -> int:

@@ -7,6 +7,8 @@ and knows nothing of the server but the jobs it is sent. A frame is a kind (one 
 =====  =================================================
 ``J``  a job, server to node
 ``M``  a message, node to server
+``Q``  a question within a job, node to server
+``A``  its answer, server to node
 ``.``  the job is done, node to server (empty)
 ``E``  the job failed, node to server (JSON: what, where, fix)
 =====  =================================================
@@ -14,6 +16,7 @@ and knows nothing of the server but the jobs it is sent. A frame is a kind (one 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import queue
@@ -29,14 +32,16 @@ from typing import Any, BinaryIO, NamedTuple, final
 
 from torch import Tensor
 
+from lichen.core import tree as trees
 from lichen.core.contracts import Aggregator, ClientTask
 from lichen.core.errors import LichenError, traceback_text
-from lichen.core.fold import serve
-from lichen.core.message import Job, pack_job, pack_message, size, unpack_job, unpack_message
+from lichen.core.message import Job, pack_job, size, unpack_job, unpack_message
 from lichen.core.replies import Reply
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.answer import answer_size, pack_answer
 from lichen.engines.local import sorted_by_client
+from lichen.engines.node_talks import NodeTalks
 from lichen.transforms.codec import Chain
 from lichen.transforms.downlink_cache import SnapshotCache
 
@@ -44,6 +49,8 @@ __all__ = ["SpawnedEngine", "read_frame", "serve_frames", "write_frame"]
 
 MAX_FRAME = 1 << 36
 """Bytes; a longer announcement is damage, not data."""
+
+KINDS = (b"J", b"M", b"Q", b"A", b".", b"E")
 
 PIECE = 1 << 20
 """Bytes read at once."""
@@ -68,7 +75,7 @@ def read_frame(stream: BinaryIO) -> tuple[bytes, bytes] | None:
     if not head:
         return None
     length = int.from_bytes(head[1:], "little")
-    if len(head) < 9 or head[:1] not in (b"J", b"M", b".", b"E") or length > MAX_FRAME:
+    if len(head) < 9 or head[:1] not in KINDS or length > MAX_FRAME:
         raise LichenError(f"{head.hex()} is not the head of a frame", where="wire", fix="both ends must run lichen")
     body = _read(stream, length)
     if len(body) < length:
@@ -98,6 +105,8 @@ def serve_frames(
 ) -> None:
     """A node's life: do every job that comes, until the stream ends. A job it cannot do does not end it.
 
+    Jobs whose clients ask back lie open side by side; see :mod:`lichen.engines.node_talks`.
+
     Args:
         source: Where jobs come from.
         sink: Where messages go.
@@ -108,13 +117,16 @@ def serve_frames(
         down: What the server codes the steps of its view with.
         agreed: Shared tensors that server and clients hold before the first job.
     """
-    snapshots = SnapshotCache(down, agreed)
+    snapshots, talks = SnapshotCache(down, agreed), NodeTalks(client_tasks, store, base=base, device=device)
     while (frame := read_frame(source)) is not None:
         try:
-            job = snapshots.whole(unpack_job(frame[1]))
-            for message in serve(job, client_tasks, store, base=base, block_size=1, device=device):
-                write_frame(sink, b"M", pack_message(message))
-            write_frame(sink, b".")
+            if frame[0] == b"A":
+                frames = talks.answer(frame[1])
+            else:
+                talks.jobs += 1
+                frames = talks.begin(snapshots.whole(unpack_job(frame[1])))
+            for kind, body in frames:
+                write_frame(sink, kind, body)
         except LichenError as error:
             write_frame(sink, b"E", _error_bytes(error))
         except OSError:
@@ -157,6 +169,26 @@ class _Answer(NamedTuple):
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class _Followup:
+    """What a client is answered, on its way to a node."""
+
+    question: _Question
+    answer: Tree | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What a client asks, and which job of its node's that is."""
+
+    data: bytes
+    node: _Node
+    order: _Order
+    talk: int
+
+
+@final
 class _Node:
     """One spawned process, the tail of what it said on stderr, and the thread that talks with it.
 
@@ -171,8 +203,10 @@ class _Node:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=-1
         )
         self.arrived, self.given_up = arrived, given_up
-        self.orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
-        self.ended = False
+        self.orders: queue.PriorityQueue[tuple[int, int, _Order | _Followup | None]] = queue.PriorityQueue()
+        self.ticks = itertools.count()
+        self.jobs = 0
+        self.ended, self.closed = False, False
         self.tail: deque[str] = deque(maxlen=12)
         self.listener = threading.Thread(target=self._receive, daemon=True)
         self.talker = threading.Thread(target=self._talk, daemon=True)
@@ -184,25 +218,34 @@ class _Node:
         for line in self.process.stderr:
             self.tail.append(line.decode(errors="replace").rstrip())
 
+    def put(self, item: _Order | _Followup | None) -> None:
+        """Answers go before orders, so that what is begun comes to its end; None is the end of the node."""
+        self.orders.put((2 if item is None else int(isinstance(item, _Order)), next(self.ticks), item))
+
     def _talk(self) -> None:
-        """One order after another; each gets exactly one answer, whatever the process does."""
-        while (order := self.orders.get()) is not None:
-            if order.number in self.given_up:
+        """One thing after another; each gets exactly one reply, whatever the process does, but for a dismissal."""
+        while (item := self.orders.get()[2]) is not None:
+            order = item if isinstance(item, _Order) else item.question.order
+            if isinstance(item, _Order) and order.number in self.given_up:
                 self.arrived.put((order, LichenError("the job was given up", where="node")))
                 continue
             try:
                 if self.ended:
                     raise BrokenPipeError
-                self.arrived.put((order, self._ask(pack_job(order.job))))
+                reply = self._ask(item)
+                if isinstance(item, _Order) or item.answer is not None:
+                    self.arrived.put((order, reply))
             except (OSError, LichenError):
                 self.ended = True
+                if isinstance(item, _Followup) and item.answer is None:
+                    continue
                 self.listener.join(timeout=1)
                 wrong = "\n    ".join(self.tail) or "nothing"
                 ended = LichenError(f"a node's process ended; it said last:\n    {wrong}", where="node")
                 self.arrived.put((order, ended))
 
-    def _ask(self, job: bytes) -> _Answer | LichenError:
-        """The message of a job's one client, or the node's error.
+    def _ask(self, item: _Order | _Followup) -> _Answer | _Question | LichenError:
+        """The message of a job's one client, its question, or the node's error.
 
         Raises:
             OSError: if the process has ended.
@@ -210,7 +253,13 @@ class _Node:
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        write_frame(self.process.stdin, b"J", job)  # type: ignore[arg-type]
+        if isinstance(item, _Order):
+            self.jobs += 1
+            order, talk, kind, body = item, self.jobs, b"J", pack_job(item.job)
+        else:
+            order, talk, kind = item.question.order, item.question.talk, b"A"
+            body = pack_answer(talk, item.answer)
+        write_frame(self.process.stdin, kind, body)  # type: ignore[arg-type]
         first, count = b"", 0
         while True:
             frame = read_frame(self.process.stdout)  # type: ignore[arg-type]
@@ -220,6 +269,8 @@ class _Node:
                 return _error_of(frame[1])
             if frame[0] == b".":
                 break
+            if frame[0] == b"Q" and not count:
+                return _Question(frame[1], self, order, talk)
             if frame[0] != b"M":
                 return LichenError(f"answered with a frame {frame[0]!r}", where="node", fix=SAME)
             first, count = first or frame[1], count + 1
@@ -228,7 +279,8 @@ class _Node:
         return _Answer(first, count) if count else LichenError("answered a job with no message", where="node", fix=SAME)
 
     def close(self) -> None:
-        self.orders.put(None)
+        self.closed = True
+        self.put(None)
         if self.process.stdin is not None:
             with suppress(BrokenPipeError, ValueError):  # what a dead node has not read
                 self.process.stdin.close()
@@ -244,7 +296,7 @@ SAME = "both ends must run the same version"
 MOST_MESSAGES = 10_000
 """To one job; a node that goes on is not listened to."""
 
-_Arrived = queue.SimpleQueue[tuple[_Order, _Answer | LichenError]]
+_Arrived = queue.SimpleQueue[tuple[_Order, _Answer | _Question | LichenError]]
 
 
 @final
@@ -267,7 +319,8 @@ class SpawnedEngine:
         self.bytes_down = 0
         self._numbers = 0
         self._arrived: _Arrived = queue.SimpleQueue()
-        self._waiting: dict[int, int] = {}  # clients of each job whose answer has not come
+        self._waiting: dict[int, set[int]] = {}  # clients of each job whose reply has not come
+        self._questions: dict[tuple[int, int], _Question] = {}  # by job and client: who waits for an answer
         self._given_up: set[int] = set()
         self._early: dict[int, list[Reply]] = {}  # replies that came while others were listened to
 
@@ -280,9 +333,9 @@ class SpawnedEngine:
             if job.snapshot:  # until it has answered nobody knows
                 self._acked[client] = ""
             self.bytes_down += size(mine)
-            self.nodes[client % self.count].orders.put(_Order(self._numbers, client, mine))
+            self.nodes[client % self.count].put(_Order(self._numbers, client, mine))
         if job.clients:
-            self._waiting[self._numbers] = len(job.clients)
+            self._waiting[self._numbers] = set(job.clients)
         return self._numbers
 
     def _start(self) -> None:
@@ -309,20 +362,56 @@ class SpawnedEngine:
             except queue.Empty:
                 return
             replies, given_up = self._read(order, answer), order.number in self._given_up
-            self._waiting[order.number] -= 1
-            if not self._waiting[order.number]:
-                self._waiting.pop(order.number)
-                self._given_up.discard(order.number)
+            dismissed = order.client not in self._waiting.get(order.number, ())
+            if isinstance(answer, _Question):
+                if given_up or dismissed or not replies[0].question:
+                    answer.node.put(_Followup(answer, None))
+                else:
+                    self._questions[order.number, order.client] = answer
+            self._no_longer(order.number, order.client)
+            if dismissed:
+                continue
             if order.number in numbers:
                 yield from replies
             elif not given_up:
                 self._early.setdefault(order.number, []).extend(replies)
 
-    def _read(self, order: _Order, answer: _Answer | LichenError) -> list[Reply]:
+    def _no_longer(self, number: int, client: int) -> None:
+        """Wait for a client's reply no longer."""
+        waiting = self._waiting.get(number, set())
+        waiting.discard(client)
+        if not waiting:
+            self._waiting.pop(number, None)
+            self._given_up.discard(number)
+
+    def answer(self, number: int, clients: Sequence[int], answer_C: Tree | None) -> None:
+        """Hand each client's answer to its node."""
+        for position, client in enumerate(clients):
+            question = self._questions.pop((number, client), None)
+            if question is None:
+                if answer_C is None:
+                    self._no_longer(number, client)
+                continue
+            self.bytes_down += answer_size(answer_C)
+            if answer_C is not None:
+                self._waiting.setdefault(number, set()).add(client)
+                if question.node.closed:
+                    gone = LichenError("its process has ended, and another has taken its place", where="node")
+                    self._arrived.put((question.order, gone))
+                    continue
+            question.node.put(_Followup(question, None if answer_C is None else trees.take(answer_C, position)))
+
+    def _read(self, order: _Order, answer: _Answer | _Question | LichenError) -> list[Reply]:
         """What came, read; of several messages the first counts, and that there were others is refused."""
         reply = Reply(job=order.number, clients=(order.client,))
         if isinstance(answer, LichenError):
             return [replace(reply, error=answer)]
+        if isinstance(answer, _Question):
+            self.bytes_up += len(answer.data)
+            try:
+                return [replace(reply, message=unpack_message(answer.data), question=True)]
+            except LichenError as error:
+                return [replace(reply, error=error, reason="bytes")]
         self.bytes_up += len(answer.first)
         if order.job.snapshot:
             self._acked[order.client] = order.job.snapshot
@@ -338,6 +427,10 @@ class SpawnedEngine:
     def cancel(self, number: int) -> None:
         """Give a job up; what no node has begun is never done."""
         self._early.pop(number, None)
+        for of, client in list(self._questions):
+            if of == number:
+                question = self._questions.pop((of, client))
+                question.node.put(_Followup(question, None))
         if number in self._waiting:
             self._given_up.add(number)
 
@@ -367,6 +460,7 @@ class SpawnedEngine:
             node.close()
         self.nodes, self._acked = [], {}
         self._waiting, self._given_up, self._early, self._arrived = {}, set(), {}, queue.SimpleQueue()
+        self._questions = {}
 
     def __enter__(self) -> SpawnedEngine:
         return self

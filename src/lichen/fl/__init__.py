@@ -9,9 +9,11 @@ Contracts. What has these methods is one; nothing is inherited.
 - ``Algorithm``: the server's side of a round (``init``, ``round``).
 - ``ClientWork``: the client's side, a fold over batches (``expected``, ``init``, ``step``, ``final``).
 - ``CohortModel``: many clients' models at once (``init``, ``loss``, ``losses``, ``logits``).
+- ``Dialogue``: a client's side that asks back within a job (``questions``, ``expected``, ``talk``).
 - ``GradientStep``: what happens to a client's gradients before it steps (``own``, ``sends``, ``init``, ``update``,
   ``final``).
-- ``Engine``: carries jobs out and replies back (``submit``, ``replies``, ``cancel``, ``now``, ``merge``, ``join``).
+- ``Engine``: carries jobs out and replies back (``submit``, ``replies``, ``answer``, ``cancel``, ``now``, ``merge``,
+  ``join``).
 - ``Sampler``: says who is invited (``invite``).
 - ``Schedule``: says when a round has enough, and for whom it waits (``invite``, ``enough``, ``discount``).
 - ``ServerOptimizer``: steps with the mean change (``init``, ``update``).
@@ -60,6 +62,7 @@ Ready parts.
 - ``AroundEngine``: goes around any engine, and looks at jobs and replies on their way.
 - ``ClockEngine``: goes around any engine, and lets clients answer late or never on a virtual clock.
 - ``Delays``: how long they take there.
+- ``AnsweringEngine``: goes around any engine, and answers what clients ask within a job, by ``Answers``.
 - ``DistributedEngine``: clients dealt out to ranks of ``torch.distributed``.
 - ``ArrayShard``: one client's rows of numbers.
 - ``TrainSource``, ``EvalSource``: batches of shards, shuffled for training, or every row once.
@@ -86,6 +89,7 @@ from lichen.core.contracts import (
     ClientTask,
     ClientWork,
     CohortModel,
+    Dialogue,
     Engine,
     Report,
     Sampler,
@@ -104,11 +108,13 @@ from lichen.core.timing.schedule import Schedule
 from lichen.core.tree import Tree
 from lichen.core.wrapping import AroundAggregator
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
+from lichen.engines.answering import AnsweringEngine
 from lichen.engines.around import AroundEngine
 from lichen.engines.clock import ClockEngine, Delays
 from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
 from lichen.engines.spawned import SpawnedEngine
+from lichen.engines.turns import Answers
 from lichen.models.students.student import Student
 from lichen.models.students.students import ImageMLP
 from lichen.server.by_name import by_name
@@ -122,6 +128,8 @@ __all__ = [
     "Admission",
     "Aggregator",
     "Algorithm",
+    "AnsweringEngine",
+    "Answers",
     "AroundAggregator",
     "AroundEngine",
     "ArrayShard",
@@ -136,6 +144,7 @@ __all__ = [
     "ClockEngine",
     "CohortModel",
     "Delays",
+    "Dialogue",
     "DistributedEngine",
     "Engine",
     "EvalSource",

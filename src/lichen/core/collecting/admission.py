@@ -10,6 +10,7 @@ reason          what was wrong
 ``bytes``       what came cannot be read
 ``form``        the message is not stacked by client, or its parts are of unequal length
 ``uninvited``   a client that the job does not name, or another than was asked
+``turn``        a question that nobody answers, one too many, or a message before its turn
 ``twice``       the client has been counted for this job already
 ``version``     made for another version than the job's
 ``group``       another model, rank or vocabulary
@@ -36,7 +37,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import ClientWork
+from lichen.core.contracts import ClientWork, Dialogue
 from lichen.core.expected import ANY, Expected, MetricSpec
 from lichen.core.message import Job, Message
 from lichen.core.replies import Refusal, Reply
@@ -73,7 +74,7 @@ class Admission:
         limits: ``(task, client)`` to what that client can bring.
     """
 
-    works: Mapping[str, ClientWork] = field(default_factory=dict)
+    works: Mapping[str, ClientWork | Dialogue] = field(default_factory=dict)
     limits: Callable[[str, int], Limits] = no_limits
 
     def expected(self, job: Job) -> Expected | None:
@@ -92,6 +93,10 @@ class Admission:
             expected: :meth:`expected` of the job.
             counted: Clients whose message counts already; those admitted now are added.
         """
+        if reply.question:
+            return None, [
+                Refusal(client=client, reason="turn", what="asks back, and nobody answers") for client in reply.clients
+            ]
         if reply.message is None:
             what, where, fix = ("nothing came", "", "")
             if reply.error is not None:

@@ -81,6 +81,8 @@ def drain(engine: Engine, job: Job) -> Iterator[Message]:
     number, error = engine.submit(job), None
     try:
         for reply in engine.replies((number,)):
+            if reply.question:
+                raise LichenError("asks back, and nobody answers", where=f"work {job.work!r}")
             if reply.message is not None:
                 yield reply.message
             error = error or reply.error

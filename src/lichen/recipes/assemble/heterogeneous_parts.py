@@ -70,6 +70,11 @@ class ByArchitecture:
             self.bytes_up, self.bytes_down = self.engine.bytes_up, self.engine.bytes_down
             yield replace(reply, job=whose[reply.job])
 
+    def answer(self, number: int, clients: Sequence[int], answer_C: Tree | None) -> None:
+        """Answer clients of whatever kind."""
+        for inner in self._out.get(number, ()):
+            self.engine.answer(inner, clients, answer_C)
+
     def cancel(self, number: int) -> None:
         """Give up the jobs of all kinds."""
         for inner in self._out.pop(number, ()):
