@@ -161,6 +161,7 @@ class _Order:
     job: Job
 
 
+@final
 class _Answer(NamedTuple):
     """The first message of a client to its job, and how many came."""
 

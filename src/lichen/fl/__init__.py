@@ -62,7 +62,7 @@ Ready parts.
 - ``AroundEngine``: goes around any engine, and looks at jobs and replies on their way.
 - ``ClockEngine``: goes around any engine, and lets clients answer late or never on a virtual clock.
 - ``Delays``: how long they take there.
-- ``AnsweringEngine``: goes around any engine, and answers what clients ask within a job, by ``Answers``.
+- ``AnsweringEngine``, ``Answers``: goes around any engine, and answers what clients ask within a job; how it does.
 - ``DistributedEngine``: clients dealt out to ranks of ``torch.distributed``.
 - ``ArrayShard``: one client's rows of numbers.
 - ``TrainSource``, ``EvalSource``: batches of shards, shuffled for training, or every row once.
