@@ -44,6 +44,9 @@ class Property(StrEnum):
     """Every round trains and sends the same tensors. Decided by the rule."""
     SUMS = "sums"
     """The server needs sums only, never a single message. Decided by the rule."""
+    LATE_ANSWERS = "late answers"
+    """What was made for older tensors may be folded into a step from newer ones. Decided by the rule, the client method
+    and some sections."""
     GRADIENTS = "a backward pass"
     """Clients train by gradients. Decided by the client method."""
     PLAIN_TRAINING = "plain local training"

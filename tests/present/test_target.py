@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from lichen.core.contracts import Report
 from lichen.core.errors import LichenError
-from lichen.present.target import bytes_to, rounds_to
+from lichen.present.target import bytes_to, rounds_to, seconds_to
 
 
 def told(number: int, *, up: int = 10, down: int = 100, **metrics: float) -> Report:
@@ -52,3 +53,12 @@ def test_what_is_no_question_is_refused() -> None:
         rounds_to(CURVE, 1.0, metric="perplexity")
     with pytest.raises(LichenError, match="not a number"):
         bytes_to(CURVE, math.nan)
+
+
+def test_seconds_are_the_clocks_where_there_is_one() -> None:
+    walls = [Report(round=r, clients=(), metrics={"valid": 4.0 - r}, seconds=2.0) for r in range(1, 4)]
+    assert seconds_to(walls, 2.0) == 4.0
+    assert seconds_to(walls, 0.5) is None
+    assert seconds_to(walls, 2.0, start=1.0) == 0.0
+    timed = [replace(report, metrics={**report.metrics, "time": 100.0 * report.round}) for report in walls]
+    assert seconds_to(timed, 2.0) == 200.0

@@ -114,6 +114,7 @@ class Average:
         valid: Their validating work; None for none.
         valid_every: Rounds between validations. The best validated ``shared`` is kept.
         validators: Clients that validate; None: all of them.
+        judged: From the sums of validation to what a report has beside their loss; None: nothing.
         personal: Clients keep tensors of their own: those of the best round stay with them, too.
         admission: What counts of what clients send.
         schedule: Who is asked beside those still at work, when a round has enough, and what an old answer weighs. A
@@ -139,6 +140,7 @@ class Average:
     valid: str | None = "valid"
     valid_every: int = 1
     validators: tuple[int, ...] | None = None
+    judged: Callable[[Mapping[str, Tensor]], Mapping[str, float]] | None = None
     personal: bool = False
     admission: Admission = OPEN
     schedule: Schedule = SYNCHRONOUS
@@ -216,10 +218,9 @@ class Average:
         state = replace(state, round=state.round + 1, in_flight=came.in_flight)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and is_validated(state.round, self.valid_every, self.rounds):
-            state, value, judged = self._validate(state, engine)
-            attendance += judged
-            if value is not None:
-                metrics["valid"] = value
+            state, judged, came_to_judge = self._validate(state, engine)
+            attendance += came_to_judge
+            metrics.update(judged)
         if isinstance(engine, VirtualClock):
             metrics["time"] = engine.now()
             state = replace(state, clock=engine.now())
@@ -260,8 +261,8 @@ class Average:
         for key, some in by_key.items():
             yield replace(job, clients=tuple(some), shared=self.capacity.extract(job.shared, key))
 
-    def _validate(self, state: ServerState, engine: Engine) -> tuple[ServerState, float | None, Attendance]:
-        """``(state, mean loss, who came)``; no loss where nobody with a label did."""
+    def _validate(self, state: ServerState, engine: Engine) -> tuple[ServerState, dict[str, float], Attendance]:
+        """``(state, metrics, who came)``: the mean loss is ``valid``; no metrics where nobody with a label came."""
         judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
         job = Job(
             work=str(self.valid), shared=state.shared, version=state.round, clients=judges, seed=0, base=self.base
@@ -273,9 +274,10 @@ class Average:
         if downlink is not None:
             state = replace(state, downlink=downlink.acknowledge(came.client_N.tolist(), job.snapshot).tree())
         if not came.attendance.arrived:
-            return state, None, came.attendance
+            return state, {}, came.attendance
         value = mean_loss(came.metrics)
-        return with_best(state, value, job.shared), value, came.attendance
+        more = {} if self.judged is None else self.judged(came.metrics)
+        return with_best(state, value, job.shared), {"valid": value, **more}, came.attendance
 
 
 def _clients_start(downlink: DownlinkState, state: ServerState) -> Tree:

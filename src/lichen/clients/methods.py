@@ -30,6 +30,7 @@ DECIDES = frozenset(
         Property.EPOCHS,
         Property.ACCUMULATION,
         Property.LAYER_TURNS,
+        Property.LATE_ANSWERS,
     }
 )
 """Properties of a recipe that its client method may allow or not."""
@@ -206,7 +207,9 @@ def _diloco(settings: ClientSettings) -> Works:
 
 
 _PLAIN = frozenset(DECIDES)
-_MESSAGES = frozenset({Property.SERVER_STEP, Property.CODECS, Property.EPOCHS, Property.LAYER_TURNS})
+_MESSAGES = frozenset(
+    {Property.SERVER_STEP, Property.CODECS, Property.EPOCHS, Property.LAYER_TURNS, Property.LATE_ANSWERS}
+)
 _OWN = frozenset({Property.LAYER_TURNS})
 
 METHODS = Family(

@@ -86,6 +86,11 @@ class ComparisonRow:
         written: Tokens it wrote or scored.
         seconds: Wall time of a run, all columns.
         rounds: Of the federation.
+        target: What validation was to reach; None where nothing was to be.
+        reached: How many seeds did.
+        target_rounds: After how many rounds, over those seeds.
+        target_bytes: After how many bytes both ways.
+        target_seconds: After how many seconds, virtual ones where there was a clock.
         validation_counted: Whether bytes of training hold those of validation, too.
         faults: Why runs failed.
     """
@@ -110,6 +115,11 @@ class ComparisonRow:
     written: float | None = None
     seconds: float | None = None
     rounds: float | None = None
+    target: float | None = None
+    reached: int = 0
+    target_rounds: Spread | None = None
+    target_bytes: Spread | None = None
+    target_seconds: Spread | None = None
     validation_counted: bool = False
     faults: tuple[str, ...] = ()
 
@@ -196,5 +206,10 @@ def _row(outcome: Outcome) -> ComparisonRow:
         written=mean["fm.tokens_out"],
         seconds=math.fsum(run["seconds"] for run in runs) / len(runs),
         rounds=traffic("rounds"),
+        target=None if (target := extra("target")) is None else target.mean,
+        reached=sum(run["extra"].get("target.rounds") is not None for run in runs),
+        target_rounds=extra("target.rounds"),
+        target_bytes=extra("target.bytes"),
+        target_seconds=extra("target.seconds"),
         validation_counted=any(run["traffic"] is not None and run["traffic"]["validation"] for run in runs),
     )

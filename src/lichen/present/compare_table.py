@@ -39,6 +39,25 @@ def _known(write: Callable[[float], str], value: float | None) -> str:
     return "-" if value is None else write(value)
 
 
+def _reached_text(row: ComparisonRow, value: Spread | None, write: Callable[[float], str]) -> str:
+    """What it took to reach the target, on average over the seeds that did; how many, where not all."""
+    if row.target is None:
+        return "-"
+    if value is None:
+        return "never"
+    deviation = "" if value.std is None else f" ± {write(value.std)}"
+    return f"{write(value.mean)}{deviation}" + ("" if row.reached == len(row.seeds) else f" ({_part_reached(row)})")
+
+
+def _part_reached(row: ComparisonRow) -> str:
+    return f"{row.reached} of {len(row.seeds)}"
+
+
+def _by_all(row: ComparisonRow, value: Spread | None) -> float | None:
+    """The mean, where every seed reached the target: only then do means compare."""
+    return None if value is None or row.reached < len(row.seeds) else value.mean
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Head:
@@ -63,6 +82,21 @@ def _heads(rows: Sequence[ComparisonRow]) -> list[_Head]:
         _Head(name="worst decile", write=lambda r: _spread_text(r.worst), rank=lambda r: _mean(r.worst), higher=higher),
         _Head(name="base", write=lambda r: _spread_text(r.base)),
         _Head(name="forgotten", write=_forgotten_text, rank=lambda r: _mean(r.forgotten_after)),
+        _Head(
+            name="time to target",
+            write=lambda r: _reached_text(r, r.target_seconds, seconds_text),
+            rank=lambda r: _by_all(r, r.target_seconds),
+        ),
+        _Head(
+            name="rounds to target",
+            write=lambda r: _reached_text(r, r.target_rounds, lambda n: f"{n:.3g}"),
+            rank=lambda r: _by_all(r, r.target_rounds),
+        ),
+        _Head(
+            name="bytes to target",
+            write=lambda r: _reached_text(r, r.target_bytes, bytes_text),
+            rank=lambda r: _by_all(r, r.target_bytes),
+        ),
         _Head(name="up", write=lambda r: _known(bytes_text, r.client_up), rank=lambda r: r.client_up),
         _Head(name="down", write=lambda r: _known(bytes_text, r.client_down), rank=lambda r: r.client_down),
         _Head(name="total", write=lambda r: _known(bytes_text, r.total), rank=lambda r: r.total),
@@ -105,6 +139,12 @@ def notes(rows: Sequence[ComparisonRow]) -> tuple[str, ...]:
         lines.append(f"{metric}: {way} is better; mean over clients, ± sample standard deviation over seeds.")
     if "forgotten" in names:
         lines.append("forgotten: perplexity on a text nobody trained on, before → after; lower is better.")
+    if "time to target" in names:
+        values = ", ".join(sorted({f"{row.target:g}" for row in rows if row.target is not None}))
+        lines.append(
+            f"to target: until validation first reached {values}; mean ± deviation over the seeds that did, validation "
+            "counted in; time is virtual where there is a clock."
+        )
     if "up" in names:
         lines.append(f"up, down: bytes from and to one client for its training in one round{counted}.")
     if "total" in names:
@@ -165,9 +205,10 @@ def comparison_csv(rows: Sequence[ComparisonRow]) -> str:
     """The same as numbers: a line a method, empty where nothing is known."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    spreads = ("value", "worst", "base", "forgotten_before", "forgotten_after")
+    reached = ("target_rounds", "target_bytes", "target_seconds")
+    spreads = ("value", "worst", "base", "forgotten_before", "forgotten_after", *reached)
     costs = ("client_up", "client_down", "train_up", "train_down", "total", "memory")
-    plain = (*costs, "calls", "written", "seconds", "rounds")
+    plain = (*costs, "calls", "written", "seconds", "rounds", "target", "reached")
     writer.writerow(
         [
             "method",

@@ -1,4 +1,4 @@
-"""Finds when a run first reached a value: its round and its bytes.
+"""Finds when a run first reached a value: its round, its bytes and its seconds.
 
 Two runs that end alike may differ tenfold in what it cost to get there. A curve is a run's reports in
 order; a round that was repeated after a kill, and so told twice, counts once, as it was told last.
@@ -20,7 +20,10 @@ from lichen.core.errors import LichenError
 if TYPE_CHECKING:
     from lichen.core.contracts import Report
 
-__all__ = ["bytes_to", "rounds_to"]
+__all__ = ["ACCURACY", "bytes_to", "rounds_to", "seconds_to"]
+
+ACCURACY = "valid_accuracy"
+"""The metric of reports that is the share of validation rows that are right."""
 
 
 def rounds_to(
@@ -71,6 +74,31 @@ def bytes_to(
     if validation:
         return sum(report.valid_up + report.valid_down for report in reports[: found[1]])
     return sum(report.bytes_up + report.bytes_down for report in reports[: found[1]])
+
+
+def seconds_to(
+    curve: Iterable[Report], target: float, *, metric: str = "valid", higher: bool = False, start: float | None = None
+) -> float | None:
+    """Seconds until ``metric`` is at the target or beyond; None if it never is.
+
+    Virtual ones since the start where the reports have a ``time``, else those that the rounds took.
+
+    Args:
+        curve: As for :func:`rounds_to`, from the first round on.
+        target: What is to be reached.
+        metric: A name in the reports' metrics.
+        higher: More is better.
+        start: As for :func:`rounds_to`; a target met at once takes no time.
+
+    Raises:
+        LichenError: as :func:`rounds_to`.
+    """
+    reports = list(_once(curve))
+    found = _reached(reports, target, metric, higher, start)
+    if found is None:
+        return None
+    there = reports[: found[1]]
+    return there[-1].metrics["time"] if there and "time" in there[-1].metrics else sum(r.seconds for r in there)
 
 
 def _once(curve: Iterable[Report]) -> Iterable[Report]:

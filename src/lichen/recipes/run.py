@@ -28,7 +28,7 @@ from lichen.present.energy import Meter, counters
 from lichen.present.peak_memory import peak_memory_bytes
 from lichen.present.report import compare_table, summary_table, table_text
 from lichen.present.summary import attendance_of, check_summary, read_summary, share_gaining, traffic_of, worst_decile
-from lichen.present.target import bytes_to, rounds_to
+from lichen.present.target import ACCURACY, bytes_to, rounds_to, seconds_to
 from lichen.present.trace import Event, Trace, read_trace
 from lichen.recipes.artifacts.former_names import adopt_run
 from lichen.recipes.artifacts.model_card import write_adapter_card
@@ -298,14 +298,18 @@ def _summary(
 
 
 def _reached(recipe: Recipe, rounds: Sequence[Report]) -> dict[str, float | str | None]:
-    """Rounds and bytes until the validation loss was the recipe's target; none if it never was."""
+    """Rounds, bytes and seconds until validation was at the recipe's target; none if it never was."""
     target = recipe.compare.target
     if target is None:
         return {}
+    higher = recipe.compare.target_metric == "accuracy"
+    metric = ACCURACY if higher else "valid"
     return {
-        "target.rounds": rounds_to(rounds, target),
-        "target.bytes": bytes_to(rounds, target),
-        "target.bytes.validation": bytes_to(rounds, target, validation=True),
+        "target": target,
+        "target.rounds": rounds_to(rounds, target, metric=metric, higher=higher),
+        "target.bytes": bytes_to(rounds, target, metric=metric, higher=higher),
+        "target.bytes.validation": bytes_to(rounds, target, metric=metric, higher=higher, validation=True),
+        "target.seconds": seconds_to(rounds, target, metric=metric, higher=higher),
     }
 
 

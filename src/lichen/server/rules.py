@@ -24,6 +24,7 @@ DECIDES = frozenset(
         Property.HETEROGENEOUS_RANKS,
         Property.ONE_LAYOUT,
         Property.SUMS,
+        Property.LATE_ANSWERS,
     }
 )
 """Properties of a recipe that its rule may allow or not."""
@@ -142,7 +143,7 @@ RULES = Family(
             summary="the weighted mean of what clients send (FedAvg)",
             make=_mean,
             papers=(Paper(short="McMahan et al. AISTATS 2017", url="https://arxiv.org/abs/1602.05629"),),
-            allows=_SUMS | {Property.PLAIN_MEAN, Property.ONE_LAYOUT},
+            allows=_SUMS | {Property.PLAIN_MEAN, Property.ONE_LAYOUT, Property.LATE_ANSWERS},
         ),
         AggregationRule(
             name="fedit",
@@ -150,7 +151,7 @@ RULES = Family(
             make=_fedit,
             papers=(Paper(short="Zhang et al. ICASSP 2024", url="https://arxiv.org/abs/2305.05644"),),
             needs=(LORA,),
-            allows=_STEPS | _HETEROGENEOUS,
+            allows=_STEPS | _HETEROGENEOUS | {Property.LATE_ANSWERS},
         ),
         AggregationRule(
             name="ffa",
@@ -158,7 +159,7 @@ RULES = Family(
             make=_mean,
             papers=(Paper(short="Sun et al. ICLR 2024", url="https://arxiv.org/abs/2403.12313"),),
             needs=(LORA,),
-            allows=_SUMS,
+            allows=_SUMS | {Property.LATE_ANSWERS},
             freezes=(("lora_A",),),
         ),
         AggregationRule(

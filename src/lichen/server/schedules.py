@@ -33,9 +33,11 @@ DRAWS = 64
 
 def _check(deadline: float, least: int) -> None:
     if not deadline > 0:
-        raise LichenError(f"{deadline} seconds are no time", where="schedule.deadline", fix="use more than 0")
+        raise LichenError(
+            f"{deadline} seconds are no time", where="federation.schedule.deadline", fix="use more than 0"
+        )
     if least < 1:
-        raise LichenError(f"{least} clients make no step", where="schedule.least", fix="use 1 or more")
+        raise LichenError(f"{least} clients make no step", where="federation.schedule.least", fix="use 1 or more")
 
 
 @final
@@ -107,13 +109,13 @@ class Buffered:
         if not 1 <= self.arrivals <= self.concurrency:
             raise LichenError(
                 f"{self.arrivals} answers of {self.concurrency} clients at work",
-                where="schedule.arrivals",
+                where="federation.schedule.arrivals",
                 fix="use 1 <= arrivals <= concurrency",
             )
         if self.exponent < 0 or not math.isfinite(self.exponent) or (self.max_age is not None and self.max_age < 0):
             raise LichenError(
                 f"exponent {self.exponent} and max_age {self.max_age} are out of range",
-                where="schedule",
+                where="federation.schedule",
                 fix="use 0 or more",
             )
 

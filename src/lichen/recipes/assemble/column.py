@@ -11,9 +11,11 @@ from typing import final
 from torch import Tensor
 
 from lichen.core.contracts import Engine
+from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.engines.block_size import AutoBlockSize
+from lichen.engines.clock import ClockEngine, Delays
 from lichen.engines.distributed import DistributedEngine
 from lichen.engines.kinds import EngineSettings
 from lichen.engines.local import LocalEngine
@@ -103,4 +105,17 @@ def recipe_engine(
         nodes=recipe.engine.nodes,
         agreed=snapshot_name(start) if recipe.wire.down and start is not None else "",
     )
-    return stack.enter_context(recipe.engine_kind.make(settings))
+    return _clocked(recipe, stack.enter_context(recipe.engine_kind.make(settings)))
+
+
+def _clocked(recipe: Recipe, engine: Engine) -> Engine:
+    """The engine, its clients' training on the recipe's clock where it has one."""
+    clock = recipe.engine.clock
+    if clock is None:
+        return engine
+    return ClockEngine(
+        engine,
+        Delays(**clock.model_dump()),
+        seed=derive(recipe.seed, "clock"),
+        timed=lambda job: job.work.startswith("train "),
+    )

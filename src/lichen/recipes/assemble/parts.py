@@ -7,8 +7,11 @@ Legend: N clients.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+
+from torch import Tensor
 
 from lichen.algorithms.average import Average
 from lichen.clients.distillation.distill import Distill
@@ -16,6 +19,7 @@ from lichen.clients.distillation.selective import Selective
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.evaluation.early_stopping import KeepBest
 from lichen.clients.evaluation.evaluate import Evaluate
+from lichen.clients.evaluation.metrics import accuracy
 from lichen.clients.methods import METHODS, ClientSettings
 from lichen.clients.statistics.declare import Declare
 from lichen.clients.training.fixmatch import FixMatch
@@ -26,14 +30,17 @@ from lichen.clients.training.row_weights import ByRows
 from lichen.clients.training.train import Train
 from lichen.core.contracts import Aggregator, ClientTask, ClientWork, Sampler, ServerOptimizer, ServerState
 from lichen.core.seeds import derive
+from lichen.core.timing.schedule import Schedule
 from lichen.core.tree import Tree
+from lichen.present.target import ACCURACY
 from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_of, local_params_of, weighting_of
 from lichen.recipes.assemble.experiment import Experiment, lr_name
-from lichen.recipes.assemble.sides.server import ServerSide, participants
+from lichen.recipes.assemble.sides.server import ServerSide, at_work, participants
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.allow_empty import AllowEmpty
 from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
 from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted, validators
+from lichen.server.schedules import Buffered, Synchronous
 from lichen.transforms.codec import Chain
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.uplink import Compressed
@@ -194,12 +201,33 @@ def server_of(recipe: Recipe) -> ServerOptimizer:
 
 def sampler_of(server: ServerSide) -> Sampler:
     """The recipe's sampler."""
-    fed, count = server.recipe.federation, participants(server)
+    fed, count = server.recipe.federation, at_work(server)
     if count == len(server.roster) and fed.sampling != "poisson":
         return Everyone()
     if fed.sampling == "poisson":
         return Poisson(rate=count / len(server.roster))
     return (Weighted if fed.sampling == "weighted" else Uniform)(count=count)
+
+
+def schedule_of(server: ServerSide) -> Schedule:
+    """The recipe's schedule."""
+    schedule = server.recipe.federation.schedule
+    deadline = math.inf if schedule.deadline is None else schedule.deadline
+    if schedule.kind == "synchronous":
+        return Synchronous(deadline=deadline, least=schedule.least)
+    return Buffered(
+        arrivals=participants(server),
+        concurrency=at_work(server),
+        exponent=schedule.exponent,
+        max_age=schedule.max_age,
+        deadline=deadline,
+        least=schedule.least,
+    )
+
+
+def _accuracy(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """The share of all clients' rows that are right."""
+    return {ACCURACY: accuracy(sums["confusion"].sum(0))} if "confusion" in sums else {}
 
 
 def validators_of(server: ServerSide) -> tuple[int, ...]:
@@ -248,6 +276,8 @@ def algorithm_of(server: ServerSide, lr: float, until: int) -> Average:
         valid="valid" if server.recipe.method.tensors is None else f"valid {lr_name(lr)}",
         valid_every=fed.valid_every,
         validators=validators_of(server),
+        judged=_accuracy if server.recipe.compare.target_metric == "accuracy" else None,
+        schedule=schedule_of(server),
         personal=bool(local_params_of(server.recipe)),
         # A DiLoCo worker's rate follows its own steps.
         lr_scale=(lambda _: 1.0) if fed.keep_optimizer else lr_scale(server.recipe, fed.rounds),

@@ -18,8 +18,10 @@ from lichen.core.seeds import derive
 from lichen.recipes.assemble.aggregation import local_params_of
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.parts import client_tasks, sampler_of, validators_of
+from lichen.recipes.assemble.sides.server import participants
 from lichen.recipes.assemble.workload import Workload, alone_rounds, pooled_experiment, trial_rounds, workload_of
 from lichen.recipes.rows.prepare import first_of
+from lichen.server.sampling import Uniform
 
 __all__ = [
     "Kind",
@@ -158,6 +160,9 @@ def _private(
 
 def invitations(experiment: Experiment) -> list[tuple[int, ...]]:
     """Who will be invited to each round of the federated column."""
-    sampler, weight_N = sampler_of(experiment.server), experiment.server.roster.rows_N("train")
+    server, weight_N = experiment.server, experiment.server.roster.rows_N("train")
+    # Which of those at work answer first is the clock's to say; how many is not.
+    buffered = server.recipe.federation.schedule.kind == "buffered"
+    sampler = Uniform(participants(server)) if buffered else sampler_of(server)
     seeds = _round_seeds(experiment, experiment.recipe.federation.rounds)
     return [sampler.invite(weight_N, derive(seed, "invite")) for seed in seeds]

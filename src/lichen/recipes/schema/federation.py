@@ -1,4 +1,4 @@
-"""The ``federation``, ``optimizer`` and ``wire`` sections."""
+"""The ``federation``, ``optimizer`` and ``wire`` sections, and the engine's ``clock``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lichen.core.errors import LichenError
 from lichen.recipes.schema.model import Positive, Section, Share
 from lichen.recipes.schema.names import MethodName, RuleName
 
-__all__ = ["FederationConfig", "OptimizerConfig", "WireConfig"]
+__all__ = ["ClockConfig", "FederationConfig", "OptimizerConfig", "WireConfig"]
 
 
 class OptimizerConfig(Section):
@@ -59,6 +59,48 @@ class ServerConfig(Section):
     lr: float = Field(default=1.0, gt=0, description="1 with sgd is plain averaging")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="for sgd")
     nesterov: bool = Field(default=False, description="for sgd: look ahead along the momentum, as DiLoCo does")
+
+
+class ScheduleConfig(Section):
+    """When the server steps: with everybody it has invited, or after so many answers (Nguyen et al., 2022)."""
+
+    kind: Literal["synchronous", "buffered"] = Field(
+        default="synchronous",
+        description="`synchronous`: a round waits for all it has invited; `buffered`: FedBuff, a step after so many "
+        "answers, of whatever age, while the others train on",
+    )
+    arrivals: Positive = Field(default=10, description="buffered: answers of a step (K)")
+    concurrency: Positive | None = Field(
+        default=None, description="buffered: clients at work after each step (M); none: all"
+    )
+    exponent: float = Field(
+        default=0.5, ge=0, description="buffered: an answer s steps old weighs (1 + s) to the minus this"
+    )
+    max_age: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="buffered: clients whose job is more steps old are given up; none: any age counts"
+    )
+    deadline: float | None = Field(
+        default=None, gt=0, description="seconds after which a client that has not answered is given up; none: never"
+    )
+    least: Positive = Field(
+        default=1, description="clients that must count for a step; a round with fewer changes nothing"
+    )
+
+
+class ClockConfig(Section):
+    """Virtual time for the federated column: answers arrive late, and nobody sleeps."""
+
+    median: float = Field(default=60.0, ge=0, description="seconds that half of the clients take at most; 0: no time")
+    sigma: float = Field(
+        default=1.0, ge=0, le=10, description="spread: deviation of the logarithm of these seconds, which is normal"
+    )
+    persistence: float = Field(
+        default=0.0, ge=0, le=1, description="share of the spread (of its square) by which a client is always as slow"
+    )
+    dropout: float = Field(default=0.0, ge=0, le=1, description="chance that a client never answers a job")
+    hours: float = Field(
+        default=24.0, gt=0, le=24, description="hours of a day in which a client is there, from an hour that is drawn"
+    )
 
 
 class FederationConfig(Section):
@@ -119,6 +161,7 @@ class FederationConfig(Section):
     )
     drop_prob: Share = Field(default=0.0, description="with keep_optimizer: chance that a client's answer is lost")
     server: ServerConfig = Field(default=ServerConfig(), description="server optimizer")
+    schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="when the server steps")
     valid_every: Positive = Field(default=1, description="rounds between validations; the best one is kept")
     patience: Positive | None = Field(
         default=None,

@@ -124,6 +124,21 @@ _HETEROGENEOUS = Need(
     Property.HETEROGENEOUS_RANKS, "{who} takes adapters of one rank", "use flora, flexlora, florist, fedex or hetlora"
 )
 _WHOLE_STEPS = frozenset({Property.EPOCHS, Property.ACCUMULATION})
+_ONE_CLOCK = Need(Property.ONE_SERVER, "the processes of {who} have no common clock", "use engine.name: local")
+_NO_LATE = frozenset({Property.LATE_ANSWERS})
+
+
+def _timeless(recipe: Any) -> bool:
+    """Whether all clients answer when they are asked."""
+    return recipe.engine.name == "local" and recipe.engine.clock is None
+
+
+_NOBODY_LATE = Clash(
+    other="engine.clock",
+    used=_timeless,
+    what="in one process and without a clock nobody is late",
+    fix="set engine.clock: {median: 60}, or engine.name: spawned",
+)
 
 FEATURES: tuple[Feature, ...] = (
     _helps(
@@ -183,6 +198,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         key="semi.server",
+        lacks=_NO_LATE,
         summary="SemiFL: the server trains on public labelled rows in turns",
         papers=(Paper(short="Diao et al. NeurIPS 2022", url="https://arxiv.org/abs/2106.01432"),),
         used=lambda recipe: recipe.semi is not None and recipe.semi.server,
@@ -214,11 +230,62 @@ FEATURES: tuple[Feature, ...] = (
         ),
     ),
     _of_shared_model(
+        "federation.schedule.kind",
+        lambda recipe: recipe.federation.schedule.kind == "buffered",
+        Need(
+            Property.LATE_ANSWERS,
+            "{who} cannot fold in what was made for older tensors",
+            "use mean, fedit or ffa and adamw, sgd or mezo, with one layout for all, or schedule.kind: synchronous",
+        ),
+        _ONE_CLOCK,
+        summary="FedBuff: a step after so many answers of whatever age, while the others train on",
+        papers=(Paper(short="Nguyen et al. AISTATS 2022", url="https://arxiv.org/abs/2106.06639"),),
+        clashes=(
+            _NOBODY_LATE,
+            Clash(
+                other="federation.clients_per_round",
+                used=lambda recipe: recipe.federation.clients_per_round is not None,
+                what="a buffered step has schedule.arrivals answers of schedule.concurrency clients at work",
+                fix="remove it",
+                where="federation.clients_per_round",
+            ),
+            Clash(
+                other="federation.sampling",
+                used=lambda recipe: recipe.federation.sampling == "poisson",
+                what="those at work stay, so that no step draws its clients by their own coins",
+                fix="use uniform or weighted",
+                where="federation.sampling",
+            ),
+        ),
+    ),
+    _of_shared_model(
+        "federation.schedule.deadline",
+        lambda recipe: recipe.federation.schedule.deadline is not None,
+        _ONE_CLOCK,
+        clashes=(_NOBODY_LATE,),
+    ),
+    _of_shared_model("federation.schedule.least", lambda recipe: recipe.federation.schedule.least > 1),
+    _of_shared_model(
+        "engine.clock",
+        lambda recipe: recipe.engine.clock is not None,
+        _ONE_CLOCK,
+        clashes=(
+            Clash(
+                other="federation.schedule.deadline",
+                used=lambda recipe: recipe.engine.clock.dropout and recipe.federation.schedule.deadline is None,
+                what="who drops out never answers, and without a deadline is waited for",
+                fix="set federation.schedule.deadline",
+                where="engine.clock.dropout",
+            ),
+        ),
+    ),
+    _of_shared_model(
         "federation.fair",
         lambda recipe: recipe.federation.fair != "none",
         Need(Property.PLAIN_MEAN, "weighs plain averages of gradient training, not {who}", "use aggregate: mean"),
         Need(Property.GRADIENTS, "weighs plain averages of gradient training, not {who}", "use adamw or sgd"),
         Need(Property.ONE_SERVER, "was not tried on several ranks", "use engine.name: local"),
+        lacks=_NO_LATE,
         summary="large losses count more: q-FFL, agnostic federated learning",
         papers=(
             Paper(short="Li et al. ICLR 2020", url="https://arxiv.org/abs/1905.10497"),
@@ -259,11 +326,13 @@ FEATURES: tuple[Feature, ...] = (
         "federation.layer_groups",
         lambda recipe: recipe.federation.layer_groups > 1,
         Need(Property.LAYER_TURNS, "{who} says which layers are trained", "remove one of the two"),
+        lacks=_NO_LATE,
     ),
     _of_shared_model(
         "federation.ranks",
         lambda recipe: recipe.federation.ranks is not None,
         _HETEROGENEOUS,
+        lacks=_NO_LATE,
         clashes=(
             Clash(
                 other="federation.memory",
@@ -284,7 +353,7 @@ FEATURES: tuple[Feature, ...] = (
         key="federation.memory",  # beside an exchange, each client takes the largest student that fits
         used=lambda recipe: recipe.federation.memory is not None and not recipe.model.students,
         needs=(_HETEROGENEOUS,),
-        lacks=frozenset({Property.LAYER_TURNS}),
+        lacks=frozenset({Property.LAYER_TURNS, Property.LATE_ANSWERS}),
         clashes=(
             Clash(
                 other="wire.down",

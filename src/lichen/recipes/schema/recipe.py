@@ -17,7 +17,7 @@ from lichen.engines import kinds
 from lichen.engines.kinds import ENGINES, EngineKind
 from lichen.models.adapters.table import facts_of
 from lichen.recipes.schema.exchange import ExchangeConfig, refuse_heterogeneous
-from lichen.recipes.schema.federation import FederationConfig, OptimizerConfig, WireConfig
+from lichen.recipes.schema.federation import ClockConfig, FederationConfig, OptimizerConfig, WireConfig
 from lichen.recipes.schema.fits import Part, member, refuse
 from lichen.recipes.schema.help import PublicConfig, SemiConfig, SyntheticConfig, TeacherConfig, refuse_unhelpful
 from lichen.recipes.schema.model import AdapterConfig, ModelConfig, Positive, Section, Share, StudentConfig
@@ -142,7 +142,12 @@ class CompareConfig(Section):
     )
     retention_rows: Positive = Field(default=64, description="rows of it")
     target: float | None = Field(
-        default=None, description="validation loss: the summary tells after how many rounds and bytes it was reached"
+        default=None,
+        description="what validation is to reach: summary and comparison tell after how many rounds, bytes and seconds "
+        "it did",
+    )
+    target_metric: Literal["loss", "accuracy"] = Field(
+        default="loss", description="what the target is: clients' mean loss, or the share of all rows that are right"
     )
     partitions: Positive = Field(default=10, description="oneshot: random partitions to compare with pooled")
 
@@ -169,6 +174,9 @@ class EngineConfig(Section):
         "none: when one client alone would not fit",
     )
     nodes: Positive = Field(default=2, description="processes, for spawned and distributed")
+    clock: ClockConfig | None = Field(
+        default=None, description="virtual time, in which clients take long; none: they take the time they take"
+    )
 
 
 class Recipe(Section):
@@ -292,8 +300,11 @@ class Recipe(Section):
             raise ValueError(
                 f"compare.metric: does not fit task {task.name}; use {' or '.join(task.metric_names)}, or leave it out"
             )
+        if self.compare.target_metric == "accuracy" and not self.classifies:
+            raise ValueError(f"compare.target_metric: task {task.name} has no classes; use loss")
         refuse_misfits(self)
-        if self.federation.clients_per_round is None and self.federation.sampling != "uniform":
+        fed = self.federation
+        if fed.clients_per_round is None and fed.sampling != "uniform" and fed.schedule.kind != "buffered":
             raise ValueError(
                 "federation.sampling: poisson and weighted need a number of clients; set federation.clients_per_round"
             )
@@ -313,6 +324,13 @@ def refuse_misfits(recipe: Recipe) -> None:
         raise ValueError(
             "federation.keep_optimizer: stream_fragments and drop_prob are a DiLoCo worker's; set it to true"
         )
+    schedule = fed.schedule
+    if schedule.kind == "synchronous":
+        for key in ("arrivals", "concurrency", "exponent", "max_age"):
+            if getattr(schedule, key) != type(schedule).model_fields[key].default:
+                raise ValueError(f"federation.schedule.{key}: is FedBuff's; set federation.schedule.kind: buffered")
+    elif schedule.concurrency is not None and schedule.arrivals > schedule.concurrency:
+        raise ValueError("federation.schedule.arrivals: more than are at work; raise schedule.concurrency, or lower it")
     if fed.ranks is not None and max(fed.ranks) > recipe.model.adapter.rank:
         raise ValueError("federation.ranks: some are above model.adapter.rank; raise that one")
 

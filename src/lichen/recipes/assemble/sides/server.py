@@ -15,7 +15,7 @@ from lichen.data.batches.shards import Shard
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.lowrank.submodel import Capacity
 
-__all__ = ["ServerSide", "capacity_from", "participants", "rows_per_round", "steps_per_round"]
+__all__ = ["ServerSide", "at_work", "capacity_from", "participants", "rows_per_round", "steps_per_round"]
 
 
 @final
@@ -61,8 +61,19 @@ def capacity_from(roster: Roster, *, scaling: float) -> Capacity | None:
 
 
 def participants(server: ServerSide) -> int:
-    """Clients expected in a round."""
-    return min(server.recipe.federation.clients_per_round or len(server.roster), len(server.roster))
+    """Clients whose answers make a round."""
+    fed, everyone = server.recipe.federation, len(server.roster)
+    if fed.schedule.kind == "buffered":
+        return min(fed.schedule.arrivals, at_work(server))
+    return min(fed.clients_per_round or everyone, everyone)
+
+
+def at_work(server: ServerSide) -> int:
+    """Clients at work at once."""
+    fed, everyone = server.recipe.federation, len(server.roster)
+    if fed.schedule.kind == "buffered":
+        return min(fed.schedule.concurrency or everyone, everyone)
+    return participants(server)
 
 
 def steps_per_round(server: ServerSide) -> float:
