@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from lichen.algorithms.average import is_validated, mean_loss, score, with_best
+from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.contracts import Engine, Report, ServerState
 from lichen.core.message import Job
 from lichen.core.tree import Tree
@@ -34,6 +35,7 @@ class Alone:
         valid_every: Rounds between validations.
         lr_scale: Factor on the learning rate in round r (from 0).
         base: Digest of the frozen base model.
+        admission: What counts of what clients send.
     """
 
     clients: int
@@ -43,6 +45,7 @@ class Alone:
     valid_every: int = 1
     lr_scale: Callable[[int], float] = lambda _: 1.0
     base: str = ""
+    admission: Admission = OPEN
 
     def init(self, shared: Tree) -> ServerState:
         """The state before the first round."""
@@ -60,11 +63,12 @@ class Alone:
             base=self.base,
             settings={"lr_scale": self.lr_scale(state.round)},
         )
-        _, trained = score(engine, job)
+        _, trained = score(engine, job, self.admission)
         metrics = {"loss": float(trained["loss_sum"].sum() / trained["count"].sum().clamp(min=1))}
         done = state.round + 1
         if is_validated(done, self.valid_every, self.rounds):
-            metrics["valid"] = mean_loss(score(engine, replace(job, work=self.valid, version=2 * state.round + 1))[1])
+            judging = replace(job, work=self.valid, version=2 * state.round + 1)
+            metrics["valid"] = mean_loss(score(engine, judging, self.admission)[1])
             state = with_best(replace(state, round=done), metrics["valid"], {})
         state = replace(state, round=done)
         return state, Report(

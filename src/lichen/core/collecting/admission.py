@@ -30,7 +30,7 @@ Legend: C clients.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -42,7 +42,7 @@ from lichen.core.expected import ANY, Expected, MetricSpec
 from lichen.core.message import Job, Message
 from lichen.core.replies import Refusal, Reply
 
-__all__ = ["OPEN", "Admission", "rows_of"]
+__all__ = ["OPEN", "Admission", "Limits", "rows_of"]
 
 
 @final
@@ -83,7 +83,13 @@ class Admission:
         return None if work is None else work.expected(job)
 
     def admit(
-        self, reply: Reply, job: Job, expected: Expected | None, counted: set[int]
+        self,
+        reply: Reply,
+        job: Job,
+        expected: Expected | None,
+        counted: set[int],
+        *,
+        invited: Collection[int] | None = None,
     ) -> tuple[Message | None, list[Refusal]]:
         """What of a reply counts, and why the rest does not.
 
@@ -92,6 +98,7 @@ class Admission:
             job: What was asked.
             expected: :meth:`expected` of the job.
             counted: Clients whose message counts already; those admitted now are added.
+            invited: The job's clients as a set, made once for all replies; None: it is made here.
         """
         if reply.question:
             return None, [
@@ -108,7 +115,9 @@ class Admission:
         if fault is not None:
             return None, [Refusal(client=client, reason=fault[0], what=fault[1]) for client in reply.clients or (-1,)]
         message = reply.message
-        faults_C = self._faults(message, reply, job, expected, counted)
+        faults_C = self._faults(
+            message, reply, job, expected, counted, set(job.clients) if invited is None else invited
+        )
         claimed = message.client_C.tolist()
         named = reply.clients if len(reply.clients) == len(claimed) else (None,) * len(claimed)
         refusals = [
@@ -123,16 +132,25 @@ class Admission:
         return (rows_of(message, good) if good else None), refusals
 
     def _faults(
-        self, message: Message, reply: Reply, job: Job, expected: Expected | None, counted: set[int]
+        self,
+        message: Message,
+        reply: Reply,
+        job: Job,
+        expected: Expected | None,
+        counted: set[int],
+        invited: Collection[int],
     ) -> list[tuple[str, str] | None]:
         """The first fault of each client of a stacked message."""
         clients, versions, weights = message.client_C.tolist(), message.version_C.tolist(), message.weight_C.tolist()
-        invited, addressed, here = set(job.clients), set(reply.clients), set[int]()
-        finite_C = _finite_C(message)
+        addressed, here = set(reply.clients), set[int]()
+        # Numbers of one client each are looked at as lists, which costs less than a tensor's operations.
+        single = {name: x.tolist() for name, x in message.metrics.items() if x.dim() == 1}
+        finite_C = _finite_C(message, weights, single)
         low, high = (0.0, math.inf) if expected is None else expected.weight
         metrics = {name: x.double() for name, x in message.metrics.items()}
         specs = {} if expected is None else expected.metrics
-        ranges_C = _out_of_range_C(metrics, specs, len(clients))
+        ranges_C = _out_of_range_C(metrics, single, specs, len(clients))
+        tops: dict[str, list[float]] = {}
         out: list[tuple[str, str] | None] = []
         for c, client in enumerate(clients):
             fault = None
@@ -153,9 +171,10 @@ class Admission:
                 fault = "metric", ranges_C[c]
             else:
                 for name, most in limits.metrics.items():
-                    if name in metrics and float(metrics[name][c].max()) > most:
-                        value = float(metrics[name][c].max())
-                        fault = "metric", f"{name} is {value:g}, this client can have {most:g} at most"
+                    if name not in tops:
+                        tops[name] = single.get(name) or _tops(metrics.get(name), len(clients))
+                    if tops[name][c] > most:
+                        fault = "metric", f"{name} is {tops[name][c]:g}, this client can have {most:g} at most"
                         break
             if fault is None:
                 here.add(client)
@@ -185,6 +204,14 @@ def rows_of(message: Message, positions: Sequence[int]) -> Message:
         metrics={name: x[at] for name, x in message.metrics.items()},
         texts=tuple(message.texts[c] for c in at) if message.texts else (),
     )
+
+
+def _tops(x_C: Tensor | None, count: int) -> list[float]:
+    """The largest number of each client in a metric; nothing is larger than that of one it lacks."""
+    if x_C is None or not x_C.numel():
+        return [-math.inf] * count
+    tops: list[float] = (x_C if x_C.dim() == 1 else x_C.reshape(count, -1).amax(1)).tolist()
+    return tops
 
 
 def _form(message: Message) -> tuple[str, str] | None:
@@ -239,11 +266,15 @@ def _declared(message: Message, expected: Expected) -> tuple[str, str] | None:
     return None
 
 
-def _finite_C(message: Message) -> list[str]:
+def _finite_C(message: Message, weights: Sequence[float], single: Mapping[str, Sequence[float]]) -> list[str]:
     """By client: what of its message is not finite, or nothing."""
     out = [""] * message.client_C.shape[0]
-    parts: list[tuple[str, Tensor]] = [("the weight", message.weight_C)]
-    parts += [(f"metric {name!r}", x) for name, x in message.metrics.items()]
+    numbers = [("the weight", weights), *((f"metric {name!r}", values) for name, values in single.items())]
+    for name, values in numbers:
+        if not all(map(math.isfinite, values)):
+            for c, value in enumerate(values):
+                out[c] = out[c] or ("" if math.isfinite(value) else name)
+    parts = [(f"metric {name!r}", x) for name, x in message.metrics.items() if name not in single]
     parts += [(f"tensor {name!r}", x) for name, x in message.tensors.items()]
     for name, x in parts:
         if not x.is_floating_point() or not x.numel():
@@ -256,20 +287,24 @@ def _finite_C(message: Message) -> list[str]:
     return out
 
 
-def _out_of_range_C(metrics: Mapping[str, Tensor], specs: Mapping[str, MetricSpec], count: int) -> list[str]:
+def _out_of_range_C(
+    metrics: Mapping[str, Tensor], single: Mapping[str, Sequence[float]], specs: Mapping[str, MetricSpec], count: int
+) -> list[str]:
     """By client: which metric is out of its range, or nothing."""
     out = [""] * count
     for name, spec in specs.items():
         if name not in metrics or (spec.low, spec.high) == (-math.inf, math.inf) or not metrics[name].numel():
             continue
-        x_C = metrics[name].reshape(count, -1)
-        if spec.per in metrics:
-            x_C = x_C / metrics[spec.per].reshape(count, -1).amax(1, keepdim=True).clamp(min=1)
-        low_C, high_C = x_C.aminmax(dim=1)
-        wrong_C = ~((low_C >= spec.low) & (high_C <= spec.high))
-        if bool(wrong_C.any()):
-            for c in wrong_C.nonzero().flatten().tolist():
-                value = float(low_C[c]) if not float(low_C[c]) >= spec.low else float(high_C[c])
+        per_C = [max(value, 1.0) for value in _tops(metrics[spec.per], count)] if spec.per in metrics else None
+        low_C = high_C = single.get(name, ())
+        if name not in single:
+            ends = metrics[name].reshape(count, -1).aminmax(dim=1)
+            low_C, high_C = ends.min.tolist(), ends.max.tolist()
+        for c, (low, high) in enumerate(zip(low_C, high_C, strict=True)):
+            if per_C is not None:
+                low, high = low / per_C[c], high / per_C[c]
+            if not (low >= spec.low and high <= spec.high):
+                value = low if not low >= spec.low else high
                 per = f" of each {spec.per}" if spec.per else ""
                 out[c] = out[c] or f"{name} is {value:g}{per}, not {spec.low:g} to {spec.high:g}"
     return out

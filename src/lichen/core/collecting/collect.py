@@ -130,6 +130,7 @@ def collect(
             flights[number] = Flight(job=job, waiting=job.clients, sent=engine.now(), number=number)
     expected = {number: admission.expected(flight.job) for number, flight in flights.items()}
     counted = {number: set(flight.job.clients) - set(flight.waiting) for number, flight in flights.items()}
+    invited = {number: frozenset(flight.job.clients) for number, flight in flights.items()}
     waiting = {number: set(flight.waiting) for number, flight in flights.items()}
     came = _Came(None if aggregator is None else aggregator.zero())
 
@@ -137,7 +138,9 @@ def collect(
         """Fold a reply in; how many clients of it count."""
         job = flights[reply.job].job
         waiting[reply.job] -= set(reply.clients)
-        message, refused = admission.admit(reply, job, expected[reply.job], counted[reply.job])
+        message, refused = admission.admit(
+            reply, job, expected[reply.job], counted[reply.job], invited=invited[reply.job]
+        )
         if message is not None and aggregator is not None:
             age = 0 if version is None else version - job.version
             discount = 1.0 if schedule is None else schedule.discount(age)

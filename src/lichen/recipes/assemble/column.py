@@ -10,6 +10,7 @@ from typing import final
 
 from torch import Tensor
 
+from lichen.core.collecting.admission import Admission
 from lichen.core.contracts import Engine
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
@@ -21,12 +22,15 @@ from lichen.engines.kinds import EngineSettings
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks
 from lichen.recipes.assemble.experiment import Experiment
-from lichen.recipes.assemble.parts import client_tasks
+from lichen.recipes.assemble.parts import client_tasks, works_of
 from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.sides.clients import Auxiliary
+from lichen.recipes.assemble.sides.limits import limits_of
+from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.recipe import Recipe
 from lichen.transforms.delta import snapshot_name
 
-__all__ = ["Column", "block_size_of", "local_engine", "over_ranks", "recipe_engine"]
+__all__ = ["Column", "admission_of", "block_size_of", "local_engine", "over_ranks", "recipe_engine"]
 
 
 @final
@@ -60,6 +64,16 @@ def local_engine(experiment: Experiment, store: ClientStore) -> LocalEngine:
         block_size=block_size_of(recipe, store),
         device=recipe.model.device,
     )
+
+
+def admission_of(server: ServerSide, auxiliary: Auxiliary = Auxiliary()) -> Admission:  # noqa: B008
+    """What counts of the clients' messages: what their works declare, as far as the roster lets them.
+
+    Args:
+        server: The server's side.
+        auxiliary: What clients learn from beside, where it is known here.
+    """
+    return Admission(works=works_of(server, auxiliary), limits=limits_of(server))
 
 
 def block_size_of(recipe: Recipe, store: ClientStore) -> int | AutoBlockSize:

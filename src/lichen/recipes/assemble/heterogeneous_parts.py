@@ -24,6 +24,7 @@ from lichen.clients.distillation.private_models import ConcatSource, LocalInit, 
 from lichen.clients.evaluation.early_stopping import KeepBest
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.gradient_steps import Proximal
+from lichen.core.collecting.admission import Admission
 from lichen.core.contracts import Aggregator, ClientTask, ClientWork, Engine, Source
 from lichen.core.message import Job
 from lichen.core.replies import Reply
@@ -35,8 +36,17 @@ from lichen.engines.local import LocalEngine
 from lichen.recipes.assemble.column import block_size_of
 from lichen.recipes.assemble.heterogeneous import HeterogeneousClients, own_rows, public_rows
 from lichen.recipes.assemble.parts import trainer
+from lichen.recipes.assemble.sides.limits import exchange_limits
 
-__all__ = ["ByArchitecture", "averaged_tasks", "engine_of", "prediction_tasks", "private_tasks", "server"]
+__all__ = [
+    "ByArchitecture",
+    "admission_of_architectures",
+    "averaged_tasks",
+    "engine_of",
+    "prediction_tasks",
+    "private_tasks",
+    "server",
+]
 
 
 @final
@@ -111,6 +121,12 @@ def engine_of(
         return block_size(replace(job, shared={**start, **job.shared}), client_task)
 
     return LocalEngine(client_tasks, store, block_size=block, device=device)
+
+
+def admission_of_architectures(heterogeneous: HeterogeneousClients, tasks: Mapping[str, ClientTask]) -> Admission:
+    """What counts of the clients' messages: what their works declare, as far as the roster lets them."""
+    limits = exchange_limits(heterogeneous.server, heterogeneous.exchange, fused=heterogeneous.fused)
+    return Admission(works={name: task.work for name, task in tasks.items()}, limits=limits)
 
 
 def alone_steps(heterogeneous: HeterogeneousClients) -> int:

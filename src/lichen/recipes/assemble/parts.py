@@ -28,13 +28,14 @@ from lichen.clients.training.gradient_steps import Clip, Proximal
 from lichen.clients.training.optimize import ClientOptimizer, lr_factor
 from lichen.clients.training.row_weights import ByRows
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Aggregator, ClientTask, ClientWork, Sampler, ServerOptimizer, ServerState
+from lichen.core.contracts import Aggregator, ClientTask, ClientWork, Sampler, ServerOptimizer, ServerState, Source
 from lichen.core.seeds import derive
 from lichen.core.timing.schedule import Schedule
 from lichen.core.tree import Tree
 from lichen.present.target import ACCURACY
 from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_of, local_params_of, weighting_of
 from lichen.recipes.assemble.experiment import Experiment, lr_name
+from lichen.recipes.assemble.sides.clients import Auxiliary
 from lichen.recipes.assemble.sides.server import ServerSide, at_work, participants
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.allow_empty import AllowEmpty
@@ -57,38 +58,50 @@ __all__ = [
     "tensors_of",
     "trainer",
     "validators_of",
+    "works_of",
 ]
 
 
+def works_of(server: ServerSide, auxiliary: Auxiliary = Auxiliary()) -> dict[str, ClientWork]:  # noqa: B008
+    """All that clients of this recipe can be asked to do, by name; made without a row.
+
+    Args:
+        server: The server's side.
+        auxiliary: What clients learn from beside.
+    """
+    model, personal = server.model, bool(local_params_of(server.recipe))
+    out: dict[str, ClientWork] = {
+        "roster": Declare(server.roster),
+        "valid": Evaluate(model, personal=personal),
+        "test": Evaluate(model, personal=personal),
+        "alone.valid": KeepBest(model),
+        "alone.chosen": Evaluate(model, personal=True, use_best=True),
+        "alone.test": Evaluate(model, personal=True, use_best=True),
+    }
+    for lr in server.recipe.optimizer.lr:
+        out[f"alone {lr_name(lr)}"] = _accumulating(server, trainer(server, lr, personal=True))
+        works = server.recipe.method.works(settings_of(server, lr))
+        out[f"train {lr_name(lr)}"] = sent(server, auxiliary, works.train)
+        if works.valid is not None:
+            out[f"valid {lr_name(lr)}"] = works.valid
+    return out
+
+
 def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
-    """All that a node of this recipe can be asked to do."""
-    server, fed = experiment.server, experiment.recipe.federation
-    personal = bool(local_params_of(experiment.recipe))
+    """All that a node of this recipe can be asked to do: works, and the rows that they are done with."""
+    fed, rows = experiment.recipe.federation, experiment.clients
     local = experiment.training(
-        experiment.clients.train,
+        rows.train,
         batch=fed.batch_size,
         steps=fed.local_steps,
         epochs=fed.local_epochs,
         parts=fed.gradient_accumulation_steps,
     )
-    valid, test = experiment.evaluating(experiment.clients.valid), experiment.evaluating(experiment.clients.test)
-    out = {
-        "roster": ClientTask(work=Declare(server.roster), source=NoBatches()),
-        "valid": ClientTask(work=Evaluate(experiment.model, personal=personal), source=valid),
-        "test": ClientTask(work=Evaluate(experiment.model, personal=personal), source=test),
-        "alone.valid": ClientTask(work=KeepBest(experiment.model), source=valid),
-        "alone.chosen": ClientTask(work=Evaluate(experiment.model, personal=True, use_best=True), source=valid),
-        "alone.test": ClientTask(work=Evaluate(experiment.model, personal=True, use_best=True), source=test),
-    }
-    for lr in experiment.recipe.optimizer.lr:
-        out[f"alone {lr_name(lr)}"] = ClientTask(
-            work=_accumulating(server, trainer(server, lr, personal=True)), source=local
-        )
-        works = experiment.recipe.method.works(settings_of(server, lr))
-        out[f"train {lr_name(lr)}"] = ClientTask(work=sent(experiment, works.train), source=local)
-        if works.valid is not None:
-            out[f"valid {lr_name(lr)}"] = ClientTask(work=works.valid, source=valid)
-    return out
+    valid, test = experiment.evaluating(rows.valid), experiment.evaluating(rows.test)
+    sources: dict[str, Source] = {"roster": NoBatches(), "train": local, "alone": local, "valid": valid, "test": test}
+    sources |= {"alone.valid": valid, "alone.chosen": valid, "alone.test": test}
+    works = works_of(experiment.server, rows.auxiliary)
+    return {name: ClientTask(work=work, source=sources[name.partition(" ")[0]]) for name, work in works.items()}
 
 
 def settings_of(server: ServerSide, lr: float) -> ClientSettings:
@@ -156,16 +169,15 @@ def weighed(server: ServerSide, work: ClientWork) -> ClientWork:
     return ByRows(work, server.roster.rows("train"))
 
 
-def sent(experiment: Experiment, work: ClientWork) -> ClientWork:
+def sent(server: ServerSide, auxiliary: Auxiliary, work: ClientWork) -> ClientWork:
     """A method's work as the recipe has it: helped where it trains by gradients alone, weighed, and coded."""
-    recipe = experiment.recipe
-    work = weighed(experiment.server, with_auxiliary(experiment, work) if isinstance(work, Train) else work)
+    recipe = server.recipe
+    work = weighed(server, with_auxiliary(recipe, auxiliary, work) if isinstance(work, Train) else work)
     return Compressed(work, parse_codecs(recipe.wire.up)) if recipe.wire.up else work
 
 
-def with_auxiliary(experiment: Experiment, train: Train) -> ClientWork:
+def with_auxiliary(recipe: Recipe, auxiliary: Auxiliary, train: Train) -> ClientWork:
     """Training that also learns from rows without labels, or takes a teacher's word only where it is worth it."""
-    recipe, auxiliary = experiment.recipe, experiment.clients.auxiliary
     if recipe.semi is not None and auxiliary.views is not None:
         semi = recipe.semi
         work = FixMatch(

@@ -17,7 +17,6 @@ import torch
 from lichen.clients.distillation.distill import pre_distil
 from lichen.clients.distillation.selective import predicted_labels
 from lichen.clients.statistics.sufficient import Statistics
-from lichen.core.collecting.admission import OPEN
 from lichen.core.collecting.collect import collect
 from lichen.core.contracts import ClientTask, Source
 from lichen.core.errors import LichenError
@@ -37,6 +36,7 @@ from lichen.recipes.assemble.experiment import Experiment, values_N
 from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.clients import Auxiliary
+from lichen.recipes.assemble.sides.limits import counting
 from lichen.recipes.help.foundation_models import FMRegistry
 from lichen.recipes.help.layerwise import layer_distillation
 from lichen.recipes.help.sequence_teacher import deal_out_texts, teacher_texts
@@ -257,7 +257,8 @@ def with_closed_form_head(loaded: LoadedExperiment, result: HelpResult, folder: 
         rule = Lda(bits=12) if recipe.model.head == "lda" else Ridge(recipe.ridge, bits=12, bias=biased)
         everyone = tuple(range(len(experiment.server.roster)))
         job = Job(work="statistics", shared={}, version=0, clients=everyone, seed=0, base=experiment.model.base)
-        total = collect(engine, [job], rule, admission=OPEN).total
+        admission = counting("statistics", work, experiment.server.roster.rows("train"))
+        total = collect(engine, [job], rule, admission=admission).total
         # On rows that are not in the statistics: its own flatter a head, and it would be scaled too far.
         validation = experiment.evaluating(experiment.clients.valid)
         scale_on = [batch for client in everyone for batch in validation.batches((client,), 0)]

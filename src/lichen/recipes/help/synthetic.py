@@ -18,7 +18,7 @@ from lichen.algorithms.private_evolution import PrivateEvolution
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.statistics.leakage import Leakage, flags
 from lichen.clients.statistics.nearest_vote import NearestNeighborHistogram
-from lichen.core.collecting.admission import OPEN
+from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import collect
 from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
@@ -208,6 +208,7 @@ def _evolved(
         sensitivity=sensitivity,
         unit="row",
         variations=section.variations,
+        admission=Admission(works={"vote": vote}),
     )
     state = run(
         evolution,
@@ -311,7 +312,7 @@ def _leaks(loaded: LoadedExperiment, texts: Sequence[str], folder: RunFolder) ->
     )
     mean = Mean("uniform")
     job = Job(work="leakage", shared={}, version=0, clients=tuple(range(len(clients_data))), seed=0, texts=tuple(texts))
-    total = collect(engine, [job], mean, admission=OPEN).total
+    total = collect(engine, [job], mean, admission=Admission(works={"leakage": work})).total
     return flags(mean.close(total, {})[0]), engine.bytes_up, engine.bytes_down
 
 

@@ -136,8 +136,9 @@ def estimate_oneshot(recipe: Recipe, folder: Path, meter: MemoryMeter, say: Say,
     run_folder, shard, count = RunFolder(folder, recipe_sha256=recipe_sha256(recipe)), passed.tried, len(clients_data)
 
     def solved(parts: Sequence[ArrayShard]) -> tuple[float, int, int]:
-        start_time, engine = time.perf_counter(), engine_for(recipe, parts, len(classes), run_folder)
-        solve(recipe, engine, range(len(parts)))
+        start_time = time.perf_counter()
+        engine, admission = engine_for(recipe, parts, len(classes), run_folder)
+        solve(recipe, engine, admission, range(len(parts)))
         return time.perf_counter() - start_time, engine.bytes_up // len(parts), engine.bytes_down // len(parts)
 
     solved([shard])

@@ -30,6 +30,7 @@ from lichen.recipes.assemble.model import SCRATCH, STUDENT_TOKENIZER, base_name_
 from lichen.recipes.assemble.open import LoadedExperiment, fetch_named, open_recipe, shards_of
 from lichen.recipes.assemble.parts import validators_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
+from lichen.recipes.assemble.sides.limits import counting
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.workload import pooled_experiment
 from lichen.recipes.help.steps import apply_help
@@ -102,8 +103,9 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
 
 def _score_on(experiment: Experiment, shards: Sequence[Shard], shared: Tree, folder: RunFolder) -> Tree:
     store = ClientStore(folder.path / "state" / "none")
+    work = Evaluate(experiment.model)
     local = LocalEngine(
-        {"test": ClientTask(work=Evaluate(experiment.model), source=experiment.evaluating(shards))},
+        {"test": ClientTask(work=work, source=experiment.evaluating(shards))},
         store,
         base=experiment.model.base,
         block_size=block_size_of(experiment.recipe, store),
@@ -111,7 +113,9 @@ def _score_on(experiment: Experiment, shards: Sequence[Shard], shared: Tree, fol
     )
     everyone = tuple(range(len(shards)))
     job = Job(work="test", shared=shared, version=0, clients=everyone, seed=0, base=experiment.model.base)
-    return score(over_ranks(folder.ranks, local), job)[1]
+    each = experiment.recipe.data.max_length if experiment.recipe.writes else 1
+    admission = counting("test", work, [shard.size * each for shard in shards])
+    return score(over_ranks(folder.ranks, local), job, admission)[1]
 
 
 def _best_form(

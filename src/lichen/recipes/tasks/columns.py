@@ -20,7 +20,7 @@ from lichen.core.contracts import Engine
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
-from lichen.recipes.assemble.column import Column, local_engine, over_ranks, recipe_engine
+from lichen.recipes.assemble.column import Column, admission_of, local_engine, over_ranks, recipe_engine
 from lichen.recipes.assemble.experiment import Experiment, values_N
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.workload import pooled_experiment
@@ -51,6 +51,7 @@ def adapt(
     recipe = experiment.recipe
     engine = over_ranks(folder.ranks, local_engine(experiment, ClientStore(folder.path / "state" / "none")))
 
+    admission = admission_of(experiment.server)
     # A test set that clients share is scored once for all of them, since they score one model.
     first = torch.tensor(first_of(experiment.clients.test))
     distinct, place_N = torch.unique(first, return_inverse=True)
@@ -60,7 +61,7 @@ def adapt(
         job = Job(work="test", shared=shared, version=0, clients=clients, seed=0, base=experiment.model.base)
 
         def scores() -> Tree:
-            return {key: x_M[place_N] for key, x_M in score(engine, job)[1].items()}
+            return {key: x_M[place_N] for key, x_M in score(engine, job, admission)[1].items()}
 
         metrics = folder.tree(name, scores)
         return Column(value_N=values_N(recipe, metrics), metrics=metrics)
@@ -87,14 +88,14 @@ def _federated(
     experiment: Experiment, folder: RunFolder, observer: EventObserver, test: Callable[[str, Tree], Column], name: str
 ) -> Column:
     """The federated column, over the engine that the recipe names."""
-    server = experiment.server
+    server, admission = experiment.server, admission_of(experiment.server, experiment.clients.auxiliary)
     with ExitStack() as stack:
 
         def engine(store: ClientStore) -> Engine:
             local = partial(local_engine, experiment, store)
             return recipe_engine(server.recipe, folder, store, stack, local=local, start=server.start)
 
-        return federated_column(server, folder, observer, engine, name=name, test=test)
+        return federated_column(server, folder, observer, engine, name=name, test=test, admission=admission)
 
 
 def _pooled(

@@ -27,6 +27,7 @@ from lichen.algorithms.alone import Alone
 from lichen.algorithms.average import mean_loss, score
 from lichen.algorithms.exchange import PredictionExchange, score_architectures
 from lichen.algorithms.fusion import Fusion, join_architectures, of_architecture
+from lichen.core.collecting.admission import Admission
 from lichen.core.contracts import Algorithm, Engine, Report, ServerState
 from lichen.core.message import Job
 from lichen.core.rounds import run
@@ -40,7 +41,14 @@ from lichen.recipes.assemble.class_names import save_class_names
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import lr_name, values_N
 from lichen.recipes.assemble.heterogeneous import HeterogeneousClients, open_heterogeneous
-from lichen.recipes.assemble.heterogeneous_parts import ByArchitecture, averaged_tasks, engine_of, private_tasks, server
+from lichen.recipes.assemble.heterogeneous_parts import (
+    ByArchitecture,
+    admission_of_architectures,
+    averaged_tasks,
+    engine_of,
+    private_tasks,
+    server,
+)
 from lichen.recipes.assemble.parts import lr_scale, sampler_of, server_of, stop_of, validators_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.workload import alone_rounds
@@ -104,7 +112,7 @@ def _observer(observer: EventObserver, column: str, lr: float, rounds: int) -> C
     return lambda report: observer(Event(column=column, report=report, total_rounds=rounds, grid=lr_name(lr)))
 
 
-def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int) -> Algorithm:
+def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int, admission: Admission) -> Algorithm:
     """The exchange at one learning rate, up to round ``until``."""
     recipe, section, fed = heterogeneous.recipe, heterogeneous.exchange, heterogeneous.recipe.federation
     side = heterogeneous.server
@@ -121,6 +129,7 @@ def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int) -> Al
             rounds=until,
             valid_every=fed.valid_every,
             validators=validators_of(side),
+            admission=admission,
             lr_scale=scale,
         )
     predict, distil = server(heterogeneous, lr)
@@ -136,6 +145,7 @@ def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int) -> Al
         rounds=until,
         valid_every=fed.valid_every,
         validators=validators_of(side),
+        admission=admission,
         lr_scale=scale,
     )
 
@@ -145,6 +155,7 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, observer:
     fused, everyone = heterogeneous.fused, tuple(range(heterogeneous.count))
     states: dict[float, ServerState] = {}
     engines: dict[float, LocalEngine] = {}
+    admissions: dict[float, Admission] = {}
 
     def begin() -> Tree:
         return (
@@ -157,14 +168,15 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, observer:
         job = Job(work=work, shared={}, version=2 * until, clients=everyone, seed=0)
         best = states[lr].best
         make = lambda arch: of_architecture(best, arch) if fused else {}  # noqa: E731
-        return score_architectures(engines[lr], job, heterogeneous.architectures, make)[1]
+        return score_architectures(engines[lr], job, heterogeneous.architectures, make, admission=admissions[lr])[1]
 
     def go(lr: float, until: int) -> float:
         grid = lr_name(lr)
         client_tasks = averaged_tasks(heterogeneous, lr) if fused else private_tasks(heterogeneous, lr)
         engines[lr] = engine_of(heterogeneous, client_tasks, ClientStore(folder.clients("federated", grid)))
+        admissions[lr] = admission_of_architectures(heterogeneous, client_tasks)
         states[lr] = run(
-            _algorithm(heterogeneous, lr, until),
+            _algorithm(heterogeneous, lr, until, admissions[lr]),
             engines[lr],
             begin,
             rounds=until,

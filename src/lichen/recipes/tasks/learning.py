@@ -15,6 +15,7 @@ from lichen.algorithms.agnostic import AFL
 from lichen.algorithms.alone import Alone
 from lichen.algorithms.average import Average, mean_loss, score
 from lichen.algorithms.semi import SemiFL
+from lichen.core.collecting.admission import Admission
 from lichen.core.contracts import Algorithm, ClientTask, Engine, Report, ServerState
 from lichen.core.message import Job
 from lichen.core.rounds import run
@@ -25,7 +26,7 @@ from lichen.data.batches.shards import TrainSource
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event
 from lichen.recipes.assemble.aggregation import local_params_of
-from lichen.recipes.assemble.column import Column
+from lichen.recipes.assemble.column import Column, admission_of
 from lichen.recipes.assemble.experiment import lr_name, values_N
 from lichen.recipes.assemble.parts import algorithm_of, initial_shared, lr_scale, stop_of, tensors_of, trainer
 from lichen.recipes.assemble.run_folder import RunFolder
@@ -73,10 +74,12 @@ def federate(
     checkpoint: Path,
     observer: Callable[[Report], None],
     *,
+    admission: Admission | None = None,
     once: Once = lambda do: do(),
 ) -> ServerState:
     """The federated column at one learning rate, up to round ``until``; see :func:`lichen.core.rounds.run`."""
-    algorithm = _with_server(server, algorithm_of(server, lr, until), lr, checkpoint.parent / "server")
+    average = replace(algorithm_of(server, lr, until), admission=admission or admission_of(server))
+    algorithm = _with_server(server, average, lr, checkpoint.parent / "server")
     return _go(server, algorithm, engine, until, checkpoint, observer, once, initial=initial_shared(server, lr))
 
 
@@ -138,7 +141,9 @@ def _observer(observer: EventObserver, column: str, lr: float, rounds: int) -> C
     return lambda report: observer(Event(column=column, report=report, total_rounds=rounds, grid=lr_name(lr)))
 
 
-def scored(server: ServerSide, engine: Engine, shared: Tree, *, version: int = 0) -> Tree:
+def scored(
+    server: ServerSide, engine: Engine, shared: Tree, *, version: int = 0, admission: Admission | None = None
+) -> Tree:
     """Everybody's sums over its own test rows, ``(N, ...)``, with these tensors.
 
     Args:
@@ -146,10 +151,11 @@ def scored(server: ServerSide, engine: Engine, shared: Tree, *, version: int = 0
         engine: Asks the clients.
         shared: The tensors.
         version: Of the private state that goes with them.
+        admission: What counts of the answers; None: by the server's side alone.
     """
     everyone = tuple(range(len(server.roster)))
     job = Job(work="test", shared=shared, version=version, clients=everyone, seed=0, base=server.model.base)
-    return score(engine, job)[1]
+    return score(engine, job, admission or admission_of(server))[1]
 
 
 def federated_column(
@@ -160,6 +166,7 @@ def federated_column(
     *,
     name: str = "federated",
     test: Callable[[str, Tree], Column] | None = None,
+    admission: Admission | None = None,
 ) -> Column:
     """Rounds at every learning rate, and the best one's tensors on test rows.
 
@@ -170,8 +177,10 @@ def federated_column(
         engines: Make an engine for each rate.
         name: The column's.
         test: Scores tensors; None: the clients do it over the engine, as they do where some tensors stay with them.
+        admission: What counts of what clients send; None: by the server's side alone.
     """
     recipe, rounds = server.recipe, server.recipe.federation.rounds
+    admission = admission or admission_of(server)
     states: dict[float, ServerState] = {}
     made: dict[float, Engine] = {}
 
@@ -179,7 +188,8 @@ def federated_column(
         if lr not in made:
             made[lr] = engines(ClientStore(folder.clients(name, lr_name(lr))))
         checkpoint, observe = folder.checkpoint(name, lr_name(lr)), _observer(observer, name, lr, rounds)
-        states[lr] = federate(server, made[lr], lr, until, checkpoint, observe, once=folder.ranks.ask_first)
+        once = folder.ranks.ask_first
+        states[lr] = federate(server, made[lr], lr, until, checkpoint, observe, admission=admission, once=once)
         return states[lr].best_value
 
     lr = choose_learning_rate(recipe, rounds, go)
@@ -189,7 +199,7 @@ def federated_column(
         return replace(test(name, shared), lr=lr, shared=shared, best_round=best.best_round)
     # What stayed at home in the best round lies beside what is newest, under that round's version.
     version = best.best_round if personal else 0
-    metrics = folder.tree(name, lambda: scored(server, made[lr], shared, version=version))
+    metrics = folder.tree(name, lambda: scored(server, made[lr], shared, version=version, admission=admission))
     value_N = values_N(recipe, metrics)
     return Column(value_N=value_N, metrics=metrics, lr=lr, shared=shared, best_round=best.best_round)
 
@@ -204,12 +214,13 @@ def private_column(
 ) -> tuple[Column, ClientStore]:
     """Train clients by themselves at every learning rate; the column of the best one, and its private state."""
     recipe, clients = server.recipe, tuple(range(len(server.roster)))
+    admission = admission_of(server)
     made: dict[float, Engine] = {}
     stores: dict[float, ClientStore] = {}
 
     def tested(lr: float, until: int, work: str) -> Tree:
         job = Job(work=work, shared=server.start, version=2 * until, clients=clients, seed=0, base=server.model.base)
-        return folder.tree(f"{name}.{work}.{lr_name(lr)}.{until}", lambda: score(made[lr], job)[1])
+        return folder.tree(f"{name}.{work}.{lr_name(lr)}.{until}", lambda: score(made[lr], job, admission)[1])
 
     def go(lr: float, until: int) -> float:
         stores[lr] = ClientStore(folder.clients(name, lr_name(lr)))
@@ -222,6 +233,7 @@ def private_column(
             valid_every=recipe.federation.valid_every,
             lr_scale=lr_scale(recipe, rounds),
             base=server.model.base,
+            admission=admission,
         )
         checkpoint, observe = folder.checkpoint(name, lr_name(lr)), _observer(observer, name, lr, rounds)
         once = folder.ranks.ask_first

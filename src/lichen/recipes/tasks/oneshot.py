@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lichen.clients.statistics.sufficient import Statistics
-from lichen.core.collecting.admission import OPEN
+from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import collect
 from lichen.core.contracts import ClientTask, Engine, Report
 from lichen.core.message import Job
@@ -37,6 +37,7 @@ from lichen.recipes.assemble.experiment import values_N
 from lichen.recipes.assemble.features import encoder_of, featurizer
 from lichen.recipes.assemble.open import fetch_named
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
+from lichen.recipes.assemble.sides.limits import counting
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.rows.prepare import ClientData, classes_of, first_of, gather_all
 from lichen.recipes.rows.public import labelled_of, split_public
@@ -62,21 +63,22 @@ class OneShot:
     bytes_down: int
 
 
-def engine_for(recipe: Recipe, shards: Sequence[ArrayShard], classes: int, folder: RunFolder) -> Engine:
-    """An engine whose clients hold feature shards; on several ranks it is all of theirs."""
+def engine_for(
+    recipe: Recipe, shards: Sequence[ArrayShard], classes: int, folder: RunFolder
+) -> tuple[Engine, Admission]:
+    """An engine whose clients hold shards, on several ranks all of theirs; and what counts of their messages."""
     work = Statistics(features=lambda batch: batch["x_CBF"], classes=classes, width=shards[0].x.shape[-1])
     client_task = ClientTask(work=work, source=EvalSource(shards, batch_size=256, pad=0))
     store = ClientStore(folder.path / "state" / "none")
-    return over_ranks(
-        folder.ranks, LocalEngine({"statistics": client_task}, store, block_size=recipe.engine.clients_per_block or 64)
-    )
+    local = LocalEngine({"statistics": client_task}, store, block_size=recipe.engine.clients_per_block or 64)
+    return over_ranks(folder.ranks, local), counting("statistics", work, [shard.size for shard in shards])
 
 
-def solve(recipe: Recipe, engine: Engine, clients: Sequence[int]) -> Tree:
+def solve(recipe: Recipe, engine: Engine, admission: Admission, clients: Sequence[int]) -> Tree:
     """One round: ask these clients for their statistics, add them up, solve."""
     ridge = Ridge(lam=recipe.ridge)
     job = Job(work="statistics", shared={}, version=0, clients=tuple(clients), seed=0)
-    return ridge.close(collect(engine, [job], ridge, admission=OPEN).total, {})[0]
+    return ridge.close(collect(engine, [job], ridge, admission=admission).total, {})[0]
 
 
 def predict(head: Tree, x_NF: np.ndarray) -> Tensor:
@@ -104,9 +106,9 @@ def oneshot(
 ) -> OneShot:
     """Run the round and hold it against alone, pooled and re-partitioned data."""
     start = time.perf_counter()
-    engine = engine_for(recipe, train, classes, folder)
+    engine, admission = engine_for(recipe, train, classes, folder)
     everyone = range(len(train))
-    head = solve(recipe, engine, everyone)
+    head = solve(recipe, engine, admission, everyone)
 
     def column(heads: Sequence[Tree]) -> Column:
         metrics = {"confusion": torch.stack([confusion(h, s, classes) for h, s in zip(heads, test, strict=True)])}
@@ -125,10 +127,10 @@ def oneshot(
     )
     observer(Event(column="federated", report=report, total_rounds=1, grid=f"lambda={recipe.ridge:g}"))
     if "alone" in recipe.compare.baselines:
-        columns["alone"] = column([solve(recipe, engine_for(recipe, [s], classes, folder), (0,)) for s in train])
+        columns["alone"] = column([solve(recipe, *engine_for(recipe, [s], classes, folder), (0,)) for s in train])
     x = np.concatenate([s.x for s in train])
     labels = np.concatenate([s.labels for s in train])
-    whole = solve(recipe, engine_for(recipe, [ArrayShard(x=x, labels=labels)], classes, folder), (0,))
+    whole = solve(recipe, *engine_for(recipe, [ArrayShard(x=x, labels=labels)], classes, folder), (0,))
     if "pooled" in recipe.compare.baselines:
         columns["pooled"] = column([whole] * len(test))
     say(f"comparing with pooled under {recipe.compare.partitions} random partitions")
@@ -138,7 +140,7 @@ def oneshot(
         rng = numpy_generator(recipe.seed, "partition", p)
         client_data = rng.integers(0, int(rng.integers(2, 2 * len(train) + 1)), size=len(labels))
         parts = [ArrayShard(x=x[client_data == k], labels=labels[client_data == k]) for k in np.unique(client_data)]
-        other = solve(recipe, engine_for(recipe, parts, classes, folder), range(len(parts)))
+        other = solve(recipe, *engine_for(recipe, parts, classes, folder), range(len(parts)))
         same += bool(torch.equal(predict(other, test_x), predict(whole, test_x)))
         worst = max(worst, _difference(other, whole))
     return OneShot(
