@@ -29,7 +29,8 @@ from lichen.engines.block_size import AutoBlockSize, ClientMemory, need_of
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
 from lichen.transforms.parse import parse_codecs
-from lichen.transforms.uplink import Compressed
+from lichen.transforms.transform import Transformed
+from lichen.transforms.uplink import Coded
 
 CLIENTS = 7
 
@@ -89,12 +90,12 @@ def test_a_client_that_does_not_fit_is_computed_again(monkeypatch: pytest.Monkey
 
 WRAPPED: dict[str, Callable[[Train], ClientWork]] = {
     "weighed": lambda train: ByRows(train, (3,) * CLIENTS),
-    "coded": lambda train: Compressed(train, parse_codecs(("int8",))),
+    "coded": lambda train: Transformed(train, (Coded(parse_codecs(("int8",))),)),
     "at home": lambda train: LocalInit(train, start={}),
     "answered": Distill,
     "diloco": Worker,
-    "diloco, weighed and coded": lambda train: Compressed(
-        ByRows(Worker(train), (3,) * CLIENTS), parse_codecs(("int8",))
+    "diloco, weighed and coded": lambda train: Transformed(
+        ByRows(Worker(train), (3,) * CLIENTS), (Coded(parse_codecs(("int8",))),)
     ),
 }
 

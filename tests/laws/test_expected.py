@@ -42,7 +42,8 @@ from lichen.research.mutual.vocabulary import Vocabulary
 from lichen.research.pate.label_vote import LabelVote
 from lichen.research.prompts.prompt_search import TokenSearch
 from lichen.transforms.parse import parse_codecs
-from lichen.transforms.uplink import Compressed
+from lichen.transforms.transform import Transformed
+from lichen.transforms.uplink import Coded
 from support.toy_cohorts import LoraLinear
 from support.two_tokenizers import TEXTS, model, tokenizer
 
@@ -205,7 +206,7 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 for words in ([], ["int8"], ["sign"], ["topk:1/4", "int4~"], ["sketch:1", "int8"]):
     CASES[f"coded {' '.join(words)}"] = lambda words=words: (  # type: ignore[misc]
-        Compressed(train(LORA, freeze_schedule=(("lora_A",), ())), parse_codecs(words)),
+        Transformed(train(LORA, freeze_schedule=(("lora_A",), ())), (Coded(parse_codecs(words)),)),
         STEPS,
         LORA.init(0),
     )
@@ -292,6 +293,6 @@ def test_the_law_finds_a_wrong_declaration(lies: Any, says: str) -> None:
 def test_a_declaration_costs_microseconds_and_copies_nothing() -> None:
     big = {f"layer{i}.weight": torch.empty(1 << 12, 1 << 12, device="meta") for i in range(100)}
     job = fl.Job(work="w", shared=big, version=0, clients=CLIENTS, seed=5)
-    expected = Compressed(train(), parse_codecs(["int8"])).expected(job)
+    expected = Transformed(train(), (Coded(parse_codecs(["int8"])),)).expected(job)
     (spec,) = expected.tensors.values()
     assert spec.shape[0] > 100 << 24

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lichen.algorithms.average import Average
+from lichen.core.collecting.admission import Admission
 from lichen.core.contracts import ClientTask
 from lichen.core.store import ClientStore
 from lichen.engines.local import LocalEngine
@@ -19,10 +20,9 @@ from lichen.recipes.assemble.parts import client_tasks
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Uniform
-from lichen.transforms.layout import Layout
 from lichen.transforms.parse import parse_codecs
-from lichen.transforms.uplink import Compressed
-from lichen.transforms.uplink_decode import Decoded
+from lichen.transforms.transform import Transformed
+from lichen.transforms.uplink import Coded
 from support.small_experiment import experiment
 
 UP, DOWN = parse_codecs(["topk:4/32", "int4"]), parse_codecs(["topk:8/32", "int4"])
@@ -32,7 +32,7 @@ WORK = "train lr=0.1"
 def coded(made: Experiment) -> dict[str, ClientTask]:
     """Its stations, with training behind the codec."""
     known = client_tasks(made)
-    return {**known, WORK: replace(known[WORK], work=Compressed(known[WORK].work, UP))}
+    return {**known, WORK: replace(known[WORK], work=Transformed(known[WORK].work, (Coded(UP),)))}
 
 
 def local(made: Experiment, folder: Path, *, block: int = 3) -> LocalEngine:
@@ -43,7 +43,8 @@ def local(made: Experiment, folder: Path, *, block: int = 3) -> LocalEngine:
 def average(made: Experiment, **more: Any) -> Average:
     """Half of the clients in a round, coded up and down."""
     plain: dict[str, Any] = {
-        "aggregator": Decoded(Mean(), UP, (Layout.of(made.start),)),
+        "aggregator": Mean(),
+        "admission": Admission(works={name: task.work for name, task in coded(made).items()}),
         "optimizer": ServerSGD(),
         "sampler": Uniform(2),
         "weight_N": made.server.roster.rows_N("train"),

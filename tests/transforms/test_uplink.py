@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from lichen.core import tree as trees
+from lichen.core.collecting.admission import Admission
+from lichen.core.collecting.collect import collect
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import FAILED, Expected, TensorSpec, specs_of
@@ -19,10 +21,12 @@ from lichen.core.seeds import torch_generator
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.server.mean import Mean
+from lichen.transforms.clip_change import ClipChange
 from lichen.transforms.layout import Layout
 from lichen.transforms.parse import parse_codecs
-from lichen.transforms.uplink import WIRE, Compressed
-from lichen.transforms.uplink_decode import Decoded
+from lichen.transforms.transform import Transformed
+from lichen.transforms.uplink import WIRE, Coded
+from support.scripted_engine import ScriptedEngine
 
 SHARED = {"l.lora_A": torch.zeros(4, 30), "l.lora_B": torch.zeros(20, 4), "bias": torch.zeros(7)}
 CHAIN = parse_codecs(["topk:2/32", "int4~"])
@@ -68,7 +72,7 @@ class Drawn:
         return message, {"seen": seen + 1}
 
 
-def go(work: Compressed, clients: tuple[int, ...], version: int, store: ClientStore) -> Message:
+def go(work: Transformed, clients: tuple[int, ...], version: int, store: ClientStore) -> Message:
     """What :func:`lichen.core.fold.serve` does, for one block."""
     job = Job(work="w", shared=SHARED, version=version, clients=clients, seed=100 + version)
     message, own_C = work.final(work.init(job, clients, store.load(clients, version)))
@@ -88,7 +92,7 @@ def _job(version: int) -> Job:
 
 
 def test_any_company_gives_a_clients_bytes_and_memory(tmp_path: Path) -> None:
-    work = Compressed(Drawn(), parse_codecs(["topk:2/32", "int4"]))
+    work = Transformed(Drawn(), (Coded(parse_codecs(["topk:2/32", "int4"])),))
     together, alone = ClientStore(tmp_path / "together"), ClientStore(tmp_path / "alone")
     for version in range(3):
         message = go(work, (0, 5, 9), version, together)
@@ -107,7 +111,7 @@ def test_any_company_gives_a_clients_bytes_and_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [["topk:2/32", "int4~"], ["sign"], ["int2~"]])
 def test_what_arrived_follows_what_was_meant(tmp_path: Path, words: list[str]) -> None:
     chain, layout, store = parse_codecs(words), Layout.of(SHARED), ClientStore(tmp_path)
-    work, without = Compressed(Drawn(), chain), Compressed(Drawn(), chain, error_feedback=False)
+    work, without = Transformed(Drawn(), (Coded(chain),)), Transformed(Drawn(), (Coded(chain, error_feedback=False),))
     arrived, blind, wanted = (torch.zeros(layout.size) for _ in range(3))
     far, norms = [], []
     for version in range(40):
@@ -132,7 +136,7 @@ def test_what_arrived_follows_what_was_meant(tmp_path: Path, words: list[str]) -
 
 
 def test_who_fails_or_does_not_count_keeps_the_memory(tmp_path: Path) -> None:
-    work, store = Compressed(Drawn(), CHAIN), ClientStore(tmp_path)
+    work, store = Transformed(Drawn(), (Coded(CHAIN),)), ClientStore(tmp_path)
     for version in range(3):
         go(work, (8, 9), version, store)
     two, three = store.load((8, 9), 2), store.load((8, 9), 3)
@@ -145,14 +149,14 @@ def test_who_fails_or_does_not_count_keeps_the_memory(tmp_path: Path) -> None:
 
 
 def test_a_repeated_round_repeats_its_bytes(tmp_path: Path) -> None:
-    work, store = Compressed(Drawn(), CHAIN), ClientStore(tmp_path)
+    work, store = Transformed(Drawn(), (Coded(CHAIN),)), ClientStore(tmp_path)
     first = [pack_message(go(work, (1, 2), version, store)) for version in range(3)]
     again = pack_message(go(work, (1, 2), 2, store))
     assert again == first[2] != first[1]
 
 
 def test_names_that_take_turns_share_a_memory_and_stand_side_by_side(tmp_path: Path) -> None:
-    work, store = Compressed(Drawn(frozen=("l.lora_A",)), CHAIN), ClientStore(tmp_path)
+    work, store = Transformed(Drawn(frozen=("l.lora_A",)), (Coded(CHAIN),)), ClientStore(tmp_path)
     go(work, (1,), 0, store)
     go(work, (2,), 1, store)
     before = store.load((1,), 1)
@@ -162,32 +166,76 @@ def test_names_that_take_turns_share_a_memory_and_stand_side_by_side(tmp_path: P
     assert after is not None
     assert torch.equal(before["wire/l.lora_A"], after["wire/l.lora_A"])
     assert not torch.equal(before["wire/bias"], after["wire/bias"])
-    layouts = (Layout.of(SHARED), Layout.of({n: x for n, x in SHARED.items() if n != "l.lora_A"}))
-    assert WIRE + layouts[1].digest in message.tensors
-    assert Decoded(Mean(), CHAIN, layouts).before(message).tensors.keys() == {"l.lora_B", "bias", "rows"}
+    assert WIRE + Layout.of({n: x for n, x in SHARED.items() if n != "l.lora_A"}).digest in message.tensors
+    assert work.received(message, _job(3)).tensors.keys() == {"l.lora_B", "bias", "rows"}
 
 
-def test_an_aggregator_decodes_in_any_order_and_refuses_strangers(tmp_path: Path) -> None:
-    work, store, layout = Compressed(Drawn(), CHAIN), ClientStore(tmp_path), Layout.of(SHARED)
-    mean = Decoded(Mean(), CHAIN, (layout,))
+def test_messages_are_decoded_as_they_arrive_alone_and_stacked(tmp_path: Path) -> None:
+    work, store = Transformed(Drawn(), (Coded(CHAIN),)), ClientStore(tmp_path)
     messages = [go(work, (c,), 0, store) for c in (4, 5, 6)]
-    messages = [replace(m, tensors={n: x for n, x in m.tensors.items() if n != "rows"}) for m in messages]
-    totals = []
-    for order in ([0, 1, 2], [2, 0, 1]):
-        total = mean.zero()
-        for i in order:
-            total = mean.add(total, messages[i])
-        totals.append(mean.close(mean.load(*mean.dump(total)), SHARED)[0])
-    stacked = mean.close(mean.merge(mean.zero(), mean.add(mean.zero(), concatenate_messages(messages))), SHARED)[0]
-    for name in SHARED:
-        plain = sum(mean.before(m).tensors[name][0].double() for m in messages) / 3
-        assert torch.equal(totals[0][name], totals[1][name])
-        assert torch.equal(totals[0][name], stacked[name])
-        assert torch.allclose(stacked[name].double(), plain, atol=1e-7)  # type: ignore[arg-type]
-    with pytest.raises(LichenError, match="are not expected"):
-        Decoded(Mean(), CHAIN, ()).add(Mean().zero(), messages[0])
-    with pytest.raises(LichenError, match="bytes a client"):
-        Decoded(Mean(), parse_codecs(["int8"]), (layout,)).add(Mean().zero(), messages[0])
+    together = work.received(concatenate_messages(messages), _job(0))
+    for c, message in enumerate(messages):
+        alone = work.received(message, _job(0))
+        assert pack_message(alone) == pack_message(take_client(together, c))
+        assert alone.tensors.keys() == {*SHARED, "rows"}
+        assert alone.tensors["rows"].item() == 4 + c
+
+
+def test_a_row_of_another_code_costs_its_client_the_round(tmp_path: Path) -> None:
+    works = {words: Transformed(Drawn(), (Coded(parse_codecs([words])),)) for words in ("int8", "int4")}
+    honest = Transformed(Drawn(), (Coded(CHAIN),))
+    store, job = ClientStore(tmp_path), replace(_job(0), clients=(4, 5, 6))
+    messages = [go(honest, (c,), 0, store) for c in (4, 6)]
+    other = go(works["int8"], (5,), 0, ClientStore(tmp_path / "other"))
+    engine = ScriptedEngine(lambda _: [((int(m.client_C[0]),), m) for m in (*messages, other)])
+    came = collect(engine, [job], Mean(), admission=Admission(works={"w": honest}))
+    assert came.client_N.tolist() == [4, 6]
+    assert dict(came.attendance.refused) == {"shape": 1}
+    with pytest.raises(LichenError, match="not a row of layout"):
+        honest.received(replace(messages[0], tensors={"rows": messages[0].tensors["rows"]}), job)
+
+
+def test_a_row_that_decodes_to_no_number_is_refused(tmp_path: Path) -> None:
+    work, layout = Transformed(Drawn(), (Coded(parse_codecs(["bf16"])),)), Layout.of(SHARED)
+    job, store = replace(_job(0), clients=(4, 5)), ClientStore(tmp_path)
+    good, bad = (go(work, (c,), 0, store) for c in (4, 5))
+    row_CB = bad.tensors[WIRE + layout.digest].clone()
+    row_CB[0, 0:2] = torch.tensor([0x80, 0x7F], dtype=torch.uint8)  # infinity, as bfloat16
+    bad = replace(bad, tensors={**bad.tensors, WIRE + layout.digest: row_CB})
+    for replies in ([((4,), good), ((5,), bad)], [((4, 5), concatenate_messages([good, bad]))]):
+        engine = ScriptedEngine(lambda _, replies=replies: replies)  # type: ignore[misc]
+        came = collect(engine, [job], Mean(), admission=Admission(works={"w": work}))
+        assert came.client_N.tolist() == [4]
+        assert dict(came.attendance.refused) == {"finite": 1}
+
+
+def norms(message: Message) -> list[float]:
+    return trees.norm_C({n: message.tensors[n] for n in SHARED}).tolist()
+
+
+def test_a_change_is_cut_at_the_client_and_who_does_not_cut_is_cut_at_the_server(tmp_path: Path) -> None:
+    clip, bare = ClipChange(2.0), Transformed(Drawn(), ())
+    work, store = Transformed(Drawn(), (clip,)), ClientStore(tmp_path)
+    whole, cut = go(bare, (3, 4), 0, store), go(work, (3, 4), 0, store)
+    assert min(norms(whole)) > 2.5
+    assert norms(cut) == pytest.approx([2.0, 2.0], rel=1e-6)
+    arrived = work.received(cut, _job(0))
+    assert pack_message(arrived) == pack_message(cut)
+    assert pack_message(work.received(whole, _job(0))) == pack_message(cut)
+    small = replace(whole, tensors={n: x / 100 if n in SHARED else x for n, x in whole.tensors.items()})
+    assert pack_message(work.received(small, _job(0))) == pack_message(small)
+    with pytest.raises(LichenError, match="no norm"):
+        ClipChange(0.0)
+
+
+def test_transforms_stand_in_a_row(tmp_path: Path) -> None:
+    work = Transformed(Drawn(), (ClipChange(2.0), Coded(parse_codecs(["int8"]), error_feedback=False)))
+    message = go(work, (3,), 0, ClientStore(tmp_path))
+    assert message.tensors.keys() == {"rows", WIRE + Layout.of(SHARED).digest}
+    arrived = work.received(message, _job(0))
+    assert norms(arrived) == pytest.approx([2.0], rel=0.02)
+    assert max(norms(arrived)) <= 2.0 * (1 + 1e-5)
+    assert (work.transforms[0].composes, work.transforms[1].composes) == ({"sum", "single"}, {"single"})
 
 
 def test_a_work_without_tensors_of_its_own_passes(tmp_path: Path) -> None:
@@ -196,6 +244,8 @@ def test_a_work_without_tensors_of_its_own_passes(tmp_path: Path) -> None:
             message, _ = super().final(state)
             return replace(message, tensors={"rows": message.tensors["rows"]}), None
 
-    message, own = Compressed(Counts(), CHAIN).final(Compressed(Counts(), CHAIN).init(_job(0), (1,), None))
+    message, own = Transformed(Counts(), (Coded(CHAIN),)).final(
+        Transformed(Counts(), (Coded(CHAIN),)).init(_job(0), (1,), None)
+    )
     assert message.tensors.keys() == {"rows"}
     assert own is None

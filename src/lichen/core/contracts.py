@@ -34,6 +34,7 @@ __all__ = [
     "Engine",
     "Needs",
     "Objective",
+    "Receives",
     "Report",
     "Sampler",
     "ServerOptimizer",
@@ -203,6 +204,19 @@ class Dialogue(Protocol):
         nothing but its arguments and the answers: where some of a block must go on alone, it is run again with the
         answers they have had. It does not yield inside a context such as ``torch.no_grad``, which would hold for
         whoever runs meanwhile.
+        """
+        ...
+
+
+@runtime_checkable
+class Receives(Protocol):
+    """A client work whose messages are not yet what an aggregator takes when they arrive."""
+
+    def received(self, message: Message, job: Job) -> Message:
+        """An admitted message as the aggregator gets it.
+
+        Raises:
+            LichenError: if it cannot be made so; the message is refused.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Compresses a client's message, with error feedback.
+"""Codes a client's message, with error feedback: a transform.
 
 With error feedback a client adds what was lost to its next change, codes the sum, and keeps what that
 loses: over many rounds the sum of what arrived follows the sum of what was meant, however coarse a single
@@ -19,13 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from lichen.core import tree as trees
-from lichen.core.contracts import Batch, ClientWork
+from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, TensorSpec
 from lichen.core.message import Job, Message
 from lichen.core.parameters import split_shared
@@ -33,102 +32,117 @@ from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.transforms.codec import Chain
 from lichen.transforms.layout import Layout
+from lichen.transforms.transform import Composes
 
-__all__ = ["WIRE", "Compressed"]
+__all__ = ["WIRE", "Coded"]
 
 WIRE = "wire."
 """A message's coded row is called so, and by its layout's digest."""
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompressedState:
-    """The wrapped work's state, what was asked, and what former messages lost, by name, ``(C, ...)`` float32."""
-
-    inner: Any
-    job: Job
-    clients: tuple[int, ...]
-    lost_C: Tree
-
-
-@final
 @dataclass(frozen=True, slots=True)
-class Compressed:
-    """Any work, its message's tensors of real numbers in one coded row ``wire.<digest>``.
+class Coded:
+    """A message's tensors of real numbers in one coded row ``wire.<digest>``, decoded when it arrives.
 
-    Other tensors go as they are. A client's randomness is ``derive(job.seed, client, "wire")``.
+    Other tensors go as they are. A client's randomness is ``derive(job.seed, client, "wire")``. Decoding is
+    deterministic, so an aggregator's promises hold; but a coded row is no sum of others, so masks cannot lie over it.
 
     Args:
-        inner: What is done.
-        chain: How its tensors are coded.
+        chain: How tensors are coded.
         error_feedback: Remember what the code loses.
     """
 
-    inner: ClientWork
     chain: Chain
     _: KW_ONLY
     error_feedback: bool = True
 
-    def expected(self, job: Job) -> Expected:
-        """The wrapped work's, its tensors of real numbers in one row whose length follows from chain and layout."""
-        inner = self.inner.expected(job)
-        real = {name: spec for name, spec in inner.tensors.items() if spec.dtype.is_floating_point}
-        if not real:
-            return inner
-        layout = Layout(tuple((name, real[name].shape, real[name].dtype) for name in sorted(real)))
-        rest = {name: spec for name, spec in inner.tensors.items() if name not in real}
+    @property
+    def name(self) -> str:
+        """Of its memory."""
+        return "wire"
+
+    @property
+    def composes(self) -> frozenset[Composes]:
+        """Each message is looked at, if only to decode it."""
+        return frozenset({"single"})
+
+    @property
+    def remembers(self) -> bool:
+        """With error feedback."""
+        return self.error_feedback
+
+    def declared(self, expected: Expected) -> Expected:
+        """Tensors of real numbers in one row whose length follows from chain and layout."""
+        layout = _layout(expected)
+        if layout is None:
+            return expected
+        rest = {name: spec for name, spec in expected.tensors.items() if not spec.dtype.is_floating_point}
         coded = {WIRE + layout.digest: TensorSpec((self.chain.nbytes(layout),), torch.uint8)}
-        return replace(inner, tensors={**rest, **coded})
+        return replace(expected, tensors={**rest, **coded})
 
-    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> CompressedState:
-        """The wrapped work's beginning; it does not see the memory."""
-        lost_C, own = trees.split(own_C or {}, "wire/")
-        return CompressedState(
-            inner=self.inner.init(job, clients, own or None), job=job, clients=tuple(clients), lost_C=lost_C
-        )
-
-    def step(self, state: CompressedState, batch: Batch) -> CompressedState:
-        """The wrapped work's step."""
-        return replace(state, inner=self.inner.step(state.inner, batch))
-
-    def final(self, state: CompressedState) -> tuple[Message, Tree | None]:
-        """The wrapped work's message, coded; and its private state, with the memory where there is one."""
-        message, own_C = self.inner.final(state.inner)
+    def on_client(self, message: Message, own_C: Tree, job: Job, clients: Sequence[int]) -> tuple[Message, Tree]:
+        """The message, coded; and the memory, where there is one."""
         real_C = {name: x for name, x in message.tensors.items() if x.is_floating_point()}
         if not real_C:
-            return message, _with(own_C, state.lost_C)
+            return message, own_C
         layout = Layout.of(real_C, stacked=True)
         x_CN = layout.flatten(real_C)
-        lost_C = self._memory(state, real_C) if self.error_feedback else {}
+        lost_C = _memory(own_C, job, real_C, len(clients)) if self.error_feedback else {}
         finite_C1 = _finite_C(message, x_CN).unsqueeze(1)
         if self.error_feedback:
             before_CN = layout.flatten(lost_C).to(x_CN.device)
             x_CN = torch.where(finite_C1, x_CN + before_CN, x_CN)
-        seeds_C = [derive(state.job.seed, client, "wire") for client in state.clients]
+        seeds_C = [derive(job.seed, client, "wire") for client in clients]
         wire_CB = self.chain.encode(x_CN, layout, seeds_C)
         if self.error_feedback:
             after_CN = torch.where(finite_C1, x_CN - self.chain.decode(wire_CB, layout), before_CN)
             lost_C = {**lost_C, **layout.by_name(after_CN)}
         rest = {name: x for name, x in message.tensors.items() if name not in real_C}
-        return replace(message, tensors={**rest, WIRE + layout.digest: wire_CB}), _with(own_C, lost_C)
+        return replace(message, tensors={**rest, WIRE + layout.digest: wire_CB}), lost_C
 
-    def _memory(self, state: CompressedState, sent_C: Tree) -> Tree:
-        """What was lost so far; zeros at the first time and for what has changed its shape.
+    def on_arrival(self, message: Message, expected: Expected) -> Message:
+        """The message as it was before it was coded, as far as the code goes.
 
-        Names that this job does not send, but another may, are there too: clients stand side by side
-        only where their private state has the same names.
+        Raises:
+            LichenError: if its row is coded for another layout, or is not of its length.
         """
-        trainable, _ = split_shared(state.job.shared)
-        count = len(state.clients)
-        shapes = {name: x.shape for name, x in trainable.items() if x.is_floating_point()}
-        shapes |= {name: x.shape[1:] for name, x in sent_C.items()}
-        device = next(iter(sent_C.values())).device
-        out: Tree = {}
-        for name, shape in shapes.items():
-            known = state.lost_C.get(name)
-            fits = known is not None and known.shape == (count, *shape)
-            out[name] = known if known is not None and fits else torch.zeros(count, *shape, device=device)
-        return {**{name: x for name, x in state.lost_C.items() if name not in out}, **out}
+        layout = _layout(expected)
+        if layout is None:
+            return message
+        tensors = dict(message.tensors)
+        row_CB = tensors.pop(WIRE + layout.digest, None)
+        if row_CB is None:
+            raise LichenError(
+                f"brings {sorted(tensors)[:3]}, not a row of layout {layout.digest}",
+                where="wire",
+                fix="let clients and server run the same recipe",
+            )
+        return replace(message, tensors={**tensors, **layout.unflatten(self.chain.decode(row_CB, layout))})
+
+
+def _layout(expected: Expected) -> Layout | None:
+    """How the real numbers of a message lie in a row; None where it has none."""
+    real = {name: spec for name, spec in expected.tensors.items() if spec.dtype.is_floating_point}
+    return Layout(tuple((name, real[name].shape, real[name].dtype) for name in sorted(real))) if real else None
+
+
+def _memory(own_C: Tree, job: Job, sent_C: Tree, count: int) -> Tree:
+    """What was lost so far; zeros at the first time and for what has changed its shape.
+
+    Names that this job does not send, but another may, are there too: clients stand side by side
+    only where their private state has the same names.
+    """
+    trainable, _ = split_shared(job.shared)
+    shapes = {name: x.shape for name, x in trainable.items() if x.is_floating_point()}
+    shapes |= {name: x.shape[1:] for name, x in sent_C.items()}
+    device = next(iter(sent_C.values())).device
+    out: Tree = {}
+    for name, shape in shapes.items():
+        known = own_C.get(name)
+        fits = known is not None and known.shape == (count, *shape)
+        out[name] = known if known is not None and fits else torch.zeros(count, *shape, device=device)
+    return {**{name: x for name, x in own_C.items() if name not in out}, **out}
 
 
 def _finite_C(message: Message, x_CN: Tensor) -> Tensor:
@@ -137,7 +151,3 @@ def _finite_C(message: Message, x_CN: Tensor) -> Tensor:
     if "failed" in message.metrics:
         finite_C = finite_C & (message.metrics["failed"].to(x_CN.device) == 0)
     return finite_C
-
-
-def _with(own_C: Tree | None, lost_C: Tree) -> Tree | None:
-    return trees.join("wire/", lost_C, own_C or {}) if lost_C else own_C

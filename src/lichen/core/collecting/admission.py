@@ -21,6 +21,7 @@ reason          what was wrong
 ``finite``      a number that is none
 ``weight``      a weight below 0, or above what the client can have
 ``metric``      a metric out of its range
+``code``        it cannot be decoded, or another transform cannot be undone
 ``sum``         the aggregator cannot take it
 ==============  ==========================================================================
 
@@ -37,9 +38,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import ClientWork, Dialogue
+from lichen.core.contracts import ClientWork, Dialogue, Receives
+from lichen.core.errors import LichenError
 from lichen.core.expected import ANY, Expected, MetricSpec
-from lichen.core.message import Job, Message
+from lichen.core.message import Job, Message, concatenate_messages
 from lichen.core.replies import Refusal, Reply
 
 __all__ = ["OPEN", "Admission", "Limits", "rows_of"]
@@ -125,11 +127,15 @@ class Admission:
             for c, fault in enumerate(faults_C)
             if fault is not None
         ]
-        counted.update(claimed[c] for c, fault in enumerate(faults_C) if fault is None)
-        if not refusals:
-            return message, []
         good = [c for c, fault in enumerate(faults_C) if fault is None]
-        return (rows_of(message, good) if good else None), refusals
+        arrived = message if len(good) == len(claimed) else rows_of(message, good) if good else None
+        work = self.works.get(job.work)
+        if arrived is not None and isinstance(work, Receives):
+            arrived, others = _received(work, arrived, job)
+            refusals += others
+        if arrived is not None:
+            counted.update(arrived.client_C.tolist())
+        return arrived, refusals
 
     def _faults(
         self,
@@ -184,6 +190,30 @@ class Admission:
 
 OPEN = Admission()
 """For works that nothing is known of: what a message must be as an answer to its job is all that is asked."""
+
+
+def _received(work: Receives, message: Message, job: Job) -> tuple[Message | None, list[Refusal]]:
+    """A message as its work's transforms leave it; where a stack cannot be undone, each client is tried alone."""
+    try:
+        whole = work.received(message, job)
+        faults_C = _finite_C(whole)
+        if not any(faults_C):
+            return whole, []
+    except LichenError:
+        pass
+    good, refusals = list[Message](), list[Refusal]()
+    for c, client in enumerate(message.client_C.tolist()):
+        try:
+            one = work.received(rows_of(message, [c]), job)
+        except LichenError as error:
+            refusals.append(Refusal(client=client, reason="code", what=error.what, where=error.where, fix=error.fix))
+            continue
+        if fault := _finite_C(one)[0]:
+            what = f"{fault} has a number that is not finite once it is decoded"
+            refusals.append(Refusal(client=client, reason="finite", what=what))
+        else:
+            good.append(one)
+    return (concatenate_messages(good) if good else None), refusals
 
 
 def rows_of(message: Message, positions: Sequence[int]) -> Message:

@@ -5,10 +5,8 @@ Legend: N clients.
 
 from __future__ import annotations
 
-from lichen.clients.training.diloco import fragment_of
 from lichen.core.contracts import Aggregator
 from lichen.core.parameters import split_shared
-from lichen.core.tree import Tree
 from lichen.models.adapters.layerwise import layerwise_schedule
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.model import AdapterConfig
@@ -16,9 +14,6 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.server.fair import QFFL
 from lichen.server.rules import RuleSettings
 from lichen.server.sums.summed import Weighting
-from lichen.transforms.layout import Layout
-from lichen.transforms.parse import parse_codecs
-from lichen.transforms.uplink_decode import Decoded
 
 __all__ = ["aggregator_of", "freeze_schedule_of", "local_params_of", "scaling_of", "weighting_of"]
 
@@ -49,9 +44,7 @@ def aggregator_of(server: ServerSide, lr: float) -> Aggregator:
     if recipe.federation.fair == "qffl":
         fed = recipe.federation
         return QFFL(fed.q, lr=lr, weighting=weighting_of(recipe))
-    if not recipe.wire.up:
-        return _rule(recipe)
-    return Decoded(_rule(recipe), parse_codecs(recipe.wire.up), _layouts(server))
+    return _rule(recipe)
 
 
 def weighting_of(recipe: Recipe) -> Weighting:
@@ -67,28 +60,3 @@ def _rule(recipe: Recipe) -> Aggregator:
         seed=recipe.seed,
     )
     return recipe.aggregation.make(settings)
-
-
-def _layouts(server: ServerSide) -> tuple[Layout, ...]:
-    """What clients may send, in any round and at any capacity."""
-    capacity = server.capacity
-    keys = [] if capacity is None else list(dict.fromkeys(capacity.key(c) for c in range(len(server.roster))))
-    whole = [server.start] if capacity is None else [capacity.extract(server.start, key) for key in keys]
-    local = local_params_of(server.recipe)
-    found: list[Layout] = []
-    for shared in whole:
-        trainable, _ = split_shared(shared)
-        for frozen in freeze_schedule_of(server) or ((),):
-            sent: Tree = {name: x for name, x in trainable.items() if not name.endswith((*frozen, *local))}
-            for part in _fragments(sent, server.recipe.federation.stream_fragments):
-                layout = Layout.of(part)
-                if layout not in found:
-                    found.append(layout)
-    return tuple(found)
-
-
-def _fragments(sent: Tree, fragments: int) -> list[Tree]:
-    if fragments == 1:
-        return [sent]
-    place = fragment_of({name: x.shape for name, x in sent.items()}, fragments)
-    return [{name: x for name, x in sent.items() if place[name] == part} for part in range(fragments)]

@@ -42,9 +42,11 @@ from lichen.server.allow_empty import AllowEmpty
 from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
 from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted, validators
 from lichen.server.schedules import Buffered, Synchronous
+from lichen.transforms.clip_change import ClipChange
 from lichen.transforms.codec import Chain
 from lichen.transforms.parse import parse_codecs
-from lichen.transforms.uplink import Compressed
+from lichen.transforms.transform import Transform, Transformed
+from lichen.transforms.uplink import Coded
 
 __all__ = [
     "algorithm_of",
@@ -170,10 +172,17 @@ def weighed(server: ServerSide, work: ClientWork) -> ClientWork:
 
 
 def sent(server: ServerSide, auxiliary: Auxiliary, work: ClientWork) -> ClientWork:
-    """A method's work as the recipe has it: helped where it trains by gradients alone, weighed, and coded."""
+    """A method's work as the recipe has it: helped where it trains by gradients alone, weighed, clipped and coded."""
     recipe = server.recipe
     work = weighed(server, with_auxiliary(recipe, auxiliary, work) if isinstance(work, Train) else work)
-    return Compressed(work, parse_codecs(recipe.wire.up)) if recipe.wire.up else work
+    transforms = transforms_of(recipe)
+    return Transformed(work, transforms) if transforms else work
+
+
+def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
+    """What happens to clients' messages on their way, left to right."""
+    clip = (ClipChange(recipe.wire.clip),) if recipe.wire.clip is not None else ()
+    return (*clip, Coded(parse_codecs(recipe.wire.up))) if recipe.wire.up else clip
 
 
 def with_auxiliary(recipe: Recipe, auxiliary: Auxiliary, train: Train) -> ClientWork:

@@ -205,6 +205,11 @@ class WireConfig(Section):
 
     up: tuple[str, ...] = Field(default=(), description="from clients to the server; nothing: float32 as they are")
     down: tuple[str, ...] = Field(default=(), description="from the server to clients, as changes of what they hold")
+    clip: float | None = Field(
+        default=None,
+        gt=0,
+        description="norm that a client's change is cut to before it is coded, and again at the server",
+    )
 
     @model_validator(mode="after")
     def _known_words(self) -> WireConfig:

@@ -187,13 +187,13 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         key="wire",
-        summary="messages are quantised, made sparse or of low rank",
+        summary="messages are clipped, quantised, made sparse or of low rank",
         papers=(
             Paper(short="Alistarh et al. NIPS 2017", url="https://arxiv.org/abs/1610.02132"),
             Paper(short="Karimireddy et al. ICML 2019", url="https://arxiv.org/abs/1901.09847"),
             Paper(short="Vogels et al. NeurIPS 2019", url="https://arxiv.org/abs/1905.13727"),
         ),
-        used=lambda recipe: recipe.wire.up or recipe.wire.down,
+        used=lambda recipe: recipe.wire.up or recipe.wire.down or recipe.wire.clip is not None,
         needs=(Need(Property.CODECS, "what {who} sends is sent as it is", "remove it"),),
     ),
     Feature(

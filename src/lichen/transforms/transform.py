@@ -1,0 +1,133 @@
+"""What happens to a message on its way from a client's work to the aggregator: clip, code, noise, mask.
+
+A transform has a client half, which runs after the work, and an arrival half, which runs at the server once a message is
+admitted. Several stand in a row: left to right at the client, right to left at the server. Each may keep private state.
+
+Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, and McMahan et al., "Learning Differentially Private
+Recurrent Language Models", ICLR 2018, have clip and noise of this shape; codecs have it too.
+
+Legend: C clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, final
+
+from lichen.core import tree as trees
+from lichen.core.contracts import Batch, ClientWork
+from lichen.core.expected import Expected
+from lichen.core.message import Job, Message
+from lichen.core.tree import Tree
+
+__all__ = ["Composes", "Transform", "Transformed"]
+
+Composes = Literal["sum", "single"]
+"""What a server can still do with messages on their way: add them up unread, or look at each."""
+
+
+class Transform(Protocol):
+    """A client half and an arrival half."""
+
+    @property
+    def name(self) -> str:
+        """Prefix of its private state; no two of a row have the same."""
+        ...
+
+    @property
+    def composes(self) -> frozenset[Composes]:
+        """What is still possible after its client half, before its arrival half."""
+        ...
+
+    @property
+    def remembers(self) -> bool:
+        """It keeps what a message lost, and is wrong where a message that was made does not count."""
+        ...
+
+    def declared(self, expected: Expected) -> Expected:
+        """What messages are after the client half, from what they were before."""
+        ...
+
+    def on_client(self, message: Message, own_C: Tree, job: Job, clients: Sequence[int]) -> tuple[Message, Tree]:
+        """``(message, private state)`` of these clients. ``own_C`` is empty at their first time."""
+        ...
+
+    def on_arrival(self, message: Message, expected: Expected) -> Message:
+        """The message as the aggregator gets it.
+
+        Args:
+            message: As the client half left it.
+            expected: What it was declared to be before the client half.
+
+        Raises:
+            LichenError: if it cannot be so; the message is refused.
+        """
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformedState:
+    """The wrapped work's state, what was asked of whom, and the transforms' private state by their names."""
+
+    inner: Any
+    job: Job
+    clients: tuple[int, ...]
+    own_C: dict[str, Tree]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Transformed:
+    """Any work, its messages changed by transforms; the server knows by the same object how they arrive.
+
+    Args:
+        inner: What is done.
+        transforms: Left to right.
+    """
+
+    inner: ClientWork
+    transforms: tuple[Transform, ...]
+
+    def expected(self, job: Job) -> Expected:
+        """The wrapped work's, as the transforms leave it."""
+        return self._declared(job)[-1]
+
+    def _declared(self, job: Job) -> list[Expected]:
+        """What messages are before the first transform, and after each."""
+        out = [self.inner.expected(job)]
+        for transform in self.transforms:
+            out.append(transform.declared(out[-1]))
+        return out
+
+    def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> TransformedState:
+        """The wrapped work's beginning; it does not see the transforms' private state."""
+        rest, mine = dict(own_C or {}), dict[str, Tree]()
+        for transform in self.transforms:
+            mine[transform.name], rest = trees.split(rest, f"{transform.name}/")
+        inner = self.inner.init(job, clients, rest or None)
+        return TransformedState(inner=inner, job=job, clients=tuple(clients), own_C=mine)
+
+    def step(self, state: TransformedState, batch: Batch) -> TransformedState:
+        """The wrapped work's step."""
+        return replace(state, inner=self.inner.step(state.inner, batch))
+
+    def final(self, state: TransformedState) -> tuple[Message, Tree | None]:
+        """The wrapped work's message, changed; and its private state, with that of the transforms."""
+        message, own_C = self.inner.final(state.inner)
+        for transform in self.transforms:
+            message, kept_C = transform.on_client(message, state.own_C[transform.name], state.job, state.clients)
+            own_C = trees.join(f"{transform.name}/", kept_C, own_C or {}) if kept_C else own_C
+        return message, own_C
+
+    def received(self, message: Message, job: Job) -> Message:
+        """An admitted message as the aggregator gets it.
+
+        Raises:
+            LichenError: if a transform cannot undo it.
+        """
+        before = self._declared(job)[:-1]
+        for transform, expected in zip(reversed(self.transforms), reversed(before), strict=True):
+            message = transform.on_arrival(message, expected)
+        return message
