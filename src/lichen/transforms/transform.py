@@ -1,7 +1,8 @@
 """What happens to a message on its way from a client's work to the aggregator: clip, code, noise, mask.
 
-A transform has a client half, which runs after the work, and an arrival half, which runs at the server once a message is
-admitted. Several stand in a row: left to right at the client, right to left at the server. Each may keep private state.
+A transform has a client half, which runs after the work, and an arrival half, which runs at the server once a message
+is admitted. Several stand in a row: left to right at the client, right to left at the server. Each may keep private
+state.
 
 Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, and McMahan et al., "Learning Differentially Private
 Recurrent Language Models", ICLR 2018, have clip and noise of this shape; codecs have it too.
