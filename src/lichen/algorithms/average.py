@@ -25,12 +25,12 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lichen.algorithms.plan import check_plan
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import Collected, collect
 from lichen.core.collecting.history import History
 from lichen.core.collecting.in_flight import give_up_old, now_in_flight
 from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerOptimizer, ServerState, Submodel
-from lichen.core.errors import LichenError
 from lichen.core.fold import BEST
 from lichen.core.message import Job
 from lichen.core.replies import Attendance
@@ -128,7 +128,7 @@ class Average:
         history: Retains what clients sent in every round that made a step; None: nothing is retained.
 
     Raises:
-        LichenError: if both ``down`` and ``capacity`` are given.
+        LichenError: if parts do not go together (:mod:`lichen.algorithms.plan`).
     """
 
     aggregator: Aggregator
@@ -152,12 +152,13 @@ class Average:
     history: History | None = None
 
     def __post_init__(self) -> None:
-        if self.down is not None and self.capacity is not None:
-            raise LichenError(
-                "clients of unequal capacity hold no common view that steps could lead on",
-                where="federation",
-                fix="leave out either the codec down or the capacities",
-            )
+        check_plan(
+            aggregator=self.aggregator,
+            work=self.admission.works.get(self.work),
+            schedule=self.schedule,
+            down=self.down,
+            capacity=self.capacity,
+        )
 
     def init(self, shared: Tree) -> ServerState:
         """The state before the first round."""
