@@ -344,7 +344,7 @@ class SpawnedEngine:
         if not self.nodes:
             self.nodes = [_Node(self.command, self._arrived, self._given_up) for _ in range(self.count)]
         for place, node in enumerate(self.nodes):
-            if node.ended:
+            if node.ended or node.process.poll() is not None:
                 node.close()
                 self.nodes[place] = _Node(self.command, self._arrived, self._given_up)
                 self._acked = {client: view for client, view in self._acked.items() if client % self.count != place}
