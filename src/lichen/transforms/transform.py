@@ -118,8 +118,8 @@ class Transformed:
         """The wrapped work's message, changed; and its private state, with that of the transforms."""
         message, own_C = self.inner.final(state.inner)
         for transform in self.transforms:
-            message, kept_C = transform.on_client(message, state.own_C[transform.name], state.job, state.clients)
-            own_C = trees.join(f"{transform.name}/", kept_C, own_C or {}) if kept_C else own_C
+            message, retained_C = transform.on_client(message, state.own_C[transform.name], state.job, state.clients)
+            own_C = trees.join(f"{transform.name}/", retained_C, own_C or {}) if retained_C else own_C
         return message, own_C
 
     def received(self, message: Message, job: Job) -> Message:
