@@ -6,7 +6,7 @@ Python, and for recipes once more: no part is asked for its name.
 
 from __future__ import annotations
 
-from lichen.core.contracts import Aggregator, ClientWork, Submodel
+from lichen.core.contracts import Aggregator, ClientWork, Dialogue, Submodel
 from lichen.core.errors import LichenError
 from lichen.core.timing.schedule import Schedule
 from lichen.transforms.codec import Chain
@@ -18,7 +18,7 @@ FAR = 1 << 20
 """An age, in server steps, at which a schedule that gives jobs up for their age has done so."""
 
 
-def transforms_of(work: ClientWork | None) -> tuple[Transform, ...]:
+def transforms_of(work: ClientWork | Dialogue | None) -> tuple[Transform, ...]:
     """What happens to the messages of a work on their way; nothing where that is not known."""
     return work.transforms if isinstance(work, Transformed) else ()
 
@@ -26,7 +26,7 @@ def transforms_of(work: ClientWork | None) -> tuple[Transform, ...]:
 def check_plan(
     *,
     aggregator: Aggregator,
-    work: ClientWork | None,
+    work: ClientWork | Dialogue | None,
     schedule: Schedule,
     down: Chain | None,
     capacity: Submodel | None,
