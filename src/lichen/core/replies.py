@@ -54,7 +54,7 @@ class Refusal:
     Attributes:
         client: Who was asked, or -1 where it cannot be said.
         reason: One word: ``error`` where the client could not do its job, else what was wrong with its message.
-        what: The sentence; what it quotes may come from a stranger, so it is cut short and cannot steer a terminal.
+        what: The sentence; what it quotes may come from a stranger (:meth:`shown`).
         where: The place that a client's own error names.
         fix: What may help.
         times: How often it came.
@@ -67,9 +67,10 @@ class Refusal:
     fix: str = ""
     times: int = 1
 
-    def __post_init__(self) -> None:
-        for name in ("reason", "what", "where", "fix"):
-            object.__setattr__(self, name, clipped(visible(getattr(self, name)), LETTERS))
+    def shown(self) -> Refusal:
+        """The same, cut short, and with nothing that steers a terminal."""
+        what, where, fix = (clipped(visible(text), LETTERS) for text in (self.what, self.where, self.fix))
+        return replace(self, what=what, where=where, fix=fix)
 
     def error(self) -> LichenError:
         """The same as what a user reads."""
@@ -108,7 +109,7 @@ class Attendance:
             invited=len(invited),
             arrived=len(arrived),
             refused=dict(sorted(_times(refused).items())),
-            named=refused[:NAMED],
+            named=tuple(refusal.shown() for refusal in refused[:NAMED]),
             missing=tuple(c for c in invited if c not in arrived and c not in refused_clients),
         )
 

@@ -226,7 +226,8 @@ def _joined(engine: Engine, requested: Sequence[int], came: _Came) -> Collected:
         common = set.intersection(*(set(one) for one in came.metrics))  # undeclared works may tell unlike things
         rows = trees.concatenate([{name: x for name, x in one.items() if name in common} for one in came.metrics])
         mine = trees.join("m.", rows, mine)
-    lines = [(str(r.client), r.reason, r.what, r.where, r.fix, str(r.times)) for r in came.refusals]
+    shown = [refusal.shown() for refusal in came.refusals]
+    lines = [(str(r.client), r.reason, r.what, r.where, r.fix, str(r.times)) for r in shown]
     client_N, tree, every = engine.join(torch.cat(came.ids) if came.ids else nobody, mine, lines)
     refused = [
         Refusal(client=int(client), reason=reason, what=what, where=where, fix=fix, times=int(times))
