@@ -32,6 +32,7 @@ from lichen.core.contracts import Batch, ClientTask
 from lichen.core.fold import serve
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
+from lichen.core.wire.shared import Shared
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
 from lichen.models.packed_cohort import why_not_packed
@@ -156,7 +157,7 @@ def train_round(cohort: CausalCohort, source: Rows, block: int, device: str) -> 
     """One round of all clients, in blocks."""
     work = Train(cohort, optimizer=ClientOptimizer("adamw", lr=1e-3), gradient_steps=(Clip(1.0),))
     client_tasks = {"train": ClientTask(work=work, source=source)}
-    job = Job(work="train", shared=cohort.init(0), version=0, clients=tuple(range(source.clients)), seed=0)
+    job = Job(work="train", shared=Shared(cohort.init(0)), version=0, clients=tuple(range(source.clients)), seed=0)
 
     def go() -> None:
         with TemporaryDirectory() as folder:

@@ -41,6 +41,7 @@ from lichen.core.rounds import run
 from lichen.core.seeds import numpy_generator
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import EvalSource, Shard, TextShard, TrainSource
 from lichen.data.sources.entries import cache_dir
 from lichen.data.sources.fetch import fetch_entry
@@ -137,11 +138,13 @@ def shards(parts: Sequence[Sequence[Record]], encode: Any) -> list[TextShard]:
 def measured(model: CohortModel, shared: Tree, shards_: Sequence[Shard]) -> dict[str, float]:
     """Accuracy and mean loss over all clients' rows."""
     work = Evaluate(model)
-    state = work.init(Job(work="test", shared=shared, version=0, clients=(), seed=0), range(len(shards_)), None)
+    state = work.init(
+        Job(work="test", shared=Shared.of_flat(shared), version=0, clients=(), seed=0), range(len(shards_)), None
+    )
     blocks = EvalSource(shards_, batch_size=16)
     loss, right, count = 0.0, 0.0, 0.0
     for c in range(len(shards_)):
-        state = work.init(Job(work="test", shared=shared, version=0, clients=(c,), seed=0), (c,), None)
+        state = work.init(Job(work="test", shared=Shared.of_flat(shared), version=0, clients=(c,), seed=0), (c,), None)
         for batch in blocks.batches((c,), 0):
             state = work.step(state, batch)
         loss += float(state.sums["loss_sum"].sum())
@@ -184,8 +187,8 @@ def federated(
 
     with tempfile.TemporaryDirectory() as folder:
         engine = LocalEngine(client_tasks, ClientStore(Path(folder)), block_size=CLIENTS)
-        state = run(algorithm, engine, lambda: model.init(seed), rounds=rounds, seed=seed, observers=[observe])
-    return state.best or state.shared, told
+        state = run(algorithm, engine, lambda: Shared(model.init(seed)), rounds=rounds, seed=seed, observers=[observe])
+    return (state.best or state.shared).trainable, told
 
 
 def cell(column: str, seed: int, url: str | None, *, short: bool) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from lichen.clients.training.train import Train
 from lichen.core.contracts import ClientTask
 from lichen.core.seeds import derive, numpy_generator
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.pack_rows import lm_rows
 from lichen.data.batches.shards import TrainSource
 from lichen.data.sources.catalog import fetch_entry
@@ -98,8 +99,8 @@ def learn(task: Task, model: Any, start: Tree, tokenizer: Any, texts: Sequence[s
     algorithm = Average(aggregator=Mean("uniform"), optimizer=ServerSGD(1.0), sampler=Everyone(),
                         weight_N=torch.ones(1), rounds=1, valid=None)  # fmt: skip
     engine = LocalEngine({"train": ClientTask(work=work, source=source)}, Held({}))  # type: ignore[arg-type]
-    state, _ = algorithm.round(algorithm.init(start), engine, seed)
-    return dict(state.shared)
+    state, _ = algorithm.round(algorithm.init(Shared.of_flat(start)), engine, seed)
+    return state.shared.trainable
 
 
 def run_cell(task: Task, seed: int) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from lichen.core.contracts import Batch, ClientTask, Source
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
+from lichen.core.wire.shared import Shared
 from lichen.engines.block_size import AutoBlockSize
 from lichen.engines.local import LocalEngine
 from lichen.recipes.assemble.parts import trainer
@@ -74,8 +75,8 @@ def main() -> None:
     experiment, fed = work.loaded.experiment, work.recipe.federation
     train = trainer(experiment.server, workload.LR)
     source: Any = experiment.training(experiment.clients.train, batch=fed.batch_size, steps=fed.local_steps)
-    shared, everyone = dict(experiment.start), tuple(range(workload.CLIENTS))
-    job = Job(work="train", shared=shared, version=0, clients=everyone, seed=0)
+    shared, everyone = experiment.start.trainable, tuple(range(workload.CLIENTS))
+    job = Job(work="train", shared=Shared.of_flat(shared), version=0, clients=everyone, seed=0)
     block = asked.block or AutoBlockSize(None)(job, ClientTask(work=train, source=source))
     clients: tuple[int, ...] = everyone
     if asked.contestant == "central":
@@ -91,11 +92,13 @@ def main() -> None:
         for version in range(asked.rounds):
             begin, total, loss, count = time.perf_counter(), aggregator.zero(), 0.0, 0.0
             seed = derive(0, "round", version)
-            for message in drain(engine, Job(work="train", shared=shared, version=version, clients=clients, seed=seed)):
+            for message in drain(
+                engine, Job(work="train", shared=Shared.of_flat(shared), version=version, clients=clients, seed=seed)
+            ):
                 total = aggregator.add(total, message)
                 loss, count = _sums(message.metrics, loss, count)
-            change, _ = aggregator.close(total, shared)
-            shared = trees.add(shared, change)
+            change, _ = aggregator.close(total, Shared.of_flat(shared))
+            shared = trees.add(shared, change.flat())
             seconds.append(time.perf_counter() - begin)
             losses.append(loss / count)
     print(json.dumps(_line(asked, work, block, seconds, losses)))

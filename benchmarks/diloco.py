@@ -49,6 +49,7 @@ from lichen.core.message import Job, size
 from lichen.core.seeds import derive
 from lichen.core.store import load_tree, save_tree
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.pack_rows import lm_rows
 from lichen.data.batches.rows import TextShard
 from lichen.data.batches.shards import EvalSource, TrainSource
@@ -241,7 +242,7 @@ def judge(ready: Ready, shared: Tree, most: int | None = None) -> float:
         shard = TextShard(rows, labels=rows, kind="lm")
     source = EvalSource([shard], batch_size=16, pad=ready.pad)
     engine: Any = LocalEngine({"valid": ClientTask(work=Evaluate(ready.model), source=source)}, Held({}))  # type: ignore[arg-type]
-    _, sums = score(engine, Job(work="valid", shared=shared, version=0, clients=(0,), seed=0))
+    _, sums = score(engine, Job(work="valid", shared=Shared.of_flat(shared), version=0, clients=(0,), seed=0))
     return perplexity(float(sums["loss_sum"]), float(sums["count"]))
 
 
@@ -285,11 +286,11 @@ def begun(task: Task, seed: int) -> Ready:
         way = Way(every=0, label="common start", lr=task.common_lr, outer=(1.0, 0.0))
         pace = Pace("constant", steps=GATHER, rounds=task.common // GATHER, warmup=task.warmup)
         algorithm, client_tasks, _ = _algorithm(task, way, ready, pace)
-        state, engine = algorithm.init(ready.start), LocalEngine(client_tasks, Held({}), block_size=WORKERS)  # type: ignore[arg-type]
+        state, engine = algorithm.init(Shared(ready.start)), LocalEngine(client_tasks, Held({}), block_size=WORKERS)  # type: ignore[arg-type]
         while state.round < algorithm.rounds:
             state, _ = algorithm.round(state, engine, derive(seed, "common", state.round))
-        print(f" to {judge(ready, state.shared, 768):.2f}", flush=True)
-        save_tree(file, state.shared, {})
+        print(f" to {judge(ready, state.shared.trainable, 768):.2f}", flush=True)
+        save_tree(file, state.shared.flat(), {})
     shared, _ = load_tree(file)
     # In the model's order, as in restore.
     return replace(ready, start={name: shared[name] for name in ready.start})
@@ -306,20 +307,20 @@ def run_cell(task: Task, way: Way, seed: int, *, file: Path | None = None, until
     """Train one cell; ``None`` where the time was up first, and it is to be called again."""
     ready = begun(task, seed)
     algorithm, client_tasks, steps = algorithm_of(task, way, ready)
-    state, held, log = restore(file, algorithm.init(ready.start))
+    state, held, log = restore(file, algorithm.init(Shared(ready.start)))
     engine = LocalEngine(client_tasks, held, block_size=WORKERS)  # type: ignore[arg-type]
     engine.bytes_up, engine.bytes_down = log["bytes_up"], log["bytes_down"]
     stride = max(steps, task.steps // task.looks)
     began, spent = time.process_time(), log["seconds"]
     if not log["curve"]:
-        log["curve"].append({"tokens": 0, "perplexity": judge(ready, state.shared, 768)})
+        log["curve"].append({"tokens": 0, "perplexity": judge(ready, state.shared.trainable, 768)})
     while state.round < algorithm.rounds:
         state, report = algorithm.round(state, engine, derive(seed, "round", state.round))
         log["tokens"] += report.tokens
         log["peak_up"] = max(log["peak_up"], report.bytes_up // algorithm.weight_N.shape[0])
         done = state.round * steps
         if done % stride < steps or state.round == algorithm.rounds:
-            value = judge(ready, state.shared, 768)
+            value = judge(ready, state.shared.trainable, 768)
             log["curve"].append({"tokens": log["tokens"], "perplexity": value})
             log |= {"bytes_up": engine.bytes_up, "bytes_down": engine.bytes_down}
             log["seconds"] = spent + time.process_time() - began
@@ -329,7 +330,7 @@ def run_cell(task: Task, way: Way, seed: int, *, file: Path | None = None, until
             if time.time() > until and state.round < algorithm.rounds:
                 return None
     log["parameters"] = sum(x.numel() for x in ready.start.values())
-    log["perplexity"] = judge(ready, state.shared)
+    log["perplexity"] = judge(ready, state.shared.trainable)
     log["start"] = judge(ready, ready.start)
     log["valid_tokens"] = int(ready.valid.length_N.sum())
     log["rows"] = [shard.size for shard in ready.train]
@@ -352,15 +353,17 @@ def counted(task: Task, way: Way, start: Tree, log: dict[str, Any]) -> dict[str,
     if way.fragments > 1:
         place = fragment_of({name: x.shape for name, x in start.items()}, way.fragments)
         parts = [{n: x for n, x in start.items() if place[n] == f} for f in range(way.fragments)]
-        job = Job(work="train", shared=start, version=0, clients=(0,), seed=0, settings={"lr_scale": 1.0})
+        job = Job(
+            work="train", shared=Shared.of_flat(start), version=0, clients=(0,), seed=0, settings={"lr_scale": 1.0}
+        )
         each = task.steps // way.every
-        log["least_down"] = WORKERS * each * sum(size(replace(job, shared=part)) for part in parts)
+        log["least_down"] = WORKERS * each * sum(size(replace(job, shared=Shared.of_flat(part))) for part in parts)
     return log
 
 
 def keep(file: Path, state: ServerState, held: Held, log: Mapping[str, Any]) -> None:
     """Everything a cell needs to go on, in one file."""
-    tree = trees.join("shared/", state.shared, trees.join("optimizer/", state.optimizer, {}))
+    tree = trees.join("shared/", state.shared.flat(), trees.join("optimizer/", state.optimizer, {}))
     for client, own in held.own.items():
         tree = trees.join(f"own/{client}/", own, tree)
     save_tree(file, tree, {"round": state.round, "log": log})
@@ -376,8 +379,8 @@ def restore(file: Path | None, state: ServerState) -> tuple[ServerState, Held, d
     optimizer, tree = trees.split(tree, "optimizer/")
     own = {c: trees.split(tree, f"own/{c}/")[0] for c in range(WORKERS)}
     # In the model's order, not the file's: fast norm clipping adds the tensors up as they lie.
-    shared = {name: shared[name] for name in state.shared}
-    state = replace(state, round=header["round"], shared=shared, optimizer=optimizer)
+    shared = {name: shared[name] for name in state.shared.trainable}
+    state = replace(state, round=header["round"], shared=Shared.of_flat(shared), optimizer=optimizer)
     return state, Held({c: part for c, part in own.items() if part}), header["log"]
 
 
@@ -420,11 +423,11 @@ def trial(name: str, rates: Sequence[float]) -> None:
     for lr in rates:
         if (word := f"{lr:g}") not in known.get(name, {}):
             algorithm, client_tasks, _ = algorithm_of(task, replace(WAYS[name], lr=lr), ready)
-            state, held = algorithm.init(ready.start), Held({})
+            state, held = algorithm.init(Shared(ready.start)), Held({})
             engine = LocalEngine(client_tasks, held, block_size=WORKERS)  # type: ignore[arg-type]
             while state.round < algorithm.rounds:
                 state, _ = algorithm.round(state, engine, derive(TRIAL_SEED, "round", state.round))
-            known.setdefault(name, {})[word] = round(judge(ready, state.shared, 768), 3)
+            known.setdefault(name, {})[word] = round(judge(ready, state.shared.trainable, 768), 3)
             file.write_text(json.dumps(known, indent=1) + "\n")
         print(f"{name:12} {word:>8}  {known[name][word]:9.2f}", flush=True)
 

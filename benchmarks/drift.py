@@ -21,6 +21,7 @@ from lichen.core.contracts import ClientTask
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.engines.local import LocalEngine
 from lichen.recipes.assemble.parts import trainer
 from lichen.server.mean import Mean
@@ -31,18 +32,24 @@ def rounds(packing: bool, count: int, clients: int) -> list[tuple[Tree, float]]:
     work = workload.load("chat", f"engine.packing={str(packing).lower()}")
     experiment, fed = work.loaded.experiment, work.recipe.federation
     source = experiment.training(experiment.clients.train[:clients], batch=fed.batch_size, steps=fed.local_steps)
-    shared, out = dict(experiment.start), []
+    shared, out = experiment.start.trainable, []
     with TemporaryDirectory() as folder:
         client_task = ClientTask(work=trainer(experiment.server, workload.LR), source=source)
         engine = LocalEngine({"train": client_task}, ClientStore(Path(folder)), block_size=8)
         for version in range(count):
             total, loss, seen = Mean().zero(), 0.0, 0.0
-            job = Job(work="train", shared=shared, version=version, clients=tuple(range(clients)), seed=version)
+            job = Job(
+                work="train",
+                shared=Shared.of_flat(shared),
+                version=version,
+                clients=tuple(range(clients)),
+                seed=version,
+            )
             for message in drain(engine, job):
                 total = Mean().add(total, message)
                 loss += float(message.metrics["loss_sum"].sum())
                 seen += float(message.metrics["count"].sum())
-            shared = trees.add(shared, Mean().close(total, shared)[0])
+            shared = trees.add(shared, Mean().close(total, Shared.of_flat(shared))[0].flat())
             out.append((shared, loss / seen))
     return out
 

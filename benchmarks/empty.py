@@ -30,6 +30,7 @@ from lichen.core.expected import COUNT, Expected, TensorSpec
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.rows import Ragged, TextShard
 from lichen.data.batches.shards import TrainSource
 from lichen.engines.local import LocalEngine
@@ -103,12 +104,15 @@ def microseconds(source: Source, clients: int, block: int, *, private: bool) -> 
             total = mean.zero()
             everyone = tuple(range(clients))
             for message in drain(
-                engine, Job(work="empty", shared={"x": torch.zeros(4)}, version=version, clients=everyone, seed=version)
+                engine,
+                Job(
+                    work="empty", shared=Shared({"x": torch.zeros(4)}), version=version, clients=everyone, seed=version
+                ),
             ):
                 total = mean.add(total, message)
-            change, _ = mean.close(total, {})
+            change, _ = mean.close(total, Shared())
             took.append((time.process_time() - start) / clients * 1e6)
-            assert torch.equal(change["x"], torch.ones(4, dtype=torch.float64))
+            assert torch.equal(change.trainable["x"], torch.ones(4, dtype=torch.float64))
     return min(took)
 
 

@@ -36,6 +36,7 @@ from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.engines.local import LocalEngine
 from lichen.models.full import FullClassifier
 from lichen.models.loading.initial import head_features, head_of, head_start
@@ -65,21 +66,24 @@ SCALES = (1, 2, 3, 4, 5, 6, 8)
 def start_of(cohort: FullClassifier, experiment: Any, lam: float) -> Tree:
     """The loaded model with a ridge head, made by the clients together, as its classifier."""
     start, everyone = cohort.init(0), tuple(range(len(experiment.clients.train)))
-    width = start[f"{head_of(cohort, start)}.weight"].shape[1]
-    work = Statistics(head_features(cohort, start), classes=int(cohort.classes or 0), width=width)
+    width = start[f"{head_of(cohort, Shared(start))}.weight"].shape[1]
+    work = Statistics(head_features(cohort, Shared(start)), classes=int(cohort.classes or 0), width=width)
     rule = Ridge(lam)
     with TemporaryDirectory() as folder:
         client_task = ClientTask(work=work, source=experiment.evaluating(experiment.clients.train))
         engine = LocalEngine({"ridge": client_task}, ClientStore(Path(folder)), block_size=1)
         total = rule.zero()
-        for message in drain(engine, Job(work="ridge", shared={}, version=0, clients=everyone, seed=0)):
+        for message in drain(engine, Job(work="ridge", shared=Shared(), version=0, clients=everyone, seed=0)):
             total = rule.add(total, message)
     valid = experiment.evaluating(experiment.clients.valid)
     rows = (batch for client in everyone for batch in valid.batches([client], 0))
-    return head_start(cohort, start, rule.close(total, {})[0], scale_on=rows, scales=SCALES)
+    solved = rule.close(total, Shared())[0].trainable
+    return head_start(cohort, Shared(start), solved, scale_on=rows, scales=SCALES).trainable
 
 
-def judged(cohort: Any, shared: Tree, rows: Source, clients: tuple[int, ...], replay: KSeedReplay | None = None) -> Any:
+def judged(
+    cohort: Any, shared: Shared, rows: Source, clients: tuple[int, ...], replay: KSeedReplay | None = None
+) -> Any:
     """Loss, accuracy and macro F1 over all rows of these clients."""
     work: Any = Evaluate(cohort) if replay is None else ReplayedWork(Evaluate(cohort), replay)
     with TemporaryDirectory() as folder:
@@ -107,13 +111,19 @@ def cell(seed: int, say: Any = lambda _: None, *, test: bool = True, **changed: 
     rule, server, sampler = SeedSums(replay.count), KSeedOptimizer(), Uniform(count=int(s["per_round"]))
     weight_N = experiment.server.roster.rows_N("train")
     valid, told = experiment.evaluating(experiment.clients.valid), []
-    shared, begin = replay.shared(), judged(cohort, start, valid, everyone)
+    shared, begin = Shared(replay.shared()), judged(cohort, Shared(start), valid, everyone)
     say(f"{len(everyone)} clients, {sum(x.numel() for x in start.values()):,} numbers; start {begin}")
     with TemporaryDirectory() as folder:
         engine = LocalEngine({"train": ClientTask(work=work, source=source)}, ClientStore(Path(folder)), block_size=1)
         for version in range(int(s["rounds"])):
             invited = sampler.invite(weight_N, derive(seed, "invite", version))
-            asked = Job(work="train", shared=shared, version=version, clients=invited, seed=derive(seed, version))
+            asked = Job(
+                work="train",
+                shared=shared,
+                version=version,
+                clients=invited,
+                seed=derive(seed, version),
+            )
             total, loss, count = rule.zero(), 0.0, 0.0
             for message in drain(engine, asked):
                 total = rule.add(total, message)
@@ -135,7 +145,7 @@ def cell(seed: int, say: Any = lambda _: None, *, test: bool = True, **changed: 
         rows = experiment.evaluating(experiment.clients.test)
         out["test"] = {
             "rows": sum(shard.size for shard in experiment.clients.test),
-            "start": judged(cohort, start, rows, everyone),
+            "start": judged(cohort, Shared.of_flat(start), rows, everyone),
             "end": judged(cohort, shared, rows, everyone, replay),
         }
     return out

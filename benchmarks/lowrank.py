@@ -28,6 +28,7 @@ from lichen.core.fold import serve
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.schema.read import read_recipe
 from lichen.server.lowrank.fedsvd import FedSVD
@@ -77,12 +78,12 @@ def train(loaded: Any, steps: int, folder: Path, *, frozen: tuple[str, ...] = ()
         last_N=tuple(4 - k if weaker and k else None for k in clients),
         scaling=SCALING,
     )
-    views = {client: capacity.extract(experiment.start, capacity.key(client)) for client in clients}
+    views = {client: capacity.extract(experiment.start, capacity.key(client)).flat() for client in clients}
     messages: list[Message] = []
     for client, view in views.items():
-        job = Job(work="train", shared=view, version=0, clients=(client,), seed=1)
+        job = Job(work="train", shared=Shared.of_flat(view), version=0, clients=(client,), seed=1)
         messages += serve(job, client_task, ClientStore(folder))
-    return Round(shared=experiment.start, views=views, messages=messages)
+    return Round(shared=experiment.start.flat(), views=views, messages=messages)
 
 
 def true_mean(done: Round) -> dict[str, Tensor]:
@@ -139,9 +140,10 @@ def close(aggregator: Aggregator, messages: list[Message], shared: Tree) -> tupl
     total = aggregator.zero()
     for message in messages:
         total = aggregator.add(total, message)
-    change, metrics = aggregator.close(total, shared)
+    change, metrics = aggregator.close(total, Shared.of_flat(shared))
     optimizer = ServerSGD(1.0)
-    return optimizer.update(change, optimizer.init(shared), shared)[0], metrics
+    before = Shared.of_flat(shared)
+    return optimizer.update(change, optimizer.init(before), before)[0].flat(), metrics
 
 
 def roomy(shared: Tree, rank: int) -> Tree:
@@ -186,7 +188,7 @@ def rules(loaded: Any, folder: Path) -> None:
 def main() -> None:
     """Print both tables."""
     loaded = open_recipe(read_recipe("reviews-lora", RECIPE))
-    shapes = {tuple(x.shape) for n, x in loaded.experiment.start.items() if n.endswith("lora_A")}
+    shapes = {tuple(x.shape) for n, x in loaded.experiment.start.trainable.items() if n.endswith("lora_A")}
     print(f"{len(loaded.clients_data)} clients, rank {RANK}, A of shapes {sorted(shapes)}")
     print(f"{'local steps':>11}  {'FedIT error':>12}  {'FedEx error':>12}")
     with TemporaryDirectory() as folder:

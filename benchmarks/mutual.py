@@ -47,6 +47,7 @@ from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.sources.catalog import cache_dir
 from lichen.engines.local import LocalEngine
 from lichen.research.mutual.cotune import CoTune, CoTunedModel, large_of
@@ -177,7 +178,7 @@ def run_cell(task: Task, folder: Path, name: str, until: float) -> dict[str, Any
 
     state = None
     for rounds in range(len(log) or 1, task.rounds + 1):
-        state = run(algorithm, engine, lambda: start, rounds=rounds, seed=seed, observers=(told,),
+        state = run(algorithm, engine, lambda: Shared.of_flat(start), rounds=rounds, seed=seed, observers=(told,),
                     checkpoint=place / "state.safetensors")  # fmt: skip
         if time.time() > until and rounds < task.rounds:
             return None
@@ -194,7 +195,7 @@ def run_cell(task: Task, folder: Path, name: str, until: float) -> dict[str, Any
         "rounds": log,
     }
     if way not in ("fedavg", "alone"):
-        after = state.shared if way in ("fedmkt", "unheard") else large_of(state)
+        after = state.shared.trainable if way in ("fedmkt", "unheard") else large_of(state)
         result["carried"] = {"up": bridge(small, large).share, "down": bridge(large, small).share}
         result["large_before"] = judge(large.model, large.model.init(seed), [large.apart])
         result["large_after"] = judge(large.model, after, [large.apart])

@@ -27,6 +27,7 @@ from lichen.core.contracts import ClientTask
 from lichen.core.message import Job
 from lichen.core.seeds import derive, numpy_generator
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.pack_rows import lm_rows
 from lichen.data.batches.rows import TextShard, pooled
 from lichen.data.batches.shards import EvalSource, TrainSource
@@ -141,7 +142,7 @@ def pretrain(task: Task, folder: Path, until: float) -> dict[str, Any] | None:
         rounds=rounds, valid=None,
     )  # fmt: skip
     file = folder / "pretrain.safetensors"
-    state, held, log = restore(file, algorithm.init(model.init(0)))
+    state, held, log = restore(file, algorithm.init(Shared(model.init(0))))
     engine = LocalEngine({"train": ClientTask(work=work, source=source)}, held)  # type: ignore[arg-type]
     apart = public_shard(fitting(texts.apart, [tokenizer], most=task.length), tokenizer)
     while state.round < algorithm.rounds:
@@ -150,20 +151,20 @@ def pretrain(task: Task, folder: Path, until: float) -> dict[str, Any] | None:
         log["tokens"] += report.tokens
         log["seconds"] += time.perf_counter() - begin
         if state.round % 10 == 0 or state.round == algorithm.rounds:
-            log["curve"].append({"tokens": log["tokens"], "perplexity": judge(model, state.shared, [apart])})
+            log["curve"].append({"tokens": log["tokens"], "perplexity": judge(model, state.shared.trainable, [apart])})
             print(f"  step {state.round * steps:5}  {log['curve'][-1]['perplexity']:8.2f}", flush=True)
         keep(file, state, held, log)
         if time.time() > until and state.round < algorithm.rounds:
             return None
-    save_whole(folder / "small", bare, state.shared, tokenizer=tokenizer)
-    return {**log, "parameters": sum(x.numel() for x in state.shared.values()), "rows": source.shards[0].size}
+    save_whole(folder / "small", bare, state.shared.trainable, tokenizer=tokenizer)
+    return {**log, "parameters": sum(x.numel() for x in state.shared.trainable.values()), "rows": source.shards[0].size}
 
 
 def judge(model: Any, params: Tree, shards: Sequence[TextShard]) -> float:
     """Perplexity of all these rows together."""
     source = EvalSource(list(shards), batch_size=16)
     engine = LocalEngine({"valid": ClientTask(work=Evaluate(model), source=source)}, Held({}))  # type: ignore[arg-type]
-    job = Job(work="valid", shared=params, version=0, clients=tuple(range(len(shards))), seed=0)
+    job = Job(work="valid", shared=Shared.of_flat(params), version=0, clients=tuple(range(len(shards))), seed=0)
     _, sums = score(engine, job)
     return perplexity(float(sums["loss_sum"].sum()), float(sums["count"].sum()))
 

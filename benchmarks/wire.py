@@ -33,6 +33,7 @@ from lichen.core.message import Job, Message, pack_message
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore, load_tree, save_tree
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.schema.read import read_recipe
 from lichen.transforms.codec import Chain
@@ -87,11 +88,13 @@ def changes() -> list[Tree]:
     client_tasks = {
         "train": ClientTask(work=work, source=experiment.training(experiment.clients.train, batch=BATCH, steps=STEPS))
     }
-    shared, out = dict(experiment.start), []
+    shared, out = experiment.start.trainable, []
     with TemporaryDirectory() as folder:
         store = ClientStore(Path(folder))
         for version in range(ROUNDS):
-            job = Job(work="train", shared=shared, version=version, clients=(0,), seed=derive(0, version))
+            job = Job(
+                work="train", shared=Shared.of_flat(shared), version=version, clients=(0,), seed=derive(0, version)
+            )
             (message,) = serve(job, client_tasks, store)
             out.append(trees.take(message.tensors, 0))
             shared = trees.add(shared, out[-1])

@@ -53,8 +53,8 @@ class FedAvg:
         mean = fl.Mean()
         came = fl.collect(engine, [job], mean)  # the clients' changes, weighed by the rows that each has seen
         change, metrics = mean.close(came.total, state.shared)
-        shared = {name: x + change[name] for name, x in state.shared.items()}
-        state = fl.ServerState(round=state.round + 1, shared=shared)
+        moved = {name: x + change.trainable[name] for name, x in state.shared.trainable.items()}
+        state = fl.ServerState(round=state.round + 1, shared=fl.Shared(moved))
         return state, fl.Report(round=state.round, clients=clients, metrics=metrics | accuracy(state, engine))
 
 
@@ -85,7 +85,7 @@ def main():
     }
     with tempfile.TemporaryDirectory() as private:
         engine = fl.LocalEngine(client_tasks, fl.ClientStore(Path(private)))
-        fl.run(FedAvg(), engine, lambda: network.init(0), rounds=50, seed=0, observers=[show])
+        fl.run(FedAvg(), engine, lambda: fl.Shared(network.init(0)), rounds=50, seed=0, observers=[show])
 
 
 def show(report):

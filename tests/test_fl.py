@@ -15,6 +15,7 @@ import torch
 
 from lichen import fl
 from lichen.core.tree import digest
+from lichen.core.wire.shared import Shared
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ALLOWED = {"lichen", "numpy", "sklearn", "torch"}
@@ -92,7 +93,7 @@ def test_the_round_of_the_example_is_that_of_average(tmp_path: Path) -> None:
 
     def shared(algorithm: fl.Algorithm, name: str) -> str:
         engine = fl.LocalEngine({"train": train, "test": test}, fl.ClientStore(tmp_path / name))
-        return digest(fl.run(algorithm, engine, lambda: network.init(0), rounds=3, seed=7).shared)
+        return digest(fl.run(algorithm, engine, lambda: Shared(network.init(0)), rounds=3, seed=7).shared.flat())
 
     average = fl.Average(
         aggregator=fl.Mean(),

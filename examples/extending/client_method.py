@@ -73,7 +73,7 @@ class AdaptiveProx:
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> tuple[Train, Any, Tree]:
         """Clients at the shared tensors, with the pull that they have kept; 0 at their first time."""
         own_C = own_C or {name: torch.zeros(len(clients), dtype=torch.float64) for name in (PULL, LOSS)}
-        pull = Pull(job.shared, own_C[PULL])
+        pull = Pull(job.shared.trainable, own_C[PULL])
         train = replace(self.inner, gradient_steps=(*self.inner.gradient_steps, pull))
         return train, train.init(job, clients, None), own_C
 

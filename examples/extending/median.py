@@ -19,6 +19,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.declared import Paper, Property
 from lichen.server.rules import AggregationRule
 from lichen.server.single import SingleMessages
@@ -46,11 +47,12 @@ class Median(SingleMessages):
         """The messages of both."""
         return {name: torch.cat([a[name], b[name]]) for name in a} if a and b else a or b
 
-    def close(self, total: Tree, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: Tree, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """The median of each number, and how many clients there were."""
         if not self.clients(total):
             raise LichenError("no client contributed", where="aggregator.median", fix="invite more clients")
-        return {name: x_C.median(0).values for name, x_C in total.items()}, {"clients": float(self.clients(total))}
+        median = {name: x_C.median(0).values for name, x_C in total.items()}
+        return Shared(median), {"clients": float(self.clients(total))}
 
     def dump(self, total: Tree) -> tuple[Tree, dict[str, Any]]:
         """What crosses between processes."""

@@ -127,9 +127,9 @@ def test_one_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
     own = ClientStore(tmp_path / "clients").load((0, 1, 2, 3), 2 * ROUNDS)
     assert own is not None
     assert len(told) == ROUNDS
-    for name, start in made.start.items():
+    for name, start in made.start.trainable.items():
         params_C = own[f"params/{name}"]
         assert params_C.isfinite().all()
         assert torch.equal(params_C[2], start)
-    weight = next(name for name in made.start if name.endswith("weight"))
-    assert not torch.equal(own[f"params/{weight}"][0], made.start[weight])
+    weight = next(name for name in made.start.trainable if name.endswith("weight"))
+    assert not torch.equal(own[f"params/{weight}"][0], made.start.trainable[weight])

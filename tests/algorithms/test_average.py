@@ -51,7 +51,7 @@ def test_a_sample_validates_and_its_bytes_stand_apart(tmp_path: Path) -> None:
     assert (quiet.valid_up, quiet.valid_down) == (0, 0)
     for name, count in (("everyone", 4), ("all named", 4), ("two", 2)):
         state, report = found[name]
-        assert same(state.shared, found["nobody"][0].shared)
+        assert same(state.shared.flat(), found["nobody"][0].shared.flat())
         assert report.bytes_up - report.valid_up == quiet.bytes_up
         assert report.bytes_down - report.valid_down == quiet.bytes_down
         assert report.valid_down * 4 == found["everyone"][1].valid_down * count
@@ -67,7 +67,7 @@ def test_a_round_nobody_comes_to_only_advances_the_round(tmp_path: Path) -> None
     start = algorithm.init(made.start)
     after, report = algorithm.round(start, engine(made, tmp_path), 7)
     assert after == replace(start, round=1)
-    assert same(after.shared, made.start)
+    assert same(after.shared.flat(), made.start.flat())
     assert same(after.optimizer, start.optimizer)
     assert (report.clients, report.tokens, report.bytes_up, report.bytes_down) == ((), 0, 0, 0)
     assert report.metrics == {}  # a loss of 0 would be a lie
@@ -104,8 +104,8 @@ def test_the_best_round_is_kept(tmp_path: Path) -> None:
     best = values.index(min(values))
     assert 0 < best < 5
     assert (state.best_round, state.best_value) == (best + 1, values[best])
-    assert same(state.best, after[best].shared)
-    assert not same(state.best, state.shared)
+    assert same(state.best.flat(), after[best].shared.flat())
+    assert not same(state.best.flat(), state.shared.flat())
 
 
 @pytest.mark.parametrize(("every", "rounds", "judged"), [(2, 5, [2, 4, 5]), (3, 3, [3]), (9, 2, [2])])
@@ -122,7 +122,7 @@ def test_when_all_clients_fail_shared_stays(tmp_path: Path) -> None:
     algorithm = average(made, optimizer=ServerAdam())
     start = algorithm.init(made.start)
     after, report = algorithm.round(start, engine(made, tmp_path), 7)
-    assert same(after.shared, made.start)
+    assert same(after.shared.flat(), made.start.flat())
     assert same(after.optimizer, start.optimizer)
     assert after.round == 1
     assert report.metrics["failed"] == 4
@@ -139,5 +139,5 @@ def test_one_that_fails_is_as_one_that_did_not_come(tmp_path: Path) -> None:
     with_it, told = average(made).round(average(made).init(made.start), engine(made, tmp_path / "a"), 7)
     without, _ = average(made, sampler=Three()).round(average(made).init(made.start), engine(made, tmp_path / "b"), 7)
     assert told.metrics["failed"] == 1
-    assert same(with_it.shared, without.shared)
-    assert not same(with_it.shared, made.start)
+    assert same(with_it.shared.flat(), without.shared.flat())
+    assert not same(with_it.shared.flat(), made.start.flat())

@@ -18,7 +18,7 @@ from lichen.core.message import Job, Message
 from lichen.core.replies import Reply
 from lichen.core.rounds import load_state, run
 from lichen.core.store import load_tree
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.engines.around import AroundEngine
 from lichen.engines.clock import ClockEngine, Delays
 from lichen.recipes.assemble.experiment import Experiment
@@ -66,7 +66,7 @@ def test_nobody_late_and_a_full_buffer_is_the_synchronous_run(tmp_path: Path, do
     assert told_waits == told_buffer
     # And the clock itself changes nothing.
     plain, told_plain = finished(average(made, **more), made, engine(made, tmp_path / "plain"))
-    assert same(plain.shared, waits.shared)
+    assert same(plain.shared.flat(), waits.shared.flat())
     assert [(r.bytes_up, r.bytes_down, r.metrics["loss"]) for r, _ in told_plain] == [
         (r.bytes_up, r.bytes_down, r.metrics["loss"]) for r, _ in told_waits
     ]
@@ -139,11 +139,11 @@ def test_the_discount_of_three_clients_is_that_computed_by_hand() -> None:
         valid=None,
         rounds=9,
     )
-    state = ServerState(round=0, shared={"w": torch.zeros(1)})
+    state = ServerState(round=0, shared=Shared({"w": torch.zeros(1)}))
     values, ages = [], []
     for r in range(4):
         state, report = algorithm.round(state, there, r)
-        values.append(float(state.shared["w"]))
+        values.append(float(state.shared.trainable["w"]))
         ages.append(report.metrics.get("age", 0.0))
     # At 1.0 client 0 for version 0; at 1.5 client 1 for version 0; at 2.0 client 0 for 1; at 2.7 client 2 for 0.
     # A mean of one answer is that answer, however it is discounted.
@@ -159,10 +159,10 @@ def test_the_discount_of_three_clients_is_that_computed_by_hand() -> None:
     ):
         there = ByHand()
         algorithm = replace(algorithm, aggregator=mean, schedule=Buffered(arrivals=2, concurrency=3))
-        state, values = ServerState(round=0, shared={"w": torch.zeros(1, dtype=torch.float64)}), []
+        state, values = ServerState(round=0, shared=Shared({"w": torch.zeros(1, dtype=torch.float64)})), []
         for r in range(2):
             state, _ = algorithm.round(state, there, r)
-            values.append(float(state.shared["w"]))
+            values.append(float(state.shared.trainable["w"]))
         assert values[0] == pytest.approx((1.0 + 2.0) / 2)
         # Sent at 1.5: client 0 comes at 2.5, client 1 at 3.0; client 2 of version 0 comes at 2.7.
         assert values[1] - values[0] == pytest.approx((2.0 + late * 4.0) / divisor, rel=1e-7)
@@ -187,7 +187,7 @@ def test_a_deadline_cuts_the_tail_and_who_was_late_may_come_again(tmp_path: Path
             return self.rounds.pop(0)
 
     without, _ = finished(average(made, sampler=Those()), made, engine(made, tmp_path / "without"))
-    assert same(without.shared, state.shared)
+    assert same(without.shared.flat(), state.shared.flat())
 
 
 def test_too_few_in_time_make_no_step(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_dropouts_never_end_a_run(tmp_path: Path, schedule: Any, dropout: float)
     state, reports = finished(average(made, sampler=Uniform(4), schedule=schedule), made, there, rounds=12)
     assert state.round == 12
     assert any(report.attendance.missing for report, _ in reports)
-    assert same(state.shared, made.start) == (dropout == 1.0)
+    assert same(state.shared.flat(), made.start.flat()) == (dropout == 1.0)
 
 
 def test_answers_that_are_too_old_are_given_up(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_run_that_is_killed_in_a_round_loses_that_round_alone(tmp_path: Path, 
 
 def test_a_state_keeps_the_tensors_of_versions_that_somebody_works_on(tmp_path: Path) -> None:
     made, file = experiment(9), tmp_path / "state"
-    shared: dict[int, Tree] = {}
+    shared: dict[int, Shared] = {}
 
     def look(report: Report) -> None:
         if file.exists():
@@ -275,7 +275,7 @@ def test_a_state_keeps_the_tensors_of_versions_that_somebody_works_on(tmp_path: 
             for flight in state.in_flight:
                 assert flight.waiting
                 assert set(flight.waiting) <= set(flight.job.clients)
-                assert same(flight.job.shared, shared.get(flight.job.version, made.start))
+                assert same(flight.job.shared.flat(), shared.get(flight.job.version, made.start).flat())
 
     algorithm = replace(flying(made), rounds=8)
     there = clock(made, tmp_path / "a", median=20, sigma=1.5)

@@ -15,6 +15,7 @@ from lichen.core.message import Job
 from lichen.core.rounds import Observer, load_state, run
 from lichen.core.store import ClientStore
 from lichen.core.tree import digest
+from lichen.core.wire.shared import Shared
 from lichen.engines.local import LocalEngine
 from lichen.server.knowledge.ensemble import Ensemble
 from lichen.server.sampling import Everyone, Uniform
@@ -39,8 +40,8 @@ def engine(folder: Path, *, steps: int = STEPS, digest_steps: int = DIGEST, bloc
 
 def right_N(engine: LocalEngine, version: int) -> torch.Tensor:
     """Accuracy of every client's own model on the common test rows."""
-    job = Job(work="valid", shared={}, version=version, clients=tuple(range(CLIENTS)), seed=0)
-    _, metrics = score_architectures(engine, job, KINDS, lambda _: {})
+    job = Job(work="valid", shared=Shared(), version=version, clients=tuple(range(CLIENTS)), seed=0)
+    _, metrics = score_architectures(engine, job, KINDS, lambda _: Shared())
     return metrics["confusion"].diagonal(dim1=1, dim2=2).sum(1) / metrics["count"]
 
 
@@ -56,11 +57,13 @@ class Ran:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder, reports = tmp_path_factory.mktemp("exchange"), []
     there = engine(folder / "own")
-    state = run(exchange(), there, dict, rounds=ROUNDS, seed=5, checkpoint=folder / "state", observers=[reports.append])
+    state = run(
+        exchange(), there, Shared, rounds=ROUNDS, seed=5, checkpoint=folder / "state", observers=[reports.append]
+    )
     # As many steps as the others took on own and public rows together.
     alone = engine(folder / "alone", steps=STEPS * ROUNDS + DIGEST * (ROUNDS - 1))
-    job = Job(work="train", shared={}, version=0, clients=tuple(range(CLIENTS)), seed=5)
-    score_architectures(alone, job, KINDS, lambda _: {})
+    job = Job(work="train", shared=Shared(), version=0, clients=tuple(range(CLIENTS)), seed=5)
+    score_architectures(alone, job, KINDS, lambda _: Shared())
     return Ran(state, reports, right_N(there, 2 * ROUNDS), right_N(alone, 1))
 
 
@@ -76,7 +79,7 @@ def test_the_worst_network_and_the_mean_gain_over_training_alone(ran: Ran) -> No
 
 def test_the_ensemble_knows_more_than_its_members(ran: Ran) -> None:
     _, public, _ = shards()
-    said_N = ran.state.shared["answers.index"][:, 0].numpy()
+    said_N = ran.state.shared.frozen["answers.index"][:, 0].numpy()
     right = float((said_N == public.labels).mean())
     assert right > float(ran.alone_N.max())
     assert right > float(ran.right_N.mean()) + 0.05
@@ -105,7 +108,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> Non
     def go(name: str, *observers: Observer, block: int = 8) -> ServerState:
         there = engine(tmp_path / name, steps=3, digest_steps=3, block=block)
         state = run(
-            exchange(), there, dict, rounds=ROUNDS, seed=5, checkpoint=tmp_path / f"{name}.state", observers=observers
+            exchange(), there, Shared, rounds=ROUNDS, seed=5, checkpoint=tmp_path / f"{name}.state", observers=observers
         )
         return state
 
@@ -114,7 +117,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> Non
         go("parts", kill)
     assert load_state(tmp_path / "parts.state").round == 1
     state = go("parts", block=1)
-    assert digest(state.shared) == digest(whole.shared)
+    assert digest(state.shared.flat()) == digest(whole.shared.flat())
     assert state.best_value == whole.best_value
     own, again = (ClientStore(tmp_path / name).load((4,), 2 * ROUNDS) for name in ("whole", "parts"))
     assert own is not None
@@ -124,7 +127,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> Non
 
 def test_who_comes_late_listens_before_it_speaks(tmp_path: Path) -> None:
     there, algorithm = engine(tmp_path, steps=2, digest_steps=2), exchange(sampler=Uniform(2), valid=None, rounds=4)
-    state, reports = algorithm.init({}), []
+    state, reports = algorithm.init(Shared()), []
     for r in range(4):
         state, report = algorithm.round(state, there, 40 + r)
         reports.append(report)

@@ -20,6 +20,7 @@ from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
 from lichen.core.tree import digest
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import TrainSource
 from lichen.engines.local import LocalEngine
 from lichen.server.knowledge.ensemble import Ensemble
@@ -68,12 +69,12 @@ def fusion(steps: int = 60, **more: object) -> Fusion:
     return Fusion(**{**plain, **more})  # type: ignore[arg-type]
 
 
-def start() -> dict[str, torch.Tensor]:
+def start() -> Shared:
     return join_architectures({kind: models()[kind].init(0) for kind in KINDS})
 
 
 def right(state: ServerState, folder: Path) -> dict[str, float]:
-    job = Job(work="valid", shared={}, version=state.round, clients=tuple(range(CLIENTS)), seed=0)
+    job = Job(work="valid", shared=Shared(), version=state.round, clients=tuple(range(CLIENTS)), seed=0)
     _, metrics = score_architectures(engine(folder), job, KINDS, lambda kind: of_architecture(state.shared, kind))
     right_N = metrics["confusion"].diagonal(dim1=1, dim2=2).sum(1) / metrics["count"]
     return {kind: float(right_N[list(some)].mean()) for kind, some in KINDS.items()}
@@ -96,8 +97,8 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> Non
     whole = go(ROUNDS)
     go(1, tmp_path / "state")
     again = go(ROUNDS, tmp_path / "state", block=1)
-    assert digest(again.shared) == digest(whole.shared)
-    assert digest(again.best) == digest(whole.best)
+    assert digest(again.shared.flat()) == digest(whole.shared.flat())
+    assert digest(again.best.flat()) == digest(whole.best.flat())
     assert again.best_round == whole.best_round > 0
 
 
@@ -118,9 +119,9 @@ def test_without_distilling_each_kind_is_plain_averaging(tmp_path: Path) -> None
             work=f"train/{kind}",
             valid=None,
         )
-        theirs, _ = plain.round(plain.init(models()[kind].init(0)), engine(tmp_path), 9)
-        assert digest(of_architecture(ours.shared, kind)) == digest(theirs.shared)
-    model_bytes = sum(x.numel() * 4 * len(KINDS[name.partition("/")[0]]) for name, x in start().items())
+        theirs, _ = plain.round(plain.init(Shared(models()[kind].init(0))), engine(tmp_path), 9)
+        assert digest(of_architecture(ours.shared, kind).flat()) == digest(theirs.shared.flat())
+    model_bytes = sum(x.numel() * 4 * len(KINDS[name.partition("/")[0]]) for name, x in start().trainable.items())
     assert 0 <= report.bytes_up - model_bytes < CLIENTS * 2000  # weights alone: answers stay at the server
 
 

@@ -23,6 +23,7 @@ from lichen.core.rounds import run
 from lichen.core.seeds import derive, numpy_generator
 from lichen.core.store import ClientStore
 from lichen.core.tree import digest
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, EvalSource
 from lichen.engines.local import LocalEngine
 from lichen.server.sampling import Everyone, Poisson
@@ -88,7 +89,7 @@ def evolution(clients: int = 5, **more: Any) -> PrivateEvolution:
 
 def begun(made: PrivateEvolution) -> ServerState:
     """A first state, also where noise cannot be accounted for."""
-    return replace(made, sigma=0.0).init({}) if made.sigma else made.init({})
+    return replace(made, sigma=0.0).init(Shared()) if made.sigma else made.init(Shared())
 
 
 def go(made: PrivateEvolution, engine: LocalEngine, *, seed: int = 3) -> tuple[ServerState, list[Report]]:
@@ -111,7 +112,7 @@ def apart(population: Population) -> float:
 def test_texts_move_to_where_the_private_rows_of_their_label_are(tmp_path: Path, more: dict[str, Any]) -> None:
     made = evolution(**more)
     state, reports = go(made, engine_of(owners(), tmp_path))
-    last = Population.of(state.shared)
+    last = Population.of(state.shared.trainable)
     assert [r.metrics["rows"] for r in reports] == [60] * 6
     assert reports[-1].metrics["distance"] < 0.6 * reports[0].metrics["distance"]
     random = Population(tuple(fresh(0, 500, 1) + fresh(1, 500, 2)), torch.arange(1000) // 500, torch.zeros(1000))
@@ -122,17 +123,17 @@ def test_texts_move_to_where_the_private_rows_of_their_label_are(tmp_path: Path,
 def test_the_sum_of_votes_is_the_number_of_private_rows(tmp_path: Path) -> None:
     made = evolution(counts={0: 24, 1: 24}, variations=1, parents=False)  # all candidates stay
     state, reports = go(made, engine_of(owners(), tmp_path))
-    assert float(Population.of(state.shared).vote_S.sum()) == 60
+    assert float(Population.of(state.shared.trainable).vote_S.sum()) == 60
     assert all(r.metrics["concentration"] == r.metrics["true_concentration"] for r in reports)
 
 
 def test_noise_alone_decides_where_it_drowns_the_votes(tmp_path: Path) -> None:
     made = evolution(sigma=1e5)
     got = [
-        apart(Population.of(go(made, engine_of(owners(), tmp_path / str(seed)), seed=seed)[0].shared))
+        apart(Population.of(go(made, engine_of(owners(), tmp_path / str(seed)), seed=seed)[0].shared.trainable))
         for seed in range(4)
     ]
-    clear = apart(Population.of(go(evolution(), engine_of(owners(), tmp_path / "clear"))[0].shared))
+    clear = apart(Population.of(go(evolution(), engine_of(owners(), tmp_path / "clear"))[0].shared.trainable))
     random = Population(tuple(fresh(0, 500, 1) + fresh(1, 500, 2)), torch.arange(1000) // 500, torch.zeros(1000))
     assert clear < 0.5 * min(got)
     assert float(np.mean(got)) < 1.3 * apart(random)
@@ -140,15 +141,15 @@ def test_noise_alone_decides_where_it_drowns_the_votes(tmp_path: Path) -> None:
 
 def test_a_killed_run_goes_on_to_the_same_texts(tmp_path: Path) -> None:
     made, kept = evolution(rounds=4), tmp_path / "state.safetensors"
-    whole = run(made, engine_of(owners(), tmp_path / "a"), dict, rounds=4, seed=9)
-    run(made, engine_of(owners(), tmp_path / "b"), dict, rounds=2, seed=9, checkpoint=kept)
-    again = run(made, engine_of(owners(), tmp_path / "c", block=2), dict, rounds=4, seed=9, checkpoint=kept)
-    assert digest(again.shared) == digest(whole.shared)
+    whole = run(made, engine_of(owners(), tmp_path / "a"), Shared, rounds=4, seed=9)
+    run(made, engine_of(owners(), tmp_path / "b"), Shared, rounds=2, seed=9, checkpoint=kept)
+    again = run(made, engine_of(owners(), tmp_path / "c", block=2), Shared, rounds=4, seed=9, checkpoint=kept)
+    assert digest(again.shared.flat()) == digest(whole.shared.flat())
     done = made.finish(again)
-    assert done.texts == Population.of(whole.shared).texts
+    assert done.texts == Population.of(whole.shared.trainable).texts
     assert done.labels == (0,) * 6 + (1,) * 6
-    other = run(made, engine_of(owners(), tmp_path / "d"), dict, rounds=4, seed=8)
-    assert digest(other.shared) != digest(whole.shared)
+    other = run(made, engine_of(owners(), tmp_path / "d"), Shared, rounds=4, seed=8)
+    assert digest(other.shared.flat()) != digest(whole.shared.flat())
 
 
 def test_counts_what_crosses_and_what_was_asked(tmp_path: Path) -> None:
@@ -157,7 +158,9 @@ def test_counts_what_crosses_and_what_was_asked(tmp_path: Path) -> None:
     state, reports = go(made, engine)
     M = 12 * 4
     shared = {"candidates": torch.zeros(M, 2).half(), "labels": torch.zeros(M, dtype=torch.int16)}
-    assert reports[0].bytes_down == 5 * size(Job(work="vote", shared=shared, version=0, clients=(0,), seed=1))
+    assert reports[0].bytes_down == 5 * size(
+        Job(work="vote", shared=Shared.of_flat(shared), version=0, clients=(0,), seed=1)
+    )
     one = torch.zeros(1, dtype=torch.int64)
     votes = {"votes": torch.zeros(1, M, dtype=torch.int32)}
     up = Message(group=f"votes/{M}/0", client_C=one, version_C=one, tensors=votes, weight_C=one.double())
@@ -165,7 +168,7 @@ def test_counts_what_crosses_and_what_was_asked(tmp_path: Path) -> None:
     assert "distance" not in reports[0].metrics
     assert "true_concentration" not in reports[0].metrics
     assert sum(r.bytes_down for r in reports) == engine.bytes_down
-    asked = Population.of(state.shared).queries
+    asked = Population.of(state.shared.trainable).queries
     assert asked == QueryCounts(fresh=M, varied=3 * 2 * M + 2 * 12 * 3, embedded=3 * 2 * M)
     assert sum(r.metrics["asked_varied"] for r in reports) == asked.varied
 
@@ -175,7 +178,7 @@ def test_without_labels_every_row_votes_for_all(tmp_path: Path) -> None:
     state, _ = go(made, engine_of(owners(), tmp_path))
     assert set(made.finish(state).labels) == {-1}
     homes = torch.tensor(list(HOME.values()))
-    assert float(torch.cdist(embed(Population.of(state.shared).texts), homes).amin(1).mean()) < 0.2
+    assert float(torch.cdist(embed(Population.of(state.shared.trainable).texts), homes).amin(1).mean()) < 0.2
 
 
 def test_shares_of_noise_are_filled_up_for_those_who_stay_away(tmp_path: Path) -> None:
@@ -193,7 +196,7 @@ def test_shares_of_noise_are_filled_up_for_those_who_stay_away(tmp_path: Path) -
     )
     for engine in (LocalEngine(client_tasks, ClientStore(tmp_path)), Half(client_tasks, ClientStore(tmp_path))):
         state, _ = go(made, engine)
-        assert float(Population.of(state.shared).vote_S.std()) == pytest.approx(sigma, rel=0.06)
+        assert float(Population.of(state.shared.trainable).vote_S.std()) == pytest.approx(sigma, rel=0.06)
 
 
 def test_a_round_nobody_comes_to_is_decided_by_noise(tmp_path: Path) -> None:
@@ -201,8 +204,8 @@ def test_a_round_nobody_comes_to_is_decided_by_noise(tmp_path: Path) -> None:
     state, reports = go(made, engine_of(owners(), tmp_path))
     assert [r.clients for r in reports] == [(), ()]
     assert [r.bytes_up for r in reports] == [0, 0]
-    assert len(Population.of(state.shared).texts) == 12
-    assert float(Population.of(state.shared).vote_S.abs().min()) > 0
+    assert len(Population.of(state.shared.trainable).texts) == 12
+    assert float(Population.of(state.shared.trainable).vote_S.abs().min()) > 0
 
 
 def test_without_noise_there_is_no_privacy_and_it_says_so(tmp_path: Path) -> None:
@@ -217,7 +220,7 @@ def test_says_what_it_will_reveal_before_and_what_it_has_after(tmp_path: Path) -
     sensitivity = work.sensitivity("client", "add-or-remove")
     made = evolution(sigma=8.0, sensitivity=sensitivity, rounds=3)
     planned = made.statement()
-    state = run(made, engine_of(owners(), tmp_path, most=4), dict, rounds=2, seed=1)
+    state = run(made, engine_of(owners(), tmp_path, most=4), Shared, rounds=2, seed=1)
     spent = made.finish(state).privacy
     assert 0 < spent.epsilon < planned.epsilon < math.inf
     assert (spent.unit, spent.adjacency) == ("client", "add-or-remove")
@@ -233,7 +236,7 @@ def test_noise_that_cannot_be_accounted_for_is_refused_before_the_model_is_paid(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
     with pytest.raises(LichenError, match=r"lichen\[privacy\]"):
-        evolution(sigma=1.0).init({})
+        evolution(sigma=1.0).init(Shared())
 
 
 def test_refuses_settings_and_answers_that_make_no_sense(tmp_path: Path) -> None:
@@ -331,7 +334,7 @@ def test_on_real_reviews_the_synthetic_set_comes_nearer_and_its_labels_mean_some
             sampler=Everyone(),
         )
         state, _ = go(made, engine_of(shards, tmp_path / f"{sigma} {seed}"), seed=seed)
-        return judge(Population.of(state.shared))
+        return judge(Population.of(state.shared.trainable))
 
     def judge(got: Population) -> tuple[float, float]:
         """(mean distance of private rows to the nearest of their label, share of texts whose true label it is)."""

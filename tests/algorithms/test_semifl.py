@@ -23,6 +23,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.augment_images import ImageViews, Pixels
 from lichen.data.batches.scarce_labels import ScarceLabels
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
@@ -83,14 +84,15 @@ def made(
 
 
 def same(a: Any, b: Any) -> bool:
+    a, b = (x.flat() if isinstance(x, Shared) else x for x in (a, b))
     return a.keys() == b.keys() and all(torch.equal(x, b[name]) for name, x in a.items())
 
 
 def test_the_server_goes_first_and_after_every_round(parts: Any, tmp_path: Path) -> None:
     algorithm, engine = made(parts, tmp_path)
     start = MODEL.init(0)
-    state = algorithm.init(start)
-    tuned, loss = algorithm._tuned.tune(start, -1)
+    state = algorithm.init(Shared.of_flat(start))
+    tuned, loss = algorithm._tuned.tune(Shared.of_flat(start), -1)
     assert same(state.shared, tuned)
     assert not same(tuned, start)
     plain, _ = algorithm.clients.round(algorithm.clients.init(state.shared), made(parts, tmp_path / "b")[1], 7)
@@ -105,11 +107,11 @@ def test_the_server_goes_first_and_after_every_round(parts: Any, tmp_path: Path)
 def test_killed_and_resumed_in_any_blocks_it_ends_with_the_same_bytes(parts: Any, tmp_path: Path) -> None:
     seen: list[Report] = []
     whole, engine = made(parts, tmp_path / "a", sampler=Uniform(3), valid="valid")
-    end = run(whole, engine, lambda: MODEL.init(0), rounds=4, seed=5, observers=[seen.append])
+    end = run(whole, engine, lambda: Shared(MODEL.init(0)), rounds=4, seed=5, observers=[seen.append])
     file = tmp_path / "state"
     for rounds, block in ((2, 1), (4, 2)):
         again, engine = made(parts, tmp_path / f"b{rounds}", block=block, sampler=Uniform(3), valid="valid")
-        state = run(again, engine, lambda: MODEL.init(0), rounds=rounds, seed=5, checkpoint=file)
+        state = run(again, engine, lambda: Shared(MODEL.init(0)), rounds=rounds, seed=5, checkpoint=file)
     assert same(state.shared, end.shared)
     assert same(state.optimizer, end.optimizer)
     assert int(end.optimizer["server.round"]) == 4
@@ -118,20 +120,20 @@ def test_killed_and_resumed_in_any_blocks_it_ends_with_the_same_bytes(parts: Any
 
 def test_a_round_nobody_comes_to_and_a_server_that_diverges_change_nothing(parts: Any, tmp_path: Path) -> None:
     nobody, engine = made(parts, tmp_path / "a", sampler=Poisson(1e-12))
-    state = nobody.init(MODEL.init(0))
+    state = nobody.init(Shared(MODEL.init(0)))
     after, report = nobody.round(state, engine, 7)
     assert same(after.shared, state.shared)
     assert after.round == 1
     assert math.isnan(report.metrics["server_loss"])
     wild, _ = made(parts, tmp_path / "b", lr=1e30)
-    assert same(wild.init(MODEL.init(0)).shared, MODEL.init(0))
+    assert same(wild.init(Shared(MODEL.init(0))).shared, MODEL.init(0))
 
 
 def test_where_none_is_sure_of_anything_the_server_goes_on_by_itself(parts: Any, tmp_path: Path) -> None:
     algorithm, engine = made(parts, tmp_path, threshold=1.0)
     bare = replace(engine.client_tasks["train"].work, rows=None)
     engine.client_tasks = {"train": replace(engine.client_tasks["train"], work=bare)}
-    state = algorithm.init(MODEL.init(0))
+    state = algorithm.init(Shared(MODEL.init(0)))
     after, report = algorithm.round(state, engine, 7)
     assert same(after.shared, algorithm._tuned.tune(state.shared, 0)[0])
     assert (report.metrics["clients"], report.clients) == (0, tuple(range(CLIENTS)))
@@ -148,16 +150,16 @@ def test_what_cannot_be_is_refused(parts: Any, tmp_path: Path) -> None:
         made(parts, tmp_path, agreed=True)
     empty = {**parts, "server": replace(parts["server"], labels=np.full(40, -100))}
     with pytest.raises(LichenError, match="no labelled row"):
-        made(empty, tmp_path)[0].init(MODEL.init(0))
+        made(empty, tmp_path)[0].init(Shared(MODEL.init(0)))
 
 
 def test_unlabelled_clients_improve_on_the_servers_labels(parts: Any, tmp_path: Path) -> None:
     def accuracy(shared: Any) -> float:
         x, y = torch.from_numpy(parts["test"].x), torch.from_numpy(parts["test"].labels)
-        return float((MODEL.apply(shared, x).argmax(-1) == y).double().mean())
+        return float((MODEL.apply(shared.trainable, x).argmax(-1) == y).double().mean())
 
     algorithm, engine = made(parts, tmp_path, first=12)
-    state = algorithm.init(MODEL.init(0))
+    state = algorithm.init(Shared(MODEL.init(0)))
     alone = state.shared
     for number in range(10):
         state, _ = algorithm.round(state, engine, 100 + number)

@@ -23,9 +23,14 @@ from lichen.core.message import Job, Message, pack_job, pack_message, unpack_job
 from lichen.core.wire.blob import FORMAT, MOST_HEAD, pack_blob
 from lichen.core.wire.fields import MOST_CLIENTS, MOST_NAMES, MOST_TEXT
 from lichen.core.wire.job import MOST_DELTAS
+from lichen.core.wire.shared import Shared
 
 JOB = Job(
-    work="train", shared={"layer.w": torch.randn(3, 4), "b": torch.ones(2)}, version=3, clients=(4, 9), seed=2**60
+    work="train",
+    shared=Shared({"layer.w": torch.randn(3, 4), "b": torch.ones(2)}),
+    version=3,
+    clients=(4, 9),
+    seed=2**60,
 )
 STEPS = (("aa", {"wire": torch.zeros(30, dtype=torch.uint8)}), ("bb", {"whole.w": torch.ones(2)}))
 MESSAGE = Message(
@@ -100,8 +105,8 @@ def test_its_bytes_are_those_that_the_library_writes(about: Any, text: str) -> N
 def test_views_and_shared_storages_are_packed_as_they_look() -> None:
     x = torch.arange(12.0).reshape(3, 4)
     shared = {"turned": x.T, "part": x[1:, ::2], "whole": x, "again": x, "number": torch.tensor(2.0)}
-    found = unpack_job(pack_job(replace(JOB, shared=shared))).shared
-    assert {name: x.tolist() for name, x in found.items()} == {name: x.tolist() for name, x in shared.items()}
+    found = unpack_job(pack_job(replace(JOB, shared=Shared.of_flat(shared)))).shared
+    assert {name: x.tolist() for name, x in found.trainable.items()} == {name: x.tolist() for name, x in shared.items()}
 
 
 def test_what_is_unpacked_may_be_written_to() -> None:
@@ -308,4 +313,4 @@ def test_a_sender_learns_that_its_head_is_too_long() -> None:
 
 def test_a_sender_learns_that_a_dtype_has_no_bytes() -> None:
     with pytest.raises(LichenError, match=r"torch\.complex128"):
-        pack_job(replace(JOB, shared={"w": torch.ones(1, dtype=torch.complex128)}))
+        pack_job(replace(JOB, shared=Shared({"w": torch.ones(1, dtype=torch.complex128)})))

@@ -26,6 +26,7 @@ from lichen.core.message import (
     unpack_message,
 )
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=12)
 ARRAYS = hnp.arrays("float32", hnp.array_shapes(max_dims=3, max_side=4), elements=st.floats(width=32))
@@ -58,7 +59,7 @@ def same(a: dict, b: dict) -> bool:
 def test_job_round_trip(shared: Tree, seed: int, clients: int, texts: Sequence[str]) -> None:
     job = Job(
         work="train",
-        shared=shared,
+        shared=Shared.of_flat(shared),
         version=3,
         clients=tuple(clients),
         seed=seed,
@@ -66,7 +67,7 @@ def test_job_round_trip(shared: Tree, seed: int, clients: int, texts: Sequence[s
         texts=tuple(texts),
     )
     back = unpack_job(pack_job(job))
-    assert same(back.shared, job.shared)
+    assert same(back.shared.flat(), job.shared.flat())
     assert (back.work, back.version, back.clients, back.seed) == (job.work, job.version, job.clients, job.seed)
     assert (dict(back.settings), back.texts) == (dict(job.settings), job.texts)
 
@@ -124,7 +125,7 @@ def test_bytes_are_counted_as_they_are_packed(about: Any, data: Any) -> None:
     assert size(message) == len(pack_message(take_client(message, 0)))
     job = Job(
         work=data.draw(text),
-        shared={name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in about.items()},
+        shared=Shared.of_flat({name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in about.items()}),
         version=3,
         clients=tuple(range(count)),
         seed=2**60,
@@ -160,13 +161,13 @@ STEPS = (("aa", {"wire": torch.zeros(30, dtype=torch.uint8)}), ("bb", {"whole.w"
 
 @given(st.sampled_from([None, "aa", "bb", "cc", "dd", "zz"]), st.integers(1, 3))
 def test_a_client_is_sent_what_it_lacks(held: Any, clients: int) -> None:
-    job = Job(work="t", shared={"w": torch.ones(50)}, version=1, clients=tuple(range(clients)), seed=1)
+    job = Job(work="t", shared=Shared({"w": torch.ones(50)}), version=1, clients=tuple(range(clients)), seed=1)
     job = replace(job, snapshot="dd", deltas=STEPS, acked={} if held is None else dict.fromkeys(range(clients), held))
     how = {"aa": "step", "bb": "step", "cc": "step", "dd": "same"}.get(held, "full")
     assert link(job) == how
     back = unpack_job(pack_job(job))
     assert (link(back), back.snapshot, back.clients) == (how, "dd", job.clients)
-    assert same(back.shared, job.shared if how == "full" else {})
+    assert same(back.shared.flat(), job.shared.flat() if how == "full" else {})
     if how == "step":
         wanted = STEPS[["aa", "bb", "cc"].index(held) :]
         assert back.deltas[0][0] == held

@@ -13,6 +13,7 @@ from lichen.core import private
 from lichen.core.contracts import ServerState
 from lichen.core.rounds import save_state
 from lichen.core.store import ClientStore, save_tree, write_atomic
+from lichen.core.wire.shared import Shared
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077, 0o277])
@@ -36,7 +37,7 @@ def test_every_private_file_and_folder(umask: int, tmp_path: Path) -> None:
     home = tmp_path / "run"
     write_atomic(home / "a" / "b" / "recipe.yaml", b"x")
     save_tree(home / "scores" / "x.safetensors", {"x": torch.ones(2)})
-    save_state(home / "state" / "server.safetensors", ServerState(round=1, shared={"x": torch.ones(2)}))
+    save_state(home / "state" / "server.safetensors", ServerState(round=1, shared=Shared({"x": torch.ones(2)})))
     store = ClientStore(home / "clients")
     for version in (1, 2, 3):
         store.stage((0, 1234567), version, {"w": torch.ones(2, 3)})

@@ -18,14 +18,15 @@ from lichen.core.message import Job, Message
 from lichen.core.rounds import load_state, run, save_state
 from lichen.core.store import ClientStore, load_tree, save_tree
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
 
 def test_state_round_trip(tmp_path: Path) -> None:
     state = ServerState(
         round=4,
-        shared={"patch.a": torch.randn(2, 2), "b": torch.randn(3)},
+        shared=Shared.of_flat({"patch.a": torch.randn(2, 2), "b": torch.randn(3)}),
         optimizer={"b.m": torch.randn(3)},
-        best={"b": torch.randn(3)},
+        best=Shared({"b": torch.randn(3)}),
         best_round=2,
         best_value=1.25,
     )
@@ -35,7 +36,7 @@ def test_state_round_trip(tmp_path: Path) -> None:
     save_state(tmp_path / "s.safetensors", back)
     assert (tmp_path / "s.safetensors").read_bytes() == first
     assert (back.round, back.best_round, back.best_value) == (4, 2, 1.25)
-    assert trees.digest(back.shared) == trees.digest(state.shared)
+    assert trees.digest(back.shared.flat()) == trees.digest(state.shared.flat())
     assert os.listdir(tmp_path) == ["s.safetensors"]
 
 
@@ -141,7 +142,7 @@ class NoBatches:
 def test_a_round_of_old_and_new_clients_is_served(tmp_path: Path) -> None:
     client_tasks, seen = {"count": ClientTask(work=Counting(), source=NoBatches())}, {}
     for version, clients in enumerate([(0, 1, 2), (1, 3), (0, 1, 4)]):
-        job = Job(work="count", shared={}, version=version, clients=clients, seed=0)
+        job = Job(work="count", shared=Shared(), version=version, clients=clients, seed=0)
         for message in serve(job, client_tasks, ClientStore(tmp_path / "state"), block_size=4):
             seen |= dict(zip(message.client_C.tolist(), message.tensors["n"].tolist(), strict=True))
     assert seen == {0: 2.0, 1: 3.0, 2: 1.0, 3: 1.0, 4: 1.0}
@@ -178,18 +179,18 @@ def test_damaged_private_state_is_named(tmp_path: Path) -> None:
 class Count:
     """An algorithm whose state is a number drawn from the round's seed, so that order matters."""
 
-    def init(self, shared: Tree) -> Any:
+    def init(self, shared: Shared) -> Any:
         return ServerState(round=0, shared=shared)
 
     def round(self, state: Any, engine: Any, seed: int) -> Any:
-        w = state.shared["w"] * 0.5 + (seed % 1000)
+        w = state.shared.trainable["w"] * 0.5 + (seed % 1000)
         report = Report(round=state.round + 1, clients=(), metrics={}, tokens=0, bytes_up=0, bytes_down=0, seconds=0.0)
-        return ServerState(round=state.round + 1, shared={"w": w}), report
+        return ServerState(round=state.round + 1, shared=Shared({"w": w})), report
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     def start() -> Any:
-        return {"w": torch.zeros(3)}
+        return Shared({"w": torch.zeros(3)})
 
     whole = run(Count(), None, start, rounds=5, seed=7, checkpoint=tmp_path / "a")
     seen = []
@@ -198,5 +199,5 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
         Count(), None, start, rounds=5, seed=7, checkpoint=tmp_path / "b", observers=[lambda r: seen.append(r.round)]
     )
     assert seen == [1, 2, 3, 4, 5]
-    assert torch.equal(whole.shared["w"], part.shared["w"])
+    assert torch.equal(whole.shared.trainable["w"], part.shared.trainable["w"])
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

@@ -22,6 +22,7 @@ from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
+from lichen.core.wire.shared import Shared
 from lichen.core.wrapping import innermost
 from lichen.data.batches.shards import TextShard, TrainSource
 from lichen.engines import block_size
@@ -55,7 +56,7 @@ def _inside(client_task: ClientTask) -> CausalCohort:
 
 
 def _job(cohort: CausalCohort) -> Job:
-    return Job(work="train", shared=cohort.init(0), version=0, clients=tuple(range(CLIENTS)), seed=0)
+    return Job(work="train", shared=Shared(cohort.init(0)), version=0, clients=tuple(range(CLIENTS)), seed=0)
 
 
 def test_bytes_a_token_hardly_depend_on_the_rows_looked_at() -> None:
@@ -91,7 +92,7 @@ def test_a_client_that_does_not_fit_is_computed_again(monkeypatch: pytest.Monkey
 WRAPPED: dict[str, Callable[[Train], ClientWork]] = {
     "weighed": lambda train: ByRows(train, (3,) * CLIENTS),
     "coded": lambda train: Transformed(train, (Coded(parse_codecs(("int8",))),)),
-    "at home": lambda train: LocalInit(train, start={}),
+    "at home": lambda train: LocalInit(train, start=Shared()),
     "answered": Distill,
     "diloco": Worker,
     "diloco, weighed and coded": lambda train: Transformed(

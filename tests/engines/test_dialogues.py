@@ -23,6 +23,7 @@ from lichen.core.replies import Reply
 from lichen.core.store import ClientStore
 from lichen.core.wire.answer import answer_size, pack_answer, unpack_answer
 from lichen.core.wire.blob import pack_blob
+from lichen.core.wire.shared import Shared
 from lichen.engines.answering import AnsweringEngine
 from lichen.engines.around import AroundEngine
 from lichen.engines.distributed import DistributedEngine
@@ -49,10 +50,10 @@ MESSAGE = Message(
     group="g", client_C=torch.tensor([1]), version_C=torch.tensor([0]), tensors={}, weight_C=torch.ones(1)
 )
 CLIENTS = (4, 0, 7, 2, 5)
-MASKS = Job(work="masks", shared={}, version=0, clients=CLIENTS, seed=11, settings={"clients": 5.0})
+MASKS = Job(work="masks", shared=Shared(), version=0, clients=CLIENTS, seed=11, settings={"clients": 5.0})
 SPLIT = Job(
     work="split",
-    shared={"lower": torch.randn(FEATURES, HIDDEN, generator=torch.Generator().manual_seed(1))},
+    shared=Shared({"lower": torch.randn(FEATURES, HIDDEN, generator=torch.Generator().manual_seed(1))}),
     version=0,
     clients=(0, 1, 2, 3),
     seed=11,

@@ -22,6 +22,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
+from lichen.core.wire.shared import Shared
 from lichen.engines.distributed import DistributedEngine, balanced_ranks
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks, ranks_here
@@ -196,7 +197,9 @@ def test_an_error_of_one_rank_ends_all_of_them(
 
 def test_what_every_rank_refuses_is_one_error(tmp_path: Path) -> None:
     def program(ranks: Ranks) -> Any:
-        return list(drain(engine(ranks, tmp_path), Job(work="dance", shared={}, version=0, clients=(0, 1), seed=0)))
+        return list(
+            drain(engine(ranks, tmp_path), Job(work="dance", shared=Shared(), version=0, clients=(0, 1), seed=0))
+        )
 
     ended = on_ranks(2, program)
     assert ended[0] == ended[1]

@@ -21,6 +21,7 @@ from lichen.core.contracts import Report
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, concatenate_messages, pack_job, pack_message, take_client
 from lichen.core.store import ClientStore
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import Shard
 from lichen.engines.local import LocalEngine
 from lichen.engines.spawned import SpawnedEngine, read_frame, serve_frames, write_frame
@@ -249,7 +250,7 @@ def test_the_last_words_of_a_node_are_told() -> None:
 def test_a_node_that_never_reads_is_one_error() -> None:
     import torch
 
-    big = pack_job(Job(work="valid", shared={"w": torch.zeros(1 << 18)}, version=0, clients=(0,), seed=0))
+    big = pack_job(Job(work="valid", shared=Shared({"w": torch.zeros(1 << 18)}), version=0, clients=(0,), seed=0))
     error = ask("import sys; print('gone', file=sys.stderr); sys.exit(1)", big)
     assert isinstance(error, LichenError)
     assert "gone" in error.what

@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from lichen.clients.training.optimize import clip_C
 from lichen.core.message import Message, concatenate_messages, take_client
 from lichen.core.tree import digest, plain
+from lichen.core.wire.shared import Shared
 from lichen.fl.testing import LAWS
 from lichen.research.gkt.gather import GatherFeatures
 from lichen.research.pate.pate import NoisyMax
@@ -36,6 +37,7 @@ from lichen.server.lowrank.redistribute import FlexLoRA, FLoRIST
 from lichen.server.lowrank.stacking import FLoRA
 from lichen.server.mean import Mean
 from lichen.server.ridge import Ridge
+from support.flat import closed
 
 SHARED = {
     "a.lora_A": torch.linspace(-1, 1, 14).view(2, 7),
@@ -206,14 +208,14 @@ def shared_of(member: Any) -> dict[str, torch.Tensor]:
 
 
 def outcome(member: Any, total: Any) -> Any:
-    change, metrics = member.close(total, shared_of(member))
+    change, metrics = closed(member, total, shared_of(member))
     return digest(change), metrics
 
 
 def obeys(law: str, name: str, clients: int, seed: int, *, cut: int | None = None) -> None:
     """Hold a member to a law of :mod:`lichen.fl.testing`; ``cut`` is how many clients' total crosses."""
     member, make = FAMILY[name]
-    LAWS[law](member, make(clients, seed), shared_of(member), seed + 1 if cut is None else cut)
+    LAWS[law](member, make(clients, seed), Shared.of_flat(shared_of(member)), seed + 1 if cut is None else cut)
 
 
 @every

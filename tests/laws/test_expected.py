@@ -28,6 +28,7 @@ from lichen.clients.training.kseed import FedKSeed, ReplayedWork
 from lichen.clients.training.kseed_replay import KSeedReplay
 from lichen.clients.training.mezo import ZerothOrder
 from lichen.clients.training.row_weights import ByRows
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.augment_images import ImageViews
 from lichen.fl.testing import check_expected
 from lichen.models.full import FullCausal
@@ -162,7 +163,7 @@ CASES: dict[str, Callable[[], Case]] = {
         EVERYBODYS,
         MLP.init(0),
     ),
-    "local init": lambda: (LocalInit(train(), start=MLP.init(0)), STEPS, {}),
+    "local init": lambda: (LocalInit(train(), start=Shared(MLP.init(0))), STEPS, {}),
     "answers": lambda: (
         AnswerWork(
             LocalTeacher(lambda texts: torch.zeros(len(texts), 2), classes=("a", "c"), top_k=2),
@@ -258,7 +259,7 @@ def no_number() -> Any:
 def test_honest_messages_are_admitted(name: str) -> None:
     work, source, shared = CASES[name]()
     texts = ("a text", "another") if name in ("answers", "leakage") else ()
-    job = fl.Job(work="w", shared=shared, version=0, clients=CLIENTS, seed=5, texts=texts)
+    job = fl.Job(work="w", shared=Shared.of_flat(shared), version=0, clients=CLIENTS, seed=5, texts=texts)
     check_expected(fl.ClientTask(work=work, source=source), job)
 
 
@@ -287,12 +288,12 @@ class Liar:
 def test_the_law_finds_a_wrong_declaration(lies: Any, says: str) -> None:
     task = fl.ClientTask(work=Liar(train(), **lies), source=STEPS)
     with pytest.raises(AssertionError, match=says):
-        check_expected(task, fl.Job(work="w", shared=MLP.init(0), version=0, clients=CLIENTS, seed=5))
+        check_expected(task, fl.Job(work="w", shared=Shared(MLP.init(0)), version=0, clients=CLIENTS, seed=5))
 
 
 def test_a_declaration_costs_microseconds_and_copies_nothing() -> None:
     big = {f"layer{i}.weight": torch.empty(1 << 12, 1 << 12, device="meta") for i in range(100)}
-    job = fl.Job(work="w", shared=big, version=0, clients=CLIENTS, seed=5)
+    job = fl.Job(work="w", shared=Shared.of_flat(big), version=0, clients=CLIENTS, seed=5)
     expected = Transformed(train(), (Coded(parse_codecs(["int8"])),)).expected(job)
     (spec,) = expected.tensors.values()
     assert spec.shape[0] > 100 << 24

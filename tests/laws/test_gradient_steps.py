@@ -18,8 +18,10 @@ from lichen.clients.training.gradient_steps import GradientChain
 from lichen.core import tree as trees
 from lichen.core.collecting.collect import drain
 from lichen.core.message import pack_message, take_client
+from lichen.core.wire.shared import Shared
 from lichen.fl.testing import check_gradient_step
 from lichen.server.optimize import ServerSGD
+from support.flat import closed, updated
 from support.toy_cohorts import LoraLinear, Softmax, fold, job, rows
 
 
@@ -244,12 +246,14 @@ def test_state_survives_a_kill_and_a_resume(tmp_path: Path) -> None:
     def rounds(store: fl.ClientStore, begin: int, end: int, shared: Any) -> Any:
         for version in range(begin, end):
             engine = fl.LocalEngine({"train": task}, store)
-            asked = fl.Job(work="train", shared=shared, version=version, clients=(0, 1, 2, 3), seed=version)
+            asked = fl.Job(
+                work="train", shared=Shared.of_flat(shared), version=version, clients=(0, 1, 2, 3), seed=version
+            )
             total = fl.Mean().zero()
             for message in drain(engine, asked):
                 total = fl.Mean().add(total, message)
-            change, _ = fl.Mean().close(total, shared)
-            shared, _ = ServerSGD().update({n: x for n, x in change.items() if n in shared}, {}, shared)
+            change, _ = closed(fl.Mean(), total, shared)
+            shared, _ = updated(ServerSGD(), {n: x for n, x in change.items() if n in shared}, {}, shared)
         return shared
 
     whole = rounds(fl.ClientStore(tmp_path / "whole"), 0, 6, model.init(0))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lichen import fl
+from lichen.core.wire.shared import Shared
 from lichen.fl.testing import LAWS, check_aggregator, check_client_task
 
 SHARED = {"w": torch.zeros(3)}
@@ -50,10 +51,10 @@ class FloatSum:
     def merge(self, a: Any, b: Any) -> Any:
         return tuple(x + y for x, y in zip(a, b, strict=True))
 
-    def close(self, total: Any, shared: fl.Tree) -> Any:
+    def close(self, total: Any, shared: fl.Shared) -> Any:
         if not total[1]:
             raise fl.LichenError("no client contributed")
-        return {"w": total[0] / total[1]}, {}
+        return fl.Shared({"w": total[0] / total[1]}), {}
 
     def dump(self, total: Any) -> Any:
         return {"w": total[0]}, {"weight": total[1], "clients": total[2]}
@@ -136,7 +137,7 @@ class SingleThatLifts(Largest):
 @pytest.mark.parametrize("member", [fl.Mean(), Largest()], ids=["mean", "largest"])
 def test_members_obey(member: Any) -> None:
     for seed in range(5):
-        check_aggregator(member, message(), SHARED, seed=seed)
+        check_aggregator(member, message(), Shared.of_flat(SHARED), seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -156,9 +157,9 @@ def test_members_obey(member: Any) -> None:
 )
 def test_each_law_finds_who_breaks_it(law: str, member: Any, says: str) -> None:
     with pytest.raises(AssertionError, match=says):
-        LAWS[law](member, message(), SHARED, 3)
+        LAWS[law](member, message(), Shared.of_flat(SHARED), 3)
     with pytest.raises(AssertionError):
-        check_aggregator(member, message(), SHARED, seed=3)
+        check_aggregator(member, message(), Shared.of_flat(SHARED), seed=3)
 
 
 class Network(fl.Student):
@@ -201,7 +202,7 @@ def test_a_client_may_not_depend_on_its_company(tmp_path: Path) -> None:
     ]
     network = Network(2, name="network")
     source = fl.TrainSource(shards, batch_size=4, steps=3)
-    job = fl.Job(work="train", shared=network.init(0), version=0, clients=(0, 1, 2), seed=5)
+    job = fl.Job(work="train", shared=Shared(network.init(0)), version=0, clients=(0, 1, 2), seed=5)
     train = fl.Train(network, personal=False)
     check_client_task(fl.ClientTask(work=train, source=source), job)
     check_client_task(fl.ClientTask(work=fl.Train(network, personal=True), source=source), job)

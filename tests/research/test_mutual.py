@@ -18,6 +18,7 @@ from lichen.core.errors import LichenError
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
 from lichen.core.tree import digest
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import EvalSource, TrainSource
 from lichen.engines.local import LocalEngine
 from lichen.models.adapters.lora import Lora
@@ -89,7 +90,7 @@ def federation(folder: Path, *, rounds: int = 2, transfer: bool = True) -> Any:
         client_tasks[f"valid-{name}"] = ClientTask(work=Evaluate(cohort, personal=True), source=valid)
         group = Group(
             clients=clients,
-            start=cohort.init(0),
+            start=Shared(cohort.init(0)),
             up=bridge(vocabulary, LARGE),
             down=bridge(LARGE, vocabulary),
             **{field: f"{work}-{name}" for field, work in FIELDS},
@@ -136,7 +137,7 @@ def test_everybody_learns_and_parameters_never_cross(three: Any) -> None:
     assert reports[1].bytes_down < reports[0].bytes_down / 2
     assert reports[1].bytes_down == reports[2].bytes_down
     assert reports[0].bytes_up == reports[1].bytes_up
-    assert digest(state.shared) != digest(lora(LARGE).init(0))
+    assert digest(state.shared.flat()) != digest(lora(LARGE).init(0))
 
 
 def test_stopped_and_gone_on_is_the_same_run(three: Any, tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_stopped_and_gone_on_is_the_same_run(three: Any, tmp_path: Path) -> None
     again, engine, start = federation(tmp_path / "own", rounds=3)
     taught = []
     ended = run(again, engine, start, rounds=3, seed=3, checkpoint=file, observers=(taught.append,))
-    assert digest(ended.shared) == digest(state.shared)
+    assert digest(ended.shared.flat()) == digest(state.shared.flat())
     assert taught[-1].metrics == reports[-1].metrics
     assert newest(tmp_path / "own") == newest(folder)
 
@@ -208,18 +209,18 @@ def test_cotuning_teaches_both_and_resumes(tmp_path: Path, vocabulary: Any) -> N
     assert last["large_public"] < first["large_public"]
     assert last["small_public"] < first["small_public"]
     assert state.best_value == min(r.metrics["valid"] for r in reports)
-    assert not any(name.startswith("large/") for name in state.shared)
+    assert not any(name.startswith("large/") for name in state.shared.trainable)
     # Average's clients are sent the small model and nothing of the large one.
     plain = replace(algorithm.average, rounds=3)
     alone = LocalEngine(engine.client_tasks, ClientStore(tmp_path / "c"))
-    _, report = plain.round(plain.init(start()), alone, 7)
+    _, report = plain.round(plain.init(Shared.of_flat(start())), alone, 7)
     valid_down = reports[1].bytes_down - report.bytes_down
     assert 0 < valid_down <= report.bytes_down
     file = tmp_path / "state.safetensors"
     algorithm, engine, start = cotuning(tmp_path / "b", rounds=3, vocabulary=vocabulary)
     run(algorithm, engine, start, rounds=1, seed=1, checkpoint=file)
     ended = run(algorithm, engine, start, rounds=3, seed=1, checkpoint=file)
-    assert digest(ended.shared) == digest(state.shared)
+    assert digest(ended.shared.flat()) == digest(state.shared.flat())
     assert digest(large_of(ended)) == digest(large_of(state))
     assert digest(large_of(state)) != digest(algorithm.start)
 
@@ -235,7 +236,7 @@ def test_cotuning_without_answers_owes_the_other_nothing(tmp_path: Path) -> None
         algorithm, engine, start = cotuning(tmp_path / place)
         more = {name: x + 0.5 for name, x in algorithm.start.items()} if other else algorithm.start
         algorithm = replace(algorithm, transfer=transfer, start=more)
-        return digest(run(algorithm, engine, start, rounds=1, seed=1).shared)
+        return digest(run(algorithm, engine, start, rounds=1, seed=1).shared.flat())
 
     apart = small_after("a", transfer=False, other=False)
     assert small_after("b", transfer=False, other=True) == apart

@@ -23,12 +23,14 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message, size
 from lichen.core.store import ClientStore
 from lichen.core.tree import digest
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, EvalSource
 from lichen.engines.local import LocalEngine
 from lichen.models.losses import answer_settings, distill_loss
 from lichen.models.students.students import ImageMLP
 from lichen.research.pate.label_vote import LabelVote
 from lichen.research.pate.pate import NoisyMax, joint_sensitivity
+from support.flat import closed
 
 
 def _message(votes_CQ: Tensor, weights: list[float] | None = None) -> Message:
@@ -43,7 +45,7 @@ def _message(votes_CQ: Tensor, weights: list[float] | None = None) -> Message:
 
 
 def _answers(rule: NoisyMax, message: Message) -> tuple[list[int], list[float], dict[str, float]]:
-    answers, metrics = rule.close(rule.add(rule.zero(), message), {})
+    answers, metrics = closed(rule, rule.add(rule.zero(), message), {})
     return answers["answers.index"][:, 0].tolist(), answers["answers.prob"][:, 0].tolist(), metrics
 
 
@@ -129,7 +131,7 @@ def test_a_ballot_counts_what_each_clients_own_model_says(tmp_path: Path) -> Non
         store.stage((c,), 1, {f"params/{name}": x[None] for name, x in own[c].items()})
     client_task = ClientTask(work=LabelVote(model, queries=11), source=EvalSource((public,) * 4, batch_size=4))
     engine = LocalEngine({"ballot": client_task}, store, block_size=2)
-    job = Job(work="ballot", shared=model.init(9), version=1, clients=(0, 1, 2, 3), seed=0)
+    job = Job(work="ballot", shared=Shared(model.init(9)), version=1, clients=(0, 1, 2, 3), seed=0)
     messages = list(drain(engine, job))
     rule = NoisyMax(3, sigma=0.0, seed=0)
     total = rule.zero()
@@ -139,9 +141,9 @@ def test_a_ballot_counts_what_each_clients_own_model_says(tmp_path: Path) -> Non
         for c, votes in zip(message.client_C.tolist(), message.tensors["votes"], strict=True):
             params = own[c] if c < 3 else model.init(9)
             assert votes.tolist() == model.apply(params, torch.from_numpy(public.x)).argmax(-1).tolist()
-    answers, metrics = rule.close(total, {})
+    answers, metrics = closed(rule, total, {})
     assert metrics["clients"] == 4
-    assert digest(answers) == digest(rule.close(total, {})[0])
+    assert digest(answers) == digest(closed(rule, total, {})[0])
     assert size(messages[0]) < 600  # a byte a vote and the frame
     # Students learn from the winners as from any teacher; their share of the votes is the confidence.
     logits = torch.randn(11, 3, generator=torch.Generator().manual_seed(0))
@@ -154,7 +156,7 @@ def test_a_ballot_counts_what_each_clients_own_model_says(tmp_path: Path) -> Non
 def test_nonsense_is_refused() -> None:
     rule = NoisyMax(3, sigma=1.0, seed=0)
     with pytest.raises(LichenError, match="nobody voted"):
-        rule.close(rule.add(rule.zero(), _message(torch.zeros(1, 2), [0.0])), {})
+        closed(rule, rule.add(rule.zero(), _message(torch.zeros(1, 2), [0.0])), {})
     with pytest.raises(LichenError, match=r"outside -1\.\.2"):
         rule.add(rule.zero(), _message(torch.full((1, 2), 3)))
     with pytest.raises(LichenError, match="expected votes"):

@@ -17,6 +17,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Message, concatenate_messages, take_client
 from lichen.core.tree import digest, plain
 from lichen.research.mutual.select import Select
+from support.flat import closed
 
 STARTS = (0, 2, 5, 5, 6)
 MEMBER = Select(STARTS)
@@ -39,14 +40,14 @@ def tellings(clients: int, seed: int) -> Any:
 
 
 def outcome(total: Any, own: Any = None) -> Any:
-    answers, metrics = MEMBER.close(total, {} if own is None else {"answers.loss": own})
+    answers, metrics = closed(MEMBER, total, {} if own is None else {"answers.loss": own})
     return digest(answers), metrics
 
 
 @given(clients=st.integers(1, 7), seed=st.integers(0, 999), own=st.lists(st.floats(-1, 3), min_size=4, max_size=4))
 def test_equals_a_loop_over_texts(clients: int, seed: int, own: Any) -> None:
     message = tellings(clients, seed)
-    answers, metrics = MEMBER.close(MEMBER.add(MEMBER.zero(), message), {"answers.loss": torch.tensor(own)})
+    answers, metrics = closed(MEMBER, MEMBER.add(MEMBER.zero(), message), {"answers.loss": torch.tensor(own)})
     believed = 0
     for n in range(4):
         told = [(float(message.tensors["loss"][c, n]), int(message.client_C[c]), c) for c in range(clients)]
@@ -92,11 +93,11 @@ def test_who_has_no_weight_or_no_loss_is_not_heard() -> None:
     weightless = replace(message, weight_C=torch.tensor([1.0, 1.0, 0.0]).double())
     assert outcome(MEMBER.add(MEMBER.zero(), weightless)) == expected
     message.tensors["loss"][2] = math.nan
-    answers, metrics = MEMBER.close(MEMBER.add(MEMBER.zero(), message), {})
+    answers, metrics = closed(MEMBER, MEMBER.add(MEMBER.zero(), message), {})
     assert digest(answers) == expected[0]
     assert metrics["clients"] == 3
     message.tensors["loss"][:] = math.nan
-    answers, metrics = MEMBER.close(MEMBER.add(MEMBER.zero(), message), {})
+    answers, metrics = closed(MEMBER, MEMBER.add(MEMBER.zero(), message), {})
     assert metrics["believed"] == 0
     assert answers["answers.client"].tolist() == [-1] * 4
 
@@ -111,9 +112,9 @@ def test_refusals() -> None:
     with pytest.raises(LichenError, match="no tensor"):
         MEMBER.add(total, replace(message, tensors={}))
     with pytest.raises(LichenError, match="no client"):
-        MEMBER.close(MEMBER.zero(), {})
+        closed(MEMBER, MEMBER.zero(), {})
     with pytest.raises(LichenError, match="own losses"):
-        MEMBER.close(total, {"answers.loss": torch.zeros(2)})
+        closed(MEMBER, total, {"answers.loss": torch.zeros(2)})
     with pytest.raises(LichenError, match="no choice"):
         MEMBER.load({}, {"count": 1, "group": ""})
     with pytest.raises(LichenError, match="rise from 0"):

@@ -13,6 +13,7 @@ from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import EvalSource, TrainSource
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
@@ -86,7 +87,7 @@ def listening(*, personal: Any, lm: float = 1.0, lr: float = 0.02, cohort: Any =
 
 
 def listen(work: Any, shared: Tree, own_C: Tree | None, clients: int, *, steps: int = 3, seed: int = 0) -> Any:
-    job = Job(work="listen", shared=shared, version=2, clients=clients, seed=seed)
+    job = Job(work="listen", shared=Shared.of_flat(shared), version=2, clients=clients, seed=seed)
     state = work.init(job, clients, own_C)
     for batch in TrainSource(dict.fromkeys(clients, PUBLIC), batch_size=4, steps=steps).batches(clients, seed):
         state = work.step(state, batch)

@@ -12,6 +12,7 @@ from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, pack_message, size
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import EvalSource
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
@@ -39,7 +40,9 @@ def cohort_of(kind: str) -> Any:
 
 
 def tell(work: Any, own_C: Tree | None, clients: int, *, batch: int = 3, shared: Any = None) -> Any:
-    state = work.init(Job(work="tell", shared=shared or {}, version=1, clients=clients, seed=0), clients, own_C)
+    state = work.init(
+        Job(work="tell", shared=Shared.of_flat(shared or {}), version=1, clients=clients, seed=0), clients, own_C
+    )
     for one in EvalSource(dict.fromkeys(clients, PUBLIC), batch_size=batch).batches(clients, 0):
         state = work.step(state, one)
     return work.final(state)
@@ -122,7 +125,7 @@ def test_refusals() -> None:
     with pytest.raises(LichenError, match="holds no trained tensors"):
         tell(work, None, (0,))
     own_C = apart(cohort, (0,))
-    state = work.init(Job(work="tell", shared={}, version=1, clients=(0,), seed=0), (0,), own_C)
+    state = work.init(Job(work="tell", shared=Shared(), version=1, clients=(0,), seed=0), (0,), own_C)
     short = next(EvalSource([PUBLIC], batch_size=2, max_length=4).batches((0,), 0))
     with pytest.raises(LichenError, match="was cut"):
         work.step(state, short)

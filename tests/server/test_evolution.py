@@ -19,6 +19,7 @@ from lichen.core.message import Message, concatenate_messages, take_client
 from lichen.core.tree import digest, plain
 from lichen.server.evolution import Evolution
 from lichen.server.optimize import ServerSGD
+from support.flat import closed, updated
 
 D = 6
 SHARED = {"mean": torch.linspace(-1, 1, D), "std": torch.full((D,), 0.5, dtype=torch.float16)}
@@ -43,7 +44,7 @@ def message_of(clients: int, seed: int) -> Message:
 
 
 def outcome(member: Evolution, total: object) -> tuple[str, dict[str, float]]:
-    change, metrics = member.close(total, SHARED)  # type: ignore[arg-type]
+    change, metrics = closed(member, total, SHARED)  # type: ignore[arg-type]
     return digest(change), metrics
 
 
@@ -51,13 +52,13 @@ def outcome(member: Evolution, total: object) -> tuple[str, dict[str, float]]:
 @some
 def test_it_is_the_moment_of_the_mixture(clients: int, seed: int, between: float) -> None:
     member, message = Evolution(between=between), message_of(clients, seed)
-    change, metrics = member.close(member.add(member.zero(), message), SHARED)
+    change, metrics = closed(member, member.add(member.zero(), message), SHARED)
     w_C1 = (message.weight_C / message.weight_C.sum())[:, None]
     shift_CD, std_CD = message.tensors["mean"].double(), message.tensors["std"].double()
     mean_D = (w_C1 * shift_CD).sum(0)
     variance_D = (w_C1 * (std_CD.square() + between * (shift_CD - mean_D).square())).sum(0)
     torch.testing.assert_close(change["mean"].double(), mean_D, rtol=1e-6, atol=1e-6)
-    shared, _ = ServerSGD().update(change, {}, SHARED)
+    shared, _ = updated(ServerSGD(), change, {}, SHARED)
     torch.testing.assert_close(shared["std"].double(), variance_D.sqrt(), rtol=2e-3, atol=2e-3)
     assert shared["std"].dtype == torch.float16
     assert metrics["clients"] == clients
@@ -108,8 +109,8 @@ def test_the_spread_stays_within_its_bounds() -> None:
     for factor, want in ((1e-3, 0.01), (1e3, 2.0)):
         member = Evolution(least=0.01, most=2.0)
         scaled = replace(message, tensors={**message.tensors, "std": message.tensors["std"].float() * factor})
-        change, _ = member.close(member.add(member.zero(), scaled), SHARED)
-        shared, _ = ServerSGD().update(change, {}, SHARED)
+        change, _ = closed(member, member.add(member.zero(), scaled), SHARED)
+        shared, _ = updated(ServerSGD(), change, {}, SHARED)
         torch.testing.assert_close(shared["std"].float(), torch.full((D,), want), rtol=2e-2, atol=0)
 
 
@@ -118,8 +119,8 @@ def test_refuses_what_is_no_search() -> None:
     with pytest.raises(LichenError, match="expected mean and std"):
         member.add(member.zero(), replace(message, tensors={"mean": message.tensors["mean"]}))
     with pytest.raises(LichenError, match="no client contributed"):
-        member.close(member.zero(), SHARED)
+        closed(member, member.zero(), SHARED)
     with pytest.raises(LichenError, match="the server's another"):
-        member.close(member.add(member.zero(), message), {"mean": torch.zeros(3), "std": torch.ones(3)})
+        closed(member, member.add(member.zero(), message), {"mean": torch.zeros(3), "std": torch.ones(3)})
     with pytest.raises(LichenError, match="share"):
         Evolution(between=2.0)

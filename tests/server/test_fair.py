@@ -27,7 +27,8 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.rounds import load_state, save_state
 from lichen.core.store import ClientStore
-from lichen.core.tree import Tree, digest
+from lichen.core.tree import digest
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.engines.local import LocalEngine
 from lichen.models.students.students import ImageMLP
@@ -35,6 +36,7 @@ from lichen.server.fair import QFFL, MinMax, MixtureAscent, per_client_gain, sim
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Uniform
+from support.flat import closed, updated
 
 SHARED = {"w": torch.zeros(3, 4), "b": torch.zeros(4)}
 
@@ -57,7 +59,7 @@ def test_qffl_is_the_papers_step(q: float) -> None:
     losses, rate = [0.2, 1.5, 0.7], 0.3
     sent = _message(losses, [4.0, 1.0, 9.0])
     rule = QFFL(q, lr=rate)
-    change, metrics = rule.close(rule.add(rule.zero(), sent), SHARED)
+    change, metrics = closed(rule, rule.add(rule.zero(), sent), SHARED)
     # As written in the paper: Δw = L (w - w_k), h = q F^(q-1) |Δw|² + L F^q, w - Σ F^q Δw / Σ h.
     steep = 1 / rate
     top = {name: torch.zeros(x.shape, dtype=torch.float64) for name, x in SHARED.items()}
@@ -74,8 +76,8 @@ def test_qffl_is_the_papers_step(q: float) -> None:
 
 def test_qffl_at_zero_is_the_uniform_mean_bit_for_bit() -> None:
     sent, rule, mean = _message([0.3, 0.0, 5.0]), QFFL(0.0, lr=0.1), Mean("uniform")
-    ours, _ = rule.close(rule.add(rule.zero(), sent), SHARED)
-    assert digest(ours) == digest(mean.close(mean.add(mean.zero(), sent), SHARED)[0])
+    ours, _ = closed(rule, rule.add(rule.zero(), sent), SHARED)
+    assert digest(ours) == digest(closed(mean, mean.add(mean.zero(), sent), SHARED)[0])
 
 
 def test_a_growing_q_leans_towards_the_worst() -> None:
@@ -85,7 +87,7 @@ def test_a_growing_q_leans_towards_the_worst() -> None:
     ratios = []
     for q in (0.0, 1.0, 3.0):
         rule = QFFL(q, lr=1.0)
-        b = rule.close(rule.add(rule.zero(), sent), SHARED)[0]["b"]
+        b = closed(rule, rule.add(rule.zero(), sent), SHARED)[0]["b"]
         ratios.append(float(b[1] / b[0]))
     assert ratios == pytest.approx([1.0, 4.0, 64.0], rel=1e-4)
 
@@ -104,16 +106,16 @@ def test_the_projection_is_the_nearest_point_of_the_simplex(numbers: list[float]
 def test_minmax_weighs_by_its_mixture_and_tells_every_loss() -> None:
     sent = _message([0.5, 1.5, 9.0], [2.0, 8.0, 0.0])
     rule = MinMax((0.25, 0.0, 0.5, 0.25))
-    change, metrics = rule.close(rule.add(rule.zero(), sent), SHARED)
+    change, metrics = closed(rule, rule.add(rule.zero(), sent), SHARED)
     # Client 2 weighs nothing and client 3 did not come; client 1 has no share, but tells its loss.
     assert torch.equal(change["w"], sent.tensors["w"][0])
     assert change["fair.loss"][:2].tolist() == [0.5, 1.5]
     assert change["fair.loss"][2:].isnan().all()
     assert metrics == {"clients": 2.0, "worst": 1.5, "share": 0.5}
     empty = MinMax((0.0, 0.0, 0.5, 0.5))
-    assert not empty.close(empty.add(empty.zero(), sent), SHARED)[0]["w"].any()
+    assert not closed(empty, empty.add(empty.zero(), sent), SHARED)[0]["w"].any()
     two = MinMax((0.4, 0.6, 0.0, 0.0))
-    change, _ = two.close(two.add(two.zero(), replace(sent, weight_C=torch.ones(3).double())), SHARED)
+    change, _ = closed(two, two.add(two.zero(), replace(sent, weight_C=torch.ones(3).double())), SHARED)
     expected = 0.4 * sent.tensors["w"][0].double() + 0.6 * sent.tensors["w"][1].double()
     torch.testing.assert_close(change["w"].double(), expected, rtol=1e-6, atol=1e-7)
 
@@ -122,11 +124,11 @@ def test_ascend_climbs_and_passes_the_step_on() -> None:
     inner = ServerSGD(momentum=0.5)
     outer = MixtureAscent(inner, clients=3, rate=0.1)
     shared = {"b": torch.ones(4)}
-    state = outer.init(shared)
+    state = outer.init(Shared.of_flat(shared))
     assert state["fair.mixture"].tolist() == pytest.approx([1 / 3] * 3)
     change = {"b": torch.full((4,), 0.5), "fair.loss": torch.tensor([0.0, 1.0, math.nan], dtype=torch.float64)}
-    new, state = outer.update(change, state, shared)
-    plain, inside = inner.update({"b": change["b"]}, inner.init(shared), shared)
+    new, state = updated(outer, change, state, shared)
+    plain, inside = updated(inner, {"b": change["b"]}, inner.init(Shared.of_flat(shared)), shared)
     assert torch.equal(new["b"], plain["b"])
     assert torch.equal(state["m/b"], inside["m/b"])
     assert state["fair.mixture"].tolist() == pytest.approx([0.3, 0.4, 0.3])
@@ -160,7 +162,7 @@ def _unequal(folder: Path, *, work_lr: float = 0.5) -> Any:  # type: ignore[no-u
     return model, average, LocalEngine(client_tasks, ClientStore(folder))
 
 
-def _losses(engine: Any, shared: Tree) -> torch.Tensor:  # type: ignore[no-untyped-def]
+def _losses(engine: Any, shared: Shared) -> torch.Tensor:  # type: ignore[no-untyped-def]
     (message,) = drain(engine, Job(work="valid", shared=shared, version=0, clients=tuple(range(6)), seed=0))
     return message.metrics["loss_sum"] / message.metrics["count"]
 
@@ -173,7 +175,7 @@ def test_fair_rules_raise_the_worst_client_and_a_killed_run_goes_on(tmp_path: Pa
         "minmax": AFL(average, rate=0.1),
         "qffl": replace(average, aggregator=QFFL(3.0, lr=0.5)),
     }.items():
-        state = algorithm.init(model.init(0))
+        state = algorithm.init(Shared(model.init(0)))
         for r in range(25):
             if name == "minmax" and r == 10:  # through a file and back
                 save_state(tmp_path / "server", state)
@@ -213,9 +215,9 @@ def test_nonsense_is_refused() -> None:
         with pytest.raises(LichenError, match="not a finite number"):
             rule.add(rule.zero(), _message([math.nan]))
         with pytest.raises(LichenError, match="no client contributed"):
-            rule.close(rule.zero(), SHARED)
+            closed(rule, rule.zero(), SHARED)
         with pytest.raises(LichenError, match="the model's is"):
-            rule.close(rule.add(rule.zero(), _message([1.0])), {"w": torch.zeros(2)})
+            closed(rule, rule.add(rule.zero(), _message([1.0])), {"w": torch.zeros(2)})
     with pytest.raises(LichenError, match="no share in a mixture"):
         MinMax((1.0,)).add(MinMax((1.0,)).zero(), _message([1.0, 1.0]))
     for wrong in ((), (0.5, 0.4), (1.5, -0.5)):

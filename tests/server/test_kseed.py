@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
+from lichen.core.wire.shared import Shared
 from lichen.server.kseed import KSeedOptimizer, SeedSums
+from support.flat import closed, updated
 
 K = 6
 
@@ -43,7 +45,7 @@ def test_is_the_weighted_mean_of_the_unfolded_slopes(rows: Any) -> None:
         for direction, units in listed:
             expected[direction] += weight / sum(weights) * units
     rule = SeedSums(K)
-    change, told = rule.close(rule.add(rule.zero(), pairs([r for r, _ in rows], weights)), {})
+    change, told = closed(rule, rule.add(rule.zero(), pairs([r for r, _ in rows], weights)), {})
     assert change["kseed.sums"].dtype == torch.int32
     assert float((change["kseed.sums"] - expected).abs().max()) <= 0.5 + 1e-6
     assert told["clients"] == len(rows)
@@ -53,21 +55,23 @@ def test_is_the_weighted_mean_of_the_unfolded_slopes(rows: Any) -> None:
 
 def test_a_direction_gone_along_twice_counts_twice() -> None:
     rule = SeedSums(K)
-    change, _ = rule.close(rule.add(rule.zero(), pairs([[(2, 5), (2, 7), (0, 1)]], [3.0])), {})
+    change, _ = closed(rule, rule.add(rule.zero(), pairs([[(2, 5), (2, 7), (0, 1)]], [3.0])), {})
     assert change["kseed.sums"].tolist() == [1, 0, 12, 0, 0, 0]
 
 
 def test_units_add_to_units_without_rounding() -> None:
     server, big = KSeedOptimizer(), 2**31 - 10
     shared = {"kseed.sums": torch.tensor([big, -3], dtype=torch.int32), "patch.w": torch.ones(1)}
-    new, state = server.update({"kseed.sums": torch.tensor([9, 1], dtype=torch.int32)}, server.init(shared), shared)
+    new, state = updated(
+        server, {"kseed.sums": torch.tensor([9, 1], dtype=torch.int32)}, server.init(Shared.of_flat(shared)), shared
+    )
     assert new["kseed.sums"].tolist() == [2**31 - 1, -2]
     assert new["patch.w"] is shared["patch.w"]
     assert state == {}
     with pytest.raises(LichenError, match="more than 32 bits"):
-        server.update({"kseed.sums": torch.tensor([10, 0], dtype=torch.int32)}, {}, shared)
+        updated(server, {"kseed.sums": torch.tensor([10, 0], dtype=torch.int32)}, {}, shared)
     with pytest.raises(LichenError, match="does not fit the seed sums"):
-        server.update({"w": torch.ones(2)}, {}, shared)
+        updated(server, {"w": torch.ones(2)}, {}, shared)
 
 
 def test_refuses_what_are_no_pairs() -> None:
@@ -78,9 +82,9 @@ def test_refuses_what_are_no_pairs() -> None:
         with pytest.raises(LichenError, match="of one shape"):
             rule.add(rule.zero(), replace(message, tensors=broken))
     with pytest.raises(LichenError, match="no client contributed"):
-        rule.close(rule.zero(), {})
+        closed(rule, rule.zero(), {})
     with pytest.raises(LichenError, match="directions"):
-        rule.close(rule.add(rule.zero(), message), {"kseed.sums": torch.zeros(K + 1, dtype=torch.int32)})
+        closed(rule, rule.add(rule.zero(), message), {"kseed.sums": torch.zeros(K + 1, dtype=torch.int32)})
     for bad in ({"count": 0}, {"count": 3, "weighting": "age"}):
         with pytest.raises(LichenError):
             SeedSums(**bad)

@@ -20,9 +20,11 @@ from lichen.clients.statistics.sufficient import Statistics
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message, take_client
 from lichen.core.tree import digest
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, EvalSource
 from lichen.server.lda import NEVER, Lda
 from lichen.server.optimize import ServerSGD
+from support.flat import closed, updated
 
 BITS = 18
 
@@ -36,7 +38,7 @@ def told(parts: list[ArrayShard], classes: int, *, bias: bool = True) -> list[Me
     work = Statistics(lambda batch: batch["x_CBF"], classes=classes, width=parts[0].x.shape[-1], bias=bias, bits=BITS)
     messages = []
     for client, part in enumerate(parts):
-        state = work.init(Job(work="s", shared={}, version=0, clients=(client,), seed=0), (client,), None)
+        state = work.init(Job(work="s", shared=Shared(), version=0, clients=(client,), seed=0), (client,), None)
         for batch in EvalSource({client: part}, batch_size=64).batches((client,), 0):
             state = work.step(state, batch)
         messages.append(work.final(state)[0])
@@ -47,7 +49,7 @@ def head(member: Lda, messages: list[Message]) -> tuple[Tensor, Tensor]:
     total = member.zero()
     for message in messages:
         total = member.add(total, message)
-    change, _ = member.close(total, {})
+    change, _ = closed(member, total, {})
     return change["head.weight"], change["head.bias"]
 
 
@@ -92,7 +94,7 @@ def test_any_partition_order_and_pairing_gives_the_same_bytes(seed: int, cuts: l
     left, right = member.zero(), member.zero()
     for at, message in enumerate(messages):
         left, right = (member.add(left, message), right) if at % 2 else (left, member.add(right, message))
-    change, _ = member.close(member.merge(right, left), {})
+    change, _ = closed(member, member.merge(right, left), {})
     assert digest({"w": change["head.weight"], "b": change["head.bias"]}) == whole
 
 
@@ -125,8 +127,8 @@ def test_steps_from_any_head_to_the_same_one() -> None:
     total = member.add(member.zero(), messages[0])
     weight_Kd, bias_K = head(member, messages)
     shared = {"head.weight": torch.randn(4, 6), "head.bias": torch.randn(4), "other": torch.ones(1)}
-    change, metrics = member.close(total, shared)
-    after, _ = ServerSGD().update(change, {}, shared)
+    change, metrics = closed(member, total, shared)
+    after, _ = updated(ServerSGD(), change, {}, shared)
     torch.testing.assert_close(after["head.weight"], weight_Kd.float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(after["head.bias"], bias_K.float(), rtol=1e-5, atol=1e-5)
     assert metrics == {"clients": 1, "examples": 80}
@@ -137,11 +139,11 @@ def test_refuses_nonsense() -> None:
     with pytest.raises(LichenError, match="out of range"):
         Lda(1.5)
     with pytest.raises(LichenError, match="no client contributed"):
-        Lda().close(Lda().zero(), {})
+        closed(Lda(), Lda().zero(), {})
     broken = take_client(message, 0)
     del broken.tensors["n"]
     with pytest.raises(LichenError, match="work Statistics"):
         Lda().add(Lda().zero(), broken)
     total = Lda().add(Lda().zero(), told([rows(1)], 4)[0])
     with pytest.raises(LichenError, match="the statistics give"):
-        Lda().close(total, {"head.weight": torch.zeros(4, 9)})
+        closed(Lda(), total, {"head.weight": torch.zeros(4, 9)})

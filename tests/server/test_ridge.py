@@ -19,6 +19,7 @@ from lichen.core.message import Message, take_client
 from lichen.core.tree import digest
 from lichen.server.optimize import ServerSGD
 from lichen.server.ridge import Ridge
+from support.flat import closed, updated
 
 N, D, K, BITS = 60, 7, 3, 18
 
@@ -51,7 +52,7 @@ def test_equals_sklearn_on_the_pooled_rows(seed: int, power: Any, bias: Any, cli
     x, y = data(seed, bias)
     ridge = Ridge(10.0**power, bias=bias)
     parts = [list(range(c, N, clients)) for c in range(clients)]
-    change, metrics = ridge.close(ridge.add(ridge.zero(), statistics(x, y, parts)), {})
+    change, metrics = closed(ridge, ridge.add(ridge.zero(), statistics(x, y, parts)), {})
     oracle = torch.from_numpy(Oracle(alpha=10.0**power, fit_intercept=False).fit(x.numpy(), y.numpy()).coef_)
     got = torch.cat([change["head.weight"], change["head.bias"][:, None]], 1) if bias else change["head.weight"]
     assert float((got - oracle).abs().max()) <= 1e-8
@@ -66,14 +67,14 @@ def test_any_partition_order_and_pairing_gives_the_same_bytes(seed: int, cuts: A
     order, edges = torch.randperm(N, generator=g), sorted({0, N, *cuts})
     parts = [order[a:b].tolist() for a, b in pairwise(edges)]
     ridge = Ridge(0.1, bias=False)
-    pooled, _ = ridge.close(ridge.add(ridge.zero(), statistics(x, y, [list(range(N))])), {})
+    pooled, _ = closed(ridge, ridge.add(ridge.zero(), statistics(x, y, [list(range(N))])), {})
     split = statistics(x, y, parts)
     totals = [ridge.add(ridge.zero(), take_client(split, k)) for k in torch.randperm(len(parts), generator=g).tolist()]
     while len(totals) > 1:  # AFL's route: two by two
         totals = [
             ridge.merge(*totals[i : i + 2]) if i + 1 < len(totals) else totals[i] for i in range(0, len(totals), 2)
         ]
-    assert digest(ridge.close(totals[0], {})[0]) == digest(pooled)
+    assert digest(closed(ridge, totals[0], {})[0]) == digest(pooled)
 
 
 def test_any_positive_lambda_serves_even_where_rows_are_fewer_than_features() -> None:
@@ -82,7 +83,7 @@ def test_any_positive_lambda_serves_even_where_rows_are_fewer_than_features() ->
     message = statistics(x, y, [list(range(N))])
     for lam in (1e-12, 1e-200):
         ridge = Ridge(lam, bias=False)
-        change, _ = ridge.close(ridge.add(ridge.zero(), message), {})
+        change, _ = closed(ridge, ridge.add(ridge.zero(), message), {})
         few = torch.linalg.pinv(x, rtol=1e-10) @ y
         assert float((x @ change["head.weight"].T - x @ few).abs().max()) < 1e-3
 
@@ -91,11 +92,11 @@ def test_the_change_leads_from_the_shared_head_to_the_solution() -> None:
     x, y = data(1, bias=True)
     ridge, server = Ridge(1.0), ServerSGD()
     total = ridge.add(ridge.zero(), statistics(x, y, [list(range(N))]))
-    solution, _ = ridge.close(total, {})
+    solution, _ = closed(ridge, total, {})
     for head in (torch.zeros(K, D), torch.ones(K, D) * 3):
         shared = {"head.weight": head, "head.bias": torch.zeros(K)}
-        change, _ = ridge.close(total, shared)
-        new, _ = server.update(change, {}, shared)
+        change, _ = closed(ridge, total, shared)
+        new, _ = updated(server, change, {}, shared)
         torch.testing.assert_close(new["head.weight"].double(), solution["head.weight"], rtol=1e-6, atol=1e-6)
         assert torch.equal(new["head.bias"], solution["head.bias"].float())
 
@@ -105,13 +106,13 @@ def test_refuses_what_is_no_statistics() -> None:
     ridge = Ridge(1.0, bias=False)
     message = statistics(x, y, [list(range(N))])
     with pytest.raises(LichenError, match="no client contributed"):
-        ridge.close(ridge.zero(), {})
+        closed(ridge, ridge.zero(), {})
     with pytest.raises(LichenError, match="Statistics"):
         ridge.add(
             ridge.zero(), Message(**{f: getattr(message, f) for f in KEYS} | {"tensors": {"w": torch.ones(1, 2)}})
         )
     with pytest.raises(LichenError, match="head"):
-        ridge.close(ridge.add(ridge.zero(), message), {"head.weight": torch.zeros(K, D + 1)})
+        closed(ridge, ridge.add(ridge.zero(), message), {"head.weight": torch.zeros(K, D + 1)})
     for lam in (0.0, -1.0, float("nan")):
         with pytest.raises(LichenError, match="lam"):
             Ridge(lam)

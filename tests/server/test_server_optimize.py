@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from lichen.core.errors import LichenError
+from lichen.core.wire.shared import Shared
 from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
+from support.flat import updated
 
 
 def changes(count: int, seed: int = 0) -> Any:
@@ -19,9 +21,9 @@ def changes(count: int, seed: int = 0) -> Any:
 
 def run(server: Any, steps: Any) -> Any:
     shared = {"w": torch.zeros(4, dtype=torch.float64), "answers.a": torch.ones(2)}
-    state = server.init(shared)
+    state = server.init(Shared.of_flat(shared))
     for change in steps:
-        shared, state = server.update(change, state, shared)
+        shared, state = updated(server, change, state, shared)
     return shared, state
 
 
@@ -63,7 +65,7 @@ def test_patch_and_answers_are_replaced_and_dense_removes_the_factors(server: An
         "patch.a.b.left": torch.ones(4, 1),
         "answers.text": torch.ones(2),
     }
-    state = server.init(shared)
+    state = server.init(Shared.of_flat(shared))
     assert not any("patch" in n or "answers" in n for n in state)
     change = {
         "w": torch.ones(2),
@@ -71,7 +73,7 @@ def test_patch_and_answers_are_replaced_and_dense_removes_the_factors(server: An
         "patch.c.left": torch.ones(3, 1),
         "answers.text": torch.zeros(2),
     }
-    new, _ = server.update(change, state, shared)
+    new, _ = updated(server, change, state, shared)
     assert set(new) == {"w", "still", "patch.a.dense", "patch.a.b.left", "patch.c.left", "answers.text"}
     assert torch.equal(new["patch.a.dense"], torch.full((4, 4), 2.0))
     assert torch.equal(new["answers.text"], torch.zeros(2))
@@ -100,10 +102,12 @@ def test_a_change_in_float64_lands_on_the_new_value_and_leaves_the_dtypes(server
     g = torch.Generator().manual_seed(0)
     shared = {"w": torch.randn(50, generator=g)}
     goal = torch.randn(50, generator=g) * 1e-6
-    new, state = server.update({"w": goal.double() - shared["w"].double()}, server.init(shared), shared)
+    new, state = updated(
+        server, {"w": goal.double() - shared["w"].double()}, server.init(Shared.of_flat(shared)), shared
+    )
     assert new["w"].dtype == torch.float32
     assert all(x.dtype == torch.float32 for x in state.values())
     if server == ServerSGD():
         assert torch.equal(new["w"], goal)
-        plain, _ = server.update({"w": goal - shared["w"]}, {}, shared)
+        plain, _ = updated(server, {"w": goal - shared["w"]}, {}, shared)
         assert not torch.equal(plain["w"], goal)

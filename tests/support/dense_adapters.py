@@ -12,6 +12,7 @@ import torch
 
 from lichen.core.message import Message
 from lichen.core.tree import Tree
+from support.flat import closed
 
 LAYERS = {"low": (9, 40, 4), "tall": (37, 8, 4), "large": (60, 90, 4)}
 
@@ -75,7 +76,7 @@ def fold(aggregator: Any, messages: Sequence[Message]) -> Any:
 
 
 def close(aggregator: Any, messages: Sequence[Message], shared: Tree) -> Any:
-    return aggregator.close(fold(aggregator, messages), shared)
+    return closed(aggregator, fold(aggregator, messages), shared)
 
 
 def own(shared: Tree, message: Message, layer: str) -> Any:

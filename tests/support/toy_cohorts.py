@@ -16,6 +16,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.models.objectives import Classification, NextToken
 
 
@@ -128,7 +129,8 @@ def rows(seed: int, clients: int, *, count: int = 4, features: int = 5, classes:
     }
 
 
-def job(shared: Tree, clients: int, **more: Any) -> Any:
+def job(shared: Tree | Shared, clients: int, **more: Any) -> Any:
+    shared = shared if isinstance(shared, Shared) else Shared.of_flat(shared)
     return Job(**{"work": "w", "shared": shared, "version": 0, "clients": tuple(clients), "seed": 1, **more})
 
 

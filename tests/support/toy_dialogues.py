@@ -179,7 +179,7 @@ ROWS, FEATURES, HIDDEN, CLASSES, STEPS, RATE = 4, 5, 6, 3, 3, 0.25
 
 
 def lower_of(job: Job) -> Tensor:
-    return job.shared["lower"].clone().requires_grad_()
+    return job.shared.trainable["lower"].clone().requires_grad_()
 
 
 def upper_of(seed: int) -> Tensor:
@@ -211,7 +211,7 @@ class Split:
             for c, x in enumerate(h):
                 x.backward(answer["grad_BH"][c])
             lowers = [stepped(lower) for lower in lowers]
-        change = torch.stack([lower.detach() - job.shared["lower"] for lower in lowers])
+        change = torch.stack([lower.detach() - job.shared.trainable["lower"] for lower in lowers])
         return stacked(job, clients, {"lower": change}, "split"), None
 
 
@@ -254,7 +254,7 @@ def unsplit(task: ClientTask, job: Job, client: int) -> tuple[Tensor, Tensor]:
         logits = torch.relu(batch["x_CBF"][0] @ lower) @ upper
         cross_entropy(logits, batch["labels_CB"][0]).backward()
         lower, upper = stepped(lower), stepped(upper)
-    return lower.detach() - job.shared["lower"], upper
+    return lower.detach() - job.shared.trainable["lower"], upper
 
 
 WORKS = Admission(works={"masks": MaskedSum(), "split": Split()})

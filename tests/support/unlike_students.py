@@ -12,6 +12,7 @@ from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core.contracts import ClientTask, CohortModel
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.models.students.students import ImageMLP
 
@@ -64,13 +65,13 @@ def client_tasks(*, digest_steps: int = 40, steps: int = 30) -> dict[str, Client
         out |= private_client_tasks(
             kind,
             train(kind, personal=True),
-            start=start,
+            start=Shared.of_flat(start),
             own=local(steps),
             public=public,
             clients=KINDS[kind],
             digest_steps=digest_steps,
             counts={c: np.bincount(own[c].labels, minlength=10).tolist() for c in range(CLIENTS)},
         )
-        judge = LocalInit(Evaluate(model, personal=True), start=start)
+        judge = LocalInit(Evaluate(model, personal=True), start=Shared.of_flat(start))
         out[f"valid/{kind}"] = ClientTask(work=judge, source=everyone(test))
     return out

@@ -19,6 +19,7 @@ from lichen.core.replies import Reply
 from lichen.core.rounds import load_state, run
 from lichen.core.store import ClientStore, load_tree, save_tree
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.engines.around import AroundEngine
 from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
@@ -121,7 +122,7 @@ def watched(inner: Engine) -> tuple[Engine, list[tuple[int, int, str]], list[Tre
 
     def on_job(job: Job) -> Job:
         seen.extend((job.version, c, link(replace(job, clients=(c,)))) for c in job.clients)
-        views.append(dict(job.shared))
+        views.append(job.shared.flat())
         return job
 
     return AroundEngine(inner, on_job=on_job), seen, views
@@ -140,17 +141,29 @@ def test_everybody_is_sent_only_what_it_lacks_and_the_best_view_is_kept(tmp_path
     # Trained on what it was judged by, and judged one step later.
     assert [how for version, _, how in seen if version == 3] == (["step"] * 4 + ["same"] * 4)
     best = views[state.best_round - 1]
-    assert all(torch.equal(state.best[name], best[name]) for name in best)
-    assert any(not torch.equal(state.shared[name], sent_params(state)[name]) for name in state.shared)
-    assert all(torch.equal(sent[-1][name], views[-1][name]) for name in best)
+    assert all(torch.equal(state.best.trainable[name], best.trainable[name]) for name in best.trainable)
+    assert any(
+        not torch.equal(state.shared.trainable[name], sent_params(state).trainable[name])
+        for name in state.shared.trainable
+    )
+    assert all(torch.equal(sent[-1][name], views[-1].trainable[name]) for name in best.trainable)
 
 
 def test_the_view_stays_near_the_servers_tensors_and_learns(tmp_path: Path) -> None:
     made = experiment()
     algorithm = compressed_run.average(made, sampler=Everyone(), rounds=25)
     state = run(algorithm, compressed_run.local(made, tmp_path), lambda: made.start, rounds=25, seed=1)
-    moved = sum(float((state.shared[n] - made.start[n]).square().sum()) for n in made.start) ** 0.5
-    off = sum(float((state.shared[n] - sent_params(state)[n]).square().sum()) for n in made.start) ** 0.5
+    moved = (
+        sum(float((state.shared.trainable[n] - made.start.trainable[n]).square().sum()) for n in made.start.trainable)
+        ** 0.5
+    )
+    off = (
+        sum(
+            float((state.shared.trainable[n] - sent_params(state).trainable[n]).square().sum())
+            for n in made.start.trainable
+        )
+        ** 0.5
+    )
     assert 0 < off < 0.25 * moved
     plain = compressed_run.average(made, sampler=Everyone(), rounds=25, down=None, aggregator=Mean())
     engine = LocalEngine(client_tasks(made), ClientStore(tmp_path / "plain"), block_size=3)
@@ -166,9 +179,9 @@ def test_a_codec_that_loses_nothing_changes_no_result_but_by_rounding(tmp_path: 
         engine = LocalEngine(client_tasks(made), ClientStore(tmp_path / name), block_size=3)
         states[name] = run(algorithm, engine, lambda: made.start, rounds=6, seed=1)
     assert states["plain"].downlink == {}
-    for name, x in states["plain"].shared.items():
-        assert torch.allclose(x, states["coded"].shared[name], atol=1e-5)
-        assert torch.allclose(x, sent_params(states["coded"])[name], atol=1e-5)
+    for name, x in states["plain"].shared.trainable.items():
+        assert torch.allclose(x, states["coded"].shared.trainable[name], atol=1e-5)
+        assert torch.allclose(x, sent_params(states["coded"]).trainable[name], atol=1e-5)
 
 
 def test_a_run_without_codec_goes_on_with_one(tmp_path: Path) -> None:
@@ -206,7 +219,7 @@ def test_a_node_started_anew_is_sent_the_view_whole(tmp_path: Path) -> None:
     assert bytes_there[0][0] == bytes_there[0][1]
     assert bytes_there[1][0] == bytes_there[1][1] < bytes_there[0][1]
     assert bytes_there[2][0] == bytes_there[0][0] > bytes_there[2][1]
-    assert all(torch.equal(here.shared[n], there.shared[n]) for n in here.shared)
+    assert all(torch.equal(here.shared.trainable[n], there.shared.trainable[n]) for n in here.shared.trainable)
 
 
 class Halves:
@@ -215,8 +228,8 @@ class Halves:
     def key(self, client: int) -> Hashable:
         return client % 2
 
-    def extract(self, shared: Tree, key: Hashable) -> Tree:
-        return {name: x.clone() for name, x in shared.items()}
+    def extract(self, shared: Shared, key: Hashable) -> Shared:
+        return Shared({name: x.clone() for name, x in shared.trainable.items()})
 
 
 def test_capacities_train_in_jobs_of_their_own_and_are_judged_together(tmp_path: Path) -> None:
@@ -233,6 +246,6 @@ def test_capacities_train_in_jobs_of_their_own_and_are_judged_together(tmp_path:
     assert [c for _, c, _ in seen] == [0, 2, 1, 3, 0, 1, 2, 3]
     assert report.clients == (0, 1, 2, 3)
     other, _ = replace(algorithm, capacity=None).round(algorithm.init(made.start), whole, 3)
-    assert all(torch.equal(state.shared[n], other.shared[n]) for n in state.shared)
+    assert all(torch.equal(state.shared.trainable[n], other.shared.trainable[n]) for n in state.shared.trainable)
     with pytest.raises(LichenError, match="unequal capacity"):
         compressed_run.average(made, capacity=Halves())

@@ -9,7 +9,7 @@ import torch
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, link, pack_job, unpack_job
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.transforms.delta import snapshot_name
 from lichen.transforms.downlink import DownlinkState
 from lichen.transforms.downlink_cache import SnapshotCache
@@ -18,14 +18,14 @@ from lichen.transforms.parse import parse_codecs
 CHAIN = parse_codecs(["topk:2/32", "int4"])
 
 
-def shared(seed: int) -> Tree:
+def shared(seed: int) -> Shared:
     generator = torch.Generator().manual_seed(seed)
-    return {"w": torch.randn(40, 50, generator=generator), "b": torch.randn(9, generator=generator)}
+    return Shared({"w": torch.randn(40, 50, generator=generator), "b": torch.randn(9, generator=generator)})
 
 
 def sent(downlink: DownlinkState, client: int, version: int) -> Job:
     """The job as it comes out of the wire."""
-    job = downlink.job(Job(work="w", shared={}, version=version, clients=(client,), seed=1))
+    job = downlink.job(Job(work="w", shared=Shared(), version=version, clients=(client,), seed=1))
     return unpack_job(pack_job(job))
 
 
@@ -41,10 +41,13 @@ def test_nodes_hold_the_servers_bits_whenever_they_come(agreed: bool) -> None:
                 for _ in range(1 + (version == 4)):  # asked twice: the second time nothing is sent
                     job = sent(downlink, client, version)
                     seen.append((client, link(job)))
-                    assert (job.shared == {}) == (link(job) != "full")
+                    assert (not job.shared) == (link(job) != "full")
                     whole = nodes[client].whole(job)
                     assert snapshot_name(whole.shared) == downlink.name == job.snapshot
-                    assert all(torch.equal(whole.shared[n], downlink.snapshot[n]) for n in downlink.snapshot)
+                    assert all(
+                        torch.equal(whole.shared.trainable[n], downlink.snapshot.trainable[n])
+                        for n in downlink.snapshot.trainable
+                    )
                     downlink = downlink.acknowledge((client,))
         downlink = downlink.advance(shared(version + 1), CHAIN, version)
         downlink = DownlinkState.of({name: x.clone() for name, x in downlink.tree().items()})
@@ -60,7 +63,7 @@ def test_steps_are_kept_while_they_weigh_less_than_the_view() -> None:
     downlink = DownlinkState.initial(shared(0), 1, agreed=True)
     for version in range(100):
         downlink = downlink.advance(shared(version + 1), CHAIN, version)
-    job = downlink.job(Job(work="w", shared={}, version=0, clients=(0,), seed=1))
+    job = downlink.job(Job(work="w", shared=Shared(), version=0, clients=(0,), seed=1))
     assert 10 < len(downlink.deltas) < 100
     assert link(job) == "full"
     heavy = DownlinkState.initial(shared(0), 1, agreed=True).advance(shared(1), parse_codecs([]), 0)

@@ -20,6 +20,7 @@ from lichen.core.message import Job, Message, concatenate_messages, pack_message
 from lichen.core.seeds import torch_generator
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.mean import Mean
 from lichen.transforms.clip_change import ClipChange
 from lichen.transforms.layout import Layout
@@ -74,7 +75,7 @@ class Drawn:
 
 def go(work: Transformed, clients: tuple[int, ...], version: int, store: ClientStore) -> Message:
     """What :func:`lichen.core.fold.serve` does, for one block."""
-    job = Job(work="w", shared=SHARED, version=version, clients=clients, seed=100 + version)
+    job = Job(work="w", shared=Shared.of_flat(SHARED), version=version, clients=clients, seed=100 + version)
     message, own_C = work.final(work.init(job, clients, store.load(clients, version)))
     assert own_C is not None
     store.stage(clients, version + 1, own_C)
@@ -88,7 +89,7 @@ def meant(client: int, version: int) -> torch.Tensor:
 
 
 def _job(version: int) -> Job:
-    return Job(work="w", shared=SHARED, version=version, clients=(), seed=0)
+    return Job(work="w", shared=Shared.of_flat(SHARED), version=version, clients=(), seed=0)
 
 
 def test_any_company_gives_a_clients_bytes_and_memory(tmp_path: Path) -> None:

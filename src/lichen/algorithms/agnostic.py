@@ -17,7 +17,7 @@ from typing import final
 
 from lichen.algorithms.average import Average
 from lichen.core.contracts import Engine, Report, ServerState
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.fair import MinMax, MixtureAscent
 
 __all__ = ["AFL"]
@@ -46,7 +46,7 @@ class AFL:
     def _optimizer(self) -> MixtureAscent:
         return MixtureAscent(self.average.optimizer, clients=len(self.average.weight_N), rate=self.rate)
 
-    def init(self, shared: Tree) -> ServerState:
+    def init(self, shared: Shared) -> ServerState:
         """The state before the first round, with equal shares."""
         return ServerState(round=0, shared=shared, optimizer=self._optimizer().init(shared))
 

@@ -15,7 +15,7 @@ from lichen.algorithms.average import is_validated, mean_loss, score, with_best
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.contracts import Engine, Report, ServerState
 from lichen.core.message import Job
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
 __all__ = ["Alone"]
 
@@ -47,7 +47,7 @@ class Alone:
     base: str = ""
     admission: Admission = OPEN
 
-    def init(self, shared: Tree) -> ServerState:
+    def init(self, shared: Shared) -> ServerState:
         """The state before the first round."""
         return ServerState(round=0, shared=shared)
 
@@ -69,7 +69,7 @@ class Alone:
         if is_validated(done, self.valid_every, self.rounds):
             judging = replace(job, work=self.valid, version=2 * state.round + 1)
             metrics["valid"] = mean_loss(score(engine, judging, self.admission)[1])
-            state = with_best(replace(state, round=done), metrics["valid"], {})
+            state = with_best(replace(state, round=done), metrics["valid"], Shared())
         state = replace(state, round=done)
         return state, Report(
             round=done,

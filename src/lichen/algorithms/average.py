@@ -37,6 +37,7 @@ from lichen.core.replies import Attendance
 from lichen.core.seeds import derive
 from lichen.core.timing.schedule import Schedule, VirtualClock
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.schedules import SYNCHRONOUS
 from lichen.transforms.codec import Chain
 from lichen.transforms.downlink import DownlinkState
@@ -88,14 +89,14 @@ def summed(metrics_of: Mapping[str, Tensor]) -> tuple[dict[str, float], dict[str
     return sums, metrics
 
 
-def with_best(state: ServerState, value: float, shared: Tree) -> ServerState:
+def with_best(state: ServerState, value: float, shared: Shared) -> ServerState:
     """The state, with these tensors kept if no validated round before had a smaller value."""
     if math.isnan(state.best_value) or value < state.best_value:
-        return replace(state, best=dict(shared), best_round=state.round, best_value=value)
+        return replace(state, best=shared, best_round=state.round, best_value=value)
     return state
 
 
-def sent_params(state: ServerState) -> Tree:
+def sent_params(state: ServerState) -> Shared:
     """The newest tensors that clients are sent: the view where there is one, else ``shared``."""
     return DownlinkState.of(state.downlink).snapshot if state.downlink else state.shared
 
@@ -160,7 +161,7 @@ class Average:
             capacity=self.capacity,
         )
 
-    def init(self, shared: Tree) -> ServerState:
+    def init(self, shared: Shared) -> ServerState:
         """The state before the first round."""
         return ServerState(round=0, shared=shared, optimizer=self.optimizer.init(shared))
 
@@ -266,7 +267,12 @@ class Average:
         """``(state, metrics, who came)``: the mean loss is ``valid``; no metrics where nobody with a label came."""
         judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
         job = Job(
-            work=str(self.valid), shared=state.shared, version=state.round, clients=judges, seed=0, base=self.base
+            work=str(self.valid),
+            shared=state.shared.for_model,
+            version=state.round,
+            clients=judges,
+            seed=0,
+            base=self.base,
         )
         downlink = self._downlink(state)
         if downlink is not None:
@@ -277,14 +283,14 @@ class Average:
         if not came.attendance.arrived:
             return state, {}, came.attendance
         value = mean_loss(came.metrics)
+        shared = state.shared if downlink is None else downlink.snapshot
         more = {} if self.judged is None else self.judged(came.metrics)
-        return with_best(state, value, job.shared), {"valid": value, **more}, came.attendance
+        return with_best(state, value, shared), {"valid": value, **more}, came.attendance
 
 
-def _clients_start(downlink: DownlinkState, state: ServerState) -> Tree:
+def _clients_start(downlink: DownlinkState, state: ServerState) -> Shared:
     """Where the clients began, with the server's own patch, which no codec has rounded."""
-    trained = {name: x for name, x in downlink.snapshot.items() if not name.startswith("patch.")}
-    return {**trained, **{name: x for name, x in state.shared.items() if name.startswith("patch.")}}
+    return replace(downlink.snapshot, patch=state.shared.patch)
 
 
 def _ages(came: Collected, version: int) -> dict[str, float]:

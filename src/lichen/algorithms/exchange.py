@@ -42,6 +42,7 @@ from lichen.core.message import Job
 from lichen.core.replies import Attendance
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
 __all__ = ["Architectures", "PredictionExchange", "by_architecture", "check_architectures", "score_architectures"]
 
@@ -80,7 +81,7 @@ def score_architectures(
     engine: Engine,
     job: Job,
     architectures: Architectures,
-    shared: Callable[[str], Tree],
+    shared: Callable[[str], Shared],
     *,
     admission: Admission = OPEN,
 ) -> tuple[Tensor, Tree]:
@@ -120,7 +121,7 @@ class PredictionExchange:
 
     Attributes:
         architectures: The clients of each architecture.
-        ensemble: Makes one opinion of the clients'; its change is the shared ``answers.*``.
+        ensemble: Makes one opinion of the clients'; its change is the shared answers.
         sampler: Invites from the roster.
         weight_N: Examples of every client, for the sampler.
         rounds: Rounds in all, the first one of training alone among them; the last is always validated.
@@ -148,8 +149,8 @@ class PredictionExchange:
     def __post_init__(self) -> None:
         check_architectures(self.architectures, self.weight_N.shape[0])
 
-    def init(self, shared: Tree) -> ServerState:
-        """The state before the first round; ``shared`` may hold a teacher's ``answers.*`` to begin with, or nothing."""
+    def init(self, shared: Shared) -> ServerState:
+        """The state before the first round; ``shared`` may hold a teacher's answers to begin with, or nothing."""
         return ServerState(round=0, shared=shared)
 
     def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
@@ -162,7 +163,7 @@ class PredictionExchange:
         # Private state is written twice a round: by training, and perhaps by validating works that keep the best.
         job = Job(
             work="train",
-            shared={},
+            shared=Shared(),
             version=2 * state.round,
             clients=clients,
             seed=seed,
@@ -170,7 +171,7 @@ class PredictionExchange:
         )
         answers, metrics, attendance = self._agree(state, engine, job)
         if answers:
-            state = replace(state, shared={**state.shared, **answers})
+            state = replace(state, shared=state.shared | answers)
             job = replace(job, work="learn")
         elif state.round == 0 and state.shared:
             answers, job = state.shared, replace(job, work="learn")
@@ -186,10 +187,12 @@ class PredictionExchange:
             metrics.update(
                 means(
                     self.architectures,
-                    *score_architectures(engine, judging, self.architectures, lambda _: {}, admission=self.admission),
+                    *score_architectures(
+                        engine, judging, self.architectures, lambda _: Shared(), admission=self.admission
+                    ),
                 )
             )
-            state = with_best(state, metrics["valid"], {})
+            state = with_best(state, metrics["valid"], Shared())
         return state, Report(
             round=state.round,
             clients=clients,
@@ -203,24 +206,24 @@ class PredictionExchange:
             attendance=attendance,
         )
 
-    def _by_architecture(self, job: Job, work: str, shared: Tree) -> list[Job]:
+    def _by_architecture(self, job: Job, work: str, shared: Shared) -> list[Job]:
         """The job ``<work>/<arch>`` of every kind that has one of its clients."""
         return [
             replace(job, work=f"{work}/{arch}", shared=shared, clients=some)
             for arch, some in by_architecture(self.architectures, job.clients)
         ]
 
-    def _train(self, engine: Engine, job: Job, answers: Tree) -> Collected:
+    def _train(self, engine: Engine, job: Job, answers: Shared) -> Collected:
         """What comes of everybody's training, from the answers where there are some."""
         jobs = self._by_architecture(job, job.work, answers)
         return collect(engine, jobs, admission=self.admission, keep=SUMMED)
 
-    def _agree(self, state: ServerState, engine: Engine, job: Job) -> tuple[Tree, dict[str, float], Attendance]:
+    def _agree(self, state: ServerState, engine: Engine, job: Job) -> tuple[Shared, dict[str, float], Attendance]:
         """``(answers, metrics, who came)`` of those invited; nothing where none of them has trained yet."""
         if state.round == 0:
-            return {}, {}, Attendance()
-        jobs = self._by_architecture(job, "predict", {})
+            return Shared(), {}, Attendance()
+        jobs = self._by_architecture(job, "predict", Shared())
         came = collect(engine, jobs, self.ensemble, admission=self.admission, keep=())
         if not bool((came.weight_N > 0).any()):
-            return {}, {}, came.attendance
+            return Shared(), {}, came.attendance
         return *self.ensemble.close(came.total, state.shared), came.attendance

@@ -40,22 +40,23 @@ from lichen.core.message import Job, Message
 from lichen.core.replies import Attendance
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
 __all__ = ["Fusion", "join_architectures", "of_architecture"]
 
 
-def join_architectures(by_arch: Mapping[str, Tree]) -> Tree:
-    """One flat tree of all kinds' tensors.
+def join_architectures(by_arch: Mapping[str, Tree]) -> Shared:
+    """All kinds' trainable tensors together.
 
-    >>> sorted(join_architectures({"a": {"w": torch.ones(1)}, "b": {"w": torch.ones(1)}}))
+    >>> sorted(join_architectures({"a": {"w": torch.ones(1)}, "b": {"w": torch.ones(1)}}).trainable)
     ['a/w', 'b/w']
     """
-    return {f"{arch}/{name}": x for arch, tree in by_arch.items() for name, x in tree.items()}
+    return Shared({f"{arch}/{name}": x for arch, tree in by_arch.items() for name, x in tree.items()})
 
 
-def of_architecture(shared: Tree, arch: str) -> Tree:
+def of_architecture(shared: Shared, arch: str) -> Shared:
     """One kind's tensors out of :func:`join_architectures`'s."""
-    return trees.split(shared, f"{arch}/")[0]
+    return Shared(trees.split(shared.trainable, f"{arch}/")[0])
 
 
 @final
@@ -112,7 +113,7 @@ class Fusion:
                     fix="give a client task for every kind",
                 )
 
-    def init(self, shared: Tree) -> ServerState:
+    def init(self, shared: Shared) -> ServerState:
         """The state before the first round, from :func:`join_architectures`'s tensors."""
         return ServerState(round=0, shared=shared, optimizer=self.optimizer.init(shared))
 
@@ -126,14 +127,14 @@ class Fusion:
         if change:
             shared, optimizer = self.optimizer.update(change, state.optimizer, state.shared)
             state = replace(state, shared=shared, optimizer=optimizer)
-            answers, aggregated = self.ensemble.close(agreed, {})
+            answers, aggregated = self.ensemble.close(agreed, Shared())
             metrics.update(aggregated)
             state = replace(state, shared=self._distil(state, answers, derive(seed, "distil")))
         state = replace(state, round=state.round + 1)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and is_validated(state.round, self.valid_every, self.rounds):
             judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
-            judging = Job(work=self.valid, shared={}, version=state.round, clients=judges, seed=0)
+            judging = Job(work=self.valid, shared=Shared(), version=state.round, clients=judges, seed=0)
             shared = state.shared
             found = score_architectures(
                 engine,
@@ -159,7 +160,7 @@ class Fusion:
 
     def _train(
         self, state: ServerState, engine: Engine, clients: tuple[int, ...], seed: int
-    ) -> tuple[Tree, Any, dict[str, float], Tree, Attendance]:
+    ) -> tuple[Shared, Any, dict[str, float], Tree, Attendance]:
         """``(change of all, the ensemble's total, metrics, sums by client, who came)``; no change where nobody did."""
         settings = {"lr_scale": self.lr_scale(state.round)}
         change, aggregated, client_metrics = dict[str, Tree](), dict[str, float](), []
@@ -184,7 +185,8 @@ class Fusion:
             seen = came.metrics
             client_metrics.append(seen)
             if seen and float(seen["failed"].sum()) < came.attendance.arrived:
-                change[arch], closed = self.aggregator.close(came.total, shared)
+                step, closed = self.aggregator.close(came.total, shared)
+                change[arch] = step.trainable
                 aggregated = {name: aggregated.get(name, 0.0) + value for name, value in closed.items()}
         agreed = engine.merge(self.ensemble, agreed)
         return (
@@ -198,7 +200,7 @@ class Fusion:
     def _opinion(self, arch: str, message: Message, job: Job) -> Message:
         """What the models that came say of the server's rows; one that failed, or has no rows, weighs nothing."""
         params_C = trees.join(
-            "params/", trees.add(trees.broadcast(job.shared, len(message.client_C)), message.tensors), {}
+            "params/", trees.add(trees.broadcast(job.shared.trainable, len(message.client_C)), message.tensors), {}
         )
         query = replace(job, clients=tuple(message.client_C.tolist()))
         predict = self.predict[arch]
@@ -207,15 +209,13 @@ class Fusion:
         weight_C = torch.where(message.weight_C > 0, opinion.weight_C, torch.zeros_like(opinion.weight_C))
         return replace(opinion, weight_C=weight_C)
 
-    def _distil(self, state: ServerState, answers: Tree, seed: int) -> Tree:
+    def _distil(self, state: ServerState, answers: Shared, seed: int) -> Shared:
         """Every kind's tensors after some steps on the ensemble's answers."""
-        shared = dict(state.shared)
+        shared = state.shared
         for arch in self.architectures:
             mine = of_architecture(shared, arch)
-            job = Job(
-                work="distil", shared={**mine, **answers}, version=state.round, clients=(0,), seed=derive(seed, arch)
-            )
+            job = Job(work="distil", shared=mine | answers, version=state.round, clients=(0,), seed=derive(seed, arch))
             distil = self.distil[arch]
             message, _ = fold(distil.work, distil.source.batches(job.clients, job.seed), job, job.clients)
-            shared |= join_architectures({arch: trees.add(mine, trees.take(message.tensors, 0))})
+            shared |= join_architectures({arch: trees.add(mine.trainable, trees.take(message.tensors, 0))})
         return shared

@@ -52,6 +52,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.knowledge.votes import Votes, concentration, most_voted, resample, vote_probabilities
 from lichen.server.sampling import Everyone, Poisson
 from lichen.server.sums import fixed_point
@@ -236,14 +237,14 @@ class PrivateEvolution:
             event = Sampled(plain, rate=self.sampler.rate)
         return account([event], self.delta, unit=self.unit, adjacency=self.adjacency, accountant=self.accountant)
 
-    def init(self, shared: Tree) -> ServerState:
+    def init(self, shared: Shared) -> ServerState:
         """Nothing written yet. That the noise can be accounted for is seen now, before the model is paid.
 
         Raises:
             LichenError: as :meth:`statement`.
         """
         self.statement()
-        return ServerState(round=0, shared={**shared, **Population().tree()})
+        return ServerState(round=0, shared=shared | Shared(Population().tree()))
 
     def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
         """Write, ask for votes, choose. A round nobody comes to is decided by its noise.
@@ -252,14 +253,20 @@ class PrivateEvolution:
             LichenError: if the model gives another number of texts, or no embeddings.
         """
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
-        before = Population.of(state.shared)
+        before = Population.of(state.shared.trainable)
         texts, label_M, queries = self._candidates(before, derive(seed, "write"))
         embedding_MH, also = self._embedded(texts, label_M, derive(seed, "lookahead"))
-        shared: Tree = {"candidates": embedding_MH}
+        candidates: Tree = {"candidates": embedding_MH}
         if -1 not in self.counts:
-            shared["labels"] = label_M.to(torch.int16 if max(self.counts) < 2**15 else torch.int32)
+            candidates["labels"] = label_M.to(torch.int16 if max(self.counts) < 2**15 else torch.int32)
         clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
-        job = Job(work=self.work, shared=shared, version=state.round, clients=clients, seed=derive(seed, "job"))
+        job = Job(
+            work=self.work,
+            shared=Shared(candidates),
+            version=state.round,
+            clients=clients,
+            seed=derive(seed, "job"),
+        )
         votes = Votes(self.sigma, seed=derive(seed, "noise"), bits=self.bits)
         came = collect(engine, [job], votes, admission=self.admission)
         total, seen = came.total, came.metrics
@@ -290,11 +297,11 @@ class PrivateEvolution:
             seconds=time.perf_counter() - start,
             attendance=came.attendance,
         )
-        return replace(state, round=state.round + 1, shared={**state.shared, **after.tree()}), report
+        return replace(state, round=state.round + 1, shared=state.shared | Shared(after.tree())), report
 
     def finish(self, state: ServerState) -> SyntheticTexts:
         """The texts of the last finished round, and what all rounds so far have revealed and cost."""
-        last = Population.of(state.shared)
+        last = Population.of(state.shared.trainable)
         return SyntheticTexts(
             texts=last.texts,
             labels=tuple(last.label_S.tolist()),

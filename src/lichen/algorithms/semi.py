@@ -32,6 +32,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.allow_empty import AllowEmpty
 
 __all__ = ["SemiFL"]
@@ -61,12 +62,12 @@ class FineTuned:
     base: str = ""
     lr_scale: Callable[[int], float] = lambda _: 1.0
 
-    def init(self, shared: Tree) -> Tree:
+    def init(self, shared: Shared) -> Tree:
         """The optimizer's state, with the number of rounds fine-tuned and the last one's mean loss."""
         own = {_ROUND: torch.zeros((), dtype=torch.int64), _LOSS: torch.full((), torch.nan, dtype=torch.float64)}
         return {**self.optimizer.init(shared), **own}
 
-    def update(self, change: Tree, state: Tree, shared: Tree) -> tuple[Tree, Tree]:
+    def update(self, change: Shared, state: Tree, shared: Shared) -> tuple[Shared, Tree]:
         """``(shared, state)`` after the clients' step and the server's own."""
         done = int(state[_ROUND])
         rest = {name: x for name, x in state.items() if name not in (_ROUND, _LOSS)}
@@ -74,7 +75,7 @@ class FineTuned:
         shared, loss = self.tune(shared, done)
         return shared, {**rest, _ROUND: torch.tensor(done + 1), _LOSS: torch.tensor(loss, dtype=torch.float64)}
 
-    def tune(self, shared: Tree, number: int) -> tuple[Tree, float]:
+    def tune(self, shared: Shared, number: int) -> tuple[Shared, float]:
         """``(shared, mean loss)`` after training on the server's rows.
 
         Args:
@@ -101,8 +102,9 @@ class FineTuned:
         count = float(message.metrics["count"].sum())
         if not count:
             raise LichenError("the server has no labelled row", where="semi.server", fix="give it some")
-        moved = {name: shared[name] + x[0].to(shared[name]) for name, x in message.tensors.items()}
-        return {**shared, **moved}, float(message.metrics["loss_sum"].sum()) / count
+        before = shared.trainable
+        moved = {name: before[name] + x[0].to(before[name]) for name, x in message.tensors.items()}
+        return shared | Shared(moved), float(message.metrics["loss_sum"].sum()) / count
 
 
 @final
@@ -151,7 +153,7 @@ class SemiFL:
             lr_scale=self.lr_scale,
         )
 
-    def init(self, shared: Tree) -> ServerState:
+    def init(self, shared: Shared) -> ServerState:
         """The state before the first round, fine-tuned on the server's rows."""
         for time in range(self.first):
             shared, _ = self._tuned.tune(shared, time - self.first)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, final
 
+from lichen.core.wire.shared import Shared
 from lichen.declared import Family, Need, Paper, Property
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from lichen.clients.training.optimize import Schedule
     from lichen.clients.training.train import Train
     from lichen.core.contracts import Aggregator, ClientWork, CohortModel, ServerOptimizer
-    from lichen.core.tree import Tree
 
 __all__ = ["DECIDES", "DILOCO", "METHODS", "ClientMethod", "ClientSettings", "Works"]
 
@@ -62,7 +62,7 @@ class ClientSettings:
     """
 
     model: CohortModel
-    start: Tree
+    start: Shared
     train: Train
     evaluate: ClientWork
     lr: float
@@ -133,8 +133,8 @@ class ClientMethod:
     base: Literal["adamw", "sgd"] = "adamw"
     aggregator: Callable[[ClientSettings], Aggregator] | None = None
     server: Callable[[], ServerOptimizer] | None = None
-    begin: Callable[[ClientSettings], Tree] | None = None
-    tensors: Callable[[ClientSettings, Tree], Tree] | None = None
+    begin: Callable[[ClientSettings], Shared] | None = None
+    tensors: Callable[[ClientSettings, Shared], Shared] | None = None
     asks_only: bool = False
     agreed_start: bool = False
     grows_by_steps: bool = False
@@ -154,7 +154,7 @@ def _mezo(settings: ClientSettings) -> Works:
 def _replay(settings: ClientSettings) -> KSeedReplay:
     from lichen.clients.training.kseed_replay import KSeedReplay
 
-    return KSeedReplay(settings.start, lr=settings.lr, root=settings.seed, count=settings.directions)
+    return KSeedReplay(settings.start.trainable, lr=settings.lr, root=settings.seed, count=settings.directions)
 
 
 def _kseed(settings: ClientSettings) -> Works:
@@ -193,10 +193,10 @@ def _cma_aggregator(settings: ClientSettings) -> Aggregator:
     return Evolution(settings.weighting)
 
 
-def _cma_begin(settings: ClientSettings) -> Tree:
+def _cma_begin(settings: ClientSettings) -> Shared:
     import torch
 
-    return {**settings.start, "std": torch.full_like(settings.start["std"], settings.lr)}
+    return settings.start | Shared({"std": torch.full_like(settings.start.trainable["std"], settings.lr)})
 
 
 def _diloco(settings: ClientSettings) -> Works:
@@ -250,8 +250,8 @@ METHODS = Family(
             allows=_OWN,
             aggregator=_kseed_sums,
             server=_kseed_server,
-            begin=lambda settings: _replay(settings).shared(),
-            tensors=lambda settings, shared: _replay(settings).tree(shared),
+            begin=lambda settings: Shared(_replay(settings).shared()),
+            tensors=lambda settings, shared: Shared(_replay(settings).tree(shared.trainable)),
             agreed_start=True,
             grows_by_steps=True,
         ),

@@ -21,6 +21,7 @@ from lichen.core.message import Job, Message
 from lichen.core.replies import ATTENDED, Attendance, Reply
 from lichen.core.timing.flight import Flight
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
 __all__ = [
     "Aggregator",
@@ -275,9 +276,9 @@ class Aggregator(Protocol):
         ...
 
     def merge(self, a: Any, b: Any) -> Any: ...
-    def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
-        """``(change, metrics)``: the change has the names of the trainable tensors; names under
-        ``patch.`` replace those entries of the shared patch as they are.
+    def close(self, total: Any, shared: Shared) -> tuple[Shared, dict[str, float]]:
+        """``(change, metrics)``: how far trainable tensors move; patches and frozen tensors replace those of their
+        names as they are.
 
         Raises:
             LichenError: if nothing was folded in.
@@ -303,9 +304,9 @@ class Aggregator(Protocol):
 class ServerOptimizer(Protocol):
     """Turns the round's mean change into the next shared tensors."""
 
-    def init(self, shared: Tree) -> Tree: ...
-    def update(self, change: Tree, state: Tree, shared: Tree) -> tuple[Tree, Tree]:
-        """``(shared, state)`` after one step; only trainable names are touched."""
+    def init(self, shared: Shared) -> Tree: ...
+    def update(self, change: Shared, state: Tree, shared: Shared) -> tuple[Shared, Tree]:
+        """``(shared, state)`` after one step; only names of the change are touched."""
         ...
 
 
@@ -316,7 +317,7 @@ class Submodel(Protocol):
         """Clients of equal key get equal tensors."""
         ...
 
-    def extract(self, shared: Tree, key: Hashable) -> Tree:
+    def extract(self, shared: Shared, key: Hashable) -> Shared:
         """The tensors of a job for clients of this key."""
         ...
 
@@ -399,7 +400,7 @@ class ServerState:
 
     Attributes:
         round: Rounds finished; also the version of ``shared``.
-        shared: Shared tensors (trainable, ``patch.*``, ``answers.*``).
+        shared: The shared tensors.
         optimizer: State of the server optimizer.
         best: ``shared`` of the best validated round; empty before the first validation.
         best_round: Its round, -1 before.
@@ -410,9 +411,9 @@ class ServerState:
     """
 
     round: int
-    shared: Tree
+    shared: Shared
     optimizer: Tree = field(default_factory=dict)
-    best: Tree = field(default_factory=dict)
+    best: Shared = field(default_factory=Shared)
     best_round: int = -1
     best_value: float = float("nan")
     downlink: Tree = field(default_factory=dict)
@@ -453,5 +454,5 @@ class Report:
 class Algorithm(Protocol):
     """The server's side of one round."""
 
-    def init(self, shared: Tree) -> ServerState: ...
+    def init(self, shared: Shared) -> ServerState: ...
     def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]: ...

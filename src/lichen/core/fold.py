@@ -114,7 +114,7 @@ def answer(
     A block that cannot do it costs the others nothing. Nobody can where the node does not know the work or holds
     another base model.
     """
-    job = replace(job, shared=_on(job.shared, device))
+    job = replace(job, shared=job.shared.to(device))
     try:
         client_task, waiting = task_and_blocks(job, client_tasks, store, base=base, block_size=block_size)
     except LichenError as error:

@@ -1,35 +1,15 @@
-"""Splits a job's tensors into trainable and frozen ones, and puts a client's personal ones in place.
+"""Puts a client's personal parameters in the place of the shared ones.
 
 Legend: C clients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
-__all__ = ["CONTROL", "personal_C", "split_shared"]
-
-CONTROL = "control."
-"""Under it lies what gradient steps alone look at, such as SCAFFOLD's control variates: no model sees it."""
-
-
-def split_shared(shared: Mapping[str, Tensor]) -> tuple[Tree, Tree]:
-    """``(trainable, fixed)``: everything under its own name, and what lies under ``patch.`` and ``answers.``.
-
-    What lies under :data:`CONTROL` is neither.
-
-    >>> import torch
-    >>> split_shared({"w": torch.ones(1), "patch.w.dense": torch.zeros(1)})
-    ({'w': tensor([1.])}, {'patch.w.dense': tensor([0.])})
-    """
-    fixed = {name: x for name, x in shared.items() if name.startswith(("patch.", "answers."))}
-    return {name: x for name, x in shared.items() if name not in fixed and not name.startswith(CONTROL)}, fixed
+__all__ = ["personal_C"]
 
 
 def personal_C(trainable: Tree, own_C: Tree | None, clients: int, *, use_best: bool = False) -> Tree:

@@ -24,6 +24,7 @@ from lichen.core.seeds import derive
 from lichen.core.store import load_tree, save_tree
 from lichen.core.timing.flight import Flight
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
 __all__ = ["Observer", "load_state", "run", "save_state"]
 
@@ -33,7 +34,7 @@ Observer = Callable[[Report], None]
 def run(
     algorithm: Algorithm,
     engine: Engine,
-    shared: Callable[[], Tree],
+    shared: Callable[[], Shared],
     *,
     rounds: int,
     seed: int,
@@ -81,9 +82,14 @@ def save_state(path: Path, state: ServerState) -> None:
     """Write the server's state atomically; of jobs in flight and a clock there is nothing where there are none."""
     tree: Tree = {}
     header: dict[str, Any] = {"round": state.round, "best_round": state.best_round}
-    parts = {"shared": state.shared, "optimizer": state.optimizer, "best": state.best, "links": state.downlink}
+    parts = {
+        "shared": state.shared.flat(),
+        "optimizer": state.optimizer,
+        "best": state.best.flat(),
+        "links": state.downlink,
+    }
     for place, flight in enumerate(state.in_flight):
-        parts[f"flight/{place}"] = flight.job.shared
+        parts[f"flight/{place}"] = flight.job.shared.flat()
     for part, tensors in parts.items():
         tree = trees.join(f"{part}/", tensors, tree)
     tree["best_value"] = torch.tensor(state.best_value, dtype=torch.float64)
@@ -109,9 +115,9 @@ def load_state(path: Path) -> ServerState:
         downlink, tree = trees.split(tree, "links/")
         return ServerState(
             round=int(header["round"]),
-            shared=shared,
+            shared=Shared.of_flat(shared),
             optimizer=optimizer,
-            best=best,
+            best=Shared.of_flat(best),
             best_round=int(header["best_round"]),
             best_value=value,
             downlink=downlink,
@@ -144,7 +150,7 @@ def _flight_header(flight: Flight) -> dict[str, Any]:
 def _flight(about: dict[str, Any], shared: Tree) -> Flight:
     job = Job(
         work=about["work"],
-        shared=shared,
+        shared=Shared.of_flat(shared),
         version=about["version"],
         clients=tuple(about["clients"]),
         seed=about["seed"],

@@ -18,6 +18,7 @@ from torch import Tensor
 from lichen.core.contracts import Aggregator, Needs
 from lichen.core.message import Message, is_lifted
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
 __all__ = ["AroundAggregator", "innermost", "with_innermost"]
 
@@ -65,7 +66,7 @@ class AroundAggregator(ABC):
         """The raw message as the inner one takes it, with as many clients."""
 
     @abstractmethod
-    def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: Any, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(change, metrics)``, made of the inner ones."""
 
     @property

@@ -28,7 +28,6 @@ from lichen.clients.training.train import Train, tokens_seen_C
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, ClientTask, CohortModel
 from lichen.core.message import Job
-from lichen.core.parameters import split_shared
 from lichen.core.store import write_atomic
 from lichen.core.wrapping import innermost, with_innermost
 from lichen.models.cohort import Cohort
@@ -118,7 +117,7 @@ def need_of(job: Job, client_task: ClientTask) -> ClientMemory:
     batches = [next(iter(client_task.source.batches([client], job.seed)), None) for client in chosen]
     real_batches = [batch for batch in batches if batch is not None]
     tokens = [max(1, int(tokens_seen_C(batch).sum())) for batch in real_batches] or [1]
-    trainable, fixed = split_shared(job.shared)
+    trainable, fixed = job.shared.trainable, job.shared.fixed
     size = trees.nbytes(trainable)
     work: object = innermost(client_task.work)
     wrapped = work is not client_task.work

@@ -115,7 +115,7 @@ class Conversation:
     def _begin(self) -> Reply | None:
         """Find the blocks; a reply for all clients where there are none."""
         self._begun = True
-        self.job = replace(self.job, shared=trees.to_device(self.job.shared, self.device))
+        self.job = replace(self.job, shared=self.job.shared.to(self.device))
         try:
             self._task, blocks = task_and_blocks(
                 self.job, self.client_tasks, self.store, base=self.base, block_size=self.block_size

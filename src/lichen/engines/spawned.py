@@ -40,6 +40,7 @@ from lichen.core.replies import Reply
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.core.wire.answer import answer_size, pack_answer
+from lichen.core.wire.shared import Shared
 from lichen.engines.local import sorted_by_client
 from lichen.engines.node_talks import NodeTalks
 from lichen.transforms.codec import Chain
@@ -101,7 +102,7 @@ def serve_frames(
     base: str = "",
     device: str = "cpu",
     down: Chain | None = None,
-    agreed: Tree | None = None,
+    agreed: Shared | None = None,
 ) -> None:
     """A node's life: do every job that comes, until the stream ends. A job it cannot do does not end it.
 

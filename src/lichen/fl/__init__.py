@@ -33,6 +33,7 @@ Values that pass between them.
 - ``Member``: what one client declares of itself: its name, how many rows, what it can train.
 - ``Roster``: all of them, each at its number; samplers and weights read it.
 - ``Tree``: tensors by name.
+- ``Shared``: the tensors that server and clients share: trainable ones, patches of the frozen base, and frozen ones.
 
 The loop.
 
@@ -106,6 +107,7 @@ from lichen.core.rounds import run
 from lichen.core.store import ClientStore
 from lichen.core.timing.schedule import Schedule
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.core.wrapping import AroundAggregator
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.engines.answering import AnsweringEngine
@@ -172,6 +174,7 @@ __all__ = [
     "ServerOptimizer",
     "ServerSGD",
     "ServerState",
+    "Shared",
     "SingleMessages",
     "Source",
     "SpawnedEngine",

@@ -15,14 +15,15 @@ from torch import Tensor
 from lichen.core.contracts import Aggregator
 from lichen.core.errors import LichenError
 from lichen.core.message import Message, concatenate_messages, pack_message, take_client, unpack_message
-from lichen.core.tree import Tree, digest, plain
+from lichen.core.tree import digest, plain
+from lichen.core.wire.shared import Shared
 
 __all__ = ["LAWS", "check_aggregator", "hold"]
 
-Law = Callable[[Aggregator, Message, Tree, int], None]
+Law = Callable[[Aggregator, Message, Shared, int], None]
 
 
-def check_aggregator(aggregator: Aggregator, message: Message, shared: Tree, *, seed: int = 0) -> None:
+def check_aggregator(aggregator: Aggregator, message: Message, shared: Shared, *, seed: int = 0) -> None:
     """Hold an aggregator to every law of :data:`LAWS`, and let it refuse a round to which nobody came.
 
     Args:
@@ -48,16 +49,16 @@ def hold(holds: bool, law: str) -> None:
         raise AssertionError(law)
 
 
-def _closed(aggregator: Aggregator, total: Any, shared: Tree) -> tuple[str, dict[str, float]]:
+def _closed(aggregator: Aggregator, total: Any, shared: Shared) -> tuple[str, dict[str, float]]:
     change, metrics = aggregator.close(total, shared)
-    return digest(change), metrics
+    return digest(change.flat()), metrics
 
 
 def _one(aggregator: Aggregator, message: Message) -> Any:
     return aggregator.add(aggregator.zero(), message)
 
 
-def order(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
+def order(aggregator: Aggregator, message: Message, shared: Shared, seed: int) -> None:
     """Any order, blocks and merging give the same bytes."""
     clients, g = len(message.client_C), torch.Generator().manual_seed(seed)
     positions = torch.randperm(clients, generator=g).tolist()
@@ -74,7 +75,7 @@ def order(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> 
     hold(_closed(aggregator, merged, shared) == whole, "totals that were merged give the same bytes")
 
 
-def monoid(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
+def monoid(aggregator: Aggregator, message: Message, shared: Shared, seed: int) -> None:
     """``merge`` is associative, and ``zero`` is its neutral element."""
     del seed
     parts = [_one(aggregator, take_client(message, k)) for k in range(min(3, len(message.client_C)))]
@@ -87,7 +88,7 @@ def monoid(aggregator: Aggregator, message: Message, shared: Tree, seed: int) ->
         hold(_closed(aggregator, both, shared) == one_by_one, "zero changes nothing")
 
 
-def pure(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
+def pure(aggregator: Aggregator, message: Message, shared: Shared, seed: int) -> None:
     """Folding in changes neither the total that there was nor the message."""
     del seed
     before = digest(message.tensors)
@@ -101,7 +102,7 @@ def pure(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> N
     hold(digest(message.tensors) == before, "add leaves the message as it is")
 
 
-def weight_zero(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
+def weight_zero(aggregator: Aggregator, message: Message, shared: Shared, seed: int) -> None:
     """A client of weight 0 might as well have stayed away, whatever it sent."""
     del seed
     clients = len(message.client_C)
@@ -117,7 +118,7 @@ def weight_zero(aggregator: Aggregator, message: Message, shared: Tree, seed: in
     hold(same, "a client of weight 0 counts for nothing, even if it sent no numbers")
 
 
-def crossing(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
+def crossing(aggregator: Aggregator, message: Message, shared: Shared, seed: int) -> None:
     """A total that went through ``dump``, bytes and ``load`` merges and closes to the same bytes."""
     clients = len(message.client_C)
     cut = seed % (clients + 1)
@@ -137,7 +138,7 @@ def crossing(aggregator: Aggregator, message: Message, shared: Tree, seed: int) 
         hold(same, "a total that was dumped and loaded closes to the same bytes")
 
 
-def clients(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
+def clients(aggregator: Aggregator, message: Message, shared: Shared, seed: int) -> None:
     """``clients`` counts those of a weight above 0, and nobody where nothing was folded in."""
     del shared, seed
     hold(aggregator.clients(aggregator.zero()) == 0, "nobody counts before the first message")
@@ -145,7 +146,7 @@ def clients(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -
     hold(seen == int((message.weight_C > 0).sum()), "clients counts those of a weight above 0")
 
 
-def discount(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
+def discount(aggregator: Aggregator, message: Message, shared: Shared, seed: int) -> None:
     """A discount of 1 is none, and discounts belong to the clients: any order and blocks give the same bytes."""
     clients, g = len(message.client_C), torch.Generator().manual_seed(seed)
     ones_C = torch.ones(clients, dtype=torch.float64)
@@ -163,7 +164,7 @@ def discount(aggregator: Aggregator, message: Message, shared: Tree, seed: int) 
     hold(_closed(aggregator, merged, shared) == whole, "discounted totals that were merged give the same bytes")
 
 
-def lifting(aggregator: Aggregator, message: Message, shared: Tree, seed: int) -> None:
+def lifting(aggregator: Aggregator, message: Message, shared: Shared, seed: int) -> None:
     """What needs a sum gives the same bytes from lifted messages, also under masks; what does not refuses to lift."""
     hold(aggregator.needs in ("sum", "single"), "needs is sum or single")
     if aggregator.needs == "single":

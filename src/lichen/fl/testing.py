@@ -33,7 +33,6 @@ from lichen.core.contracts import ClientTask
 from lichen.core.expected import specs_of
 from lichen.core.fold import serve
 from lichen.core.message import Job, take_client
-from lichen.core.parameters import split_shared
 from lichen.core.seeds import torch_generator
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree, digest, plain
@@ -93,7 +92,7 @@ def check_gradient_step(step: GradientStep, job: Job) -> None:
     without = [*everyone[:1], [client != absent for client in job.clients], *everyone[2:]]
     first = _walk(step, job, job.clients, everyone)
     second = _walk(step, job, job.clients, without, first["own"])
-    sends = step.sends(specs_of(split_shared(job.shared)[0]))
+    sends = step.sends(specs_of(job.shared.trainable))
     hold(dict(sends) == specs_of(trees.take(first["sent"], 0)), "it sends what it says that it sends")
     for k, client in enumerate(job.clients):
         alone = _walk(step, job, [client], [[True]] * 3)
@@ -134,7 +133,7 @@ def _walk(
 
     Who is not active has no gradient but not-a-number; with ``leave_out`` such steps do not happen, for one client.
     """
-    trainable, _ = split_shared(job.shared)
+    trainable = job.shared.trainable
     begin_C = params_C = trees.broadcast(trainable, len(clients))
     own_C = {**step.own(begin_C), **(own_C or {})}
     state, grads_C = step.init(job, clients, begin_C, own_C), Tree()

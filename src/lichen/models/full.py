@@ -27,7 +27,7 @@ from torch.func import functional_call
 
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
-from lichen.core.tree import Tree, digest, to_device
+from lichen.core.tree import Tree, digest, split, to_device
 from lichen.models.client_axis import clients_of, one_client
 from lichen.models.cohort import group_of
 from lichen.models.ends import with_one_end
@@ -100,9 +100,10 @@ class Whole:
             odd = sorted(trainable_C.keys() ^ set(self.names))[0]
             state = "is missing" if odd in self.names else "belongs to no layer of this model"
             raise LichenError(f"trainable tensor {odd!r} {state}", where="model", fix="use the run's own model")
-        for name in fixed:
-            if name.startswith("patch."):
-                raise LichenError(f"{name!r} patches weights that are trained", where="job", fix="average them instead")
+        for name in split(fixed, "patch.")[0]:
+            raise LichenError(
+                f"patch {name!r} patches weights that are trained", where="job", fix="average them instead"
+            )
 
     def call(self, tensors: Tree, /, *, part: str = "", **inputs: Any) -> Any:
         """The output of the model, or of its submodule ``part``, with one client's tensors in it."""
@@ -214,7 +215,7 @@ class FullCausal:
 
     @staticmethod
     def _refuse(fixed: Tree) -> None:
-        if any(name.startswith("answers.") for name in fixed):
+        if split(fixed, "answers.")[0]:
             raise LichenError("a language model cannot learn from class answers", where="job", fix="use a classifier")
 
     def _labelled(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Iterator[tuple[Tree, Batch, Tensor, Tensor]]:

@@ -23,7 +23,7 @@ from lichen.core.contracts import Batch, CohortModel
 from lichen.core.conventions.labels import has_label
 from lichen.core.errors import LichenError
 from lichen.core.expected import COUNT, LOSS, MetricSpec, sums_of
-from lichen.core.tree import Tree
+from lichen.core.tree import Tree, split
 from lichen.models.losses import classify_losses_C, classify_losses_CB
 
 __all__ = ["Classification", "LogitsLoss", "NextToken", "RowLoss", "RowObjective"]
@@ -204,7 +204,7 @@ class RowLoss:
 
     def _each(self, logits_CBK: Tensor, fixed: Tree, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """The losses of each client's rows with a label, and which rows those are."""
-        if any(name.startswith("answers.") for name in fixed):
+        if split(fixed, "answers.")[0]:
             raise LichenError("a loss of rows cannot learn from class answers", where="job", fix="use a classifier")
         known_CB = has_label(batch["labels_CB"]) & batch["active_C"][:, None]
         wide_CBK = logits_CBK.to(torch.promote_types(logits_CBK.dtype, torch.float32))

@@ -7,8 +7,7 @@ from typing import Any, final
 
 from lichen.core import tree as trees
 from lichen.core.message import Message
-from lichen.core.parameters import split_shared
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.core.wrapping import AroundAggregator
 
 __all__ = ["AllowEmpty"]
@@ -23,8 +22,8 @@ class AllowEmpty(AroundAggregator):
         """The message itself."""
         return message
 
-    def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: Any, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """The aggregator's change, or zeros with the metrics ``clients`` and ``weight`` at 0."""
         if self.inner.clients(total):
             return self.inner.close(total, shared)
-        return trees.zeros_like(split_shared(shared)[0]), {"clients": 0.0, "weight": 0.0}
+        return Shared(trees.zeros_like(shared.trainable)), {"clients": 0.0, "weight": 0.0}

@@ -29,6 +29,7 @@ from lichen.core.contracts import Aggregator, Needs
 from lichen.core.errors import LichenError
 from lichen.core.message import Message, is_lifted
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
 __all__ = ["by_name"]
 
@@ -120,20 +121,20 @@ class _ByName:
         both = {pattern: self.rules[pattern].merge(a[pattern], b[pattern]) for pattern in a.keys() & b.keys()}
         return {**a, **b, **both}
 
-    def close(self, total: _Totals, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: _Totals, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(change, metrics)`` of all rules together.
 
         Raises:
             LichenError: if nothing was folded in, two rules write one tensor, or as the rules.
         """
-        change: Tree = {}
+        change = Shared()
         metrics: dict[str, float] = {}
         closed = [pattern for pattern in self.rules if pattern in total and self.rules[pattern].clients(total[pattern])]
         if not closed:
             raise LichenError("no client contributed", where="aggregator.by_name", fix="invite more clients")
         for pattern in closed:
             written, closed_metrics = self.rules[pattern].close(total[pattern], shared)
-            twice = sorted(written.keys() & change.keys())
+            twice = sorted(written.flat().keys() & change.flat().keys())
             if twice:
                 raise LichenError(
                     f"two rules write {twice[0]!r}",

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
 from lichen.server.sums.lifted import Terms
@@ -97,7 +97,7 @@ class Evolution(Summed):
             tensors["square"] = shift_CD.square()
         yield Terms(replace(message, tensors=tensors), weigh_C(message, self.weighting, discount_C))
 
-    def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: FixedSum, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(change, metrics)``: the shift of ``mean`` and the change of ``std``, in the dtypes of ``shared``.
 
         Metrics are ``clients``, ``weight``, ``spread`` (root mean square of the new std) and ``apart``
@@ -110,7 +110,8 @@ class Evolution(Summed):
             raise LichenError("no client contributed", where="aggregator.evolution", fix="invite more clients")
         weight = total.weight / 2**WEIGHT_BITS
         sums = {name: x / weight for name, x in fixed_point.read_sums(total).items()}
-        if any(name not in shared or shared[name].shape != sums["mean"].shape for name in ("mean", "std")):
+        before = shared.trainable
+        if any(name not in before or before[name].shape != sums["mean"].shape for name in ("mean", "std")):
             raise LichenError(
                 f"the clients' searches have shape {tuple(sums['mean'].shape)}, the server's another",
                 where="aggregator.evolution",
@@ -125,7 +126,7 @@ class Evolution(Summed):
         std_D = variance_D.clamp(min=0).sqrt().clamp(self.least, self.most)
         metrics["spread"] = float(std_D.square().mean().sqrt())
         change = {
-            "mean": sums["mean"].to(shared["mean"]),
-            "std": (std_D - shared["std"].cpu().double()).to(shared["std"]),
+            "mean": sums["mean"].to(before["mean"]),
+            "std": (std_D - before["std"].cpu().double()).to(before["std"]),
         }
-        return change, metrics
+        return Shared(change), metrics

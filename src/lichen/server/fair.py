@@ -45,6 +45,7 @@ from lichen.core.contracts import ServerOptimizer
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.mean import fitted
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
@@ -131,7 +132,7 @@ class QFFL(Summed):
         weighted = {**message.tensors, "fair.curve": curve_C.to(device)}
         yield Terms(replace(message, tensors=weighted), fair_C)
 
-    def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: FixedSum, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(change, metrics)``: Δ in the dtypes of ``shared``; metrics ``clients`` and ``curve``, the mean divisor.
 
         Raises:
@@ -141,8 +142,8 @@ class QFFL(Summed):
             raise _nobody()
         sums = fixed_point.read_sums(total)
         divisor = float(sums.pop("fair.curve"))
-        change = fitted({name: x / divisor for name, x in sums.items()}, shared)
-        return change, {"clients": float(total.count), "curve": divisor / (total.weight / 2**WEIGHT_BITS)}
+        change = fitted({name: x / divisor for name, x in sums.items()}, shared.trainable)
+        return Shared(change), {"clients": float(total.count), "curve": divisor / (total.weight / 2**WEIGHT_BITS)}
 
 
 def simplex(v_N: Tensor) -> Tensor:
@@ -205,7 +206,7 @@ class MinMax(Summed):
         weighted |= {"fair.loss": seen_CN * loss_C1, "fair.seen": seen_CN, "fair.share": share_C}
         yield Terms(replace(message, tensors=weighted), weight_C)
 
-    def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: FixedSum, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(change, metrics)``: zeros where nobody of the mixture came.
 
         Metrics are ``clients``, ``worst`` (the highest loss) and ``share`` (the largest λ).
@@ -218,10 +219,12 @@ class MinMax(Summed):
         sums = fixed_point.read_sums(total)
         share, seen_N = float(sums.pop("fair.share")), sums.pop("fair.seen")
         loss_N = torch.where(seen_N > 0, sums.pop("fair.loss") / seen_N, torch.nan)
-        change = fitted({name: x / share if share else torch.zeros_like(x) for name, x in sums.items()}, shared)
+        change = fitted(
+            {name: x / share if share else torch.zeros_like(x) for name, x in sums.items()}, shared.trainable
+        )
         worst = float(loss_N[seen_N > 0].max())
         metrics = {"clients": float(total.count), "worst": worst, "share": max(self.mixture)}
-        return {**change, "fair.loss": loss_N}, metrics
+        return Shared({**change, "fair.loss": loss_N}), metrics
 
 
 @final
@@ -251,16 +254,16 @@ class MixtureAscent:
                 f"{self.rate} is not positive", where="aggregator.rate", fix="use a number > 0, such as 0.1"
             )
 
-    def init(self, shared: Tree) -> Tree:
+    def init(self, shared: Shared) -> Tree:
         """Equal shares beside the inner state."""
         even_N = torch.full((self.clients,), 1 / self.clients, dtype=torch.float64)
         return {**self.inner.init(shared), "fair.mixture": even_N}
 
-    def update(self, change: Tree, state: Tree, shared: Tree) -> tuple[Tree, Tree]:
+    def update(self, change: Shared, state: Tree, shared: Shared) -> tuple[Shared, Tree]:
         """``(shared, state)`` after one step and one climb; clients that were not there climb by nothing."""
-        step, before = dict(change), dict(state)
+        step, before = dict(change.trainable), dict(state)
         loss_N, mixture_N = step.pop("fair.loss"), before.pop("fair.mixture")
-        new, after = self.inner.update(step, before, shared)
+        new, after = self.inner.update(replace(change, trainable=step), before, shared)
         return new, {**after, "fair.mixture": simplex(mixture_N + self.rate * loss_N.nan_to_num(0.0))}
 
 

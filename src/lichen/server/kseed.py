@@ -29,6 +29,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
 from lichen.server.sums.lifted import Terms
@@ -111,7 +112,7 @@ class SeedSums(Summed):
         dense_CK = torch.zeros(index_Ct.shape[0], self.count, dtype=torch.int64)
         return dense_CK.scatter_add_(1, index_Ct.clamp(min=0), units_Ct).double() * 2.0**-self.bits
 
-    def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: FixedSum, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(change, metrics)``: the mean in whole units, int32 ``(K,)``.
 
         Metrics are ``clients``, ``weight``, and ``directions``: how many of the K were gone along.
@@ -123,9 +124,10 @@ class SeedSums(Summed):
             raise LichenError(
                 "no client contributed", where="aggregator.kseed", fix="invite more clients or skip the round"
             )
-        if _SUMS in shared and shared[_SUMS].shape != (self.count,):
+        before = shared.trainable
+        if _SUMS in before and before[_SUMS].shape != (self.count,):
             raise LichenError(
-                f"the model has {tuple(shared[_SUMS].shape)} directions, the server {self.count}",
+                f"the model has {tuple(before[_SUMS].shape)} directions, the server {self.count}",
                 where="aggregator.kseed.count",
                 fix="let clients and server load the same recipe",
             )
@@ -133,7 +135,7 @@ class SeedSums(Summed):
         mean_K = (fixed_point.read_sums(total)[_SUMS] / weight * 2.0**self.bits).round()
         moved = float((mean_K != 0).sum())
         change = {_SUMS: _whole(mean_K.to(torch.int64))}
-        return change, {"clients": float(total.count), "weight": weight, "directions": moved}
+        return Shared(change), {"clients": float(total.count), "weight": weight, "directions": moved}
 
 
 @final
@@ -144,24 +146,25 @@ class KSeedOptimizer:
     A learning rate has no place here: the clients know theirs, and it is the run's.
     """
 
-    def init(self, shared: Tree) -> Tree:
+    def init(self, shared: Shared) -> Tree:
         """No state."""
         return {}
 
-    def update(self, change: Tree, state: Tree, shared: Tree) -> tuple[Tree, Tree]:
+    def update(self, change: Shared, state: Tree, shared: Shared) -> tuple[Shared, Tree]:
         """``(shared, state)`` with the change in the sums.
 
         Raises:
             LichenError: if the change is not of the shared sums, or a sum leaves 32 bits.
         """
-        if change.keys() != {_SUMS} or _SUMS not in shared or shared[_SUMS].shape != change[_SUMS].shape:
+        before, step = shared.trainable, change.trainable
+        if step.keys() != {_SUMS} or _SUMS not in before or before[_SUMS].shape != step[_SUMS].shape:
             raise LichenError(
-                f"the change {sorted(change)} does not fit the seed sums",
+                f"the change {sorted(step)} does not fit the seed sums",
                 where="server optimizer",
                 fix="pair KSeedOptimizer with the aggregator SeedSums",
             )
-        new_K = shared[_SUMS].to(torch.int64) + change[_SUMS].to(shared[_SUMS].device).to(torch.int64)
-        return {**shared, _SUMS: _whole(new_K)}, state
+        new_K = before[_SUMS].to(torch.int64) + step[_SUMS].to(before[_SUMS].device).to(torch.int64)
+        return shared | Shared({_SUMS: _whole(new_K)}), state
 
 
 def _whole(units_K: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.ridge import change_to, statistics_terms
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import FixedSum
@@ -82,7 +82,7 @@ class Lda(Summed):
         """The statistics of every client with rows; raises as :func:`lichen.server.ridge.statistics_terms`."""
         yield statistics_terms(message, discount_C, where="aggregator.lda")
 
-    def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: FixedSum, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(change, metrics)``: what turns ``shared``'s head into the discriminant, as ``Ridge`` gives it.
 
         The head itself, float64, where ``shared`` has none. Metrics are ``clients`` and ``examples``.
@@ -98,8 +98,8 @@ class Lda(Summed):
         wide = sums["G"].shape[0] - self.bias
         weight_Kd, bias_K = discriminant(sums["G"][:wide, :wide], sums["H"][:wide], sums["n"], shrinkage=self.shrinkage)
         solution = {f"{self.head}.weight": weight_Kd, f"{self.head}.bias": bias_K}
-        change = change_to(solution, shared, where="aggregator.lda")
-        return change, {"clients": float(total.count), "examples": float(sums["n"].sum())}
+        change = change_to(solution, shared.trainable, where="aggregator.lda")
+        return Shared(change), {"clients": float(total.count), "examples": float(sums["n"].sum())}
 
 
 def discriminant(G_dd: Tensor, H_dK: Tensor, n_K: Tensor, *, shrinkage: float) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
 from lichen.server.sums.lifted import Terms
@@ -98,7 +99,7 @@ class Mean(Summed):
         else:
             yield Terms(message, weight_C)
 
-    def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: FixedSum, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(change, metrics)``: the mean in the dtype of ``shared`` (float64 for names it lacks).
 
         Metrics are ``clients`` and ``weight``, the sum of the weights.
@@ -112,8 +113,8 @@ class Mean(Summed):
             )
         weight = total.weight / 2**WEIGHT_BITS
         divisor = weight if isinstance(self.divisor, str) else self.divisor
-        change = fitted({name: x / divisor for name, x in fixed_point.read_sums(total).items()}, shared)
-        return change, {"clients": float(total.count), "weight": weight}
+        change = fitted({name: x / divisor for name, x in fixed_point.read_sums(total).items()}, shared.trainable)
+        return Shared(change), {"clients": float(total.count), "weight": weight}
 
 
 def fitted(change: Tree, shared: Tree) -> Tree:

@@ -3,9 +3,8 @@
 Plain averaging is SGD at rate 1. Adam and Yogi adapt the rate per coordinate with a floor ``tau``; as
 in the paper they have no bias correction and start from ``v = tau²``.
 
-Only names in the change are touched. Names under ``patch.`` and ``answers.`` are no steps but new
-values: they replace those in ``shared``, and a layer's ``patch.<layer>.dense`` also removes its
-``left`` and ``right``.
+Only names in the change are touched. Its patches and frozen tensors are no steps but new values: they
+replace those in ``shared``, and a layer's patch ``dense`` also removes its ``left`` and ``right``.
 
 References:
     Sashank J. Reddi, Zachary Charles, Manzil Zaheer, Zachary Garrett, Keith Rush, Jakub Konečný, Sanjiv
@@ -29,10 +28,9 @@ from torch import Tensor
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
 __all__ = ["ServerAdam", "ServerSGD", "ServerYogi"]
-
-_REPLACED = ("patch.", "answers.")
 
 
 @final
@@ -65,11 +63,11 @@ class ServerSGD:
                 "looks ahead along no momentum", where="federation.server.nesterov", fix="set server.momentum"
             )
 
-    def init(self, shared: Tree) -> Tree:
+    def init(self, shared: Shared) -> Tree:
         """Momentum at zero; nothing where there is none."""
-        return trees.join("m/", trees.zeros_like(_steps(shared)), {}) if self.momentum else {}
+        return trees.join("m/", trees.zeros_like(shared.trainable), {}) if self.momentum else {}
 
-    def update(self, change: Tree, state: Tree, shared: Tree) -> tuple[Tree, Tree]:
+    def update(self, change: Shared, state: Tree, shared: Shared) -> tuple[Shared, Tree]:
         """``(shared, state)`` after one step.
 
         Raises:
@@ -122,13 +120,13 @@ class ServerAdaptive:
                 f"{self.tau} is not positive", where="ServerAdam.tau", fix="use a number > 0, such as 0.001"
             )
 
-    def init(self, shared: Tree) -> Tree:
+    def init(self, shared: Shared) -> Tree:
         """``m`` zero, ``v`` at tau²."""
-        steps = _steps(shared)
+        steps = shared.trainable
         second = trees.map_tree(lambda x: torch.full_like(x, self.tau**2), steps)
         return trees.join("m/", trees.zeros_like(steps), trees.join("v/", second, {}))
 
-    def update(self, change: Tree, state: Tree, shared: Tree) -> tuple[Tree, Tree]:
+    def update(self, change: Shared, state: Tree, shared: Shared) -> tuple[Shared, Tree]:
         """``(shared, state)`` after one step; raises as :meth:`ServerSGD.update`."""
         beta1, beta2 = self.betas
         state = dict(state)
@@ -154,28 +152,21 @@ ServerYogi = partial(ServerAdaptive, "yogi")
 """FedYogi."""
 
 
-def _steps(shared: Tree) -> Tree:
-    return {name: x for name, x in shared.items() if not name.startswith(_REPLACED)}
-
-
-def _apply(change: Tree, shared: Tree, stride: Callable[[str, Tensor], Tensor]) -> Tree:
-    new = dict(shared)
-    for name, x in change.items():
-        if name.startswith(_REPLACED):
-            new[name] = x
-            if name.startswith("patch.") and name.endswith(".dense"):
-                for half in ("left", "right"):
-                    new.pop(f"{name.removesuffix('dense')}{half}", None)
-            continue
-        if name not in shared or shared[name].shape != x.shape:
+def _apply(change: Shared, shared: Shared, stride: Callable[[str, Tensor], Tensor]) -> Shared:
+    before, new = shared.trainable, dict(shared.trainable)
+    for name, x in change.trainable.items():
+        if name not in before or before[name].shape != x.shape:
             raise LichenError(
                 f"the change's tensor {name!r} of shape {tuple(x.shape)} does not fit the shared model",
                 where="server optimizer",
                 fix="let clients and server load the same recipe",
             )
         # A change in float64 is added there: it may name the new value to its last bit, far from the old one.
-        new[name] = (shared[name] + stride(name, x.to(shared[name].device))).to(shared[name])
-    return new
+        new[name] = (before[name] + stride(name, x.to(before[name].device))).to(before[name])
+    whole = [name.removesuffix("dense") for name in change.patch if name.endswith(".dense")]
+    gone = {f"{layer}{half}" for layer in whole for half in ("left", "right")}
+    patch = {name: x for name, x in shared.patch.items() if name not in gone}
+    return Shared(new, patch=patch | change.patch, frozen=shared.frozen | change.frozen)
 
 
 def _check_lr(lr: float) -> None:

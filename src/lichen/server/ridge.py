@@ -29,6 +29,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import FixedSum
 from lichen.server.sums.lifted import Terms
@@ -70,7 +71,7 @@ class Ridge(Summed):
         """The statistics of every client with rows; raises as :func:`statistics_terms`."""
         yield statistics_terms(message, discount_C, where="aggregator.ridge")
 
-    def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: FixedSum, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(change, metrics)``: what is added to ``shared``'s head to become the solution.
 
         The solution itself, float64, where ``shared`` has no such head yet; over a head of zeros the
@@ -88,8 +89,8 @@ class Ridge(Summed):
         solution = {f"{self.head}.weight": (W_dK[:-1] if self.bias else W_dK).T.contiguous()}
         if self.bias:
             solution[f"{self.head}.bias"] = W_dK[-1].clone()
-        change = change_to(solution, shared, where="aggregator.ridge")
-        return change, {"clients": float(total.count), "examples": float(sums["n"].sum())}
+        change = change_to(solution, shared.trainable, where="aggregator.ridge")
+        return Shared(change), {"clients": float(total.count), "examples": float(sums["n"].sum())}
 
 
 def statistics_terms(message: Message, discount_C: Tensor | None, *, where: str) -> Terms:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lichen.core.contracts import Needs
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
 __all__ = ["SingleMessages"]
 
@@ -25,7 +25,7 @@ class SingleMessages(ABC):
     needs: ClassVar[Needs] = "single"
 
     @abstractmethod
-    def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: Any, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(change, metrics)``."""
 
     def lift(self, message: Message, discount_C: Tensor | None = None) -> Message:

@@ -15,6 +15,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,21 +23,19 @@ from torch import Tensor
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.transforms.codec import Chain
 from lichen.transforms.layout import Layout
 
 __all__ = ["apply_delta", "encode_delta", "snapshot_name"]
 
-FIXED = "answers."
-"""Names that do not move, and are sent whole if they do."""
 
-
-def encode_delta(shared: Mapping[str, Tensor], snapshot: Mapping[str, Tensor], chain: Chain, seed: int) -> Tree:
-    """What leads from ``snapshot`` towards ``shared``, without client axis.
+def encode_delta(shared: Shared, snapshot: Shared, chain: Chain, seed: int) -> Tree:
+    """What leads from ``snapshot`` towards ``shared``, without client axis, by names of the flat trees.
 
     Tensors of real numbers that both have, in one shape and dtype, go as one coded row ``wire``, save for those
-    that stand still, which ``unchanged`` marks in name order; what is new, of another shape, or not real goes as
-    ``whole.<name>`` where it differs; ``gone.<name>`` is empty.
+    that stand still, which ``unchanged`` marks in name order; what is new, of another shape, frozen or not real goes
+    as ``whole.<name>`` where it differs; ``gone.<name>`` is empty.
 
     Args:
         shared: The server's tensors.
@@ -47,26 +46,27 @@ def encode_delta(shared: Mapping[str, Tensor], snapshot: Mapping[str, Tensor], c
     out: Tree = {}
     coded: Tree = {}
     unchanged: set[str] = set()
-    for name, x in shared.items():
-        old = snapshot.get(name)
+    moving, new, before = _moving(shared), shared.flat(), snapshot.flat()
+    for name, x in new.items():
+        old = before.get(name)
         alike = old is not None and old.shape == x.shape and old.dtype == x.dtype
-        if old is not None and alike and _moves(name, x):
+        if old is not None and alike and name in moving:
             coded[name] = x
             unchanged |= {name} if torch.equal(x, old) else set()
         elif old is None or not alike or not torch.equal(x, old):
             out[f"whole.{name}"] = x
-    out.update({f"gone.{name}": torch.empty(0, dtype=torch.uint8) for name in snapshot if name not in shared})
+    out.update({f"gone.{name}": torch.empty(0, dtype=torch.uint8) for name in before if name not in new})
     if unchanged:
         out["still"] = torch.tensor([name in unchanged for name in sorted(coded)], dtype=torch.uint8)
         coded = {name: x for name, x in coded.items() if name not in unchanged}
     if coded:
         layout = Layout.of(coded)
-        delta = {name: (x.float() - snapshot[name].float()).unsqueeze(0) for name, x in coded.items()}
+        delta = {name: (x.float() - before[name].float()).unsqueeze(0) for name, x in coded.items()}
         out["wire"] = chain.encode(layout.flatten(delta), layout, [seed])[0]
     return out
 
 
-def apply_delta(snapshot: Mapping[str, Tensor], payload: Mapping[str, Tensor], chain: Chain) -> Tree:
+def apply_delta(snapshot: Shared, payload: Mapping[str, Tensor], chain: Chain) -> Shared:
     """The next view.
 
     Args:
@@ -79,8 +79,8 @@ def apply_delta(snapshot: Mapping[str, Tensor], payload: Mapping[str, Tensor], c
     """
     whole, rest = trees.split(payload, "whole.")
     gone, rest = trees.split(rest, "gone.")
-    carried = {name: x for name, x in snapshot.items() if name not in gone and name not in whole}
-    moving = sorted(name for name, x in carried.items() if _moves(name, x))
+    carried = {name: x for name, x in snapshot.flat().items() if name not in gone and name not in whole}
+    moving = sorted(carried.keys() & _moving(snapshot))
     if "still" in rest:
         if rest["still"].shape != (len(moving),):
             raise LichenError("a step marks other tensors than the view's", where="wire", fix="send the whole view")
@@ -93,16 +93,17 @@ def apply_delta(snapshot: Mapping[str, Tensor], payload: Mapping[str, Tensor], c
     elif layout.size:
         raise LichenError("a step lacks its coded row", where="wire", fix="send the whole view")
     moved = {n: (x.float() + delta[n][0]).to(x.dtype) if n in delta else x for n, x in carried.items()}
-    return {**moved, **whole}
+    return Shared.of_flat({**moved, **whole})
 
 
-def snapshot_name(snapshot: Mapping[str, Tensor]) -> str:
+def snapshot_name(snapshot: Shared) -> str:
     """Sixteen hex digits of a view's digest: equal where all bits are."""
-    return trees.digest(snapshot)[:16]
+    return trees.digest(snapshot.flat())[:16]
 
 
-def _moves(name: str, x: Tensor) -> bool:
-    return x.is_floating_point() and not name.startswith(FIXED)
+def _moving(shared: Shared) -> set[str]:
+    """Names of what moves by steps; what is frozen does not, and is sent whole if it differs."""
+    return {name for name, x in replace(shared, frozen={}).flat().items() if x.is_floating_point()}
 
 
 def _device(tree: Mapping[str, Tensor]) -> torch.device:

@@ -19,6 +19,7 @@ from torch import Tensor
 from lichen.core import tree as trees
 from lichen.core.message import Job
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.transforms.codec import Chain
 from lichen.transforms.delta import apply_delta, encode_delta, snapshot_name
 
@@ -38,17 +39,17 @@ class DownlinkState:
         held_N: int64, the number of the view each client holds; -1: none.
     """
 
-    snapshot: Tree
+    snapshot: Shared
     name: str
     number: int
     deltas: tuple[tuple[str, Tree], ...]
     acked_N: Tensor
 
     @classmethod
-    def initial(cls, shared: Tree, clients: int, *, agreed: bool) -> DownlinkState:
+    def initial(cls, shared: Shared, clients: int, *, agreed: bool) -> DownlinkState:
         """Nothing was sent yet; ``agreed``: all hold ``shared``, as they can make it themselves."""
         acked_N = torch.full((clients,), 0 if agreed else -1, dtype=torch.int64)
-        return cls(snapshot=dict(shared), name=snapshot_name(shared), number=0, deltas=(), acked_N=acked_N)
+        return cls(snapshot=shared, name=snapshot_name(shared), number=0, deltas=(), acked_N=acked_N)
 
     def job(self, job: Job) -> Job:
         """The same job over the view, and what its clients know of that."""
@@ -74,18 +75,18 @@ class DownlinkState:
         first = self.number - len(self.deltas)
         return {first + i: before for i, (before, _) in enumerate(self.deltas)} | {self.number: self.name}
 
-    def advance(self, shared: Tree, chain: Chain, seed: int) -> DownlinkState:
+    def advance(self, shared: Shared, chain: Chain, seed: int) -> DownlinkState:
         """One step on."""
         payload = encode_delta(shared, self.snapshot, chain, seed)
         snapshot = apply_delta(self.snapshot, payload, chain)
         deltas = (*self.deltas, (self.name, payload))
-        while deltas and sum(trees.nbytes(step) for _, step in deltas) >= trees.nbytes(snapshot):
+        while deltas and sum(trees.nbytes(step) for _, step in deltas) >= snapshot.nbytes:
             deltas = deltas[1:]
         return replace(self, snapshot=snapshot, name=snapshot_name(snapshot), number=self.number + 1, deltas=deltas)
 
     def tree(self) -> Tree:
         """As tensors, for :class:`lichen.core.contracts.ServerState`."""
-        out = trees.join("view/", self.snapshot, {"held": self.acked_N, "number": torch.tensor(self.number)})
+        out = trees.join("view/", self.snapshot.flat(), {"held": self.acked_N, "number": torch.tensor(self.number)})
         names = [*(before for before, _ in self.deltas), self.name]
         out["names"] = torch.tensor([list(bytes.fromhex(name)) for name in names], dtype=torch.uint8)
         for i, (_, payload) in enumerate(self.deltas):
@@ -98,4 +99,10 @@ class DownlinkState:
         names = [bytes(row).hex() for row in tree["names"].tolist()]
         deltas = tuple((name, trees.split(tree, f"step/{i}/")[0]) for i, name in enumerate(names[:-1]))
         snapshot, _ = trees.split(tree, "view/")
-        return cls(snapshot=snapshot, name=names[-1], number=int(tree["number"]), deltas=deltas, acked_N=tree["held"])
+        return cls(
+            snapshot=Shared.of_flat(snapshot),
+            name=names[-1],
+            number=int(tree["number"]),
+            deltas=deltas,
+            acked_N=tree["held"],
+        )

@@ -12,7 +12,7 @@ from typing import final
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, link
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.transforms.codec import Chain
 from lichen.transforms.delta import apply_delta, snapshot_name
 
@@ -30,10 +30,10 @@ class SnapshotCache:
         agreed: What every client holds before its first job.
     """
 
-    def __init__(self, chain: Chain | None = None, agreed: Tree | None = None) -> None:
+    def __init__(self, chain: Chain | None = None, agreed: Shared | None = None) -> None:
         self.chain = chain
         self.first = snapshot_name(agreed) if agreed is not None else ""
-        self.trees: dict[str, Tree] = {} if agreed is None else {self.first: agreed}
+        self.trees: dict[str, Shared] = {} if agreed is None else {self.first: agreed}
         self.acked: dict[int, str] = {}
 
     def whole(self, job: Job) -> Job:
@@ -53,7 +53,7 @@ class SnapshotCache:
         self.trees = {name: tree for name, tree in self.trees.items() if name in needed}
         return replace(job, shared=shared)
 
-    def _rebuilt(self, job: Job) -> Tree:
+    def _rebuilt(self, job: Job) -> Shared:
         before = next(iter(job.acked.values()))
         if before not in self.trees or link(job) == "same":
             raise LichenError(f"holds no view {before} of the shared tensors", where="node", fix=RESEND)

@@ -27,7 +27,6 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, TensorSpec
 from lichen.core.message import Job, Message
-from lichen.core.parameters import split_shared
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.transforms.codec import Chain
@@ -133,7 +132,7 @@ def _memory(own_C: Tree, job: Job, sent_C: Tree, count: int) -> Tree:
     Names that this job does not send, but another may, are there too: clients stand side by side
     only where their private state has the same names.
     """
-    trainable, _ = split_shared(job.shared)
+    trainable = job.shared.trainable
     shapes = {name: x.shape for name, x in trainable.items() if x.is_floating_point()}
     shapes |= {name: x.shape[1:] for name, x in sent_C.items()}
     device = next(iter(sent_C.values())).device

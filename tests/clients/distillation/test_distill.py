@@ -17,6 +17,7 @@ from lichen.clients.training.train import Train
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.tree import digest
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import TextShard
 from lichen.models.layerwise_distillation import EncoderStates, Layers, Layerwise
 from lichen.models.losses import answer_settings
@@ -65,7 +66,14 @@ def test_equals_a_plain_loop_of_torchs_adamw() -> None:
     model = TextCNN(40, width=6, classes=3)
     start = model.init(0)
     tree, log = pre_distil(
-        model, start, public, answers | answer_settings(temperature=2.0), steps=7, lr=0.01, seed=4, batch=8
+        model,
+        Shared.of_flat(start),
+        public,
+        answers | answer_settings(temperature=2.0),
+        steps=7,
+        lr=0.01,
+        seed=4,
+        batch=8,
     )
     leaves = {name: x.clone().requires_grad_() for name, x in start.items()}
     stepper = torch.optim.AdamW(leaves.values(), lr=0.01, weight_decay=0.0)
@@ -84,7 +92,7 @@ def test_equals_a_plain_loop_of_torchs_adamw() -> None:
         scheduler.step()
         losses.append(loss.item())
     for name, x in leaves.items():
-        torch.testing.assert_close(tree[name], x.detach(), rtol=2e-3, atol=2e-4)
+        torch.testing.assert_close(tree.trainable[name], x.detach(), rtol=2e-3, atol=2e-4)
     assert [line["loss"] for line in log] == pytest.approx(losses, rel=1e-3)
     assert [line["step"] for line in log] == list(range(1, 8))
 
@@ -93,15 +101,15 @@ def test_a_student_learns_from_answers_alone_and_the_log_falls() -> None:
     public, answers = _public()
     model = TextCNN(40, width=8, classes=3)
     start = {**model.init(0), "answers.prob": torch.zeros(1, 1)}
-    first = pre_distil(model, start, public, answers, steps=40, lr=0.02, seed=0, batch=16, lines=5)
+    first = pre_distil(model, Shared.of_flat(start), public, answers, steps=40, lr=0.02, seed=0, batch=16, lines=5)
     tree, log = first
     assert len(log) == 5
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]
-    assert tree.keys() == start.keys()
-    assert torch.equal(tree["answers.prob"], start["answers.prob"])
-    assert _accuracy(model, {n: x for n, x in tree.items() if n != "answers.prob"}, public, answers) > 0.9
-    again, _ = pre_distil(model, start, public, answers, steps=40, lr=0.02, seed=0, batch=16)
-    assert digest(again) == digest(tree)
+    assert tree.flat().keys() == start.keys()
+    assert torch.equal(tree.frozen["answers.prob"], start["answers.prob"])
+    assert _accuracy(model, tree.trainable, public, answers) > 0.9
+    again, _ = pre_distil(model, Shared.of_flat(start), public, answers, steps=40, lr=0.02, seed=0, batch=16)
+    assert digest(again.flat()) == digest(tree.flat())
 
 
 def test_layers_alone_teach_and_the_projection_stays_behind(teacher: EncoderStates) -> None:
@@ -109,17 +117,36 @@ def test_layers_alone_teach_and_the_projection_stays_behind(teacher: EncoderStat
     model = TwoLayerTransformer(40, width=16, heads=2, classes=3, max_length=16)
     start, layers = model.init(0), Layers({2: 2}, relation={2: 2})
     tree, log = pre_distil(
-        model, start, public, {}, layers=layers, teacher=teacher, steps=30, lr=0.01, seed=0, batch=16, lines=6
+        model,
+        Shared.of_flat(start),
+        public,
+        {},
+        layers=layers,
+        teacher=teacher,
+        steps=30,
+        lr=0.01,
+        seed=0,
+        batch=16,
+        lines=6,
     )
-    assert tree.keys() == start.keys()
+    assert tree.trainable.keys() == start.keys()
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
     # Nothing taught the head; everything below it followed.
-    assert torch.equal(tree["head.weight"], start["head.weight"])
-    assert not torch.equal(tree["layer1.qkv.weight"], start["layer1.qkv.weight"])
+    assert torch.equal(tree.trainable["head.weight"], start["head.weight"])
+    assert not torch.equal(tree.trainable["layer1.qkv.weight"], start["layer1.qkv.weight"])
     both, _ = pre_distil(
-        model, start, public, answers, layers=layers, teacher=teacher, steps=60, lr=0.01, seed=0, batch=16
+        model,
+        Shared.of_flat(start),
+        public,
+        answers,
+        layers=layers,
+        teacher=teacher,
+        steps=60,
+        lr=0.01,
+        seed=0,
+        batch=16,
     )
-    assert _accuracy(model, both, public, answers) > 0.9
+    assert _accuracy(model, both.trainable, public, answers) > 0.9
 
 
 def test_as_a_clients_work_the_job_brings_no_answers(teacher: EncoderStates) -> None:
@@ -129,7 +156,7 @@ def test_as_a_clients_work_the_job_brings_no_answers(teacher: EncoderStates) -> 
     work = Distill(
         Train(model, optimizer=ClientOptimizer("sgd", lr=0.1)), answers=answers, helpers=model.projections(0)
     )
-    job = Job(work="distill", shared=student.init(0), version=3, clients=(0,), seed=1)
+    job = Job(work="distill", shared=Shared(student.init(0)), version=3, clients=(0,), seed=1)
     state = work.init(job, (0,), None)
     for batch in public_source(public, batch=8, steps=2).batches((0,), 1):
         state = work.step(state, batch)
@@ -145,13 +172,15 @@ def test_nonsense_is_refused(teacher: EncoderStates) -> None:
     model = TextCNN(40, width=4, classes=3)
     usual: dict[str, Any] = {"steps": 3, "lr": 0.1, "seed": 0}
     with pytest.raises(LichenError, match="nothing to learn"):
-        pre_distil(model, model.init(0), public, {}, **usual)
+        pre_distil(model, Shared(model.init(0)), public, {}, **usual)
     with pytest.raises(LichenError, match="come together"):
-        pre_distil(model, model.init(0), public, answers, layers=Layers({1: 1}), **usual)
+        pre_distil(model, Shared(model.init(0)), public, answers, layers=Layers({1: 1}), **usual)
     with pytest.raises(LichenError, match="cannot be seen"):
-        pre_distil(model, model.init(0), public, answers, layers=Layers({1: 1}), teacher=teacher, **usual)
+        pre_distil(model, Shared(model.init(0)), public, answers, layers=Layers({1: 1}), teacher=teacher, **usual)
     with pytest.raises(LichenError, match="diverged"):
-        pre_distil(model, {n: x * torch.inf for n, x in model.init(0).items()}, public, answers, **usual)
+        pre_distil(
+            model, Shared.of_flat({n: x * torch.inf for n, x in model.init(0).items()}), public, answers, **usual
+        )
     with pytest.raises(LichenError, match="is no answer"):
         Distill(Train(model), answers={"prob": torch.zeros(1)})
     with pytest.raises(LichenError, match="left behind"):

@@ -20,6 +20,7 @@ from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, TextShard, TrainSource
 from lichen.models.students.students import ImageMLP
 from lichen.server.knowledge.ensemble import as_answers
@@ -44,17 +45,19 @@ def train(*, personal: bool = True) -> Train:
 
 def client_tasks(**more: int) -> Any:
     wanted = {"digest_steps": 4, **more}
-    return private_client_tasks("a", train(), start=START, own=OWN, public=PUBLIC, clients=(0, 1), **wanted)
+    return private_client_tasks(
+        "a", train(), start=Shared.of_flat(START), own=OWN, public=PUBLIC, clients=(0, 1), **wanted
+    )
 
 
 def test_what_clients_can_make_themselves_need_not_come() -> None:
     batches = list(OWN.batches((0, 1), 1))
     came, own_came = fold(train(), job(START, (0, 1)), batches)
-    there, own_there = fold(LocalInit(train(), start=START), job({}, (0, 1)), batches)
+    there, own_there = fold(LocalInit(train(), start=Shared.of_flat(START)), job({}, (0, 1)), batches)
     assert trees.digest(own_came) == trees.digest(own_there)
     assert torch.equal(came.metrics["loss_sum"], there.metrics["loss_sum"])
     other = {name: x + 1 for name, x in START.items()}
-    _, told = fold(LocalInit(train(), start=START), job(other, (0, 1)), batches)
+    _, told = fold(LocalInit(train(), start=Shared.of_flat(START)), job(other, (0, 1)), batches)
     _, want = fold(train(), job(other, (0, 1)), batches)
     assert trees.digest(told) == trees.digest(want)  # what does come stands
 
@@ -79,7 +82,14 @@ def test_digested_answers_are_learnt() -> None:
     answers = as_answers(torch.eye(3, dtype=torch.float64)[torch.from_numpy(wanted)] * 0.9 + 0.1 / 3)
     made = client_tasks(digest_steps=60)
     learn = private_client_tasks(
-        "a", train(), start=START, own=OWN, public=PUBLIC, clients=(0, 1), digest_steps=60, revisit=False
+        "a",
+        train(),
+        start=Shared.of_flat(START),
+        own=OWN,
+        public=PUBLIC,
+        clients=(0, 1),
+        digest_steps=60,
+        revisit=False,
     )["learn/a"]
     _, own = fold(learn.work, job(answers, (0, 1)), learn.source.batches((0, 1), 3))
     predict = made["predict/a"]
@@ -107,7 +117,13 @@ def test_public_labels_are_hidden() -> None:
 def test_refuses_what_would_send_weights_or_do_nothing() -> None:
     with pytest.raises(LichenError, match="send no tensors"):
         private_client_tasks(
-            "a", train(personal=False), start=START, own=OWN, public=PUBLIC, clients=(0,), digest_steps=1
+            "a",
+            train(personal=False),
+            start=Shared.of_flat(START),
+            own=OWN,
+            public=PUBLIC,
+            clients=(0,),
+            digest_steps=1,
         )
     with pytest.raises(LichenError, match="0 steps"):
         client_tasks(digest_steps=0)

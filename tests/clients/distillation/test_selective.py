@@ -20,6 +20,7 @@ from lichen.clients.training.train import Train
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, concatenate_messages, pack_message
 from lichen.core.tree import stack
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, EvalSource, MixedSource, TrainSource
 from lichen.models.students.students import ImageMLP
 
@@ -49,7 +50,7 @@ def _world(clients: int, said_of_class: dict[int, int]) -> tuple[MixedSource, Ev
 
 
 def _run(work: Any, shared: dict[str, Tensor], clients: list[int], source: Any, own: Any = None) -> Any:
-    job = Job(work="train", shared=shared, version=0, clients=tuple(clients), seed=5)
+    job = Job(work="train", shared=Shared.of_flat(shared), version=0, clients=tuple(clients), seed=5)
     state = work.init(job, clients, own)
     for batch in source.batches(clients, job.seed):
         state = work.step(state, batch)
@@ -113,7 +114,7 @@ def test_a_good_own_model_takes_no_word_of_a_broken_teacher() -> None:
     assert not bool(own["trust/taken"].any())
     # Bit for bit what the labels alone teach.
     unanswered = [{**b, "answer_CB": torch.full_like(b["answer_CB"], -1)} for b in source.batches([0, 1, 2], 5)]
-    job = Job(work="train", shared=perfect, version=0, clients=(0, 1, 2), seed=5)
+    job = Job(work="train", shared=Shared.of_flat(perfect), version=0, clients=(0, 1, 2), seed=5)
     state = TRAIN.init(job, [0, 1, 2], None)
     for batch in unanswered:
         state = TRAIN.step(state, batch)
@@ -163,7 +164,7 @@ def test_nonsense_is_refused() -> None:
     with pytest.raises(LichenError, match=r"selective\.prior"):
         Selective(TRAIN, judge=judge, teacher_label_M=said, prior=0.0)
     bare = EvalSource((ArrayShard(*_rows(0, 3)[:1], labels=_rows(0, 3)[1]),), batch_size=2)
-    job = Job(work="train", shared=MODEL.init(0), version=0, clients=(0,), seed=0)
+    job = Job(work="train", shared=Shared(MODEL.init(0)), version=0, clients=(0,), seed=0)
     with pytest.raises(LichenError, match="name no answers"):
         Selective(TRAIN, judge=bare, teacher_label_M=said).init(job, (0,), None)
     unknown = {

@@ -30,6 +30,7 @@ from lichen.core.message import Job
 from lichen.core.seeds import numpy_generator
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, EvalSource, MixedSource, TextShard, TrainSource
 from lichen.data.batches.text import encode_classify, pad_id
 from lichen.data.sources.catalog import fetch_entry
@@ -183,7 +184,7 @@ def _federate(
         rounds=rounds,
         valid=None,
     )
-    state = average.init(start)
+    state = average.init(Shared.of_flat(start))
     for r in range(rounds):
         state, _ = average.round(state, engine, r)
     (message,) = drain(
@@ -230,10 +231,12 @@ def test_a_student_distilled_at_the_server_begins_where_others_end(lesson: Lesso
     school = lesson.school
     model = _students(school)
     public = replace(school.own_words(school.parts["public"][0]), labels=np.full(PUBLIC, -100))
-    tree, log = pre_distil(model, model.init(0), public, lesson.public, steps=80, lr=5e-3, seed=0, max_length=LENGTH)
+    tree, log = pre_distil(
+        model, Shared(model.init(0)), public, lesson.public, steps=80, lr=5e-3, seed=0, max_length=LENGTH
+    )
     assert log[-1]["loss"] < log[0]["loss"]
     test = [school.own_words(s) for s in school.parts["test"]]
-    right = [_accuracy(model, params, test) for params in (model.init(0), tree)]
+    right = [_accuracy(model, params, test) for params in (model.init(0), tree.trainable)]
     assert right[1] > right[0] + 0.05
 
 
@@ -254,7 +257,7 @@ def test_a_students_layers_follow_minilm(lesson: Lesson) -> None:
     public = school.parts["public"][0].between(0, 96)
     tree, log = pre_distil(
         model,
-        model.init(0),
+        Shared(model.init(0)),
         replace(public, labels=np.full(96, -100)),
         {name: x[:96] for name, x in lesson.public.items()},
         layers=Layers({0: 0, 2: 6}, relation={2: 6}, kinds=("query", "key", "value"), heads=12),
@@ -268,7 +271,7 @@ def test_a_students_layers_follow_minilm(lesson: Lesson) -> None:
         batch=8,
         lines=4,
     )
-    assert tree.keys() == model.init(0).keys()
+    assert tree.trainable.keys() == model.init(0).keys()
     assert log[-1]["loss"] < 0.92 * log[0]["loss"]
 
 
@@ -301,7 +304,7 @@ def test_minmax_raises_the_worst_client_on_real_features(lesson: Lesson, tmp_pat
     ends = {}
     for name, algorithm in {"mean": average, "minmax": AFL(average, rate=0.05)}.items():
         engine = LocalEngine(client_tasks, ClientStore(tmp_path / name))
-        state = algorithm.init(model.init(0))
+        state = algorithm.init(Shared(model.init(0)))
         for r in range(30):
             state, _ = algorithm.round(state, engine, r)
         messages = drain(engine, Job(work="test", shared=state.shared, version=30, clients=tuple(range(6)), seed=0))

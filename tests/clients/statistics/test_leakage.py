@@ -18,6 +18,7 @@ from lichen.core.store import ClientStore
 from lichen.data.synthetic.filters import Filter, flagged
 from lichen.data.synthetic.near_duplicates import NearDuplicates
 from lichen.server.mean import Mean
+from support.flat import closed
 from support.toy_cohorts import job
 
 ROWS = {
@@ -45,7 +46,7 @@ def sum_of(messages: list[Any]) -> tuple[bool, ...]:
     total = mean.zero()
     for message in messages:
         total = mean.add(total, message)
-    return flags(mean.close(total, {})[0])
+    return flags(closed(mean, total, {})[0])
 
 
 def test_the_server_learns_bits_and_drops_what_anybody_flagged(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_one_client_in_a_million_is_not_rounded_away() -> None:
     assert message.tensors["flagged"].shape == (50, 5)
     for _ in range(40):
         total = mean.add(total, message)
-    few = mean.close(total, {})[0]
+    few = closed(mean, total, {})[0]
     assert flags(few) == (False, True, False, False, False)
     # The smallest mean that a million clients can have.
     assert flags({"flagged": torch.tensor([1e-6, 0.0], dtype=torch.float64)}) == (True, False)

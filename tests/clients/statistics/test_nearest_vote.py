@@ -21,6 +21,7 @@ from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message, pack_message, size, take_client, unpack_message
 from lichen.core.store import ClientStore
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 
 SEEDS = st.integers(0, 2**20)
@@ -48,7 +49,7 @@ def voted(
     shards: Sequence[ArrayShard], shared: dict[str, Tensor], *, batch: int = 4, block: int = 8, **more: Any
 ) -> list[Message]:
     """One message a client, by client."""
-    job = Job(work="vote", shared=shared, version=0, clients=tuple(range(len(shards))), seed=5)
+    job = Job(work="vote", shared=Shared.of_flat(shared), version=0, clients=tuple(range(len(shards))), seed=5)
     client_task = ClientTask(
         work=NearestNeighborHistogram(features, **more), source=EvalSource(list(shards), batch_size=batch)
     )
@@ -195,7 +196,7 @@ def test_shares_of_noise_add_up_and_the_secret_is_the_nodes_own() -> None:
 def test_refuses_what_no_noise_could_account_for_or_nobody_could_count() -> None:
     shared = {"candidates": grid(4, 0).half()}
     shard = shards_of([3], 0)[0]
-    job = Job(work="vote", shared=shared, version=0, clients=(0,), seed=5)
+    job = Job(work="vote", shared=Shared.of_flat(shared), version=0, clients=(0,), seed=5)
     store = ClientStore(Path("nowhere"))
     endless = ClientTask(work=NearestNeighborHistogram(features), source=TrainSource([shard], batch_size=2, steps=3))
     with pytest.raises(LichenError, match="vote twice"):

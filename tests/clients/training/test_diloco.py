@@ -28,10 +28,12 @@ from lichen.core.rounds import load_state, run
 from lichen.core.seeds import derive, torch_generator
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.engines.local import LocalEngine
 from lichen.models.objectives import Classification
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
+from support.flat import closed
 from support.toy_cohorts import fold, job
 
 NESTEROV = ServerSGD(0.7, momentum=0.9, nesterov=True)
@@ -144,7 +146,7 @@ def federation(
     state = run(
         algorithm,
         engine,
-        lambda: Deep().init(0),
+        lambda: Shared(Deep().init(0)),
         rounds=rounds,
         seed=7,
         checkpoint=checkpoint,
@@ -187,8 +189,8 @@ def test_equals_the_textbook_loop(tmp_path: Path, fragments: Any) -> None:
     expected = textbook(6, fragments=fragments)
     for name, x in expected.items():
         # The exact mean is held in units of 2^-40.
-        torch.testing.assert_close(state.shared[name], x, rtol=0, atol=1e-10)
-    assert not torch.allclose(state.shared["h.0.w"], Deep().init(0)["h.0.w"], atol=1e-2)
+        torch.testing.assert_close(state.shared.trainable[name], x, rtol=0, atol=1e-10)
+    assert not torch.allclose(state.shared.trainable["h.0.w"], Deep().init(0)["h.0.w"], atol=1e-2)
 
 
 def test_one_step_with_plain_sgd_is_data_parallel_sgd(tmp_path: Path) -> None:
@@ -197,8 +199,8 @@ def test_one_step_with_plain_sgd_is_data_parallel_sgd(tmp_path: Path) -> None:
     state, _ = federation(tmp_path / "a", work, ServerSGD(1.0), rounds=12, source=Rows(1))
     pooled = Together(Rows(1), (0, 1, 2))
     parallel, _ = federation(tmp_path / "b", work, ServerSGD(1.0), rounds=12, source=pooled, clients=1)
-    for name, x in parallel.shared.items():
-        torch.testing.assert_close(state.shared[name], x, rtol=0, atol=1e-10)
+    for name, x in parallel.shared.trainable.items():
+        torch.testing.assert_close(state.shared.trainable[name], x, rtol=0, atol=1e-10)
 
 
 def test_the_optimizer_lives_on_between_rounds_though_parameters_are_shared() -> None:
@@ -241,7 +243,7 @@ def test_a_fragment_at_a_time_leaves_the_others_and_their_momentum_alone(tmp_pat
     after, more = federation(tmp_path, work, NESTEROV, rounds=6, checkpoint=tmp_path / "s")
     for name, fragment in place.items():
         same = fragment != 5 % 4
-        assert torch.equal(before.shared[name], after.shared[name]) == same
+        assert torch.equal(before.shared.trainable[name], after.shared.trainable[name]) == same
         assert torch.equal(before.optimizer[f"m/{name}"], after.optimizer[f"m/{name}"]) == same
     whole, _ = fold(Worker(Train(Deep(), optimizer=ADAMW)), job(before.shared, [0]), Rows().batches([0], 1))
     part, _ = fold(work, job(before.shared, [0], version=1), Rows().batches([0], 1))
@@ -279,7 +281,7 @@ def test_a_dropped_worker_goes_on_from_its_own_and_counts_for_nothing() -> None:
     assert torch.equal(message.metrics["failed"].bool(), lost)
     assert (message.metrics["tokens"] == 12).all()
     assert all(not x[lost].any() and x[~lost].any() for x in message.tensors.values())
-    change, _ = Mean("uniform").close(Mean("uniform").add(Mean("uniform").zero(), message), Deep().init(0))
+    change, _ = closed(Mean("uniform"), Mean("uniform").add(Mean("uniform").zero(), message), Deep().init(0))
     for name, x in change.items():
         torch.testing.assert_close(x, message.tensors[name][~lost].mean(0), rtol=0, atol=1e-11)
     shared = {n: x + 1 for n, x in Deep().init(0).items()}
@@ -307,9 +309,9 @@ def test_a_round_that_loses_all_answers_changes_nothing_but_its_number(tmp_path:
     for rounds in range(1, 7):
         state, reports = federation(tmp_path, work, NESTEROV, rounds=rounds, clients=2, checkpoint=tmp_path / "s")
         if reports[0].metrics.get("failed") == 2:
-            assert trees.digest(before) == trees.digest(state.shared)
+            assert trees.digest(before) == trees.digest(state.shared.trainable)
             told.append(rounds)
-        before = state.shared
+        before = state.shared.trainable
     assert told
     assert state.round == 6
 
@@ -328,7 +330,7 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path: Path, fragments: Any, dro
     (tmp_path / "b.s").write_bytes(saved)
     assert load_state(tmp_path / "b.s").round == 3
     resumed, _ = federation(tmp_path / "b", work, NESTEROV, rounds=5, block=3, checkpoint=tmp_path / "b.s")
-    assert trees.digest(whole.shared) == trees.digest(resumed.shared)
+    assert trees.digest(whole.shared.flat()) == trees.digest(resumed.shared.flat())
     own = [ClientStore(tmp_path / name).load([0, 1, 2], 5) for name in "ab"]
     assert trees.digest(own[0]) == trees.digest(own[1])
 

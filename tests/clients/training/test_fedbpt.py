@@ -24,6 +24,7 @@ from lichen.core.rounds import run
 from lichen.core.seeds import numpy_generator
 from lichen.core.store import ClientStore
 from lichen.core.tree import digest
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import EvalSource, TextShard, TrainSource
 from lichen.engines.local import LocalEngine
 from lichen.fm.endpoint import Endpoint
@@ -139,7 +140,7 @@ def test_a_federation_rolls_down_a_bowl(tmp_path: Path) -> None:
     state = run(
         algorithm,
         engine,
-        lambda: model.init(0),
+        lambda: Shared(model.init(0)),
         rounds=24,
         seed=1,
         observers=[lambda report: losses.append(report.metrics["valid"])],
@@ -148,7 +149,7 @@ def test_a_federation_rolls_down_a_bowl(tmp_path: Path) -> None:
         np.mean([(torch.logspace(0, 1, 12) * (b["x_CBF"][0, 0] - bottom()).square()).sum() for b in each_client()])
     )
     assert losses[-1] < 0.01 * losses[0] + 1.5 * lowest
-    assert float(state.shared["std"].max()) < 0.5
+    assert float(state.shared.trainable["std"].max()) < 0.5
 
 
 def each_client() -> list[dict[str, torch.Tensor]]:
@@ -162,7 +163,7 @@ def bottom() -> torch.Tensor:
 def test_alone_and_together_are_bit_equal(tmp_path: Path) -> None:
     model = Bowl()
     client_tasks = {"train": ClientTask(work=BlackBox(model), source=Bottoms())}
-    job = Job(work="train", shared=model.init(0), version=0, clients=(0, 1, 2), seed=5)
+    job = Job(work="train", shared=Shared(model.init(0)), version=0, clients=(0, 1, 2), seed=5)
     (together,) = serve(job, client_tasks, ClientStore(tmp_path / "a"), block_size=3)
     alone = list(serve(job, client_tasks, ClientStore(tmp_path / "b"), block_size=1))
     assert [pack_message(take_client(together, c)) for c in range(3)] == [pack_message(m) for m in alone]
@@ -179,7 +180,7 @@ def test_a_loss_that_is_no_number_weighs_nothing(tmp_path: Path) -> None:
             ), count_C
 
     client_tasks = {"train": ClientTask(work=BlackBox(Broken()), source=Bottoms())}
-    job = Job(work="train", shared=Bowl().init(0), version=0, clients=(0, 1), seed=5)
+    job = Job(work="train", shared=Shared(Bowl().init(0)), version=0, clients=(0, 1), seed=5)
     (message,) = serve(job, client_tasks, ClientStore(tmp_path))
     assert message.metrics["failed"].tolist() == [0.0, 1.0]
     assert message.weight_C.tolist() == [6.0, 0.0]
@@ -214,7 +215,7 @@ def test_a_message_and_a_job_of_500_numbers_fit_into_4096_bytes(tiny: tuple[Any,
     source = TrainSource(shards, batch_size=4, steps=2)
     job = Job(
         work="train lr=0.001",
-        shared=model.init(0),
+        shared=Shared(model.init(0)),
         version=10,
         clients=(0, 1, 2),
         seed=2**62,
@@ -240,7 +241,7 @@ def test_a_soft_prompt_is_found_killed_and_resumed(tiny: tuple[Any, Any], tmp_pa
         return run(
             algorithm,
             engine,
-            lambda: model.init(0),
+            lambda: Shared(model.init(0)),
             rounds=rounds,
             seed=4,
             checkpoint=tmp_path / folder / "state",
@@ -252,7 +253,7 @@ def test_a_soft_prompt_is_found_killed_and_resumed(tiny: tuple[Any, Any], tmp_pa
     assert whole.best_value < 0.95 * losses[0]
     parts: list[float] = []
     go(3, "b", parts)
-    assert digest(go(6, "b", parts).shared) == digest(whole.shared)
+    assert digest(go(6, "b", parts).shared.flat()) == digest(whole.shared.flat())
     assert parts == losses
 
 
@@ -277,7 +278,7 @@ def test_words_are_found_through_either_face(tiny: tuple[Any, Any], tmp_path: Pa
         state = run(
             algorithm,
             engine,
-            lambda: model.init(0),
+            lambda: Shared(model.init(0)),
             rounds=6,
             seed=4,
             observers=[lambda report: losses.append(report.metrics["valid"])],
@@ -286,7 +287,7 @@ def test_words_are_found_through_either_face(tiny: tuple[Any, Any], tmp_path: Pa
 
     local = LocalFM(*tiny, name="local")
     model, state, losses = search(local)
-    torch.testing.assert_close(state.shared["choice"].sum(1), torch.ones(2))
+    torch.testing.assert_close(state.shared.trainable["choice"].sum(1), torch.ones(2))
     every = []
     for a in range(5):
         for b in range(5):
@@ -299,4 +300,4 @@ def test_words_are_found_through_either_face(tiny: tuple[Any, Any], tmp_path: Pa
     if remote:
         with answering(*tiny, fail=0.1) as (url, _):
             _, same, _ = search(HttpFM(Endpoint(url=url, model="tiny", top=46, pause=0.001, cache=tmp_path / "kept")))
-        assert digest(same.shared) == digest(state.shared)
+        assert digest(same.shared.flat()) == digest(state.shared.flat())

@@ -22,7 +22,9 @@ from lichen.core.conventions.directions import UNIT, draw_direction
 from lichen.core.errors import LichenError
 from lichen.core.message import concatenate_messages, pack_message, size
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.kseed import KSeedOptimizer, SeedSums
+from support.flat import closed, updated
 from support.toy_cohorts import LoraLinear, Softmax, fold, job, rows
 
 START = {"w": torch.arange(70_001) / 2**17, "b": torch.arange(12).view(3, 4) / 7}
@@ -195,8 +197,8 @@ def test_rounds_of_it_learn_and_evaluation_sees_it() -> None:
     before = loss(shared)
     for t in range(15):
         message, _ = fold(work, job(shared, range(4), version=t, seed=t), [batch] * 8)
-        change, told = rule.close(rule.add(rule.zero(), message), shared)
-        shared, _ = server.update(change, server.init(shared), shared)
+        change, told = closed(rule, rule.add(rule.zero(), message), shared)
+        shared, _ = updated(server, change, server.init(Shared.of_flat(shared)), shared)
         assert told["clients"] == 4
     assert shared[SUMS].dtype == torch.int32
     assert loss(shared) < before - 0.1

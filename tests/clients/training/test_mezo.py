@@ -18,6 +18,7 @@ from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
+from support.flat import closed, updated
 from support.toy_cohorts import Bigram, LoraLinear, Softmax, fold, job, rows
 
 KINDS = ("signs", "bell")
@@ -141,8 +142,8 @@ def test_rounds_of_it_learn() -> None:
     for t in range(15):
         message, _ = fold(work, job(shared, range(4), version=t, seed=t), [batch] * 8)
         losses.append(float(message.metrics["loss_sum"].sum() / message.metrics["count"].sum()))
-        change, _ = mean.close(mean.add(mean.zero(), message), shared)
-        shared, _ = server.update(change, {}, shared)
+        change, _ = closed(mean, mean.add(mean.zero(), message), shared)
+        shared, _ = updated(server, change, {}, shared)
     assert losses[-1] < losses[0] - 0.1
 
 

@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional
 
 from lichen import fl
-from lichen.core.parameters import split_shared
 from lichen.fl.testing import check_gradient_step
 from support.toy_cohorts import LoraLinear, Softmax, fold, job, rows
 
@@ -130,7 +129,7 @@ def test_it_reaches_the_optimum_that_averaging_drifts_from() -> None:
     }
 
     def slope(shared: Any) -> float:
-        tree = {n: x[None].clone().requires_grad_() for n, x in split_shared(shared)[0].items()}
+        tree = {n: x[None].clone().requires_grad_() for n, x in fl.Shared.of_flat(shared).trainable.items()}
         loss = sum(model.loss(tree, {}, batch)[0].sum() for batch in data.values()) / 6
         loss = loss + 0.05 * sum(x.square().sum() for x in tree.values())
         return float(sum(g.square().sum() for g in torch.autograd.grad(loss, list(tree.values()))).sqrt())

@@ -14,11 +14,12 @@ from lichen.clients.training.train import Train, tokens_seen_C
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.message import concatenate_messages, pack_message, take_client, unpack_message
-from lichen.core.parameters import split_shared
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.accumulation import MicroBatches
 from lichen.server.lowrank.lowrank import FedEx
 from lichen.server.optimize import ServerSGD
+from support.flat import closed, updated
 from support.toy_cohorts import Bigram, LoraLinear, Softmax, fold, job, rows
 
 SGD = ClientOptimizer("sgd", lr=0.2, momentum=0.9)
@@ -276,14 +277,15 @@ def test_fedex_rounds_give_the_mean_of_what_the_clients_learnt() -> None:
         batches = [rows(10 * t + i, range(3), features=6, classes=4, active=[True, True, i == 0]) for i in range(3)]
         message, _ = fold(Train(model, optimizer=SGD), job(shared, range(3), version=t), batches)
         trained_C = {n: shared[n] + x for n, x in message.tensors.items()}
-        _, fixed = split_shared(shared)
+        fixed = Shared.of_flat(shared).fixed
         probe = rows(99, [7], features=6, classes=4)
         logits_CBK = model.logits(trained_C, fixed, {n: x.repeat(3, *[1] * (x.dim() - 1)) for n, x in probe.items()})
         share_C = (message.weight_C / message.weight_C.sum()).float()
         expected_BK = torch.einsum("c,cbk->bk", share_C, logits_CBK)
-        change, metrics = fedex.close(fedex.add(fedex.zero(), message), shared)
-        shared, _ = server.update(change, {}, shared)
-        trainable, fixed = split_shared(shared)
+        change, metrics = closed(fedex, fedex.add(fedex.zero(), message), shared)
+        shared, _ = updated(server, change, {}, shared)
+        parts = Shared.of_flat(shared)
+        trainable, fixed = parts.trainable, parts.fixed
         got_BK = model.logits(trees.broadcast(trainable, 1), fixed, probe)[0]
         torch.testing.assert_close(got_BK, expected_BK, rtol=1e-5, atol=1e-5)
         assert metrics["deviation"] > 1e-4

@@ -21,7 +21,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message, pack_message, take_client
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.engines.distributed import DistributedEngine
 from lichen.engines.ranks import Ranks
 from lichen.recipes.assemble.experiment import Experiment
@@ -65,7 +65,7 @@ def total_of(messages: Iterable[Message]) -> Any:
     return total
 
 
-def replay(start: Tree, history: History, clients: Iterable[int] | None = None) -> Tree:
+def replay(start: Shared, history: History, clients: Iterable[int] | None = None) -> Shared:
     shared, optimizer = start, ServerAdam().init(start)
     for round_ in history.rounds():
         some = None if clients is None else set(clients)
@@ -87,8 +87,9 @@ def trained(made: Experiment, folder: Path, history: History | None, **more: Any
 def test_replayed_rounds_have_their_bytes_and_nothing_is_private_to_them(tmp_path: Path) -> None:
     made, history = experiment(CLIENTS), History(tmp_path / "history")
     state = trained(made, tmp_path, history)
-    assert trees.digest(replay(made.start, history)) == trees.digest(state.shared)
-    assert trees.digest(trained(made, tmp_path / "plain", None).shared) == trees.digest(state.shared)
+    assert trees.digest(replay(made.start, history).flat()) == trees.digest(state.shared.flat())
+    plain = trained(made, tmp_path / "plain", None)
+    assert trees.digest(plain.shared.flat()) == trees.digest(state.shared.flat())
     assert history.rounds() == [0, 1, 2]
     got = [(job.version, int(message.client_C[0]), job.clients) for message, job in history.messages([3, 1], [2, 0])]
     assert got == [(0, 1, (1,)), (0, 3, (3,)), (2, 1, (1,)), (2, 3, (3,))]
@@ -106,7 +107,7 @@ def test_a_total_without_a_client_is_that_of_a_round_without_it(tmp_path: Path) 
     assert [pack_message(m) for m in some] == [pack_message(m) for m, _ in other.messages(rounds=[0])]
     first = Mean().close(total_of(some), made.start)
     second = Mean().close(total_of(m for m, _ in other.messages(rounds=[0])), made.start)
-    assert trees.digest(first[0]) == trees.digest(second[0])
+    assert trees.digest(first[0].flat()) == trees.digest(second[0].flat())
 
 
 def test_forgetting_leaves_no_byte_of_a_client(tmp_path: Path) -> None:
@@ -161,11 +162,11 @@ def test_stacked_messages_are_split_by_client(tmp_path: Path) -> None:
         texts=(("a",), (), ("b", "ä")),
     )
     history = History(tmp_path)
-    history.put(4, message, Job(work="w", shared={"w": torch.ones(2)}, version=4, clients=clients, seed=1))
+    history.put(4, message, Job(work="w", shared=Shared({"w": torch.ones(2)}), version=4, clients=clients, seed=1))
     assert (history.rounds(), history.clients(4)) == ([4], list(clients))
     for position, (one, job) in enumerate(history.messages()):
         assert pack_message(one) == pack_message(take_client(message, position))
-        assert job == Job(work="w", shared={}, version=4, clients=clients[position : position + 1], seed=1)
+        assert job == Job(work="w", shared=Shared(), version=4, clients=clients[position : position + 1], seed=1)
     file = tmp_path / "4" / "0" / "5.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(LichenError, match="damaged"):

@@ -23,6 +23,7 @@ from lichen.core.message import Job, Message, take_client
 from lichen.core.replies import Reply
 from lichen.core.store import ClientStore
 from lichen.core.tree import digest
+from lichen.core.wire.shared import Shared
 from lichen.engines.around import AroundEngine
 from lichen.engines.local import LocalEngine
 from lichen.engines.spawned import SpawnedEngine
@@ -138,7 +139,7 @@ def test_no_aggregator_is_moved_by_a_lie(rule: str) -> None:
         works={"any": Declared(message)}, limits=lambda task, client: replace(limits("", 0), weight=9)
     )
     ones = [take_client(message, c) for c in range(4)]
-    job = Job(work="any", shared={}, version=3, clients=CLIENTS, seed=0)
+    job = Job(work="any", shared=Shared(), version=3, clients=CLIENTS, seed=0)
 
     def total(lie: Any) -> Collected:
         replies = [((c,), one) for c in CLIENTS for one in (lie(ones[c]) if c == 1 else [ones[c]])]

@@ -17,6 +17,7 @@ from lichen.clients.training.train import Train
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.tree import block_of
+from lichen.core.wire.shared import Shared
 from lichen.models.adapters.layerwise import layerwise_schedule
 from lichen.models.adapters.lora import Lora
 from lichen.models.cohort import CausalCohort
@@ -76,7 +77,7 @@ def _batch() -> dict[str, torch.Tensor]:
 
 def _fold(work: Train, shared: dict[str, torch.Tensor], version: int) -> tuple[int, set[str]]:
     """Bytes a step makes at most, and which tensors changed."""
-    job = Job(work="train", shared=shared, version=version, clients=(0,), seed=0, base=work.model.base)
+    job = Job(work="train", shared=Shared.of_flat(shared), version=version, clients=(0,), seed=0, base=work.model.base)
     with LiveBytes() as live:
         message, _ = work.final(work.step(work.init(job, (0,), None), _batch()))
     return live.peak, {name for name, x in message.tensors.items() if bool(x.any())}

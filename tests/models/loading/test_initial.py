@@ -20,6 +20,7 @@ from lichen.clients.training.train import Train
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, EvalSource, TextShard, TrainSource
 from lichen.data.batches.text import encode_classify, pad_id
 from lichen.data.sources.catalog import fetch_entry
@@ -34,6 +35,7 @@ from lichen.models.loading.load import base_digest, load_causal, load_classifier
 from lichen.models.students.students import ImageMLP, TextCNN
 from lichen.server.lda import Lda
 from lichen.server.ridge import Ridge
+from support.flat import closed
 from support.tiny_llama import save_model
 
 MLP = ImageMLP(6, hidden=(12,), classes=3)
@@ -134,16 +136,19 @@ def batches(rows: Any, size: int = 16, pad: int = 0) -> list[Any]:
 
 def solved(model: Any, shared: Any, rows: Any, *, rule: Any = None, bias: bool = True, pad: int = 0) -> Any:
     """A head in closed form from statistics of its input over all clients, as a server makes it."""
-    width = shared[f"{head_of(model, shared)}.weight"].shape[1]
-    work = Statistics(head_features(model, shared), classes=model.classes, width=width, bias=bias, bits=16)
+    shared = Shared.of_flat(shared)
+    width = shared.trainable[f"{head_of(model, Shared.of_flat(shared))}.weight"].shape[1]
+    work = Statistics(
+        head_features(model, Shared.of_flat(shared)), classes=model.classes, width=width, bias=bias, bits=16
+    )
     rule = rule or Ridge(1.0, bits=16, bias=bias)
     total = rule.zero()
     for c in range(len(rows)):
-        state = work.init(Job(work="s", shared={}, version=0, clients=(c,), seed=0), (c,), None)
+        state = work.init(Job(work="s", shared=Shared(), version=0, clients=(c,), seed=0), (c,), None)
         for batch in EvalSource(rows, batch_size=16, pad=pad).batches((c,), 0):
             state = work.step(state, batch)
         total = rule.add(total, work.final(state)[0])
-    return rule.close(total, {})[0]
+    return closed(rule, total, {})[0]
 
 
 def loss_of(model: Any, shared: Any, rows: Any, pad: int = 0) -> float:
@@ -172,39 +177,45 @@ def test_ridge_and_lda_are_those_of_all_rows_together() -> None:
     x = torch.from_numpy(np.concatenate([r.x for r in rows]))
     y = np.concatenate([r.labels for r in rows])
     hidden = torch.relu(x @ shared["layer0.weight"].T + shared["layer0.bias"]).double().numpy()
-    assert head_of(MLP, shared) == "layer1"
-    got = torch.cat([head_features(MLP, shared)(b)[0][: int((b["index_CB"] >= 0).sum())] for b in batches(rows)])
+    assert head_of(MLP, Shared.of_flat(shared)) == "layer1"
+    got = torch.cat(
+        [head_features(MLP, Shared.of_flat(shared))(b)[0][: int((b["index_CB"] >= 0).sum())] for b in batches(rows)]
+    )
     assert torch.equal(got.double(), torch.from_numpy(hidden))
-    ridge = head_start(MLP, shared, solved(MLP, shared, rows, rule=Ridge(0.5, bits=16)))
+    ridge = head_start(MLP, Shared.of_flat(shared), solved(MLP, shared, rows, rule=Ridge(0.5, bits=16)))
     with_one = np.concatenate([hidden, np.ones((len(y), 1))], 1)
     oracle = Oracle(alpha=0.5, fit_intercept=False).fit(with_one, np.eye(3)[y])
-    np.testing.assert_allclose(ridge["layer1.weight"], oracle.coef_[:, :-1], atol=2e-4)
-    np.testing.assert_allclose(ridge["layer1.bias"], oracle.coef_[:, -1], atol=2e-4)
-    assert torch.equal(ridge["layer0.weight"], shared["layer0.weight"])
-    lda = head_start(MLP, shared, solved(MLP, shared, rows, rule=Lda(0.0, bits=16)))
+    np.testing.assert_allclose(ridge.trainable["layer1.weight"], oracle.coef_[:, :-1], atol=2e-4)
+    np.testing.assert_allclose(ridge.trainable["layer1.bias"], oracle.coef_[:, -1], atol=2e-4)
+    assert torch.equal(ridge.trainable["layer0.weight"], shared["layer0.weight"])
+    lda = head_start(MLP, Shared.of_flat(shared), solved(MLP, shared, rows, rule=Lda(0.0, bits=16)))
     known = LinearDiscriminantAnalysis(solver="lsqr").fit(hidden, y)
-    logits = torch.from_numpy(hidden) @ lda["layer1.weight"].double().T + lda["layer1.bias"].double()
+    logits = (
+        torch.from_numpy(hidden) @ lda.trainable["layer1.weight"].double().T + lda.trainable["layer1.bias"].double()
+    )
     np.testing.assert_allclose(logits.softmax(-1), known.predict_proba(hidden), atol=0.02)
 
 
 def test_the_scale_makes_the_loss_least() -> None:
     rows, shared = blobs(), MLP.init(0)
     sums = solved(MLP, shared, rows)
-    plain = head_start(MLP, shared, sums)
-    scaled = head_start(MLP, shared, sums, scale_on=batches(rows))
-    factor = float(scaled["layer1.bias"][0] / plain["layer1.bias"][0])
+    plain = head_start(MLP, Shared.of_flat(shared), sums)
+    scaled = head_start(MLP, Shared.of_flat(shared), sums, scale_on=batches(rows))
+    factor = float(scaled.trainable["layer1.bias"][0] / plain.trainable["layer1.bias"][0])
     least = loss_of(MLP, scaled, rows)
     assert factor > 1.5
     assert least < loss_of(MLP, plain, rows) < loss_of(MLP, shared, rows)
     for off in (0.97, 1.03):
-        moved = {n: x * off if n.startswith("layer1") else x for n, x in scaled.items()}
+        moved = {n: x * off if n.startswith("layer1") else x for n, x in scaled.trainable.items()}
         assert loss_of(MLP, moved, rows) > least
-    chosen = head_start(MLP, shared, sums, scale_on=batches(rows), scales=(1, 2, 3, 4, 8, 16))
+    chosen = head_start(MLP, Shared.of_flat(shared), sums, scale_on=batches(rows), scales=(1, 2, 3, 4, 8, 16))
     grid = {
-        s: loss_of(MLP, {n: x * s if n.startswith("layer1") else x for n, x in plain.items()}, rows)
+        s: loss_of(MLP, {n: x * s if n.startswith("layer1") else x for n, x in plain.trainable.items()}, rows)
         for s in (1, 2, 3, 4, 8, 16)
     }
-    torch.testing.assert_close(chosen["layer1.bias"], plain["layer1.bias"] * min(grid, key=grid.__getitem__))
+    torch.testing.assert_close(
+        chosen.trainable["layer1.bias"], plain.trainable["layer1.bias"] * min(grid, key=grid.__getitem__)
+    )
     logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     assert best_scale(logits, logits.argmax(-1)) == pytest.approx(64, rel=1e-6)
     assert best_scale(logits, logits.argmin(-1)) == pytest.approx(1 / 64, rel=1e-6)
@@ -232,14 +243,14 @@ def test_features_are_what_the_models_own_head_reads(kind: str, bert: Path, tmp_
     ]
     shared = model.init(0)
     (batch,) = EvalSource(rows, batch_size=4).batches((0, 1), 0)
-    x_CBd = head_features(model, shared)(batch)
+    x_CBd = head_features(model, Shared.of_flat(shared))(batch)
     logits_CBK = model.logits(trees.broadcast(shared, 2), {}, batch).detach()
     again_CBK = x_CBd @ shared[f"{head}.weight"].T
     again_CBK = again_CBK + shared[f"{head}.bias"] if f"{head}.bias" in shared else again_CBK
     torch.testing.assert_close(again_CBK, logits_CBK, rtol=1e-4, atol=1e-5)
     biased = f"{head}.bias" in shared
     own = solved(model, shared, rows, rule=Ridge(1e-2, bits=16, bias=biased), bias=biased)
-    start = head_start(model, shared, own, scale_on=batches(rows))
+    start = head_start(model, Shared.of_flat(shared), own, scale_on=batches(rows))
     assert loss_of(model, start, rows) < loss_of(model, shared, rows)
 
 
@@ -247,20 +258,20 @@ def test_what_does_not_fit_is_refused(bert: Path) -> None:
     shared = MLP.init(0)
     sums = solved(MLP, shared, blobs())
     with pytest.raises(LichenError, match="does not fit the head"):
-        head_start(MLP, shared, sums, head="layer0")
+        head_start(MLP, Shared.of_flat(shared), sums, head="layer0")
     with pytest.raises(LichenError, match="does not fit the head"):
-        head_start(MLP, shared, {"head.weight": sums["head.weight"]})
+        head_start(MLP, Shared.of_flat(shared), {"head.weight": sums["head.weight"]})
     square = ImageMLP(6, hidden=(3,), classes=3)
     with pytest.raises(LichenError, match="could be any of"):
-        head_of(square, square.init(0))
+        head_of(square, Shared(square.init(0)))
     frozen = ClassifierCohort(
         load_classifier(bert, classes=3, seed=0)[0], adapter=Lora(targets=("query",), rank=2), name="m"
     )
     with pytest.raises(LichenError, match="not among the trained"):
-        head_features(frozen, frozen.init(0))
+        head_features(frozen, Shared(frozen.init(0)))
     bare = [replace(rows, labels=np.full(rows.size, -100)) for rows in blobs()]
     with pytest.raises(LichenError, match="no labelled row"):
-        head_start(MLP, shared, sums, scale_on=batches(bare))
+        head_start(MLP, Shared.of_flat(shared), sums, scale_on=batches(bare))
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +298,7 @@ def test_two_pretrained_layers_learn_sooner_than_two_random_ones(reviews: Any) -
         base, _ = load_classifier(source, classes=2, seed=0, layers=2, random=random)
         model = FullClassifier(base, name="minilm-2", exclude=("embeddings",))
         work = Train(model, optimizer=ClientOptimizer("adamw", lr=3e-4))
-        state = work.init(Job(work="t", shared=model.init(0), version=0, clients=(0,), seed=0), (0,), None)
+        state = work.init(Job(work="t", shared=Shared(model.init(0)), version=0, clients=(0,), seed=0), (0,), None)
         for batch in TrainSource([learn.between(0, 160)], batch_size=8, steps=30, pad=pad).batches((0,), 0):
             state = work.step(state, batch)
         loss[name] = loss_of(model, {n: x[0] for n, x in state.params_C.items()}, [judge], pad)
@@ -301,7 +312,7 @@ def test_a_ridge_head_beats_a_random_one_before_the_first_round(reviews: Any) ->
     model = ClassifierCohort(base, adapter=adapter, name="minilm", prove=False)
     start = model.init(0)
     sums = solved(model, start, [learn.between(0, 300)], pad=pad)
-    ridge = head_start(model, start, sums, scale_on=batches([learn.between(300, 380)], pad=pad))
+    ridge = head_start(model, Shared.of_flat(start), sums, scale_on=batches([learn.between(300, 380)], pad=pad))
     loss = {name: loss_of(model, tree, [judge], pad) for name, tree in (("random", start), ("ridge", ridge))}
     assert loss["ridge"] < loss["random"] - 0.1, loss
 
@@ -309,6 +320,6 @@ def test_a_ridge_head_beats_a_random_one_before_the_first_round(reviews: Any) ->
 def test_a_class_that_nobody_has_can_still_be_found() -> None:
     rows, shared = blobs(), MLP.init(0)
     two = [replace(r, labels=np.where(r.labels == 2, 1, r.labels)) for r in rows]
-    start = head_start(MLP, shared, solved(MLP, shared, two, rule=Lda(0.1, bits=16)))
-    bias_K = start["layer1.bias"]
+    start = head_start(MLP, Shared.of_flat(shared), solved(MLP, shared, two, rule=Lda(0.1, bits=16)))
+    bias_K = start.trainable["layer1.bias"]
     assert float(bias_K[2]) == pytest.approx(float(bias_K[:2].min()) - 3, abs=1e-5)

@@ -19,6 +19,7 @@ from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.tree import nbytes
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, TextShard, TrainSource
 from lichen.models.students.family import family, largest_fitting, need
 from lichen.models.students.student import Student
@@ -82,7 +83,7 @@ def test_the_total_is_what_training_holds_at_its_peak(name: str, optimizer: str)
     start, batch = model.init(0), first(source)
     tracker = MemTracker()
     with tracker:
-        state = work.init(Job(work="t", shared=start, version=0, clients=(0,), seed=0), (0,), None)
+        state = work.init(Job(work="t", shared=Shared.of_flat(start), version=0, clients=(0,), seed=0), (0,), None)
         for _ in range(3):
             state = work.step(state, batch)
     peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]

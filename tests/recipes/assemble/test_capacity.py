@@ -18,6 +18,7 @@ from rich.console import Console
 
 from lichen.core.contracts import ClientTask
 from lichen.core.errors import LichenError
+from lichen.core.wire.shared import Shared
 from lichen.models.adapters.quantized import resident_bytes
 from lichen.present.planned import plan_table
 from lichen.recipes.assemble import capacity
@@ -104,12 +105,12 @@ def test_the_chord_is_above_what_a_step_holds(tiny: tuple[Experiment, ClientTask
     """Every rung, measured by itself: never above what was told, and not far below it."""
     experiment, client_task, needs = tiny
     model: Any = experiment.model
-    start = {n: x + 1e-3 if n.endswith("lora_B") else x for n, x in experiment.start.items()}
+    start = {n: x + 1e-3 if n.endswith("lora_B") else x for n, x in experiment.start.trainable.items()}
     client, batch = capacity._largest(client_task, len(experiment.clients.train))
     base = resident_bytes(model.wrapped.model)
     for step, told in needs.tiers():
         cut = Capacity((step.rank,), last_N=(step.last,), scaling=1.0)
-        shared = cut.extract(start, cut.key(0))
+        shared = cut.extract(Shared.of_flat(start), cut.key(0))
         held = base + capacity._step_bytes(client_task, shared, client, batch, experiment.model.base)
         assert 0.97 * told <= held <= told, step
     assert needs.least < needs.narrow < needs.whole

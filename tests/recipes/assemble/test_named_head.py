@@ -77,7 +77,7 @@ def test_the_base_and_the_merged_model_agree_on_every_text_before_training(
     loaded = open_recipe(recipe, say=said.append)
     assert loaded.classes == NAMES  # all of them, so that the base answers as it did
     assert any("is kept, with its classes: Mortgage, Debt collection" in line for line in said)
-    merged = merge(loaded.foundation, loaded.experiment.start, spec=spec_of(recipe, loaded.foundation))
+    merged = merge(loaded.foundation, loaded.experiment.start.trainable, spec=spec_of(recipe, loaded.foundation))
     merged.config.id2label = dict(enumerate(loaded.classes))
     bare = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base").eval()
     answers = _answers(bare, loaded.tokenizer)

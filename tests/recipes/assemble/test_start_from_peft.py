@@ -71,7 +71,7 @@ def logits(call: Callable[..., Any]) -> torch.Tensor:
 def begins(it: LoadedExperiment) -> torch.Tensor:
     """The run's logits before its first round."""
     wrapped: Wrapped = it.experiment.model.wrapped  # type: ignore[attr-defined]
-    start = {name: x[None] for name, x in it.experiment.start.items()}
+    start = {name: x[None] for name, x in it.experiment.start.trainable.items()}
     return logits(lambda **rows: wrapped.call(start, {}, **rows))
 
 

@@ -109,12 +109,17 @@ def test_weights_by_rows_are_the_mean_of_mcmahan(tmp_path: Path) -> None:
         deltas[int(message.client_C)] = message.tensors
     rows = [shard.size for shard in made.clients.train]
     assert len(set(rows)) == 4
-    for name, start in made.start.items():
+    for name, start in made.start.trainable.items():
         mean = sum(n * deltas[c][name][0].double() for c, n in enumerate(rows)) / sum(rows)
-        torch.testing.assert_close(changed["rows"][name].double(), start.double() + mean, rtol=0, atol=1e-6)
+        torch.testing.assert_close(changed["rows"].trainable[name].double(), start.double() + mean, rtol=0, atol=1e-6)
         # In fixed steps everybody has seen equally many rows, and "examples" is no more than "uniform".
-        torch.testing.assert_close(changed["examples"][name], changed["uniform"][name], rtol=0, atol=1e-6)
-    assert any((changed["rows"][n] - changed["examples"][n]).abs().max() > 1e-4 for n in made.start)
+        torch.testing.assert_close(
+            changed["examples"].trainable[name], changed["uniform"].trainable[name], rtol=0, atol=1e-6
+        )
+    assert any(
+        (changed["rows"].trainable[n] - changed["examples"].trainable[n]).abs().max() > 1e-4
+        for n in made.start.trainable
+    )
 
 
 def test_all_training_stations_know_the_weights() -> None:

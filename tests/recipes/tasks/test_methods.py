@@ -93,7 +93,7 @@ def test_a_method_runs_learns_something_and_is_scored(runs: Any, name: str) -> N
     state = load_state(next((result.folder / "state" / "federated").glob("*/server.safetensors")))
     assert state.round == 2
     assert math.isfinite(state.best_value)
-    moved = [x for n, x in state.optimizer.items() if n.startswith("m/")] or list(state.shared.values())
+    moved = [x for n, x in state.optimizer.items() if n.startswith("m/")] or list(state.shared.trainable.values())
     assert all(x.isfinite().all() for x in moved)
     assert result.summary["bytes_up"] > 0 < result.summary["bytes_down"]
 

@@ -15,4 +15,4 @@ def test_rates_that_look_alike_have_checkpoints_of_their_own(tmp_path: Path) -> 
     names = ["lr=0.1", "lr=0.1000001"]
     assert [event.grid for event in read_trace(folder)] == names
     states = [load_state(folder / "state" / "federated" / name / "server.safetensors") for name in names]
-    assert any(bool((states[0].shared[name] != x).any()) for name, x in states[1].shared.items())
+    assert any(bool((states[0].shared.trainable[name] != x).any()) for name, x in states[1].shared.trainable.items())

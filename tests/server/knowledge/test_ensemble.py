@@ -16,6 +16,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.models.losses import soft_loss
 from lichen.server.knowledge.ensemble import Ensemble, as_answers
+from support.flat import closed
 
 N, K = 7, 4
 some = settings(max_examples=25, deadline=None)
@@ -116,7 +117,7 @@ def test_top_answers_spread_what_they_leave_and_skip_the_unknown() -> None:
 def test_closes_into_what_students_learn_from(seed: int, keep: int) -> None:
     member = Ensemble(classes=K, keep=keep)
     total = member.add(member.zero(), message(seed))
-    change, metrics = member.close(total, {})
+    change, metrics = closed(member, total, {})
     prob_Nk, index_Nk = change["answers.prob"], change["answers.index"]
     assert (prob_Nk.shape, prob_Nk.dtype, index_Nk.dtype) == ((N, keep), torch.float16, torch.int8)
     p_NK = member.probabilities(total)
@@ -153,7 +154,7 @@ def test_refuses_nonsense(more: dict[str, Any], fault: str) -> None:
 def test_refuses_messages_that_are_no_answers_to_the_same_rows() -> None:
     member = Ensemble(classes=K)
     with pytest.raises(LichenError, match="no client answered"):
-        member.close(member.zero(), {})
+        closed(member, member.zero(), {})
     with pytest.raises(LichenError, match="class counts"):
         said(Ensemble(classes=K, weigh="classes"), message(0))
     with pytest.raises(LichenError, match="shape"):

@@ -11,6 +11,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.server.knowledge.votes import Votes, concentration, most_voted, resample, vote_probabilities
+from support.flat import closed as closed_flat
 
 
 def histogram(votes_CM: Tensor, *, bits: int = 0) -> Message:
@@ -28,7 +29,7 @@ def closed(member: Votes, *messages: Message) -> Tensor:
     total = member.zero()
     for message in messages:
         total = member.add(total, message)
-    return member.close(total, {})[0]["votes"]
+    return closed_flat(member, total, {})[0]["votes"]
 
 
 @given(seed=st.integers(0, 2**20), clients=st.integers(1, 9), bits=st.sampled_from([0, 10]))
@@ -51,7 +52,7 @@ def test_noise_comes_once_whatever_the_number_of_clients() -> None:
 def test_nobody_voting_is_noisy_too_but_no_sum() -> None:
     assert float(Votes(5.0, seed=1).noisy(torch.zeros(900)).std()) == pytest.approx(5.0, rel=0.1)
     with pytest.raises(LichenError, match="no client"):
-        Votes().close(Votes().zero(), {})
+        closed_flat(Votes(), Votes().zero(), {})
 
 
 @given(seed=st.integers(0, 2**20), threshold=st.sampled_from([0.0, 2.0, 99.0]))

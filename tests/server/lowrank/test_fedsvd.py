@@ -16,6 +16,7 @@ from lichen.server.lowrank.lowrank import FedIT
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from support.dense_adapters import EQUAL, LAYERS, UNEQUAL, answers, close, error, held, mean_product, start
+from support.flat import updated
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
@@ -25,9 +26,9 @@ def test_the_product_stays_and_the_rows_of_a_are_orthonormal(dtype: torch.dtype,
     for t in range(3):
         messages = answers(shared, EQUAL, seed=t, halves="B")
         plain, said = close(Mean(), messages, shared)
-        averaged, _ = ServerSGD().update(plain, {}, shared)
+        averaged, _ = updated(ServerSGD(), plain, {}, shared)
         change, metrics = close(FedSVD(), messages, shared)
-        new, _ = ServerSGD().update(change, {}, shared)
+        new, _ = updated(ServerSGD(), change, {}, shared)
         assert metrics == said
         for layer, (_, _, r) in LAYERS.items():
             assert error(held(new, layer), held(averaged, layer)) < tolerance
@@ -44,7 +45,7 @@ def test_unequal_ranks_and_layers_with_a_mean_that_takes_them() -> None:
     shared = start(torch.float64)
     messages = answers(shared, UNEQUAL, halves="B")
     member = FedSVD(FedIT())
-    new, _ = ServerSGD().update(close(member, messages, shared)[0], {}, shared)
+    new, _ = updated(ServerSGD(), close(member, messages, shared)[0], {}, shared)
     for layer in LAYERS:
         assert error(held(new, layer), mean_product(shared, messages, layer)) < 1e-9
 
@@ -52,7 +53,7 @@ def test_unequal_ranks_and_layers_with_a_mean_that_takes_them() -> None:
 def test_a_rank_beyond_the_layer_leaves_rows_that_add_nothing_and_can_learn() -> None:
     shared = start(torch.float64, layers={"thin": (3, 40, 5)})
     messages = answers(shared, [client._replace(rank=5) for client in EQUAL], halves="B")
-    new, _ = ServerSGD().update(close(FedSVD(), messages, shared)[0], {}, shared)
+    new, _ = updated(ServerSGD(), close(FedSVD(), messages, shared)[0], {}, shared)
     assert error(held(new, "thin"), mean_product(shared, messages, "thin")) < 1e-10
     assert not new["thin.lora_B"][:, 3:].any()
     assert (new["thin.lora_A"][3:].norm(dim=1) > 0.2).all()

@@ -32,6 +32,7 @@ from support.dense_adapters import (
     senders,
     start,
 )
+from support.flat import closed, updated
 
 
 def padded_mean(shared: Tree, messages: Sequence[Message], layer: str, half: Any) -> Any:
@@ -74,7 +75,7 @@ def test_fedex_is_exact_for_unequal_ranks_and_layers(clients: int, dtype: torch.
         messages = answers(shared, clients, seed=t)
         before = {layer: patch(shared, layer) for layer in LAYERS}
         change, _ = close(FedEx(scaling), messages, shared)
-        new, _ = ServerSGD().update(change, {}, shared)
+        new, _ = updated(ServerSGD(), change, {}, shared)
         for layer in LAYERS:
             ideal = before[layer] + scaling * mean_product(shared, messages, layer)
             assert error(held(new, layer, scaling), ideal) < tolerance
@@ -88,7 +89,7 @@ def test_a_name_that_nobody_sent_stays_as_it_is(aggregator: Any, halves: Any) ->
     messages = answers(shared, EQUAL, halves=halves)
     change, metrics = close(aggregator, messages, shared)
     assert change.keys() == messages[0].tensors.keys()
-    new, _ = ServerSGD().update(change, {}, shared)
+    new, _ = updated(ServerSGD(), change, {}, shared)
     for name, x in shared.items():
         assert torch.equal(new[name], x) == (name not in change)
     assert metrics.get("deviation", 0.0) < 1e-7
@@ -99,7 +100,7 @@ def test_one_half_of_unequal_ranks_is_averaged_without_loss(halves: Any) -> None
     shared = start(torch.float64)
     messages = answers(shared, UNEQUAL, halves=halves)
     change, metrics = close(FedIT(), messages, shared)
-    new, _ = ServerSGD().update(change, {}, shared)
+    new, _ = updated(ServerSGD(), change, {}, shared)
     for layer in LAYERS:
         product = new[f"{layer}.lora_B"] @ new[f"{layer}.lora_A"]
         assert error(product, mean_product(shared, messages, layer)) < 1e-10
@@ -120,7 +121,7 @@ def test_equal_clients_in_several_groups_give_the_bytes_of_one() -> None:
     one = fold(FedIT(), messages)
     several = fold(FedIT(), [replace(m, group=f"g{k}") for k, m in enumerate(messages)])
     assert len(several.sums.sums) == 3
-    assert digest(FedIT().close(one, shared)[0]) == digest(FedIT().close(several, shared)[0])
+    assert digest(closed(FedIT(), one, shared)[0]) == digest(closed(FedIT(), several, shared)[0])
     assert groups.weight_of(several.sums, "low.lora_A") == groups.weight_of(one.sums, "low.lora_A")
 
 
@@ -165,4 +166,4 @@ def test_the_parts_of_a_sum_share_one_room() -> None:
         FedIT().add(first, near[1])
     with pytest.raises(LichenError, match="64-bit range"):
         FedIT().merge(first, fold(FedIT(), near[1:]))
-    assert FedIT().close(first, shared)[1]["clients"] == 1
+    assert closed(FedIT(), first, shared)[1]["clients"] == 1

@@ -17,6 +17,7 @@ from lichen.core.tree import Tree, digest, nbytes
 from lichen.server.lowrank.lowrank import FedEx, FedIT, products
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
+from support.flat import closed, updated
 
 LAYERS = {"low": (9, 40, 2), "tall": (37, 8, 3), "large": (60, 90, 2)}
 
@@ -76,8 +77,8 @@ def test_fedex_is_exact_round_after_round(dtype: torch.dtype, tolerance: float, 
         sent = answers(shared, weights, t)
         for layer, (m, n, _) in LAYERS.items():
             ideal[layer] = patch(shared, layer, m, n) + scaling * mean_products(shared, sent, weights, layer)
-        change, metrics = fedex.close(fedex.add(fedex.zero(), sent), shared)
-        shared, _ = server.update(change, {}, shared)
+        change, metrics = closed(fedex, fedex.add(fedex.zero(), sent), shared)
+        shared, _ = updated(server, change, {}, shared)
         for layer, (m, n, _) in LAYERS.items():
             BA = shared[f"{layer}.lora_B"].double() @ shared[f"{layer}.lora_A"].double()
             got = patch(shared, layer, m, n) + scaling * BA
@@ -94,14 +95,14 @@ def test_deviation_equals_dense_algebra(weights: Any) -> None:
     shared = {n: x + 0.1 if n.endswith("lora_B") else x for n, x in shared.items()}
     sent = answers(shared, weights, 3)
     fedit, fedex = FedIT(), FedEx(2.0)
-    change, metrics = fedit.close(fedit.add(fedit.zero(), sent), shared)
+    change, metrics = closed(fedit, fedit.add(fedit.zero(), sent), shared)
     lost = kept = 0.0
     for layer in LAYERS:
         whole = mean_products(shared, sent, weights, layer)
         A, B = (shared[f"{layer}.lora_{x}"] + change[f"{layer}.lora_{x}"] for x in "AB")
         lost, kept = lost + float((whole - B @ A).square().sum()), kept + float(whole.square().sum())
     assert metrics["deviation"] == pytest.approx((lost / kept) ** 0.5, rel=1e-10)
-    _, mended = fedex.close(fedex.add(fedex.zero(), sent), shared)
+    _, mended = closed(fedex, fedex.add(fedex.zero(), sent), shared)
     assert mended["deviation"] == pytest.approx(metrics["deviation"], rel=1e-10)
 
 
@@ -109,10 +110,10 @@ def test_fedit_changes_exactly_what_mean_does() -> None:
     shared, weights = start(torch.float32), [2.0, 0.0, 3.0]
     sent = answers(shared, weights, 1)
     mean, fedit, fedex = Mean(), FedIT(), FedEx(1.0)
-    plain, _ = mean.close(mean.add(mean.zero(), sent), shared)
-    change, _ = fedit.close(fedit.add(fedit.zero(), sent), shared)
+    plain, _ = closed(mean, mean.add(mean.zero(), sent), shared)
+    change, _ = closed(fedit, fedit.add(fedit.zero(), sent), shared)
     assert digest(change) == digest(plain)
-    mended, _ = fedex.close(fedex.add(fedex.zero(), sent), shared)
+    mended, _ = closed(fedex, fedex.add(fedex.zero(), sent), shared)
     assert digest({n: x for n, x in mended.items() if not n.startswith("patch.")}) == digest(plain)
 
 
@@ -124,7 +125,7 @@ def test_the_factors_are_as_few_as_the_residual_needs() -> None:
         for clients in (2, 3, 4):
             fedex = FedEx(1.0)
             sent = answers(shared, [1.0 + k for k in range(clients)], 4)
-            change, _ = fedex.close(fedex.add(fedex.zero(), sent), shared)
+            change, _ = closed(fedex, fedex.add(fedex.zero(), sent), shared)
             # Σ p_k b_k = 0 binds one client's r directions to the others'.
             assert change["patch.big.left"].shape == (60, 2 * (clients - 1))
             assert change["patch.big.right"].shape == (2 * (clients - 1), 90)
@@ -135,25 +136,25 @@ def test_nothing_is_lost_where_a_is_frozen_or_one_client_came() -> None:
     frozen = [n for n in shared if not n.endswith("lora_A")]
     for sent in (answers(shared, [1.0, 4.0], 2, names=frozen), answers(shared, [3.0], 2)):
         fedex, fedit = FedEx(1.0), FedIT()
-        change, metrics = fedex.close(fedex.add(fedex.zero(), sent), shared)
+        change, metrics = closed(fedex, fedex.add(fedex.zero(), sent), shared)
         assert not any(n.startswith("patch.") for n in change)
         assert metrics["deviation"] < 1e-7
-        assert fedit.close(fedit.add(fedit.zero(), sent), shared)[1]["deviation"] < 1e-7
+        assert closed(fedit, fedit.add(fedit.zero(), sent), shared)[1]["deviation"] < 1e-7
 
 
 def test_refuses_nothing_twice_the_same_client_and_no_scaling() -> None:
     shared = start(torch.float32)
     fedex = FedEx(1.0)
     with pytest.raises(LichenError, match="no client contributed"):
-        fedex.close(fedex.zero(), shared)
+        closed(fedex, fedex.zero(), shared)
     sent = answers(shared, [1.0], 0)
     with pytest.raises(LichenError, match="twice"):
-        fedex.close(fedex.add(fedex.add(fedex.zero(), sent), sent), shared)
+        closed(fedex, fedex.add(fedex.add(fedex.zero(), sent), sent), shared)
     with pytest.raises(LichenError, match="scaling"):
         FedEx(0.0)
     del shared["low.lora_B"]
     with pytest.raises(LichenError, match="without lora_B"):
-        fedex.close(fedex.add(fedex.zero(), sent), shared)
+        closed(fedex, fedex.add(fedex.zero(), sent), shared)
 
 
 def forms(total: Any) -> Any:
@@ -170,13 +171,13 @@ def test_both_forms_tell_the_same(weights: Any, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(products, "_fits", lambda pairs, fits=fits: fits or not pairs)
         total = fedex.add(fedex.zero(), sent)
         assert set(forms(total).values()) == {not fits}
-        change, metrics = fedex.close(total, shared)
+        change, metrics = closed(fedex, total, shared)
         told.append((metrics["deviation"], {k: patch(change, k, m, n) for k, (m, n, _) in LAYERS.items()}))
     (few, thin), (many, whole) = told
     assert many == pytest.approx(few, rel=1e-9)
     for layer in LAYERS:
         assert float((whole[layer] - thin[layer]).norm() / thin[layer].norm()) < 1e-9
-    assert FedIT().close(total, shared)[1]["deviation"] == pytest.approx(few, rel=1e-9)
+    assert closed(FedIT(), total, shared)[1]["deviation"] == pytest.approx(few, rel=1e-9)
 
 
 @pytest.mark.parametrize("clients", [1, 2, 3, 6, 12])
@@ -208,7 +209,7 @@ def test_memory_does_not_grow_with_the_clients() -> None:
     (mean,) = total.sums.sums.values()
     most = sum(8 * m * n for m, n, _ in LAYERS.values()) + 8 * mean.units_N.numel()
     assert sizes[-1] == sizes[2] == most
-    assert fedex.close(total, shared)[1]["clients"] == 240
+    assert closed(fedex, total, shared)[1]["clients"] == 240
 
 
 def test_a_product_that_is_too_large_is_refused_and_named() -> None:

@@ -20,11 +20,12 @@ from lichen.server.lowrank.lowrank import FedIT
 from lichen.server.lowrank.redistribute import FlexLoRA, FLoRIST, fewest
 from lichen.server.optimize import ServerSGD
 from support.dense_adapters import EQUAL, LAYERS, UNEQUAL, Client, answers, close, error, held, mean_product, start
+from support.flat import updated
 
 
 def step(aggregator: Any, messages: Sequence[Message], shared: Tree) -> Any:
     change, metrics = close(aggregator, messages, shared)
-    return ServerSGD().update(change, {}, shared)[0], metrics
+    return updated(ServerSGD(), change, {}, shared)[0], metrics
 
 
 @pytest.mark.parametrize("clients", [EQUAL, UNEQUAL, UNEQUAL[1:], UNEQUAL * 8])

@@ -25,6 +25,7 @@ from support.dense_adapters import (
     patch,
     start,
 )
+from support.flat import updated
 
 
 @pytest.mark.parametrize("clients", [EQUAL, UNEQUAL, UNEQUAL * 8, [Client(2.0)]])
@@ -36,7 +37,7 @@ def test_the_mean_model_round_after_round(clients: int, dtype: torch.dtype, tole
         messages = answers(shared, clients, seed=t)
         before = {layer: patch(shared, layer) for layer in LAYERS}
         change, metrics = close(FLoRA(scaling), messages, shared)
-        new, _ = ServerSGD().update(change, {}, shared)
+        new, _ = updated(ServerSGD(), change, {}, shared)
         for layer in LAYERS:
             ideal = before[layer] + scaling * mean_product(shared, messages, layer)
             assert error(held(new, layer, scaling), ideal) < tolerance

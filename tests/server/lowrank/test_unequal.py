@@ -13,6 +13,7 @@ import torch
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, pack_job, unpack_job
 from lichen.core.tree import Tree, digest, nbytes
+from lichen.core.wire.shared import Shared
 from lichen.server.lowrank.submodel import Capacity
 from support.dense_adapters import held, patch
 
@@ -42,7 +43,7 @@ def layers(shared: Tree) -> Any:
 
 def cut(shared: Tree, rank: int, last: Any) -> Any:
     capacity = Capacity((rank,), last_N=(last,), scaling=SCALING)
-    return capacity.extract(shared, capacity.key(0))
+    return capacity.extract(Shared.of_flat(shared), capacity.key(0)).flat()
 
 
 @pytest.mark.parametrize("patches", [(), ("factored",), ("dense",)])
@@ -91,8 +92,8 @@ def test_an_adapter_that_does_nothing_costs_nothing() -> None:
 
 
 def test_a_cut_job_crosses_as_bytes() -> None:
-    job = Job(work="train", shared=cut(start(("factored",)), 2, 1), version=0, clients=(0,), seed=1)
-    assert digest(unpack_job(pack_job(job)).shared) == digest(job.shared)
+    job = Job(work="train", shared=Shared.of_flat(cut(start(("factored",)), 2, 1)), version=0, clients=(0,), seed=1)
+    assert digest(unpack_job(pack_job(job)).shared.flat()) == digest(job.shared.flat())
 
 
 def test_equal_clients_have_equal_keys() -> None:
@@ -113,7 +114,7 @@ def test_refuses_what_cannot_be() -> None:
     with pytest.raises(LichenError, match="not among 1"):
         Capacity((1,), last_N=(None,), scaling=1.0).key(1)
     with pytest.raises(LichenError, match="no capacity"):
-        Capacity((1,), last_N=(None,), scaling=1.0).extract({}, "strong")
+        Capacity((1,), last_N=(None,), scaling=1.0).extract(Shared(), "strong")
     shared = {**start(), "model.layers.2.q_proj.magnitude": torch.ones(6)}
     with pytest.raises(LichenError, match="no patch can hold"):
         cut(shared, 4, 1)

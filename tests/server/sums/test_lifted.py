@@ -16,6 +16,7 @@ from lichen.core.message import Message, is_lifted, pack_message, take_client, u
 from lichen.server.lowrank.lowrank import FedIT
 from lichen.server.mean import Mean
 from lichen.server.sums.fixed_point import read_sums
+from support.flat import closed
 
 
 def message(x_C: Any, weights: Any) -> Any:
@@ -56,7 +57,7 @@ def test_the_server_sees_nothing_of_one_masked_message_and_everything_of_their_s
     assert (both.weight, both.count, both.lifted) == (4 * 2**30, 2, 2)
     plain = mean.add(mean.zero(), sent)
     assert torch.equal(both.units_N, plain.units_N)
-    assert mean.close(both, {})[0]["x"].tolist() == [2.5, -3.25]
+    assert closed(mean, both, {})[0]["x"].tolist() == [2.5, -3.25]
 
 
 def test_raw_and_lifted_messages_share_a_sum() -> None:
@@ -64,7 +65,7 @@ def test_raw_and_lifted_messages_share_a_sum() -> None:
     total = mean.add(mean.zero(), mean.lift(take_client(sent, 0)))
     total = mean.add(total, take_client(sent, 1))
     total = mean.merge(mean.add(mean.zero(), take_client(sent, 2)), total)
-    assert mean.close(total, {}) == mean.close(mean.add(mean.zero(), sent), {})
+    assert closed(mean, total, {}) == closed(mean, mean.add(mean.zero(), sent), {})
 
 
 def test_a_client_refuses_what_is_past_the_limit() -> None:

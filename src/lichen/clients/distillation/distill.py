@@ -38,6 +38,7 @@ from lichen.core.fold import fold
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.core.wrapping import innermost
 from lichen.data.batches.shards import Shard, TrainSource
 from lichen.models.layerwise_distillation import EncoderStates, Layers, Layerwise, Open
@@ -69,9 +70,9 @@ class Distill:
     helpers: Tree = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.answers:
-            if not name.startswith("answers."):
-                raise LichenError(f"{name!r} is no answer", where="distill.answers", fix="call it answers.prob")
+        odd = self.answers.keys() - self._here.fixed.keys()
+        if odd:
+            raise LichenError(f"{min(odd)!r} is no answer", where="distill.answers", fix="call it answers.prob")
         train = innermost(self.inner)
         if self.helpers and isinstance(train, Train) and train.personal:
             raise LichenError(
@@ -82,16 +83,18 @@ class Distill:
 
     def expected(self, job: Job) -> Expected:
         """The training's, without the helpers."""
-        inner = self.inner.expected(replace(job, shared={**self.answers, **self.helpers, **job.shared}))
+        inner = self.inner.expected(replace(job, shared=self._here | job.shared))
         return replace(inner, tensors={name: x for name, x in inner.tensors.items() if name not in self.helpers})
+
+    @property
+    def _here(self) -> Shared:
+        return Shared(self.helpers, frozen=self.answers)
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
         """Clients side by side, with the answers and the helpers beside what came down; raises as :class:`Train`."""
-        shared_answers = {**self.answers, **self.helpers}
-        if job.shared:
-            device = next(iter(job.shared.values())).device
-            shared_answers = {name: x.to(device) for name, x in shared_answers.items()}
-        return self.inner.init(replace(job, shared={**shared_answers, **job.shared}), clients, own_C)
+        device = job.shared.device
+        here = self._here if device is None else self._here.to(device)
+        return self.inner.init(replace(job, shared=here | job.shared), clients, own_C)
 
     def step(self, state: Any, batch: Batch) -> Any:
         """One optimizer step."""
@@ -122,7 +125,7 @@ def public_source(public: Shard, *, batch: int, steps: int, pad: int = 0, max_le
 
 def pre_distil(
     model: CohortModel,
-    start: Tree,
+    start: Shared,
     public: Shard,
     answers: Tree,
     *,
@@ -139,12 +142,12 @@ def pre_distil(
     clip: float | None = 1.0,
     lines: int = 20,
     device: str = "cpu",
-) -> tuple[Tree, list[LogLine]]:
+) -> tuple[Shared, list[LogLine]]:
     """A student distilled at the server.
 
     Args:
         model: The student.
-        start: Its tensors, without client axis; names under ``answers.`` and ``patch.`` are left alone.
+        start: Its tensors, without client axis; answers and patches are left alone.
         public: Rows whose ``answer``, or else whose number, points into the answers; where layers are
             followed, they are in the teacher's tokens.
         answers: ``answers.prob`` and ``answers.index``, and any of
@@ -181,7 +184,7 @@ def pre_distil(
     cut = () if clip is None else (Clip(clip),)
     train = Train(model, optimizer=ClientOptimizer("adamw", lr=lr), gradient_steps=cut)
     work = Distill(train, answers=answers, helpers=helpers)
-    shared = {name: x.to(device) for name, x in start.items() if not name.startswith("answers.")}
+    shared = replace(start, frozen={}).to(device)
     job = Job(work="distill", shared=shared, version=0, clients=(0,), seed=seed)
     source = public_source(
         public if answers else _unanswered(public), batch=batch, steps=steps, pad=pad, max_length=max_length
@@ -191,8 +194,9 @@ def pre_distil(
     message, _ = fold(scheduled, source.batches((0,), seed), job, (0,))
     if bool(message.metrics["failed"][0]):
         raise LichenError(f"diverged within {steps} steps", where="pre_distil", fix=f"use a lower rate than {lr:g}")
-    change = {name: x[0].to(start[name]) for name, x in message.tensors.items()}
-    return {name: x + change[name] if name in change else x for name, x in start.items()}, log
+    before = start.trainable
+    moved = {name: before[name] + x[0].to(before[name]) for name, x in message.tensors.items()}
+    return start | Shared(moved), log
 
 
 @final

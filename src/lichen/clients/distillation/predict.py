@@ -33,7 +33,7 @@ from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.expected import FAILED, Expected, MetricSpec, TensorSpec
 from lichen.core.message import Job, Message
-from lichen.core.parameters import personal_C, split_shared
+from lichen.core.parameters import personal_C
 from lichen.core.tree import Tree
 
 __all__ = ["Predict"]
@@ -125,7 +125,7 @@ class Predict:
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> PredictState:
         """The models that answer, and no answer yet."""
-        trainable, fixed = split_shared(job.shared)
+        trainable, fixed = job.shared.trainable, job.shared.fixed
         mine = own_C if self.personal else None
         return PredictState(
             job=job,

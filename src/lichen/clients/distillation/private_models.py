@@ -32,6 +32,7 @@ from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import EvalSource, Shard, TrainSource
 
 __all__ = ["ConcatSource", "LocalInit", "asking", "private_client_tasks", "unlabelled", "with_answer_rows"]
@@ -49,17 +50,17 @@ class LocalInit:
 
     inner: ClientWork
     _: KW_ONLY
-    start: Tree
+    start: Shared
 
     def expected(self, job: Job) -> Expected:
         """The work's, as if the job had brought ``start`` too."""
-        return self.inner.expected(replace(job, shared={**self.start, **job.shared}))
+        return self.inner.expected(replace(job, shared=self.start | job.shared))
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
         """The work's state, as if the job had brought ``start`` too."""
-        near = next(iter((*job.shared.values(), *(own_C or {}).values())), None)
-        start = self.start if near is None else {name: x.to(near.device) for name, x in self.start.items()}
-        return self.inner.init(replace(job, shared={**start, **job.shared}), clients, own_C)
+        near = job.shared.device or next((x.device for x in (own_C or {}).values()), None)
+        start = self.start if near is None else self.start.to(near)
+        return self.inner.init(replace(job, shared=start | job.shared), clients, own_C)
 
     def step(self, state: Any, batch: Batch) -> Any:
         """The work's."""
@@ -127,7 +128,7 @@ def private_client_tasks(
     arch: str,
     train: Train,
     *,
-    start: Tree,
+    start: Shared,
     own: TrainSource,
     public: Shard,
     clients: Sequence[int],

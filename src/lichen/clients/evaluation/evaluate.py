@@ -20,7 +20,7 @@ from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.expected import Expected, within
 from lichen.core.message import Job, Message
-from lichen.core.parameters import personal_C, split_shared
+from lichen.core.parameters import personal_C
 from lichen.core.tree import Tree
 
 __all__ = ["Evaluate", "EvaluateState", "measure"]
@@ -76,7 +76,7 @@ class Evaluate:
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> EvaluateState:
         """Parameters to judge, and sums at zero."""
-        trainable, fixed = split_shared(job.shared)
+        trainable, fixed = job.shared.trainable, job.shared.fixed
         if self.model.reference and not self.personal:
             params_C = trees.expand(trainable, len(clients))  # every client is a call of its own, and only reads
         else:

@@ -22,6 +22,7 @@ from lichen.core.expected import Expected, MetricSpec
 from lichen.core.message import Job, Message
 from lichen.core.roster import MOST_MEMBERS, MOST_ROWS, PARTS, Member, Roster
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
 __all__ = ["Declare", "enrol"]
 
@@ -104,7 +105,7 @@ def _ask(engine: Engine, work: str, clients: tuple[int, ...]) -> dict[int, tuple
     """What these clients declare, each once."""
     found: dict[int, tuple[Member, Mapping[str, float]]] = {}
     invited = set(clients)
-    for message in drain(engine, Job(work=work, shared={}, version=0, clients=clients, seed=0)):
+    for message in drain(engine, Job(work=work, shared=Shared(), version=0, clients=clients, seed=0)):
         answering = message.client_C.tolist()
         if message.group != GROUP or len(message.texts) != len(answering):
             raise _wrong(f"a message of group {message.group!r} with {len(message.texts)} names is no declaration")

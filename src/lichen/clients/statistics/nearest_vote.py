@@ -163,7 +163,7 @@ class NearestNeighborHistogram:
 
     def expected(self, job: Job) -> Expected:
         """A count for each candidate."""
-        given_MH = job.shared.get("candidates")
+        given_MH = job.shared.trainable.get("candidates")
         M = 0 if given_MH is None else len(given_MH)
         return Expected(
             group=f"votes/{M}/{self.bits}",
@@ -178,7 +178,7 @@ class NearestNeighborHistogram:
         Raises:
             LichenError: if the job carries no candidates, or labels of another number.
         """
-        given_MH, label_M = job.shared.get("candidates"), job.shared.get("labels")
+        given_MH, label_M = job.shared.trainable.get("candidates"), job.shared.trainable.get("labels")
         if given_MH is None or given_MH.dim() != 2 or 0 in given_MH.shape:
             raise LichenError("the job carries no candidates (M, H)", where="job", fix="run it with PrivateEvolution")
         M = given_MH.shape[0]

@@ -39,7 +39,6 @@ from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, TensorSpec
 from lichen.core.message import Job, Message
-from lichen.core.parameters import split_shared
 from lichen.core.seeds import numpy_generator
 from lichen.core.tree import Tree
 
@@ -183,7 +182,8 @@ class BlackBox:
 
     def expected(self, job: Job) -> Expected:
         """How far the mean went in float32, and the spread in float16."""
-        wide = {name: tuple(job.shared[name].shape) for name in ("mean", "std") if name in job.shared}
+        trainable = job.shared.trainable
+        wide = {name: tuple(trainable[name].shape) for name in ("mean", "std") if name in trainable}
         halves = {"mean": torch.float32, "std": torch.float16}
         expected = training_expected(self.model, {name: TensorSpec(wide[name], halves[name]) for name in wide})
         return replace(expected, metrics={name: x for name, x in expected.metrics.items() if name != "steps"})
@@ -195,7 +195,7 @@ class BlackBox:
             LichenError: if the shared tensors are no distribution.
         """
         del own_C
-        trainable, fixed = split_shared(job.shared)
+        trainable, fixed = job.shared.trainable, job.shared.fixed
         if trainable.keys() != {"mean", "std"} or trainable["mean"].shape != trainable["std"].shape:
             raise LichenError(
                 f"expected mean and std, got {sorted(trainable)}", where="job.shared", fix="search a soft prompt"
@@ -238,7 +238,7 @@ class BlackBox:
 
     def final(self, state: BlackBoxState) -> tuple[Message, Tree | None]:
         """How far the mean went, and the new spread; a client that met a loss that is no number weighs nothing."""
-        shared = state.job.shared
+        shared = state.job.shared.trainable
         failed_C = state.sums["failed"] > 0
         shift_CD = torch.stack([s.mean_D for s in state.searches]) - shared["mean"].cpu().double()
         std_CD = torch.stack([s.std_D for s in state.searches]).clamp(_LEAST, _MOST)

@@ -161,7 +161,7 @@ class Proximal:
 
     def init(self, job: Job, clients: Sequence[int], params_C: Tree, own_C: Tree) -> Tree:
         """The shared tensors as the job brought them, without client axis."""
-        return {name: job.shared[name] for name in params_C}
+        return {name: job.shared.trainable[name] for name in params_C}
 
     def update(self, grads_C: Tree, state: Tree, params_C: Tree, *, active_C: Tensor, exact: bool) -> tuple[Tree, Tree]:
         """The gradients with the pull added."""

@@ -39,9 +39,9 @@ from lichen.core.contracts import Batch, ClientWork, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, TensorSpec
 from lichen.core.message import Job, Message
-from lichen.core.parameters import split_shared
 from lichen.core.seeds import numpy_generator
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
 __all__ = ["INDEX", "UNITS", "FedKSeed", "ReplayedWork"]
 
@@ -132,7 +132,7 @@ class FedKSeed:
         Raises:
             LichenError: if the job carries trainable tensors beside the sums, or no sums.
         """
-        trainable, fixed = split_shared(job.shared)
+        trainable, fixed = job.shared.trainable, job.shared.fixed
         stray = sorted(trainable.keys() - {SUMS})
         if stray:
             raise LichenError(f"{stray[0]!r} comes beside the seed sums", where="job", fix="share the sums alone")
@@ -213,13 +213,12 @@ class ReplayedWork:
 
     def expected(self, job: Job) -> Expected:
         """The work's, on tensors of the start's shapes: nothing is replayed."""
-        rest = {name: x for name, x in job.shared.items() if name != SUMS}
-        return self.inner.expected(replace(job, shared={**rest, **self.replay.start}))
+        return self.inner.expected(replace(job, shared=_replayed(job.shared, self.replay.start)))
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
         """The work's state on the model's tensors; raises as :meth:`KSeedReplay.tree`."""
-        rest = {name: x for name, x in job.shared.items() if name != SUMS}
-        return self.inner.init(replace(job, shared={**rest, **self.replay.tree(job.shared)}), clients, own_C)
+        shared = _replayed(job.shared, self.replay.tree(job.shared.trainable))
+        return self.inner.init(replace(job, shared=shared), clients, own_C)
 
     def step(self, state: Any, batch: Batch) -> Any:
         """The work's."""
@@ -228,3 +227,9 @@ class ReplayedWork:
     def final(self, state: Any) -> tuple[Message, Tree | None]:
         """The work's."""
         return self.inner.final(state)
+
+
+def _replayed(shared: Shared, tensors: Tree) -> Shared:
+    """With the model's tensors in place of the sums."""
+    rest = {name: x for name, x in shared.trainable.items() if name != SUMS}
+    return replace(shared, trainable=rest | tensors)

@@ -38,7 +38,6 @@ from lichen.core.conventions.directions import UNIT, Kind, add_direction
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, specs_of
 from lichen.core.message import Job, Message
-from lichen.core.parameters import split_shared
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
@@ -184,7 +183,7 @@ class ZerothOrder:
 
     def expected(self, job: Job) -> Expected:
         """All trainable tensors but the frozen ones."""
-        trainable = split_shared(job.shared)[0]
+        trainable = job.shared.trainable
         sent = {name: x for name, x in trainable.items() if not name.endswith(self.frozen)}
         return training_expected(self.model, specs_of(sent), self.weigh_by)
 
@@ -194,7 +193,7 @@ class ZerothOrder:
         Raises:
             LichenError: if nothing is left to train.
         """
-        trainable, fixed = split_shared(job.shared)
+        trainable, fixed = job.shared.trainable, job.shared.fixed
         frozen_params = {name: x for name, x in trainable.items() if name.endswith(self.frozen)}
         trained = {name: x for name, x in trainable.items() if name not in frozen_params}
         if not trained:
@@ -243,7 +242,7 @@ class ZerothOrder:
             finite_C = finite_C & x_C.flatten(1).isfinite().all(1).cpu()
         # In place: the block is done with its parameters, and a second copy might not fit.
         for name, x_C in state.params_C.items():
-            x_C.sub_(state.job.shared[name])
+            x_C.sub_(state.job.shared.trainable[name])
             for c in (~finite_C).nonzero().flatten().tolist():
                 x_C[c].zero_()
         return message_of(

@@ -32,8 +32,8 @@ from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.expected import TensorSpec
 from lichen.core.message import Job
-from lichen.core.parameters import CONTROL
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import CONTROL
 
 __all__ = ["Scaffold"]
 
@@ -67,7 +67,7 @@ class Scaffold:
 
     def sends(self, trained: Mapping[str, TensorSpec]) -> Mapping[str, TensorSpec]:
         """How far c_k went, of every trained tensor."""
-        return {CONTROL + name: spec for name, spec in trained.items()}
+        return {f"{CONTROL}.{name}": spec for name, spec in trained.items()}
 
     def init(self, job: Job, clients: Sequence[int], params_C: Tree, own_C: Tree) -> Tree:
         """c_k, and the correction c - c_k; the round's rate.
@@ -75,15 +75,15 @@ class Scaffold:
         Raises:
             LichenError: if the job lacks the server's control variates.
         """
-        missing = [name for name in params_C if CONTROL + name not in job.shared]
+        server = job.shared.group(CONTROL)
+        missing = [name for name in params_C if name not in server]
         if missing:
             raise LichenError(
-                f"tensor {CONTROL + missing[0]!r} did not come down",
+                f"tensor '{CONTROL}.{missing[0]}' did not come down",
                 where="job",
                 fix="let the shared tensors begin with zeros of that name",
             )
         mine_C = {name: own_C[name] for name in params_C}
-        server = {name: job.shared[CONTROL + name] for name in params_C}
         rate = torch.tensor(self.lr * job.settings.get("lr_scale", 1.0), dtype=torch.float64)
         # c - c_k: a stacked c_k from an unstacked c.
         correction_C = {name: server[name] - x_C for name, x_C in mine_C.items()}
@@ -102,4 +102,4 @@ class Scaffold:
             column_C = travel_C.view(-1, *[1] * (x_C.dim() - 1))
             mean_C = -(delta_C[name] / column_C.to(x_C)) - correction_C[name]
             after_C[name] = torch.where(column_C > 0, mean_C, x_C)
-        return trees.join(CONTROL, trees.sub(after_C, mine_C), {}), after_C
+        return trees.join(f"{CONTROL}.", trees.sub(after_C, mine_C), {}), after_C

@@ -48,7 +48,7 @@ from lichen.core.conventions.labels import has_label
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, specs_of
 from lichen.core.message import Job, Message
-from lichen.core.parameters import personal_C, split_shared
+from lichen.core.parameters import personal_C
 from lichen.core.tree import Tree
 
 __all__ = ["Train", "TrainState", "tokens_seen_C"]
@@ -158,7 +158,7 @@ class Train:
 
     def trained(self, job: Job) -> Tree:
         """The tensors of a job that its clients train, without client axis."""
-        return {name: x for name, x in split_shared(job.shared)[0].items() if not name.endswith(self._frozen(job))}
+        return {name: x for name, x in job.shared.trainable.items() if not name.endswith(self._frozen(job))}
 
     def _frozen(self, job: Job) -> tuple[str, ...]:
         return self.freeze_schedule[job.version % len(self.freeze_schedule)] if self.freeze_schedule else ()
@@ -176,7 +176,7 @@ class Train:
         Raises:
             LichenError: if nothing is left to train, or the private state does not fit.
         """
-        trainable, fixed = split_shared(job.shared)
+        trainable, fixed = job.shared.trainable, job.shared.fixed
         trained = self.trained(job)
         frozen_params = {name: x for name, x in trainable.items() if name not in trained}
         if not trained:

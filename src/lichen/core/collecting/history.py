@@ -31,6 +31,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message, pack_job, pack_message, take_client, unpack_job, unpack_message
 from lichen.core.store import load_tree, write_all
+from lichen.core.wire.shared import Shared
 
 __all__ = ["History"]
 
@@ -65,7 +66,7 @@ class History:
             message: What counts.
             job: What it answers; of it all but the tensors and texts that went down is written, too.
         """
-        about = replace(job, shared={}, texts=(), snapshot="", deltas=(), acked={})
+        about = replace(job, shared=Shared(), texts=(), snapshot="", deltas=(), acked={})
         clients = message.client_C.tolist()
         for start in range(0, len(clients), _AT_ONCE):
             some = range(start, min(start + _AT_ONCE, len(clients)))

@@ -19,6 +19,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.wire.blob import blob_size, pack_blob, unpack_blob
 from lichen.core.wire.fields import MOST_CLIENTS, MOST_TEXT, decode_texts, encode_texts, require_tensor
+from lichen.core.wire.shared import Shared
 
 __all__ = ["MOST_DELTAS", "Job", "Link", "job_size", "link", "pack_job", "sizes", "unpack_job"]
 
@@ -36,8 +37,7 @@ class Job:
 
     Attributes:
         work: Name of the client work to do, as the node knows it.
-        shared: Shared tensors without client axis: trainable ones under their own names, a patch of
-            the frozen base under ``patch.``, a teacher's answers under ``answers.``.
+        shared: Shared tensors without client axis.
         version: Number of server updates behind ``shared``.
         clients: Indices into the roster.
         seed: Seed of this round; clients derive theirs from it.
@@ -51,7 +51,7 @@ class Job:
     """
 
     work: str
-    shared: dict[str, Tensor]
+    shared: Shared
     version: int
     clients: tuple[int, ...]
     seed: int
@@ -66,7 +66,7 @@ class Job:
 def link(job: Job) -> Link:
     """How ``shared`` comes to the clients of a job; "full" where they do not hold the same view.
 
-    >>> job = Job(work="train", shared={}, version=0, clients=(7, 8), seed=1, snapshot="b", deltas=(("a", {}),))
+    >>> job = Job(work="train", shared=Shared(), version=0, clients=(7, 8), seed=1, snapshot="b", deltas=(("a", {}),))
     >>> link(job), link(replace(job, acked={7: "a", 8: "a"})), link(replace(job, acked={7: "b", 8: "b"}))
     ('full', 'step', 'same')
     """
@@ -96,7 +96,7 @@ def job_size(job: Job) -> int:
 def sizes(job: Job) -> int:
     """Bytes that would cross for all clients of a job; those that hold one view are sent equally many.
 
-    >>> job = Job(work="train", shared={"w": torch.ones(3)}, version=0, clients=(7, 8), seed=1)
+    >>> job = Job(work="train", shared=Shared({"w": torch.ones(3)}), version=0, clients=(7, 8), seed=1)
     >>> sizes(job) == 2 * job_size(replace(job, clients=(7,)))
     True
     """
@@ -116,7 +116,7 @@ def _parts(job: Job) -> tuple[dict[str, object], dict[str, Tensor]]:
         fields["texts"], body["x"] = encode_texts(job.texts)
     how = link(job)
     if how == "full":
-        return fields, {**body, **{f"s.{name}": x for name, x in job.shared.items()}}
+        return fields, {**body, **{f"s.{name}": x for name, x in job.shared.flat().items()}}
     fields["held"] = _acked(job)
     if how == "step":
         at = [before for before, _ in job.deltas].index(fields["held"])  # type: ignore[arg-type]
@@ -151,7 +151,7 @@ def unpack_job(data: bytes, *, most_text: int = MOST_TEXT) -> Job:
         deltas = _deltas(tensors, fields.count("steps", most=MOST_DELTAS if acked else 0))
         return Job(
             work=fields.text("work"),
-            shared=shared,
+            shared=Shared.of_flat(shared),
             version=version,
             clients=tuple(clients),
             seed=seed,

@@ -34,6 +34,7 @@ from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
 __all__ = ["best_scale", "first_layers", "head_features", "head_of", "head_start", "redraw"]
 
@@ -81,18 +82,13 @@ def redraw(model: Any, seed: int) -> Any:
     return model
 
 
-def _trained_and_fixed(shared: Tree) -> tuple[Tree, Tree]:
-    fixed = {name: x for name, x in shared.items() if name.startswith(("patch.", "answers."))}
-    return {name: x for name, x in shared.items() if name not in fixed}, fixed
-
-
-def head_of(model: CohortModel, shared: Tree) -> str:
+def head_of(model: CohortModel, shared: Shared) -> str:
     """The name of the layer whose output are the logits, among the trained tensors.
 
     Raises:
         LichenError: if there is none, or more than one could be it.
     """
-    trained, _ = _trained_and_fixed(shared)
+    trained = shared.trainable
     ends = [n for n, x in trained.items() if n.endswith(".weight") and x.dim() == 2 and x.shape[0] == model.classes]
     heads = sorted(name.removesuffix(".weight") for name in ends if "embed" not in name)
     if len(heads) != 1:
@@ -101,7 +97,7 @@ def head_of(model: CohortModel, shared: Tree) -> str:
     return heads[0]
 
 
-def head_features(model: CohortModel, shared: Tree, *, head: str | None = None) -> Callable[[Batch], Tensor]:
+def head_features(model: CohortModel, shared: Shared, *, head: str | None = None) -> Callable[[Batch], Tensor]:
     """What goes into the head, as a function of a batch: float32 ``(C, B, d)``, without the constant.
 
     It is the model itself, adapters included, with the identity in place of its head, so that nothing has
@@ -116,7 +112,7 @@ def head_features(model: CohortModel, shared: Tree, *, head: str | None = None) 
         LichenError: as :func:`head_of`.
     """
     head = head or head_of(model, shared)
-    trained, fixed = _trained_and_fixed(shared)
+    trained, fixed = dict(shared.trainable), shared.fixed
     width = trained[f"{head}.weight"].shape[1]
     trained[f"{head}.weight"] = torch.eye(width).to(trained[f"{head}.weight"])
     if f"{head}.bias" in trained:
@@ -136,13 +132,13 @@ def _stacked(trained: Tree, batch: Batch) -> Tree:
 
 def head_start(
     model: CohortModel,
-    shared: Tree,
+    shared: Shared,
     solved: Tree,
     *,
     head: str | None = None,
     scale_on: Iterable[Batch] = (),
     scales: Sequence[float] | None = None,
-) -> Tree:
+) -> Shared:
     """``shared`` with a head in closed form.
 
     Args:
@@ -160,10 +156,10 @@ def head_start(
         LichenError: if the solution does not fit the head, or no row has a label.
     """
     head = head or head_of(model, shared)
-    parts = [part for part in ("weight", "bias") if f"{head}.{part}" in shared]
+    parts = [part for part in ("weight", "bias") if f"{head}.{part}" in shared.trainable]
     found = {name.rpartition(".")[2]: x.detach().cpu().double() for name, x in solved.items()}
     shapes = {part: tuple(x.shape) for part, x in found.items()}
-    expected = {part: tuple(shared[f"{head}.{part}"].shape) for part in parts}
+    expected = {part: tuple(shared.trainable[f"{head}.{part}"].shape) for part in parts}
     if shapes != expected or len(found) != len(solved):
         raise LichenError(
             f"a solution of shapes {shapes} does not fit the head {head!r} of {expected}",
@@ -176,12 +172,11 @@ def head_start(
         least = found["bias"][likely_K].min() - 3 if bool(likely_K.any()) else found["bias"].new_zeros(())
         found["bias"] = torch.where(likely_K, found["bias"], least)
 
-    def with_head(scale: float) -> Tree:
+    def with_head(scale: float) -> Shared:
         own = {f"{head}.{part}": x * scale for part, x in found.items()}
-        return {**shared, **{name: x.to(shared[name]).contiguous() for name, x in own.items()}}
+        return shared | Shared({name: x.to(shared.trainable[name]).contiguous() for name, x in own.items()})
 
-    trained, fixed = _trained_and_fixed(with_head(1.0))
-    rows = [_labelled(model, trained, fixed, batch) for batch in scale_on]
+    rows = [_labelled(model, with_head(1.0), batch) for batch in scale_on]
     if not rows:
         return with_head(1.0)
     logits_NK, labels_N = (torch.cat(part) for part in zip(*rows, strict=True))
@@ -193,8 +188,8 @@ _NEVER = -1e4
 
 
 @torch.no_grad()
-def _labelled(model: CohortModel, trained: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
-    logits_CBK = model.logits(_stacked(trained, batch), fixed, batch).double().cpu()
+def _labelled(model: CohortModel, shared: Shared, batch: Batch) -> tuple[Tensor, Tensor]:
+    logits_CBK = model.logits(_stacked(shared.trainable, batch), shared.fixed, batch).double().cpu()
     known_CB = (batch["labels_CB"] >= 0) & batch["active_C"].unsqueeze(1)
     return logits_CBK[known_CB], batch["labels_CB"][known_CB]
 

@@ -57,7 +57,7 @@ def inputs_of(loaded: LoadedExperiment, *experiments: Experiment) -> Inputs:
         experiments: Of its models, where there are several.
     """
     experiment, clients = loaded.experiment, loaded.experiment.clients
-    models = [[one.model.base, digest(one.start)] for one in experiments or (experiment,)]
+    models = [[one.model.base, digest(one.start.flat())] for one in experiments or (experiment,)]
     return Inputs(
         rows=loaded.rows,
         data=loaded.data,

@@ -18,6 +18,7 @@ from lichen.core.errors import LichenError
 from lichen.core.private import share
 from lichen.core.store import load_tree
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import TextShard
 from lichen.data.batches.text import encode_classify
 from lichen.data.sources.catalog import resolve_model
@@ -119,8 +120,8 @@ def export(folder: Path | str, *, merge: bool = False, out: Path | str | None = 
     if recipe.model.adapter.facts.whole:
         whole = filled(model, tree)
     else:
-        patch, own = trees.split(tree, "patch.")
-        whole = merged_model(model, own, patch, spec=spec_of(recipe, model))
+        shared = Shared.of_flat(tree)
+        whole = merged_model(model, shared.trainable, shared.patch, spec=spec_of(recipe, model))
     if classes:
         whole.config.id2label = dict(enumerate(classes))
         whole.config.label2id = {name: i for i, name in enumerate(classes)}
@@ -150,8 +151,8 @@ def _adapter(folder: Path, out: Path | None) -> Path:
 def _attached(recipe: Recipe, model: Any, tree: Tree) -> Any:
     if recipe.model.adapter.facts.whole:
         return filled(model, tree)
-    patch, own = trees.split(tree, "patch.")
-    return attach(model, own, patch, spec=spec_of(recipe, model))
+    shared = Shared.of_flat(tree)
+    return attach(model, shared.trainable, shared.patch, spec=spec_of(recipe, model))
 
 
 def talk(

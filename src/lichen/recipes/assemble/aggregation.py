@@ -6,7 +6,6 @@ Legend: N clients.
 from __future__ import annotations
 
 from lichen.core.contracts import Aggregator
-from lichen.core.parameters import split_shared
 from lichen.models.adapters.layerwise import layerwise_schedule
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.model import AdapterConfig
@@ -29,7 +28,7 @@ def freeze_schedule_of(server: ServerSide) -> tuple[tuple[str, ...], ...]:
     groups = server.recipe.federation.layer_groups
     if groups == 1:
         return rule
-    turns = layerwise_schedule(split_shared(server.start)[0], groups)
+    turns = layerwise_schedule(server.start.trainable, groups)
     return tuple((*turn, *half) for turn in turns for half in rule or ((),))
 
 

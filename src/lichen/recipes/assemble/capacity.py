@@ -21,13 +21,13 @@ from typing import Any, final
 
 import torch
 
-from lichen.core import tree as trees
 from lichen.core.contracts import Batch, ClientTask
 from lichen.core.conventions.factor_pairs import layers_with_factors, rank_axis
 from lichen.core.errors import LichenError
 from lichen.core.fold import fold
 from lichen.core.message import Job
-from lichen.core.tree import Tree, block_of
+from lichen.core.tree import block_of
+from lichen.core.wire.shared import Shared
 from lichen.models.adapters.quantized import resident_bytes
 from lichen.models.cohort import Cohort
 from lichen.recipes.assemble.experiment import Experiment
@@ -133,7 +133,9 @@ def needs_of(experiment: Experiment, client_task: ClientTask) -> Needs:
     """
     wrapped: Any = experiment.model.wrapped if isinstance(experiment.model, Cohort) else None
     spec = None if wrapped is None else wrapped.spec
-    blocks = {block for layer in layers_with_factors(experiment.start) if (block := block_of(layer)) is not None}
+    blocks = {
+        block for layer in layers_with_factors(experiment.start.trainable) if (block := block_of(layer)) is not None
+    }
     if spec is None or not spec.kind.facts.low_rank or not blocks:
         raise LichenError(
             "only a LoRA adapter in the blocks of a foundation model can be cut to a client's memory",
@@ -142,7 +144,8 @@ def needs_of(experiment: Experiment, client_task: ClientTask) -> Needs:
         )
     client, batch = _largest(client_task, len(experiment.clients.train))
     # An adapter that does nothing yet would leave no patch behind; later ones do.
-    start = {n: torch.full_like(x, 1e-3) if rank_axis(n) == 1 else x for n, x in experiment.start.items()}
+    nonzero = {n: torch.full_like(x, 1e-3) for n, x in experiment.start.trainable.items() if rank_axis(n) == 1}
+    start = experiment.start | Shared(nonzero)
     base = resident_bytes(wrapped.model)
 
     def needed(rank: int, last: int | None) -> int:
@@ -179,14 +182,16 @@ def _largest(client_task: ClientTask, clients: int) -> tuple[int, Batch]:
     return client, max(batches, key=size)
 
 
-def _step_bytes(client_task: ClientTask, shared: Tree, client: int, batch: Batch, base: str, *, times: int = 1) -> int:
+def _step_bytes(
+    client_task: ClientTask, shared: Shared, client: int, batch: Batch, base: str, *, times: int = 1
+) -> int:
     """The shared tensors, and the most that one client's fold over one batch, or so many like it, makes besides."""
     settings = {"lr_scale": 1.0}
     job = Job(work="train", shared=shared, version=0, clients=(client,), seed=0, base=base, settings=settings)
     with LiveBytes() as live_bytes:
         fold(client_task.work, repeat(batch, times), job, (client,))
     peak: int = live_bytes.peak
-    return trees.nbytes(shared) + peak
+    return shared.nbytes + peak
 
 
 def fit_to_memory(experiment: Experiment, client_task: ClientTask, memory: float) -> TierSettings:

@@ -15,6 +15,7 @@ from lichen.core.contracts import Engine
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.engines.block_size import AutoBlockSize
 from lichen.engines.clock import ClockEngine, Delays
 from lichen.engines.distributed import DistributedEngine
@@ -50,7 +51,7 @@ class Column:
     value_N: Tensor
     metrics: Tree
     lr: float | None = None
-    shared: Tree | None = None
+    shared: Shared | None = None
     best_round: int = -1
 
 
@@ -97,7 +98,7 @@ def recipe_engine(
     stack: ExitStack,
     *,
     local: Callable[[], LocalEngine],
-    start: Tree | None = None,
+    start: Shared | None = None,
 ) -> Engine:
     """The engine that a recipe names, open until the stack is closed.
 

@@ -9,7 +9,7 @@ from typing import Any, final
 from torch import Tensor
 
 from lichen.core.contracts import CohortModel, Source
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.accumulation import MicroBatches
 from lichen.data.batches.scarce_labels import ScarceLabels
 from lichen.data.batches.shards import EvalSource, MixedSource, Shard, TrainSource
@@ -47,7 +47,7 @@ class Experiment:
             clients: Their rows.
             server: More of the server's side; by default, it starts from the model's first tensors of seed 0.
         """
-        more: dict[str, Any] = {"start": model.init(0), "roster": declared(clients)} | server
+        more: dict[str, Any] = {"start": Shared(model.init(0)), "roster": declared(clients)} | server
         return cls(server=ServerSide(recipe=recipe, model=model, **more), clients=clients)
 
     @property
@@ -61,7 +61,7 @@ class Experiment:
         return self.server.model
 
     @property
-    def start(self) -> Tree:
+    def start(self) -> Shared:
         """Known to both sides."""
         return self.server.start
 

@@ -22,7 +22,7 @@ from lichen.algorithms.exchange import Architectures
 from lichen.clients.distillation.private_models import with_answer_rows
 from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import Shard, TrainSource
 from lichen.models.losses import answer_settings
 from lichen.models.students.family import Optimizer, family, largest_fitting
@@ -84,9 +84,9 @@ class HeterogeneousClients:
         """Whether weights are averaged within an architecture; else clients' models stay with them."""
         return self.exchange.kind == "feddf"
 
-    def settings(self) -> Tree:
+    def settings(self) -> Shared:
         """How answers are learned from."""
-        return answer_settings(threshold=self.exchange.min_confidence or None)
+        return Shared(frozen=answer_settings(threshold=self.exchange.min_confidence or None))
 
 
 def own_rows(heterogeneous: HeterogeneousClients, arch: str, steps: int) -> TrainSource:
@@ -125,7 +125,7 @@ def open_heterogeneous(recipe: Recipe, say: Callable[[str], None]) -> tuple[Load
         name: make_student(recipe, first, classes, vocabulary=size, section=student) for name, student in every.items()
     }
     experiments = {
-        name: loaded.experiment.with_server(recipe=single[name], model=model, start=start_of(recipe, model))
+        name: loaded.experiment.with_server(recipe=single[name], model=model, start=Shared(start_of(recipe, model)))
         for name, model in models.items()
     }
     count = len(loaded.experiment.server.roster)

@@ -31,6 +31,7 @@ from lichen.core.replies import Reply
 from lichen.core.roster import declared_name
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import EvalSource, Shard
 from lichen.engines.local import LocalEngine
 from lichen.recipes.assemble.column import block_size_of
@@ -66,7 +67,7 @@ class ByArchitecture:
     def submit(self, job: Job) -> int:
         """One job of every kind."""
         numbers = [
-            self.engine.submit(replace(job, work=f"{job.work}/{arch}", clients=some, shared={}))
+            self.engine.submit(replace(job, work=f"{job.work}/{arch}", clients=some, shared=Shared()))
             for arch, some in by_architecture(self.architectures, job.clients)
         ]
         self._numbers += 1
@@ -117,8 +118,8 @@ def engine_of(
 
     def block(job: Job, client_task: ClientTask) -> tuple[int, ClientTask]:
         # What clients make themselves is in no job, and counts all the same.
-        start = client_task.work.start if isinstance(client_task.work, LocalInit) else {}
-        return block_size(replace(job, shared={**start, **job.shared}), client_task)
+        start = client_task.work.start if isinstance(client_task.work, LocalInit) else Shared()
+        return block_size(replace(job, shared=start | job.shared), client_task)
 
     return LocalEngine(client_tasks, store, block_size=block, device=device)
 
@@ -145,7 +146,7 @@ def private_tasks(heterogeneous: HeterogeneousClients, lr: float) -> dict[str, C
     steps, section = heterogeneous.recipe.federation.fixed_steps, heterogeneous.exchange
     for arch, some in heterogeneous.architectures.items():
         experiment, mine = heterogeneous.experiments[arch], own_rows(heterogeneous, arch, steps)
-        start = {**experiment.start, **heterogeneous.settings()}
+        start = experiment.start | heterogeneous.settings()
         out |= private_client_tasks(
             arch,
             trainer(experiment.server, lr, personal=True),

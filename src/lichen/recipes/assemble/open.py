@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, final
 
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.content_digest import records_digest
 from lichen.data.batches.shards import Shard, TextShard
 from lichen.data.batches.small_vocabulary import Frequent
@@ -158,7 +159,7 @@ def open_recipe(
         recipe,
         model,
         clients,
-        start=start_of(recipe, model, classes, say=say),
+        start=Shared(start_of(recipe, model, classes, say=say)),
         classes=classes,
         pad=words.words[pad] if words else pad,
     )

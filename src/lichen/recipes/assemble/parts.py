@@ -31,7 +31,7 @@ from lichen.clients.training.train import Train
 from lichen.core.contracts import Aggregator, ClientTask, ClientWork, Sampler, ServerOptimizer, ServerState, Source
 from lichen.core.seeds import derive
 from lichen.core.timing.schedule import Schedule
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.present.target import ACCURACY
 from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_of, local_params_of, weighting_of
 from lichen.recipes.assemble.experiment import Experiment, lr_name
@@ -130,13 +130,13 @@ def settings_of(server: ServerSide, lr: float) -> ClientSettings:
     )
 
 
-def initial_shared(server: ServerSide, lr: float) -> Tree:
+def initial_shared(server: ServerSide, lr: float) -> Shared:
     """What the server's shared tensors begin as."""
     begin = server.recipe.method.begin
     return server.start if begin is None else begin(settings_of(server, lr))
 
 
-def tensors_of(server: ServerSide, lr: float, shared: Tree) -> Tree:
+def tensors_of(server: ServerSide, lr: float, shared: Shared) -> Shared:
     """The model's tensors that shared ones stand for."""
     tensors = server.recipe.method.tensors
     return shared if tensors is None else tensors(settings_of(server, lr), shared)

@@ -24,6 +24,7 @@ from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.augment import TextViews
 from lichen.data.batches.augment_images import ImageViews
 from lichen.data.batches.shards import ArrayShard, Shard, TextShard
@@ -204,7 +205,7 @@ def with_teacher_answers(
         # Every client is sent the public texts once.
         text_bytes = sum(len(t.encode()) for t in texts) * len(loaded.clients_data)
         result = result.plus(0, text_bytes, {"public_texts.bytes": float(text_bytes)})
-        experiment = experiment.with_server(start={**experiment.start, **got}, public=public)
+        experiment = experiment.with_server(start=experiment.start | Shared(frozen=got), public=public)
     if plan.select:
         judge, teacher_label_M = _judging(loaded, experiment, teachers, folder)
         auxiliary = replace(experiment.clients.auxiliary, judge=judge, teacher_label_M=teacher_label_M)
@@ -240,8 +241,8 @@ def with_closed_form_head(loaded: LoadedExperiment, result: HelpResult, folder: 
     """The classifier's head in closed form, from one message of statistics of each client."""
     recipe, experiment = loaded.experiment.recipe, result.experiment
     features, classes = head_features(experiment.model, experiment.start), len(loaded.classes)
-    head = head_of(experiment.model, experiment.start)
-    biased, width = f"{head}.bias" in experiment.start, experiment.start[f"{head}.weight"].shape[1]
+    head, before = head_of(experiment.model, experiment.start), experiment.start.trainable
+    biased, width = f"{head}.bias" in before, before[f"{head}.weight"].shape[1]
     if recipe.model.head == "lda" and not biased:
         raise LichenError("the head has no bias, which lda needs", where="model.head", fix="use ridge")
 
@@ -256,19 +257,20 @@ def with_closed_form_head(loaded: LoadedExperiment, result: HelpResult, folder: 
         )
         rule = Lda(bits=12) if recipe.model.head == "lda" else Ridge(recipe.ridge, bits=12, bias=biased)
         everyone = tuple(range(len(experiment.server.roster)))
-        job = Job(work="statistics", shared={}, version=0, clients=everyone, seed=0, base=experiment.model.base)
+        job = Job(work="statistics", shared=Shared(), version=0, clients=everyone, seed=0, base=experiment.model.base)
         admission = counting("statistics", work, experiment.server.roster.rows("train"))
         total = collect(engine, [job], rule, admission=admission).total
         # On rows that are not in the statistics: its own flatter a head, and it would be scaled too far.
         validation = experiment.evaluating(experiment.clients.valid)
         scale_on = [batch for client in everyone for batch in validation.batches((client,), 0)]
-        start = head_start(experiment.model, experiment.start, rule.close(total, {})[0], scale_on=scale_on)
-        changed = {name: x for name, x in start.items() if x is not experiment.start[name]}
+        solution = rule.close(total, Shared())[0].trainable
+        after = head_start(experiment.model, experiment.start, solution, scale_on=scale_on).trainable
+        changed = {name: x for name, x in after.items() if x is not before[name]}
         return {**changed, "bytes_up": torch.tensor(engine.bytes_up), "bytes_down": torch.tensor(engine.bytes_down)}
 
     got = folder.tree("head", solved, alone=True)
     up, down = int(got.pop("bytes_up")), int(got.pop("bytes_down"))
-    return replace(result, experiment=experiment.with_server(start={**experiment.start, **got})).plus(
+    return replace(result, experiment=experiment.with_server(start=experiment.start | Shared(got))).plus(
         up, down, {"head.bytes_up": float(up)}
     )
 
@@ -340,9 +342,9 @@ def _at_server(
             device=recipe.model.device,
             **{"public": shard, "pad": experiment.server.pad, **more},
         )
-        return start
+        return start.flat()
 
-    return experiment.with_server(start=folder.tree(name, made, alone=True))
+    return experiment.with_server(start=Shared.of_flat(folder.tree(name, made, alone=True)))
 
 
 def with_answer_index(shard: Shard, answer_N: np.ndarray) -> Shard:

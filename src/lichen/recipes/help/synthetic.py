@@ -26,6 +26,7 @@ from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.seeds import derive, numpy_generator
 from lichen.core.store import ClientStore
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, EvalSource
 from lichen.data.sources.records import Record
 from lichen.data.synthetic.filters import Filter, Rule, Sifted, duplicates, flagged, junk, length, repetition, scored
@@ -213,7 +214,7 @@ def _evolved(
     state = run(
         evolution,
         engine,
-        dict,
+        Shared,
         rounds=section.iterations,
         seed=derive(recipe.seed, "evolution"),
         checkpoint=folder.checkpoint("evolution", "votes"),
@@ -311,9 +312,11 @@ def _leaks(loaded: LoadedExperiment, texts: Sequence[str], folder: RunFolder) ->
         {"leakage": ClientTask(work=work, source=NoBatches())}, ClientStore(folder.path / "state" / "none")
     )
     mean = Mean("uniform")
-    job = Job(work="leakage", shared={}, version=0, clients=tuple(range(len(clients_data))), seed=0, texts=tuple(texts))
+    job = Job(
+        work="leakage", shared=Shared(), version=0, clients=tuple(range(len(clients_data))), seed=0, texts=tuple(texts)
+    )
     total = collect(engine, [job], mean, admission=Admission(works={"leakage": work})).total
-    return flags(mean.close(total, {})[0]), engine.bytes_up, engine.bytes_down
+    return flags(mean.close(total, Shared())[0].trainable), engine.bytes_up, engine.bytes_down
 
 
 def deal_out(loaded: LoadedExperiment, pool: Pool) -> tuple[tuple[tuple[Record, ...], ...], int]:

@@ -19,6 +19,7 @@ from lichen.core.contracts import ClientTask
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.sources.cache import keep, key_of, prepared_folder
 from lichen.data.sources.records import Record
 from lichen.engines.local import LocalEngine
@@ -51,7 +52,7 @@ def ask(
         {"answer": ClientTask(work=work, source=NoBatches())},
         ClientStore(folder.path / "state" / "none"),
     )
-    job = Job(work="answer", shared={}, version=0, clients=(0,), seed=0, texts=tuple(texts))
+    job = Job(work="answer", shared=Shared(), version=0, clients=(0,), seed=0, texts=tuple(texts))
     (message,) = drain(engine, job)
     answers = {f"answers.{name}": x[0] for name, x in message.tensors.items()}
     return answers, engine.bytes_up, engine.bytes_down

@@ -83,12 +83,12 @@ def estimate_adapt(
     tensors = loaded.experiment.start
 
     def flops() -> Flops:
-        return arithmetic_of(loaded.foundation, tensors) if weights else flops_of(loaded.experiment)
+        return arithmetic_of(loaded.foundation, tensors.trainable) if weights else flops_of(loaded.experiment)
 
     found = estimate_columns(loaded.experiment, work_items, flops, folder, meter, say, seconds, base=base)
     # Every spawned engine loads for itself, one for each learning rate.
     starts = 1 + len(recipe.optimizer.lr) if recipe.engine_kind.nodes else 1
-    frozen = sum(count for name, count in weights.items() if name not in tensors)
+    frozen = sum(count for name, count in weights.items() if name not in tensors.trainable)
     return with_writing(replace(found, start=start * starts, frozen=frozen, read=loaded.read), loaded, folder, say)
 
 
@@ -156,7 +156,7 @@ def estimate_columns(
         notes.append(f"seconds of {engine.nodes} nodes are those of one process, which is an estimate")
     if experiment.recipe.federation.patience is not None:
         notes.append("federation.patience may end a column before its last round: all numbers are the most it takes")
-    if max((x.nbytes for x in experiment.start.values()), default=0) >= LARGE:
+    if max((x.nbytes for x in experiment.start.flat().values()), default=0) >= LARGE:
         notes.append(RETAINED if keeps_large_buffers() else GIVEN_BACK)
     if sent.bound:
         notes.append(
@@ -164,7 +164,7 @@ def estimate_columns(
         )
     return Estimate(
         clients=len(experiment.server.roster),
-        trained=sum(x.numel() for name, x in experiment.start.items() if not name.startswith("answers.")),
+        trained=sum(x.numel() for x in experiment.start.trainable.values()),
         frozen=0,
         bytes=sent,
         memory=replace(found.memory, copies=engine.nodes if kind.nodes else ranks - 1),

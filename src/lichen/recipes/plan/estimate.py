@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from lichen.core import tree as trees
 from lichen.present.units import bytes_text
 from lichen.recipes.assemble.aggregation import local_params_of
 from lichen.recipes.assemble.capacity import DeviceTier
@@ -170,7 +169,7 @@ def disk_of(
     best = 1 if local_params_of(experiment.recipe) else 0  # what belongs to the best round stays beside the newest
     retained = own * sum(_retained(versions) + best for versions in rounds.values())
     clients = {"alone": len(experiment.server.roster), "pooled": 1}
-    once = trees.nbytes(experiment.start)
+    once = experiment.start.nbytes
     server = experiment.recipe.federation.server
     moments = {"sgd": server.momentum > 0, "adam": 2, "yogi": 2}[server.name]
     grids = rates * sum(name != "base" for name in columns)

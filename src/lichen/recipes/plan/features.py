@@ -19,6 +19,7 @@ import torch
 
 from lichen.clients.distillation.teacher_labels import LocalTeacher
 from lichen.core import tree as trees
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard
 from lichen.data.batches.text import encode_classify
 from lichen.data.sources.record import Record
@@ -210,7 +211,7 @@ def estimate_with_teacher(recipe: Recipe, folder: Path, meter: MemoryMeter, say:
 
     with_teacher = experiment.with_server(
         recipe=only(()),
-        start={**experiment.start, **answers},
+        start=experiment.start | Shared(frozen=answers),
         public=with_answer_index(loaded.public, np.arange(loaded.public.size)),
     )
     plain, learned = (
@@ -225,7 +226,7 @@ def estimate_with_teacher(recipe: Recipe, folder: Path, meter: MemoryMeter, say:
     sent, peak = learned.bytes, max(part.memory.peak for part in (passed, plain, learned))
     found = replace(
         learned,
-        trained=sum(x.numel() for x in experiment.start.values()),
+        trained=sum(x.numel() for x in experiment.start.trainable.values()),
         frozen=learned.frozen + _weights(features.model),
         bytes=replace(sent, up=sent.up + up, down=sent.down + down),
         memory=replace(learned.memory, base=learned.memory.base + passed.memory.base, peak=peak),

@@ -30,6 +30,7 @@ from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.conventions.factor_pairs import is_factor
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.models.adapters.linear_layers import is_linear
 from lichen.recipes.assemble.workload import Workload, workload_of
 
@@ -134,19 +135,18 @@ class Counted:
         return workload.rows * self.train_row
 
 
-def counted(model: CohortModel, start: Tree, batch: Batch) -> Counted:
+def counted(model: CohortModel, start: Shared, batch: Batch) -> Counted:
     """Let torch count one step of one client; padding is in it.
 
     Args:
         model: Any model that trains all its tensors.
-        start: Its tensors, ``answers.*`` included where rows name answers.
+        start: Its tensors, a teacher's answers included where rows name answers.
         batch: A step of one client.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    fixed = {name: x for name, x in start.items() if name.startswith("answers.")}
-    own_C = {n: x.requires_grad_() for n, x in trees.broadcast(start, 1).items() if n not in fixed}
+    fixed, own_C = start.fixed, {n: x.requires_grad_() for n, x in trees.broadcast(start.trainable, 1).items()}
     with FlopCounterMode(display=False) as forward:
         loss_C, _ = model.loss(own_C, fixed, batch)
     with FlopCounterMode(display=False) as backward:

@@ -24,7 +24,6 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lichen.core import tree as trees
 from lichen.core.contracts import Costed, Source
 from lichen.core.fold import serve
 from lichen.core.message import Job
@@ -134,4 +133,4 @@ def _training(experiment: Experiment) -> int | None:
         with peak_bytes(device) as peaks:
             for _ in serve(job, known, store, base=experiment.model.base, block_size=1, device=device):
                 pass
-    return trees.nbytes(shared) + peaks[0]
+    return shared.nbytes + peaks[0]

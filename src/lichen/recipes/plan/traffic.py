@@ -18,6 +18,7 @@ from lichen.core.conventions.factor_pairs import factor_names, layers_with_facto
 from lichen.core.fold import BEST
 from lichen.core.message import Job, sizes
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.parts import algorithm_of, down_of, initial_shared, validators_of
 from lichen.recipes.plan.workload import marks
@@ -100,7 +101,8 @@ def traffic(
 
     def down(work: str, clients: Sequence[int], **settings: float) -> int:
         base = experiment.model.base
-        job = Job(work=work, shared=shared, version=0, clients=tuple(clients), seed=0, base=base, settings=settings)
+        sent = shared if settings else shared.for_model
+        job = Job(work=work, shared=sent, version=0, clients=tuple(clients), seed=0, base=base, settings=settings)
         if downlink is not None:
             return sizes(downlink.job(job))
         return sum(map(sizes, _jobs(experiment, job) if settings else [job]))
@@ -115,10 +117,10 @@ def traffic(
     for r, (who, validated) in enumerate(zip(invited, seen, strict=True), start=1):
         sent = down(work, who, **settings)
         up, total, plain = up + len(who) * train_up, total + sent + len(who) * patch, plain + sent
-        patch = _patch_bytes(experiment.start, r, adapters) if grown is not None else 0
+        patch = _patch_bytes(experiment.start.trainable, r, adapters) if grown is not None else 0
         if downlink is not None and chain is not None:
-            moved = {name: x + 1 if x.is_floating_point() else x for name, x in downlink.snapshot.items()}
-            downlink = downlink.acknowledge(who).advance(moved, chain, 0)
+            moved = {name: x + 1 if x.is_floating_point() else x for name, x in downlink.snapshot.flat().items()}
+            downlink = downlink.acknowledge(who).advance(Shared.of_flat(moved), chain, 0)
         if validated:
             valid_up += len(judges) * score_up
             valid_down += down(str(algorithm.valid), judges) + len(judges) * patch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.store import ClientStore, save_tree, write_atomic
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import Shard
 from lichen.data.sources.records import load_records
 from lichen.engines.local import LocalEngine
@@ -60,7 +62,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     save_roster(folder, loaded.experiment.server.roster)
     help_result = apply_help(loaded, folder, say)
     columns = {**help_result.columns, **adapt(help_result.experiment, folder, observer, say, plain=loaded.experiment)}
-    best = columns["federated"].shared or {}
+    best = columns["federated"].shared or Shared()
     extra = dict(help_result.extra)
     if recipe.writes:
         if "base" in columns:
@@ -101,7 +103,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     )
 
 
-def _score_on(experiment: Experiment, shards: Sequence[Shard], shared: Tree, folder: RunFolder) -> Tree:
+def _score_on(experiment: Experiment, shards: Sequence[Shard], shared: Shared, folder: RunFolder) -> Tree:
     store = ClientStore(folder.path / "state" / "none")
     work = Evaluate(experiment.model)
     local = LocalEngine(
@@ -135,7 +137,7 @@ def _best_form(
     return found[best], {"base.form": best, **scores}
 
 
-def _forgotten(loaded: LoadedExperiment, folder: RunFolder, name: str, shared: Tree) -> float:
+def _forgotten(loaded: LoadedExperiment, folder: RunFolder, name: str, shared: Shared) -> float:
     recipe, experiment = loaded.experiment.recipe, loaded.experiment
     records = load_records(str(recipe.compare.retention_text), columns={})
     step = max(1, len(records) // recipe.compare.retention_rows)
@@ -147,7 +149,7 @@ def _forgotten(loaded: LoadedExperiment, folder: RunFolder, name: str, shared: T
 def save_result(
     folder: RunFolder,
     recipe: Recipe,
-    best: Tree,
+    best: Shared,
     foundation: Any,
     tokenizer: Any,
     classes: Sequence[str],
@@ -165,9 +167,8 @@ def save_result(
         classes: In the order of the logits; none for a language model.
         words: A student's words, where they were taken from public text.
     """
-    tree = {name: x for name, x in best.items() if not name.startswith(("patch.", "answers."))}
-    patch = {name: x for name, x in best.items() if name.startswith("patch.")}
-    save_tree(folder.path / "state" / "final.safetensors", {**tree, **patch})
+    tree, patch, flat = best.trainable, best.patch, replace(best, frozen={}).flat()
+    save_tree(folder.path / "state" / "final.safetensors", flat)
     if recipe.model.scratch is not None:  # its tokenizer was learned from rows that may be gone tomorrow
         for file in sorted(Path(base_name_of(foundation)).iterdir()):
             write_atomic(folder.path / SCRATCH / file.name, file.read_bytes())
@@ -190,7 +191,7 @@ def save_result(
             if not patch and has_peft_format(spec):
                 raise  # only a patch of too high a rank may stay out of the adapter: `export --merge` takes it in
     student = recipe.model.student
-    save_tree(folder.path / "model" / "model.safetensors", {**tree, **patch}, shared=True)
+    save_tree(folder.path / "model" / "model.safetensors", flat, shared=True)
     reads_text = tokenizer is not None and foundation is None
     about = {
         "classes": list(classes),

@@ -20,6 +20,7 @@ from lichen.core.contracts import Engine
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.recipes.assemble.column import Column, admission_of, local_engine, over_ranks, recipe_engine
 from lichen.recipes.assemble.experiment import Experiment, values_N
 from lichen.recipes.assemble.run_folder import RunFolder
@@ -56,7 +57,7 @@ def adapt(
     first = torch.tensor(first_of(experiment.clients.test))
     distinct, place_N = torch.unique(first, return_inverse=True)
 
-    def test(name: str, shared: Tree) -> Column:
+    def test(name: str, shared: Shared) -> Column:
         clients = tuple(distinct.tolist())
         job = Job(work="test", shared=shared, version=0, clients=clients, seed=0, base=experiment.model.base)
 
@@ -85,7 +86,7 @@ def _local(experiment: Experiment, folder: RunFolder, store: ClientStore) -> Eng
 
 
 def _federated(
-    experiment: Experiment, folder: RunFolder, observer: EventObserver, test: Callable[[str, Tree], Column], name: str
+    experiment: Experiment, folder: RunFolder, observer: EventObserver, test: Callable[[str, Shared], Column], name: str
 ) -> Column:
     """The federated column, over the engine that the recipe names."""
     server, admission = experiment.server, admission_of(experiment.server, experiment.clients.auxiliary)
@@ -99,7 +100,7 @@ def _federated(
 
 
 def _pooled(
-    experiment: Experiment, folder: RunFolder, observer: EventObserver, test: Callable[[str, Tree], Column]
+    experiment: Experiment, folder: RunFolder, observer: EventObserver, test: Callable[[str, Shared], Column]
 ) -> Column:
     fed, joined = experiment.recipe.federation, pooled_experiment(experiment)
     engines = partial(_local, joined, folder)
@@ -107,6 +108,7 @@ def _pooled(
     own = store.load((0,), 2 * fed.rounds)
     assert own is not None
     best, _ = trees.split(trees.take(own, 0), "best/")
-    tested = test("pooled.all", best)
+    shared = Shared(best)
+    tested = test("pooled.all", shared)
     round_number = (int(own["best_version"][0]) + 1) // 2  # a round takes two versions, and judges at the first of them
-    return replace(column, value_N=tested.value_N, metrics=tested.metrics, shared=best, best_round=round_number)
+    return replace(column, value_N=tested.value_N, metrics=tested.metrics, shared=shared, best_round=round_number)

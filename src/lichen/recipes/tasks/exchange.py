@@ -34,6 +34,7 @@ from lichen.core.rounds import run
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event
 from lichen.recipes.artifacts.inputs import agree, inputs_of
@@ -157,17 +158,14 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, observer:
     engines: dict[float, LocalEngine] = {}
     admissions: dict[float, Admission] = {}
 
-    def begin() -> Tree:
-        return (
-            join_architectures({arch: experiment.start for arch, experiment in heterogeneous.experiments.items()})
-            if fused
-            else {}
-        )
+    def begin() -> Shared:
+        starts = {arch: experiment.start.trainable for arch, experiment in heterogeneous.experiments.items()}
+        return join_architectures(starts) if fused else Shared()
 
     def scored(lr: float, work: str, until: int) -> Tree:
-        job = Job(work=work, shared={}, version=2 * until, clients=everyone, seed=0)
+        job = Job(work=work, shared=Shared(), version=2 * until, clients=everyone, seed=0)
         best = states[lr].best
-        make = lambda arch: of_architecture(best, arch) if fused else {}  # noqa: E731
+        make = lambda arch: of_architecture(best, arch) if fused else Shared()  # noqa: E731
         return score_architectures(engines[lr], job, heterogeneous.architectures, make, admission=admissions[lr])[1]
 
     def go(lr: float, until: int) -> float:
@@ -194,12 +192,12 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, observer:
     state = states[lr]
     metrics = folder.tree("federated", lambda: scored(lr, "test", rounds))
     best = state.best_round if fused else rounds
-    column = Column(value_N=values_N(recipe, metrics), metrics=metrics, lr=lr, shared={}, best_round=best)
+    column = Column(value_N=values_N(recipe, metrics), metrics=metrics, lr=lr, shared=Shared(), best_round=best)
     return Trained(
         column=column,
         state=state,
         store=engines[lr].store,
-        models=lambda arch: of_architecture(state.best, arch) if fused else {},
+        models=lambda arch: of_architecture(state.best, arch) if fused else Shared(),
     )
 
 
@@ -210,7 +208,7 @@ def _alone(heterogeneous: HeterogeneousClients, folder: RunFolder, observer: Eve
     engines: dict[float, Engine] = {}
 
     def scored(lr: float, until: int, work: str) -> Tree:
-        job = Job(work=work, shared={}, version=2 * until, clients=everyone, seed=0)
+        job = Job(work=work, shared=Shared(), version=2 * until, clients=everyone, seed=0)
         return folder.tree(f"{work}.{lr_name(lr)}.{until}", lambda: score(engines[lr], job)[1])
 
     def go(lr: float, until: int) -> float:
@@ -227,7 +225,7 @@ def _alone(heterogeneous: HeterogeneousClients, folder: RunFolder, observer: Eve
                 lr_scale=lr_scale(recipe, rounds),
             ),
             engines[lr],
-            dict,
+            Shared,
             rounds=until,
             seed=derive(recipe.seed, "run"),
             checkpoint=folder.checkpoint("alone", grid),

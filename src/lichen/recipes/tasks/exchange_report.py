@@ -18,6 +18,7 @@ from lichen.core.contracts import ServerState
 from lichen.core.message import Job
 from lichen.core.store import ClientStore, save_tree
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, Shard, pooled
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import values_N
@@ -30,7 +31,7 @@ from lichen.server.knowledge.ensemble import Ensemble
 
 __all__ = ["Trained", "ensemble_column", "metrics_by_arch", "public_bytes", "save_models"]
 
-Models = Callable[[str], Tree]
+Models = Callable[[str], Shared]
 """The tensors a job brings, by kind."""
 
 
@@ -96,11 +97,11 @@ def save_models(
     """A folder for each architecture: its one model, or those of its clients that have trained one."""
     fused, version = heterogeneous.fused, 2 * heterogeneous.recipe.federation.rounds
     reads_text = loaded.tokenizer is not None
-    save_tree(folder.path / "state" / "final.safetensors", trained.state.best)
+    save_tree(folder.path / "state" / "final.safetensors", trained.state.best.flat())
     for arch, some in heterogeneous.architectures.items():
         files: dict[str, str] = {}
         if fused:
-            save_tree(folder.path / "model" / arch / "model.safetensors", trained.models(arch))
+            save_tree(folder.path / "model" / arch / "model.safetensors", trained.models(arch).flat())
         for client in () if fused else trained.store.split_by_state(some, version)[0]:
             own = trained.store.load((client,), version)
             params, _ = trees.split(trees.take(own or {}, 0), "params/")

@@ -22,6 +22,7 @@ from lichen.core.rounds import run
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import TrainSource
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event
@@ -122,7 +123,7 @@ def _go(
     observer: Callable[[Report], None],
     once: Once,
     *,
-    initial: Tree,
+    initial: Shared,
 ) -> ServerState:
     return run(
         algorithm,
@@ -142,7 +143,7 @@ def _observer(observer: EventObserver, column: str, lr: float, rounds: int) -> C
 
 
 def scored(
-    server: ServerSide, engine: Engine, shared: Tree, *, version: int = 0, admission: Admission | None = None
+    server: ServerSide, engine: Engine, shared: Shared, *, version: int = 0, admission: Admission | None = None
 ) -> Tree:
     """Everybody's sums over its own test rows, ``(N, ...)``, with these tensors.
 
@@ -165,7 +166,7 @@ def federated_column(
     engines: Engines,
     *,
     name: str = "federated",
-    test: Callable[[str, Tree], Column] | None = None,
+    test: Callable[[str, Shared], Column] | None = None,
     admission: Admission | None = None,
 ) -> Column:
     """Rounds at every learning rate, and the best one's tensors on test rows.

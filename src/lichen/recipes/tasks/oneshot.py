@@ -26,6 +26,7 @@ from lichen.core.roster import PARTS, Member, Roster, declared_name
 from lichen.core.seeds import numpy_generator
 from lichen.core.store import ClientStore, save_tree
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.content_digest import records_digest
 from lichen.data.batches.shards import ArrayShard, EvalSource
 from lichen.engines.local import LocalEngine
@@ -77,8 +78,8 @@ def engine_for(
 def solve(recipe: Recipe, engine: Engine, admission: Admission, clients: Sequence[int]) -> Tree:
     """One round: ask these clients for their statistics, add them up, solve."""
     ridge = Ridge(lam=recipe.ridge)
-    job = Job(work="statistics", shared={}, version=0, clients=tuple(clients), seed=0)
-    return ridge.close(collect(engine, [job], ridge, admission=admission).total, {})[0]
+    job = Job(work="statistics", shared=Shared(), version=0, clients=tuple(clients), seed=0)
+    return ridge.close(collect(engine, [job], ridge, admission=admission).total, Shared())[0].trainable
 
 
 def predict(head: Tree, x_NF: np.ndarray) -> Tensor:

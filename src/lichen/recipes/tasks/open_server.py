@@ -15,6 +15,7 @@ import numpy as np
 
 from lichen.core.errors import LichenError
 from lichen.core.roster import Roster
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, Shard, TextShard
 from lichen.data.batches.text import pad_id, sorted_labels
 from lichen.recipes.assemble.aggregation import scaling_of
@@ -72,7 +73,7 @@ def open_server(recipe: Recipe, roster: Roster, *, say: Callable[[str], None] = 
     server = ServerSide(
         recipe=recipe,
         model=model,
-        start=start_of(recipe, model, loaded.classes, say=say),
+        start=Shared(start_of(recipe, model, loaded.classes, say=say)),
         roster=roster,
         classes=loaded.classes,
         pad=pad_id(loaded.tokenizer) if loaded.tokenizer is not None else 0,

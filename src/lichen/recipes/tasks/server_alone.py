@@ -17,6 +17,7 @@ from lichen.core.errors import LichenError
 from lichen.core.roster import PARTS, Roster
 from lichen.core.store import ClientStore
 from lichen.core.tree import digest
+from lichen.core.wire.shared import Shared
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import read_trace
 from lichen.recipes.artifacts.inputs import Inputs, agree
@@ -56,7 +57,7 @@ def run_server_alone(
     agree(folder, recipe, _inputs(server))
     save_class_names(folder, server.classes)
     columns = _columns(server, folder, observer, say)
-    best = columns["federated"].shared or {}
+    best = columns["federated"].shared or Shared()
     save_result(folder, recipe, best, loaded.foundation, loaded.tokenizer, server.classes)
     return TaskResult(
         columns=columns,
@@ -96,7 +97,7 @@ def _columns(
 def _inputs(server: ServerSide) -> Inputs:
     """What the run is made from, as far as a server can know it."""
     roster = server.roster
-    model = hashlib.sha256(f"{server.model.base} {digest(server.start)}".encode()).hexdigest()
+    model = hashlib.sha256(f"{server.model.base} {digest(server.start.flat())}".encode()).hexdigest()
     return Inputs(rows=sum(sum(roster.rows(part)) for part in PARTS), data=roster.digest(), model=model)
 
 

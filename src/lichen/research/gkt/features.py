@@ -29,7 +29,7 @@ from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import ANY, COUNT, FAILED, Expected, TensorSpec
 from lichen.core.message import Job, Message
-from lichen.core.parameters import personal_C, split_shared
+from lichen.core.parameters import personal_C
 from lichen.core.tree import Tree
 
 __all__ = ["FeatureUpload"]
@@ -102,7 +102,7 @@ class FeatureUpload:
         """
         if len(clients) != 1:
             raise LichenError("clients offer rows one at a time", where="offer", fix="ask for one client a job")
-        trainable, _ = split_shared(job.shared)
+        trainable = job.shared.trainable
         return FeatureUploadState(job=job, client=clients[0], params_C=personal_C(trainable, own_C, 1), parts=())
 
     def step(self, state: FeatureUploadState, batch: Batch) -> FeatureUploadState:

@@ -23,6 +23,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree, digest
+from lichen.core.wire.shared import Shared
 from lichen.server.single import SingleMessages
 from lichen.server.sums.summed import weigh_C
 
@@ -75,7 +76,7 @@ class GatherFeatures(SingleMessages):
         """Both."""
         return (*a, *b)
 
-    def close(self, total: FeaturesTotal, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: FeaturesTotal, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``features`` ``(M, F)``, ``logits`` ``(M, K)``, ``labels`` ``(M,)`` and ``client`` ``(M,)`` int64.
 
         Metrics are ``clients`` and ``examples``.
@@ -96,7 +97,7 @@ class GatherFeatures(SingleMessages):
         rows = {name: torch.cat([tree[name].cpu() for _, tree in ordered]) for name in _NAMES}
         counts = torch.tensor([len(tree["labels"]) for _, tree in ordered])
         rows["client"] = torch.tensor([client for client, _ in ordered]).repeat_interleave(counts)
-        return rows, {"clients": float(len(ordered)), "examples": float(counts.sum())}
+        return Shared(rows), {"clients": float(len(ordered)), "examples": float(counts.sum())}
 
     def dump(self, total: FeaturesTotal) -> tuple[Tree, dict[str, Any]]:
         """``(tensors, header)`` of a total."""

@@ -45,6 +45,7 @@ from lichen.core.fold import fold
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, EvalSource, Shard, TrainSource
 from lichen.research.gkt.features import FeatureUpload
 from lichen.research.gkt.gather import GatherFeatures
@@ -55,7 +56,7 @@ __all__ = ["GKT", "gkt_client_tasks"]
 
 
 def gkt_client_tasks(
-    train: Train, stitched: Stitched, *, start: Tree, own: TrainSource, valid: Source
+    train: Train, stitched: Stitched, *, start: Shared, own: TrainSource, valid: Source
 ) -> dict[str, ClientTask]:
     """What clients can be asked: ``train``, ``learn``, ``offer``, and ``valid``, which judges both parts together.
 
@@ -124,9 +125,9 @@ class GKT:
                 f"{self.steps} steps of {self.batch} rows at the server", where="gkt", fix="use numbers above 0"
             )
 
-    def init(self, shared: Tree) -> ServerState:
+    def init(self, shared: Shared) -> ServerState:
         """The state before the first round, from the large network's tensors under their own names."""
-        return ServerState(round=0, shared=trees.join("top/", shared, {}))
+        return ServerState(round=0, shared=Shared(trees.join("top/", shared.trainable, {})))
 
     def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
         """One round. A round in which nobody uploads rows leaves the server's network as it is."""
@@ -134,29 +135,34 @@ class GKT:
         clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
         settings, jobs = {"lr_scale": self.lr_scale(state.round)}, []
         for client in clients:
-            mine, _ = trees.split(state.shared, f"answers/{client}/")
-            answers = trees.join("answers.", mine, {})
-            work = "learn" if answers else "train"
+            mine, _ = trees.split(state.shared.trainable, f"answers/{client}/")
             jobs.append(
-                Job(work=work, shared=answers, version=2 * state.round, clients=(client,), seed=seed, settings=settings)
+                Job(
+                    work="learn" if mine else "train",
+                    shared=Shared(frozen=trees.join("answers.", mine, {})),
+                    version=2 * state.round,
+                    clients=(client,),
+                    seed=seed,
+                    settings=settings,
+                )
             )
         trained = collect(engine, jobs, admission=self.admission, keep=SUMMED)
         uploads = [
-            Job(work="offer", shared={}, version=2 * state.round + 1, clients=(client,), seed=seed)
+            Job(work="offer", shared=Shared(), version=2 * state.round + 1, clients=(client,), seed=seed)
             for client in clients
         ]
         gather = GatherFeatures()
         came = collect(engine, uploads, gather, admission=self.admission, keep=())
         sums, metrics = summed(trained.metrics)
         if came.total:
-            rows, _ = gather.close(came.total, {})
+            rows = gather.close(came.total, Shared())[0].trainable
             shared, metrics["top_loss"] = self._teach(state, rows, derive(seed, "top"))
             state = replace(state, shared=shared)
         state = replace(state, round=state.round + 1)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and is_validated(state.round, self.valid_every, self.rounds):
             everyone = tuple(range(self.weight_N.shape[0]))
-            top = {name: x for name, x in state.shared.items() if name.startswith("top/")}
+            top = Shared(trees.join("top/", trees.split(state.shared.trainable, "top/")[0], {}))
             judging = Job(work=self.valid, shared=top, version=2 * state.round - 1, clients=everyone, seed=0)
             metrics["valid"] = mean_loss(score(engine, judging, self.admission)[1])
             state = with_best(state, metrics["valid"], top)
@@ -173,23 +179,23 @@ class GKT:
             attendance=trained.attendance + came.attendance,
         )
 
-    def _teach(self, state: ServerState, rows: Tree, seed: int) -> tuple[Tree, float]:
+    def _teach(self, state: ServerState, rows: Tree, seed: int) -> tuple[Shared, float]:
         """``(shared, mean loss)`` after the server's training and its opinions of the rows."""
-        top, _ = trees.split(state.shared, "top/")
+        top, others = trees.split(state.shared.trainable, "top/")
         x_MF = rows["features"].float()
         numbers_M = np.arange(len(x_MF), dtype=np.int64)
         shard = ArrayShard(x_MF.numpy(), labels=rows["labels"].long().numpy(), answer=numbers_M)
         opinions = as_answers(rows["logits"].double().softmax(-1))
         source = TrainSource((shard,), batch_size=self.batch, steps=self.steps)
-        job = Job(work="top", shared={**top, **opinions}, version=state.round, clients=(0,), seed=seed)
+        job = Job(work="top", shared=Shared(top, frozen=opinions), version=state.round, clients=(0,), seed=seed)
         message, _ = fold(self.top, source.batches(job.clients, job.seed), job, job.clients)
         top = trees.add(top, trees.take(message.tensors, 0))
         logits_MK = self._logits(top, x_MF)
-        shared = trees.join("top/", top, {name: x for name, x in state.shared.items() if not name.startswith("top/")})
+        shared = trees.join("top/", top, others)
         for client in sorted(set(rows["client"].tolist())):
             answers = as_answers(logits_MK[rows["client"] == client].double().softmax(-1))
             shared |= {f"answers/{client}/{name.removeprefix('answers.')}": x for name, x in answers.items()}
-        return shared, float(message.metrics["loss_sum"] / message.metrics["count"].clamp(min=1))
+        return Shared(shared), float(message.metrics["loss_sum"] / message.metrics["count"].clamp(min=1))
 
     def _logits(self, top: Tree, x_MF: Tensor) -> Tensor:
         top_C, parts = trees.broadcast(top, 1), []

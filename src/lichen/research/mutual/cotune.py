@@ -36,6 +36,7 @@ from lichen.core.fold import fold
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.research.mutual.alignment import Bridge
 from lichen.research.mutual.mutual import carried, distill_step, null_targets
 
@@ -93,7 +94,7 @@ class CoTune:
                 fix="give it valid=None and no codec down",
             )
 
-    def init(self, shared: Tree) -> ServerState:
+    def init(self, shared: Shared) -> ServerState:
         """The state before the first round: the small model, and the large one where no client is sent it."""
         state = self.average.init(shared)
         return replace(state, optimizer=trees.join("large/", self.start, state.optimizer))
@@ -106,12 +107,12 @@ class CoTune:
         settings = {"lr_scale": self.average.lr_scale(state.round)}
         state, report = self.average.round(replace(state, optimizer=optimizer), engine, seed)
         small, metrics = state.shared, dict(report.metrics)
-        reports = [_reported(tuned, shared) for tuned, shared in ((self.small, small), (self.large, large))]
+        reports = [_reported(tuned, shared) for tuned, shared in ((self.small, small), (self.large, Shared(large)))]
         metrics |= {"small_public": mean_loss(reports[0].metrics), "large_public": mean_loss(reports[1].metrics)}
-        distilled: list[Tree] = []
+        distilled: list[Shared] = []
         for name, tuned, shared, other in (
             ("small", self.small, small, reports[1]),
-            ("large", self.large, large, reports[0]),
+            ("large", self.large, Shared(large), reports[0]),
         ):
             message = carried(other, tuned.bridge)
             answers = {f"answers.{part}": message.tensors[part][0] for part in ("index", "prob")}
@@ -120,7 +121,9 @@ class CoTune:
                 tuned.distill, shared, answers, seed=derive(seed, name), settings=settings
             )
             distilled.append(after)
-        state = replace(state, shared=distilled[0], optimizer=trees.join("large/", distilled[1], state.optimizer))
+        state = replace(
+            state, shared=distilled[0], optimizer=trees.join("large/", distilled[1].trainable, state.optimizer)
+        )
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and is_validated(state.round, self.valid_every, self.average.rounds):
             state, metrics["valid"] = self._validate(state, engine)
@@ -146,7 +149,7 @@ class CoTune:
         )
         value = mean_loss(score(engine, job)[1])
         if math.isnan(state.best_value) or value < state.best_value:
-            state = replace(state, best=dict(state.shared), best_round=state.round, best_value=value)
+            state = replace(state, best=state.shared, best_round=state.round, best_value=value)
         return state, value
 
 
@@ -155,7 +158,7 @@ def large_of(state: ServerState) -> Tree:
     return trees.split(state.optimizer, "large/")[0]
 
 
-def _reported(tuned: CoTunedModel, shared: Tree) -> Message:
+def _reported(tuned: CoTunedModel, shared: Shared) -> Message:
     """What a model says of the public texts."""
     job = Job(work="tell", shared=shared, version=0, clients=(0,), seed=0)
     return fold(tuned.report.work, tuned.report.source.batches((0,), 0), job, (0,))[0]

@@ -41,6 +41,7 @@ from lichen.core.fold import fold
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.core.wrapping import AroundAggregator
 from lichen.research.mutual.alignment import Bridge
 from lichen.research.mutual.select import Select
@@ -67,7 +68,7 @@ class Group:
     """
 
     clients: tuple[int, ...]
-    start: Tree
+    start: Shared
     up: Bridge
     down: Bridge
     train_then_report: str = "visit"
@@ -114,7 +115,7 @@ class Mutual:
                 "there is no client, or one is in two groups", where="federation", fix="give each client one group"
             )
 
-    def init(self, shared: Tree) -> ServerState:
+    def init(self, shared: Shared) -> ServerState:
         """The state before the first round: the server's model."""
         return ServerState(round=0, shared=shared)
 
@@ -131,7 +132,7 @@ class Mutual:
             message = carried(mine, group.down)
             job = Job(
                 work=group.distill,
-                shared=self._answers(message),
+                shared=Shared(frozen=self._answers(message)),
                 version=2 * state.round + 1,
                 clients=group.clients,
                 seed=derive(seed, "listen"),
@@ -193,8 +194,8 @@ class Mutual:
         answers = {name: x for name, x in self._answers(mine).items() if name != "answers.loss"}
         if not total.count or not self.transfer:
             return null_targets(answers), {**metrics, "server_believed": 0.0}, int(sums["tokens"])
-        chosen, selection = self.select.close(total, {"answers.loss": mine.tensors["loss"][0]})
-        answers = {name: chosen[name] for name in answers}
+        chosen, selection = self.select.close(total, Shared(frozen={"answers.loss": mine.tensors["loss"][0]}))
+        answers = {name: chosen.frozen[name] for name in answers}
         return answers, {**metrics, "server_believed": selection["believed"]}, int(sums["tokens"])
 
     def _answers(self, message: Message) -> Tree:
@@ -229,7 +230,7 @@ class Carried(AroundAggregator):
         """The message, carried over."""
         return replace(carried(message, self.bridge), group=self.group)
 
-    def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: Any, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(change, metrics)`` of the inner one."""
         return self.inner.close(total, shared)
 
@@ -247,8 +248,8 @@ def carried(message: Message, bridge: Bridge) -> Message:
 
 
 def distill_step(
-    client_task: ClientTask, shared: Tree, answers: Tree, *, seed: int, settings: dict[str, float]
-) -> tuple[Tree, float]:
+    client_task: ClientTask, shared: Shared, answers: Tree, *, seed: int, settings: dict[str, float]
+) -> tuple[Shared, float]:
     """``(shared, mean loss)`` after the server has listened; a listening that did not stay finite changes nothing.
 
     Args:
@@ -259,8 +260,9 @@ def distill_step(
         seed: Of the batches.
         settings: Of the job.
     """
-    job = Job(work="listen", shared={**shared, **answers}, version=0, clients=(0,), seed=seed, settings=settings)
+    with_answers = shared | Shared(frozen=answers)
+    job = Job(work="listen", shared=with_answers, version=0, clients=(0,), seed=seed, settings=settings)
     message, _ = fold(client_task.work, client_task.source.batches((0,), seed), job, (0,))
     change = {name: x[0] for name, x in message.tensors.items()}
-    moved = {name: x + change[name].to(x) if name in change else x for name, x in shared.items()}
-    return trees.map_tree(lambda x: x.detach(), moved), mean_loss(message.metrics)
+    moved = {name: x + change[name].to(x) if name in change else x for name, x in shared.trainable.items()}
+    return shared | Shared({name: x.detach() for name, x in moved.items()}), mean_loss(message.metrics)

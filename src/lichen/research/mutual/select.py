@@ -33,6 +33,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.single import SingleMessages
 from lichen.server.sums.summed import weigh_C
 
@@ -136,12 +137,12 @@ class Select(SingleMessages):
         length_N = torch.tensor([b - a for a, b in pairwise(self.starts)])
         return x_N.repeat_interleave(length_N)
 
-    def close(self, total: Chosen, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: Chosen, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(answers, metrics)``: what is believed, under the names a listener takes them by.
 
         Args:
             total: At least one client.
-            shared: May hold one's own losses as ``answers.loss`` ``(N,)``: a text is believed only where
+            shared: May hold one's own losses as frozen ``answers.loss`` ``(N,)``: a text is believed only where
                 the best client's is lower. Without them all are.
 
         Returns:
@@ -155,7 +156,7 @@ class Select(SingleMessages):
         if not total.count:
             raise LichenError("no client told anything", where="aggregator.select", fix="invite more clients")
         loss_N, client_N = total.best["loss"], total.best["client"]
-        own_N = shared.get("answers.loss", torch.full_like(loss_N, torch.inf)).cpu()
+        own_N = shared.frozen.get("answers.loss", torch.full_like(loss_N, torch.inf)).cpu()
         if own_N.shape != loss_N.shape:
             raise LichenError(
                 f"{len(own_N)} own losses for {len(loss_N)} texts", where="aggregator.select", fix="tell first"
@@ -168,7 +169,7 @@ class Select(SingleMessages):
             "answers.loss": loss_N,
             "answers.client": torch.where(accepted_N, client_N, -1),
         }
-        return answers, {"clients": float(total.count), "believed": float(accepted_N.double().mean())}
+        return Shared(frozen=answers), {"clients": float(total.count), "believed": float(accepted_N.double().mean())}
 
     def dump(self, total: Chosen) -> tuple[Tree, dict[str, Any]]:
         """``(tensors, header)`` of a total."""

@@ -44,6 +44,7 @@ from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, MetricSpec
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.rows import TextShard
 from lichen.models.tokens.token_targets import DistilledLM
 from lichen.research.mutual.token_logits import REPORTED_LOSS, own_params, starts
@@ -111,20 +112,22 @@ class DistillLogits:
         """
         personal, at = self.inner.personal, starts(self.public)
         params_C, _ = own_params(job, clients, own_C, personal=personal)
-        index = job.shared.get("answers.index")
-        if index is None or "answers.prob" not in job.shared or len(index) != int(at[-1]):
+        answers = job.shared.frozen
+        index = answers.get("answers.index")
+        if index is None or "answers.prob" not in answers or len(index) != int(at[-1]):
             raise LichenError(
                 f"answers at {0 if index is None else len(index)} places, the texts have {int(at[-1])}",
                 where=f"job {job.work!r}",
                 fix="let everybody hold the same public texts",
             )
-        shared = {**job.shared, "answers.at": at.to(index.device)}
-        answer_loss_N = shared.pop("answers.loss", None)
+        answers = {**answers, "answers.at": at.to(index.device)}
+        answer_loss_N = answers.pop("answers.loss", None)
+        shared = replace(job.shared, frozen=answers)
         accepted_CN = torch.ones(len(clients), self.public.size, dtype=torch.bool)
         own = dict(own_C or {})
         if personal:
             # The place of the shared tensors, whose values nobody looks at: each client begins at its own.
-            shared |= trees.take(params_C, 0)
+            shared |= Shared(trees.take(params_C, 0))
             own_loss_CN = own.pop(REPORTED_LOSS, None)
             if answer_loss_N is None or own_loss_CN is None or own_loss_CN.shape != accepted_CN.shape:
                 raise LichenError(

@@ -32,7 +32,6 @@ from lichen.core.contracts import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import FAILED, Expected, MetricSpec, TensorSpec
 from lichen.core.message import Job, Message
-from lichen.core.parameters import split_shared
 from lichen.core.tree import Tree
 from lichen.data.batches.rows import TextShard
 from lichen.models.tokens.token_targets import LogitsProvider, top_answers
@@ -119,7 +118,7 @@ def own_params(job: Job, clients: Sequence[int], own_C: Tree | None, *, personal
     Raises:
         LichenError: if a client has none of its own, or the job none.
     """
-    trainable, fixed = split_shared(job.shared)
+    trainable, fixed = job.shared.trainable, job.shared.fixed
     if personal:
         params_C, _ = trees.split(own_C or {}, "params/")
     else:

@@ -25,7 +25,7 @@ from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, MetricSpec, TensorSpec
 from lichen.core.message import Job, Message
-from lichen.core.parameters import personal_C, split_shared
+from lichen.core.parameters import personal_C
 from lichen.core.tree import Tree
 
 __all__ = ["LabelVote"]
@@ -90,7 +90,7 @@ class LabelVote:
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> LabelVoteState:
         """Parameters that vote, and an empty ballot."""
-        trainable, fixed = split_shared(job.shared)
+        trainable, fixed = job.shared.trainable, job.shared.fixed
         params_C = personal_C(trainable, own_C if self.personal else None, len(clients), use_best=self.use_best)
         votes_CQ = torch.full((len(clients), self.queries), -1, dtype=self._narrow)
         return LabelVoteState(job=job, clients=tuple(clients), params_C=params_C, fixed=fixed, votes_CQ=votes_CQ)

@@ -45,7 +45,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.seeds import torch_generator
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import FixedSum
 from lichen.server.sums.lifted import Terms
@@ -138,7 +138,7 @@ class NoisyMax(Summed):
         count_CQK = torch.nn.functional.one_hot(votes_CQ.clamp(min=0), self.classes) * (votes_CQ >= 0)[..., None]
         yield Terms(replace(message, tensors={"votes": count_CQK.double()}), weight_C)
 
-    def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: FixedSum, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(answers, metrics)``: ``answers.index`` int16 and ``answers.prob`` float16, ``(Q, 1)`` each.
 
         A text without answer has index -1 and probability 0. Metrics are ``clients``, ``queries``,
@@ -165,7 +165,7 @@ class NoisyMax(Summed):
             "answers.index": torch.where(answered_Q, class_Q, -1)[:, None].to(torch.int16),
             "answers.prob": share_Q[:, None].to(torch.float16),
         }
-        return answers, {
+        return Shared(frozen=answers), {
             "clients": float(total.count),
             "queries": float(queries),
             "answered": float(answered_Q.sum()),

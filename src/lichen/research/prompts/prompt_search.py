@@ -42,7 +42,6 @@ from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, specs_of
 from lichen.core.message import Job, Message
-from lichen.core.parameters import split_shared
 from lichen.core.seeds import numpy_generator
 from lichen.core.tree import Tree
 
@@ -107,7 +106,7 @@ class TokenSearch:
 
     def expected(self, job: Job) -> Expected:
         """The change of the distribution."""
-        expected = training_expected(self.model, specs_of(split_shared(job.shared)[0]))
+        expected = training_expected(self.model, specs_of(job.shared.trainable))
         return replace(expected, metrics={name: x for name, x in expected.metrics.items() if name != "steps"})
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> TokenSearchState:
@@ -117,7 +116,7 @@ class TokenSearch:
             LichenError: if the shared tensors are none.
         """
         del own_C
-        trainable, fixed = split_shared(job.shared)
+        trainable, fixed = job.shared.trainable, job.shared.fixed
         if trainable.keys() != {"choice"} or trainable["choice"].dim() != 2:
             raise LichenError(
                 f"expected choice (L, V), got {sorted(trainable)}", where="job.shared", fix="search a prompt of words"
@@ -172,7 +171,7 @@ class TokenSearch:
     def final(self, state: TokenSearchState) -> tuple[Message, Tree | None]:
         """The change of the distribution; a client that met a loss that is no number weighs nothing."""
         finite_C = state.sums["failed"] == 0
-        delta_CLV = state.choice_CLV - state.job.shared["choice"].cpu()
+        delta_CLV = state.choice_CLV - state.job.shared.trainable["choice"].cpu()
         sums = {name: torch.where(finite_C, x, 0.0) for name, x in state.sums.items()}
         sums["failed"] = (~finite_C).double()
         message = Message(

@@ -39,6 +39,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message, take_client
 from lichen.core.tree import Tree, zeros_like
+from lichen.core.wire.shared import Shared
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
 from lichen.server.sums.lifted import Terms
@@ -176,8 +177,8 @@ class Ensemble(Summed):
         p_NK = x_NK / x_NK.sum(1, keepdim=True)
         return p_NK if self.sharpen is None else (p_NK / self.sharpen).softmax(-1)
 
-    def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
-        """``answers.prob`` ``(N, k)`` float16 and ``answers.index`` ``(N, k)``, likeliest first.
+    def close(self, total: FixedSum, shared: Shared) -> tuple[Shared, dict[str, float]]:
+        """Frozen ``answers.prob`` ``(N, k)`` float16 and ``answers.index`` ``(N, k)``, likeliest first.
 
         Metrics are ``clients``, and the answers' mean ``entropy`` in nats.
 
@@ -186,7 +187,7 @@ class Ensemble(Summed):
         """
         p_NK = self.probabilities(total)
         entropy = -torch.special.xlogy(p_NK, p_NK).sum(-1).mean()
-        return as_answers(p_NK, self.keep), {"clients": float(total.count), "entropy": float(entropy)}
+        return Shared(frozen=as_answers(p_NK, self.keep)), {"clients": float(total.count), "entropy": float(entropy)}
 
 
 def as_answers(p_NK: Tensor, keep: int | None = None) -> Tree:

@@ -34,7 +34,7 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.seeds import torch_generator
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.sums import fixed_point
 from lichen.server.sums.fixed_point import FixedSum
 from lichen.server.sums.lifted import Terms
@@ -96,7 +96,7 @@ class Votes(Summed):
             )
         yield Terms(message, weigh_C(message, "uniform", discount_C))
 
-    def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: FixedSum, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``({"votes": (M,) float64}, metrics)``: the noisy counts, in votes.
 
         Metrics, all of noisy counts, are ``clients``, ``votes`` and ``concentration``.
@@ -108,7 +108,7 @@ class Votes(Summed):
             raise LichenError("no client voted", where="aggregator.votes", fix="invite more clients")
         noisy_M = self.noisy(fixed_point.read_sums(total)["votes"] * 2.0**-self.bits)
         metrics = {"votes": float(noisy_M.sum()), "concentration": concentration(noisy_M)}
-        return {"votes": noisy_M}, {"clients": float(total.count), **metrics}
+        return Shared({"votes": noisy_M}), {"clients": float(total.count), **metrics}
 
     def noisy(self, votes_M: Tensor) -> Tensor:
         """The counts with noise, float64; a release in which nobody came has its noise too."""

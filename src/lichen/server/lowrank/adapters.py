@@ -22,6 +22,7 @@ from lichen.core.conventions.factor_pairs import factor_names, layers_with_facto
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.lowrank import products
 from lichen.server.lowrank.factors import Factors, Product
 from lichen.server.lowrank.groups import MeanChange
@@ -90,8 +91,12 @@ class AdapterMeansList:
     """
 
     total: LowRankTotal
-    shared: Tree
+    shared: Shared
     means: Mapping[str, MeanChange]
+
+    def dtype(self, layer: str) -> torch.dtype:
+        """Of a layer's shared factors."""
+        return self.shared.trainable[factor_names(layer)[0]].dtype
 
     @property
     def version(self) -> int:
@@ -99,17 +104,17 @@ class AdapterMeansList:
         return max(version for _, version in self.total.answers)
 
     def __iter__(self) -> Iterator[AdapterMeans]:
-        for name in layers_with_factors(self.shared):
+        for name in layers_with_factors(self.shared.trainable):
             half_A, half_B = factor_names(name)
             halves = (half_B, half_A)
-            if halves[0] not in self.shared:
+            if halves[0] not in self.shared.trainable:
                 raise LichenError(f"layer {name!r} has lora_A without lora_B", where="aggregator")
             sent = [half for half in halves if half in self.means]
             if sent:
                 yield self._read(name, halves, sent)
 
     def _read(self, name: str, halves: tuple[str, str], sent: list[str]) -> AdapterMeans:
-        B, A = (self.shared[half].cpu().double() for half in halves)
+        B, A = (self.shared.trainable[half].cpu().double() for half in halves)
         meanB, meanA = (
             x + self.means[half].over(x) if half in self.means else x for half, x in zip(halves, (B, A), strict=True)
         )
@@ -140,7 +145,7 @@ class Rule(Protocol):
         """Layers may be summed whole; else the rule needs the pairs."""
         ...
 
-    def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Tree, dict[str, float]]:
+    def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Shared, dict[str, float]]:
         """``(entries, metrics)``: what is written over the padded means ``change``, and what is told."""
         ...
 
@@ -182,20 +187,21 @@ def initial_A(like_rn: Tensor, layer: str, *, seed: int, version: int) -> Tensor
     return A_rn
 
 
-def patched(layer: str, new: Product, shared: Tree) -> Tree:
-    """The layer's old patch and the new part: as ``left`` and ``right``, or ``dense`` where that is smaller."""
-    like = shared[factor_names(layer)[0]]
-    old: Product | None = shared.get(f"patch.{layer}.dense")
-    if old is None and f"patch.{layer}.left" in shared:
-        old = shared[f"patch.{layer}.left"].cpu().double(), shared[f"patch.{layer}.right"].cpu().double()
+def patched(layer: str, new: Product, shared: Shared) -> Tree:
+    """A layer's whole new patch, the old one and the new part: ``left`` and ``right``, or ``dense`` if smaller."""
+    like, patch = shared.trainable[factor_names(layer)[0]], shared.patch
+    dense, left, right = (f"{layer}.{kind}" for kind in ("dense", "left", "right"))
+    old: Product | None = patch.get(dense)
+    if old is None and left in patch:
+        old = patch[left].cpu().double(), patch[right].cpu().double()
     if isinstance(old, tuple) and isinstance(new, tuple):
         new, old = (torch.cat([old[0], new[0]], 1), torch.cat([old[1], new[1]], 0)), None
     if old is None and isinstance(new, tuple):
-        left, right = new
-        if left.shape[1] * (left.shape[0] + right.shape[1]) < left.shape[0] * right.shape[1]:
-            return {f"patch.{layer}.left": left.to(like), f"patch.{layer}.right": right.to(like)}
-    dense = _whole(new) + (0 if old is None else _whole(old))
-    return {f"patch.{layer}.dense": dense.to(like)}
+        left_mR, right_Rn = new
+        if left_mR.shape[1] * (left_mR.shape[0] + right_Rn.shape[1]) < left_mR.shape[0] * right_Rn.shape[1]:
+            return {left: left_mR.to(like), right: right_Rn.to(like)}
+    whole_mn = _whole(new) + (0 if old is None else _whole(old))
+    return {dense: whole_mn.to(like)}
 
 
 def _whole(product: Product) -> Tensor:

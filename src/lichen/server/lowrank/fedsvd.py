@@ -27,6 +27,7 @@ from lichen.core.conventions.factor_pairs import factor_names, layers_with_facto
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.core.wrapping import AroundAggregator
 from lichen.server.lowrank.adapters import initial_A
 from lichen.server.lowrank.factors import directions
@@ -56,7 +57,7 @@ class FedSVD(AroundAggregator):
         """The message itself."""
         return message
 
-    def close(self, total: Any, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: Any, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """The inner change with new halves for every layer whose B was sent, in float64; the inner metrics.
 
         Raises:
@@ -64,19 +65,20 @@ class FedSVD(AroundAggregator):
         """
         change, metrics = self.inner.close(total, shared)
         written: Tree = {}
-        for layer in layers_with_factors(shared):
+        before, sent = shared.trainable, change.trainable
+        for layer in layers_with_factors(before):
             names = factor_names(layer)[::-1]
-            if names[1] in change:
+            if names[1] in sent:
                 raise LichenError(
                     f"clients trained {names[1]!r}, which FedSVD turns on the server",
                     where="aggregator.fedsvd",
                     fix="freeze lora_A on the clients",
                 )
-            if names[0] not in change:
+            if names[0] not in sent:
                 continue
-            B_mr, A_rn = (shared[name].cpu().double() for name in names)
-            U, sigma, V = directions((B_mr + change[names[0]].cpu().double(), A_rn))
+            B_mr, A_rn = (before[name].cpu().double() for name in names)
+            U, sigma, V = directions((B_mr + sent[names[0]].cpu().double(), A_rn))
             newB_mr, newA_rn = torch.zeros_like(B_mr), initial_A(A_rn, layer, seed=self.seed, version=0)
             newB_mr[:, : len(sigma)], newA_rn[: len(sigma)] = U * sigma, V
             written |= {names[0]: newB_mr - B_mr, names[1]: newA_rn - A_rn}
-        return {**change, **written}, metrics
+        return change | Shared(written), metrics

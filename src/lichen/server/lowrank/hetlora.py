@@ -27,6 +27,7 @@ import torch
 from lichen.core.conventions.factor_pairs import factor_names
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.lowrank.adapters import AdapterMeansList
 from lichen.server.lowrank.factors import gap_square, norm_square
 from lichen.server.lowrank.lowrank import LowRank
@@ -43,7 +44,7 @@ class NormWeighted:
 
     whole = False
 
-    def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Tree, dict[str, float]]:
+    def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Shared, dict[str, float]]:
         """``(halves, metrics)``: ``deviation`` is ``‖B̄ Ā − Σ p_k B_k A_k‖ / ‖Σ p_k B_k A_k‖``.
 
         Raises:
@@ -66,7 +67,7 @@ class NormWeighted:
             stack = adapter.stack()
             square = norm_square(stack)
             lost, total_square = lost + gap_square(stack, square, (B_mr, A_rn)), total_square + square
-        return written, {"deviation": math.sqrt(lost / total_square) if total_square else 0.0}
+        return Shared(written), {"deviation": math.sqrt(lost / total_square) if total_square else 0.0}
 
     def _norms(self, adapters: AdapterMeansList) -> dict[Key, float]:
         """Of each answer's whole adapter."""

@@ -37,6 +37,7 @@ from torch import Tensor
 from lichen.core.conventions.factor_pairs import factor_names
 from lichen.core.message import Message
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.lowrank import groups, products
 from lichen.server.lowrank.adapters import (
     AdapterMeans,
@@ -76,21 +77,21 @@ class Averaged:
         if self.mend is not None:
             check_scaling(self.mend, where="aggregator.fedex.scaling")
 
-    def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Tree, dict[str, float]]:
+    def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Shared, dict[str, float]]:
         """``(patch, metrics)``: ``deviation`` is ``‖residual‖ / ‖Σ p_k B_k A_k‖`` over all layers together."""
         patch: Tree = {}
         lost = total_square = 0.0
         for adapter in adapters:
-            residual, ideal = _residual(adapter, adapters.shared, change), adapter.ideal()
+            residual, ideal = _residual(adapter, adapters.shared.trainable, change), adapter.ideal()
             size_square = norm_square(ideal)
             if self.mend is None:
                 square = norm_square(residual)
             else:
-                floor = rounding_floor(adapters.shared[factor_names(adapter.name)[0]].dtype) * math.sqrt(size_square)
+                floor = rounding_floor(adapters.dtype(adapter.name)) * math.sqrt(size_square)
                 square, mended = _mended(adapter.name, residual, floor, self.mend, adapters.shared)
                 patch.update(mended)
             lost, total_square = lost + square, total_square + size_square
-        return patch, {"deviation": math.sqrt(lost / total_square) if total_square else 0.0}
+        return Shared(patch=patch), {"deviation": math.sqrt(lost / total_square) if total_square else 0.0}
 
 
 @final
@@ -141,7 +142,7 @@ class LowRank(SingleMessages):
         """Undo :meth:`dump`; raises as :func:`lichen.server.lowrank.products.load`."""
         return products.load(tensors, header)
 
-    def close(self, total: LowRankTotal, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: LowRankTotal, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(change, metrics)``: the means of what was sent, and what the rule writes over them.
 
         Means are in the dtype of ``shared``. What a rule makes anew is in float64, so that the server's
@@ -152,14 +153,15 @@ class LowRank(SingleMessages):
                 sent different halves of a layer.
         """
         products.check(total)
-        means = groups.means(total.sums, shared)
+        means = groups.means(total.sums, shared.trainable)
+        before = shared.trainable
         change = {
-            name: mean.over(shared[name]).to(shared[name]) if name in shared else mean.padded
+            name: mean.over(before[name]).to(before[name]) if name in before else mean.padded
             for name, mean in means.items()
         }
         written, rule_metrics = self.rule(AdapterMeansList(total=total, shared=shared, means=means), change)
         seen = {"clients": float(total.sums.count), "weight": total.sums.weight / 2**WEIGHT_BITS}
-        return {**change, **written}, {**seen, **rule_metrics}
+        return Shared(change) | written, {**seen, **rule_metrics}
 
 
 def FedIT(weighting: Weighting = "examples") -> LowRank:
@@ -177,7 +179,7 @@ def FedIT(weighting: Weighting = "examples") -> LowRank:
 def FedEx(scaling: float, *, weighting: Weighting = "examples") -> LowRank:
     """FedIT plus the residual, added to each layer's patch: the mean model, exactly, for any ranks.
 
-    The change may hold, for a layer with a residual, the whole new patch: ``patch.<layer>.left`` (m, R)
+    The change may hold, for a layer with a residual, the whole new patch: ``<layer>.left`` (m, R)
     and ``.right`` (R, n), or ``.dense`` (m, n) once ``R (m + n) >= m n``. A layer's ``dense``, where
     present, stands for all of its patch: ``left`` and ``right`` are then no more. The residual belongs
     to the means as sent, so the server optimizer must add the change as it is (SGD at rate 1).
@@ -205,7 +207,7 @@ def _residual(adapter: AdapterMeans, shared: Tree, change: Tree) -> Product:
     return torch.cat(left, 1), torch.cat(right, 0)
 
 
-def _mended(layer: str, residual: Product, floor: float, scaling: float, shared: Tree) -> tuple[float, Tree]:
+def _mended(layer: str, residual: Product, floor: float, scaling: float, shared: Shared) -> tuple[float, Tree]:
     """``(norm² of the residual, the layer's whole new patch)``, which is empty where only noise was lost."""
     if isinstance(residual, Tensor):
         square = norm_square(residual)

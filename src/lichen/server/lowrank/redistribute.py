@@ -35,6 +35,7 @@ from torch import Tensor
 from lichen.core.conventions.factor_pairs import factor_names
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.lowrank.adapters import AdapterMeansList, initial_A, rounding_floor
 from lichen.server.lowrank.factors import directions, gap_square, halves
 from lichen.server.lowrank.lowrank import LowRank
@@ -67,7 +68,7 @@ class Redistributed:
                 f"{self.energy} is out of range", where="aggregator.florist.energy", fix="use 0 < energy <= 1"
             )
 
-    def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Tree, dict[str, float]]:
+    def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Shared, dict[str, float]]:
         """``(new halves, metrics)``; see :func:`FlexLoRA`."""
         written: Tree = {}
         apart = lost = size = 0.0
@@ -76,7 +77,7 @@ class Redistributed:
             name, stack = adapter.name, adapter.stack()
             U, sigma, V = directions(stack)
             square = float(sigma.square().sum())
-            floor = rounding_floor(adapters.shared[factor_names(name)[0]].dtype) * math.sqrt(square)
+            floor = rounding_floor(adapters.dtype(name)) * math.sqrt(square)
             keep = min(adapter.A_rn.shape[0], int((sigma > floor).sum()))
             if self.energy is not None:
                 keep = min(keep, fewest(sigma, self.energy))
@@ -89,7 +90,7 @@ class Redistributed:
             lost, size, ranks = lost + float(sigma[keep:].square().sum()), size + square, [*ranks, keep]
         metrics = {"deviation": apart, "lost": lost}
         shares = {name: math.sqrt(x / size) if size else 0.0 for name, x in metrics.items()}
-        return written, {**shares, "rank": sum(ranks) / max(1, len(ranks))}
+        return Shared(written), {**shares, "rank": sum(ranks) / max(1, len(ranks))}
 
 
 def fewest(sigma: Tensor, energy: float) -> int:

@@ -21,10 +21,9 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import final
 
-from torch import Tensor
-
 from lichen.core.conventions.factor_pairs import factor_names
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.lowrank.adapters import AdapterMeansList, check_scaling, initial_A, patched, rounding_floor
 from lichen.server.lowrank.factors import directions, gap_square, halves
 from lichen.server.lowrank.lowrank import LowRank
@@ -54,29 +53,29 @@ class Stacked:
     def __post_init__(self) -> None:
         check_scaling(self.scaling, where="aggregator.flora.scaling")
 
-    def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Tree, dict[str, float]]:
+    def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Shared, dict[str, float]]:
         """``(patches and new halves, metrics)``: ``deviation``, and ``rank``, the directions moved a layer."""
         written: Tree = {}
+        patch: Tree = {}
         lost = total_square = 0.0
         ranks: list[int] = []
         for adapter in adapters:
-            shared, name = adapters.shared, adapter.name
+            name = adapter.name
             name_A, name_B = factor_names(name)
-            like: Tensor = shared[name_A]
             stack = adapter.stack()
             U, sigma, V = directions(stack)
             square = float(sigma.square().sum())
-            keep = int((sigma > rounding_floor(like.dtype) * math.sqrt(square)).sum())
+            keep = int((sigma > rounding_floor(adapters.dtype(name)) * math.sqrt(square)).sum())
             if keep:
                 left, right = halves(U, sigma, V, keep)
-                written |= patched(name, (left * self.scaling, right), shared)
+                patch |= patched(name, (left * self.scaling, right), adapters.shared)
             A_rn = initial_A(adapter.A_rn, name, seed=self.seed, version=adapters.version)
             written[name_A] = A_rn - adapter.A_rn
             written[name_B] = -adapter.B_mr
             lost += gap_square(stack, square, (adapter.meanB_mr, adapter.meanA_rn))
             total_square, ranks = total_square + square, [*ranks, keep]
         deviation = math.sqrt(lost / total_square) if total_square else 0.0
-        return written, {"deviation": deviation, "rank": sum(ranks) / max(1, len(ranks))}
+        return Shared(written, patch=patch), {"deviation": deviation, "rank": sum(ranks) / max(1, len(ranks))}
 
 
 def FLoRA(scaling: float, *, weighting: Weighting = "examples", seed: int = 0) -> LowRank:

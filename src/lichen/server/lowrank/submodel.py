@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import final
 
 import torch
@@ -30,6 +30,7 @@ from torch import Tensor
 from lichen.core.conventions.factor_pairs import factor_names, layers_with_factors
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, block_of
+from lichen.core.wire.shared import Shared
 
 __all__ = ["Capacity"]
 
@@ -80,11 +81,11 @@ class Capacity:
             )
         return self.rank_N[client], self.last_N[client]
 
-    def extract(self, shared: Tree, key: Hashable) -> Tree:
+    def extract(self, shared: Shared, key: Hashable) -> Shared:
         """``shared`` as clients of this key get it.
 
         Args:
-            shared: Trainable tensors and patches.
+            shared: The shared tensors.
             key: From :meth:`key`.
 
         Raises:
@@ -93,16 +94,16 @@ class Capacity:
         if not (isinstance(key, tuple) and len(key) == 2):
             raise LichenError(f"{key!r} is no capacity", where="capacity", fix="take it from key")
         rank, last = key
-        layers = layers_with_factors(shared)
+        layers = layers_with_factors(shared.trainable)
         blocks = sorted({block for block in map(block_of, layers) if block is not None})
         trained_blocks = set(blocks if last is None else blocks[-last:])
-        out = dict(shared)
+        out, patch = dict(shared.trainable), dict(shared.patch)
         for layer in layers:
             name_A, name_B = factor_names(layer)
             block = block_of(layer)
             if block is None or block in trained_blocks:
-                out[name_A] = shared[name_A][:rank].contiguous()
-                out[name_B] = shared[name_B][:, :rank].contiguous()
+                out[name_A] = out[name_A][:rank].contiguous()
+                out[name_B] = out[name_B][:, :rank].contiguous()
                 continue
             A_rn, B_mr = out.pop(name_A), out.pop(name_B)
             more = next((name for name in out if name.rpartition(".")[0] == layer), None)
@@ -112,20 +113,20 @@ class Capacity:
                     where="capacity",
                     fix="let every client train all blocks, or use plain LoRA",
                 )
-            out |= _as_patch(layer, self.scaling * B_mr, A_rn, shared)
-        return out
+            patch |= _as_patch(layer, self.scaling * B_mr, A_rn, shared.patch)
+        return replace(shared, trainable=out, patch=patch)
 
 
-def _as_patch(layer: str, left_mr: Tensor, right_rn: Tensor, shared: Tree) -> Tree:
+def _as_patch(layer: str, left_mr: Tensor, right_rn: Tensor, patch: Tree) -> Tree:
     """The layer's patch with an adapter in it; nothing new where the adapter does nothing."""
     if not (left_mr.any() and right_rn.any()):
         return {}
-    names = {kind: f"patch.{layer}.{kind}" for kind in ("dense", "left", "right")}
-    if names["dense"] in shared:
-        dense_mn = shared[names["dense"]]
+    names = {kind: f"{layer}.{kind}" for kind in ("dense", "left", "right")}
+    if names["dense"] in patch:
+        dense_mn = patch[names["dense"]]
         return {names["dense"]: dense_mn + (left_mr @ right_rn).to(dense_mn)}
-    if names["left"] in shared:
-        left_mr = torch.cat([shared[names["left"]], left_mr.to(shared[names["left"]])], 1)
-        right_rn = torch.cat([shared[names["right"]], right_rn.to(shared[names["right"]])], 0)
+    if names["left"] in patch:
+        left_mr = torch.cat([patch[names["left"]], left_mr.to(patch[names["left"]])], 1)
+        right_rn = torch.cat([patch[names["right"]], right_rn.to(patch[names["right"]])], 0)
     # Names of one job lie apart in memory, so that they can be written to bytes.
     return {names["left"]: left_mr.contiguous(), names["right"]: right_rn.clone()}

@@ -19,6 +19,7 @@ from lichen.core.contracts import Needs
 from lichen.core.errors import LichenError
 from lichen.core.message import Message, is_lifted
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.server.sums import fixed_point, lifted
 from lichen.server.sums.fixed_point import WEIGHT_BITS, FixedSum
 from lichen.server.sums.lifted import Terms
@@ -75,7 +76,7 @@ class Summed(ABC):
         """What is summed of each client, in order; in parts, where all at once would take too much memory."""
 
     @abstractmethod
-    def close(self, total: FixedSum, shared: Tree) -> tuple[Tree, dict[str, float]]:
+    def close(self, total: FixedSum, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(change, metrics)``."""
 
     def lift(self, message: Message, discount_C: Tensor | None = None) -> Message:

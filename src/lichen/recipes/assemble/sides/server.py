@@ -10,7 +10,7 @@ from typing import final
 
 from lichen.core.contracts import CohortModel
 from lichen.core.roster import Roster
-from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import Shard
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.lowrank.submodel import Capacity
@@ -37,7 +37,7 @@ class ServerSide:
 
     recipe: Recipe
     model: CohortModel
-    start: Tree
+    start: Shared
     roster: Roster
     classes: tuple[str, ...] = ()
     pad: int = 0
