@@ -136,11 +136,9 @@ def batches(rows: Any, size: int = 16, pad: int = 0) -> list[Any]:
 
 def solved(model: Any, shared: Any, rows: Any, *, rule: Any = None, bias: bool = True, pad: int = 0) -> Any:
     """A head in closed form from statistics of its input over all clients, as a server makes it."""
-    shared = Shared.of_flat(shared)
-    width = shared.trainable[f"{head_of(model, Shared.of_flat(shared))}.weight"].shape[1]
-    work = Statistics(
-        head_features(model, Shared.of_flat(shared)), classes=model.classes, width=width, bias=bias, bits=16
-    )
+    shared = Shared(shared)
+    width = shared.trainable[f"{head_of(model, shared)}.weight"].shape[1]
+    work = Statistics(head_features(model, shared), classes=model.classes, width=width, bias=bias, bits=16)
     rule = rule or Ridge(1.0, bits=16, bias=bias)
     total = rule.zero()
     for c in range(len(rows)):
@@ -153,6 +151,7 @@ def solved(model: Any, shared: Any, rows: Any, *, rule: Any = None, bias: bool =
 
 def loss_of(model: Any, shared: Any, rows: Any, pad: int = 0) -> float:
     total, count = 0.0, 0
+    shared = shared.trainable if isinstance(shared, Shared) else shared
     for batch in batches(rows, pad=pad):
         with torch.no_grad():
             loss_C, count_C = model.loss(trees.broadcast(shared, 1), {}, batch)
