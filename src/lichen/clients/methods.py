@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, final
 
-from lichen.core.wire.shared import Shared
 from lichen.declared import Family, Need, Paper, Property
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from lichen.clients.training.optimize import Schedule
     from lichen.clients.training.train import Train
     from lichen.core.contracts import Aggregator, ClientWork, CohortModel, ServerOptimizer
+    from lichen.core.wire.shared import Shared
 
 __all__ = ["DECIDES", "DILOCO", "METHODS", "ClientMethod", "ClientSettings", "Works"]
 
@@ -193,8 +193,22 @@ def _cma_aggregator(settings: ClientSettings) -> Aggregator:
     return Evolution(settings.weighting)
 
 
+def _kseed_begin(settings: ClientSettings) -> Shared:
+    from lichen.core.wire.shared import Shared
+
+    return Shared(_replay(settings).shared())
+
+
+def _kseed_tensors(settings: ClientSettings, shared: Shared) -> Shared:
+    from lichen.core.wire.shared import Shared
+
+    return Shared(_replay(settings).tree(shared.trainable))
+
+
 def _cma_begin(settings: ClientSettings) -> Shared:
     import torch
+
+    from lichen.core.wire.shared import Shared
 
     return settings.start | Shared({"std": torch.full_like(settings.start.trainable["std"], settings.lr)})
 
@@ -250,8 +264,8 @@ METHODS = Family(
             allows=_OWN,
             aggregator=_kseed_sums,
             server=_kseed_server,
-            begin=lambda settings: Shared(_replay(settings).shared()),
-            tensors=lambda settings, shared: Shared(_replay(settings).tree(shared.trainable)),
+            begin=_kseed_begin,
+            tensors=_kseed_tensors,
             agreed_start=True,
             grows_by_steps=True,
         ),
