@@ -106,7 +106,7 @@ def federation(folder: Path, *, rounds: int = 2, transfer: bool = True) -> Any:
         rounds=rounds,
         transfer=transfer,
     )
-    return algorithm, LocalEngine(client_tasks, ClientStore(folder)), lambda: large.init(0)
+    return algorithm, LocalEngine(client_tasks, ClientStore(folder)), lambda: Shared(large.init(0))
 
 
 def newest(folder: Path) -> Any:
@@ -196,7 +196,7 @@ def cotuning(folder: Path, *, rounds: int = 2, vocabulary: Any = SMALL) -> Any:
         for cohort, mine, other in ((small, vocabulary, LARGE), (large, LARGE, vocabulary))
     ]
     algorithm = CoTune(average=average, small=pupils[0], large=pupils[1], start=large.init(0))
-    return algorithm, LocalEngine(client_tasks, ClientStore(folder)), lambda: small.init(0)
+    return algorithm, LocalEngine(client_tasks, ClientStore(folder)), lambda: Shared(small.init(0))
 
 
 @pytest.mark.parametrize("vocabulary", [SMALL, LARGE])
@@ -213,7 +213,7 @@ def test_cotuning_teaches_both_and_resumes(tmp_path: Path, vocabulary: Any) -> N
     # Average's clients are sent the small model and nothing of the large one.
     plain = replace(algorithm.average, rounds=3)
     alone = LocalEngine(engine.client_tasks, ClientStore(tmp_path / "c"))
-    _, report = plain.round(plain.init(Shared.of_flat(start())), alone, 7)
+    _, report = plain.round(plain.init(start()), alone, 7)
     valid_down = reports[1].bytes_down - report.bytes_down
     assert 0 < valid_down <= report.bytes_down
     file = tmp_path / "state.safetensors"
