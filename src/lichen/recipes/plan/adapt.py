@@ -159,9 +159,9 @@ def estimate_columns(
     if max((x.nbytes for x in experiment.start.flat().values()), default=0) >= LARGE:
         notes.append(RETAINED if keeps_large_buffers() else GIVEN_BACK)
     if sent.bound:
-        notes.append(
-            f"bytes down are a bound: the patch of {experiment.recipe.rule} grows by as much as clients differ"
-        )
+        grows = f"the patch of {experiment.recipe.rule} grows by as much as clients differ"
+        named = "a job is called by the rate that is chosen, and their names are of unequal length"
+        notes.append(f"bytes down are a bound: {named if experiment.recipe.aggregation.patch is None else grows}")
     return Estimate(
         clients=len(experiment.server.roster),
         trained=sum(x.numel() for x in experiment.start.trainable.values()),

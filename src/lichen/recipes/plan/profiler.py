@@ -24,7 +24,7 @@ from lichen.core.rounds import run
 from lichen.core.store import ClientStore
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event, Trace
-from lichen.recipes.assemble.column import local_engine
+from lichen.recipes.assemble.column import admission_of, local_engine
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.parts import algorithm_of, client_tasks, initial_shared
 from lichen.recipes.assemble.sides.server import steps_per_round
@@ -116,7 +116,12 @@ class Profiler:
         engine = local_engine(experiment, ClientStore(run_folder / "clients"))
         _sized(engine, self._job(f"train {lr_name(self._lr)}", clients, 0))
         timings, trace = with_timing(engine, self.meter), Trace(run_folder)
-        algorithm = replace(algorithm_of(experiment.server, self._lr, rounds), sampler=_These(clients), valid=None)
+        algorithm = replace(
+            algorithm_of(experiment.server, self._lr, rounds),
+            sampler=_These(clients),
+            valid=None,
+            admission=admission_of(experiment.server, experiment.clients.auxiliary),
+        )
 
         def go() -> None:
             run(

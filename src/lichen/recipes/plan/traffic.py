@@ -95,7 +95,10 @@ def traffic(
         train_up: Bytes of one client's message after training.
         score_up: Bytes of one after validation.
     """
-    recipe, lr, count = experiment.recipe, experiment.recipe.optimizer.lr[0], len(experiment.server.roster)
+    recipe, count = experiment.recipe, len(experiment.server.roster)
+    # A job is called by its rate, and no one knows which will be chosen: the longest name is the most it can take.
+    lr = max(recipe.optimizer.lr, key=lambda rate: len(lr_name(rate)))
+    unequal = len({len(lr_name(rate)) for rate in recipe.optimizer.lr}) > 1
     shared, chain = initial_shared(experiment.server, lr), down_of(recipe)
     downlink = None if chain is None else DownlinkState.initial(shared, count, agreed=True)
 
@@ -136,5 +139,5 @@ def traffic(
         valid_up=valid_up,
         valid_down=valid_down,
         validators=len(judges),
-        bound=grown is not None,
+        bound=grown is not None or unequal,
     )
