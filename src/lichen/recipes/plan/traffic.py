@@ -98,7 +98,7 @@ def traffic(
     recipe, count = experiment.recipe, len(experiment.server.roster)
     # A job is called by its rate, and no one knows which will be chosen: the longest name is the most it can take.
     lr = max(recipe.optimizer.lr, key=lambda rate: len(lr_name(rate)))
-    unequal = len({len(lr_name(rate)) for rate in recipe.optimizer.lr}) > 1
+    open_names = len({len(lr_name(rate)) for rate in recipe.optimizer.lr}) > 1
     shared, chain = initial_shared(experiment.server, lr), down_of(recipe)
     downlink = None if chain is None else DownlinkState.initial(shared, count, agreed=True)
 
@@ -139,5 +139,5 @@ def traffic(
         valid_up=valid_up,
         valid_down=valid_down,
         validators=len(judges),
-        bound=grown is not None or unequal,
+        bound=grown is not None or open_names,
     )
