@@ -33,6 +33,7 @@ SUMMARY: dict[str, Any] = {
     "bytes_up": 1,
     "bytes_down": 1,
     "traffic": None,
+    "attendance": None,
     "training": {},
     "seconds": 1.0,
     "peak_memory_bytes": 1,
