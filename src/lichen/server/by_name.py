@@ -5,6 +5,9 @@ clients of the round by their examples, and control variates over all N of the r
 
     by_name({"control.": Mean("uniform", divisor=N), "": Mean("examples")})
 
+Both rules change trainable tensors; a rule whose change is to replace frozen ones, as SCAFFOLD's server has them, goes
+around its mean and returns them as ``Shared(frozen=...)``.
+
 References:
     Matteo Hessel, David Budden, Fabio Viola, Mihaela Rosca, Eren Sezener and Tom Hennigan. "Optax:
     composable gradient transformation and optimisation, in JAX!" 2020. https://github.com/google-deepmind/optax
