@@ -193,6 +193,7 @@ def size(thing: Job | Message) -> int:
     Clients of one group send the same number of bytes, save for their texts, so the first client
     stands for all of a stacked message without texts. The bytes are counted, not made.
 
+    >>> from lichen.core.wire.shared import Shared
     >>> job = Job(work="train", shared=Shared({"w": torch.ones(3)}), version=0, clients=(7, 8), seed=1)
     >>> size(job) == len(pack_job(replace(job, clients=(7,))))
     True

@@ -15,7 +15,7 @@ raise an ``AssertionError`` that says which law is broken.
 ...     tensors={"w": torch.arange(12.0).view(4, 3)},
 ...     weight_C=torch.tensor([1.0, 2.0, 1.0, 3.0], dtype=torch.float64),
 ... )
->>> check_aggregator(fl.Mean(), message, {"w": torch.zeros(3)})
+>>> check_aggregator(fl.Mean(), message, fl.Shared({"w": torch.zeros(3)}))
 """
 
 from __future__ import annotations

@@ -217,6 +217,7 @@ def _received(work: Receives, message: Message, job: Job) -> tuple[Message | Non
 def rows_of(message: Message, positions: Sequence[int]) -> Message:
     """The clients at these positions of a stacked message.
 
+    >>> import torch
     >>> message = Message(group="", client_C=torch.arange(3), version_C=torch.zeros(3, dtype=torch.int64),
     ...                   tensors={}, weight_C=torch.ones(3))
     >>> rows_of(message, [0, 2]).client_C
