@@ -26,6 +26,7 @@ class Masked:
     """Messages that a server can only add up."""
 
     name: str = "masks"
+    key: str = "wire.masks"
     composes: frozenset[Any] = frozenset({"sum"})
     remembers: bool = False
 
@@ -68,7 +69,7 @@ def test_sums_cannot_be_taken_of_coded_rows_under_masks() -> None:
 
 @pytest.mark.parametrize("schedule", [Synchronous(deadline=9.0), Buffered(arrivals=2, concurrency=3, max_age=4)])
 def test_error_feedback_is_refused_where_messages_may_come_too_late(schedule: Any) -> None:
-    with pytest.raises(LichenError, match=r"wire.wire: remembers what a message lost"):
+    with pytest.raises(LichenError, match=r"wire.up: remembers what a message lost"):
         plan(CODED, schedule=schedule)
     plan(replace(CODED, error_feedback=False), schedule=schedule)
     plan(CODED, schedule=Synchronous())

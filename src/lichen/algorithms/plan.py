@@ -55,18 +55,18 @@ def check_plan(
         if not composes:
             raise LichenError(
                 "what comes before it is no sum of messages, and after it messages can only be added up",
-                where=f"wire.{transform.name}",
-                fix=f"leave out {transform.name}, or the transforms before it",
+                where=transform.key,
+                fix=f"leave out {transform.key}, or the transforms before it",
             )
         if aggregator.needs == "single" and "single" not in composes:
             raise LichenError(
                 "the aggregator needs single messages, and after it there is only their sum",
-                where=f"wire.{transform.name}",
-                fix=f"leave out {transform.name}, or use an aggregator that needs only a sum",
+                where=transform.key,
+                fix=f"leave out {transform.key}, or use an aggregator that needs only a sum",
             )
         if transform.remembers and (schedule.deadline < float("inf") or schedule.discount(FAR) == 0):
             raise LichenError(
                 "remembers what a message lost, and would remember wrongly where a message comes too late to count",
-                where=f"wire.{transform.name}",
-                fix="let rounds wait for everybody, or code without error feedback",
+                where=transform.key,
+                fix="leave out deadline and max_age of federation.schedule, or wire.up",
             )

@@ -55,6 +55,11 @@ class ClipChange:
         return "clip"
 
     @property
+    def key(self) -> str:
+        """The recipe's."""
+        return "wire.clip"
+
+    @property
     def composes(self) -> frozenset[Composes]:
         """Both: under masks the server cannot cut again, and the client's own cut is all there is."""
         return frozenset({"sum", "single"})

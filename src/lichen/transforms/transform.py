@@ -37,6 +37,11 @@ class Transform(Protocol):
         ...
 
     @property
+    def key(self) -> str:
+        """The recipe's key that asks for it: what an error names."""
+        ...
+
+    @property
     def composes(self) -> frozenset[Composes]:
         """What is still possible after its client half, before its arrival half."""
         ...

@@ -62,6 +62,11 @@ class Coded:
         return "wire"
 
     @property
+    def key(self) -> str:
+        """The recipe's."""
+        return "wire.up"
+
+    @property
     def composes(self) -> frozenset[Composes]:
         """Each message is looked at, if only to decode it."""
         return frozenset({"single"})
