@@ -1,7 +1,7 @@
 """Lists every method that a recipe can name: its paper, what it needs, and what it refuses.
 
 All of it follows from declarations: :mod:`lichen.server.rules`, :mod:`lichen.clients.methods`,
-:mod:`lichen.engines.kinds`, :mod:`lichen.models.adapters.table` and :mod:`lichen.recipes.schema.fits`.
+:mod:`lichen.engines.kinds`, :mod:`lichen.models.adapters.table` and :mod:`lichen.recipes.schema.features`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from lichen.clients.methods import DILOCO, METHODS
 from lichen.declared import Declared, Family, Need, Property
 from lichen.engines.kinds import ENGINES
 from lichen.models.adapters import table
-from lichen.recipes.schema.fits import FEATURES, Feature
+from lichen.recipes.schema.features.feature import Feature
+from lichen.recipes.schema.fits import FEATURES
 from lichen.server.rules import RULES
 
 __all__ = ["Entry", "every_method"]

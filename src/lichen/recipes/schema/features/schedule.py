@@ -1,0 +1,78 @@
+"""When an answer counts, and how long it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lichen.declared import Need, Paper, Property
+from lichen.recipes.schema.features.feature import Clash, Feature, of_shared_model
+
+__all__ = ["SCHEDULE"]
+
+_ONE_CLOCK = Need(Property.ONE_SERVER, "the processes of {who} have no common clock", "use engine.name: local")
+
+
+def _timeless(recipe: Any) -> bool:
+    """Whether all clients answer when they are asked."""
+    return recipe.engine.name == "local" and recipe.engine.clock is None
+
+
+_NOBODY_LATE = Clash(
+    other="engine.clock",
+    used=_timeless,
+    what="in one process and without a clock nobody is late",
+    fix="set engine.clock: {median: 60}, or engine.name: spawned",
+)
+
+SCHEDULE: tuple[Feature, ...] = (
+    of_shared_model(
+        "federation.schedule.kind",
+        lambda recipe: recipe.federation.schedule.kind == "buffered",
+        Need(
+            Property.LATE_ANSWERS,
+            "{who} cannot fold in what was made for older tensors",
+            "use mean, fedit or ffa and adamw, sgd or mezo, with one layout for all, or schedule.kind: synchronous",
+        ),
+        _ONE_CLOCK,
+        summary="FedBuff: a step after so many answers of whatever age, while the others train on",
+        papers=(Paper(short="Nguyen et al. AISTATS 2022", url="https://arxiv.org/abs/2106.06639"),),
+        clashes=(
+            _NOBODY_LATE,
+            Clash(
+                other="federation.clients_per_round",
+                used=lambda recipe: recipe.federation.clients_per_round is not None,
+                what="a buffered step has schedule.arrivals answers of schedule.concurrency clients at work",
+                fix="remove it",
+                where="federation.clients_per_round",
+            ),
+            Clash(
+                other="federation.sampling",
+                used=lambda recipe: recipe.federation.sampling == "poisson",
+                what="those at work stay, so that no step draws its clients by their own coins",
+                fix="use uniform or weighted",
+                where="federation.sampling",
+            ),
+        ),
+    ),
+    of_shared_model(
+        "federation.schedule.deadline",
+        lambda recipe: recipe.federation.schedule.deadline is not None,
+        _ONE_CLOCK,
+        clashes=(_NOBODY_LATE,),
+    ),
+    of_shared_model("federation.schedule.least", lambda recipe: recipe.federation.schedule.least > 1),
+    of_shared_model(
+        "engine.clock",
+        lambda recipe: recipe.engine.clock is not None,
+        _ONE_CLOCK,
+        clashes=(
+            Clash(
+                other="federation.schedule.deadline",
+                used=lambda recipe: recipe.engine.clock.dropout and recipe.federation.schedule.deadline is None,
+                what="who drops out never answers, and without a deadline is waited for",
+                fix="set federation.schedule.deadline",
+                where="engine.clock.dropout",
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,110 @@
+"""How clients train, who counts how much, and what of the model each of them holds."""
+
+from __future__ import annotations
+
+from lichen.declared import Need, Paper, Property
+from lichen.recipes.schema.features.feature import NO_LATE, Clash, Feature, of_shared_model
+
+__all__ = ["TRAINING"]
+
+_HETEROGENEOUS = Need(
+    Property.HETEROGENEOUS_RANKS, "{who} takes adapters of one rank", "use flora, flexlora, florist, fedex or hetlora"
+)
+
+TRAINING: tuple[Feature, ...] = (
+    of_shared_model(
+        "federation.fair",
+        lambda recipe: recipe.federation.fair != "none",
+        Need(Property.PLAIN_MEAN, "weighs plain averages of gradient training, not {who}", "use aggregate: mean"),
+        Need(Property.GRADIENTS, "weighs plain averages of gradient training, not {who}", "use adamw or sgd"),
+        Need(Property.ONE_SERVER, "was not tried on several ranks", "use engine.name: local"),
+        lacks=NO_LATE,
+        summary="large losses count more: q-FFL, agnostic federated learning",
+        papers=(
+            Paper(short="Li et al. ICLR 2020", url="https://arxiv.org/abs/1905.10497"),
+            Paper(short="Mohri et al. ICML 2019", url="https://arxiv.org/abs/1902.00146"),
+        ),
+        clashes=(
+            Clash(
+                other="wire.up",
+                used=lambda recipe: recipe.wire.up,
+                what="weighs plain averages of gradient training",
+                fix="use no wire.up",
+            ),
+        ),
+    ),
+    of_shared_model("federation.stream_fragments", lambda recipe: recipe.federation.stream_fragments > 1),
+    of_shared_model("federation.drop_prob", lambda recipe: recipe.federation.drop_prob),
+    Feature(
+        key="federation.local_epochs",
+        used=lambda recipe: recipe.federation.local_epochs is not None,
+        needs=(Need(Property.EPOCHS, "{who} counts steps", "set federation.local_steps instead"),),
+    ),
+    Feature(
+        key="federation.gradient_accumulation_steps",
+        used=lambda recipe: recipe.federation.gradient_accumulation_steps > 1,
+        needs=(Need(Property.ACCUMULATION, "{who} takes every batch for a step", "raise federation.batch_size"),),
+    ),
+    Feature(
+        key="federation.weighting",
+        used=lambda recipe: recipe.federation.weighting == "rows",
+        needs=(Need(Property.RECIPE_WEIGHTS, "{who} has weights of its own", "remove it"),),
+    ),
+    Feature(
+        key="federation.fair",
+        used=lambda recipe: recipe.federation.fair == "minmax",
+        lacks=frozenset({Property.RECIPE_WEIGHTS}),
+    ),
+    of_shared_model(
+        "federation.layer_groups",
+        lambda recipe: recipe.federation.layer_groups > 1,
+        Need(Property.LAYER_TURNS, "{who} says which layers are trained", "remove one of the two"),
+        lacks=NO_LATE,
+    ),
+    of_shared_model(
+        "federation.ranks",
+        lambda recipe: recipe.federation.ranks is not None,
+        _HETEROGENEOUS,
+        lacks=NO_LATE,
+        clashes=(
+            Clash(
+                other="federation.memory",
+                used=lambda recipe: recipe.federation.memory is not None,
+                what="memory chooses the ranks",
+                fix="remove one of the two",
+            ),
+            Clash(
+                other="wire.down",
+                used=lambda recipe: recipe.wire.down,
+                what="clients of unequal ranks hold no common state",
+                fix="remove it, or federation.ranks",
+                where="wire.down",
+            ),
+        ),
+    ),
+    Feature(
+        key="federation.memory",  # beside an exchange, each client takes the largest student that fits
+        used=lambda recipe: recipe.federation.memory is not None and not recipe.model.students,
+        needs=(_HETEROGENEOUS,),
+        lacks=frozenset({Property.LAYER_TURNS, Property.LATE_ANSWERS}),
+        clashes=(
+            Clash(
+                other="wire.down",
+                used=lambda recipe: recipe.wire.down,
+                what="clients of unequal ranks hold no common state",
+                fix="remove it, or federation.memory",
+                where="wire.down",
+            ),
+        ),
+    ),
+    Feature(
+        key="compare.baselines",
+        used=lambda recipe: {"alone", "pooled"} & set(recipe.compare.baselines),
+        needs=(Need(Property.GRADIENTS, "alone and pooled are trained by gradients, not by {who}", "use [base]"),),
+    ),
+    Feature(
+        key="compare.baselines",
+        used=lambda recipe: "pooled" in recipe.compare.baselines,
+        needs=(Need(Property.SHARED_MODEL, "beside an {who} there is no model for pooled rows", "use [alone]"),),
+    ),
+)
