@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from lichen.clients.training.gradient_steps import GradientChain
-from lichen.clients.training.train import Train, tokens_seen_C
+from lichen.clients.training.train import Train
+from lichen.clients.training.training_sums import tokens_seen_C
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, ClientTask, CohortModel
 from lichen.core.message import Job

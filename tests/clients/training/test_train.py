@@ -10,7 +10,8 @@ import torch
 from lichen.clients.training.gradient_steps import Clip, Proximal
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.row_weights import ByRows
-from lichen.clients.training.train import Train, tokens_seen_C
+from lichen.clients.training.train import Train
+from lichen.clients.training.training_sums import tokens_seen_C
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.message import concatenate_messages, pack_message, take_client, unpack_message

@@ -33,8 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lichen.clients.training.train import tokens_seen_C
-from lichen.clients.training.training_sums import training_expected, training_metrics
+from lichen.clients.training.training_sums import tokens_seen_C, training_expected, training_metrics
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, TensorSpec

@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from lichen.clients.training.kseed_replay import SUMS, KSeedReplay
-from lichen.clients.training.mezo import add_metrics, both_sides, check_rates, message_of, shift
-from lichen.clients.training.training_sums import WeighBy, training_expected
+from lichen.clients.training.mezo import add_metrics, both_sides, check_rates, shift
+from lichen.clients.training.training_sums import WeighBy, training_expected, training_message
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, ClientWork, CohortModel
 from lichen.core.errors import LichenError
@@ -194,7 +194,7 @@ class FedKSeed:
             INDEX: torch.where(finite_C[:, None], state.index_Ct, torch.full_like(state.index_Ct, -1)),
             UNITS: torch.where(finite_C[:, None], state.units_Ct, torch.zeros_like(state.units_Ct)),
         }
-        message = message_of(self.model, state.job, state.clients, tensors, state.sums, finite_C, self.weigh_by)
+        message = training_message(self.model, state.job, state.clients, tensors, state.sums, finite_C, self.weigh_by)
         return replace(message, group=self._group), None
 
 

@@ -30,8 +30,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.clients.training.train import tokens_seen_C
-from lichen.clients.training.training_sums import WeighBy, training_expected, training_metrics
+from lichen.clients.training.training_sums import WeighBy, add_seen, training_expected, training_message
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.conventions.directions import UNIT, Kind, add_direction
@@ -41,7 +40,7 @@ from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
-__all__ = ["ZerothOrder", "add_metrics", "both_sides", "check_rates", "message_of", "shift"]
+__all__ = ["ZerothOrder", "add_metrics", "both_sides", "check_rates", "shift"]
 
 
 def shift(params_C: Tree, seeds: Sequence[int | None], factors: Sequence[float], kind: Kind) -> None:
@@ -108,9 +107,8 @@ def both_sides(
 
 def add_metrics(sums: Tree, batch: Batch, sides: Sides) -> Tree:
     """``loss_sum``, ``count``, ``tokens`` and ``steps`` with one more batch's active clients in them."""
-    active_C = batch["active_C"].cpu()
-    seen = {"loss_sum": sides.loss_C, "count": sides.count_C, "tokens": tokens_seen_C(batch).cpu(), "steps": active_C}
-    return {name: x + torch.where(active_C, seen[name].double(), torch.zeros_like(x)) for name, x in sums.items()}
+    seen = {"loss_sum": sides.loss_C, "count": sides.count_C, "steps": batch["active_C"]}
+    return add_seen(sums, batch, seen)
 
 
 def check_rates(lr: float, eps: float, clip: float | None, weigh_by: str, kind: str) -> None:
@@ -245,29 +243,6 @@ class ZerothOrder:
             x_C.sub_(state.job.shared.trainable[name])
             for c in (~finite_C).nonzero().flatten().tolist():
                 x_C[c].zero_()
-        return message_of(
+        return training_message(
             self.model, state.job, state.clients, state.params_C, state.sums, finite_C, self.weigh_by
         ), None
-
-
-def message_of(
-    model: CohortModel,
-    job: Job,
-    clients: Sequence[int],
-    tensors: Tree,
-    sums: Tree,
-    finite_C: Tensor,
-    weigh_by: WeighBy,
-) -> Message:
-    """The clients' message; those that are not ``fine`` weigh nothing and count as failed."""
-    metrics = {name: torch.where(finite_C, x_C, torch.zeros_like(x_C)) for name, x_C in sums.items()}
-    metrics["failed"] = (~finite_C).double()
-    weights = {"examples": metrics["count"], "tokens": metrics["tokens"], "one": (metrics["steps"] > 0).double()}
-    return Message(
-        group=model.group,
-        client_C=torch.tensor(clients, dtype=torch.int64),
-        version_C=torch.full((len(clients),), job.version, dtype=torch.int64),
-        tensors=tensors,
-        weight_C=weights[weigh_by],
-        metrics=training_metrics(model, metrics),
-    )

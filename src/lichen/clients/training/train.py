@@ -41,35 +41,16 @@ from torch import Tensor
 from lichen.clients.training.gradient_step import GradientStep
 from lichen.clients.training.gradient_steps import GradientChain
 from lichen.clients.training.optimize import ClientOptimizer
-from lichen.clients.training.training_sums import WeighBy, training_expected, training_metrics
+from lichen.clients.training.training_sums import WeighBy, add_seen, training_expected, training_message
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
-from lichen.core.conventions.labels import has_label
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, specs_of
 from lichen.core.message import Job, Message
 from lichen.core.parameters import personal_C
 from lichen.core.tree import Tree
 
-__all__ = ["Train", "TrainState", "tokens_seen_C"]
-
-
-def tokens_seen_C(batch: Batch) -> Tensor:
-    """Attended tokens of each client's active batch, or its rows where there are no tokens; int64 ``(C,)``."""
-    active_C = batch["active_C"]
-    if "attention_mask_CBT" in batch:
-        seen_CB = batch["attention_mask_CBT"].sum(2)
-        if "index_CB" in batch:  # a padding row attends to one padding token, which is nobody's
-            real_CB = batch["index_CB"] >= 0
-            seen_CB = seen_CB * (real_CB | (batch["answer_CB"] >= 0) if "answer_CB" in batch else real_CB)
-        seen_C = seen_CB.sum(1)
-    elif "index_CB" in batch:
-        seen_C = (batch["index_CB"] >= 0).sum(1)
-    elif "labels_CB" in batch:
-        seen_C = has_label(batch["labels_CB"]).sum(1)
-    else:
-        seen_C = torch.zeros_like(active_C, dtype=torch.int64)
-    return seen_C.to(torch.int64) * active_C
+__all__ = ["Train", "TrainState"]
 
 
 @final
@@ -256,23 +237,12 @@ class Train:
             loss_C, grads_C = losses_C.detach(), trees.add(grads_C, dict(zip(leaves_C, more, strict=True)))
         count_C = some_C if count_C is None else count_C + some_C
         if state.added + 1 < self.accumulate:
-            sums = self._summed(state, batch, {"loss_sum": loss_C, "count": some_C}, device)
+            sums = add_seen(state.sums, batch, {"loss_sum": loss_C, "count": some_C})
             return replace(state, sums=sums, added=state.added + 1, grads_C=grads_C, count_C=count_C)
         divisor_C = count_C.clamp(min=1)
         grads_C = trees.map_tree(lambda x: x / divisor_C.to(x).view(-1, *[1] * (x.dim() - 1)), grads_C)
         stepped = self._stepped(state, batch, grads_C, loss_C, some_C)
         return replace(stepped, added=0, grads_C={}, count_C=None)
-
-    def _summed(self, state: TrainState, batch: Batch, seen: Tree, device: torch.device) -> Tree:
-        """The sums with what active clients have seen in one more batch."""
-        active_C = batch["active_C"].to(device)
-        seen = {**seen, "tokens": tokens_seen_C(batch).to(device)}
-        return {
-            name: total + torch.where(active_C, seen[name].to(total), torch.zeros_like(total))
-            if name in seen
-            else total
-            for name, total in state.sums.items()
-        }
 
     def _stepped(self, state: TrainState, batch: Batch, grads_C: Tree, loss_C: Tensor, count_C: Tensor) -> TrainState:
         """The optimizer's step by these gradients, and the sums with this batch in them."""
@@ -292,7 +262,7 @@ class Train:
                 lr_scale=state.job.settings.get("lr_scale", 1.0),
                 exact=exact,
             )
-            sums = self._summed(state, batch, {"loss_sum": loss_C, "count": count_C, "steps": active_C}, device)
+            sums = add_seen(state.sums, batch, {"loss_sum": loss_C, "count": count_C, "steps": active_C})
         return replace(state, params_C=params_C, optimizer=optimizer, sums=sums, chain=chain)
 
     def final(self, state: TrainState) -> tuple[Message, Tree | None]:
@@ -318,13 +288,6 @@ class Train:
         finite_C = state.sums["loss_sum"].isfinite()
         for x_C in (*state.params_C.values(), *extra_C.values(), *own.values()):
             finite_C = finite_C & x_C.flatten(1).isfinite().all(1)
-        metrics = {name: torch.where(finite_C, x_C, torch.zeros_like(x_C)) for name, x_C in state.sums.items()}
-        metrics["failed"] = (~finite_C).to(torch.float64)
-        weight_C = {
-            "examples": metrics["count"],
-            "tokens": metrics["tokens"],
-            "one": (metrics["steps"] > 0).to(torch.float64),
-        }[self.weigh_by]
         tensors = tensors if self.personal else {**tensors, **extra_C}
         tensors = _where(finite_C, tensors, trees.zeros_like(tensors))
         own_C: Tree | None = None
@@ -337,14 +300,7 @@ class Train:
             own_C = trees.join("params/", {name: retained_C[name] for name in mine}, state.retained)
         if own:
             own_C = trees.join("step/", _where(finite_C, own, state.own), own_C or state.retained)
-        message = Message(
-            group=self.model.group,
-            client_C=torch.tensor(state.clients, dtype=torch.int64),
-            version_C=torch.full((len(state.clients),), state.job.version, dtype=torch.int64),
-            tensors=tensors,
-            weight_C=weight_C,
-            metrics=training_metrics(self.model, metrics),
-        )
+        message = training_message(self.model, state.job, state.clients, tensors, state.sums, finite_C, self.weigh_by)
         return message, own_C
 
 

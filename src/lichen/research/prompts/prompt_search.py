@@ -35,8 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lichen.clients.training.train import tokens_seen_C
-from lichen.clients.training.training_sums import training_expected, training_metrics
+from lichen.clients.training.training_sums import tokens_seen_C, training_expected, training_metrics
 from lichen.core import tree as trees
 from lichen.core.contracts import Batch, CohortModel
 from lichen.core.errors import LichenError
