@@ -23,13 +23,15 @@ from lichen.core.replies import Reply
 from lichen.core.store import ClientStore
 from lichen.core.wire.answer import answer_size, pack_answer, unpack_answer
 from lichen.core.wire.blob import pack_blob
+from lichen.core.wire.frames import read_frame, write_frame
 from lichen.core.wire.shared import Shared
 from lichen.engines.answering import AnsweringEngine
 from lichen.engines.around import AroundEngine
 from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
+from lichen.engines.node import serve_frames
 from lichen.engines.ranks import Ranks
-from lichen.engines.spawned import SpawnedEngine, read_frame, serve_frames, write_frame
+from lichen.engines.spawned import SpawnedEngine
 from lichen.engines.turns import Answers
 from support import toy_dialogues
 from support.forked_ranks import on_ranks

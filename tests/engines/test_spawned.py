@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,10 +22,12 @@ from lichen.core.contracts import Report
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, concatenate_messages, pack_job, pack_message, take_client
 from lichen.core.store import ClientStore
+from lichen.core.wire.frames import read_frame, write_frame
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import Shard
 from lichen.engines.local import LocalEngine
-from lichen.engines.spawned import SpawnedEngine, read_frame, serve_frames, write_frame
+from lichen.engines.node import serve_frames
+from lichen.engines.spawned import SpawnedEngine
 from lichen.models.students.students import ImageMLP
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.open import open_recipe
@@ -152,6 +155,12 @@ def serve(data: bytes, folder: Path) -> list[tuple[bytes, bytes]]:
     while (answer := read_frame(sink)) is not None:
         answers.append(answer)
     return answers
+
+
+def test_frames_need_no_torch() -> None:
+    code = "import sys, lichen.core.wire.frames; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @given(bodies=st.lists(st.tuples(st.sampled_from([b"J", b"M", b".", b"E"]), st.binary(max_size=40)), max_size=4))

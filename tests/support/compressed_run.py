@@ -14,7 +14,7 @@ from lichen.core.collecting.admission import Admission
 from lichen.core.contracts import ClientTask
 from lichen.core.store import ClientStore
 from lichen.engines.local import LocalEngine
-from lichen.engines.spawned import serve_frames
+from lichen.engines.node import serve_frames
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.server.mean import Mean

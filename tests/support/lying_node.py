@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from lichen.core.errors import LichenError
 from lichen.core.message import pack_message, unpack_job, unpack_message
 from lichen.core.store import ClientStore
-from lichen.engines.spawned import read_frame, serve_frames, write_frame
+from lichen.core.wire.frames import read_frame, write_frame
+from lichen.engines.node import serve_frames
 from lichen.recipes.assemble.parts import client_tasks
 from support.lies import LIES
 from support.small_experiment import experiment

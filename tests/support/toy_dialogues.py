@@ -28,7 +28,7 @@ from lichen.core.seeds import derive, torch_generator
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import ArrayShard, TrainSource
-from lichen.engines.spawned import serve_frames
+from lichen.engines.node import serve_frames
 
 __all__ = ["WORKS", "MaskedSum", "NoRows", "Split", "SplitServer", "SumServer", "plain_sum", "split_task", "unsplit"]
 

@@ -34,7 +34,7 @@ class EngineSettings:
     Attributes:
         local: Makes the engine of this process, with everything a client of the recipe can be asked.
         ranks: The ranks that run this program; one where nobody started more.
-        command: Starts a process that serves jobs on standard input; see :mod:`lichen.engines.spawned`.
+        command: Starts a process that serves jobs on standard input; see :mod:`lichen.engines.node`.
         nodes: Processes that the recipe asks for.
         agreed: Digest of the tensors that all begin from, where changes alone are sent down; else empty.
     """

@@ -16,12 +16,10 @@ from lichen.core.fold import serve
 from lichen.core.message import Job, pack_message
 from lichen.core.store import ClientStore
 from lichen.core.wire.answer import unpack_answer
+from lichen.core.wire.frames import Frame
 from lichen.engines.conversation import Conversation, asks_back
 
 __all__ = ["NodeTalks"]
-
-Frame = tuple[bytes, bytes]
-"""A kind and a body; :mod:`lichen.engines.spawned` has the table of kinds."""
 
 
 @final

@@ -20,8 +20,8 @@ from lichen.core import private
 from lichen.core.contracts import Report
 from lichen.core.errors import LichenError
 from lichen.core.store import ClientStore, write_atomic
+from lichen.engines.node import serve_frames
 from lichen.engines.ranks import Ranks, connect, is_rank
-from lichen.engines.spawned import serve_frames
 from lichen.present.charts.charts import clients_png, curves_png
 from lichen.present.clients import client_rows, clients_csv, read_clients
 from lichen.present.energy import Meter, counters

@@ -1,0 +1,83 @@
+"""What crosses between a server and a node, as bytes in order: a frame is a kind, a length and a body.
+
+The kind is one byte, the length eight, little endian. Nothing here needs torch.
+
+=====  =================================================
+``J``  a job, server to node
+``M``  a message, node to server
+``Q``  a question within a job, node to server
+``A``  its answer, server to node
+``.``  the job is done, node to server (empty)
+``E``  the job failed, node to server (JSON: what, where, fix)
+=====  =================================================
+"""
+
+from __future__ import annotations
+
+import json
+from typing import BinaryIO
+
+from lichen.core.errors import LichenError
+
+__all__ = ["Frame", "pack_error", "read_frame", "unpack_error", "write_frame"]
+
+Frame = tuple[bytes, bytes]
+"""A kind and a body."""
+
+MAX_FRAME = 1 << 36
+"""Bytes; a longer announcement is damage, not data."""
+
+KINDS = (b"J", b"M", b"Q", b"A", b".", b"E")
+
+PIECE = 1 << 20
+"""Bytes read at once."""
+
+ERROR = 1 << 14
+"""Bytes of a node's error that are read."""
+
+
+def write_frame(stream: BinaryIO, kind: bytes, body: bytes = b"") -> None:
+    """Write one frame and flush it."""
+    stream.write(kind + len(body).to_bytes(8, "little") + body)
+    stream.flush()
+
+
+def read_frame(stream: BinaryIO) -> Frame | None:
+    """``(kind, body)`` of the next frame; None at a clean end.
+
+    Raises:
+        LichenError: if the stream ends inside a frame or announces nonsense.
+    """
+    head = _read(stream, 9)
+    if not head:
+        return None
+    length = int.from_bytes(head[1:], "little")
+    if len(head) < 9 or head[:1] not in KINDS or length > MAX_FRAME:
+        raise LichenError(f"{head.hex()} is not the head of a frame", where="wire", fix="both ends must run lichen")
+    body = _read(stream, length)
+    if len(body) < length:
+        raise LichenError(f"the stream ended after {len(body)} of {length} bytes", where="wire")
+    return head[:1], body
+
+
+def _read(stream: BinaryIO, count: int) -> bytes:
+    parts: list[bytes] = []
+    # In pieces: a pipe's reader sets aside what it is asked for, and the announced length may be damage.
+    while count and (part := stream.read(min(count, PIECE))):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def pack_error(error: LichenError) -> bytes:
+    """The body of an ``E`` frame."""
+    return json.dumps([error.what, error.where, error.fix]).encode()
+
+
+def unpack_error(body: bytes) -> LichenError:
+    """What a node says of itself; where it says nonsense, that."""
+    try:
+        what, where, fix = json.loads(body[:ERROR])
+        return LichenError(str(what), where=f"node: {where}" if where else "node", fix=str(fix))
+    except (ValueError, TypeError, RecursionError):
+        return LichenError(f"said: {body[:ERROR].decode(errors='replace')}", where="node")
