@@ -152,6 +152,17 @@ def test_help_is_quick_and_pulls_nothing_heavy() -> None:
     assert best < 0.5 * 4, "0.3 s on a quiet machine; the bound leaves room for a busy one"
 
 
+@pytest.mark.parametrize(
+    "words", [["list"], ["list", "methods"], ["init", "rows.jsonl"], ["report", "runs/none"], ["cache"]]
+)
+def test_commands_that_train_nothing_never_load_torch(words: list[str], tmp_path: Path) -> None:
+    rows = [json.dumps({"client": f"c{i % 4}", "text": f"Thing {i} is fine.", "label": i % 2}) for i in range(80)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    code = f"import sys; from lichen.cli import main; code = main({words}); print(code, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == f"{2 if 'report' in words else 0} False", done.stderr
+
+
 def test_a_run_ends_with_its_table_and_paths(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "r.yaml", "-s", "seed=7", "--set", "optimizer.lr=[1e-3,2e-3]"]) == 0
     (call,) = build.calls

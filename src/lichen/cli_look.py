@@ -35,7 +35,7 @@ def list_command(what: Literal["methods"] | None = None, /, *, json: bool = Fals
     from lichen.data.sources.datasets import declared_datasets
     from lichen.present.report import new_table
     from lichen.present.units import bytes_text
-    from lichen.recipes.comparison import comparisons, read_comparison
+    from lichen.recipes.comparison import card_of, comparisons
     from lichen.recipes.schema.read import gallery, read_recipe
 
     for kind in ("model", "data"):
@@ -62,8 +62,8 @@ def list_command(what: Literal["methods"] | None = None, /, *, json: bool = Fals
         show(table)
     table = new_table(None, "comparison", "methods", "seeds", "question", numbers=["methods", "seeds"])
     for name in comparisons():
-        known = read_comparison([name])
-        table.add_row(name, str(len(known.methods)), str(len(known.seeds)), known.question)
+        methods, seeds, question = card_of(name)
+        table.add_row(name, str(methods), str(seeds), question)
     if table.row_count:
         show(table)
 

@@ -13,8 +13,9 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 from lichen.transforms.bits import bytes_for, pack_bits, unpack_bits
 from lichen.transforms.codec import Chain
+from lichen.transforms.codec_words import read_codecs
 from lichen.transforms.layout import Layout
-from lichen.transforms.parse import codec_of, parse_codecs
+from lichen.transforms.parse import parse_codecs
 from lichen.transforms.powersgd import PowerSGD
 from lichen.transforms.quantize import Bfloat16, Quantize
 from lichen.transforms.sign import Sign
@@ -208,7 +209,15 @@ def test_nonsense_is_refused(words: str, said: str) -> None:
     with pytest.raises(LichenError, match=said) as told:
         parse_codecs(words.split())
     assert told.value.fix
-    assert codec_of("int8/64") == Quantize(8, block=64)
+    assert parse_codecs(["int8/64"]).codecs == (Quantize(8, block=64),)
+
+
+@pytest.mark.parametrize(
+    "words", ["bf16", "int8", "int4~/64", "sign/32", "topk:8/256 int4", "sketch:2x1 bf16", "float32"]
+)
+def test_words_are_read_without_codecs_as_with_them(words: str) -> None:
+    codecs, read = parse_codecs(words.split()).codecs, read_codecs(words.split())
+    assert [(type(codec).__name__, codec.last) for codec in codecs] == [(one.family, one.last) for one in read]
 
 
 def test_layouts_differ_by_what_they_hold() -> None:

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any, final
 
 from lichen.core.errors import LichenError
-from lichen.recipes.schema.read import gallery, read_with_notes, recipe_sha256
+from lichen.recipes.schema.read import gallery, read_values, read_with_notes, recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.schema.renamed_keys import report_renamed, with_new_names
 from lichen.recipes.schema.yaml import LARGEST, load_yaml
 
-__all__ = ["Comparison", "Method", "comparisons", "read_comparison"]
+__all__ = ["Comparison", "Method", "card_of", "comparisons", "read_comparison"]
 
 KEYS = ("name", "question", "base", "set", "seeds", "levels", "methods", "at", "also")
 SEEDS = (0, 1, 2)
@@ -134,6 +134,14 @@ def read_comparison(
     return replace(known, seeds=chosen)
 
 
+def card_of(name: str) -> tuple[int, int, str]:
+    """``(methods, seeds, question)`` of a comparison that comes with the package, without reading its recipes."""
+    page = _page(name) or {}
+    levels, at = page.get("levels") or {"": {}}, page.get("at") or {}
+    methods = sum(len(at.get(row, levels)) for row in page["methods"])
+    return methods, len(page.get("seeds", SEEDS)), page.get("question", "")
+
+
 def _folder_of(source: str | Path) -> Path:
     """The file of a comparison."""
     shipped = comparisons()
@@ -168,7 +176,7 @@ def _join_recipes(sources: Sequence[str | Path], overrides: Sequence[str], renam
     return Comparison(name=name, question=read[0].question if len(read) == 1 else "", methods=methods, seeds=SEEDS)
 
 
-def _read(source: str | Path, overrides: Sequence[str], renamed: list[str]) -> Recipe:
+def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str], renamed: list[str]) -> Recipe:
     """A recipe; ``renamed`` gets a note for each old name of a key."""
     recipe, notes = read_with_notes(source, overrides)
     renamed += notes
@@ -187,7 +195,7 @@ def _comparison(
     _named(name, f"{where}: name")
     if not isinstance(question, str):
         raise LichenError("must be a text", where=f"{where}: question", fix="put it in quotes")
-    base = _base(page.get("base"), f"{where}: base", file)
+    base = _base(page.get("base"), f"{where}: base", file, renamed)
     common = _changes(page.get("set"), f"{where}: set", renamed)
     rows = page.get("methods")
     if not isinstance(rows, Mapping) or not rows:
@@ -263,8 +271,8 @@ def _also(value: Any, rows: Mapping[str, Any], where: str) -> dict[str, tuple[st
     return found
 
 
-def _base(value: Any, where: str, file: Path) -> str | Path:
-    """The base recipe: a name, or a file beside the comparison or in the working directory."""
+def _base(value: Any, where: str, file: Path, renamed: list[str]) -> dict[str, Any]:
+    """What the base recipe says, read once: a name, or a file beside the comparison or in the working directory."""
     if not isinstance(value, str) or not value or "\0" in value or len(value) > 1000:
         what = "is missing" if value is None else "must be a recipe's name or file"
         raise LichenError(what, where=where, fix="name a recipe of `lichen list`, or a YAML file")
@@ -275,9 +283,11 @@ def _base(value: Any, where: str, file: Path) -> str | Path:
     base: str | Path = file.parent / value if sibling else value
     try:
         read_with_notes(base)
+        values, notes = read_values(base)
     except LichenError as error:
         raise LichenError(error.what, where=f"{where}: {error.where}", fix=error.fix) from None
-    return base
+    renamed += notes
+    return values
 
 
 def _changes(value: Any, where: str, renamed: list[str]) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from lichen.data.batches import token_cache
 from lichen.data.batches.rows import TextShard
 from lichen.data.batches.text import encode_classify, encode_lm
 from lichen.data.batches.token_cache import classify_shard, lm_shard
-from lichen.data.sources import cache, table
+from lichen.data.sources import cache, record_cache
 from lichen.data.sources.cache import keep, key_of, prepared_folder
 from lichen.data.sources.record import Record
+from lichen.data.sources.record_cache import cached_records
 from lichen.data.sources.records import load_records
-from lichen.data.sources.table import Table, cached_records, column_of
+from lichen.data.sources.table import Table, column_of
 from support.tiny_llama import save_model
 
 RECORDS = [
@@ -38,7 +39,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> object:
 @pytest.fixture(autouse=True)
 def _small_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_cache, "MIN_RECORDS", 1)
-    monkeypatch.setattr(table, "MIN_BYTES", 0)
+    monkeypatch.setattr(record_cache, "MIN_BYTES", 0)
 
 
 def never(*_: object, **__: object) -> object:

@@ -22,8 +22,8 @@ import pytest
 from lichen.core.errors import LichenError
 from lichen.data.formats import delimited, encodings, json_rows
 from lichen.data.sources.files import data_files, owners_of_files, read_notes, read_rows
+from lichen.data.sources.record_cache import cached_records
 from lichen.data.sources.records import load_records
-from lichen.data.sources.table import cached_records
 
 ROWS = [{"who": "ann", "text": 'Käse, "gut"'}, {"who": "bob", "text": "über; zwei\nZeilen | und\tmehr"}]
 
@@ -268,9 +268,9 @@ def test_pipes_sockets_and_circles_do_not_hang(tmp_path: Path) -> None:
 
 
 def test_a_linked_folder_is_part_of_what_finds_the_cached_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lichen.data.sources import table
+    from lichen.data.sources import record_cache
 
-    monkeypatch.setattr(table, "MIN_BYTES", 0)
+    monkeypatch.setattr(record_cache, "MIN_BYTES", 0)
     (tmp_path / "far").mkdir()
     (tmp_path / "near").mkdir()
     (tmp_path / "far" / "ann.csv").write_text("text\na\n")

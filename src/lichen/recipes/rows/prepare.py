@@ -20,8 +20,9 @@ from lichen.data.encode_notes import sentences
 from lichen.data.reading import Left
 from lichen.data.sources.cache import prepared_folder
 from lichen.data.sources.catalog import CATALOG, fetch_entry
+from lichen.data.sources.record_cache import cached_records
 from lichen.data.sources.records import Record, load_records
-from lichen.data.sources.table import Some, cached_records, column_of
+from lichen.data.sources.table import Some, column_of
 from lichen.recipes.rows.partition import ClientData, first_of, split_clients
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of

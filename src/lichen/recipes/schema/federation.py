@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from lichen.core.errors import LichenError
 from lichen.recipes.schema.model import Positive, Section, Share
 from lichen.recipes.schema.names import MethodName, RuleName
+from lichen.transforms.codec_words import read_codecs
 
 __all__ = ["ClockConfig", "FederationConfig", "OptimizerConfig", "WireConfig"]
 
@@ -214,11 +215,8 @@ class WireConfig(Section):
     @model_validator(mode="after")
     def _known_words(self) -> WireConfig:
         for way in ("up", "down"):
-            if words := getattr(self, way):
-                from lichen.transforms.parse import parse_codecs
-
-                try:
-                    parse_codecs(words)
-                except LichenError as error:
-                    raise ValueError(f"wire.{way}: {error.what}; {error.fix}") from None
+            try:
+                read_codecs(getattr(self, way))
+            except LichenError as error:
+                raise ValueError(f"wire.{way}: {error.what}; {error.fix}") from None
         return self

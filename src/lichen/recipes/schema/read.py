@@ -31,6 +31,7 @@ __all__ = [
     "gallery",
     "new_folder",
     "read_recipe",
+    "read_values",
     "read_with_notes",
     "recipe_of",
     "recipe_sha256",
@@ -255,6 +256,15 @@ def read_with_notes(
     """As :func:`read_recipe`, with a note for each old name in place of telling them."""
     values, notes = _values(source, overrides)
     return _checked(values), tuple(notes)
+
+
+def read_values(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What a recipe says, unchecked, for those who read it many times with other values; and a note for each old name.
+
+    Raises:
+        LichenError: if it cannot be read.
+    """
+    return _values(source, ())
 
 
 def _values(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
