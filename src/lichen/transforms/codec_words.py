@@ -20,7 +20,7 @@ from typing import final
 
 from lichen.core.errors import LichenError
 
-__all__ = ["CodecWord", "read_codec", "read_codecs"]
+__all__ = ["read_codecs"]
 
 _INT = re.compile(r"int([248])(~?)(?:/([1-9]\d{0,8}))?")
 _SIGN = re.compile(r"sign(?:/([1-9]\d{0,8}))?")
@@ -30,7 +30,7 @@ _POWERSGD = re.compile(r"sketch:([1-9]\d{0,5})(?:x([1-9]\d?))?")
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CodecWord:
+class _CodecWord:
     """A codec, read: its class and what that takes.
 
     Attributes:
@@ -44,7 +44,7 @@ class CodecWord:
     last: bool
 
 
-def read_codec(word: str) -> CodecWord:
+def read_codec(word: str) -> _CodecWord:
     """One codec by its word.
 
     Raises:
@@ -54,21 +54,21 @@ def read_codec(word: str) -> CodecWord:
     {'keep': 8, 'chunk': 256}
     """
     if word == "bf16":
-        return CodecWord(family="Bfloat16", arguments={}, last=True)
+        return _CodecWord(family="Bfloat16", arguments={}, last=True)
     if found := _INT.fullmatch(word):
         bits, nearest, block = found.groups()
         arguments = {"bits": int(bits), "block": int(block or 128), "stochastic": not nearest}
-        return CodecWord(family="Quantize", arguments=arguments, last=True)
+        return _CodecWord(family="Quantize", arguments=arguments, last=True)
     if found := _SIGN.fullmatch(word):
-        return CodecWord(family="Sign", arguments={"block": int(found[1] or 128)}, last=True)
+        return _CodecWord(family="Sign", arguments={"block": int(found[1] or 128)}, last=True)
     if found := _TOPK.fullmatch(word):
         keep, chunk = int(found[1]), int(found[2])
         if keep > chunk:
             raise LichenError(f"cannot keep {keep} of {chunk} numbers", where="wire", fix="use for example 8 of 256")
-        return CodecWord(family="TopK", arguments={"keep": keep, "chunk": chunk}, last=False)
+        return _CodecWord(family="TopK", arguments={"keep": keep, "chunk": chunk}, last=False)
     if found := _POWERSGD.fullmatch(word):
         arguments = {"rank": int(found[1]), "iterations": int(found[2] or 2)}
-        return CodecWord(family="PowerSGD", arguments=arguments, last=False)
+        return _CodecWord(family="PowerSGD", arguments=arguments, last=False)
     raise LichenError(
         f"no codec is called {word!r}",
         where="wire",
@@ -76,7 +76,7 @@ def read_codec(word: str) -> CodecWord:
     )
 
 
-def read_codecs(words: Sequence[str]) -> tuple[CodecWord, ...]:
+def read_codecs(words: Sequence[str]) -> tuple[_CodecWord, ...]:
     """Codecs one after another.
 
     Raises:

@@ -20,7 +20,7 @@ from lichen.data.sources.cache import keep, key_of
 from lichen.data.sources.record import Record
 from lichen.data.sources.table import Table, column_of
 
-__all__ = ["MIN_BYTES", "cached_records"]
+__all__ = ["cached_records"]
 
 MIN_BYTES = 1 << 20
 """Smaller sources are parsed as quickly as they are found."""
