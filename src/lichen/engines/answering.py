@@ -16,17 +16,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, final
+from typing import final
 
 import torch
-from torch import Tensor
 
 from lichen.core.collecting.admission import Admission, rows_of
-from lichen.core.contracts import Aggregator, Dialogue, Engine
+from lichen.core.contracts import Dialogue, Engine
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.replies import Refusal, Reply
 from lichen.core.tree import Tree
+from lichen.engines.around import ForwardingEngine
 from lichen.engines.turns import Answers, Turns, join_questions, stacks
 
 __all__ = ["AnsweringEngine"]
@@ -35,7 +35,7 @@ MISSING = Refusal(client=-1, reason="form", what="is not in the question that ca
 
 
 @final
-class AnsweringEngine:
+class AnsweringEngine(ForwardingEngine):
     """An engine whose clients' questions are answered.
 
     Args:
@@ -48,16 +48,6 @@ class AnsweringEngine:
         self.inner, self.answers, self.admission = inner, answers, admission
         self._turns: dict[int, Turns] = {}
         self._sent = 0
-
-    @property
-    def bytes_up(self) -> int:
-        """The inner engine's."""
-        return self.inner.bytes_up
-
-    @property
-    def bytes_down(self) -> int:
-        """The inner engine's."""
-        return self.inner.bytes_down
 
     def submit(self, job: Job) -> int:
         """As the inner engine.
@@ -204,25 +194,7 @@ class AnsweringEngine:
             self._turns[number].dismiss(clients)
             self.inner.answer(number, clients, None)
 
-    def answer(self, number: int, clients: Sequence[int], answer_C: Tree | None) -> None:
-        """As the inner engine."""
-        self.inner.answer(number, clients, answer_C)
-
     def cancel(self, number: int) -> None:
         """As the inner engine."""
         self._turns.pop(number, None)
         self.inner.cancel(number)
-
-    def now(self) -> float:
-        """The inner engine's clock."""
-        return self.inner.now()
-
-    def merge(self, aggregator: Aggregator, total: Any) -> Any:
-        """The inner engine's."""
-        return self.inner.merge(aggregator, total)
-
-    def join(
-        self, client_N: Tensor, metrics: Tree, lines: Sequence[Sequence[str]] = ()
-    ) -> tuple[Tensor, Tree, tuple[tuple[str, ...], ...]]:
-        """The inner engine's."""
-        return self.inner.join(client_N, metrics, lines)

@@ -60,6 +60,7 @@ Ready parts.
 - ``ServerSGD``, ``ServerAdam``: server optimizers; the first at its default is FedAvg.
 - ``LocalEngine``: clients side by side in this process.
 - ``SpawnedEngine``: each client's node in a process of its own.
+- ``ForwardingEngine``: the base of an engine around another; it forwards all but jobs and replies.
 - ``AroundEngine``: goes around any engine, and looks at jobs and replies on their way.
 - ``ClockEngine``: goes around any engine, and lets clients answer late or never on a virtual clock.
 - ``Delays``: how long they take there.
@@ -111,7 +112,7 @@ from lichen.core.wire.shared import Shared
 from lichen.core.wrapping import AroundAggregator
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.engines.answering import AnsweringEngine
-from lichen.engines.around import AroundEngine
+from lichen.engines.around import AroundEngine, ForwardingEngine
 from lichen.engines.clock import ClockEngine, Delays
 from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
@@ -153,6 +154,7 @@ __all__ = [
     "Evaluate",
     "Everyone",
     "Expected",
+    "ForwardingEngine",
     "GradientStep",
     "History",
     "ImageMLP",
