@@ -35,7 +35,10 @@ from endpoint import serving
 from lichen.algorithms.average import Average
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.fedbpt import BlackBox
-from lichen.core.contracts import Aggregator, ClientTask, ClientWork, CohortModel, Report
+from lichen.core.contracts.algorithm import Report
+from lichen.core.contracts.client import ClientTask, ClientWork
+from lichen.core.contracts.model import CohortModel
+from lichen.core.contracts.server import Aggregator
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.seeds import numpy_generator

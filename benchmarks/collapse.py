@@ -38,7 +38,7 @@ from lichen.clients.training.diloco import Pace, Worker
 from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.seeds import derive, numpy_generator
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared

@@ -31,7 +31,8 @@ import workload
 from lichen.allocator import keep_large_buffers
 from lichen.core import tree as trees
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import Batch, ClientTask, Source
+from lichen.core.contracts.client import ClientTask, Source
+from lichen.core.contracts.model import Batch
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore

@@ -44,7 +44,9 @@ from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, ClientTask, ServerState
+from lichen.core.contracts.algorithm import ServerState
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.model import Batch
 from lichen.core.message import Job, size
 from lichen.core.seeds import derive
 from lichen.core.store import load_tree, save_tree

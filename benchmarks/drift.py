@@ -17,7 +17,7 @@ import workload
 
 from lichen.core import tree as trees
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree

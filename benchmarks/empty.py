@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import Batch, ClientTask, Source
+from lichen.core.contracts.client import ClientTask, Source
+from lichen.core.contracts.model import Batch
 from lichen.core.expected import COUNT, Expected, TensorSpec
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore

@@ -67,7 +67,7 @@ def measure(shape: str, clients: int, rank: int, rounds: int) -> dict[str, Any]:
     from lichen.clients.training.optimize import ClientOptimizer
     from lichen.clients.training.train import Train
     from lichen.core.collecting.collect import drain
-    from lichen.core.contracts import ClientTask
+    from lichen.core.contracts.client import ClientTask
     from lichen.core.message import Job
     from lichen.core.store import ClientStore
     from lichen.data.batches.rows import Ragged, TextShard

@@ -31,7 +31,7 @@ from lichen.clients.statistics.sufficient import Statistics
 from lichen.clients.training.kseed import FedKSeed, ReplayedWork
 from lichen.clients.training.kseed_replay import KSeedReplay
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import ClientTask, Source
+from lichen.core.contracts.client import ClientTask, Source
 from lichen.core.message import Job
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore

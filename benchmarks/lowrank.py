@@ -23,7 +23,8 @@ from torch import Tensor
 from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Aggregator, ClientTask
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.server import Aggregator
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore

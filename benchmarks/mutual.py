@@ -42,7 +42,8 @@ from lichen.algorithms.alone import Alone
 from lichen.algorithms.average import Average, score
 from lichen.allocator import keep_large_buffers
 from lichen.clients.evaluation.metrics import perplexity
-from lichen.core.contracts import Algorithm, ClientTask, Report
+from lichen.core.contracts.algorithm import Algorithm, Report
+from lichen.core.contracts.client import ClientTask
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore

@@ -83,7 +83,7 @@ def measure(folder: Path) -> dict[str, float]:
 
     from lichen.algorithms.average import Average
     from lichen.clients.training.train import Train
-    from lichen.core.contracts import ClientTask
+    from lichen.core.contracts.client import ClientTask
     from lichen.core.message import Job
     from lichen.core.store import ClientStore
     from lichen.data.batches.shards import TrainSource

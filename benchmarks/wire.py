@@ -27,7 +27,7 @@ from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message, pack_message
 from lichen.core.seeds import derive

@@ -133,7 +133,7 @@ WORDS = (
     Old("ascend", "AFL"),
     Old("gain_of", "PerClientGain"),
     Old(
-        "cut", "Submodel", only=("core/contracts.py", "algorithms/*", "server/*", "recipes/assemble/*"), why="cut short"
+        "cut", "Submodel", only=("core/contracts/*", "algorithms/*", "server/*", "recipes/assemble/*"), why="cut short"
     ),
 )
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import final
 
-from lichen.core.contracts import Engine
+from lichen.core.contracts.engine import Engine
 from lichen.core.message import Job
 from lichen.core.replies import Reply
 from lichen.declared import Property

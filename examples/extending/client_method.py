@@ -22,7 +22,7 @@ from torch import Tensor
 from lichen.clients.methods import ClientMethod, ClientSettings, Works
 from lichen.clients.training.gradient_steps import Stateless
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree

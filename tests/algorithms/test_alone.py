@@ -10,7 +10,8 @@ import torch
 
 from lichen.algorithms.alone import Alone
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import Engine, Report
+from lichen.core.contracts.algorithm import Report
+from lichen.core.contracts.engine import Engine
 from lichen.core.message import Job
 from lichen.core.replies import Reply
 from lichen.core.rounds import run

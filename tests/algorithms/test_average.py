@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lichen.algorithms.average import Average, mean_loss, score
-from lichen.core.contracts import Report, ServerState
+from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.tree import Tree

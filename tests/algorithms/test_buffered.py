@@ -13,7 +13,7 @@ import torch
 from test_average import average, same
 
 from lichen.algorithms.average import Average
-from lichen.core.contracts import Report, ServerState
+from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.message import Job, Message
 from lichen.core.replies import Reply
 from lichen.core.rounds import load_state, run

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lichen.algorithms.exchange import PredictionExchange, by_architecture, score_architectures
-from lichen.core.contracts import Report, ServerState
+from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.rounds import Observer, load_state, run

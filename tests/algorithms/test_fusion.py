@@ -14,7 +14,8 @@ from lichen.algorithms.fusion import Fusion, join_architectures, of_architecture
 from lichen.clients.distillation.predict import Predict
 from lichen.clients.distillation.private_models import asking, with_answer_rows
 from lichen.clients.evaluation.evaluate import Evaluate
-from lichen.core.contracts import ClientTask, ServerState
+from lichen.core.contracts.algorithm import ServerState
+from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.rounds import run

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from lichen.algorithms.private_evolution import Population, PrivateEvolution, QueryCounts
 from lichen.clients.statistics.nearest_vote import NearestNeighborHistogram
-from lichen.core.contracts import Batch, ClientTask, Report, ServerState
+from lichen.core.contracts.algorithm import Report, ServerState
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message, size
 from lichen.core.rounds import run

@@ -18,7 +18,8 @@ from lichen.clients.training.fixmatch import FixMatch
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import ClientTask, Report
+from lichen.core.contracts.algorithm import Report
+from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.rounds import run

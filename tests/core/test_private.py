@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lichen.core import private
-from lichen.core.contracts import ServerState
+from lichen.core.contracts.algorithm import ServerState
 from lichen.core.rounds import save_state
 from lichen.core.store import ClientStore, save_tree, write_atomic
 from lichen.core.wire.shared import Shared

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, ClientTask, Report, ServerState
+from lichen.core.contracts.algorithm import Report, ServerState
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, TensorSpec
 from lichen.core.fold import serve

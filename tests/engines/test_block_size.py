@@ -17,7 +17,7 @@ from lichen.clients.training.diloco import Worker
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.row_weights import ByRows
 from lichen.clients.training.train import Train
-from lichen.core.contracts import ClientTask, ClientWork
+from lichen.core.contracts.client import ClientTask, ClientWork
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import Job

@@ -15,7 +15,7 @@ import torch
 
 from lichen.core.collecting.admission import OPEN
 from lichen.core.collecting.collect import Collected, collect, drain
-from lichen.core.contracts import Engine
+from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message, pack_job, pack_message, take_client

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lichen.algorithms.alone import Alone
 from lichen.algorithms.average import Average
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import Report
+from lichen.core.contracts.algorithm import Report
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.rounds import run

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import Report
+from lichen.core.contracts.algorithm import Report
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, concatenate_messages, pack_job, pack_message, take_client
 from lichen.core.store import ClientStore

@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 from torch.nn import functional
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, digest, stack
 from lichen.models.adapters.lora import Lora

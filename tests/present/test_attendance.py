@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lichen.core.contracts import Report
+from lichen.core.contracts.algorithm import Report
 from lichen.core.replies import Attendance, Refusal
 from lichen.present.progress import attendance_text
 from lichen.present.report import summary_table, table_text

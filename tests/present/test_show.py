@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lichen.core.contracts import Report
+from lichen.core.contracts.algorithm import Report
 from lichen.core.errors import LichenError
 from lichen.present.charts import charts
 from lichen.present.charts.charts import clients_png, curves_png

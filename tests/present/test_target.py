@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from lichen.core.contracts import Report
+from lichen.core.contracts.algorithm import Report
 from lichen.core.errors import LichenError
 from lichen.present.target import bytes_to, rounds_to, seconds_to
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lichen.core.contracts import Report
+from lichen.core.contracts.algorithm import Report
 from lichen.core.errors import LichenError
 from lichen.engines.ranks import RankError
 from lichen.present.trace import Event, event_line

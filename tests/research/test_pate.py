@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message, size
 from lichen.core.store import ClientStore

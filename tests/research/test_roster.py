@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lichen.core.contracts import Source
+from lichen.core.contracts.client import Source
 from lichen.core.errors import LichenError
 from lichen.core.fold import blocks
 from lichen.core.seeds import numpy_generator

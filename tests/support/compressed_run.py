@@ -11,7 +11,7 @@ import torch
 
 from lichen.algorithms.average import Average
 from lichen.core.collecting.admission import Admission
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.store import ClientStore
 from lichen.engines.local import LocalEngine
 from lichen.engines.node import serve_frames

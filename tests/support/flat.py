@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lichen.core.contracts import Aggregator, ServerOptimizer
+from lichen.core.contracts.server import Aggregator, ServerOptimizer
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lichen.core.contracts import Aggregator
+from lichen.core.contracts.server import Aggregator
 from lichen.core.message import Job, Message
 from lichen.core.replies import Reply
 from lichen.core.tree import Tree

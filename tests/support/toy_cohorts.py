@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import torch_generator

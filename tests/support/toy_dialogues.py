@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lichen.core.collecting.admission import Admission
-from lichen.core.contracts import Batch, ClientTask
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, MetricSpec, TensorSpec
 from lichen.core.message import Job, Message

@@ -11,7 +11,8 @@ from lichen.clients.distillation.private_models import LocalInit, private_client
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
-from lichen.core.contracts import ClientTask, CohortModel
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.model import CohortModel
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.models.students.students import ImageMLP

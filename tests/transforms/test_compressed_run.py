@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from lichen.algorithms.average import sent_params
-from lichen.core.contracts import Engine, Report
+from lichen.core.contracts.algorithm import Report
+from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, link
 from lichen.core.replies import Reply

@@ -13,7 +13,7 @@ import torch
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import collect
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import FAILED, Expected, TensorSpec, specs_of
 from lichen.core.message import Job, Message, concatenate_messages, pack_message, size, take_client

@@ -16,7 +16,8 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import final
 
 from lichen.algorithms.average import Average
-from lichen.core.contracts import Engine, Report, ServerState
+from lichen.core.contracts.algorithm import Report, ServerState
+from lichen.core.contracts.engine import Engine
 from lichen.core.wire.shared import Shared
 from lichen.server.fair import MinMax, MixtureAscent
 

@@ -13,7 +13,8 @@ from typing import final
 
 from lichen.algorithms.average import is_validated, mean_loss, score, with_best
 from lichen.core.collecting.admission import OPEN, Admission
-from lichen.core.contracts import Engine, Report, ServerState
+from lichen.core.contracts.algorithm import Report, ServerState
+from lichen.core.contracts.engine import Engine
 from lichen.core.message import Job
 from lichen.core.wire.shared import Shared
 

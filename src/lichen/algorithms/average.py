@@ -30,7 +30,9 @@ from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import Collected, collect
 from lichen.core.collecting.history import History
 from lichen.core.collecting.in_flight import give_up_old, now_in_flight
-from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerOptimizer, ServerState, Submodel
+from lichen.core.contracts.algorithm import Report, ServerState
+from lichen.core.contracts.engine import Engine
+from lichen.core.contracts.server import Aggregator, Sampler, ServerOptimizer, Submodel
 from lichen.core.fold import BEST
 from lichen.core.message import Job
 from lichen.core.replies import Attendance

@@ -36,7 +36,9 @@ from lichen.algorithms.average import SUMMED, is_validated, score, summed, with_
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import Collected, collect
-from lichen.core.contracts import Aggregator, Engine, Report, Sampler, ServerState
+from lichen.core.contracts.algorithm import Report, ServerState
+from lichen.core.contracts.engine import Engine
+from lichen.core.contracts.server import Aggregator, Sampler
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.replies import Attendance

@@ -33,7 +33,10 @@ from lichen.algorithms.exchange import Architectures, by_architecture, check_arc
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import collect
-from lichen.core.contracts import Aggregator, ClientTask, Engine, Report, Sampler, ServerOptimizer, ServerState
+from lichen.core.contracts.algorithm import Report, ServerState
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.engine import Engine
+from lichen.core.contracts.server import Aggregator, Sampler, ServerOptimizer
 from lichen.core.errors import LichenError
 from lichen.core.fold import fold
 from lichen.core.message import Job, Message

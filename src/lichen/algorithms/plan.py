@@ -6,7 +6,8 @@ Python, and for recipes once more: no part is asked for its name.
 
 from __future__ import annotations
 
-from lichen.core.contracts import Aggregator, ClientWork, Dialogue, Submodel
+from lichen.core.contracts.client import ClientWork, Dialogue
+from lichen.core.contracts.server import Aggregator, Submodel
 from lichen.core.errors import LichenError
 from lichen.core.timing.schedule import Schedule
 from lichen.transforms.codec import Chain

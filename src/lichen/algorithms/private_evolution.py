@@ -47,7 +47,9 @@ from torch import Tensor
 
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import collect
-from lichen.core.contracts import Engine, Report, Sampler, ServerState
+from lichen.core.contracts.algorithm import Report, ServerState
+from lichen.core.contracts.engine import Engine
+from lichen.core.contracts.server import Sampler
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import derive

@@ -27,7 +27,9 @@ import torch
 
 from lichen.algorithms.average import Average
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import Engine, Report, ServerOptimizer, ServerState
+from lichen.core.contracts.algorithm import Report, ServerState
+from lichen.core.contracts.engine import Engine
+from lichen.core.contracts.server import ServerOptimizer
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import derive

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from lichen.clients.training.kseed_replay import KSeedReplay
     from lichen.clients.training.optimize import Schedule
     from lichen.clients.training.train import Train
-    from lichen.core.contracts import Aggregator, ClientWork, CohortModel, ServerOptimizer
+    from lichen.core.contracts.client import ClientWork
+    from lichen.core.contracts.model import CohortModel
+    from lichen.core.contracts.server import Aggregator, ServerOptimizer
     from lichen.core.wire.shared import Shared
 
 __all__ = ["DECIDES", "DILOCO", "METHODS", "ClientMethod", "ClientSettings", "Works"]

@@ -12,7 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch, ClientTask, ClientWork, Dialogue, Source
+from lichen.core.contracts.client import ClientTask, ClientWork, Dialogue, Source
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.store import ClientStore

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from lichen.core import tree as trees
-from lichen.core.contracts import Algorithm, Engine, Report, ServerState
+from lichen.core.contracts.algorithm import Algorithm, Report, ServerState
+from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import derive

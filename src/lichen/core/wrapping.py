@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lichen.core.contracts import Aggregator, Needs
+from lichen.core.contracts.server import Aggregator, Needs
 from lichen.core.message import Message, is_lifted
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared

@@ -21,7 +21,8 @@ from typing import final
 import torch
 
 from lichen.core.collecting.admission import Admission, rows_of
-from lichen.core.contracts import Dialogue, Engine
+from lichen.core.contracts.client import Dialogue
+from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.replies import Refusal, Reply

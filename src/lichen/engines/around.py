@@ -12,7 +12,8 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lichen.core.contracts import Aggregator, Engine
+from lichen.core.contracts.engine import Engine
+from lichen.core.contracts.server import Aggregator
 from lichen.core.message import Job
 from lichen.core.replies import Reply
 from lichen.core.tree import Tree

@@ -27,7 +27,8 @@ from lichen.clients.training.gradient_steps import GradientChain
 from lichen.clients.training.train import Train
 from lichen.clients.training.training_sums import tokens_seen_C
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, ClientTask, CohortModel
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.message import Job
 from lichen.core.store import write_atomic
 from lichen.core.wrapping import innermost, with_innermost

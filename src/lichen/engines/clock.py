@@ -26,7 +26,8 @@ from typing import Any, final
 from torch import Tensor
 
 from lichen.core.collecting.admission import rows_of
-from lichen.core.contracts import Aggregator, Engine
+from lichen.core.contracts.engine import Engine
+from lichen.core.contracts.server import Aggregator
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, sizes
 from lichen.core.replies import Reply

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import final
 
 from lichen.core import tree as trees
-from lichen.core.contracts import ClientTask, Dialogue
+from lichen.core.contracts.client import ClientTask, Dialogue
 from lichen.core.errors import LichenError
 from lichen.core.fold import BEST, ClientsPerBlock, half_of, is_dialogue, is_out_of_memory, task_and_blocks
 from lichen.core.message import Job, Message

@@ -25,7 +25,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lichen.core import tree as trees
-from lichen.core.contracts import Aggregator, Costed
+from lichen.core.contracts.client import Costed
+from lichen.core.contracts.server import Aggregator
 from lichen.core.errors import LichenError
 from lichen.core.fold import blocks
 from lichen.core.message import Job

@@ -16,7 +16,7 @@ from lichen.declared import Family, Need, Paper, Property
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from lichen.core.contracts import Engine
+    from lichen.core.contracts.engine import Engine
     from lichen.engines.local import LocalEngine
     from lichen.engines.ranks import Ranks
 

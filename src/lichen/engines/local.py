@@ -9,7 +9,8 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lichen.core.contracts import Aggregator, ClientTask
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.server import Aggregator
 from lichen.core.errors import LichenError
 from lichen.core.fold import ClientsPerBlock, Served, answer
 from lichen.core.message import Job, Message, size, sizes, take_client

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import BinaryIO
 
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError, traceback_text
 from lichen.core.message import unpack_job
 from lichen.core.store import ClientStore

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import final
 
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import Job, pack_message

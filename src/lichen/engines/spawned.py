@@ -16,7 +16,7 @@ from typing import Any, final
 from torch import Tensor
 
 from lichen.core import tree as trees
-from lichen.core.contracts import Aggregator
+from lichen.core.contracts.server import Aggregator
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, size, unpack_message
 from lichen.core.replies import Reply

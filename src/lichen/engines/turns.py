@@ -14,7 +14,7 @@ import torch
 
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import rows_of
-from lichen.core.contracts import Engine
+from lichen.core.contracts.engine import Engine
 from lichen.core.expected import ANY, Expected
 from lichen.core.message import Job, Message, concatenate_messages
 from lichen.core.tree import Tree

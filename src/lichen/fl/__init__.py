@@ -84,21 +84,11 @@ from lichen.clients.training.train import Train
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import collect
 from lichen.core.collecting.history import History
-from lichen.core.contracts import (
-    Aggregator,
-    Algorithm,
-    Batch,
-    ClientTask,
-    ClientWork,
-    CohortModel,
-    Dialogue,
-    Engine,
-    Report,
-    Sampler,
-    ServerOptimizer,
-    ServerState,
-    Source,
-)
+from lichen.core.contracts.algorithm import Algorithm, Report, ServerState
+from lichen.core.contracts.client import ClientTask, ClientWork, Dialogue, Source
+from lichen.core.contracts.engine import Engine
+from lichen.core.contracts.model import Batch, CohortModel
+from lichen.core.contracts.server import Aggregator, Sampler, ServerOptimizer
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, MetricSpec, TensorSpec, specs_of
 from lichen.core.message import Job, Message

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from lichen.core.contracts import Aggregator
+from lichen.core.contracts.server import Aggregator
 from lichen.core.errors import LichenError
 from lichen.core.message import Message, concatenate_messages, pack_message, take_client, unpack_message
 from lichen.core.tree import digest, plain

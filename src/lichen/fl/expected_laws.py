@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import final
 
 from lichen.core.collecting.admission import Admission
-from lichen.core.contracts import Batch, ClientTask, Source
+from lichen.core.contracts.client import ClientTask, Source
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message, pack_message, take_client, unpack_message

@@ -29,7 +29,7 @@ from safetensors.torch import load, save
 
 from lichen.clients.training.gradient_step import GradientStep
 from lichen.core import tree as trees
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.expected import specs_of
 from lichen.core.fold import serve
 from lichen.core.message import Job, take_client

@@ -23,7 +23,7 @@ from typing import Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 
 __all__ = [

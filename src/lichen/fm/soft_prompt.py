@@ -24,7 +24,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch, Objective
+from lichen.core.contracts.model import Batch, Objective
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree

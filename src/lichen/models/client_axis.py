@@ -21,7 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
@@ -113,7 +113,7 @@ def row_by_row(
     Slow, and right for every loss that is a sum over rows: models have faster ways, which are held against this one.
 
     Args:
-        loss: As :meth:`lichen.core.contracts.CohortModel.loss`.
+        loss: As :meth:`lichen.core.contracts.model.CohortModel.loss`.
         trainable_C: Stacked parameters.
         fixed: Shared tensors without client axis.
         batch: One step of C clients; every tensor but ``active_C`` has rows after its clients.

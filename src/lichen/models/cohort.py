@@ -19,7 +19,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch, Objective
+from lichen.core.contracts.model import Batch, Objective
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, digest, split, to_device
 from lichen.models.adapters.kind import Spec
@@ -159,7 +159,7 @@ class Cohort(ABC):
 
 @final
 class CausalCohort(Cohort):
-    """A causal language model for C clients; a :class:`lichen.core.contracts.CohortModel`.
+    """A causal language model for C clients; a :class:`lichen.core.contracts.model.CohortModel`.
 
     Args:
         model: From :func:`lichen.models.loading.load.load_causal`.
@@ -314,7 +314,7 @@ class CausalCohort(Cohort):
 
 @final
 class ClassifierCohort(Cohort):
-    """A sequence classifier for C clients; a :class:`lichen.core.contracts.CohortModel`.
+    """A sequence classifier for C clients; a :class:`lichen.core.contracts.model.CohortModel`.
 
     Args:
         model: From :func:`lichen.models.loading.load.load_classifier`.

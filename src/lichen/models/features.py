@@ -18,7 +18,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.models.loading.load import base_digest, frozen_eval
 
 __all__ = ["EncoderFeatures"]

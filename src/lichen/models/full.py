@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, digest, split, to_device
 from lichen.models.client_axis import clients_of, one_client
@@ -136,7 +136,7 @@ def _nothing(tensors: Tree) -> Tensor:
 
 @final
 class FullCausal:
-    """A causal language model trained whole; a :class:`lichen.core.contracts.CohortModel`.
+    """A causal language model trained whole; a :class:`lichen.core.contracts.model.CohortModel`.
 
     Args:
         model: From :func:`lichen.models.loading.load.load_causal`, or any frozen causal model in evaluation mode.
@@ -258,7 +258,7 @@ class FullCausal:
 
 @final
 class FullClassifier:
-    """A sequence classifier trained whole; a :class:`lichen.core.contracts.CohortModel`.
+    """A sequence classifier trained whole; a :class:`lichen.core.contracts.model.CohortModel`.
 
     Args:
         model: From :func:`lichen.models.loading.load.load_classifier`.

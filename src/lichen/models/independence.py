@@ -22,7 +22,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch, Objective
+from lichen.core.contracts.model import Batch, Objective
 from lichen.core.conventions.labels import no_label
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator

@@ -39,7 +39,7 @@ from typing import Any, Literal, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch, Objective
+from lichen.core.contracts.model import Batch, Objective
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree, to_device
@@ -218,7 +218,7 @@ def renumbering(words: Mapping[int, int], *, unknown: int, vocabulary: int) -> T
 
 @final
 class Layerwise:
-    """A student that also follows a teacher's layers; a :class:`lichen.core.contracts.CohortModel`.
+    """A student that also follows a teacher's layers; a :class:`lichen.core.contracts.model.CohortModel`.
 
     Its trainable tensors are the student's and ``project.<layer>.weight`` (H, E) for every hidden pair.
 

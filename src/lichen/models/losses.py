@@ -31,7 +31,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 

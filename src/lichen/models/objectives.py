@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lichen.core.contracts import Batch, CohortModel
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.conventions.labels import has_label
 from lichen.core.errors import LichenError
 from lichen.core.expected import COUNT, LOSS, MetricSpec, sums_of
@@ -61,7 +61,7 @@ class NextToken:
 
 
 class RowObjective(Protocol):
-    """An objective of a model that gives K numbers a row; a :class:`lichen.core.contracts.Objective`."""
+    """An objective of a model that gives K numbers a row; a :class:`lichen.core.contracts.model.Objective`."""
 
     @property
     def classes(self) -> int | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from lichen.core.contracts import Batch, Objective
+from lichen.core.contracts.model import Batch, Objective
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree

@@ -26,7 +26,7 @@ from lichen.present.reading import Read
 from lichen.tasks.registry import BUILT_IN, task_names
 
 if TYPE_CHECKING:
-    from lichen.core.contracts import Report
+    from lichen.core.contracts.algorithm import Report
 
 __all__ = [
     "COLUMNS",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from lichen.core.errors import LichenError
 
 if TYPE_CHECKING:
-    from lichen.core.contracts import Report
+    from lichen.core.contracts.algorithm import Report
 
 __all__ = ["ACCURACY", "bytes_to", "rounds_to", "seconds_to"]
 

@@ -22,7 +22,7 @@ from lichen.core import private
 from lichen.core.errors import LichenError
 
 if TYPE_CHECKING:
-    from lichen.core.contracts import Report
+    from lichen.core.contracts.algorithm import Report
     from lichen.core.replies import Attendance
 
 __all__ = ["Event", "Trace", "event_line", "event_of", "lr_name", "read_trace"]
@@ -97,7 +97,7 @@ def _attendance(record: Mapping[str, Any] | None) -> Attendance:
 
 def event_of(line: bytes) -> Event:
     """Undo :func:`event_line`; what is damaged raises as JSON, dicts and numbers do."""
-    from lichen.core.contracts import Report
+    from lichen.core.contracts.algorithm import Report
 
     record: dict[str, Any] = json.loads(line)
     report = Report(

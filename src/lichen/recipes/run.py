@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lichen.core import private
-from lichen.core.contracts import Report
+from lichen.core.contracts.algorithm import Report
 from lichen.core.errors import LichenError
 from lichen.core.store import ClientStore, write_atomic
 from lichen.engines.node import serve_frames

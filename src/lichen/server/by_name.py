@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from lichen.core import tree as trees
-from lichen.core.contracts import Aggregator, Needs
+from lichen.core.contracts.server import Aggregator, Needs
 from lichen.core.errors import LichenError
 from lichen.core.message import Message, is_lifted
 from lichen.core.tree import Tree

@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from lichen.core import tree as trees
-from lichen.core.contracts import ServerOptimizer
+from lichen.core.contracts.server import ServerOptimizer
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.tree import Tree

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, final
 from lichen.declared import Family, Need, Paper, Property
 
 if TYPE_CHECKING:
-    from lichen.core.contracts import Aggregator
+    from lichen.core.contracts.server import Aggregator
 
 __all__ = ["DECIDES", "RULES", "AggregationRule", "RuleSettings"]
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lichen.core.contracts import Needs
+from lichen.core.contracts.server import Needs
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.wire.shared import Shared

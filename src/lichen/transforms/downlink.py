@@ -85,7 +85,7 @@ class DownlinkState:
         return replace(self, snapshot=snapshot, name=snapshot_name(snapshot), number=self.number + 1, deltas=deltas)
 
     def tree(self) -> Tree:
-        """As tensors, for :class:`lichen.core.contracts.ServerState`."""
+        """As tensors, for :class:`lichen.core.contracts.algorithm.ServerState`."""
         out = trees.join("view/", self.snapshot.flat(), {"held": self.acked_N, "number": torch.tensor(self.number)})
         names = [*(before for before, _ in self.deltas), self.name]
         out["names"] = torch.tensor([list(bytes.fromhex(name)) for name in names], dtype=torch.uint8)

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, final
 
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, ClientWork
+from lichen.core.contracts.client import ClientWork
+from lichen.core.contracts.model import Batch
 from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lichen.clients.distillation.teacher_labels import Answer, AnswerWork, LocalTeacher, NoBatches
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import pack_message

@@ -24,7 +24,7 @@ from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import ClientTask, ClientWork
+from lichen.core.contracts.client import ClientTask, ClientWork
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import numpy_generator

@@ -19,7 +19,7 @@ from lichen.clients.evaluation.metrics import accuracy, macro_f1, perplexity
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.fold import serve
 from lichen.core.store import ClientStore
 from support.toy_cohorts import Bigram, Softmax, fold, job, rows

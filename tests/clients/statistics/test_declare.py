@@ -11,7 +11,7 @@ import torch
 
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.statistics.declare import Declare, enrol
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, pack_message, unpack_message
 from lichen.core.replies import Reply

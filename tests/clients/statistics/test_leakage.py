@@ -10,7 +10,7 @@ import torch
 
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.statistics.leakage import Leakage, flags
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import pack_message

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lichen.clients.statistics.nearest_vote import NearestNeighborHistogram
-from lichen.core.contracts import Batch, ClientTask
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import Job, Message, pack_message, size, take_client, unpack_message

@@ -21,7 +21,8 @@ from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, ClientTask
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.message import pack_message, take_client
 from lichen.core.rounds import load_state, run

@@ -17,7 +17,8 @@ import torch
 from lichen.algorithms.average import Average
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.fedbpt import BlackBox, Search, generation
-from lichen.core.contracts import ClientTask, ServerState
+from lichen.core.contracts.algorithm import ServerState
+from lichen.core.contracts.client import ClientTask
 from lichen.core.fold import serve
 from lichen.core.message import Job, pack_job, pack_message, size, take_client
 from lichen.core.rounds import run

@@ -19,7 +19,7 @@ from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.store import ClientStore
 from lichen.data.batches.augment import TextViews, Words

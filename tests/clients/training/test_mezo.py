@@ -10,7 +10,7 @@ import torch
 
 from lichen.clients.training.mezo import ZerothOrder, both_sides, shift
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.conventions.directions import UNIT, draw_direction
 from lichen.core.errors import LichenError
 from lichen.core.message import concatenate_messages, pack_message

@@ -16,7 +16,8 @@ from torch import Tensor
 from lichen.algorithms.average import Average
 from lichen.core import tree as trees
 from lichen.core.collecting.history import History
-from lichen.core.contracts import Engine, ServerState
+from lichen.core.contracts.algorithm import ServerState
+from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message, pack_message, take_client
 from lichen.core.rounds import run

@@ -17,7 +17,7 @@ import torch
 from laws.test_aggregators import FAMILY, outcome
 from lichen.core.collecting.admission import Admission, Limits
 from lichen.core.collecting.collect import Collected, collect
-from lichen.core.contracts import Engine
+from lichen.core.contracts.engine import Engine
 from lichen.core.expected import COUNT, FAILED, LOSS, Expected, specs_of
 from lichen.core.message import Job, Message, take_client
 from lichen.core.replies import Reply

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lichen.core.contracts import Batch, Source
+from lichen.core.contracts.client import Source
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.fold import blocks
 from lichen.core.seeds import numpy_generator

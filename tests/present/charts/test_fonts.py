@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from lichen.core.contracts import Report
+from lichen.core.contracts.algorithm import Report
 from lichen.present.charts import charts, fonts
 from lichen.present.charts.charts import clients_png, curves_png
 from lichen.present.charts.fonts import drawable, families_for

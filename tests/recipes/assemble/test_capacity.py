@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.wire.shared import Shared
 from lichen.models.adapters.quantized import resident_bytes

@@ -31,7 +31,8 @@ from torch import Tensor
 from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.optimize import ClientOptimizer, Schedule, lr_factor
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Batch, ClientWork, CohortModel
+from lichen.core.contracts.client import ClientWork
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected
 from lichen.core.fold import fold

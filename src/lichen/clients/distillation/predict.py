@@ -29,7 +29,7 @@ from typing import TypeVar, final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch, CohortModel
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.expected import FAILED, Expected, MetricSpec, TensorSpec
 from lichen.core.message import Job, Message

@@ -26,7 +26,8 @@ import numpy as np
 
 from lichen.clients.distillation.predict import Predict
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Batch, ClientTask, ClientWork, Costed, Source
+from lichen.core.contracts.client import ClientTask, ClientWork, Costed, Source
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected
 from lichen.core.message import Job, Message

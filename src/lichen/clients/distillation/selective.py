@@ -42,7 +42,8 @@ import torch
 from torch import Tensor
 
 from lichen.clients.training.train import Train, TrainState
-from lichen.core.contracts import Batch, CohortModel, Source
+from lichen.core.contracts.client import Source
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected
 from lichen.core.message import Job, Message

@@ -26,7 +26,7 @@ import torch
 
 from lichen.clients.evaluation.evaluate import Evaluate, EvaluateState
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, CohortModel
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.expected import Expected, MetricSpec, within
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, CohortModel
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.expected import Expected, within
 from lichen.core.message import Job, Message
 from lichen.core.parameters import personal_C

@@ -16,7 +16,8 @@ from typing import Any, final
 import torch
 
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import Batch, Engine
+from lichen.core.contracts.engine import Engine
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, MetricSpec
 from lichen.core.message import Job, Message

@@ -46,7 +46,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import COUNT, Expected, TensorSpec
 from lichen.core.message import Job, Message

@@ -48,7 +48,7 @@ from lichen.clients.training.gradient_steps import GradientChain
 from lichen.clients.training.optimize import Schedule, lr_factor
 from lichen.clients.training.train import Train, TrainState
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import FAILED, Expected
 from lichen.core.message import Job, Message

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from lichen.clients.training.training_sums import tokens_seen_C, training_expected, training_metrics
-from lichen.core.contracts import Batch, CohortModel
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, TensorSpec
 from lichen.core.message import Job, Message

@@ -42,7 +42,7 @@ from torch import Tensor
 from lichen.clients.training.soft_targets import TargetLoss
 from lichen.clients.training.train import Train, TrainState
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import COUNT, Expected
 from lichen.core.message import Job, Message

@@ -33,7 +33,7 @@ class GradientStep(Protocol):
     place in them, and in exact steps they have the same bits in any company.
 
     A link sees the gradient of the mean over a client's labelled rows or tokens. What needs each row's gradient
-    (DP-SGD) stands before the chain, on :meth:`lichen.core.contracts.CohortModel.losses`.
+    (DP-SGD) stands before the chain, on :meth:`lichen.core.contracts.model.CohortModel.losses`.
     """
 
     @property

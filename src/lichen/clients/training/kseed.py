@@ -35,7 +35,8 @@ from lichen.clients.training.kseed_replay import SUMS, KSeedReplay
 from lichen.clients.training.mezo import add_metrics, both_sides, check_rates, shift
 from lichen.clients.training.training_sums import WeighBy, training_expected, training_message
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, ClientWork, CohortModel
+from lichen.core.contracts.client import ClientWork
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, TensorSpec
 from lichen.core.message import Job, Message

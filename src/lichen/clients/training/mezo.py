@@ -32,7 +32,7 @@ from torch import Tensor
 
 from lichen.clients.training.training_sums import WeighBy, add_seen, training_expected, training_message
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, CohortModel
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.conventions.directions import UNIT, Kind, add_direction
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, specs_of

@@ -19,7 +19,8 @@ from typing import Any, final
 
 import torch
 
-from lichen.core.contracts import Batch, ClientWork
+from lichen.core.contracts.client import ClientWork
+from lichen.core.contracts.model import Batch
 from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree

@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch, CohortModel
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, to_device
 from lichen.models.losses import classify_losses_C

@@ -43,7 +43,7 @@ from lichen.clients.training.gradient_steps import GradientChain
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.training_sums import WeighBy, add_seen, training_expected, training_message
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, CohortModel
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, specs_of
 from lichen.core.message import Job, Message

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch, CohortModel
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.conventions.labels import has_label
 from lichen.core.expected import COUNT, FAILED, Expected, MetricSpec, TensorSpec, within
 from lichen.core.message import Job, Message

@@ -36,7 +36,7 @@ from dataclasses import dataclass, field, replace
 from typing import final
 
 from lichen.core.collecting.checks import declared_fault, form_fault, not_finite_C, out_of_range_C, tops_C
-from lichen.core.contracts import ClientWork, Dialogue, Receives
+from lichen.core.contracts.client import ClientWork, Dialogue, Receives
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected
 from lichen.core.message import Job, Message, concatenate_messages

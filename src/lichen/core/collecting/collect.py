@@ -22,7 +22,8 @@ from torch import Tensor
 
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import OPEN, Admission, rows_of
-from lichen.core.contracts import Aggregator, Engine
+from lichen.core.contracts.engine import Engine
+from lichen.core.contracts.server import Aggregator
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.replies import Attendance, Refusal, Reply, merged

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lichen.core.contracts import Engine, ServerState
+from lichen.core.contracts.algorithm import ServerState
+from lichen.core.contracts.engine import Engine
 from lichen.core.timing.flight import Flight
 from lichen.core.timing.schedule import Schedule, VirtualClock
 

@@ -15,7 +15,8 @@ from typing import final
 
 import torch
 
-from lichen.core.contracts import Batch, Costed, Source
+from lichen.core.contracts.client import Costed, Source
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 
 __all__ = ["MicroBatches"]

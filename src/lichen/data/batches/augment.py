@@ -30,7 +30,7 @@ from typing import Any, Literal, Protocol, final
 import numpy as np
 import torch
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 

@@ -22,7 +22,7 @@ from typing import final
 import numpy as np
 import torch
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.data.batches.augment import Draw, Kind, check_shares, draws
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.conventions.labels import no_label
 from lichen.data.batches.rows import ArrayShard, Ragged, Shard, TextShard
 

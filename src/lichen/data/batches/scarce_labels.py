@@ -16,7 +16,7 @@ from typing import final
 
 import numpy as np
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.seeds import numpy_generator
 from lichen.data.batches.collate import Slot, assemble, stream

@@ -23,7 +23,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 
 __all__ = ["PACKED_ATTENTION", "Bucket", "Pack", "Packing", "pack_rows"]

@@ -29,7 +29,7 @@ from typing import Any, Generic, Literal, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import nbytes
 from lichen.models.students.student import Student

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree, to_device
@@ -28,7 +28,7 @@ __all__ = ["Student", "linear", "with_bias"]
 
 
 class Student(ABC):
-    """What all students share; a :class:`lichen.core.contracts.CohortModel` once ``shapes`` and ``apply`` are given.
+    """What all students share; with ``shapes`` and ``apply`` it is a :class:`lichen.core.contracts.model.CohortModel`.
 
     Args:
         classes: K, at least 2 where outputs are logits of classes.

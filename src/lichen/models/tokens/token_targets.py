@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lichen.core.contracts import Batch, CohortModel
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, split
 from lichen.models.client_axis import row_by_row
@@ -90,7 +90,7 @@ def top_answers(positions: TokenPositions, k: int, *, size: int, chunk: int = 25
 
 @final
 class DistilledLM:
-    """A cohort of language models that also learns from answers; a :class:`lichen.core.contracts.CohortModel`.
+    """A cohort of language models that also learns from answers; a :class:`lichen.core.contracts.model.CohortModel`.
 
     The answers come down as ``answers.index`` and ``answers.prob`` ``(S, k)``, with ``answers.at`` ``(N + 1,)``,
     the place where each text begins; a batch names a row's text in ``answer_CB``, -1 for none.

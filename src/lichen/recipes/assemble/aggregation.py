@@ -5,7 +5,7 @@ Legend: N clients.
 
 from __future__ import annotations
 
-from lichen.core.contracts import Aggregator
+from lichen.core.contracts.server import Aggregator
 from lichen.models.adapters.layerwise import layerwise_schedule
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.model import AdapterConfig

@@ -21,7 +21,8 @@ from typing import Any, final
 
 import torch
 
-from lichen.core.contracts import Batch, ClientTask
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.model import Batch
 from lichen.core.conventions.factor_pairs import layers_with_factors, rank_axis
 from lichen.core.errors import LichenError
 from lichen.core.fold import fold

@@ -11,7 +11,7 @@ from typing import final
 from torch import Tensor
 
 from lichen.core.collecting.admission import Admission
-from lichen.core.contracts import Engine
+from lichen.core.contracts.engine import Engine
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree

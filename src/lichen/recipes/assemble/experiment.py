@@ -8,7 +8,8 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lichen.core.contracts import CohortModel, Source
+from lichen.core.contracts.client import Source
+from lichen.core.contracts.model import CohortModel
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.accumulation import MicroBatches
 from lichen.data.batches.scarce_labels import ScarceLabels

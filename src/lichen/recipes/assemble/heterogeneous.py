@@ -20,7 +20,7 @@ from typing import final
 
 from lichen.algorithms.exchange import Architectures
 from lichen.clients.distillation.private_models import with_answer_rows
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import Shard, TrainSource

@@ -25,7 +25,9 @@ from lichen.clients.evaluation.early_stopping import KeepBest
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.gradient_steps import Proximal
 from lichen.core.collecting.admission import Admission
-from lichen.core.contracts import Aggregator, ClientTask, ClientWork, Engine, Source
+from lichen.core.contracts.client import ClientTask, ClientWork, Source
+from lichen.core.contracts.engine import Engine
+from lichen.core.contracts.server import Aggregator
 from lichen.core.message import Job
 from lichen.core.replies import Reply
 from lichen.core.roster import declared_name

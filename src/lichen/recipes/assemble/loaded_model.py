@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, final
 
-from lichen.core.contracts import CohortModel
+from lichen.core.contracts.model import CohortModel
 from lichen.core.seeds import derive
 from lichen.data.sources.catalog import resolve_model
 from lichen.fm.local import LocalFM

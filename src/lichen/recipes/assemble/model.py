@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lichen.core.contracts import CohortModel
+from lichen.core.contracts.model import CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.private import make_folders, tighten
 from lichen.core.seeds import derive

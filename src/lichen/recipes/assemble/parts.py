@@ -28,7 +28,9 @@ from lichen.clients.training.gradient_steps import Clip, Proximal
 from lichen.clients.training.optimize import ClientOptimizer, lr_factor
 from lichen.clients.training.row_weights import ByRows
 from lichen.clients.training.train import Train
-from lichen.core.contracts import Aggregator, ClientTask, ClientWork, Sampler, ServerOptimizer, ServerState, Source
+from lichen.core.contracts.algorithm import ServerState
+from lichen.core.contracts.client import ClientTask, ClientWork, Source
+from lichen.core.contracts.server import Aggregator, Sampler, ServerOptimizer
 from lichen.core.seeds import derive
 from lichen.core.timing.schedule import Schedule
 from lichen.core.wire.shared import Shared

@@ -9,7 +9,8 @@ from typing import final
 
 import torch
 
-from lichen.core.contracts import Batch, Source
+from lichen.core.contracts.client import Source
+from lichen.core.contracts.model import Batch
 from lichen.core.conventions.labels import has_label
 from lichen.data.batches.shards import pooled
 from lichen.recipes.assemble.experiment import Experiment

@@ -18,7 +18,7 @@ from lichen.clients.distillation.distill import pre_distil
 from lichen.clients.distillation.selective import predicted_labels
 from lichen.clients.statistics.sufficient import Statistics
 from lichen.core.collecting.collect import collect
-from lichen.core.contracts import ClientTask, Source
+from lichen.core.contracts.client import ClientTask, Source
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import derive

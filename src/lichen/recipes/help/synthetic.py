@@ -20,7 +20,7 @@ from lichen.clients.statistics.leakage import Leakage, flags
 from lichen.clients.statistics.nearest_vote import NearestNeighborHistogram
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import collect
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.rounds import run

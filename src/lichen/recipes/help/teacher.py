@@ -15,7 +15,7 @@ import torch
 
 from lichen.clients.distillation.teacher_labels import AnswerWork, LocalTeacher, NoBatches
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree

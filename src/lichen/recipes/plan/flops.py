@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, final
 
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, CohortModel
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.conventions.factor_pairs import is_factor
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared

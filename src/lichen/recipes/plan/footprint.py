@@ -24,7 +24,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Costed, Source
+from lichen.core.contracts.client import Costed, Source
 from lichen.core.fold import serve
 from lichen.core.message import Job
 from lichen.core.seeds import derive

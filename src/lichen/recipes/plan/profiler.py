@@ -18,7 +18,7 @@ from typing import Literal, final
 import torch
 
 from lichen.algorithms.average import score
-from lichen.core.contracts import Source
+from lichen.core.contracts.client import Source
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import final
 
-from lichen.core.contracts import Batch, ClientTask, Source
+from lichen.core.contracts.client import ClientTask, Source
+from lichen.core.contracts.model import Batch
 from lichen.engines.local import LocalEngine
 from lichen.recipes.assemble.workload import Workload, workload_of
 from lichen.recipes.plan.memory import MemoryMeter

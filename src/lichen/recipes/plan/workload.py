@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from lichen.algorithms.average import is_validated
-from lichen.core.contracts import Source
+from lichen.core.contracts.client import Source
 from lichen.core.seeds import derive
 from lichen.recipes.assemble.aggregation import local_params_of
 from lichen.recipes.assemble.experiment import Experiment, lr_name

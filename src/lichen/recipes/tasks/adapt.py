@@ -12,7 +12,7 @@ import torch
 
 from lichen.algorithms.average import score
 from lichen.clients.evaluation.evaluate import Evaluate
-from lichen.core.contracts import ClientTask
+from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.store import ClientStore, save_tree, write_atomic

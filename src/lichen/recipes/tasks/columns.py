@@ -16,7 +16,7 @@ import torch
 
 from lichen.algorithms.average import score
 from lichen.core import tree as trees
-from lichen.core.contracts import Engine
+from lichen.core.contracts.engine import Engine
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree

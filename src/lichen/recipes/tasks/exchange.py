@@ -28,7 +28,8 @@ from lichen.algorithms.average import mean_loss, score
 from lichen.algorithms.exchange import PredictionExchange, score_architectures
 from lichen.algorithms.fusion import Fusion, join_architectures, of_architecture
 from lichen.core.collecting.admission import Admission
-from lichen.core.contracts import Algorithm, Engine, Report, ServerState
+from lichen.core.contracts.algorithm import Algorithm, Report, ServerState
+from lichen.core.contracts.engine import Engine
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.seeds import derive

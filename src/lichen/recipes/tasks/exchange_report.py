@@ -14,7 +14,7 @@ import torch
 from lichen.algorithms.exchange import by_architecture
 from lichen.core import tree as trees
 from lichen.core.collecting.collect import drain
-from lichen.core.contracts import ServerState
+from lichen.core.contracts.algorithm import ServerState
 from lichen.core.message import Job
 from lichen.core.store import ClientStore, save_tree
 from lichen.core.tree import Tree

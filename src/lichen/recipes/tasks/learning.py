@@ -16,7 +16,9 @@ from lichen.algorithms.alone import Alone
 from lichen.algorithms.average import Average, mean_loss, score
 from lichen.algorithms.semi import SemiFL
 from lichen.core.collecting.admission import Admission
-from lichen.core.contracts import Algorithm, ClientTask, Engine, Report, ServerState
+from lichen.core.contracts.algorithm import Algorithm, Report, ServerState
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.engine import Engine
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.seeds import derive

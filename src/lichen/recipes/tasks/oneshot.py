@@ -20,7 +20,9 @@ from torch import Tensor
 from lichen.clients.statistics.sufficient import Statistics
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import collect
-from lichen.core.contracts import ClientTask, Engine, Report
+from lichen.core.contracts.algorithm import Report
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.engine import Engine
 from lichen.core.message import Job
 from lichen.core.roster import PARTS, Member, Roster, declared_name
 from lichen.core.seeds import numpy_generator

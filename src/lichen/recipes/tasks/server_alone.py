@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from lichen.clients.statistics.declare import enrol
-from lichen.core.contracts import Engine
+from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
 from lichen.core.roster import PARTS, Roster
 from lichen.core.store import ClientStore

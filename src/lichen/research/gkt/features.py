@@ -25,7 +25,7 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import ANY, COUNT, FAILED, Expected, TensorSpec
 from lichen.core.message import Job, Message

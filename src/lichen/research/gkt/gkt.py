@@ -39,7 +39,10 @@ from lichen.clients.training.train import Train
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import collect
-from lichen.core.contracts import ClientTask, Engine, Report, Sampler, ServerState, Source
+from lichen.core.contracts.algorithm import Report, ServerState
+from lichen.core.contracts.client import ClientTask, Source
+from lichen.core.contracts.engine import Engine
+from lichen.core.contracts.server import Sampler
 from lichen.core.errors import LichenError
 from lichen.core.fold import fold
 from lichen.core.message import Job

@@ -21,7 +21,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, join, split, to_device
 from lichen.models.client_axis import map_clients, row_by_row
@@ -92,7 +92,7 @@ class Stem(Student):
 
 @final
 class Stitched:
-    """A stem under a top; a :class:`lichen.core.contracts.CohortModel` whose top's tensors lie under ``top/``.
+    """A stem under a top; a :class:`lichen.core.contracts.model.CohortModel` whose top's tensors lie under ``top/``.
 
     Args:
         stem: The small part.

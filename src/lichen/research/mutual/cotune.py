@@ -30,7 +30,9 @@ from typing import final
 
 from lichen.algorithms.average import Average, is_validated, mean_loss, score
 from lichen.core import tree as trees
-from lichen.core.contracts import ClientTask, Engine, Report, ServerState
+from lichen.core.contracts.algorithm import Report, ServerState
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
 from lichen.core.fold import fold
 from lichen.core.message import Job, Message

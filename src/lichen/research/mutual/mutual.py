@@ -35,7 +35,9 @@ from lichen.algorithms.average import is_validated, mean_loss, score
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import collect
-from lichen.core.contracts import ClientTask, Engine, Report, ServerState
+from lichen.core.contracts.algorithm import Report, ServerState
+from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
 from lichen.core.fold import fold
 from lichen.core.message import Job, Message

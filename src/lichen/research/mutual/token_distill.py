@@ -39,7 +39,7 @@ from torch import Tensor
 from lichen.clients.training.gradient_steps import Proximal
 from lichen.clients.training.train import Train, TrainState
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, MetricSpec
 from lichen.core.message import Job, Message

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import FAILED, Expected, MetricSpec, TensorSpec
 from lichen.core.message import Job, Message

@@ -23,7 +23,8 @@ from typing import final
 import torch
 
 from lichen.clients.training.train import Train, TrainState
-from lichen.core.contracts import Batch, Source
+from lichen.core.contracts.client import Source
+from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected
 from lichen.core.message import Job, Message

@@ -21,7 +21,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch, CohortModel
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, MetricSpec, TensorSpec
 from lichen.core.message import Job, Message

@@ -37,7 +37,7 @@ from torch.nn import functional
 
 from lichen.clients.training.training_sums import tokens_seen_C, training_expected, training_metrics
 from lichen.core import tree as trees
-from lichen.core.contracts import Batch, CohortModel
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, specs_of
 from lichen.core.message import Job, Message

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lichen.core.contracts import Batch, Objective
+from lichen.core.contracts.model import Batch, Objective
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 from lichen.fm.interface import Scorer, token_rows

@@ -22,7 +22,7 @@ from typing import Any, final
 
 import torch
 
-from lichen.core.contracts import Aggregator
+from lichen.core.contracts.server import Aggregator
 from lichen.core.conventions.factor_pairs import factor_names, layers_with_factors
 from lichen.core.errors import LichenError
 from lichen.core.message import Message

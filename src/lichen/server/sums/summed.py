@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from lichen.core.contracts import Needs
+from lichen.core.contracts.server import Needs
 from lichen.core.errors import LichenError
 from lichen.core.message import Message, is_lifted
 from lichen.core.tree import Tree

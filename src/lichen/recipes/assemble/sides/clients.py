@@ -12,7 +12,7 @@ from typing import final
 import numpy as np
 from torch import Tensor
 
-from lichen.core.contracts import Source
+from lichen.core.contracts.client import Source
 from lichen.core.roster import Member, Roster, declared_name
 from lichen.core.tree import Tree
 from lichen.data.batches.augment import Views

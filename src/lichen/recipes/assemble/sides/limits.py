@@ -13,7 +13,7 @@ from functools import cache
 
 from lichen.clients.methods import DILOCO, METHODS
 from lichen.core.collecting.admission import Admission, Limits
-from lichen.core.contracts import ClientWork
+from lichen.core.contracts.client import ClientWork
 from lichen.recipes.assemble.sides.clients import TOKENS
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.recipe import ExchangeConfig

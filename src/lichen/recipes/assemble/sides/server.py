@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from lichen.core.contracts import CohortModel
+from lichen.core.contracts.model import CohortModel
 from lichen.core.roster import Roster
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import Shard
