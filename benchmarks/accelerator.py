@@ -35,7 +35,7 @@ from lichen.core.message import Job
 from lichen.core.store import ClientStore
 from lichen.core.wire.shared import Shared
 from lichen.models.adapters.lora import Lora
-from lichen.models.cohort import CausalCohort
+from lichen.models.causal_cohort import CausalCohort
 from lichen.models.packed_cohort import why_not_packed
 
 CLIENTS, ROWS, STEPS, SHORT, LONG = 256, 2, 4, 64, 512

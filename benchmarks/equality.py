@@ -25,7 +25,8 @@ from torch import Tensor
 from lichen.core.tree import Tree, stack
 from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.wrap import Wrapped, wrap
-from lichen.models.cohort import CausalCohort, ClassifierCohort
+from lichen.models.causal_cohort import CausalCohort
+from lichen.models.classifier_cohort import ClassifierCohort
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "bert", "t5-encoder")
 VOCABULARY, CLASSES = 97, 5

@@ -41,7 +41,7 @@ def cohort_of(shape: str, rank: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from lichen.models.adapters.lora import Lora
-    from lichen.models.cohort import CausalCohort
+    from lichen.models.causal_cohort import CausalCohort
 
     hidden, inner, layers, heads, pairs, words = SHAPES[shape]
     config = LlamaConfig(

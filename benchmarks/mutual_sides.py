@@ -35,11 +35,12 @@ from lichen.data.sources.catalog import fetch_entry
 from lichen.data.sources.readers import chitchat, clothing_reviews, sotu
 from lichen.engines.local import LocalEngine
 from lichen.models.adapters.lora import Lora
-from lichen.models.cohort import CausalCohort
-from lichen.models.full import FullCausal, save_whole
+from lichen.models.causal_cohort import CausalCohort
+from lichen.models.full import FullCausal
 from lichen.models.loading.load import load_causal
 from lichen.models.students.scratch import Size, save_scratch
 from lichen.models.tokens.token_targets import DistilledLM
+from lichen.models.whole import save_whole
 from lichen.research.mutual.alignment import Bridge
 from lichen.research.mutual.token_distill import DistillLogits
 from lichen.research.mutual.token_logits import ReportLogits, fitting, labelled_tokens, public_shard

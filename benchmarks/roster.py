@@ -59,7 +59,7 @@ def small_model() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from lichen.models.adapters.lora import Lora
-    from lichen.models.cohort import CausalCohort
+    from lichen.models.causal_cohort import CausalCohort
 
     config = LlamaConfig(
         vocab_size=WORDS,

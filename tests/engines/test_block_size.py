@@ -28,7 +28,7 @@ from lichen.data.batches.shards import TextShard, TrainSource
 from lichen.engines import block_size
 from lichen.engines.block_size import AutoBlockSize, ClientMemory, need_of
 from lichen.models.adapters.lora import Lora
-from lichen.models.cohort import CausalCohort
+from lichen.models.causal_cohort import CausalCohort
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.transform import Transformed
 from lichen.transforms.uplink import Coded

@@ -9,7 +9,8 @@ import transformers as hf
 
 from lichen.core.tree import stack
 from lichen.models.adapters.lora import Lora
-from lichen.models.cohort import CausalCohort, ClassifierCohort
+from lichen.models.causal_cohort import CausalCohort
+from lichen.models.classifier_cohort import ClassifierCohort
 
 
 def test_chunks_of_the_output_layer_change_only_rounding() -> None:

@@ -15,8 +15,10 @@ from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, digest, stack
 from lichen.models.adapters.lora import Lora
-from lichen.models.cohort import CausalCohort, ClassifierCohort
-from lichen.models.full import FullCausal, FullClassifier, filled, save_whole
+from lichen.models.causal_cohort import CausalCohort
+from lichen.models.classifier_cohort import ClassifierCohort
+from lichen.models.full import FullCausal, FullClassifier
+from lichen.models.whole import filled, save_whole
 
 CAUSAL = ("llama", "qwen2", "gpt2")
 

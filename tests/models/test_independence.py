@@ -11,7 +11,8 @@ from torch import nn
 
 from lichen.core.errors import LichenError
 from lichen.models.adapters.lora import Lora
-from lichen.models.cohort import CausalCohort, ClassifierCohort
+from lichen.models.causal_cohort import CausalCohort
+from lichen.models.classifier_cohort import ClassifierCohort
 from lichen.models.independence import prove_independent
 
 

@@ -16,7 +16,8 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.models.adapters.lora import Lora
-from lichen.models.cohort import CausalCohort, ClassifierCohort
+from lichen.models.causal_cohort import CausalCohort
+from lichen.models.classifier_cohort import ClassifierCohort
 from lichen.models.packing.packing import pack_rows
 
 CPU = torch.device("cpu")

@@ -15,8 +15,9 @@ from lichen.clients.training.soft_targets import TargetLoss
 from lichen.core.errors import LichenError
 from lichen.core.tree import stack
 from lichen.models.adapters.lora import Lora
+from lichen.models.causal_cohort import CausalCohort
+from lichen.models.classifier_cohort import ClassifierCohort
 from lichen.models.client_axis import row_by_row
-from lichen.models.cohort import CausalCohort, ClassifierCohort
 from lichen.models.full import FullCausal, FullClassifier
 from lichen.models.losses import answer_settings
 from lichen.models.objectives import RowLoss

@@ -22,7 +22,7 @@ from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import EvalSource, TrainSource
 from lichen.engines.local import LocalEngine
 from lichen.models.adapters.lora import Lora
-from lichen.models.cohort import CausalCohort
+from lichen.models.causal_cohort import CausalCohort
 from lichen.models.full import FullCausal
 from lichen.models.tokens.token_targets import DistilledLM
 from lichen.research.mutual.alignment import Bridge

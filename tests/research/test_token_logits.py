@@ -15,7 +15,7 @@ from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import EvalSource
 from lichen.models.adapters.lora import Lora
-from lichen.models.cohort import CausalCohort
+from lichen.models.causal_cohort import CausalCohort
 from lichen.models.full import FullCausal
 from lichen.research.mutual.token_logits import (
     REPORTED_LOSS,

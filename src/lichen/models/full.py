@@ -1,124 +1,34 @@
 """Full fine-tuning of transformers models: one forward pass a client, with its own tensors.
 
-There is no adapter and no client axis inside the model: ``torch.func.functional_call`` runs it with the
-tensors it is given. Tied weights are one tensor, trained once; buffers and what ``exclude`` names stay
-the model's own, held once. Clients of a block go one after the other, so that each one's numbers have
-the same bits in any company; what a block saves is nothing but the loop around it.
+The model is a function of its tensors (:mod:`lichen.models.whole`). Clients of a block go one after the other, so that
+each one's numbers have the same bits in any company; what a block saves is nothing but the loop around it.
 
-Trained tensors are float32 (or float64, where the model is); a model held in a smaller dtype computes in
-that one, with each tensor rounded on its way in.
-
-Losses are those of :class:`lichen.models.cohort.CausalCohort` and
-:class:`lichen.models.cohort.ClassifierCohort`.
+Losses are those of :class:`lichen.models.causal_cohort.CausalCohort` and
+:class:`lichen.models.classifier_cohort.ClassifierCohort`.
 
 Legend: C clients, B rows, T tokens, H width, K classes, R places with a label.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
-from lichen.core.tree import Tree, digest, split, to_device
+from lichen.core.tree import Tree, split, to_device
 from lichen.models.client_axis import clients_of, one_client
 from lichen.models.cohort import group_of
 from lichen.models.ends import with_one_end
-from lichen.models.loading.load import frozen_eval
 from lichen.models.objectives import Classification, LogitsLoss, NextToken, RowObjective
 from lichen.models.token_losses import token_loss, token_losses
 from lichen.models.tokens.token_targets import TokenPositions
+from lichen.models.whole import Whole
 
-__all__ = ["FullCausal", "FullClassifier", "Whole", "filled", "save_whole"]
-
-
-@final
-class Whole:
-    """A model as a function of its tensors.
-
-    Args:
-        model: A frozen transformers model, which stays as it is.
-        exclude: Parts of names that are not trained: ``embeddings`` fits ``bert.embeddings.word_embeddings.weight``,
-            ``layer.0`` all of that layer. A tied weight is left out by any of its names.
-
-    Attributes:
-        model: The model.
-        names: Trained tensors, each once.
-
-    Raises:
-        LichenError: if a name in ``exclude`` fits nothing, or nothing is left to train.
-    """
-
-    __slots__ = ("_dtype", "_positions", "model", "names")
-
-    def __init__(self, model: Any, exclude: Sequence[str] = ()) -> None:
-        frozen_eval(model)
-        self.model = model
-        first = {id(x): name for name, x in model.named_parameters()}
-        owner = {name: first[id(x)] for name, x in model.named_parameters(remove_duplicate=False)}
-        for part in exclude:
-            if not any(_within(part, name) for name in owner):
-                known = sorted({name.split(".")[1] if name.count(".") > 1 else name.split(".")[0] for name in owner})
-                raise LichenError(
-                    f"no tensor is called {part!r}", where="model.adapter.exclude", fix=f"such as {known[:8]}"
-                )
-        out = {first for name, first in owner.items() if any(_within(part, name) for part in exclude)}
-        self.names = tuple(name for name in first.values() if name not in out)
-        if not self.names:
-            raise LichenError("no tensor is left to train", where="model.adapter.exclude", fix="exclude fewer names")
-        self._dtype = {name: x.dtype for name, x in model.named_parameters()}
-        self._positions = [(name, mine) for name, mine in owner.items() if mine not in out]
-
-    def init(self) -> Tree:
-        """The model's own tensors, float32 or wider; those that are so already are not copied."""
-        parameters = dict(self.model.named_parameters())
-        return {
-            name: x.detach().to(torch.promote_types(x.dtype, torch.float32)).contiguous()
-            for name, x in ((name, parameters[name]) for name in self.names)
-        }
-
-    def frozen(self) -> Tree:
-        """What nobody trains: excluded weights, and buffers that belong to the model's files."""
-        persistent, trained = self.model.state_dict(keep_vars=True), set(self.names)
-        every = [*self.model.named_parameters(), *self.model.named_buffers()]
-        return {name: x for name, x in every if name in persistent and name not in trained}
-
-    def check(self, trainable_C: Mapping[str, Tensor], fixed: Mapping[str, Tensor]) -> None:
-        """Refuse tensors of another model.
-
-        Raises:
-            LichenError: naming one that is missing or unknown.
-        """
-        if trainable_C.keys() != set(self.names):
-            odd = sorted(trainable_C.keys() ^ set(self.names))[0]
-            state = "is missing" if odd in self.names else "belongs to no layer of this model"
-            raise LichenError(f"trainable tensor {odd!r} {state}", where="model", fix="use the run's own model")
-        for name in split(fixed, "patch.")[0]:
-            raise LichenError(
-                f"patch {name!r} patches weights that are trained", where="job", fix="average them instead"
-            )
-
-    def call(self, tensors: Tree, /, *, part: str = "", **inputs: Any) -> Any:
-        """The output of the model, or of its submodule ``part``, with one client's tensors in it."""
-        prefix = f"{part}." if part else ""
-        inside = {
-            name[len(prefix) :]: tensors[mine].to(self._dtype[mine])
-            for name, mine in self._positions
-            if name.startswith(prefix)
-        }
-        # Every name of a tied tensor is given, so there is nothing to look for in each call.
-        return functional_call(self.model.get_submodule(part), inside, kwargs=inputs, tie_weights=False)
-
-
-def _within(part: str, name: str) -> bool:
-    return f".{part}." in f".{name}."
+__all__ = ["FullCausal", "FullClassifier"]
 
 
 def _parts(trainable_C: Tree, clients: int) -> list[Tree]:
@@ -141,12 +51,12 @@ class FullCausal:
     Args:
         model: From :func:`lichen.models.loading.load.load_causal`, or any frozen causal model in evaluation mode.
         name: The model's name in groups and messages.
-        exclude: As for :class:`Whole`.
+        exclude: As for :class:`lichen.models.whole.Whole`.
         base: Digest of what both ends must have alike; None: of the frozen tensors.
         chunk: Labelled places the output layer sees at once; more than that are computed twice, to save memory.
 
     Raises:
-        LichenError: as :class:`Whole`.
+        LichenError: as :class:`lichen.models.whole.Whole`.
     """
 
     __slots__ = ("_backbone", "_chunk", "_head", "base", "classes", "group", "name", "objective", "reference", "whole")
@@ -158,7 +68,7 @@ class FullCausal:
         self.name, self.reference = name, True
         self.classes: int | None = None
         self.objective = NextToken()
-        self.base = _base(self.whole) if base is None else base
+        self.base = self.whole.base() if base is None else base
         self.group = group_of(name, self.whole.init())
         self._chunk = chunk
         paths = {id(layer): path for path, layer in model.named_modules()}
@@ -263,12 +173,12 @@ class FullClassifier:
     Args:
         model: From :func:`lichen.models.loading.load.load_classifier`.
         name: The model's name in groups and messages.
-        exclude: As for :class:`Whole`.
+        exclude: As for :class:`lichen.models.whole.Whole`.
         base: Digest of what both ends must have alike; None: of the frozen tensors.
         objective: What its outputs are held against; None: they are logits of classes.
 
     Raises:
-        LichenError: as :class:`Whole`.
+        LichenError: as :class:`lichen.models.whole.Whole`.
     """
 
     __slots__ = ("base", "classes", "group", "name", "objective", "reference", "whole")
@@ -286,7 +196,7 @@ class FullClassifier:
         self.name, self.reference = name, True
         self.objective: RowObjective = objective or Classification(int(model.config.num_labels))
         self.classes = self.objective.classes
-        self.base = _base(self.whole) if base is None else base
+        self.base = self.whole.base() if base is None else base
         self.group = group_of(name, self.whole.init())
 
     def init(self, seed: int) -> Tree:
@@ -336,41 +246,3 @@ class FullClassifier:
         parts = _parts(trainable_C, clients_of(trainable_C, batch))
         mine = [to_device(one_client(batch, c), self.whole.model.device) for c in range(len(parts))]
         return torch.cat([self._logits(tensors, one) for tensors, one in zip(parts, mine, strict=True)])
-
-
-def _base(whole: Whole) -> str:
-    frozen = whole.frozen()
-    return digest(frozen) if frozen else ""
-
-
-def filled(model: Any, tree: Mapping[str, Tensor]) -> Any:
-    """A copy of ``model`` with these tensors in it, tied weights still tied; the model stays as it was.
-
-    Args:
-        model: The transformers model the run began with.
-        tree: Trained tensors without client axis, under the model's own names.
-
-    Raises:
-        LichenError: if a tensor fits no weight of the model.
-    """
-    parameters = dict(model.named_parameters())
-    for name, x in tree.items():
-        if name not in parameters or parameters[name].shape != x.shape:
-            raise LichenError(f"tensor {name!r} fits no weight of the model", where="export", fix="use the run's model")
-    copied = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, parameter in copied.named_parameters():
-            if name in tree:
-                parameter.copy_(tree[name])
-    return copied
-
-
-def save_whole(folder: Path, model: Any, tree: Mapping[str, Tensor], *, tokenizer: Any = None) -> None:
-    """Write a whole model that ``from_pretrained`` reads, with its tokenizer beside it if one is given.
-
-    Raises:
-        LichenError: as :func:`filled`.
-    """
-    filled(model, tree).save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)

@@ -27,7 +27,8 @@ from lichen.models.adapters.prefix_tuning import Prefix
 from lichen.models.adapters.prompt import Prompt
 from lichen.models.adapters.quantized import quantize
 from lichen.models.adapters.wrap import wrap
-from lichen.models.cohort import CausalCohort, ClassifierCohort
+from lichen.models.causal_cohort import CausalCohort
+from lichen.models.classifier_cohort import ClassifierCohort
 from lichen.models.peft.format import save_adapter
 from lichen.models.peft.merge import attach, merge
 from lichen.models.peft.read import load_adapter

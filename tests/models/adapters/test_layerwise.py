@@ -20,7 +20,7 @@ from lichen.core.tree import block_of
 from lichen.core.wire.shared import Shared
 from lichen.models.adapters.layerwise import layerwise_schedule
 from lichen.models.adapters.lora import Lora
-from lichen.models.cohort import CausalCohort
+from lichen.models.causal_cohort import CausalCohort
 from lichen.recipes.assemble.live_bytes import LiveBytes
 
 

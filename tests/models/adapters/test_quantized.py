@@ -33,7 +33,8 @@ from lichen.models.adapters.quantized import (
     resident_bytes,
     weights_of,
 )
-from lichen.models.cohort import CausalCohort, ClassifierCohort
+from lichen.models.causal_cohort import CausalCohort
+from lichen.models.classifier_cohort import ClassifierCohort
 from lichen.models.loading.load import base_digest, load_causal, load_classifier
 from lichen.models.peft.merge import merge
 from lichen.recipes.assemble.live_bytes import LiveBytes

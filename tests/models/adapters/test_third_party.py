@@ -25,7 +25,7 @@ from lichen.models.adapters import table
 from lichen.models.adapters.kind import kind_of
 from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.wrap import wrap
-from lichen.models.cohort import CausalCohort
+from lichen.models.causal_cohort import CausalCohort
 from lichen.models.peft.format import save_adapter
 from lichen.models.peft.merge import merge
 from lichen.models.peft.start import start_from

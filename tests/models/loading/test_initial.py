@@ -28,7 +28,7 @@ from lichen.data.sources.readers import READERS
 from lichen.data.sources.records import Record
 from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.prompt import Prompt
-from lichen.models.cohort import ClassifierCohort
+from lichen.models.classifier_cohort import ClassifierCohort
 from lichen.models.full import FullClassifier
 from lichen.models.loading.initial import best_scale, first_layers, head_features, head_of, head_start
 from lichen.models.loading.load import base_digest, load_causal, load_classifier, load_encoder

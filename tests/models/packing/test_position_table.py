@@ -15,7 +15,7 @@ from lichen.models.adapters.bitfit import BitFit
 from lichen.models.adapters.ia3 import IA3
 from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.whole_layers import whole_layers
-from lichen.models.cohort import ClassifierCohort
+from lichen.models.classifier_cohort import ClassifierCohort
 from lichen.models.loading.load import load_classifier
 from support.bare_checkpoints import VOCABULARY, save_bare
 

@@ -17,7 +17,7 @@ from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.wrap import wrap
-from lichen.models.cohort import CausalCohort
+from lichen.models.causal_cohort import CausalCohort
 from lichen.models.peft.format import save_adapter
 from lichen.models.peft.merge import merge
 from lichen.models.peft.read import load_adapter

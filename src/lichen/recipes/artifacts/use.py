@@ -24,11 +24,11 @@ from lichen.data.batches.text import encode_classify
 from lichen.data.sources.catalog import resolve_model
 from lichen.data.sources.record import Record
 from lichen.models.features import EncoderFeatures
-from lichen.models.full import filled
 from lichen.models.loading.load import load_encoder
 from lichen.models.loading.named_head import has_named_head
 from lichen.models.peft.merge import attach
 from lichen.models.peft.merge import merge as merged_model
+from lichen.models.whole import filled
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.model_card import write_card
 from lichen.recipes.artifacts.sampling import Sampling, ask_ids, end_ids, generate_text

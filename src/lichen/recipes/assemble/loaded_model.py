@@ -15,7 +15,8 @@ from lichen.data.sources.catalog import resolve_model
 from lichen.fm.local import LocalFM
 from lichen.fm.soft_prompt import SoftPrompt
 from lichen.models.adapters.whole_layers import came_with_head, head_layers, lacked_layers, within
-from lichen.models.cohort import CausalCohort, ClassifierCohort
+from lichen.models.causal_cohort import CausalCohort
+from lichen.models.classifier_cohort import ClassifierCohort
 from lichen.models.full import FullCausal, FullClassifier
 from lichen.models.loading.load import base_digest, load_encoder
 from lichen.models.loading.named_head import base_names, has_named_head, in_base_order
