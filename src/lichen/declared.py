@@ -47,6 +47,8 @@ class Property(StrEnum):
     LATE_ANSWERS = "late answers"
     """What was made for older tensors may be folded into a step from newer ones. Decided by the rule, the client method
     and some sections."""
+    LOST_ANSWERS = "lost answers"
+    """A client's answer may come to nothing, and what the client has kept stays right. Decided by the client method."""
     GRADIENTS = "a backward pass"
     """Clients train by gradients. Decided by the client method."""
     PLAIN_TRAINING = "plain local training"

@@ -35,6 +35,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "ia3": {"model": {"adapter": {"kind": "ia3", "target_modules": ["k_proj"], "feedforward_modules": ["down_proj"]}}},
     "prefix": {"model": {"adapter": {"kind": "prefix", "num_virtual_tokens": 3}}},
     "seeds": {"model": FULL, "optimizer": {"name": "kseed", "lr": [1e-4], "seeds": 32}},
+    "controls": {
+        "optimizer": {"name": "scaffold", "lr": [0.05], "weight_decay": 0.1},
+        "federation": {"aggregate": "mean", "clients_per_round": 3, "layer_groups": 2, "server": {"lr": 0.7}},
+    },
     "slopes": {"optimizer": {"name": "mezo", "lr": [1e-4]}},
     "workers": {
         "model": FULL,
@@ -109,7 +113,7 @@ def test_blocks_of_any_size_and_a_kill_give_the_same_bytes(
     assert differing(whole, left_by(again.folder)) == []
 
 
-@pytest.mark.parametrize("name", ["coded", "at home", "passes", "seeds"])
+@pytest.mark.parametrize("name", ["coded", "at home", "passes", "seeds", "controls"])
 def test_another_process_gives_the_same_bytes(home: Path, tmp_path: Path, name: str) -> None:
     here = left_by(lichen.run(made(home, name), out=tmp_path / "here").folder)
     there = left_by(lichen.run(made(home, name, name="spawned", nodes=1), out=tmp_path / "there").folder)

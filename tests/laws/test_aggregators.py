@@ -37,6 +37,7 @@ from lichen.server.lowrank.redistribute import FlexLoRA, FLoRIST
 from lichen.server.lowrank.stacking import FLoRA
 from lichen.server.mean import Mean
 from lichen.server.ridge import Ridge
+from lichen.server.scaffold import controlled, with_controls
 from support.flat import closed
 
 SHARED = {
@@ -58,6 +59,11 @@ def updates(clients: int, seed: int) -> Any:
         # The first always counts, so that something is folded in; others may weigh nothing.
         weight_C=torch.cat([torch.ones(1), torch.randint(0, 9, (clients - 1,), generator=g)]).double(),
     )
+
+
+def beside_controls(clients: int, seed: int) -> Any:
+    message, control = updates(clients, seed), updates(clients, seed + 1)
+    return replace(message, tensors=message.tensors | {f"control.{n}": x for n, x in control.tensors.items()})
 
 
 def unequal(clients: int, seed: int) -> Any:
@@ -162,6 +168,7 @@ FAMILY = {
     "mean-roster": (Mean("uniform", divisor=100.0), updates),
     "by-name": (by_name({"head.": Mean("uniform"), ".lora_B": Mean(scale=36), "": Mean()}), updates),
     "by-name-single": (by_name({"head.": Mean("uniform"), "": FedEx(2.0)}), updates),
+    "scaffold": (controlled(Mean(), clients=100), beside_controls),
     "allow-empty": (AllowEmpty(Mean()), updates),
     "kseed": (SeedSums(12), seed_pairs),
     "fedit": (FedIT(), updates),
@@ -204,7 +211,7 @@ seeds = st.integers(0, 2**20)
 
 
 def shared_of(member: Any) -> dict[str, torch.Tensor]:
-    return {**SHARED, **SEARCH} if not isinstance(member, Ridge | Lda) else {}
+    return {**with_controls(Shared(SHARED)).flat(), **SEARCH} if not isinstance(member, Ridge | Lda) else {}
 
 
 def outcome(member: Any, total: Any) -> Any:

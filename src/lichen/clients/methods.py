@@ -33,6 +33,7 @@ DECIDES = frozenset(
         Property.ACCUMULATION,
         Property.LAYER_TURNS,
         Property.LATE_ANSWERS,
+        Property.LOST_ANSWERS,
     }
 )
 """Properties of a recipe that its client method may allow or not."""
@@ -61,6 +62,7 @@ class ClientSettings:
         fragments: Parts of the model that take turns in being sent.
         drop: Chance that a client's answer is lost.
         weighting: How the server weighs messages.
+        clients: Clients of the roster.
     """
 
     model: CohortModel
@@ -80,6 +82,7 @@ class ClientSettings:
     fragments: int
     drop: float
     weighting: Literal["examples", "uniform"]
+    clients: int
 
     @property
     def local_steps(self) -> int:
@@ -215,6 +218,32 @@ def _cma_begin(settings: ClientSettings) -> Shared:
     return settings.start | Shared({"std": torch.full_like(settings.start.trainable["std"], settings.lr)})
 
 
+def _scaffold(settings: ClientSettings) -> Works:
+    from dataclasses import replace
+
+    from lichen.clients.training.gradient_steps import WeightDecay
+    from lichen.clients.training.scaffold import Scaffold
+
+    train = settings.train
+    # The correction comes last of all: the decay that SGD would add is a part of the gradient before it.
+    decay = (WeightDecay(train.optimizer.weight_decay),) if train.optimizer.weight_decay else ()
+    steps = (*train.gradient_steps, *decay, Scaffold(settings.lr))
+    return Works(replace(train, optimizer=replace(train.optimizer, weight_decay=0.0), gradient_steps=steps))
+
+
+def _scaffold_aggregator(settings: ClientSettings) -> Aggregator:
+    from lichen.server.mean import Mean
+    from lichen.server.scaffold import controlled
+
+    return controlled(Mean(settings.weighting), clients=settings.clients)
+
+
+def _scaffold_begin(settings: ClientSettings) -> Shared:
+    from lichen.server.scaffold import with_controls
+
+    return with_controls(settings.start)
+
+
 def _diloco(settings: ClientSettings) -> Works:
     from lichen.clients.training.diloco import Pace, Worker
 
@@ -224,9 +253,16 @@ def _diloco(settings: ClientSettings) -> Works:
 
 _PLAIN = frozenset(DECIDES)
 _MESSAGES = frozenset(
-    {Property.SERVER_STEP, Property.CODECS, Property.EPOCHS, Property.LAYER_TURNS, Property.LATE_ANSWERS}
+    {
+        Property.SERVER_STEP,
+        Property.CODECS,
+        Property.EPOCHS,
+        Property.LAYER_TURNS,
+        Property.LATE_ANSWERS,
+        Property.LOST_ANSWERS,
+    }
 )
-_OWN = frozenset({Property.LAYER_TURNS})
+_OWN = frozenset({Property.LAYER_TURNS, Property.LOST_ANSWERS})
 
 METHODS = Family(
     "lichen.client_methods",
@@ -247,6 +283,25 @@ METHODS = Family(
             papers=(Paper(short="McMahan et al. AISTATS 2017", url="https://arxiv.org/abs/1602.05629"),),
             allows=_PLAIN,
             base="sgd",
+        ),
+        ClientMethod(
+            name="scaffold",
+            summary="SCAFFOLD: SGD whose gradients are corrected by how the client's differ from everybody's",
+            works=_scaffold,
+            papers=(Paper(short="Karimireddy et al. ICML 2020", url="https://arxiv.org/abs/1910.06378"),),
+            needs=(Need(Property.PLAIN_MEAN, "{me} goes with mean, not with {who}", "set federation.aggregate: mean"),),
+            allows=frozenset(
+                {
+                    Property.GRADIENTS,
+                    Property.SERVER_STEP,
+                    Property.EPOCHS,
+                    Property.ACCUMULATION,
+                    Property.LAYER_TURNS,
+                }
+            ),
+            base="sgd",
+            aggregator=_scaffold_aggregator,
+            begin=_scaffold_begin,
         ),
         ClientMethod(
             name="mezo",
@@ -310,6 +365,8 @@ DILOCO = ClientMethod(
             "set federation.aggregate: mean or fedit",
         ),
     ),
-    allows=frozenset({Property.GRADIENTS, Property.PLAIN_TRAINING, Property.SERVER_STEP, Property.CODECS}),
+    allows=frozenset(
+        {Property.GRADIENTS, Property.PLAIN_TRAINING, Property.SERVER_STEP, Property.CODECS, Property.LOST_ANSWERS}
+    ),
 )
 """What ``federation.keep_optimizer`` makes of adamw or sgd."""

@@ -110,6 +110,10 @@ GRIDS = [
         "compare": {"baselines": ["base"]},
         "engine": {"clients_per_block": 1},
     },
+    {
+        "optimizer": {"name": "scaffold", "lr": [0.05]},
+        "federation": {"aggregate": "mean", "rounds": 4, "clients_per_round": 2, "valid_every": 3},
+    },
 ]
 
 

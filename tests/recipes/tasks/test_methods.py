@@ -53,6 +53,7 @@ METHODS = {
     "bottleneck": ["model.adapter.kind=bottleneck", "model.adapter.width=4"],
     "bitfit": ["model.adapter.kind=bitfit"],
     "full": ["model.adapter.kind=full", "model.adapter.modules_to_save=[]", "optimizer.lr=1e-4"],
+    "scaffold": ["optimizer={name: scaffold, lr: 0.1}", "federation.aggregate=mean"],
     "mezo": ["optimizer.name=mezo", "optimizer.lr=1e-3"],
     "kseed": [
         "optimizer={name: kseed, lr: 1e-5, seeds: 64}",

@@ -129,6 +129,7 @@ def settings_of(server: ServerSide, lr: float) -> ClientSettings:
         fragments=fed.stream_fragments,
         drop=fed.drop_prob,
         weighting=weighting_of(recipe),
+        clients=len(server.roster),
     )
 
 
@@ -141,7 +142,7 @@ def initial_shared(server: ServerSide, lr: float) -> Shared:
 def tensors_of(server: ServerSide, lr: float, shared: Shared) -> Shared:
     """The model's tensors that shared ones stand for."""
     tensors = server.recipe.method.tensors
-    return shared if tensors is None else tensors(settings_of(server, lr), shared)
+    return shared.for_model if tensors is None else tensors(settings_of(server, lr), shared)
 
 
 def trainer(server: ServerSide, lr: float, *, personal: bool = False) -> Train:

@@ -10,6 +10,9 @@ from lichen.recipes.schema.features.feature import Clash, Feature, of_shared_mod
 __all__ = ["SCHEDULE"]
 
 _ONE_CLOCK = Need(Property.ONE_SERVER, "the processes of {who} have no common clock", "use engine.name: local")
+_LOST = Need(
+    Property.LOST_ANSWERS, "with {who} a client remembers what it has sent, and each answer must count", "remove it"
+)
 
 
 def _timeless(recipe: Any) -> bool:
@@ -57,10 +60,11 @@ SCHEDULE: tuple[Feature, ...] = (
     of_shared_model(
         "federation.schedule.deadline",
         lambda recipe: recipe.federation.schedule.deadline is not None,
+        _LOST,
         _ONE_CLOCK,
         clashes=(_NOBODY_LATE,),
     ),
-    of_shared_model("federation.schedule.least", lambda recipe: recipe.federation.schedule.least > 1),
+    of_shared_model("federation.schedule.least", lambda recipe: recipe.federation.schedule.least > 1, _LOST),
     of_shared_model(
         "engine.clock",
         lambda recipe: recipe.engine.clock is not None,

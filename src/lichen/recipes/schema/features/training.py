@@ -10,13 +10,16 @@ __all__ = ["TRAINING"]
 _HETEROGENEOUS = Need(
     Property.HETEROGENEOUS_RANKS, "{who} takes adapters of one rank", "use flora, flexlora, florist, fedex or hetlora"
 )
+_PLAIN_STEPS = Need(Property.PLAIN_TRAINING, "{who} has none", "set it to 0")
 
 TRAINING: tuple[Feature, ...] = (
+    Feature(key="optimizer.momentum", used=lambda recipe: recipe.optimizer.momentum, needs=(_PLAIN_STEPS,)),
+    Feature(key="optimizer.prox", used=lambda recipe: recipe.optimizer.prox, needs=(_PLAIN_STEPS,)),
     of_shared_model(
         "federation.fair",
         lambda recipe: recipe.federation.fair != "none",
         Need(Property.PLAIN_MEAN, "weighs plain averages of gradient training, not {who}", "use aggregate: mean"),
-        Need(Property.GRADIENTS, "weighs plain averages of gradient training, not {who}", "use adamw or sgd"),
+        Need(Property.PLAIN_TRAINING, "weighs plain averages of gradient training, not {who}", "use adamw or sgd"),
         Need(Property.ONE_SERVER, "was not tried on several ranks", "use engine.name: local"),
         lacks=NO_LATE,
         summary="large losses count more: q-FFL, agnostic federated learning",
