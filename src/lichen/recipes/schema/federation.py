@@ -19,8 +19,9 @@ class OptimizerConfig(Section):
 
     name: MethodName = Field(
         default="adamw",
-        description="client optimizer; `scaffold` is SGD with control variates; without gradients: `mezo` measures one slope a step, `kseed` (FedKSeed) also "
-        "sends nothing but seeds and slopes, `cma` (FedBPT) only asks the model for answers",
+        description="client optimizer; `scaffold` is SGD with control variates; without gradients: `mezo` measures one "
+        "slope a step, `kseed` (FedKSeed) also sends nothing but seeds and slopes, `cma` (FedBPT) only asks the model "
+        "for answers",
     )
     lr: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         default=(1e-3,),
