@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lichen import fl
 from lichen.core.collecting.history import History
-from lichen.core.contracts import ServerState
+from lichen.core.contracts.algorithm import ServerState
 from lichen.core.errors import LichenError
 from lichen.core.rounds import run
 from lichen.core.wire.shared import CONTROL, Shared

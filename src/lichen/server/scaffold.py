@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lichen.core import tree as trees
-from lichen.core.contracts import Aggregator
+from lichen.core.contracts.server import Aggregator
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.wire.shared import CONTROL, Shared
