@@ -19,15 +19,26 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 from lichen.core.errors import LichenError
-from lichen.recipes.schema.read import gallery, read_values, read_with_notes, recipe_sha256
+from lichen.recipes.comparison_sections import (
+    as_overrides,
+    check_name,
+    read_also,
+    read_at,
+    read_base,
+    read_changes,
+    read_levels,
+    read_seeds,
+    refuse_seed,
+)
+from lichen.recipes.schema.read import gallery, read_with_notes, recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.schema.renamed_keys import report_renamed, with_new_names
+from lichen.recipes.schema.renamed_keys import report_renamed
 from lichen.recipes.schema.yaml import LARGEST, load_yaml
 
 __all__ = ["Comparison", "Method", "card_of", "comparisons", "read_comparison"]
@@ -35,9 +46,6 @@ __all__ = ["Comparison", "Method", "card_of", "comparisons", "read_comparison"]
 KEYS = ("name", "question", "base", "set", "seeds", "levels", "methods", "at", "also")
 SEEDS = (0, 1, 2)
 """Where nobody says which: the fewest that show a spread."""
-MOST_SEEDS = 1000
-_NAME = r"[A-Za-z0-9][\w.+-]{0,59}"
-_KEY = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
 
 
 @final
@@ -115,7 +123,7 @@ def read_comparison(
     if not sources:
         raise LichenError("no recipe", where="comparison", fix="name recipes, or a comparison")
     for text in overrides:
-        _not_seed(text.partition("=")[0].strip(), f"-s {text}")
+        refuse_seed(text.partition("=")[0].strip(), f"-s {text}")
     pages = [(source, _page(source)) for source in sources]
     found = [(source, page) for source, page in pages if page is not None]
     if found and len(pages) > 1:
@@ -130,7 +138,7 @@ def read_comparison(
         known = _join_recipes(sources, overrides, renamed)
     report_renamed(renamed, note)
     _differ(known.methods)
-    chosen = known.seeds if seeds is None else _seeds(list(seeds), "seeds")
+    chosen = known.seeds if seeds is None else read_seeds(list(seeds), "seeds")
     return replace(known, seeds=chosen)
 
 
@@ -166,7 +174,7 @@ def _page(source: str | Path) -> Mapping[str, Any] | None:
 def _join_recipes(sources: Sequence[str | Path], overrides: Sequence[str], renamed: list[str]) -> Comparison:
     read = [_read(source, overrides, renamed) for source in sources]
     for position, recipe in enumerate(read):
-        _named(recipe.name, f"{sources[position]}: name")
+        check_name(recipe.name, f"{sources[position]}: name")
         if recipe.name in [other.name for other in read[:position]]:
             raise LichenError(
                 f"two recipes are called {recipe.name!r}", where=str(sources[position]), fix="give one another name"
@@ -192,11 +200,11 @@ def _comparison(
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise LichenError("unknown key", where=f"{where}: {key}", fix=f"{hint}a comparison has: {', '.join(KEYS)}")
     name, question = page.get("name", file.stem), page.get("question", "")
-    _named(name, f"{where}: name")
+    check_name(name, f"{where}: name")
     if not isinstance(question, str):
         raise LichenError("must be a text", where=f"{where}: question", fix="put it in quotes")
-    base = _base(page.get("base"), f"{where}: base", file, renamed)
-    common = _changes(page.get("set"), f"{where}: set", renamed)
+    base = read_base(page.get("base"), f"{where}: base", file, renamed)
+    common = read_changes(page.get("set"), f"{where}: set", renamed)
     rows = page.get("methods")
     if not isinstance(rows, Mapping) or not rows:
         raise LichenError(
@@ -204,23 +212,24 @@ def _comparison(
             where=f"{where}: methods",
             fix="for example fedex: {federation.aggregate: fedex}",
         )
-    levels = _levels(page.get("levels"), f"{where}: levels", renamed)
-    at, also = _at(page.get("at"), rows, levels, f"{where}: at"), _also(page.get("also"), rows, f"{where}: also")
+    levels = read_levels(page.get("levels"), f"{where}: levels", renamed)
+    at = read_at(page.get("at"), rows, levels, f"{where}: at")
+    also = read_also(page.get("also"), rows, f"{where}: also")
     methods = []
     for row, changes in rows.items():
         here = f"{where}: methods.{row}"
-        _named(row, here)
-        own = _words(_changes(changes, here, renamed))
+        check_name(row, here)
+        own = as_overrides(read_changes(changes, here, renamed))
         for level in at.get(row, tuple(levels)):
             name_ = f"{row}@{level}" if level else row
-            words = [*_words(common), *_words(levels[level]), *own, *overrides, f"name={json.dumps(name_)}"]
+            words = [*as_overrides(common), *as_overrides(levels[level]), *own, *overrides, f"name={json.dumps(name_)}"]
             try:
                 recipe = _read(base, words, renamed)
             except LichenError as error:
                 place = here if not level else f"{here}, level {level}"
                 raise LichenError(error.what, where=f"{place}: {error.where}", fix=error.fix) from None
             methods.append(Method(name=name_, recipe=_seeded(recipe, 0), also=also.get(row, ())))
-    seeds = _seeds(page["seeds"], f"{where}: seeds") if "seeds" in page else SEEDS
+    seeds = read_seeds(page["seeds"], f"{where}: seeds") if "seeds" in page else SEEDS
     return Comparison(
         name=name,
         question=question,
@@ -228,124 +237,6 @@ def _comparison(
         seeds=seeds,
         levels=tuple(level for level in levels if level),
     )
-
-
-def _levels(value: Any, where: str, renamed: list[str]) -> dict[str, dict[str, Any]]:
-    """Keys by level; one level without a name where there are none."""
-    if value is None:
-        return {"": {}}
-    if not isinstance(value, Mapping) or not value:
-        raise LichenError("must hold a name for each level, with its keys", where=where, fix="see the guide")
-    for level in value:
-        _named(level, f"{where}.{level}")
-    return {level: _changes(changes, f"{where}.{level}", renamed) for level, changes in value.items()}
-
-
-def _at(value: Any, rows: Mapping[str, Any], levels: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
-    """Levels of methods that are not run at all of them."""
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise LichenError("must hold a list of levels for some methods", where=where, fix="see the guide")
-    for row, some in value.items():
-        if row not in rows:
-            raise LichenError("no such method", where=f"{where}.{row}", fix=f"the methods are: {', '.join(rows)}")
-        if not isinstance(some, list) or not some or any(level not in levels for level in some):
-            raise LichenError("no such levels", where=f"{where}.{row}", fix=f"list some of: {', '.join(levels)}")
-    return {row: tuple(level for level in levels if level in some) for row, some in value.items()}
-
-
-def _also(value: Any, rows: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
-    """Columns that are rows of their own, by the method whose runs hold them."""
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise LichenError("must hold a method for each column", where=where, fix="for example {alone: scratch}")
-    found: dict[str, tuple[str, ...]] = {}
-    for column, row in value.items():
-        if row not in rows:
-            raise LichenError(f"no method {row!r}", where=f"{where}.{column}", fix=f"use one of: {', '.join(rows)}")
-        if column in rows:
-            raise LichenError("is a method's name, too", where=f"{where}.{column}", fix="rename the method")
-        found[row] = (*found.get(row, ()), str(column))
-    return found
-
-
-def _base(value: Any, where: str, file: Path, renamed: list[str]) -> dict[str, Any]:
-    """What the base recipe says, read once: a name, or a file beside the comparison or in the working directory."""
-    if not isinstance(value, str) or not value or "\0" in value or len(value) > 1000:
-        what = "is missing" if value is None else "must be a recipe's name or file"
-        raise LichenError(what, where=where, fix="name a recipe of `lichen list`, or a YAML file")
-    try:
-        sibling = value not in gallery() and (file.parent / value).is_file()
-    except OSError:
-        sibling = False
-    base: str | Path = file.parent / value if sibling else value
-    try:
-        read_with_notes(base)
-        values, notes = read_values(base)
-    except LichenError as error:
-        raise LichenError(error.what, where=f"{where}: {error.where}", fix=error.fix) from None
-    renamed += notes
-    return values
-
-
-def _changes(value: Any, where: str, renamed: list[str]) -> dict[str, Any]:
-    """Keys that are changed, all of them dotted and by their new names; ``renamed`` gets a note for each old one."""
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise LichenError("must hold keys with values", where=where, fix="for example {federation.rounds: 5}")
-    found: dict[str, Any] = {}
-    for old, given in _leaves(value, where):
-        outer, dot, last = old.rpartition(".")
-        new, notes = with_new_names({last: given}, outer + dot)
-        renamed += notes
-        (name, leaf), *_ = new.items()
-        key = outer + dot + name
-        _not_seed(key, where)
-        if key == "name":
-            raise LichenError("is the method's own", where=f"{where}: name", fix="rename the method instead")
-        if key in found:
-            raise LichenError("is set twice", where=f"{where}: {key}", fix="remove one of them")
-        found[key] = leaf
-    return found
-
-
-def _leaves(section: Mapping[Any, Any], where: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if not isinstance(key, str) or not re.fullmatch(_KEY, key):
-            raise LichenError(f"has the key {key!r}, which is no key of a recipe", where=where, fix="see the guide")
-        if isinstance(value, Mapping) and value and all(isinstance(k, str) and re.fullmatch(_KEY, k) for k in value):
-            yield from _leaves(value, where, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _words(changes: Mapping[str, Any]) -> list[str]:
-    """As the command line would say it; JSON is YAML."""
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items()]
-
-
-def _not_seed(key: str, where: str) -> None:
-    if key == "seed":
-        raise LichenError("every method runs with the same seeds", where=where, fix="set seeds: [0, 1, 2], or --seeds")
-
-
-def _named(name: Any, where: str) -> None:
-    """Names become folders."""
-    if not isinstance(name, str) or not re.fullmatch(_NAME, name):
-        raise LichenError(
-            f"{str(name)[:60]!r} cannot be a name", where=where, fix="use up to 60 letters, digits and any of . _ + -"
-        )
-
-
-def _seeds(value: Any, where: str) -> tuple[int, ...]:
-    seeds = value if isinstance(value, list) else [value]
-    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**31 for seed in seeds)
-    if not whole or not 0 < len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
-        raise LichenError("must be different whole numbers", where=where, fix="for example [0, 1, 2]")
-    return tuple(seeds)
 
 
 def _seeded(recipe: Recipe, seed: int) -> Recipe:
