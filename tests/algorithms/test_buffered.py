@@ -26,8 +26,14 @@ from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Uniform
 from lichen.server.schedules import Buffered, Synchronous
+from lichen.transforms.downlink import WHOLE, Deltas, Downlink
 from lichen.transforms.parse import parse_codecs
 from support.small_experiment import engine, experiment
+
+
+def downlink(word: str | None) -> Downlink:
+    """Steps coded by this codec, or everything whole."""
+    return Deltas(parse_codecs([word]), agreed=True) if word else WHOLE
 
 
 def clock(made: Experiment, folder: Path, around: Callable[[Reply, Job], Any] | None = None, **delays: Any) -> Any:
@@ -57,7 +63,7 @@ def finished(algorithm: Average, made: Experiment, there: Any, *, file: Path | N
 @pytest.mark.parametrize("down", [None, "int8"])
 def test_nobody_late_and_a_full_buffer_is_the_synchronous_run(tmp_path: Path, down: str | None) -> None:
     made = experiment(6)
-    more: dict[str, Any] = {"sampler": Uniform(3), "down": parse_codecs([down]) if down else None, "agreed": True}
+    more: dict[str, Any] = {"sampler": Uniform(3), "downlink": downlink(down)}
     there = {name: clock(made, tmp_path / name, median=0) for name in ("waits", "buffer")}
     waits, told_waits = finished(average(made, **more), made, there["waits"], file=tmp_path / "waits.file")
     full = average(made, schedule=Buffered(arrivals=3, concurrency=3), **more)
@@ -227,7 +233,7 @@ def flying(made: Experiment) -> Average:
 @pytest.mark.parametrize("down", [None, "int4~"])
 def test_a_stopped_run_goes_on_with_what_was_in_flight(tmp_path: Path, after: int, down: str | None) -> None:
     made = experiment(9)
-    algorithm = replace(flying(made), down=parse_codecs([down]) if down else None, agreed=True)
+    algorithm = replace(flying(made), downlink=downlink(down))
     delays: dict[str, Any] = {"median": 20, "sigma": 1.5, "dropout": 0.1}
     whole, told_whole = finished(
         algorithm, made, clock(made, tmp_path / "a", **delays), file=tmp_path / "whole", rounds=8

@@ -35,6 +35,8 @@ from lichen.server.allow_empty import AllowEmpty
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Everyone, Poisson, Uniform
+from lichen.transforms.codec import Chain
+from lichen.transforms.downlink import WHOLE, Deltas
 
 MODEL = ImageMLP(64, hidden=(64,), classes=10)
 CLIENTS = 8
@@ -79,7 +81,7 @@ def made(
         weight_N=torch.ones(CLIENTS, dtype=torch.float64),
         rounds=4,
         valid=more.pop("valid", None),
-        agreed=more.pop("agreed", False),
+        downlink=more.pop("downlink", WHOLE),
     )
     return SemiFL(average, server=server, seed=3, **more), engine
 
@@ -148,7 +150,7 @@ def test_where_none_is_sure_of_anything_the_server_goes_on_by_itself(parts: Any,
 
 def test_what_cannot_be_is_refused(parts: Any, tmp_path: Path) -> None:
     with pytest.raises(LichenError, match="send them the start"):
-        made(parts, tmp_path, agreed=True)
+        made(parts, tmp_path, downlink=Deltas(Chain(), agreed=True))
     empty = {**parts, "server": replace(parts["server"], labels=np.full(40, -100))}
     with pytest.raises(LichenError, match="no labelled row"):
         made(empty, tmp_path)[0].init(Shared(MODEL.init(0)))

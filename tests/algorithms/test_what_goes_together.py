@@ -14,6 +14,7 @@ from lichen.server.lowrank.lowrank import FedEx
 from lichen.server.mean import Mean
 from lichen.server.schedules import Buffered, Synchronous
 from lichen.transforms.clip_change import ClipChange
+from lichen.transforms.downlink import WHOLE
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.transform import Transform, Transformed
 from lichen.transforms.uplink import Coded
@@ -47,7 +48,7 @@ def plan(*transforms: Transform, **more: Any) -> Average:
     made = experiment()
     work = Transformed(compressed_run.coded(made)["alone lr=0.1"].work, transforms)
     return compressed_run.average(
-        made, admission=Admission(works={compressed_run.WORK: work}), **{"down": None, **more}
+        made, admission=Admission(works={compressed_run.WORK: work}), **{"downlink": WHOLE, **more}
     )
 
 

@@ -20,6 +20,7 @@ from lichen.recipes.assemble.parts import client_tasks
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Uniform
+from lichen.transforms.downlink import Deltas
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.transform import Transformed
 from lichen.transforms.uplink import Coded
@@ -51,7 +52,7 @@ def average(made: Experiment, **more: Any) -> Average:
         "rounds": 6,
         "work": WORK,
         "valid_every": 3,
-        "down": DOWN,
+        "downlink": Deltas(DOWN),
     }
     return Average(**{**plain, **more})
 

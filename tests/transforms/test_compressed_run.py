@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from lichen.algorithms.average import sent_params
-from lichen.core.contracts.algorithm import Report
+from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.contracts.engine import Engine
-from lichen.core.errors import LichenError
 from lichen.core.message import Job, link
 from lichen.core.replies import Reply
 from lichen.core.rounds import load_state, run
@@ -32,7 +30,7 @@ from lichen.server.mean import Mean
 from lichen.server.sampling import Everyone
 from lichen.transforms.codec import Chain
 from lichen.transforms.delta import snapshot_name
-from lichen.transforms.downlink import DownlinkState
+from lichen.transforms.downlink import WHOLE, Deltas, Direct, DownlinkState
 from support import compressed_run
 from support.forked_ranks import on_ranks
 from support.small_experiment import experiment
@@ -43,6 +41,13 @@ import runpy, sys
 sys.path.insert(0, sys.argv.pop(1))
 runpy.run_module("support.compressed_run", run_name="__main__", alter_sys=True)
 """
+
+AGREED = Deltas(compressed_run.DOWN, agreed=True)
+
+
+def snapshot_of(state: ServerState) -> Shared:
+    """The view that clients hold."""
+    return AGREED.snapshot(state.shared, state.downlink)
 
 
 def go(made: Experiment, engine: Engine, folder: Path, *, rounds: int = 6, **more: Any) -> list[tuple[Any, ...]]:
@@ -66,18 +71,20 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_blocks_processes_and_ranks_share_one_trajectory(tmp_path: Path) -> None:
     made = experiment()
-    told = go(made, compressed_run.local(made, tmp_path / "a" / "own"), tmp_path / "a", agreed=True)
-    assert told == go(made, compressed_run.local(made, tmp_path / "b" / "own", block=1), tmp_path / "b", agreed=True)
+    told = go(made, compressed_run.local(made, tmp_path / "a" / "own"), tmp_path / "a", downlink=AGREED)
+    assert told == go(
+        made, compressed_run.local(made, tmp_path / "b" / "own", block=1), tmp_path / "b", downlink=AGREED
+    )
     assert files(tmp_path / "a") == files(tmp_path / "b")
     (tmp_path / "c").mkdir()
     command = [sys.executable, "-c", NODE, str(TESTS), str(tmp_path / "c" / "own")]
     with SpawnedEngine(command, nodes=1, agreed=snapshot_name(made.start)) as nodes:
-        assert told == go(made, nodes, tmp_path / "c", agreed=True)
+        assert told == go(made, nodes, tmp_path / "c", downlink=AGREED)
     assert files(tmp_path / "a") == files(tmp_path / "c")
 
     def program(ranks: Ranks) -> Any:
         engine = DistributedEngine(compressed_run.local(made, tmp_path / "d" / "own"), ranks)
-        return repr(go(made, engine, tmp_path / f"rank-{ranks.rank}", agreed=True))
+        return repr(go(made, engine, tmp_path / f"rank-{ranks.rank}", downlink=AGREED))
 
     assert on_ranks(2, program) == [{"value": repr(told)}] * 2
     server = (tmp_path / "a" / "server.safetensors").read_bytes()
@@ -137,14 +144,14 @@ def test_everybody_is_sent_only_what_it_lacks_and_the_best_view_is_kept(tmp_path
     views = []
     for r in range(5):
         state, _ = algorithm.round(state, engine, 10 + r)
-        views.append(sent_params(state))
+        views.append(snapshot_of(state))
     assert [how for version, _, how in seen if version == 0] == ["full"] * 4
     # Trained on what it was judged by, and judged one step later.
     assert [how for version, _, how in seen if version == 3] == (["step"] * 4 + ["same"] * 4)
     best = views[state.best_round - 1]
     assert all(torch.equal(state.best.trainable[name], best.trainable[name]) for name in best.trainable)
     assert any(
-        not torch.equal(state.shared.trainable[name], sent_params(state).trainable[name])
+        not torch.equal(state.shared.trainable[name], snapshot_of(state).trainable[name])
         for name in state.shared.trainable
     )
     assert all(torch.equal(sent[-1][name], views[-1].trainable[name]) for name in best.trainable)
@@ -160,13 +167,13 @@ def test_the_view_stays_near_the_servers_tensors_and_learns(tmp_path: Path) -> N
     )
     off = (
         sum(
-            float((state.shared.trainable[n] - sent_params(state).trainable[n]).square().sum())
+            float((state.shared.trainable[n] - snapshot_of(state).trainable[n]).square().sum())
             for n in made.start.trainable
         )
         ** 0.5
     )
     assert 0 < off < 0.25 * moved
-    plain = compressed_run.average(made, sampler=Everyone(), rounds=25, down=None, aggregator=Mean())
+    plain = compressed_run.average(made, sampler=Everyone(), rounds=25, downlink=WHOLE, aggregator=Mean())
     engine = LocalEngine(client_tasks(made), ClientStore(tmp_path / "plain"), block_size=3)
     exact = run(plain, engine, lambda: made.start, rounds=25, seed=1)
     assert state.best_value < 1.2 * exact.best_value
@@ -174,31 +181,31 @@ def test_the_view_stays_near_the_servers_tensors_and_learns(tmp_path: Path) -> N
 
 def test_a_codec_that_loses_nothing_changes_no_result_but_by_rounding(tmp_path: Path) -> None:
     made = experiment()
-    plain = compressed_run.average(made, down=None, aggregator=Mean())
+    plain = compressed_run.average(made, downlink=WHOLE, aggregator=Mean())
     states = {}
-    for name, algorithm in {"plain": plain, "coded": replace(plain, down=Chain())}.items():
+    for name, algorithm in {"plain": plain, "coded": replace(plain, downlink=Deltas(Chain()))}.items():
         engine = LocalEngine(client_tasks(made), ClientStore(tmp_path / name), block_size=3)
         states[name] = run(algorithm, engine, lambda: made.start, rounds=6, seed=1)
     assert states["plain"].downlink == {}
     for name, x in states["plain"].shared.trainable.items():
         assert torch.allclose(x, states["coded"].shared.trainable[name], atol=1e-5)
-        assert torch.allclose(x, sent_params(states["coded"]).trainable[name], atol=1e-5)
+        assert torch.allclose(x, snapshot_of(states["coded"]).trainable[name], atol=1e-5)
 
 
 def test_a_run_without_codec_goes_on_with_one(tmp_path: Path) -> None:
     made, file = experiment(), tmp_path / "server.safetensors"
-    plain = compressed_run.average(made, down=None)
+    plain = compressed_run.average(made, downlink=WHOLE)
     run(plain, compressed_run.local(made, tmp_path / "own"), lambda: made.start, rounds=2, seed=1, checkpoint=file)
     tensors, header = load_tree(file)
     assert not [name for name in tensors if name.startswith("links/")]
     assert load_state(file).downlink == {}
     engine, seen, _ = watched(compressed_run.local(made, tmp_path / "own"))
     after = run(
-        compressed_run.average(made, agreed=True), engine, lambda: made.start, rounds=3, seed=1, checkpoint=file
+        compressed_run.average(made, downlink=AGREED), engine, lambda: made.start, rounds=3, seed=1, checkpoint=file
     )
     assert {how for version, _, how in seen if version == 2} == {"full"}
     back = load_state(file)
-    assert DownlinkState.of(back.downlink).name == snapshot_name(sent_params(after))
+    assert DownlinkState.of(back.downlink).name == snapshot_name(snapshot_of(after))
     save_tree(file, tensors, header)
     assert load_state(file).round == 2
 
@@ -240,13 +247,11 @@ def test_capacities_train_in_jobs_of_their_own_and_are_judged_together(tmp_path:
         return LocalEngine(client_tasks(made), ClientStore(tmp_path / name), block_size=3)
 
     algorithm = compressed_run.average(
-        made, sampler=Everyone(), down=None, aggregator=Mean(), capacity=Halves(), valid_every=1
+        made, sampler=Everyone(), downlink=Direct(Halves()), aggregator=Mean(), valid_every=1
     )
     (engine, seen, _), whole = watched(plain("a")), plain("b")
     state, report = algorithm.round(algorithm.init(made.start), engine, 3)
     assert [c for _, c, _ in seen] == [0, 2, 1, 3, 0, 1, 2, 3]
     assert report.clients == (0, 1, 2, 3)
-    other, _ = replace(algorithm, capacity=None).round(algorithm.init(made.start), whole, 3)
+    other, _ = replace(algorithm, downlink=WHOLE).round(algorithm.init(made.start), whole, 3)
     assert all(torch.equal(state.shared.trainable[n], other.shared.trainable[n]) for n in state.shared.trainable)
-    with pytest.raises(LichenError, match="unequal capacity"):
-        compressed_run.average(made, capacity=Halves())

@@ -8,16 +8,15 @@ closed-form head) is the aggregator's business; what a client does is the work's
 The ``schedule`` says when: rounds wait for all they invite, or the server steps after every K answers, some of which
 were made for older tensors, and those who have not answered stay at work.
 
-With ``down``, what clients hold is a *view* that follows the server's tensors by coded steps
-(:mod:`lichen.transforms.delta`): they train from it, and it is what is validated and kept.
-With ``capacity``, weaker clients get a part of the tensors.
+The ``downlink`` says what clients are sent: all tensors, a part for weaker ones, or steps of a *view*, which is then
+what they train from and what is validated and kept.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import final
@@ -32,7 +31,7 @@ from lichen.core.collecting.history import History
 from lichen.core.collecting.in_flight import give_up_old, now_in_flight
 from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.contracts.engine import Engine
-from lichen.core.contracts.server import Aggregator, Sampler, ServerOptimizer, Submodel
+from lichen.core.contracts.server import Aggregator, Sampler, ServerOptimizer
 from lichen.core.fold import BEST
 from lichen.core.message import Job
 from lichen.core.replies import Attendance
@@ -41,10 +40,9 @@ from lichen.core.timing.schedule import Schedule, VirtualClock
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.server.schedules import SYNCHRONOUS
-from lichen.transforms.codec import Chain
-from lichen.transforms.downlink import DownlinkState
+from lichen.transforms.downlink import WHOLE, Downlink
 
-__all__ = ["SUMMED", "Average", "is_validated", "score", "sent_params", "summed", "with_best"]
+__all__ = ["SUMMED", "Average", "is_validated", "score", "summed", "with_best"]
 
 SUMMED = ("loss_sum", "count", "tokens", "failed")
 """Metrics that a round adds up."""
@@ -98,11 +96,6 @@ def with_best(state: ServerState, value: float, shared: Shared) -> ServerState:
     return state
 
 
-def sent_params(state: ServerState) -> Shared:
-    """The newest tensors that clients are sent: the view where there is one, else ``shared``."""
-    return DownlinkState.of(state.downlink).snapshot if state.downlink else state.shared
-
-
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Average:
@@ -125,9 +118,7 @@ class Average:
         lr_scale: Factor on the clients' learning rate in round r (from 0).
         base: Digest of the frozen base model.
         rounds: Rounds in all: the last is always validated.
-        down: Codes what clients are sent of each round's change; None: they are sent all tensors whole.
-        agreed: With ``down``: every client can make the first tensors itself, and is not sent them.
-        capacity: What weaker clients get in training; None: all get the same.
+        downlink: What happens to a job on its way to the clients.
         history: Retains what clients sent in every round that made a step; None: nothing is retained.
 
     Raises:
@@ -149,9 +140,7 @@ class Average:
     schedule: Schedule = SYNCHRONOUS
     lr_scale: Callable[[int], float] = lambda _: 1.0
     base: str = ""
-    down: Chain | None = None
-    agreed: bool = False
-    capacity: Submodel | None = None
+    downlink: Downlink = WHOLE
     history: History | None = None
 
     def __post_init__(self) -> None:
@@ -159,8 +148,6 @@ class Average:
             aggregator=self.aggregator,
             work=self.admission.works.get(self.work),
             schedule=self.schedule,
-            down=self.down,
-            capacity=self.capacity,
         )
 
     def init(self, shared: Shared) -> ServerState:
@@ -185,10 +172,10 @@ class Average:
             base=self.base,
             settings=self._settings(state),
         )
-        job = job if downlink is None else downlink.job(job)
+        jobs = self.downlink.jobs(job, downlink)
         came = collect(
             engine,
-            list(self._parts(job)),
+            jobs,
             self.aggregator,
             admission=self.admission,
             keep=SUMMED,
@@ -197,24 +184,22 @@ class Average:
             in_flight=state.in_flight,
             version=state.round,
         )
-        snapshots = {one.version: one.snapshot for one in (*(flight.job for flight in state.in_flight), job)}
+        for sent in (*(flight.job for flight in state.in_flight), *jobs):
+            answered = came.client_N[came.version_N == sent.version].tolist()
+            downlink = self.downlink.acknowledge(sent, answered, downlink)
         sums, metrics = summed(came.metrics)
         enough = came.attendance.arrived >= max(self.schedule.least, 1) and sums["failed"] < came.attendance.arrived
         if self.history is not None:
             self.history.retain(state.round, came.client_N.tolist() if enough else ())
         if enough:
-            change, aggregated = self.aggregator.close(
-                came.total, state.shared if downlink is None else _clients_start(downlink, state)
-            )
+            # With the server's own patch, which no codec has rounded.
+            clients_start = replace(self.downlink.snapshot(state.shared, downlink), patch=state.shared.patch)
+            change, aggregated = self.aggregator.close(came.total, clients_start)
             metrics.update(aggregated)
             shared, optimizer = self.optimizer.update(change, state.optimizer, state.shared)
+            downlink = self.downlink.advance(shared, downlink, derive(seed, "down"))
             state = replace(state, shared=shared, optimizer=optimizer)
-        if downlink is not None and self.down is not None:
-            for version, snapshot in snapshots.items():
-                downlink = downlink.acknowledge(came.client_N[came.version_N == version].tolist(), snapshot)
-            if enough:
-                downlink = downlink.advance(state.shared, self.down, derive(seed, "down"))
-            state = replace(state, downlink=downlink.tree())
+        state = replace(state, downlink=downlink)
         if clients and not enough:
             metrics["skipped"] = 1.0
         metrics.update(_ages(came, state.round))
@@ -246,24 +231,9 @@ class Average:
         best_settings = {BEST: float(state.best_round)} if self.personal else {}
         return {"lr_scale": self.lr_scale(state.round), **best_settings}
 
-    def _downlink(self, state: ServerState) -> DownlinkState | None:
-        """What clients hold; from the tensors as they are where a run goes on that had no codec."""
-        if self.down is None:
-            return None
-        if state.downlink:
-            return DownlinkState.of(state.downlink)
-        return DownlinkState.initial(state.shared, self.weight_N.shape[0], agreed=self.agreed and state.round == 0)
-
-    def _parts(self, job: Job) -> Iterator[Job]:
-        """The job, or one for each capacity."""
-        if self.capacity is None:
-            yield job
-            return
-        by_key: dict[Hashable, list[int]] = {}
-        for client in job.clients:
-            by_key.setdefault(self.capacity.key(client), []).append(client)
-        for key, some in by_key.items():
-            yield replace(job, clients=tuple(some), shared=self.capacity.extract(job.shared, key))
+    def _downlink(self, state: ServerState) -> Tree:
+        """What is known of the clients; from the tensors as they are where a run goes on that knew nothing."""
+        return state.downlink or self.downlink.init(state.shared, len(self.weight_N), first=state.round == 0)
 
     def _validate(self, state: ServerState, engine: Engine) -> tuple[ServerState, dict[str, float], Attendance]:
         """``(state, metrics, who came)``: the mean loss is ``valid``; no metrics where nobody with a label came."""
@@ -276,23 +246,17 @@ class Average:
             seed=0,
             base=self.base,
         )
-        downlink = self._downlink(state)
-        if downlink is not None:
-            job = downlink.job(job)
-        came = collect(engine, [job], admission=self.admission)
-        if downlink is not None:
-            state = replace(state, downlink=downlink.acknowledge(came.client_N.tolist(), job.snapshot).tree())
+        jobs = self.downlink.jobs(job, state.downlink, whole=True)
+        came = collect(engine, jobs, admission=self.admission)
+        for sent in jobs:
+            answered = came.client_N.tolist()
+            state = replace(state, downlink=self.downlink.acknowledge(sent, answered, state.downlink))
         if not came.attendance.arrived:
             return state, {}, came.attendance
         value = mean_loss(came.metrics)
-        shared = state.shared if downlink is None else downlink.snapshot
         more = {} if self.judged is None else self.judged(came.metrics)
+        shared = self.downlink.snapshot(state.shared, state.downlink)
         return with_best(state, value, shared), {"valid": value, **more}, came.attendance
-
-
-def _clients_start(downlink: DownlinkState, state: ServerState) -> Shared:
-    """Where the clients began, with the server's own patch, which no codec has rounded."""
-    return replace(downlink.snapshot, patch=state.shared.patch)
 
 
 def _ages(came: Collected, version: int) -> dict[str, float]:

@@ -7,10 +7,9 @@ Python, and for recipes once more: no part is asked for its name.
 from __future__ import annotations
 
 from lichen.core.contracts.client import ClientWork, Dialogue
-from lichen.core.contracts.server import Aggregator, Submodel
+from lichen.core.contracts.server import Aggregator
 from lichen.core.errors import LichenError
 from lichen.core.timing.schedule import Schedule
-from lichen.transforms.codec import Chain
 from lichen.transforms.transform import Transform, Transformed
 
 __all__ = ["check_plan", "transforms_of"]
@@ -29,8 +28,6 @@ def check_plan(
     aggregator: Aggregator,
     work: ClientWork | Dialogue | None,
     schedule: Schedule,
-    down: Chain | None,
-    capacity: Submodel | None,
 ) -> None:
     """Refuse what cannot be: the key, the reason, what would work.
 
@@ -38,18 +35,10 @@ def check_plan(
         aggregator: Folds the messages.
         work: The clients'; None where it is not known here.
         schedule: When a round has enough.
-        down: Codes what clients are sent.
-        capacity: What weaker clients get.
 
     Raises:
         LichenError: at the first pair of parts that do not go together.
     """
-    if down is not None and capacity is not None:
-        raise LichenError(
-            "clients of unequal capacity hold no common view that steps could lead on",
-            where="federation",
-            fix="leave out either the codec down or the capacities",
-        )
     composes: frozenset[str] = frozenset({"sum", "single"})
     for transform in transforms_of(work):
         composes &= transform.composes

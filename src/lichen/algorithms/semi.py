@@ -135,7 +135,7 @@ class SemiFL:
     first: int = 1
 
     def __post_init__(self) -> None:
-        if self.clients.agreed and self.first:
+        if self.clients.downlink.agreed and self.first:
             raise LichenError(
                 "clients cannot make a start that the server has fine-tuned", where="semi", fix="send them the start"
             )

@@ -1,29 +1,159 @@
-"""Downlink compression: which snapshot each client holds, and the deltas to the newest.
+"""What happens to a job on its way down to clients: nothing, a part for each capacity, or steps from what they hold.
 
-Part of the server's state. A client that holds the newest view is sent nothing, one that holds an older
-view the steps since then, any other the whole view. So many steps are kept as weigh less than the view
-itself: who is further behind gets that for less.
+A downlink is a value; what it remembers is a tree in the server's state. With :class:`Deltas` clients hold *views*: who
+holds the newest is sent nothing, who holds an older one the steps since then, any other the whole view. So many steps
+are kept as weigh less than the view itself: who is further behind gets that for less.
 
 Legend: N clients of the roster, S steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import final
+from collections.abc import Hashable, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
 from lichen.core import tree as trees
+from lichen.core.contracts.server import Submodel
 from lichen.core.message import Job
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.transforms.codec import Chain
 from lichen.transforms.delta import apply_delta, encode_delta, snapshot_name
 
-__all__ = ["DownlinkState"]
+__all__ = ["WHOLE", "Deltas", "Direct", "Downlink", "DownlinkState"]
+
+
+class Downlink(Protocol):
+    """How clients are brought the shared tensors; its state is empty where it remembers nothing."""
+
+    @property
+    def agreed(self) -> bool:
+        """Clients make the first tensors themselves, and are not sent them."""
+        ...
+
+    def init(self, shared: Shared, clients: int, *, first: bool) -> Tree:
+        """The state before anything was sent.
+
+        Args:
+            shared: The server's tensors.
+            clients: How many the roster has.
+            first: No round was before; a run may go on that had no such downlink.
+        """
+        ...
+
+    def jobs(self, job: Job, state: Tree, *, whole: bool = False) -> tuple[Job, ...]:
+        """The jobs that go out in this one's place; together they name its clients, each once.
+
+        Args:
+            job: Over the server's tensors.
+            state: What is known of the clients.
+            whole: All clients get the same tensors, as they judge what is kept.
+        """
+        ...
+
+    def snapshot(self, shared: Shared, state: Tree) -> Shared:
+        """What clients get who are sent all of ``shared``, the server's tensors."""
+        ...
+
+    def acknowledge(self, job: Job, clients: Sequence[int], state: Tree) -> Tree:
+        """The state after these have answered a job that went out, in this round or a former one."""
+        ...
+
+    def advance(self, shared: Shared, state: Tree, seed: int) -> Tree:
+        """The state after the server's step to ``shared``."""
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """Clients are sent the server's own tensors, weaker ones a part of them.
+
+    Args:
+        capacity: What weaker clients get in training; None: all get the same.
+    """
+
+    capacity: Submodel | None = None
+
+    @property
+    def agreed(self) -> bool:
+        """The first tensors are sent, too."""
+        return False
+
+    def init(self, shared: Shared, clients: int, *, first: bool) -> Tree:
+        """Nothing."""
+        return {}
+
+    def jobs(self, job: Job, state: Tree, *, whole: bool = False) -> tuple[Job, ...]:
+        """The job, or one for each capacity."""
+        if self.capacity is None or whole:
+            return (job,)
+        by_key: dict[Hashable, list[int]] = {}
+        for client in job.clients:
+            by_key.setdefault(self.capacity.key(client), []).append(client)
+        return tuple(
+            replace(job, clients=tuple(some), shared=self.capacity.extract(job.shared, key))
+            for key, some in by_key.items()
+        )
+
+    def snapshot(self, shared: Shared, state: Tree) -> Shared:
+        """The same."""
+        return shared
+
+    def acknowledge(self, job: Job, clients: Sequence[int], state: Tree) -> Tree:
+        """Nothing."""
+        return {}
+
+    def advance(self, shared: Shared, state: Tree, seed: int) -> Tree:
+        """Nothing."""
+        return {}
+
+
+WHOLE = Direct()
+"""All clients are sent all tensors."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Deltas:
+    """Clients hold a view that follows the server's tensors by coded steps (:mod:`lichen.transforms.delta`).
+
+    They train from it, and it is what is validated and kept.
+
+    Args:
+        chain: Codes the steps.
+        agreed: Clients make the first view themselves.
+    """
+
+    chain: Chain
+    _: KW_ONLY
+    agreed: bool = False
+
+    def init(self, shared: Shared, clients: int, *, first: bool) -> Tree:
+        """A first view, which all hold if it is agreed on."""
+        return DownlinkState.initial(shared, clients, agreed=self.agreed and first).tree()
+
+    def jobs(self, job: Job, state: Tree, *, whole: bool = False) -> tuple[Job, ...]:
+        """One, over the view."""
+        return (DownlinkState.of(state).job(job),)
+
+    def snapshot(self, shared: Shared, state: Tree) -> Shared:
+        """The view."""
+        return DownlinkState.of(state).snapshot
+
+    def acknowledge(self, job: Job, clients: Sequence[int], state: Tree) -> Tree:
+        """They hold that job's view, or a newer one."""
+        if not clients:
+            return state
+        return DownlinkState.of(state).acknowledge(clients, job.snapshot).tree()
+
+    def advance(self, shared: Shared, state: Tree, seed: int) -> Tree:
+        """The view, one step on."""
+        return DownlinkState.of(state).advance(shared, self.chain, seed).tree()
 
 
 @final
@@ -36,7 +166,7 @@ class DownlinkState:
         name: Its digest.
         number: Steps that were ever taken to it.
         deltas: ``(digest of the snapshot before, what leads on)``, oldest first; the last leads to ``snapshot``.
-        held_N: int64, the number of the view each client holds; -1: none.
+        acked_N: int64, the number of the view each client holds; -1: none.
     """
 
     snapshot: Shared
@@ -97,12 +227,15 @@ class DownlinkState:
     def of(cls, tree: Tree) -> DownlinkState:
         """Undo :meth:`tree`."""
         names = [bytes(row).hex() for row in tree["names"].tolist()]
-        deltas = tuple((name, trees.split(tree, f"step/{i}/")[0]) for i, name in enumerate(names[:-1]))
+        deltas = [(name, Tree()) for name in names[:-1]]
+        for name, x in trees.split(tree, "step/")[0].items():
+            number, _, part = name.partition("/")
+            deltas[int(number)][1][part] = x
         snapshot, _ = trees.split(tree, "view/")
         return cls(
             snapshot=Shared.of_flat(snapshot),
             name=names[-1],
             number=int(tree["number"]),
-            deltas=deltas,
+            deltas=tuple(deltas),
             acked_N=tree["held"],
         )

@@ -17,8 +17,12 @@ from lichen.core.errors import LichenError
 from lichen.core.roster import Member, Roster
 from lichen.core.tree import digest
 from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.assemble.parts import downlink_of
 from lichen.recipes.schema.read import read_recipe, write_recipe
 from lichen.recipes.tasks.open_server import open_server, refuse_rows
+from lichen.server.lowrank.submodel import Capacity
+from lichen.transforms.downlink import Deltas, Direct
+from lichen.transforms.parse import parse_codecs
 from support.tiny_llama import recipe as chat_recipe
 from support.tiny_llama import save_model, save_rows
 
@@ -122,6 +126,17 @@ def test_a_server_side_alone_is_that_of_the_whole_recipe(tmp_path: Path) -> None
     assert digest(alone.start.flat()) == digest(whole.start.flat())
     assert (alone.classes, alone.pad, alone.capacity) == (whole.classes, whole.pad, whole.capacity)
     assert alone.roster == whole.roster
+
+
+def test_clients_that_declare_unequal_capacities_cannot_be_sent_steps_of_one_view(tmp_path: Path) -> None:
+    file, _ = digits(tmp_path, "spawned")
+    side = open_recipe(read_recipe(file, ["wire.down=[]"])).experiment.server
+    coded = replace(side, recipe=read_recipe(file, ["wire.down=[int8]"]))
+    assert downlink_of(coded) == Deltas(parse_codecs(["int8"]), agreed=True)
+    unequal = Capacity((2, 1), last_N=(None, None), scaling=1.0)
+    assert downlink_of(replace(side, capacity=unequal)) == Direct(unequal)
+    with pytest.raises(LichenError, match=r"wire.down: clients of unequal capacity"):
+        downlink_of(replace(coded, capacity=unequal))
 
 
 def test_what_needs_rows_at_the_server_says_so(tmp_path: Path) -> None:

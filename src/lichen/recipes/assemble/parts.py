@@ -31,6 +31,7 @@ from lichen.clients.training.train import Train
 from lichen.core.contracts.algorithm import ServerState
 from lichen.core.contracts.client import ClientTask, ClientWork, Source
 from lichen.core.contracts.server import Aggregator, Sampler, ServerOptimizer
+from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 from lichen.core.timing.schedule import Schedule
 from lichen.core.wire.shared import Shared
@@ -46,6 +47,7 @@ from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted, validat
 from lichen.server.schedules import Buffered, Synchronous
 from lichen.transforms.clip_change import ClipChange
 from lichen.transforms.codec import Chain
+from lichen.transforms.downlink import Deltas, Direct, Downlink
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.transform import Transform, Transformed
 from lichen.transforms.uplink import Coded
@@ -54,6 +56,7 @@ __all__ = [
     "algorithm_of",
     "client_tasks",
     "down_of",
+    "downlink_of",
     "initial_shared",
     "lr_scale",
     "sampler_of",
@@ -213,6 +216,28 @@ def down_of(recipe: Recipe) -> Chain | None:
     return parse_codecs(recipe.wire.down) if recipe.wire.down else None
 
 
+def downlink_of(server: ServerSide, *, agreed: bool = True) -> Downlink:
+    """What happens to jobs on their way to the clients.
+
+    Args:
+        server: The server's side.
+        agreed: Clients make the first tensors themselves, where changes are coded.
+
+    Raises:
+        LichenError: if changes are coded, and clients have declared unequal capacities.
+    """
+    chain = down_of(server.recipe)
+    if chain is None:
+        return Direct(server.capacity)
+    if server.capacity is not None:
+        raise LichenError(
+            "clients of unequal capacity hold no common view that steps could lead on",
+            where="wire.down",
+            fix="remove it",
+        )
+    return Deltas(chain, agreed=agreed)
+
+
 def server_of(recipe: Recipe) -> ServerOptimizer:
     """The recipe's server optimizer."""
     server, own = recipe.federation.server, recipe.method.server
@@ -306,7 +331,5 @@ def algorithm_of(server: ServerSide, lr: float, until: int) -> Average:
         # A DiLoCo worker's rate follows its own steps.
         lr_scale=(lambda _: 1.0) if fed.keep_optimizer else lr_scale(server.recipe, fed.rounds),
         base=server.model.base,
-        down=down_of(server.recipe),
-        agreed=True,
-        capacity=server.capacity,
+        downlink=downlink_of(server),
     )

@@ -10,8 +10,8 @@ Legend: P clients of a round, r rank, m rows and n columns of a layer's weight.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 from lichen.core.conventions.factor_pairs import factor_names, layers_with_factors
@@ -20,9 +20,8 @@ from lichen.core.message import Job, sizes
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.recipes.assemble.experiment import Experiment, lr_name
-from lichen.recipes.assemble.parts import algorithm_of, down_of, initial_shared, validators_of
+from lichen.recipes.assemble.parts import algorithm_of, initial_shared, validators_of
 from lichen.recipes.plan.workload import marks
-from lichen.transforms.downlink import DownlinkState
 
 __all__ = ["TrafficEstimate", "traffic"]
 
@@ -71,19 +70,6 @@ def _patch_bytes(start: Tree, rounds: int, adapters: int) -> int:
     return total if rounds else 0
 
 
-def _jobs(experiment: Experiment, job: Job) -> list[Job]:
-    """The job, or one for each capacity."""
-    if experiment.server.capacity is None:
-        return [job]
-    alike: dict[Hashable, list[int]] = {}
-    for client in job.clients:
-        alike.setdefault(experiment.server.capacity.key(client), []).append(client)
-    return [
-        replace(job, clients=tuple(some), shared=experiment.server.capacity.extract(job.shared, key))
-        for key, some in alike.items()
-    ]
-
-
 def traffic(
     experiment: Experiment, invited: Sequence[Sequence[int]], *, train_up: int, score_up: int
 ) -> TrafficEstimate:
@@ -95,22 +81,25 @@ def traffic(
         train_up: Bytes of one client's message after training.
         score_up: Bytes of one after validation.
     """
-    recipe, count = experiment.recipe, len(experiment.server.roster)
+    recipe = experiment.recipe
     # A job is called by its rate, and no one knows which will be chosen: the longest name is the most it can take.
     lr = max(recipe.optimizer.lr, key=lambda rate: len(lr_name(rate)))
     open_names = len({len(lr_name(rate)) for rate in recipe.optimizer.lr}) > 1
-    shared, chain = initial_shared(experiment.server, lr), down_of(recipe)
-    downlink = None if chain is None else DownlinkState.initial(shared, count, agreed=True)
+    algorithm = algorithm_of(experiment.server, lr, recipe.federation.rounds)
+    shared, downlink = initial_shared(experiment.server, lr), algorithm.downlink
+    state = downlink.init(shared, len(experiment.server.roster), first=True)
 
     def down(work: str, clients: Sequence[int], **settings: float) -> int:
+        """Bytes of a job that all of these clients answer."""
+        nonlocal state
         base = experiment.model.base
         sent = shared if settings else shared.for_model
         job = Job(work=work, shared=sent, version=0, clients=tuple(clients), seed=0, base=base, settings=settings)
-        if downlink is not None:
-            return sizes(downlink.job(job))
-        return sum(map(sizes, _jobs(experiment, job) if settings else [job]))
+        jobs = downlink.jobs(job, state, whole=not settings)
+        for one in jobs:
+            state = downlink.acknowledge(one, one.clients, state)
+        return sum(map(sizes, jobs))
 
-    work, algorithm = f"train {lr_name(lr)}", algorithm_of(experiment.server, lr, recipe.federation.rounds)
     grown = recipe.aggregation.patch
     adapters = max(map(len, invited)) + (grown or 0)
     _, seen = marks(experiment, recipe.federation.rounds)
@@ -118,16 +107,16 @@ def traffic(
     judges = validators_of(experiment.server)
     settings = {"lr_scale": 1.0, **({BEST: -1.0} if algorithm.personal else {})}
     for r, (who, validated) in enumerate(zip(invited, seen, strict=True), start=1):
-        sent = down(work, who, **settings)
+        sent = down(algorithm.work, who, **settings)
         up, total, plain = up + len(who) * train_up, total + sent + len(who) * patch, plain + sent
         patch = _patch_bytes(experiment.start.trainable, r, adapters) if grown is not None else 0
-        if downlink is not None and chain is not None:
-            moved = {name: x + 1 if x.is_floating_point() else x for name, x in downlink.snapshot.flat().items()}
-            downlink = downlink.acknowledge(who).advance(Shared.of_flat(moved), chain, 0)
+        if state:
+            view = downlink.snapshot(shared, state)
+            moved = {name: x + 1 if x.is_floating_point() else x for name, x in view.flat().items()}
+            state = downlink.advance(Shared.of_flat(moved), state, 0)
         if validated:
             valid_up += len(judges) * score_up
             valid_down += down(str(algorithm.valid), judges) + len(judges) * patch
-            downlink = None if downlink is None else downlink.acknowledge(judges)
     rounds, up, total = recipe.federation.rounds, up + valid_up, total + valid_down
     return TrafficEstimate(
         client_up=train_up,

@@ -31,7 +31,15 @@ from lichen.present.trace import Event
 from lichen.recipes.assemble.aggregation import local_params_of
 from lichen.recipes.assemble.column import Column, admission_of
 from lichen.recipes.assemble.experiment import lr_name, values_N
-from lichen.recipes.assemble.parts import algorithm_of, initial_shared, lr_scale, stop_of, tensors_of, trainer
+from lichen.recipes.assemble.parts import (
+    algorithm_of,
+    downlink_of,
+    initial_shared,
+    lr_scale,
+    stop_of,
+    tensors_of,
+    trainer,
+)
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.workload import alone_rounds, trial_rounds
@@ -109,7 +117,7 @@ def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) ->
     )
     scale = lr_scale(recipe, fed.rounds)
     return SemiFL(
-        replace(clients, agreed=False),
+        replace(clients, downlink=downlink_of(side, agreed=False)),
         server=server,
         seed=derive(recipe.seed, "server"),
         lr_scale=lambda r: scale(max(r, 0)),

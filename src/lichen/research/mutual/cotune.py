@@ -41,6 +41,7 @@ from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.research.mutual.alignment import Bridge
 from lichen.research.mutual.mutual import carried, distill_step, null_targets
+from lichen.transforms.downlink import WHOLE
 
 __all__ = ["CoTune", "CoTunedModel", "large_of"]
 
@@ -67,7 +68,7 @@ class CoTune:
     """FedCoLLM's round.
 
     Attributes:
-        average: The small model's rounds; it sends no codes down and validates nothing itself.
+        average: The small model's rounds; it sends all tensors whole and validates nothing itself.
         small: The small model at the server.
         large: The large one.
         start: The large one's tensors before the first round.
@@ -77,7 +78,7 @@ class CoTune:
             anything, which is what knowledge is held against.
 
     Raises:
-        LichenError: if ``average`` validates or codes what goes down.
+        LichenError: if ``average`` validates, or does not send everybody all tensors.
     """
 
     average: Average
@@ -89,11 +90,11 @@ class CoTune:
     transfer: bool = True
 
     def __post_init__(self) -> None:
-        if self.average.valid is not None or self.average.down is not None:
+        if self.average.valid is not None or self.average.downlink != WHOLE:
             raise LichenError(
-                "the average would judge or code a model that is yet to listen",
+                "the average would judge, cut or code a model that is yet to listen",
                 where="federation",
-                fix="give it valid=None and no codec down",
+                fix="give it valid=None and leave downlink out",
             )
 
     def init(self, shared: Shared) -> ServerState:
