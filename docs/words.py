@@ -57,6 +57,7 @@ WORDS = (
     Old("in_turn", "ConcatSource"),
     Old("began", "initial"),
     Old("begin_of", "initial_shared"),
+    Old("begin", "initial", only=("clients/*",), why="where a piece begins"),
     Old("held", "acked, frozen, shard_of", but=("data/sources/*", "recipes/rows/*"), why="held-out rows"),
     Old("kept", "cached, retained, saved"),
     Old("shelf", "CacheStore"),

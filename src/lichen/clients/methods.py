@@ -121,7 +121,7 @@ class ClientMethod:
         base: What ``settings.train`` steps by.
         aggregator: The method's own aggregation; None: by the recipe's rule.
         server: The method's own server optimizer; None: the recipe's.
-        begin: What the shared tensors begin as; None: the model's own.
+        initial: What the shared tensors begin as; None: the model's own.
         tensors: The model's tensors that shared ones stand for; None: themselves.
         asks_only: The model is asked for answers; it is not opened, and a finished run cannot be merged into it.
         agreed_start: Where all begin is never sent, so that clients and server must agree on it.
@@ -138,7 +138,7 @@ class ClientMethod:
     base: Literal["adamw", "sgd"] = "adamw"
     aggregator: Callable[[ClientSettings], Aggregator] | None = None
     server: Callable[[], ServerOptimizer] | None = None
-    begin: Callable[[ClientSettings], Shared] | None = None
+    initial: Callable[[ClientSettings], Shared] | None = None
     tensors: Callable[[ClientSettings, Shared], Shared] | None = None
     asks_only: bool = False
     agreed_start: bool = False
@@ -198,7 +198,7 @@ def _cma_aggregator(settings: ClientSettings) -> Aggregator:
     return Evolution(settings.weighting)
 
 
-def _kseed_begin(settings: ClientSettings) -> Shared:
+def _kseed_initial(settings: ClientSettings) -> Shared:
     from lichen.core.wire.shared import Shared
 
     return Shared(_replay(settings).shared())
@@ -210,7 +210,7 @@ def _kseed_tensors(settings: ClientSettings, shared: Shared) -> Shared:
     return Shared(_replay(settings).tree(shared.trainable))
 
 
-def _cma_begin(settings: ClientSettings) -> Shared:
+def _cma_initial(settings: ClientSettings) -> Shared:
     import torch
 
     from lichen.core.wire.shared import Shared
@@ -238,7 +238,7 @@ def _scaffold_aggregator(settings: ClientSettings) -> Aggregator:
     return controlled(Mean(settings.weighting), clients=settings.clients)
 
 
-def _scaffold_begin(settings: ClientSettings) -> Shared:
+def _scaffold_initial(settings: ClientSettings) -> Shared:
     from lichen.server.scaffold import with_controls
 
     return with_controls(settings.start)
@@ -301,7 +301,7 @@ METHODS = Family(
             ),
             base="sgd",
             aggregator=_scaffold_aggregator,
-            begin=_scaffold_begin,
+            initial=_scaffold_initial,
         ),
         ClientMethod(
             name="mezo",
@@ -321,7 +321,7 @@ METHODS = Family(
             allows=_OWN,
             aggregator=_kseed_sums,
             server=_kseed_server,
-            begin=_kseed_begin,
+            initial=_kseed_initial,
             tensors=_kseed_tensors,
             agreed_start=True,
             grows_by_steps=True,
@@ -340,7 +340,7 @@ METHODS = Family(
             ),
             allows=_OWN,
             aggregator=_cma_aggregator,
-            begin=_cma_begin,
+            initial=_cma_initial,
             asks_only=True,
         ),
     ),

@@ -134,9 +134,9 @@ def _walk(
     Who is not active has no gradient but not-a-number; with ``leave_out`` such steps do not happen, for one client.
     """
     trainable = job.shared.trainable
-    begin_C = params_C = trees.broadcast(trainable, len(clients))
-    own_C = {**step.own(begin_C), **(own_C or {})}
-    state, grads_C = step.init(job, clients, begin_C, own_C), Tree()
+    initial_C = params_C = trees.broadcast(trainable, len(clients))
+    own_C = {**step.own(initial_C), **(own_C or {})}
+    state, grads_C = step.init(job, clients, initial_C, own_C), Tree()
     for t, on in enumerate(active):
         if leave_out and not any(on):
             continue
@@ -152,7 +152,7 @@ def _walk(
         state, grads_C = after, {n: torch.where(_column(active_C, x_C), x_C, 0) for n, x_C in moved_C.items()}
         params_C = trees.sub(params_C, trees.scale(grads_C, 0.1))
     steps_C = torch.tensor(active, dtype=torch.float64).view(-1, len(clients)).sum(0)
-    sent_C, new_C = step.final(state, trees.sub(params_C, begin_C), steps_C)
+    sent_C, new_C = step.final(state, trees.sub(params_C, initial_C), steps_C)
     return {"gradients": grads_C, "sent": sent_C, "own": {**own_C, **new_C}}
 
 

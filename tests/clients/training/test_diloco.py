@@ -287,8 +287,8 @@ def test_a_dropped_worker_goes_on_from_its_own_and_counts_for_nothing() -> None:
         torch.testing.assert_close(x, message.tensors[name][~lost].mean(0), rtol=0, atol=1e-11)
     shared = {n: x + 1 for n, x in Deep().init(0).items()}
     work = Worker(Train(Deep(), optimizer=ADAMW), drop=0.5)
-    begin_C = work.init(job(shared, clients, version=1, seed=9), clients, own).train.params_C
-    for name, x_C in begin_C.items():
+    initial_C = work.init(job(shared, clients, version=1, seed=9), clients, own).train.params_C
+    for name, x_C in initial_C.items():
         for c in clients:
             assert torch.equal(x_C[c], own[f"params/{name}"][c] if lost[c] else shared[name])
     late_C = work.init(job(shared, clients, version=2, seed=9), clients, own).train.params_C

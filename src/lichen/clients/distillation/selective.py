@@ -176,7 +176,7 @@ class Selective:
             LichenError: if a row to judge by has no place for an answer, or as :class:`Train` does.
         """
         inner = self.inner.init(job, clients, own_C)
-        params_C = {**inner.begin_C, **inner.frozen_C}
+        params_C = {**inner.initial_C, **inner.frozen_C}
         zero_CK = torch.zeros(len(clients), self.inner.model.classes or 0, dtype=torch.float64)
         counts = dict.fromkeys(("rows", "teacher", "own"), zero_CK.to(next(iter(params_C.values())).device))
         # One client after the other: these rows are few, and their shapes need not match.

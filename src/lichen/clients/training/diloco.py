@@ -210,19 +210,19 @@ class Worker:
         else:
             optimizer = state.optimizer
         fragment = self._fragment_of(state)
-        begin_C = state.shared_C
+        initial_C = state.shared_C
         if self._keeps_params and mine_C and since_C is not None:
-            trees.check_same(mine_C, begin_C, where="private state")
+            trees.check_same(mine_C, initial_C, where="private state")
             goes_on = self._goes_on(since_C, job.version)
-            begin_C = {name: _choose(goes_on[fragment[name]], mine_C[name], x_C) for name, x_C in begin_C.items()}
-        chain = GradientChain(self.inner.gradient_steps).init(job, clients, begin_C, state.own)
+            initial_C = {name: _choose(goes_on[fragment[name]], mine_C[name], x_C) for name, x_C in initial_C.items()}
+        chain = GradientChain(self.inner.gradient_steps).init(job, clients, initial_C, state.own)
         state = replace(
             state,
-            begin_C=begin_C,
-            params_C=begin_C,
+            initial_C=initial_C,
+            params_C=initial_C,
             chain=chain,
             optimizer=optimizer,
-            begin_optimizer=optimizer,
+            initial_optimizer=optimizer,
         )
         return WorkerState(train=state)
 
@@ -258,11 +258,11 @@ class Worker:
             metrics["dropped"] = lost_C.to(torch.float64)
             metrics["failed"] = metrics["failed"] + metrics["dropped"]
         weight_C = torch.where(lost_C, torch.zeros_like(message.weight_C), message.weight_C)
-        own_C = trees.join("opt/", _settled(finite_C, inner.optimizer, inner.begin_optimizer), inner.retained)
+        own_C = trees.join("opt/", _settled(finite_C, inner.optimizer, inner.initial_optimizer), inner.retained)
         if inner.own:  # a lost answer told the server nothing of what gradient steps have learned
             own_C = trees.join("step/", _settled(~lost_C, trees.split(inner_own or {}, "step/")[0], inner.own), own_C)
         if self._keeps_params:
-            own_C = trees.join("params/", _settled(finite_C, inner.params_C, inner.begin_C), own_C)
+            own_C = trees.join("params/", _settled(finite_C, inner.params_C, inner.initial_C), own_C)
             own_C[_SINCE] = torch.full_like(lost_C, inner.job.version, dtype=torch.int64) + lost_C
         return replace(message, tensors=tensors, metrics=metrics, weight_C=weight_C), own_C
 

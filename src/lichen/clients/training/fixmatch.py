@@ -84,14 +84,14 @@ class FixMatchState:
     Attributes:
         inner: The training's.
         step: Steps so far.
-        begin_CR: The table as it came, int32; ``(C, 0)`` where none is kept.
+        initial_CR: The table as it came, int32; ``(C, 0)`` where none is kept.
         table_CR: As for :func:`thresholds_CK`.
         sums: ``(C,)`` float64: ``unlabelled`` rows seen, and how many of them got a ``pseudo`` label.
     """
 
     inner: TrainState
     step: int
-    begin_CR: Tensor
+    initial_CR: Tensor
     table_CR: Tensor
     sums: Tree
 
@@ -165,7 +165,7 @@ class FixMatch:
         return FixMatchState(
             inner=self.inner.init(job, clients, own or None),
             step=0,
-            begin_CR=table_CR,
+            initial_CR=table_CR,
             table_CR=table_CR,
             sums={name: torch.zeros(len(clients), dtype=torch.float64) for name in ("unlabelled", "pseudo")},
         )
@@ -222,7 +222,7 @@ class FixMatch:
 
     def _found(self, inner: TrainState, weak: Batch, free_CB: Tensor) -> tuple[Tensor, Tensor]:
         """``(chance_CB, label_CB)`` on the host: the likeliest class of each row, by model or teacher."""
-        answering = inner.params_C if self.by == "now" else inner.begin_C
+        answering = inner.params_C if self.by == "now" else inner.initial_C
         with torch.no_grad():
             logits_CBK = self.inner.model.logits({**answering, **inner.frozen_C}, inner.fixed, weak)
             pairs = [x_BK.float().softmax(-1).max(-1) for x_BK in logits_CBK]
@@ -272,7 +272,7 @@ class FixMatch:
         if self.rows is None:
             return message, own_C
         finite_C1 = (message.metrics["failed"].cpu() == 0).unsqueeze(1)
-        table_CR = torch.where(finite_C1, state.table_CR, state.begin_CR)
+        table_CR = torch.where(finite_C1, state.table_CR, state.initial_CR)
         return message, trees.join("semi/", {"table": table_CR}, own_C or {})
 
 

@@ -137,7 +137,7 @@ class FedKSeed:
         stray = sorted(trainable.keys() - {SUMS})
         if stray:
             raise LichenError(f"{stray[0]!r} comes beside the seed sums", where="job", fix="share the sums alone")
-        begin = self.replay.tree(trainable)
+        initial = self.replay.tree(trainable)
         count, each = len(clients), self.steps
         chosen = tuple(
             tuple(numpy_generator(job.seed, client, "kseed").integers(self.replay.count, size=each).tolist())
@@ -146,7 +146,7 @@ class FedKSeed:
         return FedKSeedState(
             job=job,
             clients=tuple(clients),
-            params_C={n: x[None] for n, x in begin.items()} if count == 1 else trees.broadcast(begin, count),
+            params_C={n: x[None] for n, x in initial.items()} if count == 1 else trees.broadcast(initial, count),
             fixed=fixed,
             chosen=chosen,
             index_Ct=torch.full((count, each), -1, dtype=self._narrow),

@@ -62,8 +62,8 @@ class TrainState:
         job: What was asked.
         clients: Roster indices.
         shared_C: Trained tensors as the job brought them, ``(C, ...)``.
-        begin_C: Where these clients began: ``shared_C``, or their own.
-        begin_optimizer: The optimizer's state there.
+        initial_C: Where these clients began: ``shared_C``, or their own.
+        initial_optimizer: The optimizer's state there.
         params_C: Trained tensors now.
         optimizer: The optimizer's state now.
         frozen_C: Trainable tensors that nobody trains here.
@@ -80,8 +80,8 @@ class TrainState:
     job: Job
     clients: tuple[int, ...]
     shared_C: Tree
-    begin_C: Tree
-    begin_optimizer: Tree
+    initial_C: Tree
+    initial_optimizer: Tree
     params_C: Tree
     optimizer: Tree
     frozen_C: Tree
@@ -165,14 +165,14 @@ class Train:
         count = len(clients)
         own, retained = self._own(trees.expand(trainable, count), own_C)
         shared_C = trees.broadcast(trained, count)
-        begin_C, optimizer = shared_C, self.optimizer.init(shared_C)
+        initial_C, optimizer = shared_C, self.optimizer.init(shared_C)
         frozen_C = trees.broadcast(frozen_params, count)
         if self.local_params and not self.personal:
             mine = personal_C({n: x for n, x in trainable.items() if n.endswith(self.local_params)}, own_C, count)
-            begin_C = {name: mine.get(name, x_C) for name, x_C in shared_C.items()}
+            initial_C = {name: mine.get(name, x_C) for name, x_C in shared_C.items()}
             frozen_C = {name: mine.get(name, x_C) for name, x_C in frozen_C.items()}
         if self.personal:
-            begin_C = personal_C(trained, own_C, count)
+            initial_C = personal_C(trained, own_C, count)
             before, _ = trees.split(retained, "opt/")
             if before:
                 trees.check_same(before, optimizer, where="private state")
@@ -182,13 +182,13 @@ class Train:
             job=job,
             clients=tuple(clients),
             shared_C=shared_C,
-            begin_C=begin_C,
-            begin_optimizer=optimizer,
-            params_C=begin_C,
+            initial_C=initial_C,
+            initial_optimizer=optimizer,
+            params_C=initial_C,
             optimizer=optimizer,
             frozen_C=frozen_C,
             fixed=fixed,
-            chain=GradientChain(self.gradient_steps).init(job, clients, begin_C, own),
+            chain=GradientChain(self.gradient_steps).init(job, clients, initial_C, own),
             own=own,
             retained=retained,
             sums=dict.fromkeys(("loss_sum", "count", "tokens", "steps"), zero_C),
@@ -279,8 +279,8 @@ class Train:
         own, extra_C = dict(state.own), Tree()
         if self.gradient_steps and (own or not self.personal):
             # Where all begin at the shared tensors and send all, their change is what they send.
-            plain = state.begin_C is state.shared_C and tensors.keys() == state.params_C.keys()
-            delta_C = tensors if plain else trees.sub(state.params_C, state.begin_C)
+            plain = state.initial_C is state.shared_C and tensors.keys() == state.params_C.keys()
+            delta_C = tensors if plain else trees.sub(state.params_C, state.initial_C)
             extra_C, own_after = GradientChain(self.gradient_steps).final(state.chain, delta_C, state.sums["steps"])
             own |= own_after
             if both := tensors.keys() & extra_C.keys():
@@ -292,11 +292,11 @@ class Train:
         tensors = _where(finite_C, tensors, trees.zeros_like(tensors))
         own_C: Tree | None = None
         if self.personal:
-            params_C = _where(finite_C, state.params_C, state.begin_C)
-            optimizer = _where(finite_C, state.optimizer, state.begin_optimizer)
+            params_C = _where(finite_C, state.params_C, state.initial_C)
+            optimizer = _where(finite_C, state.optimizer, state.initial_optimizer)
             own_C = trees.join("params/", params_C, trees.join("opt/", optimizer, state.retained))
         elif mine:
-            retained_C = _where(finite_C, state.params_C, state.begin_C)
+            retained_C = _where(finite_C, state.params_C, state.initial_C)
             own_C = trees.join("params/", {name: retained_C[name] for name in mine}, state.retained)
         if own:
             own_C = trees.join("step/", _where(finite_C, own, state.own), own_C or state.retained)

@@ -138,8 +138,8 @@ def settings_of(server: ServerSide, lr: float) -> ClientSettings:
 
 def initial_shared(server: ServerSide, lr: float) -> Shared:
     """What the server's shared tensors begin as."""
-    begin = server.recipe.method.begin
-    return server.start if begin is None else begin(settings_of(server, lr))
+    initial = server.recipe.method.initial
+    return server.start if initial is None else initial(settings_of(server, lr))
 
 
 def tensors_of(server: ServerSide, lr: float, shared: Shared) -> Shared:

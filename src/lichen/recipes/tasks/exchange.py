@@ -159,7 +159,7 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, observer:
     engines: dict[float, LocalEngine] = {}
     admissions: dict[float, Admission] = {}
 
-    def begin() -> Shared:
+    def initial() -> Shared:
         starts = {arch: experiment.start.trainable for arch, experiment in heterogeneous.experiments.items()}
         return join_architectures(starts) if fused else Shared()
 
@@ -177,7 +177,7 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, observer:
         states[lr] = run(
             _algorithm(heterogeneous, lr, until, admissions[lr]),
             engines[lr],
-            begin,
+            initial,
             rounds=until,
             seed=derive(recipe.seed, "run"),
             checkpoint=folder.checkpoint("federated", grid),
