@@ -19,7 +19,7 @@ from lichen.core.tree import Tree, split, to_device
 from lichen.models.adapters.kind import Spec
 from lichen.models.client_axis import clients_of, map_clients, one_client
 from lichen.models.cohort import Cohort, flat_inputs
-from lichen.models.independence import running
+from lichen.models.findings import Recall, anew
 from lichen.models.objectives import NextToken
 from lichen.models.packed_cohort import hidden_of
 from lichen.models.packing.packing import pack_rows
@@ -42,13 +42,14 @@ class CausalCohort(Cohort):
         packed: Where clients share a call: without padding; None: if the model can.
         chunk: Labelled positions the output layer sees at once.
         prove: Check at once that no client's rows touch another's.
+        recall: Remembers what was found of the same model before.
 
     Raises:
         LichenError: if the adapter does not fit the model, the model mixes rows, or packing is asked
             for and it cannot be packed.
     """
 
-    __slots__ = ("_chunk", "_head", "_plain")
+    __slots__ = ("_chunk", "_head")
 
     def __init__(
         self,
@@ -60,14 +61,13 @@ class CausalCohort(Cohort):
         packed: bool | None = None,
         chunk: int = 1024,
         prove: bool = True,
+        recall: Recall = anew,
     ) -> None:
         super().__init__(model, adapter, name, objective=NextToken(), reference=reference)
         self._chunk = chunk
         names = {id(layer): path for path, layer in self.wrapped.model.named_modules()}
         self._head = names[id(self.wrapped.model.get_output_embeddings())]
-        with running(self.wrapped.model):
-            self._plain = self._is_plain()
-        self._admit(packed, prove=prove)
+        self._admit(packed, prove=prove, recall=recall)
 
     def _is_plain(self) -> bool:
         """Whether logits are the output layer of the hidden states, with no cap or factor after it."""
@@ -126,7 +126,7 @@ class CausalCohort(Cohort):
         clients, rows, width = batch["input_ids_CBT"].shape
         next_CBT = batch["labels_CBT"][:, :, 1:]
         inputs: dict[str, Any] = {**flat_inputs(batch), "use_cache": False}
-        if self._plain:
+        if self.plain:
             out = self.wrapped.call(trainable_C, fixed, part=self._backbone, **inputs)[0]
         else:
             out = self.wrapped.call(trainable_C, fixed, **inputs).logits
@@ -134,12 +134,12 @@ class CausalCohort(Cohort):
         positions = []
         for c in range(clients):
             chosen = (next_CBT[c] != -100) & batch["active_C"][c]
-            head = self._head_of(trainable_C, fixed, c) if self._plain else lambda logits: logits
+            head = self._head_of(trainable_C, fixed, c) if self.plain else lambda logits: logits
             positions.append(TokenPositions(out_CBTH[c][chosen], next_CBT[c][chosen], head))
         return positions
 
     def _packed(self, trainable_C: Tree, fixed: Tree, batch: Batch, *, of_rows: bool) -> tuple[Tensor, Tensor]:
-        if not self._plain:
+        if not self.plain:
             raise LichenError("logits are changed after the output layer", where=self.name, fix="use padded rows")
         pack = pack_rows(batch, to_label=True, device=self.wrapped.model.device)
         clients, counts = len(pack.labels), list(pack.labels)

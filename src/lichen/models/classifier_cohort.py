@@ -15,6 +15,7 @@ from lichen.models.adapters.kind import Spec
 from lichen.models.client_axis import map_clients
 from lichen.models.cohort import Cohort, flat_inputs
 from lichen.models.ends import with_one_end
+from lichen.models.findings import Recall, anew
 from lichen.models.objectives import Classification, RowObjective
 from lichen.models.packed_cohort import call_with_hidden, hidden_of
 from lichen.models.packing.packing import pack_rows
@@ -35,6 +36,7 @@ class ClassifierCohort(Cohort):
         packed: Where clients share a call: without padding; None: if the model can.
         objective: What its outputs are held against; None: they are logits of classes.
         prove: Check at once that no client's rows touch another's.
+        recall: Remembers what was found of the same model before.
 
     Raises:
         LichenError: if the adapter does not fit the model, the model mixes rows, or packing is asked
@@ -53,10 +55,14 @@ class ClassifierCohort(Cohort):
         packed: bool | None = None,
         objective: RowObjective | None = None,
         prove: bool = True,
+        recall: Recall = anew,
     ) -> None:
         self._rows: RowObjective = objective or Classification(int(model.config.num_labels))
         super().__init__(model, adapter, name, objective=self._rows, reference=reference)
-        self._admit(packed, prove=prove)
+        self._admit(packed, prove=prove, recall=recall)
+
+    def _is_plain(self) -> bool:
+        return True  # its logits are asked for whole
 
     def _run(
         self, trainable_C: Tree, fixed: Tree, batch: Batch, *, reference: bool, packed: bool, of_rows: bool

@@ -21,6 +21,7 @@ from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, digest
 from lichen.models.adapters.kind import Spec
 from lichen.models.adapters.wrap import Wrapped, wrap
+from lichen.models.findings import Findings, Recall, behind
 from lichen.models.independence import prove_independent, running
 from lichen.models.loading.load import frozen_eval
 from lichen.models.packed_cohort import base_of, make_packable, why_not_packed
@@ -48,6 +49,7 @@ class Cohort(ABC):
 
     Attributes:
         wrapped: The model with places for the clients' tensors.
+        adapter: What is trained.
         name: The model's name in groups and messages.
         objective: What it is scored by.
         base: Digest of the frozen weights.
@@ -55,11 +57,13 @@ class Cohort(ABC):
         reference: One call a client.
         packed: Clients that share a call do so without padding.
         alone: Because of what every client has a call of its own, whatever was asked for; else None.
+        plain: Logits are the output layer of the hidden states, with no cap or factor after it.
         prefix: What keeps the frozen layers' output, where there are some below the lowest that is trained.
     """
 
     __slots__ = (
         "_backbone",
+        "adapter",
         "alone",
         "base",
         "classes",
@@ -67,6 +71,7 @@ class Cohort(ABC):
         "name",
         "objective",
         "packed",
+        "plain",
         "prefix",
         "reference",
         "wrapped",
@@ -75,10 +80,12 @@ class Cohort(ABC):
     alone: str | None
     prefix: FrozenPrefix | None
     packed: bool
+    plain: bool
 
     def __init__(self, model: Any, adapter: Spec, name: str, *, objective: Objective, reference: bool | None) -> None:
         frozen_eval(model)
         self.wrapped: Wrapped = wrap(model, adapter)
+        self.adapter = adapter
         self.name = name
         self.objective, self.classes = objective, objective.classes
         self.base = digest(self.wrapped.frozen())
@@ -86,26 +93,36 @@ class Cohort(ABC):
         self.reference = model.device.type == "cpu" if reference is None else reference
         self._backbone = base_of(self.wrapped)
 
-    def _admit(self, packed: bool | None, *, prove: bool) -> None:
+    def _admit(self, packed: bool | None, *, prove: bool, recall: Recall) -> None:
         """Make it packable, find out whether it then is, and that clients do not touch each other.
 
         Raises:
             LichenError: if packing is asked for and cannot be, or the model mixes rows.
         """
-        self.prefix = make_packable(self.wrapped)
-        self.packed = False
-        if packed is not False and not self.reference:
+        self.prefix, self.packed = make_packable(self.wrapped), False
+        packs = packed is not False and not self.reference
+
+        def find() -> Findings:
             with running(self.wrapped.model):
-                reason = why_not_packed(self)
-            if packed and reason is not None:
-                raise LichenError(
-                    f"its rows cannot be packed: {reason}", where=self.name, fix="set engine.packing: false"
-                )
-            self.packed = reason is None
-        with running(self.wrapped.model):
-            self.alone = prove_independent(self) if prove else None
-        if self.alone is not None:
-            self.reference, self.packed = True, False
+                self.plain = self._is_plain()
+                padded = why_not_packed(self) if packs else None
+                self.packed = packs and padded is None
+                alone = prove_independent(self) if prove else None
+            return Findings(plain=self.plain, padded=padded, alone=alone)
+
+        facts = behind(self.wrapped.model, self.base, self.adapter, packs, prove, objective=self.objective)
+        found = recall(facts, find)
+        self.plain, self.alone = found.plain, found.alone
+        self.packed = packs and found.padded is None and found.alone is None
+        self.reference = self.reference or found.alone is not None
+        if packed and found.padded is not None:
+            raise LichenError(
+                f"its rows cannot be packed: {found.padded}", where=self.name, fix="set engine.packing: false"
+            )
+
+    @abstractmethod
+    def _is_plain(self) -> bool:
+        """Whether logits are the output layer of the hidden states, with no cap or factor after it."""
 
     def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
         """``(loss_C, count_C)``: summed over labelled next tokens, or rows with a label or an answer; and their number.

@@ -72,6 +72,7 @@ def items(home: Path | None = None) -> list[Item]:
         _item("answers of foundation models", True, home / "answers", _ANSWER, deep=True),
         *(_whole("a model with words of private rows", True, path) for path in _named(home / "private", _SCRATCH)),
         _item("rows of public data", False, home / "prepared", _PREPARED),
+        _item("what was found of models", False, home / "findings", _PREPARED),
         *(_whole("a model drawn from nothing", False, path) for path in _named(home, _SCRATCH)),
         *(_whole("a model read from a GGUF file", False, path) for path in _named(home, _GGUF)),
         *(_whole(_entry(path), False, path) for path in _named(home, _ENTRY)),
@@ -94,7 +95,7 @@ def clear(group: Group, home: Path | None = None) -> int:
             for path in item.paths:
                 _remove(path)
             freed += item.bytes
-    own = (home / "private" / "prepared", home / "private", home / "prepared")
+    own = (home / "private" / "prepared", home / "private", home / "prepared", home / "findings")
     for folder in (*own, *_pairs(home / "answers"), home / "answers"):
         with suppress(OSError):
             folder.rmdir()  # only an empty one goes

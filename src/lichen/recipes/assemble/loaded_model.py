@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, final
 
+import torch
+
 from lichen.core.contracts.model import CohortModel
 from lichen.core.seeds import derive
+from lichen.core.tree import Tree
+from lichen.data.sources.cache import keep, key_of
 from lichen.data.sources.catalog import resolve_model
+from lichen.data.sources.entries import cache_dir
 from lichen.fm.local import LocalFM
 from lichen.fm.soft_prompt import SoftPrompt
 from lichen.models.adapters.whole_layers import came_with_head, head_layers, lacked_layers, within
 from lichen.models.causal_cohort import CausalCohort
 from lichen.models.classifier_cohort import ClassifierCohort
+from lichen.models.findings import Findings, Recall, anew
 from lichen.models.full import FullCausal, FullClassifier
 from lichen.models.loading.load import base_digest, load_encoder
 from lichen.models.loading.named_head import base_names, has_named_head, in_base_order
@@ -85,7 +92,8 @@ def load_model(
     else:
         tokenizer = load_encoder(resolve_model(STUDENT_TOKENIZER))[1]
         return LoadedModel(model=None, foundation=None, tokenizer=tokenizer, classes=classes)
-    model = _cohort(recipe, foundation, tokenizer, classes, padded=padded)
+    recall = remembered if keep_private or section.scratch is None else anew
+    model = _cohort(recipe, foundation, tokenizer, classes, padded=padded, recall=recall)
     notes += _notes(recipe, foundation, model)
     return LoadedModel(model=model, foundation=foundation, tokenizer=tokenizer, classes=classes, notes=tuple(notes))
 
@@ -116,7 +124,9 @@ def _classifier(
     return model, tokenizer, tuple(labels), notes
 
 
-def _cohort(recipe: Recipe, foundation: Any, tokenizer: Any, classes: Sequence[str], *, padded: bool) -> CohortModel:
+def _cohort(
+    recipe: Recipe, foundation: Any, tokenizer: Any, classes: Sequence[str], *, padded: bool, recall: Recall
+) -> CohortModel:
     """The model of C clients around a loaded one.
 
     Raises:
@@ -139,11 +149,27 @@ def _cohort(recipe: Recipe, foundation: Any, tokenizer: Any, classes: Sequence[s
     spec = spec_of(recipe, foundation)
     model: CausalCohort | ClassifierCohort
     if recipe.writes:
-        model = CausalCohort(foundation, adapter=spec, name=name, reference=padded)
+        model = CausalCohort(foundation, adapter=spec, name=name, reference=padded, recall=recall)
     else:
         objective = objective_of(recipe, classes)
-        model = ClassifierCohort(foundation, adapter=spec, name=name, reference=padded, objective=objective)
+        model = ClassifierCohort(
+            foundation, adapter=spec, name=name, reference=padded, objective=objective, recall=recall
+        )
     return model.checkpointed() if recipe.engine.gradient_checkpointing else model
+
+
+def remembered(facts: tuple[object, ...], find: Callable[[], Findings]) -> Findings:
+    """What was found of a model before, from the cache folder; else found now, and kept there."""
+    if not facts:
+        return find()
+
+    def write(found: Findings) -> Tree:
+        return {"findings": torch.frombuffer(bytearray(json.dumps(asdict(found)).encode()), dtype=torch.uint8)}
+
+    def read(tree: Tree) -> Findings:
+        return Findings(**json.loads(tree["findings"].numpy().tobytes()))
+
+    return keep(key_of("findings", *facts), find, write=write, read=read, folder=cache_dir() / "findings")
 
 
 def _notes(recipe: Recipe, model: Any, cohort: CohortModel) -> list[str]:
