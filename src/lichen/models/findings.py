@@ -29,7 +29,7 @@ class Findings:
 
     Attributes:
         plain: Logits are the output layer of the hidden states, with no cap or factor after it.
-        padded: Why its rows cannot be packed; None: they can, or nobody asked.
+        padded: Why its rows cannot be packed; None: they can, or need not.
         alone: Because of what every client has a call of its own; None: clients may share one.
     """
 
@@ -48,13 +48,13 @@ def anew(behind: tuple[object, ...], find: Callable[[], Findings]) -> Findings:
     return find()
 
 
-def behind(model: Any, base: str, *asked: object, objective: Objective) -> tuple[object, ...]:
+def behind(model: Any, base: str, *wanted: object, objective: Objective) -> tuple[object, ...]:
     """Whatever decides what is found: weights, structure, adapter, libraries, code and processor.
 
     Args:
         model: The wrapped one.
         base: Digest of its frozen weights.
-        asked: The adapter, and what is to be found.
+        wanted: The adapter, and what is to be found.
         objective: What its outputs are held against.
 
     Returns:
@@ -67,7 +67,7 @@ def behind(model: Any, base: str, *asked: object, objective: Objective) -> tuple
 
     return (
         base,
-        *asked,
+        *wanted,
         (kind.__qualname__, objective.classes),
         (type(model).__qualname__, model.dtype, getattr(model.config, "_attn_implementation", None)),
         model.config.to_json_string(use_diff=False),
