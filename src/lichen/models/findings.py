@@ -48,13 +48,13 @@ def anew(behind: tuple[object, ...], find: Callable[[], Findings]) -> Findings:
     return find()
 
 
-def behind(model: Any, base: str, *wanted: object, objective: Objective) -> tuple[object, ...]:
+def behind(model: Any, base: str, *setup: object, objective: Objective) -> tuple[object, ...]:
     """Whatever decides what is found: weights, structure, adapter, libraries, code and processor.
 
     Args:
         model: The wrapped one.
         base: Digest of its frozen weights.
-        wanted: The adapter, and what is to be found.
+        setup: The adapter, and what is to be found.
         objective: What its outputs are held against.
 
     Returns:
@@ -67,7 +67,7 @@ def behind(model: Any, base: str, *wanted: object, objective: Objective) -> tupl
 
     return (
         base,
-        *wanted,
+        *setup,
         (kind.__qualname__, objective.classes),
         (type(model).__qualname__, model.dtype, getattr(model.config, "_attn_implementation", None)),
         model.config.to_json_string(use_diff=False),
