@@ -123,7 +123,7 @@ def run_cell(task: Task, seed: int) -> dict[str, Any]:
                 raise RuntimeError("the weights are not this model's")
             seeds = [derive(seed, "write", number, i) for i in range(task.rows)]
             prompts = [str(tokenizer.eos_token)] * task.rows
-            wrote = LocalFM(bare, tokenizer, batch=250).generate(prompts, seeds=seeds, most=task.most)
+            wrote = LocalFM(bare, tokenizer, batch=250).generate(prompts, seeds=seeds, max_new_tokens=task.most)
             wrote = [text for text in wrote if text.strip()]
             one = {"generation": number, "learned_from": len(texts), "wrote": len(wrote),
                    "perplexity": judge(model, weights, [apart]), "distinct": distinct(wrote)}  # fmt: skip

@@ -93,7 +93,7 @@ def main() -> None:
         scores = fm.score(prompts, [words] * len(prompts)).tolist()
         seconds, read = time.perf_counter() - begin, fm.usage.tokens_in
         begin, before = time.perf_counter(), fm.usage.tokens_out
-        texts = fm.generate(["A dress that"] * 4, seeds=range(4), most=32)
+        texts = fm.generate(["A dress that"] * 4, seeds=range(4), max_new_tokens=32)
         pace = (fm.usage.tokens_out - before) / (time.perf_counter() - begin)
     with serving(sys.argv[1], embedding=True) as url:
         shape = tuple(HttpFM(Endpoint(url=url, model="smollm2")).embed(prompts).shape)

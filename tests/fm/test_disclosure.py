@@ -25,8 +25,8 @@ def everything_plain(fm: Any) -> list[Any]:
     return [
         fm.score(PROMPTS, [CHOICES] * 4),
         fm.answer(PROMPTS, CHOICES),
-        fm.generate(PROMPTS, seeds=seeds, most=9, temperature=1.0),
-        fm.generate(PROMPTS, seeds=seeds, most=64, temperature=0),
+        fm.generate(PROMPTS, seeds=seeds, max_new_tokens=9, temperature=1.0),
+        fm.generate(PROMPTS, seeds=seeds, max_new_tokens=64, temperature=0),
         fm.embed(PROMPTS),
     ]
 

@@ -44,7 +44,7 @@ class Counting:
 
     def generate(self, prompts: Sequence[str], *, seeds: Sequence[int], **settings: Any) -> list[str]:
         self._note(prompts)
-        return [f"{p}/{s}/{settings['most']}/{settings['temperature']}" for p, s in zip(prompts, seeds, strict=True)]
+        return [f"{p}/{s}/{settings['max_new_tokens']}/{settings['temperature']}" for p, s in zip(prompts, seeds, strict=True)]
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         self._note(texts)
@@ -59,7 +59,7 @@ def everything(cached_model: Any) -> list[Any]:
     return [
         cached_model.score(PROMPTS, [CHOICES] * 4),
         cached_model.answer(PROMPTS, CHOICES),
-        cached_model.generate(PROMPTS, seeds=[1, 2, 3, 4], most=9),
+        cached_model.generate(PROMPTS, seeds=[1, 2, 3, 4], max_new_tokens=9),
         cached_model.generate(PROMPTS, seeds=[1, 2, 3, 4], temperature=0),
         cached_model.embed(PROMPTS),
     ]
@@ -85,11 +85,11 @@ def test_a_shelf_answers_as_the_model_did_and_then_without_it(tmp_path: Path) ->
     plain = Counting()
     for a, b in zip((plain.score(PROMPTS, [CHOICES] * 4), plain.embed(PROMPTS)), (first[0], first[4]), strict=True):
         assert torch.equal(a, b)
-    assert first[2] == plain.generate(PROMPTS, seeds=[1, 2, 3, 4], most=9, temperature=1.0)
+    assert first[2] == plain.generate(PROMPTS, seeds=[1, 2, 3, 4], max_new_tokens=9, temperature=1.0)
 
 
 def test_every_file_says_where_it_comes_from(tmp_path: Path) -> None:
-    CachedModel(Counting(), tmp_path).generate(PROMPTS, seeds=[1, 2, 3, 4], most=9, stop=("x",))
+    CachedModel(Counting(), tmp_path).generate(PROMPTS, seeds=[1, 2, 3, 4], max_new_tokens=9, stop=("x",))
     files = [json.loads(file.read_text()) for file in tmp_path.rglob("*.json")]
     assert len(files) == 4
     for file in files:
@@ -107,13 +107,20 @@ def test_other_weights_settings_and_texts_are_other_requests(tmp_path: Path) -> 
     asked: dict[str, Any] = {
         "prompts": ["p"],
         "seeds": [1],
-        "most": 4,
+        "max_new_tokens": 4,
         "temperature": 1.0,
         "top_p": 0.9,
         "stop": ("a",),
     }
     cached_model.generate(**asked)
-    for more in ({"prompts": ["q"]}, {"seeds": [2]}, {"most": 5}, {"temperature": 0.9}, {"top_p": 1.0}, {"stop": ()}):
+    for more in (
+        {"prompts": ["q"]},
+        {"seeds": [2]},
+        {"max_new_tokens": 5},
+        {"temperature": 0.9},
+        {"top_p": 1.0},
+        {"stop": ()},
+    ):
         cached_model.generate(**{**asked, **more})
     assert fm.usage.calls == 7
     other = Counting()

@@ -34,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 @pytest.mark.parametrize("ask", ["first", "chat", "text"])
 def test_texts_are_those_of_the_model_behind(tiny: tuple[Any, Any], ask: Any) -> None:
     local = LocalFM(*tiny, chat=ask != "first")
-    settings: dict[str, Any] = {"most": 6, "temperature": 0.9, "top_p": 0.8}
+    settings: dict[str, Any] = {"max_new_tokens": 6, "temperature": 0.9, "top_p": 0.8}
     whole = local.generate(PROMPTS, seeds=[1, 2, 3], **settings)
     stop = [f"no-{n}" for n in range(5)] + [whole[0].split()[2]]  # the one that counts is not sent: four are
     with answering(*tiny) as (url, told):
@@ -51,12 +51,12 @@ def test_texts_are_those_of_the_model_behind(tiny: tuple[Any, Any], ask: Any) ->
 def test_a_written_text_is_kept_with_its_settings_in_the_key(tiny: tuple[Any, Any], tmp_path: Path) -> None:
     with answering(*tiny) as (url, told):
         endpoint = Endpoint(url=url, model="tiny", cache=tmp_path)
-        first = HttpFM(endpoint).generate(PROMPTS, seeds=[1, 2, 3], most=5)
+        first = HttpFM(endpoint).generate(PROMPTS, seeds=[1, 2, 3], max_new_tokens=5)
         again = HttpFM(endpoint)
-        assert again.generate(PROMPTS, seeds=[1, 2, 3], most=5) == first
+        assert again.generate(PROMPTS, seeds=[1, 2, 3], max_new_tokens=5) == first
         assert (again.usage.calls, again.usage.cached, len(told.bodies)) == (0, 3, 3)
-        for more in ({"seeds": [4]}, {"most": 4}, {"temperature": 0.5}, {"top_p": 0.5}, {"stop": ("w1",)}):
-            again.generate(PROMPTS[:1], **{"seeds": [1], "most": 5, **more})
+        for more in ({"seeds": [4]}, {"max_new_tokens": 4}, {"temperature": 0.5}, {"top_p": 0.5}, {"stop": ("w1",)}):
+            again.generate(PROMPTS[:1], **{"seeds": [1], "max_new_tokens": 5, **more})
         assert len(told.bodies) == 8
     kept = [json.loads(file.read_text()) for file in tmp_path.rglob("*.json")]
     assert {one["asked"]["prompt"] for one in kept} == set(PROMPTS)
@@ -86,7 +86,7 @@ def test_answers_are_those_of_the_model_behind(tiny: tuple[Any, Any]) -> None:
 
 
 def test_without_probabilities_an_endpoint_is_asked_in_words(tiny: tuple[Any, Any]) -> None:
-    said = LocalFM(*tiny, chat=True).generate(PROMPTS, seeds=[0] * 3, most=8 + 4, temperature=0)
+    said = LocalFM(*tiny, chat=True).generate(PROMPTS, seeds=[0] * 3, max_new_tokens=8 + 4, temperature=0)
     (first, *_) = said[0].split()
     with answering(*tiny) as (url, told):
         fm = HttpFM(Endpoint(url=url, model="tiny", ask="text"))
@@ -109,7 +109,9 @@ def test_everything_survives_a_fifth_of_the_calls_failing(tiny: tuple[Any, Any],
             url=url, model="tiny", top=46, timeout=0.4, pause=0.001, max_retries=9, concurrency=4, batch=2
         )
         fm = HttpFM(endpoint)
-        assert fm.generate(prompts, seeds=range(24), most=5) == local.generate(prompts, seeds=range(24), most=5)
+        assert fm.generate(prompts, seeds=range(24), max_new_tokens=5) == local.generate(
+            prompts, seeds=range(24), max_new_tokens=5
+        )
         torch.testing.assert_close(fm.embed(prompts), local.embed(prompts), rtol=0, atol=1e-6)
         torch.testing.assert_close(fm.answer(prompts, CHOICES), local.answer(prompts, CHOICES), rtol=0, atol=1e-5)
     assert told.failed > 5
@@ -139,9 +141,9 @@ def test_a_real_endpoint_writes_embeds_and_answers(tmp_path: Path) -> None:
     texts = ["I love this dress.", "It fell apart at once.", "Perfect fit.", "Terrible, I sent it back."]
     with serving(os.environ["LICHEN_ENDPOINT_PYTHON"]) as url:
         fm = HttpFM(Endpoint(url=url, model="smollm2", top=1000, cache=tmp_path))
-        greedy = fm.generate(["The capital of France is"], seeds=[0], most=6, temperature=0)
-        drawn = fm.generate(["A dress"] * 3, seeds=[1, 1, 2], most=8)
-        cut = fm.generate(["1, 2, 3, 4,"], seeds=[0], most=12, temperature=0, stop=("7",))
+        greedy = fm.generate(["The capital of France is"], seeds=[0], max_new_tokens=6, temperature=0)
+        drawn = fm.generate(["A dress"] * 3, seeds=[1, 1, 2], max_new_tokens=8)
+        cut = fm.generate(["1, 2, 3, 4,"], seeds=[0], max_new_tokens=12, temperature=0, stop=("7",))
         teacher = ZeroShot(
             fm,
             template="Review: {text}\nSentiment:",

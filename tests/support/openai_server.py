@@ -115,7 +115,7 @@ def written(face: LocalFM, body: dict[str, Any]) -> dict[str, Any]:
     """A text, in the older form of the format or the newer one."""
     asked = body["messages"][0]["content"] if "messages" in body else body["prompt"]
     settings = {"temperature": body["temperature"], "top_p": body["top_p"], "stop": body.get("stop", ())}
-    (text,) = face.generate([asked], seeds=[body["seed"]], most=body["max_tokens"], **settings)
+    (text,) = face.generate([asked], seeds=[body["seed"]], max_new_tokens=body["max_tokens"], **settings)
     choice = {"message": {"role": "assistant", "content": text}} if "messages" in body else {"text": text}
     return {"choices": [{"index": 0, **choice}], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
 

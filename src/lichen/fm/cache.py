@@ -145,14 +145,19 @@ class CachedModel:
         prompts: Sequence[str],
         *,
         seeds: Sequence[int],
-        most: int = 64,
+        max_new_tokens: int = 64,
         temperature: float = 1.0,
         top_p: float = 1.0,
         stop: Sequence[str] = (),
     ) -> list[str]:
         """N texts; see :meth:`lichen.fm.interface.Generator.generate`."""
-        check_generation(prompts, seeds, most, temperature, top_p)
-        settings = {"most": most, "temperature": float(temperature), "top_p": float(top_p), "stop": list(stop)}
+        check_generation(prompts, seeds, max_new_tokens, temperature, top_p)
+        settings = {
+            "most": max_new_tokens,
+            "temperature": float(temperature),
+            "top_p": float(top_p),
+            "stop": list(stop),
+        }
         requests = [
             {"prompt": prompt, "seed": int(seed) if temperature else 0, **settings}
             for prompt, seed in zip(prompts, seeds, strict=True)
@@ -160,7 +165,9 @@ class CachedModel:
 
         def ask(rows: list[int]) -> list[Any]:
             some, own = [prompts[n] for n in rows], [seeds[n] for n in rows]
-            return self._fm.generate(some, seeds=own, most=most, temperature=temperature, top_p=top_p, stop=stop)
+            return self._fm.generate(
+                some, seeds=own, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop
+            )
 
         return [str(text) for text in self._through("generate", requests, ask)]
 
@@ -235,7 +242,7 @@ class OfflineModel:
         prompts: Sequence[str],
         *,
         seeds: Sequence[int],
-        most: int = 64,
+        max_new_tokens: int = 64,
         temperature: float = 1.0,
         top_p: float = 1.0,
         stop: Sequence[str] = (),

@@ -78,7 +78,7 @@ def decode(
     rows: Sequence[Sequence[int]],
     *,
     seeds: Sequence[int],
-    most: int,
+    max_new_tokens: int,
     temperature: float,
     top_p: float,
     ends: Collection[int],
@@ -90,7 +90,7 @@ def decode(
         model: A frozen causal model of transformers.
         rows: B token rows, none empty.
         seeds: One a row.
-        most: Tokens written at most.
+        max_new_tokens: Tokens written at most.
         temperature: 0 or more; 0 takes the likeliest.
         top_p: Share of the nucleus, in (0, 1].
         ends: Tokens that end a row.
@@ -127,7 +127,7 @@ def decode(
                     continue
                 if token not in ends:
                     written[n].append(token)
-                if token in ends or len(written[n]) >= most or (stopped is not None and stopped(written[n])):
+                if token in ends or len(written[n]) >= max_new_tokens or (stopped is not None and stopped(written[n])):
                     ended.add(n)
             if len(ended) == len(rows):
                 return written, calls

@@ -146,13 +146,15 @@ class _Bound:
         prompts: Sequence[str],
         *,
         seeds: Sequence[int],
-        most: int = 64,
+        max_new_tokens: int = 64,
         temperature: float = 1.0,
         top_p: float = 1.0,
         stop: Sequence[str] = (),
     ) -> list[str]:
         self._policy._check(self.origin, prompts, ())
-        return self._fm.generate(prompts, seeds=seeds, most=most, temperature=temperature, top_p=top_p, stop=stop)
+        return self._fm.generate(
+            prompts, seeds=seeds, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop
+        )
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         self._policy._check(self.origin, texts, ())

@@ -98,9 +98,9 @@ class HttpFM:
         if self.endpoint.ask != "text":
             return answer_by_score(self, prompts, choices)
         check_choices(choices)
-        most = _SHORT + max(len(choice) for choice in choices)
+        max_new_tokens = _SHORT + max(len(choice) for choice in choices)
         out_NK = torch.zeros(len(prompts), len(choices), dtype=torch.float64)
-        texts = self.generate(prompts, seeds=[0] * len(prompts), most=most, temperature=0.0)
+        texts = self.generate(prompts, seeds=[0] * len(prompts), max_new_tokens=max_new_tokens, temperature=0.0)
         for n, text in enumerate(texts):
             k = matched(text, choices)
             if k is None:
@@ -115,7 +115,7 @@ class HttpFM:
         prompts: Sequence[str],
         *,
         seeds: Sequence[int],
-        most: int = 64,
+        max_new_tokens: int = 64,
         temperature: float = 1.0,
         top_p: float = 1.0,
         stop: Sequence[str] = (),
@@ -125,8 +125,8 @@ class HttpFM:
         Raises:
             LichenError: if a setting is out of range, or the endpoint refuses, stays silent or writes no text.
         """
-        check_generation(prompts, seeds, most, temperature, top_p)
-        body: dict[str, Any] = {"max_tokens": most, "temperature": temperature, "top_p": top_p}
+        check_generation(prompts, seeds, max_new_tokens, temperature, top_p)
+        body: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         body |= {"stop": list(stop[:_STOPS])} if stop else {}
         # Of seeds of 64 bits many servers take the lower half alone, and some read its top bit as "at random".
         requests = [(p, {**body, "seed": int(seed) & 0x7FFFFFFF}) for p, seed in zip(prompts, seeds, strict=True)]

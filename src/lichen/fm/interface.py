@@ -105,7 +105,7 @@ class Generator(FMBase, Protocol):
         prompts: Sequence[str],
         *,
         seeds: Sequence[int],
-        most: int = 64,
+        max_new_tokens: int = 64,
         temperature: float = 1.0,
         top_p: float = 1.0,
         stop: Sequence[str] = (),
@@ -115,7 +115,7 @@ class Generator(FMBase, Protocol):
         Args:
             prompts: N texts.
             seeds: One a prompt: the same prompt with another seed is another text.
-            most: Tokens written at most.
+            max_new_tokens: Tokens written at most.
             temperature: Above 0; 0 takes the likeliest token always, whatever the seed.
             top_p: Only the likeliest tokens that together have this probability are drawn from, in (0, 1].
             stop: A text ends before the first of these; they are left out.
@@ -233,7 +233,9 @@ def check_choices(choices: Sequence[str]) -> None:
         raise LichenError("nothing to choose between", where="choices", fix="give 2 or more different texts")
 
 
-def check_generation(prompts: Sequence[str], seeds: Sequence[int], most: int, temperature: float, top_p: float) -> None:
+def check_generation(
+    prompts: Sequence[str], seeds: Sequence[int], max_new_tokens: int, temperature: float, top_p: float
+) -> None:
     """Refuse settings of :meth:`Generator.generate` that mean nothing.
 
     Raises:
@@ -241,8 +243,8 @@ def check_generation(prompts: Sequence[str], seeds: Sequence[int], most: int, te
     """
     if len(seeds) != len(prompts):
         raise LichenError(f"{len(seeds)} seeds for {len(prompts)} prompts", where="seeds", fix="give one a prompt")
-    if most < 1:
-        raise LichenError(f"{most} tokens at most", where="most", fix="write at least one")
+    if max_new_tokens < 1:
+        raise LichenError(f"{max_new_tokens} tokens at most", where="max_new_tokens", fix="write at least one")
     if not 0 <= temperature < float("inf"):
         raise LichenError(f"a temperature of {temperature}", where="temperature", fix="use 0 or more")
     if not 0 < top_p <= 1:

@@ -154,7 +154,7 @@ class LocalFM:
         prompts: Sequence[str],
         *,
         seeds: Sequence[int],
-        most: int = 64,
+        max_new_tokens: int = 64,
         temperature: float = 1.0,
         top_p: float = 1.0,
         stop: Sequence[str] = (),
@@ -167,11 +167,11 @@ class LocalFM:
         Raises:
             LichenError: if a setting is out of range, a prompt is empty or too long, or the model is a classifier.
         """
-        check_generation(prompts, seeds, most, temperature, top_p)
+        check_generation(prompts, seeds, max_new_tokens, temperature, top_p)
         if self.classes:
             raise LichenError("a classifier writes no text", where="model", fix="use a causal language model")
         rows = [self._texts.prompt_ids(prompt) for prompt in prompts]
-        check_length(rows, most, self._model.config)
+        check_length(rows, max_new_tokens, self._model.config)
         ends = self._texts.ends(self._model)
         texts = [""] * len(rows)
 
@@ -186,7 +186,7 @@ class LocalFM:
                 self._model,
                 [rows[n] for n in some],
                 seeds=[seeds[n] for n in some],
-                most=most,
+                max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_p=top_p,
                 ends=ends,

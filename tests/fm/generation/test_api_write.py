@@ -36,10 +36,12 @@ def tiny(folder: Path) -> tuple[Any, Any]:
     return load_causal(folder)
 
 
-def slow(model: Any, row: list[int], seed: int, *, most: int, temperature: float, top_p: float, ends: Any) -> list[int]:
+def slow(
+    model: Any, row: list[int], seed: int, *, max_new_tokens: int, temperature: float, top_p: float, ends: Any
+) -> list[int]:
     """One row, no cache, the nucleus by sorting."""
     out: list[int] = []
-    while len(out) < most:
+    while len(out) < max_new_tokens:
         with torch.no_grad():
             logits_V = model(input_ids=torch.tensor([row + out])).logits[0, -1].float()
         token = int(logits_V.argmax()) if temperature == 0 else nucleus(logits_V / temperature, seed, len(out), top_p)
@@ -63,7 +65,7 @@ def test_many_rows_write_what_each_writes_alone(tiny: tuple[Any, Any], temperatu
     model, tokenizer = tiny
     rows = [tokenizer(p)["input_ids"] for p in PROMPTS]
     ends = (2, 11, 12, 13, 14, 15)  # many, so that rows end at different times and leave
-    settings: dict[str, Any] = {"most": 12, "temperature": temperature, "top_p": top_p, "ends": ends}
+    settings: dict[str, Any] = {"max_new_tokens": 12, "temperature": temperature, "top_p": top_p, "ends": ends}
     before = torch.get_rng_state()
     told, calls = decode(model, rows, seeds=SEEDS, **settings)
     assert torch.equal(torch.get_rng_state(), before)
@@ -76,7 +78,7 @@ def test_many_rows_write_what_each_writes_alone(tiny: tuple[Any, Any], temperatu
 def test_greedy_is_what_transformers_writes(tiny: tuple[Any, Any]) -> None:
     model, tokenizer = tiny
     fm = LocalFM(model, tokenizer, batch=2)
-    texts = fm.generate(PROMPTS, seeds=SEEDS, most=9, temperature=0)
+    texts = fm.generate(PROMPTS, seeds=SEEDS, max_new_tokens=9, temperature=0)
     for prompt, text in zip(PROMPTS, texts, strict=True):
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=9, do_sample=False)
@@ -87,28 +89,28 @@ def test_greedy_is_what_transformers_writes(tiny: tuple[Any, Any]) -> None:
 
 def test_a_text_depends_on_its_prompt_and_seed_alone(tiny: tuple[Any, Any]) -> None:
     fm = LocalFM(*tiny, batch=32)
-    texts = fm.generate(PROMPTS, seeds=SEEDS, most=8)
-    back = fm.generate(PROMPTS[::-1], seeds=SEEDS[::-1], most=8)[::-1]
-    alone = [fm.generate([p], seeds=[s], most=8)[0] for p, s in zip(PROMPTS, SEEDS, strict=True)]
+    texts = fm.generate(PROMPTS, seeds=SEEDS, max_new_tokens=8)
+    back = fm.generate(PROMPTS[::-1], seeds=SEEDS[::-1], max_new_tokens=8)[::-1]
+    alone = [fm.generate([p], seeds=[s], max_new_tokens=8)[0] for p, s in zip(PROMPTS, SEEDS, strict=True)]
     assert texts == back == alone
     assert texts[1] != texts[3]  # the same prompt, another seed
-    assert fm.generate(["w4", "w4"], seeds=[7, 7], most=8, temperature=1.3)[0:1] * 2 == fm.generate(
-        ["w4", "w4"], seeds=[7, 7], most=8, temperature=1.3
+    assert fm.generate(["w4", "w4"], seeds=[7, 7], max_new_tokens=8, temperature=1.3)[0:1] * 2 == fm.generate(
+        ["w4", "w4"], seeds=[7, 7], max_new_tokens=8, temperature=1.3
     )
     assert fm.generate([], seeds=[]) == []
 
 
 def test_writing_stops_at_marks_and_at_what_was_asked_for(tiny: tuple[Any, Any]) -> None:
     fm = LocalFM(*tiny)
-    (whole,) = fm.generate(["w4"], seeds=[3], most=20)
+    (whole,) = fm.generate(["w4"], seeds=[3], max_new_tokens=20)
     words = whole.split()
     assert len(words) > 6
     mark = words[4]
     spent = fm.usage.tokens_out
-    (cut,) = fm.generate(["w4"], seeds=[3], most=20, stop=("never", mark))
+    (cut,) = fm.generate(["w4"], seeds=[3], max_new_tokens=20, stop=("never", mark))
     assert cut == whole[: whole.index(mark)]
     assert fm.usage.tokens_out - spent <= 5  # no token is written beyond the mark
-    (short,) = fm.generate(["w4"], seeds=[3], most=3)
+    (short,) = fm.generate(["w4"], seeds=[3], max_new_tokens=3)
     assert whole.startswith(short)
     assert fm.usage.tokens_out - spent <= 8
 
@@ -116,7 +118,9 @@ def test_writing_stops_at_marks_and_at_what_was_asked_for(tiny: tuple[Any, Any])
 def test_a_chat_prompt_goes_through_the_template(tiny: tuple[Any, Any]) -> None:
     plain, chat = LocalFM(*tiny), LocalFM(*tiny, chat=True)
     rendered = "<user> w1 w2 </s> <assistant> "
-    assert chat.generate(["w1 w2"], seeds=[5], most=6) == plain.generate([rendered], seeds=[5], most=6)
+    assert chat.generate(["w1 w2"], seeds=[5], max_new_tokens=6) == plain.generate(
+        [rendered], seeds=[5], max_new_tokens=6
+    )
     asked = chat.answer(["w1 w2"], (" w10", " w11"))
     torch.testing.assert_close(asked, plain.answer([rendered], ("w10", "w11")), rtol=0, atol=1e-9)
     assert plain.source + "/chat" == chat.source
@@ -161,11 +165,17 @@ def test_an_encoder_only_embeds(folder: Path) -> None:
 
 def test_refuses_what_means_nothing(tiny: tuple[Any, Any], folder: Path) -> None:
     fm = LocalFM(*tiny)
-    for settings in ({"seeds": []}, {"most": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": float("nan")}):
+    for settings in (
+        {"seeds": []},
+        {"max_new_tokens": 0},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_p": float("nan")},
+    ):
         with pytest.raises(LichenError):
             fm.generate(["w1"], **{"seeds": [1], **settings})
     with pytest.raises(LichenError, match="more than the model's 128"):
-        fm.generate(["w1 " * 100], seeds=[1], most=64)
+        fm.generate(["w1 " * 100], seeds=[1], max_new_tokens=64)
     with pytest.raises(LichenError, match="no tokens"):
         fm.generate([""], seeds=[1])
     classifier = LocalFM(*load_classifier(folder, classes=2, seed=0), classes=("a", "b"))
@@ -227,7 +237,7 @@ def test_a_real_model_writes_greedily_as_transformers_does(real: tuple[Any, Any]
     model, tokenizer = real
     fm = LocalFM(model, tokenizer, name="smollm2-135m")
     prompts = ["The capital of France is", "Water is"]
-    texts = fm.generate(prompts, seeds=[0, 0], most=4, temperature=0)
+    texts = fm.generate(prompts, seeds=[0, 0], max_new_tokens=4, temperature=0)
     ids = tokenizer(prompts[1], return_tensors="pt")
     whole = model.generate(**ids, max_new_tokens=4, do_sample=False)
     assert texts[1] == tokenizer.decode(whole[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -81,7 +81,7 @@ def test_a_row_follows_from_seed_label_client_and_place_alone() -> None:
 
 def test_unusable_rows_are_asked_again_with_other_seeds_and_a_bounded_number_of_times() -> None:
     fm = Scripted(lambda prompt, seed: "Good enough to be kept." if seed % 4 == 0 else "no.")
-    rows = writer(fm, tries=3).write("5", 20, seed=0)
+    rows = writer(fm, max_attempts=3).write("5", 20, seed=0)
     assert len(fm.calls) == 3
     assert len({seed for _, seed in fm.asked}) == len(fm.asked)
     assert 0 < len(rows) < 20
@@ -153,7 +153,7 @@ class Ended:
 def test_with_a_real_model_rows_do_not_depend_on_their_company(tmp_path: Any, chat: bool) -> None:
     model, tokenizer = load_causal(save_model(tmp_path))
     made = [Ended(LocalFM(model, tokenizer, batch=batch, chat=chat)) for batch in (1, 4)]
-    alone, together = (writer(fm, plain=not chat, least=3, most=8).write("5", 6, seed=1) for fm in made)
+    alone, together = (writer(fm, plain=not chat, least=3, max_new_tokens=8).write("5", 6, seed=1) for fm in made)
     assert [(row.text, row.prompt, row.seed) for row in alone] == [(r.text, r.prompt, r.seed) for r in together]
     assert len({row.text for row in together}) > 3
     assert sum(row.tokens for row in together) == made[1].usage.tokens_out
@@ -168,7 +168,7 @@ def test_with_a_real_model_rows_do_not_depend_on_their_company(tmp_path: Any, ch
         ({"ways": ("continue",)}, "cannot vary by continue"),
         ({"plain": True, "ways": ("fill",)}, "cannot vary by fill"),
         ({"mask": 0.0}, "out of range"),
-        ({"tries": 0}, "out of range"),
+        ({"max_attempts": 0}, "out of range"),
     ],
 )
 def test_refuses_nonsense(more: dict[str, Any], reason: str) -> None:

@@ -61,7 +61,7 @@ def test_clients_learn_what_the_teacher_wrote_after_public_prompts(home: Path, t
     assert 0 < len(pool.rows) == extra["answers.kept"] == 20 - len(dropped)
     asked = [prompt_of(record) for record in split_public(whole, gather(whole)).unlabelled]
     model, tokenizer = load_causal(home / "teacher")
-    wrote = LocalFM(model, tokenizer, chat=True).generate(asked, seeds=[9] * 20, most=6, temperature=0.0)
+    wrote = LocalFM(model, tokenizer, chat=True).generate(asked, seeds=[9] * 20, max_new_tokens=6, temperature=0.0)
     assert {row.text for row in pool.rows} <= {text.strip() for text in wrote}
     scores = result.summary["columns"]["federated"], result.summary["extra_columns"]["without"]
     assert scores[0]["mean"] != scores[1]["mean"]

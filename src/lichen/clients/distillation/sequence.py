@@ -39,13 +39,13 @@ def prompt_of(record: Record) -> str:
     return record.prompt.strip()
 
 
-def sequences(teacher: Generator, prompted: Sequence[Record], *, most: int) -> SequenceAnswers:
+def sequences(teacher: Generator, prompted: Sequence[Record], *, max_new_tokens: int) -> SequenceAnswers:
     """The rows with the teacher's answers in place of what was said; those that loop or hold no words are left out.
 
     Args:
         teacher: Who writes.
         prompted: Public rows, each with a prompt (:func:`prompt_of`); their own texts are not looked at.
-        most: Tokens an answer at most.
+        max_new_tokens: Tokens an answer at most.
 
     Raises:
         LichenError: if the teacher cannot write.
@@ -54,12 +54,16 @@ def sequences(teacher: Generator, prompted: Sequence[Record], *, most: int) -> S
     ...     name = "parrot"
     ...     def generate(self, prompts, **how):
     ...         return [f" {prompt} indeed." for prompt in prompts]
-    >>> rows, sifted = sequences(Parrot(), [Record(client="", prompt="Nice day", text="Yes")], most=8)
+    >>> rows, sifted = sequences(Parrot(), [Record(client="", prompt="Nice day", text="Yes")], max_new_tokens=8)
     >>> rows[0].prompt, rows[0].text, str(sifted)
     ('Nice day', 'Nice day indeed.', 'kept 1 of 1')
     """
     prompts = [prompt_of(record) for record in prompted]
-    written = teacher.generate(prompts, seeds=[0] * len(prompts), most=most, temperature=0.0) if prompts else []
+    written = (
+        teacher.generate(prompts, seeds=[0] * len(prompts), max_new_tokens=max_new_tokens, temperature=0.0)
+        if prompts
+        else []
+    )
     texts = [text.strip() for text in written]
     sifted = _SIEVE(texts)
     return tuple(_as_record(prompted[i], prompts[i], texts[i]) for i in sifted.passed), sifted

@@ -83,11 +83,11 @@ class Writer:
         ways: How texts are varied, one drawn for each; by default ``continue`` where ``plain``, else the others.
         mask: Share of words blanked by ``fill`` and written anew by ``continue``.
         least: Words of a usable text.
-        most: Tokens written, at most.
+        max_new_tokens: Tokens written, at most.
         temperature: Of the draw.
         top_p: Of the draw.
         stop: Ends a text; where ``plain``, the end of a line does as well.
-        tries: Times a text is asked for before it is given up.
+        max_attempts: Times a text is asked for before it is given up.
 
     Raises:
         LichenError: if there is no label, an example's label is unknown, or a number is out of range.
@@ -106,11 +106,11 @@ class Writer:
     ways: Sequence[Way] = ()
     mask: float = 0.5
     least: int = 5
-    most: int = 96
+    max_new_tokens: int = 96
     temperature: float = 0.7
     top_p: float = 0.9
     stop: Sequence[str] = ()
-    tries: int = 3
+    max_attempts: int = 3
 
     def __post_init__(self) -> None:
         if not self.labels or not all(self.attributes.values()):
@@ -125,9 +125,9 @@ class Writer:
                 fix=f"with plain: {str(self.plain).lower()}, use {' or '.join(fitting)}",
             )
         object.__setattr__(self, "ways", tuple(self.ways) or fitting)
-        if not 0 < self.mask < 1 or min(self.least, self.tries) < 1 or self.shots < 0:
+        if not 0 < self.mask < 1 or min(self.least, self.max_attempts) < 1 or self.shots < 0:
             raise LichenError(
-                "a number is out of range", where="writer", fix="mask between 0 and 1, least and tries 1 or more"
+                "a number is out of range", where="writer", fix="mask between 0 and 1, least and max_attempts 1 or more"
             )
 
     def fresh(self, label: Label, count: int, seed: int, client: str | None = None) -> list[str]:
@@ -193,7 +193,7 @@ class Writer:
         stop = (*self.stop, "\n") if self.plain else tuple(self.stop)
         before = self.fm.usage.tokens_out
         found: dict[int, GeneratedText] = {}
-        for attempt in range(self.tries):
+        for attempt in range(self.max_attempts):
             rows = [row for row in range(len(labels)) if row not in found]
             if not rows:
                 break
@@ -201,7 +201,7 @@ class Writer:
             generations = self.fm.generate(
                 [prompt for prompt, _ in queries],
                 seeds=[own for _, own in queries],
-                most=self.most,
+                max_new_tokens=self.max_new_tokens,
                 temperature=self.temperature,
                 top_p=self.top_p,
                 stop=stop,

@@ -40,7 +40,7 @@ def teacher_texts(
         )
     fm = foundation_models.writer(plan.name, plan.endpoint, plan.may_see, chat=not plan.plain).of("public")
     say(f"the teacher answers {len(prompted):,} public prompts")
-    rows, sifted = sequences(fm, prompted, most=plan.max_new_tokens)
+    rows, sifted = sequences(fm, prompted, max_new_tokens=plan.max_new_tokens)
     say(f"of what was written: {sifted}")
     if not rows:
         raise LichenError(

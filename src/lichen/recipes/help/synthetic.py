@@ -150,7 +150,7 @@ def writer_of(loaded: LoadedExperiment, foundation_models: FMRegistry, section: 
         shots=section.examples,
         style=section.style,
         plain=section.plain,
-        most=section.max_new_tokens,
+        max_new_tokens=section.max_new_tokens,
         temperature=section.temperature,
         top_p=section.top_p,
     )

@@ -35,10 +35,12 @@ def with_writing(found: Estimate, loaded: LoadedExperiment, folder: Path, say: C
     """
     recipe = loaded.experiment.recipe
     notes = [*found.notes, *_uncounted(recipe)]
-    texts, most, remote, ask = _queries(loaded, folder, say)
+    texts, max_new_tokens, remote, ask = _queries(loaded, folder, say)
     if not texts:
         return replace(found, notes=tuple(notes))
-    notes.append(f"writing: {texts:,} texts of at most {most} tokens, {texts * most:,} tokens in all")
+    notes.append(
+        f"writing: {texts:,} texts of at most {max_new_tokens} tokens, {texts * max_new_tokens:,} tokens in all"
+    )
     if remote:
         notes.append("writing: an endpoint is not timed, and its price is not known")
         return replace(found, notes=tuple(notes))
@@ -47,8 +49,8 @@ def with_writing(found: Estimate, loaded: LoadedExperiment, folder: Path, say: C
     say(f"writing {rows} texts of {PROBE_TOKENS} tokens")
     first, longer = (_seconds(ask, rows, tokens) for tokens in (1, PROBE_TOKENS))
     each = max(longer - first, 0.0) / (PROBE_TOKENS - 1)
-    seconds = (first + (most - 1) * each) * texts / rows
-    cost = Cost(seconds=seconds, evaluate_tokens=float(texts * most))
+    seconds = (first + (max_new_tokens - 1) * each) * texts / rows
+    cost = Cost(seconds=seconds, evaluate_tokens=float(texts * max_new_tokens))
     return replace(found, notes=tuple(notes), columns={"writing": cost, **found.columns})
 
 
@@ -63,7 +65,7 @@ def _queries(
         rounds = 1 + section.iterations * section.variations if section.kind == "evolution" else 1
 
         def write(rows: int, tokens: int) -> object:
-            writer = replace(writer_of(loaded, foundation_models, section), most=tokens, tries=1)
+            writer = replace(writer_of(loaded, foundation_models, section), max_new_tokens=tokens, max_attempts=1)
             return writer.write(loaded.classes[0], rows, seed=tokens)
 
         return (
@@ -79,7 +81,7 @@ def _queries(
 
     def speak(rows: int, tokens: int) -> object:
         fm = foundation_models.writer(plan.name, plan.endpoint, plan.may_see, chat=not plan.plain).of("public")
-        return fm.generate(prompts[:rows], seeds=[0] * rows, most=tokens, temperature=0.0)
+        return fm.generate(prompts[:rows], seeds=[0] * rows, max_new_tokens=tokens, temperature=0.0)
 
     return len(prompts), plan.max_new_tokens, plan.endpoint is not None, speak
 
