@@ -44,7 +44,10 @@ class Counting:
 
     def generate(self, prompts: Sequence[str], *, seeds: Sequence[int], **settings: Any) -> list[str]:
         self._note(prompts)
-        return [f"{p}/{s}/{settings['max_new_tokens']}/{settings['temperature']}" for p, s in zip(prompts, seeds, strict=True)]
+        return [
+            f"{p}/{s}/{settings['max_new_tokens']}/{settings['temperature']}"
+            for p, s in zip(prompts, seeds, strict=True)
+        ]
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         self._note(texts)
