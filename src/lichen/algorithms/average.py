@@ -24,7 +24,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.algorithms.plan import check_plan
+from lichen.algorithms.plan import check_plan, transforms_of
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import Collected, collect
 from lichen.core.collecting.history import History
@@ -41,6 +41,7 @@ from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.server.schedules import SYNCHRONOUS
 from lichen.transforms.downlink import WHOLE, Downlink
+from lichen.transforms.transform import on_total
 
 __all__ = ["SUMMED", "Average", "is_validated", "score", "summed", "with_best"]
 
@@ -195,10 +196,17 @@ class Average:
             # With the server's own patch, which no codec has rounded.
             clients_start = replace(self.downlink.snapshot(state.shared, downlink), patch=state.shared.patch)
             change, aggregated = self.aggregator.close(came.total, clients_start)
-            metrics.update(aggregated)
+            change, told, transforms = on_total(
+                transforms_of(self.admission.works.get(self.work)),
+                change,
+                state.transforms,
+                clients=self.aggregator.clients(came.total),
+                seed=derive(seed, "total"),
+            )
+            metrics.update(aggregated | told)
             shared, optimizer = self.optimizer.update(change, state.optimizer, state.shared)
             downlink = self.downlink.advance(shared, downlink, derive(seed, "down"))
-            state = replace(state, shared=shared, optimizer=optimizer)
+            state = replace(state, shared=shared, optimizer=optimizer, transforms=transforms)
         state = replace(state, downlink=downlink)
         if clients and not enough:
             metrics["skipped"] = 1.0

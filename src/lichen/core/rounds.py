@@ -88,6 +88,7 @@ def save_state(path: Path, state: ServerState) -> None:
         "optimizer": state.optimizer,
         "best": state.best.flat(),
         "links": state.downlink,
+        "transforms": state.transforms,
     }
     for place, flight in enumerate(state.in_flight):
         parts[f"flight/{place}"] = flight.job.shared.flat()
@@ -114,6 +115,7 @@ def load_state(path: Path) -> ServerState:
         optimizer, tree = trees.split(tree, "optimizer/")
         best, tree = trees.split(tree, "best/")
         downlink, tree = trees.split(tree, "links/")
+        transforms, tree = trees.split(tree, "transforms/")
         return ServerState(
             round=int(header["round"]),
             shared=Shared.of_flat(shared),
@@ -122,6 +124,7 @@ def load_state(path: Path) -> ServerState:
             best_round=int(header["best_round"]),
             best_value=value,
             downlink=downlink,
+            transforms=transforms,
             in_flight=tuple(
                 _flight(about, trees.split(tree, f"flight/{place}/")[0])
                 for place, about in enumerate(header.get("in_flight", ()))

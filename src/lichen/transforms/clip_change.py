@@ -23,6 +23,7 @@ from lichen.core.errors import LichenError
 from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.transforms.transform import Composes
 
 __all__ = ["ClipChange"]
@@ -80,6 +81,12 @@ class ClipChange:
     def on_arrival(self, message: Message, expected: Expected) -> Message:
         """The message, cut where it was not; one that was keeps its bits."""
         return self._cut(message)
+
+    def on_total(
+        self, change: Shared, state: Tree, *, clients: int, seed: int
+    ) -> tuple[Shared, dict[str, float], Tree]:
+        """The change as it is."""
+        return change, {}, {}
 
     def _cut(self, message: Message) -> Message:
         real_C = {name: x for name, x in message.tensors.items() if x.is_floating_point()}

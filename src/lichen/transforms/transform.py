@@ -1,8 +1,9 @@
 """What happens to a message on its way from a client's work to the aggregator: clip, code, noise, mask.
 
-A transform has a client half, which runs after the work, and an arrival half, which runs at the server once a message
-is admitted. Several stand in a row: left to right at the client, right to left at the server. Each may keep private
-state.
+A transform has a client half, which runs after the work, an arrival half, which runs at the server once a message is
+admitted, and a total half, which runs there once a round's messages have become one change. Several stand in a row:
+left to right at the client, right to left at the server. Each may keep private state at its clients, and a state of its
+own at the server.
 
 Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, and McMahan et al., "Learning Differentially Private
 Recurrent Language Models", ICLR 2018, have clip and noise of this shape; codecs have it too.
@@ -21,16 +22,18 @@ from lichen.core.contracts.client import ClientWork
 from lichen.core.contracts.model import Batch
 from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
+from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
-__all__ = ["Composes", "Transform", "Transformed"]
+__all__ = ["Composes", "Transform", "Transformed", "on_total"]
 
 Composes = Literal["sum", "single"]
 """What a server can still do with messages on their way: add them up unread, or look at each."""
 
 
 class Transform(Protocol):
-    """A client half and an arrival half."""
+    """A client half, an arrival half and a total half."""
 
     @property
     def name(self) -> str:
@@ -69,6 +72,19 @@ class Transform(Protocol):
 
         Raises:
             LichenError: if it cannot be so; the message is refused.
+        """
+        ...
+
+    def on_total(
+        self, change: Shared, state: Tree, *, clients: int, seed: int
+    ) -> tuple[Shared, dict[str, float], Tree]:
+        """``(change, metrics, state)``: a round's change as the server optimizer gets it.
+
+        Args:
+            change: As the aggregator has closed it.
+            state: What the last round's gave; empty before the first. A round without a step leaves it as it is.
+            clients: How many the change is made of.
+            seed: Of this transform in this round.
         """
         ...
 
@@ -138,3 +154,16 @@ class Transformed:
         for transform, expected in zip(reversed(self.transforms), reversed(before), strict=True):
             message = transform.on_arrival(message, expected)
         return message
+
+
+def on_total(
+    transforms: Sequence[Transform], change: Shared, state: Tree, *, clients: int, seed: int
+) -> tuple[Shared, dict[str, float], Tree]:
+    """``(change, metrics, state)`` after the total halves of a row; ``state`` is that of all, by their names."""
+    metrics, after = dict[str, float](), Tree()
+    for transform in reversed(transforms):
+        mine, _ = trees.split(state, f"{transform.name}/")
+        change, told, mine = transform.on_total(change, mine, clients=clients, seed=derive(seed, transform.name))
+        metrics.update(told)
+        after = trees.join(f"{transform.name}/", mine, after)
+    return change, metrics, after

@@ -29,6 +29,7 @@ from lichen.core.expected import Expected, TensorSpec
 from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.transforms.codec import Chain
 from lichen.transforms.layout import Layout
 from lichen.transforms.transform import Composes
@@ -123,6 +124,12 @@ class Coded:
                 fix="let clients and server run the same recipe",
             )
         return replace(message, tensors={**tensors, **layout.unflatten(self.chain.decode(row_CB, layout))})
+
+    def on_total(
+        self, change: Shared, state: Tree, *, clients: int, seed: int
+    ) -> tuple[Shared, dict[str, float], Tree]:
+        """The change as it is."""
+        return change, {}, {}
 
 
 def _layout(expected: Expected) -> Layout | None:

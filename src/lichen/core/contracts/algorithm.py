@@ -29,6 +29,7 @@ class ServerState:
         best_value: Its validation value, NaN before.
         downlink: What clients hold and how they are brought further; empty where all is sent whole.
         in_flight: Jobs that somebody has yet to answer, with the tensors they were sent; oldest first.
+        transforms: What transforms keep of their total halves, each under its name; empty where none keeps anything.
         clock: Seconds since the start, where the engine has a virtual clock.
     """
 
@@ -40,6 +41,7 @@ class ServerState:
     best_value: float = float("nan")
     downlink: Tree = field(default_factory=dict)
     in_flight: tuple[Flight, ...] = ()
+    transforms: Tree = field(default_factory=dict)
     clock: float = 0.0
 
 
