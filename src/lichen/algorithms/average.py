@@ -196,14 +196,14 @@ class Average:
             # With the server's own patch, which no codec has rounded.
             clients_start = replace(self.downlink.snapshot(state.shared, downlink), patch=state.shared.patch)
             change, aggregated = self.aggregator.close(came.total, clients_start)
-            change, told, transforms = on_total(
+            change, noted, transforms = on_total(
                 transforms_of(self.admission.works.get(self.work)),
                 change,
                 state.transforms,
                 clients=self.aggregator.clients(came.total),
                 seed=derive(seed, "total"),
             )
-            metrics.update(aggregated | told)
+            metrics.update(aggregated | noted)
             shared, optimizer = self.optimizer.update(change, state.optimizer, state.shared)
             downlink = self.downlink.advance(shared, downlink, derive(seed, "down"))
             state = replace(state, shared=shared, optimizer=optimizer, transforms=transforms)

@@ -163,7 +163,7 @@ def on_total(
     metrics, after = dict[str, float](), Tree()
     for transform in reversed(transforms):
         mine, _ = trees.split(state, f"{transform.name}/")
-        change, told, mine = transform.on_total(change, mine, clients=clients, seed=derive(seed, transform.name))
-        metrics.update(told)
+        change, own_metrics, mine = transform.on_total(change, mine, clients=clients, seed=derive(seed, transform.name))
+        metrics.update(own_metrics)
         after = trees.join(f"{transform.name}/", mine, after)
     return change, metrics, after
