@@ -27,7 +27,7 @@ from torch.func import functional_call
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, split
 from lichen.models.adapters.kind import AdapterKind
-from lichen.models.adapters.prompt import arguments_of, attended, backbone, draw_tokens
+from lichen.models.adapters.prompt import VirtualTokens, arguments_of, attended, backbone, draw_tokens
 from lichen.models.adapters.table import BUILT_IN
 from lichen.models.adapters.virtual_peft import PREFIX_PEFT
 from lichen.models.packing.packing import Packing
@@ -38,25 +38,8 @@ __all__ = ["PREFIX_TUNING", "Prefix"]
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prefix:
-    """How many virtual tokens.
-
-    Attributes:
-        tokens: Virtual tokens before every layer's keys and values.
-        heads: Ends of names of layers trained whole (PEFT's ``modules_to_save``).
-
-    Raises:
-        LichenError: for fewer than one token.
-    """
-
-    tokens: int = 16
-    heads: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise LichenError(
-                f"{self.tokens} tokens are below 1", where="model.adapter.num_virtual_tokens", fix="use 8 to 100"
-            )
+class Prefix(VirtualTokens):
+    """Virtual tokens before every layer's keys and values."""
 
     @property
     def kind(self) -> AdapterKind:

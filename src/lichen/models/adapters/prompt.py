@@ -14,6 +14,7 @@ Legend: C clients, N rows of all clients, T tokens, m virtual tokens, H width.
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -30,18 +31,17 @@ from lichen.models.adapters.virtual_peft import PROMPT_PEFT
 from lichen.models.packing.packing import Packing
 from lichen.models.renamed import cache_argument
 
-__all__ = ["SOFT_PROMPT", "Prompt", "arguments_of", "attended", "backbone", "draw_tokens"]
+__all__ = ["SOFT_PROMPT", "Prompt", "VirtualTokens", "arguments_of", "attended", "backbone", "draw_tokens"]
 
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 
 
-@final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
+class VirtualTokens(ABC):
     """How many virtual tokens.
 
     Attributes:
-        tokens: Virtual tokens before every row.
+        tokens: Virtual tokens before every row, or before every layer's keys and values.
         heads: Ends of names of layers trained whole (PEFT's ``modules_to_save``).
 
     Raises:
@@ -56,6 +56,17 @@ class Prompt:
             raise LichenError(
                 f"{self.tokens} tokens are below 1", where="model.adapter.num_virtual_tokens", fix="use 8 to 100"
             )
+
+    @property
+    @abstractmethod
+    def kind(self) -> AdapterKind:
+        """What is made of them."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt(VirtualTokens):
+    """Virtual tokens before every row."""
 
     @property
     def kind(self) -> AdapterKind:

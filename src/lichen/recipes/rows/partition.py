@@ -221,20 +221,20 @@ def draw_clients(
     if data.max_clients is not None and len(enough) > data.max_clients:
         enough = [enough[i] for i in numpy_generator(recipe.seed, salt).permutation(len(enough))]
     clients_data: list[ClientData] = []
-    unsplit: list[str] = []
+    too_few: list[str] = []
     for name in enough:
         found = _partition_client(recipe, name, rows[name], test)
         clients_data += found.clients_data
         left += found.left
-        unsplit += [] if found.clients_data else [name]
+        too_few += [] if found.clients_data else [name]
         if len(clients_data) == data.max_clients:
             break
     if not clients_data:
         raise LichenError(
             "no client could be split", where="data.on_too_few_rows", fix="lower data.valid and data.test"
         )
-    more = enough[len(clients_data) + len(unsplit) :]
-    left.append(_clients("clients that leave no row for some part (data.on_too_few_rows: drop)", unsplit, rows))
+    more = enough[len(clients_data) + len(too_few) :]
+    left.append(_clients("clients that leave no row for some part (data.on_too_few_rows: drop)", too_few, rows))
     left.append(_clients(f"clients that were not drawn (data.max_clients: {data.max_clients})", more, rows))
     return Partitioned(
         clients_data=tuple(sorted(clients_data, key=lambda client_data: client_data.name)), left=tuple(left)
