@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lichen.core.errors import LichenError
 from lichen.models.losses import classify_losses_C, soft_loss
 from lichen.models.students.students import ImageMLP
-from lichen.models.token_losses import token_loss
+from lichen.models.tokens.token_losses import token_loss
 
 
 def test_chunks_give_the_whole_loss_and_gradient() -> None:

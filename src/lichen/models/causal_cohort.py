@@ -23,7 +23,7 @@ from lichen.models.findings import Recall, anew
 from lichen.models.objectives import NextToken
 from lichen.models.packed_cohort import hidden_of
 from lichen.models.packing.packing import pack_rows
-from lichen.models.token_losses import linear_loss_C, token_loss, token_losses
+from lichen.models.tokens.token_losses import linear_loss_C, token_loss, token_losses
 from lichen.models.tokens.token_targets import TokenPositions
 
 __all__ = ["CausalCohort"]

@@ -24,7 +24,7 @@ from lichen.models.client_axis import clients_of, one_client
 from lichen.models.cohort import group_of
 from lichen.models.ends import with_one_end
 from lichen.models.objectives import Classification, LogitsLoss, NextToken, RowObjective
-from lichen.models.token_losses import token_loss, token_losses
+from lichen.models.tokens.token_losses import token_loss, token_losses
 from lichen.models.tokens.token_targets import TokenPositions
 from lichen.models.whole import Whole
 
