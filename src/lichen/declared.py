@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar, final
 
 from lichen.core.errors import LichenError
 
-__all__ = ["Declared", "Family", "Need", "Paper", "Property"]
+__all__ = ["EVERY_ANSWER", "Declared", "Family", "Need", "Paper", "Part", "Property", "misfit"]
 
 
 @final
@@ -43,12 +43,13 @@ class Property(StrEnum):
     ONE_LAYOUT = "one layout"
     """Every round trains and sends the same tensors. Decided by the rule."""
     SUMS = "sums"
-    """The server needs sums only, never a single message. Decided by the rule."""
+    """The server needs sums only, never a single message. Decided by the rule and by codecs."""
     LATE_ANSWERS = "late answers"
     """What was made for older tensors may be folded into a step from newer ones. Decided by the rule, the client method
     and some sections."""
     LOST_ANSWERS = "lost answers"
-    """A client's answer may come to nothing, and what the client has kept stays right. Decided by the client method."""
+    """A client's answer may come to nothing, and what the client has kept stays right. Decided by the client method
+    and by codecs."""
     GRADIENTS = "a backward pass"
     """Clients train by gradients. Decided by the client method."""
     PLAIN_TRAINING = "plain local training"
@@ -99,6 +100,49 @@ class Need:
     what: str
     fix: str
     where: str = ""
+
+
+EVERY_ANSWER = Need(
+    Property.LOST_ANSWERS,
+    "with {who} a client remembers what it has sent, and each answer must count",
+    "let each answer count: leave out deadline, least and max_age of federation.schedule",
+)
+"""What a schedule needs with which an answer may come to nothing."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One part of a recipe, or of an algorithm that is put together in Python.
+
+    Attributes:
+        key: The recipe's key that chooses it.
+        word: What a sentence calls it.
+        needs: What all other parts must allow.
+        lacks: What does not hold with it.
+    """
+
+    key: str
+    word: str
+    needs: tuple[Need, ...] = ()
+    lacks: frozenset[Property] = frozenset()
+
+
+def misfit(parts: Sequence[Part], part: Part) -> LichenError | None:
+    """Why one of these parts does not go with the others; None where it does.
+
+    >>> one_server = Need(Property.ONE_SERVER, "{me} needs one server", "")
+    >>> clock = Part(key="engine.clock", word="a clock", needs=(one_server,))
+    >>> ranks = Part(key="engine.name", word="distributed", lacks=frozenset({Property.ONE_SERVER}))
+    >>> print(misfit((clock, ranks), clock), misfit((clock, ranks), ranks))
+    engine.clock: a clock needs one server None
+    """
+    for need in part.needs:
+        for other in parts:
+            if other is not part and need.property in other.lacks:
+                what = need.what.format(who=other.word, me=part.word)
+                return LichenError(what, where=need.where or part.key, fix=need.fix)
+    return None
 
 
 class Declared(Protocol):

@@ -10,6 +10,9 @@ import pytest
 from lichen.algorithms.average import Average
 from lichen.core.collecting.admission import Admission
 from lichen.core.errors import LichenError
+from lichen.declared import Need, Property
+from lichen.recipes.assemble.parts import schedule_of, transforms_of
+from lichen.recipes.schema.read import read_recipe
 from lichen.server.lowrank.lowrank import FedEx
 from lichen.server.mean import Mean
 from lichen.server.schedules import Buffered, Synchronous
@@ -28,8 +31,12 @@ class Masked:
 
     name: str = "masks"
     key: str = "wire.masks"
-    composes: frozenset[Any] = frozenset({"sum"})
-    remembers: bool = False
+    needs: tuple[Need, ...] = (
+        Need(
+            Property.SUMS, "there is only a sum under masks, and {who} needs single messages", "leave one of them out"
+        ),
+    )
+    lacks: frozenset[Property] = frozenset()
 
     def declared(self, expected: Any) -> Any:
         return expected
@@ -56,24 +63,63 @@ def plan(*transforms: Transform, **more: Any) -> Average:
 
 
 def test_a_rule_that_looks_at_single_messages_is_refused_under_masks() -> None:
-    with pytest.raises(
-        LichenError, match=r"wire.masks: the aggregator needs single messages.*only their sum"
-    ) as refused:
+    with pytest.raises(LichenError, match=r"wire.masks: .* this aggregator needs single messages") as refused:
         plan(Masked(), aggregator=FedEx(2.0))
-    assert "an aggregator that needs only a sum" in refused.value.fix
+    assert refused.value.fix == "leave one of them out"
     plan(Masked(), aggregator=Mean())
     plan(ClipChange(1.0), Masked(), aggregator=Mean())
     plan(ClipChange(1.0), CODED, aggregator=FedEx(2.0))
 
 
 def test_sums_cannot_be_taken_of_coded_rows_under_masks() -> None:
-    with pytest.raises(LichenError, match=r"wire.masks: what comes before it is no sum"):
-        plan(CODED, Masked(), aggregator=Mean())
+    for row in ((CODED, Masked()), (Masked(), CODED)):
+        with pytest.raises(LichenError, match=r"wire.masks: .* wire.up needs single messages"):
+            plan(*row, aggregator=Mean())
 
 
-@pytest.mark.parametrize("schedule", [Synchronous(deadline=9.0), Buffered(arrivals=2, concurrency=3, max_age=4)])
-def test_error_feedback_is_refused_where_messages_may_come_too_late(schedule: Any) -> None:
-    with pytest.raises(LichenError, match=r"wire.up: remembers what a message lost"):
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Synchronous(deadline=9.0),
+        Synchronous(least=2),
+        Buffered(arrivals=2, concurrency=3, max_age=4),
+        Buffered(arrivals=2, concurrency=3, deadline=9.0),
+    ],
+)
+def test_error_feedback_is_refused_where_a_message_may_come_to_nothing(schedule: Any) -> None:
+    with pytest.raises(LichenError, match=r"federation.schedule: with wire.up a client remembers") as refused:
         plan(CODED, schedule=schedule)
+    assert "leave out deadline, least and max_age" in refused.value.fix
     plan(replace(CODED, error_feedback=False), schedule=schedule)
     plan(CODED, schedule=Synchronous())
+    plan(CODED, schedule=Buffered(arrivals=2, concurrency=3))
+
+
+@pytest.mark.parametrize("wire", ["{}", "{clip: 1.0}", "{down: [int8]}", "{up: [int8]}", "{up: [int8], clip: 1.0}"])
+@pytest.mark.parametrize(
+    ("schedule", "key"),
+    [
+        ("{}", ""),
+        ("{deadline: 90}", "deadline"),
+        ("{least: 2}", "least"),
+        ("{kind: buffered, arrivals: 2}", ""),
+        ("{kind: buffered, arrivals: 2, max_age: 3}", "max_age"),
+        ("{kind: buffered, arrivals: 2, deadline: 90}", "deadline"),
+    ],
+)
+def test_a_recipe_is_refused_when_it_is_read_where_its_parts_are_when_they_are_put_together(
+    wire: str, schedule: str, key: str
+) -> None:
+    clock, timed, coded = "engine.clock={median: 60}", f"federation.schedule={schedule}", f"wire={wire}"
+    side = replace(experiment().server, recipe=read_recipe("digits", [clock, timed]))
+    row = transforms_of(read_recipe("digits", [clock, coded]))
+    if not (key and "up" in wire):
+        read_recipe("digits", [clock, timed, coded])
+        plan(*row, schedule=schedule_of(side))
+        return
+    with pytest.raises(LichenError, match=r"with wire.up a client remembers") as together:
+        plan(*row, schedule=schedule_of(side))
+    with pytest.raises(LichenError, match=r"with wire.up a client remembers") as read:
+        read_recipe("digits", [clock, timed, coded])
+    assert (together.value.where, read.value.where) == ("federation.schedule", f"federation.schedule.{key}")
+    assert together.value.fix == read.value.fix

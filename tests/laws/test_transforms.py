@@ -16,6 +16,7 @@ from lichen.core.seeds import torch_generator
 from lichen.core.store import load_tree, save_tree
 from lichen.core.tree import Tree, digest
 from lichen.core.wire.shared import Shared
+from lichen.declared import Property
 from lichen.transforms.clip_change import ClipChange
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.transform import Transform, on_total
@@ -73,6 +74,12 @@ def test_a_client_alone_and_beside_others_sends_and_keeps_the_same_bits(transfor
         assert [pack_message(m) for m in alone] == [pack_message(take_client(m, place)) for m in together]
         assert own_1.keys() == own_C.keys()
         assert all(torch.equal(x_1[0], own_C[name][place]) for name, x_1 in own_1.items())
+
+
+@member
+def test_who_keeps_something_at_its_clients_says_what_does_not_go_with_that(transform: Transform) -> None:
+    _, own_C = sent(transform, CLIENTS)
+    assert (Property.LOST_ANSWERS in transform.lacks) == bool(own_C)
 
 
 @member

@@ -13,7 +13,7 @@ from lichen.core.message import Job, Message
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
-from lichen.transforms.transform import Composes
+from lichen.declared import Need, Property
 
 
 @final
@@ -24,8 +24,8 @@ class Noise:
     scale: float
     name: str = "noise"
     key: str = "wire.noise"
-    composes: frozenset[Composes] = frozenset({"sum", "single"})
-    remembers: bool = False
+    needs: tuple[Need, ...] = ()
+    lacks: frozenset[Property] = frozenset()
 
     def declared(self, expected: Expected) -> Expected:
         return expected

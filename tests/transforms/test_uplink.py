@@ -21,6 +21,7 @@ from lichen.core.seeds import torch_generator
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
+from lichen.declared import Property
 from lichen.server.mean import Mean
 from lichen.transforms.clip_change import ClipChange
 from lichen.transforms.layout import Layout
@@ -236,7 +237,7 @@ def test_transforms_stand_in_a_row(tmp_path: Path) -> None:
     arrived = work.received(message, _job(0))
     assert norms(arrived) == pytest.approx([2.0], rel=0.02)
     assert max(norms(arrived)) <= 2.0 * (1 + 1e-5)
-    assert (work.transforms[0].composes, work.transforms[1].composes) == ({"sum", "single"}, {"single"})
+    assert (work.transforms[0].lacks, work.transforms[1].lacks) == (set(), {Property.SUMS})
 
 
 def test_a_work_without_tensors_of_its_own_passes(tmp_path: Path) -> None:

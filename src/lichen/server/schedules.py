@@ -59,6 +59,11 @@ class Synchronous:
     def __post_init__(self) -> None:
         _check(self.deadline, self.least)
 
+    @property
+    def loses_answers(self) -> bool:
+        """With a deadline, or where more than one must count."""
+        return self.deadline < math.inf or self.least > 1
+
     def invite(self, draw: Callable[[int], tuple[int, ...]], busy: frozenset[int], seed: int) -> tuple[int, ...]:
         """Whom the sampler draws; nobody is busy between such rounds."""
         return tuple(client for client in draw(seed) if client not in busy)
@@ -118,6 +123,11 @@ class Buffered:
                 where="federation.schedule",
                 fix="use 0 or more",
             )
+
+    @property
+    def loses_answers(self) -> bool:
+        """The same, and with a greatest age."""
+        return self.deadline < math.inf or self.least > 1 or self.max_age is not None
 
     def invite(self, draw: Callable[[int], tuple[int, ...]], busy: frozenset[int], seed: int) -> tuple[int, ...]:
         """As many free clients as are missing at work; fewer where the sampler finds no more."""

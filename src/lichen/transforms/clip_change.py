@@ -24,7 +24,7 @@ from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
-from lichen.transforms.transform import Composes
+from lichen.declared import Need, Property
 
 __all__ = ["ClipChange"]
 
@@ -61,14 +61,14 @@ class ClipChange:
         return "wire.clip"
 
     @property
-    def composes(self) -> frozenset[Composes]:
-        """Both: under masks the server cannot cut again, and the client's own cut is all there is."""
-        return frozenset({"sum", "single"})
+    def needs(self) -> tuple[Need, ...]:
+        """Nothing."""
+        return ()
 
     @property
-    def remembers(self) -> bool:
-        """Never."""
-        return False
+    def lacks(self) -> frozenset[Property]:
+        """Nothing: under masks the server cannot cut again, and the client's own cut is all there is."""
+        return frozenset()
 
     def declared(self, expected: Expected) -> Expected:
         """The same."""

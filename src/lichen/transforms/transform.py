@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, final
+from typing import Any, Protocol, final
 
 from lichen.core import tree as trees
 from lichen.core.contracts.client import ClientWork
@@ -25,11 +25,9 @@ from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
+from lichen.declared import Need, Property
 
-__all__ = ["Composes", "Transform", "Transformed", "on_total"]
-
-Composes = Literal["sum", "single"]
-"""What a server can still do with messages on their way: add them up unread, or look at each."""
+__all__ = ["Transform", "Transformed", "on_total"]
 
 
 class Transform(Protocol):
@@ -46,13 +44,15 @@ class Transform(Protocol):
         ...
 
     @property
-    def composes(self) -> frozenset[Composes]:
-        """What is still possible after its client half, before its arrival half."""
+    def needs(self) -> tuple[Need, ...]:
+        """What all other parts of an algorithm must allow; masks need ``Property.SUMS``."""
         ...
 
     @property
-    def remembers(self) -> bool:
-        """It keeps what a message lost, and is wrong where a message that was made does not count."""
+    def lacks(self) -> frozenset[Property]:
+        """What is no longer possible with it: ``SUMS`` where the server must look at each message on arrival,
+        ``LOST_ANSWERS`` where its clients would remember wrongly if a message did not count.
+        """
         ...
 
     def declared(self, expected: Expected) -> Expected:

@@ -30,9 +30,10 @@ from lichen.core.message import Job, Message
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
+from lichen.declared import Need, Property
 from lichen.transforms.codec import Chain
+from lichen.transforms.codec_words import CODED_LACKS
 from lichen.transforms.layout import Layout
-from lichen.transforms.transform import Composes
 
 __all__ = ["WIRE", "Coded"]
 
@@ -68,14 +69,14 @@ class Coded:
         return "wire.up"
 
     @property
-    def composes(self) -> frozenset[Composes]:
-        """Each message is looked at, if only to decode it."""
-        return frozenset({"single"})
+    def needs(self) -> tuple[Need, ...]:
+        """Nothing."""
+        return ()
 
     @property
-    def remembers(self) -> bool:
-        """With error feedback."""
-        return self.error_feedback
+    def lacks(self) -> frozenset[Property]:
+        """Sums, as each message is looked at, if only to decode it; with error feedback, lost answers."""
+        return CODED_LACKS if self.error_feedback else CODED_LACKS - {Property.LOST_ANSWERS}
 
     def declared(self, expected: Expected) -> Expected:
         """Tensors of real numbers in one row whose length follows from chain and layout."""

@@ -25,6 +25,11 @@ class Schedule(Protocol):
         """Clients that must count for a step; a round with fewer changes nothing but its number."""
         ...
 
+    @property
+    def loses_answers(self) -> bool:
+        """An answer may come to nothing: too late, or in a round with too few of them."""
+        ...
+
     def invite(self, draw: Callable[[int], tuple[int, ...]], busy: frozenset[int], seed: int) -> tuple[int, ...]:
         """Roster indices, ascending, none of them busy.
 

@@ -9,40 +9,19 @@ the declaration.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
-from lichen.declared import Declared, Need, Property
+from lichen.declared import Declared, Part, Property, misfit
 from lichen.recipes.schema.features.changes import CHANGES
-from lichen.recipes.schema.features.feature import Clash, Feature
+from lichen.recipes.schema.features.feature import Feature
 from lichen.recipes.schema.features.help import HELP
 from lichen.recipes.schema.features.schedule import SCHEDULE
 from lichen.recipes.schema.features.training import TRAINING
 
-__all__ = ["FEATURES", "Part", "member", "refuse"]
+__all__ = ["FEATURES", "member", "refuse"]
 
 FEATURES = (*HELP, *CHANGES, *SCHEDULE, *TRAINING)
 """In the order in which a recipe is looked through."""
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One part of a recipe.
-
-    Attributes:
-        key: The recipe's key that chooses it.
-        word: What a sentence calls it.
-        needs: What all other parts must allow.
-        lacks: What does not hold with it.
-        clashes: Other keys that it does not go with.
-    """
-
-    key: str
-    word: str
-    needs: tuple[Need, ...] = ()
-    lacks: frozenset[Property] = frozenset()
-    clashes: tuple[Clash, ...] = ()
 
 
 def member(declared: Declared, decides: frozenset[Property], key: str, *, word: str = "") -> Part:
@@ -62,17 +41,14 @@ def refuse(recipe: Any, members: Sequence[Part]) -> None:
     """
     features = tuple(feature for feature in FEATURES if feature.used(recipe))
     parts = (*map(_part, features), *members)
-    for part in parts:
-        for need in part.needs:
-            for other in parts:
-                if other is not part and need.property in other.lacks:
-                    what = need.what.format(who=other.word, me=part.word)
-                    raise ValueError(f"{need.where or part.key}: {what}; {need.fix}")
-        for clash in part.clashes:
+    for place, part in enumerate(parts):
+        if (error := misfit(parts, part)) is not None:
+            raise ValueError(f"{error.where}: {error.what}; {error.fix}")
+        for clash in features[place].clashes if place < len(features) else ():
             if clash.used(recipe):
                 raise ValueError(f"{clash.where or part.key}: {clash.what}; {clash.fix}")
 
 
 def _part(feature: Feature) -> Part:
     """A feature that is in use."""
-    return Part(key=feature.key, word=feature.key, needs=feature.needs, lacks=feature.lacks, clashes=feature.clashes)
+    return Part(key=feature.key, word=feature.key, needs=feature.needs, lacks=feature.lacks)

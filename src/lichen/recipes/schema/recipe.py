@@ -12,13 +12,13 @@ from pydantic import Field, model_validator
 
 from lichen.clients import methods
 from lichen.clients.methods import DILOCO, METHODS, ClientMethod
-from lichen.declared import Property
+from lichen.declared import Part, Property
 from lichen.engines import kinds
 from lichen.engines.kinds import ENGINES, EngineKind
 from lichen.models.adapters.table import facts_of
 from lichen.recipes.schema.exchange import ExchangeConfig, refuse_heterogeneous
 from lichen.recipes.schema.federation import ClockConfig, FederationConfig, OptimizerConfig, WireConfig
-from lichen.recipes.schema.fits import Part, member, refuse
+from lichen.recipes.schema.fits import member, refuse
 from lichen.recipes.schema.help import PublicConfig, SemiConfig, SyntheticConfig, TeacherConfig, refuse_unhelpful
 from lichen.recipes.schema.model import AdapterConfig, ModelConfig, Positive, Section, Share, StudentConfig
 from lichen.recipes.schema.names import EngineName, MetricName, TaskName

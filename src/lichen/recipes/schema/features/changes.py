@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lichen.declared import Need, Paper, Property
 from lichen.recipes.schema.features.feature import NO_LATE, Clash, Feature
+from lichen.transforms.codec_words import CODED_LACKS
 
 __all__ = ["CHANGES"]
 
@@ -19,6 +20,7 @@ CHANGES: tuple[Feature, ...] = (
         used=lambda recipe: recipe.wire.up or recipe.wire.down or recipe.wire.clip is not None,
         needs=(Need(Property.CODECS, "what {who} sends is sent as it is", "remove it"),),
     ),
+    Feature(key="wire.up", used=lambda recipe: recipe.wire.up, lacks=CODED_LACKS),
     Feature(
         key="semi.server",
         lacks=NO_LATE,

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lichen.declared import Need, Paper, Property
+from lichen.declared import EVERY_ANSWER, Need, Paper, Property
 from lichen.recipes.schema.features.feature import Clash, Feature, of_shared_model
 
 __all__ = ["SCHEDULE"]
 
 _ONE_CLOCK = Need(Property.ONE_SERVER, "the processes of {who} have no common clock", "use engine.name: local")
-_LOST = Need(
-    Property.LOST_ANSWERS, "with {who} a client remembers what it has sent, and each answer must count", "remove it"
-)
 
 
 def _timeless(recipe: Any) -> bool:
@@ -60,11 +57,14 @@ SCHEDULE: tuple[Feature, ...] = (
     of_shared_model(
         "federation.schedule.deadline",
         lambda recipe: recipe.federation.schedule.deadline is not None,
-        _LOST,
+        EVERY_ANSWER,
         _ONE_CLOCK,
         clashes=(_NOBODY_LATE,),
     ),
-    of_shared_model("federation.schedule.least", lambda recipe: recipe.federation.schedule.least > 1, _LOST),
+    of_shared_model("federation.schedule.least", lambda recipe: recipe.federation.schedule.least > 1, EVERY_ANSWER),
+    of_shared_model(
+        "federation.schedule.max_age", lambda recipe: recipe.federation.schedule.max_age is not None, EVERY_ANSWER
+    ),
     of_shared_model(
         "engine.clock",
         lambda recipe: recipe.engine.clock is not None,
