@@ -58,6 +58,9 @@ _QUIET = {
 }
 
 
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""How threads wait for one another, where the user has said it."""
+
 _TRAINING = ("run", "plan", "compare", "node", "rank")
 """Commands whose process is worth setting up for large tensors."""
 
@@ -78,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from lichen.allocator import keep_large_buffers
 
         keep_large_buffers()
+        if not any(name in os.environ for name in _WAITING):
+            # Threads that spin take the core from those they wait for, wherever a machine has other work.
+            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     try:
         app(
             sys.argv[1:] if arguments is None else list(arguments),
