@@ -72,10 +72,21 @@ class Endpoint:
     place: str = "endpoint"
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        plain = "is no plain http address"
+        try:
+            parts = urlsplit(self.url)
+            port_fits = parts.port != 0
+        except ValueError:
+            parts, port_fits = urlsplit(""), False
+        if "@" in parts.netloc:  # what stands before it is not shown: it may be a key
+            plain = "holds a name or a key before its host"
+        odd = any(not 32 < ord(letter) < 127 for letter in self.url)
+        known = parts.scheme in ("http", "https") and parts.hostname and port_fits
+        if not known or odd or "@" in parts.netloc or parts.query or parts.fragment:
             raise LichenError(
-                "is no plain http address", where=f"{self.place}.url", fix="write it as http://127.0.0.1:8080/v1"
+                plain,
+                where=f"{self.place}.url",
+                fix="write it as http://127.0.0.1:8080/v1, with a key in api_key_env",
             )
         if self.api_key_env and parts.scheme == "http" and parts.hostname not in _HERE:
             raise LichenError("would send the key in the clear", where=f"{self.place}.url", fix="use https")

@@ -32,6 +32,7 @@ from lichen.fm.cache import CacheStore, from_base64, to_base64
 from lichen.fm.endpoint import Endpoint
 from lichen.fm.interface import Usage, answer_by_score, check_choices, check_generation
 from lichen.fm.parsing import cut_at, matched
+from lichen.fm.response import Choice, Completion, Echo, Embeddings, Logprobs, read_as
 from lichen.fm.retry import Caller
 
 __all__ = ["HttpFM"]
@@ -165,19 +166,21 @@ class HttpFM:
 
     def _echoed(self, prompt: str, text: str) -> float:
         body = {"prompt": prompt + text, "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
-        response = self._ask("/completions", body).get("logprobs")
-        if not isinstance(response, Mapping) or not response.get("text_offset") or not response.get("token_logprobs"):
+        echo = read_as(Echo, self._ask("/completions", body).logprobs)
+        if echo is None or not len(echo.tokens) == len(echo.text_offset) == len(echo.token_logprobs) > 0:
             raise LichenError(
                 f"{self.name} does not echo log-probabilities",
                 where=f"{self.endpoint.place}.ask",
                 fix="use first or chat",
             )
         whole, total, count = len(prompt + text), 0.0, 0
-        for at, token, logp in zip(
-            response["text_offset"], response["tokens"], response["token_logprobs"], strict=True
-        ):
+        for at, token, logp in zip(echo.text_offset, echo.tokens, echo.token_logprobs, strict=True):
             if at < whole and at + len(token) > len(prompt):
-                total, count = total + _number(logp, self.name), count + 1
+                if logp is None:
+                    raise LichenError(
+                        f"{self.name} gives no log-probability for {token!r}", where="endpoint", fix="ask another way"
+                    )
+                total, count = total + logp, count + 1
         if not count:
             raise LichenError("a continuation has no tokens", where="score", fix="give it some text")
         return total
@@ -189,46 +192,48 @@ class HttpFM:
             body |= {"messages": [{"role": "user", "content": prompt}], "logprobs": True, "top_logprobs": top}
         else:
             body |= {"prompt": prompt, "logprobs": top}
-        response = self._ask("/chat/completions" if ask == "chat" else "/completions", body).get("logprobs")
-        listed = _first_token(response)
+        response = self._ask("/chat/completions" if ask == "chat" else "/completions", body).logprobs
+        logprobs = read_as(Logprobs, response)
+        listed = [] if logprobs is None else logprobs.first()
         if not listed:
             raise LichenError(
                 f"{self.name} lists no log-probabilities", where=f"{self.endpoint.place}.ask", fix="ask another way"
             )
         found = []
         for text in texts:
-            same = [x for token, x in listed if (token.strip() == text.strip() if ask == "chat" else token == text)]
-            logps = [_number(x, self.name) for x in same]
+            logps = [x for token, x in listed if (token.strip() == text.strip() if ask == "chat" else token == text)]
             if logps:
                 most = max(logps)
                 found.append(most + math.log(sum(math.exp(x - most) for x in logps)))
             else:
-                found.append(min(_number(x, self.name) for _, x in listed))
+                found.append(min(x for _, x in listed))
                 self._add_usage(missed=1)
         return found
 
     def _written(self, prompt: str, body: Mapping[str, Any]) -> str:
         if self.endpoint.ask in ("chat", "text"):
-            response = self._ask("/chat/completions", {**body, "messages": [{"role": "user", "content": prompt}]})
-            response = response.get("message") or {}
-            text = response.get("content") if isinstance(response, Mapping) else None
+            told = self._ask("/chat/completions", {**body, "messages": [{"role": "user", "content": prompt}]})
+            text = None if told.message is None else told.message.content
         else:
-            text = self._ask("/completions", {**body, "prompt": prompt}).get("text")
-        if not isinstance(text, str):
+            text = self._ask("/completions", {**body, "prompt": prompt}).text
+        if text is None:
             raise LichenError(f"{self.name} writes no text", where=f"{self.endpoint.place}.ask", fix="ask another way")
         return text
 
     def _embedded(self, model: str, texts: Sequence[str]) -> list[Tensor]:
-        answer = self._caller.post("/embeddings", {"model": model, "input": list(texts), "encoding_format": "float"})
-        try:
-            response = {int(one["index"]): one["embedding"] for one in answer["data"]}
-            raw = [torch.tensor(response[n], dtype=torch.float32).view(-1) for n in range(len(texts))]
-        except (KeyError, TypeError, ValueError, RuntimeError):
+        body = {"model": model, "input": list(texts), "encoding_format": "float"}
+        answer = read_as(Embeddings, self._caller.post("/embeddings", body))
+        found = {} if answer is None else {one.index: one.embedding for one in answer.data}
+        if answer is None or any(n not in found for n in range(len(texts))):
             raise LichenError(
                 f"{model} gives no vectors", where=f"endpoint {self.endpoint.url}", fix="name an endpoint.embedder"
-            ) from None
-        usage = answer.get("usage") or {}
-        self._add_usage(calls=1, tokens_in=_whole(usage.get("prompt_tokens")))
+            )
+        raw = [torch.tensor(found[n], dtype=torch.float32) for n in range(len(texts))]
+        if not all(bool(x.isfinite().all()) for x in raw):
+            raise LichenError(
+                f"{model} gives vectors past float32", where=f"endpoint {self.endpoint.url}", fix="ask another embedder"
+            )
+        self._add_usage(calls=1, tokens_in=_tokens(answer)[0])
         rows = [x / x.norm().clamp(min=1e-12) for x in raw]
         if self._store is not None:
             for text, row in zip(texts, rows, strict=True):
@@ -236,26 +241,24 @@ class HttpFM:
                 self._store.put(request, {"embedding": to_base64(row)}, endpoint=self.endpoint.url, model=model)
         return rows
 
-    def _ask(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _ask(self, path: str, body: Mapping[str, Any]) -> Choice:
         """The first choice of an answer, from the cache or the endpoint."""
         url = self.endpoint.url.rstrip("/") + path
         body = {"model": self.endpoint.model, **body}
         request = {"url": url, **body}
-        entry = None if self._store is None else self._store.get(request)
+        entry = None if self._store is None else read_as(Choice, self._store.get(request))
         if entry is not None:
             self._add_usage(cached=1)
             return entry
-        answer = self._caller.post(path, body)
-        try:
-            first = answer["choices"][0]
-            choice = {name: first[name] for name in ("logprobs", "text", "message") if first.get(name) is not None}
-        except (KeyError, IndexError, TypeError, AttributeError):
-            raise LichenError("answers in another format", where=f"endpoint {url}", fix="check endpoint.url") from None
-        usage = answer.get("usage") or {}
-        tokens = {"in": _whole(usage.get("prompt_tokens")), "out": _whole(usage.get("completion_tokens"))}
-        self._add_usage(calls=1, tokens_in=tokens["in"], tokens_out=tokens["out"])
+        answer = read_as(Completion, self._caller.post(path, body))
+        if answer is None:
+            raise LichenError("answers in another format", where=f"endpoint {url}", fix="check endpoint.url")
+        choice = answer.choices[0]
+        tokens_in, tokens_out = _tokens(answer)
+        self._add_usage(calls=1, tokens_in=tokens_in, tokens_out=tokens_out)
         if self._store is not None:
-            self._store.put(request, choice, endpoint=self.endpoint.url, model=self.endpoint.model, tokens=tokens)
+            kept, tokens = choice.model_dump(exclude_none=True), {"in": tokens_in, "out": tokens_out}
+            self._store.put(request, kept, endpoint=self.endpoint.url, model=self.endpoint.model, tokens=tokens)
         return choice
 
     def _add_usage(self, **more: int) -> None:
@@ -263,21 +266,7 @@ class HttpFM:
             self._usage = replace(self._usage, **{k: getattr(self._usage, k) + x for k, x in more.items()})
 
 
-def _first_token(response: Any) -> list[tuple[str, Any]]:
-    """What is listed of the first token, in the older form of the format or the newer one."""
-    try:
-        if response.get("content"):
-            return [(str(one["token"]), one["logprob"]) for one in response["content"][0]["top_logprobs"]]
-        return [(str(token), logp) for token, logp in response["top_logprobs"][0].items()]
-    except (AttributeError, KeyError, IndexError, TypeError):
-        return []
-
-
-def _number(x: Any, name: str) -> float:
-    if not isinstance(x, int | float) or not math.isfinite(x):
-        raise LichenError(f"{name} gives {x!r} for a log-probability", where="endpoint", fix="ask another way")
-    return float(x)
-
-
-def _whole(x: Any) -> int:
-    return x if isinstance(x, int) and x > 0 else 0
+def _tokens(answer: Completion | Embeddings) -> tuple[int, int]:
+    """``(in, out)``, as far as they are counted."""
+    usage = answer.usage
+    return (0, 0) if usage is None else (usage.prompt_tokens or 0, usage.completion_tokens or 0)
