@@ -152,8 +152,8 @@ REPLIES: tuple[tuple[str, dict[str, Any], Callable[[HttpFM], object]], ...] = (
      lambda fm: fm.embed(["w", "v"])),
 )  # fmt: skip
 WORTHLESS: tuple[Any, ...] = (
-    None, True, -1, 1.5, 10**400, float("nan"), float("-inf"), "", "\ud800", [], [[]], {}, {"a": None}, [None], ["a", 1],
-    1e300,
+    None, True, -1, 1.5, 10**400, float("nan"), float("-inf"), "", "\ud800", [], [[]], {}, {"a": None}, [None],
+    ["a", 1], 1e300,
 )  # fmt: skip
 
 
