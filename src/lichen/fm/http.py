@@ -3,7 +3,7 @@
 A continuation that is not listed gets the lowest listed log-probability, which bounds its own from above,
 and is counted as missed. An endpoint that lists none is asked in words (``ask: text``): it writes a short
 answer at temperature 0, the choice it names gets probability one, and where it names none all are equally
-likely and the row is counted as missed. How calls are made again, paced and signed is told in
+likely and the row is counted as missed. How calls are made again, paced and signed:
 :mod:`lichen.fm.retry`. Answers may be kept on disk (:class:`lichen.fm.cache.CacheStore`), each file
 with the endpoint, the model, the date and what was asked.
 
@@ -212,8 +212,8 @@ class HttpFM:
 
     def _written(self, prompt: str, body: Mapping[str, Any]) -> str:
         if self.endpoint.ask in ("chat", "text"):
-            told = self._ask("/chat/completions", {**body, "messages": [{"role": "user", "content": prompt}]})
-            text = None if told.message is None else told.message.content
+            reply = self._ask("/chat/completions", {**body, "messages": [{"role": "user", "content": prompt}]})
+            text = None if reply.message is None else reply.message.content
         else:
             text = self._ask("/completions", {**body, "prompt": prompt}).text
         if text is None:
@@ -257,8 +257,8 @@ class HttpFM:
         tokens_in, tokens_out = _tokens(answer)
         self._add_usage(calls=1, tokens_in=tokens_in, tokens_out=tokens_out)
         if self._store is not None:
-            kept, tokens = choice.model_dump(exclude_none=True), {"in": tokens_in, "out": tokens_out}
-            self._store.put(request, kept, endpoint=self.endpoint.url, model=self.endpoint.model, tokens=tokens)
+            stored, tokens = choice.model_dump(exclude_none=True), {"in": tokens_in, "out": tokens_out}
+            self._store.put(request, stored, endpoint=self.endpoint.url, model=self.endpoint.model, tokens=tokens)
         return choice
 
     def _add_usage(self, **more: int) -> None:
