@@ -35,7 +35,8 @@ from diloco_page import page, plot
 from torch.func import vmap
 from torch.nn.functional import cross_entropy
 
-from lichen.algorithms.average import Average, score
+from lichen.algorithms.average import Average
+from lichen.algorithms.scores import score
 from lichen.allocator import keep_large_buffers
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.evaluation.metrics import perplexity

@@ -24,7 +24,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-from lichen.algorithms.average import score
+from lichen.algorithms.scores import score
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.evaluation.metrics import accuracy, macro_f1
 from lichen.clients.statistics.sufficient import Statistics

@@ -39,7 +39,8 @@ from diloco import Everyone
 from mutual_sides import CUT, Task, bridge, judge, pretrain, sides
 
 from lichen.algorithms.alone import Alone
-from lichen.algorithms.average import Average, score
+from lichen.algorithms.average import Average
+from lichen.algorithms.scores import score
 from lichen.allocator import keep_large_buffers
 from lichen.clients.evaluation.metrics import perplexity
 from lichen.core.contracts.algorithm import Algorithm, Report

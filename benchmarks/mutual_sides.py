@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from diloco import Everyone, Held, keep, restore
 
-from lichen.algorithms.average import Average, score
+from lichen.algorithms.average import Average
+from lichen.algorithms.scores import score
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.evaluation.metrics import perplexity
 from lichen.clients.training.diloco import Pace, Worker

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lichen.algorithms.average import Average, mean_loss, score
+from lichen.algorithms.average import Average
+from lichen.algorithms.scores import mean_loss, score
 from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.message import Job
 from lichen.core.rounds import run

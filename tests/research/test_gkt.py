@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lichen.algorithms.average import score
+from lichen.algorithms.scores import score
 from lichen.clients.distillation.private_models import LocalInit
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import final
 
-from lichen.algorithms.average import is_validated, mean_loss, score, with_best
+from lichen.algorithms.scores import is_validated, mean_loss, score, with_best
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.contracts.engine import Engine

@@ -32,7 +32,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.algorithms.average import SUMMED, is_validated, score, summed, with_best
+from lichen.algorithms.scores import SUMMED, is_validated, score, summed, with_best
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import Collected, collect

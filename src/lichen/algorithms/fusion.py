@@ -28,8 +28,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lichen.algorithms.average import SUMMED, is_validated, summed, with_best
 from lichen.algorithms.exchange import Architectures, by_architecture, check_architectures, means, score_architectures
+from lichen.algorithms.scores import SUMMED, is_validated, summed, with_best
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import collect

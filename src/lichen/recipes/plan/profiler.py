@@ -17,7 +17,7 @@ from typing import Literal, final
 
 import torch
 
-from lichen.algorithms.average import score
+from lichen.algorithms.scores import score
 from lichen.core.contracts.client import Source
 from lichen.core.message import Job
 from lichen.core.rounds import run

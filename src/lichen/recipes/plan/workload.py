@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
-from lichen.algorithms.average import is_validated
+from lichen.algorithms.scores import is_validated
 from lichen.core.contracts.client import Source
 from lichen.core.seeds import derive
 from lichen.recipes.assemble.aggregation import local_params_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lichen.algorithms.average import score
+from lichen.algorithms.scores import score
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError

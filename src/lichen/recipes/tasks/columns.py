@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from lichen.algorithms.average import score
+from lichen.algorithms.scores import score
 from lichen.core import tree as trees
 from lichen.core.contracts.engine import Engine
 from lichen.core.message import Job

@@ -24,9 +24,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lichen.algorithms.alone import Alone
-from lichen.algorithms.average import mean_loss, score
 from lichen.algorithms.exchange import PredictionExchange, score_architectures
 from lichen.algorithms.fusion import Fusion, join_architectures, of_architecture
+from lichen.algorithms.scores import mean_loss, score
 from lichen.core.collecting.admission import Admission
 from lichen.core.contracts.algorithm import Algorithm, Report, ServerState
 from lichen.core.contracts.engine import Engine

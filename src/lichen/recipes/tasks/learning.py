@@ -13,7 +13,8 @@ from pathlib import Path
 
 from lichen.algorithms.agnostic import AFL
 from lichen.algorithms.alone import Alone
-from lichen.algorithms.average import Average, mean_loss, score
+from lichen.algorithms.average import Average
+from lichen.algorithms.scores import mean_loss, score
 from lichen.algorithms.semi import SemiFL
 from lichen.core.collecting.admission import Admission
 from lichen.core.contracts.algorithm import Algorithm, Report, ServerState

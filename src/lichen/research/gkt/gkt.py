@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lichen.algorithms.average import SUMMED, is_validated, mean_loss, score, summed, with_best
+from lichen.algorithms.scores import SUMMED, is_validated, mean_loss, score, summed, with_best
 from lichen.clients.distillation.private_models import LocalInit
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.train import Train

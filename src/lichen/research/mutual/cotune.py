@@ -28,7 +28,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import final
 
-from lichen.algorithms.average import Average, is_validated, mean_loss, score
+from lichen.algorithms.average import Average
+from lichen.algorithms.scores import is_validated, mean_loss, score
 from lichen.core import tree as trees
 from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.contracts.client import ClientTask

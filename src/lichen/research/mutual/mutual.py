@@ -31,7 +31,7 @@ from typing import Any, final
 
 import torch
 
-from lichen.algorithms.average import is_validated, mean_loss, score
+from lichen.algorithms.scores import is_validated, mean_loss, score
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import collect

@@ -1,0 +1,74 @@
+"""How rounds are judged: scores of clients, means over them, exact sums, and the best validated tensors.
+
+Legend: A clients that answered, N clients of the job.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lichen.core.collecting.admission import OPEN, Admission
+from lichen.core.collecting.collect import collect
+from lichen.core.contracts.algorithm import ServerState
+from lichen.core.contracts.engine import Engine
+from lichen.core.message import Job
+from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
+
+__all__ = ["SUMMED", "is_validated", "mean_loss", "score", "summed", "with_best"]
+
+SUMMED = ("loss_sum", "count", "tokens", "failed")
+"""Metrics that a round adds up."""
+
+
+def score(engine: Engine, job: Job, admission: Admission = OPEN) -> tuple[Tensor, Tree]:
+    """Run an evaluating job: ``(client_N, metrics)`` of all its clients, by client, metrics ``(N, ...)`` float64.
+
+    A client that did not answer has counted nothing: its metrics are zeros.
+    """
+    scored = collect(engine, [job], admission=admission)
+    if len(scored.client_N) == len(job.clients):
+        return scored.client_N, scored.metrics
+    client_N = torch.tensor(sorted(job.clients), dtype=torch.int64)
+    place_A = torch.searchsorted(client_N, scored.client_N)
+    whole = {name: x.new_zeros(len(client_N), *x.shape[1:]) for name, x in scored.metrics.items()}
+    return client_N, {name: x.index_copy(0, place_A, scored.metrics[name]) for name, x in whole.items()}
+
+
+def mean_loss(metrics: Mapping[str, Tensor]) -> float:
+    """Mean over clients of each client's mean loss; clients without a label do not count."""
+    seen = metrics["count"] > 0
+    return float((metrics["loss_sum"][seen] / metrics["count"][seen]).mean())
+
+
+def is_validated(round_: int, every: int, rounds: int) -> bool:
+    """Whether a finished round, counted from 1, is followed by validation: every so many, and the last of them.
+
+    >>> [r for r in range(1, 6) if is_validated(r, 2, 5)]
+    [2, 4, 5]
+    """
+    return round_ % every == 0 or round_ == rounds
+
+
+def summed(metrics_of: Mapping[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+    """``(sums over clients, the metrics they make)``: mean ``loss``, and ``failed`` where somebody has.
+
+    The sums are exact, so that neither the number of ranks nor that of threads shows in them.
+    """
+    sums = {name: math.fsum(metrics_of[name].tolist()) if name in metrics_of else 0.0 for name in SUMMED}
+    metrics = {"loss": sums["loss_sum"] / sums["count"]} if sums["count"] else {}
+    if sums["failed"]:
+        metrics["failed"] = sums["failed"]
+    return sums, metrics
+
+
+def with_best(state: ServerState, value: float, shared: Shared) -> ServerState:
+    """The state, with these tensors kept if no validated round before had a smaller value."""
+    if math.isnan(state.best_value) or value < state.best_value:
+        return replace(state, best=shared, best_round=state.round, best_value=value)
+    return state
