@@ -7,6 +7,7 @@ The commands, in Python:
 - ``compare``: run several recipes over several seeds, and get one table of them.
 - ``report``: read finished runs, as a ``RunReport``; printed, it is their table.
 - ``talk``: ask the bare model and a run's own the same thing.
+- ``replay``: compute a run's model again from the messages it kept, whole or without some clients.
 - ``export``: write what a run learned as files that other tools load.
 - ``read_recipe``: read and check a recipe, a ``Recipe``, without running it.
 - ``LichenError``: bad input, as what, where and the fix.
@@ -28,6 +29,7 @@ __all__ = [
     "fl",
     "plan",
     "read_recipe",
+    "replay",
     "report",
     "run",
     "talk",
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from lichen.core.errors import LichenError
     from lichen.recipes.compare import compare
     from lichen.recipes.plan.plan import plan
-    from lichen.recipes.run import Result, RunReport, export, report, run, talk
+    from lichen.recipes.run import Result, RunReport, export, replay, report, run, talk
     from lichen.recipes.schema.read import read_recipe
     from lichen.recipes.schema.recipe import Recipe
 
@@ -51,6 +53,7 @@ _HOMES = {
     "export": "lichen.recipes.run",
     "plan": "lichen.recipes.plan.plan",
     "read_recipe": "lichen.recipes.schema.read",
+    "replay": "lichen.recipes.run",
     "report": "lichen.recipes.run",
     "run": "lichen.recipes.run",
     "talk": "lichen.recipes.run",

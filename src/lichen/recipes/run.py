@@ -45,10 +45,11 @@ from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of, recip
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.exchange import run_exchange
 from lichen.recipes.tasks.outcome import TaskResult
+from lichen.recipes.tasks.replay import replay
 from lichen.recipes.tasks.server_alone import run_server_alone
 from lichen.tasks.registry import task_of
 
-__all__ = ["Result", "RunReport", "Talker", "export", "report", "run", "run_node", "run_rank", "talk"]
+__all__ = ["Result", "RunReport", "Talker", "export", "replay", "report", "run", "run_node", "run_rank", "talk"]
 
 
 @final

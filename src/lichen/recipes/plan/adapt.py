@@ -168,7 +168,7 @@ def estimate_columns(
         frozen=0,
         bytes=sent,
         memory=replace(found.memory, copies=engine.nodes if kind.nodes else ranks - 1),
-        disk=disk_of(experiment, found.private, tuple(work_items), own=found.own, invited=invited),
+        disk=disk_of(experiment, found.private, tuple(work_items), own=found.own, invited=invited, sent=found.train_up),
         columns={name: _cost(parts, found.rates, operations, ranks) for name, parts in work_items.items()},
         start=0.0,
         notes=tuple(notes),

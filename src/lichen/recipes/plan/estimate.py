@@ -5,18 +5,31 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, final
 
+import torch
+
+from lichen.core.collecting.history import History
+from lichen.core.contracts.client import ClientWork, Dialogue
+from lichen.core.expected import ANY, Expected
+from lichen.core.fold import BEST
+from lichen.core.message import Job, Message
 from lichen.present.units import bytes_text
 from lichen.recipes.assemble.aggregation import local_params_of
 from lichen.recipes.assemble.capacity import DeviceTier
-from lichen.recipes.assemble.experiment import Experiment
+from lichen.recipes.assemble.experiment import Experiment, lr_name
+from lichen.recipes.assemble.parts import initial_shared, works_of
 from lichen.recipes.plan.traffic import TrafficEstimate
 from lichen.recipes.schema.recipe import Recipe
+from lichen.transforms.transform import Transformed
 
 __all__ = ["Cost", "Disk", "Estimate", "Memory", "Problem", "disk_of", "free_disk_bytes", "problems"]
+
+ABOUT = 4096
+"""Bytes of what is said of a job beside a message, at most."""
 
 
 @final
@@ -54,11 +67,18 @@ class Disk:
         private: Clients' private state.
         shared: The server's checkpoints.
         free: What the disk has left.
+        history: Clients' messages that the server keeps, at most.
     """
 
     private: int
     shared: int
     free: int
+    history: int = 0
+
+    @property
+    def needed(self) -> int:
+        """All that is written."""
+        return self.private + self.shared + self.history
 
 
 @final
@@ -151,6 +171,7 @@ def disk_of(
     *,
     own: int,
     invited: Sequence[Sequence[int]],
+    sent: int,
 ) -> Disk:
     """What a run's folder will hold.
 
@@ -160,6 +181,7 @@ def disk_of(
         columns: Those that are run.
         own: Bytes of one version of what a client of the federation keeps.
         invited: The clients of every round.
+        sent: Bytes of one client's message.
     """
     rates = len(experiment.recipe.optimizer.lr)
     rounds: dict[int, list[int]] = {}
@@ -169,15 +191,72 @@ def disk_of(
     best = 1 if local_params_of(experiment.recipe) else 0  # what belongs to the best round stays beside the newest
     retained = own * sum(_retained(versions) + best for versions in rounds.values())
     clients = {"alone": len(experiment.server.roster), "pooled": 1}
-    once = experiment.start.nbytes
+    once, begun = experiment.start.nbytes, initial_shared(experiment.server, experiment.recipe.optimizer.lr[0]).nbytes
     server = experiment.recipe.federation.server
     moments = {"sgd": server.momentum > 0, "adam": 2, "yogi": 2}[server.name]
-    grids = rates * sum(name != "base" for name in columns)
+    grids = rates * sum(name not in ("base", "federated") for name in columns)
     return Disk(
         private=rates * (retained + sum(clients[name] * each for name, each in private.items())),
-        shared=grids * once + ("federated" in columns) * rates * once * (1 + int(moments)),
+        shared=grids * once + ("federated" in columns) * rates * (2 * begun + once * int(moments)),
         free=free_disk_bytes(),
+        history=rates
+        * sum(name in ("federated", "without") for name in columns)
+        * history_bytes(experiment, invited, sent),
     )
+
+
+def history_bytes(experiment: Experiment, invited: Sequence[Sequence[int]], sent: int) -> int:
+    """Bytes of the messages that a federation's server keeps, at most; 0 where it keeps none.
+
+    Args:
+        experiment: The recipe's.
+        invited: The clients of every round.
+        sent: Bytes of one client's message, for works that leave the length of one open.
+    """
+    server, recipe = experiment.server, experiment.recipe
+    if not recipe.federation.history:
+        return 0
+    lr = recipe.optimizer.lr[0]
+    # What is kept is what an aggregator takes: no codec is in between.
+    work: ClientWork | Dialogue = works_of(server)[f"train {lr_name(lr)}"]
+    work = work.inner if isinstance(work, Transformed) else work
+    shared, total = initial_shared(server, lr), 0
+    known: dict[Hashable, int] = {}
+    for round_, who in enumerate(invited):
+        job = Job(
+            work=f"train {lr_name(lr)}",
+            shared=shared,
+            version=round_,
+            clients=(len(server.roster),),
+            seed=2**63 - 1,
+            base=server.model.base,
+            settings={"lr_scale": 1 / 3, BEST: float(round_)},
+        )
+        expected = work.expected(job)
+        specs = tuple(sorted(expected.tensors.items(), key=lambda pair: pair[0]))
+        if specs not in known:
+            known[specs] = _kept_bytes(expected, job, sent)
+        total += len(who) * known[specs]
+    return total
+
+
+def _kept_bytes(expected: Expected, job: Job, sent: int) -> int:
+    """Bytes of the file of one client's message, at most."""
+    if any(ANY in spec.shape for spec in expected.tensors.values()):
+        return sent + ABOUT
+    ids = torch.tensor(job.clients)
+    message = Message(
+        group=expected.group,
+        client_C=ids,
+        version_C=ids,
+        tensors={name: torch.zeros(1, *spec.shape, dtype=spec.dtype) for name, spec in expected.tensors.items()},
+        weight_C=torch.zeros(1, dtype=torch.float64),
+        metrics={name: torch.zeros(1, *spec.shape, dtype=torch.float64) for name, spec in expected.metrics.items()},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        history = History(Path(folder))
+        history.put(0, message, job)
+        return history.nbytes()
 
 
 def problems(recipe: Recipe, memory: Memory, disk: Disk) -> tuple[Problem, ...]:
@@ -201,9 +280,9 @@ def problems(recipe: Recipe, memory: Memory, disk: Disk) -> tuple[Problem, ...]:
             changes.append("choose another model.device or a smaller model")
         what = f"memory: {bytes_text(whole)} are needed and {bytes_text(there)} are there"
         found.append(Problem(what=what, change="; or ".join(changes)))
-    needed = disk.private + disk.shared
-    if needed > disk.free:
-        what = f"disk: {bytes_text(needed)} are needed and {bytes_text(disk.free)} are free"
-        change = "try fewer rates in optimizer.lr; or lower model.adapter.rank; or take alone out of compare.baselines"
+    if disk.needed > disk.free:
+        what = f"disk: {bytes_text(disk.needed)} are needed and {bytes_text(disk.free)} are free"
+        change = "set federation.history to false; or " if disk.history else ""
+        change += "try fewer rates in optimizer.lr; or lower model.adapter.rank; or take alone out of compare.baselines"
         found.append(Problem(what=what, change=change))
     return tuple(found)

@@ -164,6 +164,11 @@ class FederationConfig(Section):
     drop_prob: Share = Field(default=0.0, description="with keep_optimizer: chance that a client's answer is lost")
     server: ServerConfig = Field(default=ServerConfig(), description="server optimizer")
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="when the server steps")
+    history: bool = Field(
+        default=False,
+        description="the server keeps each message that counted in the run's folder, by round and client, for "
+        "`lichen.replay`; single messages tell more of a client's rows than their mean does",
+    )
     valid_every: Positive = Field(default=1, description="rounds between validations; the best one is kept")
     patience: Positive | None = Field(
         default=None,

@@ -324,6 +324,8 @@ def refuse_misfits(recipe: Recipe) -> None:
         raise ValueError(
             "federation.keep_optimizer: stream_fragments and drop_prob are a DiLoCo worker's; set it to true"
         )
+    if fed.history and not task_of(recipe.task).procedure.rounds:
+        raise ValueError(f"federation.history: task {recipe.task} has no rounds; remove it")
     schedule = fed.schedule
     if schedule.kind == "synchronous":
         for key in ("arrivals", "concurrency", "exponent", "max_age"):

@@ -17,6 +17,7 @@ from lichen.algorithms.average import Average
 from lichen.algorithms.scores import mean_loss, score
 from lichen.algorithms.semi import SemiFL
 from lichen.core.collecting.admission import Admission
+from lichen.core.collecting.history import History
 from lichen.core.contracts.algorithm import Algorithm, Report, ServerState
 from lichen.core.contracts.client import ClientTask
 from lichen.core.contracts.engine import Engine
@@ -47,6 +48,7 @@ from lichen.recipes.assemble.workload import alone_rounds, trial_rounds
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = [
+    "HISTORY",
     "EventObserver",
     "alone_column",
     "choose_learning_rate",
@@ -59,6 +61,9 @@ __all__ = [
 EventObserver = Callable[[Event], None]
 Engines = Callable[[ClientStore], Engine]
 """Makes the engine of one learning rate, whose clients keep their private state in this store."""
+
+HISTORY = "history"
+"""Folder beside a checkpoint, of the messages that its rounds have counted."""
 
 Once = Callable[[Callable[[], None]], object]
 
@@ -90,7 +95,11 @@ def federate(
     once: Once = lambda do: do(),
 ) -> ServerState:
     """The federated column at one learning rate, up to round ``until``; see :func:`lichen.core.rounds.run`."""
-    average = replace(algorithm_of(server, lr, until), admission=admission or admission_of(server))
+    average = replace(
+        algorithm_of(server, lr, until),
+        admission=admission or admission_of(server),
+        history=History(checkpoint.parent / HISTORY) if server.recipe.federation.history else None,
+    )
     algorithm = _with_server(server, average, lr, checkpoint.parent / "server")
     return _go(server, algorithm, engine, until, checkpoint, observer, once, initial=initial_shared(server, lr))
 

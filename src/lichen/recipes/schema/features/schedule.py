@@ -66,6 +66,18 @@ SCHEDULE: tuple[Feature, ...] = (
         "federation.schedule.max_age", lambda recipe: recipe.federation.schedule.max_age is not None, EVERY_ANSWER
     ),
     of_shared_model(
+        "federation.history",
+        lambda recipe: recipe.federation.history,
+        clashes=(
+            Clash(
+                other="federation.schedule.kind",
+                used=lambda recipe: recipe.federation.schedule.kind == "buffered",
+                what="nobody can say whose answers a buffered step would have had without a client",
+                fix="set schedule.kind: synchronous",
+            ),
+        ),
+    ),
+    of_shared_model(
         "engine.clock",
         lambda recipe: recipe.engine.clock is not None,
         _ONE_CLOCK,
