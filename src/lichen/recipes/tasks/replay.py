@@ -35,7 +35,7 @@ from lichen.recipes.schema.read import recipe_of, recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.learning import HISTORY, federate, scored
 
-__all__ = ["Replay", "replay"]
+__all__ = ["replay"]
 
 
 @final
