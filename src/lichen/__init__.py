@@ -7,7 +7,7 @@ The commands, in Python:
 - ``compare``: run several recipes over several seeds, and get one table of them.
 - ``report``: read finished runs, as a ``RunReport``; printed, it is their table.
 - ``talk``: ask the bare model and a run's own the same thing.
-- ``replay``: compute a run's model again from the messages it kept, whole or without some clients.
+- ``replay``: compute a run's model again from the messages it retained, whole or without some clients.
 - ``export``: write what a run learned as files that other tools load.
 - ``read_recipe``: read and check a recipe, a ``Recipe``, without running it.
 - ``LichenError``: bad input, as what, where and the fix.

@@ -49,7 +49,7 @@ def test_it_is_off_by_default_and_changes_no_result(done: Any, tmp_path: Path) -
     for path in (kept, *kept.rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
     assert [len(History(kept).clients(r)) for r in History(kept).rounds()] == [3, 3, 3, 3]
-    with pytest.raises(LichenError, match="kept none"):
+    with pytest.raises(LichenError, match="retained none"):
         lichen.replay(plain.folder)
 
 

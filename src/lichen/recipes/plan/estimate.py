@@ -217,7 +217,7 @@ def history_bytes(experiment: Experiment, invited: Sequence[Sequence[int]], sent
     if not recipe.federation.history:
         return 0
     lr = recipe.optimizer.lr[0]
-    # What is kept is what an aggregator takes: no codec is in between.
+    # What is retained is what an aggregator takes: no codec is in between.
     work: ClientWork | Dialogue = works_of(server)[f"train {lr_name(lr)}"]
     work = work.inner if isinstance(work, Transformed) else work
     shared, total = initial_shared(server, lr), 0
@@ -235,12 +235,12 @@ def history_bytes(experiment: Experiment, invited: Sequence[Sequence[int]], sent
         expected = work.expected(job)
         specs = tuple(sorted(expected.tensors.items(), key=lambda pair: pair[0]))
         if specs not in known:
-            known[specs] = _kept_bytes(expected, job, sent)
+            known[specs] = _retained_bytes(expected, job, sent)
         total += len(who) * known[specs]
     return total
 
 
-def _kept_bytes(expected: Expected, job: Job, sent: int) -> int:
+def _retained_bytes(expected: Expected, job: Job, sent: int) -> int:
     """Bytes of the file of one client's message, at most."""
     if any(ANY in spec.shape for spec in expected.tensors.values()):
         return sent + ABOUT

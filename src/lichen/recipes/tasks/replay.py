@@ -1,4 +1,4 @@
-"""Computes a finished run's model again from the messages that it kept, whole or as if some clients had sent nothing.
+"""Computes a finished run's model again from the messages that it retained, whole or as if some clients had sent nothing.
 
 The rounds are those of the run, by the same algorithm: sampled, averaged, stepped and validated as they were. Nobody
 trains. What others sent stays what it was, though they began from tensors in which a client that is left out had a
@@ -67,7 +67,7 @@ def replay(folder: Path | str, *, without: Sequence[str] = ()) -> Replay:
         without: Names of clients whose messages are left out.
 
     Raises:
-        LichenError: if the run is not finished or kept nothing, its data changed, a client is unknown, or more than
+        LichenError: if the run is not finished or retained nothing, its data changed, a client is unknown, or more than
             messages made its model.
     """
     folder = Path(folder)
@@ -76,10 +76,10 @@ def replay(folder: Path | str, *, without: Sequence[str] = ()) -> Replay:
     loaded = open_recipe(recipe)
     agree(RunFolder(folder, recipe_sha256=recipe_sha256(recipe)), recipe, inputs_of(loaded))
     lr = float(summary["extra"]["lr.federated"])
-    kept = recipe.model_copy(update={"federation": recipe.federation.model_copy(update={"history": False})})
-    experiment = loaded.experiment.with_server(recipe=kept)
+    replayed = recipe.model_copy(update={"federation": recipe.federation.model_copy(update={"history": False})})
+    experiment = loaded.experiment.with_server(recipe=replayed)
     server = experiment.server
-    gone = _places(server.roster, without)
+    gone = _indices(server.roster, without)
     with tempfile.TemporaryDirectory() as aside:
         own = Path(aside)
         engine = ReplayEngine(
@@ -91,7 +91,7 @@ def replay(folder: Path | str, *, without: Sequence[str] = ()) -> Replay:
         checkpoint, rounds = own / "server.safetensors", recipe.federation.rounds
         state = federate(server, engine, lr, rounds, checkpoint, lambda _: None, admission=OPEN)
         shared = tensors_of(server, lr, state.best)
-        value_N = values_N(kept, scored(server, engine, shared, admission=OPEN))
+        value_N = values_N(replayed, scored(server, engine, shared, admission=OPEN))
     scores = dict(zip((member.name for member in server.roster), value_N.tolist(), strict=True))
     return Replay(scores=scores, shared=shared, best_round=state.best_round)
 
@@ -99,7 +99,9 @@ def replay(folder: Path | str, *, without: Sequence[str] = ()) -> Replay:
 def _refuse(recipe: Recipe, folder: Path) -> None:
     if not recipe.federation.history:
         raise LichenError(
-            "kept none of its clients' messages", where=str(folder), fix="run it again with federation.history: true"
+            "retained none of its clients' messages",
+            where=str(folder),
+            fix="run it again with federation.history: true",
         )
     if recipe.has_help:
         raise LichenError(
@@ -115,7 +117,7 @@ def _refuse(recipe: Recipe, folder: Path) -> None:
         )
 
 
-def _places(roster: Roster, names: Sequence[str]) -> frozenset[int]:
+def _indices(roster: Roster, names: Sequence[str]) -> frozenset[int]:
     known = {member.name: place for place, member in enumerate(roster)}
     for name in names:
         if name not in known:
