@@ -1,4 +1,4 @@
-"""Computes a finished run's model again from the messages that it retained, whole or as if some clients had sent nothing.
+"""Computes a finished run's model again from the messages it retained, whole or as if some clients had sent nothing.
 
 The rounds are those of the run, by the same algorithm: sampled, averaged, stepped and validated as they were. Nobody
 trains. What others sent stays what it was, though they began from tensors in which a client that is left out had a
