@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lichen.server.sums.kernels import LIMIT, add_products
+from lichen.server.sums.kernels import LIMIT, add_products, add_rows
 
 
 def made(m: Any, n: Any, ranks: Any, seed: int, dtype: torch.dtype = torch.float32) -> Any:
@@ -76,3 +77,34 @@ def test_what_is_not_finite_or_too_large_leaves_no_room() -> None:
     (B, A), *_ = made(4, 4, [2], 0)
     for broken in (torch.inf, torch.nan, 1e30):
         assert add_products(None, [(B * broken, A)], [1.0])[1] >= LIMIT
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [1.0, 0.5, 3.0 * 2.0**40])
+@pytest.mark.parametrize("begun", [False, True])
+def test_one_client_alone_is_rounded_as_among_others(dtype: torch.dtype, factor: float, begun: bool) -> None:
+    draw = torch.Generator().manual_seed(1)
+    halves = torch.arange(-9, 10) / 2  # ties go to the even one
+    x_N = torch.cat([halves, torch.randn(1000, generator=draw) * 3, torch.tensor([0.0, -0.0, 2.0**-14])]).to(dtype)
+    rows = [part[None] for part in x_N.split([5, 0, 700, len(x_N) - 705])]
+    onto_N = torch.randint(-(2**60), 2**60, (len(x_N),), generator=draw) if begun else None
+    got_N, top_1 = add_rows(onto_N, rows, torch.tensor([factor], dtype=torch.float64))
+    both_N, tops_2 = add_rows(onto_N, [x.expand(2, -1) for x in rows], torch.tensor([factor, 0.0], dtype=torch.float64))
+    plain_N = torch.from_numpy(np.rint(x_N.double().numpy() * factor)).long()
+    assert torch.equal(got_N, plain_N + (0 if onto_N is None else onto_N))
+    assert torch.equal(got_N, both_N)
+    assert float(top_1) == float(tops_2[0]) == float(plain_N.abs().max())
+
+
+@pytest.mark.parametrize("large", [2.0**51 - 1, 2.0**51, -(2.0**51), 2.0**52 + 1, 2.0**60])
+def test_one_client_of_large_numbers_keeps_every_bit(large: float) -> None:
+    rows = [torch.tensor([[large, 1.0]], dtype=torch.float64)]
+    got_N, top_1 = add_rows(None, rows, torch.ones(1, dtype=torch.float64))
+    assert got_N.tolist() == [int(large), 1]
+    assert float(top_1) == abs(large)
+
+
+def test_whole_numbers_beside_floats_are_not_rounded_first() -> None:
+    rows = [torch.tensor([[2**40 + 1]]), torch.tensor([[0.5]])]
+    got_N, _ = add_rows(None, rows, torch.ones(1, dtype=torch.float64))
+    assert got_N.tolist() == [2**40 + 1, 0]
