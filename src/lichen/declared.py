@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar, final
 
 from lichen.core.errors import LichenError
 
-__all__ = ["EVERY_ANSWER", "Declared", "Family", "Need", "Paper", "Part", "Property", "misfit"]
+__all__ = ["EVERY_ANSWER", "OLD_ANSWERS", "Declared", "Family", "Need", "Paper", "Part", "Property", "misfit"]
 
 
 @final
@@ -108,6 +108,13 @@ EVERY_ANSWER = Need(
     "let each answer count: leave out deadline, least and max_age of federation.schedule",
 )
 """What a schedule needs with which an answer may come to nothing."""
+
+OLD_ANSWERS = Need(
+    Property.LATE_ANSWERS,
+    "{who} cannot fold in what was made for older tensors",
+    "use mean, fedit or ffa and adamw, sgd or mezo, with one layout for all, or schedule.kind: synchronous",
+)
+"""What a schedule needs that takes answers of whatever age."""
 
 
 @final

@@ -8,12 +8,18 @@ from typing import Any
 import pytest
 
 from lichen.algorithms.average import Average
+from lichen.algorithms.plan import check_plan
 from lichen.core.collecting.admission import Admission
 from lichen.core.errors import LichenError
 from lichen.declared import Need, Property
 from lichen.recipes.assemble.parts import schedule_of, transforms_of
 from lichen.recipes.schema.read import read_recipe
-from lichen.server.lowrank.lowrank import FedEx
+from lichen.server.allow_empty import AllowEmpty
+from lichen.server.by_name import by_name
+from lichen.server.fair import QFFL
+from lichen.server.lowrank.fedsvd import FedSVD
+from lichen.server.lowrank.lowrank import FedEx, FedIT
+from lichen.server.lowrank.stacking import FLoRA
 from lichen.server.mean import Mean
 from lichen.server.schedules import Buffered, Synchronous
 from lichen.transforms.clip_change import ClipChange
@@ -93,6 +99,35 @@ def test_error_feedback_is_refused_where_a_message_may_come_to_nothing(schedule:
     plan(replace(CODED, error_feedback=False), schedule=schedule)
     plan(CODED, schedule=Synchronous())
     plan(CODED, schedule=Buffered(arrivals=2, concurrency=3))
+
+
+@pytest.mark.parametrize(
+    ("aggregator", "old"),
+    [
+        (Mean(), True),
+        (FedIT(), True),
+        (FedEx(scaling=2.0), False),
+        (FLoRA(scaling=2.0), False),
+        (FedSVD(), False),
+        (QFFL(1.0, lr=0.1), False),
+        (by_name({"": Mean(), "lora_": FedEx(scaling=2.0)}), False),
+        (AllowEmpty(FedEx(scaling=2.0)), False),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_a_rule_that_holds_for_one_version_takes_no_old_answers(aggregator: Any, old: bool) -> None:
+    def made(schedule: Any) -> None:
+        check_plan(aggregator=aggregator, work=None, schedule=schedule)
+
+    made(Synchronous())
+    made(Buffered(arrivals=2, concurrency=3, max_age=0))
+    if old:
+        made(Buffered(arrivals=2, concurrency=3))
+        return
+    with pytest.raises(LichenError, match="this aggregator cannot fold in what was made for older tensors") as refused:
+        made(Buffered(arrivals=2, concurrency=3))
+    assert refused.value.where == "federation.schedule"
+    assert "synchronous" in refused.value.fix
 
 
 @pytest.mark.parametrize("wire", ["{}", "{clip: 1.0}", "{down: [int8]}", "{up: [int8]}", "{up: [int8], clip: 1.0}"])

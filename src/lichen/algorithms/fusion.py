@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from lichen.algorithms.exchange import Architectures, by_architecture, check_architectures, means, score_architectures
+from lichen.algorithms.plan import transforms_of
 from lichen.algorithms.scores import SUMMED, is_validated, summed, with_best
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import OPEN, Admission
@@ -86,7 +87,8 @@ class Fusion:
         lr_scale: Factor on the clients' learning rate in round r (from 0).
 
     Raises:
-        LichenError: if a client has no architecture, or two, or the server lacks a task of a kind.
+        LichenError: if a client has no architecture, or two, the server lacks a task of a kind, or clients'
+            messages are transformed on their way.
     """
 
     architectures: Architectures
@@ -114,6 +116,13 @@ class Fusion:
                     f"the server cannot {name} with {missing[0]!r}",
                     where="fusion",
                     fix="give a client task for every kind",
+                )
+        for arch in self.architectures:
+            for transform in transforms_of(self.admission.works.get(f"{self.work}/{arch}")):
+                raise LichenError(
+                    "a fusion looks at every model by itself, and has no total of all for a transform's last half",
+                    where=transform.key,
+                    fix=f"leave out {transform.key}, or average one architecture",
                 )
 
     def init(self, shared: Shared) -> ServerState:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from lichen.core.contracts.client import ClientWork, Dialogue
 from lichen.core.contracts.server import Aggregator
 from lichen.core.timing.schedule import Schedule
-from lichen.declared import EVERY_ANSWER, Part, Property, misfit
+from lichen.declared import EVERY_ANSWER, OLD_ANSWERS, Part, Property, misfit
 from lichen.transforms.transform import Transform, Transformed
 
 __all__ = ["check_plan", "transforms_of"]
@@ -31,14 +31,18 @@ def check_plan(*, aggregator: Aggregator, work: ClientWork | Dialogue | None, sc
     Raises:
         LichenError: at the first part that needs what another does not allow.
     """
-    single = frozenset({Property.SUMS} if aggregator.needs == "single" else ())
+    lacks = frozenset({Property.SUMS} if aggregator.needs == "single" else ())
+    lacks |= frozenset({Property.LATE_ANSWERS} if aggregator.one_version else ())
     parts = (
         *(Part(key=one.key, word=one.key, needs=one.needs, lacks=one.lacks) for one in transforms_of(work)),
-        Part(key="federation.aggregate", word="this aggregator", lacks=single),
+        Part(key="federation.aggregate", word="this aggregator", lacks=lacks),
         Part(
             key="federation.schedule",
             word="this schedule",
-            needs=(EVERY_ANSWER,) if schedule.loses_answers else (),
+            needs=(
+                *((EVERY_ANSWER,) if schedule.loses_answers else ()),
+                *((OLD_ANSWERS,) if schedule.takes_old else ()),
+            ),
         ),
     )
     for part in parts:

@@ -74,6 +74,11 @@ class AroundAggregator(ABC):
         """As the inner one."""
         return self.inner.needs
 
+    @property
+    def one_version(self) -> bool:
+        """As the inner one."""
+        return self.inner.one_version
+
     def zero(self) -> Any:
         """Nothing folded in."""
         return self.inner.zero()

@@ -69,6 +69,11 @@ class _ByName:
         """A sum, where every rule needs no more."""
         return "sum" if all(rule.needs == "sum" for rule in self.rules.values()) else "single"
 
+    @property
+    def one_version(self) -> bool:
+        """Where one of the rules takes no old messages."""
+        return any(rule.one_version for rule in self.rules.values())
+
     def zero(self) -> _Totals:
         """Nothing folded in."""
         return {}

@@ -35,7 +35,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -99,6 +99,7 @@ class QFFL(Summed):
     lr: float
     weighting: Weighting = "uniform"
     scale: int = 40
+    one_version: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.q < math.inf:
@@ -177,6 +178,7 @@ class MinMax(Summed):
     mixture: Sequence[float]
     _: KW_ONLY
     scale: int = 40
+    one_version: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.mixture or min(self.mixture) < 0 or abs(math.fsum(self.mixture) - 1) > 1e-6:

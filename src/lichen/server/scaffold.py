@@ -48,6 +48,11 @@ def controlled(inner: Aggregator, *, clients: int) -> Aggregator:
 class _Controls(AroundAggregator):
     """The sum over N, as the new value of frozen tensors."""
 
+    @property
+    def one_version(self) -> bool:
+        """A client's step is corrected by the control variate that it was sent."""
+        return True
+
     def before(self, message: Message) -> Message:
         """The message itself."""
         return message

@@ -64,6 +64,11 @@ class Synchronous:
         """With a deadline, or where more than one must count."""
         return self.deadline < math.inf or self.least > 1
 
+    @property
+    def takes_old(self) -> bool:
+        """Never."""
+        return False
+
     def invite(self, draw: Callable[[int], tuple[int, ...]], busy: frozenset[int], seed: int) -> tuple[int, ...]:
         """Whom the sampler draws; nobody is busy between such rounds."""
         return tuple(client for client in draw(seed) if client not in busy)
@@ -128,6 +133,11 @@ class Buffered:
     def loses_answers(self) -> bool:
         """The same, and with a greatest age."""
         return self.deadline < math.inf or self.least > 1 or self.max_age is not None
+
+    @property
+    def takes_old(self) -> bool:
+        """Unless none may be a step old."""
+        return self.max_age != 0
 
     def invite(self, draw: Callable[[int], tuple[int, ...]], busy: frozenset[int], seed: int) -> tuple[int, ...]:
         """As many free clients as are missing at work; fewer where the sampler finds no more."""

@@ -24,6 +24,11 @@ class SingleMessages(ABC):
     __slots__ = ()
     needs: ClassVar[Needs] = "single"
 
+    @property
+    @abstractmethod
+    def one_version(self) -> bool:
+        """Whether no message may be old."""
+
     @abstractmethod
     def close(self, total: Any, shared: Shared) -> tuple[Shared, dict[str, float]]:
         """``(change, metrics)``."""

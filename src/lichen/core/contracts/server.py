@@ -33,6 +33,11 @@ class Aggregator(Protocol):
         """
         ...
 
+    @property
+    def one_version(self) -> bool:
+        """:meth:`close` holds only for messages that were made for the tensors it is given: none may be old."""
+        ...
+
     def zero(self) -> Any: ...
     def lift(self, message: Message, discount_C: Tensor | None = None) -> Message:
         """The client's half of :meth:`add`: the message weighed and rounded to int64, so that it only has to be added.

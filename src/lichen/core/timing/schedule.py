@@ -30,6 +30,11 @@ class Schedule(Protocol):
         """An answer may come to nothing: too late, or in a round with too few of them."""
         ...
 
+    @property
+    def takes_old(self) -> bool:
+        """An answer may count that was made for older tensors than the server has."""
+        ...
+
     def invite(self, draw: Callable[[int], tuple[int, ...]], busy: frozenset[int], seed: int) -> tuple[int, ...]:
         """Roster indices, ascending, none of them busy.
 

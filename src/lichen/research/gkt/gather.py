@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ _NAMES = ("features", "labels", "logits")
 @dataclass(frozen=True, slots=True)
 class GatherFeatures(SingleMessages):
     """Gathers :class:`lichen.research.gkt.features.FeatureUpload` messages, and keeps each single one."""
+
+    one_version: ClassVar[bool] = True
 
     def zero(self) -> FeaturesTotal:
         """Nothing gathered."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -70,6 +70,8 @@ class Select(SingleMessages):
     Raises:
         LichenError: if they do not begin at 0 or fall.
     """
+
+    one_version: ClassVar[bool] = True
 
     starts: tuple[int, ...]
 

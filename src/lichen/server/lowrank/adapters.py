@@ -145,6 +145,11 @@ class Rule(Protocol):
         """Layers may be summed whole; else the rule needs the pairs."""
         ...
 
+    @property
+    def one_version(self) -> bool:
+        """All clients must have begun with the same adapters."""
+        ...
+
     def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Shared, dict[str, float]]:
         """``(entries, metrics)``: what is written over the padded means ``change``, and what is told."""
         ...

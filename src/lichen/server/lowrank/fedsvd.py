@@ -53,6 +53,11 @@ class FedSVD(AroundAggregator):
     _: KW_ONLY
     seed: int = 0
 
+    @property
+    def one_version(self) -> bool:
+        """A client's B is of the A that it was sent."""
+        return True
+
     def before(self, message: Message) -> Message:
         """The message itself."""
         return message

@@ -43,6 +43,7 @@ class NormWeighted:
     """The rule that weighs each client's zero-padded halves by its share and its adapter's norm."""
 
     whole = False
+    one_version = True
 
     def __call__(self, adapters: AdapterMeansList, change: Tree) -> tuple[Shared, dict[str, float]]:
         """``(halves, metrics)``: ``deviation`` is ``‖B̄ Ā − Σ p_k B_k A_k‖ / ‖Σ p_k B_k A_k‖``.

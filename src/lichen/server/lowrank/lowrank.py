@@ -73,6 +73,11 @@ class Averaged:
     mend: float | None = None
     whole = True
 
+    @property
+    def one_version(self) -> bool:
+        """What averaging loses of old factors would be mended at the wrong place."""
+        return self.mend is not None
+
     def __post_init__(self) -> None:
         if self.mend is not None:
             check_scaling(self.mend, where="aggregator.fedex.scaling")
@@ -113,6 +118,11 @@ class LowRank(SingleMessages):
 
     def __post_init__(self) -> None:
         Mean(self.weighting)
+
+    @property
+    def one_version(self) -> bool:
+        """As the rule says: products are of the adapters that clients began with."""
+        return self.rule.one_version
 
     def zero(self) -> LowRankTotal:
         """Nothing folded in."""

@@ -61,6 +61,7 @@ class Redistributed:
     _: KW_ONLY
     seed: int = 0
     whole = False
+    one_version = True
 
     def __post_init__(self) -> None:
         if self.energy is not None and not 0 < self.energy <= 1:

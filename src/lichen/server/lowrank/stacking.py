@@ -49,6 +49,7 @@ class Stacked:
     _: KW_ONLY
     seed: int = 0
     whole = False
+    one_version = True
 
     def __post_init__(self) -> None:
         check_scaling(self.scaling, where="aggregator.flora.scaling")

@@ -66,6 +66,7 @@ class Summed(ABC):
 
     __slots__ = ()
     needs: ClassVar[Needs] = "sum"
+    one_version: ClassVar[bool] = False
 
     @abstractmethod
     def zero(self) -> FixedSum:

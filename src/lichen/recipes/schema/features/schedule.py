@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lichen.declared import EVERY_ANSWER, Need, Paper, Property
+from lichen.declared import EVERY_ANSWER, OLD_ANSWERS, Need, Paper, Property
 from lichen.recipes.schema.features.feature import Clash, Feature, of_shared_model
 
 __all__ = ["SCHEDULE"]
@@ -28,11 +28,7 @@ SCHEDULE: tuple[Feature, ...] = (
     of_shared_model(
         "federation.schedule.kind",
         lambda recipe: recipe.federation.schedule.kind == "buffered",
-        Need(
-            Property.LATE_ANSWERS,
-            "{who} cannot fold in what was made for older tensors",
-            "use mean, fedit or ffa and adamw, sgd or mezo, with one layout for all, or schedule.kind: synchronous",
-        ),
+        OLD_ANSWERS,
         _ONE_CLOCK,
         summary="FedBuff: a step after so many answers of whatever age, while the others train on",
         papers=(Paper(short="Nguyen et al. AISTATS 2022", url="https://arxiv.org/abs/2106.06639"),),
