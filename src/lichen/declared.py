@@ -61,7 +61,12 @@ class Property(StrEnum):
     ACCUMULATION = "accumulation"
     """Several batches may make one step. Decided by the client method and some sections."""
     LAYER_TURNS = "layers in turns"
-    """The trained layers may change from round to round. Decided by the client method, and by memory."""
+    """Some of the trained tensors may stand still, the same in every round or in turns. Decided by the client method,
+    and by memory."""
+    PERSONAL_TENSORS = "tensors that stay with their clients"
+    """Every client may keep some of what it trains. Decided by the client method."""
+    PSEUDO_LABELS = "labels that clients find"
+    """A client may choose in each step what it learns from, by the model as it is. Decided by the client method."""
     SHARED_MODEL = "a shared model"
     """All clients train copies of one model. Decided by an exchange."""
     RECIPE_WEIGHTS = "the recipe's weights"

@@ -141,7 +141,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "evaluate, no number": lambda: (fl.Evaluate(REAL), ROWS, {n: x * torch.nan for n, x in REAL.init(0).items()}),
     "keep best": lambda: (KeepBest(MLP), ROWS, MLP.init(0)),
     "diloco": lambda: (Worker(train(DEEP), fragments=2, drop=0.5), STEPS, DEEP.init(0)),
-    "mezo": lambda: (ZerothOrder(LORA, lr=0.1, frozen=("lora_A",)), STEPS, LORA.init(0)),
+    "mezo": lambda: (ZerothOrder(LORA, lr=0.1, freeze_schedule=(("lora_A",),)), STEPS, LORA.init(0)),
     "kseed": lambda: (FedKSeed(MLP, REPLAY, steps=2), STEPS, REPLAY.shared()),
     "kseed, evaluate": lambda: (ReplayedWork(fl.Evaluate(MLP), REPLAY), ROWS, REPLAY.shared()),
     "black box": lambda: (BlackBox(BOWL), STEPS, BOWL.init(0)),

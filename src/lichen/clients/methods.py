@@ -32,6 +32,8 @@ DECIDES = frozenset(
         Property.EPOCHS,
         Property.ACCUMULATION,
         Property.LAYER_TURNS,
+        Property.PERSONAL_TENSORS,
+        Property.PSEUDO_LABELS,
         Property.LATE_ANSWERS,
         Property.LOST_ANSWERS,
     }
@@ -117,6 +119,8 @@ class ClientMethod:
         papers: Where it comes from.
         needs: What the rest of the recipe must allow.
         allows: Which of :data:`DECIDES` hold with it.
+        reads: Keys of the section ``optimizer`` that say something to it, beside its learning rates, which every method
+            reads; None: all that there are.
         key: The recipe's key that chooses it.
         base: What ``settings.train`` steps by.
         aggregator: The method's own aggregation; None: by the recipe's rule.
@@ -134,6 +138,7 @@ class ClientMethod:
     papers: tuple[Paper, ...] = ()
     needs: tuple[Need, ...] = ()
     allows: frozenset[Property] = frozenset()
+    reads: frozenset[str] | None = None
     key: str = "optimizer.name"
     base: Literal["adamw", "sgd"] = "adamw"
     aggregator: Callable[[ClientSettings], Aggregator] | None = None
@@ -152,8 +157,15 @@ def _gradients(settings: ClientSettings) -> Works:
 def _mezo(settings: ClientSettings) -> Works:
     from lichen.clients.training.mezo import ZerothOrder
 
-    weigh_by = settings.weigh_by
-    return Works(ZerothOrder(settings.model, lr=settings.lr, eps=settings.eps, clip=settings.clip, weigh_by=weigh_by))
+    train = ZerothOrder(
+        settings.model,
+        lr=settings.lr,
+        eps=settings.eps,
+        clip=settings.clip,
+        freeze_schedule=settings.train.freeze_schedule,
+        weigh_by=settings.weigh_by,
+    )
+    return Works(train)
 
 
 def _replay(settings: ClientSettings) -> KSeedReplay:
@@ -262,7 +274,15 @@ _MESSAGES = frozenset(
         Property.LOST_ANSWERS,
     }
 )
-_OWN = frozenset({Property.LAYER_TURNS, Property.LOST_ANSWERS})
+_OWN = frozenset({Property.LOST_ANSWERS})
+_PACE = frozenset({"schedule", "warmup"})
+_GRADIENTS = _PACE | {"weight_decay", "clip", "prox"}
+
+
+def _sums(what: str) -> Need:
+    """The method's messages are no changes of tensors, and it has an aggregation of its own."""
+    return Need(Property.PLAIN_MEAN, f"{{me}} {what}, and {{who}} does not", "leave it out", where="federation.aggregate")
+
 
 METHODS = Family(
     "lichen.client_methods",
@@ -275,6 +295,7 @@ METHODS = Family(
             works=_gradients,
             papers=(Paper(short="McMahan et al. AISTATS 2017", url="https://arxiv.org/abs/1602.05629"),),
             allows=_PLAIN,
+            reads=_GRADIENTS,
         ),
         ClientMethod(
             name="sgd",
@@ -282,6 +303,7 @@ METHODS = Family(
             works=_gradients,
             papers=(Paper(short="McMahan et al. AISTATS 2017", url="https://arxiv.org/abs/1602.05629"),),
             allows=_PLAIN,
+            reads=_GRADIENTS | {"momentum"},
             base="sgd",
         ),
         ClientMethod(
@@ -299,6 +321,7 @@ METHODS = Family(
                     Property.LAYER_TURNS,
                 }
             ),
+            reads=_PACE | {"weight_decay", "clip"},
             base="sgd",
             aggregator=_scaffold_aggregator,
             initial=_scaffold_initial,
@@ -309,6 +332,7 @@ METHODS = Family(
             works=_mezo,
             papers=(Paper(short="Malladi et al. NeurIPS 2023", url="https://arxiv.org/abs/2305.17333"),),
             allows=_MESSAGES,
+            reads=_PACE | {"clip", "eps"},
         ),
         ClientMethod(
             name="kseed",
@@ -317,8 +341,10 @@ METHODS = Family(
             papers=(Paper(short="Qin et al. ICML 2024", url="https://arxiv.org/abs/2312.06353"),),
             needs=(
                 Need(Property.EVERY_WEIGHT, "{me} rebuilds every weight from seeds", "set model.adapter.kind: full"),
+                _sums("adds up slopes by direction"),
             ),
             allows=_OWN,
+            reads=_PACE | {"clip", "eps", "seeds"},
             aggregator=_kseed_sums,
             server=_kseed_server,
             initial=_kseed_initial,
@@ -337,8 +363,10 @@ METHODS = Family(
                     "{me} searches a soft prompt in task chat",
                     "set model.adapter.kind: prompt",
                 ),
+                _sums("joins clients' distributions"),
             ),
             allows=_OWN,
+            reads=frozenset({"population", "dimensions"}),
             aggregator=_cma_aggregator,
             initial=_cma_initial,
             asks_only=True,

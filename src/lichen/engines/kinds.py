@@ -58,6 +58,7 @@ class EngineKind:
         papers: Where it comes from.
         needs: What the rest of the recipe must allow.
         allows: Which of :data:`DECIDES` hold with it.
+        reads: Keys of the section ``engine`` that say something to it, and not to every engine; None: all that there are.
         ranks: Several ranks run one program, each with its share of the clients.
         nodes: Clients live in processes beside this one, each of which opens the recipe for itself.
     """
@@ -68,6 +69,7 @@ class EngineKind:
     papers: tuple[Paper, ...] = ()
     needs: tuple[Need, ...] = ()
     allows: frozenset[Property] = frozenset()
+    reads: frozenset[str] | None = None
     ranks: bool = False
     nodes: bool = False
 
@@ -98,12 +100,13 @@ ENGINES = Family(
     EngineKind,
     decides=DECIDES,
     members=(
-        EngineKind(name="local", summary="this process", make=_local, allows=DECIDES),
+        EngineKind(name="local", summary="this process", make=_local, allows=DECIDES, reads=frozenset({"clients_per_block"})),
         EngineKind(
             name="spawned",
             summary="processes that exchange bytes through pipes, each with its own clients",
             make=_spawned,
             allows=frozenset({Property.ONE_SERVER}),
+            reads=frozenset({"nodes", "clients_per_block"}),
             nodes=True,
         ),
         EngineKind(
@@ -111,6 +114,7 @@ ENGINES = Family(
             summary="ranks that share out the clients and add up their sums",
             make=_distributed,
             allows=frozenset({Property.ALL_ROWS}),
+            reads=frozenset({"nodes", "clients_per_block"}),
             ranks=True,
         ),
     ),

@@ -184,9 +184,15 @@ def _join_recipes(sources: Sequence[str | Path], overrides: Sequence[str], renam
     return Comparison(name=name, question=read[0].question if len(read) == 1 else "", methods=methods, seeds=SEEDS)
 
 
-def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str], renamed: list[str]) -> Recipe:
-    """A recipe; ``renamed`` gets a note for each old name of a key."""
-    recipe, notes = read_with_notes(source, overrides)
+def _read(
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str],
+    renamed: list[str],
+    *,
+    of: Sequence[str] | None = None,
+) -> Recipe:
+    """A recipe; ``renamed`` gets a note for each old name of a key, and those of ``of`` must have a reader."""
+    recipe, notes = read_with_notes(source, overrides, of=of)
     renamed += notes
     return recipe
 
@@ -224,7 +230,7 @@ def _comparison(
             name_ = f"{row}@{level}" if level else row
             words = [*as_overrides(common), *as_overrides(levels[level]), *own, *overrides, f"name={json.dumps(name_)}"]
             try:
-                recipe = _read(base, words, renamed)
+                recipe = _read(base, words, renamed, of=own)  # what is common may say nothing to some methods
             except LichenError as error:
                 place = here if not level else f"{here}, level {level}"
                 raise LichenError(error.what, where=f"{place}: {error.where}", fix=error.fix) from None

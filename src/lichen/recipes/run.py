@@ -325,7 +325,7 @@ def run_node(recipe: Path, state: Path) -> None:
     """Be one node: read jobs on stdin, write messages on stdout, until stdin ends."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever prints must not reach the wire
-    experiment = open_recipe(read_recipe(recipe, note=lambda _: None)).experiment
+    experiment = open_recipe(recipe_of(recipe)).experiment
     serve_frames(
         source,
         sink,

@@ -62,6 +62,7 @@ class AggregationRule:
         allows: Which of :data:`DECIDES` hold with it.
         freezes: Ends of names that nobody trains or sends, in rounds that take turns.
         local_params: Ends of names that every client trains and keeps.
+        reads: Keys of the section ``federation`` that say something to it, and not to every rule.
         patch: Adapters' worth of rank that a round adds to the patch beside the clients' own; None: it has no patch.
     """
 
@@ -73,11 +74,14 @@ class AggregationRule:
     allows: frozenset[Property] = frozenset()
     freezes: tuple[tuple[str, ...], ...] = ()
     local_params: tuple[str, ...] = ()
+    reads: frozenset[str] = frozenset()
     patch: int | None = None
 
 
 LORA = Need(Property.LORA_FACTORS, "{who} has no LoRA factors", "use mean, or leave it out")
 """The rule works on LoRA's factors."""
+_FREEZES = Need(Property.LAYER_TURNS, "{me} freezes half of each pair, and {who} trains both", "use mean or fedit")
+_KEEPS = Need(Property.PERSONAL_TENSORS, "clients keep B with {me}, and with {who} they keep nothing", "use mean or fedit")
 
 _STEPS = frozenset({Property.SERVER_STEP})
 _SUMS = frozenset({Property.SERVER_STEP, Property.SUMS})
@@ -158,7 +162,7 @@ RULES = Family(
             summary="FFA-LoRA: A is frozen, clients train and send B",
             make=_mean,
             papers=(Paper(short="Sun et al. ICLR 2024", url="https://arxiv.org/abs/2403.12313"),),
-            needs=(LORA,),
+            needs=(LORA, _FREEZES),
             allows=_SUMS | {Property.LATE_ANSWERS},
             freezes=(("lora_A",),),
         ),
@@ -195,13 +199,14 @@ RULES = Family(
             papers=(Paper(short="Ramesh and Dass. 2025", url="https://arxiv.org/abs/2506.09199"),),
             needs=(LORA,),
             allows=_HETEROGENEOUS,
+            reads=frozenset({"energy"}),
         ),
         AggregationRule(
             name="fedsvd",
             summary="clients train B; between rounds A turns to where the product points",
             make=_fedsvd,
             papers=(Paper(short="Lee et al. NeurIPS 2025", url="https://arxiv.org/abs/2505.12805"),),
-            needs=(LORA,),
+            needs=(LORA, _FREEZES),
             allows=frozenset({Property.SUMS}),
             freezes=(("lora_A",),),
         ),
@@ -210,7 +215,7 @@ RULES = Family(
             summary="FedSA-LoRA: clients share A and keep B",
             make=_mean,
             papers=(Paper(short="Guo et al. ICLR 2025", url="https://arxiv.org/abs/2410.01463"),),
-            needs=(LORA,),
+            needs=(LORA, _KEEPS),
             allows=_SUMS,
             local_params=("lora_B",),
         ),
@@ -219,7 +224,7 @@ RULES = Family(
             summary="RoLoRA: rounds of B and rounds of A take turns",
             make=_mean,
             papers=(Paper(short="Chen et al. NeurIPS 2025", url="https://arxiv.org/abs/2502.01755"),),
-            needs=(LORA,),
+            needs=(LORA, _FREEZES),
             allows=_SUMS,
             freezes=(("lora_A",), ("lora_B",)),
         ),

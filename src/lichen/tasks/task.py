@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, final
 
+from lichen.declared import Need, Property
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -88,12 +90,16 @@ class Procedure:
             :func:`lichen.recipes.plan.adapt.estimate_adapt`.
         talk: ``(recipe, tensors, folder, sampling) -> Talker``, see :mod:`lichen.recipes.artifacts.use`.
         rounds: Clients train in rounds, from a model that can be opened; else they answer once.
+        needs: What the rest of the recipe must allow.
+        reads: Keys and sections of a recipe that say something to it; None: all that there are.
     """
 
     run: str
     plan: str
     talk: str
     rounds: bool = True
+    needs: tuple[Need, ...] = ()
+    reads: tuple[str, ...] | None = None
 
     def load(self, what: Literal["run", "plan", "talk"]) -> Callable[..., Any]:
         """The function itself."""
@@ -114,6 +120,20 @@ STATISTICS = Procedure(
     plan="lichen.recipes.plan.features:estimate_oneshot",
     talk="lichen.recipes.artifacts.use:talk_oneshot",
     rounds=False,
+    needs=(
+        Need(
+            Property.ALL_ROWS,
+            "clients answer once, and nodes of {who} serve rounds",
+            "use local or distributed",
+            where="engine.name",
+        ),
+    ),
+    reads=(
+        *("name", "question", "task", "seed", "data", "ridge"),
+        *("model.name", "model.device", "model.head"),
+        *("compare.baselines", "compare.metric", "compare.partitions"),
+        *("engine.name", "engine.nodes", "engine.clients_per_block"),
+    ),
 )
 """Each client sends statistics of frozen features once, and the server solves for the head."""
 

@@ -111,12 +111,12 @@ def test_frozen_names_stay_and_the_clip_bounds_a_step() -> None:
     model = LoraLinear()
     shared = {**model.init(0), "patch.layer.dense": torch.ones(4, 6)}
     batch = rows(0, range(2), features=6, classes=4)
-    work = ZerothOrder(model, lr=0.1, clip=0.01, frozen=("lora_A",))
+    work = ZerothOrder(model, lr=0.1, clip=0.01, freeze_schedule=(("lora_A",),))
     message, _ = fold(work, job(shared, range(2)), [batch])
     assert set(message.tensors) == {"layer.lora_B"}
     assert float(message.tensors["layer.lora_B"].abs().max()) == pytest.approx(0.001, rel=1e-3)
     with pytest.raises(LichenError, match="no tensor is left"):
-        fold(ZerothOrder(model, lr=0.1, frozen=("lora_A", "lora_B")), job(shared, [0]), [])
+        fold(ZerothOrder(model, lr=0.1, freeze_schedule=(("lora_A", "lora_B"),)), job(shared, [0]), [])
 
 
 def test_tokens_and_labels_are_counted_as_training_counts_them() -> None:

@@ -42,15 +42,16 @@ def values(files: tuple[Path, Path], rule: str, way: str, trained: str, engine: 
     else:
         adapter: dict[str, Any] = {"kind": trained}
         if trained == "lora":
-            adapter |= {"targets": ["q_proj", "v_proj"], "rank": 2}
+            adapter |= {"target_modules": ["q_proj", "v_proj"], "rank": 2}
         if trained == "ia3":
-            adapter |= {"targets": ["q_proj", "v_proj"]}
+            adapter |= {"target_modules": ["q_proj", "v_proj"]}
         sections["model"] = {**sections["model"], "adapter": adapter}
     federation: dict[str, Any] = {**sections["federation"], "aggregate": rule}
     if way == "diloco":
         federation["keep_optimizer"] = True
     sections["federation"] = federation
-    sections["optimizer"] = {"lr": [0.02], "name": "adamw" if way == "diloco" else way, "seeds": 16, "dimensions": 8}
+    small = {"kseed": {"seeds": 16}, "cma": {"dimensions": 8}}.get(way, {})
+    sections["optimizer"] = {"lr": [0.02], "name": "adamw" if way == "diloco" else way, **small}
     return {**sections, "engine": {"name": engine}, "wire": CODED[coded]}
 
 

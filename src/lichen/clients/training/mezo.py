@@ -160,7 +160,8 @@ class ZerothOrder:
         eps: ε, how far to either side a step looks.
         clip: The slope's magnitude is cut to this; None: never.
         kind: Directions of ``"signs"`` or ``"bell"`` (nearly normal).
-        frozen: Ends of names that nobody trains or sends.
+        freeze_schedule: Ends of names that nobody trains or sends, as in
+            :class:`lichen.clients.training.train.Train`.
         weigh_by: What a client's weight counts, as in :class:`lichen.clients.training.train.Train`.
 
     Raises:
@@ -173,7 +174,7 @@ class ZerothOrder:
     eps: float = 1e-3
     clip: float | None = None
     kind: Kind = "signs"
-    frozen: tuple[str, ...] = ()
+    freeze_schedule: tuple[tuple[str, ...], ...] = ()
     weigh_by: WeighBy = "examples"
 
     def __post_init__(self) -> None:
@@ -181,9 +182,12 @@ class ZerothOrder:
 
     def expected(self, job: Job) -> Expected:
         """All trainable tensors but the frozen ones."""
-        trainable = job.shared.trainable
-        sent = {name: x for name, x in trainable.items() if not name.endswith(self.frozen)}
-        return training_expected(self.model, specs_of(sent), self.weigh_by)
+        return training_expected(self.model, specs_of(self._trained(job)), self.weigh_by)
+
+    def _trained(self, job: Job) -> Tree:
+        schedule = self.freeze_schedule
+        frozen = schedule[job.version % len(schedule)] if schedule else ()
+        return {name: x for name, x in job.shared.trainable.items() if not name.endswith(frozen)}
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> ZerothOrderState:
         """Clients side by side at the shared tensors.
@@ -192,10 +196,10 @@ class ZerothOrder:
             LichenError: if nothing is left to train.
         """
         trainable, fixed = job.shared.trainable, job.shared.fixed
-        frozen_params = {name: x for name, x in trainable.items() if name.endswith(self.frozen)}
-        trained = {name: x for name, x in trainable.items() if name not in frozen_params}
+        trained = self._trained(job)
+        frozen_params = {name: x for name, x in trainable.items() if name not in trained}
         if not trained:
-            raise LichenError("no tensor is left to train", where="zeroth_order.frozen", fix="freeze fewer names")
+            raise LichenError("no tensor is left to train", where="zeroth_order.freeze_schedule", fix="freeze fewer names")
         zero_C = torch.zeros(len(clients), dtype=torch.float64)
         return ZerothOrderState(
             job=job,

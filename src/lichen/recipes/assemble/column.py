@@ -118,7 +118,7 @@ def recipe_engine(
             *("--recipe", str(folder.path / "recipe.yaml"), "--state", str(store.folder)),
         ),
         nodes=recipe.engine.nodes,
-        agreed=snapshot_name(start) if recipe.wire.down and start is not None else "",
+        agreed=snapshot_name(start) if recipe.wire.down and start is not None and not recipe.starts_at_server else "",
     )
     return _clocked(recipe, stack.enter_context(recipe.engine_kind.make(settings)))
 

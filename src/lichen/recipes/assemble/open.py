@@ -26,6 +26,7 @@ from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.sides.clients import ClientSide, declared, may_declare_labels
 from lichen.recipes.assemble.sides.server import capacity_from
+from lichen.recipes.assemble.workload import refuse_warmup
 from lichen.recipes.rows.prepare import ClientData, classes_of, encode, gather_all
 from lichen.recipes.rows.public import PublicSplit, labelled_of, split_public
 from lichen.recipes.rows.reading import report_read
@@ -168,6 +169,7 @@ def open_recipe(
     roster = declared(clients, names, classes=labels, capacity_N=_capacity_N(experiment))
     capacity = capacity_from(roster, scaling=scaling_of(recipe.model.adapter))
     experiment = experiment.with_server(roster=roster, capacity=capacity)
+    refuse_warmup(experiment.server)
     return LoadedExperiment(
         experiment=experiment,
         clients_data=clients_data,

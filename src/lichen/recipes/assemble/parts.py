@@ -216,12 +216,8 @@ def down_of(recipe: Recipe) -> Chain | None:
     return parse_codecs(recipe.wire.down) if recipe.wire.down else None
 
 
-def downlink_of(server: ServerSide, *, agreed: bool = True) -> Downlink:
+def downlink_of(server: ServerSide) -> Downlink:
     """What happens to jobs on their way to the clients.
-
-    Args:
-        server: The server's side.
-        agreed: Clients make the first tensors themselves, where changes are coded.
 
     Raises:
         LichenError: if changes are coded, and clients have declared unequal capacities.
@@ -235,7 +231,7 @@ def downlink_of(server: ServerSide, *, agreed: bool = True) -> Downlink:
             where="wire.down",
             fix="remove it",
         )
-    return Deltas(chain, agreed=agreed)
+    return Deltas(chain, agreed=not server.recipe.starts_at_server)
 
 
 def server_of(recipe: Recipe) -> ServerOptimizer:

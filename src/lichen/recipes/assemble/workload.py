@@ -12,13 +12,14 @@ import torch
 from lichen.core.contracts.client import Source
 from lichen.core.contracts.model import Batch
 from lichen.core.conventions.labels import has_label
+from lichen.core.errors import LichenError
 from lichen.data.batches.shards import pooled
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.sides.clients import declared
 from lichen.recipes.assemble.sides.server import ServerSide, participants, rows_per_round
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["Workload", "alone_rounds", "heaviest", "pooled_experiment", "trial_rounds", "workload_of"]
+__all__ = ["Workload", "alone_rounds", "heaviest", "pooled_experiment", "refuse_warmup", "trial_rounds", "workload_of"]
 
 
 @final
@@ -93,6 +94,23 @@ def pooled_experiment(experiment: Experiment) -> Experiment:
     everybody = replace(own, train=(pooled(own.train),), valid=(pooled(own.valid),), test=(pooled(own.test),))
     roster = declared(everybody, ("pooled",))
     return replace(experiment.with_server(recipe=recipe, roster=roster), clients=everybody)
+
+
+def refuse_warmup(server: ServerSide) -> None:
+    """Refuse a warm-up that is not over when the shortest column is, before any is trained.
+
+    Raises:
+        LichenError: naming the column.
+    """
+    fed, warmup, rounds = server.recipe.federation, server.recipe.optimizer.warmup, alone_rounds(server)
+    if fed.keep_optimizer:
+        warmup //= fed.fixed_steps
+    if warmup >= rounds and warmup and "alone" in server.recipe.compare.baselines:
+        raise LichenError(
+            f"{warmup} rounds of warm-up do not fit in the {rounds} of the column alone",
+            where="optimizer.warmup",
+            fix=f"use fewer than {rounds}, more federation.rounds, or leave alone out of compare.baselines",
+        )
 
 
 def alone_rounds(server: ServerSide) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,10 @@ from lichen.recipes.schema.names import MethodName, RuleName
 from lichen.transforms.codec_words import read_codecs
 
 __all__ = ["ClockConfig", "FederationConfig", "OptimizerConfig", "WireConfig"]
+
+
+ADAPTIVE_LR = 0.01
+"""The server's rate for Adam and Yogi where a recipe names none: the middle of the best of Reddi et al., 2021."""
 
 
 class OptimizerConfig(Section):
@@ -43,7 +47,7 @@ class OptimizerConfig(Section):
     warmup: int = Field(default=0, ge=0, description="rounds of linear warm-up")
     eps: float = Field(default=1e-3, gt=0, description="mezo, kseed: how far the slope is measured")
     seeds: Positive = Field(default=2048, description="kseed: directions in all (K)")
-    population: Annotated[int, Field(ge=2)] = Field(default=5, description="cma: candidates an iteration")
+    population: Annotated[int, Field(ge=4)] = Field(default=5, description="cma: candidates an iteration")
     dimensions: Positive = Field(default=500, description="cma: numbers searched, projected onto the prompt")
 
     @model_validator(mode="after")
@@ -58,9 +62,19 @@ class ServerConfig(Section):
     """How the server steps with the clients' mean change (Reddi et al., 2021)."""
 
     name: Literal["sgd", "adam", "yogi"] = Field(default="sgd", description="server optimizer")
-    lr: float = Field(default=1.0, gt=0, description="1 with sgd is plain averaging")
+    lr: float = Field(
+        default=1.0, gt=0, description="1 with sgd is plain averaging; adam and yogi without it take 0.01"
+    )
     momentum: float = Field(default=0.0, ge=0, lt=1, description="for sgd")
     nesterov: bool = Field(default=False, description="for sgd: look ahead along the momentum, as DiLoCo does")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adaptive_rate(cls, values: Any) -> Any:
+        """A step of Adam or Yogi is as long as its rate in every coordinate: 1 would be far too long."""
+        if isinstance(values, dict) and values.get("name") in ("adam", "yogi"):
+            return {"lr": ADAPTIVE_LR, **values}
+        return values
 
 
 class ScheduleConfig(Section):

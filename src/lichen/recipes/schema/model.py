@@ -78,10 +78,6 @@ class AdapterConfig(Section):
 
     @model_validator(mode="after")
     def _means_something(self) -> AdapterConfig:
-        for key in ("rslora", "last", "feedforward_modules", "exclude"):
-            if getattr(self, key) and key not in self.facts.keys:
-                first = words_with(key).split(", ")[0]
-                raise ValueError(f"model.adapter.{key}: {self.kind} has none; remove it, or use kind: {first}")
         if self.facts.whole and self.modules_to_save:
             raise ValueError(f"model.adapter.modules_to_save: {self.kind} trains every module; remove it")
         return self

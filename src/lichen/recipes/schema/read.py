@@ -15,6 +15,7 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from lichen.core.errors import LichenError
 from lichen.recipes.schema.explain import explain, section_of
+from lichen.recipes.schema.idle import changed_keys, idle_keys
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.schema.renamed_keys import report_renamed, with_new_names, with_old_names
 from lichen.recipes.schema.yaml import LARGEST, dump_yaml, load_yaml
@@ -211,13 +213,16 @@ def read_recipe(
 ) -> Recipe:
     """Read a recipe and check every key of it.
 
+    A key that nobody reads beside the recipe's others is refused (:mod:`lichen.recipes.schema.idle`), unless it was
+    fine in the file and only the overrides leave it without a reader; then ``note`` is told.
+
     Relative paths of data and models mean the recipe file's own folder if they exist there, else
     the working directory.
 
     Args:
         source: A name of the gallery, a YAML file, or a mapping.
         overrides: ``key.sub=value`` with a YAML value, applied in order.
-        note: Called with a line on old names of keys; None warns of them.
+        note: Called with a line on old names of keys, of which None warns, and on keys without a reader.
 
     Returns:
         The recipe.
@@ -231,31 +236,75 @@ def read_recipe(
     """
     values, notes = _values(source, overrides)
     report_renamed(notes, note)
-    return _checked(values)
+    recipe = _checked(values)
+    for fault in _refuse_idle(recipe, source, overrides, of=overrides):
+        if note is not None:
+            note(f"{fault.where}: {fault.what}; it is left out of account")
+    return recipe
 
 
 def recipe_of(folder: Path, overrides: Sequence[str] = (), *, note: Callable[[str], None] | None = None) -> Recipe:
     """The recipe of a run's folder, read like any other, but without notes on its own keys: nobody wrote them.
 
+    Keys that nobody reads stay: it may be of a version that did not refuse them, and has run as it is.
+
     Args:
-        folder: The run's.
+        folder: The run's, or its file.
         overrides: ``key.sub=value``, applied in order.
         note: Called with a line on old names in ``overrides``; None warns of them.
 
     Raises:
         LichenError: for the first fault found.
     """
-    values, _ = _values(folder / "recipe.yaml", ())
+    values, _ = _values(folder if folder.is_file() else folder / "recipe.yaml", ())
     report_renamed([message for text in overrides for message in _override(values, text)], note)
     return _checked(values)
 
 
 def read_with_notes(
-    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, of: Sequence[str] | None = None
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """As :func:`read_recipe`, with a note for each old name in place of telling them."""
+    """As :func:`read_recipe`, with a note for each old name in place of telling them.
+
+    Args:
+        source: A name of the gallery, a YAML file, or a mapping.
+        overrides: ``key.sub=value`` with a YAML value, applied in order.
+        of: The overrides whose keys must have a reader; None: all of them.
+    """
     values, notes = _values(source, overrides)
-    return _checked(values), tuple(notes)
+    recipe = _checked(values)
+    _refuse_idle(recipe, source, overrides, of=overrides if of is None else of)
+    return recipe, tuple(notes)
+
+
+def _refuse_idle(
+    recipe: Recipe, source: str | Path | Mapping[str, Any], overrides: Sequence[str], *, of: Sequence[str]
+) -> list[LichenError]:
+    """Refuse a key that nobody reads; those that overrides have left so are given back.
+
+    Args:
+        recipe: As it was read.
+        source: What it was read from.
+        overrides: What was changed in it.
+        of: The changes that are held to account.
+
+    Raises:
+        LichenError: for the first such key of ``of``, or of the source where it has no reader there either.
+    """
+    if not (faults := list(idle_keys(recipe))):
+        return []
+    before: set[str] = set()
+    if overrides:
+        with suppress(LichenError):  # a recipe that the overrides mend was not fine in the file
+            before = set(changed_keys(alone := _checked(_values(source, ())[0])))
+            before -= {fault.where for fault in idle_keys(alone)}
+    mine = tuple(f"{text.partition('=')[0].strip()}." for text in of)
+    others = tuple(f"{text.partition('=')[0].strip()}." for text in overrides if text not in of)
+    for fault in faults:
+        inherited = fault.where in before or f"{fault.where}.".startswith(others)
+        if not inherited or f"{fault.where}.".startswith(mine):
+            raise fault
+    return faults
 
 
 def read_values(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

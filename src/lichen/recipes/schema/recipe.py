@@ -251,6 +251,15 @@ class Recipe(Section):
         """A foundation model, or the clients' unlabelled rows, help with the labels."""
         return not (self.teacher is None and self.synthetic is None and self.semi is None)
 
+    @property
+    def starts_at_server(self) -> bool:
+        """What all begin from holds what the server alone has learned or been told: no client can make it."""
+        made = self.model.head in ("ridge", "lda") or (self.semi is not None and self.semi.server)
+        written = self.synthetic is not None and self.synthetic.at != "clients"
+        # Answers ride in the tensors of every job; what a teacher writes in chat are rows.
+        answered = self.teacher is not None and not (self.writes and self.teacher.at == "clients")
+        return made or written or answered
+
     @model_validator(mode="after")
     def _check_consistency(self) -> Recipe:
         model, student, task = self.model, self.model.student, task_of(self.task)
@@ -324,8 +333,11 @@ def refuse_misfits(recipe: Recipe) -> None:
         raise ValueError(
             "federation.keep_optimizer: stream_fragments and drop_prob are a DiLoCo worker's; set it to true"
         )
-    if fed.history and not task_of(recipe.task).procedure.rounds:
-        raise ValueError(f"federation.history: task {recipe.task} has no rounds; remove it")
+    warmup = recipe.optimizer.warmup
+    steps = fed.local_steps if fed.keep_optimizer else None
+    if warmup >= fed.rounds * (steps or 1) and warmup:
+        what = f"{warmup} {'rounds' if steps is None else 'steps'} do not fit"
+        raise ValueError(f"optimizer.warmup: {what}; use fewer than {fed.rounds * (steps or 1)}, or more federation.rounds")
     schedule = fed.schedule
     if schedule.kind == "synchronous":
         for key in ("arrivals", "concurrency", "exponent", "max_age"):
@@ -341,11 +353,13 @@ def members_of(recipe: Recipe) -> tuple[Part, ...]:
     """The rule, the client method, the engine and what is trained, with what each needs and lacks."""
     steps = member(METHODS[recipe.optimizer.name], methods.DECIDES, "optimizer.name")
     keeps = (member(DILOCO, methods.DECIDES, DILOCO.key, word=DILOCO.key),) if recipe.federation.keep_optimizer else ()
+    task = task_of(recipe.task)
     return (
+        Part(key="task", word=f"task {task.name}", needs=task.procedure.needs),
         trained_of(recipe),
+        *keeps,
         member(recipe.aggregation, rules.DECIDES, "federation.aggregate"),
         steps,
-        *keeps,
         member(ENGINES[recipe.engine.name], kinds.DECIDES, "engine.name"),
     )
 

@@ -35,7 +35,6 @@ from lichen.recipes.assemble.column import Column, admission_of
 from lichen.recipes.assemble.experiment import lr_name, values_N
 from lichen.recipes.assemble.parts import (
     algorithm_of,
-    downlink_of,
     initial_shared,
     lr_scale,
     stop_of,
@@ -127,7 +126,7 @@ def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) ->
     )
     scale = lr_scale(recipe, fed.rounds)
     return SemiFL(
-        replace(clients, downlink=downlink_of(side, agreed=False)),
+        clients,
         server=server,
         seed=derive(recipe.seed, "server"),
         lr_scale=lambda r: scale(max(r, 0)),

@@ -1,7 +1,7 @@
 """Runs task ``oneshot``: a closed-form head on frozen features, equal to pooled training.
 
 Features are taken once from the frozen encoder; each client sends its sufficient statistics; the
-server solves for the head. The recipe's answer is checked against pooled training and under random
+server solves for the head, by ridge regression or, with ``model.head: lda``, by discriminant analysis (FedCGS). The recipe's answer is checked against pooled training and under random
 re-partitions of the same rows: the statistics are exact sums, so every partition must agree.
 """
 
@@ -47,6 +47,7 @@ from lichen.recipes.rows.public import labelled_of, split_public
 from lichen.recipes.rows.reading import report_read
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.outcome import TaskResult, baseline, over_all_rows, tested
+from lichen.server.lda import Lda
 from lichen.server.ridge import Ridge
 
 __all__ = ["confusion", "oneshot", "predict", "run_oneshot", "solve"]
@@ -77,11 +78,17 @@ def engine_for(
     return over_ranks(folder.ranks, local), counting("statistics", work, [shard.size for shard in shards])
 
 
+def solver_of(recipe: Recipe) -> Lda | Ridge:
+    """How the recipe solves for the head."""
+    return Lda() if recipe.model.head == "lda" else Ridge(lam=recipe.ridge)
+
+
 def solve(recipe: Recipe, engine: Engine, admission: Admission, clients: Sequence[int]) -> Tree:
     """One round: ask these clients for their statistics, add them up, solve."""
-    ridge = Ridge(lam=recipe.ridge)
+    rule = solver_of(recipe)
     job = Job(work="statistics", shared=Shared(), version=0, clients=tuple(clients), seed=0)
-    return ridge.close(collect(engine, [job], ridge, admission=admission).total, Shared())[0].trainable
+    total = collect(engine, [job], rule, admission=admission).total
+    return rule.close(total, Shared())[0].trainable
 
 
 def predict(head: Tree, x_NF: np.ndarray) -> Tensor:
@@ -128,7 +135,8 @@ def oneshot(
         bytes_down=engine.bytes_down,
         seconds=seconds,
     )
-    observer(Event(column="federated", report=report, total_rounds=1, grid=f"lambda={recipe.ridge:g}"))
+    grid = "lda" if recipe.model.head == "lda" else f"lambda={recipe.ridge:g}"
+    observer(Event(column="federated", report=report, total_rounds=1, grid=grid))
     if "alone" in recipe.compare.baselines:
         columns["alone"] = column([solve(recipe, *engine_for(recipe, [s], classes, folder), (0,)) for s in train])
     x = np.concatenate([s.x for s in train])

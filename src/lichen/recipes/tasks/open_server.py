@@ -23,6 +23,7 @@ from lichen.recipes.assemble.loaded_model import load_model
 from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.sides.clients import TOKENS
 from lichen.recipes.assemble.sides.server import ServerSide, capacity_from
+from lichen.recipes.assemble.workload import refuse_warmup
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
@@ -79,6 +80,7 @@ def open_server(recipe: Recipe, roster: Roster, *, say: Callable[[str], None] = 
         pad=pad_id(loaded.tokenizer) if loaded.tokenizer is not None else 0,
         capacity=capacity_from(roster, scaling=scaling_of(recipe.model.adapter)),
     )
+    refuse_warmup(server)
     return LoadedServer(server=server, foundation=loaded.foundation, tokenizer=loaded.tokenizer)
 
 

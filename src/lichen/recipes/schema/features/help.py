@@ -12,12 +12,18 @@ __all__ = ["HELP"]
 _WHOLE_STEPS = frozenset({Property.EPOCHS, Property.ACCUMULATION})
 
 
-def _helps(key: str, **more: Any) -> Feature:
+_CHOOSES = Need(
+    Property.PSEUDO_LABELS, "each step chooses what it learns from, and {who} does not", "remove it, or use adamw or sgd"
+)
+
+
+def _helps(key: str, *needs: Need, **more: Any) -> Feature:
     """A section by which a foundation model, or unlabelled rows, help."""
     return Feature(
         key=key,
         used=lambda recipe: getattr(recipe, key) is not None,
         needs=(
+            *needs,
             Need(
                 Property.ALL_ROWS,
                 "nodes of {who} open their own rows alone, without {me}",
@@ -55,8 +61,14 @@ HELP: tuple[Feature, ...] = (
             Paper(short="Xie et al. ICML 2024", url="https://arxiv.org/abs/2403.01749"),
         ),
     ),
+    Feature(
+        key="teacher.select",
+        used=lambda recipe: recipe.teacher is not None and recipe.teacher.select,
+        needs=(_CHOOSES,),
+    ),
     _helps(
         "semi",
+        _CHOOSES,
         lacks=_WHOLE_STEPS,
         summary="rows without a label are labelled by the model as it learns: FixMatch, FlexMatch",
         papers=(

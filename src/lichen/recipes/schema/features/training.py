@@ -10,11 +10,8 @@ __all__ = ["TRAINING"]
 _HETEROGENEOUS = Need(
     Property.HETEROGENEOUS_RANKS, "{who} takes adapters of one rank", "use flora, flexlora, florist, fedex or hetlora"
 )
-_PLAIN_STEPS = Need(Property.PLAIN_TRAINING, "{who} has none", "set it to 0")
 
 TRAINING: tuple[Feature, ...] = (
-    Feature(key="optimizer.momentum", used=lambda recipe: recipe.optimizer.momentum, needs=(_PLAIN_STEPS,)),
-    Feature(key="optimizer.prox", used=lambda recipe: recipe.optimizer.prox, needs=(_PLAIN_STEPS,)),
     of_shared_model(
         "federation.fair",
         lambda recipe: recipe.federation.fair != "none",
@@ -50,7 +47,14 @@ TRAINING: tuple[Feature, ...] = (
     ),
     Feature(
         key="federation.weighting",
-        used=lambda recipe: recipe.federation.weighting == "rows",
+        # The mean of averages, in feddf, weighs all alike or by examples.
+        used=lambda recipe: (
+            recipe.federation.weighting == "rows"
+            or (
+                recipe.federation.weighting == "uniform"
+                and not (recipe.exchange is not None and recipe.exchange.kind == "feddf")
+            )
+        ),
         needs=(Need(Property.RECIPE_WEIGHTS, "{who} has weights of its own", "remove it"),),
     ),
     Feature(
@@ -61,7 +65,7 @@ TRAINING: tuple[Feature, ...] = (
     of_shared_model(
         "federation.layer_groups",
         lambda recipe: recipe.federation.layer_groups > 1,
-        Need(Property.LAYER_TURNS, "{who} says which layers are trained", "remove one of the two"),
+        Need(Property.LAYER_TURNS, "{who} trains all layers in every round, or those of its own", "remove one of the two"),
         lacks=NO_LATE,
     ),
     of_shared_model(

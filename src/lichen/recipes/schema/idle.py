@@ -1,0 +1,320 @@
+"""Keys that say nothing beside a recipe's other keys.
+
+A key that nobody reads would be believed to have acted. So each part of a recipe declares what it reads: client methods,
+rules, engines and adapters beside their code, tasks with how they are run, and words of the recipe alone in the table
+here. Whoever sets a key to another value than its default, where nobody reads it, is told so, with what would read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from pydantic import BaseModel
+
+from lichen.clients.methods import METHODS
+from lichen.core.errors import LichenError
+from lichen.declared import Family
+from lichen.engines.kinds import ENGINES
+from lichen.models.adapters.table import BUILT_IN
+from lichen.server.rules import RULES
+from lichen.tasks.registry import task_of
+
+__all__ = ["changed_keys", "idle_keys"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """When some keys are read.
+
+    Attributes:
+        keys: Keys or sections, dotted.
+        when: Whether they are, in a recipe.
+        what: Why not, where they are not.
+        fix: What helps.
+    """
+
+    keys: tuple[str, ...]
+    when: Callable[[Any], object]
+    what: Callable[[Any], str]
+    fix: str = "remove it"
+
+
+def changed_keys(section: BaseModel, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a recipe whose values are not their defaults."""
+    for name, field in type(section).model_fields.items():
+        value, default = getattr(section, name), field.get_default(call_default_factory=True)
+        if isinstance(value, BaseModel):
+            yield from changed_keys(value, f"{prefix}{name}.")
+            if default is None:
+                yield prefix + name
+        elif value != default:
+            yield prefix + name
+
+
+def idle_keys(recipe: Any) -> Iterator[LichenError]:
+    """For each key of a recipe that nobody reads there, what its writer is to be told."""
+    for key in changed_keys(recipe):
+        for read in READS:
+            if any(key == one or key.startswith(f"{one}.") for one in read.keys) and not read.when(recipe):
+                yield LichenError(read.what(recipe), where=key, fix=read.fix)
+                break
+        else:
+            procedure = task_of(recipe.task).procedure
+            if procedure.reads is not None and not any(f"{key}.".startswith(f"{one}.") for one in procedure.reads):
+                what = f"task {recipe.task} does not read it, for its clients answer once"
+                yield LichenError(what, where=key, fix="remove it, or use task: classify")
+
+
+def _small(recipe: Any) -> bool:
+    return recipe.model.student is not None or bool(recipe.model.students)
+
+
+def _of_words(
+    section: str, choice: str, reads: Mapping[str, Sequence[str]], word: Callable[[Any], str | None]
+) -> list[Read]:
+    """Keys of a section that only some words of ``choice`` read; a word that is not there, or None, is no matter."""
+    found = []
+    for key in dict.fromkeys(key for keys in reads.values() for key in keys):
+        readers = [one for one, keys in reads.items() if key in keys]
+
+        def when(recipe: Any, key: str = key) -> bool:
+            now = word(recipe)
+            return now is None or now not in reads or key in reads[now]
+
+        fix = f"remove it, or set {choice}: {' or '.join(readers[:3])}"
+        found.append(Read(keys=(f"{section}.{key}",), when=when, what=lambda r: f"{word(r)} has none", fix=fix))
+    return found
+
+
+def _of_family(
+    section: str, choice: str, family: Family[Any], word: Callable[[Any], str], keys: Sequence[str]
+) -> list[Read]:
+    """The same for the members of a family; one that declares nothing reads all."""
+    found = []
+    for key in keys:
+        readers = [name for name in family if key in (family[name].reads or ())]
+
+        def when(recipe: Any, key: str = key) -> bool:
+            reads = family[word(recipe)].reads
+            return reads is None or key in reads
+
+        fix = f"remove it, or set {choice}: {' or '.join(readers[:3])}"
+        found.append(Read(keys=(f"{section}.{key}",), when=when, what=lambda r: f"{word(r)} has none", fix=fix))
+    return found
+
+
+def _every(family: Family[Any]) -> list[str]:
+    """The keys that some members read, in the order in which they first stand."""
+    return sorted({key for member in family.values() for key in member.reads or ()})
+
+
+def _of_adapters() -> list[Read]:
+    found = []
+    for key in dict.fromkeys(key for facts in BUILT_IN.values() for key in facts.keys):
+        readers = [word for word, facts in BUILT_IN.items() if key in facts.keys]
+        found.append(
+            Read(
+                keys=(f"model.adapter.{key}",),
+                when=lambda r, key=key: key in r.model.adapter.facts.keys,
+                what=lambda r: f"{r.model.adapter.kind} has none",
+                fix=f"remove it, or use kind: {readers[0]}",
+            )
+        )
+    return found
+
+
+def _at(section: str) -> tuple[Read, Read]:
+    """Of a section of help: what its clients alone read, and its server."""
+
+    def at(recipe: Any) -> str | None:
+        return getattr(getattr(recipe, section), "at", None)
+
+    clients = {"teacher": ("share", "public_batch_size"), "synthetic": ("share", "missing")}[section]
+    return (
+        Read(
+            keys=tuple(f"{section}.{key}" for key in clients),
+            when=lambda r: at(r) != "server",
+            what=lambda _: "nothing of it goes to the clients",
+            fix=f"remove it, or set {section}.at: both",
+        ),
+        Read(
+            keys=(f"{section}.server_steps",),
+            when=lambda r: at(r) != "clients",
+            what=lambda _: "the server trains on nothing of it",
+            fix=f"remove it, or set {section}.at: both",
+        ),
+    )
+
+
+def _asked(section: str) -> Read:
+    return Read(
+        keys=(f"{section}.name",),
+        when=lambda r: getattr(r, section).endpoint is None,
+        what=lambda _: f"{section}.endpoint.model says whom to ask",
+    )
+
+
+def _answer(recipe: Any) -> str | None:
+    return None if recipe.teacher is None else str(recipe.teacher.answer_format)
+
+
+def _optional(section: str, key: str) -> Callable[[Any], str | None]:
+    return lambda recipe: getattr(getattr(recipe, section), key, None)
+
+
+def _rounds(recipe: Any) -> bool:
+    return task_of(recipe.task).procedure.rounds
+
+
+READS: tuple[Read, ...] = (
+    # What is trained.
+    Read(
+        keys=("model.adapter", "model.dtype", "model.quantize", "model.layers", "model.random"),
+        when=lambda r: not _small(r),
+        what=lambda _: "a student stands for itself",
+        fix="remove it, or give model.name instead of a student",
+    ),
+    Read(
+        keys=("model.head",),
+        when=lambda r: not r.writes and not (_small(r) and r.model.head == "random"),
+        what=lambda r: f"task {r.task} trains no head" if r.writes else "a student's head is drawn by the seed",
+    ),
+    Read(
+        keys=("model.head",),
+        when=lambda r: _rounds(r) or r.model.head != "random",
+        what=lambda r: f"task {r.task} solves for the head",
+        fix="use ridge or lda",
+    ),
+    Read(
+        keys=("model.adapter.start",),
+        when=lambda r: r.method.asks_only,
+        what=lambda _: "only a prompt that is searched starts from a text",
+        fix="remove it, or set optimizer.name: cma",
+    ),
+    *_of_adapters(),
+    Read(
+        keys=("ridge",),
+        when=lambda r: r.model.head != "lda" if not _rounds(r) else r.model.head == "ridge",
+        what=lambda _: "no head is solved by ridge regression",
+        fix="remove it, or set model.head: ridge",
+    ),
+    # Rows.
+    *_of_words(
+        "data.partition",
+        "data.partition.by",
+        {"dirichlet": ("clients", "alpha"), "iid": ("clients",), "client": ()},
+        lambda r: r.data.partition.by,
+    ),
+    Read(
+        keys=("data.form", "compare.forms", "compare.retention_text"),
+        when=lambda r: r.writes,
+        what=lambda r: f"is of language models, which task {r.task} trains none of",
+    ),
+    Read(
+        keys=("data.public.labelled",),
+        when=lambda r: not r.writes,
+        what=lambda r: f"task {r.task} has no labels",
+    ),
+    # How a client trains, and how changes become one.
+    *_of_family("optimizer", "optimizer.name", METHODS, lambda r: str(r.optimizer.name), _every(METHODS)),
+    Read(
+        keys=("optimizer.grid_rounds",),
+        when=lambda r: len(r.optimizer.lr) > 1,
+        what=lambda _: "there is one learning rate, and nothing to try",
+        fix="remove it, or list several in optimizer.lr",
+    ),
+    *_of_family("federation", "federation.aggregate", RULES, lambda r: str(r.rule), _every(RULES)),
+    Read(
+        keys=("federation.aggregate",),
+        when=lambda r: r.exchange is None or r.rule == "mean",
+        what=lambda _: "students of an exchange are averaged by the mean, or not at all",
+    ),
+    *_of_words(
+        "federation",
+        "federation.fair",
+        {"minmax": ("fair_rate",), "qffl": ("q",), "none": ()},
+        lambda r: r.federation.fair,
+    ),
+    *_of_words(
+        "federation.server",
+        "federation.server.name",
+        {"sgd": ("momentum", "nesterov"), "adam": (), "yogi": ()},
+        lambda r: r.federation.server.name,
+    ),
+    # Help.
+    *_of_words(
+        "teacher",
+        "teacher.kind",
+        {"zero-shot": ("template", "label_words", "calibrate"), "head": ()},
+        _optional("teacher", "kind"),
+    ),
+    *_of_words(
+        "teacher",
+        "teacher.answer_format",
+        {"text": ("max_new_tokens", "plain", "share"), "top_k": ("top_k",), "all": (), "label": ()},
+        _answer,
+    ),
+    *_at("teacher"),
+    _asked("teacher"),
+    *_of_words(
+        "synthetic",
+        "synthetic.kind",
+        {"evolution": ("embedder", "iterations", "variations", "epsilon", "delta"), "prompted": ()},
+        _optional("synthetic", "kind"),
+    ),
+    Read(
+        keys=("synthetic.delta",),
+        when=lambda r: r.synthetic.epsilon is not None,
+        what=lambda _: "nothing is promised without epsilon",
+        fix="remove it, or set synthetic.epsilon",
+    ),
+    *_at("synthetic"),
+    _asked("synthetic"),
+    Read(
+        keys=("semi.server_steps",),
+        when=lambda r: r.semi.server,
+        what=lambda _: "the server trains on nothing",
+        fix="remove it, or set semi.server: true",
+    ),
+    # What it is held against.
+    Read(
+        keys=("compare.forms",),
+        when=lambda r: "base" in r.compare.baselines,
+        what=lambda _: "the bare model is no column",
+        fix="remove it, or add base to compare.baselines",
+    ),
+    Read(
+        keys=("compare.pooled_batch_size",),
+        when=lambda r: "pooled" in r.compare.baselines,
+        what=lambda _: "pooled is no column",
+        fix="remove it, or add pooled to compare.baselines",
+    ),
+    Read(
+        keys=("compare.retention_rows",),
+        when=lambda r: r.compare.retention_text is not None,
+        what=lambda _: "no text is scored before and after",
+        fix="remove it, or set compare.retention_text",
+    ),
+    Read(
+        keys=("compare.target_metric",),
+        when=lambda r: r.exchange is None,
+        what=lambda _: "the rounds of an exchange tell no accuracy",
+    ),
+    Read(
+        keys=("compare.partitions",),
+        when=lambda r: not _rounds(r),
+        what=lambda r: f"task {r.task} does not deal rows out anew",
+        fix="remove it, or set task: oneshot",
+    ),
+    # Where clients run.
+    *_of_family("engine", "engine.name", ENGINES, lambda r: str(r.engine.name), _every(ENGINES)),
+    Read(
+        keys=("engine.packing", "engine.gradient_checkpointing"),
+        when=lambda r: not _small(r) and not r.model.adapter.facts.whole and not r.method.asks_only,
+        what=lambda r: "a student has one call" if _small(r) else "every client has a call of its own",
+    ),
+)
+"""In the order in which a recipe is looked through."""
