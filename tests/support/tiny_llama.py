@@ -93,7 +93,7 @@ def recipe(model: Path, data: Path, shape: Literal["pair", "messages", "label"],
         "data": {
             "name": str(data),
             "columns": columns,
-            "form": "messages" if shape == "messages" else "transcript",
+            **({} if shape == "label" else {"form": "messages" if shape == "messages" else "transcript"}),
             "max_length": 32,
             "valid": 0.2,
             "test": 0.2,

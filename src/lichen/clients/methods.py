@@ -281,7 +281,9 @@ _GRADIENTS = _PACE | {"weight_decay", "clip", "prox"}
 
 def _sums(what: str) -> Need:
     """The method's messages are no changes of tensors, and it has an aggregation of its own."""
-    return Need(Property.PLAIN_MEAN, f"{{me}} {what}, and {{who}} does not", "leave it out", where="federation.aggregate")
+    return Need(
+        Property.PLAIN_MEAN, f"{{me}} {what}, and {{who}} does not", "leave it out", where="federation.aggregate"
+    )
 
 
 METHODS = Family(

@@ -58,7 +58,7 @@ class EngineKind:
         papers: Where it comes from.
         needs: What the rest of the recipe must allow.
         allows: Which of :data:`DECIDES` hold with it.
-        reads: Keys of the section ``engine`` that say something to it, and not to every engine; None: all that there are.
+        reads: Keys of the section ``engine`` that say something to it, and not to every engine; None: all.
         ranks: Several ranks run one program, each with its share of the clients.
         nodes: Clients live in processes beside this one, each of which opens the recipe for itself.
     """
@@ -100,7 +100,9 @@ ENGINES = Family(
     EngineKind,
     decides=DECIDES,
     members=(
-        EngineKind(name="local", summary="this process", make=_local, allows=DECIDES, reads=frozenset({"clients_per_block"})),
+        EngineKind(
+            name="local", summary="this process", make=_local, allows=DECIDES, reads=frozenset({"clients_per_block"})
+        ),
         EngineKind(
             name="spawned",
             summary="processes that exchange bytes through pipes, each with its own clients",

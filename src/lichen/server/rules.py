@@ -81,7 +81,9 @@ class AggregationRule:
 LORA = Need(Property.LORA_FACTORS, "{who} has no LoRA factors", "use mean, or leave it out")
 """The rule works on LoRA's factors."""
 _FREEZES = Need(Property.LAYER_TURNS, "{me} freezes half of each pair, and {who} trains both", "use mean or fedit")
-_KEEPS = Need(Property.PERSONAL_TENSORS, "clients keep B with {me}, and with {who} they keep nothing", "use mean or fedit")
+_KEEPS = Need(
+    Property.PERSONAL_TENSORS, "clients keep B with {me}, and with {who} they keep nothing", "use mean or fedit"
+)
 
 _STEPS = frozenset({Property.SERVER_STEP})
 _SUMS = frozenset({Property.SERVER_STEP, Property.SUMS})

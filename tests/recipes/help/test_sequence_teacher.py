@@ -23,7 +23,8 @@ from support.openai_server import answering
 from support.tiny_llama import recipe, save_model, save_rows
 
 PUBLIC = "data.public={share: 0.4, unlabelled: 20}"
-TEACHER = [PUBLIC, "teacher={name: TEACHER, answer_format: text, max_new_tokens: 6, server_steps: 4}"]
+TEACHER = [PUBLIC, "teacher={name: TEACHER, answer_format: text, max_new_tokens: 6}"]
+AT_SERVER = ["teacher.at=server", "teacher.server_steps=4"]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_clients_learn_what_the_teacher_wrote_after_public_prompts(home: Path, t
 
 def test_what_the_server_learns_costs_clients_nothing(home: Path, tmp_path: Path) -> None:
     plain = lichen.run(values(home, [PUBLIC]), out=tmp_path / "plain")
-    server = lichen.run(values(home, [*TEACHER, "teacher.at=server"]), out=tmp_path / "server")
+    server = lichen.run(values(home, [*TEACHER, *AT_SERVER]), out=tmp_path / "server")
     assert server.summary["traffic"]["client_down"] == plain.summary["traffic"]["client_down"]
     one, other = final(plain), final(server)
     assert any(not torch.equal(one[name], other[name]) for name in one)

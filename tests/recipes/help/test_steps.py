@@ -68,7 +68,7 @@ WAYS = {
         "teacher.server_steps=2",
         "teacher.may_see=[public, private]",
     ],
-    "minmax": ["federation.fair=minmax"],
+    "minmax": ["federation.fair=minmax", "federation.weighting=examples"],
     "qffl": ["federation.fair=qffl"],
     "ridge head": ["model.head=ridge"],
     "lda head": ["model.name=null", "model.student={kind: text-cnn, width: 8}", "model.head=lda"],

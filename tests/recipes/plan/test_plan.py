@@ -191,6 +191,9 @@ def test_the_patch_of_fedex_has_a_bound(home: Path, tmp_path: Path) -> None:
 
 def test_one_shot_and_its_bytes(home: Path, tmp_path: Path, aside: Path) -> None:
     values = recipe(home / "model", home / "label.jsonl", "label", task="oneshot", compare={"baselines": ["alone"]})
+    values = {key: values[key] for key in ("name", "task", "data", "compare")} | {
+        "model": {"name": str(home / "model")}
+    }
     planned, result = both(values, tmp_path / "run")
     sent = planned.expected.bytes
     assert (sent.up, sent.down) == (result.summary["bytes_up"], result.summary["bytes_down"])
@@ -250,7 +253,7 @@ def test_the_grid_is_counted_as_it_is_run(rates: int, trial: int | None, rounds:
                 "task": "chat",
                 "model": {"name": "tiny"},
                 "data": {"name": "rows.jsonl"},
-                "optimizer": {"lr": [0.1 * (i + 1) for i in range(rates)], "grid_rounds": trial},
+                "optimizer": {"lr": [0.1 * (i + 1) for i in range(rates)], "grid_rounds": trial if rates > 1 else None},
                 "federation": {"rounds": rounds, "valid_every": every},
             }
         )

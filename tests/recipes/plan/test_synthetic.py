@@ -16,7 +16,7 @@ WRITER = (
     "synthetic={name: MODEL, per_class: 4, max_new_tokens: 12, item_name: w1, temperature: 1.0, top_p: 1.0, "
     "filters: [duplicates]}"
 )
-PUBLIC = "data.public={share: 0.4, labelled: 9, unlabelled: 20}"
+PUBLIC = "data.public={share: 0.4, unlabelled: 20}"
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,8 @@ def test_a_teacher_that_writes_and_what_is_not_counted(home: Path) -> None:
 
 def test_an_endpoint_is_not_asked(home: Path) -> None:
     endpoint = "synthetic.endpoint={url: 'http://127.0.0.1:9/v1', model: x}"
-    told = plan(values(home, "label", WRITER, endpoint, "semi={}", "data.labels=5"), seconds=0.05)
+    writer = WRITER.replace("name: MODEL, ", "")
+    told = plan(values(home, "label", writer, endpoint, "semi={}", "data.labels=5"), seconds=0.05)
     assert "writing: an endpoint is not timed, and its price is not known" in told.expected.notes
     assert "writing" not in told.expected.columns
     assert any(note.startswith("semi: ") for note in told.expected.notes)
@@ -68,6 +69,6 @@ def test_an_endpoint_is_not_asked(home: Path) -> None:
 
 def test_a_zero_shot_teacher_can_be_planned(home: Path) -> None:
     teacher = "teacher={name: MODEL, kind: zero-shot, template: 'w9 {text} w8'}"
-    told = plan(values(home, "label", PUBLIC, teacher), seconds=0.05)
+    told = plan(values(home, "label", PUBLIC, "data.public.labelled=9", teacher), seconds=0.05)
     assert "teacher: a language model that is asked in words takes at least as long" in told.expected.notes
     assert told.expected.columns["teacher"].seconds > 0

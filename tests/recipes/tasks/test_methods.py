@@ -31,8 +31,8 @@ SMALL = [
     "federation.valid_every=1",
     "optimizer.lr=5e-3",
     "compare.baselines=[]",
-    "model.adapter.rank=4",
 ]
+RANK = "model.adapter.rank=4"
 METHODS = {
     "fedit": ["federation.aggregate=fedit"],
     "ffa": ["federation.aggregate=ffa"],
@@ -79,7 +79,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def run(name: str) -> Any:
         if name not in done:
-            recipe = read_recipe("reviews-lora", [*SMALL, *METHODS[name]])
+            rank = [] if any("adapter.kind" in word or "kind: full" in word for word in METHODS[name]) else [RANK]
+            recipe = read_recipe("reviews-lora", [*SMALL, *rank, *METHODS[name]])
             done[name] = lichen.run(recipe, out=tmp_path_factory.mktemp(name) / "run")
         return done[name]
 

@@ -199,7 +199,9 @@ class ZerothOrder:
         trained = self._trained(job)
         frozen_params = {name: x for name, x in trainable.items() if name not in trained}
         if not trained:
-            raise LichenError("no tensor is left to train", where="zeroth_order.freeze_schedule", fix="freeze fewer names")
+            raise LichenError(
+                "no tensor is left to train", where="zeroth_order.freeze_schedule", fix="freeze fewer names"
+            )
         zero_C = torch.zeros(len(clients), dtype=torch.float64)
         return ZerothOrderState(
             job=job,

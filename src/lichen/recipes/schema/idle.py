@@ -1,8 +1,9 @@
 """Keys that say nothing beside a recipe's other keys.
 
-A key that nobody reads would be believed to have acted. So each part of a recipe declares what it reads: client methods,
-rules, engines and adapters beside their code, tasks with how they are run, and words of the recipe alone in the table
-here. Whoever sets a key to another value than its default, where nobody reads it, is told so, with what would read it.
+A key that nobody reads would be believed to have acted. So each part of a recipe declares what it reads: client
+methods, rules, engines and adapters beside their code, tasks with how they are run, and words of the recipe alone in
+the table here. Whoever sets a key to another value than its default, where nobody reads it, is told so, with what would
+read it.
 """
 
 from __future__ import annotations
@@ -115,10 +116,14 @@ def _of_adapters() -> list[Read]:
     found = []
     for key in dict.fromkeys(key for facts in BUILT_IN.values() for key in facts.keys):
         readers = [word for word, facts in BUILT_IN.items() if key in facts.keys]
+
+        def when(recipe: Any, key: str = key) -> bool:
+            return key in recipe.model.adapter.facts.keys
+
         found.append(
             Read(
                 keys=(f"model.adapter.{key}",),
-                when=lambda r, key=key: key in r.model.adapter.facts.keys,
+                when=when,
                 what=lambda r: f"{r.model.adapter.kind} has none",
                 fix=f"remove it, or use kind: {readers[0]}",
             )

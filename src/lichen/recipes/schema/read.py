@@ -237,10 +237,12 @@ def read_recipe(
     values, notes = _values(source, overrides)
     report_renamed(notes, note)
     recipe = _checked(values)
-    for fault in _refuse_idle(recipe, source, overrides, of=overrides):
+    faults = _refuse_idle(recipe, source, overrides, of=overrides)
+    for fault in faults:
+        _leave_out(values, fault.where)
         if note is not None:
-            note(f"{fault.where}: {fault.what}; it is left out of account")
-    return recipe
+            note(f"{fault.where}: {fault.what}; left out")
+    return _checked(values) if faults else recipe
 
 
 def recipe_of(folder: Path, overrides: Sequence[str] = (), *, note: Callable[[str], None] | None = None) -> Recipe:
@@ -331,6 +333,14 @@ def _values(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) ->
     for text in overrides:
         notes += _override(values, text)
     return values, notes
+
+
+def _leave_out(values: dict[str, Any], key: str) -> None:
+    """Remove a key, by its dotted name."""
+    *outer, last = key.split(".")
+    for step in outer:
+        values = values[step]
+    del values[last]
 
 
 def _checked(values: dict[str, Any]) -> Recipe:

@@ -337,7 +337,9 @@ def refuse_misfits(recipe: Recipe) -> None:
     steps = fed.local_steps if fed.keep_optimizer else None
     if warmup >= fed.rounds * (steps or 1) and warmup:
         what = f"{warmup} {'rounds' if steps is None else 'steps'} do not fit"
-        raise ValueError(f"optimizer.warmup: {what}; use fewer than {fed.rounds * (steps or 1)}, or more federation.rounds")
+        raise ValueError(
+            f"optimizer.warmup: {what}; use fewer than {fed.rounds * (steps or 1)}, or more federation.rounds"
+        )
     schedule = fed.schedule
     if schedule.kind == "synchronous":
         for key in ("arrivals", "concurrency", "exponent", "max_age"):

@@ -1,8 +1,9 @@
 """Runs task ``oneshot``: a closed-form head on frozen features, equal to pooled training.
 
-Features are taken once from the frozen encoder; each client sends its sufficient statistics; the
-server solves for the head, by ridge regression or, with ``model.head: lda``, by discriminant analysis (FedCGS). The recipe's answer is checked against pooled training and under random
-re-partitions of the same rows: the statistics are exact sums, so every partition must agree.
+Features are taken once from the frozen encoder; each client sends its sufficient statistics; the server solves for the
+head, by ridge regression or, with ``model.head: lda``, by discriminant analysis (FedCGS). The recipe's answer is
+checked against pooled training and under random re-partitions of the same rows: the statistics are exact sums, so every
+partition must agree.
 """
 
 from __future__ import annotations

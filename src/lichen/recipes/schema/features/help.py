@@ -13,7 +13,9 @@ _WHOLE_STEPS = frozenset({Property.EPOCHS, Property.ACCUMULATION})
 
 
 _CHOOSES = Need(
-    Property.PSEUDO_LABELS, "each step chooses what it learns from, and {who} does not", "remove it, or use adamw or sgd"
+    Property.PSEUDO_LABELS,
+    "each step chooses what it learns from, and {who} does not",
+    "remove it, or use adamw or sgd",
 )
 
 

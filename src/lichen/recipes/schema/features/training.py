@@ -65,7 +65,9 @@ TRAINING: tuple[Feature, ...] = (
     of_shared_model(
         "federation.layer_groups",
         lambda recipe: recipe.federation.layer_groups > 1,
-        Need(Property.LAYER_TURNS, "{who} trains all layers in every round, or those of its own", "remove one of the two"),
+        Need(
+            Property.LAYER_TURNS, "{who} trains all layers in every round, or those of its own", "remove one of the two"
+        ),
         lacks=NO_LATE,
     ),
     of_shared_model(
