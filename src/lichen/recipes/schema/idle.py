@@ -154,7 +154,7 @@ def _at(section: str) -> tuple[Read, Read]:
     )
 
 
-def _asked(section: str) -> Read:
+def _by_endpoint(section: str) -> Read:
     return Read(
         keys=(f"{section}.name",),
         when=lambda r: getattr(r, section).endpoint is None,
@@ -263,7 +263,7 @@ READS: tuple[Read, ...] = (
         _answer,
     ),
     *_at("teacher"),
-    _asked("teacher"),
+    _by_endpoint("teacher"),
     *_of_words(
         "synthetic",
         "synthetic.kind",
@@ -277,7 +277,7 @@ READS: tuple[Read, ...] = (
         fix="remove it, or set synthetic.epsilon",
     ),
     *_at("synthetic"),
-    _asked("synthetic"),
+    _by_endpoint("synthetic"),
     Read(
         keys=("semi.server_steps",),
         when=lambda r: r.semi.server,
