@@ -30,6 +30,8 @@ from lichen.server.single import SingleMessages
 class Median(SingleMessages):
     """The coordinate-wise median (the lower one of two); every client of weight above 0 counts once."""
 
+    one_version = False
+
     def zero(self) -> Tree:
         """No message yet."""
         return {}
