@@ -16,7 +16,11 @@ __all__ = ["cache_command"]
 
 
 def cache_command(
-    *, clear: Literal["private", "models", "all"] | None = None, yes: bool = False, json: bool = False
+    *,
+    clear: Literal["private", "models", "all"] | None = None,
+    verify: bool = False,
+    yes: bool = False,
+    json: bool = False,
 ) -> None:
     """Show what lies in the cache folder: what, how large, how old, and whether it holds private rows.
 
@@ -26,6 +30,8 @@ def cache_command(
     ----------
     clear
         Remove what was made of private rows, what can be fetched again, or both.
+    verify
+        Read every model and data set, and say which is damaged.
     yes
         Remove without asking.
     json
@@ -37,6 +43,11 @@ def cache_command(
     from lichen.present.report import new_table
     from lichen.present.units import bytes_text
 
+    if verify:
+        if clear is not None or json:
+            raise LichenError("looks, and does nothing else", where="--verify", fix="leave out --clear and --json")
+        _verify()
+        return
     found = items()
     if clear is None:
         if json:
@@ -65,6 +76,20 @@ def cache_command(
             log("nothing was removed")
             return
     say(f"removed {bytes_text(clear_group(clear))}")
+
+
+def _verify() -> None:
+    from lichen.data.sources.cache_listing import verify
+    from lichen.data.sources.entries import cache_dir
+
+    faults = 0
+    for folder, fault in verify():
+        damaged = fault and not fault.startswith("has no digests")
+        faults += bool(damaged)
+        say(fault if damaged else f"{folder}: {fault or 'whole'}")
+    if faults:
+        what = f"{faults} {'folders are' if faults > 1 else 'folder is'} damaged"
+        raise LichenError(what, where=str(cache_dir()), fix="do as is said beside each of them")
 
 
 def _age(seconds: float) -> str:

@@ -58,6 +58,7 @@ def init_command(
     full
         Write every key with its meaning.
     """
+    from lichen.core.files.durable import write_atomic
     from lichen.recipes.init.init import guess
     from lichen.recipes.init.names import Wishes
 
@@ -68,8 +69,7 @@ def init_command(
     for line in found.lines:
         log(line)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(found.recipe(full=full), encoding="utf-8")
+        write_atomic(out, found.recipe(full=full).encode(), shared=True)
     except OSError as error:
         raise LichenError(f"cannot be written: {error.strerror}", where=str(out), fix="choose another --out") from None
     log(f"wrote {out}; read it, then: lichen run {shlex.quote(str(out))}")

@@ -87,7 +87,7 @@ def _list_methods(json: bool) -> None:
 
 
 def fetch_command(name: str, /) -> None:
-    """Download a model or data set of `lichen list` into the cache, checked against its digest.
+    """Download a model or data set of `lichen list` into the cache, checked against its digest, or mend what is there.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def fetch_command(name: str, /) -> None:
     """
     from lichen.data.sources.fetch import fetch_entry as fetch_one
 
-    say(str(fetch_one(name, say=log)))
+    say(str(fetch_one(name, say=log, mend=True)))
 
 
 def try_command(

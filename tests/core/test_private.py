@@ -11,8 +11,9 @@ import torch
 
 from lichen.core import private
 from lichen.core.contracts.algorithm import ServerState
+from lichen.core.files.durable import write_atomic
 from lichen.core.rounds import save_state
-from lichen.core.store import ClientStore, save_tree, write_atomic
+from lichen.core.store import ClientStore, save_tree
 from lichen.core.wire.shared import Shared
 
 

@@ -16,21 +16,26 @@ FILE, FOLDER = 0o600, 0o700
 """Modes of what is private."""
 
 
-def make_folders(path: str | Path) -> None:
-    """Make a folder and all that are missing above it, each of them private."""
+def make_folders(path: str | Path, *, shared: bool = False) -> list[str]:
+    """Make a folder and all that are missing above it, each of them private unless ``shared``.
+
+    Returns:
+        The folders that got a new name by it: those above the ones that were made.
+    """
     path = str(path)
+    above = os.path.dirname(path) or "."
     try:
-        os.mkdir(path, FOLDER)
+        os.mkdir(path, 0o777 if shared else FOLDER)
     except FileExistsError:
         if not os.path.isdir(path):
             raise
-        return
+        return []
     except FileNotFoundError:
-        make_folders(os.path.dirname(path) or ".")
-        make_folders(path)
-        return
-    with suppress(OSError):
-        os.chmod(path, FOLDER)  # a umask may have taken the owner's own rights
+        return [*make_folders(above, shared=shared), *make_folders(path, shared=shared)]
+    if not shared:
+        with suppress(OSError):
+            os.chmod(path, FOLDER)  # a umask may have taken the owner's own rights
+    return [above]
 
 
 def make_folder(path: Path) -> None:

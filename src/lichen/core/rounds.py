@@ -41,6 +41,7 @@ def run(
     seed: int,
     checkpoint: Path | None = None,
     once: Callable[[Callable[[], None]], object] = lambda do: do(),
+    save: Callable[[Path, ServerState], object] | None = None,
     stop: Callable[[ServerState], bool] = lambda _: False,
     observers: Sequence[Observer] = (),
 ) -> ServerState:
@@ -55,6 +56,7 @@ def run(
         checkpoint: File of the server's state.
         once: Does a thing that is to be done once: of several ranks the first does it, and none goes on
             before it is done. A rank that trained ahead of the file would drop private state a resumed run needs.
+        save: Writes the state to that file; by default :func:`save_state`.
         stop: Whether the rounds end here, before all are done; asked before each, and only of the state, so
             that a resumed run ends where the uninterrupted one does.
         observers: Called with each round's report before its state is on disk.
@@ -72,15 +74,23 @@ def run(
         for observe in observers:
             observe(report)
         if checkpoint is not None:
-            once(partial(save_state, checkpoint, state))
+            once(partial(_save, save or save_state, checkpoint, state))
     for flight in state.in_flight:  # nobody listens any more; who goes on from the state submits them again
         if flight.number is not None:
             engine.cancel(flight.number)
     return replace(state, in_flight=tuple(replace(flight, number=None) for flight in state.in_flight))
 
 
-def save_state(path: Path, state: ServerState) -> None:
-    """Write the server's state atomically; of jobs in flight and a clock there is nothing where there are none."""
+def _save(save: Callable[[Path, ServerState], object], path: Path, state: ServerState) -> None:
+    save(path, state)
+
+
+def save_state(path: Path, state: ServerState) -> str:
+    """Write the server's state atomically; of jobs in flight and a clock there is nothing where there are none.
+
+    Returns:
+        The file's digest.
+    """
     tree: Tree = {}
     header: dict[str, Any] = {"round": state.round, "best_round": state.best_round}
     parts = {
@@ -99,7 +109,7 @@ def save_state(path: Path, state: ServerState) -> None:
         header["in_flight"] = [_flight_header(flight) for flight in state.in_flight]
     if state.clock:
         header["clock"] = state.clock
-    save_tree(path, tree, header)
+    return save_tree(path, tree, header)
 
 
 def load_state(path: Path) -> ServerState:

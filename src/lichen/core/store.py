@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save
@@ -22,35 +22,23 @@ from safetensors.torch import load, load_file, save
 from lichen.core import private
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
+from lichen.core.files.durable import write_all, write_atomic
+from lichen.core.files.journal import client_folder
+from lichen.core.files.manifest import digest_of
 from lichen.core.tree import Tree
 
-__all__ = ["ClientStore", "load_tree", "save_tree", "write_all", "write_atomic"]
+__all__ = ["ClientStore", "Staged", "load_tree", "save_tree", "take_staged"]
 
 
-def write_atomic(path: Path, data: bytes, *, shared: bool = False) -> None:
-    """Write so that a reader, or a kill at any moment, sees the old file or the new one, never a part.
+def save_tree(path: Path, tree: Tree, header: dict[str, Any] | None = None, *, shared: bool = False) -> str:
+    """Write a tree and a small JSON header by :func:`write_atomic`; equal trees give equal bytes.
 
-    Args:
-        path: The file; folders missing above it are made.
-        data: All of it.
-        shared: For others too, with the usual modes; else only the owner can read the file and the folders made.
+    Returns:
+        The file's digest.
     """
-    if shared:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    else:
-        private.make_folders(path.parent)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(private.create(part, shared=shared), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-def save_tree(path: Path, tree: Tree, header: dict[str, Any] | None = None, *, shared: bool = False) -> None:
-    """Write a tree and a small JSON header by :func:`write_atomic`; equal trees give equal bytes."""
     data = save(trees.plain(tree), metadata={"lichen": json.dumps(header or {}, sort_keys=True)})
     write_atomic(path, data, shared=shared)
+    return digest_of(data)
 
 
 def load_tree(path: Path) -> tuple[Tree, dict[str, Any]]:
@@ -71,10 +59,28 @@ def load_tree(path: Path) -> tuple[Tree, dict[str, Any]]:
         ) from None
 
 
-_FAN = 1000
-"""Clients of one folder; a million then lie in a thousand folders of a thousand."""
 _OPEN = 64
 """Files held open at once while a block's are written."""
+
+
+_LIST = ".staged."
+"""How the name of a list of staged files begins."""
+
+
+class Staged(NamedTuple):
+    """A file of private state that was written.
+
+    Attributes:
+        client: Whose.
+        version: Of the state.
+        digest: Of the file.
+        best: Whose version is kept beside the newest; -1: none's.
+    """
+
+    client: int
+    version: int
+    digest: str
+    best: int
 
 
 @final
@@ -86,13 +92,15 @@ class ClientStore:
 
     Args:
         folder: Where the files lie; made when first needed.
+        listed: Whether what is staged goes on a list of this process in the folder, for :func:`take_staged`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, listed: bool = False) -> None:
         self.folder = folder
+        self._list = f"{folder}/{_LIST}{os.getpid()}.{os.urandom(4).hex()}" if listed else None
 
     def _folder_of(self, client: int) -> str:
-        return f"{self.folder}/{client // _FAN}/{client % _FAN}"
+        return client_folder(self.folder, client)
 
     def split_by_state(self, clients: Sequence[int], version: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(clients that have state at ``version``, clients that have none): only equals stand side by side."""
@@ -134,7 +142,12 @@ class ClientStore:
         folders = [self._folder_of(c) for c in clients]
         for start in range(0, len(folders), _OPEN):
             some = range(start, min(start + _OPEN, len(folders)))
-            write_all({f"{folders[i]}/{version}.safetensors": save(trees.plain(trees.take(plain_C, i))) for i in some})
+            data = {i: save(trees.plain(trees.take(plain_C, i))) for i in some}
+            write_all({f"{folders[i]}/{version}.safetensors": one for i, one in data.items()})
+            if self._list is not None:
+                lines = [f"{clients[i]} {version} {digest_of(one)} {best}\n" for i, one in data.items()]
+                with open(os.open(self._list, os.O_WRONLY | os.O_CREAT | os.O_APPEND, private.FILE), "ab") as file:
+                    file.write("".join(lines).encode())
         for folder_of_client in folders:
             versions = _versions(folder_of_client)
             needed = max((v for v in versions if v <= version - 2), default=0)
@@ -160,6 +173,25 @@ class ClientStore:
             os.rmdir(os.path.dirname(folder))
 
 
+def take_staged(folder: Path, read: dict[str, int]) -> list[Staged]:
+    """What all processes have staged in a store's folder since the last call.
+
+    Args:
+        folder: The store's.
+        read: Bytes of each list that were taken before; changed in place.
+    """
+    found: list[Staged] = []
+    for path in sorted(folder.glob(f"{_LIST}*")):
+        with open(path, "rb") as file:
+            file.seek(read.get(path.name, 0))
+            data = file.read()
+        data = data[: data.rfind(b"\n") + 1]
+        read[path.name] = read.get(path.name, 0) + len(data)
+        rows = (line.split() for line in data.decode().splitlines())
+        found += [Staged(int(client), int(version), digest, int(best)) for client, version, digest, best in rows]
+    return found
+
+
 def _versions(folder_of_client: str) -> list[int]:
     """The versions that lie there; a file that a kill has left half written has another name."""
     try:
@@ -175,33 +207,3 @@ def _read(path: str) -> Tree:
             return load(file.read())
     except (SafetensorError, OSError, ValueError) as error:
         raise LichenError(f"is damaged: {error}", where=path, fix="delete it and run again without --resume") from None
-
-
-def write_all(contents: Mapping[str, bytes]) -> None:
-    """:func:`write_atomic` for many small private files: all are written before the first one is waited for."""
-    parts: list[tuple[str, str, int]] = []
-    try:
-        for path, data in contents.items():
-            folder, _, name = path.rpartition("/")
-            part = f"{folder}/.{name}.{os.getpid()}.part"
-            parts.append((part, path, _write(part, data)))
-        for _, _, file in parts:
-            os.fsync(file)
-    finally:
-        for _, _, file in parts:
-            os.close(file)
-    for part, path, _ in parts:
-        os.replace(part, path)
-
-
-def _write(path: str, data: bytes) -> int:
-    """Write a new private file, in a new private folder if need be, and leave it open."""
-    try:
-        file = private.create(path)
-    except FileNotFoundError:
-        private.make_folders(os.path.dirname(path))
-        file = private.create(path)
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(file, rest) :]
-    return file

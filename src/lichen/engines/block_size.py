@@ -13,6 +13,7 @@ Legend: C clients.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,8 +30,9 @@ from lichen.clients.training.training_sums import tokens_seen_C
 from lichen.core import tree as trees
 from lichen.core.contracts.client import ClientTask
 from lichen.core.contracts.model import Batch, CohortModel
+from lichen.core.errors import LichenError
+from lichen.core.files.durable import write_atomic
 from lichen.core.message import Job
-from lichen.core.store import write_atomic
 from lichen.core.wrapping import innermost, with_innermost
 from lichen.models.cohort import Cohort
 
@@ -153,6 +155,22 @@ def _checkpointed(client_task: ClientTask) -> ClientTask | None:
     return replace(client_task, work=with_innermost(client_task.work, train))
 
 
+def _mark(known: dict[str, int]) -> str:
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def _read(file: Path) -> dict[str, int]:
+    """What was found before, as it was written; earlier versions wrote it without a digest."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        known, mark = (found["blocks"], found["sha256"]) if "sha256" in found or "blocks" in found else (found, None)
+        if all(type(block) is int for block in known.values()) and mark in (None, _mark(known)):
+            return dict(known)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise LichenError("is damaged", where=str(file), fix="delete it: the blocks of clients are then found again")
+
+
 def _spread(clients: Sequence[int]) -> list[int]:
     step = max(1, len(clients) // SAMPLE)
     return list(clients[::step][:SAMPLE])
@@ -176,14 +194,14 @@ class AutoBlockSize:
         self.known: dict[str, int] = {}
         self.again: set[str] = set()
         if file is not None and file.exists():
-            self.known = {name: int(block) for name, block in json.loads(file.read_text()).items()}
+            self.known = _read(file)
 
     def __call__(self, job: Job, client_task: ClientTask) -> tuple[int, ClientTask]:
         """Clients side by side for this job's work, and the task; a :data:`lichen.core.fold.ClientsPerBlock`."""
         if job.work not in self.known:
             self.known[job.work] = self._measure(job, client_task)
             if self.file is not None:
-                write_atomic(self.file, json.dumps(self.known, sort_keys=True).encode())
+                write_atomic(self.file, json.dumps({"blocks": self.known, "sha256": _mark(self.known)}).encode())
         again = _checkpointed(client_task) if job.work in self.again else None
         return self.known[job.work], again or client_task
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from lichen.core.errors import LichenError
-from lichen.core.store import write_atomic
+from lichen.core.files.durable import write_atomic
 from lichen.fm.interface import FoundationModel, Sourced, Usage, check_choices, check_generation
 
 __all__ = ["CacheStore", "CachedModel", "OfflineModel", "from_base64", "to_base64"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lichen.core.errors import LichenError
+from lichen.core.files.manifest import MANIFEST, check
 from lichen.present.cells import read_cell, text_cell
 from lichen.present.column_names import column_title
 from lichen.present.report import new_table
@@ -89,6 +90,7 @@ def read_clients(folder: Path) -> list[dict[str, Any]]:
     path = Path(folder) / NAME
     try:
         text = path.read_text(encoding="utf-8")
+        check(path.parent, MANIFEST, (NAME,), fix=f"write it anew: lichen run --resume {folder}")
         heads, *lines = csv.reader(io.StringIO(text, newline=""))
         return [_row([read_cell(head) for head in heads], cells) for cells in lines]
     except FileNotFoundError:

@@ -12,7 +12,6 @@ References:
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -117,7 +116,7 @@ class Meter:
 
     Args:
         sources: What is summed; none at all counts nothing and says so.
-        total_file: File that carries the sum from one session of a run to the next.
+        before: Joules of a run's earlier sessions; None: not known, and so neither is the sum.
 
     >>> reading = iter([1.0, 3.0, 3.5])
     >>> with Meter([Counter("package-0", read=lambda: next(reading))]) as meter:
@@ -125,21 +124,13 @@ class Meter:
     (2.0, 2.5)
     """
 
-    def __init__(self, sources: Sequence[Counter], *, total_file: Path | None = None) -> None:
-        self._sources, self._total_file, self._lock = tuple(sources), total_file, threading.Lock()
-        self._sum = self._before() if self._sources else None
+    def __init__(self, sources: Sequence[Counter], *, before: float | None = 0.0) -> None:
+        self._sources, self._lock = tuple(sources), threading.Lock()
+        self._sum = before if self._sources else None
         self._last = self._read()
         self._ended = threading.Event()
         if self._sum is not None:
             threading.Thread(target=self._poll, daemon=True).start()
-
-    def _before(self) -> float | None:
-        if self._total_file is None or not self._total_file.exists():
-            return 0.0
-        try:
-            return None if (before := json.loads(self._total_file.read_text())) is None else float(before)
-        except (OSError, ValueError, TypeError):
-            return None
 
     def _read(self) -> list[float]:
         try:
@@ -160,10 +151,6 @@ class Meter:
             if self._sum is not None:
                 self._sum += sum(s.since(a, b) for s, a, b in zip(self._sources, self._last, now, strict=True))
                 self._last = now
-            if self._total_file is not None:
-                from lichen.core.store import write_atomic
-
-                write_atomic(self._total_file, json.dumps(self._sum).encode())
             return self._sum
 
     def close(self) -> None:

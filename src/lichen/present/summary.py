@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lichen.core.errors import LichenError
+from lichen.core.files.manifest import MANIFEST, check
 from lichen.present.reading import Read
 from lichen.tasks.registry import BUILT_IN, task_names
 
@@ -221,6 +222,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise LichenError("is not a run's folder", where=str(folder), fix="name a folder `lichen run` made") from None
     except (OSError, ValueError, RecursionError):
         raise LichenError("is damaged", where=str(path), fix=again) from None
+    check(path.parent, MANIFEST, (path.name,), fix=again)
     if not isinstance(content, dict):
         raise LichenError("is not a summary", where=str(path), fix=again)
     return check_summary(content, where=str(path))

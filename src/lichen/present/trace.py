@@ -148,21 +148,6 @@ class Trace:
             file.flush()
             os.fsync(file.fileno())
 
-    def resume(self, rounds: Mapping[tuple[str, str], int]) -> None:
-        """Drop the lines of rounds that are going to be repeated.
-
-        Args:
-            rounds: Finished rounds by (column, grid); a pair that is absent starts anew and loses its lines.
-
-        Raises:
-            LichenError: if the trace is damaged other than by a torn last line.
-        """
-        from lichen.core.store import write_atomic
-
-        earlier = [e for e in read_trace(self.folder) if e.report.round <= rounds.get((e.column, e.grid), 0)]
-        if earlier or (self.folder / NAME).exists():
-            write_atomic(self.folder / NAME, b"".join(event_line(event) for event in earlier))
-
 
 def read_trace(folder: Path) -> tuple[Event, ...]:
     """The events of a run in the order they happened; none where nothing was traced yet.

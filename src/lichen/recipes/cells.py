@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lichen.core.errors import LichenError
-from lichen.core.store import write_atomic
+from lichen.core.files.durable import write_atomic
 from lichen.present.charts.levels import levels_markdown
 from lichen.present.compare import ComparisonRow, Outcome, comparison_rows
 from lichen.present.compare_table import comparison_csv, comparison_markdown, notes

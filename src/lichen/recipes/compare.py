@@ -23,7 +23,7 @@ from typing import Any, final
 from lichen.allocator import give_back
 from lichen.core import private
 from lichen.core.errors import LichenError, traceback_text
-from lichen.core.store import write_atomic
+from lichen.core.files.durable import write_atomic
 from lichen.engines.ranks import ranks_here
 from lichen.present.charts.fonts import drawing
 from lichen.present.charts.frontier import frontier_png

@@ -12,6 +12,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -19,7 +20,10 @@ from typing import Any, final
 from lichen.core import private
 from lichen.core.contracts.algorithm import Report
 from lichen.core.errors import LichenError
-from lichen.core.store import ClientStore, write_atomic
+from lichen.core.files.durable import write_atomic
+from lichen.core.files.lock import one_process
+from lichen.core.files.manifest import MANIFEST, files_in, seal
+from lichen.core.store import ClientStore
 from lichen.engines.node import serve_frames
 from lichen.engines.ranks import Ranks, connect, is_rank
 from lichen.present.charts.charts import clients_png, curves_png
@@ -50,6 +54,8 @@ from lichen.recipes.tasks.server_alone import run_server_alone
 from lichen.tasks.registry import task_of
 
 __all__ = ["Result", "RunReport", "Talker", "export", "replay", "report", "run", "run_node", "run_rank", "talk"]
+
+LOCK = "state/lock"
 
 
 @final
@@ -124,12 +130,13 @@ def run(
     moved_back: list[Callable[[], None]] = []
     try:
         if apart and not is_rank():
-            mine = _claim(path, recipe, resume, moved_back, say)
+            with ExitStack() as held:  # the first rank holds the folder by itself
+                mine = _claim(path, recipe, resume, moved_back, say, held)
             command = [sys.executable, "-m", "lichen", "rank", str(path)]
             launch(command, nodes=recipe.engine.nodes, observers=observers, say=say)
         else:
-            with connect(recipe.model.device) if apart else Ranks() as ranks:
-                mine = ranks.ask_first(lambda: _claim(path, recipe, resume, moved_back, say)) and ranks.first
+            with ExitStack() as held, connect(recipe.model.device) if apart else Ranks() as ranks:
+                mine = ranks.ask_first(lambda: _claim(path, recipe, resume, moved_back, say, held)) and ranks.first
                 watching, speaking = (observers, say) if ranks.first else ((), lambda _: None)
                 _go(recipe, path, ranks, watching, speaking, server_alone)
     except LichenError:
@@ -171,8 +178,9 @@ def _claim(
     resume: bool,
     moved_back: list[Callable[[], None]],
     say: Callable[[str], None],
+    held: ExitStack,
 ) -> bool:
-    """Make the folder the recipe's; whether it is a new one.
+    """Make the folder the recipe's, and this process's alone; whether it is a new one.
 
     Args:
         path: The folder.
@@ -180,14 +188,16 @@ def _claim(
         resume: What lies there may be gone on with.
         moved_back: Gets what undoes a change of the folder's recipe.
         say: Called with lines of progress.
+        held: Frees the folder for others when it is closed.
 
     Raises:
-        LichenError: if something lies there that is not to be resumed.
+        LichenError: if something lies there that is not to be resumed, or another process works on it.
     """
-    if path.exists() and any(path.iterdir()) and not resume:
+    if path.exists() and not resume and files_in(path, but=(LOCK,)):
         raise LichenError("is not empty", where=str(path), fix=f"choose another folder, or: lichen run --resume {path}")
     if not path.exists():
         private.make_folder(path)
+    held.enter_context(one_process(path, LOCK, say=say))
     if not (path / "recipe.yaml").exists():  # first of all files: with it, whatever is left can be resumed
         write_atomic(path / "recipe.yaml", write_recipe(recipe).encode())
     elif resume:
@@ -206,16 +216,13 @@ def _go(
     server_alone: bool,
 ) -> None:
     """Run a recipe as one of the ranks; the first one writes."""
-    folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe), ranks=ranks)
+    folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe), ranks=ranks, say=say)
     trace = Trace(path)
-    if ranks.first:
-        trace.resume(folder.finished())
+    (path / MANIFEST).unlink(missing_ok=True)  # it is written last, when all that it names is whole
 
     def watch(event: Event) -> None:
-        if ranks.first:
+        if ranks.first and not folder.told(event):
             trace(event)
-        folder.seconds()
-        meter.joules()
         for observe in observers:
             observe(event)
 
@@ -223,8 +230,9 @@ def _go(
     task = run_server_alone if server_alone else task
     # One process sees its own machine and accelerator only, and a part would look like the whole.
     alone = ranks.size == 1
-    total_file = path / "state" / "joules" if alone else None
-    with Meter(counters(recipe.model.device) if alone else (), total_file=total_file) as meter:
+    before = folder.journal.joules if alone else None
+    with Meter(counters(recipe.model.device) if alone else (), before=before) as meter:
+        folder.joules = meter.joules
         result = task(recipe, folder, watch, say)
         joules = meter.joules()
     memory = sum(int(peak) for peak in ranks.exchange(str(peak_memory_bytes()).encode(), about="memory"))
@@ -239,6 +247,9 @@ def _go(
     write_atomic(path / "clients.csv", clients_csv(rows).encode("utf-8", "backslashreplace"))
     named = [{**row, "name": row["client"]} for row in rows]
     clients_png(path, named, metric=summary["metric"], higher_is_better=higher)
+    folder.end()
+    own = files_in(path, but=("state/", "merged/", "crash.txt", "adapter/README.md", "."))
+    seal(path, MANIFEST, [*own, *(name for name in ("state/final.safetensors",) if (path / name).exists())])
 
 
 def _score(column: Column | None, higher: bool, common: bool) -> dict[str, float | None] | None:
@@ -330,7 +341,7 @@ def run_node(recipe: Path, state: Path) -> None:
         source,
         sink,
         client_tasks(experiment),
-        ClientStore(state),
+        ClientStore(state, listed=True),
         base=experiment.model.base,
         device=experiment.recipe.model.device,
         down=down_of(experiment.recipe),

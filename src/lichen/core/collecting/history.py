@@ -29,8 +29,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lichen.core.errors import LichenError
+from lichen.core.files.durable import write_all
 from lichen.core.message import Job, Message, pack_job, pack_message, take_client, unpack_job, unpack_message
-from lichen.core.store import load_tree, write_all
+from lichen.core.store import load_tree
 from lichen.core.wire.shared import Shared
 
 __all__ = ["History"]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lichen import __version__
 from lichen.core.errors import LichenError
+from lichen.core.files.durable import PART
 from lichen.core.store import load_tree, save_tree
 from lichen.core.tree import Tree
 from lichen.data.sources.entries import cache_dir
@@ -31,6 +32,8 @@ MOST_BYTES = 4 << 30
 """All files of a folder together; beyond it those that were used longest ago go."""
 MOST_SECONDS = 30 * 24 * 3600.0
 """Files that nobody used for so long go."""
+MOST_PART_SECONDS = 3600.0
+"""How long a file may take to be written."""
 
 _Thing = TypeVar("_Thing")
 
@@ -84,7 +87,7 @@ def keep(
         return make()
     file = folder / f"{key}.safetensors"
     with suppress(LichenError, KeyError, ValueError):
-        found = _checked(file, read)
+        found = _checked(file, key, read)
         with suppress(OSError):
             os.utime(file)
             _trim(folder, file, most_bytes)
@@ -94,16 +97,16 @@ def keep(
     if tree is None:
         return thing
     try:
-        save_tree(file, tree, {"crc32": _crc32(tree)})
+        save_tree(file, tree, {"crc32": _crc32(tree), "key": key})
         _trim(folder, file, most_bytes)
-        return _checked(file, read)
+        return _checked(file, key, read)
     except (OSError, LichenError):
         return thing
 
 
-def _checked(file: Path, read: Callable[[Tree], _Thing]) -> _Thing:
+def _checked(file: Path, key: str, read: Callable[[Tree], _Thing]) -> _Thing:
     tree, header = load_tree(file)
-    if header.get("crc32") != _crc32(tree):
+    if header != {"crc32": _crc32(tree), "key": key}:  # another one's file under this name would be other rows
         raise LichenError("is damaged", where=str(file))
     return read(tree)
 
@@ -123,3 +126,7 @@ def _trim(home: Path, newest: Path, most_bytes: int) -> None:
         bytes_left -= about.st_size
         if bytes_left < 0 or about.st_mtime < oldest:
             file.unlink(missing_ok=True)
+    for part in home.glob(f".*{PART}"):  # left by a kill, unless somebody writes it now
+        with suppress(OSError):
+            if part.stat().st_mtime < time.time() - MOST_PART_SECONDS:
+                part.unlink()

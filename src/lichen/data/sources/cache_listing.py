@@ -17,17 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
+from lichen.core.errors import LichenError
 from lichen.data.sources.entries import CATALOG, cache_dir
+from lichen.data.sources.sealed import check_entry, has_digests
 
-__all__ = ["Group", "clear", "items"]
+__all__ = ["Group", "clear", "items", "verify"]
 
 Group = Literal["private", "models", "all"]
 """What can be cleared: what is made of private rows; what can be fetched again; both."""
 
 _KEY = r"[0-9a-f]{64}"
 _PREPARED = re.compile(rf"\.?{_KEY}\.safetensors(\.\d+\.part)?")
-_SCRATCH = re.compile(r"\.?scratch-[0-9a-f]{16}(\.\d+)?")
-_GGUF = re.compile(r"\.?gguf-[0-9a-f]{16}(\.\d+)?")
+_SCRATCH = re.compile(r"\.?scratch-[0-9a-f]{16}((\.old)?\.\d+(\.part)?)?")
+_GGUF = re.compile(r"\.?gguf-[0-9a-f]{16}((\.old)?\.\d+(\.part)?)?")
 _ANSWER = re.compile(rf"\.?{_KEY}\.json(\.\d+\.part)?")
 _ENTRY = re.compile(rf"({'|'.join(map(re.escape, CATALOG))})-[0-9a-f]{{12}}")
 _UNFINISHED = re.compile(rf"\.({'|'.join(map(re.escape, CATALOG))})\..*\.part")
@@ -79,6 +81,34 @@ def items(home: Path | None = None) -> list[Item]:
         *old,
     ]
     return sorted((one for one in found if one is not None), key=lambda one: (not one.private, -one.bytes))
+
+
+def verify(home: Path | None = None) -> Iterator[tuple[Path, str]]:
+    """Read every model and data set that was fetched or made, and hold it against its digests.
+
+    Files of rows and answers carry their digest, and are held against it each time they are used.
+
+    Args:
+        home: The cache folder; by default the one in use.
+
+    Yields:
+        Each folder, and what is wrong with it; empty if nothing is.
+    """
+    for item in items(home):
+        folder = item.place
+        if not folder.is_dir() or folder.name.startswith(".") or item.paths != (folder,):
+            continue
+        if not has_digests(folder):
+            yield folder, "has no digests: an earlier version put it there"
+            continue
+        name = folder.name.rpartition("-")[0]
+        fix = f"fetch it again: lichen fetch {name}" if name in CATALOG else "remove it: it is made again when needed"
+        try:
+            check_entry(folder, fix=fix, quick=False)
+        except LichenError as error:
+            yield folder, str(error)
+        else:
+            yield folder, ""
 
 
 def clear(group: Group, home: Path | None = None) -> int:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from lichen.core.errors import LichenError
-from lichen.core.private import make_folders
+from lichen.core.files.durable import whole_folder
 from lichen.data.sources.entries import cache_dir
+from lichen.data.sources.sealed import is_whole, seal_entry
 
 __all__ = ["convert", "from_gguf"]
 
@@ -93,16 +92,14 @@ def from_gguf(source: Path, *, say: Callable[[str], None]) -> Path:
     about = file.stat()
     key = hashlib.sha256(f"{file}|{about.st_size}|{about.st_mtime_ns}".encode()).hexdigest()[:16]
     folder = cache_dir() / f"gguf-{key}"
-    if (folder / "config.json").exists():
+    if is_whole(folder):
         return folder
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         dtype = _precision(file)
         say(f"{file.name}: reading it into {dtype} (once; it stays in {cache_dir()})")
-        make_folders(draft)
-        gguf_to_folder(file, draft, dtype=dtype)
-        with suppress(OSError):  # another process was quicker, with the same bytes
-            draft.rename(folder)
+        with whole_folder(folder, shared=False) as draft:
+            gguf_to_folder(file, draft, dtype=dtype)
+            seal_entry(draft, folder.name)
     except (LichenError, MemoryError):
         raise
     except Exception as error:  # readers of the format raise anything on a damaged file
@@ -112,8 +109,6 @@ def from_gguf(source: Path, *, say: Callable[[str], None]) -> Path:
             where=str(file),
             fix="fetch it again, whole; or give the model as a folder with safetensors",
         ) from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -21,8 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lichen.core.errors import LichenError
+from lichen.core.files.durable import rename_folder
 from lichen.data.sources.convert import convert
 from lichen.data.sources.entries import Entry, cache_dir, entry
+from lichen.data.sources.sealed import check_entry, seal_entry
 
 __all__ = ["download", "fetch_entry", "fetched", "unpack"]
 
@@ -40,27 +41,30 @@ def fetched(name: str) -> Path | None:
     return home if home.is_dir() else None
 
 
-def fetch_entry(name: str, *, say: Callable[[str], None] | None = None) -> Path:
+def fetch_entry(name: str, *, say: Callable[[str], None] | None = None, mend: bool = False) -> Path:
     """The folder with the unpacked entry, downloaded if it is not there yet.
 
     Args:
         name: A catalog name.
         say: Called with a line of progress now and then.
+        mend: Read all of what is there, and fetch it again if it is damaged.
 
     Returns:
         A folder: a Hugging Face model folder, or the data's own files.
 
     Raises:
-        LichenError: if the entry is unknown, its client is missing or fails, or the download is damaged.
+        LichenError: if the entry is unknown, its client is missing or fails, or what is downloaded or there is damaged.
     """
     it = entry(name)
-    if found := fetched(name):
-        return found
+    if it.registry == "bundled":
+        return _bundled()
     home = _home(it)
+    if _there(it, home, mend):
+        return home
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
         with _locked(home.parent / f".{it.name}.lock"):
-            if home.is_dir():
+            if _there(it, home, mend):
                 return home
             for stale in home.parent.glob(f".{it.name}.*.part"):
                 shutil.rmtree(stale, ignore_errors=True)
@@ -68,7 +72,8 @@ def fetch_entry(name: str, *, say: Callable[[str], None] | None = None) -> Path:
                 prefix=f".{it.name}.", suffix=".part", dir=home.parent, ignore_cleanup_errors=True
             ) as work:
                 _make(it, Path(work), say or _no_report)
-                _settle(Path(work) / "done", home)
+                seal_entry(Path(work) / "done", home.name)
+                rename_folder(Path(work) / "done", home, replace=mend)
     except OSError as error:
         raise LichenError(
             f"cannot write {it.name}: {error}",
@@ -76,6 +81,19 @@ def fetch_entry(name: str, *, say: Callable[[str], None] | None = None) -> Path:
             fix="free some space there, or set LICHEN_CACHE to another folder",
         ) from None
     return home
+
+
+def _there(it: Entry, home: Path, mend: bool) -> bool:
+    """Whether an entry is there, and is what was fetched."""
+    if not home.is_dir():
+        return False
+    try:
+        check_entry(home, fix=f"fetch it again: lichen fetch {it.name}", quick=not mend)
+    except LichenError:
+        if mend:
+            return False
+        raise
+    return True
 
 
 def _no_report(line: str) -> None:
@@ -122,15 +140,6 @@ def _make(it: Entry, work: Path, say: Callable[[str], None]) -> None:
     (work / "raw").mkdir()
     unpack(it, archive, work / "raw")
     convert(it.name, work / "raw", work / "done", say=say)
-
-
-def _settle(done: Path, home: Path) -> None:
-    try:
-        os.rename(done, home)
-    except OSError:
-        # Another process without a lock was quicker; its folder is as good as ours.
-        if not home.is_dir():
-            raise
 
 
 def sha256_of(path: Path) -> str:

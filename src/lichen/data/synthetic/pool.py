@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import final
 
 from lichen.core.errors import LichenError
+from lichen.core.files.durable import write_atomic
 from lichen.core.seeds import numpy_generator
-from lichen.core.store import write_atomic
 from lichen.data.sources.record import Record
 
 __all__ = ["Pool", "SyntheticRow", "load_pool", "mix", "sampled_rows", "save_pool"]

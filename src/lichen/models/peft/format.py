@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lichen.core.errors import LichenError
-from lichen.core.store import write_atomic
+from lichen.core.files.durable import write_atomic
 from lichen.core.tree import Tree
 from lichen.models.adapters.kind import BEFORE_LAYERS, BEFORE_VIRTUAL, VIRTUAL, Spec
 from lichen.models.adapters.quantized import import_peft

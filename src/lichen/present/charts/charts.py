@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lichen.core.store import write_atomic
+from lichen.core.files.durable import write_atomic
 from lichen.present.charts.fonts import drawable, drawing
 from lichen.present.column_names import column_title
 from lichen.present.summary import share_gaining

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lichen.core.store import write_atomic
+from lichen.core.files.durable import write_atomic
 from lichen.present.charts.fonts import drawable
 from lichen.present.compare import ComparisonRow
 

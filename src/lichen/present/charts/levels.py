@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lichen.core.store import write_atomic
+from lichen.core.files.durable import write_atomic
 from lichen.present.charts.fonts import drawable
 from lichen.present.compare import ComparisonRow, Spread
 from lichen.present.units import score_text

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from lichen.core.store import write_atomic
+from lichen.core.files.durable import rename_folder, write_atomic
+from lichen.core.files.manifest import MANIFEST
 from lichen.recipes.schema.read import former_sha256, recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 
@@ -24,7 +25,7 @@ def adopt_run(folder: Path) -> None:
     """
     recipe, digest_file = recipe_of(folder), folder / "state" / "recipe.sha256"
     former, new = former_sha256(recipe), recipe_sha256(recipe)
-    if former == new or not digest_file.is_file() or former not in (marks := digest_file.read_text().split()):
+    if former == new or not digest_file.is_file() or former not in (marks := digest_file.read_text(errors="replace").split()):
         return
     # Whichever of the two files is written when a kill comes, the next call finds the folder and ends the work.
     write_atomic(folder / "recipe.yaml", write_recipe(recipe).encode())
@@ -43,6 +44,7 @@ def adopt_summary(file: Path, recipe: Recipe) -> None:
         return
     text, former, new = file.read_bytes(), former_sha256(recipe).encode(), recipe_sha256(recipe).encode()
     if former != new and former in text:
+        (file.parent / MANIFEST).unlink(missing_ok=True)
         write_atomic(file, text.replace(former, new))
 
 
@@ -60,4 +62,4 @@ def adopt_folder(old: Path, new: Path, recipes: Iterable[tuple[Path, Recipe]] = 
         if (old / within / "recipe.yaml").is_file():
             adopt_run(old / within)
         adopt_summary(old / within / "summary.json", recipe)
-    old.rename(new)
+    rename_folder(old, new)

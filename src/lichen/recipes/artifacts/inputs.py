@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import final
 
 from lichen.core.errors import LichenError
-from lichen.core.store import write_atomic
+from lichen.core.files.durable import write_atomic
 from lichen.core.tree import digest
 from lichen.data.batches.content_digest import shards_digest
 from lichen.recipes.assemble.experiment import Experiment
@@ -85,9 +85,16 @@ def _agree(folder: RunFolder, recipe: Recipe, inputs: Inputs) -> None:
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if folder.finished() and not folder.journal.adopted:
+            raise LichenError("is missing", where=str(file), fix=f"put it back from a copy, or {_NEW}") from None
         before = {"format": 0} if folder.finished() else None
     except (OSError, ValueError):
-        raise LichenError("is damaged", where=str(file), fix=_NEW) from None
+        before = {"sha256": ""}
+    # With a digest it is as it was written; without one, an earlier version's.
+    if isinstance(before, dict) and before.keys() - {"format", *Inputs.__slots__}:
+        mark = before.pop("sha256", "")
+        if _mark(before) != mark:
+            raise LichenError("is damaged", where=str(file), fix=f"put it back from a copy, or {_NEW}")
     now = {"format": FORMAT, **{name: getattr(inputs, name) for name in Inputs.__slots__}}
     if before is None:
         _remember(file, now)
@@ -106,7 +113,11 @@ def _agree(folder: RunFolder, recipe: Recipe, inputs: Inputs) -> None:
 
 
 def _remember(file: Path, now: Mapping[str, object]) -> None:
-    write_atomic(file, (json.dumps(now, indent=2) + "\n").encode())
+    write_atomic(file, (json.dumps({**now, "sha256": _mark(now)}, indent=2) + "\n").encode())
+
+
+def _mark(known: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 def require_rows(run: Path, of: Path) -> None:

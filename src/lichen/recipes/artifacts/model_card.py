@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lichen.core.store import write_atomic
+from lichen.core.files.durable import write_atomic
 from lichen.data.batches.text import start_id
 from lichen.data.chat.chat_template import render
 from lichen.data.sources.catalog import CATALOG, looks_like_hub_id
@@ -37,7 +37,7 @@ def write_adapter_card(run: Path, recipe: Recipe) -> None:
     write_card(run, adapter_folder, recipe, tokenizer)
 
 
-def write_card(run: Path, target: Path, recipe: Recipe, tokenizer: Any) -> None:
+def write_card(run: Path, target: Path, recipe: Recipe, tokenizer: Any, *, called: str = "") -> None:
     """Write ``README.md`` beside a model.
 
     Args:
@@ -45,6 +45,7 @@ def write_card(run: Path, target: Path, recipe: Recipe, tokenizer: Any) -> None:
         target: Where the model lies: an adapter, or a whole model.
         recipe: The run's.
         tokenizer: With the chat template of the run.
+        called: What the folder will be called, where that is another name.
     """
     config: Mapping[str, Any] = {}
     if (target / "adapter_config.json").is_file():
@@ -61,7 +62,7 @@ def write_card(run: Path, target: Path, recipe: Recipe, tokenizer: Any) -> None:
         question=recipe.question or "",
         writes=chat,
         pipeline=task_of(recipe.task).pipeline,
-        folder=target.name,
+        folder=called or target.name,
         base=Path(name).name or recipe.name,
         base_id=base_id,
         licence=known.licence if known else "",

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lichen.core.errors import LichenError
-from lichen.core.store import write_atomic
+from lichen.core.files.durable import write_atomic
 from lichen.recipes.artifacts.moved_inputs import MOVABLE, changed_keys
 from lichen.recipes.schema.read import recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lichen.core.errors import LichenError
-from lichen.core.store import write_atomic
+from lichen.core.files.durable import write_atomic
 from lichen.recipes.schema.read import recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 
@@ -49,7 +49,7 @@ def move(folder: Path, recipe: Recipe) -> Callable[[], None]:
 
 def _give(folder: Path, before: Recipe, recipe: Recipe) -> None:
     digest_file = folder / "state" / "recipe.sha256"
-    if digest_file.is_file() and recipe_sha256(before) in digest_file.read_text().split():
+    if digest_file.is_file() and recipe_sha256(before) in digest_file.read_text(errors="replace").split():
         write_atomic(digest_file, recipe_sha256(recipe).encode())
     write_atomic(folder / "recipe.yaml", write_recipe(recipe).encode())
 

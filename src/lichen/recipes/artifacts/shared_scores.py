@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lichen.core import private
-from lichen.core.store import write_atomic
+from lichen.core.files.durable import write_atomic
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.schema.renamed_keys import with_old_names
 

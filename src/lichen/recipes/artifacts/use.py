@@ -15,6 +15,8 @@ import torch
 
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
+from lichen.core.files.durable import whole_folder
+from lichen.core.files.manifest import MANIFEST, check
 from lichen.core.private import share
 from lichen.core.store import load_tree
 from lichen.core.tree import Tree
@@ -61,8 +63,13 @@ class Talker:
 
 def _finished(folder: Path) -> tuple[Recipe, Tree]:
     read_summary(folder)  # says so where the run is not finished
+    _check(folder)
     tree, _ = load_tree(folder / "state" / "final.safetensors")
     return recipe_of(folder), tree
+
+
+def _check(folder: Path) -> None:
+    check(folder, MANIFEST, fix=f"make it again: lichen run --resume {folder}")
 
 
 def _classes(recipe: Recipe, folder: Path) -> tuple[str, ...]:
@@ -126,10 +133,13 @@ def export(folder: Path | str, *, merge: bool = False, out: Path | str | None = 
         whole.config.id2label = dict(enumerate(classes))
         whole.config.label2id = {name: i for i, name in enumerate(classes)}
     target = out or folder / "merged"
-    whole.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    write_card(folder, target, recipe, tokenizer)
-    share(target)
+    if out is not None:
+        _require_empty(out)
+    with whole_folder(target) as draft:
+        whole.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        write_card(folder, draft, recipe, tokenizer, called=target.name)
+        share(draft)
     return target
 
 
@@ -139,13 +149,19 @@ def _adapter(folder: Path, out: Path | None) -> Path:
     if not own.is_dir():
         read_summary(folder)  # says so where it is no run, or not finished
         raise LichenError("has no adapter", where=str(folder), fix="use --merge")
+    _check(folder)
     if out is None:
         return own
+    _require_empty(out)
+    with whole_folder(out) as draft:
+        shutil.copytree(own, draft, dirs_exist_ok=True)
+        share(draft)
+    return out
+
+
+def _require_empty(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LichenError("is not empty", where=f"--out {out}", fix="choose another folder")
-    shutil.copytree(own, out, dirs_exist_ok=True)
-    share(out)
-    return out
 
 
 def _attached(recipe: Recipe, model: Any, tree: Tree) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lichen.core.errors import LichenError
-from lichen.core.store import write_atomic
+from lichen.core.files.durable import write_atomic
 from lichen.data.chat.chat_template import chat_template_of
 from lichen.recipes.schema.recipe import Recipe
 
@@ -59,7 +59,7 @@ def keep_template(recipe: Recipe, tokenizer: Any, run: Path) -> None:
     file, template = _file(run), str(tokenizer.get_chat_template())
     if not file.exists():
         write_atomic(file, template.encode())
-    elif file.read_text(encoding="utf-8") != template:
+    elif file.read_bytes() != template.encode():
         raise LichenError(
             "the chat template is another than the one this run began with",
             where="data.template",

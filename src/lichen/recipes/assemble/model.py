@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,15 @@ import numpy as np
 
 from lichen.core.contracts.model import CohortModel
 from lichen.core.errors import LichenError
-from lichen.core.private import make_folders, tighten
+from lichen.core.files.durable import whole_folder
+from lichen.core.private import tighten
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import ArrayShard, Shard, TextShard
 from lichen.data.sources.cache import key_of
 from lichen.data.sources.catalog import CATALOG, cache_dir
 from lichen.data.sources.records import load_records
+from lichen.data.sources.sealed import is_whole, seal_entry
 from lichen.models.adapters.kind import Spec, kind_of, kinds_in_peft
 from lichen.models.adapters.whole_layers import whole_layers
 from lichen.models.adapters.wrap import Wrapped
@@ -110,18 +110,15 @@ def scratch_folder(recipe: Recipe, clients_data: Sequence[ClientData], *, privat
     own = section.text is None and is_private(recipe)
     cache = private or cache_dir() / "private" if own else cache_dir()
     folder = cache / f"scratch-{key[:16]}"
-    if not (folder / "config.json").exists():
+    if not is_whole(folder):
         size = scratch.Size(section.width, layers=section.layers, heads=section.heads, context=recipe.data.max_length)
-        draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         seed = derive(recipe.seed, "scratch")
         cache_dir().mkdir(parents=True, exist_ok=True)
-        if own:
-            make_folders(draft)
-        scratch.save_scratch(draft, size, texts, vocabulary=section.vocabulary, seed=seed)
-        if own:
-            tighten(draft)
-        with suppress(OSError):  # another process was quicker, with the same bytes
-            draft.rename(folder)
+        with whole_folder(folder, shared=not own) as draft:
+            scratch.save_scratch(draft, size, texts, vocabulary=section.vocabulary, seed=seed)
+            seal_entry(draft, folder.name)
+            if own:
+                tighten(draft)
     return folder
 
 

@@ -1,7 +1,8 @@
 """The run folder: atomic files, locks, and what is already done.
 
 ``recipe.yaml`` · ``roster.json`` · ``trace.jsonl`` · ``summary.json`` · ``curves.png`` · ``clients.png`` · ``adapter/``
-or ``model/`` · ``state/`` (checkpoints of every column, private client state, scores already taken).
+or ``model/`` · ``manifest.json`` (digests of all that is finished) · ``state/`` (checkpoints of every column, private
+client state, scores already taken, and the journal of what of them is whole).
 
 All of it is private, files of mode 0600 in folders of 0700, but ``adapter/``, ``merged/`` and ``model/``, which are
 there to be handed on.
@@ -13,6 +14,7 @@ clients' private state, is said where it is made. All ranks see one folder.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -22,12 +24,17 @@ from typing import Any, final
 from torch import Tensor
 
 from lichen.core import private
+from lichen.core.contracts import ServerState
 from lichen.core.errors import LichenError
+from lichen.core.files.durable import sweep, write_atomic
+from lichen.core.files.journal import Journal, Kept, keep_previous
+from lichen.core.files.manifest import file_digest
 from lichen.core.roster import Roster
-from lichen.core.rounds import load_state
-from lichen.core.store import load_tree, save_tree, write_atomic
-from lichen.core.tree import Tree
+from lichen.core.rounds import load_state, save_state
+from lichen.core.store import Staged, load_tree, save_tree, take_staged
+from lichen.core.tree import Tree, digest
 from lichen.engines.ranks import Ranks
+from lichen.present.trace import Event, event_line, read_trace
 
 __all__ = ["RunFolder", "save_roster"]
 
@@ -40,38 +47,128 @@ class RunFolder:
         path: The folder; made when missing.
         recipe_sha256: What the folder must belong to.
         ranks: Who works on it together; all of them make and ask the same things in the same order.
+        say: Told what was mended.
+
+    Attributes:
+        journal: What of the run is whole; the first rank's alone.
+        joules: Energy spent so far; None: not known.
 
     Raises:
         LichenError: if it was made by another recipe.
     """
 
-    def __init__(self, path: Path, *, recipe_sha256: str, ranks: Ranks | None = None) -> None:
-        self.path, self.ranks = path, ranks or Ranks()
-        self._seconds_file = path / "state" / "seconds"
-        self._before: float = self.ranks.ask_first(lambda: self._claim(recipe_sha256))
+    def __init__(
+        self,
+        path: Path,
+        *,
+        recipe_sha256: str,
+        ranks: Ranks | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.path, self.ranks, self._say = path, ranks or Ranks(), say
+        self._strict: bool = self.ranks.ask_first(lambda: self._claim(recipe_sha256))
         self._start = time.monotonic()
+        self._lines: dict[tuple[str, int], str] = {}
+        self._lists: dict[Path, dict[str, int]] = {}
+        self.joules: Callable[[], float | None] = lambda: 0.0
 
-    def _claim(self, recipe_sha256: str) -> float:
-        """Mark the folder as the recipe's; the seconds spent on it before."""
+    def _claim(self, recipe_sha256: str) -> bool:
+        """Mark the folder as the recipe's, and bring it to what is whole; whether all in it must bear its digest."""
         digest_file = self.path / "state" / "recipe.sha256"
-        if digest_file.exists() and recipe_sha256 not in digest_file.read_text().split():
-            raise LichenError(
-                "was made by another recipe",
-                where=str(self.path),
-                fix="resume with the folder's own recipe, or choose another --out",
-            )
+        if digest_file.exists():
+            marks = digest_file.read_text(errors="replace").split()
+            if not marks or not all(re.fullmatch("[0-9a-f]{64}", mark) for mark in marks):
+                raise LichenError("is damaged", where=str(digest_file), fix="delete it, and go on")
+            if recipe_sha256 not in marks:
+                raise LichenError(
+                    "was made by another recipe",
+                    where=str(self.path),
+                    fix="resume with the folder's own recipe, or choose another --out",
+                )
         private.make_folders(digest_file.parent)
         with suppress(OSError):  # an older run's may be open to others
             digest_file.parent.chmod(private.FOLDER)
+        sweep([self.path])
         write_atomic(digest_file, recipe_sha256.encode())
-        return float(self._seconds_file.read_text()) if self._seconds_file.exists() else 0.0
+        self.journal = Journal(digest_file.parent, say=self._say)
+        if not self.journal.path.exists() and (self.finished() or read_trace(self.path)):
+            self._adopt()
+        self.journal.mend(lambda file: load_state(file).round)
+        self._restore_trace()
+        return not self.journal.adopted
+
+    def _adopt(self) -> None:
+        """Begin the journal of a folder that an earlier version has made, and take what lies there as it is."""
+        self._say(
+            f"{self.path}: was begun by a version of lichen that kept no digests; its files are taken as they are"
+        )
+        rounds, state = [], self.path / "state"
+        done = self.finished()
+        for (column, grid), count in done.items():
+            folder = state / column / grid
+            every = {store: _private_files(folder / store) for store in ("clients", "server")}
+            digest = file_digest(folder / "server.safetensors") or ""
+            rounds.append(Kept(column=f"{column}/{grid}", round=count, state=digest, private=every))
+        whole = [e for e in read_trace(self.path) if e.report.round <= done.get((e.column, e.grid), 0)]
+        told = [(f"{e.column}/{e.grid}", e.report.round, event_line(e).decode()) for e in whole]
+        seconds, joules = (_former_number(state / name) for name in ("seconds", "joules"))
+        if seconds is None:
+            self._say(f"{state / 'seconds'}: is damaged or missing; the time spent until now is not counted")
+        self.journal.adopt(rounds, told, seconds=seconds or 0.0, joules=joules)
+
+    def _restore_trace(self) -> None:
+        """Let the trace be that of all rounds that are whole."""
+        file, lines = self.path / "trace.jsonl", [line.encode() for line in self.journal.trace()]
+        there = file.read_bytes() if file.exists() else b""
+        if there == b"".join(lines):
+            return
+        if set(lines) - set(there.splitlines(keepends=True)):
+            self._say(f"{file}: was damaged, and is written again from {self.journal.path}")
+        write_atomic(file, b"".join(lines))
 
     def seconds(self) -> float:
-        """Wall time spent on this run so far, over all its sessions; remembered on disk."""
-        total = self._before + time.monotonic() - self._start
-        if self.ranks.first:
-            write_atomic(self._seconds_file, f"{total:.3f}".encode())
-        return total
+        """Wall time spent on this run so far, over all its sessions."""
+        return self.journal.seconds + time.monotonic() - self._start
+
+    def end(self) -> None:
+        """The run is finished: its time is remembered, and the lists of what clients have staged go."""
+        now = self.seconds()
+        self._start = time.monotonic()
+        self.journal.spend(now, self.joules())
+        for path in (self.path / "state").glob("*/*/*/.staged.*"):
+            path.unlink()
+
+    def told(self, event: Event) -> bool:
+        """Whether the trace has this round already; else it is remembered until the round is whole."""
+        key = f"{event.column}/{event.grid}", event.report.round
+        self._lines[key] = event_line(event).decode()
+        return key in self.journal.told
+
+    def save(self, path: Path, state: ServerState) -> None:
+        """Write a column's state to its file from :meth:`checkpoint`: it counts once its line is in the journal."""
+        keep_previous(path)
+        digest = save_state(path, state)
+        column = path.parent.relative_to(self.path / "state").as_posix()
+        staged = {store: self._staged(path.parent / store) for store in ("clients", "server")}
+        before = self.journal.columns.get(column)
+        pins = any(one.best >= 0 for files in staged.values() for one in files) or (before is not None and before.pins)
+        key = column, state.round
+        told = "" if key in self.journal.told else self._lines.pop(key, "")
+        kept = Kept(
+            column=column,
+            round=state.round,
+            state=digest,
+            private={store: [one[:3] for one in files] for store, files in staged.items() if files},
+            best=state.best_round if pins else -1,
+            flying=bool(state.in_flight),
+            told=told,
+        )
+        now = self.seconds()
+        self._start = time.monotonic()
+        self.journal.commit(kept, seconds=now, joules=self.joules())
+
+    def _staged(self, store: Path) -> list[Staged]:
+        return take_staged(store, self._lists.setdefault(store, {}))
 
     def checkpoint(self, column: str, grid: str) -> Path:
         """File of a column's server state, as the first rank has left it: all ranks meet here."""
@@ -88,28 +185,44 @@ class RunFolder:
         return {(f.parent.parent.name, f.parent.name): load_state(f).round for f in found}
 
     def tree(self, name: str, make: Callable[[], Tree], *, alone: bool = False) -> Tree:
-        """A tree made once and read back ever after.
+        """A tree made once and read back ever after; one that is damaged is made again.
 
         Args:
             name: What it is called.
             make: Makes it, with all ranks together.
             alone: The first rank makes it by itself, and the others wait.
         """
-        file = self._score(name)
-        if self.ranks.ask_first(lambda: not file.exists()):
+        if self.ranks.ask_first(lambda: not self._whole(name)):
             made = make() if self.ranks.first or not alone else {}
             if self.ranks.first:
-                save_tree(file, made)
+                self._keep(name, made)
             self.ranks.wait()
-        return load_tree(file)[0]
+        return load_tree(self._score(name))[0]
 
     def trees(self, makes: Mapping[str, Callable[[], Tree]]) -> list[Tree]:
         """Trees of those names, each made once by one of the ranks, which take turns, and read back ever after."""
-        missing: list[str] = self.ranks.ask_first(lambda: [name for name in makes if not self._score(name).exists()])
+        missing: list[str] = self.ranks.ask_first(lambda: [name for name in makes if not self._whole(name)])
         for name in missing[self.ranks.rank :: self.ranks.size]:
-            save_tree(self._score(name), makes[name]())
+            self._keep(name, makes[name]())
         self.ranks.wait()
         return [load_tree(self._score(name))[0] for name in makes]
+
+    def _keep(self, name: str, tree: Tree) -> None:
+        save_tree(self._score(name), tree, {"name": name, "sha256": digest(tree)})
+
+    def _whole(self, name: str) -> bool:
+        """Whether a tree is there, and is what was written under this name."""
+        file = self._score(name)
+        if not file.exists():
+            return False
+        try:
+            tree, header = load_tree(file)
+            if (not self._strict and not header) or header == {"name": name, "sha256": digest(tree)}:
+                return True
+        except LichenError:
+            pass
+        self._say(f"{file}: is damaged, and is made again")
+        return False
 
     def _score(self, name: str) -> Path:
         return self.path / "state" / "scores" / f"{name}.safetensors"
@@ -124,6 +237,24 @@ class RunFolder:
         if self.ranks.first:
             write_atomic(file, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), shared=shared)
         return file
+
+
+def _private_files(store: Path) -> list[tuple[int, int, str]]:
+    """Client, version and digest of all that lies in a store's folder."""
+    found = []
+    for path in sorted(store.glob("*/*/*.safetensors")):
+        with suppress(ValueError):
+            client = 1000 * int(path.parts[-3]) + int(path.parts[-2])
+            found.append((client, int(path.stem), file_digest(path) or ""))
+    return sorted(found, key=lambda one: one[1])
+
+
+def _former_number(file: Path) -> float | None:
+    try:
+        found = float(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if 0 <= found < float("inf") else None
 
 
 def save_roster(folder: RunFolder, roster: Roster) -> None:

@@ -218,6 +218,7 @@ def _evolved(
         rounds=section.iterations,
         seed=derive(recipe.seed, "evolution"),
         checkpoint=folder.checkpoint("evolution", "votes"),
+        save=folder.save,
         observers=[lambda report: say(f"votes, round {report.round} of {section.iterations}")],
     )
     evolved = evolution.finish(state)

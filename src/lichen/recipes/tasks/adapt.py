@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,8 +15,9 @@ from lichen.algorithms.scores import score
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
+from lichen.core.files.durable import whole_folder, write_atomic
 from lichen.core.message import Job
-from lichen.core.store import ClientStore, save_tree, write_atomic
+from lichen.core.store import ClientStore, save_tree
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import Shard
@@ -170,22 +172,25 @@ def save_result(
     tree, patch, flat = best.trainable, best.patch, replace(best, frozen={}).flat()
     save_tree(folder.path / "state" / "final.safetensors", flat)
     if recipe.model.scratch is not None:  # its tokenizer was learned from rows that may be gone tomorrow
-        for file in sorted(Path(base_name_of(foundation)).iterdir()):
+        for file in sorted(Path(base_name_of(foundation)).glob("[!.]*")):
             write_atomic(folder.path / SCRATCH / file.name, file.read_bytes())
     if foundation is not None and not recipe.model.adapter.facts.whole and not recipe.method.asks_only:
         spec = spec_of(recipe, foundation)
         try:
-            save_adapter(
-                folder.path / "adapter",
-                tree,
-                spec=spec,
-                base_name=described_base(recipe, foundation),
-                task=task_of(recipe.task).peft,
-                patch=patch,
-            )
-            tokenizer.save_pretrained(folder.path / "adapter")
-            if classes:
-                folder.write_json("adapter/classes.json", list(classes), shared=True)
+            with whole_folder(folder.path / "adapter") as draft:
+                save_adapter(
+                    draft,
+                    tree,
+                    spec=spec,
+                    base_name=described_base(recipe, foundation),
+                    task=task_of(recipe.task).peft,
+                    patch=patch,
+                )
+                tokenizer.save_pretrained(draft)
+                if classes:
+                    write_atomic(
+                        draft / "classes.json", (json.dumps(list(classes), indent=2) + "\n").encode(), shared=True
+                    )
             return
         except LichenError:
             if not patch and has_peft_format(spec):

@@ -172,7 +172,9 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, observer:
     def go(lr: float, until: int) -> float:
         grid = lr_name(lr)
         client_tasks = averaged_tasks(heterogeneous, lr) if fused else private_tasks(heterogeneous, lr)
-        engines[lr] = engine_of(heterogeneous, client_tasks, ClientStore(folder.clients("federated", grid)))
+        engines[lr] = engine_of(
+            heterogeneous, client_tasks, ClientStore(folder.clients("federated", grid), listed=True)
+        )
         admissions[lr] = admission_of_architectures(heterogeneous, client_tasks)
         states[lr] = run(
             _algorithm(heterogeneous, lr, until, admissions[lr]),
@@ -182,6 +184,7 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, observer:
             seed=derive(recipe.seed, "run"),
             checkpoint=folder.checkpoint("federated", grid),
             once=folder.ranks.ask_first,
+            save=folder.save,
             stop=stop_of(recipe),
             observers=[_observer(observer, "federated", lr, rounds)],
         )
@@ -214,7 +217,8 @@ def _alone(heterogeneous: HeterogeneousClients, folder: RunFolder, observer: Eve
 
     def go(lr: float, until: int) -> float:
         grid = lr_name(lr)
-        local = engine_of(heterogeneous, private_tasks(heterogeneous, lr), ClientStore(folder.clients("alone", grid)))
+        store = ClientStore(folder.clients("alone", grid), listed=True)
+        local = engine_of(heterogeneous, private_tasks(heterogeneous, lr), store)
         engines[lr] = ByArchitecture(local, architectures=heterogeneous.architectures)
         run(
             Alone(
@@ -231,6 +235,7 @@ def _alone(heterogeneous: HeterogeneousClients, folder: RunFolder, observer: Eve
             seed=derive(recipe.seed, "run"),
             checkpoint=folder.checkpoint("alone", grid),
             once=folder.ranks.ask_first,
+            save=folder.save,
             stop=stop_of(recipe),
             observers=[_observer(observer, "alone", lr, rounds)],
         )

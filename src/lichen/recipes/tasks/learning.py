@@ -22,7 +22,7 @@ from lichen.core.contracts.algorithm import Algorithm, Report, ServerState
 from lichen.core.contracts.client import ClientTask
 from lichen.core.contracts.engine import Engine
 from lichen.core.message import Job
-from lichen.core.rounds import run
+from lichen.core.rounds import run, save_state
 from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
@@ -65,6 +65,7 @@ HISTORY = "history"
 """Folder beside a checkpoint, of the messages that its rounds have counted."""
 
 Once = Callable[[Callable[[], None]], object]
+Save = Callable[[Path, ServerState], object]
 
 
 def choose_learning_rate(recipe: Recipe, rounds: int, go: Callable[[float, int], float]) -> float:
@@ -92,6 +93,7 @@ def federate(
     *,
     admission: Admission | None = None,
     once: Once = lambda do: do(),
+    save: Save = save_state,
 ) -> ServerState:
     """The federated column at one learning rate, up to round ``until``; see :func:`lichen.core.rounds.run`."""
     average = replace(
@@ -100,7 +102,7 @@ def federate(
         history=History(checkpoint.parent / HISTORY) if server.recipe.federation.history else None,
     )
     algorithm = _with_server(server, average, lr, checkpoint.parent / "server")
-    return _go(server, algorithm, engine, until, checkpoint, observer, once, initial=initial_shared(server, lr))
+    return _go(server, algorithm, engine, until, checkpoint, observer, once, save, initial=initial_shared(server, lr))
 
 
 def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) -> Algorithm:
@@ -120,7 +122,7 @@ def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) ->
     )
     server = LocalEngine(
         {"server": ClientTask(work=trainer(side, lr), source=source)},
-        ClientStore(folder),
+        ClientStore(folder, listed=True),
         base=side.model.base,
         device=recipe.model.device,
     )
@@ -141,6 +143,7 @@ def _go(
     checkpoint: Path,
     observer: Callable[[Report], None],
     once: Once,
+    save: Save,
     *,
     initial: Shared,
 ) -> ServerState:
@@ -152,6 +155,7 @@ def _go(
         seed=derive(server.recipe.seed, "run"),
         checkpoint=checkpoint,
         once=once,
+        save=save,
         stop=stop_of(server.recipe),
         observers=[observer],
     )
@@ -206,10 +210,12 @@ def federated_column(
 
     def go(lr: float, until: int) -> float:
         if lr not in made:
-            made[lr] = engines(ClientStore(folder.clients(name, lr_name(lr))))
+            made[lr] = engines(ClientStore(folder.clients(name, lr_name(lr)), listed=True))
         checkpoint, observe = folder.checkpoint(name, lr_name(lr)), _observer(observer, name, lr, rounds)
         once = folder.ranks.ask_first
-        states[lr] = federate(server, made[lr], lr, until, checkpoint, observe, admission=admission, once=once)
+        states[lr] = federate(
+            server, made[lr], lr, until, checkpoint, observe, admission=admission, once=once, save=folder.save
+        )
         return states[lr].best_value
 
     lr = choose_learning_rate(recipe, rounds, go)
@@ -243,7 +249,7 @@ def private_column(
         return folder.tree(f"{name}.{work}.{lr_name(lr)}.{until}", lambda: score(made[lr], job, admission)[1])
 
     def go(lr: float, until: int) -> float:
-        stores[lr] = ClientStore(folder.clients(name, lr_name(lr)))
+        stores[lr] = ClientStore(folder.clients(name, lr_name(lr)), listed=True)
         made[lr] = engines(stores[lr])
         algorithm = Alone(
             clients=len(clients),
@@ -257,7 +263,7 @@ def private_column(
         )
         checkpoint, observe = folder.checkpoint(name, lr_name(lr)), _observer(observer, name, lr, rounds)
         once = folder.ranks.ask_first
-        _go(server, algorithm, made[lr], until, checkpoint, observe, once, initial=server.start)
+        _go(server, algorithm, made[lr], until, checkpoint, observe, once, folder.save, initial=server.start)
         return mean_loss(tested(lr, until, "alone.chosen")) if len(recipe.optimizer.lr) > 1 else 0.0
 
     lr = choose_learning_rate(recipe, rounds, go)
