@@ -43,7 +43,7 @@ from lichen.recipes.schema import read as reading
 from lichen.recipes.schema.read import read_recipe, recipe_of
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["OUTCOMES", "Bench", "cache_outcome", "mutate"]
+__all__ = ["CHANGES", "OUTCOMES", "Bench", "cache_outcome", "mutate"]
 
 OUTCOMES = ("equal", "named", "other", "crash")
 CHANGES = ("flip", "cut", "empty", "delete", "swap", "copy", "append", "twice")
@@ -224,7 +224,10 @@ def outcome(do: Callable[[], object], equal: Callable[[], bool]) -> str:
 
             traceback.print_exception(error)
         return "crash"
-    return "equal" if equal() else "other"
+    try:
+        return "equal" if equal() else "other"
+    except OSError:  # a file that the run had is gone, and nothing was said
+        return "other"
 
 
 class Cut:

@@ -9,7 +9,7 @@ import pytest
 import resume
 
 import lichen
-from lichen.core import rounds as round_loop
+from lichen.recipes.assemble.run_folder import RunFolder
 from support.tiny_llama import recipe, save_model, save_rows
 
 FULL = {"adapter": {"kind": "full"}}
@@ -97,15 +97,15 @@ def test_blocks_of_any_size_and_a_kill_give_the_same_bytes(
         differing(whole, left_by(lichen.run(made(home, name, clients_per_block=3), out=tmp_path / "three").folder))
         == []
     )
-    save, saves = round_loop.save_state, [0]
+    save, saves = RunFolder.save, [0]
 
-    def save_and_die(path: Path, state: Any) -> None:
+    def save_and_die(folder: RunFolder, path: Path, state: Any) -> None:
         saves[0] += 1
         if saves[0] == 2:
             raise Killed
-        save(path, state)
+        save(folder, path, state)
 
-    monkeypatch.setattr(round_loop, "save_state", save_and_die)
+    monkeypatch.setattr(RunFolder, "save", save_and_die)
     with pytest.raises(Killed):
         lichen.run(made(home, name, clients_per_block=1), out=tmp_path / "cut")
     monkeypatch.undo()

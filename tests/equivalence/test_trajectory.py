@@ -11,7 +11,6 @@ import resume
 import torch
 
 import lichen
-from lichen.core import rounds as round_loop
 from lichen.core.rounds import load_state
 from lichen.core.seeds import numpy_generator
 from lichen.core.store import load_tree, save_tree
@@ -112,17 +111,17 @@ def test_a_kill_around_the_checkpoint_loses_and_doubles_no_line(
 ) -> None:
     made = recipe(home / "model", home / "rows.jsonl", "pair", compare={"baselines": ["alone", "pooled"]})
     whole = resume.result_bytes(lichen.run(made, out=tmp_path / "whole").folder)
-    save, left = round_loop.save_state, [5]  # the second round of the second column
+    save, left = RunFolder.save, [5]  # the second round of the second column
 
-    def save_and_die(path: Path, state: object) -> None:
+    def save_and_die(folder: RunFolder, path: Path, state: object) -> None:
         left[0] -= 1
         if left[0] == 0 and before:
             raise Killed
-        save(path, state)  # type: ignore[arg-type]
+        save(folder, path, state)  # type: ignore[arg-type]
         if left[0] == 0:
             raise Killed
 
-    monkeypatch.setattr(round_loop, "save_state", save_and_die)
+    monkeypatch.setattr(RunFolder, "save", save_and_die)
     with pytest.raises(Killed):
         lichen.run(made, out=tmp_path / "cut")
     monkeypatch.undo()

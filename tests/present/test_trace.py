@@ -78,7 +78,6 @@ def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
 
 def test_no_trace_is_no_events(tmp_path: Path) -> None:
     assert read_trace(tmp_path) == ()
-    Trace(tmp_path).resume({})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,13 +109,3 @@ def test_a_damaged_line_within_is_named(tmp_path: Path, bad: str) -> None:
     with pytest.raises(LichenError, match="is not a line of a trace") as caught:
         read_trace(tmp_path)
     assert caught.value.where == f"{path}, line 2"
-
-
-def test_resume_drops_what_will_be_repeated(tmp_path: Path) -> None:
-    trace = Trace(tmp_path)
-    for one in (event(1), event(2), event(3), event(1, "alone"), event(1, grid="lr=0.1"), event(2, grid="lr=0.1")):
-        trace(one)
-    trace.resume({("federated", "lr=0.001"): 2, ("federated", "lr=0.1"): 9})
-    assert read_trace(tmp_path) == (event(1), event(2), event(1, grid="lr=0.1"), event(2, grid="lr=0.1"))
-    trace.resume({})
-    assert read_trace(tmp_path) == ()

@@ -21,6 +21,7 @@ from lichen.recipes.schema.yaml import dump_yaml
 
 def made_before(folder: Path, recipe: Recipe) -> None:
     """Let a run's folder look as if it had been written by the old names."""
+    (folder / "manifest.json").unlink(missing_ok=True)
     (folder / "recipe.yaml").write_text(dump_yaml(with_old_names(recipe.model_dump(mode="json"))))
     for file in (folder / "state" / "recipe.sha256", folder / "summary.json"):
         if file.exists():

@@ -10,12 +10,12 @@ import torch
 
 import lichen
 from lichen import cli
-from lichen.core import rounds as round_loop
 from lichen.core.errors import LichenError
 from lichen.core.rounds import load_state
 from lichen.core.store import load_tree
 from lichen.present.trace import read_trace
 from lichen.recipes.artifacts import more_rounds as longer
+from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.schema.read import read_recipe
 from support.tiny_llama import recipe, save_model, save_rows
 
@@ -167,15 +167,15 @@ def test_rounds_end_when_patience_does_in_every_column(
     short = lichen.run(made(home, stopped, **without), out=tmp_path / "short")
     assert all(torch.equal(x, final(short.folder)[name]) for name, x in final(patient.folder).items())
     assert patient.summary["bytes_down"] == short.summary["bytes_down"]
-    save, saves = round_loop.save_state, [0]
+    save, saves = RunFolder.save, [0]
 
-    def save_and_die(path: Path, state: Any) -> None:
-        save(path, state)
+    def save_and_die(folder: RunFolder, path: Path, state: Any) -> None:
+        save(folder, path, state)
         saves[0] += 1
         if saves[0] == stopped:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(round_loop, "save_state", save_and_die)
+    monkeypatch.setattr(RunFolder, "save", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         lichen.run(made(home, 12, **PATIENT), out=tmp_path / "cut")
     monkeypatch.undo()

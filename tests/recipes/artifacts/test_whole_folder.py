@@ -226,6 +226,9 @@ def test_another_format_and_a_damaged_mark_are_refused(
         with pytest.raises(LichenError, match=match):
             lichen.run(whole, out=folder, resume=True)
     mark.unlink()
+    with pytest.raises(LichenError, match="is missing"):
+        lichen.run(whole, out=folder, resume=True)
+    (folder / "state" / "journal.jsonl").unlink()  # as of a version that had neither
     with pytest.raises(LichenError, match="another version"):
         lichen.run(whole, out=folder, resume=True)
     mark.write_text(good)

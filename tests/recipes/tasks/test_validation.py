@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import lichen
-from lichen.core import rounds as round_loop
 from lichen.core.rounds import load_state
 from lichen.core.store import load_tree
 from lichen.present.report import summary_table
 from lichen.present.trace import read_trace
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import validators_of
+from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.schema.read import read_recipe
 from lichen.server.sampling import validators
 from support.tiny_llama import recipe, save_model, save_rows
@@ -72,15 +72,15 @@ def test_parts_at_home_are_scored_as_they_were_in_the_best_round(
 def test_a_kill_keeps_what_the_best_round_left_at_home(
     home: Path, tmp_path: Path, at_home: lichen.Result, cut: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, saves = round_loop.save_state, [0]
+    save, saves = RunFolder.save, [0]
 
-    def save_and_die(path: Path, state: Any) -> None:
+    def save_and_die(folder: RunFolder, path: Path, state: Any) -> None:
         saves[0] += 1
         if saves[0] == cut:
             raise KeyboardInterrupt
-        save(path, state)
+        save(folder, path, state)
 
-    monkeypatch.setattr(round_loop, "save_state", save_and_die)
+    monkeypatch.setattr(RunFolder, "save", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         run(home, tmp_path / "cut", **STEEP)
     monkeypatch.undo()

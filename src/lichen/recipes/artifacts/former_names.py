@@ -25,7 +25,11 @@ def adopt_run(folder: Path) -> None:
     """
     recipe, digest_file = recipe_of(folder), folder / "state" / "recipe.sha256"
     former, new = former_sha256(recipe), recipe_sha256(recipe)
-    if former == new or not digest_file.is_file() or former not in (marks := digest_file.read_text(errors="replace").split()):
+    if (
+        former == new
+        or not digest_file.is_file()
+        or former not in (marks := digest_file.read_text(errors="replace").split())
+    ):
         return
     # Whichever of the two files is written when a kill comes, the next call finds the folder and ends the work.
     write_atomic(folder / "recipe.yaml", write_recipe(recipe).encode())
