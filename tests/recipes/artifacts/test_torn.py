@@ -44,7 +44,7 @@ def test_a_damaged_cache_gives_no_other_rows(tmp_path: Path, monkeypatch: pytest
 
 def test_the_newest_private_file_is_missed_and_its_round_trained_again(bench: torn.Bench, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(bench.halves[-1], folder)
+    shutil.copytree(bench.whole, folder)
     newest = max((folder / "state" / "alone").rglob("[0-9]*.safetensors"), key=lambda path: int(path.stem))
     newest.unlink()
     said: list[str] = []
@@ -66,9 +66,9 @@ def test_a_folder_without_a_journal_is_taken_as_it_is(bench: torn.Bench, tmp_pat
 def test_two_processes_do_not_work_on_one_folder(bench: torn.Bench, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(bench.halves[0], folder)
-    with one_process(folder, "state/lock", say=pytest.fail):
-        with pytest.raises(LichenError, match="another process works on it"):
-            lichen.run(recipe_of(folder), out=folder, resume=True)
+    refused = pytest.raises(LichenError, match="another process works on it")
+    with one_process(folder, "state/lock", say=pytest.fail), refused:
+        lichen.run(recipe_of(folder), out=folder, resume=True)
     lichen.run(recipe_of(folder), out=folder, resume=True)
     assert bench.told(folder) == bench.after
 

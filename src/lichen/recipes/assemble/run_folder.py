@@ -24,7 +24,7 @@ from typing import Any, final
 from torch import Tensor
 
 from lichen.core import private
-from lichen.core.contracts import ServerState
+from lichen.core.contracts.algorithm import ServerState
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import sweep, write_atomic
 from lichen.core.files.journal import Journal, Kept, keep_previous
