@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lichen.core import private
 
-__all__ = ["PART", "rename_folder", "sweep", "sync_folder", "whole_folder", "write_all", "write_atomic"]
+__all__ = ["PART", "rename_folder", "sweep", "whole_folder", "write_all", "write_atomic"]
 
 PART = ".part"
 """How the name of what is not whole ends."""
@@ -39,7 +39,7 @@ def write_atomic(path: Path, data: bytes, *, shared: bool = False) -> None:
         os.fsync(file.fileno())
     os.replace(part, path)
     for folder in (str(path.parent), *changed):
-        sync_folder(folder)
+        _sync(folder)
 
 
 def write_all(contents: Mapping[str, bytes]) -> None:
@@ -60,7 +60,7 @@ def write_all(contents: Mapping[str, bytes]) -> None:
     for part, path, _ in parts:
         os.replace(part, path)
     for folder in changed:
-        sync_folder(folder)
+        _sync(folder)
 
 
 def _part(name: str) -> str:
@@ -80,7 +80,7 @@ def _write(path: str, data: bytes, changed: dict[str, None]) -> int:
     return file
 
 
-def sync_folder(folder: str | Path) -> None:
+def _sync(folder: str | Path) -> None:
     """Force the names in a folder to the disk, where the system can."""
     try:
         handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
@@ -114,7 +114,7 @@ def whole_folder(target: Path, *, shared: bool = True, replace: bool = True) -> 
         yield draft
         rename_folder(draft, target, replace=replace)
         for folder in changed:
-            sync_folder(folder)
+            _sync(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -131,7 +131,7 @@ def rename_folder(draft: Path, target: Path, *, replace: bool = False) -> None:
         for name in names:
             with open(os.path.join(folder, name), "rb") as file, suppress(OSError):
                 os.fsync(file.fileno())
-        sync_folder(folder)
+        _sync(folder)
     old = target.with_name(_part(f"{target.name}.old"))
     if replace and target.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -141,7 +141,7 @@ def rename_folder(draft: Path, target: Path, *, replace: bool = False) -> None:
     except OSError:
         if replace or not target.is_dir():
             raise
-    sync_folder(target.parent)
+    _sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
