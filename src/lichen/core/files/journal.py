@@ -22,7 +22,7 @@ from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.manifest import file_digest
 
-__all__ = ["Journal", "Kept", "client_folder", "keep_previous"]
+__all__ = ["Journal", "RoundEntry", "client_folder", "keep_previous"]
 
 NAME, SERVER, PREVIOUS = "journal.jsonl", "server.safetensors", "previous.safetensors"
 FORMAT = 1
@@ -44,7 +44,7 @@ def client_folder(folder: Path | str, client: int) -> str:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class RoundEntry:
     """What a round has left on the disk.
 
     Attributes:
@@ -54,7 +54,7 @@ class Kept:
         private: What was staged since the line before, by folder of the store within the column's.
         best: The best round so far, where private state of it is kept; else -1.
         flying: Whether jobs are on their way, whose private state may be ahead.
-        told: The round's line of the trace; empty where it stands there already.
+        traced: The round's line of the trace; empty where it stands there already.
     """
 
     column: str
@@ -63,7 +63,7 @@ class Kept:
     private: Mapping[str, Sequence[Private]] = field(default_factory=dict)
     best: int = -1
     flying: bool = False
-    told: str = ""
+    traced: str = ""
 
 
 @final
@@ -71,7 +71,7 @@ class _Column:
     """The rounds of a column that count, and the private state that goes with them."""
 
     def __init__(self) -> None:
-        self.rounds: list[Kept] = []
+        self.rounds: list[RoundEntry] = []
         self.files: dict[str, dict[int, dict[int, tuple[int, str]]]] = {}
         """By store, client and version: the line (counted in rounds of this column) and the digest."""
 
@@ -80,14 +80,14 @@ class _Column:
         """Whether private state of the best round is kept beside the newest."""
         return bool(self.rounds) and self.rounds[-1].best >= 0
 
-    def add(self, kept: Kept) -> None:
-        self.rounds.append(kept)
-        for store, files in kept.private.items():
+    def add(self, entry: RoundEntry) -> None:
+        self.rounds.append(entry)
+        for store, files in entry.private.items():
             clients = self.files.setdefault(store, {})
             for client, version, digest in files:
                 own = clients.setdefault(client, {})
                 own[version] = (len(self.rounds), digest)
-                pinned = max((v for v in own if v <= kept.best), default=-1)
+                pinned = max((v for v in own if v <= entry.best), default=-1)
                 for old in sorted(own)[:-_STAGES]:
                     if old != pinned:
                         del own[old]
@@ -104,10 +104,12 @@ class _Column:
             for client in clients:
                 known = self.known(store, client, lines)
                 newest = max(known, default=-1)
-                asked = {newest, max((v for v in known if v <= about.best), default=newest)}
+                versions = {newest, max((v for v in known if v <= about.best), default=newest)}
                 if about.flying:  # what was staged last may belong to a job that is on its way
-                    asked.add(max((v for v in known if v < newest), default=newest))
-                yield from ((store, client, version, known[version]) for version in sorted(asked) if version in known)
+                    versions.add(max((v for v in known if v < newest), default=newest))
+                yield from (
+                    (store, client, version, known[version]) for version in sorted(versions) if version in known
+                )
 
     def back(self, lines: int) -> None:
         """Only so many rounds count."""
@@ -140,7 +142,7 @@ class Journal:
         self.adopted, self.seconds = False, 0.0
         self.joules: float | None = 0.0
         self.columns: dict[str, _Column] = {}
-        self.told: dict[tuple[str, int], str] = {}
+        self.traced: dict[tuple[str, int], str] = {}
         self._sum = ""
         if self.path.exists():
             self._read()
@@ -180,13 +182,13 @@ class Journal:
         if "back" in record:
             self.columns[record["back"]].back(record["rounds"])
         if "state" in record:
-            names = ("column", "round", "state", "private", "best", "flying", "told")
-            kept = Kept(**{name: record[name] for name in names})
-            self.columns.setdefault(kept.column, _Column()).add(kept)
-            if kept.told:
-                self.told.setdefault((kept.column, kept.round), kept.told)
-        for column, number, line in record.get("told before", ()):
-            self.told.setdefault((column, number), line)
+            names = ("column", "round", "state", "private", "best", "flying", "traced")
+            entry = RoundEntry(**{name: record[name] for name in names})
+            self.columns.setdefault(entry.column, _Column()).add(entry)
+            if entry.traced:
+                self.traced.setdefault((entry.column, entry.round), entry.traced)
+        for column, number, line in record.get("traced before", ()):
+            self.traced.setdefault((column, number), line)
 
     def _append(self, record: dict[str, Any]) -> None:
         body = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()
@@ -203,17 +205,17 @@ class Journal:
         self._sum = line[:_SUM].decode()
         self._apply(json.loads(body))
 
-    def commit(self, kept: Kept, *, seconds: float, joules: float | None) -> None:
-        """A round is whole: all that ``kept`` names is on the disk."""
+    def commit(self, entry: RoundEntry, *, seconds: float, joules: float | None) -> None:
+        """A round is whole: all that ``entry`` names is on the disk."""
         self._append(
             {
-                "column": kept.column,
-                "round": kept.round,
-                "state": kept.state,
-                "private": {store: [list(one) for one in files] for store, files in kept.private.items()},
-                "best": kept.best,
-                "flying": kept.flying,
-                "told": kept.told,
+                "column": entry.column,
+                "round": entry.round,
+                "state": entry.state,
+                "private": {store: [list(one) for one in files] for store, files in entry.private.items()},
+                "best": entry.best,
+                "flying": entry.flying,
+                "traced": entry.traced,
                 "seconds": seconds,
                 "joules": joules,
             }
@@ -225,21 +227,21 @@ class Journal:
 
     def adopt(
         self,
-        rounds: Sequence[Kept],
-        told: Sequence[tuple[str, int, str]],
+        rounds: Sequence[RoundEntry],
+        traced: Sequence[tuple[str, int, str]],
         *,
         seconds: float,
         joules: float | None,
     ) -> None:
         """Begin the journal of a folder that has none, with what lies there and its trace."""
         self.adopted = True
-        self._append({"told before": [list(one) for one in told], "seconds": seconds, "joules": joules})
-        for kept in rounds:
-            self.commit(kept, seconds=seconds, joules=joules)
+        self._append({"traced before": [list(one) for one in traced], "seconds": seconds, "joules": joules})
+        for entry in rounds:
+            self.commit(entry, seconds=seconds, joules=joules)
 
     def trace(self) -> list[str]:
         """The lines of the trace of all rounds that are whole, or were, as they were told."""
-        return list(self.told.values())
+        return list(self.traced.values())
 
     def mend(self, round_of: Callable[[Path], int]) -> None:
         """Bring every column to the newest round that is whole.

@@ -27,7 +27,7 @@ from lichen.core import private
 from lichen.core.contracts.algorithm import ServerState
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import sweep, write_atomic
-from lichen.core.files.journal import Journal, Kept, keep_previous
+from lichen.core.files.journal import Journal, RoundEntry, keep_previous
 from lichen.core.files.manifest import file_digest
 from lichen.core.roster import Roster
 from lichen.core.rounds import load_state, save_state
@@ -108,13 +108,13 @@ class RunFolder:
             folder = state / column / grid
             every = {store: _private_files(folder / store) for store in ("clients", "server")}
             digest = file_digest(folder / "server.safetensors") or ""
-            rounds.append(Kept(column=f"{column}/{grid}", round=count, state=digest, private=every))
+            rounds.append(RoundEntry(column=f"{column}/{grid}", round=count, state=digest, private=every))
         whole = [e for e in read_trace(self.path) if e.report.round <= done.get((e.column, e.grid), 0)]
-        told = [(f"{e.column}/{e.grid}", e.report.round, event_line(e).decode()) for e in whole]
+        traced = [(f"{e.column}/{e.grid}", e.report.round, event_line(e).decode()) for e in whole]
         seconds, joules = (_former_number(state / name) for name in ("seconds", "joules"))
         if seconds is None:
             self._say(f"{state / 'seconds'}: is damaged or missing; the time spent until now is not counted")
-        self.journal.adopt(rounds, told, seconds=seconds or 0.0, joules=joules)
+        self.journal.adopt(rounds, traced, seconds=seconds or 0.0, joules=joules)
 
     def _restore_trace(self) -> None:
         """Let the trace be that of all rounds that are whole."""
@@ -138,11 +138,11 @@ class RunFolder:
         for path in (self.path / "state").glob("*/*/*/.staged.*"):
             path.unlink()
 
-    def told(self, event: Event) -> bool:
+    def traced(self, event: Event) -> bool:
         """Whether the trace has this round already; else it is remembered until the round is whole."""
         key = f"{event.column}/{event.grid}", event.report.round
         self._lines[key] = event_line(event).decode()
-        return key in self.journal.told
+        return key in self.journal.traced
 
     def save(self, path: Path, state: ServerState) -> None:
         """Write a column's state to its file from :meth:`checkpoint`: it counts once its line is in the journal."""
@@ -153,19 +153,19 @@ class RunFolder:
         before = self.journal.columns.get(column)
         pins = any(one.best >= 0 for files in staged.values() for one in files) or (before is not None and before.pins)
         key = column, state.round
-        told = "" if key in self.journal.told else self._lines.pop(key, "")
-        kept = Kept(
+        traced = "" if key in self.journal.traced else self._lines.pop(key, "")
+        entry = RoundEntry(
             column=column,
             round=state.round,
             state=digest,
             private={store: [one[:3] for one in files] for store, files in staged.items() if files},
             best=state.best_round if pins else -1,
             flying=bool(state.in_flight),
-            told=told,
+            traced=traced,
         )
         now = self.seconds()
         self._start = time.monotonic()
-        self.journal.commit(kept, seconds=now, joules=self.joules())
+        self.journal.commit(entry, seconds=now, joules=self.joules())
 
     def _staged(self, store: Path) -> list[Staged]:
         return take_staged(store, self._lists.setdefault(store, {}))
