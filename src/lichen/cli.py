@@ -19,6 +19,7 @@ from lichen.cli_compare import compare_command
 from lichen.cli_init import init_command
 from lichen.cli_look import export_command, fetch_command, list_command, report_command, try_command
 from lichen.cli_run import node_command, plan_command, rank_command, run_command
+from lichen.core.children import end_with_parent
 from lichen.core.errors import LichenError
 from lichen.shell import crash, log
 
@@ -77,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Libraries read these when they are imported: no bars over our own progress, nothing sent home.
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    if arguments is None:
+        end_with_parent()
     if arguments is None and sys.argv[1:2] and sys.argv[1] in _TRAINING:
         from lichen.allocator import keep_large_buffers
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import lichen
 from lichen.core.contracts.algorithm import Report
 from lichen.core.errors import LichenError
 from lichen.engines.ranks import RankError
 from lichen.present.trace import Event, event_line
 from lichen.recipes import launch as launching
 from lichen.recipes.launch import launch
+from lichen.recipes.plan.memory import MemoryMeter
+from lichen.recipes.schema.recipe import Recipe
 
 HEAD = """
 import json, os, signal, sys, time
@@ -96,6 +99,23 @@ def test_a_rank_that_ends_without_a_word_is_named_and_the_others_do_not_stay(
     assert time.monotonic() - begun < 30
 
 
+@pytest.mark.parametrize("engine", ["spawned", "distributed"])
+@pytest.mark.parametrize("command", [lichen.run, lichen.plan])
+def test_more_processes_than_the_machine_carries_are_refused_before_any_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Callable[[Recipe], object], engine: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LichenError, match=r"100,000 processes are too many for \d+ core") as told:
+        command(lichen.read_recipe("digits", [f"engine.name={engine}", "engine.nodes=100000"]))
+    assert told.value.where == "engine.nodes"
+    monkeypatch.setattr(MemoryMeter, "now", lambda _: 3 * 10**9)
+    monkeypatch.setattr(MemoryMeter, "available", lambda _: 7 * 10**9)
+    with pytest.raises(LichenError, match=r"2 processes need 6.0 GB of memory .* and 4.0 GB are free") as told:
+        command(lichen.read_recipe("digits", [f"engine.name={engine}", "engine.nodes=2"]))
+    assert told.value.fix == "set it to 1, or end other programs"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("deaf", [False, True])
 def test_ctrl_c_reaches_every_rank_once_and_the_deaf_are_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, deaf: bool
@@ -125,11 +145,3 @@ def test_ctrl_c_reaches_every_rank_once_and_the_deaf_are_ended(
         assert (tmp_path / f"{rank}.heard").read_text() == "x"
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / str(rank)).read_text()), 0)
-
-
-def test_a_rank_ends_with_its_launcher() -> None:
-    code = "from lichen.recipes.launch import telling\nwith telling():\n    import time; time.sleep(60)"
-    rank = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, env={**os.environ, "RANK": "1"})
-    assert rank.stdin is not None
-    rank.stdin.close()
-    assert rank.wait(timeout=60) == 1

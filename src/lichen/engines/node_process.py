@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
+from lichen.core.children import bound_environment
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, pack_job
 from lichen.core.tree import Tree
@@ -80,7 +81,12 @@ class NodeProcess:
 
     def __init__(self, command: Sequence[str], arrived: Arrived, given_up: set[int]) -> None:
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=-1
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=-1,
+            env=bound_environment(),
         )
         self.arrived, self.given_up = arrived, given_up
         self.orders: queue.PriorityQueue[tuple[int, int, Order | Followup | None]] = queue.PriorityQueue()

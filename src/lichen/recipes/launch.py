@@ -10,7 +10,7 @@ alone. The first one tells what happens as JSON lines on its standard output:
 ``fault``   a fault of lichen itself: its first line, and the traceback
 ==========  ==================================================================================
 
-A rank whose standard input ends ends with it, so that none outlives the command that started it.
+A rank ends with the command that started it, however that dies (:mod:`lichen.core.children`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, final
 
+from lichen.core.children import bound_environment
 from lichen.core.errors import LichenError, traceback_text
 from lichen.engines.ranks import RENDEZVOUS, RankError, threads_for
 from lichen.present.trace import Event, event_line, event_of
@@ -68,14 +69,13 @@ class EventSender:
 
 @contextmanager
 def telling() -> Iterator[EventSender]:
-    """Be a launched rank: standard output belongs to the launcher, and so does this process's life.
+    """Be a launched rank: standard output belongs to the launcher.
 
     Whatever goes wrong inside is told and becomes the exit code.
     """
     first = os.environ.get("RANK") == "0"
     sender = EventSender(sys.stdout if first else None)
     sys.stdout = sys.stderr  # whatever prints must not come between the lines
-    threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
         yield sender
     except LichenError as error:
@@ -89,12 +89,6 @@ def telling() -> Iterator[EventSender]:
         raise SystemExit(1) from None
 
 
-def _end_with_launcher() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(1)
-
-
 @final
 class _Rank:
     """One started process, the lines it tells and the tail of what it said on stderr."""
@@ -102,12 +96,12 @@ class _Rank:
     def __init__(self, rank: int, command: Sequence[str], environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**bound_environment(environment), "RANK": str(rank), "LOCAL_RANK": str(rank)},
             start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on once
         )
         self.tail: deque[str] = deque(maxlen=12)
@@ -130,10 +124,9 @@ class _Rank:
         self.process.wait()
         for reader in self.readers:
             reader.join()
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+        for stream in (self.process.stdout, self.process.stderr):
             if stream is not None:
-                with suppress(BrokenPipeError):
-                    stream.close()
+                stream.close()
 
 
 def launch(

@@ -45,6 +45,7 @@ from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks, down_of
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.launch import launch, telling
+from lichen.recipes.plan.memory import require_processes
 from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.exchange import run_exchange
@@ -128,6 +129,8 @@ def run(
     apart = recipe.engine_kind.ranks
     mine = False  # whether this process has made the folder, so that it may remove it
     moved_back: list[Callable[[], None]] = []
+    if not is_rank():
+        require_processes(recipe)
     try:
         if apart and not is_rank():
             with ExitStack() as lock:  # the first rank holds the folder by itself

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lichen.core.children import MISSING, bound_command, bound_environment
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import rename_folder
 from lichen.data.sources.convert import convert
@@ -176,10 +177,12 @@ def download(it: Entry, folder: Path) -> Path:
 
 def _call(it: Entry, command: list[str], folder: Path, fix: str) -> None:
     where = f"catalog.{it.name}"
-    try:
-        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
-    except FileNotFoundError:
-        raise LichenError(f"{command[0]} is not installed", where=where, fix=fix) from None
+    whole = bound_command(command)  # no download goes on when this process is killed
+    ran = subprocess.run(
+        whole, cwd=folder, env=bound_environment(), capture_output=True, text=True, errors="replace", check=False
+    )
+    if ran.returncode == MISSING:
+        raise LichenError(f"{command[0]} is not installed", where=where, fix=fix)
     if ran.returncode:
         lines = [line for line in (ran.stderr or ran.stdout).splitlines() if line.strip()]
         why = lines[-1].strip() if lines else f"exit status {ran.returncode}"

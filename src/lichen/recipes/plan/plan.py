@@ -24,7 +24,7 @@ from lichen.present.planned import plan_table
 from lichen.present.report import table_text
 from lichen.recipes.plan.estimate import Estimate, Problem, problems
 from lichen.recipes.plan.features import estimate_with_teacher
-from lichen.recipes.plan.memory import MemoryMeter
+from lichen.recipes.plan.memory import MemoryMeter, require_processes
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
@@ -88,6 +88,7 @@ def plan(
         LichenError: what is wrong with the recipe or its files, as the run would say it.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    require_processes(recipe)
     if recipe.exchange is not None:
         raise LichenError(
             "an exchange among unequal students cannot be planned yet",
