@@ -136,7 +136,7 @@ def test_json_on_the_screen_means_what_the_file_means(capsys: pytest.CaptureFixt
 
 
 def test_a_table_on_a_terminal_keeps_its_own_styles(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lichen.present.report import new_table
+    from lichen.present.table import new_table
     from lichen.shell import show
 
     screen = io.StringIO()

@@ -7,6 +7,7 @@ itself or a method of a comparison that failed, 2 bad input, 130 stopped by Ctrl
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from lichen.cli_look import export_command, fetch_command, list_command, report_
 from lichen.cli_run import node_command, plan_command, rank_command, run_command
 from lichen.core.children import end_with_parent
 from lichen.core.errors import LichenError
-from lichen.shell import crash, log
+from lichen.shell import crash, forget_output, log, prepare_streams, writing
 
 __all__ = ["app", "main"]
 
@@ -76,10 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     # Libraries read these when they are imported: no bars over our own progress, nothing sent home.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of a home that cannot be written, and goes on
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if arguments is None:
         end_with_parent()
+        prepare_streams()
     if arguments is None and sys.argv[1:2] and sys.argv[1] in _TRAINING:
         from lichen.allocator import keep_large_buffers
 
@@ -94,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_error=False,
             result_action="return_value",
         )
-        sys.stdout.flush()
+        with writing():
+            sys.stdout.flush()
     except LichenError as error:
         log(str(error))
         return 2
@@ -106,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader left; nothing more may be written, not even by the interpreter's last flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_output()
         return 0
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 0

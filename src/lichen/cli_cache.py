@@ -40,7 +40,7 @@ def cache_command(
     from lichen.data.sources.cache_listing import clear as clear_group
     from lichen.data.sources.cache_listing import items
     from lichen.data.sources.entries import cache_dir
-    from lichen.present.report import new_table
+    from lichen.present.table import new_table
     from lichen.present.units import bytes_text
 
     if verify:

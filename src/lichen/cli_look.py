@@ -33,7 +33,7 @@ def list_command(what: Literal["methods"] | None = None, /, *, json: bool = Fals
         raise LichenError("only methods are listed as JSON", where="--json", fix="lichen list methods --json")
     from lichen.data.sources.catalog import CATALOG
     from lichen.data.sources.datasets import declared_datasets
-    from lichen.present.report import new_table
+    from lichen.present.table import new_table
     from lichen.present.units import bytes_text
     from lichen.recipes.comparison import card_of, comparisons
     from lichen.recipes.schema.read import gallery, read_recipe
@@ -75,7 +75,7 @@ def _list_methods(json: bool) -> None:
     if json:
         print_json([entry.as_dict() for entry in entries])
         return
-    from lichen.present.report import new_table
+    from lichen.present.table import new_table
 
     for kind in dict.fromkeys(entry.kind for entry in entries):
         table = new_table(None, kind, "what", "paper", "needs", "refuses")

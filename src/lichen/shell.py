@@ -6,37 +6,113 @@ the screen, and can steer nothing there. Nothing heavy is imported here.
 
 from __future__ import annotations
 
-import errno
+import io
+import os
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from lichen import __version__
 from lichen.core import private
 from lichen.core.errors import LichenError, traceback_text
-from lichen.core.visible import visible, visible_json
+from lichen.core.machine import machine_fault
+from lichen.core.visible import PLAIN, visible, visible_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["crash", "crash_in", "free", "has_recipe", "log", "print_json", "say", "show"]
+__all__ = [
+    "crash",
+    "crash_in",
+    "forget_output",
+    "free",
+    "has_recipe",
+    "log",
+    "prepare_streams",
+    "print_json",
+    "say",
+    "show",
+    "writing",
+]
 
 
 def show(table: Table) -> None:
     """Print a table; as wide as its lines need to be where nobody's screen limits it."""
-    from lichen.present.report import WIDE, table_text
+    from lichen.present.table import WIDE, table_text
 
     screen = sys.stdout.isatty()
-    print(table_text(table, width=shutil.get_terminal_size().columns if screen else WIDE, terminal=screen))
+    width = shutil.get_terminal_size().columns if screen else WIDE
+    _write(table_text(table, width=width, terminal=screen, encoding=getattr(sys.stdout, "encoding", None) or "utf-8"))
 
 
 def say(line: str) -> None:
     """Say a line on standard output, where results go."""
-    print(visible(line), flush=True)
+    _write(visible(line))
+
+
+def _write(text: str) -> None:
+    with writing():
+        print(text, flush=True)
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Standard output that takes no more is told as what it is; nothing more is written there.
+
+    Raises:
+        LichenError: naming what the system says.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # whoever reads has left, and knows
+        raise
+    except OSError as error:
+        forget_output()
+        fix = "give the command again, to another place; what a run has learned is in its folder"
+        raise LichenError(f"cannot be written: {error.strerror}", where="standard output", fix=fix) from None
+
+
+def forget_output() -> None:
+    """Write nothing more to standard output, not even at the interpreter's last flush."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+@final
+class _Lost(io.FileIO):
+    """A stream whose writes never fail: there is nobody left to tell."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def prepare_streams() -> None:
+    """Make standard streams that can be written to: closed ones lead nowhere, letters that they lack become plain.
+
+    A run does not end because nobody can be told of its progress, so that standard error takes everything.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # or a file of the run would be opened under this number
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=PLAIN)
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    raw = io.BufferedWriter(_Lost(2, "w", closefd=False))
+    sys.stderr = io.TextIOWrapper(raw, encoding=encoding, errors=PLAIN, line_buffering=True)
 
 
 def log(line: str) -> None:
@@ -48,11 +124,16 @@ def print_json(value: Any) -> None:
     """Print a value as JSON, which has no NaN."""
     import json
 
-    print(visible_json(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)))
+    text = visible_json(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # an escape of JSON's own, which means the same
+        text = json.dumps(value, indent=2, allow_nan=False)
+    _write(text)
 
 
 def crash(error: BaseException, folder: Path | None) -> int:
-    """Keep the traceback in a file and say so in one line; a full disk is no fault of ours, and has a fix.
+    """Keep the traceback in a file and say so in one line; what the machine refuses is no fault of ours, and has a fix.
 
     Args:
         error: What was not foreseen.
@@ -63,10 +144,12 @@ def crash(error: BaseException, folder: Path | None) -> int:
     """
     import tempfile
 
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        begun = folder is not None and has_recipe(folder)
-        then = f"go on with: lichen run --resume {shlex.quote(str(folder))}" if begun else "give the command again"
-        log(str(LichenError("the disk is full", where=str(folder or Path.cwd()), fix=f"make room, then {then}")))
+    refused = machine_fault(error, where="" if folder is None else str(folder))
+    if refused is not None:
+        if folder is not None and has_recipe(folder):
+            then = f"then go on with: lichen run --resume {shlex.quote(str(folder))}"
+            refused = LichenError(refused.what, where=refused.where, fix=", ".join(filter(None, (refused.fix, then))))
+        log(str(refused))
         return 2
     first = (str(error).splitlines() or [""])[0]
     try:

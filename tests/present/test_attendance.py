@@ -7,8 +7,9 @@ from pathlib import Path
 from lichen.core.contracts.algorithm import Report
 from lichen.core.replies import Attendance, Refusal
 from lichen.present.progress import attendance_text
-from lichen.present.report import summary_table, table_text
+from lichen.present.report import summary_table
 from lichen.present.summary import attendance_of
+from lichen.present.table import table_text
 from lichen.present.trace import Event, Trace, read_trace
 from present.test_summary import SUMMARY
 

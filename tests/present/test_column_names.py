@@ -6,7 +6,8 @@ from typing import Any
 
 from lichen.present.column_names import column_in_files, column_title
 from lichen.present.compare import Outcome, comparison_rows
-from lichen.present.report import compare_table, summary_table, table_text
+from lichen.present.report import compare_table, summary_table
+from lichen.present.table import table_text
 from present.test_show import SUMMARY
 
 SCORE = {"mean": 0.5, "worst_decile": 0.4}

@@ -7,13 +7,14 @@ are shown as what they are, such as ``\\x1b``.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-__all__ = ["clipped", "listed", "visible", "visible_json"]
+__all__ = ["PLAIN", "clipped", "listed", "plain", "visible", "visible_json"]
 
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, but for tab and line break
@@ -38,6 +39,38 @@ def visible_json(text: str) -> str:
     "a\\u202eb"
     """
     return _UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+PLAIN = "lichen.plain"
+"""A stream's ``errors``: letters that its encoding lacks are written as plain ones, or as escapes."""
+
+_INSTEAD = {
+    **{"±": "+/-", "→": "->", "←": "<-", "≤": "<=", "≥": ">=", "≠": "!=", "…": "...", "×": "x", "÷": "/", "·": "."},
+    **dict.fromkeys("−–—‐‑─━═╌╍", "-"),
+    **dict.fromkeys("’‘", "'"),
+    **dict.fromkeys("“”„", '"'),
+    **dict.fromkeys("│┃║", "|"),
+    **dict.fromkeys("┌┐└┘├┤┬┴┼╭╮╰╯╞╡╪", "+"),
+}
+
+
+def _instead(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_INSTEAD.get(letter) or ascii(letter)[1:-1] for letter in lacking), error.end
+
+
+codecs.register_error(PLAIN, _instead)
+
+
+def plain(text: str, encoding: str) -> str:
+    """The text in letters that an encoding has.
+
+    >>> plain("0.93 ± 0.01 → Zoë", "latin-1"), plain("Zoë …", "ascii")
+    ('0.93 +/- 0.01 -> Zoë', 'Zo\\xeb ...')
+    """
+    return text.encode(encoding, PLAIN).decode(encoding)
 
 
 def clipped(text: str, most: int) -> str:

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError, traceback_text
+from lichen.core.machine import machine_fault
 from lichen.core.message import unpack_job
 from lichen.core.store import ClientStore
 from lichen.core.wire.frames import pack_error, read_frame, write_frame
@@ -62,6 +63,9 @@ def serve_frames(
         except OSError:
             raise
         except Exception as error:
+            if (refused := machine_fault(error)) is not None:
+                write_frame(sink, b"E", pack_error(refused))
+                continue
             print(traceback_text(error), file=sys.stderr, flush=True)
             first = (str(error).splitlines() or [""])[0][:200]  # the server is not to read a row in it
             fault = LichenError(f"a fault of the node: {type(error).__name__}: {first}", where="node")

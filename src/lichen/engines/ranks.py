@@ -27,6 +27,7 @@ import torch
 from torch.distributed.rendezvous import rendezvous
 
 from lichen.core.errors import LichenError, traceback_text
+from lichen.core.machine import machine_fault
 
 __all__ = ["RENDEZVOUS", "RankError", "Ranks", "connect", "is_rank", "ranks_here", "threads_for"]
 
@@ -251,6 +252,7 @@ def _whole() -> Iterator[None]:
 
 
 def _error_bytes(error: BaseException) -> bytes:
+    error = machine_fault(error) or error
     if isinstance(error, LichenError):
         details = {"what": error.what, "where": error.where, "fix": error.fix}
     else:

@@ -17,8 +17,8 @@ from lichen.core.errors import LichenError
 from lichen.core.files.manifest import MANIFEST, check
 from lichen.present.cells import read_cell, text_cell
 from lichen.present.column_names import column_title
-from lichen.present.report import new_table
 from lichen.present.summary import COLUMNS
+from lichen.present.table import new_table
 from lichen.present.units import score_text
 
 if TYPE_CHECKING:

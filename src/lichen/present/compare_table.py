@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from lichen.present.cells import text_cell
 from lichen.present.compare import ComparisonRow, Spread
-from lichen.present.report import new_table
+from lichen.present.table import new_table
 from lichen.present.units import bytes_text, score_text, seconds_text
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lichen.present.column_names import column_title
-from lichen.present.report import new_table, training_text
+from lichen.present.report import training_text
+from lichen.present.table import new_table
 from lichen.present.units import bytes_text, count_text, joules_text, seconds_text
 
 if TYPE_CHECKING:

@@ -1,64 +1,21 @@
-"""Prints tables of finished runs: the baselines side by side, several runs side by side.
-
-No name is ever cut: on a narrow terminal it folds, in a pipe a line is as long as it needs to be.
-"""
+"""Makes tables of finished runs: the baselines side by side, several runs side by side."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lichen.core.errors import LichenError
-from lichen.core.visible import visible
 from lichen.present.column_names import column_title
 from lichen.present.reading import copies_text, reading_rows
 from lichen.present.summary import COLUMNS
+from lichen.present.table import new_table
 from lichen.present.units import bytes_text, joules_text, score_text, seconds_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["compare_table", "new_table", "summary_table", "table_text", "training_text"]
-
-WIDE = 10_000
-"""Letters of a line where nobody's screen limits it."""
-
-
-def table_text(table: Table, *, width: int = WIDE, terminal: bool = False) -> str:
-    """A table as text, its lines as long as they need to be.
-
-    Args:
-        table: What is drawn.
-        width: Letters of a line at most.
-        terminal: Bold letters and the like, as a terminal reads them.
-    """
-    from rich.console import Console
-    from rich.segment import Segment, Segments
-
-    # Into a text first, because rich would leave the process when the reader of a pipe is gone.
-    text = io.StringIO()
-    console = Console(file=text, force_terminal=terminal, width=width)
-    # Cells are cleaned before rich adds what steers the terminal on purpose, such as bold.
-    cells = [Segment(visible(part.text), part.style, part.control) for part in console.render(table)]
-    console.print(Segments(cells), end="")
-    return "\n".join(line.rstrip() for line in text.getvalue().split("\n")).rstrip("\n")
-
-
-def new_table(title: str | None, *headers: str, numbers: Sequence[str] = ()) -> Table:
-    """An empty table whose cells fold and are never cut; columns in ``numbers`` stand to the right.
-
-    A title folds at the table's width: names that must stay whole belong into cells.
-    """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    # Text, so that brackets in a recipe's name are not read as markup.
-    table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
-    for header in headers:
-        table.add_column(Text(header), overflow="fold", justify="right" if header in numbers else "left")
-    return table
+__all__ = ["compare_table", "summary_table", "training_text"]
 
 
 def _metric(summary: Mapping[str, Any]) -> str:

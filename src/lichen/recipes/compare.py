@@ -24,13 +24,14 @@ from lichen.allocator import give_back
 from lichen.core import private
 from lichen.core.errors import LichenError, traceback_text
 from lichen.core.files.durable import write_atomic
+from lichen.core.machine import machine_fault
 from lichen.engines.ranks import ranks_here
 from lichen.present.charts.fonts import drawing
 from lichen.present.charts.frontier import frontier_png
 from lichen.present.charts.levels import levels_png
 from lichen.present.compare import ComparisonRow
 from lichen.present.compare_table import comparison_table, notes
-from lichen.present.report import table_text
+from lichen.present.table import table_text
 from lichen.present.trace import Event
 from lichen.present.units import seconds_text
 from lichen.recipes.artifacts.inputs import require_rows
@@ -264,6 +265,8 @@ def _run(
         return f"{error.where}: {error.what}" if error.where else error.what
     except Exception as error:
         # Hours of other methods' work do not depend on this one.
+        if (refused := machine_fault(error)) is not None:
+            return f"{refused.where}: {refused.what}" if refused.where else refused.what
         crash = cell.folder / "crash.txt"
         write_atomic(crash, traceback_text(error).encode("utf-8", "backslashreplace"))
         first = (str(error).splitlines() or [""])[0][:120]

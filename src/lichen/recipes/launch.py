@@ -32,6 +32,7 @@ from typing import Any, TextIO, final
 
 from lichen.core.children import bound_environment
 from lichen.core.errors import LichenError, traceback_text
+from lichen.core.machine import machine_fault
 from lichen.engines.ranks import RENDEZVOUS, RankError, threads_for
 from lichen.present.trace import Event, event_line, event_of
 
@@ -84,6 +85,9 @@ def telling() -> Iterator[EventSender]:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
+        if (refused := machine_fault(error)) is not None:
+            sender.send("error", {"what": refused.what, "where": refused.where, "fix": refused.fix})
+            raise SystemExit(2) from None
         text = f"{type(error).__name__}: {error}" if not isinstance(error, RankError) else str(error)
         sender.send("fault", {"text": text, "trace": traceback_text(error)})
         raise SystemExit(1) from None

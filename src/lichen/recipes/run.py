@@ -12,7 +12,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -23,6 +23,7 @@ from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.lock import one_process
 from lichen.core.files.manifest import MANIFEST, files_in, seal
+from lichen.core.machine import machine_fault
 from lichen.core.store import ClientStore
 from lichen.engines.node import serve_frames
 from lichen.engines.ranks import Ranks, connect, is_rank
@@ -30,8 +31,9 @@ from lichen.present.charts.charts import clients_png, curves_png
 from lichen.present.clients import client_rows, clients_csv, read_clients
 from lichen.present.energy import Meter, counters
 from lichen.present.peak_memory import peak_memory_bytes
-from lichen.present.report import compare_table, summary_table, table_text
+from lichen.present.report import compare_table, summary_table
 from lichen.present.summary import attendance_of, check_summary, read_summary, share_gaining, traffic_of, worst_decile
+from lichen.present.table import table_text
 from lichen.present.target import ACCURACY, bytes_to, rounds_to, seconds_to
 from lichen.present.trace import Event, Trace, read_trace
 from lichen.recipes.artifacts.former_names import adopt_run
@@ -127,7 +129,8 @@ def run(
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     path = Path(out) if out is not None else new_folder(recipe.name)
     apart = recipe.engine_kind.ranks
-    mine = False  # whether this process has made the folder, so that it may remove it
+    mine = False  # whether this process has filled the folder, so that it may empty it
+    there = path.is_dir()  # and whether it has made it, so that it may remove it
     moved_back: list[Callable[[], None]] = []
     if not is_rank():
         require_processes(recipe)
@@ -142,13 +145,28 @@ def run(
                 mine = ranks.ask_first(lambda: _claim(path, recipe, resume, moved_back, say, lock)) and ranks.first
                 watching, speaking = (observers, say) if ranks.first else ((), lambda _: None)
                 _go(recipe, path, ranks, watching, speaking, server_alone)
-    except LichenError:
+    except Exception as error:
+        if not isinstance(error, LichenError) and machine_fault(error) is None:
+            raise  # a fault of ours: what lies there helps to find it
         for give_back in moved_back:
             give_back()  # what lies at the new place may be something else
         if mine and not (path / "trace.jsonl").exists():
-            shutil.rmtree(path)  # nothing was trained: the mended recipe may go where this one failed
+            _empty(path, keep=there)  # nothing was trained: the mended recipe may go where this one failed
         raise
     return _result_of(path)
+
+
+def _empty(path: Path, *, keep: bool) -> None:
+    """Remove what lies in a folder, and the folder itself unless it is somebody's; what cannot be removed stays."""
+    for one in path.iterdir():
+        if one.is_dir() and not one.is_symlink():
+            shutil.rmtree(one, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                one.unlink()
+    if not keep:
+        with suppress(OSError):
+            path.rmdir()
 
 
 def _result_of(folder: Path) -> Result:

@@ -21,7 +21,7 @@ from typing import Any, final
 from lichen.core.errors import LichenError
 from lichen.present.energy import Meter, counters
 from lichen.present.planned import plan_table
-from lichen.present.report import table_text
+from lichen.present.table import table_text
 from lichen.recipes.plan.estimate import Estimate, Problem, problems
 from lichen.recipes.plan.features import estimate_with_teacher
 from lichen.recipes.plan.memory import MemoryMeter, require_processes

@@ -29,7 +29,7 @@ from lichen.recipes.schema.names import AdapterName, described_kinds
 __all__ = ["AdapterConfig", "ModelConfig", "Positive", "Section", "Share", "StudentConfig"]
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class Section(BaseModel):
