@@ -21,7 +21,6 @@ from lichen.engines.ranks import RankError
 from lichen.present.trace import Event, event_line
 from lichen.recipes import launch as launching
 from lichen.recipes.launch import launch
-from lichen.recipes.plan.memory import MemoryMeter
 from lichen.recipes.schema.recipe import Recipe
 
 HEAD = """
@@ -108,9 +107,8 @@ def test_more_processes_than_the_machine_carries_are_refused_before_any_is_start
     with pytest.raises(LichenError, match=r"100,000 processes are too many for \d+ core") as told:
         command(lichen.read_recipe("digits", [f"engine.name={engine}", "engine.nodes=100000"]))
     assert told.value.where == "engine.nodes"
-    monkeypatch.setattr(MemoryMeter, "now", lambda _: 3 * 10**9)
-    monkeypatch.setattr(MemoryMeter, "available", lambda _: 7 * 10**9)
-    with pytest.raises(LichenError, match=r"2 processes need 6.0 GB of memory .* and 4.0 GB are free") as told:
+    monkeypatch.setattr(launching, "device_free_bytes", lambda _: 400_000_000)
+    with pytest.raises(LichenError, match=r"2 processes need 600 MB of memory .* and 400 MB are free") as told:
         command(lichen.read_recipe("digits", [f"engine.name={engine}", "engine.nodes=2"]))
     assert told.value.fix == "set it to 1, or end other programs"
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Starts the ranks of a run on this machine, and ends with them.
+"""Starts the ranks of a run on this machine, and ends with them; says how many processes a machine can carry.
 
 The ranks find one another through a file in a folder of their own and talk over the loopback interface
 alone. The first one tells what happens as JSON lines on its standard output:
@@ -30,16 +30,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, final
 
+import torch
+
 from lichen.core.children import bound_environment
 from lichen.core.errors import LichenError, traceback_text
 from lichen.core.machine import machine_fault
+from lichen.engines.block_size import device_free_bytes
 from lichen.engines.ranks import RENDEZVOUS, RankError, threads_for
 from lichen.present.trace import Event, event_line, event_of
+from lichen.present.units import bytes_text
+from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["launch", "telling"]
+__all__ = ["launch", "require_processes", "telling"]
 
 GRACE = 15.0
 """Seconds that ranks have to end by themselves once one of them has, or after Ctrl-C."""
+
+MOST_PROCESSES, PER_CORE = 16, 4
+"""Nodes or ranks of a run: so many are started on any machine, and so many for each core of a large one."""
+
+PROCESS_BYTES = 300_000_000
+"""What each holds before it has opened anything, as measured: Python, torch and transformers."""
 
 
 @final
@@ -66,6 +77,35 @@ class EventSender:
     def __call__(self, event: Event) -> None:
         """A finished round."""
         self.send("event", event_line(event).decode())
+
+
+def require_processes(recipe: Recipe) -> None:
+    """Refuse more processes than this machine has cores and memory for.
+
+    What the model adds to each is told by the plan, which has measured it.
+
+    Raises:
+        LichenError: naming what is too little.
+    """
+    count = recipe.engine.nodes
+    if not (recipe.engine_kind.nodes or recipe.engine_kind.ranks):
+        return
+    cores = threads_for(1)
+    most, free = max(MOST_PROCESSES, PER_CORE * cores), device_free_bytes(torch.device("cpu"))
+    fits = free // PROCESS_BYTES
+    if count > most:
+        raise LichenError(
+            f"{count:,} processes are too many for {cores} core{'s' * (cores > 1)}: at most {most} are started here",
+            where="engine.nodes",
+            fix=f"set it to {most} or fewer; one for each core is fastest",
+        )
+    if count > fits:
+        raise LichenError(
+            f"{count} processes need {bytes_text(count * PROCESS_BYTES)} of memory for Python and its libraries alone, "
+            f"and {bytes_text(free)} are free",
+            where="engine.nodes",
+            fix=f"set it to {fits}, or end other programs" if fits else "set engine.name to local",
+        )
 
 
 @contextmanager

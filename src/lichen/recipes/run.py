@@ -46,8 +46,7 @@ from lichen.recipes.assemble.experiment import lr_name, metric_of
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks, down_of
 from lichen.recipes.assemble.run_folder import RunFolder
-from lichen.recipes.launch import launch, telling
-from lichen.recipes.plan.memory import require_processes
+from lichen.recipes.launch import launch, require_processes, telling
 from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.exchange import run_exchange

@@ -1,4 +1,4 @@
-"""Measures memory of the process or its accelerator, and says how many processes a machine can carry.
+"""Measures memory of the process or its accelerator.
 
 The kernel's high-water mark is set back where it allows that, so that the peak of one piece of work can be told
 from that of loading before it.
@@ -12,15 +12,9 @@ from typing import final
 
 import torch
 
-from lichen.core.errors import LichenError
 from lichen.present.peak_memory import peak_memory_bytes
-from lichen.present.units import bytes_text
-from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["MemoryMeter", "require_processes"]
-
-MOST_PROCESSES, PER_CORE = 16, 4
-"""Nodes or ranks of a run: so many are started on any machine, and so many for each core of a large one."""
+__all__ = ["MemoryMeter"]
 
 
 def _field(file: str, name: str) -> int | None:
@@ -104,34 +98,3 @@ class MemoryMeter:
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         limit = _limit()
         return self.now() + (free_here if limit is None else min(free_here, max(0, limit)))
-
-
-def require_processes(recipe: Recipe) -> None:
-    """Refuse more processes than this machine has cores and memory for.
-
-    Each holds at least what this one holds before it has opened anything: interpreter and libraries. What the model
-    adds is told by the plan, which has measured it.
-
-    Raises:
-        LichenError: naming what is too little.
-    """
-    count = recipe.engine.nodes
-    if not (recipe.engine_kind.nodes or recipe.engine_kind.ranks):
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = max(MOST_PROCESSES, PER_CORE * cores)
-    if count > most:
-        raise LichenError(
-            f"{count:,} processes are too many for {cores} core{'s' * (cores > 1)}: at most {most} are started here",
-            where="engine.nodes",
-            fix=f"set it to {most} or fewer; one for each core is fastest",
-        )
-    meter = MemoryMeter("cpu")
-    each, free = meter.now(), meter.available() - meter.now()
-    if count * each > free:
-        raise LichenError(
-            f"{count} processes need {bytes_text(count * each)} of memory for Python and its libraries alone, "
-            f"and {bytes_text(max(0, free))} are free",
-            where="engine.nodes",
-            fix=f"set it to {free // each}, or end other programs" if free >= each else "set engine.name to local",
-        )

@@ -22,9 +22,10 @@ from lichen.core.errors import LichenError
 from lichen.present.energy import Meter, counters
 from lichen.present.planned import plan_table
 from lichen.present.table import table_text
+from lichen.recipes.launch import require_processes
 from lichen.recipes.plan.estimate import Estimate, Problem, problems
 from lichen.recipes.plan.features import estimate_with_teacher
-from lichen.recipes.plan.memory import MemoryMeter, require_processes
+from lichen.recipes.plan.memory import MemoryMeter
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
