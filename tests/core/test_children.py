@@ -77,7 +77,7 @@ def left_after_kill(command: list[str], delay: float, patience: float = 20.0) ->
 @linux
 @pytest.mark.parametrize("asks_kernel", [True, False])
 def test_children_and_grandchildren_end_at_whatever_moment_the_parent_is_killed(asks_kernel: bool) -> None:
-    patch = "" if asks_kernel else "children.asked_kernel = lambda: False; children.EVERY = 0.05"
+    patch = "" if asks_kernel else "children.bound_by_kernel = lambda: False; children.EVERY = 0.05"
     command = [sys.executable, "-c", PARENT.format(child=CHILD.format(patch=patch))]
     assert {delay: left for delay in moments(4, 0.0, 0.6) if (left := left_after_kill(command, delay))} == {}
     loose = f"{patch}\nchildren.end_with_parent = lambda: None"  # and who is not bound is seen to be left

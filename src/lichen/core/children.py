@@ -1,7 +1,7 @@
 """Child processes that end with their parent, however it dies.
 
 A parent that is killed cannot end anybody. So each child asks the kernel to be killed when its parent dies, where the
-kernel can be asked (Linux); elsewhere it looks every half second whether its parent is still there. A program that
+kernel knows how (Linux); elsewhere it looks every half second whether its parent is still there. A program that
 knows nothing of this, such as pip, is started through this file, which asks first and then becomes the program: the
 wish survives ``exec``. Nothing but the standard library is imported, because the file is also run by its path.
 
@@ -45,8 +45,8 @@ def bound_command(command: Sequence[str]) -> list[str]:
 def end_with_parent() -> None:
     """Be killed when the process dies that started this one bound to itself, or torchrun; nothing for others."""
     if parent := os.environ.pop(PARENT, ""):
-        if asked_kernel():
-            if os.getppid() != int(parent):  # it died before the kernel was asked
+        if bound_by_kernel():
+            if os.getppid() != int(parent):  # it died before
                 os._exit(1)
             return
     elif "TORCHELASTIC_RUN_ID" in os.environ:  # it starts ranks from a thread of its own choice, so it is looked at
@@ -56,7 +56,7 @@ def end_with_parent() -> None:
     threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
 
 
-def asked_kernel() -> bool:
+def bound_by_kernel() -> bool:
     """Ask to be killed when the thread that started this process ends; whether the kernel knows how."""
     if sys.platform != "linux":
         return False
@@ -81,7 +81,7 @@ def _watch(parent: int, child: subprocess.Popen[bytes] | None = None) -> None:
 def _main(command: list[str]) -> int:
     """Become the command, or stand over it where the kernel watches nobody's parent."""
     parent = int(os.environ.pop(PARENT))
-    if asked_kernel():
+    if bound_by_kernel():
         if os.getppid() != parent:
             return 1
         os.execvp(command[0], command)

@@ -1,4 +1,4 @@
-"""What a machine refuses, in the words of who uses it: no room, no rights, no memory, limits of its system.
+"""What a machine refuses, in the words of who uses it: no space, no rights, no memory, limits of its system.
 
 These are no faults of a program and no bad input, but they have a place and a fix as bad input has.
 """
@@ -27,7 +27,7 @@ _FAULTS = {
     errno.EEXIST: ("is a file where a folder should be", "choose another path, or move the file away"),
     errno.ELOOP: ("its links lead in a circle", "choose another path"),
     errno.EBUSY: ("is in use by the system", "choose another path"),
-    errno.EIO: ("the device cannot be read or written", "look after the disk: the system's log says more"),
+    errno.EIO: ("the device cannot be read or written", "look after the disk: the system's log tells more"),
     errno.ESTALE: ("the network's file system has lost it", "mount it again"),
     errno.EFBIG: ("would be larger than files may be here", "raise the limit: ulimit -f unlimited"),
     errno.EMFILE: ("more files are open than this process may have", "raise the limit: ulimit -n 4096"),
@@ -46,7 +46,7 @@ _NUMBER = re.compile(r"os error (\d+)|code: (\d+)")
 
 _LESS = (
     "take a smaller model, a smaller federation.batch_size or engine.clients_per_block, or end other programs; "
-    "lichen plan says what a recipe needs"
+    "lichen plan tells what a recipe needs"
 )
 
 
@@ -78,10 +78,10 @@ def machine_fault(error: BaseException, *, where: str = "") -> LichenError | Non
     what, fix = _FAULTS[number]
     named = getattr(error, "filename", None)
     place = clipped(os.fsdecode(named), 120) if isinstance(named, (str, bytes)) and named else where
-    asked = re.search(r"allocate ([\d.]+ ?\w+)", text)
+    size = re.search(r"allocate ([\d.]+ ?\w+)", text)
     if number in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
-        place = where  # whatever was asked for then
+        place = where  # whatever was wanted then
     if number == errno.ENOMEM:
         fix = _LESS
-        what += f": {asked[1]} were asked for at once" if asked else ""
+        what += f": {size[1]} were wanted at once" if size else ""
     return LichenError(what, where=place, fix=fix)

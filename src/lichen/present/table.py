@@ -50,7 +50,7 @@ def table_text(table: Table, *, width: int = WIDE, terminal: bool = False, encod
     """A table of :func:`new_table` as text.
 
     Args:
-        table: What is drawn.
+        table: The table.
         width: Letters of a line at most, but for a word that is longer.
         terminal: Bold letters and the like, as a terminal reads them.
         encoding: What the text must be written in; letters that it lacks are replaced by plain ones.
@@ -60,29 +60,29 @@ def table_text(table: Table, *, width: int = WIDE, terminal: bool = False, encod
     from rich.text import Text
 
     known = _content(table, encoding)
-    side_by_side = len(known.cells)
-    widths = known.widths(side_by_side, width, whole=True)
-    if widths is None:  # what says one thing at the end needs no columns
-        side_by_side -= next((i for i, row in enumerate(reversed(known.cells)) if not _says_one(row)), side_by_side)
-        widths = known.widths(side_by_side, width) if side_by_side else None
+    beside = len(known.cells)
+    widths = known.widths(beside, width, whole=True)
+    if widths is None:  # what has one value at the end needs no columns
+        beside -= next((i for i, row in enumerate(reversed(known.cells)) if not _single(row)), beside)
+        widths = known.widths(beside, width) if beside else None
     if widths is None:
         return known.stacked(0, width)
-    drawn = Table(title=Text(known.title) if known.title else None, title_justify="left", box=table.box)
+    result = Table(title=Text(known.title) if known.title else None, title_justify="left", box=table.box)
     for column, head, letters in zip(table.columns, known.heads, widths, strict=True):
-        drawn.add_column(Text(head), overflow="fold", justify=column.justify, width=letters)
-    for row, cells, styles in list(zip(table.rows, known.cells, known.styles, strict=True))[:side_by_side]:
+        result.add_column(Text(head), overflow="fold", justify=column.justify, width=letters)
+    for row, cells, styles in list(zip(table.rows, known.cells, known.styles, strict=True))[:beside]:
         texts = [Text(cell, style=style) for cell, style in zip(cells, styles, strict=True)]
-        drawn.add_row(*texts, style=row.style, end_section=row.end_section)
+        result.add_row(*texts, style=row.style, end_section=row.end_section)
     # Into a text first, because rich would leave the process when the reader of a pipe is gone.
     text = io.StringIO()
-    Console(file=text, force_terminal=terminal, width=width).print(drawn, end="")
+    Console(file=text, force_terminal=terminal, width=width).print(result, end="")
     lines = [line.rstrip() for line in plain(text.getvalue(), encoding).split("\n")]
     text_lines = "\n".join(lines).rstrip("\n")
-    below = known.stacked(side_by_side, width) if side_by_side < len(known.cells) else ""
+    below = known.stacked(beside, width) if beside < len(known.cells) else ""
     return f"{text_lines}\n\n{below}" if below else text_lines
 
 
-def _says_one(row: Sequence[str]) -> bool:
+def _single(row: Sequence[str]) -> bool:
     """Whether a row is a name and one value."""
     return len(row) == 2 or not any(row[2:])
 
@@ -100,10 +100,10 @@ class _Content:
     right: tuple[bool, ...]
 
     def widths(self, rows: int, width: int, *, whole: bool = False) -> list[int] | None:
-        """Letters of each column of the first rows; None where they have no room, or not for ``whole`` lines."""
+        """Letters of each column of the first rows; None where they do not fit, or not for ``whole`` lines."""
         from rich.cells import cell_len
 
-        room = width - 3 * len(self.heads) - 1  # edges, and a space to both sides of a cell
+        inner = width - 3 * len(self.heads) - 1  # edges, and a space to both sides of a cell
         most, least = [], []
         for place, (head, right) in enumerate(zip(self.heads, self.right, strict=True)):
             cells = [head, *(row[place] for row in self.cells[:rows])]
@@ -111,13 +111,15 @@ class _Content:
             parts = [part for cell in cells for part in ([cell] if right and len(cell) <= NUMBER else cell.split())]
             longest = max(map(cell_len, parts), default=0)
             least.append(max(longest, min(most[-1], PROSE)))
-        spare, asked = room - sum(least), sum(most) - sum(least)
-        if spare < (asked if whole else 0):
+        spare, wanted = inner - sum(least), sum(most) - sum(least)
+        if spare < (wanted if whole else 0):
             return None
-        return [low + (high - low) * min(spare, asked) // max(asked, 1) for low, high in zip(least, most, strict=True)]
+        return [
+            low + (high - low) * min(spare, wanted) // max(wanted, 1) for low, high in zip(least, most, strict=True)
+        ]
 
     def stacked(self, after: int, width: int) -> str:
-        """The rows after so many one below the other; one that says one thing is one ``name: value``."""
+        """The rows after so many one below the other; one with one value is ``name: value``."""
 
         def folded(text: str, indent: int) -> str:
             first, then = " " * indent, " " * (indent + 2)
@@ -137,13 +139,13 @@ class _Content:
             parts += [head, "-" * min(width, max(len(head), 1))]
         edge = 2 if after else 0
         for (name, *values), ends in list(zip(self.cells, self.sections, strict=True))[after:]:
-            if _says_one((name, *values)):
+            if _single((name, *values)):
                 deep = edge + len(name) - len(name.lstrip())
                 parts.append(folded(f"{name}: {values[0]}" if values and values[0] else name, deep))
             else:
                 parts.append(folded(name, 0))
-                said = zip(self.heads[1:], values, strict=True)
-                parts += [folded(f"{head}: {value}", 2) for head, value in said if value]
+                named = zip(self.heads[1:], values, strict=True)
+                parts += [folded(f"{head}: {value}", 2) for head, value in named if value]
             parts += [""] if ends else []
         return "\n".join(parts).rstrip("\n")
 

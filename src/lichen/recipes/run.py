@@ -129,7 +129,7 @@ def run(
     path = Path(out) if out is not None else new_folder(recipe.name)
     apart = recipe.engine_kind.ranks
     mine = False  # whether this process has filled the folder, so that it may empty it
-    there = path.is_dir()  # and whether it has made it, so that it may remove it
+    there = path.is_dir()  # and whether it is somebody's, so that it stays
     moved_back: list[Callable[[], None]] = []
     if not is_rank():
         require_processes(recipe)
@@ -150,22 +150,22 @@ def run(
         for give_back in moved_back:
             give_back()  # what lies at the new place may be something else
         if mine and not (path / "trace.jsonl").exists():
-            _empty(path, keep=there)  # nothing was trained: the mended recipe may go where this one failed
+            _empty(path)  # nothing was trained: the mended recipe may go where this one failed
+        if not there:
+            with suppress(OSError):
+                path.rmdir()  # unless something lies in it
         raise
     return _result_of(path)
 
 
-def _empty(path: Path, *, keep: bool) -> None:
-    """Remove what lies in a folder, and the folder itself unless it is somebody's; what cannot be removed stays."""
+def _empty(path: Path) -> None:
+    """Remove what lies in a folder; what cannot be removed stays."""
     for one in path.iterdir():
         if one.is_dir() and not one.is_symlink():
             shutil.rmtree(one, ignore_errors=True)
         else:
             with suppress(OSError):
                 one.unlink()
-    if not keep:
-        with suppress(OSError):
-            path.rmdir()
 
 
 def _result_of(folder: Path) -> Result:
