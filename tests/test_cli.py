@@ -133,7 +133,7 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
         ],
         "report": ["--clients", "--json", "FOLDERS"],
         "export": ["--merge", "--out", "FOLDER"],
-        "cache": ["--clear", "--json", "--yes"],
+        "cache": ["--clear", "--json", "--verify", "--yes"],
         "node": ["--recipe", "--state"],
         "rank": ["FOLDER"],
     }

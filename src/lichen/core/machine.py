@@ -80,8 +80,8 @@ def machine_fault(error: BaseException, *, where: str = "") -> LichenError | Non
     place = clipped(os.fsdecode(named), 120) if isinstance(named, (str, bytes)) and named else where
     size = re.search(r"allocate ([\d.]+ ?\w+)", text)
     if number in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
-        place = where  # whatever was wanted then
+        place = where  # whatever it was opened for
     if number == errno.ENOMEM:
         fix = _LESS
-        what += f": {size[1]} were wanted at once" if size else ""
+        what += f": {size[1]} at once" if size else ""
     return LichenError(what, where=place, fix=fix)

@@ -60,17 +60,17 @@ def table_text(table: Table, *, width: int = WIDE, terminal: bool = False, encod
     from rich.text import Text
 
     known = _content(table, encoding)
-    beside = len(known.cells)
-    widths = known.widths(beside, width, whole=True)
+    columned = len(known.cells)
+    widths = known.widths(columned, width, whole=True)
     if widths is None:  # what has one value at the end needs no columns
-        beside -= next((i for i, row in enumerate(reversed(known.cells)) if not _single(row)), beside)
-        widths = known.widths(beside, width) if beside else None
+        columned -= next((i for i, row in enumerate(reversed(known.cells)) if not _single(row)), columned)
+        widths = known.widths(columned, width) if columned else None
     if widths is None:
         return known.stacked(0, width)
     result = Table(title=Text(known.title) if known.title else None, title_justify="left", box=table.box)
     for column, head, letters in zip(table.columns, known.heads, widths, strict=True):
         result.add_column(Text(head), overflow="fold", justify=column.justify, width=letters)
-    for row, cells, styles in list(zip(table.rows, known.cells, known.styles, strict=True))[:beside]:
+    for row, cells, styles in list(zip(table.rows, known.cells, known.styles, strict=True))[:columned]:
         texts = [Text(cell, style=style) for cell, style in zip(cells, styles, strict=True)]
         result.add_row(*texts, style=row.style, end_section=row.end_section)
     # Into a text first, because rich would leave the process when the reader of a pipe is gone.
@@ -78,7 +78,7 @@ def table_text(table: Table, *, width: int = WIDE, terminal: bool = False, encod
     Console(file=text, force_terminal=terminal, width=width).print(result, end="")
     lines = [line.rstrip() for line in plain(text.getvalue(), encoding).split("\n")]
     text_lines = "\n".join(lines).rstrip("\n")
-    below = known.stacked(beside, width) if beside < len(known.cells) else ""
+    below = known.stacked(columned, width) if columned < len(known.cells) else ""
     return f"{text_lines}\n\n{below}" if below else text_lines
 
 
@@ -111,11 +111,11 @@ class _Content:
             parts = [part for cell in cells for part in ([cell] if right and len(cell) <= NUMBER else cell.split())]
             longest = max(map(cell_len, parts), default=0)
             least.append(max(longest, min(most[-1], PROSE)))
-        spare, wanted = inner - sum(least), sum(most) - sum(least)
-        if spare < (wanted if whole else 0):
+        spare, lacking = inner - sum(least), sum(most) - sum(least)
+        if spare < (lacking if whole else 0):
             return None
         return [
-            low + (high - low) * min(spare, wanted) // max(wanted, 1) for low, high in zip(least, most, strict=True)
+            low + (high - low) * min(spare, lacking) // max(lacking, 1) for low, high in zip(least, most, strict=True)
         ]
 
     def stacked(self, after: int, width: int) -> str:
