@@ -289,7 +289,7 @@ class Cut:
             if os.path.isdir(source):
                 undo = lambda: real["rename"](target, source)  # noqa: E731
             else:
-                aside = f"{target}.aside{self.count}" if os.path.exists(target) else ""
+                aside = f"{target}.aside{self.count}" if self.rng is not None and os.path.exists(target) else ""
                 if aside:
                     real["link"](target, aside)
 
