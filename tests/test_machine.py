@@ -200,7 +200,8 @@ def test_file_systems_that_take_nothing_or_are_full_and_a_folder_without_rights(
     ]
     script = f"""
         mkdir fixed point small
-        mount -t tmpfs -o ro none fixed && mount -t tmpfs none point && mount -t tmpfs -o size=200k none small || exit 30
+        mount -t tmpfs -o ro none fixed || exit 30
+        mount -t tmpfs none point && mount -t tmpfs -o size=200k none small || exit 30
         setpriv --bounding-set=-dac_override,-dac_read_search {sys.executable} several.py {shlex.join(runs)}
         mountpoint -q point && test -z "$(ls -A point)" || exit 31
     """
