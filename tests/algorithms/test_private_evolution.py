@@ -216,6 +216,18 @@ def test_without_noise_there_is_no_privacy_and_it_says_so(tmp_path: Path) -> Non
     assert "no differential privacy" in str(done.privacy)
 
 
+def test_every_round_draws_noise_of_its_own(tmp_path: Path) -> None:
+    """Were it the same in two rounds, their difference would be the exact votes'."""
+    empty = [ArrayShard(np.zeros((0, 2), np.float32), labels=np.zeros(0, np.int64))] * 3
+    made = evolution(3, sigma=5.0, counts={0: 40, 1: 40}, variations=1, parents=False, rounds=3)
+    engine, state, noise = engine_of(empty, tmp_path, report=False), begun(made), list[Tensor]()
+    for r in range(made.rounds):
+        state, _ = made.round(state, engine, derive(3, "round", r))
+        noise.append(Population.of(state.shared.trainable).vote_S)  # of all candidates, as all stay
+    drawn = torch.cat(noise).tolist()
+    assert len(set(drawn)) == len(drawn) == 240
+
+
 @counted
 def test_says_what_it_will_reveal_before_and_what_it_has_after(tmp_path: Path) -> None:
     work = NearestNeighborHistogram(features, most=4)

@@ -165,6 +165,32 @@ def test_what_a_step_keeps_is_private_state_and_what_it_sends_leaves_beside_the_
     assert torch.equal(kept["step/memory/bias"], own["step/memory/bias"])
 
 
+@pytest.mark.parametrize("reference", [True, False])
+def test_in_personal_training_the_pull_is_to_the_shared_tensors(reference: bool) -> None:
+    """Ditto's: who comes back far away goes a part of the way at each step, and without the pull hardly any."""
+    model, away = fl.ImageMLP(5, hidden=(), classes=3, reference=reference), 100.0
+    shared = model.init(0)
+    own = {f"params/{n}": torch.stack([x + away] * 2) for n, x in shared.items()}
+
+    def left(mu: float) -> list[float]:
+        work = fl.Train(
+            model,
+            optimizer=fl.ClientOptimizer("sgd", lr=0.1),
+            gradient_steps=(fl.Proximal(mu),) if mu else (),
+            personal=True,
+        )
+        _, kept = fold(work, job(shared, range(2)), [rows(t, range(2)) for t in range(3)], {**own, **_opt(work, own)})
+        return [float((kept[f"params/{n}"] - x).abs().mean()) for n, x in shared.items()]
+
+    assert left(0.0) == pytest.approx([away] * len(shared), rel=0.02)
+    assert left(5.0) == pytest.approx([away / 2**3] * len(shared), rel=0.05)
+
+
+def _opt(work: fl.Train, own: Any) -> Any:
+    """What the optimizer of clients with these tensors begins with, as they keep it."""
+    return trees.join("opt/", work.optimizer.init({n.removeprefix("params/"): x for n, x in own.items()}), {})
+
+
 def test_a_client_that_failed_keeps_what_it_had_and_sends_zeros() -> None:
     model, shared = Softmax(), Softmax().init(0)
     work = fl.Train(model, gradient_steps=(Memory(),))

@@ -24,6 +24,7 @@ from lichen.core.wire.shared import Shared
 from lichen.declared import Property
 from lichen.server.mean import Mean
 from lichen.transforms.clip_change import ClipChange
+from lichen.transforms.delta import encode_delta
 from lichen.transforms.layout import Layout
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.transform import Transformed
@@ -155,6 +156,26 @@ def test_a_repeated_round_repeats_its_bytes(tmp_path: Path) -> None:
     first = [pack_message(go(work, (1, 2), version, store)) for version in range(3)]
     again = pack_message(go(work, (1, 2), 2, store))
     assert again == first[2] != first[1]
+
+
+def test_rounding_errors_differ_from_round_to_round_and_average_out(tmp_path: Path) -> None:
+    """One change, sent in many rounds: with the same rounding in each, the mean would keep its error."""
+    chain, start = parse_codecs(["int4"]), Shared.of_flat(SHARED)
+    works: list[Any] = [Transformed(Drawn(), (Coded(chain, error_feedback=False),)), Drawn()]
+
+    def sent(work: Any, seed: int) -> Message:
+        job = Job(work="w", shared=start, version=0, clients=(1,), seed=seed)
+        message: Message = work.final(work.init(job, (1,), None))[0]
+        return message
+
+    layout, rounds = Layout.of(SHARED), 64
+    (wanted,) = layout.flatten({n: x for n, x in sent(works[1], 0).tensors.items() if n in SHARED})
+    rows_RB = torch.cat([sent(works[0], seed).tensors[WIRE + layout.digest] for seed in range(rounds)])
+    assert len({tuple(row) for row in rows_RB.tolist()}) == rounds
+    lost_RN = chain.decode(rows_RB, layout) - wanted
+    assert float(lost_RN.mean(0).norm()) < 2 * float(lost_RN[0].norm()) / rounds**0.5
+    steps = [encode_delta(start | Shared({"bias": torch.arange(7) / 9}), start, chain, seed) for seed in range(8)]
+    assert len({tuple(step["wire"].tolist()) for step in steps}) > 1
 
 
 def test_names_that_take_turns_share_a_memory_and_stand_side_by_side(tmp_path: Path) -> None:

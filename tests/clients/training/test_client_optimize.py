@@ -36,7 +36,10 @@ def trees_of(clients: int, dtype: torch.dtype, seed: int) -> Any:
     ],
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_equals_torch_optim_per_client(ours: Any, oracle: Any, dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_equals_torch_optim_per_client(
+    ours: Any, oracle: Any, dtype: torch.dtype, tolerance: float, exact: bool
+) -> None:
     clients = 4
     params = trees_of(clients, dtype, 0)
     alone = [{n: x[c].clone().requires_grad_() for n, x in params.items()} for c in range(clients)]
@@ -47,7 +50,7 @@ def test_equals_torch_optim_per_client(ours: Any, oracle: Any, dtype: torch.dtyp
         active = torch.tensor([True, t % 2 == 0, t > 4, t == 3])
         scale = 1.0 - 0.1 * t
         grads = trees_of(clients, dtype, 100 + t)
-        params, state = ours.update(grads, state, params, active_C=active, lr_scale=scale)
+        params, state = ours.update(grads, state, params, active_C=active, lr_scale=scale, exact=exact)
         for c in range(clients):
             if active[c]:
                 taken[c] += 1

@@ -114,8 +114,10 @@ def softmax(**more: Any) -> Any:
     return model, replay
 
 
-def test_a_clients_pairs_rebuild_what_it_had() -> None:
-    model, replay = softmax()
+@pytest.mark.parametrize("bits", [1, 16])
+def test_a_clients_pairs_rebuild_what_it_had(bits: int) -> None:
+    """However coarse the slopes are: the client itself went by the rounded ones."""
+    model, replay = softmax(bits=bits)
     work = FedKSeed(model, replay, steps=4)
     batches = [rows(t, range(3), active=[True, t < 2, True]) for t in range(4)]
     state = work.init(job(replay.shared(), range(3)), range(3), None)
