@@ -35,6 +35,7 @@ SUMMARY: dict[str, Any] = {
     "traffic": None,
     "attendance": None,
     "training": {},
+    "failures": [],
     "seconds": 1.0,
     "peak_memory_bytes": 1,
     "energy_joules": None,
@@ -402,3 +403,26 @@ def test_a_reader_that_leaves_is_no_fault(tmp_path: Path) -> None:
     _, err = worker.communicate(timeout=30)
     assert err == b""
     assert worker.returncode == 0
+
+
+def test_a_run_that_learned_nothing_says_so_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["-s", "federation.rounds=2", "-s", "compare.baselines=[]"]
+    assert cli.main(["run", "digits", *few, "-s", "optimizer.lr=[1e30, 1e35]", "--out", "bad"]) == 3
+    out, err = capsys.readouterr()
+    told = "federated: no client's training counts in any round at 1e+30, 1e+35: the model is as it began"
+    assert err.count("NOTHING LEARNED: no client's training counts") == 4
+    assert f"NOTHING LEARNED: {told}" in err
+    assert "NOTHING LEARNED" in out
+    assert json.loads(Path("bad/summary.json").read_text())["failures"] == [told]
+    assert cli.main(["run", "--resume", "bad", "--quiet"]) == 3
+    assert told in capsys.readouterr().out
+    assert cli.main(["run", "digits", *few, "-s", "optimizer.lr=[1e30, 0.3]", "--out", "mixed"]) == 0
+    out, err = capsys.readouterr()
+    assert "NOTHING LEARNED" not in out
+    summary = json.loads(Path("mixed/summary.json").read_text())
+    assert (summary["failures"], summary["extra"]["lr.federated.failed"]) == ([], "1e+30")
+    assert cli.main(["compare", "digits", *few, "-s", "optimizer.lr=[1e30]", "--seeds", "0", "--out", "page"]) == 1
+    assert told.replace("1e+30, 1e+35", "1e+30") in capsys.readouterr().out

@@ -2,7 +2,8 @@
 
 Nothing heavy is imported until a command needs it, so that ``lichen --help`` answers at once. Results
 go to standard output, everything else to standard error. Exit codes: 0 done, 1 a fault of lichen
-itself or a method of a comparison that failed, 2 bad input, 130 stopped by Ctrl-C.
+itself or a method of a comparison that failed, 2 bad input or a machine that refuses, 3 a run that learned nothing,
+130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations

@@ -17,6 +17,9 @@ from cyclopts import Parameter
 from lichen.core.errors import LichenError
 from lichen.shell import crash_in, free, has_recipe, log, print_json, say, show
 
+NOTHING_LEARNED = 3
+"""Exit code of a run whose numbers are there, but of a model that no client has trained."""
+
 __all__ = ["node_command", "plan_command", "rank_command", "run_command"]
 
 
@@ -81,6 +84,8 @@ def run_command(
         print_json(summary)
     else:
         _show_result(summary, folder, adapter)
+    if summary.get("failures"):
+        raise SystemExit(NOTHING_LEARNED)
 
 
 def _several_ranks(recipe: Any, folder: Path | None) -> bool:

@@ -69,6 +69,7 @@ SUMMARY: dict[str, Any] = {
             "share_seen": 0.12,
         },
     },
+    "failures": [],
     "seconds": 61.5,
     "peak_memory_bytes": 900_000_000,
     "energy_joules": 1234.5,
@@ -100,6 +101,7 @@ KEYS = [
         "traffic",
         "attendance",
         "training",
+        "failures",
         "seconds",
         "peak_memory_bytes",
         "energy_joules",
@@ -111,7 +113,7 @@ KEYS = [
     ),
 ]
 
-MAY_LACK = ("energy_joules", "traffic", "attendance", "training", "read")
+MAY_LACK = ("energy_joules", "traffic", "attendance", "training", "failures", "read")
 
 
 def test_the_keys_are_pinned() -> None:
@@ -122,7 +124,7 @@ def test_the_keys_are_pinned() -> None:
 
 def test_summaries_of_older_runs_lack_energy_and_traffic() -> None:
     older = {name: value for name, value in SUMMARY.items() if name not in MAY_LACK}
-    missing = {"energy_joules": None, "traffic": None, "attendance": None, "training": {}, "read": None}
+    missing = {"energy_joules": None, "traffic": None, "attendance": None, "training": {}, "failures": [], "read": None}
     assert check_summary(older) == {**SUMMARY, **missing}
     with pytest.raises(LichenError, match="energy_joules"):
         check_summary({**SUMMARY, "energy_joules": -1.0})

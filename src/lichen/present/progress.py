@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, final
 
 from lichen.core.visible import visible
 from lichen.present.column_names import column_title
+from lichen.present.trace import came_to_nothing
 from lichen.present.units import bytes_text, count_text, score_text, seconds_text
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def event_text(event: Event, mean_seconds: float) -> str:
             ("down", report.bytes_down, report.valid_down),
         )
     ]
+    if came_to_nothing(report):
+        parts.append("NOTHING LEARNED: no client's training counts")
     left = max(0, event.total_rounds - report.round)
     if left and math.isfinite(mean_seconds):
         parts.append(f"ETA {seconds_text(left * mean_seconds)}")

@@ -106,7 +106,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         style = "bold" if name == "federated" else ""
         table.add_row(Text(name), score_text(score["mean"]), _worst(score), style=style)
     table.add_section()
+    failures = summary.get("failures", ())
     costs = {
+        **({"NOTHING LEARNED": "; ".join(failures)} if failures else {}),
         "metric": _metric(summary),
         **_no_worst(summary),
         **{f"{column_title(name)} trained": training_text(training) for name, training in summary["training"].items()},

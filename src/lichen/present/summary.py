@@ -140,8 +140,8 @@ class Attended(_Part):
 class Summary(_Part):
     """What ``summary.json`` holds: these keys, all of them, and no others.
 
-    ``energy_joules``, ``traffic``, ``attendance``, ``training`` and ``read`` alone may be missing, as in summaries of
-    older runs; null says that it was not measured, or that there is nothing to say.
+    ``energy_joules``, ``traffic``, ``attendance``, ``training``, ``failures`` and ``read`` alone may be missing, as
+    in summaries of older runs; null says that it was not measured, or that there is nothing to say.
     """
 
     name: str
@@ -160,6 +160,8 @@ class Summary(_Part):
     """Null where everybody came to every round and nothing was refused."""
     training: dict[str, Training] = Field(default_factory=dict)
     """By trained column; empty for tasks without rounds."""
+    failures: list[str] = Field(default_factory=list)
+    """Trained columns that learned nothing, a sentence each: they show the model as it was at the start."""
     seconds: Annotated[float, Field(ge=0)]
     peak_memory_bytes: _Count
     energy_joules: Annotated[float, Field(ge=0)] | None = None

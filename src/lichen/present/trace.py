@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from lichen.core.contracts.algorithm import Report
     from lichen.core.replies import Attendance
 
-__all__ = ["Event", "Trace", "event_line", "event_of", "lr_name", "read_trace"]
+__all__ = [
+    "Event",
+    "Trace",
+    "came_to_nothing",
+    "event_line",
+    "event_of",
+    "failed_rates",
+    "lr_name",
+    "read_trace",
+]
 
 NAME = "trace.jsonl"
 
@@ -56,6 +65,26 @@ def lr_name(lr: float) -> str:
     """
     short = f"{lr:g}"
     return f"lr={short if float(short) == lr else repr(float(lr))}"
+
+
+def came_to_nothing(report: Report) -> bool:
+    """Whether a round in which clients were invited trained on no row that counts."""
+    return bool(report.clients) and (not report.tokens or "skipped" in report.metrics)
+
+
+def failed_rates(events: Iterable[Event]) -> dict[str, tuple[list[str], list[str]]]:
+    """By column, the learning rates at which no round came to anything, and all others.
+
+    Where one failed, what it is judged by is the model as it was at the start.
+    """
+    nothing: dict[tuple[str, str], bool] = {}
+    for event in events:
+        key = event.column, event.grid
+        nothing[key] = nothing.get(key, True) and came_to_nothing(event.report)
+    found: dict[str, tuple[list[str], list[str]]] = {}
+    for (column, grid), failed in nothing.items():
+        found.setdefault(column, ([], []))[0 if failed else 1].append(grid.removeprefix("lr="))
+    return found
 
 
 def event_line(event: Event) -> bytes:

@@ -102,13 +102,21 @@ def _outcomes(comparison: Comparison, out: Path, faults: Mapping[str, Sequence[s
             summaries={cell.recipe.seed: found for cell in own if (found := cell.summary()) is not None},
             wanted=len(own),
             memory=_client_bytes(method, out),
-            faults=tuple(faults.get(method.name, ())),
+            faults=(
+                *faults.get(method.name, ()),
+                *(f"seed {cell.recipe.seed}: {one}" for cell in own for one in _failures(cell)),
+            ),
         )
         _, *level = method.name.split("@")
         yield from (
             replace(done, method="@".join([column, *level]), column=column, faults=()) for column in method.also
         )
         yield done
+
+
+def _failures(cell: Cell) -> Sequence[str]:
+    found = cell.summary()
+    return () if found is None else found["failures"]
 
 
 def write_tables(

@@ -61,7 +61,7 @@ class Compared:
         folder: Where everything lies.
         cells: Runs that were asked for.
         left: Those that were not started, for want of time.
-        failed: Those that failed.
+        failed: Those that failed, or learned nothing.
     """
 
     question: str
@@ -190,7 +190,7 @@ def run_comparison(
         folder=out,
         cells=len(requested),
         left=len(open_cells) - started,
-        failed=sum(map(len, faults.values())),
+        failed=sum(len(row.faults) for row in rows),
     )
 
 

@@ -29,13 +29,14 @@ from lichen.engines.node import serve_frames
 from lichen.engines.ranks import Ranks, connect, is_rank
 from lichen.present.charts.charts import clients_png, curves_png
 from lichen.present.clients import client_rows, clients_csv, read_clients
+from lichen.present.column_names import column_title
 from lichen.present.energy import Meter, counters
 from lichen.present.peak_memory import peak_memory_bytes
 from lichen.present.report import compare_table, summary_table
 from lichen.present.summary import attendance_of, check_summary, read_summary, share_gaining, traffic_of, worst_decile
 from lichen.present.table import table_text
 from lichen.present.target import ACCURACY, bytes_to, rounds_to, seconds_to
-from lichen.present.trace import Event, Trace, read_trace
+from lichen.present.trace import Event, Trace, failed_rates, read_trace
 from lichen.recipes.artifacts.former_names import adopt_run
 from lichen.recipes.artifacts.model_card import write_adapter_card
 from lichen.recipes.artifacts.more_rounds import give_more_rounds
@@ -259,6 +260,8 @@ def _go(
     if not ranks.first:
         return
     summary = _summary(recipe, folder, result, memory, joules)
+    for failure in summary["failures"]:
+        say(f"NOTHING LEARNED: {failure}")
     folder.write_json("summary.json", summary)
     write_adapter_card(path, recipe)
     curves_png(path)
@@ -298,7 +301,9 @@ def _summary(
         gaining = share_gaining(alone, joined, higher)
     lr = result.columns["federated"].lr
     grid = lr_name(lr) if lr is not None else None
-    rounds = [e.report for e in read_trace(folder.path) if e.column == "federated" and (grid is None or e.grid == grid)]
+    events = list(read_trace(folder.path))
+    rates = failed_rates(e for e in events if e.column in result.training)
+    rounds = [e.report for e in events if e.column == "federated" and (grid is None or e.grid == grid)]
     chosen = {f"lr.{name}": column.lr for name, column in result.columns.items() if column.lr is not None}
     summary = {
         "name": recipe.name,
@@ -317,6 +322,7 @@ def _summary(
         "traffic": traffic_of(rounds, up=result.bytes_up, down=result.bytes_down, validators=result.validators),
         "attendance": attendance_of(rounds),
         "training": {name: dict(numbers) for name, numbers in result.training.items()},
+        "failures": _failures(result, rates),
         "seconds": folder.seconds(),
         "peak_memory_bytes": memory,
         "energy_joules": joules,
@@ -324,9 +330,26 @@ def _summary(
         "seed": recipe.seed,
         "versions": _versions(),
         "recipe_sha256": recipe_sha256(recipe),
-        "extra": {**chosen, **result.extra, **_reached(recipe, rounds)},
+        "extra": {**chosen, **_some_failed(rates), **result.extra, **_reached(recipe, rounds)},
     }
     return check_summary(summary)
+
+
+def _failures(result: TaskResult, rates: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> list[str]:
+    """A sentence for each column whose learning rate learned nothing, whether or not others did."""
+    out = []
+    for name, (failed, others) in rates.items():
+        lr = result.columns[name].lr if name in result.columns else None
+        if not others or (lr is not None and lr_name(lr).removeprefix("lr=") in failed):
+            tried = f"at {', '.join(failed)}" + (f"; {', '.join(others)} did no better than that" if others else "")
+            why = "no client's training counts in any round"
+            out.append(f"{column_title(name)}: {why} {tried}: the model is as it began")
+    return out
+
+
+def _some_failed(rates: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, str]:
+    """Learning rates that failed beside others that did not."""
+    return {f"lr.{name}.failed": ", ".join(failed) for name, (failed, others) in rates.items() if failed and others}
 
 
 def _reached(recipe: Recipe, rounds: Sequence[Report]) -> dict[str, float | str | None]:
