@@ -230,7 +230,7 @@ def pytest_in(copy: Path, tests: Sequence[str], *plugins: object) -> int:
     sys.path.insert(0, str(copy / "src"))
     sys.dont_write_bytecode = True
     os.environ |= {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    return int(pytest.main(["-x", "-q", "--no-header", *tests], plugins=list(plugins)))
+    return int(pytest.main([*(() if plugins else ("-x",)), "-q", "--no-header", *tests], plugins=list(plugins)))
 
 
 class Watch:
@@ -255,7 +255,7 @@ class Watch:
     def pytest_runtest_logreport(self, report: Any) -> None:
         """After each phase."""
         self.coverage.switch_context(SETUP)
-        if report.when == "call":
+        if report.when == "call" and report.passed:
             self.seconds[report.nodeid] = report.duration
 
     def lines(self) -> dict[str, list[str]]:

@@ -28,7 +28,7 @@ from lichen.core.wire.shared import Shared
 from lichen.data.batches.augment_images import ImageViews, Pixels
 from lichen.data.batches.scarce_labels import ScarceLabels
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
-from lichen.data.sources.readers import digits
+from lichen.data.sources.records import load_records
 from lichen.engines.local import LocalEngine
 from lichen.models.students.students import ImageMLP
 from lichen.server.allow_empty import AllowEmpty
@@ -46,7 +46,7 @@ VIEWS = ImageViews(side=8, weak=Pixels(), strong=Pixels(rotate=15, gain=0.2))
 @pytest.fixture(scope="module")
 def parts() -> dict[str, ArrayShard]:
     """Forty labelled digits for the server, 800 without label for the clients, the rest to judge by."""
-    records = digits(Path(), {})
+    records = load_records("digits")
     order = np.random.default_rng(1).permutation(len(records))
     x = np.stack([np.asarray(records[i].features).reshape(64) for i in order])
     y = np.array([int(records[i].label) for i in order])

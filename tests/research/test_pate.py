@@ -89,6 +89,17 @@ def test_the_threshold_leaves_out_what_clients_disagree_on() -> None:
     assert 70 < _answers(edge, _message(votes))[2]["answered"] < 130
 
 
+def test_whether_a_text_is_answered_says_nothing_of_the_answer() -> None:
+    """The noise on the counts and that on the largest of them, before it is held against the threshold, are apart."""
+    votes = torch.arange(30).view(30, 1) % 2  # fifteen each, on the threshold
+    told = [
+        _answers(NoisyMax(2, sigma=3.0, seed=seed, threshold=15.0, threshold_sigma=3.0), _message(votes))[0][0]
+        for seed in range(400)
+    ]
+    assert 140 < len([k for k in told if k >= 0]) < 260
+    assert told.count(0) / (told.count(0) + told.count(1)) == pytest.approx(0.5, abs=0.14)
+
+
 @given(seed=st.integers(0, 200))
 def test_one_client_moves_the_counts_by_the_root_of_two_a_query(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -26,7 +26,7 @@ from lichen.data.batches.augment import TextViews, Words
 from lichen.data.batches.augment_images import ImageViews, Pixels
 from lichen.data.batches.scarce_labels import ScarceLabels, hide
 from lichen.data.batches.shards import ArrayShard, TextShard, TrainSource
-from lichen.data.sources.readers import digits
+from lichen.data.sources.records import load_records
 from lichen.engines.local import LocalEngine
 from lichen.models.adapters.lora import Lora
 from lichen.models.classifier_cohort import ClassifierCohort
@@ -43,7 +43,7 @@ VIEWS = ImageViews(side=8)
 @pytest.fixture(scope="module")
 def written() -> tuple[np.ndarray, np.ndarray]:
     """Pixels (N, 64) and labels (N,) of handwritten digits, in some order."""
-    records = digits(Path(), {})
+    records = load_records("digits")
     order = np.random.default_rng(0).permutation(len(records))
     x = np.stack([np.asarray(records[i].features).reshape(64) for i in order])
     return x, np.array([int(records[i].label) for i in order])
