@@ -39,7 +39,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "mutation"
 ROOMS = ("recipes", "algorithms", "server", "transforms", "clients")
-TESTED_BY = ("algorithms", "clients", "laws", "recipes", "server", "transforms", "core/collecting", "equivalence")
+TESTED_BY = ("server", "transforms", "laws", "clients", "algorithms", "core/collecting", "recipes", "equivalence")
 COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -321,7 +321,7 @@ def tried(mutant: Mutant, copy: Path, maps: Mapping[str, Any], budget: float, lo
 def make_maps(work: Path, copy: Path, limit: float, only: str) -> None:
     """A cell for each test file: what it executes."""
     (work / "map").mkdir(exist_ok=True)
-    for file in sorted(path for room in TESTED_BY for path in (ROOT / "tests" / room).rglob("test_*.py")):
+    for file in (path for room in TESTED_BY for path in sorted((ROOT / "tests" / room).rglob("test_*.py"))):
         test = str(file.relative_to(ROOT))
         out = work / "map" / (test.replace("/", "+") + ".json")
         if only in test and not out.exists():
@@ -340,9 +340,12 @@ def run(work: Path, copy: Path, args: argparse.Namespace) -> None:
     for k in range(args.each):  # in turns, so that a run cut short has something of each room
         maps = {p.stem.replace("+", "/"): json.loads(p.read_text()) for p in sorted((work / "map").glob("*.json"))}
         for room, mutants in draws.items():
-            if time.monotonic() > end or k >= len(mutants) or mutants[k].name in done[room]:
+            if time.monotonic() > end or k >= len(mutants):
                 continue
-            done[room][mutants[k].name] = tried(mutants[k], copy, maps, args.budget, work / "log.txt")
+            mutant, before = mutants[k], done[room].get(mutants[k].name)
+            if before is not None and (not args.again or before["verdict"] == "caught" or "equivalent" in before):
+                continue
+            done[room][mutant.name] = tried(mutant, copy, maps, args.budget, work / "log.txt")
             (RESULTS / f"{room}.json").write_text(json.dumps(done[room], indent=1, sort_keys=True) + "\n")
     table(done)
 
@@ -379,6 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rooms", nargs="+", default=ROOMS, choices=ROOMS)
     parser.add_argument("--each", type=int, default=40, help="mutants of each room")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="try what was not caught once more")
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of tests for a mutant")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for a test file that is watched")
     parser.add_argument("--minutes", type=float, default=600.0, help="after which no mutant begins")
