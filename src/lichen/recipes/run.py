@@ -27,6 +27,7 @@ from lichen.core.machine import machine_fault
 from lichen.core.store import ClientStore
 from lichen.engines.node import serve_frames
 from lichen.engines.ranks import Ranks, connect, is_rank
+from lichen.models.loading.load import slow_dtype
 from lichen.present.charts.charts import clients_png, curves_png
 from lichen.present.clients import client_rows, clients_csv, read_clients
 from lichen.present.column_names import column_title
@@ -134,6 +135,8 @@ def run(
     moved_back: list[Callable[[], None]] = []
     if not is_rank():
         require_processes(recipe)
+        if slow := slow_dtype(recipe.model.dtype, recipe.model.device):
+            say(f"model.dtype: {slow}")
     try:
         if apart and not is_rank():
             with ExitStack() as lock:  # the first rank holds the folder by itself

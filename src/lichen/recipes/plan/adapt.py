@@ -12,6 +12,7 @@ from typing import final
 from lichen.allocator import keeps_large_buffers
 from lichen.data.sources.records import load_records
 from lichen.models.adapters.quantized import resident_bytes, weights_of
+from lichen.present.units import seconds_text
 from lichen.recipes.assemble.capacity import device_tiers
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe, shards_of
@@ -143,10 +144,10 @@ def estimate_columns(
         base: Bytes of the frozen model.
     """
     invited, engine = invitations(experiment), experiment.recipe.engine
-    say("timing a few blocks")
-    found = _measure(experiment, folder, meter, seconds, max(1, *map(len, invited)), base, tuple(work_items))
+    found = _measure(experiment, folder, meter, say, seconds, max(1, *map(len, invited)), base, tuple(work_items))
     kind = experiment.recipe.engine_kind
     ranks = engine.nodes if kind.ranks else 1
+    say("counting operations")
     operations = flops()
     sent = traffic(experiment, invited, train_up=found.train_up, score_up=found.score_up)
     notes = []
@@ -195,11 +196,13 @@ def _measure(
     experiment: Experiment,
     folder: Path,
     meter: MemoryMeter,
+    say: Callable[[str], None],
     seconds: float,
     invited: int,
     base: int,
     columns: Sequence[str],
 ) -> _Measured:
+    say("timing a few blocks")
     profiler = Profiler(experiment, folder, meter, seconds=seconds)
     source = client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"].source
     loaded, there = meter.now(), meter.available()
@@ -213,6 +216,7 @@ def _measure(
     # What a block needs is known roughly by now: one that will not fit is told of, not tried.
     safe = max(1, min(most, math.floor((there - loaded) / each)))
     meter.restart()
+    say(f"  one client takes {seconds_text(first.whole)} for a step; {most} stand side by side")
     tried = clients[: min(safe, train_block)]
     training = profiler.trained(tried)
     # A larger block is told from this one: its clients are side by side, and each adds as much.
@@ -220,10 +224,12 @@ def _measure(
     block = each * most
     rates: dict[Kind, Rate] = {"train": Rate.of(training)}
     guess = rates["train"].unit / 2
+    say(f"  {len(tried)} of them took {seconds_text(training.whole)}; timing validation")
     scoring = profiler.scored(guess)
     rates["score"] = Rate.of(scoring)
     private: dict[str, int] = {}
     if "alone" in columns:
+        say("  timing clients alone")
         alone = profiler.private(clients[:safe], rates, "alone")
         rates, private["alone"] = {**rates, **alone.rates}, alone.bytes
     block = max(block, meter.since() - loaded)
@@ -231,6 +237,7 @@ def _measure(
         # What the C library has kept is of little use to batches of another size: it stays beside theirs.
         resident = max(0, meter.now() - loaded)
         meter.restart()
+        say("  timing all rows together")
         joined = Profiler(pooled_experiment(experiment), folder, meter, seconds=seconds).private((0,), rates, "pooled")
         rates, private["pooled"] = {**rates, **joined.rates}, joined.bytes
         block = max(block, resident + meter.since() - loaded)

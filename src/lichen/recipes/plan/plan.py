@@ -14,11 +14,12 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 from lichen.core.errors import LichenError
+from lichen.models.loading.load import slow_dtype
 from lichen.present.energy import Meter, counters
 from lichen.present.planned import plan_table
 from lichen.present.table import table_text
@@ -90,6 +91,8 @@ def plan(
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     require_processes(recipe)
+    if slow := slow_dtype(recipe.model.dtype, recipe.model.device):
+        say(f"model.dtype: {slow}")
     if recipe.exchange is not None:
         raise LichenError(
             "an exchange among unequal students cannot be planned yet",
@@ -105,6 +108,8 @@ def plan(
         start_time = time.perf_counter()
         found = task(recipe, Path(folder), MemoryMeter(device), say, seconds)
         spent, joules = time.perf_counter() - start_time, meter.joules()
+    if slow:
+        found = replace(found, notes=(*found.notes, f"model.dtype: {slow}"))
     whole = found.start + sum(cost.seconds for cost in found.columns.values())
     return Plan(
         name=recipe.name,
