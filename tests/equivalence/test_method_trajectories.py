@@ -56,6 +56,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "cma", "lr": [0.3], "dimensions": 8},
     },
 }
+OWN_CALLS = ("seeds", "workers", "asked")
+"""Methods with which every client has a call of its own, so that no rows are packed."""
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(home: Path, method: str, **engine: Any) -> dict[str, Any]:
     """A method's recipe; its model section keeps the tiny model's name."""
-    sections = {**METHODS[method], "engine": {"packing": False, **engine}}
+    padded = {} if method in OWN_CALLS else {"packing": False}
+    sections = {**METHODS[method], "engine": {**padded, **engine}}
     adapter = sections.pop("model", {}).get("adapter")
     known = recipe(home / "model", home / "rows.jsonl", "pair", **sections)
     return known if adapter is None else {**known, "model": {**known["model"], "adapter": adapter}}
