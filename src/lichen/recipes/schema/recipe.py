@@ -312,10 +312,12 @@ class Recipe(Section):
         if self.compare.target_metric == "accuracy" and not self.classifies:
             raise ValueError(f"compare.target_metric: task {task.name} has no classes; use loss")
         refuse_misfits(self)
-        fed = self.federation
-        if fed.clients_per_round is None and fed.sampling != "uniform" and fed.schedule.kind != "buffered":
+        fed, buffered = self.federation, self.federation.schedule.kind == "buffered"
+        drawn = fed.schedule.concurrency if buffered else fed.clients_per_round
+        if drawn is None and fed.sampling != "uniform":
+            number = "schedule.concurrency" if buffered else "clients_per_round"
             raise ValueError(
-                "federation.sampling: poisson and weighted need a number of clients; set federation.clients_per_round"
+                f"federation.sampling: poisson and weighted need a number of clients; set federation.{number}"
             )
         return self
 

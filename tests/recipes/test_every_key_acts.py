@@ -1,0 +1,393 @@
+"""Each key of a recipe, set to each of some other values, is refused by name or changes what is built.
+
+The recipes are generated: every two words of the dimensions below that may stand together stand together in one of
+them. A key whose effect cannot show in what is built stands in :data:`ELSEWHERE` with where it shows.
+
+An ordinary run takes a sample. ``LICHEN_GRID=6 python -m pytest tests/recipes/test_every_key_acts.py -s`` takes six keys
+of every recipe, which takes minutes, and ``LICHEN_GRID=all`` every key of all, which takes an hour.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import numpy as np
+import pytest
+from pydantic import BaseModel
+
+from lichen.clients.methods import METHODS
+from lichen.core.errors import LichenError
+from lichen.models.adapters.table import BUILT_IN
+from lichen.recipes.schema.explain import choices, items_of, section_of
+from lichen.recipes.schema.read import read_recipe
+from lichen.recipes.schema.recipe import Recipe
+from lichen.server.rules import RULES
+from support import tiny_llama
+from support.built import Builder
+
+RECIPES = 16
+"""Recipes that are varied in an ordinary run of the tests, each in as many keys."""
+
+ELSEWHERE = {
+    "name": "the run folder and the summary",
+    "question": "the summary and the comparison",
+    "task": "another task is another recipe: a dimension of the grid",
+    "cache_dir": "where answers lie",
+    "data.name": "other rows",
+    "data.columns": "what is read of the rows: tests/recipes/rows",
+    "data.template": "a file: tests/recipes/rows",
+    "data.max_clients": "caps at the clients that there are",
+    "data.min_rows": "no client here has so few",
+    "data.max_rows": "caps at the rows that there are",
+    "data.test_rows": "caps at the rows that there are",
+    "data.split_by": "these rows have no groups",
+    "data.on_too_few_rows": "no client here has too few rows",
+    "data.on_single_class": "no client here has one class alone",
+    "data.copies": "no row here stands twice",
+    "data.classes": "rows of other labels leave: tests/recipes/rows",
+    "model.name": "another model",
+    "model.device": "an accelerator: tests/equivalence/test_processors.py",
+    "model.quantize": "needs an extra: tests/models/adapters",
+    "model.adapter.init_from": "a folder: tests/recipes/assemble/test_start_from_peft.py",
+    "model.adapter.modules_to_save": "names of the model's own: tests/models",
+    "model.scratch": "a dimension of its own: tests/test_gallery.py",
+    "model.student": "a dimension of the grid",
+    "model.students": "a dimension of the grid",
+    "compare.baselines": "which columns are computed; `base` where the bare model can do the task",
+    "compare.target": "the summary: tests/recipes/tasks",
+    "federation.valid_clients": "caps at the clients that there are",
+    "federation.memory": "tests/recipes/assemble/test_capacity.py",
+    "federation.history": "a folder of messages: tests/recipes/tasks",
+    "teacher.may_see": "a permission, checked when rows are shown",
+    "teacher.endpoint": "tests/recipes/help/test_steps.py",
+    "synthetic.endpoint": "tests/recipes/help/test_steps.py",
+    "teacher.layers": "needs a transformer student: tests/models/test_layerwise_distillation.py",
+    "engine.clients_per_block": "how many run at once; nothing else",
+    "engine.gradient_checkpointing": "what memory holds; nothing else",
+}
+"""Keys that need another witness, and which."""
+
+HELP: dict[str, dict[str, Any]] = {
+    "none": {},
+    "head": {"teacher": {"name": "encoder"}},
+    "both": {"teacher": {"name": "encoder", "at": "both", "server_steps": 2, "answer_format": "all"}},
+    "server": {"teacher": {"name": "encoder", "at": "server", "server_steps": 2, "answer_format": "label"}},
+    "asked": {"teacher": {"name": "writer", "kind": "zero-shot"}},
+    "select": {"teacher": {"name": "encoder", "select": True, "may_see": ["public", "private"]}},
+    "texts": {"teacher": {"name": "writer", "answer_format": "text", "max_new_tokens": 8}},
+    "prompted": {"synthetic": {"name": "writer", "per_class": 6}},
+    "agreed": {
+        "synthetic": {"name": "writer", "per_class": 6, "at": "both", "server_steps": 2, "filters": ["agreement"]},
+        "teacher": {"name": "encoder"},
+    },
+    "evolution": {"synthetic": {"name": "writer", "embedder": "encoder", "kind": "evolution", "per_class": 4}},
+    "private": {"synthetic": {"name": "writer", "kind": "evolution", "per_class": 4, "epsilon": 4.0, "delta": 1e-4}},
+    "semi": {"semi": {"batch_size": 4}},
+    "semifl": {"semi": {"batch_size": 4, "server": True, "server_steps": 2}},
+    "taught semi": {
+        "semi": {"batch_size": 4, "teacher_rounds": 1},
+        "teacher": {"name": "encoder", "at": "server", "server_steps": 2, "may_see": ["public", "private"]},
+    },
+    "ridge": {"model": {"head": "ridge"}},
+    "lda": {"model": {"head": "lda"}},
+    **{kind: {"exchange": {"kind": kind}} for kind in ("fedmd", "dsfl", "feddf")},
+}
+ROUNDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "minmax": {"federation": {"fair": "minmax"}},
+    "qffl": {"federation": {"fair": "qffl"}},
+    "ranks": {"federation": {"ranks": [2, 1]}},
+    "layers": {"federation": {"layer_groups": 2}},
+    "drawn": {"federation": {"clients_per_round": 2, "sampling": "weighted"}},
+    "epochs": {"federation": {"local_epochs": 1, "local_steps": None}},
+    "pieces": {"federation": {"gradient_accumulation_steps": 2}},
+    "rows": {"federation": {"weighting": "rows"}},
+    "grid": {"optimizer": {"lr": [0.02, 0.01], "grid_rounds": 1, "warmup": 1, "schedule": "cosine"}},
+}
+DIMENSIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "task": {task: {"task": task} for task in ("chat", "classify", "student", "oneshot", "students")},
+    "adapter": {kind: {"model": {"adapter": {"kind": kind}}} for kind in BUILT_IN},
+    "optimizer": {
+        **{name: {"optimizer": {"name": name}} for name in METHODS},
+        "diloco": {"federation": {"keep_optimizer": True}},
+    },
+    "rule": {"default": {}, **{rule: {"federation": {"aggregate": rule}} for rule in RULES}},
+    "help": HELP,
+    "wire": {
+        "plain": {},
+        "up": {"wire": {"up": ["int8"]}},
+        "down": {"wire": {"down": ["int8"]}},
+        "clip": {"wire": {"clip": 1.0}},
+    },
+    "engine": {
+        "local": {},
+        "spawned": {"engine": {"name": "spawned"}},
+        "distributed": {"engine": {"name": "distributed"}},
+        "clock": {"engine": {"clock": {"median": 30.0}}},
+    },
+    "server": {
+        "mean": {},
+        "momentum": {"federation": {"server": {"momentum": 0.5}}},
+        "nesterov": {"federation": {"server": {"momentum": 0.5, "nesterov": True}}},
+        "adam": {"federation": {"server": {"name": "adam"}}},
+        "yogi": {"federation": {"server": {"name": "yogi"}}},
+    },
+    "rounds": ROUNDS,
+    "schedule": {
+        "synchronous": {},
+        "buffered": {"federation": {"schedule": {"kind": "buffered", "arrivals": 2}}},
+        "deadline": {"federation": {"schedule": {"deadline": 40.0, "least": 2}}},
+    },
+}
+
+
+def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Both, section by section; the other one's values win."""
+    out = dict(one)
+    for key, value in other.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merged(out[key], value) if both else value
+    return out
+
+
+def values(home: Path, words: dict[str, str]) -> dict[str, Any]:
+    """The recipe of one word of each dimension."""
+    task = words["task"]
+    shape: Any = "pair" if task == "chat" else "label"
+    whole = tiny_llama.recipe(home / "model", home / f"{shape}.jsonl", shape, compare={"baselines": []})
+    whole["data"] |= {"split_by": "row"}
+    whole["federation"] = {"rounds": 4, "local_steps": 2, "batch_size": 4}
+    asked = words["help"] not in ("none", "ridge", "lda")
+    if asked:
+        whole["data"]["public"] = {"share": 0.4, "unlabelled": 12, **({} if task == "chat" else {"labelled": 9})}
+    if words["help"].startswith(("semi", "taught")):
+        whole["data"]["labels"] = 5
+    if task in ("student", "students"):
+        small = {"kind": "text-cnn", "width": 8}
+        whole["model"] = {"student": small} if task == "student" else {"students": [small, {**small, "width": 4}]}
+    if task == "oneshot":
+        whole = {key: whole[key] for key in ("name", "task", "data", "compare")}
+        whole["model"] = {"name": str(home / "model")}
+    if task in ("chat", "classify"):
+        keys = BUILT_IN[words["adapter"]].keys
+        own = {"rank": 2, "alpha": 4.0, "num_virtual_tokens": 3, "width": 4}
+        whole["model"]["adapter"] = {key: value for key, value in own.items() if key in keys}
+        if words["adapter"] == "ia3":
+            whole["model"]["adapter"]["feedforward_modules"] = ["down_proj"]
+    small_method = {"kseed": {"seeds": 16}, "cma": {"dimensions": 8}}.get(words["optimizer"], {})
+    if small_method:
+        whole["optimizer"] = {**whole.get("optimizer", {}), **small_method}
+    for dimension, word in words.items():
+        if dimension not in ("task", "adapter") or (dimension == "adapter" and task in ("chat", "classify")):
+            whole = merged(whole, DIMENSIONS[dimension][word])
+    return {**copy.deepcopy(whole), "task": task if task in ("chat", "oneshot") else "classify"}
+
+
+def bases(home: Path, tries: int = 6000) -> list[dict[str, str]]:
+    """Legal combinations in which every pair of words stands that any of many drawn ones has."""
+    rng = np.random.default_rng(0)
+    legal: list[dict[str, str]] = []
+    for at in range(tries):
+        # Mostly the first word of each, so that many are legal; one pair is drawn among all.
+        drawn = {name: str(rng.choice(list(some))) for name, some in DIMENSIONS.items()}
+        free = set(rng.choice(list(DIMENSIONS), size=2 + at % 3, replace=False)) | {"task"}
+        words = {name: drawn[name] if name in free else next(iter(some)) for name, some in DIMENSIONS.items()}
+        if words["task"] == "students" and words["help"] not in ("fedmd", "dsfl", "feddf"):
+            words["help"] = str(rng.choice(["fedmd", "dsfl", "feddf"]))
+        if words["schedule"] != "synchronous" and words["engine"] == "local":
+            words["engine"] = "clock"
+        try:
+            read_recipe(values(home, words))
+        except LichenError:
+            continue
+        legal.append(words)
+    chosen: list[dict[str, str]] = []
+    seen: set[tuple[Any, ...]] = set()
+    for words in legal:
+        pairs = set(itertools.combinations(sorted(words.items()), 2))
+        if pairs - seen:
+            chosen.append(words)
+            seen |= pairs
+    return chosen
+
+
+TEXTS: dict[str, list[Any]] = {
+    "data.form": ["plain", "chat", "messages"],
+    "data.system": ["be short"],
+    "model.adapter.target_modules": [["q_proj"]],
+    "model.adapter.feedforward_modules": [["up_proj"]],
+    "model.adapter.exclude": [["embed_tokens"]],
+    "model.adapter.start": ["w1 w2"],
+    "compare.retention_text": ["sotu"],
+    "teacher.template": ["Say: {text} It is"],
+    "teacher.label_words": [{"calm": " w1"}],
+    "teacher.name": ["another"],
+    "synthetic.name": ["another"],
+    "synthetic.embedder": ["another"],
+    "synthetic.about": ["moods"],
+    "synthetic.item_name": ["note"],
+    "synthetic.style": ["short"],
+    "synthetic.labels": [{"calm": "at rest"}],
+    "synthetic.attributes": [{"length": ["short", "long"]}],
+    "wire.up": [["bf16"]],
+    "wire.down": [["bf16"]],
+    "optimizer.lr": [[0.005]],
+    "federation.ranks": [[1]],
+    "exchange.mean": ["prob", "logits"],
+    "data.public.share": [0.6],
+    "teacher.top_k": [2],
+    "teacher.min_confidence": [0.9],
+    "data.public": [{"share": 0.4, "labelled": 9, "unlabelled": 12}],
+    "teacher": [{"name": "encoder"}],
+    "synthetic": [{"name": "writer", "per_class": 6}],
+    "model.layers": [1],
+    "model.adapter.last": [1],
+    "engine.clock.hours": [12.0],
+    "engine.clock.dropout": [0.2],
+}
+
+
+def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key with its field, those of optional sections as well."""
+    for name, field in section.model_fields.items():
+        inner = section_of(field.annotation)
+        if inner is None or items_of(field.annotation) is not None:
+            yield prefix + name, field
+        else:
+            if field.get_default(call_default_factory=True) is None and not field.is_required():
+                yield prefix + name, field
+            yield from leaves(inner, f"{prefix}{name}.")
+
+
+def others(key: str, field: Any, now: Any) -> list[Any]:
+    """One or two other values that the key's type takes."""
+    if key in TEXTS:
+        return [value for value in TEXTS[key] if value != now]
+    words = choices(field.annotation)
+    lists = any(get_origin(arm) is tuple for arm in _arms(field.annotation))
+    if words and lists:
+        return [[word] for word in words if [word] != now][:2]
+    if words:
+        return [word for word in words if word != now]
+    arms = _arms(field.annotation)
+    if bool in arms:
+        return [not now]
+    if float in arms:
+        return [0.5 * now if now else 0.25, 0.3]
+    if int in arms:
+        return [now + 1 if now is not None else 2]
+    if section_of(field.annotation) is not None:
+        return [{}]
+    return []
+
+
+def _arms(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _arms(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [arm for part in get_args(annotation) for arm in _arms(part)]
+    return [bool if get_origin(annotation) is Literal and get_args(annotation) == (True,) else annotation]
+
+
+def at(recipe: Any, key: str) -> Any:
+    """A key's value; a missing section gives the string that nothing else is."""
+    value = recipe
+    for step in key.split("."):
+        if value is None:
+            return "no section"
+        value = getattr(value, step)
+    return list(value) if isinstance(value, tuple) else value
+
+
+SAYS_SO = {
+    "federation.aggregate": lambda recipe: recipe.rule,
+    "exchange.mean": lambda recipe: recipe.exchange.means,
+    "exchange.sharpen": lambda recipe: recipe.exchange.sharpened or 1.0,
+    "model.head": lambda recipe: {"base": "random"}.get(recipe.model.head, recipe.model.head),
+    "compare.metric": lambda recipe: "perplexity" if recipe.writes else "macro_f1",
+    "synthetic.filters": lambda recipe: list(recipe.synthetic.sieve),
+    "engine.gradient_checkpointing": lambda recipe: None,
+}
+"""What holds where a key is left out: to say it changes nothing. A head without names of classes is drawn, too."""
+
+
+def refused(error: LichenError) -> str:
+    """``refused``, if it names a key and a fix."""
+    return "refused" if error.where and error.fix else f"without a fix: {error.where}: {error.what}"
+
+
+def fault(builder: Builder, plain: Any, before: Any, home: Path, words: dict[str, str], key: str, value: Any) -> str:
+    """``acts``, ``refused``, ``says so`` or ``silent``; anything else is a fault of its own."""
+    if key in SAYS_SO and SAYS_SO[key](plain) == value:
+        return "says so"
+    changed = values(home, words)
+    *outer, last = key.split(".")
+    section = changed
+    for step in outer:
+        section = section.setdefault(step, {})
+    section[last] = value
+    try:
+        recipe = read_recipe(changed)
+    except LichenError as error:
+        return refused(error)
+    if recipe == plain:
+        return "says so"
+    try:
+        return "acts" if builder.built(recipe) != before else "silent"
+    except LichenError as error:
+        # A head without a bias, more layers than there are: what only the files tell is refused when they are opened.
+        return refused(error)
+    except Exception as error:
+        return f"died: {type(error).__name__}: {error}"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("grid")
+    more = tuple(f"{word}." for word in tiny_llama.WORDS)
+    tiny_llama.save_model(folder / "model", biases=True, more=more)
+    for shape in ("pair", "label"):
+        tiny_llama.save_rows(folder / f"{shape}.jsonl", shape, clients=5, rows=16)  # type: ignore[arg-type]
+    return folder
+
+
+def test_every_key_acts_or_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = os.environ.get("LICHEN_GRID", "")
+    builder, told, wrong = Builder(home / "model"), Counter[str](), list[str]()
+    rows, keys = bases(home, 6000 if grid == "all" else 1500), [(key, field) for key, field in leaves(Recipe)]
+    keys = [(key, field) for key, field in keys if key not in ELSEWHERE]
+    rng = np.random.default_rng(1)
+    each = len(keys) if grid == "all" else int(grid or 20)
+    few = range(len(rows)) if grid else sorted(rng.choice(len(rows), size=RECIPES, replace=False).tolist())
+    for number in few:
+        words = rows[number]
+        usual = {name: word for name, word in words.items() if word != next(iter(DIMENSIONS[name]))}
+        plain = read_recipe(values(home, words))
+        try:
+            before = builder.built(plain)
+        except LichenError as error:
+            told[f"{refused(error)} when opened"] += 1
+            wrong += [] if refused(error) == "refused" else [f"{usual}: {error}"]
+            continue
+        if grid and number % 20 == 0:
+            with capsys.disabled():
+                print(f"  {number} of {len(rows)} recipes: {dict(told)}", *wrong, sep="\n  ", flush=True)
+        for place in rng.permutation(len(keys))[:each]:
+            key, field = keys[int(place)]
+            now = at(plain, key)
+            for value in others(key, field, now) if now != "no section" else ():
+                result = fault(builder, plain, before, home, words, key, value)
+                told[result.partition(":")[0]] += 1
+                if result not in ("acts", "refused", "says so"):
+                    wrong.append(f"{key}={value}: {result} with {usual}")
+    with capsys.disabled():
+        print(f"\n  {len(few)} of {len(rows)} recipes, {told.total()} keys and values: {dict(told)}")
+        print("\n".join(sorted(wrong)))
+    assert not wrong
