@@ -3,8 +3,8 @@
 The recipes are generated: every two words of the dimensions below that may stand together stand together in one of
 them. A key whose effect cannot show in what is built stands in :data:`ELSEWHERE` with where it shows.
 
-An ordinary run takes a sample. ``LICHEN_GRID=6 python -m pytest tests/recipes/test_every_key_acts.py -s`` takes six keys
-of every recipe, which takes minutes, and ``LICHEN_GRID=all`` every key of all, which takes an hour.
+An ordinary run takes a sample. ``LICHEN_GRID=6 python -m pytest tests/recipes/test_every_key_acts.py -s`` takes six
+keys of every recipe, which takes minutes, and ``LICHEN_GRID=all`` every key of all, which takes an hour.
 """
 
 from __future__ import annotations
