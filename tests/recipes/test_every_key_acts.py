@@ -244,6 +244,8 @@ TEXTS: dict[str, list[Any]] = {
     "data.public.share": [0.6],
     "teacher.top_k": [2],
     "teacher.min_confidence": [0.9],
+    "teacher.share": [0.1],
+    "synthetic.share": [0.1],
     "data.public": [{"share": 0.4, "labelled": 9, "unlabelled": 12}],
     "teacher": [{"name": "encoder"}],
     "synthetic": [{"name": "writer", "per_class": 6}],
