@@ -313,8 +313,8 @@ class Recipe(Section):
             raise ValueError(f"compare.target_metric: task {task.name} has no classes; use loss")
         refuse_misfits(self)
         fed, buffered = self.federation, self.federation.schedule.kind == "buffered"
-        drawn = fed.schedule.concurrency if buffered else fed.clients_per_round
-        if drawn is None and fed.sampling != "uniform":
+        sampled = fed.schedule.concurrency if buffered else fed.clients_per_round
+        if sampled is None and fed.sampling != "uniform":
             number = "schedule.concurrency" if buffered else "clients_per_round"
             raise ValueError(
                 f"federation.sampling: poisson and weighted need a number of clients; set federation.{number}"
