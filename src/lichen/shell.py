@@ -46,7 +46,7 @@ def show(table: Table) -> None:
 
     screen = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if screen else WIDE
-    _write(table_text(table, width=width, terminal=screen, encoding=getattr(sys.stdout, "encoding", None) or "utf-8"))
+    _write(table_text(table, width=width, terminal=screen, encoding=sys.stdout.encoding or "utf-8"))
 
 
 def say(line: str) -> None:
@@ -110,7 +110,7 @@ def prepare_streams() -> None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     elif isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=PLAIN)
-    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    encoding = sys.stderr.encoding if sys.stderr is not None else "utf-8"
     raw = io.BufferedWriter(_Lost(2, "w", closefd=False))
     sys.stderr = io.TextIOWrapper(raw, encoding=encoding, errors=PLAIN, line_buffering=True)
 

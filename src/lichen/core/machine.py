@@ -76,7 +76,7 @@ def machine_fault(error: BaseException, *, where: str = "") -> LichenError | Non
     if number not in _FAULTS:
         return None
     what, fix = _FAULTS[number]
-    named = getattr(error, "filename", None)
+    named = error.filename if isinstance(error, OSError) else None
     place = clipped(os.fsdecode(named), 120) if isinstance(named, (str, bytes)) and named else where
     size = re.search(r"allocate ([\d.]+ ?\w+)", text)
     if number in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):

@@ -151,6 +151,8 @@ class _Content:
 
 
 def _content(table: Table, encoding: str) -> _Content:
+    from rich.text import Text
+
     def clean(text: Any) -> str:
         return plain(visible(str(text)), encoding)  # of a Text, without its styles
 
@@ -160,7 +162,7 @@ def _content(table: Table, encoding: str) -> _Content:
         title="" if table.title is None else clean(table.title),
         heads=tuple(clean(column.header) for column in table.columns),
         cells=tuple(tuple(map(clean, row)) for row in rows),
-        styles=tuple(tuple(getattr(cell, "style", "") for cell in row) for row in rows),
+        styles=tuple(tuple(cell.style if isinstance(cell, Text) else "" for cell in row) for row in rows),
         sections=tuple(row.end_section for row in table.rows),
         right=tuple(column.justify == "right" for column in table.columns),
     )
