@@ -202,6 +202,7 @@ def forked(do: Callable[[], int], limit: float, log: Path) -> int:
     child = os.fork()
     if child == 0:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
@@ -211,15 +212,16 @@ def forked(do: Callable[[], int], limit: float, log: Path) -> int:
         finally:
             sys.stdout.flush()
             os._exit(code)
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return -1
+    end, done = time.monotonic() + limit, 0
+    try:
+        while not done and time.monotonic() < end:
+            done, status = os.waitpid(child, os.WNOHANG)
+            time.sleep(0.02)
+        return os.waitstatus_to_exitcode(status) if done else -1
+    finally:
+        if not done:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def pytest_in(copy: Path, tests: Sequence[str], *plugins: object) -> int:
@@ -389,6 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="part of the names of test files to watch")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutation")
     args = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the fork at work goes too
     if args.do == "table":
         table({room: _read(room) for room in ROOMS})
         return

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lichen.core.errors import LichenError
-from lichen.transforms.privacy import Gaussian, Sampled, Statement, account, delta_for, epsilon, sigma_for
+from lichen.transforms.privacy import Accountant, Gaussian, Sampled, Statement, account, delta_for, epsilon, sigma_for
 
 HERE = importlib.util.find_spec("dp_accounting") is not None
 counts = pytest.mark.skipif(not HERE, reason="dp-accounting is not installed")
@@ -92,12 +92,15 @@ def test_sampling_amplifies_and_everybody_is_no_sampling() -> None:
 
 
 @counts
-@pytest.mark.parametrize(("target", "rate"), [(1.0, 1.0), (4.0, 1.0), (0.5, 0.2)])
-def test_sigma_for_keeps_the_promise_and_wastes_little(target: float, rate: float) -> None:
-    sigma = sigma_for(target, 1e-5, 4, sensitivity=3.0, rate=rate, within=0.02)
+@pytest.mark.parametrize(
+    ("target", "rate", "accountant"), [(1.0, 1.0, "pld"), (4.0, 1.0, "pld"), (0.5, 0.2, "pld"), (1.0, 1.0, "rdp")]
+)
+def test_sigma_for_keeps_the_promise_and_wastes_little(target: float, rate: float, accountant: Accountant) -> None:
+    sigma = sigma_for(target, 1e-5, 4, sensitivity=3.0, rate=rate, within=0.02, accountant=accountant)
 
     def spent(noise: float) -> float:
-        return epsilon([Sampled(Gaussian(noise, sensitivity=3.0, steps=4), rate=rate)], 1e-5)
+        event = Sampled(Gaussian(noise, sensitivity=3.0, steps=4), rate=rate)
+        return epsilon([event], 1e-5, accountant=accountant)
 
     assert spent(sigma) <= target < spent(sigma * 0.97)
 
@@ -126,6 +129,8 @@ def test_refuses_what_means_nothing() -> None:
             epsilon([Gaussian(1.0)], delta)
     with pytest.raises(LichenError, match="added or removed"):
         epsilon([Sampled(Gaussian(1.0), rate=0.5)], 1e-5, adjacency="replace")
+    with pytest.raises(LichenError, match="added or removed"):  # a statement cannot claim it either
+        account([Sampled(Gaussian(1.0), rate=0.5)], 1e-5, unit="client", adjacency="replace")
     with pytest.raises(LichenError, match="adjacency"):
         epsilon([Gaussian(1.0)], 1e-5, adjacency="beside")  # type: ignore[arg-type]
     with pytest.raises(LichenError, match="unit"):

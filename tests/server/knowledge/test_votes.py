@@ -39,6 +39,12 @@ def test_without_noise_it_is_the_sum(seed: int, clients: int, bits: int) -> None
     assert torch.equal(got, votes_CM.double().sum(0) / 2**bits)
 
 
+def test_many_votes_fit_in_their_finest_unit() -> None:
+    """Those of 9,000 rows in units of 2^-16 are summed exactly, not refused."""
+    votes_CM = torch.full((3, 2), 3000 * 2**16)
+    assert closed(Votes(bits=16), histogram(votes_CM, bits=16)).tolist() == [9000.0, 9000.0]
+
+
 def test_noise_comes_once_whatever_the_number_of_clients() -> None:
     few, many = (histogram(torch.ones(n, 4000)) for n in (1, 64))
     for message, n in ((few, 1), (many, 64)):
