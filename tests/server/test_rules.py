@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,22 @@ def test_a_rule_declares_what_its_aggregator_does(name: str) -> None:
     assert rule.allows <= DECIDES
     moves = bool(rule.freezes or rule.local_params)
     assert (Property.ONE_LAYOUT in rule.allows) != moves
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_what_a_recipe_says_reaches_every_part_that_has_a_field_for_it(name: str) -> None:
+    settings = RuleSettings(weighting="uniform", scaling=2.5, energy=0.7, seed=11)
+    said = {"weighting": "uniform", "scaling": 2.5, "mend": 2.5, "energy": 0.7, "seed": 11}
+
+    def check(part: Any) -> None:
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if field.name in said and value is not None:
+                assert value == said[field.name], (type(part), field.name)
+            if is_dataclass(value):
+                check(value)
+
+    check(RULES[name].make(settings))
 
 
 @pytest.mark.parametrize("name", RULES)
