@@ -46,6 +46,9 @@ ASKED = {
     ("recipes/assemble/chat_template.py", "error"),
     ("recipes/schema/yaml.py", "event"),  # PyYAML's
     ("core/private.py", "os"),  # differs by system
+    ("core/files/durable.py", "os"),
+    ("core/files/lock.py", "os"),
+    ("recipes/schema/idle.py", "getattr(recipe, section)"),  # sections may be left out, and differ by task
     ("engines/ranks.py", "os"),
     ("models/peft/start.py", "spec"),  # an adapter's own fields differ by kind
 }

@@ -67,6 +67,7 @@ _LIST = ".staged."
 """How the name of a list of staged files begins."""
 
 
+@final
 class Staged(NamedTuple):
     """A file of private state that was written.
 
