@@ -158,5 +158,5 @@ def test_what_it_does_not_go_with_is_refused() -> None:
 
 
 def test_tasks_without_rounds_refuse_it() -> None:
-    with pytest.raises(LichenError, match="has no rounds"):
+    with pytest.raises(LichenError, match="clients answer once"):
         read_recipe("reviews-oneshot", ["federation.history=true"])
