@@ -103,10 +103,11 @@ def _with_extras(loaded: LoadedExperiment, work_items: WorkItems) -> WorkItems:
     """The bare model in other forms, and the text that may be forgotten, twice."""
     experiment, recipe, extra = loaded.experiment, loaded.experiment.recipe, list[WorkItem]()
     if "base" in work_items:
-        for form in dict.fromkeys(recipe.compare.forms):
-            if form != recipe.data.form:
-                make = encode(recipe, loaded.tokenizer, (), form=form, keep_private=False)
-                shards = shards_of(loaded.clients_data, "test", make)
+        forms = tuple(dict.fromkeys((recipe.data.form, *recipe.compare.forms)))
+        for form in forms if len(forms) > 1 else ():
+            make, own = encode(recipe, loaded.tokenizer, (), form=form, keep_private=False), form == recipe.data.form
+            for part in ("valid",) if own else ("valid", "test"):
+                shards = experiment.clients.valid if own else shards_of(loaded.clients_data, part, make)
                 workload = evaluated(experiment.evaluating(shards), range(len(shards)))
                 extra.append(WorkItem(kind="score", workload=workload, clients=len(shards)))
     work_items = {**work_items, "base": (*work_items["base"], *extra)} if extra else work_items

@@ -132,7 +132,8 @@ class CompareConfig(Section):
         default=None, description="what is compared; none: perplexity for chat, else macro_f1"
     )
     forms: tuple[Literal["plain", "transcript", "chat"], ...] = Field(
-        default=(), description="forms the bare model is tried in; the best one is its score"
+        default=(),
+        description="forms the bare model is tried in; its score is in the one that is best on validation rows",
     )
     pooled_batch_size: Positive | None = Field(
         default=None, description="rows a step of the pooled column; steps keep the budget"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,6 +22,7 @@ from lichen.core.store import ClientStore, save_tree
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import Shard
+from lichen.data.batches.text import LmForm
 from lichen.data.sources.records import load_records
 from lichen.engines.local import LocalEngine
 from lichen.models.peft.format import has_peft_format, save_adapter
@@ -50,6 +52,7 @@ from lichen.tasks.registry import task_of
 __all__ = ["run_adapt", "save_result"]
 
 Say = Callable[[str], None]
+Form = LmForm | Literal["stream"]
 
 
 def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: Say) -> TaskResult:
@@ -125,16 +128,27 @@ def _score_on(experiment: Experiment, shards: Sequence[Shard], shared: Shared, f
 def _best_form(
     loaded: LoadedExperiment, folder: RunFolder, own: Column, say: Say
 ) -> tuple[Column, dict[str, float | str | None]]:
-    """The bare model in the form that suits it best: no straw man."""
+    """The bare model in the form that suits it best on validation rows: no straw man, and none chosen by its score."""
     recipe, experiment = loaded.experiment.recipe, loaded.experiment
-    found = {recipe.data.form: own}
-    for form in recipe.compare.forms:
-        if form not in found:
-            say(f"scoring the foundation model in form {form}")
-            shards = shards_of(loaded.clients_data, "test", encode(recipe, loaded.tokenizer, (), form=form))
-            metrics = folder.tree(f"base.{form}", partial(_score_on, experiment, shards, experiment.start, folder))
-            found[form] = Column(value_N=values_N(recipe, metrics), metrics=metrics)
-    best = min(found, key=lambda form: float(found[form].value_N.mean()))
+
+    def scored(form: Form, part: Literal["valid", "test"]) -> Column:
+        name = f"base.{form}" if part == "test" else f"base.{form}.{part}"
+        shards = experiment.clients.valid
+        if form != recipe.data.form:
+            shards = shards_of(loaded.clients_data, part, encode(recipe, loaded.tokenizer, (), form=form))
+        metrics = folder.tree(name, partial(_score_on, experiment, shards, experiment.start, folder))
+        return Column(value_N=values_N(recipe, metrics), metrics=metrics)
+
+    forms: tuple[Form, ...] = tuple(dict.fromkeys((recipe.data.form, *recipe.compare.forms)))
+    if len(forms) == 1:
+        return own, {"base.form": forms[0], f"base.{forms[0]}": float(own.value_N.mean())}
+    found: dict[Form, Column] = {recipe.data.form: own}
+    valid: dict[Form, float] = {}
+    for form in forms:
+        say(f"scoring the foundation model in form {form}")
+        valid[form] = float(scored(form, "valid").value_N.nanmean())
+        found.setdefault(form, own if form == recipe.data.form else scored(form, "test"))
+    best = min(valid, key=lambda form: math.inf if math.isnan(valid[form]) else valid[form])
     scores = {f"base.{form}": float(column.value_N.mean()) for form, column in found.items()}
     return found[best], {"base.form": best, **scores}
 

@@ -70,7 +70,7 @@ def adapt(
     columns: dict[str, Column] = {}
     if "base" in recipe.compare.baselines and recipe.writes:
         say("scoring the foundation model as it is")
-        columns["base"] = test("base", experiment.start)
+        columns["base"] = test("base", plain.start)
     columns["federated"] = _federated(experiment, folder, observer, test, "federated")
     if "no_help" in recipe.compare.baselines:
         columns["without"] = _federated(plain, folder, observer, test, "without")
