@@ -142,3 +142,8 @@ def test_one_that_fails_is_as_one_that_did_not_come(tmp_path: Path) -> None:
     assert told.metrics["failed"] == 1
     assert same(with_it.shared.flat(), without.shared.flat())
     assert not same(with_it.shared.flat(), made.start.flat())
+
+
+def test_every_client_with_a_row_counts_once_in_the_mean_loss() -> None:
+    sums = {"loss_sum": torch.tensor([2.0, 0.0, 9.0]), "count": torch.tensor([1.0, 0.0, 3.0])}
+    assert mean_loss(sums) == pytest.approx((2 + 3) / 2)

@@ -14,7 +14,7 @@ from lichen.algorithms.fusion import Fusion, join_architectures, of_architecture
 from lichen.clients.distillation.predict import Predict
 from lichen.clients.distillation.private_models import asking, with_answer_rows
 from lichen.clients.evaluation.evaluate import Evaluate
-from lichen.core.contracts.algorithm import ServerState
+from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
@@ -101,6 +101,15 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> Non
     assert digest(again.shared.flat()) == digest(whole.shared.flat())
     assert digest(again.best.flat()) == digest(whole.best.flat())
     assert again.best_round == whole.best_round > 0
+
+
+def test_a_report_counts_what_was_trained_and_sent(tmp_path: Path) -> None:
+    there, reports = engine(tmp_path, steps=3), list[Report]()
+    run(fusion(steps=1, valid=None), there, start, rounds=2, seed=1, observers=[reports.append])
+    assert [report.round for report in reports] == [1, 2]
+    assert [report.tokens for report in reports] == [3 * 20 * len(report.clients) for report in reports]
+    assert sum(report.bytes_up for report in reports) == there.bytes_up
+    assert sum(report.bytes_down for report in reports) == there.bytes_down
 
 
 def test_without_distilling_each_kind_is_plain_averaging(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_texts_move_to_where_the_private_rows_of_their_label_are(tmp_path: Path,
     state, reports = go(made, engine_of(owners(), tmp_path))
     last = Population.of(state.shared.trainable)
     assert [r.metrics["rows"] for r in reports] == [60] * 6
+    assert [r.round for r in reports] == [1, 2, 3, 4, 5, 6]
     assert reports[-1].metrics["distance"] < 0.6 * reports[0].metrics["distance"]
     random = Population(tuple(fresh(0, 500, 1) + fresh(1, 500, 2)), torch.arange(1000) // 500, torch.zeros(1000))
     assert apart(last) < 0.4 * apart(random)
@@ -176,6 +177,7 @@ def test_counts_what_crosses_and_what_was_asked(tmp_path: Path) -> None:
 
 
 def test_without_labels_every_row_votes_for_all(tmp_path: Path) -> None:
+    assert evolution(counts={-1: 1}).rounds == 6  # one is enough
     made = evolution(counts={-1: 8})
     state, _ = go(made, engine_of(owners(), tmp_path))
     assert set(made.finish(state).labels) == {-1}

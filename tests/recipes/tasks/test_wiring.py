@@ -15,6 +15,7 @@ import lichen
 from lichen.algorithms.scores import mean_loss
 from lichen.core import tree as trees
 from lichen.core.collecting.collect import drain
+from lichen.core.contracts.algorithm import Report
 from lichen.core.message import Job, Message
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore, load_tree
@@ -146,13 +147,15 @@ class Noted:
 
 
 def test_nothing_random_is_drawn_twice_in_a_run(tmp_path: Path) -> None:
-    """Batches, rounding up and rounding down: each round has seeds of its own."""
+    """Batches, rounding up and rounding down: each round has seeds of its own; who has answered is sent changes."""
     made = experiment()
     down: Any = Noted(Deltas(parse_codecs(["int4"])))
     nodes: Any = Noted(engine(made, tmp_path))
-    run(replace(algorithm_of(made.server, 0.1, 4), downlink=down), nodes, lambda: made.start, rounds=4, seed=3)
+    algorithm, reports = replace(algorithm_of(made.server, 0.1, 4), downlink=down), list[Report]()
+    run(algorithm, nodes, lambda: made.start, rounds=4, seed=3, observers=[reports.append])
     assert len(nodes.seeds) == len(down.seeds) == 4
     assert len({*nodes.seeds, *down.seeds}) == 8
+    assert max(report.bytes_down for report in reports[1:]) < reports[0].bytes_down
 
 
 @pytest.fixture(scope="module")
