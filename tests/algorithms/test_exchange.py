@@ -86,6 +86,7 @@ def test_the_ensemble_knows_more_than_its_members(ran: Ran) -> None:
 
 
 def test_bytes_are_answers_alone(ran: Ran) -> None:
+    assert all(report.tokens > 0 for report in ran.reports)
     first, *later = ran.reports
     rows, classes = 400, 10
     assert first.bytes_up < CLIENTS * 1000

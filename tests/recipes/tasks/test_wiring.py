@@ -127,6 +127,21 @@ def test_a_strong_pull_holds_clients_at_the_shared_model_and_leaves_who_is_alone
     assert len(set(alone)) == 1
 
 
+def test_clients_step_as_the_optimizer_says(tmp_path: Path) -> None:
+    small, plain = experiment(), {"name": "sgd", "lr": [0.05]}
+    more: list[dict[str, Any]] = [{}, {"lr": [0.2]}, {"momentum": 0.9}, {"weight_decay": 0.5}, {"clip": 0.01}]
+    sent = list[trees.Tree]()
+    for k, said in enumerate([*more, {"name": "adamw"}]):
+        made = Experiment.of(read_recipe({**RECIPE, "optimizer": {**plain, **said}}), small.model, small.clients)
+        (lr,) = made.recipe.optimizer.lr
+        job = Job(work=f"train {lr_name(lr)}", shared=made.start, version=0, clients=(1,), seed=1)
+        (message,) = drain(LocalEngine(client_tasks(made), ClientStore(tmp_path / str(k))), job)
+        sent.append(dict(message.tensors))
+    assert len({trees.digest(change) for change in sent}) == 6
+    assert float(trees.norm_C(sent[1])) > 2 * float(trees.norm_C(sent[0]))
+    assert float(trees.norm_C(sent[4])) <= 3 * 0.05 * 0.01 * (1 + 1e-5)  # three steps, each cut
+
+
 class Noted:
     """A downlink or an engine that remembers the seeds of its steps, or of the training it asks for."""
 
