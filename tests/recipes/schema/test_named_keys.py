@@ -116,11 +116,3 @@ def test_an_endpoint_is_called_as_the_recipe_calls_it(
     with pytest.raises(LichenError) as caught:
         Endpoint(url="x", model="m")
     assert caught.value.where == "endpoint.url"
-
-
-def test_a_method_that_sums_by_itself_blames_the_rule() -> None:
-    kseed = ["optimizer={name: kseed, lr: 1e-5}", "model.adapter={kind: full, exclude: [embeddings]}"]
-    settings = [*kseed, "federation.aggregate=fedit", "compare.baselines=[base]"]
-    with pytest.raises(LichenError) as told:
-        lichen.read_recipe("reviews-lora", settings)
-    assert told.value.where == "federation.aggregate"

@@ -166,7 +166,7 @@ def test_nothing_random_is_drawn_twice_in_a_run(tmp_path: Path) -> None:
     made = experiment()
     down: Any = Noted(Deltas(parse_codecs(["int4"])))
     nodes: Any = Noted(engine(made, tmp_path))
-    algorithm, reports = replace(algorithm_of(made.server, 0.1, 4), downlink=down), list[Report]()
+    algorithm, reports = replace(algorithm_of(made.server, 0.1, 4), downlink=down, valid=None), list[Report]()
     run(algorithm, nodes, lambda: made.start, rounds=4, seed=3, observers=[reports.append])
     assert len(nodes.seeds) == len(down.seeds) == 4
     assert len({*nodes.seeds, *down.seeds}) == 8
