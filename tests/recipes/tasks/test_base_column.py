@@ -11,7 +11,11 @@ import torch
 import lichen
 from lichen.core.store import load_tree
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
+from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.schema.read import read_recipe
+from lichen.recipes.tasks.columns import adapt
 from support.tiny_llama import recipe, save_model, save_rows
 
 
@@ -58,8 +62,21 @@ def test_without_other_forms_nothing_is_scored_twice(home: Path, tmp_path: Path)
 
 def test_validation_and_test_rows_of_a_form_are_other_rows(home: Path, tmp_path: Path) -> None:
     folder = lichen.run(made(home, forms=["plain", "chat"]), out=tmp_path / "run").folder
+    scores = folder / "state" / "scores"
     for form in ("plain", "chat"):
-        trees = [
-            load_tree(folder / "state" / "scores" / f"base.{form}{part}.safetensors")[0] for part in ("", ".valid")
-        ]
-        assert not torch.equal(trees[0]["loss_sum"], trees[1]["loss_sum"])
+        tested, valid = (load_tree(scores / f"base.{form}{part}.safetensors")[0] for part in ("", ".valid"))
+        assert not torch.equal(tested["loss_sum"], valid["loss_sum"])
+
+
+def test_base_is_the_bare_model_whatever_helped_the_federation_to_start(home: Path, tmp_path: Path) -> None:
+    bare = open_recipe(read_recipe(made(home))).experiment
+    start = bare.server.start
+    moved = bare.with_server(start=Shared({name: x + 0.5 for name, x in start.trainable.items()}))
+    found = [
+        adapt(
+            experiment, RunFolder(tmp_path / name, recipe_sha256="0" * 64), lambda _: None, lambda _: None, plain=bare
+        )
+        for name, experiment in (("bare", bare), ("moved", moved))
+    ]
+    assert torch.equal(found[0]["base"].value_N, found[1]["base"].value_N)
+    assert not torch.equal(found[0]["federated"].value_N, found[1]["federated"].value_N)
