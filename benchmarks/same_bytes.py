@@ -61,7 +61,7 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "digits-unequal, FedDF": ("digits-unequal", ("federation.rounds=2", "exchange={kind: feddf}")),
     "reviews-few, semi": (
         "reviews-few",
-        ("federation.rounds=3", "semi={warmup_rounds: 1, threshold: 0.3}", "compare.baselines=[]"),
+        ("federation.rounds=3", "semi={kind: flexmatch, warmup_rounds: 1, threshold: 0.3}", "compare.baselines=[]"),
     ),
     "reviews-oneshot, a cut": (
         "reviews-oneshot",

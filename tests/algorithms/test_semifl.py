@@ -14,7 +14,7 @@ import torch
 from lichen.algorithms.average import Average
 from lichen.algorithms.semi import SemiFL
 from lichen.clients.evaluation.evaluate import Evaluate
-from lichen.clients.training.fixmatch import FixMatch
+from lichen.clients.training.fix_and_mix import FixAndMix
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core.collecting.collect import drain
@@ -66,8 +66,8 @@ def made(
     train = Train(MODEL, optimizer=ClientOptimizer("sgd", lr=0.2))
     bare = parts["clients"]
     local = [ArrayShard(x=bare.x[c::CLIENTS], labels=np.full(len(bare.x[c::CLIENTS]), -100)) for c in range(CLIENTS)]
-    source = ScarceLabels(TrainSource(local, batch_size=1, steps=5), unlabelled_rows=32)
-    match = FixMatch(train, VIEWS, threshold=threshold, by="received", rows=100)
+    source = ScarceLabels(TrainSource(local, batch_size=1, steps=5), unlabelled_rows=32, replacement=True)
+    match = FixAndMix(train, VIEWS, source, threshold=threshold)
     judge = ClientTask(work=Evaluate(MODEL), source=EvalSource([parts["test"]] * CLIENTS, batch_size=256))
     client_tasks = {"train": ClientTask(work=match, source=source), "valid": judge}
     engine = LocalEngine(client_tasks, ClientStore(folder / "clients"), block_size=block)
@@ -92,13 +92,14 @@ def same(a: Any, b: Any) -> bool:
 
 
 def test_the_server_goes_first_and_after_every_round(parts: Any, tmp_path: Path) -> None:
-    algorithm, engine = made(parts, tmp_path)
+    algorithm, engine = made(parts, tmp_path, threshold=0.15)
     start = MODEL.init(0)
     state = algorithm.init(Shared.of_flat(start))
     tuned, loss = algorithm._tuned.tune(Shared.of_flat(start), -1)
     assert same(state.shared, tuned)
     assert not same(tuned, start)
-    plain, _ = algorithm.clients.round(algorithm.clients.init(state.shared), made(parts, tmp_path / "b")[1], 7)
+    _, other = made(parts, tmp_path / "b", threshold=0.15)
+    plain, _ = algorithm.clients.round(algorithm.clients.init(state.shared), other, 7)
     expected, second = algorithm._tuned.tune(plain.shared, 0)
     state, report = algorithm.round(state, engine, 7)
     assert same(state.shared, expected)
@@ -134,15 +135,13 @@ def test_a_round_nobody_comes_to_and_a_server_that_diverges_change_nothing(parts
 
 def test_where_none_is_sure_of_anything_the_server_goes_on_by_itself(parts: Any, tmp_path: Path) -> None:
     algorithm, engine = made(parts, tmp_path, threshold=1.0)
-    bare = replace(engine.client_tasks["train"].work, rows=None)
-    engine.client_tasks = {"train": replace(engine.client_tasks["train"], work=bare)}
     state = algorithm.init(Shared(MODEL.init(0)))
     after, report = algorithm.round(state, engine, 7)
     assert same(after.shared, algorithm._tuned.tune(state.shared, 0)[0])
     assert (report.metrics["clients"], report.clients) == (0, tuple(range(CLIENTS)))
     rule = AllowEmpty(Mean())
     job = Job(work="train", shared=state.shared, version=0, clients=(0, 1), seed=7)
-    (message,) = drain(made(parts, tmp_path / "b")[1], job)
+    (message,) = drain(made(parts, tmp_path / "b", threshold=0.15)[1], job)
     total = rule.add(rule.zero(), message)
     again = rule.merge(rule.load(*rule.dump(total)), rule.zero())
     assert same(rule.close(again, state.shared)[0], Mean().close(Mean().add(Mean().zero(), message), state.shared)[0])

@@ -145,7 +145,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "kseed": lambda: (FedKSeed(MLP, REPLAY, steps=2), STEPS, REPLAY.shared()),
     "kseed, evaluate": lambda: (ReplayedWork(fl.Evaluate(MLP), REPLAY), ROWS, REPLAY.shared()),
     "black box": lambda: (BlackBox(BOWL), STEPS, BOWL.init(0)),
-    "fixmatch": lambda: (FixMatch(train(), ImageViews(side=2), threshold=0.1, rows=9), STEPS, MLP.init(0)),
+    "fixmatch": lambda: (
+        FixMatch(train(), ImageViews(side=2), threshold=0.1, rows=9, unlabelled=[9] * 9),
+        STEPS,
+        MLP.init(0),
+    ),
     "distill": lambda: (
         Distill(train(), answers=ANSWERS, helpers={"layer0.weight": MLP.init(0)["layer0.weight"]}),
         TAUGHT_STEPS,

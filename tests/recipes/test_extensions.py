@@ -104,7 +104,7 @@ def test_an_engine_of_another_package_is_made_and_refuses_by_what_it_allows(
     assert counted_engine.used == [7]
     assert same(learned(done.folder), learned(here.folder))
     with pytest.raises(LichenError, match="nodes of counted open their own rows alone, without semi"):
-        read_recipe("digits", ["engine.name=counted", "semi={}"])
+        read_recipe("digits", ["engine.name=counted", "semi.kind=fixmatch"])
 
 
 @pytest.mark.parametrize(

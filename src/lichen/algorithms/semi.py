@@ -2,7 +2,7 @@
 
 SemiFL: clients hold no labels at all. What a client receives has just been fine-tuned on the server's own
 labelled rows, and it labels the client's rows before any local step
-(:class:`lichen.clients.training.fixmatch.FixMatch` with ``by="received"``); the clients' models are averaged, and the
+(:class:`lichen.clients.training.fix_and_mix.FixAndMix`); the clients' models are averaged, and the
 server fine-tunes the average before it is validated, kept or sent. The start is fine-tuned too.
 
 The server trains on an engine of its own, with one client: itself. No byte of that crosses anything, and
@@ -103,7 +103,7 @@ class FineTuned:
             return shared, math.nan
         count = float(message.metrics["count"].sum())
         if not count:
-            raise LichenError("the server has no labelled row", where="semi.server", fix="give it some")
+            raise LichenError("the server has no labelled row", where="semi.kind", fix="give it some")
         before = shared.trainable
         moved = {name: before[name] + x[0].to(before[name]) for name, x in message.tensors.items()}
         return shared | Shared(moved), float(message.metrics["loss_sum"].sum()) / count

@@ -103,14 +103,14 @@ def read_changes(value: Any, where: str, renamed: list[str]) -> dict[str, Any]:
         outer, dot, last = old.rpartition(".")
         new, notes = with_new_names({last: given}, outer + dot)
         renamed += notes
-        (name, leaf), *_ = new.items()
-        key = outer + dot + name
-        refuse_seed(key, where)
-        if key == "name":
-            raise LichenError("is the method's own", where=f"{where}: name", fix="rename the method instead")
-        if key in found:
-            raise LichenError("is set twice", where=f"{where}: {key}", fix="remove one of them")
-        found[key] = leaf
+        for name, leaf in new.items():
+            key = outer + dot + name
+            refuse_seed(key, where)
+            if key == "name":
+                raise LichenError("is the method's own", where=f"{where}: name", fix="rename the method instead")
+            if key in found:
+                raise LichenError("is set twice", where=f"{where}: {key}", fix="remove one of them")
+            found[key] = leaf
     return found
 
 

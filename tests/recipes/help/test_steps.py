@@ -42,7 +42,7 @@ WRITER = [
     "synthetic.filters=[duplicates, leakage]",  # w12 has too few letters for a text
 ]
 EVOLUTION = [*WRITER, "synthetic.kind=evolution", "synthetic.embedder=MODEL", "synthetic.iterations=2"]
-SEMI = ["semi={threshold: 0.3, batch_size: 4}"]
+SEMI = ["semi={kind: fixmatch, threshold: 0.3, batch_size: 4}"]
 WAYS = {
     "top k": [*TEACHER, "teacher.top_k=2"],
     "all, soft": [*TEACHER, "teacher.answer_format=all", "teacher.temperature=2.0", "teacher.weight=0.5"],
@@ -59,7 +59,8 @@ WAYS = {
     "evolution": EVOLUTION,
     "private evolution": [*EVOLUTION, "synthetic.epsilon=4.0", "synthetic.filters=[duplicates]"],
     "semi": SEMI,
-    "semi, server": [*PUBLIC, *SEMI, "semi.server=true", "semi.server_steps=2"],
+    "semi, server": [*PUBLIC, *SEMI, "semi.kind=semifl", "semi.server_steps=2"],
+    "semi, by class": [*SEMI, "semi.kind=flexmatch"],
     "semi, teacher": [
         *TEACHER,
         *SEMI,
@@ -219,7 +220,8 @@ def test_public_rows_are_nobodys_and_few_labels_are_few(home: Path) -> None:
         (["synthetic.examples=2"], "synthetic.examples"),
         ([*PUBLIC, *SEMI, "teacher.name=minilm-l6"], "teacher.at"),
         ([*SEMI, "semi.teacher_rounds=2"], "semi.teacher_rounds"),
-        ([*SEMI, "semi.server=true"], "semi.server"),
+        ([*SEMI, "semi.kind=semifl"], "semi.kind"),
+        ([*PUBLIC, *SEMI, "semi.kind=semifl", "synthetic={}"], "synthetic.at"),
         ([*SEMI, "engine.name=spawned"], "engine.name"),
         (["compare.baselines=[no_help]"], "compare.baselines"),
         (["federation.fair=minmax", "wire.up=[int8]"], "federation.fair"),

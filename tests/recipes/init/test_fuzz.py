@@ -24,7 +24,7 @@ TEACH: dict[str, Any] = {
     "data": {"name": "rows.jsonl", "columns": {"text": "body", "label": "kind"}, "public": {"share": 0.5}},
     "teacher": {"at": "server", "kind": "zero-shot", "endpoint": {"url": "http://127.0.0.1:1/v1", "model": "m"}},
     "synthetic": {"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "m"}},
-    "semi": {"threshold": 0.9},
+    "semi": {"kind": "fixmatch", "threshold": 0.9},
     "federation": {"aggregate": "mean"},
 }
 

@@ -61,7 +61,7 @@ def test_a_teacher_that_writes_and_what_is_not_counted(home: Path) -> None:
 def test_an_endpoint_is_not_asked(home: Path) -> None:
     endpoint = "synthetic.endpoint={url: 'http://127.0.0.1:9/v1', model: x}"
     writer = WRITER.replace("name: MODEL, ", "")
-    told = plan(values(home, "label", writer, endpoint, "semi={}", "data.labels=5"), seconds=0.05)
+    told = plan(values(home, "label", writer, endpoint, "semi.kind=fixmatch", "data.labels=5"), seconds=0.05)
     assert "writing: an endpoint is not timed, and its price is not known" in told.expected.notes
     assert "writing" not in told.expected.columns
     assert any(note.startswith("semi: ") for note in told.expected.notes)

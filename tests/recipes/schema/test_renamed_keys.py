@@ -20,7 +20,14 @@ from lichen.recipes.schema.read import (
     recipe_sha256,
 )
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.schema.renamed_keys import GONE_IN, RENAMED_KEYS, RENAMED_VALUES, with_new_names, with_old_names
+from lichen.recipes.schema.renamed_keys import (
+    GONE_IN,
+    RENAMED_KEYS,
+    RENAMED_VALUES,
+    REPLACED_KEYS,
+    with_new_names,
+    with_old_names,
+)
 
 ENDPOINT = {"url": "http://127.0.0.1:1/v1", "model": "m"}
 EVERYTHING: dict[str, Any] = {
@@ -29,7 +36,7 @@ EVERYTHING: dict[str, Any] = {
     "data": {"name": "rows.jsonl", "public": {"labelled": 10, "unlabelled": 10}},
     "teacher": {"endpoint": ENDPOINT, "kind": "zero-shot", "at": "server"},
     "synthetic": {"endpoint": ENDPOINT},
-    "semi": {},
+    "semi": {"kind": "fixmatch"},
 }
 """A recipe with every section that has renamed keys but the one below."""
 TALK: dict[str, Any] = {
@@ -213,6 +220,53 @@ methods:
     (tmp_path / "both.yaml").write_text(page.replace("{noun: text,", "{noun: text, item_name: text,"))
     with pytest.raises(LichenError, match="is set twice"):
         read_comparison([tmp_path / "both.yaml"], note=told.append)
+
+
+@pytest.mark.parametrize(
+    ("old", "kind"),
+    [
+        ({"by_class": True}, "flexmatch"),
+        ({"by_class": False, "server": False}, "fixmatch"),
+        ({"server": True, "by_class": True}, "semifl"),
+        ({"server": True}, "semifl"),
+    ],
+)
+def test_switches_that_are_words_of_a_key_now(old: dict[str, bool], kind: str, tmp_path: Path) -> None:
+    """Files that name them are read, in a section, as a setting and in a comparison."""
+    told: list[str] = []
+    recipe = read_recipe({**EVERYTHING, "synthetic": None, "semi": old}, note=told.append)
+    assert recipe == read_recipe({**EVERYTHING, "synthetic": None, "semi": {"kind": kind}})
+    assert len(told) == 1
+    for key, value in old.items():
+        assert f"semi.{key} is now semi.kind" in told[0]
+        alone = read_recipe({**EVERYTHING, "synthetic": None}, [f"semi.{key}={json.dumps(value)}"], note=told.append)
+        assert alone.semi is not None
+        assert alone.semi.kind == REPLACED_KEYS[f"semi.{key}"][1].get(value, "fixmatch")
+    with pytest.raises(LichenError, match=r"is now semi\.kind, and both are given"):
+        read_recipe({**EVERYTHING, "semi": {**old, "kind": kind}}, note=told.append)
+    with pytest.raises(LichenError, match=r"semi\.server"):
+        read_recipe({**EVERYTHING, "semi": {"server": "yes"}}, note=told.append)
+
+
+def test_a_comparison_of_before_with_a_switch(tmp_path: Path) -> None:
+    page = "base: reviews-few\nset: {semi: {server: false}}\nmethods:\n  one: {semi.by_class: true}\n  two: {}\n"
+    (tmp_path / "old.yaml").write_text(page)
+    told: list[str] = []
+    old = read_comparison([tmp_path / "old.yaml"], note=told.append)
+    kinds = {method.name: method.recipe.semi and method.recipe.semi.kind for method in old.methods}
+    assert kinds == {"one": "flexmatch", "two": None}
+    assert len(told) == 1
+
+
+def test_a_run_with_a_switch_is_not_taken_for_one_of_today() -> None:
+    """What the words mean has changed: whatever of before named no kind is of no digest of now."""
+    with pytest.raises(LichenError, match=r"semi\.kind"):
+        read_recipe({**EVERYTHING, "semi": {"threshold": 0.7}})
+    recipes = [read_recipe({**EVERYTHING, "semi": {"kind": kind}}) for kind in ("fixmatch", "flexmatch")]
+    for recipe in recipes:
+        for digest in (recipe_sha256, former_sha256):
+            assert digest(recipe) != digest(recipe.model_copy(update={"semi": recipe.semi.model_construct()}))
+    assert recipe_sha256(recipes[0]) != recipe_sha256(recipes[1])
 
 
 def test_both_names_at_once_are_refused() -> None:

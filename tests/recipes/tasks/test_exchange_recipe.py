@@ -218,7 +218,7 @@ def test_texts_are_read_by_students_of_two_kinds(tmp_path: Path, monkeypatch: py
         (["data.public.unlabelled=0"], "data.public.unlabelled"),
         (["task=chat", "compare={baselines: []}"], "exchange"),
         (["teacher={kind: head}"], "teacher"),
-        (["semi={threshold: 0.9}"], "semi"),
+        (["semi={kind: fixmatch, threshold: 0.9}"], "semi"),
         (["synthetic={per_class: 3}"], "synthetic"),
         (["engine.name=spawned"], "engine.name"),
         (["engine.name=distributed"], "engine.name"),

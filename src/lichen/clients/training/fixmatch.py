@@ -1,18 +1,16 @@
-"""FixMatch: pseudo-labels from weakly augmented rows train the model on strongly augmented ones.
+"""FixMatch and FlexMatch: pseudo-labels from weakly augmented rows train the model on strongly augmented ones.
 
 :class:`FixMatch` goes around :class:`lichen.clients.training.train.Train`. In every step the client's own rows
-without a label (``labels_CB`` = -100, ``index_CB`` >= 0) are seen in a weak view; where the likeliest
-class has at least ``threshold``, it becomes the row's label, and the strong view is to say the same:
+without a label (``labels_CB`` = -100, ``index_CB`` >= 0) are seen in a weak view by the model as it is now; where
+the likeliest class has at least ``threshold``, it becomes the row's label, and the strong view is to say the same:
 
     mean over labelled rows of CE(weak view, label)
     + weight * mean over unlabelled rows of [sure] CE(strong view, label of the weak view)
 
-Labels come from the client's model as it is now (FixMatch), or as it was received (``by="received"``:
-SemiFL's clients), or for some rounds from a teacher that has answered for the client's own rows: zero-shot
-labels of a foundation model. With ``rows`` the threshold of a class grows with how many rows of it are
-already learned (FlexMatch): hard classes get in early. With ``mixup`` rows that are sure are mixed, as
-SemiFL does. A client that has no unlabelled row in a step takes the wrapped step, bit for bit; one that
-has, but is sure of none and holds no label there, does not step.
+With ``rows`` the threshold of a class grows with how many rows of it are learned (FlexMatch): hard classes get in
+early. For some rounds labels may come from a teacher that has answered for the client's own rows: zero-shot labels of
+a foundation model. A client that has no unlabelled row in a step takes the wrapped step, bit for bit; one that has,
+but is sure of none and holds no label there, does not step.
 
 References:
     Kihyuk Sohn, David Berthelot, Chun-Liang Li, Zizhao Zhang, Nicholas Carlini, Ekin D. Cubuk, Alex
@@ -21,10 +19,6 @@ References:
     Bowen Zhang, Yidong Wang, Wenxin Hou, Hao Wu, Jindong Wang, Manabu Okumura and Takahiro Shinozaki.
     "FlexMatch: Boosting Semi-Supervised Learning with Curriculum Pseudo Labeling." NeurIPS 2021.
     https://arxiv.org/abs/2110.08263
-    Enmao Diao, Jie Ding and Vahid Tarokh. "SemiFL: Semi-Supervised Federated Learning for Unlabeled
-    Clients with Alternate Training." NeurIPS 2022. https://arxiv.org/abs/2106.01432
-    Hongyi Zhang, Moustapha Cisse, Yann N. Dauphin and David Lopez-Paz. "mixup: Beyond Empirical Risk
-    Minimization." ICLR 2018. https://arxiv.org/abs/1710.09412
 
 Legend: C clients, B rows, K classes, R rows of a client's shard, k answers kept of a row.
 """
@@ -32,46 +26,46 @@ Legend: C clients, B rows, K classes, R rows of a client's shard, k answers kept
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from lichen.clients.training.soft_targets import TargetLoss
+from lichen.clients.training.soft_targets import TargetLoss, pseudo_labels_CB
 from lichen.clients.training.train import Train, TrainState
 from lichen.core import tree as trees
 from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import COUNT, Expected
 from lichen.core.message import Job, Message
-from lichen.core.seeds import numpy_generator
 from lichen.core.tree import Tree
 from lichen.data.batches.augment import Views
 
 __all__ = ["FixMatch", "thresholds_CK"]
 
-_UNSEEN, _UNSURE = -2, -1
+_UNUSED = -1
 
 
-def thresholds_CK(table_CR: Tensor, classes: int, threshold: float) -> Tensor:
+def thresholds_CK(table_CR: Tensor, unlabelled_C: Tensor, classes: int, threshold: float) -> Tensor:
     """FlexMatch's thresholds: ``threshold * b / (2 - b)``, b a class's share of the class learned best.
 
-    How far a class is learned is the number of rows that are surely of it; while more rows are unsure,
-    their number stands for the best. Rows not yet seen do not count.
+    How far a class is learned is the number of rows that were last surely of it. While more rows were never sure of
+    any class, those that no step has seen among them, their number stands for the best.
 
     Args:
-        table_CR: The class each row was last found to be, -1 where that was not sure, -2 where it was not asked.
+        table_CR: The class each row was last surely of, -1 where it never was.
+        unlabelled_C: Unlabelled rows of each client.
         classes: K.
         threshold: That of the class learned best.
 
-    >>> table = torch.tensor([[0, 0, 0, 0, 1, 1, -1, -2]])
-    >>> thresholds_CK(table, 3, 0.9)
+    >>> table = torch.tensor([[0, 0, 0, 0, 1, 1, -1, -1]])
+    >>> thresholds_CK(table, torch.tensor([8]), 3, 0.9)
     tensor([[0.9000, 0.3000, 0.0000]], dtype=torch.float64)
     """
     learned_CK = torch.stack([(table_CR == k).sum(1) for k in range(classes)], 1).double()
-    best_C = torch.maximum(learned_CK.amax(1), (table_CR == _UNSURE).sum(1).double())
+    best_C = torch.maximum(learned_CK.amax(1), unlabelled_C.double() - learned_CK.sum(1))
     share_CK = learned_CK / best_C.clamp(min=1).unsqueeze(1)
     return threshold * share_CK / (2 - share_CK)
 
@@ -102,7 +96,7 @@ class FixMatch:
     """Training that also learns from the client's unlabelled rows.
 
     What a client's weight counts as an example is a labelled row, or one that got a label here. With
-    ``rows`` the private state has ``semi/table``, int32 ``(rows,)``.
+    ``rows`` the private state has ``semi/table``, int32 ``(rows,)``: it lasts over a client's rounds.
 
     Args:
         inner: What is done with labelled rows.
@@ -110,10 +104,9 @@ class FixMatch:
         threshold: How likely a class must be.
         weight: λ of the unlabelled rows' loss.
         rows: Rows of the largest client: each class gets a threshold of its own. None: one for all.
-        by: Whose labels: the model's as it is ``"now"``, or as the client ``"received"`` it.
+        unlabelled: With ``rows``, how many of its rows each client has no label of, by its number.
         teacher_rounds: In the job's versions below this, rows that have a teacher's answer get its label.
         warm: In versions below this nobody labels anything: a model that knows nothing yet is sure of the wrong.
-        mixup: Rows with a label found here are mixed two by two, in shares drawn from Beta(a, a); 0: none.
 
     Raises:
         LichenError: if a value is out of range, or the model is no classifier.
@@ -125,9 +118,8 @@ class FixMatch:
     threshold: float = 0.95
     weight: float = 1.0
     rows: int | None = None
-    by: Literal["now", "received"] = "now"
+    unlabelled: Sequence[int] = ()
     teacher_rounds: int = 0
-    mixup: float = 0.0
     warm: int = 0
 
     def __post_init__(self) -> None:
@@ -135,14 +127,10 @@ class FixMatch:
             raise LichenError("a language model has no class to be sure of", where="semi", fix="use task: classify")
         if not 0 <= self.threshold <= 1:
             raise LichenError(f"{self.threshold} is no probability", where="semi.threshold", fix="use 0.8 to 0.95")
-        for name in ("weight", "mixup"):
-            if not 0 <= getattr(self, name) < math.inf:
-                place = "semi.weight" if name == "weight" else f"FixMatch.{name}"
-                raise LichenError(f"{getattr(self, name)} is out of range", where=place, fix="use 0 or more")
+        if not 0 <= self.weight < math.inf:
+            raise LichenError(f"{self.weight} is out of range", where="semi.weight", fix="use 0 or more")
         if self.rows is not None and self.rows < 1:
             raise LichenError(f"{self.rows} rows", where="FixMatch.rows", fix="use the rows of the largest client")
-        if self.by not in ("now", "received"):
-            raise LichenError(f"labels cannot be by {self.by!r}", where="FixMatch.by", fix="use now or received")
 
     def expected(self, job: Job) -> Expected:
         """The wrapped work's, with the two counts of unlabelled rows."""
@@ -153,14 +141,18 @@ class FixMatch:
         """The wrapped work's beginning; it does not see the table.
 
         Raises:
-            LichenError: if the table that was kept has another size.
+            LichenError: if the table that was kept has another size, or a client's unlabelled rows are not known.
         """
         retained, own = trees.split(own_C or {}, "semi/")
-        fresh_CR = torch.full((len(clients), self.rows or 0), _UNSEEN, dtype=torch.int32)
+        fresh_CR = torch.full((len(clients), self.rows or 0), _UNUSED, dtype=torch.int32)
         table_CR = retained["table"].cpu() if self.rows and "table" in retained else fresh_CR
         if table_CR.shape != fresh_CR.shape:
             raise LichenError(
                 f"the table is of {table_CR.shape[1]} rows", where="private state", fix="start a new run folder"
+            )
+        if self.rows and any(client >= len(self.unlabelled) for client in clients):
+            raise LichenError(
+                "not every client has its number", where="FixMatch.unlabelled", fix="give one for each client"
             )
         return FixMatchState(
             inner=self.inner.init(job, clients, own or None),
@@ -174,8 +166,7 @@ class FixMatch:
         """The wrapped step, with what the unlabelled rows of each client are now found to be.
 
         Raises:
-            LichenError: if a client has more rows than the table, answers are named but not there, or rows
-                of tokens are to be mixed.
+            LichenError: if a client has more rows than the table, or answers are named but not there.
         """
         free_CB = (batch["index_CB"] >= 0) & (batch["labels_CB"] < 0) & batch["active_C"].unsqueeze(1)
         some_C = free_CB.any(1)
@@ -189,7 +180,8 @@ class FixMatch:
         limit_CB = torch.full_like(chance_CB, self.threshold)
         table_CR = state.table_CR
         if self.rows is not None:
-            limit_CK = thresholds_CK(table_CR, int(self.inner.model.classes or 0), self.threshold)
+            unlabelled_C = torch.tensor([self.unlabelled[client] for client in clients])
+            limit_CK = thresholds_CK(table_CR, unlabelled_C, int(self.inner.model.classes or 0), self.threshold)
             limit_CB = limit_CK.gather(1, label_CB).to(chance_CB)
             table_CR = self._entered(table_CR, batch["index_CB"], free_CB, label_CB, chance_CB)
         sure_CB = free_CB & (chance_CB >= limit_CB)
@@ -207,10 +199,6 @@ class FixMatch:
             ready["answer_CB"] = batch["answer_CB"].masked_fill(free_CB, -1)
             labelled_CB = labelled_CB | (ready["answer_CB"] >= 0)
         ready["active_C"] = batch["active_C"] & (~some_C | (sure_CB | labelled_CB).any(1))
-        if self.mixup:
-            if "x_CBF" not in batch:
-                raise LichenError("rows of tokens cannot be mixed", where="FixMatch.mixup", fix="set it to 0")
-            ready = self._mixed(ready, weak["x_CBF"], sure_CB, state)
         seen = {"unlabelled": free_CB.sum(1), "pseudo": sure_CB.sum(1)}
         return replace(
             state,
@@ -222,11 +210,8 @@ class FixMatch:
 
     def _found(self, inner: TrainState, weak: Batch, free_CB: Tensor) -> tuple[Tensor, Tensor]:
         """``(chance_CB, label_CB)`` on the host: the likeliest class of each row, by model or teacher."""
-        answering = inner.params_C if self.by == "now" else inner.initial_C
-        with torch.no_grad():
-            logits_CBK = self.inner.model.logits({**answering, **inner.frozen_C}, inner.fixed, weak)
-            pairs = [x_BK.float().softmax(-1).max(-1) for x_BK in logits_CBK]
-        chance_CB, label_CB = (torch.stack(x).cpu() for x in zip(*pairs, strict=True))
+        params_C = {**inner.params_C, **inner.frozen_C}
+        chance_CB, label_CB = pseudo_labels_CB(self.inner.model, params_C, inner.fixed, weak)
         if inner.job.version < self.teacher_rounds and "answer_CB" in weak:
             teacher_CB = free_CB & (weak["answer_CB"] >= 0)
             chance_Nk, index_Nk = (_answers(inner.fixed, name) for name in ("prob", "index"))
@@ -244,26 +229,10 @@ class FixMatch:
             raise LichenError(
                 f"a client has more than {most} rows", where="FixMatch.rows", fix="give the rows of the largest client"
             )
-        status_CB = torch.where(chance_CB >= self.threshold, label_CB, _UNSURE).to(table_CR.dtype)
-        c_R, b_R = free_CB.nonzero(as_tuple=True)
+        c_R, b_R = (free_CB & (chance_CB >= self.threshold)).nonzero(as_tuple=True)
         entered_CR = table_CR.clone()
-        entered_CR[c_R, index_CB[c_R, b_R]] = status_CB[c_R, b_R]
+        entered_CR[c_R, index_CB[c_R, b_R]] = label_CB[c_R, b_R].to(table_CR.dtype)
         return entered_CR
-
-    def _mixed(self, ready: Mapping[str, Tensor], x_CBF: Tensor, sure_CB: Tensor, state: FixMatchState) -> Tree:
-        """The batch with as many rows again below it: every sure row mixed with one of its client's others."""
-        targets, more_CBF = torch.zeros_like(ready["target_CBK"]), torch.zeros_like(x_CBF)
-        for c, client in enumerate(state.inner.clients):
-            rows = sure_CB[c].nonzero()[:, 0]
-            draw = numpy_generator(state.inner.job.seed, client, "mixup", state.step)
-            share, other = float(draw.beta(self.mixup, self.mixup)), rows[torch.from_numpy(draw.permutation(len(rows)))]
-            for to, x in ((more_CBF, x_CBF), (targets, ready["target_CBK"])):
-                to[c, rows] = share * x[c, rows] + (1 - share) * x[c, other]
-        below: Tree = {"x_CBF": more_CBF, "target_CBK": targets}
-        for name, empty in (("labels_CB", -100), ("index_CB", -1), ("answer_CB", -1)):
-            if name in ready:
-                below[name] = torch.full_like(ready[name], empty)
-        return {name: torch.cat([x, below[name]], 1) if name in below else x for name, x in ready.items()}
 
     def final(self, state: FixMatchState) -> tuple[Message, Tree | None]:
         """The wrapped work's message, with the metrics ``unlabelled`` and ``pseudo``; and its private state."""

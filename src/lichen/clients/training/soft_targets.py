@@ -19,7 +19,7 @@ from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, to_device
 from lichen.models.losses import classify_losses_C
 
-__all__ = ["TargetLoss"]
+__all__ = ["TargetLoss", "pseudo_labels_CB"]
 
 
 @final
@@ -28,6 +28,8 @@ class TargetLoss:
 
     The loss of a client with targets is such that the mean training takes is the mean over labelled
     rows plus the sum of the targets' cross entropies. Without targets it is the model's own, bit for bit.
+    With ``partner_CB`` a row's logits are first mixed with those of another: ``share_CB`` of its own, the rest of
+    the partner's.
 
     Args:
         model: A classifier.
@@ -54,6 +56,9 @@ class TargetLoss:
             return self.inner.loss(trainable_C, fixed, batch)
         logits_CBK = self.inner.logits(trainable_C, fixed, batch)
         on = to_device(batch, logits_CBK.device)
+        if "partner_CB" in batch:
+            share_CB1, partner_CBK = on["share_CB"].unsqueeze(-1), on["partner_CB"].unsqueeze(-1).expand_as(logits_CBK)
+            logits_CBK = share_CB1 * logits_CBK + (1 - share_CB1) * logits_CBK.gather(1, partner_CBK)
         loss_C, count_C = classify_losses_C(logits_CBK, fixed, on)
         own_CB = on["index_CB"] >= 0
         losses, counts = [], []
@@ -77,3 +82,11 @@ class TargetLoss:
         if "target_CBK" in batch:
             raise LichenError("a loss with soft targets is no sum over rows", where="batch", fix="ask for its loss")
         return self.inner.losses(trainable_C, fixed, batch)
+
+
+def pseudo_labels_CB(model: CohortModel, params_C: Tree, fixed: Tree, weak: Batch) -> tuple[Tensor, Tensor]:
+    """``(chance_CB, label_CB)`` on the host: the likeliest class of each row by a model, without a gradient."""
+    with torch.no_grad():
+        pairs = [x_BK.float().softmax(-1).max(-1) for x_BK in model.logits(params_C, fixed, weak)]
+    chance_CB, label_CB = (torch.stack(x).cpu() for x in zip(*pairs, strict=True))
+    return chance_CB, label_CB

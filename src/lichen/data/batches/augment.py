@@ -23,18 +23,19 @@ Legend: C clients, B rows of a batch, N = C * B, T tokens, D draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Literal, Protocol, final
 
 import numpy as np
 import torch
 
+from lichen.core.contracts.client import Source
 from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 
-__all__ = ["Draw", "Kind", "TextViews", "Views", "Words", "check_shares", "draws", "uniform"]
+__all__ = ["Draw", "Kind", "TextViews", "Views", "WeaklyViewed", "Words", "check_shares", "draws", "uniform"]
 
 Kind = Literal["weak", "strong"]
 
@@ -90,6 +91,29 @@ class Views(Protocol):
             step: Number of the step.
         """
         ...
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class WeaklyViewed:
+    """A source whose rows are seen in a weak view.
+
+    Args:
+        inner: Whose batches.
+        views: Makes the views.
+    """
+
+    inner: Source
+    views: Views
+
+    def shape(self, client: int) -> Hashable:
+        """The inner source's."""
+        return self.inner.shape(client)
+
+    def batches(self, clients: Sequence[int], seed: int) -> Iterator[Batch]:
+        """The inner source's, in their views."""
+        for step, batch in enumerate(self.inner.batches(clients, seed)):
+            yield self.views.view(batch, "weak", seed=seed, clients=clients, step=step)
 
 
 def check_shares(where: str, **shares: float) -> None:

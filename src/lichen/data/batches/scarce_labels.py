@@ -25,6 +25,8 @@ from lichen.data.batches.shards import TrainSource
 
 __all__ = ["ScarceLabels", "hide"]
 
+_PURPOSES = ("shuffle", "unlabelled")
+
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +36,7 @@ class ScarceLabels:
     Attributes:
         local: The clients' rows, unlabelled ones with label -100; ``batch_size`` labelled ones a batch.
         unlabelled_rows: Unlabelled rows of a batch, below the labelled ones.
+        replacement: Unlabelled rows are drawn with replacement, each batch from all of them.
 
     Raises:
         LichenError: if there are no unlabelled rows in a batch.
@@ -42,6 +45,7 @@ class ScarceLabels:
     local: TrainSource
     _: KW_ONLY
     unlabelled_rows: int
+    replacement: bool = False
 
     def __post_init__(self) -> None:
         if self.unlabelled_rows < 1:
@@ -62,10 +66,11 @@ class ScarceLabels:
             raise LichenError("clients of different shapes cannot stand side by side", where="block")
         shards = [self.local.shards[c] for c in clients]
         sizes = (self.local.batch_size, self.unlabelled_rows)
+        draws = (stream, _replaced if self.replacement else stream)
         batches = [
             [
-                _picked(rows, stream(len(rows), size, numpy_generator(seed, c, purpose)))
-                for rows, size, purpose in zip(_labelled_and_not(shard), sizes, ("shuffle", "unlabelled"), strict=True)
+                _picked(rows, draw(len(rows), size, numpy_generator(seed, c, purpose)))
+                for rows, size, purpose, draw in zip(_labelled_and_not(shard), sizes, _PURPOSES, draws, strict=True)
             ]
             for c, shard in zip(clients, shards, strict=True)
         ]
@@ -79,12 +84,27 @@ class ScarceLabels:
                 slots.append(tuple((shard, some) for some in numbers))
             yield assemble(slots, active, width=self.local.width_of(shards[0]), pad=self.local.pad)
 
+    def unlabelled(self, client: int) -> Iterator[Batch]:
+        """All unlabelled rows of one client, each once and in order, in batches as wide as those of :meth:`batches`."""
+        shard, size = self.local.shards[client], self.unlabelled_rows
+        _, rows = _labelled_and_not(shard)
+        for at in range(0, len(rows), size):
+            some = np.full(size, -1, np.int64)
+            some[: len(rows[at : at + size])] = rows[at : at + size]
+            yield assemble([((shard, some),)], [True], width=self.local.width_of(shard), pad=self.local.pad)
+
 
 def _labelled_and_not(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the rows with and without a label."""
     if not isinstance(shard.labels, np.ndarray):
         raise LichenError("rows have no class", where="ScarceLabels", fix="use task: classify")
     return np.flatnonzero(shard.labels >= 0), np.flatnonzero(shard.labels < 0)
+
+
+def _replaced(size: int, take: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """As :func:`lichen.data.batches.collate.stream`, with replacement; -1 where there is no row at all."""
+    while True:
+        yield generator.integers(0, size, take) if size else np.full(take, -1, np.int64)
 
 
 def _picked(rows: np.ndarray, positions: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -111,7 +111,10 @@ class Experiment:
         )
         public, rows = self.server.public, self.clients.auxiliary.rows
         if rows and self.recipe.semi is not None:
-            return ScarceLabels(replace(own, shards=rows), unlabelled_rows=self.recipe.semi.batch_size)
+            semi = self.recipe.semi
+            return ScarceLabels(
+                replace(own, shards=rows), unlabelled_rows=semi.batch_size, replacement=semi.kind == "semifl"
+            )
         if public is None or self.recipe.teacher is None:
             return own
         return MixedSource(own, public=public, public_rows=self.recipe.teacher.public_batch_size)

@@ -22,6 +22,7 @@ from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.evaluation.metrics import accuracy
 from lichen.clients.methods import METHODS, ClientSettings
 from lichen.clients.statistics.declare import Declare
+from lichen.clients.training.fix_and_mix import FixAndMix
 from lichen.clients.training.fixmatch import FixMatch
 from lichen.clients.training.gradient_step import GradientStep
 from lichen.clients.training.gradient_steps import Clip, Proximal
@@ -194,16 +195,18 @@ def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
 def with_auxiliary(recipe: Recipe, auxiliary: Auxiliary, train: Train) -> ClientWork:
     """Training that also learns from rows without labels, or takes a teacher's word only where it is worth it."""
     if recipe.semi is not None and auxiliary.views is not None:
-        semi = recipe.semi
+        semi, known = recipe.semi, {"threshold": recipe.semi.threshold, "weight": recipe.semi.weight}
+        if auxiliary.source is not None:
+            return FixAndMix(train, auxiliary.views, auxiliary.source, mixup=semi.mixup, **known)
+        by_class = semi.kind == "flexmatch"
         work = FixMatch(
             train,
             auxiliary.views,
-            threshold=semi.threshold,
-            weight=semi.weight,
-            rows=max((shard.size for shard in auxiliary.rows), default=1) if semi.by_class else None,
-            by="received",
+            rows=max((shard.size for shard in auxiliary.rows), default=1) if by_class else None,
+            unlabelled=auxiliary.unlabelled if by_class else (),
             teacher_rounds=semi.teacher_rounds,
             warm=semi.warmup_rounds,
+            **known,
         )
         return Distill(work, answers=auxiliary.answers) if auxiliary.answers else work
     if auxiliary.judge is not None and auxiliary.teacher_label_M is not None:

@@ -27,6 +27,7 @@ from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.augment import TextViews
 from lichen.data.batches.augment_images import ImageViews
+from lichen.data.batches.scarce_labels import ScarceLabels
 from lichen.data.batches.shards import ArrayShard, Shard, TextShard
 from lichen.data.sources.records import Record
 from lichen.engines.local import LocalEngine
@@ -281,25 +282,38 @@ def with_unlabelled(
     """The clients' rows without labels, and how they are looked at."""
     recipe, experiment = loaded.experiment.recipe, result.experiment
     assert recipe.semi is not None
-    free = unlabelled_of(loaded.public_split.clients_data)
+    semifl = recipe.semi.kind == "semifl"
+    free: Sequence[Sequence[Record]] = unlabelled_of(loaded.public_split.clients_data)
+    known_rows: Sequence[Sequence[Record]] = result.rows
+    if semifl:  # its clients have no labels: those that they choose by teach nothing
+        free = [
+            [*(replace(row, label=None) for row in known), *some] for known, some in zip(known_rows, free, strict=True)
+        ]
+        known_rows = [()] * len(free)
     # Behind the labelled ones, synthetic rows among them.
-    shards = [loaded.make([*known, *some]) for known, some in zip(result.rows, free, strict=True)]
+    shards = [loaded.make([*known, *some]) for known, some in zip(known_rows, free, strict=True)]
     answers: Tree = {}
     if teachers is not None:
         answers, indices = _own_answers(loaded, "own answers", free, teachers, folder)
-        nothing = [np.full(len(known), -1) for known in result.rows]
+        nothing = [np.full(len(known), -1) for known in known_rows]
         shards = [
             with_answer_index(s, np.concatenate([n, p])) for s, n, p in zip(shards, nothing, indices, strict=True)
         ]
     first = loaded.experiment.clients.train[0]
     auxiliary = Auxiliary(
         rows=tuple(shards),
+        unlabelled=tuple(map(len, free)),
         views=text_views(loaded) if isinstance(first, TextShard) else picture_views(first),
         answers=answers,
     )
     numbers = float(sum(map(len, free)))
-    labelled = loaded.make(loaded.public_split.labelled) if recipe.semi.server else None
-    experiment = experiment.with_rows(auxiliary=auxiliary).with_server(labelled=labelled)
+    experiment = experiment.with_rows(auxiliary=auxiliary)
+    if semifl:
+        source = experiment.training(shards, batch=recipe.federation.batch_size, steps=recipe.federation.local_steps)
+        assert isinstance(source, ScarceLabels)
+        labelled = loaded.make(loaded.public_split.labelled)
+        experiment = experiment.with_rows(auxiliary=replace(auxiliary, source=source))
+        experiment = experiment.with_server(labelled=labelled, views=auxiliary.views)
     return replace(result, experiment=experiment).plus(0, 0, {"unlabelled.rows": numbers})
 
 

@@ -187,18 +187,28 @@ class SyntheticConfig(Section):
 class SemiConfig(Section):
     """Unlabelled rows of the clients' own, labelled by the model as it learns."""
 
+    kind: Literal["fixmatch", "flexmatch", "semifl"] = Field(
+        description="`fixmatch`: labels of the model as it is in a step; `flexmatch`: with lower thresholds for "
+        "classes that are learned later; `semifl`: labels of the model as received, of all of a client's rows, and the "
+        "server trains on the public labelled rows in turns",
+    )
     threshold: Chance = Field(default=0.95, description="probability a class needs to count")
-    by_class: bool = Field(default=True, description="lower for classes that are learned later (FlexMatch)")
-    weight: float = Field(default=1.0, gt=0, description="of an unlabelled row beside a labelled one")
+    weight: float = Field(
+        default=1.0, gt=0, description="of an unlabelled row beside a labelled one; semifl: of a mixed row"
+    )
     batch_size: Positive = Field(default=16, description="unlabelled rows a local step")
     warmup_rounds: int = Field(
-        default=0, ge=0, description="rounds on labelled rows alone, before the model can label others"
+        default=0, ge=0, description="rounds on labelled rows alone, before the model can label others; not semifl"
     )
     teacher_rounds: int = Field(
-        default=0, ge=0, description="rounds in which the teacher labels them; it must be allowed to see private rows"
+        default=0,
+        ge=0,
+        description="rounds in which the teacher labels them; it must be allowed to see private rows; not semifl",
     )
-    server: bool = Field(default=False, description="the server trains on the public labelled rows in turns (SemiFL)")
-    server_steps: Positive = Field(default=8, description="server: its steps a round")
+    mixup: float = Field(
+        default=0.75, gt=0, description="semifl: a of Beta(a, a), the distribution of a row's share in a mixed one"
+    )
+    server_steps: Positive = Field(default=8, description="semifl: the server's steps a round")
 
 
 def refuse_unhelpful(
@@ -257,5 +267,7 @@ def refuse_unhelpful(
         raise ValueError("teacher.select: it answers the clients' own rows, too; add private to teacher.may_see")
     if teacher is not None and teacher.select and teacher.at == "server":
         raise ValueError("teacher.select: is the clients' choice; set teacher.at to clients or both")
-    if semi is not None and semi.server and (public is None or not public.labelled):
-        raise ValueError("semi.server: trains on public labelled rows; set data.public.labelled")
+    if semi is not None and semi.kind == "semifl" and (public is None or not public.labelled):
+        raise ValueError("semi.kind: the server of semifl trains on public labelled rows; set data.public.labelled")
+    if semi is not None and semi.kind == "semifl" and synthetic is not None and synthetic.at != "server":
+        raise ValueError("synthetic.at: the clients of semifl learn from no labelled row; set it to server")

@@ -278,11 +278,15 @@ READS: tuple[Read, ...] = (
     ),
     *_at("synthetic"),
     _by_endpoint("synthetic"),
-    Read(
-        keys=("semi.server_steps",),
-        when=lambda r: r.semi.server,
-        what=lambda _: "the server trains on nothing",
-        fix="remove it, or set semi.server: true",
+    *_of_words(
+        "semi",
+        "semi.kind",
+        {
+            "fixmatch": ("warmup_rounds", "teacher_rounds"),
+            "flexmatch": ("warmup_rounds", "teacher_rounds"),
+            "semifl": ("mixup", "server_steps"),
+        },
+        _optional("semi", "kind"),
     ),
     # What it is held against.
     Read(

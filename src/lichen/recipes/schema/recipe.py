@@ -255,7 +255,7 @@ class Recipe(Section):
     @property
     def starts_at_server(self) -> bool:
         """What all begin from holds what the server alone has learned or been told: no client can make it."""
-        made = self.model.head in ("ridge", "lda") or (self.semi is not None and self.semi.server)
+        made = self.model.head in ("ridge", "lda") or (self.semi is not None and self.semi.kind == "semifl")
         written = self.synthetic is not None and self.synthetic.at != "clients"
         # Answers ride in the tensors of every job; what a teacher writes in chat are rows.
         answered = self.teacher is not None and not (self.writes and self.teacher.at == "clients")

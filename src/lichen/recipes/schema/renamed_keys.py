@@ -12,7 +12,15 @@ from typing import Any
 
 from lichen.core.errors import LichenError
 
-__all__ = ["GONE_IN", "RENAMED_KEYS", "RENAMED_VALUES", "report_renamed", "with_new_names", "with_old_names"]
+__all__ = [
+    "GONE_IN",
+    "RENAMED_KEYS",
+    "RENAMED_VALUES",
+    "REPLACED_KEYS",
+    "report_renamed",
+    "with_new_names",
+    "with_old_names",
+]
 
 GONE_IN = "0.2"
 """The release that no longer reads the old names."""
@@ -67,6 +75,16 @@ ADDED: dict[str, int] = {"teacher.endpoint.tries": -1, "synthetic.endpoint.tries
 """What is added to a number when its key, of this old path, is renamed."""
 
 
+REPLACED_KEYS: dict[str, tuple[str, dict[bool, str]]] = {
+    "semi.by_class": ("kind", {True: "flexmatch", False: "fixmatch"}),
+    "semi.server": ("kind", {True: "semifl"}),
+}
+"""Switches that are words of another key, in the same section, by their old paths: of two, the later one counts.
+
+What they do has changed, so that there is no way back: a run of before is read, and not resumed.
+"""
+
+
 def with_new_names(values: Mapping[str, Any], path: str = "") -> tuple[dict[str, Any], list[str]]:
     """A recipe's values under their new names, and a note for each old name.
 
@@ -84,6 +102,8 @@ def with_new_names(values: Mapping[str, Any], path: str = "") -> tuple[dict[str,
     notes: list[str] = []
     for key, value in values.items():
         old = f"{path}{key}"
+        if old in REPLACED_KEYS and isinstance(value, bool):
+            continue
         name = RENAMED_KEYS.get(old, key)
         new = f"{path}{name}"
         if name != key:
@@ -97,6 +117,15 @@ def with_new_names(values: Mapping[str, Any], path: str = "") -> tuple[dict[str,
         words = RENAMED_VALUES.get(new, {})
         notes += [f"{new}: {word} is now {words[word]}" for word in words if word in _listed(value)]
         found[name] = _replaced(value, words)
+    for old, (name, meant) in REPLACED_KEYS.items():
+        section, _, key = old.rpartition(".")
+        if f"{section}." != path or not isinstance(value := values.get(key), bool):
+            continue
+        if name in values:
+            raise LichenError(f"is now {path}{name}, and both are given", where=old, fix=f"remove {old}")
+        notes.append(f"{old} is now {path}{name}")
+        if value in meant:
+            found[name] = meant[value]
     return found, notes
 
 

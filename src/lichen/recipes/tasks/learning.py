@@ -19,7 +19,7 @@ from lichen.algorithms.semi import SemiFL
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.history import History
 from lichen.core.contracts.algorithm import Algorithm, Report, ServerState
-from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.client import ClientTask, Source
 from lichen.core.contracts.engine import Engine
 from lichen.core.message import Job
 from lichen.core.rounds import run, save_state
@@ -27,6 +27,7 @@ from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
+from lichen.data.batches.augment import WeaklyViewed
 from lichen.data.batches.shards import TrainSource
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event
@@ -113,13 +114,15 @@ def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) ->
     if rows is None or recipe.semi is None:
         return clients
     fed = recipe.federation
-    source = TrainSource(
+    source: Source = TrainSource(
         (rows,),
         batch_size=fed.batch_size,
         steps=recipe.semi.server_steps,
         pad=side.pad,
         max_length=recipe.data.max_length,
     )
+    if side.views is not None:
+        source = WeaklyViewed(source, side.views)
     server = LocalEngine(
         {"server": ClientTask(work=trainer(side, lr), source=source)},
         ClientStore(folder, listed=True),

@@ -16,6 +16,7 @@ from lichen.core.contracts.client import Source
 from lichen.core.roster import Member, Roster, declared_name
 from lichen.core.tree import Tree
 from lichen.data.batches.augment import Views
+from lichen.data.batches.scarce_labels import ScarceLabels
 from lichen.data.batches.shards import ArrayShard, Shard
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
@@ -33,6 +34,8 @@ class Auxiliary:
 
     Attributes:
         rows: All rows of the clients, those without a label among them, one shard a client; none: labelled ones alone.
+        unlabelled: How many of each client's rows have none.
+        source: These rows as SemiFL's clients draw them; None: they are no such clients.
         views: Weak and strong views of the unlabelled ones.
         answers: ``answers.*`` of a teacher to them, which never leave.
         judge: The clients' rows to judge a teacher by; None: it is taken at its word.
@@ -40,6 +43,8 @@ class Auxiliary:
     """
 
     rows: tuple[Shard, ...] = ()
+    unlabelled: tuple[int, ...] = ()
+    source: ScarceLabels | None = None
     views: Views | None = None
     answers: Tree = field(default_factory=dict)
     judge: Source | None = None

@@ -11,6 +11,7 @@ from typing import final
 from lichen.core.contracts.model import CohortModel
 from lichen.core.roster import Roster
 from lichen.core.wire.shared import Shared
+from lichen.data.batches.augment import Views
 from lichen.data.batches.shards import Shard
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.lowrank.submodel import Capacity
@@ -32,6 +33,7 @@ class ServerSide:
         pad: Padding token of text shards.
         public: Texts a teacher has answered, learned from beside the clients' own rows.
         labelled: Public rows with labels that the server itself trains on between rounds; None: it does not.
+        views: How it sees them.
         capacity: What each client can train; None where all train everything.
     """
 
@@ -43,6 +45,7 @@ class ServerSide:
     pad: int = 0
     public: Shard | None = None
     labelled: Shard | None = None
+    views: Views | None = None
     capacity: Capacity | None = None
 
 

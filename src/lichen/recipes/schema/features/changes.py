@@ -22,11 +22,11 @@ CHANGES: tuple[Feature, ...] = (
     ),
     Feature(key="wire.up", used=lambda recipe: recipe.wire.up, lacks=CODED_LACKS),
     Feature(
-        key="semi.server",
+        key="semi.kind",
         lacks=NO_LATE,
-        summary="SemiFL: the server trains on public labelled rows in turns",
+        summary="semifl: the server trains on public labelled rows, in turns with clients that have none",
         papers=(Paper(short="Diao et al. NeurIPS 2022", url="https://arxiv.org/abs/2106.01432"),),
-        used=lambda recipe: recipe.semi is not None and recipe.semi.server,
+        used=lambda recipe: recipe.semi is not None and recipe.semi.kind == "semifl",
         needs=(Need(Property.ONE_SERVER, "trains in one process", "use engine.name: local"),),
         clashes=(
             Clash(

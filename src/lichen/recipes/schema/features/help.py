@@ -72,7 +72,7 @@ HELP: tuple[Feature, ...] = (
         "semi",
         _CHOOSES,
         lacks=_WHOLE_STEPS,
-        summary="rows without a label are labelled by the model as it learns: FixMatch, FlexMatch",
+        summary="rows without a label are labelled by the model as it learns: FixMatch, FlexMatch, SemiFL",
         papers=(
             Paper(short="Sohn et al. NeurIPS 2020", url="https://arxiv.org/abs/2001.07685"),
             Paper(short="Zhang et al. NeurIPS 2021", url="https://arxiv.org/abs/2110.08263"),
