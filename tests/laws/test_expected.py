@@ -23,6 +23,7 @@ from lichen.clients.statistics.nearest_vote import NearestNeighborHistogram
 from lichen.clients.statistics.sufficient import Statistics
 from lichen.clients.training.diloco import Worker
 from lichen.clients.training.fedbpt import BlackBox
+from lichen.clients.training.fix_and_mix import FixAndMix
 from lichen.clients.training.fixmatch import FixMatch
 from lichen.clients.training.kseed import FedKSeed, ReplayedWork
 from lichen.clients.training.kseed_replay import KSeedReplay
@@ -30,6 +31,7 @@ from lichen.clients.training.mezo import ZerothOrder
 from lichen.clients.training.row_weights import ByRows
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.augment_images import ImageViews
+from lichen.data.batches.scarce_labels import ScarceLabels
 from lichen.fl.testing import check_expected
 from lichen.models.full import FullCausal
 from lichen.models.objectives import NextToken, RowLoss
@@ -64,6 +66,11 @@ OWN = [shard(client) for client in CLIENTS]
 PUBLIC = shard(9)
 TAUGHT = [replace(one, answer=np.arange(9)) for one in OWN]
 TAUGHT_STEPS, TAUGHT_ROWS = fl.TrainSource(TAUGHT, batch_size=4, steps=2), fl.EvalSource(TAUGHT, batch_size=4)
+BARE = ScarceLabels(
+    fl.TrainSource({c: replace(shard(c), labels=np.full(9, -100)) for c in CLIENTS}, batch_size=1, steps=2),
+    unlabelled_rows=4,
+    replacement=True,
+)
 STEPS, ROWS = fl.TrainSource(OWN, batch_size=4, steps=2), fl.EvalSource(OWN, batch_size=4)
 EVERYBODYS = fl.EvalSource(dict.fromkeys(CLIENTS, PUBLIC), batch_size=4)
 ANSWERS = {"answers.prob": torch.ones(9, 1), "answers.index": torch.arange(9)[:, None] % CLASSES}
@@ -150,6 +157,7 @@ CASES: dict[str, Callable[[], Case]] = {
         STEPS,
         MLP.init(0),
     ),
+    "fix and mix": lambda: (FixAndMix(train(), ImageViews(side=2), BARE, threshold=0.1), BARE, MLP.init(0)),
     "distill": lambda: (
         Distill(train(), answers=ANSWERS, helpers={"layer0.weight": MLP.init(0)["layer0.weight"]}),
         TAUGHT_STEPS,

@@ -90,7 +90,6 @@ HELP: dict[str, dict[str, Any]] = {
     "evolution": {"synthetic": {"name": "writer", "embedder": "encoder", "kind": "evolution", "per_class": 4}},
     "private": {"synthetic": {"name": "writer", "kind": "evolution", "per_class": 4, "epsilon": 4.0, "delta": 1e-4}},
     "semi": {"semi": {"batch_size": 4, "kind": "fixmatch"}},
-    "semi by class": {"semi": {"batch_size": 4, "kind": "flexmatch"}},
     "semifl": {"semi": {"batch_size": 4, "kind": "semifl", "server_steps": 2}},
     "taught semi": {
         "semi": {"batch_size": 4, "kind": "fixmatch", "teacher_rounds": 1},
@@ -250,6 +249,7 @@ TEXTS: dict[str, list[Any]] = {
     "data.public": [{"share": 0.4, "labelled": 9, "unlabelled": 12}],
     "teacher": [{"name": "encoder"}],
     "synthetic": [{"name": "writer", "per_class": 6}],
+    "semi": [{"kind": "fixmatch"}],
     "model.layers": [1],
     "model.adapter.last": [1],
     "engine.clock.hours": [12.0],

@@ -124,6 +124,24 @@ def test_each_way_trains_something_else_than_no_help(runs: Any, way: str) -> Non
     assert all(bool(x.isfinite().all()) for x in other.values())
 
 
+@pytest.mark.parametrize("way", ["semi", "semi, by class", "semi, server"])
+def test_unlabelled_rows_give_the_same_bytes_in_blocks_of_any_size(
+    home: Path, runs: Any, way: str, tmp_path: Path
+) -> None:
+    single = lichen.run(values(home, [*WAYS[way], "engine.clients_per_block=2"]), out=tmp_path / "run")
+    one, other = final(runs(way)), final(single)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_clients_of_semifl_use_no_label_of_their_own(home: Path, runs: Any, tmp_path: Path) -> None:
+    """The five rows of each that have a label are unlabelled ones, too."""
+    semifl = runs("semi, server").summary
+    matched = lichen.run(values(home, [*PUBLIC, *SEMI]), out=tmp_path / "run").summary
+    more = semifl["extra"]["unlabelled.rows"] - matched["extra"]["unlabelled.rows"]
+    assert more == 5 * semifl["clients"] > 0
+
+
 @pytest.mark.parametrize("way", ["top k", "at both", "zero-shot"])
 def test_a_teacher_is_scored_and_its_bytes_are_counted(runs: Any, way: str) -> None:
     summary = runs(way).summary
