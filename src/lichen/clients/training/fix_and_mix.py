@@ -161,7 +161,7 @@ class FixAndMix:
         for c, (client, found) in enumerate(zip(clients, state.found, strict=True)):
             if not batch["active_C"][c] or not _size(found):
                 continue
-            picked = _drawn(_size(found), take, seed=job.seed, client=client, step=state.step)
+            picked = _sampled(_size(found), take, seed=job.seed, client=client, step=state.step)
             count = len(picked)
             chosen_CB[c, :count] = True
             for name in fix:
@@ -223,7 +223,7 @@ def _size(found: Labelled) -> int:
     return len(found.sure["index_F"]) if found.sure else 0
 
 
-def _drawn(size: int, take: int, *, seed: int, client: int, step: int) -> Tensor:
+def _sampled(size: int, take: int, *, seed: int, client: int, step: int) -> Tensor:
     """The step's rows of so many, out of one permutation after another; all of them where they are too few."""
     place_B = step * min(size, take) + np.arange(min(size, take))
     orders = {t: numpy_generator(seed, client, "fix", t).permutation(size) for t in np.unique(place_B // size).tolist()}
