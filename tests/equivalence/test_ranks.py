@@ -117,11 +117,14 @@ def test_the_command_starts_its_own_ranks_and_ctrl_c_stops_them_all(tmp_path: Pa
         text=True,
     )
     until = time.monotonic() + 60
-    while not (tmp_path / "run" / "trace.jsonl").exists() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.05)
-    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    process.send_signal(signal.SIGINT)
-    out, said = process.communicate(timeout=60)
+    try:
+        while not (tmp_path / "run" / "trace.jsonl").exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, out) == (130, "")
     assert said.strip() == f"stopped; go on with: lichen run --resume {tmp_path / 'run'}"
     assert len(ranks) == 2
