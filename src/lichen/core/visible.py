@@ -67,8 +67,8 @@ codecs.register_error(PLAIN, _instead)
 def plain(text: str, encoding: str) -> str:
     """The text in letters that an encoding has.
 
-    >>> plain("0.93 ± 0.01 → Zoë", "latin-1"), plain("Zoë …", "ascii")
-    ('0.93 +/- 0.01 -> Zoë', 'Zo\\xeb ...')
+    >>> print(plain("0.93 ± 0.01 → Zoë", "latin-1"), plain("0.93 ± 0.01 …", "ascii"))
+    0.93 ± 0.01 -> Zoë 0.93 +/- 0.01 ...
     """
     return text.encode(encoding, PLAIN).decode(encoding)
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 import lichen
-from lichen.core import rounds as round_loop
 from lichen.core import tree as trees
 from lichen.core.collecting.history import History
 from lichen.core.errors import LichenError
 from lichen.core.rounds import load_state
+from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.schema.read import read_recipe
 
 SHORT = [
@@ -59,7 +59,7 @@ def test_it_is_off_by_default_and_changes_no_result(done: Any, tmp_path: Path) -
         [],
         ["federation.server={name: adam, lr: 0.05}", "wire.up=[int8]", "wire.down=['topk:1/4', int8]"],
         ["optimizer={name: scaffold, lr: 0.1}", "federation.sampling=poisson"],
-        ["federation.fair=minmax", "federation.weighting=uniform"],
+        ["federation.fair=minmax"],
         ["federation.keep_optimizer=true", "federation.drop_prob=0.3"],
         ["federation.patience=1", "optimizer.lr=[0.1, 0.3]", "optimizer.grid_rounds=2"],
     ],
@@ -117,15 +117,15 @@ class Killed(BaseException):
 def test_killed_and_resumed_or_in_other_processes_it_keeps_the_same_bytes(
     done: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, saves = round_loop.save_state, [0]
+    save, saves = RunFolder.save, [0]
 
-    def save_and_die(path: Path, state: Any) -> None:
+    def save_and_die(folder: RunFolder, path: Path, state: Any) -> None:
         saves[0] += 1
         if saves[0] == 3:
             raise Killed
-        save(path, state)
+        save(folder, path, state)
 
-    monkeypatch.setattr(round_loop, "save_state", save_and_die)
+    monkeypatch.setattr(RunFolder, "save", save_and_die)
     with pytest.raises(Killed):
         lichen.run(recipe(), out=tmp_path / "cut")
     monkeypatch.undo()
