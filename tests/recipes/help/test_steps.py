@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import lichen
 from lichen.core.errors import LichenError
@@ -18,7 +21,7 @@ from lichen.fm.local import LocalFM
 from lichen.models.loading.load import load_causal
 from lichen.recipes.rows.prepare import gather
 from lichen.recipes.rows.public import split_public
-from lichen.recipes.schema.read import read_recipe
+from lichen.recipes.schema.read import read_recipe, recipe_of
 from support.openai_server import answering
 from support.tiny_llama import WORDS, recipe, save_model, save_rows
 
@@ -125,13 +128,22 @@ def test_each_way_trains_something_else_than_no_help(runs: Any, way: str) -> Non
 
 
 @pytest.mark.parametrize("way", ["semi", "semi, by class", "semi, server"])
-def test_unlabelled_rows_give_the_same_bytes_in_blocks_of_any_size(
+def test_unlabelled_rows_give_the_same_bytes_in_blocks_of_any_size_and_after_a_kill(
     home: Path, runs: Any, way: str, tmp_path: Path
 ) -> None:
-    single = lichen.run(values(home, [*WAYS[way], "engine.clients_per_block=2"]), out=tmp_path / "run")
-    one, other = final(runs(way)), final(single)
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    def kill(event: Any) -> None:
+        if event.report.round == 1:
+            raise KeyboardInterrupt
+
+    pairs = lichen.run(values(home, [*WAYS[way], "engine.clients_per_block=2"]), out=tmp_path / "pairs")
+    folder = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        lichen.run(values(home, WAYS[way]), out=folder, observers=[kill])
+    resumed = lichen.run(folder / "recipe.yaml", out=folder, resume=True)
+    for other in (final(pairs), final(resumed)):
+        one = final(runs(way))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_clients_of_semifl_use_no_label_of_their_own(home: Path, runs: Any, tmp_path: Path) -> None:
@@ -140,6 +152,25 @@ def test_clients_of_semifl_use_no_label_of_their_own(home: Path, runs: Any, tmp_
     matched = lichen.run(values(home, [*PUBLIC, *SEMI]), out=tmp_path / "run").summary
     more = semifl["extra"]["unlabelled.rows"] - matched["extra"]["unlabelled.rows"]
     assert more == 5 * semifl["clients"] > 0
+
+
+def test_a_run_with_the_old_switches_is_read_and_does_not_go_on_as_another_method(
+    home: Path, runs: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs("semi").folder, folder)
+    written, now = folder / "recipe.yaml", recipe_of(runs("semi").folder)
+    before = yaml.safe_load(written.read_text())
+    before["semi"] = {"by_class": False, "server": False, "threshold": 0.3, "batch_size": 4}
+    written.write_text(yaml.safe_dump(before))
+    values_then = now.model_dump(mode="json", exclude_defaults=True)
+    values_then["semi"] = {"by_class": False, "threshold": 0.3, "batch_size": 4}
+    digest = hashlib.sha256(json.dumps(values_then, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    (folder / "state" / "recipe.sha256").write_text(digest)
+    assert recipe_of(folder) == now
+    assert "federated" in str(lichen.report(folder))
+    with pytest.raises(LichenError, match="was made by another recipe"):
+        lichen.run(folder / "recipe.yaml", out=folder, resume=True)
 
 
 @pytest.mark.parametrize("way", ["top k", "at both", "zero-shot"])
