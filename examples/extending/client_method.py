@@ -19,7 +19,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lichen.clients.methods import ClientMethod, ClientSettings, Works
+from lichen.clients.method import ClientMethod, ClientSettings, Works
 from lichen.clients.training.gradient_steps import Stateless
 from lichen.clients.training.train import Train
 from lichen.core.contracts.model import Batch

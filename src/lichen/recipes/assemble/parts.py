@@ -20,7 +20,8 @@ from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.evaluation.early_stopping import KeepBest
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.evaluation.metrics import accuracy
-from lichen.clients.methods import METHODS, ClientSettings
+from lichen.clients.method import ClientSettings
+from lichen.clients.methods import METHODS
 from lichen.clients.statistics.declare import Declare
 from lichen.clients.training.fix_and_mix import FixAndMix
 from lichen.clients.training.fixmatch import FixMatch

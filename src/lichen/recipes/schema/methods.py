@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
-from lichen.clients import methods
+from lichen.clients import method as client_method
 from lichen.clients.methods import DILOCO, METHODS
 from lichen.declared import Declared, Family, Need, Property
 from lichen.engines.kinds import ENGINES
@@ -146,7 +146,7 @@ def every_method() -> tuple[Entry, ...]:
     return (
         *_family(RULES, "rule", "federation.aggregate"),
         *_family(METHODS, "client method", "optimizer.name"),
-        _of(DILOCO, "client method", DILOCO.key, methods.DECIDES),
+        _of(DILOCO, "client method", DILOCO.key, client_method.DECIDES),
         *_adapters(),
         *_family(ENGINES, "engine", "engine.name"),
         *others,

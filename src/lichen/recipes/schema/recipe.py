@@ -10,8 +10,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lichen.clients import methods
-from lichen.clients.methods import DILOCO, METHODS, ClientMethod
+from lichen.clients import method as client_method
+from lichen.clients.method import ClientMethod
+from lichen.clients.methods import DILOCO, METHODS
 from lichen.declared import Part, Property
 from lichen.engines import kinds
 from lichen.engines.kinds import ENGINES, EngineKind
@@ -356,8 +357,12 @@ def refuse_misfits(recipe: Recipe) -> None:
 
 def members_of(recipe: Recipe) -> tuple[Part, ...]:
     """The rule, the client method, the engine and what is trained, with what each needs and lacks."""
-    steps = member(METHODS[recipe.optimizer.name], methods.DECIDES, "optimizer.name")
-    keeps = (member(DILOCO, methods.DECIDES, DILOCO.key, word=DILOCO.key),) if recipe.federation.keep_optimizer else ()
+    steps = member(METHODS[recipe.optimizer.name], client_method.DECIDES, "optimizer.name")
+    keeps = (
+        (member(DILOCO, client_method.DECIDES, DILOCO.key, word=DILOCO.key),)
+        if recipe.federation.keep_optimizer
+        else ()
+    )
     task = task_of(recipe.task)
     return (
         Part(key="task", word=f"task {task.name}", needs=task.procedure.needs),
