@@ -251,38 +251,3 @@ def test_settings_out_of_range_are_refused() -> None:
             FixMatch(train(MLP), VIEWS, **bad)
     with pytest.raises(LichenError, match="language model"):
         FixMatch(train(Bigram()), VIEWS)
-
-
-def federated(shared: Any, work: Any, source: Any, folder: Path, *, rounds: range, clients: int) -> Any:
-    """The shared tensors after some rounds of plain averaging."""
-    engine = LocalEngine({"train": ClientTask(work=work, source=source)}, ClientStore(folder))
-    for version in rounds:
-        messages = list(drain(engine, job(shared, range(clients), work="train", version=version, seed=version)))
-        total = sum(float(m.weight_C.sum()) for m in messages)
-        change = {
-            name: sum((m.weight_C.view(-1, *[1] * x.dim()) * m.tensors[name]).sum(0) for m in messages) / total
-            for name, x in shared.items()
-        }
-        shared = {name: x + change[name].float() for name, x in shared.items()}
-    return shared
-
-
-def test_five_labels_and_a_hundred_bare_rows_beat_the_five_labels(written: Any, tmp_path: Path) -> None:
-    """Once sixty labels have taught what they can, what clients are sure of, by thresholds a class, teaches more."""
-    model, clients = ImageMLP(64, hidden=(64,), classes=10), 12
-    labels = Train(model, optimizer=ClientOptimizer("sgd", lr=0.2))
-    local = shards(written, clients, 5)
-    few = [replace(s, x=s.x[s.labels >= 0], labels=s.labels[s.labels >= 0]) for s in local]
-    alone = TrainSource(few, batch_size=5, steps=3)
-    both = ScarceLabels(TrainSource(local, batch_size=5, steps=3), unlabelled_rows=50)
-    strong = ImageViews(side=8, weak=Pixels(), strong=Pixels(rotate=15, gain=0.2))
-    match = FixMatch(labels, strong, weight=0.3, rows=105, unlabelled=[100] * clients)
-    start = federated(model.init(0), labels, alone, tmp_path / "start", rounds=range(30), clients=clients)
-    plain = federated(start, labels, alone, tmp_path / "plain", rounds=range(30, 42), clients=clients)
-    semi = federated(start, match, both, tmp_path / "semi", rounds=range(30, 42), clients=clients)
-    x, y = (torch.from_numpy(part[clients * 105 :]) for part in written)
-    score = {
-        name: float((model.apply(shared, x).argmax(-1) == y).double().mean())
-        for name, shared in (("start", start), ("plain", plain), ("semi", semi))
-    }
-    assert score["semi"] > score["plain"] + 0.01, score
