@@ -2,7 +2,7 @@
 
 torch shares out each operation among threads, and those that are done wait. By default they spin, which on a machine
 with other work takes the core from the very thread they wait for. Each row is the wall time of ``lichen run`` in the
-four ways, in turn, alone and beside as many busy processes as the machine has cores.
+ways below, in turn, alone and beside as many busy processes as the machine has cores.
 
     python benchmarks/neighbour.py --repeat 3
 """
@@ -25,10 +25,11 @@ RUNS = {
 }
 CORES = len(os.sched_getaffinity(0))
 WAYS = {
-    "spin": {"OMP_WAIT_POLICY": "ACTIVE"},
     "libgomp's own": {"GOMP_SPINCOUNT": "300000"},
-    "sleep": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "one thread": {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"},
+    "10,000 turns": {"GOMP_SPINCOUNT": "10000"},
+    "1,000 turns": {"GOMP_SPINCOUNT": "1000"},
+    "sleep at once": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
 }
 
 

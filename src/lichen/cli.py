@@ -89,8 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         keep_large_buffers()
         if not any(name in os.environ for name in _WAITING):
-            # Threads that spin take the core from those they wait for, wherever a machine has other work.
-            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+            # Threads that spin for long take the core from those they wait for, wherever a machine has other work;
+            # threads that sleep at once are woken late. benchmarks/neighbour.md
+            os.environ["GOMP_SPINCOUNT"] = "10000"
     try:
         app(
             sys.argv[1:] if arguments is None else list(arguments),
