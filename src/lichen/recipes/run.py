@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, final
 
 from lichen.core import private
-from lichen.core.contracts.algorithm import Report
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.lock import one_process
@@ -29,22 +27,18 @@ from lichen.engines.node import serve_frames
 from lichen.engines.ranks import Ranks, connect, is_rank
 from lichen.models.loading.load import slow_dtype
 from lichen.present.charts.charts import clients_png, curves_png
-from lichen.present.clients import client_rows, clients_csv, read_clients
-from lichen.present.column_names import column_title
+from lichen.present.clients import clients_csv, read_clients
 from lichen.present.energy import Meter, counters
 from lichen.present.peak_memory import peak_memory_bytes
 from lichen.present.report import compare_table, summary_table
-from lichen.present.summary import attendance_of, check_summary, read_summary, share_gaining, traffic_of, worst_decile
+from lichen.present.summary import read_summary
 from lichen.present.table import table_text
-from lichen.present.target import ACCURACY, bytes_to, rounds_to, seconds_to
-from lichen.present.trace import Event, Trace, failed_rates, read_trace
+from lichen.present.trace import Event, Trace
 from lichen.recipes.artifacts.former_names import adopt_run
 from lichen.recipes.artifacts.model_card import write_adapter_card
 from lichen.recipes.artifacts.more_rounds import give_more_rounds
 from lichen.recipes.artifacts.moved_inputs import move
 from lichen.recipes.artifacts.use import Talker, export, talk
-from lichen.recipes.assemble.column import Column
-from lichen.recipes.assemble.experiment import lr_name, metric_of
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks, down_of
 from lichen.recipes.assemble.run_folder import RunFolder
@@ -54,6 +48,7 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.exchange import run_exchange
 from lichen.recipes.tasks.outcome import TaskResult
 from lichen.recipes.tasks.replay import replay
+from lichen.recipes.tasks.run_summary import summarise, who_gained
 from lichen.recipes.tasks.server_alone import run_server_alone
 from lichen.tasks.registry import task_of
 
@@ -262,120 +257,20 @@ def _go(
     memory = sum(int(peak) for peak in ranks.exchange(str(peak_memory_bytes()).encode(), about="memory"))
     if not ranks.first:
         return
-    summary = _summary(recipe, folder, result, memory, joules)
+    summary = summarise(recipe, folder, result, memory, joules)
     for failure in summary["failures"]:
         say(f"NOTHING LEARNED: {failure}")
     folder.write_json("summary.json", summary)
     write_adapter_card(path, recipe)
     curves_png(path)
     higher = summary["higher_is_better"]
-    rows = _clients(result, higher)
+    rows = who_gained(result, higher)
     write_atomic(path / "clients.csv", clients_csv(rows).encode("utf-8", "backslashreplace"))
     named = [{**row, "name": row["client"]} for row in rows]
     clients_png(path, named, metric=summary["metric"], higher_is_better=higher)
     folder.end()
     own = files_in(path, but=("state/", "merged/", "crash.txt", "adapter/README.md", "."))
     seal(path, MANIFEST, [*own, *(name for name in ("state/final.safetensors",) if (path / name).exists())])
-
-
-def _score(column: Column | None, higher: bool, common: bool) -> dict[str, float | None] | None:
-    if column is None:
-        return None
-    values = column.value_N.tolist()
-    # One model on one test set gives everybody the same score, and a tenth of them none of its own.
-    same = common and len(set(values)) == 1
-    return {"mean": sum(values) / len(values), "worst_decile": None if same else worst_decile(values, higher)}
-
-
-def _clients(result: TaskResult, higher: bool) -> list[dict[str, Any]]:
-    scores = {name: column.value_N.tolist() for name, column in result.columns.items()}
-    return client_rows(result.clients, result.counts, scores, higher_is_better=higher)
-
-
-def _summary(
-    recipe: Recipe, folder: RunFolder, result: TaskResult, memory: int, joules: float | None
-) -> dict[str, Any]:
-    metric = metric_of(recipe)
-    higher = metric.higher_is_better
-    fixed = ("base", "alone", "federated", "pooled")
-    gaining = None
-    if "alone" in result.columns:
-        alone, joined = (result.columns[c].value_N.tolist() for c in ("alone", "federated"))
-        gaining = share_gaining(alone, joined, higher)
-    lr = result.columns["federated"].lr
-    grid = lr_name(lr) if lr is not None else None
-    events = list(read_trace(folder.path))
-    rates = failed_rates(e for e in events if e.column in result.training)
-    rounds = [e.report for e in events if e.column == "federated" and (grid is None or e.grid == grid)]
-    chosen = {f"lr.{name}": column.lr for name, column in result.columns.items() if column.lr is not None}
-    summary = {
-        "name": recipe.name,
-        "question": recipe.question,
-        "task": recipe.task,
-        "metric": metric.name,
-        "higher_is_better": higher,
-        "columns": {name: _score(result.columns.get(name), higher, result.common_test) for name in fixed},
-        "extra_columns": {
-            n: _score(c, higher, result.common_test) for n, c in result.columns.items() if n not in fixed
-        },
-        "share_gaining": gaining,
-        "clients": len(result.clients),
-        "bytes_up": sum(r.bytes_up for r in rounds) + result.bytes_up,
-        "bytes_down": sum(r.bytes_down for r in rounds) + result.bytes_down,
-        "traffic": traffic_of(rounds, up=result.bytes_up, down=result.bytes_down, validators=result.validators),
-        "attendance": attendance_of(rounds),
-        "training": {name: dict(numbers) for name, numbers in result.training.items()},
-        "failures": _failures(result, rates),
-        "seconds": folder.seconds(),
-        "peak_memory_bytes": memory,
-        "energy_joules": joules,
-        "read": result.read,
-        "seed": recipe.seed,
-        "versions": _versions(),
-        "recipe_sha256": recipe_sha256(recipe),
-        "extra": {**chosen, **_some_failed(rates), **result.extra, **_reached(recipe, rounds)},
-    }
-    return check_summary(summary)
-
-
-def _failures(result: TaskResult, rates: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> list[str]:
-    """A sentence for each column whose learning rate learned nothing, whether or not others did."""
-    out = []
-    for name, (failed, others) in rates.items():
-        lr = result.columns[name].lr if name in result.columns else None
-        if not others or (lr is not None and lr_name(lr).removeprefix("lr=") in failed):
-            tried = f"at {', '.join(failed)}" + (f"; {', '.join(others)} did no better than that" if others else "")
-            why = "no client's training counts in any round"
-            out.append(f"{column_title(name)}: {why} {tried}: the model is as it began")
-    return out
-
-
-def _some_failed(rates: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, str]:
-    """Learning rates that failed beside others that did not."""
-    return {f"lr.{name}.failed": ", ".join(failed) for name, (failed, others) in rates.items() if failed and others}
-
-
-def _reached(recipe: Recipe, rounds: Sequence[Report]) -> dict[str, float | str | None]:
-    """Rounds, bytes and seconds until validation was at the recipe's target; none if it never was."""
-    target = recipe.compare.target
-    if target is None:
-        return {}
-    higher = recipe.compare.target_metric == "accuracy"
-    metric = ACCURACY if higher else "valid"
-    return {
-        "target": target,
-        "target.rounds": rounds_to(rounds, target, metric=metric, higher=higher),
-        "target.bytes": bytes_to(rounds, target, metric=metric, higher=higher),
-        "target.bytes.validation": bytes_to(rounds, target, metric=metric, higher=higher, validation=True),
-        "target.seconds": seconds_to(rounds, target, metric=metric, higher=higher),
-    }
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    packages = ("lichen", "torch", "transformers", "peft", "safetensors", "scikit-learn")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def run_node(recipe: Path, state: Path) -> None:

@@ -254,14 +254,14 @@ class Journal:
         """
         lying = {path.parent.relative_to(self.state).as_posix() for path in self.state.glob(f"*/*/{SERVER}")}
         for name in sorted(lying - self.columns.keys()):
-            self._begin(name, round_of)
+            self._drop_first(name, round_of)
         for name, column in self.columns.items():
             if column.rounds:
                 self._mend(name, column)
             elif name in lying:
-                self._begin(name, round_of)
+                self._drop_first(name, round_of)
 
-    def _begin(self, name: str, round_of: Callable[[Path], int]) -> None:
+    def _drop_first(self, name: str, round_of: Callable[[Path], int]) -> None:
         """A first round that a kill kept from being whole is trained again."""
         path = self.state / name / SERVER
         try:

@@ -195,7 +195,7 @@ class RunFolder:
         if self.ranks.ask_first(lambda: not self._whole(name)):
             made = make() if self.ranks.first or not alone else {}
             if self.ranks.first:
-                self._keep(name, made)
+                self._store_tree(name, made)
             self.ranks.wait()
         return load_tree(self._score(name))[0]
 
@@ -203,11 +203,11 @@ class RunFolder:
         """Trees of those names, each made once by one of the ranks, which take turns, and read back ever after."""
         missing: list[str] = self.ranks.ask_first(lambda: [name for name in makes if not self._whole(name)])
         for name in missing[self.ranks.rank :: self.ranks.size]:
-            self._keep(name, makes[name]())
+            self._store_tree(name, makes[name]())
         self.ranks.wait()
         return [load_tree(self._score(name))[0] for name in makes]
 
-    def _keep(self, name: str, tree: Tree) -> None:
+    def _store_tree(self, name: str, tree: Tree) -> None:
         save_tree(self._score(name), tree, {"name": name, "sha256": digest(tree)})
 
     def _whole(self, name: str) -> bool:
