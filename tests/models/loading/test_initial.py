@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from lichen.clients.statistics.scale import ScaleLosses, best_scale
 from lichen.clients.statistics.sufficient import Statistics
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
@@ -30,7 +31,7 @@ from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.prompt import Prompt
 from lichen.models.classifier_cohort import ClassifierCohort
 from lichen.models.full import FullClassifier
-from lichen.models.loading.initial import best_scale, first_layers, head_features, head_of, head_start
+from lichen.models.loading.initial import first_layers, head_features, head_of, head_start
 from lichen.models.loading.load import base_digest, load_causal, load_classifier, load_encoder
 from lichen.models.students.students import ImageMLP, TextCNN
 from lichen.server.lda import Lda
@@ -159,6 +160,17 @@ def loss_of(model: Any, shared: Any, rows: Any, pad: int = 0) -> float:
     return total / count
 
 
+def scaled(model: Any, shared: Any, head: Any, rows: Any, pad: int = 0) -> Shared:
+    """The head times what suits these rows best."""
+    first, work = head_start(model, Shared.of_flat(shared), head), ScaleLosses(model)
+    job = Job(work="scale", shared=first, version=0, clients=(0,), seed=0)
+    state = work.init(job, (0,), None)
+    for batch in EvalSource(rows, batch_size=16, pad=pad).batches((0,), 0):
+        state = work.step(state, batch)
+    scale = best_scale(work.final(state)[0].metrics["losses"])
+    return head_start(model, Shared.of_flat(shared), head, scale=scale)
+
+
 def blobs(clients: int = 3) -> list[ArrayShard]:
     rng = np.random.default_rng(0)
     out = []
@@ -195,31 +207,6 @@ def test_ridge_and_lda_are_those_of_all_rows_together() -> None:
     np.testing.assert_allclose(logits.softmax(-1), known.predict_proba(hidden), atol=0.02)
 
 
-def test_the_scale_makes_the_loss_least() -> None:
-    rows, shared = blobs(), MLP.init(0)
-    sums = solved(MLP, shared, rows)
-    plain = head_start(MLP, Shared.of_flat(shared), sums)
-    scaled = head_start(MLP, Shared.of_flat(shared), sums, scale_on=batches(rows))
-    factor = float(scaled.trainable["layer1.bias"][0] / plain.trainable["layer1.bias"][0])
-    least = loss_of(MLP, scaled, rows)
-    assert factor > 1.5
-    assert least < loss_of(MLP, plain, rows) < loss_of(MLP, shared, rows)
-    for off in (0.97, 1.03):
-        moved = {n: x * off if n.startswith("layer1") else x for n, x in scaled.trainable.items()}
-        assert loss_of(MLP, moved, rows) > least
-    chosen = head_start(MLP, Shared.of_flat(shared), sums, scale_on=batches(rows), scales=(1, 2, 3, 4, 8, 16))
-    grid = {
-        s: loss_of(MLP, {n: x * s if n.startswith("layer1") else x for n, x in plain.trainable.items()}, rows)
-        for s in (1, 2, 3, 4, 8, 16)
-    }
-    torch.testing.assert_close(
-        chosen.trainable["layer1.bias"], plain.trainable["layer1.bias"] * min(grid, key=grid.__getitem__)
-    )
-    logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    assert best_scale(logits, logits.argmax(-1)) == pytest.approx(64, rel=1e-6)
-    assert best_scale(logits, logits.argmin(-1)) == pytest.approx(1 / 64, rel=1e-6)
-
-
 @pytest.mark.parametrize("kind", ["lora", "full", "prompt", "words", "score"])
 def test_features_are_what_the_models_own_head_reads(kind: str, bert: Path, tmp_path: Path) -> None:
     source = save_model(tmp_path) if kind == "score" else bert
@@ -249,7 +236,7 @@ def test_features_are_what_the_models_own_head_reads(kind: str, bert: Path, tmp_
     torch.testing.assert_close(again_CBK, logits_CBK, rtol=1e-4, atol=1e-5)
     biased = f"{head}.bias" in shared
     own = solved(model, shared, rows, rule=Ridge(1e-2, bits=16, bias=biased), bias=biased)
-    start = head_start(model, Shared.of_flat(shared), own, scale_on=batches(rows))
+    start = scaled(model, shared, own, rows)
     assert loss_of(model, start, rows) < loss_of(model, shared, rows)
 
 
@@ -268,9 +255,6 @@ def test_what_does_not_fit_is_refused(bert: Path) -> None:
     )
     with pytest.raises(LichenError, match="not among the trained"):
         head_features(frozen, Shared(frozen.init(0)))
-    bare = [replace(rows, labels=np.full(rows.size, -100)) for rows in blobs()]
-    with pytest.raises(LichenError, match="no labelled row"):
-        head_start(MLP, Shared.of_flat(shared), sums, scale_on=batches(bare))
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +295,7 @@ def test_a_ridge_head_beats_a_random_one_before_the_first_round(reviews: Any) ->
     model = ClassifierCohort(base, adapter=adapter, name="minilm", prove=False)
     start = model.init(0)
     sums = solved(model, start, [learn.between(0, 300)], pad=pad)
-    ridge = head_start(model, Shared.of_flat(start), sums, scale_on=batches([learn.between(300, 380)], pad=pad))
+    ridge = scaled(model, start, sums, [learn.between(300, 380)], pad)
     loss = {name: loss_of(model, tree, [judge], pad) for name, tree in (("random", start), ("ridge", ridge))}
     assert loss["ridge"] < loss["random"] - 0.1, loss
 

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import lichen
+from lichen.clients.statistics.scale import SCALES
 from lichen.core.errors import LichenError
 from lichen.core.store import load_tree
 from lichen.data.synthetic.pool import load_pool
@@ -144,6 +145,16 @@ def test_unlabelled_rows_give_the_same_bytes_in_blocks_of_any_size_and_after_a_k
         one = final(runs(way))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("way", ["ridge head", "lda head"])
+def test_a_head_in_closed_form_is_asked_for_in_two_messages_each_way_and_both_are_counted(runs: Any, way: str) -> None:
+    """The server sees statistics and sums of losses: 97 numbers a client, and the head once down."""
+    summary = runs(way).summary
+    extra, clients = summary["extra"], summary["clients"]
+    assert extra["head.scale"] in SCALES
+    assert extra["head.bytes_up"] > 97 * 8 * clients
+    assert extra["head.bytes_down"] > extra["head.bytes_up"] / 100  # the head itself goes down
 
 
 def test_clients_of_semifl_use_no_label_of_their_own(home: Path, runs: Any, tmp_path: Path) -> None:

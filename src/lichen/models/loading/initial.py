@@ -4,7 +4,7 @@ A pretrained start is worth what it gains over the same architecture with random
 at equal everything; small clients take the first layers alone (:func:`first_layers`). And a classifier need not
 begin with a random head, whose first steps tear at what lies below it: :func:`head_start` puts the ridge
 or the LDA solution there, from the clients' summed statistics of the head's own input
-(:func:`head_features`), scaled so that its logits mean probabilities.
+(:func:`head_features`), times a factor that lets its logits mean probabilities.
 
 References:
     John Nguyen, Jianyu Wang, Kshitiz Malik, Maziar Sanjabi and Michael Rabbat. "Where to Begin? On the
@@ -16,15 +16,13 @@ References:
     Layer in Federated Learning with Pre-Trained Models." NeurIPS 2023. https://arxiv.org/abs/2306.03937
     Eros Fanì, Raffaello Camoriano, Barbara Caputo and Marco Ciccone. "Accelerating Heterogeneous
     Federated Learning with Closed-form Classifiers." ICML 2024. https://arxiv.org/abs/2406.01116
-    Chuan Guo, Geoff Pleiss, Yu Sun and Kilian Q. Weinberger. "On Calibration of Modern Neural Networks."
-    ICML 2017. https://arxiv.org/abs/1706.04599 (one factor on all logits)
 
 Legend: C clients, B rows, N rows, d features (the head's input, and a constant 1 where there is a bias), K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,7 +34,7 @@ from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 
-__all__ = ["best_scale", "first_layers", "head_features", "head_of", "head_start", "redraw"]
+__all__ = ["first_layers", "head_features", "head_of", "head_start", "redraw"]
 
 
 def first_layers(model: Any, layers: int) -> Any:
@@ -136,8 +134,7 @@ def head_start(
     solved: Tree,
     *,
     head: str | None = None,
-    scale_on: Iterable[Batch] = (),
-    scales: Sequence[float] | None = None,
+    scale: float = 1.0,
 ) -> Shared:
     """``shared`` with a head in closed form.
 
@@ -148,12 +145,10 @@ def head_start(
             :class:`lichen.server.ridge.Ridge` or :class:`lichen.server.lda.Lda` makes of the statistics of
             :func:`head_features`, summed over clients.
         head: Name of the head; None: the only layer with K outputs.
-        scale_on: Labelled rows that are not in the statistics: the head is multiplied by what makes their cross
-            entropy least. None: by 1.
-        scales: Factors to choose from; None: any from 1/64 to 64.
+        scale: What the head is multiplied by; :mod:`lichen.clients.statistics.scale` finds the best.
 
     Raises:
-        LichenError: if the solution does not fit the head, or no row has a label.
+        LichenError: if the solution does not fit the head.
     """
     head = head or head_of(model, shared)
     parts = [part for part in ("weight", "bias") if f"{head}.{part}" in shared.trainable]
@@ -172,45 +167,9 @@ def head_start(
         least = found["bias"][likely_K].min() - 3 if bool(likely_K.any()) else found["bias"].new_zeros(())
         found["bias"] = torch.where(likely_K, found["bias"], least)
 
-    def with_head(scale: float) -> Shared:
-        own = {f"{head}.{part}": x * scale for part, x in found.items()}
-        return shared | Shared({name: x.to(shared.trainable[name]).contiguous() for name, x in own.items()})
-
-    rows = [_labelled(model, with_head(1.0), batch) for batch in scale_on]
-    if not rows:
-        return with_head(1.0)
-    logits_NK, labels_N = (torch.cat(part) for part in zip(*rows, strict=True))
-    return with_head(best_scale(logits_NK, labels_N, among=scales))
+    own = {f"{head}.{part}": x * scale for part, x in found.items()}
+    return shared | Shared({name: x.to(shared.trainable[name]).contiguous() for name, x in own.items()})
 
 
 _NEVER = -1e4
 """A bias that says a class was never seen."""
-
-
-@torch.no_grad()
-def _labelled(model: CohortModel, shared: Shared, batch: Batch) -> tuple[Tensor, Tensor]:
-    logits_CBK = model.logits(_stacked(shared.trainable, batch), shared.fixed, batch).double().cpu()
-    known_CB = (batch["labels_CB"] >= 0) & batch["active_C"].unsqueeze(1)
-    return logits_CBK[known_CB], batch["labels_CB"][known_CB]
-
-
-def best_scale(logits_NK: Tensor, labels_N: Tensor, *, among: Sequence[float] | None = None) -> float:
-    """The factor on all logits that makes the cross entropy least; between 1/64 and 64 where none are named.
-
-    >>> best_scale(torch.tensor([[1.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]), among=(0.5, 1.0, 2.0))
-    1.0
-    """
-    if not labels_N.numel():
-        raise LichenError("no labelled row to scale by", where="head_start.scale_on", fix="give labelled rows")
-    logits_NK, right_N1 = logits_NK.double(), labels_N[:, None]
-    if among is not None:
-        losses = [float(-(logits_NK * s).log_softmax(-1).gather(1, right_N1).sum()) for s in among]
-        return among[losses.index(min(losses))]
-    low, high = -6.0, 6.0
-    # The loss is convex in the factor: go where its slope changes sign.
-    for _ in range(50):
-        middle = (low + high) / 2
-        chance_NK = (logits_NK * 2**middle).softmax(-1)
-        rising = float((chance_NK * logits_NK).sum() - logits_NK.gather(1, right_N1).sum()) > 0
-        low, high = (low, middle) if rising else (middle, high)
-    return float(2**high)

@@ -14,8 +14,10 @@ from typing import Any, final
 import numpy as np
 import torch
 
+from lichen.algorithms.scores import score
 from lichen.clients.distillation.distill import pre_distil
 from lichen.clients.distillation.selective import predicted_labels
+from lichen.clients.statistics.scale import ScaleLosses, best_scale
 from lichen.clients.statistics.sufficient import Statistics
 from lichen.core.collecting.collect import collect
 from lichen.core.contracts.client import ClientTask, Source
@@ -249,30 +251,37 @@ def with_closed_form_head(loaded: LoadedExperiment, result: HelpResult, folder: 
 
     def solved() -> Tree:
         say("statistics of every client for a head in closed form")
-        work = Statistics(features, classes=classes, width=width, bits=12, bias=biased)
+        work, model = Statistics(features, classes=classes, width=width, bits=12, bias=biased), experiment.model
+        losses = ScaleLosses(model)
         engine = LocalEngine(
-            {"statistics": ClientTask(work=work, source=experiment.evaluating(experiment.clients.train))},
+            {
+                "statistics": ClientTask(work=work, source=experiment.evaluating(experiment.clients.train)),
+                "scale": ClientTask(work=losses, source=experiment.evaluating(experiment.clients.valid)),
+            },
             ClientStore(folder.path / "state" / "none"),
-            base=experiment.model.base,
+            base=model.base,
             device=recipe.model.device,
         )
         rule = Lda(bits=12) if recipe.model.head == "lda" else Ridge(recipe.ridge, bits=12, bias=biased)
-        everyone = tuple(range(len(experiment.server.roster)))
-        job = Job(work="statistics", shared=Shared(), version=0, clients=everyone, seed=0, base=experiment.model.base)
-        admission = counting("statistics", work, experiment.server.roster.rows("train"))
-        total = collect(engine, [job], rule, admission=admission).total
-        # On rows that are not in the statistics: its own flatter a head, and it would be scaled too far.
-        validation = experiment.evaluating(experiment.clients.valid)
-        scale_on = [batch for client in everyone for batch in validation.batches((client,), 0)]
+        roster = experiment.server.roster
+        everyone = tuple(range(len(roster)))
+        job = Job(work="statistics", shared=Shared(), version=0, clients=everyone, seed=0, base=model.base)
+        total = collect(engine, [job], rule, admission=counting("statistics", work, roster.rows("train"))).total
         solution = rule.close(total, Shared())[0].trainable
-        after = head_start(experiment.model, experiment.start, solution, scale_on=scale_on).trainable
+        # On rows that are not in the statistics: its own flatter a head, and it would be scaled too far.
+        choosing = replace(job, work="scale", shared=head_start(model, experiment.start, solution))
+        losses_NS = score(engine, choosing, counting("scale", losses, roster.rows("valid")))[1]["losses"]
+        scale = best_scale(losses_NS)
+        after = head_start(model, experiment.start, solution, scale=scale).trainable
         changed = {name: x for name, x in after.items() if x is not before[name]}
-        return {**changed, "bytes_up": torch.tensor(engine.bytes_up), "bytes_down": torch.tensor(engine.bytes_down)}
+        sent = {"bytes_up": torch.tensor(engine.bytes_up), "bytes_down": torch.tensor(engine.bytes_down)}
+        return {**changed, **sent, "scale": torch.tensor(scale, dtype=torch.float64)}
 
     got = folder.tree("head", solved, alone=True)
-    up, down = int(got.pop("bytes_up")), int(got.pop("bytes_down"))
+    up, down, scale = int(got.pop("bytes_up")), int(got.pop("bytes_down")), float(got.pop("scale"))
+    numbers = {"head.bytes_up": float(up), "head.bytes_down": float(down), "head.scale": scale}
     return replace(result, experiment=experiment.with_server(start=experiment.start | Shared(got))).plus(
-        up, down, {"head.bytes_up": float(up)}
+        up, down, numbers
     )
 
 
