@@ -72,7 +72,8 @@ class LoadedExperiment:
 def fetch_named(recipe: Recipe, say: Callable[[str], None]) -> None:
     """Fetch what the recipe names from the catalog, before anything is loaded."""
     names = [recipe.model.name, recipe.data.name, recipe.compare.retention_text]
-    names += [recipe.teacher.name] if recipe.teacher and not recipe.teacher.endpoint else []
+    teacher = recipe.teacher
+    names += [teacher.name] if teacher and teacher.kind != "labels" and not teacher.endpoint else []
     if recipe.synthetic:
         names += [] if recipe.synthetic.endpoint else [recipe.synthetic.name]
         names += [recipe.synthetic.embedder] if recipe.synthetic.kind == "evolution" else []

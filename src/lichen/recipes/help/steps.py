@@ -34,7 +34,6 @@ from lichen.data.batches.shards import ArrayShard, Shard, TextShard
 from lichen.data.sources.records import Record
 from lichen.engines.local import LocalEngine
 from lichen.models.loading.initial import head_features, head_of, head_start
-from lichen.models.losses import answer_settings
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import Experiment, values_N
 from lichen.recipes.assemble.open import LoadedExperiment
@@ -43,9 +42,10 @@ from lichen.recipes.assemble.sides.clients import Auxiliary
 from lichen.recipes.assemble.sides.limits import counting
 from lichen.recipes.help.foundation_models import FMRegistry
 from lichen.recipes.help.layerwise import layer_distillation
+from lichen.recipes.help.public_labels import public_labels
 from lichen.recipes.help.sequence_teacher import deal_out_texts, teacher_texts
 from lichen.recipes.help.synthetic import deal_out, write_synthetic
-from lichen.recipes.help.teacher import Teachers, ask, classes_in_answer
+from lichen.recipes.help.teacher import Teachers, ask, classes_in_answer, with_settings
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.rows.public import unlabelled_of
 from lichen.server.lda import Lda
@@ -92,11 +92,14 @@ def apply_help(loaded: LoadedExperiment, folder: RunFolder, say: Say) -> HelpRes
     if recipe.teacher is not None and recipe.writes:
         result = with_teacher_texts(loaded, result, foundation_models, folder, say)
         return replace(result, extra={**result.extra, **foundation_models.summary()})
-    teachers = Teachers(loaded, foundation_models, say) if recipe.teacher is not None else None
+    by_model = recipe.teacher is not None and recipe.teacher.kind != "labels"
+    teachers = Teachers(loaded, foundation_models, say) if by_model else None
     if recipe.synthetic is not None:
         result = with_synthetic(loaded, result, foundation_models, folder, say, teachers)
     if teachers is not None:
         result = with_teacher_answers(loaded, result, teachers, folder, say)
+    elif recipe.teacher is not None:
+        result = with_public_labels(loaded, result, folder, say)
     if recipe.model.head in ("ridge", "lda"):
         result = with_closed_form_head(loaded, result, folder, say)
     if recipe.semi is not None:
@@ -158,12 +161,7 @@ def with_teacher_answers(
     loaded: LoadedExperiment, result: HelpResult, teachers: Teachers, folder: RunFolder, say: Say
 ) -> HelpResult:
     """The teacher answers the public texts once; the server learns from them, or they ride along in every job."""
-    recipe, classes, public_split, experiment = (
-        loaded.experiment.recipe,
-        loaded.classes,
-        loaded.public_split,
-        result.experiment,
-    )
+    recipe, classes, public_split = loaded.experiment.recipe, loaded.classes, loaded.public_split
     plan = recipe.teacher
     assert plan is not None
     assert loaded.public is not None
@@ -187,12 +185,6 @@ def with_teacher_answers(
 
     got = folder.tree("answers", answers, alone=True)
     up, down = int(got.pop("bytes_up")), int(got.pop("bytes_down"))
-    got |= answer_settings(
-        temperature=plan.temperature if plan.temperature != 1 else None,
-        weight=plan.weight if plan.weight != 1 else None,
-        threshold=plan.min_confidence or None,
-        hard=True if plan.answer_format == "label" else None,
-    )
     if teachers.measurable:
         metrics = {"confusion": folder.number("teacher", judged)}
         result = replace(
@@ -200,19 +192,39 @@ def with_teacher_answers(
         )
     sent = {"answers.bytes_to_teacher": float(down), "answers.bytes_from_teacher": float(up)}
     result = result.plus(up, down, {"answers": float(len(texts)), **sent})
-    public = with_answer_index(loaded.public, np.arange(len(texts)))
+    text_bytes = sum(len(t.encode()) for t in texts)
+    result = _with_answers(loaded, result, got, loaded.public, text_bytes, folder, say)
+    if plan.select:
+        experiment = result.experiment
+        judge, teacher_label_M = _judging(loaded, experiment, teachers, folder)
+        auxiliary = replace(experiment.clients.auxiliary, judge=judge, teacher_label_M=teacher_label_M)
+        result = replace(result, experiment=experiment.with_rows(auxiliary=auxiliary))
+    return result
+
+
+def with_public_labels(loaded: LoadedExperiment, result: HelpResult, folder: RunFolder, say: Say) -> HelpResult:
+    """The public labelled rows with their own labels, where a teacher's answers would be; no model is asked."""
+    answers, rows, size = public_labels(loaded)
+    result = result.plus(0, 0, {"public_labels": float(rows.size)})
+    return _with_answers(loaded, result, answers, rows, size, folder, say)
+
+
+def _with_answers(
+    loaded: LoadedExperiment, result: HelpResult, answers: Tree, rows: Shard, size: int, folder: RunFolder, say: Say
+) -> HelpResult:
+    """Who learns from answered public rows of ``size`` bytes: the server, the clients, or both."""
+    plan, experiment = loaded.experiment.recipe.teacher, result.experiment
+    assert plan is not None
+    got = with_settings(plan, answers)
+    public = with_answer_index(rows, np.arange(rows.size))
     if plan.at != "clients":
         more = layer_distillation(loaded) if plan.layers else {}
         experiment = _at_server(experiment, "distilled", public, got, plan.server_steps, folder, say, **more)
     if plan.at != "server":
         # Every client is sent the public texts once.
-        text_bytes = sum(len(t.encode()) for t in texts) * len(loaded.clients_data)
-        result = result.plus(0, text_bytes, {"public_texts.bytes": float(text_bytes)})
+        sent = size * len(loaded.clients_data)
+        result = result.plus(0, sent, {"public_texts.bytes": float(sent)})
         experiment = experiment.with_server(start=experiment.start | Shared(frozen=got), public=public)
-    if plan.select:
-        judge, teacher_label_M = _judging(loaded, experiment, teachers, folder)
-        auxiliary = replace(experiment.clients.auxiliary, judge=judge, teacher_label_M=teacher_label_M)
-        experiment = experiment.with_rows(auxiliary=auxiliary)
     return replace(result, experiment=experiment)
 
 

@@ -26,14 +26,16 @@ from lichen.engines.local import LocalEngine
 from lichen.fm.disclosure import ORIGINS, Origin
 from lichen.fm.zero_shot import Teacher, ZeroShot
 from lichen.models.loading.load import base_digest
+from lichen.models.losses import answer_settings
 from lichen.recipes.assemble.features import encoder_of, featurizer
 from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.help.foundation_models import FMRegistry
 from lichen.recipes.rows.prepare import is_private
+from lichen.recipes.schema.help import TeacherConfig
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["Teachers", "ask", "classes_in_answer"]
+__all__ = ["Teachers", "ask", "classes_in_answer", "with_settings"]
 
 
 def classes_in_answer(recipe: Recipe, classes: Sequence[str]) -> int:
@@ -41,6 +43,16 @@ def classes_in_answer(recipe: Recipe, classes: Sequence[str]) -> int:
     assert recipe.teacher is not None
     count = {"all": len(classes), "label": 1, "top_k": recipe.teacher.top_k}[recipe.teacher.answer_format]
     return min(count, len(classes))
+
+
+def with_settings(plan: TeacherConfig, answers: Tree) -> Tree:
+    """The answers, and beside them how they are learned from."""
+    return answers | answer_settings(
+        temperature=plan.temperature if plan.temperature != 1 else None,
+        weight=plan.weight if plan.weight != 1 else None,
+        threshold=plan.min_confidence or None,
+        hard=True if plan.answer_format == "label" else None,
+    )
 
 
 def ask(

@@ -28,8 +28,9 @@ from lichen.recipes.assemble.features import encoder_of, featurizer
 from lichen.recipes.assemble.open import fetch_named, open_recipe
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.workload import Workload
+from lichen.recipes.help.public_labels import public_labels
 from lichen.recipes.help.steps import with_answer_index
-from lichen.recipes.help.teacher import ask, classes_in_answer
+from lichen.recipes.help.teacher import ask, classes_in_answer, with_settings
 from lichen.recipes.plan.adapt import estimate_columns, flops_of
 from lichen.recipes.plan.estimate import Cost, Disk, Estimate, Memory, free_disk_bytes
 from lichen.recipes.plan.flops import arithmetic_of
@@ -174,6 +175,8 @@ def estimate_oneshot(recipe: Recipe, folder: Path, meter: MemoryMeter, say: Say,
 def estimate_with_teacher(recipe: Recipe, folder: Path, meter: MemoryMeter, say: Say, seconds: float) -> Estimate:
     """Task ``classify`` with a teacher: its pass over public and test rows, then the federation with and without it.
 
+    Where public labels stand in its place there is no such pass.
+
     Args:
         recipe: The recipe.
         folder: For what is written; the caller removes it.
@@ -190,46 +193,50 @@ def estimate_with_teacher(recipe: Recipe, folder: Path, meter: MemoryMeter, say:
         loaded.clients_data,
         loaded.classes,
     )
-    assert loaded.public is not None
-    features, tokenizer = encoder_of(recipe, recipe.teacher.name, exact=False)
-    start = time.perf_counter() - start_time
-    say("encoding some rows")
-    read = [
-        *public_split.labelled,
-        *public_split.unlabelled,
-        *(record for client_data in clients_data for record in client_data.test),
-    ]
-    passed = _encoder_pass(recipe, features, tokenizer, classes, read, meter, seconds)
-    texts, count = [record.text for record in public_split.unlabelled], classes_in_answer(recipe, classes)
-    run_folder = RunFolder(folder / "answers", recipe_sha256=recipe_sha256(recipe))
-    mute = LocalTeacher(lambda some: torch.zeros(len(some), len(classes)), classes=classes, top_k=count)
-    answers, up, down = ask(mute, texts, classes, count, run_folder)
+    start, passed, frozen = time.perf_counter() - start_time, None, 0
+    if recipe.teacher.kind == "labels":
+        (answers, public, size), up, down = public_labels(loaded), 0, 0
+    else:
+        assert loaded.public is not None
+        features, tokenizer = encoder_of(recipe, recipe.teacher.name, exact=False)
+        start = time.perf_counter() - start_time
+        say("encoding some rows")
+        tests = [record for client_data in clients_data for record in client_data.test]
+        read = [*public_split.labelled, *public_split.unlabelled, *tests]
+        passed = _encoder_pass(recipe, features, tokenizer, classes, read, meter, seconds)
+        frozen = _weights(features.model)
+        texts, count = [record.text for record in public_split.unlabelled], classes_in_answer(recipe, classes)
+        run_folder = RunFolder(folder / "answers", recipe_sha256=recipe_sha256(recipe))
+        mute = LocalTeacher(lambda some: torch.zeros(len(some), len(classes)), classes=classes, top_k=count)
+        answers, up, down = ask(mute, texts, classes, count, run_folder)
+        public, size = loaded.public, sum(len(text.encode()) for text in texts)
     apart = tuple(c for c in recipe.compare.baselines if c != "no_help")
 
     def only(columns: tuple[Any, ...]) -> Recipe:
         return recipe.model_copy(update={"compare": recipe.compare.model_copy(update={"baselines": columns})})
 
-    with_teacher = experiment.with_server(
-        recipe=only(()),
-        start=experiment.start | Shared(frozen=answers),
-        public=with_answer_index(loaded.public, np.arange(loaded.public.size)),
-    )
+    with_teacher = experiment.with_server(recipe=only(()))
+    if recipe.teacher.at != "server":
+        # Every client is sent the public texts once; their answers ride along in every job.
+        down += size * len(clients_data)
+        with_teacher = with_teacher.with_server(
+            start=experiment.start | Shared(frozen=with_settings(recipe.teacher, answers)),
+            public=with_answer_index(public, np.arange(public.size)),
+        )
     plain, learned = (
         estimate_columns(b, budget(b, invitations(b)), partial(flops_of, b), folder / name, meter, say, seconds)
         for name, b in (("plain", experiment.with_server(recipe=only(apart))), ("taught", with_teacher))
     )
-    # Every client is sent the public texts once; their answers ride along in every job.
-    down += sum(len(text.encode()) for text in texts) * len(clients_data)
-    columns = {"teacher": passed.cost, **learned.columns}
+    columns = {**({"teacher": passed.cost} if passed else {}), **learned.columns}
     columns |= {"without": plain.columns["federated"]} if "no_help" in recipe.compare.baselines else {}
     columns |= {name: cost for name, cost in plain.columns.items() if name in apart}
-    sent, peak = learned.bytes, max(part.memory.peak for part in (passed, plain, learned))
+    sent, peak = learned.bytes, max(part.memory.peak for part in (passed, plain, learned) if part)
     found = replace(
         learned,
         trained=sum(x.numel() for x in experiment.start.trainable.values()),
-        frozen=learned.frozen + _weights(features.model),
+        frozen=learned.frozen + frozen,
         bytes=replace(sent, up=sent.up + up, down=sent.down + down),
-        memory=replace(learned.memory, base=learned.memory.base + passed.memory.base, peak=peak),
+        memory=replace(learned.memory, base=learned.memory.base + (passed.memory.base if passed else 0), peak=peak),
         disk=replace(
             plain.disk, shared=plain.disk.shared + learned.disk.shared + trees.nbytes(answers), free=free_disk_bytes()
         ),

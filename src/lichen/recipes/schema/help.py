@@ -82,10 +82,11 @@ class TeacherConfig(Section):
     endpoint: EndpointConfig | None = Field(
         default=None, description="ask this endpoint instead; kind zero-shot, or answer_format text"
     )
-    kind: Literal["head", "zero-shot"] = Field(
+    kind: Literal["head", "zero-shot", "labels"] = Field(
         default="head",
         description="`head`: a linear head on the encoder's features, trained on the public labelled rows; "
-        "`zero-shot`: a language model is asked in words",
+        "`zero-shot`: a language model is asked in words; `labels`: no model at all, the public labelled rows with "
+        "their own labels stand in place of answered ones, which is what a teacher is to be held against",
     )
     template: str = Field(default="Text: {text} Label:", description="zero-shot: how it is asked")
     label_words: dict[str, str] = Field(
@@ -96,8 +97,8 @@ class TeacherConfig(Section):
     )
     answer_format: Literal["top_k", "all", "label", "text"] = Field(
         default="top_k",
-        description="what an answer holds: the likeliest classes, all of them, or one name alone; "
-        "chat: `text`, which it writes after public prompts",
+        description="what an answer holds: the likeliest classes, all of them, or one name alone, as it is for kind "
+        "labels; chat: `text`, which it writes after public prompts",
     )
     max_new_tokens: Positive = Field(default=48, description="text: tokens an answer at most")
     plain: bool = Field(default=False, description="text: it is given the bare prompt, for models that know no chat")
@@ -120,6 +121,13 @@ class TeacherConfig(Section):
 
     @model_validator(mode="after")
     def _means_something(self) -> TeacherConfig:
+        if self.kind == "labels":
+            if "answer_format" not in self.model_fields_set:
+                object.__setattr__(self, "answer_format", "label")
+            if self.answer_format != "label":
+                raise ValueError("teacher.answer_format: a public label is one name; leave it out beside kind: labels")
+            if unread := [key for key in ("endpoint", "layers", "select") if getattr(self, key)]:
+                raise ValueError(f"teacher.{unread[0]}: kind labels asks no model; remove it, or use kind: head")
         if self.endpoint is not None and self.kind != "zero-shot" and self.answer_format != "text":
             raise ValueError("teacher.kind: an endpoint gives no features to train a head on; set it to zero-shot")
         if self.kind == "zero-shot" and "{text}" not in self.template:
@@ -228,6 +236,9 @@ def refuse_unhelpful(
     for key, section in {"teacher": teacher, "synthetic": synthetic, "semi": semi}.items():
         if section is not None and key not in task.help:
             raise ValueError(f"{key}: goes with task classify; remove it, or set task: classify")
+    labels = teacher is not None and teacher.kind == "labels"
+    if labels and task.writes:
+        raise ValueError(f"teacher.kind: labels are of classes, which task {task.name} has none of; name a model")
     if teacher is not None and (teacher.answer_format == "text") != task.writes:
         if task.writes:
             raise ValueError(
@@ -236,7 +247,9 @@ def refuse_unhelpful(
         raise ValueError("teacher.answer_format: text is for task chat; use top_k, all or label")
     if teacher is not None and public is None:
         raise ValueError("data.public: a teacher answers public texts, and there are none; add the section")
-    if teacher is not None and public is not None and not public.unlabelled:
+    if labels and public is not None and not public.labelled:
+        raise ValueError("data.public.labelled: its labels are what kind labels teaches; raise it")
+    if teacher is not None and not labels and public is not None and not public.unlabelled:
         raise ValueError("data.public.unlabelled: leaves the teacher nothing to answer; raise it")
     headed = teacher is not None and teacher.kind == "head" and teacher.answer_format != "text"
     if headed and public is not None and not public.labelled:
@@ -253,12 +266,14 @@ def refuse_unhelpful(
         )
     if synthetic is not None and synthetic.epsilon is not None and "leakage" in synthetic.sieve:
         raise ValueError("synthetic.filters: flags of private rows are not in epsilon; leave leakage out")
-    if synthetic is not None and "agreement" in synthetic.sieve and teacher is None:
+    if synthetic is not None and "agreement" in synthetic.sieve and (teacher is None or labels):
         raise ValueError("synthetic.filters: agreement is the teacher's; add a teacher, or leave it out")
     if synthetic is not None and {"fluency", "harm"} & set(synthetic.sieve) and public is None:
         raise ValueError("synthetic.filters: fluency and harm are held against public rows; set data.public")
     if semi is not None and teacher is not None and teacher.at != "server":
         raise ValueError("teacher.at: beside semi a step has no room for public rows; set it to server")
+    if semi is not None and semi.teacher_rounds and labels:
+        raise ValueError("semi.teacher_rounds: kind labels asks no model; remove it, or use teacher.kind: head")
     if semi is not None and semi.teacher_rounds and (teacher is None or "private" not in teacher.may_see):
         raise ValueError(
             "semi.teacher_rounds: need a teacher that may see private rows; add private to teacher.may_see"

@@ -174,6 +174,9 @@ def _rounds(recipe: Any) -> bool:
     return task_of(recipe.task).procedure.rounds
 
 
+_OF_A_MODEL = ("name", "temperature", "min_confidence", "may_see")
+"""Of a teacher that is a model, and not public labels in its place."""
+
 READS: tuple[Read, ...] = (
     # What is trained.
     Read(
@@ -253,7 +256,11 @@ READS: tuple[Read, ...] = (
     *_of_words(
         "teacher",
         "teacher.kind",
-        {"zero-shot": ("template", "label_words", "calibrate"), "head": ()},
+        {
+            "zero-shot": ("template", "label_words", "calibrate", *_OF_A_MODEL),
+            "head": _OF_A_MODEL,
+            "labels": (),
+        },
         _optional("teacher", "kind"),
     ),
     *_of_words(
