@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from lichen.algorithms.scores import score
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.evaluation.metrics import accuracy, macro_f1
+from lichen.clients.statistics.scale import ScaleLosses, best_scale
 from lichen.clients.statistics.sufficient import Statistics
 from lichen.clients.training.kseed import FedKSeed, ReplayedWork
 from lichen.clients.training.kseed_replay import KSeedReplay
@@ -69,16 +71,21 @@ def start_of(cohort: FullClassifier, experiment: Any, lam: float) -> Tree:
     width = start[f"{head_of(cohort, Shared(start))}.weight"].shape[1]
     work = Statistics(head_features(cohort, Shared(start)), classes=int(cohort.classes or 0), width=width)
     rule = Ridge(lam)
+    losses = ScaleLosses(cohort, SCALES)
     with TemporaryDirectory() as folder:
-        client_task = ClientTask(work=work, source=experiment.evaluating(experiment.clients.train))
-        engine = LocalEngine({"ridge": client_task}, ClientStore(Path(folder)), block_size=1)
+        tasks = {
+            "ridge": ClientTask(work=work, source=experiment.evaluating(experiment.clients.train)),
+            "scale": ClientTask(work=losses, source=experiment.evaluating(experiment.clients.valid)),
+        }
+        engine = LocalEngine(tasks, ClientStore(Path(folder)), block_size=1)
+        job = Job(work="ridge", shared=Shared(), version=0, clients=everyone, seed=0)
         total = rule.zero()
-        for message in drain(engine, Job(work="ridge", shared=Shared(), version=0, clients=everyone, seed=0)):
+        for message in drain(engine, job):
             total = rule.add(total, message)
-    valid = experiment.evaluating(experiment.clients.valid)
-    rows = (batch for client in everyone for batch in valid.batches([client], 0))
-    solved = rule.close(total, Shared())[0].trainable
-    return head_start(cohort, Shared(start), solved, scale_on=rows, scales=SCALES).trainable
+        solved = rule.close(total, Shared())[0].trainable
+        choosing = replace(job, work="scale", shared=head_start(cohort, Shared(start), solved))
+        scale = best_scale(score(engine, choosing)[1]["losses"], SCALES)
+    return head_start(cohort, Shared(start), solved, scale=scale).trainable
 
 
 def judged(
