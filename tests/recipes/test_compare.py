@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lichen.core.errors import LichenError
+from lichen.core.files.lock import one_process
 from lichen.present.charts.frontier import frontier_png
 from lichen.present.summary import read_summary
 from lichen.recipes import compare
@@ -190,6 +191,15 @@ def test_folders_and_metrics_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(LichenError, match="macro_f1 cannot be compared with accuracy of digits"):
         run_comparison(mixed, tmp_path / "mixed")
     assert not (tmp_path / "mixed").exists()
+
+
+def test_two_processes_do_not_run_one_comparison(tmp_path: Path, calls: list[str]) -> None:
+    out = tmp_path / "out"
+    with one_process(out, compare.LOCK, say=pytest.fail), pytest.raises(LichenError, match="another process works"):
+        run_comparison(known(tmp_path), out)
+    assert calls == []
+    run_comparison(known(tmp_path), out, only=["average"])
+    assert calls == ["average 0", "average 1"]
 
 
 def test_what_the_bare_models_score_depends_on() -> None:

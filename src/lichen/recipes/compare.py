@@ -24,6 +24,7 @@ from lichen.allocator import give_back
 from lichen.core import private
 from lichen.core.errors import LichenError, traceback_text
 from lichen.core.files.durable import write_atomic
+from lichen.core.files.lock import one_process
 from lichen.core.machine import machine_fault
 from lichen.engines.ranks import ranks_here
 from lichen.present.charts.fonts import drawing
@@ -46,6 +47,8 @@ from lichen.recipes.schema.recipe import Recipe
 __all__ = ["Compared", "compare", "run_comparison"]
 
 Say = Callable[[str], None]
+
+LOCK = ".lock"
 
 
 @final
@@ -147,11 +150,25 @@ def run_comparison(
         say: Called with lines of progress.
 
     Raises:
-        LichenError: if the methods have several metrics, or the folder is something else's.
+        LichenError: if the methods have several metrics, or the folder is something else's or another process's.
     """
     start = time.monotonic()
     _one_metric(comparison)
     _claim(out)
+    with one_process(out, LOCK, say=say):
+        return _run_cells(comparison, out, start, only=only, minutes=minutes, observers=observers, say=say)
+
+
+def _run_cells(
+    comparison: Comparison,
+    out: Path,
+    start: float,
+    *,
+    only: Sequence[str] | None,
+    minutes: float | None,
+    observers: Sequence[Callable[[Event], None]],
+    say: Say,
+) -> Compared:
     adopt_cells(comparison, out)
     requested = [cell for cell in cells_of(comparison, out) if only is None or _named(cell.method, only)]
     faults: dict[str, list[str]] = {}
@@ -218,7 +235,8 @@ def _claim(out: Path) -> None:
     """Refuse a folder that is not this or another comparison's."""
     if out.exists() and not out.is_dir():
         raise LichenError("is a file", where=str(out), fix="choose a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / "compare.json").is_file():
+    strange = out.is_dir() and any(path.name != LOCK for path in out.iterdir())
+    if strange and not (out / "compare.json").is_file():
         raise LichenError("is not empty, and no comparison's", where=str(out), fix="choose another folder")
 
 
@@ -244,7 +262,15 @@ def _same_rows(one: Recipe, other: Recipe) -> bool:
 def _run(
     cell: Cell, out: Path, observers: Sequence[Callable[[Event], None]], say: Say, *, like: Path | None = None
 ) -> str | None:
-    """Run a cell, or go on with it; why it failed, if it did. With ``like`` it refuses other rows than that run's."""
+    """Run a cell, or go on with it; why it failed, if it did.
+
+    Args:
+        cell: What to run.
+        out: The comparison's folder.
+        observers: Called with every finished round.
+        say: Called with lines of progress.
+        like: A finished run's folder, whose rows this one's must be.
+    """
     from lichen.recipes import run as run_module
 
     if not out.exists():

@@ -142,6 +142,8 @@ def test_bytes_and_tokens_are_those_of_the_run(home: Path, tmp_path: Path, aside
     assert all(cost.seconds > 0 and cost.evaluate_flops > 0 for cost in planned.expected.columns.values())
     there = sum(f.stat().st_size for f in (result.folder / "state").rglob("*/clients/**/*.safetensors"))
     assert planned.expected.disk.private == pytest.approx(there, rel=0.25, abs=4000)
+    states = sum(f.stat().st_size for f in (result.folder / "state").glob("*/*/*.safetensors"))
+    assert planned.expected.disk.shared == pytest.approx(states, rel=0.25, abs=40_000)
     assert list(aside.iterdir()) == []
 
 

@@ -197,7 +197,8 @@ def disk_of(
     grids = rates * sum(name not in ("base", "federated") for name in columns)
     return Disk(
         private=rates * (retained + sum(clients[name] * each for name, each in private.items())),
-        shared=grids * once + ("federated" in columns) * rates * (2 * begun + once * int(moments)),
+        # A state and the one before it.
+        shared=2 * (grids * once + ("federated" in columns) * rates * (2 * begun + once * int(moments))),
         free=free_disk_bytes(),
         history=rates
         * sum(name in ("federated", "without") for name in columns)
