@@ -126,6 +126,29 @@ def test_columns_without_a_word_are_left_out() -> None:
     assert all("forgotten" not in note and "memory" not in note for note in notes(rows))
 
 
+def _rated(value: float, accuracy: float = 0.5) -> dict[str, Any]:
+    majority = {"mean": 0.2, "worst_decile": 0.1}
+    found = summary(value, metric="macro_f1", task="classify", extra_columns={"majority": majority})
+    found["columns"]["federated"] = {"mean": value, "worst_decile": 0.1}
+    found["extra"] |= {"federated.accuracy": accuracy, "majority.accuracy": 0.5}
+    return found
+
+
+def test_a_method_that_answers_the_majority_class_is_told() -> None:
+    rows = comparison_rows(
+        [
+            Outcome(method="still", summaries={0: _rated(0.2), 1: _rated(0.2), 2: _rated(0.3)}, wanted=3),
+            Outcome(method="near", summaries={0: _rated(0.2, accuracy=0.51)}, wanted=1),
+        ]
+    )
+    assert [row.constant_seeds for row in rows] == [2, 0], "the same score by other answers is not constant"
+    page = comparison_markdown(rows)
+    assert "| majority |" in page.splitlines()[0]
+    assert "(= on 2 of 3)" in page
+    assert any("still on 2 of 3 seeds" in note and "near" not in note for note in notes(rows))
+    assert [row["constant_seeds"] for row in csv.DictReader(io.StringIO(comparison_csv(rows)))] == ["2", "0"]
+
+
 def test_nothing_run_is_a_table_too() -> None:
     rows = comparison_rows([Outcome(method="a", summaries={}, wanted=3)])
     assert "0 of 3" in shown(rows)

@@ -18,6 +18,7 @@ from typing import Any, final
 
 from lichen.core.errors import LichenError
 from lichen.present.column_names import column_in_files
+from lichen.tasks.registry import task_of
 
 __all__ = ["ComparisonRow", "Outcome", "Spread", "comparison_rows", "mean_and_std"]
 
@@ -74,6 +75,10 @@ class ComparisonRow:
         value: The federated column's mean over clients.
         worst: Its mean over the worst tenth of clients.
         base: The foundation model's as it is.
+        constant: What one answer to every row scores, the one that serves all training rows best, such as the most
+            frequent class.
+        constant_name: What files call it, such as ``majority``.
+        constant_seeds: On how many seeds the row's own scores are exactly those: nothing of the rows was learned.
         forgotten_before: Perplexity on a text nobody trained on, before.
         forgotten_after: The same after.
         client_up: Bytes from a client for one training.
@@ -103,6 +108,9 @@ class ComparisonRow:
     value: Spread | None = None
     worst: Spread | None = None
     base: Spread | None = None
+    constant: Spread | None = None
+    constant_name: str = ""
+    constant_seeds: int = 0
     forgotten_before: Spread | None = None
     forgotten_after: Spread | None = None
     client_up: float | None = None
@@ -163,6 +171,8 @@ def _row(outcome: Outcome) -> ComparisonRow:
     runs = [outcome.summaries[seed] for seed in sorted(outcome.summaries)]
     if not runs:
         return ComparisonRow(method=outcome.method, wanted=outcome.wanted, memory=outcome.memory, faults=outcome.faults)
+    labels = task_of(runs[0]["task"]).labels
+    constant = labels.baseline if labels is not None else ""
 
     def score(column: str, part: str) -> Spread | None:
         name = column_in_files(column)
@@ -187,6 +197,9 @@ def _row(outcome: Outcome) -> ComparisonRow:
         wanted=outcome.wanted,
         value=score(outcome.column, "mean"),
         worst=score(outcome.column, "worst_decile"),
+        constant=score(constant, "mean") if constant else None,
+        constant_name=constant,
+        constant_seeds=sum(_is_constant(run, column_in_files(outcome.column), constant) for run in runs),
         faults=outcome.faults,
     )
     if outcome.column != "federated":
@@ -213,3 +226,12 @@ def _row(outcome: Outcome) -> ComparisonRow:
         target_seconds=extra("target.seconds"),
         validation_counted=any(run["traffic"] is not None and run["traffic"]["validation"] for run in runs),
     )
+
+
+def _is_constant(run: Mapping[str, Any], column: str, constant: str) -> bool:
+    """Whether every score of a column is the constant answer's: over clients, and by each metric over all rows."""
+    theirs = run["extra_columns"].get(constant)
+    if theirs is None or run["columns"].get(column, run["extra_columns"].get(column)) != theirs:
+        return False
+    own = {key: value for key, value in run["extra"].items() if key.startswith(f"{constant}.")}
+    return all(run["extra"].get(column + key.removeprefix(constant)) == value for key, value in own.items())

@@ -53,6 +53,12 @@ def _part_reached(row: ComparisonRow) -> str:
     return f"{row.reached} of {len(row.seeds)}"
 
 
+def _constant_text(row: ComparisonRow) -> str:
+    """What the constant answer scores, and on how many seeds the method is no better or worse than exactly that."""
+    met = f" (= on {row.constant_seeds} of {len(row.seeds)})" if row.constant_seeds else ""
+    return _spread_text(row.constant) + met
+
+
 def _by_all(row: ComparisonRow, value: Spread | None) -> float | None:
     """The mean, where every seed reached the target: only then do means compare."""
     return None if value is None or row.reached < len(row.seeds) else value.mean
@@ -77,10 +83,12 @@ def _heads(rows: Sequence[ComparisonRow]) -> list[_Head]:
     """The columns in which at least one row has something to say."""
     metric = next((row.metric for row in rows if row.metric), "score")
     higher = next((row.higher_is_better for row in rows if row.metric), True)
+    constant = next((row.constant_name for row in rows if row.constant_name), "constant")
     heads = [
         _Head(name=metric, write=lambda r: _spread_text(r.value), rank=lambda r: _mean(r.value), higher=higher),
         _Head(name="worst decile", write=lambda r: _spread_text(r.worst), rank=lambda r: _mean(r.worst), higher=higher),
         _Head(name="base", write=lambda r: _spread_text(r.base)),
+        _Head(name=constant, write=_constant_text),
         _Head(name="forgotten", write=_forgotten_text, rank=lambda r: _mean(r.forgotten_after)),
         _Head(
             name="time to target",
@@ -137,6 +145,14 @@ def notes(rows: Sequence[ComparisonRow]) -> tuple[str, ...]:
     if metric:
         way = "higher" if higher else "lower"
         lines.append(f"{metric}: {way} is better; mean over clients, ± sample standard deviation over seeds.")
+    if any(row.constant is not None for row in rows):
+        name = next(row.constant_name for row in rows if row.constant_name)
+        lines.append(f"{name}: one answer for every row, the one that serves the training rows best.")
+    constant = [f"{row.method} on {row.constant_seeds} of {len(row.seeds)} seeds" for row in rows if row.constant_seeds]
+    if constant:
+        lines.append(
+            f"= on: every score is that of this constant answer, so nothing was learned: {', '.join(constant)}."
+        )
     if "forgotten" in names:
         lines.append("forgotten: perplexity on a text nobody trained on, before → after; lower is better.")
     if "time to target" in names:
@@ -206,9 +222,9 @@ def comparison_csv(rows: Sequence[ComparisonRow]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     reached = ("target_rounds", "target_bytes", "target_seconds")
-    spreads = ("value", "worst", "base", "forgotten_before", "forgotten_after", *reached)
+    spreads = ("value", "worst", "base", "constant", "forgotten_before", "forgotten_after", *reached)
     costs = ("client_up", "client_down", "train_up", "train_down", "total", "memory")
-    plain = (*costs, "calls", "written", "seconds", "rounds", "target", "reached")
+    plain = (*costs, "calls", "written", "seconds", "rounds", "target", "reached", "constant_seeds")
     writer.writerow(
         [
             "method",
