@@ -277,7 +277,9 @@ def watched(copy: Path, test: str, out: Path) -> int:
     code = pytest_in(copy, [test], watch)
     seconds, lines = time.monotonic() - start, watch.lines()
     tests = {node: {"seconds": took, "lines": lines.get(node, [])} for node, took in watch.seconds.items()}
-    out.write_text(json.dumps({"seconds": seconds, "code": code, "setup": lines.get(SETUP, []), "tests": tests}))
+    out.write_text(
+        json.dumps({"seconds": seconds, "code": code, "setup": lines.get(SETUP, []), "tests": tests}), encoding="utf-8"
+    )
     return code
 
 
@@ -314,7 +316,7 @@ def tried(mutant: Mutant, copy: Path, maps: Mapping[str, Any], budget: float, lo
         finally:
             file.write_bytes(source)
         verdict = {0: "survived", -1: "caught"}.get(code, "caught")
-        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", log.read_text(errors="replace"), re.M)
+        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", log.read_text(encoding="utf-8", errors="replace"), re.M)
         by = "time" if code == -1 else failed[0] if failed else f"exit {code}" if code else ""
     took = round(time.monotonic() - start, 1)
     return {**asdict(mutant), "verdict": verdict, "by": by, "tests": len(tests), "left_out": left, "seconds": took}

@@ -142,7 +142,7 @@ def measure(folder: Path) -> dict[str, float]:
 
 def resident_bytes() -> int:
     """Memory of this process now (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> None:

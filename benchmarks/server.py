@@ -136,8 +136,8 @@ def close(what: str, m: int, n: int, clients: int, threads: int) -> dict[str, fl
 def peak_bytes(*, anew: bool = False) -> int:
     """The most memory this process has held at once, since its start or since it was asked ``anew`` (Linux)."""
     if anew:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 

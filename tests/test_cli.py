@@ -91,7 +91,7 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
     monkeypatch.setitem(sys.modules, "lichen.recipes.run", fake)
     monkeypatch.setattr(lichen.recipes, "run", fake, raising=False)
     monkeypatch.chdir(tmp_path)
-    Path("r.yaml").write_text(RECIPE)
+    Path("r.yaml").write_text(RECIPE, encoding="utf-8")
     return fake
 
 
@@ -253,7 +253,7 @@ def test_a_crash_keeps_its_traceback_in_a_file(build: Build, capsys: pytest.Capt
     assert cli.main(["run", "r.yaml", "--out", "x", "--quiet"]) == 1
     err = capsys.readouterr().err.removeprefix("a library prints\n")
     assert err == "lichen failed: RuntimeError: boom (the traceback is in x/crash.txt)\n"
-    assert "Traceback" in Path("x/crash.txt").read_text()
+    assert "Traceback" in Path("x/crash.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -270,7 +270,7 @@ COMPARISON = "base: r.yaml\nmethods:\n  small:\n  large: {federation.rounds: 20}
 
 
 def test_a_comparison_ends_with_its_table(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("c.yaml").write_text(COMPARISON)
+    Path("c.yaml").write_text(COMPARISON, encoding="utf-8")
     build.signed = True
     assert cli.main(["compare", "c.yaml", "--seeds", "0,5", "-s", "federation.local_steps=2", "--quiet"]) == 0
     seen = [(c["recipe"].name, c["recipe"].seed, c["recipe"].federation.local_steps) for c in build.calls]
@@ -282,7 +282,7 @@ def test_a_comparison_ends_with_its_table(build: Build, capsys: pytest.CaptureFi
 
 
 def test_a_comparison_as_json_in_sittings(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("c.yaml").write_text(COMPARISON)
+    Path("c.yaml").write_text(COMPARISON, encoding="utf-8")
     words = ["compare", "c.yaml", "--seeds", "0", "--json", "--out", "x"]
     assert cli.main([*words, "--minutes", "0.0000001"]) == 0
     out, err = capsys.readouterr()
@@ -300,7 +300,7 @@ def test_a_comparison_as_json_in_sittings(build: Build, capsys: pytest.CaptureFi
 def test_init_writes_a_recipe_that_reads(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
     from lichen.recipes.schema.read import read_recipe
 
-    Path("rows.jsonl").write_text('{"user": "a", "text": "hello"}\n{"user": "b", "text": "hi"}\n')
+    Path("rows.jsonl").write_text('{"user": "a", "text": "hello"}\n{"user": "b", "text": "hi"}\n', encoding="utf-8")
     assert cli.main(["init", "rows.jsonl", "--out", "new/mine.yaml"]) == 0
     assert read_recipe("new/mine.yaml").data.columns == {"client": "user", "text": "text"}
     assert "lichen run new/mine.yaml" in capsys.readouterr().err
@@ -310,7 +310,9 @@ def test_init_takes_what_the_user_says(build: Build, capsys: pytest.CaptureFixtu
     from lichen.recipes.schema.read import read_recipe
 
     row = {"what": "say it in French", "given": "good day to you", "told": "bonjour", "who": "a"}
-    Path("rows.jsonl").write_text("".join(json.dumps({**row, "who": "ab"[i % 2]}) + "\n" for i in range(9)))
+    Path("rows.jsonl").write_text(
+        "".join(json.dumps({**row, "who": "ab"[i % 2]}) + "\n" for i in range(9)), encoding="utf-8"
+    )
     words = [*("--prompt", "what", "--prompt", "given", "--completion", "told"), *("--client", "who")]
     words += ["--model", "org/name", "--task", "chat"]
     assert cli.main(["init", "rows.jsonl", *words]) == 0
@@ -332,7 +334,7 @@ def test_init_asks_at_a_terminal(
     from lichen.recipes.schema.read import read_recipe
 
     rows = [{"words": f"some words, number {i}", "mood": "ab"[i % 2], "wing": "xy"[i % 2]} for i in range(9)]
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     typed = io.StringIO("7\n2\n")
     monkeypatch.setattr(typed, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdin", typed)
@@ -416,13 +418,13 @@ def test_a_run_that_learned_nothing_says_so_everywhere(
     assert err.count("NOTHING LEARNED: no client's training counts") == 4
     assert f"NOTHING LEARNED: {told}" in err
     assert "NOTHING LEARNED" in out
-    assert json.loads(Path("bad/summary.json").read_text())["failures"] == [told]
+    assert json.loads(Path("bad/summary.json").read_text(encoding="utf-8"))["failures"] == [told]
     assert cli.main(["run", "--resume", "bad", "--quiet"]) == 3
     assert told in capsys.readouterr().out
     assert cli.main(["run", "digits", *few, "-s", "optimizer.lr=[1e30, 0.3]", "--out", "mixed"]) == 0
     out, err = capsys.readouterr()
     assert "NOTHING LEARNED" not in out
-    summary = json.loads(Path("mixed/summary.json").read_text())
+    summary = json.loads(Path("mixed/summary.json").read_text(encoding="utf-8"))
     assert (summary["failures"], summary["extra"]["lr.federated.failed"]) == ([], "1e+30")
     assert cli.main(["compare", "digits", *few, "-s", "optimizer.lr=[1e30]", "--seeds", "0", "--out", "page"]) == 1
     assert told.replace("1e+30, 1e+35", "1e+30") in capsys.readouterr().out

@@ -47,11 +47,11 @@ def one_sentence(error: str) -> str:
 @pytest.fixture
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("file").write_text("mine")
+    Path("file").write_text("mine", encoding="utf-8")
     Path("own").mkdir()
     rows = [{"client": f"c{i % 4}", "text": f"some words {i} and more of them"} for i in range(40)]
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Path("scratch.yaml").write_text(SCRATCH)
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    Path("scratch.yaml").write_text(SCRATCH, encoding="utf-8")
 
 
 @pytest.mark.usefixtures("_home")
@@ -82,7 +82,7 @@ def test_a_place_or_a_size_that_cannot_be_is_one_sentence(
     assert told in one_sentence(capsys.readouterr().err)
     assert sorted(Path().iterdir()) == before
     assert list(Path("own").iterdir()) == []
-    assert Path("file").read_text() == "mine"
+    assert Path("file").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.usefixtures("_home")

@@ -64,17 +64,19 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "lichen.recipes.plan.plan", plan)
     monkeypatch.setattr(lichen.recipes, "plan", plan, raising=False)
     monkeypatch.chdir(tmp_path)
-    Path("r.yaml").write_text("task: chat\nmodel: {name: tiny}\ndata: {name: rows.jsonl}\n")
-    Path("c.yaml").write_text(json.dumps({"question": EVIL, "base": "r.yaml", "methods": {"one": {}}}))
+    Path("r.yaml").write_text("task: chat\nmodel: {name: tiny}\ndata: {name: rows.jsonl}\n", encoding="utf-8")
+    Path("c.yaml").write_text(
+        json.dumps({"question": EVIL, "base": "r.yaml", "methods": {"one": {}}}), encoding="utf-8"
+    )
     (tmp_path / f"cache{EVIL}" / "prepared").mkdir(parents=True)
     (tmp_path / f"cache{EVIL}" / "prepared" / "a.safetensors").write_text("x")
     monkeypatch.setenv("LICHEN_CACHE", str(tmp_path / f"cache{EVIL}"))
     hostile_summary(Path("foreign"))
     hostile_summary(Path("second"))
     rows = [{f"text{EVIL}": f"some words {i}", f"who{EVIL}": i % 2, "label": EVIL + "ab"[i % 2]} for i in range(20)]
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Path("bad.jsonl").write_text(json.dumps({f"id{EVIL}": 5}) + "\n")
-    Path(f"odd{EVIL}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    Path("bad.jsonl").write_text(json.dumps({f"id{EVIL}": 5}) + "\n", encoding="utf-8")
+    Path(f"odd{EVIL}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 WALK: dict[str, list[list[str]]] = {

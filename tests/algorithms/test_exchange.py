@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lichen.algorithms.exchange import PredictionExchange, by_architecture, score_architectures
+from lichen.core.collecting.admission import Admission, Limits
 from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
@@ -96,6 +97,20 @@ def test_bytes_are_answers_alone(ran: Ran) -> None:
         assert 0 <= report.bytes_down - CLIENTS * rows * classes * 3 < CLIENTS * 3000
     assert [("valid" in r.metrics) for r in ran.reports] == [False, False, True]
     assert {f"valid/{kind}" for kind in KINDS} <= ran.reports[-1].metrics.keys()
+
+
+@pytest.mark.parametrize("work", ["train", "predict", "learn"])
+def test_a_client_that_claims_more_than_it_can_bring_is_left_out_of_that_step_alone(work: str, tmp_path: Path) -> None:
+    def limits(task: str, client: int) -> Limits:
+        return Limits(weight=1e-3) if client == 2 and task.startswith(f"{work}/") else Limits()
+
+    reports: list[Report] = []
+    there = engine(tmp_path, steps=2, digest_steps=2)
+    judged = exchange(admission=Admission(limits=limits))
+    run(judged, there, Shared, rounds=2, seed=5, checkpoint=tmp_path / "state", observers=[reports.append])
+    refused = [dict(report.attendance.refused) for report in reports]
+    assert refused == ([{"weight": 1}, {}] if work == "train" else [{}, {"weight": 1}])
+    assert all(refusal.client == 2 for report in reports for refusal in report.attendance.named)
 
 
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_what_a_kill_left_is_no_door(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("precious")
     (tmp_path / "new").symlink_to(other)
-    with open(private.create(tmp_path / "new"), "w") as file:
+    with open(private.create(tmp_path / "new"), "w", encoding="utf-8") as file:
         file.write("private")
     assert other.read_text() == "precious"
     assert not (tmp_path / "new").is_symlink()

@@ -75,7 +75,7 @@ def save_rows(file: Path, shape: Literal["pair", "messages", "label"], *, client
                 "label": {"said": answer, "mood": ("calm", "glad", "sad")[(row + c) % 3]},
             }[shape]
             lines.append(json.dumps({"who": f"person-{c}", **told}))
-    file.write_text("\n".join(lines) + "\n")
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
 
 

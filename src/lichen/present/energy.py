@@ -51,7 +51,7 @@ class Counter:
 
 
 def _microjoules(file: Path) -> float:
-    return int(file.read_text()) / 1e6
+    return int(file.read_text(encoding="utf-8")) / 1e6
 
 
 def rapl_counters(folder: Path = POWERCAP) -> tuple[Counter, ...]:

@@ -309,7 +309,7 @@ def _forget_peak() -> None:
     gc.collect()
     give_back()
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def _measure(method: Method, out: Path, say: Say) -> None:

@@ -161,7 +161,7 @@ def test_kept_rows_are_mapped(tmp_path: Path) -> None:
     assert torch.equal(found["x"], big["x"])
     maps = Path("/proc/self/maps")
     if maps.exists():
-        assert str(tmp_path / "k.safetensors") in maps.read_text()
+        assert str(tmp_path / "k.safetensors") in maps.read_text(encoding="utf-8")
 
 
 def source(folder: Path) -> Path:

@@ -173,12 +173,13 @@ def test_weights_in_their_stored_dtype_are_mapped_and_not_copied(tmp_path: Path)
         pytest.skip("needs Linux")
     folder = save_model(tmp_path / "model")
     held, _ = load_causal(folder)
-    assert str(folder / "model.safetensors") in maps.read_text()
+    assert str(folder / "model.safetensors") in maps.read_text(encoding="utf-8")
     before = base_digest(held)
     del held
     gc.collect()
-    assert str(folder / "model.safetensors") not in maps.read_text()
+    assert str(folder / "model.safetensors") not in maps.read_text(encoding="utf-8")
     converted, _ = load_causal(folder, dtype="bfloat16")
-    assert str(folder / "model.safetensors") not in maps.read_text()  # the file is let go of once converted
+    mapped = maps.read_text(encoding="utf-8")  # the file is let go of once converted
+    assert str(folder / "model.safetensors") not in mapped
     assert base_digest(converted) != before
     assert base_digest(load_causal(folder)[0]) == before

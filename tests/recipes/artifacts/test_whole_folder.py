@@ -109,8 +109,8 @@ def stopped(whole: dict[str, Any], out: Path) -> Path:
 
 
 def edited(file: Path, change: Callable[[list[Any]], list[Any]]) -> None:
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    file.write_text("".join(json.dumps(row) + "\n" for row in change(rows)))
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in change(rows)), encoding="utf-8")
 
 
 CHANGES: dict[str, Callable[[list[Any]], list[Any]]] = {

@@ -23,7 +23,7 @@ def _rows(file: Path) -> list[str]:
         text = f"w{(7 * i) % 40 + 20} {('w10 w11', 'w12 w13', 'w14 w15')[i % 3]} w{(11 * i) % 40 + 20}"
         lines.append({"client": f"shop-{i % 2}", "text": text, "label": ("calm", "spam", "urgent")[i % 3]})
         texts.append(text)
-    file.write_text("\n".join(json.dumps(line) for line in lines))
+    file.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     return texts
 
 

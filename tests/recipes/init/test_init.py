@@ -24,7 +24,7 @@ from lichen.recipes.schema.yaml import load_yaml
 
 
 def jsonl(path: Path, rows: Sequence[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
@@ -55,7 +55,7 @@ def test_messages(tmp_path: Path) -> None:
 def test_labels_in_every_format(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"b.{ending}"
     if ending == "csv":
-        with open(path, "w", newline="") as file:
+        with open(path, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, CLASSES[0].keys())
             writer.writeheader()
             writer.writerows(CLASSES)

@@ -43,3 +43,14 @@ def test_a_run_spends_what_its_plan_counts(tmp_path: Path) -> None:
     train, valid = counted(by_column["alone"], everyone)
     assert (work_items["alone"]["alone"].clients, work_items["alone"]["alone.keep"].clients) == (train, valid)
     assert 0 < train < everyone * (3 + 3 + 2)
+
+
+def test_one_rate_is_scored_once_and_is_not_chosen_on_validation_rows() -> None:
+    def scored(*changes: str) -> int:
+        experiment = open_recipe(lichen.read_recipe("digits", [*GRID, *changes])).experiment
+        items = {item.kind: item for item in budget(experiment, invitations(experiment))["alone"]}
+        return items["alone.score"].clients // len(experiment.server.roster)
+
+    assert scored("optimizer.lr=0.1", "optimizer.grid_rounds=null") == 1
+    assert scored("federation.rounds=10") == 1 + 2 + 1, "each rate after its trial, the chosen one again at the end"
+    assert scored("optimizer.grid_rounds=null") == 1 + 2, "no rate goes on after its trial"

@@ -165,6 +165,7 @@ def test_a_small_network_and_the_command(
     told = json.loads(capsys.readouterr().out)
     assert told["bytes"]["up"] == sent.up
     assert told["problems"] == []
+    assert told["read"], "what was read stands in the plan"
     assert cli.main(["plan", "digits", *words]) == 0
     out = capsys.readouterr().out
     for row in ("loading", "federated", "alone", "sent in all", "memory", "energy", "4.8k trained"):

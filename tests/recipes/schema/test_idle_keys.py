@@ -36,6 +36,16 @@ JUDGED = [PUBLIC, "teacher={select: true, may_see: [public, private]}"]
     ("recipe", "words", "where"),
     [
         (CHAT, [MEZO, "federation.aggregate=fedsa"], "federation.aggregate"),
+        (
+            CHAT,
+            ["optimizer.name=kseed", "model.adapter.kind=full", "federation.aggregate=fedex"],
+            "federation.aggregate",
+        ),
+        (
+            CHAT,
+            ["optimizer.name=cma", "model.adapter.kind=prompt", "federation.aggregate=fedex"],
+            "federation.aggregate",
+        ),
         (CHAT, [MEZO, "optimizer.prox=0.1"], "optimizer.prox"),
         (CHAT, [MEZO, "optimizer.weight_decay=0.1"], "optimizer.weight_decay"),
         (CLASSES, [MEZO, "semi.kind=fixmatch", "data.labels=5"], "semi"),

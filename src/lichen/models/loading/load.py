@@ -43,7 +43,7 @@ def slow_dtype(dtype: str, device: str) -> str:
     if dtype != "bfloat16" or not device.startswith("cpu"):
         return ""
     try:
-        lines = _CPU_INFO.read_text(errors="replace").splitlines()
+        lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
     features = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}

@@ -251,7 +251,7 @@ def _private_files(store: Path) -> list[tuple[int, int, str]]:
 
 def _former_number(file: Path) -> float | None:
     try:
-        found = float(file.read_text())
+        found = float(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if 0 <= found < float("inf") else None

@@ -20,7 +20,7 @@ __all__ = ["MemoryMeter"]
 def _field(file: str, name: str) -> int | None:
     """A line such as ``VmRSS:  1234 kB``, in bytes."""
     try:
-        lines = Path(file).read_text().splitlines()
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
@@ -75,7 +75,7 @@ class MemoryMeter:
             torch.cuda.reset_peak_memory_stats(self._cuda)
             return
         try:
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         except OSError:
             return
 
