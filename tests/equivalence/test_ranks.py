@@ -50,7 +50,17 @@ def differing(a: Path, b: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("aggregate", "counts", "more"),
     [
-        ("fedit", (2, 4), {"compare": {"baselines": ["base", "alone", "pooled"], "forms": ["plain"]}}),
+        (
+            "fedit",
+            (2, 4),
+            {
+                "compare": {
+                    "baselines": ["base", "alone", "alone_best", "pooled"],
+                    "forms": ["plain"],
+                    "alone_epochs": 3,
+                }
+            },
+        ),
         ("fedex", (2,), {"optimizer": {"lr": [0.02, 0.1], "grid_rounds": 1}}),
     ],
 )

@@ -41,6 +41,14 @@ def test_rows_read_back_with_their_names(tmp_path: Path) -> None:
             assert not any(cell.startswith(("=", "+", "@", "\t")) for cell in line)
 
 
+def test_a_gain_is_over_the_stronger_column_for_every_client() -> None:
+    scores = {"alone": [1.0, 5.0], "alone_best": [2.0, 1.0], "federated": [1.5, 1.5]}
+    rows = client_rows(["a", "b"], [], scores, higher_is_better=False)
+    assert [row["gain"] for row in rows] == [0.5, -0.5]
+    rows = client_rows(["a", "b"], [], scores, higher_is_better=True)
+    assert [row["gain"] for row in rows] == [0.5, -3.5]
+
+
 def test_a_missing_or_damaged_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(LichenError, match="no results by client"):
         read_clients(tmp_path)

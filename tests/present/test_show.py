@@ -222,6 +222,16 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_stronger_column_of_training_alone_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = labels(monkeypatch)
+    clients = [{"name": f"c{i}", "alone": 0.5, "alone_best": 0.6 + i / 10, "federated": 0.75} for i in range(4)]
+    clients_png(tmp_path, clients, "accuracy", True)
+    dots = {c.get_label(): c.get_offsets() for c in kept[0].axes[0].collections if not c.get_label().startswith("_")}
+    assert set(dots) == {"alone_best", "federated"}
+    assert sorted(x for x, _ in dots["alone_best"]) == pytest.approx([0.6, 0.7, 0.8, 0.9])
+    assert "50 % of 4 clients gain over alone_best" in kept[0].get_suptitle()
+
+
 @pytest.mark.parametrize("number", [1, 4, 60, 500])
 def test_clients_are_sorted_by_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     kept = labels(monkeypatch)

@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from lichen import cli
 from lichen.core.contracts.algorithm import Report
 from lichen.core.errors import LichenError
-from lichen.present.summary import check_summary, read_summary, share_gaining, traffic_of, worst_decile
+from lichen.present.report import summary_table
+from lichen.present.summary import (
+    check_summary,
+    read_summary,
+    share_gaining,
+    stronger_alone,
+    traffic_of,
+    worst_decile,
+)
 
 SUMMARY: dict[str, Any] = {
     "name": "small-talk",
@@ -33,6 +41,7 @@ SUMMARY: dict[str, Any] = {
     },
     "extra_columns": {"alone, tuned": {"mean": 18.0, "worst_decile": 33.0}},
     "share_gaining": 0.9,
+    "gaining_over": "alone",
     "clients": 50,
     "bytes_up": 1_000_000,
     "bytes_down": 2_000_000,
@@ -95,6 +104,7 @@ SUMMARY: dict[str, Any] = {
 KEYS = [
     *("name", "question", "task", "metric", "higher_is_better", "columns", "extra_columns", "share_gaining"),
     *(
+        "gaining_over",
         "clients",
         "bytes_up",
         "bytes_down",
@@ -113,7 +123,7 @@ KEYS = [
     ),
 ]
 
-MAY_LACK = ("energy_joules", "traffic", "attendance", "training", "failures", "read")
+MAY_LACK = ("gaining_over", "energy_joules", "traffic", "attendance", "training", "failures", "read")
 
 
 def test_the_keys_are_pinned() -> None:
@@ -124,7 +134,15 @@ def test_the_keys_are_pinned() -> None:
 
 def test_summaries_of_older_runs_lack_energy_and_traffic() -> None:
     older = {name: value for name, value in SUMMARY.items() if name not in MAY_LACK}
-    missing = {"energy_joules": None, "traffic": None, "attendance": None, "training": {}, "failures": [], "read": None}
+    missing = {
+        "gaining_over": None,
+        "energy_joules": None,
+        "traffic": None,
+        "attendance": None,
+        "training": {},
+        "failures": [],
+        "read": None,
+    }
     assert check_summary(older) == {**SUMMARY, **missing}
     with pytest.raises(LichenError, match="energy_joules"):
         check_summary({**SUMMARY, "energy_joules": -1.0})
@@ -332,3 +350,22 @@ def test_any_number_that_fits_is_shown(tmp_path: Path, value: float, capsys: pyt
     assert cli.main(["report", str(tmp_path)]) == 0
     assert cli.main(["report", str(tmp_path), str(tmp_path)]) == 0
     assert "small-talk" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_federation_is_held_against_the_stronger_column_of_training_alone(higher: bool) -> None:
+    worse, better = ([0.4, 0.6], [0.9, 0.3]) if higher else ([0.9, 0.3], [0.4, 0.6])
+    joined = {"federated": [1.0, 1.0], "pooled": [2.0, 2.0]}
+    assert stronger_alone({**joined, "alone": worse, "alone_best": better}, higher) == "alone_best"
+    assert stronger_alone({**joined, "alone": better, "alone_best": worse}, higher) == "alone"
+    assert stronger_alone({**joined, "alone_best": worse}, higher) == "alone_best"
+    assert stronger_alone({**joined, "alone": [float("nan"), 1.0], "alone_best": worse}, higher) == "alone_best"
+    assert stronger_alone(joined, higher) is None
+
+
+def test_a_table_names_what_gains_are_held_against_and_puts_the_two_side_by_side() -> None:
+    scores = {"alone_best": {"mean": 17.0, "worst_decile": 35.0}, "majority": {"mean": 90.0, "worst_decile": 99.0}}
+    table = summary_table(check_summary({**SUMMARY, "extra_columns": scores, "gaining_over": "alone_best"}))
+    names = [str(cell) for cell in table.columns[0].cells]
+    assert names[:5] == ["base", "alone", "alone_best", "federated", "majority"]
+    assert "clients gaining over alone_best" in names

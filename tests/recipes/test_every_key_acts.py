@@ -110,6 +110,7 @@ ROUNDS: dict[str, dict[str, Any]] = {
     "epochs": {"federation": {"local_epochs": 1, "local_steps": None}},
     "pieces": {"federation": {"gradient_accumulation_steps": 2}},
     "rows": {"federation": {"weighting": "rows"}},
+    "no budget": {"compare": {"baselines": ["alone_best"]}},
     "grid": {"optimizer": {"lr": [0.02, 0.01], "grid_rounds": 1, "warmup": 1, "schedule": "cosine"}},
 }
 DIMENSIONS: dict[str, dict[str, dict[str, Any]]] = {

@@ -34,7 +34,13 @@ from lichen.recipes.assemble.experiment import Experiment, metric_of
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.assemble.parts import algorithm_of, client_tasks, initial_shared, lr_scale, stop_of
 from lichen.recipes.assemble.run_folder import RunFolder
-from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment, trial_rounds
+from lichen.recipes.assemble.workload import (
+    Unbudgeted,
+    alone_rounds,
+    pooled_experiment,
+    trial_rounds,
+    unbudgeted,
+)
 from lichen.recipes.help import foundation_models
 from lichen.recipes.help.foundation_models import FMRegistry
 from lichen.recipes.help.steps import apply_help
@@ -220,6 +226,7 @@ class Builder:
             out.append(client_tasks(pooled_experiment(loaded.experiment)))
         if "alone" in recipe.compare.baselines:
             out.append(alone_rounds(loaded.experiment.server))
+        out += _free(recipe, unbudgeted(loaded.experiment.server))
         compare = recipe.compare
         if recipe.writes and "base" in compare.baselines:
             out.append(compare.forms)
@@ -247,6 +254,7 @@ class Builder:
         from lichen.recipes.assemble.heterogeneous import open_heterogeneous
         from lichen.recipes.assemble.heterogeneous_parts import (
             admission_of_architectures,
+            alone_steps,
             averaged_tasks,
             private_tasks,
         )
@@ -260,8 +268,15 @@ class Builder:
             admission = admission_of_architectures(made, tasks)
             out += [tasks, _algorithm(made, lr, recipe.federation.rounds, admission)]
         out += [alone_rounds(made.server), trial_rounds(recipe, recipe.federation.rounds), paces(recipe)]
+        out += _free(recipe, unbudgeted(made.server, steps=alone_steps(made)))
         block = block_size_of(recipe, ClientStore(folder.path / "x"))
         return [*out, block, recipe.model.device]
+
+
+def _free(recipe: Recipe, free: Unbudgeted) -> list[Any]:
+    """How long clients of alone_best train, and how fast, where it is a column."""
+    apart = "alone_best" in recipe.compare.baselines
+    return [free, [free.lr_scale(r) for r in range(free.rounds)]] if apart else []
 
 
 class SolvedError(Exception):

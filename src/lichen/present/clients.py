@@ -17,7 +17,7 @@ from lichen.core.errors import LichenError
 from lichen.core.files.manifest import MANIFEST, check
 from lichen.present.cells import read_cell, text_cell
 from lichen.present.column_names import column_title
-from lichen.present.summary import COLUMNS
+from lichen.present.summary import COLUMNS, stronger_alone
 from lichen.present.table import new_table
 from lichen.present.units import score_text
 
@@ -45,14 +45,16 @@ def client_rows(
         names: The clients.
         counts: Their rows by part; none at all where they are not known.
         scores: By column, one a client.
-        higher_is_better: What a gain is: how much better ``federated`` is than ``alone``, positive if it is.
+        higher_is_better: What a gain is: how much better ``federated`` is than ``alone``, positive if it is; than
+            ``alone_best`` where that is better on average.
     """
     columns = [*COLUMNS, *(name for name in scores if name not in COLUMNS)]
     sign = 1.0 if higher_is_better else -1.0
+    against = stronger_alone(scores, higher_is_better) or "alone"
     rows = []
     for place, name in enumerate(names):
         mine = {column: _finite(scores[column][place]) if column in scores else None for column in columns}
-        alone, joined = mine["alone"], mine["federated"]
+        alone, joined = mine[against], mine["federated"]
         known = counts[place] if counts else {}
         rows.append(
             {

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["compare_table", "summary_table", "training_text"]
 
 
+_ORDER = ("base", "alone", "alone_best", "federated", "pooled")
+
+
 def _metric(summary: Mapping[str, Any]) -> str:
     return f"{summary['metric']} ({'higher' if summary['higher_is_better'] else 'lower'} is better)"
 
@@ -27,8 +30,9 @@ def _percent(share: float | None) -> str:
 
 
 def _scores(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
-    found = {name: summary["columns"][name] for name in COLUMNS if summary["columns"][name] is not None}
-    return {**found, **{column_title(name): score for name, score in summary["extra_columns"].items()}}
+    columns = {**summary["columns"], **summary["extra_columns"]}
+    order = (*_ORDER, *(name for name in columns if name not in _ORDER))
+    return {column_title(name): columns[name] for name in order if columns.get(name) is not None}
 
 
 def _worst(score: Mapping[str, Any]) -> str:
@@ -112,7 +116,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         "metric": _metric(summary),
         **_no_worst(summary),
         **{f"{column_title(name)} trained": training_text(training) for name, training in summary["training"].items()},
-        "clients gaining over alone": _percent(summary["share_gaining"]),
+        f"clients gaining over {summary.get('gaining_over') or 'alone'}": _percent(summary["share_gaining"]),
         **_copied(summary),
         "clients": str(summary["clients"]),
         "sent up": _sent(summary, "up"),
@@ -150,6 +154,8 @@ def compare_table(summaries: Sequence[Mapping[str, Any]], *, folders: Sequence[s
         raise LichenError("no runs to compare", where="report", fix="name the folders of finished runs")
     extra = sorted({column_title(name) for summary in summaries for name in summary["extra_columns"]})
     ways = [*COLUMNS, *extra]
+    if "alone_best" in extra:
+        ways = [way for way in _ORDER if way in ways] + [way for way in extra if way != "alone_best"]
     heads = ["run", *(["folder"] if folders else []), "metric", *ways, "gaining", "clients", "up", "down", "time"]
     table = new_table("mean / worst decile of the clients", *heads, numbers=heads[heads.index("metric") + 1 :])
     for position, summary in enumerate(summaries):

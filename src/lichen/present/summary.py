@@ -2,7 +2,7 @@
 
 A mean over clients hides those a federation leaves behind, so each column carries the mean of its
 worst tenth of clients too (the tail measure of fair federated learning), and the summary says how
-many clients gain over training alone.
+many clients gain over training alone: over the stronger column of it, where there are two.
 
 References:
     Li, Sanjabi, Beirami, Smith. "Fair Resource Allocation in Federated Learning". International
@@ -38,11 +38,15 @@ __all__ = [
     "check_summary",
     "read_summary",
     "share_gaining",
+    "stronger_alone",
     "traffic_of",
     "worst_decile",
 ]
 
 COLUMNS = ("base", "alone", "federated", "pooled")
+
+ALONE = ("alone", "alone_best")
+"""The columns of clients by themselves."""
 
 LARGEST = 16 << 20
 """Bytes of a summary at most: it may come from a stranger."""
@@ -140,8 +144,8 @@ class Attended(_Part):
 class Summary(_Part):
     """What ``summary.json`` holds: these keys, all of them, and no others.
 
-    ``energy_joules``, ``traffic``, ``attendance``, ``training``, ``failures`` and ``read`` alone may be missing, as
-    in summaries of older runs; null says that it was not measured, or that there is nothing to say.
+    ``gaining_over``, ``energy_joules``, ``traffic``, ``attendance``, ``training``, ``failures`` and ``read`` alone may
+    be missing, as in summaries of older runs; null says that it was not measured, or that there is nothing to say.
     """
 
     name: str
@@ -152,6 +156,9 @@ class Summary(_Part):
     columns: Columns
     extra_columns: dict[str, Score]
     share_gaining: Annotated[float, Field(ge=0, le=1)] | None
+    """Share of the clients with a better score in the federation than in ``gaining_over``."""
+    gaining_over: str | None = None
+    """The column of training alone that clients' gains are held against; null: ``alone``, where it was run."""
     clients: _Count
     bytes_up: _Count
     bytes_down: _Count
@@ -300,6 +307,25 @@ def worst_decile(values: Sequence[float], higher_is_better: bool) -> float:
         raise LichenError("needs a finite score of every client", where="worst_decile", fix="leave the others out")
     worst = sorted(values, reverse=not higher_is_better)[: max(1, len(values) // 10)]
     return math.fsum(worst) / len(worst)
+
+
+def stronger_alone(scores: Mapping[str, Sequence[float]], higher_is_better: bool) -> str | None:
+    """The column of training alone that the federation is held against: of two, the one with the better mean.
+
+    Args:
+        scores: By column, one score a client, those that are reported.
+        higher_is_better: What better means.
+
+    Returns:
+        Its name; None where there is none.
+
+    >>> stronger_alone({"alone": [0.5, 0.7], "alone_best": [0.9, 0.4], "federated": [1.0, 1.0]}, True)
+    'alone_best'
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    # A column that learned nothing worth a number is not the stronger one.
+    mean = {name: sign * math.fsum(scores[name]) / len(scores[name]) for name in ALONE if scores.get(name)}
+    return max(mean, key=lambda name: -math.inf if math.isnan(mean[name]) else mean[name], default=None)
 
 
 def share_gaining(alone: Sequence[float], federated: Sequence[float], higher_is_better: bool) -> float:

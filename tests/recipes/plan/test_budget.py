@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import lichen
 from lichen.present.trace import Event, read_trace
 from lichen.recipes.assemble.open import open_recipe
@@ -18,7 +20,8 @@ GRID = [
     "federation.local_steps=1",
     "optimizer.lr=[0.1,0.3]",
     "optimizer.grid_rounds=3",
-    "compare.baselines=[alone]",
+    "compare.baselines=[alone,alone_best]",
+    "compare.alone_epochs=3",
 ]
 
 
@@ -34,7 +37,7 @@ def test_a_run_spends_what_its_plan_counts(tmp_path: Path) -> None:
         name: {c.kind: c for c in column} for name, column in budget(experiment, invitations(experiment)).items()
     }
     events = read_trace(lichen.run(recipe, out=tmp_path / "run").folder)
-    by_column = {name: [e for e in events if e.column == name] for name in ("federated", "alone")}
+    by_column = {name: [e for e in events if e.column == name] for name in ("federated", "alone", "alone_best")}
     everyone, judges = len(experiment.server.roster), len(validators_of(experiment.server))
     train, valid = counted(by_column["federated"], judges)
     assert work_items["federated"]["train"].clients == train == 4 * (3 + 3 + 2)
@@ -54,3 +57,19 @@ def test_one_rate_is_scored_once_and_is_not_chosen_on_validation_rows() -> None:
     assert scored("optimizer.lr=0.1", "optimizer.grid_rounds=null") == 1
     assert scored("federation.rounds=10") == 1 + 2 + 1, "each rate after its trial, the chosen one again at the end"
     assert scored("optimizer.grid_rounds=null") == 1 + 2, "no rate goes on after its trial"
+
+
+@pytest.mark.parametrize("patience", [99, 1])
+def test_what_has_no_budget_spends_at_most_what_its_plan_counts(tmp_path: Path, patience: int) -> None:
+    recipe = lichen.read_recipe("digits", [*GRID, f"compare.alone_patience={patience}"])
+    experiment = open_recipe(recipe).experiment
+    items = {item.kind: item for item in budget(experiment, invitations(experiment))["alone_best"]}
+    events = [e for e in read_trace(lichen.run(recipe, out=tmp_path / "run").folder) if e.column == "alone_best"]
+    train = sum(len(e.report.clients) for e in events)
+    valid = sum(len(e.report.clients) for e in events if "valid" in e.report.metrics)
+    tokens = sum(e.report.tokens for e in events)
+    told = items["alone"].clients, items["alone"].workload.rows, items["alone.keep"].clients
+    if patience == 99:
+        assert told == (train, tokens, valid)
+    else:
+        assert all(spent < most for spent, most in zip((train, tokens, valid), told, strict=True))

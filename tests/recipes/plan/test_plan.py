@@ -75,7 +75,7 @@ GRIDS = [
     {
         "optimizer": {"lr": [0.01, 0.02]},
         "federation": {"rounds": 3, "clients_per_round": 2, "sampling": "poisson", "aggregate": "mean"},
-        "compare": {"baselines": ["alone"]},
+        "compare": {"baselines": ["alone", "alone_best"], "alone_epochs": 2, "alone_patience": 99},  # so to the end
     },
     {
         "optimizer": {"lr": [0.01, 0.5]},

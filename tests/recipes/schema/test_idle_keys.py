@@ -74,6 +74,10 @@ JUDGED = [PUBLIC, "teacher={select: true, may_see: [public, private]}"]
         (SMALL, [PUBLIC, "teacher={answer_format: all, top_k: 2}"], "teacher.top_k"),
         (SMALL, ["synthetic={iterations: 2}"], "synthetic.iterations"),
         (CHAT, ["optimizer.warmup=10"], "optimizer.warmup"),
+        (CHAT, ["compare={baselines: [alone], alone_epochs: 3}"], "compare.alone_epochs"),
+        (CHAT, ["compare={baselines: [alone], alone_patience: 3}"], "compare.alone_patience"),
+        (ONESHOT, ["compare.baselines=[alone_best]"], "compare.baselines"),
+        (CHAT, ["compare.baselines=[alone_best]", "optimizer={name: mezo}"], "compare.baselines"),
         (CHAT, ["optimizer={name: cma, population: 3}", "model.adapter.kind=prompt"], "optimizer.population"),
         (
             CHAT,

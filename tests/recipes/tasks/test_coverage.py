@@ -83,8 +83,9 @@ def test_a_default_run_says_how_little_it_sees_before_and_after(tmp_path: Path) 
 
 def test_columns_are_planned_as_they_are_run() -> None:
     made = changed(experiment(), rounds=3, clients_per_round=2)
-    told = planned(made, invitations(made), ("alone", "pooled", "base"))
-    assert set(told) == {"federated", "alone", "pooled"}
+    told = planned(made, invitations(made), ("alone", "alone_best", "pooled", "base"))
+    assert set(told) == {"federated", "alone", "alone_best", "pooled"}
+    assert 20 <= told["alone_best"].passes < 21.5
     assert told["federated"].rows == 3 * 2 * 3 * 4
     assert told["alone"].rows == 2 * 4 * 3 * 4  # two of three rounds, everybody
     assert told["pooled"].rows == told["federated"].rows

@@ -46,7 +46,9 @@ DIGITS = {
     "federation.sampling": "weighted",
     "federation.weighting": "rows",
     "federation.valid_clients": 2,
-    "compare.baselines": ["alone"],
+    "compare.baselines": ["alone", "alone_best"],
+    "compare.alone_epochs": 1,
+    "compare.alone_patience": 1,
     "optimizer.lr": [0.3],
     "wire.down": ["int8"],
 }
@@ -113,6 +115,9 @@ def test_the_server_opens_no_data_and_its_rounds_have_the_local_bytes(
     assert means[0] == means[1]
     assert means[1]["pooled"] is None
     assert (means[1]["alone"] is None) == (made is chat)
+    best = [run.summary["extra_columns"].get("alone_best") for run in (whole, alone)]
+    assert best[0] == best[1]
+    assert (best[1] is None) == (made is chat)
     assert alone.summary["traffic"] == whole.summary["traffic"]
     assert alone.summary["training"] == whole.summary["training"]
     for mine, other in zip(alone.clients(), whole.clients(), strict=True):

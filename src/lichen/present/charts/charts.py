@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from lichen.core.files.durable import write_atomic
 from lichen.present.charts.fonts import drawable, drawing
 from lichen.present.column_names import column_title
-from lichen.present.summary import share_gaining
+from lichen.present.summary import share_gaining, stronger_alone
 from lichen.present.trace import Event, lr_name, read_trace
 
 if TYPE_CHECKING:
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 __all__ = ["clients_png", "curves_png"]
 
 # Okabe and Ito's palette, told apart also by readers who see few colours.
-_COLUMN_COLOURS = {"federated": "#0072B2", "alone": "#E69F00", "pooled": "#009E73", "base": "#999999"}
-_MORE_COLOURS = ("#CC79A7", "#D55E00", "#56B4E9", "#B39B00")
+_COLUMN_COLOURS = {
+    **{"federated": "#0072B2", "alone": "#E69F00", "alone_best": "#D55E00"},
+    **{"pooled": "#009E73", "base": "#999999"},
+}
+_MORE_COLOURS = ("#CC79A7", "#56B4E9", "#B39B00", "#D55E00")
 _DASHES = ("-", "--", ":", "-.")
 _GREY = "#555555"
 _BEST_ROUND = "the round that was kept"
@@ -216,8 +219,8 @@ def clients_png(folder: Path, clients: Sequence[Mapping[str, Any]], metric: str,
 
     Args:
         folder: The run's folder.
-        clients: Mappings with ``name`` and the scores ``base``, ``alone``, ``federated``, ``pooled``;
-            clients without finite ``alone`` and ``federated`` are left out.
+        clients: Mappings with ``name`` and the scores ``base``, ``alone`` or ``alone_best``, ``federated``; of the
+            two the stronger is drawn, and clients without a finite one and ``federated`` are left out.
         metric: What the scores are, with its unit if it has one.
         higher_is_better: What gaining means.
 
@@ -226,22 +229,32 @@ def clients_png(folder: Path, clients: Sequence[Mapping[str, Any]], metric: str,
     """
     folder = Path(folder)
     sign = 1.0 if higher_is_better else -1.0
+    known = {
+        name: [_number(c, name) for c in clients]
+        for name in ("alone", "alone_best")
+        if any(c.get(name) is not None for c in clients)
+    }
+    against = stronger_alone(known, higher_is_better) or "alone"
     pairs = [
-        (sign * (_number(c, "federated") - _number(c, "alone")), str(c["name"]), {**c, "line": line})
+        (sign * (_number(c, "federated") - _number(c, against)), str(c["name"]), {**c, "line": line})
         for line, c in enumerate(clients, start=1)
-        if math.isfinite(_number(c, "federated")) and math.isfinite(_number(c, "alone"))
+        if math.isfinite(_number(c, "federated")) and math.isfinite(_number(c, against))
     ]
     if not pairs:
         return None
     pairs.sort(key=lambda pair: (pair[0], pair[1]))
     with drawing([_run_name(folder), *(name for _, name, _ in pairs[:_NAMED_ROWS])]):
-        return _clients(folder, pairs, metric, higher_is_better)
+        return _clients(folder, pairs, against, metric, higher_is_better)
 
 
 def _clients(
-    folder: Path, pairs: Sequence[tuple[float, str, Mapping[str, Any]]], metric: str, higher_is_better: bool
+    folder: Path,
+    pairs: Sequence[tuple[float, str, Mapping[str, Any]]],
+    against: str,
+    metric: str,
+    higher_is_better: bool,
 ) -> Path:
-    alone, federated = ([_number(c, key) for *_, c in pairs] for key in ("alone", "federated"))
+    alone, federated = ([_number(c, key) for *_, c in pairs] for key in (against, "federated"))
     base = [_number(c, "base") for *_, c in pairs]
     named = len(pairs) <= _NAMED_ROWS
     row_inches = 0.24 if named else max(0.02, 9.0 / len(pairs))
@@ -253,7 +266,7 @@ def _clients(
     axes.hlines(rows, alone, federated, colors=tints, linewidth=2.0 if named else 0.8, zorder=2)
     if any(math.isfinite(value) for value in base):
         axes.scatter(base, rows, s=dot * 0.7, color="#CCCCCC", marker="|", label="bare model", zorder=1)
-    axes.scatter(alone, rows, s=dot, color=_COLUMN_COLOURS["alone"], label="alone", zorder=3)
+    axes.scatter(alone, rows, s=dot, color=_COLUMN_COLOURS[against], label=against, zorder=3)
     axes.scatter(federated, rows, s=dot, color=_COLUMN_COLOURS["federated"], label="federated", zorder=4)
     if named:
         names = [
@@ -269,7 +282,9 @@ def _clients(
     _quiet(axes)
     axes.grid(False, axis="y")
     share = share_gaining(alone, federated, higher_is_better)
-    caption = f"{100 * share:.0f} % of {len(pairs)} clients gain over training alone"
+    caption = (
+        f"{100 * share:.0f} % of {len(pairs)} clients gain over {'training alone' if against == 'alone' else against}"
+    )
     if named and not all(drawable(name) for _, name, _ in pairs):
         caption += "\nclient N: the Nth name in clients.csv, which no installed font can draw"
     figure.suptitle(f"{_plain(_title(folder))}\n{caption}", fontsize=12, fontweight="bold")

@@ -42,6 +42,7 @@ from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_o
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.sides.clients import Auxiliary
 from lichen.recipes.assemble.sides.server import ServerSide, at_work, participants
+from lichen.recipes.assemble.workload import warmup_rounds
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.allow_empty import AllowEmpty
 from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
@@ -300,9 +301,8 @@ def stop_of(recipe: Recipe) -> Callable[[ServerState], bool]:
 
 def lr_scale(recipe: Recipe, rounds: int) -> Callable[[int], float]:
     """Factor on the learning rate by round."""
-    opt, fed = recipe.optimizer, recipe.federation
-    warmup = opt.warmup // fed.fixed_steps if fed.keep_optimizer else opt.warmup  # which counts a DiLoCo worker's steps
-    return lambda r: lr_factor(opt.schedule, r, rounds, warmup=warmup)
+    schedule, warmup = recipe.optimizer.schedule, warmup_rounds(recipe)
+    return lambda r: lr_factor(schedule, r, rounds, warmup=warmup)
 
 
 def summing(server: ServerSide, lr: float) -> Aggregator:

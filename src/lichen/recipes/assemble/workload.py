@@ -9,6 +9,7 @@ from typing import final
 
 import torch
 
+from lichen.clients.training.optimize import lr_factor
 from lichen.core.contracts.client import Source
 from lichen.core.contracts.model import Batch
 from lichen.core.conventions.labels import has_label
@@ -19,7 +20,22 @@ from lichen.recipes.assemble.sides.clients import declared
 from lichen.recipes.assemble.sides.server import ServerSide, participants, rows_per_round
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["Workload", "alone_rounds", "heaviest", "pooled_experiment", "refuse_warmup", "trial_rounds", "workload_of"]
+__all__ = [
+    "Unbudgeted",
+    "Workload",
+    "alone_rounds",
+    "heaviest",
+    "pooled_experiment",
+    "refuse_warmup",
+    "trial_rounds",
+    "unbudgeted",
+    "warmup_rounds",
+    "workload_of",
+]
+
+
+VALIDATED_PASSES = 0.25
+"""Passes over a client's rows, on average, after which alone_best validates at the latest, if a round is less."""
 
 
 @final
@@ -102,20 +118,79 @@ def refuse_warmup(server: ServerSide) -> None:
     Raises:
         LichenError: naming the column.
     """
-    fed, warmup, rounds = server.recipe.federation, server.recipe.optimizer.warmup, alone_rounds(server)
-    if fed.keep_optimizer:
-        warmup //= fed.fixed_steps
-    if warmup >= rounds and warmup and "alone" in server.recipe.compare.baselines:
-        raise LichenError(
-            f"{warmup} rounds of warm-up do not fit in the {rounds} of the column alone",
-            where="optimizer.warmup",
-            fix=f"use fewer than {rounds}, more federation.rounds, or leave alone out of compare.baselines",
-        )
+    warmup, longer = warmup_rounds(server.recipe), {"alone": "federation.rounds", "alone_best": "compare.alone_epochs"}
+    for name in [column for column in longer if column in server.recipe.compare.baselines]:
+        rounds = alone_rounds(server) if name == "alone" else min(unbudgeted(server).rounds_N)
+        if warmup >= rounds and warmup:
+            raise LichenError(
+                f"{warmup} rounds of warm-up do not fit in the {rounds} of the column {name}",
+                where="optimizer.warmup",
+                fix=f"use fewer than {rounds}, more {longer[name]}, or leave {name} out of compare.baselines",
+            )
 
 
 def alone_rounds(server: ServerSide) -> int:
     """Rounds of training alone: a client's share of the federation's."""
     return max(1, math.ceil(server.recipe.federation.rounds * participants(server) / len(server.roster)))
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unbudgeted:
+    """How long clients train alone where the federation's budget does not say: the column alone_best.
+
+    Attributes:
+        every: Rounds between validations.
+        patience: Validations without a gain after which a client stops.
+        rounds_N: Rounds of each client at most, whole validations.
+        warmup: Rounds in which the learning rate rises, and nobody stops.
+    """
+
+    every: int
+    patience: int
+    rounds_N: tuple[int, ...]
+    warmup: int
+
+    @property
+    def rounds(self) -> int:
+        """Of the client that may train longest."""
+        return max(self.rounds_N)
+
+    def lr_scale(self, round_: int) -> float:
+        """Factor on the learning rate: it rises, and then stays, since nobody knows when it would have to fall."""
+        return lr_factor("constant", round_, self.rounds, warmup=self.warmup)
+
+    def training(self, round_: int) -> tuple[int, ...]:
+        """Clients of this round, from 0, if all go on as long as they may."""
+        return tuple(client for client, most in enumerate(self.rounds_N) if round_ < most)
+
+
+def unbudgeted(server: ServerSide, *, steps: int | None = None) -> Unbudgeted:
+    """How long the clients of the column alone_best may train.
+
+    Args:
+        server: The server's side.
+        steps: Local steps of a round; None: as the recipe says.
+    """
+    compare, fed, rows_N = server.recipe.compare, server.recipe.federation, server.roster.rows("train")
+    batch = fed.batch_size * fed.gradient_accumulation_steps
+    if fed.local_epochs is not None and steps is None:
+        passes_N = [float(fed.local_epochs)] * len(rows_N)
+    else:
+        passes_N = [(steps or fed.fixed_steps) * min(batch, rows) / rows if rows else 1.0 for rows in rows_N]
+    often = sum(passes_N) / len(passes_N)
+    every = max(1, min(fed.valid_every, math.ceil(VALIDATED_PASSES / often)))
+    most_N = [max(compare.alone_epochs / passes, alone_rounds(server)) for passes in passes_N]
+    whole_N = [math.ceil(most / every) * every for most in most_N]
+    return Unbudgeted(
+        every=every, patience=compare.alone_patience, rounds_N=tuple(whole_N), warmup=warmup_rounds(server.recipe)
+    )
+
+
+def warmup_rounds(recipe: Recipe) -> int:
+    """Rounds in which the learning rate rises."""
+    fed, warmup = recipe.federation, recipe.optimizer.warmup
+    return warmup // fed.fixed_steps if fed.keep_optimizer else warmup  # a DiLoCo worker's are counted in steps
 
 
 def trial_rounds(recipe: Recipe, rounds: int) -> int:

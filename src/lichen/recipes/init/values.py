@@ -86,7 +86,7 @@ def values_of(
         "data": section,
         "optimizer": {"lr": [0.001]},
         "federation": {"rounds": 10, "local_steps": 4, "batch_size": 4},
-        "compare": {"baselines": ["base", "alone", "pooled"]},
+        "compare": {"baselines": ["base", "alone", "alone_best", "pooled"], "alone_epochs": 2},
     }
     if not task.procedure.rounds:
         del values["optimizer"], values["federation"], values["compare"]

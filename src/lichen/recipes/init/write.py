@@ -41,6 +41,7 @@ _COMMENTS: dict[str, str] = {
     "federation.local_steps": "of a client in a round",
     "federation.batch_size": "rows a step",
     "compare.baselines": "what it is held against",
+    "compare.alone_epochs": "passes over its rows of a client of alone_best at most",
 }
 """What is said beside keys of the short recipe; a short form of the schema's own words."""
 

@@ -158,6 +158,12 @@ def estimate_columns(
         notes.append(f"seconds of {engine.nodes} nodes are those of one process, which is an estimate")
     if experiment.recipe.federation.patience is not None:
         notes.append("federation.patience may end a column before its last round: all numbers are the most it takes")
+    if "alone_best" in work_items:
+        compare = experiment.recipe.compare
+        notes.append(
+            f"alone_best is at most: {compare.alone_epochs} passes of every client over its rows, if none stops "
+            f"after {compare.alone_patience} validations without a gain, as most do"
+        )
     if max((x.nbytes for x in experiment.start.flat().values()), default=0) >= LARGE:
         notes.append(RETAINED if keeps_large_buffers() else GIVEN_BACK)
     if sent.bound:
@@ -209,7 +215,8 @@ def _measure(
     loaded, there = meter.now(), meter.available()
     everyone = tuple(range(len(experiment.server.roster)))
     train_block = profiler.block("train", everyone[:invited])
-    most = max(train_block, profiler.block("alone", everyone) if "alone" in columns else 0)
+    apart = {"alone", "alone_best"} & set(columns)
+    most = max(train_block, profiler.block("alone", everyone) if apart else 0)
     clients = heaviest(source, everyone, most)
     meter.restart()
     first = profiler.train(clients[:1], steps=1)
@@ -229,10 +236,10 @@ def _measure(
     scoring = profiler.scored(guess)
     rates["score"] = Rate.of(scoring)
     private: dict[str, int] = {}
-    if "alone" in columns:
+    if apart:
         say("  timing clients alone")
         alone = profiler.private(clients[:safe], rates, "alone")
-        rates, private["alone"] = {**rates, **alone.rates}, alone.bytes
+        rates, private = {**rates, **alone.rates}, dict.fromkeys(sorted(apart), alone.bytes)
     block = max(block, meter.since() - loaded)
     if "pooled" in columns:
         # What the C library has kept is of little use to batches of another size: it stays beside theirs.

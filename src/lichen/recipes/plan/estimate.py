@@ -190,7 +190,8 @@ def disk_of(
             rounds.setdefault(client, []).append(version)
     best = 1 if local_params_of(experiment.recipe) else 0  # what belongs to the best round stays beside the newest
     retained = own * sum(_retained(versions) + best for versions in rounds.values())
-    clients = {"alone": len(experiment.server.roster), "pooled": 1}
+    everyone = len(experiment.server.roster)
+    clients = {"alone": everyone, "alone_best": everyone, "pooled": 1}
     once, begun = experiment.start.nbytes, initial_shared(experiment.server, experiment.recipe.optimizer.lr[0]).nbytes
     server = experiment.recipe.federation.server
     moments = {"sgd": server.momentum > 0, "adam": 2, "yogi": 2}[server.name]

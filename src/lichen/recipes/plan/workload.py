@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
 from lichen.algorithms.scores import is_validated
@@ -19,7 +19,14 @@ from lichen.recipes.assemble.aggregation import local_params_of
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.parts import client_tasks, sampler_of, validators_of
 from lichen.recipes.assemble.sides.server import participants
-from lichen.recipes.assemble.workload import Workload, alone_rounds, pooled_experiment, trial_rounds, workload_of
+from lichen.recipes.assemble.workload import (
+    Workload,
+    alone_rounds,
+    pooled_experiment,
+    trial_rounds,
+    unbudgeted,
+    workload_of,
+)
 from lichen.recipes.rows.prepare import first_of
 from lichen.server.sampling import Uniform
 
@@ -61,14 +68,19 @@ def _round_seeds(experiment: Experiment, rounds: int) -> list[int]:
     return [derive(run, "round", r) for r in range(rounds)]
 
 
-def marks(experiment: Experiment, rounds: int) -> tuple[list[int], list[int]]:
+def marks(experiment: Experiment, rounds: int, *, every: int | None = None) -> tuple[list[int], list[int]]:
     """How often each round is trained, and validated, over the whole grid; round 1 comes first.
 
     With several learning rates all are tried for ``grid_rounds``, validating the last of them; the best
     one goes on.
+
+    Args:
+        experiment: The recipe's.
+        rounds: Of the column.
+        every: Rounds between validations; None: as the recipe says.
     """
     recipe = experiment.recipe
-    rates, every = len(recipe.optimizer.lr), recipe.federation.valid_every
+    rates, every = len(recipe.optimizer.lr), every or recipe.federation.valid_every
     trial = trial_rounds(recipe, rounds)
     trained = [rates if r <= trial else 1 for r in range(1, rounds + 1)]
     ends = {r for r in range(1, rounds + 1) if is_validated(r, every, trial) or is_validated(r, every, rounds)}
@@ -129,6 +141,8 @@ def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str
     )
     if "alone" in recipe.compare.baselines:
         columns["alone"] = _private(experiment, "alone", alone_rounds(experiment.server), valid, test)
+    if "alone_best" in recipe.compare.baselines:
+        columns["alone_best"] = _unbudgeted(experiment, test)
     if "pooled" in recipe.compare.baselines:
         pooled = pooled_experiment(experiment)
         parts = [evaluated(pooled.evaluating(part), (0,)) for part in (pooled.clients.valid, pooled.clients.test)]
@@ -141,7 +155,7 @@ def _private(
     experiment: Experiment, name: Literal["alone", "pooled"], rounds: int, valid: Workload, test: Workload
 ) -> tuple[WorkItem, ...]:
     recipe, clients = experiment.recipe, range(len(experiment.server.roster))
-    source = client_tasks(experiment)[f"alone {lr_name(recipe.optimizer.lr[0])}"].source
+    source = _alone_source(experiment)
     trained, seen = marks(experiment, rounds)
     rates = len(recipe.optimizer.lr)
     chosen = (
@@ -156,6 +170,36 @@ def _private(
         WorkItem(kind=keep, workload=valid.times(sum(seen)), clients=count * sum(seen)),
         WorkItem(kind=score, workload=valid.times(chosen) + test, clients=count * (chosen + 1)),
     )
+
+
+def _unbudgeted(experiment: Experiment, test: Workload) -> tuple[WorkItem, ...]:
+    """The most that clients train alone until they gain no more."""
+    free, source = unbudgeted(experiment.server), experiment.evaluating(experiment.clients.valid)
+    valid_N = [evaluated(source, (client,)) for client in range(len(experiment.server.roster))]
+    trained, seen = marks(experiment, free.rounds, every=free.every)
+    training, keeping, scoring = _private(experiment, "alone", free.rounds, sum(valid_N, Workload()), test)
+    rows = [
+        (free.training(r), seed, times)
+        for r, (seed, times) in enumerate(zip(_round_seeds(experiment, free.rounds), trained, strict=True))
+    ]
+    judged_N = [sum(seen[:most]) for most in free.rounds_N]
+    return (
+        replace(
+            training,
+            workload=_trained(_alone_source(experiment), rows),
+            clients=sum(len(who) * times for who, _, times in rows),
+        ),
+        replace(
+            keeping,
+            workload=sum((valid.times(n) for valid, n in zip(valid_N, judged_N, strict=True)), Workload()),
+            clients=sum(judged_N),
+        ),
+        scoring,
+    )
+
+
+def _alone_source(experiment: Experiment) -> Source:
+    return client_tasks(experiment)[f"alone {lr_name(experiment.recipe.optimizer.lr[0])}"].source
 
 
 def invitations(experiment: Experiment) -> list[tuple[int, ...]]:

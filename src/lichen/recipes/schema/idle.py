@@ -303,6 +303,12 @@ READS: tuple[Read, ...] = (
         fix="remove it, or add base to compare.baselines",
     ),
     Read(
+        keys=("compare.alone_epochs", "compare.alone_patience"),
+        when=lambda r: "alone_best" in r.compare.baselines,
+        what=lambda _: "alone_best is no column",
+        fix="remove it, or add alone_best to compare.baselines",
+    ),
+    Read(
         keys=("compare.pooled_batch_size",),
         when=lambda r: "pooled" in r.compare.baselines,
         what=lambda _: "pooled is no column",

@@ -125,9 +125,18 @@ class DataConfig(Section):
 class CompareConfig(Section):
     """What the federation is held against."""
 
-    baselines: tuple[Literal["base", "alone", "pooled", "no_help"], ...] = Field(
+    baselines: tuple[Literal["base", "alone", "alone_best", "pooled", "no_help"], ...] = Field(
         default=("base", "alone", "pooled"),
-        description="columns beside federated; `no_help`: the same federation with no help from a foundation model",
+        description="columns beside federated; `alone` with its share of the federation's rounds, `alone_best` for as "
+        "long as it gains; `no_help`: the same federation with no help from a foundation model",
+    )
+    alone_epochs: Positive = Field(
+        default=20,
+        description="alone_best: passes over its rows after which a client stops in any case, unless its share of the "
+        "federation's rounds is more",
+    )
+    alone_patience: Positive = Field(
+        default=5, description="alone_best: validations without a gain after which a client stops"
     )
     metric: MetricName | None = Field(
         default=None, description="what is compared; none: perplexity for chat, else macro_f1"
@@ -305,6 +314,11 @@ class Recipe(Section):
             raise ValueError(f"model.head: {model.head} solves for classes, and task {task.name} has none; use random")
         if self.data.labels is not None and task.writes:
             raise ValueError(f"data.labels: task {task.name} has no labels; remove it")
+        if "alone_best" in self.compare.baselines and not task.procedure.rounds:
+            raise ValueError(
+                f"compare.baselines: task {task.name} solves for each client at once, and has no rounds of which one "
+                "is the best; use alone"
+            )
         if "no_help" in self.compare.baselines and not self.has_help:
             raise ValueError("compare.baselines: there is no help to go without; remove `no_help`")
         if self.compare.metric not in (None, *task.metric_names):

@@ -1,8 +1,9 @@
-"""Trains and scores the columns base, alone, federated and pooled.
+"""Trains and scores the columns base, alone, federated and pooled, and alone_best.
 
-Every trained column spends the same budget: the federation trains R rounds of P clients with S steps
+Every trained column but the last spends the same budget: the federation trains R rounds of P clients with S steps
 of B rows. Alone, each of N clients takes its share of those rounds; pooled, one client that owns
-everybody's rows takes as many rows in all. How each is learned: :mod:`lichen.recipes.tasks.learning`.
+everybody's rows takes as many rows in all. How each is learned: :mod:`lichen.recipes.tasks.learning` and
+:mod:`lichen.recipes.tasks.private_columns`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from lichen.recipes.assemble.experiment import Experiment, values_N
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.workload import pooled_experiment
 from lichen.recipes.rows.prepare import first_of
-from lichen.recipes.tasks.learning import EventObserver, alone_column, federated_column, private_column
+from lichen.recipes.tasks.learning import EventObserver, federated_column
+from lichen.recipes.tasks.private_columns import alone_columns, private_column
 
 __all__ = ["adapt"]
 
@@ -74,8 +76,7 @@ def adapt(
     columns["federated"] = _federated(experiment, folder, observer, test, "federated")
     if "no_help" in recipe.compare.baselines:
         columns["without"] = _federated(plain, folder, observer, test, "without")
-    if "alone" in recipe.compare.baselines:
-        columns["alone"] = alone_column(plain.server, folder, observer, partial(_local, plain, folder))
+    columns |= alone_columns(plain.server, folder, observer, partial(_local, plain, folder))
     if "pooled" in recipe.compare.baselines:
         columns["pooled"] = _pooled(plain, folder, observer, test)
     return columns

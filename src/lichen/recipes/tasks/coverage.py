@@ -16,7 +16,7 @@ from lichen.present.trace import Event
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.sides.server import ServerSide
-from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment
+from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment, unbudgeted
 
 __all__ = ["coverage_of", "planned", "trained"]
 
@@ -74,10 +74,12 @@ def planned(experiment: Experiment, invited: Sequence[Sequence[int]], columns: I
         columns: Those that are run.
     """
     server = experiment.server
+    free = unbudgeted(server)
     rounds = {
         "federated": (server, invited),
         "without": (server, invited),
         "alone": (server, [range(len(server.roster))] * alone_rounds(server)),
+        "alone_best": (server, [free.training(r) for r in range(free.rounds)]),
         "pooled": (pooled_experiment(experiment).server, [(0,)] * server.recipe.federation.rounds),
     }
     return {name: coverage_of(*rounds[name]) for name in ("federated", *columns) if name in rounds}

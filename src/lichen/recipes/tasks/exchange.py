@@ -2,7 +2,8 @@
 
 The column ``federated`` is every client's own model after the last round, on its test rows; for feddf its
 architecture's average, of the best validated round. ``alone`` takes as many local steps as the exchange takes on
-private and public rows together, rows for rows, and keeps each client's best round. ``ensemble`` is what all models
+private and public rows together, rows for rows, and keeps each client's best round; ``alone_best`` goes on until
+nobody gains. ``ensemble`` is what all models
 say together: the mean of their probabilities on every test row. Learning rates are chosen on validation rows.
 
 A killed run goes on from the server's state and the clients' private state of its last whole round.
@@ -23,12 +24,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lichen.algorithms.alone import Alone
+from lichen.algorithms.alone import Alone, UntilBest
 from lichen.algorithms.exchange import PredictionExchange, score_architectures
 from lichen.algorithms.fusion import Fusion, join_architectures, of_architecture
 from lichen.algorithms.scores import mean_loss, score
 from lichen.core.collecting.admission import Admission
-from lichen.core.contracts.algorithm import Algorithm, Report, ServerState
+from lichen.core.contracts.algorithm import Algorithm, ServerState
 from lichen.core.contracts.engine import Engine
 from lichen.core.message import Job
 from lichen.core.rounds import run
@@ -37,7 +38,6 @@ from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.engines.local import LocalEngine
-from lichen.present.trace import Event
 from lichen.recipes.artifacts.inputs import agree, inputs_of
 from lichen.recipes.assemble.class_names import save_class_names
 from lichen.recipes.assemble.column import Column
@@ -46,6 +46,7 @@ from lichen.recipes.assemble.heterogeneous import HeterogeneousClients, open_het
 from lichen.recipes.assemble.heterogeneous_parts import (
     ByArchitecture,
     admission_of_architectures,
+    alone_steps,
     averaged_tasks,
     engine_of,
     private_tasks,
@@ -53,12 +54,13 @@ from lichen.recipes.assemble.heterogeneous_parts import (
 )
 from lichen.recipes.assemble.parts import lr_scale, sampler_of, server_of, stop_of, validators_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
-from lichen.recipes.assemble.workload import alone_rounds
+from lichen.recipes.assemble.workload import Unbudgeted, alone_rounds, unbudgeted
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.exchange_report import Trained, ensemble_column, metrics_by_arch, public_bytes, save_models
-from lichen.recipes.tasks.learning import EventObserver, choose_learning_rate
+from lichen.recipes.tasks.learning import EventObserver, choose_learning_rate, go_rounds, observing
 from lichen.recipes.tasks.outcome import TaskResult, baseline, over_all_rows, tested
+from lichen.recipes.tasks.private_columns import stops, until_best
 from lichen.server.knowledge.ensemble import Ensemble
 from lichen.server.mean import Mean
 
@@ -87,6 +89,9 @@ def run_exchange(recipe: Recipe, folder: RunFolder, observer: EventObserver, say
     columns = {"federated": trained.column}
     if "alone" in recipe.compare.baselines:
         columns["alone"] = _alone(heterogeneous, folder, observer)
+    if "alone_best" in recipe.compare.baselines:
+        free = unbudgeted(heterogeneous.server, steps=alone_steps(heterogeneous))
+        columns["alone_best"] = _alone(heterogeneous, folder, observer, free=free)
     say("asking all models for every test row")
     columns["ensemble"] = ensemble_column(loaded, heterogeneous, trained, folder)
     columns |= baseline(recipe, loaded.experiment.clients.train, loaded.experiment.clients.test, loaded.classes)
@@ -108,10 +113,6 @@ def run_exchange(recipe: Recipe, folder: RunFolder, observer: EventObserver, say
         counts=counts_of(recipe, loaded.clients_data, loaded.tokenizer),
         common_test=shared_test(loaded.clients_data),
     )
-
-
-def _observer(observer: EventObserver, column: str, lr: float, rounds: int) -> Callable[[Report], None]:
-    return lambda report: observer(Event(column=column, report=report, total_rounds=rounds, grid=lr_name(lr)))
 
 
 def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int, admission: Admission) -> Algorithm:
@@ -186,7 +187,7 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, observer:
             once=folder.ranks.ask_first,
             save=folder.save,
             stop=stop_of(recipe),
-            observers=[_observer(observer, "federated", lr, rounds)],
+            observers=[observing(observer, "federated", lr, rounds)],
         )
         if fused or len(recipe.optimizer.lr) == 1:
             return states[lr].best_value
@@ -205,39 +206,45 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, observer:
     )
 
 
-def _alone(heterogeneous: HeterogeneousClients, folder: RunFolder, observer: EventObserver) -> Column:
-    """Everybody by itself, with the exchange's budget of local steps."""
-    recipe, fed = heterogeneous.recipe, heterogeneous.recipe.federation
-    everyone, rounds = tuple(range(heterogeneous.count)), alone_rounds(heterogeneous.server)
+def _alone(
+    heterogeneous: HeterogeneousClients, folder: RunFolder, observer: EventObserver, *, free: Unbudgeted | None = None
+) -> Column:
+    """Everybody by itself, with the exchange's budget of local steps, or until it has stopped gaining."""
+    recipe, fed, name = heterogeneous.recipe, heterogeneous.recipe.federation, "alone_best" if free else "alone"
+    everyone = tuple(range(heterogeneous.count))
+    rounds = free.rounds if free else alone_rounds(heterogeneous.server)
     engines: dict[float, Engine] = {}
 
     def scored(lr: float, until: int, work: str) -> Tree:
         job = Job(work=work, shared=Shared(), version=2 * until, clients=everyone, seed=0)
-        return folder.tree(f"{work}.{lr_name(lr)}.{until}", lambda: score(engines[lr], job)[1])
+        file = f"{work}.{lr_name(lr)}.{until}"
+        return folder.tree(f"{name}.{file}" if free else file, lambda: score(engines[lr], job)[1])
 
     def go(lr: float, until: int) -> float:
         grid = lr_name(lr)
-        store = ClientStore(folder.clients("alone", grid), listed=True)
+        store = ClientStore(folder.clients(name, grid), listed=True)
         local = engine_of(heterogeneous, private_tasks(heterogeneous, lr), store)
         engines[lr] = ByArchitecture(local, architectures=heterogeneous.architectures)
-        run(
-            Alone(
-                clients=heterogeneous.count,
-                rounds=until,
-                work="alone",
-                valid="alone.valid",
-                valid_every=fed.valid_every,
-                lr_scale=lr_scale(recipe, rounds),
-            ),
-            engines[lr],
-            Shared,
+        alone = Alone(
+            clients=heterogeneous.count,
             rounds=until,
-            seed=derive(recipe.seed, "run"),
-            checkpoint=folder.checkpoint("alone", grid),
-            once=folder.ranks.ask_first,
-            save=folder.save,
-            stop=stop_of(recipe),
-            observers=[_observer(observer, "alone", lr, rounds)],
+            work="alone",
+            valid="alone.valid",
+            valid_every=free.every if free else fed.valid_every,
+            lr_scale=free.lr_scale if free else lr_scale(recipe, rounds),
+        )
+        algorithm = until_best(alone, free) if free else alone
+        go_rounds(
+            heterogeneous.server,
+            algorithm,
+            engines[lr],
+            until,
+            folder.checkpoint(name, grid),
+            observing(observer, name, lr, rounds),
+            folder.ranks.ask_first,
+            folder.save,
+            initial=Shared(),
+            stop=stops(algorithm) if isinstance(algorithm, UntilBest) else None,
         )
         return mean_loss(scored(lr, until, "alone.chosen")) if len(recipe.optimizer.lr) > 1 else 0.0
 

@@ -134,6 +134,7 @@ def metrics_by_arch(
     for arch, some in heterogeneous.architectures.items():
         out[f"{arch}.clients"] = float(len(some))
         out[f"{arch}.mean"] = float(columns["federated"].value_N[list(some)].mean())
-        if "alone" in columns:
-            out[f"{arch}.alone"] = float(columns["alone"].value_N[list(some)].mean())
+        for name in ("alone", "alone_best"):
+            if name in columns:
+                out[f"{arch}.{name}"] = float(columns[name].value_N[list(some)].mean())
     return out

@@ -1,4 +1,4 @@
-"""Learns the columns that come of rounds, over any engine: federated, and clients by themselves.
+"""Learns the federated column, over any engine, and what all columns of rounds have in common.
 
 Nothing here holds a row: a server's side and what makes an engine are enough. Each column chooses its learning rate and
 its best round on validation rows, and is scored once on test rows.
@@ -12,9 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lichen.algorithms.agnostic import AFL
-from lichen.algorithms.alone import Alone
 from lichen.algorithms.average import Average
-from lichen.algorithms.scores import mean_loss, score
+from lichen.algorithms.scores import score
 from lichen.algorithms.semi import SemiFL
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.history import History
@@ -44,17 +43,18 @@ from lichen.recipes.assemble.parts import (
 )
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.server import ServerSide
-from lichen.recipes.assemble.workload import alone_rounds, trial_rounds
+from lichen.recipes.assemble.workload import trial_rounds
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = [
     "HISTORY",
+    "Engines",
     "EventObserver",
-    "alone_column",
     "choose_learning_rate",
     "federate",
     "federated_column",
-    "private_column",
+    "go_rounds",
+    "observing",
     "scored",
 ]
 
@@ -103,7 +103,9 @@ def federate(
         history=History(checkpoint.parent / HISTORY) if server.recipe.federation.history else None,
     )
     algorithm = _with_server(server, average, lr, checkpoint.parent / "server")
-    return _go(server, algorithm, engine, until, checkpoint, observer, once, save, initial=initial_shared(server, lr))
+    return go_rounds(
+        server, algorithm, engine, until, checkpoint, observer, once, save, initial=initial_shared(server, lr)
+    )
 
 
 def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) -> Algorithm:
@@ -138,7 +140,7 @@ def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) ->
     )
 
 
-def _go(
+def go_rounds(
     server: ServerSide,
     algorithm: Algorithm,
     engine: Engine,
@@ -149,7 +151,9 @@ def _go(
     save: Save,
     *,
     initial: Shared,
+    stop: Callable[[ServerState], bool] | None = None,
 ) -> ServerState:
+    """Rounds of a column by the recipe's seed, until ``stop``; None: until the recipe has no patience left."""
     return run(
         algorithm,
         engine,
@@ -159,12 +163,13 @@ def _go(
         checkpoint=checkpoint,
         once=once,
         save=save,
-        stop=stop_of(server.recipe),
+        stop=stop or stop_of(server.recipe),
         observers=[observer],
     )
 
 
-def _observer(observer: EventObserver, column: str, lr: float, rounds: int) -> Callable[[Report], None]:
+def observing(observer: EventObserver, column: str, lr: float, rounds: int) -> Callable[[Report], None]:
+    """Tells the observer of a column's rounds."""
     return lambda report: observer(Event(column=column, report=report, total_rounds=rounds, grid=lr_name(lr)))
 
 
@@ -214,7 +219,7 @@ def federated_column(
     def go(lr: float, until: int) -> float:
         if lr not in made:
             made[lr] = engines(ClientStore(folder.clients(name, lr_name(lr)), listed=True))
-        checkpoint, observe = folder.checkpoint(name, lr_name(lr)), _observer(observer, name, lr, rounds)
+        checkpoint, observe = folder.checkpoint(name, lr_name(lr)), observing(observer, name, lr, rounds)
         once = folder.ranks.ask_first
         states[lr] = federate(
             server, made[lr], lr, until, checkpoint, observe, admission=admission, once=once, save=folder.save
@@ -231,44 +236,3 @@ def federated_column(
     metrics = folder.tree(name, lambda: scored(server, made[lr], shared, version=version, admission=admission))
     value_N = values_N(recipe, metrics)
     return Column(value_N=value_N, metrics=metrics, lr=lr, shared=shared, best_round=best.best_round)
-
-
-def alone_column(server: ServerSide, folder: RunFolder, observer: EventObserver, engines: Engines) -> Column:
-    """Every client by itself, with its share of the federation's rounds."""
-    return private_column(server, folder, observer, engines, name="alone", rounds=alone_rounds(server))[0]
-
-
-def private_column(
-    server: ServerSide, folder: RunFolder, observer: EventObserver, engines: Engines, *, name: str, rounds: int
-) -> tuple[Column, ClientStore]:
-    """Train clients by themselves at every learning rate; the column of the best one, and its private state."""
-    recipe, clients = server.recipe, tuple(range(len(server.roster)))
-    admission = admission_of(server)
-    made: dict[float, Engine] = {}
-    stores: dict[float, ClientStore] = {}
-
-    def tested(lr: float, until: int, work: str) -> Tree:
-        job = Job(work=work, shared=server.start, version=2 * until, clients=clients, seed=0, base=server.model.base)
-        return folder.tree(f"{name}.{work}.{lr_name(lr)}.{until}", lambda: score(made[lr], job, admission)[1])
-
-    def go(lr: float, until: int) -> float:
-        stores[lr] = ClientStore(folder.clients(name, lr_name(lr)), listed=True)
-        made[lr] = engines(stores[lr])
-        algorithm = Alone(
-            clients=len(clients),
-            rounds=until,
-            work=f"alone {lr_name(lr)}",
-            valid="alone.valid",
-            valid_every=recipe.federation.valid_every,
-            lr_scale=lr_scale(recipe, rounds),
-            base=server.model.base,
-            admission=admission,
-        )
-        checkpoint, observe = folder.checkpoint(name, lr_name(lr)), _observer(observer, name, lr, rounds)
-        once = folder.ranks.ask_first
-        _go(server, algorithm, made[lr], until, checkpoint, observe, once, folder.save, initial=server.start)
-        return mean_loss(tested(lr, until, "alone.chosen")) if len(recipe.optimizer.lr) > 1 else 0.0
-
-    lr = choose_learning_rate(recipe, rounds, go)
-    metrics = tested(lr, rounds, "alone.test")
-    return Column(value_N=values_N(recipe, metrics), metrics=metrics, lr=lr), stores[lr]

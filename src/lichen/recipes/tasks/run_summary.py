@@ -9,7 +9,7 @@ from typing import Any
 from lichen.core.contracts.algorithm import Report
 from lichen.present.clients import client_rows
 from lichen.present.column_names import column_title
-from lichen.present.summary import attendance_of, check_summary, share_gaining, traffic_of, worst_decile
+from lichen.present.summary import attendance_of, check_summary, share_gaining, stronger_alone, traffic_of, worst_decile
 from lichen.present.target import ACCURACY, bytes_to, rounds_to, seconds_to
 from lichen.present.trace import failed_rates, read_trace
 from lichen.recipes.assemble.column import Column
@@ -42,10 +42,9 @@ def summarise(
     metric = metric_of(recipe)
     higher = metric.higher_is_better
     fixed = ("base", "alone", "federated", "pooled")
-    gaining = None
-    if "alone" in result.columns:
-        alone, joined = (result.columns[c].value_N.tolist() for c in ("alone", "federated"))
-        gaining = share_gaining(alone, joined, higher)
+    scores = {name: column.value_N.tolist() for name, column in result.columns.items()}
+    against = stronger_alone(scores, higher)
+    gaining = None if against is None else share_gaining(scores[against], scores["federated"], higher)
     lr = result.columns["federated"].lr
     grid = lr_name(lr) if lr is not None else None
     events = list(read_trace(folder.path))
@@ -63,6 +62,7 @@ def summarise(
             n: _score(c, higher, result.common_test) for n, c in result.columns.items() if n not in fixed
         },
         "share_gaining": gaining,
+        "gaining_over": against,
         "clients": len(result.clients),
         "bytes_up": sum(r.bytes_up for r in rounds) + result.bytes_up,
         "bytes_down": sum(r.bytes_down for r in rounds) + result.bytes_down,

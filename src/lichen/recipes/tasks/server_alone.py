@@ -1,7 +1,7 @@
 """Runs a task as the server alone: rows stay at the nodes, and this process opens none of their files.
 
 The nodes declare themselves, train, validate and test, each time asked by a job. So the columns are those that jobs can
-fill: ``base``, ``federated`` and ``alone``. ``pooled`` would need everybody's rows in one place.
+fill: ``base``, ``federated``, ``alone`` and ``alone_best``. ``pooled`` would need everybody's rows in one place.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.adapt import save_result
 from lichen.recipes.tasks.coverage import trained
-from lichen.recipes.tasks.learning import EventObserver, alone_column, federated_column, scored
+from lichen.recipes.tasks.learning import EventObserver, federated_column, scored
 from lichen.recipes.tasks.open_server import open_server, refuse_rows
 from lichen.recipes.tasks.outcome import TaskResult, over_all_rows
+from lichen.recipes.tasks.private_columns import alone_columns
 
 __all__ = ["run_server_alone"]
 
@@ -89,8 +90,7 @@ def _columns(
             metrics = folder.tree("base", partial(scored, server, nodes, server.start))
             columns["base"] = Column(value_N=values_N(recipe, metrics), metrics=metrics)
         columns["federated"] = federated_column(server, folder, observer, engine)
-        if "alone" in recipe.compare.baselines:
-            columns["alone"] = alone_column(server, folder, observer, engine)
+        columns |= alone_columns(server, folder, observer, engine)
     return columns
 
 

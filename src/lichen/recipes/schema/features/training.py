@@ -108,7 +108,7 @@ TRAINING: tuple[Feature, ...] = (
     ),
     Feature(
         key="compare.baselines",
-        used=lambda recipe: {"alone", "pooled"} & set(recipe.compare.baselines),
+        used=lambda recipe: {"alone", "alone_best", "pooled"} & set(recipe.compare.baselines),
         needs=(Need(Property.GRADIENTS, "alone and pooled are trained by gradients, not by {who}", "use [base]"),),
     ),
     Feature(
