@@ -7,13 +7,15 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 HELD_TO_AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 BITS := tests/equivalence tests/oracles tests/models/adapters/test_adapters.py tests/models/adapters/test_lora.py
-.PHONY: help install demo test check format bench constraints check-newest check-oldest check-processors
+.PHONY: help install demo test check format pages check-pages bench constraints check-newest check-oldest check-processors
 
 help:
 	@echo "make install   a .venv with lichen and what its tests need"
 	@echo "make demo      the main job: 16 real people tune one language model together"
 	@echo "make test      the tests"
 	@echo "make bench     the benchmarks: what the pages in benchmarks/ were made with, about an hour"
+	@echo "make pages     the tables of the pages anew, from the results that are kept"
+	@echo "make check-pages       whether the tables are what the results say"
 	@echo "make check     format, lint, types, tests and doctests"
 	@echo "make constraints       write constraints.txt anew: the newest versions that install together"
 	@echo "make check-newest      the tests with the newest versions, whatever constraints.txt says"
@@ -43,6 +45,13 @@ check: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Tables of the pages, from the results that are kept; nothing is measured.
+pages: install
+	$(BIN)/python benchmarks/pages.py
+
+check-pages: install
+	$(BIN)/python benchmarks/pages.py --check
 
 bench: install
 	$(BIN)/python benchmarks/throughput.py

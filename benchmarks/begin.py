@@ -62,7 +62,9 @@ def found(folder: Path) -> list[dict[str, Any]]:
 def main(folder: str = str(RESULTS / "begin-reviews")) -> None:
     """Print the table."""
     file = RESULTS / "begin.json"
-    rows = found(Path(folder)) if any(Path(folder).glob("*/seed-*/trace.jsonl")) else json.loads(file.read_text())
+    if any(Path(folder).glob("*/seed-*/trace.jsonl")):
+        file.write_text(json.dumps(found(Path(folder)), indent=1) + "\n")
+    rows = json.loads(file.read_text())
     print("| start | rows | rounds until the best loss of random weights | lowest loss | macro F1 | seeds |")
     print("|---|---|---:|---:|---:|---:|")
     for start in STARTS:
@@ -72,7 +74,6 @@ def main(folder: str = str(RESULTS / "begin-reviews")) -> None:
                 rounds = ", ".join(str(row["rounds"] or f"not in {row['of']}") for row in some)
                 best, f1 = (statistics.mean(row[key] for row in some) for key in ("best", "macro_f1"))
                 print(f"| {start} | {level} | {rounds} | {best:.3f} | {f1:.3f} | {len(some)} |")
-    file.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tables
 import torch
 from endpoint import serving
 
@@ -282,11 +283,7 @@ def main() -> None:
                 continue
             RESULTS.mkdir(exist_ok=True)
             _file(column, seed).write_text(json.dumps(result, indent=1) + "\n")
-    for column in columns:
-        done = [json.loads(_file(column, s).read_text())["test"] for s in options.seeds if _file(column, s).exists()]
-        if done:
-            means = ", ".join(f"{k} {np.mean([one[k] for one in done]):.3f}" for k in ("accuracy", "loss"))
-            print(f"{column:>6}: {means} over {len(done)} seeds")
+    tables.black_box()
 
 
 def _file(column: str, seed: int) -> Path:

@@ -28,6 +28,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import tables
 import torch
 from diloco import Everyone, Held
 from mutual_sides import judge
@@ -142,18 +143,6 @@ def run_cell(task: Task, seed: int) -> dict[str, Any]:
     return {**found, "seconds": time.perf_counter() - begin}
 
 
-def table() -> str:
-    """Means over the seeds that are there."""
-    lines = ["way          generation   perplexity   different pairs of words   seeds"]
-    cells = [json.loads(f.read_text()) for f in sorted(RESULTS.glob("collapse-s*.json"))]
-    cells = [one for one in cells if one["config"] == asdict(Task())]
-    for way in WAYS:
-        for rows in zip(*(one[way] for one in cells), strict=True):
-            perplexity, pairs = (sum(row[key] for row in rows) / len(rows) for key in ("perplexity", "distinct"))
-            lines.append(f"{way:12} {rows[0]['generation']:10}   {perplexity:10.1f}   {pairs:24.3f}   {len(rows):5}")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Run cells, or show what is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -173,7 +162,7 @@ def main() -> None:
             about = {"seed": seed, "date": date.today().isoformat(), "config": asdict(task)}
             file.write_text(json.dumps({**about, **cell}, indent=1) + "\n")
     if not asked.cut:
-        print(table())
+        tables.collapse()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ A cell is one way of training and one seed. Its result is one JSON file under ``
 it is there; a cell that is stopped goes on from its last checkpoint when it is called again.
 
 Run it: ``python benchmarks/diloco.py --cells`` (all), ``--only NAME``, ``--list``, ``--trial NAME RATE ...`` (inner
-learning rates); without any of them it writes ``diloco.md`` and ``diloco.png`` from what is there.
+learning rates); without any of them it prints the tables and draws ``diloco.png`` from what is there.
 
 Legend: C workers, B rows of a batch, T tokens of a row.
 """
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diloco_page import page, plot
+from diloco_page import plot, rates, results, ways
 from torch.func import vmap
 from torch.nn.functional import cross_entropy
 
@@ -70,8 +70,6 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 SEEDS = (0, 1, 2)
 WORKERS = 4
-HAND = "## What it shows"
-"""Where the part of the page begins that is written by hand."""
 GATHER = 100
 """Steps of a round of the data-parallel run, whose rounds only say when its tensors are looked at."""
 
@@ -441,25 +439,6 @@ def tried() -> dict[str, dict[str, float]]:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def _kept_words() -> list[str]:
-    """The page's last part, which is written by hand."""
-    file = HERE / "diloco.md"
-    text = file.read_text() if file.exists() else ""
-    return [text[text.index(HAND) :]] if HAND in text else []
-
-
-def results() -> dict[str, list[dict[str, Any]]]:
-    """What is there of this task, by way."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name, (way, _) in cells().items():
-        file = RESULTS / f"diloco-{name}.json"
-        if file.exists():
-            result = json.loads(file.read_text())
-            if result["hash"] == key_of(Task(), way):
-                found.setdefault(name.rpartition("-s")[0], []).append(result)
-    return found
-
-
 def main() -> None:
     """Run cells, or show what is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -489,10 +468,8 @@ def main() -> None:
         found = results()
         if not found:
             sys.exit("no result yet: run --cells first")
-        told = "\n".join([page(found, tried()), *_kept_words()])
-        (HERE / "diloco.md").write_text(told)
         plot(found, HERE / "diloco.png")
-        print(told)
+        print("\n".join([*ways(found), "", *rates()]))
 
 
 if __name__ == "__main__":

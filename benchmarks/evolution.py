@@ -14,13 +14,13 @@ Legend: R real rows, S written texts.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tables
 import torch
 from torch import Tensor
 
@@ -84,16 +84,12 @@ def main(folder: str = str(RESULTS / "help-reviews")) -> None:
     torch.set_num_threads(1)
     encoder = LocalEncoder(*load_encoder(fetch_entry("minilm-l6")), name="minilm-l6", longest=64)
     found, real = [], dict[int, tuple[Rows, Rows]]()
-    print("| texts | seeds | to the rows that vote | to rows nobody votes with | macro F1 of the student |")
-    print("|---|---:|---:|---:|---:|")
     for name in POOLS:
         runs = sorted(Path(folder).glob(f"{name}@{LEVEL}-*/seed-*/pool.jsonl"))
         rows = [measured(file.parent, encoder.embed, real) for file in runs if (file.parent / "summary.json").exists()]
-        if rows:
-            found += rows
-            means = [statistics.mean(row[key] for row in rows) for key in ("to_voters", "to_others", "macro_f1")]
-            print(f"| {name} | {len(rows)} | " + " | ".join(f"{x:.3f}" for x in means) + " |", flush=True)
+        found += rows
     (RESULTS / "evolution.json").write_text(json.dumps(found, indent=1) + "\n")
+    tables.evolution()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 A cell is a recipe with the settings and the seed of its page; its summary is kept in ``results/gallery``, and a cell
 whose recipe has not changed is not run again. ``python benchmarks/gallery.py --cells`` runs what is missing,
-``--cells digits chat-demo`` only those; without ``--cells`` the tables are printed from what was kept.
+``--cells digits chat-demo`` only those; without ``--cells`` the sections are printed from what was kept, with ``--show
+digits`` only that recipe's.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import argparse
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import lichen
-from lichen.recipes.schema.read import recipe_sha256
+from lichen.present.column_names import column_title
+from lichen.present.units import bytes_text, seconds_text
 
 RESULTS = Path(__file__).parent / "results" / "gallery"
 CELLS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -30,12 +33,11 @@ CELLS: dict[str, tuple[str, tuple[str, ...]]] = {
     "reviews-few": ("reviews-few", ()),
     "reviews-teacher": ("reviews-teacher", ()),
     "chat-demo": ("chat-demo", ()),
-    "reviews-lora": ("reviews-lora", ("model.dtype=bfloat16",)),
+    "reviews-lora": ("reviews-lora", ()),
     "sotu-diloco": ("sotu-diloco", ()),
     "chat-lora": (
         "chat-lora",
         (
-            "model.dtype=bfloat16",
             "federation.rounds=12",
             "federation.clients_per_round=12",
             "federation.valid_every=3",
@@ -48,6 +50,9 @@ CELLS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def run_cell(name: str) -> None:
     """Run one cell, unless its summary is kept under the same recipe."""
+    import lichen
+    from lichen.recipes.schema.read import recipe_sha256
+
     recipe_name, settings = CELLS[name]
     recipe = lichen.read_recipe(recipe_name, settings)
     path = RESULTS / f"{name}.json"
@@ -61,42 +66,84 @@ def run_cell(name: str) -> None:
     print(f"{name}: done")
 
 
-def number(value: float | None) -> str:
-    """Four digits."""
-    return "" if value is None else f"{value:.4g}"
+ACCURACY = "accuracy, all rows"
 
 
-def table(summary: dict[str, Any]) -> str:
-    """One run's columns as Markdown."""
-    lines = [f"| {summary['metric']} | mean | worst decile | accuracy, all rows |", "|---|---:|---:|---:|"]
-    columns = {name: score for name, score in summary["columns"].items() if score} | summary["extra_columns"]
-    for name, score in columns.items():
-        accuracy = number(summary["extra"].get(f"{name}.accuracy"))
-        lines.append(f"| {name} | {number(score['mean'])} | {number(score.get('worst_decile'))} | {accuracy} |")
-    gaining = summary["share_gaining"]
+def number(value: float | str | None, metric: str = "") -> str:
+    """Three decimals of a share, four digits of anything else."""
+    if not isinstance(value, float):
+        return "-"
+    return f"{value:.4g}" if metric == "perplexity" else f"{value:.3f}"
+
+
+def told(kept: Sequence[dict[str, Any]]) -> str:
+    """The columns of a recipe's runs as Markdown, then what else they tell; several differ in their seeds alone."""
+    first = kept[0]
+    metric, versions = first["metric"], {run["versions"].get("transformers", "-") for run in kept}
+    names = [*(name for name, score in first["columns"].items() if score), *first["extra_columns"]]
+    scored = any(f"{name}.accuracy" in first["extra"] for name in names) and metric != "accuracy"
+    worst = any(_score(first, name)["worst_decile"] is not None for name in names)
+    seeds = [f"seed {run['seed']}" for run in kept]
+    heads = [*(["mean"] if len(kept) == 1 else seeds), *(["mean ± deviation"] if len(kept) > 1 else [])]
+    heads += [*(["worst decile"] if worst and len(kept) == 1 else []), *([ACCURACY] if scored else [])]
+    lines = [
+        f"| {metric.replace('macro_f1', 'macro F1')} | " + " | ".join(heads) + " |",
+        "|---|" + "---:|" * len(heads),
+    ]
+    for name in names:
+        means = [_score(run, name)["mean"] for run in kept]
+        cells = [number(value, metric) for value in means]
+        if len(kept) > 1:
+            cells.append(f"{number(mean(means), metric)} ± {number(stdev(means), metric)}")
+        elif worst:
+            cells.append(number(_score(first, name)["worst_decile"], metric))
+        if scored:
+            cells.append(number(first["extra"].get(f"{name}.accuracy")))
+        title = column_title(name)
+        lines.append(f"| {f'**{title}**' if name == 'federated' else title} | " + " | ".join(cells) + " |")
     lines.append("")
-    lines.append(
-        f"{summary['clients']} clients, {'-' if gaining is None else f'{gaining:.0%}'} gain over training alone; "
-        f"{summary['bytes_up'] / 1e6:.3g} MB up, {summary['bytes_down'] / 1e6:.3g} MB down; "
-        f"{summary['seconds']:.0f} s; transformers {summary['versions'].get('transformers', '?')}."
-    )
+    gaining = [f"{100 * run['share_gaining']:.0f} %" for run in kept if run["share_gaining"] is not None]
+    shares = f"{_each(gaining)} gain over training alone; " if gaining else ""
+    up, down = (_each([bytes_text(run[key]) for run in kept]) for key in ("bytes_up", "bytes_down"))
+    seconds = _each([seconds_text(run["seconds"]) for run in kept])
+    lines.append(f"{first['clients']} clients; {shares}{up} up, {down} down; {seconds}; transformers "
+                 f"{', '.join(sorted(versions))}.")  # fmt: skip
+    rates = {name: value for name, value in first["extra"].items() if name.startswith("lr.") and value is not None}
+    if rates and len(kept) == 1:
+        lines.append("Learning rates: " + ", ".join(f"{column_title(n[3:])} {r:g}" for n, r in rates.items()) + ".")
     return "\n".join(lines)
+
+
+def _each(values: Sequence[str]) -> str:
+    """Every run's value, or the one that all have."""
+    return ", ".join(values if len(set(values)) > 1 else values[:1])
+
+
+def _score(run: dict[str, Any], column: str) -> dict[str, Any]:
+    return dict({**run["columns"], **run["extra_columns"]}[column])
+
+
+def section(recipe: str) -> str:
+    """What was kept of a recipe's cells."""
+    files = [RESULTS / f"{name}.json" for name, (of, _) in CELLS.items() if of == recipe]
+    kept = [json.loads(file.read_text()) for file in files if file.exists()]
+    return told(kept) if kept else "Not run."
 
 
 def main() -> None:
     """Run cells, or print what was kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", nargs="*", metavar="CELL", help="run what is missing, or only these")
-    asked = parser.parse_args().cells
-    if asked is not None:
-        for name in asked or CELLS:
+    parser.add_argument("--show", metavar="RECIPE", help="print what was kept of this recipe")
+    asked = parser.parse_args()
+    if asked.show:
+        print(section(asked.show))
+    elif asked.cells is not None:
+        for name in asked.cells or CELLS:
             run_cell(name)
-        return
-    for name in CELLS:
-        path = RESULTS / f"{name}.json"
-        print(f"## {name}\n")
-        print(table(json.loads(path.read_text())) if path.exists() else "not run")
-        print()
+    else:
+        for recipe in dict.fromkeys(recipe for recipe, _ in CELLS.values()):
+            print(f"## {recipe}\n\n{section(recipe)}\n")
 
 
 if __name__ == "__main__":

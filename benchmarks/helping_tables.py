@@ -1,12 +1,15 @@
 """The tables of ``helping.md`` from a finished ``lichen compare help-reviews``: a row a method, a column a level.
 
-Run it: ``python benchmarks/helping_tables.py [FOLDER]``.
+Run it: ``python benchmarks/helping_tables.py [FOLDER] [scores | costs | gains METHOD:OTHER ...]``; without a word it
+prints scores and costs.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +61,32 @@ def costs(rows: dict[tuple[str, str], dict[str, Any]], methods: list[str]) -> li
     return lines
 
 
-def main(folder: str = str(RESULTS / "help-reviews")) -> None:
-    """Print both tables."""
+def gains(rows: dict[tuple[str, str], dict[str, Any]], levels: list[str], pairs: Sequence[str]) -> list[str]:
+    """What methods score above others on the same seeds: the mean, and each seed's own difference."""
+    lines = ["| method | less | at | difference | each seed's |", "|---|---|---|---:|---:|"]
+    for method, other in (pair.split(":") for pair in pairs):
+        for level in levels:
+            both = [rows.get((name, level), {}) for name in (method, other)]
+            if all(row.get("seeds") for row in both):
+                mine, theirs = (dict(zip(row["seeds"], row["value"]["values"], strict=True)) for row in both)
+                each = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
+                listed = ", ".join(f"{value:+.3f}" for value in each)
+                lines.append(f"| {method} | {other} | {level} | {statistics.mean(each):+.3f} | {listed} |")
+    return lines
+
+
+def main(folder: str = str(RESULTS / "help-reviews"), part: str = "", *words: str) -> None:
+    """Print what is asked for."""
     told = json.loads((Path(folder) / "compare.json").read_text())
     rows = {tuple(row["method"].split("@")): row for row in told["rows"]}
     methods = list(dict.fromkeys(method for method, _ in rows))
-    print("\n".join([*scores(rows, methods, list(told["levels"])), "", *costs(rows, methods)]))
+    levels = list(told["levels"])
+    tables = {
+        "scores": lambda: scores(rows, methods, levels),
+        "costs": lambda: costs(rows, methods),
+        "gains": lambda: gains(rows, levels, words),
+    }
+    print("\n\n".join("\n".join(tables[name]()) for name in ([part] if part else ["scores", "costs"])))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import tables
 
 from lichen.algorithms.scores import score
 from lichen.clients.evaluation.evaluate import Evaluate
@@ -169,8 +170,7 @@ def main(words: list[str]) -> None:
         file = RESULTS / f"kseed-{seed}.json"
         if not file.exists():
             file.write_text(json.dumps(cell(seed, print), indent=1) + "\n")
-        done = json.loads(file.read_text())
-        print(f"seed {seed}: test {done['test']['start']} -> {done['test']['end']}")
+    tables.kseed()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import tables
 import torch
 from diloco import Everyone
 from mutual_sides import CUT, Task, bridge, judge, pretrain, sides
@@ -209,36 +209,6 @@ def brief(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
 
 
-def table() -> str:
-    """A row a way: perplexities, mean and sample deviation over seeds, then each seed's own rows."""
-    lines = ["| way | own rows | everybody's rows | SmolLM2 | bytes up, down | each seed, own rows |"]
-    lines.append("|---|---:|---:|---:|---:|---|")
-    told: dict[str, Any] = {}
-    for way in WAYS:
-        found = [json.loads(f.read_text()) for f in sorted(RESULTS.glob(f"mutual-{way}-s*.json"))]
-        found = [one for one in found if one["hash"] == key_of(Task(), way)]
-        if not found:
-            continue
-        told |= found[0]
-        large = [one["large_after"] for one in found if "large_after" in one]
-        sent = [sum(r[key] for r in found[0]["rounds"]) / 1e6 for key in ("up", "down")]
-        cells = [way, *(spread([one[key] for one in found]) for key in ("after", "common"))]
-        cells += [f"{statistics.mean(large):.2f}" if large else "-", f"{sent[0]:.1f} MB, {sent[1]:.1f} MB"]
-        lines.append("| " + " | ".join([*cells, ", ".join(f"{one['after']:.2f}" for one in found)]) + " |")
-    if "carried" in told:
-        lines.insert(
-            2, f"| before | {told['before']:.2f} | {told['before']:.2f} | {told['large_before']:.2f} | - | - |"
-        )
-        up, down = (100 * told["carried"][key] for key in ("up", "down"))
-        lines += ["", f"{down:.0f} % of the small model's places get an answer of SmolLM2's, {up:.0f} % the other way."]
-    return "\n".join(lines) if told else "no result yet: run --cells first"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean, and sample deviation where there are several."""
-    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
-
-
 def run_cells(task: Task, folder: Path, names: Sequence[str], minutes: float, *, write: bool) -> None:
     """Run what has no result yet."""
     for name in names:
@@ -284,7 +254,7 @@ def main() -> None:
             parser.error(f"no cell {asked.only!r}; --list names them")
         run_cells(Task(), folder, names, asked.minutes, write=True)
     else:
-        print(table())
+        tables.mutual()
 
 
 if __name__ == "__main__":

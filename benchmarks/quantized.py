@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,17 +172,20 @@ def _mib(size: float) -> str:
     return f"{size / 2**20:,.0f}"
 
 
-def show() -> None:
+def show(parts: Sequence[str] = ("forms", "turns")) -> None:
     """The tables of the cells that are done."""
     done = {c: json.loads(f.read_text()) for c in (*CELLS, *PHASES) if (f := _file(c)).is_file()}
     heads = "weights MiB", "peak loading", "peak training", "made by a step", "step, × fp32", "before", "after"
-    print("| model, data, form | " + " | ".join(heads) + " |\n|---|" + "---:|" * len(heads))
+    if "forms" in parts:
+        print("| model, data, form | " + " | ".join(heads) + " |\n|---|" + "---:|" * len(heads))
     for name, x in done.items():
-        if name in CELLS:
+        if name in CELLS and "forms" in parts:
             plain = done.get(f"{name.rpartition('/')[0]}/fp32", x)
             sizes = [_mib(x[key]) for key in ("weights", "loaded", "peak", "made")]
             rest = [f"{x['seconds'] / plain['seconds']:.2f}", f"{x['before']:.4g}", f"{x['after']:.4g}"]
             print(f"| {name.replace('/', ', ')} | " + " | ".join([*sizes, *rest]) + " |")
+    if "turns" not in parts:
+        return
     print("\n| rows, groups of blocks | made by a step, MiB, lowest group first | s a step |\n|---|---|---|")
     for name, x in done.items():
         if name in PHASES:
@@ -198,6 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--only", default="", help="cells whose names hold this")
+    parser.add_argument("--show", choices=("forms", "turns"), help="run nothing, and show this table")
     parser.add_argument("--one", default=None, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
@@ -206,6 +211,9 @@ def main() -> None:
         torch.set_num_threads(1)
         found = phases(asked.one) if asked.one in PHASES else cell(asked.one, asked.steps)
         print(json.dumps(found))
+        return
+    if asked.show:
+        show([asked.show])
         return
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in (*CELLS, *PHASES):

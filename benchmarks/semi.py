@@ -1,8 +1,8 @@
 """What FixMatch and FlexMatch add to five labels a client, over five seeds of the handwritten digits.
 
 Twelve clients have 105 digits each, five of them with a label. Thirty rounds of the labels alone are the start; twelve
-more follow, by the labels alone or with unlabelled rows. Printed: accuracy on 537 other digits, as JSON for each seed
-and as mean and sample deviation.
+more follow, by the labels alone or with unlabelled rows. Accuracy on 537 other digits is kept in ``results/semi.json``,
+and printed as mean and sample deviation.
 
     python benchmarks/semi.py
 """
@@ -10,12 +10,12 @@ and as mean and sample deviation.
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import tables
 import torch
 
 from lichen.clients.training.fixmatch import FixMatch
@@ -75,7 +75,7 @@ def accuracies(seed: int) -> dict[str, float]:
         "labels alone": rounds(start, labels, alone, after),
         "FixMatch": rounds(start, FixMatch(labels, views), both, after),
         "FlexMatch": rounds(start, FixMatch(labels, views, **own), both, after),
-        "FlexMatch, weight 0.3": rounds(start, FixMatch(labels, views, weight=0.3, **own), both, after),
+        "FlexMatch, λ = 0.3": rounds(start, FixMatch(labels, views, weight=0.3, **own), both, after),
     }
     held_x, held_y = torch.from_numpy(x[CLIENTS * ROWS :]), torch.from_numpy(y[CLIENTS * ROWS :])
     return {
@@ -84,15 +84,13 @@ def accuracies(seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the table."""
-    found: dict[str, list[float]] = {}
+    """Run every seed and print the table."""
+    found = []
     for seed in SEEDS:
-        one = accuracies(seed)
-        print(json.dumps({"seed": seed, **{name: round(value, 3) for name, value in one.items()}}), flush=True)
-        for name, value in one.items():
-            found.setdefault(name, []).append(value)
-    for name, values in found.items():
-        print(f"{name:24}{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}")
+        found.append(accuracies(seed))
+        print(f"seed {seed}", flush=True)
+    (tables.RESULTS / "semi.json").write_text(json.dumps(found, indent=1) + "\n")
+    tables.semi()
 
 
 if __name__ == "__main__":

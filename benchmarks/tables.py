@@ -1,0 +1,309 @@
+"""Prints tables of the pages from the results that are kept; nothing is run.
+
+``python benchmarks/tables.py NAME [WORD ...]``: a function below is a name, its arguments the words. No table needs
+torch. What a page says of single runs, such as a difference that its text quotes, is printed here too.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lichen.present.compare import ComparisonRow, Spread
+from lichen.present.compare_table import comparison_markdown
+from lichen.present.units import seconds_text
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SPREADS = ("value", "worst", "base", "constant", "forgotten_before", "forgotten_after",
+           "target_rounds", "target_bytes", "target_seconds")  # fmt: skip
+
+
+def read(name: str) -> Any:
+    """A result."""
+    return json.loads((RESULTS / name).read_text())
+
+
+def cells_of(pattern: str, key: str = "config") -> list[dict[str, Any]]:
+    """The results of these names, in order.
+
+    Raises:
+        ValueError: if they were not made with the same settings, which cannot be averaged.
+    """
+    found = [read(file.name) for file in sorted(RESULTS.glob(pattern))]
+    if any(one[key] != found[0][key] for one in found):
+        raise ValueError(f"{pattern}: results of several settings; run again what is old")
+    return found
+
+
+def spread(values: Sequence[float], form: str = ".3f") -> str:
+    """Mean, and the sample deviation where there are several."""
+    return f"{statistics.mean(values):{form}}" + (f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else "")
+
+
+def show(heads: str, rows: Sequence[Sequence[str]], *, words: int = 1) -> None:
+    """Print a table whose first columns are words and whose others are numbers; heads are parted by bars."""
+    cells = heads.split("|")
+    print(f"| {' | '.join(head.strip() for head in cells)} |")
+    print("|" + "---|" * words + "---:|" * (len(cells) - words))
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def compared(folder: str) -> None:
+    """The table of a finished ``lichen compare``."""
+    rows = []
+    for row in read(f"{folder}/compare.json")["rows"]:
+        wide = {name: Spread(**row[name]) for name in SPREADS if row.get(name)}
+        rows.append(ComparisonRow(**{**row, **wide, "seeds": tuple(row["seeds"]), "faults": tuple(row["faults"])}))
+    print(comparison_markdown(rows).partition("\n\n")[0])
+
+
+def seeds(folder: str, *methods: str) -> None:
+    """Each seed's score of some methods, and what their own bare model has."""
+    found = {row["method"]: row for row in read(f"{folder}/compare.json")["rows"]}
+
+    def each(some: dict[str, Any]) -> str:
+        return ", ".join(f"{value:.1f}" for value in some["values"])
+
+    rows = [[name, f"{len(found[name]['seeds'])}", each(found[name]["base"]), each(found[name]["value"])]
+            for name in methods]  # fmt: skip
+    show("method | seeds | bare model, each seed | reached, each seed", rows)
+
+
+def summaries(folder: str, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The summaries of a comparison's row, in the order of its seeds; folders of former recipes are passed over."""
+    for place in sorted((RESULTS / folder).glob(f"{row['method']}-????????")):
+        files = [place / f"seed-{seed}" / "summary.json" for seed in row["seeds"]]
+        found = [json.loads(file.read_text()) for file in files if file.is_file()]
+        if [one["columns"]["federated"]["mean"] for one in found] == row["value"]["values"]:
+            return found
+    raise FileNotFoundError(f"{folder}: no summaries of {row['method']}")
+
+
+def encoders(folder: str = "adapt-reviews") -> None:
+    """Each way of training an encoder beside the majority class: the mean over clients, and all test rows together.
+
+    A share is a method's gain over the majority class by LoRA's, on the same seeds.
+    """
+    told = read(f"{folder}/compare.json")
+    kept = {row["method"]: summaries(folder, row) for row in told["rows"] if row["seeds"]}
+    parts = ("mean over clients", "federated.macro_f1", "federated.accuracy")
+
+    def scores(runs: Sequence[dict[str, Any]], column: str) -> list[list[float]]:
+        own = [{**run["columns"], **run["extra_columns"]}[column]["mean"] for run in runs]
+        return [own, *([run["extra"][key.replace("federated", column)] for run in runs] for key in parts[1:])]
+
+    rows = []
+    for name, runs in {"*the majority class*": kept["LoRA"], **kept}.items():
+        column = "federated" if name in kept else "majority"
+        own, least = scores(runs, column), scores(runs, "majority")
+        first = scores(kept["LoRA"][: len(runs)], "federated")
+        gains = zip(own, least, first, strict=True)
+        means = [[statistics.mean(values) for values in some] for some in gains]
+        shares = [f"{100 * (mine - no) / (best - no):.0f} %" for mine, no, best in means]
+        same = sum(mine == no for mine, no in zip(zip(*own, strict=True), zip(*least, strict=True), strict=True))
+        cells = [cell for pair in zip((spread(x, ".4f") for x in own), shares, strict=True) for cell in pair]
+        rows.append([name, *cells, f"{same} of {len(runs)}"])
+    show(f"method | {told['metric']}, mean over clients | share | macro F1, all rows | share | accuracy, all rows | "
+         "share | seeds with the majority class's scores", rows)  # fmt: skip
+
+
+WIRES = {
+    "bf16": "bf16 both ways",
+    "topk-int4": "up `topk:8/264 int4~`, down `topk:7/32 int4~`",
+    "topk-sign": "up `topk:8/176 sign`, down `sign`",
+    "rank2-sign": "up `sign/64`, down `int4~`, rank 2",
+}
+
+
+def wires() -> None:
+    """What a wire costs and loses on seed 0."""
+    found = {row["method"]: row for row in read("wire-chat/compare.json")["rows"]}
+    plain = found["bf16"]
+    rows = []
+    for method, words in WIRES.items():
+        row = found[method]
+        ways = [
+            (f"{row['client_up']:,.0f}", f"1/{plain['client_up'] / row['client_up']:.2f}"),
+            (f"{row['client_down']:,.0f}", f"1/{plain['client_down'] / row['client_down']:.2f}"),
+        ]
+        lost = "" if row is plain else f"{_lost(row, plain, 0):.1f} %"
+        rows.append([words, f"{row['value']['values'][0]:.2f}", *ways[0], *ways[1], lost])
+    show("wire | perplexity | up a message | against bf16 | down a client and round | against bf16 | "
+         "share of the gain lost", rows)  # fmt: skip
+
+
+def wire_seeds() -> None:
+    """The best wire on each seed."""
+    found = {row["method"]: row for row in read("wire-chat/compare.json")["rows"]}
+    plain, best = found["bf16"], found["rank2-sign"]
+    rows = []
+    for place, seed in enumerate(best["seeds"]):
+        values = [plain["base"]["values"][place], *(row["value"]["values"][place] for row in (plain, best))]
+        rows.append(
+            [f"{seed}", f"{values[0]:.1f}", *(f"{x:.2f}" for x in values[1:]), f"{_lost(best, plain, place):.1f} %"]
+        )
+    show("seed | bare | bf16, rank 8 | `sign/64` up, `int4~` down, rank 2 | share of the gain lost", rows)
+
+
+def _lost(row: dict[str, Any], plain: dict[str, Any], place: int) -> float:
+    """Percent of bf16's gain over the bare model that a wire loses."""
+    bare, full, own = (x["values"][place] for x in (plain["base"], plain["value"], row["value"]))
+    return float(100 * (own - full) / (bare - full))
+
+
+def kseed() -> None:
+    """FedKSeed on a whole encoder, before and after."""
+    cells = cells_of("kseed-?.json", "settings")
+    keys = ("loss", "accuracy", "macro_f1")
+
+    def pair(tests: Sequence[dict[str, dict[str, float]]]) -> list[str]:
+        ends = [[statistics.mean(test[end][key] for test in tests) for end in ("start", "end")] for key in keys]
+        return [f"{start:.4f} → {end:.4f}" for start, end in ends]
+
+    rows = [[f"{x['seed']}", f"{x['test']['rows']:,.0f}", *pair([x["test"]])] for x in cells]
+    show("seed | rows | test loss, start → end | accuracy | macro F1",
+         [*rows, ["mean", "", *pair([x["test"] for x in cells])]])  # fmt: skip
+
+
+def black_box() -> None:
+    """A model that can only be asked: test scores over the seeds that are there."""
+    ways = {
+        "no prompt": ("empty", lambda one: one["test"]),
+        "the best of five hand-written prompts on validation rows": ("hand", lambda one: one["test"]),
+        "the soft prompt FedBPT begins with": ("soft", lambda one: one["begin"]["test"]),
+        "FedBPT": ("soft", lambda one: one["test"]),
+        "words searched over HTTP, log-probabilities alone": ("words", lambda one: one["test"]),
+    }
+    rows = []
+    for name, (column, scores) in ways.items():
+        found = [scores(read(file.name)) for file in sorted(RESULTS.glob(f"black_box-{column}-?.json"))]
+        if found:
+            rows.append([name, *(spread([one[key] for one in found], form) for key, form in
+                                 (("accuracy", ".3f"), ("loss", ".4f"))), f"{len(found)}"])  # fmt: skip
+    show("way | accuracy | loss | seeds", rows)
+
+
+def evolution() -> None:
+    """Distances of written texts to real rows, over seeds."""
+    found = read("evolution.json")
+    rows = []
+    for run in dict.fromkeys(row["run"] for row in found):
+        some = [row for row in found if row["run"] == run]
+        means = [spread([row[key] for row in some]) for key in ("to_voters", "to_others", "macro_f1")]
+        rows.append([run.partition("@")[0], f"{len(some)}", *means])
+    show("texts | seeds | to the rows that vote | to rows nobody votes with | macro F1 of the student", rows)
+
+
+def collapse() -> None:
+    """Perplexity of real turns by generation, over seeds."""
+    cells = cells_of("collapse-s*.json")
+    count = cells[0]["config"]["generations"] + 1
+    rows = []
+    for way in ("replace", "accumulate"):
+        each = [[one[way][k]["perplexity"] for one in cells] for k in range(count)]
+        rows.append([way, *(spread(values, ".1f") for values in each)])
+    show("generation | " + " | ".join(map(str, range(count))), rows)
+
+
+MUTUAL = {
+    "fedmkt": "FedMKT, whole small models, each shop its own",
+    "unheard": "the same steps, nobody told anything",
+    "cotune": "FedCoLLM, the small model's adapter",
+    "reading": "an averaged adapter reads the public texts at the server, nobody told anything",
+    "fedavg": "averaging alone",
+    "alone": "everybody alone",
+}
+
+
+def mutual() -> None:
+    """Two language models that teach each other: perplexities over seeds, then each seed's own rows."""
+    rows, all_of = list[list[str]](), dict[str, Any]()
+    for way, words in MUTUAL.items():
+        found = cells_of(f"mutual-{way}-s*.json")
+        if not found:
+            continue
+        all_of |= found[0]
+        large = [one["large_after"] for one in found if "large_after" in one]
+        up, down = (sum(r[key] for r in found[0]["rounds"]) / 1e6 for key in ("up", "down"))
+        means = [spread([one[key] for one in found], ".2f") for key in ("after", "common")]
+        rows.append([f"{way}: {words}", *means, spread(large, ".2f") if large else "-", f"{up:.1f} MB, {down:.1f} MB",
+                     ", ".join(f"{one['after']:.2f}" for one in found)])  # fmt: skip
+    if "carried" in all_of:
+        before, large_before = (f"{all_of[key]:.2f}" for key in ("before", "large_before"))
+        rows.insert(0, ["before", before, before, large_before, "-", "-"])
+    show("way | own rows | everybody's rows | SmolLM2 | bytes up, down | each seed, own rows", rows)
+    if "carried" in all_of:
+        up, down = (100 * all_of["carried"][key] for key in ("up", "down"))
+        print(f"\n{down:.0f} % of the small model's places get an answer of SmolLM2's, {up:.0f} % the other way.")
+
+
+def buffered() -> None:
+    """Time, steps and bytes until the target, for rounds that wait and rounds that do not."""
+    names = {
+        "synchronous": "synchronous, all thirty",
+        "deadline": "synchronous, deadline of 5 minutes",
+        "buffered-10": "FedBuff, a step after 10 answers",
+        "buffered-5": "FedBuff, a step after 5 answers",
+    }
+    steps = {"synchronous": 30, "deadline": 30, "buffered-10": 10, "buffered-5": 5}
+    rows = []
+    for row in read("buffered/compare.json")["rows"]:
+        took = row["target_seconds"]
+        rates = [f"{one['extra']['lr.federated']:g}" for one in summaries("buffered", row)]
+        rows.append([
+            names[row["method"]], f"{seconds_text(took['mean'])} ± {seconds_text(took['std'])}",
+            spread(row["target_rounds"]["values"], ".1f"),
+            f"{steps[row['method']] * row['target_rounds']['mean']:.0f}", f"{row['target_bytes']['mean'] / 1e6:.1f} MB",
+            spread(row["value"]["values"]), ", ".join(rates),
+        ])  # fmt: skip
+    show("method | virtual time to 88 % | steps to it | trainings to it | bytes to it, with validation | "
+         "accuracy at the end | rates chosen", rows)  # fmt: skip
+
+
+def drift() -> None:
+    """Skewed digits: accuracy, and rounds to the target."""
+    found = {row["method"]: row for row in read("digits-drift/compare.json")["rows"]}
+    rows = []
+    for name in dict.fromkeys(method.partition("@")[0] for method in found):
+        both = [found[f"{name}@{level}"] for level in ("all", "three")]
+        when = []
+        for row in both:
+            few = "" if row["reached"] == len(row["seeds"]) else f" ({row['reached']} of {len(row['seeds'])} seeds)"
+            when.append(f"{row['target_rounds']['mean']:.3g}{few}" if row["reached"] else "never")
+        rows.append([name, *(spread(row["value"]["values"]) for row in both), *when])
+    show("method | all ten come | three of ten come | rounds, all ten | rounds, three", rows)
+
+
+def semi() -> None:
+    """What unlabelled digits add to a few labels."""
+    found = read("semi.json")
+    show(" | ".join(found[0]), [[spread([one[name] for one in found]) for name in found[0]]], words=0)
+
+
+TABLES: dict[str, Callable[..., None]] = {
+    function.__name__: function
+    for function in (
+        compared,
+        seeds,
+        encoders,
+        wires,
+        wire_seeds,
+        kseed,
+        black_box,
+        evolution,
+        collapse,
+        mutual,
+        buffered,
+        drift,
+        semi,
+    )
+}
+
+
+if __name__ == "__main__":
+    TABLES[sys.argv[1]](*sys.argv[2:])
