@@ -23,7 +23,7 @@ def results() -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for name in WAYS:
         for file in sorted(RESULTS.glob(f"diloco-{name}-s?.json")):
-            found.setdefault(name, []).append(json.loads(file.read_text()))
+            found.setdefault(name, []).append(json.loads(file.read_text(encoding="utf-8")))
     return found
 
 
@@ -62,7 +62,7 @@ def ways(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
 def rates() -> list[str]:
     """Perplexity after the short trials of inner rates."""
     file = RESULTS / "diloco-trial.json"
-    tried = json.loads(file.read_text()) if file.exists() else {}
+    tried = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     names = sorted({rate for every in tried.values() for rate in every}, key=float)
     return [
         "| Way | " + " | ".join(names) + " |",

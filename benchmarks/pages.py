@@ -134,7 +134,7 @@ def unmarked(lines: Sequence[str], *, fences: bool) -> Iterator[int]:
 def faults(page: Path) -> Iterator[str]:
     """What is wrong with a page, a line each."""
     name = page.relative_to(ROOT) if page.is_relative_to(ROOT) else page
-    lines = page.read_text().split("\n")
+    lines = page.read_text(encoding="utf-8").split("\n")
     try:
         for number in unmarked(lines, fences=page.parent == HERE):
             yield f"{name}:{number + 1}: no mark says where the table comes from: {lines[number]}"
@@ -159,13 +159,13 @@ def main() -> int:
     for page in [page.resolve() for page in asked.pages] or pages():
         if not asked.check:
             try:
-                text = "\n".join(renewed(page.read_text().split("\n")))
+                text = "\n".join(renewed(page.read_text(encoding="utf-8").split("\n")))
             except PageError as error:
                 print(f"{page}: {error}")
                 found += 1
                 continue
-            if text != page.read_text():
-                page.write_text(text)
+            if text != page.read_text(encoding="utf-8"):
+                page.write_text(text, encoding="utf-8")
                 print(f"{page}: written")
         for fault in faults(page) if asked.check else ():
             print(fault)

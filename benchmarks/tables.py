@@ -24,7 +24,7 @@ SPREADS = ("value", "worst", "base", "constant", "forgotten_before", "forgotten_
 
 def read(name: str) -> Any:
     """A result."""
-    return json.loads((RESULTS / name).read_text())
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
 def cells_of(pattern: str, key: str = "config") -> list[dict[str, Any]]:
@@ -78,7 +78,7 @@ def summaries(folder: str, row: dict[str, Any]) -> list[dict[str, Any]]:
     """The summaries of a comparison's row, in the order of its seeds; folders of former recipes are passed over."""
     for place in sorted((RESULTS / folder).glob(f"{row['method']}-????????")):
         files = [place / f"seed-{seed}" / "summary.json" for seed in row["seeds"]]
-        found = [json.loads(file.read_text()) for file in files if file.is_file()]
+        found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
         if [one["columns"]["federated"]["mean"] for one in found] == row["value"]["values"]:
             return found
     raise FileNotFoundError(f"{folder}: no summaries of {row['method']}")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def check(*pages: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "benchmarks" / "pages.py"), "--check", *map(str, pages)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False, timeout=120)
 
 
 def test_the_tables_are_what_the_results_say() -> None:
@@ -37,7 +37,7 @@ FROM = "<!-- from: python benchmarks/tables.py drift -->\n"
 )
 def test_a_table_that_is_not_from_a_result_is_named_with_its_line(tmp_path: Path, page: str, said: str) -> None:
     file = tmp_path / "page.md"
-    file.write_text(page)
+    file.write_text(page, encoding="utf-8")
     done = check(file)
     assert done.returncode == 1
     assert said in done.stdout
@@ -46,5 +46,5 @@ def test_a_table_that_is_not_from_a_result_is_named_with_its_line(tmp_path: Path
 def test_a_table_of_words_and_one_that_was_taken_once_are_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "page.md"
     words = TABLE.replace("---:", "---")
-    file.write_text(f"{words}\n*Taken once, 2026-11-22: `python benchmarks/plan.py`.*\n\n{TABLE}")
+    file.write_text(f"{words}\n*Taken once, 2026-11-22: `python benchmarks/plan.py`.*\n\n{TABLE}", encoding="utf-8")
     assert check(file).returncode == 0
