@@ -49,6 +49,7 @@ def aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where temporary files go, which is to be empty again."""
     folder = tmp_path / "temporary"
     folder.mkdir()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch"))  # which torch makes when it is first needed
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
 
