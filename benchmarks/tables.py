@@ -159,6 +159,9 @@ def _lost(row: dict[str, Any], plain: dict[str, Any], place: int) -> float:
 def kseed() -> None:
     """FedKSeed on a whole encoder, before and after."""
     cells = cells_of("kseed-?.json", "settings")
+    if not cells:
+        print("Not run.")
+        return
     keys = ("loss", "accuracy", "macro_f1")
 
     def pair(tests: Sequence[dict[str, dict[str, float]]]) -> list[str]:
