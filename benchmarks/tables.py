@@ -33,7 +33,7 @@ def cells_of(pattern: str, key: str = "config") -> list[dict[str, Any]]:
     Raises:
         ValueError: if they were not made with the same settings, which cannot be averaged.
     """
-    found = [read(file.name) for file in sorted(RESULTS.glob(pattern))]
+    found = [read(str(file.relative_to(RESULTS))) for file in sorted(RESULTS.glob(pattern))]
     if any(one[key] != found[0][key] for one in found):
         raise ValueError(f"{pattern}: results of several settings; run again what is old")
     return found
@@ -60,6 +60,28 @@ def compared(folder: str) -> None:
         wide = {name: Spread(**row[name]) for name in SPREADS if row.get(name)}
         rows.append(ComparisonRow(**{**row, **wide, "seeds": tuple(row["seeds"]), "faults": tuple(row["faults"])}))
     print(comparison_markdown(rows).partition("\n\n")[0])
+
+
+def gkt() -> None:
+    """FedGKT beside its neighbours, digits evenly and unevenly spread."""
+    found = [one["values"] for one in cells_of("research/gkt-s*.json", "part")]
+    names = [name.removeprefix("even: ") for name in found[0] if name.startswith("even: ")]
+    rows = [[name, *(spread([one[f"{word}: {name}"] for one in found]) for word in ("even", "skew"))] for name in names]
+    show("accuracy | even | skew", rows)
+
+
+def pate() -> None:
+    """PATE beside its neighbours."""
+    found = [one["values"] for one in cells_of("research/pate-s*.json", "part")]
+    rows = []
+    for name in ("votes without noise", "PATE, epsilon 8", "PATE, epsilon 1"):
+        right, student = (
+            spread([one[f"{word}{name}"] for one in found]) for word in ("right answers, ", "student of ")
+        )
+        rows.append([name, f"{found[0].get(f'noise in votes, {name}', 0.0):.1f}", right, student])
+    for name, key in (("the true labels", "student of the true labels"), ("a client's own model",) * 2):
+        rows.append([name, "", "", spread([one[key] for one in found])])
+    show("labels of | noise, in votes | winners that are right | macro F1 of the student", rows)
 
 
 def seeds(folder: str, *methods: str) -> None:
@@ -292,6 +314,8 @@ TABLES: dict[str, Callable[..., None]] = {
     function.__name__: function
     for function in (
         compared,
+        gkt,
+        pate,
         seeds,
         encoders,
         wires,

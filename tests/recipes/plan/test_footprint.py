@@ -80,3 +80,7 @@ def test_less_is_less(key: str, less: int, more: int) -> None:
 def test_tasks_without_local_training_have_none(tmp_path: Path) -> None:
     recipe: dict[str, Any] = {"task": "oneshot", "model": {"name": "nosuch"}, "data": {"name": "nosuch"}}
     assert footprint(read_recipe(recipe)) is None
+
+
+def test_students_of_an_exchange_have_no_footprint_in_common() -> None:
+    assert footprint(read_recipe("digits-unequal")) is None

@@ -260,7 +260,7 @@ def test_words_have_their_kinds_meanings_and_recipes_are_read_back() -> None:
         kind: (ExchangeConfig(kind=kind).means, ExchangeConfig(kind=kind).sharpened)
         for kind in ("fedmd", "dsfl", "feddf")
     }
-    assert said == {"fedmd": ("prob", None), "dsfl": ("prob", 0.05), "feddf": ("logits", None)}
+    assert said == {"fedmd": ("prob", None), "dsfl": ("prob", 0.1), "feddf": ("logits", None)}
     assert ExchangeConfig(sharpen=1).sharpened is None
     recipe = digits()
     assert read_recipe(load_yaml(write_recipe(recipe), where="recipe")) == recipe

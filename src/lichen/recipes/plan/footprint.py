@@ -97,12 +97,12 @@ def dearest(source: Source, clients: int) -> int:
 
 
 def footprint(recipe: Recipe) -> Footprint | None:
-    """What one client of a recipe needs; None for tasks whose clients do not train on an opened recipe.
+    """What one client of a recipe needs; None where clients do not train one model of an opened recipe.
 
     Raises:
         LichenError: whatever does not fit in the recipe.
     """
-    if not task_of(recipe.task).procedure.rounds:
+    if not task_of(recipe.task).procedure.rounds or recipe.exchange is not None:
         return None
     loaded = open_recipe(recipe, keep_private=False)
     frozen = frozen_tensors(loaded.foundation)

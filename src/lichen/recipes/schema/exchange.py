@@ -41,7 +41,9 @@ class ExchangeConfig(Section):
         default=None, description="what is averaged; none: logits for feddf, else probabilities"
     )
     sharpen: float | None = Field(
-        default=None, gt=0, description="temperature that sharpens the mean, 1 for none; none: 0.05 for dsfl, else 1"
+        default=None,
+        gt=0,
+        description="temperature that sharpens the mean, 1 for none; none: the paper's 0.1 for dsfl, else 1",
     )
     weighting: Literal["uniform", "examples", "confidence", "classes"] = Field(
         default="uniform",
@@ -61,7 +63,7 @@ class ExchangeConfig(Section):
     @property
     def sharpened(self) -> float | None:
         """The temperature of the mean, by the recipe or by the kind; None where it stays as it is."""
-        chosen = self.sharpen or (0.05 if self.kind == "dsfl" else 1.0)
+        chosen = self.sharpen or (0.1 if self.kind == "dsfl" else 1.0)
         return None if chosen == 1 else chosen
 
     def first(self, steps: int) -> int:
