@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def lowest(requirements: list[str]) -> list[str]:
-    """``name==version`` for each requirement ``name>=version``.
+    """``name==version`` for each requirement ``name>=version``, or ``name>=version,<another``.
 
-    >>> lowest(["numpy>=2", "torch>=2.8"])
+    >>> lowest(["numpy>=2", "torch>=2.8,<3"])
     ['numpy==2', 'torch==2.8']
     """
     pins = []
     for requirement in requirements:
-        match = re.fullmatch(r"([A-Za-z0-9._-]+)\s*>=\s*([0-9.]+)", requirement)
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)\s*>=\s*([0-9.]+)(,<[0-9.]+)?", requirement)
         if match:
             pins.append(f"{match[1]}=={match[2]}")
     return pins

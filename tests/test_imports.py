@@ -20,8 +20,9 @@ FLOORS = (
     ("engines", "algorithms", "tasks"),
     ("trust", "present", "allocator", "fl"),
     ("recipes", "research"),
+    ("federation",),
     ("shell",),
-    ("cli_cache", "cli_compare", "cli_init", "cli_look", "cli_run"),
+    ("cli_cache", "cli_compare", "cli_federation", "cli_init", "cli_look", "cli_run"),
     ("cli",),
     ("__main__",),
 )

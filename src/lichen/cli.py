@@ -1,4 +1,4 @@
-"""The command line: list, fetch, init, plan, run, compare, try, report, export, cache.
+"""The command line: list, fetch, init, plan, run, compare, try, report, export, cache, federation.
 
 Nothing heavy is imported until a command needs it, so that ``lichen --help`` answers at once. Results
 go to standard output, everything else to standard error. Exit codes: 0 done, 1 a fault of lichen
@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 from lichen import __version__
 from lichen.cli_cache import cache_command
 from lichen.cli_compare import compare_command
+from lichen.cli_federation import federation_app
 from lichen.cli_init import init_command
 from lichen.cli_look import export_command, fetch_command, list_command, report_command, try_command
 from lichen.cli_run import node_command, plan_command, rank_command, run_command
@@ -49,6 +50,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in _COMMANDS.items():
     app.command(_command, name=_name)
+app.command(federation_app)
 app.command(node_command, name="node", show=False)
 app.command(rank_command, name="rank", show=False)
 

@@ -1,0 +1,152 @@
+"""The command ``federation``: an authority and its kits at the coordinator, a key and a kit at each site.
+
+Nothing heavy is imported until it is called.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App, Parameter
+
+from lichen.shell import print_json, say
+
+__all__ = ["federation_app"]
+
+federation_app = App(
+    name="federation",
+    help="Make and admit the members of a federation of organisations.",
+    help_format="plaintext",
+    default_parameter=Parameter(negative=""),
+)
+
+
+@federation_app.command(name="new")
+def _new(name: str, /, *, host: str, port: int, sites: str = "", out: Path | None = None, json: bool = False) -> None:
+    """Make a federation at its coordinator: the authority that signs names, and the server's kit.
+
+    Parameters
+    ----------
+    name
+        The federation's name.
+    host
+        The server's name or IPv4 address, as the sites reach it.
+    port
+        The server's port, the only one that must be open.
+    sites
+        Names of sites, with commas between, whose keys are made here and handed over; others ask and are admitted.
+    out
+        The folder; NAME if not given.
+    json
+        Print the result as JSON, and nothing else, on standard output.
+    """
+    from lichen.federation.kits import new
+    from lichen.federation.members import KITS, SERVER
+
+    names = [site.strip() for site in sites.split(",") if site.strip()]
+    made = new(out or Path(name), name=name, host=host, port=port, sites=names)
+    kits = {site: str(made.folder / KITS / site) for site in names}
+    result = {"folder": str(made.folder), "server": str(made.folder / SERVER), "sites": kits}
+    lines = [f"made {made.folder}; keep {made.folder / 'authority'} where nobody else gets it"]
+    lines += [f"kit of {site}: {kit} (hand it over in a way that nobody reads)" for site, kit in kits.items()]
+    lines += [f"fingerprint of the authority, to tell each site by telephone:\n{made.fingerprint}"]
+    _show(json, {**result, "fingerprint": made.fingerprint}, lines)
+
+
+@federation_app.command(name="ask")
+def _ask(*, name: str, for_: str, out: Path | None = None, json: bool = False) -> None:
+    """Ask to be admitted, at a site: make its key, which never leaves it, and a request to send.
+
+    Parameters
+    ----------
+    name
+        The site's name, such as hospital-a.
+    for_
+        The name of the federation.
+    out
+        The folder; FEDERATION-NAME if not given.
+    json
+        Print the result as JSON, and nothing else, on standard output.
+    """
+    from lichen.federation.kits import ask
+
+    folder = out or Path(f"{for_}-{name}")
+    request, total = ask(folder, name=name, federation=for_)
+    lines = [f"send this to the coordinator: {request}", f"its sum, to compare by telephone:\n{total}"]
+    _show(json, {"folder": str(folder), "request": str(request), "sum": total}, lines)
+
+
+@federation_app.command(name="admit")
+def _admit(request: Path, /, *, federation: Path | None = None, json: bool = False) -> None:
+    """Admit a site, at the coordinator: sign its request.
+
+    Parameters
+    ----------
+    request
+        The file that the site sent.
+    federation
+        The federation's folder; the only one here if not given.
+    json
+        Print the result as JSON, and nothing else, on standard output.
+    """
+    from lichen.federation.members import admit, find_federation
+
+    done = admit(request, find_federation(federation))
+    lines = [
+        f"admitted {done.site}; send this back: {done.answer}",
+        f"but first compare the sum of the request with the one that the site reads out:\n{done.request}",
+        f"fingerprint of the authority, to tell the site by telephone:\n{done.fingerprint}",
+    ]
+    answer = {"site": done.site, "answer": str(done.answer), "sum": done.request, "fingerprint": done.fingerprint}
+    _show(json, answer, lines)
+
+
+@federation_app.command(name="accept")
+def _accept(answer: Path, /, *, fingerprint: str, folder: Path | None = None, json: bool = False) -> None:
+    """Accept the coordinator's answer, at a site: make its kit.
+
+    Parameters
+    ----------
+    answer
+        The file that the coordinator sent.
+    fingerprint
+        The authority's fingerprint, as the coordinator told it by another way than the file.
+    folder
+        The folder that `ask` made; the one here that has the answer's key if not given.
+    json
+        Print the result as JSON, and nothing else, on standard output.
+    """
+    from lichen.federation.kits import accept
+
+    kit = accept(answer, folder, fingerprint=fingerprint)
+    _show(json, {"kit": str(kit)}, [f"the kit is {kit}"])
+
+
+@federation_app.command(name="bar")
+def _bar(site: str, /, *, federation: Path | None = None, lift: bool = False, json: bool = False) -> None:
+    """Bar a site, at the coordinator: it is closed out within seconds, and after every start of the server.
+
+    Parameters
+    ----------
+    site
+        The site's name.
+    federation
+        The federation's folder; the only one here if not given.
+    lift
+        Let the site in again instead.
+    json
+        Print the result as JSON, and nothing else, on standard output.
+    """
+    from lichen.federation.members import bar, find_federation
+
+    names = bar(site, find_federation(federation), lift=lift)
+    _show(json, {"barred": names}, [f"{site} may come back" if lift else f"{site} is barred"])
+
+
+def _show(json: bool, result: dict[str, Any], lines: list[str]) -> None:
+    if json:
+        print_json(result)
+    else:
+        for line in lines:
+            say(line)
