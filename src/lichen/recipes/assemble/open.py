@@ -24,7 +24,7 @@ from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.loaded_model import load_model
 from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.parts import client_tasks
-from lichen.recipes.assemble.sides.clients import ClientSide, declared, may_declare_labels
+from lichen.recipes.assemble.sides.clients import ClientSide, declared
 from lichen.recipes.assemble.sides.server import capacity_from
 from lichen.recipes.assemble.workload import refuse_warmup
 from lichen.recipes.rows.prepare import ClientData, classes_of, encode, gather_all
@@ -166,7 +166,7 @@ def open_recipe(
         pad=words.words[pad] if words else pad,
     )
     names = [client_data.name for client_data in clients_data]
-    labels = classes if may_declare_labels(recipe) else ()
+    labels = classes if recipe.declares_labels else ()
     roster = declared(clients, names, classes=labels, capacity_N=_capacity_N(experiment))
     capacity = capacity_from(roster, scaling=scaling_of(recipe.model.adapter))
     experiment = experiment.with_server(roster=roster, capacity=capacity)

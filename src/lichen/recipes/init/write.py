@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -21,9 +22,10 @@ from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.schema.yaml import dump_yaml, load_yaml
 
-__all__ = ["full_recipe", "short_recipe"]
+__all__ = ["every_key", "full_recipe", "short_recipe"]
 
 Values = Mapping[str, Any]
+Reads = Callable[[tuple[str, ...], str], bool]
 
 _COMMENTS: dict[str, str] = {
     "model.name": "catalog name, local folder or hub id",
@@ -131,10 +133,10 @@ def full_recipe(values: Values, notes: list[str]) -> str:
     """
     head = ["Guessed from the rows of the data; every key can be changed, keys left out take their default.", *notes]
     lines = [line for note in head for line in _comment(note)]
-    return "\n".join([*lines, "", *_section(Recipe, values, values, ())]).rstrip() + "\n"
+    return "\n".join([*lines, "", *every_key(Recipe, values, partial(_reads, values))]).rstrip() + "\n"
 
 
-def _entry(name: str, field: FieldInfo, given: Any, values: Values, path: tuple[str, ...]) -> list[str]:
+def _entry(name: str, field: FieldInfo, given: Any, reads: Reads, path: tuple[str, ...]) -> list[str]:
     """One key with its description and choices above it."""
     indent = "  " * len(path)
     words = choices(field.annotation)
@@ -142,12 +144,12 @@ def _entry(name: str, field: FieldInfo, given: Any, values: Values, path: tuple[
     section = section_of(field.annotation)
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     if section is not None and (given is not None or default is not None or field.is_required()):
-        return [*lines, f"{indent}{name}:", *_section(section, given or {}, values, (*path, name))]
+        return [*lines, f"{indent}{name}:", *every_key(section, given or {}, reads, (*path, name))]
     value = given if given is not None else default
     if value is None:
         text = example(field)
         # A key that cannot stand beside the others is told without an example.
-        fits = _reads(values, (*path, name), text)
+        fits = reads((*path, name), text)
         return [
             *lines,
             f"{indent}# {name}: {text}" if fits else f"{indent}# ({name}: not with the keys of this recipe)",
@@ -157,10 +159,18 @@ def _entry(name: str, field: FieldInfo, given: Any, values: Values, path: tuple[
     return [*lines, f"{indent}{name}: {_inline(value)}"]
 
 
-def _section(section: type[BaseModel], given: Values, values: Values, path: tuple[str, ...]) -> list[str]:
+def every_key(section: type[BaseModel], given: Values, reads: Reads, path: tuple[str, ...] = ()) -> list[str]:
+    """Lines of YAML with every key of a section, its meaning and its choices.
+
+    Args:
+        section: The schema.
+        given: Its values; others have their default.
+        reads: Whether a key with no default may be shown with an example, by its path and the example.
+        path: Where the section stands.
+    """
     lines: list[str] = []
     for name, field in section.model_fields.items():
-        lines += _entry(name, field, given.get(name), values, path)
+        lines += _entry(name, field, given.get(name), reads, path)
         if not path:
             lines.append("")
     return lines

@@ -11,22 +11,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
-import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
-
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from lichen.core.errors import LichenError
-from lichen.recipes.schema.explain import explain, section_of
 from lichen.recipes.schema.idle import changed_keys, idle_keys
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.schema.renamed_keys import report_renamed, with_new_names, with_old_names
-from lichen.recipes.schema.yaml import LARGEST, dump_yaml, load_yaml
+from lichen.recipes.schema.strict import check, plain, read_mapping, text_of
+from lichen.recipes.schema.yaml import dump_yaml, load_yaml
 
 __all__ = [
     "former_sha256",
@@ -75,58 +71,9 @@ def _locate(source: str | Path) -> Path:
     raise LichenError("no such recipe", where=shown, fix=fix + names)
 
 
-def _read_file(path: Path) -> Any:
-    try:
-        if path.stat().st_size > LARGEST:
-            raise LichenError(
-                f"is larger than {LARGEST // 1024} KiB", where=str(path), fix="name a recipe, which is a page of YAML"
-            )
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise LichenError("is not a text file", where=str(path), fix="name a recipe in YAML, as UTF-8") from None
-    except OSError as error:
-        raise LichenError(f"cannot be read: {error.strerror}", where=str(path), fix="check its permissions") from None
-    value = load_yaml(text, where=str(path))
-    if not isinstance(value, Mapping):
-        raise LichenError(
-            "is empty" if value is None else "is not a recipe: it must hold keys with values",
-            where=str(path),
-            fix="start from `lichen init DATA`, or from a recipe of the gallery",
-        )
-    return value
-
-
-def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """JSON's types only, so that one strict checker serves YAML and Python alike."""
-    if depth > 16:
-        raise LichenError("is nested too deep", where=where, fix="recipes are three deep at most")
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json", exclude_unset=True)
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, str):
-        if any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise LichenError("holds a character that is no text", where=where, fix="save it as UTF-8")
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        number = float(value)
-        if not math.isfinite(number):
-            raise LichenError(f"must be a finite number, not {number}", where=where, fix="use an ordinary number")
-        return int(number) if number.is_integer() and abs(number) < 2**53 else number
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise LichenError(f"has the key {key!r}, which is not a name", where=where, fix="keys are plain words")
-        return {key: _plain(inner, f"{where}.{key}".removeprefix("recipe."), depth + 1) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner, f"{where}[{i}]", depth + 1) for i, inner in enumerate(value)]
-    raise LichenError(
-        f"holds a Python {type(value).__name__}", where=where, fix="use text, numbers, lists and mappings"
-    )
+def _read_file(path: Path) -> Mapping[str, Any]:
+    fix = "start from `lichen init DATA`, or from a recipe of the gallery"
+    return read_mapping(text_of(path, kind="recipe"), where=str(path), kind="recipe", fix=fix)
 
 
 def _override(recipe: dict[str, Any], text: str) -> list[str]:
@@ -135,7 +82,7 @@ def _override(recipe: dict[str, Any], text: str) -> list[str]:
     key = key.strip()
     if not sign or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
         raise LichenError("is not key=value", where=f"-s {text}", fix="write it like -s optimizer.lr=1e-3")
-    value = _plain(load_yaml(written, where=f"-s {text}"), key)
+    value = plain(load_yaml(written, where=f"-s {text}"), key)
     *outer, last = key.split(".")
     new, notes = with_new_names({last: value}, "".join(f"{step}." for step in outer))
     mapping: dict[str, Any] = recipe
@@ -149,23 +96,6 @@ def _override(recipe: dict[str, Any], text: str) -> list[str]:
         mapping = inner
     mapping.update(new)
     return notes
-
-
-def _wrap(section: type[BaseModel], values: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Put single values into lists where the schema wants a list; returns where that was done."""
-    done: list[tuple[str, ...]] = []
-    for name, field in section.model_fields.items():
-        value = values.get(name)
-        inner = section_of(field.annotation)
-        if inner is not None and isinstance(value, dict):
-            done += _wrap(inner, value, (*path, name))
-        arms = get_args(field.annotation) if get_origin(field.annotation) is not tuple else (field.annotation,)
-        words = [word for arm in arms if get_origin(arm) is Literal for word in get_args(arm)]
-        wants_list = any(get_origin(arm) is tuple for arm in arms)
-        if wants_list and isinstance(value, (str, int, float)) and value not in words:
-            values[name] = [value]
-            done.append((*path, name))
-    return done
 
 
 def _anchor(recipe: dict[str, Any], folder: Path) -> None:
@@ -236,13 +166,13 @@ def read_recipe(
     """
     values, notes = _values(source, overrides)
     report_renamed(notes, note)
-    recipe = _checked(values)
+    recipe = check(Recipe, values)
     faults = _refuse_idle(recipe, source, overrides, of=overrides)
     for fault in faults:
         _leave_out(values, fault.where)
         if note is not None:
             note(f"{fault.where}: {fault.what}; left out")
-    return _checked(values) if faults else recipe
+    return check(Recipe, values) if faults else recipe
 
 
 def recipe_of(folder: Path, overrides: Sequence[str] = (), *, note: Callable[[str], None] | None = None) -> Recipe:
@@ -260,7 +190,7 @@ def recipe_of(folder: Path, overrides: Sequence[str] = (), *, note: Callable[[st
     """
     values, _ = _values(folder if folder.is_file() else folder / "recipe.yaml", ())
     report_renamed([message for text in overrides for message in _override(values, text)], note)
-    return _checked(values)
+    return check(Recipe, values)
 
 
 def read_with_notes(
@@ -274,7 +204,7 @@ def read_with_notes(
         of: The overrides whose keys must have a reader; None: all of them.
     """
     values, notes = _values(source, overrides)
-    recipe = _checked(values)
+    recipe = check(Recipe, values)
     _refuse_idle(recipe, source, overrides, of=overrides if of is None else of)
     return recipe, tuple(notes)
 
@@ -298,7 +228,7 @@ def _refuse_idle(
     before: set[str] = set()
     if overrides:
         with suppress(LichenError):  # a recipe that the overrides mend was not fine in the file
-            before = set(changed_keys(alone := _checked(_values(source, ())[0])))
+            before = set(changed_keys(alone := check(Recipe, _values(source, ())[0])))
             before -= {fault.where for fault in idle_keys(alone)}
     mine = tuple(f"{text.partition('=')[0].strip()}." for text in of)
     others = tuple(f"{text.partition('=')[0].strip()}." for text in overrides if text not in of)
@@ -321,10 +251,10 @@ def read_values(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any],
 def _values(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """What a recipe says, under the new names of keys, and a note for each old one."""
     if isinstance(source, Mapping):
-        values, notes = with_new_names(_plain(source, "recipe"))
+        values, notes = with_new_names(plain(source, "recipe"))
     elif isinstance(source, (str, Path)):
         path = _locate(source)
-        values, notes = with_new_names(_plain(_read_file(path), "recipe"))
+        values, notes = with_new_names(plain(_read_file(path), "recipe"))
         _anchor(values, path.parent)
     else:
         raise LichenError(
@@ -341,14 +271,6 @@ def _leave_out(values: dict[str, Any], key: str) -> None:
     for step in outer:
         values = values[step]
     del values[last]
-
-
-def _checked(values: dict[str, Any]) -> Recipe:
-    wrapped = _wrap(Recipe, values)
-    try:
-        return Recipe.model_validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        raise explain(error, Recipe, wrapped) from None
 
 
 def write_recipe(recipe: Recipe) -> str:

@@ -258,6 +258,12 @@ class Recipe(Section):
         return labels is not None and labels.classes
 
     @property
+    def declares_labels(self) -> bool:
+        """Clients may tell how many rows of each label they have: their messages tell it anyway."""
+        by_class = self.exchange is not None and self.exchange.weighting == "classes"
+        return self.classifies and (self.model.head in ("ridge", "lda") or by_class)
+
+    @property
     def has_help(self) -> bool:
         """A foundation model, or the clients' unlabelled rows, help with the labels."""
         return not (self.teacher is None and self.synthetic is None and self.semi is None)

@@ -71,7 +71,7 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         if self.depth > DEEPEST:
             raise _RefusedError(
-                f"is nested more than {DEEPEST} deep", event.start_mark, "recipes are three deep at most"
+                f"is nested more than {DEEPEST} deep", event.start_mark, "recipes and policies are three deep at most"
             )
         node: Any = super().compose_node(parent, index)
         self.depth -= 1
@@ -140,7 +140,7 @@ def load_yaml(text: str, *, where: str) -> Any:
     {'lr': [0.001, 2], 'name': 'no'}
     """
     if len(text) > LARGEST:
-        raise LichenError(f"is larger than {LARGEST // 1024} KiB", where=where, fix="a recipe is a page of YAML")
+        raise LichenError(f"is larger than {LARGEST // 1024} KiB", where=where, fix="a page of YAML is enough")
     try:
         loader = _Loader(text)
         return loader.get_single_data()

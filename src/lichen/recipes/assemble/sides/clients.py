@@ -18,10 +18,8 @@ from lichen.core.tree import Tree
 from lichen.data.batches.augment import Views
 from lichen.data.batches.scarce_labels import ScarceLabels
 from lichen.data.batches.shards import ArrayShard, Shard
-from lichen.recipes.schema.recipe import Recipe
-from lichen.tasks.registry import task_of
 
-__all__ = ["TOKENS", "Auxiliary", "ClientSide", "declared", "may_declare_labels", "recounted"]
+__all__ = ["TOKENS", "Auxiliary", "ClientSide", "declared", "recounted"]
 
 TOKENS = "tokens"
 """The group of clients whose rows are texts; others' tells the shape of a row."""
@@ -67,14 +65,6 @@ class ClientSide:
     valid: tuple[Shard, ...]
     test: tuple[Shard, ...]
     auxiliary: Auxiliary = field(default_factory=Auxiliary)
-
-
-def may_declare_labels(recipe: Recipe) -> bool:
-    """Whether clients may tell how many rows of each label they have: where their messages tell it anyway."""
-    task, exchange = task_of(recipe.task), recipe.exchange
-    if task.labels is None or not task.labels.classes:
-        return False
-    return recipe.model.head in ("ridge", "lda") or (exchange is not None and exchange.weighting == "classes")
 
 
 def declared(
