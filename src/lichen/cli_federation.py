@@ -144,6 +144,37 @@ def _bar(site: str, /, *, federation: Path | None = None, lift: bool = False, js
     _show(json, {"barred": names}, [f"{site} may come back" if lift else f"{site} is barred"])
 
 
+@federation_app.command(name="policy")
+def _policy(file: Path, /, *, recipe: Path | None = None, json: bool = False) -> None:
+    """Write a site's policy where there is none, or check it, and tell what it answers to a recipe.
+
+    Parameters
+    ----------
+    file
+        The policy: policy.yaml in the site's kit.
+    recipe
+        A recipe's file, as it was submitted; it is only read.
+    json
+        Print the result as JSON, and nothing else, on standard output.
+    """
+    from lichen.core.files.durable import write_atomic
+    from lichen.federation.accepted import accept_recipe
+    from lichen.federation.policy import policy_text, read_policy
+    from lichen.recipes.schema.strict import text_of
+
+    if not file.exists() and recipe is None:
+        write_atomic(file, policy_text().encode())
+        _show(json, {"policy": str(file)}, [f"wrote {file}, which allows no model yet"])
+        return
+    policy = read_policy(file)
+    if recipe is None:
+        models = ", ".join(policy.models) or "none"
+        _show(json, {"policy": str(file), **policy.model_dump(mode="json")}, [f"{file} is good; models: {models}"])
+        return
+    accepted = accept_recipe(policy, text_of(recipe, kind="recipe"))
+    _show(json, {"policy": str(file), "accepted": accepted.sha256}, [f"{file} says yes to {recipe}"])
+
+
 def _show(json: bool, result: dict[str, Any], lines: list[str]) -> None:
     if json:
         print_json(result)
