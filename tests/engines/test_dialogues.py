@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -23,17 +22,18 @@ from lichen.core.replies import Reply
 from lichen.core.store import ClientStore
 from lichen.core.wire.answer import answer_size, pack_answer, unpack_answer
 from lichen.core.wire.blob import pack_blob
-from lichen.core.wire.frames import read_frame, write_frame
 from lichen.core.wire.shared import Shared
 from lichen.engines.answering import AnsweringEngine
 from lichen.engines.around import AroundEngine
 from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
-from lichen.engines.node import serve_frames
 from lichen.engines.ranks import Ranks
+from lichen.engines.remote.talks import Talks
+from lichen.engines.remote.worker import SiteWorker
 from lichen.engines.spawned import SpawnedEngine
 from lichen.engines.turns import Answers
 from support import toy_dialogues
+from support.asking import all_of, hand
 from support.forked_ranks import on_ranks
 from support.toy_dialogues import (
     FEATURES,
@@ -361,23 +361,25 @@ def test_a_process_whose_client_was_dismissed_does_the_next_job(tmp_path: Path) 
 
 
 def test_a_node_refuses_answers_that_nobody_waits_for(tmp_path: Path) -> None:
-    source, sink = io.BytesIO(), io.BytesIO()
-    for kind, body in (
-        (b"A", pack_answer(1, {})),
-        (b"J", pack_job(MASKS)),
-        (b"J", pack_job(replace(MASKS, clients=(4,)))),
-        (b"A", pack_answer(1, {})),
-        (b"A", pack_answer(2, {})[:-1]),
-        (b"A", pack_answer(2, None)),
-        (b"A", pack_answer(2, None)),
+    talks = Talks(client_tasks(), ClientStore(tmp_path))
+    worker, kinds = SiteWorker(lambda rate: talks), list[list[bytes]]()
+    thread = worker.start()
+    for number, (kind, body) in enumerate(
+        [
+            (b"A", pack_answer(2, {})),
+            (b"J", pack_job(replace(MASKS, clients=(4,)))),
+            (b"A", pack_answer(1, {})),
+            (b"A", pack_answer(2, {})[:-1]),
+            (b"A", pack_answer(2, None)),
+            (b"A", pack_answer(2, None)),
+        ],
+        start=1,
     ):
-        write_frame(source, kind, body)
-    source.seek(0)
-    serve_frames(source, sink, client_tasks(), ClientStore(tmp_path))
-    sink.seek(0)
-    frames = list(iter(lambda: read_frame(sink), None))
-    assert [kind for kind, _ in frames] == [b"E", b"E", b"Q", b"E", b"E", b".", b"E"]
-    assert b"is one client's" in frames[1][1]
+        hand(worker, number, (4,), kind, body)
+        kinds += [[kind for kind, _ in got] for _, _, got in all_of(worker)]
+    worker.close()
+    thread.join()
+    assert kinds == [[b"E"], [b"Q"], [b"E"], [b"E"], [b"."], [b"E"]]
 
 
 def test_an_answers_bytes() -> None:

@@ -27,6 +27,9 @@ from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import Shard
 from lichen.engines.local import LocalEngine
 from lichen.engines.node import serve_frames
+from lichen.engines.pipe_sites import OK, REFUSED
+from lichen.engines.remote.talks import Talks
+from lichen.engines.remote.worker import SiteWorker
 from lichen.engines.spawned import SpawnedEngine
 from lichen.models.students.students import ImageMLP
 from lichen.recipes.assemble.experiment import Experiment
@@ -35,6 +38,7 @@ from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.sides.clients import ClientSide
 from lichen.recipes.schema.read import read_recipe, write_recipe
 from lichen.recipes.tasks.learning import federate
+from support.asking import all_of, hand, order
 
 OVERRIDES = [
     "engine.name=spawned",
@@ -145,16 +149,40 @@ def frame(kind: bytes, body: bytes = b"") -> bytes:
     return sink.getvalue()
 
 
-def serve(data: bytes, folder: Path) -> list[tuple[bytes, bytes]]:
-    """What a node answers to these bytes; it may end with a LichenError."""
+def worker(folder: Path) -> SiteWorker:
+    talks = Talks(STATIONS, ClientStore(folder))
+    return SiteWorker(lambda rate: talks)
+
+
+def serve(data: bytes, folder: Path) -> list[bytes]:
+    """How a node answers these bytes, question by question; it may end with a LichenError."""
     sink = io.BytesIO()
     with suppress(LichenError):
-        serve_frames(io.BytesIO(data), sink, STATIONS, ClientStore(folder))
+        serve_frames(io.BytesIO(data), sink, worker(folder))
     sink.seek(0)
     answers = []
     while (answer := read_frame(sink)) is not None:
-        answers.append(answer)
+        assert answer[0] == b"!"
+        answers.append(answer[1][8:9])
     return answers
+
+
+def done(folder: Path, *bodies: tuple[bytes, bytes]) -> list[tuple[int, list[bytes]]]:
+    """The frames that come of jobs, by order."""
+    site = worker(folder)
+    thread = site.start()
+    for number, (kind, body) in enumerate(bodies, start=1):
+        with suppress(LichenError):
+            hand(site, number, (0, 1), kind, body)
+    out = [(number, [kind for kind, _ in got]) for number, _, got in all_of(site)]
+    site.close()
+    thread.join()
+    return out
+
+
+def question(number: int, kind: bytes = b"hand") -> bytes:
+    body = order(number, (0, 1), b"J", JOB)
+    return frame(b"?", number.to_bytes(8, "little") + bytes([len(kind)]) + kind + b"w" + body)
 
 
 def test_frames_need_no_torch() -> None:
@@ -174,24 +202,34 @@ def test_frames_come_back_in_order(bodies: list[tuple[bytes, bytes]]) -> None:
 def test_any_truncation_is_a_clean_end_or_one_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    whole = frame(b"J", JOB) * 2
+    whole = question(1) + question(2)
     cut = data.draw(st.integers(0, len(whole)) | st.integers(0, 12) | st.integers(len(whole) // 2, len(whole) // 2 + 9))
     answers = serve(whole[:cut], tmp_path_factory.mktemp("node"))
-    assert [kind for kind, _ in answers] == [b"M", b"M", b"."] * (cut // (len(whole) // 2))
+    assert answers == [OK] * (cut // (len(whole) // 2))
 
 
-@given(st.binary(max_size=200))
+@given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda body: frame(b"?", body)))
 def test_garbage_is_a_clean_end_or_one_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    assert [kind for kind, _ in serve(data, tmp_path_factory.mktemp("node"))].count(b"M") == 0
+    assert OK not in serve(data, tmp_path_factory.mktemp("node"))
 
 
-@given(kind=st.sampled_from([b"J", b"M", b".", b"E"]), body=st.binary(max_size=120))
+def test_a_question_that_is_not_known_is_refused_and_the_next_is_answered(tmp_path: Path) -> None:
+    assert sorted(serve(question(1, b"dance") + question(2), tmp_path)) == sorted([REFUSED, OK])
+
+
+@given(body=st.binary(max_size=120))
 def test_a_whole_frame_of_garbage_is_answered_and_the_next_job_is_done(
+    tmp_path_factory: pytest.TempPathFactory, body: bytes
+) -> None:
+    answers = done(tmp_path_factory.mktemp("node"), (b"J", body), (b"J", JOB))
+    assert answers == [(1, [b"E"]), (1, [b"E"]), (2, [b"M", b"."]), (2, [b"M", b"."])]
+
+
+@given(kind=st.sampled_from([b"M", b".", b"E", b"Q"]), body=st.binary(max_size=120))
+def test_what_is_no_order_is_refused_and_the_next_job_is_done(
     tmp_path_factory: pytest.TempPathFactory, kind: bytes, body: bytes
 ) -> None:
-    answers = serve(frame(kind, body) + frame(b"J", JOB), tmp_path_factory.mktemp("node"))
-    assert [k for k, _ in answers] == [b"E", b"M", b"M", b"."]
-    assert b"are not a job" in answers[0][1]
+    assert [number for number, _ in done(tmp_path_factory.mktemp("node"), (kind, body), (b"J", JOB))] == [2, 2]
 
 
 @settings(max_examples=150)
@@ -201,9 +239,9 @@ def test_a_spoilt_byte_of_a_job_is_done_or_refused(
 ) -> None:
     body = bytearray(JOB)
     body[place] ^= flip
-    answers = serve(frame(b"J", bytes(body)), tmp_path_factory.mktemp("node"))
-    assert answers[-1][0] in (b".", b"E")
-    assert all(kind == b"M" for kind, _ in answers[:-1])
+    answers = done(tmp_path_factory.mktemp("node"), (b"J", bytes(body)))
+    assert len(answers) == 2
+    assert all(kinds in ([b"M", b"."], [b"E"]) for _, kinds in answers)
 
 
 def test_a_giant_announcement_takes_no_giant_memory() -> None:
@@ -271,11 +309,12 @@ def test_a_node_that_never_reads_is_one_error() -> None:
     | st.binary(max_size=30).map(lambda body: frame(b"M", body))
     | st.binary(max_size=30).map(lambda body: frame(b"E", body))
     | st.integers(0, 20).map(lambda cut: frame(b"M", b"x" * 40)[:cut])
+    | st.binary(max_size=30).map(lambda body: frame(b"!", (1).to_bytes(8, "little") + b"o" + body))
 )
 def test_whatever_a_node_writes_the_engine_ends(data: bytes) -> None:
     error = ask(f"import sys; sys.stdin.buffer.read(9); sys.stdout.buffer.write({data!r})")
     assert isinstance(error, LichenError)
-    assert error.where in ("node", "message")
+    assert error.where in ("node", "message", "site node 0")
 
 
 def test_words_that_are_no_text_are_told_anyway() -> None:

@@ -15,6 +15,8 @@ from lichen.core.contracts.client import ClientTask
 from lichen.core.store import ClientStore
 from lichen.engines.local import LocalEngine
 from lichen.engines.node import serve_frames
+from lichen.engines.remote.talks import Talks
+from lichen.engines.remote.worker import SiteWorker
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.server.mean import Mean
@@ -62,4 +64,5 @@ if __name__ == "__main__":
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr
     one = experiment()
-    serve_frames(source, sink, coded(one), ClientStore(Path(sys.argv[1])), down=DOWN, agreed=one.start)
+    talks = Talks(coded(one), ClientStore(Path(sys.argv[1])), down=DOWN, agreed=one.start)
+    serve_frames(source, sink, SiteWorker(lambda rate: talks))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lichen.core.errors import LichenError
-from lichen.core.message import pack_message, unpack_job, unpack_message
+from lichen.core.message import Job, pack_message, unpack_message
 from lichen.core.store import ClientStore
-from lichen.core.wire.frames import read_frame, write_frame
+from lichen.core.wire.frames import Frame
 from lichen.engines.node import serve_frames
+from lichen.engines.remote.talks import Talks
+from lichen.engines.remote.worker import SiteWorker
 from lichen.recipes.assemble.parts import client_tasks
 from support.lies import LIES
 from support.small_experiment import experiment
@@ -31,29 +33,27 @@ ALL = (*LIES, *BYTES)
 LIAR = 1
 
 
+def lied(job: Job, frames: Iterator[Frame]) -> Iterator[Frame]:
+    """The frames of a client's job, with the lie that the job names."""
+    lie = int(job.settings.get("lie", 0))
+    for kind, data in frames:
+        if kind != b"M" or not lie or job.clients != (LIAR,):
+            yield kind, data
+        elif (name := ALL[lie - 1]) in BYTES:
+            yield kind, BYTES[name](data)
+        else:
+            for message in LIES[name](unpack_message(data)):
+                try:
+                    yield kind, pack_message(message)
+                except (LichenError, RuntimeError, ValueError, IndexError):
+                    yield kind, b"what cannot even be written"
+
+
 def main(folder: Path) -> None:
-    tasks, store = client_tasks(experiment()), ClientStore(folder)
+    talks = Talks(client_tasks(experiment()), ClientStore(folder), around=lied)
     source, sink = sys.stdin.buffer, sys.stdout.buffer
-    while (frame := read_frame(source)) is not None:
-        job = unpack_job(frame[1])
-        asking, answering = io.BytesIO(), io.BytesIO()
-        write_frame(asking, b"J", frame[1])
-        asking.seek(0)
-        serve_frames(asking, answering, tasks, store)
-        answering.seek(0)
-        name = ALL[int(job.settings.get("lie", 0)) - 1] if job.settings.get("lie", 0) else ""
-        while (answer := read_frame(answering)) is not None:
-            kind, data = answer
-            if kind != b"M" or not name or job.clients != (LIAR,):
-                write_frame(sink, kind, data)
-            elif name in BYTES:
-                write_frame(sink, kind, BYTES[name](data))
-            else:
-                for message in LIES[name](unpack_message(data)):
-                    try:
-                        write_frame(sink, kind, pack_message(message))
-                    except (LichenError, RuntimeError, ValueError, IndexError):
-                        write_frame(sink, kind, b"what cannot even be written")
+    sys.stdout = sys.stderr
+    serve_frames(source, sink, SiteWorker(lambda rate: talks))
 
 
 if __name__ == "__main__":

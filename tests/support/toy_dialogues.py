@@ -30,6 +30,8 @@ from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.data.batches.shards import ArrayShard, TrainSource
 from lichen.engines.node import serve_frames
+from lichen.engines.remote.talks import Talks
+from lichen.engines.remote.worker import SiteWorker
 
 __all__ = ["WORKS", "MaskedSum", "NoRows", "Split", "SplitServer", "SumServer", "plain_sum", "split_task", "unsplit"]
 
@@ -266,4 +268,5 @@ if __name__ == "__main__":  # a node; its arguments are the folder of its state,
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr
     tasks = client_tasks(MaskedSum(fails={int(c): stage for c, stage in json.loads(sys.argv[2]).items()}))
-    serve_frames(source, sink, tasks, ClientStore(Path(sys.argv[1])))
+    talks = Talks(tasks, ClientStore(Path(sys.argv[1])))
+    serve_frames(source, sink, SiteWorker(lambda rate: talks))

@@ -22,9 +22,10 @@ from safetensors.torch import load, load_file, save
 from lichen.core import private
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
+from lichen.core.files.answers import forget_answers
 from lichen.core.files.durable import write_all, write_atomic
 from lichen.core.files.journal import client_folder
-from lichen.core.files.manifest import digest_of
+from lichen.core.files.manifest import digest_of, file_digest
 from lichen.core.tree import Tree
 
 __all__ = ["ClientStore", "Staged", "load_tree", "save_tree", "take_staged"]
@@ -157,11 +158,16 @@ class ClientStore:
                 if old < needed and old != pinned:
                     os.unlink(f"{folder_of_client}/{old}.safetensors")
 
+    def digest(self, client: int, version: int) -> str:
+        """Digest of the state that a client was staged under this very version; empty where there is none."""
+        return file_digest(f"{self._folder_of(client)}/{version}.safetensors") or ""
+
     def forget(self, client: int) -> None:
         """Delete all private state of a client, of every version; the next job finds it as at its first time.
 
-        What the file system had on its disk before is not overwritten.
+        Its saved answers go, too. What the file system had on its disk before is not overwritten.
         """
+        forget_answers(self.folder, client)
         folder = self._folder_of(client)
         try:
             names = os.listdir(folder)

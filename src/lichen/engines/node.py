@@ -1,72 +1,71 @@
-"""A node: a process that reads jobs as frames and writes messages as frames.
+"""A node: a site over pipes, a process that reads questions as frames and writes answers as frames.
 
-It knows nothing of the server but the jobs it is sent.
+It knows nothing of the server but what it is asked. One thread reads, some answer, and the one that began trains.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
-from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError, traceback_text
-from lichen.core.machine import machine_fault
-from lichen.core.message import unpack_job
-from lichen.core.store import ClientStore
 from lichen.core.wire.frames import pack_error, read_frame, write_frame
-from lichen.core.wire.shared import Shared
-from lichen.engines.node_talks import NodeTalks
-from lichen.transforms.codec import Chain
-from lichen.transforms.downlink_cache import SnapshotCache
+from lichen.engines.pipe_sites import FAILED, OK, REFUSED
+from lichen.engines.remote.worker import SiteWorker
 
 __all__ = ["serve_frames"]
 
+_AT_ONCE = 8
+"""Questions that are answered side by side."""
 
-def serve_frames(
-    source: BinaryIO,
-    sink: BinaryIO,
-    client_tasks: Mapping[str, ClientTask],
-    store: ClientStore,
-    *,
-    base: str = "",
-    device: str = "cpu",
-    down: Chain | None = None,
-    agreed: Shared | None = None,
-) -> None:
-    """A node's life: do every job that comes, until the stream ends. A job it cannot do does not end it.
 
-    Jobs whose clients ask back lie open side by side; see :mod:`lichen.engines.node_talks`.
+def serve_frames(source: BinaryIO, sink: BinaryIO, worker: SiteWorker) -> None:
+    """A node's life: answer every question that comes, until the stream ends, and do what is ordered meanwhile.
 
     Args:
-        source: Where jobs come from.
-        sink: Where messages go.
-        client_tasks: What it can do.
-        store: Private state of its clients.
-        base: Digest of the frozen base it holds.
-        device: Where its clients are trained.
-        down: What the server codes the steps of its view with.
-        agreed: Shared tensors that server and clients hold before the first job.
+        source: Where questions come from.
+        sink: Where answers go.
+        worker: Answers them, and works in this thread.
+
+    Raises:
+        LichenError: if what comes are no frames.
     """
-    snapshots, talks = SnapshotCache(down, agreed), NodeTalks(client_tasks, store, base=base, device=device)
-    while (frame := read_frame(source)) is not None:
+    lock, faults = threading.Lock(), list[LichenError]()
+
+    def answer(data: bytes) -> None:
+        number, end = data[:8], 9 + data[8]
         try:
-            if frame[0] == b"A":
-                frames = talks.answer(frame[1])
-            else:
-                talks.jobs += 1
-                frames = talks.begin(snapshots.whole(unpack_job(frame[1])))
-            for kind, body in frames:
-                write_frame(sink, kind, body)
+            state, body = OK, worker.answer(data[9:end].decode(errors="replace"), data[end:])
         except LichenError as error:
-            write_frame(sink, b"E", pack_error(error))
-        except OSError:
-            raise
+            state, body = REFUSED, pack_error(error)
         except Exception as error:
-            if (refused := machine_fault(error)) is not None:
-                write_frame(sink, b"E", pack_error(refused))
-                continue
             print(traceback_text(error), file=sys.stderr, flush=True)
-            first = (str(error).splitlines() or [""])[0][:200]  # the server is not to read a row in it
-            fault = LichenError(f"a fault of the node: {type(error).__name__}: {first}", where="node")
-            write_frame(sink, b"E", pack_error(fault))
+            fault = LichenError(f"a fault of the site: {type(error).__name__}", where="site")
+            state, body = FAILED, pack_error(fault)
+        try:
+            with lock:
+                write_frame(sink, b"!", b"".join([number, state, body]))
+        except (OSError, ValueError):  # nobody reads any more
+            worker.close()
+
+    def read() -> None:
+        try:
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                while (frame := read_frame(source)) is not None:
+                    if frame[0] != b"?" or len(frame[1]) < 9:
+                        raise LichenError(f"a frame {frame[0]!r} is no question", where="wire")
+                    pool.submit(answer, frame[1])
+                worker.close()
+        except LichenError as error:
+            faults.append(error)
+        finally:
+            worker.close()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    worker.work()
+    reader.join()
+    if faults:
+        raise faults[0]

@@ -25,6 +25,8 @@ from lichen.core.machine import machine_fault
 from lichen.core.store import ClientStore
 from lichen.engines.node import serve_frames
 from lichen.engines.ranks import Ranks, connect, is_rank
+from lichen.engines.remote.talks import Talks
+from lichen.engines.remote.worker import SiteWorker
 from lichen.models.loading.load import slow_dtype
 from lichen.present.charts.charts import clients_png, curves_png
 from lichen.present.clients import clients_csv, read_clients
@@ -274,20 +276,22 @@ def _go(
 
 
 def run_node(recipe: Path, state: Path) -> None:
-    """Be one node: read jobs on stdin, write messages on stdout, until stdin ends."""
+    """Be one node: read questions on stdin, write answers on stdout, until stdin ends."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever prints must not reach the wire
     experiment = open_recipe(recipe_of(recipe)).experiment
-    serve_frames(
-        source,
-        sink,
-        client_tasks(experiment),
-        ClientStore(state, listed=True),
-        base=experiment.model.base,
-        device=experiment.recipe.model.device,
-        down=down_of(experiment.recipe),
-        agreed=experiment.start,
-    )
+
+    def talks(rate: str) -> Talks:
+        return Talks(
+            client_tasks(experiment),
+            ClientStore(state / rate, listed=True),
+            base=experiment.model.base,
+            device=experiment.recipe.model.device,
+            down=down_of(experiment.recipe),
+            agreed=experiment.start,
+        )
+
+    serve_frames(source, sink, SiteWorker(talks))
 
 
 def run_rank(folder: Path) -> None:

@@ -2,14 +2,18 @@
 
 The kind is one byte, the length eight, little endian. Nothing here needs torch.
 
-=====  =================================================
+=====  ====================================================
 ``J``  a job, server to node
 ``M``  a message, node to server
 ``Q``  a question within a job, node to server
 ``A``  its answer, server to node
 ``.``  the job is done, node to server (empty)
 ``E``  the job failed, node to server (JSON: what, where, fix)
-=====  =================================================
+``?``  a question to a site, on a pipe to its process
+``!``  what the site answers, on the pipe back
+=====  ====================================================
+
+The first six lie within the last two: a site is handed one frame, and what comes of it is fetched as several.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ Frame = tuple[bytes, bytes]
 MAX_FRAME = 1 << 36
 """Bytes; a longer announcement is damage, not data."""
 
-KINDS = (b"J", b"M", b"Q", b"A", b".", b"E")
+KINDS = (b"J", b"M", b"Q", b"A", b".", b"E", b"?", b"!")
 
 PIECE = 1 << 20
 """Bytes read at once."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -26,6 +27,7 @@ from torch import Tensor
 from lichen.core import private
 from lichen.core.contracts.algorithm import ServerState
 from lichen.core.errors import LichenError
+from lichen.core.files.answers import ANSWERS
 from lichen.core.files.durable import sweep, write_atomic
 from lichen.core.files.journal import Journal, RoundEntry, keep_previous
 from lichen.core.files.manifest import file_digest
@@ -131,12 +133,14 @@ class RunFolder:
         return self.journal.seconds + time.monotonic() - self._start
 
     def end(self) -> None:
-        """The run is finished: its time is remembered, and the lists of what clients have staged go."""
+        """The run is finished: its time is remembered; lists of what clients have staged, and saved answers, go."""
         now = self.seconds()
         self._start = time.monotonic()
         self.journal.spend(now, self.joules())
         for path in (self.path / "state").glob("*/*/*/.staged.*"):
             path.unlink()
+        for path in (self.path / "state").glob(f"*/*/*/{ANSWERS}"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def traced(self, event: Event) -> bool:
         """Whether the trace has this round already; else it is remembered until the round is whole."""

@@ -1,0 +1,306 @@
+"""The engine of a federation of sites: jobs are handed over and answers fetched, over any transport.
+
+A site is a process with its clients' rows (:mod:`lichen.engines.sites`). It is handed one job for all of its clients
+that hold one view of the shared tensors, and each client's message comes back by itself. No question waits for
+training. The same job asked twice is trained once: a site saves what its clients have answered until the server is two
+versions on, so that a server that was killed and goes on is answered from there.
+
+Bytes are counted as if each client lived on a machine of its own: a job once for each client, as ``lichen plan`` and
+the other engines count it. What a transport wraps around them is not counted. A job that is handed over again, because
+its site was started again, counts again.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, final
+
+from torch import Tensor
+
+from lichen.core import tree as trees
+from lichen.core.contracts.server import Aggregator
+from lichen.core.errors import LichenError
+from lichen.core.message import Job, sizes, unpack_message
+from lichen.core.replies import Reply
+from lichen.core.tree import Tree
+from lichen.core.wire.answer import answer_size
+from lichen.core.wire.frames import read_frame, unpack_error
+from lichen.engines.local import sorted_by_client
+from lichen.engines.remote.line import SAME, Arrived, Cancel, Errand, Followup, Line, Patience
+from lichen.engines.remote.requests import Request
+from lichen.engines.sites import Sites
+
+__all__ = ["FederatedEngine", "Patience"]
+
+_MOST_MESSAGES = 10_000
+"""To one job; the rest is not read."""
+
+
+@final
+class _Answered(NamedTuple):
+    """The first message of a client to its job, and how many came."""
+
+    first: bytes
+    messages: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What a client asks."""
+
+    data: bytes
+
+
+@final
+class FederatedEngine:
+    """Clients at sites, one job a site.
+
+    A site that is gone for longer than patience lasts costs its clients the round.
+
+    Args:
+        sites: The transport; it is not closed by this engine.
+        site_of: A client to the name of its site.
+        recipe: Digest of the recipe that every site must have; empty: not compared.
+        rate: The learning rate whose private state these jobs are for; empty where there is one.
+        agreed: Digest of the shared tensors that every site holds when it starts; empty for none.
+        patience: How long a site is waited for.
+    """
+
+    def __init__(
+        self,
+        sites: Sites,
+        site_of: Callable[[int], str],
+        *,
+        recipe: str = "",
+        rate: str = "",
+        agreed: str = "",
+        patience: Patience | None = None,
+    ) -> None:
+        self.sites, self.site_of, self.agreed = sites, site_of, agreed
+        self.recipe, self.rate, self.patience = recipe, rate, patience or Patience()
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self._lock = threading.Lock()  # of what lines change, too: bytes down and views
+        self._acked: dict[int, str] = {}  # the view that a client's site holds for it
+        self._lines: dict[str, Line] = {}
+        self._seen: dict[str, str] = {}  # the instance of each site when it was handed something last
+        self._numbers, self._orders = 0, itertools.count(1)
+        self._arrived: Arrived = queue.SimpleQueue()
+        self._waiting: dict[int, set[int]] = {}  # clients of each job whose reply has not come
+        self._questions: dict[tuple[int, int], Errand] = {}  # by job and client: who waits for an answer
+        self._early: dict[int, list[Reply]] = {}  # replies that came while others were listened to
+
+    def submit(self, job: Job) -> int:
+        """Hand each site the job of its clients; those that hold different views get each their own."""
+        self._numbers += 1
+        by_site: dict[str, list[int]] = {}
+        for client in job.clients:
+            by_site.setdefault(self.site_of(client), []).append(client)
+        for site, clients in by_site.items():
+            line = self._line(site)
+            for errand in self._errands(job, line, clients):
+                line.put(errand)
+        if job.clients:
+            self._waiting[self._numbers] = set(job.clients)
+        return self._numbers
+
+    def _line(self, site: str) -> Line:
+        """What talks with a site; one that was started again holds no client's view."""
+        if site not in self._lines:
+            if not self._lines:
+                self._request = Request(f"{time.time_ns():x}-{os.urandom(8).hex()}", self.recipe, self.rate)
+            self._lines[site] = Line(
+                self.sites,
+                site,
+                self._request,
+                arrived=self._arrived,
+                restarted=lambda: self._forget_views(site),
+                again=self._count_down,
+                orders=self._orders,
+                patience=self.patience,
+            )
+        seen = self.sites.seen().get(site)
+        if seen is not None and self._seen.setdefault(site, seen.instance) != seen.instance:
+            self._seen[site] = seen.instance
+            self._forget_views(site)
+        return self._lines[site]
+
+    def _errands(self, job: Job, line: Line, clients: Sequence[int]) -> Iterator[Errand]:
+        """The job for some clients of one site; a view is sent whole where the site does not hold the last one."""
+        with self._lock:
+            acked = {c: job.acked[c] for c in clients if job.acked.get(c)}
+            acked = {c: view for c, view in acked.items() if view == self._acked.get(c, self.agreed)}
+            groups: dict[str, list[int]] = {}
+            for client in clients:
+                groups.setdefault(acked.get(client, ""), []).append(client)
+            relies = {view: line.instance if any(c in self._acked for c in of) else "" for view, of in groups.items()}
+            if job.snapshot:  # until they have answered nobody knows
+                self._acked.update(dict.fromkeys(clients, ""))
+        for view, some in groups.items():
+            one = replace(job, clients=tuple(some), acked=dict.fromkeys(some, view) if view else {})
+            self._count_down(sizes(one))
+            yield Errand(next(self._orders), self._numbers, one, relies[view] if view else "", set(some))
+
+    def _count_down(self, count: int) -> None:
+        with self._lock:
+            self.bytes_down += count
+
+    def _forget_views(self, site: str) -> None:
+        with self._lock:
+            self._acked = {client: view for client, view in self._acked.items() if self.site_of(client) != site}
+
+    def replies(self, numbers: Collection[int], until: float = math.inf) -> Iterator[Reply]:
+        """One reply a client, as they arrive."""
+        for number in numbers:
+            while early := self._early.get(number):
+                yield early.pop(0)
+        while any(number in self._waiting for number in numbers):
+            left = until - self.now()
+            if left <= 0:
+                return
+            try:
+                errand, client, came = self._arrived.get(timeout=None if left == math.inf else left)
+            except queue.Empty:
+                return
+            replies = self._read(errand, client, came if isinstance(came, LichenError) else _outcome(came))
+            number = errand.number
+            dismissed = client not in self._waiting.get(number, ())
+            if replies[0].question:
+                if dismissed:
+                    self._follow(errand, client, None)
+                else:
+                    self._questions[number, client] = errand
+            self._no_longer(number, client)
+            if dismissed:
+                continue
+            if number in numbers:
+                yield from replies
+            else:
+                self._early.setdefault(number, []).extend(replies)
+
+    def _no_longer(self, number: int, client: int) -> None:
+        """Wait for a client's reply no longer."""
+        waiting = self._waiting.get(number, set())
+        waiting.discard(client)
+        if not waiting:
+            self._waiting.pop(number, None)
+
+    def answer(self, number: int, clients: Sequence[int], answer_C: Tree | None) -> None:
+        """Hand each client's answer to its site."""
+        for position, client in enumerate(clients):
+            errand = self._questions.pop((number, client), None)
+            if errand is None:
+                if answer_C is None:
+                    self._no_longer(number, client)
+                continue
+            self._count_down(answer_size(answer_C))
+            if answer_C is not None:
+                self._waiting.setdefault(number, set()).add(client)
+            self._follow(errand, client, None if answer_C is None else trees.take(answer_C, position))
+
+    def _follow(self, errand: Errand, client: int, answer: Tree | None) -> None:
+        line = self._lines.get(self.site_of(client))
+        if line is not None:
+            line.put(Followup(next(self._orders), errand, client, answer))
+
+    def _read(self, errand: Errand, client: int, came: _Answered | _Question | LichenError) -> list[Reply]:
+        """What came, read; of several messages the first counts, and that there were others is refused."""
+        reply = Reply(job=errand.number, clients=(client,))
+        if isinstance(came, LichenError):
+            return [replace(reply, error=came)]
+        if isinstance(came, _Question):
+            self.bytes_up += len(came.data)
+            try:
+                return [replace(reply, message=unpack_message(came.data), question=True)]
+            except LichenError as error:
+                self._follow(errand, client, None)
+                return [replace(reply, error=error, reason="bytes")]
+        self.bytes_up += len(came.first)
+        if errand.job.snapshot:
+            with self._lock:
+                line = self._lines.get(self.site_of(client))
+                if line is not None and line.instance == errand.instance:
+                    self._acked[client] = errand.job.snapshot
+        try:
+            out = [replace(reply, message=unpack_message(came.first))]
+        except LichenError as error:
+            out = [replace(reply, error=error, reason="bytes")]
+        if came.messages > 1:
+            what = LichenError(f"answered one job with {came.messages:,} messages", where="node", fix=SAME)
+            out.append(replace(reply, error=what, reason="twice"))
+        return out
+
+    def cancel(self, number: int) -> None:
+        """Give a job up; what no site has begun is never done."""
+        self._early.pop(number, None)
+        for of, client in list(self._questions):
+            if of == number:
+                self._follow(self._questions.pop((of, client)), client, None)
+        if self._waiting.pop(number, None):
+            for line in self._lines.values():
+                line.put(Cancel(number))
+
+    def now(self) -> float:
+        """Seconds of this machine's steady clock."""
+        return time.monotonic()
+
+    def merge(self, aggregator: Aggregator, total: Any) -> Any:
+        """The total: one server, one rank."""
+        return total
+
+    def join(
+        self, client_N: Tensor, metrics: Tree, lines: Sequence[Sequence[str]] = ()
+    ) -> tuple[Tensor, Tree, tuple[tuple[str, ...], ...]]:
+        """The same, sorted by client."""
+        return *sorted_by_client(client_N, metrics), tuple(tuple(line) for line in lines)
+
+    def close(self) -> None:
+        """Ask nothing any more; sites go on with what they have, and save it. A later job opens a new session."""
+        for line in self._lines.values():
+            line.close()
+        self._lines, self._seen, self._acked = {}, {}, {}
+        self._waiting, self._early, self._questions = {}, {}, {}
+        self._arrived = queue.SimpleQueue()
+
+    def __enter__(self) -> FederatedEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _outcome(frames: bytes) -> _Answered | _Question | LichenError:
+    """What a client's frames are: its question, its messages, or an error."""
+    source, first, count = io.BytesIO(frames), b"", 0
+    while True:
+        try:
+            frame = read_frame(source)
+        except LichenError:
+            return LichenError("answered with bytes that are no frames", where="node", fix=SAME)
+        if frame is None:
+            return LichenError("answered a job with half of its frames", where="node", fix=SAME)
+        kind, body = frame
+        if kind == b"E":
+            return unpack_error(body)
+        if kind == b"Q" and not count:
+            return _Question(body)
+        if kind == b".":
+            break
+        if kind != b"M":
+            return LichenError(f"answered with a frame {kind!r}", where="node", fix=SAME)
+        first, count = first or body, count + 1
+        if count > _MOST_MESSAGES:
+            what = f"answered one job with more than {_MOST_MESSAGES} messages"
+            return LichenError(what, where="node", fix=SAME)
+    if not count:
+        return LichenError("answered a job with no message", where="node", fix=SAME)
+    return _Answered(first, count)

@@ -1,0 +1,158 @@
+"""Questions and answers of any length over a transport that carries 16 MiB at once.
+
+What is longer goes in pieces. The other end gathers them, and says how many bytes it has: a piece that is sent twice
+is gathered once, and whoever lost an answer goes on where it was. A digest of the whole is checked at the end. A long
+answer stays at the site until it is fetched; few of either kind are there at once, so that memory is bounded.
+
+Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from typing import final
+
+from lichen.core.errors import LichenError
+from lichen.engines.sites import SiteError, Sites
+
+__all__ = ["PIECE", "Pieces", "ask_long"]
+
+PIECE = 1 << 24
+"""Bytes of one question or answer, with all that belongs to it."""
+
+MOST = 1 << 36
+"""Bytes of what is gathered; a longer announcement is damage, not data."""
+
+_WHOLE, _LONG, _MISSING = b"w", b"l", b"m"
+_PUT, _GET = "put", "get"
+_HEAD = 1 + 32 + 8 + 8  # a mark, a digest, a length or a place, and a place
+_DATA = PIECE - _HEAD
+_AT_ONCE = 4
+"""Long bodies of each kind that a site keeps."""
+_TIMES = 4
+"""How often a body is sent from its beginning, because the other end has lost it."""
+
+
+def ask_long(sites: Sites, site: str, kind: str, body: bytes, within: float) -> bytes:
+    """:meth:`Sites.ask <lichen.engines.sites.Sites.ask>` for a question and an answer of any length.
+
+    Args:
+        sites: Whose other end is a :class:`Pieces`.
+        site: Whom.
+        kind: What the question is.
+        body: Its bytes.
+        within: Seconds to wait for the answer to each piece.
+
+    Raises:
+        SiteError: if there is no answer, with the cause.
+    """
+    name = hashlib.sha256(body).digest() if len(body) > _DATA else b""
+    for _ in range(_TIMES):
+        if name:
+            _send(sites, site, name, body, within)
+        question = _LONG + name + len(body).to_bytes(8, "little") if name else _WHOLE + body
+        answer = sites.ask(site, kind, question, within)
+        if answer[:1] == _WHOLE:
+            return answer[1:]
+        if answer[:1] == _LONG and (whole := _receive(sites, site, answer, within)) is not None:
+            return whole
+        if answer[:1] not in (_LONG, _MISSING):
+            break
+    raise SiteError(site, "failed", LichenError("its answer came in no form that is known here", where=f"site {site}"))
+
+
+def _send(sites: Sites, site: str, name: bytes, body: bytes, within: float) -> None:
+    at, back = 0, 0
+    while at < len(body):
+        head = name + len(body).to_bytes(8, "little") + at.to_bytes(8, "little")
+        before, at = at, int.from_bytes(sites.ask(site, _PUT, head + body[at : at + _DATA], within)[:8], "little")
+        back += at <= before
+        if back > _TIMES:
+            what = f"it has {at:,} of {len(body):,} bytes, and does not get on"
+            raise SiteError(site, "failed", LichenError(what, where=f"site {site}"))
+
+
+def _receive(sites: Sites, site: str, answer: bytes, within: float) -> bytes | None:
+    """The whole of a long answer; None where the site does not have it any more."""
+    name, length = answer[1:33], int.from_bytes(answer[33:41], "little")
+    parts, at = [answer[41:]], len(answer) - 41
+    while at < length <= MOST:
+        part = sites.ask(site, _GET, name + at.to_bytes(8, "little"), within)
+        if not part:
+            return None
+        parts.append(part)
+        at += len(part)
+    whole = b"".join(parts)
+    if len(whole) != length or hashlib.sha256(whole).digest() != name:
+        what = LichenError(f"of {length:,} bytes came {len(whole):,}, or others", where=f"site {site}")
+        raise SiteError(site, "failed", what)
+    return whole
+
+
+@final
+class Pieces:
+    """A site's end: gathers long questions and gives long answers out, around what answers them; thread-safe.
+
+    Args:
+        answer: ``(kind, body)`` to an answer, of any length.
+    """
+
+    def __init__(self, answer: Callable[[str, bytes], bytes]) -> None:
+        self._answer = answer
+        self._lock = threading.Lock()
+        self._in: dict[bytes, bytearray] = {}
+        self._out: dict[bytes, bytes] = {}
+
+    def answer(self, kind: str, body: bytes) -> bytes:
+        """The answer to a question of at most ``PIECE`` bytes, as long at most.
+
+        Raises:
+            LichenError: where the question is refused.
+        """
+        if kind == _PUT:
+            return self._gather(body)
+        if kind == _GET:
+            at = int.from_bytes(body[32:40], "little")
+            with self._lock:
+                whole = self._out.get(body[:32], b"")
+                if at + _DATA >= len(whole):  # the last piece: who loses it asks the question again
+                    self._out.pop(body[:32], None)
+                return whole[at : at + _DATA]
+        if body[:1] == _LONG:
+            with self._lock:
+                gathered = self._in.get(body[1:33])
+                if gathered is None or len(gathered) != int.from_bytes(body[33:41], "little"):
+                    return _MISSING
+                del self._in[body[1:33]]
+            if hashlib.sha256(gathered).digest() != body[1:33]:
+                raise LichenError("its pieces have another digest than the whole", where="site", fix="send it again")
+            body = bytes(gathered)
+        else:
+            body = body[1:]
+        return self._given_out(self._answer(kind, body))
+
+    def _gather(self, body: bytes) -> bytes:
+        """Take a piece in; how many bytes are here now."""
+        name, data = body[:32], body[48:]
+        length, at = int.from_bytes(body[32:40], "little"), int.from_bytes(body[40:48], "little")
+        if len(body) < 48 or length > MOST:
+            raise LichenError(f"a piece of {length:,} bytes, {MOST:,} at most", where="site")
+        with self._lock:
+            so_far = self._in.setdefault(name, bytearray())
+            if at == len(so_far) and at + len(data) <= length:
+                so_far += data
+            while len(self._in) > _AT_ONCE:
+                del self._in[next(one for one in self._in if one != name)]
+            return len(so_far).to_bytes(8, "little")
+
+    def _given_out(self, answer: bytes) -> bytes:
+        if len(answer) <= _DATA:
+            return _WHOLE + answer
+        name = hashlib.sha256(answer).digest()
+        with self._lock:
+            self._out[name] = answer
+            while len(self._out) > _AT_ONCE:
+                del self._out[next(iter(self._out))]
+        return b"".join([_LONG, name, len(answer).to_bytes(8, "little"), answer[:_DATA]])

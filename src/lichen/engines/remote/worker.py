@@ -1,0 +1,291 @@
+"""A site's end: answers questions at once, whatever it is doing, and does what it is handed, one order after another.
+
+Questions come from any transport, in any thread; one thread trains. Handing an order over and fetching what came of it
+are two questions (:mod:`lichen.engines.remote.requests`), and no question waits for training, but for the seconds that
+a fetch names. There is no network in here.
+
+A server's engine opens a session with its first question. A newer session of the same rate takes the place of that
+before it: what that one ordered is done no more. What lies on the disk stays: private state, and saved answers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+from lichen.core.errors import LichenError
+from lichen.engines.remote.pieces import PIECE, Pieces
+from lichen.engines.remote.requests import (
+    CANCEL,
+    FETCH,
+    HAND,
+    Fetched,
+    Outcome,
+    Request,
+    Work,
+    pack_outcomes,
+    pack_values,
+    unpack_values,
+)
+from lichen.engines.remote.talks import Talks, error_frame
+
+__all__ = ["SiteWorker"]
+
+_LONGEST_WAIT = 30.0
+"""Seconds that a fetch waits at most."""
+
+_RATE = re.compile(r"(?![.])[A-Za-z0-9.+-]{0,40}")
+"""How a learning rate is written."""
+
+_LITTLE = 1 << 16
+"""Bytes of an outcome that is not read from the disk."""
+
+_SAME = "both ends must run the same version of lichen"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """An outcome; frames that lie on the disk are read when they are fetched."""
+
+    place: int
+    order: int
+    client: int
+    version: int
+    frames: Callable[[], bytes]
+
+
+@final
+@dataclass(slots=True, eq=False)
+class _Session:
+    """What one engine has ordered, and what came of it that it has not fetched."""
+
+    request: Request
+    orders: set[int] = field(default_factory=set)
+    cancelled: set[int] = field(default_factory=set)
+    outcomes: deque[_Done] = field(default_factory=deque)
+    count: int = 0
+    over: bool = False
+    fresh: bool = True
+
+    def put(self, order: int, client: int, version: int, frames: Callable[[], bytes]) -> None:
+        if not self.over and order not in self.cancelled:
+            self.count += 1
+            self.outcomes.append(_Done(self.count, order, client, version, frames))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Order:
+    session: _Session
+    number: int
+    clients: tuple[int, ...]
+    kind: bytes
+    body: bytes
+
+
+@final
+class SiteWorker:
+    """Answers a transport's questions.
+
+    Args:
+        talks: Makes what does the jobs of a learning rate, at the first of them; the name is empty where there is one.
+        recipe: Digest of what the server must have, too; empty: whatever it has.
+        instance: Another one after every start of the process; empty: drawn.
+
+    Attributes:
+        instance: What an earlier one held in memory is gone.
+    """
+
+    def __init__(self, talks: Callable[[str], Talks], *, recipe: str = "", instance: str = "") -> None:
+        self.instance = instance or os.urandom(8).hex()
+        self._make, self._recipe = talks, recipe
+        self._pieces = Pieces(self._answer)
+        self._talks: dict[str, Talks] = {}
+        self._sessions: dict[str, _Session] = {}
+        self._over: set[str] = set()  # sessions whose place another has taken
+        self._todo: deque[_Order] = deque()
+        self._at: _Session | None = None  # whose order is done
+        self._work = Work()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def answer(self, kind: str, body: bytes) -> bytes:
+        """Answer one question; any thread may call it at any time.
+
+        Args:
+            kind: What the question is.
+            body: Its bytes.
+
+        Raises:
+            LichenError: if it is refused.
+        """
+        return self._pieces.answer(kind, body)
+
+    def start(self) -> threading.Thread:
+        """A thread that does what is ordered, until :meth:`close`."""
+        thread = threading.Thread(target=self.work, daemon=True)
+        thread.start()
+        return thread
+
+    def close(self) -> None:
+        """End the work after the client that it is at; no more is done."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    # --- questions ---------------------------------------------------------------------------------------------------
+
+    def _answer(self, kind: str, body: bytes) -> bytes:
+        do = {HAND: self._hand, FETCH: self._fetch, CANCEL: self._cancel}.get(kind)
+        if do is None:
+            raise LichenError(f"a question {kind[:40]!r} is not known here", where="site", fix=_SAME)
+        values, payload = unpack_values(body)
+        try:
+            request = Request(str(values["session"]), str(values["recipe"]), str(values["rate"]))
+            self._compare(request)
+            return do(request, values, payload)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            what = f"a {kind} lacks something: {type(error).__name__}: {error}"
+            raise LichenError(what, where="site", fix=_SAME) from None
+
+    def _compare(self, request: Request) -> None:
+        if not _RATE.fullmatch(request.rate):  # it names a folder
+            raise LichenError(f"{request.rate!r} is no learning rate", where="rate")
+        if request.recipe and self._recipe and request.recipe != self._recipe:
+            raise LichenError(
+                f"the server's recipe is {request.recipe}, this site's is {self._recipe}",
+                where="recipe",
+                fix="start both with one recipe",
+            )
+
+    def _session(self, request: Request) -> _Session:
+        """The session that asks; within the lock."""
+        name = request.session
+        if name in self._over:
+            raise LichenError("another server has taken this one's place", where="session")
+        before = self._sessions.get(request.rate)
+        if before is not None and before.request.session == name:
+            return before
+        if before is not None:
+            self._over.add(before.request.session)
+            before.over = True
+            before.outcomes.clear()
+            self._todo = deque(order for order in self._todo if order.session is not before)
+        self._sessions[request.rate] = _Session(request)
+        return self._sessions[request.rate]
+
+    def _hand(self, request: Request, values: dict[str, Any], payload: memoryview) -> bytes:
+        number, clients = int(values["order"]), tuple(int(client) for client in values["clients"])
+        kind, length = bytes(payload[:1]), int.from_bytes(payload[1:9], "little")
+        if kind not in (b"J", b"A") or length != len(payload) - 9:
+            raise LichenError("an order is one frame, of a job or an answer", where="site", fix=_SAME)
+        with self._changed:
+            session = self._session(request)
+            if values["instance"] not in ("", self.instance):
+                return pack_values({"instance": self.instance, "ok": False})
+            if number not in session.orders:
+                session.orders.add(number)
+                order = _Order(session, number, clients, kind, bytes(payload[9:]))
+                # Answers go first, so that what is open comes to its end.
+                first = next((i for i, one in enumerate(self._todo) if one.kind == b"J"), len(self._todo))
+                self._todo.insert(len(self._todo) if kind == b"J" else first, order)
+                self._changed.notify_all()
+            return pack_values({"instance": self.instance, "ok": True})
+
+    def _fetch(self, request: Request, values: dict[str, Any], payload: memoryview) -> bytes:
+        after, wait = int(values["after"]), min(max(float(values["wait"]), 0.0), _LONGEST_WAIT)
+        with self._changed:
+            session = self._session(request)
+            while session.outcomes and session.outcomes[0].place <= after:
+                session.outcomes.popleft()
+            self._changed.wait_for(lambda: session.outcomes or self._closed or not self._busy(session), timeout=wait)
+            done, busy = tuple(session.outcomes), self._busy(session)
+            work = self._work._replace(waiting=len(self._todo))
+        some, total = list[Outcome](), 0
+        for one in done:
+            some.append(Outcome(one.place, one.order, one.client, one.frames()))
+            total += len(some[-1].frames)
+            if total > PIECE // 4:
+                break
+        return pack_outcomes(Fetched(self.instance, tuple(some), busy or len(some) < len(done), work))
+
+    def _busy(self, session: _Session) -> bool:
+        return self._at is session or any(order.session is session for order in self._todo)
+
+    def _cancel(self, request: Request, values: dict[str, Any], payload: memoryview) -> bytes:
+        number = int(values["order"])
+        with self._changed:
+            session = self._session(request)
+            session.orders.add(number)
+            session.cancelled.add(number)
+            gone = [o for o in self._todo if o.session is session and o.number == number]
+            self._todo = deque(order for order in self._todo if order not in gone)
+            session.outcomes = deque(one for one in session.outcomes if one.order != number)
+            self._todo.append(_Order(session, number, (), b"X", b""))
+            self._changed.notify_all()
+        return pack_values({"instance": self.instance, "ok": True})
+
+    # --- work --------------------------------------------------------------------------------------------------------
+
+    def work(self) -> None:
+        """Do what is ordered, until :meth:`close`: the one thread that trains."""
+        while True:
+            with self._changed:
+                self._at, self._work = None, Work()
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._todo or self._closed)
+                if self._closed:
+                    return
+                order = self._todo.popleft()
+                self._at = order.session
+                self._work = Work(order.number, -1, 0, len(order.clients))
+            self._do(order)
+
+    def _do(self, order: _Order) -> None:
+        rate = order.session.request.rate
+        try:
+            if rate not in self._talks:
+                self._talks[rate] = self._make(rate)
+            talks = self._talks[rate]
+            if order.session.fresh:
+                order.session.fresh = False
+                talks.drop()
+            if order.kind == b"X":
+                talks.drop(order.number)
+                return
+            if order.kind == b"A":
+                frames = talks.answer(order.clients[0], order.body)
+                self._put(order, order.clients[0], frames)
+                return
+            job, digest = talks.whole(order.body)
+            with self._changed:
+                oldest = min((one.version for one in order.session.outcomes if one.version >= 0), default=job.version)
+            talks.saved.acknowledge(min(job.version, oldest + 1))
+            if job.clients != order.clients:
+                raise LichenError("a job is for other clients than its order", where="site", fix=_SAME)
+        except LichenError as error:
+            for client in order.clients:
+                self._put(order, client, error_frame(error))
+            return
+        for place, client in enumerate(job.clients, start=1):
+            with self._changed:
+                if self._closed or order.session.over or order.number in order.session.cancelled:
+                    return
+                self._work = Work(order.number, client, place, len(job.clients))
+            mine = replace(job, clients=(client,))
+            frames = talks.begin(order.number, mine, digest)
+            again = talks.again(mine, digest) if len(frames) > _LITTLE else None
+            self._put(order, client, frames, again, job.version)
+
+    def _put(
+        self, order: _Order, client: int, frames: bytes, again: Callable[[], bytes] | None = None, version: int = -1
+    ) -> None:
+        with self._changed:
+            order.session.put(order.number, client, version if again else -1, again or (lambda: frames))
+            self._changed.notify_all()
