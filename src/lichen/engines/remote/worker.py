@@ -39,7 +39,7 @@ __all__ = ["SiteWorker"]
 _LONGEST_WAIT = 30.0
 """Seconds that a fetch waits at most."""
 
-_RATE = re.compile(r"(?![.])[A-Za-z0-9.+-]{0,40}")
+_RATE = re.compile(r"(?![.])[A-Za-z0-9.=+-]{0,40}")
 """How a learning rate is written."""
 
 _LITTLE = 1 << 16
