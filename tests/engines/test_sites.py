@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 import zlib
@@ -22,6 +23,7 @@ from lichen.core.files.answers import SavedAnswers
 from lichen.core.message import Job, Message, concatenate_messages, pack_job, pack_message, take_client
 from lichen.core.replies import Reply
 from lichen.core.store import ClientStore
+from lichen.engines import pipe_sites
 from lichen.engines.federated import FederatedEngine, Patience
 from lichen.engines.remote.pieces import PIECE, Pieces, ask_long
 from lichen.engines.remote.requests import CANCEL, FETCH, HAND, pack_values, unpack_outcomes, unpack_values
@@ -119,6 +121,19 @@ def test_who_waits_for_a_site_that_dies_is_told(running: Running) -> None:
     os.kill(running.pid("north"), signal.SIGKILL)
     thread.join(timeout=30)
     assert [one.cause for one in caught] == ["gone"]
+
+
+def test_a_child_that_reads_nothing_is_ended_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe_sites, "_PATIENCE", 0.5)
+    sites = pipe_sites.PipeSites({"deaf": [sys.executable, "-S", "-c", "import time; time.sleep(600)"]})
+    sites.start()
+    process = sites.children["deaf"].process
+    with pytest.raises(SiteError) as caught:
+        sites.ask("deaf", "echo", bytes(PIECE), 0.2)
+    assert caught.value.cause == "silent"
+    process.send_signal(signal.SIGSTOP)
+    sites.close()
+    assert process.poll() is not None
 
 
 def test_a_site_that_comes_back_is_another_instance(running: Running) -> None:

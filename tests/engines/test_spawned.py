@@ -25,19 +25,22 @@ from lichen.core.store import ClientStore
 from lichen.core.wire.frames import read_frame, write_frame
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import Shard
+from lichen.engines.federated import FederatedEngine
 from lichen.engines.local import LocalEngine
 from lichen.engines.node import serve_frames
-from lichen.engines.pipe_sites import OK, REFUSED
+from lichen.engines.pipe_sites import OK, REFUSED, PipeSites
 from lichen.engines.remote.talks import Talks
 from lichen.engines.remote.worker import SiteWorker
 from lichen.engines.spawned import SpawnedEngine
 from lichen.models.students.students import ImageMLP
+from lichen.present.trace import lr_name
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.sides.clients import ClientSide
 from lichen.recipes.schema.read import read_recipe, write_recipe
 from lichen.recipes.tasks.learning import federate
+from lichen.transforms.delta import snapshot_name
 from support.asking import all_of, hand, order
 
 OVERRIDES = [
@@ -81,6 +84,37 @@ def test_a_run_gives_the_local_engines_bits_and_bytes(
     assert [replace(r, seconds=0.0) for r in reports["local"]] == [replace(r, seconds=0.0) for r in reports["spawned"]]
     assert reports["local"][0].bytes_up > 10 * 64 * 64 * 4  # ten clients' first layers alone
     assert (engine.bytes_up, engine.bytes_down) == (local.bytes_up, local.bytes_down)
+
+
+def test_two_rates_over_three_sites_leave_the_local_engines_files(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    coded = ["wire.up=[topk:8/32]", "wire.down=[int8]", "optimizer.lr=[0.3, 0.1]"]
+    file.write_text(write_recipe(read_recipe("digits", [*OVERRIDES[:-1], *coded])))
+    made = open_recipe(read_recipe(file)).experiment
+    names = [f"site {place}" for place in range(3)]
+    node = [sys.executable, "-m", "lichen", "node", "--recipe", str(file), "--state"]
+    sites = PipeSites({name: [*node, str(tmp_path / name)] for name in names})
+    sites.start()
+    for lr in (0.3, 0.1):
+        own = tmp_path / "own" / lr_name(lr)
+        local = LocalEngine(client_tasks(made), ClientStore(own), block_size=4)
+        federate(made.server, local, lr, 2, tmp_path / f"local-{lr}" / "server", lambda _: None)
+        with FederatedEngine(
+            sites, lambda client: names[client % 3], rate=lr_name(lr), agreed=snapshot_name(made.start)
+        ) as engine:
+            federate(made.server, engine, lr, 2, tmp_path / f"sites-{lr}" / "server", lambda _: None)
+        server = [(tmp_path / f"{which}-{lr}" / "server").read_bytes() for which in ("local", "sites")]
+        assert server[0] == server[1]
+        assert (engine.bytes_up, engine.bytes_down) == (local.bytes_up, local.bytes_down)
+        there = [state_of(tmp_path / name / lr_name(lr)) for name in names]
+        assert {client: data for one in there for client, data in one.items()} == state_of(own)
+        assert [len(one) for one in there] == [8, 6, 6]  # two versions of each client
+    sites.close()
+
+
+def state_of(folder: Path) -> dict[tuple[str, ...], bytes]:
+    """Private state by client and version."""
+    return {file.relative_to(folder).parts: file.read_bytes() for file in sorted(folder.rglob("*.safetensors"))}
 
 
 def test_private_training_is_equal_too(experiment: Experiment, engine: SpawnedEngine, tmp_path: Path) -> None:

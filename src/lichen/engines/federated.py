@@ -12,7 +12,6 @@ its site was started again, counts again.
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import os
@@ -20,8 +19,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, final
+from dataclasses import replace
+from typing import Any, final
 
 from torch import Tensor
 
@@ -32,32 +31,14 @@ from lichen.core.message import Job, sizes, unpack_message
 from lichen.core.replies import Reply
 from lichen.core.tree import Tree
 from lichen.core.wire.answer import answer_size
-from lichen.core.wire.frames import read_frame, unpack_error
 from lichen.engines.local import sorted_by_client
-from lichen.engines.remote.line import SAME, Arrived, Cancel, Errand, Followup, Line, Patience
+from lichen.engines.remote.errands import SAME, Arrived, Cancel, Errand, Followup, Patience
+from lichen.engines.remote.line import Line
+from lichen.engines.remote.outcome import Answered, Question, read_outcome
 from lichen.engines.remote.requests import Request
 from lichen.engines.sites import Sites
 
 __all__ = ["FederatedEngine", "Patience"]
-
-_MOST_MESSAGES = 10_000
-"""To one job; the rest is not read."""
-
-
-@final
-class _Answered(NamedTuple):
-    """The first message of a client to its job, and how many came."""
-
-    first: bytes
-    messages: int
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """What a client asks."""
-
-    data: bytes
 
 
 @final
@@ -123,7 +104,7 @@ class FederatedEngine:
                 site,
                 self._request,
                 arrived=self._arrived,
-                restarted=lambda: self._forget_views(site),
+                restarted=lambda: self._forget_snapshots(site),
                 again=self._count_down,
                 orders=self._orders,
                 patience=self.patience,
@@ -131,7 +112,7 @@ class FederatedEngine:
         seen = self.sites.seen().get(site)
         if seen is not None and self._seen.setdefault(site, seen.instance) != seen.instance:
             self._seen[site] = seen.instance
-            self._forget_views(site)
+            self._forget_snapshots(site)
         return self._lines[site]
 
     def _errands(self, job: Job, line: Line, clients: Sequence[int]) -> Iterator[Errand]:
@@ -154,7 +135,7 @@ class FederatedEngine:
         with self._lock:
             self.bytes_down += count
 
-    def _forget_views(self, site: str) -> None:
+    def _forget_snapshots(self, site: str) -> None:
         with self._lock:
             self._acked = {client: view for client, view in self._acked.items() if self.site_of(client) != site}
 
@@ -171,7 +152,7 @@ class FederatedEngine:
                 errand, client, came = self._arrived.get(timeout=None if left == math.inf else left)
             except queue.Empty:
                 return
-            replies = self._read(errand, client, came if isinstance(came, LichenError) else _outcome(came))
+            replies = self._read(errand, client, came if isinstance(came, LichenError) else read_outcome(came))
             number = errand.number
             dismissed = client not in self._waiting.get(number, ())
             if replies[0].question:
@@ -212,12 +193,12 @@ class FederatedEngine:
         if line is not None:
             line.put(Followup(next(self._orders), errand, client, answer))
 
-    def _read(self, errand: Errand, client: int, came: _Answered | _Question | LichenError) -> list[Reply]:
+    def _read(self, errand: Errand, client: int, came: Answered | Question | LichenError) -> list[Reply]:
         """What came, read; of several messages the first counts, and that there were others is refused."""
         reply = Reply(job=errand.number, clients=(client,))
         if isinstance(came, LichenError):
             return [replace(reply, error=came)]
-        if isinstance(came, _Question):
+        if isinstance(came, Question):
             self.bytes_up += len(came.data)
             try:
                 return [replace(reply, message=unpack_message(came.data), question=True)]
@@ -276,31 +257,3 @@ class FederatedEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _outcome(frames: bytes) -> _Answered | _Question | LichenError:
-    """What a client's frames are: its question, its messages, or an error."""
-    source, first, count = io.BytesIO(frames), b"", 0
-    while True:
-        try:
-            frame = read_frame(source)
-        except LichenError:
-            return LichenError("answered with bytes that are no frames", where="node", fix=SAME)
-        if frame is None:
-            return LichenError("answered a job with half of its frames", where="node", fix=SAME)
-        kind, body = frame
-        if kind == b"E":
-            return unpack_error(body)
-        if kind == b"Q" and not count:
-            return _Question(body)
-        if kind == b".":
-            break
-        if kind != b"M":
-            return LichenError(f"answered with a frame {kind!r}", where="node", fix=SAME)
-        first, count = first or body, count + 1
-        if count > _MOST_MESSAGES:
-            what = f"answered one job with more than {_MOST_MESSAGES} messages"
-            return LichenError(what, where="node", fix=SAME)
-    if not count:
-        return LichenError("answered a job with no message", where="node", fix=SAME)
-    return _Answered(first, count)

@@ -81,8 +81,8 @@ class Child:
         self._ended: tuple[Cause, LichenError] | None = None
         self._tail: deque[str] = deque(maxlen=_LAST_WORDS)
         self._listener = threading.Thread(target=self._receive, daemon=True)
-        self._threads = [threading.Thread(target=do, daemon=True) for do in (self._write, self._read)]
-        for thread in (self._listener, *self._threads):
+        self._writer = threading.Thread(target=self._write, daemon=True)
+        for thread in (self._listener, self._writer, threading.Thread(target=self._read, daemon=True)):
             thread.start()
 
     @property
@@ -166,6 +166,10 @@ class Child:
     def close(self) -> None:
         """End the process, by force if it does not end by itself."""
         self._out.put(None)
+        self._writer.join(timeout=_PATIENCE)
+        if self._writer.is_alive():  # it does not read, and nobody can close a pipe that is written to
+            self.process.kill()
+            self._writer.join()
         with suppress(OSError, ValueError):  # what a dead child has not read
             _pipe(self.process.stdin).close()
         try:

@@ -35,7 +35,7 @@ class SpawnedEngine(ForwardingEngine):
         names = [f"node {place}" for place in range(nodes)]
         self.sites = PipeSites(dict.fromkeys(names, tuple(command)))
         # A child that is there may take as long as it likes, to load a model; one that has ended does not come back.
-        patience = Patience(gone=0.0, silent=math.inf)
+        patience = Patience(gone=0.0, quiet=math.inf)
         self._federated = FederatedEngine(
             self.sites, lambda client: names[client % nodes], agreed=agreed, patience=patience
         )

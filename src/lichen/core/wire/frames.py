@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 from lichen.core.errors import LichenError
 
-__all__ = ["Frame", "pack_error", "read_frame", "unpack_error", "write_frame"]
+__all__ = ["Frame", "frame_head", "pack_error", "read_frame", "unpack_error", "write_frame"]
 
 Frame = tuple[bytes, bytes]
 """A kind and a body."""
@@ -40,9 +40,14 @@ ERROR = 1 << 14
 """Bytes of a node's error that are read."""
 
 
+def frame_head(kind: bytes, length: int) -> bytes:
+    """What stands before a frame's body."""
+    return kind + length.to_bytes(8, "little")
+
+
 def write_frame(stream: BinaryIO, kind: bytes, body: bytes = b"") -> None:
     """Write one frame and flush it."""
-    stream.write(kind + len(body).to_bytes(8, "little") + body)
+    stream.write(frame_head(kind, len(body)) + body)
     stream.flush()
 
 

@@ -7,7 +7,6 @@ is lost with the old instance.
 
 from __future__ import annotations
 
-import io
 import itertools
 import queue
 import threading
@@ -17,10 +16,10 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from lichen.core.errors import LichenError
-from lichen.core.message import Job, pack_job, sizes
-from lichen.core.tree import Tree
+from lichen.core.message import pack_job, sizes
 from lichen.core.wire.answer import pack_answer
-from lichen.core.wire.frames import write_frame
+from lichen.core.wire.frames import frame_head
+from lichen.engines.remote.errands import SAME, Arrived, Cancel, Errand, Followup, Item, Patience
 from lichen.engines.remote.pieces import ask_long
 from lichen.engines.remote.requests import (
     CANCEL,
@@ -32,84 +31,15 @@ from lichen.engines.remote.requests import (
     unpack_outcomes,
     unpack_values,
 )
-from lichen.engines.sites import Cause, SiteError, Sites
+from lichen.engines.sites import SiteError, Sites
 
-__all__ = ["SAME", "Arrived", "Cancel", "Errand", "Followup", "Line", "Patience"]
-
-SAME = "both ends must run the same version"
+__all__ = ["Line"]
 
 _WAIT = 0.5
 """Seconds that a fetch waits at the site for something to come."""
 
 _PAUSES = (0.05, 2.0)
 """Seconds between two tries at a site that is gone: the first time, and at most."""
-
-
-@final
-@dataclass(slots=True, eq=False)
-class Errand:
-    """A job for some clients of one site.
-
-    Attributes:
-        order: Its number at the site.
-        number: That of the job, as ``submit`` gave it.
-        job: For these clients.
-        relies: The instance that holds the views the job goes on from; empty: any.
-        pending: Clients of whom nothing has come.
-        instance: Which one it was handed to.
-    """
-
-    order: int
-    number: int
-    job: Job
-    relies: str
-    pending: set[int]
-    instance: str = ""
-
-
-@final
-@dataclass(slots=True, eq=False)
-class Followup:
-    """What a client is answered: an order of its own; None is its dismissal."""
-
-    order: int
-    errand: Errand
-    client: int
-    answer: Tree | None
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """A job that is given up."""
-
-    number: int
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a site is waited for.
-
-    Attributes:
-        gone: Seconds that it may not be there before its clients' replies are errors.
-        silent: Seconds that it may be there and not answer.
-        within: Seconds for one answer.
-    """
-
-    gone: float = 600.0
-    silent: float = 600.0
-    within: float = 60.0
-
-    def of(self, cause: Cause) -> float:
-        """Seconds for a cause; what is refused or has failed is not tried again."""
-        return {"gone": self.gone, "silent": self.silent}.get(cause, 0.0)
-
-
-Arrived = queue.SimpleQueue[tuple[Errand, int, bytes | LichenError]]
-"""What has come of each client: its frames, or why there are none."""
-
-Item = Errand | Followup | Cancel
 
 
 @final
@@ -190,9 +120,9 @@ class Line:
             except SiteError as error:
                 self._failed(item, error)
 
-    def _ask(self, kind: str, values: Mapping[str, object], payload: bytes = b"", wait: float = 0.0) -> bytes:
+    def _ask(self, kind: str, values: Mapping[str, object], *payload: bytes, wait: float = 0.0) -> bytes:
         about = {"session": self.request.session, "recipe": self.request.recipe, "rate": self.request.rate}
-        body = pack_values({**about, **values}, payload)
+        body = pack_values({**about, **values}, *payload)
         return ask_long(self.sites, self.site, kind, body, self.patience.within + wait)
 
     # --- what is asked -----------------------------------------------------------------------------------------------
@@ -223,10 +153,8 @@ class Line:
 
     def _hand_over(self, order: int, clients: tuple[int, ...], kind: bytes, body: bytes, instance: str) -> bool:
         """Whether the site has it; not where another instance was meant."""
-        sink = io.BytesIO()
-        write_frame(sink, kind, body)
-        values = {"order": order, "clients": list(clients), "instance": instance}
-        answer = self._ask(HAND, values, sink.getvalue())
+        values: dict[str, object] = {"order": order, "clients": list(clients), "instance": instance}
+        answer = self._ask(HAND, values, frame_head(kind, len(body)), body)
         try:
             values = unpack_values(answer)[0]
             known, ok = str(values["instance"]), bool(values["ok"])
@@ -265,10 +193,9 @@ class Line:
 
     def _cancel(self, number: int) -> None:
         self._cancelled.add(number)
-        orders = {one.errand.order for one in self._open.values() if one.errand.number == number}
-        self._open = {order: one for order, one in self._open.items() if one.errand.number != number}
-        for order in orders:
+        for order in {one.errand.order for one in self._open.values() if one.errand.number == number}:
             self._ask(CANCEL, {"order": order})
+        self._open = {order: one for order, one in self._open.items() if one.errand.number != number}
 
     # --- what goes wrong ---------------------------------------------------------------------------------------------
 

@@ -102,10 +102,10 @@ class Outcome(NamedTuple):
     frames: bytes
 
 
-def pack_values(values: Mapping[str, Any], payload: bytes = b"") -> bytes:
+def pack_values(values: Mapping[str, Any], *payload: bytes) -> bytes:
     """Values and what goes with them."""
     head = json.dumps(values, separators=(",", ":")).encode()
-    return b"".join([len(head).to_bytes(4, "little"), head, payload])
+    return b"".join([len(head).to_bytes(4, "little"), head, *payload])
 
 
 def unpack_values(data: bytes) -> tuple[dict[str, Any], memoryview]:
@@ -148,7 +148,7 @@ def pack_outcomes(fetched: Fetched) -> bytes:
     """Its bytes."""
     rows = [[one.place, one.order, one.client, len(one.frames)] for one in fetched.outcomes]
     values = {"instance": fetched.instance, "outcomes": rows, "busy": fetched.busy, "work": list(fetched.work)}
-    return pack_values(values, b"".join(one.frames for one in fetched.outcomes))
+    return pack_values(values, *(one.frames for one in fetched.outcomes))
 
 
 def unpack_outcomes(data: bytes) -> Fetched:

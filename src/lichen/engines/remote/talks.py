@@ -160,16 +160,17 @@ def _written(frames: Iterator[Frame]) -> bytes:
     """Frames as bytes; whatever goes wrong is one of them."""
     try:
         return _joined(frames)
-    except LichenError as error:
-        return error_frame(error)
     except Exception as error:
-        if (refused := machine_fault(error)) is not None:
-            return error_frame(refused)
-        print(traceback_text(error), file=sys.stderr, flush=True)
-        first = (str(error).splitlines() or [""])[0][:200]  # the server is not to read a row in it
-        return error_frame(LichenError(f"a fault of the node: {type(error).__name__}: {first}", where="node"))
+        return error_frame(error)
 
 
-def error_frame(error: LichenError) -> bytes:
-    """The frame of an error."""
+def error_frame(error: Exception) -> bytes:
+    """The frame that tells an error; of a fault, the server is not to read a row in it."""
+    if not isinstance(error, LichenError):
+        refused = machine_fault(error)
+        if refused is None:
+            print(traceback_text(error), file=sys.stderr, flush=True)
+            first = (str(error).splitlines() or [""])[0][:200]
+            refused = LichenError(f"a fault of the node: {type(error).__name__}: {first}", where="node")
+        error = refused
     return _joined([(b"E", pack_error(error))])

@@ -15,7 +15,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, final
 
 from lichen.core.errors import LichenError
@@ -32,6 +32,7 @@ from lichen.engines.remote.requests import (
     pack_values,
     unpack_values,
 )
+from lichen.engines.remote.session import Order, Session
 from lichen.engines.remote.talks import Talks, error_frame
 
 __all__ = ["SiteWorker"]
@@ -46,47 +47,6 @@ _LITTLE = 1 << 16
 """Bytes of an outcome that is not read from the disk."""
 
 _SAME = "both ends must run the same version of lichen"
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """An outcome; frames that lie on the disk are read when they are fetched."""
-
-    place: int
-    order: int
-    client: int
-    version: int
-    frames: Callable[[], bytes]
-
-
-@final
-@dataclass(slots=True, eq=False)
-class _Session:
-    """What one engine has ordered, and what came of it that it has not fetched."""
-
-    request: Request
-    orders: set[int] = field(default_factory=set)
-    cancelled: set[int] = field(default_factory=set)
-    outcomes: deque[_Done] = field(default_factory=deque)
-    count: int = 0
-    over: bool = False
-    fresh: bool = True
-
-    def put(self, order: int, client: int, version: int, frames: Callable[[], bytes]) -> None:
-        if not self.over and order not in self.cancelled:
-            self.count += 1
-            self.outcomes.append(_Done(self.count, order, client, version, frames))
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Order:
-    session: _Session
-    number: int
-    clients: tuple[int, ...]
-    kind: bytes
-    body: bytes
 
 
 @final
@@ -107,10 +67,10 @@ class SiteWorker:
         self._make, self._recipe = talks, recipe
         self._pieces = Pieces(self._answer)
         self._talks: dict[str, Talks] = {}
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: dict[str, Session] = {}
         self._over: set[str] = set()  # sessions whose place another has taken
-        self._todo: deque[_Order] = deque()
-        self._at: _Session | None = None  # whose order is done
+        self._todo: deque[Order] = deque()
+        self._at: Session | None = None  # whose order is done
         self._work = Work()
         self._changed = threading.Condition()
         self._closed = False
@@ -164,7 +124,7 @@ class SiteWorker:
                 fix="start both with one recipe",
             )
 
-    def _session(self, request: Request) -> _Session:
+    def _session(self, request: Request) -> Session:
         """The session that asks; within the lock."""
         name = request.session
         if name in self._over:
@@ -177,7 +137,7 @@ class SiteWorker:
             before.over = True
             before.outcomes.clear()
             self._todo = deque(order for order in self._todo if order.session is not before)
-        self._sessions[request.rate] = _Session(request)
+        self._sessions[request.rate] = Session(request)
         return self._sessions[request.rate]
 
     def _hand(self, request: Request, values: dict[str, Any], payload: memoryview) -> bytes:
@@ -191,7 +151,7 @@ class SiteWorker:
                 return pack_values({"instance": self.instance, "ok": False})
             if number not in session.orders:
                 session.orders.add(number)
-                order = _Order(session, number, clients, kind, bytes(payload[9:]))
+                order = Order(session, number, clients, kind, bytes(payload[9:]))
                 # Answers go first, so that what is open comes to its end.
                 first = next((i for i, one in enumerate(self._todo) if one.kind == b"J"), len(self._todo))
                 self._todo.insert(len(self._todo) if kind == b"J" else first, order)
@@ -215,7 +175,7 @@ class SiteWorker:
                 break
         return pack_outcomes(Fetched(self.instance, tuple(some), busy or len(some) < len(done), work))
 
-    def _busy(self, session: _Session) -> bool:
+    def _busy(self, session: Session) -> bool:
         return self._at is session or any(order.session is session for order in self._todo)
 
     def _cancel(self, request: Request, values: dict[str, Any], payload: memoryview) -> bytes:
@@ -227,7 +187,7 @@ class SiteWorker:
             gone = [o for o in self._todo if o.session is session and o.number == number]
             self._todo = deque(order for order in self._todo if order not in gone)
             session.outcomes = deque(one for one in session.outcomes if one.order != number)
-            self._todo.append(_Order(session, number, (), b"X", b""))
+            self._todo.append(Order(session, number, (), b"X", b""))
             self._changed.notify_all()
         return pack_values({"instance": self.instance, "ok": True})
 
@@ -247,7 +207,7 @@ class SiteWorker:
                 self._work = Work(order.number, -1, 0, len(order.clients))
             self._do(order)
 
-    def _do(self, order: _Order) -> None:
+    def _do(self, order: Order) -> None:
         rate = order.session.request.rate
         try:
             if rate not in self._talks:
@@ -269,9 +229,10 @@ class SiteWorker:
             talks.saved.acknowledge(min(job.version, oldest + 1))
             if job.clients != order.clients:
                 raise LichenError("a job is for other clients than its order", where="site", fix=_SAME)
-        except LichenError as error:
+        except Exception as error:
+            frames = error_frame(error)
             for client in order.clients:
-                self._put(order, client, error_frame(error))
+                self._put(order, client, frames)
             return
         for place, client in enumerate(job.clients, start=1):
             with self._changed:
@@ -284,7 +245,7 @@ class SiteWorker:
             self._put(order, client, frames, again, job.version)
 
     def _put(
-        self, order: _Order, client: int, frames: bytes, again: Callable[[], bytes] | None = None, version: int = -1
+        self, order: Order, client: int, frames: bytes, again: Callable[[], bytes] | None = None, version: int = -1
     ) -> None:
         with self._changed:
             order.session.put(order.number, client, version if again else -1, again or (lambda: frames))
