@@ -79,8 +79,8 @@ class Build(ModuleType):
         self.calls.append({"merge": merge, "out": out})
         return out or folder / "merged"
 
-    def run_node(self, recipe: Path, state: Path) -> None:
-        self.calls.append({"recipe": recipe, "state": state})
+    def run_node(self, recipe: Path, state: Path, data: Path | None) -> None:
+        self.calls.append({"recipe": recipe, "state": state, "data": data})
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
         "report": ["--clients", "--json", "FOLDERS"],
         "export": ["--merge", "--out", "FOLDER"],
         "cache": ["--clear", "--json", "--verify", "--yes"],
-        "node": ["--recipe", "--state"],
+        "node": ["--data", "--recipe", "--state"],
         "rank": ["FOLDER"],
     }
 
@@ -394,7 +394,9 @@ def test_export_and_node_pass_their_words_on(build: Build, capsys: pytest.Captur
     assert build.calls[-1] == {"merge": True, "out": Path("m")}
     assert capsys.readouterr().out == "m\n"
     assert cli.main(["node", "--recipe", "r.yaml", "--state", "s"]) == 0
-    assert build.calls[-1] == {"recipe": Path("r.yaml"), "state": Path("s")}
+    assert build.calls[-1] == {"recipe": Path("r.yaml"), "state": Path("s"), "data": None}
+    assert cli.main(["node", "--recipe", "r.yaml", "--state", "s", "--data", "mine.csv"]) == 0
+    assert build.calls[-1] == {"recipe": Path("r.yaml"), "state": Path("s"), "data": Path("mine.csv")}
 
 
 def test_a_reader_that_leaves_is_no_fault(tmp_path: Path) -> None:

@@ -194,11 +194,11 @@ def plan_command(
     show(plan_table(found))
 
 
-def node_command(*, recipe: Path, state: Path) -> None:
+def node_command(*, recipe: Path, state: Path, data: Path | None = None) -> None:
     """Serve jobs over standard input and output; started by the engine itself."""
     from lichen.recipes import run as run_module
 
-    run_module.run_node(recipe, state)
+    run_module.run_node(recipe, state, data)
 
 
 def rank_command(folder: Path, /) -> None:

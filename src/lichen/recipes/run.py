@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lichen.core import private
+from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.lock import one_process
@@ -41,12 +42,15 @@ from lichen.recipes.artifacts.model_card import write_adapter_card
 from lichen.recipes.artifacts.more_rounds import give_more_rounds
 from lichen.recipes.artifacts.moved_inputs import move
 from lichen.recipes.artifacts.use import Talker, export, talk
+from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks, down_of
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.launch import launch, require_processes, telling
 from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.sites.open_site import open_site
+from lichen.recipes.sites.place import SitePlace
 from lichen.recipes.tasks.exchange import run_exchange
 from lichen.recipes.tasks.outcome import TaskResult
 from lichen.recipes.tasks.replay import replay
@@ -275,15 +279,21 @@ def _go(
     seal(path, MANIFEST, [*own, *(name for name in ("state/final.safetensors",) if (path / name).exists())])
 
 
-def run_node(recipe: Path, state: Path) -> None:
-    """Be one node: read questions on stdin, write answers on stdout, until stdin ends."""
+def run_node(recipe: Path, state: Path, data: Path | None = None) -> None:
+    """Be one node: read questions on stdin, write answers on stdout, until stdin ends.
+
+    Args:
+        recipe: The recipe's file.
+        state: Where its clients' private state lies.
+        data: The rows of the one site that this node is, which has its place in ``state``; None: all of the recipe's.
+    """
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever prints must not reach the wire
-    experiment = open_recipe(recipe_of(recipe)).experiment
+    tasks, experiment = _node_tasks(recipe_of(recipe), state, data)
 
     def talks(rate: str) -> Talks:
         return Talks(
-            client_tasks(experiment),
+            tasks,
             ClientStore(state / rate, listed=True),
             base=experiment.model.base,
             device=experiment.recipe.model.device,
@@ -292,6 +302,15 @@ def run_node(recipe: Path, state: Path) -> None:
         )
 
     serve_frames(source, sink, SiteWorker(talks))
+
+
+def _node_tasks(recipe: Recipe, state: Path, data: Path | None) -> tuple[dict[str, ClientTask], Experiment]:
+    """What a node can be asked to do, and what it is made of: with everybody's rows, or with one site's."""
+    if data is None:
+        experiment = open_recipe(recipe).experiment
+        return client_tasks(experiment), experiment
+    loaded = SitePlace(open_site(recipe, data), state).loaded()
+    return loaded.client_tasks(), loaded.experiment
 
 
 def run_rank(folder: Path) -> None:

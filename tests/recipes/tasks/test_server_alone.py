@@ -19,7 +19,7 @@ from lichen.core.tree import digest
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import downlink_of
 from lichen.recipes.schema.read import read_recipe, write_recipe
-from lichen.recipes.tasks.open_server import open_server, refuse_rows
+from lichen.recipes.sites.open_server import open_server, refuse_rows
 from lichen.server.lowrank.submodel import Capacity
 from lichen.transforms.downlink import Deltas, Direct
 from lichen.transforms.parse import parse_codecs

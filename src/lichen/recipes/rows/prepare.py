@@ -35,6 +35,7 @@ __all__ = [
     "first_of",
     "gather",
     "gather_all",
+    "gather_site",
     "is_private",
     "split_clients",
 ]
@@ -77,6 +78,26 @@ def gather_all(recipe: Recipe) -> Gathered:
     return _of_classes(recipe, _readable(recipe, records))
 
 
+def gather_site(recipe: Recipe, path: Path, client: str) -> Gathered:
+    """The rows of one site of many, read as a simulation reads them in a folder with those of all sites.
+
+    A class of ``data.classes`` may have no row here, since others have some.
+
+    Args:
+        recipe: Its columns and classes; its ``data.name`` is not looked at.
+        path: The site's file, or its folder of files, in full.
+        client: Whose the rows are that name no client.
+
+    Raises:
+        LichenError: as :func:`gather_all`.
+    """
+    columns = {str(role): name for role, name in recipe.data.columns.items()}
+    unread = ("label",) if recipe.writes else ()
+    records = load_records(str(path), columns=columns, path_client="none", unread=unread, empty="keep")
+    owned = [record if record.client else replace(record, client=client) for record in records]
+    return _of_classes(recipe, _readable(recipe, owned), elsewhere=True)
+
+
 def _readable(recipe: Recipe, records: Sequence[Record]) -> Gathered:
     """Those of the records that hold what the recipe's form reads."""
     if isinstance(records, list) and records and records[0].features is not None:
@@ -106,13 +127,14 @@ def is_private(recipe: Recipe) -> bool:
     return recipe.data.name not in CATALOG
 
 
-def _of_classes(recipe: Recipe, gathered: Gathered) -> Gathered:
+def _of_classes(recipe: Recipe, gathered: Gathered, *, elsewhere: bool = False) -> Gathered:
     records, named_classes = gathered.records, {str(label) for label in recipe.data.classes}
     if not named_classes:
         return gathered
     labels = [None if label is None else str(label) for label in column_of(records, "label")]
     have = {label for label in labels if label is not None}
-    if missing := [str(label) for label in recipe.data.classes if str(label) not in have]:
+    missing = [str(label) for label in recipe.data.classes if str(label) not in have]
+    if missing and not elsewhere:
         fix = f"choose among {listed(sorted(have))}" if have else "name the label column in data.columns.label"
         raise LichenError(f"no row has the label {missing[0]!r}", where="data.classes", fix=fix)
     chosen = np.flatnonzero([label in named_classes for label in labels])

@@ -28,10 +28,10 @@ from lichen.recipes.assemble.parts import validators_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.sites.open_server import open_server, refuse_rows
 from lichen.recipes.tasks.adapt import save_result
 from lichen.recipes.tasks.coverage import trained
 from lichen.recipes.tasks.learning import EventObserver, federated_column, scored
-from lichen.recipes.tasks.open_server import open_server, refuse_rows
 from lichen.recipes.tasks.outcome import TaskResult, over_all_rows
 from lichen.recipes.tasks.private_columns import alone_columns
 

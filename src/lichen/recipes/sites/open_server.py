@@ -6,7 +6,7 @@ What rows look like, which a student must fit, is the clients' group.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, final
@@ -49,12 +49,19 @@ class LoadedServer:
     tokenizer: Any
 
 
-def open_server(recipe: Recipe, roster: Roster, *, say: Callable[[str], None] = lambda _: None) -> LoadedServer:
+def open_server(
+    recipe: Recipe,
+    roster: Roster,
+    *,
+    labels: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> LoadedServer:
     """What a server works with; no file of the data is read.
 
     Args:
         recipe: A recipe that :func:`refuse_rows` lets pass.
         roster: Its clients, as they have declared themselves.
+        labels: Those that sites have announced, in class order; none: by the recipe or the roster.
         say: Called with what a person should know, a line each.
 
     Raises:
@@ -63,7 +70,7 @@ def open_server(recipe: Recipe, roster: Roster, *, say: Callable[[str], None] = 
     groups = {member.group for member in roster}
     if len(groups) > 1:
         raise LichenError(f"clients have rows of {len(groups)} groups, which no one model reads", where="roster")
-    rows, labels = rows_like(groups.pop(), labelled=not recipe.writes), declared_classes(recipe, roster)
+    rows, labels = rows_like(groups.pop(), labelled=not recipe.writes), labels or declared_classes(recipe, roster)
     loaded = load_model(recipe, labels, (), reads_text=isinstance(rows, TextShard), keep_private=False)
     for note in loaded.notes:
         say(note)

@@ -1,0 +1,203 @@
+"""What a site announces, what it is assigned, and the roster of all sites.
+
+A site announces its clients as members of a roster, and the labels of its rows: names and counts, nothing else of a
+row. The server sorts the members of all sites by name, as a simulation sorts its clients, so that a client has one
+number in both: all draws follow from the seed and that number. Each site is then assigned its clients' numbers, how
+many clients there are, and the labels of all.
+
+What comes is checked: it comes from another machine, and may be damage or a lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from lichen.core.errors import LichenError
+from lichen.core.roster import MOST_LABELS, MOST_LETTERS, MOST_MEMBERS, PARTS, Member, Roster, declared_name
+from lichen.core.visible import clipped
+from lichen.recipes.schema.recipe import Recipe
+from lichen.tasks.registry import task_of
+
+__all__ = ["Announcement", "Assignment", "enrolled"]
+
+_MOST_WHOLE = 1 << 63
+"""Of a label that is a number."""
+
+_FIX = "both ends must run the same version of lichen; else leave this site out"
+
+
+def _wrong(what: str) -> LichenError:
+    return LichenError(what, where="roster", fix=_FIX)
+
+
+def _check_labels(labels: object) -> tuple[str | int, ...]:
+    if not isinstance(labels, list | tuple) or len(labels) > MOST_LABELS:
+        raise _wrong(f"labels are a list of at most {MOST_LABELS:,}")
+    for label in labels:
+        whole = isinstance(label, int) and not isinstance(label, bool) and abs(label) < _MOST_WHOLE
+        if not whole and not (isinstance(label, str) and label and declared_name(label) == label):
+            shown = clipped(str(label), 60)
+            raise _wrong(f"a label {shown!r} is neither a number nor a line of at most {MOST_LETTERS} letters")
+    if len(set(labels)) < len(labels):
+        raise _wrong("a label is named twice")
+    return tuple(labels)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announcement:
+    """What one site says of itself.
+
+    Attributes:
+        members: Its clients, in name order.
+        labels: Those of its rows, each once, sorted; none where the task has none.
+
+    Raises:
+        LichenError: if any of this is no such thing.
+    """
+
+    members: tuple[Member, ...]
+    labels: tuple[str | int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise _wrong("a site has no client")
+        _check_labels(self.labels)
+
+    def dump(self) -> dict[str, Any]:
+        """What JSON can write of it."""
+        return {"members": [member.dump() for member in self.members], "labels": list(self.labels)}
+
+    @classmethod
+    def load(cls, plain: object) -> Announcement:
+        """Undo :meth:`dump`.
+
+        Raises:
+            LichenError: if this is no announcement.
+        """
+        if not isinstance(plain, Mapping) or plain.keys() != {"members", "labels"}:
+            raise _wrong("a site announces members and labels")
+        members = plain["members"]
+        if not isinstance(members, list) or not len(members) <= MOST_MEMBERS:
+            raise _wrong(f"members are a list of at most {MOST_MEMBERS:,}")
+        return cls(members=tuple(map(Member.load, members)), labels=_check_labels(plain["labels"]))
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What the server says to one site.
+
+    Attributes:
+        numbers: Of its clients in the roster, in the order in which it has announced them.
+        clients: How many the roster has.
+        labels: Those of all sites, in class order.
+
+    Raises:
+        LichenError: if these are no numbers of a roster.
+    """
+
+    numbers: tuple[int, ...]
+    clients: int
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.clients, bool) or not isinstance(self.clients, int) or not 0 < self.clients <= MOST_MEMBERS:
+            raise _wrong(f"{self.clients!r} is no number of clients")
+        good = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < self.clients for n in self.numbers)
+        if not good or any(a >= b for a, b in zip(self.numbers, self.numbers[1:], strict=False)):
+            raise _wrong(f"the numbers of a site's clients rise, from 0 to {self.clients - 1}")
+        if not all(isinstance(label, str) for label in _check_labels(self.labels)):
+            raise _wrong("the labels of all sites are texts")
+
+    def dump(self) -> dict[str, Any]:
+        """What JSON can write of it."""
+        return {"numbers": list(self.numbers), "clients": self.clients, "labels": list(self.labels)}
+
+    @classmethod
+    def load(cls, plain: object) -> Assignment:
+        """Undo :meth:`dump`.
+
+        Raises:
+            LichenError: if this is no assignment.
+        """
+        if not isinstance(plain, Mapping) or plain.keys() != {"numbers", "clients", "labels"}:
+            raise _wrong("a site is assigned numbers, clients and labels")
+        if not isinstance(plain["numbers"], list) or not isinstance(plain["labels"], list):
+            raise _wrong("numbers and labels are lists")
+        return cls(numbers=tuple(plain["numbers"]), clients=plain["clients"], labels=tuple(plain["labels"]))
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolled:
+    """All sites together.
+
+    Attributes:
+        roster: Their clients, sorted by name.
+        homes: The site of each client.
+        labels: Those of all sites, in class order; none where the task has none.
+        assigned: What each site is to be told.
+    """
+
+    roster: Roster
+    homes: tuple[str, ...]
+    labels: tuple[str, ...]
+    assigned: Mapping[str, Assignment]
+
+
+def enrolled(recipe: Recipe, announced: Mapping[str, Announcement]) -> Enrolled:
+    """The roster of a federation, from what its sites have announced.
+
+    Args:
+        recipe: The recipe.
+        announced: By site.
+
+    Raises:
+        LichenError: if two sites have a client of one name, clients are missing, or labels cannot be learned.
+    """
+    homes: dict[str, str] = {}
+    members: dict[str, Member] = {}
+    for site, announcement in announced.items():
+        for member in announcement.members:
+            if member.name in homes:
+                both = f"{homes[member.name]!r} and {site!r}" if homes[member.name] != site else f"{site!r} twice"
+                raise LichenError(
+                    f"sites {both} announce the client {member.name!r}",
+                    where="roster",
+                    fix="give clients names of their own, by the file's name or in the column data.columns.client",
+                )
+            homes[member.name], members[member.name] = site, member
+    names = sorted(members)
+    ranks = recipe.federation.ranks
+    roster = Roster(
+        tuple(
+            members[name] if ranks is None else replace(members[name], capacity=(ranks[n % len(ranks)], None))
+            for n, name in enumerate(names)
+        )
+    )
+    labels = _labels_of(recipe, announced, roster)
+    number = {name: n for n, name in enumerate(names)}
+    assigned = {
+        site: Assignment(numbers=tuple(number[m.name] for m in one.members), clients=len(names), labels=labels)
+        for site, one in announced.items()
+    }
+    return Enrolled(roster=roster, homes=tuple(homes[name] for name in names), labels=labels, assigned=assigned)
+
+
+def _labels_of(recipe: Recipe, announced: Mapping[str, Announcement], roster: Roster) -> tuple[str, ...]:
+    """The labels of all rows, in the order that they have in a simulation."""
+    labels = task_of(recipe.task).labels
+    if labels is None:
+        return ()
+    found = list(dict.fromkeys(label for one in announced.values() for label in one.labels))
+    have = set(map(str, found))
+    missing = [str(label) for label in recipe.data.classes if str(label) not in have]
+    if missing or not found:
+        what = f"no site has a row with the label {missing[0]!r}" if missing else "no site has a label"
+        raise LichenError(what, where="data.classes" if missing else "data.columns.label", fix="name those of the data")
+    rows = sum(sum(roster.rows(part)) for part in PARTS)
+    # As many as there are rows, so that a column in which nothing repeats is refused as in a simulation.
+    return labels.names(found * max(1, rows // len(found)))

@@ -1,0 +1,235 @@
+"""Opens one site's side of a recipe: its own rows and no other's, its clients at their numbers in the roster.
+
+A site first reads its file and announces what it has (:mod:`lichen.recipes.sites.announced`). The server makes one
+roster of all sites and assigns each its clients' numbers. From then on the site can do all that a node of the whole
+recipe can, for its own clients: their splits, batches and draws are those of a simulation over a folder in which every
+site has its file.
+
+Legend: N clients of the roster.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
+
+from lichen.core.contracts.client import ClientTask, Source
+from lichen.core.contracts.model import Batch, CohortModel
+from lichen.core.errors import LichenError
+from lichen.core.roster import PARTS, Member, Roster
+from lichen.core.wire.shared import Shared
+from lichen.data.batches.rows import Shard
+from lichen.data.batches.text import pad_id
+from lichen.recipes.assemble.experiment import Experiment
+from lichen.recipes.assemble.loaded_model import load_model
+from lichen.recipes.assemble.model import make_student, start_of
+from lichen.recipes.assemble.open import fetch_named, shards_of
+from lichen.recipes.assemble.parts import client_tasks
+from lichen.recipes.assemble.sides.clients import TOKENS, ClientSide
+from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.rows.prepare import encode as encoder
+from lichen.recipes.rows.site_rows import SiteRows, read_site, refuse_everybodys
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.sites.announced import Announcement, Assignment
+from lichen.recipes.sites.open_server import refuse_rows
+from lichen.tasks.registry import task_of
+
+__all__ = ["LoadedSite", "Site", "open_site"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class OwnClients:
+    """A source of the site's own clients alone: a job for another is refused before anything is done.
+
+    Args:
+        inner: Gives the batches.
+        own: The clients of this site.
+    """
+
+    inner: Source
+    own: frozenset[int]
+
+    def _check(self, clients: Sequence[int]) -> None:
+        if others := [client for client in clients if client not in self.own]:
+            raise LichenError(f"client {others[0]} is not of this site", where="data", fix="ask its own site")
+
+    def shape(self, client: int) -> Hashable:
+        """The inner source's, of a client of this site."""
+        self._check([client])
+        return self.inner.shape(client)
+
+    def batches(self, clients: Sequence[int], seed: int) -> Iterator[Batch]:
+        """The inner source's, of clients of this site."""
+        self._check(clients)
+        return self.inner.batches(clients, seed)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedSite:
+    """A site at its place in the roster.
+
+    Attributes:
+        experiment: What its clients' tasks are made of; of other sites' clients there is only their number.
+        numbers: Its clients' numbers in the roster.
+    """
+
+    experiment: Experiment
+    numbers: tuple[int, ...]
+
+    def client_tasks(self) -> dict[str, ClientTask]:
+        """All that its clients can be asked to do, by their numbers in the roster; of others everything is refused."""
+        own = frozenset(self.numbers)
+        made = client_tasks(self.experiment)
+        return {name: replace(task, source=OwnClients(task.source, own)) for name, task in made.items()}
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """The model, and the site's rows as it reads them, one shard a client."""
+
+    model: CohortModel
+    start: Shared
+    classes: tuple[str, ...]
+    pad: int
+    train: tuple[Shard, ...]
+    valid: tuple[Shard, ...]
+    test: tuple[Shard, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A site that has read its rows.
+
+    Attributes:
+        recipe: The recipe, its data being the site's own.
+        rows: Its clients and their rows.
+        announcement: What it says of them.
+        encode: Loads the model for these labels, and encodes the rows for it; once where there are none to wait for.
+    """
+
+    recipe: Recipe
+    rows: SiteRows
+    announcement: Announcement
+    encode: Callable[[tuple[str, ...]], Encoded]
+
+    def check(self, assigned: Assignment) -> None:
+        """Refuse a place that is for other clients or labels.
+
+        Raises:
+            LichenError: saying which.
+        """
+        mine, own = self.announcement.members, assigned.numbers
+        if len(own) != len(mine):
+            raise _wrong(f"this site is assigned {len(own)} clients, and has announced {len(mine)}")
+        if lost := [str(label) for label in self.announcement.labels if str(label) not in assigned.labels]:
+            raise _wrong(f"the label {lost[0]!r} of this site is not among those of all sites")
+
+    def join(self, assigned: Assignment) -> LoadedSite:
+        """Take the place that the server has given this site.
+
+        Raises:
+            LichenError: as :meth:`check`, or if the model does not load.
+        """
+        self.check(assigned)
+        mine, own = self.announcement.members, assigned.numbers
+        encoded = self.encode(assigned.labels)
+        server = ServerSide(
+            recipe=self.recipe,
+            model=encoded.model,
+            start=encoded.start,
+            roster=_own_roster(mine, assigned),
+            classes=encoded.classes,
+            pad=encoded.pad,
+        )
+        place = {number: at for at, number in enumerate(own)}
+
+        def shards(some: tuple[Shard, ...]) -> tuple[Shard, ...]:
+            nothing = some[0].between(0, 0)
+            return tuple(some[place[n]] if n in place else nothing for n in range(assigned.clients))
+
+        clients = ClientSide(train=shards(encoded.train), valid=shards(encoded.valid), test=shards(encoded.test))
+        return LoadedSite(experiment=Experiment(server=server, clients=clients), numbers=own)
+
+
+def open_site(
+    recipe: Recipe, data: Path, *, say: Callable[[str], None] = lambda _: None, keep_private: bool = True
+) -> Site:
+    """Read one site's rows, in place of those that the recipe names.
+
+    Args:
+        recipe: The recipe of the federation; of its ``data.name`` nothing is opened.
+        data: The site's file, or its folder of files.
+        say: Called with what a person should know, a line each.
+        keep_private: What is made of its rows may stay in the cache.
+
+    Raises:
+        LichenError: if the recipe needs everybody's rows, by its key, or the data cannot be read.
+    """
+    refuse_rows(recipe)
+    refuse_everybodys(recipe)
+    labels = task_of(recipe.task).labels
+    if labels is not None and not labels.classes:
+        raise LichenError(f"labels of task {recipe.task} are no names to announce", where="task", fix="use classify")
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": os.path.abspath(data)})})
+    fetch_named(recipe, say)
+    rows = read_site(recipe, data)
+    say(f"{len(rows.clients_data)} clients, {sum(len(one.train) for one in rows.clients_data):,} rows to train on")
+
+    def encode(labels: tuple[str, ...]) -> Encoded:
+        return _encoded(recipe, rows, labels, say=say, keep_private=keep_private)
+
+    counts_N = [{part: len(getattr(one, part)) for part in PARTS} for one in rows.clients_data]
+    if recipe.writes:  # there is nothing to wait for, and a stream's rows are counted by their tokens
+        whole = encode(())
+        counts_N = [{part: getattr(whole, part)[c].size for part in PARTS} for c in range(len(counts_N))]
+        encode = lambda labels: whole  # noqa: E731
+    named_N = zip(rows.clients_data, counts_N, strict=True)
+    members = tuple(Member(name=one.name, rows=counts, group=TOKENS) for one, counts in named_N)
+    announcement = Announcement(members=members, labels=rows.labels)
+    return Site(recipe=recipe, rows=rows, announcement=announcement, encode=encode)
+
+
+def _encoded(
+    recipe: Recipe, rows: SiteRows, labels: tuple[str, ...], *, say: Callable[[str], None], keep_private: bool
+) -> Encoded:
+    """As :func:`lichen.recipes.assemble.open.open_recipe` does it with everybody's rows."""
+    loaded = load_model(recipe, labels, (), reads_text=True, keep_private=keep_private)
+    for note in loaded.notes:
+        say(note)
+    make = encoder(recipe, loaded.tokenizer, loaded.classes, keep_private=keep_private, say=say)
+    apart = recipe.data.form == "stream"
+    train, valid, test = (shards_of(rows.clients_data, part, make, apart=apart) for part in PARTS)
+    model = loaded.model
+    if model is None:
+        model = make_student(recipe, train[0], loaded.classes, vocabulary=len(loaded.tokenizer))
+    return Encoded(
+        model=model,
+        start=Shared(start_of(recipe, model, loaded.classes, say=say)),
+        classes=loaded.classes,
+        pad=pad_id(loaded.tokenizer),
+        train=train,
+        valid=valid,
+        test=test,
+    )
+
+
+def _own_roster(mine: Sequence[Member], assigned: Assignment) -> Roster:
+    """The roster as a site knows it: its own members, and of others only that they are there."""
+    elsewhere = "of another site"
+    while any(elsewhere in member.name for member in mine):
+        elsewhere += "'"
+    members = [Member(name=f"client {n} {elsewhere}", rows={}) for n in range(assigned.clients)]
+    for number, member in zip(assigned.numbers, mine, strict=True):
+        members[number] = member
+    return Roster(tuple(members))
+
+
+def _wrong(what: str) -> LichenError:
+    return LichenError(what, where="roster", fix="start server and sites anew, with one recipe")
