@@ -79,7 +79,7 @@ def measured(run: Path, embed: Callable[[list[str]], Tensor], real: dict[int, tu
     }
 
 
-def main(folder: str = str(RESULTS / "help-reviews")) -> None:
+def main(folder: str = str(RESULTS / "help-reviews-before")) -> None:
     """Measure every pool and print the table."""
     torch.set_num_threads(1)
     encoder = LocalEncoder(*load_encoder(fetch_entry("minilm-l6")), name="minilm-l6", longest=64)

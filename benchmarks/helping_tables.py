@@ -71,7 +71,8 @@ def gains(rows: dict[tuple[str, str], dict[str, Any]], levels: list[str], pairs:
                 mine, theirs = (dict(zip(row["seeds"], row["value"]["values"], strict=True)) for row in both)
                 each = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
                 listed = ", ".join(f"{value:+.3f}" for value in each)
-                lines.append(f"| {method} | {other} | {level} | {statistics.mean(each):+.3f} | {listed} |")
+                if each:
+                    lines.append(f"| {method} | {other} | {level} | {statistics.mean(each):+.3f} | {listed} |")
     return lines
 
 
