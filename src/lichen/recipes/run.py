@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -51,6 +52,7 @@ from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of, recip
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.open_site import open_site
 from lichen.recipes.sites.place import SitePlace
+from lichen.recipes.sites.site_node import site_answers
 from lichen.recipes.tasks.exchange import run_exchange
 from lichen.recipes.tasks.outcome import TaskResult
 from lichen.recipes.tasks.replay import replay
@@ -111,6 +113,7 @@ def run(
     out: Path | str | None = None,
     resume: bool = False,
     server_alone: bool = False,
+    sites: Mapping[str, Path | str] | None = None,
     observers: Sequence[Callable[[Event], None]] = (),
     say: Callable[[str], None] | None = None,
 ) -> Result:
@@ -121,6 +124,8 @@ def run(
         out: The run folder; by default the next free one under ``runs/``.
         resume: Go on with what lies in ``out``; the recipe is that folder's own, or has more rounds.
         server_alone: The nodes of ``engine.name: spawned`` alone open the data; this process holds no row.
+        sites: In place of the recipe's data a file or folder for each site, by its name: each is opened by a node that
+            has no other, and this process holds no row.
         observers: Called with every finished round; they read and cannot steer.
         say: Called with lines of progress.
 
@@ -130,6 +135,8 @@ def run(
     say = say or (lambda _: None)
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     path = Path(out) if out is not None else new_folder(recipe.name)
+    files = None if sites is None else {name: Path(data).absolute() for name, data in sites.items()}
+    alone = partial(run_server_alone, sites=files) if server_alone or sites is not None else None
     apart = recipe.engine_kind.ranks
     mine = False  # whether this process has filled the folder, so that it may empty it
     there = path.is_dir()  # and whether it is somebody's, so that it stays
@@ -148,7 +155,7 @@ def run(
             with ExitStack() as lock, connect(recipe.model.device) if apart else Ranks() as ranks:
                 mine = ranks.ask_first(lambda: _claim(path, recipe, resume, moved_back, say, lock)) and ranks.first
                 watching, speaking = (observers, say) if ranks.first else ((), lambda _: None)
-                _go(recipe, path, ranks, watching, speaking, server_alone)
+                _go(recipe, path, ranks, watching, speaking, alone)
     except Exception as error:
         if not isinstance(error, LichenError) and machine_fault(error) is None:
             raise  # a fault of ours: what lies there helps to find it
@@ -238,9 +245,9 @@ def _go(
     ranks: Ranks,
     observers: Sequence[Callable[[Event], None]],
     say: Callable[[str], None],
-    server_alone: bool,
+    alone: Callable[..., TaskResult] | None,
 ) -> None:
-    """Run a recipe as one of the ranks; the first one writes."""
+    """Run a recipe as one of the ranks; the first one writes. ``alone`` runs it without rows in this process."""
     folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe), ranks=ranks, say=say)
     trace = Trace(path)
     (path / MANIFEST).unlink(missing_ok=True)  # it is written last, when all that it names is whole
@@ -252,11 +259,11 @@ def _go(
             observe(event)
 
     task: Callable[..., TaskResult] = run_exchange if recipe.exchange else task_of(recipe.task).procedure.load("run")
-    task = run_server_alone if server_alone else task
+    task = alone or task
     # One process sees its own machine and accelerator only, and a part would look like the whole.
-    alone = ranks.size == 1
-    before = folder.journal.joules if alone else None
-    with Meter(counters(recipe.model.device) if alone else (), before=before) as meter:
+    single = ranks.size == 1
+    before = folder.journal.joules if single else None
+    with Meter(counters(recipe.model.device) if single else (), before=before) as meter:
         folder.joules = meter.joules
         result = task(recipe, folder, watch, say)
         joules = meter.joules()
@@ -285,32 +292,37 @@ def run_node(recipe: Path, state: Path, data: Path | None = None) -> None:
     Args:
         recipe: The recipe's file.
         state: Where its clients' private state lies.
-        data: The rows of the one site that this node is, which has its place in ``state``; None: all of the recipe's.
+        data: The rows of the one site that this node is; it saves its place in ``state``. None: all of the recipe's.
     """
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever prints must not reach the wire
-    tasks, experiment = _node_tasks(recipe_of(recipe), state, data)
+    known = recipe_of(recipe)
+    place = None if data is None else SitePlace(open_site(known, data), state)
+    whole = open_recipe(known).experiment if place is None else None
 
     def talks(rate: str) -> Talks:
+        tasks, experiment = _node_tasks(place, whole)
         return Talks(
             tasks,
             ClientStore(state / rate, listed=True),
             base=experiment.model.base,
-            device=experiment.recipe.model.device,
-            down=down_of(experiment.recipe),
+            device=known.model.device,
+            down=down_of(known),
             agreed=experiment.start,
         )
 
-    serve_frames(source, sink, SiteWorker(talks))
+    if place is None:
+        return serve_frames(source, sink, SiteWorker(talks))
+    return serve_frames(source, sink, SiteWorker(talks, recipe=recipe_sha256(known), also=site_answers(place)))
 
 
-def _node_tasks(recipe: Recipe, state: Path, data: Path | None) -> tuple[dict[str, ClientTask], Experiment]:
-    """What a node can be asked to do, and what it is made of: with everybody's rows, or with one site's."""
-    if data is None:
-        experiment = open_recipe(recipe).experiment
-        return client_tasks(experiment), experiment
-    loaded = SitePlace(open_site(recipe, data), state).loaded()
-    return loaded.client_tasks(), loaded.experiment
+def _node_tasks(place: SitePlace | None, whole: Experiment | None) -> tuple[dict[str, ClientTask], Experiment]:
+    """What a node can be asked to do, and what it is made of: with one site's rows, or with everybody's."""
+    if place is not None:
+        loaded = place.loaded()
+        return loaded.client_tasks(), loaded.experiment
+    assert whole is not None
+    return client_tasks(whole), whole
 
 
 def run_rank(folder: Path) -> None:

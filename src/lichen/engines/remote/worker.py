@@ -14,7 +14,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, final
 
@@ -57,14 +57,22 @@ class SiteWorker:
         talks: Makes what does the jobs of a learning rate, at the first of them; the name is empty where there is one.
         recipe: Digest of what the server must have, too; empty: whatever it has.
         instance: Another one after every start of the process; empty: drawn.
+        also: Answers questions of other kinds, by kind, in any thread.
 
     Attributes:
         instance: What an earlier one held in memory is gone.
     """
 
-    def __init__(self, talks: Callable[[str], Talks], *, recipe: str = "", instance: str = "") -> None:
+    def __init__(
+        self,
+        talks: Callable[[str], Talks],
+        *,
+        recipe: str = "",
+        instance: str = "",
+        also: Mapping[str, Callable[[bytes], bytes]] | None = None,
+    ) -> None:
         self.instance = instance or os.urandom(8).hex()
-        self._make, self._recipe = talks, recipe
+        self._make, self._recipe, self._also = talks, recipe, also or {}
         self._pieces = Pieces(self._answer)
         self._talks: dict[str, Talks] = {}
         self._sessions: dict[str, Session] = {}
@@ -102,6 +110,8 @@ class SiteWorker:
     # --- questions ---------------------------------------------------------------------------------------------------
 
     def _answer(self, kind: str, body: bytes) -> bytes:
+        if kind in self._also:
+            return self._also[kind](body)
         do = {HAND: self._hand, FETCH: self._fetch, CANCEL: self._cancel}.get(kind)
         if do is None:
             raise LichenError(f"a question {kind[:40]!r} is not known here", where="site", fix=_SAME)

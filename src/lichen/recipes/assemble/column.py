@@ -31,7 +31,16 @@ from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.recipe import Recipe
 from lichen.transforms.delta import snapshot_name
 
-__all__ = ["Column", "admission_of", "block_size_of", "local_engine", "over_ranks", "recipe_engine"]
+__all__ = [
+    "Column",
+    "admission_of",
+    "agreed_name",
+    "block_size_of",
+    "clocked",
+    "local_engine",
+    "over_ranks",
+    "recipe_engine",
+]
 
 
 @final
@@ -118,12 +127,17 @@ def recipe_engine(
             *("--recipe", str(folder.path / "recipe.yaml"), "--state", str(store.folder)),
         ),
         nodes=recipe.engine.nodes,
-        agreed=snapshot_name(start) if recipe.wire.down and start is not None and not recipe.starts_at_server else "",
+        agreed=agreed_name(recipe, start),
     )
-    return _clocked(recipe, stack.enter_context(recipe.engine_kind.make(settings)))
+    return clocked(recipe, stack.enter_context(recipe.engine_kind.make(settings)))
 
 
-def _clocked(recipe: Recipe, engine: Engine) -> Engine:
+def agreed_name(recipe: Recipe, start: Shared | None) -> str:
+    """Digest of the tensors that all begin from, where changes alone are sent down; else empty."""
+    return snapshot_name(start) if recipe.wire.down and start is not None and not recipe.starts_at_server else ""
+
+
+def clocked(recipe: Recipe, engine: Engine) -> Engine:
     """The engine, its clients' training on the recipe's clock where it has one."""
     clock = recipe.engine.clock
     if clock is None:

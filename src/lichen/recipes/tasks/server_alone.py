@@ -7,9 +7,10 @@ fill: ``base``, ``federated``, ``alone`` and ``alone_best``. ``pooled`` would ne
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 from lichen.clients.statistics.declare import enrol
 from lichen.core.contracts.engine import Engine
@@ -22,13 +23,16 @@ from lichen.engines.local import LocalEngine
 from lichen.present.trace import read_trace
 from lichen.recipes.artifacts.inputs import Inputs, agree
 from lichen.recipes.assemble.class_names import save_class_names
-from lichen.recipes.assemble.column import Column, recipe_engine
+from lichen.recipes.assemble.column import Column, agreed_name, clocked, recipe_engine
 from lichen.recipes.assemble.experiment import values_N
 from lichen.recipes.assemble.parts import validators_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.rows.site_rows import refuse_everybodys
+from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.open_server import open_server, refuse_rows
+from lichen.recipes.sites.site_engines import SiteProcesses
 from lichen.recipes.tasks.adapt import save_result
 from lichen.recipes.tasks.coverage import trained
 from lichen.recipes.tasks.learning import EventObserver, federated_column, scored
@@ -37,27 +41,49 @@ from lichen.recipes.tasks.private_columns import alone_columns
 
 __all__ = ["run_server_alone"]
 
+NONE = "state/none"
+"""Where in a run's folder nodes are started that keep no client's state."""
+
+EngineOf = Callable[[ClientStore, ExitStack, Shared | None], Engine]
+"""Makes an engine over nodes, whose clients keep their state in this store's folder and begin from these tensors."""
+
+Nodes = tuple[Roster, tuple[str, ...], EngineOf]
+"""Who takes part, the labels they have announced, and what makes engines over them."""
+
 
 def run_server_alone(
-    recipe: Recipe, folder: RunFolder, observer: EventObserver, say: Callable[[str], None]
+    recipe: Recipe,
+    folder: RunFolder,
+    observer: EventObserver,
+    say: Callable[[str], None],
+    *,
+    sites: Mapping[str, Path] | None = None,
 ) -> TaskResult:
     """Any task that is learned in rounds, without a row in this process.
 
+    Args:
+        recipe: The recipe.
+        folder: The run folder.
+        observer: Sees every round.
+        say: Called with lines of progress.
+        sites: A file or folder by site, each opened by a node that has no other; None: nodes open the recipe's data.
+
     Raises:
-        LichenError: if the recipe needs rows at the server, by its key.
+        LichenError: if the recipe needs rows at the server, or of several sites in one place, by its key.
     """
     refuse_rows(recipe)
-    with ExitStack() as stack:
-        say("asking the nodes who takes part")
-        store = ClientStore(folder.path / "state" / "none")
-        roster = enrol(recipe_engine(recipe, folder, store, stack, local=_no_rows))
+    if sites is not None:
+        refuse_everybodys(recipe)
+    nodes = _nodes(recipe, folder) if sites is None else _site_nodes(recipe, folder, sites)
+    say("asking the nodes who takes part")
+    roster, labels, engine_of = nodes
     save_roster(folder, roster)
     say(f"{len(roster)} clients, {sum(roster.rows('train')):,} rows to train on")
-    loaded = open_server(recipe, roster, say=say)
+    loaded = open_server(recipe, roster, labels=labels, say=say)
     server = loaded.server
     agree(folder, recipe, _inputs(server))
     save_class_names(folder, server.classes)
-    columns = _columns(server, folder, observer, say)
+    columns = _columns(server, folder, observer, say, engine_of)
     best = columns["federated"].shared or Shared()
     save_result(folder, recipe, best, loaded.foundation, loaded.tokenizer, server.classes)
     return TaskResult(
@@ -74,19 +100,42 @@ def _no_rows() -> LocalEngine:
     raise LichenError("this process has no rows", where="engine.name", fix="use spawned")
 
 
+def _nodes(recipe: Recipe, folder: RunFolder) -> Nodes:
+    """Nodes that open the recipe's data, each all of it."""
+
+    def engine(store: ClientStore, stack: ExitStack, start: Shared | None) -> Engine:
+        return recipe_engine(recipe, folder, store, stack, local=_no_rows, start=start)
+
+    with ExitStack() as stack:
+        roster = enrol(engine(ClientStore(folder.path / NONE), stack, None))
+    return roster, (), engine
+
+
+def _site_nodes(recipe: Recipe, folder: RunFolder, sites: Mapping[str, Path]) -> Nodes:
+    """Nodes that each have the file of one site."""
+    processes = SiteProcesses(recipe_file=folder.path / "recipe.yaml", digest=recipe_sha256(recipe), data=sites)
+    federation = processes.enrol(recipe, folder.path / NONE)
+
+    def engine(store: ClientStore, stack: ExitStack, start: Shared | None) -> Engine:
+        agreed = agreed_name(recipe, start)
+        return clocked(recipe, processes.engine(federation, store.folder, stack, agreed=agreed))
+
+    return federation.roster, federation.labels, engine
+
+
 def _columns(
-    server: ServerSide, folder: RunFolder, observer: EventObserver, say: Callable[[str], None]
+    server: ServerSide, folder: RunFolder, observer: EventObserver, say: Callable[[str], None], engine_of: EngineOf
 ) -> dict[str, Column]:
     recipe = server.recipe
     columns: dict[str, Column] = {}
     with ExitStack() as stack:
 
         def engine(store: ClientStore) -> Engine:
-            return recipe_engine(recipe, folder, store, stack, local=_no_rows, start=server.start)
+            return engine_of(store, stack, server.start)
 
         if "base" in recipe.compare.baselines and recipe.writes:
             say("the nodes score the foundation model as it is")
-            nodes = engine(ClientStore(folder.path / "state" / "none"))
+            nodes = engine(ClientStore(folder.path / NONE))
             metrics = folder.tree("base", partial(scored, server, nodes, server.start))
             columns["base"] = Column(value_N=values_N(recipe, metrics), metrics=metrics)
         columns["federated"] = federated_column(server, folder, observer, engine)
