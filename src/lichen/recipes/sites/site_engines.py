@@ -60,7 +60,7 @@ def enrol_sites(recipe: Recipe, sites: Sites, names: Collection[str]) -> Enrolle
     """Ask sites to announce themselves, and make one roster of all.
 
     Raises:
-        LichenError: for a site that does not, or announcements that do not go federation.
+        LichenError: for a site that does not, or announcements that do not fit each other.
     """
     announced: dict[str, Announcement] = {}
     for site, answer in ask_all(sites, ANNOUNCE, dict.fromkeys(names, b"")).items():
