@@ -42,7 +42,7 @@ WORDS = (
     Old("said", "metrics, response, message, predicted_label"),
     Old("heard", "transfer, received"),
     Old("tell", "report", but=("clients/training/fedbpt.py", "present/trace.py"), why="CMA-ES's and files' own method"),
-    Old("listen", "distill"),
+    Old("listen", "distill", but=("federation/door.py",), why="a socket's own method"),
     Old("visit", "train_then_report"),
     Old("spoken", "labelled_tokens"),
     Old("believed", "selected"),

@@ -5,12 +5,14 @@ Nothing heavy is imported until it is called.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 from cyclopts import App, Parameter
 
-from lichen.shell import print_json, say
+from lichen.core.errors import LichenError
+from lichen.shell import log, print_json, say
 
 __all__ = ["federation_app"]
 
@@ -173,6 +175,81 @@ def _policy(file: Path, /, *, recipe: Path | None = None, json: bool = False) ->
         return
     accepted = accept_recipe(policy, text_of(recipe, kind="recipe"))
     _show(json, {"policy": str(file), "accepted": accepted.sha256}, [f"{file} says yes to {recipe}"])
+
+
+@federation_app.command(name="connect")
+def _connect(kit: Path, /, *, seconds: float = 60.0, json: bool = False) -> None:
+    """Connect a kit and say who is there, at the server and at each site, before anything is trained.
+
+    Parameters
+    ----------
+    kit
+        The folder of the server's kit or a site's.
+    seconds
+        How long to stay.
+    json
+        At the server: print the sites and their answer times as JSON, and nothing else, on standard output.
+    """
+    from lichen.federation.settle import open_kit
+
+    if seconds <= 0:
+        raise LichenError("must be more than 0", where="--seconds", fix="give the seconds to stay")
+    if open_kit(kit).kind == "site":
+        if json:
+            raise LichenError("lists sites, which the server knows", where="--json", fix="leave out --json")
+        _connect_site(kit, seconds)
+    else:
+        _connect_server(kit, seconds, json)
+
+
+def _connect_site(kit: Path, seconds: float) -> None:
+    from lichen.federation.network import SiteEnd
+
+    def answer(kind: str, body: bytes) -> bytes:
+        if kind != "echo":
+            raise LichenError("is only trying its connection", where="site", fix="start the site for a run")
+        return body
+
+    with SiteEnd(kit, answer, say=log) as site:
+        end = time.monotonic() + seconds
+        while not site.wait(0.2) and not site.joined.is_set() and time.monotonic() < end:
+            pass
+        if not site.joined.is_set():
+            what = f"did not get in within {seconds:.0f} seconds"
+            raise LichenError(what, where=f"site {site.name}", fix="read above what keeps it")
+        say(f"{site.name} is connected")
+        site.wait(max(0.0, end - time.monotonic()))
+
+
+def _connect_server(kit: Path, seconds: float, json: bool) -> None:
+    from lichen.engines.sites import SiteError
+    from lichen.federation.network import NetworkSites
+
+    there: dict[str, float | None] = {}
+    with NetworkSites(kit, say=log) as sites:
+        log("the server is up")
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            for site in sites.seen():
+                begun = time.monotonic()
+                try:
+                    sites.ask(site, "echo", b"there?", within=min(left, 5.0))
+                    now: float | None = time.monotonic() - begun
+                except SiteError as error:
+                    now = None
+                    log(str(error.error))
+                if now is not None and there.get(site) is None:
+                    log(f"{site} is there, and answers in {1000 * now:.0f} ms")
+                there[site] = now
+            time.sleep(min(1.0, left))
+    if json:
+        print_json({"seconds": there})
+    for site, one in sorted(there.items()) if not json else ():
+        say(f"{site}: {'does not answer' if one is None else f'{1000 * one:.0f} ms'}")
+    if not there:
+        raise LichenError(
+            "no site came", where=str(kit), fix="look at what its person reads: lichen federation connect"
+        )
 
 
 def _show(json: bool, result: dict[str, Any], lines: list[str]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -13,9 +16,10 @@ import pytest
 
 from lichen import cli
 from lichen.core.errors import LichenError
-from lichen.federation import tool
-from lichen.federation.kits import accept, ask, new
-from lichen.federation.members import Federation, admit, bar, find_federation
+from lichen.engines.sites import SiteError
+from lichen.federation import network, tool
+from lichen.federation.kits import accept
+from lichen.federation.members import Federation, admit, bar, find_federation, read_federation
 from lichen.federation.papers import check_host, check_name, check_site
 from lichen.federation.settle import open_kit, settle
 
@@ -23,23 +27,35 @@ pytest.importorskip("nvflare")
 
 
 class Made(NamedTuple):
-    """A federation, a request to it, and its answer."""
+    """A federation, a request to it, and its answer, and what the commands said."""
 
     federation: Federation
     request: Path
     answer: Path
     kit: Path
+    said: dict[str, dict[str, str]]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    said: dict[str, dict[str, str]] = {}
+
+    def command(*words: str) -> dict[str, str]:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert cli.main(["federation", *words, "--json"]) == 0
+        said[words[0]] = dict(json.loads(out.getvalue()))
+        return said[words[0]]
+
     folder = tmp_path_factory.mktemp("kits")
-    federation = new(folder / "trial", name="trial", host="localhost", port=18199, sites=["site-1"])
-    request, _ = ask(folder / "asked", name="hospital-a", federation="trial")
-    answer = admit(request, federation.folder).answer
-    shutil.copytree(folder / "asked", folder / "untouched")
-    bare = federation.fingerprint.removeprefix("SHA256:").replace(":", "").lower()
-    return Made(federation, request, answer, accept(answer, folder / "asked", fingerprint=bare))
+    with contextlib.chdir(folder):
+        command("new", "trial", "--host", "127.0.0.1", "--port", "18199", "--sites", "site-1")
+        asked = command("ask", "--name", "hospital-a", "--for", "trial")
+        shutil.copytree("trial-hospital-a", "untouched")
+        admitted = command("admit", asked["request"])
+        bare = admitted["fingerprint"].removeprefix("SHA256:").replace(":", "").lower()
+        kit = command("accept", admitted["answer"], "--fingerprint", bare)["kit"]
+        federation = read_federation(find_federation(None))._replace(folder=folder / "trial")
+    return Made(federation, folder / asked["request"], folder / admitted["answer"], folder / kit, said)
 
 
 def forged(request: Path, to: Path, **other: str) -> Path:
@@ -74,7 +90,7 @@ def test_keys_are_where_they_belong(made: Made) -> None:
 
 
 def test_a_kit_says_what_it_is(made: Made) -> None:
-    assert open_kit(made.kit)[1:] == ("site", "trial", "hospital-a", "localhost", 18199)
+    assert open_kit(made.kit)[1:] == ("site", "trial", "hospital-a", "127.0.0.1", 18199)
     assert open_kit(made.federation.folder / "server")[1:3] == ("server", "trial")
     assert open_kit(made.federation.folder / "kits" / "site-1").name == "site-1"
     with pytest.raises(LichenError, match="holds no kit"):
@@ -211,28 +227,56 @@ def test_bad_input_is_one_sentence_with_a_fix(
     assert not (tmp_path / "b").exists()
 
 
-def test_the_whole_way_on_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def result(*words: str) -> dict[str, str]:
-        assert cli.main(["federation", *words, "--json"]) == 0
-        return dict(json.loads(capsys.readouterr().out))
+def test_two_people_compare_the_same_sums(made: Made) -> None:
+    assert made.said["admit"]["sum"] == made.said["ask"]["sum"]
+    assert made.said["admit"]["fingerprint"] == made.said["new"]["fingerprint"] == made.federation.fingerprint
+    assert re.fullmatch(r"SHA256(:[0-9A-F]{2}){32}", made.federation.fingerprint)
+    assert made.said["new"]["sites"] == {"site-1": "trial/kits/site-1"}
+    assert (made.kit, made.answer) == (made.kit.parents[1] / "trial-hospital-a/kit", Path(made.answer))
 
-    monkeypatch.chdir(tmp_path)
-    made = result("new", "lab", "--host", "127.0.0.1", "--port", "18198")
-    asked = result("ask", "--name", "clinic", "--for", "lab")
-    admitted = result("admit", asked["request"])
-    assert admitted["sum"] == asked["sum"]
-    assert admitted["fingerprint"] == made["fingerprint"]
-    kit = Path(result("accept", admitted["answer"], "--fingerprint", made["fingerprint"])["kit"])
-    assert open_kit(kit)[1:] == ("site", "lab", "clinic", "127.0.0.1", 18198)
-    assert result("bar", "clinic")["barred"] == ["clinic"]
-    assert find_federation(None) == Path("lab")
+
+class Sites:
+    """Stands in for the network."""
+
+    def __init__(self, folder: Path, *, say: object) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> Sites:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def seen(self) -> dict[str, None]:
+        return {"a": None, "b": None}
+
+    def ask(self, site: str, kind: str, body: bytes, within: float) -> bytes:
+        if site == "b":
+            raise SiteError("b", "silent", LichenError("did not answer", where="site b"))
+        return body
+
+
+def test_connect_says_who_answers(
+    made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(network, "NetworkSites", Sites)
+    server = str(made.federation.folder / "server")
+    assert cli.main(["federation", "connect", server, "--seconds", "0.1"]) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"a: \d+ ms\nb: does not answer\n", out)
+    assert "site b: did not answer" in err
+    assert cli.main(["federation", "connect", server, "--seconds", "0.1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seconds"]["b"] is None
+    monkeypatch.setattr(Sites, "seen", lambda self: {})
+    assert "no site came" in fault(["connect", server, "--seconds", "0.1"], capsys)
+    assert "--seconds" in fault(["connect", server, "--seconds", "0"], capsys)
+    assert "--json" in fault(["connect", str(made.kit), "--json"], capsys)
+    assert "holds no kit" in fault(["connect", str(made.federation.folder)], capsys)
 
 
 def test_the_commands_and_their_flags_are_pinned() -> None:
     flags = {}
-    for command in ("new", "ask", "admit", "accept", "bar"):
+    for command in ("new", "ask", "admit", "accept", "bar", "connect"):
         collection = cli.app["federation"][command].assemble_argument_collection(
             default_parameter=cli.app.default_parameter
         )
@@ -243,4 +287,5 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
         "admit": ["--federation", "--json", "REQUEST"],
         "accept": ["--fingerprint", "--folder", "--json", "ANSWER"],
         "bar": ["--federation", "--json", "--lift", "SITE"],
+        "connect": ["--json", "--seconds", "KIT"],
     }

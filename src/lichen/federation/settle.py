@@ -15,10 +15,13 @@ from lichen.core import private
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 
-__all__ = ["BARRED", "open_kit", "settle"]
+__all__ = ["BARRED", "ENDED", "open_kit", "settle"]
 
 BARRED = "disabled_clients.json"
 """The server kit's file with those who are closed out, by NVFlare's name."""
+
+ENDED = {"barred": 41, "replaced": 42}
+"""Exit codes of a site's NVFlare process that the server has sent away."""
 
 CLOSED = (
     *("submit_job", "clone_job", "manage_job", "download_job", "operate", "shell_commands", "byoc"),
@@ -26,7 +29,8 @@ CLOSED = (
 )
 ROLES = ("project_admin", "org_admin", "lead", "member")
 
-_COMPONENT = {"server": "lichen.federation.component.Coordinator", "site": "lichen.federation.component.Site"}
+_COMPONENTS = "lichen.federation.component"
+_COMPONENT = {"server": f"{_COMPONENTS}.Coordinator", "site": f"{_COMPONENTS}.Site"}
 _STREAMS = ("site_log_streamer", "log_receiver")
 """Components of NVFlare that send a site's log to the server, and take it there."""
 
@@ -104,6 +108,7 @@ def settle(folder: Path) -> Kit:
     made["components"] = [*components, {"id": "lichen", "path": _COMPONENT[kit.kind], "args": {}}]
     made["class_allow_list"] = []  # no class that a job could name
     if kit.kind == "server":
+        private.make_folders(state / "jobs" / "jobs")  # NVFlare looks there, though nothing ever comes
         made["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(state / "snapshots")
     else:
         made["allow_log_streaming"] = False

@@ -9,8 +9,8 @@ The kind is one byte, the length eight, little endian. Nothing here needs torch.
 ``A``  its answer, server to node
 ``.``  the job is done, node to server (empty)
 ``E``  the job failed, node to server (JSON: what, where, fix)
-``?``  a question to a site, on a pipe to its process
-``!``  what the site answers, on the pipe back
+``?``  a question to a site, on a pipe to its process, or at a door
+``!``  what the site answers, on the way back
 =====  ====================================================
 
 The first six lie within the last two: a site is handed one frame, and what comes of it is fetched as several.
@@ -29,7 +29,7 @@ Frame = tuple[bytes, bytes]
 """A kind and a body."""
 
 MAX_FRAME = 1 << 36
-"""Bytes; a longer announcement is damage, not data."""
+"""Bytes of a body at most, if a reader says nothing else."""
 
 KINDS = (b"J", b"M", b"Q", b"A", b".", b"E", b"?", b"!")
 
@@ -51,8 +51,12 @@ def write_frame(stream: BinaryIO, kind: bytes, body: bytes = b"") -> None:
     stream.flush()
 
 
-def read_frame(stream: BinaryIO) -> Frame | None:
+def read_frame(stream: BinaryIO, *, most: int = MAX_FRAME) -> Frame | None:
     """``(kind, body)`` of the next frame; None at a clean end.
+
+    Args:
+        stream: To read from.
+        most: Bytes of a body; a longer announcement is damage, not data.
 
     Raises:
         LichenError: if the stream ends inside a frame or announces nonsense.
@@ -61,7 +65,7 @@ def read_frame(stream: BinaryIO) -> Frame | None:
     if not head:
         return None
     length = int.from_bytes(head[1:], "little")
-    if len(head) < 9 or head[:1] not in KINDS or length > MAX_FRAME:
+    if len(head) < 9 or head[:1] not in KINDS or length > most:
         raise LichenError(f"{head.hex()} is not the head of a frame", where="wire", fix="both ends must run lichen")
     body = _read(stream, length)
     if len(body) < length:

@@ -1,0 +1,174 @@
+"""A door between NVFlare's process and Lichen's own: questions and answers as bytes, over a unix socket of one user.
+
+What passes is a head, which is JSON, and a body, which is bytes: nothing is unpickled, and no more is taken in than a
+piece. NVFlare's process holds no model and no rows, and Lichen's none of NVFlare's objects. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast, final
+
+from lichen.core import private
+from lichen.core.errors import LichenError
+from lichen.core.wire.frames import read_frame, write_frame
+
+__all__ = ["PIECE", "Answer", "Door", "Head", "call", "error_of", "open_parcel", "parcel", "refusal", "socket_folder"]
+
+PIECE = 16 << 20
+"""Bytes of a body at most."""
+
+_HEAD = 1 << 16
+"""Bytes of a head at most."""
+
+_LONGEST = 100
+"""Bytes of a socket's path; systems have 104 and more."""
+
+Head = dict[str, Any]
+"""What is asked, or what came of it; JSON."""
+
+Answer = Callable[[Head, bytes], tuple[Head, bytes]]
+
+
+def parcel(head: Head, body: bytes) -> bytes:
+    """A head and a body as bytes.
+
+    >>> open_parcel(parcel({"kind": "echo"}, b"abc"))
+    ({'kind': 'echo'}, b'abc')
+    """
+    front = json.dumps(head).encode()
+    if len(front) > _HEAD or len(body) > PIECE:
+        what = f"{len(body):,} bytes are more than a question or an answer may have"
+        raise LichenError(what, where="federation", fix=f"send pieces of at most {PIECE:,} bytes")
+    return len(front).to_bytes(4, "little") + front + body
+
+
+def open_parcel(data: bytes) -> tuple[Head, bytes]:
+    """What :func:`parcel` made.
+
+    Raises:
+        LichenError: if it is none.
+    """
+    length = int.from_bytes(data[:4], "little")
+    if 4 <= 4 + length <= len(data) and length <= _HEAD and len(data) <= 4 + length + PIECE:
+        with suppress(ValueError, RecursionError):
+            head = json.loads(data[4 : 4 + length])
+            if isinstance(head, dict):
+                return head, data[4 + length :]
+    raise LichenError("bytes that are no parcel", where="federation", fix="both ends must run the same version")
+
+
+def refusal(cause: str, error: LichenError) -> Head:
+    """The head of an answer that is none."""
+    return {"cause": cause, "error": [error.what, error.where, error.fix]}
+
+
+def error_of(head: Head) -> LichenError:
+    """What :func:`refusal` holds, whatever a stranger wrote there."""
+    try:
+        what, where, fix = head["error"]
+        return LichenError(str(what), where=str(where), fix=str(fix))
+    except (KeyError, TypeError, ValueError):
+        return LichenError("it does not say why", where="site")
+
+
+def socket_folder(kit: Path) -> Path:
+    """A folder for a socket, new and empty; whoever asks for it removes it.
+
+    Args:
+        kit: Where it lies, unless that makes the socket's path longer than one can be: then among the temporary files.
+    """
+    folder = kit.absolute() / "run"
+    if len(os.fsencode(folder / "door")) > _LONGEST:
+        return Path(tempfile.mkdtemp(prefix="lichen-"))
+    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
+    private.make_folders(folder)
+    return folder
+
+
+def _stream(link: socket.socket) -> BinaryIO:
+    return cast(BinaryIO, link.makefile("rwb"))
+
+
+@final
+class Door:
+    """Where one process listens and answers; a thread for each question.
+
+    Args:
+        path: The socket's, in a folder that only this user can open.
+        answer: Gives the answer to a question; what it raises ends that question only.
+        at_once: Questions that are answered at a time; others wait.
+    """
+
+    def __init__(self, path: Path, answer: Answer, *, at_once: int) -> None:
+        self._answer = answer
+        self._free = threading.BoundedSemaphore(at_once)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._path = path
+        self._closed = False
+        path.unlink(missing_ok=True)
+        self._socket.bind(str(path))
+        os.chmod(path, 0o600)
+        self._socket.listen(64)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            self._free.acquire()
+            try:
+                link, _ = self._socket.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=self._serve, args=(link,), daemon=True).start()
+
+    def _serve(self, link: socket.socket) -> None:
+        try:
+            with suppress(OSError, LichenError), link, _stream(link) as stream:
+                frame = read_frame(stream, most=4 + _HEAD + PIECE)
+                if frame is not None:
+                    write_frame(stream, b"!", parcel(*self._answer(*open_parcel(frame[1]))))
+        finally:
+            self._free.release()
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        self._closed = True
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        shutil.rmtree(self._path.parent, ignore_errors=True)
+
+
+def call(path: Path, head: Head, body: bytes = b"", *, within: float) -> tuple[Head, bytes]:
+    """Ask one question at a door.
+
+    Args:
+        path: The socket's.
+        head: What is asked.
+        body: With it.
+        within: Seconds to wait.
+
+    Raises:
+        TimeoutError: if no answer came in time.
+        OSError: if nobody is there, or went.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        link.settimeout(within)
+        link.connect(str(path))
+        with _stream(link) as stream:
+            write_frame(stream, b"?", parcel(head, body))
+            try:
+                frame = read_frame(stream, most=4 + _HEAD + PIECE)
+            except LichenError as error:
+                raise ConnectionResetError(str(error)) from None
+    if frame is None:
+        raise ConnectionResetError("no answer")
+    return open_parcel(frame[1])
