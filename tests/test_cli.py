@@ -29,6 +29,7 @@ SUMMARY: dict[str, Any] = {
     "columns": {"base": None, "alone": None, "federated": {"mean": 15.0, "worst_decile": 30.0}, "pooled": None},
     "extra_columns": {},
     "share_gaining": None,
+    "gaining_over": None,
     "clients": 2,
     "bytes_up": 1,
     "bytes_down": 1,

@@ -79,7 +79,7 @@ HELP: dict[str, dict[str, Any]] = {
     "head": {"teacher": {"name": "encoder"}},
     "both": {"teacher": {"name": "encoder", "at": "both", "server_steps": 2, "answer_format": "all"}},
     "server": {"teacher": {"name": "encoder", "at": "server", "server_steps": 2, "answer_format": "label"}},
-    "labels": {"teacher": {"kind": "labels", "at": "both", "server_steps": 2}},
+    "labels": {"teacher": {"kind": "labels", "answer_format": "label", "at": "both", "server_steps": 2}},
     "asked": {"teacher": {"name": "writer", "kind": "zero-shot"}},
     "select": {"teacher": {"name": "encoder", "select": True, "may_see": ["public", "private"]}},
     "texts": {"teacher": {"name": "writer", "answer_format": "text", "max_new_tokens": 8}},

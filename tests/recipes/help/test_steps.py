@@ -54,8 +54,11 @@ WAYS = {
     "at the server": [*TEACHER, "teacher.at=server", "teacher.server_steps=4"],
     "at both": [*TEACHER, "teacher.at=both", "teacher.server_steps=4"],
     "select": [*TEACHER, "teacher.select=true", "teacher.may_see=[public, private]"],
-    "public labels": [*PUBLIC, "teacher.kind=labels", "teacher.at=both", "teacher.server_steps=4"],
-    "public labels alone": ["data.public={share: 0.4, labelled: 9, unlabelled: 0}", "teacher.kind=labels"],
+    "public labels": [*PUBLIC, "teacher={kind: labels, answer_format: label, at: both, server_steps: 4}"],
+    "public labels alone": [
+        "data.public={share: 0.4, labelled: 9, unlabelled: 0}",
+        "teacher={kind: labels, answer_format: label}",
+    ],
     "zero-shot": [*TEACHER, "teacher.kind=zero-shot", "teacher.template=w9 {text} w8", NAMES],
     "prompted": WRITER,
     "prompted, lacking": [*WRITER, "synthetic.missing=true"],

@@ -122,10 +122,10 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _means_something(self) -> TeacherConfig:
         if self.kind == "labels":
-            if "answer_format" not in self.model_fields_set:
-                object.__setattr__(self, "answer_format", "label")
             if self.answer_format != "label":
-                raise ValueError("teacher.answer_format: a public label is one name; leave it out beside kind: labels")
+                raise ValueError(
+                    "teacher.answer_format: a public label is one name; set it to label beside kind: labels"
+                )
             if unread := [key for key in ("endpoint", "layers", "select") if getattr(self, key)]:
                 raise ValueError(f"teacher.{unread[0]}: kind labels asks no model; remove it, or use kind: head")
         if self.endpoint is not None and self.kind != "zero-shot" and self.answer_format != "text":
