@@ -95,7 +95,7 @@ def test_a_teacher_reached_by_answers_alone(tmp_path: Path) -> None:
     result = lichen.run(read_recipe("reviews-teacher", over), out=tmp_path / "run")
     extra = result.summary["extra"]
     assert result.summary["columns"]["base"]["mean"] > result.summary["extra_columns"]["majority"]["mean"]
-    assert {"without", "majority"} == set(result.summary["extra_columns"])
+    assert {"without", "majority", "alone_best"} == set(result.summary["extra_columns"])
     assert extra["answers"] == 200
     # 200 texts went to the teacher; three classes of one byte and three halves each came back.
     assert 200 * 9 < extra["answers.bytes_from_teacher"] < 200 * 9 + 2000

@@ -106,6 +106,11 @@ WALK: dict[str, list[list[str]]] = {
         ["report", EVIL],
     ],
     "export": [["export", "foreign"]],
+    "federation": [
+        ["federation", "policy", EVIL],
+        ["federation", "connect", EVIL],
+        ["federation", "bar", EVIL],
+    ],
 }
 
 

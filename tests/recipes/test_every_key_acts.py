@@ -76,12 +76,12 @@ ELSEWHERE = {
 
 HELP: dict[str, dict[str, Any]] = {
     "none": {},
-    "head": {"teacher": {"name": "encoder"}},
+    "head": {"teacher": {"name": "encoder", "top_k": 1}},
     "both": {"teacher": {"name": "encoder", "at": "both", "server_steps": 2, "answer_format": "all"}},
     "server": {"teacher": {"name": "encoder", "at": "server", "server_steps": 2, "answer_format": "label"}},
     "labels": {"teacher": {"kind": "labels", "answer_format": "label", "at": "both", "server_steps": 2}},
     "asked": {"teacher": {"name": "writer", "kind": "zero-shot"}},
-    "select": {"teacher": {"name": "encoder", "select": True, "may_see": ["public", "private"]}},
+    "select": {"teacher": {"name": "encoder", "top_k": 1, "select": True, "may_see": ["public", "private"]}},
     "texts": {"teacher": {"name": "writer", "answer_format": "text", "max_new_tokens": 8}},
     "prompted": {"synthetic": {"name": "writer", "per_class": 6}},
     "agreed": {
@@ -94,7 +94,7 @@ HELP: dict[str, dict[str, Any]] = {
     "semifl": {"semi": {"batch_size": 4, "kind": "semifl", "server_steps": 2}},
     "taught semi": {
         "semi": {"batch_size": 4, "kind": "fixmatch", "teacher_rounds": 1},
-        "teacher": {"name": "encoder", "at": "server", "server_steps": 2, "may_see": ["public", "private"]},
+        "teacher": {"name": "encoder", "at": "server", "server_steps": 2, "top_k": 1, "may_see": ["public", "private"]},
     },
     "ridge": {"model": {"head": "ridge"}},
     "lda": {"model": {"head": "lda"}},

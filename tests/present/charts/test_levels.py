@@ -48,6 +48,7 @@ def test_equal_rows_give_equal_pictures(tmp_path: Path) -> None:
 def test_another_column_of_the_same_runs_is_a_row_without_costs() -> None:
     score = {"mean": 0.5, "worst_decile": 0.25}
     run = {
+        "task": "classify",
         "metric": "macro_f1",
         "higher_is_better": True,
         "columns": {"base": None, "alone": score, "federated": {"mean": 0.7, "worst_decile": 0.6}, "pooled": None},
