@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,8 @@ def site_of(client: int) -> str:
 
 @pytest.fixture(scope="module", params=TRANSPORTS)
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with TRANSPORTS[request.param](tmp_path_factory.mktemp("sites")) as made:
+    federation = partial(request.getfixturevalue, "federation")
+    with TRANSPORTS[request.param](tmp_path_factory.mktemp("sites"), federation) as made:
         until(lambda: set(made.sites.seen()) == set(NAMES))
         yield made
 
@@ -147,17 +149,18 @@ def test_a_site_that_comes_back_is_another_instance(running: Running) -> None:
     assert all(after[name] == before[name] for name in NAMES[1:])
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_children_end_with_the_transport(transport: str, tmp_path: Path) -> None:
-    with TRANSPORTS[transport](tmp_path) as running:
-        pids = [running.pid(name) for name in NAMES]
-        running.sites.ask("north", "echo", b"", 60)
-        running.sites.close()
-        for pid in pids:
-            with pytest.raises(ProcessLookupError):
-                os.kill(pid, 0)
-        assert failure(running, "north", "echo").cause == "gone"
-        assert running.sites.seen() == {}
+def test_a_transport_that_is_closed_hears_nobody_until_it_is_opened_again(running: Running) -> None:
+    pids = [running.pid(name) for name in NAMES]
+    running.sites.ask("north", "echo", b"", 60)
+    running.sites.close()
+    for pid in pids if running.children else ():
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert failure(running, "north", "echo").cause == "gone"
+    assert running.sites.seen() == {}
+    running.reopen()
+    assert [running.sites.ask(name, "echo", b"again", 60) for name in NAMES] == [b"again"] * 3
+    assert running.children or [running.pid(name) for name in NAMES] == pids
 
 
 def ask_site(running: Running, site: str, kind: str, rate: str, **values: object) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,9 +22,10 @@ from lichen.core.errors import LichenError
 from lichen.engines.sites import Seen, SiteError
 from lichen.federation.door import open_parcel, parcel
 from lichen.federation.kits import new
-from lichen.federation.members import bar
+from lichen.federation.members import bar, read_federation
 from lichen.federation.network import NetworkSites, SiteEnd
 from lichen.federation.papers import approve, package, write_json
+from lichen.federation.settle import open_kit
 from lichen.federation.tool import run_tool
 
 pytest.importorskip("nvflare")
@@ -67,17 +67,14 @@ def until(what: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("net") / "trial"
-    made = new(folder, name="trial", host="localhost", port=port, sites=["a", "b"])
+def net(federation: Path) -> Iterator[Net]:
     with ExitStack() as stack:
-        sites = {name: stack.enter_context(SiteEnd(folder / "kits" / name, answer, say=quiet)) for name in ("a", "b")}
-        server = stack.enter_context(NetworkSites(folder / "server", say=quiet))
+        kits = {name: federation / "kits" / name for name in ("a", "b")}
+        sites = {name: stack.enter_context(SiteEnd(kit, answer, say=quiet)) for name, kit in kits.items()}
+        server = stack.enter_context(NetworkSites(federation / "server", say=quiet))
         until(lambda: set(server.seen()) == {"a", "b"})
-        yield Net(folder, made.fingerprint, port, server, sites)
+        port = open_kit(federation / "server").port
+        yield Net(federation, read_federation(federation).fingerprint, port, server, sites)
     assert all(one.parent.process is None or one.parent.process.poll() is not None for one in (*sites.values(), server))
 
 

@@ -6,14 +6,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from subprocess import STDOUT, Popen
 from typing import Protocol
 
+from lichen.core.children import bound_command, bound_environment
 from lichen.engines.pipe_sites import PipeSites
 from lichen.engines.sites import Sites
-from support import counting_site
+from lichen.federation.network import NetworkSites
+from support import counting_site, network_site
 
 NAMES = ("north", "east", "south")
 
@@ -24,10 +27,12 @@ class Running(Protocol):
     Attributes:
         sites: The transport.
         folder: Where each site has its state, in a folder of its name.
+        children: Whether sites end with the transport; if not, they wait for the next one.
     """
 
     sites: Sites
     folder: Path
+    children: bool
 
     def pid(self, site: str) -> int:
         """A site's process."""
@@ -37,9 +42,15 @@ class Running(Protocol):
         """Start a site that was ended, and wait until it is seen."""
         ...
 
+    def reopen(self) -> None:
+        """Open the transport that was closed, and wait until all sites are seen."""
+        ...
+
 
 class Pipes:
     """Child processes."""
+
+    children = True
 
     def __init__(self, folder: Path) -> None:
         script = counting_site.__file__
@@ -53,9 +64,57 @@ class Pipes:
     def restart(self, site: str) -> None:
         self.sites.start()
 
+    def reopen(self) -> None:
+        self.sites.start()
+
+
+class Network:
+    """A federation on this machine: each site is a process of its own, over NVFlare's."""
+
+    children = False
+
+    def __init__(self, folder: Path, federation: Path) -> None:
+        self.folder, self.federation = folder, federation
+        self.processes: dict[str, Popen[bytes]] = {}
+        for name in NAMES:
+            self.start(name)
+        self.sites = NetworkSites(self.federation / "server", say=self.say)
+        self.wait(NAMES)
+
+    def say(self, line: str) -> None:
+        with open(self.folder / "server.txt", "a", encoding="utf-8") as log:
+            log.write(f"{line}\n")
+
+    def start(self, site: str) -> None:
+        command = [sys.executable, network_site.__file__, str(self.folder / site), str(self.federation / "kits" / site)]
+        with open(self.folder / f"{site}.txt", "ab") as said:
+            started = Popen(bound_command(command), env=bound_environment(), stdout=said, stderr=STDOUT)
+        self.processes[site] = started
+
+    def wait(self, names: tuple[str, ...]) -> None:
+        until(lambda: set(names) <= set(self.sites.seen()), 60)
+
+    def pid(self, site: str) -> int:
+        return self.processes[site].pid
+
+    def restart(self, site: str) -> None:
+        if self.processes[site].poll() is not None:
+            self.start(site)
+        self.wait((site,))
+
+    def reopen(self) -> None:
+        self.sites = NetworkSites(self.federation / "server", say=self.say)
+        self.wait(NAMES)
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
 
 @contextmanager
-def pipes(folder: Path) -> Iterator[Running]:
+def pipes(folder: Path, federation: Callable[[], Path]) -> Iterator[Running]:
+    """Sites that are this process's children."""
     running = Pipes(folder)
     try:
         yield running
@@ -63,8 +122,19 @@ def pipes(folder: Path) -> Iterator[Running]:
         running.sites.close()
 
 
-TRANSPORTS = {"pipes": pipes}
-"""Each by its name, from a folder to sites that are up until it is left."""
+@contextmanager
+def network(folder: Path, federation: Callable[[], Path]) -> Iterator[Running]:
+    """Sites of a federation."""
+    running = Network(folder, federation())
+    try:
+        yield running
+    finally:
+        running.end()
+        running.sites.close()
+
+
+TRANSPORTS = {"pipes": pipes, "network": network}
+"""Each by its name, from a folder, and what makes a federation's kits, to sites that are up until it is left."""
 
 
 def end(running: Running, site: str) -> None:
