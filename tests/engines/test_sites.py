@@ -62,8 +62,8 @@ def _mended(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def rate(request: pytest.FixtureRequest) -> str:
-    """A rate of this test alone: sites that other tests have used know nothing of it."""
+def state(request: pytest.FixtureRequest) -> str:
+    """A private state of this test alone: sites that other tests have used know nothing of it."""
     return f"{zlib.crc32(request.node.name.encode())}"
 
 
@@ -163,49 +163,49 @@ def test_a_transport_that_is_closed_hears_nobody_until_it_is_opened_again(runnin
     assert running.children or [running.pid(name) for name in NAMES] == pids
 
 
-def ask_site(running: Running, site: str, kind: str, rate: str, **values: object) -> bytes:
-    body = pack_values({**ABOUT, "recipe": RECIPE, "rate": rate, "session": rate, **values})
+def ask_site(running: Running, site: str, kind: str, state: str, **values: object) -> bytes:
+    body = pack_values({**ABOUT, "recipe": RECIPE, "state": state, "session": state, **values})
     return ask_long(running.sites, site, kind, body, 60)
 
 
 def test_an_order_that_is_handed_over_twice_is_done_once_and_its_outcome_stays_until_it_is_acknowledged(
-    running: Running, rate: str
+    running: Running, state: str
 ) -> None:
-    body = order(7, (0, 3), b"J", pack_job(replace(JOB, clients=(0, 3))), session=rate, rate=rate)
+    body = order(7, (0, 3), b"J", pack_job(replace(JOB, clients=(0, 3))), session=state, state=state)
     for _ in range(3):
         assert unpack_values(ask_long(running.sites, "north", HAND, body, 60))[0]["ok"]
-    until(lambda: len(unpack_outcomes(ask_site(running, "north", FETCH, rate, after=0, wait=5)).outcomes) == 2)
+    until(lambda: len(unpack_outcomes(ask_site(running, "north", FETCH, state, after=0, wait=5)).outcomes) == 2)
     first, second = (
-        unpack_outcomes(ask_site(running, "north", FETCH, rate, after=0, wait=0)).outcomes for _ in range(2)
+        unpack_outcomes(ask_site(running, "north", FETCH, state, after=0, wait=0)).outcomes for _ in range(2)
     )
     assert first == second
     assert [(one.place, one.order, one.client) for one in first] == [(1, 7, 0), (2, 7, 3)]
     assert [kind for kind, _ in frames(first[0].frames)] == [b"M", b"."]
-    assert unpack_outcomes(ask_site(running, "north", FETCH, rate, after=1, wait=0)).outcomes == first[1:]
-    assert unpack_outcomes(ask_site(running, "north", FETCH, rate, after=0, wait=0)).outcomes == first[1:]
-    assert log(running, "north", rate) == ["0 0", "0 3"]
+    assert unpack_outcomes(ask_site(running, "north", FETCH, state, after=1, wait=0)).outcomes == first[1:]
+    assert unpack_outcomes(ask_site(running, "north", FETCH, state, after=0, wait=0)).outcomes == first[1:]
+    assert log(running, "north", state) == ["0 0", "0 3"]
 
 
-def test_a_busy_site_says_at_once_what_it_does_and_a_job_can_be_given_up(running: Running, rate: str) -> None:
+def test_a_busy_site_says_at_once_what_it_does_and_a_job_can_be_given_up(running: Running, state: str) -> None:
     job = replace(JOB, clients=(0, 3), settings={"slow": 3.0})
-    ask_long(running.sites, "north", HAND, order(4, (0, 3), b"J", pack_job(job), session=rate, rate=rate), 60)
-    until(lambda: log(running, "north", rate))
+    ask_long(running.sites, "north", HAND, order(4, (0, 3), b"J", pack_job(job), session=state, state=state), 60)
+    until(lambda: log(running, "north", state))
     start = time.monotonic()
-    fetched = unpack_outcomes(ask_site(running, "north", FETCH, rate, after=0, wait=0))
+    fetched = unpack_outcomes(ask_site(running, "north", FETCH, state, after=0, wait=0))
     assert time.monotonic() - start < 2.5
     assert (fetched.outcomes, fetched.busy, str(fetched.work)) == ((), True, "is at work on job 4, client 1 of 2")
     ask_long(
         running.sites,
         "north",
         HAND,
-        order(5, (0,), b"J", pack_job(replace(job, clients=(0,))), session=rate, rate=rate),
+        order(5, (0,), b"J", pack_job(replace(job, clients=(0,))), session=state, state=state),
         60,
     )
-    assert unpack_outcomes(ask_site(running, "north", FETCH, rate, after=0, wait=0)).work.waiting == 1
+    assert unpack_outcomes(ask_site(running, "north", FETCH, state, after=0, wait=0)).work.waiting == 1
     for number in (5, 4):
-        ask_site(running, "north", CANCEL, rate, order=number)
-    until(lambda: unpack_outcomes(ask_site(running, "north", FETCH, rate, after=0, wait=0)).work.order < 0)
-    assert log(running, "north", rate) == ["0 0"]
+        ask_site(running, "north", CANCEL, state, order=number)
+    until(lambda: unpack_outcomes(ask_site(running, "north", FETCH, state, after=0, wait=0)).work.order < 0)
+    assert log(running, "north", state) == ["0 0"]
 
 
 # --- the engine --------------------------------------------------------------------------------------------------
@@ -220,9 +220,9 @@ def by_client(messages: Sequence[Message]) -> dict[int, bytes]:
     return {int(m.client_C[c]): pack_message(take_client(m, c)) for m in messages for c in range(len(m.client_C))}
 
 
-def log(running: Running, site: str, rate: str) -> list[str]:
-    """What a site has trained at a rate."""
-    return trained(running.folder / site / rate)
+def log(running: Running, site: str, state: str) -> list[str]:
+    """What a site has trained at a state."""
+    return trained(running.folder / site / state)
 
 
 def here(folder: Path, job: Job = JOB) -> dict[int, bytes]:
@@ -240,24 +240,24 @@ def private(folder: Path) -> dict[str, bytes]:
 
 
 def test_rounds_at_two_rates_leave_the_files_of_the_local_engine(running: Running, tmp_path: Path) -> None:
-    for rate, work in (("lr=0.1", compressed_run.WORK), ("lr=0.3", compressed_run.WORK)):
-        rounds = [replace(JOB, work=work, version=v, seed=v + (rate == "lr=0.3")) for v in range(2)]
-        local = compressed_run.local(MADE, tmp_path / "here" / rate)
-        with engine(running, rate=rate) as there:
+    for state, work in (("lr=0.1", compressed_run.WORK), ("lr=0.3", compressed_run.WORK)):
+        rounds = [replace(JOB, work=work, version=v, seed=v + (state == "lr=0.3")) for v in range(2)]
+        local = compressed_run.local(MADE, tmp_path / "here" / state)
+        with engine(running, state=state) as there:
             for job in rounds:
                 assert by_client(list(drain(there, job))) == by_client(list(drain(local, job)))
             assert (there.bytes_up, there.bytes_down) == (local.bytes_up, local.bytes_down)
         for place, name in enumerate(NAMES):
-            own = private(running.folder / name / rate)
+            own = private(running.folder / name / state)
             assert own.keys() == {str(c) for c in CLIENTS if c % 3 == place}
-            assert own.items() <= private(tmp_path / "here" / rate).items()
+            assert own.items() <= private(tmp_path / "here" / state).items()
     assert private(tmp_path / "here" / "lr=0.1") != private(tmp_path / "here" / "lr=0.3")
 
 
-def test_a_site_that_dies_costs_its_own_clients_the_round(running: Running, rate: str, tmp_path: Path) -> None:
-    with engine(running, rate=rate, patience=Patience(gone=0.2)) as made:
+def test_a_site_that_dies_costs_its_own_clients_the_round(running: Running, state: str, tmp_path: Path) -> None:
+    with engine(running, state=state, patience=Patience(gone=0.2)) as made:
         number = made.submit(replace(JOB, settings={"slow": 1.0}))
-        until(lambda: log(running, "east", rate))
+        until(lambda: log(running, "east", state))
         end(running, "east")
         came = {reply.clients[0]: reply for reply in made.replies([number], made.now() + 60)}
         assert came.keys() == set(CLIENTS)
@@ -267,51 +267,51 @@ def test_a_site_that_dies_costs_its_own_clients_the_round(running: Running, rate
 
 
 def test_a_site_that_comes_back_is_handed_over_what_it_had_not_done(
-    running: Running, rate: str, tmp_path: Path
+    running: Running, state: str, tmp_path: Path
 ) -> None:
     job = replace(JOB, clients=(1, 4), settings={"slow": 0.5})
-    with engine(running, rate=rate) as made:
+    with engine(running, state=state) as made:
         number = made.submit(job)
-        until(lambda: len(log(running, "east", rate)) == 2)  # one is done, the other at work
+        until(lambda: len(log(running, "east", state)) == 2)  # one is done, the other at work
         end(running, "east")
         before = made.bytes_down
         running.restart("east")
         came = [reply.message for reply in made.replies([number], made.now() + 60) if reply.message]
         assert by_client(came) == here(tmp_path / "own", job)
-        assert log(running, "east", rate) == ["0 1", "0 4", "0 4"]
+        assert log(running, "east", state) == ["0 1", "0 4", "0 4"]
         assert made.bytes_down > before
 
 
-def test_a_server_that_goes_on_is_answered_from_the_sites_disks(running: Running, rate: str, tmp_path: Path) -> None:
-    first = engine(running, rate=rate)
+def test_a_server_that_goes_on_is_answered_from_the_sites_disks(running: Running, state: str, tmp_path: Path) -> None:
+    first = engine(running, state=state)
     number = first.submit(JOB)
     next(first.replies([number]))
-    until(lambda: all(len(log(running, name, rate)) == 2 for name in NAMES))
-    until(lambda: all(len(list((running.folder / name / rate).glob(".answers/0/*"))) == 2 for name in NAMES))
+    until(lambda: all(len(log(running, name, state)) == 2 for name in NAMES))
+    until(lambda: all(len(list((running.folder / name / state).glob(".answers/0/*"))) == 2 for name in NAMES))
     first.close()  # as a kill: what came is lost
     end(running, "south")
     running.restart("south")
-    with engine(running, rate=rate) as second:
+    with engine(running, state=state) as second:
         came = [reply.message for reply in replies(second) if reply.message]
         assert by_client(came) == here(tmp_path / "own")
-        assert [len(log(running, name, rate)) for name in NAMES] == [2, 2, 2]
+        assert [len(log(running, name, state)) for name in NAMES] == [2, 2, 2]
         later = [replace(JOB, version=version, seed=9) for version in (1, 2)]
         for job in later:
             assert len(replies(second, job)) == 6
-        assert all(sorted(os.listdir(running.folder / name / rate / ".answers")) == ["1", "2"] for name in NAMES)
+        assert all(sorted(os.listdir(running.folder / name / state / ".answers")) == ["1", "2"] for name in NAMES)
 
 
-def test_a_job_with_another_seed_or_without_its_private_state_is_trained_again(running: Running, rate: str) -> None:
-    with engine(running, rate=rate) as made:
+def test_a_job_with_another_seed_or_without_its_private_state_is_trained_again(running: Running, state: str) -> None:
+    with engine(running, state=state) as made:
         for job, times in ((JOB, 2), (JOB, 2), (replace(JOB, seed=6), 4), (replace(JOB, seed=6), 4), (JOB, 6)):
             assert all(reply.message for reply in replies(made, job))
-            assert len(log(running, "north", rate)) == times  # the private state is that of another seed
-        ClientStore(running.folder / "north" / rate).forget(3)
+            assert len(log(running, "north", state)) == times  # the private state is that of another seed
+        ClientStore(running.folder / "north" / state).forget(3)
         assert all(reply.message for reply in replies(made))
-        assert len(log(running, "north", rate)) == 7
+        assert len(log(running, "north", state)) == 7
 
 
-def test_views_go_down_coded_and_whole_to_a_site_that_came_back(running: Running, rate: str, tmp_path: Path) -> None:
+def test_views_go_down_coded_and_whole_to_a_site_that_came_back(running: Running, state: str, tmp_path: Path) -> None:
     algorithm = compressed_run.average(
         MADE,
         weight_N=MADE.server.roster.rows_N("train"),
@@ -320,7 +320,7 @@ def test_views_go_down_coded_and_whole_to_a_site_that_came_back(running: Running
     )
     local = compressed_run.local(MADE, tmp_path / "here")
     ours, theirs = algorithm.init(MADE.start), algorithm.init(MADE.start)
-    with engine(running, rate=rate, agreed="") as made:
+    with engine(running, state=state, agreed="") as made:
         down = []
         for r in range(4):
             if r == 2:
@@ -334,18 +334,18 @@ def test_views_go_down_coded_and_whole_to_a_site_that_came_back(running: Running
     assert all(torch.equal(x, theirs.shared.trainable[name]) for name, x in ours.shared.trainable.items())
 
 
-def test_another_recipe_is_refused_by_both_digests(running: Running, rate: str) -> None:
-    with engine(running, rate=rate, recipe="7" * 64) as made:
+def test_another_recipe_is_refused_by_both_digests(running: Running, state: str) -> None:
+    with engine(running, state=state, recipe="7" * 64) as made:
         came = replies(made)
         assert sorted(reply.clients[0] for reply in came) == list(CLIENTS)
         assert all(RECIPE in str(reply.error) and "7" * 64 in str(reply.error) for reply in came)
 
 
-def test_a_newer_engine_takes_the_place_of_an_older_one(running: Running, rate: str) -> None:
+def test_a_newer_engine_takes_the_place_of_an_older_one(running: Running, state: str) -> None:
     with (
-        engine(running, rate=rate) as old,
-        engine(running, rate=rate) as new,
-        engine(running, rate=f"{rate}-2") as beside,
+        engine(running, state=state) as old,
+        engine(running, state=state) as new,
+        engine(running, state=f"{state}-2") as beside,
     ):
         assert all(reply.message for reply in replies(old))
         assert all(reply.message for reply in replies(new, replace(JOB, seed=1)))
@@ -355,16 +355,16 @@ def test_a_newer_engine_takes_the_place_of_an_older_one(running: Running, rate: 
         assert all(reply.message for reply in replies(new, replace(JOB, seed=3)))
 
 
-def test_a_cancelled_job_is_silent_and_what_no_site_has_begun_is_not_done(running: Running, rate: str) -> None:
-    with engine(running, rate=rate) as made:
+def test_a_cancelled_job_is_silent_and_what_no_site_has_begun_is_not_done(running: Running, state: str) -> None:
+    with engine(running, state=state) as made:
         slow = made.submit(replace(JOB, clients=(0, 3), settings={"slow": 1.0}))
-        until(lambda: log(running, "north", rate))
+        until(lambda: log(running, "north", state))
         queued = made.submit(replace(JOB, clients=(0,), version=1))
         made.cancel(queued)
         made.cancel(slow)
         assert list(made.replies([slow, queued], made.now() + 60)) == []
         assert [reply.clients for reply in replies(made, replace(JOB, clients=(3,), version=2))] == [(3,)]
-        assert log(running, "north", rate) == ["0 0", "2 3"]
+        assert log(running, "north", state) == ["0 0", "2 3"]
 
 
 # --- the pieces by themselves ------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def test_pieces_that_are_spoilt_or_lost_are_refused_or_sent_again() -> None:
 
 def test_a_worker_hands_out_nothing_of_a_session_that_is_over(tmp_path: Path) -> None:
     talks = Talks(compressed_run.coded(MADE), ClientStore(tmp_path))
-    worker = SiteWorker(lambda rate: talks, instance="first")
+    worker = SiteWorker(lambda state: talks, instance="first")
     job = pack_job(replace(JOB, clients=(0,)))
     assert hand(worker, 1, (0,), b"J", job) == {"instance": "first", "ok": True}
     assert hand(worker, 2, (0,), b"J", job, instance="another") == {"instance": "first", "ok": False}
@@ -421,8 +421,8 @@ def test_a_worker_hands_out_nothing_of_a_session_that_is_over(tmp_path: Path) ->
     for call in (lambda: fetch(worker), lambda: hand(worker, 3, (0,), b"J", job)):
         with pytest.raises(LichenError, match="another server"):
             call()
-    with pytest.raises(LichenError, match="no learning rate"):
-        fetch(worker, rate="../lr")
+    with pytest.raises(LichenError, match="no learning state"):
+        fetch(worker, state="../lr")
     worker.close()
     thread.join()
     assert talks.trained == 1

@@ -1,6 +1,6 @@
 """A site for the conformance suite: echoes, declines and faults by kind, and trains what it is handed, counting it.
 
-``<rate>/trained.log`` in its folder gets a line ``<version> <client>`` for every training. A job's setting ``slow`` is
+``<state>/trained.log`` in its folder gets a line ``<version> <client>`` for every training. A job's setting ``slow`` is
 how many seconds each client sleeps before. As a program: ``python counting_site.py FOLDER``, over pipes.
 """
 
@@ -40,15 +40,15 @@ class Site:
         self.worker = SiteWorker(self.talks, recipe=RECIPE)
         self.long = Pieces(lambda kind, body: body)
 
-    def talks(self, rate: str) -> Talks:
+    def talks(self, state: str) -> Talks:
         def counted(job: Job, frames: Iterator[Frame]) -> Iterator[Frame]:
-            (self.folder / rate).mkdir(exist_ok=True)
-            with open(self.folder / rate / LOG, "a", encoding="utf-8") as log:
+            (self.folder / state).mkdir(exist_ok=True)
+            with open(self.folder / state / LOG, "a", encoding="utf-8") as log:
                 log.write(f"{job.version} {job.clients[0]}\n")
             time.sleep(job.settings.get("slow", 0.0))
             return frames
 
-        store = ClientStore(self.folder / rate)
+        store = ClientStore(self.folder / state)
         tasks = compressed_run.coded(self.made)
         return Talks(tasks, store, down=compressed_run.DOWN, agreed=self.made.start, around=counted)
 
@@ -71,7 +71,7 @@ class Site:
 
 
 def trained(folder: Path) -> list[str]:
-    """The lines of the log in the folder of a site and a rate."""
+    """The lines of the log in the folder of a private state."""
     path = folder / LOG
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 

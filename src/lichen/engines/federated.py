@@ -51,7 +51,7 @@ class FederatedEngine:
         sites: The transport; it is not closed by this engine.
         site_of: A client to the name of its site.
         recipe: Digest of the recipe that every site must have; empty: not compared.
-        rate: The learning rate whose private state these jobs are for; empty where there is one.
+        state: Name of the private state that these jobs are for, such as ``federated/lr=0.1``; empty where there is one.
         agreed: Digest of the shared tensors that every site holds when it starts; empty for none.
         patience: How long a site is waited for.
     """
@@ -62,12 +62,12 @@ class FederatedEngine:
         site_of: Callable[[int], str],
         *,
         recipe: str = "",
-        rate: str = "",
+        state: str = "",
         agreed: str = "",
         patience: Patience | None = None,
     ) -> None:
         self.sites, self.site_of, self.agreed = sites, site_of, agreed
-        self.recipe, self.rate, self.patience = recipe, rate, patience or Patience()
+        self.recipe, self.state, self.patience = recipe, state, patience or Patience()
         self.bytes_up = 0
         self.bytes_down = 0
         self._lock = threading.Lock()  # of what lines change, too: bytes down and views
@@ -98,7 +98,7 @@ class FederatedEngine:
         """What talks with a site; one that was started again holds no client's view."""
         if site not in self._lines:
             if not self._lines:
-                self._request = Request(f"{time.time_ns():x}-{os.urandom(8).hex()}", self.recipe, self.rate)
+                self._request = Request(f"{time.time_ns():x}-{os.urandom(8).hex()}", self.recipe, self.state)
             self._lines[site] = Line(
                 self.sites,
                 site,

@@ -300,11 +300,11 @@ def run_node(recipe: Path, state: Path, data: Path | None = None) -> None:
     place = None if data is None else SitePlace(open_site(known, data), state)
     whole = open_recipe(known).experiment if place is None else None
 
-    def talks(rate: str) -> Talks:
+    def talks(name: str) -> Talks:
         tasks, experiment = _node_tasks(place, whole)
         return Talks(
             tasks,
-            ClientStore(state / rate, listed=True),
+            ClientStore(state / name, listed=True),
             base=experiment.model.base,
             device=known.model.device,
             down=down_of(known),

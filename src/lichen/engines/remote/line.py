@@ -121,7 +121,7 @@ class Line:
                 self._failed(item, error)
 
     def _ask(self, kind: str, values: Mapping[str, object], *payload: bytes, wait: float = 0.0) -> bytes:
-        about = {"session": self.request.session, "recipe": self.request.recipe, "rate": self.request.rate}
+        about = {"session": self.request.session, "recipe": self.request.recipe, "state": self.request.state}
         body = pack_values({**about, **values}, *payload)
         return ask_long(self.sites, self.site, kind, body, self.patience.within + wait)
 

@@ -9,7 +9,7 @@ kind        values                                                    payload
 ==========  ========================================================  =====================================
 
 Each also has ``session``, the server's process and engine; ``recipe``, the digest of what both ends must have; and
-``rate``, the learning rate whose private state it is for. Each may be asked twice, and is done once: an order by its
+``state``, the name of the private state that it is for. Each may be asked twice, and is done once: an order by its
 number, a fetch by the place after which outcomes are missing. The site answers with its ``instance``; to ``hand`` with
 ``ok``, false where another instance was meant, which held what the job goes on from; to ``fetch`` with ``outcomes``, a
 list of ``[place, order, client, bytes]`` whose frames are the payload, one after another, with ``busy``, whether more
@@ -51,14 +51,14 @@ class Request:
     """Who asks: what every question names.
 
     Attributes:
-        session: Of the server's engine; a new one takes the place of that before it, of the same rate.
+        session: Of the server's engine; a new one takes the place of that before it, of the same state.
         recipe: Digest of the recipe; empty: not compared.
-        rate: The learning rate whose private state it is for; empty where there is one.
+        state: Name of the private state that it is for; empty where there is one.
     """
 
     session: str
     recipe: str
-    rate: str
+    state: str
 
 
 @final

@@ -37,7 +37,7 @@ __all__ = ["Talks", "error_frame"]
 
 @final
 class Talks:
-    """The clients of a site, at one learning rate.
+    """The clients of a site, with one private state each.
 
     Args:
         client_tasks: What they can do.

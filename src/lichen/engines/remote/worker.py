@@ -4,7 +4,7 @@ Questions come from any transport, in any thread; one thread trains. Handing an 
 are two questions (:mod:`lichen.engines.remote.requests`), and no question waits for training, but for the seconds that
 a fetch names. There is no network in here.
 
-A server's engine opens a session with its first question. A newer session of the same rate takes the place of that
+A server's engine opens a session with its first question. A newer session of the same state takes the place of that
 before it: what that one ordered is done no more. What lies on the disk stays: private state, and saved answers.
 """
 
@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any, final
 
 from lichen.core.errors import LichenError
+from lichen.core.visible import clipped
 from lichen.engines.remote.pieces import PIECE, Pieces
 from lichen.engines.remote.requests import (
     CANCEL,
@@ -40,8 +41,8 @@ __all__ = ["SiteWorker"]
 _LONGEST_WAIT = 30.0
 """Seconds that a fetch waits at most."""
 
-_RATE = re.compile(r"(?![.])[A-Za-z0-9.=+-]{0,40}")
-"""How a learning rate is written."""
+_STATE = re.compile(r"(?:(?![.])[A-Za-z0-9.=+_-]{1,60}(?:/(?=[^/])|$)){0,4}")
+"""How a private state is named: a folder, or folders one in the other."""
 
 _LITTLE = 1 << 16
 """Bytes of an outcome that is not read from the disk."""
@@ -54,7 +55,7 @@ class SiteWorker:
     """Answers a transport's questions.
 
     Args:
-        talks: Makes what does the jobs of a learning rate, at the first of them; the name is empty where there is one.
+        talks: Makes what does the jobs of a private state, by its name, at the first of them.
         recipe: Digest of what the server must have, too; empty: whatever it has.
         instance: Another one after every start of the process; empty: drawn.
         also: Answers questions of other kinds, by kind, in any thread.
@@ -117,7 +118,7 @@ class SiteWorker:
             raise LichenError(f"a question {kind[:40]!r} is not known here", where="site", fix=_SAME)
         values, payload = unpack_values(body)
         try:
-            request = Request(str(values["session"]), str(values["recipe"]), str(values["rate"]))
+            request = Request(str(values["session"]), str(values["recipe"]), str(values["state"]))
             self._compare(request)
             return do(request, values, payload)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -125,8 +126,8 @@ class SiteWorker:
             raise LichenError(what, where="site", fix=_SAME) from None
 
     def _compare(self, request: Request) -> None:
-        if not _RATE.fullmatch(request.rate):  # it names a folder
-            raise LichenError(f"{request.rate!r} is no learning rate", where="rate")
+        if not _STATE.fullmatch(request.state):  # it names a folder
+            raise LichenError(f"{clipped(request.state, 60)!r} is no name of a private state", where="site", fix=_SAME)
         if request.recipe and self._recipe and request.recipe != self._recipe:
             raise LichenError(
                 f"the server's recipe is {request.recipe}, this site's is {self._recipe}",
@@ -139,7 +140,7 @@ class SiteWorker:
         name = request.session
         if name in self._over:
             raise LichenError("another server has taken this one's place", where="session")
-        before = self._sessions.get(request.rate)
+        before = self._sessions.get(request.state)
         if before is not None and before.request.session == name:
             return before
         if before is not None:
@@ -147,8 +148,8 @@ class SiteWorker:
             before.over = True
             before.outcomes.clear()
             self._todo = deque(order for order in self._todo if order.session is not before)
-        self._sessions[request.rate] = Session(request)
-        return self._sessions[request.rate]
+        self._sessions[request.state] = Session(request)
+        return self._sessions[request.state]
 
     def _hand(self, request: Request, values: dict[str, Any], payload: memoryview) -> bytes:
         number, clients = int(values["order"]), tuple(int(client) for client in values["clients"])
@@ -218,11 +219,11 @@ class SiteWorker:
             self._do(order)
 
     def _do(self, order: Order) -> None:
-        rate = order.session.request.rate
+        state = order.session.request.state
         try:
-            if rate not in self._talks:
-                self._talks[rate] = self._make(rate)
-            talks = self._talks[rate]
+            if state not in self._talks:
+                self._talks[state] = self._make(state)
+            talks = self._talks[state]
             if order.session.fresh:
                 order.session.fresh = False
                 talks.drop()
