@@ -43,8 +43,8 @@ def _new(name: str, /, *, host: str, port: int, sites: str = "", out: Path | Non
     json
         Print the result as JSON, and nothing else, on standard output.
     """
-    from lichen.federation.kits import new
-    from lichen.federation.members import KITS, SERVER
+    from lichen.federation.kits.make import new
+    from lichen.federation.kits.members import KITS, SERVER
 
     names = [site.strip() for site in sites.split(",") if site.strip()]
     made = new(out or Path(name), name=name, host=host, port=port, sites=names)
@@ -71,7 +71,7 @@ def _ask(*, name: str, for_: str, out: Path | None = None, json: bool = False) -
     json
         Print the result as JSON, and nothing else, on standard output.
     """
-    from lichen.federation.kits import ask
+    from lichen.federation.kits.make import ask
 
     folder = out or Path(f"{for_}-{name}")
     request, total = ask(folder, name=name, federation=for_)
@@ -92,7 +92,7 @@ def _admit(request: Path, /, *, federation: Path | None = None, json: bool = Fal
     json
         Print the result as JSON, and nothing else, on standard output.
     """
-    from lichen.federation.members import admit, find_federation
+    from lichen.federation.kits.members import admit, find_federation
 
     done = admit(request, find_federation(federation))
     lines = [
@@ -119,7 +119,7 @@ def _accept(answer: Path, /, *, fingerprint: str, folder: Path | None = None, js
     json
         Print the result as JSON, and nothing else, on standard output.
     """
-    from lichen.federation.kits import accept
+    from lichen.federation.kits.make import accept
 
     kit = accept(answer, folder, fingerprint=fingerprint)
     _show(json, {"kit": str(kit)}, [f"the kit is {kit}"])
@@ -140,7 +140,7 @@ def _bar(site: str, /, *, federation: Path | None = None, lift: bool = False, js
     json
         Print the result as JSON, and nothing else, on standard output.
     """
-    from lichen.federation.members import bar, find_federation
+    from lichen.federation.kits.members import bar, find_federation
 
     names = bar(site, find_federation(federation), lift=lift)
     _show(json, {"barred": names}, [f"{site} may come back" if lift else f"{site} is barred"])
@@ -160,8 +160,8 @@ def _policy(file: Path, /, *, recipe: Path | None = None, json: bool = False) ->
         Print the result as JSON, and nothing else, on standard output.
     """
     from lichen.core.files.durable import write_atomic
-    from lichen.federation.accepted import accept_recipe
-    from lichen.federation.policy import policy_text, read_policy
+    from lichen.federation.policy.accepted import accept_recipe
+    from lichen.federation.policy.keys import policy_text, read_policy
     from lichen.recipes.schema.strict import text_of
 
     if not file.exists() and recipe is None:
@@ -190,7 +190,7 @@ def _connect(kit: Path, /, *, seconds: float = 60.0, json: bool = False) -> None
     json
         At the server: print the sites and their answer times as JSON, and nothing else, on standard output.
     """
-    from lichen.federation.settle import open_kit
+    from lichen.federation.kits.settle import open_kit
 
     if seconds <= 0:
         raise LichenError("must be more than 0", where="--seconds", fix="give the seconds to stay")

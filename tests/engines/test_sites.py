@@ -421,7 +421,7 @@ def test_a_worker_hands_out_nothing_of_a_session_that_is_over(tmp_path: Path) ->
     for call in (lambda: fetch(worker), lambda: hand(worker, 3, (0,), b"J", job)):
         with pytest.raises(LichenError, match="another server"):
             call()
-    with pytest.raises(LichenError, match="no learning state"):
+    with pytest.raises(LichenError, match="no name of a private state"):
         fetch(worker, state="../lr")
     worker.close()
     thread.join()

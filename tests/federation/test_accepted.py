@@ -14,7 +14,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message, pack_message
 from lichen.core.roster import Member, Roster
 from lichen.core.wire.shared import Shared
-from lichen.federation.accepted import Accepted, accept_recipe, check_job, check_message
+from lichen.federation.policy.accepted import Accepted, accept_recipe, check_job, check_message
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.schema.yaml import dump_yaml
 from support import small_experiment

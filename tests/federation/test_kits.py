@@ -17,11 +17,12 @@ import pytest
 from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.engines.sites import SiteError
-from lichen.federation import network, tool
-from lichen.federation.kits import accept
-from lichen.federation.members import Federation, admit, bar, find_federation, read_federation
-from lichen.federation.papers import check_host, check_name, check_site
-from lichen.federation.settle import open_kit, settle
+from lichen.federation import network
+from lichen.federation.kits import tool
+from lichen.federation.kits.make import accept
+from lichen.federation.kits.members import Federation, admit, bar, find_federation, read_federation
+from lichen.federation.kits.papers import check_host, check_name, check_site
+from lichen.federation.kits.settle import open_kit, settle
 
 pytest.importorskip("nvflare")
 

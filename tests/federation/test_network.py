@@ -21,12 +21,12 @@ from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.engines.sites import Seen, SiteError
 from lichen.federation.door import open_parcel, parcel
-from lichen.federation.kits import new
-from lichen.federation.members import bar, read_federation
+from lichen.federation.kits.make import new
+from lichen.federation.kits.members import bar, read_federation
+from lichen.federation.kits.papers import approve, package, write_json
+from lichen.federation.kits.settle import open_kit
+from lichen.federation.kits.tool import run_tool
 from lichen.federation.network import NetworkSites, SiteEnd
-from lichen.federation.papers import approve, package, write_json
-from lichen.federation.settle import open_kit
-from lichen.federation.tool import run_tool
 
 pytest.importorskip("nvflare")
 

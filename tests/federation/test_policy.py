@@ -13,9 +13,9 @@ from pydantic import BaseModel
 
 from lichen import cli
 from lichen.core.errors import LichenError
-from lichen.federation.accepted import accept_recipe
-from lichen.federation.policy import Policy, policy_text, read_policy
-from lichen.federation.refusals import FILES, MODELS, TEXTS, refusals, works_in
+from lichen.federation.policy.accepted import accept_recipe
+from lichen.federation.policy.keys import Policy, policy_text, read_policy
+from lichen.federation.policy.refusals import FILES, MODELS, TEXTS, refusals, works_in
 from lichen.recipes.schema.explain import choices, items_of, section_of
 from lichen.recipes.schema.read import gallery, read_recipe, write_recipe
 from lichen.recipes.schema.recipe import Recipe
@@ -315,8 +315,8 @@ def test_listed_files_and_texts_of_the_catalog_pass() -> None:
 
 def test_a_policy_and_an_answer_need_no_torch() -> None:
     program = (
-        "import sys\nfrom lichen.federation.accepted import accept_recipe\n"
-        "from lichen.federation.policy import Policy\n"
+        "import sys\nfrom lichen.federation.policy.accepted import accept_recipe\n"
+        "from lichen.federation.policy.keys import Policy\n"
         f"accept_recipe(Policy(models=('smollm2-135m',)), {dump_yaml(CHAT)!r}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lichen.federation.policy import Policy
+from lichen.federation.policy.keys import Policy
 
 CHAT: dict[str, Any] = {
     "task": "chat",

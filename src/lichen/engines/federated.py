@@ -51,7 +51,7 @@ class FederatedEngine:
         sites: The transport; it is not closed by this engine.
         site_of: A client to the name of its site.
         recipe: Digest of the recipe that every site must have; empty: not compared.
-        state: Name of the private state that these jobs are for, such as ``federated/lr=0.1``; empty where there is one.
+        state: Name of the private state that these jobs are for; empty where there is one.
         agreed: Digest of the shared tensors that every site holds when it starts; empty for none.
         patience: How long a site is waited for.
     """

@@ -27,8 +27,8 @@ from nvflare.fuel.f3.cellnet.utils import new_cell_message
 
 from lichen.core.errors import LichenError
 from lichen.federation.door import Door, Head, call, open_parcel, parcel, refusal
+from lichen.federation.kits.settle import BARRED, ENDED
 from lichen.federation.presence import Presence
-from lichen.federation.settle import BARRED, ENDED
 
 __all__ = ["Coordinator", "Site"]
 

@@ -21,9 +21,9 @@ from lichen.core import private
 from lichen.core.children import bound_command, bound_environment
 from lichen.core.errors import LichenError
 from lichen.core.files.lock import one_process
+from lichen.federation.kits.settle import ENDED, Kit, settle
+from lichen.federation.kits.tool import needs_nvflare
 from lichen.federation.reach import obstacle
-from lichen.federation.settle import ENDED, Kit, settle
-from lichen.federation.tool import needs_nvflare
 
 __all__ = ["Parent", "check_port", "hold_kit"]
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import NamedTuple, final
 
 from lichen.core.errors import LichenError
-from lichen.federation.settle import Kit
+from lichen.federation.kits.settle import Kit
 
 __all__ = ["obstacle"]
 

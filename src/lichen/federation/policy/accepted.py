@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 from lichen.core.errors import LichenError
-from lichen.federation.policy import Policy, Work
-from lichen.federation.refusals import Refusal, bases_of, refusals, works_in
+from lichen.federation.policy.keys import Policy, Work
+from lichen.federation.policy.refusals import Refusal, bases_of, refusals, works_in
 from lichen.present.trace import lr_name
 from lichen.recipes.schema.read import read_recipe, recipe_sha256
 from lichen.recipes.schema.recipe import Recipe

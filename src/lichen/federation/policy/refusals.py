@@ -10,7 +10,7 @@ from typing import NamedTuple, final
 
 from lichen.core.errors import LichenError
 from lichen.data.sources.entries import CATALOG
-from lichen.federation.policy import Policy, Work, digest_of
+from lichen.federation.policy.keys import Policy, Work, digest_of
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of

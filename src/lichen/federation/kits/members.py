@@ -13,9 +13,9 @@ from typing import NamedTuple, final
 from lichen.core import private
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
-from lichen.federation.papers import approve, check_site, digest, inside
-from lichen.federation.settle import BARRED
-from lichen.federation.tool import run_tool
+from lichen.federation.kits.papers import approve, check_site, digest, inside
+from lichen.federation.kits.settle import BARRED
+from lichen.federation.kits.tool import run_tool
 
 __all__ = [
     "ABOUT",

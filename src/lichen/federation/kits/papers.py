@@ -15,7 +15,7 @@ from typing import Any
 
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
-from lichen.federation.tool import Words
+from lichen.federation.kits.tool import Words
 
 __all__ = [
     "approve",

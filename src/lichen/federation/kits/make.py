@@ -26,8 +26,8 @@ from typing import Any
 from lichen.core import private
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import whole_folder
-from lichen.federation.members import ABOUT, AUTHORITY, KITS, RECORDS, SERVER, Federation, read_federation
-from lichen.federation.papers import (
+from lichen.federation.kits.members import ABOUT, AUTHORITY, KITS, RECORDS, SERVER, Federation, read_federation
+from lichen.federation.kits.papers import (
     approve,
     check_host,
     check_name,
@@ -38,8 +38,8 @@ from lichen.federation.papers import (
     package,
     write_json,
 )
-from lichen.federation.settle import settle
-from lichen.federation.tool import Words, needs_nvflare, run_tool
+from lichen.federation.kits.settle import settle
+from lichen.federation.kits.tool import Words, needs_nvflare, run_tool
 
 __all__ = ["accept", "ask", "new"]
 
