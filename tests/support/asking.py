@@ -9,7 +9,7 @@ from lichen.core.wire.frames import Frame, read_frame, write_frame
 from lichen.engines.remote.requests import FETCH, HAND, Fetched, pack_values, unpack_outcomes, unpack_values
 from lichen.engines.remote.worker import SiteWorker
 
-ABOUT = {"session": "one", "recipe": "", "rate": ""}
+ABOUT = {"session": "one", "recipe": "", "state": ""}
 
 
 def order(number: int, clients: tuple[int, ...], kind: bytes, body: bytes, **about: str) -> bytes:
