@@ -23,7 +23,7 @@ settings.load_profile("lichen")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a federation of five sites on this machine; modules run it one after another."""
     pytest.importorskip("nvflare")
-    from lichen.federation.kits import new
+    from lichen.federation.kits.make import new
 
     folder = tmp_path_factory.mktemp("net") / "trial"
     new(folder, name="trial", host="localhost", port=free_port(), sites=["a", "b", "north", "east", "south"])
