@@ -183,6 +183,23 @@ SHAPES: dict[str, Shape] = {
     "amounts as labels": Shape(
         files={"a.jsonl": jsonl(many(lambda i: {"text": said(i), "label": 0.37 * i + 0.1}))}, columns={"text": "text"}
     ),
+    "pictures and classes": Shape(
+        files={
+            "a.jsonl": jsonl(many(lambda i: {"pixels": [[i, 0], [0, 1]], "label": "ab"[i % 2], "site": f"s{i % 2}"}))
+        },
+        columns={"client": "site", "numbers": "pixels", "label": "label"},
+        task="classify",
+        clients=2,
+    ),
+    "lists of numbers in a CSV": Shape(
+        files={"a.csv": table(many(lambda i: {"features": f"[{i}, 2.5]", "label": "ab"[i % 2]})).encode()},
+        columns={"numbers": "features", "label": "label"},
+        task="classify",
+    ),
+    "lists of numbers without classes": Shape(
+        files={"a.jsonl": jsonl(many(lambda i: {"features": [i, 2.5], "site": f"s{i % 2}"}))},
+        refused="has no labels to learn",
+    ),
     "several labels a row": Shape(
         files={"a.jsonl": jsonl(many(lambda i: {"text": said(i), "label": ["a", "b"][: i % 2 + 1]}))},
         refused="several labels cannot be learned",

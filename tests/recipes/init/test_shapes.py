@@ -49,7 +49,7 @@ def test_a_shape_is_taken_for_what_it_is(tmp_path: Path, name: str) -> None:
     clients = {record.client for record in records} - {""}
     assert len(clients) == shape.clients
     assert recipe.data.partition.by == ("client" if clients else "iid")
-    assert all(record.text or record.messages for record in records)
+    assert all(record.text or record.messages or record.features is not None for record in records)
     if recipe.task == "classify":
         assert len({record.label for record in records} - {None}) >= 2
     screen = "\n".join(found.lines)

@@ -24,7 +24,7 @@ class Record:
         label: Its class, if it has one.
         messages: A whole conversation, as :func:`lichen.data.chat.messages.messages_of` gives it.
         group: What must not be torn apart by a split, such as a conversation.
-        features: Pixels, float32 in [0, 1], channels first.
+        features: Numbers in place of a text, float32; of a picture the channels first, in [0, 1] in the catalog's data.
         held_out: Whoever made the data set marked it as a test row; no column of a user's file says so.
     """
 

@@ -36,6 +36,7 @@ _CODE = (
     "formats/json_rows",
     "formats/parquet_rows",
     "formats/cells",
+    "formats/numbers",
     "chat/turns",
     "chat/messages",
 )

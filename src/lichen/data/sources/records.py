@@ -14,6 +14,7 @@ from lichen.core.errors import LichenError
 from lichen.core.visible import clipped, listed
 from lichen.data.chat.messages import messages_of
 from lichen.data.formats.cells import label_of, name_of, text_of
+from lichen.data.formats.numbers import check_shapes, numbers_of_row
 from lichen.data.sources import files
 from lichen.data.sources.catalog import CATALOG, fetch_entry, looks_like_hub_id
 from lichen.data.sources.datasets import declared_datasets, read_dataset
@@ -23,8 +24,8 @@ from lichen.data.sources.record import Record
 
 __all__ = ["Record", "load_records", "records_of"]
 
-ROLES = ("client", "text", "prompt", "completion", "messages", "label", "group")
-"""What a column can be used as; ``completion`` is the text that follows a prompt."""
+ROLES = ("client", "text", "prompt", "completion", "messages", "numbers", "label", "group")
+"""What a column can be used as; ``completion`` is the text that follows a prompt, ``numbers`` stands for a text."""
 
 PATH_CLIENTS = ("auto", "file", "folder", "none")
 
@@ -52,7 +53,7 @@ def load_records(
             ``.tsv`` or ``.parquet`` file, also packed with gzip; a folder of such files; or a hub id, of which the
             ``train`` split is read.
         columns: The user's column for each role of :data:`ROLES`. Several are joined in order: texts with an
-            empty line between them, conversations end to end.
+            empty line between them, conversations and numbers end to end.
         path_client: The client of rows without a client column: the ``file`` (its name without ending),
             the ``folder`` it lies in, ``none``, or ``auto``: by :func:`lichen.data.sources.files.owners_of_files`.
         say: Called with a line for the user, such as the number of empty rows that were dropped.
@@ -97,12 +98,15 @@ def load_records(
             fix=f"check the path, or use one of: {', '.join([near_names(name, 'data'), *sorted(declared)])}",
         )
     records = [r for r in made if _holds_something(r)]
+    what = "numbers" if "numbers" in known else "text"
     if not records:
-        raise LichenError("holds no row with text", where=name, fix="check the file and data.columns.text")
+        raise LichenError(f"holds no row with {what}", where=name, fix=f"check the file and data.columns.{what}")
+    if "numbers" in known:
+        check_shapes((record.features for record in records), name)
     if empty == "keep":
         return made
     if len(made) > len(records) and say is not None:
-        say(f"{name}: {len(made) - len(records)} rows without text were dropped")
+        say(f"{name}: {len(made) - len(records)} rows without {what} were dropped")
     return records
 
 
@@ -175,6 +179,16 @@ def _resolve(
                     fix=f"columns are: {listed(names, near=column) or 'none, it is empty'}",
                 )
     known = {role: (role,) for role in ROLES if role in have and role not in unread} | requested
+    if "numbers" in requested:
+        if read := next((role for role in (*_TEXTS, "messages") if role in requested), None):
+            raise LichenError(
+                "a row is numbers or a text, not both",
+                where=f"data.columns.{read}",
+                fix="remove one of the two columns",
+            )
+        return {role: some for role, some in known.items() if role not in (*_TEXTS, "messages")}
+    if {"text", "completion", "messages"} & known.keys():
+        known.pop("numbers", None)
     if "messages" in requested:
         # Conversations may lie in columns called prompt and completion, which then hold no texts.
         known = {role: some for role, some in known.items() if role in requested or role not in _TEXTS}
@@ -182,7 +196,7 @@ def _resolve(
         known.pop("text", None)
     if "text" in columns:
         known.pop("completion", None)
-    if not {"text", "completion", "messages"} & known.keys():
+    if not {"text", "completion", "messages", "numbers"} & known.keys():
         if not names:
             raise LichenError("is empty", where=where, fix="give at least one row")
         raise LichenError(
@@ -209,8 +223,9 @@ def _record(row: Mapping[str, Any], known: Mapping[str, tuple[str, ...]], client
             turn for column in known.get("messages", ()) for turn in messages_of(row.get(column), f"{where}, {column}")
         ),
         group=name("group"),
+        features=numbers_of_row(row, known["numbers"], where) if "numbers" in known else None,
     )
 
 
 def _holds_something(record: Record) -> bool:
-    return bool(record.text or record.messages)
+    return bool(record.text or record.messages or record.features is not None)

@@ -203,17 +203,35 @@ def make_student(
     student = section or recipe.model.student
     assert student is not None
     classes, objective = len(names), objective_of(recipe, names)
-    reads_text = student.kind in ("text-cnn", "transformer")
+    reads_text, where = student.kind in ("text-cnn", "transformer"), "model.student.kind"
+    where = "model.students" if recipe.model.students else where
     if reads_text != isinstance(shard, TextShard):
         kinds = "image-mlp or image-cnn" if isinstance(shard, ArrayShard) else "text-cnn or transformer"
-        where = "model.students" if recipe.model.students else "model.student.kind"
         raise LichenError(f"{student.kind} does not fit this data", where=where, fix=f"use {kinds}")
     if isinstance(shard, ArrayShard):
         inputs = int(np.prod(shard.x.shape[1:]))
         if student.kind == "image-mlp":
             return ImageMLP(inputs, hidden=(student.width,), classes=classes, objective=objective)
-        return ImageCNN(round(inputs**0.5), width=student.width, classes=classes, objective=objective)
+        channels, side = _picture(shard.x.shape[1:], where)
+        return ImageCNN(side, channels=channels, width=student.width, classes=classes, objective=objective)
     if student.kind == "text-cnn":
         return TextCNN(vocabulary, width=student.width, classes=classes, objective=objective)
     most = recipe.data.max_length
     return TwoLayerTransformer(vocabulary, width=student.width, classes=classes, max_length=most, objective=objective)
+
+
+def _picture(shape: Sequence[int], where: str) -> tuple[int, int]:
+    """Channels, and pixels of a side, of square pictures; plain lists of numbers have one channel.
+
+    Raises:
+        LichenError: if rows of this shape are no square pictures.
+    """
+    channels = shape[0] if len(shape) == 3 else 1
+    side = round((int(np.prod(shape)) / channels) ** 0.5)
+    if len(shape) > 3 or channels * side * side != np.prod(shape) or shape[-1] not in (side, side * side):
+        raise LichenError(
+            f"image-cnn reads square pictures, channels first, and rows are {' x '.join(map(str, shape))} numbers",
+            where=where,
+            fix="use image-mlp",
+        )
+    return channels, side

@@ -5,6 +5,7 @@ Names are looked at later: what a column holds decides what it cannot be, so tha
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -17,7 +18,20 @@ from lichen.data.chat.turns import is_turns
 __all__ = ["MOST_CLASSES", "ColumnFacts", "Kind", "columns_of"]
 
 Kind = Literal[
-    "empty", "turns", "list", "object", "bytes", "truth", "number", "real", "date", "link", "id", "word", "text"
+    "empty",
+    "turns",
+    "numbers",
+    "list",
+    "object",
+    "bytes",
+    "truth",
+    "number",
+    "real",
+    "date",
+    "link",
+    "id",
+    "word",
+    "text",
 ]
 
 MOST_CLASSES = 100
@@ -126,6 +140,8 @@ def _kind(name: str, values: Sequence[Any], counts: Mapping[str, int]) -> Kind:
         return "empty"
     if all(is_turns(value) for value in values):
         return "turns"
+    if all(_is_numbers(value) for value in values):
+        return "numbers"
     other: dict[type, Kind] = {list: "list", tuple: "list", dict: "object", bytes: "bytes"}
     for value in values:
         if type(value) in other:
@@ -148,6 +164,20 @@ def _kind(name: str, values: Sequence[Any], counts: Mapping[str, int]) -> Kind:
     # Without blanks between words, as in Chinese, a text is told by its length.
     long = sum(len(text) for text in texts) / len(texts) > (30 if all(map(str.isascii, texts)) else 8)
     return "text" if 2 * spaced >= len(texts) or long else "word"
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether it is a list of numbers, or of such lists, also as a CSV has it."""
+    if isinstance(value, str):
+        if not value.lstrip().startswith("["):
+            return False
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return False
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    return all(_is_numbers(one) or (isinstance(one, (int, float)) and not isinstance(one, bool)) for one in value)
 
 
 def _mostly(pattern: re.Pattern[str], texts: Sequence[str]) -> bool:

@@ -96,7 +96,7 @@ def guess(data: Path, wishes: Wishes | None = None, *, ask: Ask | None = None) -
         for file, of in heads
         for record in records_of(of, roles.columns, client=client.get(file, ""), where=str(file))
     ]
-    texts = [record for record in records if record.text or record.messages]
+    texts = [record for record in records if record.text or record.messages or record.features is not None]
     if not texts:
         raise LichenError("has no row with text", where=str(data), fix="name another column by --text")
     values, notes = values_of(data, roles, wishes, texts, by_file)

@@ -52,6 +52,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         *("text", "body", "content", "sentence", "utterance", "review", "comment", "message", "document", "tweet"),
         *("post", "narrative", "complaint", "description", "abstract", "article", "question", "prompt"),
     ),
+    "numbers": ("numbers", "features", "pixels", "image", "x", "pixel_values", "values", "data", "embedding"),
     "group": (
         *("group", "group_id", "conversation_id", "thread", "thread_id", "session", "session_id", "document_id"),
         *("dialogue_id", "ticket", "ticket_id"),
@@ -103,9 +104,9 @@ class Roles:
 
 
 HOLDS: dict[str, str] = {
-    "empty": "empty", "turns": "conversations", "list": "lists", "object": "objects", "bytes": "bytes",
-    "truth": "true or false", "number": "numbers", "real": "numbers", "date": "dates", "link": "addresses",
-    "id": "ids", "word": "words", "text": "texts",
+    "empty": "empty", "turns": "conversations", "numbers": "lists of numbers", "list": "lists",
+    "object": "objects", "bytes": "bytes", "truth": "true or false", "number": "numbers", "real": "numbers",
+    "date": "dates", "link": "addresses", "id": "ids", "word": "words", "text": "texts",
 }  # fmt: skip
 """What a column of each kind holds, in words."""
 

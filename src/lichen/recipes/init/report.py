@@ -40,7 +40,7 @@ def report_lines(
         owners: The clients, where files or folders are those.
     """
     count = {column.name: len(column.counts) for column in columns}
-    empty = sum(not (record.text or record.messages) for record in records)
+    full = [record for record in records if record.text or record.messages or record.features is not None]
     lines = [f"{data}: {len(records):,} rows looked at, {len(columns):,} columns"]
     lines += read_notes(data.expanduser(), most=MOST_FILES)
     lines.append(f"taken for: {roles.shape}; task {roles.task}")
@@ -54,9 +54,13 @@ def report_lines(
         lines.append(f"  left out   {clipped(name, 60)}: {why}")
     if len(roles.left) > MAX_LEFT_OUT:
         lines.append(f"  left out   {len(roles.left) - MAX_LEFT_OUT:,} more columns")
-    if texts := [record for record in records if record.text or record.messages]:
-        lines += reading_lines(reading_of(texts).as_dict())
-    if empty:
-        lines.append(f"  {empty:,} rows without text will be dropped")
-    lines.append(f"  length     {values['data']['max_length']} tokens a row (data.max_length, guessed from letters)")
+    if full:
+        lines += reading_lines(reading_of(full).as_dict())
+    if len(full) < len(records):
+        what = "numbers" if "numbers" in roles.columns else "text"
+        lines.append(f"  {len(records) - len(full):,} rows without {what} will be dropped")
+    if "max_length" in values["data"]:
+        lines.append(
+            f"  length     {values['data']['max_length']} tokens a row (data.max_length, guessed from letters)"
+        )
     return lines

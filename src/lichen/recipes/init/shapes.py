@@ -18,6 +18,8 @@ from lichen.tasks.registry import task_of
 
 __all__ = ["roles_of"]
 
+_LISTS = ("list", "numbers")
+
 
 def roles_of(columns: Sequence[ColumnFacts], wishes: Wishes, *, where: str, by_file: bool, ask: Ask | None) -> Roles:
     """Which column plays which role.
@@ -40,7 +42,7 @@ def roles_of(columns: Sequence[ColumnFacts], wishes: Wishes, *, where: str, by_f
         roles.task = wishes.task
     if task_of(roles.task).writes:
         roles.columns.pop("label", None)
-    elif "label" not in roles.columns or not {"text", "completion"} & roles.columns.keys():
+    elif "label" not in roles.columns or not {"text", "completion", "numbers"} & roles.columns.keys():
         raise LichenError(
             f"has no labels to learn, which task {roles.task} needs",
             where=where,
@@ -68,7 +70,7 @@ def _check(wishes: Wishes, by_name: dict[str, ColumnFacts]) -> None:
             )
     if wishes.text is not None and (wishes.completion is not None):
         raise LichenError("goes without --completion", where="--text", fix="name one of the two")
-    if wishes.label is not None and by_name[wishes.label].kind in ("list", "object", "bytes", "real"):
+    if wishes.label is not None and by_name[wishes.label].kind in ("numbers", "list", "object", "bytes", "real"):
         raise _no_label(by_name[wishes.label], "--label")
 
 
@@ -76,7 +78,7 @@ def _no_label(column: ColumnFacts, where: str) -> LichenError:
     if column.kind == "real":
         what = "holds real numbers, and classes are learned, not amounts"
         return LichenError(f"column {column.name!r} {what}", where=where, fix="name a column of classes, or make some")
-    what = "holds lists: a row with several labels cannot be learned" if column.kind == "list" else "holds no labels"
+    what = "holds lists: a row with several labels cannot be learned" if column.kind in _LISTS else "holds no labels"
     return LichenError(
         f"column {column.name!r} {what}",
         where=where,
@@ -175,7 +177,8 @@ def _labelled(roles: Roles, columns: Sequence[ColumnFacts], wishes: Wishes, wher
     """A text, and its label if there is one."""
     by_name = {column.name: column for column in columns}
     rest = [column for column in columns if column.name not in (wishes.label, wishes.client)]
-    text = by_name[wishes.text] if wishes.text is not None else _text(rest)
+    writes = wishes.task is not None and task_of(wishes.task).writes
+    text = by_name[wishes.text] if wishes.text is not None else _text(rest) or (None if writes else _numbers(rest))
     if text is None:
         kinds = ", ".join(f"{column.name} ({HOLDS[column.kind]})" for column in columns[:8])
         raise LichenError(
@@ -183,8 +186,10 @@ def _labelled(roles: Roles, columns: Sequence[ColumnFacts], wishes: Wishes, wher
             where=where,
             fix=f"name one by --text; there is: {kinds}{' and more' if len(columns) > 8 else ''}",
         )
-    roles.shape, roles.columns = "texts", {"text": text.name}
-    if wishes.task is not None and task_of(wishes.task).writes:
+    what, role = ("numbers", "numbers") if text.kind == "numbers" else ("texts", "text")
+    roles.shape, roles.columns = what, {role: text.name}
+    roles.task = "classify" if role == "numbers" else roles.task
+    if writes:
         return
     free = [column for column in rest if column.name != text.name]
     label = by_name[wishes.label] if wishes.label is not None else _label(free, roles, where, ask)
@@ -195,7 +200,7 @@ def _labelled(roles: Roles, columns: Sequence[ColumnFacts], wishes: Wishes, wher
             fix="put a line of names above the rows, such as text,label",
         )
     if label is not None:
-        roles.shape, roles.task = "texts with labels", "classify"
+        roles.shape, roles.task = f"{what} with labels", "classify"
         roles.columns["label"] = label.name
 
 
@@ -211,9 +216,15 @@ def _text(columns: Sequence[ColumnFacts]) -> ColumnFacts | None:
     return max(several, key=lambda column: column.letters, default=None)
 
 
+def _numbers(columns: Sequence[ColumnFacts]) -> ColumnFacts | None:
+    """What is classified where there is no text; a list of labels is none."""
+    free = [column for column in columns if column.kind == "numbers" and column.plain not in NAMES["label"]]
+    return named("numbers", free, lambda column: True) or next(iter(free), None)
+
+
 def _label(columns: Sequence[ColumnFacts], roles: Roles, where: str, ask: Ask | None) -> ColumnFacts | None:
     called = [column for column in columns if column.plain in NAMES["label"]]
-    listed_ones = [column for column in called if column.kind in ("list", "object")]
+    listed_ones = [column for column in called if column.kind in (*_LISTS, "object")]
     found = named("label", columns, lambda column: column.classes)
     if found is not None:
         return found

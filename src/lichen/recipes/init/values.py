@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lichen.core.errors import LichenError
 from lichen.core.visible import clipped
 from lichen.data.batches.text import label_set
 from lichen.data.sources.record import Record
@@ -43,14 +44,23 @@ def values_of(
         by_file: Whether files or folders are the clients.
     """
     task, notes = task_of(roles.task), list[str]()
-    chat = task.writes
+    chat, numbers = task.writes, "numbers" in roles.columns
+    if numbers and (wishes.model is not None or not task.students):
+        raise LichenError(
+            "holds numbers, and a foundation model reads texts",
+            where=str(data),
+            fix="leave out --model, and use task classify: a small network is trained",
+        )
     lengths = sorted(_tokens(record, chat) for record in texts)
     most = lengths[int(0.95 * (len(lengths) - 1))]
     widths = (*_WIDTHS, 1024) if chat else _WIDTHS
     width = next((w for w in widths if w >= most), widths[-1])
-    section: dict[str, Any] = {"name": str(data), "columns": roles.columns, "max_length": width}
+    section: dict[str, Any] = {"name": str(data), "columns": roles.columns}
+    section |= {} if numbers else {"max_length": width}
     model: dict[str, Any] = {"name": wishes.model or ("smollm2-135m" if chat else "minilm-l6")}
-    if wishes.model is not None and task.procedure.rounds:
+    if numbers:
+        model = {"student": {"kind": "image-mlp", "width": 64}}
+    elif wishes.model is not None and task.procedure.rounds:
         model["adapter"] = {"target_modules": "all-linear"}
     elif not chat and task.procedure.rounds:
         # From a head drawn at random, ten short rounds get no further than the commonest class.
@@ -69,6 +79,8 @@ def values_of(
         scarce = {"clients": max(len(texts) // FEWEST_ROWS, 2)} if len(texts) < 10 * FEWEST_ROWS else {}
         section["partition"] = {"by": "iid", **scarce}
         notes.append("No column tells clients apart, so rows are dealt out at random (data.partition).")
+    if numbers:
+        notes.append("Numbers are learned as they stand; those of about -1 to 1 are learned best.")
     if section["partition"]["by"] == "client":
         section |= _sizes(roles, texts, notes)
     if "group" not in roles.columns:
@@ -76,7 +88,7 @@ def values_of(
     section |= _labelled(roles, texts, notes) | _first_run(section["partition"]["by"], texts, notes)
     if len(texts) < 2 * FEWEST_ROWS:
         notes.append(f"Few rows ({len(texts)}): a run needs about {FEWEST_ROWS} for each client.")
-    cut = sum(tokens > width for tokens in lengths)
+    cut = 0 if numbers else sum(tokens > width for tokens in lengths)
     if cut:
         notes.append(f"About {_share(cut, len(lengths))} of the rows are longer than {width} tokens and will be cut.")
     values = {
@@ -88,6 +100,10 @@ def values_of(
         "federation": {"rounds": 10, "local_steps": 4, "batch_size": 4},
         "compare": {"baselines": ["base", "alone", "alone_best", "pooled"], "alone_epochs": 2},
     }
+    if numbers:
+        values["optimizer"] = {"name": "sgd", "lr": [0.1, 0.3], "momentum": 0.9}
+        values["federation"] = {"rounds": 20, "local_steps": 8, "batch_size": 16, "aggregate": "mean"}
+        values["compare"] = {"baselines": ["alone", "alone_best", "pooled"]}
     if not task.procedure.rounds:
         del values["optimizer"], values["federation"], values["compare"]
     return values, notes

@@ -100,8 +100,15 @@ def gather_site(recipe: Recipe, path: Path, client: str) -> Gathered:
 
 def _readable(recipe: Recipe, records: Sequence[Record]) -> Gathered:
     """Those of the records that hold what the recipe's form reads."""
-    if isinstance(records, list) and records and records[0].features is not None:
-        return Gathered(records=records)
+    if isinstance(records, list) and (numbers := [record.features is not None for record in records]) and any(numbers):
+        reads_text = recipe.model.name is not None or recipe.model.scratch is not None
+        if reads_text and not any(record.text or record.messages for record in records):
+            raise LichenError(
+                f"the rows are numbers, and {recipe.model.name or 'a language model'} reads texts",
+                where="model",
+                fix="use a student of kind image-mlp or image-cnn, or name a column of texts in data.columns.text",
+            )
+        return _some_of(records, np.array(numbers), "rows without numbers")
     talks = recipe.writes and recipe.data.form == "messages"
     texts, messages = (column_of(records, name) for name in ("text", "messages"))
     good = np.array([bool(some) for some in (messages if talks else texts)], dtype=bool)
@@ -115,9 +122,13 @@ def _readable(recipe: Recipe, records: Sequence[Record]) -> Gathered:
             where="data.form",
             fix="use chat, or name the column of conversations in data.columns.messages" if talks else "use messages",
         )
+    return _some_of(records, good, "rows without a conversation" if talks else "rows without text")
+
+
+def _some_of(records: Sequence[Record], good: np.ndarray, why: str) -> Gathered:
+    """The good ones of the records; ``why`` the others were left out."""
     if good.all():
         return Gathered(records=records)
-    why = "rows without a conversation" if talks else "rows without text"
     left = Left(why=why, rows=int((~good).sum()))
     return Gathered(records=Some(records, np.flatnonzero(good)), left=(left,))
 

@@ -57,7 +57,8 @@ class DataConfig(Section):
         examples=["mydata.jsonl"],
     )
     columns: dict[
-        Literal["client", "text", "prompt", "completion", "messages", "label", "group"], str | tuple[str, ...]
+        Literal["client", "text", "prompt", "completion", "messages", "numbers", "label", "group"],
+        str | tuple[str, ...],
     ] = Field(default_factory=dict, description="which of your columns plays which role; several are joined in order")
     classes: tuple[str | int, ...] = Field(
         default=(),

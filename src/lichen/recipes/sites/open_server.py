@@ -67,10 +67,16 @@ def open_server(
     Raises:
         LichenError: where clients do not fit one model, or nothing says what the classes are.
     """
-    groups = {member.group for member in roster}
-    if len(groups) > 1:
-        raise LichenError(f"clients have rows of {len(groups)} groups, which no one model reads", where="roster")
-    rows, labels = rows_like(groups.pop(), labelled=not recipe.writes), labels or declared_classes(recipe, roster)
+    group_of = {member.group: member.name for member in roster}
+    if len(group_of) > 1:
+        some = ", ".join(f"{name!r} of {group}" for group, name in list(group_of.items())[:2])
+        raise LichenError(
+            f"clients have rows of {len(group_of)} groups, which no one model reads: {some}", where="roster"
+        )
+    rows, labels = (
+        rows_like(next(iter(group_of)), labelled=not recipe.writes),
+        labels or declared_classes(recipe, roster),
+    )
     loaded = load_model(recipe, labels, (), reads_text=isinstance(rows, TextShard), keep_private=False)
     for note in loaded.notes:
         say(note)

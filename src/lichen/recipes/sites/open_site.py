@@ -28,7 +28,7 @@ from lichen.recipes.assemble.loaded_model import load_model
 from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.open import fetch_named, shards_of
 from lichen.recipes.assemble.parts import client_tasks
-from lichen.recipes.assemble.sides.clients import TOKENS, ClientSide
+from lichen.recipes.assemble.sides.clients import TOKENS, ClientSide, group_of
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.rows.prepare import encode as encoder
 from lichen.recipes.rows.site_rows import SiteRows, read_site, refuse_everybodys
@@ -191,16 +191,22 @@ def open_site(
         counts_N = [{part: getattr(whole, part)[c].size for part in PARTS} for c in range(len(counts_N))]
         encode = lambda labels: whole  # noqa: E731
     named_N = zip(rows.clients_data, counts_N, strict=True)
-    members = tuple(Member(name=one.name, rows=counts, group=TOKENS) for one, counts in named_N)
+    members = tuple(Member(name=one.name, rows=counts, group=_group(rows)) for one, counts in named_N)
     announcement = Announcement(members=members, labels=rows.labels)
     return Site(recipe=recipe, rows=rows, announcement=announcement, encode=encode)
+
+
+def _group(rows: SiteRows) -> str:
+    """What all rows of a site look like."""
+    numbers = next((row.features for one in rows.clients_data for row in (*one.train, *one.test)), None)
+    return group_of(None if numbers is None else numbers.shape)
 
 
 def _encoded(
     recipe: Recipe, rows: SiteRows, labels: tuple[str, ...], *, say: Callable[[str], None], keep_private: bool
 ) -> Encoded:
     """As :func:`lichen.recipes.assemble.open.open_recipe` does it with everybody's rows."""
-    loaded = load_model(recipe, labels, (), reads_text=True, keep_private=keep_private)
+    loaded = load_model(recipe, labels, (), reads_text=_group(rows) == TOKENS, keep_private=keep_private)
     for note in loaded.notes:
         say(note)
     make = encoder(recipe, loaded.tokenizer, loaded.classes, keep_private=keep_private, say=say)
@@ -208,12 +214,13 @@ def _encoded(
     train, valid, test = (shards_of(rows.clients_data, part, make, apart=apart) for part in PARTS)
     model = loaded.model
     if model is None:
-        model = make_student(recipe, train[0], loaded.classes, vocabulary=len(loaded.tokenizer))
+        size = len(loaded.tokenizer) if loaded.tokenizer is not None else 0
+        model = make_student(recipe, train[0], loaded.classes, vocabulary=size)
     return Encoded(
         model=model,
         start=Shared(start_of(recipe, model, loaded.classes, say=say)),
         classes=loaded.classes,
-        pad=pad_id(loaded.tokenizer),
+        pad=pad_id(loaded.tokenizer) if loaded.tokenizer is not None else 0,
         train=train,
         valid=valid,
         test=test,

@@ -19,7 +19,7 @@ from lichen.data.batches.augment import Views
 from lichen.data.batches.scarce_labels import ScarceLabels
 from lichen.data.batches.shards import ArrayShard, Shard
 
-__all__ = ["TOKENS", "Auxiliary", "ClientSide", "declared", "recounted"]
+__all__ = ["TOKENS", "Auxiliary", "ClientSide", "declared", "group_of", "recounted"]
 
 TOKENS = "tokens"
 """The group of clients whose rows are texts; others' tells the shape of a row."""
@@ -67,6 +67,15 @@ class ClientSide:
     auxiliary: Auxiliary = field(default_factory=Auxiliary)
 
 
+def group_of(shape: Sequence[int] | None) -> str:
+    """The group of clients whose rows are numbers of this shape; None: texts.
+
+    >>> group_of((1, 8, 8)), group_of(None)
+    ('1 8 8', 'tokens')
+    """
+    return TOKENS if shape is None else " ".join(map(str, shape))
+
+
 def declared(
     clients: ClientSide,
     names: Sequence[str] = (),
@@ -90,7 +99,7 @@ def declared(
             rows=_rows(clients, client),
             labels=labels,
             capacity=capacity_N[client] if capacity_N else None,
-            group=" ".join(map(str, shard.x.shape[1:])) if isinstance(shard, ArrayShard) else TOKENS,
+            group=group_of(shard.x.shape[1:] if isinstance(shard, ArrayShard) else None),
         )
         members.append(member)
     return Roster(tuple(members))
