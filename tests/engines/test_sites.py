@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -396,6 +397,20 @@ def test_a_lost_answer_costs_a_piece_and_never_the_bytes(lost: tuple[int, ...]) 
             ask_long(wire, "a", "long", body, 1)  # type: ignore[arg-type]
     assert ask_long(wire, "a", "long", body, 1) == body[::-1]  # type: ignore[arg-type]
     assert set(counted) == {len(body)}
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_long_body_is_held_once_where_it_arrives(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lichen.engines.remote.pieces._DATA", 1 << 16)
+    body = os.urandom(8 << 20)
+    question, answer = (body, b"") if way == "up" else (b"", body)
+    wire = Wire(Pieces(lambda kind, body: answer), ())
+    tracemalloc.start()
+    assert ask_long(wire, "a", "long", question, 1) == answer  # type: ignore[arg-type]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert wire.count > 100
+    assert len(body) < peak < 1.4 * len(body)  # it grows by an eighth
 
 
 def test_pieces_that_are_spoilt_or_lost_are_refused_or_sent_again() -> None:

@@ -46,7 +46,7 @@ def serve_frames(source: BinaryIO, sink: BinaryIO, worker: SiteWorker) -> None:
             state, body = FAILED, pack_error(fault)
         try:
             with lock:
-                write_frame(sink, b"!", b"".join([number, state, body]))
+                write_frame(sink, b"!", number, state, body)
         except (OSError, ValueError):  # nobody reads any more
             worker.close()
 

@@ -26,7 +26,7 @@ from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.utils import new_cell_message
 
 from lichen.core.errors import LichenError
-from lichen.federation.door import Door, Head, call, open_parcel, parcel, refusal
+from lichen.federation.door import Bytes, Door, Head, call, open_parcel, parcel, refusal
 from lichen.federation.kits.settle import BARRED, ENDED
 from lichen.federation.presence import Presence
 
@@ -44,7 +44,7 @@ AT_ONCE = 256
 """Questions at a time; each has at most a piece."""
 
 
-def _message(head: Head, body: bytes = b"") -> Any:
+def _message(head: Head, body: Bytes = b"") -> Any:
     return new_cell_message({MessageHeaderKey.RETURN_CODE: ReturnCode.OK}, parcel(head, body))
 
 
@@ -81,12 +81,12 @@ class Coordinator(FLComponent):  # type: ignore[misc]
         if not self._presence.lets_in(site, instance, time.time()):
             raise NotAuthenticated(f"another process is connected as {site}")
 
-    def _answer(self, head: Head, body: bytes) -> tuple[Head, bytes]:
+    def _answer(self, head: Head, body: bytes) -> tuple[Head, Bytes]:
         if head.get("op") == "seen":
             return {"seen": self._presence.seen(time.time())}, b""
         return self._ask(str(head["site"]), str(head["kind"]), body, float(head["within"]))
 
-    def _ask(self, site: str, kind: str, body: bytes, within: float) -> tuple[Head, bytes]:
+    def _ask(self, site: str, kind: str, body: bytes, within: float) -> tuple[Head, Bytes]:
         end = time.monotonic() + within
         while True:
             instance = self._presence.instance(site)
@@ -104,7 +104,7 @@ class Coordinator(FLComponent):  # type: ignore[misc]
                 self._presence.answered(site, instance, time.time())
             return head, answer
 
-    def _wait(self, site: str, instance: str, question: Future[tuple[Head, bytes]]) -> tuple[Head, bytes]:
+    def _wait(self, site: str, instance: str, question: Future[tuple[Head, Bytes]]) -> tuple[Head, Bytes]:
         """The answer, or that there will be none because the process is no more: NVFlare would wait on."""
         while True:
             try:
@@ -113,7 +113,7 @@ class Coordinator(FLComponent):  # type: ignore[misc]
                 if not question.done() and self._presence.instance(site) != instance:
                     return refusal("gone", LichenError("ended before it answered", where=f"site {site}")), b""
 
-    def _send(self, site: str, head: Head, body: bytes, within: float) -> tuple[Head, bytes]:
+    def _send(self, site: str, head: Head, body: bytes, within: float) -> tuple[Head, Bytes]:
         """One question to whatever process has a site's connection."""
         where = f"site {site}"
         if within <= 0:
@@ -218,10 +218,10 @@ class Site(FLComponent):  # type: ignore[misc]
         self._pool.submit(self._reply, message.get_header(MessageHeaderKey.REQ_ID), head, body)
         return None
 
-    def _reply(self, request: str, head: Head, body: bytes) -> None:
+    def _reply(self, request: str, head: Head, body: Bytes) -> None:
         self._cell.send_reply(self._ask(head, body), SERVER, [request], optional=True)
 
-    def _ask(self, head: Head, body: bytes) -> Any:
+    def _ask(self, head: Head, body: Bytes) -> Any:
         try:
             within = max(0.1, float(head["within"]))
             return _message(*call(self._door, {"op": "ask", "kind": head["kind"]}, body, within=within))

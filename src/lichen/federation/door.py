@@ -19,9 +19,21 @@ from typing import Any, BinaryIO, cast, final
 
 from lichen.core import private
 from lichen.core.errors import LichenError
-from lichen.core.wire.frames import read_frame, write_frame
+from lichen.core.wire.frames import read_body, read_head, write_frame
 
-__all__ = ["PIECE", "Answer", "Door", "Head", "call", "error_of", "open_parcel", "parcel", "refusal", "socket_folder"]
+__all__ = [
+    "PIECE",
+    "Answer",
+    "Bytes",
+    "Door",
+    "Head",
+    "call",
+    "error_of",
+    "open_parcel",
+    "parcel",
+    "refusal",
+    "socket_folder",
+]
 
 PIECE = 16 << 20
 """Bytes of a body at most."""
@@ -35,35 +47,61 @@ _LONGEST = 100
 Head = dict[str, Any]
 """What is asked, or what came of it; JSON."""
 
-Answer = Callable[[Head, bytes], tuple[Head, bytes]]
+Bytes = bytes | memoryview
+Answer = Callable[[Head, bytes], tuple[Head, Bytes]]
 
 
-def parcel(head: Head, body: bytes) -> bytes:
+def parcel(head: Head, body: Bytes) -> bytes:
     """A head and a body as bytes.
 
-    >>> open_parcel(parcel({"kind": "echo"}, b"abc"))
+    >>> head, body = open_parcel(parcel({"kind": "echo"}, b"abc"))
+    >>> head, bytes(body)
     ({'kind': 'echo'}, b'abc')
     """
+    return b"".join([_front(head, body), body])
+
+
+def _front(head: Head, body: Bytes) -> bytes:
+    """What stands before a body."""
     front = json.dumps(head).encode()
     if len(front) > _HEAD or len(body) > PIECE:
         what = f"{len(body):,} bytes are more than a question or an answer may have"
         raise LichenError(what, where="federation", fix=f"send pieces of at most {PIECE:,} bytes")
-    return len(front).to_bytes(4, "little") + front + body
+    return len(front).to_bytes(4, "little") + front
 
 
-def open_parcel(data: bytes) -> tuple[Head, bytes]:
-    """What :func:`parcel` made.
+def open_parcel(data: bytes) -> tuple[Head, memoryview]:
+    """What :func:`parcel` made; the body is not copied.
 
     Raises:
         LichenError: if it is none.
     """
     length = int.from_bytes(data[:4], "little")
     if 4 <= 4 + length <= len(data) and length <= _HEAD and len(data) <= 4 + length + PIECE:
-        with suppress(ValueError, RecursionError):
-            head = json.loads(data[4 : 4 + length])
-            if isinstance(head, dict):
-                return head, data[4 + length :]
-    raise LichenError("bytes that are no parcel", where="federation", fix="both ends must run the same version")
+        return _head(data[4 : 4 + length]), memoryview(data)[4 + length :]
+    raise _nonsense()
+
+
+def _head(front: bytes) -> Head:
+    with suppress(ValueError, RecursionError):
+        head = json.loads(front)
+        if isinstance(head, dict):
+            return head
+    raise _nonsense()
+
+
+def _nonsense() -> LichenError:
+    return LichenError("bytes that are no parcel", where="federation", fix="both ends must run the same version")
+
+
+def _read_parcel(stream: BinaryIO) -> tuple[Head, bytes] | None:
+    """A head and a body, each read by itself, so that neither is copied."""
+    frame = read_head(stream, most=4 + _HEAD + PIECE)
+    if frame is None:
+        return None
+    if frame[1] < 4 or (length := int.from_bytes(read_body(stream, 4), "little")) > min(_HEAD, frame[1] - 4):
+        raise _nonsense()
+    return _head(read_body(stream, length)), read_body(stream, frame[1] - 4 - length)
 
 
 def refusal(cause: str, error: LichenError) -> Head:
@@ -132,9 +170,11 @@ class Door:
     def _serve(self, link: socket.socket) -> None:
         try:
             with suppress(OSError, LichenError), link, _stream(link) as stream:
-                frame = read_frame(stream, most=4 + _HEAD + PIECE)
-                if frame is not None:
-                    write_frame(stream, b"!", parcel(*self._answer(*open_parcel(frame[1]))))
+                question = _read_parcel(stream)
+                if question is not None:
+                    head, body = self._answer(*question)
+                    del question
+                    write_frame(stream, b"!", _front(head, body), body)
         finally:
             self._free.release()
 
@@ -147,7 +187,7 @@ class Door:
         shutil.rmtree(self._path.parent, ignore_errors=True)
 
 
-def call(path: Path, head: Head, body: bytes = b"", *, within: float) -> tuple[Head, bytes]:
+def call(path: Path, head: Head, body: Bytes = b"", *, within: float) -> tuple[Head, bytes]:
     """Ask one question at a door.
 
     Args:
@@ -164,11 +204,11 @@ def call(path: Path, head: Head, body: bytes = b"", *, within: float) -> tuple[H
         link.settimeout(within)
         link.connect(str(path))
         with _stream(link) as stream:
-            write_frame(stream, b"?", parcel(head, body))
+            write_frame(stream, b"?", _front(head, body), body)
             try:
-                frame = read_frame(stream, most=4 + _HEAD + PIECE)
+                answer = _read_parcel(stream)
             except LichenError as error:
                 raise ConnectionResetError(str(error)) from None
-    if frame is None:
+    if answer is None:
         raise ConnectionResetError("no answer")
-    return open_parcel(frame[1])
+    return answer

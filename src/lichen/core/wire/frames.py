@@ -18,12 +18,13 @@ The first six lie within the last two: a site is handed one frame, and what come
 
 from __future__ import annotations
 
+import io
 import json
 from typing import BinaryIO
 
 from lichen.core.errors import LichenError
 
-__all__ = ["Frame", "frame_head", "pack_error", "read_frame", "unpack_error", "write_frame"]
+__all__ = ["Frame", "frame_head", "pack_error", "read_body", "read_frame", "read_head", "unpack_error", "write_frame"]
 
 Frame = tuple[bytes, bytes]
 """A kind and a body."""
@@ -45,9 +46,11 @@ def frame_head(kind: bytes, length: int) -> bytes:
     return kind + length.to_bytes(8, "little")
 
 
-def write_frame(stream: BinaryIO, kind: bytes, body: bytes = b"") -> None:
-    """Write one frame and flush it."""
-    stream.write(frame_head(kind, len(body)) + body)
+def write_frame(stream: BinaryIO, kind: bytes, *body: bytes | memoryview) -> None:
+    """Write one frame, whose body may come in parts, and flush it."""
+    stream.write(frame_head(kind, sum(map(len, body))))
+    for part in body:  # each as it is: a part may be large, and is not copied
+        stream.write(part)
     stream.flush()
 
 
@@ -61,25 +64,40 @@ def read_frame(stream: BinaryIO, *, most: int = MAX_FRAME) -> Frame | None:
     Raises:
         LichenError: if the stream ends inside a frame or announces nonsense.
     """
+    head = read_head(stream, most=most)
+    return None if head is None else (head[0], read_body(stream, head[1]))
+
+
+def read_head(stream: BinaryIO, *, most: int = MAX_FRAME) -> tuple[bytes, int] | None:
+    """The kind of the next frame and the length of its body, which :func:`read_body` reads; see :func:`read_frame`."""
     head = _read(stream, 9)
     if not head:
         return None
     length = int.from_bytes(head[1:], "little")
     if len(head) < 9 or head[:1] not in KINDS or length > most:
         raise LichenError(f"{head.hex()} is not the head of a frame", where="wire", fix="both ends must run lichen")
+    return head[:1], length
+
+
+def read_body(stream: BinaryIO, length: int) -> bytes:
+    """So many bytes of a frame's body.
+
+    Raises:
+        LichenError: if the stream ends before.
+    """
     body = _read(stream, length)
     if len(body) < length:
         raise LichenError(f"the stream ended after {len(body)} of {length} bytes", where="wire")
-    return head[:1], body
+    return body
 
 
 def _read(stream: BinaryIO, count: int) -> bytes:
-    parts: list[bytes] = []
+    sink = io.BytesIO()  # gives its own bytes out, where a join would hold all of them twice
     # In pieces: a pipe's reader sets aside what it is asked for, and the announced length may be damage.
     while count and (part := stream.read(min(count, PIECE))):
-        parts.append(part)
+        sink.write(part)
         count -= len(part)
-    return b"".join(parts)
+    return sink.getvalue()
 
 
 def pack_error(error: LichenError) -> bytes:

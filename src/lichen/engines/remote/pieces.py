@@ -2,7 +2,8 @@
 
 What is longer goes in pieces. The other end gathers them, and says how many bytes it has: a piece that is sent twice
 is gathered once, and whoever lost an answer goes on where it was. A digest of the whole is checked at the end. A long
-answer stays at the site until it is fetched; few of either kind are there at once, so that memory is bounded.
+answer stays at the site until it is fetched; few of either kind are there at once, so that memory is bounded. A piece
+goes into the digest while the next one is on its way.
 
 Nothing here needs torch.
 """
@@ -10,8 +11,10 @@ Nothing here needs torch.
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import final
 
 from lichen.core.errors import LichenError
@@ -33,6 +36,30 @@ _AT_ONCE = 4
 """Long bodies of each kind that a site keeps."""
 _TIMES = 4
 """How often a body is sent from its beginning, because the other end has lost it."""
+
+
+@final
+class _Gathered:
+    """Bytes that come in parts; none is held twice."""
+
+    def __init__(self) -> None:
+        self._sink = io.BytesIO()  # gives its own bytes out, without a copy
+        self._digest, self._worker = hashlib.sha256(), ThreadPoolExecutor(1)
+        self._last = self._worker.submit(self._digest.update, b"")
+
+    def __len__(self) -> int:
+        return self._sink.tell()
+
+    def add(self, part: memoryview) -> None:
+        """Take the next part."""
+        self._sink.write(part)
+        self._last.result()  # or parts would pile up
+        self._last = self._worker.submit(self._digest.update, part)
+
+    def whole(self) -> tuple[bytes, bytes]:
+        """All of it, and its digest; no more can be added."""
+        self._worker.shutdown()
+        return self._sink.getvalue(), self._digest.digest()
 
 
 def ask_long(sites: Sites, site: str, kind: str, body: bytes, within: float) -> bytes:
@@ -64,10 +91,11 @@ def ask_long(sites: Sites, site: str, kind: str, body: bytes, within: float) -> 
 
 
 def _send(sites: Sites, site: str, name: bytes, body: bytes, within: float) -> None:
-    at, back = 0, 0
+    at, back, view = 0, 0, memoryview(body)
     while at < len(body):
         head = name + len(body).to_bytes(8, "little") + at.to_bytes(8, "little")
-        before, at = at, int.from_bytes(sites.ask(site, _PUT, head + body[at : at + _DATA], within)[:8], "little")
+        piece = b"".join([head, view[at : at + _DATA]])
+        before, at = at, int.from_bytes(sites.ask(site, _PUT, piece, within)[:8], "little")
         back += at <= before
         if back > _TIMES:
             what = f"it has {at:,} of {len(body):,} bytes, and does not get on"
@@ -77,15 +105,15 @@ def _send(sites: Sites, site: str, name: bytes, body: bytes, within: float) -> N
 def _receive(sites: Sites, site: str, answer: bytes, within: float) -> bytes | None:
     """The whole of a long answer; None where the site does not have it any more."""
     name, length = answer[1:33], int.from_bytes(answer[33:41], "little")
-    parts, at = [answer[41:]], len(answer) - 41
-    while at < length <= MOST:
-        part = sites.ask(site, _GET, name + at.to_bytes(8, "little"), within)
+    gathered = _Gathered()
+    gathered.add(memoryview(answer)[41:])
+    while len(gathered) < length <= MOST:
+        part = sites.ask(site, _GET, name + len(gathered).to_bytes(8, "little"), within)
         if not part:
             return None
-        parts.append(part)
-        at += len(part)
-    whole = b"".join(parts)
-    if len(whole) != length or hashlib.sha256(whole).digest() != name:
+        gathered.add(memoryview(part))
+    whole, digest = gathered.whole()
+    if len(whole) != length or digest != name:
         what = LichenError(f"of {length:,} bytes came {len(whole):,}, or others", where=f"site {site}")
         raise SiteError(site, "failed", what)
     return whole
@@ -102,7 +130,7 @@ class Pieces:
     def __init__(self, answer: Callable[[str, bytes], bytes]) -> None:
         self._answer = answer
         self._lock = threading.Lock()
-        self._in: dict[bytes, bytearray] = {}
+        self._in: dict[bytes, _Gathered] = {}
         self._out: dict[bytes, bytes] = {}
 
     def answer(self, kind: str, body: bytes) -> bytes:
@@ -126,23 +154,23 @@ class Pieces:
                 if gathered is None or len(gathered) != int.from_bytes(body[33:41], "little"):
                     return _MISSING
                 del self._in[body[1:33]]
-            if hashlib.sha256(gathered).digest() != body[1:33]:
+            name, (body, digest) = body[1:33], gathered.whole()
+            if digest != name:
                 raise LichenError("its pieces have another digest than the whole", where="site", fix="send it again")
-            body = bytes(gathered)
         else:
             body = body[1:]
         return self._given_out(self._answer(kind, body))
 
     def _gather(self, body: bytes) -> bytes:
         """Take a piece in; how many bytes are here now."""
-        name, data = body[:32], body[48:]
+        name, data = body[:32], memoryview(body)[48:]
         length, at = int.from_bytes(body[32:40], "little"), int.from_bytes(body[40:48], "little")
         if len(body) < 48 or length > MOST:
             raise LichenError(f"a piece of {length:,} bytes, {MOST:,} at most", where="site")
         with self._lock:
-            so_far = self._in.setdefault(name, bytearray())
+            so_far = self._in.setdefault(name, _Gathered())
             if at == len(so_far) and at + len(data) <= length:
-                so_far += data
+                so_far.add(data)
             while len(self._in) > _AT_ONCE:
                 del self._in[next(one for one in self._in if one != name)]
             return len(so_far).to_bytes(8, "little")
@@ -155,4 +183,4 @@ class Pieces:
             self._out[name] = answer
             while len(self._out) > _AT_ONCE:
                 del self._out[next(iter(self._out))]
-        return b"".join([_LONG, name, len(answer).to_bytes(8, "little"), answer[:_DATA]])
+        return b"".join([_LONG, name, len(answer).to_bytes(8, "little"), memoryview(answer)[:_DATA]])
