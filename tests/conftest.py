@@ -1,4 +1,4 @@
-"""Settings of the whole suite: one thread, so that two workers share two cores and bits repeat."""
+"""Settings of the whole suite: one thread, so that two workers share two cores and bits repeat; and what all share."""
 
 import os
 
@@ -7,8 +7,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import random
+import shutil
 import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -17,6 +21,35 @@ settings.register_profile(
     "lichen", deadline=None, max_examples=50, derandomize=True
 )  # timed tests lie on busy machines
 settings.load_profile("lichen")
+
+# Many tests start processes, and each would compile all of the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# Where there is much memory, the tests' files go there, not to the disk; what passes leaves none (pyproject.toml).
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 12 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+DRAWN = ("present", "test_gallery.py", "test_real.py")
+"""Rooms and files whose pictures are drawn to the last pixel."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Elsewhere a run makes its pictures and writes their files, but paints nothing: that took longer than it."""
+    if set(DRAWN) & set(request.path.parts):
+        yield
+        return
+    from lichen.present.charts import charts
+
+    def save(figure: Any, path: Path) -> Path:
+        charts.write_atomic(path, b"\x89PNG\r\n\x1a\n")
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "_save", save)
+        yield
 
 
 @pytest.fixture(scope="session")

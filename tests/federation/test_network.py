@@ -20,6 +20,7 @@ import pytest
 from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.engines.sites import Seen, SiteError
+from lichen.federation import processes
 from lichen.federation.door import open_parcel, parcel
 from lichen.federation.kits.make import new
 from lichen.federation.kits.members import bar, read_federation
@@ -70,9 +71,11 @@ def until(what: Callable[[], bool], seconds: float = 60.0) -> None:
 def net(federation: Path) -> Iterator[Net]:
     with ExitStack() as stack:
         kits = {name: federation / "kits" / name for name in ("a", "b")}
-        sites = {name: stack.enter_context(SiteEnd(kit, answer, say=quiet)) for name, kit in kits.items()}
-        server = stack.enter_context(NetworkSites(federation / "server", say=quiet))
-        until(lambda: set(server.seen()) == {"a", "b"})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(processes, "_AGAIN", 0.2)  # seconds between two tries
+            sites = {name: stack.enter_context(SiteEnd(kit, answer, say=quiet)) for name, kit in kits.items()}
+            server = stack.enter_context(NetworkSites(federation / "server", say=quiet))
+            until(lambda: set(server.seen()) == {"a", "b"})
         port = open_kit(federation / "server").port
         yield Net(federation, read_federation(federation).fingerprint, port, server, sites)
     assert all(one.parent.process is None or one.parent.process.poll() is not None for one in (*sites.values(), server))
@@ -168,8 +171,9 @@ def test_a_second_process_of_a_kit_is_refused_here_and_from_another_machine(net:
 
 
 def test_a_kit_of_a_foreign_authority_or_of_another_name_is_told_so(
-    net: Net, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    net: Net, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(processes, "_AGAIN", 0.2)  # seconds between two tries
     new(tmp_path / "foreign", name="trial", host="localhost", port=net.port, sites=["a"])
     foreign = tmp_path / "foreign" / "kits" / "a"
     assert "is not of the authority of this kit" in refused(foreign)
