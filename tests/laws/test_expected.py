@@ -17,6 +17,7 @@ from lichen.clients.distillation.private_models import LocalInit
 from lichen.clients.distillation.selective import Selective
 from lichen.clients.distillation.teacher_labels import AnswerWork, LocalTeacher, NoBatches
 from lichen.clients.evaluation.early_stopping import KeepBest
+from lichen.clients.statistics.closed_head import HeadConfusion, OwnHead
 from lichen.clients.statistics.declare import Declare
 from lichen.clients.statistics.leakage import Leakage
 from lichen.clients.statistics.nearest_vote import NearestNeighborHistogram
@@ -202,6 +203,19 @@ CASES: dict[str, Callable[[], Case]] = {
         {"candidates": torch.randn(5, FEATURES)},
     ),
     "statistics": lambda: (Statistics(lambda batch: batch["x_CBF"], classes=CLASSES, width=FEATURES), ROWS, {}),
+    "own head": lambda: (
+        OwnHead(
+            Statistics(lambda batch: batch["x_CBF"], classes=CLASSES, width=FEATURES),
+            lambda message: {"head.weight": message.tensors["H"][0], "head.bias": message.tensors["n"][0]},
+        ),
+        ROWS,
+        {},
+    ),
+    "head confusion": lambda: (
+        HeadConfusion(lambda batch: batch["x_CBF"], classes=CLASSES),
+        ROWS,
+        {"head.weight": torch.randn(CLASSES, FEATURES), "head.bias": torch.zeros(CLASSES)},
+    ),
     "by rows": lambda: (ByRows(train(), (9, 9, 20)), STEPS, MLP.init(0)),
     "ballot": lambda: (LabelVote(MLP, queries=9), EVERYBODYS, MLP.init(0)),
     "features": lambda: (FeatureUpload(STEM), SERVED_ALONE, STEM.init(0)),

@@ -18,17 +18,13 @@ from pathlib import Path
 from typing import Any, final
 
 from lichen.core import private
-from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.lock import one_process
 from lichen.core.files.manifest import MANIFEST, files_in, seal
 from lichen.core.machine import machine_fault
-from lichen.core.store import ClientStore
 from lichen.engines.node import serve_frames
 from lichen.engines.ranks import Ranks, connect, is_rank
-from lichen.engines.remote.talks import Talks
-from lichen.engines.remote.worker import SiteWorker
 from lichen.models.loading.load import slow_dtype
 from lichen.present.charts.charts import clients_png, curves_png
 from lichen.present.clients import clients_csv, read_clients
@@ -43,16 +39,11 @@ from lichen.recipes.artifacts.model_card import write_adapter_card
 from lichen.recipes.artifacts.more_rounds import give_more_rounds
 from lichen.recipes.artifacts.moved_inputs import move
 from lichen.recipes.artifacts.use import Talker, export, talk
-from lichen.recipes.assemble.experiment import Experiment
-from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.assemble.parts import client_tasks, down_of
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.launch import launch, require_processes, telling
 from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.sites.open_site import open_site
-from lichen.recipes.sites.place import SitePlace
-from lichen.recipes.sites.site_node import site_answers
+from lichen.recipes.sites.node import node_worker
 from lichen.recipes.tasks.exchange import run_exchange
 from lichen.recipes.tasks.outcome import TaskResult
 from lichen.recipes.tasks.replay import replay
@@ -297,32 +288,7 @@ def run_node(recipe: Path, state: Path, data: Path | None = None) -> None:
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever prints must not reach the wire
     known = recipe_of(recipe)
-    place = None if data is None else SitePlace(open_site(known, data), state)
-    whole = open_recipe(known).experiment if place is None else None
-
-    def talks(name: str) -> Talks:
-        tasks, experiment = _node_tasks(place, whole)
-        return Talks(
-            tasks,
-            ClientStore(state / name, listed=True),
-            base=experiment.model.base,
-            device=known.model.device,
-            down=down_of(known),
-            agreed=experiment.start,
-        )
-
-    if place is None:
-        return serve_frames(source, sink, SiteWorker(talks))
-    return serve_frames(source, sink, SiteWorker(talks, recipe=recipe_sha256(known), also=site_answers(place)))
-
-
-def _node_tasks(place: SitePlace | None, whole: Experiment | None) -> tuple[dict[str, ClientTask], Experiment]:
-    """What a node can be asked to do, and what it is made of: with one site's rows, or with everybody's."""
-    if place is not None:
-        loaded = place.loaded()
-        return loaded.client_tasks(), loaded.experiment
-    assert whole is not None
-    return client_tasks(whole), whole
+    serve_frames(source, sink, node_worker(known, state, data))
 
 
 def run_rank(folder: Path) -> None:

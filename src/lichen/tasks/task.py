@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, final
 
-from lichen.declared import Need, Property
+from lichen.declared import Need
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,14 +120,6 @@ STATISTICS = Procedure(
     plan="lichen.recipes.plan.features:estimate_oneshot",
     talk="lichen.recipes.artifacts.use:talk_oneshot",
     rounds=False,
-    needs=(
-        Need(
-            Property.ALL_ROWS,
-            "clients answer once, and nodes of {who} serve rounds",
-            "use local or distributed",
-            where="engine.name",
-        ),
-    ),
     reads=(
         *("name", "question", "task", "seed", "data", "ridge"),
         *("model.name", "model.device", "model.head"),

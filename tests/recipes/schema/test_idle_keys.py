@@ -14,7 +14,7 @@ from lichen.core.store import load_tree
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import algorithm_of, downlink_of, server_of, works_of
 from lichen.recipes.schema.read import read_recipe, recipe_of, write_recipe
-from lichen.recipes.tasks.oneshot import solver_of
+from lichen.recipes.sites.statistics_node import solver_of
 from lichen.server.lda import Lda
 from support import small_experiment, tiny_llama
 
@@ -53,7 +53,6 @@ JUDGED = [PUBLIC, "teacher={select: true, may_see: [public, private]}"]
         (CLASSES, [MEZO, *JUDGED], "teacher.select"),
         (SMALL, ["federation.keep_optimizer=true", *JUDGED], "teacher.select"),
         (ONESHOT, ["wire.up=[int8]"], "wire.up"),
-        (ONESHOT, ["engine.name=spawned"], "engine.name"),
         (ONESHOT, ["federation.rounds=3"], "federation.rounds"),
         (ONESHOT, ["model.adapter.rank=4"], "model.adapter.rank"),
         (ONESHOT, ["model.quantize=int8"], "model.quantize"),

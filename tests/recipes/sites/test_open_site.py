@@ -66,7 +66,7 @@ def test_sites_together_are_the_simulation(kind: str, tmp_path: Path) -> None:
     seen = set[int]()
     for name, site in sites.items():
         loaded = site.join(Assignment.load(sent(together.assigned[name].dump())))
-        for side in (server, loaded.experiment.server):
+        for side in (server, loaded.node.experiment.server):
             assert digest(side.start.flat()) == digest(whole.experiment.start.flat())
             assert (side.classes, side.pad) == (whole.experiment.server.classes, whole.experiment.server.pad)
             assert side.model.base == whole.experiment.model.base
@@ -86,7 +86,7 @@ def test_sites_together_are_the_simulation(kind: str, tmp_path: Path) -> None:
         for client in others:
             with pytest.raises(LichenError, match="is not of this site"):
                 tasks["test"].source.shape(client)
-            assert not any(loaded.experiment.server.roster[client].rows.values())
+            assert not any(loaded.node.experiment.server.roster[client].rows.values())
         seen |= set(loaded.numbers)
     assert seen == set(range(len(together.roster)))
 

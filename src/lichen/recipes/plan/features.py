@@ -134,13 +134,16 @@ def estimate_oneshot(recipe: Recipe, folder: Path, meter: MemoryMeter, say: Say,
     start = time.perf_counter() - start_time
     say("encoding some rows")
     rows = [record for client_data in clients_data for record in (*client_data.train, *client_data.test)]
-    passed = _encoder_pass(recipe, features, tokenizer, classes, rows, meter, seconds)
+    nodes = recipe.engine.nodes if recipe.engine_kind.nodes else 0
+    # Nodes load the encoder, too, and encode what trains once more.
+    trained = [record for client_data in clients_data for record in client_data.train] if nodes else []
+    passed = _encoder_pass(recipe, features, tokenizer, classes, [*rows, *trained], meter, seconds)
     run_folder, shard, count = RunFolder(folder, recipe_sha256=recipe_sha256(recipe)), passed.tried, len(clients_data)
 
     def solved(parts: Sequence[ArrayShard]) -> tuple[float, int, int]:
         start_time = time.perf_counter()
-        engine, admission = engine_for(recipe, parts, len(classes), run_folder)
-        solve(recipe, engine, admission, range(len(parts)))
+        engine, admission = engine_for(recipe, parts, len(classes), run_folder, base=features.base)
+        solve(recipe, engine, admission, range(len(parts)), base=features.base)
         return time.perf_counter() - start_time, engine.bytes_up // len(parts), engine.bytes_down // len(parts)
 
     solved([shard])
@@ -164,10 +167,11 @@ def estimate_oneshot(recipe: Recipe, folder: Path, meter: MemoryMeter, say: Say,
             up=count * up,
             down=count * down,
         ),
-        memory=passed.memory,
+        memory=replace(passed.memory, copies=nodes),
         disk=Disk(private=0, shared=cached + 8 * head, free=free_disk_bytes()),
         columns={"features": passed.cost, "heads": heads},
-        start=start,
+        start=start * 2 if nodes else start,
+        notes=(f"seconds of {nodes} nodes are those of one process, which is an estimate",) if nodes else (),
         read=read,
     )
 

@@ -26,8 +26,9 @@ from lichen.recipes.assemble.sides.server import ServerSide, capacity_from
 from lichen.recipes.assemble.workload import refuse_warmup
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
+from lichen.tasks.task import STATISTICS
 
-__all__ = ["open_server", "refuse_rows"]
+__all__ = ["declared_classes", "open_server", "refuse_rows"]
 
 MOST_NUMBERS = 1 << 24
 """Of a row, as clients declare it; a student is made to fit."""
@@ -140,10 +141,16 @@ def refuse_rows(recipe: Recipe) -> None:
     Raises:
         LichenError: naming the key and the fix.
     """
-    compare, scratch = recipe.compare, recipe.model.scratch
+    compare, scratch, procedure = recipe.compare, recipe.model.scratch, task_of(recipe.task).procedure
+    partitions = type(compare).model_fields["partitions"].default
     for key, wrong, why, fix in (
         ("engine.name", not recipe.engine_kind.nodes, "this engine has no nodes that could hold them", "use spawned"),
-        ("task", not task_of(recipe.task).procedure.rounds, "this task has no rounds", "use chat or classify"),
+        (
+            "task",
+            not procedure.rounds and procedure is not STATISTICS,
+            "this task has no rounds",
+            "use chat, classify or oneshot",
+        ),
         ("exchange", recipe.exchange is not None, "an exchange runs in one process", "remove it"),
         (
             "compare.baselines",
@@ -151,12 +158,23 @@ def refuse_rows(recipe: Recipe) -> None:
             "pooled is one model on everybody's rows, and exists nowhere",
             "leave pooled out; base and alone are computed at the nodes",
         ),
+        (
+            "compare.partitions",
+            compare.partitions != partitions,
+            "random partitions deal everybody's rows out anew",
+            "remove it",
+        ),
         ("compare.forms", bool(compare.forms), "other forms of test rows would be made here", "set it to []"),
         ("compare.retention_text", compare.retention_text is not None, "it is scored by this process", "remove it"),
         ("data.public", recipe.data.public is not None, "public rows are taken out of the clients' file", "remove it"),
         ("synthetic", recipe.synthetic is not None, "rows are written beside those of clients", "remove it"),
         ("semi", recipe.semi is not None, "rows without a label are prepared by this process", "remove it"),
-        ("model.head", recipe.model.head in ("ridge", "lda"), "this head is scaled on rows", "use base or random"),
+        (
+            "model.head",
+            procedure.rounds and recipe.model.head in ("ridge", "lda"),
+            "this head is scaled on rows",
+            "use base or random",
+        ),
         (
             "model.scratch.text",
             scratch is not None and scratch.text is None,

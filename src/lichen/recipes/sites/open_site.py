@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Protocol, final
 
 from lichen.core.contracts.client import ClientTask, Source
 from lichen.core.contracts.model import Batch, CohortModel
@@ -35,9 +35,10 @@ from lichen.recipes.rows.site_rows import SiteRows, read_site, refuse_everybodys
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Announcement, Assignment
 from lichen.recipes.sites.open_server import refuse_rows
+from lichen.recipes.sites.statistics_node import statistics_node
 from lichen.tasks.registry import task_of
 
-__all__ = ["LoadedSite", "Site", "open_site"]
+__all__ = ["LoadedSite", "Node", "RoundsNode", "Site", "open_site"]
 
 
 @final
@@ -68,23 +69,77 @@ class OwnClients:
         return self.inner.batches(clients, seed)
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedSite:
-    """A site at its place in the roster.
+class Node(Protocol):
+    """What answers jobs."""
 
-    Attributes:
-        experiment: What its clients' tasks are made of; of other sites' clients there is only their number.
-        numbers: Its clients' numbers in the roster.
+    @property
+    def base(self) -> str:
+        """Digest of the frozen model."""
+        ...
+
+    @property
+    def start(self) -> Shared:
+        """What its clients begin from."""
+        ...
+
+    def client_tasks(self) -> dict[str, ClientTask]:
+        """All that its clients can be asked to do."""
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RoundsNode:
+    """A node whose clients train in rounds.
+
+    Args:
+        experiment: What their tasks are made of.
     """
 
     experiment: Experiment
+
+    @property
+    def base(self) -> str:
+        """Digest of the frozen model."""
+        return self.experiment.model.base
+
+    @property
+    def start(self) -> Shared:
+        """What all begin from."""
+        return self.experiment.start
+
+    def client_tasks(self) -> dict[str, ClientTask]:
+        """All that its clients can be asked to do."""
+        return client_tasks(self.experiment)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedSite:
+    """A site at its place in the roster: a node of its own clients alone.
+
+    Attributes:
+        node: Answers; of other sites' clients it knows only that they are there.
+        numbers: Its clients' numbers in the roster.
+    """
+
+    node: Node
     numbers: tuple[int, ...]
+
+    @property
+    def base(self) -> str:
+        """Digest of the frozen model."""
+        return self.node.base
+
+    @property
+    def start(self) -> Shared:
+        """What all begin from."""
+        return self.node.start
 
     def client_tasks(self) -> dict[str, ClientTask]:
         """All that its clients can be asked to do, by their numbers in the roster; of others everything is refused."""
         own = frozenset(self.numbers)
-        made = client_tasks(self.experiment)
+        made = self.node.client_tasks()
         return {name: replace(task, source=OwnClients(task.source, own)) for name, task in made.items()}
 
 
@@ -139,6 +194,10 @@ class Site:
         """
         self.check(assigned)
         mine, own = self.announcement.members, assigned.numbers
+        if not task_of(self.recipe.task).procedure.rounds:
+            clients_data = dict(zip(own, self.rows.clients_data, strict=True))
+            node = statistics_node(self.recipe, _own_roster(mine, assigned), assigned.labels, clients_data)
+            return LoadedSite(node=node, numbers=own)
         encoded = self.encode(assigned.labels)
         server = ServerSide(
             recipe=self.recipe,
@@ -155,7 +214,7 @@ class Site:
             return tuple(some[place[n]] if n in place else nothing for n in range(assigned.clients))
 
         clients = ClientSide(train=shards(encoded.train), valid=shards(encoded.valid), test=shards(encoded.test))
-        return LoadedSite(experiment=Experiment(server=server, clients=clients), numbers=own)
+        return LoadedSite(node=RoundsNode(Experiment(server=server, clients=clients)), numbers=own)
 
 
 def open_site(

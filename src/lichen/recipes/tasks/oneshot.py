@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import final
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lichen.clients.statistics.closed_head import predict
 from lichen.clients.statistics.sufficient import Statistics
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import collect
@@ -25,18 +27,17 @@ from lichen.core.contracts.algorithm import Report
 from lichen.core.contracts.client import ClientTask
 from lichen.core.contracts.engine import Engine
 from lichen.core.message import Job
-from lichen.core.roster import PARTS, Member, Roster, declared_name
 from lichen.core.seeds import numpy_generator
 from lichen.core.store import ClientStore, save_tree
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.content_digest import records_digest
-from lichen.data.batches.shards import ArrayShard, EvalSource
+from lichen.data.batches.shards import ArrayShard
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event
 from lichen.recipes.artifacts.inputs import Inputs, agree
 from lichen.recipes.assemble.class_names import save_class_names
-from lichen.recipes.assemble.column import Column, over_ranks
+from lichen.recipes.assemble.column import Column, over_ranks, recipe_engine
 from lichen.recipes.assemble.experiment import values_N
 from lichen.recipes.assemble.features import encoder_of, featurizer
 from lichen.recipes.assemble.open import fetch_named
@@ -47,11 +48,10 @@ from lichen.recipes.rows.prepare import ClientData, classes_of, first_of, gather
 from lichen.recipes.rows.public import labelled_of, split_public
 from lichen.recipes.rows.reading import report_read
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.sites.statistics_node import feature_source, roster_of, solver_of
 from lichen.recipes.tasks.outcome import TaskResult, baseline, over_all_rows, tested
-from lichen.server.lda import Lda
-from lichen.server.ridge import Ridge
 
-__all__ = ["confusion", "oneshot", "predict", "run_oneshot", "solve"]
+__all__ = ["confusion", "engine_for", "oneshot", "run_oneshot", "save_head", "solve", "way_of"]
 
 
 @final
@@ -69,40 +69,54 @@ class OneShot:
 
 
 def engine_for(
-    recipe: Recipe, shards: Sequence[ArrayShard], classes: int, folder: RunFolder
+    recipe: Recipe,
+    shards: Sequence[ArrayShard],
+    classes: int,
+    folder: RunFolder,
+    *,
+    base: str = "",
+    nodes: ExitStack | None = None,
 ) -> tuple[Engine, Admission]:
-    """An engine whose clients hold shards, on several ranks all of theirs; and what counts of their messages."""
+    """An engine whose clients hold shards, on several ranks all of theirs; and what counts of their messages.
+
+    Args:
+        recipe: The recipe.
+        shards: Features by client.
+        classes: How many.
+        folder: The run folder.
+        base: Digest of the encoder.
+        nodes: The clients live where the recipe's engine says, in processes that this stack ends; None: here.
+    """
     work = Statistics(features=lambda batch: batch["x_CBF"], classes=classes, width=shards[0].x.shape[-1])
-    client_task = ClientTask(work=work, source=EvalSource(shards, batch_size=256, pad=0))
-    store = ClientStore(folder.path / "state" / "none")
-    local = LocalEngine({"statistics": client_task}, store, block_size=recipe.engine.clients_per_block or 64)
-    return over_ranks(folder.ranks, local), counting("statistics", work, [shard.size for shard in shards])
+    client_task = ClientTask(work=work, source=feature_source(shards))
+    store, block = ClientStore(folder.path / "state" / "none"), recipe.engine.clients_per_block or 64
+    local = LocalEngine({"statistics": client_task}, store, base=base, block_size=block)
+    engine = over_ranks(folder.ranks, local)
+    if nodes is not None and recipe.engine_kind.nodes:
+        engine = recipe_engine(recipe, folder, store, nodes, local=lambda: local)
+    return engine, counting("statistics", work, [shard.size for shard in shards])
 
 
-def solver_of(recipe: Recipe) -> Lda | Ridge:
-    """How the recipe solves for the head."""
-    return Lda() if recipe.model.head == "lda" else Ridge(lam=recipe.ridge)
+def way_of(recipe: Recipe) -> str:
+    """How the recipe solves for the head, in a word."""
+    return "lda" if recipe.model.head == "lda" else f"lambda={recipe.ridge:g}"
 
 
-def solve(recipe: Recipe, engine: Engine, admission: Admission, clients: Sequence[int]) -> Tree:
+def solve(recipe: Recipe, engine: Engine, admission: Admission, clients: Sequence[int], *, base: str = "") -> Tree:
     """One round: ask these clients for their statistics, add them up, solve."""
     rule = solver_of(recipe)
-    job = Job(work="statistics", shared=Shared(), version=0, clients=tuple(clients), seed=0)
+    job = Job(work="statistics", shared=Shared(), version=0, clients=tuple(clients), seed=0, base=base)
     total = collect(engine, [job], rule, admission=admission).total
     return rule.close(total, Shared())[0].trainable
-
-
-def predict(head: Tree, x_NF: np.ndarray) -> Tensor:
-    """Class of every row."""
-    scores_NK = torch.from_numpy(x_NF).double() @ head["head.weight"].double().T + head["head.bias"].double()
-    return scores_NK.argmax(1)
 
 
 def confusion(head: Tree, shard: ArrayShard, classes: int) -> Tensor:
     """Counts ``(K, K)`` of (true, predicted)."""
     out = torch.zeros(classes, classes, dtype=torch.float64)
     truth = torch.from_numpy(shard.labels)
-    out.index_put_((truth, predict(head, shard.x)), torch.ones(len(truth), dtype=torch.float64), accumulate=True)
+    out.index_put_(
+        (truth, predict(head, torch.from_numpy(shard.x))), torch.ones(len(truth), dtype=torch.float64), accumulate=True
+    )
     return out
 
 
@@ -114,12 +128,13 @@ def oneshot(
     folder: RunFolder,
     observer: Callable[[Event], None],
     say: Callable[[str], None],
+    base: str = "",
 ) -> OneShot:
-    """Run the round and hold it against alone, pooled and re-partitioned data."""
-    start = time.perf_counter()
-    engine, admission = engine_for(recipe, train, classes, folder)
-    everyone = range(len(train))
-    head = solve(recipe, engine, admission, everyone)
+    """Run the round and hold it against alone, pooled and re-partitioned data; ``base``: digest of the encoder."""
+    start, everyone = time.perf_counter(), range(len(train))
+    with ExitStack() as stack:
+        engine, admission = engine_for(recipe, train, classes, folder, base=base, nodes=stack)
+        head = solve(recipe, engine, admission, everyone, base=base)
 
     def column(heads: Sequence[Tree]) -> Column:
         metrics = {"confusion": torch.stack([confusion(h, s, classes) for h, s in zip(heads, test, strict=True)])}
@@ -136,8 +151,7 @@ def oneshot(
         bytes_down=engine.bytes_down,
         seconds=seconds,
     )
-    grid = "lda" if recipe.model.head == "lda" else f"lambda={recipe.ridge:g}"
-    observer(Event(column="federated", report=report, total_rounds=1, grid=grid))
+    observer(Event(column="federated", report=report, total_rounds=1, grid=way_of(recipe)))
     if "alone" in recipe.compare.baselines:
         columns["alone"] = column([solve(recipe, *engine_for(recipe, [s], classes, folder), (0,)) for s in train])
     x = np.concatenate([s.x for s in train])
@@ -146,7 +160,7 @@ def oneshot(
     if "pooled" in recipe.compare.baselines:
         columns["pooled"] = column([whole] * len(test))
     say(f"comparing with pooled under {recipe.compare.partitions} random partitions")
-    test_x = np.concatenate([s.x for s in test])
+    test_x = torch.from_numpy(np.concatenate([s.x for s in test]))
     same, worst = 0, _difference(head, whole)
     for p in range(recipe.compare.partitions):
         rng = numpy_generator(recipe.seed, "partition", p)
@@ -170,10 +184,13 @@ def _difference(a: Tree, b: Tree) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in b)
 
 
-def _roster(clients_data: Sequence[ClientData]) -> Roster:
-    """What clients declare: their names and how many rows they have."""
-    rows = {one.name: {part: len(getattr(one, part)) for part in PARTS} for one in clients_data}
-    return Roster(tuple(Member(name=declared_name(name), rows=mine) for name, mine in rows.items()))
+def save_head(folder: RunFolder, recipe: Recipe, head: Tree, classes: Sequence[str]) -> None:
+    """Write the head, and what it is a head of."""
+    if folder.ranks.first:
+        save_tree(folder.path / "model" / "head.safetensors", head, shared=True)
+        save_tree(folder.path / "state" / "final.safetensors", head)
+    about = {"encoder": recipe.model.name, "pooling": "mean", "normalize": True, "classes": list(classes)}
+    folder.write_json("model/config.json", about, shared=True)
 
 
 def run_oneshot(
@@ -193,7 +210,7 @@ def run_oneshot(
         folder, recipe, Inputs(rows=len(gathered.records), data=records_digest(gathered.records), model=features.base)
     )
     save_class_names(folder, classes)
-    save_roster(folder, _roster(clients_data))
+    save_roster(folder, roster_of(clients_data))
     say(f"features of {sum(len(o.train) + len(o.test) for o in clients_data):,} rows of {len(clients_data)} clients")
 
     def shards_of_part(part: str) -> list[ArrayShard]:
@@ -208,13 +225,9 @@ def run_oneshot(
         return [ArrayShard(x=tree["x"].numpy(), labels=tree["labels"].numpy()) for tree in mine]
 
     train, test = shards_of_part("train"), shards_of_part("test")
-    done = oneshot(recipe, train, test, len(classes), folder, observer, say)
+    done = oneshot(recipe, train, test, len(classes), folder, observer, say, features.base)
     columns = {**done.columns, **baseline(recipe, train, test, classes)}
-    if folder.ranks.first:
-        save_tree(folder.path / "model" / "head.safetensors", done.head, shared=True)
-        save_tree(folder.path / "state" / "final.safetensors", done.head)
-    about = {"encoder": recipe.model.name, "pooling": "mean", "normalize": True, "classes": list(classes)}
-    folder.write_json("model/config.json", about, shared=True)
+    save_head(folder, recipe, done.head, classes)
     extra: dict[str, float | str | None] = {
         "partitions": float(done.partitions),
         "partitions.identical": float(done.identical),

@@ -19,7 +19,7 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.server.fair import per_client_gain
 from lichen.tasks.registry import task_of
 
-__all__ = ["TaskResult", "baseline", "gained", "over_all_rows", "tested"]
+__all__ = ["TaskResult", "baseline", "by_class", "gained", "over_all_rows", "tested"]
 
 MAX_CLASSES_LISTED = 20
 """Of more classes only the smallest and the largest count are told."""
@@ -89,7 +89,11 @@ def tested(tests: Sequence[Sequence[Record]], classes: Sequence[str]) -> dict[st
     """
     own = sorted(set(first_of(tests)))
     count = Counter(str(row.label) for at in own for row in tests[at])
-    counts = [count[name] for name in classes]
+    return by_class([count[name] for name in classes], classes)
+
+
+def by_class(counts: Sequence[int], classes: Sequence[str]) -> dict[str, float | str | None]:
+    """The same from the number of rows of each class, in class order."""
     each = ", ".join(f"{name} {n}" for name, n in zip(classes, counts, strict=True))
     if len(classes) > MAX_CLASSES_LISTED:
         each = f"{len(classes)} classes with {min(counts)} to {max(counts)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -35,9 +36,11 @@ from lichen.recipes.sites.open_server import open_server, refuse_rows
 from lichen.recipes.sites.site_engines import SiteProcesses
 from lichen.recipes.tasks.adapt import save_result
 from lichen.recipes.tasks.coverage import trained
-from lichen.recipes.tasks.learning import EventObserver, federated_column, scored
+from lichen.recipes.tasks.learning import Engines, EventObserver, federated_column, scored
+from lichen.recipes.tasks.oneshot_alone import solve_alone
 from lichen.recipes.tasks.outcome import TaskResult, over_all_rows
 from lichen.recipes.tasks.private_columns import alone_columns
+from lichen.tasks.registry import task_of
 
 __all__ = ["run_server_alone"]
 
@@ -59,7 +62,7 @@ def run_server_alone(
     *,
     sites: Mapping[str, Path] | None = None,
 ) -> TaskResult:
-    """Any task that is learned in rounds, without a row in this process.
+    """Any task that is learned in rounds, or solved from statistics, without a row in this process.
 
     Args:
         recipe: The recipe.
@@ -79,6 +82,11 @@ def run_server_alone(
     roster, labels, engine_of = nodes
     save_roster(folder, roster)
     say(f"{len(roster)} clients, {sum(roster.rows('train')):,} rows to train on")
+    if not task_of(recipe.task).procedure.rounds:
+        with ExitStack() as stack:
+            engines: Engines = lambda store: engine_of(store, stack, None)  # noqa: E731
+            solved = solve_alone(recipe, folder, observer, say, roster, labels, engines)
+            return replace(solved, counts=tuple(_counts(roster)))
     loaded = open_server(recipe, roster, labels=labels, say=say)
     server = loaded.server
     agree(folder, recipe, _inputs(server))

@@ -1,0 +1,62 @@
+"""A node of a recipe: what it can be asked, with the rows of one site or with everybody's, and what answers for it.
+
+Of a task without rounds its clients are asked for statistics of frozen features
+(:mod:`lichen.recipes.sites.statistics_node`), of any other what its parts say (:mod:`lichen.recipes.assemble.parts`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lichen.core.store import ClientStore
+from lichen.engines.remote.talks import Talks
+from lichen.engines.remote.worker import SiteWorker
+from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.assemble.parts import down_of
+from lichen.recipes.schema.read import recipe_sha256
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.sites.open_site import Node, RoundsNode, open_site
+from lichen.recipes.sites.place import SitePlace
+from lichen.recipes.sites.site_node import site_answers
+from lichen.recipes.sites.statistics_node import open_statistics
+from lichen.tasks.registry import task_of
+
+__all__ = ["node_worker"]
+
+
+def node_worker(recipe: Recipe, state: Path, data: Path | None = None) -> SiteWorker:
+    """What answers a node's questions, its rows read.
+
+    Args:
+        recipe: The recipe.
+        state: Where its clients' private state lies.
+        data: The rows of the one site that this node is; it saves its place in ``state``. None: all of the recipe's.
+
+    Raises:
+        LichenError: whatever does not fit, by its key or file.
+    """
+    place = None if data is None else SitePlace(open_site(recipe, data), state)
+    whole = _whole(recipe) if place is None else None
+
+    def talks(name: str) -> Talks:
+        node = whole if place is None else place.loaded()
+        assert node is not None
+        return Talks(
+            node.client_tasks(),
+            ClientStore(state / name, listed=True),
+            base=node.base,
+            device=recipe.model.device,
+            down=down_of(recipe),
+            agreed=node.start,
+        )
+
+    if place is None:
+        return SiteWorker(talks)
+    return SiteWorker(talks, recipe=recipe_sha256(recipe), also=site_answers(place))
+
+
+def _whole(recipe: Recipe) -> Node:
+    """A node with everybody's rows."""
+    if not task_of(recipe.task).procedure.rounds:
+        return open_statistics(recipe)
+    return RoundsNode(open_recipe(recipe).experiment)

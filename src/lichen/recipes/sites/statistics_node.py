@@ -1,0 +1,185 @@
+"""What the clients of task ``oneshot`` can be asked at a node: statistics, scores of a head, and heads of their own.
+
+Rows become frozen features when their client is first asked, so that a node encodes the rows of its own clients alone.
+
+Legend: C clients, B rows, d features, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+from torch import Tensor
+
+from lichen.clients.distillation.teacher_labels import NoBatches
+from lichen.clients.statistics.closed_head import HeadConfusion, OwnHead
+from lichen.clients.statistics.declare import Declare
+from lichen.clients.statistics.sufficient import Statistics
+from lichen.core.contracts.client import ClientTask, ClientWork, Source
+from lichen.core.contracts.model import Batch
+from lichen.core.message import Message
+from lichen.core.roster import PARTS, Member, Roster, declared_name
+from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
+from lichen.data.batches.shards import ArrayShard, EvalSource
+from lichen.data.sources.record import Record
+from lichen.recipes.assemble.features import encoder_of, featurizer
+from lichen.recipes.assemble.open import fetch_named
+from lichen.recipes.assemble.sides.clients import TOKENS
+from lichen.recipes.rows.prepare import ClientData, classes_of, gather_all
+from lichen.recipes.rows.public import labelled_of, split_public
+from lichen.recipes.schema.recipe import Recipe
+from lichen.server.lda import Lda
+from lichen.server.ridge import Ridge
+
+__all__ = [
+    "feature_source",
+    "open_statistics",
+    "roster_of",
+    "solver_of",
+    "statistics_node",
+    "statistics_works",
+]
+
+
+def solver_of(recipe: Recipe) -> Lda | Ridge:
+    """How the recipe solves for the head."""
+    return Lda() if recipe.model.head == "lda" else Ridge(lam=recipe.ridge)
+
+
+def roster_of(clients_data: Sequence[ClientData]) -> Roster:
+    """What clients declare: their names and how many rows they have."""
+    rows = {one.name: {part: len(getattr(one, part)) for part in PARTS} for one in clients_data}
+    return Roster(tuple(Member(name=declared_name(name), rows=mine, group=TOKENS) for name, mine in rows.items()))
+
+
+def _features(batch: Batch) -> Tensor:
+    return batch["x_CBF"]
+
+
+def feature_source(shards: Mapping[int, ArrayShard] | Sequence[ArrayShard]) -> EvalSource:
+    """Batches of features, each row once."""
+    return EvalSource(shards, batch_size=256, pad=0)
+
+
+def statistics_works(recipe: Recipe, roster: Roster, *, classes: int, width: int) -> dict[str, ClientWork]:
+    """All that clients of this recipe can be asked to do, by name; made without a row.
+
+    Args:
+        recipe: Says how a head is solved for.
+        roster: The clients.
+        classes: K.
+        width: d.
+    """
+    statistics, rule = Statistics(_features, classes=classes, width=width), solver_of(recipe)
+
+    def solve(message: Message) -> Tree:
+        return rule.close(rule.add(rule.zero(), message), Shared())[0].trainable
+
+    return {
+        "roster": Declare(roster),
+        "statistics": statistics,
+        "test": HeadConfusion(_features, classes=classes),
+        "alone": OwnHead(statistics, solve),
+        "alone.test": HeadConfusion(_features, classes=classes, personal=True),
+    }
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FeatureRows:
+    """Each row of a client once, as frozen features, made when it is first asked for.
+
+    Args:
+        rows: By client.
+        make: Encodes them.
+    """
+
+    rows: Mapping[int, Sequence[Record]]
+    make: Callable[[Sequence[Record]], ArrayShard]
+    made: dict[int, ArrayShard] = field(default_factory=dict, init=False)
+
+    def shape(self, client: int) -> Hashable:
+        """All rows are equally wide."""
+        return ()
+
+    def batches(self, clients: Sequence[int], seed: int) -> Iterator[Batch]:
+        """The features of these clients."""
+        for client in clients:
+            if client not in self.made:
+                self.made[client] = self.make(self.rows.get(client, ()))
+        return feature_source(self.made).batches(clients, seed)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatisticsNode:
+    """A node of the task, with the rows of some clients.
+
+    Attributes:
+        recipe: The recipe.
+        roster: Its clients.
+        classes: K.
+        width: d.
+        base: Digest of the encoder.
+        train: The clients' training rows.
+        test: Their test rows.
+    """
+
+    recipe: Recipe
+    roster: Roster
+    classes: int
+    width: int
+    base: str
+    train: Source
+    test: Source
+
+    @property
+    def start(self) -> Shared:
+        """Clients begin from nothing."""
+        return Shared()
+
+    def client_tasks(self) -> dict[str, ClientTask]:
+        """All that its clients can be asked to do."""
+        sources: Mapping[str, Source] = {
+            **{"roster": NoBatches(), "statistics": self.train, "alone": self.train},
+            **{"test": self.test, "alone.test": self.test},
+        }
+        works = statistics_works(self.recipe, self.roster, classes=self.classes, width=self.width)
+        return {name: ClientTask(work=work, source=sources[name]) for name, work in works.items()}
+
+
+def statistics_node(
+    recipe: Recipe, roster: Roster, classes: Sequence[str], clients_data: Mapping[int, ClientData]
+) -> StatisticsNode:
+    """A node with the rows of these clients, by their number in the roster; the encoder is loaded."""
+    features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
+    make = featurizer(recipe, features, tokenizer, classes)
+    train, test = (
+        FeatureRows({number: getattr(one, part) for number, one in clients_data.items()}, make)
+        for part in ("train", "test")
+    )
+    return StatisticsNode(
+        recipe=recipe,
+        roster=roster,
+        classes=len(classes),
+        width=features.width,
+        base=features.base,
+        train=train,
+        test=test,
+    )
+
+
+def open_statistics(recipe: Recipe) -> StatisticsNode:
+    """A node that opens the recipe's data, with everybody's rows.
+
+    Raises:
+        LichenError: whatever does not fit, by its key.
+    """
+    fetch_named(recipe, lambda _: None)
+    gathered = gather_all(recipe)
+    clients_data = labelled_of(split_public(recipe, gathered.records).clients_data)
+    classes = classes_of(recipe, gathered.records)
+    return statistics_node(recipe, roster_of(clients_data), classes, dict(enumerate(clients_data)))

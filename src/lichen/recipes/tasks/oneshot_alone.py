@@ -1,0 +1,141 @@
+"""Runs task ``oneshot`` as the server alone: statistics, heads of single clients and all test counts come from jobs.
+
+Clients solve for heads of their own by themselves, and keep them. ``pooled`` and random partitions would need the rows
+of all in one place.
+
+Legend: N clients, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+import torch
+
+from lichen.algorithms.scores import score
+from lichen.core.collecting.admission import Admission
+from lichen.core.collecting.collect import collect
+from lichen.core.contracts.algorithm import Report
+from lichen.core.contracts.engine import Engine
+from lichen.core.message import Job
+from lichen.core.roster import PARTS, Roster
+from lichen.core.store import ClientStore
+from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
+from lichen.present.trace import Event
+from lichen.recipes.artifacts.inputs import Inputs, agree
+from lichen.recipes.assemble.class_names import save_class_names
+from lichen.recipes.assemble.column import Column
+from lichen.recipes.assemble.experiment import values_N
+from lichen.recipes.assemble.features import encoder_of
+from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.sides.limits import counting
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.sites.open_server import declared_classes
+from lichen.recipes.sites.statistics_node import solver_of, statistics_works
+from lichen.recipes.tasks.learning import Engines, EventObserver
+from lichen.recipes.tasks.oneshot import save_head, way_of
+from lichen.recipes.tasks.outcome import TaskResult, by_class, over_all_rows
+from lichen.server.sums.fixed_point import read_sums
+from lichen.tasks.registry import task_of
+
+__all__ = ["solve_alone"]
+
+
+def solve_alone(
+    recipe: Recipe,
+    folder: RunFolder,
+    observer: EventObserver,
+    say: Callable[[str], None],
+    roster: Roster,
+    labels: Sequence[str],
+    engines: Engines,
+) -> TaskResult:
+    """The head, and how it and its baselines score, without a row in this process.
+
+    Args:
+        recipe: A recipe that :func:`lichen.recipes.sites.open_server.refuse_rows` lets pass.
+        folder: The run folder.
+        observer: Sees the one round.
+        say: Called with lines of progress.
+        roster: Who takes part.
+        labels: Those that sites have announced, in class order; none: by the recipe.
+        engines: Make an engine over the nodes.
+
+    Raises:
+        LichenError: if nothing says what the classes are, or no client answers.
+    """
+    classes = tuple(labels) or declared_classes(recipe, roster)
+    features, _ = encoder_of(recipe, str(recipe.model.name), exact=True)
+    works = statistics_works(recipe, roster, classes=len(classes), width=features.width)
+    inputs = Inputs(rows=sum(sum(roster.rows(part)) for part in PARTS), data=roster.digest(), model=features.base)
+    agree(folder, recipe, inputs)
+    save_class_names(folder, classes)
+
+    @cache
+    def nodes() -> Engine:
+        return engines(ClientStore(folder.clients("alone", way_of(recipe))))
+
+    def job(work: str, head: Tree | None = None, version: int = 0) -> Job:
+        shared, everyone = Shared(head or {}), tuple(range(len(roster)))
+        return Job(work=work, shared=shared, version=version, clients=everyone, seed=0, base=features.base)
+
+    def counts(work: str, part: str) -> Admission:
+        return counting(work, works[work], roster.rows(part))
+
+    def learn() -> Tree:
+        engine, rule = nodes(), solver_of(recipe)
+        start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
+        total = collect(engine, [job("statistics")], rule, admission=counts("statistics", "train")).total
+        head = rule.close(total, Shared())[0].trainable
+        sent = torch.tensor([engine.bytes_up - up, engine.bytes_down - down])
+        metrics = score(engine, job("test", head), counts("test", "test"))[1]
+        seconds = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
+        found = {"confusion": metrics["confusion"], "rows": read_sums(total)["n"], "sent": sent, "seconds": seconds}
+        return {**head, **found}
+
+    def learn_alone() -> Tree:
+        engine = nodes()
+        collect(engine, [job("alone")], admission=counts("alone", "train"))
+        return score(engine, job("alone.test", version=1), counts("alone.test", "test"))[1]
+
+    def column(metrics: Tree) -> Column:
+        return Column(value_N=values_N(recipe, metrics), metrics=metrics)
+
+    say("the nodes encode their rows and send statistics")
+    found = folder.tree("federated", learn)
+    head, confusion_NKK = {name: x for name, x in found.items() if name.startswith("head.")}, found["confusion"]
+    columns = {"federated": column({"confusion": confusion_NKK})}
+    report = Report(
+        round=1,
+        clients=tuple(range(len(roster))),
+        metrics={"value": float(columns["federated"].value_N.mean())},
+        tokens=sum(roster.rows("train")),
+        bytes_up=int(found["sent"][0]),
+        bytes_down=int(found["sent"][1]),
+        seconds=float(found["seconds"]),
+    )
+    observer(Event(column="federated", report=report, total_rounds=1, grid=way_of(recipe)))
+    if "alone" in recipe.compare.baselines:
+        say("each client solves for a head of its own")
+        columns["alone"] = column({"confusion": folder.tree("alone", learn_alone)["confusion"]})
+    columns |= _constant(recipe, found["rows"].numpy(), confusion_NKK, classes)
+    save_head(folder, recipe, head, classes)
+    tested = by_class([int(n) for n in confusion_NKK.sum((0, 2)).tolist()], classes)
+    return TaskResult(columns=columns, clients=roster.names, extra={**over_all_rows(recipe, columns), **tested})
+
+
+def _constant(
+    recipe: Recipe, rows_K: np.ndarray, confusion_NKK: torch.Tensor, classes: Sequence[str]
+) -> dict[str, Column]:
+    """The column of the class that most training rows have, whatever the row: from counts, as from the rows."""
+    labels = task_of(recipe.task).labels
+    assert labels is not None
+    rows_N = np.repeat(np.arange(len(classes)), rows_K.astype(np.int64))
+    always = int(labels.constant(rows_N, classes).argmax())
+    metrics = {"confusion": torch.zeros_like(confusion_NKK)}
+    metrics["confusion"][:, :, always] = confusion_NKK.sum(2)
+    return {labels.baseline: Column(value_N=values_N(recipe, metrics), metrics=metrics)}
