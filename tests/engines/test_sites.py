@@ -443,6 +443,23 @@ def test_a_worker_hands_out_nothing_of_a_session_that_is_over(tmp_path: Path) ->
     assert talks.trained == 1
 
 
+def test_a_hand_is_answered_with_what_has_come_and_places_of_another_instance_do_not_count(tmp_path: Path) -> None:
+    talks = Talks(compressed_run.coded(MADE), ClientStore(tmp_path))
+    worker = SiteWorker(lambda rate: talks, instance="second")
+    thread = worker.start()
+
+    def handed(number: int, **values: object) -> list[tuple[int, int]]:
+        body = order(number, (0,), b"J", pack_job(replace(JOB, clients=(0,))), **values)  # type: ignore[arg-type]
+        came = unpack_outcomes(worker.answer(HAND, b"w" + body)[1:])
+        return [(one.place, one.order) for one in came.outcomes]
+
+    assert handed(1, after=7, of="first", wait=20.0) == [(1, 1)]
+    assert handed(1, after=7, of="first", wait=20.0) == [(1, 1)]
+    assert handed(2, after=1, of="second", wait=20.0) == [(2, 2)]
+    worker.close()
+    thread.join()
+
+
 def test_a_saved_answer_is_whole_or_none(tmp_path: Path) -> None:
     saved = SavedAnswers(tmp_path)
     for version in range(4):

@@ -25,6 +25,7 @@ from lichen.engines.remote.requests import (
     CANCEL,
     FETCH,
     HAND,
+    Fetched,
     Request,
     Work,
     pack_values,
@@ -137,32 +138,40 @@ class Line:
             self._answer(item)
 
     def _answer(self, item: Followup) -> None:
-        body = pack_answer(item.errand.order, item.answer)
-        there = self._hand_over(item.order, (item.client,), b"A", body, item.errand.instance)
-        if item.answer is not None and there:
+        body, waits = pack_answer(item.errand.order, item.answer), item.answer is not None
+        there = self._hand_over(item.order, (item.client,), b"A", body, item.errand.instance, waits=waits)
+        if there is not None and waits:
             self._open[item.order] = _Open(item.errand, {item.client}, followup=True)
-        elif item.answer is not None:
+            self._take(there)
+        elif waits:
             self.arrived.put((item.errand, item.client, _replaced()))
 
     def _hand(self, errand: Errand) -> None:
-        if self._hand_over(errand.order, errand.job.clients, b"J", pack_job(errand.job), errand.relies):
+        there = self._hand_over(errand.order, errand.job.clients, b"J", pack_job(errand.job), errand.relies, waits=True)
+        if there is not None:
             errand.instance = self.instance
             self._open[errand.order] = _Open(errand, errand.pending)
+            self._take(there)
         else:
             self._once_more(errand)
 
-    def _hand_over(self, order: int, clients: tuple[int, ...], kind: bytes, body: bytes, instance: str) -> bool:
-        """Whether the site has it; not where another instance was meant."""
+    def _hand_over(
+        self, order: int, clients: tuple[int, ...], kind: bytes, body: bytes, instance: str, *, waits: bool
+    ) -> Fetched | None:
+        """What came of the site's orders so far, if it is waited for; None where another instance was meant."""
+        wait = _WAIT if waits and self._items.empty() else 0.0
         values: dict[str, object] = {"order": order, "clients": list(clients), "instance": instance}
-        answer = self._ask(HAND, values, frame_head(kind, len(body)), body)
+        values |= {"after": self._after, "of": self.instance, "wait": wait}
+        answer = self._ask(HAND, values, frame_head(kind, len(body)), body, wait=wait)
         try:
-            values = unpack_values(answer)[0]
-            known, ok = str(values["instance"]), bool(values["ok"])
+            known = unpack_values(answer)[0]
+            fetched = unpack_outcomes(answer) if known["ok"] else None
+            now = str(known["instance"])
         except (LichenError, KeyError):
             what = LichenError("answered what it was handed with something else", where="node", fix=SAME)
             raise SiteError(self.site, "failed", what) from None
-        self._now(known)
-        return ok
+        self._now(now)
+        return fetched
 
     def _fetch(self) -> None:
         data = self._ask(FETCH, {"after": self._after, "wait": _WAIT}, wait=_WAIT)
@@ -170,9 +179,11 @@ class Line:
             fetched = unpack_outcomes(data)
         except LichenError as error:
             raise SiteError(self.site, "failed", error) from None
+        if not self._now(fetched.instance):
+            self._take(fetched)
+
+    def _take(self, fetched: Fetched) -> None:
         self.work = fetched.work
-        if self._now(fetched.instance):
-            return
         for outcome in fetched.outcomes:
             if outcome.place > self._after:
                 self._after = outcome.place

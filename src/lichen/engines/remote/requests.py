@@ -3,17 +3,19 @@
 ==========  ========================================================  =====================================
 kind        values                                                    payload
 ==========  ========================================================  =====================================
-``hand``    ``order``, ``clients``, ``instance``                      one frame: a job, or a client's answer
+``hand``    ``order``, ``clients``, ``instance``, those of a fetch     one frame: a job, or a client's answer
 ``fetch``   ``after``, ``wait``                                       none
 ``cancel``  ``order``                                                 none
 ==========  ========================================================  =====================================
 
 Each also has ``session``, the server's process and engine; ``recipe``, the digest of what both ends must have; and
 ``state``, the name of the private state that it is for. Each may be asked twice, and is done once: an order by its
-number, a fetch by the place after which outcomes are missing. The site answers with its ``instance``; to ``hand`` with
-``ok``, false where another instance was meant, which held what the job goes on from; to ``fetch`` with ``outcomes``, a
-list of ``[place, order, client, bytes]`` whose frames are the payload, one after another, with ``busy``, whether more
-will come, and with ``work``, what the site is doing for anybody. Nothing here needs torch.
+number, a fetch by the place after which outcomes are missing. The site answers with its ``instance`` and ``ok``, which
+is false where a ``hand`` meant another instance, which held what the job goes on from. A ``fetch`` is answered with
+``outcomes``, a list of ``[place, order, client, bytes]`` whose frames are the payload, one after another, with
+``busy``, whether more will come, and with ``work``, what the site is doing for anybody. So is a ``hand`` that names
+``after``, ``wait`` and ``of``, the instance whose places are counted: of a quick job a server asks once. Nothing here
+needs torch.
 """
 
 from __future__ import annotations
@@ -147,8 +149,8 @@ class Fetched:
 def pack_outcomes(fetched: Fetched) -> bytes:
     """Its bytes."""
     rows = [[one.place, one.order, one.client, len(one.frames)] for one in fetched.outcomes]
-    values = {"instance": fetched.instance, "outcomes": rows, "busy": fetched.busy, "work": list(fetched.work)}
-    return pack_values(values, *(one.frames for one in fetched.outcomes))
+    values = {"instance": fetched.instance, "ok": True, "outcomes": rows, "busy": fetched.busy}
+    return pack_values({**values, "work": list(fetched.work)}, *(one.frames for one in fetched.outcomes))
 
 
 def unpack_outcomes(data: bytes) -> Fetched:

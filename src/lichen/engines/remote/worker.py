@@ -167,7 +167,10 @@ class SiteWorker:
                 first = next((i for i, one in enumerate(self._todo) if one.kind == b"J"), len(self._todo))
                 self._todo.insert(len(self._todo) if kind == b"J" else first, order)
                 self._changed.notify_all()
+        if "after" not in values:
             return pack_values({"instance": self.instance, "ok": True})
+        of_this = values["of"] == self.instance
+        return self._fetch(request, values if of_this else {**values, "after": 0}, payload)
 
     def _fetch(self, request: Request, values: dict[str, Any], payload: memoryview) -> bytes:
         after, wait = int(values["after"]), min(max(float(values["wait"]), 0.0), _LONGEST_WAIT)
