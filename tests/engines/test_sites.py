@@ -299,7 +299,8 @@ def test_a_server_that_goes_on_is_answered_from_the_sites_disks(running: Running
         later = [replace(JOB, version=version, seed=9) for version in (1, 2)]
         for job in later:
             assert len(replies(second, job)) == 6
-        assert all(sorted(os.listdir(running.folder / name / state / ".answers")) == ["1", "2"] for name in NAMES)
+        saved = [running.folder / name / state / ".answers" for name in NAMES]
+        until(lambda: all(sorted(os.listdir(folder)) == ["1", "2"] for folder in saved))
 
 
 def test_a_job_with_another_seed_or_without_its_private_state_is_trained_again(running: Running, state: str) -> None:

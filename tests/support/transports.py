@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from subprocess import STDOUT, Popen
+from subprocess import STDOUT, Popen, TimeoutExpired
 from typing import Protocol
 
 from lichen.core.children import bound_command, bound_environment
@@ -98,7 +98,8 @@ class Network:
         return self.processes[site].pid
 
     def restart(self, site: str) -> None:
-        if self.processes[site].poll() is not None:
+        with suppress(TimeoutExpired):
+            self.processes[site].wait(1)  # a killed one is missed before it has ended
             self.start(site)
         self.wait((site,))
 

@@ -238,9 +238,6 @@ class SiteWorker:
                 self._put(order, order.clients[0], frames)
                 return
             job, digest = talks.whole(order.body)
-            with self._changed:
-                oldest = min((one.version for one in order.session.outcomes if one.version >= 0), default=job.version)
-            talks.saved.acknowledge(min(job.version, oldest + 1))
             if job.clients != order.clients:
                 raise LichenError("a job is for other clients than its order", where="site", fix=_SAME)
         except Exception as error:
@@ -257,6 +254,9 @@ class SiteWorker:
             frames = talks.begin(order.number, mine, digest)
             again = talks.again(mine, digest) if len(frames) > _LITTLE else None
             self._put(order, client, frames, again, job.version)
+        with self._changed:  # after the work: disks take longer to delete a folder than a small job takes
+            oldest = min((one.version for one in order.session.outcomes if one.version >= 0), default=job.version)
+        talks.saved.acknowledge(min(job.version, oldest + 1))
 
     def _put(
         self, order: Order, client: int, frames: bytes, again: Callable[[], bytes] | None = None, version: int = -1
