@@ -100,7 +100,7 @@ def test_two_rates_over_three_sites_leave_the_local_engines_files(tmp_path: Path
         local = LocalEngine(client_tasks(made), ClientStore(own), block_size=4)
         federate(made.server, local, lr, 2, tmp_path / f"local-{lr}" / "server", lambda _: None)
         with FederatedEngine(
-            sites, lambda client: names[client % 3], rate=lr_name(lr), agreed=snapshot_name(made.start)
+            sites, lambda client: names[client % 3], state=lr_name(lr), agreed=snapshot_name(made.start)
         ) as engine:
             federate(made.server, engine, lr, 2, tmp_path / f"sites-{lr}" / "server", lambda _: None)
         server = [(tmp_path / f"{which}-{lr}" / "server").read_bytes() for which in ("local", "sites")]

@@ -129,7 +129,8 @@ class FederatedEngine:
         for view, some in groups.items():
             one = replace(job, clients=tuple(some), acked=dict.fromkeys(some, view) if view else {})
             self._count_down(sizes(one))
-            yield Errand(next(self._orders), self._numbers, one, relies[view] if view else "", set(some))
+            relied = relies[view] if view else ""
+            yield Errand(next(self._orders), self._numbers, one, relied, set(some), len(job.clients))
 
     def _count_down(self, count: int) -> None:
         with self._lock:

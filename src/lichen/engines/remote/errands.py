@@ -27,6 +27,7 @@ class Errand:
         job: For these clients.
         relies: The instance that holds the views the job goes on from; empty: any.
         pending: Clients of whom nothing has come.
+        invited: Clients of the job in all sites.
         instance: Which one it was handed to.
     """
 
@@ -35,6 +36,7 @@ class Errand:
     job: Job
     relies: str
     pending: set[int]
+    invited: int
     instance: str = ""
 
 

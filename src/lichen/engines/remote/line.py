@@ -147,7 +147,9 @@ class Line:
             self.arrived.put((item.errand, item.client, _replaced()))
 
     def _hand(self, errand: Errand) -> None:
-        there = self._hand_over(errand.order, errand.job.clients, b"J", pack_job(errand.job), errand.relies, waits=True)
+        there = self._hand_over(
+            errand.order, errand.job.clients, b"J", pack_job(errand.job), errand.relies, waits=True, invited=errand.invited
+        )
         if there is not None:
             errand.instance = self.instance
             self._open[errand.order] = _Open(errand, errand.pending)
@@ -156,11 +158,19 @@ class Line:
             self._once_more(errand)
 
     def _hand_over(
-        self, order: int, clients: tuple[int, ...], kind: bytes, body: bytes, instance: str, *, waits: bool
+        self,
+        order: int,
+        clients: tuple[int, ...],
+        kind: bytes,
+        body: bytes,
+        instance: str,
+        *,
+        waits: bool,
+        invited: int = 0,
     ) -> Fetched | None:
         """What came of the site's orders so far, if it is waited for; None where another instance was meant."""
         wait = _WAIT if waits and self._items.empty() else 0.0
-        values: dict[str, object] = {"order": order, "clients": list(clients), "instance": instance}
+        values: dict[str, object] = {"order": order, "clients": list(clients), "instance": instance, "invited": invited}
         values |= {"after": self._after, "of": self.instance, "wait": wait}
         answer = self._ask(HAND, values, frame_head(kind, len(body)), body, wait=wait)
         try:
@@ -233,7 +243,7 @@ class Line:
         clients = tuple(client for client in errand.job.clients if client in errand.pending)
         job = replace(errand.job, clients=clients, acked={})
         self.again(sizes(job))
-        self.put(Errand(next(self.orders), errand.number, job, "", set(clients)))
+        self.put(Errand(next(self.orders), errand.number, job, "", set(clients), errand.invited))
 
     def _failed(self, item: Item | None, error: SiteError) -> None:
         now = time.monotonic()

@@ -3,7 +3,8 @@
 ==========  ========================================================  =====================================
 kind        values                                                    payload
 ==========  ========================================================  =====================================
-``hand``    ``order``, ``clients``, ``instance``, those of a fetch     one frame: a job, or a client's answer
+``hand``    ``order``, ``clients``, ``instance``, ``invited``,        one frame: a job, or a client's answer
+            those of a fetch
 ``fetch``   ``after``, ``wait``                                       none
 ``cancel``  ``order``                                                 none
 ==========  ========================================================  =====================================

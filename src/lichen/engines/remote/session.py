@@ -51,3 +51,4 @@ class Order:
     clients: tuple[int, ...]
     kind: bytes
     body: bytes
+    invited: int = 0

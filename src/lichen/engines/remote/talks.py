@@ -14,7 +14,9 @@ import hashlib
 import io
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import final
 
 from lichen.core import tree as trees
@@ -29,6 +31,7 @@ from lichen.core.wire.answer import unpack_answer
 from lichen.core.wire.frames import Frame, pack_error, write_frame
 from lichen.core.wire.shared import Shared
 from lichen.engines.conversation import Conversation, asks_back
+from lichen.engines.remote.guard import Guard, Open
 from lichen.transforms.codec import Chain
 from lichen.transforms.downlink_cache import SnapshotCache
 
@@ -46,6 +49,7 @@ class Talks:
         device: Where its clients are trained.
         down: What the server codes the steps of its view with.
         agreed: Shared tensors that server and clients hold before the first job.
+        guard: Looks at jobs, and at what comes of them.
         around: Makes other frames of those that come of a client's job, for a test.
     """
 
@@ -58,26 +62,35 @@ class Talks:
         device: str = "cpu",
         down: Chain | None = None,
         agreed: Shared | None = None,
+        guard: Guard = Open(),  # noqa: B008
         around: Callable[[Job, Iterator[Frame]], Iterable[Frame]] = lambda job, frames: frames,
     ) -> None:
         self.client_tasks, self.store, self.base, self.device = client_tasks, store, base, device
-        self.saved, self.around = SavedAnswers(store.folder), around
+        self.saved, self.guard, self.around = SavedAnswers(store.folder), guard, around
         self.trained = 0
         self._snapshots = SnapshotCache(down, agreed)
         self._open: dict[tuple[int, int], Conversation] = {}
 
-    def whole(self, data: bytes) -> tuple[Job, str]:
+    def whole(self, data: bytes, *, recipe: str = "", invited: int = 0) -> tuple[Job, str]:
         """A job's bytes to the job, with all its shared tensors, and a digest of what is asked of each client.
 
+        Args:
+            data: The job.
+            recipe: Digest of the recipe that it is of, as the server says.
+            invited: Clients of the job in all sites, as the server says.
+
         Raises:
-            LichenError: if the bytes are no job, or go on from a view that this site lacks.
+            LichenError: if the bytes are no job, go on from a view that this site lacks, or are not let pass.
         """
         job = self._snapshots.whole(unpack_job(data))
+        self.guard.job(job, recipe=recipe, invited=invited)
         return job, _digest(job)
 
     def begin(self, order: int, job: Job, digest: str) -> bytes:
         """The frames of one client's job, up to its end or its first question."""
-        return _written(self._begin(order, job, digest))
+        before = self.trained
+        frames = _written(self._begin(order, job, digest))
+        return self._let_out(job, frames, anew=self.trained > before)
 
     def _begin(self, order: int, job: Job, digest: str) -> Iterator[Frame]:
         (client,) = job.clients
@@ -85,6 +98,7 @@ class Talks:
             talk = Conversation(
                 order, job, self.client_tasks, self.store, base=self.base, block_size=1, device=self.device
             )
+            self.trained += 1
             yield from self._go_on(talk)
             return
         ahead = job.version + 1
@@ -109,13 +123,16 @@ class Talks:
 
     def answer(self, client: int, data: bytes) -> bytes:
         """The frames that come of answering a client."""
-        return _written(self._answer(client, data))
+        try:
+            order, answer = unpack_answer(data)
+            talk = self._open.pop((order, client), None)
+            if talk is None:
+                raise LichenError(f"nobody waits for an answer in job {order}", where="node")
+        except LichenError as error:
+            return error_frame(error)
+        return self._let_out(talk.job, _written(self._answer(talk, answer)), anew=False)
 
-    def _answer(self, client: int, data: bytes) -> Iterator[Frame]:
-        order, answer = unpack_answer(data)
-        talk = self._open.pop((order, client), None)
-        if talk is None:
-            raise LichenError(f"nobody waits for an answer in job {order}", where="node")
+    def _answer(self, talk: Conversation, answer: trees.Tree | None) -> Iterator[Frame]:
         talk.answer(talk.job.clients, None if answer is None else trees.stack([answer]))
         yield from self._go_on(talk)
 
@@ -130,6 +147,14 @@ class Talks:
                 return
             yield b"M", pack_message(reply.message)
         yield b".", b""
+
+    def _let_out(self, job: Job, frames: bytes, *, anew: bool) -> bytes:
+        """What has come of a client's job, where it may leave; else why it may not."""
+        try:
+            self.guard.frames(job, frames, anew=anew)
+        except LichenError as error:
+            return error_frame(error)
+        return frames
 
     def drop(self, order: int | None = None) -> None:
         """Forget what clients wait for in an order that was given up; None: in all."""
@@ -165,12 +190,17 @@ def _written(frames: Iterator[Frame]) -> bytes:
 
 
 def error_frame(error: Exception) -> bytes:
-    """The frame that tells an error; of a fault, the server is not to read a row in it."""
+    """The frame that tells an error; of a fault its kind and place alone: its words may be somebody's row."""
     if not isinstance(error, LichenError):
         refused = machine_fault(error)
         if refused is None:
             print(traceback_text(error), file=sys.stderr, flush=True)
-            first = (str(error).splitlines() or [""])[0][:200]
-            refused = LichenError(f"a fault of the node: {type(error).__name__}: {first}", where="node")
+            refused = LichenError(f"a fault of the node: {type(error).__name__}{_place_of(error)}", where="node")
         error = refused
     return _joined([(b"E", pack_error(error))])
+
+
+def _place_of(error: Exception) -> str:
+    """The line that raised it."""
+    steps = traceback.extract_tb(error.__traceback__)
+    return f" at {Path(steps[-1].filename).name}:{steps[-1].lineno}" if steps else ""

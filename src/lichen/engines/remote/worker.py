@@ -74,7 +74,7 @@ class SiteWorker:
     ) -> None:
         self.instance = instance or os.urandom(8).hex()
         self._make, self._recipe, self._also = talks, recipe, also or {}
-        self._pieces = Pieces(self._answer)
+        self._pieces = Pieces(self.answer_whole)
         self._talks: dict[str, Talks] = {}
         self._sessions: dict[str, Session] = {}
         self._over: set[str] = set()  # sessions whose place another has taken
@@ -96,6 +96,12 @@ class SiteWorker:
         """
         return self._pieces.answer(kind, body)
 
+    @property
+    def doing(self) -> Work:
+        """What it is doing now."""
+        with self._changed:
+            return self._work._replace(waiting=len(self._todo))
+
     def start(self) -> threading.Thread:
         """A thread that does what is ordered, until :meth:`close`."""
         thread = threading.Thread(target=self.work, daemon=True)
@@ -110,7 +116,8 @@ class SiteWorker:
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
-    def _answer(self, kind: str, body: bytes) -> bytes:
+    def answer_whole(self, kind: str, body: bytes) -> bytes:
+        """Answer a question that was gathered already; as :meth:`answer`."""
         if kind in self._also:
             return self._also[kind](body)
         do = {HAND: self._hand, FETCH: self._fetch, CANCEL: self._cancel}.get(kind)
@@ -162,7 +169,7 @@ class SiteWorker:
                 return pack_values({"instance": self.instance, "ok": False})
             if number not in session.orders:
                 session.orders.add(number)
-                order = Order(session, number, clients, kind, bytes(payload[9:]))
+                order = Order(session, number, clients, kind, bytes(payload[9:]), int(values.get("invited", 0)))
                 # Answers go first, so that what is open comes to its end.
                 first = next((i for i, one in enumerate(self._todo) if one.kind == b"J"), len(self._todo))
                 self._todo.insert(len(self._todo) if kind == b"J" else first, order)
@@ -222,11 +229,8 @@ class SiteWorker:
             self._do(order)
 
     def _do(self, order: Order) -> None:
-        state = order.session.request.state
         try:
-            if state not in self._talks:
-                self._talks[state] = self._make(state)
-            talks = self._talks[state]
+            talks = self._talks_of(order.session.request.state)
             if order.session.fresh:
                 order.session.fresh = False
                 talks.drop()
@@ -237,7 +241,8 @@ class SiteWorker:
                 frames = talks.answer(order.clients[0], order.body)
                 self._put(order, order.clients[0], frames)
                 return
-            job, digest = talks.whole(order.body)
+            request = order.session.request
+            job, digest = talks.whole(order.body, recipe=request.recipe, invited=order.invited)
             if job.clients != order.clients:
                 raise LichenError("a job is for other clients than its order", where="site", fix=_SAME)
         except Exception as error:
@@ -257,6 +262,11 @@ class SiteWorker:
         with self._changed:  # after the work: disks take longer to delete a folder than a small job takes
             oldest = min((one.version for one in order.session.outcomes if one.version >= 0), default=job.version)
         talks.saved.acknowledge(min(job.version, oldest + 1))
+
+    def _talks_of(self, state: str) -> Talks:
+        if state not in self._talks:
+            self._talks[state] = self._make(state)
+        return self._talks[state]
 
     def _put(
         self, order: Order, client: int, frames: bytes, again: Callable[[], bytes] | None = None, version: int = -1
