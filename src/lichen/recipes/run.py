@@ -44,6 +44,7 @@ from lichen.recipes.launch import launch, require_processes, telling
 from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.node import node_worker
+from lichen.recipes.sites.site_engines import SiteEngines, SiteProcesses
 from lichen.recipes.tasks.exchange import run_exchange
 from lichen.recipes.tasks.outcome import TaskResult
 from lichen.recipes.tasks.replay import replay
@@ -104,7 +105,7 @@ def run(
     out: Path | str | None = None,
     resume: bool = False,
     server_alone: bool = False,
-    sites: Mapping[str, Path | str] | None = None,
+    sites: Mapping[str, Path | str] | SiteEngines | None = None,
     observers: Sequence[Callable[[Event], None]] = (),
     say: Callable[[str], None] | None = None,
 ) -> Result:
@@ -116,7 +117,7 @@ def run(
         resume: Go on with what lies in ``out``; the recipe is that folder's own, or has more rounds.
         server_alone: The nodes of ``engine.name: spawned`` alone open the data; this process holds no row.
         sites: In place of the recipe's data a file or folder for each site, by its name: each is opened by a node that
-            has no other, and this process holds no row.
+            has no other, and this process holds no row. Or sites that are there already.
         observers: Called with every finished round; they read and cannot steer.
         say: Called with lines of progress.
 
@@ -126,9 +127,13 @@ def run(
     say = say or (lambda _: None)
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     path = Path(out) if out is not None else new_folder(recipe.name)
-    files = None if sites is None else {name: Path(data).absolute() for name, data in sites.items()}
-    alone = partial(run_server_alone, sites=files) if server_alone or sites is not None else None
+    if isinstance(sites, Mapping):
+        files = {name: Path(data).absolute() for name, data in sites.items()}
+        sites = SiteProcesses(recipe_file=path / "recipe.yaml", data=files)
+    alone = partial(run_server_alone, sites=sites) if server_alone or sites is not None else None
     apart = recipe.engine_kind.ranks
+    if apart and alone is not None:
+        raise LichenError("ranks hold the rows of their own clients", where="engine.name", fix="use local or spawned")
     mine = False  # whether this process has filled the folder, so that it may empty it
     there = path.is_dir()  # and whether it is somebody's, so that it stays
     moved_back: list[Callable[[], None]] = []

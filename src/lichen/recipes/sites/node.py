@@ -6,9 +6,11 @@ Of a task without rounds its clients are asked for statistics of frozen features
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from lichen.core.store import ClientStore
+from lichen.engines.remote.guard import Guard, Open
 from lichen.engines.remote.talks import Talks
 from lichen.engines.remote.worker import SiteWorker
 from lichen.recipes.assemble.open import open_recipe
@@ -21,7 +23,7 @@ from lichen.recipes.sites.site_node import site_answers
 from lichen.recipes.sites.statistics_node import open_statistics
 from lichen.tasks.registry import task_of
 
-__all__ = ["node_worker"]
+__all__ = ["node_worker", "talks_in"]
 
 
 def node_worker(recipe: Recipe, state: Path, data: Path | None = None) -> SiteWorker:
@@ -36,11 +38,30 @@ def node_worker(recipe: Recipe, state: Path, data: Path | None = None) -> SiteWo
         LichenError: whatever does not fit, by its key or file.
     """
     place = None if data is None else SitePlace(open_site(recipe, data), state)
-    whole = _whole(recipe) if place is None else None
+    if place is None:
+        whole = _whole(recipe)
+        return SiteWorker(talks_in(recipe, state, lambda: whole))
+    return SiteWorker(talks_in(recipe, state, place.loaded), recipe=recipe_sha256(recipe), also=site_answers(place))
+
+
+def talks_in(
+    recipe: Recipe,
+    state: Path,
+    node_of: Callable[[], Node],
+    *,
+    guard: Guard = Open(),  # noqa: B008
+) -> Callable[[str], Talks]:
+    """Makes what does the jobs of a private state, by its name.
+
+    Args:
+        recipe: The recipe.
+        state: The folder in which clients keep their private state.
+        node_of: What clients can do; asked at the first job.
+        guard: Looks at jobs, and at what comes of them.
+    """
 
     def talks(name: str) -> Talks:
-        node = whole if place is None else place.loaded()
-        assert node is not None
+        node = node_of()
         return Talks(
             node.client_tasks(),
             ClientStore(state / name, listed=True),
@@ -48,11 +69,10 @@ def node_worker(recipe: Recipe, state: Path, data: Path | None = None) -> SiteWo
             device=recipe.model.device,
             down=down_of(recipe),
             agreed=node.start,
+            guard=guard,
         )
 
-    if place is None:
-        return SiteWorker(talks)
-    return SiteWorker(talks, recipe=recipe_sha256(recipe), also=site_answers(place))
+    return talks
 
 
 def _whole(recipe: Recipe) -> Node:

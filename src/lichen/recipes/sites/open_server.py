@@ -144,7 +144,6 @@ def refuse_rows(recipe: Recipe) -> None:
     compare, scratch, procedure = recipe.compare, recipe.model.scratch, task_of(recipe.task).procedure
     partitions = type(compare).model_fields["partitions"].default
     for key, wrong, why, fix in (
-        ("engine.name", not recipe.engine_kind.nodes, "this engine has no nodes that could hold them", "use spawned"),
         (
             "task",
             not procedure.rounds and procedure is not STATISTICS,

@@ -1,7 +1,8 @@
 """The server's end of several sites: asks them to announce themselves, gives each its place, and makes their engines.
 
-Here sites are child processes, each with one file: a rehearsal, on one machine, of a federation in which no process has
-more than one site's rows. :func:`enrol_sites` and :func:`join_sites` work over any transport.
+A run needs :class:`SiteEngines` of them. Here sites are child processes, each with one file: a rehearsal, on one
+machine, of a federation in which no process has more than one site's rows. :func:`enrol_sites` and :func:`join_sites`
+work over any transport.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
@@ -25,32 +27,77 @@ from lichen.engines.federated import FederatedEngine, Patience
 from lichen.engines.pipe_sites import PipeSites
 from lichen.engines.remote.pieces import ask_long
 from lichen.engines.sites import SiteError, Sites
+from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Announcement, Enrolled, enrolled
-from lichen.recipes.sites.site_node import ANNOUNCE, JOIN
+from lichen.recipes.sites.site_node import ANNOUNCE, JOIN, WAITING
 
-__all__ = ["SiteProcesses"]
+__all__ = ["NO_STATE", "SiteEngines", "SiteProcesses", "ask_all", "enrol_sites", "join_sites"]
+
+NO_STATE = "state/none"
+"""Where in a run's folder nodes are started that keep no client's state."""
 
 _AT_ONCE = 8
 """Sites that are asked side by side."""
 
-_WITHIN = 600.0
-"""Seconds to wait for an announcement: a large file is read first."""
+_WITHIN = 60.0
+"""Seconds to wait for an answer; who needs longer says so, and is asked again."""
+
+_TRY = 60.0
+"""Seconds for which a site that is gone or silent is asked again."""
+
+
+class SiteEngines(Protocol):
+    """Sites, as a run needs them."""
+
+    def enrol(self, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Enrolled:
+        """Ask who is there, and make one roster of all.
+
+        Args:
+            recipe: The recipe.
+            folder: The run's.
+            say: Called with lines of progress.
+
+        Raises:
+            LichenError: for a site that does not take part, or announcements that do not fit each other.
+        """
+        ...
+
+    def engine(self, recipe: Recipe, federation: Enrolled, state: Path, stack: ExitStack, *, agreed: str) -> Engine:
+        """The engine over the sites, until the stack is closed.
+
+        Args:
+            recipe: The recipe.
+            federation: All sites.
+            state: The folder of the clients' private state, in the run's.
+            stack: Ends them.
+            agreed: Digest of the tensors that all begin from, where changes alone are sent down; else empty.
+
+        Raises:
+            LichenError: for a site that does not take its place.
+        """
+        ...
 
 
 def ask_all(sites: Sites, kind: str, body_of: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Ask each of these sites one question.
+    """Ask each of these sites one question; one that is away for a moment is asked again.
 
     Raises:
         LichenError: the first site's that does not answer, by its name.
     """
+    end = time.monotonic() + _TRY
 
     def ask(site: str) -> bytes:
-        try:
-            return ask_long(sites, site, kind, body_of[site], _WITHIN)
-        except SiteError as error:
-            why = error.error
-            raise LichenError(f"{why.where}: {why.what}", where=f"site {site}", fix=why.fix) from None
+        while True:
+            try:
+                return ask_long(sites, site, kind, body_of[site], _WITHIN)
+            except SiteError as error:
+                if error.cause in ("gone", "silent") and time.monotonic() < end and _may_return(sites):
+                    time.sleep(0.5)
+                    continue
+                why = error.error
+                what = why.what if why.where == f"site {site}" else f"{why.where}: {why.what}"
+                raise LichenError(what, where=f"site {site}", fix=why.fix) from None
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return dict(zip(body_of, pool.map(ask, body_of), strict=True))
@@ -63,13 +110,20 @@ def enrol_sites(recipe: Recipe, sites: Sites, names: Collection[str]) -> Enrolle
         LichenError: for a site that does not, or announcements that do not fit each other.
     """
     announced: dict[str, Announcement] = {}
-    for site, answer in ask_all(sites, ANNOUNCE, dict.fromkeys(names, b"")).items():
-        try:
-            plain: Any = json.loads(answer)
-        except (ValueError, RecursionError):
-            raise LichenError("what it announces is not JSON", where=f"site {site}") from None
-        announced[site] = Announcement.load(plain)
-    return enrolled(recipe, announced)
+    while waiting := [name for name in names if name not in announced]:
+        for site, answer in ask_all(sites, ANNOUNCE, dict.fromkeys(waiting, b"")).items():
+            try:
+                plain: Any = json.loads(answer)
+            except (ValueError, RecursionError):
+                raise LichenError("what it announces is not JSON", where=f"site {site}") from None
+            if plain != WAITING:
+                announced[site] = Announcement.load(plain)
+    return enrolled(recipe, {name: announced[name] for name in names})
+
+
+def _may_return(sites: Sites) -> bool:
+    """Whether a site that is gone may come back by itself; children do not."""
+    return not isinstance(sites, PipeSites)
 
 
 def join_sites(sites: Sites, federation: Enrolled) -> None:
@@ -114,12 +168,10 @@ class SiteProcesses:
 
     Attributes:
         recipe_file: The recipe, which each opens for itself.
-        digest: The recipe's.
         data: Each site's file or folder, by the site's name.
     """
 
     recipe_file: Path
-    digest: str
     data: Mapping[str, Path]
 
     def _started(self, state: Path, stack: ExitStack) -> PipeSites:
@@ -133,35 +185,17 @@ class SiteProcesses:
         sites.start()
         return sites
 
-    def enrol(self, recipe: Recipe, state: Path) -> Enrolled:
-        """Start all, ask who is there, and end them.
-
-        Args:
-            recipe: The recipe.
-            state: A folder that no client's state is kept in.
-
-        Raises:
-            LichenError: as :func:`enrol_sites`.
-        """
+    def enrol(self, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Enrolled:
+        """Start all, ask who is there, and end them; see :meth:`SiteEngines.enrol`."""
         with ExitStack() as stack:
-            return enrol_sites(recipe, self._started(state, stack), self.data)
+            return enrol_sites(recipe, self._started(folder / NO_STATE, stack), self.data)
 
-    def engine(self, federation: Enrolled, state: Path, stack: ExitStack, *, agreed: str) -> Engine:
-        """The engine over the sites, until the stack is closed.
-
-        Args:
-            federation: All sites.
-            state: Where each keeps its clients' private state, in a folder of its own.
-            stack: Ends them.
-            agreed: Digest of the tensors that all begin from, where changes alone are sent down; else empty.
-
-        Raises:
-            LichenError: as :func:`join_sites`.
-        """
+    def engine(self, recipe: Recipe, federation: Enrolled, state: Path, stack: ExitStack, *, agreed: str) -> Engine:
+        """Start all for this state, each with a folder of its own in it; see :meth:`SiteEngines.engine`."""
         sites = self._started(state, stack)
         join_sites(sites, federation)
         site_of: Callable[[int], str] = federation.homes.__getitem__
         # A child that is there may take as long as it likes, to load a model; one that has ended does not come back.
         patience = Patience(gone=0.0, quiet=math.inf)
-        engine = FederatedEngine(sites, site_of, recipe=self.digest, agreed=agreed, patience=patience)
+        engine = FederatedEngine(sites, site_of, recipe=recipe_sha256(recipe), agreed=agreed, patience=patience)
         return Restarting(stack.enter_context(engine), sites)

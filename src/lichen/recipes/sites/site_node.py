@@ -1,8 +1,8 @@
 """What a site answers beside the questions about jobs: who it is, and that it takes its place.
 
-``announce`` has no body, and is answered with an announcement; ``join`` brings what the site is assigned
-(:mod:`lichen.recipes.sites.announced`), and is answered with nothing. Both are JSON, and may be asked twice. The
-model is loaded at the first job, since no question waits so long.
+``announce`` has no body, and is answered with an announcement, or with :data:`WAITING` where the rows are not read yet;
+``join`` brings what the site is assigned (:mod:`lichen.recipes.sites.announced`), and is answered with nothing. Both
+are JSON, and may be asked twice. The model is loaded at the first job, since no question waits so long.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from lichen.core.errors import LichenError
 from lichen.recipes.sites.announced import Assignment
 from lichen.recipes.sites.place import SitePlace
 
-__all__ = ["ANNOUNCE", "JOIN", "site_answers"]
+__all__ = ["ANNOUNCE", "JOIN", "WAITING", "site_answers"]
 
 ANNOUNCE, JOIN = "announce", "join"
+
+WAITING = {"waiting": True}
+"""What a site says that is still reading its rows: ask again."""
 
 
 def site_answers(place: SitePlace) -> Mapping[str, Callable[[bytes], bytes]]:

@@ -7,11 +7,10 @@ fill: ``base``, ``federated``, ``alone`` and ``alone_best``. ``pooled`` would ne
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from lichen.clients.statistics.declare import enrol
 from lichen.core.contracts.engine import Engine
@@ -30,10 +29,9 @@ from lichen.recipes.assemble.parts import validators_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.rows.site_rows import refuse_everybodys
-from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.open_server import open_server, refuse_rows
-from lichen.recipes.sites.site_engines import SiteProcesses
+from lichen.recipes.sites.site_engines import NO_STATE, SiteEngines
 from lichen.recipes.tasks.adapt import save_result
 from lichen.recipes.tasks.coverage import trained
 from lichen.recipes.tasks.learning import Engines, EventObserver, federated_column, scored
@@ -43,9 +41,6 @@ from lichen.recipes.tasks.private_columns import alone_columns
 from lichen.tasks.registry import task_of
 
 __all__ = ["run_server_alone"]
-
-NONE = "state/none"
-"""Where in a run's folder nodes are started that keep no client's state."""
 
 EngineOf = Callable[[ClientStore, ExitStack, Shared | None], Engine]
 """Makes an engine over nodes, whose clients keep their state in this store's folder and begin from these tensors."""
@@ -60,7 +55,7 @@ def run_server_alone(
     observer: EventObserver,
     say: Callable[[str], None],
     *,
-    sites: Mapping[str, Path] | None = None,
+    sites: SiteEngines | None = None,
 ) -> TaskResult:
     """Any task that is learned in rounds, or solved from statistics, without a row in this process.
 
@@ -69,7 +64,7 @@ def run_server_alone(
         folder: The run folder.
         observer: Sees every round.
         say: Called with lines of progress.
-        sites: A file or folder by site, each opened by a node that has no other; None: nodes open the recipe's data.
+        sites: Each with rows of its own; None: nodes open the recipe's data.
 
     Raises:
         LichenError: if the recipe needs rows at the server, or of several sites in one place, by its key.
@@ -77,8 +72,11 @@ def run_server_alone(
     refuse_rows(recipe)
     if sites is not None:
         refuse_everybodys(recipe)
-    nodes = _nodes(recipe, folder) if sites is None else _site_nodes(recipe, folder, sites)
+    elif not recipe.engine_kind.nodes:
+        what = "a server without rows: this engine has no nodes that could hold them"
+        raise LichenError(what, where="engine.name", fix="use spawned")
     say("asking the nodes who takes part")
+    nodes = _nodes(recipe, folder) if sites is None else _site_nodes(recipe, folder, sites, say)
     roster, labels, engine_of = nodes
     save_roster(folder, roster)
     say(f"{len(roster)} clients, {sum(roster.rows('train')):,} rows to train on")
@@ -115,18 +113,17 @@ def _nodes(recipe: Recipe, folder: RunFolder) -> Nodes:
         return recipe_engine(recipe, folder, store, stack, local=_no_rows, start=start)
 
     with ExitStack() as stack:
-        roster = enrol(engine(ClientStore(folder.path / NONE), stack, None))
+        roster = enrol(engine(ClientStore(folder.path / NO_STATE), stack, None))
     return roster, (), engine
 
 
-def _site_nodes(recipe: Recipe, folder: RunFolder, sites: Mapping[str, Path]) -> Nodes:
-    """Nodes that each have the file of one site."""
-    processes = SiteProcesses(recipe_file=folder.path / "recipe.yaml", digest=recipe_sha256(recipe), data=sites)
-    federation = processes.enrol(recipe, folder.path / NONE)
+def _site_nodes(recipe: Recipe, folder: RunFolder, sites: SiteEngines, say: Callable[[str], None]) -> Nodes:
+    """Nodes that each have the rows of one site."""
+    federation = sites.enrol(recipe, folder.path, say)
 
     def engine(store: ClientStore, stack: ExitStack, start: Shared | None) -> Engine:
         agreed = agreed_name(recipe, start)
-        return clocked(recipe, processes.engine(federation, store.folder, stack, agreed=agreed))
+        return clocked(recipe, sites.engine(recipe, federation, store.folder, stack, agreed=agreed))
 
     return federation.roster, federation.labels, engine
 
@@ -143,7 +140,7 @@ def _columns(
 
         if "base" in recipe.compare.baselines and recipe.writes:
             say("the nodes score the foundation model as it is")
-            nodes = engine(ClientStore(folder.path / NONE))
+            nodes = engine(ClientStore(folder.path / NO_STATE))
             metrics = folder.tree("base", partial(scored, server, nodes, server.start))
             columns["base"] = Column(value_N=values_N(recipe, metrics), metrics=metrics)
         columns["federated"] = federated_column(server, folder, observer, engine)
