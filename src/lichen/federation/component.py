@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -26,7 +27,7 @@ from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.utils import new_cell_message
 
 from lichen.core.errors import LichenError
-from lichen.federation.door import Bytes, Door, Head, call, open_parcel, parcel, refusal
+from lichen.federation.door import LOOK, Bytes, Door, Head, call, open_parcel, parcel, refusal
 from lichen.federation.kits.settle import BARRED, ENDED
 from lichen.federation.presence import Presence
 
@@ -72,6 +73,8 @@ class Coordinator(FLComponent):  # type: ignore[misc]
                 traceback.print_exc()
                 os._exit(1)
             threading.Thread(target=self._look, daemon=True).start()
+            core = self._engine.get_cell().core_cell
+            core.register_request_cb(channel=CHANNEL, topic="bye", cb=self._bye)
         elif event_type == EventType.CLIENT_REGISTER_RECEIVED:
             self._check_instance(fl_ctx.get_peer_context())
 
@@ -84,6 +87,9 @@ class Coordinator(FLComponent):  # type: ignore[misc]
     def _answer(self, head: Head, body: bytes) -> tuple[Head, Bytes]:
         if head.get("op") == "seen":
             return {"seen": self._presence.seen(time.time())}, b""
+        if head.get("op") == "stop":
+            threading.Timer(0.2, os._exit, [ENDED["stopped"]]).start()
+            return {}, b""
         return self._ask(str(head["site"]), str(head["kind"]), body, float(head["within"]))
 
     def _ask(self, site: str, kind: str, body: bytes, within: float) -> tuple[Head, Bytes]:
@@ -137,6 +143,13 @@ class Coordinator(FLComponent):  # type: ignore[misc]
         if code in (ReturnCode.COMM_ERROR, ReturnCode.TARGET_UNREACHABLE, ReturnCode.INVALID_TARGET):
             return refusal("gone", LichenError("is not connected", where=where)), b""
         return refusal("failed", LichenError(f"could not be asked: {code}", where=where)), b""
+
+    def _bye(self, message: Any) -> Any:
+        """A site's person has ended it."""
+        with suppress(LichenError, TypeError):
+            head, _ = open_parcel(bytes(message.payload))
+            self._presence.left(str(message.get_header(MessageHeaderKey.ORIGIN)), str(head.get("instance")))
+        return _message({})
 
     def _look(self) -> None:
         """Every few seconds: who is barred, and who is there."""
@@ -200,6 +213,18 @@ class Site(FLComponent):  # type: ignore[misc]
         elif event_type == EventType.AFTER_CLIENT_REGISTER and fl_ctx.get_prop(FLContextKey.CLIENT_TOKEN):
             self._joined = True
             call(self._door, {"op": "joined"}, within=10)
+            threading.Thread(target=self._leave, daemon=True).start()
+
+    def _leave(self) -> None:
+        """Wait until Lichen's process ends; say goodbye, and end with it."""
+        with suppress(OSError, LichenError):
+            while not call(self._door, {"op": "leave"}, within=LOOK)[0].get("leave"):
+                pass
+            bye = _message({"instance": self._instance})
+            self._cell.send_request(
+                channel=CHANNEL, topic="bye", target=SERVER, request=bye, timeout=2.0, optional=True
+            )
+        os._exit(0)
 
     def _answer(self, message: Any) -> Any:
         """A message, or None if it comes later: NVFlare's threads wait for nobody."""

@@ -22,12 +22,14 @@ from lichen.core.errors import LichenError
 from lichen.core.wire.frames import read_body, read_head, write_frame
 
 __all__ = [
+    "LOOK",
     "PIECE",
     "Answer",
     "Bytes",
     "Door",
     "Head",
     "call",
+    "door_of",
     "error_of",
     "open_parcel",
     "parcel",
@@ -37,6 +39,9 @@ __all__ = [
 
 PIECE = 16 << 20
 """Bytes of a body at most."""
+
+LOOK = 600.0
+"""Seconds that a process waits at most at a door for what may come at any time; then it asks again."""
 
 _HEAD = 1 << 16
 """Bytes of a head at most."""
@@ -125,11 +130,20 @@ def socket_folder(kit: Path) -> Path:
         kit: Where it lies, unless that makes the socket's path longer than one can be: then among the temporary files.
     """
     folder = kit.absolute() / "run"
+    if folder.is_symlink():  # left by a process that was killed
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
     if len(os.fsencode(folder / "door")) > _LONGEST:
-        return Path(tempfile.mkdtemp(prefix="lichen-"))
-    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
+        made = Path(tempfile.mkdtemp(prefix="lichen-"))
+        folder.symlink_to(made)
+        return made
     private.make_folders(folder)
     return folder
+
+
+def door_of(kit: Path) -> Path:
+    """The socket of the process that runs a kit, whether there is one or not."""
+    return (kit.absolute() / "run").resolve() / "door"
 
 
 def _stream(link: socket.socket) -> BinaryIO:

@@ -18,8 +18,9 @@ from typing import final
 
 from lichen import __version__
 from lichen.core.errors import LichenError
-from lichen.engines.sites import Cause, Seen, SiteError
-from lichen.federation.door import PIECE, Door, Head, call, error_of, refusal, socket_folder
+from lichen.engines.sites import Seen
+from lichen.federation.asking import SPARE, DoorSites
+from lichen.federation.door import LOOK, PIECE, Door, Head, call, refusal, socket_folder
 from lichen.federation.processes import Parent, check_port, hold_kit
 
 __all__ = ["NetworkSites", "SiteEnd"]
@@ -27,11 +28,8 @@ __all__ = ["NetworkSites", "SiteEnd"]
 _START = 60.0
 """Seconds that the server's process may take to open its door."""
 
-_SPARE = 5.0
-"""Seconds beyond a question's own, for the two processes on this machine."""
-
-_CAUSES: dict[str, Cause] = {"gone": "gone", "silent": "silent", "refused": "refused", "other": "refused"}
-"""What a door says, as a cause; anything else is a fault."""
+_GOODBYE = 4.0
+"""Seconds that a site's process has to say goodbye."""
 
 
 @final
@@ -57,6 +55,7 @@ class NetworkSites:
             self._door = place / "door"
             self.parent = Parent(kit, {"LICHEN_DOOR": str(self._door)}, say=say)
             stack.callback(self.parent.close)
+            self._asked = DoorSites(self._door, fault=lambda: self.parent.fault)
             self._wait()
             self._stack = stack.pop_all()
 
@@ -66,7 +65,7 @@ class NetworkSites:
             if self.parent.ended.is_set():
                 raise self.parent.fault or LichenError("the server's process ended", where="federation")
             try:
-                call(self._door, {"op": "seen"}, within=_SPARE)
+                call(self._door, {"op": "seen"}, within=SPARE)
                 return
             except OSError:
                 patience.wait(0.1)
@@ -74,46 +73,11 @@ class NetworkSites:
 
     def seen(self) -> Mapping[str, Seen]:
         """Who is there now; nobody while the server's process is started again."""
-        try:
-            head, _ = call(self._door, {"op": "seen"}, within=_SPARE)
-        except OSError:
-            return {}
-        return {
-            site: Seen(
-                since=float(one["since"]),
-                last=float(one["last"]),
-                instance=str(one["instance"]),
-                versions={str(name): str(version) for name, version in one["versions"].items()},
-            )
-            for site, one in sorted(head["seen"].items())
-        }
+        return self._asked.seen()
 
     def ask(self, site: str, kind: str, body: bytes, within: float) -> bytes:
-        """Ask one question and give its answer; several threads may ask at once.
-
-        Args:
-            site: Whom.
-            kind: What the question is, a word that both ends know.
-            body: Its bytes, at most 16 MiB.
-            within: Seconds to wait for the answer.
-
-        Raises:
-            SiteError: if there is no answer, with the cause.
-            LichenError: if the body is too long.
-        """
-        question: Head = {"op": "ask", "site": site, "kind": kind, "within": within}
-        where = f"site {site}"
-        try:
-            head, answer = call(self._door, question, body, within=within + _SPARE)
-        except TimeoutError:
-            what = f"did not answer within {within:.0f} seconds"
-            raise SiteError(site, "silent", LichenError(what, where=where)) from None
-        except OSError:
-            error = self.parent.fault or LichenError("the server's own process is down, and comes back", where=where)
-            raise SiteError(site, "gone", error) from None
-        if "cause" in head:
-            raise SiteError(site, _CAUSES.get(str(head["cause"]), "failed"), error_of(head))
-        return answer
+        """Ask one question and give its answer; see :meth:`lichen.federation.asking.DoorSites.ask`."""
+        return self._asked.ask(site, kind, body, within)
 
     def close(self) -> None:
         """End the server's process; sites go on and wait for the next one."""
@@ -137,6 +101,7 @@ class SiteEnd:
         say: Told what keeps the site from the server.
         versions: What must agree at both ends, beside those of lichen, torch, numpy and Python.
         instance: Another one after every start of the process; empty: drawn.
+        status: What the site is doing, as JSON can hold it, for its own person.
 
     Raises:
         LichenError: if another process runs the kit.
@@ -150,10 +115,11 @@ class SiteEnd:
         say: Callable[[str], None],
         versions: Mapping[str, str] | None = None,
         instance: str = "",
+        status: Callable[[], Head] = dict,
     ) -> None:
-        self.joined = threading.Event()
+        self.joined, self._leaving = threading.Event(), threading.Event()
         self.instance = instance or uuid.uuid4().hex
-        self._give = answer
+        self._give, self._status = answer, status
         with ExitStack() as stack:
             kit = stack.enter_context(hold_kit(folder, say=say))
             if kit.kind != "site":
@@ -161,7 +127,7 @@ class SiteEnd:
             self.name = kit.name
             place = socket_folder(folder)
             stack.callback(_remove, place)
-            door = Door(place / "door", self._answer, at_once=16)
+            door = Door(place / "door", self._answer, at_once=18)
             stack.callback(door.close)
             environment = {
                 "LICHEN_DOOR": str(place / "door"),
@@ -175,6 +141,13 @@ class SiteEnd:
     def _answer(self, head: Head, body: bytes) -> tuple[Head, bytes]:
         if head.get("op") == "joined":
             self.joined.set()
+            return {}, b""
+        if head.get("op") == "leave":  # NVFlare's process waits here until this one ends
+            return {"leave": self._leaving.wait(LOOK / 2)}, b""
+        if head.get("op") == "status":
+            return {"joined": self.joined.is_set(), **self._status()}, b""
+        if head.get("op") == "stop":
+            threading.Thread(target=self._leave, daemon=True).start()
             return {}, b""
         where = f"site {self.name}"
         try:
@@ -206,8 +179,14 @@ class SiteEnd:
             raise self.parent.fault
         return True
 
+    def _leave(self) -> None:
+        """Say goodbye to the server, and end."""
+        self._leaving.set()
+        self.parent.close(_GOODBYE if self.joined.is_set() else 0.0)
+
     def close(self) -> None:
-        """Leave."""
+        """Say goodbye to the server, and leave."""
+        self._leave()
         self._stack.close()
 
     def __enter__(self) -> SiteEnd:

@@ -91,6 +91,13 @@ class Presence:
             self._known.pop(site, None)
             return True
 
+    def left(self, site: str, instance: str) -> None:
+        """The process of a site says goodbye; another may come at once."""
+        with self._lock:
+            known = self._known.get(site)
+            if known is not None and known.instance == instance:
+                del self._known[site]
+
     def instance(self, site: str) -> str | None:
         """Of the process that counts, though it may be silent; None where there is none."""
         with self._lock:

@@ -127,7 +127,7 @@ class Parent:
             while self._may_start():
                 begun = time.monotonic()
                 code, mark = self._run()
-                if self._closing.is_set():
+                if self._closing.is_set() or code == ENDED["stopped"]:
                     return
                 failures = failures + 1 if time.monotonic() - begun < _QUICK else 0
                 self.fault = _end_fault(self._kit, code) or _log_fault(self._kit, mark)
@@ -176,9 +176,15 @@ class Parent:
             self.process.kill()
         return self.process.wait(), mark
 
-    def close(self) -> None:
-        """End it."""
+    def close(self, grace: float = 0.0) -> None:
+        """End it.
+
+        Args:
+            grace: Seconds that it has to end by itself.
+        """
         self._closing.set()
+        if grace:
+            self._thread.join(grace)
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
         self._thread.join()

@@ -20,8 +20,8 @@ __all__ = ["BARRED", "ENDED", "open_kit", "settle"]
 BARRED = "disabled_clients.json"
 """The server kit's file with those who are closed out, by NVFlare's name."""
 
-ENDED = {"barred": 41, "replaced": 42}
-"""Exit codes of a site's NVFlare process that the server has sent away."""
+ENDED = {"barred": 41, "replaced": 42, "stopped": 43}
+"""Exit codes of an NVFlare process: the server has sent it away, or its person has ended it."""
 
 CLOSED = (
     *("submit_job", "clone_job", "manage_job", "download_job", "operate", "shell_commands", "byoc"),
