@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -147,13 +147,22 @@ def _bar(site: str, /, *, federation: Path | None = None, lift: bool = False, js
 
 
 @federation_app.command(name="policy")
-def _policy(file: Path, /, *, recipe: Path | None = None, json: bool = False) -> None:
+def _policy(
+    file: Path,
+    /,
+    *,
+    set_: Annotated[tuple[str, ...], Parameter(name=["-s", "--set"])] = (),
+    recipe: Path | None = None,
+    json: bool = False,
+) -> None:
     """Write a site's policy where there is none, or check it, and tell what it answers to a recipe.
 
     Parameters
     ----------
     file
         The policy: policy.yaml in the site's kit.
+    set_
+        Another value for a key of the policy, as key=value, which is written; may be given several times.
     recipe
         A recipe's file, as it was submitted; it is only read.
     json
@@ -161,9 +170,11 @@ def _policy(file: Path, /, *, recipe: Path | None = None, json: bool = False) ->
     """
     from lichen.core.files.durable import write_atomic
     from lichen.federation.policy.accepted import accept_recipe
-    from lichen.federation.policy.keys import policy_text, read_policy
+    from lichen.federation.policy.keys import change_policy, policy_text, read_policy
     from lichen.recipes.schema.strict import text_of
 
+    if set_:
+        change_policy(file, set_)
     if not file.exists() and recipe is None:
         write_atomic(file, policy_text().encode())
         _show(json, {"policy": str(file)}, [f"wrote {file}, which allows no model yet"])

@@ -25,7 +25,7 @@ from typing import Any
 
 from lichen.core import private
 from lichen.core.errors import LichenError
-from lichen.core.files.durable import whole_folder
+from lichen.core.files.durable import whole_folder, write_atomic
 from lichen.federation.kits.members import ABOUT, AUTHORITY, KITS, RECORDS, SERVER, Federation, read_federation
 from lichen.federation.kits.papers import (
     approve,
@@ -40,6 +40,7 @@ from lichen.federation.kits.papers import (
 )
 from lichen.federation.kits.settle import settle
 from lichen.federation.kits.tool import Words, needs_nvflare, run_tool
+from lichen.federation.policy.keys import POLICY, policy_text
 
 __all__ = ["accept", "ask", "new"]
 
@@ -106,6 +107,8 @@ def _kits_at_once(draft: Path, name: str, whom: dict[str, dict[str, Any]], finge
         (draft / place).parent.mkdir(exist_ok=True)
         os.rename(work / name / "prod_00" / participant["name"], draft / place)
         settle(draft / place)
+        if participant["type"] == "client":
+            _write_policy(draft / place)
     shutil.rmtree(work)
 
 
@@ -174,5 +177,11 @@ def accept(answer: Path, folder: Path | None, *, fingerprint: str) -> Path:
         os.rename(made, kit)
     shutil.rmtree(folder / ".work", ignore_errors=True)
     settle(kit)
+    _write_policy(kit)
     private.tighten(folder)
     return kit
+
+
+def _write_policy(kit: Path) -> None:
+    """The careful policy, for the site's person to open."""
+    write_atomic(kit / POLICY, policy_text().encode())

@@ -25,6 +25,7 @@ __all__ = [
     "SERVER",
     "Federation",
     "admit",
+    "admitted",
     "bar",
     "find_federation",
     "read_federation",
@@ -128,8 +129,7 @@ def bar(site: str, folder: Path, *, lift: bool = False) -> list[str]:
     """
     read_federation(folder)
     names = barred(folder)
-    known = {path.name for path in (folder / KITS).glob("*")}
-    known |= {path.name.removesuffix(".signed.zip") for path in (folder / ADMITTED).glob("*.signed.zip")}
+    known = _named(folder)
     if site not in known | names:
         raise LichenError(
             f"has no site named {site}", where=str(folder), fix=f"one of: {', '.join(sorted(known)) or '-'}"
@@ -137,6 +137,21 @@ def bar(site: str, folder: Path, *, lift: bool = False) -> list[str]:
     names = names - {site} if lift else names | {site}
     write_atomic(folder / SERVER / BARRED, json.dumps({"disabled_clients": sorted(names)}).encode())
     return sorted(names)
+
+
+def _named(folder: Path) -> set[str]:
+    """All who ever got a certificate of a federation."""
+    at_once = {path.name for path in (folder / KITS).glob("*")}
+    return at_once | {path.name.removesuffix(".signed.zip") for path in (folder / ADMITTED).glob("[!.]*.signed.zip")}
+
+
+def admitted(folder: Path) -> tuple[str, ...]:
+    """Names of the sites of a federation that are not barred, sorted.
+
+    Raises:
+        LichenError: if the folder holds no federation.
+    """
+    return tuple(sorted(_named(read_federation(folder).folder) - barred(folder)))
 
 
 def barred(folder: Path) -> set[str]:

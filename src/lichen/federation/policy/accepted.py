@@ -24,7 +24,7 @@ from lichen.recipes.schema.strict import read_mapping
 if TYPE_CHECKING:
     from lichen.core.message import Job, Message
 
-__all__ = ["Accepted", "accept_recipe", "check_job", "check_message"]
+__all__ = ["Accepted", "accept_recipe", "check_job", "check_message", "work_of"]
 
 ROSTER = "roster"
 """The work by which clients declare themselves, and the group of the messages."""
@@ -117,7 +117,7 @@ def check_job(
         raise _refused("is of another recipe than the one that was accepted", "submit that recipe first")
     if found := refusals(policy, accepted.recipe):
         raise _no(found)
-    work = _work_of(job.work, accepted.recipe)
+    work = work_of(job.work, accepted.recipe)
     foreign = sorted(set(job.clients) - set(mine))
     if foreign or not job.clients or len(set(job.clients)) < len(job.clients):
         what = f"is for clients {foreign[:4]}, which are not of this site" if foreign else "is for nobody, or twice"
@@ -150,7 +150,7 @@ def _check_rounds(
         raise _refused(what, "invite more clients")
 
 
-def _work_of(name: str, recipe: Recipe) -> Work | None:
+def work_of(name: str, recipe: Recipe) -> Work | None:
     """The policy's word for a job's work, None for the roster.
 
     Raises:

@@ -7,23 +7,29 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from lichen.core.errors import LichenError
+from lichen.core.files.durable import write_atomic
 from lichen.models.adapters.table import BUILT_IN as ADAPTERS
 from lichen.recipes.init.write import every_key
 from lichen.recipes.schema.model import Positive, Section
 from lichen.recipes.schema.names import AdapterName, TaskName
 from lichen.recipes.schema.strict import check, plain, read_mapping, text_of
+from lichen.recipes.schema.yaml import load_yaml
 from lichen.tasks.registry import BUILT_IN as TASKS
 
-__all__ = ["Policy", "Work", "digest_of", "policy_text", "read_policy"]
+__all__ = ["POLICY", "Policy", "Work", "change_policy", "digest_of", "policy_text", "read_policy"]
 
 Work = Literal["train", "valid", "test", "alone", "statistics", "exchange"]
 """What a site can be asked to do, beside declaring itself: a policy's word for the works of jobs."""
+
+POLICY = "policy.yaml"
+"""The policy's file in a site's kit."""
 
 _PINNED = "@sha256:"
 """Between a model's name and the digest of its weights."""
@@ -137,6 +143,27 @@ def read_policy(file: Path) -> Policy:
         return check(Policy, plain(values, "policy"))
     except LichenError as error:
         raise LichenError(error.what, where=f"{file}: {error.where}", fix=error.fix) from None
+
+
+def change_policy(file: Path, changes: Sequence[str]) -> None:
+    """Write a policy with other values for some keys; where there is none, of the careful one.
+
+    Comments of its own are lost; what each key means is written beside it.
+
+    Args:
+        file: ``policy.yaml`` in the kit.
+        changes: ``key=value`` each, the value as YAML has it.
+
+    Raises:
+        LichenError: for the first fault, in the file or a change.
+    """
+    values = read_policy(file).model_dump(mode="json", exclude_defaults=True) if file.exists() else {}
+    for change in changes:
+        key, sign, value = change.partition("=")
+        if not sign:
+            raise LichenError(f"{change!r} gives no value", where="--set", fix="write key=value")
+        values[key.strip()] = load_yaml(value, where=f"--set {key.strip()}")
+    write_atomic(file, policy_text(**values).encode())
 
 
 def policy_text(**given: Any) -> str:

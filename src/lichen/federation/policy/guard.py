@@ -1,0 +1,75 @@
+"""Holds every job and every message of a run against the site's policy, as it is at that moment."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import final
+
+from lichen.core.files.durable import write_atomic
+from lichen.core.message import Job, sizes, unpack_message
+from lichen.core.wire.frames import read_frame
+from lichen.federation.policy.accepted import Accepted, check_job, check_message, work_of
+from lichen.federation.policy.keys import read_policy
+
+__all__ = ["PolicyGuard"]
+
+TRAINED = "trained.json"
+"""The file with the rounds that each client has trained in."""
+
+
+@final
+class PolicyGuard:
+    """The policy in a run; :class:`lichen.engines.remote.guard.Guard`.
+
+    Args:
+        policy: The policy's file, which is read anew for each job.
+        accepted: The recipe that the site has said yes to.
+        mine: Numbers of the site's clients in the roster, once it has a place.
+        folder: The run's at the site, where rounds are counted over a restart.
+
+    Attributes:
+        round: The version of the job that was let pass last; -1 before the first.
+        bytes_down: Of jobs that were let pass.
+        bytes_up: Of what has come of them.
+    """
+
+    def __init__(self, policy: Path, accepted: Accepted, *, mine: Callable[[], Collection[int]], folder: Path) -> None:
+        self.policy, self.accepted, self.mine, self.file = policy, accepted, mine, folder / TRAINED
+        self.round, self.bytes_down, self.bytes_up = -1, 0, 0
+        self._sent: dict[tuple[str, int], int] = {}
+        self._trained: dict[int, int] = {}
+        with suppress(FileNotFoundError):
+            saved = json.loads(self.file.read_text(encoding="utf-8"))
+            self._trained = {int(client): int(count) for client, count in saved.items()}
+
+    def job(self, job: Job, *, recipe: str, invited: int) -> None:
+        """See :meth:`lichen.engines.remote.guard.Guard.job`."""
+        check_job(
+            read_policy(self.policy),
+            self.accepted,
+            job,
+            sha256=recipe,
+            mine=self.mine(),
+            invited=invited,
+            trained=self._trained,
+        )
+        self.round = max(self.round, job.version)
+        self.bytes_down += sizes(job)
+
+    def frames(self, job: Job, frames: bytes, *, anew: bool) -> None:
+        """See :meth:`lichen.engines.remote.guard.Guard.frames`."""
+        if anew and work_of(job.work, self.accepted.recipe) == "train":
+            for client in job.clients:
+                self._trained[client] = self._trained.get(client, 0) + 1
+            write_atomic(self.file, json.dumps(self._trained).encode())
+        policy, source, about = read_policy(self.policy), io.BytesIO(frames), (job.work, job.version)
+        sent = self._sent.get(about, 0)
+        while (frame := read_frame(source)) is not None:
+            if frame[0] in (b"M", b"Q"):
+                sent += check_message(policy, unpack_message(frame[1]), sent=sent)
+        self._sent = {old: count for old, count in self._sent.items() if old[1] >= job.version - 1} | {about: sent}
+        self.bytes_up += len(frames)
