@@ -1,4 +1,4 @@
-"""The command line: list, fetch, init, plan, run, compare, try, report, export, cache, federation.
+"""The command line: list, fetch, init, plan, run, compare, try, report, export, cache, and those of a federation.
 
 Nothing heavy is imported until a command needs it, so that ``lichen --help`` answers at once. Results
 go to standard output, everything else to standard error. Exit codes: 0 done, 1 a fault of lichen
@@ -22,6 +22,7 @@ from lichen.cli_federation import federation_app
 from lichen.cli_init import init_command
 from lichen.cli_look import export_command, fetch_command, list_command, report_command, try_command
 from lichen.cli_run import node_command, plan_command, rank_command, run_command
+from lichen.cli_serve import join_command, serve_command, status_command, stop_command, submit_command
 from lichen.core.children import end_with_parent
 from lichen.core.errors import LichenError
 from lichen.shell import crash, forget_output, log, prepare_streams, writing
@@ -47,6 +48,11 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "report": report_command,
     "export": export_command,
     "cache": cache_command,
+    "serve": serve_command,
+    "join": join_command,
+    "submit": submit_command,
+    "status": status_command,
+    "stop": stop_command,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_command, name=_name)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from lichen.shell import crash_in, free, has_recipe, log, print_json, say, show
 NOTHING_LEARNED = 3
 """Exit code of a run whose numbers are there, but of a model that no client has trained."""
 
-__all__ = ["node_command", "plan_command", "rank_command", "run_command"]
+__all__ = ["node_command", "plan_command", "rank_command", "run_command", "run_recipe"]
 
 
 def run_command(
@@ -51,33 +52,63 @@ def run_command(
     json
         Print the summary as JSON, and nothing else, on standard output.
     """
+    run_recipe(recipe, set_, out=out, resume=resume, quiet=quiet, json=json)
+
+
+def run_recipe(
+    recipe: str | None,
+    overrides: Sequence[str],
+    *,
+    out: Path | None,
+    resume: Path | None,
+    quiet: bool,
+    json: bool,
+    command: str = "lichen run",
+    sites: Callable[[], AbstractContextManager[Any]] | None = None,
+) -> None:
+    """Run a recipe and show what came of it, as the commands ``run`` and ``submit`` do.
+
+    Args:
+        recipe: A YAML file, or a name of the gallery; None to go on with a run.
+        overrides: Other values of its keys.
+        out: The run's folder; None: the next free one.
+        resume: The folder of a run to go on with.
+        quiet: Show no progress.
+        json: Print the summary as JSON alone.
+        command: What a person types, without the recipe.
+        sites: The sites of a federation, for as long as the run takes; None: this machine simulates.
+
+    Raises:
+        LichenError: for what is wrong with any of it.
+        SystemExit: where nothing was learned, or after Ctrl-C.
+    """
     if resume is not None and (recipe is not None or out is not None):
         raise LichenError("goes on with the folder's own recipe", where="--resume", fix="leave out RECIPE and --out")
     if resume is not None and not has_recipe(resume):
         raise LichenError(
             "has no recipe.yaml, so no run to go on with",
             where=f"--resume {resume}",
-            fix="start one: lichen run RECIPE",
+            fix=f"start one: {command} RECIPE",
         )
     if resume is None and recipe is None:
-        raise LichenError("no recipe", where="lichen run", fix="name a YAML file, or one of `lichen list`")
+        raise LichenError("no recipe", where=command, fix="name a YAML file, or one of `lichen list`")
 
     from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of
 
     if resume is not None:
-        known = recipe_of(resume, set_, note=log)
+        known = recipe_of(resume, overrides, note=log)
     else:
-        known = read_recipe(str(recipe), set_, note=log)
-    several = _several_ranks(known, resume or out)
+        known = read_recipe(str(recipe), overrides, note=log)
+    several = sites is None and _several_ranks(known, resume or out)
     folder = resume or (out if several else free(out) if out is not None else new_folder(known.name))
     assert folder is not None
     if several and os.environ["RANK"] != "0":
         raise SystemExit(_silently(known, folder, resume is not None))
     try:
-        with crash_in(folder):
-            summary, adapter = _run(known, folder, resume is not None, quiet)
+        with crash_in(folder), sites() if sites is not None else nullcontext() as there:
+            summary, adapter = _run(known, folder, resume is not None, quiet, there)
     except KeyboardInterrupt:
-        go_on = f"go on with: lichen run --resume {shlex.quote(str(folder))}"
+        go_on = f"go on with: {command} --resume {shlex.quote(str(folder))}"
         log(f"\nstopped; {go_on if has_recipe(folder) else 'nothing was kept yet'}")
         raise SystemExit(130) from None
     if json:
@@ -125,7 +156,7 @@ def _silently(recipe: Any, folder: Path, resume: bool) -> int:
     return code
 
 
-def _run(recipe: Any, folder: Path, resume: bool, quiet: bool) -> tuple[dict[str, Any], Path | None]:
+def _run(recipe: Any, folder: Path, resume: bool, quiet: bool, sites: Any = None) -> tuple[dict[str, Any], Path | None]:
     from lichen.present.progress import Progress
 
     # Libraries that print would spoil --json, so that their lines go where progress goes.
@@ -133,7 +164,7 @@ def _run(recipe: Any, folder: Path, resume: bool, quiet: bool) -> tuple[dict[str
         progress.say(f"run folder: {folder}")
         from lichen.recipes import run as run_module
 
-        result = run_module.run(recipe, out=folder, resume=resume, observers=(progress,), say=progress.say)
+        result = run_module.run(recipe, out=folder, resume=resume, sites=sites, observers=(progress,), say=progress.say)
     return result.summary, result.adapter
 
 

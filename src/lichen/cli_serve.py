@@ -1,0 +1,212 @@
+"""The commands of a federation that runs: serve and submit at the coordinator, join at a site, status and stop at both.
+
+Nothing heavy is imported until a command needs it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from lichen.shell import log, print_json, say, show
+
+if TYPE_CHECKING:
+    from lichen.engines.sites import Sites
+    from lichen.federation.page import Page
+
+__all__ = ["join_command", "serve_command", "status_command", "stop_command", "submit_command"]
+
+_LOOK = 0.5
+"""Seconds between two looks at who is there."""
+
+
+def serve_command(folder: Path | None = None, /, *, page: int | None = None, json: bool = False) -> None:
+    """Run a federation's server, at its coordinator, until it is stopped.
+
+    Parameters
+    ----------
+    folder
+        The federation's folder; the only one here if not given.
+    page
+        A port of this machine, 127.0.0.1 alone, for a page that shows how the sites stand, and /metrics for Prometheus.
+    json
+        Print who comes and goes as JSON, a line each, on standard output.
+    """
+    from contextlib import ExitStack
+
+    from lichen.federation.kits.members import SERVER, find_federation, read_federation
+    from lichen.federation.network import NetworkSites
+
+    federation = read_federation(find_federation(folder))
+    with ExitStack() as stack:
+        sites = stack.enter_context(NetworkSites(federation.folder / SERVER, say=log))
+        log(f"the server of {federation.name} is up; stop it with Ctrl-C, or: lichen stop {federation.folder}")
+        if page is not None:
+            shown = _page(federation.folder, federation.name, page, sites)
+            stack.callback(shown.close)
+            log(f"how the sites stand: http://127.0.0.1:{shown.port}/ (and /status.json, /metrics)")
+        there: dict[str, str] = {}
+        while not sites.parent.ended.wait(_LOOK):
+            now = {site: seen.instance for site, seen in sites.seen().items()}
+            for site in sorted(now.keys() | there.keys()):
+                if now.get(site) != there.get(site):
+                    _event(site, "is there" if site in now else "has gone", json)
+            there = now
+        if sites.parent.fault is not None:
+            raise sites.parent.fault
+    log("the server was stopped")
+
+
+def _page(folder: Path, name: str, port: int, sites: Sites) -> Page:
+    from lichen.federation.page import Page
+    from lichen.federation.standing import standing
+
+    return Page(port, title=f"federation {name}", rows=lambda: standing(folder, sites))
+
+
+def _event(site: str, what: str, json: bool) -> None:
+    if json:
+        print_json({"time": time.time(), "site": site, "what": what})
+    else:
+        log(f"{site} {what}")
+
+
+def join_command(kit: Path, /, *, data: Path, json: bool = False) -> None:
+    """Take part in a federation, at a site, with its own rows, until it is stopped.
+
+    Parameters
+    ----------
+    kit
+        The folder of the site's kit.
+    data
+        The site's file or folder of rows; nothing of a row leaves it but what a recipe that its policy allows computes.
+    json
+        Print what happens as JSON, a line each, on standard output.
+    """
+    from lichen.federation.joining import check_before
+
+    def tell(line: str) -> None:
+        if json:
+            print_json({"time": time.time(), "what": line})
+        else:
+            log(line)
+
+    known = check_before(kit, data, say=tell)
+
+    from lichen.federation.host import SiteHost
+    from lichen.federation.network import SiteEnd
+
+    host = SiteHost(kit, data, say=tell)
+    with SiteEnd(kit, host.answer, say=tell, status=host.status) as site:
+        try:
+            while not site.wait(_LOOK) and not site.joined.is_set():
+                pass
+            if site.joined.is_set():
+                tell(f"{site.name} is connected with {known.host}:{known.port}, and waits for a recipe")
+            site.wait()
+        finally:
+            host.close()
+    tell(f"{site.name} has left")
+
+
+def submit_command(
+    recipe: str | None = None,
+    /,
+    *,
+    set_: Annotated[tuple[str, ...], Parameter(name=["-s", "--set"])] = (),
+    federation: Path | None = None,
+    sites: str = "",
+    out: Path | None = None,
+    resume: Path | None = None,
+    wait: float = 60.0,
+    quiet: bool = False,
+    json: bool = False,
+) -> None:
+    """Run a recipe over the sites of a federation, at its coordinator, where it is served.
+
+    Parameters
+    ----------
+    recipe
+        A YAML file, or a recipe of `lichen list`; each site reads its own rows in place of data.name.
+    set_
+        Another value for a key of the recipe, as key=value; may be given several times.
+    federation
+        The federation's folder; the only one here if not given.
+    sites
+        Names of the sites that take part, with commas between; all that are admitted if not given.
+    out
+        The run's folder; runs/NAME-N if not given.
+    resume
+        Go on with the run in this folder, by its own recipe.
+    wait
+        Seconds to wait for sites that are not there yet.
+    quiet
+        Show no progress.
+    json
+        Print the summary as JSON, and nothing else, on standard output.
+    """
+    from lichen.cli_run import run_recipe
+    from lichen.federation.kits.members import find_federation
+    from lichen.federation.submitting import sites_for_run
+
+    folder = find_federation(federation)
+    names = [site.strip() for site in sites.split(",") if site.strip()]
+    run_recipe(
+        recipe,
+        set_,
+        out=out,
+        resume=resume,
+        quiet=quiet,
+        json=json,
+        command=f"lichen submit --federation {folder}",
+        sites=lambda: sites_for_run(folder, names, wait=wait, say=log),
+    )
+
+
+def status_command(place: Path | None = None, /, *, json: bool = False) -> None:
+    """Show how a federation stands: at its coordinator all sites, at a site that one.
+
+    Parameters
+    ----------
+    place
+        The federation's folder, or a site's kit; the only federation here if not given.
+    json
+        Print it as JSON, and nothing else, on standard output.
+    """
+    from lichen.federation.kits.members import ABOUT, find_federation
+    from lichen.federation.standing import site_standing, standing
+    from lichen.federation.submitting import served
+    from lichen.present.standing import standing_table
+
+    if place is None or (place / ABOUT).is_file():
+        folder = find_federation(place)
+        rows = standing(folder, served(folder))
+    else:
+        rows = [site_standing(place)]
+    if json:
+        print_json(rows)
+    else:
+        show(standing_table(rows))
+
+
+def stop_command(place: Path | None = None, /, *, json: bool = False) -> None:
+    """End the server or the site that runs on this machine; a site says goodbye.
+
+    Parameters
+    ----------
+    place
+        The federation's folder, or a site's kit; the only federation here if not given.
+    json
+        Print what was ended as JSON, and nothing else, on standard output.
+    """
+    from lichen.federation.kits.members import find_federation
+    from lichen.federation.standing import call_off
+
+    ended = call_off(place if place is not None else find_federation(None))
+    if json:
+        print_json({"stopped": ended})
+    else:
+        say(f"stopped {ended}")

@@ -1,0 +1,253 @@
+"""A site's work: it says yes or no to recipes that are submitted, and does the jobs of the one it has accepted.
+
+One recipe at a time. A site that was started again goes on with the run that it was in. In the kit's folder ``runs``
+each run has one, by its name: the recipe as it came, the site's place in the roster, and what its clients keep.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, final
+
+from lichen.core import private
+from lichen.core.errors import LichenError, traceback_text
+from lichen.core.files.durable import write_atomic
+from lichen.core.machine import machine_fault
+from lichen.engines.remote.pieces import Pieces
+from lichen.engines.remote.worker import SiteWorker
+from lichen.federation.policy.accepted import accept_recipe
+from lichen.federation.policy.guard import PolicyGuard
+from lichen.federation.policy.keys import POLICY, read_policy
+from lichen.federation.standing import STATUS
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.sites.asked_sites import OVER, PROPOSE
+from lichen.recipes.sites.open_site import Site, open_site
+from lichen.recipes.sites.place import SitePlace
+from lichen.recipes.sites.site_node import ANNOUNCE, JOIN, WAITING, site_answers, talks_in
+
+__all__ = ["SiteHost"]
+
+RUNS, CURRENT, RECIPE = "runs", "current.json", "recipe.yaml"
+
+_WAIT = 10.0
+"""Seconds that the server waits for rows that are being read, before it is to ask again."""
+
+_NAME = re.compile(r"[0-9a-f]{16}")
+"""How a run is named; it names a folder."""
+
+
+@final
+class HostedRun:
+    """A run that a site has said yes to.
+
+    Args:
+        name: The run's.
+        text: The recipe, as it came.
+        kit: The site's kit.
+        data: The site's file or folder.
+        say: Told what happens, a line each.
+
+    Raises:
+        LichenError: if the policy does not allow the recipe.
+    """
+
+    def __init__(self, name: str, text: str, kit: Path, data: Path, say: Callable[[str], None]) -> None:
+        self.name, self.text, self.folder = name, text, kit / RUNS / name
+        self._policy, self._data, self._say = kit / POLICY, data, say
+        self.accepted = accept_recipe(read_policy(self._policy), text)
+        private.make_folders(self.folder)
+        write_atomic(self.folder / RECIPE, text.encode())
+        self.guard = PolicyGuard(self._policy, self.accepted, mine=self._mine, folder=self.folder)
+        self._place: Future[SitePlace] = Future()
+        self.worker = SiteWorker(
+            talks_in(self.folder, lambda: self._place.result().opened(), guard=self.guard),
+            recipe=self.accepted.sha256,
+            also={ANNOUNCE: self._announce, JOIN: lambda body: site_answers(self._opened())[JOIN](body)},
+        )
+        threading.Thread(target=self._open, daemon=True).start()
+        self.thread = self.worker.start()
+
+    def _open(self) -> None:
+        try:
+            site = open_site(self.accepted.recipe, self._data, say=self._say)
+            self._place.set_result(SitePlace(self._allowed(site), self.folder))
+        except Exception as error:
+            self._place.set_exception(self._kept_back(error))
+
+    def _allowed(self, site: Site) -> Site:
+        """A site that announces no label where its policy has ``labels: false``."""
+        if read_policy(self._policy).labels:
+            return site
+        return replace(site, announcement=replace(site.announcement, labels=()))
+
+    def _kept_back(self, error: Exception) -> LichenError:
+        """What the server reads of rows that cannot be opened: the recipe's key alone; the rest may quote a row."""
+        known = error if isinstance(error, LichenError) else machine_fault(error)
+        if known is None:
+            self._say(traceback_text(error))
+        self._say(f"this run cannot begin: {known or type(error).__name__}")
+        where = known.where if known is not None and _is_key(known.where) else "data"
+        what = "this site cannot open its rows as the recipe has it; what it reads there says why, and stays there"
+        return LichenError(what, where=where, fix="speak with its person")
+
+    def _opened(self) -> SitePlace:
+        if not self._place.done():
+            raise LichenError("has not read its rows yet", where="site", fix="let it announce itself first")
+        return self._place.result()
+
+    def _announce(self, body: bytes) -> bytes:
+        try:
+            place = self._place.result(timeout=_WAIT)
+        except TimeoutError:
+            return json.dumps(WAITING).encode()
+        return site_answers(place)[ANNOUNCE](body)
+
+    def _mine(self) -> tuple[int, ...]:
+        place = self._place.result().assigned
+        return () if place is None else place.numbers
+
+    def status(self) -> dict[str, Any]:
+        """What it is doing, as JSON can hold it."""
+        place = self._place.result() if self._place.done() and self._place.exception() is None else None
+        members = () if place is None else place.site.announcement.members
+        rounds = self.accepted.recipe.federation.rounds
+        if not self._place.done():
+            doing = "reads its rows"
+        elif place is None:
+            doing = "cannot open its rows"
+        else:
+            doing = str(self.worker.doing)
+        return {
+            "run": self.name,
+            "recipe": self.accepted.recipe.name,
+            "clients": len(members),
+            "rows": sum(sum(member.rows.values()) for member in members),
+            "round": max(0, min(self.guard.round + 1, rounds)),
+            "rounds": rounds,
+            "bytes_up": self.guard.bytes_up,
+            "bytes_down": self.guard.bytes_down,
+            "doing": doing,
+        }
+
+    def close(self) -> None:
+        """Do no more than the client that is at work."""
+        self.worker.close()
+
+
+@final
+class SiteHost:
+    """Answers what a server asks of a site; several threads may ask at once.
+
+    Args:
+        kit: The site's kit, with its policy.
+        data: The site's file or folder of rows.
+        say: Told what happens, a line each.
+    """
+
+    def __init__(self, kit: Path, data: Path, *, say: Callable[[str], None]) -> None:
+        self.kit, self.data, self.say = kit, data, say
+        self._lock, self._pieces = threading.Lock(), Pieces(self._answer)
+        self._run: HostedRun | None = None
+        if (name := self._current()) is not None:
+            try:
+                text = (kit / RUNS / name / RECIPE).read_text(encoding="utf-8")
+                self._run = HostedRun(name, text, kit, data, say)
+                say(f"goes on with run {name}")
+            except (OSError, LichenError) as error:
+                say(f"does not go on with run {name}: {error}")
+
+    def _current(self) -> str | None:
+        """The run that this site was in when it ended."""
+        try:
+            name = str(json.loads((self.kit / RUNS / CURRENT).read_text(encoding="utf-8"))["run"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return name if _NAME.fullmatch(name) else None
+
+    def answer(self, kind: str, body: bytes) -> bytes:
+        """Answer one question.
+
+        Args:
+            kind: What the question is.
+            body: Its bytes.
+
+        Raises:
+            LichenError: if it is refused.
+        """
+        return self._pieces.answer(kind, body)
+
+    def _answer(self, kind: str, body: bytes) -> bytes:
+        if kind == PROPOSE:
+            return self._propose(_values(body))
+        if kind == OVER:
+            return self._end(_values(body))
+        if kind == STATUS:
+            return json.dumps(self.status()).encode()
+        run = self._run
+        if run is None:
+            raise LichenError("has said yes to no recipe", where="site", fix="submit one: lichen submit RECIPE")
+        return run.worker.answer_whole(kind, body)
+
+    def status(self) -> dict[str, Any]:
+        """What the site is doing, as JSON can hold it."""
+        run = self._run
+        return {"doing": "waits for a recipe"} if run is None else run.status()
+
+    def _propose(self, values: Mapping[str, Any]) -> bytes:
+        name, text = str(values.get("run")), str(values.get("recipe"))
+        if not _NAME.fullmatch(name):
+            raise LichenError("is no name of a run", where="run", fix="both ends must run the same version of lichen")
+        with self._lock:
+            before = self._run
+            if before is None or (before.name, before.text) != (name, text):
+                try:
+                    run = HostedRun(name, text, self.kit, self.data, self.say)
+                except LichenError as error:
+                    self.say(f"says no to a recipe: {error}")
+                    raise
+                if before is not None:
+                    before.close()
+                self._run = run
+                write_atomic(self.kit / RUNS / CURRENT, json.dumps({"run": name}).encode())
+                self.say(
+                    f"says yes to {run.accepted.recipe.name or 'a recipe'} (run {name}, {run.accepted.sha256[:12]})"
+                )
+            assert self._run is not None
+            return json.dumps({"accepted": self._run.accepted.sha256}).encode()
+
+    def _end(self, values: Mapping[str, Any]) -> bytes:
+        with self._lock:
+            if self._run is not None and self._run.name == values.get("run"):
+                self._run.close()
+                self.say(f"run {self._run.name} is over; what its clients keep is in {self._run.folder}")
+                self._run = None
+                (self.kit / RUNS / CURRENT).unlink(missing_ok=True)
+        return b""
+
+    def close(self) -> None:
+        """Do no more than the client that is at work; a later start goes on."""
+        if self._run is not None:
+            self._run.close()
+
+
+def _values(body: bytes) -> Mapping[str, Any]:
+    try:
+        plain: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        plain = None
+    if not isinstance(plain, Mapping):
+        raise LichenError(
+            "a question that is no JSON", where="site", fix="both ends must run the same version of lichen"
+        )
+    return plain
+
+
+def _is_key(where: str) -> bool:
+    """Whether it is a recipe's key, as all may know, and no path or value."""
+    return re.fullmatch(r"[a-z_]+(\.[a-z_]+){0,4}", where) is not None and where.split(".")[0] in Recipe.model_fields

@@ -1,0 +1,101 @@
+"""How a federation stands: each site with since when, last heard, its rows, round, bytes, and what it is doing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from lichen.core.errors import LichenError
+from lichen.engines.remote.pieces import ask_long
+from lichen.engines.sites import SiteError, Sites
+from lichen.federation.door import call, door_of
+from lichen.federation.kits.members import ABOUT, SERVER, admitted
+from lichen.federation.kits.settle import open_kit
+
+__all__ = ["STATUS", "call_off", "site_standing", "standing"]
+
+STATUS = "status"
+"""The question what a site is doing."""
+
+_WITHIN = 3.0
+"""Seconds that a site has to say what it is doing."""
+
+_NUMBERS = ("clients", "rows", "round", "rounds", "bytes_up", "bytes_down")
+
+
+def standing(folder: Path, sites: Sites) -> list[dict[str, Any]]:
+    """Every site of a federation, in name order, as JSON can hold it.
+
+    Args:
+        folder: The federation.
+        sites: Asks them.
+
+    Returns:
+        ``site``, ``there``, and of one that is there ``since`` and ``last`` in seconds of the epoch, ``doing``, and of
+        one in a run ``recipe``, ``clients``, ``rows``, ``round``, ``rounds``, ``bytes_up`` and ``bytes_down``.
+    """
+    seen, names = sites.seen(), admitted(folder)
+
+    def row(name: str) -> dict[str, Any]:
+        if name not in seen:
+            return {"site": name, "there": False, "doing": "is not connected"}
+        one = seen[name]
+        about = {"site": name, "there": True, "since": one.since, "last": one.last}
+        try:
+            return {**about, **_plain(json.loads(ask_long(sites, name, STATUS, b"", _WITHIN)))}
+        except SiteError as error:
+            return {**about, "doing": f"{error.error.what}"}
+        except (ValueError, RecursionError):
+            return {**about, "doing": "says something that is no JSON"}
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(row, names))
+
+
+def _plain(told: object) -> dict[str, Any]:
+    """What a site says of itself, whatever is in it: whole numbers and short lines."""
+    if not isinstance(told, Mapping):
+        return {"doing": "says something else"}
+    numbers = {
+        key: told[key] for key in _NUMBERS if isinstance(told.get(key), int) and not isinstance(told.get(key), bool)
+    }
+    words = {key: str(told[key])[:100] for key in ("recipe", "run", "doing") if key in told}
+    return {"doing": "is there", **words, **numbers}
+
+
+def site_standing(kit: Path) -> dict[str, Any]:
+    """What a site that runs on this machine is doing.
+
+    Raises:
+        LichenError: if it does not run.
+    """
+    try:
+        head, _ = call(door_of(kit), {"op": "status"}, within=_WITHIN)
+    except OSError:
+        raise LichenError("does not run", where=str(kit), fix=f"start it: lichen join {kit} --data FILE") from None
+    return {"site": open_kit(kit).name, "there": head.pop("joined", False), "last": time.time(), **_plain(head)}
+
+
+def call_off(place: Path) -> str:
+    """End the server or the site that runs on this machine; a site says goodbye.
+
+    Args:
+        place: A federation's folder, or a kit.
+
+    Returns:
+        What was ended.
+
+    Raises:
+        LichenError: if it does not run.
+    """
+    kit = open_kit(place / SERVER if (place / ABOUT).is_file() else place)
+    door = door_of(kit.folder)
+    try:
+        call(door, {"op": "stop"}, within=_WITHIN)
+    except OSError:
+        raise LichenError("does not run", where=str(place), fix="there is nothing to stop") from None
+    return f"the server of {kit.federation}" if kit.kind == "server" else f"site {kit.name}"
