@@ -27,9 +27,10 @@ from lichen.federation.policy.keys import POLICY, read_policy
 from lichen.federation.standing import STATUS
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.asked_sites import OVER, PROPOSE
+from lichen.recipes.sites.node import talks_in
 from lichen.recipes.sites.open_site import Site, open_site
 from lichen.recipes.sites.place import SitePlace
-from lichen.recipes.sites.site_node import ANNOUNCE, JOIN, WAITING, site_answers, talks_in
+from lichen.recipes.sites.site_node import ANNOUNCE, JOIN, WAITING, site_answers
 
 __all__ = ["SiteHost"]
 
@@ -66,7 +67,7 @@ class HostedRun:
         self.guard = PolicyGuard(self._policy, self.accepted, mine=self._mine, folder=self.folder)
         self._place: Future[SitePlace] = Future()
         self.worker = SiteWorker(
-            talks_in(self.folder, lambda: self._place.result().opened(), guard=self.guard),
+            talks_in(self.accepted.recipe, self.folder, lambda: self._place.result().loaded(), guard=self.guard),
             recipe=self.accepted.sha256,
             also={ANNOUNCE: self._announce, JOIN: lambda body: site_answers(self._opened())[JOIN](body)},
         )
