@@ -150,7 +150,6 @@ def test_what_needs_rows_at_the_server_says_so(tmp_path: Path) -> None:
     refuse_rows(read)
     cases: dict[str, tuple[list[str], str]] = {
         "compare.baselines": (['compare.baselines=["alone", "pooled"]'], "pooled is one model on everybody's rows"),
-        "engine.name": (["engine.name=local"], "no nodes"),
         "model.head": (["model.head=ridge"], "scaled on rows"),
     }
     for key, (changes, why) in cases.items():
@@ -158,6 +157,10 @@ def test_what_needs_rows_at_the_server_says_so(tmp_path: Path) -> None:
             refuse_rows(read_recipe(file, changes))
         assert told.value.where == key
         assert told.value.fix
+    for engine, why in (("local", "no nodes"), ("distributed", "ranks hold the rows")):
+        with pytest.raises(LichenError, match=why) as told:
+            lichen.run(read_recipe(file, [f"engine.name={engine}"]), out=tmp_path / "run", server_alone=True)
+        assert (told.value.where, bool(told.value.fix)) == ("engine.name", True)
     with pytest.raises(LichenError, match="pooled is one model") as told:
         lichen.run(read_recipe(file, cases["compare.baselines"][0]), out=tmp_path / "run", server_alone=True)
     assert not (tmp_path / "run").exists()
