@@ -111,7 +111,7 @@ WORDS = (
     Old("fine", "finite", but=("algorithms/semi.py",), why="fine-tuning"),
     Old("few", "scarce", but=("recipes/*",), why="the key on_too_few_rows"),
     Old("side_by_side", "map_clients"),
-    Old("gauge", "memory meter"),
+    Old("gauge", "memory meter", but=("federation/page.py",), why="Prometheus's kind of number"),
     Old(
         "clock",
         "timing",

@@ -88,28 +88,28 @@ def join_command(kit: Path, /, *, data: Path, json: bool = False) -> None:
     """
     from lichen.federation.joining import check_before
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         if json:
             print_json({"time": time.time(), "what": line})
         else:
             log(line)
 
-    known = check_before(kit, data, say=tell)
+    known = check_before(kit, data, say=report)
 
     from lichen.federation.host import SiteHost
     from lichen.federation.network import SiteEnd
 
-    host = SiteHost(kit, data, say=tell)
-    with SiteEnd(kit, host.answer, say=tell, status=host.status) as site:
+    host = SiteHost(kit, data, say=report)
+    with SiteEnd(kit, host.answer, say=report, status=host.status) as site:
         try:
             while not site.wait(_LOOK) and not site.joined.is_set():
                 pass
             if site.joined.is_set():
-                tell(f"{site.name} is connected with {known.host}:{known.port}, and waits for a recipe")
+                report(f"{site.name} is connected with {known.host}:{known.port}, and waits for a recipe")
             site.wait()
         finally:
             host.close()
-    tell(f"{site.name} has left")
+    report(f"{site.name} has left")
 
 
 def submit_command(
@@ -177,9 +177,9 @@ def status_command(place: Path | None = None, /, *, json: bool = False) -> None:
         Print it as JSON, and nothing else, on standard output.
     """
     from lichen.federation.kits.members import ABOUT, find_federation
+    from lichen.federation.shown import standing_table
     from lichen.federation.standing import site_standing, standing
     from lichen.federation.submitting import served
-    from lichen.present.standing import standing_table
 
     if place is None or (place / ABOUT).is_file():
         folder = find_federation(place)

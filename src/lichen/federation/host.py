@@ -26,10 +26,10 @@ from lichen.federation.policy.guard import PolicyGuard
 from lichen.federation.policy.keys import POLICY, read_policy
 from lichen.federation.standing import STATUS
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.sites.asked_sites import OVER, PROPOSE
 from lichen.recipes.sites.node import talks_in
 from lichen.recipes.sites.open_site import Site, open_site
 from lichen.recipes.sites.place import SitePlace
+from lichen.recipes.sites.remote_sites import OVER, PROPOSE
 from lichen.recipes.sites.site_node import ANNOUNCE, JOIN, WAITING, site_answers
 
 __all__ = ["SiteHost"]
@@ -69,7 +69,7 @@ class HostedRun:
         self.worker = SiteWorker(
             talks_in(self.accepted.recipe, self.folder, lambda: self._place.result().loaded(), guard=self.guard),
             recipe=self.accepted.sha256,
-            also={ANNOUNCE: self._announce, JOIN: lambda body: site_answers(self._opened())[JOIN](body)},
+            also={ANNOUNCE: self._announce, JOIN: lambda body: site_answers(self._ready())[JOIN](body)},
         )
         threading.Thread(target=self._open, daemon=True).start()
         self.thread = self.worker.start()
@@ -79,7 +79,7 @@ class HostedRun:
             site = open_site(self.accepted.recipe, self._data, say=self._say)
             self._place.set_result(SitePlace(self._allowed(site), self.folder))
         except Exception as error:
-            self._place.set_exception(self._kept_back(error))
+            self._place.set_exception(self._withheld(error))
 
     def _allowed(self, site: Site) -> Site:
         """A site that announces no label where its policy has ``labels: false``."""
@@ -87,7 +87,7 @@ class HostedRun:
             return site
         return replace(site, announcement=replace(site.announcement, labels=()))
 
-    def _kept_back(self, error: Exception) -> LichenError:
+    def _withheld(self, error: Exception) -> LichenError:
         """What the server reads of rows that cannot be opened: the recipe's key alone; the rest may quote a row."""
         known = error if isinstance(error, LichenError) else machine_fault(error)
         if known is None:
@@ -97,7 +97,7 @@ class HostedRun:
         what = "this site cannot open its rows as the recipe has it; what it reads there says why, and stays there"
         return LichenError(what, where=where, fix="speak with its person")
 
-    def _opened(self) -> SitePlace:
+    def _ready(self) -> SitePlace:
         if not self._place.done():
             raise LichenError("has not read its rows yet", where="site", fix="let it announce itself first")
         return self._place.result()

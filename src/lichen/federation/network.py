@@ -55,7 +55,7 @@ class NetworkSites:
             self._door = place / "door"
             self.parent = Parent(kit, {"LICHEN_DOOR": str(self._door)}, say=say)
             stack.callback(self.parent.close)
-            self._asked = DoorSites(self._door, fault=lambda: self.parent.fault)
+            self._door_sites = DoorSites(self._door, fault=lambda: self.parent.fault)
             self._wait()
             self._stack = stack.pop_all()
 
@@ -73,11 +73,11 @@ class NetworkSites:
 
     def seen(self) -> Mapping[str, Seen]:
         """Who is there now; nobody while the server's process is started again."""
-        return self._asked.seen()
+        return self._door_sites.seen()
 
     def ask(self, site: str, kind: str, body: bytes, within: float) -> bytes:
         """Ask one question and give its answer; see :meth:`lichen.federation.asking.DoorSites.ask`."""
-        return self._asked.ask(site, kind, body, within)
+        return self._door_sites.ask(site, kind, body, within)
 
     def close(self) -> None:
         """End the server's process; sites go on and wait for the next one."""

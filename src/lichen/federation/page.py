@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from lichen.core.errors import LichenError
 from lichen.core.visible import visible
-from lichen.present.standing import HEADS, cells_of
+from lichen.federation.shown import HEADS, cells_of
 
 __all__ = ["Page"]
 

@@ -56,14 +56,16 @@ def standing(folder: Path, sites: Sites) -> list[dict[str, Any]]:
         return list(pool.map(row, names))
 
 
-def _plain(told: object) -> dict[str, Any]:
+def _plain(answer: object) -> dict[str, Any]:
     """What a site says of itself, whatever is in it: whole numbers and short lines."""
-    if not isinstance(told, Mapping):
+    if not isinstance(answer, Mapping):
         return {"doing": "says something else"}
     numbers = {
-        key: told[key] for key in _NUMBERS if isinstance(told.get(key), int) and not isinstance(told.get(key), bool)
+        key: answer[key]
+        for key in _NUMBERS
+        if isinstance(answer.get(key), int) and not isinstance(answer.get(key), bool)
     }
-    words = {key: str(told[key])[:100] for key in ("recipe", "run", "doing") if key in told}
+    words = {key: str(answer[key])[:100] for key in ("recipe", "run", "doing") if key in answer}
     return {"doing": "is there", **words, **numbers}
 
 

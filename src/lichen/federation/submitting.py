@@ -15,7 +15,7 @@ from lichen.engines.sites import Seen
 from lichen.federation.asking import SPARE, DoorSites
 from lichen.federation.door import call, door_of
 from lichen.federation.kits.members import SERVER, admitted
-from lichen.recipes.sites.asked_sites import AskedSites
+from lichen.recipes.sites.remote_sites import RemoteSites
 
 __all__ = ["served", "sites_for_run"]
 
@@ -41,8 +41,8 @@ def served(folder: Path) -> DoorSites:
 @contextmanager
 def sites_for_run(
     folder: Path, names: Sequence[str], *, wait: float, say: Callable[[str], None]
-) -> Iterator[AskedSites]:
-    """The sites of one run; when it is over they are told.
+) -> Iterator[RemoteSites]:
+    """The sites of one run; when it is over they are reported.
 
     Args:
         folder: The federation.
@@ -64,11 +64,11 @@ def sites_for_run(
     sites = served(folder)
     with _one_run(folder, say):
         _wait_for(sites, chosen, wait, say)
-        asked = AskedSites(sites, chosen)
+        remote = RemoteSites(sites, chosen)
         try:
-            yield asked
+            yield remote
         finally:
-            asked.close()
+            remote.close()
 
 
 @contextmanager

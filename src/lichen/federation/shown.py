@@ -25,11 +25,11 @@ def cells_of(row: Mapping[str, Any], now: float) -> list[str]:
         now: Seconds of the epoch.
     """
     there = seconds_text(now - row["since"]) if "since" in row else "-"
-    heard = f"{seconds_text(now - row['last'])} ago" if row["there"] and "last" in row else "-"
+    last = f"{seconds_text(now - row['last'])} ago" if row["there"] and "last" in row else "-"
     counts = [f"{row[key]:,}" if key in row else "-" for key in ("clients", "rows")]
     done = f"{row['round']} of {row['rounds']}" if "round" in row and "rounds" in row else "-"
     sent = [bytes_text(row[key]) if key in row else "-" for key in ("bytes_up", "bytes_down")]
-    return [str(row["site"]), there, heard, *counts, done, *sent, str(row["doing"])]
+    return [str(row["site"]), there, last, *counts, done, *sent, str(row["doing"])]
 
 
 def standing_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -26,7 +26,7 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Enrolled
 from lichen.recipes.sites.site_engines import ask_all, enrol_sites, join_sites
 
-__all__ = ["OVER", "PROPOSE", "AskedSites"]
+__all__ = ["OVER", "PROPOSE", "RemoteSites"]
 
 PROPOSE, OVER = "propose", "over"
 
@@ -38,7 +38,7 @@ _BRIEF = 30.0
 
 
 @final
-class AskedSites:
+class RemoteSites:
     """Sites of a federation, for one run.
 
     Args:
