@@ -60,11 +60,7 @@ def _plain(answer: object) -> dict[str, Any]:
     """What a site says of itself, whatever is in it: whole numbers and short lines."""
     if not isinstance(answer, Mapping):
         return {"doing": "says something else"}
-    numbers = {
-        key: answer[key]
-        for key in _NUMBERS
-        if isinstance(answer.get(key), int) and not isinstance(answer.get(key), bool)
-    }
+    numbers = {key: answer[key] for key in _NUMBERS if type(answer.get(key)) is int}
     words = {key: str(answer[key])[:100] for key in ("recipe", "run", "doing") if key in answer}
     return {"doing": "is there", **words, **numbers}
 
