@@ -148,7 +148,13 @@ class Line:
 
     def _hand(self, errand: Errand) -> None:
         there = self._hand_over(
-            errand.order, errand.job.clients, b"J", pack_job(errand.job), errand.relies, waits=True, invited=errand.invited
+            errand.order,
+            errand.job.clients,
+            b"J",
+            pack_job(errand.job),
+            errand.relies,
+            waits=True,
+            invited=errand.invited,
         )
         if there is not None:
             errand.instance = self.instance
