@@ -33,7 +33,9 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Any:
     need("minilm-l6", "clothing-reviews")
     over = ["data.max_clients=4", "data.max_rows=60", "federation.rounds=2", "federation.clients_per_round=4"]
     over += [
+        "data.max_length=32",
         "federation.local_steps=2",
+        "compare.alone_epochs=1",
         "optimizer.lr=5e-3",
         "federation.aggregate=fedex",
         "compare.pooled_batch_size=16",
@@ -77,7 +79,7 @@ def test_the_adapter_and_the_merged_model_answer_alike(reviews: Any, tmp_path: P
 
 def test_one_shot_equals_pooled_under_every_partition(tmp_path: Path) -> None:
     need("minilm-l6", "clothing-reviews")
-    over = ["data.max_clients=4", "data.max_rows=60", "compare.partitions=10"]
+    over = ["data.max_clients=4", "data.max_rows=60", "data.max_length=32", "compare.partitions=10"]
     result = lichen.run(read_recipe("reviews-oneshot", over), out=tmp_path / "run")
     extra, columns = result.summary["extra"], result.summary["columns"]
     assert extra["partitions.identical"] == extra["partitions"] == 10
@@ -92,6 +94,7 @@ def test_a_teacher_reached_by_answers_alone(tmp_path: Path) -> None:
     need("minilm-l6", "clothing-reviews")
     over = ["data.max_clients=6", "data.public.labelled=300", "data.public.unlabelled=200", "federation.rounds=2"]
     over += ["federation.clients_per_round=6", "optimizer.lr=3e-3", "federation.valid_every=2", "data.test_rows=8"]
+    over += ["data.max_length=48", "compare.alone_epochs=1"]
     result = lichen.run(read_recipe("reviews-teacher", over), out=tmp_path / "run")
     extra = result.summary["extra"]
     assert result.summary["columns"]["base"]["mean"] > result.summary["extra_columns"]["majority"]["mean"]

@@ -29,6 +29,7 @@ def made_before(folder: Path, recipe: Recipe) -> None:
 
 
 QUICK = ["federation.rounds=3", "optimizer.lr=0.3", "data.max_rows=30", "data.test=0.1", "engine.clients_per_block=2"]
+QUICK += ["compare.alone_epochs=1"]
 
 
 def test_a_run_begun_before_goes_on(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -56,7 +57,12 @@ def test_a_run_begun_before_goes_on(tmp_path: Path, recwarn: pytest.WarningsReco
 def test_cells_of_before_count_as_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = """
 base: digits
-set: {federation.rounds: 1, optimizer.lr: 0.3, data: {max_rows: 30, test: 0.1}, engine.clients_per_block: 2}
+set:
+  federation.rounds: 1
+  optimizer.lr: 0.3
+  data: {max_rows: 30, test: 0.1}
+  compare.alone_epochs: 1
+  engine.clients_per_block: 2
 seeds: [0]
 methods:
   one:

@@ -52,7 +52,11 @@ METHODS = {
     "prefix": ["model.adapter.kind=prefix", "model.adapter.num_virtual_tokens=4"],
     "bottleneck": ["model.adapter.kind=bottleneck", "model.adapter.width=4"],
     "bitfit": ["model.adapter.kind=bitfit"],
-    "full": ["model.adapter.kind=full", "model.adapter.modules_to_save=[]", "optimizer.lr=1e-4"],
+    "full": [
+        "model.adapter={kind: full, modules_to_save: []}",
+        *("data.max_clients=2", "federation.clients_per_round=2", "federation.local_steps=1"),
+        "optimizer.lr=1e-4",
+    ],
     "scaffold": ["optimizer={name: scaffold, lr: 0.1}", "federation.aggregate=mean"],
     "mezo": ["optimizer.name=mezo", "optimizer.lr=1e-3"],
     "kseed": [

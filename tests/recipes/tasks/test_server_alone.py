@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,11 +32,10 @@ import json, sys
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 import lichen
-recipe, out, alone = sys.argv[1:]
-lichen.run(recipe, out=out, server_alone=alone == "alone")
+lichen.run(sys.argv[1], out=sys.argv[2], server_alone=True)
 print(json.dumps(opened))
 """
-"""A run in a fresh process, which tells every file that it has opened."""
+"""A server alone in a fresh process, which tells every file that it has opened."""
 
 DIGITS = {
     "data.classes": list(range(10)),
@@ -67,7 +67,7 @@ def chat(home: Path, engine: str) -> tuple[Path, str]:
         save_rows(rows, "pair", rows=12)
         save_model(home / "model")
     more: dict[str, Any] = {
-        "engine": {"name": engine, "packing": False},
+        "engine": {"name": engine, "packing": False, **({"nodes": 1} if engine == "spawned" else {})},
         "federation": {"rounds": 2, "local_steps": 2, "ranks": [1, 2], "aggregate": "hetlora"},
         "compare": {"baselines": ["base"]},
     }
@@ -76,12 +76,30 @@ def chat(home: Path, engine: str) -> tuple[Path, str]:
     return file, rows.name
 
 
-def watched(recipe: Path, out: Path, *, alone: bool) -> list[str]:
-    """The files that a process has opened in which this recipe ran."""
-    command = [sys.executable, "-c", WATCHED, str(recipe), str(out), "alone" if alone else "whole"]
+def opened_alone(recipe: Path, out: Path) -> list[str]:
+    """The files that a server has opened that runs this recipe without rows."""
+    command = [sys.executable, "-c", WATCHED, str(recipe), str(out)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     opened: list[str] = json.loads(ran.stdout.splitlines()[-1])
+    return opened
+
+
+def opened_whole(recipe: Path, out: Path) -> list[str]:
+    """The same of a run with everybody's rows, in a fork of this process."""
+
+    def program() -> None:
+        opened: list[str] = []
+        sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+        lichen.run(recipe, out=out)
+        told.send(opened)
+
+    heard, told = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=program)
+    process.start()
+    told.close()
+    opened: list[str] = heard.recv()
+    process.join()
     return opened
 
 
@@ -96,10 +114,10 @@ def test_the_server_opens_no_data_and_its_rounds_have_the_local_bytes(
     made: Callable[[Path, str], tuple[Path, str]], tmp_path: Path
 ) -> None:
     (spawned, data), (local, _) = made(tmp_path, "spawned"), made(tmp_path, "local")
-    opened = watched(spawned, tmp_path / "alone", alone=True)
+    opened = opened_alone(spawned, tmp_path / "alone")
     assert any(path.endswith("roster.json") or "roster.json" in path for path in opened)  # the hook sees what is opened
     assert [path for path in opened if data in path] == []
-    assert any(data in path for path in watched(local, tmp_path / "local", alone=False))
+    assert any(data in path for path in opened_whole(local, tmp_path / "local"))
 
     here, there = states(tmp_path / "local"), states(tmp_path / "alone")
     assert here.keys() == there.keys()
