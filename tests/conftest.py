@@ -35,6 +35,15 @@ DRAWN = ("present", "test_gallery.py", "test_real.py")
 """Rooms and files whose pictures are drawn to the last pixel."""
 
 
+LONG = ("test_real.py", "test_server_alone.py", "test_own_rows.py", "test_trajectory.py", "test_own_task.py")
+"""Files with the longest tests: they come first, so that no worker is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first; all else keeps its order."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _pictures(request: pytest.FixtureRequest) -> Iterator[None]:
     """Elsewhere a run makes its pictures and writes their files, but paints nothing: that took longer than it."""

@@ -119,7 +119,7 @@ def test_two_packages_cannot_declare_one_task(tmp_path: Path, monkeypatch: pytes
 def test_the_command_line_knows_it_and_its_clients_may_be_processes(tmp_path: Path) -> None:
     package(tmp_path, "regression = foreign:REGRESSION", REGRESSION.read_text())
     whole = {**DIGITS, "federation": {"rounds": 1, "local_steps": 1}, "compare": {"baselines": []}}
-    (tmp_path / "recipe.yaml").write_text(json.dumps({**whole, "engine": {"name": "spawned", "nodes": 2}}))
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**whole, "engine": {"name": "spawned", "nodes": 1}}))
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from lichen.cli import main; main()"
     command = [
         sys.executable,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import resume
@@ -107,12 +108,18 @@ class Killed(BaseException):
     """What a kill is to the process itself."""
 
 
+@pytest.fixture(scope="module")
+def whole(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """A recipe of three columns, and what its run leaves."""
+    made = recipe(home / "model", home / "rows.jsonl", "pair", compare={"baselines": ["alone", "pooled"]})
+    return made, resume.result_bytes(lichen.run(made, out=tmp_path_factory.mktemp("whole") / "run").folder)
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_a_kill_around_the_checkpoint_loses_and_doubles_no_line(
-    home: Path, tmp_path: Path, before: bool, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[dict[str, Any], dict[str, bytes]], tmp_path: Path, before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = recipe(home / "model", home / "rows.jsonl", "pair", compare={"baselines": ["alone", "pooled"]})
-    whole = resume.result_bytes(lichen.run(made, out=tmp_path / "whole").folder)
+    made, left_whole = whole
     save, left = RunFolder.save, [5]  # the second round of the second column
 
     def save_and_die(folder: RunFolder, path: Path, state: object) -> None:
@@ -128,7 +135,8 @@ def test_a_kill_around_the_checkpoint_loses_and_doubles_no_line(
         lichen.run(made, out=tmp_path / "cut")
     monkeypatch.undo()
     resumed = resume.result_bytes(lichen.run(made, out=tmp_path / "cut", resume=True).folder)
-    assert [name for name in whole.keys() | resumed.keys() if whole.get(name) != resumed.get(name)] == []
+    names = left_whole.keys() | resumed.keys()
+    assert [name for name in names if left_whole.get(name) != resumed.get(name)] == []
     told = [(e.column, e.report.round) for e in read_trace(tmp_path / "cut")]
     assert told == [(c, r) for c in ("federated", "alone", "pooled") for r in (1, 2, 3)]
 

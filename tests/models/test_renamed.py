@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 from pathlib import Path
@@ -18,6 +19,7 @@ SOURCE = Path(lichen.__file__).parent
 LIBRARIES = ("transformers", "peft", "accelerate", "safetensors", "gguf")
 
 
+@functools.cache
 def imported_names() -> list[tuple[str, str]]:
     """``(module, name)`` of every ``from library import name`` in the package."""
     found = set()

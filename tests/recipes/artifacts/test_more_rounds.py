@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,25 @@ def test_in_nodes_of_their_own_and_by_the_command(
     assert "cannot be taken back" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def of_one_and_two(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[lichen.Result, lichen.Result]:
+    """Runs of one round and of two."""
+    folder = tmp_path_factory.mktemp("rounds")
+    one, two = (lichen.run(made(home, rounds), out=folder / str(rounds)) for rounds in (1, 2))
+    return one, two
+
+
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
 def test_a_kill_while_rounds_are_given_leaves_a_run_that_can_be_resumed(
-    home: Path, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+    home: Path,
+    tmp_path: Path,
+    of_one_and_two: tuple[lichen.Result, lichen.Result],
+    at: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    short, long = made(home, 1), made(home, 2)
-    lichen.run(short, out=tmp_path / "run")
+    short, whole = of_one_and_two
+    long = made(home, 2)
+    shutil.copytree(short.folder, tmp_path / "run")
     write, writes = longer.write_atomic, [0]
 
     def write_and_die(path: Path, data: bytes) -> None:
@@ -119,7 +133,7 @@ def test_a_kill_while_rounds_are_given_leaves_a_run_that_can_be_resumed(
     monkeypatch.undo()
     mine = read_recipe(tmp_path / "run" / "recipe.yaml")
     assert lichen.run(mine, out=tmp_path / "run", resume=True).summary["traffic"]["rounds"] == mine.federation.rounds
-    equal(lichen.run(long, out=tmp_path / "run", resume=True), lichen.run(long, out=tmp_path / "whole"))
+    equal(lichen.run(long, out=tmp_path / "run", resume=True), whole)
 
 
 def test_what_would_be_another_run_is_refused_and_what_differs_is_said(home: Path, tmp_path: Path) -> None:
