@@ -2,7 +2,7 @@
 
 Questions come from any transport, in any thread; one thread trains. Handing an order over and fetching what came of it
 are two questions (:mod:`lichen.engines.remote.requests`), and no question waits for training, but for the seconds that
-a fetch names. There is no network in here.
+it names. There is no network in here.
 
 A server's engine opens a session with its first question. A newer session of the same state takes the place of that
 before it: what that one ordered is done no more. What lies on the disk stays: private state, and saved answers.
