@@ -158,6 +158,7 @@ def test_a_rate_is_chosen_on_validation_rows_and_clients_may_come_late(tmp_path:
         "federation={rounds: 2, local_steps: 3, batch_size: 16, clients_per_round: 3}",
         "exchange.weighting=classes",
         "exchange.min_confidence=0.2",
+        "compare.alone_epochs=10",
     ]
     result = lichen.run(digits(*words, "exchange.kind=fedmd"), out=tmp_path / "run")
     assert result.summary["extra"]["lr.federated"] == result.summary["extra"]["lr.alone"] == 0.02
@@ -199,6 +200,8 @@ def test_texts_are_read_by_students_of_two_kinds(tmp_path: Path, monkeypatch: py
         f"data={{name: '{tmp_path / 'rows.jsonl'}', columns: {{client: who, text: said, label: mood}}, max_length: 16, "
         "split_by: row, public: {share: 0.34, labelled: 0, unlabelled: 20}}",
         "federation={rounds: 2, local_steps: 2, batch_size: 4}",
+        "exchange.distill_steps=10",
+        "compare.alone_epochs=5",
     ]
     result = lichen.run(digits(*words), out=tmp_path / "run")
     assert result.summary["clients"] == 4
