@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from lichen.core.collecting.admission import OPEN, Admission
-from lichen.core.collecting.collect import collect
+from lichen.core.collecting.collect import Collected, collect
 from lichen.core.contracts.algorithm import ServerState
 from lichen.core.contracts.engine import Engine
+from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 
-__all__ = ["SUMMED", "is_validated", "mean_loss", "score", "summed", "with_best"]
+__all__ = ["SUMMED", "is_validated", "mean_loss", "score", "score_everyone", "summed", "with_best"]
 
 SUMMED = ("loss_sum", "count", "tokens", "failed")
 """Metrics that a round adds up."""
@@ -31,7 +32,29 @@ def score(engine: Engine, job: Job, admission: Admission = OPEN) -> tuple[Tensor
 
     A client that did not answer has counted nothing: its metrics are zeros.
     """
+    return _by_client(collect(engine, [job], admission=admission), job)
+
+
+def score_everyone(engine: Engine, job: Job, admission: Admission = OPEN) -> tuple[Tensor, Tree]:
+    """As :func:`score`, of a score that is reported for every client.
+
+    Raises:
+        LichenError: if a client could not do the job, or was not there, with its reason; what was learned stays.
+    """
     scored = collect(engine, [job], admission=admission)
+    attendance = scored.attendance
+    failed = next((refusal for refusal in attendance.named if refusal.reason == "error"), None)
+    count = len(attendance.missing) + attendance.refused.get("error", 0)
+    if count:
+        client = attendance.missing[0] if failed is None else failed.client
+        why = "was not there" if failed is None else f"{failed.where}: {failed.what}".removeprefix(": ")
+        others = f" (and {count - 1} more)" if count > 1 else ""
+        fix = "go on with --resume when all are there; what was learned is in the run's folder"
+        raise LichenError(f"client {client} gave no score{others}: {why}", where=f"work {job.work}", fix=fix)
+    return _by_client(scored, job)
+
+
+def _by_client(scored: Collected, job: Job) -> tuple[Tensor, Tree]:
     if len(scored.client_N) == len(job.clients):
         return scored.client_N, scored.metrics
     client_N = torch.tensor(sorted(job.clients), dtype=torch.int64)

@@ -49,15 +49,15 @@ class RemoteSites:
 
     def __init__(self, sites: Sites, names: Sequence[str], *, patience: Patience | None = None) -> None:
         self.sites, self.names, self.patience = sites, tuple(names), patience or Patience()
-        self._folder = Path()
+        self._folder, self._run = Path(), ""
 
     def enrol(self, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Enrolled:
         """Submit the recipe to all, and make one roster of those who said yes.
 
         See :meth:`lichen.recipes.sites.site_engines.SiteEngines.enrol`.
         """
-        self._folder = folder
-        proposal = json.dumps({"run": self._name(), "recipe": write_recipe(recipe)}).encode()
+        self._folder, self._run = folder, _name_of(folder / RUN)
+        proposal = json.dumps({"run": self._run, "recipe": write_recipe(recipe)}).encode()
         for site, answer in ask_all(self.sites, PROPOSE, dict.fromkeys(self.names, proposal)).items():
             if _accepted(answer) != recipe_sha256(recipe):
                 what = "reads another recipe in the text that was submitted"
@@ -65,16 +65,6 @@ class RemoteSites:
                 raise LichenError(what, where=f"site {site}", fix=fix)
             say(f"{site} says yes to the recipe")
         return enrol_sites(recipe, self.sites, self.names)
-
-    def _name(self) -> str:
-        """The run's, drawn once for its folder."""
-        file = self._folder / RUN
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return str(json.loads(file.read_text(encoding="utf-8"))["run"])
-        name = os.urandom(8).hex()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, json.dumps({"run": name}).encode())
-        return name
 
     def engine(self, recipe: Recipe, federation: Enrolled, state: Path, stack: ExitStack, *, agreed: str) -> Engine:
         """The engine over the sites; the folder's name tells them which private state is meant.
@@ -89,10 +79,20 @@ class RemoteSites:
 
     def close(self) -> None:
         """Tell every site that the run is over, as far as it is there."""
-        body = json.dumps({"run": self._name()}).encode()
-        for site in self.names:
+        body = json.dumps({"run": self._run}).encode()
+        for site in self.names if self._run else ():
             with suppress(SiteError):
                 ask_long(self.sites, site, OVER, body, _BRIEF)
+
+
+def _name_of(file: Path) -> str:
+    """A run's name, drawn once for its folder."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(file.read_text(encoding="utf-8"))["run"])
+    name = os.urandom(8).hex()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, json.dumps({"run": name}).encode())
+    return name
 
 
 def _accepted(answer: bytes) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lichen.algorithms.agnostic import AFL
 from lichen.algorithms.average import Average
-from lichen.algorithms.scores import score
+from lichen.algorithms.scores import score_everyone
 from lichen.algorithms.semi import SemiFL
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.history import History
@@ -184,10 +184,13 @@ def scored(
         shared: The tensors.
         version: Of the private state that goes with them.
         admission: What counts of the answers; None: by the server's side alone.
+
+    Raises:
+        LichenError: if a client could not say, or was not there.
     """
     everyone = tuple(range(len(server.roster)))
     job = Job(work="test", shared=shared, version=version, clients=everyone, seed=0, base=server.model.base)
-    return score(engine, job, admission or admission_of(server))[1]
+    return score_everyone(engine, job, admission or admission_of(server))[1]
 
 
 def federated_column(

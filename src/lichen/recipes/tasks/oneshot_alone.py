@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from lichen.algorithms.scores import score
+from lichen.algorithms.scores import score_everyone
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import collect
 from lichen.core.contracts.algorithm import Report
@@ -92,7 +92,7 @@ def solve_alone(
         total = collect(engine, [job("statistics")], rule, admission=counts("statistics", "train")).total
         head = rule.close(total, Shared())[0].trainable
         sent = torch.tensor([engine.bytes_up - up, engine.bytes_down - down])
-        metrics = score(engine, job("test", head), counts("test", "test"))[1]
+        metrics = score_everyone(engine, job("test", head), counts("test", "test"))[1]
         seconds = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
         found = {"confusion": metrics["confusion"], "rows": read_sums(total)["n"], "sent": sent, "seconds": seconds}
         return {**head, **found}
@@ -100,7 +100,7 @@ def solve_alone(
     def learn_alone() -> Tree:
         engine = nodes()
         collect(engine, [job("alone")], admission=counts("alone", "train"))
-        return score(engine, job("alone.test", version=1), counts("alone.test", "test"))[1]
+        return score_everyone(engine, job("alone.test", version=1), counts("alone.test", "test"))[1]
 
     def column(metrics: Tree) -> Column:
         return Column(value_N=values_N(recipe, metrics), metrics=metrics)

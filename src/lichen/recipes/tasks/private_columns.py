@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lichen.algorithms.alone import Alone, UntilBest
-from lichen.algorithms.scores import mean_loss, score
+from lichen.algorithms.scores import mean_loss, score, score_everyone
 from lichen.core.contracts.algorithm import ServerState
 from lichen.core.contracts.engine import Engine
 from lichen.core.message import Job
@@ -70,7 +70,8 @@ def private_column(
 
     def tested(lr: float, until: int, work: str) -> Tree:
         job = Job(work=work, shared=server.start, version=2 * until, clients=clients, seed=0, base=server.model.base)
-        return folder.tree(f"{name}.{work}.{lr_name(lr)}.{until}", lambda: score(made[lr], job, admission)[1])
+        ask = score_everyone if work == "alone.test" else score
+        return folder.tree(f"{name}.{work}.{lr_name(lr)}.{until}", lambda: ask(made[lr], job, admission)[1])
 
     def go(lr: float, until: int) -> float:
         stores[lr] = ClientStore(folder.clients(name, lr_name(lr)), listed=True)
