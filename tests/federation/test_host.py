@@ -94,10 +94,7 @@ def submitted(home: Path, shape: Any = "pair", **more: Any) -> dict[str, Any]:
 
 def submit(hosts: Hosts, recipe: dict[str, Any], out: str = "run", **how: Any) -> lichen.Result:
     sites = RemoteSites(hosts, SITES, patience=Patience(gone=5.0, quiet=5.0, within=5.0))
-    try:
-        return lichen.run(recipe, out=hosts.home / out, sites=sites, **how)
-    finally:
-        sites.close()
+    return lichen.run(recipe, out=hosts.home / out, sites=sites, **how)
 
 
 def learned(run: Path) -> dict[str, bytes]:

@@ -42,7 +42,7 @@ def served(folder: Path) -> DoorSites:
 def sites_for_run(
     folder: Path, names: Sequence[str], *, wait: float, say: Callable[[str], None]
 ) -> Iterator[RemoteSites]:
-    """The sites of one run; when it is over they are reported.
+    """The sites of one run.
 
     Args:
         folder: The federation.
@@ -64,11 +64,7 @@ def sites_for_run(
     sites = served(folder)
     with _one_run(folder, say):
         _wait_for(sites, chosen, wait, say)
-        remote = RemoteSites(sites, chosen)
-        try:
-            yield remote
-        finally:
-            remote.close()
+        yield RemoteSites(sites, chosen)
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def run(
     path = Path(out) if out is not None else new_folder(recipe.name)
     if isinstance(sites, Mapping):
         files = {name: Path(data).absolute() for name, data in sites.items()}
-        sites = SiteProcesses(recipe_file=path / "recipe.yaml", data=files)
+        sites = SiteProcesses(path / "recipe.yaml", files)
     alone = partial(run_server_alone, sites=sites) if server_alone or sites is not None else None
     apart = recipe.engine_kind.ranks
     if apart and alone is not None:

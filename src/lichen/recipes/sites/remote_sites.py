@@ -24,7 +24,7 @@ from lichen.engines.sites import SiteError, Sites
 from lichen.recipes.schema.read import recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Enrolled
-from lichen.recipes.sites.site_engines import ask_all, enrol_sites, join_sites
+from lichen.recipes.sites.site_engines import ask_all, enrol_sites, join_sites, state_name
 
 __all__ = ["OVER", "PROPOSE", "RemoteSites"]
 
@@ -72,7 +72,7 @@ class RemoteSites:
         See :meth:`lichen.recipes.sites.site_engines.SiteEngines.engine`.
         """
         join_sites(self.sites, federation)
-        name = state.relative_to(self._folder / "state").as_posix()
+        name = state_name(self._folder, state)
         site_of = federation.homes.__getitem__
         made = partial(FederatedEngine, recipe=recipe_sha256(recipe), state=name, agreed=agreed, patience=self.patience)
         return stack.enter_context(made(self.sites, site_of))

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -32,10 +31,10 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Announcement, Enrolled, enrolled
 from lichen.recipes.sites.site_node import ANNOUNCE, JOIN, WAITING
 
-__all__ = ["NO_STATE", "SiteEngines", "SiteProcesses", "ask_all", "enrol_sites", "join_sites"]
+__all__ = ["SiteEngines", "SiteProcesses", "ask_all", "enrol_sites", "join_sites", "state_name"]
 
-NO_STATE = "state/none"
-"""Where in a run's folder nodes are started that keep no client's state."""
+SITES = "sites"
+"""Where in the folder of a run's state sites that are children have theirs, a folder each."""
 
 _AT_ONCE = 8
 """Sites that are asked side by side."""
@@ -77,6 +76,20 @@ class SiteEngines(Protocol):
             LichenError: for a site that does not take its place.
         """
         ...
+
+    def close(self) -> None:
+        """The run is over."""
+        ...
+
+
+def state_name(folder: Path, state: Path) -> str:
+    """How sites call a private state.
+
+    Args:
+        folder: The run's.
+        state: Where a simulation keeps it.
+    """
+    return state.relative_to(folder / "state").as_posix()
 
 
 def ask_all(sites: Sites, kind: str, body_of: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -162,40 +175,43 @@ class Restarting(ForwardingEngine):
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SiteProcesses:
-    """Sites as child processes of this one, each with its own file of rows.
+    """Sites as child processes of this one, each with its own file of rows, for one run.
 
-    Attributes:
+    Args:
         recipe_file: The recipe, which each opens for itself.
         data: Each site's file or folder, by the site's name.
     """
 
-    recipe_file: Path
-    data: Mapping[str, Path]
-
-    def _started(self, state: Path, stack: ExitStack) -> PipeSites:
-        node = (sys.executable, "-m", "lichen", "node", "--recipe", str(self.recipe_file))
-        commands = {
-            name: (*node, "--state", str(state / f"site-{at:03d}"), "--data", str(data))
-            for at, (name, data) in enumerate(self.data.items())
-        }
-        sites = PipeSites(commands)
-        stack.callback(sites.close)
-        sites.start()
-        return sites
+    def __init__(self, recipe_file: Path, data: Mapping[str, Path]) -> None:
+        self.recipe_file, self.data = recipe_file, data
+        self._folder, self._sites = Path(), PipeSites({})
 
     def enrol(self, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Enrolled:
-        """Start all, ask who is there, and end them; see :meth:`SiteEngines.enrol`."""
-        with ExitStack() as stack:
-            return enrol_sites(recipe, self._started(folder / NO_STATE, stack), self.data)
+        """Start all, and ask who is there; see :meth:`SiteEngines.enrol`."""
+        node = (sys.executable, "-m", "lichen", "node", "--recipe", str(self.recipe_file))
+        commands = {
+            name: (*node, "--state", str(folder / "state" / SITES / f"{at:03d}"), "--data", str(data))
+            for at, (name, data) in enumerate(self.data.items())
+        }
+        self._folder, self._sites = folder, PipeSites(commands)
+        self._sites.start()
+        return enrol_sites(recipe, self._sites, self.data)
 
     def engine(self, recipe: Recipe, federation: Enrolled, state: Path, stack: ExitStack, *, agreed: str) -> Engine:
-        """Start all for this state, each with a folder of its own in it; see :meth:`SiteEngines.engine`."""
-        sites = self._started(state, stack)
-        join_sites(sites, federation)
-        site_of: Callable[[int], str] = federation.homes.__getitem__
+        """The engine over the children; see :meth:`SiteEngines.engine`."""
+        join_sites(self._sites, federation)
         # A child that is there may take as long as it likes, to load a model; one that has ended does not come back.
-        patience = Patience(gone=0.0, quiet=math.inf)
-        engine = FederatedEngine(sites, site_of, recipe=recipe_sha256(recipe), agreed=agreed, patience=patience)
-        return Restarting(stack.enter_context(engine), sites)
+        engine = FederatedEngine(
+            self._sites,
+            federation.homes.__getitem__,
+            recipe=recipe_sha256(recipe),
+            state=state_name(self._folder, state),
+            agreed=agreed,
+            patience=Patience(gone=0.0, quiet=math.inf),
+        )
+        return Restarting(stack.enter_context(engine), self._sites)
+
+    def close(self) -> None:
+        """End the children."""
+        self._sites.close()

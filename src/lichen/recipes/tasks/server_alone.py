@@ -31,7 +31,7 @@ from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.rows.site_rows import refuse_everybodys
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.open_server import open_server, refuse_rows
-from lichen.recipes.sites.site_engines import NO_STATE, SiteEngines
+from lichen.recipes.sites.site_engines import SiteEngines
 from lichen.recipes.tasks.adapt import save_result
 from lichen.recipes.tasks.coverage import trained
 from lichen.recipes.tasks.learning import Engines, EventObserver, federated_column, scored
@@ -41,6 +41,9 @@ from lichen.recipes.tasks.private_columns import alone_columns
 from lichen.tasks.registry import task_of
 
 __all__ = ["run_server_alone"]
+
+NO_STATE = "state/none"
+"""Where in a run's folder nodes are started that keep no client's state."""
 
 EngineOf = Callable[[ClientStore, ExitStack, Shared | None], Engine]
 """Makes an engine over nodes, whose clients keep their state in this store's folder and begin from these tensors."""
@@ -76,7 +79,17 @@ def run_server_alone(
         what = "a server without rows: this engine has no nodes that could hold them"
         raise LichenError(what, where="engine.name", fix="use spawned")
     say("asking the nodes who takes part")
-    nodes = _nodes(recipe, folder) if sites is None else _site_nodes(recipe, folder, sites, say)
+    with ExitStack() as stack:
+        if sites is not None:
+            stack.callback(sites.close)
+        nodes = _nodes(recipe, folder) if sites is None else _site_nodes(recipe, folder, sites, say)
+        return _learned(recipe, folder, observer, say, nodes)
+
+
+def _learned(
+    recipe: Recipe, folder: RunFolder, observer: EventObserver, say: Callable[[str], None], nodes: Nodes
+) -> TaskResult:
+    """The task's result, with these nodes."""
     roster, labels, engine_of = nodes
     save_roster(folder, roster)
     say(f"{len(roster)} clients, {sum(roster.rows('train')):,} rows to train on")
