@@ -6,10 +6,10 @@ import json
 import re
 import socket
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -301,8 +301,9 @@ def test_a_site_asks_its_policy_about_the_recipe_that_came(net: Trial) -> None:
 
 def test_the_page_of_a_server_is_for_its_own_machine(net: Trial) -> None:
     def page(path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:8080/{path}", timeout=10) as answer:
-            return str(answer.read().decode())
+        with closing(HTTPConnection("127.0.0.1", 8080, timeout=10)) as link:
+            link.request("GET", f"/{path}")
+            return link.getresponse().read().decode()
 
     rows = json.loads(in_host(net.hosts.lab.namespace, lambda: page("status.json")))
     assert [row["site"] for row in rows] == list(SITES)
