@@ -64,7 +64,7 @@ def run_recipe(
     quiet: bool,
     json: bool,
     command: str = "lichen run",
-    sites: Callable[[], AbstractContextManager[Any]] | None = None,
+    sites: Callable[[dict[str, str]], AbstractContextManager[Any]] | None = None,
 ) -> None:
     """Run a recipe and show what came of it, as the commands ``run`` and ``submit`` do.
 
@@ -76,7 +76,8 @@ def run_recipe(
         quiet: Show no progress.
         json: Print the summary as JSON alone.
         command: What a person types, without the recipe.
-        sites: The sites of a federation, for as long as the run takes; None: this machine simulates.
+        sites: The sites of a federation, for as long as the run takes, given what was left out of the recipe and why;
+            None: this machine simulates.
 
     Raises:
         LichenError: for what is wrong with any of it.
@@ -99,13 +100,16 @@ def run_recipe(
         known = recipe_of(resume, overrides, note=log)
     else:
         known = read_recipe(str(recipe), overrides, note=log)
+    left_out: dict[str, str] = {}
+    if sites is not None and resume is None:
+        known, left_out = _for_sites(known, str(recipe), overrides)
     several = sites is None and _several_ranks(known, resume or out)
     folder = resume or (out if several else free(out) if out is not None else new_folder(known.name))
     assert folder is not None
     if several and os.environ["RANK"] != "0":
         raise SystemExit(_silently(known, folder, resume is not None))
     try:
-        with crash_in(folder), sites() if sites is not None else nullcontext() as there:
+        with crash_in(folder), sites(left_out) if sites is not None else nullcontext() as there:
             summary, adapter = _run(known, folder, resume is not None, quiet, there)
     except KeyboardInterrupt:
         go_on = f"go on with: {command} --resume {shlex.quote(str(folder))}"
@@ -117,6 +121,18 @@ def run_recipe(
         _show_result(summary, folder, adapter)
     if summary.get("failures"):
         raise SystemExit(NOTHING_LEARNED)
+
+
+def _for_sites(known: Any, recipe: str, overrides: Sequence[str]) -> tuple[Any, dict[str, str]]:
+    """The recipe without what sites cannot compute, and why each of that is left out."""
+    from lichen.recipes.schema.read import read_recipe
+    from lichen.recipes.sites.remote_sites import left_out_of
+
+    found = left_out_of(known)
+    for name, (_, why) in found.items():
+        log(f"{name} is left out: {why}")
+    changes = [change for change, _ in found.values()]
+    return read_recipe(recipe, [*overrides, *changes], note=log), {name: why for name, (_, why) in found.items()}
 
 
 def _several_ranks(recipe: Any, folder: Path | None) -> bool:

@@ -162,7 +162,7 @@ def submit_command(
         quiet=quiet,
         json=json,
         command=f"lichen submit --federation {folder}",
-        sites=lambda: sites_for_run(folder, names, wait=wait, say=log),
+        sites=lambda left_out: sites_for_run(folder, names, wait=wait, say=log, left_out=left_out),
     )
 
 

@@ -40,7 +40,12 @@ def served(folder: Path) -> DoorSites:
 
 @contextmanager
 def sites_for_run(
-    folder: Path, names: Sequence[str], *, wait: float, say: Callable[[str], None]
+    folder: Path,
+    names: Sequence[str],
+    *,
+    wait: float,
+    say: Callable[[str], None],
+    left_out: Mapping[str, str] | None = None,
 ) -> Iterator[RemoteSites]:
     """The sites of one run.
 
@@ -49,6 +54,7 @@ def sites_for_run(
         names: Sites that take part; none: all that are admitted and not barred.
         wait: Seconds to wait for them.
         say: Told who is waited for.
+        left_out: What the recipe compared with before, and why not any more.
 
     Raises:
         LichenError: if the server does not run, another run is going on, a name is unknown, a site does not come, or
@@ -64,7 +70,7 @@ def sites_for_run(
     sites = served(folder)
     with _one_run(folder, say):
         _wait_for(sites, chosen, wait, say)
-        yield RemoteSites(sites, chosen)
+        yield RemoteSites(sites, chosen, left_out=left_out)
 
 
 @contextmanager

@@ -26,15 +26,28 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Enrolled
 from lichen.recipes.sites.site_engines import ask_all, enrol_sites, join_sites, state_name
 
-__all__ = ["OVER", "PROPOSE", "RemoteSites"]
+__all__ = ["OVER", "PROPOSE", "RemoteSites", "left_out_of"]
 
 PROPOSE, OVER = "propose", "over"
 
 RUN = "state/run.json"
-"""The file of a run's folder with its name, by which sites know it again."""
+"""The file of a run's folder with its name, by which sites know it again, and what was left out of its recipe."""
 
 _BRIEF = 30.0
 """Seconds for an answer that needs no work."""
+
+
+def left_out_of(recipe: Recipe) -> dict[str, tuple[str, str]]:
+    """What a recipe compares with and sites cannot compute: by its name, the change of the recipe, and why."""
+    compare, found = recipe.compare, dict[str, tuple[str, str]]()
+    if "pooled" in compare.baselines:
+        others = ", ".join(name for name in compare.baselines if name != "pooled")
+        found["pooled"] = f"compare.baselines=[{others}]", "rows of several sites are never in one place"
+    if compare.forms:
+        found["compare.forms"] = "compare.forms=[]", f"base is scored in the form {recipe.data.form} alone"
+    if compare.retention_text is not None:
+        found["compare.retention_text"] = "compare.retention_text=null", "sites score their own rows alone"
+    return found
 
 
 @final
@@ -45,10 +58,19 @@ class RemoteSites:
         sites: The transport.
         names: Those that take part.
         patience: How long a site is waited for.
+        left_out: What the recipe compared with before it was submitted, and why not any more; the run keeps it.
     """
 
-    def __init__(self, sites: Sites, names: Sequence[str], *, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        sites: Sites,
+        names: Sequence[str],
+        *,
+        patience: Patience | None = None,
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
         self.sites, self.names, self.patience = sites, tuple(names), patience or Patience()
+        self.left_out: Mapping[str, str] = left_out or {}
         self._folder, self._run = Path(), ""
 
     def enrol(self, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Enrolled:
@@ -56,7 +78,8 @@ class RemoteSites:
 
         See :meth:`lichen.recipes.sites.site_engines.SiteEngines.enrol`.
         """
-        self._folder, self._run = folder, _name_of(folder / RUN)
+        self._folder = folder
+        self._run, self.left_out = _saved_about(folder / RUN, self.left_out)
         proposal = json.dumps({"run": self._run, "recipe": write_recipe(recipe)}).encode()
         for site, answer in ask_all(self.sites, PROPOSE, dict.fromkeys(self.names, proposal)).items():
             if _accepted(answer) != recipe_sha256(recipe):
@@ -85,14 +108,15 @@ class RemoteSites:
                 ask_long(self.sites, site, OVER, body, _BRIEF)
 
 
-def _name_of(file: Path) -> str:
-    """A run's name, drawn once for its folder."""
+def _saved_about(file: Path, left_out: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
+    """A run's name, drawn once for its folder, and what was left out of its recipe."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(file.read_text(encoding="utf-8"))["run"])
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        return str(saved["run"]), {str(key): str(why) for key, why in saved["left_out"].items()}
     name = os.urandom(8).hex()
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, json.dumps({"run": name}).encode())
-    return name
+    write_atomic(file, json.dumps({"run": name, "left_out": dict(left_out)}).encode())
+    return name, left_out
 
 
 def _accepted(answer: bytes) -> str:

@@ -47,7 +47,13 @@ _TRY = 60.0
 
 
 class SiteEngines(Protocol):
-    """Sites, as a run needs them."""
+    """Sites, as a run needs them.
+
+    Attributes:
+        left_out: What the recipe compared with before it was given to them, and why not any more.
+    """
+
+    left_out: Mapping[str, str]
 
     def enrol(self, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Enrolled:
         """Ask who is there, and make one roster of all.
@@ -185,6 +191,7 @@ class SiteProcesses:
 
     def __init__(self, recipe_file: Path, data: Mapping[str, Path]) -> None:
         self.recipe_file, self.data = recipe_file, data
+        self.left_out: Mapping[str, str] = {}
         self._folder, self._sites = Path(), PipeSites({})
 
     def enrol(self, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Enrolled:

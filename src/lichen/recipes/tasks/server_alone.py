@@ -83,7 +83,9 @@ def run_server_alone(
         if sites is not None:
             stack.callback(sites.close)
         nodes = _nodes(recipe, folder) if sites is None else _site_nodes(recipe, folder, sites, say)
-        return _learned(recipe, folder, observer, say, nodes)
+        result = _learned(recipe, folder, observer, say, nodes)
+        left_out = {} if sites is None else {name: f"left out: {why}" for name, why in sites.left_out.items()}
+        return replace(result, extra={**result.extra, **left_out})
 
 
 def _learned(
