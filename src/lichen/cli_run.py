@@ -96,13 +96,20 @@ def run_recipe(
 
     from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of
 
+    lines = dict[str, None]()
+
+    def note(line: str) -> None:
+        if line not in lines:
+            log(line)
+        lines[line] = None
+
     if resume is not None:
-        known = recipe_of(resume, overrides, note=log)
+        known = recipe_of(resume, overrides, note=note)
     else:
-        known = read_recipe(str(recipe), overrides, note=log)
+        known = read_recipe(str(recipe), overrides, note=note)
     left_out: dict[str, str] = {}
     if sites is not None and resume is None:
-        known, left_out = _for_sites(known, str(recipe), overrides)
+        known, left_out = _for_sites(known, str(recipe), overrides, note)
     several = sites is None and _several_ranks(known, resume or out)
     folder = resume or (out if several else free(out) if out is not None else new_folder(known.name))
     assert folder is not None
@@ -123,16 +130,18 @@ def run_recipe(
         raise SystemExit(NOTHING_LEARNED)
 
 
-def _for_sites(known: Any, recipe: str, overrides: Sequence[str]) -> tuple[Any, dict[str, str]]:
+def _for_sites(
+    known: Any, recipe: str, overrides: Sequence[str], note: Callable[[str], None]
+) -> tuple[Any, dict[str, str]]:
     """The recipe without what sites cannot compute, and why each of that is left out."""
     from lichen.recipes.schema.read import read_recipe
     from lichen.recipes.sites.remote_sites import left_out_of
 
     found = left_out_of(known)
     for name, (_, why) in found.items():
-        log(f"{name} is left out: {why}")
+        note(f"{name} is left out: {why}")
     changes = [change for change, _ in found.values()]
-    return read_recipe(recipe, [*overrides, *changes], note=log), {name: why for name, (_, why) in found.items()}
+    return read_recipe(recipe, [*overrides, *changes], note=note), {name: why for name, (_, why) in found.items()}
 
 
 def _several_ranks(recipe: Any, folder: Path | None) -> bool:
