@@ -64,7 +64,7 @@ class HostedRun:
         self.accepted = accept_recipe(read_policy(self._policy), text)
         private.make_folders(self.folder)
         write_atomic(self.folder / RECIPE, text.encode())
-        self.guard = PolicyGuard(self._policy, self.accepted, mine=self._mine, folder=self.folder)
+        self.guard = PolicyGuard(self._policy, self.accepted, mine=self._mine, folder=self.folder, say=say)
         self._place: Future[SitePlace] = Future()
         self.worker = SiteWorker(
             talks_in(self.accepted.recipe, self.folder, lambda: self._place.result().loaded(), guard=self.guard),

@@ -30,6 +30,7 @@ class PolicyGuard:
         accepted: The recipe that the site has said yes to.
         mine: Numbers of the site's clients in the roster, once it has a place.
         folder: The run's at the site, where rounds are counted over a restart.
+        say: Called with a line for each work of each round.
 
     Attributes:
         round: The version of the job that was let pass last; -1 before the first.
@@ -37,9 +38,18 @@ class PolicyGuard:
         bytes_up: Of what has come of them.
     """
 
-    def __init__(self, policy: Path, accepted: Accepted, *, mine: Callable[[], Collection[int]], folder: Path) -> None:
+    def __init__(
+        self,
+        policy: Path,
+        accepted: Accepted,
+        *,
+        mine: Callable[[], Collection[int]],
+        folder: Path,
+        say: Callable[[str], None],
+    ) -> None:
         self.policy, self.accepted, self.mine, self.file = policy, accepted, mine, folder / TRAINED
         self.round, self.bytes_down, self.bytes_up = -1, 0, 0
+        self._say, self._about = say, ("", -1)
         self._sent: dict[tuple[str, int], int] = {}
         self._trained: dict[int, int] = {}
         with suppress(FileNotFoundError):
@@ -58,6 +68,10 @@ class PolicyGuard:
             trained=self._trained,
         )
         self.round = max(self.round, job.version)
+        if self._about != (job.work, job.version):
+            self._about = job.work, job.version
+            clients = f"{len(job.clients)} client{'s' * (len(job.clients) > 1)}"
+            self._say(f"{job.work} of round {job.version + 1}: {clients} here, {invited} in all sites")
         self.bytes_down += sizes(job)
 
     def frames(self, job: Job, frames: bytes, *, anew: bool) -> None:
