@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.federation.policy.accepted import accept_recipe
-from lichen.federation.policy.keys import Policy, policy_text, read_policy
+from lichen.federation.policy.keys import Policy, change_policy, policy_text, read_policy
 from lichen.federation.policy.refusals import FILES, MODELS, TEXTS, refusals, works_in
 from lichen.recipes.schema.explain import choices, items_of, section_of
 from lichen.recipes.schema.read import gallery, read_recipe, write_recipe
@@ -341,3 +341,17 @@ def test_the_command_writes_a_policy_checks_it_and_tells_its_answer(
     assert cli.main(["federation", "policy", str(file)]) == 0
     assert cli.main(["federation", "policy", str(file), "--recipe", str(recipe)]) == 0
     assert "says yes" in capsys.readouterr().out
+
+
+def test_a_policy_is_changed_key_by_key(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    change_policy(file, ["models=[smollm2-135m, minilm-l6]", "most_rounds=7"])
+    change_policy(file, ["labels=true"])
+    policy = read_policy(file)
+    assert (policy.models, policy.most_rounds, policy.labels) == (("smollm2-135m", "minilm-l6"), 7, True)
+    before = file.read_bytes()
+    for change, where in (("most_rounds=-1", "most_rounds"), ("rounds=3", "rounds"), ("labels", "--set")):
+        with pytest.raises(LichenError) as caught:
+            change_policy(file, [change])
+        assert where in f"{caught.value.where} {caught.value.what}"
+        assert file.read_bytes() == before
