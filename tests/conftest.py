@@ -35,7 +35,14 @@ DRAWN = ("present", "test_gallery.py", "test_real.py")
 """Rooms and files whose pictures are drawn to the last pixel."""
 
 
-LONG = ("test_real.py", "test_server_alone.py", "test_own_rows.py", "test_trajectory.py", "test_own_task.py", "test_kills.py")
+LONG = (
+    "test_real.py",
+    "test_server_alone.py",
+    "test_own_rows.py",
+    "test_trajectory.py",
+    "test_own_task.py",
+    "test_kills.py",
+)
 """Files with the longest tests: they come first, so that no worker is left with one at the end."""
 
 

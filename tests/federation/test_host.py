@@ -24,8 +24,8 @@ from lichen.engines.remote.requests import HAND, pack_values, unpack_outcomes, u
 from lichen.engines.sites import Seen, SiteError
 from lichen.federation.host import SiteHost
 from lichen.federation.policy.keys import change_policy
-from lichen.recipes.schema.read import read_recipe, recipe_sha256
-from lichen.recipes.sites.remote_sites import RemoteSites
+from lichen.recipes.schema.read import gallery, read_recipe, recipe_sha256
+from lichen.recipes.sites.remote_sites import RemoteSites, left_out_of
 from support.sites import SITES, save_sites, sites_recipe
 
 
@@ -290,3 +290,12 @@ def test_a_site_says_no_to_what_is_no_proposal(hosts: Callable[..., Hosts]) -> N
     with pytest.raises(SiteError, match="has said yes to no recipe"):
         ask_long(made, SITES[0], "announce", b"", 5.0)
     assert json.loads(ask_long(made, SITES[0], "status", b"", 5.0)) == {"doing": "waits for a recipe"}
+
+
+def test_what_sites_cannot_compare_with_is_left_out_with_its_reason() -> None:
+    for name in gallery():
+        values = read_recipe(name)
+        found = left_out_of(values)
+        assert ("pooled" in found) == ("pooled" in values.compare.baselines)
+        shorter = read_recipe(name, [change for change, _ in found.values()], note=lambda line: None)
+        assert left_out_of(shorter) == {}

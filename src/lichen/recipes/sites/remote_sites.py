@@ -47,6 +47,10 @@ def left_out_of(recipe: Recipe) -> dict[str, tuple[str, str]]:
         found["compare.forms"] = "compare.forms=[]", f"base is scored in the form {recipe.data.form} alone"
     if compare.retention_text is not None:
         found["compare.retention_text"] = "compare.retention_text=null", "sites score their own rows alone"
+    partitions = type(compare).model_fields["partitions"].default
+    if compare.partitions != partitions:
+        why = "random partitions would deal everybody's rows out anew"
+        found["compare.partitions"] = f"compare.partitions={partitions}", why
     return found
 
 
