@@ -8,10 +8,9 @@ work over any transport.
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,13 +18,10 @@ from typing import Any, Protocol, final
 
 from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
-from lichen.core.message import Job
-from lichen.core.replies import Reply
-from lichen.engines.around import ForwardingEngine
-from lichen.engines.federated import FederatedEngine, Patience
 from lichen.engines.pipe_sites import PipeSites
 from lichen.engines.remote.pieces import ask_long
 from lichen.engines.sites import SiteError, Sites
+from lichen.engines.spawned import ChildrenEngine
 from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Announcement, Enrolled, enrolled
@@ -155,32 +151,6 @@ def join_sites(sites: Sites, federation: Enrolled) -> None:
 
 
 @final
-class Restarting(ForwardingEngine):
-    """An engine over child processes, started again before a job where they have ended.
-
-    Args:
-        inner: The engine over them.
-        sites: The processes.
-    """
-
-    def __init__(self, inner: Engine, sites: PipeSites) -> None:
-        self.inner, self.sites = inner, sites
-
-    def submit(self, job: Job) -> int:
-        """The inner engine's, all sites being there."""
-        self.sites.start()
-        return self.inner.submit(job)
-
-    def replies(self, numbers: Collection[int], until: float = math.inf) -> Iterator[Reply]:
-        """The inner engine's."""
-        yield from self.inner.replies(numbers, until)
-
-    def cancel(self, number: int) -> None:
-        """As the inner engine."""
-        self.inner.cancel(number)
-
-
-@final
 class SiteProcesses:
     """Sites as child processes of this one, each with its own file of rows, for one run.
 
@@ -208,16 +178,14 @@ class SiteProcesses:
     def engine(self, recipe: Recipe, federation: Enrolled, state: Path, stack: ExitStack, *, agreed: str) -> Engine:
         """The engine over the children; see :meth:`SiteEngines.engine`."""
         join_sites(self._sites, federation)
-        # A child that is there may take as long as it likes, to load a model; one that has ended does not come back.
-        engine = FederatedEngine(
+        engine = ChildrenEngine(
             self._sites,
             federation.homes.__getitem__,
             recipe=recipe_sha256(recipe),
             state=state_name(self._folder, state),
             agreed=agreed,
-            patience=Patience(gone=0.0, quiet=math.inf),
         )
-        return Restarting(stack.enter_context(engine), self._sites)
+        return stack.enter_context(engine)
 
     def close(self) -> None:
         """End the children."""
