@@ -19,6 +19,7 @@ import torch
 from safetensors.numpy import load_file
 
 import lichen
+from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import numpy_generator
 from lichen.core.wire.shared import Shared
@@ -38,7 +39,8 @@ from support.guide import NAMES, page_commands
 from support.hosts import NAME, PORT, in_host
 from support.intruders import WIRE, expired, hello, read_by_all
 from support.submitted import changed
-from support.trial import SITES, Trial, listing, rows_of, trial
+from support.tiny_llama import save_model
+from support.trial import SITES, Trial, listing, rows_of, save_rows, trial
 
 pytest.importorskip("nvflare")
 pytestmark = pytest.mark.skipif(bool(machines.missing()), reason=machines.missing() or "-")
@@ -60,7 +62,7 @@ def test_a_run_over_hosts_has_the_bytes_of_a_simulation(net: Trial, tmp_path: Pa
     rows = tmp_path / "rows"
     rows.mkdir()
     for number, site in enumerate(SITES):
-        (rows / f"{site}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows_of(number)))
+        save_rows(rows / f"{site}.csv", number)
     lichen.run(listing(net.hosts.shared / "model", rows), out=tmp_path / "run")
     apart, whole = learned(net.run), learned(tmp_path / "run")
     assert len(apart) >= 4
@@ -71,7 +73,7 @@ def test_a_run_over_hosts_has_the_bytes_of_a_simulation(net: Trial, tmp_path: Pa
 
 def texts() -> set[bytes]:
     """What was asked or answered in any row."""
-    return {text.encode() for site in range(len(SITES)) for row in rows_of(site) for text in row.values()}
+    return {text.encode() for site in range(len(SITES)) for row in rows_of(site) for text in row}
 
 
 def windows(data: bytes, step: int) -> np.ndarray:
@@ -167,7 +169,7 @@ def test_both_ends_show_how_the_run_went(net: Trial) -> None:
     for site in SITES:
         screen = net.log(site)
         assert f"{site} is connected with {NAME}:{PORT}" in screen
-        assert "says yes to tiny" in screen
+        assert "says yes to notes" in screen
         assert "is over" in screen
         assert "Traceback" not in screen
     rows = net.guide.type(net.hosts.lab, "lichen status trial")
@@ -281,17 +283,50 @@ def test_a_job_outside_the_accepted_recipe_is_refused(net: Trial, tmp_path: Path
         for reason, errors in {
             "the server's recipe is 000": asked(good, "0" * 64),
             "asks for the work 'alone'": asked(replace(good, work="alone")),
+            "asks for the work 'train lr=0.02'": asked(replace(good, work="train lr=0.02")),
             "not of this site": asked(good, turn=1),
             "is of step 9, and 2 rounds were accepted": asked(replace(good, version=9)),
-            "has `least_clients: 2`": asked(replace(good, work="train lr=0.02", clients=(0,))),
+            "has `least_clients: 2`": asked(replace(good, work="train lr=0.001", clients=(0,))),
             "made for base model": asked(good),
         }.items():
             assert all(reason in error for error in errors), (reason, errors)
     finally:
         sites.close()
+    assert "refuses a job: job: is of step 9, and 2 rounds were accepted" in net.log("hospital-b")
 
 
-def test_a_site_asks_its_policy_about_the_recipe_that_came(net: Trial) -> None:
+class OtherModel:
+    """Sites that open another model than the coordinator: its files are exchanged when they have."""
+
+    def __init__(self, net: Trial) -> None:
+        self.inner, self.model = RemoteSites(doors(net), SITES), net.hosts.shared / "model" / "model.safetensors"
+        self.mine = self.model.read_bytes()
+        save_model(self.model.parent, seed=1)
+        self.model.chmod(0o644)
+        self.engine, self.close = self.inner.engine, self.inner.close
+
+    def enrol(self, *about: Any) -> Any:
+        try:
+            return self.inner.enrol(*about)
+        finally:
+            self.model.write_bytes(self.mine)
+
+
+def test_another_model_at_the_sites_is_told_by_name(net: Trial, tmp_path: Path) -> None:
+    sites = OtherModel(net)
+    try:
+        with pytest.raises(LichenError, match="made for base model") as caught:
+            lichen.run(listing(net.hosts.shared / "model", Path("/nowhere")), out=tmp_path / "run", sites=sites)
+    finally:
+        sites.close()
+    assert "fix: load the same model at the same precision on both sides" in str(caught.value)
+
+
+def test_a_site_checks_its_policy_and_asks_it_about_the_recipe_that_came(net: Trial) -> None:
+    checked = net.guide.type(
+        net.host("hospital-b"), "lichen federation policy policy.yaml", policy=net.kit("hospital-b") / "policy.yaml"
+    )
+    assert (checked["models"], checked["adapters"]) == ([str(net.hosts.shared / "model")], ["lora"])
     host, start = net.host("hospital-a"), "lichen federation policy policy.yaml --recipe submitted.yaml"
     mine = json.loads((net.run / "state" / "run.json").read_text())["run"]
     came = net.kit("hospital-a") / "runs" / mine / "recipe.yaml"

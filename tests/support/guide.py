@@ -10,20 +10,27 @@ from typing import Any
 
 from support.hosts import Host
 
-__all__ = ["NAMES", "PAGE", "Guide", "page_commands"]
+__all__ = ["NAMES", "Guide", "page_commands", "page_recipe"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "federation.md"
 
 NAMES = {
-    "hospital-a": "the site's name",
-    "patients.csv": "the site's file",
-    "SHA256:49:39:...": "the fingerprint that `new` printed",
-    "chat-lora": "the recipe's file",
-    "policy.yaml": "the policy in the site's kit",
-    "submitted.yaml": "the recipe that came",
-    "KIT": "the site's kit",
+    "hospital-a": "site",
+    "hospital-a.csv": "data",
+    "SHA256:49:39:...": "fingerprint",
+    "notes.yaml": "recipe",
+    "smollm2-135m": "model",
+    "policy.yaml": "policy",
+    "submitted.yaml": "submitted",
+    "KIT": "kit",
 }
-"""All that is typed otherwise than it stands on the page, and what stands in its place."""
+"""All that is typed otherwise than it stands on the page, each by what is said of it to :meth:`Guide.words`."""
+
+
+def page_recipe() -> str:
+    """The recipe on the page."""
+    (found,) = re.findall(r"```yaml\n(name: .*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    return str(found)
 
 
 def page_commands() -> list[str]:
@@ -50,16 +57,14 @@ class Guide:
 
         Args:
             start: Its first words.
-            names: What stands in place of the page's names: ``site``, ``data``, ``fingerprint``, ``recipe``,
-                ``policy``, ``submitted``, ``kit``.
+            names: What stands in place of the page's names.
         """
         known = page_commands()
         (line,) = [start] if start in known else [line for line in known if line.startswith(f"{start} ")]
         self.typed.add(line)
-        keys = dict(zip(NAMES, ("site", "data", "fingerprint", "recipe", "policy", "submitted", "kit"), strict=True))
-        for name, key in keys.items():
-            if key in names:
-                line = line.replace(name, str(names[key]))
+        for name in sorted(NAMES, key=len, reverse=True):
+            if NAMES[name] in names:
+                line = re.sub(rf"(?<![\w./]){re.escape(name)}(?![\w])", str(names[NAMES[name]]), line)
         return shlex.split(line)
 
     def type(self, host: Host, start: str, *more: str, **names: str | Path) -> Any:

@@ -56,7 +56,7 @@ def read_by_all(net: Trial, outside: dict[str, Any]) -> dict[str, str]:
         "carried away": (there, [*typed(join, carried)[:-1], net.data("hospital-b").name]),
         "unreachable": (here, [*typed("lichen federation connect trial-hospital-a/kit", away), "--seconds", "7"]),
         "port taken": (lab, typed("lichen serve trial", again)),
-        "outside the policy": (lab, net.guide.words("lichen submit chat-lora", recipe=_submitted(net, outside))),
+        "outside the policy": (lab, net.guide.words("lichen submit notes.yaml", recipe=_submitted(net, outside))),
     }
     with ThreadPoolExecutor(len(commands)) as pool:
         done = pool.map(lambda one: one[0].run(one[1]), commands.values())

@@ -15,36 +15,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import yaml
+
 from lichen.core.seeds import numpy_generator
-from support.guide import Guide
+from support.guide import Guide, page_recipe
 from support.hosts import NAME, PORT, Host, Hosts, hosts
-from support.tiny_llama import recipe, save_model
+from support.tiny_llama import save_model
 from support.tiny_llama import say as sentence
 
-__all__ = ["SITES", "Trial", "listing", "rows_of", "trial"]
+__all__ = ["SITES", "Trial", "listing", "rows_of", "save_rows", "trial"]
 
 SITES = ("hospital-a", "hospital-b", "hospital-c")
 
 
-def rows_of(site: int) -> list[dict[str, str]]:
+def rows_of(site: int) -> list[tuple[str, str]]:
     """What was asked and answered at one site; the first row is the same everywhere."""
     rng = numpy_generator(site, "hospital")
-    own = [{"ask": sentence(rng, 6), "reply": sentence(rng, 6 + site + row % 2)} for row in range(14 + 3 * site)]
-    return [{"ask": "w1 w2 w3 w4 w5 w6", "reply": "w6 w5 w4 w3 w2 w1 w0"}, *own]
+    own = [(sentence(rng, 6), sentence(rng, 6 + site + row % 2)) for row in range(14 + 3 * site)]
+    return [("w1 w2 w3 w4 w5 w6", "w6 w5 w4 w3 w2 w1 w0"), *own]
+
+
+def save_rows(file: Path, site: int) -> Path:
+    """The rows of a site, in a table."""
+    lines = [f"{ask},{answer}\n" for ask, answer in [("question", "answer"), *rows_of(site)]]
+    file.write_text("".join(lines), encoding="utf-8")
+    return file
 
 
 def listing(model: Path, data: Path) -> dict[str, Any]:
-    """The recipe of the run."""
-    made = recipe(
-        model,
-        data,
-        "pair",
-        federation={"rounds": 2, "local_steps": 2, "schedule": {"least": 2}},
-        engine={"packing": False, "clients_per_block": 1},
-        compare={"baselines": ["base"]},
-    )
-    del made["data"]["columns"]["client"]  # a file is a client
-    return made
+    """The page's recipe, for a tiny model in a folder; in blocks that do not depend on who is in one process."""
+    made = yaml.safe_load(page_recipe())
+    made["model"]["name"], made["data"]["name"] = str(model), str(data)
+    return {**made, "engine": {"packing": False, "clients_per_block": 1}}
 
 
 @dataclass
@@ -81,7 +84,7 @@ class Trial:
 
     def data(self, site: str) -> Path:
         """A site's file."""
-        return self.hosts.sites[site].home / f"{site}.jsonl"
+        return self.hosts.sites[site].home / f"{site}.csv"
 
     def log(self, name: str) -> str:
         """What a person reads at the screen where ``serve`` or ``join`` runs."""
@@ -112,9 +115,12 @@ def trial() -> Iterator[Trial]:
         made = Trial(machines, guide, lab.home / "recipe.yaml", lab.home / "run")
         made.recipe.write_text(json.dumps(listing(model, Path("/nowhere"))))
         for number, name in enumerate(SITES):
-            made.data(name).write_text("".join(f"{json.dumps(row)}\n" for row in rows_of(number)))
-            machines.sites[name].own(made.data(name))
+            machines.sites[name].own(save_rows(made.data(name), number))
         lab.own(made.recipe)
+        shutil.copytree(
+            matplotlib.get_cachedir(), lab.home / ".cache" / "matplotlib"
+        )  # fonts that were looked for once
+        lab.own(lab.home / ".cache")
         try:
             _admit_all(made)
             with ThreadPoolExecutor(3) as pool:
@@ -122,8 +128,7 @@ def trial() -> Iterator[Trial]:
             made.begun = time.time()
             made.begin(lab.name, guide.words("lichen serve trial --page 8080"))
             for site in SITES:
-                words = guide.words("lichen join trial-hospital-a/kit", site=site, data=made.data(site).name)
-                made.begin(site, words)
+                made.begin(site, guide.words("lichen join trial-hospital-a/kit", site=site, data=made.data(site).name))
             made.wait(lab.name, "the server of trial is up")
             _submit(made)
             yield made
@@ -160,10 +165,9 @@ def _carry(one: Host, file: str, other: Host) -> None:
 
 
 def _policy(made: Trial, site: str, model: Path) -> None:
-    policy = made.kit(site) / "policy.yaml"
-    allowed = ("-s", f"models=[{json.dumps(str(model))}]", "-s", "adapters=[lora]")
-    words = made.guide.words("lichen federation policy policy.yaml", policy=policy)
-    done = made.host(site).run([*words, *allowed])
+    """Allow the model, and one kind of adapter."""
+    words = made.guide.words("lichen federation policy trial-hospital-a/kit/policy.yaml", site=site, model=model)
+    done = made.host(site).run([*words, "-s", "adapters=[lora]"])
     assert done.returncode == 0, done.stderr
 
 
@@ -184,7 +188,7 @@ def _submit(made: Trial) -> None:
     watcher = threading.Thread(target=look)
     watcher.start()
     try:
-        words = made.guide.words("lichen submit chat-lora", recipe=made.recipe)
+        words = made.guide.words("lichen submit notes.yaml", recipe=made.recipe)
         done = made.hosts.lab.run([*words, "--out", str(made.run), "--json"], seconds=240)
     finally:
         over.set()

@@ -6,13 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lichen.core.errors import LichenError
+from lichen.core.visible import clipped
 from lichen.data.sources.entries import CATALOG
 from lichen.data.sources.fetch import fetch_entry
+from lichen.data.sources.files import read_notes
 from lichen.federation.kits.settle import Kit, open_kit
 from lichen.federation.policy.keys import POLICY, digest_of, read_policy
-from lichen.recipes.init.init import guess
+from lichen.recipes.init.init import columns_in
+from lichen.recipes.init.names import HOLDS
 
 __all__ = ["check_before"]
+
+_FILES, _COLUMNS = 64, 20
+"""Files of a folder, and columns, of which something is told."""
 
 
 def check_before(folder: Path, data: Path, *, say: Callable[[str], None]) -> Kit:
@@ -27,14 +33,13 @@ def check_before(folder: Path, data: Path, *, say: Callable[[str], None]) -> Kit
         The kit.
 
     Raises:
-        LichenError: for the first fault, as ``lichen init`` and ``lichen federation policy`` have it.
+        LichenError: for the first fault.
     """
     kit = open_kit(folder)
     if kit.kind != "site":
         raise LichenError("is the server's kit", where=str(folder), fix="start it with: lichen serve FOLDER")
     policy = read_policy(folder / POLICY)
-    for line in guess(data).lines:
-        say(line)
+    _look(data, say)
     for model in policy.models:
         name = model.partition("@")[0]
         if name in CATALOG:
@@ -45,3 +50,15 @@ def check_before(folder: Path, data: Path, *, say: Callable[[str], None]) -> Kit
     if not policy.models and not policy.from_scratch:
         say(f"the policy allows no model, so that this site will say no to every recipe; see {folder / POLICY}")
     return kit
+
+
+def _look(data: Path, say: Callable[[str], None]) -> None:
+    """Tell what the file has; which columns are learned, and from whom they are, is for recipes to say."""
+    columns = columns_in(data)
+    say(f"{data}: {columns[0].rows:,} rows looked at")
+    for line in read_notes(data.expanduser(), most=_FILES):
+        say(line)
+    for column in columns[:_COLUMNS]:
+        say(f"  {clipped(column.name, 60)}: {HOLDS[column.kind]}")
+    if len(columns) > _COLUMNS:
+        say(f"  and {len(columns) - _COLUMNS:,} more columns")

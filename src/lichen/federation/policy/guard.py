@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import final
 
+from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.message import Job, sizes, unpack_message
 from lichen.core.wire.frames import read_frame
@@ -30,7 +31,7 @@ class PolicyGuard:
         accepted: The recipe that the site has said yes to.
         mine: Numbers of the site's clients in the roster, once it has a place.
         folder: The run's at the site, where rounds are counted over a restart.
-        say: Called with a line for each work of each round.
+        say: Called with a line for each work of each round, and for what is refused.
 
     Attributes:
         round: The version of the job that was let pass last; -1 before the first.
@@ -58,15 +59,16 @@ class PolicyGuard:
 
     def job(self, job: Job, *, recipe: str, invited: int) -> None:
         """See :meth:`lichen.engines.remote.guard.Guard.job`."""
-        check_job(
-            read_policy(self.policy),
-            self.accepted,
-            job,
-            sha256=recipe,
-            mine=self.mine(),
-            invited=invited,
-            trained=self._trained,
-        )
+        with self._told("refuses a job"):
+            check_job(
+                read_policy(self.policy),
+                self.accepted,
+                job,
+                sha256=recipe,
+                mine=self.mine(),
+                invited=invited,
+                trained=self._trained,
+            )
         self.round = max(self.round, job.version)
         if self._about != (job.work, job.version):
             self._about = job.work, job.version
@@ -84,6 +86,16 @@ class PolicyGuard:
         sent = self._sent.get(about, 0)
         while (frame := read_frame(source)) is not None:
             if frame[0] in (b"M", b"Q"):
-                sent += check_message(policy, unpack_message(frame[1]), sent=sent)
+                with self._told("keeps a message back"):
+                    sent += check_message(policy, unpack_message(frame[1]), sent=sent)
         self._sent = {old: count for old, count in self._sent.items() if old[1] >= job.version - 1} | {about: sent}
         self.bytes_up += len(frames)
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """A no of the policy is read at the site, too."""
+        try:
+            yield
+        except LichenError as error:
+            self._say(f"{what}: {error}")
+            raise

@@ -15,14 +15,14 @@ from typing import Any, final
 from lichen.core.errors import LichenError
 from lichen.data.sources.files import data_files, file_rows, owners_of_files
 from lichen.data.sources.records import records_of
-from lichen.recipes.init.facts import columns_of
+from lichen.recipes.init.facts import ColumnFacts, columns_of
 from lichen.recipes.init.names import Ask, Wishes
 from lichen.recipes.init.report import report_lines
 from lichen.recipes.init.shapes import roles_of
 from lichen.recipes.init.values import values_of
 from lichen.recipes.init.write import full_recipe, short_recipe
 
-__all__ = ["guess", "init_recipe"]
+__all__ = ["columns_in", "guess", "init_recipe"]
 
 HEAD_ROWS = 10_000
 HEAD_LETTERS = 1 << 25
@@ -78,17 +78,10 @@ def guess(data: Path, wishes: Wishes | None = None, *, ask: Ask | None = None) -
         LichenError: if there is no such file, it cannot be read, holds no text, or a wish does not fit it.
     """
     data, wishes = Path(data), wishes or Wishes()
-    if not data.expanduser().exists():
-        raise LichenError("no such file or folder", where=str(data), fix="check the path")
-    path = data.expanduser()
-    files = data_files(path)
-    owners = owners_of_files(path, files)
+    heads = _heads(data)
+    owners = owners_of_files(data.expanduser(), data_files(data.expanduser()))
     by_file = len(set(owners.values())) > 1
-    heads = _heads(files)
-    rows = [row for _, of in heads for row in of]
-    if not rows:
-        raise LichenError("has no rows", where=str(files[0]), fix="give data with at least a few rows below the names")
-    columns = columns_of(rows)
+    columns = columns_of([row for _, of in heads for row in of])
     roles = roles_of(columns, wishes, where=str(data), by_file=by_file and wishes.client is None, ask=ask)
     client = {file: owners[file] for file, _ in heads} if wishes.client is None else {}
     records = [
@@ -107,9 +100,27 @@ def guess(data: Path, wishes: Wishes | None = None, *, ask: Ask | None = None) -
 _MORE = ("Every key with its meaning: lichen init DATA --full, and docs/guide.md.",)
 
 
-def _heads(files: Sequence[Path]) -> list[tuple[Path, list[Mapping[str, Any]]]]:
-    """The first rows of the first files, as many of each."""
-    some = files[:HEAD_FILES]
+def columns_in(data: Path) -> list[ColumnFacts]:
+    """What the columns of the first rows hold, whatever a recipe makes of them.
+
+    Args:
+        data: A CSV, JSONL, JSON or Parquet file, or a folder of such files.
+
+    Raises:
+        LichenError: if there is no such file, it cannot be read, or has no row with anything in it.
+    """
+    columns = columns_of([row for _, of in _heads(data) for row in of])
+    if not any(column.filled for column in columns):
+        raise LichenError("has nothing in any column", where=str(data), fix="give the file that has the rows")
+    return columns
+
+
+def _heads(data: Path) -> list[tuple[Path, list[Mapping[str, Any]]]]:
+    """The first rows of the first files, as many of each; there is one at least."""
+    path = data.expanduser()
+    if not path.exists():
+        raise LichenError("no such file or folder", where=str(data), fix="check the path")
+    some = data_files(path)[:HEAD_FILES]
     each = max(HEAD_ROWS // len(some), 200)
     found = []
     for file in some:
@@ -120,4 +131,6 @@ def _heads(files: Sequence[Path]) -> list[tuple[Path, list[Mapping[str, Any]]]]:
             if letters > HEAD_LETTERS // len(some):
                 break
         found.append((file, rows))
+    if not any(rows for _, rows in found):
+        raise LichenError("has no rows", where=str(some[0]), fix="give data with at least a few rows below the names")
     return found
