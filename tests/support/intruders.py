@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
+from lichen.engines.remote.pieces import ask_long
+from lichen.engines.sites import SiteError
+from lichen.federation.asking import DoorSites
+from lichen.federation.door import door_of
+from lichen.federation.standing import STATUS
 from support.hosts import NAME, PORT, Host, in_host
 from support.submitted import changed
 from support.trial import Trial, listing
@@ -56,13 +62,25 @@ def read_by_all(net: Trial, outside: dict[str, Any]) -> dict[str, str]:
         "carried away": (there, [*typed(join, carried)[:-1], net.data("hospital-b").name]),
         "unreachable": (here, [*typed("lichen federation connect trial-hospital-a/kit", away), "--seconds", "7"]),
         "port taken": (lab, typed("lichen serve trial", again)),
-        "outside the policy": (lab, net.guide.words("lichen submit notes.yaml", recipe=_submitted(net, outside))),
     }
     with ThreadPoolExecutor(len(commands)) as pool:
         done = pool.map(lambda one: one[0].run(one[1]), commands.values())
         read = dict(zip(commands, done, strict=True))
-    assert {name: one.returncode for name, one in read.items()} == dict.fromkeys(commands, 2), read
+    _back(lab.home / "trial" / "server")
+    read["outside the policy"] = lab.run(net.guide.words("lichen submit notes.yaml", recipe=_submitted(net, outside)))
+    assert {name: one.returncode for name, one in read.items()} == dict.fromkeys(read, 2), read
     return {name: one.stderr for name, one in read.items()}
+
+
+def _back(server: Path) -> None:
+    """Wait until hospital-a has its connection back, which the kit that was carried away has taken."""
+    sites, end = DoorSites(door_of(server)), time.monotonic() + 40
+    while True:
+        with suppress(SiteError):
+            ask_long(sites, "hospital-a", STATUS, b"", 2)
+            return
+        assert time.monotonic() < end, "it does not come back"
+        time.sleep(0.3)
 
 
 def _kept(net: Trial, name: str, host: Host) -> Path:

@@ -38,8 +38,8 @@ _AT_ONCE = 8
 _WITHIN = 60.0
 """Seconds to wait for an answer; who needs longer says so, and is asked again."""
 
-_TRY = 60.0
-"""Seconds for which a site that is gone or silent is asked again."""
+_TRY = 90.0
+"""Seconds for which a site that is gone or silent is asked again: longer than one answer, as a question may be lost."""
 
 
 class SiteEngines(Protocol):
