@@ -59,7 +59,7 @@ class PolicyGuard:
 
     def job(self, job: Job, *, recipe: str, invited: int) -> None:
         """See :meth:`lichen.engines.remote.guard.Guard.job`."""
-        with self._told("refuses a job"):
+        with self._showing("refuses a job"):
             check_job(
                 read_policy(self.policy),
                 self.accepted,
@@ -86,13 +86,13 @@ class PolicyGuard:
         sent = self._sent.get(about, 0)
         while (frame := read_frame(source)) is not None:
             if frame[0] in (b"M", b"Q"):
-                with self._told("keeps a message back"):
+                with self._showing("keeps a message back"):
                     sent += check_message(policy, unpack_message(frame[1]), sent=sent)
         self._sent = {old: count for old, count in self._sent.items() if old[1] >= job.version - 1} | {about: sent}
         self.bytes_up += len(frames)
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _showing(self, what: str) -> Iterator[None]:
         """A no of the policy is read at the site, too."""
         try:
             yield
