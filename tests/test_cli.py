@@ -57,7 +57,7 @@ class Build(ModuleType):
         self.signed = False
         self.fault: Callable[[], BaseException | None] = lambda: None
 
-    def run(self, recipe: Any, *, out: Path, resume: bool, observers: Any, say: Any) -> Any:
+    def run(self, recipe: Any, *, out: Path, resume: bool, sites: Any = None, observers: Any, say: Any) -> Any:
         self.calls.append({"recipe": recipe, "out": out, "resume": resume})
         out.mkdir(parents=True, exist_ok=True)
         (out / "recipe.yaml").write_text(RECIPE)

@@ -34,8 +34,8 @@ def hostile_summary(folder: Path) -> Path:
 class Hostile(Build):
     """Says, raises and answers what a stranger wrote."""
 
-    def run(self, recipe: Any, *, out: Path, resume: bool, observers: Any, say: Any) -> Any:
-        super().run(recipe, out=out, resume=resume, observers=observers, say=say)
+    def run(self, recipe: Any, *, out: Path, resume: bool, sites: Any = None, observers: Any, say: Any) -> Any:
+        super().run(recipe, out=out, resume=resume, sites=sites, observers=observers, say=say)
         say(f"client {EVIL}")
         summary = {**SUMMARY, "name": EVIL, "extra": {EVIL: EVIL}}
         (out / "summary.json").write_text(json.dumps(summary))
@@ -111,6 +111,11 @@ WALK: dict[str, list[list[str]]] = {
         ["federation", "connect", EVIL],
         ["federation", "bar", EVIL],
     ],
+    "serve": [["serve", EVIL]],
+    "join": [["join", EVIL, "--data", EVIL]],
+    "submit": [["submit", "r.yaml", "--federation", EVIL], ["submit", EVIL, "--federation", EVIL]],
+    "status": [["status", EVIL], ["status", EVIL, "--json"]],
+    "stop": [["stop", EVIL]],
 }
 
 

@@ -46,6 +46,9 @@ LOOK = 600.0
 _HEAD = 1 << 16
 """Bytes of a head at most."""
 
+RUN = "run"
+"""In a kit: the folder of its socket, or a link to it."""
+
 _LONGEST = 100
 """Bytes of a socket's path; systems have 104 and more."""
 
@@ -129,21 +132,22 @@ def socket_folder(kit: Path) -> Path:
     Args:
         kit: Where it lies, unless that makes the socket's path longer than one can be: then among the temporary files.
     """
-    folder = kit.absolute() / "run"
+    folder = kit.absolute() / RUN
     if folder.is_symlink():  # left by a process that was killed
         folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
-    if len(os.fsencode(folder / "door")) > _LONGEST:
-        made = Path(tempfile.mkdtemp(prefix="lichen-"))
-        folder.symlink_to(made)
-        return made
-    private.make_folders(folder)
-    return folder
+    if len(os.fsencode(folder / "door")) <= _LONGEST:
+        private.make_folders(folder)
+        return folder
+    made = Path(tempfile.mkdtemp(prefix="lichen-"))
+    private.make_folders(folder.parent)
+    folder.symlink_to(made)
+    return made
 
 
 def door_of(kit: Path) -> Path:
     """The socket of the process that runs a kit, whether there is one or not."""
-    return (kit.absolute() / "run").resolve() / "door"
+    return (kit.absolute() / RUN).resolve() / "door"
 
 
 def _stream(link: socket.socket) -> BinaryIO:

@@ -9,6 +9,7 @@ Legend: K classes.
 
 from __future__ import annotations
 
+import threading
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,10 @@ def read_config(source: str | Path) -> Any:
     return config
 
 
+_LOADING = threading.Lock()
+"""Transformers changes itself and torch while it loads, for the whole process: two threads would spoil each other's."""
+
+
 def _weights(
     auto: Any,
     source: str | Path,
@@ -121,7 +126,7 @@ def _weights(
 
     def read(**attention: Any) -> Any:
         # Layers the files lack are drawn from torch's global generator; leave it as it was.
-        with torch.random.fork_rng(devices=[]):
+        with _LOADING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if random is not None:
                 model = redraw(auto.from_config(config, dtype=dtype, trust_remote_code=False, **attention), random)

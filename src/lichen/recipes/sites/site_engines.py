@@ -21,7 +21,7 @@ from lichen.core.errors import LichenError
 from lichen.engines.pipe_sites import PipeSites
 from lichen.engines.remote.pieces import ask_long
 from lichen.engines.sites import SiteError, Sites
-from lichen.engines.spawned import ChildrenEngine
+from lichen.engines.spawned import SpawnedEngine
 from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Announcement, Enrolled, enrolled
@@ -178,7 +178,7 @@ class SiteProcesses:
     def engine(self, recipe: Recipe, federation: Enrolled, state: Path, stack: ExitStack, *, agreed: str) -> Engine:
         """The engine over the children; see :meth:`SiteEngines.engine`."""
         join_sites(self._sites, federation)
-        engine = ChildrenEngine(
+        engine = SpawnedEngine.over(
             self._sites,
             federation.homes.__getitem__,
             recipe=recipe_sha256(recipe),
