@@ -73,7 +73,8 @@ class PolicyGuard:
         if self._about != (job.work, job.version):
             self._about = job.work, job.version
             clients = f"{len(job.clients)} client{'s' * (len(job.clients) > 1)}"
-            self._say(f"{job.work} of round {job.version + 1}: {clients} here, {invited} in all sites")
+            when = f"of round {job.version + 1}" if job.work.startswith("train") else f"after {job.version} rounds"
+            self._say(f"{job.work} {when}: {clients} here, {invited} in all sites")
         self.bytes_down += sizes(job)
 
     def frames(self, job: Job, frames: bytes, *, anew: bool) -> None:
