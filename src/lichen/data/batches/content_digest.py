@@ -10,6 +10,7 @@ import numpy as np
 
 from lichen.data.batches.rows import ArrayShard, Ragged, Shard
 from lichen.data.sources.record import Record
+from lichen.data.sources.table import column_of
 
 __all__ = ["records_digest", "shards_digest"]
 
@@ -22,13 +23,16 @@ def records_digest(records: Sequence[Record]) -> str:
     (True, False)
     """
     total = hashlib.sha256()
-    for r in records:
-        label, turns = repr(r.label), json.dumps([dict(turn) for turn in r.messages], default=str) if r.messages else ""
-        sizes = f"{len(r.client)} {len(r.text)} {len(r.prompt)} {len(r.group)} {len(label)} {int(r.held_out)}\n"
-        whole = "".join((sizes, r.client, r.text, r.prompt, r.group, label, turns, "\n"))
+    names = ("client", "text", "prompt", "group", "label", "messages", "held_out", "features")
+    for client, text, prompt, group, value, messages, held_out, features in zip(
+        *(column_of(records, name) for name in names), strict=True
+    ):
+        label, turns = repr(value), json.dumps([dict(turn) for turn in messages], default=str) if messages else ""
+        sizes = f"{len(client)} {len(text)} {len(prompt)} {len(group)} {len(label)} {int(held_out)}\n"
+        whole = "".join((sizes, client, text, prompt, group, label, turns, "\n"))
         total.update(whole.encode("utf-8", "surrogatepass"))
-        if r.features is not None:
-            _add(total, r.features)
+        if features is not None:
+            _add(total, features)
     return total.hexdigest()
 
 

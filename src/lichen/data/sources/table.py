@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any, final, overload
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from lichen.data.sources.record import Record
 
 __all__ = ["Some", "Table", "column_of"]
+
+_DEFAULTS = {field.name: field.default for field in fields(Record)}
 
 
 @final
@@ -38,7 +41,8 @@ class Table(Sequence[Record]):
         return Record(**{name: column[row] for name, column in self.columns.items()})
 
     def __iter__(self) -> Iterator[Record]:
-        return (self[row] for row in range(len(self)))
+        names = tuple(self.columns)
+        return (Record(**dict(zip(names, row, strict=True))) for row in zip(*self.columns.values(), strict=True))
 
 
 @final
@@ -53,7 +57,10 @@ class Some(Sequence[Record]):
     __slots__ = ("numbers", "records")
 
     def __init__(self, records: Sequence[Record], numbers: np.ndarray) -> None:
-        self.records, self.numbers = records, numbers
+        self.records: Sequence[Record] = records
+        self.numbers = numbers
+        if isinstance(records, Some):  # some of some are some of all
+            self.records, self.numbers = records.records, records.numbers[numbers]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -77,9 +84,9 @@ def column_of(records: Sequence[Record], name: str) -> Sequence[Any]:
     >>> column_of([Record(client="a", label=1), Record(client="b")], "label")
     [1, None]
     """
-    if isinstance(records, Table) and name in records.columns:
-        return records.columns[name]
-    if isinstance(records, Some):
-        whole = column_of(records.records, name)
-        return [whole[i] for i in records.numbers.tolist()]
+    if isinstance(records, Table):
+        return records.columns[name] if name in records.columns else [_DEFAULTS[name]] * len(records)
+    if isinstance(records, Some) and isinstance(records.records, Table):
+        whole = records.records.columns.get(name)
+        return [_DEFAULTS[name]] * len(records) if whole is None else [whole[i] for i in records.numbers.tolist()]
     return [getattr(record, name) for record in records]

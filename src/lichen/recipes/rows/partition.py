@@ -12,7 +12,7 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import derive, numpy_generator
 from lichen.data.reading import Left
 from lichen.data.sources.record import Record
-from lichen.data.sources.table import Some
+from lichen.data.sources.table import Some, column_of
 from lichen.data.splits.fingerprint import Reads, answers, fingerprint
 from lichen.data.splits.partition import by_client, dirichlet, iid
 from lichen.data.splits.split import some_of_each, split_records
@@ -214,7 +214,7 @@ def draw_clients(
             f"no client has {data.min_rows} rows; the largest has {largest}", where="data.min_rows", fix="lower it"
         )
     if recipe.classifies and data.on_single_class != "keep":
-        single = [name for name in enough if len({str(r.label) for r in rows[name]}) == 1]
+        single = [name for name in enough if len(set(map(str, column_of(rows[name], "label")))) == 1]
         _refuse_one_class(recipe, single, len(enough))
         left.append(_clients("clients whose rows all have one label (data.on_single_class: drop)", single, rows))
         enough = sorted(set(enough) - set(single))

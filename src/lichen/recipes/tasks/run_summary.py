@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from lichen.core.contracts.algorithm import Report
@@ -116,7 +117,12 @@ def _reached(recipe: Recipe, rounds: Sequence[Report]) -> dict[str, float | str 
 
 
 def _versions() -> dict[str, str]:
+    packages = ("lichen", "torch", "transformers", "peft", "safetensors", "scikit-learn")
+    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
+
+
+@cache
+def _version(package: str) -> str:
     from importlib.metadata import version
 
-    packages = ("lichen", "torch", "transformers", "peft", "safetensors", "scikit-learn")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return version(package)
