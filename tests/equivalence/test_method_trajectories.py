@@ -96,10 +96,6 @@ def test_blocks_of_any_size_and_a_kill_give_the_same_bytes(
 ) -> None:
     whole = left_by(lichen.run(made(home, name, clients_per_block=1), out=tmp_path / "one").folder)
     assert "state/final.safetensors" in whole
-    assert (
-        differing(whole, left_by(lichen.run(made(home, name, clients_per_block=3), out=tmp_path / "three").folder))
-        == []
-    )
     save, saves = RunFolder.save, [0]
 
     def save_and_die(folder: RunFolder, path: Path, state: Any) -> None:
@@ -109,10 +105,11 @@ def test_blocks_of_any_size_and_a_kill_give_the_same_bytes(
         save(folder, path, state)
 
     monkeypatch.setattr(RunFolder, "save", save_and_die)
+    # In blocks of another size and killed: where either changed a byte, it would be seen.
     with pytest.raises(Killed):
-        lichen.run(made(home, name, clients_per_block=1), out=tmp_path / "cut")
+        lichen.run(made(home, name, clients_per_block=3), out=tmp_path / "cut")
     monkeypatch.undo()
-    again = lichen.run(made(home, name, clients_per_block=1), out=tmp_path / "cut", resume=True)
+    again = lichen.run(made(home, name, clients_per_block=3), out=tmp_path / "cut", resume=True)
     assert differing(whole, left_by(again.folder)) == []
 
 

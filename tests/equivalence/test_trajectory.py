@@ -79,7 +79,7 @@ def test_packed_blocks_of_any_size_follow_the_padded_run(home: Path, tmp_path: P
 
 
 def test_runs_killed_at_random_moments_resume_to_the_same_bytes(tmp_path: Path) -> None:
-    settings = ["federation.rounds=8", "optimizer.lr=[0.1,0.3]", "optimizer.grid_rounds=3"]
+    settings = ["data.max_clients=4", "federation.rounds=8", "optimizer.lr=[0.1,0.3]", "optimizer.grid_rounds=3"]
     settings += ["compare.baselines=[alone,alone_best]", "compare.alone_epochs=8", "compare.alone_patience=2"]
     wanted = resume.result_bytes(lichen.run(lichen.read_recipe("digits", settings), out=tmp_path / "whole").folder)
     events = read_trace(tmp_path / "whole")

@@ -122,11 +122,13 @@ def killed_and_resumed(recipe: Recipe, folder: Path, *columns: str) -> lichen.Re
     return lichen.run(folder / "recipe.yaml", out=folder, resume=True)
 
 
-def test_a_killed_run_goes_on_as_if_it_had_never_stopped(ran: lichen.Result, tmp_path: Path) -> None:
-    again = killed_and_resumed(digits(), tmp_path / "run", "federated", "alone", "alone_best")
+def test_a_killed_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    recipe = digits("exchange={kind: dsfl, first_steps: 10, distill_steps: 6}", "compare.alone_epochs=12")
+    whole = lichen.run(recipe, out=tmp_path / "whole")
+    again = killed_and_resumed(recipe, tmp_path / "run", "federated", "alone", "alone_best")
     for key in ("columns", "extra_columns", "extra", "bytes_up", "bytes_down"):
-        assert again.summary[key] == ran.summary[key], key
-    stores = [ClientStore(r.folder / "state" / "federated" / "lr=0.02" / "clients") for r in (ran, again)]
+        assert again.summary[key] == whole.summary[key], key
+    stores = [ClientStore(r.folder / "state" / "federated" / "lr=0.02" / "clients") for r in (whole, again)]
     one, other = (store.load((2,), 6) for store in stores)
     assert one is not None
     assert other is not None
