@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 
@@ -23,12 +24,10 @@ def records_digest(records: Sequence[Record]) -> str:
     (True, False)
     """
     total = hashlib.sha256()
-    names = ("client", "text", "prompt", "group", "label", "messages", "held_out", "features")
-    for client, text, prompt, group, value, messages, held_out, features in zip(
-        *(column_of(records, name) for name in names), strict=True
-    ):
+    columns = (column_of(records, field.name) for field in fields(Record))
+    for client, text, prompt, value, messages, group, features, is_test in zip(*columns, strict=True):
         label, turns = repr(value), json.dumps([dict(turn) for turn in messages], default=str) if messages else ""
-        sizes = f"{len(client)} {len(text)} {len(prompt)} {len(group)} {len(label)} {int(held_out)}\n"
+        sizes = f"{len(client)} {len(text)} {len(prompt)} {len(group)} {len(label)} {int(is_test)}\n"
         whole = "".join((sizes, client, text, prompt, group, label, turns, "\n"))
         total.update(whole.encode("utf-8", "surrogatepass"))
         if features is not None:
