@@ -69,7 +69,7 @@ def _page(folder: Path, name: str, port: int, sites: Sites) -> Page:
 
 def _event(site: str, what: str, json: bool) -> None:
     if json:
-        print_json({"time": time.time(), "site": site, "what": what})
+        print_json({"time": time.time(), "site": site, "what": what}, line=True)
     else:
         log(f"{site} {what}")
 
@@ -90,7 +90,7 @@ def join_command(kit: Path, /, *, data: Path, json: bool = False) -> None:
 
     def report(line: str) -> None:
         if json:
-            print_json({"time": time.time(), "what": line})
+            print_json({"time": time.time(), "what": line}, line=True)
         else:
             log(line)
 

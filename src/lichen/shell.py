@@ -120,15 +120,21 @@ def log(line: str) -> None:
     print(visible(line), file=sys.stderr, flush=True)
 
 
-def print_json(value: Any) -> None:
-    """Print a value as JSON, which has no NaN."""
+def print_json(value: Any, *, line: bool = False) -> None:
+    """Print a value as JSON, which has no NaN.
+
+    Args:
+        value: The value.
+        line: On one line, as one of many.
+    """
     import json
 
-    text = visible_json(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+    indent = None if line else 2
+    text = visible_json(json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False))
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # an escape of JSON's own, which means the same
-        text = json.dumps(value, indent=2, allow_nan=False)
+        text = json.dumps(value, indent=indent, allow_nan=False)
     _write(text)
 
 

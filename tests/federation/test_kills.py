@@ -96,7 +96,7 @@ def test_killed_at_every_place_it_ends_where_a_simulation_ends(federation: Path,
         return file.read_bytes().count(b"\n") if file.exists() else 0
 
     with commands(tmp_path) as made:
-        made.start("serve", "serve", str(federation))
+        made.start("serve", "serve", str(federation), "--json")
         for site in SITES:
             kit = federation / "kits" / site
             change_policy(kit / "policy.yaml", [f"models={tmp_path / 'model'}"])
@@ -127,4 +127,6 @@ def test_killed_at_every_place_it_ends_where_a_simulation_ends(federation: Path,
             assert made.running[name].wait(30) == 0, made.said()
     assert learned(run) == learned(tmp_path / "simulated")
     assert len(learned(run)) == 3
+    lines = [json.loads(line) for line in (tmp_path / "serve.log").read_text().splitlines() if line.startswith("{")]
+    assert {(line["site"], line["what"]) for line in lines} >= {(site, "is there") for site in SITES}
     assert "goes on with run" in (tmp_path / "north.log").read_text()
