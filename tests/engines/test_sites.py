@@ -27,6 +27,7 @@ from lichen.core.replies import Reply
 from lichen.core.store import ClientStore
 from lichen.engines import pipe_sites
 from lichen.engines.federated import FederatedEngine, Patience
+from lichen.engines.remote import worker as worker_module
 from lichen.engines.remote.pieces import PIECE, Pieces, ask_long
 from lichen.engines.remote.requests import CANCEL, FETCH, HAND, pack_values, unpack_outcomes, unpack_values
 from lichen.engines.remote.talks import Talks
@@ -481,3 +482,22 @@ def test_clients_of_one_job_stack_as_one_message(running: Running, tmp_path: Pat
     with engine(running) as made:
         whole = concatenate_messages(list(drain(made, job)))
     assert by_client([whole]) == here(tmp_path / "own", job)
+
+
+def test_a_server_cannot_fill_a_site_with_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_MOST_STATES", 2)
+    made = list[str]()
+
+    def talks(state: str) -> Talks:
+        made.append(state)
+        return Talks(compressed_run.coded(MADE), ClientStore(tmp_path / state))
+
+    worker = SiteWorker(talks, instance="first")
+    thread = worker.start()
+    job = pack_job(replace(JOB, clients=(0,)))
+    for state in ("a", "b", "a", "c"):
+        hand(worker, 1, (0,), b"J", job, state=state, session=state)
+        all_of(worker, state=state, session=state)
+    worker.close()
+    thread.join()
+    assert made == ["a", "b"]

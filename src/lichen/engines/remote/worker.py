@@ -44,6 +44,9 @@ _LONGEST_WAIT = 30.0
 _STATE = re.compile(r"(?:(?![.])[A-Za-z0-9.=+_-]{1,60}(?:/(?=[^/])|$)){0,4}")
 """How a private state is named: a folder, or folders one in the other."""
 
+_MOST_STATES = 200
+"""Private states of a run: each keeps what the server sent last, and a server may be a stranger's."""
+
 _LITTLE = 1 << 16
 """Bytes of an outcome that is not read from the disk."""
 
@@ -265,6 +268,9 @@ class SiteWorker:
 
     def _talks_of(self, state: str) -> Talks:
         if state not in self._talks:
+            if len(self._talks) == _MOST_STATES:
+                what = f"a job for one more private state; {_MOST_STATES} are the most of a run"
+                raise LichenError(what, where="site", fix="try fewer learning rates")
             self._talks[state] = self._make(state)
         return self._talks[state]
 
