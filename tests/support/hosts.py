@@ -25,7 +25,7 @@ from typing import NamedTuple, TypeVar
 
 import lichen
 
-__all__ = ["COORDINATOR", "NAME", "PORT", "Host", "Hosts", "Relay", "hosts", "in_host", "missing"]
+__all__ = ["COORDINATOR", "NAME", "PORT", "Host", "Hosts", "NoHostsError", "Relay", "hosts", "in_host", "missing"]
 
 NAME, PORT = "fl.example.org", 8002
 """The coordinator's server, as every host knows it."""
@@ -49,6 +49,10 @@ def missing() -> str:
         return "this machine makes no network namespaces"
     subprocess.run(["ip", "netns", "del", trial], capture_output=True, check=True)
     return ""
+
+
+class NoHostsError(Exception):
+    """A machine that lacks what hosts are made of, though it has the programs."""
 
 
 class Host(NamedTuple):
@@ -256,10 +260,18 @@ def hosts(names: Sequence[str]) -> Iterator[Hosts]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         folder.chmod(0o755)
         (folder / "shared").mkdir()
-        middle = _namespace(stack, _MIDDLE)
-        made = {name: _host(stack, folder, middle, number, name) for number, name in enumerate((COORDINATOR, *names))}
-        lab = made.pop(COORDINATOR)
-        relay = Relay(middle, (lab.address, PORT))
+        try:
+            middle = _namespace(stack, _MIDDLE)
+            made = {
+                name: _host(stack, folder, middle, number, name) for number, name in enumerate((COORDINATOR, *names))
+            }
+            lab = made.pop(COORDINATOR)
+            relay = Relay(middle, (lab.address, PORT))
+        except (subprocess.CalledProcessError, OSError) as error:
+            raise NoHostsError(f"this machine makes no hosts: {error} {getattr(error, 'stderr', '')}") from None
+        there = lab.run([sys.executable, "-c", "import lichen, nvflare"])
+        if there.returncode:
+            raise NoHostsError(f"a user without rights cannot use this interpreter here: {there.stderr[-300:]}")
         stack.callback(relay.close)
         yield Hosts(lab, made, folder / "shared", relay)
 
