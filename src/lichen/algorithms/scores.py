@@ -18,10 +18,11 @@ from lichen.core.contracts.algorithm import ServerState
 from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
+from lichen.core.replies import Attendance
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 
-__all__ = ["SUMMED", "is_validated", "mean_loss", "score", "score_everyone", "summed", "with_best"]
+__all__ = ["SUMMED", "is_validated", "mean_loss", "require_everyone", "score", "score_everyone", "summed", "with_best"]
 
 SUMMED = ("loss_sum", "count", "tokens", "failed")
 """Metrics that a round adds up."""
@@ -42,7 +43,21 @@ def score_everyone(engine: Engine, job: Job, admission: Admission = OPEN) -> tup
         LichenError: if a client could not do the job, or was not there, with its reason; what was learned stays.
     """
     scored = collect(engine, [job], admission=admission)
-    attendance = scored.attendance
+    require_everyone(scored.attendance, job, "score")
+    return _by_client(scored, job)
+
+
+def require_everyone(attendance: Attendance, job: Job, what: str) -> None:
+    """Nothing, where every client of a job did it, or sent what is not counted.
+
+    Args:
+        attendance: Who came.
+        job: The job.
+        what: What was asked for.
+
+    Raises:
+        LichenError: if a client could not do the job, or was not there, with its reason; what was learned stays.
+    """
     failed = next((refusal for refusal in attendance.named if refusal.reason == "error"), None)
     count = len(attendance.missing) + attendance.refused.get("error", 0)
     if count:
@@ -50,8 +65,7 @@ def score_everyone(engine: Engine, job: Job, admission: Admission = OPEN) -> tup
         why = "was not there" if failed is None else f"{failed.where}: {failed.what}".removeprefix(": ")
         others = f" (and {count - 1} more)" if count > 1 else ""
         fix = "go on with --resume when all are there; what was learned is in the run's folder"
-        raise LichenError(f"client {client} gave no score{others}: {why}", where=f"work {job.work}", fix=fix)
-    return _by_client(scored, job)
+        raise LichenError(f"client {client} gave no {what}{others}: {why}", where=f"work {job.work}", fix=fix)
 
 
 def _by_client(scored: Collected, job: Job) -> tuple[Tensor, Tree]:

@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from lichen.algorithms.scores import score_everyone
+from lichen.algorithms.scores import require_everyone, score_everyone
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import collect
 from lichen.core.contracts.algorithm import Report
@@ -89,7 +89,9 @@ def solve_alone(
     def learn() -> Tree:
         engine, rule = nodes(), solver_of(recipe)
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
-        total = collect(engine, [job("statistics")], rule, admission=counts("statistics", "train")).total
+        collected = collect(engine, [job("statistics")], rule, admission=counts("statistics", "train"))
+        require_everyone(collected.attendance, job("statistics"), "statistics")  # the head is that of all rows
+        total = collected.total
         head = rule.close(total, Shared())[0].trainable
         sent = torch.tensor([engine.bytes_up - up, engine.bytes_down - down])
         metrics = score_everyone(engine, job("test", head), counts("test", "test"))[1]
@@ -99,7 +101,8 @@ def solve_alone(
 
     def learn_alone() -> Tree:
         engine = nodes()
-        collect(engine, [job("alone")], admission=counts("alone", "train"))
+        collected = collect(engine, [job("alone")], admission=counts("alone", "train"))
+        require_everyone(collected.attendance, job("alone"), "head of its own")
         return score_everyone(engine, job("alone.test", version=1), counts("alone.test", "test"))[1]
 
     def column(metrics: Tree) -> Column:
