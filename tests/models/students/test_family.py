@@ -82,15 +82,21 @@ def test_the_total_is_what_training_holds_at_its_peak(name: str, optimizer: str)
     how: dict[str, Any] = {"momentum": {"name": "sgd", "momentum": 0.9}}.get(optimizer, {"name": optimizer})
     work = Train(model, optimizer=ClientOptimizer(**how))
     start, batch = model.init(0), first(source)
-    gc.collect()
-    gc.disable()  # a collection within a step makes the tracker count a storage twice
-    tracker = MemTracker()
-    with tracker:
-        state = work.init(Job(work="t", shared=Shared.of_flat(start), version=0, clients=(0,), seed=0), (0,), None)
-        for _ in range(3):
-            state = work.step(state, batch)
-    gc.enable()
-    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+
+    def peak_of_steps() -> int:
+        gc.collect()
+        gc.disable()
+        tracker = MemTracker()
+        with tracker:
+            job = Job(work="t", shared=Shared.of_flat(start), version=0, clients=(0,), seed=0)
+            state = work.init(job, (0,), None)
+            for _ in range(3):
+                state = work.step(state, batch)
+        gc.enable()
+        return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
+
+    # Now and then the tracker counts a storage twice, when it meets it under another object; it never counts less.
+    peak = min(peak_of_steps() for _ in range(3))
     told = need(model, batch, optimizer=optimizer)  # type: ignore[arg-type]
     assert told.parameters == nbytes(start)
     assert peak <= told.total <= peak * 1.35
