@@ -72,16 +72,10 @@ def hold_kit(folder: Path, *, say: Callable[[str], None]) -> Iterator[Kit]:
     """
     needs_nvflare()
     kit = settle(folder)
-    lock = one_process(folder, ".lock", say=say)
-    try:
-        lock.__enter__()
-    except LichenError:
-        fix = "end that one first; each process needs a kit of its own"
-        raise LichenError("another process runs this kit", where=str(folder), fix=fix) from None
-    try:
+    fix = "end that one first; each process needs a kit of its own"
+    taken = LichenError("another process runs this kit", where=str(folder), fix=fix)
+    with one_process(folder, ".lock", say=say, taken=taken):
         yield kit
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def check_port(kit: Kit) -> None:
@@ -105,7 +99,7 @@ class Parent:
     """NVFlare's process of a kit, kept running until it is told why not, or closed.
 
     Args:
-        kit: The kit, held by this process.
+        kit: The kit, taken by this process.
         environment: What its component is told, beside the environment of this process.
         say: Told what keeps it, once for each reason.
     """
@@ -118,10 +112,10 @@ class Parent:
         self._environment = {**environment, **_MEMORY}
         self._closing = threading.Event()
         # The thread lives as long as the processes that it starts: the kernel ends those with it.
-        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread = threading.Thread(target=self._supervise, daemon=True)
         self._thread.start()
 
-    def _keep(self) -> None:
+    def _supervise(self) -> None:
         try:
             failures = 0
             while self._may_start():

@@ -68,24 +68,11 @@ def sites_for_run(
     if not chosen:
         raise LichenError("has no site", where=str(folder), fix="admit one: lichen federation admit REQUEST")
     sites = served(folder)
-    with _one_run(folder, say):
+    fix = "wait for its end, or stop it with Ctrl-C where it was submitted"
+    taken = LichenError("another run is going on", where=str(folder), fix=fix)
+    with one_process(folder / SERVER, _LOCK, say=say, taken=taken):
         _wait_for(sites, chosen, wait, say)
         yield RemoteSites(sites, chosen, left_out=left_out)
-
-
-@contextmanager
-def _one_run(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """A federation for one run at a time."""
-    lock = one_process(folder / SERVER, _LOCK, say=say)
-    try:
-        lock.__enter__()
-    except LichenError:
-        fix = "wait for its end, or stop it with Ctrl-C where it was submitted"
-        raise LichenError("another run is going on", where=str(folder), fix=fix) from None
-    try:
-        yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def _wait_for(sites: DoorSites, names: Sequence[str], wait: float, say: Callable[[str], None]) -> None:

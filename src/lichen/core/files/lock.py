@@ -14,13 +14,16 @@ __all__ = ["one_process"]
 
 
 @contextmanager
-def one_process(folder: Path, file: str, *, say: Callable[[str], None]) -> Iterator[None]:
+def one_process(
+    folder: Path, file: str, *, say: Callable[[str], None], taken: LichenError | None = None
+) -> Iterator[None]:
     """Hold a folder for this process alone.
 
     Args:
         folder: The folder; made if need be.
         file: The lock's file within; it is left there.
         say: Told where the file system knows no locks.
+        taken: What another process's hold means; None: that it works on the folder.
 
     Raises:
         LichenError: if another process holds it.
@@ -34,11 +37,8 @@ def one_process(folder: Path, file: str, *, say: Callable[[str], None]) -> Itera
 
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LichenError(
-                "another process works on it",
-                where=str(folder),
-                fix="wait until that has ended, or choose another --out",
-            ) from None
+            fix = "wait until that has ended, or choose another --out"
+            raise taken or LichenError("another process works on it", where=str(folder), fix=fix) from None
         except (ImportError, OSError):
             say(f"{folder}: files cannot be locked here; see to it that no second process works on this folder")
         yield
