@@ -63,7 +63,8 @@ def site(state: Path, kit: Path) -> None:
         long, talks = Pieces(lambda kind, body: body), Talks({"nothing": task}, ClientStore(state))
         worker = SiteWorker(lambda name: talks)
         echoes = {"echo": lambda kind, body: body, **dict.fromkeys(("long", "put", "get"), long.answer)}
-        made.set_result(lambda kind, body: echoes.get(kind, worker.answer)(kind, body))
+        jobs = Pieces(worker.answer)
+        made.set_result(lambda kind, body: echoes.get(kind, jobs.answer)(kind, body))
         worker.work()
 
 

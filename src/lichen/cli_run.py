@@ -135,13 +135,13 @@ def _for_sites(
 ) -> tuple[Any, dict[str, str]]:
     """The recipe without what sites cannot compute, and why each of that is left out."""
     from lichen.recipes.schema.read import read_recipe
-    from lichen.recipes.sites.remote_sites import left_out_of
+    from lichen.recipes.sites.open_server import needs_rows
 
-    found = left_out_of(known)
-    for name, (_, why) in found.items():
-        note(f"{name} is left out: {why}")
-    changes = [change for change, _ in found.values()]
-    return read_recipe(recipe, [*overrides, *changes], note=note), {name: why for name, (_, why) in found.items()}
+    found = [need for need in needs_rows(known) if need.change]
+    for need in found:
+        note(f"{need.key}: left out, since {need.why}")
+    changes = [need.change for need in found]
+    return read_recipe(recipe, [*overrides, *changes], note=note), {need.key: need.why for need in found}
 
 
 def _several_ranks(recipe: Any, folder: Path | None) -> bool:

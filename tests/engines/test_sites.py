@@ -452,7 +452,7 @@ def test_a_hand_is_answered_with_what_has_come_and_places_of_another_instance_do
 
     def handed(number: int, **values: object) -> list[tuple[int, int]]:
         body = order(number, (0,), b"J", pack_job(replace(JOB, clients=(0,))), **values)  # type: ignore[arg-type]
-        came = unpack_outcomes(worker.answer(HAND, b"w" + body)[1:])
+        came = unpack_outcomes(worker.answer(HAND, body))
         return [(one.place, one.order) for one in came.outcomes]
 
     assert handed(1, after=7, of="first", wait=20.0) == [(1, 1)]

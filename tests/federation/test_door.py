@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from lichen.core.errors import LichenError
-from lichen.federation.door import PIECE, Door, Head, call, error_of, open_parcel, parcel, refusal, socket_folder
+from lichen.engines.remote.pieces import PIECE
+from lichen.federation.door import Door, Head, call, error_of, open_parcel, parcel, refusal, socket_folder
 
 
 def answer(head: Head, body: bytes) -> tuple[Head, bytes]:

@@ -18,14 +18,15 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job, pack_job
 from lichen.core.wire.frames import frame_head
 from lichen.core.wire.shared import Shared
-from lichen.engines.federated import Patience
+from lichen.engines.remote.errands import CHILDREN, Patience
 from lichen.engines.remote.pieces import ask_long
 from lichen.engines.remote.requests import HAND, pack_values, unpack_outcomes, unpack_values
 from lichen.engines.sites import Seen, SiteError
 from lichen.federation.host import SiteHost
 from lichen.federation.policy.keys import change_policy
 from lichen.recipes.schema.read import gallery, read_recipe, recipe_sha256
-from lichen.recipes.sites.remote_sites import RemoteSites, left_out_of
+from lichen.recipes.sites.open_server import needs_rows
+from lichen.recipes.sites.remote_sites import RemoteSites
 from support.sites import SITES, save_sites, sites_recipe
 
 
@@ -40,7 +41,7 @@ class Hosts:
         for name in SITES:
             self.kit(name).mkdir(parents=True)
             self.allow(name, **policy)
-            self.start(name)
+            self.restart(name)
 
     def kit(self, name: str) -> Path:
         return self.home / "kits" / name
@@ -48,7 +49,10 @@ class Hosts:
     def allow(self, name: str, **policy: str) -> None:
         change_policy(self.kit(name) / "policy.yaml", [f"{key}={value}" for key, value in policy.items()])
 
-    def start(self, name: str) -> None:
+    def start(self) -> None:
+        """Nothing: they are there."""
+
+    def restart(self, name: str) -> None:
         """Start a site, as if its process were a new one."""
         if name in self.hosts:
             self.hosts[name].close()
@@ -204,7 +208,7 @@ def test_a_site_that_is_started_again_goes_on_and_counts_on(hosts: Callable[...,
     recipe = submitted(tmp_path, engine={"packing": False, "clients_per_block": 1})
     whole = {**recipe, "data": {**recipe["data"], "name": str(tmp_path / "sites")}}
     lichen.run(whole, out=tmp_path / "local")
-    submit(made, recipe, observers=[lambda event: made.start(SITES[0])])
+    submit(made, recipe, observers=[lambda event: made.restart(SITES[0])])
     assert learned(tmp_path / "run") == learned(tmp_path / "local")
     assert sum("goes on with run" in line for line in made.lines[SITES[0]]) == 3
     (run,) = (one for one in (made.kit(SITES[0]) / "runs").iterdir() if one.is_dir())
@@ -238,7 +242,7 @@ def forged(hosts: Hosts, recipe: str, **changes: Any) -> str:
     federation = sites.enrol(values, hosts.home / "forged", lambda line: None)
     from lichen.recipes.sites.site_engines import join_sites
 
-    join_sites(hosts, federation)
+    join_sites(hosts, federation, CHILDREN)
     own = federation.assigned[SITES[0]].numbers
     job = replace(Job(work="train", shared=Shared(), version=0, clients=own, seed=0), **changes)
     body = pack_job(job)
@@ -301,10 +305,11 @@ def test_a_site_says_no_to_what_is_no_proposal(hosts: Callable[..., Hosts]) -> N
     assert json.loads(ask_long(made, SITES[0], "status", b"", 5.0)) == {"doing": "waits for a recipe"}
 
 
-def test_what_sites_cannot_compare_with_is_left_out_with_its_reason() -> None:
+def test_what_sites_cannot_compare_with_can_be_left_out_of_every_recipe() -> None:
+    found = list[str]()
     for name in gallery():
-        values = read_recipe(name)
-        found = left_out_of(values)
-        assert ("pooled" in found) == ("pooled" in values.compare.baselines)
-        shorter = read_recipe(name, [change for change, _ in found.values()], note=lambda line: None)
-        assert left_out_of(shorter) == {}
+        needs = list(needs_rows(read_recipe(name)))
+        found += [need.key for need in needs if need.change]
+        shorter = read_recipe(name, [need.change for need in needs if need.change], note=lambda line: None)
+        assert [need.key for need in needs_rows(shorter)] == [need.key for need in needs if not need.change]
+    assert {"compare.baselines", "compare.partitions", "compare.forms", "compare.retention_text"} == set(found)

@@ -24,6 +24,7 @@ from lichen.core.message import Job
 from lichen.core.seeds import numpy_generator
 from lichen.core.wire.shared import Shared
 from lichen.engines.federated import FederatedEngine
+from lichen.engines.remote.errands import CHILDREN
 from lichen.engines.remote.pieces import ask_long
 from lichen.engines.sites import SiteError
 from lichen.federation.asking import DoorSites
@@ -270,7 +271,7 @@ def test_a_job_outside_the_accepted_recipe_is_refused(net: Trial, tmp_path: Path
     recipe = read_recipe(listing(net.hosts.shared / "model", Path("/nowhere")))
     sites = RemoteSites(doors(net), SITES)
     known = sites.enrol(recipe, tmp_path, lambda line: None)
-    join_sites(doors(net), known)
+    join_sites(doors(net), known, CHILDREN)
     good = Job(work="valid", shared=Shared({"w": torch.ones(4)}), version=1, clients=(0, 1, 2), seed=1, base="0" * 16)
 
     def asked(job: Job, sha256: str = recipe_sha256(recipe), turn: int = 0) -> list[str]:

@@ -96,6 +96,9 @@ class Lying:
     def __init__(self, answers: dict[str, bytes | None]) -> None:
         self.answers = answers
 
+    def start(self) -> None:
+        """Nothing."""
+
     def seen(self) -> dict[str, Seen]:
         return {name: Seen(since=1.0, last=2.0, instance="x") for name in self.answers}
 

@@ -22,13 +22,13 @@ def order(number: int, clients: tuple[int, ...], kind: bytes, body: bytes, **abo
 
 def hand(worker: SiteWorker, number: int, clients: tuple[int, ...], kind: bytes, body: bytes, **about: str) -> Any:
     """Hand an order over; what is answered."""
-    return unpack_values(worker.answer(HAND, b"w" + order(number, clients, kind, body, **about))[1:])[0]
+    return unpack_values(worker.answer(HAND, order(number, clients, kind, body, **about)))[0]
 
 
 def fetch(worker: SiteWorker, after: int = 0, wait: float = 0.0, **about: str) -> Fetched:
     """What has come."""
     body = pack_values({**ABOUT, **about, "after": after, "wait": wait})
-    return unpack_outcomes(worker.answer(FETCH, b"w" + body)[1:])
+    return unpack_outcomes(worker.answer(FETCH, body))
 
 
 def all_of(worker: SiteWorker, **about: str) -> list[tuple[int, int, list[Frame]]]:

@@ -38,7 +38,7 @@ class Site:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.made = folder, experiment(6)
         self.worker = SiteWorker(self.talks, recipe=RECIPE)
-        self.long = Pieces(lambda kind, body: body)
+        self.jobs, self.long = Pieces(self.worker.answer), Pieces(lambda kind, body: body)
 
     def talks(self, state: str) -> Talks:
         def counted(job: Job, frames: Iterator[Frame]) -> Iterator[Frame]:
@@ -61,7 +61,7 @@ class Site:
             raise LichenError("not today", where="door", fix="come tomorrow")
         if kind == "fault":
             raise ZeroDivisionError("by a row's value")
-        return self.worker.answer(kind, body)
+        return self.jobs.answer(kind, body)
 
     def work(self) -> None:
         self.worker.work()
@@ -79,4 +79,5 @@ def trained(folder: Path) -> list[str]:
 if __name__ == "__main__":
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr
-    serve_frames(source, sink, Site(Path(sys.argv[1])))  # type: ignore[arg-type]
+    site = Site(Path(sys.argv[1]))
+    serve_frames(source, sink, site.worker, answer=site.answer)

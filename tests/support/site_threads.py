@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 from lichen.core.errors import LichenError
 from lichen.engines import spawned
+from lichen.engines.remote.pieces import Pieces
 from lichen.engines.remote.worker import SiteWorker
 from lichen.engines.sites import Seen, SiteError
 from lichen.recipes.schema.read import recipe_of
@@ -25,6 +26,7 @@ class ThreadSites:
     def __init__(self, commands: Mapping[str, Sequence[str]]) -> None:
         self.commands = dict(commands)
         self.workers: dict[str, tuple[SiteWorker, threading.Thread]] = {}
+        self.answers: dict[str, Pieces] = {}
 
     def start(self) -> None:
         for name, command in self.commands.items():
@@ -33,6 +35,7 @@ class ThreadSites:
                 data = Path(words["--data"]) if "--data" in words else None
                 worker = node_worker(recipe_of(Path(words["--recipe"])), Path(words["--state"]), data)
                 self.workers[name] = worker, worker.start()
+                self.answers[name] = Pieces(worker.answer)
 
     def seen(self) -> dict[str, Seen]:
         now = time.time()
@@ -40,7 +43,7 @@ class ThreadSites:
 
     def ask(self, site: str, kind: str, body: bytes, within: float) -> bytes:
         try:
-            return self.workers[site][0].answer(kind, body)
+            return self.answers[site].answer(kind, body)
         except LichenError as error:
             raise SiteError(site, "refused", error) from None
 

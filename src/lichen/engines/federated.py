@@ -82,6 +82,7 @@ class FederatedEngine:
 
     def submit(self, job: Job) -> int:
         """Hand each site the job of its clients; those that hold different views get each their own."""
+        self.sites.start()
         self._numbers += 1
         by_site: dict[str, list[int]] = {}
         for client in job.clients:

@@ -57,6 +57,10 @@ class Seen:
 class Sites(Protocol):
     """A transport to sites by name."""
 
+    def start(self) -> None:
+        """Start those that are this process's to start, and are not there; all others come by themselves."""
+        ...
+
     def seen(self) -> Mapping[str, Seen]:
         """Who is there now."""
         ...

@@ -31,6 +31,9 @@ class DoorSites:
     def __init__(self, door: Path, *, fault: Callable[[], LichenError | None] = lambda: None) -> None:
         self._door, self._fault = door, fault
 
+    def start(self) -> None:
+        """Nothing: sites come by themselves."""
+
     def seen(self) -> Mapping[str, Seen]:
         """Who is there now; nobody while the server's process is started again."""
         try:

@@ -20,10 +20,10 @@ from typing import Any, BinaryIO, cast, final
 from lichen.core import private
 from lichen.core.errors import LichenError
 from lichen.core.wire.frames import read_body, read_head, write_frame
+from lichen.engines.remote.pieces import PIECE
 
 __all__ = [
     "LOOK",
-    "PIECE",
     "Answer",
     "Bytes",
     "Door",
@@ -36,9 +36,6 @@ __all__ = [
     "refusal",
     "socket_folder",
 ]
-
-PIECE = 16 << 20
-"""Bytes of a body at most."""
 
 LOOK = 600.0
 """Seconds that a process waits at most at a door for what may come at any time; then it asks again."""

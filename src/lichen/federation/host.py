@@ -193,7 +193,7 @@ class SiteHost:
         run = self._run
         if run is None:
             raise LichenError("has said yes to no recipe", where="site", fix="submit one: lichen submit RECIPE")
-        return run.worker.answer_whole(kind, body)
+        return run.worker.answer(kind, body)
 
     def status(self) -> dict[str, Any]:
         """What the site is doing, as JSON can hold it."""

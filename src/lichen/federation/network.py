@@ -18,9 +18,10 @@ from typing import final
 
 from lichen import __version__
 from lichen.core.errors import LichenError
+from lichen.engines.remote.pieces import PIECE
 from lichen.engines.sites import Seen
 from lichen.federation.asking import SPARE, DoorSites
-from lichen.federation.door import LOOK, PIECE, Door, Head, call, refusal, socket_folder
+from lichen.federation.door import LOOK, Door, Head, call, refusal, socket_folder
 from lichen.federation.processes import Parent, check_port, hold_kit
 
 __all__ = ["NetworkSites", "SiteEnd"]
@@ -70,6 +71,9 @@ class NetworkSites:
             except OSError:
                 patience.wait(0.1)
         raise LichenError(f"the server's process did not come up in {_START:.0f} seconds", where="federation")
+
+    def start(self) -> None:
+        """Nothing: sites come by themselves."""
 
     def seen(self) -> Mapping[str, Seen]:
         """Who is there now; nobody while the server's process is started again."""

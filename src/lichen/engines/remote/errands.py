@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 from dataclasses import dataclass
 from typing import final
@@ -11,7 +12,7 @@ from lichen.core.message import Job
 from lichen.core.tree import Tree
 from lichen.engines.sites import Cause
 
-__all__ = ["SAME", "Arrived", "Cancel", "Errand", "Followup", "Item", "Patience"]
+__all__ = ["CHILDREN", "SAME", "Arrived", "Cancel", "Errand", "Followup", "Item", "Patience"]
 
 SAME = "both ends must run the same version"
 
@@ -78,6 +79,9 @@ class Patience:
         """Seconds for a cause; what is refused or has failed is not tried again."""
         return {"gone": self.gone, "silent": self.quiet}.get(cause, 0.0)
 
+
+CHILDREN = Patience(gone=0.0, quiet=math.inf)
+"""With children: one that is there may take as long as it likes, to load a model; one that has ended stays away."""
 
 Arrived = queue.SimpleQueue[tuple[Errand, int, bytes | LichenError]]
 """What has come of each client: its frames, or why there are none."""

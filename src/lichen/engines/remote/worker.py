@@ -20,7 +20,7 @@ from typing import Any, final
 
 from lichen.core.errors import LichenError
 from lichen.core.visible import clipped
-from lichen.engines.remote.pieces import PIECE, Pieces
+from lichen.engines.remote.pieces import PIECE
 from lichen.engines.remote.requests import (
     CANCEL,
     FETCH,
@@ -77,7 +77,6 @@ class SiteWorker:
     ) -> None:
         self.instance = instance or os.urandom(8).hex()
         self._make, self._recipe, self._also = talks, recipe, also or {}
-        self._pieces = Pieces(self.answer_whole)
         self._talks: dict[str, Talks] = {}
         self._sessions: dict[str, Session] = {}
         self._over: set[str] = set()  # sessions whose place another has taken
@@ -97,7 +96,19 @@ class SiteWorker:
         Raises:
             LichenError: if it is refused.
         """
-        return self._pieces.answer(kind, body)
+        if kind in self._also:
+            return self._also[kind](body)
+        do = {HAND: self._hand, FETCH: self._fetch, CANCEL: self._cancel}.get(kind)
+        if do is None:
+            raise LichenError(f"a question {kind[:40]!r} is not known here", where="site", fix=_SAME)
+        values, payload = unpack_values(body)
+        try:
+            request = Request(str(values["session"]), str(values["recipe"]), str(values["state"]))
+            self._compare(request)
+            return do(request, values, payload)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            what = f"a {kind} lacks something: {type(error).__name__}: {error}"
+            raise LichenError(what, where="site", fix=_SAME) from None
 
     @property
     def doing(self) -> Work:
@@ -118,22 +129,6 @@ class SiteWorker:
             self._changed.notify_all()
 
     # --- questions ---------------------------------------------------------------------------------------------------
-
-    def answer_whole(self, kind: str, body: bytes) -> bytes:
-        """Answer a question that was gathered already; as :meth:`answer`."""
-        if kind in self._also:
-            return self._also[kind](body)
-        do = {HAND: self._hand, FETCH: self._fetch, CANCEL: self._cancel}.get(kind)
-        if do is None:
-            raise LichenError(f"a question {kind[:40]!r} is not known here", where="site", fix=_SAME)
-        values, payload = unpack_values(body)
-        try:
-            request = Request(str(values["session"]), str(values["recipe"]), str(values["state"]))
-            self._compare(request)
-            return do(request, values, payload)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            what = f"a {kind} lacks something: {type(error).__name__}: {error}"
-            raise LichenError(what, where="site", fix=_SAME) from None
 
     def _compare(self, request: Request) -> None:
         if not _STATE.fullmatch(request.state):  # it names a folder

@@ -6,10 +6,10 @@ What rows look like, which a student must fit, is the clients' group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 from lichen.tasks.task import STATISTICS
 
-__all__ = ["declared_classes", "open_server", "refuse_rows"]
+__all__ = ["declared_classes", "needs_rows", "open_server", "refuse_rows"]
 
 MOST_NUMBERS = 1 << 24
 """Of a row, as clients declare it; a student is made to fit."""
@@ -135,51 +135,61 @@ def rows_like(group: str, *, labelled: bool) -> Shard:
     return ArrayShard(x=np.zeros((0, *shape), dtype=np.float32), labels=np.zeros(0, dtype=np.int64))
 
 
+@final
+class NeedsRows(NamedTuple):
+    """Something in a recipe that is made from rows at the server.
+
+    Attributes:
+        key: The recipe's.
+        why: What of it needs them.
+        fix: What a person may do.
+        change: An override that leaves it out, where it only compares; else empty.
+    """
+
+    key: str
+    why: str
+    fix: str
+    change: str = ""
+
+
 def refuse_rows(recipe: Recipe) -> None:
     """Refuse what is made from rows at the server.
 
     Raises:
         LichenError: naming the key and the fix.
     """
+    for need in needs_rows(recipe):
+        raise LichenError(f"a server without rows: {need.why}", where=need.key, fix=need.fix)
+
+
+def needs_rows(recipe: Recipe) -> Iterator[NeedsRows]:
+    """What of a recipe is made from rows at the server."""
     compare, scratch, procedure = recipe.compare, recipe.model.scratch, task_of(recipe.task).procedure
     partitions = type(compare).model_fields["partitions"].default
-    for key, wrong, why, fix in (
-        (
-            "task",
-            not procedure.rounds and procedure is not STATISTICS,
-            "this task has no rounds",
-            "use chat, classify or oneshot",
-        ),
-        ("exchange", recipe.exchange is not None, "an exchange runs in one process", "remove it"),
-        (
-            "compare.baselines",
-            "pooled" in compare.baselines,
-            "pooled is one model on everybody's rows, and exists nowhere",
-            "leave pooled out; base and alone are computed at the nodes",
-        ),
-        (
-            "compare.partitions",
-            compare.partitions != partitions,
-            "random partitions deal everybody's rows out anew",
-            "remove it",
-        ),
-        ("compare.forms", bool(compare.forms), "other forms of test rows would be made here", "set it to []"),
-        ("compare.retention_text", compare.retention_text is not None, "it is scored by this process", "remove it"),
-        ("data.public", recipe.data.public is not None, "public rows are taken out of the clients' file", "remove it"),
-        ("synthetic", recipe.synthetic is not None, "rows are written beside those of clients", "remove it"),
-        ("semi", recipe.semi is not None, "rows without a label are prepared by this process", "remove it"),
-        (
-            "model.head",
-            procedure.rounds and recipe.model.head in ("ridge", "lda"),
-            "this head is scaled on rows",
-            "use base or random",
-        ),
-        (
-            "model.scratch.text",
-            scratch is not None and scratch.text is None,
-            "the tokenizer is learned from texts",
-            "name a public text",
-        ),
-    ):
-        if wrong:
-            raise LichenError(f"a server without rows: {why}", where=key, fix=fix)
+    if not procedure.rounds and procedure is not STATISTICS:
+        yield NeedsRows("task", "this task has no rounds", "use chat, classify or oneshot")
+    if recipe.exchange is not None:
+        yield NeedsRows("exchange", "an exchange runs in one process", "remove it")
+    if "pooled" in compare.baselines:
+        why, fix = "pooled is one model on everybody's rows, and exists nowhere", "leave pooled out"
+        others = ", ".join(name for name in compare.baselines if name != "pooled")
+        yield NeedsRows("compare.baselines", why, fix, f"compare.baselines=[{others}]")
+    if compare.partitions != partitions:
+        why = "random partitions deal everybody's rows out anew"
+        yield NeedsRows("compare.partitions", why, "remove it", f"compare.partitions={partitions}")
+    if compare.forms:
+        why = "other forms of test rows would be made here"
+        yield NeedsRows("compare.forms", why, "set it to []", "compare.forms=[]")
+    if compare.retention_text is not None:
+        why = "it is scored by this process"
+        yield NeedsRows("compare.retention_text", why, "remove it", "compare.retention_text=null")
+    if recipe.data.public is not None:
+        yield NeedsRows("data.public", "public rows are taken out of the clients' file", "remove it")
+    if recipe.synthetic is not None:
+        yield NeedsRows("synthetic", "rows are written beside those of clients", "remove it")
+    if recipe.semi is not None:
+        yield NeedsRows("semi", "rows without a label are prepared by this process", "remove it")
+    if procedure.rounds and recipe.model.head in ("ridge", "lda"):
+        yield NeedsRows("model.head", "this head is scaled on rows", "use base or random")
+    if scratch is not None and scratch.text is None:
+        yield NeedsRows("model.scratch.text", "the tokenizer is learned from texts", "name a public text")

@@ -11,22 +11,21 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, final
 
 from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
-from lichen.engines.federated import FederatedEngine, Patience
+from lichen.engines.remote.errands import Patience
 from lichen.engines.remote.pieces import ask_long
 from lichen.engines.sites import SiteError, Sites
 from lichen.recipes.schema.read import recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Enrolled
-from lichen.recipes.sites.site_engines import ask_all, enrol_sites, join_sites, state_name
+from lichen.recipes.sites.site_engines import ask_all, engine_over, enrol_sites, state_name
 
-__all__ = ["OVER", "PROPOSE", "RemoteSites", "left_out_of"]
+__all__ = ["OVER", "PROPOSE", "RemoteSites"]
 
 PROPOSE, OVER = "propose", "over"
 
@@ -35,23 +34,6 @@ RUN = "state/run.json"
 
 _BRIEF = 30.0
 """Seconds for an answer that needs no work."""
-
-
-def left_out_of(recipe: Recipe) -> dict[str, tuple[str, str]]:
-    """What a recipe compares with and sites cannot compute: by its name, the change of the recipe, and why."""
-    compare, found = recipe.compare, dict[str, tuple[str, str]]()
-    if "pooled" in compare.baselines:
-        others = ", ".join(name for name in compare.baselines if name != "pooled")
-        found["pooled"] = f"compare.baselines=[{others}]", "rows of several sites are never in one place"
-    if compare.forms:
-        found["compare.forms"] = "compare.forms=[]", f"base is scored in the form {recipe.data.form} alone"
-    if compare.retention_text is not None:
-        found["compare.retention_text"] = "compare.retention_text=null", "sites score their own rows alone"
-    partitions = type(compare).model_fields["partitions"].default
-    if compare.partitions != partitions:
-        why = "random partitions would deal everybody's rows out anew"
-        found["compare.partitions"] = f"compare.partitions={partitions}", why
-    return found
 
 
 @final
@@ -85,24 +67,21 @@ class RemoteSites:
         self._folder = folder
         self._run, self.left_out = _saved_about(folder / RUN, self.left_out)
         proposal = json.dumps({"run": self._run, "recipe": write_recipe(recipe)}).encode()
-        for site, answer in ask_all(self.sites, PROPOSE, dict.fromkeys(self.names, proposal)).items():
+        for site, answer in ask_all(self.sites, PROPOSE, dict.fromkeys(self.names, proposal), self.patience).items():
             if _accepted(answer) != recipe_sha256(recipe):
                 what = "reads another recipe in the text that was submitted"
                 fix = "both ends must run the same version of lichen"
                 raise LichenError(what, where=f"site {site}", fix=fix)
             say(f"{site} says yes to the recipe")
-        return enrol_sites(recipe, self.sites, self.names)
+        return enrol_sites(recipe, self.sites, self.names, self.patience)
 
     def engine(self, recipe: Recipe, federation: Enrolled, state: Path, stack: ExitStack, *, agreed: str) -> Engine:
         """The engine over the sites; the folder's name tells them which private state is meant.
 
         See :meth:`lichen.recipes.sites.site_engines.SiteEngines.engine`.
         """
-        join_sites(self.sites, federation)
         name = state_name(self._folder, state)
-        site_of = federation.homes.__getitem__
-        made = partial(FederatedEngine, recipe=recipe_sha256(recipe), state=name, agreed=agreed, patience=self.patience)
-        return stack.enter_context(made(self.sites, site_of))
+        return stack.enter_context(engine_over(self.sites, recipe, federation, name, agreed, self.patience))
 
     def close(self) -> None:
         """Tell every site that the run is over, as far as it is there."""

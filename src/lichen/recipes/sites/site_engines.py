@@ -18,16 +18,17 @@ from typing import Any, Protocol, final
 
 from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
+from lichen.engines.federated import FederatedEngine
 from lichen.engines.pipe_sites import PipeSites
+from lichen.engines.remote.errands import CHILDREN, Patience
 from lichen.engines.remote.pieces import ask_long
 from lichen.engines.sites import SiteError, Sites
-from lichen.engines.spawned import SpawnedEngine
 from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Announcement, Enrolled, enrolled
 from lichen.recipes.sites.site_node import ANNOUNCE, JOIN, WAITING
 
-__all__ = ["SiteEngines", "SiteProcesses", "ask_all", "enrol_sites", "join_sites", "state_name"]
+__all__ = ["SiteEngines", "SiteProcesses", "ask_all", "engine_over", "enrol_sites", "join_sites", "state_name"]
 
 SITES = "sites"
 """Where in the folder of a run's state sites that are children have theirs, a folder each."""
@@ -94,8 +95,8 @@ def state_name(folder: Path, state: Path) -> str:
     return state.relative_to(folder / "state").as_posix()
 
 
-def ask_all(sites: Sites, kind: str, body_of: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Ask each of these sites one question; one that is away for a moment is asked again.
+def ask_all(sites: Sites, kind: str, body_of: Mapping[str, bytes], patience: Patience) -> dict[str, bytes]:
+    """Ask each of these sites one question; one that may be waited for is asked again for a moment.
 
     Raises:
         LichenError: the first site's that does not answer, by its name.
@@ -107,7 +108,7 @@ def ask_all(sites: Sites, kind: str, body_of: Mapping[str, bytes]) -> dict[str, 
             try:
                 return ask_long(sites, site, kind, body_of[site], _WITHIN)
             except SiteError as error:
-                if error.cause in ("gone", "silent") and time.monotonic() < end and _may_return(sites):
+                if patience.of(error.cause) > 0 and time.monotonic() < end:
                     time.sleep(0.5)
                     continue
                 why = error.error
@@ -118,7 +119,7 @@ def ask_all(sites: Sites, kind: str, body_of: Mapping[str, bytes]) -> dict[str, 
         return dict(zip(body_of, pool.map(ask, body_of), strict=True))
 
 
-def enrol_sites(recipe: Recipe, sites: Sites, names: Collection[str]) -> Enrolled:
+def enrol_sites(recipe: Recipe, sites: Sites, names: Collection[str], patience: Patience) -> Enrolled:
     """Ask sites to announce themselves, and make one roster of all.
 
     Raises:
@@ -126,7 +127,7 @@ def enrol_sites(recipe: Recipe, sites: Sites, names: Collection[str]) -> Enrolle
     """
     announced: dict[str, Announcement] = {}
     while waiting := [name for name in names if name not in announced]:
-        for site, answer in ask_all(sites, ANNOUNCE, dict.fromkeys(waiting, b"")).items():
+        for site, answer in ask_all(sites, ANNOUNCE, dict.fromkeys(waiting, b""), patience).items():
             try:
                 plain: Any = json.loads(answer)
             except (ValueError, RecursionError):
@@ -136,18 +137,35 @@ def enrol_sites(recipe: Recipe, sites: Sites, names: Collection[str]) -> Enrolle
     return enrolled(recipe, {name: announced[name] for name in names})
 
 
-def _may_return(sites: Sites) -> bool:
-    """Whether a site that is gone may come back by itself; children do not."""
-    return not isinstance(sites, PipeSites)
-
-
-def join_sites(sites: Sites, federation: Enrolled) -> None:
+def join_sites(sites: Sites, federation: Enrolled, patience: Patience) -> None:
     """Give every site its place; one that has it already keeps it.
 
     Raises:
         LichenError: for a site that does not take it.
     """
-    ask_all(sites, JOIN, {site: json.dumps(one.dump()).encode() for site, one in federation.assigned.items()})
+    ask_all(sites, JOIN, {site: json.dumps(one.dump()).encode() for site, one in federation.assigned.items()}, patience)
+
+
+def engine_over(
+    sites: Sites, recipe: Recipe, federation: Enrolled, state: str, agreed: str, patience: Patience
+) -> FederatedEngine:
+    """The engine over sites that have their places, which are given once more.
+
+    Args:
+        sites: The transport.
+        recipe: The recipe.
+        federation: All sites.
+        state: Name of the private state that its jobs are for.
+        agreed: As :meth:`SiteEngines.engine` has it.
+        patience: How long a site is waited for.
+
+    Raises:
+        LichenError: for a site that does not take its place.
+    """
+    join_sites(sites, federation, patience)
+    site_of = federation.homes.__getitem__
+    digest = recipe_sha256(recipe)
+    return FederatedEngine(sites, site_of, recipe=digest, state=state, agreed=agreed, patience=patience)
 
 
 @final
@@ -173,19 +191,12 @@ class SiteProcesses:
         }
         self._folder, self._sites = folder, PipeSites(commands)
         self._sites.start()
-        return enrol_sites(recipe, self._sites, self.data)
+        return enrol_sites(recipe, self._sites, self.data, CHILDREN)
 
     def engine(self, recipe: Recipe, federation: Enrolled, state: Path, stack: ExitStack, *, agreed: str) -> Engine:
         """The engine over the children; see :meth:`SiteEngines.engine`."""
-        join_sites(self._sites, federation)
-        engine = SpawnedEngine.over(
-            self._sites,
-            federation.homes.__getitem__,
-            recipe=recipe_sha256(recipe),
-            state=state_name(self._folder, state),
-            agreed=agreed,
-        )
-        return stack.enter_context(engine)
+        name = state_name(self._folder, state)
+        return stack.enter_context(engine_over(self._sites, recipe, federation, name, agreed, CHILDREN))
 
     def close(self) -> None:
         """End the children."""
