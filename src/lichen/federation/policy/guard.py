@@ -14,7 +14,7 @@ from lichen.core.files.durable import write_atomic
 from lichen.core.message import Job, sizes, unpack_message
 from lichen.core.wire.frames import read_frame
 from lichen.federation.policy.accepted import Accepted, check_job, check_message, work_of
-from lichen.federation.policy.keys import read_policy
+from lichen.federation.policy.keys import Policy, read_policy
 
 __all__ = ["PolicyGuard"]
 
@@ -27,7 +27,7 @@ class PolicyGuard:
     """The policy in a run; :class:`lichen.engines.remote.guard.Guard`.
 
     Args:
-        policy: The policy's file, which is read anew for each job.
+        policy: The policy's file, which is read again whenever it is another one.
         accepted: The recipe that the site has said yes to.
         mine: Numbers of the site's clients in the roster, once it has a place.
         folder: The run's at the site, where rounds are counted over a restart.
@@ -51,6 +51,8 @@ class PolicyGuard:
         self.policy, self.accepted, self.mine, self.file = policy, accepted, mine, folder / TRAINED
         self.round, self.bytes_down, self.bytes_up = -1, 0, 0
         self._say, self._about = say, ("", -1)
+        self._read: tuple[object, Policy] | None = None
+        self._waiting, self._counted = set[int](), False  # clients of the order at work; what is not on the disk
         self._sent: dict[tuple[str, int], int] = {}
         self._trained: dict[int, int] = {}
         with suppress(FileNotFoundError):
@@ -61,7 +63,7 @@ class PolicyGuard:
         """See :meth:`lichen.engines.remote.guard.Guard.job`."""
         with self._showing("refuses a job"):
             check_job(
-                read_policy(self.policy),
+                self._policy(),
                 self.accepted,
                 job,
                 sha256=recipe,
@@ -69,7 +71,7 @@ class PolicyGuard:
                 invited=invited,
                 trained=self._trained,
             )
-        self.round = max(self.round, job.version)
+        self.round, self._waiting = max(self.round, job.version), set(job.clients)
         if self._about != (job.work, job.version):
             self._about = job.work, job.version
             clients = f"{len(job.clients)} client{'s' * (len(job.clients) > 1)}"
@@ -82,8 +84,12 @@ class PolicyGuard:
         if anew and work_of(job.work, self.accepted.recipe) == "train":
             for client in job.clients:
                 self._trained[client] = self._trained.get(client, 0) + 1
+            self._counted = True
+        self._waiting -= set(job.clients)
+        if self._counted and not self._waiting:  # once for all clients of an order
             write_atomic(self.file, json.dumps(self._trained).encode())
-        policy, source, about = read_policy(self.policy), io.BytesIO(frames), (job.work, job.version)
+            self._counted = False
+        policy, source, about = self._policy(), io.BytesIO(frames), (job.work, job.version)
         sent = self._sent.get(about, 0)
         while (frame := read_frame(source)) is not None:
             if frame[0] in (b"M", b"Q"):
@@ -91,6 +97,17 @@ class PolicyGuard:
                     sent += check_message(policy, unpack_message(frame[1]), sent=sent)
         self._sent = {old: count for old, count in self._sent.items() if old[1] >= job.version - 1} | {about: sent}
         self.bytes_up += len(frames)
+
+    def _policy(self) -> Policy:
+        """The policy as it is now."""
+        try:
+            about = self.policy.stat()
+        except OSError:
+            return read_policy(self.policy)  # which says what is wrong
+        now = about.st_mtime_ns, about.st_size, about.st_ino
+        if self._read is None or self._read[0] != now:
+            self._read = now, read_policy(self.policy)
+        return self._read[1]
 
     @contextmanager
     def _showing(self, what: str) -> Iterator[None]:
