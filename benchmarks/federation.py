@@ -21,8 +21,6 @@ import argparse
 import gc
 import json
 import os
-import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -36,6 +34,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from free_port import free_port
+
 RESULT = Path(__file__).parent / "results" / "federation.json"
 END = Path(__file__).with_name("federation_end.py")
 COUNTS = (2, 8, 16)
@@ -46,17 +46,6 @@ MINUTE = 60.0
 NAMES = [f"site-{number:02}" for number in range(max(COUNTS))]
 PROCESSES = ("Lichen, server", "NVFlare, server", "NVFlare, site", "Lichen, site")
 TICK = os.sysconf("SC_CLK_TCK")
-
-
-def free_port() -> int:
-    """One that no connection is given by chance."""
-    while True:
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port := random.randrange(10_000, 32_000)))
-            except OSError:
-                continue
-            return port
 
 
 class Federation:

@@ -6,9 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import random
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,19 +70,10 @@ def _pictures(request: pytest.FixtureRequest) -> Iterator[None]:
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a federation of five sites on this machine; modules run it one after another."""
     pytest.importorskip("nvflare")
+    from free_port import free_port
+
     from lichen.federation.kits.make import new
 
     folder = tmp_path_factory.mktemp("net") / "trial"
     new(folder, name="trial", host="localhost", port=free_port(), sites=["a", "b", "north", "east", "south"])
     return folder
-
-
-def free_port() -> int:
-    """One that no connection is given by chance: those begin higher."""
-    while True:
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port := random.randrange(10_000, 32_000)))
-            except OSError:
-                continue
-            return port
