@@ -73,8 +73,8 @@ def hold_kit(folder: Path, *, say: Callable[[str], None]) -> Iterator[Kit]:
     needs_nvflare()
     kit = settle(folder)
     fix = "end that one first; each process needs a kit of its own"
-    taken = LichenError("another process runs this kit", where=str(folder), fix=fix)
-    with one_process(folder, ".lock", say=say, taken=taken):
+    refusal = LichenError("another process runs this kit", where=str(folder), fix=fix)
+    with one_process(folder, ".lock", say=say, refusal=refusal):
         yield kit
 
 
@@ -99,7 +99,7 @@ class Parent:
     """NVFlare's process of a kit, kept running until it is told why not, or closed.
 
     Args:
-        kit: The kit, taken by this process.
+        kit: The kit, held by this process.
         environment: What its component is told, beside the environment of this process.
         say: Told what keeps it, once for each reason.
     """

@@ -69,8 +69,8 @@ def sites_for_run(
         raise LichenError("has no site", where=str(folder), fix="admit one: lichen federation admit REQUEST")
     sites = served(folder)
     fix = "wait for its end, or stop it with Ctrl-C where it was submitted"
-    taken = LichenError("another run is going on", where=str(folder), fix=fix)
-    with one_process(folder / SERVER, _LOCK, say=say, taken=taken):
+    refusal = LichenError("another run is going on", where=str(folder), fix=fix)
+    with one_process(folder / SERVER, _LOCK, say=say, refusal=refusal):
         _wait_for(sites, chosen, wait, say)
         yield RemoteSites(sites, chosen, left_out=left_out)
 

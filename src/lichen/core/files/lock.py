@@ -15,7 +15,7 @@ __all__ = ["one_process"]
 
 @contextmanager
 def one_process(
-    folder: Path, file: str, *, say: Callable[[str], None], taken: LichenError | None = None
+    folder: Path, file: str, *, say: Callable[[str], None], refusal: LichenError | None = None
 ) -> Iterator[None]:
     """Hold a folder for this process alone.
 
@@ -23,7 +23,7 @@ def one_process(
         folder: The folder; made if need be.
         file: The lock's file within; it is left there.
         say: Told where the file system knows no locks.
-        taken: What another process's hold means; None: that it works on the folder.
+        refusal: The error where another process holds it; None: that it works on the folder.
 
     Raises:
         LichenError: if another process holds it.
@@ -38,7 +38,7 @@ def one_process(
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             fix = "wait until that has ended, or choose another --out"
-            raise taken or LichenError("another process works on it", where=str(folder), fix=fix) from None
+            raise refusal or LichenError("another process works on it", where=str(folder), fix=fix) from None
         except (ImportError, OSError):
             say(f"{folder}: files cannot be locked here; see to it that no second process works on this folder")
         yield
