@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lichen
+from lichen.core.children import bound_environment
 from lichen.federation.policy.keys import change_policy
 from lichen.recipes.schema.yaml import dump_yaml
 from support.tiny_llama import recipe, save_model, save_rows
@@ -31,7 +32,13 @@ class Commands:
         with open(self.home / f"{name}.log", "ab") as log:
             command = [sys.executable, "-m", "lichen", *words]
             self.running[name] = subprocess.Popen(
-                command, cwd=self.home, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=self.home,
+                env=bound_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def kill(self, name: str) -> None:
