@@ -31,6 +31,7 @@ from lichen.federation.asking import DoorSites
 from lichen.federation.door import door_of
 from lichen.federation.kits.settle import open_kit
 from lichen.federation.reach import obstacle
+from lichen.federation.standing import STATUS
 from lichen.recipes.schema.read import read_recipe, recipe_sha256
 from lichen.recipes.schema.yaml import dump_yaml
 from lichen.recipes.sites.remote_sites import PROPOSE, RemoteSites
@@ -351,6 +352,29 @@ def test_the_page_of_a_server_is_for_its_own_machine(net: Trial) -> None:
     assert "<script" not in in_host(net.hosts.lab.namespace, lambda: page(""))
     assert answers(net, "lab", "127.0.0.1", 8080)
     assert not answers(net, "lab", net.hosts.lab.address, 8080)
+
+
+def test_a_slow_wire_is_waited_for_and_a_cut_one_is_taken_again(net: Trial) -> None:
+    sites, relay, begun = doors(net), net.hosts.relay, time.monotonic()
+    relay.delay = 0.3
+    assert ask_long(sites, "hospital-b", STATUS, b"", 20)
+    relay.delay = 0.0
+    assert time.monotonic() - begun > 0.6  # there and back
+    relay.cut()
+
+    def there(names: tuple[str, ...]) -> None:
+        end = time.monotonic() + 90
+        while set(sites.seen()) != set(names):
+            assert time.monotonic() < end, sites.seen()
+            time.sleep(0.2)
+
+    there(())
+    with pytest.raises(SiteError) as caught:
+        ask_long(sites, "hospital-b", STATUS, b"", 5)
+    assert caught.value.cause == "gone"
+    relay.mend()
+    there(SITES)
+    assert ask_long(sites, "hospital-b", STATUS, b"", 20)
 
 
 def test_stop_ends_all_and_leaves_no_process(net: Trial) -> None:
