@@ -91,7 +91,10 @@ DISCRETE = {"length": 4, "rounds": 6, "samples": 6, "rows": 4}
 
 
 def reviews(seed: int) -> dict[str, list[list[Record]]]:
-    """Rows of four clients, by part: short reviews, rated 1 or 2 (class 0) or 5 (class 1), equally many."""
+    """Rows of four shops, by part: short reviews, rated 1 or 2 (class 0) or 5 (class 1), equally many.
+
+    No article has enough of either kind, so a shop sells several, which no other shop sells.
+    """
     _, tokenizer = load_causal(fetch_entry("smollm2-135m"))
     found: dict[str, dict[int, list[Record]]] = {}
     kinds = {"1": 0, "2": 0, "5": 1}
@@ -100,38 +103,37 @@ def reviews(seed: int) -> dict[str, list[list[Record]]]:
     for record, ids in zip(records, encoded, strict=True):
         kind = kinds[str(record.label)]
         if len(ids) <= LONGEST:
-            found.setdefault(record.group, {0: [], 1: []})[kind].append(
-                Record(client=record.group, text=record.text, label=kind)
-            )
-    largest = sorted(found, key=lambda group: min(map(len, found[group].values())), reverse=True)
+            row = Record(client=record.client, text=record.text, label=kind)
+            found.setdefault(record.client, {0: [], 1: []})[kind].append(row)
+    rng = numpy_generator(seed, "reviews")
     made: dict[str, list[list[Record]]] = {"train": [], "valid": [], "test": []}
-    pools = _pools([found[group] for group in largest], seed)
-    for pool in pools:
+    for shop in _shops(found):
+        drawn = {k: [rows[i] for i in rng.permutation(len(rows))] for k, rows in shop.items()}
         at = 0
         for part, rows in (("train", TRAIN), ("valid", VALID), ("test", TEST)):
             half = rows // 2
             made[part].append(
-                [r for pair in zip(*(pool[k][at : at + half] for k in (0, 1)), strict=True) for r in pair]
+                [r for pair in zip(*(drawn[k][at : at + half] for k in (0, 1)), strict=True) for r in pair]
             )
             at += half
     return made
 
 
-def _pools(groups: Sequence[dict[int, list[Record]]], seed: int) -> list[dict[int, list[Record]]]:
-    """Departments with enough rows of both kinds; where there are too few, what is left is shared out."""
+def _shops(articles: dict[str, dict[int, list[Record]]]) -> list[dict[int, list[Record]]]:
+    """The articles with most rows of the rarer kind are dealt out, each to the shop that has fewest of it."""
+
+    def rarer(rows: dict[int, list[Record]]) -> int:
+        return min(map(len, rows.values()))
+
     need = (TRAIN + VALID + TEST) // 2
-    rng = numpy_generator(seed, "reviews")
-    shuffled = [{k: [rows[i] for i in rng.permutation(len(rows))] for k, rows in group.items()} for group in groups]
-    pools: list[dict[int, list[Record]]] = []
-    for group in shuffled:
-        while len(pools) < CLIENTS and min(map(len, group.values())) >= need:
-            pools.append({k: group[k][:need] for k in group})
-            group.update({k: rows[need:] for k, rows in group.items()})
-    if len(pools) < CLIENTS:
-        rest = {k: [r for group in shuffled for r in group[k]] for k in (0, 1)}
-        for c in range(CLIENTS - len(pools)):
-            pools.append({k: rest[k][c * need : (c + 1) * need] for k in rest})
-    return pools
+    shops: list[dict[int, list[Record]]] = [{0: [], 1: []} for _ in range(CLIENTS)]
+    for name in sorted(articles, key=lambda name: (-rarer(articles[name]), name)):
+        poorest = min(shops, key=rarer)
+        if rarer(poorest) >= need:
+            break
+        for kind, rows in articles[name].items():
+            poorest[kind].extend(rows)
+    return shops
 
 
 def shards(parts: Sequence[Sequence[Record]], encode: Any) -> list[TextShard]:
