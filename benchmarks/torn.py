@@ -46,6 +46,8 @@ from lichen.recipes.schema.recipe import Recipe
 __all__ = ["CHANGES", "OUTCOMES", "Bench", "cache_outcome", "mutate"]
 
 OUTCOMES = ("equal", "named", "other", "crash")
+SIGNED_ANEW = ("manifest.json", "record.json", "MANIFEST.json")
+"""They hold times, or what a key of the run's own has signed."""
 CHANGES = ("flip", "cut", "empty", "delete", "swap", "copy", "append", "twice")
 RECIPE = (
     *("federation.rounds=5", "optimizer.lr=0.3", "data.max_rows=100", "data.partition.clients=4", "data.test=0.2"),
@@ -136,7 +138,7 @@ class Bench:
         files = {
             str(p.relative_to(folder)): p.read_bytes()
             for p in shown
-            if p.name not in ("summary.json", "manifest.json") and "state" not in p.relative_to(folder).parts[:1]
+            if p.name not in (*SIGNED_ANEW, "summary.json") and "state" not in p.relative_to(folder).parts[:1]
         }
         final = (folder / "state" / "final.safetensors").read_bytes()
         return {"summary": summary, "trace": lines, "files": files, "final": final}

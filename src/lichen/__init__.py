@@ -9,6 +9,7 @@ The commands, in Python:
 - ``talk``: ask the bare model and a run's own the same thing.
 - ``replay``: compute a run's model again from the messages it retained, whole or without some clients.
 - ``export``: write what a run learned as files that other tools load.
+- ``verify``: hold a finished run's folder, or an adapter's, against what was signed.
 - ``read_recipe``: read and check a recipe, a ``Recipe``, without running it.
 - ``LichenError``: bad input, as what, where and the fix.
 - ``fl``: contracts and parts for one's own algorithms (:mod:`lichen.fl`).
@@ -33,11 +34,13 @@ __all__ = [
     "report",
     "run",
     "talk",
+    "verify",
 ]
 
 if TYPE_CHECKING:
     from lichen import fl
     from lichen.core.errors import LichenError
+    from lichen.recipes.artifacts.verify import verify
     from lichen.recipes.compare import compare
     from lichen.recipes.plan.plan import plan
     from lichen.recipes.run import Result, RunReport, export, replay, report, run, talk
@@ -57,6 +60,7 @@ _HOMES = {
     "report": "lichen.recipes.run",
     "run": "lichen.recipes.run",
     "talk": "lichen.recipes.run",
+    "verify": "lichen.recipes.artifacts.verify",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: list, fetch, init, plan, run, compare, try, report, export, cache, and those of a federation.
+"""The command line: list, fetch, init, plan, run, compare, try, report, export, verify, cache, and a federation's.
 
 Nothing heavy is imported until a command needs it, so that ``lichen --help`` answers at once. Results
 go to standard output, everything else to standard error. Exit codes: 0 done, 1 a fault of lichen
@@ -23,6 +23,7 @@ from lichen.cli_init import init_command
 from lichen.cli_look import export_command, fetch_command, list_command, report_command, try_command
 from lichen.cli_run import node_command, plan_command, rank_command, run_command
 from lichen.cli_serve import join_command, serve_command, status_command, stop_command, submit_command
+from lichen.cli_verify import verify_command
 from lichen.core.children import end_with_parent
 from lichen.core.errors import LichenError
 from lichen.shell import crash, forget_output, log, prepare_streams, writing
@@ -47,6 +48,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "try": try_command,
     "report": report_command,
     "export": export_command,
+    "verify": verify_command,
     "cache": cache_command,
     "serve": serve_command,
     "join": join_command,

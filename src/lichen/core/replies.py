@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import NamedTuple, final
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.visible import clipped, visible
 
-__all__ = ["ATTENDED", "Attendance", "Refusal", "Reply", "merged"]
+__all__ = ["ATTENDED", "Attendance", "Receipt", "Refusal", "Reply", "merged"]
 
 LETTERS = 400
 """Of each part of a refusal."""
@@ -78,6 +78,23 @@ class Refusal:
 
 
 @final
+class Receipt(NamedTuple):
+    """A message that counted.
+
+    Attributes:
+        client: Whose it is.
+        version: The version that it was made for.
+        weight: What it weighs.
+        sha256: Its digest (:mod:`lichen.core.collecting.receipts`), 64 hex digits.
+    """
+
+    client: int
+    version: int
+    weight: float
+    sha256: str
+
+
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attendance:
     """Who answered in a round.
@@ -88,6 +105,7 @@ class Attendance:
         refused: How many replies were not counted, by reason.
         named: The first of them.
         missing: Clients from whom nothing came that counts, and nothing that was refused, in time.
+        receipts: The messages that count, by client; those of validation after those of training.
 
     >>> some = Attendance.of([3, 4, 5], [3], [Refusal(client=4, reason="shape", what="w is too long")])
     >>> some.arrived, dict(some.refused), some.missing
@@ -99,10 +117,17 @@ class Attendance:
     refused: Mapping[str, int] = field(default_factory=dict)
     named: tuple[Refusal, ...] = ()
     missing: tuple[int, ...] = ()
+    receipts: tuple[Receipt, ...] = ()
 
     @classmethod
-    def of(cls, invited: Iterable[int], arrived: Iterable[int], refused: Iterable[Refusal]) -> Attendance:
-        """From those invited, those that count, and the refusals."""
+    def of(
+        cls,
+        invited: Iterable[int],
+        arrived: Iterable[int],
+        refused: Iterable[Refusal],
+        receipts: tuple[Receipt, ...] = (),
+    ) -> Attendance:
+        """From those invited, those that count, the refusals, and what counts."""
         invited, arrived, refused = tuple(invited), set(arrived), tuple(refused)
         refused_clients = {refusal.client for refusal in refused}
         return cls(
@@ -111,6 +136,7 @@ class Attendance:
             refused=dict(sorted(_times(refused).items())),
             named=tuple(refusal.shown() for refusal in refused[:NAMED]),
             missing=tuple(c for c in invited if c not in arrived and c not in refused_clients),
+            receipts=receipts,
         )
 
     def __add__(self, other: Attendance) -> Attendance:
@@ -120,6 +146,7 @@ class Attendance:
             refused=dict(sorted((Counter(self.refused) + Counter(other.refused)).items())),
             named=(*self.named, *other.named)[:NAMED],
             missing=tuple(sorted({*self.missing, *other.missing})),
+            receipts=(*self.receipts, *other.receipts),
         )
 
     def summary(self) -> str:

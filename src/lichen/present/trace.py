@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -105,7 +105,9 @@ def event_line(event: Event) -> bytes:
         "valid_down": report.valid_down,
     }
     if report.attendance.summary():
-        record["attendance"] = asdict(report.attendance)
+        # What counted stands in the record of the run.
+        attendance = asdict(replace(report.attendance, receipts=()))
+        record["attendance"] = {name: value for name, value in attendance.items() if name != "receipts"}
     return json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
 

@@ -22,6 +22,7 @@ from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.lock import one_process
 from lichen.core.files.manifest import MANIFEST, files_in, seal
+from lichen.core.files.record import SIGNED
 from lichen.core.machine import machine_fault
 from lichen.engines.node import serve_frames
 from lichen.engines.ranks import Ranks, connect, is_rank
@@ -38,6 +39,7 @@ from lichen.recipes.artifacts.former_names import adopt_run
 from lichen.recipes.artifacts.model_card import write_adapter_card
 from lichen.recipes.artifacts.more_rounds import give_more_rounds
 from lichen.recipes.artifacts.moved_inputs import move
+from lichen.recipes.artifacts.record import end_record
 from lichen.recipes.artifacts.use import Talker, export, talk
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.launch import launch, require_processes, telling
@@ -246,7 +248,8 @@ def _go(
     """Run a recipe as one of the ranks; the first one writes. ``alone`` runs it without rows in this process."""
     folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe), ranks=ranks, say=say)
     trace = Trace(path)
-    (path / MANIFEST).unlink(missing_ok=True)  # it is written last, when all that it names is whole
+    for file in (MANIFEST, SIGNED):
+        (path / file).unlink(missing_ok=True)  # they are written last, when all that they name is whole
 
     def watch(event: Event) -> None:
         if ranks.first and not folder.traced(event):
@@ -278,6 +281,7 @@ def _go(
     named = [{**row, "name": row["client"]} for row in rows]
     clients_png(path, named, metric=summary["metric"], higher_is_better=higher)
     folder.end()
+    end_record(path, folder.record, recipe)
     own = files_in(path, but=("state/", "merged/", "crash.txt", "adapter/README.md", "."))
     seal(path, MANIFEST, [*own, *(name for name in ("state/final.safetensors",) if (path / name).exists())])
 

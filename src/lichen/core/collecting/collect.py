@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import OPEN, Admission, rows_of
+from lichen.core.collecting.receipts import digest_C, receipts
 from lichen.core.contracts.engine import Engine
 from lichen.core.contracts.server import Aggregator
 from lichen.core.errors import LichenError
@@ -68,6 +69,7 @@ class _Came:
     weights: list[Tensor] = field(default_factory=list)
     versions: list[Tensor] = field(default_factory=list)
     metrics: list[Tree] = field(default_factory=list)
+    digests: list[Tensor] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
 
@@ -156,6 +158,7 @@ def collect(
         came.ids.append(message.client_C)
         came.weights.append(message.weight_C.detach().cpu().double())
         came.versions.append(message.version_C.detach().cpu())
+        came.digests.append(digest_C(message))
         came.metrics.append({name: x for name, x in message.metrics.items() if keep is None or name in keep})
         return len(message.client_C)
 
@@ -222,7 +225,8 @@ def _discount_C(message: Message, discount: float) -> Tensor | None:
 def _joined(engine: Engine, requested: Sequence[int], came: _Came) -> Collected:
     """Everybody's, from what came to this rank; ``requested`` are those who answered or were given up."""
     nobody = torch.empty(0, dtype=torch.int64)
-    mine = {"weight": torch.cat(came.weights), "version": torch.cat(came.versions)} if came.weights else {}
+    lists = {"weight": came.weights, "version": came.versions, "sha256": came.digests}
+    mine = {name: torch.cat(some) for name, some in lists.items()} if came.weights else {}
     if came.metrics:
         common = set.intersection(*(set(one) for one in came.metrics))  # undeclared works may tell unlike things
         rows = trees.concatenate([{name: x for name, x in one.items() if name in common} for one in came.metrics])
@@ -234,15 +238,18 @@ def _joined(engine: Engine, requested: Sequence[int], came: _Came) -> Collected:
         Refusal(client=int(client), reason=reason, what=what, where=where, fix=fix, times=int(times))
         for client, reason, what, where, fix, times in every
     ]
-    attendance = Attendance.of(requested, client_N.tolist(), refused)
+    weight_N = tree.pop("weight", torch.empty(0, dtype=torch.float64))
+    version_N = tree.pop("version", nobody)
+    counted = receipts(client_N, version_N, weight_N, tree.pop("sha256", torch.empty(0, 0)))
+    attendance = Attendance.of(requested, client_N.tolist(), refused, counted)
     errors = [refusal for refusal in refused if refusal.reason == "error"]
     if requested and {refusal.client for refusal in errors} >= set(requested):
         raise errors[0].error()
     return Collected(
         total=came.total,
         client_N=client_N,
-        weight_N=tree.pop("weight", torch.empty(0, dtype=torch.float64)),
-        version_N=tree.pop("version", nobody),
+        weight_N=weight_N,
+        version_N=version_N,
         metrics=trees.split(tree, "m.")[0],
         attendance=attendance,
     )

@@ -55,6 +55,7 @@ class RoundEntry:
         best: The best round so far, where private state of it is kept; else -1.
         flying: Whether jobs are on their way, whose private state may be ahead.
         traced: The round's line of the trace; empty where it stands there already.
+        record: Head of the run's record (:mod:`lichen.core.files.record`) after the round's line.
     """
 
     column: str
@@ -64,6 +65,7 @@ class RoundEntry:
     best: int = -1
     flying: bool = False
     traced: str = ""
+    record: str = ""
 
 
 @final
@@ -131,6 +133,7 @@ class Journal:
         adopted: The folder was begun by a version that kept no journal.
         seconds: Time spent so far.
         joules: Energy so far; None: not known.
+        record: Head of the run's record after the last round that was whole; empty before the first.
 
     Raises:
         LichenError: if a line other than the last is damaged.
@@ -141,6 +144,7 @@ class Journal:
         self.path = state / NAME
         self.adopted, self.seconds = False, 0.0
         self.joules: float | None = 0.0
+        self.record = ""
         self.columns: dict[str, _Column] = {}
         self.traced: dict[tuple[str, int], str] = {}
         self._sum = ""
@@ -179,11 +183,12 @@ class Journal:
     def _apply(self, record: dict[str, Any]) -> None:
         self.adopted = bool(record.get("adopted", self.adopted))
         self.seconds, self.joules = record.get("seconds", self.seconds), record.get("joules", self.joules)
+        self.record = record.get("record") or self.record
         if "back" in record:
             self.columns[record["back"]].back(record["rounds"])
         if "state" in record:
             names = ("column", "round", "state", "private", "best", "flying", "traced")
-            entry = RoundEntry(**{name: record[name] for name in names})
+            entry = RoundEntry(**{name: record[name] for name in names}, record=record.get("record", ""))
             self.columns.setdefault(entry.column, _Column()).add(entry)
             if entry.traced:
                 self.traced.setdefault((entry.column, entry.round), entry.traced)
@@ -216,6 +221,7 @@ class Journal:
                 "best": entry.best,
                 "flying": entry.flying,
                 "traced": entry.traced,
+                "record": entry.record,
                 "seconds": seconds,
                 "joules": joules,
             }

@@ -17,7 +17,7 @@ from typing import Any
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 
-__all__ = ["MANIFEST", "check", "digest_of", "file_digest", "files_in", "seal", "sealed"]
+__all__ = ["MANIFEST", "check", "digest_of", "file_digest", "files_in", "seal", "sealed", "sha256_of"]
 
 MANIFEST = "manifest.json"
 """The list of a finished run's files."""
@@ -35,6 +35,16 @@ def file_digest(path: str | Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()[:32]
     except OSError:
         return None
+
+
+def sha256_of(path: Path) -> str:
+    """The whole SHA-256 of a file, 64 hex digits.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_in(folder: Path, *, but: Iterable[str] = ()) -> list[str]:

@@ -1,7 +1,8 @@
 """The run folder: atomic files, locks, and what is already done.
 
 ``recipe.yaml`` · ``roster.json`` · ``trace.jsonl`` · ``summary.json`` · ``curves.png`` · ``clients.png`` · ``adapter/``
-or ``model/`` · ``manifest.json`` (digests of all that is finished) · ``state/`` (checkpoints of every column, private
+or ``model/`` · ``record.jsonl`` and ``record.json`` (who took part, and who has signed that) · ``manifest.json``
+(digests of all that is finished) · ``state/`` (checkpoints of every column, private
 client state, scores already taken, and the journal of what of them is whole).
 
 All of it is private, files of mode 0600 in folders of 0700, but ``adapter/``, ``merged/`` and ``model/``, which are
@@ -25,12 +26,14 @@ from typing import Any, final
 from torch import Tensor
 
 from lichen.core import private
+from lichen.core.collecting.run_record import beginning, round_entry
 from lichen.core.contracts.algorithm import ServerState
 from lichen.core.errors import LichenError
 from lichen.core.files.answers import ANSWERS
 from lichen.core.files.durable import sweep, write_atomic
 from lichen.core.files.journal import Journal, RoundEntry, keep_previous
 from lichen.core.files.manifest import file_digest
+from lichen.core.files.record import RECORD, START, Record
 from lichen.core.roster import Roster
 from lichen.core.rounds import load_state, save_state
 from lichen.core.store import Staged, load_tree, save_tree, take_staged
@@ -53,6 +56,7 @@ class RunFolder:
 
     Attributes:
         journal: What of the run is whole; the first rank's alone.
+        record: Who took part in each round, and with which message; the first rank's alone.
         joules: Energy spent so far; None: not known.
 
     Raises:
@@ -70,7 +74,7 @@ class RunFolder:
         self.path, self.ranks, self._say = path, ranks or Ranks(), say
         self._strict: bool = self.ranks.ask_first(lambda: self._claim(recipe_sha256))
         self._start = time.monotonic()
-        self._lines: dict[tuple[str, int], str] = {}
+        self._events: dict[tuple[str, int], Event] = {}
         self._lists: dict[Path, dict[str, int]] = {}
         self.joules: Callable[[], float | None] = lambda: 0.0
 
@@ -96,6 +100,7 @@ class RunFolder:
         if not self.journal.path.exists() and (self.finished() or read_trace(self.path)):
             self._adopt()
         self.journal.mend(lambda file: load_state(file).round)
+        self.record = Record(self.path / RECORD, head=self.journal.record or START)
         self._restore_trace()
         return not self.journal.adopted
 
@@ -145,7 +150,7 @@ class RunFolder:
     def traced(self, event: Event) -> bool:
         """Whether the trace has this round already; else it is remembered until the round is whole."""
         key = f"{event.column}/{event.grid}", event.report.round
-        self._lines[key] = event_line(event).decode()
+        self._events[key] = event
         return key in self.journal.traced
 
     def save(self, path: Path, state: ServerState) -> None:
@@ -156,8 +161,13 @@ class RunFolder:
         staged = {store: self._staged(path.parent / store) for store in ("clients", "server")}
         before = self.journal.columns.get(column)
         pins = any(one.best >= 0 for files in staged.values() for one in files) or (before is not None and before.pins)
-        key = column, state.round
-        traced = "" if key in self.journal.traced else self._lines.pop(key, "")
+        event, traced = self._events.pop((column, state.round), None), ""
+        # A round that is trained again, to the same bytes, is traced and on record already.
+        if event is not None and (column, state.round) not in self.journal.traced:
+            traced = event_line(event).decode()
+            if self.record.head == START:
+                self.record.append(beginning(self.path, lost=self.record.lost))
+            self.record.append(round_entry(column, event.report, digest))
         entry = RoundEntry(
             column=column,
             round=state.round,
@@ -166,6 +176,7 @@ class RunFolder:
             best=state.best_round if pins else -1,
             flying=bool(state.in_flight),
             traced=traced,
+            record=self.record.head,
         )
         now = self.seconds()
         self._start = time.monotonic()

@@ -1,0 +1,39 @@
+"""The command ``verify``: holds a run's folder, or an adapter's, against its record.
+
+Nothing heavy is imported until it is called.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lichen.shell import log, print_json, say
+
+__all__ = ["verify_command"]
+
+
+def verify_command(folder: Path, /, *, key: str | None = None, json: bool = False) -> None:
+    """Find any byte that was changed since a run was signed: in its record, its recipe, its state, its adapter.
+
+    Says also what is not proven. The first change ends it with exit code 2, and names the file and the line.
+
+    Parameters
+    ----------
+    folder
+        A run's folder, or an adapter's by itself.
+    key
+        The public key that must have signed it: 64 hex digits, as a former verify printed them.
+    json
+        Print what holds as JSON, and nothing else, on standard output.
+    """
+    from dataclasses import asdict
+
+    from lichen.recipes.artifacts.verify import verify
+
+    found = verify(folder, key=key)
+    if json:
+        print_json({"folder": str(folder), **asdict(found)})
+        return
+    for name in found.others:
+        log(f"no record names {folder / name}: it was put there later")
+    say(str(found))

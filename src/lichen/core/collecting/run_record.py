@@ -1,0 +1,84 @@
+"""What the record of a run says: its beginning, its rounds, its end.
+
+==========  ==================================================================================================
+kind        what the line holds
+==========  ==================================================================================================
+``begin``   digests of recipe, roster and inputs, and the versions that the run began with
+``round``   who was asked, each message that counted by client, version, weight and digest, what was refused and why,
+            who was missing, and the digest of the server's state after it
+``end``     the digest of every file of the finished run
+==========  ==================================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lichen.core.contracts.algorithm import Report
+from lichen.core.files.manifest import sha256_of
+from lichen.core.files.record import FORMAT, recorded_files
+
+__all__ = ["beginning", "ending", "round_entry"]
+
+_PACKAGES = ("lichen", "torch", "transformers", "peft", "numpy")
+_INPUTS = "state/inputs.json"
+
+
+def beginning(run: Path, *, lost: str = "") -> dict[str, Any]:
+    """The first line: what the run is made from.
+
+    Args:
+        run: Its folder.
+        lost: Head of the record that this one takes the place of, where that is gone.
+    """
+    inputs: dict[str, Any] = {}
+    if (run / _INPUTS).exists():
+        inputs = json.loads((run / _INPUTS).read_text(encoding="utf-8"))
+    digests = {name: sha256_of(run / name) for name in ("recipe.yaml", "roster.json") if (run / name).exists()}
+    begun = {"kind": "begin", "format": FORMAT, "files": digests, "inputs": inputs, "versions": _versions()}
+    return {**begun, "lost": lost} if lost else begun
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def round_entry(column: str, report: Report, state: str) -> dict[str, Any]:
+    """A round's line.
+
+    Args:
+        column: Its folder within ``state/``.
+        report: The round's.
+        state: Digest of the server's state after it.
+    """
+    came = report.attendance
+    return {
+        "kind": "round",
+        "column": column,
+        "round": report.round,
+        "asked": list(report.clients),
+        "counted": [
+            [one.client, one.version, one.weight if math.isfinite(one.weight) else None, one.sha256]
+            for one in came.receipts
+        ],
+        "refused": dict(came.refused),
+        "named": [[refusal.client, refusal.reason] for refusal in came.named],
+        "missing": list(came.missing),
+        "state": state,
+    }
+
+
+def ending(run: Path) -> dict[str, Any]:
+    """The last line: the digest of every file."""
+    return {"kind": "end", "files": {name: sha256_of(run / name) for name in recorded_files(run)}}

@@ -1,0 +1,239 @@
+"""The record of a run: a chain of lines, each of which holds the digest of the one before, and whose head is signed.
+
+A line is JSON with sorted keys. ``before`` is the SHA-256 of the line before with its line end, or 64 zeros in the
+first; the digest of the last line is the chain's head. Whoever knows the head can tell if anything before it was
+changed, left out or put elsewhere. ``record.json`` holds the head, signed with Ed25519 by a key that lies in the run's
+folder.
+
+References:
+    Stuart Haber and W. Scott Stornetta. "How to Time-Stamp a Digital Document." Journal of Cryptology, 1991.
+    Simon Josefsson and Ilari Liusvaara. RFC 8032, "Edwards-Curve Digital Signature Algorithm (EdDSA)." 2017.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+from lichen.core import private
+from lichen.core.errors import LichenError
+from lichen.core.files.durable import write_atomic
+from lichen.core.files.manifest import MANIFEST, files_in
+
+__all__ = [
+    "FORMAT",
+    "RECORD",
+    "SIGNED",
+    "START",
+    "Record",
+    "canonical",
+    "chain",
+    "public_key",
+    "recorded_files",
+    "require_signed",
+    "signed",
+]
+
+RECORD = "record.jsonl"
+"""The chain."""
+
+SIGNED = "record.json"
+"""Its head, signed."""
+
+FORMAT = 1
+"""Of the lines and of what is signed."""
+
+START = "0" * 64
+"""Stands for the line before the first."""
+
+_OUTSIDE = (RECORD, SIGNED, MANIFEST, "state/lock", "merged/", "crash.txt", ".")
+"""What begins like one of these no record names: it holds the record, or is written later."""
+
+_PUT_BACK = "put it back from a copy"
+
+
+def canonical(entry: Mapping[str, Any]) -> bytes:
+    """JSON with sorted keys, and a line end: equal entries have equal bytes.
+
+    >>> canonical({"b": 1, "a": "é"}).decode()
+    '{"a":"é","b":1}\\n'
+    """
+    text = json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def chain(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """``(lines, head)`` of a record; without lines where there is no file.
+
+    Raises:
+        LichenError: naming the line that is not as it was written, or does not follow from the one before.
+    """
+    lines: list[dict[str, Any]] = []
+    head = START
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return lines, head
+    except OSError as error:
+        raise LichenError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        try:
+            entry = json.loads(line)
+            whole = canonical(entry) == line and isinstance(entry, dict) and entry["before"] == head
+        except (ValueError, KeyError, TypeError, RecursionError):
+            whole = False
+        if not whole:
+            raise LichenError(
+                "is not the line that was written after the one before it",
+                where=f"{path}, line {number}",
+                fix=_PUT_BACK,
+            )
+        lines.append(entry)
+        head = hashlib.sha256(line).hexdigest()
+    return lines, head
+
+
+@final
+class Record:
+    """The record of a run; one process writes it.
+
+    Args:
+        path: Its file; made with the first line.
+        head: Digest of the last line that counts; lines after it are of what a kill has ended, and are dropped.
+
+    Attributes:
+        head: Digest of the last line.
+        lost: The head of a record that is not there any more; else empty.
+
+    Raises:
+        LichenError: if a line before it was changed, or it is not there.
+    """
+
+    def __init__(self, path: Path, *, head: str = START) -> None:
+        self.path, self.head, self.lost = path, head, ""
+        if head != START and not path.exists():
+            self.head, self.lost = START, head
+        if not self._cut():
+            raise LichenError(
+                "lacks its last lines, or they were changed",
+                where=str(path),
+                fix=f"{_PUT_BACK}; or delete it, and a new record begins, which says so",
+            )
+        chain(path)
+
+    def _cut(self) -> bool:
+        """Drop what stands after the head's line; whether that is there."""
+        if self.head == START:
+            self.path.unlink(missing_ok=True)
+            return True
+        length, data = 0, self.path.read_bytes() if self.path.exists() else b""
+        for line in data.splitlines(keepends=True):
+            length += len(line)
+            if hashlib.sha256(line).hexdigest() == self.head:
+                if length < len(data):
+                    write_atomic(self.path, data[:length])
+                return True
+        return False
+
+    def append(self, entry: Mapping[str, Any]) -> str:
+        """Add a line, forced to the disk; the new head."""
+        line = canonical({**entry, "before": self.head})
+        if not self.path.exists():
+            os.close(private.create(self.path))
+        with open(self.path, "ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self.head = hashlib.sha256(line).hexdigest()
+        return self.head
+
+
+def recorded_files(run: Path) -> list[str]:
+    """The files of a finished run that its record names, by their path within."""
+    return [name for name in files_in(run, but=_OUTSIDE) if not name.endswith("/MANIFEST.json")]
+
+
+def _key(path: Path) -> Any:
+    """The private key in this file, made if there is none."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    if not path.exists():
+        write_atomic(path, _pem(Ed25519PrivateKey.generate()))
+    data = path.read_bytes()
+    try:
+        key = load_pem_private_key(data, password=None)
+        if isinstance(key, Ed25519PrivateKey) and data == _pem(key):
+            return key
+    except ValueError:
+        pass
+    raise LichenError(
+        "is no key that a run has made", where=str(path), fix=f"{_PUT_BACK}; or delete it, and a new one is made"
+    )
+
+
+def _pem(key: Any) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    text: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return text
+
+
+def public_key(path: Path) -> str:
+    """The public half of the private key in this file, 64 hex digits; the key is made if there is none.
+
+    Raises:
+        LichenError: if the file is none.
+    """
+    half: bytes = _key(path).public_key().public_bytes_raw()
+    return half.hex()
+
+
+def signed(body: Mapping[str, Any], key: Path) -> bytes:
+    """JSON of ``body`` with ``public_key`` and ``signature``, by the private key in a file, made if there is none.
+
+    Raises:
+        LichenError: if the file is no key.
+    """
+    body = {**body, "public_key": public_key(key)}
+    return canonical({**body, "signature": _key(key).sign(canonical(body)).hex()})
+
+
+def require_signed(path: Path, public: str | None = None) -> dict[str, Any]:
+    """What stands in a file of :func:`signed`.
+
+    Args:
+        path: The file.
+        public: Whose signature it must bear, 64 hex digits; None: that of the key it names.
+
+    Raises:
+        LichenError: if it is missing, any byte of it was changed, or somebody else has signed it.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        data = path.read_bytes()
+        body = json.loads(data)
+        if canonical(body) != data:
+            raise ValueError
+        signature = bytes.fromhex(body["signature"])
+        rest = {name: value for name, value in body.items() if name != "signature"}
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(body["public_key"])).verify(signature, canonical(rest))
+        if body["signature"] != signature.hex() or body["public_key"] != bytes.fromhex(body["public_key"]).hex():
+            raise ValueError
+    except OSError as error:
+        raise LichenError(f"cannot be read: {error.strerror}", where=str(path), fix=_PUT_BACK) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidSignature):
+        raise LichenError("is not what was signed", where=str(path), fix=_PUT_BACK) from None
+    if public is not None and body["public_key"] != public:
+        raise LichenError(
+            f"is signed with the key {body['public_key'][:16]}..., not {public[:16]}...",
+            where=str(path),
+            fix="ask whoever ran it for the public key",
+        )
+    return rest

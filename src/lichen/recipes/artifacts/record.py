@@ -1,0 +1,43 @@
+"""Ends the record of a finished run: the digest of every file, its head signed, and what the adapter is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lichen.core.collecting.run_record import beginning, ending
+from lichen.core.files.durable import write_atomic
+from lichen.core.files.manifest import sha256_of
+from lichen.core.files.record import FORMAT, RECORD, SIGNED, Record, chain, public_key, signed
+from lichen.data.sources.catalog import CATALOG
+from lichen.recipes.artifacts.verify import KEY, MANIFEST, handed_on
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["end_record"]
+
+
+def end_record(run: Path, record: Record, recipe: Recipe) -> None:
+    """Write the last line of a finished run's record, sign its head, and sign what the adapter is.
+
+    Args:
+        run: The run's folder, with all its files.
+        record: Its record.
+        recipe: The run's.
+    """
+    if not record.path.exists():  # a task without rounds
+        record.append(beginning(run, lost=record.lost))
+    public_key(run / KEY)  # made before its digest is taken
+    head = record.append(ending(run))
+    lines = len(chain(run / RECORD)[0])
+    write_atomic(run / SIGNED, signed({"format": FORMAT, "head": head, "lines": lines}, run / KEY))
+    adapter = run / "adapter"
+    if adapter.is_dir():
+        known = CATALOG.get(recipe.model.name or "")
+        body = {
+            "format": FORMAT,
+            "base": recipe.model.name or "",
+            "base_and_start": beginning(run)["inputs"].get("model", ""),
+            "base_licence": known.licence if known else "",
+            "files": {name: sha256_of(adapter / name) for name in handed_on(adapter)},
+            "record": head,
+        }
+        write_atomic(adapter / MANIFEST, signed(body, run / KEY), shared=True)
