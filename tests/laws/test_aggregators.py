@@ -37,6 +37,8 @@ from lichen.server.lowrank.redistribute import FlexLoRA, FLoRIST
 from lichen.server.lowrank.stacking import FLoRA
 from lichen.server.mean import Mean
 from lichen.server.ridge import Ridge
+from lichen.server.robust.fltrust import FLTrust
+from lichen.server.robust.robust import Robust
 from lichen.server.scaffold import controlled, with_controls
 from support.flat import closed
 
@@ -195,6 +197,16 @@ FAMILY = {
     "votes-noisy": (Votes(3.0, seed=7), histograms),
     "evolution": (Evolution(), searches),
     "evolution-mixture": (Evolution(between=1.0), searches),
+    "krum": (Robust("krum"), updates),
+    "multi-krum": (Robust("multi_krum", memory=200), updates),
+    "multi-krum-mixed": (Robust("multi_krum", mixing=True), updates),
+    "multi-krum-products": (Robust("multi_krum", liars=0, of="products"), updates),
+    "geometric-median": (Robust("geometric_median", memory=0), updates),
+    "centred-clipping": (Robust("centred_clipping", radius=0.5), updates),
+    "norm-bound": (Robust("norm_bound", mixing=True), updates),
+    "median": (Robust("median"), updates),
+    "trimmed-mean": (Robust("trimmed_mean", memory=300), updates),
+    "fltrust": (FLTrust(lambda shared, version: {n: x + version for n, x in SHARED.items()}), updates),
 }
 UNEQUAL = {
     "fedit": FedIT(),

@@ -52,6 +52,9 @@ Ready parts.
   correction.
 - ``Evaluate``: a client work: loss and confusion counts on a client's rows.
 - ``Mean``: an aggregator: the exact weighted mean.
+- ``Robust``: an aggregator that some clients may lie to: Krum, Multi-Krum, geometric median, centred clipping, norm
+  bounds, median, trimmed mean, each with or without nearest-neighbour mixing.
+- ``FLTrust``: an aggregator that trusts clients by how much their changes point where the server's own points.
 - ``by_name``: an aggregator out of several, each for the tensors whose names begin or end as told.
 - ``AroundAggregator``: the base of an aggregator around another; it forwards.
 - ``SingleMessages``: the base of an aggregator that needs single messages; it refuses to lift them.
@@ -113,6 +116,8 @@ from lichen.models.students.students import ImageMLP
 from lichen.server.by_name import by_name
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerAdam, ServerSGD
+from lichen.server.robust.fltrust import FLTrust
+from lichen.server.robust.robust import Robust
 from lichen.server.sampling import Everyone, Uniform
 from lichen.server.schedules import Buffered, Synchronous
 from lichen.server.single import SingleMessages
@@ -144,6 +149,7 @@ __all__ = [
     "Evaluate",
     "Everyone",
     "Expected",
+    "FLTrust",
     "ForwardingEngine",
     "GradientStep",
     "History",
@@ -158,6 +164,7 @@ __all__ = [
     "Proximal",
     "Reply",
     "Report",
+    "Robust",
     "Roster",
     "Sampler",
     "Scaffold",

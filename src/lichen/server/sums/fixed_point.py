@@ -39,6 +39,7 @@ __all__ = [
     "FixedSum",
     "Layout",
     "add",
+    "check_alike",
     "check_range",
     "check_weights",
     "dump",
@@ -127,7 +128,7 @@ def add(total: FixedSum, message: Message, weight_C: Tensor, factor_C: Tensor | 
         return total
     new = replace(total, group=message.group, layout=layout)
     if total.units_N is not None:
-        _check_alike(total, new)
+        check_alike((total.group, total.layout), (new.group, new.layout))
     units_N, bound = total.units_N, total.bound
     rows = [message.tensors[name].detach().reshape(len(weights), prod(shape)) for name, shape in layout]
     for start in range(0, len(counted), _ABREAST):
@@ -176,7 +177,7 @@ def merge(a: FixedSum, b: FixedSum) -> FixedSum:
         raise LichenError(f"scales {a.scale} and {b.scale} do not add", where="sum", fix="use one scale for a run")
     if a.units_N is None or b.units_N is None:
         return b if a.units_N is None else a
-    _check_alike(a, b)
+    check_alike((a.group, a.layout), (b.group, b.layout))
     check_range(a.bound + b.bound, a.scale)
     lifted = a.lifted + b.lifted
     return replace(
@@ -189,12 +190,17 @@ def merge(a: FixedSum, b: FixedSum) -> FixedSum:
     )
 
 
-def _check_alike(a: FixedSum, b: FixedSum) -> None:
-    if a.group != b.group:
-        raise LichenError(f"groups {a.group!r} and {b.group!r} do not add", where="sum", fix="sum each group alone")
-    if a.layout == b.layout:
+def check_alike(a: tuple[str | None, Layout], b: tuple[str | None, Layout]) -> None:
+    """Refuse two totals, each as ``(group, layout)``, that do not go into one.
+
+    Raises:
+        LichenError: naming the group, or the tensors in which they differ.
+    """
+    if a[0] != b[0]:
+        raise LichenError(f"groups {a[0]!r} and {b[0]!r} do not add", where="sum", fix="sum each group alone")
+    if a[1] == b[1]:
         return
-    have, come = dict(a.layout), dict(b.layout)
+    have, come = dict(a[1]), dict(b[1])
     if have.keys() != come.keys():
         raise LichenError(
             f"messages differ in tensors: {sorted(have.keys() ^ come.keys())[:4]}",
