@@ -22,7 +22,7 @@ FLOORS = (
     ("recipes", "research"),
     ("federation",),
     ("shell",),
-    ("cli_cache", "cli_compare", "cli_federation", "cli_init", "cli_look", "cli_run"),
+    ("cli_cache", "cli_card", "cli_compare", "cli_federation", "cli_init", "cli_look", "cli_run"),
     ("cli_serve", "cli_verify"),
     ("cli",),
     ("__main__",),

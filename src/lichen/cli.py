@@ -1,4 +1,4 @@
-"""The command line: list, fetch, init, plan, run, compare, try, report, export, verify, cache, and a federation's.
+"""The command line: list, fetch, init, card, plan, run, compare, try, report, export, verify, cache, federations.
 
 Nothing heavy is imported until a command needs it, so that ``lichen --help`` answers at once. Results
 go to standard output, everything else to standard error. Exit codes: 0 done, 1 a fault of lichen
@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from lichen import __version__
 from lichen.cli_cache import cache_command
+from lichen.cli_card import card_command
 from lichen.cli_compare import compare_command
 from lichen.cli_federation import federation_app
 from lichen.cli_init import init_command
@@ -42,6 +43,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_command,
     "fetch": fetch_command,
     "init": init_command,
+    "card": card_command,
     "plan": plan_command,
     "run": run_command,
     "compare": compare_command,

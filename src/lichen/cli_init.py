@@ -32,8 +32,9 @@ def init_command(
     completion: str | None = None,
     model: str | None = None,
     full: bool = False,
+    no_card: bool = False,
 ) -> None:
-    """Look at your data, say what they were taken for, and write a recipe for them.
+    """Look at your data, say what they were taken for, and write a recipe for them, and a data card beside them.
 
     Parameters
     ----------
@@ -57,6 +58,8 @@ def init_command(
         Catalog name, local folder or hub id.
     full
         Write every key with its meaning.
+    no_card
+        Write no data card, in which an owner says what its rows may be used for.
     """
     from lichen.core.files.durable import write_atomic
     from lichen.recipes.init.init import guess
@@ -72,7 +75,24 @@ def init_command(
         write_atomic(out, found.recipe(full=full).encode(), shared=True)
     except OSError as error:
         raise LichenError(f"cannot be written: {error.strerror}", where=str(out), fix="choose another --out") from None
+    if not no_card:
+        _write_card(data)
     log(f"wrote {out}; read it, then: lichen run {shlex.quote(str(out))}")
+
+
+def _write_card(data: Path) -> None:
+    """A card beside the data, where no file has one; the recipe is of use without it."""
+    from lichen.data.cards.card_files import covered_by
+    from lichen.recipes.rows.data_card import write_card
+
+    data = data.expanduser()
+    try:
+        place = None if any(one.card for one in covered_by(data)) else write_card(data)
+    except LichenError as error:
+        log(f"wrote no data card: {error.where}: {error.what}")
+        return
+    if place is not None:
+        log(f"wrote {place}, a data card with the digest of the rows: fill in whose they are and what they are for")
 
 
 def _somebody() -> bool:

@@ -39,7 +39,7 @@ class Left:
 
     Attributes:
         why: The reason, with the key that decides where there is one.
-        rows: How many rows.
+        rows: How many rows; 0 where they were not even read.
         clients: How many whole clients they make; 0 where the clients stay.
     """
 
@@ -217,12 +217,14 @@ def lengths_of(
 
 
 def merged(left: Iterable[Left]) -> tuple[Left, ...]:
-    """One entry a reason, in the order in which they first come, without those that left nothing out."""
+    """One entry a reason, in the order in which they first come, without those that left nothing and nobody out."""
     rows, clients = Counter[str](), Counter[str]()
     for one in left:
         rows[one.why] += one.rows
         clients[one.why] += one.clients
-    return tuple(Left(why=why, rows=count, clients=clients[why]) for why, count in rows.items() if count)
+    return tuple(
+        Left(why=why, rows=count, clients=clients[why]) for why, count in rows.items() if count or clients[why]
+    )
 
 
 def alike(what: str, names: Iterable[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Read", "copies_text", "reading_lines", "reading_rows"]
+__all__ = ["CardLeft", "CardShown", "Read", "copies_text", "reading_lines", "reading_rows"]
 
 MOST_CLASSES = 12
 """Of more classes only the number and the sizes are told."""
@@ -50,6 +50,29 @@ class _Copies(_Part):
     rows: _Count
     test_rows: _Count
     clients: _Count
+
+
+class CardShown(_Part):
+    """What the owner of some rows says of them, in its data card."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Of the card's file."""
+    clients: _Count
+    """Clients that take part with rows of this card."""
+    owner: str | None
+    source: str | None
+    licence: str | None
+    consent: str | None
+    purposes: list[str]
+    until: str | None
+
+
+class CardLeft(_Part):
+    """Whose rows were left out for their data card."""
+
+    clients: list[str]
+    owner: str | None
+    why: str
 
 
 class Read(_Part):
@@ -147,6 +170,8 @@ def _cut(lengths: Mapping[str, int]) -> str:
 
 
 def _left(left: Mapping[str, Any]) -> str:
+    if not left["rows"]:
+        return f"{_many(left['clients'], 'client')}, whose rows were not read: {left['why']}"
     clients = f" of {_many(left['clients'], 'client')}" if left["clients"] else ""
     return f"{_many(left['rows'], 'row')}{clients}: {left['why']}"
 

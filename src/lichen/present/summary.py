@@ -23,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lichen.core.errors import LichenError
 from lichen.core.files.manifest import MANIFEST, check
-from lichen.present.reading import Read
+from lichen.present.reading import CardLeft, CardShown, Read
 from lichen.tasks.registry import BUILT_IN, task_names
 
 if TYPE_CHECKING:
@@ -144,8 +144,9 @@ class Attended(_Part):
 class Summary(_Part):
     """What ``summary.json`` holds: these keys, all of them, and no others.
 
-    ``gaining_over``, ``energy_joules``, ``traffic``, ``attendance``, ``training``, ``failures`` and ``read`` alone may
-    be missing, as in summaries of older runs; null says that it was not measured, or that there is nothing to say.
+    ``gaining_over``, ``energy_joules``, ``traffic``, ``attendance``, ``training``, ``failures``, ``read``,
+    ``licences``, ``cards`` and ``cards_left`` alone may be missing, as in summaries of older runs; null says that it
+    was not measured, or that there is nothing to say.
     """
 
     name: str
@@ -174,6 +175,10 @@ class Summary(_Part):
     energy_joules: Annotated[float, Field(ge=0)] | None = None
     read: Read | None = None
     """What was read of the data, and what was left out or cut."""
+    licences: dict[str, _Count] = Field(default_factory=dict)
+    """How many of the clients have rows of each licence; those whose owners say nothing are in none."""
+    cards: list[CardShown] = Field(default_factory=list)
+    cards_left: list[CardLeft] = Field(default_factory=list)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     versions: dict[str, str]
     recipe_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -22,7 +22,16 @@ from lichen.data.formats.json_rows import json_rows, line_rows
 from lichen.data.formats.parquet_rows import parquet_rows, plain
 from lichen.data.sources.entries import near_names
 
-__all__ = ["Row", "data_files", "file_rows", "owners_of_files", "read_hub", "read_notes", "read_rows"]
+__all__ = [
+    "Row",
+    "data_files",
+    "file_rows",
+    "file_stem",
+    "owners_of_files",
+    "read_hub",
+    "read_notes",
+    "read_rows",
+]
 
 Row = Mapping[str, Any]
 
@@ -53,7 +62,7 @@ def file_kind(path: Path) -> str:
     return ending if ending in _READERS else ""
 
 
-def _stem(path: Path) -> str:
+def file_stem(path: Path) -> str:
     """A file's name without its ending, or endings: ``ann`` of ``ann.csv.gz``."""
     name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
     return Path(name).stem
@@ -94,7 +103,7 @@ def _walk(path: Path) -> tuple[list[Path], list[str]]:
         for file in (Path(home) / name for name in sorted(names) if not _hidden(name)):
             if file_kind(file) and file.is_file():
                 found.append(file)
-            else:
+            elif file.name != "card.yaml" and not file.name.endswith(".card.yaml"):  # what an owner says of its rows
                 left.append(str(file.relative_to(path)))
         if len(found) + len(left) > MOST_FILES:
             raise LichenError(
@@ -131,11 +140,14 @@ def owners_of_files(path: Path, files: Sequence[Path]) -> dict[Path, str]:
         return {path: ""}
     root = Path(os.path.commonpath([file.parent for file in files]))
     folders = {file: [step for step in file.parent.relative_to(root).parts if not _splits(step)] for file in files}
-    owners = {file: "/".join(steps) or ("" if _splits(_stem(file)) else _stem(file)) for file, steps in folders.items()}
+    owners = {
+        file: "/".join(steps) or ("" if _splits(file_stem(file)) else file_stem(file))
+        for file, steps in folders.items()
+    }
     # Two files of one name and other endings in one folder are two clients.
-    alike = Counter((file.parent, _stem(file)) for file in files if not folders[file])
+    alike = Counter((file.parent, file_stem(file)) for file in files if not folders[file])
     for file, owner in owners.items():
-        if owner and not folders[file] and alike[file.parent, _stem(file)] > 1:
+        if owner and not folders[file] and alike[file.parent, file_stem(file)] > 1:
             owners[file] = file.name
     return owners if len(set(owners.values())) > 1 else dict.fromkeys(files, "")
 

@@ -43,6 +43,8 @@ def load_records(
     say: Callable[[str], None] | None = None,
     unread: Collection[str] = (),
     empty: Literal["drop", "keep"] = "drop",
+    but: Collection[Path] = (),
+    client_files: dict[str, set[Path]] | None = None,
 ) -> list[Record]:
     """Load rows from a catalog entry, a local file, a folder of files or a hub data set.
 
@@ -59,6 +61,8 @@ def load_records(
         say: Called with a line for the user, such as the number of empty rows that were dropped.
         unread: Roles nobody asks for; a column that bears such a role's name is no matter.
         empty: What becomes of rows without text: a caller who keeps them can count them.
+        but: Files of a folder that are not read; all others have the clients that they have beside these.
+        client_files: Gets the files in which each client has rows.
 
     Raises:
         LichenError: if there is nothing of this name, a file is damaged or empty, or a column is missing.
@@ -79,14 +83,18 @@ def load_records(
         made: list[Record] = []
         found = files.data_files(path)
         owners = files.owners_of_files(path, found) if path_client == "auto" else {}
-        tables = [(file, files.read_rows(file)) for file in found]
+        tables = [(file, files.read_rows(file)) for file in found if file not in but]
         # One table for the column check: a key that only some files carry is still a column.
         known = _resolve(columns, _names(row for _, rows in tables for row in rows), where=str(path), unread=unread)
         for file, rows in tables:
             client = (
                 owners[file] if owners else {"file": file.stem, "folder": file.parent.name, "none": ""}[path_client]
             )
-            made += _records(rows, known, client, str(file))
+            new = _records(rows, known, client, str(file))
+            made += new
+            if client_files is not None:
+                for name in {record.client for record in new}:
+                    client_files.setdefault(name, set()).add(file)
     elif looks_like_hub_id(name):
         rows = files.read_hub(name)
         known = _resolve(columns, _names(rows), where=name, unread=unread)

@@ -1,7 +1,7 @@
 """Writes a model card: what the adapter is, its prompt, how other tools load it.
 
 It is a ``README.md`` with the front matter that the Hugging Face hub reads. It says nothing of a single client or
-row: numbers of them, and the columns of the summary.
+row: numbers of them, and the columns of the summary. Owners are named where they name themselves, in their data cards.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lichen.core.visible import visible
+from lichen.present.charts.card_terms import owners_text, terms_matter, terms_text
 from lichen.present.column_names import column_title
 from lichen.present.units import score_text
 
@@ -89,8 +90,7 @@ def front_matter(card: Card) -> dict[str, Any]:
     if card.base_id:
         found["base_model"] = card.base_id
         found["base_model_relation"] = kind
-    if card.licence:
-        found["license"] = card.licence.lower()
+    found |= terms_matter(card.licence, card.summary)
     found["pipeline_tag"] = card.pipeline
     found["tags"] = ["lichen", "federated-learning", *([] if card.merged else [card.kind.lower().replace("_", "-")])]
     return found
@@ -99,9 +99,10 @@ def front_matter(card: Card) -> dict[str, Any]:
 def card_text(card: Card) -> str:
     """The whole card, as Markdown."""
     head = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front_matter(card).items())
-    parts = [f"---\n{head}\n---\n", f"# {_cell(card.name)}\n", _what(card), _data(card), _scores(card), _question(card)]
+    parts = [f"---\n{head}\n---\n", f"# {_cell(card.name)}\n", _what(card), _data(card), owners_text(card.summary)]
+    parts += [_scores(card), _question(card)]
     parts += [_nowhere(card)] if card.nowhere else [_transformers(card), _servers(card)]
-    parts += [_terms(card)]
+    parts += [terms_text(card.licence, card.summary)]
     return "\n".join(part for part in parts if part)
 
 
@@ -250,12 +251,4 @@ def _servers(card: Card) -> str:
         + _fenced(f"python convert_hf_to_gguf.py {base} --outfile base.gguf\n{convert}", "sh")
         + "\n"
         + _fenced(f"llama-cli -m base.gguf --lora {folder}.gguf", "sh")
-    )
-
-
-def _terms(card: Card) -> str:
-    if not card.licence:
-        return ""
-    return (
-        f"## Licence\n\nThe base model comes under {card.licence}; what was learned from rows may be bound by theirs.\n"
     )

@@ -6,7 +6,7 @@ A server and a node open the same recipe and hold the same thing.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, final
 
@@ -27,6 +27,7 @@ from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.sides.clients import ClientSide, declared
 from lichen.recipes.assemble.sides.server import capacity_from
 from lichen.recipes.assemble.workload import refuse_warmup
+from lichen.recipes.rows.cards import Cards
 from lichen.recipes.rows.prepare import ClientData, classes_of, encode, gather_all
 from lichen.recipes.rows.public import PublicSplit, labelled_of, split_public
 from lichen.recipes.rows.reading import report_read
@@ -53,6 +54,7 @@ class LoadedExperiment:
         rows: How many rows were read, before they were dealt out.
         data: Their digest.
         read: What was read, where it was to be told.
+        cards: The data cards of the rows.
     """
 
     experiment: Experiment
@@ -67,6 +69,7 @@ class LoadedExperiment:
     rows: int = 0
     data: str = ""
     read: Mapping[str, Any] | None = None
+    cards: Cards = field(default_factory=Cards)
 
 
 def fetch_named(recipe: Recipe, say: Callable[[str], None]) -> None:
@@ -184,6 +187,7 @@ def open_recipe(
         rows=len(gathered.records),
         data=records_digest(gathered.records),
         read=read,
+        cards=gathered.cards,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, final
 
@@ -23,6 +23,7 @@ from lichen.data.sources.catalog import CATALOG, fetch_entry
 from lichen.data.sources.record_cache import cached_records
 from lichen.data.sources.records import Record, load_records
 from lichen.data.sources.table import Some, column_of
+from lichen.recipes.rows.cards import Cards, cards_of, check_cards
 from lichen.recipes.rows.partition import ClientData, first_of, split_clients
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
@@ -44,10 +45,11 @@ __all__ = [
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gathered:
-    """The records of a recipe's data, and what was left out of them."""
+    """The records of a recipe's data, what was left out of them, and the data cards that they come with."""
 
     records: Sequence[Record]
     left: tuple[Left, ...] = ()
+    cards: Cards = field(default_factory=Cards)
 
 
 def gather(recipe: Recipe) -> Sequence[Record]:
@@ -59,29 +61,47 @@ def gather_all(recipe: Recipe) -> Gathered:
     """The recipe's data, as they lie there, without rows that hold nothing to learn from; a folder's files are clients.
 
     Raises:
-        LichenError: if they cannot be read, or none has what ``data.form`` reads or a label of ``data.classes``.
+        LichenError: if they cannot be read, none has what ``data.form`` reads or a label of ``data.classes``, or a data
+            card is not as ``data.require`` wants it.
     """
+    cards = cards_of(recipe.data)
     columns = {str(role): name for role, name in recipe.data.columns.items()}
     path = Path(recipe.data.name).expanduser()
     path_client = "none" if path.is_file() else "auto"
     unread = ("label",) if recipe.writes else ()
+    files: dict[str, set[Path]] = {}
 
     def make() -> Sequence[Record]:
         name = recipe.data.name
-        return load_records(name, columns=columns, path_client=path_client, unread=unread, empty="keep")
+        return load_records(
+            name,
+            columns=columns,
+            path_client=path_client,
+            unread=unread,
+            empty="keep",
+            but=cards.unread,
+            client_files=files,
+        )
 
     if is_private(recipe) or CATALOG[recipe.data.name].registry == "bundled":
         records = make()
     else:
         how = recipe.data.name, sorted(columns.items()), path_client, unread
         records = cached_records(fetch_entry(recipe.data.name), make, *how, folder=prepared_folder(private=False))
-    return _of_classes(recipe, _readable(recipe, records))
+    by_name = files and recipe.data.partition.by == "client"
+    gathered = _of_classes(recipe, _readable(recipe, records))
+    return _with_cards(gathered, cards.of_clients(files) if by_name else cards)
+
+
+def _with_cards(gathered: Gathered, cards: Cards) -> Gathered:
+    return replace(gathered, cards=cards, left=(*cards.left, *gathered.left))
 
 
 def gather_site(recipe: Recipe, path: Path, client: str) -> Gathered:
     """The rows of one site of many, read as a simulation reads them in a folder with those of all sites.
 
-    A class of ``data.classes`` may have no row here, since others have some.
+    A class of ``data.classes`` may have no row here, since others have some. The site's data cards are held against the
+    recipe's ``data.require`` here, where the rows lie.
 
     Args:
         recipe: Its columns and classes; its ``data.name`` is not looked at.
@@ -91,11 +111,22 @@ def gather_site(recipe: Recipe, path: Path, client: str) -> Gathered:
     Raises:
         LichenError: as :func:`gather_all`.
     """
+    cards, files = check_cards(recipe.data.require, path, client=client), dict[str, set[Path]]()
     columns = {str(role): name for role, name in recipe.data.columns.items()}
     unread = ("label",) if recipe.writes else ()
-    records = load_records(str(path), columns=columns, path_client="none", unread=unread, empty="keep")
+    records = load_records(
+        str(path),
+        columns=columns,
+        path_client="none",
+        unread=unread,
+        empty="keep",
+        but=cards.unread,
+        client_files=files,
+    )
     owned = [record if record.client else replace(record, client=client) for record in records]
-    return _of_classes(recipe, _readable(recipe, owned), elsewhere=True)
+    if "" in files:
+        files[client] = files.pop("") | files.get(client, set())
+    return _with_cards(_of_classes(recipe, _readable(recipe, owned), elsewhere=True), cards.of_clients(files))
 
 
 def _readable(recipe: Recipe, records: Sequence[Record]) -> Gathered:

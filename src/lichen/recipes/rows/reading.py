@@ -51,7 +51,7 @@ def read_of(recipe: Recipe, gathered: Gathered, public_split: PublicSplit, token
     if tokenizer is not None and form != "stream":
         rows, data = [*train, *valid, *test], recipe.data
         lengths = lengths_of(rows, tokenizer, form=form, max_length=data.max_length, thinking=data.thinking)
-    notes = found.alike if not by_seed else alike("classes", found.labels)
+    notes = gathered.cards.notes + (found.alike if not by_seed else alike("classes", found.labels))
     if by_seed and any(column_of(gathered.records, "client")):
         by = recipe.data.partition.by
         notes += (f"rows name {found.clients} clients, which data.partition.by: {by} does not use",)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from lichen.core.errors import LichenError
+from lichen.core.visible import clipped
+from lichen.data.cards.licences import is_one_licence, licence_of
 from lichen.recipes.schema.help import PublicConfig
 from lichen.recipes.schema.model import Positive, Section, Share
 
-__all__ = ["DataConfig"]
+__all__ = ["DataConfig", "RequireConfig", "refuse_purposes"]
+
+_PURPOSE = re.compile(r"[a-z][a-z0-9_-]{0,59}")
+MOST_PURPOSES = 50
 
 
 class PartitionConfig(Section):
@@ -18,6 +25,53 @@ class PartitionConfig(Section):
     by: Literal["client", "dirichlet", "iid"] = Field(default="client", description="the data's own owners, or a draw")
     clients: Positive = Field(default=10, description="how many, for a draw")
     alpha: float = Field(default=1.0, gt=0, description="Dirichlet concentration: small is skewed")
+
+
+def refuse_purposes(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The same words, each a plain one that stands there once.
+
+    Raises:
+        ValueError: for any other, as a schema's checker wants it.
+    """
+    for word in words[: MOST_PURPOSES + 1]:
+        if not _PURPOSE.fullmatch(word):
+            raise ValueError(f"{clipped(word, 60)!r} is no word; use small letters, such as research or commercial")
+        if words.count(word) > 1:
+            raise ValueError(f"{word!r} stands there twice; name each once")
+    if len(words) > MOST_PURPOSES:
+        raise ValueError(f"names more than {MOST_PURPOSES} purposes; use fewer")
+    return words
+
+
+class RequireConfig(Section):
+    """What the data card of every owner must say; it must be there, whole, and of these rows."""
+
+    licences: tuple[str, ...] = Field(
+        default=(), description="licences that rows may have, by SPDX; none: any", examples=[["MIT", "CC-BY-4.0"]]
+    )
+    purposes: tuple[str, ...] = Field(
+        default=(), description="purposes that each owner must have granted", examples=[["research", "training"]]
+    )
+    consent: bool = Field(default=False, description="whether each owner must name its lawful basis")
+    expired: Literal["refuse", "leave_out"] = Field(
+        default="refuse", description="what becomes of the run, or of an owner's rows, whose card has ended"
+    )
+
+    @field_validator("licences")
+    @classmethod
+    def _each_one(cls, licences: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            for licence in licences:
+                if not is_one_licence(licence_of(licence)):
+                    raise ValueError(f"{clipped(licence, 60)!r} is several licences; list them one by one")
+            return tuple(map(licence_of, licences))
+        except LichenError as error:
+            raise ValueError(f"{error.what.replace(';', ',')}; {error.fix}") from None
+
+    @field_validator("purposes")
+    @classmethod
+    def _words(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        return refuse_purposes(words)
 
 
 class DataConfig(Section):
@@ -78,6 +132,9 @@ class DataConfig(Section):
         "validation rows) out of the scores, `keep` does neither",
     )
     public: PublicConfig | None = Field(default=None, description="rows kept out of the federation, for all to see")
+    require: RequireConfig | None = Field(
+        default=None, description="what the data card of every owner must say before a row is used"
+    )
     labels: Positive | None = Field(
         default=None, description="labelled rows a client has, and as many to choose by; its others lose their labels"
     )

@@ -101,6 +101,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
         bytes_up=help_result.bytes_up,
         bytes_down=help_result.bytes_down,
         read=loaded.read,
+        cards=loaded.cards,
         validators=len(validators_of(loaded.experiment.server)),
         counts=counts_of(recipe, loaded.clients_data, loaded.tokenizer),
         training=trained(side, columns, read_trace(folder.path)) if folder.ranks.first else {},

@@ -108,6 +108,7 @@ def run_exchange(recipe: Recipe, folder: RunFolder, observer: EventObserver, say
             "public_rows.bytes": float(sent),
         },
         read=loaded.read,
+        cards=loaded.cards,
         bytes_down=sent,
         validators=len(validators_of(loaded.experiment.server)),
         counts=counts_of(recipe, loaded.clients_data, loaded.tokenizer),

@@ -237,4 +237,6 @@ def run_oneshot(
     }
     counts = counts_of(recipe, clients_data, tokenizer)
     names, common = tuple(o.name for o in clients_data), shared_test(clients_data)
-    return TaskResult(columns=columns, clients=names, extra=extra, counts=counts, common_test=common, read=read)
+    return TaskResult(
+        columns=columns, clients=names, extra=extra, counts=counts, common_test=common, read=read, cards=gathered.cards
+    )

@@ -14,6 +14,7 @@ from lichen.data.batches.shards import Shard
 from lichen.data.sources.record import Record
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import values_N
+from lichen.recipes.rows.cards import Cards
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.fair import per_client_gain
@@ -32,7 +33,7 @@ class TaskResult:
 
     ``validators`` is how many clients validated in the rounds; None where there were no rounds. ``counts`` are the
     clients' rows, by part; ``training`` is what the trained columns have seen; ``common_test`` says that all clients
-    are scored on the same rows.
+    are scored on the same rows; ``cards`` are the data cards of the rows.
     """
 
     columns: dict[str, Column]
@@ -41,6 +42,7 @@ class TaskResult:
     bytes_up: int = 0
     bytes_down: int = 0
     read: Mapping[str, Any] | None = None
+    cards: Cards = field(default_factory=Cards)
     validators: int | None = None
     counts: tuple[Mapping[str, int | None], ...] = ()
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

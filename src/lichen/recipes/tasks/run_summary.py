@@ -75,6 +75,7 @@ def summarise(
         "peak_memory_bytes": memory,
         "energy_joules": joules,
         "read": result.read,
+        **result.cards.summary(result.clients),
         "seed": recipe.seed,
         "versions": _versions(),
         "recipe_sha256": recipe_sha256(recipe),
