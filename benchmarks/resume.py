@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lichen.core.files.record import RECORD, chain
 from lichen.core.seeds import numpy_generator
+from lichen.recipes.artifacts.verify import MANIFEST
 
 MEASURED = ("seconds", "peak_memory_bytes", "energy_joules")
 """Keys of trace and summary that differ from run to run."""
@@ -50,11 +52,15 @@ def result_bytes(folder: Path) -> dict[str, bytes]:
     found = {}
     for file in sorted(folder.rglob("*")):
         name = str(file.relative_to(folder))
-        if (name.endswith(".safetensors") or name.startswith(("adapter/", "model/"))) and file.is_file():
+        learned = name.endswith(".safetensors") or name.startswith(("adapter/", "model/"))
+        if learned and file.is_file() and file.name != MANIFEST:  # which a key of the run's own has signed
             found[name] = file.read_bytes()
     lines = (folder / "trace.jsonl").read_text().splitlines()
     summary = json.loads((folder / "summary.json").read_text())
     found["trace.jsonl"] = json.dumps([_lasting(json.loads(line)) for line in lines]).encode()
+    rounds = [line for line in chain(folder / RECORD)[0] if line["kind"] == "round"]
+    lasting = [[line[name] for name in ("column", "round", "asked", "counted", "state")] for line in rounds]
+    found[RECORD] = json.dumps(lasting).encode()
     found["summary.json"] = json.dumps(_lasting(summary), sort_keys=True).encode()
     return found
 
