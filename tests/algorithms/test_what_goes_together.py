@@ -22,7 +22,7 @@ from lichen.server.lowrank.lowrank import FedEx, FedIT
 from lichen.server.lowrank.stacking import FLoRA
 from lichen.server.mean import Mean
 from lichen.server.schedules import Buffered, Synchronous
-from lichen.transforms.clip_change import ClipChange
+from lichen.transforms.bounds.clip_change import ClipChange
 from lichen.transforms.downlink import WHOLE
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.transform import Transform, Transformed

@@ -10,14 +10,15 @@ import torch
 
 from lichen.core import tree as trees
 from lichen.core.collecting.checks import declared_fault
-from lichen.core.expected import Expected, specs_of
+from lichen.core.expected import Expected, MetricSpec, specs_of
 from lichen.core.message import Job, Message, pack_message, take_client
 from lichen.core.seeds import torch_generator
 from lichen.core.store import load_tree, save_tree
 from lichen.core.tree import Tree, digest
 from lichen.core.wire.shared import Shared
 from lichen.declared import Property
-from lichen.transforms.clip_change import ClipChange
+from lichen.transforms.bounds.clip_change import ClipChange
+from lichen.transforms.bounds.gate import NormGate
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.transform import Transform, on_total
 from lichen.transforms.uplink import Coded
@@ -25,6 +26,7 @@ from support.noise import Noise
 
 FAMILY: dict[str, Transform] = {
     "clip": ClipChange(1.0),
+    "gate": NormGate(3.0),
     "coded": Coded(parse_codecs(["int8"])),
     "coded, sparse": Coded(parse_codecs(["topk:2/8", "int4"])),
     "coded, forgetful": Coded(parse_codecs(["sketch:2", "bf16"]), error_feedback=False),
@@ -87,11 +89,12 @@ def test_what_is_sent_is_what_was_declared_and_what_arrives_is_what_was_there(tr
     messages, _ = sent(transform, CLIENTS)
     for version, message in enumerate(messages):
         assert declared_fault(message, transform.declared(BEFORE)) is None
-        arrived = transform.on_arrival(message, BEFORE)
-        assert declared_fault(arrived, BEFORE) is None
+        arrived = transform.on_arrival(message, BEFORE, {})
+        measured = {name: MetricSpec() for name in transform.measures}
+        assert declared_fault(arrived, replace(BEFORE, metrics=measured)) is None
         assert torch.equal(arrived.tensors["rows"], drawn(version).tensors["rows"])
         assert torch.equal(arrived.client_C, message.client_C)
-        assert pack_message(transform.on_arrival(message, BEFORE)) == pack_message(arrived)
+        assert pack_message(transform.on_arrival(message, BEFORE, {})) == pack_message(arrived)
 
 
 @member
@@ -100,12 +103,13 @@ def test_no_half_changes_what_it_is_given(transform: Transform) -> None:
     before = pack_message(message)
     coded, _ = transform.on_client(message, {}, job(0), CLIENTS)
     coded_before = pack_message(coded)
-    transform.on_arrival(coded, BEFORE)
+    transform.on_arrival(coded, BEFORE, {})
     change = Shared(trees.take({n: message.tensors[n] for n in SHARED.trainable}, 0))
     change_before = digest(change.flat())
-    _, _, state = transform.on_total(change, {}, clients=3, seed=1)
+    arrived = dict(transform.on_arrival(coded, BEFORE, {}).metrics)
+    _, _, state = transform.on_total(change, {}, arrived, clients=3, seed=1)
     state_before = digest(state)
-    transform.on_total(change, state, clients=3, seed=2)
+    transform.on_total(change, state, arrived, clients=3, seed=2)
     assert pack_message(message) == before
     assert pack_message(coded) == coded_before
     assert (digest(change.flat()), digest(state)) == (change_before, state_before)
@@ -119,8 +123,9 @@ def test_a_total_half_keeps_what_the_change_is_and_remembers_by_its_state_alone(
     for version in range(4):
         tensors = {name: x_C[0] for name, x_C in drawn(version).tensors.items() if name in SHARED.trainable}
         change = Shared(tensors, patch={"layer.dense": torch.ones(2, 2)})
-        one, told, here = transform.on_total(change, here, clients=3, seed=version)
-        other, again, there = transform.on_total(change, there, clients=3, seed=version)
+        arrived = {name: torch.arange(3.0).double() + version for name in transform.measures}
+        one, told, here = transform.on_total(change, here, arrived, clients=3, seed=version)
+        other, again, there = transform.on_total(change, there, arrived, clients=3, seed=version)
         assert specs_of(one.flat()) == specs_of(change.flat())
         assert digest(one.flat()) == digest(other.flat())
         assert told == again
@@ -135,11 +140,11 @@ def test_total_halves_stand_in_a_row_each_with_its_own_state() -> None:
     row = (replace(Noise(0.1), name="near"), ClipChange(1.0), replace(Noise(0.2), name="far"))
     state, seen = Tree(), Shared()
     for seed in range(3):
-        seen, told, state = on_total(row, change, state, clients=1, seed=seed)
+        seen, told, state = on_total(row, change, state, {}, clients=1, seed=seed)
         assert told == {"noise.rounds": seed + 1.0}
     assert {name: int(x) for name, x in state.items()} == {"near/rounds": 3, "far/rounds": 3}
-    alone, _, _ = on_total(row[2:], change, {}, clients=1, seed=2)
-    both, _, _ = on_total(row[:1], alone, {}, clients=1, seed=2)
+    alone, _, _ = on_total(row[2:], change, {}, {}, clients=1, seed=2)
+    both, _, _ = on_total(row[:1], alone, {}, {}, clients=1, seed=2)
     assert torch.equal(seen.trainable["a"], both.trainable["a"])
     assert not torch.equal(seen.trainable["a"], alone.trainable["a"])
-    assert on_total((), change, state, clients=1, seed=2) == (change, {}, {})
+    assert on_total((), change, state, {}, clients=1, seed=2) == (change, {}, {})

@@ -33,11 +33,15 @@ class Noise:
     def on_client(self, message: Message, own_C: Tree, job: Job, clients: Sequence[int]) -> tuple[Message, Tree]:
         return message, {}
 
-    def on_arrival(self, message: Message, expected: Expected) -> Message:
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ()
+
+    def on_arrival(self, message: Message, expected: Expected, state: Tree) -> Message:
         return message
 
     def on_total(
-        self, change: Shared, state: Tree, *, clients: int, seed: int
+        self, change: Shared, state: Tree, arrived: Tree, *, clients: int, seed: int
     ) -> tuple[Shared, dict[str, float], Tree]:
         rounds = int(state["rounds"]) + 1 if state else 1
         draw = torch_generator(seed, "noise")

@@ -21,7 +21,7 @@ from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.server.sampling import Poisson
 from lichen.server.schedules import Synchronous
-from lichen.transforms.clip_change import ClipChange
+from lichen.transforms.bounds.clip_change import ClipChange
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.transform import Transform, Transformed
 from lichen.transforms.uplink import Coded
@@ -77,7 +77,7 @@ def test_the_server_steps_with_what_the_total_half_gives(tmp_path: Path) -> None
     plain, _ = bare.round(bare.init(made.start), here, 5)
     clients = report.attendance.arrived
     nothing = Shared({name: torch.zeros_like(x) for name, x in made.start.trainable.items()})
-    drawn, _, _ = Noise(0.1).on_total(nothing, {}, clients=clients, seed=derive(derive(5, "total"), "noise"))
+    drawn, _, _ = Noise(0.1).on_total(nothing, {}, {}, clients=clients, seed=derive(derive(5, "total"), "noise"))
     assert clients == 2
     for name, x in plain.shared.trainable.items():
         assert torch.allclose(after.shared.trainable[name], x + drawn.trainable[name], atol=1e-6)

@@ -23,7 +23,7 @@ from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.declared import Property
 from lichen.server.mean import Mean
-from lichen.transforms.clip_change import ClipChange
+from lichen.transforms.bounds.clip_change import ClipChange
 from lichen.transforms.delta import encode_delta
 from lichen.transforms.layout import Layout
 from lichen.transforms.parse import parse_codecs

@@ -15,7 +15,7 @@ what they train from and what is validated and kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import final
@@ -23,7 +23,7 @@ from typing import final
 from torch import Tensor
 
 from lichen.algorithms.plan import check_plan, transforms_of
-from lichen.algorithms.scores import SUMMED, is_validated, mean_loss, summed, with_best
+from lichen.algorithms.scores import SUMMED, Center, is_validated, mean_loss, summed, with_best
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import Collected, collect
 from lichen.core.collecting.history import History
@@ -40,7 +40,7 @@ from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.server.schedules import SYNCHRONOUS
 from lichen.transforms.downlink import WHOLE, Downlink
-from lichen.transforms.transform import on_total
+from lichen.transforms.transform import Transform, Transformed, measures, on_total
 
 __all__ = ["Average"]
 
@@ -59,6 +59,7 @@ class Average:
         valid: Their validating work; None for none.
         valid_every: Rounds between validations. The best validated ``shared`` is kept.
         validators: Clients that validate; None: all of them.
+        valid_average: How validation losses of clients become one.
         judged: From the sums of validation to what a report has beside their loss; None: nothing.
         personal: Clients keep tensors of their own: those of the best round stay with them, too.
         admission: What counts of what clients send.
@@ -83,6 +84,7 @@ class Average:
     valid: str | None = "valid"
     valid_every: int = 1
     validators: tuple[int, ...] | None = None
+    valid_average: Center = "mean"
     judged: Callable[[Mapping[str, Tensor]], Mapping[str, float]] | None = None
     personal: bool = False
     admission: Admission = OPEN
@@ -122,12 +124,13 @@ class Average:
             settings=self._settings(state),
         )
         jobs = self.downlink.jobs(job, downlink)
+        transforms = transforms_of(self.admission.works.get(self.work))
         came = collect(
             engine,
             jobs,
             self.aggregator,
-            admission=self.admission,
-            keep=SUMMED,
+            admission=self._admission(state, transforms),
+            keep=(*SUMMED, *measures(transforms)),
             seen=None if self.history is None else partial(self.history.put, state.round),
             schedule=self.schedule,
             in_flight=state.in_flight,
@@ -136,7 +139,7 @@ class Average:
         for sent in (*(flight.job for flight in state.in_flight), *jobs):
             answered = came.client_N[came.version_N == sent.version].tolist()
             downlink = self.downlink.acknowledge(sent, answered, downlink)
-        sums, metrics = summed(came.metrics)
+        sums, metrics = summed(came.metrics, came.weight_N)
         enough = came.attendance.arrived >= max(self.schedule.least, 1) and sums["failed"] < came.attendance.arrived
         if self.history is not None:
             self.history.retain(state.round, came.client_N.tolist() if enough else ())
@@ -144,17 +147,18 @@ class Average:
             # With the server's own patch, which no codec has rounded.
             clients_start = replace(self.downlink.snapshot(state.shared, downlink), patch=state.shared.patch)
             change, aggregated = self.aggregator.close(came.total, clients_start)
-            change, noted, transforms = on_total(
-                transforms_of(self.admission.works.get(self.work)),
+            change, noted, transformed = on_total(
+                transforms,
                 change,
                 state.transforms,
+                came.metrics,
                 clients=self.aggregator.clients(came.total),
                 seed=derive(seed, "total"),
             )
             metrics.update(aggregated | noted)
             shared, optimizer = self.optimizer.update(change, state.optimizer, state.shared)
             downlink = self.downlink.advance(shared, downlink, derive(seed, "down"))
-            state = replace(state, shared=shared, optimizer=optimizer, transforms=transforms)
+            state = replace(state, shared=shared, optimizer=optimizer, transforms=transformed)
         state = replace(state, downlink=downlink)
         if clients and not enough:
             metrics["skipped"] = 1.0
@@ -181,6 +185,13 @@ class Average:
             valid_down=engine.bytes_down - trained_down,
             attendance=attendance,
         )
+
+    def _admission(self, state: ServerState, transforms: Sequence[Transform]) -> Admission:
+        """What counts, with what the transforms know from former rounds."""
+        work = self.admission.works.get(self.work)
+        if not transforms or not isinstance(work, Transformed):
+            return self.admission
+        return replace(self.admission, works={**self.admission.works, self.work: replace(work, state=state.transforms)})
 
     def _settings(self, state: ServerState) -> dict[str, float]:
         """What a round's job says in numbers; as many in every round, so that all jobs are of one size."""
@@ -209,7 +220,7 @@ class Average:
             state = replace(state, downlink=self.downlink.acknowledge(sent, answered, state.downlink))
         if not came.attendance.arrived:
             return state, {}, came.attendance
-        value = mean_loss(came.metrics)
+        value = mean_loss(came.metrics, self.valid_average)
         more = {} if self.judged is None else self.judged(came.metrics)
         shared = self.downlink.snapshot(state.shared, state.downlink)
         return with_best(state, value, shared), {"valid": value, **more}, came.attendance

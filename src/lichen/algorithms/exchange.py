@@ -32,7 +32,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.algorithms.scores import SUMMED, is_validated, score, summed, with_best
+from lichen.algorithms.scores import SUMMED, Center, center, is_validated, score, summed, with_best
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import Collected, collect
@@ -104,15 +104,17 @@ def score_architectures(
     return client_N[order], {name: x[order] for name, x in metrics.items()}
 
 
-def means(architectures: Architectures, client_N: Tensor, metrics: Mapping[str, Tensor]) -> dict[str, float]:
+def means(
+    architectures: Architectures, client_N: Tensor, metrics: Mapping[str, Tensor], kind: Center
+) -> dict[str, float]:
     """``valid``, the mean over clients of each one's mean loss, and ``valid/<arch>``; only of clients with labels."""
     seen_N = metrics["count"] > 0
     loss_N = metrics["loss_sum"] / metrics["count"].clamp(min=1)
-    out = {"valid": float(loss_N[seen_N].mean())}
+    out = {"valid": center(loss_N[seen_N], kind)}
     for arch, some in architectures.items():
         here_N = seen_N & torch.isin(client_N, torch.tensor(some, dtype=torch.int64))
         if bool(here_N.any()):
-            out[f"valid/{arch}"] = float(loss_N[here_N].mean())
+            out[f"valid/{arch}"] = center(loss_N[here_N], kind)
     return out
 
 
@@ -130,6 +132,7 @@ class PredictionExchange:
         valid: The validating work's name before ``/<arch>``; None for none.
         valid_every: Rounds between validations.
         validators: Clients that validate; None: all of them.
+        valid_average: How their losses become one.
         admission: What counts of what clients send.
         lr_scale: Factor on the clients' learning rate in round r (from 0).
 
@@ -145,6 +148,7 @@ class PredictionExchange:
     valid: str | None = "valid"
     valid_every: int = 1
     validators: tuple[int, ...] | None = None
+    valid_average: Center = "mean"
     admission: Admission = OPEN
     lr_scale: Callable[[int], float] = lambda _: 1.0
 
@@ -192,6 +196,7 @@ class PredictionExchange:
                     *score_architectures(
                         engine, judging, self.architectures, lambda _: Shared(), admission=self.admission
                     ),
+                    self.valid_average,
                 )
             )
             state = with_best(state, metrics["valid"], Shared())

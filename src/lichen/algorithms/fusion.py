@@ -30,7 +30,7 @@ from torch import Tensor
 
 from lichen.algorithms.exchange import Architectures, by_architecture, check_architectures, means, score_architectures
 from lichen.algorithms.plan import transforms_of
-from lichen.algorithms.scores import SUMMED, is_validated, summed, with_best
+from lichen.algorithms.scores import SUMMED, Center, is_validated, summed, with_best
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import collect
@@ -83,6 +83,7 @@ class Fusion:
         valid: Their validating work; None for none.
         valid_every: Rounds between validations; the best validated ``shared`` is kept.
         validators: Clients that validate; None: all of them.
+        valid_average: How their losses become one.
         admission: What counts of what clients send.
         lr_scale: Factor on the clients' learning rate in round r (from 0).
 
@@ -104,6 +105,7 @@ class Fusion:
     valid: str | None = "valid"
     valid_every: int = 1
     validators: tuple[int, ...] | None = None
+    valid_average: Center = "mean"
     admission: Admission = OPEN
     lr_scale: Callable[[int], float] = lambda _: 1.0
 
@@ -155,7 +157,7 @@ class Fusion:
                 lambda arch: of_architecture(shared, arch),
                 admission=self.admission,
             )
-            metrics.update(means(self.architectures, *found))
+            metrics.update(means(self.architectures, *found, self.valid_average))
             state = with_best(state, metrics["valid"], shared)
         return state, Report(
             round=state.round,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +23,21 @@ from lichen.core.replies import Attendance
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 
-__all__ = ["SUMMED", "is_validated", "mean_loss", "require_everyone", "score", "score_everyone", "summed", "with_best"]
+__all__ = [
+    "SUMMED",
+    "Center",
+    "center",
+    "is_validated",
+    "mean_loss",
+    "require_everyone",
+    "score",
+    "score_everyone",
+    "summed",
+    "with_best",
+]
+
+Center = Literal["mean", "median", "trimmed_mean"]
+"""How numbers of all clients become one."""
 
 SUMMED = ("loss_sum", "count", "tokens", "failed")
 """Metrics that a round adds up."""
@@ -77,10 +92,33 @@ def _by_client(scored: Collected, job: Job) -> tuple[Tensor, Tree]:
     return client_N, {name: x.index_copy(0, place_A, scored.metrics[name]) for name, x in whole.items()}
 
 
-def mean_loss(metrics: Mapping[str, Tensor]) -> float:
-    """Mean over clients of each client's mean loss; clients without a label do not count."""
+def center(value_N: Tensor, kind: Center) -> float:
+    """One number for those of all clients.
+
+    Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML 2018: less than half of
+    the clients cannot move a median past the others' numbers, nor a tenth of them a mean without the ends, whatever
+    they say.
+
+    Args:
+        value_N: Theirs.
+        kind: ``mean``; ``median``, of an even number the mean of the middle two; ``trimmed_mean``, the mean without a
+            tenth of them at each end, of one at least where there are three.
+
+    >>> losses_N = torch.tensor([1.0, 2.0, 3.0, 1e9])
+    >>> [center(losses_N, kind) for kind in ("mean", "median", "trimmed_mean")]
+    [250000000.0, 2.5, 2.5]
+    """
+    if kind == "mean":
+        return float(value_N.mean())
+    count = len(value_N)
+    ends = (count - 1) // 2 if kind == "median" else max(count // 10, min(1, (count - 1) // 2))
+    return float(value_N.sort().values[ends : count - ends].mean())
+
+
+def mean_loss(metrics: Mapping[str, Tensor], kind: Center = "mean") -> float:
+    """Mean over clients of each client's mean loss, or another center; clients without a label do not count."""
     seen = metrics["count"] > 0
-    return float((metrics["loss_sum"][seen] / metrics["count"][seen]).mean())
+    return center(metrics["loss_sum"][seen] / metrics["count"][seen], kind)
 
 
 def is_validated(round_: int, every: int, rounds: int) -> bool:
@@ -92,11 +130,20 @@ def is_validated(round_: int, every: int, rounds: int) -> bool:
     return round_ % every == 0 or round_ == rounds
 
 
-def summed(metrics_of: Mapping[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+def summed(
+    metrics_of: Mapping[str, Tensor], weight_N: Tensor | None = None
+) -> tuple[dict[str, float], dict[str, float]]:
     """``(sums over clients, the metrics they make)``: mean ``loss``, and ``failed`` where somebody has.
 
     The sums are exact, so that neither the number of ranks nor that of threads shows in them.
+
+    Args:
+        metrics_of: By name, ``(N, ...)``.
+        weight_N: What the clients weigh. Where it is known, one that says it has failed and yet weighs something has
+            not: it cannot end a round in which it counts.
     """
+    if weight_N is not None and "failed" in metrics_of:
+        metrics_of = {**metrics_of, "failed": torch.where(weight_N > 0, 0.0, metrics_of["failed"])}
     sums = {name: math.fsum(metrics_of[name].tolist()) if name in metrics_of else 0.0 for name in SUMMED}
     metrics = {"loss": sums["loss_sum"] / sums["count"]} if sums["count"] else {}
     if sums["failed"]:

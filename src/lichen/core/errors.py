@@ -35,13 +35,15 @@ class LichenError(Exception):
         what: What is wrong, in plain words.
         where: The recipe key, file, message or checkpoint it was found in.
         fix: What the reader can do about it.
+        reason: One word for it, where errors are counted by kind.
 
     >>> print(LichenError("no such column 'text'", where="data.columns.text", fix="use one of: body, title"))
     data.columns.text: no such column 'text'
       fix: use one of: body, title
     """
 
-    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+    def __init__(self, what: str, *, where: str = "", fix: str = "", reason: str = "") -> None:
+        self.reason = reason
         what, where, fix = (_readable(part) for part in (what, where, fix))
         self.what, self.where, self.fix = what, where, fix
         head = f"{where}: {what}" if where else what

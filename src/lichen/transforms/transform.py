@@ -14,7 +14,7 @@ Legend: C clients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, final
 
 from lichen.core import tree as trees
@@ -27,7 +27,7 @@ from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.declared import Need, Property
 
-__all__ = ["Transform", "Transformed", "on_total"]
+__all__ = ["Transform", "Transformed", "measures", "on_total"]
 
 
 class Transform(Protocol):
@@ -63,26 +63,33 @@ class Transform(Protocol):
         """``(message, private state)`` of these clients. ``own_C`` is empty at their first time."""
         ...
 
-    def on_arrival(self, message: Message, expected: Expected) -> Message:
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Metrics that the arrival half adds to a message, for the total half."""
+        ...
+
+    def on_arrival(self, message: Message, expected: Expected, state: Tree) -> Message:
         """The message as the aggregator gets it.
 
         Args:
             message: As the client half left it.
             expected: What it was declared to be before the client half.
+            state: What the total half has left, the same for all messages of a round; it stays as it is.
 
         Raises:
-            LichenError: if it cannot be so; the message is refused.
+            LichenError: if it cannot be so; the message is refused, by the error's reason.
         """
         ...
 
     def on_total(
-        self, change: Shared, state: Tree, *, clients: int, seed: int
+        self, change: Shared, state: Tree, arrived: Tree, *, clients: int, seed: int
     ) -> tuple[Shared, dict[str, float], Tree]:
         """``(change, metrics, state)``: a round's change as the server optimizer gets it.
 
         Args:
             change: As the aggregator has closed it.
             state: What the last round's gave; empty before the first. A round without a step leaves it as it is.
+            arrived: Of :attr:`measures`, those of the messages that count, ``(N, ...)`` by client.
             clients: How many the change is made of.
             seed: Of this transform in this round.
         """
@@ -108,10 +115,12 @@ class Transformed:
     Args:
         inner: What is done.
         transforms: Left to right.
+        state: What their total halves have left at the server, by their names; clients have none.
     """
 
     inner: ClientWork
     transforms: tuple[Transform, ...]
+    state: Tree = field(default_factory=dict)
 
     def expected(self, job: Job) -> Expected:
         """The wrapped work's, as the transforms leave it."""
@@ -152,18 +161,26 @@ class Transformed:
         """
         before = self._declared(job)[:-1]
         for transform, expected in zip(reversed(self.transforms), reversed(before), strict=True):
-            message = transform.on_arrival(message, expected)
+            mine, _ = trees.split(self.state, f"{transform.name}/")
+            message = transform.on_arrival(message, expected, mine)
         return message
 
 
+def measures(transforms: Sequence[Transform]) -> tuple[str, ...]:
+    """Metrics that the arrival halves of a row add."""
+    return tuple(name for transform in transforms for name in transform.measures)
+
+
 def on_total(
-    transforms: Sequence[Transform], change: Shared, state: Tree, *, clients: int, seed: int
+    transforms: Sequence[Transform], change: Shared, state: Tree, arrived: Tree, *, clients: int, seed: int
 ) -> tuple[Shared, dict[str, float], Tree]:
     """``(change, metrics, state)`` after the total halves of a row; ``state`` is that of all, by their names."""
     metrics, after = dict[str, float](), Tree()
     for transform in reversed(transforms):
         mine, _ = trees.split(state, f"{transform.name}/")
-        change, own_metrics, mine = transform.on_total(change, mine, clients=clients, seed=derive(seed, transform.name))
+        measured = {name: arrived[name] for name in transform.measures}
+        own_seed = derive(seed, transform.name)
+        change, own_metrics, mine = transform.on_total(change, mine, measured, clients=clients, seed=own_seed)
         metrics.update(own_metrics)
         after = trees.join(f"{transform.name}/", mine, after)
     return change, metrics, after

@@ -107,7 +107,12 @@ class Coded:
         rest = {name: x for name, x in message.tensors.items() if name not in real_C}
         return replace(message, tensors={**rest, WIRE + layout.digest: wire_CB}), lost_C
 
-    def on_arrival(self, message: Message, expected: Expected) -> Message:
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    def on_arrival(self, message: Message, expected: Expected, state: Tree) -> Message:
         """The message as it was before it was coded, as far as the code goes.
 
         Raises:
@@ -127,7 +132,7 @@ class Coded:
         return replace(message, tensors={**tensors, **layout.unflatten(self.chain.decode(row_CB, layout))})
 
     def on_total(
-        self, change: Shared, state: Tree, *, clients: int, seed: int
+        self, change: Shared, state: Tree, arrived: Tree, *, clients: int, seed: int
     ) -> tuple[Shared, dict[str, float], Tree]:
         """The change as it is."""
         return change, {}, {}

@@ -22,6 +22,7 @@ reason          what was wrong
 ``weight``      a weight below 0, or above what the client can have
 ``metric``      a metric out of its range
 ``code``        it cannot be decoded, or another transform cannot be undone
+``norm``        its norm is far above that of the messages before it
 ``sum``         the aggregator cannot take it
 ==============  ==========================================================================
 
@@ -204,7 +205,8 @@ def _received(work: Receives, message: Message, job: Job) -> tuple[Message | Non
         try:
             one = work.received(rows_of(message, [c]), job)
         except LichenError as error:
-            refusals.append(Refusal(client=client, reason="code", what=error.what, where=error.where, fix=error.fix))
+            reason = error.reason or "code"
+            refusals.append(Refusal(client=client, reason=reason, what=error.what, where=error.where, fix=error.fix))
             continue
         if fault := not_finite_C(replace(one, metrics={}), (), {})[0]:
             what = f"{fault} has a number that is not finite once it is decoded"

@@ -48,7 +48,8 @@ from lichen.server.allow_empty import AllowEmpty
 from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
 from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted, validators
 from lichen.server.schedules import Buffered, Synchronous
-from lichen.transforms.clip_change import ClipChange
+from lichen.transforms.bounds.clip_change import ClipChange
+from lichen.transforms.bounds.gate import NormGate
 from lichen.transforms.codec import Chain
 from lichen.transforms.downlink import Deltas, Direct, Downlink
 from lichen.transforms.parse import parse_codecs
@@ -190,8 +191,11 @@ def sent(server: ServerSide, auxiliary: Auxiliary, work: ClientWork) -> ClientWo
 
 def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
     """What happens to clients' messages on their way, left to right."""
-    clip = (ClipChange(recipe.wire.clip),) if recipe.wire.clip is not None else ()
-    return (*clip, Coded(parse_codecs(recipe.wire.up))) if recipe.wire.up else clip
+    wire = recipe.wire
+    gate = (NormGate(wire.gate),) if wire.gate is not None else ()
+    clip = (ClipChange(wire.clip),) if wire.clip is not None else ()
+    coded = (Coded(parse_codecs(wire.up)),) if wire.up else ()
+    return (*gate, *clip, *coded)
 
 
 def with_auxiliary(recipe: Recipe, auxiliary: Auxiliary, train: Train) -> ClientWork:
@@ -325,6 +329,7 @@ def algorithm_of(server: ServerSide, lr: float, until: int) -> Average:
         valid="valid" if server.recipe.method.tensors is None else f"valid {lr_name(lr)}",
         valid_every=fed.valid_every,
         validators=validators_of(server),
+        valid_average=fed.valid_average,
         judged=_accuracy if server.recipe.compare.target_metric == "accuracy" else None,
         schedule=schedule_of(server),
         personal=bool(local_params_of(server.recipe)),

@@ -189,6 +189,11 @@ class FederationConfig(Section):
         description="early stop: after so many validations in a row without a smaller loss a column's rounds end; "
         "none: all rounds. Alone and pooled by their own validation",
     )
+    valid_average: Literal["mean", "median", "trimmed_mean"] = Field(
+        default="mean",
+        description="how clients' validation losses become the one that chooses round and learning rate; of a median, "
+        "or a mean without a tenth at each end, no client that lies can choose them",
+    )
     valid_clients: Positive | None = Field(
         default=64,
         description="clients that validate in the rounds, at most: a sample drawn once by the seed; none, all: all. "
@@ -231,9 +236,17 @@ class WireConfig(Section):
         gt=0,
         description="norm that a client's change is cut to before it is coded, and again at the server",
     )
+    gate: float | None = Field(
+        default=None,
+        gt=1,
+        description="a change is refused whose norm is above so many times the median of the last 128 that counted, "
+        "from the tenth on",
+    )
 
     @model_validator(mode="after")
     def _known_words(self) -> WireConfig:
+        if self.gate is not None and self.clip is not None:
+            raise ValueError("wire.gate: no change is above wire.clip, which the server cuts to; remove one of the two")
         for way in ("up", "down"):
             try:
                 read_codecs(getattr(self, way))

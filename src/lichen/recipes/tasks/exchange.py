@@ -133,6 +133,7 @@ def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int, admis
             rounds=until,
             valid_every=fed.valid_every,
             validators=validators_of(side),
+            valid_average=fed.valid_average,
             admission=admission,
             lr_scale=scale,
         )
@@ -149,6 +150,7 @@ def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int, admis
         rounds=until,
         valid_every=fed.valid_every,
         validators=validators_of(side),
+        valid_average=fed.valid_average,
         admission=admission,
         lr_scale=scale,
     )
@@ -192,7 +194,10 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, observer:
         )
         if fused or len(recipe.optimizer.lr) == 1:
             return states[lr].best_value
-        return mean_loss(folder.tree(f"federated.chosen.{grid}.{until}", lambda: scored(lr, "valid", until)))
+        return mean_loss(
+            folder.tree(f"federated.chosen.{grid}.{until}", lambda: scored(lr, "valid", until)),
+            recipe.federation.valid_average,
+        )
 
     lr = choose_learning_rate(recipe, rounds, go)
     state = states[lr]

@@ -17,8 +17,15 @@ CHANGES: tuple[Feature, ...] = (
             Paper(short="Karimireddy et al. ICML 2019", url="https://arxiv.org/abs/1901.09847"),
             Paper(short="Vogels et al. NeurIPS 2019", url="https://arxiv.org/abs/1905.13727"),
         ),
-        used=lambda recipe: recipe.wire.up or recipe.wire.down or recipe.wire.clip is not None,
+        used=lambda recipe: recipe.wire.up or recipe.wire.down or recipe.wire.clip is not None or recipe.wire.gate,
         needs=(Need(Property.CODECS, "what {who} sends is sent as it is", "remove it"),),
+    ),
+    Feature(
+        key="wire.gate",
+        summary="a change far above the running median of norms is refused",
+        papers=(Paper(short="Sun et al. 2019", url="https://arxiv.org/abs/1911.07963"),),
+        used=lambda recipe: recipe.wire.gate is not None,
+        lacks=frozenset({Property.SUMS}),
     ),
     Feature(key="wire.up", used=lambda recipe: recipe.wire.up, lacks=CODED_LACKS),
     Feature(

@@ -78,12 +78,17 @@ class ClipChange:
         """The message, cut."""
         return self._cut(message), {}
 
-    def on_arrival(self, message: Message, expected: Expected) -> Message:
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    def on_arrival(self, message: Message, expected: Expected, state: Tree) -> Message:
         """The message, cut where it was not; one that was keeps its bits."""
         return self._cut(message)
 
     def on_total(
-        self, change: Shared, state: Tree, *, clients: int, seed: int
+        self, change: Shared, state: Tree, arrived: Tree, *, clients: int, seed: int
     ) -> tuple[Shared, dict[str, float], Tree]:
         """The change as it is."""
         return change, {}, {}
