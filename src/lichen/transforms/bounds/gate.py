@@ -121,8 +121,8 @@ class NormGate:
     def on_total(
         self, change: Shared, state: Tree, arrived: Tree, *, clients: int, seed: int
     ) -> tuple[Shared, dict[str, float], Tree]:
-        """The change as it is; the round's norms are remembered, and their median told."""
+        """The change as it is; the round's norms are remembered, and their median is a metric."""
         norm_N = arrived[NORM][arrived[NORM] >= 0]
         norms_W = torch.cat([state.get("norms_W", torch.empty(0, dtype=torch.float64)), norm_N])[-self.window :]
-        told = {"norm": float(norm_N.quantile(0.5))} if len(norm_N) else {}
-        return change, told, {"norms_W": norms_W}
+        measured = {"norm": float(norm_N.quantile(0.5))} if len(norm_N) else {}
+        return change, measured, {"norms_W": norms_W}
