@@ -38,6 +38,9 @@ class Property(StrEnum):
     """The change is the weighted mean of the messages and nothing else. Decided by the rule."""
     SERVER_STEP = "a server step"
     """The change may be taken for a step, by any server optimizer. Decided by the rule and the client method."""
+    MEAN_OF_ONE_LAYOUT = "a mean of one layout"
+    """All clients of a round send changes of the same tensors, and their mean is the change, so that another middle may
+    stand in its place. Decided by the rule, the client method and some sections."""
     HETEROGENEOUS_RANKS = "unequal ranks"
     """Clients may send adapters of unequal ranks and layers. Decided by the rule."""
     ONE_LAYOUT = "one layout"

@@ -243,6 +243,7 @@ TEXTS: dict[str, list[Any]] = {
     "wire.down": [["bf16"]],
     "optimizer.lr": [[0.005]],
     "federation.ranks": [[1]],
+    "federation.robust": [{"rule": "median", "liars": 0}],
     "exchange.mean": ["prob", "logits"],
     "data.public.share": [0.6],
     "teacher.top_k": [2],

@@ -26,6 +26,7 @@ DECIDES = frozenset(
         Property.GRADIENTS,
         Property.PLAIN_TRAINING,
         Property.SERVER_STEP,
+        Property.MEAN_OF_ONE_LAYOUT,
         Property.CODECS,
         Property.EPOCHS,
         Property.ACCUMULATION,

@@ -136,6 +136,7 @@ _PLAIN = frozenset(DECIDES)
 _MESSAGES = frozenset(
     {
         Property.SERVER_STEP,
+        Property.MEAN_OF_ONE_LAYOUT,
         Property.CODECS,
         Property.EPOCHS,
         Property.LAYER_TURNS,
@@ -265,7 +266,14 @@ DILOCO = ClientMethod(
         ),
     ),
     allows=frozenset(
-        {Property.GRADIENTS, Property.PLAIN_TRAINING, Property.SERVER_STEP, Property.CODECS, Property.LOST_ANSWERS}
+        {
+            Property.GRADIENTS,
+            Property.PLAIN_TRAINING,
+            Property.SERVER_STEP,
+            Property.MEAN_OF_ONE_LAYOUT,
+            Property.CODECS,
+            Property.LOST_ANSWERS,
+        }
     ),
 )
 """What ``federation.keep_optimizer`` makes of adamw or sgd."""

@@ -21,6 +21,7 @@ DECIDES = frozenset(
     {
         Property.PLAIN_MEAN,
         Property.SERVER_STEP,
+        Property.MEAN_OF_ONE_LAYOUT,
         Property.HETEROGENEOUS_RANKS,
         Property.ONE_LAYOUT,
         Property.SUMS,
@@ -85,8 +86,8 @@ _KEEPS = Need(
     Property.PERSONAL_TENSORS, "clients keep B with {me}, and with {who} they keep nothing", "use mean or fedit"
 )
 
-_STEPS = frozenset({Property.SERVER_STEP})
-_SUMS = frozenset({Property.SERVER_STEP, Property.SUMS})
+_STEPS = frozenset({Property.SERVER_STEP, Property.MEAN_OF_ONE_LAYOUT})
+_SUMS = _STEPS | {Property.SUMS}
 _HETEROGENEOUS = frozenset({Property.HETEROGENEOUS_RANKS, Property.ONE_LAYOUT})
 
 

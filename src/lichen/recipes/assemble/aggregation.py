@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from lichen.core.contracts.server import Aggregator
 from lichen.models.adapters.layerwise import layerwise_schedule
-from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.assemble.sides.server import ServerSide, participants
 from lichen.recipes.schema.model import AdapterConfig
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.fair import QFFL
+from lichen.server.robust.robust import Robust
+from lichen.server.robust.table import too_many_liars
 from lichen.server.rules import RuleSettings
 from lichen.server.sums.summed import Weighting
 
@@ -38,8 +40,14 @@ def local_params_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def aggregator_of(server: ServerSide, lr: float) -> Aggregator:
-    """The recipe's aggregator, for clients that train at this rate."""
+    """The recipe's aggregator, for clients that train at this rate.
+
+    Raises:
+        LichenError: if a robust rule does not stand so many liars among so many clients.
+    """
     recipe = server.recipe
+    if recipe.federation.robust is not None:
+        return _robust(server)
     if recipe.federation.fair == "qffl":
         fed = recipe.federation
         return QFFL(fed.q, lr=lr, weighting=weighting_of(recipe))
@@ -49,6 +57,26 @@ def aggregator_of(server: ServerSide, lr: float) -> Aggregator:
 def weighting_of(recipe: Recipe) -> Weighting:
     """How the server weighs messages: by the weight each brings, whatever its client has counted, or all alike."""
     return "uniform" if recipe.federation.weighting == "uniform" else "examples"
+
+
+def _robust(server: ServerSide) -> Aggregator:
+    """The recipe's robust rule.
+
+    Raises:
+        LichenError: if it does not stand so many liars among so many clients of a round.
+    """
+    robust = server.recipe.federation.robust
+    assert robust is not None
+    if (fault := too_many_liars(robust.rule, robust.liars, participants(server))) is not None:
+        raise fault
+    return Robust(
+        robust.rule,
+        liars=robust.liars,
+        mixing=robust.mixing,
+        of=robust.of,
+        radius=robust.radius,
+        iterations=robust.iterations,
+    )
 
 
 def _rule(recipe: Recipe) -> Aggregator:

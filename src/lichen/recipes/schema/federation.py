@@ -8,7 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from lichen.core.errors import LichenError
 from lichen.recipes.schema.model import Positive, Section, Share
-from lichen.recipes.schema.names import MethodName, RuleName
+from lichen.recipes.schema.names import MethodName, RobustName, RuleName
+from lichen.server.robust.table import ROBUST
 from lichen.transforms.codec_words import read_codecs
 
 __all__ = ["ClockConfig", "FederationConfig", "OptimizerConfig", "WireConfig"]
@@ -103,6 +104,36 @@ class ScheduleConfig(Section):
     )
 
 
+class RobustConfig(Section):
+    """Another middle of the clients' changes than their mean, which a few liars cannot lead; every client counts 1."""
+
+    rule: RobustName = Field(description="which; `lichen list methods` says what each does")
+    liars: Annotated[int, Field(ge=0)] = Field(
+        default=1,
+        description="clients of a round that may lie (f); a round with too few clients for that changes nothing",
+    )
+    mixing: bool = Field(
+        default=False, description="each change becomes the mean of its n - f nearest ones first (NNM)"
+    )
+    of: Literal["factors", "products"] = Field(
+        default="factors",
+        description="what distances are between: `factors`, all numbers as they are sent; `products`, for each layer "
+        "of LoRA the changes of its product B A, and each layer chooses by itself",
+    )
+    radius: float | None = Field(
+        default=None,
+        gt=0,
+        description="norm that changes count up to; none, in norm_bound: the median norm of the round",
+    )
+    iterations: Positive = Field(default=10, description="steps of geometric_median and centred_clipping")
+
+    @model_validator(mode="after")
+    def _radius(self) -> RobustConfig:
+        if self.radius is None and ROBUST[self.rule].radius:
+            raise ValueError(f"federation.robust.radius: {self.rule} needs one; set it, for example to 1.0")
+        return self
+
+
 class ClockConfig(Section):
     """Virtual time for the federated column: answers arrive late, and nobody sleeps."""
 
@@ -162,6 +193,9 @@ class FederationConfig(Section):
         default="examples",
         description="weight of a client in the mean: `examples` counts the labelled rows, or tokens with a loss on "
         "them, that it trained on in this round; `rows` its training rows, n_k in FedAvg; `uniform` is 1",
+    )
+    robust: RobustConfig | None = Field(
+        default=None, description="a rule that liars cannot lead in the place of the mean; none: the mean"
     )
     fair: Literal["none", "minmax", "qffl"] = Field(
         default="none",

@@ -15,12 +15,13 @@ from lichen.declared import Declared, Part, Property, misfit
 from lichen.recipes.schema.features.changes import CHANGES
 from lichen.recipes.schema.features.feature import Feature
 from lichen.recipes.schema.features.help import HELP
+from lichen.recipes.schema.features.robust import ROBUSTNESS
 from lichen.recipes.schema.features.schedule import SCHEDULE
 from lichen.recipes.schema.features.training import TRAINING
 
 __all__ = ["FEATURES", "member", "refuse"]
 
-FEATURES = (*HELP, *CHANGES, *SCHEDULE, *TRAINING)
+FEATURES = (*HELP, *CHANGES, *ROBUSTNESS, *SCHEDULE, *TRAINING)
 """In the order in which a recipe is looked through."""
 
 

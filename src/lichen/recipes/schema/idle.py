@@ -19,6 +19,7 @@ from lichen.core.errors import LichenError
 from lichen.declared import Family
 from lichen.engines.kinds import ENGINES
 from lichen.models.adapters.table import BUILT_IN
+from lichen.server.robust.table import ROBUST
 from lichen.server.rules import RULES
 from lichen.tasks.registry import task_of
 
@@ -245,6 +246,12 @@ READS: tuple[Read, ...] = (
         "federation.fair",
         {"minmax": ("fair_rate",), "qffl": ("q",), "none": ()},
         lambda r: r.federation.fair,
+    ),
+    *_of_words(
+        "federation.robust",
+        "federation.robust.rule",
+        {name: sorted(rule.reads) for name, rule in ROBUST.items()},
+        lambda r: None if r.federation.robust is None else str(r.federation.robust.rule),
     ),
     *_of_words(
         "federation.server",

@@ -17,6 +17,7 @@ from lichen.engines.kinds import ENGINES
 from lichen.models.adapters import table
 from lichen.recipes.schema.features.feature import Feature
 from lichen.recipes.schema.fits import FEATURES
+from lichen.server.robust.table import ROBUST
 from lichen.server.rules import RULES
 
 __all__ = ["Entry", "every_method"]
@@ -125,6 +126,18 @@ def _adapters() -> Iterator[Entry]:
         )
 
 
+def _robust() -> Iterator[Entry]:
+    for rule in ROBUST.values():
+        yield Entry(
+            kind="robust rule",
+            name=f"federation.robust.rule: {rule.name}",
+            summary=rule.summary,
+            papers=tuple(map(str, rule.papers)),
+            needs=(str(Property.MEAN_OF_ONE_LAYOUT),),
+            refuses=(),
+        )
+
+
 def every_method() -> tuple[Entry, ...]:
     """Every rule, client method, adapter, engine and other method, those of other packages among them.
 
@@ -145,6 +158,7 @@ def every_method() -> tuple[Entry, ...]:
     )
     return (
         *_family(RULES, "rule", "federation.aggregate"),
+        *_robust(),
         *_family(METHODS, "client method", "optimizer.name"),
         _of(DILOCO, "client method", DILOCO.key, client_method.DECIDES),
         *_adapters(),

@@ -16,10 +16,20 @@ from lichen.clients.methods import METHODS
 from lichen.declared import Family
 from lichen.engines.kinds import ENGINES
 from lichen.models.adapters.table import BUILT_IN, added
+from lichen.server.robust.table import ROBUST
 from lichen.server.rules import RULES
 from lichen.tasks.registry import known_metrics, task_names, task_of
 
-__all__ = ["AdapterName", "EngineName", "MethodName", "MetricName", "RuleName", "TaskName", "described_kinds"]
+__all__ = [
+    "AdapterName",
+    "EngineName",
+    "MethodName",
+    "MetricName",
+    "RobustName",
+    "RuleName",
+    "TaskName",
+    "described_kinds",
+]
 
 
 def _task(value: Any, built_in: ValidatorFunctionWrapHandler) -> str:
@@ -73,11 +83,13 @@ if TYPE_CHECKING:
     AdapterName = str
     TaskName = str
     RuleName = str
+    RobustName = str
     MethodName = str
     EngineName = str
     MetricName = str
 else:
     RuleName = _family(RULES)
+    RobustName = Literal[tuple(ROBUST)]
     MethodName = _family(METHODS)
     EngineName = _family(ENGINES)
     TaskName = Annotated[Literal["chat", "classify", "oneshot"], WrapValidator(_task), PlainSerializer(str)]

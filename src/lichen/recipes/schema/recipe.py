@@ -25,6 +25,7 @@ from lichen.recipes.schema.help import SemiConfig, SyntheticConfig, TeacherConfi
 from lichen.recipes.schema.model import AdapterConfig, ModelConfig, Positive, Section, StudentConfig
 from lichen.recipes.schema.names import EngineName, MetricName, TaskName
 from lichen.server import rules
+from lichen.server.robust.table import too_many_liars
 from lichen.server.rules import RULES, AggregationRule
 from lichen.tasks.registry import task_of
 
@@ -291,8 +292,25 @@ def refuse_misfits(recipe: Recipe) -> None:
                 raise ValueError(f"federation.schedule.{key}: is FedBuff's; set federation.schedule.kind: buffered")
     elif schedule.concurrency is not None and schedule.arrivals > schedule.concurrency:
         raise ValueError("federation.schedule.arrivals: more than are at work; raise schedule.concurrency, or lower it")
+    refuse_many_liars(recipe)
     if fed.ranks is not None and max(fed.ranks) > recipe.model.adapter.rank:
         raise ValueError("federation.ranks: some are above model.adapter.rank; raise that one")
+
+
+def refuse_many_liars(recipe: Recipe) -> None:
+    """Refuse a robust rule for rounds of fewer clients than it needs, as far as a recipe says how many there are.
+
+    Raises:
+        ValueError: naming the key and the fix.
+    """
+    fed, partition = recipe.federation, recipe.data.partition
+    if fed.robust is None:
+        return
+    everyone = recipe.data.max_clients if partition.by == "client" else partition.clients
+    came = fed.schedule.arrivals if fed.schedule.kind == "buffered" else fed.clients_per_round
+    most = min((n for n in (came, everyone) if n is not None), default=None)
+    if most is not None and (fault := too_many_liars(fed.robust.rule, fed.robust.liars, most)) is not None:
+        raise ValueError(f"{fault.where}: {fault.what}; {fault.fix}")
 
 
 def members_of(recipe: Recipe) -> tuple[Part, ...]:

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
+from lichen.core.errors import LichenError
 from lichen.declared import Paper
 
-__all__ = ["ROBUST"]
+__all__ = ["NNM", "ROBUST", "too_many_liars"]
 
 
 @final
@@ -51,6 +52,9 @@ class RobustRule:
 
 _KRUM = Paper(short="Blanchard et al. NeurIPS 2017", url="https://arxiv.org/abs/1703.02757")
 _YIN = Paper(short="Yin et al. ICML 2018", url="https://arxiv.org/abs/1803.01498")
+NNM = Paper(short="Allouah et al. AISTATS 2023", url="https://arxiv.org/abs/2302.01772")
+"""Mixing with nearest neighbours, before any rule."""
+
 _OF = frozenset({"of", "mixing", "liars"})
 
 ROBUST: Mapping[str, RobustRule] = {
@@ -108,3 +112,19 @@ ROBUST: Mapping[str, RobustRule] = {
     )
 }
 """In the order of the guide."""
+
+
+def too_many_liars(rule: str, liars: int, clients: int) -> LichenError | None:
+    """Why this rule does not stand so many liars in a round of so many clients; None where it does.
+
+    >>> print(too_many_liars("krum", 1, 5), too_many_liars("median", 2, 4).what)
+    None with 2 liars median needs 5 clients, and a round has 4
+    """
+    least = ROBUST[rule].least(liars)
+    if clients >= least:
+        return None
+    return LichenError(
+        f"with {liars} liars {rule} needs {least} clients, and a round has {clients}",
+        where="federation.robust.liars",
+        fix="lower it, or let more clients come to a round",
+    )

@@ -18,7 +18,7 @@ TRAINING: tuple[Feature, ...] = (
         Need(Property.PLAIN_MEAN, "weighs plain averages of gradient training, not {who}", "use aggregate: mean"),
         Need(Property.PLAIN_TRAINING, "weighs plain averages of gradient training, not {who}", "use adamw or sgd"),
         Need(Property.ONE_SERVER, "was not tried on several ranks", "use engine.name: local"),
-        lacks=NO_LATE,
+        lacks=NO_LATE | {Property.MEAN_OF_ONE_LAYOUT},
         summary="large losses count more: q-FFL, agnostic federated learning",
         papers=(
             Paper(short="Li et al. ICLR 2020", url="https://arxiv.org/abs/1905.10497"),
@@ -74,7 +74,7 @@ TRAINING: tuple[Feature, ...] = (
         "federation.ranks",
         lambda recipe: recipe.federation.ranks is not None,
         _HETEROGENEOUS,
-        lacks=NO_LATE,
+        lacks=NO_LATE | {Property.MEAN_OF_ONE_LAYOUT},
         clashes=(
             Clash(
                 other="federation.memory",
@@ -95,7 +95,7 @@ TRAINING: tuple[Feature, ...] = (
         key="federation.memory",  # beside an exchange, each client takes the largest student that fits
         used=lambda recipe: recipe.federation.memory is not None and not recipe.model.students,
         needs=(_HETEROGENEOUS,),
-        lacks=frozenset({Property.LAYER_TURNS, Property.LATE_ANSWERS}),
+        lacks=frozenset({Property.LAYER_TURNS, Property.LATE_ANSWERS, Property.MEAN_OF_ONE_LAYOUT}),
         clashes=(
             Clash(
                 other="wire.down",
