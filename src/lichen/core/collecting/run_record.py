@@ -3,7 +3,7 @@
 ==========  ==================================================================================================
 kind        what the line holds
 ==========  ==================================================================================================
-``begin``   digests of recipe, roster and inputs, and the versions that the run began with
+``begin``   digests of recipe, roster, data cards and inputs, and the versions that the run began with
 ``round``   who was asked, each message that counted by client, version, weight and digest, what was refused and why,
             who was missing, and the digest of the server's state after it
 ``end``     the digest of every file of the finished run
@@ -27,21 +27,22 @@ __all__ = ["beginning", "ending", "round_entry"]
 
 _PACKAGES = ("lichen", "torch", "transformers", "peft", "numpy")
 _INPUTS = "state/inputs.json"
+_BEGINS = ("recipe.yaml", "roster.json", "cards.json")
 
 
-def beginning(run: Path, *, lost: str = "") -> dict[str, Any]:
+def beginning(run: Path, *, late: bool = False) -> dict[str, Any]:
     """The first line: what the run is made from.
 
     Args:
         run: Its folder.
-        lost: Head of the record that this one takes the place of, where that is gone.
+        late: There were rounds before that no record holds.
     """
     inputs: dict[str, Any] = {}
     if (run / _INPUTS).exists():
         inputs = json.loads((run / _INPUTS).read_text(encoding="utf-8"))
-    digests = {name: sha256_of(run / name) for name in ("recipe.yaml", "roster.json") if (run / name).exists()}
+    digests = {name: sha256_of(run / name) for name in _BEGINS if (run / name).exists()}
     begun = {"kind": "begin", "format": FORMAT, "files": digests, "inputs": inputs, "versions": _versions()}
-    return {**begun, "lost": lost} if lost else begun
+    return {**begun, "late": True} if late else begun
 
 
 def _versions() -> dict[str, str]:

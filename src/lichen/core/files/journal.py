@@ -55,7 +55,7 @@ class RoundEntry:
         best: The best round so far, where private state of it is kept; else -1.
         flying: Whether jobs are on their way, whose private state may be ahead.
         traced: The round's line of the trace; empty where it stands there already.
-        record: Head of the run's record (:mod:`lichen.core.files.record`) after the round's line.
+        record: Lines of the run's record (:mod:`lichen.core.files.record`) that come with the round.
     """
 
     column: str
@@ -133,7 +133,7 @@ class Journal:
         adopted: The folder was begun by a version that kept no journal.
         seconds: Time spent so far.
         joules: Energy so far; None: not known.
-        record: Head of the run's record after the last round that was whole; empty before the first.
+        record: The run's record, line by line, as far as rounds are whole, or were.
 
     Raises:
         LichenError: if a line other than the last is damaged.
@@ -183,7 +183,7 @@ class Journal:
     def _apply(self, record: dict[str, Any]) -> None:
         self.adopted = bool(record.get("adopted", self.adopted))
         self.seconds, self.joules = record.get("seconds", self.seconds), record.get("joules", self.joules)
-        self.record = record.get("record") or self.record
+        self.record += record.get("record", "")
         if "back" in record:
             self.columns[record["back"]].back(record["rounds"])
         if "state" in record:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -101,55 +101,47 @@ def chain(path: Path) -> tuple[list[dict[str, Any]], str]:
 class Record:
     """The record of a run; one process writes it.
 
+    Its lines are forced to the disk with the journal's, from which they are written again at the next start.
+
     Args:
         path: Its file; made with the first line.
-        head: Digest of the last line that counts; lines after it are of what a kill has ended, and are dropped.
+        text: The lines that count, as the journal has them.
+        say: Called with a line where the file had others.
 
     Attributes:
         head: Digest of the last line.
-        lost: The head of a record that is not there any more; else empty.
-
-    Raises:
-        LichenError: if a line before it was changed, or it is not there.
     """
 
-    def __init__(self, path: Path, *, head: str = START) -> None:
-        self.path, self.head, self.lost = path, head, ""
-        if head != START and not path.exists():
-            self.head, self.lost = START, head
-        if not self._cut():
-            raise LichenError(
-                "lacks its last lines, or they were changed",
-                where=str(path),
-                fix=f"{_PUT_BACK}; or delete it, and a new record begins, which says so",
-            )
-        chain(path)
-
-    def _cut(self) -> bool:
-        """Drop what stands after the head's line; whether that is there."""
-        if self.head == START:
-            self.path.unlink(missing_ok=True)
-            return True
-        length, data = 0, self.path.read_bytes() if self.path.exists() else b""
-        for line in data.splitlines(keepends=True):
-            length += len(line)
-            if hashlib.sha256(line).hexdigest() == self.head:
-                if length < len(data):
-                    write_atomic(self.path, data[:length])
-                return True
-        return False
+    def __init__(self, path: Path, text: str, *, say: Callable[[str], None] = lambda _: None) -> None:
+        self.path = path
+        lines = text.encode().splitlines(keepends=True)
+        self.head = hashlib.sha256(lines[-1]).hexdigest() if lines else START
+        there = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if there == lines:
+            return
+        # Behind them may stand the end of a run that goes on, and lines of a round that a kill has ended.
+        if there[: len(lines)] != lines:
+            say(f"{path}: was damaged, and is written again from the journal")
+        if lines:
+            write_atomic(path, b"".join(lines))
+        else:
+            path.unlink()
 
     def append(self, entry: Mapping[str, Any]) -> str:
-        """Add a line, forced to the disk; the new head."""
+        """Add a line; it is given back."""
         line = canonical({**entry, "before": self.head})
         if not self.path.exists():
             os.close(private.create(self.path))
         with open(self.path, "ab") as file:
             file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
         self.head = hashlib.sha256(line).hexdigest()
-        return self.head
+        return line.decode()
+
+    def end(self, entry: Mapping[str, Any]) -> None:
+        """Add the last line, and force all of them to the disk."""
+        self.append(entry)
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def recorded_files(run: Path) -> list[str]:

@@ -24,11 +24,11 @@ def end_record(run: Path, record: Record, recipe: Recipe) -> None:
         recipe: The run's.
     """
     if not record.path.exists():  # a task without rounds
-        record.append(beginning(run, lost=record.lost))
+        record.append(beginning(run))
     public_key(run / KEY)  # made before its digest is taken
-    head = record.append(ending(run))
+    record.end(ending(run))
     lines = len(chain(run / RECORD)[0])
-    write_atomic(run / SIGNED, signed({"format": FORMAT, "head": head, "lines": lines}, run / KEY))
+    write_atomic(run / SIGNED, signed({"format": FORMAT, "head": record.head, "lines": lines}, run / KEY))
     adapter = run / "adapter"
     if adapter.is_dir():
         known = CATALOG.get(recipe.model.name or "")
@@ -38,6 +38,6 @@ def end_record(run: Path, record: Record, recipe: Recipe) -> None:
             "base_and_start": beginning(run)["inputs"].get("model", ""),
             "base_licence": known.licence if known else "",
             "files": {name: sha256_of(adapter / name) for name in handed_on(adapter)},
-            "record": head,
+            "record": record.head,
         }
         write_atomic(adapter / MANIFEST, signed(body, run / KEY), shared=True)

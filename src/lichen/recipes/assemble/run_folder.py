@@ -40,6 +40,7 @@ from lichen.core.store import Staged, load_tree, save_tree, take_staged
 from lichen.core.tree import Tree, digest
 from lichen.engines.ranks import Ranks
 from lichen.present.trace import Event, event_line, read_trace
+from lichen.recipes.rows.cards import Cards
 
 __all__ = ["RunFolder", "save_roster"]
 
@@ -100,7 +101,7 @@ class RunFolder:
         if not self.journal.path.exists() and (self.finished() or read_trace(self.path)):
             self._adopt()
         self.journal.mend(lambda file: load_state(file).round)
-        self.record = Record(self.path / RECORD, head=self.journal.record or START)
+        self.record = Record(self.path / RECORD, self.journal.record, say=self._say)
         self._restore_trace()
         return not self.journal.adopted
 
@@ -161,13 +162,13 @@ class RunFolder:
         staged = {store: self._staged(path.parent / store) for store in ("clients", "server")}
         before = self.journal.columns.get(column)
         pins = any(one.best >= 0 for files in staged.values() for one in files) or (before is not None and before.pins)
-        event, traced = self._events.pop((column, state.round), None), ""
+        event, traced, recorded = self._events.pop((column, state.round), None), "", ""
         # A round that is trained again, to the same bytes, is traced and on record already.
         if event is not None and (column, state.round) not in self.journal.traced:
             traced = event_line(event).decode()
             if self.record.head == START:
-                self.record.append(beginning(self.path, lost=self.record.lost))
-            self.record.append(round_entry(column, event.report, digest))
+                recorded = self.record.append(beginning(self.path, late=bool(self.journal.columns)))
+            recorded += self.record.append(round_entry(column, event.report, digest))
         entry = RoundEntry(
             column=column,
             round=state.round,
@@ -176,7 +177,7 @@ class RunFolder:
             best=state.best_round if pins else -1,
             flying=bool(state.in_flight),
             traced=traced,
-            record=self.record.head,
+            record=recorded,
         )
         now = self.seconds()
         self._start = time.monotonic()
@@ -272,6 +273,9 @@ def _former_number(file: Path) -> float | None:
     return found if 0 <= found < float("inf") else None
 
 
-def save_roster(folder: RunFolder, roster: Roster) -> None:
-    """Write down who takes part, as each has declared itself."""
+def save_roster(folder: RunFolder, roster: Roster, cards: Cards) -> None:
+    """Write down who takes part, as each has declared itself, and the data cards of their rows where there are any."""
     folder.write_json("roster.json", roster.dump())
+    about = cards.summary(roster.names)
+    if about["cards"] or about["cards_left"]:
+        folder.write_json("cards.json", about)

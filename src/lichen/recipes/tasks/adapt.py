@@ -64,7 +64,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
         keep_template(recipe, loaded.tokenizer, folder.path)
     agree(folder, recipe, inputs_of(loaded))
     save_class_names(folder, loaded.classes)
-    save_roster(folder, loaded.experiment.server.roster)
+    save_roster(folder, loaded.experiment.server.roster, loaded.cards)
     help_result = apply_help(loaded, folder, say)
     columns = {**help_result.columns, **adapt(help_result.experiment, folder, observer, say, plain=loaded.experiment)}
     best = columns["federated"].shared or Shared()

@@ -84,7 +84,7 @@ def run_exchange(recipe: Recipe, folder: RunFolder, observer: EventObserver, say
     loaded, heterogeneous = open_heterogeneous(recipe, say)
     agree(folder, recipe, inputs_of(loaded, *heterogeneous.experiments.values()))
     save_class_names(folder, loaded.classes)
-    save_roster(folder, heterogeneous.server.roster)
+    save_roster(folder, heterogeneous.server.roster, loaded.cards)
     trained = _federated(heterogeneous, folder, observer)
     columns = {"federated": trained.column}
     if "alone" in recipe.compare.baselines:

@@ -210,7 +210,7 @@ def run_oneshot(
         folder, recipe, Inputs(rows=len(gathered.records), data=records_digest(gathered.records), model=features.base)
     )
     save_class_names(folder, classes)
-    save_roster(folder, roster_of(clients_data))
+    save_roster(folder, roster_of(clients_data), gathered.cards)
     say(f"features of {sum(len(o.train) + len(o.test) for o in clients_data):,} rows of {len(clients_data)} clients")
 
     def shards_of_part(part: str) -> list[ArrayShard]:

@@ -28,6 +28,7 @@ from lichen.recipes.assemble.experiment import values_N
 from lichen.recipes.assemble.parts import validators_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.rows.cards import Cards
 from lichen.recipes.rows.site_rows import refuse_everybodys
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.open_server import open_server, refuse_rows
@@ -93,7 +94,7 @@ def _learned(
 ) -> TaskResult:
     """The task's result, with these nodes."""
     roster, labels, engine_of = nodes
-    save_roster(folder, roster)
+    save_roster(folder, roster, Cards())
     say(f"{len(roster)} clients, {sum(roster.rows('train')):,} rows to train on")
     if not task_of(recipe.task).procedure.rounds:
         with ExitStack() as stack:

@@ -15,6 +15,7 @@ Legend: C clients, N messages that count, W norms that are remembered.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
@@ -22,7 +23,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
@@ -113,10 +113,14 @@ class NormGate:
         return replace(message, metrics={**message.metrics, NORM: norm_C})
 
     def _norm_C(self, message: Message) -> Tensor:
-        real_C = {name: x for name, x in message.tensors.items() if x.is_floating_point()}
+        """One client after the other, and tensor by tensor: the same bits in any company."""
+        real_C = [
+            message.tensors[name] for name in sorted(message.tensors) if message.tensors[name].is_floating_point()
+        ]
+        rows = range(len(message.client_C))
+        norms = [math.hypot(*(float(torch.linalg.vector_norm(x_C[c])) for x_C in real_C)) for c in rows]
         weight_C = message.weight_C.detach().cpu().double()
-        norm_C = trees.norm_C(real_C).cpu().double() if real_C else torch.zeros_like(weight_C)
-        return torch.where(weight_C == 0, -1.0, norm_C)
+        return torch.where(weight_C == 0, -1.0, torch.tensor(norms, dtype=torch.float64))
 
     def on_total(
         self, change: Shared, state: Tree, arrived: Tree, *, clients: int, seed: int
