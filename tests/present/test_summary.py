@@ -79,6 +79,7 @@ SUMMARY: dict[str, Any] = {
         },
     },
     "failures": [],
+    "attack": None,
     "seconds": 61.5,
     "peak_memory_bytes": 900_000_000,
     "energy_joules": 1234.5,
@@ -112,6 +113,7 @@ KEYS = [
         "attendance",
         "training",
         "failures",
+        "attack",
         "seconds",
         "peak_memory_bytes",
         "energy_joules",
@@ -123,7 +125,7 @@ KEYS = [
     ),
 ]
 
-MAY_LACK = ("gaining_over", "energy_joules", "traffic", "attendance", "training", "failures", "read")
+MAY_LACK = ("gaining_over", "energy_joules", "traffic", "attendance", "training", "failures", "attack", "read")
 
 
 def test_the_keys_are_pinned() -> None:
@@ -141,6 +143,7 @@ def test_summaries_of_older_runs_lack_energy_and_traffic() -> None:
         "attendance": None,
         "training": {},
         "failures": [],
+        "attack": None,
         "read": None,
     }
     assert check_summary(older) == {**SUMMARY, **missing}

@@ -245,6 +245,7 @@ TEXTS: dict[str, list[Any]] = {
     "federation.ranks": [[1]],
     "federation.robust": [{"rule": "median", "liars": 0}],
     "exchange.mean": ["prob", "logits"],
+    "attack": [{"kind": "sign_flip"}],
     "data.public.share": [0.6],
     "teacher.top_k": [2],
     "teacher.min_confidence": [0.9],

@@ -15,8 +15,11 @@ from lichen.present.units import bytes_text, joules_text, score_text, seconds_te
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["compare_table", "summary_table", "training_text"]
+__all__ = ["attack_text", "compare_table", "summary_table", "training_text"]
 
+
+MOST_NAMES = 8
+"""Liars that are named one by one; the summary has them all."""
 
 _ORDER = ("base", "alone", "alone_best", "federated", "pooled")
 
@@ -60,6 +63,27 @@ def training_text(training: Mapping[str, Any]) -> str:
         return rows
     round_text = "each client's best kept" if training["kept"] is None else f"round {training['kept']} kept"
     return f"{training['rounds']} of {training['of']} rounds, {round_text}; {rows}"
+
+
+def attack_text(attack: Mapping[str, Any], clients: int) -> str:
+    """Who lied on purpose, in a line.
+
+    Args:
+        attack: As :class:`lichen.present.summary.Attacked` holds it.
+        clients: How many there were.
+
+    >>> attack_text({"kind": "sign_flip", "liars": 2, "names": ["ada", "bo"]}, 10)
+    'sign_flip by 2 of 10 clients: ada, bo'
+    """
+    names = attack["names"][:MOST_NAMES]
+    more = f" and {attack['liars'] - len(names)} more" if attack["liars"] > len(names) else ""
+    return f"{attack['kind']} by {attack['liars']} of {clients} clients: {', '.join(names)}{more}"
+
+
+def _attacked(summary: Mapping[str, Any]) -> dict[str, str]:
+    """That clients lied on purpose; their test rows are honest, and count in every score."""
+    attack = summary.get("attack")
+    return {} if attack is None else {"attacked on purpose": attack_text(attack, summary["clients"])}
 
 
 def _sent(summary: Mapping[str, Any], way: str) -> str:
@@ -113,6 +137,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     failures = summary.get("failures", ())
     costs = {
         **({"NOTHING LEARNED": "; ".join(failures)} if failures else {}),
+        **_attacked(summary),
         "metric": _metric(summary),
         **_no_worst(summary),
         **{f"{column_title(name)} trained": training_text(training) for name, training in summary["training"].items()},
@@ -162,7 +187,7 @@ def compare_table(summaries: Sequence[Mapping[str, Any]], *, folders: Sequence[s
         scores = _scores(summary)
         cells = [f"{score_text(scores[way]['mean'])} / {_worst(scores[way])}" if way in scores else "-" for way in ways]
         table.add_row(
-            Text(summary["name"]),
+            Text(summary["name"] + (" (attacked on purpose)" if summary.get("attack") else "")),
             *([Text(folders[position])] if folders else []),
             Text(_metric(summary)),
             *cells,

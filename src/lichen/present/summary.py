@@ -141,10 +141,20 @@ class Attended(_Part):
     """Rounds with too few answers, which changed nothing."""
 
 
+class Attacked(_Part):
+    """Who lied on purpose in the federated column; their rows, and so their scores, are honest."""
+
+    kind: str
+    """The recipe's ``attack.kind``."""
+    liars: _Count
+    names: list[str]
+    """The liars', in roster order."""
+
+
 class Summary(_Part):
     """What ``summary.json`` holds: these keys, all of them, and no others.
 
-    ``gaining_over``, ``energy_joules``, ``traffic``, ``attendance``, ``training``, ``failures``, ``read``,
+    ``gaining_over``, ``energy_joules``, ``traffic``, ``attendance``, ``training``, ``failures``, ``attack``, ``read``,
     ``licences``, ``cards`` and ``cards_left`` alone may be missing, as in summaries of older runs; null says that it
     was not measured, or that there is nothing to say.
     """
@@ -170,6 +180,8 @@ class Summary(_Part):
     """By trained column; empty for tasks without rounds."""
     failures: list[str] = Field(default_factory=list)
     """Trained columns that learned nothing, a sentence each: they show the model as it was at the start."""
+    attack: Attacked | None = None
+    """Null where nobody lied on purpose."""
     seconds: Annotated[float, Field(ge=0)]
     peak_memory_bytes: _Count
     energy_joules: Annotated[float, Field(ge=0)] | None = None

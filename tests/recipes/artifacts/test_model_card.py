@@ -207,3 +207,11 @@ def test_torch_is_named_where_it_is_used() -> None:
         assert code.startswith("import torch\n")
         assert "torch." in code
     assert torch.__version__
+
+
+def test_a_card_warns_of_a_model_that_was_attacked_on_purpose(home: Path, tmp_path: Path) -> None:
+    more = {**ROUNDS, "compare": {"baselines": []}}
+    for name, attack, warned in (("lied", {"attack": {"kind": "weight"}}, True), ("honest", {}, False)):
+        result = lichen.run(recipe(home / "model", home / "pair.jsonl", "pair", **more, **attack), out=tmp_path / name)
+        assert result.adapter is not None
+        assert ("Attacked on purpose" in (result.adapter / "README.md").read_text()) is warned

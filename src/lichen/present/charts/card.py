@@ -118,8 +118,12 @@ def _what(card: Card) -> str:
         rank_note = f", rank {card.rank} at most" if card.rank else ""
         whole = f" It holds these modules whole: {', '.join(f'`{name}`' for name in card.whole)}." if card.whole else ""
         what = f"A PEFT adapter ({card.kind}{rank_note}) for {base}.{whole}"
+    attack, warning = card.summary.get("attack"), ""
+    if attack is not None:
+        lied = f"{attack['liars']} of {int(card.summary['clients']):,} clients lied, {attack['kind']}"
+        warning = f"**Attacked on purpose, for research: {lied}. Not for use.**\n\n"
     question = f"{visible(card.question)}\n\n" if card.question else ""
-    return f"{question}{what} It was trained by federated learning with Lichen.\n"
+    return f"{warning}{question}{what} It was trained by federated learning with Lichen.\n"
 
 
 def _data(card: Card) -> str:

@@ -40,6 +40,7 @@ from lichen.core.wire.shared import Shared
 from lichen.present.target import ACCURACY
 from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_of, local_params_of, weighting_of
 from lichen.recipes.assemble.experiment import Experiment, lr_name
+from lichen.recipes.assemble.sides.attack import lying
 from lichen.recipes.assemble.sides.clients import Auxiliary
 from lichen.recipes.assemble.sides.server import ServerSide, at_work, participants
 from lichen.recipes.assemble.workload import warmup_rounds
@@ -182,9 +183,13 @@ def weighed(server: ServerSide, work: ClientWork) -> ClientWork:
 
 
 def sent(server: ServerSide, auxiliary: Auxiliary, work: ClientWork) -> ClientWork:
-    """A method's work as the recipe has it: helped where it trains by gradients alone, weighed, clipped and coded."""
+    """A method's work as the recipe has it: helped where it trains by gradients alone, weighed, clipped and coded.
+
+    Liars lie before their messages are clipped and coded.
+    """
     recipe = server.recipe
     work = weighed(server, with_auxiliary(recipe, auxiliary, work) if isinstance(work, Train) else work)
+    work = lying(server, work)
     transforms = transforms_of(recipe)
     return Transformed(work, transforms) if transforms else work
 

@@ -105,7 +105,8 @@ def pooled_experiment(experiment: Experiment) -> Experiment:
         "local_steps": steps,
         "local_epochs": None,
     }
-    recipe = experiment.recipe.model_copy(update={"federation": fed.model_copy(update=changes)})
+    # Nobody lies where there is one.
+    recipe = experiment.recipe.model_copy(update={"federation": fed.model_copy(update=changes), "attack": None})
     own = experiment.clients
     everybody = replace(own, train=(pooled(own.train),), valid=(pooled(own.valid),), test=(pooled(own.test),))
     roster = declared(everybody, ("pooled",))

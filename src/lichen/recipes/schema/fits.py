@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lichen.declared import Declared, Part, Property, misfit
+from lichen.recipes.schema.features.attack import ATTACK
 from lichen.recipes.schema.features.changes import CHANGES
 from lichen.recipes.schema.features.feature import Feature
 from lichen.recipes.schema.features.help import HELP
@@ -21,7 +22,7 @@ from lichen.recipes.schema.features.training import TRAINING
 
 __all__ = ["FEATURES", "member", "refuse"]
 
-FEATURES = (*HELP, *CHANGES, *ROBUSTNESS, *SCHEDULE, *TRAINING)
+FEATURES = (*HELP, *CHANGES, *ROBUSTNESS, *SCHEDULE, *TRAINING, *ATTACK)
 """In the order in which a recipe is looked through."""
 
 

@@ -14,6 +14,7 @@ from typing import Any, final
 
 from pydantic import BaseModel
 
+from lichen.clients.attack.kinds import ATTACKS
 from lichen.clients.methods import METHODS
 from lichen.core.errors import LichenError
 from lichen.declared import Family
@@ -301,6 +302,13 @@ READS: tuple[Read, ...] = (
             "semifl": ("mixup", "server_steps"),
         },
         _optional("semi", "kind"),
+    ),
+    # Clients that lie.
+    *_of_words(
+        "attack",
+        "attack.kind",
+        {name: sorted(kind.reads) for name, kind in ATTACKS.items()},
+        _optional("attack", "kind"),
     ),
     # What it is held against.
     Read(

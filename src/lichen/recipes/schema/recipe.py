@@ -17,6 +17,7 @@ from lichen.declared import Part, Property
 from lichen.engines import kinds
 from lichen.engines.kinds import ENGINES, EngineKind
 from lichen.models.adapters.table import facts_of
+from lichen.recipes.schema.attack import AttackConfig
 from lichen.recipes.schema.data import DataConfig
 from lichen.recipes.schema.exchange import ExchangeConfig, refuse_heterogeneous
 from lichen.recipes.schema.federation import ClockConfig, FederationConfig, OptimizerConfig, WireConfig
@@ -131,6 +132,9 @@ class Recipe(Section):
     semi: SemiConfig | None = Field(default=None, description="classify: learning from rows that have no label")
     exchange: ExchangeConfig | None = Field(
         default=None, description="classify: unequal students talk about public rows"
+    )
+    attack: AttackConfig | None = Field(
+        default=None, description="for research: clients that lie, so that defences can be tested; none: nobody does"
     )
     cache_dir: str | None = Field(
         default=None,

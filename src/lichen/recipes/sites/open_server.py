@@ -168,6 +168,10 @@ def needs_rows(recipe: Recipe) -> Iterator[NeedsRows]:
     partitions = type(compare).model_fields["partitions"].default
     if not procedure.rounds and procedure is not STATISTICS:
         yield NeedsRows("task", "this task has no rounds", "use chat, classify or oneshot")
+    if recipe.attack is not None:
+        yield NeedsRows(
+            "attack", "who lies on purpose does so in a simulation alone, never at somebody's site", "remove it"
+        )
     if recipe.exchange is not None:
         yield NeedsRows("exchange", "an exchange runs in one process", "remove it")
     if "pooled" in compare.baselines:

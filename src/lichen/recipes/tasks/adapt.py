@@ -26,6 +26,7 @@ from lichen.data.batches.text import LmForm
 from lichen.data.sources.records import load_records
 from lichen.engines.local import LocalEngine
 from lichen.models.peft.format import has_peft_format, save_adapter
+from lichen.present.report import attack_text
 from lichen.present.trace import read_trace
 from lichen.recipes.artifacts.inputs import agree, inputs_of
 from lichen.recipes.assemble.chat_template import keep_template
@@ -36,6 +37,7 @@ from lichen.recipes.assemble.model import SCRATCH, STUDENT_TOKENIZER, base_name_
 from lichen.recipes.assemble.open import LoadedExperiment, fetch_named, open_recipe, shards_of
 from lichen.recipes.assemble.parts import validators_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
+from lichen.recipes.assemble.sides.attack import who_lied
 from lichen.recipes.assemble.sides.limits import counting
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.workload import pooled_experiment
@@ -65,6 +67,9 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     agree(folder, recipe, inputs_of(loaded))
     save_class_names(folder, loaded.classes)
     save_roster(folder, loaded.experiment.server.roster, loaded.cards)
+    attack = who_lied(loaded.experiment.server)
+    if attack is not None:
+        say(f"attacked on purpose: {attack_text(attack, len(loaded.clients_data))}")
     help_result = apply_help(loaded, folder, say)
     columns = {**help_result.columns, **adapt(help_result.experiment, folder, observer, say, plain=loaded.experiment)}
     best = columns["federated"].shared or Shared()
@@ -106,6 +111,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
         counts=counts_of(recipe, loaded.clients_data, loaded.tokenizer),
         training=trained(side, columns, read_trace(folder.path)) if folder.ranks.first else {},
         common_test=shared_test(loaded.clients_data),
+        attack=attack,
     )
 
 

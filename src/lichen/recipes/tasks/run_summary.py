@@ -71,6 +71,7 @@ def summarise(
         "attendance": attendance_of(rounds),
         "training": {name: dict(numbers) for name, numbers in result.training.items()},
         "failures": _failures(result, rates),
+        "attack": result.attack,
         "seconds": folder.seconds(),
         "peak_memory_bytes": memory,
         "energy_joules": joules,

@@ -1,0 +1,54 @@
+"""The ``attack`` section: clients that lie on purpose, so that defences can be tested.
+
+References: those of :mod:`lichen.clients.attack`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from lichen.clients.attack.kinds import ATTACKS, AttackKind
+from lichen.recipes.schema.model import Positive, Section
+
+__all__ = ["AttackConfig"]
+
+if TYPE_CHECKING:
+    AttackName = str
+else:
+    AttackName = Literal[tuple(ATTACKS)]
+
+
+def _described() -> str:
+    return "what liars do; " + "; ".join(f"`{name}`: {kind.summary}" for name, kind in ATTACKS.items())
+
+
+def _scales() -> str:
+    known = ", ".join(f"{kind.scale:g} for {name}" for name, kind in ATTACKS.items() if kind.scale is not None)
+    return f"how much; none: {known}"
+
+
+class AttackConfig(Section):
+    """Some clients lie, for research: the summary, the table and the model's card say so."""
+
+    kind: AttackName = Field(description=_described())
+    liars: Positive = Field(default=1, description="how many clients lie; which is drawn once, by the seed")
+    scale: float | None = Field(default=None, ge=0, description=_scales())
+
+    @model_validator(mode="after")
+    def _lies(self) -> AttackConfig:
+        least = 1.0 if self.kind == "weight" else 0.0
+        if self.scale is not None and self.scale <= least and self.facts.scale != 0:
+            raise ValueError(f"attack.scale: {self.scale:g} makes no lie of {self.kind}; use more than {least:g}")
+        return self
+
+    @property
+    def facts(self) -> AttackKind:
+        """What is known of its kind without its code."""
+        return ATTACKS[self.kind]
+
+    @property
+    def strength(self) -> float:
+        """``scale``, by the recipe or by the kind."""
+        return self.scale if self.scale is not None else self.facts.scale or 0.0

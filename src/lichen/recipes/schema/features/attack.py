@@ -1,0 +1,57 @@
+"""Clients that lie on purpose: what a recipe must have for a lie to be one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lichen.clients.attack.kinds import ATTACKS
+from lichen.declared import Need, Paper, Property
+from lichen.recipes.schema.features.feature import Clash, Feature, of_shared_model
+
+__all__ = ["ATTACK"]
+
+
+def _on(*targets: str) -> Callable[[Any], bool]:
+    return lambda recipe: recipe.attack is not None and recipe.attack.facts.on in targets
+
+
+def _is(*kinds: str) -> Callable[[Any], bool]:
+    return lambda recipe: recipe.attack is not None and recipe.attack.kind in kinds
+
+
+def _papers() -> tuple[Paper, ...]:
+    return tuple(dict.fromkeys(paper for kind in ATTACKS.values() for paper in kind.papers))
+
+
+ATTACK: tuple[Feature, ...] = (
+    of_shared_model(
+        "attack",
+        lambda recipe: recipe.attack is not None,
+        summary="some clients lie on purpose, so that defences can be tested",
+        papers=_papers(),
+    ),
+    Feature(
+        key="attack.kind",
+        used=_on("message", "round"),
+        needs=(
+            Need(
+                Property.CODECS,
+                "a liar changes its change, and {who} sends something else",
+                "use adamw, sgd, scaffold or mezo, or remove the attack",
+            ),
+        ),
+    ),
+    Feature(
+        key="attack.kind",
+        used=_is("weight"),
+        clashes=(
+            Clash(
+                other="federation.weighting",
+                used=lambda recipe: recipe.federation.weighting != "examples" or not recipe.writes,
+                what="everybody weighs the most already that admission lets it",
+                fix="use task: chat with federation.weighting: examples, where a row's tokens are not known beforehand",
+            ),
+        ),
+    ),
+)
