@@ -322,6 +322,10 @@ SAYS_SO = {
     "compare.metric": lambda recipe: "perplexity" if recipe.writes else "macro_f1",
     "synthetic.filters": lambda recipe: list(recipe.synthetic.sieve),
     "engine.gradient_checkpointing": lambda recipe: None,
+    # The rows have three classes, so that the three likeliest are all.
+    "teacher.answer_format": lambda recipe: (
+        "all" if recipe.teacher.answer_format == "top_k" and recipe.teacher.top_k >= 3 else None
+    ),
 }
 """What holds where a key is left out: to say it changes nothing. A head without names of classes is drawn, too."""
 
