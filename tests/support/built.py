@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from lichen.core.store import ClientStore
+from lichen.engines.attack.colluding import ColludingEngine
 from lichen.engines.clock import ClockEngine
 from lichen.engines.kinds import EngineKind
 from lichen.fm.interface import Usage
@@ -34,6 +35,7 @@ from lichen.recipes.assemble.experiment import Experiment, metric_of
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.assemble.parts import algorithm_of, client_tasks, initial_shared, lr_scale, stop_of
 from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.sides.attack import colluding
 from lichen.recipes.assemble.workload import (
     Unbudgeted,
     alone_rounds,
@@ -318,9 +320,12 @@ def engine_parts(experiment: Experiment, folder: RunFolder) -> list[Any]:
         kind = recipe.engine_kind
         local = functools.partial(local_engine, experiment, store)
         with patch.object(Recipe, "engine_kind", property(lambda _: _Seen(kind, seen))):
-            engine = recipe_engine(recipe, folder, store, stack, local=local, start=experiment.start)
+            around = functools.partial(colluding, experiment.server)
+            engine = recipe_engine(recipe, folder, store, stack, local=local, start=experiment.start, around=around)
     clock = [engine.delays, engine.seed] if isinstance(engine, ClockEngine) else None
-    return [made, clock, block_size_of(recipe, store), recipe.engine.gradient_checkpointing]
+    inner = engine.inner if isinstance(engine, ClockEngine) else engine
+    lies = [inner.collusion, sorted(inner.liars)] if isinstance(inner, ColludingEngine) else None
+    return [made, clock, lies, block_size_of(recipe, store), recipe.engine.gradient_checkpointing]
 
 
 class _Seen:

@@ -28,6 +28,7 @@ SHORT = (
     "data.partition.clients=5",
     "data.on_single_class=keep",
 )
+BUFFERED = ("federation.schedule={kind: buffered, arrivals: 2}", "engine.clock={median: 60}")
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,13 @@ SHORT = (
         ("chat-lora", ("attack.kind=weight", "federation.weighting=rows"), "attack.kind", "the most already"),
         ("chat-lora", ("attack.kind=noise", "optimizer={name: kseed}", "compare.baselines=[]"), "attack.kind", "kseed"),
         ("digits-unequal", ("attack.kind=sign_flip",), "attack", "exchange"),
+        ("digits", ("attack.kind=ipm", "engine.name=spawned"), "attack.kind", "spawned"),
+        ("digits", ("attack.kind=ipm", "engine.name=distributed"), "attack.kind", "distributed"),
+        ("digits", ("attack.kind=min_max", "wire.up=[int8]"), "attack.kind", "codes"),
+        ("digits", ("attack.kind=alie", *BUFFERED), "attack.kind", "buffered"),
+        ("chat-lora", ("attack.kind=ipm", "federation={ranks: [4, 8], aggregate: hetlora}"), "attack.kind", "shape"),
+        ("digits", ("attack={kind: min_max, scale: 2}",), "attack.scale", "has none"),
+        ("digits", ("attack={kind: ipm, deviation: sign}",), "attack.deviation", "has none"),
         ("reviews-oneshot", ("attack.kind=sign_flip",), "attack.kind", "oneshot"),
     ],
 )
@@ -58,8 +66,9 @@ def test_nobody_lies_at_a_real_site_and_somebody_is_honest(tmp_path: Path) -> No
     with pytest.raises(LichenError, match="simulation") as caught:
         refuse_rows(recipe)
     assert caught.value.where == "attack"
-    with pytest.raises(LichenError, match="honest"):
-        lichen.run(read_recipe("digits", [*SHORT, "attack={kind: sign_flip, liars: 5}"]), out=tmp_path / "all")
+    for words, what in (("{kind: sign_flip, liars: 5}", "honest"), ("{kind: alie}", "the honest mean")):
+        with pytest.raises(LichenError, match=what):
+            lichen.run(read_recipe("digits", [*SHORT, f"attack={words}"]), out=tmp_path / "all")
 
 
 def test_the_pooled_column_is_honest() -> None:
@@ -76,7 +85,7 @@ def bytes_of(run: Path) -> list[bytes]:
     return [(run / name).read_bytes() for name in ("state/final.safetensors", "clients.csv")]
 
 
-@pytest.mark.parametrize("kind", ["noise"])
+@pytest.mark.parametrize("kind", ["noise", "min_max"])
 def test_an_attacked_run_says_so_and_has_the_same_bytes_on_other_engines_and_after_a_stop(
     tmp_path: Path, kind: str
 ) -> None:
@@ -97,8 +106,9 @@ def test_an_attacked_run_says_so_and_has_the_same_bytes_on_other_engines_and_aft
     assert "attacked" not in table_text(summary_table(honest.summary))
     assert bytes_of(honest.folder) != bytes_of(whole.folder)
 
-    spawned = lichen.run(read_recipe("digits", [*words, "engine.name=spawned"]), out=tmp_path / "spawned")
-    assert bytes_of(spawned.folder) == bytes_of(whole.folder)
+    other = "engine.clients_per_block=2" if kind == "min_max" else "engine.name=spawned"
+    elsewhere = lichen.run(read_recipe("digits", [*words, other]), out=tmp_path / "elsewhere")
+    assert bytes_of(elsewhere.folder) == bytes_of(whole.folder)
 
     class StopError(Exception):
         pass

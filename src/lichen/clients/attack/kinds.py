@@ -72,6 +72,31 @@ ATTACKS: Mapping[str, AttackKind] = {
             ),
             scale=0.0,
         ),
+        AttackKind(
+            name="alie",
+            summary="the mean of the honest changes less scale standard deviations (a little is enough)",
+            on="round",
+            papers=(Paper(short="Baruch et al. NeurIPS 2019", url="https://arxiv.org/abs/1902.06156"),),
+        ),
+        AttackKind(
+            name="ipm",
+            summary="the mean of the honest changes, turned round and times scale (inner product manipulation)",
+            on="round",
+            papers=(Paper(short="Xie et al. UAI 2019", url="https://arxiv.org/abs/1903.03936"),),
+            scale=0.5,
+        ),
+        AttackKind(
+            name="min_max",
+            summary="as far from the mean of the honest changes, along deviation, as these are from each other",
+            on="round",
+            papers=(
+                Paper(
+                    short="Shejwalkar and Houmansadr. NDSS 2021",
+                    url="https://www.ndss-symposium.org/ndss-paper/manipulating-the-byzantine-optimizing-model-poisoning-attacks-and-defenses-for-federated-learning/",
+                ),
+            ),
+            reads=frozenset({"deviation"}),
+        ),
     )
 }
 """In the order of the guide."""

@@ -108,6 +108,7 @@ def recipe_engine(
     *,
     local: Callable[[], LocalEngine],
     start: Shared | None = None,
+    around: Callable[[Engine], Engine] = lambda engine: engine,
 ) -> Engine:
     """The engine that a recipe names, open until the stack is closed.
 
@@ -118,6 +119,7 @@ def recipe_engine(
         stack: Closes the engine.
         local: Makes the engine of this process.
         start: The tensors that all begin from; None: no job has any.
+        around: What stands between it and its clock.
     """
     settings = EngineSettings(
         local=local,
@@ -129,7 +131,7 @@ def recipe_engine(
         nodes=recipe.engine.nodes,
         agreed=agreed_name(recipe, start),
     )
-    return clocked(recipe, stack.enter_context(recipe.engine_kind.make(settings)))
+    return clocked(recipe, around(stack.enter_context(recipe.engine_kind.make(settings))))
 
 
 def agreed_name(recipe: Recipe, start: Shared | None) -> str:

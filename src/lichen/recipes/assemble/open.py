@@ -24,7 +24,7 @@ from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.loaded_model import load_model
 from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.parts import client_tasks
-from lichen.recipes.assemble.sides.attack import liars_of
+from lichen.recipes.assemble.sides.attack import refuse_truth
 from lichen.recipes.assemble.sides.clients import ClientSide, declared
 from lichen.recipes.assemble.sides.server import capacity_from
 from lichen.recipes.assemble.workload import refuse_warmup
@@ -175,7 +175,7 @@ def open_recipe(
     capacity = capacity_from(roster, scaling=scaling_of(recipe.model.adapter))
     experiment = experiment.with_server(roster=roster, capacity=capacity)
     refuse_warmup(experiment.server)
-    liars_of(experiment.server)  # refused before anything is trained
+    refuse_truth(experiment.server)
     return LoadedExperiment(
         experiment=experiment,
         clients_data=clients_data,

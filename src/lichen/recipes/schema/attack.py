@@ -26,7 +26,7 @@ def _described() -> str:
 
 def _scales() -> str:
     known = ", ".join(f"{kind.scale:g} for {name}" for name, kind in ATTACKS.items() if kind.scale is not None)
-    return f"how much; none: {known}"
+    return f"how much; none: {known}; alie's by how many lie"
 
 
 class AttackConfig(Section):
@@ -35,6 +35,11 @@ class AttackConfig(Section):
     kind: AttackName = Field(description=_described())
     liars: Positive = Field(default=1, description="how many clients lie; which is drawn once, by the seed")
     scale: float | None = Field(default=None, ge=0, description=_scales())
+
+    deviation: Literal["std", "unit", "sign"] = Field(
+        default="std",
+        description="min_max: from the mean along the standard deviation, the mean or its signs, each turned round",
+    )
 
     @model_validator(mode="after")
     def _lies(self) -> AttackConfig:

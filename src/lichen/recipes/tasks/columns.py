@@ -25,6 +25,7 @@ from lichen.core.wire.shared import Shared
 from lichen.recipes.assemble.column import Column, admission_of, local_engine, over_ranks, recipe_engine
 from lichen.recipes.assemble.experiment import Experiment, values_N
 from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.sides.attack import colluding
 from lichen.recipes.assemble.workload import pooled_experiment
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.tasks.learning import EventObserver, federated_column
@@ -95,7 +96,8 @@ def _federated(
 
         def engine(store: ClientStore) -> Engine:
             local = partial(local_engine, experiment, store)
-            return recipe_engine(server.recipe, folder, store, stack, local=local, start=server.start)
+            around = partial(colluding, server)
+            return recipe_engine(server.recipe, folder, store, stack, local=local, start=server.start, around=around)
 
         return federated_column(server, folder, observer, engine, name=name, test=test, admission=admission)
 

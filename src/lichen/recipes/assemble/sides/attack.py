@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lichen.clients.attack.collusion import Alie, Collusion, InnerProduct, MinMax, quantile
 from lichen.clients.attack.liars import liars
 from lichen.clients.attack.lying import Lying, MessageAttack
 from lichen.clients.attack.messages import FreeRide, Noise, SignFlip, Weight
 from lichen.core.contracts.client import ClientWork
+from lichen.core.contracts.engine import Engine
+from lichen.core.errors import LichenError
+from lichen.engines.attack.colluding import ColludingEngine
 from lichen.recipes.assemble.sides.limits import limits_of
-from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.assemble.sides.server import ServerSide, participants
 
-__all__ = ["liars_of", "lying", "who_lied"]
+__all__ = ["colluding", "liars_of", "lying", "refuse_truth", "who_lied"]
 
 
 def liars_of(server: ServerSide) -> tuple[int, ...]:
@@ -39,6 +43,36 @@ def lying(server: ServerSide, work: ClientWork) -> ClientWork:
     if attack is None or attack.facts.on != "message":
         return work
     return Lying(work, _message_attack(server), frozenset(liars_of(server)))
+
+
+def colluding(server: ServerSide, engine: Engine) -> Engine:
+    """The engine, its liars making their messages of all honest ones of a round, where the recipe says so."""
+    attack = server.recipe.attack
+    if attack is None or attack.facts.on != "round":
+        return engine
+    collusion: Collusion
+    if attack.kind == "alie":
+        collusion = Alie(attack.scale)
+    else:
+        collusion = MinMax(attack.deviation) if attack.kind == "min_max" else InnerProduct(attack.strength)
+    return ColludingEngine(engine, collusion, liars_of(server), attacked=lambda job: job.work.startswith("train "))
+
+
+def refuse_truth(server: ServerSide) -> None:
+    """Refuse an attack that is none with these clients, before anything is trained.
+
+    Raises:
+        LichenError: if nobody would be honest, or so few lie that what they would send is no lie.
+    """
+    attack, count = server.recipe.attack, participants(server)
+    if attack is None or not liars_of(server):
+        return
+    if attack.kind == "alie" and attack.scale is None and quantile(count, min(attack.liars, count - 1)) <= 0:
+        raise LichenError(
+            f"{attack.liars} of {count} clients of a round are so few that alie sends the honest mean",
+            where="attack.scale",
+            fix="set it, for example to 1, or raise attack.liars",
+        )
 
 
 def _message_attack(server: ServerSide) -> MessageAttack:

@@ -44,6 +44,42 @@ ATTACK: tuple[Feature, ...] = (
     ),
     Feature(
         key="attack.kind",
+        used=_on("round"),
+        needs=(
+            Need(
+                Property.ALL_ROWS,
+                "colluding liars see all honest messages of a round, and with {who} no client's process does",
+                "use engine.name: local",
+            ),
+            Need(
+                Property.ONE_SERVER,
+                "colluding liars see all honest messages of a round, and with {who} no process does",
+                "use engine.name: local",
+            ),
+        ),
+        clashes=(
+            Clash(
+                other="wire.up",
+                used=lambda recipe: recipe.wire.up,
+                what="colluding liars make their change of honest changes, not of codes",
+                fix="remove wire.up, or use an attack of single messages",
+            ),
+            Clash(
+                other="federation.schedule.kind",
+                used=lambda recipe: recipe.federation.schedule.kind == "buffered",
+                what="colluding liars wait for all honest messages of a round, and a buffered step has no round",
+                fix="set schedule.kind: synchronous, or use an attack of single messages",
+            ),
+            Clash(
+                other="federation.ranks",
+                used=lambda recipe: recipe.federation.ranks is not None or recipe.federation.memory is not None,
+                what="changes of unequal shape have no mean that liars could start from",
+                fix="remove federation.ranks and federation.memory, or use an attack of single messages",
+            ),
+        ),
+    ),
+    Feature(
+        key="attack.kind",
         used=_is("weight"),
         clashes=(
             Clash(
