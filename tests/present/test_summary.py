@@ -96,6 +96,9 @@ SUMMARY: dict[str, Any] = {
         "copies": {"rows": 1, "test_rows": 12, "clients": 1},
         "alike": [],
     },
+    "licences": {"CC-BY-4.0": 2},
+    "cards": [],
+    "cards_left": [],
     "seed": 0,
     "versions": {"torch": "2.13.0"},
     "recipe_sha256": "0" * 64,
@@ -118,6 +121,9 @@ KEYS = [
         "peak_memory_bytes",
         "energy_joules",
         "read",
+        "licences",
+        "cards",
+        "cards_left",
         "seed",
         "versions",
         "recipe_sha256",
@@ -126,6 +132,7 @@ KEYS = [
 ]
 
 MAY_LACK = ("gaining_over", "energy_joules", "traffic", "attendance", "training", "failures", "attack", "read")
+MAY_LACK += ("licences", "cards", "cards_left")
 
 
 def test_the_keys_are_pinned() -> None:
@@ -145,6 +152,9 @@ def test_summaries_of_older_runs_lack_energy_and_traffic() -> None:
         "failures": [],
         "attack": None,
         "read": None,
+        "licences": {},
+        "cards": [],
+        "cards_left": [],
     }
     assert check_summary(older) == {**SUMMARY, **missing}
     with pytest.raises(LichenError, match="energy_joules"):
