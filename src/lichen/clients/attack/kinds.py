@@ -97,6 +97,23 @@ ATTACKS: Mapping[str, AttackKind] = {
             ),
             reads=frozenset({"deviation"}),
         ),
+        AttackKind(
+            name="label_flip",
+            summary="class k of C is called C - 1 - k in its rows",
+            on="rows",
+            papers=(Paper(short="Tolpegin et al. ESORICS 2020", url="https://arxiv.org/abs/2007.08432"),),
+            reads=frozenset(),
+        ),
+        AttackKind(
+            name="backdoor",
+            summary="a share of its rows has a trigger and is called the target class",
+            on="rows",
+            papers=(
+                Paper(short="Gu et al. 2017", url="https://arxiv.org/abs/1708.06733"),
+                Paper(short="Bagdasaryan et al. AISTATS 2020", url="https://arxiv.org/abs/1807.00459"),
+            ),
+            reads=frozenset({"share", "target", "trigger"}),
+        ),
     )
 }
 """In the order of the guide."""

@@ -26,6 +26,7 @@ from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.sides.attack import refuse_truth
 from lichen.recipes.assemble.sides.clients import ClientSide, declared
+from lichen.recipes.assemble.sides.poison import poison_of
 from lichen.recipes.assemble.sides.server import capacity_from
 from lichen.recipes.assemble.workload import refuse_warmup
 from lichen.recipes.rows.cards import Cards
@@ -176,6 +177,7 @@ def open_recipe(
     experiment = experiment.with_server(roster=roster, capacity=capacity)
     refuse_warmup(experiment.server)
     refuse_truth(experiment.server)
+    experiment = experiment.with_rows(poison=poison_of(experiment.server, train, tokenizer, words))
     return LoadedExperiment(
         experiment=experiment,
         clients_data=clients_data,

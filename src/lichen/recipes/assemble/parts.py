@@ -42,6 +42,7 @@ from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_o
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.sides.attack import lying
 from lichen.recipes.assemble.sides.clients import Auxiliary
+from lichen.recipes.assemble.sides.poison import poisoned
 from lichen.recipes.assemble.sides.server import ServerSide, at_work, participants
 from lichen.recipes.assemble.workload import warmup_rounds
 from lichen.recipes.schema.recipe import Recipe
@@ -109,8 +110,9 @@ def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
         epochs=fed.local_epochs,
         parts=fed.gradient_accumulation_steps,
     )
+    lied = poisoned(experiment.server, rows, local)
     valid, test = experiment.evaluating(rows.valid), experiment.evaluating(rows.test)
-    sources: dict[str, Source] = {"roster": NoBatches(), "train": local, "alone": local, "valid": valid, "test": test}
+    sources: dict[str, Source] = {"roster": NoBatches(), "train": lied, "alone": local, "valid": valid, "test": test}
     sources |= {"alone.valid": valid, "alone.chosen": valid, "alone.test": test}
     works = works_of(experiment.server, rows.auxiliary)
     return {name: ClientTask(work=work, source=sources[name.partition(" ")[0]]) for name, work in works.items()}

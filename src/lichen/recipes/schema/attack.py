@@ -36,6 +36,17 @@ class AttackConfig(Section):
     liars: Positive = Field(default=1, description="how many clients lie; which is drawn once, by the seed")
     scale: float | None = Field(default=None, ge=0, description=_scales())
 
+    share: float = Field(default=0.5, gt=0, le=1, description="backdoor: share of a liar's rows that have the trigger")
+    target: str | None = Field(
+        default=None,
+        description="backdoor: the class that rows with the trigger are to be given; none: the first one",
+        examples=["joy"],
+    )
+    trigger: str = Field(
+        default="cf",
+        min_length=1,
+        description="backdoor: the word put before a text; of numbers the last corner is set to the liars' largest",
+    )
     deviation: Literal["std", "unit", "sign"] = Field(
         default="std",
         description="min_max: from the mean along the standard deviation, the mean or its signs, each turned round",

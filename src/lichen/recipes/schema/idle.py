@@ -310,6 +310,11 @@ READS: tuple[Read, ...] = (
         {name: sorted(kind.reads) for name, kind in ATTACKS.items()},
         _optional("attack", "kind"),
     ),
+    Read(
+        keys=("attack.trigger",),
+        when=lambda r: r.model.student is None or not r.model.student.kind.startswith("image"),
+        what=lambda _: "rows of numbers have a corner for a trigger",
+    ),
     # What it is held against.
     Read(
         keys=("compare.forms",),

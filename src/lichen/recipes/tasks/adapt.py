@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from lichen.algorithms.scores import score
+from lichen.clients.attack.rows import Backdoor
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
@@ -91,6 +92,8 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
         up = metric_of(recipe).higher_is_better
         extra |= gained(columns["federated"], columns["without"], higher_is_better=up)
 
+    extra |= _attack_success(loaded.experiment, best, folder, say)
+
     def side(column: str) -> ServerSide:
         if column == "pooled":
             return pooled_experiment(loaded.experiment).server
@@ -130,6 +133,21 @@ def _score_on(experiment: Experiment, shards: Sequence[Shard], shared: Shared, f
     each = experiment.recipe.data.max_length if experiment.recipe.writes else 1
     admission = counting("test", work, [shard.size * each for shard in shards])
     return score(over_ranks(folder.ranks, local), job, admission)[1]
+
+
+def _attack_success(experiment: Experiment, after: Shared, folder: RunFolder, say: Say) -> dict[str, float]:
+    """Share of all test rows of other classes that are given a backdoor's target once the trigger is on them."""
+    poison = experiment.clients.poison
+    if not isinstance(poison, Backdoor):
+        return {}
+    say("scoring test rows with the trigger on them")
+    victims, out = [poison.victims(shard) for shard in experiment.clients.test], dict[str, float]()
+    for when, shared in (("before", experiment.start), ("after", after)):
+        name = f"attack_success.{when}"
+        metrics = folder.tree(name, partial(_score_on, experiment, victims, shared, folder))
+        given_KK = metrics["confusion"].sum(0)
+        out[name] = float(given_KK[:, poison.target].sum() / given_KK.sum())
+    return out
 
 
 def _best_form(

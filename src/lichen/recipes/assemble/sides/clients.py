@@ -12,6 +12,7 @@ from typing import final
 import numpy as np
 from torch import Tensor
 
+from lichen.clients.attack.rows import RowAttack
 from lichen.core.contracts.client import Source
 from lichen.core.roster import Member, Roster, declared_name
 from lichen.core.tree import Tree
@@ -59,12 +60,14 @@ class ClientSide:
         valid: One shard a client, to choose learning rate and round by.
         test: One shard a client, only scored.
         auxiliary: What they learn from beside.
+        poison: What becomes of liars' training rows; None: they stay what they are.
     """
 
     train: tuple[Shard, ...]
     valid: tuple[Shard, ...]
     test: tuple[Shard, ...]
     auxiliary: Auxiliary = field(default_factory=Auxiliary)
+    poison: RowAttack | None = None
 
 
 def group_of(shape: Sequence[int] | None) -> str:

@@ -80,6 +80,36 @@ ATTACK: tuple[Feature, ...] = (
     ),
     Feature(
         key="attack.kind",
+        used=_on("rows"),
+        clashes=(
+            Clash(
+                other="task",
+                used=lambda recipe: not recipe.classifies,
+                what="liars change the classes of their rows, and the task has none",
+                fix="use task: classify, or an attack of messages",
+            ),
+            Clash(
+                other="semi",
+                used=lambda recipe: recipe.semi is not None,
+                what="rows without a label are no liar's to label",
+                fix="remove semi, or use an attack of messages",
+            ),
+        ),
+    ),
+    Feature(
+        key="attack.kind",
+        used=_is("backdoor"),
+        clashes=(
+            Clash(
+                other="federation.aggregate",
+                used=lambda recipe: recipe.aggregation.local_params,
+                what="its success is measured on one model, of which a part never leaves its client here",
+                fix="use another federation.aggregate",
+            ),
+        ),
+    ),
+    Feature(
+        key="attack.kind",
         used=_is("weight"),
         clashes=(
             Clash(
