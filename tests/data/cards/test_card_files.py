@@ -57,7 +57,7 @@ def test_files_that_differ_in_their_endings_have_cards_of_their_own(tmp_path: Pa
 
 
 def test_cards_are_no_data_and_no_files_that_were_left_out(tmp_path: Path) -> None:
-    put(tmp_path, "a.jsonl", "b.jsonl", "a.card.yaml", "card.yaml", "recipe.yaml")
+    put(tmp_path, "a.jsonl", "b.jsonl", "a.card.yaml", "card.yaml", "croissant.json", "recipe.yaml")
     assert [file.name for file in data_files(tmp_path)] == ["a.jsonl", "b.jsonl"]
     assert [row.text for row in load_records(str(tmp_path))] == ["a.jsonl", "b.jsonl"]
     assert read_notes(tmp_path) == ["left out, no data: recipe.yaml"]

@@ -65,7 +65,7 @@ def test_each_card_is_held_against_what_is_required(card: dict[str, Any], said: 
     put(tmp_path / "a.jsonl")
     put(tmp_path / "b.jsonl", **card)
     if said is None:
-        assert len(check_cards(STRICT, tmp_path, today=lambda: NEW_YEAR).held) == 2
+        assert len(check_cards(STRICT, tmp_path, today=lambda: NEW_YEAR).checked) == 2
         return
     with pytest.raises(LichenError, match=said) as caught:
         check_cards(STRICT, tmp_path, today=lambda: NEW_YEAR)
@@ -75,7 +75,7 @@ def test_each_card_is_held_against_what_is_required(card: dict[str, Any], said: 
 
 def test_only_what_is_required_must_be_filled_in(tmp_path: Path) -> None:
     put(tmp_path / "a.jsonl", licence=None, consent=None, purposes=())
-    assert len(check_cards(RequireConfig(), tmp_path).held) == 1
+    assert len(check_cards(RequireConfig(), tmp_path).checked) == 1
     with pytest.raises(LichenError, match="purposes of"):
         check_cards(RequireConfig(purposes=("research",)), tmp_path)
 
@@ -184,7 +184,7 @@ def test_the_catalogue_makes_a_card_of_what_it_knows(name: str) -> None:
     assert card.owner is not None
     assert CATALOG[name].package in card.owner
     assert card.licence is not None
-    assert len(cards_of(DataConfig(name=name, require=RequireConfig())).held) == 1
+    assert len(cards_of(DataConfig(name=name, require=RequireConfig())).checked) == 1
     with pytest.raises(LichenError, match=name):
         cards_of(DataConfig(name=name, require=RequireConfig(purposes=("surveillance",))))
 
@@ -192,7 +192,7 @@ def test_the_catalogue_makes_a_card_of_what_it_knows(name: str) -> None:
 def test_data_that_can_have_no_card_is_refused_where_one_is_required() -> None:
     with pytest.raises(LichenError, match="has no data card"):
         cards_of(DataConfig(name="someone/rows", require=RequireConfig()))
-    assert cards_of(DataConfig(name="someone/rows")).held == ()
+    assert cards_of(DataConfig(name="someone/rows")).checked == ()
 
 
 @pytest.mark.parametrize(

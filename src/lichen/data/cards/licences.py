@@ -73,7 +73,7 @@ def is_allowed(text: str, allowed: Collection[str]) -> bool:
 
 def is_one_licence(text: str) -> bool:
     """Whether an expression that :func:`licence_of` takes is a single licence, with or without an exception."""
-    return _operator(_parsed(text, "licence")) is None
+    return not isinstance(_parsed(text, "licence"), (_licensing().AND, _licensing().OR))
 
 
 def is_spdx_id(text: str) -> bool:
@@ -81,17 +81,12 @@ def is_spdx_id(text: str) -> bool:
     return text in _licensing().known_symbols and _OWN.fullmatch(text) is None
 
 
-def _operator(node: Any) -> str | None:
-    word = getattr(node, "operator", "").strip().upper()
-    return word if word in ("AND", "OR") else None
-
-
 def _allowed(node: Any, allowed: Collection[str]) -> bool:
-    word = _operator(node)
-    if word is None:
-        return str(node.render()) in allowed
-    each = (_allowed(part, allowed) for part in node.args)
-    return all(each) if word == "AND" else any(each)
+    if isinstance(node, _licensing().AND):
+        return all(_allowed(part, allowed) for part in node.args)
+    if isinstance(node, _licensing().OR):
+        return any(_allowed(part, allowed) for part in node.args)
+    return str(node.render()) in allowed
 
 
 def _parsed(text: str, where: str) -> Any:
@@ -115,9 +110,11 @@ def _parsed(text: str, where: str) -> Any:
 
 def _check_symbol(symbol: Any, where: str) -> None:
     """Refuse what is on no list, and exceptions and licences in each other's place."""
-    exception = getattr(symbol, "exception_symbol", None)
-    licence = getattr(symbol, "license_symbol", symbol)
-    if exception is not None and not _known(exception, exception=True):
+    from license_expression import LicenseWithExceptionSymbol
+
+    several = isinstance(symbol, LicenseWithExceptionSymbol)
+    licence = symbol.license_symbol if several else symbol
+    if several and not _known(exception := symbol.exception_symbol, exception=True):
         what = f"{clipped(exception.key, 60)!r} is no exception that can stand behind WITH"
         raise LichenError(what, where=where, fix="see https://spdx.org/licenses/exceptions-index.html")
     if _known(licence, exception=False):

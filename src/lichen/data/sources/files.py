@@ -42,6 +42,9 @@ _SPLIT_NAMES = re.compile(
 )
 """Names of files and folders that say what rows are for, and not whose they are."""
 
+_CARDS = re.compile(r"(.*\.)?card\.yaml|croissant\.json")
+"""Names of files that say something of rows, and are none themselves."""
+
 _NOT_READ: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), ("an Excel file", "save it as CSV in UTF-8")),
     **dict.fromkeys((".arrow", ".feather", ".orc", ".avro"), ("a file of another table format", "write it as Parquet")),
@@ -101,9 +104,11 @@ def _walk(path: Path) -> tuple[list[Path], list[str]]:
         seen.add((about.st_dev, about.st_ino))
         folders[:] = sorted(name for name in folders if not _hidden(name))
         for file in (Path(home) / name for name in sorted(names) if not _hidden(name)):
+            if _CARDS.fullmatch(file.name):
+                continue
             if file_kind(file) and file.is_file():
                 found.append(file)
-            elif file.name != "card.yaml" and not file.name.endswith(".card.yaml"):  # what an owner says of its rows
+            else:
                 left.append(str(file.relative_to(path)))
         if len(found) + len(left) > MOST_FILES:
             raise LichenError(

@@ -29,7 +29,7 @@ from lichen.recipes.assemble.sides.clients import ClientSide, declared
 from lichen.recipes.assemble.sides.poison import poison_of
 from lichen.recipes.assemble.sides.server import capacity_from
 from lichen.recipes.assemble.workload import refuse_warmup
-from lichen.recipes.rows.cards import Cards
+from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.prepare import ClientData, classes_of, encode, gather_all
 from lichen.recipes.rows.public import PublicSplit, labelled_of, split_public
 from lichen.recipes.rows.reading import report_read

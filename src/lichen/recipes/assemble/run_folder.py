@@ -40,7 +40,7 @@ from lichen.core.store import Staged, load_tree, save_tree, take_staged
 from lichen.core.tree import Tree, digest
 from lichen.engines.ranks import Ranks
 from lichen.present.trace import Event, event_line, read_trace
-from lichen.recipes.rows.cards import Cards
+from lichen.recipes.rows.checked_cards import Cards
 
 __all__ = ["RunFolder", "save_roster"]
 

@@ -7,24 +7,22 @@ what is wrong with one is told. A card that has ended may be left out with its r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, final
 
 from lichen.core.errors import LichenError
 from lichen.core.visible import listed
 from lichen.data.cards.card_files import Covered, card_place, covered_by, rows_sha256
 from lichen.data.cards.licences import is_allowed
-from lichen.data.reading import Left
 from lichen.data.sources.catalog import CATALOG, Entry, looks_like_hub_id
 from lichen.data.sources.datasets import declared_datasets
 from lichen.recipes.rows.catalogued import catalogued_card
+from lichen.recipes.rows.checked_cards import Cards, CheckedCard, Dropped
 from lichen.recipes.rows.data_card import DataCard, card_text, read_card
 from lichen.recipes.schema.data import DataConfig, RequireConfig
 
-__all__ = ["Cards", "card_fault", "cards_of", "check_cards"]
+__all__ = ["card_fault", "cards_of", "check_cards", "refuse_terms", "utc_today"]
 
 Today = Callable[[], date]
 
@@ -32,115 +30,6 @@ Today = Callable[[], date]
 def utc_today() -> date:
     """The day in UTC, by which a card ends."""
     return datetime.now(UTC).date()
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldCard:
-    """A card whose rows are used.
-
-    Attributes:
-        card: What it says.
-        sha256: Digest of the card's file.
-        clients: Whose rows it speaks for; None: everybody's.
-        files: Where they lie.
-    """
-
-    card: DataCard
-    sha256: str
-    clients: frozenset[str] | None = None
-    files: frozenset[Path] = frozenset()
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dropped:
-    """Owners whose rows are left out.
-
-    Attributes:
-        clients: By the names of their files.
-        card: What it says.
-        files: What is not read.
-    """
-
-    clients: tuple[str, ...]
-    card: DataCard
-    files: tuple[Path, ...]
-
-    @property
-    def why(self) -> str:
-        """The reason, with its key."""
-        return f"the data card ended on {self.card.until} (data.require.expired: leave_out)"
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cards:
-    """The cards of a recipe's data.
-
-    Attributes:
-        held: Those whose rows are used.
-        dropped: Those whose rows are not.
-        notes: What is worth a sentence.
-    """
-
-    held: tuple[HeldCard, ...] = ()
-    dropped: tuple[Dropped, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def unread(self) -> frozenset[Path]:
-        """Files that are left out."""
-        return frozenset(file for one in self.dropped for file in one.files)
-
-    @property
-    def left(self) -> tuple[Left, ...]:
-        """What was read says of those."""
-        return tuple(
-            Left(why=f"{one.why}: {listed(one.clients)}", rows=0, clients=len(one.clients)) for one in self.dropped
-        )
-
-    def of_clients(self, files: Mapping[str, Collection[Path]]) -> Cards:
-        """The same, each card with its clients.
-
-        Args:
-            files: Where the rows of each client lie.
-        """
-        held = tuple(
-            replace(one, clients=frozenset(name for name, of in files.items() if not one.files.isdisjoint(of)))
-            for one in self.held
-        )
-        return replace(self, held=held)
-
-    def summary(self, names: Sequence[str]) -> dict[str, Any]:
-        """What a summary holds: the clients of each licence, the cards, and who was left out.
-
-        Args:
-            names: The clients that take part.
-        """
-        licences: dict[str, int] = {}
-        cards: list[dict[str, Any]] = []
-        taking = frozenset(names)
-        for one in self.held:
-            count = len(taking) if one.clients is None else len(taking & one.clients)
-            if not count:
-                continue
-            known = one.card.licence or "not stated"
-            licences[known] = licences.get(known, 0) + count
-            cards.append({"sha256": one.sha256, "clients": count, **_shown(one.card)})
-        gone = [{"clients": list(one.clients), "owner": one.card.owner, "why": one.why} for one in self.dropped]
-        return {"licences": licences, "cards": cards, "cards_left": gone}
-
-
-def _shown(card: DataCard) -> dict[str, Any]:
-    return {
-        "owner": card.owner,
-        "source": card.source,
-        "licence": card.licence,
-        "consent": card.consent,
-        "purposes": list(card.purposes),
-        "until": card.until,
-    }
 
 
 def cards_of(data: DataConfig) -> Cards:
@@ -173,7 +62,7 @@ def _catalog_cards(require: RequireConfig | None, entry: Entry) -> Cards:
     card = catalogued_card(entry)
     if require is not None:
         _check(require, card, f"the catalogue's {entry.name}", "its card in the catalogue")
-    return Cards(held=(HeldCard(card=card, sha256=hashlib.sha256(card_text(card).encode()).hexdigest()),))
+    return Cards(checked=(CheckedCard(card=card, sha256=hashlib.sha256(card_text(card).encode()).hexdigest()),))
 
 
 def check_cards(require: RequireConfig | None, path: Path, *, client: str = "", today: Today = utc_today) -> Cards:
@@ -189,7 +78,7 @@ def check_cards(require: RequireConfig | None, path: Path, *, client: str = "", 
         LichenError: naming the client and the card, for a card that is missing, damaged, not of these rows, or does not
             say what is required; and if all rows would be left out.
     """
-    held: list[HeldCard] = []
+    checked: list[CheckedCard] = []
     dropped: list[Dropped] = []
     notes: list[str] = []
     day = today()
@@ -216,11 +105,11 @@ def check_cards(require: RequireConfig | None, path: Path, *, client: str = "", 
                 raise
             notes.append(f"a data card says nothing here, {error.where}: {error.what}")
             continue
-        held.append(HeldCard(card=card, sha256=sha256, files=frozenset(one.files)))
-    if dropped and not held:
+        checked.append(CheckedCard(card=card, sha256=sha256, files=frozenset(one.files)))
+    if dropped and not checked:
         fix = "ask the owners to renew theirs"
         raise LichenError("every data card has ended, and no row is left", where="data.require.expired", fix=fix)
-    return Cards(held=tuple(held), dropped=tuple(dropped), notes=tuple(notes))
+    return Cards(checked=tuple(checked), dropped=tuple(dropped), notes=tuple(notes))
 
 
 def card_fault(one: Covered, path: Path, *, today: Today = utc_today) -> LichenError | None:
@@ -285,8 +174,23 @@ def _check(require: RequireConfig, card: DataCard, who: str, where: str) -> None
         if needed and not getattr(card, key):
             fix = "fill it in, or leave this client out"
             raise LichenError(f"{key} of {who} is not filled in, and data.require asks for it", where=where, fix=fix)
-    if require.licences and not is_allowed(str(card.licence), require.licences):
-        what = f"{who} comes under {card.licence}, which data.require.licences does not allow"
+    refuse_terms(require, card, who, where)
+
+
+def refuse_terms(require: RequireConfig, card: DataCard, who: str, where: str) -> None:
+    """Refuse a licence that is not allowed, and purposes that are not granted.
+
+    Args:
+        require: What is required.
+        card: What its owner says.
+        who: Whose it is.
+        where: The card's place.
+
+    Raises:
+        LichenError: saying which.
+    """
+    if require.licences and not (card.licence and is_allowed(card.licence, require.licences)):
+        what = f"{who} comes under {card.licence or 'no licence'}, which data.require.licences does not allow"
         raise LichenError(what, where=where, fix=f"leave it out, or add to those allowed: {listed(require.licences)}")
     if missing := [word for word in require.purposes if word not in card.purposes]:
         what = f"{who} does not grant {listed(missing)}, which data.require.purposes asks for"

@@ -23,7 +23,8 @@ from lichen.data.sources.catalog import CATALOG, fetch_entry
 from lichen.data.sources.record_cache import cached_records
 from lichen.data.sources.records import Record, load_records
 from lichen.data.sources.table import Some, column_of
-from lichen.recipes.rows.cards import Cards, cards_of, check_cards
+from lichen.recipes.rows.cards import cards_of, check_cards
+from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.partition import ClientData, first_of, split_clients
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
@@ -17,6 +17,7 @@ from lichen.core.roster import declared_name
 from lichen.core.visible import clipped
 from lichen.data.sources.files import data_files, owners_of_files
 from lichen.data.sources.table import column_of
+from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.prepare import ClientData, gather_site
 from lichen.recipes.rows.public import labelled_of, split_public
 from lichen.recipes.schema.recipe import Recipe
@@ -33,10 +34,12 @@ class SiteRows:
     Attributes:
         clients_data: Its clients in name order, each with its rows, already parted.
         labels: The labels of its rows, each once, sorted; none where the task has none.
+        cards: The data cards of its rows.
     """
 
     clients_data: tuple[ClientData, ...]
     labels: tuple[str | int, ...] = ()
+    cards: Cards = field(default_factory=Cards)
 
 
 def read_site(recipe: Recipe, path: Path) -> SiteRows:
@@ -49,7 +52,8 @@ def read_site(recipe: Recipe, path: Path) -> SiteRows:
         path: The site's file, or its folder of files.
 
     Raises:
-        LichenError: if it cannot be read, or leaves a client without a part; by its key or file.
+        LichenError: if it cannot be read, leaves a client without a part, or has a data card that is not as the recipe
+            requires; by its key or file.
     """
     path = Path(os.path.abspath(path.expanduser()))
     gathered = gather_site(recipe, path, _owner(path, data_files(path)))
@@ -68,7 +72,8 @@ def read_site(recipe: Recipe, path: Path) -> SiteRows:
                 where="data.columns.client",
                 fix="give it a short name; the roster of all sites is sorted by these",
             )
-    return SiteRows(clients_data=clients_data if recipe.writes else labelled_of(clients_data), labels=labels)
+    owned = clients_data if recipe.writes else labelled_of(clients_data)
+    return SiteRows(clients_data=owned, labels=labels, cards=gathered.cards)
 
 
 def _labels_of(recipe: Recipe, labels: Sequence[str | int | None]) -> tuple[str | int, ...]:

@@ -1,9 +1,10 @@
 """What a site announces, what it is assigned, and the roster of all sites.
 
 A site announces its clients as members of a roster, and the labels of its rows: names and counts, nothing else of a
-row. The server sorts the members of all sites by name, as a simulation sorts its clients, so that a client has one
-number in both: all draws follow from the seed and that number. Each site is then assigned its clients' numbers, how
-many clients there are, and the labels of all.
+row; and of its data cards, where the recipe requires some, under which terms the rows come. The server sorts the
+members of all sites by name, as a simulation sorts its clients, so that a client has one number in both: all draws
+follow from the seed and that number. Each site is then assigned its clients' numbers, how many clients there are, and
+the labels of all.
 
 What comes is checked: it comes from another machine, and may be damage or a lie.
 """
@@ -11,13 +12,15 @@ What comes is checked: it comes from another machine, and may be damage or a lie
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from lichen.core.errors import LichenError
 from lichen.core.roster import MOST_LABELS, MOST_LETTERS, MOST_MEMBERS, PARTS, Member, Roster, declared_name
 from lichen.core.visible import clipped
+from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.sites.announced_cards import AnnouncedCard, enrolled_cards
 from lichen.tasks.registry import task_of
 
 __all__ = ["Announcement", "Assignment", "enrolled"]
@@ -53,6 +56,7 @@ class Announcement:
     Attributes:
         members: Its clients, in name order.
         labels: Those of its rows, each once, sorted; none where the task has none.
+        cards: What it tells of its data cards; none where the recipe requires none.
 
     Raises:
         LichenError: if any of this is no such thing.
@@ -60,6 +64,7 @@ class Announcement:
 
     members: tuple[Member, ...]
     labels: tuple[str | int, ...] = ()
+    cards: tuple[AnnouncedCard, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -68,7 +73,8 @@ class Announcement:
 
     def dump(self) -> dict[str, Any]:
         """What JSON can write of it."""
-        return {"members": [member.dump() for member in self.members], "labels": list(self.labels)}
+        cards = {"cards": [card.dump() for card in self.cards]} if self.cards else {}
+        return {"members": [member.dump() for member in self.members], "labels": list(self.labels), **cards}
 
     @classmethod
     def load(cls, plain: object) -> Announcement:
@@ -77,12 +83,18 @@ class Announcement:
         Raises:
             LichenError: if this is no announcement.
         """
-        if not isinstance(plain, Mapping) or plain.keys() != {"members", "labels"}:
-            raise _wrong("a site announces members and labels")
-        members = plain["members"]
+        if not isinstance(plain, Mapping) or plain.keys() - {"cards"} != {"members", "labels"}:
+            raise _wrong("a site announces members and labels, and may announce cards")
+        members, cards = plain["members"], plain.get("cards", [])
         if not isinstance(members, list) or not len(members) <= MOST_MEMBERS:
             raise _wrong(f"members are a list of at most {MOST_MEMBERS:,}")
-        return cls(members=tuple(map(Member.load, members)), labels=_check_labels(plain["labels"]))
+        if not isinstance(cards, list) or len(cards) > MOST_LABELS:
+            raise _wrong(f"cards are a list of at most {MOST_LABELS:,}")
+        return cls(
+            members=tuple(map(Member.load, members)),
+            labels=_check_labels(plain["labels"]),
+            cards=tuple(AnnouncedCard.load(card, len(members)) for card in cards),
+        )
 
 
 @final
@@ -140,12 +152,14 @@ class Enrolled:
         homes: The site of each client.
         labels: Those of all sites, in class order; none where the task has none.
         assigned: What each site is to be told.
+        cards: Their data cards, as far as they are announced.
     """
 
     roster: Roster
     homes: tuple[str, ...]
     labels: tuple[str, ...]
     assigned: Mapping[str, Assignment]
+    cards: Cards = field(default_factory=Cards)
 
 
 def enrolled(recipe: Recipe, announced: Mapping[str, Announcement]) -> Enrolled:
@@ -156,7 +170,8 @@ def enrolled(recipe: Recipe, announced: Mapping[str, Announcement]) -> Enrolled:
         announced: By site.
 
     Raises:
-        LichenError: if two sites have a client of one name, clients are missing, or labels cannot be learned.
+        LichenError: if two sites have a client of one name, clients are missing, labels cannot be learned, or a data
+            card does not fit the recipe.
     """
     homes: dict[str, str] = {}
     members: dict[str, Member] = {}
@@ -184,7 +199,14 @@ def enrolled(recipe: Recipe, announced: Mapping[str, Announcement]) -> Enrolled:
         site: Assignment(numbers=tuple(number[m.name] for m in one.members), clients=len(names), labels=labels)
         for site, one in announced.items()
     }
-    return Enrolled(roster=roster, homes=tuple(homes[name] for name in names), labels=labels, assigned=assigned)
+    terms = {site: (one.members, one.cards) for site, one in announced.items()}
+    return Enrolled(
+        roster=roster,
+        homes=tuple(homes[name] for name in names),
+        labels=labels,
+        assigned=assigned,
+        cards=enrolled_cards(recipe.data.require, terms),
+    )
 
 
 def _labels_of(recipe: Recipe, announced: Mapping[str, Announcement], roster: Roster) -> tuple[str, ...]:

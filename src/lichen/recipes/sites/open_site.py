@@ -30,10 +30,12 @@ from lichen.recipes.assemble.open import fetch_named, shards_of
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.sides.clients import TOKENS, ClientSide, group_of
 from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.prepare import encode as encoder
 from lichen.recipes.rows.site_rows import SiteRows, read_site, refuse_everybodys
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Announcement, Assignment
+from lichen.recipes.sites.announced_cards import cards_to_announce
 from lichen.recipes.sites.open_server import refuse_rows
 from lichen.recipes.sites.statistics_node import statistics_node
 from lichen.tasks.registry import task_of
@@ -240,6 +242,8 @@ def open_site(
     fetch_named(recipe, say)
     rows = read_site(recipe, data)
     say(f"{len(rows.clients_data)} clients, {sum(len(one.train) for one in rows.clients_data):,} rows to train on")
+    for line in (*rows.cards.notes, *(f"left out: {one.why}" for one in rows.cards.left)):
+        say(line)
 
     def encode(labels: tuple[str, ...]) -> Encoded:
         return _encoded(recipe, rows, labels, say=say, keep_private=keep_private)
@@ -251,7 +255,10 @@ def open_site(
         encode = lambda labels: whole  # noqa: E731
     named_N = zip(rows.clients_data, counts_N, strict=True)
     members = tuple(Member(name=one.name, rows=counts, group=_group(rows)) for one, counts in named_N)
-    announcement = Announcement(members=members, labels=rows.labels)
+    # Cards are told of where the recipe asks for them, and only what it can ask for.
+    own = rows.cards if recipe.data.require is not None else Cards()
+    cards = cards_to_announce(own, [member.name for member in members])
+    announcement = Announcement(members=members, labels=rows.labels, cards=cards)
     return Site(recipe=recipe, rows=rows, announcement=announcement, encode=encode)
 
 

@@ -14,7 +14,7 @@ from lichen.data.batches.shards import Shard
 from lichen.data.sources.record import Record
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import values_N
-from lichen.recipes.rows.cards import Cards
+from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.fair import per_client_gain

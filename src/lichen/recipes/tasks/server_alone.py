@@ -28,7 +28,7 @@ from lichen.recipes.assemble.experiment import values_N
 from lichen.recipes.assemble.parts import validators_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.sides.server import ServerSide
-from lichen.recipes.rows.cards import Cards
+from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.site_rows import refuse_everybodys
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.open_server import open_server, refuse_rows
@@ -49,8 +49,8 @@ NO_STATE = "state/none"
 EngineOf = Callable[[ClientStore, ExitStack, Shared | None], Engine]
 """Makes an engine over nodes, whose clients keep their state in this store's folder and begin from these tensors."""
 
-Nodes = tuple[Roster, tuple[str, ...], EngineOf]
-"""Who takes part, the labels they have announced, and what makes engines over them."""
+Nodes = tuple[Roster, tuple[str, ...], EngineOf, Cards]
+"""Who takes part, the labels they have announced, what makes engines over them, and their data cards."""
 
 
 def run_server_alone(
@@ -84,7 +84,7 @@ def run_server_alone(
         if sites is not None:
             stack.callback(sites.close)
         nodes = _nodes(recipe, folder) if sites is None else _site_nodes(recipe, folder, sites, say)
-        result = _learned(recipe, folder, observer, say, nodes)
+        result = replace(_learned(recipe, folder, observer, say, nodes), cards=nodes[3])
         left_out = {} if sites is None else {name: f"left out: {why}" for name, why in sites.left_out.items()}
         return replace(result, extra={**result.extra, **left_out})
 
@@ -93,8 +93,8 @@ def _learned(
     recipe: Recipe, folder: RunFolder, observer: EventObserver, say: Callable[[str], None], nodes: Nodes
 ) -> TaskResult:
     """The task's result, with these nodes."""
-    roster, labels, engine_of = nodes
-    save_roster(folder, roster, Cards())
+    roster, labels, engine_of, cards = nodes
+    save_roster(folder, roster, cards)
     say(f"{len(roster)} clients, {sum(roster.rows('train')):,} rows to train on")
     if not task_of(recipe.task).procedure.rounds:
         with ExitStack() as stack:
@@ -130,7 +130,7 @@ def _nodes(recipe: Recipe, folder: RunFolder) -> Nodes:
 
     with ExitStack() as stack:
         roster = enrol(engine(ClientStore(folder.path / NO_STATE), stack, None))
-    return roster, (), engine
+    return roster, (), engine, Cards()
 
 
 def _site_nodes(recipe: Recipe, folder: RunFolder, sites: SiteEngines, say: Callable[[str], None]) -> Nodes:
@@ -141,7 +141,7 @@ def _site_nodes(recipe: Recipe, folder: RunFolder, sites: SiteEngines, say: Call
         agreed = agreed_name(recipe, start)
         return clocked(recipe, sites.engine(recipe, federation, store.folder, stack, agreed=agreed))
 
-    return federation.roster, federation.labels, engine
+    return federation.roster, federation.labels, engine, federation.cards
 
 
 def _columns(
