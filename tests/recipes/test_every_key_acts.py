@@ -143,6 +143,15 @@ DIMENSIONS: dict[str, dict[str, dict[str, Any]]] = {
         "yogi": {"federation": {"server": {"name": "yogi"}}},
     },
     "rounds": ROUNDS,
+    "attack": {
+        "nobody": {},
+        **{
+            kind: {"attack": {"kind": kind}} for kind in ("sign_flip", "noise", "weight", "free_ride", "ipm", "min_max")
+        },
+        "alie": {"attack": {"kind": "alie", "liars": 2}},
+        "label_flip": {"attack": {"kind": "label_flip"}},
+        "backdoor": {"attack": {"kind": "backdoor", "target": "sad"}},
+    },
     "schedule": {
         "synchronous": {},
         "buffered": {"federation": {"schedule": {"kind": "buffered", "arrivals": 2}}},
@@ -246,6 +255,9 @@ TEXTS: dict[str, list[Any]] = {
     "federation.robust": [{"rule": "median", "liars": 0}],
     "exchange.mean": ["prob", "logits"],
     "attack": [{"kind": "sign_flip"}],
+    "attack.target": ["glad"],
+    "attack.trigger": ["w7"],
+    "attack.scale": [3.0],
     "data.public.share": [0.6],
     "teacher.top_k": [2],
     "teacher.min_confidence": [0.9],
