@@ -83,7 +83,8 @@ def test_rules_that_make_more_than_a_mean_are_refused_by_what_they_declare() -> 
 def test_every_rule_is_a_word_and_what_it_needs_stands_beside_it() -> None:
     for name, rule in ROBUST.items():
         radius = ", radius: 1.0" if rule.radius else ""
-        robust = read_recipe(DIGITS, [f"federation.robust={{rule: {name}{radius}}}"]).federation.robust
+        public = ["data.public={labelled: 20}"] if rule.looks_at == "reference" else []
+        robust = read_recipe(DIGITS, [f"federation.robust={{rule: {name}{radius}}}", *public]).federation.robust
         assert robust is not None
         assert robust.rule == name
     read_recipe(CHAT, [PRODUCTS, "federation.weighting=uniform", "federation.server={name: adam}"])

@@ -55,7 +55,7 @@ DIGITS = {
 
 
 def digits(home: Path, engine: str) -> tuple[Path, str]:
-    keys = {**DIGITS, "engine.name": engine}
+    keys = {**DIGITS, "engine.name": engine, **({"engine.nodes": 1} if engine == "spawned" else {})}
     file = home / f"digits-{engine}.yaml"
     file.write_text(write_recipe(read_recipe("digits", [f"{key}={json.dumps(value)}" for key, value in keys.items()])))
     return file, "digits.csv"

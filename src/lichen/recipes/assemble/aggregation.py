@@ -6,11 +6,15 @@ Legend: N clients.
 from __future__ import annotations
 
 from lichen.core.contracts.server import Aggregator
+from lichen.core.errors import LichenError
+from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 from lichen.models.adapters.layerwise import layerwise_schedule
 from lichen.recipes.assemble.sides.server import ServerSide, participants
 from lichen.recipes.schema.model import AdapterConfig
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.fair import QFFL
+from lichen.server.robust.fltrust import FLTrust
 from lichen.server.robust.robust import Robust
 from lichen.server.robust.table import too_many_liars
 from lichen.server.rules import RuleSettings
@@ -67,6 +71,8 @@ def _robust(server: ServerSide) -> Aggregator:
     """
     robust = server.recipe.federation.robust
     assert robust is not None
+    if robust.rule == "fltrust":
+        return FLTrust(_no_reference)
     if (fault := too_many_liars(robust.rule, robust.liars, participants(server))) is not None:
         raise fault
     return Robust(
@@ -77,6 +83,11 @@ def _robust(server: ServerSide) -> Aggregator:
         radius=robust.radius,
         iterations=robust.iterations,
     )
+
+
+def _no_reference(shared: Shared, version: int) -> Tree:
+    """Stands for the server's own training, until the run says where that is done."""
+    raise LichenError("the server has no rows of its own here", where="federation.robust.rule", fix="use another rule")
 
 
 def _rule(recipe: Recipe) -> Aggregator:

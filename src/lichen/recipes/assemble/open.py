@@ -174,7 +174,9 @@ def open_recipe(
     labels = classes if recipe.declares_labels else ()
     roster = declared(clients, names, classes=labels, capacity_N=_capacity_N(experiment))
     capacity = capacity_from(roster, scaling=scaling_of(recipe.model.adapter))
-    experiment = experiment.with_server(roster=roster, capacity=capacity)
+    robust = recipe.federation.robust
+    labelled = make(public_split.labelled) if robust is not None and robust.rule == "fltrust" else None
+    experiment = experiment.with_server(roster=roster, capacity=capacity, labelled=labelled)
     refuse_warmup(experiment.server)
     refuse_truth(experiment.server)
     experiment = experiment.with_rows(poison=poison_of(experiment.server, train, tokenizer, words))

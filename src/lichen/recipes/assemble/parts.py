@@ -336,7 +336,7 @@ def algorithm_of(server: ServerSide, lr: float, until: int) -> Average:
         valid="valid" if server.recipe.method.tensors is None else f"valid {lr_name(lr)}",
         valid_every=fed.valid_every,
         validators=validators_of(server),
-        valid_average=fed.valid_average,
+        valid_average=fed.judged_by,
         judged=_accuracy if server.recipe.compare.target_metric == "accuracy" else None,
         schedule=schedule_of(server),
         personal=bool(local_params_of(server.recipe)),

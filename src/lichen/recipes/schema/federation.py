@@ -223,10 +223,11 @@ class FederationConfig(Section):
         description="early stop: after so many validations in a row without a smaller loss a column's rounds end; "
         "none: all rounds. Alone and pooled by their own validation",
     )
-    valid_average: Literal["mean", "median", "trimmed_mean"] = Field(
-        default="mean",
+    valid_average: Literal["mean", "median", "trimmed_mean"] | None = Field(
+        default=None,
         description="how clients' validation losses become the one that chooses round and learning rate; of a median, "
-        "or a mean without a tenth at each end, no client that lies can choose them",
+        "or a mean without a tenth at each end, no client that lies can choose them. None: the mean, or the median "
+        "where there is a robust rule",
     )
     valid_clients: Positive | None = Field(
         default=64,
@@ -253,6 +254,11 @@ class FederationConfig(Section):
         """Local steps of every client in a round, where they are given and not counted by epochs."""
         assert self.local_steps is not None
         return self.local_steps
+
+    @property
+    def judged_by(self) -> Literal["mean", "median", "trimmed_mean"]:
+        """How validation losses become one."""
+        return self.valid_average or ("mean" if self.robust is None else "median")
 
     @field_validator("valid_clients", mode="before")
     @classmethod

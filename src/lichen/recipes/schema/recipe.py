@@ -310,6 +310,12 @@ def refuse_many_liars(recipe: Recipe) -> None:
     fed, partition = recipe.federation, recipe.data.partition
     if fed.robust is None:
         return
+    public = recipe.data.public
+    if fed.robust.rule == "fltrust" and (not recipe.classifies or public is None or not public.labelled):
+        raise ValueError(
+            "federation.robust.rule: the server of fltrust trains on public rows with labels of its own; use task "
+            "classify and set data.public.labelled, or another rule"
+        )
     everyone = recipe.data.max_clients if partition.by == "client" else partition.clients
     came = fed.schedule.arrivals if fed.schedule.kind == "buffered" else fed.clients_per_round
     most = min((n for n in (came, everyone) if n is not None), default=None)

@@ -133,7 +133,7 @@ def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int, admis
             rounds=until,
             valid_every=fed.valid_every,
             validators=validators_of(side),
-            valid_average=fed.valid_average,
+            valid_average=fed.judged_by,
             admission=admission,
             lr_scale=scale,
         )
@@ -150,7 +150,7 @@ def _algorithm(heterogeneous: HeterogeneousClients, lr: float, until: int, admis
         rounds=until,
         valid_every=fed.valid_every,
         validators=validators_of(side),
-        valid_average=fed.valid_average,
+        valid_average=fed.judged_by,
         admission=admission,
         lr_scale=scale,
     )
@@ -196,7 +196,7 @@ def _federated(heterogeneous: HeterogeneousClients, folder: RunFolder, observer:
             return states[lr].best_value
         return mean_loss(
             folder.tree(f"federated.chosen.{grid}.{until}", lambda: scored(lr, "valid", until)),
-            recipe.federation.valid_average,
+            recipe.federation.judged_by,
         )
 
     lr = choose_learning_rate(recipe, rounds, go)

@@ -15,7 +15,9 @@ from lichen.algorithms.agnostic import AFL
 from lichen.algorithms.average import Average
 from lichen.algorithms.scores import score_everyone
 from lichen.algorithms.semi import SemiFL
+from lichen.core import tree as trees
 from lichen.core.collecting.admission import Admission
+from lichen.core.collecting.collect import drain
 from lichen.core.collecting.history import History
 from lichen.core.contracts.algorithm import Algorithm, Report, ServerState
 from lichen.core.contracts.client import ClientTask, Source
@@ -45,6 +47,7 @@ from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.workload import trial_rounds
 from lichen.recipes.schema.recipe import Recipe
+from lichen.server.robust.fltrust import FLTrust, Reference
 
 __all__ = [
     "HISTORY",
@@ -108,18 +111,39 @@ def federate(
     )
 
 
+def _own_change(server: LocalEngine, seed: int, scale: Callable[[int], float]) -> Reference:
+    """The server's own change of a round, as a client's with the server's rows."""
+
+    def change(shared: Shared, version: int) -> Tree:
+        job = Job(
+            work="server",
+            shared=shared,
+            version=version,
+            clients=(0,),
+            seed=derive(seed, version),
+            base=server.base,
+            settings={"lr_scale": scale(version)},
+        )
+        (message,) = drain(server, job)
+        return trees.take(message.tensors, 0)
+
+    return change
+
+
 def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) -> Algorithm:
-    """The federation, with fair weights or the server's own training between rounds where the recipe has them."""
+    """The federation, with fair weights or the server's own training where the recipe has them."""
     recipe, rows = side.recipe, side.labelled
     if recipe.federation.fair == "minmax":
         return AFL(clients, rate=recipe.federation.fair_rate)
-    if rows is None or recipe.semi is None:
+    fed, robust = recipe.federation, recipe.federation.robust
+    trusts = robust is not None and robust.rule == "fltrust"
+    if rows is None or (recipe.semi is None and not trusts):
         return clients
-    fed = recipe.federation
     source: Source = TrainSource(
         (rows,),
         batch_size=fed.batch_size,
-        steps=recipe.semi.server_steps,
+        steps=fed.local_steps or 1 if recipe.semi is None else recipe.semi.server_steps,
+        epochs=fed.local_epochs if recipe.semi is None else None,
         pad=side.pad,
         max_length=recipe.data.max_length,
     )
@@ -132,6 +156,8 @@ def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) ->
         device=recipe.model.device,
     )
     scale = lr_scale(recipe, fed.rounds)
+    if trusts:
+        return replace(clients, aggregator=FLTrust(_own_change(server, derive(recipe.seed, "reference"), scale)))
     return SemiFL(
         clients,
         server=server,

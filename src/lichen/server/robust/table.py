@@ -47,7 +47,7 @@ class RobustRule:
         >>> ROBUST["krum"].least(2), ROBUST["median"].least(2)
         (7, 5)
         """
-        return 2 * liars + self.more
+        return 1 if self.looks_at == "reference" else 2 * liars + self.more
 
 
 _KRUM = Paper(short="Blanchard et al. NeurIPS 2017", url="https://arxiv.org/abs/1703.02757")
@@ -108,6 +108,13 @@ ROBUST: Mapping[str, RobustRule] = {
             papers=(_YIN,),
             looks_at="coordinates",
             reads=frozenset({"mixing", "liars"}),
+        ),
+        RobustRule(
+            name="fltrust",
+            summary="the mean by how much a change points where the server's own does, on public labelled rows",
+            papers=(Paper(short="Cao et al. NDSS 2021", url="https://arxiv.org/abs/2012.13995"),),
+            looks_at="reference",
+            drops=True,
         ),
     )
 }

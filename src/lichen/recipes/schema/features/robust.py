@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lichen.declared import Need, Property
-from lichen.recipes.schema.features.feature import Clash, Feature, of_shared_model
+from lichen.recipes.schema.features.feature import NO_LATE, Clash, Feature, of_shared_model
 from lichen.server.robust.table import NNM, ROBUST
 
 __all__ = ["ROBUSTNESS"]
@@ -13,6 +13,10 @@ __all__ = ["ROBUSTNESS"]
 
 def _used(recipe: Any) -> bool:
     return recipe.federation.robust is not None
+
+
+def _trusts(recipe: Any) -> bool:
+    return _used(recipe) and recipe.federation.robust.rule == "fltrust"
 
 
 def _of_products(recipe: Any) -> bool:
@@ -39,6 +43,20 @@ ROBUSTNESS: tuple[Feature, ...] = (
                 what="robust rules count every client as 1",
                 fix="remove it, or use uniform",
                 where="federation.weighting",
+            ),
+        ),
+    ),
+    Feature(
+        key="federation.robust.rule",
+        used=_trusts,
+        lacks=NO_LATE,
+        needs=(Need(Property.ONE_SERVER, "fltrust trains in one process", "use engine.name: local or spawned"),),
+        clashes=(
+            Clash(
+                other="semi.kind",
+                used=lambda recipe: recipe.semi is not None,
+                what="clients learn from rows without labels there, which the server's own change cannot be like",
+                fix="remove one",
             ),
         ),
     ),
