@@ -304,6 +304,23 @@ def drift() -> None:
     show("method | all ten come | three of ten come | rounds, all ten | rounds, three", rows)
 
 
+def liars() -> None:
+    """Four liars among twenty: accuracy by rule and attack."""
+    found = {row["method"]: row for row in read("digits-liars/compare.json")["rows"]}
+    levels = list(dict.fromkeys(name.partition("@")[2] for name in found))
+    rows = [
+        [
+            f"`{name}`",
+            *(
+                spread([100 * value for value in found[f"{name}@{level}"]["value"]["values"]], ".1f")
+                for level in levels
+            ),
+        ]
+        for name in dict.fromkeys(name.partition("@")[0] for name in found)
+    ]
+    show(" | ".join(["rule", *(level.replace("-", ", ") for level in levels)]), rows)
+
+
 def semi() -> None:
     """What unlabelled digits add to a few labels."""
     found = read("semi.json")
@@ -327,6 +344,7 @@ TABLES: dict[str, Callable[..., None]] = {
         mutual,
         buffered,
         drift,
+        liars,
         semi,
     )
 }
