@@ -148,6 +148,14 @@ def _scores(card: Card) -> str:
             tail, title = score.get("worst_decile"), _cell(column_title(name))
             lines.append(f"| {title} | {score_text(score['mean'])} | {'-' if tail is None else score_text(tail)} |")
     lines.append("\nThis is the row `federated`; the others are what it was held against.")
+    share, joules = summary.get("share_gaining"), summary.get("energy_joules")
+    if share is not None:
+        clients, over = summary["clients"], summary["gaining_over"]
+        lines.append(f"{round(share * clients)} of {clients} clients score better than in `{over}`; the others do not.")
+    if joules:
+        lines.append(
+            f"The whole run, with what it was held against, took {joules / 3.6e6:.3g} kWh of processor and memory."
+        )
     return "\n".join(lines) + "\n"
 
 

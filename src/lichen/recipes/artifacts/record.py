@@ -9,6 +9,7 @@ from lichen.core.files.durable import write_atomic
 from lichen.core.files.manifest import sha256_of
 from lichen.core.files.record import FORMAT, RECORD, SIGNED, Record, chain, public_key, signed
 from lichen.data.sources.catalog import CATALOG
+from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.verify import KEY, MANIFEST, handed_on
 from lichen.recipes.schema.recipe import Recipe
 
@@ -37,6 +38,7 @@ def end_record(run: Path, record: Record, recipe: Recipe) -> None:
             "base": recipe.model.name or "",
             "base_and_start": beginning(run)["inputs"].get("model", ""),
             "base_licence": known.licence if known else "",
+            "data_licences": read_summary(run).get("licences", {}),
             "files": {name: sha256_of(adapter / name) for name in handed_on(adapter)},
             "record": record.head,
         }
