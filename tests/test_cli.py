@@ -44,6 +44,7 @@ SUMMARY: dict[str, Any] = {
     "licences": {},
     "cards": [],
     "cards_left": [],
+    "attack": None,
     "seed": 0,
     "versions": {},
     "recipe_sha256": "0" * 64,

@@ -106,6 +106,8 @@ WALK: dict[str, list[list[str]]] = {
         ["report", EVIL],
     ],
     "export": [["export", "foreign"]],
+    "verify": [["verify", EVIL]],
+    "card": [["card", EVIL], ["card", f"odd{EVIL}.jsonl"]],
     "federation": [
         ["federation", "policy", EVIL],
         ["federation", "connect", EVIL],

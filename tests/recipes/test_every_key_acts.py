@@ -65,6 +65,7 @@ ELSEWHERE = {
     "compare.target": "the summary: tests/recipes/tasks",
     "federation.valid_clients": "caps at the clients that there are",
     "federation.memory": "tests/recipes/assemble/test_capacity.py",
+    "federation.valid_average": "`mean` is what none means: tests/algorithms/test_lying_validation.py",
     "federation.history": "a folder of messages: tests/recipes/tasks",
     "teacher.may_see": "a permission, checked when rows are shown",
     "teacher.endpoint": "tests/recipes/help/test_steps.py",

@@ -137,6 +137,10 @@ def test_five_hundred_spoilt_recipes(capsys: pytest.CaptureFixture[str]) -> None
         teaches = helps or place[0][:2] == ("model", "student") or rng.integers(2)
         talks = place[0][0] == "exchange" or place[0][:2] == ("model", "students")
         recipe = copy.deepcopy(TALK if talks else TEACH if teaches else CHAT)
+        if place[0][0] == "attack":
+            recipe["attack"] = {"kind": "sign_flip"}
+        if place[0][:2] == ("federation", "robust"):
+            recipe.setdefault("federation", {})["robust"] = {"rule": "median"}
         where = MUTATIONS[name](recipe, place, rng)
         if where is None:
             continue

@@ -22,7 +22,10 @@ from lichen.core.wire.shared import Shared
 from lichen.server.robust import choices, gram
 from lichen.server.robust import rows as store
 from lichen.server.robust.robust import Robust
-from lichen.server.robust.table import ROBUST
+from lichen.server.robust.table import ROBUST as EVERY
+
+ROBUST = {name: rule for name, rule in EVERY.items() if rule.looks_at != "reference"}
+"""Those that need no change of the server's own."""
 
 BYZFL = json.loads(Path(__file__).with_name("byzfl_vectors.json").read_text(encoding="utf-8"))
 STARTS = {"radius": 1.5, "iterations": 4}
@@ -263,6 +266,7 @@ def test_refuses_what_is_no_round() -> None:
     ("options", "match"),
     [
         ({"rule": "mode"}, "unknown rule"),
+        ({"rule": "fltrust"}, "unknown rule"),
         ({"rule": "krum", "liars": -1}, "-1 liars"),
         ({"rule": "median", "of": "products"}, "each number by itself"),
         ({"rule": "krum", "of": "words"}, "no distances"),

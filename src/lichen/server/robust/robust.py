@@ -116,8 +116,10 @@ class Robust(OverRows):
     memory: int = 2**30
 
     def __post_init__(self) -> None:
-        if self.rule not in ROBUST:
-            raise LichenError(f"unknown rule {self.rule!r}", where="aggregator.rule", fix=f"use {', '.join(ROBUST)}")
+        known_rules = [name for name, rule in ROBUST.items() if rule.looks_at != "reference"]
+        if self.rule not in known_rules:
+            fix = "use FLTrust" if self.rule in ROBUST else f"use {', '.join(known_rules)}"
+            raise LichenError(f"unknown rule {self.rule!r}", where="aggregator.rule", fix=fix)
         known = ROBUST[self.rule]
         if self.liars < 0:
             raise LichenError(f"{self.liars} liars", where="aggregator.liars", fix="use 0 or more")
