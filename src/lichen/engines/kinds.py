@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from lichen.core.contracts.engine import Engine
     from lichen.engines.local import LocalEngine
+    from lichen.engines.pipe_sites import PipeSites
     from lichen.engines.ranks import Ranks
 
 __all__ = ["DECIDES", "ENGINES", "EngineKind", "EngineSettings"]
@@ -36,6 +37,8 @@ class EngineSettings:
         ranks: The ranks that run this program; one where nobody started more.
         command: Starts a process that serves jobs on standard input; see :mod:`lichen.engines.node`.
         nodes: Processes that the recipe asks for.
+        children: Such processes that serve several engines of a run; None: an engine starts its own, and ends them.
+        state: Name of the private state that the engine's jobs are for, where there are such.
         agreed: Digest of the tensors that all begin from, where changes alone are sent down; else empty.
     """
 
@@ -43,6 +46,8 @@ class EngineSettings:
     ranks: Ranks
     command: Sequence[str] = ()
     nodes: int = 1
+    children: PipeSites | None = None
+    state: str = ""
     agreed: str = ""
 
 
@@ -81,8 +86,12 @@ def _local(settings: EngineSettings) -> Iterator[Engine]:
 
 @contextmanager
 def _spawned(settings: EngineSettings) -> Iterator[Engine]:
-    from lichen.engines.spawned import SpawnedEngine
+    from lichen.engines.spawned import SpawnedEngine, over_children
 
+    if settings.children is not None:
+        with over_children(settings.children, state=settings.state, agreed=settings.agreed) as shared:
+            yield shared
+        return
     with SpawnedEngine(settings.command, nodes=settings.nodes, agreed=settings.agreed) as engine:
         yield engine
 

@@ -17,7 +17,26 @@ from lichen.engines.federated import FederatedEngine
 from lichen.engines.pipe_sites import Child, PipeSites
 from lichen.engines.remote.errands import CHILDREN
 
-__all__ = ["SpawnedEngine"]
+__all__ = ["SpawnedEngine", "children_of", "over_children"]
+
+
+def children_of(command: Sequence[str], nodes: int) -> PipeSites:
+    """So many processes of one command; they are started by the first engine over them that needs them."""
+    return PipeSites({f"node {place}": tuple(command) for place in range(nodes)})
+
+
+def over_children(children: PipeSites, *, state: str = "", agreed: str = "") -> FederatedEngine:
+    """The engine over some processes: client c lives on process c mod their number. They outlive it.
+
+    Args:
+        children: The processes.
+        state: Name of the private state that its jobs are for.
+        agreed: Digest of the shared tensors that every process holds when it starts; empty for none.
+    """
+    names = list(children.commands)
+    return FederatedEngine(
+        children, lambda client: names[client % len(names)], state=state, agreed=agreed, patience=CHILDREN
+    )
 
 
 @final
@@ -33,11 +52,8 @@ class SpawnedEngine(ForwardingEngine):
     """
 
     def __init__(self, command: Sequence[str], *, nodes: int = 1, agreed: str = "") -> None:
-        names = [f"node {place}" for place in range(nodes)]
-        self.sites = PipeSites(dict.fromkeys(names, tuple(command)))
-        self._federated = FederatedEngine(
-            self.sites, lambda client: names[client % nodes], agreed=agreed, patience=CHILDREN
-        )
+        self.sites = children_of(command, nodes)
+        self._federated = over_children(self.sites, agreed=agreed)
         self.inner = self._federated
 
     @property

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -264,7 +264,8 @@ def _go(
     before = folder.journal.joules if single else None
     with Meter(counters(recipe.model.device) if single else (), before=before) as meter:
         folder.joules = meter.joules
-        result = task(recipe, folder, watch, say)
+        with closing(folder):
+            result = task(recipe, folder, watch, say)
         joules = meter.joules()
     memory = sum(int(peak) for peak in ranks.exchange(str(peak_memory_bytes()).encode(), about="memory"))
     if not ranks.first:

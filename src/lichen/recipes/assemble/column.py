@@ -22,6 +22,7 @@ from lichen.engines.distributed import DistributedEngine
 from lichen.engines.kinds import EngineSettings
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks
+from lichen.engines.spawned import children_of
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import client_tasks, works_of
 from lichen.recipes.assemble.run_folder import RunFolder
@@ -121,17 +122,23 @@ def recipe_engine(
         start: The tensors that all begin from; None: no job has any.
         around: What stands between it and its clock.
     """
+    command = (
+        *(sys.executable, "-m", "lichen", "node"),
+        *("--recipe", str(folder.path / "recipe.yaml"), "--state", str(folder.path / "state")),
+    )
+    kind = recipe.engine_kind
     settings = EngineSettings(
         local=local,
         ranks=folder.ranks,
-        command=(
-            *(sys.executable, "-m", "lichen", "node"),
-            *("--recipe", str(folder.path / "recipe.yaml"), "--state", str(store.folder)),
-        ),
+        command=command,
         nodes=recipe.engine.nodes,
+        children=folder.children(lambda: children_of(command, recipe.engine.nodes))
+        if recipe.engine_kind.nodes
+        else None,
+        state=store.folder.relative_to(folder.path / "state").as_posix(),
         agreed=agreed_name(recipe, start),
     )
-    return clocked(recipe, around(stack.enter_context(recipe.engine_kind.make(settings))))
+    return clocked(recipe, around(stack.enter_context(kind.make(settings))))
 
 
 def agreed_name(recipe: Recipe, start: Shared | None) -> str:

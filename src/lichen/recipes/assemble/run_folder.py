@@ -38,6 +38,7 @@ from lichen.core.roster import Roster
 from lichen.core.rounds import load_state, save_state
 from lichen.core.store import Staged, load_tree, save_tree, take_staged
 from lichen.core.tree import Tree, digest
+from lichen.engines.pipe_sites import PipeSites
 from lichen.engines.ranks import Ranks
 from lichen.present.trace import Event, event_line, read_trace
 from lichen.recipes.rows.checked_cards import Cards
@@ -78,6 +79,7 @@ class RunFolder:
         self._events: dict[tuple[str, int], Event] = {}
         self._lists: dict[Path, dict[str, int]] = {}
         self.joules: Callable[[], float | None] = lambda: 0.0
+        self._children: PipeSites | None = None
 
     def _claim(self, recipe_sha256: str) -> bool:
         """Mark the folder as the recipe's, and bring it to what is whole; whether all in it must bear its digest."""
@@ -147,6 +149,18 @@ class RunFolder:
             path.unlink()
         for path in (self.path / "state").glob(f"*/*/*/{ANSWERS}"):
             shutil.rmtree(path, ignore_errors=True)
+
+    def children(self, make: Callable[[], PipeSites]) -> PipeSites:
+        """The processes that serve all columns of the run, made once."""
+        if self._children is None:
+            self._children = make()
+        return self._children
+
+    def close(self) -> None:
+        """End the processes that serve the run, if there are any."""
+        if self._children is not None:
+            self._children.close()
+            self._children = None
 
     def traced(self, event: Event) -> bool:
         """Whether the trace has this round already; else it is remembered until the round is whole."""
