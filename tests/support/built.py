@@ -315,7 +315,7 @@ def engine_parts(experiment: Experiment, folder: RunFolder) -> list[Any]:
         made.append([kind.name, settings.nodes if kind.nodes or kind.ranks else 1, settings.agreed, local])
         yield local
 
-    store = ClientStore(folder.path / "clients")
+    store = ClientStore(folder.path / "state" / "clients")
     with ExitStack() as stack:
         kind = recipe.engine_kind
         local = functools.partial(local_engine, experiment, store)

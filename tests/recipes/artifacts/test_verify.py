@@ -59,6 +59,18 @@ def test_what_was_never_changed_holds(run: Path, capsys: pytest.CaptureFixture[s
     assert (run / KEY).stat().st_mode & 0o777 == 0o600
 
 
+def test_an_adapter_that_was_handed_on_holds_by_itself(run: Path, tmp_path: Path) -> None:
+    known = verify(run).key
+    out = lichen.export(run, out=tmp_path / "elsewhere")
+    assert verify(out, key=known).others == ()
+    weights = out / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(LichenError, match="adapter_model"):
+        verify(out)
+    with pytest.raises(LichenError, match="is no public key"):
+        verify(run, key="00")
+
+
 def test_a_round_says_who_was_asked_who_came_and_with_which_message(run: Path) -> None:
     names = [one["name"] for one in json.loads((run / "roster.json").read_text())["members"]]
     for line in chain(run / RECORD)[0][1:-1]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def beginning(run: Path, *, late: bool = False) -> dict[str, Any]:
     return {**begun, "late": True} if late else begun
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in _PACKAGES:

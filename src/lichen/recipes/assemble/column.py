@@ -135,7 +135,7 @@ def recipe_engine(
         children=folder.children(lambda: children_of(command, recipe.engine.nodes))
         if recipe.engine_kind.nodes
         else None,
-        state=store.folder.relative_to(folder.path / "state").as_posix(),
+        state=store.folder.relative_to(folder.path / "state").as_posix() if kind.nodes else "",
         agreed=agreed_name(recipe, start),
     )
     return clocked(recipe, around(stack.enter_context(kind.make(settings))))
