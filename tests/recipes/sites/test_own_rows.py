@@ -87,13 +87,17 @@ def test_sites_with_a_file_each_have_the_bytes_of_the_local_engine(
     shape: Literal["pair", "label"], tmp_path: Path
 ) -> None:
     files = save_sites(tmp_path / "sites", shape)
-    names = ("north", "east", "south")
+    if shape == "label":  # three where a site's folder of files is one of them, else two are enough
+        one = next(file for file in files if not file.is_dir())
+        files = tuple(file for file in files if file != one)
+        one.unlink()
+    names = ("north", "east", "south")[: len(files)]
     recipe = saved_recipe(tmp_path, shape, "spawned", tmp_path / "nowhere")
     server, nodes = watched_run(tmp_path, recipe, tmp_path / "apart", dict(zip(names, files, strict=True)))
 
     assert any("roster.json" in line for line in server)  # the hook sees what is opened
     assert not any(str(tmp_path / "sites") in line for line in server[1:])
-    assert len(nodes) == 3
+    assert len(nodes) == len(files)
     for lines in nodes:
         started = lines[0].split("\0")
         own = started[started.index("--data") + 1]
