@@ -24,7 +24,7 @@ from lichen.core.contracts.algorithm import Report
 from lichen.core.files.manifest import sha256_of
 from lichen.core.files.record import FORMAT, recorded_files
 
-__all__ = ["beginning", "ending", "round_entry"]
+__all__ = ["beginning", "ending", "inputs_digests", "round_entry"]
 
 _PACKAGES = ("lichen", "torch", "transformers", "peft", "numpy")
 _INPUTS = "state/inputs.json"
@@ -38,12 +38,22 @@ def beginning(run: Path, *, late: bool = False) -> dict[str, Any]:
         run: Its folder.
         late: There were rounds before that no record holds.
     """
-    inputs: dict[str, Any] = {}
-    if (run / _INPUTS).exists():
-        inputs = json.loads((run / _INPUTS).read_text(encoding="utf-8"))
     digests = {name: sha256_of(run / name) for name in _BEGINS if (run / name).exists()}
-    begun = {"kind": "begin", "format": FORMAT, "files": digests, "inputs": inputs, "versions": _versions()}
+    begun = {
+        "kind": "begin",
+        "format": FORMAT,
+        "files": digests,
+        "inputs": inputs_digests(run),
+        "versions": _versions(),
+    }
     return {**begun, "late": True} if late else begun
+
+
+def inputs_digests(run: Path) -> dict[str, Any]:
+    """Digests of rows, tokens and weights that a run was made from; none where it has noted none."""
+    file = run / _INPUTS
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return found
 
 
 @cache

@@ -110,12 +110,13 @@ class Record:
 
     Attributes:
         head: Digest of the last line.
+        lines: How many there are.
     """
 
     def __init__(self, path: Path, text: str, *, say: Callable[[str], None] = lambda _: None) -> None:
         self.path = path
         lines = text.encode().splitlines(keepends=True)
-        self.head = hashlib.sha256(lines[-1]).hexdigest() if lines else START
+        self.head, self.lines = hashlib.sha256(lines[-1]).hexdigest() if lines else START, len(lines)
         there = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         if there == lines:
             return
@@ -134,7 +135,7 @@ class Record:
             os.close(private.create(self.path))
         with open(self.path, "ab") as file:
             file.write(line)
-        self.head = hashlib.sha256(line).hexdigest()
+        self.head, self.lines = hashlib.sha256(line).hexdigest(), self.lines + 1
         return line.decode()
 
     def end(self, entry: Mapping[str, Any]) -> None:
@@ -181,7 +182,11 @@ def public_key(path: Path) -> str:
     Raises:
         LichenError: if the file is none.
     """
-    half: bytes = _key(path).public_key().public_bytes_raw()
+    return _public(_key(path))
+
+
+def _public(key: Any) -> str:
+    half: bytes = key.public_key().public_bytes_raw()
     return half.hex()
 
 
@@ -191,8 +196,9 @@ def signed(body: Mapping[str, Any], key: Path) -> bytes:
     Raises:
         LichenError: if the file is no key.
     """
-    body = {**body, "public_key": public_key(key)}
-    return canonical({**body, "signature": _key(key).sign(canonical(body)).hex()})
+    private_key = _key(key)
+    body = {**body, "public_key": _public(private_key)}
+    return canonical({**body, "signature": private_key.sign(canonical(body)).hex()})
 
 
 def require_signed(path: Path, public: str | None = None) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lichen.core.collecting.run_record import beginning, ending
+from lichen.core.collecting.run_record import beginning, ending, inputs_digests
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.manifest import sha256_of
-from lichen.core.files.record import FORMAT, RECORD, SIGNED, Record, chain, public_key, signed
+from lichen.core.files.record import FORMAT, SIGNED, Record, public_key, signed
 from lichen.data.sources.catalog import CATALOG
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.verify import KEY, MANIFEST, handed_on
@@ -28,15 +28,15 @@ def end_record(run: Path, record: Record, recipe: Recipe) -> None:
         record.append(beginning(run))
     public_key(run / KEY)  # made before its digest is taken
     record.end(ending(run))
-    lines = len(chain(run / RECORD)[0])
-    write_atomic(run / SIGNED, signed({"format": FORMAT, "head": record.head, "lines": lines}, run / KEY))
+    about = {"format": FORMAT, "head": record.head, "lines": record.lines}
+    write_atomic(run / SIGNED, signed(about, run / KEY))
     adapter = run / "adapter"
     if adapter.is_dir():
         known = CATALOG.get(recipe.model.name or "")
         body = {
             "format": FORMAT,
             "base": recipe.model.name or "",
-            "base_and_start": beginning(run)["inputs"].get("model", ""),
+            "base_and_start": inputs_digests(run).get("model", ""),
             "base_licence": known.licence if known else "",
             "data_licences": read_summary(run).get("licences", {}),
             "files": {name: sha256_of(adapter / name) for name in handed_on(adapter)},

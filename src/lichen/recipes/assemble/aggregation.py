@@ -71,7 +71,7 @@ def _robust(server: ServerSide) -> Aggregator:
     """
     robust = server.recipe.federation.robust
     assert robust is not None
-    if robust.rule == "fltrust":
+    if robust.asks_server:
         return FLTrust(_no_reference)
     if (fault := too_many_liars(robust.rule, robust.liars, participants(server))) is not None:
         raise fault

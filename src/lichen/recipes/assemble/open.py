@@ -175,7 +175,7 @@ def open_recipe(
     roster = declared(clients, names, classes=labels, capacity_N=_capacity_N(experiment))
     capacity = capacity_from(roster, scaling=scaling_of(recipe.model.adapter))
     robust = recipe.federation.robust
-    labelled = make(public_split.labelled) if robust is not None and robust.rule == "fltrust" else None
+    labelled = make(public_split.labelled) if robust is not None and robust.asks_server else None
     experiment = experiment.with_server(roster=roster, capacity=capacity, labelled=labelled)
     refuse_warmup(experiment.server)
     refuse_truth(experiment.server)

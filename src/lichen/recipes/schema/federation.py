@@ -127,6 +127,11 @@ class RobustConfig(Section):
     )
     iterations: Positive = Field(default=10, description="steps of geometric_median and centred_clipping")
 
+    @property
+    def asks_server(self) -> bool:
+        """The rule holds changes against one that the server makes of rows of its own."""
+        return ROBUST[self.rule].looks_at == "reference"
+
     @model_validator(mode="after")
     def _radius(self) -> RobustConfig:
         if self.radius is None and ROBUST[self.rule].radius:

@@ -136,7 +136,7 @@ def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) ->
     if recipe.federation.fair == "minmax":
         return AFL(clients, rate=recipe.federation.fair_rate)
     fed, robust = recipe.federation, recipe.federation.robust
-    trusts = robust is not None and robust.rule == "fltrust"
+    trusts = robust is not None and robust.asks_server
     if rows is None or (recipe.semi is None and not trusts):
         return clients
     source: Source = TrainSource(

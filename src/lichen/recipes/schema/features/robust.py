@@ -16,7 +16,7 @@ def _used(recipe: Any) -> bool:
 
 
 def _trusts(recipe: Any) -> bool:
-    return _used(recipe) and recipe.federation.robust.rule == "fltrust"
+    return _used(recipe) and recipe.federation.robust.asks_server
 
 
 def _of_products(recipe: Any) -> bool:
