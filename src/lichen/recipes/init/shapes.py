@@ -181,10 +181,13 @@ def _labelled(roles: Roles, columns: Sequence[ColumnFacts], wishes: Wishes, wher
     text = by_name[wishes.text] if wishes.text is not None else _text(rest) or (None if writes else _numbers(rest))
     if text is None:
         kinds = ", ".join(f"{column.name} ({HOLDS[column.kind]})" for column in columns[:8])
+        several = sum(HOLDS[column.kind] == "numbers" for column in rest) > 1
+        in_recipe = "; rows of numbers need a recipe of your own, with their columns in data.columns.numbers"
         raise LichenError(
             "has no column with text",
             where=where,
-            fix=f"name one by --text; there is: {kinds}{' and more' if len(columns) > 8 else ''}",
+            fix=f"name one by --text; there is: {kinds}{' and more' if len(columns) > 8 else ''}"
+            f"{in_recipe if several else ''}",
         )
     what, role = ("numbers", "numbers") if text.kind == "numbers" else ("texts", "text")
     roles.shape, roles.columns = what, {role: text.name}

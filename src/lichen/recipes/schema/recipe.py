@@ -313,8 +313,8 @@ def refuse_many_liars(recipe: Recipe) -> None:
     public = recipe.data.public
     if fed.robust.asks_server and (not recipe.classifies or public is None or not public.labelled):
         raise ValueError(
-            f"federation.robust.rule: the server of {fed.robust.rule} trains on public rows with labels of its own; use "
-            "task classify and set data.public.labelled, or another rule"
+            f"federation.robust.rule: the server of {fed.robust.rule} trains on public rows with labels; use task "
+            "classify and set data.public.labelled, or another rule"
         )
     everyone = recipe.data.max_clients if partition.by == "client" else partition.clients
     came = fed.schedule.arrivals if fed.schedule.kind == "buffered" else fed.clients_per_round
