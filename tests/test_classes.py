@@ -35,8 +35,8 @@ ASKED = {
     ("recipes/artifacts/sampling.py", "tokenizer"),
     ("recipes/assemble/model.py", "model.config"),
     ("recipes/help/foundation_models.py", "tokenizer"),
-    ("recipes/plan/flops.py", "config"),
-    ("recipes/plan/flops.py", "model"),
+    ("models/arithmetic.py", "config"),
+    ("models/arithmetic.py", "model"),
     ("research/mutual/vocabulary.py", "tokenizer"),
     ("data/chat/spans.py", "encoded"),
     ("models/loading/load.py", "method"),  # what a file says of its quantisation

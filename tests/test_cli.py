@@ -40,6 +40,7 @@ SUMMARY: dict[str, Any] = {
     "seconds": 1.0,
     "peak_memory_bytes": 1,
     "energy_joules": None,
+    "compute": None,
     "read": None,
     "licences": {},
     "cards": [],

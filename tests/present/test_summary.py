@@ -83,6 +83,7 @@ SUMMARY: dict[str, Any] = {
     "seconds": 61.5,
     "peak_memory_bytes": 900_000_000,
     "energy_joules": 1234.5,
+    "compute": {"training_flops": {"federated": 2e12}, "base_flops": 1.6e21, "base_source": "its model card"},
     "read": {
         "rows": 60,
         "clients": 2,
@@ -120,6 +121,7 @@ KEYS = [
         "seconds",
         "peak_memory_bytes",
         "energy_joules",
+        "compute",
         "read",
         "licences",
         "cards",
@@ -132,7 +134,7 @@ KEYS = [
 ]
 
 MAY_LACK = ("gaining_over", "energy_joules", "traffic", "attendance", "training", "failures", "attack", "read")
-MAY_LACK += ("licences", "cards", "cards_left")
+MAY_LACK += ("compute", "licences", "cards", "cards_left")
 
 
 def test_the_keys_are_pinned() -> None:
@@ -146,6 +148,7 @@ def test_summaries_of_older_runs_lack_energy_and_traffic() -> None:
     missing = {
         "gaining_over": None,
         "energy_joules": None,
+        "compute": None,
         "traffic": None,
         "attendance": None,
         "training": {},

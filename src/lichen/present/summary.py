@@ -151,12 +151,23 @@ class Attacked(_Part):
     """The liars', in roster order."""
 
 
+class Compute(_Part):
+    """Floating-point operations of training, estimated from the tokens that were trained on."""
+
+    training_flops: dict[str, Annotated[float, Field(ge=0)]]
+    """By trained column, all its learning rates together."""
+    base_flops: Annotated[float, Field(gt=0)] | None
+    """Of the base's own training; null where nobody has published what they follow from."""
+    base_source: str
+    """Who has, and how they follow."""
+
+
 class Summary(_Part):
     """What ``summary.json`` holds: these keys, all of them, and no others.
 
-    ``gaining_over``, ``energy_joules``, ``traffic``, ``attendance``, ``training``, ``failures``, ``attack``, ``read``,
-    ``licences``, ``cards`` and ``cards_left`` alone may be missing, as in summaries of older runs; null says that it
-    was not measured, or that there is nothing to say.
+    ``gaining_over``, ``energy_joules``, ``compute``, ``traffic``, ``attendance``, ``training``, ``failures``,
+    ``attack``, ``read``, ``licences``, ``cards`` and ``cards_left`` alone may be missing, as in summaries of older
+    runs; null says that it was not measured, or that there is nothing to say.
     """
 
     name: str
@@ -185,6 +196,8 @@ class Summary(_Part):
     seconds: Annotated[float, Field(ge=0)]
     peak_memory_bytes: _Count
     energy_joules: Annotated[float, Field(ge=0)] | None = None
+    compute: Compute | None = None
+    """Null for students, which have no base, and for tasks without rounds."""
     read: Read | None = None
     """What was read of the data, and what was left out or cut."""
     licences: dict[str, _Count] = Field(default_factory=dict)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import lichen
 from lichen import allocator, cli
 from lichen.core import tree as trees
+from lichen.models.arithmetic import arithmetic_of
 from lichen.present.planned import plan_table
 from lichen.present.trace import read_trace
 from lichen.recipes.assemble.experiment import lr_name
@@ -26,7 +27,7 @@ from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.workload import Workload, heaviest, workload_of
 from lichen.recipes.plan import adapt as plan_adapt
 from lichen.recipes.plan.estimate import Disk, Memory, problems
-from lichen.recipes.plan.flops import arithmetic_of, counted
+from lichen.recipes.plan.flops import counted
 from lichen.recipes.plan.memory import MemoryMeter
 from lichen.recipes.plan.plan import Plan, plan
 from lichen.recipes.plan.timing import evenly_spaced

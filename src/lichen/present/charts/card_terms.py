@@ -1,4 +1,4 @@
-"""The part of a model card that says whose rows were learned from, and under which terms."""
+"""The part of a model card that says whose rows were learned from, under which terms, and what training took."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from lichen.core.visible import visible
 from lichen.data.cards.licences import is_spdx_id
 
-__all__ = ["owners_text", "terms_matter", "terms_text"]
+__all__ = ["compute_text", "owners_text", "terms_matter", "terms_text"]
 
 MOST_OWNERS = 50
 """Cards that a table shows; of more, the number."""
@@ -76,6 +76,34 @@ def terms_text(base: str, summary: Mapping[str, Any]) -> str:
         each = ", ".join(f"{_cell(name)} ({count:,} client{'' if count == 1 else 's'})" for name, count in licences)
         parts.append(f"The rows come under {each}, as their owners say.")
     return f"## Licence\n\n{' '.join(parts)}\n" if parts else ""
+
+
+def compute_text(summary: Mapping[str, Any]) -> str:
+    """Operations of training, beside a third of those of the base's own; empty where they were not counted.
+
+    The third is the line of the European Commission's "Guidelines on the scope of the obligations for general-purpose
+    AI models", 18 July 2025. It is told, and no conclusion is drawn.
+    """
+    compute = summary.get("compute")
+    if compute is None or "federated" not in compute["training_flops"]:
+        return ""
+    own, base = compute["training_flops"]["federated"], compute["base_flops"]
+    parts = [
+        f"Training in the federation took about {own:.2g} floating-point operations, all learning rates that were tried"
+        " included. This is an estimate: 4 for each token and frozen weight that it passes, 6 for each trained one, and"
+        " those of attention; what was evaluated, labelled or written by a model is not in it."
+    ]
+    if base is None:
+        parts.append("A third of the operations of the base's own training: not known.")
+    else:
+        share = f"this is {own / (base / 3):.1g} of it"
+        parts.append(f"A third of those of the base's own training is {base / 3:.2g}; {share}.")
+        parts.append(f"The base's: {_cell(compute['base_source'])}.")
+    parts.append(
+        "A third of the original model's training compute is the line at which the European Commission's guidelines of"
+        " July 2025 on general-purpose AI models take whoever modifies such a model for its provider."
+    )
+    return f"## Training compute\n\n{' '.join(parts)}\n"
 
 
 def _cell(word: object) -> str:

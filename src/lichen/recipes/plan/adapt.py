@@ -12,6 +12,7 @@ from typing import final
 from lichen.allocator import keeps_large_buffers
 from lichen.data.sources.records import load_records
 from lichen.models.adapters.quantized import resident_bytes, weights_of
+from lichen.models.arithmetic import arithmetic_of
 from lichen.present.units import seconds_text
 from lichen.recipes.assemble.capacity import device_tiers
 from lichen.recipes.assemble.experiment import Experiment, lr_name
@@ -19,7 +20,7 @@ from lichen.recipes.assemble.open import LoadedExperiment, open_recipe, shards_o
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.workload import heaviest, pooled_experiment
 from lichen.recipes.plan.estimate import Cost, Estimate, Memory, disk_of
-from lichen.recipes.plan.flops import Flops, arithmetic_of, counted
+from lichen.recipes.plan.flops import Flops, counted
 from lichen.recipes.plan.memory import MemoryMeter
 from lichen.recipes.plan.profiler import Profiler
 from lichen.recipes.plan.synthetic import with_writing

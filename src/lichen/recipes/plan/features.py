@@ -23,6 +23,7 @@ from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard
 from lichen.data.batches.text import encode_classify
 from lichen.data.sources.record import Record
+from lichen.models.arithmetic import arithmetic_of
 from lichen.models.features import EncoderFeatures
 from lichen.recipes.assemble.features import encoder_of, featurizer
 from lichen.recipes.assemble.open import fetch_named, open_recipe
@@ -33,7 +34,6 @@ from lichen.recipes.help.steps import with_answer_index
 from lichen.recipes.help.teacher import ask, classes_in_answer, with_settings
 from lichen.recipes.plan.adapt import estimate_columns, flops_of
 from lichen.recipes.plan.estimate import Cost, Disk, Estimate, Memory, free_disk_bytes
-from lichen.recipes.plan.flops import arithmetic_of
 from lichen.recipes.plan.memory import MemoryMeter
 from lichen.recipes.plan.synthetic import with_writing
 from lichen.recipes.plan.timing import evenly_spaced

@@ -50,6 +50,7 @@ from lichen.recipes.tasks.columns import adapt
 from lichen.recipes.tasks.coverage import trained
 from lichen.recipes.tasks.learning import EventObserver
 from lichen.recipes.tasks.outcome import TaskResult, baseline, gained, over_all_rows, tested
+from lichen.recipes.tasks.training_flops import compute_of
 from lichen.tasks.registry import task_of
 
 __all__ = ["run_adapt", "save_result"]
@@ -102,6 +103,8 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     if folder.ranks.first:
         words = loaded.vocabulary.words if loaded.vocabulary else None
         save_result(folder, recipe, best, loaded.foundation, loaded.tokenizer, loaded.classes, words=words)
+    events = read_trace(folder.path) if folder.ranks.first else ()
+    training, start = trained(side, columns, events), loaded.experiment.start.trainable
     return TaskResult(
         columns=columns,
         clients=tuple(o.name for o in loaded.clients_data),
@@ -112,9 +115,10 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
         cards=loaded.cards,
         validators=len(validators_of(loaded.experiment.server)),
         counts=counts_of(recipe, loaded.clients_data, loaded.tokenizer),
-        training=trained(side, columns, read_trace(folder.path)) if folder.ranks.first else {},
+        training=training,
         common_test=shared_test(loaded.clients_data),
         attack=attack,
+        compute=compute_of(recipe, loaded.foundation, start, columns, training, events),
     )
 
 

@@ -33,7 +33,8 @@ class TaskResult:
 
     ``validators`` is how many clients validated in the rounds; None where there were no rounds. ``counts`` are the
     clients' rows, by part; ``training`` is what the trained columns have seen; ``common_test`` says that all clients
-    are scored on the same rows; ``cards`` are the data cards of the rows; ``attack`` says who lied on purpose.
+    are scored on the same rows; ``cards`` are the data cards of the rows; ``attack`` says who lied on purpose;
+    ``compute`` is what training took in floating-point operations.
     """
 
     columns: dict[str, Column]
@@ -48,6 +49,7 @@ class TaskResult:
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     common_test: bool = False
     attack: Mapping[str, Any] | None = None
+    compute: Mapping[str, Any] | None = None
 
 
 def _labels(shard: Shard) -> np.ndarray:

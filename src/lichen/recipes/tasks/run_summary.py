@@ -75,6 +75,7 @@ def summarise(
         "seconds": folder.seconds(),
         "peak_memory_bytes": memory,
         "energy_joules": joules,
+        "compute": result.compute,
         "read": result.read,
         **result.cards.summary(result.clients),
         "seed": recipe.seed,

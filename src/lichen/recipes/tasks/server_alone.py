@@ -39,6 +39,7 @@ from lichen.recipes.tasks.learning import Engines, EventObserver, federated_colu
 from lichen.recipes.tasks.oneshot_alone import solve_alone
 from lichen.recipes.tasks.outcome import TaskResult, over_all_rows
 from lichen.recipes.tasks.private_columns import alone_columns
+from lichen.recipes.tasks.training_flops import compute_of
 from lichen.tasks.registry import task_of
 
 __all__ = ["run_server_alone"]
@@ -108,13 +109,16 @@ def _learned(
     columns = _columns(server, folder, observer, say, engine_of)
     best = columns["federated"].shared or Shared()
     save_result(folder, recipe, best, loaded.foundation, loaded.tokenizer, server.classes)
+    events = read_trace(folder.path)
+    training = trained(lambda _: server, columns, events)
     return TaskResult(
         columns=columns,
         clients=roster.names,
         extra={} if recipe.writes else over_all_rows(recipe, columns),
         validators=len(validators_of(server)),
         counts=tuple(_counts(roster)),
-        training=trained(lambda _: server, columns, read_trace(folder.path)),
+        training=training,
+        compute=compute_of(recipe, loaded.foundation, server.start.trainable, columns, training, events),
     )
 
 
