@@ -58,6 +58,7 @@ Ready parts.
 - ``by_name``: an aggregator out of several, each for the tensors whose names begin or end as told.
 - ``AroundAggregator``: the base of an aggregator around another; it forwards.
 - ``SingleMessages``: the base of an aggregator that needs single messages; it refuses to lift them.
+- ``SecretRandomness``: normal noise and coins from a key that nobody else has, for differential privacy.
 - ``Everyone``, ``Uniform``: samplers: all clients, or so many of them, all sets equally likely.
 - ``Synchronous``, ``Buffered``: schedules: rounds that wait for those invited, with or without a deadline; FedBuff.
 - ``ServerSGD``, ``ServerAdam``: server optimizers; the first at its default is FedAvg.
@@ -98,6 +99,7 @@ from lichen.core.message import Job, Message
 from lichen.core.replies import Reply
 from lichen.core.roster import Member, Roster
 from lichen.core.rounds import run
+from lichen.core.secret.randomness import SecretRandomness
 from lichen.core.store import ClientStore
 from lichen.core.timing.schedule import Schedule
 from lichen.core.tree import Tree
@@ -169,6 +171,7 @@ __all__ = [
     "Sampler",
     "Scaffold",
     "Schedule",
+    "SecretRandomness",
     "ServerAdam",
     "ServerOptimizer",
     "ServerSGD",
