@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lichen.core.errors import LichenError
 from lichen.shell import log, print_json, say
 
 __all__ = ["verify_command"]
 
 
-def verify_command(folder: Path, /, *, key: str | None = None, json: bool = False) -> None:
+def verify_command(
+    folder: Path, /, *, key: str | None = None, federation: Path | None = None, json: bool = False
+) -> None:
     """Find any byte that was changed since a run was signed: in its record, its recipe, its state, its adapter.
 
     Says also what is not proven. The first change ends it with exit code 2, and names the file and the line.
@@ -23,6 +26,8 @@ def verify_command(folder: Path, /, *, key: str | None = None, json: bool = Fals
         A run's folder, or an adapter's by itself.
     key
         The public key that must have signed it: 64 hex digits, as a former verify printed them.
+    federation
+        The folder of a federation, at its coordinator: the key of its server's kit must have signed.
     json
         Print what holds as JSON, and nothing else, on standard output.
     """
@@ -30,6 +35,12 @@ def verify_command(folder: Path, /, *, key: str | None = None, json: bool = Fals
 
     from lichen.recipes.artifacts.verify import verify
 
+    if federation is not None:
+        from lichen.federation.kits.members import key_of
+
+        if key is not None:
+            raise LichenError("says the key once more", where="--key", fix="leave out one of --key and --federation")
+        key = key_of(federation)
     found = verify(folder, key=key)
     if json:
         print_json({"folder": str(folder), **asdict(found)})

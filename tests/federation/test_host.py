@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import lichen
+from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.core.message import Job, pack_job
 from lichen.core.wire.frames import frame_head
@@ -23,7 +24,9 @@ from lichen.engines.remote.pieces import ask_long
 from lichen.engines.remote.requests import HAND, pack_values, unpack_outcomes, unpack_values
 from lichen.engines.sites import Seen, SiteError
 from lichen.federation.host import SiteHost
+from lichen.federation.kits.members import ABOUT, SERVER, key_of, read_federation, signer_of
 from lichen.federation.policy.keys import change_policy
+from lichen.recipes.artifacts.verify import verify
 from lichen.recipes.schema.read import gallery, read_recipe, recipe_sha256
 from lichen.recipes.sites.open_server import needs_rows
 from lichen.recipes.sites.remote_sites import RemoteSites
@@ -97,8 +100,18 @@ def submitted(home: Path, shape: Any = "pair", **more: Any) -> dict[str, Any]:
 
 
 def submit(hosts: Hosts, recipe: dict[str, Any], out: str = "run", **how: Any) -> lichen.Result:
-    sites = RemoteSites(hosts, SITES, patience=Patience(gone=5.0, quiet=5.0, within=5.0))
+    federation = read_federation(federation_in(hosts.home))
+    patience = Patience(gone=5.0, quiet=5.0, within=5.0)
+    sites = RemoteSites(hosts, SITES, patience=patience, signer=signer_of(federation))
     return lichen.run(recipe, out=hosts.home / out, sites=sites, **how)
+
+
+def federation_in(home: Path) -> Path:
+    """What `lichen federation new` says of a federation, without its authority."""
+    (home / "trial" / SERVER).mkdir(parents=True, exist_ok=True)
+    about = {"name": "trial", "host": "here", "port": 1, "fingerprint": "SHA256:00"}
+    (home / "trial" / ABOUT).write_text(json.dumps(about))
+    return home / "trial"
 
 
 def learned(run: Path) -> dict[str, bytes]:
@@ -106,7 +119,9 @@ def learned(run: Path) -> dict[str, bytes]:
     return {str(file.relative_to(run)): file.read_bytes() for pattern in patterns for file in run.glob(pattern)}
 
 
-def test_sites_that_say_yes_learn_what_a_simulation_learns(hosts: Callable[..., Hosts], tmp_path: Path) -> None:
+def test_sites_that_say_yes_learn_what_a_simulation_learns(
+    hosts: Callable[..., Hosts], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = hosts("label")
     recipe = submitted(
         tmp_path, "label", engine={"packing": False, "clients_per_block": 1}, optimizer={"lr": [0.02, 0.05]}
@@ -128,6 +143,26 @@ def test_sites_that_say_yes_learn_what_a_simulation_learns(hosts: Callable[..., 
     assert [one["labels"] for one in announced] == [[], [], []]
     assert learned(tmp_path / "run") == learned(tmp_path / "local")
     assert len(learned(tmp_path / "run")) >= 6
+    _signed_by_the_kit(tmp_path, capsys)
+
+
+def _signed_by_the_kit(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = home / "trial" / SERVER / "record.key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert not (home / "run" / "state" / "record.key").exists()
+    found = verify(home / "run")
+    assert (found.key, found.federation) == (key_of(home / "trial"), "trial")
+    assert "the key of the federation trial" in str(found)
+    assert verify(home / "run" / "adapter", key=found.key).federation == "trial"
+    assert verify(home / "local").federation == ""
+    assert cli.main(["verify", str(home / "run"), "--federation", str(home / "trial")]) == 0
+    assert "the key of the federation trial" in capsys.readouterr().out
+    assert cli.main(["verify", str(home / "local"), "--federation", str(home / "trial")]) == 2
+    both = ["--key", found.key, "--federation", str(home / "trial")]
+    assert cli.main(["verify", str(home / "run"), *both]) == 2
+    key.unlink()
+    assert cli.main(["verify", str(home / "run"), "--federation", str(home / "trial")]) == 2
+    assert "has signed no record" in capsys.readouterr().err
 
 
 def test_a_head_in_closed_form_passes_the_policies_that_allow_it(hosts: Callable[..., Hosts], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lichen.core.files.lock import one_process
 from lichen.engines.sites import Seen
 from lichen.federation.asking import SPARE, DoorSites
 from lichen.federation.door import call, door_of
-from lichen.federation.kits.members import SERVER, admitted
+from lichen.federation.kits.members import SERVER, admitted, read_federation, signer_of
 from lichen.recipes.sites.remote_sites import RemoteSites
 
 __all__ = ["served", "sites_for_run"]
@@ -72,7 +72,7 @@ def sites_for_run(
     refusal = LichenError("another run is going on", where=str(folder), fix=fix)
     with one_process(folder / SERVER, _LOCK, say=say, refusal=refusal):
         _wait_for(sites, chosen, wait, say)
-        yield RemoteSites(sites, chosen, left_out=left_out)
+        yield RemoteSites(sites, chosen, left_out=left_out, signer=signer_of(read_federation(folder)))
 
 
 def _wait_for(sites: DoorSites, names: Sequence[str], wait: float, say: Callable[[str], None]) -> None:

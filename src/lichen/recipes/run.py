@@ -22,7 +22,7 @@ from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.lock import one_process
 from lichen.core.files.manifest import MANIFEST, files_in, seal
-from lichen.core.files.record import SIGNED
+from lichen.core.files.record import SIGNED, Signer
 from lichen.core.machine import machine_fault
 from lichen.engines.node import serve_frames
 from lichen.engines.ranks import Ranks, connect, is_rank
@@ -132,6 +132,7 @@ def run(
     if isinstance(sites, Mapping):
         files = {name: Path(data).absolute() for name, data in sites.items()}
         sites = SiteProcesses(path / "recipe.yaml", files)
+    signer = None if sites is None else sites.signer
     alone = partial(run_server_alone, sites=sites) if server_alone or sites is not None else None
     apart = recipe.engine_kind.ranks
     if apart and alone is not None:
@@ -153,7 +154,7 @@ def run(
             with ExitStack() as lock, connect(recipe.model.device) if apart else Ranks() as ranks:
                 mine = ranks.ask_first(lambda: _claim(path, recipe, resume, moved_back, say, lock)) and ranks.first
                 watching, speaking = (observers, say) if ranks.first else ((), lambda _: None)
-                _go(recipe, path, ranks, watching, speaking, alone)
+                _go(recipe, path, ranks, watching, speaking, alone, signer)
     except Exception as error:
         if not isinstance(error, LichenError) and machine_fault(error) is None:
             raise  # a fault of ours: what lies there helps to find it
@@ -244,6 +245,7 @@ def _go(
     observers: Sequence[Callable[[Event], None]],
     say: Callable[[str], None],
     alone: Callable[..., TaskResult] | None,
+    signer: Signer | None,
 ) -> None:
     """Run a recipe as one of the ranks; the first one writes. ``alone`` runs it without rows in this process."""
     folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe), ranks=ranks, say=say)
@@ -282,7 +284,7 @@ def _go(
     named = [{**row, "name": row["client"]} for row in rows]
     clients_png(path, named, metric=summary["metric"], higher_is_better=higher)
     folder.end()
-    end_record(path, folder.record, recipe)
+    end_record(path, folder.record, recipe, signer)
     own = files_in(path, but=("state/", "merged/", "crash.txt", "adapter/README.md", "."))
     seal(path, MANIFEST, [*own, *(name for name in ("state/final.safetensors",) if (path / name).exists())])
 

@@ -18,7 +18,7 @@ import lichen
 from lichen import cli
 from lichen.core.collecting.receipts import digest_C
 from lichen.core.errors import LichenError
-from lichen.core.files.record import RECORD, SIGNED, Record, canonical, chain, signed
+from lichen.core.files.record import RECORD, SIGNED, Record, Signer, canonical, chain, public_key, signed
 from lichen.core.message import Message, take_client
 from lichen.recipes.artifacts.verify import KEY, MANIFEST, verify
 from lichen.recipes.schema.read import recipe_of
@@ -127,19 +127,35 @@ def test_who_signs_anew_is_another(run: Path, tmp_path: Path) -> None:
     (copy / "recipe.yaml").write_text((copy / "recipe.yaml").read_text() + "\n")
     lines, _ = chain(copy / RECORD)
     record = Record(copy / RECORD, "".join(canonical(line).decode() for line in lines[:-1]))
-    signed({}, copy / KEY)  # a key of the forger's own
+    signed({}, Signer(copy / KEY))  # a key of the forger's own
     lines[-1]["files"] |= {
         name: hashlib.sha256((copy / name).read_bytes()).hexdigest() for name in ("recipe.yaml", str(KEY))
     }
-    record.end({name: value for name, value in lines[-1].items() if name != "before"})
+    forged = {"public_key": public_key(copy / KEY)}
+    record.end({name: value for name, value in (lines[-1] | forged).items() if name != "before"})
     head = record.head
-    (copy / SIGNED).write_bytes(signed({"format": 1, "head": head, "lines": len(lines)}, copy / KEY))
+    (copy / SIGNED).write_bytes(signed({"format": 1, "head": head, "lines": len(lines)}, Signer(copy / KEY)))
     manifest = json.loads((copy / "adapter" / MANIFEST).read_text())
     body = {name: value for name, value in manifest.items() if name not in ("public_key", "signature")}
-    (copy / "adapter" / MANIFEST).write_bytes(signed({**body, "record": head}, copy / KEY))
+    (copy / "adapter" / MANIFEST).write_bytes(signed({**body, "record": head}, Signer(copy / KEY)))
     assert verify(copy).key != known  # which is said to be unproven
     with pytest.raises(LichenError, match="is signed with the key"):
         verify(copy, key=known)
+
+
+@pytest.mark.parametrize("federation", ["", "trial"])
+def test_a_head_signed_with_another_key_than_the_record_names_is_refused(
+    run: Path, tmp_path: Path, federation: str
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    head = {name: value for name, value in json.loads((copy / SIGNED).read_text()).items() if name != "signature"}
+    (copy / SIGNED).write_bytes(signed(head, Signer(tmp_path / "other.key", federation)))
+    with pytest.raises(LichenError, match="and the record names") as refused:
+        verify(copy)
+    assert verify(run).key[:16] in str(refused.value)
+    (copy / SIGNED).write_bytes(signed(head, Signer(copy / KEY, "trial")))  # the same key, and a name it has not
+    with pytest.raises(LichenError, match="and the record names"):
+        verify(copy)
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_record(run: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 A line is JSON with sorted keys. ``before`` is the SHA-256 of the line before with its line end, or 64 zeros in the
 first; the digest of the last line is the chain's head. Whoever knows the head can tell if anything before it was
 changed, left out or put elsewhere. ``record.json`` holds the head, signed with Ed25519 by a key that lies in the run's
-folder.
+folder, or with the server of the federation whose sites took part.
 
 References:
     Stuart Haber and W. Scott Stornetta. "How to Time-Stamp a Digital Document." Journal of Cryptology, 1991.
@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from lichen.core import private
 from lichen.core.errors import LichenError
@@ -30,6 +30,7 @@ __all__ = [
     "SIGNED",
     "START",
     "Record",
+    "Signer",
     "canonical",
     "chain",
     "public_key",
@@ -49,6 +50,26 @@ FORMAT = 1
 
 START = "0" * 64
 """Stands for the line before the first."""
+
+
+@final
+class Signer(NamedTuple):
+    """Whose key signs a record.
+
+    Attributes:
+        key: The file of the private key, made if there is none.
+        federation: The name of the federation whose server has it; empty: the run's own.
+    """
+
+    key: Path
+    federation: str = ""
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What is signed with it says of it, and the record's last line does."""
+        whose = {"federation": self.federation} if self.federation else {}
+        return {"public_key": public_key(self.key), **whose}
+
 
 _OUTSIDE = (RECORD, SIGNED, MANIFEST, "state/lock", "merged/", "crash.txt", ".")
 """What begins like one of these no record names: it holds the record, or is written later."""
@@ -190,14 +211,13 @@ def _public(key: Any) -> str:
     return half.hex()
 
 
-def signed(body: Mapping[str, Any], key: Path) -> bytes:
-    """JSON of ``body`` with ``public_key`` and ``signature``, by the private key in a file, made if there is none.
+def signed(body: Mapping[str, Any], signer: Signer) -> bytes:
+    """JSON of ``body`` with ``public_key``, ``federation`` where the key is one's, and ``signature``.
 
     Raises:
         LichenError: if the file is no key.
     """
-    private_key = _key(key)
-    body = {**body, "public_key": _public(private_key)}
+    private_key, body = _key(signer.key), {**body, **signer.named}
     return canonical({**body, "signature": private_key.sign(canonical(body)).hex()})
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple, final
 from lichen.core import private
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
+from lichen.core.files.record import Signer, public_key
 from lichen.federation.kits.papers import approve, check_site, digest, inside
 from lichen.federation.kits.settle import BARRED
 from lichen.federation.kits.tool import run_tool
@@ -28,7 +29,9 @@ __all__ = [
     "admitted",
     "bar",
     "find_federation",
+    "key_of",
     "read_federation",
+    "signer_of",
 ]
 
 AUTHORITY, SERVER, KITS, ADMITTED, RECORDS, ABOUT = (
@@ -40,6 +43,10 @@ AUTHORITY, SERVER, KITS, ADMITTED, RECORDS, ABOUT = (
     "federation.json",
 )
 """What lies in a federation's folder."""
+
+
+KEY = "record.key"
+"""The file of the server's kit with the key that signs records."""
 
 
 @final
@@ -180,6 +187,24 @@ def find_federation(folder: Path | None, name: str = "") -> Path:
         what = "there are several federations here" if found else "there is no federation here"
         raise LichenError(what, where=os.getcwd(), fix="name its folder with --federation")
     return found[0]
+
+
+def signer_of(federation: Federation) -> Signer:
+    """The key of the server's kit, which signs the records of the runs that a federation makes."""
+    return Signer(federation.folder / SERVER / KEY, federation.name)
+
+
+def key_of(folder: Path) -> str:
+    """The public half of :func:`signer_of`, 64 hex digits.
+
+    Raises:
+        LichenError: if the folder holds no federation, or its server has signed nothing yet.
+    """
+    key = signer_of(read_federation(folder)).key
+    if not key.exists():
+        fix = "a run that was submitted makes its key: lichen submit RECIPE"
+        raise LichenError("has signed no record", where=str(folder), fix=fix)
+    return public_key(key)
 
 
 def read_federation(folder: Path) -> Federation:

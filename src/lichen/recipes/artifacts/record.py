@@ -7,7 +7,7 @@ from pathlib import Path
 from lichen.core.collecting.run_record import beginning, ending, inputs_digests
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.manifest import sha256_of
-from lichen.core.files.record import FORMAT, SIGNED, Record, public_key, signed
+from lichen.core.files.record import FORMAT, SIGNED, Record, Signer, signed
 from lichen.data.sources.catalog import CATALOG
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.verify import KEY, MANIFEST, handed_on
@@ -16,20 +16,22 @@ from lichen.recipes.schema.recipe import Recipe
 __all__ = ["end_record"]
 
 
-def end_record(run: Path, record: Record, recipe: Recipe) -> None:
+def end_record(run: Path, record: Record, recipe: Recipe, signer: Signer | None = None) -> None:
     """Write the last line of a finished run's record, sign its head, and sign what the adapter is.
 
     Args:
         run: The run's folder, with all its files.
         record: Its record.
         recipe: The run's.
+        signer: Whose key signs; None: the run's own.
     """
+    signer = signer or Signer(run / KEY)
     if not record.path.exists():  # a task without rounds
         record.append(beginning(run))
-    public_key(run / KEY)  # made before its digest is taken
-    record.end(ending(run))
+    named = signer.named  # a key that is made is made before its digest is taken
+    record.end({**ending(run), **named})
     about = {"format": FORMAT, "head": record.head, "lines": record.lines}
-    write_atomic(run / SIGNED, signed(about, run / KEY))
+    write_atomic(run / SIGNED, signed(about, signer))
     adapter = run / "adapter"
     if adapter.is_dir():
         known = CATALOG.get(recipe.model.name or "")
@@ -42,4 +44,4 @@ def end_record(run: Path, record: Record, recipe: Recipe) -> None:
             "files": {name: sha256_of(adapter / name) for name in handed_on(adapter)},
             "record": record.head,
         }
-        write_atomic(adapter / MANIFEST, signed(body, run / KEY), shared=True)
+        write_atomic(adapter / MANIFEST, signed(body, signer), shared=True)

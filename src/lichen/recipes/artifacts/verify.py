@@ -14,6 +14,7 @@ from typing import Any, final
 from lichen.core.errors import LichenError
 from lichen.core.files.manifest import files_in, sha256_of
 from lichen.core.files.record import RECORD, SIGNED, chain, public_key, recorded_files, require_signed
+from lichen.core.visible import visible
 
 __all__ = ["KEY", "MANIFEST", "handed_on", "verify"]
 
@@ -40,6 +41,7 @@ class Verified:
 
     Attributes:
         key: Public key that has signed it, 64 hex digits; empty where nothing is signed yet.
+        federation: The federation whose server has that key, as it says; empty: the run's own key.
         lines: Of the record; 0 for an adapter by itself.
         rounds: Rounds on record.
         messages: Messages that counted in them.
@@ -49,6 +51,7 @@ class Verified:
     """
 
     key: str
+    federation: str = ""
     lines: int = 0
     rounds: int = 0
     messages: int = 0
@@ -57,7 +60,8 @@ class Verified:
     unproven: tuple[str, ...] = UNPROVEN
 
     def __str__(self) -> str:
-        lines = [f"signed    {'by ' + self.key if self.key else 'not yet'}"]
+        whose = f"the key of the federation {self.federation}" if self.federation else "the run's own key"
+        lines = [f"signed    {f'by {self.key}, {whose}' if self.key else 'not yet'}"]
         if self.lines:
             counts = f"{self.lines} lines, {self.rounds} rounds, {self.messages} messages that counted"
             lines.insert(0, f"record    {counts}: whole, in order")
@@ -90,7 +94,7 @@ def verify(folder: Path | str, *, key: str | None = None) -> Verified:
         for name in names:
             _require(folder, name, names[name], str(folder / MANIFEST))
         others = tuple(name for name in handed_on(folder) if name not in names)
-        return Verified(key=body["public_key"], files=len(names), others=others)
+        return Verified(key=body["public_key"], federation=_federation(body), files=len(names), others=others)
     if not (folder / RECORD).is_file():
         what = "has no record" if (folder / "recipe.yaml").exists() else "is no folder of a run, nor of its adapter"
         fix = "a run that was begun with this version writes one" if "record" in what else "name a run's folder"
@@ -114,8 +118,7 @@ def _verify_run(run: Path, key: str | None) -> Verified:
         raise LichenError(
             f"is not the record of {about['lines']} lines that was signed", where=str(run / RECORD), fix=_PUT_BACK
         )
-    if public_key(run / KEY) != about["public_key"]:
-        raise LichenError("is not the key that has signed", where=str(run / KEY), fix=_PUT_BACK)
+    _require_signer(run, about, lines[-1])
     names = _files(run / RECORD, lines[-1])
     for name, digest in names.items():
         _require(run, name, digest, f"{run / RECORD}, line {len(lines)}")
@@ -126,15 +129,36 @@ def _verify_run(run: Path, key: str | None) -> Verified:
     files = len(names)
     if (run / "adapter" / MANIFEST).exists():
         body = require_signed(run / "adapter" / MANIFEST, about["public_key"])
-        if body["record"] != head:
+        if body["record"] != head or _federation(body) != _federation(about):
             raise LichenError("is of another run", where=str(run / "adapter" / MANIFEST), fix=_PUT_BACK)
         files += 1
     elif (run / "adapter").is_dir():
         raise LichenError("is missing", where=str(run / "adapter" / MANIFEST), fix=_PUT_BACK)
     others = tuple(name for name in recorded_files(run) if name not in names)
     return Verified(
-        key=about["public_key"], lines=len(lines), rounds=len(rounds), messages=messages, files=files, others=others
+        key=about["public_key"],
+        federation=_federation(about),
+        lines=len(lines),
+        rounds=len(rounds),
+        messages=messages,
+        files=files,
+        others=others,
     )
+
+
+def _federation(body: Mapping[str, Any]) -> str:
+    return visible(str(body.get("federation", "")))
+
+
+def _require_signer(run: Path, about: Mapping[str, Any], end: Mapping[str, Any]) -> None:
+    """Refuse a head that is signed with another key than the record's last line names, or than the run has."""
+    named = end.get("public_key", about["public_key"])  # records of earlier versions name none
+    if (named, _federation(end)) != (about["public_key"], _federation(about)):
+        whose = f"the federation {_federation(end)}" if _federation(end) else "the run"
+        what = f"is signed with the key {about['public_key'][:16]}..., and the record names {named[:16]}... of {whose}"
+        raise LichenError(what, where=str(run / SIGNED), fix=_PUT_BACK)
+    if not _federation(about) and public_key(run / KEY) != about["public_key"]:
+        raise LichenError("is not the key that has signed", where=str(run / KEY), fix=_PUT_BACK)
 
 
 def _last_states(lines: list[dict[str, Any]]) -> Iterator[tuple[int, str]]:

@@ -17,6 +17,7 @@ from typing import Any, final
 from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
+from lichen.core.files.record import Signer
 from lichen.engines.remote.errands import Patience
 from lichen.engines.remote.pieces import ask_long
 from lichen.engines.sites import SiteError, Sites
@@ -45,6 +46,7 @@ class RemoteSites:
         names: Those that take part.
         patience: How long a site is waited for.
         left_out: What the recipe compared with before it was submitted, and why not any more; the run keeps it.
+        signer: Whose key signs the run's record; None: its own.
     """
 
     def __init__(
@@ -54,9 +56,11 @@ class RemoteSites:
         *,
         patience: Patience | None = None,
         left_out: Mapping[str, str] | None = None,
+        signer: Signer | None = None,
     ) -> None:
         self.sites, self.names, self.patience = sites, tuple(names), patience or Patience()
         self.left_out: Mapping[str, str] = left_out or {}
+        self.signer = signer
         self._folder, self._run = Path(), ""
 
     def enrol(self, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Enrolled:

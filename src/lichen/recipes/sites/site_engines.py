@@ -18,6 +18,7 @@ from typing import Any, Protocol, final
 
 from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
+from lichen.core.files.record import Signer
 from lichen.engines.federated import FederatedEngine
 from lichen.engines.pipe_sites import PipeSites
 from lichen.engines.remote.errands import CHILDREN, Patience
@@ -48,9 +49,11 @@ class SiteEngines(Protocol):
 
     Attributes:
         left_out: What the recipe compared with before it was given to them, and why not any more.
+        signer: Whose key signs the run's record; None: its own.
     """
 
     left_out: Mapping[str, str]
+    signer: Signer | None
 
     def enrol(self, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Enrolled:
         """Ask who is there, and make one roster of all.
@@ -180,6 +183,7 @@ class SiteProcesses:
     def __init__(self, recipe_file: Path, data: Mapping[str, Path]) -> None:
         self.recipe_file, self.data = recipe_file, data
         self.left_out: Mapping[str, str] = {}
+        self.signer: Signer | None = None
         self._folder, self._sites = Path(), PipeSites({})
 
     def enrol(self, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Enrolled:
