@@ -48,6 +48,7 @@ Ready parts.
 
 - ``Average``: an algorithm: invite, train, average, step, validate (FedAvg, FedOpt).
 - ``Train``: a client work: local steps (FedAvg, FedProx), with a ``ClientOptimizer``: SGD or AdamW.
+- ``PrivateSteps``: a client work: DP-SGD, which hides every row of a client, on batches of ``PoissonRows``.
 - ``Clip``, ``Proximal``, ``WeightDecay``, ``Scaffold``: gradient steps: cut to a norm, FedProx's pull, L2, SCAFFOLD's
   correction.
 - ``Evaluate``: a client work: loss and confusion counts on a client's rows.
@@ -72,6 +73,7 @@ Ready parts.
 - ``DistributedEngine``: clients dealt out to ranks of ``torch.distributed``.
 - ``ArrayShard``: one client's rows of numbers.
 - ``TrainSource``, ``EvalSource``: batches of shards, shuffled for training, or every row once.
+- ``PoissonRows``: batches for training in which every row is by a coin of its own.
 - ``Student``: the base of a small model, written for one client and run for many.
 - ``ImageMLP``: one of them, fully connected layers over numbers.
 """
@@ -80,6 +82,7 @@ from __future__ import annotations
 
 from lichen.algorithms.average import Average
 from lichen.clients.evaluation.evaluate import Evaluate
+from lichen.clients.privacy.private_steps import PrivateSteps
 from lichen.clients.training.gradient_step import GradientStep
 from lichen.clients.training.gradient_steps import Clip, Proximal, WeightDecay
 from lichen.clients.training.optimize import ClientOptimizer
@@ -105,6 +108,7 @@ from lichen.core.timing.schedule import Schedule
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.core.wrapping import AroundAggregator
+from lichen.data.batches.poisson_rows import PoissonRows
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.engines.answering import AnsweringEngine
 from lichen.engines.around import AroundEngine, ForwardingEngine
@@ -163,6 +167,8 @@ __all__ = [
     "Member",
     "Message",
     "MetricSpec",
+    "PoissonRows",
+    "PrivateSteps",
     "Proximal",
     "Reply",
     "Report",

@@ -216,7 +216,7 @@ class Train:
             grads = torch.autograd.grad(
                 mean_C.sum(), list(leaves_C.values()), allow_unused=True, materialize_grads=True
             )
-        return self._stepped(state, batch, dict(zip(leaves_C, grads, strict=True)), loss_C.detach(), count_C)
+        return self.stepped(state, batch, dict(zip(leaves_C, grads, strict=True)), loss_C.detach(), count_C)
 
     def _added(self, state: TrainState, batch: Batch) -> TrainState:
         """The state with one more micro-batch in it; the sum of losses is what adds up, not their mean."""
@@ -241,11 +241,11 @@ class Train:
             return replace(state, sums=sums, added=state.added + 1, grads_C=grads_C, count_C=count_C)
         divisor_C = count_C.clamp(min=1)
         grads_C = trees.map_tree(lambda x: x / divisor_C.to(x).view(-1, *[1] * (x.dim() - 1)), grads_C)
-        stepped = self._stepped(state, batch, grads_C, loss_C, some_C)
+        stepped = self.stepped(state, batch, grads_C, loss_C, some_C)
         return replace(stepped, added=0, grads_C={}, count_C=None)
 
-    def _stepped(self, state: TrainState, batch: Batch, grads_C: Tree, loss_C: Tensor, count_C: Tensor) -> TrainState:
-        """The optimizer's step by these gradients, and the sums with this batch in them."""
+    def stepped(self, state: TrainState, batch: Batch, grads_C: Tree, loss_C: Tensor, count_C: Tensor) -> TrainState:
+        """The optimizer's step by these gradients, through the chain, and the sums with this batch in them."""
         exact = self.model.reference
         # Fast steps learn from a batch on the host who is active, without waiting for an accelerator.
         device = next(iter(state.params_C.values())).device

@@ -28,6 +28,8 @@ Batch = Mapping[str, Tensor]
 ``x_CBF`` (any)     float32 features or pixels of rows without tokens, ``(C, B, ...)``
 ``answer_CB``       int64 row of the shared ``answers.*`` tensors, -1 where the row has none
 ``index_CB``        int64 position of the row in the client's shard, -1 for padding rows
+``ends_step_C``     bool, whether a client's step ends with this micro-batch; from a source whose steps have
+                    rows in unequal numbers (:class:`lichen.data.batches.poisson_rows.PoissonRows`) alone
 ==================  =======================================================================
 """
 

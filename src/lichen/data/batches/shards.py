@@ -31,12 +31,18 @@ __all__ = [
     "TrainSource",
     "count_rows_tokens",
     "pooled",
+    "shard_of",
 ]
 
 Shards = Mapping[int, Shard] | Sequence[Shard]
 
 
 def shard_of(shards: Shards, client: int) -> Shard:
+    """A client's rows.
+
+    Raises:
+        LichenError: if it has none here.
+    """
     try:
         return shards[client]
     except (KeyError, IndexError):
