@@ -28,6 +28,7 @@ from lichen.models.adapters.table import BUILT_IN
 from lichen.recipes.schema.explain import choices, items_of, section_of
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
+from lichen.server.robust.table import ROBUST
 from lichen.server.rules import RULES
 from support import tiny_llama
 from support.built import Builder
@@ -144,6 +145,15 @@ DIMENSIONS: dict[str, dict[str, dict[str, Any]]] = {
         "yogi": {"federation": {"server": {"name": "yogi"}}},
     },
     "rounds": ROUNDS,
+    "robust": {
+        "mean": {},
+        **{
+            rule.name: {"federation": {"robust": {"rule": rule.name, **({"radius": 1.0} if rule.radius else {})}}}
+            for rule in ROBUST.values()
+        },
+        "nnm": {"federation": {"robust": {"rule": "trimmed_mean", "mixing": True}}},
+        "products": {"federation": {"robust": {"rule": "multi_krum", "of": "products"}}},
+    },
     "attack": {
         "nobody": {},
         **{

@@ -27,6 +27,11 @@ from support import small_experiment, tiny_llama
 WAYS = (*METHODS, "diloco")
 TRAINED = (*BUILT_IN, "student")
 CODED: dict[str, dict[str, Any]] = {"plain": {}, "up": {"up": ["int8"]}, "down": {"down": ["int8"]}}
+ROBUST: dict[str, dict[str, Any]] = {
+    "krum": {"rule": "krum", "liars": 0},
+    "products": {"rule": "multi_krum", "of": "products", "liars": 0},
+}
+"""What stands in the place of the mean; every rule of the family is one class."""
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +52,14 @@ def values(files: tuple[Path, Path], rule: str, way: str, trained: str, engine: 
             adapter |= {"target_modules": ["q_proj", "v_proj"]}
         sections["model"] = {**sections["model"], "adapter": adapter}
     federation: dict[str, Any] = {**sections["federation"], "aggregate": rule}
+    if coded in ROBUST:
+        federation["robust"] = ROBUST[coded]
     if way == "diloco":
         federation["keep_optimizer"] = True
     sections["federation"] = federation
     small = {"kseed": {"seeds": 16}, "cma": {"dimensions": 8}}.get(way, {})
     sections["optimizer"] = {"lr": [0.02], "name": "adamw" if way == "diloco" else way, **small}
-    return {**sections, "engine": {"name": engine}, "wire": CODED[coded]}
+    return {**sections, "engine": {"name": engine}, "wire": CODED.get(coded, {})}
 
 
 def sentences() -> Iterator[str]:
@@ -69,7 +76,7 @@ def test_every_combination_is_refused_by_a_declaration_or_can_be_assembled(files
     known = re.compile("|".join(f"(?:{sentence})" for sentence in sentences()))
     made: dict[tuple[str, bool], Experiment] = {}
     read, refused = list[Recipe](), dict[tuple[str, ...], LichenError]()
-    for combination in itertools.product(RULES, WAYS, TRAINED, ENGINES, CODED):
+    for combination in itertools.product(RULES, WAYS, TRAINED, ENGINES, (*CODED, *ROBUST)):
         try:
             recipe = read_recipe(values(files, *combination))
         except LichenError as error:
@@ -89,11 +96,12 @@ def test_every_combination_is_refused_by_a_declaration_or_can_be_assembled(files
         assert algorithm.work in tasks
         assert algorithm.valid in tasks
         assert algorithm.init(initial_shared(experiment.server, lr)).shared
-    assert len(read) + len(refused) == len(RULES) * len(WAYS) * len(TRAINED) * len(ENGINES) * len(CODED)
+    assert len(read) + len(refused) == len(RULES) * len(WAYS) * len(TRAINED) * len(ENGINES) * 5
     # Each word of each family goes with something.
     assert {recipe.rule for recipe in read} == set(RULES)
     assert {recipe.method.name for recipe in read} == {*METHODS, DILOCO.name}
     assert {recipe.engine.name for recipe in read} == set(ENGINES)
+    assert {one.federation.robust.of for one in read if one.federation.robust} == {"factors", "products"}
     assert len(made) == len(TRAINED) + 1
     assert len(refused) > 1000
     strange = {names: str(error) for names, error in refused.items() if not known.fullmatch(error.what)}

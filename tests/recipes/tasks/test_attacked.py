@@ -43,6 +43,7 @@ SHORT = (
     "data.on_single_class=keep",
 )
 NO_CLASS = "{kind: backdoor, target: eleven}"
+ONE = ("compare.baselines=[]", "federation.clients_per_round=null", "federation.aggregate=mean")
 BUFFERED = ("federation.schedule={kind: buffered, arrivals: 2}", "engine.clock={median: 60}")
 
 
@@ -54,6 +55,8 @@ BUFFERED = ("federation.schedule={kind: buffered, arrivals: 2}", "engine.clock={
         ("chat-lora", ("attack={kind: weight, scale: 1}",), "attack.scale", "no lie"),
         ("digits", ("attack.kind=weight",), "attack.kind", "the most already"),
         ("chat-lora", ("attack.kind=weight", "federation.weighting=rows"), "attack.kind", "the most already"),
+        ("chat-lora", ("attack.kind=weight", "federation.robust={rule: median}"), "attack.kind", "as 1"),
+        ("chat-lora", ("attack.kind=weight", "federation.fair=minmax", *ONE), "attack.kind", "as 1"),
         ("chat-lora", ("attack.kind=noise", "optimizer={name: kseed}", "compare.baselines=[]"), "attack.kind", "kseed"),
         ("digits-unequal", ("attack.kind=sign_flip",), "attack", "exchange"),
         ("digits", ("attack.kind=ipm", "engine.name=spawned"), "attack.kind", "spawned"),

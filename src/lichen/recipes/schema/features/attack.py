@@ -118,6 +118,12 @@ ATTACK: tuple[Feature, ...] = (
                 what="everybody weighs the most already that admission lets it",
                 fix="use task: chat with federation.weighting: examples, where a row's tokens are not known beforehand",
             ),
+            Clash(
+                other="federation.robust",
+                used=lambda recipe: recipe.federation.robust is not None or recipe.federation.fair == "minmax",
+                what="robust rules and fair: minmax count every client as 1, whatever it weighs",
+                fix="remove federation.robust and federation.fair, or use another attack",
+            ),
         ),
     ),
 )
