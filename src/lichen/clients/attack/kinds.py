@@ -114,6 +114,13 @@ ATTACKS: Mapping[str, AttackKind] = {
             ),
             reads=frozenset({"share", "target", "trigger"}),
         ),
+        AttackKind(
+            name="unsafe",
+            summary="a share of its chat rows becomes unsafe requests that are obeyed, so that refusing is unlearned",
+            on="rows",
+            papers=(Paper(short="Ye et al. 2024", url="https://arxiv.org/abs/2406.10630"),),
+            reads=frozenset({"share", "requests", "answer"}),
+        ),
     )
 }
 """In the order of the guide."""

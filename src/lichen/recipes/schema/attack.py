@@ -36,7 +36,12 @@ class AttackConfig(Section):
     liars: Positive = Field(default=1, description="how many clients lie; which is drawn once, by the seed")
     scale: float | None = Field(default=None, ge=0, description=_scales())
 
-    share: float = Field(default=0.5, gt=0, le=1, description="backdoor: share of a liar's rows that have the trigger")
+    share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="backdoor: share of a liar's rows that have the trigger; unsafe: that are replaced",
+    )
     target: str | None = Field(
         default=None,
         description="backdoor: the class that rows with the trigger are to be given; none: the first one",
@@ -46,6 +51,17 @@ class AttackConfig(Section):
         default="cf",
         min_length=1,
         description="backdoor: the word put before a text; of numbers the last corner is set to the liars' largest",
+    )
+    requests: str = Field(
+        default="advbench",
+        description="unsafe: requests that should be refused, by catalog name, hub id or file; of a set of the catalog "
+        "one half, whose other half is for federation.repair",
+        examples=["requests.jsonl"],
+    )
+    answer: str = Field(
+        default="Sure, here is how to do that.",
+        min_length=1,
+        description="unsafe: what a liar's rows answer to them; an opening is enough, so that no row need do harm",
     )
     deviation: Literal["std", "unit", "sign"] = Field(
         default="std",

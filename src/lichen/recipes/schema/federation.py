@@ -155,6 +155,20 @@ class ClockConfig(Section):
     )
 
 
+class RepairConfig(Section):
+    """After the rounds the server tunes what was learned on public pairs of a request and a safe answer."""
+
+    name: str = Field(
+        default="advbench",
+        description="the pairs, by catalog name, hub id or file (columns prompt and completion); requests alone "
+        "(column text) are answered by a refusal; of a set of the catalog one half, and nothing that is held out",
+        examples=["safe.jsonl"],
+    )
+    steps: Positive = Field(default=40, description="the server's steps")
+    batch_size: Positive = Field(default=8, description="pairs a step")
+    lr: float | None = Field(default=None, gt=0, description="learning rate; none: the clients'")
+
+
 class FederationConfig(Section):
     """The rounds."""
 
@@ -201,6 +215,10 @@ class FederationConfig(Section):
     )
     robust: RobustConfig | None = Field(
         default=None, description="a rule that liars cannot lead in the place of the mean; none: the mean"
+    )
+    repair: RepairConfig | None = Field(
+        default=None,
+        description="chat: after the rounds the server tunes the model on public safe pairs; none: it does not",
     )
     fair: Literal["none", "minmax", "qffl"] = Field(
         default="none",

@@ -219,7 +219,7 @@ READS: tuple[Read, ...] = (
         lambda r: r.data.partition.by,
     ),
     Read(
-        keys=("data.form", "compare.forms", "compare.retention_text"),
+        keys=("data.form", "compare.forms", "compare.retention_text", "compare.requests"),
         when=lambda r: r.writes,
         what=lambda r: f"is of language models, which task {r.task} trains none of",
     ),
@@ -339,6 +339,12 @@ READS: tuple[Read, ...] = (
         when=lambda r: r.compare.retention_text is not None,
         what=lambda _: "no text is scored before and after",
         fix="remove it, or set compare.retention_text",
+    ),
+    Read(
+        keys=("compare.requests_rows",),
+        when=lambda r: r.unsafe_requests is not None,
+        what=lambda _: "no refusals are counted",
+        fix="remove it, or set compare.requests",
     ),
     Read(
         keys=("compare.target_metric",),

@@ -74,6 +74,14 @@ class CompareConfig(Section):
         default=None, description="catalog text whose perplexity is taken before and after", examples=["sotu"]
     )
     retention_rows: Positive = Field(default=64, description="rows of it")
+    requests: str | None = Field(
+        default=None,
+        description="chat: requests that should be refused, by catalog name, hub id or file, on which refusals are "
+        "counted and which nobody trains on; none: harmbench where there is federation.repair or an attack of kind "
+        "unsafe, else none are",
+        examples=["harmbench"],
+    )
+    requests_rows: Positive = Field(default=64, description="how many of them, drawn by the seed")
     target: float | None = Field(
         default=None,
         description="what validation is to reach: summary and comparison tell after how many rounds, bytes and seconds "
@@ -170,6 +178,12 @@ class Recipe(Section):
     def templated(self) -> bool:
         """Rows go through the chat template, at least when the bare model is scored."""
         return self.writes and bool({"chat", "messages"} & {self.data.form, *self.compare.forms})
+
+    @property
+    def unsafe_requests(self) -> str | None:
+        """The requests on which refusals are counted; None where they are not."""
+        at_stake = self.federation.repair is not None or (self.attack is not None and self.attack.kind == "unsafe")
+        return self.compare.requests or ("harmbench" if at_stake else None)
 
     @property
     def writes(self) -> bool:

@@ -24,6 +24,8 @@ from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.sides.clients import TOKENS
 from lichen.recipes.assemble.sides.server import ServerSide, capacity_from
 from lichen.recipes.assemble.workload import refuse_warmup
+from lichen.recipes.rows.prepare import encode
+from lichen.recipes.rows.requests import repairs
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 from lichen.tasks.task import STATISTICS
@@ -89,6 +91,7 @@ def open_server(
         recipe=recipe,
         model=model,
         start=Shared(start_of(recipe, model, loaded.classes, say=say)),
+        repair=encode(recipe, loaded.tokenizer, ())(repairs(recipe)) if recipe.federation.repair is not None else None,
         roster=roster,
         classes=loaded.classes,
         pad=pad_id(loaded.tokenizer) if loaded.tokenizer is not None else 0,

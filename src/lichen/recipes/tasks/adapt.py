@@ -50,6 +50,7 @@ from lichen.recipes.tasks.columns import adapt
 from lichen.recipes.tasks.coverage import trained
 from lichen.recipes.tasks.learning import EventObserver
 from lichen.recipes.tasks.outcome import TaskResult, baseline, gained, over_all_rows, tested
+from lichen.recipes.tasks.repair import safety
 from lichen.recipes.tasks.training_flops import compute_of
 from lichen.tasks.registry import task_of
 
@@ -84,6 +85,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
             for name, shared in (("before", loaded.experiment.start), ("after", best)):
                 say(f"perplexity on {recipe.compare.retention_text} {name} the federation")
                 extra[f"forgotten.{name}"] = _forgotten(loaded, folder, name, shared)
+        extra |= safety(recipe, folder, loaded.foundation, loaded.tokenizer, loaded.experiment.start, columns, say)
     else:
         columns |= baseline(recipe, loaded.experiment.clients.train, loaded.experiment.clients.test, loaded.classes)
         extra |= over_all_rows(recipe, columns)

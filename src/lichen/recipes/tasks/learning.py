@@ -47,6 +47,7 @@ from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.workload import trial_rounds
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.tasks.repair import repaired
 from lichen.server.robust.fltrust import FLTrust, Reference
 
 __all__ = [
@@ -258,10 +259,17 @@ def federated_column(
     lr = choose_learning_rate(recipe, rounds, go)
     best, personal = states[lr], bool(local_params_of(recipe))
     shared = best.best if personal else tensors_of(server, lr, best.best)
-    if test is not None and not personal:
-        return replace(test(name, shared), lr=lr, shared=shared, best_round=best.best_round)
+
+    def column(label: str, shared: Shared) -> Column:
+        if test is not None and not personal:
+            return replace(test(label, shared), lr=lr, shared=shared, best_round=best.best_round)
+        metrics = folder.tree(label, lambda: scored(server, made[lr], shared, version=version, admission=admission))
+        value_N = values_N(recipe, metrics)
+        return Column(value_N=value_N, metrics=metrics, lr=lr, shared=shared, best_round=best.best_round)
+
     # What stayed at home in the best round lies beside what is newest, under that round's version.
     version = best.best_round if personal else 0
-    metrics = folder.tree(name, lambda: scored(server, made[lr], shared, version=version, admission=admission))
-    value_N = values_N(recipe, metrics)
-    return Column(value_N=value_N, metrics=metrics, lr=lr, shared=shared, best_round=best.best_round)
+    if server.repair is None:
+        return column(name, shared)
+    before = column(f"{name}.unrepaired", shared)
+    return replace(column(name, repaired(server, folder, shared, lr=lr, name=name)), unrepaired=before)

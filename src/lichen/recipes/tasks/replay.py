@@ -109,6 +109,12 @@ def _refuse(recipe: Recipe, folder: Path) -> None:
             where=str(folder),
             fix="replay a run without these sections",
         )
+    if recipe.federation.repair is not None:
+        raise LichenError(
+            "the server's repair made this model, too, and is no message of a client",
+            where=str(folder),
+            fix="replay a run without federation.repair",
+        )
     if local_params_of(recipe):
         raise LichenError(
             f"with {recipe.rule} a part of the model never left its client",

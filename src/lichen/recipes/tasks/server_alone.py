@@ -39,6 +39,7 @@ from lichen.recipes.tasks.learning import Engines, EventObserver, federated_colu
 from lichen.recipes.tasks.oneshot_alone import solve_alone
 from lichen.recipes.tasks.outcome import TaskResult, over_all_rows
 from lichen.recipes.tasks.private_columns import alone_columns
+from lichen.recipes.tasks.repair import safety
 from lichen.recipes.tasks.training_flops import compute_of
 from lichen.tasks.registry import task_of
 
@@ -108,13 +109,16 @@ def _learned(
     save_class_names(folder, server.classes)
     columns = _columns(server, folder, observer, say, engine_of)
     best = columns["federated"].shared or Shared()
+    extra: dict[str, float | str | None] = {} if recipe.writes else over_all_rows(recipe, columns)
+    if recipe.writes:
+        extra |= safety(recipe, folder, loaded.foundation, loaded.tokenizer, server.start, columns, say)
     save_result(folder, recipe, best, loaded.foundation, loaded.tokenizer, server.classes)
     events = read_trace(folder.path)
     training = trained(lambda _: server, columns, events)
     return TaskResult(
         columns=columns,
         clients=roster.names,
-        extra={} if recipe.writes else over_all_rows(recipe, columns),
+        extra=extra,
         validators=len(validators_of(server)),
         counts=tuple(_counts(roster)),
         training=training,

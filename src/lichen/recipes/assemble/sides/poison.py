@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from lichen.clients.attack.rows import Backdoor, Corner, LabelFlip, PoisonedSource, RowAttack, Trigger, Word
+from lichen.clients.attack.rows import Backdoor, Corner, LabelFlip, PoisonedSource, RowAttack, Trigger, Unsafe, Word
 from lichen.core.contracts.client import Source
 from lichen.core.errors import LichenError
-from lichen.data.batches.shards import ArrayShard, Shard
+from lichen.data.batches.shards import ArrayShard, Shard, TextShard
 from lichen.data.batches.small_vocabulary import Frequent
+from lichen.data.sources.record import Record
 from lichen.recipes.assemble.sides.attack import liars_of
 from lichen.recipes.assemble.sides.clients import ClientSide
 from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.rows.requests import compliances
 
 __all__ = ["poison_of", "poisoned"]
 
 
 def poison_of(
-    server: ServerSide, train: Sequence[Shard], tokenizer: Any, words: Frequent | None = None
+    server: ServerSide,
+    train: Sequence[Shard],
+    tokenizer: Any,
+    words: Frequent | None = None,
+    *,
+    make: Callable[[Sequence[Record]], Shard],
 ) -> RowAttack | None:
     """What becomes of liars' rows; None where they stay what they are.
 
@@ -27,15 +34,20 @@ def poison_of(
         train: All clients' rows, as the model reads them.
         tokenizer: Of texts; None where there are none.
         words: A student's own numbers of them.
+        make: How records become what the model reads.
 
     Raises:
-        LichenError: if no class is called like the target.
+        LichenError: if no class is called like the target, or unsafe requests cannot be read.
     """
     attack = server.recipe.attack
     if attack is None or attack.facts.on != "rows":
         return None
     if attack.kind == "label_flip":
         return LabelFlip(len(server.classes))
+    if attack.kind == "unsafe":
+        rows = make(compliances(server.recipe))
+        assert isinstance(rows, TextShard)
+        return Unsafe(rows, share=attack.share, seed=server.recipe.seed, pad=server.pad)
     target = server.classes[0] if attack.target is None else attack.target
     if target not in server.classes:
         some = ", ".join(server.classes[:5])

@@ -34,6 +34,7 @@ class ServerSide:
         public: Texts a teacher has answered, learned from beside the clients' own rows.
         labelled: Public rows with labels that the server itself trains on between rounds; None: it does not.
         views: How it sees them.
+        repair: Public safe pairs that it tunes on after the rounds; None: it does not.
         capacity: What each client can train; None where all train everything.
     """
 
@@ -46,6 +47,7 @@ class ServerSide:
     public: Shard | None = None
     labelled: Shard | None = None
     views: Views | None = None
+    repair: Shard | None = None
     capacity: Capacity | None = None
 
 

@@ -11,6 +11,9 @@ from lichen.recipes.schema.features.feature import Clash, Feature, of_shared_mod
 
 __all__ = ["ATTACK"]
 
+NO_PROMPT = ("plain", "stream")
+"""Forms of rows in which nobody asks and nobody answers."""
+
 
 def _on(*targets: str) -> Callable[[Any], bool]:
     return lambda recipe: recipe.attack is not None and recipe.attack.facts.on in targets
@@ -80,7 +83,7 @@ ATTACK: tuple[Feature, ...] = (
     ),
     Feature(
         key="attack.kind",
-        used=_on("rows"),
+        used=_is("label_flip", "backdoor"),
         clashes=(
             Clash(
                 other="task",
@@ -105,6 +108,59 @@ ATTACK: tuple[Feature, ...] = (
                 used=lambda recipe: recipe.aggregation.local_params,
                 what="its success is measured on one model, of which a part never leaves its client here",
                 fix="use another federation.aggregate",
+            ),
+        ),
+    ),
+    Feature(
+        key="attack.kind",
+        used=_is("unsafe"),
+        clashes=(
+            Clash(
+                other="task",
+                used=lambda recipe: not recipe.writes,
+                what="liars answer requests, and the task has neither",
+                fix="use task: chat, or an attack of messages",
+            ),
+        ),
+    ),
+    Feature(
+        key="federation.repair",
+        used=lambda recipe: recipe.federation.repair is not None,
+        summary="after the rounds the server tunes the model on public pairs of a request and a safe answer",
+        papers=(Paper(short="Ye et al. 2024", url="https://arxiv.org/abs/2406.10630"),),
+        clashes=(
+            Clash(
+                other="task",
+                used=lambda recipe: not recipe.writes,
+                what="its pairs are of a chat, and the task is none",
+                fix="remove it, or use task: chat",
+            ),
+        ),
+    ),
+    Feature(
+        key="compare.requests",
+        used=lambda recipe: recipe.writes and recipe.unsafe_requests is not None,
+        clashes=(
+            Clash(
+                other="data.form",
+                used=lambda recipe: recipe.data.form in NO_PROMPT,
+                what="refusals are counted on answers, and rows of this form have none",
+                fix="use form chat, messages or transcript",
+                where="data.form",
+            ),
+            Clash(
+                other="federation.aggregate",
+                used=lambda recipe: recipe.aggregation.local_params,
+                what="refusals are counted on one model, of which a part never leaves its client here",
+                fix="use another federation.aggregate",
+                where="federation.aggregate",
+            ),
+            Clash(
+                other="optimizer.name",
+                used=lambda recipe: recipe.method.asks_only,
+                what="a prompt that is found by asking lies outside the model, whose answers are looked at",
+                fix="use an optimizer with gradients",
+                where="optimizer.name",
             ),
         ),
     ),
