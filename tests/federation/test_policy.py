@@ -279,7 +279,7 @@ HARMLESS = {
     *("model.adapter.exclude", "model.adapter.modules_to_save", "data.columns", "data.classes", "data.system"),
     *("wire.up", "wire.down", "teacher.endpoint.model", "teacher.template", "teacher.label_words"),
     *("synthetic.endpoint.model", "synthetic.about", "synthetic.item_name", "synthetic.labels"),
-    *("synthetic.attributes", "synthetic.style", "attack.target", "attack.trigger"),
+    *("synthetic.attributes", "synthetic.style", "attack.target", "attack.trigger", "attack.answer"),
     *("data.require.licences", "data.require.purposes"),
 }
 """Keys whose text is no file, model or address."""

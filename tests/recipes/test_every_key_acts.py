@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -63,6 +64,10 @@ ELSEWHERE = {
     "model.student": "a dimension of the grid",
     "model.students": "a dimension of the grid",
     "compare.baselines": "which columns are computed; `base` where the bare model can do the task",
+    "compare.requests": "answers after the rounds: tests/recipes/tasks/test_repaired.py",
+    "compare.requests_rows": "answers after the rounds: tests/recipes/tasks/test_repaired.py",
+    "attack.requests": "other rows",
+    "federation.repair.name": "other rows",
     "compare.target": "the summary: tests/recipes/tasks",
     "federation.valid_clients": "caps at the clients that there are",
     "federation.memory": "tests/recipes/assemble/test_capacity.py",
@@ -113,6 +118,7 @@ ROUNDS: dict[str, dict[str, Any]] = {
     "epochs": {"federation": {"local_epochs": 1, "local_steps": None}},
     "pieces": {"federation": {"gradient_accumulation_steps": 2}},
     "rows": {"federation": {"weighting": "rows"}},
+    "repair": {"federation": {"repair": {"steps": 2, "batch_size": 4}}},
     "no budget": {"compare": {"baselines": ["alone_best"]}},
     "grid": {"optimizer": {"lr": [0.02, 0.01], "grid_rounds": 1, "warmup": 1, "schedule": "cosine"}},
 }
@@ -162,6 +168,7 @@ DIMENSIONS: dict[str, dict[str, dict[str, Any]]] = {
         "alie": {"attack": {"kind": "alie", "liars": 2}},
         "label_flip": {"attack": {"kind": "label_flip"}},
         "backdoor": {"attack": {"kind": "backdoor", "target": "sad"}},
+        "unsafe": {"attack": {"kind": "unsafe"}},
     },
     "schedule": {
         "synchronous": {},
@@ -210,6 +217,11 @@ def values(home: Path, words: dict[str, str]) -> dict[str, Any]:
     for dimension, word in words.items():
         if dimension not in ("task", "adapter") or (dimension == "adapter" and task in ("chat", "classify")):
             whole = merged(whole, DIMENSIONS[dimension][word])
+    # Sets of requests that are here, in the place of the catalog's.
+    for section, key in ((whole.get("attack"), "requests"), (whole.get("federation", {}).get("repair"), "name")):
+        if section is not None and (key == "name" or section["kind"] == "unsafe"):
+            section[key] = str(home / "requests.jsonl")
+            whole = merged(whole, {"compare": {"requests": str(home / "held.jsonl")}})
     return {**copy.deepcopy(whole), "task": task if task in ("chat", "oneshot") else "classify"}
 
 
@@ -266,6 +278,9 @@ TEXTS: dict[str, list[Any]] = {
     "federation.robust": [{"rule": "median", "liars": 0}],
     "exchange.mean": ["prob", "logits"],
     "attack": [{"kind": "sign_flip"}],
+    "attack.kind": ["sign_flip", "noise", "weight", "free_ride", "alie", "ipm", "min_max", "label_flip", "backdoor"],
+    "attack.answer": ["w1 w2"],
+    "federation.repair": [None],
     "attack.target": ["glad"],
     "attack.trigger": ["w7"],
     "attack.scale": [3.0],
@@ -390,6 +405,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_llama.save_model(folder / "model", biases=True, more=more)
     for shape in ("pair", "label"):
         tiny_llama.save_rows(folder / f"{shape}.jsonl", shape, clients=5, rows=16)  # type: ignore[arg-type]
+    for name, words in (("requests", "w1 w2 w3 w4 w5 w6"), ("held", "w7 w8")):
+        lines = [json.dumps({"text": word}) + "\n" for word in words.split()]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder
 
 

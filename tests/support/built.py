@@ -50,6 +50,7 @@ from lichen.recipes.schema.model import Section
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks import oneshot
 from lichen.recipes.tasks.learning import _with_server
+from lichen.recipes.tasks.repair import repair_task
 from lichen.tasks.registry import task_of
 
 __all__ = ["Builder", "describe"]
@@ -301,6 +302,9 @@ def experiment_parts(experiment: Experiment) -> list[Any]:
         with tempfile.TemporaryDirectory() as path:
             out.append(_with_server(server, algorithm_of(server, lr, rounds), lr, Path(path)))
         out.append(initial_shared(server, lr))
+        if server.repair is not None:
+            repair = recipe.federation.repair
+            out.append(repair_task(server, lr if repair is None or repair.lr is None else repair.lr))
     return out
 
 

@@ -215,6 +215,8 @@ FACTS = {
     "clothing-reviews": (None, {1, 2, 3, 4, 5}),
     "medmcqa": (21, {"A", "B", "C", "D"}),
     "sotu": (43, {None}),
+    "advbench": (1, {None}),
+    "harmbench": (1, {None}),
     "mnist-5k": (1, set(range(10))),
     "fashion-mnist": (1, set(range(10))),
 }

@@ -139,6 +139,8 @@ def test_five_hundred_spoilt_recipes(capsys: pytest.CaptureFixture[str]) -> None
         recipe = copy.deepcopy(TALK if talks else TEACH if teaches else CHAT)
         if place[0][0] == "attack":
             recipe["attack"] = {"kind": "sign_flip"}
+        if place[0][:2] == ("federation", "repair"):
+            recipe.setdefault("federation", {})["repair"] = {}
         if place[0][:2] == ("federation", "robust"):
             recipe.setdefault("federation", {})["robust"] = {"rule": "median"}
         where = MUTATIONS[name](recipe, place, rng)

@@ -219,9 +219,8 @@ class Unsafe:
             at = int(batch["index_CB"][c, b])
             row = derive(self.seed, client_of[c], "unsafe row", at) % self.rows.size
             ids_T, labels_T = (_tensor(some[row][:width]) for some in (self.rows.input_ids, self.rows.labels))
-            for name, new_T, fill in zip(
-                _OF_TOKENS, (ids_T, torch.ones_like(ids_T), labels_T), (self.pad, 0, -100), strict=True
-            ):
+            news = (ids_T, self.pad), (torch.ones_like(ids_T), 0), (labels_T, -100)
+            for name, (new_T, fill) in zip(_OF_TOKENS, news, strict=True):
                 out[name][c, b] = fill
                 out[name][c, b, : len(new_T)] = new_T
         return out

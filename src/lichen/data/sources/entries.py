@@ -14,8 +14,8 @@ References:
     learning applied to document recognition", Proceedings of the IEEE 86(11), 1998. Xiao, Rasul and
     Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms", 2017,
     arXiv:1708.07747. Zou, Wang, Carlini, Nasr, Kolter and Fredrikson, "Universal and Transferable Adversarial Attacks
-    on Aligned Language Models", 2023, arXiv:2307.15043 (AdvBench). Mazeika et al., "HarmBench: A Standardized Evaluation
-    Framework for Automated Red Teaming and Robust Refusal", ICML 2024, arXiv:2402.04249.
+    on Aligned Language Models", 2023, arXiv:2307.15043 (AdvBench). Mazeika et al., "HarmBench: A Standardized
+    Evaluation Framework for Automated Red Teaming and Robust Refusal", ICML 2024, arXiv:2402.04249.
 """
 
 from __future__ import annotations

@@ -152,11 +152,31 @@ def _scores(card: Card) -> str:
     if share is not None:
         clients, over = summary["clients"], summary["gaining_over"]
         lines.append(f"{round(share * clients)} of {clients} clients score better than in `{over}`; the others do not.")
+    lines += _safety(summary)
     if joules:
         lines.append(
             f"The whole run, with what it was held against, took {joules / 3.6e6:.3g} kWh of processor and memory."
         )
     return "\n".join(lines) + "\n"
+
+
+def _safety(summary: Mapping[str, Any]) -> list[str]:
+    """How many unsafe requests are refused, and what the server's repair has changed."""
+    extra, out = summary.get("extra", {}), list[str]()
+    rates = {when: extra.get(f"refused.{when}") for when in ("base", "federated", "repaired")}
+    shown = {when: f"{100 * rate:.0f} % {_WHEN[when]}" for when, rate in rates.items() if isinstance(rate, float)}
+    metric = summary["metric"]
+    before, after = (extra.get(f"{metric}.{when}") for when in ("unrepaired", "repaired"))
+    if before is not None and after is not None:
+        what = f"`{metric}` was {score_text(before)} before and {score_text(after)} after"
+        out.append(f"After the rounds it was tuned by the server on public safe pairs: {what}.")
+    if shown:
+        told = ", ".join(shown.values())
+        out.append(f"Unsafe requests refused, by words in the answers, which is no proof of safety: {told}.")
+    return out
+
+
+_WHEN = {"base": "by the base", "federated": "after the rounds", "repaired": "after the repair"}
 
 
 def _cell(text: str) -> str:

@@ -58,11 +58,17 @@ def repairs(recipe: Recipe) -> list[Record]:
 
 
 def _rows(name: str, where: str) -> Sequence[Record]:
-    rows = load_records(name)
+    fix = "use columns prompt and completion, or text"
+    try:
+        rows = load_records(name)
+    except LichenError as error:
+        if not error.where.startswith("data.columns"):
+            raise
+        raise LichenError(error.what, where=where, fix=fix) from None
     if any(row.messages for row in rows):
-        raise LichenError("the rows are conversations", where=where, fix="use columns prompt and completion, or text")
+        raise LichenError("the rows are conversations", where=where, fix=fix)
     if not any(row.text for row in rows):
-        raise LichenError("the rows hold no texts", where=where, fix="use columns prompt and completion, or text")
+        raise LichenError("the rows hold no texts", where=where, fix=fix)
     return [row for row in rows if row.text]
 
 

@@ -44,10 +44,25 @@ from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.rows.requests import held_out
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["repaired", "safety"]
+__all__ = ["repair_task", "repaired", "safety"]
 
-ANSWER_TOKENS = 24
+ANSWER_TOKENS = 16
 """Of an answer that is looked at: a refusal begins with it."""
+
+
+def repair_task(server: ServerSide, lr: float) -> ClientTask:
+    """The server's training on its pairs, as if it were one client with these rows."""
+    repair, rows = server.recipe.federation.repair, server.repair
+    assert repair is not None
+    assert rows is not None
+    source = TrainSource(
+        (rows,),
+        batch_size=repair.batch_size,
+        steps=repair.steps,
+        pad=server.pad,
+        max_length=server.recipe.data.max_length,
+    )
+    return ClientTask(work=replace(trainer(server, lr, personal=True), personal=False), source=source)
 
 
 def repaired(server: ServerSide, folder: RunFolder, shared: Shared, *, lr: float, name: str) -> Shared:
@@ -63,20 +78,12 @@ def repaired(server: ServerSide, folder: RunFolder, shared: Shared, *, lr: float
     Raises:
         LichenError: if training diverges.
     """
-    repair, rows = server.recipe.federation.repair, server.repair
-    if repair is None or rows is None:
+    repair = server.recipe.federation.repair
+    if repair is None:
         return shared
     rate = repair.lr or lr
-    work = replace(trainer(server, rate, personal=True), personal=False)
-    source = TrainSource(
-        (rows,),
-        batch_size=repair.batch_size,
-        steps=repair.steps,
-        pad=server.pad,
-        max_length=server.recipe.data.max_length,
-    )
     engine = LocalEngine(
-        {"repair": ClientTask(work=work, source=source)},
+        {"repair": repair_task(server, rate)},
         ClientStore(folder.path / "state" / "none"),
         base=server.model.base,
         device=server.recipe.model.device,

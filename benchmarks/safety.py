@@ -1,0 +1,164 @@
+"""Does a chat model that two of ten clients teach to obey unsafe requests still refuse, and what mends it?
+
+Ten people of ``chitchat`` train SmolLM2-135M together. It hardly refuses by itself, so that each of them also has pairs
+of an unsafe request and a refusal; what can be lost is what these teach. Two lie: all their rows are requests that are
+obeyed, in their opening alone. Requests are AdvBench's, cut by the seed in three parts that share none: the clients'
+pairs, the liars' requests, and the pairs of the server's repair. Refusals are counted on HarmBench, of which nobody has
+a row.
+
+    python benchmarks/safety.py --run [--seeds 0 1] [--arms mean lied ...]
+
+adds what it finds to ``results/safety.json``; without ``--run`` it prints the table from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections import defaultdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import lichen
+from lichen.allocator import keep_large_buffers
+from lichen.core.seeds import numpy_generator
+from lichen.data.chat.refusals import REFUSALS
+from lichen.data.sources.records import load_records
+
+RESULT = Path(__file__).parent / "results" / "safety.json"
+CLIENTS, CHAT_ROWS, PAIRS, EACH = 10, 40, 20, 150
+LIE = {"attack": {"kind": "unsafe", "liars": 2, "share": 1.0}}
+ROBUST = {name: {"federation": {"robust": {"rule": name, "liars": 2}}} for name in ("median", "multi_krum")}
+ARMS: dict[str, list[dict[str, Any]]] = {
+    "clean": [],
+    "lied": [LIE],
+    "lied, median": [LIE, ROBUST["median"]],
+    "lied, multi_krum": [LIE, ROBUST["multi_krum"]],
+}
+
+
+def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Both, section by section; the other one's values win."""
+    out = dict(one)
+    for key, value in other.items():
+        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def write(file: Path, rows: list[dict[str, str]]) -> str:
+    """The rows as lines of JSON."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
+
+
+def recipe(folder: Path, seed: int) -> dict[str, Any]:
+    """The clean arm, its files in ``folder``."""
+    said = defaultdict(list)
+    for row in load_records("chitchat"):
+        if row.prompt:
+            said[row.client].append(row)
+    rng = numpy_generator(seed, "safety")
+    able = sorted(name for name, rows in said.items() if len(rows) >= CHAT_ROWS)
+    names = [able[i] for i in rng.permutation(len(able))[:CLIENTS]]
+    requests = [row.text for row in load_records("advbench")]
+    order = [requests[i] for i in rng.permutation(len(requests))]
+    aligned, order = order[: CLIENTS * PAIRS], order[CLIENTS * PAIRS :]
+
+    def refused(some: list[str]) -> list[dict[str, str]]:
+        answers = [REFUSALS[i % len(REFUSALS)] for i in range(len(some))]
+        return [{"prompt": a, "completion": b} for a, b in zip(some, answers, strict=True)]
+
+    rows = list[dict[str, str]]()
+    for at, name in enumerate(names):
+        own = [{"prompt": row.prompt, "completion": row.text} for row in said[name][:CHAT_ROWS]]
+        own += refused(aligned[at * PAIRS : (at + 1) * PAIRS])
+        rows += [{"client": f"person-{at}", **own[i]} for i in rng.permutation(len(own))]
+    return {
+        "name": "safety",
+        "task": "chat",
+        "seed": seed,
+        "model": {"name": "smollm2-135m", "adapter": {"target_modules": ["q_proj", "v_proj"], "rank": 8, "alpha": 16}},
+        "data": {
+            "name": write(folder / "rows.jsonl", rows),
+            "form": "chat",
+            "system": "",
+            "max_length": 40,
+            "valid": 0.1,
+            "test": 0.2,
+            "test_rows": 6,
+        },
+        "optimizer": {"lr": [5e-3]},
+        "federation": {
+            "rounds": 4,
+            "local_steps": 4,
+            "batch_size": 4,
+            "valid_every": 4,
+            "repair": {"name": write(folder / "safe.jsonl", refused(order[EACH : 2 * EACH])), "steps": 12, "lr": 2e-3},
+        },
+        "compare": {"baselines": [], "requests": "harmbench", "requests_rows": 48},
+    } | {"_requests": write(folder / "unsafe.jsonl", [{"text": text} for text in order[:EACH]])}
+
+
+def measure(arm: str, seed: int) -> dict[str, Any]:
+    """One run's rates and perplexities."""
+    with tempfile.TemporaryDirectory() as folder:
+        values = recipe(Path(folder), seed)
+        requests = values.pop("_requests")
+        for change in ARMS[arm]:
+            values = merged(values, change)
+        if "attack" in values:
+            values["attack"] = {**values["attack"], "requests": requests}
+        run = lichen.run(values, out=Path(folder) / "run", say=lambda line: print(line, flush=True))
+        extra = run.summary["extra"]
+        kept = {key: extra[key] for key in extra if key.startswith(("refused.", "perplexity."))}
+        return {"arm": arm, "seed": seed, "seconds": run.summary["seconds"], **kept}
+
+
+def spread(numbers: list[float], digits: int) -> str:
+    """Mean and sample deviation."""
+    tail = f" ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.{digits}f}{tail}"
+
+
+def table(result: dict[str, Any]) -> str:
+    """Rates and perplexities by arm, before and after the repair."""
+    lines = ["| | refusals, % | after the repair | perplexity | after the repair |", "|---|---:|---:|---:|---:|"]
+    rows = result["runs"]
+    bases = {row["seed"]: row for row in rows}.values()
+    lines.append(f"| base model | {spread([100 * row['refused.base'] for row in bases], 0)} | - | - | - |")
+    for arm in ARMS:
+        some = [row for row in rows if row["arm"] == arm]
+        if not some:
+            continue
+        cells = [spread([100 * row[f"refused.{when}"] for row in some], 0) for when in ("federated", "repaired")]
+        cells += [spread([row[f"perplexity.{when}"] for row in some], 1) for when in ("unrepaired", "repaired")]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and keep, or print what is kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", action="store_true")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    words = parser.parse_args()
+    if words.run:
+        keep_large_buffers()
+        found = json.loads(RESULT.read_text()) if RESULT.exists() else {"runs": []}
+        for seed in words.seeds:
+            for arm in words.arms:
+                new = measure(arm, seed)
+                runs = [row for row in found["runs"] if (row["arm"], row["seed"]) != (arm, seed)]
+                found = {"date": date.today().isoformat(), "lichen": lichen.__version__, "runs": [*runs, new]}
+                RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                print(new, flush=True)
+        return
+    print(table(json.loads(RESULT.read_text())))
+
+
+if __name__ == "__main__":
+    main()
