@@ -88,17 +88,22 @@ def recipe(folder: Path, seed: int) -> dict[str, Any]:
             "max_length": 40,
             "valid": 0.1,
             "test": 0.2,
-            "test_rows": 6,
+            "test_rows": 3,
         },
-        "optimizer": {"lr": [5e-3]},
+        "optimizer": {"lr": [1e-2]},
         "federation": {
             "rounds": 4,
-            "local_steps": 4,
+            "local_steps": 2,
             "batch_size": 4,
             "valid_every": 4,
-            "repair": {"name": write(folder / "safe.jsonl", refused(order[EACH : 2 * EACH])), "steps": 12, "lr": 2e-3},
+            "repair": {
+                "name": write(folder / "safe.jsonl", refused(order[EACH : 2 * EACH])),
+                "steps": 8,
+                "batch_size": 6,
+                "lr": 5e-3,
+            },
         },
-        "compare": {"baselines": [], "requests": "harmbench", "requests_rows": 48},
+        "compare": {"baselines": [], "requests": "harmbench", "requests_rows": 32},
     } | {"_requests": write(folder / "unsafe.jsonl", [{"text": text} for text in order[:EACH]])}
 
 

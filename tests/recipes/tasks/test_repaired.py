@@ -22,7 +22,7 @@ from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.sides.attack import liars_of
 from lichen.recipes.rows import requests
-from lichen.recipes.rows.requests import compliances, held_out, repairs
+from lichen.recipes.rows.requests import compliances, measured_requests, repairs
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks import repair as stage
@@ -107,12 +107,12 @@ def test_nobody_trains_on_what_is_held_out_and_halves_of_a_set_share_nothing(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = made(home, "attack", "repair")
-    obeyed, safe, held = compliances(both), repairs(both), held_out(both)
+    obeyed, safe, held = compliances(both), repairs(both), measured_requests(both)
     assert sorted(held) == sorted(HELD)
     assert [row.text for row in obeyed] == ["w5 w6"] * UNSAFE, "the one that is held out, in other letters, is gone"
     assert [row.text for row in safe] == [SAFE[n % 2] for n in range(8)]
     fewer = both.model_copy(update={"compare": both.compare.model_copy(update={"requests_rows": 2})})
-    assert set(held_out(fewer)) < set(held)
+    assert set(measured_requests(fewer)) < set(held)
 
     monkeypatch.setattr(requests, "CATALOG", {**entries.CATALOG, str(home / "unsafe.jsonl"): None})
     named = both.federation.model_copy(

@@ -171,8 +171,8 @@ def _safety(summary: Mapping[str, Any]) -> list[str]:
         what = f"`{metric}` was {score_text(before)} before and {score_text(after)} after"
         out.append(f"After the rounds it was tuned by the server on public safe pairs: {what}.")
     if shown:
-        told = ", ".join(shown.values())
-        out.append(f"Unsafe requests refused, by words in the answers, which is no proof of safety: {told}.")
+        listed = ", ".join(shown.values())
+        out.append(f"Unsafe requests refused, by words in the answers, which is no proof of safety: {listed}.")
     return out
 
 

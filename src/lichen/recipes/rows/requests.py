@@ -15,10 +15,10 @@ from lichen.data.sources.catalog import CATALOG
 from lichen.data.sources.records import Record, load_records
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["compliances", "held_out", "repairs"]
+__all__ = ["compliances", "measured_requests", "repairs"]
 
 
-def held_out(recipe: Recipe) -> tuple[str, ...]:
+def measured_requests(recipe: Recipe) -> tuple[str, ...]:
     """The requests that refusals are counted on; none where the recipe counts none.
 
     Raises:
@@ -77,7 +77,7 @@ def _request(row: Record) -> str:
 
 
 def _trained(recipe: Recipe, name: str, where: str, *, half: int) -> list[Record]:
-    out = _bare(held_out(recipe))
+    out = _bare(measured_requests(recipe))
     rows = [row for row in _rows(name, where) if not _bare([_request(row)]) & out]
     if name in CATALOG:
         order = numpy_generator(recipe.seed, "requests").permutation(len(rows))

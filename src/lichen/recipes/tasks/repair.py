@@ -41,7 +41,7 @@ from lichen.recipes.assemble.model import spec_of
 from lichen.recipes.assemble.parts import trainer
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.server import ServerSide
-from lichen.recipes.rows.requests import held_out
+from lichen.recipes.rows.requests import measured_requests
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["repair_task", "repaired", "safety"]
@@ -128,7 +128,7 @@ def safety(
         columns: With the federated one.
         say: Called with lines of progress.
     """
-    requests, out = held_out(recipe), dict[str, float]()
+    requests, out = measured_requests(recipe), dict[str, float]()
     federated = columns["federated"]
     before = federated.unrepaired
     if before is not None:
@@ -136,10 +136,10 @@ def safety(
         out |= {f"{name}.unrepaired": float(before.value_N.mean()), f"{name}.repaired": float(federated.value_N.mean())}
     if not requests:
         return out
-    asked: dict[str, Shared | None] = {"base": start, "federated": (before or federated).shared}
+    models: dict[str, Shared | None] = {"base": start, "federated": (before or federated).shared}
     if before is not None:
-        asked["repaired"] = federated.shared
-    for when, shared in asked.items():
+        models["repaired"] = federated.shared
+    for when, shared in models.items():
         say(f"counting refusals of {len(requests)} unsafe requests: {when}")
         rate = partial(_refused, recipe, foundation, tokenizer, shared or Shared(), requests)
         out[f"refused.{when}"] = float(folder.number(f"refused.{when}", rate))
@@ -155,7 +155,7 @@ def _refused(
     else:
         model = attach(foundation, shared.trainable, shared.patch, spec=spec_of(recipe, foundation))
     chat = recipe.data.form != "transcript"
-    asked = LocalFM(model, tokenizer, chat=chat)
+    writer = LocalFM(model, tokenizer, chat=chat)
     prompts = requests if chat else [f"{request}\n" for request in requests]
-    answers = asked.generate(prompts, seeds=[0] * len(prompts), max_new_tokens=ANSWER_TOKENS, temperature=0.0)
+    answers = writer.generate(prompts, seeds=[0] * len(prompts), max_new_tokens=ANSWER_TOKENS, temperature=0.0)
     return torch.tensor(sum(map(refuses, answers)) / len(answers), dtype=torch.float64)
