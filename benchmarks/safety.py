@@ -3,8 +3,8 @@
 Ten people of ``chitchat`` train SmolLM2-135M together. It hardly refuses by itself, so that each of them also has pairs
 of an unsafe request and a refusal; what can be lost is what these teach. Two lie: all their rows are requests that are
 obeyed, in their opening alone. Requests are AdvBench's, cut by the seed in three parts that share none: the clients'
-pairs, the liars' requests, and the pairs of the server's repair. Refusals are counted on HarmBench, of which nobody has
-a row.
+pairs, the liars' requests, and the pairs of the server's repair, which has as many turns of people who take no part
+beside them. Refusals are counted on HarmBench, of which nobody has a row.
 
     python benchmarks/safety.py --run [--seeds 0 1] [--arms mean lied ...]
 
@@ -26,7 +26,7 @@ import lichen
 from lichen.allocator import keep_large_buffers
 from lichen.core.seeds import numpy_generator
 from lichen.data.chat.refusals import REFUSALS
-from lichen.data.sources.records import load_records
+from lichen.data.sources.records import Record, load_records
 
 RESULT = Path(__file__).parent / "results" / "safety.json"
 CLIENTS, CHAT_ROWS, PAIRS, EACH = 10, 40, 20, 150
@@ -62,7 +62,8 @@ def recipe(folder: Path, seed: int) -> dict[str, Any]:
             said[row.client].append(row)
     rng = numpy_generator(seed, "safety")
     able = sorted(name for name, rows in said.items() if len(rows) >= CHAT_ROWS)
-    names = [able[i] for i in rng.permutation(len(able))[:CLIENTS]]
+    people = [able[i] for i in rng.permutation(len(able))]
+    names, others = people[:CLIENTS], people[CLIENTS:]
     requests = [row.text for row in load_records("advbench")]
     order = [requests[i] for i in rng.permutation(len(requests))]
     aligned, order = order[: CLIENTS * PAIRS], order[CLIENTS * PAIRS :]
@@ -71,9 +72,13 @@ def recipe(folder: Path, seed: int) -> dict[str, Any]:
         answers = [REFUSALS[i % len(REFUSALS)] for i in range(len(some))]
         return [{"prompt": a, "completion": b} for a, b in zip(some, answers, strict=True)]
 
+    def said_by(row: Record) -> dict[str, str]:
+        return {"prompt": row.prompt, "completion": row.text}
+
+    public = [said_by(said[name][0]) for name in others[:EACH]]
     rows = list[dict[str, str]]()
     for at, name in enumerate(names):
-        own = [{"prompt": row.prompt, "completion": row.text} for row in said[name][:CHAT_ROWS]]
+        own = [said_by(row) for row in said[name][:CHAT_ROWS]]
         own += refused(aligned[at * PAIRS : (at + 1) * PAIRS])
         rows += [{"client": f"person-{at}", **own[i]} for i in rng.permutation(len(own))]
     return {
@@ -97,10 +102,10 @@ def recipe(folder: Path, seed: int) -> dict[str, Any]:
             "batch_size": 4,
             "valid_every": 4,
             "repair": {
-                "name": write(folder / "safe.jsonl", refused(order[EACH : 2 * EACH])),
+                "name": write(folder / "safe.jsonl", [*refused(order[EACH : 2 * EACH]), *public]),
                 "steps": 8,
-                "batch_size": 6,
-                "lr": 5e-3,
+                "batch_size": 8,
+                "lr": 2e-3,
             },
         },
         "compare": {"baselines": [], "requests": "harmbench", "requests_rows": 32},

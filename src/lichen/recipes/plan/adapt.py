@@ -48,6 +48,10 @@ GIVEN_BACK = (
     "as does a program that calls lichen.allocator.keep_large_buffers() first"
 )
 
+ANSWERS = (
+    "answers to compare.requests, on which refusals are counted, and the server's repair come on top of all numbers"
+)
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +95,9 @@ def estimate_adapt(
     # Every spawned engine loads for itself, one for each learning rate.
     starts = 1 + len(recipe.optimizer.lr) if recipe.engine_kind.nodes else 1
     frozen = sum(count for name, count in weights.items() if name not in tensors.trainable)
-    return with_writing(replace(found, start=start * starts, frozen=frozen, read=loaded.read), loaded, folder, say)
+    notes = found.notes if not recipe.writes or recipe.unsafe_requests is None else (*found.notes, ANSWERS)
+    found = replace(found, start=start * starts, frozen=frozen, read=loaded.read, notes=notes)
+    return with_writing(found, loaded, folder, say)
 
 
 def flops_of(experiment: Experiment) -> Flops:
