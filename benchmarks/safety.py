@@ -29,7 +29,7 @@ from lichen.data.chat.refusals import REFUSALS
 from lichen.data.sources.records import Record, load_records
 
 RESULT = Path(__file__).parent / "results" / "safety.json"
-CLIENTS, CHAT_ROWS, PAIRS, EACH = 10, 40, 20, 150
+CLIENTS, CHAT_ROWS, PAIRS, EACH = 10, 40, 10, 150
 LIE = {"attack": {"kind": "unsafe", "liars": 2, "share": 1.0}}
 ROBUST = {name: {"federation": {"robust": {"rule": name, "liars": 2}}} for name in ("median", "multi_krum")}
 ARMS: dict[str, list[dict[str, Any]]] = {
@@ -99,7 +99,7 @@ def recipe(folder: Path, seed: int) -> dict[str, Any]:
         "federation": {
             "rounds": 4,
             "local_steps": 2,
-            "batch_size": 4,
+            "batch_size": 3,
             "valid_every": 4,
             "repair": {
                 "name": write(folder / "safe.jsonl", [*refused(order[EACH : 2 * EACH]), *public]),
