@@ -6,8 +6,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,35 @@ def _pictures(request: pytest.FixtureRequest) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(charts, "_save", save)
+        yield
+
+
+WARM = ("engines", "equivalence", "recipes", "transforms", "collecting", "adapters", "test_own_task.py")
+"""Rooms and files whose child processes are forked from one that has imported torch: what they compute is looked at."""
+
+COLD = re.compile("kill|ctrl_c|dies|died|stops")
+"""Tests of how processes start and end: theirs start as ever."""
+
+
+@pytest.fixture(scope="session")
+def _warm_folder() -> Iterator[Path]:
+    from support import warm
+
+    folder = Path(tempfile.mkdtemp(prefix="lichen-warm-"))
+    yield folder
+    warm.end()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def _warm(request: pytest.FixtureRequest, _warm_folder: Path) -> Iterator[None]:
+    """Children of tests that look at what they compute need not import torch again."""
+    if not set(WARM) & set(request.path.parts) or COLD.search(request.node.name):
+        yield
+        return
+    from support import warm
+
+    with warm.warm_children(_warm_folder):
         yield
 
 
