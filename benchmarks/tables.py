@@ -19,7 +19,7 @@ from lichen.present.units import seconds_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SPREADS = ("value", "worst", "base", "constant", "forgotten_before", "forgotten_after",
-           "target_rounds", "target_bytes", "target_seconds")  # fmt: skip
+           "attack_success", "refused", "target_rounds", "target_bytes", "target_seconds")  # fmt: skip
 
 
 def read(name: str) -> Any:
@@ -321,6 +321,20 @@ def liars() -> None:
     show(" | ".join(["rule", *(level.replace("-", ", ") for level in levels)]), rows)
 
 
+def owners() -> None:
+    """Two liars among ten owners of an encoder: macro F1 by rule and attack, and how well a back door works."""
+    found = {row["method"]: row for row in read("reviews-liars/compare.json")["rows"]}
+    rows = [
+        [
+            f"`{name}`",
+            *(spread(found[f"{name}@{level}"]["value"]["values"]) for level in ("none", "flip", "backdoor")),
+            spread(found[f"{name}@backdoor"]["attack_success"]["values"]),
+        ]
+        for name in dict.fromkeys(name.partition("@")[0] for name in found)
+    ]
+    show("rule | none | flip | back door | its success", rows)
+
+
 def semi() -> None:
     """What unlabelled digits add to a few labels."""
     found = read("semi.json")
@@ -345,6 +359,7 @@ TABLES: dict[str, Callable[..., None]] = {
         buffered,
         drift,
         liars,
+        owners,
         semi,
     )
 }

@@ -126,6 +126,23 @@ def test_columns_without_a_word_are_left_out() -> None:
     assert all("forgotten" not in note and "memory" not in note for note in notes(rows))
 
 
+def test_what_an_attack_reached_stands_beside_the_score() -> None:
+    def outcome(name: str, **extra: float) -> Outcome:
+        return Outcome(method=name, summaries={0: summary(20.0, extra=extra)}, wanted=1)
+
+    rows = comparison_rows(
+        [
+            outcome("open", **{"attack_success.before": 0.1, "attack_success.after": 0.9, "refused.federated": 0.2}),
+            outcome("shut", **{"attack_success.after": 0.25, "refused.federated": 0.2, "refused.repaired": 0.75}),
+        ]
+    )
+    head, _, first, second, *rest = comparison_markdown(rows).splitlines()
+    places = [head.split("|").index(f" {name} ") for name in ("attack success", "refused")]
+    assert [first.split("|")[i].strip() for i in places] == ["0.9", "0.2"]
+    assert [second.split("|")[i].strip() for i in places] == ["**0.25**", "**0.75**"]
+    assert sum(line.startswith(("- attack success:", "- refused:")) for line in rest) == 2
+
+
 def _rated(value: float, accuracy: float = 0.5) -> dict[str, Any]:
     majority = {"mean": 0.2, "worst_decile": 0.1}
     found = summary(value, metric="macro_f1", task="classify", extra_columns={"majority": majority})

@@ -81,6 +81,8 @@ class ComparisonRow:
         constant_seeds: On how many seeds the row's own scores are exactly those: nothing of the rows was learned.
         forgotten_before: Perplexity on a text nobody trained on, before.
         forgotten_after: The same after.
+        attack_success: Share of rows that show a back door's trigger and are given its class.
+        refused: Share of unsafe requests that the model which is kept refuses.
         client_up: Bytes from a client for one training.
         client_down: Bytes to it.
         train_up: Bytes up in all, validation left out.
@@ -113,6 +115,8 @@ class ComparisonRow:
     constant_seeds: int = 0
     forgotten_before: Spread | None = None
     forgotten_after: Spread | None = None
+    attack_success: Spread | None = None
+    refused: Spread | None = None
     client_up: float | None = None
     client_down: float | None = None
     train_up: float | None = None
@@ -209,6 +213,8 @@ def _row(outcome: Outcome) -> ComparisonRow:
         base=score("base", "mean"),
         forgotten_before=extra("forgotten.before"),
         forgotten_after=extra("forgotten.after"),
+        attack_success=extra("attack_success.after"),
+        refused=extra("refused.repaired") or extra("refused.federated"),
         client_up=traffic("client_up"),
         client_down=traffic("client_down"),
         train_up=traffic("up"),

@@ -91,6 +91,12 @@ def _heads(rows: Sequence[ComparisonRow]) -> list[_Head]:
         _Head(name=constant, write=_constant_text),
         _Head(name="forgotten", write=_forgotten_text, rank=lambda r: _mean(r.forgotten_after)),
         _Head(
+            name="attack success",
+            write=lambda r: _spread_text(r.attack_success),
+            rank=lambda r: _mean(r.attack_success),
+        ),
+        _Head(name="refused", write=lambda r: _spread_text(r.refused), rank=lambda r: _mean(r.refused), higher=True),
+        _Head(
             name="time to target",
             write=lambda r: _reached_text(r, r.target_seconds, seconds_text),
             rank=lambda r: _by_all(r, r.target_seconds),
@@ -137,10 +143,9 @@ def _best(head: _Head, rows: Sequence[ComparisonRow]) -> set[int]:
 
 def notes(rows: Sequence[ComparisonRow]) -> tuple[str, ...]:
     """What the columns mean, a sentence each; only for columns that are there."""
-    names = {head.name for head in _heads(rows)}
+    heads = _heads(rows)
     metric = next((row.metric for row in rows if row.metric), "")
     higher = next((row.higher_is_better for row in rows if row.metric), True)
-    counted = ", validation counted in" if any(row.validation_counted for row in rows) else ", validation left out"
     lines = []
     if metric:
         way = "higher" if higher else "lower"
@@ -153,30 +158,28 @@ def notes(rows: Sequence[ComparisonRow]) -> tuple[str, ...]:
         lines.append(
             f"= on: every score is that of this constant answer, so nothing was learned: {', '.join(constant)}."
         )
-    if "forgotten" in names:
-        lines.append("forgotten: perplexity on a text nobody trained on, before → after; lower is better.")
-    if "time to target" in names:
-        values = ", ".join(sorted({f"{row.target:g}" for row in rows if row.target is not None}))
-        lines.append(
-            f"to target: until validation first reached {values}; mean ± deviation over the seeds that did, validation "
-            "counted in; time is virtual where there is a clock."
-        )
-    if "up" in names:
-        lines.append(f"up, down: bytes from and to one client for its training in one round{counted}.")
-    if "total" in names:
-        lines.append("total: bytes up and down of the whole federated run, validation included.")
-    if "client memory" in names:
-        lines.append(
-            "client memory: the frozen model and the most bytes of tensors alive while the client with the longest "
-            "rows trains alone; interpreter and libraries left out."
-        )
-    if "FM asked" in names:
-        lines.append(
-            "FM asked: texts given to a foundation model; FM tokens: what it wrote or scored, answers on disk left out."
-        )
-    if "time" in names:
-        lines.append("time: of a whole run on this machine, all its columns and learning rates.")
-    return tuple(lines)
+    counted = ", validation counted in" if any(row.validation_counted for row in rows) else ", validation left out"
+    targets = ", ".join(sorted({f"{row.target:g}" for row in rows if row.target is not None}))
+    words = {"counted": counted, "targets": targets}
+    return (*lines, *(_NOTES[head.name].format_map(words) for head in heads if head.name in _NOTES))
+
+
+_NOTES = {
+    "forgotten": "forgotten: perplexity on a text nobody trained on, before → after; lower is better.",
+    "attack success": "attack success: share of rows with a back door's trigger that are given its class; lower is "
+    "better.",
+    "refused": "refused: share of unsafe requests that the kept model refuses, by phrases; higher is better.",
+    "time to target": "to target: until validation first reached {targets}; mean ± deviation over the seeds that did, "
+    "validation counted in; time is virtual where there is a clock.",
+    "up": "up, down: bytes from and to one client for its training in one round{counted}.",
+    "total": "total: bytes up and down of the whole federated run, validation included.",
+    "client memory": "client memory: the frozen model and the most bytes of tensors alive while the client with the "
+    "longest rows trains alone; interpreter and libraries left out.",
+    "FM asked": "FM asked: texts given to a foundation model; FM tokens: what it wrote or scored, answers on disk left "
+    "out.",
+    "time": "time: of a whole run on this machine, all its columns and learning rates.",
+}
+"""What a column holds, by its name."""
 
 
 def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
@@ -222,7 +225,17 @@ def comparison_csv(rows: Sequence[ComparisonRow]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     reached = ("target_rounds", "target_bytes", "target_seconds")
-    spreads = ("value", "worst", "base", "constant", "forgotten_before", "forgotten_after", *reached)
+    spreads = (
+        "value",
+        "worst",
+        "base",
+        "constant",
+        "forgotten_before",
+        "forgotten_after",
+        "attack_success",
+        "refused",
+        *reached,
+    )
     costs = ("client_up", "client_down", "train_up", "train_down", "total", "memory")
     plain = (*costs, "calls", "written", "seconds", "rounds", "target", "reached", "constant_seeds")
     writer.writerow(
