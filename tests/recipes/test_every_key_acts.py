@@ -54,6 +54,7 @@ ELSEWHERE = {
     "data.on_single_class": "no client here has one class alone",
     "data.copies": "no row here stands twice",
     "data.require": "cards of rows: tests/recipes/rows/test_required_cards.py",
+    "data.cards": "a folder: tests/recipes/rows/test_client_cards.py",
     "data.classes": "rows of other labels leave: tests/recipes/rows",
     "model.name": "another model",
     "model.device": "an accelerator: tests/equivalence/test_processors.py",

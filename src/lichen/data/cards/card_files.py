@@ -16,7 +16,7 @@ from typing import final
 from lichen.core.errors import LichenError
 from lichen.data.sources.files import data_files, file_stem, owners_of_files
 
-__all__ = ["Covered", "card_place", "covered_by", "file_digests", "rows_sha256"]
+__all__ = ["CARD", "Covered", "card_place", "covered_by", "file_digests", "rows_sha256"]
 
 CARD = "card.yaml"
 _PIECE = 1 << 20

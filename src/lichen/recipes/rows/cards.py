@@ -22,7 +22,7 @@ from lichen.recipes.rows.checked_cards import Cards, CheckedCard, Dropped
 from lichen.recipes.rows.data_card import DataCard, card_text, read_card
 from lichen.recipes.schema.data import DataConfig, RequireConfig
 
-__all__ = ["card_fault", "cards_of", "check_cards", "refuse_terms", "utc_today"]
+__all__ = ["Today", "card_fault", "cards_of", "check_cards", "refuse_terms", "refuse_unstated", "utc_today"]
 
 Today = Callable[[], date]
 
@@ -42,6 +42,8 @@ def cards_of(data: DataConfig) -> Cards:
         LichenError: as :func:`check_cards`, and for data that can have no card where some are required.
     """
     name, require = data.name, data.require
+    if data.cards is not None:
+        return Cards()  # by client, once it is known who has rows
     if name in CATALOG:
         return _catalog_cards(require, CATALOG[name]) if CATALOG[name].kind == "data" else Cards()
     path = Path(name).expanduser()
@@ -61,7 +63,7 @@ def _catalog_cards(require: RequireConfig | None, entry: Entry) -> Cards:
     """
     card = catalogued_card(entry)
     if require is not None:
-        _check(require, card, f"the catalogue's {entry.name}", "its card in the catalogue")
+        refuse_unstated(require, card, f"the catalogue's {entry.name}", "its card in the catalogue")
     return Cards(checked=(CheckedCard(card=card, sha256=hashlib.sha256(card_text(card).encode()).hexdigest()),))
 
 
@@ -97,7 +99,7 @@ def check_cards(require: RequireConfig | None, path: Path, *, client: str = "", 
                 raise LichenError(f"the data card of {who} ended on {card.until}", where=str(one.card), fix=fix)
             _check_digest(one, card, who, required=require is not None)
             if require is not None:
-                _check(require, card, who, str(one.card))
+                refuse_unstated(require, card, who, str(one.card))
             elif card.ended(day):
                 notes.append(f"the data card of {who} ended on {card.until}")
         except LichenError as error:
@@ -163,8 +165,12 @@ def _check_digest(one: Covered, card: DataCard, who: str, *, required: bool) -> 
         raise LichenError(f"the rows of {who} changed after the card was written", where=str(one.card), fix=again)
 
 
-def _check(require: RequireConfig, card: DataCard, who: str, where: str) -> None:
-    """Refuse what a card does not say, or does not grant."""
+def refuse_unstated(require: RequireConfig, card: DataCard, who: str, where: str) -> None:
+    """Refuse what a card does not say, and then as :func:`refuse_terms`.
+
+    Raises:
+        LichenError: for a value that ``data.require`` asks for and nobody has filled in.
+    """
     for key, needed in (
         ("owner", True),
         ("licence", bool(require.licences)),

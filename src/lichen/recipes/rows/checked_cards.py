@@ -41,11 +41,13 @@ class Dropped:
         clients: By the names of their files.
         card: What it says.
         files: What is not read.
+        rows: Rows that were read, and are not used.
     """
 
     clients: tuple[str, ...]
     card: DataCard
     files: tuple[Path, ...]
+    rows: int = 0
 
     @property
     def why(self) -> str:
@@ -77,7 +79,8 @@ class Cards:
     def left(self) -> tuple[Left, ...]:
         """What was read says of those."""
         return tuple(
-            Left(why=f"{one.why}: {listed(one.clients)}", rows=0, clients=len(one.clients)) for one in self.dropped
+            Left(why=f"{one.why}: {listed(one.clients)}", rows=one.rows, clients=len(one.clients))
+            for one in self.dropped
         )
 
     def of_clients(self, files: Mapping[str, Collection[Path]]) -> Cards:

@@ -25,6 +25,7 @@ from lichen.data.sources.records import Record, load_records
 from lichen.data.sources.table import Some, column_of
 from lichen.recipes.rows.cards import cards_of, check_cards
 from lichen.recipes.rows.checked_cards import Cards
+from lichen.recipes.rows.client_cards import client_cards
 from lichen.recipes.rows.partition import ClientData, first_of, split_clients
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
@@ -89,9 +90,24 @@ def gather_all(recipe: Recipe) -> Gathered:
     else:
         how = recipe.data.name, sorted(columns.items()), path_client, unread
         records = cached_records(fetch_entry(recipe.data.name), make, *how, folder=prepared_folder(private=False))
+    if recipe.data.cards is not None:
+        return _with_client_cards(recipe, records)
     by_name = files and recipe.data.partition.by == "client"
     gathered = _of_classes(recipe, _readable(recipe, records))
     return _with_cards(gathered, cards.of_clients(files) if by_name else cards)
+
+
+def _with_client_cards(recipe: Recipe, records: Sequence[Record]) -> Gathered:
+    """The rows of those who have a card of their own in ``data.cards``."""
+    names = column_of(records, "client")
+    cards = client_cards(recipe.data, Counter(map(str, names)))
+    taking = {name for one in cards.checked for name in one.clients or ()}
+    gone = {name for one in cards.dropped for name in one.clients}
+    chosen = np.flatnonzero([name in taking for name in names])
+    strangers = [name for name in names if name not in taking and name not in gone]
+    left = Left(why="clients without a card in data.cards", rows=len(strangers), clients=len(set(strangers)))
+    gathered = _of_classes(recipe, _readable(recipe, Some(records, chosen)))
+    return _with_cards(replace(gathered, left=(left, *gathered.left)), cards)
 
 
 def _with_cards(gathered: Gathered, cards: Cards) -> Gathered:

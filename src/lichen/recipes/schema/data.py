@@ -135,6 +135,12 @@ class DataConfig(Section):
     require: RequireConfig | None = Field(
         default=None, description="what the data card of every owner must say before a row is used"
     )
+    cards: str | None = Field(
+        default=None,
+        description="a folder with the data card of each client, `NAME.card.yaml`, where one file holds everybody's "
+        "rows; who has none there takes no part",
+        examples=["people"],
+    )
     labels: Positive | None = Field(
         default=None, description="labelled rows a client has, and as many to choose by; its others lose their labels"
     )
@@ -147,5 +153,10 @@ class DataConfig(Section):
             raise ValueError(
                 f"data.partition.by: {self.partition.by} deals rows out, and data.columns.client says whose they are; "
                 "use by: client, or leave the column out"
+            )
+        if self.cards is not None and self.partition.by != "client":
+            raise ValueError(
+                f"data.cards: {self.partition.by} deals rows out, and no card is of such clients; remove it, or use "
+                "data.partition.by: client"
             )
         return self

@@ -38,6 +38,7 @@ __all__ = [
 
 _PATHS = (
     ("data", "name"),
+    ("data", "cards"),
     ("model", "name"),
     ("model", "adapter", "init_from"),
     ("teacher", "name"),

@@ -190,6 +190,8 @@ def needs_rows(recipe: Recipe) -> Iterator[NeedsRows]:
     if compare.retention_text is not None:
         why = "it is scored by this process"
         yield NeedsRows("compare.retention_text", why, "remove it", "compare.retention_text=null")
+    if recipe.data.cards is not None:
+        yield NeedsRows("data.cards", "each site holds its own cards, beside its rows", "remove it", "data.cards=null")
     if recipe.data.public is not None:
         yield NeedsRows("data.public", "public rows are taken out of the clients' file", "remove it")
     if recipe.synthetic is not None:
