@@ -6,7 +6,9 @@ obeyed, in their opening alone. Requests are AdvBench's, cut by the seed in thre
 pairs, the liars' requests, and the pairs of the server's repair, which has as many turns of people who take no part
 beside them. Refusals are counted on HarmBench, of which nobody has a row.
 
-    python benchmarks/safety.py --run [--seeds 0 1] [--arms mean lied ...]
+In two more arms the repair has refusals alone and a larger rate, and each client twice as many pairs.
+
+    python benchmarks/safety.py --run [--seeds 0 1] [--arms clean lied ...]
 
 adds what it finds to ``results/safety.json``; without ``--run`` it prints the table from there.
 """
@@ -18,6 +20,7 @@ import json
 import statistics
 import tempfile
 from collections import defaultdict
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,14 +32,28 @@ from lichen.data.chat.refusals import REFUSALS
 from lichen.data.sources.records import Record, load_records
 
 RESULT = Path(__file__).parent / "results" / "safety.json"
-CLIENTS, CHAT_ROWS, PAIRS, EACH = 10, 40, 10, 150
+CLIENTS, CHAT_ROWS, EACH = 10, 40, 150
 LIE = {"attack": {"kind": "unsafe", "liars": 2, "share": 1.0}}
 ROBUST = {name: {"federation": {"robust": {"rule": name, "liars": 2}}} for name in ("median", "multi_krum")}
-ARMS: dict[str, list[dict[str, Any]]] = {
-    "clean": [],
-    "lied": [LIE],
-    "lied, median": [LIE, ROBUST["median"]],
-    "lied, multi_krum": [LIE, ROBUST["multi_krum"]],
+HARSH = {"federation": {"batch_size": 4, "repair": {"batch_size": 6, "lr": 5e-3}}}
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """What an arm changes in the clean one, pairs of each client, and whether the repair has chat beside refusals."""
+
+    changes: tuple[dict[str, Any], ...] = ()
+    pairs: int = 10
+    mixed: bool = True
+
+
+ARMS: dict[str, Arm] = {
+    "clean": Arm(),
+    "lied": Arm((LIE,)),
+    "lied, median": Arm((LIE, ROBUST["median"])),
+    "lied, multi_krum": Arm((LIE, ROBUST["multi_krum"])),
+    "clean, refusals alone": Arm((HARSH,), 20, mixed=False),
+    "lied, refusals alone": Arm((LIE, HARSH), 20, mixed=False),
 }
 
 
@@ -54,8 +71,8 @@ def write(file: Path, rows: list[dict[str, str]]) -> str:
     return str(file)
 
 
-def recipe(folder: Path, seed: int) -> dict[str, Any]:
-    """The clean arm, its files in ``folder``."""
+def recipe(folder: Path, seed: int, arm: Arm) -> dict[str, Any]:
+    """An arm without its changes, its files in ``folder``."""
     said = defaultdict(list)
     for row in load_records("chitchat"):
         if row.prompt:
@@ -66,7 +83,7 @@ def recipe(folder: Path, seed: int) -> dict[str, Any]:
     names, others = people[:CLIENTS], people[CLIENTS:]
     requests = [row.text for row in load_records("advbench")]
     order = [requests[i] for i in rng.permutation(len(requests))]
-    aligned, order = order[: CLIENTS * PAIRS], order[CLIENTS * PAIRS :]
+    aligned, order = order[: CLIENTS * arm.pairs], order[CLIENTS * arm.pairs :]
 
     def refused(some: list[str]) -> list[dict[str, str]]:
         answers = [REFUSALS[i % len(REFUSALS)] for i in range(len(some))]
@@ -75,11 +92,11 @@ def recipe(folder: Path, seed: int) -> dict[str, Any]:
     def said_by(row: Record) -> dict[str, str]:
         return {"prompt": row.prompt, "completion": row.text}
 
-    public = [said_by(said[name][0]) for name in others[:EACH]]
+    public = [said_by(said[name][0]) for name in others[:EACH]] if arm.mixed else []
     rows = list[dict[str, str]]()
     for at, name in enumerate(names):
         own = [said_by(row) for row in said[name][:CHAT_ROWS]]
-        own += refused(aligned[at * PAIRS : (at + 1) * PAIRS])
+        own += refused(aligned[at * arm.pairs : (at + 1) * arm.pairs])
         rows += [{"client": f"person-{at}", **own[i]} for i in rng.permutation(len(own))]
     return {
         "name": "safety",
@@ -115,9 +132,9 @@ def recipe(folder: Path, seed: int) -> dict[str, Any]:
 def measure(arm: str, seed: int) -> dict[str, Any]:
     """One run's rates and perplexities."""
     with tempfile.TemporaryDirectory() as folder:
-        values = recipe(Path(folder), seed)
+        values = recipe(Path(folder), seed, ARMS[arm])
         requests = values.pop("_requests")
-        for change in ARMS[arm]:
+        for change in ARMS[arm].changes:
             values = merged(values, change)
         if "attack" in values:
             values["attack"] = {**values["attack"], "requests": requests}

@@ -17,9 +17,11 @@ from lichen.data.chat.refusals import REFUSALS, refuses
 from lichen.data.sources import entries
 from lichen.present.report import summary_table
 from lichen.present.table import table_text
+from lichen.recipes.artifacts.inputs import agree, inputs_of
 from lichen.recipes.assemble.experiment import lr_name
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.assemble.parts import client_tasks
+from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.attack import liars_of
 from lichen.recipes.rows import requests
 from lichen.recipes.rows.requests import compliances, measured_requests, repairs
@@ -220,6 +222,22 @@ def test_what_would_do_nothing_is_refused_by_key(
     assert caught.value.where == where
     assert what in caught.value.what
     assert caught.value.fix
+
+
+def test_a_run_does_not_go_on_with_other_requests(home: Path, tmp_path: Path) -> None:
+    both = made(home, "attack", "repair")
+    before = inputs_of(open_recipe(both))
+    file = home / "safe.jsonl"
+    kept = file.read_text(encoding="utf-8")
+    file.write_text(kept.replace("w9 w8 w7", "w9 w8 w6"), encoding="utf-8")
+    changed = inputs_of(open_recipe(both))
+    file.write_text(kept, encoding="utf-8")
+    assert changed.tokens != before.tokens
+    assert inputs_of(open_recipe(both)) == before
+    folder = RunFolder(tmp_path, recipe_sha256="0" * 64)
+    agree(folder, both, before)
+    with pytest.raises(LichenError):
+        agree(folder, both, changed)
 
 
 def test_rows_that_hold_no_request_are_refused(home: Path) -> None:

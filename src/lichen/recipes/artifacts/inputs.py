@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from lichen.clients.attack.rows import Unsafe
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.tree import digest
 from lichen.data.batches.content_digest import shards_digest
+from lichen.data.batches.shards import Shard
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
@@ -62,8 +64,15 @@ def inputs_of(loaded: LoadedExperiment, *experiments: Experiment) -> Inputs:
         rows=loaded.rows,
         data=loaded.data,
         model=hashlib.sha256(json.dumps(models).encode()).hexdigest(),
-        tokens=shards_digest(clients.train, clients.valid, clients.test),
+        tokens=shards_digest(clients.train, clients.valid, clients.test, *_requests(experiment)),
     )
+
+
+def _requests(experiment: Experiment) -> list[tuple[Shard]]:
+    """Rows of unsafe requests that liars or the server train on."""
+    poison, repair = experiment.clients.poison, experiment.server.repair
+    lied = [(poison.rows,)] if isinstance(poison, Unsafe) else []
+    return lied if repair is None else [*lied, (repair,)]
 
 
 def agree(folder: RunFolder, recipe: Recipe, inputs: Inputs) -> None:
