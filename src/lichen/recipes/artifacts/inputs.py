@@ -71,7 +71,7 @@ def inputs_of(loaded: LoadedExperiment, *experiments: Experiment) -> Inputs:
 def _requests(experiment: Experiment) -> list[tuple[Shard]]:
     """Rows of unsafe requests that liars or the server train on."""
     poison, repair = experiment.clients.poison, experiment.server.repair
-    lied = [(poison.rows,)] if isinstance(poison, Unsafe) else []
+    lied: list[tuple[Shard]] = [(poison.rows,)] if isinstance(poison, Unsafe) else []
     return lied if repair is None else [*lied, (repair,)]
 
 
