@@ -13,6 +13,7 @@ import torch
 
 from lichen.clients.distillation.distill import Distill
 from lichen.clients.distillation.private_models import LocalInit
+from lichen.clients.privacy.private_steps import PrivateSteps
 from lichen.clients.training.diloco import Worker
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.row_weights import ByRows
@@ -21,9 +22,12 @@ from lichen.core.contracts.client import ClientTask, ClientWork
 from lichen.core.errors import LichenError
 from lichen.core.fold import serve
 from lichen.core.message import Job
+from lichen.core.secret.randomness import SecretRandomness
 from lichen.core.store import ClientStore
+from lichen.core.tree import nbytes
 from lichen.core.wire.shared import Shared
 from lichen.core.wrapping import innermost
+from lichen.data.batches.poisson_rows import PoissonRows
 from lichen.data.batches.shards import TextShard, TrainSource
 from lichen.engines import block_size
 from lichen.engines.block_size import AutoBlockSize, ClientMemory, need_of
@@ -115,6 +119,22 @@ def test_what_goes_around_training_hides_none_of_it(name: str, monkeypatch: pyte
         assert _inside(chosen).checkpointing == tight
         assert type(chosen.work) is type(inside.work)
         assert not cohort.checkpointing
+
+
+def test_private_steps_count_a_gradient_for_every_row() -> None:
+    client_task, cohort = _station()
+    assert isinstance(client_task.work, Train)
+    assert isinstance(client_task.source, TrainSource)
+    secret, train = SecretRandomness.of_seed(0), replace(client_task.work, weigh_by="one")
+    work = PrivateSteps(train, clip=1.0, sigma=1.0, mean_rows_N=(4.0,) * CLIENTS, randomness=secret)
+    size = nbytes(cohort.init(0))
+    needs = []
+    for rows in (2, 4):
+        source = PoissonRows(client_task.source, rate_N=(1.0,) * CLIENTS, randomness=secret, batch_rows=rows)
+        needs.append(need_of(_job(cohort), ClientTask(work=ByRows(work, (4,) * CLIENTS), source=source)))
+    assert needs[1].client_bytes - needs[0].client_bytes == 8 * size
+    assert needs[0].client_bytes > need_of(_job(cohort), client_task).client_bytes + 8 * size
+    assert needs[1].tokens == 2 * needs[0].tokens == 80
 
 
 def test_no_more_clients_than_help() -> None:

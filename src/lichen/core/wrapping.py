@@ -9,7 +9,7 @@ Legend: C clients.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,7 +20,7 @@ from lichen.core.message import Message, is_lifted
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 
-__all__ = ["AroundAggregator", "innermost", "with_innermost"]
+__all__ = ["AroundAggregator", "innermost", "layers", "with_innermost"]
 
 
 @runtime_checkable
@@ -33,11 +33,18 @@ class Wrapper(Protocol):
         ...
 
 
-def innermost(outer: object) -> object:
-    """What lies inside all wrappers; the thing itself where there are none."""
+def layers(outer: object) -> Iterator[object]:
+    """The wrappers, from the outside in, and last what lies inside all of them."""
+    yield outer
     while isinstance(outer, Wrapper):
         outer = outer.inner
-    return outer
+        yield outer
+
+
+def innermost(outer: object) -> object:
+    """What lies inside all wrappers; the thing itself where there are none."""
+    *_, inner = layers(outer)
+    return inner
 
 
 def with_innermost(outer: Any, inner: Any) -> Any:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from lichen.clients.privacy.private_steps import PrivateSteps
 from lichen.clients.training.gradient_steps import GradientChain
 from lichen.clients.training.train import Train
 from lichen.clients.training.training_sums import tokens_seen_C
@@ -33,7 +34,7 @@ from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.message import Job
-from lichen.core.wrapping import innermost, with_innermost
+from lichen.core.wrapping import innermost, layers, with_innermost
 from lichen.models.cohort import Cohort
 
 __all__ = ["AutoBlockSize", "ClientMemory", "device_free_bytes", "need_of"]
@@ -137,6 +138,9 @@ def need_of(job: Job, client_task: ClientTask) -> ClientMemory:
     copies = 5 + (4 if work.optimizer.name == "adamw" else 2)  # shared, now, new, gradient, change; moments twice
     if wrapped:
         copies += 3  # what a wrapping work makes of the message
+    if any(isinstance(layer, PrivateSteps) for layer in layers(client_task.work)):
+        # A row's own tensors, their gradient and that in double precision; and two sums in that.
+        copies += 4 * int(batch["index_CB"].shape[1]) + 4
     # What gradient steps keep: as it came, as it is now, and as it is sent.
     own = trees.nbytes(GradientChain(work.gradient_steps).own(trees.expand(trainable, 1)))
     return ClientMemory(

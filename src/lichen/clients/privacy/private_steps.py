@@ -72,7 +72,8 @@ class PrivateSteps:
         sigma: Deviation of the noise on the sum, in units of C; 0 for none, and then no privacy.
         mean_rows_N: q n of every client of the roster: what the noised sum is divided by.
         randomness: Where the noise comes from.
-        rows_at_once: Rows side by side: it takes memory and, where steps are exact, changes no bit.
+        rows_at_once: Rows of all clients side by side, which takes memory and, where steps are exact, changes no bit;
+            None: all of a micro-batch.
 
     Raises:
         LichenError: if a number is out of range, or the client's weight would tell of its rows.
@@ -84,14 +85,14 @@ class PrivateSteps:
     sigma: float
     mean_rows_N: Sequence[float]
     randomness: SecretRandomness
-    rows_at_once: int = 8
+    rows_at_once: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.clip < math.inf:
             raise LichenError(f"{self.clip} is no bound", where="privacy.clip", fix="use a finite number > 0")
         if not 0 <= self.sigma < math.inf:
             raise LichenError(f"noise of {self.sigma}", where="privacy.sigma", fix="use a finite number >= 0")
-        if self.rows_at_once < 1:
+        if self.rows_at_once is not None and self.rows_at_once < 1:
             raise LichenError(f"{self.rows_at_once} rows at once", where="PrivateSteps", fix="use 1 or more")
         if self.inner.weigh_by != "one":
             raise LichenError(
@@ -142,11 +143,20 @@ class PrivateSteps:
 
     def _noised(self, train: TrainState, sum_C: Tree, step_C: Sequence[int], ends_C: Sequence[bool]) -> Tree:
         """The sums of clients whose step ends, noised and divided, as gradients; zeros of the others."""
-        job, grads_C = train.job, {name: torch.zeros_like(x) for name, x in train.params_C.items()}
+        job, grads_C = train.job, trees.zeros_like(train.params_C)
         for c, client in enumerate(train.clients):
             if not ends_C[c]:
                 continue
-            noise = self.randomness.stream("row noise", job.work, job.seed, job.version, client, step_C[c])
+            # Another sum has unrelated noise: what is repeated with other rows has no difference without any.
+            labels = (
+                job.work,
+                job.seed,
+                job.version,
+                client,
+                step_C[c],
+                trees.digest({n: x[c] for n, x in sum_C.items()}),
+            )
+            noise = self.randomness.stream("row noise", *labels)
             divisor = float(self.mean_rows_N[client])
             for name in sorted(sum_C):
                 total = sum_C[name][c]

@@ -32,7 +32,7 @@ BITS = 36
 
 
 def row_gradients(
-    model: CohortModel, trained_C: Tree, frozen_C: Tree, fixed: Tree, batch: Batch, *, at_once: int
+    model: CohortModel, trained_C: Tree, frozen_C: Tree, fixed: Tree, batch: Batch, *, at_once: int | None = None
 ) -> Iterator[tuple[Tensor, Tree]]:
     """``(client_R, grads_R)``: some rows' clients, and the gradient of each row's mean loss; in order, none twice.
 
@@ -42,13 +42,14 @@ def row_gradients(
         frozen_C: Trainable tensors that are not trained here, ``(C, ...)``.
         fixed: Shared tensors without client axis.
         batch: One batch of C clients; padding rows and those of inactive clients are left out.
-        at_once: Rows side by side.
+        at_once: Rows side by side; None: all of them.
     """
     device = next(iter(trained_C.values())).device
     real_CB = (batch["index_CB"] >= 0) & batch["active_C"][:, None]
     real_R2 = real_CB.nonzero()
-    for first in range(0, len(real_R2), at_once):
-        client_R, place_R = real_R2[first : first + at_once].unbind(1)
+    width = at_once or max(len(real_R2), 1)
+    for first in range(0, len(real_R2), width):
+        client_R, place_R = real_R2[first : first + width].unbind(1)
         rows = {name: x[client_R, place_R][:, None] for name, x in batch.items() if name != "active_C"}
         rows["active_C"] = torch.ones(len(client_R), dtype=torch.bool)
         here_R = client_R.to(device)
@@ -108,10 +109,10 @@ def clipped_sum_C(sum_C: Tree, client_R: Tensor, grads_R: Tree, clip: float, *, 
         exact: Each row's norm has the same bits in any company.
     """
     norm_R, grid = row_norms(grads_R, exact=exact), 2.0 ** grid_of(clip)
-    factor_R = torch.where(norm_R.isfinite(), (clip / norm_R).clamp(max=1), 0.0)
+    factor_R = torch.where(norm_R.isfinite(), (clip / norm_R).clamp(max=1) * grid, 0.0)
     sums = {}
     for name, total_C in sum_C.items():
         factors = factor_R.to(total_C.device).view(-1, *[1] * (total_C.dim() - 1))
-        cut_R = torch.where(factors > 0, grads_R[name].double() * factors, 0.0)
-        sums[name] = total_C.index_add(0, client_R, (cut_R * grid).trunc() / grid)
+        cut_R = grads_R[name].to(torch.float64, copy=True).mul_(factors).masked_fill_(factors == 0, 0.0)
+        sums[name] = total_C.index_add(0, client_R, cut_R.trunc_(), alpha=1 / grid)
     return sums
