@@ -107,6 +107,7 @@ WALK: dict[str, list[list[str]]] = {
     ],
     "export": [["export", "foreign"]],
     "verify": [["verify", EVIL]],
+    "audit": [["audit", EVIL]],
     "card": [["card", EVIL], ["card", f"odd{EVIL}.jsonl"]],
     "federation": [
         ["federation", "policy", EVIL],

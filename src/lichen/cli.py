@@ -1,4 +1,4 @@
-"""The command line: list, fetch, init, card, plan, run, compare, try, report, export, verify, cache, federations.
+"""The command line: list, fetch, init, card, plan, run, compare, try, report, export, verify, audit, cache, and more.
 
 Nothing heavy is imported until a command needs it, so that ``lichen --help`` answers at once. Results
 go to standard output, everything else to standard error. Exit codes: 0 done, 1 a fault of lichen
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from lichen import __version__
+from lichen.cli_audit import audit_command
 from lichen.cli_cache import cache_command
 from lichen.cli_card import card_command
 from lichen.cli_compare import compare_command
@@ -51,6 +52,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "report": report_command,
     "export": export_command,
     "verify": verify_command,
+    "audit": audit_command,
     "cache": cache_command,
     "serve": serve_command,
     "join": join_command,

@@ -63,6 +63,7 @@ Ready parts.
 - ``Everyone``, ``Uniform``: samplers: all clients, or so many of them, all sets equally likely.
 - ``Synchronous``, ``Buffered``: schedules: rounds that wait for those invited, with or without a deadline; FedBuff.
 - ``ServerSGD``, ``ServerAdam``: server optimizers; the first at its default is FedAvg.
+- ``epsilon_at_least``, ``guessed``: an audit: the least ε that fits one run, from guesses which canaries were in.
 - ``LocalEngine``: clients side by side in this process.
 - ``SpawnedEngine``: each client's node in a process of its own.
 - ``ForwardingEngine``: the base of an engine around another; it forwards all but jobs and replies.
@@ -81,6 +82,7 @@ Ready parts.
 from __future__ import annotations
 
 from lichen.algorithms.average import Average
+from lichen.audit.one_run import epsilon_at_least, guessed
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.privacy.private_steps import PrivateSteps
 from lichen.clients.training.gradient_step import GradientStep
@@ -196,6 +198,8 @@ __all__ = [
     "WeightDecay",
     "by_name",
     "collect",
+    "epsilon_at_least",
+    "guessed",
     "run",
     "specs_of",
 ]

@@ -24,7 +24,7 @@ from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["FORMAT", "Inputs", "agree", "inputs_of", "require_rows", "row_digests"]
+__all__ = ["FORMAT", "Inputs", "agree", "inputs_of", "require_rows", "require_same", "row_digests"]
 
 FORMAT = 1
 """Of a run's folder; one of another format cannot be gone on with."""
@@ -108,17 +108,40 @@ def _agree(folder: RunFolder, recipe: Recipe, inputs: Inputs) -> None:
     if before is None:
         _remember(file, now)
         return
+    _compare(folder.path, recipe, before, inputs)
+    if before != now:
+        _remember(file, now)
+
+
+def require_same(run: Path, recipe: Recipe, inputs: Inputs) -> None:
+    """Hold a finished run's data and model against what it was made from; nothing is written.
+
+    Args:
+        run: The run's folder.
+        recipe: Its recipe.
+        inputs: What was read this time.
+
+    Raises:
+        LichenError: naming what has changed, or that the folder does not say.
+    """
+    file = run / "state" / _NAME
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise LichenError("is missing or damaged", where=str(file), fix=f"put it back from a copy, or {_NEW}") from None
+    _compare(run, recipe, before, inputs)
+
+
+def _compare(run: Path, recipe: Recipe, before: object, inputs: Inputs) -> None:
     if not isinstance(before, Mapping) or before.get("format") != FORMAT:
         raise LichenError(
             "was begun by another version of lichen, whose runs this one cannot go on with",
-            where=str(folder.path),
+            where=str(run),
             fix=f"go on with that version, or {_NEW}",
         )
     for name, (what, where, fix) in _changes(recipe, before, inputs).items():
-        if before.get(name, now[name]) != now[name]:
+        if before.get(name, getattr(inputs, name)) != getattr(inputs, name):
             raise LichenError(what, where=where, fix=fix)
-    if before != now:
-        _remember(file, now)
 
 
 def _remember(file: Path, now: Mapping[str, object]) -> None:

@@ -24,14 +24,13 @@ from lichen.core.store import ClientStore
 from lichen.core.wire.shared import Shared
 from lichen.engines.replayed import ReplayEngine
 from lichen.present.summary import read_summary
-from lichen.recipes.artifacts.inputs import agree, inputs_of
+from lichen.recipes.artifacts.inputs import inputs_of, require_same
 from lichen.recipes.assemble.aggregation import local_params_of
 from lichen.recipes.assemble.column import local_engine
 from lichen.recipes.assemble.experiment import lr_name, values_N
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import tensors_of
-from lichen.recipes.assemble.run_folder import RunFolder
-from lichen.recipes.schema.read import recipe_of, recipe_sha256
+from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.learning import HISTORY, federate, scored
 
@@ -74,7 +73,7 @@ def replay(folder: Path | str, *, without: Sequence[str] = ()) -> Replay:
     summary, recipe = read_summary(folder), recipe_of(folder)
     _refuse(recipe, folder)
     loaded = open_recipe(recipe)
-    agree(RunFolder(folder, recipe_sha256=recipe_sha256(recipe)), recipe, inputs_of(loaded))
+    require_same(folder, recipe, inputs_of(loaded))
     lr = float(summary["extra"]["lr.federated"])
     replayed = recipe.model_copy(update={"federation": recipe.federation.model_copy(update={"history": False})})
     experiment = loaded.experiment.with_server(recipe=replayed)

@@ -1,0 +1,79 @@
+"""What an honest-but-curious server, or whoever has the model, could have learned from a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from lichen.audit.separation import Separation
+from lichen.core.collecting.history import History
+from lichen.core.errors import LichenError
+from lichen.core.files.manifest import MANIFEST, check
+from lichen.core.store import load_tree
+from lichen.core.wire.shared import Shared
+from lichen.present.summary import read_summary
+from lichen.recipes.artifacts.inputs import inputs_of, require_same
+from lichen.recipes.assemble.experiment import lr_name
+from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.audit.members import membership
+from lichen.recipes.audit.messages import ReadMessage, read_messages
+from lichen.recipes.schema.read import recipe_of
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.tasks.learning import HISTORY
+from lichen.tasks.registry import task_of
+
+__all__ = ["Audit", "audit"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """What was found.
+
+    Attributes:
+        membership: What each score tells of training rows, by :data:`lichen.recipes.audit.members.ATTACKS`.
+        messages: What each message that was looked at gives away; none where nothing is read off one.
+        retained: Whether the run has retained its messages.
+    """
+
+    membership: Mapping[str, Separation]
+    messages: tuple[ReadMessage, ...] = ()
+    retained: bool = False
+
+
+def audit(folder: Path | str, *, rows: int = 1000, messages: int = 8, seed: int = 0) -> Audit:
+    """Attack a finished run with its own data at hand, to say what it gave away.
+
+    Args:
+        folder: The run's folder; its data and its model are opened again.
+        rows: Training rows, and test rows, that are scored at most.
+        messages: Retained messages that are read at most.
+        seed: Of the intervals.
+
+    Returns:
+        What was found.
+
+    Raises:
+        LichenError: if the run is not finished, is of another task, or its data have changed.
+    """
+    folder = Path(folder)
+    summary, recipe = read_summary(folder), recipe_of(folder)
+    _refuse(recipe)
+    check(folder, MANIFEST, fix=f"make it again: lichen run --resume {folder}")
+    loaded = open_recipe(recipe)
+    require_same(folder, recipe, inputs_of(loaded))
+    tree, _ = load_tree(folder / "state" / "final.safetensors")
+    members = membership(loaded.experiment, Shared.of_flat(tree), rows=rows, seed=seed)
+    if not recipe.federation.history:
+        return Audit(membership=members)
+    lr = float(summary["extra"]["lr.federated"])
+    history = History(folder / "state" / "federated" / lr_name(lr) / HISTORY)
+    found = tuple(read_messages(loaded, history, messages=messages))
+    return Audit(membership=members, messages=found, retained=True)
+
+
+def _refuse(recipe: Recipe) -> None:
+    if not task_of(recipe.task).procedure.rounds or recipe.method.asks_only:
+        raise LichenError(f"a run of task {recipe.task} has no rounds of training to audit", where=recipe.name)
