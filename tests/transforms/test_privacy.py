@@ -145,3 +145,29 @@ def test_says_what_to_install_where_the_library_is_missing(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(LichenError, match=r"lichen\[privacy\]"):
         epsilon([Gaussian(1.0)], 1e-5)
+
+
+@counts
+def test_epsilon_and_noise_are_those_that_the_library_gives_itself() -> None:
+    import dp_accounting
+    from dp_accounting import pld
+
+    rate, delta, steps = 0.3, 5.8e-4, 12
+
+    def event(sigma: float, count: int) -> dp_accounting.DpEvent:
+        sampled = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma))
+        return dp_accounting.SelfComposedDpEvent(sampled, count)
+
+    for count in (1, 5, steps):
+        theirs = pld.PLDAccountant().compose(event(5.36, count)).get_epsilon(delta)
+        assert epsilon([Sampled(Gaussian(5.36, steps=count), rate=rate)], delta) == pytest.approx(theirs, abs=1e-6)
+    theirs = dp_accounting.calibrate_dp_mechanism(
+        pld.PLDAccountant,
+        lambda sigma: event(sigma, steps),
+        1.0,
+        delta,
+        dp_accounting.ExplicitBracketInterval(2.0, 4.0),
+        tol=1e-7,
+    )
+    assert sigma_for(1.0, delta, steps, rate=rate, within=2e-7) == pytest.approx(theirs, rel=1e-6)
+    assert sigma_for(1.0, delta, steps, rate=rate, within=2e-7, sensitivity=0.5) == pytest.approx(theirs / 2, rel=1e-6)

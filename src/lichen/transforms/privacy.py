@@ -25,8 +25,9 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from typing import Any, Literal, final
 
 from lichen.core.errors import LichenError
@@ -39,6 +40,9 @@ Adjacency = Literal["add-or-remove", "replace"]
 Unit = Literal["row", "client"]
 
 _WORDS = {"add-or-remove": "adding or removing", "replace": "replacing"}
+_INTERVAL = 1e-4
+"""Of privacy losses, to which the library rounds them; its own default."""
+
 # Between whole numbers the best order of a plain Gaussian is missed by up to 1e-2 in ε.
 _ORDERS = tuple(1 + i / 50 for i in range(1, 1600)) + tuple(range(33, 513))
 
@@ -67,10 +71,10 @@ class Gaussian:
             raise LichenError(f"noise of {self.sigma}", where="privacy.sigma", fix="use a finite number >= 0")
         if not 0 < self.sensitivity < math.inf:
             raise LichenError(
-                f"{self.sensitivity} bounds nothing", where="privacy.sensitivity", fix="use a finite number > 0"
+                f"{self.sensitivity} bounds nothing", where="event.sensitivity", fix="use a finite number > 0"
             )
         if self.steps < 0:
-            raise LichenError(f"{self.steps} steps", where="privacy.steps", fix="use 0 or more")
+            raise LichenError(f"{self.steps} steps", where="event.steps", fix="use 0 or more")
 
 
 @final
@@ -94,7 +98,7 @@ class Sampled:
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
-            raise LichenError(f"{self.rate} is out of range", where="privacy.rate", fix="use 0 < rate <= 1")
+            raise LichenError(f"{self.rate} is out of range", where="event.rate", fix="use 0 < rate <= 1")
 
 
 Event = Gaussian | Sampled
@@ -163,14 +167,21 @@ def epsilon(
         if isinstance(event, Sampled) and event.rate < 1 and adjacency == "replace":
             raise LichenError(
                 "sampling is only accounted for where a unit is added or removed",
-                where="privacy.adjacency",
+                where="statement.adjacency",
                 fix="use add-or-remove, or leave the sampling out",
             )
     if not released:
         return 0.0
     if any(_plain(event).sigma == 0 for event in released):
         return math.inf
-    events_of, made = _library(accountant, sampled=any(isinstance(e, Sampled) and e.rate < 1 for e in released))
+    return _composed(tuple(released), delta, accountant)
+
+
+@lru_cache(maxsize=256)
+def _composed(released: tuple[Event, ...], delta: float, accountant: Accountant, interval: float = _INTERVAL) -> float:
+    """ε of events with noise; a run asks for the same ones when it is planned, begun and told of."""
+    sampled = any(isinstance(e, Sampled) and e.rate < 1 for e in released)
+    events_of, made = _library(accountant, sampled=sampled, interval=interval)
     for event in released:
         plain = _plain(event)
         composed = events_of.GaussianDpEvent(plain.sigma / plain.sensitivity)
@@ -207,7 +218,7 @@ def sigma_for(
 ) -> float:
     """The least noise, to a relative ``within``, whose ε over ``steps`` releases is at most ``target``.
 
-    Found by bisection; the answer always keeps the promise.
+    Found by the secant method between two bounds; the answer always keeps the promise.
 
     Args:
         target: ε > 0.
@@ -228,27 +239,43 @@ def sigma_for(
             fix="use a finite ε > 0, 1 step or more, and a width between 0 and 1",
         )
 
-    def spent(multiplier: float) -> float:
-        plain = Gaussian(multiplier * sensitivity, sensitivity=sensitivity, steps=steps)
-        event: Event = plain if rate == 1 else Sampled(plain, rate=rate)
-        return epsilon([event], delta, accountant=accountant)
+    def spent(multiplier: float, interval: float = _INTERVAL) -> float:
+        plain = Gaussian(multiplier, steps=steps)
+        return _composed((plain if rate == 1 else Sampled(plain, rate=rate),), delta, accountant, interval)
 
-    # The exact noise without sampling is a good guess; ε falls with the noise, so steps from it find both sides.
-    step = 1 + (within if rate == 1 else 0.3)
-    high = _unsampled(target, delta, steps) * step * (1.0 if rate == 1 else max(rate, 0.05))
-    while spent(high) > target:
-        high, step = high * step, step * step
-        if high > 1e7:
+    tried, slope = _unsampled(target, delta, steps) * (1.0 if rate == 1 else max(math.sqrt(rate), 0.05)), -1.0
+    if rate < 1 and accountant == "pld":  # a coarse accountant is fast, and close
+        tried, slope = _searched(lambda multiplier: spent(multiplier, 20 * _INTERVAL), target, tried, slope, 1e-4)
+    return _searched(spent, target, tried, slope, within)[0] * sensitivity
+
+
+def _searched(
+    spent: Callable[[float], float], target: float, tried: float, slope: float, within: float
+) -> tuple[float, float]:
+    """``(the least noise that spends at most the target, the slope there)``, in logarithms; from a first guess of both.
+
+    Raises:
+        LichenError: if no noise does.
+    """
+    low, high = 0.0, math.inf  # what spends too much, and what keeps the promise
+    before: tuple[float, float] | None = None
+    while high == math.inf or high - low > within * high:
+        value = spent(tried)
+        low, high = (low, tried) if value <= target else (tried, high)
+        if high < 1e-3:
+            break
+        if low > 1e7:
             raise LichenError(f"no noise gives ε = {target}", where="privacy.epsilon", fix="use a larger ε or δ")
-    low = high / step
-    while spent(low) <= target:
-        low, high, step = low / step, low, min(step * step, 2.0)
-        if low < 1e-3:
-            return high * sensitivity
-    while high - low > within * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if spent(middle) <= target else (middle, high)
-    return high * sensitivity
+        # ε falls nearly along a line; a step a little beyond where it meets the target finds both sides.
+        x, y = math.log(tried), math.log(max(value, 1e-12) / target)
+        if before is not None and x != before[0]:
+            slope = min((y - before[1]) / (x - before[0]), -0.1)
+        before = x, y
+        beyond = within / 3 if value > target else -within / 3
+        tried = math.exp(x - y / slope + beyond)
+        if not low < tried < high:
+            tried = low * 2 if high == math.inf else high / 2 if low == 0 else math.sqrt(low * high)
+    return high, slope
 
 
 def _unsampled(target: float, delta: float, steps: int) -> float:
@@ -267,12 +294,12 @@ def _check(delta: float, adjacency: str, accountant: str) -> None:
     if not 0 < delta < 1:
         raise LichenError(f"{delta} is no chance", where="privacy.delta", fix="use 0 < delta < 1, well below 1/units")
     if adjacency not in _WORDS:
-        raise LichenError(f"unknown {adjacency!r}", where="privacy.adjacency", fix="use add-or-remove or replace")
+        raise LichenError(f"unknown {adjacency!r}", where="statement.adjacency", fix="use add-or-remove or replace")
     if accountant not in ("pld", "rdp"):
-        raise LichenError(f"unknown accountant {accountant!r}", where="privacy.accountant", fix="use pld or rdp")
+        raise LichenError(f"unknown accountant {accountant!r}", where="statement.accountant", fix="use pld or rdp")
 
 
-def _library(accountant: Accountant, *, sampled: bool) -> tuple[Any, Any]:
+def _library(accountant: Accountant, *, sampled: bool, interval: float = _INTERVAL) -> tuple[Any, Any]:
     """``(its events, a fresh accountant)``; for each event the neighbours are N(0, σ²) and N(Δ, σ²)."""
     try:
         from dp_accounting import dp_event, pld, rdp
@@ -283,6 +310,6 @@ def _library(accountant: Accountant, *, sampled: bool) -> tuple[Any, Any]:
             fix="pip install 'lichen[privacy]', or add no noise",
         ) from None
     if accountant == "pld":
-        return dp_event, pld.PLDAccountant()
+        return dp_event, pld.PLDAccountant(value_discretization_interval=interval)
     # Fractional orders of a sampled Gaussian are slow and do not always converge.
     return dp_event, rdp.RdpAccountant(list(range(2, 257)) if sampled else list(_ORDERS))
