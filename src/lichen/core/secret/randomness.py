@@ -31,7 +31,7 @@ from lichen.core import private
 from lichen.core.errors import LichenError
 from lichen.core.secret.discrete_gaussian import coins, discrete_gaussian
 
-__all__ = ["SecretRandomness", "Stream", "secret_key"]
+__all__ = ["GRID", "SecretRandomness", "Stream", "secret_key"]
 
 SIZE = 32
 """Bytes of a key."""
@@ -97,7 +97,7 @@ class Stream:
             LichenError: if the rate is no chance.
         """
         if not 0 <= rate <= 1:
-            raise LichenError(f"{rate} is no chance", where="privacy.rate", fix="use 0 to 1")
+            raise LichenError(f"{rate} is no chance", where="stream.rate", fix="use 0 to 1")
         return torch.from_numpy(coins(self.words, count, rate))
 
 
@@ -121,13 +121,18 @@ class SecretRandomness:
 
     def __init__(self, key: bytes, *, seeded: bool = False) -> None:
         if len(key) != SIZE:
-            raise LichenError(f"a key of {len(key)} bytes", where="privacy.key", fix=f"use {SIZE} random bytes")
+            raise LichenError(f"a key of {len(key)} bytes", where="secret.key", fix=f"use {SIZE} random bytes")
         self._key, self.seeded = key, seeded
 
     @classmethod
     def of_seed(cls, seed: int) -> SecretRandomness:
         """What everybody can compute; protects nobody."""
         return cls(hashlib.sha256(f"lichen: no privacy, seed {int(seed)}".encode()).digest(), seeded=True)
+
+    @property
+    def mark(self) -> str:
+        """By which the key is known; nothing of it can be found from that."""
+        return hashlib.sha256(b"lichen privacy mark" + self._key).hexdigest()[:16]
 
     def stream(self, *labels: int | str) -> Stream:
         """The numbers of one purpose, from the first; equal labels give equal numbers."""
