@@ -47,6 +47,9 @@ class Property(StrEnum):
     """Every round trains and sends the same tensors. Decided by the rule."""
     SUMS = "sums"
     """The server needs sums only, never a single message. Decided by the rule and by codecs."""
+    BOUNDED_SUM = "a sum that one client moves little"
+    """The change follows from one sum of the clients' tensors, in which each client counts once. Decided by the rule,
+    the client method and some sections."""
     LATE_ANSWERS = "late answers"
     """What was made for older tensors may be folded into a step from newer ones. Decided by the rule, the client method
     and some sections."""

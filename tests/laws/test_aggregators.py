@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 
 from lichen.clients.training.optimize import clip_C
 from lichen.core.message import Message, concatenate_messages, take_client
+from lichen.core.secret.randomness import SecretRandomness
 from lichen.core.tree import digest, plain
 from lichen.core.wire.shared import Shared
 from lichen.fl.testing import LAWS
@@ -36,10 +37,12 @@ from lichen.server.lowrank.lowrank import FedEx, FedIT
 from lichen.server.lowrank.redistribute import FlexLoRA, FLoRIST
 from lichen.server.lowrank.stacking import FLoRA
 from lichen.server.mean import Mean
+from lichen.server.private_mean import PrivateMean
 from lichen.server.ridge import Ridge
 from lichen.server.robust.fltrust import FLTrust
 from lichen.server.robust.robust import Robust
 from lichen.server.scaffold import controlled, with_controls
+from lichen.server.sums.fixed_point import layout_of
 from support.flat import closed
 
 SHARED = {
@@ -163,11 +166,14 @@ def ballots(clients: int, seed: int) -> Any:
 
 MIXTURE = tuple(2 * k / 9900 for k in range(100))
 
+SECRET = SecretRandomness.of_seed(3)
+
 FAMILY = {
     "mean": (Mean(), updates),
     "mean-uniform": (Mean("uniform"), updates),
     "mean-plain": (Mean(divisor="plain"), updates),
     "mean-roster": (Mean("uniform", divisor=100.0), updates),
+    "private": (PrivateMean(10.0, layout=layout_of(updates(1, 0)), stream=SECRET.stream), updates),
     "by-name": (by_name({"head.": Mean("uniform"), ".lora_B": Mean(scale=36), "": Mean()}), updates),
     "by-name-single": (by_name({"head.": Mean("uniform"), "": FedEx(2.0)}), updates),
     "scaffold": (controlled(Mean(), clients=100), beside_controls),

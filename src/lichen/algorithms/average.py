@@ -69,6 +69,8 @@ class Average:
         base: Digest of the frozen base model.
         rounds: Rounds in all: the last is always validated.
         downlink: What happens to a job on its way to the clients.
+        steps_always: A round is a step whoever came to it, and the aggregator closes what there is; for rounds that
+            must not show who came.
         history: Retains what clients sent in every round that made a step; None: nothing is retained.
 
     Raises:
@@ -92,6 +94,7 @@ class Average:
     lr_scale: Callable[[int], float] = lambda _: 1.0
     base: str = ""
     downlink: Downlink = WHOLE
+    steps_always: bool = False
     history: History | None = None
 
     def __post_init__(self) -> None:
@@ -140,7 +143,8 @@ class Average:
             answered = came.client_N[came.version_N == sent.version].tolist()
             downlink = self.downlink.acknowledge(sent, answered, downlink)
         sums, metrics = summed(came.metrics, came.weight_N)
-        enough = came.attendance.arrived >= max(self.schedule.least, 1) and sums["failed"] < came.attendance.arrived
+        some = came.attendance.arrived >= max(self.schedule.least, 1) and sums["failed"] < came.attendance.arrived
+        enough = some or self.steps_always
         if self.history is not None:
             self.history.retain(state.round, came.client_N.tolist() if enough else ())
         if enough:

@@ -27,6 +27,7 @@ DECIDES = frozenset(
         Property.PLAIN_TRAINING,
         Property.SERVER_STEP,
         Property.MEAN_OF_ONE_LAYOUT,
+        Property.BOUNDED_SUM,
         Property.CODECS,
         Property.EPOCHS,
         Property.ACCUMULATION,

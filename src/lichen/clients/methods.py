@@ -137,6 +137,7 @@ _MESSAGES = frozenset(
     {
         Property.SERVER_STEP,
         Property.MEAN_OF_ONE_LAYOUT,
+        Property.BOUNDED_SUM,
         Property.CODECS,
         Property.EPOCHS,
         Property.LAYER_TURNS,

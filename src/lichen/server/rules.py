@@ -22,6 +22,7 @@ DECIDES = frozenset(
         Property.PLAIN_MEAN,
         Property.SERVER_STEP,
         Property.MEAN_OF_ONE_LAYOUT,
+        Property.BOUNDED_SUM,
         Property.HETEROGENEOUS_RANKS,
         Property.ONE_LAYOUT,
         Property.SUMS,
@@ -150,7 +151,7 @@ RULES = Family(
             summary="the weighted mean of what clients send (FedAvg)",
             make=_mean,
             papers=(Paper(short="McMahan et al. AISTATS 2017", url="https://arxiv.org/abs/1602.05629"),),
-            allows=_SUMS | {Property.PLAIN_MEAN, Property.ONE_LAYOUT, Property.LATE_ANSWERS},
+            allows=_SUMS | {Property.PLAIN_MEAN, Property.ONE_LAYOUT, Property.LATE_ANSWERS, Property.BOUNDED_SUM},
         ),
         AggregationRule(
             name="fedit",
@@ -158,7 +159,7 @@ RULES = Family(
             make=_fedit,
             papers=(Paper(short="Zhang et al. ICASSP 2024", url="https://arxiv.org/abs/2305.05644"),),
             needs=(LORA,),
-            allows=_STEPS | _HETEROGENEOUS | {Property.LATE_ANSWERS},
+            allows=_STEPS | _HETEROGENEOUS | {Property.LATE_ANSWERS, Property.BOUNDED_SUM},
         ),
         AggregationRule(
             name="ffa",
@@ -166,7 +167,7 @@ RULES = Family(
             make=_mean,
             papers=(Paper(short="Sun et al. ICLR 2024", url="https://arxiv.org/abs/2403.12313"),),
             needs=(LORA, _FREEZES),
-            allows=_SUMS | {Property.LATE_ANSWERS},
+            allows=_SUMS | {Property.LATE_ANSWERS, Property.BOUNDED_SUM},
             freezes=(("lora_A",),),
         ),
         AggregationRule(
@@ -210,7 +211,7 @@ RULES = Family(
             make=_fedsvd,
             papers=(Paper(short="Lee et al. NeurIPS 2025", url="https://arxiv.org/abs/2505.12805"),),
             needs=(LORA, _FREEZES),
-            allows=frozenset({Property.SUMS}),
+            allows=frozenset({Property.SUMS, Property.BOUNDED_SUM}),
             freezes=(("lora_A",),),
         ),
         AggregationRule(
@@ -228,7 +229,7 @@ RULES = Family(
             make=_mean,
             papers=(Paper(short="Chen et al. NeurIPS 2025", url="https://arxiv.org/abs/2502.01755"),),
             needs=(LORA, _FREEZES),
-            allows=_SUMS,
+            allows=_SUMS | {Property.BOUNDED_SUM},
             freezes=(("lora_A",), ("lora_B",)),
         ),
         AggregationRule(

@@ -22,9 +22,10 @@ import numpy as np
 from torch import Tensor
 
 from lichen.core.errors import LichenError
+from lichen.core.secret.randomness import Stream
 from lichen.core.seeds import numpy_generator
 
-__all__ = ["Everyone", "Poisson", "Uniform", "Weighted", "validators"]
+__all__ = ["Everyone", "Poisson", "SecretPoisson", "Uniform", "Weighted", "validators"]
 
 
 @final
@@ -89,6 +90,24 @@ class Poisson:
         """
         coin_N = numpy_generator(seed, "invite").random(len(weight_N))
         return _ascending(np.flatnonzero(coin_N < self.rate))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SecretPoisson:
+    """Each client by its own coin, of a stream that nobody knows who has not got the key.
+
+    Args:
+        rate: Chance of each client, in (0, 1].
+        stream: The coins of one round; they are tossed once.
+    """
+
+    rate: float
+    stream: Stream
+
+    def invite(self, weight_N: Tensor, seed: int) -> tuple[int, ...]:
+        """Roster indices, ascending; the seed says nothing here."""
+        return _ascending(np.flatnonzero(self.stream.bernoulli(self.rate, len(weight_N)).numpy()))
 
 
 @final

@@ -26,7 +26,7 @@ from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.declared import Need, Property
 
-__all__ = ["ClipChange"]
+__all__ = ["SLACK", "ClipChange"]
 
 SLACK = 1e-6
 """Of the norm: what rounding may leave above it, and is not cut again."""
