@@ -80,6 +80,7 @@ SUMMARY: dict[str, Any] = {
     },
     "failures": [],
     "attack": None,
+    "privacy": None,
     "seconds": 61.5,
     "peak_memory_bytes": 900_000_000,
     "energy_joules": 1234.5,
@@ -118,6 +119,7 @@ KEYS = [
         "training",
         "failures",
         "attack",
+        "privacy",
         "seconds",
         "peak_memory_bytes",
         "energy_joules",
@@ -134,7 +136,7 @@ KEYS = [
 ]
 
 MAY_LACK = ("gaining_over", "energy_joules", "traffic", "attendance", "training", "failures", "attack", "read")
-MAY_LACK += ("compute", "licences", "cards", "cards_left")
+MAY_LACK += ("privacy", "compute", "licences", "cards", "cards_left")
 
 
 def test_the_keys_are_pinned() -> None:

@@ -35,6 +35,10 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     table.add_section()
     for name, value in _facts(plan).items():
         table.add_row(Text(name), Text(value), "", "", "")
+    if plan.get("privacy"):
+        table.add_section()
+        for name, value in _privacy(plan["privacy"]).items():
+            table.add_row(Text(name), Text(value), "", "", "")
     if plan["rooms"]:
         table.add_section()
     for tier in plan["rooms"]:
@@ -58,6 +62,20 @@ def _validation(plan: Mapping[str, Any]) -> dict[str, str]:
     who = f"{sent['validators']} of {plan['clients']} clients"
     bytes_ = f"{bytes_text(sent['valid_up'])} up, {bytes_text(sent['valid_down'])} down"
     return {"  of it validation": f"{bytes_}, by {who}"}
+
+
+def _privacy(privacy: Mapping[str, Any]) -> dict[str, str]:
+    """What noise will promise, and what of a round's change it leaves."""
+    spent = ", ".join(f"{rounds}: {epsilon:.3f}" for rounds, epsilon in privacy["epsilon_by_round"])
+    noise = f"norm {privacy['noise']:.3g} in a round's change of {count_text(privacy['numbers'])} numbers"
+    return {
+        "privacy": privacy["statement"],
+        "  noise": f"{privacy['sigma']:.4g} times a clip of {privacy['clip']:g}, each client with chance "
+        f"{privacy['rate']:.3g}",
+        **({"  ε after rounds": spent} if spent else {}),
+        "  beside the signal": f"{noise}; the change itself has {privacy['clip']:g} at most",
+        **{f"  note {place}": warning for place, warning in enumerate(privacy["warnings"], start=1)},
+    }
 
 
 def _facts(plan: Mapping[str, Any]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["CardLeft", "CardShown", "Read", "copies_text", "reading_lines", "reading_rows"]
+__all__ = ["CardLeft", "CardShown", "Privacy", "Read", "copies_text", "privacy_rows", "reading_lines", "reading_rows"]
 
 MOST_CLASSES = 12
 """Of more classes only the number and the sizes are told."""
@@ -73,6 +73,31 @@ class CardLeft(_Part):
     clients: list[str]
     owner: str | None
     why: str
+
+
+class Privacy(_Part):
+    """What noise promises, and what the promise does not speak of."""
+
+    statement: str
+    epsilon: Annotated[float, Field(ge=0)] | None
+    """Null where it is infinite, or where noise followed from a seed."""
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    unit: str
+    """What is hidden: a client or a row."""
+    clip: Annotated[float, Field(gt=0)]
+    sigma: Annotated[float, Field(ge=0)]
+    """Noise in a round's sum, in units of the clip."""
+    rate: Annotated[float, Field(gt=0, le=1)]
+    """Chance of each client in a round."""
+    charges: _Count
+    """Rounds that were paid for; more than were finished where some were done again."""
+    left_out: list[str]
+    """What the run does not tell, as it would be a release."""
+    known: list[str]
+    """What is taken as known to everybody."""
+    simulated: list[str]
+    """What is told beside the promise, because one process has everybody's rows anyway."""
+    warnings: list[str]
 
 
 class Read(_Part):
@@ -183,3 +208,15 @@ def _many(count: int, what: str) -> str:
 def _share(part: int, whole: int) -> str:
     share = 100 * part / whole if whole else 0.0
     return f"{share:.0f} %" if share >= 1 or not part else "less than 1 %"
+
+
+def privacy_rows(privacy: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """``(name, value)`` of what noise promises.
+
+    Args:
+        privacy: As :class:`Privacy` holds it.
+    """
+    noise = f"{privacy['sigma']:.4g} times a clip of {privacy['clip']:g}, in {privacy['charges']} sums"
+    rows = [("privacy", privacy["statement"]), ("  noise", noise), ("  chance of a client", f"{privacy['rate']:.3g}")]
+    words = {"left_out": "left out", "known": "taken as known", "simulated": "of the simulation", "warnings": "note"}
+    return [*rows, *((f"  {words[key]}", what) for key in words for what in privacy[key])]

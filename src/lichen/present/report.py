@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lichen.core.errors import LichenError
 from lichen.present.column_names import column_title
-from lichen.present.reading import copies_text, reading_rows
+from lichen.present.reading import copies_text, privacy_rows, reading_rows
 from lichen.present.summary import COLUMNS
 from lichen.present.table import new_table
 from lichen.present.units import bytes_text, joules_text, score_text, seconds_text
@@ -153,6 +153,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         "energy": "not measured" if summary["energy_joules"] is None else joules_text(summary["energy_joules"]),
         "seed": str(summary["seed"]),
     }
+    if summary.get("privacy"):
+        for name, value in privacy_rows(summary["privacy"]):
+            table.add_row(Text(name), Text(value), "")
     for name, value in [*costs.items(), *summary["extra"].items()]:
         shown = value if isinstance(value, str) else score_text(value)
         table.add_row(Text(name), Text(shown), "")

@@ -130,8 +130,9 @@ def _data(card: Card) -> str:
     data = f"the catalog's data `{card.data}`" if card.data else "rows that stayed with their owners"
     read = f", out of {card.rows:,} that were read" if card.rows else ""
     words = " Its tokenizer was learned from them: its vocabulary holds their words." if card.own_words else ""
-    count = int(card.summary["clients"])
-    return f"## What it was trained on\n\nThe rows of {count:,} clients{read}: {data}.{words}\n"
+    count, privacy = int(card.summary["clients"]), card.summary.get("privacy")
+    noise = "" if privacy is None else f" Noise in training gives {privacy['statement']}."
+    return f"## What it was trained on\n\nThe rows of {count:,} clients{read}: {data}.{words}{noise}\n"
 
 
 def _scores(card: Card) -> str:

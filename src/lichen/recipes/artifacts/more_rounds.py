@@ -79,6 +79,9 @@ def _refuse(before: Recipe, had: int, requested: int) -> None:
         raise LichenError(f"task {before.task} is one round by nature", where=where, fix="leave it as it is")
     if requested < had:
         raise LichenError(f"the run has {had} already, and rounds cannot be taken back", where=where, fix=anew)
+    if before.privacy is not None:
+        what = "its noise and its budget are those of so many rounds, and more would pass what was promised"
+        raise LichenError(what, where=where, fix=anew)
     if before.optimizer.schedule != "constant":
         raise LichenError(
             f"a {before.optimizer.schedule} learning rate falls to its end over all rounds, and these were {had}: "

@@ -9,11 +9,13 @@ from lichen.core.contracts.server import Aggregator
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
+from lichen.core.wrapping import with_innermost
 from lichen.models.adapters.layerwise import layerwise_schedule
 from lichen.recipes.assemble.sides.server import ServerSide, participants
 from lichen.recipes.schema.model import AdapterConfig
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.fair import QFFL
+from lichen.server.private_mean import PrivateMean
 from lichen.server.robust.fltrust import FLTrust
 from lichen.server.robust.robust import Robust
 from lichen.server.robust.table import too_many_liars
@@ -50,6 +52,8 @@ def aggregator_of(server: ServerSide, lr: float) -> Aggregator:
         LichenError: if a robust rule does not stand so many liars among so many clients.
     """
     recipe = server.recipe
+    if recipe.privacy is not None:
+        return _private(server)
     if recipe.federation.robust is not None:
         return _robust(server)
     if recipe.federation.fair == "qffl":
@@ -88,6 +92,14 @@ def _robust(server: ServerSide) -> Aggregator:
 def _no_reference(shared: Shared, version: int) -> Tree:
     """Stands for the server's own training, until the run says where that is done."""
     raise LichenError("the server has no rows of its own here", where="federation.robust.rule", fix="use another rule")
+
+
+def _private(server: ServerSide) -> Aggregator:
+    """The recipe's rule around a private mean; whoever runs the rounds brings noise and layout."""
+    recipe, config = server.recipe, server.recipe.privacy
+    assert config is not None
+    mean = PrivateMean(float(participants(server)), clip=config.clip)
+    return mean if recipe.rule == "fedit" else with_innermost(_rule(recipe), mean)
 
 
 def _rule(recipe: Recipe) -> Aggregator:

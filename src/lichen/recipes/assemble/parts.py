@@ -52,6 +52,7 @@ from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted, validat
 from lichen.server.schedules import Buffered, Synchronous
 from lichen.transforms.bounds.clip_change import ClipChange
 from lichen.transforms.bounds.gate import NormGate
+from lichen.transforms.bounds.private_clip import PrivateClip
 from lichen.transforms.codec import Chain
 from lichen.transforms.downlink import Deltas, Direct, Downlink
 from lichen.transforms.parse import parse_codecs
@@ -200,7 +201,9 @@ def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
     """What happens to clients' messages on their way, left to right."""
     wire = recipe.wire
     gate = (NormGate(wire.gate),) if wire.gate is not None else ()
-    clip = (ClipChange(wire.clip),) if wire.clip is not None else ()
+    clip: tuple[Transform, ...] = (ClipChange(wire.clip),) if wire.clip is not None else ()
+    if recipe.privacy is not None:
+        clip = (PrivateClip(ClipChange(recipe.privacy.clip)),)
     coded = (Coded(parse_codecs(wire.up)),) if wire.up else ()
     return (*gate, *clip, *coded)
 
@@ -324,7 +327,7 @@ def summing(server: ServerSide, lr: float) -> Aggregator:
 
 def algorithm_of(server: ServerSide, lr: float, until: int) -> Average:
     """The federation at one learning rate, up to round ``until``."""
-    fed = server.recipe.federation
+    fed, private = server.recipe.federation, server.recipe.privacy is not None
     return Average(
         # Rows without a label may leave every client of a round with nothing to send.
         aggregator=AllowEmpty(summing(server, lr)) if server.recipe.semi is not None else summing(server, lr),
@@ -333,7 +336,8 @@ def algorithm_of(server: ServerSide, lr: float, until: int) -> Average:
         weight_N=server.roster.rows_N("train"),
         rounds=until,
         work=f"train {lr_name(lr)}",
-        valid="valid" if server.recipe.method.tensors is None else f"valid {lr_name(lr)}",
+        valid=None if private else "valid" if server.recipe.method.tensors is None else f"valid {lr_name(lr)}",
+        steps_always=private,
         valid_every=fed.valid_every,
         validators=validators_of(server),
         valid_average=fed.judged_by,

@@ -18,6 +18,7 @@ from lichen.recipes.assemble.capacity import device_tiers
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe, shards_of
 from lichen.recipes.assemble.parts import client_tasks
+from lichen.recipes.assemble.sides.privacy import promised
 from lichen.recipes.assemble.workload import heaviest, pooled_experiment
 from lichen.recipes.plan.estimate import Cost, Estimate, Memory, disk_of
 from lichen.recipes.plan.flops import Flops, counted
@@ -187,6 +188,7 @@ def estimate_columns(
         columns={name: _cost(parts, found.rates, operations, ranks) for name, parts in work_items.items()},
         start=0.0,
         notes=tuple(notes),
+        privacy=promised(experiment.server),
         seen=planned(experiment, invited, tuple(work_items)),
         rooms=device_tiers(experiment, client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"]),
     )

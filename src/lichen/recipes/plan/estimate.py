@@ -133,6 +133,7 @@ class Estimate:
         seen: What every trained column sees of the clients' rows.
         rooms: What clients of each memory train, where the recipe gives their memory.
         read: What was read of the data.
+        privacy: What noise will promise, by round, and how large it is; None where there is none.
     """
 
     clients: int
@@ -147,6 +148,7 @@ class Estimate:
     seen: Mapping[str, Any] = field(default_factory=dict)
     rooms: tuple[DeviceTier, ...] = ()
     read: Mapping[str, Any] | None = None
+    privacy: Mapping[str, Any] | None = None
 
 
 def free_disk_bytes() -> int:

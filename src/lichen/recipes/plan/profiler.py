@@ -22,6 +22,7 @@ from lichen.core.contracts.client import Source
 from lichen.core.message import Job
 from lichen.core.rounds import run
 from lichen.core.store import ClientStore
+from lichen.core.wrapping import with_innermost
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event, Trace
 from lichen.recipes.assemble.column import admission_of, local_engine
@@ -32,6 +33,7 @@ from lichen.recipes.assemble.workload import Workload, workload_of
 from lichen.recipes.plan.memory import MemoryMeter
 from lichen.recipes.plan.timing import Rate, Timed, Timings, evenly_spaced, with_timing
 from lichen.recipes.plan.workload import Kind, evaluated
+from lichen.server.mean import Mean
 
 __all__ = ["Private", "Profiler"]
 
@@ -116,8 +118,11 @@ class Profiler:
         engine = local_engine(experiment, ClientStore(run_folder / "clients"))
         _sized(engine, self._job(f"train {lr_name(self._lr)}", clients, 0))
         timings, trace = with_timing(engine, self.meter), Trace(run_folder)
+        algorithm = algorithm_of(experiment.server, self._lr, rounds)
+        if experiment.recipe.privacy is not None:  # what is timed is thrown away, and spends nothing
+            algorithm = replace(algorithm, aggregator=with_innermost(algorithm.aggregator, Mean("uniform")))
         algorithm = replace(
-            algorithm_of(experiment.server, self._lr, rounds),
+            algorithm,
             sampler=_These(clients),
             valid=None,
             admission=admission_of(experiment.server, experiment.clients.auxiliary),

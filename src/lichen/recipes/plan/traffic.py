@@ -103,8 +103,9 @@ def traffic(
     grown = recipe.aggregation.patch
     adapters = max(map(len, invited)) + (grown or 0)
     _, seen = marks(experiment, recipe.federation.rounds)
+    seen = seen if algorithm.valid is not None else [0] * len(seen)
     up = total = patch = plain = valid_up = valid_down = 0
-    judges = validators_of(experiment.server)
+    judges = validators_of(experiment.server) if any(seen) else ()
     settings = {"lr_scale": 1.0, **({BEST: -1.0} if algorithm.personal else {})}
     for r, (who, validated) in enumerate(zip(invited, seen, strict=True), start=1):
         sent = down(algorithm.work, who, **settings)

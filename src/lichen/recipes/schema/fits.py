@@ -16,13 +16,14 @@ from lichen.recipes.schema.features.attack import ATTACK
 from lichen.recipes.schema.features.changes import CHANGES
 from lichen.recipes.schema.features.feature import Feature
 from lichen.recipes.schema.features.help import HELP
+from lichen.recipes.schema.features.privacy import PRIVACY
 from lichen.recipes.schema.features.robust import ROBUSTNESS
 from lichen.recipes.schema.features.schedule import SCHEDULE
 from lichen.recipes.schema.features.training import TRAINING
 
 __all__ = ["FEATURES", "member", "refuse"]
 
-FEATURES = (*HELP, *CHANGES, *ROBUSTNESS, *SCHEDULE, *TRAINING, *ATTACK)
+FEATURES = (*PRIVACY, *HELP, *CHANGES, *ROBUSTNESS, *SCHEDULE, *TRAINING, *ATTACK)
 """In the order in which a recipe is looked through."""
 
 

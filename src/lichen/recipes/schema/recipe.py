@@ -25,6 +25,7 @@ from lichen.recipes.schema.fits import member, refuse
 from lichen.recipes.schema.help import SemiConfig, SyntheticConfig, TeacherConfig, refuse_unhelpful
 from lichen.recipes.schema.model import AdapterConfig, ModelConfig, Positive, Section, StudentConfig
 from lichen.recipes.schema.names import EngineName, MetricName, TaskName
+from lichen.recipes.schema.sections.privacy import PrivacyConfig
 from lichen.server import rules
 from lichen.server.robust.table import too_many_liars
 from lichen.server.rules import RULES, AggregationRule
@@ -143,6 +144,9 @@ class Recipe(Section):
     )
     attack: AttackConfig | None = Field(
         default=None, description="for research: clients that lie, so that defences can be tested; none: nobody does"
+    )
+    privacy: PrivacyConfig | None = Field(
+        default=None, description="noise that hides each client in what is learned; none: nothing is hidden"
     )
     cache_dir: str | None = Field(
         default=None,

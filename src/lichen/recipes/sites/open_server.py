@@ -181,6 +181,12 @@ def needs_rows(recipe: Recipe) -> Iterator[NeedsRows]:
         why, fix = "pooled is one model on everybody's rows, and exists nowhere", "leave pooled out"
         others = ", ".join(name for name in compare.baselines if name != "pooled")
         yield NeedsRows("compare.baselines", why, fix, f"compare.baselines=[{others}]")
+    if recipe.privacy is not None and compare.baselines:
+        why = "under privacy no client answers with its scores"
+        yield NeedsRows("compare.baselines", why, "set it to []", "compare.baselines=[]")
+    if recipe.privacy is not None and recipe.privacy.seed is not None:
+        why = "under privacy a seed is for tests alone, and whoever reads the recipe knows all noise"
+        yield NeedsRows("privacy.seed", why, "remove it")
     if compare.partitions != partitions:
         why = "random partitions deal everybody's rows out anew"
         yield NeedsRows("compare.partitions", why, "remove it", f"compare.partitions={partitions}")

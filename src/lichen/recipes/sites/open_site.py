@@ -111,8 +111,11 @@ class RoundsNode:
         return self.experiment.start
 
     def client_tasks(self) -> dict[str, ClientTask]:
-        """All that its clients can be asked to do."""
-        return client_tasks(self.experiment)
+        """All that its clients can be asked to do; under privacy they train, and answer nothing else."""
+        made = client_tasks(self.experiment)
+        if self.experiment.recipe.privacy is None:
+            return made
+        return {name: task for name, task in made.items() if name.partition(" ")[0] in ("roster", "train")}
 
 
 @final

@@ -15,7 +15,7 @@ from typing import Any, final
 from lichen.present.trace import Event
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import Experiment, lr_name
-from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.assemble.sides.server import ServerSide, participants
 from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment, unbudgeted
 
 __all__ = ["coverage_of", "planned", "trained"]
@@ -39,15 +39,16 @@ class Coverage:
     share_seen: float
 
 
-def coverage_of(server: ServerSide, rounds: Iterable[Sequence[int]]) -> Coverage:
+def coverage_of(server: ServerSide, rounds: Iterable[Sequence[int]], *, often: float = 0.0) -> Coverage:
     """What clients see of their rows.
 
     Args:
         server: What clients have declared, and the recipe's steps or epochs.
         rounds: Who trains in each round.
+        often: How often each client trains beside that, where it is not told who did.
     """
     fed, rows_N = server.recipe.federation, server.roster.rows("train")
-    often_N = [0] * len(rows_N)
+    often_N = [often] * len(rows_N)
     for clients in rounds:
         for client in clients:
             often_N[client] += 1
@@ -102,10 +103,14 @@ def trained(
         if not rounds:
             continue
         last = rounds[max(rounds)]
+        own = side(name)
+        # Under privacy no round tells who came.
+        secret = own.recipe.privacy is not None and name == "federated"
+        often = len(rounds) * participants(own) / len(own.roster) if secret else 0.0
         out[name] = {
             "rounds": last.report.round,
             "of": last.total_rounds,
             "kept": column.best_round if column.best_round > 0 else None,
-            **asdict(coverage_of(side(name), [e.report.clients for e in rounds.values()])),
+            **asdict(coverage_of(own, [e.report.clients for e in rounds.values()], often=often)),
         }
     return out

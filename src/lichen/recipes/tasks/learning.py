@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from lichen.algorithms.agnostic import AFL
 from lichen.algorithms.average import Average
 from lichen.algorithms.scores import score_everyone
@@ -44,6 +46,7 @@ from lichen.recipes.assemble.parts import (
     trainer,
 )
 from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.sides.privacy import PrivateRounds, private_rounds
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.workload import trial_rounds
 from lichen.recipes.schema.recipe import Recipe
@@ -99,17 +102,24 @@ def federate(
     admission: Admission | None = None,
     once: Once = lambda do: do(),
     save: Save = save_state,
+    private: PrivateRounds | None = None,
 ) -> ServerState:
-    """The federated column at one learning rate, up to round ``until``; see :func:`lichen.core.rounds.run`."""
+    """The federated column at one learning rate, up to round ``until``; see :func:`lichen.core.rounds.run`.
+
+    Under privacy its rounds end before one that cannot be paid for.
+    """
     average = replace(
         algorithm_of(server, lr, until),
         admission=admission or admission_of(server),
         history=History(checkpoint.parent / HISTORY) if server.recipe.federation.history else None,
     )
-    algorithm = _with_server(server, average, lr, checkpoint.parent / "server")
-    return go_rounds(
-        server, algorithm, engine, until, checkpoint, observer, once, save, initial=initial_shared(server, lr)
-    )
+    if private is not None:
+        algorithm: Algorithm = private.around(average)
+    else:
+        algorithm = _with_server(server, average, lr, checkpoint.parent / "server")
+    stop = None if private is None else lambda state: private.ended(state.round)
+    initial = initial_shared(server, lr)
+    return go_rounds(server, algorithm, engine, until, checkpoint, observer, once, save, initial=initial, stop=stop)
 
 
 def _own_change(server: LocalEngine, seed: int, scale: Callable[[int], float]) -> Reference:
@@ -229,6 +239,7 @@ def federated_column(
     name: str = "federated",
     test: Callable[[str, Shared], Column] | None = None,
     admission: Admission | None = None,
+    scores: bool = True,
 ) -> Column:
     """Rounds at every learning rate, and the best one's tensors on test rows.
 
@@ -240,8 +251,10 @@ def federated_column(
         name: The column's.
         test: Scores tensors; None: the clients do it over the engine, as they do where some tensors stay with them.
         admission: What counts of what clients send; None: by the server's side alone.
+        scores: Ask for scores on test rows; else the column has none.
     """
     recipe, rounds = server.recipe, server.recipe.federation.rounds
+    private = private_rounds(server, folder.path, folder.ranks)
     admission = admission or admission_of(server)
     states: dict[float, ServerState] = {}
     made: dict[float, Engine] = {}
@@ -252,15 +265,29 @@ def federated_column(
         checkpoint, observe = folder.checkpoint(name, lr_name(lr)), observing(observer, name, lr, rounds)
         once = folder.ranks.ask_first
         states[lr] = federate(
-            server, made[lr], lr, until, checkpoint, observe, admission=admission, once=once, save=folder.save
+            server,
+            made[lr],
+            lr,
+            until,
+            checkpoint,
+            observe,
+            admission=admission,
+            once=once,
+            save=folder.save,
+            private=private,
         )
         return states[lr].best_value
 
     lr = choose_learning_rate(recipe, rounds, go)
     best, personal = states[lr], bool(local_params_of(recipe))
+    if private is not None:  # nothing was judged: the last round it is
+        best = replace(best, best=best.shared, best_round=best.round)
     shared = best.best if personal else tensors_of(server, lr, best.best)
 
     def column(label: str, shared: Shared) -> Column:
+        if not scores:
+            nothing = torch.empty(0, dtype=torch.float64)
+            return Column(value_N=nothing, metrics={}, lr=lr, shared=shared, best_round=best.best_round)
         if test is not None and not personal:
             return replace(test(label, shared), lr=lr, shared=shared, best_round=best.best_round)
         metrics = folder.tree(label, lambda: scored(server, made[lr], shared, version=version, admission=admission))

@@ -131,7 +131,7 @@ def safety(
     requests, out = measured_requests(recipe), dict[str, float]()
     federated = columns["federated"]
     before = federated.unrepaired
-    if before is not None:
+    if before is not None and len(before.value_N):
         name = metric_of(recipe).name
         out |= {f"{name}.unrepaired": float(before.value_N.mean()), f"{name}.repaired": float(federated.value_N.mean())}
     if not requests:

@@ -16,6 +16,7 @@ from lichen.present.trace import failed_rates, read_trace
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import lr_name, metric_of
 from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.sides.privacy import spent
 from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.outcome import TaskResult
@@ -24,7 +25,7 @@ __all__ = ["summarise", "who_gained"]
 
 
 def _score(column: Column | None, higher: bool, common: bool) -> dict[str, float | None] | None:
-    if column is None:
+    if column is None or not len(column.value_N):
         return None
     values = column.value_N.tolist()
     # One model on one test set gives everybody the same score, and a tenth of them none of its own.
@@ -33,7 +34,7 @@ def _score(column: Column | None, higher: bool, common: bool) -> dict[str, float
 
 
 def who_gained(result: TaskResult, higher: bool) -> list[dict[str, Any]]:
-    scores = {name: column.value_N.tolist() for name, column in result.columns.items()}
+    scores = {name: column.value_N.tolist() for name, column in result.columns.items() if len(column.value_N)}
     return client_rows(result.clients, result.counts, scores, higher_is_better=higher)
 
 
@@ -72,6 +73,7 @@ def summarise(
         "training": {name: dict(numbers) for name, numbers in result.training.items()},
         "failures": _failures(result, rates),
         "attack": result.attack,
+        "privacy": spent(recipe, folder.path, alone=not scores["federated"]),
         "seconds": folder.seconds(),
         "peak_memory_bytes": memory,
         "energy_joules": joules,

@@ -109,7 +109,8 @@ def _learned(
     save_class_names(folder, server.classes)
     columns = _columns(server, folder, observer, say, engine_of)
     best = columns["federated"].shared or Shared()
-    extra: dict[str, float | str | None] = {} if recipe.writes else over_all_rows(recipe, columns)
+    scored_here = not recipe.writes and recipe.privacy is None
+    extra: dict[str, float | str | None] = over_all_rows(recipe, columns) if scored_here else {}
     if recipe.writes:
         extra |= safety(recipe, folder, loaded.foundation, loaded.tokenizer, server.start, columns, say)
     save_result(folder, recipe, best, loaded.foundation, loaded.tokenizer, server.classes)
@@ -167,7 +168,7 @@ def _columns(
             nodes = engine(ClientStore(folder.path / NO_STATE))
             metrics = folder.tree("base", partial(scored, server, nodes, server.start))
             columns["base"] = Column(value_N=values_N(recipe, metrics), metrics=metrics)
-        columns["federated"] = federated_column(server, folder, observer, engine)
+        columns["federated"] = federated_column(server, folder, observer, engine, scores=recipe.privacy is None)
         columns |= alone_columns(server, folder, observer, engine)
     return columns
 

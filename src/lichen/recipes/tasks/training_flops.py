@@ -32,7 +32,8 @@ def compute_of(
     training: Mapping[str, Mapping[str, Any]],
     events: Sequence[Event],
 ) -> dict[str, Any] | None:
-    """What a finished run's summary holds of its operations; None for a student, which has no base.
+    """What a finished run's summary holds of its operations; None for a student, which has no base, and
+    under privacy, where tokens are not told.
 
     Args:
         recipe: The run's.
@@ -42,7 +43,7 @@ def compute_of(
         training: What the trained ones have seen, see :func:`lichen.recipes.tasks.coverage.trained`.
         events: The run's trace.
     """
-    if foundation is None:
+    if foundation is None or recipe.privacy is not None:
         return None
     arithmetic = arithmetic_of(foundation, start)
     flops = {}

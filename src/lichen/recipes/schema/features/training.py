@@ -18,7 +18,7 @@ TRAINING: tuple[Feature, ...] = (
         Need(Property.PLAIN_MEAN, "weighs plain averages of gradient training, not {who}", "use aggregate: mean"),
         Need(Property.PLAIN_TRAINING, "weighs plain averages of gradient training, not {who}", "use adamw or sgd"),
         Need(Property.ONE_SERVER, "was not tried on several ranks", "use engine.name: local"),
-        lacks=NO_LATE | {Property.MEAN_OF_ONE_LAYOUT},
+        lacks=NO_LATE | {Property.MEAN_OF_ONE_LAYOUT, Property.BOUNDED_SUM},
         summary="large losses count more: q-FFL, agnostic federated learning",
         papers=(
             Paper(short="Li et al. ICLR 2020", url="https://arxiv.org/abs/1905.10497"),
