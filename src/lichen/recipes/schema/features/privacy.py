@@ -92,6 +92,7 @@ PRIVACY: tuple[Feature, ...] = (
                     _changed("federation", "valid_every")(r) and not {"alone", "pooled"} & set(r.compare.baselines)
                 ),
                 _JUDGED,
+                "leave it out or set it to 1, which is not read",
             ),
             _clash("compare.target", lambda r: r.compare.target is not None, _JUDGED),
             _clash(
