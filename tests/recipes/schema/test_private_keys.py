@@ -33,7 +33,6 @@ WRONG: dict[str, tuple[str, ...]] = {
     "privacy.clip: ": ("privacy={epsilon: 4, clip: 0}",),
     "privacy.delta": ("privacy={epsilon: 4, clip: 1.0, delta: 1.0}",),
     "privacy.delta ": ("privacy={epsilon: 4, clip: 1.0, delta: 0}",),
-    "privacy.unit": ("privacy={epsilon: 4, clip: 1.0, unit: row}",),
     "privacy.unit ": ("privacy={epsilon: 4, clip: 1.0, unit: ward}",),
     "privacy.noise": ("privacy={epsilon: 4, clip: 1.0, noise: 2}",),
     "privacy.seed": ("privacy={epsilon: 4, clip: 1.0, seed: -1}",),
@@ -76,6 +75,25 @@ WRONG: dict[str, tuple[str, ...]] = {
         "model={students: [{kind: image-mlp, width: 8}, {kind: image-mlp, width: 16}]}",
         "data.public={share: 0.2}",
     ),
+}
+OF_ROWS: dict[str, tuple[str, ...]] = {
+    "optimizer.name": ("optimizer={name: mezo, lr: [0.1]}",),
+    "optimizer.name ": ("optimizer={name: scaffold, lr: [0.1]}",),
+    "optimizer.clip": ("optimizer.clip=0.5",),
+    "optimizer.lr": ("optimizer.lr=[0.1, 0.3]",),
+    "federation.local_epochs": ("federation.local_steps=null", "federation.local_epochs=1"),
+    "federation.gradient_accumulation_steps": ("federation.gradient_accumulation_steps=2",),
+    "federation.weighting": ("federation.weighting=examples",),
+    "federation.fair": ("federation.fair=minmax",),
+    "federation.fair ": ("federation.fair=qffl",),
+    "federation.keep_optimizer": ("federation.keep_optimizer=true",),
+    "federation.patience": ("federation.patience=2",),
+    "attack": ("attack={kind: sign_flip, liars: 2}",),
+    "attack ": ("attack={kind: label_flip, liars: 2}",),
+    "engine.name": ("engine={name: spawned, nodes: 1}",),
+    "engine.name ": ("engine={name: distributed, nodes: 2}",),
+    "compare.target": ("compare.target=0.5",),
+    "semi": ("semi={kind: fixmatch}", "data.public=null"),
 }
 OF_LORA: dict[str, dict[str, Any]] = {
     "privacy: fedsa": {"federation": {"aggregate": "fedsa"}},
@@ -162,3 +180,20 @@ def test_wrong_beside_privacy_is_refused_by_its_key(key: str) -> None:
 @pytest.mark.parametrize("key", OF_LORA)
 def test_wrong_rules_and_models_are_refused_by_their_key(key: str) -> None:
     refused(lambda: read_recipe(merged(LORA, OF_LORA[key])), key)
+
+
+@pytest.mark.parametrize("key", OF_ROWS)
+def test_wrong_beside_privacy_of_rows_is_refused_by_its_key(key: str) -> None:
+    refused(lambda: read_recipe("digits", (*GOOD, "privacy.unit=row", *OF_ROWS[key])), key)
+
+
+def test_privacy_of_rows_goes_with_more_than_that_of_clients() -> None:
+    for more in (
+        ("federation.weighting=rows",),
+        ("federation.clients_per_round=3",),
+        ("federation.history=true",),
+        ("federation.robust={rule: median}",),
+        ("wire={up: [int8], gate: 3.0}",),
+        ("federation.schedule.least=2",),
+    ):
+        assert read_recipe("digits", (*GOOD, "privacy.unit=row", *more)).privacy is not None

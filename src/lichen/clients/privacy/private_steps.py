@@ -71,7 +71,7 @@ class PrivateSteps:
         clip: C, the norm at most of a row's gradient.
         sigma: Deviation of the noise on the sum, in units of C; 0 for none, and then no privacy.
         mean_rows_N: q n of every client of the roster: what the noised sum is divided by.
-        randomness: Where the noise comes from.
+        randomness: Where the noise comes from; None: nowhere, and no step is taken.
         rows_at_once: Rows of all clients side by side, which takes memory and, where steps are exact, changes no bit;
             None: all of a micro-batch.
 
@@ -84,7 +84,7 @@ class PrivateSteps:
     clip: float
     sigma: float
     mean_rows_N: Sequence[float]
-    randomness: SecretRandomness
+    randomness: SecretRandomness | None
     rows_at_once: int | None = None
 
     def __post_init__(self) -> None:
@@ -122,6 +122,8 @@ class PrivateSteps:
         """
         if "ends_step_C" not in batch:
             raise LichenError("the batch is no part of a Poisson sample", where="batch", fix="train from PoissonRows")
+        if self.randomness is None:
+            raise LichenError("no key is at hand, and nobody trains without noise", where="privacy.unit")
         train, sum_C, exact = state.train, state.sum_C, self.inner.model.reference
         rows = {name: x for name, x in batch.items() if name != "ends_step_C"}
         for client_R, grads_R in row_gradients(
@@ -132,7 +134,7 @@ class PrivateSteps:
         if not bool(ends_C.any()):
             return replace(state, sum_C=sum_C)
         device = next(iter(train.params_C.values())).device
-        noised_C = self._noised(train, sum_C, state.step_C, ends_C.tolist())
+        noised_C = self._noised(self.randomness, train, sum_C, state.step_C, ends_C.tolist())
         nothing_C = torch.zeros(len(train.clients), dtype=torch.float64, device=device)
         train = self.inner.stepped(train, {"active_C": ends_C}, noised_C, nothing_C, nothing_C)
         return PrivateState(
@@ -141,7 +143,9 @@ class PrivateSteps:
             step_C=tuple(n + ended for n, ended in zip(state.step_C, ends_C.tolist(), strict=True)),
         )
 
-    def _noised(self, train: TrainState, sum_C: Tree, step_C: Sequence[int], ends_C: Sequence[bool]) -> Tree:
+    def _noised(
+        self, secret: SecretRandomness, train: TrainState, sum_C: Tree, step_C: Sequence[int], ends_C: Sequence[bool]
+    ) -> Tree:
         """The sums of clients whose step ends, noised and divided, as gradients; zeros of the others."""
         job, grads_C = train.job, trees.zeros_like(train.params_C)
         for c, client in enumerate(train.clients):
@@ -156,7 +160,7 @@ class PrivateSteps:
                 step_C[c],
                 trees.digest({n: x[c] for n, x in sum_C.items()}),
             )
-            noise = self.randomness.stream("row noise", *labels)
+            noise = secret.stream("row noise", *labels)
             divisor = float(self.mean_rows_N[client])
             for name in sorted(sum_C):
                 total = sum_C[name][c]

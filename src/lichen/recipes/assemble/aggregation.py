@@ -52,7 +52,7 @@ def aggregator_of(server: ServerSide, lr: float) -> Aggregator:
         LichenError: if a robust rule does not stand so many liars among so many clients.
     """
     recipe = server.recipe
-    if recipe.privacy is not None:
+    if recipe.privacy is not None and recipe.privacy.unit == "client":
         return _private(server)
     if recipe.federation.robust is not None:
         return _robust(server)

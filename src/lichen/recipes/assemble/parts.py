@@ -37,12 +37,14 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 from lichen.core.timing.schedule import Schedule
 from lichen.core.wire.shared import Shared
+from lichen.data.batches.shards import TrainSource
 from lichen.present.target import ACCURACY
 from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_of, local_params_of, weighting_of
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.sides.attack import lying
-from lichen.recipes.assemble.sides.clients import Auxiliary
+from lichen.recipes.assemble.sides.clients import Auxiliary, Secret
 from lichen.recipes.assemble.sides.poison import poisoned
+from lichen.recipes.assemble.sides.row_privacy import hides_rows, private_source, private_steps
 from lichen.recipes.assemble.sides.server import ServerSide, at_work, participants
 from lichen.recipes.assemble.workload import warmup_rounds
 from lichen.recipes.schema.recipe import Recipe
@@ -76,12 +78,17 @@ __all__ = [
 ]
 
 
-def works_of(server: ServerSide, auxiliary: Auxiliary = Auxiliary()) -> dict[str, ClientWork]:  # noqa: B008
+def works_of(
+    server: ServerSide,
+    auxiliary: Auxiliary = Auxiliary(),  # noqa: B008
+    secret: Secret | None = None,
+) -> dict[str, ClientWork]:
     """All that clients of this recipe can be asked to do, by name; made without a row.
 
     Args:
         server: The server's side.
         auxiliary: What clients learn from beside.
+        secret: What hides their rows, where they train.
     """
     model, personal = server.model, bool(local_params_of(server.recipe))
     out: dict[str, ClientWork] = {
@@ -95,7 +102,7 @@ def works_of(server: ServerSide, auxiliary: Auxiliary = Auxiliary()) -> dict[str
     for lr in server.recipe.optimizer.lr:
         out[f"alone {lr_name(lr)}"] = _accumulating(server, trainer(server, lr, personal=True))
         works = server.recipe.method.works(settings_of(server, lr))
-        out[f"train {lr_name(lr)}"] = sent(server, auxiliary, works.train)
+        out[f"train {lr_name(lr)}"] = sent(server, auxiliary, works.train, secret)
         if works.valid is not None:
             out[f"valid {lr_name(lr)}"] = works.valid
     return out
@@ -115,7 +122,9 @@ def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
     valid, test = experiment.evaluating(rows.valid), experiment.evaluating(rows.test)
     sources: dict[str, Source] = {"roster": NoBatches(), "train": lied, "alone": local, "valid": valid, "test": test}
     sources |= {"alone.valid": valid, "alone.chosen": valid, "alone.test": test}
-    works = works_of(experiment.server, rows.auxiliary)
+    if rows.secret is not None and isinstance(local, TrainSource):
+        sources["train"] = private_source(experiment.server, local, rows.secret.randomness)
+    works = works_of(experiment.server, rows.auxiliary, rows.secret)
     return {name: ClientTask(work=work, source=sources[name.partition(" ")[0]]) for name, work in works.items()}
 
 
@@ -185,12 +194,19 @@ def weighed(server: ServerSide, work: ClientWork) -> ClientWork:
     return ByRows(work, server.roster.rows("train"))
 
 
-def sent(server: ServerSide, auxiliary: Auxiliary, work: ClientWork) -> ClientWork:
+def sent(server: ServerSide, auxiliary: Auxiliary, work: ClientWork, secret: Secret | None = None) -> ClientWork:
     """A method's work as the recipe has it: helped where it trains by gradients alone, weighed, clipped and coded.
+
+    Where noise hides single rows, training is in private steps, which take none without a secret.
 
     Liars lie before their messages are clipped and coded.
     """
     recipe = server.recipe
+    if hides_rows(recipe) and isinstance(work, Train):
+        pull = tuple(step for step in work.gradient_steps if not isinstance(step, Clip))  # rows are clipped one by one
+        train = replace(work, weigh_by="one", accumulate=1, gradient_steps=pull)
+        key, sigma = (None, 0.0) if secret is None else (secret.randomness, secret.sigma)
+        work = private_steps(server, train, key, sigma)
     work = weighed(server, with_auxiliary(recipe, auxiliary, work) if isinstance(work, Train) else work)
     work = lying(server, work)
     transforms = transforms_of(recipe)
@@ -202,7 +218,7 @@ def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
     wire = recipe.wire
     gate = (NormGate(wire.gate),) if wire.gate is not None else ()
     clip: tuple[Transform, ...] = (ClipChange(wire.clip),) if wire.clip is not None else ()
-    if recipe.privacy is not None:
+    if recipe.privacy is not None and not hides_rows(recipe):
         clip = (PrivateClip(ClipChange(recipe.privacy.clip)),)
     coded = (Coded(parse_codecs(wire.up)),) if wire.up else ()
     return (*gate, *clip, *coded)
@@ -337,7 +353,7 @@ def algorithm_of(server: ServerSide, lr: float, until: int) -> Average:
         rounds=until,
         work=f"train {lr_name(lr)}",
         valid=None if private else "valid" if server.recipe.method.tensors is None else f"valid {lr_name(lr)}",
-        steps_always=private,
+        steps_always=private and not hides_rows(server.recipe),
         valid_every=fed.valid_every,
         validators=validators_of(server),
         valid_average=fed.judged_by,

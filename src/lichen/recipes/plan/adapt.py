@@ -18,7 +18,7 @@ from lichen.recipes.assemble.capacity import device_tiers
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe, shards_of
 from lichen.recipes.assemble.parts import client_tasks
-from lichen.recipes.assemble.sides.privacy import promised
+from lichen.recipes.assemble.sides.privacy import for_timing, promised
 from lichen.recipes.assemble.workload import heaviest, pooled_experiment
 from lichen.recipes.plan.estimate import Cost, Estimate, Memory, disk_of
 from lichen.recipes.plan.flops import Flops, counted
@@ -219,7 +219,8 @@ def _measure(
     columns: Sequence[str],
 ) -> _Measured:
     say("timing a few blocks")
-    profiler = Profiler(experiment, folder, meter, seconds=seconds)
+    timed = replace(experiment, clients=for_timing(experiment.recipe, experiment.clients))
+    profiler = Profiler(timed, folder, meter, seconds=seconds)
     source = client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"].source
     loaded, there = meter.now(), meter.available()
     everyone = tuple(range(len(experiment.server.roster)))

@@ -119,7 +119,8 @@ class Profiler:
         _sized(engine, self._job(f"train {lr_name(self._lr)}", clients, 0))
         timings, trace = with_timing(engine, self.meter), Trace(run_folder)
         algorithm = algorithm_of(experiment.server, self._lr, rounds)
-        if experiment.recipe.privacy is not None:  # what is timed is thrown away, and spends nothing
+        private = experiment.recipe.privacy
+        if private is not None and private.unit == "client":  # what is timed is thrown away, and spends nothing
             algorithm = replace(algorithm, aggregator=with_innermost(algorithm.aggregator, Mean("uniform")))
         algorithm = replace(
             algorithm,

@@ -26,6 +26,7 @@ from lichen.recipes.assemble.column import Column, admission_of, local_engine, o
 from lichen.recipes.assemble.experiment import Experiment, values_N
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.attack import colluding
+from lichen.recipes.assemble.sides.privacy import with_secret
 from lichen.recipes.assemble.workload import pooled_experiment
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.tasks.learning import EventObserver, federated_column
@@ -92,6 +93,7 @@ def _federated(
 ) -> Column:
     """The federated column, over the engine that the recipe names."""
     server, admission = experiment.server, admission_of(experiment.server, experiment.clients.auxiliary)
+    experiment = replace(experiment, clients=with_secret(server, experiment.clients, folder.path))
     with ExitStack() as stack:
 
         def engine(store: ClientStore) -> Engine:

@@ -105,7 +105,8 @@ def trained(
         last = rounds[max(rounds)]
         own = side(name)
         # Under privacy no round tells who came.
-        secret = own.recipe.privacy is not None and name == "federated"
+        private = own.recipe.privacy
+        secret = private is not None and private.unit == "client" and name == "federated"
         often = len(rounds) * participants(own) / len(own.roster) if secret else 0.0
         out[name] = {
             "rounds": last.report.round,

@@ -6,7 +6,7 @@ Legend: M rows of all clients, N clients, P parts, K classes.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import final
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from lichen.clients.attack.rows import RowAttack
 from lichen.core.contracts.client import Source
 from lichen.core.roster import Member, Roster, declared_name
+from lichen.core.secret.randomness import SecretRandomness
 from lichen.core.tree import Tree
 from lichen.data.batches.augment import Views
 from lichen.data.batches.scarce_labels import ScarceLabels
@@ -51,6 +52,21 @@ class Auxiliary:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """What hides clients' rows.
+
+    Attributes:
+        randomness: Their key.
+        sigma: Their noise, in units of the clip.
+    """
+
+    randomness: SecretRandomness
+    _: KW_ONLY
+    sigma: float
+
+
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSide:
     """What clients hold: in a simulation all of them, on a node its own.
@@ -61,6 +77,7 @@ class ClientSide:
         test: One shard a client, only scored.
         auxiliary: What they learn from beside.
         poison: What becomes of liars' training rows; None: they stay what they are.
+        secret: What hides their rows in training; None: nothing does, or nobody trains.
     """
 
     train: tuple[Shard, ...]
@@ -68,6 +85,7 @@ class ClientSide:
     test: tuple[Shard, ...]
     auxiliary: Auxiliary = field(default_factory=Auxiliary)
     poison: RowAttack | None = None
+    secret: Secret | None = None
 
 
 def group_of(shape: Sequence[int] | None) -> str:

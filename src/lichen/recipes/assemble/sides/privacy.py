@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
@@ -18,11 +18,13 @@ from lichen.core.errors import LichenError
 from lichen.core.secret.budget import Budget, begun_with
 from lichen.core.secret.randomness import SecretRandomness, secret_key
 from lichen.engines.ranks import Ranks
+from lichen.recipes.assemble.sides.clients import ClientSide, Secret
+from lichen.recipes.assemble.sides.row_privacy import PaidRounds, hides_rows, noise_of, per_row
 from lichen.recipes.assemble.sides.server import ServerSide, participants
 from lichen.recipes.schema.recipe import Recipe
-from lichen.transforms.privacy import Event, Gaussian, Sampled, Statement, account, delta_for, epsilon, sigma_for
+from lichen.transforms.privacy import Event, Gaussian, Sampled, Statement, Unit, account, delta_for, epsilon, sigma_for
 
-__all__ = ["PrivateRounds", "private_rounds", "promised", "spent"]
+__all__ = ["PrivateRounds", "for_timing", "private_rounds", "promised", "spent", "with_secret"]
 
 KEY, BUDGET = "privacy.key", "budget.jsonl"
 """In a run's ``state/``: the secret key, and what was spent."""
@@ -41,10 +43,12 @@ class Guarantee:
 
     Attributes:
         sigma: Noise in a round's sum, in units of the clip.
-        rate: Chance of each client in a round.
+        rate: Chance of each client in a round, or the largest one of a row in a step.
         delta: δ.
         limit: Rounds that can be paid for; None: any number.
         seeded: Nothing is secret.
+        unit: What is hidden.
+        steps: Releases of a round.
     """
 
     sigma: float
@@ -52,10 +56,12 @@ class Guarantee:
     delta: float
     limit: int | None
     seeded: bool = False
+    unit: Unit = "client"
+    steps: int = 1
 
     def after(self, charges: int) -> Statement:
         """What holds after so many rounds were charged."""
-        return account(_events(self.sigma, self.rate, charges), self.delta, unit="client")
+        return account(_events(self.sigma, self.rate, charges * self.steps), self.delta, unit=self.unit)
 
     def sentence(self, charges: int) -> str:
         """The same as a sentence; no promise where noise follows from a seed."""
@@ -79,6 +85,8 @@ def guarantee(server: ServerSide, *, sigma: float | None = None) -> Guarantee:
     """
     config, clients, rounds = server.recipe.privacy, len(server.roster), server.recipe.federation.rounds
     assert config is not None
+    if hides_rows(server.recipe):
+        return _of_rows(server, sigma)
     delta = delta_for(clients) if config.delta is None else config.delta
     if delta >= 1 / clients:
         raise LichenError(
@@ -92,17 +100,33 @@ def guarantee(server: ServerSide, *, sigma: float | None = None) -> Guarantee:
     return Guarantee(sigma=found, rate=rate, delta=delta, limit=limit, seeded=config.seed is not None)
 
 
+def _of_rows(server: ServerSide, sigma: float | None) -> Guarantee:
+    config, rounds, one = server.recipe.privacy, server.recipe.federation.rounds, per_row(server)
+    assert config is not None
+    sigma = config.sigma if sigma is None else sigma
+    found, limit = _noise(sigma, config.epsilon, one.delta, one.rate, rounds, one.steps)
+    return Guarantee(
+        sigma=found,
+        rate=one.rate,
+        delta=one.delta,
+        limit=limit,
+        seeded=config.seed is not None,
+        unit="row",
+        steps=one.steps,
+    )
+
+
 @lru_cache(maxsize=32)
 def _noise(
-    sigma: float | None, target: float | None, delta: float, rate: float, rounds: int
+    sigma: float | None, target: float | None, delta: float, rate: float, rounds: int, steps: int = 1
 ) -> tuple[float, int | None]:
     """The noise, and how many rounds can be paid for."""
     if target is None:
         assert sigma is not None
         return sigma, None
     if sigma is None:
-        return sigma_for(target, delta, rounds, rate=rate, within=WITHIN), rounds
-    limit = _affordable(sigma, target, delta, rate, rounds)
+        return sigma_for(target, delta, rounds * steps, rate=rate, within=WITHIN), rounds
+    limit = _affordable(sigma, target, delta, rate, rounds, steps)
     if limit < rounds:
         raise LichenError(
             f"round {limit + 1} of {rounds} would pass ε = {target:g} with noise of {sigma:g}",
@@ -112,11 +136,11 @@ def _noise(
     return sigma, limit
 
 
-def _affordable(sigma: float, target: float, delta: float, rate: float, rounds: int) -> int:
+def _affordable(sigma: float, target: float, delta: float, rate: float, rounds: int, releases: int) -> int:
     """The most rounds that cost ``target`` at most, counted no further than twice those of the recipe."""
 
     def fits(steps: int) -> bool:
-        return epsilon(_events(sigma, rate, steps), delta) <= target
+        return epsilon(_events(sigma, rate, steps * releases), delta) <= target
 
     low, high = (rounds, 2 * rounds + 1) if fits(rounds) else (0, rounds)
     while high - low > 1:
@@ -142,8 +166,11 @@ class PrivateRounds:
     randomness: SecretRandomness
     budget: Budget | None
 
-    def around(self, average: Average) -> PrivateAverage:
+    def around(self, average: Average) -> PrivateAverage | PaidRounds:
         """Averaging whose rounds are paid for."""
+        if self.guarantee.unit == "row":
+            budget = _Rank(self.budget)
+            return PaidRounds(average, charge=budget.charge, close=budget.close)
         return PrivateAverage(
             inner=average,
             sigma=self.guarantee.sigma,
@@ -216,6 +243,7 @@ def _terms(recipe: Recipe, found: Guarantee) -> dict[str, Any]:
         "delta": found.delta,
         "epsilon": recipe.privacy.epsilon,
         "seeded": found.seeded,
+        **({"steps": found.steps} if found.unit == "row" else {}),
     }
 
 
@@ -232,6 +260,12 @@ LEFT_OUT = (
     "bytes and seconds of a round, which are told as expected, or not at all",
 )
 """What a run does not tell."""
+
+LEFT_OUT_OF_ROWS = (
+    "losses, counts and tokens of training",
+    "validation, and with it the choice of a round and of a learning rate",
+)
+"""What a run that hides rows does not tell."""
 
 KNOWN = (
     "the clients' names and numbers of rows",
@@ -264,7 +298,13 @@ def spent(recipe: Recipe, run: Path, *, alone: bool) -> dict[str, Any] | None:
     if config is None or begun is None:
         return None
     found = Guarantee(
-        sigma=begun["sigma"], rate=begun["rate"], delta=begun["delta"], limit=None, seeded=begun["seeded"]
+        sigma=begun["sigma"],
+        rate=begun["rate"],
+        delta=begun["delta"],
+        limit=None,
+        seeded=begun["seeded"],
+        unit=begun["unit"],
+        steps=begun.get("steps", 1),
     )
     charges = Budget(path, terms=begun).charges
     after = found.after(charges)
@@ -277,7 +317,7 @@ def spent(recipe: Recipe, run: Path, *, alone: bool) -> dict[str, Any] | None:
         "sigma": found.sigma,
         "rate": found.rate,
         "charges": charges,
-        "left_out": list(LEFT_OUT),
+        "left_out": list(LEFT_OUT if config.unit == "client" else LEFT_OUT_OF_ROWS),
         "known": list(KNOWN),
         "simulated": [] if alone else list(SIMULATED),
         "warnings": warnings(recipe),
@@ -320,7 +360,9 @@ def promised(server: ServerSide) -> dict[str, Any] | None:
         "clip": config.clip,
         "epsilon_by_round": [(mark, found.after(mark).epsilon) for mark in marks] if found.sigma else [],
         "numbers": numbers,
-        "noise": found.sigma * config.clip * math.sqrt(numbers) / (found.rate * len(server.roster)),
+        "noise": noise_of(server, found.sigma)
+        if found.unit == "row"
+        else found.sigma * config.clip * math.sqrt(numbers) / (found.rate * len(server.roster)),
         "warnings": warnings(server.recipe),
     }
 
@@ -328,3 +370,29 @@ def promised(server: ServerSide) -> dict[str, Any] | None:
 def _frozen(server: ServerSide) -> tuple[str, ...]:
     freezes = server.recipe.aggregation.freezes
     return freezes[0] if freezes else ()
+
+
+def with_secret(server: ServerSide, clients: ClientSide, run: Path) -> ClientSide:
+    """The clients with their key and their noise, where noise hides single rows; else as they are.
+
+    Args:
+        server: The server's side.
+        clients: The clients' side.
+        run: The run's folder.
+
+    Raises:
+        LichenError: as :func:`guarantee`, or if the key or the budget are damaged.
+    """
+    recipe = server.recipe
+    if recipe.privacy is None or not hides_rows(recipe):
+        return clients
+    state, seed = run / "state", recipe.privacy.seed
+    secret = secret_key(state / KEY) if seed is None else SecretRandomness.of_seed(seed)
+    found = guarantee(server, sigma=_sigma_of(recipe, begun_with(state / BUDGET)))
+    return replace(clients, secret=Secret(secret, sigma=found.sigma))
+
+
+def for_timing(recipe: Recipe, clients: ClientSide) -> ClientSide:
+    """The clients with noise from a seed, where noise hides single rows: what they learn is thrown away."""
+    secret = Secret(SecretRandomness.of_seed(0), sigma=1.0)
+    return replace(clients, secret=secret) if hides_rows(recipe) else clients

@@ -15,6 +15,10 @@ def _used(recipe: Any) -> bool:
     return recipe.privacy is not None
 
 
+def _of(unit: str) -> Callable[[Any], bool]:
+    return lambda recipe: recipe.privacy is not None and recipe.privacy.unit == unit
+
+
 def _clash(key: str, used: Callable[[Any], object], what: str, fix: str = "remove it") -> Clash:
     return Clash(other=key, used=used, what=f"under privacy {what}", fix=fix, where=key)
 
@@ -33,49 +37,12 @@ PRIVACY: tuple[Feature, ...] = (
     of_shared_model(
         "privacy",
         _used,
-        Need(
-            Property.BOUNDED_SUM,
-            "one client may move the sum of a round by privacy.clip and nothing else, and with {who} it moves more",
-            "use aggregate: mean, fedit, ffa, fedsvd or rolora, with adamw, sgd or mezo, and no federation.fair",
-        ),
-        summary="noise hides each client: clipped changes, secret Poisson sampling, a fixed denominator (DP-FedAvg)",
-        papers=(
-            Paper(short="McMahan et al. ICLR 2018", url="https://arxiv.org/abs/1710.06963"),
-            Paper(short="Canonne et al. NeurIPS 2020", url="https://arxiv.org/abs/2004.00010"),
-        ),
         clashes=(
-            _clash(
-                "federation.weighting",
-                lambda r: r.federation.weighting != "uniform",
-                "each client counts 1, or one with many rows would move more than the clip",
-                "set federation.weighting: uniform",
-            ),
-            _clash(
-                "federation.sampling",
-                lambda r: r.federation.clients_per_round is not None and r.federation.sampling != "poisson",
-                "each client comes by its own coin, or sampling claims nothing",
-                "set federation.sampling: poisson, or leave clients_per_round out and let everybody come",
-            ),
-            _clash(
-                "federation.robust",
-                lambda r: r.federation.robust is not None,
-                "the server makes a sum alone, and a robust rule looks at each message",
-            ),
-            _clash(
-                "wire.gate", lambda r: r.wire.gate is not None, "no message is refused for its norm, which would show"
-            ),
-            _clash("wire.clip", lambda r: r.wire.clip is not None, "privacy.clip is the clip of changes"),
-            _clash("federation.history", lambda r: r.federation.history, "no single message is retained"),
             _clash(
                 "federation.schedule.kind",
                 lambda r: r.federation.schedule.kind == "buffered",
                 "rounds are charged and sampled one by one, and a buffered step is no round",
                 "set schedule.kind: synchronous",
-            ),
-            _clash(
-                "federation.schedule.least",
-                lambda r: r.federation.schedule.least > 1,
-                "a round is a step whoever comes, or a step that is left out would tell how many came",
             ),
             _clash(
                 "optimizer.lr",
@@ -134,6 +101,98 @@ PRIVACY: tuple[Feature, ...] = (
                 lambda r: r.attack is not None and r.attack.facts.on == "round",
                 "no client sees another's message, as colluding liars do",
                 "use an attack of single messages, or remove it",
+            ),
+        ),
+    ),
+    of_shared_model(
+        "privacy",
+        _of("client"),
+        Need(
+            Property.BOUNDED_SUM,
+            "one client may move the sum of a round by privacy.clip and nothing else, and with {who} it moves more",
+            "use aggregate: mean, fedit, ffa, fedsvd or rolora, with adamw, sgd or mezo, and no federation.fair",
+        ),
+        summary="noise hides each client: clipped changes, secret Poisson sampling, a fixed denominator (DP-FedAvg)",
+        papers=(
+            Paper(short="McMahan et al. ICLR 2018", url="https://arxiv.org/abs/1710.06963"),
+            Paper(short="Canonne et al. NeurIPS 2020", url="https://arxiv.org/abs/2004.00010"),
+        ),
+        clashes=(
+            _clash(
+                "federation.weighting",
+                lambda r: r.federation.weighting != "uniform",
+                "each client counts 1, or one with many rows would move more than the clip",
+                "set federation.weighting: uniform",
+            ),
+            _clash(
+                "federation.sampling",
+                lambda r: r.federation.clients_per_round is not None and r.federation.sampling != "poisson",
+                "each client comes by its own coin, or sampling claims nothing",
+                "set federation.sampling: poisson, or leave clients_per_round out and let everybody come",
+            ),
+            _clash(
+                "federation.robust",
+                lambda r: r.federation.robust is not None,
+                "the server makes a sum alone, and a robust rule looks at each message",
+            ),
+            _clash(
+                "wire.gate", lambda r: r.wire.gate is not None, "no message is refused for its norm, which would show"
+            ),
+            _clash("wire.clip", lambda r: r.wire.clip is not None, "privacy.clip is the clip of changes"),
+            _clash("federation.history", lambda r: r.federation.history, "no single message is retained"),
+            _clash(
+                "federation.schedule.least",
+                lambda r: r.federation.schedule.least > 1,
+                "a round is a step whoever comes, or a step that is left out would tell how many came",
+            ),
+        ),
+    ),
+    Feature(
+        key="privacy.unit",
+        used=_of("row"),
+        summary="noise hides each row: clipped gradients of rows, Poisson batches, noise in every local step (DP-SGD)",
+        papers=(Paper(short="Abadi et al. CCS 2016", url="https://arxiv.org/abs/1607.00133"),),
+        clashes=(
+            _clash(
+                "optimizer.name",
+                lambda r: r.optimizer.name not in ("sgd", "adamw"),
+                "of a row each step is one of gradients, clipped row by row",
+                "use sgd or adamw",
+            ),
+            _clash("optimizer.clip", _changed("optimizer", "clip"), "privacy.clip is the clip of gradients"),
+            _clash(
+                "federation.local_epochs",
+                lambda r: r.federation.local_epochs is not None,
+                "of a row a batch is a sample by coins, which has no passes",
+                "set federation.local_steps",
+            ),
+            _clash(
+                "federation.gradient_accumulation_steps",
+                lambda r: r.federation.gradient_accumulation_steps > 1,
+                "of a row a sample is cut into as many parts as it needs",
+            ),
+            _clash(
+                "federation.weighting",
+                lambda r: r.federation.weighting not in ("uniform", "rows"),
+                "of a row a weight by what was seen tells how many rows were sampled",
+                "use uniform or rows",
+            ),
+            _clash(
+                "federation.fair",
+                lambda r: r.federation.fair != "none",
+                "of a row clients tell no loss that could weigh them",
+            ),
+            _clash(
+                "federation.keep_optimizer",
+                lambda r: r.federation.keep_optimizer,
+                "of a row DiLoCo's steps were not accounted for",
+            ),
+            _clash("attack", lambda r: r.attack is not None, "of a row liars' rows are not sampled by coins"),
+            _clash(
+                "engine.name",
+                lambda r: r.engine.name != "local",
+                "of a row each client's process needs a key of its own, which only one process has yet",
+                "use local",
             ),
         ),
     ),

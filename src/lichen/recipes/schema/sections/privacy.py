@@ -18,7 +18,8 @@ class PrivacyConfig(Section):
     """Differential privacy in training: clipped changes, secret sampling and noise, and a budget that is kept."""
 
     unit: Literal["client", "row"] = Field(
-        default="client", description="what one change of is hidden: `client`, a client with all its rows"
+        default="client",
+        description="what one change of is hidden: `client`, a client with all its rows; `row`, a row of a client",
     )
     epsilon: float | None = Field(
         default=None,
@@ -28,12 +29,15 @@ class PrivacyConfig(Section):
     sigma: float | None = Field(
         default=None,
         ge=0,
-        description="noise in a round's sum, in units of clip; none: the least that keeps epsilon over all rounds",
+        description="noise in a round's sum, or a step's, in units of clip; none: the least that keeps epsilon",
     )
     delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="chance that epsilon does not hold; none: 1 / (N ln N) for N clients"
+        default=None,
+        description="chance that epsilon does not hold; none: 1 / (N ln N) for N clients, or rows of the largest one",
     )
-    clip: float = Field(gt=0, description="norm that each client's change is cut to, over all tensors together")
+    clip: float = Field(
+        gt=0, description="norm that each client's change, or each row's gradient, is cut to, over all tensors together"
+    )
     seed: int | None = Field(
         default=None,
         ge=0,
@@ -45,6 +49,4 @@ class PrivacyConfig(Section):
     def _some_noise(self) -> PrivacyConfig:
         if self.epsilon is None and self.sigma is None:
             raise ValueError("privacy.epsilon: neither it nor privacy.sigma says how much noise there is; set one")
-        if self.unit == "row":
-            raise ValueError("privacy.unit: noise that hides a single row cannot be asked for yet; use client")
         return self

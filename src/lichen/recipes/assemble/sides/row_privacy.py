@@ -1,0 +1,147 @@
+"""What a recipe promises to each row of its clients, and the parts that keep it: DP-SGD at the clients.
+
+A client's steps are accounted for by its own sampling rate, ``batch_size`` over its number of rows, which is taken as
+known. What is said holds for every client: the promise is that of the largest rate, for all steps of all rounds that
+were charged, whether or not a client was asked in each. Who is asked, and what the server makes of the changes, is
+public or follows from them.
+
+Legend: N clients of the roster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, final
+
+from lichen.algorithms.average import Average
+from lichen.clients.privacy.private_steps import PrivateSteps
+from lichen.clients.training.train import Train
+from lichen.core.contracts.algorithm import Report, ServerState
+from lichen.core.contracts.engine import Engine
+from lichen.core.errors import LichenError
+from lichen.core.secret.randomness import SecretRandomness
+from lichen.core.wire.shared import Shared
+from lichen.data.batches.poisson_rows import PoissonRows
+from lichen.data.batches.shards import TrainSource
+from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.schema.recipe import Recipe
+from lichen.transforms.privacy import delta_for
+
+__all__ = ["PaidRounds", "hides_rows", "noise_of", "per_row", "private_source", "private_steps"]
+
+
+def hides_rows(recipe: Recipe) -> bool:
+    """Whether noise hides single rows."""
+    return recipe.privacy is not None and recipe.privacy.unit == "row"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerRow:
+    """What is accounted for.
+
+    Attributes:
+        rate: The largest chance of a row to be in a step, over clients.
+        steps: Local steps of a round.
+        delta: δ.
+    """
+
+    rate: float
+    steps: int
+    delta: float
+
+
+def per_row(server: ServerSide) -> PerRow:
+    """What a round releases of a row of any client.
+
+    Raises:
+        LichenError: if δ hides nothing.
+    """
+    config, fed, rows_N = server.recipe.privacy, server.recipe.federation, server.roster.rows("train")
+    assert config is not None
+    most = max(rows_N, default=0)
+    delta = delta_for(most) if config.delta is None else config.delta
+    if delta >= 1 / max(most, 1):
+        raise LichenError(
+            f"{delta:g} allows that one of the {most} rows of a client is published whole",
+            where="privacy.delta",
+            fix=f"use less than {1 / max(most, 1):.2g}, or leave it out",
+        )
+    return PerRow(rate=max(_rates_N(server)), steps=fed.fixed_steps, delta=delta)
+
+
+def _rates_N(server: ServerSide) -> tuple[float, ...]:
+    batch = server.recipe.federation.batch_size
+    return tuple(min(1.0, batch / rows) if rows else 1.0 for rows in server.roster.rows("train"))
+
+
+def private_steps(server: ServerSide, train: Train, secret: SecretRandomness | None, sigma: float) -> PrivateSteps:
+    """The recipe's training with every row hidden.
+
+    Args:
+        server: The server's side.
+        train: The training without privacy.
+        secret: The clients' key; None where nobody trains.
+        sigma: The noise, in units of the clip.
+    """
+    config, rows_N = server.recipe.privacy, server.roster.rows("train")
+    assert config is not None
+    means = tuple(rate * rows for rate, rows in zip(_rates_N(server), rows_N, strict=True))
+    return PrivateSteps(train, clip=config.clip, sigma=sigma, mean_rows_N=means, randomness=secret)
+
+
+def private_source(server: ServerSide, source: TrainSource, secret: SecretRandomness) -> PoissonRows:
+    """The recipe's training rows as Poisson samples, in micro-batches of its batch size."""
+    batch = server.recipe.federation.batch_size
+    return PoissonRows(source, rate_N=_rates_N(server), randomness=secret, batch_rows=batch)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PaidRounds:
+    """Averaging whose every round is charged before its jobs go out; an algorithm.
+
+    A client's noise follows from its key, the step and the sum it hides, so a round that is done again after a kill
+    gives the same bytes, and pays again only once it was whole.
+
+    Args:
+        inner: The averaging; it validates nothing.
+        charge: Pays for a round; the attempt at it.
+        close: The charge is used up.
+    """
+
+    inner: Average
+    _: KW_ONLY
+    charge: Callable[[int], int]
+    close: Callable[[int, int], Any]
+
+    def __post_init__(self) -> None:
+        if self.inner.valid is not None:
+            raise LichenError("what clients' rows judge is a release", where="privacy", fix="set valid=None")
+
+    def init(self, shared: Shared) -> ServerState:
+        """The state before the first round."""
+        return self.inner.init(shared)
+
+    def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
+        """One round, charged first.
+
+        Raises:
+            LichenError: if the budget does not pay for it; nothing was sent then.
+        """
+        attempt = self.charge(state.round)
+        done = self.inner.round(state, engine, seed)
+        self.close(state.round, attempt)
+        return done
+
+
+def noise_of(server: ServerSide, sigma: float) -> float:
+    """How large the noise of one step's mean gradient is expected to be, at the client with the fewest rows a step."""
+    config, rows_N = server.recipe.privacy, server.roster.rows("train")
+    assert config is not None
+    ends = server.recipe.aggregation.freezes[0] if server.recipe.aggregation.freezes else ()
+    numbers = sum(x.numel() for name, x in server.start.trainable.items() if not name.endswith(ends))
+    fewest = min((rate * rows for rate, rows in zip(_rates_N(server), rows_N, strict=True) if rows), default=1.0)
+    return sigma * config.clip * math.sqrt(numbers) / fewest
