@@ -8,7 +8,8 @@
 
 A method never holds the model itself but a view of it that is bound to one origin, so that what it sends is known by
 construction, and is counted. A model that runs at the client sees what the client has; an endpoint sees
-private rows only where the recipe says so. A cache goes before the bound model
+private rows only where the recipe says so, and every text that is handed over goes through its content filter first
+(:mod:`lichen.fm.filtering.content`). A cache goes before the bound model
 (``CachedModel(policy.of("public"), folder)``), so that only what is really sent is counted.
 
 Legend: N prompts, K choices, H width.
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from lichen.core.errors import LichenError
 from lichen.fm.cache import CachedModel
+from lichen.fm.filtering.content import ContentFilter
 from lichen.fm.interface import FoundationModel, Sourced, Usage
 
 __all__ = ["ORIGINS", "DisclosurePolicy", "Origin", "Place", "Sent", "allowed_origins"]
@@ -76,9 +78,17 @@ class DisclosurePolicy:
     Args:
         fm: The model.
         allow: Origins it may be shown; see :func:`allowed_origins`.
+        content: Looks through every text before it is handed over, whatever its origin; None: nothing does.
     """
 
-    def __init__(self, fm: FoundationModel, *, allow: Sequence[Origin] = ("public", "synthetic")) -> None:
+    def __init__(
+        self,
+        fm: FoundationModel,
+        *,
+        allow: Sequence[Origin] = ("public", "synthetic"),
+        content: ContentFilter | None = None,
+    ) -> None:
+        self._content = content
         self.allow = allowed_origins("server", allow)
         self._fm = fm
         self._lock = threading.Lock()
@@ -104,17 +114,22 @@ class DisclosurePolicy:
         model = self._fm.without_texts() if origin == "private" and isinstance(self._fm, CachedModel) else self._fm
         return _Bound(self, model, origin)
 
-    def _check(self, origin: Origin, texts: Sequence[str], others: Iterable[str]) -> None:
+    def _passed(self, texts: Sequence[str]) -> Sequence[str]:
+        return texts if self._content is None else self._content(texts)
+
+    def _count(self, origin: Origin, texts: Sequence[str], others: Iterable[str]) -> None:
+        size = sum(len(text.encode("utf-8", "surrogatepass")) for part in (texts, others) for text in part)
+        with self._lock:
+            before = self._sent.get(origin, Sent())
+            self._sent[origin] = Sent(texts=before.texts + len(texts), bytes=before.bytes + size)
+
+    def _require(self, origin: Origin) -> None:
         if origin not in self.allow:
             raise LichenError(
                 f"{self._fm.name} may not be shown {origin} texts",
                 where="teacher.may_see",
                 fix=f"write {origin} there if it may, or use texts that are {' or '.join(self.allow) or 'allowed'}",
             )
-        size = sum(len(text.encode("utf-8", "surrogatepass")) for part in (texts, others) for text in part)
-        with self._lock:
-            before = self._sent.get(origin, Sent())
-            self._sent[origin] = Sent(texts=before.texts + len(texts), bytes=before.bytes + size)
 
 
 @final
@@ -133,12 +148,18 @@ class _Bound:
     def source(self) -> str:
         return self._fm.source if isinstance(self._fm, Sourced) else ""
 
+    def _passed(self, texts: Sequence[str]) -> Sequence[str]:
+        self._policy._require(self.origin)
+        return self._policy._passed(texts)
+
     def score(self, prompts: Sequence[str], continuations: Sequence[Sequence[str]]) -> Tensor:
-        self._policy._check(self.origin, prompts, [text for some in continuations for text in some])
+        prompts, continuations = self._passed(prompts), [self._passed(some) for some in continuations]
+        self._policy._count(self.origin, prompts, [text for some in continuations for text in some])
         return self._fm.score(prompts, continuations)
 
     def answer(self, prompts: Sequence[str], choices: Sequence[str]) -> Tensor:
-        self._policy._check(self.origin, prompts, list(choices) * len(prompts))
+        prompts, choices = self._passed(prompts), self._passed(choices)
+        self._policy._count(self.origin, prompts, list(choices) * len(prompts))
         return self._fm.answer(prompts, choices)
 
     def generate(
@@ -151,11 +172,13 @@ class _Bound:
         top_p: float = 1.0,
         stop: Sequence[str] = (),
     ) -> list[str]:
-        self._policy._check(self.origin, prompts, ())
+        prompts = self._passed(prompts)
+        self._policy._count(self.origin, prompts, ())
         return self._fm.generate(
             prompts, seeds=seeds, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop
         )
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        self._policy._check(self.origin, texts, ())
+        texts = self._passed(texts)
+        self._policy._count(self.origin, texts, ())
         return self._fm.embed(texts)

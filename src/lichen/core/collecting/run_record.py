@@ -6,7 +6,8 @@ kind        what the line holds
 ``begin``   digests of recipe, roster, data cards and inputs, and the versions that the run began with
 ``round``   who was asked, each message that counted by client, version, weight and digest, what was refused and why,
             who was missing, and the digest of the server's state after it
-``end``     the digest of every file of the finished run, and the public key that signs
+``end``     the digest of every file of the finished run, the public key that signs, and how much a
+            content filter found
 ==========  ==================================================================================================
 """
 

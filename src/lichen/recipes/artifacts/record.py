@@ -29,7 +29,8 @@ def end_record(run: Path, record: Record, recipe: Recipe, signer: Signer | None 
     if not record.path.exists():  # a task without rounds
         record.append(beginning(run))
     named = signer.named  # a key that is made is made before its digest is taken
-    record.end({**ending(run), **named})
+    filtered = {key: count for key, count in read_summary(run)["extra"].items() if key.startswith("fm.filter.")}
+    record.end({**ending(run), **named, **({"filtered": filtered} if filtered else {})})
     about = {"format": FORMAT, "head": record.head, "lines": record.lines}
     write_atomic(run / SIGNED, signed(about, signer))
     adapter = run / "adapter"

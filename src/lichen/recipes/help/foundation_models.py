@@ -6,7 +6,7 @@ run that is repeated asks nothing twice. They hold what was asked, word for word
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +20,17 @@ from lichen.fm.cache import CachedModel
 from lichen.fm.disclosure import DisclosurePolicy, Origin
 from lichen.fm.encoder import LocalEncoder
 from lichen.fm.endpoint import Endpoint
+from lichen.fm.filtering.content import ContentFilter, Finder, names_in, private_runs
+from lichen.fm.filtering.patterns import patterns_of
 from lichen.fm.http import HttpFM
 from lichen.fm.interface import Usage
 from lichen.fm.local import LocalFM
 from lichen.models.loading.load import load_causal, load_encoder
+from lichen.recipes.rows.prepare import ClientData
 from lichen.recipes.schema.help import EndpointConfig
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["FMRegistry"]
+__all__ = ["FMRegistry", "private_texts"]
 
 Say = Callable[[str], None]
 
@@ -44,6 +47,14 @@ def answers_folder(recipe: Recipe) -> Path:
     return folder
 
 
+def private_texts(clients_data: Sequence[ClientData]) -> Iterator[str]:
+    """All that clients' rows say: texts, prompts and conversations."""
+    for one in clients_data:
+        for record in (*one.train, *one.valid, *one.test):
+            yield from (record.prompt, record.text)
+            yield from (str(turn.get("content", "")) for turn in record.messages)
+
+
 @final
 @dataclass(slots=True, kw_only=True)
 class FMRegistry:
@@ -52,13 +63,16 @@ class FMRegistry:
     Attributes:
         recipe: Names them.
         say: Called with lines of progress.
+        private: The clients' rows, for a filter that looks for runs of their words.
     """
 
     recipe: Recipe
     say: Say
+    private: Callable[[], Iterable[str]] = tuple
     _cached: dict[str, CachedModel] = field(default_factory=dict, init=False)
     _policies: dict[str, DisclosurePolicy] = field(default_factory=dict, init=False)
     _encoders: dict[str, LocalEncoder] = field(default_factory=dict, init=False)
+    _filters: dict[str, ContentFilter] = field(default_factory=dict, init=False)
 
     def writer(
         self, name: str, endpoint: EndpointConfig | None, allow: Sequence[Origin], *, chat: bool
@@ -72,18 +86,39 @@ class FMRegistry:
             chat: Prompts are a user's messages.
         """
         model = f"{name if endpoint is None else endpoint.url + endpoint.model}/{chat}"
+        content = None if endpoint is None or endpoint.filter is None else self._filter(endpoint)
         if model not in self._cached:
             self._cached[model] = CachedModel(self._load(name, endpoint, chat), answers_folder(self.recipe))
-        key = f"{model}/{sorted(allow)}"
+        key = f"{model}/{sorted(allow)}/{id(content)}"
         if key not in self._policies:
-            self._policies[key] = DisclosurePolicy(self._cached[model], allow=allow)
+            self._policies[key] = DisclosurePolicy(self._cached[model], allow=allow, content=content)
         return self._policies[key]
+
+    def _filter(self, endpoint: EndpointConfig) -> ContentFilter:
+        """The content filter before an endpoint; one for all that are alike."""
+        plan = endpoint.filter
+        assert plan is not None
+        key = plan.model_dump_json()
+        if key not in self._filters:
+            where = f"{self._section(endpoint)}.endpoint.filter"
+            finders: list[Finder] = []
+            if plan.kinds:
+                finders.append(patterns_of(plan.kinds, where=f"{where}.kinds"))
+            if plan.names is not None:
+                finders.append(names_in(Path(plan.names).expanduser(), where=f"{where}.names"))
+            if plan.private_words is not None:
+                finders.append(private_runs(self.private(), plan.private_words, where=f"{where}.private_words"))
+            self._filters[key] = ContentFilter(finders, action=plan.action, where=f"{where}.action")
+        return self._filters[key]
+
+    def _section(self, endpoint: EndpointConfig) -> str:
+        section = self.recipe.synthetic
+        return "synthetic" if section is not None and section.endpoint == endpoint else "teacher"
 
     def _load(self, name: str, endpoint: EndpointConfig | None, chat: bool) -> LocalFM | HttpFM:
         if endpoint is not None:
-            section = self.recipe.synthetic
-            mine = "synthetic" if section is not None and section.endpoint == endpoint else "teacher"
-            return HttpFM(Endpoint(**endpoint.model_dump(), place=f"{mine}.endpoint"))
+            plain = endpoint.model_dump(exclude={"filter"})
+            return HttpFM(Endpoint(**plain, place=f"{self._section(endpoint)}.endpoint"))
         self.say(f"loading {name}")
         section = self.recipe.synthetic
         key, fix = "synthetic.name" if section is not None and section.name == name else "teacher.name", ""
@@ -122,7 +157,8 @@ class FMRegistry:
         """What was asked and what it cost, as numbers of a summary.
 
         ``fm.asked`` counts texts handed over, whether or not their answers were on disk already; ``fm.bytes.*``
-        are those of texts by origin; all others are of the usage.
+        are those of texts by origin; ``fm.filter.*`` what a content filter found by kind, and ``fm.filter.texts`` how
+        many texts it looked through; all others are of the usage.
         """
         usage = self.usage
         out: dict[str, float] = {f"fm.{key}": float(getattr(usage, key)) for key in Usage.__slots__}
@@ -131,4 +167,7 @@ class FMRegistry:
             for origin, sent in policy.sent.items():
                 out["fm.asked"] += sent.texts
                 out[f"fm.bytes.{origin}"] = out.get(f"fm.bytes.{origin}", 0.0) + sent.bytes
+        for content in self._filters.values():
+            for kind, count in {"texts": content.texts, **content.counts}.items():
+                out[f"fm.filter.{kind}"] = out.get(f"fm.filter.{kind}", 0.0) + count
         return {key: value for key, value in out.items() if value or key == "fm.asked"}

@@ -40,7 +40,7 @@ from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.clients import Auxiliary
 from lichen.recipes.assemble.sides.limits import counting
-from lichen.recipes.help.foundation_models import FMRegistry
+from lichen.recipes.help.foundation_models import FMRegistry, private_texts
 from lichen.recipes.help.layerwise import layer_distillation
 from lichen.recipes.help.public_labels import public_labels
 from lichen.recipes.help.sequence_teacher import deal_out_texts, teacher_texts
@@ -88,7 +88,8 @@ def apply_help(loaded: LoadedExperiment, folder: RunFolder, say: Say) -> HelpRes
     """All the help a recipe asks for, and a head in closed form."""
     recipe = loaded.experiment.recipe
     rows = tuple(client_data.train for client_data in loaded.clients_data)
-    result, foundation_models = HelpResult(experiment=loaded.experiment, rows=rows), FMRegistry(recipe=recipe, say=say)
+    result = HelpResult(experiment=loaded.experiment, rows=rows)
+    foundation_models = FMRegistry(recipe=recipe, say=say, private=lambda: private_texts(loaded.clients_data))
     if recipe.teacher is not None and recipe.writes:
         result = with_teacher_texts(loaded, result, foundation_models, folder, say)
         return replace(result, extra={**result.extra, **foundation_models.summary()})

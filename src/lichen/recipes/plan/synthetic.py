@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lichen.clients.distillation.sequence import prompt_of
 from lichen.recipes.assemble.open import LoadedExperiment
-from lichen.recipes.help.foundation_models import FMRegistry
+from lichen.recipes.help.foundation_models import FMRegistry, private_texts
 from lichen.recipes.help.synthetic import writer_of
 from lichen.recipes.plan.estimate import Cost, Estimate
 from lichen.recipes.schema.recipe import Recipe
@@ -59,7 +59,8 @@ def _queries(
 ) -> tuple[int, int, bool, Callable[[int, int], object]]:
     """``(texts, tokens of each at most, behind an endpoint, what writes some texts of some tokens)``."""
     recipe = loaded.experiment.recipe
-    foundation_models = FMRegistry(recipe=recipe.model_copy(update={"cache_dir": str(folder / "kept")}), say=say)
+    apart = recipe.model_copy(update={"cache_dir": str(folder / "kept")})
+    foundation_models = FMRegistry(recipe=apart, say=say, private=lambda: private_texts(loaded.clients_data))
     if recipe.synthetic is not None:
         section = recipe.synthetic
         rounds = 1 + section.iterations * section.variations if section.kind == "evolution" else 1

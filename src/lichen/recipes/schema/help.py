@@ -8,15 +8,17 @@ References:
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lichen.fm.filtering.kinds import KINDS
 from lichen.recipes.schema.model import Positive, Section, Share
 from lichen.tasks.task import Task
 
 __all__ = [
     "EndpointConfig",
+    "FilterConfig",
     "PublicConfig",
     "SemiConfig",
     "SyntheticConfig",
@@ -32,6 +34,11 @@ Use = Literal["clients", "server", "both"]
 
 Origin = Literal["public", "synthetic", "private"]
 
+if TYPE_CHECKING:
+    FilterKind = str
+else:
+    FilterKind = Literal[tuple(KINDS)]
+
 Sieve = Literal["length", "duplicates", "leakage", "agreement", "fluency", "harm"]
 
 
@@ -41,6 +48,34 @@ class PublicConfig(Section):
     share: Share = Field(default=0.5, description="share of the owners, or of the rows where owners are drawn")
     labelled: int = Field(default=2000, ge=0, description="classify: public rows whose labels are known")
     unlabelled: int = Field(default=2000, ge=0, description="public rows without labels")
+
+
+class FilterConfig(Section):
+    """What of a text may not go to an endpoint, whatever the text's origin."""
+
+    kinds: tuple[FilterKind, ...] = Field(
+        default=tuple(KINDS),
+        description="patterns that are looked for; " + "; ".join(f"`{kind}`: {what}" for kind, what in KINDS.items()),
+        examples=[["mail", "phone"]],
+    )
+    names: str | None = Field(
+        default=None, description="a file with names that may not go out either, one a line", examples=["names.txt"]
+    )
+    private_words: int | None = Field(
+        default=None,
+        ge=2,
+        description="so many words in a row that stand in a private row may not go out; none: not looked for",
+    )
+    action: Literal["mask", "count", "refuse"] = Field(
+        default="mask",
+        description="`mask`: the kind stands in its place; `count`: it is sent, and counted; `refuse`: the run ends",
+    )
+
+    @model_validator(mode="after")
+    def _finds_something(self) -> FilterConfig:
+        if not self.kinds and self.names is None and self.private_words is None:
+            raise ValueError("filter.kinds: looks for nothing; name kinds, names or private_words, or remove filter")
+        return self
 
 
 class EndpointConfig(Section):
@@ -58,6 +93,9 @@ class EndpointConfig(Section):
     concurrency: Positive = Field(default=1, description="calls under way at once")
     timeout: float = Field(default=60.0, gt=0, description="seconds a call may take")
     max_retries: int = Field(default=5, ge=0, description="how often a call that failed is made again, at most")
+    filter: FilterConfig | None = Field(
+        default=None, description="what of a text may not go to it; none: texts go as they are"
+    )
 
 
 OF_CLASSES = {
@@ -128,6 +166,12 @@ class TeacherConfig(Section):
                 )
             if unread := [key for key in ("endpoint", "layers", "select") if getattr(self, key)]:
                 raise ValueError(f"teacher.{unread[0]}: kind labels asks no model; remove it, or use kind: head")
+        runs = self.endpoint and self.endpoint.filter and self.endpoint.filter.private_words
+        if runs and "private" in self.may_see:
+            raise ValueError(
+                "teacher.endpoint.filter.private_words: private rows go there whole; remove it, or private from "
+                "teacher.may_see"
+            )
         if self.endpoint is not None and self.kind != "zero-shot" and self.answer_format != "text":
             raise ValueError("teacher.kind: an endpoint gives no features to train a head on; set it to zero-shot")
         if self.kind == "zero-shot" and "{text}" not in self.template:

@@ -44,6 +44,8 @@ _PATHS = (
     ("teacher", "name"),
     ("synthetic", "name"),
     ("synthetic", "embedder"),
+    ("teacher", "endpoint", "filter", "names"),
+    ("synthetic", "endpoint", "filter", "names"),
 )
 
 

@@ -1,0 +1,1 @@
+"""What of a text may not go to an endpoint: patterns with checksums, names, and runs of words of private rows."""
