@@ -143,6 +143,8 @@ def test_five_hundred_spoilt_recipes(capsys: pytest.CaptureFixture[str]) -> None
             recipe.setdefault("federation", {})["repair"] = {}
         if place[0][:2] == ("federation", "robust"):
             recipe.setdefault("federation", {})["robust"] = {"rule": "median"}
+        if place[0] == ("federation", "keep_optimizer"):
+            recipe.pop("semi", None)  # one of two that do not go together is named, and not always this one
         where = MUTATIONS[name](recipe, place, rng)
         if where is None:
             continue

@@ -92,15 +92,15 @@ class ContentFilter:
     def found(self, text: str) -> list[Found]:
         """What stands in a text, from left to right; none overlaps another."""
         every = [one for finder in self._finders for one in finder(text)]
-        kept: list[Found] = []
+        merged: list[Found] = []
         for one in sorted(every):
-            if kept and one.start < kept[-1].end:
-                last = kept[-1]
+            if merged and one.start < merged[-1].end:
+                last = merged[-1]
                 first = max(one, last, key=lambda f: (f.sure, f.end - f.start))
-                kept[-1] = first._replace(start=last.start, end=max(one.end, last.end))
+                merged[-1] = first._replace(start=last.start, end=max(one.end, last.end))
             else:
-                kept.append(one)
-        return kept
+                merged.append(one)
+        return merged
 
 
 def _masked(text: str, found: Sequence[Found]) -> str:

@@ -65,10 +65,7 @@ def patterns_of(kinds: Sequence[str], *, where: str) -> Finder:
         fix = "pip install 'lichen[filter]', or set kinds: []"
         raise LichenError("needs the package presidio-analyzer", where=where, fix=fix) from None
     recognisers = [
-        (kind, _opened(getattr(predefined_recognizers, name)))
-        for kind in KINDS
-        if kind in kinds
-        for name in _NAMES[kind]
+        (kind, _made(getattr(predefined_recognizers, name))) for kind in KINDS if kind in kinds for name in _NAMES[kind]
     ]
 
     def find(text: str) -> Iterator[Found]:
@@ -80,10 +77,10 @@ def patterns_of(kinds: Sequence[str], *, where: str) -> Finder:
     return find
 
 
-def _opened(recogniser: Any) -> Any:
+def _made(recogniser: Any) -> Any:
     if recogniser.__name__ != "EmailRecognizer":
         return recogniser()
-    made = recogniser()
+    mail = recogniser()
     # Its own check asks for a list of domains on the network, and lets pass what ends in a name of one's own house.
-    made.validate_result = lambda _: None
-    return made
+    mail.validate_result = lambda _: None
+    return mail

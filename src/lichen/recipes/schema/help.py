@@ -18,7 +18,6 @@ from lichen.tasks.task import Task
 
 __all__ = [
     "EndpointConfig",
-    "FilterConfig",
     "PublicConfig",
     "SemiConfig",
     "SyntheticConfig",
