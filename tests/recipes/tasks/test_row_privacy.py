@@ -101,8 +101,14 @@ def test_rules_of_lora_hide_rows_and_their_messages_give_no_text_away(rule: str,
         if name == "private":
             made["privacy"] = {"unit": "row", "sigma": 0.5, "clip": 0.1, "delta": 1e-2}
         result = lichen.run(made, out=tmp_path / name)
-        found[name] = sum(one.right for one in audit(result.folder, rows=20).messages)
+        read = audit(result.folder, rows=20).messages
+        found[name] = sum(one.right for one in read)
     assert found["open"] > 0
     assert found["private"] == 0
     assert bool(result.summary["privacy"]["warnings"]) == (rule == "fedit")
     assert "one row" in (result.folder / "adapter" / "README.md").read_text()
+    (result.folder / "state" / "privacy.key").unlink()
+    with pytest.raises(LichenError, match="nobody knows which rows"):
+        audit(result.folder, rows=20)
+    assert audit(result.folder, rows=20, messages=0).membership
+    assert not (result.folder / "state" / "privacy.key").exists()

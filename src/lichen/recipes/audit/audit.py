@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -16,7 +16,8 @@ from lichen.core.wire.shared import Shared
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.inputs import inputs_of, require_same
 from lichen.recipes.assemble.experiment import lr_name
-from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
+from lichen.recipes.assemble.sides.privacy import KEY, with_secret
 from lichen.recipes.audit.members import membership
 from lichen.recipes.audit.messages import ReadMessage, read_messages
 from lichen.recipes.schema.read import recipe_of
@@ -66,12 +67,27 @@ def audit(folder: Path | str, *, rows: int = 1000, messages: int = 8, seed: int 
     require_same(folder, recipe, inputs_of(loaded))
     tree, _ = load_tree(folder / "state" / "final.safetensors")
     members = membership(loaded.experiment, Shared.of_flat(tree), rows=rows, seed=seed)
-    if not recipe.federation.history:
+    if not recipe.federation.history or not messages:
         return Audit(membership=members)
+    loaded = _with_key(loaded, folder)
     lr = float(summary["extra"]["lr.federated"])
     history = History(folder / "state" / "federated" / lr_name(lr) / HISTORY)
     found = tuple(read_messages(loaded, history, messages=messages))
     return Audit(membership=members, messages=found, retained=True)
+
+
+def _with_key(loaded: LoadedExperiment, folder: Path) -> LoadedExperiment:
+    """The experiment that knows which rows were sampled for a step, where that is a secret of the run's."""
+    experiment, recipe = loaded.experiment, loaded.experiment.recipe
+    if recipe.privacy is None:
+        return loaded
+    key = folder / "state" / KEY
+    if recipe.privacy.seed is None and not key.exists():
+        raise LichenError(
+            "is gone, and nobody knows which rows a message is of", where=str(key), fix="audit with --messages 0"
+        )
+    clients = with_secret(experiment.server, experiment.clients, folder)
+    return replace(loaded, experiment=replace(experiment, clients=clients))
 
 
 def _refuse(recipe: Recipe) -> None:

@@ -24,7 +24,7 @@ from lichen.recipes.assemble.sides.server import ServerSide, participants
 from lichen.recipes.schema.recipe import Recipe
 from lichen.transforms.privacy import Event, Gaussian, Sampled, Statement, Unit, account, delta_for, epsilon, sigma_for
 
-__all__ = ["PrivateRounds", "for_timing", "private_rounds", "promised", "spent", "with_secret"]
+__all__ = ["KEY", "PrivateRounds", "for_timing", "private_rounds", "promised", "spent", "with_secret"]
 
 KEY, BUDGET = "privacy.key", "budget.jsonl"
 """In a run's ``state/``: the secret key, and what was spent."""
