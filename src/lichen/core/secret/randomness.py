@@ -29,6 +29,7 @@ from torch import Tensor
 
 from lichen.core import private
 from lichen.core.errors import LichenError
+from lichen.core.files.durable import write_atomic
 from lichen.core.secret.discrete_gaussian import coins, discrete_gaussian
 
 __all__ = ["GRID", "SecretRandomness", "Stream", "secret_key"]
@@ -151,22 +152,16 @@ def secret_key(path: Path) -> SecretRandomness:
     """
     if not path.exists():
         private.make_folder(path.parent)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with os.fdopen(private.create(draft), "wb") as file:
-            file.write(os.urandom(SIZE))
-            file.flush()
-            os.fsync(file.fileno())
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        write_atomic(draft, os.urandom(SIZE))
         try:
-            os.link(draft, path)  # never in place of one that is there: its noise may be out
+            os.link(draft, path)  # never in place of a key that another process has drawn meanwhile
         except FileExistsError:
             pass
-        finally:
-            draft.unlink()
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        except OSError:  # a file system without links
+            if not path.exists():
+                os.rename(draft, path)
+        draft.unlink(missing_ok=True)
     if path.stat().st_mode & 0o077:
         raise LichenError("others can read this key", where=str(path), fix="chmod 600, and begin a new run")
     key = path.read_bytes()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import final
 
 from lichen.allocator import keeps_large_buffers
+from lichen.core.message import Job
 from lichen.data.sources.records import load_records
 from lichen.models.adapters.quantized import resident_bytes, weights_of
 from lichen.models.arithmetic import arithmetic_of
@@ -17,7 +18,7 @@ from lichen.present.units import seconds_text
 from lichen.recipes.assemble.capacity import device_tiers
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe, shards_of
-from lichen.recipes.assemble.parts import client_tasks
+from lichen.recipes.assemble.parts import client_tasks, initial_shared, works_of
 from lichen.recipes.assemble.sides.privacy import for_timing, promised
 from lichen.recipes.assemble.workload import heaviest, pooled_experiment
 from lichen.recipes.plan.estimate import Cost, Estimate, Memory, disk_of
@@ -31,6 +32,7 @@ from lichen.recipes.plan.workload import Kind, WorkItem, budget, evaluated, invi
 from lichen.recipes.rows.prepare import encode
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.coverage import planned
+from lichen.transforms.transform import Transformed
 
 __all__ = ["estimate_adapt", "estimate_columns"]
 
@@ -188,10 +190,19 @@ def estimate_columns(
         columns={name: _cost(parts, found.rates, operations, ranks) for name, parts in work_items.items()},
         start=0.0,
         notes=tuple(notes),
-        privacy=promised(experiment.server),
+        privacy=promised(experiment.server, _numbers(experiment)),
         seen=planned(experiment, invited, tuple(work_items)),
         rooms=device_tiers(experiment, client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"]),
     )
+
+
+def _numbers(experiment: Experiment) -> int:
+    """Numbers of one client's message in the first round, before it is coded."""
+    server, lr = experiment.server, experiment.recipe.optimizer.lr[0]
+    work = works_of(server)[f"train {lr_name(lr)}"]
+    job = Job(work="", shared=initial_shared(server, lr), version=0, clients=(0,), seed=0)
+    declared = (work.inner if isinstance(work, Transformed) else work).expected(job)
+    return sum(math.prod(spec.shape) for spec in declared.tensors.values())
 
 
 def _cost(parts: Sequence[WorkItem], rates: Mapping[Kind, Rate], flops: Flops, ranks: int) -> Cost:

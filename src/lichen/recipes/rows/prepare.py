@@ -263,7 +263,8 @@ def encode(
         return shard if labels.classes else replace(shard, labels=encoded(records))
 
     def array(records: Sequence[Record]) -> Shard:
-        x = np.stack([np.asarray(r.features, dtype=np.float32) for r in records])
+        rows = [np.asarray(r.features, dtype=np.float32) for r in records]
+        x = np.stack(rows) if rows else np.zeros((0, 1), dtype=np.float32)  # nobody validates where no row may
         return ArrayShard(x=x, labels=encoded(records))
 
     if labels is None:

@@ -335,8 +335,12 @@ def warnings(recipe: Recipe) -> list[str]:
     return []
 
 
-def promised(server: ServerSide) -> dict[str, Any] | None:
+def promised(server: ServerSide, numbers: int) -> dict[str, Any] | None:
     """What a run will promise, as its plan holds it; None without privacy.
+
+    Args:
+        server: The server's side.
+        numbers: Of one client's message.
 
     Returns:
         ``statement``, ``sigma``, ``rate``, ``delta``, ``clip``; ``epsilon_by_round``, pairs of rounds and ε; and how
@@ -350,7 +354,6 @@ def promised(server: ServerSide) -> dict[str, Any] | None:
     if config is None:
         return None
     found = guarantee(server)
-    numbers = sum(x.numel() for name, x in server.start.trainable.items() if not name.endswith(_frozen(server)))
     marks = sorted({max(1, round(rounds * part / SHOWN)) for part in range(1, SHOWN + 1)})
     return {
         "statement": found.sentence(rounds),
@@ -365,11 +368,6 @@ def promised(server: ServerSide) -> dict[str, Any] | None:
         else found.sigma * config.clip * math.sqrt(numbers) / (found.rate * len(server.roster)),
         "warnings": warnings(server.recipe),
     }
-
-
-def _frozen(server: ServerSide) -> tuple[str, ...]:
-    freezes = server.recipe.aggregation.freezes
-    return freezes[0] if freezes else ()
 
 
 def with_secret(server: ServerSide, clients: ClientSide, run: Path) -> ClientSide:
