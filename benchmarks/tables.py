@@ -321,6 +321,23 @@ def liars() -> None:
     show(" | ".join(["rule", *(level.replace("-", ", ") for level in levels)]), rows)
 
 
+def hidden() -> None:
+    """Three hundred clients with four digits each, each hidden at three budgets: accuracy, and what noise that took."""
+    found = {row["method"]: row for row in read("digits-private/compare.json")["rows"]}
+    spent = read("digits-private/privacy.json")
+    rows = [
+        [
+            name,
+            f"{spent[name]['sigma']:.3f}",
+            "-" if spent[name]["epsilon"] is None else f"{spent[name]['epsilon']:.3f}",
+            f"{spent[name]['noise']:.3f}",
+            spread([100 * value for value in row["value"]["values"]], ".1f"),
+        ]
+        for name, row in found.items()
+    ]
+    show("| σ | ε | noise in a round's change | accuracy", rows)
+
+
 def owners() -> None:
     """Two liars among ten owners of an encoder: macro F1 by rule and attack, and how well a back door works."""
     found = {row["method"]: row for row in read("reviews-liars/compare.json")["rows"]}
@@ -359,6 +376,7 @@ TABLES: dict[str, Callable[..., None]] = {
         buffered,
         drift,
         liars,
+        hidden,
         owners,
         semi,
     )
