@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -191,3 +192,14 @@ def test_other_faults_are_not_taken_for_a_lack_of_room(monkeypatch: pytest.Monke
     monkeypatch.setattr(Train, "step", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         list(serve(_job(cohort), {"train": client_task}, ClientStore(tmp_path), block_size=2))
+
+
+def test_measuring_leaves_no_graph_behind() -> None:
+    def graphs() -> int:
+        gc.collect()
+        return sum(type(x) is torch.Tensor and x.grad_fn is not None for x in gc.get_objects())
+
+    client_task, cohort = _station(batch=2)
+    before = graphs()
+    need_of(_job(cohort), client_task)
+    assert graphs() == before

@@ -104,7 +104,7 @@ def _saved_bytes(model: CohortModel, trainable: trees.Tree, fixed: trees.Tree, b
         storage = x.untyped_storage()
         if storage.data_ptr() not in there:
             storages[storage.data_ptr()] = storage.nbytes()
-        return x
+        return x.detach()  # a graph that keeps its own output by a hook is never freed
 
     with saved_tensors_hooks(keep, lambda x: x), torch.enable_grad():
         model.loss(leaves_C, fixed, batch)

@@ -132,7 +132,7 @@ def _activations(model: Student, params: Mapping[str, Tensor], inputs: Sequence[
 
     def keep(x: Tensor) -> Tensor:
         storages.setdefault(x.untyped_storage()._cdata, x)
-        return x
+        return x.detach()  # a graph that keeps its own output by a hook is never freed
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         logits_BK = model.apply(dict(params), *inputs)
