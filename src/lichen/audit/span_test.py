@@ -76,6 +76,7 @@ def tokens_in(span: Span, inputs_VH: Tensor, *, near: float = NEAR) -> Tensor:
     return (1 - inside_V).clamp(min=0).sqrt() < near
 
 
+@final
 class _ReachedError(Exception):
     """The layer has been given its input."""
 
