@@ -46,6 +46,7 @@ SUMMARY: dict[str, Any] = {
     "cards": [],
     "cards_left": [],
     "attack": None,
+    "privacy": None,
     "seed": 0,
     "versions": {},
     "recipe_sha256": "0" * 64,

@@ -309,7 +309,7 @@ class OtherModel:
         self.mine = self.model.read_bytes()
         save_model(self.model.parent, seed=1)
         self.model.chmod(0o644)
-        self.engine, self.close = self.inner.engine, self.inner.close
+        self.engine, self.close, self.signer = self.inner.engine, self.inner.close, self.inner.signer
 
     def enrol(self, *about: Any) -> Any:
         try:

@@ -49,6 +49,7 @@ MODULES = (
 )
 MAY_DIFFER = ("LICHEN_", "PYTEST_", "MASTER_", "RANK", "LOCAL_", "WORLD_SIZE", "GLOO_", "COLUMNS", "HOME", "TMPDIR")
 MAY_DIFFER += ("TORCHINDUCTOR_CACHE_DIR",)  # torch sets it where it is imported
+MAY_DIFFER += ("PYTHONPATH",)  # a child looks there first, and has what a sitecustomize there does
 """Beginnings of variables that say nothing to imports or threads."""
 
 _start = subprocess.Popen.__init__
@@ -253,6 +254,12 @@ def _become(order: dict[str, Any], files: Sequence[int]) -> None:
 def run(order: dict[str, Any]) -> NoReturn:
     """Do what Python was to do, as the main program of this process."""
     words: list[str] = order["arguments"]
+    sys.orig_argv = [sys.executable, *words]
+    for place in reversed(order["environment"].get("PYTHONPATH", "").split(os.pathsep)):
+        if place and place not in sys.path:
+            sys.path.insert(0, place)
+            if (start := Path(place, "sitecustomize.py")).exists():
+                runpy.run_path(str(start))
     if words[:2] == ["-W", "ignore"]:
         warnings.simplefilter("ignore")
         words = words[2:]

@@ -19,7 +19,7 @@ from support.sites import save_sites, sites_recipe
 
 WATCH = """
 import os, sys
-log = os.open(os.path.join(os.environ["OPENED"], str(os.getpid())), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+log = os.open(os.path.join(os.environ["LICHEN_OPENED"], str(os.getpid())), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 os.write(log, ("\\0".join(sys.orig_argv) + "\\n").encode())
 sys.addaudithook(lambda event, args: event == "open" and os.write(log, f"{args[0]}\\n".encode(errors="replace")))
 """
@@ -67,7 +67,7 @@ def watched_run(home: Path, recipe: Path, out: Path, sites: Mapping[str, Path]) 
         text=True,
         timeout=600,
         check=False,
-        env={**os.environ, "PYTHONPATH": paths, "OPENED": str(logs)},
+        env={**os.environ, "PYTHONPATH": paths, "LICHEN_OPENED": str(logs)},
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     processes = [log.read_text(errors="replace").splitlines() for log in logs.iterdir()]

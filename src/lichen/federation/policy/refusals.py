@@ -17,7 +17,14 @@ from lichen.tasks.registry import task_of
 
 __all__ = ["FILES", "MODELS", "TEXTS", "Refusal", "bases_of", "refusals", "works_in"]
 
-FILES = ("model.adapter.init_from", "data.template", "cache_dir")
+FILES = (
+    "model.adapter.init_from",
+    "data.template",
+    "data.cards",
+    "teacher.endpoint.filter.names",
+    "synthetic.endpoint.filter.names",
+    "cache_dir",
+)
 """Keys of a recipe that name a file or folder."""
 
 TEXTS = (
