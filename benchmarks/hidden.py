@@ -35,6 +35,8 @@ def main(folder: Path) -> None:
             "numbers": numbers_of(run),
             "noise": deviation * math.sqrt(numbers_of(run)),
         }
+    if not found:
+        raise SystemExit(f"{folder}: holds no runs; name the folder of a finished lichen compare digits-private")
     RESULT.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
