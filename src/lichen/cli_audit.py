@@ -12,30 +12,37 @@ from lichen.shell import print_json, say, show
 __all__ = ["audit_command"]
 
 
-def audit_command(folder: Path, /, *, rows: int = 1000, messages: int = 8, seed: int = 0, json: bool = False) -> None:
+def audit_command(
+    folder: Path, /, *others: Path, rows: int = 1000, messages: int = 8, seed: int = 0, json: bool = False
+) -> None:
     """Attack a finished run with its own data at hand: who was trained on, and what text its messages give away.
 
     Membership is told by losses, with and without the bare model's as a reference. Text is looked for in the messages
-    that a run with federation.history: true has retained.
+    that a run with federation.history: true has retained. Several runs on the same data make one table, a line each.
 
     Parameters
     ----------
     folder
         The run's folder.
+    others
+        Folders of more runs on the same data, such as one with privacy.
     rows
-        Training rows, and test rows, that are scored at most.
+        Training rows, and test rows, of a run that are scored at most.
     messages
-        Messages that are read at most.
+        Messages of a run that are read at most.
     seed
         Of the draws behind the intervals.
     json
-        Print what was found as JSON, and nothing else, on standard output.
+        Print what was found as JSON, and nothing else, on standard output; a list where there are several runs.
     """
     from dataclasses import asdict
 
     from lichen.recipes.audit.audit import audit
     from lichen.recipes.audit.report import members_table, members_words, messages_table, messages_words
 
+    if others:
+        _audit_several((folder, *others), rows=rows, messages=messages, seed=seed, json=json)
+        return
     found = audit(folder, rows=rows, messages=messages, seed=seed)
     if json:
         print_json({"folder": str(folder), **asdict(found)})
@@ -45,4 +52,20 @@ def audit_command(folder: Path, /, *, rows: int = 1000, messages: int = 8, seed:
     if found.messages:
         show(messages_table(found))
     for line in messages_words(found):
+        say(line)
+
+
+def _audit_several(folders: tuple[Path, ...], *, rows: int, messages: int, seed: int, json: bool) -> None:
+    from dataclasses import asdict
+
+    from lichen.recipes.audit.report import runs_table, runs_words
+    from lichen.recipes.audit.several import audit_several
+
+    runs = audit_several(folders, rows=rows, messages=messages, seed=seed)
+    if json:
+        about = [{"folder": x.folder, "protected_by": x.protected_by, "epsilon": x.epsilon} for x in runs]
+        print_json([{**each, **asdict(run.found)} for each, run in zip(about, runs, strict=True)])
+        return
+    show(runs_table(runs))
+    for line in runs_words(runs):
         say(line)

@@ -14,13 +14,29 @@ from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.recipes.artifacts.verify import verify
 from lichen.recipes.audit.audit import audit
+from lichen.recipes.audit.several import audit_several
 
 
 def run_of(
-    folder: Path, name: str, *, rank: int = 40, batch: int = 1, rounds: int = 2, steps: int = 1, **more: Any
+    folder: Path,
+    name: str,
+    *,
+    rank: int = 40,
+    batch: int = 1,
+    rounds: int = 2,
+    steps: int = 1,
+    sections: dict[str, Any] | None = None,
+    **more: Any,
 ) -> Path:
-    federation = {"rounds": rounds, "local_steps": steps, "batch_size": batch, "history": True, **more}
-    about = recipe(folder / "llama", folder / "rows.jsonl", "pair", federation=federation)
+    federation = {
+        "rounds": rounds,
+        "local_steps": steps,
+        "batch_size": batch,
+        "history": True,
+        "weighting": "uniform",
+        **more,
+    }
+    about = {**recipe(folder / "llama", folder / "rows.jsonl", "pair", federation=federation), **(sections or {})}
     model = {**about["model"], "adapter": {"target_modules": ["q_proj", "v_proj"], "rank": rank, "alpha": 2 * rank}}
     optimizer = {"name": "sgd", "lr": 0.3}
     lichen.run({**about, "model": model, "optimizer": optimizer, "compare": {"baselines": []}}, out=folder / name)
@@ -80,6 +96,57 @@ def test_the_command_prints_tables_and_json(opened: Path, capsys: pytest.Capture
     assert cli.main(["audit", str(opened), "--rows", "30", "--messages", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["messages"][0]["right"] > 0
+
+
+@pytest.fixture(scope="module")
+def private(place: Path) -> Path:
+    sections = {"privacy": {"unit": "row", "sigma": 0.5, "clip": 0.1, "delta": 1e-2}}
+    return run_of(place, "private", rounds=1, sections=sections)
+
+
+def test_several_runs_make_one_table_and_a_list(
+    opened: Path, private: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["audit", str(opened), str(private), "--rows", "30", "--messages", "3"]
+    assert cli.main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one.pop("folder") for one in found] == [str(opened), str(private)]
+    assert [one.pop("epsilon") is None for one in found] == [True, False]
+    assert found[0].pop("protected_by") == "none"
+    assert "one row" in found[1].pop("protected_by")
+    # Each is what it is by itself.
+    assert cli.main(["audit", str(opened), *words[3:], "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert alone.pop("folder") == str(opened)
+    assert alone == found[0]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    first, second = ([line for line in out.splitlines() if str(run) in line] for run in (opened, private))
+    right, inputs = (sum(message[key] for message in found[0]["messages"]) for key in ("right", "inputs"))
+    assert f"{right} of {inputs}" in first[0]
+    assert f"{right} of {inputs} tokens are read off 3 messages" in first[1]
+    assert "no token is read off 3 messages" in second[1]
+    assert len(first) == len(second) == 2
+
+
+def test_a_fault_of_one_of_several_names_its_folder(place: Path, opened: Path, private: Path, tmp_path: Path) -> None:
+    with pytest.raises(LichenError, match="is not a run's folder") as fault:
+        audit_several([opened, tmp_path])
+    assert str(tmp_path) in fault.value.where
+    other = run_of(place, "seeded", rounds=1, history=False, sections={"seed": 5})
+    with pytest.raises(LichenError, match="its seed differs") as fault:
+        audit_several([opened, other])
+    assert str(other) in fault.value.where
+    key = private / "state" / "privacy.key"
+    secret = key.read_bytes()
+    key.unlink()
+    try:
+        with pytest.raises(LichenError, match="nobody knows which rows") as fault:
+            audit_several([opened, private], rows=10, messages=1)
+    finally:
+        key.write_bytes(secret)
+        key.chmod(0o600)
+    assert str(private) in fault.value.where
 
 
 def test_what_cannot_be_audited_is_refused_with_a_reason(place: Path, opened: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def audit(folder: Path | str, *, rows: int = 1000, messages: int = 8, seed: int 
     """
     folder = Path(folder)
     summary, recipe = read_summary(folder), recipe_of(folder)
-    _refuse(recipe)
+    _refuse(recipe, folder)
     check(folder, MANIFEST, fix=f"make it again: lichen run --resume {folder}")
     loaded = open_recipe(recipe)
     require_same(folder, recipe, inputs_of(loaded))
@@ -90,6 +90,6 @@ def _with_key(loaded: LoadedExperiment, folder: Path) -> LoadedExperiment:
     return replace(loaded, experiment=replace(experiment, clients=clients))
 
 
-def _refuse(recipe: Recipe) -> None:
+def _refuse(recipe: Recipe, folder: Path) -> None:
     if not task_of(recipe.task).procedure.rounds or recipe.method.asks_only:
-        raise LichenError(f"a run of task {recipe.task} has no rounds of training to audit", where=recipe.name)
+        raise LichenError(f"a run of task {recipe.task} has no rounds of training to audit", where=str(folder))

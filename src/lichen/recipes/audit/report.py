@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+import math
+from collections.abc import Sequence
 
+from rich.table import Table
+from rich.text import Text
+
+from lichen.audit.separation import Separation
 from lichen.present.table import new_table
 from lichen.recipes.audit.audit import Audit
 from lichen.recipes.audit.members import ATTACKS
 from lichen.recipes.audit.messages import ReadMessage
+from lichen.recipes.audit.several import AuditedRun
 
-__all__ = ["members_table", "members_words", "messages_table", "messages_words"]
+__all__ = ["members_table", "members_words", "messages_table", "messages_words", "runs_table", "runs_words"]
 
 
 def members_table(audit: Audit) -> Table:
@@ -34,7 +40,7 @@ def members_table(audit: Audit) -> Table:
 
 def members_words(audit: Audit) -> str:
     """One sentence on the strongest score."""
-    name, best = max(audit.membership.items(), key=lambda item: item[1].auc)
+    name, best = _strongest(audit)
     rows = f"{best.members} training and {best.others} test rows"
     if best.auc_low <= 0.5:
         return f"No score tells {rows} apart: the interval of the strongest ({ATTACKS[name]}) holds a coin's 0.5."
@@ -82,3 +88,58 @@ def _read(best: ReadMessage) -> str:
         f"Off the message of {best.client} in round {best.round}, {best.right} of {best.inputs} {unit} are read, "
         f"{best.found - best.right} others with them; of one row{order}: {best.example!r}"
     )
+
+
+def runs_table(runs: Sequence[AuditedRun]) -> Table:
+    """A line for each run: the score with the largest AUC, and what was read off all its messages."""
+    _, best = _strongest(runs[0].found)
+    found = f"found at {best.false_rate:.0%} false"
+    heads = ("run", "protected by", "ε", "AUC", "95 %", found, "95 % ", "read of messages", "false")
+    table = new_table("What each run gave away, by the strongest score", *heads, numbers=heads[2:])
+    for run in runs:
+        _, x = _strongest(run.found)
+        read = [sum(values) for values in zip(*((m.right, m.inputs, m.found) for m in run.found.messages), strict=True)]
+        table.add_row(
+            Text(run.folder),
+            run.protected_by,
+            "-" if run.epsilon is None else f"{math.ceil(run.epsilon * 1000) / 1000:.3f}",  # up, so that it holds
+            f"{x.auc:.3f}",
+            f"{x.auc_low:.3f} to {x.auc_high:.3f}",
+            f"{x.tpr:.1%}",
+            f"{x.tpr_low:.1%} to {x.tpr_high:.1%}",
+            f"{read[0]} of {read[1]}" if read else "-",
+            str(read[2] - read[0]) if read else "-",
+        )
+    return table
+
+
+def runs_words(runs: Sequence[AuditedRun]) -> list[str]:
+    """One sentence for each run."""
+    lines = []
+    for run in runs:
+        _, best = _strongest(run.found)
+        who = f"its strongest score puts a training row above a test row {best.auc:.1%} of the time"
+        if best.auc_low <= 0.5:
+            who = "no score tells training rows from test rows"
+        lines.append(f"{run.folder}: {_text_read(run.found)}, and {who}.")
+    return lines
+
+
+def _strongest(audit: Audit) -> tuple[str, Separation]:
+    return max(audit.membership.items(), key=lambda item: item[1].auc)
+
+
+def _text_read(audit: Audit) -> str:
+    """What was read off all messages, as half a sentence."""
+    if not audit.retained:
+        return "it retained no message to read"
+    if not audit.messages:
+        return "no message has a layer whose inputs are single tokens"
+    right, inputs, found = (sum(getattr(x, name) for x in audit.messages) for name in ("right", "inputs", "found"))
+    over = sum(x.inputs >= x.bound for x in audit.messages)
+    ends = f", {over} of which are at the bound or above" if over else ""
+    if not right:
+        return f"no token is read off {len(audit.messages)} messages{ends}"
+    unit = "tokens at their places" if audit.messages[0].placed else "tokens"
+    wrong = f"{found - right} others with them" if found > right else "no other with them"
+    return f"{right} of {inputs} {unit} are read off {len(audit.messages)} messages{ends}, {wrong}"
