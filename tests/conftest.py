@@ -42,6 +42,9 @@ LONG = (
     "test_trajectory.py",
     "test_own_task.py",
     "test_kills.py",
+    "test_every_key_acts.py",
+    "test_more_rounds.py",
+    "test_grid.py",
 )
 """Files with the longest tests: they come first, so that no worker is left with one at the end."""
 
