@@ -32,7 +32,6 @@ from lichen.server.optimize import ServerSGD
 from lichen.server.private_mean import PrivateMean
 from lichen.server.sampling import Everyone
 from lichen.transforms.bounds.clip_change import ClipChange
-from lichen.transforms.bounds.private_clip import PrivateClip
 from lichen.transforms.transform import Transformed
 from support.toy_cohorts import Softmax
 
@@ -48,7 +47,7 @@ def shards() -> tuple[ArrayShard, ...]:
 
 def work() -> Transformed:
     train = Train(MODEL, optimizer=ClientOptimizer(name="sgd", lr=0.5), weigh_by="one")
-    return Transformed(train, (PrivateClip(ClipChange(0.5)),))
+    return Transformed(train, (ClipChange(0.5, private=True),))
 
 
 def engine(folder: Path) -> LocalEngine:

@@ -19,7 +19,6 @@ from lichen.core.wire.shared import Shared
 from lichen.declared import Property
 from lichen.transforms.bounds.clip_change import ClipChange
 from lichen.transforms.bounds.gate import NormGate
-from lichen.transforms.bounds.private_clip import PrivateClip
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.transform import Transform, on_total
 from lichen.transforms.uplink import Coded
@@ -27,7 +26,7 @@ from support.noise import Noise
 
 FAMILY: dict[str, Transform] = {
     "clip": ClipChange(1.0),
-    "private": PrivateClip(ClipChange(1.0)),
+    "private": ClipChange(1.0, private=True),
     "gate": NormGate(3.0),
     "coded": Coded(parse_codecs(["int8"])),
     "coded, sparse": Coded(parse_codecs(["topk:2/8", "int4"])),

@@ -17,7 +17,6 @@ from lichen.core.wire.shared import Shared
 from lichen.server.private_mean import PrivateMean
 from lichen.server.sampling import SecretPoisson
 from lichen.transforms.bounds.clip_change import ClipChange
-from lichen.transforms.bounds.private_clip import PrivateClip
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.transform import Transformed
 from lichen.transforms.uplink import Coded
@@ -111,7 +110,7 @@ def test_what_arrives_is_within_the_clip_in_any_codec(codec: list[str] | None, d
     sent = message([0, 1, 2])
     sent = replace(sent, tensors={name: (x * size).to(dtype) for name, x in sent.tensors.items()})
     coded = () if codec is None else (Coded(parse_codecs(codec)),)
-    work = Transformed(Sends(sent), (PrivateClip(ClipChange(0.5)), *coded))
+    work = Transformed(Sends(sent), (ClipChange(0.5, private=True), *coded))
     job = Job(work="w", shared=SHARED, version=0, clients=(0, 1, 2), seed=1)
     own: Any = None
     for _ in range(4):  # error feedback adds what was lost, round after round
@@ -126,7 +125,7 @@ def test_what_arrives_is_within_the_clip_in_any_codec(codec: list[str] | None, d
 
 
 def test_a_client_that_does_not_clip_moves_no_more() -> None:
-    clip = PrivateClip(ClipChange(0.5))
+    clip = ClipChange(0.5, private=True)
     wild = replace(message([0]), tensors={name: x * 1e6 for name, x in message([0]).tensors.items()})
     arrived = clip.on_arrival(wild, Sends(wild).expected(None), {})  # type: ignore[arg-type]
     assert float(norm_C(arrived.tensors)[0]) <= 0.5 * (1 + 1e-6)

@@ -54,7 +54,6 @@ from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted, validat
 from lichen.server.schedules import Buffered, Synchronous
 from lichen.transforms.bounds.clip_change import ClipChange
 from lichen.transforms.bounds.gate import NormGate
-from lichen.transforms.bounds.private_clip import PrivateClip
 from lichen.transforms.codec import Chain
 from lichen.transforms.downlink import Deltas, Direct, Downlink
 from lichen.transforms.parse import parse_codecs
@@ -219,7 +218,7 @@ def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
     gate = (NormGate(wire.gate),) if wire.gate is not None else ()
     clip: tuple[Transform, ...] = (ClipChange(wire.clip),) if wire.clip is not None else ()
     if recipe.privacy is not None and not hides_rows(recipe):
-        clip = (PrivateClip(ClipChange(recipe.privacy.clip)),)
+        clip = (ClipChange(recipe.privacy.clip, private=True),)
     coded = (Coded(parse_codecs(wire.up)),) if wire.up else ()
     return (*gate, *clip, *coded)
 

@@ -3,7 +3,10 @@
     Δ ← Δ · min(1, S / ‖Δ‖)
 
 What one client can move is then bounded by S, which is what client-level differential privacy needs, and what keeps one
-client from drowning the others. The server cuts again, so that a client that does not cut gains nothing by it.
+client from drowning the others. The server cuts again what it has decoded, so that neither what error feedback adds,
+nor a codec, nor a client that does not cut gains anything by it.
+
+Under privacy a message has the clipped change alone: a loss or a count of one client is a release of its rows.
 
 References:
     H. Brendan McMahan, Daniel Ramage, Kunal Talwar and Li Zhang. "Learning Differentially Private Recurrent Language
@@ -15,8 +18,10 @@ Legend: C clients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import final
+
+import torch
 
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
@@ -26,7 +31,7 @@ from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.declared import Need, Property
 
-__all__ = ["SLACK", "ClipChange"]
+__all__ = ["ClipChange"]
 
 SLACK = 1e-6
 """Of the norm: what rounding may leave above it, and is not cut again."""
@@ -39,16 +44,19 @@ class ClipChange:
 
     Args:
         max_norm: S.
+        private: For the recipe's ``privacy``: the metrics of training stay with the client.
 
     Raises:
         LichenError: if it is not positive.
     """
 
     max_norm: float
+    _: KW_ONLY
+    private: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.max_norm < float("inf"):
-            raise LichenError(f"{self.max_norm} is no norm to cut to", where="wire.clip", fix="use a number > 0")
+            raise LichenError(f"{self.max_norm} is no norm to cut to", where=self.key, fix="use a number > 0")
 
     @property
     def name(self) -> str:
@@ -58,7 +66,7 @@ class ClipChange:
     @property
     def key(self) -> str:
         """The recipe's."""
-        return "wire.clip"
+        return "privacy.clip" if self.private else "wire.clip"
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -71,12 +79,13 @@ class ClipChange:
         return frozenset()
 
     def declared(self, expected: Expected) -> Expected:
-        """The same."""
-        return expected
+        """The same; under privacy without metrics."""
+        return replace(expected, metrics={}) if self.private else expected
 
     def on_client(self, message: Message, own_C: Tree, job: Job, clients: Sequence[int]) -> tuple[Message, Tree]:
-        """The message, cut."""
-        return self._cut(message), {}
+        """The message, cut; under privacy without its metrics."""
+        cut = self._cut(message)
+        return replace(cut, metrics={}) if self.private else cut, {}
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -94,14 +103,19 @@ class ClipChange:
         return change, {}, {}
 
     def _cut(self, message: Message) -> Message:
+        """In float64, and by so much more that what is rounded to the message's numbers does not lie above the norm."""
         real_C = {name: x for name, x in message.tensors.items() if x.is_floating_point()}
         if not real_C:
             return message
-        norm_C = trees.norm_C(real_C)
-        factor_C = [1.0 if norm <= self.max_norm * (1 + SLACK) else self.max_norm / norm for norm in norm_C.tolist()]
-        if all(factor == 1.0 for factor in factor_C):
+        exact_C = {name: x.double() for name, x in real_C.items()}
+        norm_C = trees.norm_C(exact_C)
+        fits_C = norm_C <= self.max_norm * (1 + SLACK)
+        if bool(fits_C.all()):
             return message
+        coarsest = max(torch.finfo(x.dtype).eps for x in real_C.values())
+        below = self.max_norm if coarsest < SLACK else self.max_norm * (1 - coarsest)
+        factor_C = torch.where(fits_C, 1.0, below / norm_C)
         cut_C = {
-            name: x * norm_C.new_tensor(factor_C).to(x).view(-1, *[1] * (x.dim() - 1)) for name, x in real_C.items()
+            name: (x * factor_C.to(x).view(-1, *[1] * (x.dim() - 1))).to(real_C[name]) for name, x in exact_C.items()
         }
         return replace(message, tensors={**message.tensors, **cut_C})
