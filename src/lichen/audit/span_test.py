@@ -92,8 +92,8 @@ def layer_inputs(model: Any, layer: str, ids_BT: Tensor, place_BT: Tensor) -> Te
     """
     seen: list[Any] = []
 
-    def keep(_: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        seen.append((*inputs, *named.values())[0])
+    def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((*args, *kwargs.values())[0])
         raise _ReachedError
 
     accepted = inspect.signature(model.base_model.forward).parameters

@@ -16,7 +16,7 @@ from lichen.present.trace import failed_rates, read_trace
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import lr_name, metric_of
 from lichen.recipes.assemble.run_folder import RunFolder
-from lichen.recipes.assemble.sides.privacy import spent
+from lichen.recipes.assemble.sides.stated_privacy import spent
 from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.outcome import TaskResult

@@ -11,11 +11,11 @@ Legend: N clients of the roster.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, final
+from typing import final
 
 from lichen.algorithms.average import Average
+from lichen.algorithms.private_average import Charges
 from lichen.clients.privacy.private_steps import PrivateSteps
 from lichen.clients.training.train import Train
 from lichen.core.contracts.algorithm import Report, ServerState
@@ -27,9 +27,8 @@ from lichen.data.batches.poisson_rows import PoissonRows
 from lichen.data.batches.shards import TrainSource
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.recipe import Recipe
-from lichen.transforms.privacy import delta_for
 
-__all__ = ["PaidRounds", "hides_rows", "noise_of", "per_row", "private_source", "private_steps"]
+__all__ = ["PaidRounds", "hides_rows", "noise_of", "private_source", "private_steps", "rates_N"]
 
 
 def hides_rows(recipe: Recipe) -> bool:
@@ -37,42 +36,8 @@ def hides_rows(recipe: Recipe) -> bool:
     return recipe.privacy is not None and recipe.privacy.unit == "row"
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PerRow:
-    """What is accounted for.
-
-    Attributes:
-        rate: The largest chance of a row to be in a step, over clients.
-        steps: Local steps of a round.
-        delta: δ.
-    """
-
-    rate: float
-    steps: int
-    delta: float
-
-
-def per_row(server: ServerSide) -> PerRow:
-    """What a round releases of a row of any client.
-
-    Raises:
-        LichenError: if δ hides nothing.
-    """
-    config, fed, rows_N = server.recipe.privacy, server.recipe.federation, server.roster.rows("train")
-    assert config is not None
-    most = max(rows_N, default=0)
-    delta = delta_for(most) if config.delta is None else config.delta
-    if delta >= 1 / max(most, 1):
-        raise LichenError(
-            f"{delta:g} allows that one of the {most} rows of a client is published whole",
-            where="privacy.delta",
-            fix=f"use less than {1 / max(most, 1):.2g}, or leave it out",
-        )
-    return PerRow(rate=max(_rates_N(server)), steps=fed.fixed_steps, delta=delta)
-
-
-def _rates_N(server: ServerSide) -> tuple[float, ...]:
+def rates_N(server: ServerSide) -> tuple[float, ...]:
+    """The chance of each of a client's rows to be in a step, of all clients."""
     batch = server.recipe.federation.batch_size
     return tuple(min(1.0, batch / rows) if rows else 1.0 for rows in server.roster.rows("train"))
 
@@ -88,14 +53,14 @@ def private_steps(server: ServerSide, train: Train, secret: SecretRandomness | N
     """
     config, rows_N = server.recipe.privacy, server.roster.rows("train")
     assert config is not None
-    means = tuple(rate * rows for rate, rows in zip(_rates_N(server), rows_N, strict=True))
+    means = tuple(rate * rows for rate, rows in zip(rates_N(server), rows_N, strict=True))
     return PrivateSteps(train, clip=config.clip, sigma=sigma, mean_rows_N=means, randomness=secret)
 
 
 def private_source(server: ServerSide, source: TrainSource, secret: SecretRandomness) -> PoissonRows:
     """The recipe's training rows as Poisson samples, in micro-batches of its batch size."""
     batch = server.recipe.federation.batch_size
-    return PoissonRows(source, rate_N=_rates_N(server), randomness=secret, batch_rows=batch)
+    return PoissonRows(source, rate_N=rates_N(server), randomness=secret, batch_rows=batch)
 
 
 @final
@@ -108,14 +73,12 @@ class PaidRounds:
 
     Args:
         inner: The averaging; it validates nothing.
-        charge: Pays for a round; the attempt at it.
-        close: The charge is used up.
+        budget: Pays for rounds.
     """
 
     inner: Average
     _: KW_ONLY
-    charge: Callable[[int], int]
-    close: Callable[[int, int], Any]
+    budget: Charges
 
     def __post_init__(self) -> None:
         if self.inner.valid is not None:
@@ -131,9 +94,9 @@ class PaidRounds:
         Raises:
             LichenError: if the budget does not pay for it; nothing was sent then.
         """
-        attempt = self.charge(state.round)
+        attempt = self.budget.charge(state.round)
         done = self.inner.round(state, engine, seed)
-        self.close(state.round, attempt)
+        self.budget.close(state.round, attempt)
         return done
 
 
@@ -143,5 +106,5 @@ def noise_of(server: ServerSide, sigma: float) -> float:
     assert config is not None
     ends = server.recipe.aggregation.freezes[0] if server.recipe.aggregation.freezes else ()
     numbers = sum(x.numel() for name, x in server.start.trainable.items() if not name.endswith(ends))
-    fewest = min((rate * rows for rate, rows in zip(_rates_N(server), rows_N, strict=True) if rows), default=1.0)
+    fewest = min((rate * rows for rate, rows in zip(rates_N(server), rows_N, strict=True) if rows), default=1.0)
     return sigma * config.clip * math.sqrt(numbers) / fewest
