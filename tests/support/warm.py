@@ -25,6 +25,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Iterator, Sequence
@@ -86,7 +87,9 @@ def end() -> None:
 def _popen(self: subprocess.Popen[Any], args: Any, *rest: Any, **more: Any) -> None:
     arguments = plain_python(args)
     environment = more.get("env") or os.environ
-    if arguments is not None and not rest and not more.get("shell") and alike(environment):
+    # A process that forks ends with the thread that started it.
+    may_start = _active[0] in _served or threading.current_thread() is threading.main_thread()
+    if arguments is not None and not rest and not more.get("shell") and may_start and alike(environment):
         args = [sys.executable, "-S", "-P", CHILD, _socket(), *arguments]
     _start(self, args, *rest, **more)
 
@@ -102,13 +105,11 @@ def plain_python(args: Any) -> list[str] | None:
     if len(words) < 2 or words[0] != sys.executable:
         return None
     rest = words[1:]
-    plain = rest[3:] if rest[:2] == ["-W", "ignore"] else rest[1:]
-    first = rest[2] if rest[:2] == ["-W", "ignore"] else rest[0]
-    if first == "-c" and plain:
-        return None if "sys.modules" in plain[0] else rest  # it asks what was imported
-    if first == "-m" and plain[:1] == ["lichen"]:
-        return rest
-    return rest if first.endswith(".py") and Path(first).is_absolute() and first != CHILD else None
+    first, *more = rest[2:] if rest[:2] == ["-W", "ignore"] else rest
+    if first == "-c":
+        return None if "sys.modules" in more[0] else rest  # it asks what was imported
+    known = more[:1] == ["lichen"] if first == "-m" else first.endswith(".py") and Path(first).is_absolute()
+    return rest if known else None
 
 
 def alike(environment: Any) -> bool:
@@ -173,12 +174,16 @@ def serve(place: str, told: int, parent: int) -> dict[str, Any]:
         if listener in events:
             line = listener.accept()[0]
             order, files = _received(line)
+            own = os.getpid()
             child = os.fork()
             if child == 0:
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+                if os.getppid() != own:
+                    os._exit(1)
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for own in (line, listener, *lines):
-                    own.close()
+                for held in (line, listener, *lines):
+                    held.close()
                 watched.close()
                 os.close(woken)
                 os.close(wake)
@@ -222,7 +227,6 @@ def _become(order: dict[str, Any], files: Sequence[int]) -> None:
 
     import numpy as np
 
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
     high = [fcntl.fcntl(number, fcntl.F_DUPFD, 600) for number in files]
     for number in files:
         os.close(number)
