@@ -22,6 +22,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import tables
+
 RESULT = Path(__file__).resolve().parent / "results" / "audits.json"
 MESSAGES, ROWS = 12, 1000
 
@@ -79,14 +81,6 @@ def measure() -> None:
             RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def show(heads: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> None:
-    """Print a table whose first columns are words."""
-    print(f"| {' | '.join(heads)} |")
-    print("|" + "---|" * words + "---:|" * (len(heads) - words))
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
-
-
 def read_of(messages: Sequence[dict[str, Any]]) -> str:
     """How many inputs are read, of how many."""
     return f"{sum(x['right'] for x in messages)} of {sum(x['inputs'] for x in messages)}" if messages else "-"
@@ -106,8 +100,8 @@ def runs_table(runs: dict[str, Any]) -> None:
             read_of(run["messages"]), str(wrong),
             f"{run['macro_f1']:.3f}",
         ])  # fmt: skip
-    show(("run", "protected by", "ε", "AUC", "95 %", "found at 1 % false", "95 %", "read of messages", "false",
-          "macro F1"), rows, words=2)  # fmt: skip
+    heads = "run | protected by | ε | AUC | 95 % | found at 1 % false | 95 % | read of messages | false | macro F1"
+    tables.show(heads, rows, words=2)
 
 
 def members_table(runs: dict[str, Any]) -> None:
@@ -117,7 +111,7 @@ def members_table(runs: dict[str, Any]) -> None:
     for name, run in runs.items():
         cells = [run["membership"][score] for score in scores]
         rows.append([name, *(f"{x['auc']:.3f} ({x['auc_low']:.3f} to {x['auc_high']:.3f})" for x in cells)])
-    show(("run", *(score.replace("min_k", "Min-K %") for score in scores)), rows)
+    tables.show(" | ".join(["run", *(score.replace("min_k", "Min-K %") for score in scores)]), rows)
 
 
 def messages_table(runs: dict[str, Any]) -> None:
@@ -135,14 +129,16 @@ def messages_table(runs: dict[str, Any]) -> None:
                 f"{min(inputs)} to {max(inputs)}", f"{statistics.median(x['span'] for x in some):.0f}",
                 str(len(below)), read_of(below), str(len(above)), read_of(above),
             ])  # fmt: skip
-    show(("run", "factor", "round", "bound", "inputs", "span, median", "messages below the bound", "read",
-          "at or above", "read"), rows, words=2)  # fmt: skip
+    heads = (
+        "run | factor | round | bound | inputs | span, median | messages below the bound | read | at or above | read"
+    )
+    tables.show(heads, rows, words=2)
 
 
 def seconds_table(runs: dict[str, Any]) -> None:
     """Seconds of each run, and of its audit."""
     rows = [[name, f"{run['seconds']['run']:.0f}", f"{run['seconds']['audit']:.0f}"] for name, run in runs.items()]
-    show(("run", "training, s", "audit, s"), rows)
+    tables.show("run | training, s | audit, s", rows)
 
 
 TABLES = {"runs": runs_table, "members": members_table, "messages": messages_table, "seconds": seconds_table}

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+import tables
 
 import lichen
 from lichen.allocator import keep_large_buffers
@@ -144,24 +145,22 @@ def measure(arm: str, seed: int) -> dict[str, Any]:
         return {"arm": arm, "seed": seed, "seconds": run.summary["seconds"], **kept}
 
 
-def spread(numbers: list[float], digits: int) -> str:
-    """Mean and sample deviation."""
-    tail = f" ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
-    return f"{statistics.mean(numbers):.{digits}f}{tail}"
-
-
 def table(result: dict[str, Any]) -> str:
     """Rates and perplexities by arm, before and after the repair."""
     lines = ["| | refusals, % | after the repair | perplexity | after the repair |", "|---|---:|---:|---:|---:|"]
     rows = result["runs"]
     bases = {row["seed"]: row for row in rows}.values()
-    lines.append(f"| base model | {spread([100 * row['refused.base'] for row in bases], 0)} | - | - | - |")
+    lines.append(f"| base model | {tables.spread([100 * row['refused.base'] for row in bases], '.0f')} | - | - | - |")
     for arm in ARMS:
         some = [row for row in rows if row["arm"] == arm]
         if not some:
             continue
-        cells = [spread([100 * row[f"refused.{when}"] for row in some], 0) for when in ("federated", "repaired")]
-        cells += [spread([row[f"perplexity.{when}"] for row in some], 1) for when in ("unrepaired", "repaired")]
+        cells = [
+            tables.spread([100 * row[f"refused.{when}"] for row in some], ".0f") for when in ("federated", "repaired")
+        ]
+        cells += [
+            tables.spread([row[f"perplexity.{when}"] for row in some], ".1f") for when in ("unrepaired", "repaired")
+        ]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
