@@ -91,7 +91,7 @@ def test_a_report_tells_nothing_of_who_came_and_every_round_is_a_step(tmp_path: 
     for report in (*rare, *often):
         assert report.clients == ()
         assert report.metrics.keys() == {"noise"}
-        assert (report.tokens, report.seconds, report.attendance.summary()) == (0, 0.0, "")
+        assert (report.tokens, report.seconds, report.attendance.summary()) == (None, 0.0, "")
     assert len({(report.bytes_up, report.bytes_down) for report in often}) == 1
     assert 0 < rare[0].bytes_up < often[0].bytes_up
     assert Budget(tmp_path / "rare" / "budget.jsonl", terms=TERMS).charges == ROUNDS

@@ -146,6 +146,7 @@ class PrivateAverage:
             round=report.round,
             clients=(),
             metrics=metrics,
+            tokens=None,
             bytes_up=round(expected * size(nothing)),
             bytes_down=round(expected * size(job)),
             attendance=ATTENDED,

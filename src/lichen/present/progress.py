@@ -34,7 +34,7 @@ def event_text(event: Event, mean_seconds: float) -> str:
     report = event.report
     parts = [column_title(event.column), event.grid, f"round {report.round}/{event.total_rounds}"]
     parts += [f"{name} {score_text(report.metrics[name])}" for name in ("loss", "valid") if name in report.metrics]
-    if report.seconds > 0:
+    if report.seconds > 0 and report.tokens is not None:
         parts.append(f"{count_text(report.tokens / report.seconds)} tokens/s")
     parts += [
         f"{way} {bytes_text(whole - valid)}" + (f" + {bytes_text(valid)} validation" if valid else "")

@@ -69,7 +69,7 @@ def lr_name(lr: float) -> str:
 
 def came_to_nothing(report: Report) -> bool:
     """Whether a round in which clients were invited trained on no row that counts."""
-    return bool(report.clients) and (not report.tokens or "skipped" in report.metrics)
+    return bool(report.clients) and (report.tokens == 0 or "skipped" in report.metrics)
 
 
 def failed_rates(events: Iterable[Event]) -> dict[str, tuple[list[str], list[str]]]:
@@ -135,7 +135,7 @@ def event_of(line: bytes) -> Event:
         round=int(record["round"]),
         clients=tuple(int(client) for client in record["clients"]),
         metrics={str(k): math.nan if v is None else float(v) for k, v in record["metrics"].items()},
-        tokens=int(record["tokens"]),
+        tokens=None if record["tokens"] is None else int(record["tokens"]),
         bytes_up=int(record["bytes_up"]),
         bytes_down=int(record["bytes_down"]),
         seconds=float(record["seconds"]),

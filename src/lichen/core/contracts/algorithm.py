@@ -54,7 +54,7 @@ class Report:
         round: Rounds finished, from 1.
         clients: Who was asked in this round.
         metrics: Scalars such as ``loss``, ``valid``, ``deviation``; ``time``, the virtual seconds since the start.
-        tokens: Tokens (or rows) the clients trained on, padding left out.
+        tokens: Tokens (or rows) the clients trained on, padding left out; None where that is not told, for privacy.
         bytes_up: Bytes from clients to server in this round.
         bytes_down: Bytes from server to clients in this round.
         seconds: Wall time of the round.
@@ -66,7 +66,7 @@ class Report:
     round: int
     clients: tuple[int, ...]
     metrics: Mapping[str, float]
-    tokens: int = 0
+    tokens: int | None = 0
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0

@@ -49,8 +49,8 @@ def compute_of(
     flops = {}
     for name, seen in training.items():
         lr = columns[name].lr
-        own = [event.report.tokens for event in events if event.column == name]
-        chosen = sum(e.report.tokens for e in events if e.column == name and (lr is None or e.grid == lr_name(lr)))
+        own = [event.report.tokens or 0 for event in events if event.column == name]
+        chosen = sum(e.report.tokens or 0 for e in events if e.column == name and (lr is None or e.grid == lr_name(lr)))
         each = chosen / seen["rows"] if seen["rows"] else 0.0
         tokens = float(sum(own))
         rows = tokens / each if each else 0.0

@@ -11,7 +11,7 @@ Legend: N clients of the roster.
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import final
 
 from lichen.algorithms.average import Average
@@ -95,9 +95,9 @@ class PaidRounds:
             LichenError: if the budget does not pay for it; nothing was sent then.
         """
         attempt = self.budget.charge(state.round)
-        done = self.inner.round(state, engine, seed)
+        after, report = self.inner.round(state, engine, seed)
         self.budget.close(state.round, attempt)
-        return done
+        return after, replace(report, tokens=None)
 
 
 def noise_of(server: ServerSide, sigma: float) -> float:
