@@ -65,7 +65,7 @@ def test_sites_together_are_the_simulation(kind: str, tmp_path: Path) -> None:
     ours = client_tasks(whole.experiment)
     seen = set[int]()
     for name, site in sites.items():
-        loaded = site.join(Assignment.load(sent(together.assigned[name].dump())))
+        loaded = site.join(Assignment.load(sent(together.assigned[name].dump())), tmp_path / "state")
         for side in (server, loaded.node.experiment.server):
             assert digest(side.start.flat()) == digest(whole.experiment.start.flat())
             assert (side.classes, side.pad) == (whole.experiment.server.classes, whole.experiment.server.pad)
@@ -162,7 +162,11 @@ def test_a_roster_of_sites_that_do_not_fit_is_refused(tmp_path: Path) -> None:
         with pytest.raises(LichenError):
             Announcement.load(damaged)
     good = both.assigned["x"].dump()
-    for change in ({"numbers": [2]}, {"numbers": [1, 0]}, {"clients": 0}, {"labels": [2]}, {"numbers": [True]}):
+    wrong = [{"bounds": bounds} for bounds in ([1], [3, 2], [-1, 2], [1.0, 2], "12")]
+    for change in (
+        *({"numbers": [2]}, {"numbers": [1, 0]}, {"clients": 0}, {"labels": [2]}, {"numbers": [True]}),
+        *wrong,
+    ):
         with pytest.raises(LichenError):
             Assignment.load({**good, **change})
     assert np.array_equal(Assignment.load(good).numbers, [1])

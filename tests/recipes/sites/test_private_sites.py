@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.recipes.tasks.test_private_recipe import EndError
 
 import lichen
 from lichen.core.errors import LichenError
+from lichen.core.secret.budget import Budget, begun_with
 from lichen.data.sources.records import load_records
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.sites.announced import Assignment
+from lichen.recipes.sites.open_site import open_site
+from lichen.recipes.sites.rounds_node import RoundsNode
 from support.site_threads import sites_in_threads
 
 SITES = {"a.jsonl": (0, 3), "b.jsonl": (1,), "c.jsonl": (2, 4, 5)}
@@ -65,11 +70,11 @@ def apart(whole: dict[str, Any], **more: Any) -> Recipe:
     return read_recipe({**whole, "engine": {"name": "spawned"}, "data": {**whole["data"], "name": "/nowhere"}, **more})
 
 
-def with_key(out: Path) -> Path:
+def with_key(out: Path, *, inside: str = "state") -> Path:
     """A folder that has nothing but the key."""
-    (out / "state").mkdir(parents=True)
-    (out / "state" / "privacy.key").write_bytes(KEY)
-    (out / "state" / "privacy.key").chmod(0o600)
+    (out / inside).mkdir(parents=True)
+    (out / inside / "privacy.key").write_bytes(KEY)
+    (out / inside / "privacy.key").chmod(0o600)
     return out
 
 
@@ -84,6 +89,67 @@ def test_sites_train_and_answer_nothing_else(tmp_path: Path) -> None:
     assert away["privacy"]["statement"] == local["privacy"]["statement"]
     assert away["privacy"]["simulated"] == []
     assert away["privacy"]["statement"] in str(lichen.report(tmp_path / "apart"))
+
+
+ROWS = {
+    "federation": {"rounds": 3, "local_steps": 2, "batch_size": 4, "aggregate": "mean", "weighting": "rows"},
+    "privacy": {"unit": "row", "sigma": 1.0, "clip": 0.5},
+}
+
+
+def accounts(run: Path) -> dict[str, int]:
+    """Charges of every client of every site."""
+    found = {}
+    for path in sorted(run.glob("state/sites/*/accounts/*.jsonl")):
+        terms = begun_with(path)
+        assert terms is not None
+        found[path.stem] = Budget(path, terms=terms, gaps=True).charges
+    return found
+
+
+def test_sites_hide_their_rows_by_keys_of_their_own_and_pay_for_themselves(tmp_path: Path) -> None:
+    sites, whole = save_digits(tmp_path / "sites"), {**private(tmp_path), **ROWS}
+    local = lichen.run(whole, out=with_key(tmp_path / "local"), resume=True).summary
+    run, other = tmp_path / "apart", tmp_path / "other"
+    for at in range(len(sites)):
+        with_key(run / "state" / "sites" / f"{at:03d}", inside=".")
+
+    def end(event: Any) -> None:
+        if event.report.round == 2:
+            raise EndError
+
+    with pytest.raises(EndError):
+        lichen.run(apart(whole), out=run, resume=True, sites=sites, observers=[end])
+    away = lichen.run(apart(whole), out=run, resume=True, sites=sites).summary
+    finals = [(folder / "state" / "final.safetensors").read_bytes() for folder in (tmp_path / "local", run)]
+    assert finals[0] == finals[1]
+    # The server has paid for the second round twice. A site answered it from its disk, so that nothing new has left.
+    assert (local["privacy"]["charges"], away["privacy"]["charges"]) == (3, 4)
+    assert accounts(run) == {f"{client:06d}": 3 for client in range(6)}
+    lichen.run(apart(whole), out=other, sites=sites)
+    keys = [path.read_bytes() for path in sorted(other.glob("state/sites/*/privacy.key"))]
+    assert len(set(keys)) == len(sites)
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in other.glob("state/sites/*/privacy.key"))
+    assert not (other / "state" / "privacy.key").exists()
+
+
+def test_a_site_takes_no_bounds_that_would_make_its_noise_smaller(tmp_path: Path) -> None:
+    sites, whole = save_digits(tmp_path / "sites"), {**private(tmp_path), **ROWS}
+    site = open_site(apart(whole), sites["b.jsonl"])
+    (rows,) = (member.rows["train"] for member in site.announcement.members)
+    labels = tuple(map(str, site.announcement.labels))
+
+    def rate(bounds: tuple[int, int] | None) -> float:
+        place = Assignment(numbers=(1,), clients=6, labels=labels, bounds=bounds)
+        node = site.join(place, tmp_path / "state").node
+        assert isinstance(node, RoundsNode)
+        assert node.accounts is not None
+        return node.accounts.found.rate
+
+    for bounds in ((rows + 1, rows + 2), (1, rows - 1), None):
+        with pytest.raises(LichenError, match="noise would be too small"):
+            rate(bounds)
+    assert rate((rows, rows)) == pytest.approx(4 / rows) < rate((rows // 2, rows))
 
 
 @pytest.mark.parametrize(

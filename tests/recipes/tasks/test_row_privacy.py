@@ -36,10 +36,15 @@ def test_no_cut_of_the_work_shows_and_another_key_has_other_noise(tmp_path: Path
     key = bytes(range(32))
     run(with_key(tmp_path / "one", key), "engine.clients_per_block=1", resume=True)
     run(with_key(tmp_path / "all", key), "engine.clients_per_block=6", resume=True)
+    run(with_key(tmp_path / "spawned", key), "engine={name: spawned, nodes: 2}", resume=True)
+    run(with_key(tmp_path / "ranks", key), "engine={name: distributed, nodes: 2}", resume=True)
     summary = run(tmp_path / "other")
     said = summary["privacy"]
     assert summary["failures"] == []  # what is not told is no failure
     assert final(tmp_path / "one") == final(tmp_path / "all") != final(tmp_path / "other")
+    assert final(tmp_path / "one") == final(tmp_path / "spawned") == final(tmp_path / "ranks")
+    budgets = [(tmp_path / name / "state" / "budget.jsonl").read_bytes() for name in ("one", "spawned", "ranks")]
+    assert len(set(budgets)) == 1
     assert (tmp_path / "other" / "state" / "privacy.key").stat().st_mode & 0o777 == 0o600
     assert said["unit"] == "row"
     assert said["charges"] == 4

@@ -45,6 +45,7 @@ class Budget:
         path: The file; begun when the first charge comes.
         terms: What a charge is a charge of, as JSON; the same in every session.
         limit: Charges that can be paid for; None: any number.
+        gaps: Rounds may be missing, as those in which a client is not asked.
 
     Attributes:
         charges: Those so far.
@@ -53,8 +54,8 @@ class Budget:
         LichenError: if the file is damaged, or was begun with other terms.
     """
 
-    def __init__(self, path: Path, *, terms: Mapping[str, Any], limit: int | None = None) -> None:
-        self.path, self.limit = path, limit
+    def __init__(self, path: Path, *, terms: Mapping[str, Any], limit: int | None = None, gaps: bool = False) -> None:
+        self.path, self.limit, self.gaps = path, limit, gaps
         self._terms: dict[str, Any] = json.loads(json.dumps(dict(terms)))
         self._sum = ""
         self._attempts: dict[int, int] = {}
@@ -84,7 +85,8 @@ class Budget:
         Raises:
             LichenError: if the budget does not reach, or lacks a round before this one.
         """
-        if missing := [r for r in range(round_) if (r, self._attempts.get(r, -1)) not in self._closed]:
+        before = () if self.gaps else range(round_)
+        if missing := [r for r in before if (r, self._attempts.get(r, -1)) not in self._closed]:
             what = f"round {missing[0] + 1} was done, and the budget does not say what it has cost"
             raise LichenError(what, where=str(self.path), fix=_FIX)
         if (attempt := self._open(round_)) is not None:

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from lichen.core.errors import LichenError
-from lichen.core.roster import MOST_LABELS, MOST_LETTERS, MOST_MEMBERS, PARTS, Member, Roster, declared_name
+from lichen.core.roster import MOST_LABELS, MOST_LETTERS, MOST_MEMBERS, MOST_ROWS, PARTS, Member, Roster, declared_name
 from lichen.core.visible import clipped
+from lichen.recipes.assemble.sides.row_privacy import hides_rows, row_bounds
 from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced_cards import AnnouncedCard, enrolled_cards
@@ -106,6 +107,7 @@ class Assignment:
         numbers: Of its clients in the roster, in the order in which it has announced them.
         clients: How many the roster has.
         labels: Those of all sites, in class order.
+        bounds: Training rows of the clients with fewest and most, where noise hides each row; else None.
 
     Raises:
         LichenError: if these are no numbers of a roster.
@@ -114,6 +116,7 @@ class Assignment:
     numbers: tuple[int, ...]
     clients: int
     labels: tuple[str, ...] = ()
+    bounds: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.clients, bool) or not isinstance(self.clients, int) or not 0 < self.clients <= MOST_MEMBERS:
@@ -123,10 +126,15 @@ class Assignment:
             raise _wrong(f"the numbers of a site's clients rise, from 0 to {self.clients - 1}")
         if not all(isinstance(label, str) for label in _check_labels(self.labels)):
             raise _wrong("the labels of all sites are texts")
+        if self.bounds is not None:
+            whole = all(isinstance(n, int) and not isinstance(n, bool) for n in self.bounds)
+            if len(self.bounds) != 2 or not whole or not 0 <= self.bounds[0] <= self.bounds[1] <= MOST_ROWS:
+                raise _wrong("bounds are the fewest and the most rows of a client")
 
     def dump(self) -> dict[str, Any]:
         """What JSON can write of it."""
-        return {"numbers": list(self.numbers), "clients": self.clients, "labels": list(self.labels)}
+        bounds = {} if self.bounds is None else {"bounds": list(self.bounds)}
+        return {"numbers": list(self.numbers), "clients": self.clients, "labels": list(self.labels), **bounds}
 
     @classmethod
     def load(cls, plain: object) -> Assignment:
@@ -135,11 +143,17 @@ class Assignment:
         Raises:
             LichenError: if this is no assignment.
         """
-        if not isinstance(plain, Mapping) or plain.keys() != {"numbers", "clients", "labels"}:
-            raise _wrong("a site is assigned numbers, clients and labels")
-        if not isinstance(plain["numbers"], list) or not isinstance(plain["labels"], list):
-            raise _wrong("numbers and labels are lists")
-        return cls(numbers=tuple(plain["numbers"]), clients=plain["clients"], labels=tuple(plain["labels"]))
+        if not isinstance(plain, Mapping) or plain.keys() - {"bounds"} != {"numbers", "clients", "labels"}:
+            raise _wrong("a site is assigned numbers, clients and labels, and may be assigned bounds")
+        numbers, labels, bounds = plain["numbers"], plain["labels"], plain.get("bounds")
+        if not isinstance(numbers, list) or not isinstance(labels, list) or not isinstance(bounds, list | None):
+            raise _wrong("numbers, labels and bounds are lists")
+        return cls(
+            numbers=tuple(numbers),
+            clients=plain["clients"],
+            labels=tuple(labels),
+            bounds=None if bounds is None else tuple(bounds),
+        )
 
 
 @final
@@ -195,8 +209,11 @@ def enrolled(recipe: Recipe, announced: Mapping[str, Announcement]) -> Enrolled:
     )
     labels = _labels_of(recipe, announced, roster)
     number = {name: n for n, name in enumerate(names)}
+    bounds = row_bounds(roster) if hides_rows(recipe) else None
     assigned = {
-        site: Assignment(numbers=tuple(number[m.name] for m in one.members), clients=len(names), labels=labels)
+        site: Assignment(
+            numbers=tuple(number[m.name] for m in one.members), clients=len(names), labels=labels, bounds=bounds
+        )
         for site, one in announced.items()
     }
     terms = {site: (one.members, one.cards) for site, one in announced.items()}

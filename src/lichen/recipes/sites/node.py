@@ -7,6 +7,7 @@ Of a task without rounds its clients are asked for statistics of frozen features
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lichen.core.store import ClientStore
@@ -15,10 +16,12 @@ from lichen.engines.remote.talks import Talks
 from lichen.engines.remote.worker import SiteWorker
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import down_of
+from lichen.recipes.assemble.sides.privacy import secret_of
 from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.sites.open_site import Node, RoundsNode, open_site
+from lichen.recipes.sites.open_site import open_site
 from lichen.recipes.sites.place import SitePlace
+from lichen.recipes.sites.rounds_node import Node, RoundsNode
 from lichen.recipes.sites.site_node import site_answers
 from lichen.recipes.sites.statistics_node import open_statistics
 from lichen.tasks.registry import task_of
@@ -39,7 +42,7 @@ def node_worker(recipe: Recipe, state: Path, data: Path | None = None) -> SiteWo
     """
     place = None if data is None else SitePlace(open_site(recipe, data), state)
     if place is None:
-        whole = _whole(recipe)
+        whole = _whole(recipe, state)
         return SiteWorker(talks_in(recipe, state, lambda: whole))
     return SiteWorker(talks_in(recipe, state, place.loaded), recipe=recipe_sha256(recipe), also=site_answers(place))
 
@@ -75,8 +78,9 @@ def talks_in(
     return talks
 
 
-def _whole(recipe: Recipe) -> Node:
+def _whole(recipe: Recipe, state: Path) -> Node:
     """A node with everybody's rows."""
     if not task_of(recipe.task).procedure.rounds:
         return open_statistics(recipe)
-    return RoundsNode(open_recipe(recipe).experiment)
+    experiment = open_recipe(recipe).experiment
+    return RoundsNode(experiment, partial(secret_of, experiment.server, state))

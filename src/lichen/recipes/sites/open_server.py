@@ -184,9 +184,6 @@ def needs_rows(recipe: Recipe) -> Iterator[NeedsRows]:
     if recipe.privacy is not None and compare.baselines:
         why = "under privacy no client answers with its scores"
         yield NeedsRows("compare.baselines", why, "set it to []", "compare.baselines=[]")
-    if recipe.privacy is not None and recipe.privacy.unit == "row":
-        why = "noise that hides rows is drawn by one process yet, and sites would each need a key"
-        yield NeedsRows("privacy.unit", why, "use client, or run it as a simulation")
     if recipe.privacy is not None and recipe.privacy.seed is not None:
         why = "under privacy a seed is for tests alone, and whoever reads the recipe knows all noise"
         yield NeedsRows("privacy.seed", why, "remove it")

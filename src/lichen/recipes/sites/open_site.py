@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, final
+from typing import final
 
 from lichen.core.contracts.client import ClientTask, Source
 from lichen.core.contracts.model import Batch, CohortModel
@@ -27,8 +27,8 @@ from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.loaded_model import load_model
 from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.open import fetch_named, shards_of
-from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.sides.clients import TOKENS, ClientSide, group_of
+from lichen.recipes.assemble.sides.privacy import own_accounts
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.prepare import encode as encoder
@@ -37,10 +37,11 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Announcement, Assignment
 from lichen.recipes.sites.announced_cards import cards_to_announce
 from lichen.recipes.sites.open_server import refuse_rows
+from lichen.recipes.sites.rounds_node import Node, RoundsNode
 from lichen.recipes.sites.statistics_node import statistics_node
 from lichen.tasks.registry import task_of
 
-__all__ = ["LoadedSite", "Node", "RoundsNode", "Site", "open_site"]
+__all__ = ["LoadedSite", "Site", "open_site"]
 
 
 @final
@@ -69,53 +70,6 @@ class OwnClients:
         """The inner source's, of clients of this site."""
         self._check(clients)
         return self.inner.batches(clients, seed)
-
-
-class Node(Protocol):
-    """What answers jobs."""
-
-    @property
-    def base(self) -> str:
-        """Digest of the frozen model."""
-        ...
-
-    @property
-    def start(self) -> Shared:
-        """What its clients begin from."""
-        ...
-
-    def client_tasks(self) -> dict[str, ClientTask]:
-        """All that its clients can be asked to do."""
-        ...
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class RoundsNode:
-    """A node whose clients train in rounds.
-
-    Args:
-        experiment: What their tasks are made of.
-    """
-
-    experiment: Experiment
-
-    @property
-    def base(self) -> str:
-        """Digest of the frozen model."""
-        return self.experiment.model.base
-
-    @property
-    def start(self) -> Shared:
-        """What all begin from."""
-        return self.experiment.start
-
-    def client_tasks(self) -> dict[str, ClientTask]:
-        """All that its clients can be asked to do; under privacy they train, and answer nothing else."""
-        made = client_tasks(self.experiment)
-        if self.experiment.recipe.privacy is None:
-            return made
-        return {name: task for name, task in made.items() if name.partition(" ")[0] in ("roster", "train")}
 
 
 @final
@@ -191,8 +145,12 @@ class Site:
         if lost := [str(label) for label in self.announcement.labels if str(label) not in assigned.labels]:
             raise _wrong(f"the label {lost[0]!r} of this site is not among those of all sites")
 
-    def join(self, assigned: Assignment) -> LoadedSite:
+    def join(self, assigned: Assignment, state: Path) -> LoadedSite:
         """Take the place that the server has given this site.
+
+        Args:
+            assigned: The place.
+            state: The folder of the site's state.
 
         Raises:
             LichenError: as :meth:`check`, or if the model does not load.
@@ -201,8 +159,8 @@ class Site:
         mine, own = self.announcement.members, assigned.numbers
         if not task_of(self.recipe.task).procedure.rounds:
             clients_data = dict(zip(own, self.rows.clients_data, strict=True))
-            node = statistics_node(self.recipe, _own_roster(mine, assigned), assigned.labels, clients_data)
-            return LoadedSite(node=node, numbers=own)
+            solving = statistics_node(self.recipe, _own_roster(mine, assigned), assigned.labels, clients_data)
+            return LoadedSite(node=solving, numbers=own)
         encoded = self.encode(assigned.labels)
         server = ServerSide(
             recipe=self.recipe,
@@ -219,7 +177,9 @@ class Site:
             return tuple(some[place[n]] if n in place else nothing for n in range(assigned.clients))
 
         clients = ClientSide(train=shards(encoded.train), valid=shards(encoded.valid), test=shards(encoded.test))
-        return LoadedSite(node=RoundsNode(Experiment(server=server, clients=clients)), numbers=own)
+        accounts = own_accounts(server, state, assigned.bounds)
+        node = RoundsNode(Experiment(server=server, clients=clients), accounts=accounts)
+        return LoadedSite(node=node, numbers=own)
 
 
 def open_site(

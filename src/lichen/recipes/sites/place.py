@@ -86,7 +86,7 @@ class SitePlace:
                 fix=f"the server assigns one by what {ANNOUNCED} says",
             )
         if self._loaded is None:
-            self._loaded = self.site.join(self.assigned)
+            self._loaded = self.site.join(self.assigned, self.state)
         return self._loaded
 
 

@@ -240,6 +240,7 @@ def federated_column(
     test: Callable[[str, Shared], Column] | None = None,
     admission: Admission | None = None,
     scores: bool = True,
+    own_keys: bool = False,
 ) -> Column:
     """Rounds at every learning rate, and the best one's tensors on test rows.
 
@@ -252,9 +253,10 @@ def federated_column(
         test: Scores tensors; None: the clients do it over the engine, as they do where some tensors stay with them.
         admission: What counts of what clients send; None: by the server's side alone.
         scores: Ask for scores on test rows; else the column has none.
+        own_keys: Clients are at sites that have keys of their own, where noise hides rows.
     """
     recipe, rounds = server.recipe, server.recipe.federation.rounds
-    private = private_rounds(server, folder.path, folder.ranks)
+    private = private_rounds(server, folder.path, folder.ranks, own_keys=own_keys)
     admission = admission or admission_of(server)
     states: dict[float, ServerState] = {}
     made: dict[float, Engine] = {}

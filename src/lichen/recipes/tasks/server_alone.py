@@ -86,15 +86,15 @@ def run_server_alone(
         if sites is not None:
             stack.callback(sites.close)
         nodes = _nodes(recipe, folder) if sites is None else _site_nodes(recipe, folder, sites, say)
-        result = replace(_learned(recipe, folder, observer, say, nodes), cards=nodes[3])
+        result = replace(_learned(recipe, folder, observer, say, nodes, apart=sites is not None), cards=nodes[3])
         left_out = {} if sites is None else {name: f"left out: {why}" for name, why in sites.left_out.items()}
         return replace(result, extra={**result.extra, **left_out})
 
 
 def _learned(
-    recipe: Recipe, folder: RunFolder, observer: EventObserver, say: Callable[[str], None], nodes: Nodes
+    recipe: Recipe, folder: RunFolder, observer: EventObserver, say: Callable[[str], None], nodes: Nodes, *, apart: bool
 ) -> TaskResult:
-    """The task's result, with these nodes."""
+    """The task's result, with these nodes; each has a folder of its own where they are apart."""
     roster, labels, engine_of, cards = nodes
     save_roster(folder, roster, cards)
     say(f"{len(roster)} clients, {sum(roster.rows('train')):,} rows to train on")
@@ -107,7 +107,7 @@ def _learned(
     server = loaded.server
     agree(folder, recipe, _inputs(server))
     save_class_names(folder, server.classes)
-    columns = _columns(server, folder, observer, say, engine_of)
+    columns = _columns(server, folder, observer, say, engine_of, apart=apart)
     best = columns["federated"].shared or Shared()
     scored_here = not recipe.writes and recipe.privacy is None
     extra: dict[str, float | str | None] = over_all_rows(recipe, columns) if scored_here else {}
@@ -154,7 +154,13 @@ def _site_nodes(recipe: Recipe, folder: RunFolder, sites: SiteEngines, say: Call
 
 
 def _columns(
-    server: ServerSide, folder: RunFolder, observer: EventObserver, say: Callable[[str], None], engine_of: EngineOf
+    server: ServerSide,
+    folder: RunFolder,
+    observer: EventObserver,
+    say: Callable[[str], None],
+    engine_of: EngineOf,
+    *,
+    apart: bool,
 ) -> dict[str, Column]:
     recipe = server.recipe
     columns: dict[str, Column] = {}
@@ -168,7 +174,8 @@ def _columns(
             nodes = engine(ClientStore(folder.path / NO_STATE))
             metrics = folder.tree("base", partial(scored, server, nodes, server.start))
             columns["base"] = Column(value_N=values_N(recipe, metrics), metrics=metrics)
-        columns["federated"] = federated_column(server, folder, observer, engine, scores=recipe.privacy is None)
+        scores = recipe.privacy is None
+        columns["federated"] = federated_column(server, folder, observer, engine, scores=scores, own_keys=apart)
         columns |= alone_columns(server, folder, observer, engine)
     return columns
 

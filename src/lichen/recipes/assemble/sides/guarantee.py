@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import final
 
 from lichen.core.errors import LichenError
-from lichen.recipes.assemble.sides.row_privacy import hides_rows, rates_N
+from lichen.recipes.assemble.sides.row_privacy import hides_rows, row_bounds
 from lichen.recipes.assemble.sides.server import ServerSide, participants
 from lichen.transforms.privacy import Event, Gaussian, Sampled, Statement, Unit, account, delta_for, epsilon, sigma_for
 
@@ -57,12 +57,13 @@ def _events(sigma: float, rate: float, steps: int) -> list[Event]:
     return [plain if rate == 1 else Sampled(plain, rate=rate)]
 
 
-def guarantee(server: ServerSide, *, sigma: float | None = None) -> Guarantee:
+def guarantee(server: ServerSide, *, sigma: float | None = None, bounds: tuple[int, int] | None = None) -> Guarantee:
     """What the recipe's rounds promise to these clients, or to each of their rows.
 
     Args:
         server: The server's side, whose recipe has a section ``privacy``.
         sigma: The noise of a run that was begun; None: as the recipe says, or as its epsilon needs.
+        bounds: Training rows of the clients with fewest and most; None: by the roster.
 
     Raises:
         LichenError: if δ hides nothing, or the rounds cost more than epsilon.
@@ -71,8 +72,9 @@ def guarantee(server: ServerSide, *, sigma: float | None = None) -> Guarantee:
     assert config is not None
     if hides_rows(server.recipe):
         # What holds at the client whose rows are sampled most often holds at all.
-        units, of, steps = max(server.roster.rows("train"), default=0), "rows of a client", federation.fixed_steps
-        rate = max(rates_N(server))
+        fewest, units = bounds or row_bounds(server.roster)
+        of, steps = "rows of a client", federation.fixed_steps
+        rate = min(1.0, federation.batch_size / max(fewest, 1))
     else:
         units, of, steps, rate = clients, "clients", 1, participants(server) / clients
     delta = delta_for(units) if config.delta is None else config.delta

@@ -9,19 +9,35 @@ from typing import Any, final
 
 from lichen.algorithms.average import Average
 from lichen.algorithms.private_average import PrivateAverage
+from lichen.clients.privacy.paid_steps import PaidSteps
+from lichen.core.contracts.client import ClientWork
+from lichen.core.errors import LichenError
 from lichen.core.secret.budget import Budget, begun_with
 from lichen.core.secret.randomness import SecretRandomness, secret_key
 from lichen.engines.ranks import Ranks
 from lichen.recipes.assemble.sides.clients import ClientSide, Secret
 from lichen.recipes.assemble.sides.guarantee import Guarantee, guarantee
-from lichen.recipes.assemble.sides.row_privacy import PaidRounds, hides_rows
+from lichen.recipes.assemble.sides.row_privacy import PaidRounds, hides_rows, row_bounds
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["BUDGET", "KEY", "PrivateRounds", "for_timing", "private_rounds", "with_secret"]
+__all__ = [
+    "BUDGET",
+    "KEY",
+    "OwnAccounts",
+    "PrivateRounds",
+    "for_timing",
+    "own_accounts",
+    "private_rounds",
+    "secret_of",
+    "with_secret",
+]
 
 KEY, BUDGET = "privacy.key", "budget.jsonl"
 """In a run's ``state/``: the secret key, and what was spent."""
+
+ACCOUNTS = "accounts"
+"""In a site's folder: what each of its clients has spent, a file each."""
 
 
 @final
@@ -32,19 +48,20 @@ class PrivateRounds:
     Attributes:
         ranks: Who works on them together.
         guarantee: What they promise.
-        randomness: Their secret numbers.
+        randomness: Their secret numbers; None where each site has its own.
         budget: Pays for them; the first rank's alone.
     """
 
     ranks: Ranks
     guarantee: Guarantee
-    randomness: SecretRandomness
+    randomness: SecretRandomness | None
     budget: Budget | None
 
     def around(self, average: Average) -> PrivateAverage | PaidRounds:
         """Averaging whose rounds are paid for."""
         if self.guarantee.unit == "row":
-            return PaidRounds(average, budget=_Rank(self.budget))
+            return PaidRounds(average, budget=_Rank(self.budget), once=self.ranks.ask_first)
+        assert self.randomness is not None
         return PrivateAverage(
             inner=average,
             sigma=self.guarantee.sigma,
@@ -78,13 +95,14 @@ class _Rank:
         self.first.close(round_, attempt)
 
 
-def private_rounds(server: ServerSide, run: Path, ranks: Ranks) -> PrivateRounds | None:
+def private_rounds(server: ServerSide, run: Path, ranks: Ranks, *, own_keys: bool = False) -> PrivateRounds | None:
     """The rounds of a run whose recipe has a section ``privacy``; None where it has none.
 
     Args:
         server: The server's side.
         run: The run's folder, which all ranks see.
         ranks: Who works on it together.
+        own_keys: Clients are at sites that have keys of their own for their rows.
 
     Raises:
         LichenError: as :func:`guarantee`, or if key or budget in the folder are damaged.
@@ -95,14 +113,17 @@ def private_rounds(server: ServerSide, run: Path, ranks: Ranks) -> PrivateRounds
     seed = recipe.privacy.seed
     begun = ranks.ask_first(lambda: begun_with(state / BUDGET))
     found = guarantee(server, sigma=_sigma_of(recipe, begun))
-    if seed is None:
+    randomness: SecretRandomness | None
+    if own_keys and hides_rows(recipe):
+        randomness = None
+    elif seed is None:
         ranks.ask_first(lambda: secret_key(state / KEY) and None)
         randomness = secret_key(state / KEY)
     else:
         randomness = SecretRandomness.of_seed(seed)
     budget = None
     if ranks.first:
-        terms = {**_terms(recipe, found), "key": randomness.mark}
+        terms = {**_terms(recipe, found), "key": randomness.mark if randomness is not None else ""}
         budget = Budget(state / BUDGET, terms=terms, limit=found.limit)
     return PrivateRounds(ranks, found, randomness, budget)
 
@@ -138,13 +159,86 @@ def with_secret(server: ServerSide, clients: ClientSide, run: Path) -> ClientSid
     Raises:
         LichenError: as :func:`guarantee`, or if the key or the budget are damaged.
     """
+    return replace(clients, secret=secret_of(server, run / "state"))
+
+
+def secret_of(server: ServerSide, state: Path) -> Secret | None:
+    """What hides the rows of the clients of a run, in any of its processes; None where noise hides no rows.
+
+    All processes of a run are one person's, and read one key from a file that nobody else can read.
+
+    Args:
+        server: The server's side.
+        state: Where the run keeps its state.
+
+    Raises:
+        LichenError: as :func:`guarantee`, or if the key or the budget are damaged.
+    """
+    config = server.recipe.privacy
+    if config is None or not hides_rows(server.recipe):
+        return None
+    secret = secret_key(state / KEY) if config.seed is None else SecretRandomness.of_seed(config.seed)
+    # What a run was begun with is not looked for again, in each of its processes.
+    sigma = config.sigma if config.sigma is not None else _sigma_of(server.recipe, begun_with(state / BUDGET))
+    return Secret(secret, sigma=guarantee(server).sigma if sigma is None else sigma)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class OwnAccounts:
+    """A site's own key, and what each of its clients has spent of the promise to its rows.
+
+    A site trusts neither the server nor another site: its key is drawn here and never leaves, its clients' noise is by
+    its own accounting, and its own files, one a client, say what was spent.
+
+    Attributes:
+        secret: What hides its clients' rows.
+        found: What is promised to each.
+        state: The site's folder.
+    """
+
+    secret: Secret
+    found: Guarantee
+    state: Path
+    terms: Mapping[str, Any]
+
+    def paid(self, work: ClientWork) -> PaidSteps:
+        """Training that these clients pay for."""
+        return PaidSteps(work, self.account)
+
+    def account(self, client: int) -> Budget:
+        """What a client has spent, as its file says it."""
+        path = self.state / ACCOUNTS / f"{client:06d}.jsonl"
+        return Budget(path, terms=self.terms, limit=self.found.limit, gaps=True)
+
+
+def own_accounts(server: ServerSide, state: Path, bounds: tuple[int, int] | None) -> OwnAccounts | None:
+    """The key and the accounts of a site; None where noise hides no rows.
+
+    Args:
+        server: The server's side as the site knows it: of other sites' clients, that they are there.
+        state: The site's folder.
+        bounds: Training rows of the clients with fewest and most in all sites, as the server says. Fewer and more than
+            there are cost accuracy, not privacy.
+
+    Raises:
+        LichenError: if a client of this site is out of these bounds; as :func:`guarantee`.
+    """
     recipe = server.recipe
     if recipe.privacy is None or not hides_rows(recipe):
-        return clients
-    state, seed = run / "state", recipe.privacy.seed
-    secret = secret_key(state / KEY) if seed is None else SecretRandomness.of_seed(seed)
-    found = guarantee(server, sigma=_sigma_of(recipe, begun_with(state / BUDGET)))
-    return replace(clients, secret=Secret(secret, sigma=found.sigma))
+        return None
+    fewest, most = row_bounds(server.roster)
+    if bounds is None or bounds[0] > fewest or bounds[1] < most:
+        told = "nothing" if bounds is None else f"{bounds[0]} to {bounds[1]} of all sites' clients"
+        raise LichenError(
+            f"clients here have {fewest} to {most} training rows, and the server says {told}; noise would be too small",
+            where="roster",
+            fix="start server and sites anew, with one version of lichen",
+        )
+    key = secret_key(state / KEY)
+    found = guarantee(server, bounds=bounds)
+    secret = Secret(key, sigma=found.sigma)
+    return OwnAccounts(secret, found, state, {**_terms(recipe, found), "key": key.mark})
 
 
 def for_timing(recipe: Recipe, clients: ClientSide) -> ClientSide:

@@ -11,8 +11,9 @@ Legend: N clients of the roster.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import final
+from typing import Any, final
 
 from lichen.algorithms.average import Average
 from lichen.algorithms.private_average import Charges
@@ -21,6 +22,7 @@ from lichen.clients.training.train import Train
 from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
+from lichen.core.roster import Roster
 from lichen.core.secret.randomness import SecretRandomness
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.poisson_rows import PoissonRows
@@ -28,7 +30,7 @@ from lichen.data.batches.shards import TrainSource
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["PaidRounds", "hides_rows", "noise_of", "private_source", "private_steps", "rates_N"]
+__all__ = ["PaidRounds", "hides_rows", "noise_of", "private_source", "private_steps", "row_bounds"]
 
 
 def hides_rows(recipe: Recipe) -> bool:
@@ -40,6 +42,12 @@ def rates_N(server: ServerSide) -> tuple[float, ...]:
     """The chance of each of a client's rows to be in a step, of all clients."""
     batch = server.recipe.federation.batch_size
     return tuple(min(1.0, batch / rows) if rows else 1.0 for rows in server.roster.rows("train"))
+
+
+def row_bounds(roster: Roster) -> tuple[int, int]:
+    """Training rows of the client that has fewest, and of the one that has most; of clients with rows."""
+    rows = [rows for rows in roster.rows("train") if rows]
+    return min(rows, default=0), max(rows, default=0)
 
 
 def private_steps(server: ServerSide, train: Train, secret: SecretRandomness | None, sigma: float) -> PrivateSteps:
@@ -74,11 +82,13 @@ class PaidRounds:
     Args:
         inner: The averaging; it validates nothing.
         budget: Pays for rounds.
+        once: Does a thing that is to be done once: of several ranks the first does it, and all get what comes of it.
     """
 
     inner: Average
     _: KW_ONLY
     budget: Charges
+    once: Callable[[Callable[[], Any]], Any] = lambda do: do()
 
     def __post_init__(self) -> None:
         if self.inner.valid is not None:
@@ -94,9 +104,9 @@ class PaidRounds:
         Raises:
             LichenError: if the budget does not pay for it; nothing was sent then.
         """
-        attempt = self.budget.charge(state.round)
+        attempt = int(self.once(lambda: self.budget.charge(state.round)))
         after, report = self.inner.round(state, engine, seed)
-        self.budget.close(state.round, attempt)
+        self.once(lambda: self.budget.close(state.round, attempt))
         return after, replace(report, tokens=None)
 
 

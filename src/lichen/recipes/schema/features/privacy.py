@@ -188,12 +188,6 @@ PRIVACY: tuple[Feature, ...] = (
                 "of a row DiLoCo's steps were not accounted for",
             ),
             _clash("attack", lambda r: r.attack is not None, "of a row liars' rows are not sampled by coins"),
-            _clash(
-                "engine.name",
-                lambda r: r.engine.name != "local",
-                "of a row each client's process needs a key of its own, which only one process has yet",
-                "use local",
-            ),
         ),
     ),
 )
