@@ -186,6 +186,22 @@ def test_every_key_refuses_a_recipe_and_lets_it_pass() -> None:
         assert not refusals(policy(**{key: passing}), recipe), key
 
 
+def test_rounds_to_which_one_client_may_come_alone_are_refused_where_two_are_the_least() -> None:
+    private = {
+        **{"federation": {"rounds": 10, "weighting": "uniform"}, "compare.baselines": []},
+        "privacy": {"sigma": 1.0, "delta": 1e-3, "clip": 1.0},
+    }
+    coins = {"federation.clients_per_round": 4, "federation.sampling": "poisson"}
+    rows = {"privacy.unit": "row", "federation.schedule": {"least": 2}}
+
+    def keys(least: int, **changes: object) -> list[str]:
+        recipe = read_recipe(changed(CHAT, {**private, **changes}))
+        return [one.key for one in refusals(policy(least_clients=least), recipe)]
+
+    assert keys(2, **coins) == ["federation.clients_per_round"]
+    assert keys(1, **coins) == keys(2) == keys(2, **coins, **rows) == []
+
+
 @pytest.mark.parametrize(
     ("line", "key"), [("least_privacy: 1.5", "least_privacy"), ("secure_aggregation: true", "secure_aggregation")]
 )

@@ -54,6 +54,7 @@ class FederatedEngine:
         state: Name of the private state that these jobs are for; empty where there is one.
         agreed: Digest of the shared tensors that every site holds when it starts; empty for none.
         patience: How long a site is waited for.
+        named: How many clients sites hear that a job is for, where that is a secret; None: how many it is for.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class FederatedEngine:
         state: str = "",
         agreed: str = "",
         patience: Patience | None = None,
+        named: int | None = None,
     ) -> None:
-        self.sites, self.site_of, self.agreed = sites, site_of, agreed
+        self.sites, self.site_of, self.agreed, self.named = sites, site_of, agreed, named
         self.recipe, self.state, self.patience = recipe, state, patience or Patience()
         self.bytes_up = 0
         self.bytes_down = 0
@@ -131,7 +133,7 @@ class FederatedEngine:
             one = replace(job, clients=tuple(some), acked=dict.fromkeys(some, view) if view else {})
             self._count_down(sizes(one))
             relied = relies[view] if view else ""
-            yield Errand(next(self._orders), self._numbers, one, relied, set(some), len(job.clients))
+            yield Errand(next(self._orders), self._numbers, one, relied, set(some), self.named or len(job.clients))
 
     def _count_down(self, count: int) -> None:
         with self._lock:

@@ -229,6 +229,11 @@ def _clients(policy: Policy, recipe: Recipe) -> Iterator[Refusal]:
     ):
         if count is not None and count < least:
             yield Refusal(key, line, f"{count} is too few to be averaged among")
+    hides_clients = recipe.privacy is not None and recipe.privacy.unit == "client"
+    if least > 1 and hides_clients and fed.clients_per_round is not None:
+        # Nobody is told who comes: a site that left a round to which its client comes alone would tell of it.
+        reason = "each client comes by a coin of its own, and one may come alone; leave it out, and let everybody come"
+        yield Refusal("federation.clients_per_round", line, reason)
     if schedule.least < least and _can_wait(recipe, least):
         reason = f"a round in which {schedule.least} counted would be a step; set it to {least}"
         yield Refusal("federation.schedule.least", line, reason)

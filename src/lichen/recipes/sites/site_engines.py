@@ -24,6 +24,7 @@ from lichen.engines.pipe_sites import PipeSites
 from lichen.engines.remote.errands import CHILDREN, Patience
 from lichen.engines.remote.pieces import ask_long
 from lichen.engines.sites import SiteError, Sites
+from lichen.recipes.assemble.sides.row_privacy import hides_rows
 from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Announcement, Enrolled, enrolled
@@ -168,7 +169,9 @@ def engine_over(
     join_sites(sites, federation, patience)
     site_of = federation.homes.__getitem__
     digest = recipe_sha256(recipe)
-    return FederatedEngine(sites, site_of, recipe=digest, state=state, agreed=agreed, patience=patience)
+    hides_clients = recipe.privacy is not None and not hides_rows(recipe)
+    named = len(federation.roster) if hides_clients else None  # how many have come is a release
+    return FederatedEngine(sites, site_of, recipe=digest, state=state, agreed=agreed, patience=patience, named=named)
 
 
 @final

@@ -229,9 +229,9 @@ def own_accounts(server: ServerSide, state: Path, bounds: tuple[int, int] | None
         return None
     fewest, most = row_bounds(server.roster)
     if bounds is None or bounds[0] > fewest or bounds[1] < most:
-        told = "nothing" if bounds is None else f"{bounds[0]} to {bounds[1]} of all sites' clients"
+        what = "nothing" if bounds is None else f"{bounds[0]} to {bounds[1]} of all sites' clients"
         raise LichenError(
-            f"clients here have {fewest} to {most} training rows, and the server says {told}; noise would be too small",
+            f"clients here have {fewest} to {most} training rows, and the server says {what}; noise would be too small",
             where="roster",
             fix="start server and sites anew, with one version of lichen",
         )

@@ -1,0 +1,73 @@
+"""Private runs over a real federation have the bytes of simulations with the same keys, and sites pay for rows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.federation.test_kills import Commands, commands, until
+from tests.recipes.sites.test_private_sites import ROWS, private, save_digits, with_key
+
+import lichen
+from lichen.core.secret.budget import Budget, begun_with
+from lichen.federation.policy.keys import change_policy
+from lichen.recipes.schema.read import read_recipe, write_recipe
+
+SITES = {"north": "a.jsonl", "east": "b.jsonl", "south": "c.jsonl"}
+NAMES = {"client": "0" * 16, "row": "1" * 16}
+"""How the two runs are called at the sites."""
+
+
+def prepared(run: Path, name: str, whole: dict[str, Any]) -> Path:
+    """A run that was begun, and has nothing but its recipe, its name and a key."""
+    with_key(run)
+    recipe = read_recipe({**whole, "engine": {"name": "spawned"}, "data": {**whole["data"], "name": "elsewhere"}})
+    (run / "recipe.yaml").write_text(write_recipe(recipe))
+    (run / "state" / "run.json").write_text(json.dumps({"run": name, "left_out": {}}))
+    return run
+
+
+def submit(made: Commands, federation: Path, run: Path) -> dict[str, Any]:
+    at_sites = ("--federation", str(federation), "--sites", ",".join(SITES), "--wait", "120")
+    made.start(run.name, "submit", "--resume", str(run), *at_sites)
+    until(lambda: made.running[run.name].poll() is not None, made, 240)
+    assert made.running[run.name].returncode == 0, made.said()
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return summary
+
+
+def test_two_private_runs_over_the_network(federation: Path, tmp_path: Path) -> None:
+    files, whole = save_digits(tmp_path / "sites"), private(tmp_path)
+    wholes = {"client": whole, "row": {**whole, **ROWS}}
+    runs = {unit: prepared(tmp_path / unit, NAMES[unit], one) for unit, one in wholes.items()}
+    kits = {site: federation / "kits" / site for site in SITES}
+    with commands(tmp_path) as made:
+        made.start("serve", "serve", str(federation))
+        for site, kit in kits.items():
+            change_policy(kit / "policy.yaml", ["from_scratch=true", "labels=true", "least_clients=1"])
+            with_key(kit / "runs" / NAMES["row"], inside=".")
+            made.start(site, "join", str(kit), "--data", str(files[SITES[site]]))
+        summaries = {unit: submit(made, federation, run) for unit, run in runs.items()}
+        for name, place in (*((site, f"kits/{site}") for site in SITES), ("serve", "")):
+            words = [sys.executable, "-m", "lichen", "stop", str(federation / place)]
+            assert subprocess.run(words, check=False).returncode == 0
+            assert made.running[name].wait(60) == 0, made.said()
+    for unit, run in runs.items():
+        local = lichen.run(wholes[unit], out=with_key(tmp_path / f"{unit}-local"), resume=True)
+        finals = [(folder / "state" / "final.safetensors").read_bytes() for folder in (run, local.folder)]
+        assert finals[0] == finals[1]
+        assert summaries[unit]["privacy"]["statement"] == local.summary["privacy"]["statement"]
+        assert summaries[unit]["columns"]["federated"] is None
+    told = "".join((tmp_path / f"{site}.log").read_text() for site in SITES)
+    assert "train lr=0.1 of round 1" in told
+    assert {line.rpartition(", ")[2] for line in told.splitlines() if line.startswith("train ")} == {"6 in all sites"}
+    for kit in kits.values():
+        for path in (kit / "runs" / NAMES["row"] / "accounts").glob("*.jsonl"):
+            terms = begun_with(path)
+            assert terms is not None
+            assert Budget(path, terms=terms, gaps=True).charges == ROWS["federation"]["rounds"]  # type: ignore[index]
+    accounts = [path for kit in kits.values() for path in kit.glob(f"runs/{NAMES['row']}/accounts/*.jsonl")]
+    assert len(accounts) == 6
