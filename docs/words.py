@@ -95,7 +95,12 @@ WORDS = (
     Old("stations", "client_tasks"),
     Old("bench", "Experiment"),
     Old("aid", "Auxiliary"),
-    Old("opened", "LoadedExperiment", but=("data/chat/*",), why="an answer's opening in a chat template"),
+    Old(
+        "opened",
+        "LoadedExperiment",
+        but=("core/masks/*", "data/chat/*"),
+        why="a share that is opened; an answer's opening in a chat template",
+    ),
     Old("unequal", "HeterogeneousClients", but=("recipes/schema/federation.py",), why="rates that are not equal"),
     Old("helped", "TaskResult"),
     Old("wrote", "WrittenRows"),
