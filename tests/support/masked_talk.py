@@ -13,7 +13,7 @@ from lichen.core.masks.closing import Closing
 from lichen.core.masks.party import ADVERT, OPENED, SEALED, Identity, Party
 
 Change = Callable[[str, int, NDArray[Any]], NDArray[Any]]
-"""Stage, sender and its message: what the server gets in its place."""
+"""Stage, client and the message that it sends, or is sent: what arrives in its place."""
 
 
 def numbers(clients: Sequence[int], count: int, seed: int = 0) -> dict[int, NDArray[np.int64]]:
@@ -77,14 +77,20 @@ class Talk:
     def _say(self, stage: str, client: int, what: tuple[Any, ...]) -> Any:
         party = self.parties[client]
         if stage == "advertise":
-            return self.change(stage, client, party.advertise())
+            return self._sent(stage, client, party.advertise())
         if stage == "share":
-            sealed, commitments = party.share(*what)
-            return self.change("share", client, sealed), self.change("commit", client, commitments)
+            sealed, commitments = party.share(what[0], self.change("adverts", client, what[1]))
+            return self._sent(stage, client, sealed), self._sent("commit", client, commitments)
         if stage == "mask":
-            party.receive(*what)
-            return self.change(stage, client, party.mask(self.units[client]))
-        return self.change(stage, client, party.open(*what))
+            party.receive(self.change("boxes", client, what[0]), self.change("present", client, what[1]))
+            return self._sent(stage, client, party.mask(self.units[client]))
+        return self._sent(stage, client, party.open(self.change("alive", client, what[0])))
+
+    def _sent(self, stage: str, client: int, message: NDArray[Any]) -> NDArray[Any]:
+        changed = self.change(stage, client, message)
+        if changed.shape != message.shape:
+            raise LichenError("is not of the shape that was declared", where=stage, reason="masks")  # as admission does
+        return changed
 
     def total(self) -> NDArray[np.int64]:
         """Run all four stages.

@@ -29,6 +29,9 @@ from lichen.core.masks.layout import frame, refused
 
 __all__ = ["degree", "neighbours"]
 
+_FEW = 16
+"""Clients who all mask with one another: so many masks cost little, and a share of so few is but one or two of them."""
+
 
 def degree(clients: int, *, dropped: float, colluding: float, bits: int = 40) -> tuple[int, int]:
     """Neighbours of each client, and how many of its ``k + 1`` holders open a secret.
@@ -40,8 +43,8 @@ def degree(clients: int, *, dropped: float, colluding: float, bits: int = 40) ->
         bits: Each bound may fail with chance ``2^-bits``, over all clients.
 
     Returns:
-        ``(k, t)``. All others, ``k = clients - 1`` and ``t = (k + 1) // 2 + 1``, unless a lesser even k does: then the
-        least, and the least t for it.
+        ``(k, t)``. Of at most 16 clients, or where nothing less does, all others: ``k = clients - 1`` and
+        ``t = (k + 1) // 2 + 1``. Else the least even k that does, and the least t for it.
 
     Raises:
         LichenError: if so many dropped or colluding clients can be met by no graph.
@@ -54,7 +57,7 @@ def degree(clients: int, *, dropped: float, colluding: float, bits: int = 40) ->
     if not (0 <= dropped < 1 and 0 <= colluding < 1 and bits >= 0):
         raise refused("dropped and colluding are shares of the clients", "use 0 to below 1, and bits from 0")
     lost, liars = math.ceil(dropped * clients - 1e-9), math.ceil(colluding * clients - 1e-9)
-    for k in range(2, clients - 1, 2):
+    for k in range(2, clients - 1, 2) if clients > _FEW else ():
         if (threshold := _threshold(clients, k, lost, liars, bits * math.log(2))) is not None:
             return k, threshold
     threshold = clients // 2 + 1
