@@ -86,8 +86,8 @@ class Closing:
         if (holders := min(self._k, len(clients) - 1) + 1) < self._threshold:
             raise refused(f"{holders} holders a secret, and {self._threshold} open one", "invite more clients")
         self._adverts = {client: row.tobytes() for client, row in zip(clients, adverts_CA, strict=True)}
-        said = b"".join(digest(client, self._adverts[client]) for client in sorted(clients))
-        self._around = neighbours(sorted(clients), self._k, digest("graph", self._context, said))
+        every = b"".join(digest(client, self._adverts[client]) for client in sorted(clients))
+        self._around = neighbours(sorted(clients), self._k, digest("graph", self._context, every))
         ids_Ck = np.full((len(clients), self._k), -1, dtype=np.int64)
         adverts_CkA = np.zeros((len(clients), self._k, ADVERT), dtype=np.uint8)
         for row, client in enumerate(clients):

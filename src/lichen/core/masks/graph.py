@@ -29,7 +29,7 @@ from lichen.core.masks.layout import frame, refused
 
 __all__ = ["degree", "neighbours"]
 
-_FEW = 16
+_ALL_UP_TO = 16
 """Clients who all mask with one another: so many masks cost little, and a share of so few is but one or two of them."""
 
 
@@ -57,7 +57,7 @@ def degree(clients: int, *, dropped: float, colluding: float, bits: int = 40) ->
     if not (0 <= dropped < 1 and 0 <= colluding < 1 and bits >= 0):
         raise refused("dropped and colluding are shares of the clients", "use 0 to below 1, and bits from 0")
     lost, liars = math.ceil(dropped * clients - 1e-9), math.ceil(colluding * clients - 1e-9)
-    for k in range(2, clients - 1, 2) if clients > _FEW else ():
+    for k in range(2, clients - 1, 2) if clients > _ALL_UP_TO else ():
         if (threshold := _threshold(clients, k, lost, liars, bits * math.log(2))) is not None:
             return k, threshold
     threshold = clients // 2 + 1

@@ -105,7 +105,7 @@ class Party:
         self._seed = derive(self._secret, "seed")
         self._private = (derive(self._secret, "mask key"), derive(self._secret, "box key"))
         self._advert = self._advertised()
-        self._said: dict[str, bytes] = {}  # by stage, a digest of what the client was asked
+        self._answered: dict[str, bytes] = {}  # by stage, a digest of what the client was asked
         self._pairs: list[Pair | None] = []
         self._shared: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None
         self._own = b""
@@ -134,7 +134,7 @@ class Party:
         """
         ids = [int(client) for client in ids]
         shaped("adverts", adverts, (self._k, ADVERT), np.uint8)
-        asked = self._same("share", repr(ids).encode() + adverts.tobytes())
+        request = self._same("share", repr(ids).encode() + adverts.tobytes())
         if self._shared is not None:
             return self._shared[0].copy(), self._shared[1].copy()
         known = [client for client in ids if client != -1]
@@ -144,7 +144,7 @@ class Party:
         rows = [adverts[i].tobytes() for i in range(self._k)]
         self._pairs = [None if client == -1 else self._pair(client, rows[i]) for i, client in enumerate(ids)]
         holders = {i + 1: client for i, client in enumerate([*ids, self._client]) if client != -1}
-        secrets, key = {SEED: self._seed, KEY: self._private[0]}, derive(self._secret, "dealing", asked)
+        secrets, key = {SEED: self._seed, KEY: self._private[0]}, derive(self._secret, "dealing", request)
         sealed = np.zeros((self._k, SEALED), dtype=np.uint8)
         commitments = np.zeros((self._k + 1, 2, COMMITMENT), dtype=np.uint8)
         dealt = deal_both(self._context, self._client, holders, self._threshold, secrets, key)
@@ -155,7 +155,7 @@ class Party:
                 sealed[x - 1] = np.frombuffer(box, dtype=np.uint8)
             else:
                 self._own = body[: SECRET + SALT]
-        self._shared, self._said["share"] = (sealed, commitments), asked
+        self._shared, self._answered["share"] = (sealed, commitments), request
         return sealed.copy(), commitments.copy()
 
     def receive(self, sealed: NDArray[np.uint8], present: NDArray[np.bool_]) -> None:
@@ -172,7 +172,7 @@ class Party:
         shaped("sealed", sealed, (self._k, SEALED), np.uint8)
         shaped("present", present, (self._k,), np.bool_)
         self._after("share", "receive")
-        asked = self._same("receive", present.tobytes() + sealed.tobytes())
+        request = self._same("receive", present.tobytes() + sealed.tobytes())
         if any(present[i] > (of is not None) or sealed[i].any() > present[i] for i, of in enumerate(self._pairs)):
             raise refused(f"client {self._client} is sent a box of nobody who got through", "repeat the round")
         self._enough(int(present.sum()) + 1, "holders of its shares who got through")
@@ -184,7 +184,7 @@ class Party:
                 if body is None:
                     raise refused(f"client {of.other} sent client {self._client} a box that does not open")
                 parts[i] = of.parts(body, box)
-        self._parts, self._present, self._said["receive"] = parts, present.copy(), asked
+        self._parts, self._present, self._answered["receive"] = parts, present.copy(), request
 
     def mask(self, units_N: NDArray[np.int64]) -> NDArray[np.int64]:
         """The numbers under the client's own mask and those between it and its neighbours, modulo 2^64.
@@ -197,7 +197,7 @@ class Party:
         """
         shaped("numbers", units_N, (units_N.size,), np.int64)
         self._after("receive", "mask")
-        self._said["mask"] = self._same("mask", np.ascontiguousarray(units_N))
+        self._answered["mask"] = self._same("mask", np.ascontiguousarray(units_N))
         assert self._present is not None
         masked_N = units_N.copy()
         add_stream(masked_N, derive(self._seed, "self mask"), 1)
@@ -225,7 +225,7 @@ class Party:
         assert self._present is not None
         if bool((alive & ~self._present).any()):
             raise refused(f"client {self._client} has no mask with one whose numbers arrived", "ask what was asked")
-        self._said["open"] = self._same("open", alive.tobytes())
+        self._answered["open"] = self._same("open", alive.tobytes())
         opened = np.zeros((self._k + 1, OPENED), dtype=np.uint8)
         for i in range(self._k):
             kind = SEED if alive[i] else KEY
@@ -249,15 +249,15 @@ class Party:
             raise refused(f"the advert of client {client} has a bad signature")
         return pair(self._context, self._client, self._advert, self._private, client, advert)
 
-    def _same(self, stage: str, asked: Any) -> bytes:
+    def _same(self, stage: str, request: Any) -> bytes:
         """A digest of what is asked, if nothing else was asked at this stage before."""
-        found = hashlib.sha256(asked).digest()
-        if self._said.get(stage, found) != found:
+        found = hashlib.sha256(request).digest()
+        if self._answered.get(stage, found) != found:
             raise refused(f"client {self._client} was asked to {stage} twice, and differently", "take a new context")
         return found
 
     def _after(self, before: str, stage: str) -> None:
-        if before not in self._said:
+        if before not in self._answered:
             raise refused(f"client {self._client} was asked to {stage} before {before}", "keep the order")
 
     def _enough(self, count: int, whom: str) -> None:
