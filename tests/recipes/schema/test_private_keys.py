@@ -185,6 +185,53 @@ def test_wrong_beside_privacy_of_rows_is_refused_by_its_key(key: str) -> None:
     refused(lambda: read_recipe("digits", (*GOOD, "privacy.unit=row", *OF_ROWS[key])), key)
 
 
+def test_all_that_clashes_is_said_at_once_each_with_reason_and_fix() -> None:
+    keys = ("wire.gate=3.0", "federation.history=true", "optimizer.lr=[0.1, 0.3]", "federation.weighting=rows")
+    with pytest.raises(LichenError) as caught:
+        read_recipe("digits", GOOD + keys)
+    error = caught.value
+    assert error.where == "privacy"
+    assert "4 things" in error.what
+    for key in keys:
+        one = key.split("=")[0]
+        (alone,) = [line for line in error.what.splitlines() if line.strip().startswith(f"{one}: ")]
+        with pytest.raises(LichenError) as single:
+            read_recipe("digits", (*GOOD, key))
+        assert alone.strip() == f"{single.value.where}: {single.value.what}"
+        assert f"{one}: {single.value.fix}" in error.fix
+    more = ("federation.patience=2", "federation.valid_clients=3", "federation.valid_average=median")
+    more += ("compare.target=0.5", "federation.robust={rule: median}", "federation.ranks=[1, 2]", "privacy.delta=0.5")
+    more += ("federation.valid_every=2", "federation.schedule.least=2", "federation.memory=[1.0]")
+    with pytest.raises(LichenError, match=r"and \d+ more"):
+        read_recipe("digits", GOOD + keys + more)
+
+
+@pytest.mark.parametrize(
+    ("keys", "refused_here"),
+    [
+        (("privacy.delta=0.1",), True),
+        (("privacy.delta=0.0999",), False),
+        (("privacy.delta=0.0999", "data.partition.clients=11"), True),
+        (("privacy.delta=0.3", "data.max_clients=3"), False),
+        (("privacy.delta=0.4", "data.max_clients=3"), True),
+        # How many there are is not known before the rows are read, or of a row it is another number.
+        (("privacy.delta=0.5", "data.on_too_few_rows=drop"), False),
+        (("privacy.delta=0.5", "data.min_rows=5"), False),
+        (("privacy.delta=0.5", "data.partition={by: client}"), False),
+        (("privacy.delta=0.5", "privacy.unit=row"), False),
+    ],
+)
+def test_a_delta_that_publishes_a_client_is_refused_where_the_recipe_says_how_many(
+    keys: tuple[str, ...], refused_here: bool
+) -> None:
+    if not refused_here:
+        assert read_recipe("digits", GOOD + keys).privacy is not None
+        return
+    with pytest.raises(LichenError, match="published whole") as caught:
+        read_recipe("digits", GOOD + keys)
+    assert caught.value.where == "privacy.delta"
+
+
 def test_privacy_of_rows_goes_with_more_than_that_of_clients() -> None:
     for more in (
         ("federation.weighting=rows",),

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from lichen.core.errors import LichenError
+from lichen.recipes.schema.features.feature import FaultsError
 
 __all__ = ["choices", "example", "expected", "explain", "field_of", "items_of", "section_of"]
 
@@ -205,6 +206,9 @@ def _explain_one(root: type[BaseModel], error: Mapping[str, Any], path: tuple[st
     """``(where, what, fix)`` of one fault."""
     where, kind, value = _dotted(path) or "recipe", str(error["type"]), error.get("input")
     field, context = field_of(root, path), error.get("ctx", {})
+    if kind == "value_error" and isinstance(context["error"], FaultsError):
+        whole = context["error"].whole()
+        return whole.where, whole.what, whole.fix
     if kind == "value_error":
         message = str(context["error"])
         named = re.match(r"([a-z_.]+): (.*)", message, re.S)

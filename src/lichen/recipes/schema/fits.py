@@ -8,15 +8,16 @@ the declaration.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lichen.core.errors import LichenError
 from lichen.declared import Declared, Part, Property, misfit
 from lichen.recipes.schema.features.attack import ATTACK
 from lichen.recipes.schema.features.changes import CHANGES
-from lichen.recipes.schema.features.feature import Feature
+from lichen.recipes.schema.features.feature import FaultsError, Feature
 from lichen.recipes.schema.features.help import HELP
-from lichen.recipes.schema.features.privacy import PRIVACY
+from lichen.recipes.schema.features.privacy import PRIVACY, published_whole
 from lichen.recipes.schema.features.robust import ROBUSTNESS
 from lichen.recipes.schema.features.schedule import SCHEDULE
 from lichen.recipes.schema.features.training import TRAINING
@@ -35,21 +36,39 @@ def member(declared: Declared, decides: frozenset[Property], key: str, *, word: 
 def refuse(recipe: Any, members: Sequence[Part]) -> None:
     """Refuse the first part that needs what another part does not allow, or that clashes with another key.
 
+    What does not go with ``privacy`` is told all at once, since there is much of it.
+
     Args:
         recipe: The recipe.
         members: Its rule, client method, engine and what is trained.
 
     Raises:
-        ValueError: naming the key and the fix.
+        FaultsError: naming keys and fixes.
     """
     features = tuple(feature for feature in FEATURES if feature.used(recipe))
     parts = (*map(_part, features), *members)
+    faults = [
+        error
+        for place, part in enumerate(parts)
+        if place < len(features) and features[place] in PRIVACY
+        for error in _faults(recipe, parts, part, features[place])
+    ]
+    if recipe.privacy is not None and (whole := published_whole(recipe)) is not None:
+        faults.append(whole)
+    if faults:
+        raise FaultsError("privacy", faults)
     for place, part in enumerate(parts):
-        if (error := misfit(parts, part)) is not None:
-            raise ValueError(f"{error.where}: {error.what}; {error.fix}")
-        for clash in features[place].clashes if place < len(features) else ():
-            if clash.used(recipe):
-                raise ValueError(f"{clash.where or part.key}: {clash.what}; {clash.fix}")
+        for error in _faults(recipe, parts, part, features[place] if place < len(features) else None):
+            raise FaultsError(part.key, [error])
+
+
+def _faults(recipe: Any, parts: Sequence[Part], part: Part, feature: Feature | None) -> Iterator[LichenError]:
+    """Why a part does not go with others: for what it needs, and for other keys."""
+    if (error := misfit(parts, part)) is not None:
+        yield error
+    for clash in () if feature is None else feature.clashes:
+        if clash.used(recipe):
+            yield LichenError(clash.what, where=clash.where or part.key, fix=clash.fix)
 
 
 def _part(feature: Feature) -> Part:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lichen.core.errors import LichenError
 from lichen.declared import Need, Paper, Property
 from lichen.recipes.schema.features.feature import Clash, Feature, of_shared_model
 
-__all__ = ["PRIVACY"]
+__all__ = ["PRIVACY", "published_whole"]
 
 
 def _used(recipe: Any) -> bool:
@@ -191,3 +192,19 @@ PRIVACY: tuple[Feature, ...] = (
         ),
     ),
 )
+
+
+def published_whole(recipe: Any) -> LichenError | None:
+    """Why this δ hides nobody, where the recipe itself says how many clients there are; None where it does not."""
+    config, data = recipe.privacy, recipe.data
+    known = data.partition.by != "client" and data.on_too_few_rows == "refuse" and data.on_single_class != "drop"
+    if config is None or config.unit != "client" or config.delta is None or not known or data.min_rows > 1:
+        return None
+    clients = min(data.partition.clients, data.max_clients or data.partition.clients)
+    if config.delta < 1 / clients:
+        return None
+    return LichenError(
+        f"{config.delta:g} allows that one of {clients} clients is published whole",
+        where="privacy.delta",
+        fix=f"use less than {1 / clients:.2g}, or leave it out",
+    )
