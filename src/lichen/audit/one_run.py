@@ -13,6 +13,8 @@ Legend: M canaries.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 import torch
@@ -20,10 +22,14 @@ from torch import Tensor
 
 from lichen.core.errors import LichenError
 
-__all__ = ["epsilon_at_least", "guessed"]
+__all__ = ["Bound", "bounded", "epsilon_at_least", "guessed"]
 
 MOST = 64.0
 """No bound above this is looked for: e^64 is more than any count of guesses tells."""
+
+
+SHARES = (0.8, 0.4, 0.2, 0.1)
+"""Of the canaries that are guessed, in :func:`bounded`; half of all would be too many to call in where fewer are."""
 
 
 def epsilon_at_least(
@@ -60,6 +66,49 @@ def epsilon_at_least(
     return low
 
 
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """What guesses say of ε.
+
+    Attributes:
+        epsilon: It is not below, at the confidence that was asked for.
+        guesses: r, of which the bound comes.
+        right: v, of them.
+    """
+
+    epsilon: float
+    guesses: int
+    right: int
+
+
+def bounded(score_M: Tensor, included_M: Tensor, *, delta: float = 0.0, confidence: float = 0.95) -> Bound:
+    """The largest bound of several numbers of guesses: most canaries, or those alone with the most telling scores.
+
+    Which number is best depends on the attack, and to choose it by the result would say too much: each is tested at its
+    share of the doubt, so that all hold together.
+
+    Args:
+        score_M: The higher, the more it looks like a row that was trained on.
+        included_M: bool, whether it was.
+        delta: δ of the statement that is tested.
+        confidence: That the true ε is not below.
+
+    >>> found = bounded(torch.arange(100.0), torch.arange(100) >= 50)
+    >>> round(found.epsilon, 3), found.right, found.guesses
+    (2.877, 80, 80)
+    """
+    total = len(score_M)
+    numbers = sorted({max(1, round(share * total)) for share in SHARES}, reverse=True)
+    each = 1 - (1 - confidence) / len(numbers)
+    found = []
+    for guesses in numbers:
+        right = guessed(score_M, included_M, guesses)
+        epsilon = epsilon_at_least(guesses, right, canaries=total, delta=delta, confidence=each)
+        found.append(Bound(epsilon=epsilon, guesses=guesses, right=right))
+    return max(found, key=lambda one: one.epsilon)
+
+
 def _chance(epsilon: float, guesses: int, right: int, canaries: int, delta: float) -> float:
     """At most how likely as many right guesses are under (ε, δ)-privacy; theorem 5.2 of the paper."""
     log_q = -math.log1p(math.exp(-epsilon))
@@ -87,7 +136,7 @@ def guessed(score_M: Tensor, included_M: Tensor, guesses: int) -> int:
         LichenError: for more guesses than canaries.
     """
     if not 0 <= guesses <= len(score_M):
-        raise LichenError(f"{guesses} guesses on {len(score_M)} canaries", where="audit.guesses", fix="use fewer")
+        raise LichenError(f"{guesses} guesses on {len(score_M)} canaries", where="audit", fix="use fewer")
     order_M = torch.argsort(score_M, descending=True, stable=True)
     yes, no = -(-guesses // 2), guesses // 2
     included_M = included_M[order_M]
