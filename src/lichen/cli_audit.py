@@ -18,7 +18,9 @@ def audit_command(
     """Attack a finished run with its own data at hand: who was trained on, and what text its messages give away.
 
     Membership is told by losses, with and without the bare model's as a reference. Text is looked for in the messages
-    that a run with federation.history: true has retained. Several runs on the same data make one table, a line each.
+    that a run with federation.history: true has retained. Of a run with canaries (the section audit of its recipe) it
+    is guessed which it was trained on, and so how large its epsilon is at least. Several runs on the same data make
+    one table, a line each.
 
     Parameters
     ----------
@@ -38,7 +40,14 @@ def audit_command(
     from dataclasses import asdict
 
     from lichen.recipes.audit.audit import audit
-    from lichen.recipes.audit.report import members_table, members_words, messages_table, messages_words
+    from lichen.recipes.audit.report import (
+        canaries_table,
+        canaries_words,
+        members_table,
+        members_words,
+        messages_table,
+        messages_words,
+    )
 
     if others:
         _audit_several((folder, *others), rows=rows, messages=messages, seed=seed, json=json)
@@ -49,6 +58,10 @@ def audit_command(
         return
     show(members_table(found))
     say(members_words(found))
+    if found.canaries is not None:
+        show(canaries_table(found.canaries))
+        for line in canaries_words(found.canaries):
+            say(line)
     if found.messages:
         show(messages_table(found))
     for line in messages_words(found):

@@ -171,6 +171,7 @@ DIMENSIONS: dict[str, dict[str, dict[str, Any]]] = {
         "backdoor": {"attack": {"kind": "backdoor", "target": "sad"}},
         "unsafe": {"attack": {"kind": "unsafe"}},
     },
+    "audit": {"none": {}, "canaries": {"audit": {"canaries": 12, "seed": 3}}},
     "schedule": {
         "synchronous": {},
         "buffered": {"federation": {"schedule": {"kind": "buffered", "arrivals": 2}}},

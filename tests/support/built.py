@@ -36,6 +36,7 @@ from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.assemble.parts import algorithm_of, client_tasks, initial_shared, lr_scale, stop_of
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.attack import colluding
+from lichen.recipes.assemble.sides.canaries import canary_key
 from lichen.recipes.assemble.workload import (
     Unbudgeted,
     alone_rounds,
@@ -220,6 +221,8 @@ class Builder:
 
     def _rounds(self, recipe: Recipe, folder: RunFolder) -> list[Any]:
         loaded = self.open(recipe)
+        if recipe.audit is not None:
+            loaded = loaded.planted(canary_key(recipe, folder.path, begun=False))
         helped = apply_help(loaded, folder, lambda _: None)
         extra = {name: value for name, value in helped.extra.items() if not name.startswith("fm.")}
         out: list[Any] = [loaded.clients_data, loaded.public_split, loaded.experiment.start, helped.rows, extra]

@@ -6,10 +6,11 @@ A server and a node open the same recipe and hold the same thing.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, final
 
+from lichen.core.secret.randomness import SecretRandomness
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.content_digest import records_digest
 from lichen.data.batches.shards import Shard, TextShard
@@ -25,6 +26,7 @@ from lichen.recipes.assemble.loaded_model import load_model
 from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.sides.attack import refuse_truth
+from lichen.recipes.assemble.sides.canaries import Canaries, canaries_of
 from lichen.recipes.assemble.sides.clients import ClientSide, declared
 from lichen.recipes.assemble.sides.poison import poison_of
 from lichen.recipes.assemble.sides.server import capacity_from
@@ -73,6 +75,16 @@ class LoadedExperiment:
     data: str = ""
     read: Mapping[str, Any] | None = None
     cards: Cards = field(default_factory=Cards)
+
+    def canaries(self, secret: SecretRandomness) -> Canaries:
+        """The canaries that this key puts among its rows."""
+        server, train = self.experiment.server, self.experiment.clients.train
+        return canaries_of(server, train, secret, make=self.make, tokenizer=self.tokenizer, words=self.vocabulary)
+
+    def planted(self, secret: SecretRandomness) -> LoadedExperiment:
+        """The same, its clients with the canaries of this key that are in."""
+        shards = self.canaries(secret).shards(len(self.clients_data))
+        return replace(self, experiment=self.experiment.with_rows(canaries=shards))
 
 
 def fetch_named(recipe: Recipe, say: Callable[[str], None]) -> None:

@@ -8,7 +8,7 @@ Legend: N clients.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -37,7 +37,7 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
 from lichen.core.timing.schedule import Schedule
 from lichen.core.wire.shared import Shared
-from lichen.data.batches.shards import TrainSource
+from lichen.data.batches.shards import Shard, TrainSource
 from lichen.present.target import ACCURACY
 from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_of, local_params_of, weighting_of
 from lichen.recipes.assemble.experiment import Experiment, lr_name
@@ -110,19 +110,21 @@ def works_of(
 def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
     """All that a node of this recipe can be asked to do: works, and the rows that they are done with."""
     fed, rows = experiment.recipe.federation, experiment.clients
-    local = experiment.training(
-        rows.train,
-        batch=fed.batch_size,
-        steps=fed.local_steps,
-        epochs=fed.local_epochs,
-        parts=fed.gradient_accumulation_steps,
-    )
-    lied = poisoned(experiment.server, rows, local)
+
+    def training(shards: Sequence[Shard]) -> Source:
+        parts = fed.gradient_accumulation_steps
+        return experiment.training(
+            shards, batch=fed.batch_size, steps=fed.local_steps, epochs=fed.local_epochs, parts=parts
+        )
+
+    local = training(rows.train)
+    planted = training(rows.planted) if rows.canaries else local
+    lied = poisoned(experiment.server, rows, planted)
     valid, test = experiment.evaluating(rows.valid), experiment.evaluating(rows.test)
     sources: dict[str, Source] = {"roster": NoBatches(), "train": lied, "alone": local, "valid": valid, "test": test}
     sources |= {"alone.valid": valid, "alone.chosen": valid, "alone.test": test}
-    if rows.secret is not None and isinstance(local, TrainSource):
-        sources["train"] = private_source(experiment.server, local, rows.secret.randomness)
+    if rows.secret is not None and isinstance(planted, TrainSource):
+        sources["train"] = private_source(experiment.server, planted, rows.secret.randomness)
     works = works_of(experiment.server, rows.auxiliary, rows.secret)
     return {name: ClientTask(work=work, source=sources[name.partition(" ")[0]]) for name, work in works.items()}
 

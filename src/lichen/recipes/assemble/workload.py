@@ -108,7 +108,9 @@ def pooled_experiment(experiment: Experiment) -> Experiment:
     # Nobody lies where there is one.
     recipe = experiment.recipe.model_copy(update={"federation": fed.model_copy(update=changes), "attack": None})
     own = experiment.clients
-    everybody = replace(own, train=(pooled(own.train),), valid=(pooled(own.valid),), test=(pooled(own.test),))
+    everybody = replace(
+        own, train=(pooled(own.train),), valid=(pooled(own.valid),), test=(pooled(own.test),), canaries=()
+    )
     roster = declared(everybody, ("pooled",))
     return replace(experiment.with_server(recipe=recipe, roster=roster), clients=everybody)
 

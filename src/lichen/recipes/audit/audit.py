@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from lichen.audit.separation import Separation
 from lichen.core.collecting.history import History
@@ -17,7 +17,9 @@ from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.inputs import inputs_of, require_same
 from lichen.recipes.assemble.experiment import lr_name
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
+from lichen.recipes.assemble.sides.canaries import Canaries, canary_key
 from lichen.recipes.assemble.sides.privacy import KEY, with_secret
+from lichen.recipes.audit.canaries import FoundCanaries, found_canaries
 from lichen.recipes.audit.members import membership
 from lichen.recipes.audit.messages import ReadMessage, read_messages
 from lichen.recipes.schema.read import recipe_of
@@ -37,11 +39,13 @@ class Audit:
         membership: What each score tells of training rows, by :data:`lichen.recipes.audit.members.ATTACKS`.
         messages: What each message that was looked at gives away; none where nothing is read off one.
         retained: Whether the run has retained its messages.
+        canaries: What canaries show; None: it has none.
     """
 
     membership: Mapping[str, Separation]
     messages: tuple[ReadMessage, ...] = ()
     retained: bool = False
+    canaries: FoundCanaries | None = None
 
 
 def audit(folder: Path | str, *, rows: int = 1000, messages: int = 8, seed: int = 0) -> Audit:
@@ -66,14 +70,30 @@ def audit(folder: Path | str, *, rows: int = 1000, messages: int = 8, seed: int 
     loaded = open_recipe(recipe)
     require_same(folder, recipe, inputs_of(loaded))
     tree, _ = load_tree(folder / "state" / "final.safetensors")
-    members = membership(loaded.experiment, Shared.of_flat(tree), rows=rows, seed=seed)
+    shared = Shared.of_flat(tree)
+    members = membership(loaded.experiment, shared, rows=rows, seed=seed)
+    canaries = None
+    if recipe.audit is not None:
+        secret = canary_key(recipe, folder, begun=True)
+        canaries = _canaries(loaded, loaded.canaries(secret), shared, summary.get("privacy"))
+        loaded = loaded.planted(secret)
     if not recipe.federation.history or not messages:
-        return Audit(membership=members)
+        return Audit(membership=members, canaries=canaries)
     loaded = _with_key(loaded, folder)
     lr = float(summary["extra"]["lr.federated"])
     history = History(folder / "state" / "federated" / lr_name(lr) / HISTORY)
     found = tuple(read_messages(loaded, history, messages=messages))
-    return Audit(membership=members, messages=found, retained=True)
+    return Audit(membership=members, messages=found, retained=True, canaries=canaries)
+
+
+def _canaries(
+    loaded: LoadedExperiment, canaries: Canaries, shared: Shared, privacy: Mapping[str, Any] | None
+) -> FoundCanaries:
+    """What canaries show, beside what was promised."""
+    if privacy is None or privacy["epsilon"] is None:
+        return found_canaries(loaded.experiment, canaries, shared)
+    delta, epsilon, unit = privacy["delta"], privacy["epsilon"], privacy["unit"]
+    return found_canaries(loaded.experiment, canaries, shared, delta=delta, promised=epsilon, unit=unit)
 
 
 def _with_key(loaded: LoadedExperiment, folder: Path) -> LoadedExperiment:

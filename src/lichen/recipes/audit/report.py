@@ -11,11 +11,21 @@ from rich.text import Text
 from lichen.audit.separation import Separation
 from lichen.present.table import new_table
 from lichen.recipes.audit.audit import Audit
+from lichen.recipes.audit.canaries import FoundCanaries
 from lichen.recipes.audit.members import ATTACKS
 from lichen.recipes.audit.messages import ReadMessage
 from lichen.recipes.audit.several import AuditedRun
 
-__all__ = ["members_table", "members_words", "messages_table", "messages_words", "runs_table", "runs_words"]
+__all__ = [
+    "canaries_table",
+    "canaries_words",
+    "members_table",
+    "members_words",
+    "messages_table",
+    "messages_words",
+    "runs_table",
+    "runs_words",
+]
 
 
 def members_table(audit: Audit) -> Table:
@@ -90,11 +100,55 @@ def _read(best: ReadMessage) -> str:
     )
 
 
+def canaries_table(found: FoundCanaries) -> Table:
+    """One line: how far those that were trained on stand out, and the least ε that fits the guesses."""
+    heads = ("canaries", "in", "exposure, bits", "most", "right", "ε at least", "ε promised")
+    table = new_table("What canaries show", *heads, numbers=heads)
+    table.add_row(
+        str(found.canaries),
+        str(found.included),
+        f"{found.exposure:.2f}",
+        f"{found.exposure_most:.2f} of {found.exposure_full:.2f}",
+        f"{found.bound.right} of {found.bound.guesses}",
+        f"{found.bound.epsilon:.3f}",
+        _epsilon(found.promised),
+    )
+    return table
+
+
+def canaries_words(found: FoundCanaries) -> list[str]:
+    """What that means, and what it cannot be held against."""
+    bound = found.bound
+    guesses = f"{bound.right} of {bound.guesses} guesses which canaries were trained on are right"
+    at = f", δ = {found.delta:.2g}" if found.delta else ""
+    if not bound.epsilon:
+        lines = [f"{guesses}, as a coin's would be: no ε is ruled out."]
+    else:
+        lines = [f"{guesses}: training has an ε of {bound.epsilon:.3f} at least for one row (95 % confidence{at})."]
+    if found.unit == "client":
+        lines.append(
+            "What was promised hides a client, and canaries are rows: one that changes changes its client for another, "
+            "at up to twice that ε, so that the bound is not to be held against the promise."
+        )
+    elif found.promised is not None and bound.epsilon > found.promised:
+        lines.append(
+            "That is more than was promised: noise or accounting are at fault, or this is the one run in twenty in "
+            "which chance does it; make another run."
+        )
+    return lines
+
+
+def _epsilon(value: float | None) -> str:
+    return "-" if value is None else f"{math.ceil(value * 1000) / 1000:.3f}"  # up, so that it holds
+
+
 def runs_table(runs: Sequence[AuditedRun]) -> Table:
     """A line for each run: the score with the largest AUC, and what was read off all its messages."""
     _, best = _strongest(runs[0].found)
     found = f"found at {best.false_rate:.0%} false"
-    heads = ("run", "protected by", "ε", "AUC", "95 %", found, "95 % ", "read of messages", "false")
+    planted = any(run.found.canaries is not None for run in runs)
+    least = ("ε at least",) if planted else ()
+    heads = ("run", "protected by", "ε", *least, "AUC", "95 %", found, "95 % ", "read of messages", "false")
     table = new_table("What each run gave away, by the strongest score", *heads, numbers=heads[2:])
     for run in runs:
         _, x = _strongest(run.found)
@@ -102,7 +156,8 @@ def runs_table(runs: Sequence[AuditedRun]) -> Table:
         table.add_row(
             Text(run.folder),
             run.protected_by,
-            "-" if run.epsilon is None else f"{math.ceil(run.epsilon * 1000) / 1000:.3f}",  # up, so that it holds
+            _epsilon(run.epsilon),
+            *(() if not planted else ("-",) if run.found.canaries is None else (_least(run.found.canaries),)),
             f"{x.auc:.3f}",
             f"{x.auc_low:.3f} to {x.auc_high:.3f}",
             f"{x.tpr:.1%}",
@@ -122,7 +177,13 @@ def runs_words(runs: Sequence[AuditedRun]) -> list[str]:
         if best.auc_low <= 0.5:
             who = "no score tells training rows from test rows"
         lines.append(f"{run.folder}: {_text_read(run.found)}, and {who}.")
+        if run.found.canaries is not None:
+            lines += [f"{run.folder}: {line}" for line in canaries_words(run.found.canaries)]
     return lines
+
+
+def _least(found: FoundCanaries) -> str:
+    return f"{found.bound.epsilon:.3f}"
 
 
 def _strongest(audit: Audit) -> tuple[str, Separation]:

@@ -14,6 +14,7 @@ from typing import Any
 from lichen.core.errors import LichenError
 from lichen.declared import Declared, Part, Property, misfit
 from lichen.recipes.schema.features.attack import ATTACK
+from lichen.recipes.schema.features.audit import CANARIES
 from lichen.recipes.schema.features.changes import CHANGES
 from lichen.recipes.schema.features.feature import FaultsError, Feature
 from lichen.recipes.schema.features.help import HELP
@@ -24,7 +25,7 @@ from lichen.recipes.schema.features.training import TRAINING
 
 __all__ = ["FEATURES", "member", "refuse"]
 
-FEATURES = (*PRIVACY, *HELP, *CHANGES, *ROBUSTNESS, *SCHEDULE, *TRAINING, *ATTACK)
+FEATURES = (*PRIVACY, *HELP, *CHANGES, *ROBUSTNESS, *SCHEDULE, *TRAINING, *ATTACK, *CANARIES)
 """In the order in which a recipe is looked through."""
 
 

@@ -315,6 +315,12 @@ READS: tuple[Read, ...] = (
         when=lambda r: r.model.student is None or not r.model.student.kind.startswith("image"),
         what=lambda _: "rows of numbers have a corner for a trigger",
     ),
+    # Canaries.
+    Read(
+        keys=("audit.scale",),
+        when=lambda r: r.model.student is not None and r.model.student.kind.startswith("image"),
+        what=lambda _: "canaries of texts are words",
+    ),
     # What it is held against.
     Read(
         keys=("compare.forms",),

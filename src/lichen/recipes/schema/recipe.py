@@ -25,6 +25,7 @@ from lichen.recipes.schema.fits import member, refuse
 from lichen.recipes.schema.help import SemiConfig, SyntheticConfig, TeacherConfig, refuse_unhelpful
 from lichen.recipes.schema.model import AdapterConfig, ModelConfig, Positive, Section, StudentConfig
 from lichen.recipes.schema.names import EngineName, MetricName, TaskName
+from lichen.recipes.schema.sections.audit import AuditConfig
 from lichen.recipes.schema.sections.privacy import PrivacyConfig
 from lichen.server import rules
 from lichen.server.robust.table import too_many_liars
@@ -147,6 +148,9 @@ class Recipe(Section):
     )
     privacy: PrivacyConfig | None = Field(
         default=None, description="noise that hides each client in what is learned; none: nothing is hidden"
+    )
+    audit: AuditConfig | None = Field(
+        default=None, description="canaries in training, for `lichen audit`; none: nobody trains on a row but its own"
     )
     cache_dir: str | None = Field(
         default=None,

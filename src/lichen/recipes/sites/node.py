@@ -16,6 +16,7 @@ from lichen.engines.remote.talks import Talks
 from lichen.engines.remote.worker import SiteWorker
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import down_of
+from lichen.recipes.assemble.sides.canaries import canary_key
 from lichen.recipes.assemble.sides.privacy import secret_of
 from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
@@ -79,8 +80,10 @@ def talks_in(
 
 
 def _whole(recipe: Recipe, state: Path) -> Node:
-    """A node with everybody's rows."""
+    """A node with everybody's rows, and with the run's canaries where it has any."""
     if not task_of(recipe.task).procedure.rounds:
         return open_statistics(recipe)
-    experiment = open_recipe(recipe).experiment
-    return RoundsNode(experiment, partial(secret_of, experiment.server, state))
+    loaded = open_recipe(recipe)
+    if recipe.audit is not None:
+        loaded = loaded.planted(canary_key(recipe, state.parent, begun=True))
+    return RoundsNode(loaded.experiment, partial(secret_of, loaded.experiment.server, state))

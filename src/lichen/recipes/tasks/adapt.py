@@ -39,6 +39,7 @@ from lichen.recipes.assemble.open import LoadedExperiment, fetch_named, open_rec
 from lichen.recipes.assemble.parts import validators_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.sides.attack import who_lied
+from lichen.recipes.assemble.sides.canaries import canary_key
 from lichen.recipes.assemble.sides.limits import counting
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.workload import pooled_experiment
@@ -70,6 +71,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     agree(folder, recipe, inputs_of(loaded))
     save_class_names(folder, loaded.classes)
     save_roster(folder, loaded.experiment.server.roster, loaded.cards)
+    loaded = _planted(loaded, folder, say)
     attack = who_lied(loaded.experiment.server)
     if attack is not None:
         say(f"attacked on purpose: {attack_text(attack, len(loaded.clients_data))}")
@@ -77,6 +79,8 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     columns = {**help_result.columns, **adapt(help_result.experiment, folder, observer, say, plain=loaded.experiment)}
     best = columns["federated"].shared or Shared()
     extra = dict(help_result.extra)
+    if recipe.audit is not None:
+        extra["canaries"] = recipe.audit.canaries
     if recipe.writes:
         if "base" in columns:
             columns["base"], forms = _best_form(loaded, folder, columns["base"], say)
@@ -122,6 +126,16 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
         attack=attack,
         compute=compute_of(recipe, loaded.foundation, start, columns, training, events),
     )
+
+
+def _planted(loaded: LoadedExperiment, folder: RunFolder, say: Say) -> LoadedExperiment:
+    """With canaries among the rows that the federation trains on, where the recipe has them."""
+    recipe = loaded.experiment.recipe
+    if recipe.audit is None:
+        return loaded
+    folder.ranks.ask_first(lambda: canary_key(recipe, folder.path, begun=bool(folder.finished())) and None)
+    say(f"{recipe.audit.canaries} canaries, each trained on by a secret coin: of `lichen audit`, not to be given away")
+    return loaded.planted(canary_key(recipe, folder.path, begun=True))
 
 
 def _score_on(experiment: Experiment, shards: Sequence[Shard], shared: Shared, folder: RunFolder) -> Tree:

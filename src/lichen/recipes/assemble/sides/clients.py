@@ -19,7 +19,7 @@ from lichen.core.secret.randomness import SecretRandomness
 from lichen.core.tree import Tree
 from lichen.data.batches.augment import Views
 from lichen.data.batches.scarce_labels import ScarceLabels
-from lichen.data.batches.shards import ArrayShard, Shard
+from lichen.data.batches.shards import ArrayShard, Shard, pooled
 
 __all__ = ["TOKENS", "Auxiliary", "ClientSide", "declared", "group_of", "recounted"]
 
@@ -78,6 +78,7 @@ class ClientSide:
         auxiliary: What they learn from beside.
         poison: What becomes of liars' training rows; None: they stay what they are.
         secret: What hides their rows in training; None: nothing does, or nobody trains.
+        canaries: Rows beside their own that the federation trains them on, one shard a client; none: it has no such.
     """
 
     train: tuple[Shard, ...]
@@ -86,6 +87,15 @@ class ClientSide:
     auxiliary: Auxiliary = field(default_factory=Auxiliary)
     poison: RowAttack | None = None
     secret: Secret | None = None
+    canaries: tuple[Shard, ...] = ()
+
+    @property
+    def planted(self) -> tuple[Shard, ...]:
+        """What the federation trains on: each client's own rows, and its canaries after them."""
+        if not self.canaries:
+            return self.train
+        both = zip(self.train, self.canaries, strict=True)
+        return tuple(pooled((own, more)) if more.size else own for own, more in both)
 
 
 def group_of(shape: Sequence[int] | None) -> str:
