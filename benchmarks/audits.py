@@ -3,8 +3,9 @@
 A small cut of ``reviews-lora``, one row a step: open, at two budgets of ε, and open again where the span test of text
 must fail, for a step or a round has more inputs than LoRA's rank. Each is then audited as ``lichen audit`` does it.
 
-``python benchmarks/audits.py --run`` makes the runs and keeps what was found; without it the tables are printed from
-that, the one that is named or the first.
+``python benchmarks/audits.py --run`` makes the runs and keeps what was found; ``python benchmarks/audits.py canaries
+--run`` those with canaries, open and at ε = 8. Without ``--run`` the tables are printed from that, the one that is
+named or the first.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import tables
 
 RESULT = Path(__file__).resolve().parent / "results" / "audits.json"
+CANARIES = RESULT.with_name("canaries.json")
 MESSAGES, ROWS = 12, 1000
 
 KEYS = (
@@ -47,6 +49,67 @@ RUNS: dict[str, tuple[str, ...]] = {
     "ten-steps": ("federation.local_steps=10",),
 }
 """What is added to the recipe, by the run's name."""
+
+PLANTED: dict[str, tuple[str, ...]] = {
+    "digits": (
+        "data.partition={by: iid, clients: 6}",
+        "data.valid=0.0",
+        "optimizer={name: sgd, lr: [0.1], momentum: 0.9}",
+        "federation={rounds: 40, local_steps: 4, batch_size: 64, aggregate: mean, weighting: uniform}",
+        "compare={baselines: [], metric: accuracy}",
+        "audit={canaries: 200}",
+    ),
+    "reviews-lora": (
+        "model.layers=1",
+        "model.adapter.rank=4",
+        "model.adapter.alpha=8",
+        "data.max_length=16",
+        "data.max_clients=3",
+        "data.max_rows=80",
+        "data.test=0.3",
+        "data.valid=0.0",
+        "optimizer={name: adamw, lr: [1.0e-2]}",
+        "federation={rounds: 40, local_steps: 4, batch_size: 16, weighting: uniform}",
+        "compare={baselines: [], metric: accuracy}",
+        "audit={canaries: 100}",
+    ),
+}
+"""What is changed in a recipe, by its name, to plant canaries in a small run."""
+PROMISES: dict[str, tuple[str, ...]] = {
+    "open": (),
+    "epsilon-8": ("privacy={unit: row, epsilon: 8, delta: 1.0e-5, clip: 1.0}",),
+}
+
+
+def measure_canaries() -> None:
+    """Make runs with canaries, one after the other, audit each, and keep what the canaries show."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+
+    import lichen
+    from lichen.allocator import keep_large_buffers
+    from lichen.recipes.audit.audit import audit
+
+    keep_large_buffers()
+    torch.set_num_threads(1)
+    runs: list[dict[str, Any]] = []
+    with TemporaryDirectory() as place:
+        for recipe, keys in PLANTED.items():
+            for name, more in PROMISES.items():
+                start = time.process_time()
+                done = lichen.run(lichen.read_recipe(recipe, (*keys, *more)), out=Path(place) / recipe / name)
+                trained = time.process_time()
+                found = audit(done.folder, rows=100).canaries
+                assert found is not None
+                runs.append({
+                    "recipe": recipe,
+                    "run": name,
+                    "score": done.summary["columns"]["federated"]["mean"],
+                    "seconds": {"run": trained - start, "audit": time.process_time() - trained},
+                    **asdict(found),
+                })  # fmt: skip
+                result = {"date": date.today().isoformat(), "keys": PLANTED, "more": PROMISES, "runs": runs}
+                CANARIES.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def measure() -> None:
@@ -141,15 +204,36 @@ def seconds_table(runs: dict[str, Any]) -> None:
     tables.show("run | training, s | audit, s", rows)
 
 
+def canaries_table(runs: Sequence[dict[str, Any]]) -> None:
+    """A line for each run with canaries: exposure, guesses, and the least ε that fits them."""
+    rows = []
+    for run in runs:
+        bound, promised = run["bound"], run["promised"]
+        rows.append([
+            run["recipe"], run["run"], "-" if promised is None else f"{math.ceil(1000 * promised) / 1000:.3f}",
+            f"{run['included']} of {run['canaries']}", f"{run['exposure']:.2f}",
+            f"{run['exposure_most']:.2f} of {run['exposure_full']:.2f}",
+            f"{bound['right']} of {bound['guesses']}", f"{bound['epsilon']:.3f}",
+            f"{run['score']:.3f}", f"{run['seconds']['run']:.0f}", f"{run['seconds']['audit']:.0f}",
+        ])  # fmt: skip
+    heads = "recipe | run | ε promised | canaries in | exposure, bits | most | right | ε at least | accuracy"
+    tables.show(f"{heads} | training, s | audit, s", rows, words=2)
+
+
 TABLES = {"runs": runs_table, "members": members_table, "messages": messages_table, "seconds": seconds_table}
 
 
 def main() -> None:
     """Measure, or print a table of what was kept."""
     reads = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    reads.add_argument("table", nargs="?", choices=TABLES, default="runs")
+    reads.add_argument("table", nargs="?", choices=[*TABLES, "canaries"], default="runs")
     reads.add_argument("--run", action="store_true", help="measure")
     asked = reads.parse_args()
+    if asked.table == "canaries":
+        if asked.run:
+            measure_canaries()
+        canaries_table(json.loads(CANARIES.read_text(encoding="utf-8"))["runs"])
+        return
     if asked.run:
         measure()
     TABLES[asked.table](json.loads(RESULT.read_text(encoding="utf-8"))["runs"])
