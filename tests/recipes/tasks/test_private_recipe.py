@@ -92,6 +92,18 @@ def test_a_plan_promises_what_the_summary_says(tmp_path: Path) -> None:
     assert said["statement"] in str(lichen.report(tmp_path / "run"))
 
 
+def test_a_plan_whose_clients_all_come_says_that_correlated_noise_would_not_help() -> None:
+    everybody = ("federation.clients_per_round=null", "federation.sampling=uniform")
+
+    def says(*keys: str) -> bool:
+        return "DP-FTRL" in str(lichen.plan(lichen.read_recipe("digits", KEYS + keys), seconds=0.1))
+
+    assert says(*everybody)
+    assert not says()
+    assert not says(*everybody, "federation.rounds=1")
+    assert not says(*everybody, "privacy.unit=row", "privacy.delta=1e-3")
+
+
 class EndError(Exception):
     """Stands for a kill."""
 

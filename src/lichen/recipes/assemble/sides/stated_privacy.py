@@ -123,5 +123,15 @@ def promised(server: ServerSide, numbers: int) -> dict[str, Any] | None:
         "noise": noise_of(server, found.sigma)
         if found.unit == "row"
         else found.sigma * config.clip * math.sqrt(numbers) / (found.rate * len(server.roster)),
-        "warnings": warnings(server.recipe),
+        "warnings": [*warnings(server.recipe), *_everybody(found, rounds)],
     }
+
+
+def _everybody(found: Guarantee, rounds: int) -> list[str]:
+    """What a person should know whose clients all come to every round."""
+    if found.unit == "row" or found.rate < 1 or rounds < 2 or not found.sigma:
+        return []
+    return [
+        "everybody comes to every round: noise correlated over rounds (DP-FTRL) would leave as much in the model; "
+        "few clients hide nobody well, and privacy.unit=row hides their rows"
+    ]
