@@ -1,5 +1,6 @@
 """Settings of the whole suite: one thread, so that two workers share two cores and bits repeat; and what all share."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,7 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,18 @@ LONG = (
 """Files with the longest tests: they come first, so that no worker is left with one at the end."""
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is there before the first test stays to the end: no collection of garbage looks at its million objects."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests first; all else keeps its order."""
     items.sort(key=lambda item: item.path.name not in LONG)
@@ -79,7 +92,8 @@ COLD = re.compile("kill|ctrl_c|dies|died|stops")
 
 
 @pytest.fixture(scope="session")
-def _warm_folder() -> Iterator[Path]:
+def warm_folder() -> Iterator[Path]:
+    """Where the process listens that forks children, if a test has any."""
     from support import warm
 
     folder = Path(tempfile.mkdtemp(prefix="lichen-warm-"))
@@ -89,14 +103,14 @@ def _warm_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def _warm(request: pytest.FixtureRequest, _warm_folder: Path) -> Iterator[None]:
+def _warm(request: pytest.FixtureRequest, warm_folder: Path) -> Iterator[None]:
     """Children of tests that look at what they compute need not import torch again."""
     if not set(WARM) & set(request.path.parts) or COLD.search(request.node.name):
         yield
         return
     from support import warm
 
-    with warm.warm_children(_warm_folder):
+    with warm.warm_children(warm_folder):
         yield
 
 

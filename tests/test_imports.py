@@ -48,20 +48,23 @@ def faults(arrows: dict[str, set[str]]) -> list[str]:
     return sorted(found)
 
 
-def test_no_arrow_up_or_across() -> None:
-    arrows = house.graph(ROOT)
+@pytest.fixture(scope="module")
+def arrows() -> dict[str, set[str]]:
+    """Which file imports which: to parse the package takes seconds."""
+    return house.graph(ROOT)
+
+
+def test_no_arrow_up_or_across(arrows: dict[str, set[str]]) -> None:
     assert len(arrows) > 20
     assert faults(arrows) == []
 
 
-def test_no_circle() -> None:
-    arrows = house.graph(ROOT)
+def test_no_circle(arrows: dict[str, set[str]]) -> None:
     # The package itself names `run` for its users, and every room may read its version.
     assert house.circle({module: targets for module, targets in arrows.items() if module != "lichen"}) == []
 
 
-def test_all_but_research_is_reached_and_nothing_reaches_research() -> None:
-    arrows = house.graph(ROOT)
+def test_all_but_research_is_reached_and_nothing_reaches_research(arrows: dict[str, set[str]]) -> None:
     files = {module for module in arrows if not any(other.startswith(f"{module}.") for other in arrows)}
     seen, todo = set[str](), [m for m in arrows if re.fullmatch(r"lichen\.(__main__|cli\w*|fl(\.testing)?)", m)]
     while todo:
@@ -78,8 +81,8 @@ def test_all_but_research_is_reached_and_nothing_reaches_research() -> None:
     assert files - seen == research | unused
 
 
-def test_every_folder_is_small_and_has_few_floors() -> None:
-    arrows = {module: targets for module, targets in house.graph(ROOT).items() if module != "lichen"}
+def test_every_folder_is_small_and_has_few_floors(arrows: dict[str, set[str]]) -> None:
+    arrows = {module: targets for module, targets in arrows.items() if module != "lichen"}
     packages = {module.rpartition(".")[0] for module in arrows}
     rooms = {folder: inside for folder, inside in house.folders(arrows).items() if folder != "lichen"}
     assert len(rooms) > 20

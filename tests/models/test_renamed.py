@@ -23,8 +23,11 @@ LIBRARIES = ("transformers", "peft", "accelerate", "safetensors", "gguf")
 def imported_names() -> list[tuple[str, str]]:
     """``(module, name)`` of every ``from library import name`` in the package."""
     found = set()
-    for file in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    texts = [file.read_text(encoding="utf-8") for file in SOURCE.rglob("*.py")]
+    for text in texts:
+        if not any(f"from {library}" in text for library in LIBRARIES):
+            continue  # every worker collects this, and to parse the whole package took it seconds
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in LIBRARIES:
                 found |= {(str(node.module), alias.name) for alias in node.names}
     return sorted(found)
