@@ -112,8 +112,9 @@ def _wrap(section: type[BaseModel], values: dict[str, Any], path: tuple[str, ...
     done: list[tuple[str, ...]] = []
     for name, field in section.model_fields.items():
         value = values.get(name)
-        inner = section_of(field.annotation)
-        if inner is not None and isinstance(value, dict):
+        if value is None:
+            continue  # most keys are left out
+        if isinstance(value, dict) and (inner := section_of(field.annotation)) is not None:
             done += _wrap(inner, value, (*path, name))
         arms = get_args(field.annotation) if get_origin(field.annotation) is not tuple else (field.annotation,)
         words = [word for arm in arms if get_origin(arm) is Literal for word in get_args(arm)]
