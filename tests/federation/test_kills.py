@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lichen.core.children import bound_environment
 from lichen.federation.policy.keys import change_policy
 from lichen.recipes.schema.yaml import dump_yaml
 from support.tiny_llama import recipe, save_model, save_rows
+from support.warm import warm_children
 
 SITES = ("north", "east")
 ROUNDS = 12
@@ -25,11 +26,13 @@ ROUNDS = 12
 class Commands:
     """Commands of ``lichen`` that run, by a name."""
 
-    def __init__(self, home: Path) -> None:
-        self.home, self.running = home, dict[str, subprocess.Popen[bytes]]()
+    def __init__(self, home: Path, warm: Path) -> None:
+        self.home, self.warm, self.running = home, warm, dict[str, subprocess.Popen[bytes]]()
 
-    def start(self, name: str, *words: str) -> None:
-        with open(self.home / f"{name}.log", "ab") as log:
+    def start(self, name: str, *words: str, warm: bool = False) -> None:
+        """Start a command; a warm one, which nobody kills, is forked from a process that has imported torch."""
+        forked = warm_children(self.warm) if warm else nullcontext()
+        with forked, open(self.home / f"{name}.log", "ab") as log:
             command = [sys.executable, "-m", "lichen", *words]
             self.running[name] = subprocess.Popen(
                 command,
@@ -50,8 +53,8 @@ class Commands:
 
 
 @contextmanager
-def commands(home: Path) -> Iterator[Commands]:
-    made = Commands(home)
+def commands(home: Path, warm: Path) -> Iterator[Commands]:
+    made = Commands(home, warm)
     try:
         yield made
     finally:
@@ -92,7 +95,9 @@ def learned(run: Path) -> dict[str, bytes]:
     return {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
-def test_killed_at_every_place_it_ends_where_a_simulation_ends(federation: Path, tmp_path: Path) -> None:
+def test_killed_at_every_place_it_ends_where_a_simulation_ends(
+    federation: Path, tmp_path: Path, warm_folder: Path
+) -> None:
     plain = submitted(tmp_path)
     lichen.run(plain, out=tmp_path / "simulated")
     (tmp_path / "recipe.yaml").write_text(dump_yaml({**plain, "data": {**plain["data"], "name": "elsewhere.jsonl"}}))
@@ -102,21 +107,23 @@ def test_killed_at_every_place_it_ends_where_a_simulation_ends(federation: Path,
         file = run / "trace.jsonl"
         return file.read_bytes().count(b"\n") if file.exists() else 0
 
-    with commands(tmp_path) as made:
+    with commands(tmp_path, warm_folder) as made:
         made.start("serve", "serve", str(federation), "--json")
         for site in SITES:
             kit = federation / "kits" / site
             change_policy(kit / "policy.yaml", [f"models={tmp_path / 'model'}"])
-            made.start(site, "join", str(kit), "--data", str(tmp_path / "rows" / f"{site}.jsonl"))
+            rows = tmp_path / "rows" / f"{site}.jsonl"
+            made.start(site, "join", str(kit), "--data", str(rows), warm=site != "north")
         at_sites = ("--federation", str(federation), "--sites", ",".join(SITES), "--wait", "120")
         made.start("submit", "submit", "recipe.yaml", *at_sites, "--out", str(run))
         until(lambda: rounds() >= 2, made)
         made.kill("submit")
         before = rounds()
-        made.start("submit", "submit", "--resume", str(run), *at_sites)
+        made.start("submit", "submit", "--resume", str(run), *at_sites, warm=True)
         until(lambda: rounds() >= before + 2, made)
         made.kill("north")
-        made.start("north", "join", str(federation / "kits/north"), "--data", str(tmp_path / "rows/north.jsonl"))
+        again = ("join", str(federation / "kits/north"), "--data", str(tmp_path / "rows/north.jsonl"))
+        made.start("north", *again, warm=True)
         before = rounds()
         until(lambda: rounds() >= before + 2, made)
         made.kill("serve")
