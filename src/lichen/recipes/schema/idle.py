@@ -60,9 +60,9 @@ def changed_keys(section: BaseModel, prefix: str = "") -> Iterator[str]:
 def idle_keys(recipe: Any) -> Iterator[LichenError]:
     """For each key of a recipe that nobody reads there, what its writer is to be told."""
     for key in changed_keys(recipe):
-        places = {key, *(key[:at] for at, letter in enumerate(key) if letter == ".")}
+        whole = {key, *(key[:at] for at, letter in enumerate(key) if letter == ".")}
         for read in READS:
-            if not places.isdisjoint(read.keys) and not read.when(recipe):
+            if not whole.isdisjoint(read.keys) and not read.when(recipe):
                 yield LichenError(read.what(recipe), where=key, fix=read.fix)
                 break
         else:
