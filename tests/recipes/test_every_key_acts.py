@@ -256,7 +256,9 @@ def bases(home: Path, tries: int = 6000) -> list[dict[str, str]]:
 
 
 TEXTS: dict[str, list[Any]] = {
+    "audit": [{"canaries": 12, "seed": 3}],
     "data.form": ["plain", "chat", "messages"],
+    "data.max_length": [8],
     "data.system": ["be short"],
     "model.adapter.target_modules": [["q_proj"]],
     "model.adapter.feedforward_modules": [["up_proj"]],
