@@ -117,3 +117,11 @@ class Talk:
 def stacked(rows: Iterable[NDArray[np.uint8]], *shape: int) -> NDArray[np.uint8]:
     """Messages of several clients as one array; none of them: an empty one."""
     return np.stack([np.zeros(shape, dtype=np.uint8), *rows])[1:]
+
+
+def ended(talk: Talk) -> tuple[NDArray[np.int64] | None, LichenError | None]:
+    """The sum of a talk, or why there is none."""
+    try:
+        return talk.total(), None
+    except LichenError as error:
+        return None, error
