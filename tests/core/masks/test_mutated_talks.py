@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from numpy.typing import NDArray
 
 from lichen.core.errors import LichenError
+from lichen.core.masks import closing, pairs, shares
 from support.masked_talk import Talk, ended, numbers, plain
 
 CLIENTS, N = 5, 3
@@ -91,6 +93,17 @@ def mutated(
     return message
 
 
+@pytest.fixture
+def _remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand talks agree on few keys, and cut and open few secrets: each is computed once."""
+    monkeypatch.setattr(pairs, "agree", functools.cache(pairs.agree))
+    deal = functools.cache(shares.deal)
+    monkeypatch.setattr(shares, "deal", lambda secret, threshold, xs, key: deal(secret, threshold, tuple(xs), key))
+    combine = functools.cache(lambda items: shares.combine(dict(items)))
+    monkeypatch.setattr(closing, "combine", lambda given: combine(tuple(given.items())))
+
+
+@pytest.mark.usefixtures("_remembered")
 @pytest.mark.parametrize("signed", [False, True])
 def test_no_change_of_a_message_makes_another_sum(signed: bool) -> None:
     draw = random.Random(signed)
@@ -117,7 +130,7 @@ def test_no_change_of_a_message_makes_another_sum(signed: bool) -> None:
             exact += 1
         named += bool(talk.closing.liars or talk.refusals)
     print(f"\n{exact} sums exact, {aborted} aborts; in {named} talks somebody was refused by name")
-    assert min(exact, aborted) > 50
+    assert min(exact, aborted, named) > 20
 
 
 def test_masked_numbers_that_were_changed_are_no_more_than_other_numbers() -> None:
