@@ -173,8 +173,8 @@ EFFECTS: dict[str, tuple[object, object, str]] = {
 }
 """For each key a value that refuses a recipe, one that lets it pass, and the recipe."""
 
-ELSEWHERE = {"most_bytes_a_round", "least_privacy", "secure_aggregation"}
-"""Bytes are known with jobs and messages alone (test_accepted.py); the others are refused below."""
+ELSEWHERE = {"most_bytes_a_round", "most_epsilon", "secure_aggregation"}
+"""Bytes are known with jobs and messages alone (test_accepted.py); the others are held against recipes below."""
 
 
 def test_every_key_refuses_a_recipe_and_lets_it_pass() -> None:
@@ -202,15 +202,29 @@ def test_rounds_to_which_one_client_may_come_alone_are_refused_where_two_are_the
     assert keys(1, **coins) == keys(2) == keys(2, **coins, **rows) == []
 
 
-@pytest.mark.parametrize(
-    ("line", "key"), [("least_privacy: 1.5", "least_privacy"), ("secure_aggregation: true", "secure_aggregation")]
-)
-def test_what_does_not_exist_yet_is_refused(tmp_path: Path, line: str, key: str) -> None:
-    file = tmp_path / "policy.yaml"
-    file.write_text(line, encoding="utf-8")
-    with pytest.raises(LichenError, match="yet") as caught:
-        read_policy(file)
-    assert (caught.value.where, caught.value.fix) == (f"{file}: {key}", "remove it")
+PRIVATE = {
+    "privacy": {"epsilon": 8.0, "clip": 1.0},
+    "federation.weighting": "uniform",
+    "compare.baselines": [],
+    "federation.schedule": {},
+}
+
+
+def test_a_site_may_ask_for_masks_and_for_a_bound_on_what_is_spent() -> None:
+    masked = read_recipe(changed(CHAT, {"privacy": {"secure": True}, "federation.schedule": {}}))
+    noised, plain = read_recipe(changed(CHAT, PRIVATE)), read_recipe(CHAT)
+    least = {"least_clients": 1}
+
+    def keys(lines: dict[str, object], recipe: Recipe) -> list[str]:
+        return [one.key for one in refusals(policy(**least, **lines), recipe)]
+
+    assert keys({"secure_aggregation": True}, plain) == ["privacy.secure"]
+    assert keys({"secure_aggregation": True}, masked) == []
+    assert keys({"most_epsilon": 8.0}, plain) == ["privacy.epsilon"]
+    assert keys({"most_epsilon": 8.0}, masked) == ["privacy.epsilon"]
+    assert keys({"most_epsilon": 8.0}, noised) == []
+    assert keys({"most_epsilon": 7.5}, noised) == ["privacy.epsilon"]
+    assert not refusals(policy(least_clients=3), masked)  # a sum of fewer is never opened
 
 
 BAD = {

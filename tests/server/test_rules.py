@@ -20,7 +20,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_a_rule_declares_what_its_aggregator_does(name: str) -> None:
     rule = RULES[name]
     made = rule.make(RuleSettings(scaling=2.0, energy=0.9))
-    assert made.needs == ("sum" if Property.SUMS in rule.allows else "single")
+    summed = made if rule.make_summed is None else rule.make_summed(RuleSettings(scaling=2.0, energy=0.9))
+    assert summed.needs == ("sum" if Property.SUMS in rule.allows else "single")
+    assert rule.make_summed is None or made.needs == "single"
     assert rule.allows <= DECIDES
     moves = bool(rule.freezes or rule.local_params)
     assert (Property.ONE_LAYOUT in rule.allows) != moves

@@ -9,6 +9,7 @@ from __future__ import annotations
 from lichen.core.contracts.client import ClientWork, Dialogue
 from lichen.core.contracts.server import Aggregator
 from lichen.core.timing.schedule import Schedule
+from lichen.core.wrapping import layers
 from lichen.declared import EVERY_ANSWER, OLD_ANSWERS, Part, Property, misfit
 from lichen.transforms.transform import Transform, Transformed
 
@@ -17,7 +18,7 @@ __all__ = ["check_plan", "transforms_of"]
 
 def transforms_of(work: ClientWork | Dialogue | None) -> tuple[Transform, ...]:
     """What happens to the messages of a work on their way; nothing where that is not known."""
-    return work.transforms if isinstance(work, Transformed) else ()
+    return next((layer.transforms for layer in layers(work) if isinstance(layer, Transformed)), ())
 
 
 def check_plan(*, aggregator: Aggregator, work: ClientWork | Dialogue | None, schedule: Schedule) -> None:

@@ -30,7 +30,7 @@ from lichen.core.message import Job, Message, size
 from lichen.core.replies import ATTENDED
 from lichen.core.secret.randomness import SecretRandomness, Stream
 from lichen.core.wire.shared import Shared
-from lichen.core.wrapping import innermost, with_innermost
+from lichen.core.wrapping import innermost, layers, with_innermost
 from lichen.server.private_mean import PrivateMean
 from lichen.server.sampling import Everyone, SecretPoisson
 from lichen.transforms.transform import Transformed
@@ -76,7 +76,8 @@ class PrivateAverage:
     once: Callable[[Callable[[], Any]], Any] = lambda do: do()
 
     def __post_init__(self) -> None:
-        if self.inner.valid is not None or not self.inner.steps_always or self.inner.history is not None:
+        steps = self.inner.steps_always or self._mean().distributed  # a sum that is not opened is no release
+        if self.inner.valid is not None or not steps or self.inner.history is not None:
             what = "a private averaging validates nothing, keeps no message and steps in every round"
             raise LichenError(what, where="privacy", fix="set valid=None, history=None and steps_always=True")
 
@@ -97,6 +98,8 @@ class PrivateAverage:
             self.once(lambda: self.budget.close(number, attempt))
             return self.randomness.stream("noise", number, attempt, sum_digest)
 
+        if self._mean().distributed:  # the sum is opened before it comes here
+            self.once(lambda: self.budget.close(number, attempt))
         declared = self._declared(state)
         layout = tuple((name, tuple(declared.tensors[name].shape)) for name in sorted(declared.tensors))
         private = replace(self._mean(), sigma=self.sigma, layout=layout, stream=stream)
@@ -117,9 +120,10 @@ class PrivateAverage:
 
     def _work(self) -> Transformed:
         work = self.inner.admission.works.get(self.inner.work)
-        if not isinstance(work, Transformed):
-            raise LichenError("nothing bounds what clients send", where="privacy", fix="clip their messages")
-        return work
+        for layer in layers(work):
+            if isinstance(layer, Transformed):
+                return layer
+        raise LichenError("nothing bounds what clients send", where="privacy", fix="clip their messages")
 
     def _job(self, state: ServerState) -> Job:
         return Job(work=self.inner.work, shared=state.shared, version=state.round, clients=(0,), seed=0)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import final
 
 from lichen.core import tree as trees
-from lichen.core.contracts.client import ClientTask, Dialogue
+from lichen.core.contracts.client import ClientTask, Dialogue, Freshened
 from lichen.core.errors import LichenError
 from lichen.core.fold import BEST, ClientsPerBlock, half_of, is_dialogue, is_out_of_memory, task_and_blocks
 from lichen.core.message import Job, Message
@@ -122,6 +122,8 @@ class Conversation:
             )
         except LichenError as error:
             return Reply(job=self.number, clients=self.job.clients, error=error)
+        if isinstance(self._task.work, Freshened):
+            self._task = replace(self._task, work=self._task.work.fresh())
         self._new.extend(_Block(clients) for clients in blocks)
         return None
 
@@ -145,7 +147,7 @@ class Conversation:
         except LichenError as error:
             block.talk = None
             if len(block.clients) == 1:
-                return Reply(job=self.number, clients=block.clients, error=error)
+                return Reply(job=self.number, clients=block.clients, error=error, reason=error.reason or "error")
             self._ready.extendleft(block.part([c]) for c in reversed(range(len(block.clients))))
             return None
         if utterance is None:

@@ -39,7 +39,8 @@ class LocalEngine:
         base: Digest of the frozen base model.
         block_size: Clients side by side, or what finds it for a job.
         device: Where they are trained.
-        raises: A client that cannot do its job ends the run, as all of them are the caller's own; else it is a reply.
+        raises: A client that cannot do its job ends the run, as all of them are the caller's own; else it is a reply,
+            as what has a word for its reason always is.
 
     Raises:
         LichenError: while replies are listened to, with ``raises``.
@@ -88,7 +89,7 @@ class LocalEngine:
                 if not isinstance(running, Conversation) or running.ended:
                     self._running.pop(number, None)
                 continue
-            if reply.error is not None and self.raises:
+            if reply.error is not None and self.raises and not reply.error.reason:
                 raise reply.error
             if reply.message is not None:
                 self.bytes_up += bytes_of(reply.message)

@@ -73,6 +73,7 @@ def _privacy(privacy: Mapping[str, Any]) -> dict[str, str]:
         "  noise": f"{privacy['sigma']:.4g} times a clip of {privacy['clip']:g}, each client with chance "
         f"{privacy['rate']:.3g}",
         **({"  ε after rounds": spent} if spent else {}),
+        **({"  against the server": privacy["server"]} if privacy.get("server") else {}),
         "  beside the signal": f"{noise}; the change itself has {privacy['clip']:g} at most",
         **{f"  note {place}": warning for place, warning in enumerate(privacy["warnings"], start=1)},
     }

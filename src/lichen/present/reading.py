@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["CardLeft", "CardShown", "Privacy", "Read", "copies_text", "privacy_rows", "reading_lines", "reading_rows"]
+__all__ = [
+    "CardLeft",
+    "CardShown",
+    "Masks",
+    "Privacy",
+    "Read",
+    "copies_text",
+    "masks_rows",
+    "privacy_rows",
+    "reading_lines",
+    "reading_rows",
+]
 
 MOST_CLASSES = 12
 """Of more classes only the number and the sizes are told."""
@@ -75,6 +86,25 @@ class CardLeft(_Part):
     why: str
 
 
+class Masks(_Part):
+    """What masks over the clients' messages promise."""
+
+    statement: str
+    clients: _Count
+    """Expected in a round."""
+    neighbours: _Count
+    """Of each client, with whom it shares masks and secrets."""
+    threshold: _Count
+    """Shares that open a secret."""
+    least: _Count
+    """Clients whose sum may be opened."""
+    stopped: list[str]
+    """What could be tried against it, and what stops that."""
+    not_promised: list[str]
+    simulated: list[str]
+    """What holds of a simulation alone."""
+
+
 class Privacy(_Part):
     """What noise promises, and what the promise does not speak of."""
 
@@ -97,6 +127,8 @@ class Privacy(_Part):
     """What is taken as known to everybody."""
     simulated: list[str]
     """What is told beside the promise, because one process has everybody's rows anyway."""
+    server: str | None = None
+    """What is promised against the server where masks leave it sums alone; null where it sees each change."""
     warnings: list[str]
 
 
@@ -219,4 +251,18 @@ def privacy_rows(privacy: Mapping[str, Any]) -> list[tuple[str, str]]:
     noise = f"{privacy['sigma']:.4g} times a clip of {privacy['clip']:g}, in {privacy['charges']} sums"
     rows = [("privacy", privacy["statement"]), ("  noise", noise), ("  chance of a client", f"{privacy['rate']:.3g}")]
     words = {"left_out": "left out", "known": "taken as known", "simulated": "of the simulation", "warnings": "note"}
+    if privacy.get("server"):
+        rows.append(("  against the server", privacy["server"]))
     return [*rows, *((f"  {words[key]}", what) for key in words for what in privacy[key])]
+
+
+def masks_rows(masks: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """``(name, value)`` of what masks promise.
+
+    Args:
+        masks: As :class:`Masks` holds it.
+    """
+    shares = f"{masks['neighbours']} neighbours each; {masks['threshold']} shares open a secret"
+    rows = [("masks", masks["statement"]), ("  each client", shares)]
+    words = {"stopped": "stopped", "not_promised": "not promised", "simulated": "of the simulation"}
+    return [*rows, *((f"  {words[key]}", what) for key in words for what in masks[key])]

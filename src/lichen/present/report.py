@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lichen.core.errors import LichenError
 from lichen.present.column_names import column_title
-from lichen.present.reading import copies_text, privacy_rows, reading_rows
+from lichen.present.reading import copies_text, masks_rows, privacy_rows, reading_rows
 from lichen.present.summary import COLUMNS
 from lichen.present.table import new_table
 from lichen.present.units import bytes_text, joules_text, score_text, seconds_text
@@ -155,6 +155,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     }
     if summary.get("privacy"):
         for name, value in privacy_rows(summary["privacy"]):
+            table.add_row(Text(name), Text(value), "")
+    if summary.get("masks"):
+        for name, value in masks_rows(summary["masks"]):
             table.add_row(Text(name), Text(value), "")
     for name, value in [*costs.items(), *summary["extra"].items()]:
         shown = value if isinstance(value, str) else score_text(value)

@@ -23,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lichen.core.errors import LichenError
 from lichen.core.files.manifest import MANIFEST, check
-from lichen.present.reading import CardLeft, CardShown, Privacy, Read
+from lichen.present.reading import CardLeft, CardShown, Masks, Privacy, Read
 from lichen.tasks.registry import BUILT_IN, task_names
 
 if TYPE_CHECKING:
@@ -166,8 +166,8 @@ class Summary(_Part):
     """What ``summary.json`` holds: these keys, all of them, and no others.
 
     ``gaining_over``, ``energy_joules``, ``compute``, ``traffic``, ``attendance``, ``training``, ``failures``,
-    ``privacy``, ``attack``, ``read``, ``licences``, ``cards`` and ``cards_left`` alone may be missing, as in summaries
-    of older runs; null says that it was not measured, or that there is nothing to say.
+    ``privacy``, ``masks``, ``attack``, ``read``, ``licences``, ``cards`` and ``cards_left`` alone may be missing, as in
+    summaries of older runs; null says that it was not measured, or that there is nothing to say.
     """
 
     name: str
@@ -195,6 +195,8 @@ class Summary(_Part):
     """Null where nobody lied on purpose."""
     privacy: Privacy | None = None
     """Null where no noise hides anybody."""
+    masks: Masks | None = None
+    """Null where the server sees each message."""
     seconds: Annotated[float, Field(ge=0)]
     peak_memory_bytes: _Count
     energy_joules: Annotated[float, Field(ge=0)] | None = None

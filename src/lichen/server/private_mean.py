@@ -62,6 +62,7 @@ class PrivateMean(Summed):
         stream: Asked once when a sum is closed, with the sum's digest: the secret numbers of that sum alone. As they
             depend on it, equal sums have equal noise and unequal ones unrelated noise, and nobody can take two sums
             of one key and subtract the noise.
+        distributed: The noise is in the messages already, a share of each client's; none is added here.
 
     Raises:
         LichenError: if a number is out of range, or the grid is too coarse for the clip.
@@ -73,6 +74,7 @@ class PrivateMean(Summed):
     sigma: float = 1.0
     layout: Layout = ()
     stream: Callable[[str], Stream] = _no_noise
+    distributed: bool = False
 
     def __post_init__(self) -> None:
         numbers = sum(prod(shape) for _, shape in self.layout)
@@ -106,9 +108,11 @@ class PrivateMean(Summed):
             fixed_point.check_alike((None, total.layout), (None, self.layout))
             units_N = total.units_N.cpu()
         deviation = self.sigma * self.clip * (1 + SLACK)
-        stream = self.stream(hashlib.sha256(units_N.numpy().tobytes()).hexdigest())
-        noise_N = stream.units(len(units_N), deviation)
-        most = int(noise_N.abs().amax()) if len(noise_N) else 0
+        noise_N, most = torch.zeros_like(units_N), 0
+        if not self.distributed:
+            stream = self.stream(hashlib.sha256(units_N.numpy().tobytes()).hexdigest())
+            noise_N = stream.units(len(units_N), deviation)
+            most = int(noise_N.abs().amax()) if len(noise_N) else 0
         fixed_point.check_range(min(total.bound, kernels.LIMIT) + most, GRID)
         parts = torch.split((units_N + noise_N).double() * 2.0**-GRID / self.expected, sizes)
         change = {name: part.view(shape) for (name, shape), part in zip(self.layout, parts, strict=True)}

@@ -59,6 +59,8 @@ class AggregationRule:
         name: The word in a recipe, under ``federation.aggregate``.
         summary: What it does, in one line.
         make: The aggregator.
+        make_summed: The same change from sums alone, where :attr:`make` looks at single messages for its report; None:
+            :attr:`make` does with sums, or has to look.
         papers: Where it comes from.
         needs: What the rest of the recipe must allow.
         allows: Which of :data:`DECIDES` hold with it.
@@ -78,6 +80,7 @@ class AggregationRule:
     local_params: tuple[str, ...] = ()
     reads: frozenset[str] = frozenset()
     patch: int | None = None
+    make_summed: Callable[[RuleSettings], Aggregator] | None = None
 
 
 LORA = Need(Property.LORA_FACTORS, "{who} has no LoRA factors", "use mean, or leave it out")
@@ -155,11 +158,12 @@ RULES = Family(
         ),
         AggregationRule(
             name="fedit",
-            summary="the mean of LoRA's factors one by one; what that loses is reported",
+            summary="the mean of LoRA's factors one by one; what that loses is reported, but under masks",
             make=_fedit,
             papers=(Paper(short="Zhang et al. ICASSP 2024", url="https://arxiv.org/abs/2305.05644"),),
             needs=(LORA,),
-            allows=_STEPS | _HETEROGENEOUS | {Property.LATE_ANSWERS, Property.BOUNDED_SUM},
+            allows=_SUMS | _HETEROGENEOUS | {Property.LATE_ANSWERS, Property.BOUNDED_SUM},
+            make_summed=_mean,
         ),
         AggregationRule(
             name="ffa",

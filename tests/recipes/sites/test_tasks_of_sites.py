@@ -179,3 +179,19 @@ def test_what_a_head_needs_of_everybody_is_refused_by_its_key(tmp_path: Path) ->
         with pytest.raises(LichenError, match="everybody's rows"):
             lichen.run(apart(whole), out=tmp_path / "run", sites={"one": file})
     assert not (tmp_path / "run").exists()
+
+
+def test_masked_rounds_of_sites_have_the_bytes_of_open_ones_in_one_process(tmp_path: Path) -> None:
+    """Clients of one site, and of several, mask with one another; nobody's scores are asked for."""
+    files = save_digits(tmp_path / "sites")
+    whole = students(tmp_path, "image-mlp")
+    whole["federation"]["clients_per_round"] = 6
+    whole["compare"] = {"baselines": []}
+    lichen.run(whole, out=tmp_path / "local")
+    masked = apart({**whole, "privacy": {"secure": True}})
+    summary = lichen.run(masked, out=tmp_path / "apart", sites=dict(zip(DIGITS, files, strict=True))).summary
+    local, sites = learned(tmp_path / "local"), learned(tmp_path / "apart")
+    name = "state/final.safetensors"
+    assert local[name] == sites[name]
+    assert summary["masks"]["simulated"] == []
+    assert summary["columns"]["federated"] is None

@@ -14,7 +14,7 @@ from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 
-__all__ = ["ClientTask", "ClientWork", "Costed", "Dialogue", "Receives", "Source"]
+__all__ = ["ClientTask", "ClientWork", "Costed", "Dialogue", "Freshened", "Receives", "Source"]
 
 
 class Source(Protocol):
@@ -86,6 +86,15 @@ class Dialogue(Protocol):
         answers they have had. It does not yield inside a context such as ``torch.no_grad``, which would hold for
         whoever runs meanwhile.
         """
+        ...
+
+
+@runtime_checkable
+class Freshened(Protocol):
+    """What a dialogue may also be: one that has secrets, which hold for one job."""
+
+    def fresh(self) -> Dialogue:
+        """The same with new secrets. A node takes it once a job, so that talks of it that begin again have the same."""
         ...
 
 

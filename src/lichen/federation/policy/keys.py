@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
@@ -91,11 +91,13 @@ class Policy(Section):
     least_clients: Positive = Field(
         default=2, description="clients of a round, in all sites together, that must count; 2: nobody is averaged alone"
     )
-    least_privacy: float = Field(
-        default=0.0, description="privacy that messages must have; only 0, which asks for none, until there is any"
+    most_epsilon: float = Field(
+        default=0.0,
+        ge=0,
+        description="ε that a recipe's rounds may spend on a client or a row; 0: any, and recipes without noise",
     )
     secure_aggregation: bool = Field(
-        default=False, description="whether only sums over sites may be seen; only false, until there is any"
+        default=False, description="whether the coordinator may see nothing of a message but the sum of a round"
     )
 
     @field_validator("models")
@@ -106,14 +108,6 @@ class Policy(Section):
             if digest is not None and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
                 raise ValueError(f"models: {model[:40]!r} has no digest of 64 small hex digits; mend or remove it")
         return models
-
-    @model_validator(mode="after")
-    def _exists(self) -> Policy:
-        if self.least_privacy:
-            raise ValueError("least_privacy: no message has a privacy that could be asked for yet; remove it")
-        if self.secure_aggregation:
-            raise ValueError("secure_aggregation: does not exist yet, so nothing would come of it; remove it")
-        return self
 
 
 def digest_of(model: str) -> str | None:

@@ -60,7 +60,7 @@ def refusals(policy: Policy, recipe: Recipe) -> tuple[Refusal, ...]:
 
     Bytes are not known before a model is loaded: they are checked with each job and message.
     """
-    parts = (_models, _work, _named, _up, _rounds, _clients)
+    parts = (_models, _work, _named, _up, _private, _rounds, _clients)
     return tuple(refusal for part in parts for refusal in part(policy, recipe))
 
 
@@ -203,6 +203,22 @@ def _up(policy: Policy, recipe: Recipe) -> Iterator[Refusal]:
             yield Refusal(key, f"{line}: false", reason)
 
 
+def _private(policy: Policy, recipe: Recipe) -> Iterator[Refusal]:
+    """What hides a site's rows and messages."""
+    most, noised = policy.most_epsilon, recipe.noised
+    if policy.secure_aggregation and recipe.masked is None:
+        what = "the coordinator would see each message of this site by itself"
+        yield Refusal("privacy.secure", "secure_aggregation: true", what)
+    if not most:
+        return
+    line = f"most_epsilon: {most:g}"
+    if noised is None:
+        yield Refusal("privacy.epsilon", line, "no noise hides anybody here")
+    elif noised.epsilon is None or noised.epsilon > most:
+        spent = "without a bound" if noised.epsilon is None else f"up to {noised.epsilon:g}"
+        yield Refusal("privacy.epsilon", line, f"ε may be spent {spent}, which is more")
+
+
 def _rounds(policy: Policy, recipe: Recipe) -> Iterator[Refusal]:
     """Rounds in all: of each learning rate of a grid, and again without help."""
     fed, rates, most = recipe.federation, len(recipe.optimizer.lr), policy.most_rounds
@@ -229,12 +245,13 @@ def _clients(policy: Policy, recipe: Recipe) -> Iterator[Refusal]:
     ):
         if count is not None and count < least:
             yield Refusal(key, line, f"{count} is too few to be averaged among")
-    hides_clients = recipe.privacy is not None and recipe.privacy.unit == "client"
+    hides_clients = recipe.noised is not None and recipe.noised.unit == "client"
     if least > 1 and hides_clients and fed.clients_per_round is not None:
         # Nobody is told who comes: a site that left a round to which its client comes alone would tell of it.
         reason = "each client comes by a coin of its own, and one may come alone; leave it out, and let everybody come"
         yield Refusal("federation.clients_per_round", line, reason)
-    if schedule.least < least and _can_wait(recipe, least):
+    least_open = 0 if recipe.masked is None else 3  # clients whose sum is opened at least, under masks
+    if max(schedule.least, least_open) < least and _can_wait(recipe, least):
         reason = f"a round in which {schedule.least} counted would be a step; set it to {least}"
         yield Refusal("federation.schedule.least", line, reason)
 

@@ -79,7 +79,7 @@ def _refuse(before: Recipe, had: int, requested: int) -> None:
         raise LichenError(f"task {before.task} is one round by nature", where=where, fix="leave it as it is")
     if requested < had:
         raise LichenError(f"the run has {had} already, and rounds cannot be taken back", where=where, fix=anew)
-    if before.privacy is not None:
+    if before.noised is not None:
         what = "its noise and its budget are those of so many rounds, and more would pass what was promised"
         raise LichenError(what, where=where, fix=anew)
     if before.optimizer.schedule != "constant":

@@ -52,7 +52,7 @@ def aggregator_of(server: ServerSide, lr: float) -> Aggregator:
         LichenError: if a robust rule does not stand so many liars among so many clients.
     """
     recipe = server.recipe
-    if recipe.privacy is not None and recipe.privacy.unit == "client":
+    if recipe.noised is not None and recipe.noised.unit == "client":
         return _private(server)
     if recipe.federation.robust is not None:
         return _robust(server)
@@ -96,9 +96,9 @@ def _no_reference(shared: Shared, version: int) -> Tree:
 
 def _private(server: ServerSide) -> Aggregator:
     """The recipe's rule around a private mean; whoever runs the rounds brings noise and layout."""
-    recipe, config = server.recipe, server.recipe.privacy
+    recipe, config = server.recipe, server.recipe.noised
     assert config is not None
-    mean = PrivateMean(float(participants(server)), clip=config.clip)
+    mean = PrivateMean(float(participants(server)), clip=config.bound, distributed=recipe.masked is not None)
     return mean if recipe.rule == "fedit" else with_innermost(_rule(recipe), mean)
 
 
@@ -109,4 +109,5 @@ def _rule(recipe: Recipe) -> Aggregator:
         energy=recipe.federation.energy,
         seed=recipe.seed,
     )
-    return recipe.aggregation.make(settings)
+    rule = recipe.aggregation
+    return (rule.make if recipe.masked is None else rule.make_summed or rule.make)(settings)

@@ -31,7 +31,7 @@ from lichen.clients.training.optimize import ClientOptimizer, lr_factor
 from lichen.clients.training.row_weights import ByRows
 from lichen.clients.training.train import Train
 from lichen.core.contracts.algorithm import ServerState
-from lichen.core.contracts.client import ClientTask, ClientWork, Source
+from lichen.core.contracts.client import ClientTask, ClientWork, Dialogue, Source
 from lichen.core.contracts.server import Aggregator, Sampler, ServerOptimizer
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
@@ -43,6 +43,8 @@ from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_o
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.sides.attack import lying
 from lichen.recipes.assemble.sides.clients import Auxiliary, Secret
+from lichen.recipes.assemble.sides.masks import masked, masked_scores
+from lichen.recipes.assemble.sides.noise_share import noise_share
 from lichen.recipes.assemble.sides.poison import poisoned
 from lichen.recipes.assemble.sides.row_privacy import hides_rows, private_source, private_steps
 from lichen.recipes.assemble.sides.server import ServerSide, at_work, participants
@@ -81,7 +83,7 @@ def works_of(
     server: ServerSide,
     auxiliary: Auxiliary = Auxiliary(),  # noqa: B008
     secret: Secret | None = None,
-) -> dict[str, ClientWork]:
+) -> dict[str, ClientWork | Dialogue]:
     """All that clients of this recipe can be asked to do, by name; made without a row.
 
     Args:
@@ -90,9 +92,9 @@ def works_of(
         secret: What hides their rows, where they train.
     """
     model, personal = server.model, bool(local_params_of(server.recipe))
-    out: dict[str, ClientWork] = {
+    out: dict[str, ClientWork | Dialogue] = {
         "roster": Declare(server.roster),
-        "valid": Evaluate(model, personal=personal),
+        "valid": judged(server, Evaluate(model, personal=personal)),
         "test": Evaluate(model, personal=personal),
         "alone.valid": KeepBest(model),
         "alone.chosen": Evaluate(model, personal=True, use_best=True),
@@ -101,10 +103,25 @@ def works_of(
     for lr in server.recipe.optimizer.lr:
         out[f"alone {lr_name(lr)}"] = _accumulating(server, trainer(server, lr, personal=True))
         works = server.recipe.method.works(settings_of(server, lr))
-        out[f"train {lr_name(lr)}"] = sent(server, auxiliary, works.train, secret)
+        work = sent(server, auxiliary, works.train, secret)
+        out[f"train {lr_name(lr)}"] = under_masks(server, lr, work)
         if works.valid is not None:
-            out[f"valid {lr_name(lr)}"] = works.valid
+            out[f"valid {lr_name(lr)}"] = judged(server, works.valid)
     return out
+
+
+def under_masks(server: ServerSide, lr: float, work: ClientWork) -> ClientWork | Dialogue:
+    """A method's work, its message under masks where the recipe has them."""
+    recipe, clients = server.recipe, participants(server)
+    if recipe.masked is None:
+        return work
+    return masked(recipe, work, aggregator_for(server, lr), clients, noise_share(server))
+
+
+def judged(server: ServerSide, work: ClientWork) -> ClientWork | Dialogue:
+    """An evaluation of rounds, its sums under masks where the recipe has them."""
+    masks = server.recipe.masked is not None and server.recipe.noised is None
+    return masked_scores(server.recipe, work, len(validators_of(server))) if masks else work
 
 
 def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
@@ -219,8 +236,9 @@ def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
     wire = recipe.wire
     gate = (NormGate(wire.gate),) if wire.gate is not None else ()
     clip: tuple[Transform, ...] = (ClipChange(wire.clip),) if wire.clip is not None else ()
-    if recipe.privacy is not None and not hides_rows(recipe):
-        clip = (ClipChange(recipe.privacy.clip, private=True),)
+    config = recipe.privacy
+    if config is not None and config.clip is not None and not hides_rows(recipe):
+        clip = (ClipChange(config.clip, private=config.noised),)
     coded = (Coded(parse_codecs(wire.up)),) if wire.up else ()
     return (*gate, *clip, *coded)
 
@@ -342,19 +360,24 @@ def summing(server: ServerSide, lr: float) -> Aggregator:
     return aggregator_of(server, lr) if own is None else own(settings_of(server, lr))
 
 
+def aggregator_for(server: ServerSide, lr: float) -> Aggregator:
+    """What closes the sum of a round, and lifts its messages where they are masked."""
+    # Rows without a label may leave every client of a round with nothing to send.
+    return AllowEmpty(summing(server, lr)) if server.recipe.semi is not None else summing(server, lr)
+
+
 def algorithm_of(server: ServerSide, lr: float, until: int) -> Average:
     """The federation at one learning rate, up to round ``until``."""
-    fed, private = server.recipe.federation, server.recipe.privacy is not None
+    fed, private = server.recipe.federation, server.recipe.noised is not None
     return Average(
-        # Rows without a label may leave every client of a round with nothing to send.
-        aggregator=AllowEmpty(summing(server, lr)) if server.recipe.semi is not None else summing(server, lr),
+        aggregator=aggregator_for(server, lr),
         optimizer=server_of(server.recipe),
         sampler=sampler_of(server),
         weight_N=server.roster.rows_N("train"),
         rounds=until,
         work=f"train {lr_name(lr)}",
         valid=None if private else "valid" if server.recipe.method.tensors is None else f"valid {lr_name(lr)}",
-        steps_always=private and not hides_rows(server.recipe),
+        steps_always=private and not hides_rows(server.recipe) and server.recipe.masked is None,
         valid_every=fed.valid_every,
         validators=validators_of(server),
         valid_average=fed.judged_by,

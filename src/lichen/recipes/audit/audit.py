@@ -99,10 +99,10 @@ def _canaries(
 def _with_key(loaded: LoadedExperiment, folder: Path) -> LoadedExperiment:
     """The experiment that knows which rows were sampled for a step, where that is a secret of the run's."""
     experiment, recipe = loaded.experiment, loaded.experiment.recipe
-    if recipe.privacy is None:
+    if recipe.noised is None:
         return loaded
     key = folder / "state" / KEY
-    if recipe.privacy.seed is None and not key.exists():
+    if recipe.noised.seed is None and not key.exists():
         raise LichenError(
             "is gone, and nobody knows which rows a message is of", where=str(key), fix="audit with --messages 0"
         )

@@ -119,7 +119,7 @@ class Profiler:
         _sized(engine, self._job(f"train {lr_name(self._lr)}", clients, 0))
         timings, trace = with_timing(engine, self.meter), Trace(run_folder)
         algorithm = algorithm_of(experiment.server, self._lr, rounds)
-        private = experiment.recipe.privacy
+        private = experiment.recipe.noised
         if private is not None and private.unit == "client":  # what is timed is thrown away, and spends nothing
             algorithm = replace(algorithm, aggregator=with_innermost(algorithm.aggregator, Mean("uniform")))
         algorithm = replace(

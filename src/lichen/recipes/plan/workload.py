@@ -127,7 +127,7 @@ def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str
         columns["base"] = (WorkItem(kind="score", workload=once, clients=scored_clients),)
     seeds = _round_seeds(experiment, recipe.federation.rounds)
     trained, seen = marks(experiment, recipe.federation.rounds)
-    seen = seen if recipe.privacy is None else [0] * len(seen)
+    seen = seen if recipe.noised is None else [0] * len(seen)
     columns["federated"] = (
         WorkItem(
             kind="train",

@@ -18,6 +18,7 @@ from lichen.recipes.schema.features.audit import CANARIES
 from lichen.recipes.schema.features.changes import CHANGES
 from lichen.recipes.schema.features.feature import FaultsError, Feature
 from lichen.recipes.schema.features.help import HELP
+from lichen.recipes.schema.features.masks import MASKS
 from lichen.recipes.schema.features.privacy import PRIVACY, published_whole
 from lichen.recipes.schema.features.robust import ROBUSTNESS
 from lichen.recipes.schema.features.schedule import SCHEDULE
@@ -25,7 +26,7 @@ from lichen.recipes.schema.features.training import TRAINING
 
 __all__ = ["FEATURES", "member", "refuse"]
 
-FEATURES = (*PRIVACY, *HELP, *CHANGES, *ROBUSTNESS, *SCHEDULE, *TRAINING, *ATTACK, *CANARIES)
+FEATURES = (*PRIVACY, *MASKS, *HELP, *CHANGES, *ROBUSTNESS, *SCHEDULE, *TRAINING, *ATTACK, *CANARIES)
 """In the order in which a recipe is looked through."""
 
 
@@ -51,10 +52,10 @@ def refuse(recipe: Any, members: Sequence[Part]) -> None:
     faults = [
         error
         for place, part in enumerate(parts)
-        if place < len(features) and features[place] in PRIVACY
+        if place < len(features) and features[place] in (*PRIVACY, *MASKS)
         for error in _faults(recipe, parts, part, features[place])
     ]
-    if recipe.privacy is not None and (whole := published_whole(recipe)) is not None:
+    if recipe.noised is not None and (whole := published_whole(recipe)) is not None:
         faults.append(whole)
     if faults:
         raise FaultsError("privacy", faults)

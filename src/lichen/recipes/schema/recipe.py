@@ -147,7 +147,8 @@ class Recipe(Section):
         default=None, description="for research: clients that lie, so that defences can be tested; none: nobody does"
     )
     privacy: PrivacyConfig | None = Field(
-        default=None, description="noise that hides each client in what is learned; none: nothing is hidden"
+        default=None,
+        description="noise that hides each client in what is learned, masks that hide its messages; none: neither",
     )
     audit: AuditConfig | None = Field(
         default=None, description="canaries in training, for `lichen audit`; none: nobody trains on a row but its own"
@@ -203,6 +204,16 @@ class Recipe(Section):
         """A row's label is the name of its class."""
         labels = task_of(self.task).labels
         return labels is not None and labels.classes
+
+    @property
+    def noised(self) -> PrivacyConfig | None:
+        """The section ``privacy``, where noise hides somebody."""
+        return self.privacy if self.privacy is not None and self.privacy.noised else None
+
+    @property
+    def masked(self) -> PrivacyConfig | None:
+        """The section ``privacy``, where the server learns sums alone."""
+        return self.privacy if self.privacy is not None and self.privacy.secure else None
 
     @property
     def declares_labels(self) -> bool:

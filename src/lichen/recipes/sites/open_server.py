@@ -184,12 +184,15 @@ def needs_rows(recipe: Recipe) -> Iterator[NeedsRows]:
     if recipe.privacy is not None and compare.baselines:
         why = "under privacy no client answers with its scores"
         yield NeedsRows("compare.baselines", why, "set it to []", "compare.baselines=[]")
-    if recipe.privacy is not None and recipe.privacy.seed is not None:
+    if recipe.noised is not None and recipe.noised.seed is not None:
         why = "under privacy a seed is for tests alone, and whoever reads the recipe knows all noise"
         yield NeedsRows("privacy.seed", why, "remove it")
     if recipe.audit is not None:
         why = "canaries are planted by one process that has everybody's rows, and who audits knows all coins"
         yield NeedsRows("audit.canaries", why, "remove it, or run it as a simulation")
+    if recipe.masked is not None and not procedure.rounds:
+        why = "under masks no client answers with its scores, and the task has nothing else to tell"
+        yield NeedsRows("privacy.secure", why, "remove it, or run it as a simulation")
     if compare.partitions != partitions:
         why = "random partitions deal everybody's rows out anew"
         yield NeedsRows("compare.partitions", why, "remove it", f"compare.partitions={partitions}")

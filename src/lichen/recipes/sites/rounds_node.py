@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, cast, final
 
-from lichen.core.contracts.client import ClientTask, ClientWork
+from lichen.clients.masking.masked import Masked
+from lichen.core.contracts.client import ClientTask, ClientWork, Dialogue
 from lichen.core.wire.shared import Shared
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import client_tasks
@@ -60,14 +61,24 @@ class RoundsNode:
         return self.experiment.start
 
     def client_tasks(self) -> dict[str, ClientTask]:
-        """All that its clients can be asked to do; under privacy they train, and answer nothing else."""
-        if self.experiment.recipe.privacy is None:
+        """All that its clients can be asked to do; under privacy they train, and answer nothing that is their own."""
+        recipe = self.experiment.recipe
+        if recipe.privacy is None:
             return client_tasks(self.experiment)
+        if recipe.noised is None:
+            answered = {"roster", "train", "valid"}
+            made = client_tasks(self.experiment)
+            return {name: task for name, task in made.items() if name.partition(" ")[0] in answered}
         secret = self.secret() if self.accounts is None else self.accounts.secret
         made = client_tasks(replace(self.experiment, clients=replace(self.experiment.clients, secret=secret)))
         train = {name: task for name, task in made.items() if name.startswith("train ")}
         if self.accounts is not None:
-            train = {
-                n: replace(task, work=self.accounts.paid(cast(ClientWork, task.work))) for n, task in train.items()
-            }
+            train = {name: replace(task, work=self._paid(task.work)) for name, task in train.items()}
         return {"roster": made["roster"], **train}
+
+    def _paid(self, work: ClientWork | Dialogue) -> ClientWork | Dialogue:
+        """Training that its clients pay for, under its masks where it has some."""
+        assert self.accounts is not None
+        if isinstance(work, Masked):
+            return replace(work, inner=self.accounts.paid(work.inner))
+        return self.accounts.paid(cast(ClientWork, work))

@@ -169,7 +169,7 @@ def engine_over(
     join_sites(sites, federation, patience)
     site_of = federation.homes.__getitem__
     digest = recipe_sha256(recipe)
-    hides_clients = recipe.privacy is not None and not hides_rows(recipe)
+    hides_clients = recipe.noised is not None and not hides_rows(recipe)
     named = len(federation.roster) if hides_clients else None  # how many have come is a release
     return FederatedEngine(sites, site_of, recipe=digest, state=state, agreed=agreed, patience=patience, named=named)
 

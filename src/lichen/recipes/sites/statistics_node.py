@@ -17,7 +17,7 @@ from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.statistics.closed_head import HeadConfusion, OwnHead
 from lichen.clients.statistics.declare import Declare
 from lichen.clients.statistics.sufficient import Statistics
-from lichen.core.contracts.client import ClientTask, ClientWork, Source
+from lichen.core.contracts.client import ClientTask, ClientWork, Dialogue, Source
 from lichen.core.contracts.model import Batch
 from lichen.core.message import Message
 from lichen.core.roster import PARTS, Member, Roster, declared_name
@@ -28,6 +28,7 @@ from lichen.data.sources.record import Record
 from lichen.recipes.assemble.features import encoder_of, featurizer
 from lichen.recipes.assemble.open import fetch_named
 from lichen.recipes.assemble.sides.clients import TOKENS
+from lichen.recipes.assemble.sides.masks import masked
 from lichen.recipes.rows.prepare import ClientData, classes_of, gather_all
 from lichen.recipes.rows.public import labelled_of, split_public
 from lichen.recipes.schema.recipe import Recipe
@@ -36,6 +37,7 @@ from lichen.server.ridge import Ridge
 
 __all__ = [
     "feature_source",
+    "hidden",
     "open_statistics",
     "roster_of",
     "solver_of",
@@ -64,7 +66,7 @@ def feature_source(shards: Mapping[int, ArrayShard] | Sequence[ArrayShard]) -> E
     return EvalSource(shards, batch_size=256, pad=0)
 
 
-def statistics_works(recipe: Recipe, roster: Roster, *, classes: int, width: int) -> dict[str, ClientWork]:
+def statistics_works(recipe: Recipe, roster: Roster, *, classes: int, width: int) -> dict[str, ClientWork | Dialogue]:
     """All that clients of this recipe can be asked to do, by name; made without a row.
 
     Args:
@@ -80,11 +82,16 @@ def statistics_works(recipe: Recipe, roster: Roster, *, classes: int, width: int
 
     return {
         "roster": Declare(roster),
-        "statistics": statistics,
+        "statistics": hidden(recipe, statistics, len(roster)),
         "test": HeadConfusion(_features, classes=classes),
         "alone": OwnHead(statistics, solve),
         "alone.test": HeadConfusion(_features, classes=classes, personal=True),
     }
+
+
+def hidden(recipe: Recipe, statistics: Statistics, clients: int) -> ClientWork | Dialogue:
+    """The statistics of so many clients, under masks where the recipe has them."""
+    return statistics if recipe.masked is None else masked(recipe, statistics, solver_of(recipe), clients)
 
 
 @final

@@ -26,6 +26,7 @@ from lichen.recipes.assemble.column import Column, admission_of, local_engine, o
 from lichen.recipes.assemble.experiment import Experiment, values_N
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.attack import colluding
+from lichen.recipes.assemble.sides.masks import unmasking
 from lichen.recipes.assemble.sides.privacy import with_secret
 from lichen.recipes.assemble.workload import pooled_experiment
 from lichen.recipes.rows.prepare import first_of
@@ -94,11 +95,14 @@ def _federated(
     """The federated column, over the engine that the recipe names."""
     server, admission = experiment.server, admission_of(experiment.server, experiment.clients.auxiliary)
     experiment = replace(experiment, clients=with_secret(server, experiment.clients, folder.path))
+
+    def around(inner: Engine) -> Engine:
+        return unmasking(server.recipe, colluding(server, inner), admission.works)
+
     with ExitStack() as stack:
 
         def engine(store: ClientStore) -> Engine:
             local = partial(local_engine, experiment, store)
-            around = partial(colluding, server)
             return recipe_engine(server.recipe, folder, store, stack, local=local, start=server.start, around=around)
 
         return federated_column(server, folder, observer, engine, name=name, test=test, admission=admission)

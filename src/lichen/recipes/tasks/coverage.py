@@ -105,7 +105,7 @@ def trained(
         last = rounds[max(rounds)]
         own = side(name)
         # Under privacy no round tells who came.
-        private = own.recipe.privacy
+        private = own.recipe.noised
         secret = private is not None and private.unit == "client" and name == "federated"
         often = len(rounds) * participants(own) / len(own.roster) if secret else 0.0
         out[name] = {

@@ -282,7 +282,7 @@ def federated_column(
 
     lr = choose_learning_rate(recipe, rounds, go)
     best, personal = states[lr], bool(local_params_of(recipe))
-    if private is not None:  # nothing was judged: the last round it is
+    if best.best_round < 0:  # nothing was judged: the last round it is
         best = replace(best, best=best.shared, best_round=best.round)
     shared = best.best if personal else tensors_of(server, lr, best.best)
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lichen.clients.masking.masked import Masked
 from lichen.clients.statistics.closed_head import predict
 from lichen.clients.statistics.sufficient import Statistics
 from lichen.core.collecting.admission import Admission
@@ -43,12 +44,13 @@ from lichen.recipes.assemble.features import encoder_of, featurizer
 from lichen.recipes.assemble.open import fetch_named
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.sides.limits import counting
+from lichen.recipes.assemble.sides.masks import unmasking
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.rows.prepare import ClientData, classes_of, first_of, gather_all
 from lichen.recipes.rows.public import labelled_of, split_public
 from lichen.recipes.rows.reading import report_read
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.sites.statistics_node import feature_source, roster_of, solver_of
+from lichen.recipes.sites.statistics_node import feature_source, hidden, roster_of, solver_of
 from lichen.recipes.tasks.outcome import TaskResult, baseline, over_all_rows, tested
 
 __all__ = ["confusion", "engine_for", "oneshot", "run_oneshot", "save_head", "solve", "way_of"]
@@ -87,14 +89,17 @@ def engine_for(
         base: Digest of the encoder.
         nodes: The clients live where the recipe's engine says, in processes that this stack ends; None: here.
     """
-    work = Statistics(features=lambda batch: batch["x_CBF"], classes=classes, width=shards[0].x.shape[-1])
+    statistics = Statistics(features=lambda batch: batch["x_CBF"], classes=classes, width=shards[0].x.shape[-1])
+    work = statistics if nodes is None else hidden(recipe, statistics, len(shards))
     client_task = ClientTask(work=work, source=feature_source(shards))
     store, block = ClientStore(folder.path / "state" / "none"), recipe.engine.clients_per_block or 64
     local = LocalEngine({"statistics": client_task}, store, base=base, block_size=block)
     engine = over_ranks(folder.ranks, local)
     if nodes is not None and recipe.engine_kind.nodes:
         engine = recipe_engine(recipe, folder, store, nodes, local=lambda: local)
-    return engine, counting("statistics", work, [shard.size for shard in shards])
+    if isinstance(work, Masked):
+        return unmasking(recipe, engine, {"statistics": work}), Admission(works={"statistics": work})
+    return engine, counting("statistics", statistics, [shard.size for shard in shards])
 
 
 def way_of(recipe: Recipe) -> str:

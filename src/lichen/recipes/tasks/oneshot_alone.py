@@ -19,6 +19,7 @@ from lichen.algorithms.scores import require_everyone, score_everyone
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import collect
 from lichen.core.contracts.algorithm import Report
+from lichen.core.contracts.client import Dialogue
 from lichen.core.contracts.engine import Engine
 from lichen.core.message import Job
 from lichen.core.roster import PARTS, Roster
@@ -33,6 +34,7 @@ from lichen.recipes.assemble.experiment import values_N
 from lichen.recipes.assemble.features import encoder_of
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.limits import counting
+from lichen.recipes.assemble.sides.masks import unmasking
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.open_server import declared_classes
 from lichen.recipes.sites.statistics_node import solver_of, statistics_works
@@ -77,14 +79,15 @@ def solve_alone(
 
     @cache
     def nodes() -> Engine:
-        return engines(ClientStore(folder.clients("alone", way_of(recipe))))
+        return unmasking(recipe, engines(ClientStore(folder.clients("alone", way_of(recipe)))), works)
 
     def job(work: str, head: Tree | None = None, version: int = 0) -> Job:
         shared, everyone = Shared(head or {}), tuple(range(len(roster)))
         return Job(work=work, shared=shared, version=version, clients=everyone, seed=0, base=features.base)
 
     def counts(work: str, part: str) -> Admission:
-        return counting(work, works[work], roster.rows(part))
+        one = works[work]
+        return Admission(works={work: one}) if isinstance(one, Dialogue) else counting(work, one, roster.rows(part))
 
     def learn() -> Tree:
         engine, rule = nodes(), solver_of(recipe)

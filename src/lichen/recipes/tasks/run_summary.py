@@ -16,6 +16,7 @@ from lichen.present.trace import failed_rates, read_trace
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import lr_name, metric_of
 from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.sides.stated_masks import masks_of
 from lichen.recipes.assemble.sides.stated_privacy import spent
 from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
@@ -74,6 +75,7 @@ def summarise(
         "failures": _failures(result, rates),
         "attack": result.attack,
         "privacy": spent(recipe, folder.path, alone=not scores["federated"]),
+        "masks": masks_of(recipe, len(result.clients), signed=False, alone=not scores["federated"]),
         "seconds": folder.seconds(),
         "peak_memory_bytes": memory,
         "energy_joules": joules,

@@ -25,8 +25,9 @@ from lichen.recipes.artifacts.inputs import Inputs, agree
 from lichen.recipes.assemble.class_names import save_class_names
 from lichen.recipes.assemble.column import Column, agreed_name, clocked, recipe_engine
 from lichen.recipes.assemble.experiment import values_N
-from lichen.recipes.assemble.parts import validators_of
+from lichen.recipes.assemble.parts import validators_of, works_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
+from lichen.recipes.assemble.sides.masks import unmasking
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.site_rows import refuse_everybodys
@@ -165,9 +166,10 @@ def _columns(
     recipe = server.recipe
     columns: dict[str, Column] = {}
     with ExitStack() as stack:
+        works = works_of(server)
 
         def engine(store: ClientStore) -> Engine:
-            return engine_of(store, stack, server.start)
+            return unmasking(recipe, engine_of(store, stack, server.start), works)
 
         if "base" in recipe.compare.baselines and recipe.writes:
             say("the nodes score the foundation model as it is")

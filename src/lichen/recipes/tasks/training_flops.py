@@ -43,7 +43,7 @@ def compute_of(
         training: What the trained ones have seen, see :func:`lichen.recipes.tasks.coverage.trained`.
         events: The run's trace.
     """
-    if foundation is None or recipe.privacy is not None:
+    if foundation is None or recipe.noised is not None:
         return None
     arithmetic = arithmetic_of(foundation, start)
     flops = {}

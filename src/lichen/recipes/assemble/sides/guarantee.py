@@ -47,6 +47,10 @@ class Guarantee:
         """What holds after so many rounds were charged."""
         return account(_events(self.sigma, self.rate, charges * self.steps), self.delta, unit=self.unit)
 
+    def against_server(self, charges: int) -> Statement:
+        """What holds against a server that sees no message but their sums, and knows who came: nothing is sampled."""
+        return account(_events(self.sigma, 1, charges * self.steps), self.delta, unit=self.unit)
+
     def sentence(self, charges: int) -> str:
         """The same as a sentence; no promise where noise follows from a seed."""
         return "no privacy: seeded" if self.seeded else str(self.after(charges))
@@ -68,7 +72,7 @@ def guarantee(server: ServerSide, *, sigma: float | None = None, bounds: tuple[i
     Raises:
         LichenError: if δ hides nothing, or the rounds cost more than epsilon.
     """
-    config, federation, clients = server.recipe.privacy, server.recipe.federation, len(server.roster)
+    config, federation, clients = server.recipe.noised, server.recipe.federation, len(server.roster)
     assert config is not None
     if hides_rows(server.recipe):
         # What holds at the client whose rows are sampled most often holds at all.

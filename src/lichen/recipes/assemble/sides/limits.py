@@ -37,6 +37,8 @@ def limits_of(server: ServerSide) -> TaskLimits:
     @cache
     def limits(kind: str, client: int) -> Limits:
         member = server.roster[client]
+        if server.recipe.masked is not None and kind in ("train", "valid"):
+            return Limits()  # what comes is everybody's sum
         if kind in TASKS:
             return _evaluated(member.rows.get(TASKS[kind], 0) * tokens_of(client)[0])
         by_rows = kind == "train" and server.recipe.federation.weighting == "rows"

@@ -108,9 +108,9 @@ def private_rounds(server: ServerSide, run: Path, ranks: Ranks, *, own_keys: boo
         LichenError: as :func:`guarantee`, or if key or budget in the folder are damaged.
     """
     recipe, state = server.recipe, run / "state"
-    if recipe.privacy is None:
+    if recipe.noised is None:
         return None
-    seed = recipe.privacy.seed
+    seed = recipe.noised.seed
     begun = ranks.ask_first(lambda: begun_with(state / BUDGET))
     found = guarantee(server, sigma=_sigma_of(recipe, begun))
     randomness: SecretRandomness | None
@@ -129,14 +129,14 @@ def private_rounds(server: ServerSide, run: Path, ranks: Ranks, *, own_keys: boo
 
 
 def _terms(recipe: Recipe, found: Guarantee) -> dict[str, Any]:
-    assert recipe.privacy is not None
+    assert recipe.noised is not None
     return {
-        "unit": recipe.privacy.unit,
-        "clip": recipe.privacy.clip,
+        "unit": recipe.noised.unit,
+        "clip": recipe.noised.bound,
         "sigma": found.sigma,
         "rate": found.rate,
         "delta": found.delta,
-        "epsilon": recipe.privacy.epsilon,
+        "epsilon": recipe.noised.epsilon,
         "seeded": found.seeded,
         "steps": found.steps,
     }
@@ -144,8 +144,8 @@ def _terms(recipe: Recipe, found: Guarantee) -> dict[str, Any]:
 
 def _sigma_of(recipe: Recipe, begun: Mapping[str, Any] | None) -> float | None:
     """The noise that a run was begun with, where the recipe leaves it to the accountant."""
-    assert recipe.privacy is not None
-    return None if begun is None or recipe.privacy.sigma is not None else float(begun["sigma"])
+    assert recipe.noised is not None
+    return None if begun is None or recipe.noised.sigma is not None else float(begun["sigma"])
 
 
 def with_secret(server: ServerSide, clients: ClientSide, run: Path) -> ClientSide:
@@ -174,7 +174,7 @@ def secret_of(server: ServerSide, state: Path) -> Secret | None:
     Raises:
         LichenError: as :func:`guarantee`, or if the key or the budget are damaged.
     """
-    config = server.recipe.privacy
+    config = server.recipe.noised
     if config is None or not hides_rows(server.recipe):
         return None
     secret = secret_key(state / KEY) if config.seed is None else SecretRandomness.of_seed(config.seed)
@@ -225,7 +225,7 @@ def own_accounts(server: ServerSide, state: Path, bounds: tuple[int, int] | None
         LichenError: if a client of this site is out of these bounds; as :func:`guarantee`.
     """
     recipe = server.recipe
-    if recipe.privacy is None or not hides_rows(recipe):
+    if recipe.noised is None or not hides_rows(recipe):
         return None
     fewest, most = row_bounds(server.roster)
     if bounds is None or bounds[0] > fewest or bounds[1] < most:

@@ -35,7 +35,7 @@ __all__ = ["PaidRounds", "hides_rows", "noise_of", "private_source", "private_st
 
 def hides_rows(recipe: Recipe) -> bool:
     """Whether noise hides single rows."""
-    return recipe.privacy is not None and recipe.privacy.unit == "row"
+    return recipe.noised is not None and recipe.noised.unit == "row"
 
 
 def rates_N(server: ServerSide) -> tuple[float, ...]:
@@ -59,10 +59,10 @@ def private_steps(server: ServerSide, train: Train, secret: SecretRandomness | N
         secret: The clients' key; None where nobody trains.
         sigma: The noise, in units of the clip.
     """
-    config, rows_N = server.recipe.privacy, server.roster.rows("train")
+    config, rows_N = server.recipe.noised, server.roster.rows("train")
     assert config is not None
     means = tuple(rate * rows for rate, rows in zip(rates_N(server), rows_N, strict=True))
-    return PrivateSteps(train, clip=config.clip, sigma=sigma, mean_rows_N=means, randomness=secret)
+    return PrivateSteps(train, clip=config.bound, sigma=sigma, mean_rows_N=means, randomness=secret)
 
 
 def private_source(server: ServerSide, source: TrainSource, secret: SecretRandomness) -> PoissonRows:
@@ -112,9 +112,9 @@ class PaidRounds:
 
 def noise_of(server: ServerSide, sigma: float) -> float:
     """How large the noise of one step's mean gradient is expected to be, at the client with the fewest rows a step."""
-    config, rows_N = server.recipe.privacy, server.roster.rows("train")
+    config, rows_N = server.recipe.noised, server.roster.rows("train")
     assert config is not None
     ends = server.recipe.aggregation.freezes[0] if server.recipe.aggregation.freezes else ()
     numbers = sum(x.numel() for name, x in server.start.trainable.items() if not name.endswith(ends))
     fewest = min((rate * rows for rate, rows in zip(rates_N(server), rows_N, strict=True) if rows), default=1.0)
-    return sigma * config.clip * math.sqrt(numbers) / fewest
+    return sigma * config.bound * math.sqrt(numbers) / fewest

@@ -58,7 +58,7 @@ def spent(recipe: Recipe, run: Path, *, alone: bool) -> dict[str, Any] | None:
     Raises:
         LichenError: if the budget is damaged.
     """
-    config, path = recipe.privacy, run / "state" / BUDGET
+    config, path = recipe.noised, run / "state" / BUDGET
     begun = begun_with(path)
     if config is None or begun is None:
         return None
@@ -70,15 +70,23 @@ def spent(recipe: Recipe, run: Path, *, alone: bool) -> dict[str, Any] | None:
         "epsilon": None if math.isinf(after.epsilon) or found.seeded else after.epsilon,
         "delta": found.delta,
         "unit": config.unit,
-        "clip": config.clip,
+        "clip": config.bound,
         "sigma": found.sigma,
         "rate": found.rate,
         "charges": charges,
+        "server": _to_server(recipe, found, charges),
         "left_out": list(LEFT_OUT if config.unit == "client" else LEFT_OUT_OF_ROWS),
         "known": list(KNOWN),
         "simulated": [] if alone else list(SIMULATED),
         "warnings": warnings(recipe),
     }
+
+
+def _to_server(recipe: Recipe, found: Guarantee, charges: int) -> str | None:
+    """What is promised against the server, where it sees sums alone; None where it sees each change."""
+    if recipe.masked is None or found.unit != "client" or found.seeded:
+        return None
+    return f"{found.against_server(charges)}, for it knows who came"
 
 
 def warnings(recipe: Recipe) -> list[str]:
@@ -107,7 +115,7 @@ def promised(server: ServerSide, numbers: int) -> dict[str, Any] | None:
     Raises:
         LichenError: as :func:`guarantee`.
     """
-    config, rounds = server.recipe.privacy, server.recipe.federation.rounds
+    config, rounds = server.recipe.noised, server.recipe.federation.rounds
     if config is None:
         return None
     found = guarantee(server)
@@ -117,12 +125,13 @@ def promised(server: ServerSide, numbers: int) -> dict[str, Any] | None:
         "sigma": found.sigma,
         "rate": found.rate,
         "delta": found.delta,
-        "clip": config.clip,
+        "clip": config.bound,
         "epsilon_by_round": [(mark, found.after(mark).epsilon) for mark in marks] if found.sigma else [],
         "numbers": numbers,
         "noise": noise_of(server, found.sigma)
         if found.unit == "row"
-        else found.sigma * config.clip * math.sqrt(numbers) / (found.rate * len(server.roster)),
+        else found.sigma * config.bound * math.sqrt(numbers) / (found.rate * len(server.roster)),
+        "server": _to_server(server.recipe, found, rounds),
         "warnings": [*warnings(server.recipe), *_everybody(found, rounds)],
     }
 

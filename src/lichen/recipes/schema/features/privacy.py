@@ -13,11 +13,11 @@ __all__ = ["PRIVACY", "published_whole"]
 
 
 def _used(recipe: Any) -> bool:
-    return recipe.privacy is not None
+    return recipe.noised is not None
 
 
 def _of(unit: str) -> Callable[[Any], bool]:
-    return lambda recipe: recipe.privacy is not None and recipe.privacy.unit == unit
+    return lambda recipe: recipe.noised is not None and recipe.noised.unit == unit
 
 
 def _clash(key: str, used: Callable[[Any], object], what: str, fix: str = "remove it") -> Clash:
@@ -39,6 +39,12 @@ PRIVACY: tuple[Feature, ...] = (
         "privacy",
         _used,
         clashes=(
+            _clash(
+                "task",
+                lambda r: r.task == "oneshot",
+                "noise hides clients or rows in rounds of training, and this task has none",
+                "use classify, or masks alone: privacy.secure",
+            ),
             _clash(
                 "federation.schedule.kind",
                 lambda r: r.federation.schedule.kind == "buffered",
@@ -196,7 +202,7 @@ PRIVACY: tuple[Feature, ...] = (
 
 def published_whole(recipe: Any) -> LichenError | None:
     """Why this δ hides nobody, where the recipe itself says how many clients there are; None where it does not."""
-    config, data = recipe.privacy, recipe.data
+    config, data = recipe.noised, recipe.data
     known = data.partition.by != "client" and data.on_too_few_rows == "refuse" and data.on_single_class != "drop"
     if config is None or config.unit != "client" or config.delta is None or not known or data.min_rows > 1:
         return None

@@ -1,0 +1,1 @@
+"""Clients whose messages leave them under masks."""
