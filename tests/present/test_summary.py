@@ -81,6 +81,7 @@ SUMMARY: dict[str, Any] = {
     "failures": [],
     "attack": None,
     "privacy": None,
+    "masks": None,
     "seconds": 61.5,
     "peak_memory_bytes": 900_000_000,
     "energy_joules": 1234.5,
@@ -120,6 +121,7 @@ KEYS = [
         "failures",
         "attack",
         "privacy",
+        "masks",
         "seconds",
         "peak_memory_bytes",
         "energy_joules",
@@ -136,7 +138,7 @@ KEYS = [
 ]
 
 MAY_LACK = ("gaining_over", "energy_joules", "traffic", "attendance", "training", "failures", "attack", "read")
-MAY_LACK += ("privacy", "compute", "licences", "cards", "cards_left")
+MAY_LACK += ("privacy", "masks", "compute", "licences", "cards", "cards_left")
 
 
 def test_the_keys_are_pinned() -> None:

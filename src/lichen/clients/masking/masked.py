@@ -55,7 +55,7 @@ class MaskTerms:
     Attributes:
         k: Neighbours of each client.
         threshold: Shares that open a secret, of k + 1 holders.
-        least: Clients whose sum may be opened, at least.
+        least: Clients in a sum, at least; the sum of fewer stays closed.
         run: What the run is known by; keys of one run open nothing of another.
     """
 
@@ -117,7 +117,7 @@ class Masked:
         return form_of(self.inner.expected(job), self.aggregator)
 
     def expected(self, job: Job) -> Expected:
-        """What the server gets in the place of messages: their sum, once it is opened."""
+        """What the server gets in the place of messages: their sum, once it is open."""
         return self.form(job).summed
 
     def opening(self, job: Job) -> Expected:
