@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lichen.core.errors import LichenError
 from lichen.core.masks.closing import Closing
-from lichen.core.masks.party import ADVERT, OPENED, SEALED, Identity, Party
+from lichen.core.masks.party import ADVERT, OPENING, SEALED, Identity, Party
 
 Change = Callable[[str, int, NDArray[Any]], NDArray[Any]]
 """Stage, client and the message that it sends, or is sent: what arrives in its place."""
@@ -111,7 +111,7 @@ class Talk:
             closing.masked([client], masked[None])
         alive = closing.alive(list(said))
         said = self._stage("open", 3, {client: (alive[i],) for i, client in enumerate(said)})
-        return closing.total(list(said), stacked(said.values(), self.k + 1, OPENED))
+        return closing.total(list(said), stacked(said.values(), self.k + 1, OPENING))
 
 
 def stacked(rows: Iterable[NDArray[np.uint8]], *shape: int) -> NDArray[np.uint8]:

@@ -7,7 +7,7 @@ import pytest
 
 from lichen.core.errors import LichenError
 from lichen.core.masks.graph import degree, neighbours
-from lichen.core.masks.party import ADVERT, OPENED, SEALED, Party
+from lichen.core.masks.party import ADVERT, OPENING, SEALED, Party
 from support.masked_talk import Talk, numbers, plain
 
 
@@ -66,7 +66,7 @@ def test_rows_have_the_sizes_that_are_declared() -> None:
         boxes.append(other.share(ids, np.stack([party.advertise(), third.advertise()]))[0][0])
     party.receive(np.stack(boxes), np.ones(2, dtype=np.bool_))
     party.mask(np.zeros(1, dtype=np.int64))
-    assert party.open(np.ones(2, dtype=np.bool_)).shape == (3, OPENED)
+    assert party.open(np.ones(2, dtype=np.bool_)).shape == (3, OPENING)
 
 
 @pytest.mark.parametrize(("count", "k", "each"), [(10, 4, 4), (10, 5, 5), (9, 5, 4), (9, 8, 8), (6, 30, 5), (2, 1, 1)])

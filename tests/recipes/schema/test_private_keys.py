@@ -102,7 +102,7 @@ OF_LORA: dict[str, dict[str, Any]] = {
     "privacy: hetlora": {"federation": {"aggregate": "hetlora"}},
     "model.head": {"model": {"head": "ridge"}},
     "model.head ": {"model": {"head": "lda"}},
-    "privacy: oneshot": {"task": "oneshot", "model": {"head": "ridge"}, "federation": {"aggregate": None}},
+    "privacy: this task has none": {"task": "oneshot", "model": {"head": "ridge"}, "federation": {"aggregate": None}},
     "privacy: kseed": {
         "task": "chat",
         "model": {"name": "smollm2-135m", "adapter": {"kind": "full"}, "head": None},

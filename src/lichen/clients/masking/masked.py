@@ -35,7 +35,7 @@ from lichen.core.contracts.server import Aggregator
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, TensorSpec
 from lichen.core.fold import fold
-from lichen.core.masks.party import ADVERT, OPENED, SEALED, Identity, Party
+from lichen.core.masks.party import ADVERT, OPENING, SEALED, Identity, Party
 from lichen.core.message import Job, Message
 from lichen.core.secret.randomness import SecretRandomness
 from lichen.core.tree import Tree
@@ -122,7 +122,7 @@ class Masked:
 
     def opening(self, job: Job) -> Expected:
         """What a client sends last."""
-        return _asks(self.form(job).group, opening=(self.terms.k + 1, OPENED))
+        return _asks(self.form(job).group, opening=(self.terms.k + 1, OPENING))
 
     def questions(self, job: Job) -> Sequence[Expected]:
         """Keys, shares, the masked vector."""

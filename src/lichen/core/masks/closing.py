@@ -22,7 +22,7 @@ from lichen.core.masks.layout import (
     ADVERT,
     COMMITMENT,
     KEY,
-    OPENED,
+    OPENING,
     PUBLIC,
     SEALED,
     SEED,
@@ -184,7 +184,7 @@ class Closing:
 
         Args:
             clients: Who opened, of the survivors.
-            opened_CkO: ``(C, k + 1, OPENED)`` by holder and dealer.
+            opened_CkO: ``(C, k + 1, OPENING)`` by holder and dealer.
 
         Returns:
             int64 ``(N,)``.
@@ -193,7 +193,7 @@ class Closing:
             LichenError: if a secret has too few good shares, or is not what its dealer advertised.
         """
         self._at("total", "done")
-        shaped("opened shares", opened_CkO, (len(clients), self._k + 1, OPENED), np.uint8)
+        shaped("opened shares", opened_CkO, (len(clients), self._k + 1, OPENING), np.uint8)
         self._each_once(clients, self._arrived, "sent masked numbers")
         assert self._total_N is not None
         opened = dict(zip(clients, opened_CkO, strict=True))

@@ -26,7 +26,7 @@ __all__ = [
     "KEY",
     "NONCE",
     "NOTHING",
-    "OPENED",
+    "OPENING",
     "PUBLIC",
     "SALT",
     "SEALED",
@@ -49,7 +49,7 @@ ADVERT = 2 * PUBLIC + COMMITMENT + SIGNATURE
 SEALED = NONCE + 2 * (SECRET + SALT) + _TAG + 2 * COMMITMENT
 """Bytes of a sealed pair of shares."""
 
-OPENED = 1 + SECRET + SALT
+OPENING = 1 + SECRET + SALT
 """Bytes of an opened share."""
 
 NOTHING, SEED, KEY = 0, 1, 2

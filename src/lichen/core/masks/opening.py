@@ -31,7 +31,7 @@ def good_shares(
         around: By client, its neighbours in order.
         commitments: By dealer ``(k + 1, 2, 32)``; of those who got through.
         arrived: Whose masked numbers did.
-        opened: By holder ``(k + 1, OPENED)``.
+        opened: By holder ``(k + 1, OPENING)``.
 
     Returns:
         By dealer whose secret is needed, its shares by number; and by holder who opened something else, what.

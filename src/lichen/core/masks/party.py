@@ -45,7 +45,7 @@ from lichen.core.masks.layout import (
     COMMITMENT,
     KEY,
     NONCE,
-    OPENED,
+    OPENING,
     SALT,
     SEALED,
     SECRET,
@@ -60,7 +60,7 @@ from lichen.core.masks.pairs import Pair, pair
 from lichen.core.masks.shares import deal_both
 from lichen.core.masks.streams import add_stream
 
-__all__ = ["ADVERT", "OPENED", "SEALED", "Identity", "Party"]
+__all__ = ["ADVERT", "OPENING", "SEALED", "Identity", "Party"]
 
 
 class Identity(Protocol):
@@ -213,7 +213,7 @@ class Party:
             alive: ``(k,)`` the neighbours whose masked numbers arrived.
 
         Returns:
-            ``(k + 1, OPENED)`` by dealer, the last its own; zeros where there is none, or none that can be opened.
+            ``(k + 1, OPENING)`` by dealer, the last its own; zeros where there is none, or none that can be opened.
 
         Raises:
             LichenError: if the holders whose numbers arrived are fewer than the threshold, one of them did not get
@@ -226,7 +226,7 @@ class Party:
         if bool((alive & ~self._present).any()):
             raise refused(f"client {self._client} has no mask with one whose numbers arrived", "ask what was asked")
         self._answered["open"] = self._same("open", alive.tobytes())
-        opened = np.zeros((self._k + 1, OPENED), dtype=np.uint8)
+        opened = np.zeros((self._k + 1, OPENING), dtype=np.uint8)
         for i in range(self._k):
             kind = SEED if alive[i] else KEY
             if self._present[i] and (part := self._parts[i][kind - 1]) is not None:
