@@ -2,9 +2,10 @@
 
     p(x) = secret + c_1 x + ... + c_{t-1} x^{t-1}   over GF(2^128), for each half of the secret
 
-Share x is p(x), x = 1, 2, ... . The field is the one of pycryptodome, whose own ``split`` draws new coefficients at
-each call; here they follow from a key, so that a talk that begins again deals the same shares. A wrong share goes
-unnoticed in such sums, so each has a commitment: a hash of it and of a salt that travels with it.
+Share x is p(x), x = 1, 2, ... . The field is the one of pycryptodome, and the shares are those of its ``split`` and
+``combine``. But coefficients follow from a key here, so that a talk that begins again deals the same shares, and what
+each share counts is computed once for all secrets that the same ones open. A wrong share goes unnoticed in such sums,
+so each has a commitment: a hash of it and of a salt that travels with it.
 
 References:
     Adi Shamir. "How to Share a Secret." Communications of the ACM 22(11), 1979.
@@ -13,10 +14,15 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from lichen.core.masks.keys import derive
 from lichen.core.masks.layout import KEY, SALT, SECRET, SEED, digest
 from lichen.core.masks.streams import key_stream
+
+if TYPE_CHECKING:
+    from Crypto.Protocol.SecretSharing import _Element
 
 __all__ = ["combine", "commitment", "deal", "deal_both"]
 
@@ -58,10 +64,29 @@ def deal(secret: bytes, threshold: int, xs: Iterable[int], key: bytes) -> dict[i
 
 def combine(shares: Mapping[int, bytes]) -> bytes:
     """The secret of as many shares as its threshold, by number; another secret where one of them is wrong."""
-    from Crypto.Protocol.SecretSharing import Shamir
+    from Crypto.Protocol.SecretSharing import _Element
 
-    halves = (slice(0, _HALF), slice(_HALF, SECRET))
-    return b"".join(Shamir.combine([(x, share[half]) for x, share in shares.items()]) for half in halves)
+    secret = b""
+    for half in (slice(0, _HALF), slice(_HALF, SECRET)):
+        value = _Element(0)
+        for share, weight in zip(shares.values(), _weights(tuple(shares)), strict=True):
+            value = value + weight * _Element(share[half])
+        secret += value.encode()
+    return secret
+
+
+@lru_cache(maxsize=256)
+def _weights(xs: tuple[int, ...]) -> tuple[_Element, ...]:
+    """What each share counts in p(0), after Lagrange; the same for all secrets of which these shares are at hand."""
+    from Crypto.Protocol.SecretSharing import _Element
+
+    points, weights = [_Element(x) for x in xs], []
+    for i, own in enumerate(points):
+        over, under = _Element(1), _Element(1)
+        for other in points[:i] + points[i + 1 :]:
+            over, under = other * over, (own + other) * under
+        weights.append(over * under.inverse())
+    return tuple(weights)
 
 
 def commitment(context: bytes, dealer: int, holder: int, kind: int, share: bytes, salt: bytes) -> bytes:
