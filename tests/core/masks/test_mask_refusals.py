@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lichen.core.errors import LichenError
 from lichen.core.masks.closing import Closing
-from lichen.core.masks.party import ADVERT, OPENED, SEALED, Party
+from lichen.core.masks.party import ADVERT, OPENING, SEALED, Party
 
 K, T, N = 4, 3, 6
 CONTEXT = b"run round attempt"
@@ -231,4 +231,4 @@ def test_shares_come_from_survivors_alone() -> None:
     closing.masked([0, 1, 2], np.zeros((3, N), dtype=np.int64))
     closing.alive([0, 1, 2])
     with pytest.raises(LichenError, match="client 3"):
-        closing.total([0, 1, 3], np.zeros((3, K + 1, OPENED), dtype=np.uint8))
+        closing.total([0, 1, 3], np.zeros((3, K + 1, OPENING), dtype=np.uint8))
