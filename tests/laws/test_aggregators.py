@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from lichen.clients.training.optimize import clip_C
+from lichen.core.expected import Expected, MetricSpec, specs_of
 from lichen.core.message import Message, concatenate_messages, take_client
 from lichen.core.secret.randomness import SecretRandomness
 from lichen.core.tree import digest, plain
@@ -43,7 +44,9 @@ from lichen.server.robust.fltrust import FLTrust
 from lichen.server.robust.robust import Robust
 from lichen.server.scaffold import controlled, with_controls
 from lichen.server.sums.fixed_point import layout_of
+from lichen.server.sums.masked import form_of
 from support.flat import closed
+from support.masked_talk import Talk
 
 SHARED = {
     "a.lora_A": torch.linspace(-1, 1, 14).view(2, 7),
@@ -355,3 +358,29 @@ def test_clipping_bounds_what_one_client_can_move(clients: int, seed: int, bound
         for j in range(clients):
             rest = member.add(rest, take_client(message, j)) if j != k else rest
         assert float((whole - summed(rest)).norm()) <= bound * (1 + 1e-5)
+
+
+@sums
+def test_a_sum_of_masked_vectors_closes_to_the_bytes_of_an_open_one(name: str) -> None:
+    member, make = FAMILY[name]
+    message = make(6, 11)
+    clients = message.client_C.tolist()
+    expected = Expected(
+        group=message.group,
+        tensors=specs_of({key: x_C[0] for key, x_C in message.tensors.items()}),
+        metrics={key: MetricSpec(shape=tuple(x_C.shape[1:])) for key, x_C in message.metrics.items()},
+    )
+    form = form_of(expected, member)
+    vector_C = form.vector(member.lift(message))
+    units = {client: vector_C[c].numpy() for c, client in enumerate(clients)}
+    gone = {clients[0]: 1, clients[3]: 2}
+    talk = Talk(units, k=5, threshold=4, stages=gone)
+    total, left = torch.from_numpy(talk.total()), [c for c, client in enumerate(clients) if client not in gone]
+    masked = member.zero()
+    for part in form.messages(total, torch.tensor(sorted(clients[c] for c in left)), 0):
+        masked = member.add(masked, part)
+    assert member.clients(masked) == int((message.weight_C[left] > 0).sum())
+    plain_total = member.zero()
+    for c in left:
+        plain_total = member.add(plain_total, take_client(message, c))
+    assert outcome(member, masked) == outcome(member, plain_total)
