@@ -48,11 +48,11 @@ def mask_terms(recipe: Recipe, clients: int) -> MaskTerms:
 
 @lru_cache(maxsize=64)
 def _degree(clients: int, dropped: float, colluding: float) -> tuple[int, int]:
-    whole = (
-        int(dropped * clients) / clients,
-        int(colluding * clients) / clients,
-    )  # a share of 4 is a whole number of them
-    return degree(clients, dropped=whole[0], colluding=whole[1])
+    gone, liars = int(dropped * clients), int(colluding * clients)
+    k, threshold = degree(clients, dropped=gone / clients, colluding=liars / clients)
+    # Where all hold shares of all, as many are asked for as colluding ones cannot give twice, if so many may be left.
+    safe = (clients + liars) // 2 + 1
+    return k, safe if k == clients - 1 and threshold < safe <= clients - gone else threshold
 
 
 def _run_of(recipe: Recipe) -> str:

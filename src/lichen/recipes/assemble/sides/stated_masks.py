@@ -11,8 +11,8 @@ __all__ = ["masks_of"]
 
 STOPPED = (
     "a false share is held against its dealer's commitment, and its sender does not count",
-    "a server that tells clients of one round different things about who is there is asked for two kinds of share of "
-    "one client, and nobody gives both: more than half of the holders would have to",
+    "an honest client gives one kind of share of another client, and once: a server that tells clients of one round "
+    "different things about who is there needs colluding holders to open both",
     "a server that repeats a round gets masks of fresh keys",
 )
 """What a server or a client that departs from the protocol could try, and what stops it."""
@@ -20,6 +20,8 @@ STOPPED = (
 NOT_PROMISED = (
     "the sum itself tells something, the more the fewer clients are in it: noise (privacy.epsilon) bounds that",
     "a server that makes up clients, or colludes with more of them than are allowed for, can take a sum apart",
+    "a server that lies about who is there, with colluding holders enough to give it both kinds of share of a client, can "
+    "take a sum apart",
     "a client that lies about its own numbers is not seen: under masks nobody looks at a single message",
 )
 """What masks do not do."""
