@@ -1,6 +1,7 @@
 """What can be read off runs of one recipe, without protection and with noise that hides every row?
 
-A small cut of ``reviews-lora``, one row a step: open, at two budgets of ε, and open again where the span test of text
+A small cut of ``reviews-lora``, one row a step: open, under masks (the sums of the open run's rounds, which are all
+that the server then sees), at two budgets of ε, and open again where the span test of text
 must fail, for a step or a round has more inputs than LoRA's rank. Each is then audited as ``lichen audit`` does it.
 
 ``python benchmarks/audits.py --run`` makes the runs and keeps what was found; ``python benchmarks/audits.py canaries
@@ -132,6 +133,12 @@ def measure() -> None:
             (one,) = audit_several([done.folder], rows=ROWS, messages=MESSAGES)
             ended = time.perf_counter()
             privacy = done.summary["privacy"] or {}
+            if name == "open":  # masks leave the same model, and the sum of each round
+                (masked,) = audit_several([done.folder], rows=ROWS, messages=MESSAGES, sums=True)
+                f1 = done.summary["columns"]["federated"]["mean"]
+                seconds = {"run": trained - start, "audit": time.perf_counter() - ended}
+                about = {"protected_by": "masks", "epsilon": None, "sigma": None, "macro_f1": f1, "seconds": seconds}
+                runs["masked"] = {**about, **asdict(masked.found)}
             runs[name] = {
                 "protected_by": one.protected_by,
                 "epsilon": one.epsilon,

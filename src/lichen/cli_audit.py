@@ -13,7 +13,14 @@ __all__ = ["audit_command"]
 
 
 def audit_command(
-    folder: Path, /, *others: Path, rows: int = 1000, messages: int = 8, seed: int = 0, json: bool = False
+    folder: Path,
+    /,
+    *others: Path,
+    rows: int = 1000,
+    messages: int = 8,
+    sums: bool = False,
+    seed: int = 0,
+    json: bool = False,
 ) -> None:
     """Attack a finished run with its own data at hand: who was trained on, and what text its messages give away.
 
@@ -32,6 +39,8 @@ def audit_command(
         Training rows, and test rows, of a run that are scored at most.
     messages
         Messages of a run that are read at most.
+    sums
+        Read the sum of each round in place of its messages: all that masks would leave the server to see.
     seed
         Of the draws behind the intervals.
     json
@@ -50,9 +59,9 @@ def audit_command(
     )
 
     if others:
-        _audit_several((folder, *others), rows=rows, messages=messages, seed=seed, json=json)
+        _audit_several((folder, *others), rows=rows, messages=messages, sums=sums, seed=seed, json=json)
         return
-    found = audit(folder, rows=rows, messages=messages, seed=seed)
+    found = audit(folder, rows=rows, messages=messages, sums=sums, seed=seed)
     if json:
         print_json({"folder": str(folder), **asdict(found)})
         return
@@ -68,13 +77,13 @@ def audit_command(
         say(line)
 
 
-def _audit_several(folders: tuple[Path, ...], *, rows: int, messages: int, seed: int, json: bool) -> None:
+def _audit_several(folders: tuple[Path, ...], *, rows: int, messages: int, sums: bool, seed: int, json: bool) -> None:
     from dataclasses import asdict
 
     from lichen.recipes.audit.report import runs_table, runs_words
     from lichen.recipes.audit.several import audit_several
 
-    runs = audit_several(folders, rows=rows, messages=messages, seed=seed)
+    runs = audit_several(folders, rows=rows, messages=messages, sums=sums, seed=seed)
     if json:
         about = [{"folder": x.folder, "protected_by": x.protected_by, "epsilon": x.epsilon} for x in runs]
         print_json([{**each, **asdict(run.found)} for each, run in zip(about, runs, strict=True)])

@@ -70,6 +70,17 @@ def test_an_open_run_gives_its_text_away_and_the_audit_changes_nothing(opened: P
     verify(opened)
 
 
+def test_the_sum_of_a_round_is_read_like_one_message_of_all_its_rows(opened: Path) -> None:
+    single, sums = audit(opened, rows=60).messages, audit(opened, rows=60, sums=True).messages
+    assert [one.round for one in sums] == [1, 2]
+    assert {one.client for one in sums} == {"3 clients"}
+    of_all, apart = sums[0], [one for one in single if one.round == 1]
+    assert max(one.inputs for one in apart) < of_all.inputs <= sum(one.inputs for one in apart)
+    assert of_all.right <= of_all.inputs
+    if of_all.inputs >= of_all.bound:
+        assert of_all.right < sum(one.right for one in apart)
+
+
 def test_above_the_bound_nothing_is_read(place: Path) -> None:
     found = audit(run_of(place, "above", rank=4, rounds=1), rows=60)
     assert found.messages

@@ -48,13 +48,14 @@ class Audit:
     canaries: FoundCanaries | None = None
 
 
-def audit(folder: Path | str, *, rows: int = 1000, messages: int = 8, seed: int = 0) -> Audit:
+def audit(folder: Path | str, *, rows: int = 1000, messages: int = 8, sums: bool = False, seed: int = 0) -> Audit:
     """Attack a finished run with its own data at hand, to say what it gave away.
 
     Args:
         folder: The run's folder; its data and its model are opened again.
         rows: Training rows, and test rows, that are scored at most.
         messages: Retained messages that are read at most.
+        sums: Read sums of rounds in their place: all that masks would leave a server to see.
         seed: Of the intervals.
 
     Returns:
@@ -82,7 +83,7 @@ def audit(folder: Path | str, *, rows: int = 1000, messages: int = 8, seed: int 
     loaded = _with_key(loaded, folder)
     lr = float(summary["extra"]["lr.federated"])
     history = History(folder / "state" / "federated" / lr_name(lr) / HISTORY)
-    found = tuple(read_messages(loaded, history, messages=messages))
+    found = tuple(read_messages(loaded, history, messages=messages, sums=sums))
     return Audit(membership=members, messages=found, retained=True, canaries=canaries)
 
 

@@ -10,6 +10,7 @@ Legend: V tokens, T places, H width, r rank.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, final
@@ -17,9 +18,11 @@ from typing import Any, final
 from torch import Tensor
 
 from lichen.audit.span_test import Probe, Span, found_in, is_placed, reads_tokens, span_of
+from lichen.core import tree as trees
 from lichen.core.collecting.history import History
 from lichen.core.contracts.client import Source
 from lichen.core.message import Job
+from lichen.core.tree import Tree
 from lichen.models.adapters.linear_layers import is_conv1d
 from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.parts import client_tasks
@@ -33,7 +36,7 @@ class ReadMessage:
     """What one message gives away.
 
     Attributes:
-        client: Whose it is.
+        client: Whose it is; of a sum, how many clients'.
         round: Of which round, from 1.
         tensor: Whose change was read.
         bound: Inputs at which nothing can be read any more: the layer's width, or LoRA's rank.
@@ -57,27 +60,31 @@ class ReadMessage:
     example: str
 
 
-def read_messages(loaded: LoadedExperiment, history: History, *, messages: int) -> list[ReadMessage]:
+def read_messages(
+    loaded: LoadedExperiment, history: History, *, messages: int, sums: bool = False
+) -> list[ReadMessage]:
     """What the first so many retained messages give away, by round; nothing where no such layer is trained.
 
     Args:
         loaded: The run's recipe, opened again.
         history: What it has retained.
         messages: How many are looked at.
+        sums: Look at the sums of rounds in their place, which are all that a server sees under masks.
     """
     model, start = loaded.foundation, loaded.experiment.start.trainable
     if model is None:
         return []
     tasks, layers = client_tasks(loaded.experiment), dict[str, bool]()
     pending: dict[str, list[_Pending]] = {}
-    for message, job in islice(history.messages(), messages):
-        (client,) = message.client_C.tolist()
-        for name in message.tensors:
+    single = ((m.client_C.tolist(), trees.take(m.tensors, 0), job) for m, job in history.messages())
+    looked_at = _sums(history) if sums else single
+    for clients, tensors, job in islice(looked_at, messages):
+        for name in tensors:
             if (layer := _layer(name)) and layer not in layers:
                 layers[layer] = reads_tokens(model, layer)
         spans = {
-            name: _span(model, name, x[0])
-            for name, x in message.tensors.items()
+            name: _span(model, name, x)
+            for name, x in tensors.items()
             # Later, the server knows the A that B was trained with too; the run's folder does not.
             if layers.get(_layer(name)) and (job.version == 0 or not name.endswith("lora_B"))
         }
@@ -85,13 +92,14 @@ def read_messages(loaded: LoadedExperiment, history: History, *, messages: int) 
             continue
         name = max(sorted(spans), key=lambda each: (bool(len(spans[each].basis_kH)), spans[each].most))
         placed = is_placed(model, _layer(name))
-        rows = _rows(tasks[job.work].source, job, client)
+        rows = [row for client in clients for row in _rows(tasks[job.work].source, job, client)]
         probe = Probe(
             span=spans[name],
             positions=max(map(len, rows), default=0) if placed else 1,
             through_rH=start[f"{_layer(name)}.lora_A"] if name.endswith("lora_B") else None,
         )
-        one = _Pending(client=client, round=job.version + 1, tensor=name, placed=placed, rows=rows, probe=probe)
+        named = f"{len(clients)} clients" if sums else loaded.experiment.server.roster[clients[0]].name
+        one = _Pending(client=named, round=job.version + 1, tensor=name, placed=placed, rows=rows, probe=probe)
         pending.setdefault(_layer(name), []).append(one)
     tokens, found = model.get_input_embeddings().weight.shape[0], []
     for layer, some in pending.items():
@@ -103,9 +111,9 @@ def read_messages(loaded: LoadedExperiment, history: History, *, messages: int) 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pending:
-    """A message whose layer is known, and the rows behind it."""
+    """A message, or a sum of some, whose layer is known, and the rows behind it."""
 
-    client: int
+    client: str
     round: int
     tensor: str
     placed: bool
@@ -118,7 +126,7 @@ def _read(loaded: LoadedExperiment, one: _Pending, found: set[tuple[int, int]]) 
     known = {pair for row in here for pair in row}
     read = [[pair[1] for pair in row if pair in found] for row in here]
     return ReadMessage(
-        client=loaded.experiment.server.roster[one.client].name,
+        client=one.client,
         round=one.round,
         tensor=one.tensor,
         bound=one.probe.span.most,
@@ -129,6 +137,19 @@ def _read(loaded: LoadedExperiment, one: _Pending, found: set[tuple[int, int]]) 
         placed=one.placed,
         example=str(loaded.tokenizer.decode(max(read, key=len, default=[]))),
     )
+
+
+def _sums(history: History) -> Iterator[tuple[list[int], Tree, Job]]:
+    """Of each round: whose messages there are, their weighted sum, and the job."""
+    for round_ in history.rounds():
+        clients, total = list[int](), Tree()
+        job: Job | None = None
+        for message, job in history.messages(rounds=[round_]):  # noqa: B007
+            weighed = {name: x[0].double() * message.weight_C[0] for name, x in message.tensors.items()}
+            total = trees.add(total, weighed) if total else weighed
+            clients += message.client_C.tolist()
+        if job is not None:
+            yield clients, {name: x.float() for name, x in total.items()}, job
 
 
 def _layer(name: str) -> str:

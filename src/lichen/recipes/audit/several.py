@@ -33,13 +33,16 @@ class AuditedRun:
     found: Audit
 
 
-def audit_several(folders: Sequence[Path], *, rows: int = 1000, messages: int = 8, seed: int = 0) -> list[AuditedRun]:
+def audit_several(
+    folders: Sequence[Path], *, rows: int = 1000, messages: int = 8, sums: bool = False, seed: int = 0
+) -> list[AuditedRun]:
     """Audit runs of one task on the same data, one after the other.
 
     Args:
         folders: Of the runs.
         rows: Training rows, and test rows, of each run that are scored at most.
         messages: Retained messages of each run that are read at most.
+        sums: Read sums of rounds in place of messages.
         seed: Of the intervals.
 
     Returns:
@@ -64,15 +67,15 @@ def audit_several(folders: Sequence[Path], *, rows: int = 1000, messages: int = 
             folder=str(folder),
             protected_by=_protection(summary),
             epsilon=(summary.get("privacy") or {}).get("epsilon"),
-            found=_audit(folder, rows=rows, messages=messages, seed=seed),
+            found=_audit(folder, rows=rows, messages=messages, sums=sums, seed=seed),
         )
         for folder, summary in zip(folders, summaries, strict=True)
     ]
 
 
-def _audit(folder: Path, *, rows: int, messages: int, seed: int) -> Audit:
+def _audit(folder: Path, *, rows: int, messages: int, sums: bool, seed: int) -> Audit:
     try:
-        return audit(folder, rows=rows, messages=messages, seed=seed)
+        return audit(folder, rows=rows, messages=messages, sums=sums, seed=seed)
     except LichenError as error:
         if str(folder) in error.where:
             raise
@@ -82,6 +85,8 @@ def _audit(folder: Path, *, rows: int, messages: int, seed: int) -> Audit:
 
 def _protection(summary: Mapping[str, Any]) -> str:
     privacy = summary.get("privacy")
+    if summary.get("masks") is not None:
+        return "masks" if privacy is None else f"masks, {_protection({'privacy': privacy})}"
     if privacy is None:
         return "none"
     if privacy["epsilon"] is None:

@@ -20,8 +20,8 @@ STOPPED = (
 NOT_PROMISED = (
     "the sum itself tells something, the more the fewer clients are in it: noise (privacy.epsilon) bounds that",
     "a server that makes up clients, or colludes with more of them than are allowed for, can take a sum apart",
-    "a server that lies about who is there, with colluding holders enough to give it both kinds of share of a client, can "
-    "take a sum apart",
+    "a server that lies about who is there, with colluding holders enough to give it both kinds of share of a client, "
+    "can take a sum apart",
     "a client that lies about its own numbers is not seen: under masks nobody looks at a single message",
 )
 """What masks do not do."""
