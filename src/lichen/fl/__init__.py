@@ -70,6 +70,8 @@ Ready parts.
 - ``AroundEngine``: goes around any engine, and looks at jobs and replies on their way.
 - ``ClockEngine``: goes around any engine, and lets clients answer late or never on a virtual clock.
 - ``Delays``: how long they take there.
+- ``Masked``, ``MaskTerms``: a work whose message lies under masks until all are summed; what its clients agree on.
+- ``UnmaskingEngine``: goes around any engine whose works mask, and hands over their sum.
 - ``AnsweringEngine``, ``Answers``: goes around any engine, and answers what clients ask within a job; how it does.
 - ``DistributedEngine``: clients dealt out to ranks of ``torch.distributed``.
 - ``ArrayShard``: one client's rows of numbers.
@@ -84,6 +86,7 @@ from __future__ import annotations
 from lichen.algorithms.average import Average
 from lichen.audit.one_run import epsilon_at_least, guessed
 from lichen.clients.evaluation.evaluate import Evaluate
+from lichen.clients.masking.masked import Masked, MaskTerms
 from lichen.clients.privacy.private_steps import PrivateSteps
 from lichen.clients.training.gradient_step import GradientStep
 from lichen.clients.training.gradient_steps import Clip, Proximal, WeightDecay
@@ -117,6 +120,7 @@ from lichen.engines.around import AroundEngine, ForwardingEngine
 from lichen.engines.clock import ClockEngine, Delays
 from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
+from lichen.engines.masking.unmasking import UnmaskingEngine
 from lichen.engines.spawned import SpawnedEngine
 from lichen.engines.turns import Answers
 from lichen.models.students.student import Student
@@ -165,6 +169,8 @@ __all__ = [
     "Job",
     "LichenError",
     "LocalEngine",
+    "MaskTerms",
+    "Masked",
     "Mean",
     "Member",
     "Message",
@@ -195,6 +201,7 @@ __all__ = [
     "TrainSource",
     "Tree",
     "Uniform",
+    "UnmaskingEngine",
     "WeightDecay",
     "by_name",
     "collect",
