@@ -15,9 +15,10 @@ from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import Collected, collect
+from lichen.core.collecting.receipts import digest_C
 from lichen.core.contracts.client import ClientTask
 from lichen.core.contracts.engine import Engine
-from lichen.core.message import Job
+from lichen.core.message import Job, Message
 from lichen.core.seeds import numpy_generator
 from lichen.core.store import ClientStore
 from lichen.core.wire.shared import Shared
@@ -144,3 +145,16 @@ def test_ranks_open_one_sum(tmp_path: Path, silent: Silent) -> None:
     left = tuple(client for client in range(7) if client not in dict(silent.stage_of))
     assert first[0] == list(left)
     assert first[1] == change(plain(tmp_path / "plain", 7, left)).hex()
+
+
+def test_rows_that_lie_in_memory_once_have_the_digest_of_rows_apart() -> None:
+    zeros = torch.zeros(1, 3, dtype=torch.int64).expand(4, 3)
+    ids = torch.arange(4)
+
+    def digests(x_C: torch.Tensor) -> torch.Tensor:
+        tensors = {"a": x_C, "b": torch.arange(4.0)}
+        return digest_C(
+            Message(group="g", client_C=ids, version_C=ids * 0, tensors=tensors, weight_C=torch.zeros(4).double())
+        )
+
+    assert torch.equal(digests(zeros), digests(zeros.contiguous()))

@@ -195,3 +195,14 @@ def test_masked_rounds_of_sites_have_the_bytes_of_open_ones_in_one_process(tmp_p
     assert local[name] == sites[name]
     assert summary["masks"]["simulated"] == []
     assert summary["columns"]["federated"] is None
+
+
+@pytest.mark.parametrize("head", ["", "lda"])
+def test_a_head_from_masked_statistics_is_that_from_open_ones(head: str, tmp_path: Path) -> None:
+    save_sites(tmp_path / "sites", "label")
+    whole = oneshot(tmp_path, head)
+    lichen.run(whole, out=tmp_path / "open")
+    summary = lichen.run({**whole, "privacy": {"secure": True}}, out=tmp_path / "masked").summary
+    name = "model/head.safetensors"
+    assert (tmp_path / "masked" / name).read_bytes() == (tmp_path / "open" / name).read_bytes()
+    assert summary["masks"]["clients"] == 3

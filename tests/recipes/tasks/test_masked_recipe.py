@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import lichen
-from lichen.present.trace import read_trace
+from lichen.present.trace import Event, read_trace
+from support.tiny_llama import recipe, save_model, save_rows
 
 KEYS = (
     "data.partition={by: dirichlet, alpha: 1.0, clients: 6}",
@@ -86,3 +87,24 @@ def test_the_server_is_promised_less_than_those_who_see_the_model_where_clients_
     )
     assert "it knows who came" in summary["privacy"]["server"]
     assert float(summary["privacy"]["server"].split(",")[0].strip("(")) > summary["privacy"]["epsilon"]
+
+
+@pytest.mark.parametrize("rule", ["fedit", "ffa", "fedsvd"])
+def test_rules_of_lora_learn_the_same_under_masks(rule: str, tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    save_rows(tmp_path / "rows.jsonl", "pair", clients=4, rows=48)
+    whole = recipe(tmp_path / "model", tmp_path / "rows.jsonl", "pair", federation={"aggregate": rule})
+    lichen.run(whole, out=tmp_path / "open")
+    lichen.run({**whole, "privacy": {"secure": True}}, out=tmp_path / "masked")
+    assert final(tmp_path / "masked") == final(tmp_path / "open")
+
+
+def test_a_run_that_goes_on_has_the_bytes_of_one_that_was_not_stopped(tmp_path: Path, plain: Path) -> None:
+    def stop(event: Event) -> None:
+        if event.report.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", MASKED, observers=[stop])
+    run(tmp_path / "run", MASKED, resume=True)
+    assert final(tmp_path / "run") == final(plain)

@@ -48,8 +48,9 @@ def _parts(message: Message) -> Iterator[tuple[bytes, list[memoryview]]]:
     """What all clients share of a tensor or metric, and each one's bytes."""
     for tree in (message.tensors, message.metrics):
         for name in sorted(tree):
-            x_C = tree[name].detach().cpu().contiguous()
-            count = x_C.shape[0]
+            x_C = tree[name].detach().cpu()
+            count, alike = x_C.shape[0], x_C.shape[0] > 1 and x_C.stride(0) == 0  # one row lies in memory, for all
+            x_C = (x_C[:1] if alike else x_C).contiguous()
             head = f"{name}|{x_C.dtype}|{tuple(x_C.shape[1:])}|".encode("utf-8", "surrogatepass")
             if not x_C.numel():
                 yield head, [memoryview(b"")] * count
@@ -57,7 +58,8 @@ def _parts(message: Message) -> Iterator[tuple[bytes, list[memoryview]]]:
             flat = x_C.reshape(-1)
             if flat.stride(0) != 1:  # one number
                 flat = flat.new_empty(1).copy_(flat)
-            yield head, [row.data for row in flat.view(torch.uint8).reshape(count, -1).numpy()]
+            rows = [row.data for row in flat.view(torch.uint8).reshape(len(x_C), -1).numpy()]
+            yield head, rows * count if alike else rows
 
 
 def receipts(client_N: Tensor, version_N: Tensor, weight_N: Tensor, digest_N: Tensor) -> tuple[Receipt, ...]:
