@@ -47,6 +47,7 @@ SUMMARY: dict[str, Any] = {
     "cards_left": [],
     "attack": None,
     "privacy": None,
+    "masks": None,
     "seed": 0,
     "versions": {},
     "recipe_sha256": "0" * 64,

@@ -39,12 +39,12 @@ def submit(made: Commands, federation: Path, run: Path) -> dict[str, Any]:
     return summary
 
 
-def test_two_private_runs_over_the_network(federation: Path, tmp_path: Path) -> None:
+def test_two_private_runs_over_the_network(federation: Path, tmp_path: Path, warm_folder: Path) -> None:
     files, whole = save_digits(tmp_path / "sites"), private(tmp_path)
     wholes = {"client": whole, "row": {**whole, **ROWS}}
     runs = {unit: prepared(tmp_path / unit, NAMES[unit], one) for unit, one in wholes.items()}
     kits = {site: federation / "kits" / site for site in SITES}
-    with commands(tmp_path) as made:
+    with commands(tmp_path, warm_folder) as made:
         made.start("serve", "serve", str(federation))
         for site, kit in kits.items():
             change_policy(kit / "policy.yaml", ["from_scratch=true", "labels=true", "least_clients=1"])
