@@ -1,10 +1,11 @@
-"""Private runs over a real federation have the bytes of simulations with the same keys, and sites pay for rows."""
+"""Private and masked runs over a real federation have the bytes of simulations, and sites pay for their rows."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,15 @@ from lichen.federation.policy.keys import change_policy
 from lichen.recipes.schema.read import read_recipe, write_recipe
 
 SITES = {"north": "a.jsonl", "east": "b.jsonl", "south": "c.jsonl"}
-NAMES = {"client": "0" * 16, "row": "1" * 16}
-"""How the two runs are called at the sites."""
+NAMES = {"client": "0" * 16, "row": "1" * 16, "masks": "2" * 16, "silent": "3" * 16}
+"""How the runs are called at the sites."""
+
+
+def masked(whole: dict[str, Any], *, rounds: int = 2, **more: Any) -> dict[str, Any]:
+    """The same without noise, all clients in every round, under masks."""
+    kept = {name: value for name, value in whole.items() if name != "privacy"}
+    federation = {"rounds": rounds, "local_steps": 2, "batch_size": 4, "aggregate": "mean"}
+    return {**kept, "federation": federation, "privacy": {"secure": True, **more}}
 
 
 def prepared(run: Path, name: str, whole: dict[str, Any]) -> Path:
@@ -30,9 +38,10 @@ def prepared(run: Path, name: str, whole: dict[str, Any]) -> Path:
     return run
 
 
-def submit(made: Commands, federation: Path, run: Path) -> dict[str, Any]:
+def submit(made: Commands, federation: Path, run: Path, then: Callable[[], None] = lambda: None) -> dict[str, Any]:
     at_sites = ("--federation", str(federation), "--sites", ",".join(SITES), "--wait", "120")
     made.start(run.name, "submit", "--resume", str(run), *at_sites)
+    then()
     until(lambda: made.running[run.name].poll() is not None, made, 240)
     assert made.running[run.name].returncode == 0, made.said()
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
@@ -71,3 +80,37 @@ def test_two_private_runs_over_the_network(federation: Path, tmp_path: Path, war
             assert Budget(path, terms=terms, gaps=True).charges == ROWS["federation"]["rounds"]  # type: ignore[index]
     accounts = [path for kit in kits.values() for path in kit.glob(f"runs/{NAMES['row']}/accounts/*.jsonl")]
     assert len(accounts) == 6
+
+
+def test_masked_runs_over_the_network(federation: Path, tmp_path: Path, warm_folder: Path) -> None:
+    """The sum of a round has the bytes of one without masks, and a round goes on without a site that is killed."""
+    files, whole = save_digits(tmp_path / "sites"), private(tmp_path)
+    wholes = {"masks": masked(whole), "silent": masked(whole, rounds=3, stage_seconds=2.0)}
+    runs = {name: prepared(tmp_path / name, NAMES[name], one) for name, one in wholes.items()}
+
+    def kill_east() -> None:
+        trace = runs["silent"] / "trace.jsonl"
+        until(lambda: trace.exists() and trace.read_bytes().count(b"\n") >= 1, made)
+        made.kill("east")
+
+    with commands(tmp_path, warm_folder) as made:
+        made.start("serve", "serve", str(federation))
+        for site, file in SITES.items():
+            kit = federation / "kits" / site
+            change_policy(kit / "policy.yaml", ["from_scratch=true", "labels=true", "least_clients=3"])
+            made.start(site, "join", str(kit), "--data", str(files[file]))
+        summary = submit(made, federation, runs["masks"])
+        without = submit(made, federation, runs["silent"], kill_east)
+        for name, place in (("north", "kits/north"), ("south", "kits/south"), ("serve", "")):
+            words = [sys.executable, "-m", "lichen", "stop", str(federation / place)]
+            assert subprocess.run(words, check=False).returncode == 0
+            assert made.running[name].wait(60) == 0, made.said()
+    local = lichen.run({**wholes["masks"], "privacy": None}, out=tmp_path / "local")
+    finals = [(folder / "state" / "final.safetensors").read_bytes() for folder in (runs["masks"], local.folder)]
+    assert finals[0] == finals[1]
+    assert summary["masks"]["simulated"] == []
+    assert not any("swaps" in line for line in summary["masks"]["not_promised"])
+    assert without["attendance"]["skipped"] == 0
+    last = json.loads((runs["silent"] / "trace.jsonl").read_text().splitlines()[-1])
+    assert last["attendance"]["missing"] == [1]  # the client of the site that is gone
+    assert last["metrics"]["clients"] == 5

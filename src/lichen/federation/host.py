@@ -21,6 +21,8 @@ from lichen.core.files.durable import write_atomic
 from lichen.core.machine import machine_fault
 from lichen.engines.remote.pieces import Pieces
 from lichen.engines.remote.worker import SiteWorker
+from lichen.federation.kits.known import KitPapers
+from lichen.federation.kits.settle import open_kit
 from lichen.federation.policy.accepted import accept_recipe
 from lichen.federation.policy.guard import PolicyGuard
 from lichen.federation.policy.keys import POLICY, read_policy
@@ -60,7 +62,7 @@ class HostedRun:
 
     def __init__(self, name: str, text: str, kit: Path, data: Path, say: Callable[[str], None]) -> None:
         self.name, self.text, self.folder = name, text, kit / RUNS / name
-        self._policy, self._data, self._say = kit / POLICY, data, say
+        self._kit, self._policy, self._data, self._say = kit, kit / POLICY, data, say
         self.accepted = accept_recipe(read_policy(self._policy), text)
         private.make_folders(self.folder)
         write_atomic(self.folder / RECIPE, text.encode())
@@ -77,6 +79,8 @@ class HostedRun:
     def _open(self) -> None:
         try:
             site = open_site(self.accepted.recipe, self._data, say=self._say)
+            if self.accepted.recipe.masked is not None:
+                site = site.known(KitPapers(open_kit(self._kit), self.name, self.folder, say=self._say))
             self._place.set_result(SitePlace(self._allowed(site), self.folder))
         except Exception as error:
             self._place.set_exception(self._withheld(error))

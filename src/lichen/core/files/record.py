@@ -33,6 +33,7 @@ __all__ = [
     "Signer",
     "canonical",
     "chain",
+    "private_key",
     "public_key",
     "recorded_files",
     "require_signed",
@@ -171,8 +172,12 @@ def recorded_files(run: Path) -> list[str]:
     return [name for name in files_in(run, but=_OUTSIDE) if not name.endswith("/MANIFEST.json")]
 
 
-def _key(path: Path) -> Any:
-    """The private key in this file, made if there is none."""
+def private_key(path: Path) -> Any:
+    """The private key of Ed25519 in this file, made if there is none.
+
+    Raises:
+        LichenError: if the file is none.
+    """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -203,7 +208,7 @@ def public_key(path: Path) -> str:
     Raises:
         LichenError: if the file is none.
     """
-    return _public(_key(path))
+    return _public(private_key(path))
 
 
 def _public(key: Any) -> str:
@@ -217,8 +222,8 @@ def signed(body: Mapping[str, Any], signer: Signer) -> bytes:
     Raises:
         LichenError: if the file is no key.
     """
-    private_key, body = _key(signer.key), {**body, **signer.named}
-    return canonical({**body, "signature": private_key.sign(canonical(body)).hex()})
+    key, body = private_key(signer.key), {**body, **signer.named}
+    return canonical({**body, "signature": key.sign(canonical(body)).hex()})
 
 
 def require_signed(path: Path, public: str | None = None) -> dict[str, Any]:

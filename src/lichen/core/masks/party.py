@@ -67,7 +67,7 @@ class Identity(Protocol):
     """A client's long-term key, and those of the others."""
 
     def sign(self, data: bytes) -> bytes:
-        """The client's signature, 64 bytes (Ed25519)."""
+        """A signature that others know as the client's, 64 bytes (Ed25519)."""
         ...
 
     def verify(self, client: int, data: bytes, signature: bytes) -> bool:

@@ -22,6 +22,7 @@ from lichen.recipes.assemble.sides.row_privacy import hides_rows, row_bounds
 from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced_cards import AnnouncedCard, enrolled_cards
+from lichen.recipes.sites.passports import Passport, SiteClients, all_sites
 from lichen.tasks.registry import task_of
 
 __all__ = ["Announcement", "Assignment", "enrolled"]
@@ -58,6 +59,7 @@ class Announcement:
         members: Its clients, in name order.
         labels: Those of its rows, each once, sorted; none where the task has none.
         cards: What it tells of its data cards; none where the recipe requires none.
+        passport: Proves the key that signs for its clients under masks; None without a kit.
 
     Raises:
         LichenError: if any of this is no such thing.
@@ -66,6 +68,7 @@ class Announcement:
     members: tuple[Member, ...]
     labels: tuple[str | int, ...] = ()
     cards: tuple[AnnouncedCard, ...] = ()
+    passport: Passport | None = None
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -75,7 +78,8 @@ class Announcement:
     def dump(self) -> dict[str, Any]:
         """What JSON can write of it."""
         cards = {"cards": [card.dump() for card in self.cards]} if self.cards else {}
-        return {"members": [member.dump() for member in self.members], "labels": list(self.labels), **cards}
+        passport = {} if self.passport is None else {"passport": self.passport.dump()}
+        return {"members": [member.dump() for member in self.members], "labels": list(self.labels), **cards, **passport}
 
     @classmethod
     def load(cls, plain: object) -> Announcement:
@@ -84,8 +88,8 @@ class Announcement:
         Raises:
             LichenError: if this is no announcement.
         """
-        if not isinstance(plain, Mapping) or plain.keys() - {"cards"} != {"members", "labels"}:
-            raise _wrong("a site announces members and labels, and may announce cards")
+        if not isinstance(plain, Mapping) or plain.keys() - {"cards", "passport"} != {"members", "labels"}:
+            raise _wrong("a site announces members and labels, and may announce cards and a passport")
         members, cards = plain["members"], plain.get("cards", [])
         if not isinstance(members, list) or not len(members) <= MOST_MEMBERS:
             raise _wrong(f"members are a list of at most {MOST_MEMBERS:,}")
@@ -95,6 +99,7 @@ class Announcement:
             members=tuple(map(Member.load, members)),
             labels=_check_labels(plain["labels"]),
             cards=tuple(AnnouncedCard.load(card, len(members)) for card in cards),
+            passport=Passport.load(plain["passport"]) if "passport" in plain else None,
         )
 
 
@@ -108,6 +113,7 @@ class Assignment:
         clients: How many the roster has.
         labels: Those of all sites, in class order.
         bounds: Training rows of the clients with fewest and most, where noise hides each row; else None.
+        sites: All sites and their clients, where they know one another's keys under masks; else none.
 
     Raises:
         LichenError: if these are no numbers of a roster.
@@ -117,6 +123,7 @@ class Assignment:
     clients: int
     labels: tuple[str, ...] = ()
     bounds: tuple[int, int] | None = None
+    sites: tuple[SiteClients, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.clients, bool) or not isinstance(self.clients, int) or not 0 < self.clients <= MOST_MEMBERS:
@@ -134,7 +141,8 @@ class Assignment:
     def dump(self) -> dict[str, Any]:
         """What JSON can write of it."""
         bounds = {} if self.bounds is None else {"bounds": list(self.bounds)}
-        return {"numbers": list(self.numbers), "clients": self.clients, "labels": list(self.labels), **bounds}
+        sites = {"sites": [one.dump() for one in self.sites]} if self.sites else {}
+        return {"numbers": list(self.numbers), "clients": self.clients, "labels": list(self.labels), **bounds, **sites}
 
     @classmethod
     def load(cls, plain: object) -> Assignment:
@@ -143,16 +151,18 @@ class Assignment:
         Raises:
             LichenError: if this is no assignment.
         """
-        if not isinstance(plain, Mapping) or plain.keys() - {"bounds"} != {"numbers", "clients", "labels"}:
-            raise _wrong("a site is assigned numbers, clients and labels, and may be assigned bounds")
+        if not isinstance(plain, Mapping) or plain.keys() - {"bounds", "sites"} != {"numbers", "clients", "labels"}:
+            raise _wrong("a site is assigned numbers, clients and labels, and may be assigned bounds and sites")
         numbers, labels, bounds = plain["numbers"], plain["labels"], plain.get("bounds")
-        if not isinstance(numbers, list) or not isinstance(labels, list) or not isinstance(bounds, list | None):
-            raise _wrong("numbers, labels and bounds are lists")
+        sites = plain.get("sites", [])
+        if not all(isinstance(some, list) for some in (numbers, labels, [] if bounds is None else bounds, sites)):
+            raise _wrong("numbers, labels, bounds and sites are lists")
         return cls(
             numbers=tuple(numbers),
             clients=plain["clients"],
             labels=tuple(labels),
             bounds=None if bounds is None else tuple(bounds),
+            sites=tuple(map(SiteClients.load, sites)),
         )
 
 
@@ -174,6 +184,11 @@ class Enrolled:
     labels: tuple[str, ...]
     assigned: Mapping[str, Assignment]
     cards: Cards = field(default_factory=Cards)
+
+    @property
+    def signed(self) -> bool:
+        """Sites know one another's keys."""
+        return all(one.sites for one in self.assigned.values())
 
 
 def enrolled(recipe: Recipe, announced: Mapping[str, Announcement]) -> Enrolled:
@@ -210,11 +225,11 @@ def enrolled(recipe: Recipe, announced: Mapping[str, Announcement]) -> Enrolled:
     labels = _labels_of(recipe, announced, roster)
     number = {name: n for n, name in enumerate(names)}
     bounds = row_bounds(roster) if hides_rows(recipe) else None
+    numbers_of = {site: tuple(number[m.name] for m in one.members) for site, one in announced.items()}
+    sites_of_all = all_sites({site: one.passport for site, one in announced.items()}, numbers_of)
     assigned = {
-        site: Assignment(
-            numbers=tuple(number[m.name] for m in one.members), clients=len(names), labels=labels, bounds=bounds
-        )
-        for site, one in announced.items()
+        site: Assignment(numbers=own, clients=len(names), labels=labels, bounds=bounds, sites=sites_of_all)
+        for site, own in numbers_of.items()
     }
     terms = {site: (one.members, one.cards) for site, one in announced.items()}
     return Enrolled(

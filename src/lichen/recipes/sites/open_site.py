@@ -11,14 +11,14 @@ Legend: N clients of the roster.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
-from lichen.core.contracts.client import ClientTask, Source
-from lichen.core.contracts.model import Batch, CohortModel
+from lichen.core.contracts.model import CohortModel
 from lichen.core.errors import LichenError
+from lichen.core.masks.party import Identity
 from lichen.core.roster import PARTS, Member, Roster
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.rows import Shard
@@ -36,70 +36,14 @@ from lichen.recipes.rows.site_rows import SiteRows, read_site, refuse_everybodys
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Announcement, Assignment
 from lichen.recipes.sites.announced_cards import cards_to_announce
+from lichen.recipes.sites.loaded_site import LoadedSite
 from lichen.recipes.sites.open_server import refuse_rows
-from lichen.recipes.sites.rounds_node import Node, RoundsNode
+from lichen.recipes.sites.passports import Papers
+from lichen.recipes.sites.rounds_node import RoundsNode
 from lichen.recipes.sites.statistics_node import statistics_node
 from lichen.tasks.registry import task_of
 
-__all__ = ["LoadedSite", "Site", "open_site"]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class OwnClients:
-    """A source of the site's own clients alone: a job for another is refused before anything is done.
-
-    Args:
-        inner: Gives the batches.
-        own: The clients of this site.
-    """
-
-    inner: Source
-    own: frozenset[int]
-
-    def _check(self, clients: Sequence[int]) -> None:
-        if others := [client for client in clients if client not in self.own]:
-            raise LichenError(f"client {others[0]} is not of this site", where="data", fix="ask its own site")
-
-    def shape(self, client: int) -> Hashable:
-        """The inner source's, of a client of this site."""
-        self._check([client])
-        return self.inner.shape(client)
-
-    def batches(self, clients: Sequence[int], seed: int) -> Iterator[Batch]:
-        """The inner source's, of clients of this site."""
-        self._check(clients)
-        return self.inner.batches(clients, seed)
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedSite:
-    """A site at its place in the roster: a node of its own clients alone.
-
-    Attributes:
-        node: Answers; of other sites' clients it knows only that they are there.
-        numbers: Its clients' numbers in the roster.
-    """
-
-    node: Node
-    numbers: tuple[int, ...]
-
-    @property
-    def base(self) -> str:
-        """Digest of the frozen model."""
-        return self.node.base
-
-    @property
-    def start(self) -> Shared:
-        """What all begin from."""
-        return self.node.start
-
-    def client_tasks(self) -> dict[str, ClientTask]:
-        """All that its clients can be asked to do, by their numbers in the roster; of others everything is refused."""
-        own = frozenset(self.numbers)
-        made = self.node.client_tasks()
-        return {name: replace(task, source=OwnClients(task.source, own)) for name, task in made.items()}
+__all__ = ["Site", "open_site"]
 
 
 @final
@@ -126,15 +70,21 @@ class Site:
         rows: Its clients and their rows.
         announcement: What it says of them.
         encode: Loads the model for these labels, and encodes the rows for it; once where there are none to wait for.
+        papers: By which it and others know one another under masks; None without a kit.
     """
 
     recipe: Recipe
     rows: SiteRows
     announcement: Announcement
     encode: Callable[[tuple[str, ...]], Encoded]
+    papers: Papers | None = None
+
+    def known(self, papers: Papers) -> Site:
+        """The same with papers, which it shows."""
+        return replace(self, announcement=replace(self.announcement, passport=papers.passport), papers=papers)
 
     def check(self, assigned: Assignment) -> None:
-        """Refuse a place that is for other clients or labels.
+        """Refuse a place that is for other clients or labels, or among sites that cannot prove who they are.
 
         Raises:
             LichenError: saying which.
@@ -144,6 +94,12 @@ class Site:
             raise _wrong(f"this site is assigned {len(own)} clients, and has announced {len(mine)}")
         if lost := [str(label) for label in self.announcement.labels if str(label) not in assigned.labels]:
             raise _wrong(f"the label {lost[0]!r} of this site is not among those of all sites")
+        self._identity(assigned)
+
+    def _identity(self, assigned: Assignment) -> Identity | None:
+        if self.papers is None:
+            return None
+        return self.papers.identity(assigned.sites, assigned.numbers, assigned.clients)
 
     def join(self, assigned: Assignment, state: Path) -> LoadedSite:
         """Take the place that the server has given this site.
@@ -160,7 +116,7 @@ class Site:
         if not task_of(self.recipe.task).procedure.rounds:
             clients_data = dict(zip(own, self.rows.clients_data, strict=True))
             solving = statistics_node(self.recipe, _own_roster(mine, assigned), assigned.labels, clients_data)
-            return LoadedSite(node=solving, numbers=own)
+            return LoadedSite(node=solving, numbers=own, identity=self._identity(assigned))
         encoded = self.encode(assigned.labels)
         server = ServerSide(
             recipe=self.recipe,
@@ -179,7 +135,7 @@ class Site:
         clients = ClientSide(train=shards(encoded.train), valid=shards(encoded.valid), test=shards(encoded.test))
         accounts = own_accounts(server, state, assigned.bounds)
         node = RoundsNode(Experiment(server=server, clients=clients), accounts=accounts)
-        return LoadedSite(node=node, numbers=own)
+        return LoadedSite(node=node, numbers=own, identity=self._identity(assigned))
 
 
 def open_site(

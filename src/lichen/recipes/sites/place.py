@@ -14,7 +14,8 @@ from typing import Any, final
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.recipes.sites.announced import Assignment
-from lichen.recipes.sites.open_site import LoadedSite, Site
+from lichen.recipes.sites.loaded_site import LoadedSite
+from lichen.recipes.sites.open_site import Site
 
 __all__ = ["SitePlace"]
 
@@ -91,8 +92,10 @@ class SitePlace:
 
 
 def _rows_of(announced: Any) -> Any:
-    """All but the data cards, which may be renewed while a run goes on."""
-    return {key: value for key, value in announced.items() if key != "cards"} if isinstance(announced, dict) else None
+    """All but the data cards and the certificate, which may be renewed while a run goes on."""
+    if not isinstance(announced, dict):
+        return None
+    return {key: value for key, value in announced.items() if key not in ("cards", "passport")}
 
 
 def _json(file: Path) -> Any:

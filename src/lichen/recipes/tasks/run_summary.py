@@ -75,7 +75,7 @@ def summarise(
         "failures": _failures(result, rates),
         "attack": result.attack,
         "privacy": spent(recipe, folder.path, alone=not scores["federated"]),
-        "masks": masks_of(recipe, len(result.clients), signed=False, alone=not scores["federated"]),
+        "masks": masks_of(recipe, len(result.clients), signed=result.signed, alone=not scores["federated"]),
         "seconds": folder.seconds(),
         "peak_memory_bytes": memory,
         "energy_joules": joules,

@@ -52,8 +52,8 @@ NO_STATE = "state/none"
 EngineOf = Callable[[ClientStore, ExitStack, Shared | None], Engine]
 """Makes an engine over nodes, whose clients keep their state in this store's folder and begin from these tensors."""
 
-Nodes = tuple[Roster, tuple[str, ...], EngineOf, Cards]
-"""Who takes part, the labels they have announced, what makes engines over them, and their data cards."""
+Nodes = tuple[Roster, tuple[str, ...], EngineOf, Cards, bool]
+"""Who takes part, the labels they announced, what makes engines, their cards, and if they know one another."""
 
 
 def run_server_alone(
@@ -87,7 +87,9 @@ def run_server_alone(
         if sites is not None:
             stack.callback(sites.close)
         nodes = _nodes(recipe, folder) if sites is None else _site_nodes(recipe, folder, sites, say)
-        result = replace(_learned(recipe, folder, observer, say, nodes, apart=sites is not None), cards=nodes[3])
+        result = replace(
+            _learned(recipe, folder, observer, say, nodes, apart=sites is not None), cards=nodes[3], signed=nodes[4]
+        )
         left_out = {} if sites is None else {name: f"left out: {why}" for name, why in sites.left_out.items()}
         return replace(result, extra={**result.extra, **left_out})
 
@@ -96,7 +98,7 @@ def _learned(
     recipe: Recipe, folder: RunFolder, observer: EventObserver, say: Callable[[str], None], nodes: Nodes, *, apart: bool
 ) -> TaskResult:
     """The task's result, with these nodes; each has a folder of its own where they are apart."""
-    roster, labels, engine_of, cards = nodes
+    roster, labels, engine_of, cards, _ = nodes
     save_roster(folder, roster, cards)
     say(f"{len(roster)} clients, {sum(roster.rows('train')):,} rows to train on")
     if not task_of(recipe.task).procedure.rounds:
@@ -140,7 +142,7 @@ def _nodes(recipe: Recipe, folder: RunFolder) -> Nodes:
 
     with ExitStack() as stack:
         roster = enrol(engine(ClientStore(folder.path / NO_STATE), stack, None))
-    return roster, (), engine, Cards()
+    return roster, (), engine, Cards(), False
 
 
 def _site_nodes(recipe: Recipe, folder: RunFolder, sites: SiteEngines, say: Callable[[str], None]) -> Nodes:
@@ -151,7 +153,7 @@ def _site_nodes(recipe: Recipe, folder: RunFolder, sites: SiteEngines, say: Call
         agreed = agreed_name(recipe, start)
         return clocked(recipe, sites.engine(recipe, federation, store.folder, stack, agreed=agreed))
 
-    return federation.roster, federation.labels, engine, federation.cards
+    return federation.roster, federation.labels, engine, federation.cards, federation.signed
 
 
 def _columns(

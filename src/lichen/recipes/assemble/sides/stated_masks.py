@@ -17,6 +17,9 @@ STOPPED = (
 )
 """What a server or a client that departs from the protocol could try, and what stops it."""
 
+SIGNED = "a server that puts keys of its own in the place of a client's is refused: the client's site signs them"
+"""Stopped where sites have long-term keys."""
+
 NOT_PROMISED = (
     "the sum itself tells something, the more the fewer clients are in it: noise (privacy.epsilon) bounds that",
     "a server that makes up clients, or colludes with more of them than are allowed for, can take a sum apart",
@@ -28,6 +31,12 @@ NOT_PROMISED = (
 
 CARRIED = "keys of clients are believed as the server passes them on: a server that swaps them stands between"
 """Not promised where clients have no long-term keys of one another."""
+
+VOUCHED = (
+    "keys are those of sites that the federation's authority has named, and each speaks for all clients that it holds: "
+    "whoever has the authority, or such a site, can make up clients with keys"
+)
+"""Not promised where they have."""
 
 SIMULATED = "one process makes all messages and all secrets, so that nothing is hidden from it"
 """Said of a run whose clients are simulated beside the server."""
@@ -59,7 +68,7 @@ def masks_of(recipe: Recipe, clients: int, *, signed: bool, alone: bool) -> dict
         "neighbours": terms.k,
         "threshold": terms.threshold,
         "least": terms.least,
-        "stopped": list(STOPPED),
-        "not_promised": [*NOT_PROMISED, *(() if signed else (CARRIED,))],
+        "stopped": [*STOPPED, *((SIGNED,) if signed else ())],
+        "not_promised": [*NOT_PROMISED, VOUCHED if signed else CARRIED],
         "simulated": [] if alone else [SIMULATED],
     }
