@@ -85,7 +85,7 @@ def test_two_private_runs_over_the_network(federation: Path, tmp_path: Path, war
 def test_masked_runs_over_the_network(federation: Path, tmp_path: Path, warm_folder: Path) -> None:
     """The sum of a round has the bytes of one without masks, and a round goes on without a site that is killed."""
     files, whole = save_digits(tmp_path / "sites"), private(tmp_path)
-    wholes = {"masks": masked(whole), "silent": masked(whole, rounds=3, stage_seconds=2.0)}
+    wholes = {"masks": masked(whole), "silent": masked(whole, rounds=3, stage_seconds=4.0)}
     runs = {name: prepared(tmp_path / name, NAMES[name], one) for name, one in wholes.items()}
 
     def kill_east() -> None:
