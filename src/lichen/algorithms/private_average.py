@@ -22,6 +22,7 @@ from typing import Any, Protocol, final
 import torch
 
 from lichen.algorithms.average import Average
+from lichen.clients.masking.masked import Masked
 from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
@@ -144,14 +145,17 @@ class PrivateAverage:
         )
         for transform in self._work().transforms:
             nothing, _ = transform.on_client(nothing, {}, job, (0,))
-        expected = self.rate * len(self.inner.weight_N)
+        expected, up, down = self.rate * len(self.inner.weight_N), size(nothing), size(job)
+        if isinstance(masked := self.inner.admission.works.get(self.inner.work), Masked):
+            stages = masked.sizes(job)
+            up, down = sum(up for up, _ in stages), down + sum(down for _, down in stages)
         metrics = {name: x for name, x in report.metrics.items() if name == "noise"}
         return Report(
             round=report.round,
             clients=(),
             metrics=metrics,
             tokens=None,
-            bytes_up=round(expected * size(nothing)),
-            bytes_down=round(expected * size(job)),
+            bytes_up=round(expected * up),
+            bytes_down=round(expected * down),
             attendance=ATTENDED,
         )

@@ -39,6 +39,10 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
         table.add_section()
         for name, value in _privacy(plan["privacy"]).items():
             table.add_row(Text(name), Text(value), "", "", "")
+    if plan.get("masks"):
+        table.add_section()
+        for name, value in _masks(plan["masks"]).items():
+            table.add_row(Text(name), Text(value), "", "", "")
     if plan["rooms"]:
         table.add_section()
     for tier in plan["rooms"]:
@@ -77,6 +81,31 @@ def _privacy(privacy: Mapping[str, Any]) -> dict[str, str]:
         "  beside the signal": f"{noise}; the change itself has {privacy['clip']:g} at most",
         **{f"  note {place}": warning for place, warning in enumerate(privacy["warnings"], start=1)},
     }
+
+
+def _masks(masks: Mapping[str, Any]) -> dict[str, str]:
+    """What the server learns under masks, and what each stage costs."""
+    numbers, holders = masks["numbers"], masks["neighbours"] + 1
+    agreed = f"{masks['clients']}, each masks with {masks['neighbours']}; {masks['threshold']} of {holders} shares "
+    return {
+        "masks": masks["statement"],
+        "  clients of a round": f"{agreed}open a secret",
+        "  a message": f"{count_text(numbers)} numbers, {bytes_text(8 * numbers)}",
+        **{
+            f"  {place} {stage['name']}": f"{bytes_text(stage['up'])} up, {bytes_text(stage['down'])} down, "
+            f"{_short(stage['seconds'])} of a client"
+            for place, stage in enumerate(masks["stages"], start=1)
+        },
+        "  the server": f"{_short(masks['server_seconds'])} until the sum is open, {masks['gone']} of "
+        f"{masks['clients']} clients being gone before the masked sum",
+        "  bytes up of a round": f"{masks['factor']:.3g} times those without masks",
+    }
+
+
+def _short(seconds: float) -> str:
+    return (
+        f"{1000 * seconds:.2g} ms" if seconds < 0.0995 else f"{seconds:.2f}s" if seconds < 1 else seconds_text(seconds)
+    )
 
 
 def _facts(plan: Mapping[str, Any]) -> dict[str, str]:

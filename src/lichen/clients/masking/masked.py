@@ -36,9 +36,10 @@ from lichen.core.errors import LichenError
 from lichen.core.expected import Expected, TensorSpec
 from lichen.core.fold import fold
 from lichen.core.masks.party import ADVERT, OPENING, SEALED, Identity, Party
-from lichen.core.message import Job, Message
+from lichen.core.message import Job, Message, size
 from lichen.core.secret.randomness import SecretRandomness
 from lichen.core.tree import Tree
+from lichen.core.wire.answer import answer_size
 from lichen.server.sums.masked import MaskedForm, form_of
 
 __all__ = ["ATTEMPT", "MaskTerms", "Masked", "context_of"]
@@ -134,6 +135,23 @@ class Masked:
             Expected(group=form.group, tensors={"masked": masked}, weight=(0.0, 0.0)),
         )
 
+    def sizes(self, job: Job) -> tuple[tuple[int, int], ...]:
+        """Bytes that one client sends and is answered in each of the four stages, beside the job itself.
+
+        They are the same for any client, whatever its rows are and whoever falls silent.
+        """
+        k, declared = self.terms.k, (*self.questions(job), self.opening(job))
+        answers = (
+            {"ids": _nothing(torch.int64, k), "adverts": _nothing(torch.uint8, k, ADVERT)},
+            {"sealed": _nothing(torch.uint8, k, SEALED), "present": _nothing(torch.bool, k)},
+            {"alive": _nothing(torch.bool, k)},
+        )
+        up = []
+        for expected in declared:
+            tensors = {name: _nothing(spec.dtype, *spec.shape) for name, spec in expected.tensors.items()}
+            up.append(size(_message(expected.group, job, (0,), tensors)))
+        return tuple(zip(up, [*map(answer_size, answers), 0], strict=True))
+
     def talk(
         self, job: Job, clients: Sequence[int], own_C: Tree | None, batches: Iterable[Batch]
     ) -> Generator[Message, Tree, tuple[Message, Tree | None]]:
@@ -208,6 +226,11 @@ class Masked:
 def _asks(group: str, **shapes: tuple[int, ...]) -> Expected:
     tensors = {name: TensorSpec(shape, torch.uint8) for name, shape in shapes.items()}
     return Expected(group=group, tensors=tensors, weight=(0.0, 0.0))
+
+
+def _nothing(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """Zeros of one client, which take no memory."""
+    return torch.zeros((), dtype=dtype).expand(1, *shape)
 
 
 def _message(group: str, job: Job, clients: Sequence[int], tensors: Tree) -> Message:

@@ -24,6 +24,7 @@ from lichen.recipes.assemble.sides.stated_privacy import promised
 from lichen.recipes.assemble.workload import heaviest, pooled_experiment
 from lichen.recipes.plan.estimate import Cost, Estimate, Memory, disk_of
 from lichen.recipes.plan.flops import Flops, counted
+from lichen.recipes.plan.masks import masked_rounds, without_masks
 from lichen.recipes.plan.memory import MemoryMeter
 from lichen.recipes.plan.profiler import Profiler
 from lichen.recipes.plan.synthetic import with_writing
@@ -155,14 +156,20 @@ def estimate_columns(
         seconds: About how long each kind of work is timed.
         base: Bytes of the frozen model.
     """
-    invited, engine = invitations(experiment), experiment.recipe.engine
+    invited, engine, whole = invitations(experiment), experiment.recipe.engine, experiment
+    experiment = experiment.with_server(recipe=without_masks(experiment.recipe))
     found = _measure(experiment, folder, meter, say, seconds, max(1, *map(len, invited)), base, tuple(work_items))
     kind = experiment.recipe.engine_kind
     ranks = engine.nodes if kind.ranks else 1
     say("counting operations")
     operations = flops()
     sent = traffic(experiment, invited, train_up=found.train_up, score_up=found.score_up)
-    notes = []
+    columns = {name: _cost(parts, found.rates, operations, ranks) for name, parts in work_items.items()}
+    notes, memory = list[str](), found.memory
+    if (masks := masked_rounds(whole, invited, sent, score_up=found.score_up)) is not None:
+        cost, sent, memory = columns["federated"], masks.sent, replace(memory, peak=memory.peak + masks.vector_bytes)
+        columns["federated"] = replace(cost, seconds=cost.seconds + masks.seconds / ranks + masks.server_seconds)
+        notes += masks.notes
     if ranks > 1:
         notes.append(f"seconds with many clients are one process's divided by {ranks} ranks, which is an estimate")
     if kind.nodes:
@@ -186,12 +193,13 @@ def estimate_columns(
         trained=sum(x.numel() for x in experiment.start.trainable.values()),
         frozen=0,
         bytes=sent,
-        memory=replace(found.memory, copies=engine.nodes if kind.nodes else ranks - 1),
+        memory=replace(memory, copies=engine.nodes if kind.nodes else ranks - 1),
         disk=disk_of(experiment, found.private, tuple(work_items), own=found.own, invited=invited, sent=found.train_up),
-        columns={name: _cost(parts, found.rates, operations, ranks) for name, parts in work_items.items()},
+        columns=columns,
         start=0.0,
         notes=tuple(notes),
-        privacy=promised(experiment.server, _numbers(experiment)),
+        privacy=promised(whole.server, _numbers(experiment)),
+        masks=None if masks is None else masks.facts,
         seen=planned(experiment, invited, tuple(work_items)),
         rooms=device_tiers(experiment, client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"]),
     )

@@ -134,6 +134,7 @@ class Estimate:
         rooms: What clients of each memory train, where the recipe gives their memory.
         read: What was read of the data.
         privacy: What noise will promise, by round, and how large it is; None where there is none.
+        masks: What masks promise and cost, stage by stage; None where there are none.
     """
 
     clients: int
@@ -149,6 +150,7 @@ class Estimate:
     rooms: tuple[DeviceTier, ...] = ()
     read: Mapping[str, Any] | None = None
     privacy: Mapping[str, Any] | None = None
+    masks: Mapping[str, Any] | None = None
 
 
 def free_disk_bytes() -> int:

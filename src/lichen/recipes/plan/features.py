@@ -18,7 +18,10 @@ import numpy as np
 import torch
 
 from lichen.clients.distillation.teacher_labels import LocalTeacher
+from lichen.clients.masking.masked import Masked
+from lichen.clients.statistics.sufficient import Statistics
 from lichen.core import tree as trees
+from lichen.core.message import Job
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard
 from lichen.data.batches.text import encode_classify
@@ -34,6 +37,7 @@ from lichen.recipes.help.steps import with_answer_index
 from lichen.recipes.help.teacher import ask, classes_in_answer, with_settings
 from lichen.recipes.plan.adapt import estimate_columns, flops_of
 from lichen.recipes.plan.estimate import Cost, Disk, Estimate, Memory, free_disk_bytes
+from lichen.recipes.plan.masks import MaskCost, mask_cost
 from lichen.recipes.plan.memory import MemoryMeter
 from lichen.recipes.plan.synthetic import with_writing
 from lichen.recipes.plan.timing import evenly_spaced
@@ -44,6 +48,7 @@ from lichen.recipes.rows.public import labelled_of, split_public
 from lichen.recipes.rows.reading import report_read
 from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.sites.statistics_node import hidden
 from lichen.recipes.tasks.oneshot import engine_for, solve
 
 __all__ = ["estimate_oneshot", "estimate_with_teacher"]
@@ -113,6 +118,14 @@ def _weights(model: Any) -> int:
     return sum(x.numel() for x in model.parameters())
 
 
+def _masks_of_statistics(recipe: Recipe, features: EncoderFeatures, classes: int, clients: int) -> MaskCost | None:
+    """What masks over the statistics cost; None where there are none."""
+    statistics = Statistics(lambda batch: batch["x_CBF"], classes=classes, width=features.width)
+    work = hidden(recipe, statistics, clients)
+    job = Job(work="statistics", shared=Shared(), version=0, clients=(0,), seed=0, base=features.base)
+    return mask_cost(recipe, work, job, clients) if isinstance(work, Masked) else None
+
+
 def estimate_oneshot(recipe: Recipe, folder: Path, meter: MemoryMeter, say: Say, seconds: float) -> Estimate:
     """Task ``oneshot``: features of all rows, then one message a client.
 
@@ -154,6 +167,11 @@ def estimate_oneshot(recipe: Recipe, folder: Path, meter: MemoryMeter, say: Say,
     # A random partition has as many clients as the roster, on average.
     messages, solutions = count + alone + 1 + again * count, 1 + alone + 1 + again
     heads = Cost(seconds=message * messages + max(0.0, once - message) * solutions)
+    masks, facts = _masks_of_statistics(recipe, features, len(classes), count), None
+    if masks is not None:
+        facts = masks.as_dict(recipe, clear=up, masked=masks.up)
+        up, down = masks.up, down + masks.down
+        heads = replace(heads, seconds=heads.seconds + count * masks.seconds + masks.server_least)
     cached = sum(len(o.train) + len(o.test) for o in clients_data) * (4 * features.width + 8)
     return Estimate(
         clients=count,
@@ -173,6 +191,7 @@ def estimate_oneshot(recipe: Recipe, folder: Path, meter: MemoryMeter, say: Say,
         start=start * 2 if nodes else start,
         notes=(f"seconds of {nodes} nodes are those of one process, which is an estimate",) if nodes else (),
         read=read,
+        masks=facts,
     )
 
 
