@@ -7,7 +7,7 @@ point; pieces of what the server may know are looked for, too, and must be found
 
     python benchmarks/masks.py --run chat many memory
 
-keeps what it found in ``results/masks.json``; without ``--run`` it prints the tables from there.
+keeps what it found in ``results/masks.json``; ``rounds`` or ``memory`` prints a table from there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tables
 
 import lichen
 from lichen.core.collecting.history import History
@@ -159,48 +160,47 @@ def _words(data: bytes) -> Any:
     return np.unique(np.concatenate(whole))
 
 
-def tables(result: dict[str, Any]) -> str:
-    """What was found."""
-    lines = ["| round | clients | neighbours | seconds without | with | factor | bytes up of a client | factor |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
+def rounds_table(result: dict[str, Any]) -> None:
+    """Seconds and bytes."""
+    rows = []
     for name, label in (("chat", "chat"), ("many", "digits")):
         if name not in result:
             continue
         plain, masked = result[name]["plain"], result[name]["masked"]
         before, after = (min(one["seconds"] for one in some) for some in (plain, masked))
-        up = masked[0]["up"]
-        neighbours = masked[0]["masks"]["neighbours"]
-        lines.append(
-            f"| {label} | {masked[0]['clients']} | {neighbours} | {before:.2f} | {after:.2f} | {after / before:.2f} | "
-            f"{up:,.0f} | {up / plain[0]['up']:.2f} |"
-        )
-    if "memory" in result:
-        lines += [
-            "",
-            "| server | bytes looked through | of 5,000 whole units | of 5,000 pairs of floats | of what it knows |",
-        ]
-        lines.append("|---|---:|---:|---:|---:|")
-        for name, one in result["memory"].items():
-            label = "under masks" if name == "masked" else "without"
-            lines.append(
-                f"| {label} | {one['bytes']:,} | {one['units']:,} | {one['floats']:,} | {100 * one['known']:.0f} % |"
-            )
-    return "\n".join(lines)
+        rows.append([
+            label, str(masked[0]["clients"]), str(masked[0]["masks"]["neighbours"]), f"{before:.2f}", f"{after:.2f}",
+            f"{after / before:.2f}", f"{masked[0]['up']:,.0f}", f"{masked[0]['up'] / plain[0]['up']:.2f}",
+        ])  # fmt: skip
+    heads = "round of | clients | neighbours | seconds without | with | times | bytes up of a client | times"
+    tables.show(heads, rows)
+
+
+def memory_table(result: dict[str, Any]) -> None:
+    """What of the clients' messages lies in the server's memory and files."""
+    rows = [
+        ["under masks" if name == "masked" else "without", f"{one['bytes']:,}", f"{one['units']:,}",
+         f"{one['floats']:,}", f"{100 * one['known']:.0f} %"]
+        for name, one in result["memory"].items()
+    ]  # fmt: skip
+    heads = "server | bytes looked through | of 5,000 whole units | of 5,000 pairs of floats | of what it may know"
+    tables.show(heads, rows)
 
 
 def main() -> None:
     """Measure, or print."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("table", nargs="?", choices=("rounds", "memory"), default="rounds")
     parser.add_argument("--run", nargs="*", choices=("chat", "many", "memory"), default=[])
-    wanted = parser.parse_args().run
+    asked = parser.parse_args()
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    for name in wanted:
+    for name in asked.run:
         start = time.perf_counter()
         result[name] = {"chat": chat, "many": many, "memory": memory}[name]()
         result.setdefault("taken", {})[name] = date.today().isoformat()
         print(name, f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(tables(result))
+    {"rounds": rounds_table, "memory": memory_table}[asked.table](result)
 
 
 if __name__ == "__main__":
