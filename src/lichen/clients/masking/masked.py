@@ -125,11 +125,6 @@ class Masked:
         """What a client sends last."""
         return _asks(self.form(job).group, opening=(self.terms.k + 1, OPENING))
 
-    @property
-    def answered(self) -> int:
-        """Bytes of a client's answers, names and places in blobs left out."""
-        return self.terms.k * ((8 + ADVERT) + (SEALED + 1) + 1)
-
     def questions(self, job: Job) -> Sequence[Expected]:
         """Keys, shares, the masked vector."""
         form, k = self.form(job), self.terms.k
