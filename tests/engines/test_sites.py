@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -69,6 +70,15 @@ def state(request: pytest.FixtureRequest) -> str:
     return f"{zlib.crc32(request.node.name.encode())}"
 
 
+def stop(pid: int) -> None:
+    """Stop a process, and wait until it stands."""
+    os.kill(pid, signal.SIGSTOP)
+    end = time.monotonic() + 10.0
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 def failure(running: Running, site: str, kind: str, body: bytes = b"", within: float = 30.0) -> SiteError:
     with pytest.raises(SiteError) as caught:
         running.sites.ask(site, kind, body, within)
@@ -104,7 +114,7 @@ def test_each_failure_has_its_cause(running: Running) -> None:
     assert fault.cause == "failed"
     assert "row" not in str(fault.error)  # a fault's own words may cite one
     assert failure(running, "nowhere", "echo").cause == "gone"
-    os.kill(running.pid("east"), signal.SIGSTOP)
+    stop(running.pid("east"))
     start = time.monotonic()
     assert failure(running, "east", "echo", b"late", within=0.3).cause == "silent"
     assert time.monotonic() - start < 10
