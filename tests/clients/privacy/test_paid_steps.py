@@ -34,7 +34,7 @@ class Work:
             raise LichenError("is not finite", where=what)
 
     def expected(self, job: Job) -> Expected:
-        raise NotImplementedError
+        return Expected(group="")
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> tuple[int, ...]:
         self._say("init")

@@ -9,9 +9,8 @@ import pytest
 
 import lichen
 from lichen.present.trace import read_trace
-from lichen.recipes.assemble.sides.masks import mask_terms
+from lichen.recipes.assemble.sides.masks import mask_terms, without_masks
 from lichen.recipes.plan.mask_pace import pace_of
-from lichen.recipes.plan.masks import without_masks
 from lichen.recipes.plan.plan import Plan, plan
 from lichen.recipes.schema.read import read_recipe
 from support.tiny_llama import recipe, save_model, save_rows

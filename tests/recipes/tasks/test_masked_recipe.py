@@ -108,3 +108,8 @@ def test_a_run_that_goes_on_has_the_bytes_of_one_that_was_not_stopped(tmp_path: 
         run(tmp_path / "run", MASKED, observers=[stop])
     run(tmp_path / "run", MASKED, resume=True)
     assert final(tmp_path / "run") == final(plain)
+
+
+def test_columns_of_one_client_have_no_masks(tmp_path: Path) -> None:
+    columns = run(tmp_path / "run", MASKED, "compare={baselines: [alone, pooled], metric: accuracy}")["columns"]
+    assert all(columns[name] is not None for name in ("alone", "federated", "pooled"))

@@ -25,6 +25,7 @@ from lichen.clients.masking.masked import ATTEMPT, Masked, context_of
 from lichen.core.collecting.admission import Admission
 from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
+from lichen.core.expected import Expected
 from lichen.core.masks.closing import Closing
 from lichen.core.message import Job, Message, concatenate_messages
 from lichen.core.replies import Reply
@@ -45,6 +46,7 @@ class _Round:
     job: Job
     work: Masked
     closing: Closing
+    opening: Expected
     finished: set[int] = field(default_factory=set)
     openings: list[Message] = field(default_factory=list)
     errors: list[Reply] = field(default_factory=list)
@@ -116,7 +118,7 @@ class UnmaskingEngine(ForwardingEngine):
         closing = Closing(context_of(terms, job), k=terms.k, threshold=terms.threshold, least=terms.least)
         number = self.inner.submit(job)
         outer = number if outer is None else outer
-        self._rounds[number] = _Round(outer, job, work, closing)
+        self._rounds[number] = _Round(outer, job, work, closing, work.opening(job))
         self._newest[outer] = number
         return number
 
@@ -146,8 +148,7 @@ class UnmaskingEngine(ForwardingEngine):
         if reply.message is None:
             round_.errors.append(reply)
             return
-        opening = round_.work.opening(round_.job)
-        message, refusals = Admission().admit(reply, round_.job, opening, round_.finished)
+        message, refusals = Admission().admit(reply, round_.job, round_.opening, round_.finished)
         if message is not None:
             round_.openings.append(message)
         for refusal in refusals:

@@ -17,6 +17,7 @@ from lichen.core.errors import LichenError
 from lichen.data.batches.shards import pooled
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.sides.clients import declared
+from lichen.recipes.assemble.sides.masks import without_masks
 from lichen.recipes.assemble.sides.server import ServerSide, participants, rows_per_round
 from lichen.recipes.schema.recipe import Recipe
 
@@ -105,8 +106,9 @@ def pooled_experiment(experiment: Experiment) -> Experiment:
         "local_steps": steps,
         "local_epochs": None,
     }
-    # Nobody lies where there is one.
-    recipe = experiment.recipe.model_copy(update={"federation": fed.model_copy(update=changes), "attack": None})
+    # Nobody lies where there is one, and nobody hides in a sum.
+    alone = experiment.recipe.model_copy(update={"federation": fed.model_copy(update=changes), "attack": None})
+    recipe = without_masks(alone)
     own = experiment.clients
     everybody = replace(
         own, train=(pooled(own.train),), valid=(pooled(own.valid),), test=(pooled(own.test),), canaries=()

@@ -19,12 +19,13 @@ from lichen.recipes.assemble.capacity import device_tiers
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe, shards_of
 from lichen.recipes.assemble.parts import client_tasks, initial_shared, works_of
+from lichen.recipes.assemble.sides.masks import without_masks
 from lichen.recipes.assemble.sides.privacy import for_timing
 from lichen.recipes.assemble.sides.stated_privacy import promised
 from lichen.recipes.assemble.workload import heaviest, pooled_experiment
 from lichen.recipes.plan.estimate import Cost, Estimate, Memory, disk_of
 from lichen.recipes.plan.flops import Flops, counted
-from lichen.recipes.plan.masks import masked_rounds, without_masks
+from lichen.recipes.plan.masks import masked_rounds
 from lichen.recipes.plan.memory import MemoryMeter
 from lichen.recipes.plan.profiler import Profiler
 from lichen.recipes.plan.synthetic import with_writing

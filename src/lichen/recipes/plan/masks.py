@@ -24,7 +24,7 @@ from lichen.recipes.plan.traffic import TrafficEstimate
 from lichen.recipes.plan.workload import marks
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["MaskCost", "mask_cost", "masked_rounds", "without_masks"]
+__all__ = ["MaskCost", "mask_cost", "masked_rounds"]
 
 STAGES = ("keys", "shares", "masked sum", "opening")
 
@@ -91,17 +91,6 @@ class MaskCost:
         stated = masks_of(recipe, self.clients, signed=False, alone=False) or {}
         promise = {name: stated[name] for name in ("statement", "threshold", "least", "not_promised")}
         return {**asdict(self), **promise, "factor": masked / max(1, clear)}
-
-
-def without_masks(recipe: Recipe) -> Recipe:
-    """The recipe with its messages in the clear; noise and clip stay."""
-    config = recipe.masked
-    if config is None:
-        return recipe
-    if config.noised:
-        return recipe.model_copy(update={"privacy": config.model_copy(update={"secure": False})})
-    clip = recipe.wire.clip if config.clip is None else config.clip
-    return recipe.model_copy(update={"privacy": None, "wire": recipe.wire.model_copy(update={"clip": clip})})
 
 
 def mask_cost(recipe: Recipe, work: Masked, job: Job, clients: int) -> MaskCost:

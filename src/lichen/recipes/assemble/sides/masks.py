@@ -20,7 +20,7 @@ from lichen.core.seeds import numpy_generator
 from lichen.engines.masking.unmasking import UnmaskingEngine
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["LEAST", "mask_terms", "masked", "masked_scores", "unmasking"]
+__all__ = ["LEAST", "mask_terms", "masked", "masked_scores", "unmasking", "without_masks"]
 
 LEAST = 3
 """Clients whose sum is opened, at least: of two, each knows the other's part of it."""
@@ -96,3 +96,14 @@ def unmasking(recipe: Recipe, engine: Engine, works: Mapping[str, ClientWork | D
     hidden = {name: work for name, work in works.items() if isinstance(work, Masked)}
     patience = math.inf if recipe.masked.stage_seconds is None else recipe.masked.stage_seconds
     return UnmaskingEngine(engine, hidden, patience=patience)
+
+
+def without_masks(recipe: Recipe) -> Recipe:
+    """The recipe with its messages in the clear; noise and clip stay."""
+    config = recipe.masked
+    if config is None:
+        return recipe
+    if config.noised:
+        return recipe.model_copy(update={"privacy": config.model_copy(update={"secure": False})})
+    clip = recipe.wire.clip if config.clip is None else config.clip
+    return recipe.model_copy(update={"privacy": None, "wire": recipe.wire.model_copy(update={"clip": clip})})
