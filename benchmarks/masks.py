@@ -119,7 +119,7 @@ def memory() -> dict[str, Any]:
         messages = [message for message, _ in History(kept).messages()]
         units = np.concatenate([_flat(Mean().lift(message).tensors) for message in messages])
         plain = np.concatenate([_flat(message.tensors) for message in messages])
-        units = units[np.abs(units) > 2**24]  # a small number stands anywhere
+        units = units[np.abs(units) > 2**32]  # a small number stands anywhere
         floats = np.frombuffer(plain[: len(plain) // 2 * 2].tobytes(), dtype="<i8")
         floats = floats[(floats & 0xFFFFFFFF != 0) & (floats >> 32 != 0)]
         final = _flat(load_tree(folder / "open" / "state" / "final.safetensors")[0])
