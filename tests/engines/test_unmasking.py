@@ -18,6 +18,7 @@ from lichen.core.collecting.collect import Collected, collect
 from lichen.core.collecting.receipts import digest_C
 from lichen.core.contracts.client import ClientTask
 from lichen.core.contracts.engine import Engine
+from lichen.core.masks.party import Party
 from lichen.core.message import Job, Message
 from lichen.core.seeds import numpy_generator
 from lichen.core.store import ClientStore
@@ -123,6 +124,35 @@ def test_a_round_that_could_not_be_opened_is_begun_again_with_other_keys(tmp_pat
     work = masked(5, Silent(tuple((client, 2) for client in (0, 2, 4)), attempts=1))
     came = under_masks(local(tmp_path / "a", work, 5, 2), work, 5, attempts=2)
     assert change(came) == change(plain(tmp_path / "b", 5, tuple(range(5))))
+
+
+def test_who_lied_is_not_invited_to_the_round_that_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Client 1 deals boxes that do not hold its commitments; too many others fall silent, so the round is repeated."""
+    honest, invited = Party.share, list[tuple[int, ...]]()
+
+    def share(party: Party, *said: Any) -> Any:
+        sealed, commitments = honest(party, *said)
+        if party._client == 1:
+            sealed = sealed.copy()
+            sealed[0, -1] ^= 1
+        return sealed, commitments
+
+    class Watched(LocalEngine):
+        def submit(self, job: Job) -> int:
+            invited.append(job.clients)
+            return super().submit(job)
+
+    monkeypatch.setattr(Party, "share", share)
+    work = masked(7, Silent(tuple((client, 2) for client in (0, 2, 4)), attempts=1))
+    client_tasks = {"train": ClientTask(work=work, source=source(7))}
+    came = under_masks(Watched(client_tasks, ClientStore(tmp_path / "a"), block_size=2), work, 7, attempts=2)
+    left = (0, 2, 3, 4, 5, 6)
+    assert invited == [tuple(range(7)), left]
+    assert change(came) == change(plain(tmp_path / "b", 7, left))
+    assert [(refusal.client, refusal.reason) for refusal in came.attendance.named] == [(1, "masks")]
+    assert "commitments" in came.attendance.named[0].what
 
 
 def test_jobs_without_masks_pass(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lichen.present.column_names import column_title
+from lichen.present.units import score_text
+
 __all__ = [
     "CardLeft",
     "CardShown",
@@ -103,6 +106,9 @@ class Masks(_Part):
     not_promised: list[str]
     simulated: list[str]
     """What holds of a simulation alone."""
+    deciles: dict[str, list[float]] = {}
+    """By column: the nine scores that part the clients into tenths, of which nobody told its own; each is right to half
+    a bin of the metric's histogram."""
 
 
 class Privacy(_Part):
@@ -265,4 +271,6 @@ def masks_rows(masks: Mapping[str, Any]) -> list[tuple[str, str]]:
     shares = f"{masks['neighbours']} neighbours each; {masks['threshold']} shares open a secret"
     rows = [("masks", masks["statement"]), ("  each client", shares)]
     words = {"stopped": "stopped", "not_promised": "not promised", "simulated": "of the simulation"}
+    deciles = {name: ", ".join(map(score_text, scores)) for name, scores in masks["deciles"].items()}
+    rows += [(f"  deciles of the clients, {column_title(name)}", text) for name, text in deciles.items()]
     return [*rows, *((f"  {words[key]}", what) for key in words for what in masks[key])]

@@ -46,6 +46,8 @@ def _no_worst(summary: Mapping[str, Any]) -> dict[str, str]:
     """Why the worst decile is left out where it is."""
     if all(score["worst_decile"] is not None for score in _scores(summary).values()):
         return {}
+    if summary.get("masks") and not summary["masks"]["simulated"]:
+        return {"worst decile": "left out (-): under masks scores of fewer than ten clients are only added up"}
     return {"worst decile": "left out (-) where all clients share one test set and one model: it would be the mean"}
 
 

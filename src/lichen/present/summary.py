@@ -69,7 +69,8 @@ class Score(_Part):
 
     mean: float
     worst_decile: float | None
-    """Null where one model is scored on one test set that all clients share: everybody has the mean."""
+    """Null where one model is scored on one test set that all clients share: everybody has the mean; and under masks,
+    where clients are fewer than ten."""
 
 
 class Columns(_Part):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from lichen.core.conventions.bins import Bins
 from lichen.tasks.task import Metric, Task
 
 if TYPE_CHECKING:
@@ -17,7 +18,13 @@ def _perplexity_N(sums: Mapping[str, Tensor]) -> Tensor:
     return (sums["loss_sum"] / sums["count"]).exp()
 
 
-PERPLEXITY = Metric(name="perplexity", higher_is_better=False, values=_perplexity_N)
+PERPLEXITY = Metric(
+    name="perplexity",
+    higher_is_better=False,
+    values=_perplexity_N,
+    bins=Bins(low=1.0, high=2.0**20, count=480, ratio=True),
+)
+"""A bin is 2.9 % wide."""
 
 CHAT = Task(
     name="chat",

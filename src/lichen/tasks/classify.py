@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from lichen.core.conventions.bins import Bins
 from lichen.core.errors import LichenError
 from lichen.tasks.task import Given, Labels, Metric, Task
 
@@ -122,8 +123,10 @@ def _macro_f1_N(sums: Mapping[str, Tensor]) -> Tensor:
     return _each(sums, macro_f1)
 
 
-ACCURACY = Metric(name="accuracy", higher_is_better=True, values=_accuracy_N)
-MACRO_F1 = Metric(name="macro_f1", higher_is_better=True, values=_macro_f1_N)
+SHARES = Bins(low=0.0, high=1.0, count=200)
+
+ACCURACY = Metric(name="accuracy", higher_is_better=True, values=_accuracy_N, bins=SHARES)
+MACRO_F1 = Metric(name="macro_f1", higher_is_better=True, values=_macro_f1_N, bins=SHARES)
 
 CLASSIFY = Task(
     name="classify",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, final
 
+from lichen.core.conventions.bins import Bins
 from lichen.declared import Need
 
 if TYPE_CHECKING:
@@ -40,11 +41,13 @@ class Metric:
         name: Its word in ``compare.metric``.
         higher_is_better: Which way is up.
         values: From sums ``(N, ...)`` over each client's test rows to its value, float64 ``(N,)``.
+        bins: That values of clients are counted in under masks; None: then their mean alone is known.
     """
 
     name: str
     higher_is_better: bool
     values: Callable[[Mapping[str, Tensor]], Tensor]
+    bins: Bins | None = None
 
 
 class Describe(Protocol):

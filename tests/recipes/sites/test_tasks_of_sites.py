@@ -6,6 +6,7 @@ The sites are threads here; :mod:`test_own_rows` has processes, and looks at wha
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import lichen
 from lichen.core.errors import LichenError
 from lichen.data.sources.records import load_records
+from lichen.present.clients import read_clients
 from lichen.recipes.assemble import loaded_model
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
@@ -182,7 +184,7 @@ def test_what_a_head_needs_of_everybody_is_refused_by_its_key(tmp_path: Path) ->
 
 
 def test_masked_rounds_of_sites_have_the_bytes_of_open_ones_in_one_process(tmp_path: Path) -> None:
-    """Clients of one site, and of several, mask with one another; nobody's scores are asked for."""
+    """Clients of one site, and of several, mask with one another; of their scores the server learns how they lie."""
     files = save_digits(tmp_path / "sites")
     whole = students(tmp_path, "image-mlp")
     whole["federation"]["clients_per_round"] = 6
@@ -194,7 +196,13 @@ def test_masked_rounds_of_sites_have_the_bytes_of_open_ones_in_one_process(tmp_p
     name = "state/final.safetensors"
     assert local[name] == sites[name]
     assert summary["masks"]["simulated"] == []
-    assert summary["columns"]["federated"] is None
+    assert {row["federated"] for row in read_clients(tmp_path / "apart")} == {None}
+    scores = sorted(row["federated"] for row in read_clients(tmp_path / "local"))
+    found = summary["columns"]["federated"]
+    assert found["mean"] == pytest.approx(math.fsum(scores) / 10, abs=10 * 2.0**-24)
+    assert found["worst_decile"] == pytest.approx(scores[0], abs=0.0026)  # half a bin
+    assert summary["masks"]["deciles"]["federated"] == pytest.approx(scores[:9], abs=0.0026)
+    assert summary["columns"]["alone"] is None
 
 
 @pytest.mark.parametrize("head", ["", "lda"])
@@ -206,3 +214,22 @@ def test_a_head_from_masked_statistics_is_that_from_open_ones(head: str, tmp_pat
     name = "model/head.safetensors"
     assert (tmp_path / "masked" / name).read_bytes() == (tmp_path / "open" / name).read_bytes()
     assert summary["masks"]["clients"] == 3
+
+
+def test_scores_of_heads_are_summed_under_masks_at_sites(tmp_path: Path) -> None:
+    """Heads, shared and own, and the constant answer are scored as in the open, of all clients together."""
+    files = save_sites(tmp_path / "sites", "label")
+    whole = oneshot(tmp_path, "")
+    opened = lichen.run(whole, out=tmp_path / "open").summary
+    masked = {**whole, "privacy": {"secure": True}}
+    summary = lichen.run(apart(masked), out=tmp_path / "apart", sites=dict(zip(SITES, files, strict=True))).summary
+    for name in ("federated", "alone"):
+        assert summary["columns"][name]["mean"] == pytest.approx(opened["columns"][name]["mean"], abs=1e-6)
+        assert summary["columns"][name]["worst_decile"] is None  # three clients are not counted in bins
+    assert summary["extra_columns"]["majority"]["mean"] == pytest.approx(
+        opened["extra_columns"]["majority"]["mean"], abs=1e-6
+    )
+    for key, value in opened["extra"].items():
+        if key.startswith("partitions"):
+            continue
+        assert summary["extra"][key] == (pytest.approx(value) if isinstance(value, float) else value), key

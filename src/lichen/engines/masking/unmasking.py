@@ -40,13 +40,18 @@ __all__ = ["UnmaskingEngine"]
 @final
 @dataclass(slots=True, eq=False)
 class _Round:
-    """A job under masks: the server's half, and what has come of its clients on this rank."""
+    """A job under masks: the server's half, and what has come of its clients on this rank.
 
-    outer: int
+    ``first`` is the number of its first attempt, by which it is known; ``before`` says who lied in attempts before this
+    one, and is not invited again.
+    """
+
+    first: int
     job: Job
     work: Masked
     closing: Closing
     opening: Expected
+    before: tuple[Reply, ...] = ()
     finished: set[int] = field(default_factory=set)
     openings: list[Message] = field(default_factory=list)
     errors: list[Reply] = field(default_factory=list)
@@ -67,22 +72,29 @@ class _Round:
     def refusals(self, survivors: Collection[int]) -> list[Reply]:
         """Why clients of this rank are not in the sum."""
         survivors, liars = set(survivors), self.closing.liars
-        out = []
+        out = list(self.before)
         for reply in self.errors:
             gone = tuple(client for client in reply.clients if client not in survivors)
             if gone:
-                out.append(replace(reply, job=self.outer, clients=gone))
+                out.append(replace(reply, job=self.first, clients=gone))
         named = {client for reply in out for client in reply.clients}
         for client in sorted(self.finished & liars.keys() - survivors - named):
             error = LichenError(liars[client], where="masks")
-            out.append(Reply(job=self.outer, clients=(client,), error=error, reason="masks"))
+            out.append(Reply(job=self.first, clients=(client,), error=error, reason="masks"))
         return out
+
+    def caught(self) -> tuple[Reply, ...]:
+        """Who has lied so far, of this rank: told once, at the end."""
+        liars = set(self.closing.liars)
+        known = {client for reply in self.before for client in reply.clients}
+        one_by_one = (replace(r, clients=(client,)) for r in self.refusals(()) for client in r.clients)
+        return (*self.before, *(r for r in one_by_one if r.clients[0] in liars - known))
 
     def given_up(self, error: LichenError) -> list[Reply]:
         """That nothing counts, told for those of this rank who came to the end."""
         named = {client for reply in self.errors for client in reply.clients} | self.closing.liars.keys()
         clients = tuple(sorted(self.finished - named))
-        return [Reply(job=self.outer, clients=clients, error=error, reason="masks")] if clients else []
+        return [Reply(job=self.first, clients=clients, error=error, reason="masks")] if clients else []
 
 
 @final
@@ -110,16 +122,16 @@ class UnmaskingEngine(ForwardingEngine):
         """As the inner engine; a job under masks is begun."""
         if job.work not in self.works:
             return self.inner.submit(job)
-        return self._begin(job, None)
+        return self._begin(job)
 
-    def _begin(self, job: Job, outer: int | None) -> int:
+    def _begin(self, job: Job, first: int | None = None, before: tuple[Reply, ...] = ()) -> int:
         work = self.works[job.work]
         terms = work.terms
         closing = Closing(context_of(terms, job), k=terms.k, threshold=terms.threshold, least=terms.least)
         number = self.inner.submit(job)
-        outer = number if outer is None else outer
-        self._rounds[number] = _Round(outer, job, work, closing, work.opening(job))
-        self._newest[outer] = number
+        first = number if first is None else first
+        self._rounds[number] = _Round(first, job, work, closing, work.opening(job), before)
+        self._newest[first] = number
         return number
 
     def _answer(self, question: Message, job: Job, stage: int) -> Tree:
@@ -154,7 +166,7 @@ class UnmaskingEngine(ForwardingEngine):
         for refusal in refusals:
             error = LichenError(refusal.what, where=refusal.where, fix=refusal.fix)
             clients = (refusal.client,)
-            round_.errors.append(Reply(job=round_.outer, clients=clients, error=error, reason=refusal.reason))
+            round_.errors.append(Reply(job=round_.first, clients=clients, error=error, reason=refusal.reason))
 
     def _close(self, number: int, *, late: bool) -> list[Reply] | None:
         """What is told of a job; None where it was begun again."""
@@ -172,7 +184,10 @@ class UnmaskingEngine(ForwardingEngine):
             attempt = int(round_.job.settings.get(ATTEMPT, 0)) + 1
             if attempt < self.attempts and not late:
                 settings = {**round_.job.settings, ATTEMPT: float(attempt)}
-                self._begin(replace(round_.job, settings=settings), number)
+                liars = round_.closing.liars
+                clients = tuple(client for client in round_.job.clients if client not in liars)
+                again = replace(round_.job, clients=clients, settings=settings)
+                self._begin(again, number, round_.caught())
                 return None
             self._forget(number)
             return [*round_.refusals(()), *round_.given_up(error)]

@@ -30,8 +30,9 @@ ROSTER = "roster"
 """The work by which clients declare themselves, and the group of the messages."""
 
 _WORKS: Mapping[str, Work] = {
-    **{"train": "train", "valid": "valid", "test": "test"},
-    **{"alone": "alone", "alone.valid": "alone", "alone.chosen": "alone", "alone.test": "alone"},
+    **{"train": "train", "valid": "valid", "test": "test", "test.sum": "test"},
+    **{"alone": "alone", "alone.valid": "alone", "alone.chosen": "alone"},
+    **{"alone.test": "alone", "alone.test.sum": "alone"},
     **{"statistics": "statistics", "scale": "statistics"},
     **{"learn": "exchange", "predict": "exchange"},
 }

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
 from lichen.core.collecting.admission import Admission
@@ -23,21 +24,24 @@ from lichen.engines.kinds import EngineSettings
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks
 from lichen.engines.spawned import children_of
-from lichen.recipes.assemble.experiment import Experiment
+from lichen.recipes.assemble.experiment import Experiment, values_N
 from lichen.recipes.assemble.parts import client_tasks, works_of
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.clients import Auxiliary
 from lichen.recipes.assemble.sides.limits import limits_of
 from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.assemble.sides.summed_scores import SummedScores, read_scores
 from lichen.recipes.schema.recipe import Recipe
 from lichen.transforms.delta import snapshot_name
 
 __all__ = [
+    "NOBODY",
     "Column",
     "admission_of",
     "agreed_name",
     "block_size_of",
     "clocked",
+    "column_of",
     "local_engine",
     "over_ranks",
     "recipe_engine",
@@ -50,8 +54,9 @@ class Column:
     """A finished column.
 
     Attributes:
-        value_N: The metric of every client on test rows.
-        metrics: All the sums behind it, ``(N, ...)``.
+        value_N: The metric of every client on test rows; of nobody where no client tells its own.
+        metrics: All the sums behind it, ``(N, ...)``; where no client tells its own, ``(1, ...)`` over all.
+        summed: What is known of all clients together where no client tells its own.
         lr: The chosen learning rate; None where nothing was trained.
         shared: What was scored; empty for ``alone``.
         best_round: The round kept.
@@ -61,10 +66,22 @@ class Column:
 
     value_N: Tensor
     metrics: Tree
+    summed: SummedScores | None = None
     lr: float | None = None
     shared: Shared | None = None
     best_round: int = -1
     unrepaired: Column | None = None
+
+
+NOBODY = torch.empty(0, dtype=torch.float64)
+"""Scores where no client tells its own."""
+
+
+def column_of(recipe: Recipe, metrics: Tree, clients: int, *, summed: bool) -> Column:
+    """The column of sums over test rows: of each of so many clients, or of all together."""
+    if summed:
+        return Column(value_N=NOBODY, metrics=metrics, summed=read_scores(recipe, metrics, clients))
+    return Column(value_N=values_N(recipe, metrics), metrics=metrics)
 
 
 def local_engine(experiment: Experiment, store: ClientStore) -> LocalEngine:

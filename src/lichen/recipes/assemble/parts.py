@@ -48,6 +48,7 @@ from lichen.recipes.assemble.sides.noise_share import noise_share
 from lichen.recipes.assemble.sides.poison import poisoned
 from lichen.recipes.assemble.sides.row_privacy import hides_rows, private_source, private_steps
 from lichen.recipes.assemble.sides.server import ServerSide, at_work, participants
+from lichen.recipes.assemble.sides.summed_scores import SUMMED_TEST, masked_test, sums_scores
 from lichen.recipes.assemble.workload import warmup_rounds
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.allow_empty import AllowEmpty
@@ -100,6 +101,9 @@ def works_of(
         "alone.chosen": Evaluate(model, personal=True, use_best=True),
         "alone.test": Evaluate(model, personal=True, use_best=True),
     }
+    if sums_scores(server.recipe):
+        evaluate = Evaluate(model, personal=personal)
+        out[SUMMED_TEST] = masked_test(server.recipe, evaluate, len(server.roster))
     for lr in server.recipe.optimizer.lr:
         out[f"alone {lr_name(lr)}"] = _accumulating(server, trainer(server, lr, personal=True))
         works = server.recipe.method.works(settings_of(server, lr))
@@ -120,8 +124,7 @@ def under_masks(server: ServerSide, lr: float, work: ClientWork) -> ClientWork |
 
 def judged(server: ServerSide, work: ClientWork) -> ClientWork | Dialogue:
     """An evaluation of rounds, its sums under masks where the recipe has them."""
-    masks = server.recipe.masked is not None and server.recipe.noised is None
-    return masked_scores(server.recipe, work, len(validators_of(server))) if masks else work
+    return masked_scores(server.recipe, work, len(validators_of(server))) if sums_scores(server.recipe) else work
 
 
 def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
@@ -139,7 +142,7 @@ def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
     lied = poisoned(experiment.server, rows, planted)
     valid, test = experiment.evaluating(rows.valid), experiment.evaluating(rows.test)
     sources: dict[str, Source] = {"roster": NoBatches(), "train": lied, "alone": local, "valid": valid, "test": test}
-    sources |= {"alone.valid": valid, "alone.chosen": valid, "alone.test": test}
+    sources |= {"alone.valid": valid, "alone.chosen": valid, "alone.test": test, SUMMED_TEST: test}
     if rows.secret is not None and isinstance(planted, TrainSource):
         sources["train"] = private_source(experiment.server, planted, rows.secret.randomness)
     works = works_of(experiment.server, rows.auxiliary, rows.secret)

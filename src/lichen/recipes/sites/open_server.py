@@ -181,18 +181,19 @@ def needs_rows(recipe: Recipe) -> Iterator[NeedsRows]:
         why, fix = "pooled is one model on everybody's rows, and exists nowhere", "leave pooled out"
         others = ", ".join(name for name in compare.baselines if name != "pooled")
         yield NeedsRows("compare.baselines", why, fix, f"compare.baselines=[{others}]")
-    if recipe.privacy is not None and compare.baselines:
+    if recipe.noised is not None and compare.baselines:
         why = "under privacy no client answers with its scores"
         yield NeedsRows("compare.baselines", why, "set it to []", "compare.baselines=[]")
+    elif recipe.masked is not None and procedure.rounds and {"alone", "alone_best"} & set(compare.baselines):
+        rest = f"[{', '.join(name for name in compare.baselines if name == 'base')}]"
+        why = "under masks no client answers with losses of its own, by which a client alone would be judged"
+        yield NeedsRows("compare.baselines", why, f"set it to {rest}", f"compare.baselines={rest}")
     if recipe.noised is not None and recipe.noised.seed is not None:
         why = "under privacy a seed is for tests alone, and whoever reads the recipe knows all noise"
         yield NeedsRows("privacy.seed", why, "remove it")
     if recipe.audit is not None:
         why = "canaries are planted by one process that has everybody's rows, and who audits knows all coins"
         yield NeedsRows("audit.canaries", why, "remove it, or run it as a simulation")
-    if recipe.masked is not None and not procedure.rounds:
-        why = "under masks no client answers with its scores, and the task has nothing else to tell"
-        yield NeedsRows("privacy.secure", why, "remove it, or run it as a simulation")
     if compare.partitions != partitions:
         why = "random partitions deal everybody's rows out anew"
         yield NeedsRows("compare.partitions", why, "remove it", f"compare.partitions={partitions}")

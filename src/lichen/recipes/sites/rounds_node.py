@@ -13,6 +13,7 @@ from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.sides.clients import Secret
 from lichen.recipes.assemble.sides.privacy import OwnAccounts
+from lichen.recipes.assemble.sides.summed_scores import SUMMED_TEST
 
 __all__ = ["Node", "RoundsNode"]
 
@@ -66,7 +67,7 @@ class RoundsNode:
         if recipe.privacy is None:
             return client_tasks(self.experiment)
         if recipe.noised is None:
-            answered = {"roster", "train", "valid"}
+            answered = {"roster", "train", "valid", SUMMED_TEST}
             made = client_tasks(self.experiment)
             return {name: task for name, task in made.items() if name.partition(" ")[0] in answered}
         secret = self.secret() if self.accounts is None else self.accounts.secret

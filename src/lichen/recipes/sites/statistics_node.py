@@ -29,6 +29,7 @@ from lichen.recipes.assemble.features import encoder_of, featurizer
 from lichen.recipes.assemble.open import fetch_named
 from lichen.recipes.assemble.sides.clients import TOKENS
 from lichen.recipes.assemble.sides.masks import masked
+from lichen.recipes.assemble.sides.summed_scores import SUMMED_TEST, masked_test, sums_scores
 from lichen.recipes.rows.prepare import ClientData, classes_of, gather_all
 from lichen.recipes.rows.public import labelled_of, split_public
 from lichen.recipes.schema.recipe import Recipe
@@ -36,6 +37,7 @@ from lichen.server.lda import Lda
 from lichen.server.ridge import Ridge
 
 __all__ = [
+    "TESTS",
     "feature_source",
     "hidden",
     "open_statistics",
@@ -44,6 +46,9 @@ __all__ = [
     "statistics_node",
     "statistics_works",
 ]
+
+TESTS = {"test": SUMMED_TEST, "alone.test": f"alone.{SUMMED_TEST}"}
+"""The works that score heads on test rows, and those in their place where the server learns sums alone."""
 
 
 def solver_of(recipe: Recipe) -> Lda | Ridge:
@@ -80,12 +85,17 @@ def statistics_works(recipe: Recipe, roster: Roster, *, classes: int, width: int
     def solve(message: Message) -> Tree:
         return rule.close(rule.add(rule.zero(), message), Shared())[0].trainable
 
+    tests = {work: HeadConfusion(_features, classes=classes, personal=work == "alone.test") for work in TESTS}
+    scoring: dict[str, ClientWork | Dialogue] = (
+        {TESTS[work]: masked_test(recipe, test, len(roster)) for work, test in tests.items()}
+        if sums_scores(recipe)
+        else {**tests}
+    )
     return {
         "roster": Declare(roster),
         "statistics": hidden(recipe, statistics, len(roster)),
-        "test": HeadConfusion(_features, classes=classes),
         "alone": OwnHead(statistics, solve),
-        "alone.test": HeadConfusion(_features, classes=classes, personal=True),
+        **scoring,
     }
 
 
@@ -152,7 +162,7 @@ class StatisticsNode:
         """All that its clients can be asked to do."""
         sources: Mapping[str, Source] = {
             **{"roster": NoBatches(), "statistics": self.train, "alone": self.train},
-            **{"test": self.test, "alone.test": self.test},
+            **dict.fromkeys((*TESTS, *TESTS.values()), self.test),
         }
         works = statistics_works(self.recipe, self.roster, classes=self.classes, width=self.width)
         return {name: ClientTask(work=work, source=sources[name]) for name, work in works.items()}

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-
-import torch
+from typing import Literal
 
 from lichen.algorithms.agnostic import AFL
 from lichen.algorithms.average import Average
@@ -35,8 +35,8 @@ from lichen.data.batches.shards import TrainSource
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event
 from lichen.recipes.assemble.aggregation import local_params_of
-from lichen.recipes.assemble.column import Column, admission_of
-from lichen.recipes.assemble.experiment import lr_name, values_N
+from lichen.recipes.assemble.column import NOBODY, Column, admission_of, column_of
+from lichen.recipes.assemble.experiment import lr_name
 from lichen.recipes.assemble.parts import (
     algorithm_of,
     initial_shared,
@@ -48,6 +48,7 @@ from lichen.recipes.assemble.parts import (
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.privacy import PrivateRounds, private_rounds
 from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.assemble.sides.summed_scores import SUMMED_TEST
 from lichen.recipes.assemble.workload import trial_rounds
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.repair import repaired
@@ -71,6 +72,8 @@ Engines = Callable[[ClientStore], Engine]
 
 HISTORY = "history"
 """Folder beside a checkpoint, of the messages that its rounds have counted."""
+
+Scores = Literal["each", "summed", "none"]
 
 Once = Callable[[Callable[[], None]], object]
 Save = Callable[[Path, ServerState], object]
@@ -211,7 +214,13 @@ def observing(observer: EventObserver, column: str, lr: float, rounds: int) -> C
 
 
 def scored(
-    server: ServerSide, engine: Engine, shared: Shared, *, version: int = 0, admission: Admission | None = None
+    server: ServerSide,
+    engine: Engine,
+    shared: Shared,
+    *,
+    version: int = 0,
+    admission: Admission | None = None,
+    summed: bool = False,
 ) -> Tree:
     """Everybody's sums over its own test rows, ``(N, ...)``, with these tensors.
 
@@ -221,13 +230,16 @@ def scored(
         shared: The tensors.
         version: Of the private state that goes with them.
         admission: What counts of the answers; None: by the server's side alone.
+        summed: Ask for the sums of all clients alone, ``(1, ...)``, under masks.
 
     Raises:
         LichenError: if a client could not say, or was not there.
     """
     everyone = tuple(range(len(server.roster)))
-    job = Job(work="test", shared=shared, version=version, clients=everyone, seed=0, base=server.model.base)
-    return score_everyone(engine, job, admission or admission_of(server))[1]
+    work = SUMMED_TEST if summed else "test"
+    job = Job(work=work, shared=shared, version=version, clients=everyone, seed=0, base=server.model.base)
+    metrics = score_everyone(engine, job, admission or admission_of(server))[1]
+    return {name: x_N.sum(0, keepdim=True) for name, x_N in metrics.items()} if summed else metrics
 
 
 def federated_column(
@@ -239,7 +251,7 @@ def federated_column(
     name: str = "federated",
     test: Callable[[str, Shared], Column] | None = None,
     admission: Admission | None = None,
-    scores: bool = True,
+    scores: Scores = "each",
     own_keys: bool = False,
 ) -> Column:
     """Rounds at every learning rate, and the best one's tensors on test rows.
@@ -252,7 +264,7 @@ def federated_column(
         name: The column's.
         test: Scores tensors; None: the clients do it over the engine, as they do where some tensors stay with them.
         admission: What counts of what clients send; None: by the server's side alone.
-        scores: Ask for scores on test rows; else the column has none.
+        scores: What clients are asked for of their test rows: each its scores, their sums under masks, or none.
         own_keys: Clients are at sites that have keys of their own, where noise hides rows.
     """
     recipe, rounds = server.recipe, server.recipe.federation.rounds
@@ -287,14 +299,15 @@ def federated_column(
     shared = best.best if personal else tensors_of(server, lr, best.best)
 
     def column(label: str, shared: Shared) -> Column:
-        if not scores:
-            nothing = torch.empty(0, dtype=torch.float64)
-            return Column(value_N=nothing, metrics={}, lr=lr, shared=shared, best_round=best.best_round)
-        if test is not None and not personal:
-            return replace(test(label, shared), lr=lr, shared=shared, best_round=best.best_round)
-        metrics = folder.tree(label, lambda: scored(server, made[lr], shared, version=version, admission=admission))
-        value_N = values_N(recipe, metrics)
-        return Column(value_N=value_N, metrics=metrics, lr=lr, shared=shared, best_round=best.best_round)
+        if scores == "none":
+            found = Column(value_N=NOBODY, metrics={})
+        elif test is not None and not personal:
+            found = test(label, shared)
+        else:
+            summed = scores == "summed"
+            ask = partial(scored, server, made[lr], shared, version=version, admission=admission, summed=summed)
+            found = column_of(recipe, folder.tree(label, ask), len(server.roster), summed=summed)
+        return replace(found, lr=lr, shared=shared, best_round=best.best_round)
 
     # What stayed at home in the best round lies beside what is newest, under that round's version.
     version = best.best_round if personal else 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -29,18 +29,18 @@ from lichen.core.wire.shared import Shared
 from lichen.present.trace import Event
 from lichen.recipes.artifacts.inputs import Inputs, agree
 from lichen.recipes.assemble.class_names import save_class_names
-from lichen.recipes.assemble.column import Column
-from lichen.recipes.assemble.experiment import values_N
+from lichen.recipes.assemble.column import Column, column_of
 from lichen.recipes.assemble.features import encoder_of
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.limits import counting
 from lichen.recipes.assemble.sides.masks import unmasking
+from lichen.recipes.assemble.sides.summed_scores import sums_scores
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.open_server import declared_classes
-from lichen.recipes.sites.statistics_node import solver_of, statistics_works
+from lichen.recipes.sites.statistics_node import TESTS, solver_of, statistics_works
 from lichen.recipes.tasks.learning import Engines, EventObserver
 from lichen.recipes.tasks.oneshot import save_head, way_of
-from lichen.recipes.tasks.outcome import TaskResult, by_class, over_all_rows
+from lichen.recipes.tasks.outcome import TaskResult, by_class, lied, over_all_rows
 from lichen.server.sums.fixed_point import read_sums
 from lichen.tasks.registry import task_of
 
@@ -89,6 +89,16 @@ def solve_alone(
         one = works[work]
         return Admission(works={work: one}) if isinstance(one, Dialogue) else counting(work, one, roster.rows(part))
 
+    summed = sums_scores(recipe)
+
+    def tested(work: str, head: Tree | None = None, version: int = 0) -> Tree:
+        """Everybody's confusion ``(N, K, K)``; sums of all together ``(1, ...)`` where the server learns no others."""
+        name = TESTS[work] if summed else work
+        metrics = score_everyone(nodes(), job(name, head, version), counts(name, "test"))[1]
+        if summed:
+            return {key: x_N.sum(0, keepdim=True) for key, x_N in metrics.items()}
+        return {"confusion": metrics["confusion"]}
+
     def learn() -> Tree:
         engine, rule = nodes(), solver_of(recipe)
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
@@ -97,28 +107,30 @@ def solve_alone(
         total = collected.total
         head = rule.close(total, Shared())[0].trainable
         sent = torch.tensor([engine.bytes_up - up, engine.bytes_down - down])
-        metrics = score_everyone(engine, job("test", head), counts("test", "test"))[1]
+        metrics, rows = tested("test", head), read_sums(total)["n"]
         seconds = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
-        found = {"confusion": metrics["confusion"], "rows": read_sums(total)["n"], "sent": sent, "seconds": seconds}
-        return {**head, **found}
+        return {**head, **metrics, "rows": rows, "sent": sent, "seconds": seconds}
 
     def learn_alone() -> Tree:
         engine = nodes()
         collected = collect(engine, [job("alone")], admission=counts("alone", "train"))
         require_everyone(collected.attendance, job("alone"), "head of its own")
-        return score_everyone(engine, job("alone.test", version=1), counts("alone.test", "test"))[1]
+        return tested("alone.test", version=1)
 
     def column(metrics: Tree) -> Column:
-        return Column(value_N=values_N(recipe, metrics), metrics=metrics)
+        return column_of(recipe, metrics, len(roster), summed=summed)
 
     say("the nodes encode their rows and send statistics")
     found = folder.tree("federated", learn)
-    head, confusion_NKK = {name: x for name, x in found.items() if name.startswith("head.")}, found["confusion"]
-    columns = {"federated": column({"confusion": confusion_NKK})}
+    head = {name: x for name, x in found.items() if name.startswith("head.")}
+    metrics = {name: x for name, x in found.items() if name not in (*head, "rows", "sent", "seconds")}
+    columns = {"federated": column(metrics)}
+    scores = columns["federated"].summed
+    value = float(columns["federated"].value_N.mean()) if not summed else None if scores is None else scores.mean
     report = Report(
         round=1,
         clients=tuple(range(len(roster))),
-        metrics={"value": float(columns["federated"].value_N.mean())},
+        metrics={} if value is None else {"value": value},
         tokens=sum(roster.rows("train")),
         bytes_up=int(found["sent"][0]),
         bytes_down=int(found["sent"][1]),
@@ -127,21 +139,25 @@ def solve_alone(
     observer(Event(column="federated", report=report, total_rounds=1, grid=way_of(recipe)))
     if "alone" in recipe.compare.baselines:
         say("each client solves for a head of its own")
-        columns["alone"] = column({"confusion": folder.tree("alone", learn_alone)["confusion"]})
-    columns |= _constant(recipe, found["rows"].numpy(), confusion_NKK, classes)
+        columns["alone"] = column(folder.tree("alone", learn_alone))
+    always, name = _constant(recipe, found["rows"].numpy(), classes)
+    if summed:  # a head of that class alone says what each client would score with it
+        bias = torch.arange(len(classes)) == always
+        one = {"head.weight": torch.zeros(len(classes), features.width), "head.bias": bias.to(head["head.bias"])}
+        columns[name] = column(folder.tree(name, partial(tested, "test", one)))
+    else:
+        constant_NKK = torch.zeros_like(metrics["confusion"])
+        constant_NKK[:, :, always] = metrics["confusion"].sum(2)
+        columns[name] = column({"confusion": constant_NKK})
     save_head(folder, recipe, head, classes)
-    tested = by_class([int(n) for n in confusion_NKK.sum((0, 2)).tolist()], classes)
-    return TaskResult(columns=columns, clients=roster.names, extra={**over_all_rows(recipe, columns), **tested})
+    rows = by_class([int(n) for n in metrics["confusion"].sum((0, 2)).tolist()], classes)
+    extra = {**over_all_rows(recipe, columns), **lied(columns), **rows}
+    return TaskResult(columns=columns, clients=roster.names, extra=extra)
 
 
-def _constant(
-    recipe: Recipe, rows_K: np.ndarray, confusion_NKK: torch.Tensor, classes: Sequence[str]
-) -> dict[str, Column]:
-    """The column of the class that most training rows have, whatever the row: from counts, as from the rows."""
+def _constant(recipe: Recipe, rows_K: np.ndarray, classes: Sequence[str]) -> tuple[int, str]:
+    """The class that most training rows have, from counts, as from the rows; and the name of its column."""
     labels = task_of(recipe.task).labels
     assert labels is not None
     rows_N = np.repeat(np.arange(len(classes)), rows_K.astype(np.int64))
-    always = int(labels.constant(rows_N, classes).argmax())
-    metrics = {"confusion": torch.zeros_like(confusion_NKK)}
-    metrics["confusion"][:, :, always] = confusion_NKK.sum(2)
-    return {labels.baseline: Column(value_N=values_N(recipe, metrics), metrics=metrics)}
+    return int(labels.constant(rows_N, classes).argmax()), labels.baseline

@@ -20,7 +20,7 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.server.fair import per_client_gain
 from lichen.tasks.registry import task_of
 
-__all__ = ["TaskResult", "baseline", "by_class", "gained", "over_all_rows", "tested"]
+__all__ = ["TaskResult", "baseline", "by_class", "gained", "lied", "over_all_rows", "tested"]
 
 MAX_CLASSES_LISTED = 20
 """Of more classes only the smallest and the largest count are told."""
@@ -79,11 +79,18 @@ def baseline(recipe: Recipe, train: Sequence[Shard], test: Sequence[Shard], name
 def over_all_rows(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, float | str | None]:
     """Every metric of the task over everybody's test rows together, for every column."""
     out: dict[str, float | str | None] = {}
-    for name, column in columns.items():
+    scored = {name: column for name, column in columns.items() if column.metrics}
+    for name, column in scored.items():
         sums = {key: x.sum(0, keepdim=True) for key, x in column.metrics.items()}
         for metric in task_of(recipe.task).metrics:
             out[f"{name}.{metric.name}"] = float(metric.values(sums)[0])
     return out
+
+
+def lied(columns: Mapping[str, Column]) -> dict[str, float | str | None]:
+    """The columns whose sums are no clients' scores, where nobody's own are known."""
+    wrong = [name for name, one in columns.items() if one.metrics and not len(one.value_N) and one.summed is None]
+    return {f"{name}.scores": "left out: they do not add up, so that a client has lied" for name in wrong}
 
 
 def tested(tests: Sequence[Sequence[Record]], classes: Sequence[str]) -> dict[str, float | str | None]:

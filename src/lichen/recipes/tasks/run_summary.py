@@ -25,7 +25,9 @@ from lichen.recipes.tasks.outcome import TaskResult
 __all__ = ["summarise", "who_gained"]
 
 
-def _score(column: Column | None, higher: bool, common: bool) -> dict[str, float | None] | None:
+def _score(column: Column | None, higher: bool, common: bool) -> dict[str, Any] | None:
+    if column is not None and column.summed is not None:
+        return {"mean": column.summed.mean, "worst_decile": column.summed.worst_decile}
     if column is None or not len(column.value_N):
         return None
     values = column.value_N.tolist()
@@ -75,7 +77,7 @@ def summarise(
         "failures": _failures(result, rates),
         "attack": result.attack,
         "privacy": spent(recipe, folder.path, alone=not scores["federated"]),
-        "masks": masks_of(recipe, len(result.clients), signed=result.signed, alone=not scores["federated"]),
+        "masks": _masks(recipe, result),
         "seconds": folder.seconds(),
         "peak_memory_bytes": memory,
         "energy_joules": joules,
@@ -88,6 +90,15 @@ def summarise(
         "extra": {**chosen, **_some_failed(rates), **result.extra, **_reached(recipe, rounds)},
     }
     return check_summary(summary)
+
+
+def _masks(recipe: Recipe, result: TaskResult) -> dict[str, Any] | None:
+    """What masks promise, and how the clients' scores lie, where nobody told its own."""
+    alone = not len(result.columns["federated"].value_N)
+    masks = masks_of(recipe, len(result.clients), signed=result.signed, alone=alone)
+    summed = {name: column.summed for name, column in result.columns.items() if column.summed is not None}
+    deciles = {name: list(scores.deciles) for name, scores in summed.items() if scores.deciles}
+    return masks and {**masks, "deciles": deciles}
 
 
 def _failures(result: TaskResult, rates: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> list[str]:

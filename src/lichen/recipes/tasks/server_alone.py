@@ -23,12 +23,12 @@ from lichen.engines.local import LocalEngine
 from lichen.present.trace import read_trace
 from lichen.recipes.artifacts.inputs import Inputs, agree
 from lichen.recipes.assemble.class_names import save_class_names
-from lichen.recipes.assemble.column import Column, agreed_name, clocked, recipe_engine
-from lichen.recipes.assemble.experiment import values_N
+from lichen.recipes.assemble.column import Column, agreed_name, clocked, column_of, recipe_engine
 from lichen.recipes.assemble.parts import validators_of, works_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.sides.masks import unmasking
 from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.assemble.sides.summed_scores import sums_scores
 from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.site_rows import refuse_everybodys
 from lichen.recipes.schema.recipe import Recipe
@@ -36,9 +36,9 @@ from lichen.recipes.sites.open_server import open_server, refuse_rows
 from lichen.recipes.sites.site_engines import SiteEngines
 from lichen.recipes.tasks.adapt import save_result
 from lichen.recipes.tasks.coverage import trained
-from lichen.recipes.tasks.learning import Engines, EventObserver, federated_column, scored
+from lichen.recipes.tasks.learning import Engines, EventObserver, Scores, federated_column, scored
 from lichen.recipes.tasks.oneshot_alone import solve_alone
-from lichen.recipes.tasks.outcome import TaskResult, over_all_rows
+from lichen.recipes.tasks.outcome import TaskResult, lied, over_all_rows
 from lichen.recipes.tasks.private_columns import alone_columns
 from lichen.recipes.tasks.repair import safety
 from lichen.recipes.tasks.training_flops import compute_of
@@ -112,8 +112,8 @@ def _learned(
     save_class_names(folder, server.classes)
     columns = _columns(server, folder, observer, say, engine_of, apart=apart)
     best = columns["federated"].shared or Shared()
-    scored_here = not recipe.writes and recipe.privacy is None
-    extra: dict[str, float | str | None] = over_all_rows(recipe, columns) if scored_here else {}
+    extra = {} if recipe.writes else over_all_rows(recipe, columns)
+    extra |= lied(columns)
     if recipe.writes:
         extra |= safety(recipe, folder, loaded.foundation, loaded.tokenizer, server.start, columns, say)
     save_result(folder, recipe, best, loaded.foundation, loaded.tokenizer, server.classes)
@@ -165,7 +165,7 @@ def _columns(
     *,
     apart: bool,
 ) -> dict[str, Column]:
-    recipe = server.recipe
+    recipe, summed = server.recipe, sums_scores(server.recipe)
     columns: dict[str, Column] = {}
     with ExitStack() as stack:
         works = works_of(server)
@@ -176,9 +176,9 @@ def _columns(
         if "base" in recipe.compare.baselines and recipe.writes:
             say("the nodes score the foundation model as it is")
             nodes = engine(ClientStore(folder.path / NO_STATE))
-            metrics = folder.tree("base", partial(scored, server, nodes, server.start))
-            columns["base"] = Column(value_N=values_N(recipe, metrics), metrics=metrics)
-        scores = recipe.privacy is None
+            metrics = folder.tree("base", partial(scored, server, nodes, server.start, summed=summed))
+            columns["base"] = column_of(recipe, metrics, len(server.roster), summed=summed)
+        scores: Scores = "summed" if summed else "each" if recipe.privacy is None else "none"
         columns["federated"] = federated_column(server, folder, observer, engine, scores=scores, own_keys=apart)
         columns |= alone_columns(server, folder, observer, engine)
     return columns

@@ -16,6 +16,7 @@ from lichen.core.collecting.admission import Admission, Limits
 from lichen.core.contracts.client import ClientWork
 from lichen.recipes.assemble.sides.clients import TOKENS
 from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.assemble.sides.summed_scores import SUMMED_TEST
 from lichen.recipes.schema.recipe import ExchangeConfig
 
 __all__ = ["counting", "exchange_limits", "limits_of"]
@@ -37,7 +38,7 @@ def limits_of(server: ServerSide) -> TaskLimits:
     @cache
     def limits(kind: str, client: int) -> Limits:
         member = server.roster[client]
-        if server.recipe.masked is not None and kind in ("train", "valid"):
+        if server.recipe.masked is not None and kind in ("train", "valid", SUMMED_TEST):
             return Limits()  # what comes is everybody's sum
         if kind in TASKS:
             return _evaluated(member.rows.get(TASKS[kind], 0) * tokens_of(client)[0])

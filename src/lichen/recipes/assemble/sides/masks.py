@@ -20,7 +20,7 @@ from lichen.core.seeds import numpy_generator
 from lichen.engines.masking.unmasking import UnmaskingEngine
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["LEAST", "mask_terms", "masked", "masked_scores", "unmasking", "without_masks"]
+__all__ = ["LEAST", "mask_terms", "masked", "masked_scores", "masked_sums", "unmasking", "without_masks"]
 
 LEAST = 3
 """Clients whose sum is opened, at least: of two, each knows the other's part of it."""
@@ -71,7 +71,12 @@ def masked(
 
 def masked_scores(recipe: Recipe, work: ClientWork, clients: int) -> Masked:
     """An evaluation whose sums are told of all clients together; each counts 1."""
-    return Masked(inner=OwnMean(work), terms=mask_terms(recipe, clients), drops_out=_drops_out(recipe))
+    return masked_sums(recipe, OwnMean(work), clients)
+
+
+def masked_sums(recipe: Recipe, work: ClientWork, clients: int) -> Masked:
+    """A work of metrics alone, of which the server learns the sums over so many clients."""
+    return Masked(inner=work, terms=mask_terms(recipe, clients), drops_out=_drops_out(recipe))
 
 
 def _drops_out(recipe: Recipe) -> partial[int | None]:

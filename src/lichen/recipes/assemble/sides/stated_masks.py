@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lichen.recipes.assemble.sides.masks import mask_terms
+from lichen.recipes.assemble.sides.summed_scores import sums_scores
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["masks_of"]
@@ -28,6 +29,12 @@ NOT_PROMISED = (
     "a client that lies about its own numbers is not seen: under masks nobody looks at a single message",
 )
 """What masks do not do."""
+
+SCORES = (
+    "scores on test rows are told as sums, too: their mean and, of ten clients or more, how many lie in which bin, "
+    "though not whose"
+)
+"""Not promised where sites score under masks."""
 
 CARRIED = "keys of clients are believed as the server passes them on: a server that swaps them stands between"
 """Not promised where clients have no long-term keys of one another."""
@@ -69,6 +76,10 @@ def masks_of(recipe: Recipe, clients: int, *, signed: bool, alone: bool) -> dict
         "threshold": terms.threshold,
         "least": terms.least,
         "stopped": [*STOPPED, *((SIGNED,) if signed else ())],
-        "not_promised": [*NOT_PROMISED, VOUCHED if signed else CARRIED],
+        "not_promised": [
+            *NOT_PROMISED,
+            *((SCORES,) if alone and sums_scores(recipe) else ()),
+            VOUCHED if signed else CARRIED,
+        ],
         "simulated": [] if alone else [SIMULATED],
     }
