@@ -74,11 +74,11 @@ class _Round:
         survivors, liars = set(survivors), self.closing.liars
         out = list(self.before)
         for reply in self.errors:
-            gone = tuple(client for client in reply.clients if client not in survivors)
+            gone = tuple(client for client in reply.clients if client not in survivors and client not in liars)
             if gone:
                 out.append(replace(reply, job=self.first, clients=gone))
-        named = {client for reply in out for client in reply.clients}
-        for client in sorted(self.finished & liars.keys() - survivors - named):
+        mine = self.finished.union(*(reply.clients for reply in self.errors))
+        for client in sorted(mine & liars.keys() - survivors):
             error = LichenError(liars[client], where="masks")
             out.append(Reply(job=self.first, clients=(client,), error=error, reason="masks"))
         return out
