@@ -19,7 +19,7 @@ from lichen.recipes.assemble.sides.masks import masked_sums
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
-__all__ = ["LEAST_BINNED", "SUMMED_TEST", "SummedScores", "masked_test", "read_scores", "sums_scores"]
+__all__ = ["SUMMED_TEST", "SummedScores", "masked_test", "read_scores", "sums_scores"]
 
 SUMMED_TEST = "test.sum"
 """The work by which clients score on their test rows under masks."""
