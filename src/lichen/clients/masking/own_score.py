@@ -38,7 +38,7 @@ class OwnScore:
     Args:
         inner: The evaluation.
         values: From its metrics ``(C, ...)`` to scores ``(C,)``; not-a-number of who has none.
-        bins: That scores are counted in, and held to the ends of; None: they are added up alone.
+        bins: That scores are counted in, and kept within the ends of; None: they are added up alone.
     """
 
     inner: ClientWork
@@ -64,9 +64,9 @@ class OwnScore:
         """The evaluation's message, with its clients' scores."""
         message, own_C = self.inner.final(state)
         scores = self.values(message.metrics).tolist()
-        held = scores if self.bins is None else [self.bins.clamped(score) for score in scores]
+        bounded = scores if self.bins is None else [self.bins.clamped(score) for score in scores]
         known_C = torch.tensor([not math.isnan(score) for score in scores], dtype=torch.bool)
-        score_C = torch.tensor([0.0 if math.isnan(score) else score for score in held], dtype=torch.float64)
+        score_C = torch.tensor([0.0 if math.isnan(score) else score for score in bounded], dtype=torch.float64)
         metrics = {**message.metrics, SCORE: score_C, SCORED: known_C.double()}
         if self.bins is not None:
             bins_CB = torch.zeros(len(scores), self.bins.count, dtype=torch.float64)
