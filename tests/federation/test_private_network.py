@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.federation.test_kills import Commands, commands, until
 from tests.recipes.sites.test_private_sites import ROWS, private, save_digits, with_key
 
@@ -110,6 +111,9 @@ def test_masked_runs_over_the_network(federation: Path, tmp_path: Path, warm_fol
     assert finals[0] == finals[1]
     assert summary["masks"]["simulated"] == []
     assert not any("swaps" in line for line in summary["masks"]["not_promised"])
+    mean = local.summary["columns"]["federated"]["mean"]
+    assert summary["columns"]["federated"]["mean"] == pytest.approx(mean, abs=1e-6)
+    assert without["extra"]["federated.scores"].startswith("of 5 of 6 clients")
     assert without["attendance"]["skipped"] == 0
     last = json.loads((runs["silent"] / "trace.jsonl").read_text().splitlines()[-1])
     assert last["attendance"]["missing"] == [1]  # the client of the site that is gone

@@ -32,6 +32,7 @@ __all__ = [
     "require_everyone",
     "score",
     "score_everyone",
+    "score_summed",
     "summed",
     "with_best",
 ]
@@ -60,6 +61,18 @@ def score_everyone(engine: Engine, job: Job, admission: Admission = OPEN) -> tup
     scored = collect(engine, [job], admission=admission)
     require_everyone(scored.attendance, job, "score")
     return _by_client(scored, job)
+
+
+def score_summed(engine: Engine, job: Job, admission: Admission = OPEN) -> Tree:
+    """As :func:`score`, of scores that are known as sums alone, ``(1, ...)`` over those of the clients who came.
+
+    Raises:
+        LichenError: if nobody came, with the first client's reason; what was learned stays.
+    """
+    scored = collect(engine, [job], admission=admission)
+    if not len(scored.client_N):
+        require_everyone(scored.attendance, job, "score")
+    return {name: x_A.sum(0, keepdim=True) for name, x_A in scored.metrics.items()}
 
 
 def require_everyone(attendance: Attendance, job: Job, what: str) -> None:

@@ -100,4 +100,4 @@ def test_fewer_than_ten_clients_are_not_counted_in_bins() -> None:
     found[SCORED][0], found[SCORE][0] = 9.0, 4.5
     scores = read_scores(RECIPE, {name: found[name] for name in (SCORE, SCORED)}, clients=9)
     assert scores is not None
-    assert (scores.mean, scores.worst_decile, scores.deciles) == (0.5, None, ())
+    assert (scores.scored, scores.mean, scores.worst_decile, scores.deciles) == (9, 0.5, None, ())

@@ -15,7 +15,7 @@ from typing import Literal
 
 from lichen.algorithms.agnostic import AFL
 from lichen.algorithms.average import Average
-from lichen.algorithms.scores import score_everyone
+from lichen.algorithms.scores import score_everyone, score_summed
 from lichen.algorithms.semi import SemiFL
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import Admission
@@ -233,13 +233,12 @@ def scored(
         summed: Ask for the sums of all clients alone, ``(1, ...)``, under masks.
 
     Raises:
-        LichenError: if a client could not say, or was not there.
+        LichenError: if a client could not say, or was not there; of sums, if nobody was.
     """
     everyone = tuple(range(len(server.roster)))
-    work = SUMMED_TEST if summed else "test"
+    work, admission = SUMMED_TEST if summed else "test", admission or admission_of(server)
     job = Job(work=work, shared=shared, version=version, clients=everyone, seed=0, base=server.model.base)
-    metrics = score_everyone(engine, job, admission or admission_of(server))[1]
-    return {name: x_N.sum(0, keepdim=True) for name, x_N in metrics.items()} if summed else metrics
+    return score_summed(engine, job, admission) if summed else score_everyone(engine, job, admission)[1]
 
 
 def federated_column(

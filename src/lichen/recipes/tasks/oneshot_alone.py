@@ -15,7 +15,7 @@ from functools import cache, partial
 import numpy as np
 import torch
 
-from lichen.algorithms.scores import require_everyone, score_everyone
+from lichen.algorithms.scores import require_everyone, score_everyone, score_summed
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import collect
 from lichen.core.contracts.algorithm import Report
@@ -40,7 +40,7 @@ from lichen.recipes.sites.open_server import declared_classes
 from lichen.recipes.sites.statistics_node import TESTS, solver_of, statistics_works
 from lichen.recipes.tasks.learning import Engines, EventObserver
 from lichen.recipes.tasks.oneshot import save_head, way_of
-from lichen.recipes.tasks.outcome import TaskResult, by_class, lied, over_all_rows
+from lichen.recipes.tasks.outcome import TaskResult, by_class, not_scored, over_all_rows
 from lichen.server.sums.fixed_point import read_sums
 from lichen.tasks.registry import task_of
 
@@ -94,10 +94,10 @@ def solve_alone(
     def tested(work: str, head: Tree | None = None, version: int = 0) -> Tree:
         """Everybody's confusion ``(N, K, K)``; sums of all together ``(1, ...)`` where the server learns no others."""
         name = TESTS[work] if summed else work
-        metrics = score_everyone(nodes(), job(name, head, version), counts(name, "test"))[1]
+        asked, admission = job(name, head, version), counts(name, "test")
         if summed:
-            return {key: x_N.sum(0, keepdim=True) for key, x_N in metrics.items()}
-        return {"confusion": metrics["confusion"]}
+            return score_summed(nodes(), asked, admission)
+        return {"confusion": score_everyone(nodes(), asked, admission)[1]["confusion"]}
 
     def learn() -> Tree:
         engine, rule = nodes(), solver_of(recipe)
@@ -151,7 +151,7 @@ def solve_alone(
         columns[name] = column({"confusion": constant_NKK})
     save_head(folder, recipe, head, classes)
     rows = by_class([int(n) for n in metrics["confusion"].sum((0, 2)).tolist()], classes)
-    extra = {**over_all_rows(recipe, columns), **lied(columns), **rows}
+    extra = {**over_all_rows(recipe, columns), **not_scored(columns, len(roster)), **rows}
     return TaskResult(columns=columns, clients=roster.names, extra=extra)
 
 

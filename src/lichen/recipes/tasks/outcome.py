@@ -20,7 +20,7 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.server.fair import per_client_gain
 from lichen.tasks.registry import task_of
 
-__all__ = ["TaskResult", "baseline", "by_class", "gained", "lied", "over_all_rows", "tested"]
+__all__ = ["TaskResult", "baseline", "by_class", "gained", "not_scored", "over_all_rows", "tested"]
 
 MAX_CLASSES_LISTED = 20
 """Of more classes only the smallest and the largest count are told."""
@@ -87,10 +87,22 @@ def over_all_rows(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, fl
     return out
 
 
-def lied(columns: Mapping[str, Column]) -> dict[str, float | str | None]:
-    """The columns whose sums are no clients' scores, where nobody's own are known."""
-    wrong = [name for name, one in columns.items() if one.metrics and not len(one.value_N) and one.summed is None]
-    return {f"{name}.scores": "left out: they do not add up, so that a client has lied" for name in wrong}
+def not_scored(columns: Mapping[str, Column], clients: int) -> dict[str, float | str | None]:
+    """Where nobody's own scores are known: the columns that not all clients are in, or whose sums are no scores.
+
+    Args:
+        columns: By name.
+        clients: How many there are.
+    """
+    out: dict[str, float | str | None] = {}
+    for name, column in columns.items():
+        if column.summed is not None and column.summed.scored < clients:
+            out[f"{name}.scores"] = (
+                f"of {column.summed.scored} of {clients} clients; the others have none, or were gone"
+            )
+        elif column.summed is None and column.metrics and not len(column.value_N):
+            out[f"{name}.scores"] = "left out: they do not add up, so that a client has lied"
+    return out
 
 
 def tested(tests: Sequence[Sequence[Record]], classes: Sequence[str]) -> dict[str, float | str | None]:

@@ -38,7 +38,7 @@ from lichen.recipes.tasks.adapt import save_result
 from lichen.recipes.tasks.coverage import trained
 from lichen.recipes.tasks.learning import Engines, EventObserver, Scores, federated_column, scored
 from lichen.recipes.tasks.oneshot_alone import solve_alone
-from lichen.recipes.tasks.outcome import TaskResult, lied, over_all_rows
+from lichen.recipes.tasks.outcome import TaskResult, not_scored, over_all_rows
 from lichen.recipes.tasks.private_columns import alone_columns
 from lichen.recipes.tasks.repair import safety
 from lichen.recipes.tasks.training_flops import compute_of
@@ -113,7 +113,7 @@ def _learned(
     columns = _columns(server, folder, observer, say, engine_of, apart=apart)
     best = columns["federated"].shared or Shared()
     extra = {} if recipe.writes else over_all_rows(recipe, columns)
-    extra |= lied(columns)
+    extra |= not_scored(columns, len(roster))
     if recipe.writes:
         extra |= safety(recipe, folder, loaded.foundation, loaded.tokenizer, server.start, columns, say)
     save_result(folder, recipe, best, loaded.foundation, loaded.tokenizer, server.classes)

@@ -39,11 +39,13 @@ class SummedScores:
     """What sums say of the clients' scores.
 
     Attributes:
-        mean: Over clients.
+        scored: Clients that have a score and told it.
+        mean: Over them.
         worst_decile: Mean of the worst tenth, right to half a bin; None where nothing was counted in bins.
         deciles: The nine scores that part the clients into tenths, as right; empty as above.
     """
 
+    scored: int
     mean: float
     worst_decile: float | None = None
     deciles: tuple[float, ...] = ()
@@ -76,9 +78,10 @@ def read_scores(recipe: Recipe, sums: Mapping[str, Tensor], clients: int) -> Sum
         return None
     mean = float(sums[SCORE][0]) / scored
     if bins is None:
-        return SummedScores(mean=mean)
+        return SummedScores(scored=int(scored), mean=mean)
     counts = [int(count) for count in sums[BINS][0].tolist()]
     if min(counts) < 0 or sum(counts) != scored or not bins.low <= mean <= bins.high:
         return None
     worst = bins.worst(counts, higher_is_better=metric.higher_is_better)
-    return SummedScores(mean=mean, worst_decile=worst, deciles=bins.deciles(counts))
+    deciles = bins.deciles(counts)
+    return SummedScores(scored=int(scored), mean=mean, worst_decile=worst, deciles=deciles)
