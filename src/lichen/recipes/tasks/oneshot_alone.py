@@ -94,10 +94,10 @@ def solve_alone(
     def tested(work: str, head: Tree | None = None, version: int = 0) -> Tree:
         """Everybody's confusion ``(N, K, K)``; sums of all together ``(1, ...)`` where the server learns no others."""
         name = TESTS[work] if summed else work
-        asked, admission = job(name, head, version), counts(name, "test")
+        sent, admission = job(name, head, version), counts(name, "test")
         if summed:
-            return score_summed(nodes(), asked, admission)
-        return {"confusion": score_everyone(nodes(), asked, admission)[1]["confusion"]}
+            return score_summed(nodes(), sent, admission)
+        return {"confusion": score_everyone(nodes(), sent, admission)[1]["confusion"]}
 
     def learn() -> Tree:
         engine, rule = nodes(), solver_of(recipe)
