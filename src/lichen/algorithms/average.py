@@ -26,7 +26,7 @@ from lichen.algorithms.plan import check_plan, transforms_of
 from lichen.algorithms.scores import SUMMED, Center, is_validated, mean_loss, summed, with_best
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import Collected, collect
-from lichen.core.collecting.history import History
+from lichen.core.collecting.history import Retains
 from lichen.core.collecting.in_flight import give_up_old, now_in_flight
 from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.contracts.engine import Engine
@@ -95,7 +95,7 @@ class Average:
     base: str = ""
     downlink: Downlink = WHOLE
     steps_always: bool = False
-    history: History | None = None
+    history: Retains | None = None
 
     def __post_init__(self) -> None:
         check_plan(
@@ -148,9 +148,7 @@ class Average:
         if self.history is not None:
             self.history.retain(state.round, came.client_N.tolist() if enough else ())
         if enough:
-            # With the server's own patch, which no codec has rounded.
-            clients_start = replace(self.downlink.snapshot(state.shared, downlink), patch=state.shared.patch)
-            change, aggregated = self.aggregator.close(came.total, clients_start)
+            change, aggregated = self.aggregator.close(came.total, self.clients_start(state))
             change, noted, transformed = on_total(
                 transforms,
                 change,
@@ -201,6 +199,10 @@ class Average:
         """What a round's job says in numbers; as many in every round, so that all jobs are of one size."""
         best_settings = {BEST: float(state.best_round)} if self.personal else {}
         return {"lr_scale": self.lr_scale(state.round), **best_settings}
+
+    def clients_start(self, state: ServerState) -> Shared:
+        """What the clients of the next round begin from, with the server's own patch, which no codec has rounded."""
+        return replace(self.downlink.snapshot(state.shared, self._downlink(state)), patch=state.shared.patch)
 
     def _downlink(self, state: ServerState) -> Tree:
         """What is known of the clients; from the tensors as they are where a run goes on that knew nothing."""

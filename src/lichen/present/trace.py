@@ -5,7 +5,8 @@ last line, left by a kill in the middle of a write, is no fault: its round will 
 
 A line holds ``column, grid, round, total_rounds, clients, metrics, tokens, bytes_up, bytes_down,
 seconds, valid_up, valid_down``; a metric that is not finite is null, because JSON has no NaN. Lines of older
-runs lack the last two. Where not everybody came, or something was refused, ``attendance`` says so.
+runs lack the last two. Where not everybody came, or something was refused, ``attendance`` says so; where clients were
+valued, ``value`` says what each contributed.
 """
 
 from __future__ import annotations
@@ -108,6 +109,8 @@ def event_line(event: Event) -> bytes:
         # What counted stands in the record of the run.
         attendance = asdict(replace(report.attendance, receipts=()))
         record["attendance"] = {name: value for name, value in attendance.items() if name != "receipts"}
+    if report.value is not None:
+        record["value"] = report.value.dump()
     return json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
 
@@ -129,6 +132,7 @@ def _attendance(record: Mapping[str, Any] | None) -> Attendance:
 def event_of(line: bytes) -> Event:
     """Undo :func:`event_line`; what is damaged raises as JSON, dicts and numbers do."""
     from lichen.core.contracts.algorithm import Report
+    from lichen.core.contracts.value import RoundValue
 
     record: dict[str, Any] = json.loads(line)
     report = Report(
@@ -142,6 +146,7 @@ def event_of(line: bytes) -> Event:
         valid_up=int(record.get("valid_up", 0)),
         valid_down=int(record.get("valid_down", 0)),
         attendance=_attendance(record.get("attendance")),
+        value=RoundValue.load(record["value"]) if "value" in record else None,
     )
     return Event(
         column=str(record["column"]), report=report, total_rounds=int(record["total_rounds"]), grid=str(record["grid"])

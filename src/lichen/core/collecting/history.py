@@ -1,6 +1,6 @@
 """What clients have sent that counted, on disk by round and client: to replay rounds, whole or without somebody.
 
-Contribution (Shapley values over rounds) needs totals of any subset of clients, unlearning (FedEraser) the stored
+Contribution (Shapley values by round) needs totals of any subset of clients, unlearning (FedEraser) the stored
 changes round by round. Both fold what is read here into an aggregator again: sums are exact and know no order, so the
 total of a round has its bytes, and that of a subset has the bytes of a round to which only these were invited.
 
@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import final
+from typing import Protocol, final
 
 import torch
 from safetensors.torch import save
@@ -34,7 +34,7 @@ from lichen.core.message import Job, Message, pack_job, pack_message, take_clien
 from lichen.core.store import load_tree
 from lichen.core.wire.shared import Shared
 
-__all__ = ["History"]
+__all__ = ["History", "Retains"]
 
 _FAN = 1000
 """Clients of one folder."""
@@ -43,6 +43,13 @@ _AT_ONCE = 64
 """Messages that are packed and open at once; no more are ever in memory."""
 
 _END = ".safetensors"
+
+
+class Retains(Protocol):
+    """Is given the messages of a round that count, and then whether the round has made a step."""
+
+    def put(self, round_: int, message: Message, job: Job) -> None: ...
+    def retain(self, round_: int, clients: Collection[int]) -> None: ...
 
 
 @final

@@ -5,7 +5,8 @@ kind        what the line holds
 ==========  ==================================================================================================
 ``begin``   digests of recipe, roster, data cards and inputs, and the versions that the run began with
 ``round``   who was asked, each message that counted by client, version, weight and digest, what was refused and why,
-            who was missing, and the digest of the server's state after it
+            who was missing, and the digest of the server's state after it; where clients were valued, what each
+            contributed
 ``end``     the digest of every file of the finished run, the public key that signs, and how much a
             content filter found
 ==========  ==================================================================================================
@@ -77,6 +78,7 @@ def round_entry(column: str, report: Report, state: str) -> dict[str, Any]:
         state: Digest of the server's state after it.
     """
     came = report.attendance
+    valued = {} if report.value is None else {"value": report.value.dump()}
     return {
         "kind": "round",
         "column": column,
@@ -90,6 +92,7 @@ def round_entry(column: str, report: Report, state: str) -> dict[str, Any]:
         "named": [[refusal.client, refusal.reason] for refusal in came.named],
         "missing": list(came.missing),
         "state": state,
+        **valued,
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, final
 
 from lichen.core.contracts.engine import Engine
+from lichen.core.contracts.value import RoundValue
 from lichen.core.replies import ATTENDED, Attendance
 from lichen.core.timing.flight import Flight
 from lichen.core.tree import Tree
@@ -61,6 +62,7 @@ class Report:
         valid_up: Of ``bytes_up``, those of validation.
         valid_down: Of ``bytes_down``, those of validation.
         attendance: Who answered, what was refused and why.
+        value: What the clients contributed; None where nobody asked.
     """
 
     round: int
@@ -73,6 +75,7 @@ class Report:
     valid_up: int = 0
     valid_down: int = 0
     attendance: Attendance = ATTENDED
+    value: RoundValue | None = None
 
 
 class Algorithm(Protocol):

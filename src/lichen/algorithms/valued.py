@@ -1,0 +1,199 @@
+"""Rounds of averaging that say what each client's message contributed.
+
+Nothing of a round changes: clients train, the server averages, steps and validates as it would. Its messages are
+retained until it is over. Then the server closes the round again for some coalitions of clients
+(:mod:`lichen.server.value.coalitions`), asks what loss the model would have that they alone would have made, and shares
+the loss out (:mod:`lichen.server.value.game`). Nobody trains again.
+
+Kinds of values:
+
+=========  =====================================================================  ===========================
+kind       what is asked                                                          single messages
+=========  =====================================================================  ===========================
+``exact``  the loss of every coalition                                            are needed
+``gtg``    the loss of coalitions along guided walks                              are needed
+``loo``    the loss without each client                                           are needed
+``first``  one gradient of the loss, a sum over rows; p_k ⟨Δ_k, −∇L(w)⟩           are needed for the products
+=========  =====================================================================  ===========================
+
+The loss is that of all rows together, the server's own public ones or those that clients validate on: a sum of losses
+over a number of rows. A client that is asked and does not answer leaves the round without values, since coalitions that
+were judged by other rows do not compare.
+
+References: those of the two modules named above.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, final
+
+from torch import Tensor
+
+from lichen.algorithms.average import Average
+from lichen.core.collecting.admission import Admission
+from lichen.core.collecting.collect import Collected, collect
+from lichen.core.collecting.history import History
+from lichen.core.collecting.round_messages import RoundMessages
+from lichen.core.contracts.algorithm import Report, ServerState
+from lichen.core.contracts.engine import Engine
+from lichen.core.contracts.server import Aggregator
+from lichen.core.contracts.value import RoundValue
+from lichen.core.message import Job
+from lichen.core.seeds import derive
+from lichen.core.wire.shared import Shared
+from lichen.server.mean import Mean
+from lichen.server.value.coalitions import Coalitions, Denominator
+from lichen.server.value.game import exact, guided, leave_one_out
+
+__all__ = ["Kind", "Valued"]
+
+Kind = Literal["exact", "gtg", "first", "loo"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Valued:
+    """Rounds of averaging whose clients are valued.
+
+    Attributes:
+        rounds: The rounds.
+        kind: How values are found.
+        of: The denominator of coalitions.
+        every: Rounds from one that is valued to the next.
+        spill: Folder of the messages of a round that memory does not hold; nothing stays in it.
+        judges: Clients whose rows say what a coalition is worth.
+        admission: What counts of their answers.
+        server: Holds the server's own rows in place of theirs, as its client 0; None: they are at the clients.
+        memory: Bytes of messages that memory holds.
+        score: The work that sums losses.
+        gradient: The work that takes their gradient.
+    """
+
+    rounds: Average
+    kind: Kind
+    of: Denominator = "cohort"
+    every: int = 1
+    spill: Path
+    judges: tuple[int, ...]
+    admission: Admission
+    server: Engine | None = None
+    memory: int = 1 << 29
+    score: str = "valid"
+    gradient: str = "gradient"
+
+    def init(self, shared: Shared) -> ServerState:
+        """As the rounds'."""
+        return self.rounds.init(shared)
+
+    def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
+        """One round; its report has ``value``, the metric ``value_seconds``, and the bytes of judging as validation."""
+        if (state.round + 1) % self.every:
+            return self.rounds.round(state, engine, seed)
+        messages = RoundMessages(History(self.spill), memory=self.memory, beside=self.rounds.history)
+        try:
+            after, report = replace(self.rounds, history=messages).round(state, engine, seed)
+            if not messages.clients:
+                return after, report
+            start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
+            value = self._value(state, messages, _Judge(self, engine, state), derive(seed, "value"))
+        finally:
+            messages.clear()
+        seconds, up, down = time.perf_counter() - start, engine.bytes_up - up, engine.bytes_down - down
+        return after, replace(
+            report,
+            value=value,
+            metrics={**report.metrics, "value_seconds": seconds},
+            seconds=report.seconds + seconds,
+            bytes_up=report.bytes_up + up,
+            bytes_down=report.bytes_down + down,
+            valid_up=report.valid_up + up,
+            valid_down=report.valid_down + down,
+        )
+
+    def _value(self, state: ServerState, messages: RoundMessages, judge: _Judge, seed: int) -> RoundValue | None:
+        """What each client contributed; None where a judge did not answer."""
+        rounds = self.rounds
+        coalitions = Coalitions(
+            messages=messages,
+            aggregator=rounds.aggregator,
+            start=rounds.clients_start(state),
+            step=lambda change: rounds.optimizer.update(change, state.optimizer, state.shared)[0],
+            of=self.of,
+        )
+
+        def worth(coalition: frozenset[int]) -> float:
+            return judge.worth(coalitions.shared(coalition))
+
+        players = coalitions.players
+        try:
+            if self.kind == "exact":
+                return exact(players, worth)
+            if self.kind == "gtg":
+                return guided(players, worth, seed=seed)
+            if self.kind == "loo":
+                return leave_one_out(players, worth)
+            before, after = worth(frozenset()), worth(frozenset(players))
+            value = coalitions.slopes(judge.gradient(state.shared))
+            return RoundValue(value=value, before=before, after=after, evaluations=2)
+        except _AbsentError:
+            return None
+
+
+class _AbsentError(Exception):
+    """A judge did not answer."""
+
+
+@final
+class _Judge:
+    """Asks for losses of models, of the same clients each time: those that have answered first."""
+
+    def __init__(self, valued: Valued, engine: Engine, state: ServerState) -> None:
+        self._valued, self._state = valued, state
+        self._engine = valued.server or engine
+        self._clients = valued.judges if valued.server is None else (0,)
+        self._first = True
+
+    def worth(self, shared: Shared) -> float:
+        """Minus the mean loss over all rows.
+
+        Raises:
+            _AbsentError: if somebody does not answer who did before, or nobody has a labelled row.
+        """
+        came = self._ask(self._valued.score, shared)
+        count = math.fsum(came.metrics["count"].tolist()) if "count" in came.metrics else 0.0
+        if not count:
+            raise _AbsentError
+        return -math.fsum(came.metrics["loss_sum"].tolist()) / count
+
+    def gradient(self, shared: Shared) -> dict[str, Tensor]:
+        """The gradient of the mean loss over all rows.
+
+        Raises:
+            _AbsentError: if somebody does not answer.
+        """
+        mean = Mean()
+        came = self._ask(self._valued.gradient, shared, mean)
+        if not mean.clients(came.total):
+            raise _AbsentError
+        return mean.close(came.total, shared)[0].trainable
+
+    def _ask(self, work: str, shared: Shared, aggregator: Aggregator | None = None) -> Collected:
+        job = Job(
+            work=work,
+            shared=shared.for_model,
+            version=self._state.round,
+            clients=self._clients,
+            seed=0,
+            base=self._valued.rounds.base,
+        )
+        came = collect(self._engine, [job], aggregator, admission=self._valued.admission)
+        arrived = tuple(came.client_N.tolist())
+        if self._first:
+            self._clients, self._first = arrived, False
+        if not arrived or arrived != self._clients:
+            raise _AbsentError
+        return came
