@@ -172,6 +172,7 @@ DIMENSIONS: dict[str, dict[str, dict[str, Any]]] = {
         "unsafe": {"attack": {"kind": "unsafe"}},
     },
     "audit": {"none": {}, "canaries": {"audit": {"canaries": 12, "seed": 3}}},
+    "value": {"none": {}, "gtg": {"value": {"kind": "gtg"}}},
     "schedule": {
         "synchronous": {},
         "buffered": {"federation": {"schedule": {"kind": "buffered", "arrivals": 2}}},
@@ -257,6 +258,7 @@ def bases(home: Path, tries: int = 6000) -> list[dict[str, str]]:
 
 TEXTS: dict[str, list[Any]] = {
     "audit": [{"canaries": 12, "seed": 3}],
+    "value": [{"kind": "gtg"}],
     "data.form": ["plain", "chat", "messages"],
     "data.max_length": [8],
     "data.system": ["be short"],

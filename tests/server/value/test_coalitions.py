@@ -87,7 +87,9 @@ def test_order_and_place_of_messages_change_no_bit(tmp_path: Path, rule: Aggrega
     for messages in (whole, retained(tmp_path / "back", message, (3, 2, 1, 0)), spilled):
         game = coalitions(messages, rule)
         assert game.players == CLIENTS
-        digests.add(digest(trees.join("2.", game.shared(frozenset({2, 5})).flat(), game.shared(frozenset({11})).flat())))
+        digests.add(
+            digest(trees.join("2.", game.shared(frozenset({2, 5})).flat(), game.shared(frozenset({11})).flat()))
+        )
     assert len(digests) == 1
     spilled.clear()
     assert not list((tmp_path / "spilled").rglob("*.safetensors"))

@@ -191,7 +191,9 @@ def open_recipe(
     roster = declared(clients, names, classes=labels, capacity_N=_capacity_N(experiment))
     capacity = capacity_from(roster, scaling=scaling_of(recipe.model.adapter))
     robust = recipe.federation.robust
-    labelled = make(public_split.labelled) if robust is not None and robust.asks_server else None
+    judged = recipe.value is not None and recipe.value.rows == "public"
+    own = judged or (robust is not None and robust.asks_server)
+    labelled = make(public_split.labelled) if own else None
     repair = make(repairs(recipe)) if recipe.federation.repair is not None else None
     experiment = experiment.with_server(roster=roster, capacity=capacity, labelled=labelled, repair=repair)
     refuse_warmup(experiment.server)

@@ -19,6 +19,7 @@ from lichen.clients.distillation.selective import Selective
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.evaluation.early_stopping import KeepBest
 from lichen.clients.evaluation.evaluate import Evaluate
+from lichen.clients.evaluation.gradient import Gradient
 from lichen.clients.evaluation.metrics import accuracy
 from lichen.clients.method import ClientSettings
 from lichen.clients.methods import METHODS
@@ -104,6 +105,9 @@ def works_of(
     if sums_scores(server.recipe):
         evaluate = Evaluate(model, personal=personal)
         out[SUMMED_TEST] = masked_test(server.recipe, evaluate, len(server.roster))
+    value = server.recipe.value
+    if value is not None and value.kind == "first" and value.rows == "valid":
+        out["gradient"] = Gradient(model)
     for lr in server.recipe.optimizer.lr:
         out[f"alone {lr_name(lr)}"] = _accumulating(server, trainer(server, lr, personal=True))
         works = server.recipe.method.works(settings_of(server, lr))
@@ -142,7 +146,7 @@ def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
     lied = poisoned(experiment.server, rows, planted)
     valid, test = experiment.evaluating(rows.valid), experiment.evaluating(rows.test)
     sources: dict[str, Source] = {"roster": NoBatches(), "train": lied, "alone": local, "valid": valid, "test": test}
-    sources |= {"alone.valid": valid, "alone.chosen": valid, "alone.test": test, SUMMED_TEST: test}
+    sources |= {"alone.valid": valid, "alone.chosen": valid, "alone.test": test, SUMMED_TEST: test, "gradient": valid}
     if rows.secret is not None and isinstance(planted, TrainSource):
         sources["train"] = private_source(experiment.server, planted, rows.secret.randomness)
     works = works_of(experiment.server, rows.auxiliary, rows.secret)

@@ -23,10 +23,11 @@ from lichen.recipes.schema.features.privacy import PRIVACY, published_whole
 from lichen.recipes.schema.features.robust import ROBUSTNESS
 from lichen.recipes.schema.features.schedule import SCHEDULE
 from lichen.recipes.schema.features.training import TRAINING
+from lichen.recipes.schema.features.value import VALUE
 
 __all__ = ["FEATURES", "member", "refuse"]
 
-FEATURES = (*PRIVACY, *MASKS, *HELP, *CHANGES, *ROBUSTNESS, *SCHEDULE, *TRAINING, *ATTACK, *CANARIES)
+FEATURES = (*PRIVACY, *MASKS, *HELP, *CHANGES, *ROBUSTNESS, *SCHEDULE, *TRAINING, *ATTACK, *CANARIES, *VALUE)
 """In the order in which a recipe is looked through."""
 
 

@@ -304,6 +304,13 @@ READS: tuple[Read, ...] = (
         },
         _optional("semi", "kind"),
     ),
+    # What clients contributed.
+    *_of_words(
+        "value",
+        "value.kind",
+        {"exact": ("of",), "gtg": ("of",), "loo": ("of",), "first": ()},
+        _optional("value", "kind"),
+    ),
     # Clients that lie.
     *_of_words(
         "attack",

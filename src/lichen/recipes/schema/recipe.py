@@ -27,6 +27,7 @@ from lichen.recipes.schema.model import AdapterConfig, ModelConfig, Positive, Se
 from lichen.recipes.schema.names import EngineName, MetricName, TaskName
 from lichen.recipes.schema.sections.audit import AuditConfig
 from lichen.recipes.schema.sections.privacy import PrivacyConfig
+from lichen.recipes.schema.sections.value import ValueConfig
 from lichen.server import rules
 from lichen.server.robust.table import too_many_liars
 from lichen.server.rules import RULES, AggregationRule
@@ -152,6 +153,9 @@ class Recipe(Section):
     )
     audit: AuditConfig | None = Field(
         default=None, description="canaries in training, for `lichen audit`; none: nobody trains on a row but its own"
+    )
+    value: ValueConfig | None = Field(
+        default=None, description="what each client contributed, round by round; none: nobody asks"
     )
     cache_dir: str | None = Field(
         default=None,

@@ -78,7 +78,8 @@ def adapt(
         columns["base"] = test("base", plain.start)
     columns["federated"] = _federated(experiment, folder, observer, test, "federated")
     if "no_help" in recipe.compare.baselines:
-        columns["without"] = _federated(plain, folder, observer, test, "without")
+        unvalued = plain.with_server(recipe=recipe.model_copy(update={"value": None}))
+        columns["without"] = _federated(unvalued, folder, observer, test, "without")
     columns |= alone_columns(plain.server, folder, observer, partial(_local, plain, folder))
     if "pooled" in recipe.compare.baselines:
         columns["pooled"] = _pooled(plain, folder, observer, test)

@@ -52,6 +52,7 @@ from lichen.recipes.assemble.sides.summed_scores import SUMMED_TEST
 from lichen.recipes.assemble.workload import trial_rounds
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.repair import repaired
+from lichen.recipes.value.rounds import valued
 from lichen.server.robust.fltrust import FLTrust, Reference
 
 __all__ = [
@@ -145,8 +146,10 @@ def _own_change(server: LocalEngine, seed: int, scale: Callable[[int], float]) -
 
 
 def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) -> Algorithm:
-    """The federation, with fair weights or the server's own training where the recipe has them."""
+    """The federation, with values, fair weights or the server's own training where the recipe has them."""
     recipe, rows = side.recipe, side.labelled
+    if recipe.value is not None:
+        return valued(side, clients, folder)
     if recipe.federation.fair == "minmax":
         return AFL(clients, rate=recipe.federation.fair_rate)
     fed, robust = recipe.federation, recipe.federation.robust

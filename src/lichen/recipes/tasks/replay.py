@@ -75,7 +75,8 @@ def replay(folder: Path | str, *, without: Sequence[str] = ()) -> Replay:
     loaded = open_recipe(recipe)
     require_same(folder, recipe, inputs_of(loaded))
     lr = float(summary["extra"]["lr.federated"])
-    replayed = recipe.model_copy(update={"federation": recipe.federation.model_copy(update={"history": False})})
+    fed = recipe.federation.model_copy(update={"history": False})
+    replayed = recipe.model_copy(update={"federation": fed, "value": None})
     experiment = loaded.experiment.with_server(recipe=replayed)
     server = experiment.server
     gone = _indices(server.roster, without)

@@ -25,7 +25,7 @@ TaskLimits = Callable[[str, int], Limits]
 """From a task and a client to the most that it can bring."""
 
 TASKS: Mapping[str, str] = {
-    **{"valid": "valid", "alone.valid": "valid", "alone.chosen": "valid"},
+    **{"valid": "valid", "alone.valid": "valid", "alone.chosen": "valid", "gradient": "valid"},
     **{"test": "test", "alone.test": "test"},
 }
 """The part of the rows that an evaluating task looks at."""

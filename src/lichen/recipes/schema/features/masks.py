@@ -68,6 +68,11 @@ MASKS: tuple[Feature, ...] = (
             ),
             _clash("federation.history", lambda r: r.federation.history, "no single message is retained"),
             _clash(
+                "value",
+                lambda r: r.value is not None,
+                "nobody sees what a single client sent, and each kind needs that",
+            ),
+            _clash(
                 "federation.robust",
                 lambda r: r.federation.robust is not None,
                 "a robust rule would look at each message, and the server learns the sum alone",

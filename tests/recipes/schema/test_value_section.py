@@ -1,0 +1,67 @@
+"""What values do not go beside is refused when a recipe is built, by key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lichen.core.errors import LichenError
+from lichen.recipes.schema.read import read_recipe
+
+PLAIN: dict[str, Any] = {
+    "task": "classify",
+    "model": {"student": {"kind": "image-mlp"}},
+    "data": {"name": "digits", "partition": {"by": "iid", "clients": 8}},
+    "federation": {"aggregate": "mean"},
+    "compare": {"baselines": []},
+}
+PUBLIC = {**PLAIN["data"], "public": {"share": 0.2, "labelled": 100, "unlabelled": 1}}
+
+
+@pytest.mark.parametrize(
+    ("value", "more", "key"),
+    [
+        (
+            {"kind": "exact"},
+            {"federation": {"aggregate": "mean", "sampling": "poisson", "clients_per_round": 4}},
+            "kind",
+        ),
+        ({"kind": "exact"}, {"data": {"name": "digits", "partition": {"by": "iid", "clients": 13}}}, "value.kind"),
+        ({"kind": "gtg", "rows": "public"}, {}, "value.rows"),
+        ({"kind": "gtg"}, {"data": {**PLAIN["data"], "valid": 0}}, "value.rows"),
+        (
+            {"kind": "gtg", "rows": "public"},
+            {"data": PUBLIC, "teacher": {"kind": "labels", "answer_format": "label"}},
+            "value.rows",
+        ),
+        ({"kind": "first", "of": "coalition"}, {}, "value.of"),
+        ({"kind": "first"}, {"federation": {"aggregate": "mean", "server": {"name": "adam"}}}, "value.kind"),
+        ({"kind": "gtg", "every": 99}, {}, "value.every"),
+        ({"kind": "gtg"}, {"optimizer": {"name": "scaffold"}}, "value"),
+        ({"kind": "gtg"}, {"optimizer": {"name": "mezo"}}, "value"),
+        ({"kind": "gtg"}, {"engine": {"name": "distributed"}}, "engine.name"),
+        ({"kind": "gtg"}, {"federation": {"aggregate": "mean", "fair": "qffl"}}, "federation.fair"),
+        ({"kind": "gtg"}, {"federation": {"aggregate": "mean", "robust": {"rule": "median"}}}, "federation.robust"),
+        ({"kind": "first"}, {"privacy": {"secure": True}}, "value"),
+        ({"kind": "loo"}, {"privacy": {"sigma": 1.0, "clip": 1.0}}, "privacy"),
+        ({"kind": "mine"}, {}, "value.kind"),
+        ({}, {}, "value.kind"),
+    ],
+)
+def test_what_does_not_go_with_values_is_named(value: dict[str, Any], more: dict[str, Any], key: str) -> None:
+    read_recipe({**PLAIN, "value": {"kind": "gtg"}})
+    with pytest.raises(LichenError) as error:
+        read_recipe({**PLAIN, **more, "value": value})
+    assert key in f"{error.value.where} {error.value.what}"
+    assert error.value.fix
+
+
+def test_what_goes_with_values() -> None:
+    for value, more in (
+        ({"kind": "exact", "of": "coalition", "rows": "public"}, {"data": PUBLIC}),
+        ({"kind": "first"}, {"federation": {"aggregate": "mean", "server": {"momentum": 0.5}}}),
+        ({"kind": "gtg", "every": 5}, {"engine": {"name": "spawned"}, "wire": {"up": ["int8"], "down": ["int8"]}}),
+        ({"kind": "gtg"}, {"attack": {"kind": "free_ride", "liars": 1}}),
+    ):
+        assert read_recipe({**PLAIN, **more, "value": value}).value is not None
