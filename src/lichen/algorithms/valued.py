@@ -143,6 +143,7 @@ class Valued:
             return None
 
 
+@final
 class _AbsentError(Exception):
     """A judge did not answer."""
 
