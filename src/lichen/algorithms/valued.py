@@ -65,7 +65,7 @@ class Valued:
         of: The denominator of coalitions.
         every: Rounds from one that is valued to the next.
         spill: Folder of the messages of a round that memory does not hold; nothing stays in it.
-        judges: Clients whose rows say what a coalition is worth.
+        judges: Clients whose rows say what the utility of a coalition is.
         admission: What counts of their answers.
         server: Holds the server's own rows in place of theirs, as its client 0; None: they are at the clients.
         memory: Bytes of messages that memory holds.
@@ -93,7 +93,7 @@ class Valued:
         """One round; its report has ``value``, the metric ``value_seconds``, and the bytes of judging as validation."""
         if (state.round + 1) % self.every:
             return self.rounds.round(state, engine, seed)
-        messages = RoundMessages(History(self.spill), memory=self.memory, beside=self.rounds.history)
+        messages = RoundMessages(History(self.spill), memory=self.memory, history=self.rounds.history)
         try:
             after, report = replace(self.rounds, history=messages).round(state, engine, seed)
             if not messages.clients:
@@ -125,18 +125,18 @@ class Valued:
             of=self.of,
         )
 
-        def worth(coalition: frozenset[int]) -> float:
-            return judge.worth(coalitions.shared(coalition))
+        def utility(coalition: frozenset[int]) -> float:
+            return judge.utility(coalitions.shared(coalition))
 
         players = coalitions.players
         try:
             if self.kind == "exact":
-                return exact(players, worth)
+                return exact(players, utility)
             if self.kind == "gtg":
-                return guided(players, worth, seed=seed)
+                return guided(players, utility, seed=seed)
             if self.kind == "loo":
-                return leave_one_out(players, worth)
-            before, after = worth(frozenset()), worth(frozenset(players))
+                return leave_one_out(players, utility)
+            before, after = utility(frozenset()), utility(frozenset(players))
             value = coalitions.slopes(judge.gradient(state.shared))
             return RoundValue(value=value, before=before, after=after, evaluations=2)
         except _AbsentError:
@@ -158,7 +158,7 @@ class _Judge:
         self._clients = valued.judges if valued.server is None else (0,)
         self._first = True
 
-    def worth(self, shared: Shared) -> float:
+    def utility(self, shared: Shared) -> float:
         """Minus the mean loss over all rows.
 
         Raises:

@@ -60,7 +60,7 @@ def coalitions(messages: RoundMessages, rule: Aggregator, **more: Any) -> Coalit
     return Coalitions(messages=messages, aggregator=rule, start=START, step=step, **more)
 
 
-def worth(shared: Shared) -> float:
+def utility(shared: Shared) -> float:
     """Of the layer's weight as a model would have it, so that patches count."""
     dense = shared.trainable["a.lora_B"].double() @ shared.trainable["a.lora_A"].double() * 2.0
     left, right = shared.patch.get("a.left"), shared.patch.get("a.right")
@@ -100,7 +100,7 @@ def test_order_and_place_of_messages_change_no_bit(tmp_path: Path, rule: Aggrega
 def test_twins_are_equal_and_who_sends_nothing_gets_nothing(tmp_path: Path, rule: Aggregator) -> None:
     game = coalitions(retained(tmp_path, sent()), rule)
     for values in (exact, leave_one_out):
-        found = values(game.players, lambda coalition: worth(game.shared(coalition))).value
+        found = values(game.players, lambda coalition: utility(game.shared(coalition))).value
         assert found[2] == found[3] != 0.0
         assert found[5] == 0.0
     slopes = game.slopes({name: torch.ones_like(x) for name, x in START.trainable.items()})
@@ -137,7 +137,7 @@ def test_only_messages_that_count_are_players(tmp_path: Path) -> None:
         messages.message(3)
     assert messages.message(11).weight_C.tolist() == [5.0]
     beside = History(tmp_path / "beside")
-    both = RoundMessages(History(tmp_path / "spill"), beside=beside)
+    both = RoundMessages(History(tmp_path / "spill"), history=beside)
     one = concatenate_messages([take_client(sent(), 0), take_client(sent(), 3)])
     both.put(4, one, Job(work="w", shared=START, version=4, clients=(2, 11), seed=0))
     both.retain(4, (11,))

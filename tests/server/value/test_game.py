@@ -14,23 +14,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lichen.core.contracts.value import RoundValue, Worth
+from lichen.core.contracts.value import RoundValue, Utility
 from lichen.core.errors import LichenError
 from lichen.server.value.game import MOST_EXACT, exact, guided, leave_one_out
 
 RULES: dict[str, Callable[..., RoundValue]] = {
     "exact": exact,
-    "gtg": lambda players, worth: guided(players, worth, seed=3),
+    "gtg": lambda players, utility: guided(players, utility, seed=3),
     "loo": leave_one_out,
 }
 GAMES = st.tuples(st.integers(0, 10**6), st.integers(2, 8))
 
 
-def drawn(seed: int, players: int, *, twins: bool = False, null: bool = False) -> Worth:
+def drawn(seed: int, players: int, *, twins: bool = False, null: bool = False) -> Utility:
     """Any number for every coalition; players 0 and 1 alike, or the last one of no matter."""
     table: dict[frozenset[int], float] = {}
 
-    def worth(coalition: frozenset[int]) -> float:
+    def utility(coalition: frozenset[int]) -> float:
         if null:
             coalition -= {players - 1}
         if twins and coalition & {0, 1} == {1}:
@@ -40,41 +40,41 @@ def drawn(seed: int, players: int, *, twins: bool = False, null: bool = False) -
             table[coalition] = float(np.random.default_rng([seed, key]).normal() - 3)
         return table[coalition]
 
-    return worth
+    return utility
 
 
-def smooth(seed: int, players: int) -> Worth:
+def smooth(seed: int, players: int) -> Utility:
     """A round of training as a game: shares of changes, most of which point one way, and a loss that bends."""
     rng = np.random.default_rng(seed)
     goal_D = rng.normal(size=6)
     change_PD = 0.8 * goal_D + 0.4 * rng.normal(size=(players, 6))
     share_P = rng.dirichlet(np.full(players, 3.0))
 
-    def worth(coalition: frozenset[int]) -> float:
+    def utility(coalition: frozenset[int]) -> float:
         moved_D = sum((share_P[k] * change_PD[k] for k in coalition), np.zeros(6))
         return -math.log1p(math.exp(1.0)) - float(np.log1p(((goal_D - moved_D) ** 2).sum()))
 
-    return worth
+    return utility
 
 
-def renamed(worth: Worth, names: Mapping[int, int]) -> Worth:
+def renamed(utility: Utility, names: Mapping[int, int]) -> Utility:
     back = {name: player for player, name in names.items()}
-    return lambda coalition: worth(frozenset(back[name] for name in coalition))
+    return lambda coalition: utility(frozenset(back[name] for name in coalition))
 
 
 @settings(max_examples=30, deadline=None)
 @given(GAMES)
 def test_exact_values_add_up_and_are_the_mean_over_all_orders(game: tuple[int, int]) -> None:
     seed, players = game
-    worth = drawn(seed, players)
-    found = exact(range(players), worth)
+    utility = drawn(seed, players)
+    found = exact(range(players), utility)
     assert abs(found.gap) <= 1e-12
     assert found.evaluations == 2**players
     if players <= 5:
         gains: dict[int, list[float]] = {player: [] for player in range(players)}
         for order in permutations(range(players)):
             for place, player in enumerate(order):
-                gains[player].append(worth(frozenset(order[: place + 1])) - worth(frozenset(order[:place])))
+                gains[player].append(utility(frozenset(order[: place + 1])) - utility(frozenset(order[:place])))
         for player, mine in gains.items():
             assert found.value[player] == pytest.approx(math.fsum(mine) / len(mine), abs=1e-12)
 
@@ -83,13 +83,13 @@ def test_exact_values_add_up_and_are_the_mean_over_all_orders(game: tuple[int, i
 @given(GAMES, st.permutations(range(8)))
 def test_names_and_order_change_no_bit(game: tuple[int, int], order: list[int]) -> None:
     seed, players = game
-    worth, names = drawn(seed, players), {player: 10 + name for player, name in enumerate(order[:players])}
+    utility, names = drawn(seed, players), {player: 10 + name for player, name in enumerate(order[:players])}
     for rule in (exact, leave_one_out):
-        plain = rule(range(players), worth)
-        other = rule(list(names.values()), renamed(worth, names))
+        plain = rule(range(players), utility)
+        other = rule(list(names.values()), renamed(utility, names))
         assert {player: other.value[name] for player, name in names.items()} == dict(plain.value)
     for rule in RULES.values():
-        assert rule(range(players), worth) == rule(list(range(players))[::-1], worth)
+        assert rule(range(players), utility) == rule(list(range(players))[::-1], utility)
 
 
 @settings(max_examples=30, deadline=None)
@@ -110,7 +110,7 @@ def test_values_of_two_games_add_up(game: tuple[int, int]) -> None:
     one, two = drawn(seed, players), drawn(seed + 1, players)
     for rule in (exact, leave_one_out):
         both = rule(range(players), lambda coalition: one(coalition) + two(coalition)).value
-        alone = [rule(range(players), worth).value for worth in (one, two)]
+        alone = [rule(range(players), utility).value for utility in (one, two)]
         assert all(both[k] == pytest.approx(alone[0][k] + alone[1][k], abs=1e-12) for k in range(players))
 
 
@@ -118,8 +118,8 @@ def test_values_of_two_games_add_up(game: tuple[int, int]) -> None:
 @given(GAMES)
 def test_guided_walks_come_near_exact_values_with_fewer_coalitions(game: tuple[int, int]) -> None:
     seed, players = game
-    worth = smooth(seed, players)
-    true, found = exact(range(players), worth), guided(range(players), worth, seed=seed)
+    utility = smooth(seed, players)
+    true, found = exact(range(players), utility), guided(range(players), utility, seed=seed)
     size = sum(abs(value) for value in true.value.values())
     assert sum(abs(found.value[k] - true.value[k]) for k in true.value) <= 0.1 * size
     assert abs(found.gap) <= 0.011 * abs(true.after - true.before)
@@ -128,11 +128,11 @@ def test_guided_walks_come_near_exact_values_with_fewer_coalitions(game: tuple[i
 
 
 def test_no_coalition_is_asked_for_twice_by_walks() -> None:
-    worth, asked = drawn(1, 9), list[frozenset[int]]()
+    utility, asked = drawn(1, 9), list[frozenset[int]]()
 
     def counted(coalition: frozenset[int]) -> float:
         asked.append(coalition)
-        return worth(coalition)
+        return utility(coalition)
 
     assert guided(range(9), counted, seed=0).evaluations == len(asked) == len(set(asked)) <= 2**8
 

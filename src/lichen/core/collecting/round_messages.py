@@ -20,19 +20,19 @@ class RoundMessages:
     Args:
         spill: Where messages go that memory does not hold.
         memory: Bytes of tensors that it holds at most.
-        beside: Retains the same, for good; None: nothing does.
+        history: Retains the same, for good; None: nothing does.
     """
 
-    def __init__(self, spill: History, *, memory: int = 1 << 29, beside: Retains | None = None) -> None:
-        self._spill, self._memory, self._beside = spill, memory, beside
+    def __init__(self, spill: History, *, memory: int = 1 << 29, history: Retains | None = None) -> None:
+        self._spill, self._memory, self._history = spill, memory, history
         self._here: dict[int, Message] = {}
         self._there: dict[int, int] = {}  # the round, by client
         self._used = 0
 
     def put(self, round_: int, message: Message, job: Job) -> None:
         """Add what clients sent; see :meth:`lichen.core.collecting.history.History.put`."""
-        if self._beside is not None:
-            self._beside.put(round_, message, job)
+        if self._history is not None:
+            self._history.put(round_, message, job)
         for place, client in enumerate(message.client_C.tolist()):
             one = take_client(message, place)
             nbytes = sum(x.nbytes for x in one.tensors.values())
@@ -46,8 +46,8 @@ class RoundMessages:
 
     def retain(self, round_: int, clients: Collection[int]) -> None:
         """Only these clients' messages count."""
-        if self._beside is not None:
-            self._beside.retain(round_, clients)
+        if self._history is not None:
+            self._history.retain(round_, clients)
         self._here = {client: one for client, one in self._here.items() if client in clients}
         self._there = {client: at for client, at in self._there.items() if client in clients}
 

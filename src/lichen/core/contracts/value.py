@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-__all__ = ["RoundValue", "Worth"]
+__all__ = ["RoundValue", "Utility"]
 
-Worth = Callable[[frozenset[int]], float]
-"""The worth v(S) of a coalition S: the model that the server would have with the messages of these clients alone, as
+Utility = Callable[[frozenset[int]], float]
+"""The utility v(S) of a coalition S: the model that the server would have with the messages of these clients alone, as
 minus its loss."""
 
 
@@ -21,9 +21,9 @@ class RoundValue:
 
     Attributes:
         value: By client, ascending; positive where its message made the loss smaller.
-        before: The worth of no client's message.
+        before: The utility of no client's message.
         after: That of all of them.
-        evaluations: Coalitions whose worth was asked for.
+        evaluations: Coalitions whose utility was asked for.
     """
 
     value: Mapping[int, float]

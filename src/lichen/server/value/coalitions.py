@@ -89,12 +89,13 @@ class Coalitions:
             gradient: Of the loss at what the server began from, by name.
         """
         cohort = replace(self, of="cohort")
-        still = cohort.shared(frozenset()).trainable
+        unmoved = cohort.shared(frozenset()).trainable
         value = {}
         for client in self.players:
             moved = cohort.shared(frozenset({client})).trainable
             names = sorted(gradient.keys() & moved.keys())
             value[client] = -math.fsum(
-                float((moved[n].double() - still[n].double()).flatten() @ gradient[n].double().flatten()) for n in names
+                float((moved[n].double() - unmoved[n].double()).flatten() @ gradient[n].double().flatten())
+                for n in names
             )
         return value

@@ -1,7 +1,7 @@
-"""Shares the worth of a round out among its clients: exactly, by guided walks, or by leaving one out.
+"""Shares what a round gained out among its clients: exactly, by guided walks, or by leaving one out.
 
-A game says for every coalition S of the P players what it is worth, v(S). The Shapley value of a player is its mean
-marginal worth over all orders in which the players may come:
+A game says for every coalition S of the P players its utility, v(S). The Shapley value of a player is its mean
+marginal utility over all orders in which the players may come:
 
     φ_k = Σ_{S without k} |S|! (P − |S| − 1)! / P! · (v(S ∪ k) − v(S))
 
@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from lichen.core.contracts.value import RoundValue, Worth
+from lichen.core.contracts.value import RoundValue, Utility
 from lichen.core.errors import LichenError
 from lichen.core.seeds import numpy_generator
 
@@ -40,7 +40,7 @@ __all__ = ["MOST_EXACT", "exact", "guided", "leave_one_out"]
 MOST_EXACT = 12
 """Players for whom all coalitions are asked at most: 4,096 of them."""
 
-_FEW = 4
+_SMALL = 4
 """Players for whom a turn of walks asks for as many coalitions as there are."""
 
 _MOST = 1000
@@ -50,18 +50,18 @@ _BETWEEN = 1e-4
 """A round that changes the loss by less than this share of it is worth nothing to anybody."""
 
 _INSIDE = 1e-2
-"""A walk ends where less than this share of the round's worth is left."""
+"""A walk ends where less than this share of the round's gain is left."""
 
 _MOVED = 0.05
 """Walks end where the values moved by less than this share of them in the last turn."""
 
 
-def exact(players: Sequence[int], worth: Worth) -> RoundValue:
+def exact(players: Sequence[int], utility: Utility) -> RoundValue:
     """Shapley values from all coalitions.
 
     Args:
         players: Each once, in any order.
-        worth: Of a coalition; asked once for each.
+        utility: Of a coalition; asked once for each.
 
     Raises:
         LichenError: if there are more than :data:`MOST_EXACT`.
@@ -78,36 +78,38 @@ def exact(players: Sequence[int], worth: Worth) -> RoundValue:
             where="value.kind",
             fix="use gtg, or fewer federation.clients_per_round",
         )
-    worths = [worth(frozenset(k for place, k in enumerate(order) if mask >> place & 1)) for mask in range(1 << count)]
+    utilities = [
+        utility(frozenset(k for place, k in enumerate(order) if mask >> place & 1)) for mask in range(1 << count)
+    ]
     value = {}
     for place, player in enumerate(order):
         gains_by_size: list[list[float]] = [[] for _ in order]
-        for mask, without in enumerate(worths):
+        for mask, without in enumerate(utilities):
             if not mask >> place & 1:
-                gains_by_size[mask.bit_count()].append(worths[mask | 1 << place] - without)
+                gains_by_size[mask.bit_count()].append(utilities[mask | 1 << place] - without)
         # Sums are exact before they are rounded, so that equal players, whose terms come in another order, stay equal.
         means = (math.fsum(gains) / math.comb(count - 1, size) for size, gains in enumerate(gains_by_size))
         value[player] = math.fsum(means) / count
-    return RoundValue(value=value, before=worths[0], after=worths[-1], evaluations=len(worths))
+    return RoundValue(value=value, before=utilities[0], after=utilities[-1], evaluations=len(utilities))
 
 
-def guided(players: Sequence[int], worth: Worth, *, seed: int) -> RoundValue:
+def guided(players: Sequence[int], utility: Utility, *, seed: int) -> RoundValue:
     """Shapley values by GTG-Shapley's guided and truncated walks; exact for 4 players or fewer.
 
     Args:
         players: Each once, in any order.
-        worth: Of a coalition; asked once for each, and of 6 players or more for at most half of all.
+        utility: Of a coalition; asked once for each, and of 6 players or more for at most half of all.
         seed: Of the orders.
     """
     order = sorted(players)
     count = len(order)
-    if count <= _FEW:
-        return exact(order, worth)
+    if count <= _SMALL:
+        return exact(order, utility)
     known: dict[frozenset[int], float] = {}
 
     def of(coalition: frozenset[int]) -> float:
         if coalition not in known:
-            known[coalition] = worth(coalition)
+            known[coalition] = utility(coalition)
         return known[coalition]
 
     before, after = of(frozenset()), of(frozenset(order))
@@ -116,8 +118,8 @@ def guided(players: Sequence[int], worth: Worth, *, seed: int) -> RoundValue:
     random, most, turn = numpy_generator(seed, "walks"), min(1 << (count - 1), _MOST), count * (count - 1)
     moved = abs(after - before) > _BETWEEN * abs(before)
     while moved and (not gains[order[0]] or len(known) + turn <= most):
-        drawn = [order[place] for place in random.permutation(count)]
-        for way in (drawn, drawn[::-1]):
+        sampled = [order[place] for place in random.permutation(count)]
+        for way in (sampled, sampled[::-1]):
             for first in range(count):
                 _walk(way[first:] + way[:first], of, before, after, gains)
         former, value = value, {player: math.fsum(mine) / len(mine) for player, mine in gains.items()}
@@ -126,7 +128,7 @@ def guided(players: Sequence[int], worth: Worth, *, seed: int) -> RoundValue:
     return RoundValue(value=value, before=before, after=after, evaluations=len(known))
 
 
-def _walk(order: Sequence[int], of: Worth, before: float, after: float, gains: Mapping[int, list[float]]) -> None:
+def _walk(order: Sequence[int], of: Utility, before: float, after: float, gains: Mapping[int, list[float]]) -> None:
     """What each player adds in this order; nothing, once little is left to add."""
     inside, now = frozenset[int](), before
     for player in order:
@@ -137,17 +139,17 @@ def _walk(order: Sequence[int], of: Worth, before: float, after: float, gains: M
         now = then
 
 
-def leave_one_out(players: Sequence[int], worth: Worth) -> RoundValue:
+def leave_one_out(players: Sequence[int], utility: Utility) -> RoundValue:
     """What the round would lose without each player.
 
     Args:
         players: Each once, in any order.
-        worth: Of a coalition; asked once for P + 2 of them.
+        utility: Of a coalition; asked once for P + 2 of them.
 
     >>> leave_one_out((1, 2), lambda coalition: float(len(coalition) == 2)).value
     {1: 1.0, 2: 1.0}
     """
     everyone = frozenset(players)
-    before, after = worth(frozenset()), worth(everyone)
-    value = {player: after - worth(everyone - {player}) for player in sorted(everyone)}
+    before, after = utility(frozenset()), utility(everyone)
+    value = {player: after - utility(everyone - {player}) for player in sorted(everyone)}
     return RoundValue(value=value, before=before, after=after, evaluations=len(value) + 2)
