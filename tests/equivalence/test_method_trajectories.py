@@ -29,6 +29,8 @@ METHODS: dict[str, dict[str, Any]] = {
         }
     },
     "unequal": {"federation": {"aggregate": "flexlora", "ranks": [2, 1], "clients_per_round": 3}},
+    "pulled": {"personal": {"kind": "ditto"}, "federation": {"clients_per_round": 3}},
+    "fine-tuned": {"personal": {"kind": "finetune", "steps": [1, 3]}},
     "stacked": {"federation": {"aggregate": "flora", "clients_per_round": 3}},
     "turned": {"federation": {"aggregate": "fedsvd"}},
     "layers": {"federation": {"layer_groups": 2}},
@@ -113,7 +115,7 @@ def test_blocks_of_any_size_and_a_kill_give_the_same_bytes(
     assert differing(whole, left_by(again.folder)) == []
 
 
-@pytest.mark.parametrize("name", ["coded", "at home", "passes", "seeds", "controls"])
+@pytest.mark.parametrize("name", ["coded", "at home", "pulled", "passes", "seeds", "controls"])
 def test_another_process_gives_the_same_bytes(home: Path, tmp_path: Path, name: str) -> None:
     here = left_by(lichen.run(made(home, name), out=tmp_path / "here").folder)
     there = left_by(lichen.run(made(home, name, name="spawned", nodes=1), out=tmp_path / "there").folder)

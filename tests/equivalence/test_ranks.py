@@ -62,6 +62,8 @@ def differing(a: Path, b: Path) -> list[str]:
             },
         ),
         ("fedex", (2,), {"optimizer": {"lr": [0.02, 0.1], "grid_rounds": 1}}),
+        ("fedit", (2,), {"personal": {"kind": "ditto"}}),
+        ("fedex", (2,), {"personal": {"kind": "finetune", "steps": [0, 2]}}),
     ],
 )
 def test_several_ranks_give_the_files_of_one(

@@ -106,6 +106,12 @@ OUTSIDE = {
     "flags": Outside({"answers": False}, changed(CLASSES, {"synthetic": {}}), "synthetic.filters", "flags"),
     "a writer": Outside({"models": ["minilm-l6"]}, changed(CLASSES, EVOLUTION), "synthetic.name", "smollm2-135m"),
     "an encoder": Outside({"models": ["smollm2-135m"]}, changed(CLASSES, EVOLUTION), "synthetic.embedder", "minilm-l6"),
+    "own models": Outside(
+        {"works": ["train", "valid", "test", "alone"]},
+        changed(CHAT, {"personal": {"kind": "ditto"}}),
+        "personal.kind",
+        "asks for personal",
+    ),
     "statistics": Outside({"works": ["train"]}, changed(CLASSES, {"model.head": "lda"}), "model.head", "statistics"),
     "rounds": Outside({"most_rounds": 9}, CHAT, "federation.rounds", "10 rounds"),
     "rates": Outside({"most_rounds": 19}, changed(CHAT, {"optimizer.lr": [1e-3, 1e-2]}), "optimizer.lr", "20 rounds"),

@@ -171,6 +171,11 @@ DIMENSIONS: dict[str, dict[str, dict[str, Any]]] = {
         "backdoor": {"attack": {"kind": "backdoor", "target": "sad"}},
         "unsafe": {"attack": {"kind": "unsafe"}},
     },
+    "personal": {
+        "none": {},
+        "ditto": {"personal": {"kind": "ditto"}},
+        "finetune": {"personal": {"kind": "finetune", "steps": [1, 2]}},
+    },
     "audit": {"none": {}, "canaries": {"audit": {"canaries": 12, "seed": 3}}},
     "value": {"none": {}, "gtg": {"value": {"kind": "gtg"}}},
     "schedule": {
@@ -259,6 +264,8 @@ def bases(home: Path, tries: int = 6000) -> list[dict[str, str]]:
 TEXTS: dict[str, list[Any]] = {
     "audit": [{"canaries": 12, "seed": 3}],
     "value": [{"kind": "gtg"}],
+    "personal": [{"kind": "ditto"}],
+    "personal.steps": [[0, 3]],
     "data.form": ["plain", "chat", "messages"],
     "data.max_length": [8],
     "data.system": ["be short"],

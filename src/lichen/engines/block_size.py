@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from lichen.clients.personal.training import PersonalTraining
 from lichen.clients.privacy.private_steps import PrivateSteps
 from lichen.clients.training.gradient_steps import GradientChain
 from lichen.clients.training.train import Train
@@ -141,6 +142,8 @@ def need_of(job: Job, client_task: ClientTask) -> ClientMemory:
     if any(isinstance(layer, PrivateSteps) for layer in layers(client_task.work)):
         # A row's own tensors, their gradient and that in double precision; and two sums in that.
         copies += 4 * int(batch["index_CB"].shape[1]) + 4
+    if any(isinstance(layer, PersonalTraining) for layer in layers(client_task.work)):
+        copies *= 2  # the clients' own tensors beside the shared ones
     # What gradient steps keep: as it came, as it is now, and as it is sent.
     own = trees.nbytes(GradientChain(work.gradient_steps).own(trees.expand(trainable, 1)))
     return ClientMemory(

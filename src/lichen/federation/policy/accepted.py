@@ -33,6 +33,7 @@ _WORKS: Mapping[str, Work] = {
     **{"train": "train", "valid": "valid", "test": "test", "test.sum": "test"},
     **{"alone": "alone", "alone.valid": "alone", "alone.chosen": "alone"},
     **{"alone.test": "alone", "alone.test.sum": "alone"},
+    **{"personal": "personal", "personal.valid": "personal", "personal.test": "personal"},
     **{"statistics": "statistics", "scale": "statistics"},
     **{"learn": "exchange", "predict": "exchange"},
 }
@@ -140,7 +141,7 @@ def _check_rounds(
     rounds, least = accepted.recipe.federation.rounds, policy.least_clients
     last = rounds if accepted.recipe.exchange is None else 2 * rounds  # clients step twice in a round of an exchange
     step = job.version + (work in ("train", "exchange"))
-    if job.version < 0 or (work not in (None, "alone") and step > last):
+    if job.version < 0 or (work not in (None, "alone", "personal") and step > last):
         raise _refused(f"is of step {job.version}, and {rounds} rounds were accepted", "submit a recipe with more")
     done = max(trained.get(client, 0) for client in job.clients)
     if work == "train" and done >= policy.most_rounds:

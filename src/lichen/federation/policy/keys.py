@@ -25,7 +25,7 @@ from lichen.tasks.registry import BUILT_IN as TASKS
 
 __all__ = ["POLICY", "Policy", "Work", "change_policy", "digest_of", "policy_text", "read_policy"]
 
-Work = Literal["train", "valid", "test", "alone", "statistics", "exchange"]
+Work = Literal["train", "valid", "test", "alone", "personal", "statistics", "exchange"]
 """What a site can be asked to do, beside declaring itself: a policy's word for the works of jobs."""
 
 POLICY = "policy.yaml"
@@ -54,8 +54,8 @@ class Policy(Section):
     )
     works: tuple[Work, ...] = Field(
         default=get_args(Work),
-        description="what is done here: training, validation, the final score, training alone to compare with, sums "
-        "of features, answers of an exchange",
+        description="what is done here: training, validation, the final score, training alone to compare with, "
+        "clients' own models, sums of features, answers of an exchange",
     )
     metrics: bool = Field(
         default=True,

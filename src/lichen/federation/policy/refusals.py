@@ -76,6 +76,8 @@ def works_in(recipe: Recipe) -> dict[Work, str]:
         found["statistics"] = "task"
     if {"alone", "alone_best"} & set(compare):
         found["alone"] = "compare.baselines"
+    if recipe.personal is not None:
+        found["personal"] = "personal.kind"
     if exchange is not None:
         found["exchange"] = "exchange"
     return found

@@ -61,7 +61,7 @@ class Column:
         shared: What was scored; empty for ``alone``.
         best_round: The round kept.
         unrepaired: What it was before the server's repair; None where there is none.
-        seconds: Wall time of its rounds, all learning rates.
+        personal: The clients' own models of the round kept; None where they trained none in the rounds.
     """
 
     value_N: Tensor
@@ -71,6 +71,7 @@ class Column:
     shared: Shared | None = None
     best_round: int = -1
     unrepaired: Column | None = None
+    personal: Column | None = None
 
 
 NOBODY = torch.empty(0, dtype=torch.float64)

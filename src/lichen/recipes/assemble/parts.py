@@ -46,6 +46,7 @@ from lichen.recipes.assemble.sides.attack import lying
 from lichen.recipes.assemble.sides.clients import Auxiliary, Secret
 from lichen.recipes.assemble.sides.masks import masked, masked_scores
 from lichen.recipes.assemble.sides.noise_share import noise_share
+from lichen.recipes.assemble.sides.personal import judging, keeps_own, stages_of, with_personal
 from lichen.recipes.assemble.sides.poison import poisoned
 from lichen.recipes.assemble.sides.row_privacy import hides_rows, private_source, private_steps
 from lichen.recipes.assemble.sides.server import ServerSide, at_work, participants
@@ -108,8 +109,12 @@ def works_of(
     value = server.recipe.value
     if value is not None and value.kind == "first" and value.rows == "valid":
         out["gradient"] = Gradient(model)
+    out |= judging(server)
     for lr in server.recipe.optimizer.lr:
-        out[f"alone {lr_name(lr)}"] = _accumulating(server, trainer(server, lr, personal=True))
+        alone = _accumulating(server, trainer(server, lr, personal=True))
+        out |= {f"alone {lr_name(lr)}": alone} | {
+            f"personal {lr_name(lr)}{at}": alone for at in stages_of(server.recipe)
+        }
         works = server.recipe.method.works(settings_of(server, lr))
         work = sent(server, auxiliary, works.train, secret)
         out[f"train {lr_name(lr)}"] = under_masks(server, lr, work)
@@ -135,11 +140,10 @@ def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
     """All that a node of this recipe can be asked to do: works, and the rows that they are done with."""
     fed, rows = experiment.recipe.federation, experiment.clients
 
-    def training(shards: Sequence[Shard]) -> Source:
+    def training(shards: Sequence[Shard], own_steps: int | None = None) -> Source:
         parts = fed.gradient_accumulation_steps
-        return experiment.training(
-            shards, batch=fed.batch_size, steps=fed.local_steps, epochs=fed.local_epochs, parts=parts
-        )
+        steps, epochs = (fed.local_steps, fed.local_epochs) if own_steps is None else (own_steps, None)
+        return experiment.training(shards, batch=fed.batch_size, steps=steps, epochs=epochs, parts=parts)
 
     local = training(rows.train)
     planted = training(rows.planted) if rows.canaries else local
@@ -147,10 +151,17 @@ def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
     valid, test = experiment.evaluating(rows.valid), experiment.evaluating(rows.test)
     sources: dict[str, Source] = {"roster": NoBatches(), "train": lied, "alone": local, "valid": valid, "test": test}
     sources |= {"alone.valid": valid, "alone.chosen": valid, "alone.test": test, SUMMED_TEST: test, "gradient": valid}
+    sources |= {"personal.valid": valid, "personal.test": test}
+    stages = {at: training(rows.train, steps) for at, steps in stages_of(experiment.recipe).items()}
     if rows.secret is not None and isinstance(planted, TrainSource):
         sources["train"] = private_source(experiment.server, planted, rows.secret.randomness)
     works = works_of(experiment.server, rows.auxiliary, rows.secret)
-    return {name: ClientTask(work=work, source=sources[name.partition(" ")[0]]) for name, work in works.items()}
+
+    def source(name: str) -> Source:
+        kind, _, rate = name.partition(" ")
+        return stages[rate[rate.index("/") :]] if kind == "personal" else sources[kind]
+
+    return {name: ClientTask(work=work, source=source(name)) for name, work in works.items()}
 
 
 def settings_of(server: ServerSide, lr: float) -> ClientSettings:
@@ -232,7 +243,8 @@ def sent(server: ServerSide, auxiliary: Auxiliary, work: ClientWork, secret: Sec
         train = replace(work, weigh_by="one", accumulate=1, gradient_steps=pull)
         key, sigma = (None, 0.0) if secret is None else (secret.randomness, secret.sigma)
         work = private_steps(server, train, key, sigma)
-    work = weighed(server, with_auxiliary(recipe, auxiliary, work) if isinstance(work, Train) else work)
+    work = with_auxiliary(recipe, auxiliary, work) if isinstance(work, Train) else work
+    work = weighed(server, with_personal(recipe, work))
     work = lying(server, work)
     transforms = transforms_of(recipe)
     return Transformed(work, transforms) if transforms else work
@@ -390,7 +402,7 @@ def algorithm_of(server: ServerSide, lr: float, until: int) -> Average:
         valid_average=fed.judged_by,
         judged=_accuracy if server.recipe.compare.target_metric == "accuracy" else None,
         schedule=schedule_of(server),
-        personal=bool(local_params_of(server.recipe)),
+        personal=keeps_own(server.recipe),
         # A DiLoCo worker's rate follows its own steps.
         lr_scale=(lambda _: 1.0) if fed.keep_optimizer else lr_scale(server.recipe, fed.rounds),
         base=server.model.base,

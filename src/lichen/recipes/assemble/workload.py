@@ -106,8 +106,9 @@ def pooled_experiment(experiment: Experiment) -> Experiment:
         "local_steps": steps,
         "local_epochs": None,
     }
-    # Nobody lies where there is one, and nobody hides in a sum.
-    alone = experiment.recipe.model_copy(update={"federation": fed.model_copy(update=changes), "attack": None})
+    # Nobody lies where there is one, nobody hides in a sum, and what is its own is the model.
+    left_out = {"attack": None, "personal": None}
+    alone = experiment.recipe.model_copy(update={"federation": fed.model_copy(update=changes), **left_out})
     recipe = without_masks(alone)
     own = experiment.clients
     everybody = replace(

@@ -18,10 +18,10 @@ from lichen.core.expected import ANY, Expected
 from lichen.core.fold import BEST
 from lichen.core.message import Job, Message
 from lichen.present.units import bytes_text
-from lichen.recipes.assemble.aggregation import local_params_of
 from lichen.recipes.assemble.capacity import DeviceTier
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.parts import initial_shared, works_of
+from lichen.recipes.assemble.sides.personal import keeps_own
 from lichen.recipes.plan.traffic import TrafficEstimate
 from lichen.recipes.schema.recipe import Recipe
 from lichen.transforms.transform import Transformed
@@ -192,10 +192,10 @@ def disk_of(
     for version, who in enumerate(invited, start=1):
         for client in who:
             rounds.setdefault(client, []).append(version)
-    best = 1 if local_params_of(experiment.recipe) else 0  # what belongs to the best round stays beside the newest
+    best = 1 if keeps_own(experiment.recipe) else 0  # what belongs to the best round stays beside the newest
     retained = own * sum(_retained(versions) + best for versions in rounds.values())
     everyone = len(experiment.server.roster)
-    clients = {"alone": everyone, "alone_best": everyone, "pooled": 1}
+    clients = {"alone": everyone, "alone_best": everyone, "personal": everyone, "pooled": 1}
     once, begun = experiment.start.nbytes, initial_shared(experiment.server, experiment.recipe.optimizer.lr[0]).nbytes
     server = experiment.recipe.federation.server
     moments = {"sgd": server.momentum > 0, "adam": 2, "yogi": 2}[server.name]

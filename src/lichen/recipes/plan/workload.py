@@ -18,6 +18,7 @@ from lichen.core.seeds import derive
 from lichen.recipes.assemble.aggregation import local_params_of
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.parts import client_tasks, sampler_of, validators_of
+from lichen.recipes.assemble.sides.personal import stages_of
 from lichen.recipes.assemble.sides.server import participants
 from lichen.recipes.assemble.workload import (
     Workload,
@@ -140,6 +141,8 @@ def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str
             clients=len(judges) * sum(seen) + scored_clients,
         ),
     )
+    if recipe.personal is not None:
+        columns["personal"] = _personal(experiment, valid, test)
     if "alone" in recipe.compare.baselines:
         columns["alone"] = _private(experiment, "alone", alone_rounds(experiment.server), valid, test)
     if "alone_best" in recipe.compare.baselines:
@@ -170,6 +173,25 @@ def _private(
         WorkItem(kind=name, workload=_trained(source, rows), clients=count * sum(trained)),
         WorkItem(kind=keep, workload=valid.times(sum(seen)), clients=count * sum(seen)),
         WorkItem(kind=score, workload=valid.times(chosen) + test, clients=count * (chosen + 1)),
+    )
+
+
+def _personal(experiment: Experiment, valid: Workload, test: Workload) -> tuple[WorkItem, ...]:
+    """Scores of the clients' own models, and what is trained and validated of them after the rounds."""
+    tasks, clients = client_tasks(experiment), range(len(experiment.server.roster))
+    lr, stages = lr_name(experiment.recipe.optimizer.lr[0]), stages_of(experiment.recipe)
+    if not stages:
+        return (WorkItem(kind="score", workload=test, clients=len(clients)),)
+    seeds = _round_seeds(experiment, len(stages))
+    training = [
+        _trained(tasks[f"personal {lr}{at}"].source, [(clients, seed, 1)])
+        for at, seed in zip(stages, seeds, strict=True)
+    ]
+    count = len(clients) * len(stages)
+    return (
+        WorkItem(kind="alone", workload=sum(training, Workload()), clients=count),
+        WorkItem(kind="alone.keep", workload=valid.times(len(stages)), clients=count),
+        WorkItem(kind="alone.score", workload=test, clients=len(clients)),
     )
 
 

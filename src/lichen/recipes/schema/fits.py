@@ -19,6 +19,7 @@ from lichen.recipes.schema.features.changes import CHANGES
 from lichen.recipes.schema.features.feature import FaultsError, Feature
 from lichen.recipes.schema.features.help import HELP
 from lichen.recipes.schema.features.masks import MASKS
+from lichen.recipes.schema.features.personal import PERSONAL
 from lichen.recipes.schema.features.privacy import PRIVACY, published_whole
 from lichen.recipes.schema.features.robust import ROBUSTNESS
 from lichen.recipes.schema.features.schedule import SCHEDULE
@@ -27,7 +28,7 @@ from lichen.recipes.schema.features.value import VALUE
 
 __all__ = ["FEATURES", "member", "refuse"]
 
-FEATURES = (*PRIVACY, *MASKS, *HELP, *CHANGES, *ROBUSTNESS, *SCHEDULE, *TRAINING, *ATTACK, *CANARIES, *VALUE)
+FEATURES = (*PRIVACY, *MASKS, *HELP, *CHANGES, *ROBUSTNESS, *SCHEDULE, *TRAINING, *ATTACK, *CANARIES, *VALUE, *PERSONAL)
 """In the order in which a recipe is looked through."""
 
 

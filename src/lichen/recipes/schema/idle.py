@@ -329,6 +329,13 @@ READS: tuple[Read, ...] = (
         when=lambda r: r.model.student is not None and r.model.student.kind.startswith("image"),
         what=lambda _: "canaries of texts are words",
     ),
+    # Own models.
+    *_of_words(
+        "personal",
+        "personal.kind",
+        {"finetune": ("steps",), "ditto": ("mu",)},
+        _optional("personal", "kind"),
+    ),
     # What it is held against.
     Read(
         keys=("compare.forms",),

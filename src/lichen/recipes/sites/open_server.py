@@ -188,6 +188,8 @@ def needs_rows(recipe: Recipe) -> Iterator[NeedsRows]:
         rest = f"[{', '.join(name for name in compare.baselines if name == 'base')}]"
         why = "under masks no client answers with losses of its own, by which a client alone would be judged"
         yield NeedsRows("compare.baselines", why, f"set it to {rest}", f"compare.baselines={rest}")
+    if recipe.privacy is not None and recipe.personal is not None:
+        yield NeedsRows("personal", "under privacy no client answers with its scores", "remove it", "personal=null")
     if recipe.noised is not None and recipe.noised.seed is not None:
         why = "under privacy a seed is for tests alone, and whoever reads the recipe knows all noise"
         yield NeedsRows("privacy.seed", why, "remove it")

@@ -1,9 +1,9 @@
-"""Trains and scores the columns base, alone, federated and pooled, and alone_best.
+"""Trains and scores the columns base, alone, federated and pooled, alone_best, and personal.
 
 Every trained column but the last spends the same budget: the federation trains R rounds of P clients with S steps
 of B rows. Alone, each of N clients takes its share of those rounds; pooled, one client that owns
-everybody's rows takes as many rows in all. How each is learned: :mod:`lichen.recipes.tasks.learning` and
-:mod:`lichen.recipes.tasks.private_columns`.
+everybody's rows takes as many rows in all. How each is learned: :mod:`lichen.recipes.tasks.learning`,
+:mod:`lichen.recipes.tasks.private_columns` and :mod:`lichen.recipes.tasks.personal_columns`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from lichen.recipes.assemble.sides.privacy import with_secret
 from lichen.recipes.assemble.workload import pooled_experiment
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.tasks.learning import EventObserver, federated_column
+from lichen.recipes.tasks.personal_columns import personal_column
 from lichen.recipes.tasks.private_columns import alone_columns, private_column
 
 __all__ = ["adapt"]
@@ -77,6 +78,9 @@ def adapt(
         say("scoring the foundation model as it is")
         columns["base"] = test("base", plain.start)
     columns["federated"] = _federated(experiment, folder, observer, test, "federated")
+    columns |= personal_column(
+        experiment.server, folder, observer, partial(_local, experiment, folder), columns["federated"]
+    )
     if "no_help" in recipe.compare.baselines:
         unvalued = plain.with_server(recipe=recipe.model_copy(update={"value": None}))
         columns["without"] = _federated(unvalued, folder, observer, test, "without")

@@ -9,12 +9,13 @@ Legend: N clients.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
 from lichen.present.trace import Event
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import Experiment, lr_name
+from lichen.recipes.assemble.sides.personal import stages_of
 from lichen.recipes.assemble.sides.server import ServerSide, participants
 from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment, unbudgeted
 
@@ -81,9 +82,19 @@ def planned(experiment: Experiment, invited: Sequence[Sequence[int]], columns: I
         "without": (server, invited),
         "alone": (server, [range(len(server.roster))] * alone_rounds(server)),
         "alone_best": (server, [free.training(r) for r in range(free.rounds)]),
+        "personal": (finetuned(server), [range(len(server.roster))] * bool(stages_of(server.recipe))),
         "pooled": (pooled_experiment(experiment).server, [(0,)] * server.recipe.federation.rounds),
     }
     return {name: coverage_of(*rounds[name]) for name in ("federated", *columns) if name in rounds}
+
+
+def finetuned(server: ServerSide) -> ServerSide:
+    """The server's side, a client's round of which is all of its fine-tuning; itself where there is none."""
+    stages, fed = stages_of(server.recipe), server.recipe.federation
+    if not stages:
+        return server
+    fed = fed.model_copy(update={"local_steps": sum(stages.values()), "local_epochs": None})
+    return replace(server, recipe=server.recipe.model_copy(update={"federation": fed}))
 
 
 def trained(
@@ -103,7 +114,9 @@ def trained(
         if not rounds:
             continue
         last = rounds[max(rounds)]
-        own = side(name)
+        own, every = side(name), [e.report.clients for e in rounds.values()]
+        if name == "personal":  # its stages go on from one another, and are as long as their last number of steps
+            own, every = finetuned(own), every[:1]
         # Under privacy no round tells who came.
         private = own.recipe.noised
         secret = private is not None and private.unit == "client" and name == "federated"
@@ -112,6 +125,6 @@ def trained(
             "rounds": last.report.round,
             "of": last.total_rounds,
             "kept": column.best_round if column.best_round > 0 else None,
-            **asdict(coverage_of(own, [e.report.clients for e in rounds.values()], often=often)),
+            **asdict(coverage_of(own, every, often=often)),
         }
     return out

@@ -46,6 +46,7 @@ from lichen.recipes.assemble.parts import (
     trainer,
 )
 from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.sides.personal import method_of
 from lichen.recipes.assemble.sides.privacy import PrivateRounds, private_rounds
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.sides.summed_scores import SUMMED_TEST
@@ -221,6 +222,7 @@ def scored(
     engine: Engine,
     shared: Shared,
     *,
+    work: str = "test",
     version: int = 0,
     admission: Admission | None = None,
     summed: bool = False,
@@ -231,6 +233,7 @@ def scored(
         server: The server's side.
         engine: Asks the clients.
         shared: The tensors.
+        work: The evaluation that is asked for.
         version: Of the private state that goes with them.
         admission: What counts of the answers; None: by the server's side alone.
         summed: Ask for the sums of all clients alone, ``(1, ...)``, under masks.
@@ -239,7 +242,7 @@ def scored(
         LichenError: if a client could not say, or was not there; of sums, if nobody was.
     """
     everyone = tuple(range(len(server.roster)))
-    work, admission = SUMMED_TEST if summed else "test", admission or admission_of(server)
+    work, admission = SUMMED_TEST if summed else work, admission or admission_of(server)
     job = Job(work=work, shared=shared, version=version, clients=everyone, seed=0, base=server.model.base)
     return score_summed(engine, job, admission) if summed else score_everyone(engine, job, admission)[1]
 
@@ -295,15 +298,15 @@ def federated_column(
         return states[lr].best_value
 
     lr = choose_learning_rate(recipe, rounds, go)
-    best, personal = states[lr], bool(local_params_of(recipe))
+    best, local = states[lr], bool(local_params_of(recipe))
     if best.best_round < 0:  # nothing was judged: the last round it is
         best = replace(best, best=best.shared, best_round=best.round)
-    shared = best.best if personal else tensors_of(server, lr, best.best)
+    shared = best.best if local else tensors_of(server, lr, best.best)
 
     def column(label: str, shared: Shared) -> Column:
         if scores == "none":
             found = Column(value_N=NOBODY, metrics={})
-        elif test is not None and not personal:
+        elif test is not None and not local:
             found = test(label, shared)
         else:
             summed = scores == "summed"
@@ -311,9 +314,16 @@ def federated_column(
             found = column_of(recipe, folder.tree(label, ask), len(server.roster), summed=summed)
         return replace(found, lr=lr, shared=shared, best_round=best.best_round)
 
+    def own() -> Column:
+        version = best.best_round
+        ask = partial(scored, server, made[lr], shared, work="personal.test", version=version, admission=admission)
+        found = column_of(recipe, folder.tree(f"{name}.personal", ask), len(server.roster), summed=False)
+        return replace(found, lr=lr, best_round=version)
+
     # What stayed at home in the best round lies beside what is newest, under that round's version.
-    version = best.best_round if personal else 0
+    version = best.best_round if local else 0
     if server.repair is None:
-        return column(name, shared)
+        personal = own() if scores == "each" and method_of(recipe) is not None else None
+        return replace(column(name, shared), personal=personal)
     before = column(f"{name}.unrepaired", shared)
     return replace(column(name, repaired(server, folder, shared, lr=lr, name=name)), unrepaired=before)

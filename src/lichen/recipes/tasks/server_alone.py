@@ -1,7 +1,8 @@
 """Runs a task as the server alone: rows stay at the nodes, and this process opens none of their files.
 
 The nodes declare themselves, train, validate and test, each time asked by a job. So the columns are those that jobs can
-fill: ``base``, ``federated``, ``alone`` and ``alone_best``. ``pooled`` would need everybody's rows in one place.
+fill: ``base``, ``federated``, ``personal``, ``alone`` and ``alone_best``. ``pooled`` would need everybody's rows in one
+place.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from lichen.recipes.tasks.coverage import trained
 from lichen.recipes.tasks.learning import Engines, EventObserver, Scores, federated_column, scored
 from lichen.recipes.tasks.oneshot_alone import solve_alone
 from lichen.recipes.tasks.outcome import TaskResult, not_scored, over_all_rows
+from lichen.recipes.tasks.personal_columns import personal_column
 from lichen.recipes.tasks.private_columns import alone_columns
 from lichen.recipes.tasks.repair import safety
 from lichen.recipes.tasks.training_flops import compute_of
@@ -180,6 +182,7 @@ def _columns(
             columns["base"] = column_of(recipe, metrics, len(server.roster), summed=summed)
         scores: Scores = "summed" if summed else "each" if recipe.privacy is None else "none"
         columns["federated"] = federated_column(server, folder, observer, engine, scores=scores, own_keys=apart)
+        columns |= personal_column(server, folder, observer, engine, columns["federated"])
         columns |= alone_columns(server, folder, observer, engine)
     return columns
 

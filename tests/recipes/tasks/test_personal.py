@@ -1,0 +1,213 @@
+"""Models of the clients' own, from recipe to table: what they are, what they leave alone, and of which round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lichen
+from lichen.core.errors import LichenError
+from lichen.core.rounds import load_state
+from lichen.core.store import ClientStore, load_tree
+from lichen.core.tree import Tree, split
+from lichen.present.clients import read_clients
+from lichen.present.report import compare_table, summary_table
+from lichen.recipes.schema.read import read_recipe
+from support.site_threads import sites_in_threads
+from support.sites import SITES, save_sites, sites_recipe
+from support.tiny_llama import recipe, save_model, save_rows
+
+CLIENTS = 5
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("personal")
+    save_model(folder / "model")
+    save_rows(folder / "rows.jsonl", "pair", clients=CLIENTS)
+    return folder
+
+
+def made(home: Path, personal: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+    sections = {"personal": personal, **more} if personal else more
+    return recipe(home / "model", home / "rows.jsonl", "pair", **{"engine": {"packing": False}, **sections})
+
+
+def scores(result: lichen.Result, name: str) -> Tree:
+    return load_tree(result.folder / "state" / "scores" / f"{name}.safetensors")[0]
+
+
+def equal(a: Tree, b: Tree) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(x, b[name]) for name, x in a.items())
+
+
+def kept(result: lichen.Result, column: str, version: int, prefix: str) -> Tree:
+    """What all clients had of their own at a version."""
+    store = ClientStore(next((result.folder / "state" / column).glob("*/clients")))
+    own_C = store.load(range(CLIENTS), version)
+    assert own_C is not None
+    return split(own_C, prefix)[0]
+
+
+STEEP: dict[str, Any] = {
+    "federation": {"rounds": 8, "clients_per_round": 4, "local_steps": 4, "batch_size": 4},
+    "optimizer": {"lr": [0.05]},
+}
+
+
+@pytest.fixture(scope="module")
+def plain(home: Path, tmp_path_factory: pytest.TempPathFactory) -> lichen.Result:
+    more = {"compare": {"baselines": ["alone"]}}
+    return lichen.run(made(home, None, **more), out=tmp_path_factory.mktemp("plain") / "run")
+
+
+@pytest.mark.parametrize("personal", [{"kind": "ditto"}, {"kind": "finetune", "steps": [2]}], ids=lambda p: p["kind"])
+def test_the_shared_model_and_what_goes_up_are_those_of_a_run_without(
+    home: Path, tmp_path: Path, plain: lichen.Result, personal: dict[str, Any]
+) -> None:
+    own = lichen.run(made(home, personal), out=tmp_path / "run")
+    for file in ("state/final.safetensors", "adapter/adapter_model.safetensors"):
+        assert (own.folder / file).read_bytes() == (plain.folder / file).read_bytes()
+    assert own.summary["columns"]["federated"] == plain.summary["columns"]["federated"]
+    assert own.summary["bytes_up"] == plain.summary["bytes_up"]
+    assert not equal(scores(own, "federated"), scores(own, "personal" if "steps" in personal else "federated.personal"))
+
+
+def test_ditto_without_a_pull_is_training_alone(home: Path, tmp_path: Path, plain: lichen.Result) -> None:
+    own = lichen.run(made(home, {"kind": "ditto", "mu": 0.0}), out=tmp_path / "run")
+    alone = kept(plain, "alone", 5, "params/")  # three rounds; alone takes two versions for each
+    assert alone
+    assert equal(kept(own, "federated", 3, "mine/params/"), alone)
+    pulled = lichen.run(made(home, {"kind": "ditto", "mu": 3.0}), out=tmp_path / "pulled")
+    shared = load_state(next((pulled.folder / "state/federated").glob("*/server.safetensors"))).shared.trainable
+
+    def far(result: lichen.Result) -> float:
+        mine = kept(result, "federated", 3, "mine/params/")
+        return sum(float((x - shared[name]).square().sum()) for name, x in mine.items())
+
+    assert far(pulled) < far(own)
+
+
+def test_no_steps_of_finetuned_are_the_shared_model(home: Path, tmp_path: Path, plain: lichen.Result) -> None:
+    own = lichen.run(made(home, {"kind": "finetune", "steps": [0]}), out=tmp_path / "run")
+    assert equal(scores(own, "personal"), scores(plain, "federated"))
+    assert own.summary["training"]["personal"]["rows"] == 0
+
+
+def test_each_client_takes_the_number_of_steps_that_its_validation_rows_choose(home: Path, tmp_path: Path) -> None:
+    own = lichen.run(made(home, {"kind": "finetune", "steps": [0, 40]}), out=tmp_path / "run")
+    none = lichen.run(made(home, {"kind": "finetune", "steps": [0]}), out=tmp_path / "none")
+    state, first = kept(own, "personal", 4, ""), kept(none, "personal", 2, "")
+    stayed = state["best_version"] < 2
+    assert 0 < int(stayed.sum()) < CLIENTS  # else the laws below say nothing
+    assert torch.equal(state["best_value"][stayed], first["best_value"][stayed])
+    assert bool((state["best_value"][~stayed] < first["best_value"][~stayed]).all())
+    for name, x in scores(own, "personal").items():
+        assert torch.equal(x[stayed], scores(none, "personal")[name][stayed])
+    assert own.summary["training"]["personal"]["rows"] == 40 * 4 * CLIENTS
+
+
+def test_own_models_are_those_of_the_round_whose_shared_model_is_kept(home: Path, tmp_path: Path) -> None:
+    own = lichen.run(made(home, {"kind": "ditto"}, **STEEP), out=tmp_path / "run")
+    best = load_state(next((own.folder / "state/federated").glob("*/server.safetensors"))).best_round
+    assert 1 <= best < 7  # else the law below says nothing
+    short = {**STEEP, "federation": {**STEEP["federation"], "rounds": best}}
+    stopped = lichen.run(made(home, {"kind": "ditto"}, **short), out=tmp_path / "short")
+    assert equal(scores(own, "federated.personal"), scores(stopped, "federated.personal"))
+
+
+def test_the_column_stands_in_table_summary_and_clients(home: Path, tmp_path: Path) -> None:
+    own = lichen.run(made(home, {"kind": "ditto"}), out=tmp_path / "run")
+    assert own.summary["extra_columns"]["personal"]["mean"] > 1
+    shown = [str(cell) for cell in summary_table(own.summary).columns[0].cells]
+    assert "personal" in shown
+    assert "personal" in [str(column.header) for column in compare_table([own.summary]).columns]
+    rows = read_clients(own.folder)
+    assert len({row["personal"] for row in rows}) == CLIENTS
+    assert sum(row["personal"] for row in rows) / CLIENTS == pytest.approx(
+        own.summary["extra_columns"]["personal"]["mean"]
+    )
+
+
+@pytest.mark.parametrize(
+    "personal", [{"kind": "ditto"}, {"kind": "finetune", "steps": [1, 2]}], ids=lambda p: p["kind"]
+)
+def test_sites_have_the_scores_of_a_simulation(tmp_path: Path, personal: dict[str, Any]) -> None:
+    files = save_sites(tmp_path / "sites", "pair")
+    more = {"engine": {"packing": False}, "federation": {"rounds": 2, "local_steps": 2}, "personal": personal}
+    local = lichen.run(sites_recipe(tmp_path, "pair", **more), out=tmp_path / "local")
+    with sites_in_threads():
+        there = sites_recipe(tmp_path, "pair", **{**more, "engine": {"packing": False, "name": "spawned"}})
+        apart = lichen.run(there, out=tmp_path / "apart", sites=dict(zip(SITES, files, strict=True)))
+    assert apart.summary["extra_columns"]["personal"] == local.summary["extra_columns"]["personal"]
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "steps of Ditto": ({"personal": {"kind": "ditto", "steps": [3]}}, "personal.steps", "finetune"),
+    "a pull of fine-tuning": ({"personal": {"kind": "finetune", "mu": 0.3}}, "personal.mu", "ditto"),
+    "falling steps": ({"personal": {"kind": "finetune", "steps": [4, 2]}}, "personal.steps", "smallest first"),
+    "slopes": ({"personal": {"kind": "ditto"}, "optimizer": {"name": "mezo"}}, "personal.kind", "adamw or sgd"),
+    "another rule": (
+        {"personal": {"kind": "ditto"}, "federation": {"aggregate": "fedsa"}},
+        "federation.aggregate",
+        "by this rule already",
+    ),
+    "a patch": (
+        {"personal": {"kind": "ditto"}, "federation": {"aggregate": "flora"}},
+        "federation.aggregate",
+        "finetune",
+    ),
+    "unequal ranks": (
+        {"personal": {"kind": "finetune"}, "federation": {"aggregate": "hetlora", "ranks": [2, 1]}},
+        "federation.ranks",
+        "which not every client",
+    ),
+    "late answers": (
+        {
+            "personal": {"kind": "ditto"},
+            "federation": {"schedule": {"kind": "buffered"}},
+            "engine": {"name": "spawned"},
+        },
+        "federation.schedule.kind",
+        "older tensors",
+    ),
+    "noise on nodes": (
+        {
+            "personal": {"kind": "finetune"},
+            "privacy": {"epsilon": 8.0, "clip": 1.0},
+            "federation": {"weighting": "uniform"},
+            "engine": {"name": "spawned"},
+        },
+        "privacy",
+        "no node answers",
+    ),
+    "noise of rows": (
+        {
+            "personal": {"kind": "ditto"},
+            "privacy": {"epsilon": 8.0, "clip": 1.0, "unit": "row"},
+            "optimizer": {"clip": 1.0},
+            "federation": {"weighting": "uniform"},
+        },
+        "privacy.unit",
+        "sample in parts",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused_by_key_and_reason(home: Path, name: str) -> None:
+    sections, key, said = REFUSED[name]
+    with pytest.raises(LichenError) as wrong:
+        read_recipe(recipe(home / "model", home / "rows.jsonl", "pair", **sections))
+    assert wrong.value.where == key
+    assert said in str(wrong.value)
+
+
+def test_under_masks_the_bytes_of_own_models_are_the_same(home: Path, tmp_path: Path) -> None:
+    more = {"federation": {"rounds": 1, "local_steps": 2, "batch_size": 4}}
+    open_run = lichen.run(made(home, {"kind": "ditto"}, **more), out=tmp_path / "open")
+    masked = lichen.run(made(home, {"kind": "ditto"}, privacy={"secure": True}, **more), out=tmp_path / "masked")
+    assert equal(scores(open_run, "federated.personal"), scores(masked, "federated.personal"))
