@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lichen.present.energy import Counter, Meter, counters, nvml_counter, rapl_counters
+from lichen.present.measured.energy import Counter, Meter, counters, nvml_counter, rapl_counters
 
 
 def zone(folder: Path, path: str, name: str, joules: float, turn: float = 1000.0) -> Path:

@@ -29,8 +29,8 @@ from lichen.engines.ranks import Ranks, connect, is_rank
 from lichen.models.loading.load import slow_dtype
 from lichen.present.charts.charts import clients_png, curves_png
 from lichen.present.clients import clients_csv, read_clients
-from lichen.present.energy import Meter, counters
-from lichen.present.peak_memory import peak_memory_bytes
+from lichen.present.measured.energy import Meter, counters
+from lichen.present.measured.peak_memory import peak_memory_bytes
 from lichen.present.report import compare_table, summary_table
 from lichen.present.summary import read_summary
 from lichen.present.table import table_text

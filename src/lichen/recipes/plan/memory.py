@@ -12,7 +12,7 @@ from typing import final
 
 import torch
 
-from lichen.present.peak_memory import peak_memory_bytes
+from lichen.present.measured.peak_memory import peak_memory_bytes
 
 __all__ = ["MemoryMeter"]
 
