@@ -30,6 +30,7 @@ SUMMARY: dict[str, Any] = {
     "extra_columns": {},
     "share_gaining": None,
     "gaining_over": None,
+    "gains": {},
     "clients": 2,
     "bytes_up": 1,
     "bytes_down": 1,

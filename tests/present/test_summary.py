@@ -42,6 +42,20 @@ SUMMARY: dict[str, Any] = {
     "extra_columns": {"alone, tuned": {"mean": 18.0, "worst_decile": 33.0}},
     "share_gaining": 0.9,
     "gaining_over": "alone",
+    "gains": {
+        "federated": {
+            "alone": {
+                "clients": 50,
+                "gaining": 0.9,
+                "harmed": 0.08,
+                "mean": 2.5,
+                "least": -0.5,
+                "spread": 4.0,
+                "p": 0.001,
+                "by_rows": None,
+            }
+        }
+    },
     "clients": 50,
     "bytes_up": 1_000_000,
     "bytes_down": 2_000_000,
@@ -112,6 +126,7 @@ KEYS = [
     *("name", "question", "task", "metric", "higher_is_better", "columns", "extra_columns", "share_gaining"),
     *(
         "gaining_over",
+        "gains",
         "clients",
         "bytes_up",
         "bytes_down",
@@ -137,7 +152,7 @@ KEYS = [
     ),
 ]
 
-MAY_LACK = ("gaining_over", "energy_joules", "traffic", "attendance", "training", "failures", "attack", "read")
+MAY_LACK = ("gaining_over", "gains", "energy_joules", "traffic", "attendance", "training", "failures", "attack", "read")
 MAY_LACK += ("privacy", "masks", "compute", "licences", "cards", "cards_left")
 
 
@@ -151,6 +166,7 @@ def test_summaries_of_older_runs_lack_energy_and_traffic() -> None:
     older = {name: value for name, value in SUMMARY.items() if name not in MAY_LACK}
     missing = {
         "gaining_over": None,
+        "gains": {},
         "energy_joules": None,
         "compute": None,
         "traffic": None,

@@ -17,6 +17,7 @@ from lichen.core.errors import LichenError
 from lichen.core.files.manifest import MANIFEST, check
 from lichen.present.cells import read_cell, text_cell
 from lichen.present.column_names import column_title
+from lichen.present.gains import harmed_below
 from lichen.present.summary import COLUMNS, stronger_alone
 from lichen.present.table import new_table
 from lichen.present.units import score_text
@@ -31,6 +32,9 @@ NAME = "clients.csv"
 COUNTS = ("train", "valid", "test", "cut")
 """Rows of a client by part, and how many of them ``data.max_length`` cuts."""
 
+WORDS = ("client", "harmed")
+"""What is no number."""
+
 
 def client_rows(
     names: Sequence[str],
@@ -39,7 +43,9 @@ def client_rows(
     *,
     higher_is_better: bool,
 ) -> list[dict[str, Any]]:
-    """A mapping for each client: ``client``, its rows, its score in every column, and ``gain``.
+    """A mapping for each client: ``client``, its rows, its score in every column, ``gain`` and ``harmed``.
+
+    ``harmed`` names what its federated score is worse than: ``base``, ``alone`` or ``alone_best``.
 
     Args:
         names: The clients.
@@ -62,6 +68,7 @@ def client_rows(
                 **{part: known.get(part) for part in COUNTS},
                 **mine,
                 "gain": None if alone is None or joined is None else sign * (joined - alone),
+                "harmed": harmed_below(mine, higher_is_better=higher_is_better) or None,
             }
         )
     return rows
@@ -112,6 +119,8 @@ def _row(heads: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
             row[head] = read_cell(cell)
         elif not cell:
             row[head] = None
+        elif head in WORDS:
+            row[head] = read_cell(cell)
         else:
             row[head] = int(cell) if head in COUNTS else float(cell)
     return row
@@ -130,9 +139,9 @@ def clients_table(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any])
     better = "higher" if summary["higher_is_better"] else "lower"
     title = f"{summary['name']}: {summary['metric']} of each client ({better} is better)"
     titles = [column_title(head) for head in heads]
-    table = new_table(title, *titles, numbers=titles[1:])
+    table = new_table(title, *titles, numbers=[t for t, head in zip(titles, heads, strict=True) if head not in WORDS])
     order = sorted(rows, key=lambda row: (row["gain"] is not None, row["gain"] or 0.0, row["client"]))
     for row in order:
-        cells = ["" if row[h] is None else str(row[h]) if h in COUNTS else score_text(row[h]) for h in heads[1:]]
-        table.add_row(Text(row["client"]), *cells)
+        cells = ["" if row[h] is None else str(row[h]) if h in (*COUNTS, *WORDS) else score_text(row[h]) for h in heads]
+        table.add_row(*map(Text, cells))
     return table

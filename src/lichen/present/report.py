@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lichen.core.errors import LichenError
 from lichen.present.column_names import column_title
+from lichen.present.gains import gains_text
 from lichen.present.reading import copies_text, masks_rows, privacy_rows, reading_rows
 from lichen.present.summary import COLUMNS
 from lichen.present.table import new_table
@@ -103,6 +104,12 @@ def _validating(summary: Mapping[str, Any]) -> dict[str, str]:
     return {"clients validating in a round": str(validators)}
 
 
+def _gains(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Who gains and who is harmed, by what clients get and what they could have had without the others."""
+    found = summary.get("gains") or {}
+    return {f"{mine} beside {other}": gains_text(gain) for mine in found for other, gain in found[mine].items()}
+
+
 def _copied(summary: Mapping[str, Any]) -> dict[str, str]:
     """Test rows that other clients train on, where they were counted."""
     copies = (summary.get("read") or {}).get("copies")
@@ -144,6 +151,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         **_no_worst(summary),
         **{f"{column_title(name)} trained": training_text(training) for name, training in summary["training"].items()},
         f"clients gaining over {summary.get('gaining_over') or 'alone'}": _percent(summary["share_gaining"]),
+        **_gains(summary),
         **_copied(summary),
         "clients": str(summary["clients"]),
         "sent up": _sent(summary, "up"),

@@ -152,6 +152,25 @@ class Attacked(_Part):
     """The liars', in roster order."""
 
 
+class Gain(_Part):
+    """How one column stands beside another, over the clients that have both scores."""
+
+    clients: _Count
+    gaining: Annotated[float, Field(ge=0, le=1)]
+    """Share of the clients with a better score."""
+    harmed: Annotated[float, Field(ge=0, le=1)]
+    """Share with a worse one."""
+    mean: float
+    """Gain, positive where the score is better."""
+    least: float
+    spread: Annotated[float, Field(ge=0)] | None
+    """Sample standard deviation of the column's scores over clients; null for one client."""
+    p: Annotated[float, Field(ge=0, le=1)] | None
+    """Of no difference, by Wilcoxon's signed ranks of the pairs, two-sided; null where it says nothing."""
+    by_rows: Annotated[float, Field(ge=-1, le=1)] | None
+    """Spearman's correlation of gain with training rows; null where it says nothing."""
+
+
 class Compute(_Part):
     """Floating-point operations of training, estimated from the tokens that were trained on."""
 
@@ -166,9 +185,9 @@ class Compute(_Part):
 class Summary(_Part):
     """What ``summary.json`` holds: these keys, all of them, and no others.
 
-    ``gaining_over``, ``energy_joules``, ``compute``, ``traffic``, ``attendance``, ``training``, ``failures``,
-    ``privacy``, ``masks``, ``attack``, ``read``, ``licences``, ``cards`` and ``cards_left`` alone may be missing, as in
-    summaries of older runs; null says that it was not measured, or that there is nothing to say.
+    ``gaining_over``, ``gains``, ``energy_joules``, ``compute``, ``traffic``, ``attendance``, ``training``,
+    ``failures``, ``privacy``, ``masks``, ``attack``, ``read``, ``licences``, ``cards`` and ``cards_left`` alone may be
+    missing, as in summaries of older runs; null says that it was not measured, or that there is nothing to say.
     """
 
     name: str
@@ -182,6 +201,8 @@ class Summary(_Part):
     """Share of the clients with a better score in the federation than in ``gaining_over``."""
     gaining_over: str | None = None
     """The column of training alone that clients' gains are held against; null: ``alone``, where it was run."""
+    gains: dict[str, dict[str, Gain]] = Field(default_factory=dict)
+    """By column and by what clients could have had without the others: who gains and who is harmed."""
     clients: _Count
     bytes_up: _Count
     bytes_down: _Count

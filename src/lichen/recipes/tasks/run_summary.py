@@ -10,6 +10,7 @@ from typing import Any
 from lichen.core.contracts.algorithm import Report
 from lichen.present.clients import client_rows
 from lichen.present.column_names import column_title
+from lichen.present.gains import gains_of
 from lichen.present.summary import attendance_of, check_summary, share_gaining, stronger_alone, traffic_of, worst_decile
 from lichen.present.target import ACCURACY, bytes_to, rounds_to, seconds_to
 from lichen.present.trace import failed_rates, read_trace
@@ -68,6 +69,7 @@ def summarise(
         },
         "share_gaining": gaining,
         "gaining_over": against,
+        "gains": gains_of(scores, [one.get("train") for one in result.counts], higher_is_better=higher),
         "clients": len(result.clients),
         "bytes_up": sum(r.bytes_up for r in rounds) + result.bytes_up,
         "bytes_down": sum(r.bytes_down for r in rounds) + result.bytes_down,
