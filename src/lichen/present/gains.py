@@ -17,7 +17,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["AGAINST", "GAINING", "gains_of", "gains_text", "harmed_below"]
+__all__ = ["gains_of", "gains_text", "harmed_below"]
 
 AGAINST = ("base", "alone", "alone_best")
 """What a client could have had without the others: the bare model, and training by itself."""
