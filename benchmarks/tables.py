@@ -143,7 +143,7 @@ WIRES = {
 
 
 def wires() -> None:
-    """What a wire costs and loses on seed 0."""
+    """What a wire costs and loses, on average over the seeds."""
     found = {row["method"]: row for row in read("wire-chat/compare.json")["rows"]}
     plain = found["bf16"]
     rows = []
@@ -153,23 +153,24 @@ def wires() -> None:
             (f"{row['client_up']:,.0f}", f"1/{plain['client_up'] / row['client_up']:.2f}"),
             (f"{row['client_down']:,.0f}", f"1/{plain['client_down'] / row['client_down']:.2f}"),
         ]
-        lost = "" if row is plain else f"{_lost(row, plain, 0):.1f} %"
-        rows.append([words, f"{row['value']['values'][0]:.2f}", *ways[0], *ways[1], lost])
+        each = [_lost(row, plain, place) for place in range(len(row["seeds"]))]
+        lost = "" if row is plain else f"{statistics.mean(each):.1f} %"
+        rows.append([words, f"{statistics.mean(row['value']['values']):.2f}", *ways[0], *ways[1], lost])
     show("wire | perplexity | up a message | against bf16 | down a client and round | against bf16 | "
          "share of the gain lost", rows)  # fmt: skip
 
 
 def wire_seeds() -> None:
-    """The best wire on each seed."""
+    """Each wire on each seed, and the share of the gain that it loses there."""
     found = {row["method"]: row for row in read("wire-chat/compare.json")["rows"]}
-    plain, best = found["bf16"], found["rank2-sign"]
+    plain = found["bf16"]
     rows = []
-    for place, seed in enumerate(best["seeds"]):
-        values = [plain["base"]["values"][place], *(row["value"]["values"][place] for row in (plain, best))]
-        rows.append(
-            [f"{seed}", f"{values[0]:.1f}", *(f"{x:.2f}" for x in values[1:]), f"{_lost(best, plain, place):.1f} %"]
-        )
-    show("seed | bare | bf16, rank 8 | `sign/64` up, `int4~` down, rank 2 | share of the gain lost", rows)
+    for place, seed in enumerate(plain["seeds"]):
+        values = [plain["base"]["values"][place], plain["value"]["values"][place]]
+        lossy = [found[method] for method in WIRES if method != "bf16"]
+        lost = [f"{row['value']['values'][place]:.2f} ({_lost(row, plain, place):.1f} %)" for row in lossy]
+        rows.append([f"{seed}", f"{values[0]:.1f}", f"{values[1]:.2f}", *lost])
+    show("seed | bare | bf16 | topk-int4 | topk-sign | rank2-sign", rows)
 
 
 def _lost(row: dict[str, Any], plain: dict[str, Any], place: int) -> float:
