@@ -30,6 +30,9 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "unequal": {"federation": {"aggregate": "flexlora", "ranks": [2, 1], "clients_per_round": 3}},
     "pulled": {"personal": {"kind": "ditto"}, "federation": {"clients_per_round": 3}},
+    "mixed": {"personal": {"kind": "apfl"}, "federation": {"clients_per_round": 3}},
+    "learned start": {"personal": {"kind": "fedala", "start_rate": 9.0}, "federation": {"clients_per_round": 3}},
+    "norms": {"model": FULL, "personal": {"kind": "norms"}, "optimizer": {"lr": [1e-3]}},
     "fine-tuned": {"personal": {"kind": "finetune", "steps": [1, 3]}},
     "stacked": {"federation": {"aggregate": "flora", "clients_per_round": 3}},
     "turned": {"federation": {"aggregate": "fedsvd"}},
@@ -58,7 +61,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "cma", "lr": [0.3], "dimensions": 8},
     },
 }
-OWN_CALLS = ("seeds", "workers", "asked")
+OWN_CALLS = ("seeds", "workers", "asked", "norms")
 """Methods with which every client has a call of its own, so that no rows are packed."""
 
 

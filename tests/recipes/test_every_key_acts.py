@@ -173,7 +173,7 @@ DIMENSIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "personal": {
         "none": {},
-        "ditto": {"personal": {"kind": "ditto"}},
+        **{kind: {"personal": {"kind": kind}} for kind in ("ditto", "apfl", "fedala", "norms")},
         "finetune": {"personal": {"kind": "finetune", "steps": [1, 2]}},
     },
     "audit": {"none": {}, "canaries": {"audit": {"canaries": 12, "seed": 3}}},

@@ -64,7 +64,11 @@ def plain(home: Path, tmp_path_factory: pytest.TempPathFactory) -> lichen.Result
     return lichen.run(made(home, None, **more), out=tmp_path_factory.mktemp("plain") / "run")
 
 
-@pytest.mark.parametrize("personal", [{"kind": "ditto"}, {"kind": "finetune", "steps": [2]}], ids=lambda p: p["kind"])
+@pytest.mark.parametrize(
+    "personal",
+    [{"kind": "ditto"}, {"kind": "apfl"}, {"kind": "finetune", "steps": [2]}],
+    ids=lambda personal: personal["kind"],
+)
 def test_the_shared_model_and_what_goes_up_are_those_of_a_run_without(
     home: Path, tmp_path: Path, plain: lichen.Result, personal: dict[str, Any]
 ) -> None:
@@ -91,7 +95,55 @@ def test_ditto_without_a_pull_is_training_alone(home: Path, tmp_path: Path, plai
     assert far(pulled) < far(own)
 
 
-def test_no_steps_of_finetuned_are_the_shared_model(home: Path, tmp_path: Path, plain: lichen.Result) -> None:
+@pytest.mark.parametrize(("alpha", "same"), [(0.0, "federated"), (1.0, "personal")])
+def test_a_mixture_of_one_part_is_that_part(home: Path, tmp_path: Path, alpha: float, same: str) -> None:
+    fixed = {"kind": "apfl", "alpha": alpha, "alpha_rate": 0.0}
+    mixed = lichen.run(made(home, fixed), out=tmp_path / "mixed")
+    pulled = lichen.run(made(home, {"kind": "ditto", "mu": 0.0}), out=tmp_path / "pulled")
+    mean = {"federated": "columns", "personal": "extra_columns"}
+    found = mixed.summary["extra_columns"]["personal"]["mean"]
+    assert found == pytest.approx(pulled.summary[mean[same]][same]["mean"], rel=1e-4)
+
+
+def test_a_mixtures_weight_is_learned_within_its_bounds(home: Path, tmp_path: Path) -> None:
+    mixed = lichen.run(made(home, {"kind": "apfl", "alpha_rate": 0.5}), out=tmp_path / "run")
+    alpha_C = kept(mixed, "federated", 3, "mine/")["alpha"]
+    assert len(set(alpha_C.tolist())) > 1
+    assert bool(((alpha_C >= 0) & (alpha_C <= 1)).all())
+
+
+def test_a_start_that_is_not_learned_is_the_shared_model(home: Path, tmp_path: Path, plain: lichen.Result) -> None:
+    still = lichen.run(made(home, {"kind": "fedala", "start_rate": 0.0, "layers": 2}), out=tmp_path / "still")
+    for file in ("state/final.safetensors", "adapter/adapter_model.safetensors"):
+        assert (still.folder / file).read_bytes() == (plain.folder / file).read_bytes()
+    learned = lichen.run(made(home, {"kind": "fedala", "start_rate": 9.0, "layers": 1}), out=tmp_path / "learned")
+    file = "state/final.safetensors"
+    assert (learned.folder / file).read_bytes() != (plain.folder / file).read_bytes()
+    assert learned.summary["bytes_up"] == plain.summary["bytes_up"]
+    weights = kept(learned, "federated", 3, "mine/weights/")
+    assert weights
+    assert all(".layers.1." in name and bool(((x >= 0) & (x <= 1)).all()) for name, x in weights.items())
+    assert any(bool((x < 1).any()) for x in weights.values())
+
+
+def test_norms_stay_with_their_clients_and_nothing_else_does(home: Path, tmp_path: Path) -> None:
+    full = {"model": {"name": str(home / "model"), "adapter": {"kind": "full"}}, "optimizer": {"lr": [0.01]}}
+    plain = {**recipe(home / "model", home / "rows.jsonl", "pair", optimizer=full["optimizer"]), "model": full["model"]}
+    shared = lichen.run({**plain, "personal": {"kind": "norms"}}, out=tmp_path / "norms")
+    whole = lichen.run(plain, out=tmp_path / "whole")
+    mine, sent = kept(shared, "federated", 3, "params/"), load_tree(shared.folder / "state/final.safetensors")[0]
+    assert mine
+    assert all(name.endswith("norm.weight") for name in mine)
+    assert all(bool((sent[name] == 1).all()) for name in mine)  # the server's are as they were at the start
+    numbers = 4 * sum(x[0].numel() for x in mine.values())
+    assert shared.summary["traffic"]["client_up"] < whole.summary["traffic"]["client_up"] - numbers
+    assert not equal(scores(shared, "federated"), scores(shared, "federated.personal"))
+    with pytest.raises(LichenError, match="none are trained") as wrong:
+        lichen.run(made(home, {"kind": "norms"}), out=tmp_path / "lora")
+    assert wrong.value.where == "personal.kind"
+
+
+def test_no_steps_of_fine_tuning_are_the_shared_model(home: Path, tmp_path: Path, plain: lichen.Result) -> None:
     own = lichen.run(made(home, {"kind": "finetune", "steps": [0]}), out=tmp_path / "run")
     assert equal(scores(own, "personal"), scores(plain, "federated"))
     assert own.summary["training"]["personal"]["rows"] == 0
@@ -149,6 +201,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "steps of Ditto": ({"personal": {"kind": "ditto", "steps": [3]}}, "personal.steps", "finetune"),
     "a pull of fine-tuning": ({"personal": {"kind": "finetune", "mu": 0.3}}, "personal.mu", "ditto"),
     "falling steps": ({"personal": {"kind": "finetune", "steps": [4, 2]}}, "personal.steps", "smallest first"),
+    "a worker's mixture": (
+        {"personal": {"kind": "apfl"}, "federation": {"keep_optimizer": True}},
+        "federation.keep_optimizer",
+        "ditto or finetune",
+    ),
+    "parts of a batch": (
+        {"personal": {"kind": "fedala"}, "federation": {"gradient_accumulation_steps": 2}},
+        "federation.gradient_accumulation_steps",
+        "takes every batch for a step",
+    ),
     "slopes": ({"personal": {"kind": "ditto"}, "optimizer": {"name": "mezo"}}, "personal.kind", "adamw or sgd"),
     "another rule": (
         {"personal": {"kind": "ditto"}, "federation": {"aggregate": "fedsa"}},

@@ -14,12 +14,12 @@ Legend: C clients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
 from torch import Tensor
 
-from lichen.clients.training.gradient_steps import Proximal
+from lichen.clients.personal.training import own_training
 from lichen.clients.training.train import Train, TrainState
 from lichen.core import tree as trees
 from lichen.core.contracts.model import Batch
@@ -27,18 +27,6 @@ from lichen.core.message import Job
 from lichen.core.tree import Tree
 
 __all__ = ["Ditto"]
-
-
-def _own(train: Train, *, mu: float = 0.0) -> Train:
-    """A client's training of tensors that are its own, with the steps of the shared one.
-
-    Args:
-        train: The shared one.
-        mu: A pull towards the shared tensors, in the place of the shared training's.
-    """
-    steps = tuple(step for step in train.gradient_steps if not isinstance(step, Proximal))
-    pull = (Proximal(mu),) if mu else ()
-    return replace(train, personal=True, freeze_schedule=(), local_params=(), gradient_steps=(*steps, *pull))
 
 
 @final
@@ -56,7 +44,7 @@ class Ditto:
         self, train: Train, job: Job, clients: Sequence[int], mine_C: Tree, shared: Any
     ) -> tuple[tuple[Train, TrainState], Any]:
         """The own tensors where they were left, at first the shared ones; raises as the training."""
-        own = _own(train, mu=self.mu)
+        own = own_training(train, mu=self.mu)
         return (own, own.init(job, clients, mine_C or None)), shared
 
     def step(

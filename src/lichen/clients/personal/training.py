@@ -11,11 +11,12 @@ Legend: C clients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, final
 
 from torch import Tensor
 
+from lichen.clients.training.gradient_steps import Proximal
 from lichen.clients.training.train import Train
 from lichen.core import tree as trees
 from lichen.core.contracts.client import ClientWork
@@ -26,9 +27,21 @@ from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.core.wrapping import innermost
 
-__all__ = ["Personal", "PersonalMethod", "PersonalTraining"]
+__all__ = ["Personal", "PersonalMethod", "PersonalTraining", "own_training"]
 
 _MINE = "mine/"
+
+
+def own_training(train: Train, *, mu: float = 0.0) -> Train:
+    """A client's training of tensors that are its own, with the steps of the shared one.
+
+    Args:
+        train: The shared one.
+        mu: A pull towards the shared tensors, in the place of the shared training's.
+    """
+    steps = tuple(step for step in train.gradient_steps if not isinstance(step, Proximal))
+    pull = (Proximal(mu),) if mu else ()
+    return replace(train, personal=True, freeze_schedule=(), local_params=(), gradient_steps=(*steps, *pull))
 
 
 class PersonalMethod(Protocol):

@@ -28,6 +28,7 @@ from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.sides.attack import refuse_truth
 from lichen.recipes.assemble.sides.canaries import Canaries, canaries_of
 from lichen.recipes.assemble.sides.clients import ClientSide, declared
+from lichen.recipes.assemble.sides.personal import refuse_personal
 from lichen.recipes.assemble.sides.poison import poison_of
 from lichen.recipes.assemble.sides.server import capacity_from
 from lichen.recipes.assemble.workload import refuse_warmup
@@ -197,6 +198,7 @@ def open_recipe(
     repair = make(repairs(recipe)) if recipe.federation.repair is not None else None
     experiment = experiment.with_server(roster=roster, capacity=capacity, labelled=labelled, repair=repair)
     refuse_warmup(experiment.server)
+    refuse_personal(experiment.server)
     refuse_truth(experiment.server)
     experiment = experiment.with_rows(poison=poison_of(experiment.server, train, tokenizer, words, make=make))
     return LoadedExperiment(

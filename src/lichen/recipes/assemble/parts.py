@@ -46,7 +46,7 @@ from lichen.recipes.assemble.sides.attack import lying
 from lichen.recipes.assemble.sides.clients import Auxiliary, Secret
 from lichen.recipes.assemble.sides.masks import masked, masked_scores
 from lichen.recipes.assemble.sides.noise_share import noise_share
-from lichen.recipes.assemble.sides.personal import judging, keeps_own, stages_of, with_personal
+from lichen.recipes.assemble.sides.personal import judging, keeps_own, norms_of, stages_of, with_personal
 from lichen.recipes.assemble.sides.poison import poisoned
 from lichen.recipes.assemble.sides.row_privacy import hides_rows, private_source, private_steps
 from lichen.recipes.assemble.sides.server import ServerSide, at_work, participants
@@ -95,9 +95,10 @@ def works_of(
         secret: What hides their rows, where they train.
     """
     model, personal = server.model, bool(local_params_of(server.recipe))
+    own = personal or bool(norms_of(server.recipe))
     out: dict[str, ClientWork | Dialogue] = {
         "roster": Declare(server.roster),
-        "valid": judged(server, Evaluate(model, personal=personal)),
+        "valid": judged(server, Evaluate(model, personal=own)),
         "test": Evaluate(model, personal=personal),
         "alone.valid": KeepBest(model),
         "alone.chosen": Evaluate(model, personal=True, use_best=True),
@@ -214,7 +215,7 @@ def trainer(server: ServerSide, lr: float, *, personal: bool = False) -> Train:
         weigh_by="one" if recipe.federation.weighting == "uniform" else "examples",
         personal=personal,
         freeze_schedule=() if personal else freeze_schedule_of(server),
-        local_params=() if personal else local_params_of(recipe),
+        local_params=() if personal else (*local_params_of(recipe), *norms_of(recipe)),
     )
 
 

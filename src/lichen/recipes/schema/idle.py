@@ -333,7 +333,13 @@ READS: tuple[Read, ...] = (
     *_of_words(
         "personal",
         "personal.kind",
-        {"finetune": ("steps",), "ditto": ("mu",)},
+        {
+            "finetune": ("steps",),
+            "ditto": ("mu",),
+            "apfl": ("alpha", "alpha_rate"),
+            "fedala": ("layers", "start_steps", "start_rate"),
+            "norms": (),
+        },
         _optional("personal", "kind"),
     ),
     # What it is held against.

@@ -22,6 +22,7 @@ from lichen.recipes.assemble.aggregation import scaling_of
 from lichen.recipes.assemble.loaded_model import load_model
 from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.sides.clients import TOKENS
+from lichen.recipes.assemble.sides.personal import refuse_personal
 from lichen.recipes.assemble.sides.server import ServerSide, capacity_from
 from lichen.recipes.assemble.workload import refuse_warmup
 from lichen.recipes.rows.prepare import encode
@@ -98,6 +99,7 @@ def open_server(
         capacity=capacity_from(roster, scaling=scaling_of(recipe.model.adapter)),
     )
     refuse_warmup(server)
+    refuse_personal(server)
     return LoadedServer(server=server, foundation=loaded.foundation, tokenizer=loaded.tokenizer)
 
 

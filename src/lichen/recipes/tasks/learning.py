@@ -46,7 +46,7 @@ from lichen.recipes.assemble.parts import (
     trainer,
 )
 from lichen.recipes.assemble.run_folder import RunFolder
-from lichen.recipes.assemble.sides.personal import method_of
+from lichen.recipes.assemble.sides.personal import trains_own
 from lichen.recipes.assemble.sides.privacy import PrivateRounds, private_rounds
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.sides.summed_scores import SUMMED_TEST
@@ -323,7 +323,7 @@ def federated_column(
     # What stayed at home in the best round lies beside what is newest, under that round's version.
     version = best.best_round if local else 0
     if server.repair is None:
-        personal = own() if scores == "each" and method_of(recipe) is not None else None
+        personal = own() if scores == "each" and trains_own(recipe) else None
         return replace(column(name, shared), personal=personal)
     before = column(f"{name}.unrepaired", shared)
     return replace(column(name, repaired(server, folder, shared, lr=lr, name=name)), unrepaired=before)

@@ -30,6 +30,7 @@ from lichen.recipes.assemble.column import local_engine
 from lichen.recipes.assemble.experiment import lr_name, values_N
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import tensors_of
+from lichen.recipes.assemble.sides.personal import norms_of
 from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.learning import HISTORY, federate, scored
@@ -115,11 +116,11 @@ def _refuse(recipe: Recipe, folder: Path) -> None:
             where=str(folder),
             fix="replay a run without federation.repair",
         )
-    if local_params_of(recipe):
+    if local_params_of(recipe) or norms_of(recipe):
         raise LichenError(
-            f"with {recipe.rule} a part of the model never left its client",
+            "a part of the model never left its client",
             where=str(folder),
-            fix="replay a run of another rule",
+            fix="replay a run of another federation.aggregate or personal.kind",
         )
 
 

@@ -12,6 +12,10 @@ from lichen.recipes.schema.features.feature import NO_LATE, Clash, Feature, of_s
 __all__ = ["PERSONAL"]
 
 
+def _kind(*kinds: str) -> Callable[[Any], bool]:
+    return lambda recipe: recipe.personal is not None and recipe.personal.kind in kinds
+
+
 def _in_rounds(recipe: Any) -> bool:
     """Whether clients train their own tensors beside the shared ones, in every round."""
     return recipe.personal is not None and recipe.personal.kind != "finetune"
@@ -33,9 +37,14 @@ PERSONAL: tuple[Feature, ...] = (
         Need(
             Property.PLAIN_TRAINING, "own tensors are trained by SGD or AdamW, and {who} does more", "use adamw or sgd"
         ),
-        summary="a model for each client beside the shared one: steps from it (finetune), or one that is pulled to it "
-        "(Ditto)",
-        papers=(Paper(short="Li et al. ICML 2021", url="https://arxiv.org/abs/2012.04221"),),
+        summary="a model for each client beside the shared one: steps from it (finetune), Ditto, APFL, FedALA, FedBN",
+        papers=(
+            Paper(short="Yu et al. 2020", url="https://arxiv.org/abs/2002.04758"),
+            Paper(short="Li et al. ICML 2021", url="https://arxiv.org/abs/2012.04221"),
+            Paper(short="Deng et al. 2020", url="https://arxiv.org/abs/2003.13461"),
+            Paper(short="Zhang et al. AAAI 2023", url="https://arxiv.org/abs/2212.01197"),
+            Paper(short="Li et al. ICLR 2021", url="https://arxiv.org/abs/2102.07623"),
+        ),
         clashes=(
             *(
                 _clash(key, _set(key), "own models were not tried beside it")
@@ -86,6 +95,36 @@ PERSONAL: tuple[Feature, ...] = (
                 lambda r: r.aggregation.patch is not None,
                 "the frozen layers move with the shared model, and own tensors would no longer fit them",
                 "use fedit or mean, or personal.kind: finetune",
+            ),
+        ),
+    ),
+    of_shared_model(
+        "personal.kind",
+        _kind("apfl", "fedala"),
+        lacks=frozenset({Property.ACCUMULATION}),
+        clashes=(
+            _clash(
+                "federation.keep_optimizer",
+                lambda r: r.federation.keep_optimizer,
+                "a DiLoCo worker is somewhere else than where its round began",
+                "use personal.kind: ditto or finetune",
+            ),
+        ),
+    ),
+    of_shared_model(
+        "personal.kind",
+        _kind("norms"),
+        Need(Property.PERSONAL_TENSORS, "clients keep norms, and with {who} they keep nothing", "remove it"),
+        clashes=(
+            _clash(
+                "value",
+                lambda r: r.value is not None,
+                "a part of the model never leaves its client, and no coalition can be judged without it",
+            ),
+            _clash(
+                "audit.canaries",
+                lambda r: r.audit is not None,
+                "an audit asks one model, of which a part never leaves its client here",
             ),
         ),
     ),

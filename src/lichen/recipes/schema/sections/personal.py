@@ -9,19 +9,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from lichen.recipes.schema.model import Section
+from lichen.recipes.schema.model import Positive, Section
 
 __all__ = ["PersonalConfig"]
-
-PersonalKind = Literal["finetune", "ditto"]
 
 
 class PersonalConfig(Section):
     """Each client ends with a model of its own: the column `personal`, beside that of the shared model."""
 
-    kind: PersonalKind = Field(
+    kind: Literal["finetune", "ditto", "apfl", "fedala", "norms"] = Field(
         description="`finetune`: own steps from the best shared model, after the rounds; `ditto`: an own model beside "
-        "the shared one in every round, which is pulled towards it",
+        "the shared one in every round, which is pulled towards it; `apfl`: a mixture of own and shared tensors, its "
+        "weight learned; `fedala`: each round starts between the client's last model and the shared one, number by "
+        "number as is learned; `norms`: norms and biases stay with their client (FedBN)",
     )
     steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(16,),
@@ -30,6 +30,12 @@ class PersonalConfig(Section):
         "best on its validation rows",
     )
     mu: float = Field(default=0.1, ge=0, description="ditto: how strong the pull is; 0: none, as in training alone")
+
+    alpha: float = Field(default=0.5, ge=0, le=1, description="apfl: the own tensors' weight in the mixture at first")
+    alpha_rate: float = Field(default=0.1, ge=0, description="apfl: the weight's learning rate; 0: it stays")
+    layers: Positive = Field(default=1, description="fedala: top layers whose start is learned")
+    start_steps: Positive = Field(default=8, description="fedala: steps that learn a round's start")
+    start_rate: float = Field(default=1.0, ge=0, description="fedala: their learning rate; 0: the shared model")
 
     @field_validator("steps", mode="after")
     @classmethod
