@@ -1,4 +1,4 @@
-"""The command line: list, fetch, init, card, plan, run, compare, try, report, export, verify, audit, cache, and more.
+"""The command line: list, fetch, init, card, plan, run, compare, try, report, export, verify, pay, audit, and more.
 
 Nothing heavy is imported until a command needs it, so that ``lichen --help`` answers at once. Results
 go to standard output, everything else to standard error. Exit codes: 0 done, 1 a fault of lichen
@@ -23,6 +23,7 @@ from lichen.cli_compare import compare_command
 from lichen.cli_federation import federation_app
 from lichen.cli_init import init_command
 from lichen.cli_look import export_command, fetch_command, list_command, report_command, try_command
+from lichen.cli_pay import pay_command
 from lichen.cli_run import node_command, plan_command, rank_command, run_command
 from lichen.cli_serve import join_command, serve_command, status_command, stop_command, submit_command
 from lichen.cli_verify import verify_command
@@ -52,6 +53,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "report": report_command,
     "export": export_command,
     "verify": verify_command,
+    "pay": pay_command,
     "audit": audit_command,
     "cache": cache_command,
     "serve": serve_command,

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lichen.core.contracts.algorithm import Report
 from lichen.core.errors import LichenError
-from lichen.present.charts import charts
+from lichen.present.charts import canvas
 from lichen.present.charts.charts import clients_png, curves_png
 from lichen.present.progress import Progress, event_text
 from lichen.present.report import compare_table, summary_table
@@ -178,8 +178,8 @@ def test_units_at_their_edges(text: str, expected: str) -> None:
 def labels(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Figures as they are saved, to look at what they hold."""
     kept: list[Any] = []
-    save = charts._save
-    monkeypatch.setattr(charts, "_save", lambda figure, path: (kept.append(figure), save(figure, path))[1])
+    painted = canvas._painted
+    monkeypatch.setattr(canvas, "_painted", lambda figure: (kept.append(figure), painted(figure))[1])
     return kept
 
 

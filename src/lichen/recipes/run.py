@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -21,13 +21,14 @@ from lichen.core import private
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.lock import one_process
-from lichen.core.files.manifest import MANIFEST, files_in, seal
+from lichen.core.files.manifest import MANIFEST, files_in
 from lichen.core.files.record import SIGNED, Signer
 from lichen.core.machine import machine_fault
 from lichen.engines.node import serve_frames
 from lichen.engines.ranks import Ranks, connect, is_rank
 from lichen.models.loading.load import slow_dtype
 from lichen.present.charts.charts import clients_png, curves_png
+from lichen.present.charts.contributions import contributions_png
 from lichen.present.clients import clients_csv, read_clients
 from lichen.present.measured.energy import Meter, counters
 from lichen.present.measured.peak_memory import peak_memory_bytes
@@ -35,13 +36,15 @@ from lichen.present.report import compare_table, summary_table
 from lichen.present.summary import read_summary
 from lichen.present.table import table_text
 from lichen.present.trace import Event, Trace
+from lichen.recipes.artifacts.contributions import contributions_of
 from lichen.recipes.artifacts.former_names import adopt_run
 from lichen.recipes.artifacts.model_card import write_adapter_card
 from lichen.recipes.artifacts.more_rounds import give_more_rounds
 from lichen.recipes.artifacts.moved_inputs import move
-from lichen.recipes.artifacts.record import end_record
+from lichen.recipes.artifacts.record import end_record, seal_run
 from lichen.recipes.artifacts.use import Talker, export, talk
-from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.artifacts.verify import PAYOUT
+from lichen.recipes.assemble.run_folder import LOCK, RunFolder
 from lichen.recipes.launch import launch, require_processes, telling
 from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
@@ -55,8 +58,6 @@ from lichen.recipes.tasks.server_alone import run_server_alone
 from lichen.tasks.registry import task_of
 
 __all__ = ["Result", "RunReport", "Talker", "export", "replay", "report", "run", "run_node", "run_rank", "talk"]
-
-LOCK = "state/lock"
 
 
 @final
@@ -250,7 +251,7 @@ def _go(
     """Run a recipe as one of the ranks; the first one writes. ``alone`` runs it without rows in this process."""
     folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe), ranks=ranks, say=say)
     trace = Trace(path)
-    for file in (MANIFEST, SIGNED):
+    for file in (MANIFEST, SIGNED, PAYOUT):
         (path / file).unlink(missing_ok=True)  # they are written last, when all that they name is whole
 
     def watch(event: Event) -> None:
@@ -272,6 +273,10 @@ def _go(
     memory = sum(int(peak) for peak in ranks.exchange(str(peak_memory_bytes()).encode(), about="memory"))
     if not ranks.first:
         return
+    contributions = contributions_of(recipe, path, result.columns["federated"], result.clients)
+    if contributions is not None:
+        result = replace(result, extra={**result.extra, **contributions.summary()})
+        contributions.write(path)
     summary = summarise(recipe, folder, result, memory, joules)
     for failure in summary["failures"]:
         say(f"NOTHING LEARNED: {failure}")
@@ -280,13 +285,16 @@ def _go(
     curves_png(path)
     higher = summary["higher_is_better"]
     rows = who_gained(result, higher)
+    if contributions is not None:
+        totals = contributions.totals
+        rows = [{**row, "contribution": total} for row, total in zip(rows, totals, strict=True)]
+        contributions_png(path, result.clients, totals, str(summary["extra"]["value"]))
     write_atomic(path / "clients.csv", clients_csv(rows).encode("utf-8", "backslashreplace"))
     named = [{**row, "name": row["client"]} for row in rows]
     clients_png(path, named, metric=summary["metric"], higher_is_better=higher)
     folder.end()
     end_record(path, folder.record, recipe, signer)
-    own = files_in(path, but=("state/", "merged/", "crash.txt", "adapter/README.md", "."))
-    seal(path, MANIFEST, [*own, *(name for name in ("state/final.safetensors",) if (path / name).exists())])
+    seal_run(path)
 
 
 def run_node(recipe: Path, state: Path, data: Path | None = None) -> None:

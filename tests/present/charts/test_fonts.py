@@ -22,13 +22,13 @@ NAMES = ["东京病院", "مستشفى", "🏥 clinic", "Zürich", "बैंक
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     kept: list[Figure] = []
-    make = charts._figure
+    make = charts.figure_of
 
     def figure(width: float, height: float) -> Figure:
         kept.append(make(width, height))
         return kept[-1]
 
-    monkeypatch.setattr(charts, "_figure", figure)
+    monkeypatch.setattr(charts, "figure_of", figure)
     return kept
 
 

@@ -9,6 +9,7 @@ kind        what the line holds
             contributed
 ``end``     the digest of every file of the finished run, the public key that signs, and how much a
             content filter found
+``payout``  after the end: the budget, what it went by, each client's cents, the digest of ``payout.csv``
 ==========  ==================================================================================================
 """
 

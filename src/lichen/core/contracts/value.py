@@ -10,8 +10,7 @@ from typing import Any, final
 __all__ = ["RoundValue", "Utility"]
 
 Utility = Callable[[frozenset[int]], float]
-"""The utility v(S) of a coalition S: the model that the server would have with the messages of these clients alone, as
-minus its loss."""
+"""The utility v(S) of a coalition S: minus the loss of the model that these clients' messages alone would have made."""
 
 
 @final

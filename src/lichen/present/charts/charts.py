@@ -11,22 +11,20 @@ References:
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lichen.core.files.durable import write_atomic
+from lichen.present.charts.canvas import GREY, figure_of, plain, quiet, run_name, save_png, title_of
 from lichen.present.charts.fonts import drawable, drawing
 from lichen.present.column_names import column_title
 from lichen.present.summary import share_gaining, stronger_alone
 from lichen.present.trace import Event, lr_name, read_trace
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    pass
 
 __all__ = ["clients_png", "curves_png"]
 
@@ -37,56 +35,9 @@ _COLUMN_COLOURS = {
 }
 _MORE_COLOURS = ("#CC79A7", "#56B4E9", "#B39B00", "#D55E00")
 _DASHES = ("-", "--", ":", "-.")
-_GREY = "#555555"
 _BEST_ROUND = "the round that was kept"
 _NAMED_ROWS = 60
 """Rows up to which every client's name is legible."""
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _quiet(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#BBBBBB")
-    axes.tick_params(colors=_GREY, labelsize=9)
-    axes.grid(True, color="#EEEEEE", linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    data = io.BytesIO()
-    # No software name and no date: equal data give equal bytes.
-    figure.savefig(data, format="png", metadata={"Software": None})
-    write_atomic(path, data.getvalue())
-    return path
-
-
-def _plain(text: str) -> str:
-    """Text as it stands: matplotlib would read dollar signs as mathematics."""
-    return text.replace("$", r"\$")
-
-
-def _run_name(folder: Path) -> str:
-    """How the run is called: by its summary if it is finished, else by its recipe, else by its folder."""
-    import yaml
-
-    found: Any = {}
-    try:
-        if (folder / "summary.json").is_file():
-            found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        elif (folder / "recipe.yaml").is_file():
-            found = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        found = {}
-    found = found if isinstance(found, dict) else {}
-    return str(found.get("name") or folder.resolve().name)
 
 
 def _series(events: Sequence[Event], metric: str) -> dict[tuple[str, str], tuple[list[int], list[float]]]:
@@ -125,7 +76,7 @@ def curves_png(folder: Path) -> Path | None:
     ]
     if not panels:
         return None
-    with drawing([_run_name(folder)]):
+    with drawing([run_name(folder)]):
         return _curves(folder, events, panels)
 
 
@@ -141,7 +92,7 @@ def _curves(
     more = [column for column in columns if column not in _COLUMN_COLOURS]
     colours = {**_COLUMN_COLOURS, **{c: _MORE_COLOURS[i % len(_MORE_COLOURS)] for i, c in enumerate(more)}}
     grids = {c: list(dict.fromkeys(e.grid for e in events if e.column == c)) for c in columns}
-    figure = _figure(5.4 * len(panels) + 0.6, 4.4)
+    figure = figure_of(5.4 * len(panels) + 0.6, 4.4)
     for place, (series, label) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), place + 1)
         for (column, grid), (rounds, values) in series.items():
@@ -153,7 +104,7 @@ def _curves(
                 marker="o",
                 markersize=8 if len(rounds) == 1 else 3.5 if len(rounds) <= 40 else 0,
                 linewidth=1.8,
-                label=_plain(f"{column_title(column)}  {grid}".strip()),
+                label=plain(f"{column_title(column)}  {grid}".strip()),
             )
             if len(rounds) == 1:  # a curve of one point is that point, and what it is
                 axes.annotate(
@@ -175,10 +126,10 @@ def _curves(
                     zorder=5,
                     label=_BEST_ROUND,
                 )
-        axes.set_xlabel("round", color=_GREY)
-        axes.set_ylabel(_plain(label), color=_GREY)
+        axes.set_xlabel("round", color=GREY)
+        axes.set_ylabel(plain(label), color=GREY)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _quiet(axes)
+        quiet(axes)
     handles = {h.get_label(): h for axes in figure.axes for h in axes.get_legend_handles_labels()[0]}
     figure.legend(
         handles=list(handles.values()),
@@ -187,8 +138,8 @@ def _curves(
         frameon=False,
         fontsize=9,
     )
-    figure.suptitle(_plain(_title(folder)), fontsize=13, fontweight="bold")
-    return _save(figure, folder / "curves.png")
+    figure.suptitle(plain(title_of(folder)), fontsize=13, fontweight="bold")
+    return save_png(figure, folder / "curves.png")
 
 
 def _best_rounds(folder: Path) -> dict[tuple[str, str], int]:
@@ -201,12 +152,6 @@ def _best_rounds(folder: Path) -> dict[tuple[str, str], int]:
         return {(name, lr_name(summary["extra"][f"lr.{name}"])): at for name, at in best_rounds.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def _title(folder: Path) -> str:
-    """The run's name, or what can be drawn in its place."""
-    names = (_run_name(folder), folder.resolve().name)
-    return next((name for name in names if drawable(name)), "run")
 
 
 def _number(client: Mapping[str, Any], key: str) -> float:
@@ -243,7 +188,7 @@ def clients_png(folder: Path, clients: Sequence[Mapping[str, Any]], metric: str,
     if not pairs:
         return None
     pairs.sort(key=lambda pair: (pair[0], pair[1]))
-    with drawing([_run_name(folder), *(name for _, name, _ in pairs[:_NAMED_ROWS])]):
+    with drawing([run_name(folder), *(name for _, name, _ in pairs[:_NAMED_ROWS])]):
         return _clients(folder, pairs, against, metric, higher_is_better)
 
 
@@ -258,7 +203,7 @@ def _clients(
     base = [_number(c, "base") for *_, c in pairs]
     named = len(pairs) <= _NAMED_ROWS
     row_inches = 0.24 if named else max(0.02, 9.0 / len(pairs))
-    figure = _figure(7.6, max(3.2, 1.9 + row_inches * len(pairs)))
+    figure = figure_of(7.6, max(3.2, 1.9 + row_inches * len(pairs)))
     axes = figure.add_subplot()
     dot = 34.0 if named else max(5.0, 1600.0 / len(pairs))
     rows = list(range(len(pairs)))
@@ -273,13 +218,13 @@ def _clients(
             (name if len(name) <= 20 else f"{name[:18]}…") if drawable(name) else f"client {c['line']}"
             for _, name, c in pairs
         ]
-        axes.set_yticks(rows, [_plain(name) for name in names])
+        axes.set_yticks(rows, [plain(name) for name in names])
     else:
         axes.set_yticks([])
-        axes.set_ylabel(f"{len(pairs)} clients, sorted by gain", color=_GREY)
+        axes.set_ylabel(f"{len(pairs)} clients, sorted by gain", color=GREY)
     axes.set_ylim(-0.8, len(pairs) - 0.2)
-    axes.set_xlabel(_plain(f"{metric} ({'higher' if higher_is_better else 'lower'} is better)"), color=_GREY)
-    _quiet(axes)
+    axes.set_xlabel(plain(f"{metric} ({'higher' if higher_is_better else 'lower'} is better)"), color=GREY)
+    quiet(axes)
     axes.grid(False, axis="y")
     share = share_gaining(alone, federated, higher_is_better)
     caption = (
@@ -287,6 +232,6 @@ def _clients(
     )
     if named and not all(drawable(name) for _, name, _ in pairs):
         caption += "\nclient N: the Nth name in clients.csv, which no installed font can draw"
-    figure.suptitle(f"{_plain(_title(folder))}\n{caption}", fontsize=12, fontweight="bold")
+    figure.suptitle(f"{plain(title_of(folder))}\n{caption}", fontsize=12, fontweight="bold")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    return _save(figure, folder / "clients.png")
+    return save_png(figure, folder / "clients.png")

@@ -6,14 +6,15 @@ from pathlib import Path
 
 from lichen.core.collecting.run_record import beginning, ending, inputs_digests
 from lichen.core.files.durable import write_atomic
-from lichen.core.files.manifest import sha256_of
+from lichen.core.files.manifest import MANIFEST as SEAL
+from lichen.core.files.manifest import files_in, seal, sha256_of
 from lichen.core.files.record import FORMAT, SIGNED, Record, Signer, signed
 from lichen.data.sources.catalog import CATALOG
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.verify import KEY, MANIFEST, handed_on
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["end_record"]
+__all__ = ["end_record", "seal_run"]
 
 
 def end_record(run: Path, record: Record, recipe: Recipe, signer: Signer | None = None) -> None:
@@ -46,3 +47,9 @@ def end_record(run: Path, record: Record, recipe: Recipe, signer: Signer | None 
             "record": record.head,
         }
         write_atomic(adapter / MANIFEST, signed(body, signer), shared=True)
+
+
+def seal_run(run: Path) -> None:
+    """Write down the digests of a finished run's own files, last of all."""
+    own = files_in(run, but=("state/", "merged/", "crash.txt", "adapter/README.md", SEAL, "."))
+    seal(run, SEAL, [*own, *(name for name in ("state/final.safetensors",) if (run / name).exists())])

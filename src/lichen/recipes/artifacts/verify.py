@@ -6,20 +6,26 @@ is not: see :data:`UNPROVEN`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from lichen.core.contracts.value import RoundValue
 from lichen.core.errors import LichenError
 from lichen.core.files.manifest import files_in, sha256_of
-from lichen.core.files.record import RECORD, SIGNED, chain, public_key, recorded_files, require_signed
+from lichen.core.files.record import RECORD, SIGNED, canonical, chain, public_key, recorded_files, require_signed
 from lichen.core.visible import visible
+from lichen.recipes.artifacts.contributions import CONTRIBUTIONS, read_contributions
 
-__all__ = ["KEY", "MANIFEST", "handed_on", "verify"]
+__all__ = ["KEY", "MANIFEST", "PAYOUT", "handed_on", "verify"]
 
 MANIFEST = "MANIFEST.json"
 """Beside an adapter: its files, its base and the record it came from, signed."""
+
+PAYOUT = "payout.csv"
+"""What each client was paid."""
 
 KEY = Path("state", "record.key")
 """The private key of a run."""
@@ -45,6 +51,8 @@ class Verified:
         lines: Of the record; 0 for an adapter by itself.
         rounds: Rounds on record.
         messages: Messages that counted in them.
+        values: Values of clients in rounds, each as the record has it.
+        payouts: Times that the clients were paid.
         files: Files that are as they were recorded.
         others: Files that no record names.
         unproven: What does not follow from it.
@@ -55,6 +63,8 @@ class Verified:
     lines: int = 0
     rounds: int = 0
     messages: int = 0
+    values: int = 0
+    payouts: int = 0
     files: int = 0
     others: tuple[str, ...] = ()
     unproven: tuple[str, ...] = UNPROVEN
@@ -65,6 +75,10 @@ class Verified:
         if self.lines:
             counts = f"{self.lines} lines, {self.rounds} rounds, {self.messages} messages that counted"
             lines.insert(0, f"record    {counts}: whole, in order")
+        if self.values:
+            lines.append(f"values    {self.values} of clients in rounds: {CONTRIBUTIONS} has those on record")
+        if self.payouts:
+            lines.append(f"payouts   {self.payouts}: {PAYOUT} is the last on record")
         if self.key:
             lines.append(f"files     {self.files}, each as it was when it was signed")
         return "\n".join([*lines, *(f"unproven  {one}" for one in self.unproven)])
@@ -108,7 +122,9 @@ def _verify_run(run: Path, key: str | None) -> Verified:
     messages = sum(len(line["counted"]) for line in rounds)
     if lines[0].get("kind") != "begin":
         raise LichenError("is no beginning", where=f"{run / RECORD}, line 1", fix=_PUT_BACK)
-    if not (run / SIGNED).exists() and lines[-1].get("kind") != "end":
+    last = next((at for at, line in enumerate(lines) if line.get("kind") == "end"), len(lines) - 1)
+    end, payouts = lines[last], lines[last + 1 :]
+    if not (run / SIGNED).exists() and end.get("kind") != "end":
         if key is not None:
             raise LichenError("is not finished, and not signed yet", where=str(run), fix="verify it when it is")
         unsigned = ("anything: the run is not finished, and nothing is signed yet", *UNPROVEN)
@@ -118,10 +134,14 @@ def _verify_run(run: Path, key: str | None) -> Verified:
         raise LichenError(
             f"is not the record of {about['lines']} lines that was signed", where=str(run / RECORD), fix=_PUT_BACK
         )
-    _require_signer(run, about, lines[-1])
-    names = _files(run / RECORD, lines[-1])
+    _require_signer(run, about, end)
+    names = _files(run / RECORD, end)
     for name, digest in names.items():
+        _require(run, name, digest, f"{run / RECORD}, line {last + 1}")
+    for name, digest in _files(run / RECORD, payouts[-1]).items() if payouts else ():
         _require(run, name, digest, f"{run / RECORD}, line {len(lines)}")
+        names[name] = digest
+    values = _require_values(run, rounds)
     for number, state in _last_states(lines):
         column = run / "state" / lines[number - 1]["column"] / "server.safetensors"
         if column.exists() and sha256_of(column)[:32] != state:
@@ -129,7 +149,7 @@ def _verify_run(run: Path, key: str | None) -> Verified:
     files = len(names)
     if (run / "adapter" / MANIFEST).exists():
         body = require_signed(run / "adapter" / MANIFEST, about["public_key"])
-        if body["record"] != head or _federation(body) != _federation(about):
+        if body["record"] != hashlib.sha256(canonical(end)).hexdigest() or _federation(body) != _federation(about):
             raise LichenError("is of another run", where=str(run / "adapter" / MANIFEST), fix=_PUT_BACK)
         files += 1
     elif (run / "adapter").is_dir():
@@ -141,9 +161,29 @@ def _verify_run(run: Path, key: str | None) -> Verified:
         lines=len(lines),
         rounds=len(rounds),
         messages=messages,
+        values=values,
+        payouts=len(payouts),
         files=files,
         others=others,
     )
+
+
+def _require_values(run: Path, rounds: Iterable[Mapping[str, Any]]) -> int:
+    """How many values of clients the record has; those of the column that was kept stand in their file as well."""
+    if not any("value" in line for line in rounds):
+        return 0
+    found = read_contributions(run)
+    try:
+        recorded = {
+            int(line["round"]): RoundValue.load(line["value"])
+            for line in rounds
+            if line["column"] == found.column and "value" in line
+        }
+    except (KeyError, TypeError, ValueError):
+        raise LichenError("has a value that cannot be read", where=str(run / RECORD), fix=_PUT_BACK) from None
+    if recorded != dict(found.rounds):
+        raise LichenError("has other values than the record", where=str(run / CONTRIBUTIONS), fix=_PUT_BACK)
+    return sum(len(one.value) for one in recorded.values())
 
 
 def _federation(body: Mapping[str, Any]) -> str:

@@ -43,7 +43,10 @@ from lichen.engines.ranks import Ranks
 from lichen.present.trace import Event, event_line, read_trace
 from lichen.recipes.rows.checked_cards import Cards
 
-__all__ = ["RunFolder", "save_roster"]
+__all__ = ["LOCK", "RunFolder", "save_roster"]
+
+LOCK = "state/lock"
+"""Held by whoever works on a run."""
 
 
 @final

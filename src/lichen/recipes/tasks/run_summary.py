@@ -89,7 +89,7 @@ def summarise(
         "seed": recipe.seed,
         "versions": _versions(),
         "recipe_sha256": recipe_sha256(recipe),
-        "extra": {**chosen, **_some_failed(rates), **result.extra, **_reached(recipe, rounds)},
+        "extra": {**chosen, **_some_failed(rates), **result.extra, **_valuing(rounds), **_reached(recipe, rounds)},
     }
     return check_summary(summary)
 
@@ -118,6 +118,12 @@ def _failures(result: TaskResult, rates: Mapping[str, tuple[Sequence[str], Seque
 def _some_failed(rates: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, str]:
     """Learning rates that failed beside others that did not."""
     return {f"lr.{name}.failed": ", ".join(failed) for name, (failed, others) in rates.items() if failed and others}
+
+
+def _valuing(rounds: Sequence[Report]) -> dict[str, float]:
+    """Seconds that rounds took to be valued, where any were."""
+    seconds = [report.metrics["value_seconds"] for report in rounds if "value_seconds" in report.metrics]
+    return {"value.seconds": sum(seconds)} if seconds else {}
 
 
 def _reached(recipe: Recipe, rounds: Sequence[Report]) -> dict[str, float | str | None]:
