@@ -5,8 +5,8 @@ kind        what the line holds
 ==========  ==================================================================================================
 ``begin``   digests of recipe, roster, data cards and inputs, and the versions that the run began with
 ``round``   who was asked, each message that counted by client, version, weight and digest, what was refused and why,
-            who was missing, and the digest of the server's state after it; where clients were valued, what each
-            contributed
+            who was missing, the digest of the server's state after it, and what each client contributed, where
+            that was asked
 ``end``     the digest of every file of the finished run, the public key that signs, and how much a
             content filter found
 ``payout``  after the end: the budget, what it went by, each client's cents, the digest of ``payout.csv``
