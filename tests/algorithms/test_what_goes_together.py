@@ -16,7 +16,7 @@ from lichen.recipes.assemble.parts import schedule_of, transforms_of
 from lichen.recipes.schema.read import read_recipe
 from lichen.server.allow_empty import AllowEmpty
 from lichen.server.by_name import by_name
-from lichen.server.fair import QFFL
+from lichen.server.fairness.qffl import QFFL
 from lichen.server.lowrank.fedsvd import FedSVD
 from lichen.server.lowrank.lowrank import FedEx, FedIT
 from lichen.server.lowrank.stacking import FLoRA

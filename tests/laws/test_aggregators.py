@@ -27,7 +27,9 @@ from lichen.research.pate.pate import NoisyMax
 from lichen.server.allow_empty import AllowEmpty
 from lichen.server.by_name import by_name
 from lichen.server.evolution import Evolution
-from lichen.server.fair import QFFL, MinMax
+from lichen.server.fairness.minmax import MinMax
+from lichen.server.fairness.qffl import QFFL
+from lichen.server.fairness.tilted import TiltedMean
 from lichen.server.knowledge.ensemble import Ensemble
 from lichen.server.knowledge.votes import Votes
 from lichen.server.kseed import SeedSums
@@ -193,6 +195,7 @@ FAMILY = {
     "ridge": (Ridge(0.5), statistics),
     "qffl": (QFFL(2.0, lr=0.1), told_losses),
     "minmax": (MinMax(MIXTURE), told_losses),
+    "tilted": (TiltedMean(1.5, level=0.8), told_losses),
     "pate": (NoisyMax(3, sigma=2.0, seed=5), ballots),
     "pate-confident": (NoisyMax(3, sigma=0.5, seed=5, threshold=1.5, threshold_sigma=1.0), ballots),
     "lda": (Lda(0.3), statistics),

@@ -113,6 +113,7 @@ ROUNDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "minmax": {"federation": {"fair": "minmax"}},
     "qffl": {"federation": {"fair": "qffl"}},
+    "tilted": {"federation": {"fair": "tilted"}},
     "ranks": {"federation": {"ranks": [2, 1]}},
     "layers": {"federation": {"layer_groups": 2}},
     "drawn": {"federation": {"clients_per_round": 2, "sampling": "weighted"}},

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from lichen.algorithms.agnostic import AFL
 from lichen.algorithms.average import Average
+from lichen.algorithms.tilted import Tilted
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.clients.training.train import Train
@@ -32,7 +33,10 @@ from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
 from lichen.engines.local import LocalEngine
 from lichen.models.students.students import ImageMLP
-from lichen.server.fair import QFFL, MinMax, MixtureAscent, per_client_gain, simplex
+from lichen.server.fairness.gain import per_client_gain
+from lichen.server.fairness.minmax import MinMax, MixtureAscent, simplex
+from lichen.server.fairness.qffl import QFFL
+from lichen.server.fairness.tilted import LEVEL, LevelKeeper, TiltedMean
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Uniform
@@ -174,10 +178,11 @@ def test_fair_rules_raise_the_worst_client_and_a_killed_run_goes_on(tmp_path: Pa
         "mean": average,
         "minmax": AFL(average, rate=0.1),
         "qffl": replace(average, aggregator=QFFL(3.0, lr=0.5)),
+        "tilted": Tilted(average, tilt=2.0, weighting="uniform"),
     }.items():
         state = algorithm.init(Shared(model.init(0)))
         for r in range(25):
-            if name == "minmax" and r == 10:  # through a file and back
+            if name in ("minmax", "tilted") and r == 10:  # through a file and back
                 save_state(tmp_path / "server", state)
                 state = load_state(tmp_path / "server")
             state, report = algorithm.round(state, engine, 1000 + r)
@@ -185,10 +190,53 @@ def test_fair_rules_raise_the_worst_client_and_a_killed_run_goes_on(tmp_path: Pa
     worst = {name: float(loss.max()) for name, (loss, _) in ends.items()}
     assert worst["minmax"] < worst["mean"] - 0.1
     assert worst["qffl"] < worst["mean"] - 0.05
+    assert worst["tilted"] < worst["mean"] - 0.05
+    assert math.isfinite(float(ends["tilted"][1].optimizer[LEVEL]))
     mixture = ends["minmax"][1].optimizer["fair.mixture"]
     assert int(mixture.argmax()) == 5
     assert float(mixture[5]) > 0.3
     assert report.metrics["loss"] > 0
+
+
+@given(
+    losses=st.lists(st.floats(0.0, 6.0), min_size=1, max_size=8),
+    tilt=st.floats(0.1, 1.0),
+    levels=st.tuples(st.floats(0.5, 5.5), st.floats(0.5, 5.5)),
+)
+def test_a_tilted_mean_is_the_papers_from_any_level(
+    losses: list[float], tilt: float, levels: tuple[float, float]
+) -> None:
+    sent = _message(losses, [1.0 + c for c in range(len(losses))])
+    weights = [(1.0 + c) * math.exp(tilt * loss) for c, loss in enumerate(losses)]
+    shares = [weight / math.fsum(weights) for weight in weights]
+    tilted = math.log(math.fsum(weights) / math.fsum(sent.weight_C.tolist())) / tilt
+    for level in levels:
+        rule = TiltedMean(tilt, level=level, weighting="examples")
+        change, metrics = closed(rule, rule.add(rule.zero(), sent), SHARED)
+        for name in SHARED:
+            expected = sum(share * x.double() for share, x in zip(shares, sent.tensors[name], strict=True))
+            torch.testing.assert_close(change[name].double(), expected, rtol=1e-5, atol=1e-6)
+        assert float(change[LEVEL]) == pytest.approx(tilted, abs=1e-6) == metrics["tilted"]
+        assert metrics["mean"] == pytest.approx(
+            math.fsum((1.0 + c) * loss for c, loss in enumerate(losses)) / math.fsum(sent.weight_C.tolist()), abs=1e-6
+        )
+
+
+def test_without_a_level_a_tilted_mean_is_the_mean_and_nobody_counts_without_bound() -> None:
+    sent, mean = _message([0.3, 0.0, 5.0], [3.0, 2.0, 1.0]), Mean("examples")
+    change, metrics = closed(rule := TiltedMean(4.0, weighting="examples"), rule.add(rule.zero(), sent), SHARED)
+    level = change.pop(LEVEL)
+    assert digest(change) == digest(closed(mean, mean.add(mean.zero(), sent), SHARED)[0])
+    assert float(level) == pytest.approx((0.9 + 5.0) / 6) == metrics["mean"]
+    far = TiltedMean(100.0, level=0.3)
+    total = far.add(far.zero(), _message([0.3, 50.0]))
+    assert total.weight / 2**30 == pytest.approx(1 + 2**10)
+    keeper = LevelKeeper(ServerSGD())
+    state = keeper.init(Shared(SHARED))
+    assert math.isnan(float(state[LEVEL]))
+    new, after = keeper.update(Shared({**change, LEVEL: level}), state, Shared(SHARED))
+    assert after[LEVEL] == level
+    assert new.trainable.keys() == SHARED.keys()
 
 
 def test_who_gained() -> None:
@@ -209,7 +257,7 @@ def test_who_gained() -> None:
 
 def test_nonsense_is_refused() -> None:
     bare = replace(_message([1.0]), metrics={})
-    for rule in (QFFL(1.0, lr=0.1), MinMax((1.0,))):
+    for rule in (QFFL(1.0, lr=0.1), MinMax((1.0,)), TiltedMean(1.0)):
         with pytest.raises(LichenError, match="tell no loss"):
             rule.add(rule.zero(), bare)
         with pytest.raises(LichenError, match="not a finite number"):
@@ -225,5 +273,7 @@ def test_nonsense_is_refused() -> None:
             MinMax(wrong)
     with pytest.raises(LichenError, match=r"aggregator\.q"):
         QFFL(-1.0, lr=0.1)
+    with pytest.raises(LichenError, match=r"aggregator\.tilt"):
+        Tilted(Average.__new__(Average), tilt=0.0)
     with pytest.raises(LichenError, match=r"aggregator\.rate"):
         MixtureAscent(ServerSGD(), clients=2, rate=0.0)

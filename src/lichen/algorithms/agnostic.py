@@ -3,7 +3,7 @@
     min over w, max over λ in the simplex, of Σ λ_k F_k(w)
 
 Every round averages the clients' changes by λ and then lets λ climb their losses
-(:mod:`lichen.server.fair`). λ is part of the server optimizer's state, so a resumed run goes on with it.
+(:mod:`lichen.server.fairness.minmax`). λ is part of the server optimizer's state, so a resumed run goes on with it.
 
 References:
     Mehryar Mohri, Gary Sivek and Ananda Theertha Suresh. "Agnostic Federated Learning." ICML 2019.
@@ -19,7 +19,7 @@ from lichen.algorithms.average import Average
 from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.contracts.engine import Engine
 from lichen.core.wire.shared import Shared
-from lichen.server.fair import MinMax, MixtureAscent
+from lichen.server.fairness.minmax import MinMax, MixtureAscent
 
 __all__ = ["AFL"]
 

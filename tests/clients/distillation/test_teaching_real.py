@@ -42,7 +42,7 @@ from lichen.models.loading.load import load_encoder
 from lichen.models.students.students import ImageMLP, TextCNN, TwoLayerTransformer
 from lichen.recipes.rows.prepare import gather
 from lichen.recipes.schema.read import read_recipe
-from lichen.server.fair import per_client_gain
+from lichen.server.fairness.gain import per_client_gain
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.sampling import Uniform

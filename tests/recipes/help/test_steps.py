@@ -80,6 +80,7 @@ WAYS = {
     ],
     "minmax": ["federation.fair=minmax", "federation.weighting=examples"],
     "qffl": ["federation.fair=qffl"],
+    "tilted": ["federation.fair=tilted"],
     "ridge head": ["model.head=ridge"],
     "lda head": ["model.name=null", "model.student={kind: text-cnn, width: 8}", "model.head=lda"],
     "random weights": ["model.random=true"],

@@ -14,7 +14,7 @@ from lichen.models.adapters.layerwise import layerwise_schedule
 from lichen.recipes.assemble.sides.server import ServerSide, participants
 from lichen.recipes.schema.model import AdapterConfig
 from lichen.recipes.schema.recipe import Recipe
-from lichen.server.fair import QFFL
+from lichen.server.fairness.qffl import QFFL
 from lichen.server.private_mean import PrivateMean
 from lichen.server.robust.fltrust import FLTrust
 from lichen.server.robust.robust import Robust

@@ -220,12 +220,14 @@ class FederationConfig(Section):
         default=None,
         description="chat: after the rounds the server tunes the model on public safe pairs; none: it does not",
     )
-    fair: Literal["none", "minmax", "qffl"] = Field(
+    fair: Literal["none", "minmax", "qffl", "tilted"] = Field(
         default="none",
-        description="whose loss counts more: `minmax` the largest's (agnostic federated learning), `qffl` large ones",
+        description="whose loss counts more: `minmax` the largest's (agnostic federated learning), `qffl` large ones, by a "
+        "power, `tilted` by an exponential (TERM)",
     )
     fair_rate: float = Field(default=0.1, gt=0, description="minmax: how fast weights follow the losses")
     q: float = Field(default=1.0, ge=0, description="qffl: how much more; 0 is plain averaging")
+    tilt: float = Field(default=1.0, gt=0, description="tilted: how much more; towards 0 it is plain averaging")
     keep_optimizer: bool = Field(
         default=False, description="DiLoCo: each client's optimizer goes on in its next round; warm-up counts its steps"
     )

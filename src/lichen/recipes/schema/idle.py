@@ -246,7 +246,7 @@ READS: tuple[Read, ...] = (
     *_of_words(
         "federation",
         "federation.fair",
-        {"minmax": ("fair_rate",), "qffl": ("q",), "none": ()},
+        {"minmax": ("fair_rate",), "qffl": ("q",), "tilted": ("tilt",), "none": ()},
         lambda r: r.federation.fair,
     ),
     *_of_words(

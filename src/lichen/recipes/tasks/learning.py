@@ -17,6 +17,7 @@ from lichen.algorithms.agnostic import AFL
 from lichen.algorithms.average import Average
 from lichen.algorithms.scores import score_everyone, score_summed
 from lichen.algorithms.semi import SemiFL
+from lichen.algorithms.tilted import Tilted
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import drain
@@ -34,7 +35,7 @@ from lichen.data.batches.augment import WeaklyViewed
 from lichen.data.batches.shards import TrainSource
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event
-from lichen.recipes.assemble.aggregation import local_params_of
+from lichen.recipes.assemble.aggregation import local_params_of, weighting_of
 from lichen.recipes.assemble.column import NOBODY, Column, admission_of, column_of
 from lichen.recipes.assemble.experiment import lr_name
 from lichen.recipes.assemble.parts import (
@@ -153,6 +154,8 @@ def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) ->
         return valued(side, clients, folder)
     if recipe.federation.fair == "minmax":
         return AFL(clients, rate=recipe.federation.fair_rate)
+    if recipe.federation.fair == "tilted":
+        return Tilted(clients, tilt=recipe.federation.tilt, weighting=weighting_of(recipe))
     fed, robust = recipe.federation, recipe.federation.robust
     trusts = robust is not None and robust.asks_server
     if rows is None or (recipe.semi is None and not trusts):

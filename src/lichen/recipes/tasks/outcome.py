@@ -17,7 +17,7 @@ from lichen.recipes.assemble.experiment import values_N
 from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.schema.recipe import Recipe
-from lichen.server.fair import per_client_gain
+from lichen.server.fairness.gain import per_client_gain
 from lichen.tasks.registry import task_of
 
 __all__ = ["TaskResult", "baseline", "by_class", "gained", "not_scored", "over_all_rows", "tested"]

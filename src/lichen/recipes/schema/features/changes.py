@@ -38,8 +38,8 @@ CHANGES: tuple[Feature, ...] = (
         clashes=(
             Clash(
                 other="federation.fair",
-                used=lambda recipe: recipe.federation.fair == "minmax",
-                what="minmax and the server's own training are two algorithms",
+                used=lambda recipe: recipe.federation.fair in ("minmax", "tilted"),
+                what="minmax or tilted, and the server's own training, are two algorithms",
                 fix="remove one",
                 where="federation.fair",
             ),

@@ -19,10 +19,11 @@ TRAINING: tuple[Feature, ...] = (
         Need(Property.PLAIN_TRAINING, "weighs plain averages of gradient training, not {who}", "use adamw or sgd"),
         Need(Property.ONE_SERVER, "was not tried on several ranks", "use engine.name: local"),
         lacks=NO_LATE | {Property.MEAN_OF_ONE_LAYOUT, Property.BOUNDED_SUM},
-        summary="large losses count more: q-FFL, agnostic federated learning",
+        summary="large losses count more: q-FFL, agnostic federated learning, tilted averages",
         papers=(
             Paper(short="Li et al. ICLR 2020", url="https://arxiv.org/abs/1905.10497"),
             Paper(short="Mohri et al. ICML 2019", url="https://arxiv.org/abs/1902.00146"),
+            Paper(short="Li et al. ICLR 2021", url="https://arxiv.org/abs/2007.01162"),
         ),
         clashes=(
             Clash(
