@@ -222,8 +222,8 @@ class FederationConfig(Section):
     )
     fair: Literal["none", "minmax", "qffl", "tilted"] = Field(
         default="none",
-        description="whose loss counts more: `minmax` the largest's (agnostic federated learning), `qffl` large ones, by a "
-        "power, `tilted` by an exponential (TERM)",
+        description="whose loss counts more: `minmax` the largest's (agnostic federated learning), `qffl` large ones, "
+        "by a power, `tilted` by an exponential (TERM)",
     )
     fair_rate: float = Field(default=0.1, gt=0, description="minmax: how fast weights follow the losses")
     q: float = Field(default=1.0, ge=0, description="qffl: how much more; 0 is plain averaging")

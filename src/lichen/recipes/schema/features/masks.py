@@ -80,7 +80,7 @@ MASKS: tuple[Feature, ...] = (
             _clash(
                 "federation.fair",
                 lambda r: r.federation.fair in ("minmax", "tilted"),
-                "minmax asks how much each client loses, and tilted counts losses from a level that clients do not know",
+                "minmax asks how much each client loses, and tilted counts from a level that clients do not know",
                 "use qffl, whose weights the clients take themselves, or none",
             ),
             _clash(
