@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,8 +14,10 @@ from lichen.core.errors import LichenError
 from lichen.core.rounds import load_state
 from lichen.core.store import ClientStore, load_tree
 from lichen.core.tree import Tree, split
+from lichen.data.batches.shards import ArrayShard
 from lichen.present.clients import read_clients
 from lichen.present.report import compare_table, summary_table
+from lichen.recipes.assemble.sides.personal import rows_of_others
 from lichen.recipes.schema.read import read_recipe
 from support.site_threads import sites_in_threads
 from support.sites import SITES, save_sites, sites_recipe
@@ -189,12 +192,52 @@ def test_the_column_stands_in_table_summary_and_clients(home: Path, tmp_path: Pa
 )
 def test_sites_have_the_scores_of_a_simulation(tmp_path: Path, personal: dict[str, Any]) -> None:
     files = save_sites(tmp_path / "sites", "pair")
-    more = {"engine": {"packing": False}, "federation": {"rounds": 2, "local_steps": 2}, "personal": personal}
+    fed = {"rounds": 2, "local_steps": 2}
+    more = {"engine": {"packing": False}, "federation": fed, "personal": {**personal, "choose": True}}
     local = lichen.run(sites_recipe(tmp_path, "pair", **more), out=tmp_path / "local")
     with sites_in_threads():
         there = sites_recipe(tmp_path, "pair", **{**more, "engine": {"packing": False, "name": "spawned"}})
         apart = lichen.run(there, out=tmp_path / "apart", sites=dict(zip(SITES, files, strict=True)))
-    assert apart.summary["extra_columns"]["personal"] == local.summary["extra_columns"]["personal"]
+    for name in ("personal", "chosen"):
+        assert apart.summary["extra_columns"][name] == local.summary["extra_columns"][name]
+
+
+@pytest.mark.parametrize("personal", [{"kind": "ditto"}, {"kind": "finetune", "steps": [4]}], ids=lambda p: p["kind"])
+def test_each_client_takes_the_column_that_its_validation_rows_choose(
+    home: Path, tmp_path: Path, personal: dict[str, Any]
+) -> None:
+    more = {"compare": {"baselines": ["base", "alone"]}}
+    own = lichen.run(made(home, {**personal, "choose": True}, **more), out=tmp_path / "run")
+    label = "personal" if personal["kind"] == "finetune" else "federated.personal"
+    alone = next((own.folder / "state" / "scores").glob("alone.alone.chosen.*"))
+    valid = {
+        "personal": scores(own, f"{label}.valid"),
+        "federated": scores(own, "federated.valid"),
+        "alone": load_tree(alone)[0],
+        "base": scores(own, "base.valid"),
+    }
+    loss_N = {name: (x["loss_sum"] / x["count"]).tolist() for name, x in valid.items()}
+    rows, counts = read_clients(own.folder), dict.fromkeys(valid, 0)
+    for client, row in enumerate(rows):
+        best = min(valid, key=lambda name: loss_N[name][client])
+        assert row["chosen"] == row[best]
+        counts[best] += 1
+    assert len([count for count in counts.values() if count]) > 1
+    assert own.summary["extra"]["chosen from"] == ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def test_rows_of_others_are_of_others(home: Path, tmp_path: Path) -> None:
+    shards = [ArrayShard(np.full((3 + c, 1), c, np.float32), labels=np.zeros(3 + c, np.int64)) for c in range(4)]
+    drawn = rows_of_others(shards, 5, seed=3)
+    assert [shard.size for shard in drawn] == [5] * 4
+    for own, shard in enumerate(drawn):
+        assert isinstance(shard, ArrayShard)
+        assert own not in shard.x
+    assert [s.size for s in rows_of_others(shards, 99, seed=3)] == [15, 14, 13, 12]
+    assert [s.size for s in rows_of_others(shards[:1], 5, seed=3)] == [0]
+    made_of = made(home, {"kind": "finetune", "steps": [0], "others": 6})
+    extra = lichen.run(made_of, out=tmp_path / "run").summary["extra"]
+    assert extra["others.personal"] == extra["others.federated"] > 1
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -210,6 +253,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         {"personal": {"kind": "fedala"}, "federation": {"gradient_accumulation_steps": 2}},
         "federation.gradient_accumulation_steps",
         "takes every batch for a step",
+    ),
+    "no rows to choose on": (
+        {"personal": {"kind": "finetune", "choose": True}, "data": {"valid": 0.0}},
+        "personal.choose",
+        "no validation rows",
+    ),
+    "rows of others at nodes": (
+        {"personal": {"kind": "ditto", "others": 4}, "engine": {"name": "spawned"}},
+        "personal.others",
+        "no rows of other clients",
     ),
     "slopes": ({"personal": {"kind": "ditto"}, "optimizer": {"name": "mezo"}}, "personal.kind", "adamw or sgd"),
     "another rule": (

@@ -34,6 +34,7 @@ _WORKS: Mapping[str, Work] = {
     **{"alone": "alone", "alone.valid": "alone", "alone.chosen": "alone"},
     **{"alone.test": "alone", "alone.test.sum": "alone"},
     **{"personal": "personal", "personal.valid": "personal", "personal.test": "personal"},
+    **{"choose.own": "personal", "choose.shared": "personal"},
     **{"statistics": "statistics", "scale": "statistics"},
     **{"learn": "exchange", "predict": "exchange"},
 }

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -62,6 +62,9 @@ class Column:
         best_round: The round kept.
         unrepaired: What it was before the server's repair; None where there is none.
         personal: The clients' own models of the round kept; None where they trained none in the rounds.
+        valid: Sums over each client's validation rows, ``(N, ...)``; None where nobody is to choose by them.
+        choices: How many clients have taken which column, where each takes the best.
+        others: Sums over rows of other clients, ``(N, ...)``; None where they are not asked for.
     """
 
     value_N: Tensor
@@ -72,6 +75,9 @@ class Column:
     best_round: int = -1
     unrepaired: Column | None = None
     personal: Column | None = None
+    valid: Tree | None = None
+    others: Tree | None = None
+    choices: Mapping[str, int] = field(default_factory=dict)
 
 
 NOBODY = torch.empty(0, dtype=torch.float64)

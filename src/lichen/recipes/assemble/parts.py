@@ -46,7 +46,7 @@ from lichen.recipes.assemble.sides.attack import lying
 from lichen.recipes.assemble.sides.clients import Auxiliary, Secret
 from lichen.recipes.assemble.sides.masks import masked, masked_scores
 from lichen.recipes.assemble.sides.noise_share import noise_share
-from lichen.recipes.assemble.sides.personal import judging, keeps_own, norms_of, stages_of, with_personal
+from lichen.recipes.assemble.sides.personal import judging, keeps_own, looked_at, norms_of, stages_of, with_personal
 from lichen.recipes.assemble.sides.poison import poisoned
 from lichen.recipes.assemble.sides.row_privacy import hides_rows, private_source, private_steps
 from lichen.recipes.assemble.sides.server import ServerSide, at_work, participants
@@ -152,7 +152,8 @@ def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
     valid, test = experiment.evaluating(rows.valid), experiment.evaluating(rows.test)
     sources: dict[str, Source] = {"roster": NoBatches(), "train": lied, "alone": local, "valid": valid, "test": test}
     sources |= {"alone.valid": valid, "alone.chosen": valid, "alone.test": test, SUMMED_TEST: test, "gradient": valid}
-    sources |= {"personal.valid": valid, "personal.test": test}
+    own_rows = looked_at(experiment.recipe, rows.valid, rows.test)
+    sources |= {name: experiment.evaluating(shards) for name, shards in own_rows.items()}
     stages = {at: training(rows.train, steps) for at, steps in stages_of(experiment.recipe).items()}
     if rows.secret is not None and isinstance(planted, TrainSource):
         sources["train"] = private_source(experiment.server, planted, rows.secret.randomness)

@@ -20,7 +20,7 @@ from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe, shards_of
 from lichen.recipes.assemble.parts import client_tasks, initial_shared, works_of
 from lichen.recipes.assemble.sides.masks import without_masks
-from lichen.recipes.assemble.sides.personal import keeps_own, stages_of
+from lichen.recipes.assemble.sides.personal import stages_of
 from lichen.recipes.assemble.sides.privacy import for_timing
 from lichen.recipes.assemble.sides.stated_privacy import promised
 from lichen.recipes.assemble.workload import heaviest, pooled_experiment
@@ -178,7 +178,7 @@ def estimate_columns(
         notes.append(f"seconds of {engine.nodes} nodes are those of one process, which is an estimate")
     if experiment.recipe.federation.patience is not None:
         notes.append("federation.patience may end a column before its last round: all numbers are the most it takes")
-    if keeps_own(experiment.recipe) and experiment.recipe.personal is not None:
+    if experiment.recipe.personal is not None and experiment.recipe.personal.kind in ("ditto", "apfl"):
         notes.append("operations of training are those of the shared model; own models beside it take as many again")
     if "alone_best" in work_items:
         compare = experiment.recipe.compare

@@ -192,6 +192,8 @@ def needs_rows(recipe: Recipe) -> Iterator[NeedsRows]:
         yield NeedsRows("compare.baselines", why, f"set it to {rest}", f"compare.baselines={rest}")
     if recipe.privacy is not None and recipe.personal is not None:
         yield NeedsRows("personal", "under privacy no client answers with its scores", "remove it", "personal=null")
+    if recipe.personal is not None and recipe.personal.others is not None:
+        yield NeedsRows("personal.others", "rows of other clients are at other sites", "remove it")
     if recipe.noised is not None and recipe.noised.seed is not None:
         why = "under privacy a seed is for tests alone, and whoever reads the recipe knows all noise"
         yield NeedsRows("privacy.seed", why, "remove it")

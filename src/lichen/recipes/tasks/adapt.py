@@ -51,6 +51,7 @@ from lichen.recipes.tasks.columns import adapt
 from lichen.recipes.tasks.coverage import trained
 from lichen.recipes.tasks.learning import EventObserver
 from lichen.recipes.tasks.outcome import TaskResult, baseline, gained, over_all_rows, tested
+from lichen.recipes.tasks.personal_columns import personal_numbers
 from lichen.recipes.tasks.repair import safety
 from lichen.recipes.tasks.training_flops import compute_of
 from lichen.tasks.registry import task_of
@@ -99,6 +100,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
         up = metric_of(recipe).higher_is_better
         extra |= gained(columns["federated"], columns["without"], higher_is_better=up)
 
+    extra |= personal_numbers(recipe, columns)
     extra |= _attack_success(loaded.experiment, best, folder, say)
 
     def side(column: str) -> ServerSide:

@@ -31,7 +31,7 @@ from lichen.recipes.assemble.sides.privacy import with_secret
 from lichen.recipes.assemble.workload import pooled_experiment
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.tasks.learning import EventObserver, federated_column
-from lichen.recipes.tasks.personal_columns import personal_column
+from lichen.recipes.tasks.personal_columns import chosen_column, personal_column
 from lichen.recipes.tasks.private_columns import alone_columns, private_column
 
 __all__ = ["adapt"]
@@ -85,6 +85,7 @@ def adapt(
         unvalued = plain.with_server(recipe=recipe.model_copy(update={"value": None}))
         columns["without"] = _federated(unvalued, folder, observer, test, "without")
     columns |= alone_columns(plain.server, folder, observer, partial(_local, plain, folder))
+    columns |= chosen_column(experiment.server, folder, columns, lambda: engine)
     if "pooled" in recipe.compare.baselines:
         columns["pooled"] = _pooled(plain, folder, observer, test)
     return columns

@@ -82,9 +82,10 @@ def planned(experiment: Experiment, invited: Sequence[Sequence[int]], columns: I
         "without": (server, invited),
         "alone": (server, [range(len(server.roster))] * alone_rounds(server)),
         "alone_best": (server, [free.training(r) for r in range(free.rounds)]),
-        "personal": (finetuned(server), [range(len(server.roster))] * bool(stages_of(server.recipe))),
         "pooled": (pooled_experiment(experiment).server, [(0,)] * server.recipe.federation.rounds),
     }
+    if stages_of(server.recipe):
+        rounds["personal"] = (finetuned(server), [range(len(server.roster))])
     return {name: coverage_of(*rounds[name]) for name in ("federated", *columns) if name in rounds}
 
 

@@ -37,7 +37,7 @@ from lichen.engines.local import LocalEngine
 from lichen.present.trace import Event
 from lichen.recipes.assemble.aggregation import local_params_of, weighting_of
 from lichen.recipes.assemble.column import NOBODY, Column, admission_of, column_of
-from lichen.recipes.assemble.experiment import lr_name
+from lichen.recipes.assemble.experiment import lr_name, values_N
 from lichen.recipes.assemble.parts import (
     algorithm_of,
     initial_shared,
@@ -66,6 +66,7 @@ __all__ = [
     "federated_column",
     "go_rounds",
     "observing",
+    "own_column",
     "scored",
 ]
 
@@ -250,6 +251,26 @@ def scored(
     return score_summed(engine, job, admission) if summed else score_everyone(engine, job, admission)[1]
 
 
+def own_column(server: ServerSide, folder: RunFolder, label: str, ask: Callable[..., Tree]) -> Column:
+    """The clients' own models on their test rows, and on the rows by which they choose or are held against others.
+
+    Args:
+        server: The server's side.
+        folder: The run folder.
+        label: What the numbers are called there.
+        ask: Gives the sums of a ``work``.
+    """
+    config = server.recipe.personal
+    assert config is not None
+    metrics = folder.tree(label, partial(ask, work="personal.test"))
+    return Column(
+        value_N=values_N(server.recipe, metrics),
+        metrics=metrics,
+        valid=folder.tree(f"{label}.valid", partial(ask, work="choose.own")) if config.choose else None,
+        others=folder.tree(f"{label}.others", partial(ask, work="others.own")) if config.others is not None else None,
+    )
+
+
 def federated_column(
     server: ServerSide,
     folder: RunFolder,
@@ -318,15 +339,17 @@ def federated_column(
         return replace(found, lr=lr, shared=shared, best_round=best.best_round)
 
     def own() -> Column:
-        version = best.best_round
-        ask = partial(scored, server, made[lr], shared, work="personal.test", version=version, admission=admission)
-        found = column_of(recipe, folder.tree(f"{name}.personal", ask), len(server.roster), summed=False)
-        return replace(found, lr=lr, best_round=version)
+        ask = partial(scored, server, made[lr], shared, version=best.best_round, admission=admission)
+        return replace(own_column(server, folder, f"{name}.personal", ask), lr=lr, best_round=best.best_round)
 
     # What stayed at home in the best round lies beside what is newest, under that round's version.
     version = best.best_round if local else 0
     if server.repair is None:
-        personal = own() if scores == "each" and trains_own(recipe) else None
-        return replace(column(name, shared), personal=personal)
+        found, config = column(name, shared), recipe.personal
+        if config is None or scores != "each":
+            return found
+        ask = partial(scored, server, made[lr], shared, work="others.shared", admission=admission)
+        others = folder.tree(f"{name}.others", ask) if config.others is not None else None
+        return replace(found, personal=own() if trains_own(recipe) else None, others=others)
     before = column(f"{name}.unrepaired", shared)
     return replace(column(name, repaired(server, folder, shared, lr=lr, name=name)), unrepaired=before)

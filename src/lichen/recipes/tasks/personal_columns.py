@@ -7,20 +7,34 @@ numbers of steps it takes the one that is best on its validation rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
 from lichen.algorithms.alone import Alone
 from lichen.algorithms.finetune import Finetune
+from lichen.core.contracts.engine import Engine
 from lichen.core.store import ClientStore
+from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
+from lichen.present.column_names import column_title
 from lichen.recipes.assemble.column import Column, admission_of
 from lichen.recipes.assemble.experiment import lr_name, values_N
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.personal import stages_of
 from lichen.recipes.assemble.sides.server import ServerSide
-from lichen.recipes.tasks.learning import Engines, EventObserver, go_rounds, observing, scored
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.tasks.learning import Engines, EventObserver, go_rounds, observing, own_column, scored
 
-__all__ = ["personal_column"]
+__all__ = ["chosen_column", "personal_column", "personal_numbers"]
 
-NAME = "personal"
+NAME, CHOSEN = "personal", "chosen"
+
+CANDIDATES = (NAME, "federated", "alone", "alone_best", "base")
+"""What a client may choose from; of equal ones the first."""
 
 
 def personal_column(
@@ -64,7 +78,63 @@ def personal_column(
         initial=shared,
         stop=lambda state: False,
     )
-    metrics = folder.tree(
-        NAME, lambda: scored(server, engine, shared, work="personal.test", version=2 * count, admission=admission)
-    )
-    return {NAME: Column(value_N=values_N(server.recipe, metrics), metrics=metrics, lr=lr)}
+    ask = partial(scored, server, engine, shared, version=2 * count, admission=admission)
+    return {NAME: replace(own_column(server, folder, NAME, ask), lr=lr)}
+
+
+def chosen_column(
+    server: ServerSide, folder: RunFolder, columns: Mapping[str, Column], engine: Callable[[], Engine]
+) -> dict[str, Column]:
+    """The column in which each client takes what is best on its validation rows, where the recipe has it.
+
+    A client without validation rows takes its own model. Nobody ends below what it had to choose from, but by how far
+    validation rows differ from test rows.
+
+    Args:
+        server: The server's side.
+        folder: The run folder.
+        columns: The finished columns; those of :data:`CANDIDATES` among them are what clients choose from.
+        engine: Asks clients about tensors that all share.
+    """
+    config, own = server.recipe.personal, columns.get(NAME)
+    if config is None or not config.choose or own is None:
+        return {}
+
+    def valid(name: str) -> Tree:
+        shared = {"base": server.start, "federated": columns["federated"].shared}
+        if name not in shared:
+            return columns[name].valid or {}
+        ask = partial(scored, server, engine(), shared[name] or Shared(), work="choose.shared")
+        return folder.tree(f"{name}.valid", ask)
+
+    names = [name for name in CANDIDATES if name in columns]
+    loss_KN = torch.stack([_mean_losses(valid(name)) for name in names])
+    choice_N = loss_KN.argmin(0)
+    everyone = range(len(choice_N))
+    metrics = {key: torch.stack([columns[names[choice_N[n]]].metrics[key][n] for n in everyone]) for key in own.metrics}
+    counts = {name: int((choice_N == at).sum()) for at, name in enumerate(names)}
+    return {CHOSEN: Column(value_N=values_N(server.recipe, metrics), metrics=metrics, choices=counts)}
+
+
+def _mean_losses(sums: Tree) -> Tensor:
+    """The mean loss of each client; infinite where it has none, or is none."""
+    loss_N = sums["loss_sum"] / sums["count"].clamp(min=1)
+    return torch.where((sums["count"] > 0) & loss_N.isfinite(), loss_N, torch.inf)
+
+
+def personal_numbers(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, float | str | None]:
+    """What a summary says beside the columns: what clients chose, and how models do on rows of other clients.
+
+    Args:
+        recipe: The recipe.
+        columns: The finished columns.
+    """
+    found: dict[str, float | str | None] = {}
+    if CHOSEN in columns:
+        choices = columns[CHOSEN].choices.items()
+        found["chosen from"] = ", ".join(f"{column_title(name)} {count}" for name, count in choices)
+    for name in ("federated", NAME):
+        sums = columns[name].others if name in columns else None
+        if sums is not None:
+            found[f"others.{name}"] = float(values_N(recipe, sums).nanmean())
+    return found

@@ -96,7 +96,9 @@ def private_column(
 
     lr = choose_learning_rate(recipe, rounds, go)
     metrics = tested(lr, rounds, "alone.test")
-    return Column(value_N=values_N(recipe, metrics), metrics=metrics, lr=lr), stores[lr]
+    chooses = recipe.personal is not None and recipe.personal.choose
+    valid = tested(lr, rounds, "alone.chosen") if chooses else None
+    return Column(value_N=values_N(recipe, metrics), metrics=metrics, lr=lr, valid=valid), stores[lr]
 
 
 def until_best(alone: Alone, free: Unbudgeted) -> UntilBest:

@@ -40,7 +40,7 @@ from lichen.recipes.tasks.coverage import trained
 from lichen.recipes.tasks.learning import Engines, EventObserver, Scores, federated_column, scored
 from lichen.recipes.tasks.oneshot_alone import solve_alone
 from lichen.recipes.tasks.outcome import TaskResult, not_scored, over_all_rows
-from lichen.recipes.tasks.personal_columns import personal_column
+from lichen.recipes.tasks.personal_columns import chosen_column, personal_column, personal_numbers
 from lichen.recipes.tasks.private_columns import alone_columns
 from lichen.recipes.tasks.repair import safety
 from lichen.recipes.tasks.training_flops import compute_of
@@ -118,6 +118,7 @@ def _learned(
     extra |= not_scored(columns, len(roster))
     if recipe.writes:
         extra |= safety(recipe, folder, loaded.foundation, loaded.tokenizer, server.start, columns, say)
+    extra |= personal_numbers(recipe, columns)
     save_result(folder, recipe, best, loaded.foundation, loaded.tokenizer, server.classes)
     events = read_trace(folder.path)
     training = trained(lambda _: server, columns, events)
@@ -184,6 +185,7 @@ def _columns(
         columns["federated"] = federated_column(server, folder, observer, engine, scores=scores, own_keys=apart)
         columns |= personal_column(server, folder, observer, engine, columns["federated"])
         columns |= alone_columns(server, folder, observer, engine)
+        columns |= chosen_column(server, folder, columns, lambda: engine(ClientStore(folder.path / NO_STATE)))
     return columns
 
 

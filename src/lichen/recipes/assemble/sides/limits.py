@@ -27,7 +27,7 @@ TaskLimits = Callable[[str, int], Limits]
 TASKS: Mapping[str, str] = {
     **{"valid": "valid", "alone.valid": "valid", "alone.chosen": "valid", "gradient": "valid"},
     **{"test": "test", "alone.test": "test"},
-    **{"personal.valid": "valid", "personal.test": "test"},
+    **{"personal.valid": "valid", "personal.test": "test", "choose.own": "valid", "choose.shared": "valid"},
 }
 """The part of the rows that an evaluating task looks at."""
 

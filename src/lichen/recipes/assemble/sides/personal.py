@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from lichen.clients.evaluation.early_stopping import KeepBest
@@ -12,14 +13,18 @@ from lichen.clients.personal.fedala import FedAla
 from lichen.clients.personal.norms import NORMS, refuse_norms
 from lichen.clients.personal.training import Personal, PersonalMethod, PersonalTraining
 from lichen.core.contracts.client import ClientWork
+from lichen.core.seeds import numpy_generator
+from lichen.data.batches.rows import Shard, pooled
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = [
     "judging",
     "keeps_own",
+    "looked_at",
     "norms_of",
     "refuse_personal",
+    "rows_of_others",
     "stages_of",
     "trains_own",
     "with_personal",
@@ -80,12 +85,53 @@ def stages_of(recipe: Recipe) -> dict[str, int]:
 
 
 def judging(server: ServerSide) -> dict[str, ClientWork]:
-    """The works that look at clients' own models, by name."""
-    if server.recipe.personal is None:
+    """The works that look at clients' own models and at the shared one beside them, by name."""
+    config, model = server.recipe.personal, server.model
+    if config is None:
         return {}
-    method, model = method_of(server.recipe), server.model
-    if norms_of(server.recipe):
-        return {"personal.test": Evaluate(model, personal=True)}
-    if method is None:
-        return {"personal.valid": KeepBest(model), "personal.test": Evaluate(model, personal=True, use_best=True)}
-    return {"personal.test": Personal(Evaluate(model, personal=True), method)}
+    method, finetuned = method_of(server.recipe), bool(stages_of(server.recipe))
+    plain = Evaluate(model, personal=True, use_best=finetuned)
+    own = plain if method is None else Personal(plain, method)
+    works: dict[str, ClientWork] = {"personal.test": own}
+    if finetuned:
+        works["personal.valid"] = KeepBest(model)
+    if config.choose:
+        works |= {"choose.own": own, "choose.shared": Evaluate(model)}
+    if config.others is not None:
+        works |= {"others.own": own, "others.shared": Evaluate(model)}
+    return works
+
+
+def looked_at(recipe: Recipe, valid: Sequence[Shard], test: Sequence[Shard]) -> dict[str, Sequence[Shard]]:
+    """The rows that each of those works sees, by client.
+
+    Args:
+        recipe: The recipe.
+        valid: Validation rows by client.
+        test: Test rows by client.
+    """
+    config = recipe.personal
+    rows = {"personal.test": test, "personal.valid": valid, "choose.own": valid, "choose.shared": valid}
+    if config is not None and config.others is not None:
+        others = rows_of_others(test, config.others, recipe.seed)
+        rows |= {"others.own": others, "others.shared": others}
+    return rows
+
+
+def rows_of_others(shards: Sequence[Shard], count: int, seed: int) -> tuple[Shard, ...]:
+    """So many rows for each client, drawn among those of all others; all of them where there are no more.
+
+    Args:
+        shards: Rows by client.
+        count: How many are drawn.
+        seed: Draws them.
+    """
+    rows = [(client, row) for client, shard in enumerate(shards) for row in range(shard.size)]
+    out = []
+    for own, shard in enumerate(shards):
+        others = [place for place in rows if place[0] != own]
+        rng = numpy_generator(seed, "others", own)
+        some = sorted(rng.choice(len(others), size=min(count, len(others)), replace=False).tolist()) if others else []
+        picked = [shards[client].between(row, row + 1) for client, row in (others[at] for at in some)]
+        out.append(pooled(picked) if picked else shard.between(0, 0))
+    return tuple(out)

@@ -80,6 +80,23 @@ PERSONAL: tuple[Feature, ...] = (
         ),
     ),
     of_shared_model(
+        "personal.choose",
+        lambda recipe: recipe.personal is not None and recipe.personal.choose,
+        clashes=(
+            _clash(
+                "personal.choose",
+                lambda r: not r.data.valid,
+                "clients have no validation rows to choose on",
+                "set data.valid, or remove it",
+            ),
+        ),
+    ),
+    of_shared_model(
+        "personal.others",
+        lambda recipe: recipe.personal is not None and recipe.personal.others is not None,
+        Need(Property.ALL_ROWS, "nodes of {who} have no rows of other clients", "remove it, or use engine.name: local"),
+    ),
+    of_shared_model(
         "personal.kind",
         _in_rounds,
         lacks=NO_LATE,

@@ -37,6 +37,17 @@ class PersonalConfig(Section):
     start_steps: Positive = Field(default=8, description="fedala: steps that learn a round's start")
     start_rate: float = Field(default=1.0, ge=0, description="fedala: their learning rate; 0: the shared model")
 
+    choose: bool = Field(
+        default=False,
+        description="one more column, `chosen`: each client takes what is best on its validation rows of base, alone, "
+        "federated and personal, as far as they are columns",
+    )
+    others: Positive | None = Field(
+        default=None,
+        description="each client's own model is scored on so many test rows of other clients, too, and the shared "
+        "model on the same; for simulation; none: it is not",
+    )
+
     @field_validator("steps", mode="after")
     @classmethod
     def _rising(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
