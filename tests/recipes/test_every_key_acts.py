@@ -69,6 +69,7 @@ ELSEWHERE = {
     "compare.requests_rows": "answers after the rounds: tests/recipes/tasks/test_repaired.py",
     "attack.requests": "other rows",
     "federation.repair.name": "other rows",
+    "personal.weight": "heads of clients: tests/clients/personal",
     "compare.target": "the summary: tests/recipes/tasks",
     "federation.valid_clients": "caps at the clients that there are",
     "federation.memory": "tests/recipes/assemble/test_capacity.py",
@@ -174,7 +175,7 @@ DIMENSIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "personal": {
         "none": {},
-        **{kind: {"personal": {"kind": kind}} for kind in ("ditto", "apfl", "fedala", "norms")},
+        **{kind: {"personal": {"kind": kind}} for kind in ("ditto", "apfl", "fedala", "norms", "ridge")},
         "finetune": {"personal": {"kind": "finetune", "steps": [1, 2]}},
     },
     "audit": {"none": {}, "canaries": {"audit": {"canaries": 12, "seed": 3}}},

@@ -35,7 +35,7 @@ from lichen.server.sums.fixed_point import FixedSum
 from lichen.server.sums.lifted import Terms
 from lichen.server.sums.summed import Summed, weigh_C
 
-__all__ = ["Ridge", "change_to", "statistics_terms"]
+__all__ = ["Ridge", "change_to", "head_of", "statistics_terms"]
 
 
 @final
@@ -85,10 +85,7 @@ class Ridge(Summed):
                 "no client contributed", where="aggregator.ridge", fix="invite clients that have labelled rows"
             )
         sums = fixed_point.read_sums(total)
-        W_dK = _solve(sums["G"], sums["H"], self.lam)
-        solution = {f"{self.head}.weight": (W_dK[:-1] if self.bias else W_dK).T.contiguous()}
-        if self.bias:
-            solution[f"{self.head}.bias"] = W_dK[-1].clone()
+        solution = head_of(sums, self.lam, bias=self.bias, head=self.head)
         change = change_to(solution, shared.trainable, where="aggregator.ridge")
         return Shared(change), {"clients": float(total.count), "examples": float(sums["n"].sum())}
 
@@ -126,6 +123,20 @@ def change_to(solution: Tree, shared: Tree, *, where: str) -> Tree:
                 )
             change[name] = (x - shared[name].cpu().double()).to(shared[name])
     return change
+
+
+def head_of(sums: Tree, lam: float, *, bias: bool = True, head: str = "head") -> Tree:
+    """The head that sums ``G`` (d, d) and ``H`` (d, K) make, float64.
+
+    Args:
+        sums: Of any rows.
+        lam: λ > 0.
+        bias: The last feature is the constant 1.
+        head: Name of the layer.
+    """
+    W_dK = _solve(sums["G"], sums["H"], lam)
+    solution = {f"{head}.weight": (W_dK[:-1] if bias else W_dK).T.contiguous()}
+    return {**solution, f"{head}.bias": W_dK[-1].clone()} if bias else solution
 
 
 def _solve(G_dd: Tensor, H_dK: Tensor, lam: float) -> Tensor:

@@ -124,7 +124,7 @@ STATISTICS = Procedure(
     talk="lichen.recipes.artifacts.use:talk_oneshot",
     rounds=False,
     reads=(
-        *("name", "question", "task", "seed", "data", "ridge", "privacy"),
+        *("name", "question", "task", "seed", "data", "ridge", "privacy", "personal"),
         *("model.name", "model.device", "model.head"),
         *("compare.baselines", "compare.metric", "compare.partitions"),
         *("engine.name", "engine.nodes", "engine.clients_per_block"),

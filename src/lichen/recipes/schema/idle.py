@@ -339,6 +339,7 @@ READS: tuple[Read, ...] = (
             "apfl": ("alpha", "alpha_rate"),
             "fedala": ("layers", "start_steps", "start_rate"),
             "norms": (),
+            "ridge": ("weight",),
         },
         _optional("personal", "kind"),
     ),

@@ -33,6 +33,7 @@ from lichen.recipes.assemble.sides.summed_scores import SUMMED_TEST, masked_test
 from lichen.recipes.rows.prepare import ClientData, classes_of, gather_all
 from lichen.recipes.rows.public import labelled_of, split_public
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.sites.personal_heads import personal_heads
 from lichen.server.lda import Lda
 from lichen.server.ridge import Ridge
 
@@ -96,6 +97,7 @@ def statistics_works(recipe: Recipe, roster: Roster, *, classes: int, width: int
         "statistics": hidden(recipe, statistics, len(roster)),
         "alone": OwnHead(statistics, solve),
         **scoring,
+        **personal_heads(recipe, statistics, _features, classes),
     }
 
 
@@ -142,6 +144,7 @@ class StatisticsNode:
         width: d.
         base: Digest of the encoder.
         train: The clients' training rows.
+        valid: Their validation rows.
         test: Their test rows.
     """
 
@@ -151,6 +154,7 @@ class StatisticsNode:
     width: int
     base: str
     train: Source
+    valid: Source
     test: Source
 
     @property
@@ -163,6 +167,7 @@ class StatisticsNode:
         sources: Mapping[str, Source] = {
             **{"roster": NoBatches(), "statistics": self.train, "alone": self.train},
             **dict.fromkeys((*TESTS, *TESTS.values()), self.test),
+            **{"personal": self.train, "personal.valid": self.valid, "personal.test": self.test},
         }
         works = statistics_works(self.recipe, self.roster, classes=self.classes, width=self.width)
         return {name: ClientTask(work=work, source=sources[name]) for name, work in works.items()}
@@ -174,9 +179,8 @@ def statistics_node(
     """A node with the rows of these clients, by their number in the roster; the encoder is loaded."""
     features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
     make = featurizer(recipe, features, tokenizer, classes)
-    train, test = (
-        FeatureRows({number: getattr(one, part) for number, one in clients_data.items()}, make)
-        for part in ("train", "test")
+    train, valid, test = (
+        FeatureRows({number: getattr(one, part) for number, one in clients_data.items()}, make) for part in PARTS
     )
     return StatisticsNode(
         recipe=recipe,
@@ -185,6 +189,7 @@ def statistics_node(
         width=features.width,
         base=features.base,
         train=train,
+        valid=valid,
         test=test,
     )
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ from lichen.recipes.rows.prepare import ClientData, classes_of, first_of, gather
 from lichen.recipes.rows.public import labelled_of, split_public
 from lichen.recipes.rows.reading import report_read
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.sites.personal_heads import heads_here
 from lichen.recipes.sites.statistics_node import feature_source, hidden, roster_of, solver_of
 from lichen.recipes.tasks.outcome import TaskResult, baseline, over_all_rows, tested
 
@@ -59,10 +60,11 @@ __all__ = ["confusion", "engine_for", "oneshot", "run_oneshot", "save_head", "so
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneShot:
-    """What came out: the columns, the head, and how exactly partitions agreed."""
+    """What came out: the columns, the head and the sums it is made of, and how exactly partitions agreed."""
 
     columns: Mapping[str, Column]
     head: Tree
+    sums: Any
     partitions: int
     identical: int
     largest_difference: float
@@ -107,12 +109,16 @@ def way_of(recipe: Recipe) -> str:
     return "lda" if recipe.model.head == "lda" else f"lambda={recipe.ridge:g}"
 
 
-def solve(recipe: Recipe, engine: Engine, admission: Admission, clients: Sequence[int], *, base: str = "") -> Tree:
-    """One round: ask these clients for their statistics, add them up, solve."""
-    rule = solver_of(recipe)
+def summed(recipe: Recipe, engine: Engine, admission: Admission, clients: Sequence[int], *, base: str = "") -> Any:
+    """One round: ask these clients for their statistics, and add them up."""
     job = Job(work="statistics", shared=Shared(), version=0, clients=tuple(clients), seed=0, base=base)
-    total = collect(engine, [job], rule, admission=admission).total
-    return rule.close(total, Shared())[0].trainable
+    return collect(engine, [job], solver_of(recipe), admission=admission).total
+
+
+def solve(recipe: Recipe, engine: Engine, admission: Admission, clients: Sequence[int], *, base: str = "") -> Tree:
+    """The head of these clients' sums."""
+    total = summed(recipe, engine, admission, clients, base=base)
+    return solver_of(recipe).close(total, Shared())[0].trainable
 
 
 def confusion(head: Tree, shard: ArrayShard, classes: int) -> Tensor:
@@ -139,7 +145,8 @@ def oneshot(
     start, everyone = time.perf_counter(), range(len(train))
     with ExitStack() as stack:
         engine, admission = engine_for(recipe, train, classes, folder, base=base, nodes=stack)
-        head = solve(recipe, engine, admission, everyone, base=base)
+        total = summed(recipe, engine, admission, everyone, base=base)
+        head = solver_of(recipe).close(total, Shared())[0].trainable
 
     def column(heads: Sequence[Tree]) -> Column:
         metrics = {"confusion": torch.stack([confusion(h, s, classes) for h, s in zip(heads, test, strict=True)])}
@@ -177,6 +184,7 @@ def oneshot(
     return OneShot(
         columns=columns,
         head=head,
+        sums=total,
         partitions=recipe.compare.partitions,
         identical=same,
         largest_difference=worst,
@@ -232,11 +240,19 @@ def run_oneshot(
     train, test = shards_of_part("train"), shards_of_part("test")
     done = oneshot(recipe, train, test, len(classes), folder, observer, say, features.base)
     columns = {**done.columns, **baseline(recipe, train, test, classes)}
+    own: Tree = {}
+    if recipe.personal is not None:
+        say("each client solves for a head between everybody's rows and its own")
+        rows = {"train": train, "valid": shards_of_part("valid"), "test": test}
+        own = folder.tree("personal", partial(heads_here, recipe, rows, done.sums, len(classes), folder, features.base))
+        metrics = {"confusion": own["confusion"]}
+        columns["personal"] = Column(value_N=values_N(recipe, metrics), metrics=metrics)
     save_head(folder, recipe, done.head, classes)
     extra: dict[str, float | str | None] = {
         "partitions": float(done.partitions),
         "partitions.identical": float(done.identical),
         "partitions.largest_difference": done.largest_difference,
+        **({"personal.bytes_down": float(own["bytes_down"])} if own else {}),
         **over_all_rows(recipe, columns),
         **tested([o.test for o in clients_data], classes),
     }

@@ -37,6 +37,7 @@ from lichen.recipes.assemble.sides.masks import unmasking
 from lichen.recipes.assemble.sides.summed_scores import sums_scores
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.open_server import declared_classes
+from lichen.recipes.sites.personal_heads import ask_for_heads, sums_down
 from lichen.recipes.sites.statistics_node import TESTS, solver_of, statistics_works
 from lichen.recipes.tasks.learning import Engines, EventObserver
 from lichen.recipes.tasks.oneshot import save_head, way_of
@@ -109,7 +110,8 @@ def solve_alone(
         sent = torch.tensor([engine.bytes_up - up, engine.bytes_down - down])
         metrics, rows = tested("test", head), read_sums(total)["n"]
         seconds = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
-        return {**head, **metrics, "rows": rows, "sent": sent, "seconds": seconds}
+        down_sums = {} if recipe.personal is None else sums_down(total)
+        return {**head, **metrics, **down_sums, "rows": rows, "sent": sent, "seconds": seconds}
 
     def learn_alone() -> Tree:
         engine = nodes()
@@ -117,13 +119,17 @@ def solve_alone(
         require_everyone(collected.attendance, job("alone"), "head of its own")
         return tested("alone.test", version=1)
 
+    def learn_personal() -> Tree:
+        scoring = ask_for_heads(nodes(), job("personal"), {name: found[name] for name in ("G", "H")}, counts)
+        return {"confusion": score_everyone(nodes(), scoring, counts(scoring.work, "test"))[1]["confusion"]}
+
     def column(metrics: Tree) -> Column:
         return column_of(recipe, metrics, len(roster), summed=summed)
 
     say("the nodes encode their rows and send statistics")
     found = folder.tree("federated", learn)
     head = {name: x for name, x in found.items() if name.startswith("head.")}
-    metrics = {name: x for name, x in found.items() if name not in (*head, "rows", "sent", "seconds")}
+    metrics = {name: x for name, x in found.items() if name not in (*head, "G", "H", "rows", "sent", "seconds")}
     columns = {"federated": column(metrics)}
     scores = columns["federated"].summed
     value = float(columns["federated"].value_N.mean()) if not summed else None if scores is None else scores.mean
@@ -140,6 +146,9 @@ def solve_alone(
     if "alone" in recipe.compare.baselines:
         say("each client solves for a head of its own")
         columns["alone"] = column(folder.tree("alone", learn_alone))
+    if recipe.personal is not None:
+        say("each client solves for a head between everybody's rows and its own")
+        columns["personal"] = column(folder.tree("personal", learn_personal))
     always, name = _constant(recipe, found["rows"].numpy(), classes)
     if summed:  # a head of that class alone says what each client would score with it
         bias = torch.arange(len(classes)) == always

@@ -8,6 +8,7 @@ from typing import Any
 
 from lichen.declared import Need, Paper, Property
 from lichen.recipes.schema.features.feature import NO_LATE, Clash, Feature, of_shared_model
+from lichen.tasks.registry import task_of
 
 __all__ = ["PERSONAL"]
 
@@ -18,7 +19,7 @@ def _kind(*kinds: str) -> Callable[[Any], bool]:
 
 def _in_rounds(recipe: Any) -> bool:
     """Whether clients train their own tensors beside the shared ones, in every round."""
-    return recipe.personal is not None and recipe.personal.kind != "finetune"
+    return recipe.personal is not None and recipe.personal.kind not in ("finetune", "ridge")
 
 
 def _set(key: str) -> Callable[[Any], bool]:
@@ -55,6 +56,12 @@ PERSONAL: tuple[Feature, ...] = (
                 for key in ("federation.ranks", "federation.memory")
             ),
             _clash(
+                "personal.kind",
+                lambda r: (r.personal.kind == "ridge") == task_of(r.task).procedure.rounds,
+                "heads in closed form are of task oneshot, and it has no others",
+                "use kind: ridge with task: oneshot, and another kind with any other task",
+            ),
+            _clash(
                 "federation.aggregate",
                 lambda r: r.aggregation.local_params,
                 "clients keep a part of the model by this rule already",
@@ -76,6 +83,30 @@ PERSONAL: tuple[Feature, ...] = (
                 lambda r: r.privacy is not None and r.engine_kind.nodes,
                 "under privacy no node answers with its scores, and nobody else has its clients' own models",
                 "use engine.name: local",
+            ),
+        ),
+    ),
+    of_shared_model(
+        "personal.kind",
+        _kind("ridge"),
+        clashes=(
+            _clash(
+                "model.head",
+                lambda r: r.model.head == "lda",
+                "own rows are weighed in ridge regression, and lda is another solution",
+                "use model.head: ridge",
+            ),
+            _clash(
+                "personal.choose",
+                lambda r: r.personal.choose,
+                "each client chooses among the weights, and 0 is the shared head",
+                "remove it",
+            ),
+            _clash(
+                "personal.others",
+                lambda r: r.personal.others is not None,
+                "heads in closed form are scored on own rows alone",
+                "remove it",
             ),
         ),
     ),

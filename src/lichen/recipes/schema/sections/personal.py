@@ -17,11 +17,12 @@ __all__ = ["PersonalConfig"]
 class PersonalConfig(Section):
     """Each client ends with a model of its own: the column `personal`, beside that of the shared model."""
 
-    kind: Literal["finetune", "ditto", "apfl", "fedala", "norms"] = Field(
+    kind: Literal["finetune", "ditto", "apfl", "fedala", "norms", "ridge"] = Field(
         description="`finetune`: own steps from the best shared model, after the rounds; `ditto`: an own model beside "
         "the shared one in every round, which is pulled towards it; `apfl`: a mixture of own and shared tensors, its "
         "weight learned; `fedala`: each round starts between the client's last model and the shared one, number by "
-        "number as is learned; `norms`: norms and biases stay with their client (FedBN)",
+        "number as is learned; `norms`: norms and biases stay with their client (FedBN); `ridge`, for oneshot: a head "
+        "between everybody's rows and the client's own",
     )
     steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(16,),
@@ -37,6 +38,12 @@ class PersonalConfig(Section):
     start_steps: Positive = Field(default=8, description="fedala: steps that learn a round's start")
     start_rate: float = Field(default=1.0, ge=0, description="fedala: their learning rate; 0: the shared model")
 
+    weight: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        default=(0.0, 1.0, 4.0, 16.0),
+        min_length=1,
+        description="ridge: how much more own rows count than others' (mu); each client takes the best of them on its "
+        "validation rows; 0: the shared head",
+    )
     choose: bool = Field(
         default=False,
         description="one more column, `chosen`: each client takes what is best on its validation rows of base, alone, "
