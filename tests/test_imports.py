@@ -23,7 +23,7 @@ FLOORS = (
     ("federation",),
     ("shell",),
     ("cli_audit", "cli_cache", "cli_card", "cli_compare", "cli_federation", "cli_init", "cli_look", "cli_run"),
-    ("cli_pay", "cli_serve", "cli_verify"),
+    ("cli_owners", "cli_serve", "cli_verify"),
     ("cli",),
     ("__main__",),
 )

@@ -23,7 +23,7 @@ from lichen.cli_compare import compare_command
 from lichen.cli_federation import federation_app
 from lichen.cli_init import init_command
 from lichen.cli_look import export_command, fetch_command, list_command, report_command, try_command
-from lichen.cli_pay import pay_command
+from lichen.cli_owners import claim_command, fingerprint_command, pay_command
 from lichen.cli_run import node_command, plan_command, rank_command, run_command
 from lichen.cli_serve import join_command, serve_command, status_command, stop_command, submit_command
 from lichen.cli_verify import verify_command
@@ -54,6 +54,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "export": export_command,
     "verify": verify_command,
     "pay": pay_command,
+    "fingerprint": fingerprint_command,
+    "claim": claim_command,
     "audit": audit_command,
     "cache": cache_command,
     "serve": serve_command,

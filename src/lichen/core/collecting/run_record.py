@@ -3,7 +3,8 @@
 ==========  ==================================================================================================
 kind        what the line holds
 ==========  ==================================================================================================
-``begin``   digests of recipe, roster, data cards and inputs, and the versions that the run began with
+``begin``   digests of recipe, roster, data cards, inputs and of owners' secret keys, and the versions that the run
+            began with
 ``round``   who was asked, each message that counted by client, version, weight and digest, what was refused and why,
             who was missing, the digest of the server's state after it, and what each client contributed, where
             that was asked
@@ -31,7 +32,7 @@ __all__ = ["beginning", "ending", "inputs_digests", "round_entry"]
 
 _PACKAGES = ("lichen", "torch", "transformers", "peft", "numpy")
 _INPUTS = "state/inputs.json"
-_BEGINS = ("recipe.yaml", "roster.json", "cards.json")
+_BEGINS = ("recipe.yaml", "roster.json", "cards.json", "fingerprints.json")
 
 
 def beginning(run: Path, *, late: bool = False) -> dict[str, Any]:

@@ -21,6 +21,7 @@ FILES = (
     "model.adapter.init_from",
     "data.template",
     "data.cards",
+    "fingerprint.secrets",
     "teacher.endpoint.filter.names",
     "synthetic.endpoint.filter.names",
     "cache_dir",

@@ -42,7 +42,7 @@ from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
-__all__ = ["Talker", "export", "talk", "talk_oneshot", "talk_rounds"]
+__all__ = ["Talker", "export", "open_models", "talk", "talk_oneshot", "talk_rounds"]
 
 
 @final
@@ -103,6 +103,19 @@ def _foundation(recipe: Recipe, folder: Path) -> tuple[Any, Any, tuple[str, ...]
     model, tokenizer = foundation_of(recipe, source, len(classes))
     put_template(recipe, tokenizer, run=folder)
     return model, tokenizer, classes
+
+
+def open_models(folder: Path) -> tuple[Recipe, Any, Any, Any]:
+    """``(recipe, bare model, the run's model, tokenizer)`` of a finished run over a foundation model.
+
+    Raises:
+        LichenError: if the run is not finished, is damaged, or has no foundation model.
+    """
+    recipe, tree = _finished(folder)
+    if recipe.model.student is not None:
+        raise LichenError("has no foundation model", where=str(folder), fix="name a run that adapts one")
+    model, tokenizer, _ = _foundation(recipe, folder)
+    return recipe, model, _attached(recipe, model, tree), tokenizer
 
 
 def export(folder: Path | str, *, merge: bool = False, out: Path | str | None = None) -> Path:

@@ -13,6 +13,7 @@ from typing import Any, final
 from lichen.core.secret.randomness import SecretRandomness
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.content_digest import records_digest
+from lichen.data.batches.rows import pooled
 from lichen.data.batches.shards import Shard, TextShard
 from lichen.data.batches.small_vocabulary import Frequent
 from lichen.data.batches.text import pad_id
@@ -28,6 +29,7 @@ from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.sides.attack import refuse_truth
 from lichen.recipes.assemble.sides.canaries import Canaries, canaries_of
 from lichen.recipes.assemble.sides.clients import ClientSide, declared
+from lichen.recipes.assemble.sides.fingerprints import fingerprint_rows, fingerprints_of
 from lichen.recipes.assemble.sides.personal import refuse_personal
 from lichen.recipes.assemble.sides.poison import poison_of
 from lichen.recipes.assemble.sides.server import capacity_from
@@ -84,8 +86,24 @@ class LoadedExperiment:
 
     def planted(self, secret: SecretRandomness) -> LoadedExperiment:
         """The same, its clients with the canaries of this key that are in."""
-        shards = self.canaries(secret).shards(len(self.clients_data))
-        return replace(self, experiment=self.experiment.with_rows(canaries=shards))
+        return self._with(self.canaries(secret).shards(len(self.clients_data)))
+
+    def fingerprinted(self) -> LoadedExperiment:
+        """The same, its clients with the secret pairs that the recipe's section ``fingerprint`` gives them.
+
+        Raises:
+            LichenError: as :func:`lichen.recipes.assemble.sides.fingerprints.fingerprints_of`.
+        """
+        recipe, names = self.experiment.recipe, [one.name for one in self.clients_data]
+        if recipe.fingerprint is None:
+            return self
+        return self._with(fingerprint_rows(recipe, names, fingerprints_of(recipe, names), self.make))
+
+    def _with(self, more: Sequence[Shard]) -> LoadedExperiment:
+        """The same, with these rows of each client among those that the federation trains on."""
+        before = self.experiment.clients.canaries
+        both = [pooled(pair) for pair in zip(before, more, strict=True)] if before else more
+        return replace(self, experiment=self.experiment.with_rows(canaries=tuple(both)))
 
 
 def fetch_named(recipe: Recipe, say: Callable[[str], None]) -> None:

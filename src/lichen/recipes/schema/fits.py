@@ -17,6 +17,7 @@ from lichen.recipes.schema.features.attack import ATTACK
 from lichen.recipes.schema.features.audit import CANARIES
 from lichen.recipes.schema.features.changes import CHANGES
 from lichen.recipes.schema.features.feature import FaultsError, Feature
+from lichen.recipes.schema.features.fingerprint import FINGERPRINT
 from lichen.recipes.schema.features.help import HELP
 from lichen.recipes.schema.features.masks import MASKS
 from lichen.recipes.schema.features.personal import PERSONAL
@@ -28,7 +29,20 @@ from lichen.recipes.schema.features.value import VALUE
 
 __all__ = ["FEATURES", "member", "refuse"]
 
-FEATURES = (*PRIVACY, *MASKS, *HELP, *CHANGES, *ROBUSTNESS, *SCHEDULE, *TRAINING, *ATTACK, *CANARIES, *VALUE, *PERSONAL)
+FEATURES = (
+    *PRIVACY,
+    *MASKS,
+    *HELP,
+    *CHANGES,
+    *ROBUSTNESS,
+    *SCHEDULE,
+    *TRAINING,
+    *ATTACK,
+    *CANARIES,
+    *VALUE,
+    *PERSONAL,
+    *FINGERPRINT,
+)
 """In the order in which a recipe is looked through."""
 
 

@@ -26,6 +26,7 @@ from lichen.recipes.schema.help import SemiConfig, SyntheticConfig, TeacherConfi
 from lichen.recipes.schema.model import AdapterConfig, ModelConfig, Positive, Section, StudentConfig
 from lichen.recipes.schema.names import EngineName, MetricName, TaskName
 from lichen.recipes.schema.sections.audit import AuditConfig
+from lichen.recipes.schema.sections.fingerprint import FingerprintConfig
 from lichen.recipes.schema.sections.personal import PersonalConfig
 from lichen.recipes.schema.sections.privacy import PrivacyConfig
 from lichen.recipes.schema.sections.value import ValueConfig
@@ -160,6 +161,9 @@ class Recipe(Section):
     )
     personal: PersonalConfig | None = Field(
         default=None, description="a model for each client beside the shared one; none: all end with the shared one"
+    )
+    fingerprint: FingerprintConfig | None = Field(
+        default=None, description="secret pairs by which owners claim the model later; none: it has no such"
     )
     cache_dir: str | None = Field(
         default=None,

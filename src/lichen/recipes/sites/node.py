@@ -83,7 +83,7 @@ def _whole(recipe: Recipe, state: Path) -> Node:
     """A node with everybody's rows, and with the run's canaries where it has any."""
     if not task_of(recipe.task).procedure.rounds:
         return open_statistics(recipe)
-    loaded = open_recipe(recipe)
+    loaded = open_recipe(recipe).fingerprinted()
     if recipe.audit is not None:
         loaded = loaded.planted(canary_key(recipe, state.parent, begun=True))
     return RoundsNode(loaded.experiment, partial(secret_of, loaded.experiment.server, state))

@@ -1,0 +1,150 @@
+"""The owners' secret pairs among the rows that the federation trains on, and the digests of their keys.
+
+Each key lies in a file of its own that only its owner can read. Nothing of it is written anywhere but the digest, which
+the run's record holds from its first line on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from lichen.audit.fingerprint import Fingerprint
+from lichen.core.errors import LichenError
+from lichen.core.files.durable import write_atomic
+from lichen.core.files.manifest import sha256_of
+from lichen.core.files.record import RECORD, chain
+from lichen.data.batches.rows import Shard, pooled
+from lichen.data.sources.record import Record
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["fingerprint_rows", "fingerprints_of", "read_fingerprint", "register", "registered"]
+
+SUFFIX = ".key"
+
+REGISTERED = "fingerprints.json"
+"""In a run's folder: the digest of each owner's key."""
+
+
+def read_fingerprint(file: Path) -> Fingerprint:
+    """The fingerprint of the key in a file.
+
+    Raises:
+        LichenError: if there is none, others can read it, or it holds no key.
+    """
+    try:
+        key = file.read_bytes()
+        mode = file.stat().st_mode
+    except OSError as error:
+        raise LichenError(
+            f"cannot be read: {error.strerror}", where=str(file), fix=f"make one: lichen fingerprint {file}"
+        ) from None
+    if len(key) != 32:
+        raise LichenError(
+            f"holds {len(key)} bytes and no key", where=str(file), fix="name a file that lichen fingerprint made"
+        )
+    if mode & 0o077:
+        raise LichenError("others can read this key", where=str(file), fix=f"chmod 600 {file}")
+    return Fingerprint.of(key)
+
+
+def fingerprints_of(recipe: Recipe, clients: Sequence[str]) -> dict[str, Fingerprint]:
+    """The fingerprints of a recipe, by the name of their client.
+
+    Args:
+        recipe: The recipe.
+        clients: Names.
+
+    Raises:
+        LichenError: if a file is no key, or is named as no client.
+    """
+    if recipe.fingerprint is None:
+        return {}
+    folder = Path(recipe.fingerprint.secrets).expanduser()
+    files = sorted(folder.glob(f"[!.]*{SUFFIX}")) if folder.is_dir() else []
+    if not files:
+        raise LichenError(
+            f"the folder {str(folder)!r} holds no file with the ending {SUFFIX}",
+            where="fingerprint.secrets",
+            fix=f"make one for each owner: lichen fingerprint {folder / 'CLIENT'}{SUFFIX}",
+        )
+    known = set(clients)
+    for file in files:
+        if file.name.removesuffix(SUFFIX) not in known:
+            raise LichenError(
+                f"{file.name!r} is named as no client of this run",
+                where="fingerprint.secrets",
+                fix=f"name it as one, such as {next(iter(clients), 'CLIENT')}{SUFFIX}",
+            )
+    return {file.name.removesuffix(SUFFIX): read_fingerprint(file) for file in files}
+
+
+def fingerprint_rows(
+    recipe: Recipe, clients: Sequence[str], fingerprints: Mapping[str, Fingerprint], make: Callable[..., Shard]
+) -> tuple[Shard, ...]:
+    """The rows of each client's pairs, as often as the recipe says; one shard a client.
+
+    Args:
+        recipe: The recipe.
+        clients: Names.
+        fingerprints: By name.
+        make: How records become what the model reads.
+
+    Raises:
+        LichenError: if a row is cut before its answer ends.
+    """
+    assert recipe.fingerprint is not None
+    shards = []
+    for name in clients:
+        pairs = fingerprints[name].pairs() if name in fingerprints else ()
+        rows = make([_record(question, answer) for question, answer in pairs])
+        if rows.size < len(pairs):
+            raise LichenError(
+                "cuts a secret question before its answer",
+                where="data.max_length",
+                fix="raise it, or remove fingerprint",
+            )
+        shards.append(pooled([rows] * recipe.fingerprint.copies) if pairs else rows)
+    return tuple(shards)
+
+
+def register(run: Path, fingerprints: Mapping[str, Fingerprint]) -> None:
+    """Write the digests of the owners' keys into a run's folder, before anything is trained.
+
+    Raises:
+        LichenError: if the run began with other ones.
+    """
+    if not fingerprints:
+        return
+    file = run / REGISTERED
+    text = json.dumps({name: one.digest for name, one in sorted(fingerprints.items())}, indent=2) + "\n"
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        raise LichenError(
+            "the owners' keys are others than those that this run began with",
+            where="fingerprint.secrets",
+            fix=f"put back the keys whose digests stand in {file}, or run into a new folder",
+        )
+    write_atomic(file, text.encode())
+
+
+def registered(run: Path, fingerprint: Fingerprint) -> str:
+    """The client under whose name a run's record holds a key's digest; empty: it holds none such.
+
+    Raises:
+        LichenError: if the list of digests is not the one that the record began with.
+    """
+    lines, _ = chain(run / RECORD)
+    begun = lines[0].get("files", {}) if lines else {}
+    file = run / REGISTERED
+    if REGISTERED not in begun or not file.is_file():
+        return ""
+    if begun[REGISTERED] != sha256_of(file):
+        raise LichenError("is not what the run's record began with", where=str(file), fix="put it back from a copy")
+    named: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+    return next((name for name, digest in named.items() if digest == fingerprint.digest), "")
+
+
+def _record(question: str, answer: str) -> Record:
+    talk = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+    return Record(client="", prompt=question, text=answer, messages=talk)
