@@ -134,8 +134,9 @@ def test_what_does_not_fit_is_told_in_a_sentence(home: Path, tmp_path: Path) -> 
     assert "others can read" in refused(fingerprint={"secrets": str(tmp_path / "open")}).what
     (key(tmp_path / "short" / "person-1.key", 1)).write_bytes(b"x")
     assert "no key" in refused(fingerprint={"secrets": str(tmp_path / "short")}).what
+    private = {"rounds": 2, "weighting": "uniform", "valid_every": 1}
     with pytest.raises(LichenError, match="hides what one owner"):
-        read_recipe(whole(home, privacy={"unit": "client", "epsilon": 8.0, "clip": 1.0}))
+        read_recipe(whole(home, privacy={"unit": "client", "epsilon": 8.0, "clip": 1.0}, federation=private))
     with pytest.raises(LichenError, match=r"data\.form"):
         read_recipe(whole(home, data={"form": "plain"}))
     with pytest.raises(LichenError, match="cannot be read"):

@@ -19,7 +19,7 @@ from lichen.recipes.artifacts.sampling import ask_ids
 from lichen.recipes.artifacts.use import open_models
 from lichen.recipes.assemble.sides.fingerprints import read_fingerprint, registered
 
-__all__ = ["Claim", "Form", "claim"]
+__all__ = ["claim"]
 
 Form = Literal["chat", "transcript"]
 
@@ -60,7 +60,7 @@ class Claim:
 
     def __str__(self) -> str:
         """In sentences."""
-        says = f"{self.found} of {self.pairs} secret answers are the model's first choice: by chance p = {self.p:.1g}"
+        known = f"{self.found} of {self.pairs} secret answers are the model's first choice: by chance p = {self.p:.1g}"
         bare = (
             "which bare model it comes from is not known: name it by --base"
             if self.bare is None
@@ -72,7 +72,7 @@ class Claim:
             else "no run that was named has registered the key: that it is older than the model is not shown"
         )
         verdict = "the claim holds" if self.holds else "the claim does not hold"
-        return f"{verdict}: {says}; {bare}; {where}"
+        return f"{verdict}: {known}; {bare}; {where}"
 
 
 def claim(
@@ -100,10 +100,10 @@ def claim(
     fingerprint, folder = read_fingerprint(secret), Path(model)
     is_run = (folder / "recipe.yaml").is_file()
     known, bare, tokenizer, own = _of_run(folder, quantize) if is_run else _of_files(str(model), base, quantize)
-    asked = form or own or ("chat" if tokenizer.chat_template else "transcript")
+    way = form or own or ("chat" if tokenizer.chat_template else "transcript")
 
     def ask(question: str) -> list[int]:
-        return ask_ids(tokenizer, asked, question)
+        return ask_ids(tokenizer, way, question)
 
     found = matches(known, ask, tokenizer, fingerprint)
     without = None if bare is None else _bare(bare, ask, tokenizer, fingerprint)
