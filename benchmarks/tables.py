@@ -339,6 +339,24 @@ def hidden() -> None:
     show("| σ | ε | noise in a round's change | accuracy", rows)
 
 
+def private_rules() -> None:
+    """Rules of LoRA that tune an encoder, each review hidden: noise in a step, macro F1, and test loss."""
+    found = {row["method"]: row for row in read("reviews-private/compare.json")["rows"]}
+    spent = read("reviews-private/privacy.json")
+    rows = [
+        [
+            name.replace("@", ", "),
+            f"{spent[name]['numbers']:,}",
+            f"{spent[name]['sigma']:.3f}",
+            f"{spent[name]['noise']:.2f}",
+            spread(row["value"]["values"]),
+            f"{spent[name]['loss']:.3f}",
+        ]
+        for name, row in found.items()
+    ]
+    show("rule, promise | numbers | σ | noise in a step | macro F1 | test loss", rows)
+
+
 def owners() -> None:
     """Two liars among ten owners of an encoder: macro F1 by rule and attack, and how well a back door works."""
     found = {row["method"]: row for row in read("reviews-liars/compare.json")["rows"]}
@@ -378,6 +396,7 @@ TABLES: dict[str, Callable[..., None]] = {
         drift,
         liars,
         hidden,
+        private_rules,
         owners,
         semi,
     )
