@@ -2,8 +2,8 @@
 
 It reads each method's first run, and writes ``results/NAME/privacy.json``: the statement and the noise as the summary
 holds them, the norm of the noise, and the loss over all test rows. Of ``digits-private``, which hides clients, it is the
-noise of a round in the mean change, from its deviation in one number, as the trace tells it; of ``reviews-private``, which
-hides rows, that of a client's step in its mean gradient.
+noise of a round in the mean change, from its deviation in one number, as the trace tells it; of ``reviews-private``,
+which hides rows, that of a client's step in its mean gradient.
 """
 
 from __future__ import annotations
