@@ -1,7 +1,7 @@
 """What the runs of a finished private comparison promise: ``python benchmarks/hidden.py FOLDER NAME``.
 
 It reads each method's first run, and writes ``results/NAME/privacy.json``: the statement and the noise as the summary
-holds them, the norm of the noise, and the loss over all test rows. Of ``digits-private``, which hides clients, it is the
+holds them, the norm of the noise, and the loss over test rows. Of ``digits-private``, which hides clients, it is the
 noise of a round in the mean change, from its deviation in one number, as the trace tells it; of ``reviews-private``,
 which hides rows, that of a client's step in its mean gradient.
 """
