@@ -10,7 +10,7 @@ import lichen
 from lichen.present.trace import Event, read_trace
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import validators_of
-from lichen.recipes.plan.workload import WorkItem, budget, invitations
+from lichen.recipes.plan.workload import WorkItem, budget, evaluations, invitations
 from lichen.recipes.rows.prepare import first_of
 
 GRID = [
@@ -46,6 +46,18 @@ def test_a_run_spends_what_its_plan_counts(tmp_path: Path) -> None:
     train, valid = counted(by_column["alone"], everyone)
     assert (work_items["alone"]["alone"].clients, work_items["alone"]["alone.keep"].clients) == (train, valid)
     assert 0 < train < everyone * (3 + 3 + 2)
+
+
+def test_values_take_at_most_the_evaluations_that_the_plan_counts(tmp_path: Path) -> None:
+    for kind, exact in (("exact", True), ("loo", True), ("first", True), ("gtg", False)):
+        keys = ["federation.rounds=2", "optimizer.lr=0.1", "compare.baselines=[]", f"value.kind={kind}"]
+        keys += ["federation.clients_per_round=5", "federation.local_steps=1"]
+        recipe = lichen.read_recipe("digits", keys)
+        experiment = open_recipe(recipe).experiment
+        most = evaluations(recipe, invitations(experiment), [1, 1])
+        values = [e.report.value for e in read_trace(lichen.run(recipe, out=tmp_path / kind).folder)]
+        found = sum(value.evaluations for value in values if value is not None)
+        assert found == most if exact else 0 < found <= most
 
 
 def test_one_rate_is_scored_once_and_is_not_chosen_on_validation_rows() -> None:

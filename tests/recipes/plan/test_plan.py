@@ -113,6 +113,12 @@ GRIDS = [
         "engine": {"clients_per_block": 1},
     },
     {
+        "wire": {"down": ["int4~"]},
+        "federation": {"rounds": 3, "clients_per_round": 3, "valid_clients": 2},
+        "value": {"kind": "exact", "every": 2},
+    },
+    {"federation": {"rounds": 2, "valid_every": 2}, "value": {"kind": "first"}},
+    {
         "optimizer": {"name": "scaffold", "lr": [0.05]},
         "federation": {"aggregate": "mean", "rounds": 4, "clients_per_round": 2, "valid_every": 3},
     },

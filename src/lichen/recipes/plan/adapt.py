@@ -32,7 +32,7 @@ from lichen.recipes.plan.profiler import Profiler
 from lichen.recipes.plan.synthetic import with_writing
 from lichen.recipes.plan.timing import Rate
 from lichen.recipes.plan.traffic import traffic
-from lichen.recipes.plan.workload import Kind, WorkItem, budget, evaluated, invitations
+from lichen.recipes.plan.workload import Kind, WorkItem, budget, evaluated, evaluations, invitations
 from lichen.recipes.rows.prepare import encode
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.coverage import planned
@@ -180,6 +180,8 @@ def estimate_columns(
         notes.append("federation.patience may end a column before its last round: all numbers are the most it takes")
     if experiment.recipe.personal is not None and experiment.recipe.personal.kind in ("ditto", "apfl"):
         notes.append("operations of training are those of the shared model; own models beside it take as many again")
+    if (asked := evaluations(experiment.recipe, invited, [1] * len(invited))) > 0:
+        notes.append(f"values take {asked} evaluations at most, which seconds and bytes hold")
     if "alone_best" in work_items:
         compare = experiment.recipe.compare
         notes.append(
@@ -191,7 +193,11 @@ def estimate_columns(
     if sent.bound:
         grows = f"the patch of {experiment.recipe.rule} grows by as much as clients differ"
         named = "a job is called by the rate that is chosen, and their names are of unequal length"
-        notes.append(f"bytes down are a bound: {named if experiment.recipe.aggregation.patch is None else grows}")
+        walks = "a round is valued by at most so many coalitions, and walks end sooner"
+        value = experiment.recipe.value
+        if experiment.recipe.aggregation.patch is None:
+            grows = walks if value is not None and value.kind == "gtg" else named
+        notes.append(f"bytes down are a bound: {grows}")
     return Estimate(
         clients=len(experiment.server.roster),
         trained=sum(x.numel() for x in experiment.start.trainable.values()),

@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from lichen.clients.evaluation.gradient import Gradient
 from lichen.core.conventions.factor_pairs import factor_names, layers_with_factors
 from lichen.core.fold import BEST
-from lichen.core.message import Job, sizes
+from lichen.core.message import Job, size, sizes
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.parts import algorithm_of, initial_shared, validators_of
-from lichen.recipes.plan.workload import marks
+from lichen.recipes.plan.workload import evaluations, marks
 
 __all__ = ["TrafficEstimate", "traffic"]
 
@@ -70,6 +71,12 @@ def _patch_bytes(start: Tree, rounds: int, adapters: int) -> int:
     return total if rounds else 0
 
 
+def _gradient_up(experiment: Experiment, shared: Shared) -> int:
+    """Bytes of a client's gradient of its validation rows."""
+    work, job = Gradient(experiment.model), Job(work="gradient", shared=shared, version=0, clients=(0,), seed=0)
+    return size(work.final(work.init(job, (0,), None))[0])
+
+
 def traffic(
     experiment: Experiment, invited: Sequence[Sequence[int]], *, train_up: int, score_up: int
 ) -> TrafficEstimate:
@@ -100,6 +107,11 @@ def traffic(
             state = downlink.acknowledge(one, one.clients, state)
         return sum(map(sizes, jobs))
 
+    def whole(work: str, clients: Sequence[int]) -> int:
+        """Bytes of a job that brings every tensor of a coalition's model."""
+        base = experiment.model.base
+        return sizes(Job(work=work, shared=shared.for_model, version=0, clients=tuple(clients), seed=0, base=base))
+
     grown = recipe.aggregation.patch
     adapters = max(map(len, invited)) + (grown or 0)
     _, seen = marks(experiment, recipe.federation.rounds)
@@ -118,6 +130,14 @@ def traffic(
         if validated:
             valid_up += len(judges) * score_up
             valid_down += down(str(algorithm.valid), judges) + len(judges) * patch
+    value, asked = recipe.value, evaluations(recipe, invited, [1] * len(invited))
+    if value is not None and value.rows == "valid":
+        clients = validators_of(experiment.server)
+        valid_up += asked * len(clients) * score_up
+        valid_down += asked * (whole("valid", clients) + len(clients) * patch)
+        if value.kind == "first":
+            valid_up += asked // 2 * len(clients) * _gradient_up(experiment, shared)
+            valid_down += asked // 2 * (whole("gradient", clients) + len(clients) * patch)
     rounds, up, total = recipe.federation.rounds, up + valid_up, total + valid_down
     return TrafficEstimate(
         client_up=train_up,
@@ -129,5 +149,5 @@ def traffic(
         valid_up=valid_up,
         valid_down=valid_down,
         validators=len(judges),
-        bound=grown is not None or open_names,
+        bound=grown is not None or open_names or (value is not None and value.kind == "gtg"),
     )

@@ -29,13 +29,16 @@ from lichen.recipes.assemble.workload import (
     workload_of,
 )
 from lichen.recipes.rows.prepare import first_of
+from lichen.recipes.schema.recipe import Recipe
 from lichen.server.sampling import Uniform
+from lichen.server.value.game import most_evaluations
 
 __all__ = [
     "Kind",
     "WorkItem",
     "budget",
     "evaluated",
+    "evaluations",
     "invitations",
     "marks",
 ]
@@ -141,6 +144,8 @@ def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str
             clients=len(judges) * sum(seen) + scored_clients,
         ),
     )
+    if recipe.value is not None:
+        columns["federated"] = (*columns["federated"], _valuing(experiment, invited, trained))
     if recipe.personal is not None:
         columns["personal"] = _personal(experiment, valid, test)
     if "alone" in recipe.compare.baselines:
@@ -153,6 +158,35 @@ def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str
         mine = _private(pooled, "pooled", recipe.federation.rounds, *parts)
         columns["pooled"] = (*mine, WorkItem(kind="score", workload=once, clients=scored_clients))
     return columns
+
+
+def evaluations(recipe: Recipe, invited: Sequence[Sequence[int]], times: Sequence[int]) -> int:
+    """Coalitions that are judged at most, each round so many times, if everybody comes."""
+    value = recipe.value
+    if value is None:
+        return 0
+    rounds = enumerate(zip(invited, times, strict=True), start=1)
+    return sum(t * most_evaluations(value.kind, len(who)) for r, (who, t) in rounds if who and r % value.every == 0)
+
+
+GRADIENT = 3
+"""Evaluations that take as long as a gradient."""
+
+
+def _valuing(experiment: Experiment, invited: Sequence[Sequence[int]], trained: Sequence[int]) -> WorkItem:
+    """Judging coalitions, by all learning rates together; a gradient counts as three evaluations."""
+    recipe, server = experiment.recipe, experiment.server
+    assert recipe.value is not None
+    asked = evaluations(recipe, invited, trained)
+    if recipe.value.kind == "first":
+        asked += asked // 2 * GRADIENT
+    if recipe.value.rows == "public":
+        assert server.labelled is not None
+        rows, judges = evaluated(experiment.evaluating([server.labelled]), (0,)), 1
+    else:
+        clients = validators_of(server)
+        rows, judges = evaluated(experiment.evaluating(experiment.clients.valid), clients), len(clients)
+    return WorkItem(kind="score", workload=rows.times(asked), clients=asked * judges)
 
 
 def _private(

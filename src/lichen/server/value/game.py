@@ -35,7 +35,7 @@ from lichen.core.contracts.value import RoundValue, Utility
 from lichen.core.errors import LichenError
 from lichen.core.seeds import numpy_generator
 
-__all__ = ["MOST_EXACT", "exact", "guided", "leave_one_out"]
+__all__ = ["MOST_EXACT", "exact", "guided", "leave_one_out", "most_evaluations"]
 
 MOST_EXACT = 12
 """Players for whom all coalitions are asked at most: 4,096 of them."""
@@ -54,6 +54,19 @@ _INSIDE = 1e-2
 
 _MOVED = 0.05
 """Walks end where the values moved by less than this share of them in the last turn."""
+
+
+def most_evaluations(kind: str, players: int) -> int:
+    """Coalitions that a kind of value asks for at most, of so many players.
+
+    >>> [most_evaluations(kind, 8) for kind in ("exact", "gtg", "loo", "first")]
+    [256, 128, 10, 2]
+    """
+    if kind == "exact" or (kind == "gtg" and players <= _SMALL):
+        return 1 << players
+    if kind == "gtg":
+        return max(players * (players - 1) + 2, min(1 << (players - 1), _MOST))
+    return players + 2 if kind == "loo" else 2
 
 
 def exact(players: Sequence[int], utility: Utility) -> RoundValue:
