@@ -74,7 +74,8 @@ def test_a_round_is_the_same_and_its_worth_is_that_of_the_models_before_and_afte
     value = report.value
     assert value is not None
     assert list(value.value) == [0, 1, 2, 3]
-    assert value.before == pytest.approx(-loss(made, tmp_path / "a", made.start), abs=1e-12)
+    near = 1e-6 if kind == "first" else 1e-12  # a gradient's loss is summed up in the model's precision
+    assert value.before == pytest.approx(-loss(made, tmp_path / "a", made.start), abs=near)
     assert value.after == pytest.approx(-loss(made, tmp_path / "b", state.shared), abs=1e-12)
     assert kind not in ("exact", "gtg") or abs(value.gap) <= 1e-12
     assert (report.bytes_up, report.bytes_down) == (there.bytes_up, there.bytes_down)

@@ -136,9 +136,9 @@ class Valued:
                 return guided(players, utility, seed=seed)
             if self.kind == "loo":
                 return leave_one_out(players, utility)
-            before, after = utility(frozenset()), utility(frozenset(players))
-            value = coalitions.slopes(judge.gradient(state.shared))
-            return RoundValue(value=value, before=before, after=after, evaluations=2)
+            before, gradient = judge.gradient(state.shared)
+            value = coalitions.slopes(gradient)
+            return RoundValue(value=value, before=before, after=utility(frozenset(players)), evaluations=1)
         except _AbsentError:
             return None
 
@@ -164,14 +164,10 @@ class _Judge:
         Raises:
             _AbsentError: if somebody does not answer who did before, or nobody has a labelled row.
         """
-        came = self._ask(self._valued.score, shared)
-        count = math.fsum(came.metrics["count"].tolist()) if "count" in came.metrics else 0.0
-        if not count:
-            raise _AbsentError
-        return -math.fsum(came.metrics["loss_sum"].tolist()) / count
+        return _utility(self._ask(self._valued.score, shared))
 
-    def gradient(self, shared: Shared) -> dict[str, Tensor]:
-        """The gradient of the mean loss over all rows.
+    def gradient(self, shared: Shared) -> tuple[float, dict[str, Tensor]]:
+        """``(minus the mean loss over all rows, its gradient)``.
 
         Raises:
             _AbsentError: if somebody does not answer.
@@ -180,7 +176,7 @@ class _Judge:
         came = self._ask(self._valued.gradient, shared, mean)
         if not mean.clients(came.total):
             raise _AbsentError
-        return mean.close(came.total, shared)[0].trainable
+        return _utility(came), mean.close(came.total, shared)[0].trainable
 
     def _ask(self, work: str, shared: Shared, aggregator: Aggregator | None = None) -> Collected:
         job = Job(
@@ -198,3 +194,15 @@ class _Judge:
         if not arrived or arrived != self._clients:
             raise _AbsentError
         return came
+
+
+def _utility(came: Collected) -> float:
+    """Minus the mean loss over all rows of those who came.
+
+    Raises:
+        _AbsentError: if nobody has a labelled row.
+    """
+    count = math.fsum(came.metrics["count"].tolist()) if "count" in came.metrics else 0.0
+    if not count:
+        raise _AbsentError
+    return -math.fsum(came.metrics["loss_sum"].tolist()) / count

@@ -50,6 +50,17 @@ def test_a_floor_of_everything_pays_all_alike_and_nothing_brought_needs_one() ->
             shared_out(100, brought, Fraction(1, 10))
 
 
+@given(st.text(max_size=12) | st.floats().map(str) | st.decimals().map(str) | st.integers().map(str))
+def test_any_text_is_an_amount_and_a_share_or_is_refused_by_name(text: str) -> None:
+    for read, where, most in ((cents_of, "--budget", 10**17), (floor_of, "--floor", 1)):
+        try:
+            found = read(text)
+        except LichenError as error:
+            assert (error.where, bool(error.fix)) == (where, True)  # noqa: PT017
+        else:
+            assert 0 <= found <= most
+
+
 def test_amounts_are_read_as_they_are_written() -> None:
     for text, cents in (("1000.00", 100_000), ("0.01", 1), ("7", 700), ("1e3", 100_000), ("99999999.9", 9_999_999_990)):
         assert cents_of(text) == cents

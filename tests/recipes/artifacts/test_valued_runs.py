@@ -90,11 +90,17 @@ def test_a_run_that_was_killed_and_goes_on_has_the_same_bytes_and_pays_the_same(
     assert (again / "payout.csv").read_bytes() == (tmp_path / "whole" / "payout.csv").read_bytes()
 
 
-def test_values_at_spawned_nodes_are_those_of_one_process(tmp_path: Path) -> None:
-    recipe = {**RECIPE, "optimizer": {"name": "sgd", "lr": 0.1}, "value": {"kind": "first"}, "attack": None}
+@pytest.mark.parametrize(("kind", "alone"), [("first", False), ("gtg", True)])
+def test_values_at_spawned_nodes_are_those_of_one_process(tmp_path: Path, kind: str, alone: bool) -> None:
+    data = {key: value for key, value in RECIPE["data"].items() if key != "public"}
+    recipe = {
+        **{**RECIPE, "data": {**data, "classes": [str(label) for label in range(10)]}, "attack": None},
+        **{"optimizer": {"name": "sgd", "lr": 0.1}, "value": {"kind": kind}},
+    }
     values = []
     for name in ("local", "spawned"):
-        lichen.run({**recipe, "engine": {"name": name}}, out=tmp_path / name)
+        away = alone and name == "spawned"
+        lichen.run({**recipe, "engine": {"name": name}}, out=tmp_path / name, server_alone=away)
         values.append([event.report.value for event in read_trace(tmp_path / name)])
     assert values[0] == values[1]
     assert all(values[0])

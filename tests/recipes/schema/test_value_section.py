@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lichen.core.errors import LichenError
 from lichen.recipes.schema.read import read_recipe
@@ -55,6 +57,26 @@ def test_what_does_not_go_with_values_is_named(value: dict[str, Any], more: dict
         read_recipe({**PLAIN, **more, "value": value})
     assert key in f"{error.value.where} {error.value.what}"
     assert error.value.fix
+
+
+WORDS = st.none() | st.booleans() | st.integers(-2, 40) | st.floats() | st.text(max_size=8)
+VALUES = st.dictionaries(
+    st.sampled_from(["kind", "of", "rows", "every", "seconds"]),
+    WORDS | st.sampled_from(["exact", "gtg", "first", "loo", "cohort", "coalition", "public", "valid"]),
+    max_size=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(VALUES, st.sampled_from([{}, {"data": PUBLIC}, {"engine": {"name": "spawned"}}, {"privacy": {"secure": True}}]))
+def test_any_section_is_read_or_refused_with_a_fix(value: dict[str, Any], more: dict[str, Any]) -> None:
+    try:
+        recipe = read_recipe({**PLAIN, **more, "value": value})
+    except LichenError as error:
+        assert error.where  # noqa: PT017
+        assert error.fix  # noqa: PT017
+    else:
+        assert recipe.value is not None
 
 
 def test_what_goes_with_values() -> None:

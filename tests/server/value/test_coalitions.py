@@ -91,6 +91,12 @@ def test_order_and_place_of_messages_change_no_bit(tmp_path: Path, rule: Aggrega
             digest(trees.join("2.", game.shared(frozenset({2, 5})).flat(), game.shared(frozenset({11})).flat()))
         )
     assert len(digests) == 1
+    left = History(tmp_path / "spilled")
+    left.put(
+        0,
+        replace(take_client(message, 0), client_C=torch.tensor([77])),
+        Job(work="w", shared=START, version=0, clients=(77,), seed=0),
+    )
     spilled.clear()
     assert not list((tmp_path / "spilled").rglob("*.safetensors"))
     assert spilled.clients == ()

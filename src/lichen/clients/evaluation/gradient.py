@@ -8,15 +8,15 @@ Legend: C clients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
+from torch import Tensor
 
-from lichen.clients.evaluation.evaluate import Evaluate, EvaluateState
 from lichen.core import tree as trees
 from lichen.core.contracts.model import Batch, CohortModel
-from lichen.core.expected import Expected, specs_of
+from lichen.core.expected import Expected, MetricSpec, specs_of, within
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 
@@ -26,10 +26,21 @@ __all__ = ["Gradient"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientState:
-    """A block of clients in the middle of it; ``grads_C`` of the summed loss."""
+    """A block of clients in the middle of it.
 
-    scores: EvaluateState
+    Attributes:
+        job: What was asked.
+        clients: Roster indices.
+        params_C: The shared tensors.
+        grads_C: Gradients of the summed loss so far.
+        sums: ``loss_sum`` and ``count``, ``(C,)`` float64.
+    """
+
+    job: Job
+    clients: tuple[int, ...]
+    params_C: Tree
     grads_C: Tree
+    sums: Tree
 
 
 @final
@@ -44,38 +55,62 @@ class Gradient:
     model: CohortModel
 
     def expected(self, job: Job) -> Expected:
-        """A tensor for each trainable one, and the sums of an evaluation."""
-        return replace(Evaluate(self.model).expected(job), tensors=specs_of(job.shared.trainable))
+        """A tensor for each trainable one, the summed loss and the number of rows or tokens."""
+        return Expected(group=self.model.group, tensors=specs_of(job.shared.trainable), metrics=self._metrics())
+
+    def _metrics(self) -> dict[str, MetricSpec]:
+        return {name: self.model.objective.specs()[name] for name in ("loss_sum", "count")}
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> GradientState:
-        """Gradients at zero."""
-        scores = Evaluate(self.model).init(job, clients, None)
-        return GradientState(scores=scores, grads_C=trees.zeros_like(scores.params_C))
+        """Gradients and sums at zero."""
+        params_C = trees.broadcast(job.shared.trainable, len(clients))
+        zero_C = torch.zeros(len(clients), dtype=torch.float64, device=job.shared.device)
+        return GradientState(
+            job=job,
+            clients=tuple(clients),
+            params_C=params_C,
+            grads_C=trees.zeros_like(params_C),
+            sums={"loss_sum": zero_C, "count": zero_C},
+        )
 
     def step(self, state: GradientState, batch: Batch) -> GradientState:
-        """With one more batch in the sums."""
-        leaves_C = {name: x.detach().requires_grad_() for name, x in state.scores.params_C.items()}
+        """With one more batch in the sums; inactive clients stay bit-unchanged."""
+        leaves_C = {name: x.detach().requires_grad_() for name, x in state.params_C.items()}
         active_C = batch["active_C"].to(next(iter(leaves_C.values())).device)
         with torch.enable_grad():
-            loss_C, _ = self.model.loss(leaves_C, state.scores.fixed, batch)
-            loss = torch.where(active_C, loss_C, torch.zeros_like(loss_C)).sum()
-            more = torch.autograd.grad(loss, list(leaves_C.values()), allow_unused=True, materialize_grads=True)
-        grads_C = trees.add(state.grads_C, dict(zip(leaves_C, more, strict=True)))
-        return GradientState(scores=Evaluate(self.model).step(state.scores, batch), grads_C=grads_C)
+            loss_C, count_C = self.model.loss(leaves_C, state.job.shared.fixed, batch)
+            loss_C = torch.where(active_C, loss_C, torch.zeros_like(loss_C))
+            more = torch.autograd.grad(loss_C.sum(), list(leaves_C.values()), allow_unused=True, materialize_grads=True)
+        seen = {"loss_sum": loss_C.detach(), "count": torch.where(active_C, count_C, torch.zeros_like(count_C))}
+        return GradientState(
+            job=state.job,
+            clients=state.clients,
+            params_C=state.params_C,
+            grads_C=trees.add(state.grads_C, dict(zip(leaves_C, more, strict=True))),
+            sums={name: total + seen[name].double() for name, total in state.sums.items()},
+        )
 
     def final(self, state: GradientState) -> tuple[Message, Tree | None]:
         """The message, weighed by the labelled rows or tokens; a client whose gradient is not finite weighs nothing."""
-        message, _ = Evaluate(self.model).final(state.scores)
-        count_C = message.weight_C.clamp(min=1)
+        count_C = state.sums["count"]
         finite_C = torch.ones_like(count_C, dtype=torch.bool)
         for x_C in state.grads_C.values():
             finite_C = finite_C & x_C.flatten(1).isfinite().all(1)
+        divisor_C = count_C.clamp(min=1)
         tensors = {
-            name: torch.where(_along(finite_C, x_C), x_C / _along(count_C, x_C).to(x_C), torch.zeros_like(x_C))
+            name: torch.where(_along(finite_C, x_C), x_C / _along(divisor_C, x_C).to(x_C), torch.zeros_like(x_C))
             for name, x_C in state.grads_C.items()
         }
-        return replace(message, tensors=tensors, weight_C=message.weight_C * finite_C), None
+        message = Message(
+            group=self.model.group,
+            client_C=torch.tensor(state.clients, dtype=torch.int64),
+            version_C=torch.full((len(state.clients),), state.job.version, dtype=torch.int64),
+            tensors=tensors,
+            weight_C=count_C * finite_C,
+            metrics=within(state.sums, self._metrics()),
+        )
+        return message, None
 
 
-def _along(x_C: torch.Tensor, like_C: torch.Tensor) -> torch.Tensor:
+def _along(x_C: Tensor, like_C: Tensor) -> Tensor:
     return x_C.view(-1, *[1] * (like_C.dim() - 1))

@@ -27,12 +27,14 @@ class RoundMessages:
         self._spill, self._memory, self._history = spill, memory, history
         self._here: dict[int, Message] = {}
         self._there: dict[int, int] = {}  # the round, by client
+        self._rounds = set[int]()
         self._used = 0
 
     def put(self, round_: int, message: Message, job: Job) -> None:
         """Add what clients sent; see :meth:`lichen.core.collecting.history.History.put`."""
         if self._history is not None:
             self._history.put(round_, message, job)
+        self._rounds.add(round_)
         for place, client in enumerate(message.client_C.tolist()):
             one = take_client(message, place)
             nbytes = sum(x.nbytes for x in one.tensors.values())
@@ -70,7 +72,7 @@ class RoundMessages:
         return message
 
     def clear(self) -> None:
-        """Forget all of them, and delete those on the disk."""
-        for round_ in set(self._there.values()):
+        """Forget all of them, and delete those on the disk, those too that a kill has left of this round."""
+        for round_ in self._rounds:
             self._spill.retain(round_, ())
         self._here, self._there, self._used = {}, {}, 0

@@ -136,8 +136,8 @@ def traffic(
         valid_up += asked * len(clients) * score_up
         valid_down += asked * (whole("valid", clients) + len(clients) * patch)
         if value.kind == "first":
-            valid_up += asked // 2 * len(clients) * _gradient_up(experiment, shared)
-            valid_down += asked // 2 * (whole("gradient", clients) + len(clients) * patch)
+            valid_up += asked * len(clients) * _gradient_up(experiment, shared)
+            valid_down += asked * (whole("gradient", clients) + len(clients) * patch)
     rounds, up, total = recipe.federation.rounds, up + valid_up, total + valid_down
     return TrafficEstimate(
         client_up=train_up,

@@ -179,7 +179,7 @@ def _valuing(experiment: Experiment, invited: Sequence[Sequence[int]], trained: 
     assert recipe.value is not None
     asked = evaluations(recipe, invited, trained)
     if recipe.value.kind == "first":
-        asked += asked // 2 * GRADIENT
+        asked *= 1 + GRADIENT
     if recipe.value.rows == "public":
         assert server.labelled is not None
         rows, judges = evaluated(experiment.evaluating([server.labelled]), (0,)), 1

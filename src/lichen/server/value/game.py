@@ -60,13 +60,13 @@ def most_evaluations(kind: str, players: int) -> int:
     """Coalitions that a kind of value asks for at most, of so many players.
 
     >>> [most_evaluations(kind, 8) for kind in ("exact", "gtg", "loo", "first")]
-    [256, 128, 10, 2]
+    [256, 128, 10, 1]
     """
     if kind == "exact" or (kind == "gtg" and players <= _SMALL):
         return 1 << players
     if kind == "gtg":
         return max(players * (players - 1) + 2, min(1 << (players - 1), _MOST))
-    return players + 2 if kind == "loo" else 2
+    return players + 2 if kind == "loo" else 1
 
 
 def exact(players: Sequence[int], utility: Utility) -> RoundValue:
