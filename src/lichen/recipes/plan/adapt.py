@@ -180,8 +180,8 @@ def estimate_columns(
         notes.append("federation.patience may end a column before its last round: all numbers are the most it takes")
     if experiment.recipe.personal is not None and experiment.recipe.personal.kind in ("ditto", "apfl"):
         notes.append("operations of training are those of the shared model; own models beside it take as many again")
-    if (asked := evaluations(experiment.recipe, invited, [1] * len(invited))) > 0:
-        notes.append(f"values take {asked} evaluations at most, which seconds and bytes hold")
+    if (judged := evaluations(experiment.recipe, invited, [1] * len(invited))) > 0:
+        notes.append(f"values take {judged} evaluations at most, which seconds and bytes hold")
     if "alone_best" in work_items:
         compare = experiment.recipe.compare
         notes.append(

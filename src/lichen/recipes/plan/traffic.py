@@ -130,14 +130,14 @@ def traffic(
         if validated:
             valid_up += len(judges) * score_up
             valid_down += down(str(algorithm.valid), judges) + len(judges) * patch
-    value, asked = recipe.value, evaluations(recipe, invited, [1] * len(invited))
+    value, judged = recipe.value, evaluations(recipe, invited, [1] * len(invited))
     if value is not None and value.rows == "valid":
         clients = validators_of(experiment.server)
-        valid_up += asked * len(clients) * score_up
-        valid_down += asked * (whole("valid", clients) + len(clients) * patch)
+        valid_up += judged * len(clients) * score_up
+        valid_down += judged * (whole("valid", clients) + len(clients) * patch)
         if value.kind == "first":
-            valid_up += asked * len(clients) * _gradient_up(experiment, shared)
-            valid_down += asked * (whole("gradient", clients) + len(clients) * patch)
+            valid_up += judged * len(clients) * _gradient_up(experiment, shared)
+            valid_down += judged * (whole("gradient", clients) + len(clients) * patch)
     rounds, up, total = recipe.federation.rounds, up + valid_up, total + valid_down
     return TrafficEstimate(
         client_up=train_up,

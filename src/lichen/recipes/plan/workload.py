@@ -177,16 +177,16 @@ def _valuing(experiment: Experiment, invited: Sequence[Sequence[int]], trained: 
     """Judging coalitions, by all learning rates together; a gradient counts as three evaluations."""
     recipe, server = experiment.recipe, experiment.server
     assert recipe.value is not None
-    asked = evaluations(recipe, invited, trained)
+    judged = evaluations(recipe, invited, trained)
     if recipe.value.kind == "first":
-        asked *= 1 + GRADIENT
+        judged *= 1 + GRADIENT
     if recipe.value.rows == "public":
         assert server.labelled is not None
         rows, judges = evaluated(experiment.evaluating([server.labelled]), (0,)), 1
     else:
         clients = validators_of(server)
         rows, judges = evaluated(experiment.evaluating(experiment.clients.valid), clients), len(clients)
-    return WorkItem(kind="score", workload=rows.times(asked), clients=asked * judges)
+    return WorkItem(kind="score", workload=rows.times(judged), clients=judged * judges)
 
 
 def _private(
