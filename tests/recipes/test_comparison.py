@@ -171,7 +171,16 @@ def test_every_method_at_every_level_it_is_asked_at(tmp_path: Path) -> None:
     assert [m.name for m in known.methods] == ["plain@few", "plain@many", "momentum@many"]
     assert [m.recipe.data.labels for m in known.methods] == [5, 50, 50]
     assert known.methods[2].recipe.federation.rounds == 7, "the method's word is later than its level's"
-    assert [m.also for m in known.methods] == [("alone",), ("alone",), ()]
+    assert [m.also for m in known.methods] == [(("alone", "alone"),), (("alone", "alone"),), ()]
+
+
+def test_a_column_of_several_methods_is_a_row_of_each(tmp_path: Path) -> None:
+    known = read_comparison([write(tmp_path, LEVELS.replace("alone: plain", "alone: [plain, momentum]"))])
+    assert {m.name: m.also for m in known.methods} == {
+        "plain@few": (("plain.alone", "alone"),),
+        "plain@many": (("plain.alone", "alone"),),
+        "momentum@many": (("momentum.alone", "alone"),),
+    }
 
 
 @pytest.mark.parametrize(
@@ -181,6 +190,7 @@ def test_every_method_at_every_level_it_is_asked_at(tmp_path: Path) -> None:
         ("momentum: [many]", "nobody: [many]", "at.nobody"),
         ("alone: plain", "alone: nobody", "also.alone"),
         ("alone: plain", "plain: plain", "also.plain"),
+        ("alone: plain", "alone: [plain, nobody]", "also.alone"),
         ("few: {data.labels: 5}", "few: {data.labels: 0}", "level few: data.labels"),
         ("few: {data.labels: 5}", "few@2: {data.labels: 5}", "levels.few@2"),
     ],

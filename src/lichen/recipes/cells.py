@@ -109,7 +109,7 @@ def _outcomes(comparison: Comparison, out: Path, faults: Mapping[str, Sequence[s
         )
         _, *level = method.name.split("@")
         yield from (
-            replace(done, method="@".join([column, *level]), column=column, faults=()) for column in method.also
+            replace(done, method="@".join([row, *level]), column=column, faults=()) for row, column in method.also
         )
         yield done
 

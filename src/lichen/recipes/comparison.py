@@ -7,7 +7,7 @@ command line.
 
 ``levels`` (a name each, with keys) asks every method the same question under several conditions, such as fewer
 labels; ``at`` names the levels of methods that are not run at all of them. ``also`` shows another column of a
-method's runs as a row: ``{alone: scratch}``.
+method's runs as a row: ``{alone: scratch}``, or of several methods: ``{personal: [ditto, apfl]}``.
 
 Every method is read as the recipe it makes before anything runs, so that a slip in the thirtieth one
 does not wait for the twenty-ninth to finish; and two methods that make one recipe are refused,
@@ -56,12 +56,12 @@ class Method:
     Attributes:
         name: What it is called; with levels ``method@level``.
         recipe: What it runs, its seed 0.
-        also: Columns of its runs, beside federated, that are rows of their own.
+        also: Columns of its runs, beside federated, that are rows of their own: ``(row, column)``.
     """
 
     name: str
     recipe: Recipe
-    also: tuple[str, ...] = ()
+    also: tuple[tuple[str, str], ...] = ()
 
 
 @final

@@ -57,19 +57,26 @@ def read_at(value: Any, rows: Mapping[str, Any], levels: Mapping[str, Any], wher
     return {row: tuple(level for level in levels if level in some) for row, some in value.items()}
 
 
-def read_also(value: Any, rows: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
-    """Columns that are rows of their own, by the method whose runs hold them."""
+def read_also(value: Any, rows: Mapping[str, Any], where: str) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Columns that are rows of their own, each ``(row, column)``, by the method whose runs hold them.
+
+    A column of one method is a row of its own name; one of a list of methods is called ``method.column`` in each.
+    """
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise LichenError("must hold a method for each column", where=where, fix="for example {alone: scratch}")
-    found: dict[str, tuple[str, ...]] = {}
-    for column, row in value.items():
-        if row not in rows:
-            raise LichenError(f"no method {row!r}", where=f"{where}.{column}", fix=f"use one of: {', '.join(rows)}")
-        if column in rows:
-            raise LichenError("is a method's name, too", where=f"{where}.{column}", fix="rename the method")
-        found[row] = (*found.get(row, ()), str(column))
+    found: dict[str, tuple[tuple[str, str], ...]] = {}
+    for column, named in value.items():
+        for row in named if isinstance(named, list) else [named]:
+            if not isinstance(row, str) or row not in rows:
+                raise LichenError(
+                    f"no method {row!r}", where=f"{where}.{column}", fix=f"use some of: {', '.join(rows)}"
+                )
+            name = f"{row}.{column}" if isinstance(named, list) else str(column)
+            if name in rows:
+                raise LichenError("is a method's name, too", where=f"{where}.{column}", fix="rename the method")
+            found[row] = (*found.get(row, ()), (name, str(column)))
     return found
 
 
