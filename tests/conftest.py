@@ -1,4 +1,4 @@
-"""Settings of the whole suite: one thread, so that two workers share two cores and bits repeat; and what all share."""
+"""Settings of the whole suite: one thread, so that workers share the cores and bits repeat; and what all share."""
 
 import gc
 import os
