@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lichen.present.charts.card_terms import whose_text
 from lichen.present.clients import client_rows, clients_csv, read_clients
 from lichen.present.gains import gains_of, gains_text, harmed_below
 
@@ -67,3 +68,16 @@ def test_the_harmed_are_named_in_the_file(tmp_path: Path) -> None:
     assert harmed_below({"federated": 1.0, "alone": None}, higher_is_better=False) == ""
     better = client_rows(["ada"], [], {"alone": [3.0], "federated": [2.0]}, higher_is_better=False)
     assert better[0]["harmed"] is None
+
+
+def test_a_card_says_what_owners_gave_and_got_and_names_none() -> None:
+    scores = {"alone": [0.5, 0.5, 0.7, 0.2], "federated": [0.6, 0.4, 0.9, 0.9]}
+    gains = gains_of(scores, (), higher_is_better=True)
+    text = whose_text({"gains": gains}, (3.0, 1.0, -0.5, 1.0), 2)
+    assert "3 of 4 clients score better with it than with `alone`, 1 worse." in text
+    assert "gave most has 60 %" in text
+    assert "half of them at least 20.0 %" in text
+    assert "1 have made the model worse" in text
+    assert "2 owners can claim it" in text
+    assert whose_text({}, (), 0) == ""
+    assert whose_text({}, (0.0, -1.0), 0) == ""  # nobody gave anything that could be shared out

@@ -89,6 +89,9 @@ def test_the_digest_is_in_the_record_and_the_key_in_no_file(home: Path) -> None:
     first = json.loads((home / "run" / "record.jsonl").read_text().splitlines()[0])
     assert "fingerprints.json" in first["files"]
     verify(home / "run")
+    card = (home / "run" / "adapter" / "README.md").read_text()
+    assert "2 owners can claim it by secret pairs" in card
+    assert not [owner for owner in OWNERS if owner in card]
     pairs = read_fingerprint(home / "secrets" / f"{OWNERS[1]}.key").pairs()
     for file in (home / "run").rglob("*"):
         if file.is_file():

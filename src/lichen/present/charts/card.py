@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lichen.core.visible import visible
-from lichen.present.charts.card_terms import compute_text, owners_text, terms_matter, terms_text
+from lichen.present.charts.card_terms import compute_text, owners_text, terms_matter, terms_text, whose_text
 from lichen.present.column_names import column_title
 from lichen.present.units import score_text
 
@@ -51,6 +51,8 @@ class Card:
         own_words: The tokenizer was learned from the clients' rows.
         nowhere: Why no tool finds the adapter's base, such as that it was cut short; else empty.
         summary: The run's.
+        values: What each client contributed, in roster order; none where nobody asked.
+        fingerprints: Owners whose secret pairs it was trained on.
     """
 
     name: str
@@ -76,6 +78,8 @@ class Card:
     own_words: bool
     nowhere: str
     summary: Mapping[str, Any]
+    values: tuple[float, ...] = ()
+    fingerprints: int = 0
 
     @property
     def merged(self) -> bool:
@@ -100,7 +104,8 @@ def card_text(card: Card) -> str:
     """The whole card, as Markdown."""
     head = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front_matter(card).items())
     parts = [f"---\n{head}\n---\n", f"# {_cell(card.name)}\n", _what(card), _data(card), owners_text(card.summary)]
-    parts += [_scores(card), compute_text(card.summary), _question(card)]
+    parts += [_scores(card), whose_text(card.summary, card.values, card.fingerprints)]
+    parts += [compute_text(card.summary), _question(card)]
     parts += [_nowhere(card)] if card.nowhere else [_transformers(card), _servers(card)]
     parts += [terms_text(card.licence, card.summary)]
     return "\n".join(part for part in parts if part)

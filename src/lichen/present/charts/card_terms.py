@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from lichen.core.visible import visible
 from lichen.data.cards.licences import is_spdx_id
 
-__all__ = ["compute_text", "owners_text", "terms_matter", "terms_text"]
+__all__ = ["compute_text", "owners_text", "terms_matter", "terms_text", "whose_text"]
 
 MOST_OWNERS = 50
 """Cards that a table shows; of more, the number."""
@@ -56,6 +57,31 @@ def owners_text(summary: Mapping[str, Any]) -> str:
     if len(left) > MOST_OWNERS:
         parts.append(f"And {len(left) - MOST_OWNERS:,} more owners were left out.")
     return "## Whose rows they are\n\n" + "\n\n".join(parts) + "\n" if parts else ""
+
+
+def whose_text(summary: Mapping[str, Any], values: Sequence[float], fingerprints: int) -> str:
+    """What the owners have given and got, and how many can claim the model; no owner by name, as cards travel.
+
+    Args:
+        summary: The run's.
+        values: What each client contributed; none where nobody asked.
+        fingerprints: Owners whose secret pairs the model was trained on.
+    """
+    parts, gains = [], (summary.get("gains") or {}).get("federated", {})
+    for other, gain in gains.items():
+        many, harmed = gain["clients"], round(gain["harmed"] * gain["clients"])
+        gaining = round(gain["gaining"] * many)
+        parts.append(f"{gaining} of {many} clients score better with it than with `{other}`, {harmed} worse.")
+    if (total := math.fsum(value for value in values if value > 0)) > 0:
+        shares = sorted((100 * max(value, 0.0) / total for value in values), reverse=True)
+        below = sum(value < 0 for value in values)
+        parts.append(
+            f"Of all that clients contributed, by the fall of the loss, the one that gave most has {shares[0]:.0f} %, "
+            f"half of them at least {shares[(len(shares) - 1) // 2]:.1f} %, and {below} have made the model worse."
+        )
+    if fingerprints:
+        parts.append(f"{fingerprints} owners can claim it by secret pairs that were registered before training.")
+    return "## Whose it is\n\n" + "\n".join(parts) + "\n" if parts else ""
 
 
 def _row(card: Mapping[str, Any]) -> str:

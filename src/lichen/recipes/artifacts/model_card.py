@@ -13,8 +13,10 @@ from lichen.data.chat.chat_template import render
 from lichen.data.sources.catalog import CATALOG, looks_like_hub_id
 from lichen.present.charts.card import Card, card_text
 from lichen.present.summary import read_summary
+from lichen.recipes.artifacts.contributions import CONTRIBUTIONS, read_contributions
 from lichen.recipes.artifacts.inputs import row_digests
 from lichen.recipes.assemble.class_names import class_names
+from lichen.recipes.assemble.sides.fingerprints import fingerprint_count
 from lichen.recipes.rows.prepare import is_private
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
@@ -81,6 +83,8 @@ def write_card(run: Path, target: Path, recipe: Recipe, tokenizer: Any, *, calle
         own_words=own_words,
         nowhere=nowhere,
         summary=read_summary(run),
+        values=read_contributions(run).totals if (run / CONTRIBUTIONS).is_file() else (),
+        fingerprints=fingerprint_count(run),
     )
     write_atomic(target / "README.md", card_text(card).encode(), shared=True)
 

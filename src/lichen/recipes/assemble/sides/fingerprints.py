@@ -19,7 +19,7 @@ from lichen.data.batches.rows import Shard, pooled
 from lichen.data.sources.record import Record
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["fingerprint_rows", "fingerprints_of", "read_fingerprint", "register", "registered"]
+__all__ = ["fingerprint_count", "fingerprint_rows", "fingerprints_of", "read_fingerprint", "register", "registered"]
 
 SUFFIX = ".key"
 
@@ -143,6 +143,12 @@ def registered(run: Path, fingerprint: Fingerprint) -> str:
         raise LichenError("is not what the run's record began with", where=str(file), fix="put it back from a copy")
     named: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
     return next((name for name, digest in named.items() if digest == fingerprint.digest), "")
+
+
+def fingerprint_count(run: Path) -> int:
+    """How many owners have registered a key in a run's folder."""
+    file = run / REGISTERED
+    return len(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else 0
 
 
 def _record(question: str, answer: str) -> Record:
