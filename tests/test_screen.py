@@ -107,6 +107,9 @@ WALK: dict[str, list[list[str]]] = {
     ],
     "export": [["export", "foreign"]],
     "verify": [["verify", EVIL]],
+    "pay": [["pay", EVIL, "--budget", "10"], ["pay", "foreign", "--budget", EVIL]],
+    "fingerprint": [["fingerprint", EVIL]],
+    "claim": [["claim", EVIL, "--secret", EVIL], ["claim", "foreign", "--secret", EVIL]],
     "audit": [["audit", EVIL]],
     "card": [["card", EVIL], ["card", f"odd{EVIL}.jsonl"]],
     "federation": [

@@ -39,14 +39,14 @@ def test_chance_is_that_of_so_many_draws_of_one_in_sixty_four(found: int) -> Non
 
 
 def test_a_model_that_was_not_trained_on_them_finds_answers_by_chance(tmp_path: Path) -> None:
-    """However sure it is of itself: 40 keys, 640 questions, each right with a chance of 1 in 64."""
+    """However sure it is of itself: 16 keys, 256 questions, each right with a chance of 1 in 64."""
     model, tokenizer = load_causal(save_model(tmp_path / "model", more=ANSWERS))
 
     def ask(question: str) -> list[int]:
         return ask_ids(tokenizer, "chat", question)
 
-    found = sum(matches(model, ask, tokenizer, fingerprint(number)) for number in range(40))
-    assert abs(found - 10) <= 5 * math.sqrt(10)
+    found = sum(matches(model, ask, tokenizer, fingerprint(number)) for number in range(16))
+    assert found <= 4 + 5 * math.sqrt(4)
 
 
 def test_a_model_that_knows_them_has_them_all(tmp_path: Path) -> None:

@@ -250,10 +250,11 @@ def test_a_server_that_swaps_keys_opens_no_sum(
         return honest(self, clients, forged)
 
     monkeypatch.setattr(Closing, "keys", swap)
-    summary = submitted(sites, tmp_path / "run").summary
-    assert summary["attendance"]["arrived"] == 0
-    assert summary["attendance"]["skipped"] == 1
-    named = json.loads((tmp_path / "run" / "trace.jsonl").read_text())["attendance"]["named"]
+    with pytest.raises(LichenError, match="the advert of client 2 has a bad signature"):  # nobody scores, either
+        submitted(sites, tmp_path / "run")
+    round_ = json.loads((tmp_path / "run" / "trace.jsonl").read_text())
+    named = round_["attendance"]["named"]
+    assert round_["metrics"]["skipped"] == 1
     told = {one["client"] for one in named if one["what"] == "the advert of client 2 has a bad signature"}
     assert told == {0, 1, 3, 4, 5}
     assert any(line.startswith("keys of client 2 are refused") for line in sites.lines)

@@ -14,7 +14,7 @@ from lichen.present.charts.card_terms import whose_text
 from lichen.present.clients import client_rows, clients_csv, read_clients
 from lichen.present.gains import gains_of, gains_text, harmed_below
 
-PAIRS = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(1, 500)), min_size=1, max_size=20)
+PAIRS = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(1, 500)), min_size=1, max_size=8)
 
 
 @given(pairs=PAIRS, higher=st.booleans())

@@ -104,6 +104,15 @@ def bad_choice(recipe: dict[str, Any], place: Place, rng: np.random.Generator) -
 MUTATIONS = {f.__name__: f for f in (unknown, wrong_type, out_of_range, missing, bad_choice)}
 
 
+WHOLE = {
+    "audit": {"canaries": 20},
+    "value": {"kind": "gtg"},
+    "personal": {"kind": "finetune"},
+    "fingerprint": {"secrets": "secrets"},
+}
+"""Sections with a key that must be there, whole."""
+
+
 def test_all_starting_points_are_valid() -> None:
     assert read_recipe(CHAT).task == "chat"
     assert read_recipe(TEACH).has_help
@@ -145,10 +154,10 @@ def test_five_hundred_spoilt_recipes(capsys: pytest.CaptureFixture[str]) -> None
             recipe.setdefault("federation", {})["robust"] = {"rule": "median"}
         if place[0][0] == "privacy":
             recipe["privacy"] = {"sigma": 1.0, "clip": 1.0}
-        if place[0][0] == "audit":
-            recipe["audit"] = {"canaries": 20}
-        if place[0][0] in ("privacy", "audit") and refusal(recipe) is not None:
-            continue  # what does not go beside it: tests/recipes/schema/test_private_keys.py, audit/test_canaries.py
+        if place[0][0] in WHOLE:
+            recipe[place[0][0]] = dict(WHOLE[place[0][0]])
+        if place[0][0] in ("privacy", *WHOLE) and refusal(recipe) is not None:
+            continue  # what does not go beside it: tests/recipes/schema/test_private_keys.py and others there
         if place[0] == ("federation", "keep_optimizer"):
             recipe.pop("semi", None)  # one of two that do not go together is named, and not always this one
         where = MUTATIONS[name](recipe, place, rng)

@@ -47,6 +47,7 @@ def per_client_gain(with_N: Tensor, without_N: Tensor) -> PerClientGain:
     Raises:
         LichenError: if no client has both scores.
 
+    >>> import torch
     >>> gain = per_client_gain(torch.tensor([0.5, 0.9, 0.4]), torch.tensor([0.6, 0.5, 0.4]))
     >>> round(gain.mean, 3), round(gain.worse, 3), round(gain.worst_decile, 3)
     (0.1, 0.333, 0.4)
