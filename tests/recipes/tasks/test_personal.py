@@ -187,6 +187,14 @@ def test_the_column_stands_in_table_summary_and_clients(home: Path, tmp_path: Pa
     )
 
 
+def test_a_test_set_that_is_nobodys_own_mix_is_told(home: Path, tmp_path: Path) -> None:
+    words = ("personal.kind=ditto", "federation.rounds=1", "optimizer.lr=0.1", "compare.baselines=[]")
+    drawn = lichen.run(read_recipe("digits", words), out=tmp_path / "drawn").summary
+    assert "all share" in str(drawn["extra"]["personal.tested on"])
+    own = lichen.run(made(home, {"kind": "ditto"}), out=tmp_path / "own").summary
+    assert "personal.tested on" not in own["extra"]
+
+
 @pytest.mark.parametrize(
     "personal", [{"kind": "ditto"}, {"kind": "finetune", "steps": [1, 2]}], ids=lambda p: p["kind"]
 )

@@ -104,6 +104,8 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
         extra |= gained(columns["federated"], columns["without"], higher_is_better=up)
 
     extra |= personal_numbers(recipe, columns)
+    if recipe.personal is not None and shared_test(loaded.clients_data):
+        extra["personal.tested on"] = "rows that all share, not of each client's mix, for which its own model is made"
     extra |= _attack_success(loaded.experiment, best, folder, say)
 
     def side(column: str) -> ServerSide:
