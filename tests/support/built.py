@@ -33,7 +33,7 @@ from lichen.recipes.assemble import loaded_model
 from lichen.recipes.assemble.column import block_size_of, local_engine, recipe_engine
 from lichen.recipes.assemble.experiment import Experiment, metric_of
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
-from lichen.recipes.assemble.parts import algorithm_of, client_tasks, initial_shared, lr_scale, stop_of
+from lichen.recipes.assemble.parts import algorithm_of, client_tasks, initial_shared, lr_scale
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.attack import colluding
 from lichen.recipes.assemble.sides.canaries import canary_key
@@ -41,6 +41,7 @@ from lichen.recipes.assemble.workload import (
     Unbudgeted,
     alone_rounds,
     pooled_experiment,
+    stop_of,
     trial_rounds,
     unbudgeted,
 )

@@ -15,9 +15,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-__all__ = ["gains_of", "gains_text", "harmed_below"]
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Gain", "gains_of", "gains_text", "harmed_below"]
 
 AGAINST = ("base", "alone", "alone_best")
 """What a client could have had without the others: the bare model, and training by itself."""
@@ -27,6 +29,27 @@ GAINING = ("federated", "personal", "chosen")
 
 LEAST = 3
 """Clients with both scores that a rank correlation and a test need."""
+
+
+class Gain(BaseModel):
+    """How one column stands beside another, over the clients that have both scores."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    clients: Annotated[int, Field(ge=0, lt=2**63)]
+    gaining: Annotated[float, Field(ge=0, le=1)]
+    """Share of the clients with a better score."""
+    harmed: Annotated[float, Field(ge=0, le=1)]
+    """Share with a worse one."""
+    mean: float
+    """Gain, positive where the score is better."""
+    least: float
+    spread: Annotated[float, Field(ge=0)] | None
+    """Sample standard deviation of the column's scores over clients; null for one client."""
+    p: Annotated[float, Field(ge=0, le=1)] | None
+    """Of no difference, by Wilcoxon's signed ranks of the pairs, two-sided; null where it says nothing."""
+    by_rows: Annotated[float, Field(ge=-1, le=1)] | None
+    """Spearman's correlation of gain with training rows; null where it says nothing."""
 
 
 def gains_of(

@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lichen.core.errors import LichenError
 from lichen.core.files.manifest import MANIFEST, check
+from lichen.present.gains import Gain
 from lichen.present.reading import CardLeft, CardShown, Masks, Privacy, Read
 from lichen.tasks.registry import BUILT_IN, task_names
 
@@ -150,25 +151,6 @@ class Attacked(_Part):
     liars: _Count
     names: list[str]
     """The liars', in roster order."""
-
-
-class Gain(_Part):
-    """How one column stands beside another, over the clients that have both scores."""
-
-    clients: _Count
-    gaining: Annotated[float, Field(ge=0, le=1)]
-    """Share of the clients with a better score."""
-    harmed: Annotated[float, Field(ge=0, le=1)]
-    """Share with a worse one."""
-    mean: float
-    """Gain, positive where the score is better."""
-    least: float
-    spread: Annotated[float, Field(ge=0)] | None
-    """Sample standard deviation of the column's scores over clients; null for one client."""
-    p: Annotated[float, Field(ge=0, le=1)] | None
-    """Of no difference, by Wilcoxon's signed ranks of the pairs, two-sided; null where it says nothing."""
-    by_rows: Annotated[float, Field(ge=-1, le=1)] | None
-    """Spearman's correlation of gain with training rows; null where it says nothing."""
 
 
 class Compute(_Part):

@@ -122,9 +122,9 @@ class UnmaskingEngine(ForwardingEngine):
         """As the inner engine; a job under masks is begun."""
         if job.work not in self.works:
             return self.inner.submit(job)
-        return self._begin(job)
+        return self._start(job)
 
-    def _begin(self, job: Job, first: int | None = None, before: tuple[Reply, ...] = ()) -> int:
+    def _start(self, job: Job, first: int | None = None, before: tuple[Reply, ...] = ()) -> int:
         work = self.works[job.work]
         terms = work.terms
         closing = Closing(context_of(terms, job), k=terms.k, threshold=terms.threshold, least=terms.least)
@@ -187,7 +187,7 @@ class UnmaskingEngine(ForwardingEngine):
                 liars = round_.closing.liars
                 clients = tuple(client for client in round_.job.clients if client not in liars)
                 again = replace(round_.job, clients=clients, settings=settings)
-                self._begin(again, number, round_.caught())
+                self._start(again, number, round_.caught())
                 return None
             self._forget(number)
             return [*round_.refusals(()), *round_.given_up(error)]

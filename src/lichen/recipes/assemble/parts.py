@@ -31,7 +31,6 @@ from lichen.clients.training.gradient_steps import Clip, Proximal
 from lichen.clients.training.optimize import ClientOptimizer, lr_factor
 from lichen.clients.training.row_weights import ByRows
 from lichen.clients.training.train import Train
-from lichen.core.contracts.algorithm import ServerState
 from lichen.core.contracts.client import ClientTask, ClientWork, Dialogue, Source
 from lichen.core.contracts.server import Aggregator, Sampler, ServerOptimizer
 from lichen.core.errors import LichenError
@@ -74,7 +73,6 @@ __all__ = [
     "lr_scale",
     "sampler_of",
     "server_of",
-    "stop_of",
     "tensors_of",
     "trainer",
     "validators_of",
@@ -354,19 +352,6 @@ def validators_of(server: ServerSide) -> tuple[int, ...]:
     """The clients that validate in the rounds of the federation."""
     most = server.recipe.federation.valid_clients
     return validators(server.roster.rows("valid"), most, derive(server.recipe.seed, "valid"))
-
-
-def stop_of(recipe: Recipe) -> Callable[[ServerState], bool]:
-    """Whether a column has validated as often without improving as the recipe has patience for."""
-    fed = recipe.federation
-    patience, every = fed.patience, fed.valid_every
-
-    def stop(state: ServerState) -> bool:
-        if patience is None or state.best_round < 1:
-            return False
-        return state.round // every - state.best_round // every >= patience
-
-    return stop
 
 
 def lr_scale(recipe: Recipe, rounds: int) -> Callable[[int], float]:

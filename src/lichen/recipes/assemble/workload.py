@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import final
 
 import torch
 
 from lichen.clients.training.optimize import lr_factor
+from lichen.core.contracts.algorithm import ServerState
 from lichen.core.contracts.client import Source
 from lichen.core.contracts.model import Batch
 from lichen.core.conventions.labels import has_label
@@ -28,6 +29,7 @@ __all__ = [
     "heaviest",
     "pooled_experiment",
     "refuse_warmup",
+    "stop_of",
     "trial_rounds",
     "unbudgeted",
     "warmup_rounds",
@@ -216,3 +218,16 @@ def heaviest(source: Source, clients: Sequence[int], count: int) -> tuple[int, .
     order = sorted(some, key=lambda c: size[c], reverse=True)
     alike = [c for c in order if source.shape(c) == source.shape(order[0])]
     return tuple(sorted([*alike, *(c for c in order if c not in set(alike))][:count]))
+
+
+def stop_of(recipe: Recipe) -> Callable[[ServerState], bool]:
+    """Whether a column has validated as often without improving as the recipe has patience for."""
+    fed = recipe.federation
+    patience, every = fed.patience, fed.valid_every
+
+    def stop(state: ServerState) -> bool:
+        if patience is None or state.best_round < 1:
+            return False
+        return state.round // every - state.best_round // every >= patience
+
+    return stop

@@ -162,9 +162,7 @@ class Recipe(Section):
     personal: PersonalConfig | None = Field(
         default=None, description="a model for each client beside the shared one; none: all end with the shared one"
     )
-    fingerprint: FingerprintConfig | None = Field(
-        default=None, description="secret pairs by which owners claim the model later; none: it has no such"
-    )
+    fingerprint: FingerprintConfig | None = Field(default=None, description="secret pairs to claim the model by")
     cache_dir: str | None = Field(
         default=None,
         description="folder where answers of foundation models are kept and found again; none: the cache",

@@ -52,9 +52,9 @@ from lichen.recipes.assemble.heterogeneous_parts import (
     private_tasks,
     server,
 )
-from lichen.recipes.assemble.parts import lr_scale, sampler_of, server_of, stop_of, validators_of
+from lichen.recipes.assemble.parts import lr_scale, sampler_of, server_of, validators_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
-from lichen.recipes.assemble.workload import Unbudgeted, alone_rounds, unbudgeted
+from lichen.recipes.assemble.workload import Unbudgeted, alone_rounds, stop_of, unbudgeted
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.exchange_report import Trained, ensemble_column, metrics_by_arch, public_bytes, save_models

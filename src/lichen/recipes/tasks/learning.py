@@ -42,7 +42,6 @@ from lichen.recipes.assemble.parts import (
     algorithm_of,
     initial_shared,
     lr_scale,
-    stop_of,
     tensors_of,
     trainer,
 )
@@ -51,7 +50,7 @@ from lichen.recipes.assemble.sides.personal import trains_own
 from lichen.recipes.assemble.sides.privacy import PrivateRounds, private_rounds
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.sides.summed_scores import SUMMED_TEST
-from lichen.recipes.assemble.workload import trial_rounds
+from lichen.recipes.assemble.workload import stop_of, trial_rounds
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.repair import repaired
 from lichen.recipes.value.rounds import valued
