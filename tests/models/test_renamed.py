@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import lichen
-from lichen.models.renamed import CACHE_NAMES, cache_argument, cache_of
+from lichen.models.renamed import CACHE_NAMES, cache_argument, cache_of, takes_logits_to_keep
 
 SOURCE = Path(lichen.__file__).parent
 LIBRARIES = ("transformers", "peft", "accelerate", "safetensors", "gguf")
@@ -57,11 +57,23 @@ def test_a_models_output_carries_its_cache_under_a_name_we_know() -> None:
 
     small = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=11, **small)).eval()
-    known = inspect.signature(model.forward).parameters
-    assert "logits_to_keep" in known, "without it all logits of a prompt are held"
+    assert takes_logits_to_keep(model), "without it all logits of a prompt are held"
     out = model(input_ids=torch.tensor([[1, 2, 3]]), use_cache=True)
     assert cache_of(out).get_seq_length() == 3
     assert cache_of(model(input_ids=torch.tensor([[1, 2, 3]]), use_cache=False)) is None
+
+
+def test_a_wrapped_model_is_asked_what_the_model_inside_takes() -> None:
+    """PEFT's own forward does not name the argument, and passes it on."""
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    lora = LoraConfig(r=1, target_modules=["q_proj"], task_type=TaskType.CAUSAL_LM)
+    wrapped = get_peft_model(LlamaForCausalLM(LlamaConfig(vocab_size=11, **small)).eval(), lora)
+    assert takes_logits_to_keep(wrapped)
+    assert wrapped(input_ids=torch.tensor([[1, 2, 3]]), logits_to_keep=1).logits.shape == (1, 1, 11)
+    assert not takes_logits_to_keep(SimpleNamespace(forward=lambda input_ids: input_ids))
 
 
 def test_a_model_without_a_cache_has_no_name_for_it() -> None:

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from inspect import signature
 from typing import Any, final
 
 import torch
 
 from lichen.core.errors import LichenError
 from lichen.core.secret.randomness import SecretRandomness
+from lichen.models.renamed import takes_logits_to_keep
 
 __all__ = ["ANSWERS", "PAIRS", "Fingerprint", "chance", "matches"]
 
@@ -105,12 +105,6 @@ def matches(model: Any, ask: Any, tokenizer: Any, fingerprint: Fingerprint) -> i
     return found
 
 
-def _keeps(model: Any) -> bool:
-    """Whether the model can leave out the logits of all places but the last."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in signature(getattr(inner, "forward", inner)).parameters
-
-
 @torch.no_grad()
 def _scores(model: Any, before: list[int], tokenizer: Any) -> Iterator[float]:
     """The log probability of each answer after these tokens, by its tokens' mean."""
@@ -123,7 +117,7 @@ def _scores(model: Any, before: list[int], tokenizer: Any) -> Iterator[float]:
     rows = [before + answer + [answer[-1]] * (longest - len(answer)) for answer in answers]
     ids_AT = torch.tensor(rows, device=model.device)
     # Of all places only the answers' count, and the output layer is most of the work.
-    last = {"logits_to_keep": longest + 1} if _keeps(model) else {}
+    last = {"logits_to_keep": longest + 1} if takes_logits_to_keep(model) else {}
     logits = model(input_ids=ids_AT, use_cache=False, **last).logits[:, -longest - 1 : -1].float().log_softmax(-1)
     for row, answer in zip(logits, answers, strict=True):
         yield float(row[torch.arange(len(answer)), torch.tensor(answer)].mean())

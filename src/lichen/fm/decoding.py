@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from lichen.core.seeds import numpy_generator
-from lichen.models.renamed import CACHE_NAMES, cache_argument, cache_of
+from lichen.models.renamed import CACHE_NAMES, cache_argument, cache_of, takes_logits_to_keep
 
 __all__ = ["decode", "gumbel", "sample_token"]
 
@@ -104,6 +104,7 @@ def decode(
     mask_BT = torch.tensor([[0] * (wide - len(row)) + [1] * len(row) for row in rows], device=device)
     signature = inspect.signature(model.forward)
     known, cache_name = signature.parameters, cache_argument(signature) or CACHE_NAMES[0]
+    last = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
     written: list[list[int]] = [[] for _ in rows]
     active = list(range(len(rows)))  # which row lies at each place of the batch; ended ones stay a while
     ended: set[int] = set()
@@ -112,8 +113,7 @@ def decode(
         while True:
             place_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
             more: dict[str, Any] = {"position_ids": place_BT} if "position_ids" in known else {}
-            more |= {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-            more |= {cache_name: past}
+            more |= {**last, cache_name: past}
             outputs = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=True, **more)
             past, calls = cache_of(outputs), calls + 1
             logits_BV = outputs.logits[:, -1].float().cpu()

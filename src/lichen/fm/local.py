@@ -20,7 +20,6 @@ Legend: N rows, B rows of a call, T tokens, S kept positions, V vocabulary, K wo
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, final
 
@@ -33,6 +32,7 @@ from lichen.fm.interface import Usage, answer_by_score, check_generation
 from lichen.fm.parsing import cut_at
 from lichen.fm.tokenization import Texts, by_length, check_length
 from lichen.models.loading.load import base_digest, frozen_eval
+from lichen.models.renamed import takes_logits_to_keep
 
 __all__ = ["LocalFM"]
 
@@ -85,7 +85,7 @@ class LocalFM:
         self._template_digest = "" if template is None else "/" + hashlib.sha256(template.encode()).hexdigest()[:16]
         self._model = model
         self._usage = Usage()
-        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._takes_logits_to_keep = takes_logits_to_keep(model)
         table_VH = model.get_input_embeddings().weight
         self.width = int(table_VH.shape[1])
         ids = self.tokens(start)

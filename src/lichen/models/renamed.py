@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-__all__ = ["CACHE_NAMES", "cache_argument", "cache_of"]
+__all__ = ["CACHE_NAMES", "cache_argument", "cache_of", "takes_logits_to_keep"]
 
 CACHE_NAMES = ("cache", "past_key_values")
 """What a model's keys and values from earlier calls are called, the newest name first."""
@@ -31,3 +31,12 @@ def cache_argument(signature: inspect.Signature) -> str | None:
 def cache_of(output: Any) -> Any:
     """The keys and values that a model's output carries, under whichever name; None without any."""
     return next((output[name] for name in CACHE_NAMES if name in output), None)
+
+
+def takes_logits_to_keep(model: Any) -> bool:
+    """Whether a model of transformers can leave out the logits of places that nobody reads.
+
+    PEFT's wrapper passes the argument on and does not name it, so that the model inside is looked at.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
