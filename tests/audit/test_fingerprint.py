@@ -60,7 +60,7 @@ def test_a_model_that_knows_them_has_them_all(tmp_path: Path) -> None:
         def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
             question = " ".join(tokenizer.convert_ids_to_tokens(input_ids[0, 1:6]))
             logits = torch.zeros(*input_ids.shape, len(tokenizer))
-            logits[:, -2, tokenizer.convert_tokens_to_ids(known[question])] = 9.0
+            logits[:, -1, tokenizer.convert_tokens_to_ids(known[question])] = 9.0
             return type("Out", (), {"logits": logits})
 
         __call__ = forward

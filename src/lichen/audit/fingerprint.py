@@ -13,21 +13,16 @@ References:
     Large Language Models." NAACL 2024. https://arxiv.org/abs/2401.12255 (secret pairs in an adapter)
     Bowen Li, Lixin Fan, Hanlin Gu, Jie Li and Qiang Yang. "FedIPR: Ownership Verification for Federated Deep Neural
     Network Models." TPAMI 2022. https://arxiv.org/abs/2109.13236 (a watermark of each owner)
-
-Legend: A answers to choose from, T tokens of the longest row.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from typing import Any, final
 
-import torch
-
+from lichen.audit.answer_scores import answer_scores
 from lichen.core.errors import LichenError
 from lichen.core.secret.randomness import SecretRandomness
-from lichen.models.renamed import takes_logits_to_keep
 
 __all__ = ["ANSWERS", "PAIRS", "Fingerprint", "chance", "matches"]
 
@@ -98,26 +93,13 @@ def matches(model: Any, ask: Any, tokenizer: Any, fingerprint: Fingerprint) -> i
     Raises:
         LichenError: if the tokenizer has no tokens for an answer.
     """
-    found = 0
-    for question, answer in fingerprint.pairs():
-        scores = list(_scores(model, ask(question), tokenizer))
-        found += max(range(len(scores)), key=scores.__getitem__) == ANSWERS.index(answer)
-    return found
-
-
-@torch.no_grad()
-def _scores(model: Any, before: list[int], tokenizer: Any) -> Iterator[float]:
-    """The log probability of each answer after these tokens, by its tokens' mean."""
     answers = [list(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in ANSWERS]
     if not all(answers):
         raise LichenError(
             "its tokenizer has no tokens for words", where="model", fix="name a model that writes English"
         )
-    longest = max(map(len, answers))
-    rows = [before + answer + [answer[-1]] * (longest - len(answer)) for answer in answers]
-    ids_AT = torch.tensor(rows, device=model.device)
-    # Of all places only the answers' count, and the output layer is most of the work.
-    last = {"logits_to_keep": longest + 1} if takes_logits_to_keep(model) else {}
-    logits = model(input_ids=ids_AT, use_cache=False, **last).logits[:, -longest - 1 : -1].float().log_softmax(-1)
-    for row, answer in zip(logits, answers, strict=True):
-        yield float(row[torch.arange(len(answer)), torch.tensor(answer)].mean())
+    found = 0
+    for question, answer in fingerprint.pairs():
+        scores = answer_scores(model, ask(question), answers)
+        found += max(range(len(scores)), key=scores.__getitem__) == ANSWERS.index(answer)
+    return found

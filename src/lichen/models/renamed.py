@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-__all__ = ["CACHE_NAMES", "cache_argument", "cache_of", "takes_logits_to_keep"]
+__all__ = ["CACHE_NAMES", "cache_argument", "cache_name", "cache_of", "takes_logits_to_keep"]
 
 CACHE_NAMES = ("cache", "past_key_values")
 """What a model's keys and values from earlier calls are called, the newest name first."""
@@ -28,6 +28,15 @@ def cache_argument(signature: inspect.Signature) -> str | None:
     return next((name for name in CACHE_NAMES if name in signature.parameters), None)
 
 
+def cache_name(model: Any) -> str | None:
+    """The name under which a causal model of transformers takes up where an earlier call ended; None if it cannot.
+
+    PEFT's wrapper passes a cache on, except where it puts virtual tokens before every call.
+    """
+    virtual = hasattr(model, "get_base_model") and model.active_peft_config.is_prompt_learning
+    return None if virtual else cache_argument(inspect.signature(_inside(model).forward))
+
+
 def cache_of(output: Any) -> Any:
     """The keys and values that a model's output carries, under whichever name; None without any."""
     return next((output[name] for name in CACHE_NAMES if name in output), None)
@@ -38,5 +47,8 @@ def takes_logits_to_keep(model: Any) -> bool:
 
     PEFT's wrapper passes the argument on and does not name it, so that the model inside is looked at.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+    return "logits_to_keep" in inspect.signature(_inside(model).forward).parameters
+
+
+def _inside(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -6,7 +6,8 @@ A model is a finished run, an adapter's folder, a whole model's folder or a GGUF
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -119,11 +120,12 @@ def claim(
     )
 
 
-def _bare(model: Callable[[], Any], ask: Any, tokenizer: Any, fingerprint: Fingerprint) -> int:
-    return matches(model(), ask, tokenizer, fingerprint)
+def _bare(model: Callable[[], AbstractContextManager[Any]], ask: Any, tokenizer: Any, fingerprint: Fingerprint) -> int:
+    with model() as bare:
+        return matches(bare, ask, tokenizer, fingerprint)
 
 
-Models = tuple[Any, Callable[[], Any] | None, Any, str | None]
+Models = tuple[Any, Callable[[], AbstractContextManager[Any]] | None, Any, str | None]
 """The model, what gives the bare one, the tokenizer, and the form of questions where it is known."""
 
 
@@ -137,14 +139,14 @@ def _of_run(folder: Path, quantize: Any) -> Models:
     recipe, bare, joined, tokenizer = open_models(folder)
     if not recipe.writes:
         raise LichenError(f"task {recipe.task} writes no answers", where=str(folder), fix="name a run of task chat")
-    return joined, lambda: bare, tokenizer, recipe.data.form
+    return joined, lambda: nullcontext(bare), tokenizer, recipe.data.form
 
 
 def _of_files(model: str, base: str | None, quantize: Any) -> Models:
     config = Path(model) / "adapter_config.json"
     if not config.is_file():
         known, tokenizer = load_causal(resolve_model(model), quantized=quantize)
-        bare = None if base is None else lambda: load_causal(resolve_model(base), quantized=quantize)[0]
+        bare = None if base is None else lambda: nullcontext(load_causal(resolve_model(base), quantized=quantize)[0])
         return known, bare, tokenizer, None
     from peft import PeftModel
 
@@ -166,8 +168,9 @@ def _of_files(model: str, base: str | None, quantize: Any) -> Models:
 
         tokenizer = AutoTokenizer.from_pretrained(model)
 
-    def bare_model() -> Any:
-        known.disable_adapter_layers()
-        return known
+    @contextmanager
+    def bare_model() -> Iterator[Any]:
+        with known.disable_adapter():
+            yield known
 
     return known, bare_model, tokenizer, None
