@@ -32,6 +32,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "pulled": {"personal": {"kind": "ditto"}, "federation": {"clients_per_round": 3}},
     "mixed": {"personal": {"kind": "apfl"}, "federation": {"clients_per_round": 3}},
     "learned start": {"personal": {"kind": "fedala", "start_rate": 9.0}, "federation": {"clients_per_round": 3}},
+    "side by side": {"personal": {"kind": "feddpa", "in_turns": True}, "federation": {"clients_per_round": 3}},
+    "side by side after": {"personal": {"kind": "feddpa", "steps": [1, 3]}},
+    "rest of the world": {
+        "personal": {"kind": "fedalt"},
+        "federation": {"clients_per_round": 3, "weighting": "uniform"},
+    },
     "norms": {"model": FULL, "personal": {"kind": "norms"}, "optimizer": {"lr": [1e-3]}},
     "fine-tuned": {"personal": {"kind": "finetune", "steps": [1, 3]}},
     "stacked": {"federation": {"aggregate": "flora", "clients_per_round": 3}},

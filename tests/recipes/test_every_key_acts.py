@@ -176,8 +176,10 @@ DIMENSIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "personal": {
         "none": {},
-        **{kind: {"personal": {"kind": kind}} for kind in ("ditto", "apfl", "fedala", "norms", "ridge")},
+        **{kind: {"personal": {"kind": kind}} for kind in ("ditto", "apfl", "fedala", "fedalt", "norms", "ridge")},
         "finetune": {"personal": {"kind": "finetune", "steps": [1, 2]}},
+        "feddpa": {"personal": {"kind": "feddpa", "steps": [1, 2]}},
+        "feddpa in turns": {"personal": {"kind": "feddpa", "in_turns": True}},
     },
     "audit": {"none": {}, "canaries": {"audit": {"canaries": 12, "seed": 3}}},
     "value": {"none": {}, "gtg": {"value": {"kind": "gtg"}}},

@@ -9,7 +9,11 @@ from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
-__all__ = ["personal_C"]
+__all__ = ["CENTER", "personal_C"]
+
+CENTER = "rows/center"
+"""Of a model with two adapters side by side: ``(C, H)``, whose product with what the frozen model makes of a row is
+how much the second adapter counts in that row."""
 
 
 def personal_C(trainable: Tree, own_C: Tree | None, clients: int, *, use_best: bool = False) -> Tree:

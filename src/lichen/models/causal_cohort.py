@@ -126,10 +126,11 @@ class CausalCohort(Cohort):
         clients, rows, width = batch["input_ids_CBT"].shape
         next_CBT = batch["labels_CBT"][:, :, 1:]
         inputs: dict[str, Any] = {**flat_inputs(batch), "use_cache": False}
-        if self.plain:
-            out = self.wrapped.call(trainable_C, fixed, part=self._backbone, **inputs)[0]
-        else:
-            out = self.wrapped.call(trainable_C, fixed, **inputs).logits
+        with self._weighed(trainable_C, batch) as trainable_C:
+            if self.plain:
+                out = self.wrapped.call(trainable_C, fixed, part=self._backbone, **inputs)[0]
+            else:
+                out = self.wrapped.call(trainable_C, fixed, **inputs).logits
         out_CBTH = out.reshape(clients, rows, width, -1)[:, :, :-1]
         positions = []
         for c in range(clients):
@@ -149,7 +150,8 @@ class CausalCohort(Cohort):
             nothing_C = torch.zeros(clients, device=count_C.device)
             loss_C = sum((x_C.flatten(1)[:, :0].sum(1) for x_C in trainable_C.values()), nothing_C)
             return loss_C[:, None].expand_as(count) if of_rows else loss_C, count
-        hidden_NH = hidden_of(self.wrapped, trainable_C, fixed, pack, part=self._backbone, prefix=self.prefix)
+        with self._weighed(trainable_C, batch) as trainable_C:
+            hidden_NH = hidden_of(self.wrapped, trainable_C, fixed, pack, part=self._backbone, prefix=self.prefix)
         hidden_RH = hidden_NH.index_select(0, pack.at_R)
         if self._head in (*self.wrapped.heads, *self.wrapped.layers):
             parts = zip(torch.split(hidden_RH, counts), torch.split(pack.label_R, counts), strict=True)

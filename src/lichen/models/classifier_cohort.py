@@ -83,11 +83,12 @@ class ClassifierCohort(Cohort):
         pack = pack_rows(batch, to_label=False, device=self.wrapped.model.device) if packed else None
         inputs: dict[str, Any] = {**flat_inputs(to_device(batch, self.wrapped.model.device))}
         inputs = with_one_end(self.wrapped.model.config, **inputs)
-        if pack is not None and pack.tokens:
-            hidden_NH = hidden_of(self.wrapped, trainable_C, fixed, pack, part=self._backbone, prefix=self.prefix)
-            logits = call_with_hidden(self.wrapped, trainable_C, fixed, hidden_NH, pack, **inputs).logits
-        else:
-            logits = self.wrapped.call(trainable_C, fixed, **inputs).logits
+        with self._weighed(trainable_C, batch) as trainable_C:
+            if pack is not None and pack.tokens:
+                hidden_NH = hidden_of(self.wrapped, trainable_C, fixed, pack, part=self._backbone, prefix=self.prefix)
+                logits = call_with_hidden(self.wrapped, trainable_C, fixed, hidden_NH, pack, **inputs).logits
+            else:
+                logits = self.wrapped.call(trainable_C, fixed, **inputs).logits
         return (logits.reshape(clients, rows, -1),)
 
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:

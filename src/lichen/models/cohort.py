@@ -11,14 +11,18 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from lichen.core.contracts.model import Batch, Objective
 from lichen.core.errors import LichenError
-from lichen.core.tree import Tree, digest
+from lichen.core.parameters import CENTER
+from lichen.core.tree import Tree, digest, to_device
 from lichen.models.adapters.kind import Spec
 from lichen.models.adapters.wrap import Wrapped, wrap
 from lichen.models.findings import Findings, Recall, behind
@@ -142,6 +146,44 @@ class Cohort(ABC):
     ) -> tuple[Tensor, Tensor]:
         """:meth:`loss`, with the way clients are run side by side chosen by the caller."""
         return self._run(trainable_C, fixed, batch, reference=reference, packed=packed, of_rows=False)
+
+    @property
+    def row_width(self) -> int:
+        """H, the numbers that :meth:`row_states` gives of a row."""
+        return int(self.wrapped.model.config.get_text_config().hidden_size)
+
+    @torch.no_grad()
+    def row_states(self, batch: Batch) -> Tensor:
+        """``(C, B, H)`` unit vectors: what the frozen model makes of each row, before anything is answered.
+
+        It is the mean of the last hidden states over the row's tokens before the first that has a label, so that no
+        answer is seen; over all tokens where rows have a class. A row without tokens has zeros.
+        """
+        batch = to_device(batch, self.wrapped.model.device)
+        clients, rows, width = batch["input_ids_CBT"].shape
+        seen_CBT = batch["attention_mask_CBT"] != 0
+        if "labels_CBT" in batch:
+            seen_CBT = seen_CBT & (batch["labels_CBT"] != -100).cumsum(-1).eq(0)
+            seen_CBT[..., 0] = batch["attention_mask_CBT"][..., 0] != 0  # what begins a row is never asked for
+        heads = self.wrapped.heads
+        bare_C = {name: x[None] for name, x in self.wrapped.init(0).items() if name.rpartition(".")[0] in heads}
+        inputs = flat_inputs(batch)
+        hidden = self.wrapped.call(bare_C, {}, part=self._backbone, **inputs)[0]
+        hidden_CBTH = hidden.reshape(clients, rows, width, -1).float()
+        mean_CBH = (hidden_CBTH * seen_CBT[..., None]).sum(2) / seen_CBT.sum(-1, keepdim=True).clamp(min=1)
+        return nn.functional.normalize(mean_CBH, dim=-1)
+
+    @contextmanager
+    def _weighed(self, trainable_C: Tree, batch: Batch) -> Iterator[Tree]:
+        """The tensors of layers; inside, of two adapters the second counts as much as a row is like the centre."""
+        layers_C = dict(trainable_C)
+        center_CH = layers_C.pop(CENTER, None)
+        if center_CH is None:
+            yield layers_C
+            return
+        second_CB = torch.einsum("cbh,ch->cb", self.row_states(batch), center_CH.float()).clamp(0, 1)
+        with self.wrapped.packing.weighing(second_CB):
+            yield layers_C
 
     @abstractmethod
     def _run(

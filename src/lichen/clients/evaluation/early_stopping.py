@@ -24,7 +24,7 @@ from typing import final
 
 import torch
 
-from lichen.clients.evaluation.evaluate import Evaluate, EvaluateState
+from lichen.clients.evaluation.evaluate import Evaluate, EvaluateState, Form
 from lichen.core import tree as trees
 from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.expected import Expected, MetricSpec, within
@@ -50,13 +50,19 @@ class KeepBest:
 
     Args:
         model: Runs C clients at once.
+        form: What a client computes with, where that is more than its own tensors; these are what it keeps.
     """
 
     model: CohortModel
+    form: Form | None = None
+
+    @property
+    def _evaluate(self) -> Evaluate:
+        return Evaluate(self.model, personal=True, form=self.form)
 
     def expected(self, job: Job) -> Expected:
         """Those of the evaluation, the best mean loss, and whether this is it."""
-        judged = Evaluate(self.model, personal=True).expected(job)
+        judged = self._evaluate.expected(job)
         return replace(judged, metrics={**judged.metrics, **self._specs()})
 
     def _specs(self) -> dict[str, MetricSpec]:
@@ -65,12 +71,12 @@ class KeepBest:
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> KeepBestState:
         """The clients' own parameters, or the shared ones at their first time."""
-        judged = Evaluate(self.model, personal=True).init(job, clients, own_C)
+        judged = self._evaluate.init(job, clients, own_C)
         return KeepBestState(judged=judged, own_C=dict(own_C or {}))
 
     def step(self, state: KeepBestState, batch: Batch) -> KeepBestState:
         """The sums with one more validation batch in them."""
-        return replace(state, judged=Evaluate(self.model, personal=True).step(state.judged, batch))
+        return replace(state, judged=self._evaluate.step(state.judged, batch))
 
     def final(self, state: KeepBestState) -> tuple[Message, Tree | None]:
         """Metrics, with ``best_value`` and ``improved`` (0 or 1) beside the sums; and the private state.
@@ -80,7 +86,7 @@ class KeepBest:
         The private state gains ``best/...``, ``best_value`` (mean loss, float64 ``(C,)``) and
         ``best_version`` (int64 ``(C,)``, the job's version at which it was judged).
         """
-        message, _ = Evaluate(self.model, personal=True).final(state.judged)
+        message, _ = self._evaluate.final(state.judged)
         loss_C, count_C = state.judged.sums["loss_sum"], state.judged.sums["count"]
         inf_C = torch.full_like(loss_C, torch.inf)
         value_C = torch.where(loss_C.isfinite() & (count_C > 0), loss_C / count_C.clamp(min=1), inf_C)

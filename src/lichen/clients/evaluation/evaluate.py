@@ -9,7 +9,7 @@ Legend: C clients, B rows, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import final
 
@@ -23,7 +23,11 @@ from lichen.core.message import Job, Message
 from lichen.core.parameters import personal_C
 from lichen.core.tree import Tree
 
-__all__ = ["Evaluate", "EvaluateState", "measure"]
+__all__ = ["Evaluate", "EvaluateState", "Form", "measure"]
+
+Form = Callable[[Tree, Tree, Tree], Tree]
+"""From ``(shared tensors, clients' own in their place, private state)``, the last two with a client axis, to the
+tensors that clients compute with."""
 
 
 def measure(model: CohortModel, params_C: Tree, fixed: Tree, batch: Batch) -> Tree:
@@ -45,11 +49,21 @@ def _along(active_C: Tensor, x: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateState:
-    """A block of clients in the middle of an evaluation; ``sums`` as :func:`measure` gives them."""
+    """A block of clients in the middle of an evaluation; ``sums`` as :func:`measure` gives them.
+
+    Attributes:
+        job: What was asked.
+        clients: Roster indices.
+        params_C: Each client's tensors, by the shared ones' names.
+        model_C: What it computes with: these, or what a form has made of them.
+        fixed: Shared tensors without client axis.
+        sums: So far.
+    """
 
     job: Job
     clients: tuple[int, ...]
     params_C: Tree
+    model_C: Tree
     fixed: Tree
     sums: Tree
 
@@ -63,12 +77,14 @@ class Evaluate:
         model: Runs C clients at once.
         personal: Evaluate each client's own parameters where it has some, else the shared ones.
         use_best: With ``personal``: its best ones so far, where it has kept some.
+        form: With ``personal``: what a client computes with, where that is more than its own tensors.
     """
 
     model: CohortModel
     _: KW_ONLY
     personal: bool = False
     use_best: bool = False
+    form: Form | None = None
 
     def expected(self, job: Job) -> Expected:
         """The objective's sums, and no tensor."""
@@ -81,19 +97,22 @@ class Evaluate:
             params_C = trees.expand(trainable, len(clients))  # every client is a call of its own, and only reads
         else:
             params_C = personal_C(trainable, own_C if self.personal else None, len(clients), use_best=self.use_best)
+        formed = self.personal and self.form is not None
+        model_C = self.form(trainable, params_C, dict(own_C or {})) if formed and self.form else params_C
         shapes = self.model.objective.shapes()
         device = next(iter(params_C.values())).device
         return EvaluateState(
             job=job,
             clients=tuple(clients),
             params_C=params_C,
+            model_C=model_C,
             fixed=fixed,
             sums={k: torch.zeros(len(clients), *s, dtype=torch.float64, device=device) for k, s in shapes.items()},
         )
 
     def step(self, state: EvaluateState, batch: Batch) -> EvaluateState:
         """The sums with one more batch in them."""
-        more = measure(self.model, state.params_C, state.fixed, batch)
+        more = measure(self.model, state.model_C, state.fixed, batch)
         return replace(state, sums={name: total + more[name] for name, total in state.sums.items()})
 
     def final(self, state: EvaluateState) -> tuple[Message, Tree | None]:

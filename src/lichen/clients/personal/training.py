@@ -27,9 +27,10 @@ from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.core.wrapping import innermost
 
-__all__ = ["Personal", "PersonalMethod", "PersonalTraining", "own_training"]
+__all__ = ["MINE", "OwnModels", "Personal", "PersonalMethod", "PersonalTraining", "own_training"]
 
-_MINE = "mine/"
+MINE = "mine/"
+"""Before the names of a method's tensors in the private state."""
 
 
 def own_training(train: Train, *, mu: float = 0.0) -> Train:
@@ -44,8 +45,16 @@ def own_training(train: Train, *, mu: float = 0.0) -> Train:
     return replace(train, personal=True, freeze_schedule=(), local_params=(), gradient_steps=(*steps, *pull))
 
 
-class PersonalMethod(Protocol):
-    """What a client keeps for itself, and how it becomes a model."""
+class OwnModels(Protocol):
+    """What makes models of what clients keep."""
+
+    def model(self, shared: Tree, mine_C: Tree) -> Tree:
+        """The clients' own tensors that make their models, beside which the shared ones stay; ``(C, ...)``."""
+        ...
+
+
+class PersonalMethod(OwnModels, Protocol):
+    """What a client trains for itself beside the shared model, and how it becomes a model."""
 
     def init(self, train: Train, job: Job, clients: Sequence[int], mine_C: Tree, shared: Any) -> tuple[Any, Any]:
         """``(own state, state of the shared training)`` at the beginning of a round.
@@ -65,10 +74,6 @@ class PersonalMethod(Protocol):
 
     def final(self, own: Any, shared: Any, finite_C: Tensor) -> Tree:
         """What the clients keep; those whose training did not stay finite, what they had."""
-        ...
-
-    def model(self, shared: Tree, mine_C: Tree) -> Tree:
-        """The clients' own tensors that make their models, beside which the shared ones stay; ``(C, ...)``."""
         ...
 
 
@@ -107,7 +112,7 @@ class PersonalTraining:
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> PersonalState:
         """Both trainings at their beginning; raises as the shared one."""
-        mine_C, rest = trees.split(own_C or {}, _MINE)
+        mine_C, rest = trees.split(own_C or {}, MINE)
         shared = self.inner.init(job, clients, rest or None)
         own, shared = self.method.init(self._train, job, clients, mine_C, shared)
         return PersonalState(shared=shared, own=own)
@@ -121,7 +126,7 @@ class PersonalTraining:
         """The shared training's message, and all that is kept."""
         message, retained_C = self.inner.final(state.shared)
         mine_C = self.method.final(state.own, state.shared, message.metrics["failed"] == 0)
-        return message, trees.join(_MINE, mine_C, retained_C or {})
+        return message, trees.join(MINE, mine_C, retained_C or {})
 
 
 @final
@@ -135,7 +140,7 @@ class Personal:
     """
 
     inner: ClientWork
-    method: PersonalMethod
+    method: OwnModels
 
     def expected(self, job: Job) -> Expected:
         """The work's."""
@@ -143,9 +148,10 @@ class Personal:
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> Any:
         """The work's beginning, with the clients' models in the place of ``params/``; raises as that."""
-        mine_C, rest = trees.split(own_C or {}, _MINE)
+        mine_C, rest = trees.split(own_C or {}, MINE)
         if mine_C:
-            rest = trees.join("params/", self.method.model(job.shared.trainable, mine_C), rest)
+            models_C = trees.join("params/", self.method.model(job.shared.trainable, mine_C), rest)
+            rest = trees.join(MINE, mine_C, models_C)
         return self.inner.init(job, clients, rest or None)
 
     def step(self, state: Any, batch: Batch) -> Any:

@@ -160,6 +160,7 @@ class AdapterKind:
             client axis. One that cannot run on packed rows has ``padded_only``, the reason.
         start: ``(model, name of a layer, spec, seed)`` to that layer's tensors at the start, without client axis.
         tensors: Ends of the names of its tensors; empty where they have the names of the weights that they replace.
+        optional: Ends of names of tensors that a call may bring beside them, or leave out.
         patched: Its layers take a patch of the frozen weight beside it, and run without their own tensors.
         merge: How it goes into a layer's weights; None: weights cannot hold it.
         peft: Its way into PEFT's format; None: PEFT has no such adapter.
@@ -170,6 +171,7 @@ class AdapterKind:
     place: Callable[[Any, Any, Packing, Sequence[str]], tuple[str, ...]]
     start: Callable[[Any, str, Any, int], Tree]
     tensors: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     patched: bool = False
     merge: Merge | None = None
     peft: PeftFormat | None = None

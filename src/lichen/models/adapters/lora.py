@@ -7,13 +7,20 @@
 with ``s = alpha / r``, or ``alpha / sqrt(r)``, which keeps the size of what is learned the same at
 every rank. A layer whose adapter is absent from a call runs its frozen weight and its patch alone.
 
+Two adapters side by side are one of the sum of their ranks: A under A, B beside B. What each of them counts, ``w``, may
+differ by row (:attr:`lichen.models.packing.packing.Packing.second_CB`), or by token and layer, as a gate ``G`` has it::
+
+    y = x W' + s ((x A_c') * w) B_c'      w = softmax(x G_c'), a number for each half of the ranks
+
 References:
     Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang and Chen (2022). LoRA: Low-Rank Adaptation of Large
     Language Models. ICLR 2022, arXiv:2106.09685.
     Kalajdzievski (2023). A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA.
     arXiv:2312.03732.
+    Bian, Wang, Zhang and Xu (2026). FedALT: Federated Fine-Tuning Through Adaptive Local Training with
+    Rest-of-World LoRA. AAAI 2026, arXiv:2503.11880. (the gate)
 
-Legend: C clients, N rows of one client (B or B*T), r rank, i in, o out, R rank of a factored patch.
+Legend: C clients, N rows of one client (B or B*T), r rank, i in, o out, R rank of a factored patch, w two halves.
 """
 
 from __future__ import annotations
@@ -33,7 +40,7 @@ from lichen.models.adapters.linear_layers import frozen_linear, frozen_weight, i
 from lichen.models.adapters.lora_peft import LORA_PEFT
 from lichen.models.adapters.quantized import linear_frozen
 from lichen.models.adapters.table import BUILT_IN
-from lichen.models.packing.grouped import packed_adapter
+from lichen.models.packing.grouped import packed_adapter, packed_linear
 from lichen.models.packing.packing import Packing
 
 __all__ = ["LORA", "Lora", "LoraLinear"]
@@ -98,6 +105,7 @@ class LoraLinear(nn.Module):
     """
 
     buffer_names = ("lora_A", "lora_B")
+    gate_name = "lora_gate"
 
     def __init__(self, layer: Any, *, scale: float, packing: Packing | None = None) -> None:
         super().__init__()
@@ -107,7 +115,7 @@ class LoraLinear(nn.Module):
         self.transposed = is_conv1d(layer)
         self.scale = scale
         self.out_features, self.in_features = oriented(layer, layer.weight).shape
-        for name in ("lora_A", "lora_B", "patch_dense", "patch_left", "patch_right"):
+        for name in (*self.buffer_names, self.gate_name, "patch_dense", "patch_left", "patch_right"):
             self.register_buffer(name, torch.empty(0), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,20 +127,46 @@ class LoraLinear(nn.Module):
             weight_oi = frozen_weight(self)
             return weight_oi + dense.to(weight_oi.dtype) if dense.numel() else weight_oi
 
-        pack = self.packing.current
+        pack, gate_Cwi = self.packing.current, self.packing.own(self.get_buffer(self.gate_name))
+        weighed = bool(gate_Cwi.numel()) or self.packing.second_CB is not None
         if pack is None:
             y = linear_frozen(x, weight, self.bias) if dense.numel() else frozen_linear(self, x, self.bias)
         else:
-            x_Ni = x.reshape(-1, self.in_features)
-            y = packed_adapter(x_Ni, weight, self.bias, A_Cri, B_Cor, scale=self.scale, pack=pack)
+            x_Ni, A, B = x.reshape(-1, self.in_features), A_Cri, B_Cor
+            if weighed:
+                A, B = A[:0], B[:0]
+            y = packed_adapter(x_Ni, weight, self.bias, A, B, scale=self.scale, pack=pack)
             y = y.reshape(*x.shape[:-1], self.out_features)
         if left_oR.numel() and not dense.numel():
             y = y + nn.functional.linear(nn.functional.linear(x.to(right_Ri.dtype), right_Ri), left_oR).to(y.dtype)
-        if pack is not None or not A_Cri.numel():
+        if not A_Cri.numel() or (pack is not None and not weighed):
             return y
-        x_CNi = x.reshape(A_Cri.shape[0], -1, self.in_features).to(A_Cri.dtype)
-        low_CNo = torch.bmm(torch.bmm(x_CNi, A_Cri.transpose(1, 2)), B_Cor.transpose(1, 2)) * self.scale
-        return y + low_CNo.reshape(y.shape).to(y.dtype)
+        return y + self._low(x, A_Cri, B_Cor, gate_Cwi, weighed=weighed).reshape(y.shape).to(y.dtype)
+
+    def _low(self, x: Tensor, A_Cri: Tensor, B_Cor: Tensor, gate_Cwi: Tensor, *, weighed: bool) -> Tensor:
+        """What the adapters add, ``(C, N, out)`` or of packed tokens ``(N, out)``; in the adapters' dtype."""
+        pack = self.packing.current
+        if pack is None:
+            x = x.reshape(A_Cri.shape[0], -1, self.in_features).to(A_Cri.dtype)
+        else:
+            x = x.reshape(-1, self.in_features).to(A_Cri.dtype)
+
+        def times(x: Tensor, matrix_Coi: Tensor) -> Tensor:
+            if pack is None:
+                return torch.bmm(x, matrix_Coi.transpose(1, 2))
+            return packed_linear(x, matrix_Coi, pack)
+
+        low = times(x, A_Cri)
+        if weighed:
+            if gate_Cwi.numel():
+                each = times(x, gate_Cwi.to(x.dtype)).softmax(-1)
+            else:
+                second_CB = self.packing.second_CB
+                assert second_CB is not None
+                second = self.packing.at_places(second_CB, x.shape[-2]).to(low.dtype)
+                each = torch.stack([1 - second, second], -1)
+            low = low * each.repeat_interleave(low.shape[-1] // 2, dim=-1)
+        return times(low, B_Cor) * self.scale
 
 
 def place(model: Any, spec: Lora, packing: Packing, heads: Sequence[str]) -> tuple[str, ...]:
@@ -183,6 +217,7 @@ LORA = AdapterKind(
     place=place,
     start=start,
     tensors=LoraLinear.buffer_names,
+    optional=(LoraLinear.gate_name,),
     patched=True,
     merge=merge,
     peft=LORA_PEFT,

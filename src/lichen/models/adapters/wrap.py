@@ -84,6 +84,7 @@ class Wrapped:
             if not patched or own & trainable_C.keys():
                 names |= own
         names |= {f"{path}.{name}" for path in self.heads for name in self.model.get_submodule(path).start}
+        names |= {f"{path}.{name}" for path in self.layers for name in self.spec.kind.optional} & trainable_C.keys()
         if trainable_C.keys() != names:
             odd = sorted(trainable_C.keys() ^ names)[0]
             state = "is missing" if odd in names else "belongs to no layer of this model"

@@ -234,11 +234,14 @@ class Packing:
         checkpointing: In the call in progress, layers keep their input only and compute the rest again on the way back.
         clients: How many are in the call.
         only: The one client whose tensors layers use, while they see what is all clients'; None: everyone's.
+        second_CB: How much the second of two adapters side by side counts in each row, the first the rest; None: as
+            much as its own numbers say.
     """
 
     def __init__(self) -> None:
         self.clients = 1
         self.only: int | None = None
+        self.second_CB: Tensor | None = None
         self.current: Pack | None = None
         self.hidden: Tensor | None = None
         self.configs: tuple[Any, ...] = ()
@@ -256,6 +259,23 @@ class Packing:
             yield
         finally:
             self.only = None
+
+    @contextmanager
+    def weighing(self, second_CB: Tensor | None) -> Iterator[None]:
+        """Inside, the second of two adapters counts so much in each row."""
+        before, self.second_CB = self.second_CB, second_CB
+        try:
+            yield
+        finally:
+            self.second_CB = before
+
+    def at_places(self, x_CB: Tensor, places: int) -> Tensor:
+        """A number of each row where its tokens are: ``(N,)`` of packed ones, else ``(C, places)``."""
+        if self.current is None:
+            return x_CB.repeat_interleave(places // x_CB.shape[1], dim=1)
+        rows = torch.tensor(self.current.rows, device=x_CB.device)
+        lengths = torch.tensor(self.current.lengths, device=x_CB.device)
+        return x_CB.flatten()[rows].repeat_interleave(lengths, output_size=self.current.tokens)
 
     def at_rows(self, v_CF: Tensor, x: Tensor) -> Tensor:
         """Each client's vector where its rows of ``x`` ``(C*B, ..., F)`` are, to be added or multiplied."""

@@ -45,7 +45,17 @@ from lichen.recipes.assemble.sides.attack import lying
 from lichen.recipes.assemble.sides.clients import Auxiliary, Secret
 from lichen.recipes.assemble.sides.masks import masked, masked_scores
 from lichen.recipes.assemble.sides.noise_share import noise_share
-from lichen.recipes.assemble.sides.personal import judging, keeps_own, looked_at, norms_of, stages_of, with_personal
+from lichen.recipes.assemble.sides.personal import (
+    afterwards,
+    judged_by_own,
+    judging,
+    judging_own,
+    keeps_own,
+    looked_at,
+    norms_of,
+    stages_of,
+    with_personal,
+)
 from lichen.recipes.assemble.sides.poison import poisoned
 from lichen.recipes.assemble.sides.row_privacy import hides_rows, private_source, private_steps
 from lichen.recipes.assemble.sides.server import ServerSide, at_work, participants
@@ -93,10 +103,10 @@ def works_of(
         secret: What hides their rows, where they train.
     """
     model, personal = server.model, bool(local_params_of(server.recipe))
-    own = personal or bool(norms_of(server.recipe))
+    own = judging_own(server) if judged_by_own(server.recipe) else Evaluate(model, personal=personal)
     out: dict[str, ClientWork | Dialogue] = {
         "roster": Declare(server.roster),
-        "valid": judged(server, Evaluate(model, personal=own)),
+        "valid": judged(server, own),
         "test": Evaluate(model, personal=personal),
         "alone.valid": KeepBest(model),
         "alone.chosen": Evaluate(model, personal=True, use_best=True),
@@ -112,7 +122,7 @@ def works_of(
     for lr in server.recipe.optimizer.lr:
         alone = _accumulating(server, trainer(server, lr, personal=True))
         out |= {f"alone {lr_name(lr)}": alone} | {
-            f"personal {lr_name(lr)}{at}": alone for at in stages_of(server.recipe)
+            f"personal {lr_name(lr)}{at}": afterwards(server, alone) for at in stages_of(server.recipe)
         }
         works = server.recipe.method.works(settings_of(server, lr))
         work = sent(server, auxiliary, works.train, secret)
@@ -244,7 +254,7 @@ def sent(server: ServerSide, auxiliary: Auxiliary, work: ClientWork, secret: Sec
         key, sigma = (None, 0.0) if secret is None else (secret.randomness, secret.sigma)
         work = private_steps(server, train, key, sigma)
     work = with_auxiliary(recipe, auxiliary, work) if isinstance(work, Train) else work
-    work = weighed(server, with_personal(recipe, work))
+    work = weighed(server, with_personal(server, work))
     work = lying(server, work)
     transforms = transforms_of(recipe)
     return Transformed(work, transforms) if transforms else work

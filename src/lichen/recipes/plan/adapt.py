@@ -178,7 +178,8 @@ def estimate_columns(
         notes.append(f"seconds of {engine.nodes} nodes are those of one process, which is an estimate")
     if experiment.recipe.federation.patience is not None:
         notes.append("federation.patience may end a column before its last round: all numbers are the most it takes")
-    if experiment.recipe.personal is not None and experiment.recipe.personal.kind in ("ditto", "apfl"):
+    personal = experiment.recipe.personal
+    if personal is not None and (personal.kind in ("ditto", "apfl") or personal.in_turns):
         notes.append("operations of training are those of the shared model; own models beside it take as many again")
     if (judged := evaluations(experiment.recipe, invited, [1] * len(invited))) > 0:
         notes.append(f"values take {judged} evaluations at most, which seconds and bytes hold")

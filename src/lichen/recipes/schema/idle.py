@@ -338,10 +338,18 @@ READS: tuple[Read, ...] = (
             "ditto": ("mu",),
             "apfl": ("alpha", "alpha_rate"),
             "fedala": ("layers", "start_steps", "start_rate"),
+            "feddpa": ("in_turns", "steps", "cap", "anchors"),
+            "fedalt": (),
             "norms": (),
             "ridge": ("weight",),
         },
         _optional("personal", "kind"),
+    ),
+    Read(
+        keys=("personal.steps",),
+        when=lambda r: r.personal is None or not r.personal.in_turns,
+        what=lambda _: "in turns, own adapters are trained in the rounds alone",
+        fix="remove it, or personal.in_turns",
     ),
     # What it is held against.
     Read(

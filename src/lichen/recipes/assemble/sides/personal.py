@@ -10,16 +10,25 @@ from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.personal.apfl import Apfl
 from lichen.clients.personal.ditto import Ditto
 from lichen.clients.personal.fedala import FedAla
+from lichen.clients.personal.fedalt import FedAlt
+from lichen.clients.personal.feddpa import FedDpa, FedDpaAfterwards
 from lichen.clients.personal.norms import NORMS, refuse_norms
-from lichen.clients.personal.training import Personal, PersonalMethod, PersonalTraining
+from lichen.clients.personal.pair import refuse_no_factors
+from lichen.clients.personal.training import OwnModels, Personal, PersonalMethod, PersonalTraining
+from lichen.clients.training.train import Train
 from lichen.core.contracts.client import ClientWork
+from lichen.core.errors import LichenError
 from lichen.core.seeds import numpy_generator
 from lichen.data.batches.rows import Shard, pooled
-from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.models.cohort import Cohort
+from lichen.recipes.assemble.sides.server import ServerSide, participants
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = [
+    "afterwards",
+    "judged_by_own",
     "judging",
+    "judging_own",
     "keeps_own",
     "looked_at",
     "norms_of",
@@ -31,9 +40,9 @@ __all__ = [
 ]
 
 
-def method_of(recipe: Recipe) -> PersonalMethod | None:
-    """What clients train beside the shared tensors in every round; None where they train nothing."""
-    config = recipe.personal
+def method_of(server: ServerSide) -> PersonalMethod | None:
+    """What clients train beside the shared tensors in every round; None where they train nothing so."""
+    config = server.recipe.personal
     if config is None:
         return None
     if config.kind == "ditto":
@@ -42,7 +51,24 @@ def method_of(recipe: Recipe) -> PersonalMethod | None:
         return Apfl(alpha=config.alpha, rate=config.alpha_rate)
     if config.kind == "fedala":
         return FedAla(layers=config.layers, steps=config.start_steps, rate=config.start_rate)
-    return None
+    return dual_of(server) if config.in_turns else None
+
+
+def dual_of(server: ServerSide) -> FedDpa | None:
+    """The pair of a shared and an own adapter whose weight follows from the row, where the recipe has it."""
+    config = server.recipe.personal
+    if config is None or config.kind != "feddpa":
+        return None
+    model = server.model
+    assert isinstance(model, Cohort)  # LoRA's factors are trained of no other
+    width = model.row_width if config.anchors else 0
+    return FedDpa(cap=config.cap, anchors=config.anchors, states=model.row_states, width=width)
+
+
+def rest_of_world(server: ServerSide, train: Train) -> FedAlt | None:
+    """The training that goes on at home beside the mean of all others, where the recipe has it."""
+    config = server.recipe.personal
+    return FedAlt(train, participants(server)) if config is not None and config.kind == "fedalt" else None
 
 
 def norms_of(recipe: Recipe) -> tuple[str, ...]:
@@ -56,13 +82,25 @@ def refuse_personal(server: ServerSide) -> None:
     Raises:
         LichenError: naming the key and the fix.
     """
+    config = server.recipe.personal
     if norms_of(server.recipe):
         refuse_norms(server.start.trainable)
+    if config is not None and config.kind in ("feddpa", "fedalt"):
+        refuse_no_factors(server.start.trainable)
+    if config is not None and config.kind == "fedalt" and participants(server) < 2:
+        what = "with one client in a round there is no rest of the world"
+        raise LichenError(what, where="personal.kind", fix="set federation.clients_per_round to 2 or more")
 
 
 def trains_own(recipe: Recipe) -> bool:
     """Whether clients train tensors of their own in the rounds, beside the shared model that all are scored with."""
-    return bool(norms_of(recipe)) or method_of(recipe) is not None
+    config = recipe.personal
+    return config is not None and config.kind not in ("ridge", "finetune") and not stages_of(recipe)
+
+
+def judged_by_own(recipe: Recipe) -> bool:
+    """Whether the best round is chosen by the clients' own models, since nobody uses the shared one as it is."""
+    return bool(norms_of(recipe)) or (recipe.personal is not None and recipe.personal.kind == "fedalt")
 
 
 def keeps_own(recipe: Recipe) -> bool:
@@ -70,16 +108,34 @@ def keeps_own(recipe: Recipe) -> bool:
     return bool(recipe.aggregation.local_params) or trains_own(recipe)
 
 
-def with_personal(recipe: Recipe, work: ClientWork) -> ClientWork:
-    """A method's training, with the clients' own beside it where the recipe has that."""
-    method = method_of(recipe)
+def with_personal(server: ServerSide, work: ClientWork) -> ClientWork:
+    """A method's training, with the clients' own beside it, or in its place, where the recipe has that."""
+    if isinstance(work, Train) and (alone := rest_of_world(server, work)) is not None:
+        return alone
+    method = method_of(server)
     return work if method is None else PersonalTraining(work, method)
 
 
+def afterwards(server: ServerSide, train: Train) -> ClientWork:
+    """What trains in the stages after the rounds: the client's own copy, or its own adapter beside the shared one."""
+    dual = dual_of(server)
+    return train if dual is None else FedDpaAfterwards(train, dual)
+
+
+def judging_own(server: ServerSide, *, use_best: bool = False) -> ClientWork:
+    """The evaluation of clients' own models; who has none yet has the shared one."""
+    model = server.model
+    dual, alone, method = dual_of(server), rest_of_world(server, Train(model)), method_of(server)
+    form = dual.form if dual is not None else None if alone is None else alone.form
+    own = Evaluate(model, personal=True, use_best=use_best, form=form)
+    maker: OwnModels | None = alone if alone is not None else method
+    return own if maker is None else Personal(own, maker)
+
+
 def stages_of(recipe: Recipe) -> dict[str, int]:
-    """Steps of each stage of fine-tuning, by the end of its work's name; none where the recipe has no such stage."""
+    """Steps of each stage of training after the rounds, by the end of its work's name; none without such a stage."""
     config = recipe.personal
-    if config is None or config.kind != "finetune":
+    if config is None or config.kind not in ("finetune", "feddpa") or config.in_turns:
         return {}
     return {f"/{stage}": after - before for stage, (before, after) in enumerate(pairwise((0, *config.steps)))}
 
@@ -89,12 +145,11 @@ def judging(server: ServerSide) -> dict[str, ClientWork]:
     config, model = server.recipe.personal, server.model
     if config is None:
         return {}
-    method, finetuned = method_of(server.recipe), bool(stages_of(server.recipe))
-    plain = Evaluate(model, personal=True, use_best=finetuned)
-    own = plain if method is None else Personal(plain, method)
+    finetuned, dual = bool(stages_of(server.recipe)), dual_of(server)
+    own = judging_own(server, use_best=finetuned)
     works: dict[str, ClientWork] = {"personal.test": own}
     if finetuned:
-        works["personal.valid"] = KeepBest(model)
+        works["personal.valid"] = KeepBest(model, None if dual is None else dual.form)
     if config.choose:
         works |= {"choose.own": own, "choose.shared": Evaluate(model)}
     if config.others is not None:

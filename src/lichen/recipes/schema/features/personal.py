@@ -19,7 +19,8 @@ def _kind(*kinds: str) -> Callable[[Any], bool]:
 
 def _in_rounds(recipe: Any) -> bool:
     """Whether clients train their own tensors beside the shared ones, in every round."""
-    return recipe.personal is not None and recipe.personal.kind not in ("finetune", "ridge")
+    after = ("finetune", "ridge", "feddpa")
+    return recipe.personal is not None and (recipe.personal.kind not in after or recipe.personal.in_turns)
 
 
 def _set(key: str) -> Callable[[Any], bool]:
@@ -38,12 +39,15 @@ PERSONAL: tuple[Feature, ...] = (
         Need(
             Property.PLAIN_TRAINING, "own tensors are trained by SGD or AdamW, and {who} does more", "use adamw or sgd"
         ),
-        summary="a model for each client beside the shared one: steps from it (finetune), Ditto, APFL, FedALA, FedBN",
+        summary="a model for each client beside the shared one: steps from it (finetune), Ditto, APFL, FedALA, FedDPA, "
+        "FedALT, FedBN",
         papers=(
             Paper(short="Yu et al. 2020", url="https://arxiv.org/abs/2002.04758"),
             Paper(short="Li et al. ICML 2021", url="https://arxiv.org/abs/2012.04221"),
             Paper(short="Deng et al. 2020", url="https://arxiv.org/abs/2003.13461"),
             Paper(short="Zhang et al. AAAI 2023", url="https://arxiv.org/abs/2212.01197"),
+            Paper(short="Yang et al. NeurIPS 2024", url="https://arxiv.org/abs/2403.19211"),
+            Paper(short="Bian et al. AAAI 2026", url="https://arxiv.org/abs/2503.11880"),
             Paper(short="Li et al. ICLR 2021", url="https://arxiv.org/abs/2102.07623"),
         ),
         clashes=(
@@ -156,6 +160,68 @@ PERSONAL: tuple[Feature, ...] = (
                 lambda r: r.federation.keep_optimizer,
                 "a DiLoCo worker is somewhere else than where its round began",
                 "use personal.kind: ditto or finetune",
+            ),
+        ),
+    ),
+    of_shared_model(
+        "personal.kind",
+        _kind("feddpa", "fedalt"),
+        Need(
+            Property.LORA_FACTORS,
+            "a shared and an own LoRA stand side by side, and {who} trains no LoRA",
+            "use model.adapter.kind: lora, or another personal.kind",
+        ),
+        clashes=(
+            _clash(
+                "federation.aggregate",
+                lambda r: r.aggregation.patch is not None,
+                "the frozen layers move with the shared model, and own adapters would no longer fit them",
+                "use fedit or mean",
+            ),
+        ),
+    ),
+    of_shared_model(
+        "personal.kind",
+        _kind("fedalt"),
+        Need(Property.PERSONAL_TENSORS, "clients keep their adapters, and with {who} they keep nothing", "remove it"),
+        Need(Property.LAYER_TURNS, "own adapters are trained whole, beside {who}", "remove one of the two"),
+        lacks=frozenset(
+            {Property.LATE_ANSWERS, Property.LOST_ANSWERS, Property.SERVER_STEP, Property.MEAN_OF_ONE_LAYOUT}
+        ),
+        clashes=(
+            _clash(
+                "federation.aggregate",
+                lambda r: r.rule not in ("fedit", "mean"),
+                "clients take their own part out of a plain mean",
+                "use fedit or mean",
+            ),
+            _clash(
+                "federation.weighting",
+                lambda r: r.federation.weighting != "uniform",
+                "clients take their own part out of a mean in which all count alike",
+                "set federation.weighting: uniform",
+            ),
+            _clash(
+                "federation.keep_optimizer",
+                lambda r: r.federation.keep_optimizer,
+                "own adapters keep their optimizer in any case, and their steps are plain ones",
+                "remove it",
+            ),
+            *(
+                _clash(
+                    key,
+                    used,
+                    "what is sent is how an adapter that was never replaced differs from the mean, not a change",
+                    fix,
+                )
+                for key, used, fix in (
+                    ("wire.clip", lambda r: r.wire.clip is not None, "remove it"),
+                    ("wire.gate", lambda r: r.wire.gate is not None, "remove it"),
+                    ("privacy", _set("privacy"), "use personal.kind: feddpa, ditto or finetune"),
+                    ("value", _set("value"), "use personal.kind: feddpa, ditto or finetune"),
+                    ("audit.canaries", _set("audit"), "remove it"),
+                    ("federation.layer_groups", lambda r: r.federation.layer_groups > 1, "remove it"),
+                )
             ),
         ),
     ),

@@ -17,18 +17,20 @@ __all__ = ["PersonalConfig"]
 class PersonalConfig(Section):
     """Each client ends with a model of its own: the column `personal`, beside that of the shared model."""
 
-    kind: Literal["finetune", "ditto", "apfl", "fedala", "norms", "ridge"] = Field(
+    kind: Literal["finetune", "ditto", "apfl", "fedala", "feddpa", "fedalt", "norms", "ridge"] = Field(
         description="`finetune`: own steps from the best shared model, after the rounds; `ditto`: an own model beside "
         "the shared one in every round, which is pulled towards it; `apfl`: a mixture of own and shared tensors, its "
         "weight learned; `fedala`: each round starts between the client's last model and the shared one, number by "
-        "number as is learned; `norms`: norms and biases stay with their client (FedBN); `ridge`, for oneshot: a head "
-        "between everybody's rows and the client's own",
+        "number as is learned; `feddpa`: an own LoRA beside the shared one, each row weighing the two by how like the "
+        "client's own rows it is; `fedalt`: an own LoRA that nothing replaces beside the frozen mean of all others', "
+        "mixed by learned gates; `norms`: norms and biases stay with their client (FedBN); `ridge`, for oneshot: a "
+        "head between everybody's rows and the client's own",
     )
     steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(16,),
         min_length=1,
-        description="finetune: own steps, at the run's learning rate; of several, each client takes the number that is "
-        "best on its validation rows",
+        description="finetune, and feddpa after the rounds: own steps, at the run's learning rate; of several, each "
+        "client takes the number that is best on its validation rows",
     )
     mu: float = Field(default=0.1, ge=0, description="ditto: how strong the pull is; 0: none, as in training alone")
 
@@ -37,6 +39,18 @@ class PersonalConfig(Section):
     layers: Positive = Field(default=1, description="fedala: top layers whose start is learned")
     start_steps: Positive = Field(default=8, description="fedala: steps that learn a round's start")
     start_rate: float = Field(default=1.0, ge=0, description="fedala: their learning rate; 0: the shared model")
+
+    in_turns: bool = Field(
+        default=False,
+        description="feddpa: the own adapter is trained in every round (FedDPA-T); false: after the last, for `steps` "
+        "(FedDPA-F)",
+    )
+    cap: float = Field(default=0.5, ge=0, le=1, description="feddpa: the most that the own adapter counts in a row")
+    anchors: Annotated[int, Field(ge=0)] = Field(
+        default=5,
+        description="feddpa: own rows that a row is compared with, by the frozen model's hidden states; 0: none, and "
+        "the own adapter counts as `cap` in all rows",
+    )
 
     weight: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         default=(0.0, 1.0, 4.0, 16.0),
