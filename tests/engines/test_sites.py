@@ -101,7 +101,7 @@ def test_questions_of_any_length_come_back(running: Running) -> None:
     assert all(seen.versions.values())
 
 
-def test_threads_ask_side_by_side_and_each_has_its_own_answer(running: Running) -> None:
+def test_threads_ask_pair_of_and_each_has_its_own_answer(running: Running) -> None:
     bodies = [(NAMES[n % 3], n.to_bytes(2, "little") * (1 + 997 * n)) for n in range(60)]
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda one: running.sites.ask(one[0], "echo", one[1], 60), bodies))

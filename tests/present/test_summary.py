@@ -399,7 +399,7 @@ def test_the_federation_is_held_against_the_stronger_column_of_training_alone(hi
     assert stronger_alone(joined, higher) is None
 
 
-def test_a_table_names_what_gains_are_held_against_and_puts_the_two_side_by_side() -> None:
+def test_a_table_names_what_gains_are_held_against_and_puts_the_two_pair_of() -> None:
     scores = {"alone_best": {"mean": 17.0, "worst_decile": 35.0}, "majority": {"mean": 90.0, "worst_decile": 99.0}}
     table = summary_table(check_summary({**SUMMARY, "extra_columns": scores, "gaining_over": "alone_best"}))
     names = [str(cell) for cell in table.columns[0].cells]

@@ -65,7 +65,7 @@ def test_the_base_lies_beside_the_page(tmp_path: Path, monkeypatch: pytest.Monke
     assert known.seeds == (0, 1, 2)
 
 
-def test_recipes_stand_side_by_side(tmp_path: Path) -> None:
+def test_recipes_stand_pair_of(tmp_path: Path) -> None:
     known = read_comparison(["reviews-lora", "reviews-oneshot"])
     assert [m.name for m in known.methods] == ["reviews-lora", "reviews-oneshot"]
     assert known.name == "reviews-lora-reviews-oneshot"

@@ -178,7 +178,7 @@ def test_rounding_errors_differ_from_round_to_round_and_average_out(tmp_path: Pa
     assert len({tuple(step["wire"].tolist()) for step in steps}) > 1
 
 
-def test_names_that_take_turns_share_a_memory_and_stand_side_by_side(tmp_path: Path) -> None:
+def test_names_that_take_turns_share_a_memory_and_stand_pair_of(tmp_path: Path) -> None:
     work, store = Transformed(Drawn(frozen=("l.lora_A",)), (Coded(CHAIN),)), ClientStore(tmp_path)
     go(work, (1,), 0, store)
     go(work, (2,), 1, store)

@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from lichen.clients.personal.pair import side_by_side
+from lichen.clients.personal.pair import pair_of
 from lichen.core.parameters import CENTER
 from lichen.core.tree import Tree
 from lichen.models.adapters.lora import Lora, LoraLinear
@@ -81,7 +81,7 @@ def in_peft(model: Any, tree: Tree, client: int, name: str, base: Any | None = N
 def test_a_pair_of_constant_weight_is_pefts_weighted_pair(llama: Any) -> None:
     cohort = CausalCohort(llama, adapter=SPEC, name="pair", prove=False)
     first_C, second_C = (drawn(cohort.init(0), seed) for seed in (1, 2))
-    pair_C = side_by_side(first_C, second_C, second=0.3)
+    pair_C = pair_of(first_C, second_C, second=0.3)
     rows = batch()
     for client in range(CLIENTS):
         both = in_peft(llama, second_C, client, "second", in_peft(llama, first_C, client, "first"))
@@ -106,10 +106,10 @@ def test_each_row_has_the_weight_that_it_would_have_alone(llama: Any, labelled_f
     second_CB = torch.einsum("cbh,ch->cb", states_CBH, center_CH).clamp(0, 1)
     assert torch.allclose(second_CB[:, 0], torch.full((CLIENTS,), 0.5))
     assert bool((second_CB[:, 1] < 0.499).all())
-    loss_CB, _ = cohort.losses({**side_by_side(first_C, second_C), CENTER: center_CH}, {}, rows)
+    loss_CB, _ = cohort.losses({**pair_of(first_C, second_C), CENTER: center_CH}, {}, rows)
     for row in range(2):
         for client in range(CLIENTS):
-            constant = side_by_side(first_C, second_C, second=float(second_CB[client, row]))
+            constant = pair_of(first_C, second_C, second=float(second_CB[client, row]))
             alone_CB, _ = cohort.losses(constant, {}, rows)
             assert float(loss_CB[client, row]) == pytest.approx(float(alone_CB[client, row]), rel=1e-5)
 
@@ -131,7 +131,7 @@ def test_packed_stacked_and_alone_give_the_same_loss_and_gradients(llama: Any, k
         cohort = CausalCohort(llama, adapter=SPEC, name="pair", reference=reference, packed=packed)
         assert (cohort.reference, cohort.packed) == (reference, packed)
         start = cohort.init(0)
-        pair_C = side_by_side(drawn(start, 1), drawn(start, 2))
+        pair_C = pair_of(drawn(start, 1), drawn(start, 2))
         if kind == "rows":
             pair_C[CENTER] = cohort.row_states(batch())[:, 0]
         else:
@@ -174,7 +174,7 @@ def test_a_classifiers_rows_are_weighed_as_well() -> None:
         factors = {name: x for name, x in start.items() if "lora" in name}
         first_C, second_C = drawn(factors, 1), drawn(start, 2)
         center_CH = cohort.row_states(rows)[:, 1]
-        pair_C = {**side_by_side(first_C, second_C), CENTER: center_CH}
+        pair_C = {**pair_of(first_C, second_C), CENTER: center_CH}
         found.append(cohort.logits(pair_C, {}, rows))
         second_CB = torch.einsum("cbh,ch->cb", cohort.row_states(rows), center_CH)
         assert torch.allclose(second_CB[:, 1], torch.ones(CLIENTS))

@@ -28,7 +28,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.clients.personal.pair import OTHER, Paired, is_factor, side_by_side
+from lichen.clients.personal.pair import OTHER, Paired, is_factor, pair_of
 from lichen.clients.personal.training import MINE, own_training
 from lichen.clients.training.train import Train, TrainState
 from lichen.core import tree as trees
@@ -79,11 +79,10 @@ class FedAlt:
         shared, count = job.shared.trainable, len(clients)
         gates = {_gate(name): x.new_zeros(2, x.shape[1]) for name, x in shared.items() if name.endswith("lora_A")}
         work = replace(own_training(self.train), model=Paired(self.train.model, None))
-        before = dict(mine_C)
-        round_C, _ = before.pop(_ROUND, None), trees.split(before, OTHER)
-        kept = {name: x for name, x in before.items() if not name.startswith(OTHER)}
+        round_C, trained_C = mine_C.get(_ROUND), trees.split(mine_C, OTHER)[1]
+        trained_C.pop(_ROUND, None)
         with_gates = replace(job, shared=replace(job.shared, trainable={**shared, **gates}))
-        own = work.init(with_gates, clients, kept or None)
+        own = work.init(with_gates, clients, trained_C or None)
         shared_C = trees.expand(shared, count)
         factors_C = {name: x_C for name, x_C in shared_C.items() if is_factor(name)}
         other_C = self._rest_of_world(factors_C, own.params_C, round_C, job.version)
@@ -106,12 +105,12 @@ class FedAlt:
         return replace(state, own=state.work.step(state.own, batch))
 
     def final(self, state: FedAltState) -> tuple[Message, Tree | None]:
-        """How the own adapters differ from the shared tensors; and all that is kept.
+        """How the own adapters differ from the shared tensors; and all that is retained.
 
         A client whose loss or tensors are not finite sends weight 0 and zeros, and keeps what it had.
         """
-        message, kept_C = state.work.final(state.own)
-        mine_C, finite_C = dict(kept_C or {}), message.metrics["failed"] == 0
+        message, retained_C = state.work.final(state.own)
+        mine_C, finite_C = dict(retained_C or {}), message.metrics["failed"] == 0
         params_C, _ = trees.split(mine_C, "params/")
         tensors = {
             name: torch.where(_per(finite_C, x_C), params_C[name] - x_C, torch.zeros_like(x_C))
@@ -123,8 +122,8 @@ class FedAlt:
         }
         never_C = torch.full_like(message.version_C, -2)
         round_C = torch.where(finite_C.cpu(), message.version_C, state.mine_C.get(_ROUND, never_C).cpu())
-        kept = {**trees.join(OTHER, other_C, mine_C), _ROUND: round_C}
-        return replace(message, tensors=tensors), trees.join(MINE, kept, state.rest)
+        retained = {**trees.join(OTHER, other_C, mine_C), _ROUND: round_C}
+        return replace(message, tensors=tensors), trees.join(MINE, retained, state.rest)
 
     def model(self, shared: Tree, mine_C: Tree) -> Tree:
         """The own adapters."""
@@ -136,9 +135,9 @@ class FedAlt:
         other_C, _ = trees.split(mine_C, OTHER)
         if not other_C:
             return params_C
-        kept_C, _ = trees.split(mine_C, "params/")
-        gates_C = {name: x_C for name, x_C in kept_C.items() if name.endswith(_GATE)}
-        return side_by_side(other_C, {**params_C, **gates_C})
+        retained_C, _ = trees.split(mine_C, "params/")
+        gates_C = {name: x_C for name, x_C in retained_C.items() if name.endswith(_GATE)}
+        return pair_of(other_C, {**params_C, **gates_C})
 
 
 def _gate(name: str) -> str:

@@ -30,7 +30,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lichen.clients.personal.pair import OTHER, Paired, is_factor, side_by_side
+from lichen.clients.personal.pair import OTHER, Paired, is_factor, pair_of
 from lichen.clients.personal.training import MINE, own_training
 from lichen.clients.training.train import Train, TrainState
 from lichen.core import tree as trees
@@ -101,12 +101,12 @@ class FedDpa:
     def _with_anchors(self, own: FedDpaState, batch: Batch) -> FedDpaState:
         real_CB = (batch["index_CB"] >= 0) & batch["active_C"][:, None]
         real_CB = real_CB.to(own.seen_C.device)
-        taken_CB = real_CB & (real_CB.cumsum(1) + own.seen_C[:, None] <= self.anchors)
-        if not bool(taken_CB.any()):
+        chosen_CB = real_CB & (real_CB.cumsum(1) + own.seen_C[:, None] <= self.anchors)
+        if not bool(chosen_CB.any()):
             return own
         states_CBH = self.states(batch)
-        more_CH = (states_CBH * taken_CB.to(states_CBH)[..., None]).sum(1)
-        return replace(own, sum_CH=own.sum_CH + more_CH, seen_C=own.seen_C + taken_CB.sum(1))
+        more_CH = (states_CBH * chosen_CB.to(states_CBH)[..., None]).sum(1)
+        return replace(own, sum_CH=own.sum_CH + more_CH, seen_C=own.seen_C + chosen_CB.sum(1))
 
     def final(self, own: FedDpaState, shared: Any, finite_C: Tensor) -> Tree:
         """The own adapter, its optimizer, and the sum over own rows."""
@@ -124,9 +124,9 @@ class FedDpa:
         clients = len(mine_C[_SEEN])
         first_C = trees.expand({name: x for name, x in shared.items() if is_factor(name)}, clients)
         if not self.anchors:
-            return side_by_side(first_C, params_C, second=self.cap)
+            return pair_of(first_C, params_C, second=self.cap)
         seen_C = mine_C[_SEEN].clamp(min=1).to(mine_C[_SUM])
-        return {**side_by_side(first_C, params_C), CENTER: self.cap * mine_C[_SUM] / seen_C[:, None]}
+        return {**pair_of(first_C, params_C), CENTER: self.cap * mine_C[_SUM] / seen_C[:, None]}
 
 
 @final

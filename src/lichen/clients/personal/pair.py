@@ -21,7 +21,7 @@ from lichen.core.contracts.model import Batch, CohortModel, Objective
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
-__all__ = ["OTHER", "Paired", "is_factor", "refuse_no_factors", "side_by_side"]
+__all__ = ["OTHER", "Paired", "is_factor", "pair_of", "refuse_no_factors"]
 
 OTHER = "other/"
 """Before the names of the first adapter's tensors, where both stand in one tree."""
@@ -49,7 +49,7 @@ def refuse_no_factors(names: Iterable[str]) -> None:
         raise LichenError(what, where="personal.kind", fix="use model.adapter.kind: lora, or another kind")
 
 
-def side_by_side(first_C: Tree, second_C: Tree, *, second: float | None = None) -> Tree:
+def pair_of(first_C: Tree, second_C: Tree, *, second: float | None = None) -> Tree:
     """One model of both adapters; what is no adapter, such as a head, and gates are the second's.
 
     Args:
@@ -74,7 +74,7 @@ class Paired:
 
     Args:
         model: Computes; its name, its groups and its bits are this one's.
-        second: As of :func:`side_by_side`.
+        second: As of :func:`pair_of`.
     """
 
     __slots__ = ("base", "classes", "group", "model", "name", "reference", "second")
@@ -95,7 +95,7 @@ class Paired:
 
     def _pair(self, trainable_C: Tree) -> Tree:
         first_C, second_C = trees.split(trainable_C, OTHER)
-        return side_by_side(first_C, second_C, second=self.second)
+        return pair_of(first_C, second_C, second=self.second)
 
     def loss(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> tuple[Tensor, Tensor]:
         """The pair's, as the model's; raises as that."""

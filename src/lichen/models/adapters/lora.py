@@ -163,7 +163,7 @@ class LoraLinear(nn.Module):
             else:
                 second_CB = self.packing.second_CB
                 assert second_CB is not None
-                second = self.packing.at_places(second_CB, x.shape[-2]).to(low.dtype)
+                second = self.packing.at_tokens(second_CB, x.shape[-2]).to(low.dtype)
                 each = torch.stack([1 - second, second], -1)
             low = low * each.repeat_interleave(low.shape[-1] // 2, dim=-1)
         return times(low, B_Cor) * self.scale

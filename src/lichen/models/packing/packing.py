@@ -269,10 +269,10 @@ class Packing:
         finally:
             self.second_CB = before
 
-    def at_places(self, x_CB: Tensor, places: int) -> Tensor:
-        """A number of each row where its tokens are: ``(N,)`` of packed ones, else ``(C, places)``."""
+    def at_tokens(self, x_CB: Tensor, tokens: int) -> Tensor:
+        """A number of each row where its tokens are: ``(N,)`` of packed ones, else ``(C, tokens)``."""
         if self.current is None:
-            return x_CB.repeat_interleave(places // x_CB.shape[1], dim=1)
+            return x_CB.repeat_interleave(tokens // x_CB.shape[1], dim=1)
         rows = torch.tensor(self.current.rows, device=x_CB.device)
         lengths = torch.tensor(self.current.lengths, device=x_CB.device)
         return x_CB.flatten()[rows].repeat_interleave(lengths, output_size=self.current.tokens)
