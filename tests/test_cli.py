@@ -84,7 +84,7 @@ class Build(ModuleType):
         self.calls.append({"talk": {key: value for key, value in settings.items() if value is not None}})
         return SimpleNamespace(kind="chat", answer=lambda text: (text.upper(), text[::-1]), settings="greedy")
 
-    def export(self, folder: Path, *, merge: bool, out: Path | None) -> Path:
+    def export(self, folder: Path, *, merge: bool, out: Path | None, client: str | None) -> Path:
         self.calls.append({"merge": merge, "out": out})
         return out or folder / "merged"
 
@@ -145,7 +145,7 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
             "TEXTS",
         ],
         "report": ["--clients", "--json", "FOLDERS"],
-        "export": ["--merge", "--out", "FOLDER"],
+        "export": ["--client", "--merge", "--out", "FOLDER"],
         "cache": ["--clear", "--json", "--verify", "--yes"],
         "node": ["--data", "--recipe", "--state"],
         "rank": ["FOLDER"],

@@ -193,7 +193,7 @@ def report_command(*folders: Path, clients: bool = False, json: bool = False) ->
         show(compare_table(summaries, folders=[str(folder) for folder in folders]))
 
 
-def export_command(folder: Path, /, *, merge: bool = False, out: Path | None = None) -> None:
+def export_command(folder: Path, /, *, merge: bool = False, out: Path | None = None, client: str | None = None) -> None:
     """Write what a run learned as files other tools load.
 
     Parameters
@@ -204,9 +204,11 @@ def export_command(folder: Path, /, *, merge: bool = False, out: Path | None = N
         Write one whole model instead of an adapter.
     out
         Where to; a folder inside the run's if not given.
+    client
+        The model of this client's own, by its name in clients.csv, where the run has such models; it is private.
     """
     with crash_in(folder), redirect_stdout(sys.stderr):
         from lichen.recipes import run as run_module
 
-        written = run_module.export(folder, merge=merge, out=out)
+        written = run_module.export(folder, merge=merge, out=out, client=client)
     say(str(written))

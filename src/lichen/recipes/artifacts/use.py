@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
+from urllib.parse import quote
 
 import numpy as np
 import torch
 
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
-from lichen.core.files.durable import whole_folder
+from lichen.core.files.durable import whole_folder, write_atomic
 from lichen.core.files.manifest import MANIFEST, check
-from lichen.core.private import share
-from lichen.core.store import load_tree
+from lichen.core.private import make_folders, share
+from lichen.core.store import load_tree, save_tree
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import TextShard
@@ -28,15 +29,17 @@ from lichen.data.sources.record import Record
 from lichen.models.features import EncoderFeatures
 from lichen.models.loading.load import load_encoder
 from lichen.models.loading.named_head import has_named_head
+from lichen.models.peft.format import save_adapter
 from lichen.models.peft.merge import attach
 from lichen.models.peft.merge import merge as merged_model
 from lichen.models.whole import filled
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.model_card import write_card
+from lichen.recipes.artifacts.own_model import OwnModel, own_model
 from lichen.recipes.artifacts.sampling import Sampling, ask_ids, end_ids, generate_text
 from lichen.recipes.assemble.chat_template import put_template
 from lichen.recipes.assemble.class_names import class_names
-from lichen.recipes.assemble.model import SCRATCH, foundation_of, make_student, scratch_folder, spec_of
+from lichen.recipes.assemble.model import SCRATCH, described_base, foundation_of, make_student, scratch_folder, spec_of
 from lichen.recipes.rows.prepare import classes_of, gather, split_clients
 from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.schema.recipe import Recipe
@@ -118,13 +121,17 @@ def open_models(folder: Path) -> tuple[Recipe, Any, Any, Any]:
     return recipe, model, _attached(recipe, model, tree), tokenizer
 
 
-def export(folder: Path | str, *, merge: bool = False, out: Path | str | None = None) -> Path:
+def export(
+    folder: Path | str, *, merge: bool = False, out: Path | str | None = None, client: str | None = None
+) -> Path:
     """Write the run's model: a plain transformers folder with everything merged, or the adapter as it is.
 
     Args:
         folder: The run folder.
         merge: Merge into the base's weights; else it is the adapter.
         out: Where to; by default ``folder/merged``, and for the adapter where it lies.
+        client: The model of this client's own; by default the one that all share. It is private, and so is what is
+            written: by default in ``folder/own/CLIENT``, or ``folder/own/CLIENT-merged``.
 
     Returns:
         The folder that loads elsewhere.
@@ -133,10 +140,20 @@ def export(folder: Path | str, *, merge: bool = False, out: Path | str | None = 
         LichenError: if the run is not finished, or has nothing of the kind.
     """
     folder, out = Path(folder), None if out is None else Path(out)
-    if not merge:
+    if not merge and client is None:
         return _adapter(folder, out)
     recipe, tree = _finished(folder)
+    own = None if client is None else own_model(folder, recipe, Shared.of_flat(tree), client)
     model, tokenizer, classes = _foundation(recipe, folder)
+    target = out or folder / "merged"
+    if own is not None:
+        target = out or folder / "own" / f"{quote(str(client), safe='@ ')[:100]}{'-merged' if merge else ''}"
+        if not merge:
+            return _own_adapter(recipe, model, tokenizer, own, Shared.of_flat(tree).patch, target, given=out)
+        if own.beside:
+            what = "two adapters whose weight differs by row cannot be merged into one model's weights"
+            raise LichenError(what, where="--merge", fix="leave it out, and load both adapters")
+        tree = {**tree, **own.trainable}
     if recipe.model.adapter.facts.whole:
         whole = filled(model, tree)
     else:
@@ -145,7 +162,6 @@ def export(folder: Path | str, *, merge: bool = False, out: Path | str | None = 
     if classes:
         whole.config.id2label = dict(enumerate(classes))
         whole.config.label2id = {name: i for i, name in enumerate(classes)}
-    target = out or folder / "merged"
     if out is not None:
         _require_empty(out)
     with whole_folder(target) as draft:
@@ -154,6 +170,36 @@ def export(folder: Path | str, *, merge: bool = False, out: Path | str | None = 
         write_card(folder, draft, recipe, tokenizer, called=target.name)
         share(draft)
     return target
+
+
+def _own_adapter(
+    recipe: Recipe, model: Any, tokenizer: Any, own: OwnModel, patch: Tree, target: Path, *, given: Path | None
+) -> Path:
+    """A client's own adapter in PEFT's format; of two that are weighed row by row both, and what weighs them."""
+    if recipe.model.adapter.facts.whole or recipe.model.student is not None:
+        raise LichenError("its own models are no adapters", where="--client", fix="use --merge")
+    if given is not None:
+        _require_empty(given)
+    make_folders(target.parent)
+    spec, about = spec_of(recipe, model), described_base(recipe, model)
+    with whole_folder(target, shared=False) as draft:
+        parts = {"own": own.trainable, "beside": own.beside} if own.beside else {".": own.trainable}
+        for part, tree in parts.items():
+            rest = {name: x for name, x in own.trainable.items() if name not in tree}
+            save_adapter(
+                draft / part, {**rest, **tree}, spec=spec, base_name=about, task=task_of(recipe.task).peft, patch=patch
+            )
+            tokenizer.save_pretrained(draft / part)
+        if own.beside:
+            save_tree(draft / "weights.safetensors", own.weights)
+            write_atomic(draft / "README.md", TWO.encode())
+    return target
+
+
+TWO = """Two adapters of one base stand here side by side, `own` and `beside`, and how much each counts differs by row or by
+token: `weights.safetensors` has the centre of own rows (FedDPA) or the gates of the layers (FedALT). PEFT weighs adapters
+alike in all rows, so that it loads each of them and not their mixture; lichen's guide says how they are weighed.
+"""
 
 
 def _adapter(folder: Path, out: Path | None) -> Path:
