@@ -87,7 +87,7 @@ def test_a_pair_whose_weight_differs_is_written_as_two_and_says_so(
     where = lichen.export(run.folder, client=name, out=tmp_path / "two")
     base = AutoModelForCausalLM.from_pretrained(home / "model")
     both = peft.PeftModel.from_pretrained(base, where / "own", adapter_name="own")
-    both.load_adapter(where / "beside", adapter_name="beside")
+    both.load_adapter(where / "other", adapter_name="other")
     assert json.loads((where / "own" / "adapter_config.json").read_text())["r"] == 2
     weights = load_file(where / "weights.safetensors")
     assert weights.keys() == {"center"} if personal["kind"] == "feddpa" else all("lora_gate" in x for x in weights)

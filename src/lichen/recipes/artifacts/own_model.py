@@ -1,8 +1,8 @@
 """The model of one client's own, out of a finished run's folder, as other tools load it.
 
-What all share lies in the run's ``adapter/``; what a client has beside it is private state. Where both make one adapter,
-that is what is written. Two adapters whose weight differs by row or by token are written as two, with the numbers that
-weigh them, since PEFT weighs adapters alike in all rows.
+What all share lies in the run's ``adapter/``; what a client has beside it is private state. Where both make one
+adapter, that is what is written. Two adapters whose weight differs by row or by token are written as two, with the
+numbers that weigh them, since PEFT weighs adapters alike in all rows.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class OwnModel:
 
     Attributes:
         trainable: Its tensors, by the names of those that all share; a pair of constant weight has twice the rank.
-        beside: The other adapter of a pair whose weight differs; none: ``trainable`` is the whole of it.
+        other: The other adapter of a pair whose weight differs; none: ``trainable`` is the whole of it.
         weights: What weighs the two: ``center`` of rows, or gates by layer.
     """
 
     trainable: Tree
-    beside: Tree
+    other: Tree
     weights: Tree
 
 
@@ -71,9 +71,9 @@ def own_model(folder: Path, recipe: Recipe, shared: Shared, client: str) -> OwnM
         what = f"{client} kept nothing of its own at this place, or was never invited: its model is the shared one"
         raise LichenError(what, where="--client", fix="leave it out")
     made = {name: x[0] for name, x in _model(recipe, shared.trainable, own_C).items()}
-    beside, trainable = trees.split(made, OTHER)
+    other, trainable = trees.split(made, OTHER)
     weights, trainable = trees.split(trainable, _WEIGHTS)
-    return OwnModel(trainable={**shared.trainable, **trainable}, beside=beside, weights=weights)
+    return OwnModel(trainable={**shared.trainable, **trainable}, other=other, weights=weights)
 
 
 _WEIGHTS = "weights/"

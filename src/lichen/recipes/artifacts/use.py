@@ -150,7 +150,7 @@ def export(
         target = out or folder / "own" / f"{quote(str(client), safe='@ ')[:100]}{'-merged' if merge else ''}"
         if not merge:
             return _own_adapter(recipe, model, tokenizer, own, Shared.of_flat(tree).patch, target, given=out)
-        if own.beside:
+        if own.other:
             what = "two adapters whose weight differs by row cannot be merged into one model's weights"
             raise LichenError(what, where="--merge", fix="leave it out, and load both adapters")
         tree = {**tree, **own.trainable}
@@ -183,22 +183,22 @@ def _own_adapter(
     make_folders(target.parent)
     spec, about = spec_of(recipe, model), described_base(recipe, model)
     with whole_folder(target, shared=False) as draft:
-        parts = {"own": own.trainable, "beside": own.beside} if own.beside else {".": own.trainable}
+        parts = {"own": own.trainable, "other": own.other} if own.other else {".": own.trainable}
         for part, tree in parts.items():
             rest = {name: x for name, x in own.trainable.items() if name not in tree}
             save_adapter(
                 draft / part, {**rest, **tree}, spec=spec, base_name=about, task=task_of(recipe.task).peft, patch=patch
             )
             tokenizer.save_pretrained(draft / part)
-        if own.beside:
+        if own.other:
             save_tree(draft / "weights.safetensors", own.weights)
             write_atomic(draft / "README.md", TWO.encode())
     return target
 
 
-TWO = """Two adapters of one base stand here side by side, `own` and `beside`, and how much each counts differs by row or by
-token: `weights.safetensors` has the centre of own rows (FedDPA) or the gates of the layers (FedALT). PEFT weighs adapters
-alike in all rows, so that it loads each of them and not their mixture; lichen's guide says how they are weighed.
+TWO = """Two adapters of one base stand here side by side, `own` and `other`, and how much each counts differs by row or
+by token: `weights.safetensors` has the centre of own rows (FedDPA) or the gates of the layers (FedALT). PEFT weighs
+adapters alike in all rows: it loads each of them, and not their mixture. Lichen's guide says how they are weighed.
 """
 
 
