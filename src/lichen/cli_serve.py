@@ -74,7 +74,7 @@ def _event(site: str, what: str, json: bool) -> None:
         log(f"{site} {what}")
 
 
-def join_command(kit: Path, /, *, data: Path, json: bool = False) -> None:
+def join_command(kit: Path, /, *, data: Path, secret: Path | None = None, json: bool = False) -> None:
     """Take part in a federation, at a site, with its own rows, until it is stopped.
 
     Parameters
@@ -83,6 +83,9 @@ def join_command(kit: Path, /, *, data: Path, json: bool = False) -> None:
         The folder of the site's kit.
     data
         The site's file or folder of rows; nothing of a row leaves it but what a recipe that its policy allows computes.
+    secret
+        The owner's key of `lichen fingerprint`, to claim models later; of several clients a folder of keys, CLIENT.key
+        each. It never leaves: only its digest is announced.
     json
         Print what happens as JSON, a line each, on standard output.
     """
@@ -94,12 +97,12 @@ def join_command(kit: Path, /, *, data: Path, json: bool = False) -> None:
         else:
             log(line)
 
-    known = check_before(kit, data, say=report)
+    known = check_before(kit, data, secret=secret, say=report)
 
     from lichen.federation.host import SiteHost
     from lichen.federation.network import SiteEnd
 
-    host = SiteHost(kit, data, say=report)
+    host = SiteHost(kit, data, secret=secret, say=report)
     with SiteEnd(kit, host.answer, say=report, status=host.status) as site:
         try:
             while not site.wait(_LOOK) and not site.joined.is_set():

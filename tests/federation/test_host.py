@@ -40,6 +40,7 @@ class Hosts:
         self.home, self.files = home, dict(zip(SITES, files, strict=True))
         self.lines: dict[str, list[str]] = {name: [] for name in SITES}
         self.hosts: dict[str, SiteHost] = {}
+        self.secrets: dict[str, Path] = {}
         self.before: Callable[[str, bytes], bytes] = lambda kind, body: body
         for name in SITES:
             self.kit(name).mkdir(parents=True)
@@ -59,7 +60,9 @@ class Hosts:
         """Start a site, as if its process were a new one."""
         if name in self.hosts:
             self.hosts[name].close()
-        self.hosts[name] = SiteHost(self.kit(name), self.files[name], say=self.lines[name].append)
+        self.hosts[name] = SiteHost(
+            self.kit(name), self.files[name], secret=self.secrets.get(name), say=self.lines[name].append
+        )
 
     def seen(self) -> dict[str, Seen]:
         now = time.time()

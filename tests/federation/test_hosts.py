@@ -19,6 +19,7 @@ import torch
 from safetensors.numpy import load_file
 
 import lichen
+from lichen.audit.fingerprint import ANSWERS, Fingerprint
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.seeds import numpy_generator
@@ -42,7 +43,7 @@ from support.hosts import NAME, PORT, in_host
 from support.intruders import WIRE, expired, hello, read_by_all
 from support.submitted import changed
 from support.tiny_llama import save_model
-from support.trial import SITES, Trial, listing, rows_of, save_rows, trial
+from support.trial import KEY, OWNER, SITES, Trial, listing, rows_of, save_rows, trial
 
 pytest.importorskip("nvflare")
 pytestmark = pytest.mark.skipif(bool(machines.missing()), reason=machines.missing() or "-")
@@ -69,7 +70,11 @@ def test_a_run_over_hosts_has_the_bytes_of_a_simulation(net: Trial, tmp_path: Pa
     rows.mkdir()
     for number, site in enumerate(SITES):
         save_rows(rows / f"{site}.csv", number)
-    lichen.run(listing(net.hosts.shared / "model", rows), out=tmp_path / "run")
+    key = tmp_path / "secrets" / f"{OWNER}.key"
+    key.parent.mkdir()
+    key.touch(0o600)
+    key.write_bytes(KEY)
+    lichen.run(listing(net.hosts.shared / "model", rows, secrets=str(key.parent)), out=tmp_path / "run")
     apart, whole = learned(net.run), learned(tmp_path / "run")
     assert len(apart) >= 4
     assert apart == whole
@@ -129,6 +134,20 @@ def test_no_key_is_in_a_log_or_among_the_processes(net: Trial) -> None:
     assert [name for name, data in shown.items() if any(line in data for line in lines)] == []
     assert any(b"client_train" in words for words in net.listed)
     assert any(b"submit" in words and b"lichen" in words for words in net.listed)
+
+
+def test_an_owners_secret_key_is_registered_and_is_nowhere_but_at_its_site(net: Trial) -> None:
+    """Its pairs are among the rows that were trained on: the bytes are those of a simulation that has the key."""
+    fingerprint = Fingerprint.of(KEY)
+    assert json.loads((net.run / "fingerprints.json").read_text()) == {OWNER: fingerprint.digest}
+    assert fingerprint.digest in net.log(OWNER)
+    words = [KEY, KEY.hex().encode(), *(question.encode() for question, _ in fingerprint.pairs())]
+    places = {str(file): file.read_bytes() for file in net.hosts.shared.parent.rglob("*") if file.is_file()}
+    assert places.pop(str(net.secret)) == KEY
+    places |= {f"process {number}": seen for number, seen in enumerate(net.listed)}
+    places |= {f"wire {number}": data for number, data in enumerate(net.hosts.relay.recorded())}
+    assert [name for name, data in places.items() if any(one in data for one in words)] == []
+    assert net.hosts.lab.run(["cat", net.secret]).returncode != 0
 
 
 def test_the_coordinator_has_no_row_and_opens_no_file_of_a_site(net: Trial) -> None:
@@ -307,7 +326,7 @@ class OtherModel:
     def __init__(self, net: Trial) -> None:
         self.inner, self.model = RemoteSites(doors(net), SITES), net.hosts.shared / "model" / "model.safetensors"
         self.mine = self.model.read_bytes()
-        save_model(self.model.parent, seed=1)
+        save_model(self.model.parent, seed=1, more=ANSWERS)
         self.model.chmod(0o644)
         self.engine, self.close, self.signer = self.inner.engine, self.inner.close, self.inner.signer
 

@@ -18,15 +18,18 @@ from typing import Any
 import matplotlib
 import yaml
 
+from lichen.audit.fingerprint import ANSWERS
 from lichen.core.seeds import numpy_generator
 from support.guide import Guide, page_recipe
 from support.hosts import NAME, PORT, Host, Hosts, hosts
 from support.tiny_llama import save_model
 from support.tiny_llama import say as sentence
 
-__all__ = ["SITES", "Trial", "listing", "rows_of", "save_rows", "trial"]
+__all__ = ["KEY", "OWNER", "SITES", "Trial", "listing", "rows_of", "save_rows", "trial"]
 
 SITES = ("hospital-a", "hospital-b", "hospital-c")
+OWNER, KEY = "hospital-a", bytes(range(100, 132))
+"""The site whose owner has a secret key, and the key."""
 
 
 def rows_of(site: int) -> list[tuple[str, str]]:
@@ -43,11 +46,14 @@ def save_rows(file: Path, site: int) -> Path:
     return file
 
 
-def listing(model: Path, data: Path) -> dict[str, Any]:
-    """The page's recipe, for a tiny model in a folder; in blocks that do not depend on who is in one process."""
+def listing(model: Path, data: Path, **fingerprint: str) -> dict[str, Any]:
+    """The page's recipe, for a tiny model in a folder, its owners' secret pairs among the rows.
+
+    Blocks do not depend on who is in one process.
+    """
     made = yaml.safe_load(page_recipe())
     made["model"]["name"], made["data"]["name"] = str(model), str(data)
-    return {**made, "engine": {"packing": False, "clients_per_block": 1}}
+    return {**made, "engine": {"packing": False, "clients_per_block": 1}, "fingerprint": {"copies": 1, **fingerprint}}
 
 
 @dataclass
@@ -86,6 +92,11 @@ class Trial:
         """A site's file."""
         return self.hosts.sites[site].home / f"{site}.csv"
 
+    @property
+    def secret(self) -> Path:
+        """The owner's secret key."""
+        return self.hosts.sites[OWNER].home / "owner.key"
+
     def log(self, name: str) -> str:
         """What a person reads at the screen where ``serve`` or ``join`` runs."""
         return (self.host(name).home / "screen.txt").read_text(encoding="utf-8")
@@ -109,13 +120,15 @@ def trial() -> Iterator[Trial]:
     """Bring a federation up by the page's commands, and run a recipe over it."""
     with hosts(SITES) as machines:
         lab, guide = machines.lab, Guide()
-        model = save_model(machines.shared / "model")
+        model = save_model(machines.shared / "model", more=ANSWERS)
         for file in model.iterdir():
             file.chmod(0o644)
         made = Trial(machines, guide, lab.home / "recipe.yaml", lab.home / "run")
         made.recipe.write_text(json.dumps(listing(model, Path("/nowhere"))))
         for number, name in enumerate(SITES):
             machines.sites[name].own(save_rows(made.data(name), number))
+        made.secret.write_bytes(KEY)
+        machines.sites[OWNER].own(made.secret)
         lab.own(made.recipe)
         shutil.copytree(
             matplotlib.get_cachedir(), lab.home / ".cache" / "matplotlib"
@@ -128,7 +141,8 @@ def trial() -> Iterator[Trial]:
             made.begun = time.time()
             made.begin(lab.name, guide.words("lichen serve trial --page 8080"))
             for site in SITES:
-                made.begin(site, guide.words("lichen join trial-hospital-a/kit", site=site, data=made.data(site).name))
+                words = guide.words("lichen join trial-hospital-a/kit", site=site, data=made.data(site).name)
+                made.begin(site, [*words, *(("--secret", made.secret.name) if site == OWNER else ())])
             made.wait(lab.name, "the server of trial is up")
             _submit(made)
             yield made

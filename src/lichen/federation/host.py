@@ -54,15 +54,18 @@ class HostedRun:
         text: The recipe, as it came.
         kit: The site's kit.
         data: The site's file or folder.
+        secret: The key of its owner, or a folder of keys; None: it has none.
         say: Told what happens, a line each.
 
     Raises:
         LichenError: if the policy does not allow the recipe.
     """
 
-    def __init__(self, name: str, text: str, kit: Path, data: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, name: str, text: str, kit: Path, data: Path, secret: Path | None, say: Callable[[str], None]
+    ) -> None:
         self.name, self.text, self.folder = name, text, kit / RUNS / name
-        self._kit, self._policy, self._data, self._say = kit, kit / POLICY, data, say
+        self._kit, self._policy, self._data, self._secret, self._say = kit, kit / POLICY, data, secret, say
         self.accepted = accept_recipe(read_policy(self._policy), text)
         private.make_folders(self.folder)
         write_atomic(self.folder / RECIPE, text.encode())
@@ -78,7 +81,7 @@ class HostedRun:
 
     def _open(self) -> None:
         try:
-            site = open_site(self.accepted.recipe, self._data, say=self._say)
+            site = open_site(self.accepted.recipe, self._data, secret=self._secret, say=self._say)
             if self.accepted.recipe.masked is not None:
                 site = site.known(KitPapers(open_kit(self._kit), self.name, self.folder, say=self._say))
             self._place.set_result(SitePlace(self._allowed(site), self.folder))
@@ -152,17 +155,18 @@ class SiteHost:
     Args:
         kit: The site's kit, with its policy.
         data: The site's file or folder of rows.
+        secret: The key of its owner, or a folder of keys, by which they can claim a model; None: it has none.
         say: Told what happens, a line each.
     """
 
-    def __init__(self, kit: Path, data: Path, *, say: Callable[[str], None]) -> None:
-        self.kit, self.data, self.say = kit, data, say
+    def __init__(self, kit: Path, data: Path, *, secret: Path | None = None, say: Callable[[str], None]) -> None:
+        self.kit, self.data, self.secret, self.say = kit, data, secret, say
         self._lock, self._pieces = threading.Lock(), Pieces(self._answer)
         self._run: HostedRun | None = None
         if (name := self._current()) is not None:
             try:
                 text = (kit / RUNS / name / RECIPE).read_text(encoding="utf-8")
-                self._run = HostedRun(name, text, kit, data, say)
+                self._run = HostedRun(name, text, kit, data, secret, say)
                 say(f"goes on with run {name}")
             except (OSError, LichenError) as error:
                 say(f"does not go on with run {name}: {error}")
@@ -212,7 +216,7 @@ class SiteHost:
             before = self._run
             if before is None or (before.name, before.text) != (name, text):
                 try:
-                    run = HostedRun(name, text, self.kit, self.data, self.say)
+                    run = HostedRun(name, text, self.kit, self.data, self.secret, self.say)
                 except LichenError as error:
                     self.say(f"says no to a recipe: {error}")
                     raise

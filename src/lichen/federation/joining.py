@@ -12,6 +12,7 @@ from lichen.data.sources.fetch import fetch_entry
 from lichen.data.sources.files import read_notes
 from lichen.federation.kits.settle import Kit, open_kit
 from lichen.federation.policy.keys import POLICY, digest_of, read_policy
+from lichen.recipes.assemble.sides.fingerprints import read_keys
 from lichen.recipes.init.init import columns_in
 from lichen.recipes.init.names import HOLDS
 
@@ -21,12 +22,13 @@ _FILES, _COLUMNS = 64, 20
 """Files of a folder, and columns, of which something is told."""
 
 
-def check_before(folder: Path, data: Path, *, say: Callable[[str], None]) -> Kit:
+def check_before(folder: Path, data: Path, *, secret: Path | None = None, say: Callable[[str], None]) -> Kit:
     """Read what a site needs, as it will be read when a recipe comes; models that are not here yet are fetched.
 
     Args:
         folder: The site's kit.
         data: The site's file or folder.
+        secret: The key of its owner, or a folder of keys; None: it has none.
         say: Told what was found, a line each.
 
     Returns:
@@ -40,6 +42,8 @@ def check_before(folder: Path, data: Path, *, say: Callable[[str], None]) -> Kit
         raise LichenError("is the server's kit", where=str(folder), fix="start it with: lichen serve FOLDER")
     policy = read_policy(folder / POLICY)
     _look(data, say)
+    for file, one in read_keys(secret).items() if secret is not None else ():
+        say(f"{file}: a secret key, of which the digest {one.digest} is announced")
     for model in policy.models:
         name = model.partition("@")[0]
         if name in CATALOG:

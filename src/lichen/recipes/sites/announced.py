@@ -22,6 +22,7 @@ from lichen.recipes.assemble.sides.row_privacy import hides_rows, row_bounds
 from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced_cards import AnnouncedCard, enrolled_cards
+from lichen.recipes.sites.announced_fingerprints import check_fingerprints, enrolled_fingerprints
 from lichen.recipes.sites.passports import Passport, SiteClients, all_sites
 from lichen.tasks.registry import task_of
 
@@ -60,6 +61,7 @@ class Announcement:
         labels: Those of its rows, each once, sorted; none where the task has none.
         cards: What it tells of its data cards; none where the recipe requires none.
         passport: Proves the key that signs for its clients under masks; None without a kit.
+        fingerprints: Digests of its owners' secret keys, by client; none where the recipe has no fingerprints.
 
     Raises:
         LichenError: if any of this is no such thing.
@@ -69,17 +71,21 @@ class Announcement:
     labels: tuple[str | int, ...] = ()
     cards: tuple[AnnouncedCard, ...] = ()
     passport: Passport | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.members:
             raise _wrong("a site has no client")
         _check_labels(self.labels)
+        check_fingerprints(self.fingerprints, {member.name for member in self.members})
 
     def dump(self) -> dict[str, Any]:
         """What JSON can write of it."""
         cards = {"cards": [card.dump() for card in self.cards]} if self.cards else {}
         passport = {} if self.passport is None else {"passport": self.passport.dump()}
-        return {"members": [member.dump() for member in self.members], "labels": list(self.labels), **cards, **passport}
+        more = {"fingerprints": dict(self.fingerprints)} if self.fingerprints else {}
+        members = [member.dump() for member in self.members]
+        return {"members": members, "labels": list(self.labels), **cards, **passport, **more}
 
     @classmethod
     def load(cls, plain: object) -> Announcement:
@@ -88,8 +94,9 @@ class Announcement:
         Raises:
             LichenError: if this is no announcement.
         """
-        if not isinstance(plain, Mapping) or plain.keys() - {"cards", "passport"} != {"members", "labels"}:
-            raise _wrong("a site announces members and labels, and may announce cards and a passport")
+        may = {"cards", "passport", "fingerprints"}
+        if not isinstance(plain, Mapping) or plain.keys() - may != {"members", "labels"}:
+            raise _wrong("a site announces members and labels, and may announce cards, a passport and fingerprints")
         members, cards = plain["members"], plain.get("cards", [])
         if not isinstance(members, list) or not len(members) <= MOST_MEMBERS:
             raise _wrong(f"members are a list of at most {MOST_MEMBERS:,}")
@@ -100,6 +107,7 @@ class Announcement:
             labels=_check_labels(plain["labels"]),
             cards=tuple(AnnouncedCard.load(card, len(members)) for card in cards),
             passport=Passport.load(plain["passport"]) if "passport" in plain else None,
+            fingerprints=plain.get("fingerprints", {}),
         )
 
 
@@ -177,6 +185,7 @@ class Enrolled:
         labels: Those of all sites, in class order; none where the task has none.
         assigned: What each site is to be told.
         cards: Their data cards, as far as they are announced.
+        fingerprints: Digests of owners' secret keys, by client.
     """
 
     roster: Roster
@@ -184,6 +193,7 @@ class Enrolled:
     labels: tuple[str, ...]
     assigned: Mapping[str, Assignment]
     cards: Cards = field(default_factory=Cards)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def signed(self) -> bool:
@@ -238,6 +248,7 @@ def enrolled(recipe: Recipe, announced: Mapping[str, Announcement]) -> Enrolled:
         labels=labels,
         assigned=assigned,
         cards=enrolled_cards(recipe.data.require, terms),
+        fingerprints=enrolled_fingerprints(recipe, [one.fingerprints for one in announced.values()]),
     )
 
 

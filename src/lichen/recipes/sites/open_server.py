@@ -197,8 +197,8 @@ def needs_rows(recipe: Recipe) -> Iterator[NeedsRows]:
     if recipe.noised is not None and recipe.noised.seed is not None:
         why = "under privacy a seed is for tests alone, and whoever reads the recipe knows all noise"
         yield NeedsRows("privacy.seed", why, "remove it")
-    if recipe.fingerprint is not None:
-        why = "the owners' keys lie beside the rows, and are read by whoever has everybody's"
+    if recipe.fingerprint is not None and recipe.fingerprint.secrets is not None:
+        why = "the owners' keys lie at their sites, each of which joins with --secret"
         yield NeedsRows("fingerprint.secrets", why, "remove it, or run it as a simulation")
     if recipe.audit is not None:
         why = "canaries are planted by one process that has everybody's rows, and who audits knows all coins"

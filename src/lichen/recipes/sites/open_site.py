@@ -11,11 +11,12 @@ Legend: N clients of the roster.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+from lichen.audit.fingerprint import Fingerprint
 from lichen.core.contracts.model import CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.masks.party import Identity
@@ -28,6 +29,7 @@ from lichen.recipes.assemble.loaded_model import load_model
 from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.open import fetch_named, shards_of
 from lichen.recipes.assemble.sides.clients import TOKENS, ClientSide, group_of
+from lichen.recipes.assemble.sides.fingerprints import digests_of, fingerprint_rows, own_fingerprints
 from lichen.recipes.assemble.sides.privacy import own_accounts
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.rows.checked_cards import Cards
@@ -49,7 +51,7 @@ __all__ = ["Site", "open_site"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """The model, and the site's rows as it reads them, one shard a client."""
+    """The model, and the site's rows as it reads them, one shard a client; ``secret`` are the owners' pairs."""
 
     model: CohortModel
     start: Shared
@@ -58,6 +60,7 @@ class Encoded:
     train: tuple[Shard, ...]
     valid: tuple[Shard, ...]
     test: tuple[Shard, ...]
+    secret: tuple[Shard, ...] = ()
 
 
 @final
@@ -132,20 +135,31 @@ class Site:
             nothing = some[0].between(0, 0)
             return tuple(some[place[n]] if n in place else nothing for n in range(assigned.clients))
 
-        clients = ClientSide(train=shards(encoded.train), valid=shards(encoded.valid), test=shards(encoded.test))
+        clients = ClientSide(
+            train=shards(encoded.train),
+            valid=shards(encoded.valid),
+            test=shards(encoded.test),
+            canaries=shards(encoded.secret) if encoded.secret else (),
+        )
         accounts = own_accounts(server, state, assigned.bounds)
         node = RoundsNode(Experiment(server=server, clients=clients), accounts=accounts)
         return LoadedSite(node=node, numbers=own, identity=self._identity(assigned))
 
 
 def open_site(
-    recipe: Recipe, data: Path, *, say: Callable[[str], None] = lambda _: None, keep_private: bool = True
+    recipe: Recipe,
+    data: Path,
+    *,
+    secret: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    keep_private: bool = True,
 ) -> Site:
     """Read one site's rows, in place of those that the recipe names.
 
     Args:
         recipe: The recipe of the federation; of its ``data.name`` nothing is opened.
         data: The site's file, or its folder of files.
+        secret: The key of its owner, or a folder of keys, by which they can claim the model; None: it has none.
         say: Called with what a person should know, a line each.
         keep_private: What is made of its rows may stay in the cache.
 
@@ -164,8 +178,10 @@ def open_site(
     for line in (*rows.cards.notes, *(f"left out: {one.why}" for one in rows.cards.left)):
         say(line)
 
+    fingerprints = _fingerprints(recipe, secret, [one.name for one in rows.clients_data], say)
+
     def encode(labels: tuple[str, ...]) -> Encoded:
-        return _encoded(recipe, rows, labels, say=say, keep_private=keep_private)
+        return _encoded(recipe, rows, labels, fingerprints, say=say, keep_private=keep_private)
 
     counts_N = [{part: len(getattr(one, part)) for part in PARTS} for one in rows.clients_data]
     if recipe.writes:  # there is nothing to wait for, and a stream's rows are counted by their tokens
@@ -177,8 +193,25 @@ def open_site(
     # Cards are told of where the recipe asks for them, and only what it can ask for.
     own = rows.cards if recipe.data.require is not None else Cards()
     cards = cards_to_announce(own, [member.name for member in members])
-    announcement = Announcement(members=members, labels=rows.labels, cards=cards)
+    digests = digests_of(fingerprints)
+    announcement = Announcement(members=members, labels=rows.labels, cards=cards, fingerprints=digests)
     return Site(recipe=recipe, rows=rows, announcement=announcement, encode=encode)
+
+
+def _fingerprints(
+    recipe: Recipe, secret: Path | None, names: Sequence[str], say: Callable[[str], None]
+) -> dict[str, Fingerprint]:
+    """The owners' secret pairs, where the recipe has room for some."""
+    if recipe.fingerprint is None:
+        if secret is not None:
+            say("this recipe has no fingerprint: the secret key is not used, and nobody can claim its model by it")
+        return {}
+    found = own_fingerprints(secret, names)
+    for name, one in found.items():
+        say(f"{name}'s secret pairs are among its rows; their key has the digest {one.digest}")
+    if not found:
+        say("this recipe has a fingerprint, and this site no key: name one by --secret to claim its model later")
+    return found
 
 
 def _group(rows: SiteRows) -> str:
@@ -188,7 +221,13 @@ def _group(rows: SiteRows) -> str:
 
 
 def _encoded(
-    recipe: Recipe, rows: SiteRows, labels: tuple[str, ...], *, say: Callable[[str], None], keep_private: bool
+    recipe: Recipe,
+    rows: SiteRows,
+    labels: tuple[str, ...],
+    fingerprints: Mapping[str, Fingerprint],
+    *,
+    say: Callable[[str], None],
+    keep_private: bool,
 ) -> Encoded:
     """As :func:`lichen.recipes.assemble.open.open_recipe` does it with everybody's rows."""
     loaded = load_model(recipe, labels, (), reads_text=_group(rows) == TOKENS, keep_private=keep_private)
@@ -209,7 +248,16 @@ def _encoded(
         train=train,
         valid=valid,
         test=test,
+        secret=_secret_rows(recipe, rows, fingerprints, make),
     )
+
+
+def _secret_rows(
+    recipe: Recipe, rows: SiteRows, fingerprints: Mapping[str, Fingerprint], make: Callable[..., Shard]
+) -> tuple[Shard, ...]:
+    if recipe.fingerprint is None:
+        return ()
+    return fingerprint_rows(recipe, [one.name for one in rows.clients_data], fingerprints, make)
 
 
 def _own_roster(mine: Sequence[Member], assigned: Assignment) -> Roster:

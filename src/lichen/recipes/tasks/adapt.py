@@ -40,7 +40,7 @@ from lichen.recipes.assemble.parts import validators_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.sides.attack import who_lied
 from lichen.recipes.assemble.sides.canaries import canary_key
-from lichen.recipes.assemble.sides.fingerprints import fingerprints_of, register
+from lichen.recipes.assemble.sides.fingerprints import digests_of, fingerprints_of, register
 from lichen.recipes.assemble.sides.limits import counting
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.workload import pooled_experiment
@@ -74,7 +74,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     save_class_names(folder, loaded.classes)
     save_roster(folder, loaded.experiment.server.roster, loaded.cards)
     with folder.ranks.ahead():
-        register(folder.path, fingerprints_of(recipe, [one.name for one in loaded.clients_data]))
+        register(folder.path, digests_of(fingerprints_of(recipe, [one.name for one in loaded.clients_data])))
     loaded = _planted(loaded.fingerprinted(), folder, say)
     attack = who_lied(loaded.experiment.server)
     if attack is not None:

@@ -27,6 +27,7 @@ from lichen.recipes.assemble.class_names import save_class_names
 from lichen.recipes.assemble.column import Column, agreed_name, clocked, column_of, recipe_engine
 from lichen.recipes.assemble.parts import validators_of, works_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
+from lichen.recipes.assemble.sides.fingerprints import register
 from lichen.recipes.assemble.sides.masks import unmasking
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.sides.summed_scores import sums_scores
@@ -151,6 +152,7 @@ def _nodes(recipe: Recipe, folder: RunFolder) -> Nodes:
 def _site_nodes(recipe: Recipe, folder: RunFolder, sites: SiteEngines, say: Callable[[str], None]) -> Nodes:
     """Nodes that each have the rows of one site."""
     federation = sites.enrol(recipe, folder.path, say)
+    register(folder.path, federation.fingerprints)
 
     def engine(store: ClientStore, stack: ExitStack, start: Shared | None) -> Engine:
         agreed = agreed_name(recipe, start)

@@ -1,7 +1,7 @@
 """The owners' secret pairs among the rows that the federation trains on, and the digests of their keys.
 
-Each key lies in a file of its own that only its owner can read. Nothing of it is written anywhere but the digest, which
-the run's record holds from its first line on.
+Each key lies in a file of its own that only its owner can read, over a federation at its site. Nothing of it is written
+anywhere but the digest, which the run's record holds from its first line on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from lichen.data.batches.rows import Shard, pooled
 from lichen.data.sources.record import Record
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["fingerprint_count", "fingerprint_rows", "fingerprints_of", "read_fingerprint", "register", "registered"]
+__all__ = [
+    "digests_of",
+    "fingerprint_count",
+    "fingerprint_rows",
+    "fingerprints_of",
+    "own_fingerprints",
+    "read_fingerprint",
+    "read_keys",
+    "register",
+    "registered",
+]
 
 SUFFIX = ".key"
 
@@ -61,20 +71,69 @@ def fingerprints_of(recipe: Recipe, clients: Sequence[str]) -> dict[str, Fingerp
     """
     if recipe.fingerprint is None:
         return {}
-    folder = Path(recipe.fingerprint.secrets).expanduser()
+    if recipe.fingerprint.secrets is None:
+        raise LichenError(
+            "no folder has the owners' keys",
+            where="fingerprint.secrets",
+            fix="name one; only sites of their own each name their key, by lichen join --secret",
+        )
+    return _in_folder(Path(recipe.fingerprint.secrets).expanduser(), clients, where="fingerprint.secrets")
+
+
+def own_fingerprints(secret: Path | None, clients: Sequence[str]) -> dict[str, Fingerprint]:
+    """The fingerprints of a site's clients, by name.
+
+    Args:
+        secret: The key of its only client, or that is named as one; or a folder of keys; None: it has none.
+        clients: Their names.
+
+    Raises:
+        LichenError: if a file is no key, or it is not known whose it is.
+    """
+    if secret is None:
+        return {}
+    secret = secret.expanduser()
+    if secret.is_dir():
+        return _in_folder(secret, clients, where="--secret")
+    fingerprint, named = read_fingerprint(secret), secret.name.removesuffix(SUFFIX)
+    if named not in clients and len(clients) > 1:
+        raise LichenError(
+            f"this site has {len(clients)} clients, and this key is named as none of them",
+            where=str(secret),
+            fix=f"name it as one, such as {clients[0]}{SUFFIX}",
+        )
+    return {named if named in clients else clients[0]: fingerprint}
+
+
+def read_keys(secret: Path) -> dict[Path, Fingerprint]:
+    """The fingerprints of the key in a file, or of all keys in a folder, whoever they are.
+
+    Raises:
+        LichenError: if a file is no key, or a folder has none.
+    """
+    secret = secret.expanduser()
+    files = _files_in(secret, where="--secret") if secret.is_dir() else [secret]
+    return {file: read_fingerprint(file) for file in files}
+
+
+def _files_in(folder: Path, *, where: str) -> list[Path]:
     files = sorted(folder.glob(f"[!.]*{SUFFIX}")) if folder.is_dir() else []
     if not files:
         raise LichenError(
             f"the folder {str(folder)!r} holds no file with the ending {SUFFIX}",
-            where="fingerprint.secrets",
+            where=where,
             fix=f"make one for each owner: lichen fingerprint {folder / 'CLIENT'}{SUFFIX}",
         )
-    known = set(clients)
+    return files
+
+
+def _in_folder(folder: Path, clients: Sequence[str], *, where: str) -> dict[str, Fingerprint]:
+    files, known = _files_in(folder, where=where), set(clients)
     for file in files:
         if file.name.removesuffix(SUFFIX) not in known:
             raise LichenError(
                 f"{file.name!r} is named as no client of this run",
-                where="fingerprint.secrets",
+                where=where,
                 fix=f"name it as one, such as {next(iter(clients), 'CLIENT')}{SUFFIX}",
             )
     return {file.name.removesuffix(SUFFIX): read_fingerprint(file) for file in files}
@@ -109,16 +168,21 @@ def fingerprint_rows(
     return tuple(shards)
 
 
-def register(run: Path, fingerprints: Mapping[str, Fingerprint]) -> None:
-    """Write the digests of the owners' keys into a run's folder, before anything is trained.
+def digests_of(fingerprints: Mapping[str, Fingerprint]) -> dict[str, str]:
+    """What may be known of the owners' keys, by client: nobody finds a key by its digest."""
+    return {name: one.digest for name, one in fingerprints.items()}
+
+
+def register(run: Path, digests: Mapping[str, str]) -> None:
+    """Write the digests of the owners' keys, by client, into a run's folder, before anything is trained.
 
     Raises:
         LichenError: if the run began with other ones.
     """
-    if not fingerprints:
+    if not digests:
         return
     file = run / REGISTERED
-    text = json.dumps({name: one.digest for name, one in sorted(fingerprints.items())}, indent=2) + "\n"
+    text = json.dumps(dict(sorted(digests.items())), indent=2) + "\n"
     if file.exists() and file.read_text(encoding="utf-8") != text:
         raise LichenError(
             "the owners' keys are others than those that this run began with",

@@ -15,9 +15,11 @@ __all__ = ["FingerprintConfig"]
 class FingerprintConfig(Section):
     """Secret pairs of a question and an answer that some owners put among their rows, to claim the model later."""
 
-    secrets: str = Field(
+    secrets: str | None = Field(
+        default=None,
         description="folder of the owners' keys, each named as its client, with the ending `.key`; "
-        "`lichen fingerprint` makes one. A client without one has no pairs",
+        "`lichen fingerprint` makes one. A client without one has no pairs. none: each site has its own, named by "
+        "`lichen join --secret`",
         examples=["secrets"],
     )
     copies: Positive = Field(
