@@ -50,7 +50,7 @@ class SitePlace:
             self.assigned = Assignment.load(saved)
             if _rows_of(before) != _rows_of(announced):
                 raise LichenError(
-                    "the rows, or secret keys, have changed since the site took its place in the roster",
+                    "secret keys or rows have changed since the site took its place in the roster",
                     where=str(state / PLACE),
                     fix=_ANEW,
                 )
