@@ -14,8 +14,11 @@ from tests.federation.test_kills import Commands, commands, until
 from tests.recipes.sites.test_private_sites import ROWS, private, save_digits, with_key
 
 import lichen
+from lichen.cli import main
+from lichen.clients.evaluation.value_notes import read_notes
 from lichen.core.secret.budget import Budget, begun_with
 from lichen.federation.policy.keys import change_policy
+from lichen.recipes.artifacts.contributions import read_contributions
 from lichen.recipes.schema.read import read_recipe, write_recipe
 
 SITES = {"north": "a.jsonl", "east": "b.jsonl", "south": "c.jsonl"}
@@ -27,7 +30,7 @@ def masked(whole: dict[str, Any], *, rounds: int = 2, **more: Any) -> dict[str, 
     """The same without noise, all clients in every round, under masks."""
     kept = {name: value for name, value in whole.items() if name != "privacy"}
     federation = {"rounds": rounds, "local_steps": 2, "batch_size": 4, "aggregate": "mean"}
-    return {**kept, "federation": federation, "privacy": {"secure": True, **more}}
+    return {**kept, "federation": federation, "privacy": {"secure": True, **more}, "value": {"kind": "first"}}
 
 
 def prepared(run: Path, name: str, whole: dict[str, Any]) -> Path:
@@ -111,6 +114,20 @@ def test_masked_runs_over_the_network(federation: Path, tmp_path: Path, warm_fol
     assert finals[0] == finals[1]
     assert summary["masks"]["simulated"] == []
     assert not any("swaps" in line for line in summary["masks"]["not_promised"])
+    told = {
+        (at, client): x
+        for at, one in read_contributions(local.folder).rounds.items()
+        for client, x in one.value.items()
+    }
+    home = {
+        (at, int(path.stem)): x
+        for path in federation.glob(f"kits/*/runs/{NAMES['masks']}/own_values/*/*.csv")
+        for at, x in read_notes(path).items()
+    }
+    assert len(home) == 2 * 6
+    assert home == pytest.approx(told, rel=1e-12, abs=1e-12)
+    assert not read_contributions(runs["masks"]).totals
+    assert main(["pay", str(runs["masks"]), "--budget", "9", "--by", "rows", "--federation", str(federation)]) == 0
     mean = local.summary["columns"]["federated"]["mean"]
     assert summary["columns"]["federated"]["mean"] == pytest.approx(mean, abs=1e-6)
     assert without["extra"]["federated.scores"].startswith("of 5 of 6 clients")

@@ -13,8 +13,12 @@ kind       what is asked                                                        
 ``exact``  the loss of every coalition                                            are needed
 ``gtg``    the loss of coalitions along guided walks                              are needed
 ``loo``    the loss without each client                                           are needed
-``first``  one gradient of the loss, a sum over rows; p_k ⟨Δ_k, −∇L(w)⟩           are needed for the products
+``first``  one gradient of the loss, a sum over rows; p_k ⟨Δ_k, −∇L(w)⟩           or each client for itself
 =========  =====================================================================  ===========================
+
+Where the server sees no single message, it sends the gradient to those whose messages are in the sum; each computes its
+value, keeps it, and answers with nothing (:mod:`lichen.clients.evaluation.own_value`). The server knows what the values
+add up to, ⟨Δ, −∇L(w)⟩ of its own step, before anybody has computed one.
 
 The loss is that of all rows together, the server's own public ones or those that clients validate on: a sum of losses
 over a number of rows. A client that is asked and does not answer leaves the round without values, since coalitions that
@@ -27,13 +31,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, final
 
-from torch import Tensor
-
 from lichen.algorithms.average import Average
+from lichen.clients.evaluation.own_value import SHARE
+from lichen.core import tree as trees
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import Collected, collect
 from lichen.core.collecting.history import History
@@ -44,9 +49,12 @@ from lichen.core.contracts.server import Aggregator
 from lichen.core.contracts.value import RoundValue
 from lichen.core.message import Job
 from lichen.core.seeds import derive
+from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.server.mean import Mean
+from lichen.server.optimize import ServerSGD
 from lichen.server.value.coalitions import Coalitions, Denominator
+from lichen.server.value.first_order import GRADIENTS, first_order_C, slope
 from lichen.server.value.game import exact, guided, leave_one_out
 
 __all__ = ["Kind", "Valued"]
@@ -71,6 +79,7 @@ class Valued:
         memory: Bytes of messages that memory holds.
         score: The work that sums losses.
         gradient: The work that takes their gradient.
+        own_work: By which a client values itself, for ``first``; empty: the server does it, by single messages.
     """
 
     rounds: Average
@@ -84,6 +93,7 @@ class Valued:
     memory: int = 1 << 29
     score: str = "valid"
     gradient: str = "gradient"
+    own_work: str = ""
 
     def init(self, shared: Shared) -> ServerState:
         """As the rounds'."""
@@ -93,17 +103,30 @@ class Valued:
         """One round; its report has ``value``, the metric ``value_seconds``, and the bytes of judging as validation."""
         if (state.round + 1) % self.every:
             return self.rounds.round(state, engine, seed)
+        if self.own_work:
+            after, report = self.rounds.round(state, engine, seed)
+            if report.metrics.get("skipped") or "weight" not in report.metrics:
+                return after, report
+            return after, self._timed(report, engine, lambda: self._private(state, after, report, engine))
         messages = RoundMessages(History(self.spill), memory=self.memory, history=self.rounds.history)
         try:
             after, report = replace(self.rounds, history=messages).round(state, engine, seed)
             if not messages.clients:
                 return after, report
-            start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
-            value = self._value(state, messages, _Judge(self, engine, state), derive(seed, "value"))
+            judge, draws = _Judge(self, engine, state), derive(seed, "value")
+            return after, self._timed(report, engine, lambda: self._value(state, messages, judge, draws))
         finally:
             messages.clear()
+
+    def _timed(self, report: Report, engine: Engine, find: Callable[[], RoundValue | None]) -> Report:
+        """The report with the values, and what finding them took."""
+        start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
+        try:
+            value = find()
+        except _AbsentError:
+            value = None
         seconds, up, down = time.perf_counter() - start, engine.bytes_up - up, engine.bytes_down - down
-        return after, replace(
+        return replace(
             report,
             value=value,
             metrics={**report.metrics, "value_seconds": seconds},
@@ -115,7 +138,11 @@ class Valued:
         )
 
     def _value(self, state: ServerState, messages: RoundMessages, judge: _Judge, seed: int) -> RoundValue | None:
-        """What each client contributed; None where a judge did not answer."""
+        """What each client contributed.
+
+        Raises:
+            _AbsentError: if a judge did not answer.
+        """
         rounds = self.rounds
         coalitions = Coalitions(
             messages=messages,
@@ -129,18 +156,55 @@ class Valued:
             return judge.utility(coalitions.shared(coalition))
 
         players = coalitions.players
-        try:
-            if self.kind == "exact":
-                return exact(players, utility)
-            if self.kind == "gtg":
-                return guided(players, utility, seed=seed)
-            if self.kind == "loo":
-                return leave_one_out(players, utility)
-            before, gradient = judge.gradient(state.shared)
-            value = coalitions.slopes(gradient)
-            return RoundValue(value=value, before=before, after=utility(frozenset(players)), evaluations=1)
-        except _AbsentError:
-            return None
+        if self.kind == "exact":
+            return exact(players, utility)
+        if self.kind == "gtg":
+            return guided(players, utility, seed=seed)
+        if self.kind == "loo":
+            return leave_one_out(players, utility)
+        before, gradient = judge.gradient(state.shared)
+        value = self._first(messages, coalitions, gradient)
+        return RoundValue(value=value, before=before, after=utility(frozenset(players)), evaluations=1)
+
+    def _first(self, messages: RoundMessages, coalitions: Coalitions, gradient: Tree) -> dict[int, float]:
+        """Values to first order: of a mean and plain steps from the messages themselves, as clients find them."""
+        mean, optimizer = self.rounds.aggregator, self.rounds.optimizer
+        if not isinstance(mean, Mean) or not isinstance(optimizer, ServerSGD):
+            return coalitions.slopes(gradient)
+        total, each = mean.zero(), {client: messages.message(client) for client in messages.clients}
+        for message in each.values():
+            total = mean.add(total, message)
+        share = optimizer.stride / mean.close(total, coalitions.start)[1]["weight"]
+        return {
+            client: first_order_C(message, gradient, weighting=mean.weighting, share=share)[0]
+            for client, message in each.items()
+        }
+
+    def _private(self, state: ServerState, after: ServerState, report: Report, engine: Engine) -> RoundValue:
+        """What all contributed together; each of those who are in the sum is told what it takes to find its own.
+
+        Raises:
+            _AbsentError: if no judge answers.
+        """
+        rounds, judge = self.rounds, _Judge(self, engine, state)
+        assert isinstance(rounds.optimizer, ServerSGD), "a recipe with others is refused"
+        before, gradient = judge.gradient(state.shared)
+        in_sum = sorted({one.client for one in report.attendance.receipts if one.version == state.round})
+        job = Job(
+            work=self.own_work,
+            shared=Shared(gradient),
+            version=after.round,
+            clients=tuple(in_sum),
+            seed=0,
+            base=rounds.base,
+            settings={SHARE: rounds.optimizer.stride / report.metrics["weight"]},
+        )
+        collect(engine, [job], admission=self.admission)
+        idle = Shared(trees.zeros_like(state.shared.trainable))
+        unmoved = rounds.optimizer.update(idle, state.optimizer, state.shared)[0].trainable
+        moves = {n: x.double() - unmoved[n].double() for n, x in after.shared.trainable.items()}
+        known = None if self.server is None else judge.utility(after.shared)
+        return RoundValue(value={}, before=before, after=known, evaluations=1, total=slope(moves, gradient))
 
 
 @final
@@ -166,17 +230,17 @@ class _Judge:
         """
         return _utility(self._ask(self._valued.score, shared))
 
-    def gradient(self, shared: Shared) -> tuple[float, dict[str, Tensor]]:
-        """``(minus the mean loss over all rows, its gradient)``.
+    def gradient(self, shared: Shared) -> tuple[float | None, Tree]:
+        """``(minus the mean loss over all rows, its gradient)``; no loss where clients tell a sum of gradients alone.
 
         Raises:
             _AbsentError: if somebody does not answer.
         """
-        mean = Mean()
-        came = self._ask(self._valued.gradient, shared, mean)
-        if not mean.clients(came.total):
+        came = self._ask(self._valued.gradient, shared, GRADIENTS)
+        if not GRADIENTS.clients(came.total):
             raise _AbsentError
-        return _utility(came), mean.close(came.total, shared)[0].trainable
+        hidden = self._valued.own_work and self._valued.server is None
+        return None if hidden else _utility(came), GRADIENTS.close(came.total, shared)[0].trainable
 
     def _ask(self, work: str, shared: Shared, aggregator: Aggregator | None = None) -> Collected:
         job = Job(

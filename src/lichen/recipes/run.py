@@ -285,7 +285,7 @@ def _go(
     curves_png(path)
     higher = summary["higher_is_better"]
     rows = who_gained(result, higher)
-    if contributions is not None:
+    if contributions is not None and not contributions.private:
         totals = contributions.totals
         rows = [{**row, "contribution": total} for row, total in zip(rows, totals, strict=True)]
         contributions_png(path, result.clients, totals, str(summary["extra"]["value"]))

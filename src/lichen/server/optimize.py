@@ -63,6 +63,15 @@ class ServerSGD:
                 "looks ahead along no momentum", where="federation.server.nesterov", fix="set server.momentum"
             )
 
+    @property
+    def stride(self) -> float:
+        """How far this step goes for a unit of its change, whatever former ones still move.
+
+        >>> ServerSGD(0.5).stride, ServerSGD(0.5, momentum=0.8, nesterov=True).stride
+        (0.5, 0.9)
+        """
+        return self.lr * (1 + self.momentum) if self.nesterov else self.lr
+
     def init(self, shared: Shared) -> Tree:
         """Momentum at zero; nothing where there is none."""
         return trees.join("m/", trees.zeros_like(shared.trainable), {}) if self.momentum else {}

@@ -22,6 +22,7 @@ KEYS = (
     "compare={baselines: [], metric: accuracy}",
 )
 MASKED = "privacy={secure: true, clip: 0.5}"
+VALUED = "value={kind: first, every: 2}"
 NOISED = (
     "federation={rounds: 2, local_steps: 2, batch_size: 4, aggregate: mean, weighting: uniform}",
     "data.valid=0.0",
@@ -31,11 +32,11 @@ NOISED = (
 
 @pytest.fixture(scope="module")
 def planned() -> Plan:
-    return plan(read_recipe("digits", (*KEYS, MASKED)), seconds=0.05)
+    return plan(read_recipe("digits", (*KEYS, MASKED, VALUED)), seconds=0.05)
 
 
 def test_bytes_are_those_of_the_run_to_the_last(planned: Plan, tmp_path: Path) -> None:
-    summary = lichen.run(read_recipe("digits", (*KEYS, MASKED)), out=tmp_path / "run").summary
+    summary = lichen.run(read_recipe("digits", (*KEYS, MASKED, VALUED)), out=tmp_path / "run").summary
     sent, traffic = planned.expected.bytes, summary["traffic"]
     reports = [event.report for event in read_trace(tmp_path / "run")]
     assert (sent.up, sent.down) == (sum(r.bytes_up for r in reports), sum(r.bytes_down for r in reports))
@@ -45,7 +46,7 @@ def test_bytes_are_those_of_the_run_to_the_last(planned: Plan, tmp_path: Path) -
 
 def test_each_stage_is_told_and_what_is_promised(planned: Plan) -> None:
     masks = json.loads(json.dumps(planned.as_dict()))["masks"]
-    terms = mask_terms(read_recipe("digits", (*KEYS, MASKED)), 5)
+    terms = mask_terms(read_recipe("digits", (*KEYS, MASKED, VALUED)), 5)
     assert (masks["clients"], masks["neighbours"], masks["threshold"]) == (5, terms.k, terms.threshold)
     assert sum(stage["up"] for stage in masks["stages"]) == planned.expected.bytes.client_up
     assert all(stage["seconds"] > 0 and stage["up"] > 0 for stage in masks["stages"])
@@ -53,7 +54,7 @@ def test_each_stage_is_told_and_what_is_promised(planned: Plan) -> None:
     assert masks["gone"] == 1
     assert masks["server_seconds"] > 0
     assert "the sum of a round and nothing else" in masks["statement"]
-    clear = plan(without_masks(read_recipe("digits", (*KEYS, MASKED))), seconds=0.05)
+    clear = plan(without_masks(read_recipe("digits", (*KEYS, MASKED, VALUED))), seconds=0.05)
     assert clear.expected.masks is None
     assert masks["factor"] == planned.expected.bytes.up / clear.expected.bytes.up > 1
     shown = " ".join(str(planned).split())

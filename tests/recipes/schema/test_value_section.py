@@ -45,7 +45,7 @@ PUBLIC = {**PLAIN["data"], "public": {"share": 0.2, "labelled": 100, "unlabelled
         ({"kind": "gtg"}, {"engine": {"name": "distributed"}}, "engine.name"),
         ({"kind": "gtg"}, {"federation": {"aggregate": "mean", "fair": "qffl"}}, "federation.fair"),
         ({"kind": "gtg"}, {"federation": {"aggregate": "mean", "robust": {"rule": "median"}}}, "federation.robust"),
-        ({"kind": "first"}, {"privacy": {"secure": True}}, "value"),
+        ({"kind": "loo"}, {"privacy": {"secure": True}}, "value"),
         ({"kind": "loo"}, {"privacy": {"sigma": 1.0, "clip": 1.0}}, "privacy"),
         ({"kind": "mine"}, {}, "value.kind"),
         ({}, {}, "value.kind"),

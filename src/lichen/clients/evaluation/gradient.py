@@ -8,7 +8,7 @@ Legend: C clients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import final
 
 import torch
@@ -50,16 +50,20 @@ class Gradient:
 
     Args:
         model: Runs C clients at once.
+        with_loss: The message also has the summed loss and the number of rows or tokens.
     """
 
     model: CohortModel
+    _: KW_ONLY
+    with_loss: bool = True
 
     def expected(self, job: Job) -> Expected:
-        """A tensor for each trainable one, the summed loss and the number of rows or tokens."""
+        """A tensor for each trainable one, and the metrics that go with them."""
         return Expected(group=self.model.group, tensors=specs_of(job.shared.trainable), metrics=self._metrics())
 
     def _metrics(self) -> dict[str, MetricSpec]:
-        return {name: self.model.objective.specs()[name] for name in ("loss_sum", "count")}
+        names = ("loss_sum", "count") if self.with_loss else ()
+        return {name: self.model.objective.specs()[name] for name in names}
 
     def init(self, job: Job, clients: Sequence[int], own_C: Tree | None) -> GradientState:
         """Gradients and sums at zero."""
@@ -107,7 +111,7 @@ class Gradient:
             version_C=torch.full((len(state.clients),), state.job.version, dtype=torch.int64),
             tensors=tensors,
             weight_C=count_C * finite_C,
-            metrics=within(state.sums, self._metrics()),
+            metrics=within(state.sums, self._metrics()) if self.with_loss else {},
         )
         return message, None
 

@@ -37,6 +37,7 @@ _WORKS: Mapping[str, Work] = {
     **{"choose.own": "personal", "choose.shared": "personal"},
     **{"statistics": "statistics", "scale": "statistics"},
     **{"learn": "exchange", "predict": "exchange"},
+    **{"gradient": "value", "value": "value"},
 }
 """A policy's word for each work of jobs; a work that is not here is never done."""
 

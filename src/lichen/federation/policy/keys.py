@@ -25,7 +25,7 @@ from lichen.tasks.registry import BUILT_IN as TASKS
 
 __all__ = ["POLICY", "Policy", "Work", "change_policy", "digest_of", "policy_text", "read_policy"]
 
-Work = Literal["train", "valid", "test", "alone", "personal", "statistics", "exchange"]
+Work = Literal["train", "valid", "test", "alone", "personal", "statistics", "exchange", "value"]
 """What a site can be asked to do, beside declaring itself: a policy's word for the works of jobs."""
 
 POLICY = "policy.yaml"
@@ -55,7 +55,7 @@ class Policy(Section):
     works: tuple[Work, ...] = Field(
         default=get_args(Work),
         description="what is done here: training, validation, the final score, training alone to compare with, "
-        "clients' own models, sums of features, answers of an exchange",
+        "clients' own models, sums of features, answers of an exchange, gradients of validation rows for values",
     )
     metrics: bool = Field(
         default=True,

@@ -81,6 +81,8 @@ def works_in(recipe: Recipe) -> dict[Work, str]:
         found["personal"] = "personal.kind"
     if exchange is not None:
         found["exchange"] = "exchange"
+    if recipe.value is not None and recipe.value.kind == "first":
+        found["value"] = "value.kind"
     return found
 
 

@@ -48,15 +48,29 @@ class Contributions:
     rounds: Mapping[int, RoundValue]
 
     @property
+    def private(self) -> bool:
+        """Whether each client keeps its values, so that here only their sums are known."""
+        return any(value.total is not None for value in self.rounds.values())
+
+    @property
     def totals(self) -> tuple[float, ...]:
-        """Each client's over the rounds up to the kept one, exact sums; 0 for who never came."""
+        """Each client's over the rounds up to the kept one, exact sums; 0 for who never came, none at all at home."""
         counted = [value.value for at, value in self.rounds.items() if at <= self.until]
+        if self.private:
+            return ()
         return tuple(math.fsum(value.get(client, 0.0) for value in counted) for client in range(len(self.clients)))
 
     @property
-    def gap(self) -> float:
-        """What the values of the counted rounds leave out of what these gained."""
-        return math.fsum(value.gap for at, value in self.rounds.items() if at <= self.until)
+    def sum(self) -> float:
+        """What all values of the counted rounds add up to."""
+        return math.fsum(value.sum for at, value in self.rounds.items() if at <= self.until)
+
+    @property
+    def gap(self) -> float | None:
+        """What the values of the counted rounds leave out of what these gained; None where that is not known."""
+        gaps = [value.gap for at, value in self.rounds.items() if at <= self.until]
+        known = [gap for gap in gaps if gap is not None]
+        return math.fsum(known) if len(known) == len(gaps) else None
 
     @property
     def evaluations(self) -> int:
@@ -68,23 +82,27 @@ class Contributions:
         kind, of, rows, every = (self.about[key] for key in ("kind", "of", "rows", "every"))
         denominator = "" if kind == "first" else f" of {of}"
         each = "round" if every == 1 else f"{every} rounds"
-        totals = self.totals
-        return {
-            "value": f"{kind}{denominator}, {rows} rows, each {each}, up to round {self.until}",
-            "value.sum": math.fsum(totals),
+        apart = "; each client alone knows its own" if self.private else ""
+        lines: dict[str, float | str | None] = {
+            "value": f"{kind}{denominator}, {rows} rows, each {each}, up to round {self.until}{apart}",
+            "value.sum": self.sum,
             "value.gap": self.gap,
             "value.evaluations": float(self.evaluations),
-            "value.negative": float(sum(total < 0 for total in totals)),
+            "value.negative": float(sum(total < 0 for total in self.totals)),
         }
+        unknown = {"value.negative"} if self.private else set()
+        return {name: x for name, x in lines.items() if x is not None and name not in unknown}
 
     def write(self, folder: Path) -> None:
         """Write the file: a line for each total, each round, and each client of each round."""
-        totals = [
-            {"client": name, "rounds": sum(place in one.value for one in self.rounds.values()), "value": total}
-            for place, (name, total) in enumerate(zip(self.clients, self.totals, strict=True))
-        ]
+        hidden = self.private
+        totals: list[dict[str, Any]] = [{"client": name} for name in self.clients]
+        for place, total in enumerate(self.totals):
+            came = sum(place in one.value for one in self.rounds.values())
+            totals[place] |= {"rounds": came, "value": total}
         rounds = [
             {"round": at, "before": x.before, "after": x.after, "gap": x.gap, "evaluations": x.evaluations}
+            | ({"total": x.total} if hidden else {})
             for at, x in self.rounds.items()
         ]
         lines = [
@@ -150,7 +168,7 @@ def read_contributions(folder: Path) -> Contributions:
             clients=names,
             rounds={int(one["round"]): _round(one, body["lines"], place) for one in body["rounds"]},
         )
-        if [one["value"] for one in body["totals"]] != list(found.totals):
+        if [one["value"] for one in body["totals"] if "value" in one] != list(found.totals):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise LichenError("is damaged", where=str(path), fix=fix) from None

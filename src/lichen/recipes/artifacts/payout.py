@@ -116,6 +116,9 @@ def _brought(folder: Path, by: By) -> tuple[tuple[str, ...], list[float]]:
     """``(names, what each has brought)``, in roster order."""
     if by == "value":
         contributions = read_contributions(folder)
+        if contributions.private:
+            what = "each client alone knows its value under masks, and keeps it at home"
+            raise LichenError(what, where=str(folder), fix="use --by rows, bytes or equal")
         return contributions.clients, list(contributions.totals)
     rows = read_clients(folder)
     names = tuple(str(row["client"]) for row in rows)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor
 
@@ -19,7 +20,6 @@ from lichen.clients.distillation.selective import Selective
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.evaluation.early_stopping import KeepBest
 from lichen.clients.evaluation.evaluate import Evaluate
-from lichen.clients.evaluation.gradient import Gradient
 from lichen.clients.evaluation.metrics import accuracy
 from lichen.clients.method import ClientSettings
 from lichen.clients.methods import METHODS
@@ -60,6 +60,7 @@ from lichen.recipes.assemble.sides.poison import poisoned
 from lichen.recipes.assemble.sides.row_privacy import hides_rows, private_source, private_steps
 from lichen.recipes.assemble.sides.server import ServerSide, at_work, participants
 from lichen.recipes.assemble.sides.summed_scores import SUMMED_TEST, masked_test, sums_scores
+from lichen.recipes.assemble.sides.valuing.works import GRADIENT, OWN_VALUE, remembering, value_works
 from lichen.recipes.assemble.workload import warmup_rounds
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.allow_empty import AllowEmpty
@@ -94,6 +95,7 @@ def works_of(
     server: ServerSide,
     auxiliary: Auxiliary = Auxiliary(),  # noqa: B008
     secret: Secret | None = None,
+    state: Path | None = None,
 ) -> dict[str, ClientWork | Dialogue]:
     """All that clients of this recipe can be asked to do, by name; made without a row.
 
@@ -101,6 +103,7 @@ def works_of(
         server: The server's side.
         auxiliary: What clients learn from beside.
         secret: What hides their rows, where they train.
+        state: Where they keep files of their own; None: nowhere.
     """
     model, personal = server.model, bool(local_params_of(server.recipe))
     own = judging_own(server) if judged_by_own(server.recipe) else Evaluate(model, personal=personal)
@@ -115,9 +118,7 @@ def works_of(
     if sums_scores(server.recipe):
         evaluate = Evaluate(model, personal=personal)
         out[SUMMED_TEST] = masked_test(server.recipe, evaluate, len(server.roster))
-    value = server.recipe.value
-    if value is not None and value.kind == "first" and value.rows == "valid":
-        out["gradient"] = Gradient(model)
+    out |= value_works(server.recipe, model, len(validators_of(server)), weighting_of(server.recipe), state)
     out |= judging(server)
     for lr in server.recipe.optimizer.lr:
         alone = _accumulating(server, trainer(server, lr, personal=True))
@@ -126,7 +127,7 @@ def works_of(
         }
         works = server.recipe.method.works(settings_of(server, lr))
         work = sent(server, auxiliary, works.train, secret)
-        out[f"train {lr_name(lr)}"] = under_masks(server, lr, work)
+        out[f"train {lr_name(lr)}"] = under_masks(server, lr, remembering(server.recipe, work))
         if works.valid is not None:
             out[f"valid {lr_name(lr)}"] = judged(server, works.valid)
     return out
@@ -158,14 +159,21 @@ def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
     planted = training(rows.planted) if rows.canaries else local
     lied = poisoned(experiment.server, rows, planted)
     valid, test = experiment.evaluating(rows.valid), experiment.evaluating(rows.test)
-    sources: dict[str, Source] = {"roster": NoBatches(), "train": lied, "alone": local, "valid": valid, "test": test}
-    sources |= {"alone.valid": valid, "alone.chosen": valid, "alone.test": test, SUMMED_TEST: test, "gradient": valid}
+    sources: dict[str, Source] = {
+        "roster": NoBatches(),
+        OWN_VALUE: NoBatches(),
+        "train": lied,
+        "alone": local,
+        "valid": valid,
+        "test": test,
+    }
+    sources |= {"alone.valid": valid, "alone.chosen": valid, "alone.test": test, SUMMED_TEST: test, GRADIENT: valid}
     own_rows = looked_at(experiment.recipe, rows.valid, rows.test)
     sources |= {name: experiment.evaluating(shards) for name, shards in own_rows.items()}
     stages = {at: training(rows.train, steps) for at, steps in stages_of(experiment.recipe).items()}
     if rows.secret is not None and isinstance(planted, TrainSource):
         sources["train"] = private_source(experiment.server, planted, rows.secret.randomness)
-    works = works_of(experiment.server, rows.auxiliary, rows.secret)
+    works = works_of(experiment.server, rows.auxiliary, rows.secret, rows.state)
 
     def source(name: str) -> Source:
         kind, _, rate = name.partition(" ")

@@ -14,14 +14,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
 from lichen.clients.masking.masked import Masked
-from lichen.core.message import Job
+from lichen.core.message import Job, sizes
 from lichen.recipes.assemble.experiment import Experiment
-from lichen.recipes.assemble.parts import algorithm_of, initial_shared, works_of
+from lichen.recipes.assemble.parts import algorithm_of, initial_shared, validators_of, works_of
+from lichen.recipes.assemble.sides.masks import without_masks
 from lichen.recipes.assemble.sides.server import participants
 from lichen.recipes.assemble.sides.stated_masks import masks_of
 from lichen.recipes.plan.mask_pace import pace_of
-from lichen.recipes.plan.traffic import TrafficEstimate
-from lichen.recipes.plan.workload import marks
+from lichen.recipes.plan.traffic import TrafficEstimate, first_order
+from lichen.recipes.plan.workload import evaluations, marks
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["MaskCost", "mask_cost", "masked_rounds"]
@@ -174,10 +175,22 @@ def masked_rounds(
     seconds, server_seconds = rate_trainings * train.seconds, sum(trained) * train.server_least
     valid_up = valid_down = 0
     if (valid := cost(algorithm.valid, sent.validators)) is not None:
-        judged = sent.validators * sum(map(bool, seen))
-        valid_up, valid_down = judged * (valid.up - score_up), judged * valid.down
+        scores = sent.validators * sum(map(bool, seen))
+        valid_up, valid_down = scores * (valid.up - score_up), scores * valid.down
         seconds += sent.validators * sum(seen) * valid.seconds
         server_seconds += sum(seen) * valid.server_least
+    if judged := evaluations(recipe, invited, [1] * len(invited)):
+        # Clients value themselves: nobody asks for the loss after a round, and gradients come as a sum.
+        clear = replace(server, recipe=without_masks(recipe))
+        open_up, open_down = first_order(clear, shared, 0)
+        own_up, own_down = first_order(server, shared, max(map(len, invited)))
+        if recipe.value is not None and recipe.value.rows == "valid":
+            request = Job(
+                work="valid", shared=shared.for_model, version=0, clients=(0,), seed=0, base=server.model.base
+            )
+            everyone = len(validators_of(server))
+            open_up, open_down = open_up + everyone * score_up, open_down + everyone * sizes(request)
+        valid_up, valid_down = valid_up + judged * (own_up - open_up), valid_down + judged * (own_down - open_down)
     masked = replace(
         sent,
         client_up=train.up,

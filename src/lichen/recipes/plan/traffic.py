@@ -15,16 +15,20 @@ from dataclasses import dataclass
 from typing import final
 
 from lichen.clients.evaluation.gradient import Gradient
+from lichen.clients.evaluation.own_value import SHARE, OwnValue
+from lichen.clients.masking.masked import Masked
 from lichen.core.conventions.factor_pairs import factor_names, layers_with_factors
 from lichen.core.fold import BEST
 from lichen.core.message import Job, size, sizes
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.recipes.assemble.experiment import Experiment, lr_name
-from lichen.recipes.assemble.parts import algorithm_of, initial_shared, validators_of
+from lichen.recipes.assemble.parts import algorithm_of, initial_shared, validators_of, works_of
+from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.assemble.sides.valuing.works import GRADIENT, OWN_VALUE
 from lichen.recipes.plan.workload import evaluations, marks
 
-__all__ = ["TrafficEstimate", "traffic"]
+__all__ = ["TrafficEstimate", "first_order", "traffic"]
 
 HEADER = 256
 """Bytes of a tensor's name and shape in a job, at most."""
@@ -71,10 +75,39 @@ def _patch_bytes(start: Tree, rounds: int, adapters: int) -> int:
     return total if rounds else 0
 
 
-def _gradient_up(experiment: Experiment, shared: Shared) -> int:
-    """Bytes of a client's gradient of its validation rows."""
-    work, job = Gradient(experiment.model), Job(work="gradient", shared=shared, version=0, clients=(0,), seed=0)
-    return size(work.final(work.init(job, (0,), None))[0])
+def first_order(server: ServerSide, shared: Shared, invited: int) -> tuple[int, int]:
+    """Bytes ``(up, down)`` of a gradient, and under masks of a job for each client of a round, which values itself.
+
+    Args:
+        server: The server's side.
+        shared: The tensors.
+        invited: Clients of a round.
+    """
+    recipe, value = server.recipe, server.recipe.value
+    judges = validators_of(server) if value is not None and value.rows == "valid" else ()
+    base, works, lr = server.model.base, works_of(server), lr_name(recipe.optimizer.lr[0])
+
+    def job(work: str, tensors: Shared, *clients: int, **settings: float) -> Job:
+        return Job(work=work, shared=tensors, version=1, clients=clients, seed=0, base=base, settings=settings)
+
+    up = down = 0
+    if judges:
+        request = job(GRADIENT, shared.for_model, 0)
+        work = works[GRADIENT]
+        if isinstance(work, Masked):
+            stages = work.sizes(request)
+            up += len(judges) * sum(u for u, _ in stages)
+            down += len(judges) * (sum(d for _, d in stages) + sizes(request))
+        else:
+            assert isinstance(work, Gradient)
+            up += len(judges) * size(work.final(work.init(request, (0,), None))[0])
+            down += len(judges) * sizes(request)
+    own = works.get(f"{OWN_VALUE} {lr}")
+    if isinstance(own, OwnValue):
+        sent = job(f"{OWN_VALUE} {lr}", Shared(shared.trainable), 0, **{SHARE: 1.0})
+        up += invited * size(own.final(own.init(sent, (0,), None))[0])
+        down += invited * sizes(sent)
+    return up, down
 
 
 def traffic(
@@ -136,8 +169,9 @@ def traffic(
         valid_up += judged * len(clients) * score_up
         valid_down += judged * (whole("valid", clients) + len(clients) * patch)
         if value.kind == "first":
-            valid_up += judged * len(clients) * _gradient_up(experiment, shared)
-            valid_down += judged * (whole("gradient", clients) + len(clients) * patch)
+            more_up, more_down = first_order(experiment.server, shared, 0)
+            valid_up += judged * more_up
+            valid_down += judged * (more_down + len(clients) * patch)
     rounds, up, total = recipe.federation.rounds, up + valid_up, total + valid_down
     return TrafficEstimate(
         client_up=train_up,

@@ -7,6 +7,7 @@ Of a task without rounds its clients are asked for statistics of frozen features
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -86,4 +87,5 @@ def _whole(recipe: Recipe, state: Path) -> Node:
     loaded = open_recipe(recipe).fingerprinted()
     if recipe.audit is not None:
         loaded = loaded.planted(canary_key(recipe, state.parent, begun=True))
-    return RoundsNode(loaded.experiment, partial(secret_of, loaded.experiment.server, state))
+    experiment = replace(loaded.experiment, clients=replace(loaded.experiment.clients, state=state))
+    return RoundsNode(experiment, partial(secret_of, experiment.server, state))

@@ -203,9 +203,6 @@ def needs_rows(recipe: Recipe) -> Iterator[NeedsRows]:
     if recipe.audit is not None:
         why = "canaries are planted by one process that has everybody's rows, and who audits knows all coins"
         yield NeedsRows("audit.canaries", why, "remove it, or run it as a simulation")
-    if recipe.value is not None and recipe.value.kind == "first":
-        why = "no site is asked for the gradient of its validation rows"
-        yield NeedsRows("value.kind", why, "use gtg, or exact")
     if compare.partitions != partitions:
         why = "random partitions deal everybody's rows out anew"
         yield NeedsRows("compare.partitions", why, "remove it", f"compare.partitions={partitions}")

@@ -140,6 +140,7 @@ class Site:
             valid=shards(encoded.valid),
             test=shards(encoded.test),
             canaries=shards(encoded.secret) if encoded.secret else (),
+            state=state,
         )
         accounts = own_accounts(server, state, assigned.bounds)
         node = RoundsNode(Experiment(server=server, clients=clients), accounts=accounts)

@@ -14,6 +14,7 @@ from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.sides.clients import Secret
 from lichen.recipes.assemble.sides.privacy import OwnAccounts
 from lichen.recipes.assemble.sides.summed_scores import SUMMED_TEST
+from lichen.recipes.assemble.sides.valuing.works import GRADIENT, OWN_VALUE
 
 __all__ = ["Node", "RoundsNode"]
 
@@ -67,7 +68,7 @@ class RoundsNode:
         if recipe.privacy is None:
             return client_tasks(self.experiment)
         if recipe.noised is None:
-            answered = {"roster", "train", "valid", SUMMED_TEST}
+            answered = {"roster", "train", "valid", SUMMED_TEST, GRADIENT, OWN_VALUE}
             made = client_tasks(self.experiment)
             return {name: task for name, task in made.items() if name.partition(" ")[0] in answered}
         secret = self.secret() if self.accounts is None else self.accounts.secret

@@ -151,7 +151,7 @@ def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) ->
     """The federation, with values, fair weights or the server's own training where the recipe has them."""
     recipe, rows = side.recipe, side.labelled
     if recipe.value is not None:
-        return valued(side, clients, folder)
+        return valued(side, clients, folder, lr)
     if recipe.federation.fair == "minmax":
         return AFL(clients, rate=recipe.federation.fair_rate)
     if recipe.federation.fair == "tilted":

@@ -14,9 +14,11 @@ from lichen.core.errors import LichenError
 from lichen.core.store import ClientStore
 from lichen.data.batches.shards import EvalSource, Shard
 from lichen.engines.local import LocalEngine
+from lichen.recipes.assemble.experiment import lr_name
 from lichen.recipes.assemble.parts import validators_of
 from lichen.recipes.assemble.sides.limits import counting
 from lichen.recipes.assemble.sides.server import ServerSide, participants
+from lichen.recipes.assemble.sides.valuing.works import GRADIENT, OWN_VALUE, values_itself
 from lichen.server.value.game import MOST_EXACT
 
 __all__ = ["valued"]
@@ -25,13 +27,14 @@ SPILL = "messages"
 """Folder beside the checkpoint for messages of a round that memory does not hold."""
 
 
-def valued(server: ServerSide, rounds: Average, folder: Path) -> Valued:
+def valued(server: ServerSide, rounds: Average, folder: Path, lr: float) -> Valued:
     """The rounds, valued as the recipe says.
 
     Args:
         server: The server's side.
         rounds: The federation's.
         folder: Where they may leave messages until a round is over.
+        lr: The clients' learning rate.
 
     Raises:
         LichenError: if all coalitions of a round are too many.
@@ -58,13 +61,14 @@ def valued(server: ServerSide, rounds: Average, folder: Path) -> Valued:
         judges=judges,
         admission=admission,
         server=own,
+        own_work=f"{OWN_VALUE} {lr_name(lr)}" if values_itself(server.recipe) else "",
     )
 
 
 def _of_rows(server: ServerSide, rows: Shard, folder: Path) -> Engine:
     """The server's own rows, as client 0 of an engine."""
     source = EvalSource((rows,), batch_size=64, pad=server.pad, max_length=server.recipe.data.max_length)
-    works: dict[str, ClientWork] = {"valid": Evaluate(server.model), "gradient": Gradient(server.model)}
+    works: dict[str, ClientWork] = {"valid": Evaluate(server.model), GRADIENT: Gradient(server.model)}
     return LocalEngine(
         {name: ClientTask(work=work, source=source) for name, work in works.items()},
         ClientStore(folder / "none"),

@@ -18,7 +18,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, final
@@ -29,6 +28,7 @@ from lichen.core import tree as trees
 from lichen.core.collecting.round_messages import RoundMessages
 from lichen.core.contracts.server import Aggregator
 from lichen.core.wire.shared import Shared
+from lichen.server.value.first_order import slope
 
 __all__ = ["Coalitions", "Denominator"]
 
@@ -94,8 +94,5 @@ class Coalitions:
         for client in self.players:
             moved = cohort.shared(frozenset({client})).trainable
             names = sorted(gradient.keys() & moved.keys())
-            value[client] = -math.fsum(
-                float((moved[n].double() - unmoved[n].double()).flatten() @ gradient[n].double().flatten())
-                for n in names
-            )
+            value[client] = slope({n: moved[n].double() - unmoved[n].double() for n in names}, gradient)
         return value

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
+from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -79,6 +80,7 @@ class ClientSide:
         poison: What becomes of liars' training rows; None: they stay what they are.
         secret: What hides their rows in training; None: nothing does, or nobody trains.
         canaries: Rows beside their own that the federation trains them on, one shard a client; none: it has no such.
+        state: Folder for files of their own, such as values that nobody else knows; None: they keep none.
     """
 
     train: tuple[Shard, ...]
@@ -88,6 +90,7 @@ class ClientSide:
     poison: RowAttack | None = None
     secret: Secret | None = None
     canaries: tuple[Shard, ...] = ()
+    state: Path | None = None
 
     @property
     def planted(self) -> tuple[Shard, ...]:

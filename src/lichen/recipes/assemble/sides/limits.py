@@ -39,7 +39,7 @@ def limits_of(server: ServerSide) -> TaskLimits:
     @cache
     def limits(kind: str, client: int) -> Limits:
         member = server.roster[client]
-        if server.recipe.masked is not None and kind in ("train", "valid", SUMMED_TEST):
+        if server.recipe.masked is not None and kind in ("train", "valid", "gradient", SUMMED_TEST):
             return Limits()  # what comes is everybody's sum
         if kind in TASKS:
             return _evaluated(member.rows.get(TASKS[kind], 0) * tokens_of(client)[0])

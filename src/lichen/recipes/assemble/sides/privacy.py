@@ -149,7 +149,7 @@ def _sigma_of(recipe: Recipe, begun: Mapping[str, Any] | None) -> float | None:
 
 
 def with_secret(server: ServerSide, clients: ClientSide, run: Path) -> ClientSide:
-    """The clients with their key and their noise, where noise hides single rows; else as they are.
+    """The clients with a folder for files of their own, and with key and noise where noise hides single rows.
 
     Args:
         server: The server's side.
@@ -159,7 +159,7 @@ def with_secret(server: ServerSide, clients: ClientSide, run: Path) -> ClientSid
     Raises:
         LichenError: as :func:`guarantee`, or if the key or the budget are damaged.
     """
-    return replace(clients, secret=secret_of(server, run / "state"))
+    return replace(clients, secret=secret_of(server, run / "state"), state=run / "state")
 
 
 def secret_of(server: ServerSide, state: Path) -> Secret | None:

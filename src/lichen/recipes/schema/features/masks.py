@@ -69,8 +69,9 @@ MASKS: tuple[Feature, ...] = (
             _clash("federation.history", lambda r: r.federation.history, "no single message is retained"),
             _clash(
                 "value",
-                lambda r: r.value is not None,
-                "nobody sees what a single client sent, and each kind needs that",
+                lambda r: r.value is not None and r.value.kind != "first",
+                "nobody sees what a single client sent, and coalitions are made of that",
+                "use value.kind: first, which each client finds for itself, or remove it",
             ),
             _clash(
                 "federation.robust",

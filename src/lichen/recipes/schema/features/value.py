@@ -32,6 +32,17 @@ def _many(recipe: Any) -> bool:
 
 
 VALUE: tuple[Feature, ...] = (
+    Feature(
+        key="value.kind",
+        used=lambda recipe: recipe.value is not None and recipe.masked is not None,
+        needs=(
+            Need(
+                Property.SERVER_STEP,
+                "is found by each client from its own message under masks, and {who} makes another change than a mean",
+                "use an aggregate that is a mean, such as mean, fedit, ffa or rolora, or remove value",
+            ),
+        ),
+    ),
     of_shared_model(
         "value",
         lambda recipe: recipe.value is not None,

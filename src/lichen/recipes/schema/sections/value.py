@@ -20,7 +20,8 @@ class ValueConfig(Section):
     kind: Literal["exact", "gtg", "first", "loo"] = Field(
         description="`exact`: Shapley values from every coalition of a round's clients, 12 at most; `gtg`: from "
         "coalitions along guided walks; `first`: from one gradient, for small steps; `loo`: what the round would lose "
-        "without each. All need the single messages of a round"
+        "without each. All need the single messages of a round; under masks there is `first`, which each client finds "
+        "for itself"
     )
     of: Literal["cohort", "coalition"] = Field(
         default="cohort",
