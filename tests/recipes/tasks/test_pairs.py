@@ -14,6 +14,7 @@ from lichen.core.errors import LichenError
 from lichen.core.rounds import load_state
 from lichen.core.store import ClientStore, load_tree
 from lichen.core.tree import Tree, split
+from lichen.present.clients import read_clients
 from lichen.recipes.schema.read import read_recipe
 from support.site_threads import sites_in_threads
 from support.sites import SITES, save_sites, sites_recipe
@@ -98,7 +99,9 @@ def test_nobody_begins_at_the_mean_and_each_is_beside_the_mean_of_the_others(hom
     assert not any("lora_gate" in name for name in state.shared.trainable)
 
 
-@pytest.mark.parametrize("personal", [TURNS, {"kind": "feddpa", "steps": [2]}, {"kind": "fedalt"}], ids=str)
+@pytest.mark.parametrize(
+    "personal", [TURNS, {"kind": "feddpa", "steps": [2], "anchors": 0}, {"kind": "fedalt"}, {"kind": "apfl"}], ids=str
+)
 def test_sites_have_the_scores_of_a_simulation(tmp_path: Path, personal: dict[str, Any]) -> None:
     files = save_sites(tmp_path / "sites", "pair")
     fed = {"rounds": 2, "local_steps": 2, "weighting": "uniform"}
@@ -108,6 +111,17 @@ def test_sites_have_the_scores_of_a_simulation(tmp_path: Path, personal: dict[st
         there = sites_recipe(tmp_path, "pair", **{**more, "engine": {"packing": False, "name": "spawned"}})
         apart = lichen.run(there, out=tmp_path / "apart", sites=dict(zip(SITES, files, strict=True)))
     assert apart.summary["extra_columns"]["personal"] == local.summary["extra_columns"]["personal"]
+    # Each site has its own clients' models, of the very bytes that the simulation exports, and nobody else's.
+    names = [row["client"] for row in read_clients(local.folder)]
+    folders = [path for path in apart.folder.rglob("own") if "own" not in path.parent.parts]
+    there = {path.name: path for folder in folders for path in folder.iterdir()}
+    assert len(folders) == len(SITES)
+    assert there.keys() == set(names)
+    for name in names:
+        mine = lichen.export(local.folder, client=name)
+        assert there[name].stat().st_mode & 0o077 == 0
+        for file in mine.rglob("*.safetensors"):
+            assert (there[name] / file.relative_to(mine)).read_bytes() == file.read_bytes()
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {

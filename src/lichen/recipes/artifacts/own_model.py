@@ -1,47 +1,21 @@
-"""The model of one client's own, out of a finished run's folder, as other tools load it.
-
-What all share lies in the run's ``adapter/``; what a client has beside it is private state. Where both make one
-adapter, that is what is written. Two adapters whose weight differs by row or by token are written as two, with the
-numbers that weigh them, since PEFT weighs adapters alike in all rows.
-"""
+"""The model of one client's own, out of a finished run's folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import final
 
-from lichen.clients.personal.apfl import Apfl
-from lichen.clients.personal.pair import OTHER, is_factor, pair_of
-from lichen.clients.personal.training import MINE
-from lichen.core import tree as trees
+from lichen.clients.personal.own_model import OwnModel
 from lichen.core.errors import LichenError
 from lichen.core.rounds import load_state
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.present.clients import read_clients
-from lichen.recipes.assemble.sides.personal import keeps_own, stages_of
+from lichen.recipes.assemble.sides.personal import keeps_own, model_of_client, stages_of
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["OwnModel", "own_model"]
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnModel:
-    """A client's own model, without client axis.
-
-    Attributes:
-        trainable: Its tensors, by the names of those that all share; a pair of constant weight has twice the rank.
-        other: The other adapter of a pair whose weight differs; none: ``trainable`` is the whole of it.
-        weights: What weighs the two: ``center`` of rows, or gates by layer.
-    """
-
-    trainable: Tree
-    other: Tree
-    weights: Tree
+__all__ = ["own_model"]
 
 
 def own_model(folder: Path, recipe: Recipe, shared: Shared, client: str) -> OwnModel:
@@ -70,13 +44,7 @@ def own_model(folder: Path, recipe: Recipe, shared: Shared, client: str) -> OwnM
     if own_C is None:
         what = f"{client} kept nothing of its own at this place, or was never invited: its model is the shared one"
         raise LichenError(what, where="--client", fix="leave it out")
-    made = {name: x[0] for name, x in _model(recipe, shared.trainable, own_C).items()}
-    other, trainable = trees.split(made, OTHER)
-    weights, trainable = trees.split(trainable, _WEIGHTS)
-    return OwnModel(trainable={**shared.trainable, **trainable}, other=other, weights=weights)
-
-
-_WEIGHTS = "weights/"
+    return model_of_client(recipe, shared.trainable, own_C)
 
 
 def _private(folder: Path, column: str, client: int, *, newest: bool) -> Tree | None:
@@ -95,36 +63,3 @@ def _private(folder: Path, column: str, client: int, *, newest: bool) -> Tree | 
     place = min(whole, key=lambda one: found[one])
     version = 2 * rounds[place] if newest else best[place]
     return ClientStore(place / "clients").load([client], version)
-
-
-def _model(recipe: Recipe, shared: Tree, own_C: Tree) -> Tree:
-    """The client's tensors, ``(1, ...)``; of two adapters the other's and what weighs them under prefixes."""
-    mine_C, rest = trees.split(own_C, MINE)
-    params_C, best_C = trees.split(rest, "params/")[0], trees.split(rest, "best/")[0]
-    config = recipe.personal
-    kind = None if config is None else config.kind
-    making: dict[str | None, Callable[[], Tree]] = {
-        "apfl": lambda: Apfl(alpha=0.5, rate=0.0).model(shared, mine_C),
-        "feddpa": lambda: _dual(recipe, shared, best_C or trees.split(mine_C, "params/")[0], mine_C),
-        "fedalt": lambda: _rest_of_world(mine_C),
-    }
-    inside_C = trees.split(mine_C, "params/")[0]
-    return making.get(kind, lambda: best_C or params_C or inside_C)()
-
-
-def _dual(recipe: Recipe, shared: Tree, own_C: Tree, mine_C: Tree) -> Tree:
-    config = recipe.personal
-    assert config is not None
-    first_C = trees.expand({name: x for name, x in shared.items() if is_factor(name)}, 1)
-    if not config.anchors:
-        return pair_of(first_C, own_C, second=config.cap)
-    seen_C = mine_C["anchors_seen"].clamp(min=1)
-    center_C = config.cap * mine_C["anchors"] / seen_C[:, None]
-    return {**trees.join(OTHER, first_C, own_C), f"{_WEIGHTS}center": center_C}
-
-
-def _rest_of_world(mine_C: Tree) -> Tree:
-    trained_C = trees.split(mine_C, "params/")[0]
-    gates_C = {name: x for name, x in trained_C.items() if name.endswith("lora_gate")}
-    own_C = {name: x for name, x in trained_C.items() if name not in gates_C}
-    return trees.join(OTHER, trees.split(mine_C, OTHER)[0], trees.join(_WEIGHTS, gates_C, own_C))

@@ -14,12 +14,13 @@ from urllib.parse import quote
 import numpy as np
 import torch
 
+from lichen.clients.personal.own_model import OwnModel
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
-from lichen.core.files.durable import whole_folder, write_atomic
+from lichen.core.files.durable import whole_folder
 from lichen.core.files.manifest import MANIFEST, check
 from lichen.core.private import make_folders, share
-from lichen.core.store import load_tree, save_tree
+from lichen.core.store import load_tree
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import TextShard
@@ -29,13 +30,13 @@ from lichen.data.sources.record import Record
 from lichen.models.features import EncoderFeatures
 from lichen.models.loading.load import load_encoder
 from lichen.models.loading.named_head import has_named_head
-from lichen.models.peft.format import save_adapter
 from lichen.models.peft.merge import attach
 from lichen.models.peft.merge import merge as merged_model
+from lichen.models.peft.own import write_own
 from lichen.models.whole import filled
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.model_card import write_card
-from lichen.recipes.artifacts.own_model import OwnModel, own_model
+from lichen.recipes.artifacts.own_model import own_model
 from lichen.recipes.artifacts.sampling import Sampling, ask_ids, end_ids, generate_text
 from lichen.recipes.assemble.chat_template import put_template
 from lichen.recipes.assemble.class_names import class_names
@@ -181,25 +182,11 @@ def _own_adapter(
     if given is not None:
         _require_empty(given)
     make_folders(target.parent)
-    spec, about = spec_of(recipe, model), described_base(recipe, model)
     with whole_folder(target, shared=False) as draft:
-        parts = {"own": own.trainable, "other": own.other} if own.other else {".": own.trainable}
-        for part, tree in parts.items():
-            rest = {name: x for name, x in own.trainable.items() if name not in tree}
-            save_adapter(
-                draft / part, {**rest, **tree}, spec=spec, base_name=about, task=task_of(recipe.task).peft, patch=patch
-            )
-            tokenizer.save_pretrained(draft / part)
-        if own.other:
-            save_tree(draft / "weights.safetensors", own.weights)
-            write_atomic(draft / "README.md", TWO.encode())
+        spec, about, task = spec_of(recipe, model), described_base(recipe, model), task_of(recipe.task).peft
+        for part in write_own(draft, own, spec=spec, base_name=about, task=task, patch=patch):
+            tokenizer.save_pretrained(part)
     return target
-
-
-TWO = """Two adapters of one base stand here side by side, `own` and `other`, and how much each counts differs by row or
-by token: `weights.safetensors` has the centre of own rows (FedDPA) or the gates of the layers (FedALT). PEFT weighs
-adapters alike in all rows: it loads each of them, and not their mixture. Lichen's guide says how they are weighed.
-"""
 
 
 def _adapter(folder: Path, out: Path | None) -> Path:

@@ -40,6 +40,7 @@ from lichen.recipes.sites.announced import Announcement, Assignment
 from lichen.recipes.sites.announced_cards import cards_to_announce
 from lichen.recipes.sites.loaded_site import LoadedSite
 from lichen.recipes.sites.open_server import refuse_rows
+from lichen.recipes.sites.own_models import own_writer
 from lichen.recipes.sites.passports import Papers
 from lichen.recipes.sites.rounds_node import RoundsNode
 from lichen.recipes.sites.statistics_node import statistics_node
@@ -144,7 +145,10 @@ class Site:
         )
         accounts = own_accounts(server, state, assigned.bounds)
         node = RoundsNode(Experiment(server=server, clients=clients), accounts=accounts)
-        return LoadedSite(node=node, numbers=own, identity=self._identity(assigned))
+        names = {number: member.name for number, member in zip(own, mine, strict=True)}
+        writes = self.recipe.personal is not None and self.recipe.privacy is None
+        write = own_writer(self.recipe, encoded.model, state, names) if writes else None
+        return LoadedSite(node=node, numbers=own, identity=self._identity(assigned), write=write)
 
 
 def open_site(

@@ -13,12 +13,14 @@ from lichen.clients.personal.fedala import FedAla
 from lichen.clients.personal.fedalt import FedAlt
 from lichen.clients.personal.feddpa import FedDpa, FedDpaAfterwards
 from lichen.clients.personal.norms import NORMS, refuse_norms
+from lichen.clients.personal.own_model import OwnModel, made_of
 from lichen.clients.personal.pair import refuse_no_factors
 from lichen.clients.personal.training import OwnModels, Personal, PersonalMethod, PersonalTraining
 from lichen.clients.training.train import Train
 from lichen.core.contracts.client import ClientWork
 from lichen.core.errors import LichenError
 from lichen.core.seeds import numpy_generator
+from lichen.core.tree import Tree
 from lichen.data.batches.rows import Shard, pooled
 from lichen.models.cohort import Cohort
 from lichen.recipes.assemble.sides.server import ServerSide, participants
@@ -31,6 +33,7 @@ __all__ = [
     "judging_own",
     "keeps_own",
     "looked_at",
+    "model_of_client",
     "norms_of",
     "refuse_personal",
     "rows_of_others",
@@ -130,6 +133,14 @@ def judging_own(server: ServerSide, *, use_best: bool = False) -> ClientWork:
     own = Evaluate(model, personal=True, use_best=use_best, form=form)
     maker: OwnModels | None = alone if alone is not None else method
     return own if maker is None else Personal(own, maker)
+
+
+def model_of_client(recipe: Recipe, shared: Tree, own_C: Tree) -> OwnModel:
+    """What one client's private state ``(1, ...)`` makes of the shared tensors."""
+    config = recipe.personal
+    if config is None:
+        return made_of(None, shared, own_C, cap=0.0, anchors=0)
+    return made_of(config.kind, shared, own_C, cap=config.cap, anchors=config.anchors)
 
 
 def stages_of(recipe: Recipe) -> dict[str, int]:
