@@ -80,11 +80,9 @@ def fingerprint_command(file: Path, /) -> None:
     file
         Where the key lies, such as secrets/CLIENT.key.
     """
-    from lichen.core.secret.randomness import secret_key
-    from lichen.recipes.assemble.sides.fingerprints import read_fingerprint
+    from lichen.recipes.assemble.sides.fingerprints import drawn_fingerprint
 
-    secret_key(file)
-    say(f"{file}: digest {read_fingerprint(file).digest}")
+    say(f"{file}: digest {drawn_fingerprint(file).digest}")
 
 
 def claim_command(

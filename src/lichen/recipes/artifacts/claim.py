@@ -16,6 +16,8 @@ from lichen.audit.fingerprint import PAIRS, Fingerprint, chance, matches
 from lichen.core.errors import LichenError
 from lichen.data.sources.catalog import resolve_model
 from lichen.models.loading.load import load_causal
+from lichen.models.loading.model_folder import plainly
+from lichen.models.loading.tokenizer_folder import read_tokenizer
 from lichen.recipes.artifacts.sampling import ask_ids
 from lichen.recipes.artifacts.use import open_models
 from lichen.recipes.assemble.sides.fingerprints import read_fingerprint, registered
@@ -106,8 +108,9 @@ def claim(
     def ask(question: str) -> list[int]:
         return ask_ids(tokenizer, way, question)
 
-    found = matches(known, ask, tokenizer, fingerprint)
-    without = None if bare is None else _bare(bare, ask, tokenizer, fingerprint)
+    with plainly("cannot be asked", where=str(model), fix="look if its adapter and its base are whole"):
+        found = matches(known, ask, tokenizer, fingerprint)
+        without = None if bare is None else _bare(bare, ask, tokenizer, fingerprint)
     where = run or (folder if is_run else None)
     return Claim(
         pairs=PAIRS,
@@ -155,18 +158,10 @@ def _of_files(model: str, base: str | None, quantize: Any) -> Models:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise LichenError("names no base model", where=str(config), fix="name it by --base") from None
     whole, tokenizer = load_causal(resolve_model(named), quantized=quantize)
-    try:
+    with plainly(f"is no adapter of {named!r}", where=model, fix="name its base by --base"):
         known = PeftModel.from_pretrained(whole, model, torch_device="cpu", use_safetensors=True).eval()
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise LichenError(
-            f"is no adapter of {named!r}: {str(error).splitlines()[0][:120]}",
-            where=model,
-            fix="name its base by --base",
-        ) from None
     if (Path(model) / "tokenizer_config.json").is_file():
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = read_tokenizer(model, whole)
 
     @contextmanager
     def bare_model() -> Iterator[Any]:

@@ -7,6 +7,7 @@ anywhere but the digest, which the run's record holds from its first line on.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.manifest import sha256_of
 from lichen.core.files.record import RECORD, chain
+from lichen.core.secret.randomness import secret_key
 from lichen.data.batches.rows import Shard, pooled
 from lichen.data.sources.record import Record
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = [
     "digests_of",
+    "drawn_fingerprint",
     "fingerprint_count",
     "fingerprint_rows",
     "fingerprints_of",
@@ -35,6 +38,22 @@ SUFFIX = ".key"
 
 REGISTERED = "fingerprints.json"
 """In a run's folder: the digest of each owner's key."""
+
+
+def drawn_fingerprint(file: Path) -> Fingerprint:
+    """The fingerprint of the key in a file; the operating system draws one where nothing is there yet.
+
+    Raises:
+        LichenError: as :func:`read_fingerprint`, or if nothing can be written there.
+    """
+    if not os.path.lexists(file):
+        try:
+            secret_key(file)
+        except OSError as error:
+            raise LichenError(
+                f"no key can be put there: {error.strerror}", where=str(file), fix="name another place"
+            ) from None
+    return read_fingerprint(file)
 
 
 def read_fingerprint(file: Path) -> Fingerprint:
