@@ -80,9 +80,9 @@ def fingerprint_command(file: Path, /) -> None:
     file
         Where the key lies, such as secrets/CLIENT.key.
     """
-    from lichen.recipes.assemble.sides.fingerprints import drawn_fingerprint
+    from lichen.recipes.assemble.sides.fingerprints import make_fingerprint
 
-    say(f"{file}: digest {drawn_fingerprint(file).digest}")
+    say(f"{file}: digest {make_fingerprint(file).digest}")
 
 
 def claim_command(

@@ -23,7 +23,7 @@ from lichen.recipes.schema.recipe import Recipe
 
 __all__ = [
     "digests_of",
-    "drawn_fingerprint",
+    "make_fingerprint",
     "fingerprint_count",
     "fingerprint_rows",
     "fingerprints_of",
@@ -40,7 +40,7 @@ REGISTERED = "fingerprints.json"
 """In a run's folder: the digest of each owner's key."""
 
 
-def drawn_fingerprint(file: Path) -> Fingerprint:
+def make_fingerprint(file: Path) -> Fingerprint:
     """The fingerprint of the key in a file; the operating system draws one where nothing is there yet.
 
     Raises:
