@@ -23,10 +23,10 @@ from lichen.recipes.schema.recipe import Recipe
 
 __all__ = [
     "digests_of",
-    "make_fingerprint",
     "fingerprint_count",
     "fingerprint_rows",
     "fingerprints_of",
+    "make_fingerprint",
     "own_fingerprints",
     "read_fingerprint",
     "read_keys",
