@@ -15,6 +15,7 @@ from lichen.core.errors import LichenError
 from lichen.data.sources.record import Record
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.rows.prepare import ClientData, classes_of, encode, gather, split_clients
+from lichen.recipes.rows.public import split_public
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
 from support.tiny_llama import save_model
@@ -272,6 +273,30 @@ def test_drawn_clients_share_one_test_set_with_a_share_of_each_class(by: str) ->
     sizes = np.array([[sum(str(r.label) == c for r in o.train) for c in sorted(counts)] for o in clients_data])
     skew = (sizes.max(1) / sizes.sum(1)).mean()
     assert skew > 0.25 if by == "dirichlet" else skew < 0.2
+
+
+@pytest.mark.parametrize("public", ["null", "{labelled: 100, unlabelled: 200, share: 0.2}"])
+def test_drawn_clients_may_be_tested_on_their_own_shares_of_classes(public: str) -> None:
+    words = ["data.partition={by: dirichlet, clients: 8, alpha: 0.3, test: own}", f"data.public={public}"]
+    recipe = read_recipe("digits", [*words, "data.test=0.3"])
+    records = gather(recipe)
+    clients_data = split_public(recipe, records).clients_data
+    every = [r for o in clients_data for r in (*o.train, *o.valid, *o.test)]
+    assert len({id(r) for r in every}) == len(every) <= len(records)
+    labels = sorted({str(r.label) for r in records})
+
+    def shares(rows: tuple[Record, ...]) -> np.ndarray:
+        return np.array([sum(str(r.label) == label for r in rows) for label in labels]) / len(rows)
+
+    own = [np.abs(shares(o.train) - shares(o.test)).sum() for o in clients_data]
+    others = [np.abs(shares(o.train) - shares(clients_data[i - 1].test)).sum() for i, o in enumerate(clients_data)]
+    assert max(own) < 0.5 < np.mean(others)
+    assert all(abs(len(o.test) / (len(o.train) + len(o.valid) + len(o.test)) - 0.3) < 0.1 for o in clients_data)
+
+
+def test_clients_of_their_own_are_tested_on_their_own_rows_in_any_case(tmp_path: Path) -> None:
+    with pytest.raises(LichenError, match=r"partition\.test"):
+        recipe_of(write(tmp_path, people()), partition={"by": "client", "test": "own"})
 
 
 def parts_of(clients_data: tuple[ClientData, ...]) -> tuple[list[Record], list[Record]]:

@@ -191,6 +191,8 @@ def test_a_test_set_that_is_nobodys_own_mix_is_told(home: Path, tmp_path: Path) 
     words = ("personal.kind=ditto", "federation.rounds=1", "optimizer.lr=0.1", "compare.baselines=[]")
     drawn = lichen.run(read_recipe("digits", words), out=tmp_path / "drawn").summary
     assert "all share" in str(drawn["extra"]["personal.tested on"])
+    mixed = lichen.run(read_recipe("digits", [*words, "data.partition.test=own"]), out=tmp_path / "mixed").summary
+    assert "personal.tested on" not in mixed["extra"]
     own = lichen.run(made(home, {"kind": "ditto"}), out=tmp_path / "own").summary
     assert "personal.tested on" not in own["extra"]
 

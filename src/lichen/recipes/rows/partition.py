@@ -21,8 +21,8 @@ from lichen.recipes.schema.recipe import Recipe
 __all__ = [
     "ClientData",
     "Partitioned",
+    "common_of",
     "draw_clients",
-    "draw_rows",
     "first_of",
     "part",
     "reads_of",
@@ -82,8 +82,8 @@ def split_clients(recipe: Recipe, records: Sequence[Record]) -> tuple[ClientData
 def part(recipe: Recipe, records: Sequence[Record], *, test: tuple[Record, ...] | None = None) -> Partitioned:
     """Part the records among their clients, and each client's into train, valid and test.
 
-    A drawn partition (``dirichlet``, ``iid``) is scored on one common test set, with its share of
-    each class; clients of their own rows are scored on their own.
+    A drawn partition (``dirichlet``, ``iid``) is scored on one common test set, with its share of each class, unless
+    ``data.partition.test`` is ``own``; clients of their own rows are scored on their own.
 
     Args:
         recipe: Its data section.
@@ -98,7 +98,7 @@ def part(recipe: Recipe, records: Sequence[Record], *, test: tuple[Record, ...] 
         rows, nobody = rows_by_client(recipe, records)
         partitioned = draw_clients(recipe, rows)
         return replace(partitioned, left=(nobody, *partitioned.left))
-    common = draw_rows(recipe, records) if test is None else Common(test=test, rest=list(records))
+    common = common_of(recipe, records) if test is None else Common(test=test, rest=list(records))
     labels = np.asarray([str(r.label) for r in common.rest])
     assignment = (
         iid(len(common.rest), clients=partition.clients, seed=recipe.seed)
@@ -106,6 +106,9 @@ def part(recipe: Recipe, records: Sequence[Record], *, test: tuple[Record, ...] 
         else dirichlet(labels, clients=partition.clients, alpha=partition.alpha, seed=recipe.seed)
     )
     rows = {f"client-{k:03d}": [common.rest[i] for i in index] for k, index in enumerate(assignment)}
+    if partition.test == "own":
+        partitioned = draw_clients(recipe, rows)
+        return replace(partitioned, left=(*common.left, *partitioned.left))
     partitioned = draw_clients(recipe, rows, test=0.0)
     clients_data = tuple(replace(client_data, test=common.test) for client_data in partitioned.clients_data)
     return Partitioned(clients_data=clients_data, left=(*common.left, *partitioned.left))
@@ -129,6 +132,15 @@ def rows_by_client(recipe: Recipe, records: Sequence[Record]) -> tuple[dict[str,
             fix="fill the column, or set data.on_too_few_rows: drop so that these rows stay out",
         )
     return rows, Left(why="no client is named", rows=nobody)
+
+
+def common_of(recipe: Recipe, records: Sequence[Record]) -> Common:
+    """What :func:`draw_rows` gives; no test set where each client has its own, for which all rows are dealt out.
+
+    Raises:
+        LichenError: as that.
+    """
+    return Common(test=(), rest=list(records)) if recipe.data.partition.test == "own" else draw_rows(recipe, records)
 
 
 def draw_rows(recipe: Recipe, records: Sequence[Record]) -> Common:

@@ -16,7 +16,7 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import derive, numpy_generator
 from lichen.data.reading import Copies, Left
 from lichen.data.sources.records import Record
-from lichen.recipes.rows.partition import ClientData, draw_clients, draw_rows, part, rows_by_client
+from lichen.recipes.rows.partition import ClientData, common_of, draw_clients, part, rows_by_client
 from lichen.recipes.rows.shared_rows import apart
 from lichen.recipes.schema.recipe import Recipe
 
@@ -65,7 +65,7 @@ def split_public(recipe: Recipe, records: Sequence[Record]) -> PublicSplit:
         left = (nobody, _unasked(pool, labelled, unlabelled))
         partitioned = draw_clients(recipe, {name: of for name, of in rows.items() if name not in given})
     else:
-        common = draw_rows(recipe, records)
+        common = common_of(recipe, records)
         order = numpy_generator(recipe.seed, "public pool").permutation(len(common.rest))
         cut = int(public.share * len(common.rest))
         pool = [common.rest[i] for i in order[:cut]]

@@ -25,6 +25,11 @@ class PartitionConfig(Section):
     by: Literal["client", "dirichlet", "iid"] = Field(default="client", description="the data's own owners, or a draw")
     clients: Positive = Field(default=10, description="how many, for a draw")
     alpha: float = Field(default=1.0, gt=0, description="Dirichlet concentration: small is skewed")
+    test: Literal["shared", "own"] = Field(
+        default="shared",
+        description="`shared`: clients that are drawn are scored on one test set, with its share of each class; `own`: "
+        "each on its part of its own rows, which have its own shares",
+    )
 
 
 def refuse_purposes(words: tuple[str, ...]) -> tuple[str, ...]:

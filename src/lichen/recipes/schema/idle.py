@@ -216,7 +216,7 @@ READS: tuple[Read, ...] = (
     *_of_words(
         "data.partition",
         "data.partition.by",
-        {"dirichlet": ("clients", "alpha"), "iid": ("clients",), "client": ()},
+        {"dirichlet": ("clients", "alpha", "test"), "iid": ("clients", "test"), "client": ()},
         lambda r: r.data.partition.by,
     ),
     Read(
