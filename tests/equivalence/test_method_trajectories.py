@@ -38,6 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "personal": {"kind": "fedalt"},
         "federation": {"clients_per_round": 3, "weighting": "uniform"},
     },
+    "paid in coordinates": {"federation": {"reward": "cgsv"}},
     "norms": {"model": FULL, "personal": {"kind": "norms"}, "optimizer": {"lr": [1e-3]}},
     "fine-tuned": {"personal": {"kind": "finetune", "steps": [1, 3]}},
     "stacked": {"federation": {"aggregate": "flora", "clients_per_round": 3}},

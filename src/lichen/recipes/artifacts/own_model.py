@@ -34,6 +34,8 @@ def own_model(folder: Path, recipe: Recipe, shared: Shared, client: str) -> OwnM
     stages = bool(stages_of(recipe))
     if (config is not None and config.kind == "ridge") or not (stages or keeps_own(recipe)):
         what = "its clients share one model" if config is None else "heads in closed form stand in no adapter"
+        if recipe.federation.reward != "none":
+            what = "the models that clients have earned lie in the server's state, and are not written as adapters"
         raise LichenError(what, where="--client", fix="leave it out, or run a recipe with the section personal")
     names = [row["client"] for row in read_clients(folder)]
     if client not in names:

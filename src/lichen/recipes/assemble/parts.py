@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lichen.algorithms.average import Average
+from lichen.algorithms.rewarded import EachItsOwn
 from lichen.clients.distillation.distill import Distill
 from lichen.clients.distillation.selective import Selective
 from lichen.clients.distillation.teacher_labels import NoBatches
@@ -314,6 +315,8 @@ def downlink_of(server: ServerSide) -> Downlink:
         LichenError: if changes are coded, and clients have declared unequal capacities.
     """
     chain = down_of(server.recipe)
+    if server.recipe.federation.reward == "cgsv":
+        return EachItsOwn()
     if chain is None:
         return Direct(server.capacity)
     if server.capacity is not None:

@@ -146,7 +146,7 @@ def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str
     )
     if recipe.value is not None:
         columns["federated"] = (*columns["federated"], _valuing(experiment, invited, trained))
-    if recipe.personal is not None:
+    if recipe.personal is not None or recipe.federation.reward != "none":
         columns["personal"] = _personal(experiment, valid, test)
     if "alone" in recipe.compare.baselines:
         columns["alone"] = _private(experiment, "alone", alone_rounds(experiment.server), valid, test)

@@ -228,6 +228,12 @@ class FederationConfig(Section):
     fair_rate: float = Field(default=0.1, gt=0, description="minmax: how fast weights follow the losses")
     q: float = Field(default=1.0, ge=0, description="qffl: how much more; 0 is plain averaging")
     tilt: float = Field(default=1.0, gt=0, description="tilted: how much more; towards 0 it is plain averaging")
+    reward: Literal["none", "cgsv"] = Field(
+        default="none",
+        description="`cgsv`: each client has a model of its own, and is paid in coordinates of the common change, the "
+        "more the more its own changes point the same way; the column `personal`",
+    )
+    reward_beta: float = Field(default=1.0, gt=0, description="cgsv: β; the larger, the more alike all are paid")
     keep_optimizer: bool = Field(
         default=False, description="DiLoCo: each client's optimizer goes on in its next round; warm-up counts its steps"
     )

@@ -22,6 +22,7 @@ from lichen.recipes.schema.features.help import HELP
 from lichen.recipes.schema.features.masks import MASKS
 from lichen.recipes.schema.features.personal import PERSONAL
 from lichen.recipes.schema.features.privacy import PRIVACY, published_whole
+from lichen.recipes.schema.features.reward import REWARD
 from lichen.recipes.schema.features.robust import ROBUSTNESS
 from lichen.recipes.schema.features.schedule import SCHEDULE
 from lichen.recipes.schema.features.training import TRAINING
@@ -40,6 +41,7 @@ FEATURES = (
     *ATTACK,
     *CANARIES,
     *VALUE,
+    *REWARD,
     *PERSONAL,
     *FINGERPRINT,
 )

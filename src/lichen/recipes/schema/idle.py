@@ -250,6 +250,12 @@ READS: tuple[Read, ...] = (
         lambda r: r.federation.fair,
     ),
     *_of_words(
+        "federation",
+        "federation.reward",
+        {"cgsv": ("reward_beta",), "none": ()},
+        lambda r: r.federation.reward,
+    ),
+    *_of_words(
         "federation.robust",
         "federation.robust.rule",
         {name: sorted(rule.reads) for name, rule in ROBUST.items()},

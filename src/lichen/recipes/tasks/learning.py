@@ -53,6 +53,7 @@ from lichen.recipes.assemble.sides.summed_scores import SUMMED_TEST
 from lichen.recipes.assemble.workload import stop_of, trial_rounds
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.repair import repaired
+from lichen.recipes.value.rewards import earned, rewards
 from lichen.recipes.value.rounds import valued
 from lichen.server.robust.fltrust import FLTrust, Reference
 
@@ -152,6 +153,8 @@ def _with_server(side: ServerSide, clients: Average, lr: float, folder: Path) ->
     recipe, rows = side.recipe, side.labelled
     if recipe.value is not None:
         return valued(side, clients, folder, lr)
+    if recipe.federation.reward == "cgsv":
+        return rewards(side, clients, folder)
     if recipe.federation.fair == "minmax":
         return AFL(clients, rate=recipe.federation.fair_rate)
     if recipe.federation.fair == "tilted":
@@ -345,6 +348,10 @@ def federated_column(
     version = best.best_round if local else 0
     if server.repair is None:
         found, config = column(name, shared), recipe.personal
+        if recipe.federation.reward == "cgsv":
+            metrics = folder.tree(f"{name}.personal", partial(earned, server, made[lr], states[lr], admission))
+            personal = Column(value_N=values_N(recipe, metrics), metrics=metrics, lr=lr, best_round=best.best_round)
+            return replace(found, personal=personal)
         if config is None or scores != "each":
             return found
         ask = partial(scored, server, made[lr], shared, work="others.shared", admission=admission)

@@ -21,7 +21,7 @@ from lichen.recipes.assemble.sides.server import ServerSide, participants
 from lichen.recipes.assemble.sides.valuing.works import GRADIENT, OWN_VALUE, values_itself
 from lichen.server.value.game import MOST_EXACT
 
-__all__ = ["valued"]
+__all__ = ["SPILL", "valued"]
 
 SPILL = "messages"
 """Folder beside the checkpoint for messages of a round that memory does not hold."""
