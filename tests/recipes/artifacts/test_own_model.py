@@ -96,6 +96,18 @@ def test_a_pair_whose_weight_differs_is_written_as_two_and_says_so(
         lichen.export(run.folder, client=name, merge=True)
 
 
+def test_a_students_own_model_has_the_form_of_the_shared_one(tmp_path: Path) -> None:
+    words = ("personal.kind=ditto", "federation.rounds=1", "optimizer.lr=0.1", "compare.baselines=[]")
+    run = lichen.run(read_recipe("digits", [*words, "data.partition.test=own"]), out=tmp_path / "run")
+    where = lichen.export(run.folder, client="client-002")
+    shared, own = (load_file(one / "model.safetensors") for one in (run.folder / "model", where))
+    assert own.keys() == shared.keys()
+    assert any(not torch.equal(own[name], x) for name, x in shared.items())
+    assert (where / "config.json").read_bytes() == (run.folder / "model" / "config.json").read_bytes()
+    with pytest.raises(LichenError, match="whole as it is"):
+        lichen.export(run.folder, client="client-002", merge=True)
+
+
 def test_who_has_nothing_of_its_own_is_told_so(home: Path, tmp_path: Path) -> None:
     plain = lichen.run(made(home, None, optimizer={"lr": [0.02]}), out=tmp_path / "plain")
     with pytest.raises(LichenError, match="share one model"):

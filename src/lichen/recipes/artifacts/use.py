@@ -20,7 +20,7 @@ from lichen.core.errors import LichenError
 from lichen.core.files.durable import whole_folder
 from lichen.core.files.manifest import MANIFEST, check
 from lichen.core.private import make_folders, share
-from lichen.core.store import load_tree
+from lichen.core.store import load_tree, save_tree
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import TextShard
@@ -145,10 +145,12 @@ def export(
         return _adapter(folder, out)
     recipe, tree = _finished(folder)
     own = None if client is None else own_model(folder, recipe, Shared.of_flat(tree), client)
+    if own is not None and recipe.model.student is not None:
+        return _own_student(folder, {**tree, **own.trainable}, _own_folder(folder, client), out, merge=merge)
     model, tokenizer, classes = _foundation(recipe, folder)
     target = out or folder / "merged"
     if own is not None:
-        target = out or folder / "own" / f"{quote(str(client), safe='@ ')[:100]}{'-merged' if merge else ''}"
+        target = out or _own_folder(folder, client, "-merged" if merge else "")
         if not merge:
             return _own_adapter(recipe, model, tokenizer, own, Shared.of_flat(tree).patch, target, given=out)
         if own.other:
@@ -173,11 +175,29 @@ def export(
     return target
 
 
+def _own_folder(folder: Path, client: str | None, more: str = "") -> Path:
+    """Where a client's own model goes, if nobody says where."""
+    return folder / "own" / f"{quote(str(client), safe='@ ')[:100]}{more}"
+
+
+def _own_student(folder: Path, tree: Tree, target: Path, out: Path | None, *, merge: bool) -> Path:
+    """A client's own student, in the form of the run's ``model/``."""
+    if merge:
+        raise LichenError("a student is whole as it is", where="--merge", fix="leave it out")
+    if out is not None:
+        _require_empty(out)
+    make_folders((out or target).parent)
+    with whole_folder(out or target, shared=False) as draft:
+        shutil.copytree(folder / "model", draft, dirs_exist_ok=True)
+        save_tree(draft / "model.safetensors", tree)
+    return out or target
+
+
 def _own_adapter(
     recipe: Recipe, model: Any, tokenizer: Any, own: OwnModel, patch: Tree, target: Path, *, given: Path | None
 ) -> Path:
     """A client's own adapter in PEFT's format; of two that are weighed row by row both, and what weighs them."""
-    if recipe.model.adapter.facts.whole or recipe.model.student is not None:
+    if recipe.model.adapter.facts.whole:
         raise LichenError("its own models are no adapters", where="--client", fix="use --merge")
     if given is not None:
         _require_empty(given)
