@@ -165,6 +165,17 @@ def test_each_client_takes_the_number_of_steps_that_its_validation_rows_choose(h
     assert own.summary["training"]["personal"]["rows"] == 40 * 4 * CLIENTS
 
 
+def test_own_steps_may_be_smaller_than_the_rounds(home: Path, tmp_path: Path, plain: lichen.Result) -> None:
+    shared = load_state(next((plain.folder / "state/federated").glob("*/server.safetensors"))).best.trainable
+
+    def moved(scale: float) -> float:
+        steps = {"kind": "finetune", "steps": [1], "lr_scale": scale}
+        own = lichen.run(made(home, steps), out=tmp_path / f"{scale}")
+        return sum(float((x - shared[name]).abs().sum()) for name, x in kept(own, "personal", 2, "params/").items())
+
+    assert moved(0.1) == pytest.approx(0.1 * moved(1.0), rel=1e-3)  # Adam's first step is as long as its rate
+
+
 def test_own_models_are_those_of_the_round_whose_shared_model_is_kept(home: Path, tmp_path: Path) -> None:
     own = lichen.run(made(home, {"kind": "ditto"}, **STEEP), out=tmp_path / "run")
     best = load_state(next((own.folder / "state/federated").glob("*/server.safetensors"))).best_round

@@ -340,11 +340,11 @@ READS: tuple[Read, ...] = (
         "personal",
         "personal.kind",
         {
-            "finetune": ("steps",),
+            "finetune": ("steps", "lr_scale"),
             "ditto": ("mu",),
             "apfl": ("alpha", "alpha_rate"),
             "fedala": ("layers", "start_steps", "start_rate"),
-            "feddpa": ("in_turns", "steps", "cap", "anchors"),
+            "feddpa": ("in_turns", "steps", "lr_scale", "cap", "anchors"),
             "fedalt": (),
             "norms": (),
             "ridge": ("weight",),
@@ -352,7 +352,7 @@ READS: tuple[Read, ...] = (
         _optional("personal", "kind"),
     ),
     Read(
-        keys=("personal.steps",),
+        keys=("personal.steps", "personal.lr_scale"),
         when=lambda r: r.personal is None or not r.personal.in_turns,
         what=lambda _: "in turns, own adapters are trained in the rounds alone",
         fix="remove it, or personal.in_turns",

@@ -59,10 +59,13 @@ def personal_column(
         return {}
     engine = engines(ClientStore(folder.clients(NAME, lr_name(lr)), listed=True))
     admission, shared, count = admission_of(server), federated.shared or Shared(), len(stages)
+    config = server.recipe.personal
+    scale = 1.0 if config is None else config.lr_scale
     alone = Alone(
         clients=len(server.roster),
         rounds=count,
         valid="personal.valid",
+        lr_scale=lambda stage: scale,
         base=server.model.base,
         admission=admission,
     )

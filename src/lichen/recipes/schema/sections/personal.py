@@ -29,8 +29,14 @@ class PersonalConfig(Section):
     steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(16,),
         min_length=1,
-        description="finetune, and feddpa after the rounds: own steps, at the run's learning rate; of several, each "
+        description="finetune, and feddpa after the rounds: own steps; of several, each "
         "client takes the number that is best on its validation rows",
+    )
+    lr_scale: float = Field(
+        default=1.0,
+        gt=0,
+        description="finetune, and feddpa after the rounds: factor on the run's learning rate in own steps; few rows "
+        "want smaller ones",
     )
     mu: float = Field(default=0.1, ge=0, description="ditto: how strong the pull is; 0: none, as in training alone")
 
