@@ -44,7 +44,7 @@ class Hostile(Build):
     def talk(self, folder: Path, **how: Any) -> Any:
         return SimpleNamespace(kind="chat", settings=EVIL, answer=lambda text: (EVIL, EVIL))
 
-    def export(self, folder: Path, *, merge: bool, out: Path | None) -> Path:
+    def export(self, folder: Path, *, merge: bool, out: Path | None, **more: Any) -> Path:
         raise LichenError(f"client {EVIL} has no rows", where=EVIL, fix=EVIL)
 
 
@@ -111,6 +111,7 @@ WALK: dict[str, list[list[str]]] = {
     "fingerprint": [["fingerprint", EVIL]],
     "claim": [["claim", EVIL, "--secret", EVIL], ["claim", "foreign", "--secret", EVIL]],
     "audit": [["audit", EVIL]],
+    "influence": [["influence", EVIL], ["influence", "foreign", "--client", EVIL]],
     "card": [["card", EVIL], ["card", f"odd{EVIL}.jsonl"]],
     "federation": [
         ["federation", "policy", EVIL],

@@ -1,4 +1,5 @@
-"""The command ``audit``: attacks a finished run, and says what it gave away.
+"""The commands of who looks into a run with its data at hand: ``audit`` says what it gave away, ``influence`` which
+rows have helped it.
 
 Nothing heavy is imported until it is called.
 """
@@ -7,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lichen.shell import print_json, say, show
+from lichen.shell import log, print_json, say, show
 
-__all__ = ["audit_command"]
+__all__ = ["audit_command", "influence_command"]
 
 
 def audit_command(
@@ -91,3 +92,50 @@ def _audit_several(folders: tuple[Path, ...], *, rows: int, messages: int, sums:
     show(runs_table(runs))
     for line in runs_words(runs):
         say(line)
+
+
+def influence_command(
+    folder: Path,
+    /,
+    *,
+    client: str | None = None,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Say which training rows of a finished run harm the model on their client's validation rows, and which help it.
+
+    A row with a wrong label mostly harms. Rows and numbers stay here: they are written to a file that only you can
+    read, those that harm most first.
+
+    Parameters
+    ----------
+    folder
+        The run's folder; its data are opened again.
+    client
+        Whose rows; without it those of every client, each held against its own validation rows.
+    out
+        The file; influence.csv in the run's folder without it.
+    json
+        Print the rows as JSON, and nothing else, on standard output.
+    """
+    from lichen.recipes.audit.influence import influence
+
+    rows = influence(folder, client=client, out=out)
+    if json:
+        from dataclasses import asdict
+
+        print_json({"folder": str(folder), "rows": [asdict(row) for row in rows]})
+        return
+    from rich.text import Text
+
+    from lichen.present.table import new_table
+    from lichen.present.units import score_text
+
+    heads = ("client", "row", "influence", "label", "text")
+    table = new_table("rows that harm most", *heads, numbers=["row", "influence"])
+    for row in rows[:10]:
+        table.add_row(Text(row.client), str(row.row), score_text(row.influence), Text(row.label), Text(row.text[:60]))
+    show(table)
+    harmful = sum(row.influence > 0 for row in rows)
+    say(f"{harmful} of {len(rows)} training rows raise the loss on their client's validation rows")
+    log(f"wrote {out or folder / 'influence.csv'}")
