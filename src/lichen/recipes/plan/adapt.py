@@ -181,6 +181,9 @@ def estimate_columns(
     personal = experiment.recipe.personal
     if personal is not None and (personal.kind in ("ditto", "apfl") or personal.in_turns):
         notes.append("operations of training are those of the shared model; own models beside it take as many again")
+    if personal is not None and personal.kind in ("feddpa", "fedalt"):
+        again = ", and each row is read once more by the frozen model" if personal.kind == "feddpa" else ""
+        notes.append(f"two adapters side by side are counted as one{again}")
     if (judged := evaluations(experiment.recipe, invited, [1] * len(invited))) > 0:
         notes.append(f"values take {judged} evaluations at most, which seconds and bytes hold")
     if "alone_best" in work_items:
