@@ -166,9 +166,11 @@ def test_what_needs_rows_at_the_server_says_so(tmp_path: Path) -> None:
     file, _ = digits(tmp_path, "spawned")
     read = read_recipe(file)
     refuse_rows(read)
+    everybody = ("federation.clients_per_round=null", "federation.sampling=uniform", "wire.down=[]")
     cases: dict[str, tuple[list[str], str]] = {
         "compare.baselines": (['compare.baselines=["alone", "pooled"]'], "pooled is one model on everybody's rows"),
         "model.head": (["model.head=ridge"], "scaled on rows"),
+        "federation.reward": ([*everybody, "federation.reward=cgsv"], "without having earned"),
     }
     for key, (changes, why) in cases.items():
         with pytest.raises(LichenError, match=why) as told:

@@ -194,6 +194,9 @@ def needs_rows(recipe: Recipe) -> Iterator[NeedsRows]:
         yield NeedsRows("personal", "under privacy no client answers with its scores", "remove it", "personal=null")
     if recipe.personal is not None and recipe.personal.others is not None:
         yield NeedsRows("personal.others", "rows of other clients are at other sites", "remove it")
+    if recipe.federation.reward != "none":
+        why = "the model of who is paid in full is judged at all sites, which would have it without having earned it"
+        yield NeedsRows("federation.reward", why, "remove it, or run it as a simulation")
     if recipe.noised is not None and recipe.noised.seed is not None:
         why = "under privacy a seed is for tests alone, and whoever reads the recipe knows all noise"
         yield NeedsRows("privacy.seed", why, "remove it")
