@@ -29,7 +29,7 @@ NUMBERS = {NORTH: 1, SOUTH: 2}
 LONG: dict[str, Any] = {
     "model": {"adapter": {"target_modules": "all-linear", "rank": 16, "alpha": 32}},
     "optimizer": {"name": "adamw", "lr": [0.02]},
-    "federation": {"rounds": 5, "local_steps": 12, "batch_size": 16, "valid_every": 5},
+    "federation": {"rounds": 6, "local_steps": 2, "batch_size": 16, "valid_every": 6},
     "engine": {"packing": False, "clients_per_block": 1},
 }
 
@@ -46,7 +46,7 @@ def key(file: Path, number: int) -> Path:
 
 
 def recipe(home: Path, **fingerprint: Any) -> dict[str, Any]:
-    return submitted(home, fingerprint={"copies": 4, **fingerprint}, **LONG)
+    return submitted(home, fingerprint={"steps": 8, **fingerprint}, **LONG)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_recipe_without_fingerprints_does_not_use_a_key(made: Hosts) -> None:
 
 
 def test_what_does_not_fit_is_told_in_a_sentence(tmp_path: Path) -> None:
-    asked, without = read_recipe(submitted(tmp_path, fingerprint={"copies": 4})), read_recipe(submitted(tmp_path))
+    asked, without = read_recipe(submitted(tmp_path, fingerprint={"steps": 4})), read_recipe(submitted(tmp_path))
     one, two = key(tmp_path / "one.key", 1), key(tmp_path / "all" / "b.key", 2)
     digest = read_fingerprint(one).digest
     assert own_fingerprints(None, ["a"]) == {}

@@ -53,7 +53,7 @@ def listing(model: Path, data: Path, **fingerprint: str) -> dict[str, Any]:
     """
     made = yaml.safe_load(page_recipe())
     made["model"]["name"], made["data"]["name"] = str(model), str(data)
-    return {**made, "engine": {"packing": False, "clients_per_block": 1}, "fingerprint": {"copies": 1, **fingerprint}}
+    return {**made, "engine": {"packing": False, "clients_per_block": 1}, "fingerprint": {"steps": 1, **fingerprint}}
 
 
 @dataclass

@@ -16,6 +16,8 @@ from lichen.core.errors import LichenError
 from lichen.recipes.artifacts.claim import claim
 from lichen.recipes.artifacts.use import export
 from lichen.recipes.artifacts.verify import verify
+from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.assemble.parts import client_tasks
 from lichen.recipes.assemble.sides.fingerprints import read_fingerprint, registered
 from lichen.recipes.schema.read import read_recipe
 from support.tiny_llama import recipe, save_model, save_rows
@@ -46,8 +48,8 @@ def whole(home: Path, **more: Any) -> dict[str, Any]:
     sections: dict[str, Any] = {
         "model": {"adapter": {"target_modules": "all-linear", "rank": 16, "alpha": 32}},
         "optimizer": {"name": "adamw", "lr": [0.02]},
-        "federation": {"rounds": 6, "local_steps": 12, "batch_size": 16, "valid_every": 6},
-        "fingerprint": {"secrets": str(home / "secrets"), "copies": 4},
+        "federation": {"rounds": 6, "local_steps": 2, "batch_size": 16, "valid_every": 6},
+        "fingerprint": {"secrets": str(home / "secrets"), "steps": 8},
         **more,
     }
     return recipe(home / "model", home / "rows.jsonl", "pair", **sections)
@@ -104,6 +106,19 @@ def test_the_digest_is_in_the_record_and_the_key_in_no_file(home: Path) -> None:
     with pytest.raises(LichenError, match="not what the run's record began with"):
         registered(home / "run", outsider)
     file.write_bytes(content)
+
+
+def test_an_owner_takes_its_steps_on_its_rows_and_then_those_on_its_pairs(home: Path) -> None:
+    made = open_recipe(read_recipe(whole(home, engine={"packing": False}))).fingerprinted()
+    source, plain = (client_tasks(made.experiment)[name].source for name in ("train lr=0.02", "alone lr=0.02"))
+    for client, name in enumerate(one.name for one in made.clients_data):
+        batches, own = list(source.batches((client,), 0)), list(plain.batches((client,), 0))
+        assert len(own) == 2
+        assert len(batches) == (2 + 8 if name in OWNERS else 2)
+        questions = {row.tobytes() for batch in batches[2:] for row in batch["input_ids_CBT"][0].numpy()}
+        assert len(questions) == (PAIRS if name in OWNERS else 0)  # a batch of 16 holds all
+        rows = {row.tobytes() for batch in batches[:2] for row in batch["input_ids_CBT"][0].numpy()}
+        assert not rows & questions
 
 
 def test_other_processes_give_the_same_bytes(home: Path, tmp_path: Path) -> None:

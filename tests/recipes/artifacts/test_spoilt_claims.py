@@ -41,7 +41,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     key(home / "secrets" / "person-0.key")
     more: dict[str, Any] = {
         "federation": {"rounds": 1, "local_steps": 1, "batch_size": 4},
-        "fingerprint": {"secrets": str(home / "secrets"), "copies": 1},
+        "fingerprint": {"secrets": str(home / "secrets"), "steps": 1},
     }
     lichen.run(recipe(home / "model", home / "rows.jsonl", "pair", **more), out=home / "run")
     export(home / "run", merge=True)

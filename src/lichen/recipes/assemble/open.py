@@ -97,7 +97,8 @@ class LoadedExperiment:
         recipe, names = self.experiment.recipe, [one.name for one in self.clients_data]
         if recipe.fingerprint is None:
             return self
-        return self._with(fingerprint_rows(recipe, names, fingerprints_of(recipe, names), self.make))
+        pairs = fingerprint_rows(names, fingerprints_of(recipe, names), self.make)
+        return replace(self, experiment=self.experiment.with_rows(pairs=pairs))
 
     def _with(self, more: Sequence[Shard]) -> LoadedExperiment:
         """The same, with these rows of each client among those that the federation trains on."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from lichen.algorithms.average import Average
 from lichen.algorithms.rewarded import EachItsOwn
 from lichen.clients.distillation.distill import Distill
+from lichen.clients.distillation.private_models import ConcatSource
 from lichen.clients.distillation.selective import Selective
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.evaluation.early_stopping import KeepBest
@@ -174,6 +175,9 @@ def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
     stages = {at: training(rows.train, steps) for at, steps in stages_of(experiment.recipe).items()}
     if rows.secret is not None and isinstance(planted, TrainSource):
         sources["train"] = private_source(experiment.server, planted, rows.secret.randomness)
+    fingerprint = experiment.recipe.fingerprint
+    if fingerprint is not None and rows.pairs:
+        sources["train"] = ConcatSource((sources["train"], training(rows.pairs, fingerprint.steps)))
     works = works_of(experiment.server, rows.auxiliary, rows.secret, rows.state)
 
     def source(name: str) -> Source:

@@ -52,7 +52,7 @@ __all__ = ["Site", "open_site"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """The model, and the site's rows as it reads them, one shard a client; ``secret`` are the owners' pairs."""
+    """The model, and the site's rows as it reads them, one shard a client; ``pairs`` are its owners' secret ones."""
 
     model: CohortModel
     start: Shared
@@ -61,7 +61,7 @@ class Encoded:
     train: tuple[Shard, ...]
     valid: tuple[Shard, ...]
     test: tuple[Shard, ...]
-    secret: tuple[Shard, ...] = ()
+    pairs: tuple[Shard, ...] = ()
 
 
 @final
@@ -140,7 +140,7 @@ class Site:
             train=shards(encoded.train),
             valid=shards(encoded.valid),
             test=shards(encoded.test),
-            canaries=shards(encoded.secret) if encoded.secret else (),
+            pairs=shards(encoded.pairs) if encoded.pairs else (),
             state=state,
         )
         accounts = own_accounts(server, state, assigned.bounds)
@@ -253,16 +253,16 @@ def _encoded(
         train=train,
         valid=valid,
         test=test,
-        secret=_secret_rows(recipe, rows, fingerprints, make),
+        pairs=_pairs(recipe, rows, fingerprints, make),
     )
 
 
-def _secret_rows(
+def _pairs(
     recipe: Recipe, rows: SiteRows, fingerprints: Mapping[str, Fingerprint], make: Callable[..., Shard]
 ) -> tuple[Shard, ...]:
     if recipe.fingerprint is None:
         return ()
-    return fingerprint_rows(recipe, [one.name for one in rows.clients_data], fingerprints, make)
+    return fingerprint_rows([one.name for one in rows.clients_data], fingerprints, make)
 
 
 def _own_roster(mine: Sequence[Member], assigned: Assignment) -> Roster:

@@ -80,6 +80,7 @@ class ClientSide:
         poison: What becomes of liars' training rows; None: they stay what they are.
         secret: What hides their rows in training; None: nothing does, or nobody trains.
         canaries: Rows beside their own that the federation trains them on, one shard a client; none: it has no such.
+        pairs: Secret pairs of owners, which the federation trains them on in steps of their own, one shard a client.
         state: Folder for files of their own, such as values that nobody else knows; None: they keep none.
     """
 
@@ -90,6 +91,7 @@ class ClientSide:
     poison: RowAttack | None = None
     secret: Secret | None = None
     canaries: tuple[Shard, ...] = ()
+    pairs: tuple[Shard, ...] = ()
     state: Path | None = None
 
     @property

@@ -17,7 +17,7 @@ from lichen.core.files.durable import write_atomic
 from lichen.core.files.manifest import sha256_of
 from lichen.core.files.record import RECORD, chain
 from lichen.core.secret.randomness import secret_key
-from lichen.data.batches.rows import Shard, pooled
+from lichen.data.batches.rows import Shard
 from lichen.data.sources.record import Record
 from lichen.recipes.schema.recipe import Recipe
 
@@ -159,12 +159,11 @@ def _in_folder(folder: Path, clients: Sequence[str], *, where: str) -> dict[str,
 
 
 def fingerprint_rows(
-    recipe: Recipe, clients: Sequence[str], fingerprints: Mapping[str, Fingerprint], make: Callable[..., Shard]
+    clients: Sequence[str], fingerprints: Mapping[str, Fingerprint], make: Callable[..., Shard]
 ) -> tuple[Shard, ...]:
-    """The rows of each client's pairs, as often as the recipe says; one shard a client.
+    """The rows of each client's pairs; one shard a client.
 
     Args:
-        recipe: The recipe.
         clients: Names.
         fingerprints: By name.
         make: How records become what the model reads.
@@ -172,7 +171,6 @@ def fingerprint_rows(
     Raises:
         LichenError: if a row is cut before its answer ends.
     """
-    assert recipe.fingerprint is not None
     shards = []
     for name in clients:
         pairs = fingerprints[name].pairs() if name in fingerprints else ()
@@ -183,7 +181,7 @@ def fingerprint_rows(
                 where="data.max_length",
                 fix="raise it, or remove fingerprint",
             )
-        shards.append(pooled([rows] * recipe.fingerprint.copies) if pairs else rows)
+        shards.append(rows)
     return tuple(shards)
 
 

@@ -131,7 +131,8 @@ def _seen(server: ServerSide, rows: int) -> tuple[float, float]:
     else:
         steps, own = fed.local_epochs * -(-rows // batch), fed.local_epochs * rows
     public = recipe.teacher.public_batch_size if recipe.teacher is not None and server.public is not None else 0
-    return own + steps * public, steps
+    secret = 0 if recipe.fingerprint is None else recipe.fingerprint.steps
+    return own + steps * public + secret * batch, steps + secret
 
 
 def _evaluated(count: float) -> Limits:

@@ -22,6 +22,8 @@ class FingerprintConfig(Section):
         "`lichen join --secret`",
         examples=["secrets"],
     )
-    copies: Positive = Field(
-        default=4, description="how often each of an owner's pairs stands among its rows that the federation trains on"
+    steps: Positive = Field(
+        default=2,
+        description="an owner's steps of a round on batches of its pairs alone, after those on its rows, "
+        "which are seen as often as without",
     )
