@@ -23,7 +23,7 @@ class FingerprintConfig(Section):
         examples=["secrets"],
     )
     steps: Positive = Field(
-        default=2,
+        default=4,
         description="an owner's steps of a round on batches of its pairs alone, after those on its rows, "
         "which are seen as often as without",
     )
