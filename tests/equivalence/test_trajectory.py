@@ -19,6 +19,7 @@ from lichen.core.tree import norm_C
 from lichen.present.trace import read_trace
 from lichen.recipes.assemble.run_folder import RunFolder
 from support.tiny_llama import recipe, save_model, save_rows
+from support.warm import warm_children
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +79,18 @@ def test_packed_blocks_of_any_size_follow_the_padded_run(home: Path, tmp_path: P
     assert all(block >= 1 for file in blocks for block in json.loads(file.read_text())["blocks"].values())
 
 
-def test_runs_killed_at_random_moments_resume_to_the_same_bytes(tmp_path: Path) -> None:
-    settings = ["data.max_clients=4", "federation.rounds=8", "optimizer.lr=[0.1,0.3]", "optimizer.grid_rounds=3"]
-    settings += ["compare.baselines=[alone,alone_best]", "compare.alone_epochs=8", "compare.alone_patience=2"]
+def test_runs_killed_at_random_moments_resume_to_the_same_bytes(tmp_path: Path, warm_folder: Path) -> None:
+    def by_command(folder: Path) -> object:
+        with warm_children(warm_folder):  # it is those that are killed that start as ever
+            return resume.by_command(folder)
+
+    settings = ["data.max_clients=3", "federation.rounds=5", "optimizer.lr=[0.1,0.3]", "optimizer.grid_rounds=2"]
+    settings += ["compare.baselines=[alone,alone_best]", "compare.alone_epochs=4", "compare.alone_patience=1"]
     wanted = resume.result_bytes(lichen.run(lichen.read_recipe("digits", settings), out=tmp_path / "whole").folder)
     events = read_trace(tmp_path / "whole")
     span = sum(event.report.seconds for event in events)
     ways: tuple[Callable[[Path], object], ...] = (
-        resume.by_command,
+        by_command,
         lambda folder: lichen.run(folder / "recipe.yaml", out=folder, resume=True),
     )
     done = [

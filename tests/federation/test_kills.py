@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lichen
+from lichen.cli import main
 from lichen.core.children import bound_environment
 from lichen.federation.policy.keys import change_policy
 from lichen.recipes.schema.yaml import dump_yaml
@@ -132,12 +133,7 @@ def test_killed_at_every_place_it_ends_where_a_simulation_ends(
         until(lambda: made.running["submit"].poll() is not None, made)
         assert made.running["submit"].returncode == 0, made.said()
         for name, place in (("north", "kits/north"), ("east", "kits/east"), ("serve", "")):
-            assert (
-                subprocess.run(
-                    [sys.executable, "-m", "lichen", "stop", str(federation / place)], check=False
-                ).returncode
-                == 0
-            )
+            assert main(["stop", str(federation / place)]) == 0
             assert made.running[name].wait(30) == 0, made.said()
     assert learned(run) == learned(tmp_path / "simulated")
     assert len(learned(run)) == 3

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +42,7 @@ def prepared(run: Path, name: str, whole: dict[str, Any]) -> Path:
 
 def submit(made: Commands, federation: Path, run: Path, then: Callable[[], None] = lambda: None) -> dict[str, Any]:
     at_sites = ("--federation", str(federation), "--sites", ",".join(SITES), "--wait", "120")
-    made.start(run.name, "submit", "--resume", str(run), *at_sites)
+    made.start(run.name, "submit", "--resume", str(run), *at_sites, warm=True)
     then()
     until(lambda: made.running[run.name].poll() is not None, made, 240)
     assert made.running[run.name].returncode == 0, made.said()
@@ -62,11 +60,10 @@ def test_two_private_runs_over_the_network(federation: Path, tmp_path: Path, war
         for site, kit in kits.items():
             change_policy(kit / "policy.yaml", ["from_scratch=true", "labels=true", "least_clients=1"])
             with_key(kit / "runs" / NAMES["row"], inside=".")
-            made.start(site, "join", str(kit), "--data", str(files[SITES[site]]))
+            made.start(site, "join", str(kit), "--data", str(files[SITES[site]]), warm=True)
         summaries = {unit: submit(made, federation, run) for unit, run in runs.items()}
         for name, place in (*((site, f"kits/{site}") for site in SITES), ("serve", "")):
-            words = [sys.executable, "-m", "lichen", "stop", str(federation / place)]
-            assert subprocess.run(words, check=False).returncode == 0
+            assert main(["stop", str(federation / place)]) == 0
             assert made.running[name].wait(60) == 0, made.said()
     for unit, run in runs.items():
         local = lichen.run(wholes[unit], out=with_key(tmp_path / f"{unit}-local"), resume=True)
@@ -102,12 +99,11 @@ def test_masked_runs_over_the_network(federation: Path, tmp_path: Path, warm_fol
         for site, file in SITES.items():
             kit = federation / "kits" / site
             change_policy(kit / "policy.yaml", ["from_scratch=true", "labels=true", "least_clients=3"])
-            made.start(site, "join", str(kit), "--data", str(files[file]))
+            made.start(site, "join", str(kit), "--data", str(files[file]), warm=site != "east")
         summary = submit(made, federation, runs["masks"])
         without = submit(made, federation, runs["silent"], kill_east)
         for name, place in (("north", "kits/north"), ("south", "kits/south"), ("serve", "")):
-            words = [sys.executable, "-m", "lichen", "stop", str(federation / place)]
-            assert subprocess.run(words, check=False).returncode == 0
+            assert main(["stop", str(federation / place)]) == 0
             assert made.running[name].wait(60) == 0, made.said()
     local = lichen.run({**wholes["masks"], "privacy": None}, out=tmp_path / "local")
     finals = [(folder / "state" / "final.safetensors").read_bytes() for folder in (runs["masks"], local.folder)]
