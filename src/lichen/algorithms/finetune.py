@@ -29,10 +29,12 @@ class Finetune:
     Args:
         alone: Private training and its validation; its rounds are the stages.
         works: The training of each stage.
+        steps: Of each stage; a report of one without steps says that nobody was asked to train.
     """
 
     alone: Alone
     works: tuple[str, ...]
+    steps: tuple[int, ...]
 
     def init(self, shared: Shared) -> ServerState:
         """The state before the first stage, from the shared model."""
@@ -40,4 +42,5 @@ class Finetune:
 
     def round(self, state: ServerState, engine: Engine, seed: int) -> tuple[ServerState, Report]:
         """The next stage of everybody. Nothing is sent, so no bytes are reported."""
-        return replace(self.alone, work=self.works[state.round]).round(state, engine, seed)
+        after, report = replace(self.alone, work=self.works[state.round]).round(state, engine, seed)
+        return after, report if self.steps[state.round] else replace(report, clients=())

@@ -150,6 +150,7 @@ def test_no_steps_of_fine_tuning_are_the_shared_model(home: Path, tmp_path: Path
     own = lichen.run(made(home, {"kind": "finetune", "steps": [0]}), out=tmp_path / "run")
     assert equal(scores(own, "personal"), scores(plain, "federated"))
     assert own.summary["training"]["personal"]["rows"] == 0
+    assert not own.summary["failures"]
 
 
 def test_each_client_takes_the_number_of_steps_that_its_validation_rows_choose(home: Path, tmp_path: Path) -> None:

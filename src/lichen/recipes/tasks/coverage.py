@@ -117,7 +117,7 @@ def trained(
         last = rounds[max(rounds)]
         own, every = side(name), [e.report.clients for e in rounds.values()]
         if name == "personal":  # its stages go on from one another, and are as long as their last number of steps
-            own, every = finetuned(own), every[:1]
+            own, every = finetuned(own), every[-1:]
         # Under privacy no round tells who came.
         private = own.recipe.noised
         secret = private is not None and private.unit == "client" and name == "federated"

@@ -71,7 +71,11 @@ def personal_column(
     )
     go_rounds(
         server,
-        Finetune(alone=alone, works=tuple(f"personal {lr_name(lr)}{at}" for at in stages)),
+        Finetune(
+            alone=alone,
+            works=tuple(f"personal {lr_name(lr)}{at}" for at in stages),
+            steps=tuple(stages.values()),
+        ),
         engine,
         count,
         folder.checkpoint(NAME, lr_name(lr)),
