@@ -199,7 +199,7 @@ class Valued:
             base=rounds.base,
             settings={SHARE: rounds.optimizer.stride / report.metrics["weight"]},
         )
-        collect(engine, [job], admission=self.admission)
+        collect(engine, [job], admission=rounds.admission)
         idle = Shared(trees.zeros_like(state.shared.trainable))
         unmoved = rounds.optimizer.update(idle, state.optimizer, state.shared)[0].trainable
         moves = {n: x.double() - unmoved[n].double() for n, x in after.shared.trainable.items()}

@@ -67,16 +67,26 @@ VALUES = st.dictionaries(
 )
 
 
+MORE = st.sampled_from([{}, {"data": PUBLIC}, {"engine": {"name": "spawned"}}, {"privacy": {"secure": True}}])
+PAID = st.dictionaries(
+    st.sampled_from(["reward", "reward_beta", "fair", "q", "tilt", "fair_rate", "clients_per_round", "weighting"]),
+    WORDS | st.sampled_from(["cgsv", "none", "qffl", "tilted", "minmax", "uniform", "rows"]),
+    max_size=4,
+)
+
+
 @settings(max_examples=300, deadline=None)
-@given(VALUES, st.sampled_from([{}, {"data": PUBLIC}, {"engine": {"name": "spawned"}}, {"privacy": {"secure": True}}]))
-def test_any_section_is_read_or_refused_with_a_fix(value: dict[str, Any], more: dict[str, Any]) -> None:
+@given(st.none() | VALUES, PAID, MORE)
+def test_any_sections_are_read_or_refused_with_a_fix(
+    value: dict[str, Any] | None, paid: dict[str, Any], more: dict[str, Any]
+) -> None:
     try:
-        recipe = read_recipe({**PLAIN, **more, "value": value})
+        recipe = read_recipe({**PLAIN, **more, "value": value, "federation": {"aggregate": "mean", **paid}})
     except LichenError as error:
         assert error.where  # noqa: PT017
         assert error.fix  # noqa: PT017
     else:
-        assert recipe.value is not None
+        assert (recipe.value is None) == (value is None)
 
 
 def test_what_goes_with_values() -> None:

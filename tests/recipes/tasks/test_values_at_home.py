@@ -14,6 +14,7 @@ from lichen.cli import main
 from lichen.clients.evaluation.value_notes import ValueNotes, read_notes
 from lichen.core.errors import LichenError
 from lichen.present.trace import Event, read_trace
+from lichen.recipes.artifacts.contributions import read_contributions
 from lichen.recipes.artifacts.verify import verify
 
 KEYS = (
@@ -102,6 +103,19 @@ def test_who_falls_silent_has_no_value_and_nobody_else_loses_one(tmp_path: Path)
         there = {one.client for one in report.attendance.receipts if one.version == report.round - 1}
         assert {client for at, client in home if at == report.round} == (there if report.value else set())
     assert len(home) < 2 * 4
+
+
+def test_by_public_rows_no_client_is_asked_for_a_gradient_and_the_sum_comes_near_what_was_gained(
+    tmp_path: Path,
+) -> None:
+    public = ("data.public={share: 0.2, labelled: 100, unlabelled: 1}", "value={kind: first, rows: public}")
+    out = run(tmp_path / "run", MASKED, *public, "federation.server.lr=0.05")
+    found = read_contributions(out)
+    assert found.private
+    for value in found.rounds.values():
+        assert value.gap is not None
+        assert value.total == pytest.approx((value.after or 0.0) - (value.before or 0.0), rel=0.1)
+    assert math.fsum(notes(out).values()) == pytest.approx(sum(x.sum for x in found.rounds.values()), rel=1e-5)
 
 
 @pytest.mark.parametrize(
