@@ -206,9 +206,6 @@ def test_rounds_to_which_one_client_may_come_alone_are_refused_where_two_are_the
 
     assert keys(2, **coins) == ["federation.clients_per_round"]
     assert keys(1, **coins) == keys(2) == keys(2, **coins, **rows) == []
-    paid = {"privacy": None, "federation": {"reward": "cgsv", "schedule": {"least": 2}}}
-    assert keys(2, **paid) == ["federation.reward"]
-    assert keys(1, **paid) == []
 
 
 PRIVATE = {

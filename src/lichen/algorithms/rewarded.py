@@ -3,7 +3,8 @@
 The server holds the clients' models: it has seen all they sent, and sends each its own, in a job by itself. After a
 round, whose change is that of the recipe's rule, reputations and models follow (:mod:`lichen.server.fairness.cgsv`).
 ``shared`` is the model of who is always paid in full; its best validated round is the round whose models are kept.
-A client that is missing in a round is not paid for it, and its model stays.
+A client that is missing in a round is not paid for it, and its model stays. Whoever validates is sent ``shared``, so
+that these rounds are for simulations: somebody at a site could keep what it has not earned.
 
 The reputations, the clients' models and those of the best round are the state of the downlink, so that a resumed run
 goes on with them.

@@ -250,8 +250,6 @@ def _clients(policy: Policy, recipe: Recipe) -> Iterator[Refusal]:
     ):
         if count is not None and count < least:
             yield Refusal(key, line, f"{count} is too few to be averaged among")
-    if least > 1 and fed.reward != "none":
-        yield Refusal("federation.reward", line, "each client is sent a job of its own, and comes to it alone")
     hides_clients = recipe.noised is not None and recipe.noised.unit == "client"
     if least > 1 and hides_clients and fed.clients_per_round is not None:
         # Nobody is told who comes: a site that left a round to which its client comes alone would tell of it.
