@@ -3,8 +3,9 @@
 Two works. :class:`Remembering` goes around a training and keeps what the client sends in its private state.
 :class:`OwnValue` is asked after the round of those whose messages are in its sum: the job brings the gradient of the
 loss and what a unit of weight moved the server, the client multiplies, notes its value in a file of its own, and sends
-nothing back. So nothing more leaves than without values: a sum of values over some of the clients would, beside the sum
-over all, tell what the rest have.
+nothing back. Of its message no more
+leaves than without values: a sum of values over some of the clients would, beside the sum over all, tell what the rest
+have. What leaves of its validation rows is their gradient, in a sum (:mod:`lichen.clients.evaluation.gradient`).
 
 Legend: C clients.
 """
