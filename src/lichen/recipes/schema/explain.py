@@ -212,7 +212,10 @@ def _explain_one(root: type[BaseModel], error: Mapping[str, Any], path: tuple[st
     if kind == "value_error":
         message = str(context["error"])
         named = re.match(r"([a-z_.]+): (.*)", message, re.S)
-        where, message = (named[1], named[2]) if named else (where, message)
+        if named:
+            first = named[1].partition(".")[0]
+            inside = path and path[-1] == first  # a section that stands at several places names its keys from itself on
+            where, message = f"{where}{named[1].removeprefix(first)}" if inside else named[1], named[2]
         what, _, fix = message.partition("; ")
         return where, what, fix
     if kind == "extra_forbidden":

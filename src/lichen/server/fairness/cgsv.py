@@ -42,8 +42,8 @@ _LEAST = 1e-3
 def cosine(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """Of the angle between two changes, over the names that both have; 0 where one of them is zero.
 
-    >>> cosine({"w": torch.tensor([3.0, 0.0])}, {"w": torch.tensor([1.0, 1.0])})
-    0.7071067811865475
+    >>> round(cosine({"w": torch.tensor([3.0, 0.0])}, {"w": torch.tensor([1.0, 1.0])}), 6)
+    0.707107
     """
     names = sorted(one.keys() & other.keys())
     pairs = [(one[name].double().flatten(), other[name].double().flatten()) for name in names]
@@ -55,8 +55,9 @@ def cosine(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 def reputations(before_N: Tensor, cosine_of: Mapping[int, float]) -> Tensor:
     """Reputations after a round, float64 ``(N,)``; who did not come keeps its own before they are divided.
 
-    >>> reputations(torch.zeros(3, dtype=torch.float64), {0: 0.75, 1: 0.25, 2: -0.5}).tolist()
-    [0.7211538461538463, 0.24038461538461542, 0.038461538461538464]
+    >>> reputation_N = reputations(torch.zeros(3, dtype=torch.float64), {0: 0.75, 1: 0.25, 2: -0.5})
+    >>> [round(x, 6) for x in reputation_N.tolist()]
+    [0.735294, 0.245098, 0.019608]
     """
     now_N = before_N.clone()
     for client, x in cosine_of.items():
@@ -74,8 +75,8 @@ def shares(reputation_N: Tensor, beta: float) -> Tensor:
     Raises:
         LichenError: if β is not a positive number.
 
-    >>> shares(torch.tensor([0.5, 0.25, 0.0], dtype=torch.float64), 1.0).tolist()
-    [1.0, 0.5299948478891349, 0.0]
+    >>> [round(x, 6) for x in shares(torch.tensor([0.5, 0.25, 0.0], dtype=torch.float64), 1.0).tolist()]
+    [1.0, 0.529993, 0.0]
     """
     if not 0 < beta < math.inf:
         raise LichenError(f"{beta} is not positive", where="federation.reward_beta", fix="use a number > 0, such as 1")

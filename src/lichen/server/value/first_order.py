@@ -27,6 +27,7 @@ GRADIENTS = Mean(scale=30)
 def slope(moves: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> float:
     """``⟨Δ, −∇L⟩`` in float64, added up exactly over tensors; of names that one of them lacks nothing.
 
+    >>> import torch
     >>> slope({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([-3.0, 1.0])})
     1.0
     """
