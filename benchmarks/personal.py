@@ -65,7 +65,7 @@ def models(found: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
                 base, _, level = method.partition("@")
                 at = f"@{level}" if level else ""
                 if column in ("base", "alone"):
-                    name = f"{column}{at}"
+                    name = f"{column}{at}" if plain or column == "base" else f"{base}, alone{at}"
                 elif column == "federated":
                     own = "personal" in cell["scores"]
                     name = method if not own else "" if plain else f"{base}, shared{at}"
@@ -109,7 +109,10 @@ def show_models(name: str) -> None:
     print("|---|" + "---:|" * 9)
     for model, seeds in known.items():
         level = model.partition("@")[2]
+        method = model.partition("@")[0].partition(",")[0]
+        mine = f"{method}, alone@{level}" if level else f"{method}, alone"
         floor = [known.get(f"{one}@{level}" if level else one, {}) for one in ("base", "alone")]
+        floor[1] = floor[1] or known.get(mine, {})
         cells = list(seeds.values())
         gaining, harmed, many = 0, 0, 0
         for seed, cell in seeds.items():
@@ -120,7 +123,7 @@ def show_models(name: str) -> None:
                 hurt = [any(_worse(x, one[n], higher) for one in beside) for n, x in enumerate(cell["own"])]
                 harmed += sum(hurt)
         others = [cell["others"] for cell in cells if cell["others"] is not None]
-        bare = model.partition("@")[0] in ("base", "alone")
+        bare = model.partition("@")[0].endswith(("base", "alone"))
         counted = "" if bare or not many else f" of {many}"
         texts = [
             model,
@@ -150,7 +153,7 @@ def show_seeds(name: str, other: str) -> None:
     for model, seeds in known.items():
         rest = known[other + ("@" + model.partition("@")[2] if "@" in model and "@" not in other else "")]
         both = sorted(seeds.keys() & rest.keys())
-        if model == other or not both or model.partition("@")[0] in ("base", "alone"):
+        if model.partition("@")[0] == other or not both or model.partition("@")[0].endswith(("base", "alone")):
             continue
 
         def change(how: Any, seed: str, mine: Any = seeds, theirs: Any = rest) -> str:
