@@ -165,10 +165,8 @@ class Cohort(ABC):
         if "labels_CBT" in batch:
             seen_CBT = seen_CBT & (batch["labels_CBT"] != -100).cumsum(-1).eq(0)
             seen_CBT[..., 0] = batch["attention_mask_CBT"][..., 0] != 0  # what begins a row is never asked for
-        heads = self.wrapped.heads
-        bare_C = {name: x[None] for name, x in self.wrapped.init(0).items() if name.rpartition(".")[0] in heads}
-        inputs = flat_inputs(batch)
-        hidden = self.wrapped.call(bare_C, {}, part=self._backbone, **inputs)[0]
+        bare_C = {name: x[None] for name, x in self.wrapped.heads_as_loaded().items()}
+        hidden = self.wrapped.call(bare_C, {}, part=self._backbone, **flat_inputs(batch))[0]
         hidden_CBTH = hidden.reshape(clients, rows, width, -1).float()
         mean_CBH = (hidden_CBTH * seen_CBT[..., None]).sum(2) / seen_CBT.sum(-1, keepdim=True).clamp(min=1)
         return nn.functional.normalize(mean_CBH, dim=-1)

@@ -97,8 +97,7 @@ class Evaluate:
             params_C = trees.expand(trainable, len(clients))  # every client is a call of its own, and only reads
         else:
             params_C = personal_C(trainable, own_C if self.personal else None, len(clients), use_best=self.use_best)
-        formed = self.personal and self.form is not None
-        model_C = self.form(trainable, params_C, dict(own_C or {})) if formed and self.form else params_C
+        model_C = params_C if self.form is None else self.form(trainable, params_C, dict(own_C or {}))
         shapes = self.model.objective.shapes()
         device = next(iter(params_C.values())).device
         return EvaluateState(

@@ -37,7 +37,7 @@ from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 
-__all__ = ["FedAlt"]
+__all__ = ["FedAlt", "adapters_and_gates"]
 
 _GATE = "lora_gate"
 _ROUND = "round"
@@ -127,7 +127,7 @@ class FedAlt:
 
     def model(self, shared: Tree, mine_C: Tree) -> Tree:
         """The own adapters."""
-        return {name: x_C for name, x_C in trees.split(mine_C, "params/")[0].items() if not name.endswith(_GATE)}
+        return adapters_and_gates(mine_C)[0]
 
     def form(self, shared: Tree, params_C: Tree, own_C: Tree) -> Tree:
         """The pairs with their gates; of clients that have none yet, the shared model."""
@@ -135,9 +135,14 @@ class FedAlt:
         other_C, _ = trees.split(mine_C, OTHER)
         if not other_C:
             return params_C
-        retained_C, _ = trees.split(mine_C, "params/")
-        gates_C = {name: x_C for name, x_C in retained_C.items() if name.endswith(_GATE)}
-        return pair_of(other_C, {**params_C, **gates_C})
+        return pair_of(other_C, {**params_C, **adapters_and_gates(mine_C)[1]})
+
+
+def adapters_and_gates(mine_C: Tree) -> tuple[Tree, Tree]:
+    """The own adapters with all else that is trained of the model, and their gates, out of what clients have kept."""
+    trained_C, _ = trees.split(mine_C, "params/")
+    gates_C = {name: x_C for name, x_C in trained_C.items() if name.endswith(_GATE)}
+    return {name: x_C for name, x_C in trained_C.items() if name not in gates_C}, gates_C
 
 
 def _gate(name: str) -> str:

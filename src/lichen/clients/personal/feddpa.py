@@ -30,7 +30,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lichen.clients.personal.pair import OTHER, Paired, is_factor, pair_of
+from lichen.clients.personal.pair import OTHER, Paired, factors_C, is_factor, pair_of
 from lichen.clients.personal.training import MINE, own_training
 from lichen.clients.training.train import Train, TrainState
 from lichen.core import tree as trees
@@ -40,11 +40,22 @@ from lichen.core.message import Job, Message
 from lichen.core.parameters import CENTER
 from lichen.core.tree import Tree
 
-__all__ = ["FedDpa", "FedDpaAfterwards"]
+__all__ = ["FedDpa", "FedDpaAfterwards", "center_C"]
 
 _SUM, _SEEN = "anchors", "anchors_seen"
 _TRAINED = 0.5
 """How much the own adapter counts while it is trained."""
+
+
+def center_C(mine_C: Tree, cap: float) -> Tensor:
+    """``(C, H)``, whose product with a row's unit vector is how much the own adapter counts in it.
+
+    Args:
+        mine_C: What the clients have kept.
+        cap: The most that it counts.
+    """
+    seen_C = mine_C[_SEEN].clamp(min=1).to(mine_C[_SUM])
+    return cap * mine_C[_SUM] / seen_C[:, None]
 
 
 @final
@@ -85,7 +96,7 @@ class FedDpa:
         rest = dict(mine_C)
         sum_CH, seen_C = rest.pop(_SUM, None), rest.pop(_SEEN, None)
         own = work.init(job, clients, rest or None)
-        first_C = trees.expand({name: x for name, x in job.shared.trainable.items() if is_factor(name)}, len(clients))
+        first_C = factors_C(job.shared.trainable, len(clients))
         own = replace(own, frozen_C=trees.join(OTHER, first_C, own.frozen_C))
         if sum_CH is None or seen_C is None:
             device = next(iter(own.params_C.values())).device
@@ -122,11 +133,10 @@ class FedDpa:
         if _SEEN not in mine_C:
             return params_C
         clients = len(mine_C[_SEEN])
-        first_C = trees.expand({name: x for name, x in shared.items() if is_factor(name)}, clients)
+        first_C = factors_C(shared, clients)
         if not self.anchors:
             return pair_of(first_C, params_C, second=self.cap)
-        seen_C = mine_C[_SEEN].clamp(min=1).to(mine_C[_SUM])
-        return {**pair_of(first_C, params_C), CENTER: self.cap * mine_C[_SUM] / seen_C[:, None]}
+        return {**pair_of(first_C, params_C), CENTER: center_C(mine_C, self.cap)}
 
 
 @final

@@ -21,7 +21,7 @@ from lichen.core.contracts.model import Batch, CohortModel, Objective
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
-__all__ = ["OTHER", "Paired", "is_factor", "pair_of", "refuse_no_factors"]
+__all__ = ["OTHER", "Paired", "factors_C", "is_factor", "pair_of", "refuse_no_factors"]
 
 OTHER = "other/"
 """Before the names of the first adapter's tensors, where both stand in one tree."""
@@ -36,6 +36,11 @@ def is_factor(name: str) -> bool:
     (True, False)
     """
     return name.endswith((f".{_A}", f".{_B}"))
+
+
+def factors_C(shared: Tree, clients: int) -> Tree:
+    """The shared adapter beside so many clients' own, read and never written."""
+    return trees.expand({name: x for name, x in shared.items() if is_factor(name)}, clients)
 
 
 def refuse_no_factors(names: Iterable[str]) -> None:

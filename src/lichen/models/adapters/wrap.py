@@ -57,10 +57,15 @@ class Wrapped:
         tree: Tree = {}
         for path in self.layers:
             tree |= {f"{path}.{name}": x for name, x in start(self.model, path, self.spec, seed).items()}
-        for path in self.heads:
-            for name, x in self.model.get_submodule(path).start.items():
-                tree[f"{path}.{name}"] = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
-        return tree
+        return tree | self.heads_as_loaded()
+
+    def heads_as_loaded(self) -> Tree:
+        """Start values of the layers trained whole, without client axis: what the model has there."""
+        return {
+            f"{path}.{name}": x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
+            for path in self.heads
+            for name, x in self.model.get_submodule(path).start.items()
+        }
 
     def frozen(self) -> Tree:
         """The weights no client trains, each once."""

@@ -126,6 +126,12 @@ class Pack:
         )
 
     @cached_property
+    def row_N(self) -> Tensor:
+        """int64 ``(N,)`` on the tokens' device: each token's row of the flattened ``(C * B)`` batch."""
+        rows_S, lengths_S = torch.tensor(self.rows, dtype=torch.int64), torch.tensor(self.lengths, dtype=torch.int64)
+        return rows_S.repeat_interleave(lengths_S, output_size=self.tokens).to(self.flat_N.device)
+
+    @cached_property
     def sequence_offsets(self) -> Tensor:
         """int32 ``(S + 1,)`` on the tokens' device: where each sequence begins, and the end."""
         lengths_S = torch.tensor((0, *self.lengths), dtype=torch.int64)
@@ -273,9 +279,7 @@ class Packing:
         """A number of each row where its tokens are: ``(N,)`` of packed ones, else ``(C, tokens)``."""
         if self.current is None:
             return x_CB.repeat_interleave(tokens // x_CB.shape[1], dim=1)
-        rows = torch.tensor(self.current.rows, device=x_CB.device)
-        lengths = torch.tensor(self.current.lengths, device=x_CB.device)
-        return x_CB.flatten()[rows].repeat_interleave(lengths, output_size=self.current.tokens)
+        return x_CB.flatten()[self.current.row_N]
 
     def at_rows(self, v_CF: Tensor, x: Tensor) -> Tensor:
         """Each client's vector where its rows of ``x`` ``(C*B, ..., F)`` are, to be added or multiplied."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from lichen.clients.personal.own_model import OwnModel
@@ -51,17 +50,11 @@ def own_model(folder: Path, recipe: Recipe, shared: Shared, client: str) -> OwnM
 
 def _private(folder: Path, column: str, client: int, *, newest: bool) -> Tree | None:
     """A client's private state in the column's kept round, or after its last one."""
-    found: Mapping[Path, float] = {}
-    rounds: dict[Path, int] = {}
-    best: dict[Path, int] = {}
-    for file in sorted((folder / "state" / column).glob("*/server.safetensors")):
-        state = load_state(file)
-        found = {**found, file.parent: state.best_value}
-        rounds[file.parent] = state.round
-        best[file.parent] = state.best_round if state.best_round >= 0 else state.round
-    whole = [place for place in found if rounds[place] == max(rounds.values())]
+    states = {file.parent: load_state(file) for file in (folder / "state" / column).glob("*/server.safetensors")}
+    last = max((state.round for state in states.values()), default=0)
+    whole = {place: state for place, state in states.items() if state.round == last}
     if not whole:
         return None
-    place = min(whole, key=lambda one: found[one])
-    version = 2 * rounds[place] if newest else best[place]
-    return ClientStore(place / "clients").load([client], version)
+    place = min(whole, key=lambda one: (whole[one].best_value, one))
+    version = whole[place].best_round if whole[place].best_round >= 0 else last
+    return ClientStore(place / "clients").load([client], 2 * last if newest else version)

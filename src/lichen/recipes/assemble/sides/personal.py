@@ -97,8 +97,7 @@ def refuse_personal(server: ServerSide) -> None:
 
 def trains_own(recipe: Recipe) -> bool:
     """Whether clients train tensors of their own in the rounds, beside the shared model that all are scored with."""
-    config = recipe.personal
-    return config is not None and config.kind not in ("ridge", "finetune") and not stages_of(recipe)
+    return recipe.personal is not None and recipe.personal.in_rounds
 
 
 def judged_by_own(recipe: Recipe) -> bool:
@@ -146,7 +145,7 @@ def model_of_client(recipe: Recipe, shared: Tree, own_C: Tree) -> OwnModel:
 def stages_of(recipe: Recipe) -> dict[str, int]:
     """Steps of each stage of training after the rounds, by the end of its work's name; none without such a stage."""
     config = recipe.personal
-    if config is None or config.kind not in ("finetune", "feddpa") or config.in_turns:
+    if config is None or not config.afterwards:
         return {}
     return {f"/{stage}": after - before for stage, (before, after) in enumerate(pairwise((0, *config.steps)))}
 

@@ -19,8 +19,7 @@ def _kind(*kinds: str) -> Callable[[Any], bool]:
 
 def _in_rounds(recipe: Any) -> bool:
     """Whether clients train their own tensors beside the shared ones, in every round."""
-    after = ("finetune", "ridge", "feddpa")
-    return recipe.personal is not None and (recipe.personal.kind not in after or recipe.personal.in_turns)
+    return recipe.personal is not None and recipe.personal.in_rounds
 
 
 def _set(key: str) -> Callable[[Any], bool]:

@@ -75,6 +75,16 @@ class PersonalConfig(Section):
         "model on the same; for simulation; none: it is not",
     )
 
+    @property
+    def afterwards(self) -> bool:
+        """Whether own tensors are trained after the rounds."""
+        return self.kind == "finetune" or (self.kind == "feddpa" and not self.in_turns)
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether they are trained in every round."""
+        return self.kind != "ridge" and not self.afterwards
+
     @field_validator("steps", mode="after")
     @classmethod
     def _rising(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
