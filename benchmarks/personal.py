@@ -72,8 +72,7 @@ def models(found: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
                 else:
                     name = f"{base}{'' if column == 'personal' else f', {column}'}{at}"
                 if name and seed not in out.get(name, {}):
-                    shared = "federated" if column == "federated" else column
-                    out.setdefault(name, {})[seed] = {**cell, "own": scores, "others": cell["others"].get(shared)}
+                    out.setdefault(name, {})[seed] = {**cell, "own": scores, "others": cell["others"].get(column)}
     shared = {seed: cell for cells in found["cells"].values() for seed, cell in cells.items() if cell["others"]}
     for seed, cell in shared.items():  # the plain run's model is every run's shared one
         if "FedIT" in out and seed in out["FedIT"]:
@@ -92,11 +91,6 @@ def worst(scores: list[float], *, higher: bool) -> float:
     """The mean of the worst tenth, at least one."""
     count = max(1, len(scores) // 10)
     return statistics.mean(sorted(scores, reverse=not higher)[:count])
-
-
-def below(mine: list[float], others: list[float], *, higher: bool) -> int:
-    """Clients whose score is worse."""
-    return sum((a < b) if higher else (a > b) for a, b in zip(mine, others, strict=True))
 
 
 def show_models(name: str) -> None:
@@ -119,9 +113,9 @@ def show_models(name: str) -> None:
             beside = [one[seed]["own"] for one in floor if seed in one]
             if len(beside) == len([one for one in floor if one]):
                 many += len(cell["own"])
-                gaining += below(beside[-1], cell["own"], higher=higher) if beside else 0
-                hurt = [any(_worse(x, one[n], higher) for one in beside) for n, x in enumerate(cell["own"])]
-                harmed += sum(hurt)
+                own = list(enumerate(cell["own"]))
+                gaining += sum(_worse(beside[-1][n], x, higher) for n, x in own) if beside else 0
+                harmed += sum(any(_worse(x, one[n], higher) for one in beside) for n, x in own)
         others = [cell["others"] for cell in cells if cell["others"] is not None]
         bare = model.partition("@")[0].endswith(("base", "alone"))
         counted = "" if bare or not many else f" of {many}"
