@@ -12,7 +12,8 @@ from lichen.algorithms.plan import check_plan
 from lichen.core.collecting.admission import Admission
 from lichen.core.errors import LichenError
 from lichen.declared import Need, Property
-from lichen.recipes.assemble.parts import schedule_of, transforms_of
+from lichen.recipes.assemble.aggregation import schedule_of
+from lichen.recipes.assemble.parts import transforms_of
 from lichen.recipes.schema.read import read_recipe
 from lichen.server.allow_empty import AllowEmpty
 from lichen.server.by_name import by_name

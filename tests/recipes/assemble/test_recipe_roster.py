@@ -16,9 +16,10 @@ from lichen.core.roster import Roster
 from lichen.core.store import ClientStore
 from lichen.core.wrapping import innermost
 from lichen.engines.local import LocalEngine
+from lichen.recipes.assemble.aggregation import sampler_of
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.assemble.parts import algorithm_of, client_tasks, sampler_of, validators_of
+from lichen.recipes.assemble.parts import algorithm_of, client_tasks, validators_of
 from lichen.recipes.assemble.sides.server import ServerSide, participants, rows_per_round, steps_per_round
 from lichen.recipes.assemble.workload import alone_rounds, pooled_experiment
 from lichen.recipes.schema.read import read_recipe

@@ -11,8 +11,9 @@ import torch
 import lichen
 from lichen.core.errors import LichenError
 from lichen.core.store import load_tree
+from lichen.recipes.assemble.aggregation import downlink_of, server_of
 from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.assemble.parts import algorithm_of, downlink_of, server_of, works_of
+from lichen.recipes.assemble.parts import algorithm_of, works_of
 from lichen.recipes.schema.read import read_recipe, recipe_of, write_recipe
 from lichen.recipes.sites.statistics_node import solver_of
 from lichen.server.lda import Lda

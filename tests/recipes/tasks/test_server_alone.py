@@ -17,8 +17,8 @@ import lichen
 from lichen.core.errors import LichenError
 from lichen.core.roster import Member, Roster
 from lichen.core.tree import digest
+from lichen.recipes.assemble.aggregation import downlink_of
 from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.assemble.parts import downlink_of
 from lichen.recipes.schema.read import read_recipe, write_recipe
 from lichen.recipes.sites.open_server import open_server, refuse_rows
 from lichen.server.lowrank.submodel import Capacity

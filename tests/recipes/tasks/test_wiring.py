@@ -22,9 +22,10 @@ from lichen.core.store import ClientStore, load_tree
 from lichen.core.wire.shared import Shared
 from lichen.engines.local import LocalEngine
 from lichen.present.trace import read_trace
+from lichen.recipes.assemble.aggregation import server_of
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.assemble.parts import algorithm_of, client_tasks, server_of, summing
+from lichen.recipes.assemble.parts import algorithm_of, client_tasks, summing
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.tasks.learning import choose_learning_rate, federate, scored
 from lichen.transforms.downlink import Deltas

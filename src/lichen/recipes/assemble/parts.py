@@ -7,7 +7,6 @@ Legend: N clients.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 from torch import Tensor
 
 from lichen.algorithms.average import Average
-from lichen.algorithms.rewarded import EachItsOwn
 from lichen.clients.distillation.distill import Distill
 from lichen.clients.distillation.private_models import ConcatSource
 from lichen.clients.distillation.selective import Selective
@@ -34,14 +32,21 @@ from lichen.clients.training.optimize import ClientOptimizer, lr_factor
 from lichen.clients.training.row_weights import ByRows
 from lichen.clients.training.train import Train
 from lichen.core.contracts.client import ClientTask, ClientWork, Dialogue, Source
-from lichen.core.contracts.server import Aggregator, Sampler, ServerOptimizer
-from lichen.core.errors import LichenError
+from lichen.core.contracts.server import Aggregator
 from lichen.core.seeds import derive
-from lichen.core.timing.schedule import Schedule
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import Shard, TrainSource
 from lichen.present.target import ACCURACY
-from lichen.recipes.assemble.aggregation import aggregator_of, freeze_schedule_of, local_params_of, weighting_of
+from lichen.recipes.assemble.aggregation import (
+    aggregator_of,
+    downlink_of,
+    freeze_schedule_of,
+    local_params_of,
+    sampler_of,
+    schedule_of,
+    server_of,
+    weighting_of,
+)
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.sides.attack import lying
 from lichen.recipes.assemble.sides.clients import Auxiliary, Secret
@@ -60,19 +65,15 @@ from lichen.recipes.assemble.sides.personal import (
 )
 from lichen.recipes.assemble.sides.poison import poisoned
 from lichen.recipes.assemble.sides.row_privacy import hides_rows, private_source, private_steps
-from lichen.recipes.assemble.sides.server import ServerSide, at_work, participants
+from lichen.recipes.assemble.sides.server import ServerSide, participants
 from lichen.recipes.assemble.sides.summed_scores import SUMMED_TEST, masked_test, sums_scores
 from lichen.recipes.assemble.sides.valuing.works import GRADIENT, OWN_VALUE, remembering, value_works
 from lichen.recipes.assemble.workload import warmup_rounds
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.allow_empty import AllowEmpty
-from lichen.server.optimize import ServerAdam, ServerSGD, ServerYogi
-from lichen.server.sampling import Everyone, Poisson, Uniform, Weighted, validators
-from lichen.server.schedules import Buffered, Synchronous
+from lichen.server.sampling import validators
 from lichen.transforms.bounds.clip_change import ClipChange
 from lichen.transforms.bounds.gate import NormGate
-from lichen.transforms.codec import Chain
-from lichen.transforms.downlink import Deltas, Direct, Downlink
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.transform import Transform, Transformed
 from lichen.transforms.uplink import Coded
@@ -80,12 +81,8 @@ from lichen.transforms.uplink import Coded
 __all__ = [
     "algorithm_of",
     "client_tasks",
-    "down_of",
-    "downlink_of",
     "initial_shared",
     "lr_scale",
-    "sampler_of",
-    "server_of",
     "tensors_of",
     "trainer",
     "validators_of",
@@ -305,67 +302,6 @@ def with_auxiliary(recipe: Recipe, auxiliary: Auxiliary, train: Train) -> Client
     if auxiliary.judge is not None and auxiliary.teacher_label_M is not None:
         return Selective(train, judge=auxiliary.judge, teacher_label_M=auxiliary.teacher_label_M)
     return train
-
-
-def down_of(recipe: Recipe) -> Chain | None:
-    """How changes of the shared tensors are coded on their way to the clients."""
-    return parse_codecs(recipe.wire.down) if recipe.wire.down else None
-
-
-def downlink_of(server: ServerSide) -> Downlink:
-    """What happens to jobs on their way to the clients.
-
-    Raises:
-        LichenError: if changes are coded, and clients have declared unequal capacities.
-    """
-    chain = down_of(server.recipe)
-    if server.recipe.federation.reward == "cgsv":
-        return EachItsOwn()
-    if chain is None:
-        return Direct(server.capacity)
-    if server.capacity is not None:
-        raise LichenError(
-            "clients of unequal capacity hold no common view that steps could lead on",
-            where="wire.down",
-            fix="remove it",
-        )
-    return Deltas(chain, agreed=not server.recipe.starts_at_server)
-
-
-def server_of(recipe: Recipe) -> ServerOptimizer:
-    """The recipe's server optimizer."""
-    server, own = recipe.federation.server, recipe.method.server
-    if own is not None:
-        return own()
-    if server.name == "sgd":
-        return ServerSGD(lr=server.lr, momentum=server.momentum, nesterov=server.nesterov)
-    return (ServerAdam if server.name == "adam" else ServerYogi)(lr=server.lr)
-
-
-def sampler_of(server: ServerSide) -> Sampler:
-    """The recipe's sampler."""
-    fed, count = server.recipe.federation, at_work(server)
-    if count == len(server.roster) and fed.sampling != "poisson":
-        return Everyone()
-    if fed.sampling == "poisson":
-        return Poisson(rate=count / len(server.roster))
-    return (Weighted if fed.sampling == "weighted" else Uniform)(count=count)
-
-
-def schedule_of(server: ServerSide) -> Schedule:
-    """The recipe's schedule."""
-    schedule = server.recipe.federation.schedule
-    deadline = math.inf if schedule.deadline is None else schedule.deadline
-    if schedule.kind == "synchronous":
-        return Synchronous(deadline=deadline, least=schedule.least)
-    return Buffered(
-        arrivals=participants(server),
-        concurrency=at_work(server),
-        exponent=schedule.exponent,
-        max_age=schedule.max_age,
-        deadline=deadline,
-        least=schedule.least,
-    )
 
 
 def _accuracy(sums: Mapping[str, Tensor]) -> dict[str, float]:

@@ -15,9 +15,9 @@ from typing import Literal, final
 from lichen.algorithms.scores import is_validated
 from lichen.core.contracts.client import Source
 from lichen.core.seeds import derive
-from lichen.recipes.assemble.aggregation import local_params_of
+from lichen.recipes.assemble.aggregation import local_params_of, sampler_of
 from lichen.recipes.assemble.experiment import Experiment, lr_name
-from lichen.recipes.assemble.parts import client_tasks, sampler_of, validators_of
+from lichen.recipes.assemble.parts import client_tasks, validators_of
 from lichen.recipes.assemble.sides.personal import stages_of
 from lichen.recipes.assemble.sides.server import participants
 from lichen.recipes.assemble.workload import (

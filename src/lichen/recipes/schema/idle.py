@@ -8,41 +8,21 @@ read it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from pydantic import BaseModel
 
 from lichen.clients.attack.kinds import ATTACKS
 from lichen.clients.methods import METHODS
 from lichen.core.errors import LichenError
-from lichen.declared import Family
 from lichen.engines.kinds import ENGINES
-from lichen.models.adapters.table import BUILT_IN
+from lichen.recipes.schema.features.reads import Read, every, of_adapters, of_family, of_words
 from lichen.server.robust.table import ROBUST
 from lichen.server.rules import RULES
 from lichen.tasks.registry import task_of
 
 __all__ = ["changed_keys", "idle_keys"]
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Read:
-    """When some keys are read.
-
-    Attributes:
-        keys: Keys or sections, dotted.
-        when: Whether they are, in a recipe.
-        what: Why not, where they are not.
-        fix: What helps.
-    """
-
-    keys: tuple[str, ...]
-    when: Callable[[Any], object]
-    what: Callable[[Any], str]
-    fix: str = "remove it"
 
 
 def changed_keys(section: BaseModel, prefix: str = "") -> Iterator[str]:
@@ -74,64 +54,6 @@ def idle_keys(recipe: Any) -> Iterator[LichenError]:
 
 def _small(recipe: Any) -> bool:
     return recipe.model.student is not None or bool(recipe.model.students)
-
-
-def _of_words(
-    section: str, choice: str, reads: Mapping[str, Sequence[str]], word: Callable[[Any], str | None]
-) -> list[Read]:
-    """Keys of a section that only some words of ``choice`` read; a word that is not there, or None, is no matter."""
-    found = []
-    for key in dict.fromkeys(key for keys in reads.values() for key in keys):
-        readers = [one for one, keys in reads.items() if key in keys]
-
-        def when(recipe: Any, key: str = key) -> bool:
-            now = word(recipe)
-            return now is None or now not in reads or key in reads[now]
-
-        fix = f"remove it, or set {choice}: {' or '.join(readers[:3])}"
-        found.append(Read(keys=(f"{section}.{key}",), when=when, what=lambda r: f"{word(r)} has none", fix=fix))
-    return found
-
-
-def _of_family(
-    section: str, choice: str, family: Family[Any], word: Callable[[Any], str], keys: Sequence[str]
-) -> list[Read]:
-    """The same for the members of a family; one that declares nothing reads all."""
-    found = []
-    for key in keys:
-        readers = [name for name in family if key in (family[name].reads or ())]
-
-        def when(recipe: Any, key: str = key) -> bool:
-            reads = family[word(recipe)].reads
-            return reads is None or key in reads
-
-        fix = f"remove it, or set {choice}: {' or '.join(readers[:3])}"
-        found.append(Read(keys=(f"{section}.{key}",), when=when, what=lambda r: f"{word(r)} has none", fix=fix))
-    return found
-
-
-def _every(family: Family[Any]) -> list[str]:
-    """The keys that some members read, in the order in which they first stand."""
-    return sorted({key for member in family.values() for key in member.reads or ()})
-
-
-def _of_adapters() -> list[Read]:
-    found = []
-    for key in dict.fromkeys(key for facts in BUILT_IN.values() for key in facts.keys):
-        readers = [word for word, facts in BUILT_IN.items() if key in facts.keys]
-
-        def when(recipe: Any, key: str = key) -> bool:
-            return key in recipe.model.adapter.facts.keys
-
-        found.append(
-            Read(
-                keys=(f"model.adapter.{key}",),
-                when=when,
-                what=lambda r: f"{r.model.adapter.kind} has none",
-                fix=f"remove it, or use kind: {readers[0]}",
-            )
-        )
-    return found
 
 
 def _at(section: str) -> tuple[Read, Read]:
@@ -205,7 +127,7 @@ READS: tuple[Read, ...] = (
         what=lambda _: "only a prompt that is searched starts from a text",
         fix="remove it, or set optimizer.name: cma",
     ),
-    *_of_adapters(),
+    *of_adapters(),
     Read(
         keys=("ridge",),
         when=lambda r: r.model.head != "lda" if not _rounds(r) else r.model.head == "ridge",
@@ -213,7 +135,7 @@ READS: tuple[Read, ...] = (
         fix="remove it, or set model.head: ridge",
     ),
     # Rows.
-    *_of_words(
+    *of_words(
         "data.partition",
         "data.partition.by",
         {"dirichlet": ("clients", "alpha", "test"), "iid": ("clients", "test"), "client": ()},
@@ -230,45 +152,45 @@ READS: tuple[Read, ...] = (
         what=lambda r: f"task {r.task} has no labels",
     ),
     # How a client trains, and how changes become one.
-    *_of_family("optimizer", "optimizer.name", METHODS, lambda r: str(r.optimizer.name), _every(METHODS)),
+    *of_family("optimizer", "optimizer.name", METHODS, lambda r: str(r.optimizer.name), every(METHODS)),
     Read(
         keys=("optimizer.grid_rounds",),
         when=lambda r: len(r.optimizer.lr) > 1,
         what=lambda _: "there is one learning rate, and nothing to try",
         fix="remove it, or list several in optimizer.lr",
     ),
-    *_of_family("federation", "federation.aggregate", RULES, lambda r: str(r.rule), _every(RULES)),
+    *of_family("federation", "federation.aggregate", RULES, lambda r: str(r.rule), every(RULES)),
     Read(
         keys=("federation.aggregate",),
         when=lambda r: r.exchange is None or r.rule == "mean",
         what=lambda _: "students of an exchange are averaged by the mean, or not at all",
     ),
-    *_of_words(
+    *of_words(
         "federation",
         "federation.fair",
         {"minmax": ("fair_rate",), "qffl": ("q",), "tilted": ("tilt",), "none": ()},
         lambda r: r.federation.fair,
     ),
-    *_of_words(
+    *of_words(
         "federation",
         "federation.reward",
         {"cgsv": ("reward_beta",), "none": ()},
         lambda r: r.federation.reward,
     ),
-    *_of_words(
+    *of_words(
         "federation.robust",
         "federation.robust.rule",
         {name: sorted(rule.reads) for name, rule in ROBUST.items()},
         lambda r: None if r.federation.robust is None else str(r.federation.robust.rule),
     ),
-    *_of_words(
+    *of_words(
         "federation.server",
         "federation.server.name",
         {"sgd": ("momentum", "nesterov"), "adam": (), "yogi": ()},
         lambda r: r.federation.server.name,
     ),
     # Help.
-    *_of_words(
+    *of_words(
         "teacher",
         "teacher.kind",
         {
@@ -278,7 +200,7 @@ READS: tuple[Read, ...] = (
         },
         _optional("teacher", "kind"),
     ),
-    *_of_words(
+    *of_words(
         "teacher",
         "teacher.answer_format",
         {"text": ("max_new_tokens", "plain", "share"), "top_k": ("top_k",), "all": (), "label": ()},
@@ -286,7 +208,7 @@ READS: tuple[Read, ...] = (
     ),
     *_at("teacher"),
     _by_endpoint("teacher"),
-    *_of_words(
+    *of_words(
         "synthetic",
         "synthetic.kind",
         {"evolution": ("embedder", "iterations", "variations", "epsilon", "delta"), "prompted": ()},
@@ -300,7 +222,7 @@ READS: tuple[Read, ...] = (
     ),
     *_at("synthetic"),
     _by_endpoint("synthetic"),
-    *_of_words(
+    *of_words(
         "semi",
         "semi.kind",
         {
@@ -311,14 +233,14 @@ READS: tuple[Read, ...] = (
         _optional("semi", "kind"),
     ),
     # What clients contributed.
-    *_of_words(
+    *of_words(
         "value",
         "value.kind",
         {"exact": ("of",), "gtg": ("of",), "loo": ("of",), "first": ()},
         _optional("value", "kind"),
     ),
     # Clients that lie.
-    *_of_words(
+    *of_words(
         "attack",
         "attack.kind",
         {name: sorted(kind.reads) for name, kind in ATTACKS.items()},
@@ -336,7 +258,7 @@ READS: tuple[Read, ...] = (
         what=lambda _: "canaries of texts are words",
     ),
     # Own models.
-    *_of_words(
+    *of_words(
         "personal",
         "personal.kind",
         {
@@ -400,7 +322,7 @@ READS: tuple[Read, ...] = (
         fix="remove it, or set task: oneshot",
     ),
     # Where clients run.
-    *_of_family("engine", "engine.name", ENGINES, lambda r: str(r.engine.name), _every(ENGINES)),
+    *of_family("engine", "engine.name", ENGINES, lambda r: str(r.engine.name), every(ENGINES)),
     Read(
         keys=("engine.packing", "engine.gradient_checkpointing"),
         when=lambda r: not _small(r) and not r.model.adapter.facts.whole and not r.method.asks_only,

@@ -15,8 +15,8 @@ from lichen.core.store import ClientStore
 from lichen.engines.remote.guard import Guard, Open
 from lichen.engines.remote.talks import Talks
 from lichen.engines.remote.worker import SiteWorker
+from lichen.recipes.assemble.aggregation import down_of
 from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.assemble.parts import down_of
 from lichen.recipes.assemble.sides.canaries import canary_key
 from lichen.recipes.assemble.sides.privacy import secret_of
 from lichen.recipes.schema.read import recipe_sha256

@@ -39,6 +39,7 @@ from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.engines.local import LocalEngine
 from lichen.recipes.artifacts.inputs import agree, inputs_of
+from lichen.recipes.assemble.aggregation import sampler_of, server_of
 from lichen.recipes.assemble.class_names import save_class_names
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import lr_name, values_N
@@ -52,7 +53,7 @@ from lichen.recipes.assemble.heterogeneous_parts import (
     private_tasks,
     server,
 )
-from lichen.recipes.assemble.parts import lr_scale, sampler_of, server_of, validators_of
+from lichen.recipes.assemble.parts import lr_scale, validators_of
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.workload import Unbudgeted, alone_rounds, stop_of, unbudgeted
 from lichen.recipes.rows.client_counts import counts_of, shared_test
