@@ -18,7 +18,7 @@ from lichen.core.errors import LichenError
 from lichen.present.clients import read_clients
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.schema.read import read_recipe
-from support.tiny_llama import recipe, save_model, save_rows
+from support.own_runs import made, save_home
 
 CLIENTS = 3
 FEDERATION = {"rounds": 3, "clients_per_round": CLIENTS, "local_steps": 4, "batch_size": 4, "weighting": "uniform"}
@@ -34,16 +34,12 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("own")
-    save_model(folder / "model")
-    save_rows(folder / "rows.jsonl", "pair", clients=CLIENTS)
-    return folder
+    return save_home(tmp_path_factory.mktemp("own"), clients=CLIENTS)
 
 
-def made(home: Path, personal: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
-    sections = {"federation": FEDERATION, "optimizer": {"lr": [0.02, 0.05]}, **more}
-    sections |= {} if personal is None else {"personal": personal}
-    return recipe(home / "model", home / "rows.jsonl", "pair", **{"engine": {"packing": False}, **sections})
+def grid(home: Path, personal: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+    """Of two rates, unless one is given."""
+    return made(home, personal, **{"federation": FEDERATION, "optimizer": {"lr": [0.02, 0.05]}, **more})
 
 
 def perplexity(model: Any, shard: Any) -> float:
@@ -60,7 +56,7 @@ def perplexity(model: Any, shard: Any) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_peft_computes_with_it_the_score_that_the_client_has(home: Path, tmp_path: Path, kind: str) -> None:
-    known = made(home, KINDS[kind])
+    known = grid(home, KINDS[kind])
     run = lichen.run(known, out=tmp_path / "run")
     rows = read_clients(run.folder)
     loaded = open_recipe(read_recipe(known))
@@ -82,7 +78,7 @@ def test_peft_computes_with_it_the_score_that_the_client_has(home: Path, tmp_pat
 def test_a_pair_whose_weight_differs_is_written_as_two_and_says_so(
     home: Path, tmp_path: Path, personal: dict[str, Any]
 ) -> None:
-    run = lichen.run(made(home, personal), out=tmp_path / "run")
+    run = lichen.run(grid(home, personal), out=tmp_path / "run")
     name = read_clients(run.folder)[0]["client"]
     where = lichen.export(run.folder, client=name, out=tmp_path / "two")
     base = AutoModelForCausalLM.from_pretrained(home / "model")
@@ -109,9 +105,9 @@ def test_a_students_own_model_has_the_form_of_the_shared_one(tmp_path: Path) -> 
 
 
 def test_who_has_nothing_of_its_own_is_told_so(home: Path, tmp_path: Path) -> None:
-    plain = lichen.run(made(home, None, optimizer={"lr": [0.02]}), out=tmp_path / "plain")
+    plain = lichen.run(grid(home, None, optimizer={"lr": [0.02]}), out=tmp_path / "plain")
     with pytest.raises(LichenError, match="share one model"):
         lichen.export(plain.folder, client="person-0")
-    own = lichen.run(made(home, KINDS["ditto"], optimizer={"lr": [0.02]}), out=tmp_path / "own")
+    own = lichen.run(grid(home, KINDS["ditto"], optimizer={"lr": [0.02]}), out=tmp_path / "own")
     with pytest.raises(LichenError, match=r"person-9(.|\n)*person-0"):
         lichen.export(own.folder, client="person-9")

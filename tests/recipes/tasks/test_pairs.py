@@ -12,13 +12,11 @@ import torch
 import lichen
 from lichen.core.errors import LichenError
 from lichen.core.rounds import load_state
-from lichen.core.store import ClientStore, load_tree
-from lichen.core.tree import Tree, split
 from lichen.present.clients import read_clients
 from lichen.recipes.schema.read import read_recipe
+from support.own_runs import kept, made, save_home, scores
 from support.site_threads import sites_in_threads
 from support.sites import SITES, save_sites, sites_recipe
-from support.tiny_llama import recipe, save_model, save_rows
 
 CLIENTS = 5
 TURNS = {"kind": "feddpa", "in_turns": True}
@@ -27,26 +25,7 @@ UNIFORM = {"rounds": 3, "clients_per_round": CLIENTS, "local_steps": 3, "batch_s
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pairs")
-    save_model(folder / "model")
-    save_rows(folder / "rows.jsonl", "pair", clients=CLIENTS)
-    return folder
-
-
-def made(home: Path, personal: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
-    sections = {"personal": personal, **more} if personal else more
-    return recipe(home / "model", home / "rows.jsonl", "pair", **{"engine": {"packing": False}, **sections})
-
-
-def scores(result: lichen.Result, name: str) -> Tree:
-    return load_tree(result.folder / "state" / "scores" / f"{name}.safetensors")[0]
-
-
-def kept(result: lichen.Result, version: int, prefix: str) -> Tree:
-    store = ClientStore(next((result.folder / "state" / "federated").glob("*/clients")))
-    own_C = store.load(range(CLIENTS), version)
-    assert own_C is not None
-    return split(own_C, prefix)[0]
+    return save_home(tmp_path_factory.mktemp("pairs"), clients=CLIENTS)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +54,7 @@ def test_without_a_cap_the_pair_is_the_shared_model_which_stays_what_it_was(
 
 def test_own_rows_are_remembered_by_their_sum_alone(home: Path, tmp_path: Path) -> None:
     run = lichen.run(made(home, {**TURNS, "anchors": 5}, federation=UNIFORM), out=tmp_path / "run")
-    mine = kept(run, 3, "mine/")
+    mine = kept(run, "federated", 3, "mine/")
     assert mine["anchors"].shape[0] == CLIENTS
     assert mine["anchors_seen"].tolist() == [5] * CLIENTS
     assert bool((mine["anchors"].norm(dim=1) <= 5 + 1e-4).all())
@@ -84,13 +63,16 @@ def test_own_rows_are_remembered_by_their_sum_alone(home: Path, tmp_path: Path) 
 
 def test_nobody_begins_at_the_mean_and_each_is_beside_the_mean_of_the_others(home: Path, tmp_path: Path) -> None:
     run = lichen.run(made(home, {"kind": "fedalt"}, federation=UNIFORM), out=tmp_path / "run")
-    first, second = kept(run, 1, "mine/params/"), kept(run, 2, "mine/other/")
+    first, second = (
+        kept(run, "federated", 1, "mine/params/"),
+        kept(run, "federated", 2, "mine/other/"),
+    )
     assert second
     for name, other_C in second.items():
         rest_C = torch.stack([first[name][torch.arange(CLIENTS) != c].mean(0) for c in range(CLIENTS)])
         assert torch.allclose(other_C, rest_C, atol=1e-6), name
     state = load_state(next((run.folder / "state/federated").glob("*/server.safetensors")))
-    last = kept(run, 3, "mine/params/")
+    last = kept(run, "federated", 3, "mine/params/")
     for name, mean in state.shared.trainable.items():
         assert torch.allclose(mean, last[name].mean(0), atol=1e-6), name
     gates = [x for name, x in last.items() if name.endswith("lora_gate")]

@@ -12,47 +12,28 @@ import torch
 import lichen
 from lichen.core.errors import LichenError
 from lichen.core.rounds import load_state
-from lichen.core.store import ClientStore, load_tree
-from lichen.core.tree import Tree, split
+from lichen.core.store import load_tree
+from lichen.core.tree import Tree
 from lichen.data.batches.shards import ArrayShard
 from lichen.present.clients import read_clients
 from lichen.present.report import compare_table, summary_table
 from lichen.recipes.assemble.sides.personal import rows_of_others
 from lichen.recipes.schema.read import read_recipe
+from support.own_runs import kept, made, save_home, scores
 from support.site_threads import sites_in_threads
 from support.sites import SITES, save_sites, sites_recipe
-from support.tiny_llama import recipe, save_model, save_rows
+from support.tiny_llama import recipe
 
 CLIENTS = 5
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("personal")
-    save_model(folder / "model")
-    save_rows(folder / "rows.jsonl", "pair", clients=CLIENTS)
-    return folder
-
-
-def made(home: Path, personal: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
-    sections = {"personal": personal, **more} if personal else more
-    return recipe(home / "model", home / "rows.jsonl", "pair", **{"engine": {"packing": False}, **sections})
-
-
-def scores(result: lichen.Result, name: str) -> Tree:
-    return load_tree(result.folder / "state" / "scores" / f"{name}.safetensors")[0]
+    return save_home(tmp_path_factory.mktemp("personal"), clients=CLIENTS)
 
 
 def equal(a: Tree, b: Tree) -> bool:
     return a.keys() == b.keys() and all(torch.equal(x, b[name]) for name, x in a.items())
-
-
-def kept(result: lichen.Result, column: str, version: int, prefix: str) -> Tree:
-    """What all clients had of their own at a version."""
-    store = ClientStore(next((result.folder / "state" / column).glob("*/clients")))
-    own_C = store.load(range(CLIENTS), version)
-    assert own_C is not None
-    return split(own_C, prefix)[0]
 
 
 STEEP: dict[str, Any] = {
@@ -85,7 +66,9 @@ def test_the_shared_model_and_what_goes_up_are_those_of_a_run_without(
 
 def test_ditto_without_a_pull_is_training_alone(home: Path, tmp_path: Path, plain: lichen.Result) -> None:
     own = lichen.run(made(home, {"kind": "ditto", "mu": 0.0}), out=tmp_path / "run")
-    alone = kept(plain, "alone", 5, "params/")  # three rounds; alone takes two versions for each
+    alone = kept(
+        plain, "alone", 5, "params/", clients=range(CLIENTS)
+    )  # three rounds; alone takes two versions for each
     assert alone
     assert equal(kept(own, "federated", 3, "mine/params/"), alone)
     pulled = lichen.run(made(home, {"kind": "ditto", "mu": 3.0}), out=tmp_path / "pulled")
@@ -134,7 +117,10 @@ def test_norms_stay_with_their_clients_and_nothing_else_does(home: Path, tmp_pat
     plain = {**recipe(home / "model", home / "rows.jsonl", "pair", optimizer=full["optimizer"]), "model": full["model"]}
     shared = lichen.run({**plain, "personal": {"kind": "norms"}}, out=tmp_path / "norms")
     whole = lichen.run(plain, out=tmp_path / "whole")
-    mine, sent = kept(shared, "federated", 3, "params/"), load_tree(shared.folder / "state/final.safetensors")[0]
+    mine, sent = (
+        kept(shared, "federated", 3, "params/"),
+        load_tree(shared.folder / "state/final.safetensors")[0],
+    )
     assert mine
     assert all(name.endswith("norm.weight") for name in mine)
     assert all(bool((sent[name] == 1).all()) for name in mine)  # the server's are as they were at the start
@@ -156,7 +142,10 @@ def test_no_steps_of_fine_tuning_are_the_shared_model(home: Path, tmp_path: Path
 def test_each_client_takes_the_number_of_steps_that_its_validation_rows_choose(home: Path, tmp_path: Path) -> None:
     own = lichen.run(made(home, {"kind": "finetune", "steps": [0, 40]}), out=tmp_path / "run")
     none = lichen.run(made(home, {"kind": "finetune", "steps": [0]}), out=tmp_path / "none")
-    state, first = kept(own, "personal", 4, ""), kept(none, "personal", 2, "")
+    state, first = (
+        kept(own, "personal", 4, ""),
+        kept(none, "personal", 2, ""),
+    )
     stayed = state["best_version"] < 2
     assert 0 < int(stayed.sum()) < CLIENTS  # else the laws below say nothing
     assert torch.equal(state["best_value"][stayed], first["best_value"][stayed])
