@@ -207,6 +207,8 @@ def _show_result(summary: dict[str, Any], folder: Path, adapter: Path | None) ->
         say(f"{name}: {path}")
     if adapter is not None or not task_of(summary["task"]).procedure.rounds or _reads_text(folder):
         say(f"try it: lichen try {shlex.quote(str(folder))}")
+    if "personal" in summary["extra_columns"] and task_of(summary["task"]).procedure.rounds:
+        say(f"a client's own model: lichen export {shlex.quote(str(folder))} --client NAME")
 
 
 def _reads_text(folder: Path) -> bool:

@@ -6,6 +6,8 @@ by token there are two, and the numbers that weigh them.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from typing import final
 
@@ -17,7 +19,20 @@ from lichen.clients.personal.training import MINE
 from lichen.core import tree as trees
 from lichen.core.tree import Tree
 
-__all__ = ["OwnModel", "made_of"]
+__all__ = ["OwnModel", "folder_name", "made_of"]
+
+_LONGEST = 80
+"""Letters of a folder's name."""
+
+
+def folder_name(client: str) -> str:
+    """What the folder of a client's model is called: as the client where a file system takes that, and as no other.
+
+    >>> folder_name("Süd"), folder_name("ward/3")
+    ('Süd', 'ward_3-a05eef8a')
+    """
+    name = re.sub(r"[^\w@ .-]", "_", client).strip(" .")[:_LONGEST]
+    return name if name == client else f"{name}-{hashlib.sha256(client.encode()).hexdigest()[:8]}"
 
 
 @final

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
-from urllib.parse import quote
 
 import numpy as np
 import torch
 
-from lichen.clients.personal.own_model import OwnModel
+from lichen.clients.personal.own_model import OwnModel, folder_name
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import whole_folder
@@ -177,7 +176,7 @@ def export(
 
 def _own_folder(folder: Path, client: str | None, more: str = "") -> Path:
     """Where a client's own model goes, if nobody says where."""
-    return folder / "own" / f"{quote(str(client), safe='@ ')[:100]}{more}"
+    return folder / "own" / f"{folder_name(str(client))}{more}"
 
 
 def _own_student(folder: Path, tree: Tree, target: Path, out: Path | None, *, merge: bool) -> Path:

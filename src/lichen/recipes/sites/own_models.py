@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
-from urllib.parse import quote
 
+from lichen.clients.personal.own_model import folder_name
 from lichen.core import tree as trees
 from lichen.core.contracts.client import ClientWork
 from lichen.core.contracts.model import Batch, CohortModel
@@ -84,7 +84,7 @@ def own_writer(recipe: Recipe, model: CohortModel, folder: Path, names: dict[int
     def write(shared: Shared, clients: Sequence[int], own_C: Tree) -> None:
         for at, client in enumerate(clients):
             own = model_of_client(recipe, shared.trainable, {name: x[at : at + 1] for name, x in own_C.items()})
-            with whole_folder(folder / _OWN / quote(names[client], safe="@ ")[:100], shared=False) as draft:
+            with whole_folder(folder / _OWN / folder_name(names[client]), shared=False) as draft:
                 if isinstance(model, Cohort) and model.adapter.kind.peft is not None:
                     base, task = described_base(recipe, model.wrapped.model), task_of(recipe.task).peft
                     write_own(draft, own, spec=model.adapter, base_name=base, task=task, patch=shared.patch)
