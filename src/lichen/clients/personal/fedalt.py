@@ -37,7 +37,7 @@ from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 
-__all__ = ["FedAlt", "adapters_and_gates"]
+__all__ = ["FedAlt", "FedAltModels", "adapters_and_gates"]
 
 _GATE = "lora_gate"
 _ROUND = "round"
@@ -59,7 +59,7 @@ class FedAltState:
 @final
 @dataclass(frozen=True, slots=True)
 class FedAlt:
-    """FedALT's training as a client work, and what makes models of it.
+    """FedALT's training as a client work.
 
     Args:
         train: Plain local training, whose steps these are.
@@ -124,6 +124,12 @@ class FedAlt:
         round_C = torch.where(finite_C.cpu(), message.version_C, state.mine_C.get(_ROUND, never_C).cpu())
         retained = {**trees.join(OTHER, other_C, mine_C), _ROUND: round_C}
         return replace(message, tensors=tensors), trees.join(MINE, retained, state.rest)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FedAltModels:
+    """What clients of FedALT are scored with: their own adapters beside the rest of the world, by their gates."""
 
     def model(self, shared: Tree, mine_C: Tree) -> Tree:
         """The own adapters."""

@@ -10,7 +10,7 @@ from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.personal.apfl import Apfl
 from lichen.clients.personal.ditto import Ditto
 from lichen.clients.personal.fedala import FedAla
-from lichen.clients.personal.fedalt import FedAlt
+from lichen.clients.personal.fedalt import FedAlt, FedAltModels
 from lichen.clients.personal.feddpa import FedDpa, FedDpaAfterwards
 from lichen.clients.personal.norms import NORMS, refuse_norms
 from lichen.clients.personal.own_model import OwnModel, made_of
@@ -68,10 +68,9 @@ def dual_of(server: ServerSide) -> FedDpa | None:
     return FedDpa(cap=config.cap, anchors=config.anchors, states=model.row_states, width=width)
 
 
-def rest_of_world(server: ServerSide, train: Train) -> FedAlt | None:
-    """The training that goes on at home beside the mean of all others, where the recipe has it."""
-    config = server.recipe.personal
-    return FedAlt(train, participants(server)) if config is not None and config.kind == "fedalt" else None
+def trains_at_home(recipe: Recipe) -> bool:
+    """Whether clients train an adapter of their own on and on, and never begin from the shared one."""
+    return recipe.personal is not None and recipe.personal.kind == "fedalt"
 
 
 def norms_of(recipe: Recipe) -> tuple[str, ...]:
@@ -90,7 +89,7 @@ def refuse_personal(server: ServerSide) -> None:
         refuse_norms(server.start.trainable)
     if config is not None and config.kind in ("feddpa", "fedalt"):
         refuse_no_factors(server.start.trainable)
-    if config is not None and config.kind == "fedalt" and participants(server) < 2:
+    if trains_at_home(server.recipe) and participants(server) < 2:
         what = "with one client in a round there is no rest of the world"
         raise LichenError(what, where="personal.kind", fix="set federation.clients_per_round to 2 or more")
 
@@ -102,7 +101,7 @@ def trains_own(recipe: Recipe) -> bool:
 
 def judged_by_own(recipe: Recipe) -> bool:
     """Whether the best round is chosen by the clients' own models, since nobody uses the shared one as it is."""
-    return bool(norms_of(recipe)) or (recipe.personal is not None and recipe.personal.kind == "fedalt")
+    return bool(norms_of(recipe)) or trains_at_home(recipe)
 
 
 def keeps_own(recipe: Recipe) -> bool:
@@ -112,8 +111,8 @@ def keeps_own(recipe: Recipe) -> bool:
 
 def with_personal(server: ServerSide, work: ClientWork) -> ClientWork:
     """A method's training, with the clients' own beside it, or in its place, where the recipe has that."""
-    if isinstance(work, Train) and (alone := rest_of_world(server, work)) is not None:
-        return alone
+    if isinstance(work, Train) and trains_at_home(server.recipe):
+        return FedAlt(work, participants(server))
     method = method_of(server)
     return work if method is None else PersonalTraining(work, method)
 
@@ -127,10 +126,10 @@ def afterwards(server: ServerSide, train: Train) -> ClientWork:
 def judging_own(server: ServerSide, *, use_best: bool = False) -> ClientWork:
     """The evaluation of clients' own models; who has none yet has the shared one."""
     model = server.model
-    dual, alone, method = dual_of(server), rest_of_world(server, Train(model)), method_of(server)
-    form = dual.form if dual is not None else None if alone is None else alone.form
+    dual, home = dual_of(server), FedAltModels() if trains_at_home(server.recipe) else None
+    form = dual.form if dual is not None else None if home is None else home.form
     own = Evaluate(model, personal=True, use_best=use_best, form=form)
-    maker: OwnModels | None = alone if alone is not None else method
+    maker: OwnModels | None = method_of(server) if home is None else home
     return own if maker is None else Personal(own, maker)
 
 
