@@ -1,8 +1,9 @@
 """The tables and the picture of ``personal.md``: what each client has of a model of its own.
 
-``python benchmarks/personal.py --collect NAME FOLDER`` reads the runs of a finished ``lichen compare NAME`` and keeps
-their clients' scores, without names, in ``results/NAME/clients.json``; ``python benchmarks/personal.py models NAME``
-prints a row a model, ``seeds NAME OTHER`` how far each is from another in every seed, ``draw NAME OTHER`` the picture.
+``python benchmarks/personal.py --collect NAME FOLDER`` reads the runs of a ``lichen compare NAME`` and keeps their
+clients' scores, without names, in ``results/NAME/clients.json``, beside those of runs that the folder lacks. ``python
+benchmarks/personal.py models NAME`` prints a row a model, ``seeds NAME OTHER`` how far each is from another in every
+seed, ``draw NAME OTHER`` the picture.
 None of these needs torch.
 """
 
@@ -24,8 +25,9 @@ COLUMNS = ("base", "alone", "federated", "personal", "chosen")
 
 
 def collect(name: str, folder: Path) -> None:
-    """Keep the scores of every client, seed and method of a comparison's folder."""
-    cells: dict[str, dict[str, Any]] = {}
+    """Keep the scores of every client, seed and method of a comparison's folder, beside what was kept of others."""
+    out = RESULTS / name / "clients.json"
+    cells: dict[str, dict[str, Any]] = read(name)["cells"] if out.exists() else {}
     metric, higher = "", False
     for file in sorted(folder.glob("*/seed-*/summary.json")):
         summary = json.loads(file.read_text(encoding="utf-8"))
@@ -44,7 +46,7 @@ def collect(name: str, folder: Path) -> None:
             "memory": sum(held.values()) or None,
         }
         metric, higher = summary["metric"], summary["higher_is_better"]
-    out = RESULTS / name / "clients.json"
+    cells = {method: dict(sorted(cells[method].items())) for method in sorted(cells)}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"metric": metric, "higher": higher, "cells": cells}, indent=1) + "\n", encoding="utf-8")
 

@@ -29,7 +29,6 @@ References: those of the two modules named above.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -37,15 +36,15 @@ from pathlib import Path
 from typing import Literal, final
 
 from lichen.algorithms.average import Average
+from lichen.algorithms.judges import AbsentError, Judges
 from lichen.clients.evaluation.own_value import SHARE
 from lichen.core import tree as trees
 from lichen.core.collecting.admission import Admission
-from lichen.core.collecting.collect import Collected, collect
+from lichen.core.collecting.collect import collect
 from lichen.core.collecting.history import History
 from lichen.core.collecting.round_messages import RoundMessages
 from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.contracts.engine import Engine
-from lichen.core.contracts.server import Aggregator
 from lichen.core.contracts.value import RoundValue
 from lichen.core.message import Job
 from lichen.core.seeds import derive
@@ -54,7 +53,7 @@ from lichen.core.wire.shared import Shared
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerSGD
 from lichen.server.value.coalitions import Coalitions, Denominator
-from lichen.server.value.first_order import GRADIENTS, first_order_C, slope
+from lichen.server.value.first_order import first_order_C, slope
 from lichen.server.value.game import exact, guided, leave_one_out
 
 __all__ = ["Kind", "Valued"]
@@ -113,8 +112,8 @@ class Valued:
             after, report = replace(self.rounds, history=messages).round(state, engine, seed)
             if not messages.clients:
                 return after, report
-            judge, draws = _Judge(self, engine, state), derive(seed, "value")
-            return after, self._timed(report, engine, lambda: self._value(state, messages, judge, draws))
+            judges, draws = self._judges(state, engine), derive(seed, "value")
+            return after, self._timed(report, engine, lambda: self._value(state, messages, judges, draws))
         finally:
             messages.clear()
 
@@ -123,7 +122,7 @@ class Valued:
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
         try:
             value = find()
-        except _AbsentError:
+        except AbsentError:
             value = None
         seconds, up, down = time.perf_counter() - start, engine.bytes_up - up, engine.bytes_down - down
         return replace(
@@ -137,11 +136,11 @@ class Valued:
             valid_down=report.valid_down + down,
         )
 
-    def _value(self, state: ServerState, messages: RoundMessages, judge: _Judge, seed: int) -> RoundValue | None:
+    def _value(self, state: ServerState, messages: RoundMessages, judges: Judges, seed: int) -> RoundValue | None:
         """What each client contributed.
 
         Raises:
-            _AbsentError: if a judge did not answer.
+            AbsentError: if a judge did not answer.
         """
         rounds = self.rounds
         coalitions = Coalitions(
@@ -153,7 +152,7 @@ class Valued:
         )
 
         def utility(coalition: frozenset[int]) -> float:
-            return judge.utility(coalitions.shared(coalition))
+            return judges.utility(coalitions.shared(coalition))
 
         players = coalitions.players
         if self.kind == "exact":
@@ -162,7 +161,7 @@ class Valued:
             return guided(players, utility, seed=seed)
         if self.kind == "loo":
             return leave_one_out(players, utility)
-        before, gradient = judge.gradient(state.shared)
+        before, gradient = judges.gradient(state.shared)
         value = self._first(messages, coalitions, gradient)
         return RoundValue(value=value, before=before, after=utility(frozenset(players)), evaluations=1)
 
@@ -184,11 +183,11 @@ class Valued:
         """What all contributed together; each of those who are in the sum is told what it takes to find its own.
 
         Raises:
-            _AbsentError: if no judge answers.
+            AbsentError: if no judge answers.
         """
-        rounds, judge = self.rounds, _Judge(self, engine, state)
+        rounds, judges = self.rounds, self._judges(state, engine)
         assert isinstance(rounds.optimizer, ServerSGD), "a recipe with others is refused"
-        before, gradient = judge.gradient(state.shared)
+        before, gradient = judges.gradient(state.shared)
         in_sum = sorted({one.client for one in report.attendance.receipts if one.version == state.round})
         job = Job(
             work=self.own_work,
@@ -203,70 +202,18 @@ class Valued:
         idle = Shared(trees.zeros_like(state.shared.trainable))
         unmoved = rounds.optimizer.update(idle, state.optimizer, state.shared)[0].trainable
         moves = {n: x.double() - unmoved[n].double() for n, x in after.shared.trainable.items()}
-        known = None if self.server is None else judge.utility(after.shared)
+        known = None if self.server is None else judges.utility(after.shared)
         return RoundValue(value={}, before=before, after=known, evaluations=1, total=slope(moves, gradient))
 
-
-@final
-class _AbsentError(Exception):
-    """A judge did not answer."""
-
-
-@final
-class _Judge:
-    """Asks for losses of models, of the same clients each time: those that have answered first."""
-
-    def __init__(self, valued: Valued, engine: Engine, state: ServerState) -> None:
-        self._valued, self._state = valued, state
-        self._engine = valued.server or engine
-        self._clients = valued.judges if valued.server is None else (0,)
-        self._first = True
-
-    def utility(self, shared: Shared) -> float:
-        """Minus the mean loss over all rows.
-
-        Raises:
-            _AbsentError: if somebody does not answer who did before, or nobody has a labelled row.
-        """
-        return _utility(self._ask(self._valued.score, shared))
-
-    def gradient(self, shared: Shared) -> tuple[float | None, Tree]:
-        """``(minus the mean loss over all rows, its gradient)``; no loss where clients tell a sum of gradients alone.
-
-        Raises:
-            _AbsentError: if somebody does not answer.
-        """
-        came = self._ask(self._valued.gradient, shared, GRADIENTS)
-        if not GRADIENTS.clients(came.total):
-            raise _AbsentError
-        hidden = self._valued.own_work and self._valued.server is None
-        return None if hidden else _utility(came), GRADIENTS.close(came.total, shared)[0].trainable
-
-    def _ask(self, work: str, shared: Shared, aggregator: Aggregator | None = None) -> Collected:
-        job = Job(
-            work=work,
-            shared=shared.for_model,
-            version=self._state.round,
-            clients=self._clients,
-            seed=0,
-            base=self._valued.rounds.base,
+    def _judges(self, state: ServerState, engine: Engine) -> Judges:
+        """Those whose rows say what a coalition is worth."""
+        return Judges(
+            self.server or engine,
+            self.judges if self.server is None else (0,),
+            admission=self.admission,
+            version=state.round,
+            base=self.rounds.base,
+            score=self.score,
+            gradient=self.gradient,
+            silent=bool(self.own_work) and self.server is None,
         )
-        came = collect(self._engine, [job], aggregator, admission=self._valued.admission)
-        arrived = tuple(came.client_N.tolist())
-        if self._first:
-            self._clients, self._first = arrived, False
-        if not arrived or arrived != self._clients:
-            raise _AbsentError
-        return came
-
-
-def _utility(came: Collected) -> float:
-    """Minus the mean loss over all rows of those who came.
-
-    Raises:
-        _AbsentError: if nobody has a labelled row.
-    """
-    count = math.fsum(came.metrics["count"].tolist()) if "count" in came.metrics else 0.0
-    if not count:
-        raise _AbsentError
-    return -math.fsum(came.metrics["loss_sum"].tolist()) / count
