@@ -1,7 +1,7 @@
 """Asks clients, or the server's own rows, for the loss of a model and its gradient, always the same ones.
 
 Coalitions that were judged by other rows do not compare. So those who answer first are asked from then on, and where
-one of them is silent there is no answer at all.
+one of them does not answer there is no answer at all.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Judges:
         base: The foundation model's digest.
         score: The work that sums losses.
         gradient: The work that takes their gradient.
-        silent: They tell a sum of gradients and no loss.
+        without_loss: They tell a sum of gradients and no loss.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Judges:
         base: str,
         score: str,
         gradient: str,
-        silent: bool,
+        without_loss: bool,
     ) -> None:
         self._engine, self._clients, self._admission = engine, clients, admission
         self._version, self._base = version, base
-        self._score, self._gradient, self._silent = score, gradient, silent
+        self._score, self._gradient, self._silent = score, gradient, without_loss
         self._first = True
 
     def utility(self, shared: Shared) -> float:

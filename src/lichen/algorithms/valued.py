@@ -215,5 +215,5 @@ class Valued:
             base=self.rounds.base,
             score=self.score,
             gradient=self.gradient,
-            silent=bool(self.own_work) and self.server is None,
+            without_loss=bool(self.own_work) and self.server is None,
         )

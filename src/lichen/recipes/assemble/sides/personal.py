@@ -68,7 +68,7 @@ def dual_of(server: ServerSide) -> FedDpa | None:
     return FedDpa(cap=config.cap, anchors=config.anchors, states=model.row_states, width=width)
 
 
-def trains_at_home(recipe: Recipe) -> bool:
+def trains_local_adapter(recipe: Recipe) -> bool:
     """Whether clients train an adapter of their own on and on, and never begin from the shared one."""
     return recipe.personal is not None and recipe.personal.kind == "fedalt"
 
@@ -89,7 +89,7 @@ def refuse_personal(server: ServerSide) -> None:
         refuse_norms(server.start.trainable)
     if config is not None and config.kind in ("feddpa", "fedalt"):
         refuse_no_factors(server.start.trainable)
-    if trains_at_home(server.recipe) and participants(server) < 2:
+    if trains_local_adapter(server.recipe) and participants(server) < 2:
         what = "with one client in a round there is no rest of the world"
         raise LichenError(what, where="personal.kind", fix="set federation.clients_per_round to 2 or more")
 
@@ -101,7 +101,7 @@ def trains_own(recipe: Recipe) -> bool:
 
 def judged_by_own(recipe: Recipe) -> bool:
     """Whether the best round is chosen by the clients' own models, since nobody uses the shared one as it is."""
-    return bool(norms_of(recipe)) or trains_at_home(recipe)
+    return bool(norms_of(recipe)) or trains_local_adapter(recipe)
 
 
 def keeps_own(recipe: Recipe) -> bool:
@@ -111,7 +111,7 @@ def keeps_own(recipe: Recipe) -> bool:
 
 def with_personal(server: ServerSide, work: ClientWork) -> ClientWork:
     """A method's training, with the clients' own beside it, or in its place, where the recipe has that."""
-    if isinstance(work, Train) and trains_at_home(server.recipe):
+    if isinstance(work, Train) and trains_local_adapter(server.recipe):
         return FedAlt(work, participants(server))
     method = method_of(server)
     return work if method is None else PersonalTraining(work, method)
@@ -126,10 +126,10 @@ def afterwards(server: ServerSide, train: Train) -> ClientWork:
 def judging_own(server: ServerSide, *, use_best: bool = False) -> ClientWork:
     """The evaluation of clients' own models; who has none yet has the shared one."""
     model = server.model
-    dual, home = dual_of(server), FedAltModels() if trains_at_home(server.recipe) else None
-    form = dual.form if dual is not None else None if home is None else home.form
+    dual, mixed = dual_of(server), FedAltModels() if trains_local_adapter(server.recipe) else None
+    form = dual.form if dual is not None else None if mixed is None else mixed.form
     own = Evaluate(model, personal=True, use_best=use_best, form=form)
-    maker: OwnModels | None = method_of(server) if home is None else home
+    maker: OwnModels | None = method_of(server) if mixed is None else mixed
     return own if maker is None else Personal(own, maker)
 
 
