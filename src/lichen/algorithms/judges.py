@@ -55,7 +55,7 @@ class Judges:
     ) -> None:
         self._engine, self._clients, self._admission = engine, clients, admission
         self._version, self._base = version, base
-        self._score, self._gradient, self._silent = score, gradient, without_loss
+        self._score, self._gradient, self._without_loss = score, gradient, without_loss
         self._first = True
 
     def utility(self, shared: Shared) -> float:
@@ -75,7 +75,7 @@ class Judges:
         came = self._ask(self._gradient, shared, GRADIENTS)
         if not GRADIENTS.clients(came.total):
             raise AbsentError
-        return None if self._silent else _utility(came), GRADIENTS.close(came.total, shared)[0].trainable
+        return None if self._without_loss else _utility(came), GRADIENTS.close(came.total, shared)[0].trainable
 
     def _ask(self, work: str, shared: Shared, aggregator: Aggregator | None = None) -> Collected:
         job = Job(
