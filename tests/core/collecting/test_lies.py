@@ -52,6 +52,24 @@ def spawned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpawnedEngine]
         yield engine
 
 
+Sums = tuple[Collected, Collected]
+"""Of everybody where nobody lies, and of all but the liar."""
+
+
+def honest_sums(engine: Engine) -> Sums:
+    return ask(engine, CLIENTS, 0), ask(engine, (0, 2, 3), 0)
+
+
+@pytest.fixture(scope="module")
+def sums_of_processes(spawned: SpawnedEngine) -> Sums:
+    return honest_sums(spawned)
+
+
+@pytest.fixture(scope="module")
+def sums_here(tmp_path_factory: pytest.TempPathFactory) -> Sums:
+    return honest_sums(local(tmp_path_factory.mktemp("here")))
+
+
 def ask(engine: Engine, clients: tuple[int, ...], lie: int, work: str = "train lr=0.1") -> Collected:
     """What comes of one job when client 1 tells the lie of this number; 0: none."""
     made = experiment()
@@ -87,17 +105,14 @@ def held(came: Collected, name: str, honest: Collected, rest: Collected) -> None
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_a_lie_costs_the_liar_the_round(name: str, tmp_path: Path) -> None:
-    engine = local(tmp_path)
-    honest, rest = ask(engine, CLIENTS, 0), ask(engine, (0, 2, 3), 0)
-    assert honest.attendance.summary() == ""
-    held(ask(engine, CLIENTS, lying_node.ALL.index(name) + 1), name, honest, rest)
+def test_a_lie_costs_the_liar_the_round(name: str, sums_here: Sums, tmp_path: Path) -> None:
+    assert sums_here[0].attendance.summary() == ""
+    held(ask(local(tmp_path), CLIENTS, lying_node.ALL.index(name) + 1), name, *sums_here)
 
 
 @pytest.mark.parametrize("name", lying_node.ALL)
-def test_a_lie_of_a_process_costs_it_the_round(name: str, spawned: SpawnedEngine) -> None:
-    honest, rest = ask(spawned, CLIENTS, 0), ask(spawned, (0, 2, 3), 0)
-    held(ask(spawned, CLIENTS, lying_node.ALL.index(name) + 1), name, honest, rest)
+def test_a_lie_of_a_process_costs_it_the_round(name: str, spawned: SpawnedEngine, sums_of_processes: Sums) -> None:
+    held(ask(spawned, CLIENTS, lying_node.ALL.index(name) + 1), name, *sums_of_processes)
 
 
 VALIDATION = ["a loss of a billion", "a loss of minus a billion", "NaN loss", "fewer rows than none", "no metrics"]
