@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.recipes.schema.read import recipe_sha256
 from lichen.shell import crash
+from support.warm import alike
 
 RECIPE = "name: small\ntask: chat\nmodel: {name: tiny}\ndata: {name: rows.jsonl}\n"
 SUMMARY: dict[str, Any] = {
@@ -442,3 +444,9 @@ def test_a_run_that_learned_nothing_says_so_everywhere(
     assert (summary["failures"], summary["extra"]["lr.federated.failed"]) == ([], "1e+30")
     assert cli.main(["compare", "digits", *few, "-s", "optimizer.lr=[1e30]", "--seeds", "0", "--out", "page"]) == 1
     assert told.replace("1e+30, 1e+35", "1e+30") in capsys.readouterr().out
+
+
+def test_children_of_tests_stay_warm_after_a_command_in_this_process() -> None:
+    # Else every child of a later test imports torch again, which no test would notice but the clock.
+    assert cli.main(["--version"]) == 0
+    assert alike({**os.environ, "GOMP_SPINCOUNT": "10000"})

@@ -51,6 +51,8 @@ MODULES = (
 MAY_DIFFER = ("LICHEN_", "PYTEST_", "MASTER_", "RANK", "LOCAL_", "WORLD_SIZE", "GLOO_", "COLUMNS", "HOME", "TMPDIR")
 MAY_DIFFER += ("TORCHINDUCTOR_CACHE_DIR",)  # torch sets it where it is imported
 MAY_DIFFER += ("PYTHONPATH",)  # a child looks there first, and has what a sitecustomize there does
+MAY_DIFFER += ("TQDM_", "HF_HUB_DISABLE_", "TRANSFORMERS_VERBOSITY")  # the command sets them, in tests' process too
+MAY_DIFFER += ("GOMP_SPINCOUNT",)  # it sets this for its children, each of which has one thread here
 """Beginnings of variables that say nothing to imports or threads."""
 
 _start = subprocess.Popen.__init__
