@@ -97,7 +97,12 @@ COMPLAINTS = many(
         "Link": f"https://example.org/{i}",
     }
 )
-COMPLAINT = {"client": "Company", "text": "Consumer complaint narrative", "label": "Product"}
+COMPLAINT = {
+    "client": "Company",
+    "text": "Consumer complaint narrative",
+    "label": "Product",
+    "time": "Date received",
+}
 SHAREGPT = many(
     lambda i: {
         "id": f"conv_{i}",

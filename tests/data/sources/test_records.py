@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lichen.core.errors import LichenError
+from lichen.data.periods.moments import moment_of
 from lichen.data.sources.catalog import CATALOG, cache_dir, looks_like_hub_id, resolve_model
 from lichen.data.sources.fetch import fetched
 from lichen.data.sources.readers import READERS
@@ -185,17 +186,27 @@ def test_digits_come_without_a_download(monkeypatch: pytest.MonkeyPatch, tmp_pat
         load_records("digits", columns={"text": "body"})
 
 
+def test_a_time_is_read_in_the_words_of_the_file(tmp_path: Path) -> None:
+    rows = [{"client": "a", "text": "x", "when": when} for when in ("2018-05-03", 1790, None, [2018])]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert [r.time for r in load_records(str(path), columns={"time": "when"})] == ["2018-05-03", "1790", "", ""]
+    assert [r.time for r in load_records(str(path))] == ["", "", "", ""]
+
+
 def test_chitchat_joins_a_turn_and_drops_copies(tmp_path: Path) -> None:
     def say(sender: str, *texts: str) -> list[dict[str, str]]:
         return [{"sender": sender, "text": text} for text in texts]
 
     talks = {"c1": {"messages": [say("ann", "hi", " "), say("bob", "yo", "you?"), []]}}
-    talks["c2"] = {"messages": [say("ann", "hi"), say("ann", "again"), say("bob", "yo\nyou?")]}
+    talks["c2"] = {
+        "messages": [say("ann", "hi"), say("ann", "again"), say("bob", "yo\nyou?")],
+        "start": "2018-05-03T01:38:01Z",
+    }
     (tmp_path / "dataset.json").write_text(json.dumps(talks))
     assert READERS["chitchat"](tmp_path, {}) == [
         Record(client="ann", text="hi", group="c1"),
         Record(client="bob", text="yo\nyou?", prompt="hi", group="c1"),
-        Record(client="ann", text="hi\nagain", group="c2"),
+        Record(client="ann", text="hi\nagain", group="c2", time="2018-05-03T01:38:01Z"),
     ]
 
 
@@ -215,6 +226,7 @@ FACTS = {
     "clothing-reviews": (None, {1, 2, 3, 4, 5}),
     "medmcqa": (21, {"A", "B", "C", "D"}),
     "sotu": (43, {None}),
+    "changelogs": (34, {None}),
     "advbench": (1, {None}),
     "harmbench": (1, {None}),
     "mnist-5k": (1, set(range(10))),
@@ -232,6 +244,8 @@ def test_catalog_data_as_fetched(name: str) -> None:
     assert clients is None or len({r.client for r in records}) == clients
     assert labels is None or {r.label for r in records} == labels
     assert all((r.features is None) == bool(r.text) for r in records)
+    if name in ("chitchat", "sotu", "changelogs"):
+        assert all(moment_of(r.time) for r in records)
 
 
 def test_every_data_entry_has_a_reader_and_every_download_a_digest() -> None:

@@ -66,7 +66,7 @@ def test_a_shape_is_taken_for_what_it_is(tmp_path: Path, name: str) -> None:
         ("UTF-16", "UTF-16, cells parted by tabs"),
         ("Windows-1252", "Windows-1252"),
         ("complaints", "left out   Complaint ID: ids"),
-        ("complaints", "left out   Date received: dates"),
+        ("complaints", "  time       Date received"),
         ("complaints", "left out   State: could be the client: --client 'State'"),
         ("complaints", "left out   Link: addresses"),
         ("ShareGPT", "left out   id: ids"),

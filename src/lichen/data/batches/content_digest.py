@@ -17,14 +17,16 @@ __all__ = ["records_digest", "shards_digest"]
 
 
 def records_digest(records: Sequence[Record]) -> str:
-    """SHA-256 (64 hex digits) over all that was read of every row; the path it was read from is no part of it.
+    """SHA-256 (64 hex digits) over all that a model may learn of every row, and whose it is.
+
+    The path it was read from is no part of it, nor is when it was written.
 
     >>> a, b = Record(client="x", text="Yes."), Record(client="x", text="yes.")
     >>> records_digest([a]) == records_digest([a]), records_digest([a]) == records_digest([b])
     (True, False)
     """
     total = hashlib.sha256()
-    columns = (column_of(records, field.name) for field in fields(Record))
+    columns = (column_of(records, field.name) for field in fields(Record) if field.name != "time")
     for client, text, prompt, value, messages, group, features, is_test in zip(*columns, strict=True):
         label, turns = repr(value), json.dumps([dict(turn) for turn in messages], default=str) if messages else ""
         sizes = f"{len(client)} {len(text)} {len(prompt)} {len(group)} {len(label)} {int(is_test)}\n"

@@ -12,7 +12,7 @@ from typing import Any
 from lichen.core.errors import LichenError
 from lichen.core.visible import clipped
 
-__all__ = ["label_of", "name_of", "text_of"]
+__all__ = ["label_of", "name_of", "text_of", "time_of"]
 
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", tuple: "a list", bytes: "bytes that are no text"}
 
@@ -54,6 +54,19 @@ def name_of(value: Any, column: str, where: str) -> str:
     ('1', '1', '1')
     """
     return text_of(int(value) if _is_whole(value) else value, column, where)
+
+
+def time_of(value: Any) -> str:
+    """The cell as a time, in the words of its file; empty for what can be none, which only a stream minds.
+
+    >>> time_of(2018.0), time_of("2018-05-03 "), time_of(float("nan")), time_of([2018])
+    ('2018', '2018-05-03', '', '')
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return ""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else str(int(value) if value.is_integer() else value)
+    return str(value).strip()
 
 
 def label_of(value: Any, column: str, where: str) -> str | int | None:

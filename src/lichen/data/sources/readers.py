@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lichen.core.errors import LichenError
+from lichen.data.sources.changelogs import changelogs
 from lichen.data.sources.record import Record
 
 __all__ = ["READERS", "chitchat", "clothing_reviews", "digits", "medmcqa", "mnist_5k", "sotu"]
@@ -35,7 +36,10 @@ def _choose(name: str, columns: Mapping[str, str], defaults: Mapping[str, str], 
 
 
 def chitchat(folder: Path, columns: Mapping[str, str]) -> list[Record]:
-    """One record a turn: what one person said before the other spoke again, and the turn before it."""
+    """One record a turn: what one person said before the other spoke again, and the turn before it.
+
+    All turns of a conversation bear the time when it began, so that no period tears it apart.
+    """
     _choose("chitchat", columns, {}, [])
     conversations = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     records: list[Record] = []
@@ -44,12 +48,12 @@ def chitchat(folder: Path, columns: Mapping[str, str]) -> list[Record]:
         utterances = [
             (u["sender"], u["text"].strip()) for turn in content["messages"] for u in turn if u["text"].strip()
         ]
-        before = ""
+        before, start_time = "", str(content.get("start") or "")
         for sender, turn in groupby(utterances, key=lambda utterance: utterance[0]):
             text = "\n".join(utterance[1] for utterance in turn)
             if (sender, text) not in seen:
                 seen.add((sender, text))
-                records.append(Record(client=sender, text=text, prompt=before, group=conversation))
+                records.append(Record(client=sender, text=text, prompt=before, group=conversation, time=start_time))
             before = text
     return records
 
@@ -86,13 +90,21 @@ def medmcqa(folder: Path, columns: Mapping[str, str]) -> list[Record]:
 
 
 def sotu(folder: Path, columns: Mapping[str, str]) -> list[Record]:
-    """One record a paragraph; presidents with two separate terms are one client; free roles: client, label."""
+    """One record a paragraph; presidents with two separate terms are one client; free roles: client, label, time."""
     with open(folder / "metadata.csv", encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
-    use = _choose("sotu", columns, {"client": "president_full", "label": ""}, list(reader.fieldnames or ()))
+    use = _choose(
+        "sotu", columns, {"client": "president_full", "label": "", "time": "date"}, list(reader.fieldnames or ())
+    )
     return [
-        Record(client=row[use["client"]], text=text, label=row.get(use["label"]), group=row["fileid"])
+        Record(
+            client=row[use["client"]],
+            text=text,
+            label=row.get(use["label"]),
+            group=row["fileid"],
+            time=row.get(use["time"]) or "",
+        )
         for row in rows
         for line in (folder / "speeches" / f"{row['fileid']}.txt").read_text(encoding="utf-8").split("\n")
         if (text := line.strip())
@@ -156,6 +168,7 @@ READERS: Mapping[str, Reader] = {
     "clothing-reviews": clothing_reviews,
     "medmcqa": medmcqa,
     "sotu": sotu,
+    "changelogs": changelogs,
     "advbench": advbench,
     "harmbench": harmbench,
     "mnist-5k": mnist_5k,

@@ -25,6 +25,7 @@ class Record:
         messages: A whole conversation, as :func:`lichen.data.chat.messages.messages_of` gives it.
         group: What must not be torn apart by a split, such as a conversation.
         features: Numbers in place of a text, float32; of a picture the channels first, in [0, 1] in the catalog's data.
+        time: When it was written, as the data say it; empty where they do not.
         held_out: Whoever made the data set marked it as a test row; no column of a user's file says so.
     """
 
@@ -34,5 +35,6 @@ class Record:
     label: str | int | None = None
     messages: tuple[Mapping[str, Any], ...] = ()
     group: str = ""
+    time: str = ""
     features: np.ndarray | None = field(default=None, compare=False)
     held_out: bool = False

@@ -30,6 +30,7 @@ _CODE = (
     "sources/table",
     "sources/records",
     "sources/readers",
+    "sources/changelogs",
     "sources/files",
     "formats/encodings",
     "formats/delimited",
@@ -43,7 +44,7 @@ _CODE = (
 """What decides what is read, so that an edited file never finds what the old one left."""
 
 _SEPARATOR = "\x1e"
-_PLAIN = ("client", "text", "prompt", "group")
+_PLAIN = ("client", "text", "prompt", "group", "time")
 _JSON = ("label", "messages")
 
 

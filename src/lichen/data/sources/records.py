@@ -13,7 +13,7 @@ from typing import Any, Literal
 from lichen.core.errors import LichenError
 from lichen.core.visible import clipped, listed
 from lichen.data.chat.messages import messages_of
-from lichen.data.formats.cells import label_of, name_of, text_of
+from lichen.data.formats.cells import label_of, name_of, text_of, time_of
 from lichen.data.formats.numbers import check_shapes, numbers_of_row
 from lichen.data.sources import files
 from lichen.data.sources.catalog import CATALOG, fetch_entry, looks_like_hub_id
@@ -24,8 +24,9 @@ from lichen.data.sources.record import Record
 
 __all__ = ["Record", "load_records", "records_of"]
 
-ROLES = ("client", "text", "prompt", "completion", "messages", "numbers", "label", "group")
-"""What a column can be used as; ``completion`` is the text that follows a prompt, ``numbers`` stands for a text."""
+ROLES = ("client", "text", "prompt", "completion", "messages", "numbers", "label", "group", "time")
+"""What a column can be used as; ``completion`` is the text that follows a prompt, ``numbers`` stands for a text, and
+``time`` says when a row was written."""
 
 PATH_CLIENTS = ("auto", "file", "folder", "none")
 
@@ -177,7 +178,7 @@ def _resolve(
     requested = {role: (some,) if isinstance(some, str) else tuple(some) for role, some in columns.items()}
     have = set(names)
     for role, several in requested.items():
-        if role in ("client", "label", "group") and len(several) != 1:
+        if role in ("client", "label", "group", "time") and len(several) != 1:
             raise LichenError("is one column", where=f"data.columns.{role}", fix="name one")
         for column in several:
             if column not in have:
@@ -231,6 +232,7 @@ def _record(row: Mapping[str, Any], known: Mapping[str, tuple[str, ...]], client
             turn for column in known.get("messages", ()) for turn in messages_of(row.get(column), f"{where}, {column}")
         ),
         group=name("group"),
+        time=next((time_of(row.get(column)) for column in known.get("time", ())), ""),
         features=numbers_of_row(row, known["numbers"], where) if "numbers" in known else None,
     )
 

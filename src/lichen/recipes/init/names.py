@@ -57,6 +57,10 @@ NAMES: dict[str, tuple[str, ...]] = {
         *("group", "group_id", "conversation_id", "thread", "thread_id", "session", "session_id", "document_id"),
         *("dialogue_id", "ticket", "ticket_id"),
     ),
+    "time": (
+        *("time", "date", "timestamp", "datetime", "created_at", "created", "written_at", "published", "published_at"),
+        *("date_received", "posted_at", "start", "start_time", "day", "month", "year"),
+    ),
 }
 
 QUESTIONS = frozenset(("question", "query", "problem"))

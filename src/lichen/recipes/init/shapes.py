@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from lichen.core.errors import LichenError
 from lichen.core.visible import listed
+from lichen.data.periods.moments import moment_of
 from lichen.recipes.init.clients import client_of
 from lichen.recipes.init.facts import ColumnFacts
 from lichen.recipes.init.names import HOLDS, NAMES, QUESTIONS, Ask, Roles, Wishes, named
@@ -51,10 +52,12 @@ def roles_of(columns: Sequence[ColumnFacts], wishes: Wishes, *, where: str, by_f
     free = [column for column in columns if column.name not in roles.used]
     group = named("group", free, lambda column: column.repeats and column.kind != "real")
     client = client_of(roles, free, wishes, by_file, ask)
+    time = named("time", [column for column in free if column.name != client], _is_time)
     roles.columns = {
         **({"client": client} if client else {}),
         **roles.columns,
-        **({"group": group.name} if group is not None and group.name != client else {}),
+        **({"group": group.name} if group is not None and group.name not in (client, time and time.name) else {}),
+        **({"time": time.name} if time is not None else {}),
     }
     reasons = {**{column.name: _why(column, roles) for column in columns}, **roles.left}
     roles.left = {name: why for name, why in reasons.items() if name not in roles.used}
@@ -119,6 +122,13 @@ def _learned(roles: Roles, columns: Sequence[ColumnFacts], wishes: Wishes, where
         _pair(roles, prompts, answer_of, where)
         return
     _labelled(roles, columns, wishes, where, ask)
+
+
+def _is_time(column: ColumnFacts) -> bool:
+    """Whether every filled cell says when its row was written, in a way that a stream can read."""
+    if column.kind not in ("date", "number") or (column.kind == "number" and column.plain != "year"):
+        return False
+    return all(moment_of(text) is not None for text in column.counts)
 
 
 def _may_answer(column: ColumnFacts) -> bool:

@@ -85,6 +85,8 @@ def values_of(
         section |= _sizes(roles, texts, notes)
     if "group" not in roles.columns:
         section["split_by"] = "row"
+    if "time" in roles.columns:
+        notes.append(f"Column {roles.columns['time']!r} says when a row was written (data.columns.time).")
     section |= _labelled(roles, texts, notes) | _first_run(section["partition"]["by"], texts, notes)
     if len(texts) < 2 * FEWEST_ROWS:
         notes.append(f"Few rows ({len(texts)}): a run needs about {FEWEST_ROWS} for each client.")
