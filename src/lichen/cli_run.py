@@ -198,7 +198,7 @@ def _show_result(summary: dict[str, Any], folder: Path, adapter: Path | None) ->
     from lichen.tasks.registry import task_of
 
     show(summary_table(summary))
-    pictures = [folder / name for name in ("curves.png", "clients.png") if (folder / name).is_file()]
+    pictures = [folder / name for name in ("curves.png", "periods.png", "clients.png") if (folder / name).is_file()]
     lines = [("summary", folder / "summary.json"), *(("picture", file) for file in pictures)]
     lines += [("by client", folder / "clients.csv")] if (folder / "clients.csv").is_file() else []
     learned = [("adapter", adapter)] if adapter is not None else [("model", folder / "model")]

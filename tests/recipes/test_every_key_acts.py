@@ -70,6 +70,7 @@ ELSEWHERE = {
     "attack.requests": "other rows",
     "federation.repair.name": "other rows",
     "personal.weight": "heads of clients: tests/clients/personal",
+    "stream": "rows of periods: tests/recipes/tasks/streams",
     "fingerprint": "the owners' keys: tests/recipes/artifacts/test_claims.py",
     "compare.target": "the summary: tests/recipes/tasks",
     "federation.valid_clients": "caps at the clients that there are",

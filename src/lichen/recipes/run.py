@@ -55,6 +55,7 @@ from lichen.recipes.tasks.outcome import TaskResult
 from lichen.recipes.tasks.replay import replay
 from lichen.recipes.tasks.run_summary import summarise, who_gained
 from lichen.recipes.tasks.server_alone import run_server_alone
+from lichen.recipes.tasks.streams.stream import run_stream
 from lichen.tasks.registry import task_of
 
 __all__ = ["Result", "RunReport", "Talker", "export", "replay", "report", "run", "run_node", "run_rank", "talk"]
@@ -135,7 +136,13 @@ def run(
         sites = SiteProcesses(path / "recipe.yaml", files)
     signer = None if sites is None else sites.signer
     alone = partial(run_server_alone, sites=sites) if server_alone or sites is not None else None
-    apart = recipe.engine_kind.ranks
+    if recipe.stream is not None and alone is not None:
+        raise LichenError(
+            "periods are cut from rows that this process sees, and here others hold them",
+            where="stream",
+            fix="leave it out, and give the sites the rows of one period",
+        )
+    apart = recipe.engine_kind.ranks and not recipe.streams  # each period starts ranks of its own
     if apart and alone is not None:
         raise LichenError("ranks hold the rows of their own clients", where="engine.name", fix="use local or spawned")
     mine = False  # whether this process has filled the folder, so that it may empty it
@@ -155,19 +162,34 @@ def run(
             with ExitStack() as lock, connect(recipe.model.device) if apart else Ranks() as ranks:
                 mine = ranks.ask_first(lambda: _claim(path, recipe, resume, moved_back, say, lock)) and ranks.first
                 watching, speaking = (observers, say) if ranks.first else ((), lambda _: None)
+                if recipe.streams:
+                    alone = partial(_run_periods, observers=watching)
                 _go(recipe, path, ranks, watching, speaking, alone, signer)
     except Exception as error:
         if not isinstance(error, LichenError) and machine_fault(error) is None:
             raise  # a fault of ours: what lies there helps to find it
         for give_back in moved_back:
             give_back()  # what lies at the new place may be something else
-        if mine and not (path / "trace.jsonl").exists():
+        if mine and not any(path.glob("trace.jsonl")) and not any(path.glob("periods/*/trace.jsonl")):
             _empty(path)  # nothing was trained: the mended recipe may go where this one failed
         if not there:
             with suppress(OSError):
                 path.rmdir()  # unless something lies in it
         raise
     return _result_of(path)
+
+
+def _run_periods(
+    recipe: Recipe,
+    folder: RunFolder,
+    watch: Callable[[Event], None],
+    say: Callable[[str], None],
+    *,
+    observers: Sequence[Callable[[Event], None]],
+) -> TaskResult:
+    """A stream, of which each period is a run with a trace of its own."""
+    del watch
+    return run_stream(recipe, folder, say, run=partial(run, observers=observers))
 
 
 def _empty(path: Path) -> None:

@@ -109,6 +109,7 @@ WHOLE = {
     "value": {"kind": "gtg"},
     "personal": {"kind": "finetune"},
     "fingerprint": {"secrets": "secrets"},
+    "stream": {"by": "month"},
 }
 """Sections with a key that must be there, whole."""
 

@@ -98,7 +98,7 @@ class Stream:
             LichenError: if the rate is no chance.
         """
         if not 0 <= rate <= 1:
-            raise LichenError(f"{rate} is no chance", where="stream.rate", fix="use 0 to 1")
+            raise LichenError(f"{rate} is no chance", where="coins.rate", fix="use 0 to 1")
         return torch.from_numpy(coins(self.words, count, rate))
 
 

@@ -24,7 +24,7 @@ from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["FORMAT", "Inputs", "agree", "inputs_of", "require_rows", "require_same", "row_digests"]
+__all__ = ["FORMAT", "Inputs", "agree", "inputs_of", "require_rows", "require_same", "row_digests", "rows_digest"]
 
 FORMAT = 1
 """Of a run's folder; one of another format cannot be gone on with."""
@@ -175,6 +175,14 @@ def row_digests(run: Path) -> int:
         return int(json.loads((run / "state" / _NAME).read_text(encoding="utf-8"))["rows"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
+
+
+def rows_digest(run: Path) -> str:
+    """The digest of the rows that a run was made from; empty where its folder does not say."""
+    try:
+        return str(json.loads((run / "state" / _NAME).read_text(encoding="utf-8"))["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _changes(recipe: Recipe, before: Mapping[str, object], now: Inputs) -> dict[str, tuple[str, str, str]]:

@@ -89,6 +89,12 @@ def _refuse(before: Recipe, had: int, requested: int) -> None:
             where=where,
             fix=f"{anew}; a run with optimizer.schedule: constant can be given more rounds",
         )
+    if before.stream is not None:
+        raise LichenError(
+            "rounds are those of each period, and later ones have gone on from what earlier ones ended with",
+            where=where,
+            fix=anew,
+        )
     if before.exchange is not None:
         raise LichenError(
             "what clients alone may train in a round of an exchange follows from the number of rounds",

@@ -35,6 +35,7 @@ from lichen.recipes.assemble.sides.poison import poison_of
 from lichen.recipes.assemble.sides.server import capacity_from
 from lichen.recipes.assemble.workload import refuse_warmup
 from lichen.recipes.rows.checked_cards import Cards
+from lichen.recipes.rows.periods import with_replay
 from lichen.recipes.rows.prepare import ClientData, classes_of, encode, gather_all
 from lichen.recipes.rows.public import PublicSplit, labelled_of, split_public
 from lichen.recipes.rows.reading import report_read
@@ -170,7 +171,7 @@ def open_recipe(
     fetch_named(recipe, say)
     gathered = gather_all(recipe)
     labels = classes_of(recipe, gathered.records)
-    public_split = split_public(recipe, gathered.records)
+    public_split = with_replay(recipe, gathered.before, split_public(recipe, gathered.records))
     clients_data = public_split.clients_data if recipe.writes else labelled_of(public_split.clients_data)
     say(f"{len(clients_data)} clients, {sum(len(o.train) for o in clients_data):,} rows to train on")
     texts = clients_data[0].train[0].features is None if clients_data[0].train else True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, final
 
@@ -27,6 +28,7 @@ from lichen.recipes.rows.cards import cards_of, check_cards
 from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.client_cards import client_cards
 from lichen.recipes.rows.partition import ClientData, first_of, split_clients
+from lichen.recipes.rows.periods import periods_of, up_to
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
@@ -38,6 +40,7 @@ __all__ = [
     "first_of",
     "gather",
     "gather_all",
+    "gather_periods",
     "gather_site",
     "is_private",
     "split_clients",
@@ -47,11 +50,15 @@ __all__ = [
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gathered:
-    """The records of a recipe's data, what was left out of them, and the data cards that they come with."""
+    """The records of a recipe's data, what was left out of them, and the data cards that they come with.
+
+    Of one period of a stream ``before`` has the records of each earlier one, where clients train on some again.
+    """
 
     records: Sequence[Record]
     left: tuple[Left, ...] = ()
     cards: Cards = field(default_factory=Cards)
+    before: tuple[Sequence[Record], ...] = ()
 
 
 def gather(recipe: Recipe) -> Sequence[Record]:
@@ -62,10 +69,38 @@ def gather(recipe: Recipe) -> Sequence[Record]:
 def gather_all(recipe: Recipe) -> Gathered:
     """The recipe's data, as they lie there, without rows that hold nothing to learn from; a folder's files are clients.
 
+    Of a stream's period its rows alone.
+
     Raises:
-        LichenError: if they cannot be read, none has what ``data.form`` reads or a label of ``data.classes``, or a data
-            card is not as ``data.require`` wants it.
+        LichenError: if they cannot be read, none has what ``data.form`` reads or a label of ``data.classes``, a data
+            card is not as ``data.require`` wants it, or they come in periods, of which the recipe names none.
     """
+    records, whole = _read(recipe)
+    if recipe.stream is None:
+        return whole(records)
+    if recipe.stream.period is None:
+        raise LichenError(
+            "is a stream of periods, each of which is a run of its own",
+            where="stream",
+            fix="name one, such as -s stream.period=2018-05, or use its folder below periods/ in the stream's",
+        )
+    *before, now = map(whole, up_to(recipe, records))
+    return replace(now, before=tuple(one.records for one in before))
+
+
+def gather_periods(recipe: Recipe) -> tuple[dict[str, Gathered], int]:
+    """What :func:`gather_all` gives of each period of a stream, the earliest first; and how many rows wait for theirs.
+
+    Raises:
+        LichenError: as that, or for a row without a date that can be read.
+    """
+    records, whole = _read(recipe)
+    found, waiting = periods_of(recipe, records)
+    return {one.name: whole(Some(records, one.rows)) for one in found}, waiting
+
+
+def _read(recipe: Recipe) -> tuple[Sequence[Record], Callable[[Sequence[Record]], Gathered]]:
+    """All records as they lie there, and what makes some of them what is learned from."""
     cards = cards_of(recipe.data)
     columns = {str(role): name for role, name in recipe.data.columns.items()}
     path = Path(recipe.data.name).expanduser()
@@ -91,10 +126,14 @@ def gather_all(recipe: Recipe) -> Gathered:
         how = recipe.data.name, sorted(columns.items()), path_client, unread
         records = cached_records(fetch_entry(recipe.data.name), make, *how, folder=prepared_folder(private=False))
     if recipe.data.cards is not None:
-        return _with_client_cards(recipe, records)
+        return records, partial(_with_client_cards, recipe)
     by_name = files and recipe.data.partition.by == "client"
-    gathered = _of_classes(recipe, _readable(recipe, records))
-    return _with_cards(gathered, cards.of_clients(files) if by_name else cards)
+
+    def whole(some: Sequence[Record]) -> Gathered:
+        gathered = _of_classes(recipe, _readable(recipe, some), elsewhere=recipe.stream is not None)
+        return _with_cards(gathered, cards.of_clients(files) if by_name else cards)
+
+    return records, whole
 
 
 def _with_client_cards(recipe: Recipe, records: Sequence[Record]) -> Gathered:
@@ -208,7 +247,9 @@ def classes_of(recipe: Recipe, records: Sequence[Record]) -> tuple[str, ...]:
         LichenError: where the labels cannot be learned.
     """
     labels = task_of(recipe.task).labels
-    return () if labels is None else labels.names(column_of(records, "label"))
+    if labels is None:
+        return ()
+    return labels.names(column_of(records, "label") if recipe.stream is None else recipe.data.classes)
 
 
 def encode(

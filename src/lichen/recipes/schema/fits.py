@@ -20,6 +20,7 @@ from lichen.recipes.schema.features.feature import FaultsError, Feature
 from lichen.recipes.schema.features.fingerprint import FINGERPRINT
 from lichen.recipes.schema.features.help import HELP
 from lichen.recipes.schema.features.masks import MASKS
+from lichen.recipes.schema.features.periods.stream import STREAM
 from lichen.recipes.schema.features.personal import PERSONAL
 from lichen.recipes.schema.features.privacy import PRIVACY, published_whole
 from lichen.recipes.schema.features.reward import REWARD
@@ -44,6 +45,7 @@ FEATURES = (
     *REWARD,
     *PERSONAL,
     *FINGERPRINT,
+    *STREAM,
 )
 """In the order in which a recipe is looked through."""
 

@@ -279,6 +279,31 @@ READS: tuple[Read, ...] = (
         what=lambda _: "in turns, own adapters are trained in the rounds alone",
         fix="remove it, or personal.in_turns",
     ),
+    # Periods.
+    Read(
+        keys=("stream.react", "stream.keep"),
+        when=lambda r: r.stream.period is None,
+        what=lambda _: "one period alone has none before it to go on from",
+        fix="remove it, or stream.period",
+    ),
+    Read(
+        keys=("stream.replay_share",),
+        when=lambda r: r.stream.replay > 0,
+        what=lambda _: "no row of the past is trained on again",
+        fix="remove it, or set stream.replay",
+    ),
+    Read(
+        keys=("stream.keep",),
+        when=lambda r: r.stream.react == "roll-back",
+        what=lambda r: f"react: {r.stream.react} accepts every result",
+        fix="remove it, or set stream.react: roll-back",
+    ),
+    Read(
+        keys=("stream.keep.general",),
+        when=lambda r: r.compare.retention_text is not None,
+        what=lambda _: "no general text is scored before and after",
+        fix="remove it, or set compare.retention_text",
+    ),
     # What it is held against.
     Read(
         keys=("compare.forms",),

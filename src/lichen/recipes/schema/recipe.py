@@ -20,15 +20,17 @@ from lichen.models.adapters.table import facts_of
 from lichen.recipes.schema.attack import AttackConfig
 from lichen.recipes.schema.data import DataConfig
 from lichen.recipes.schema.exchange import ExchangeConfig, refuse_heterogeneous
-from lichen.recipes.schema.federation import ClockConfig, FederationConfig, OptimizerConfig, WireConfig
+from lichen.recipes.schema.federation import FederationConfig, OptimizerConfig, WireConfig
 from lichen.recipes.schema.fits import member, refuse
 from lichen.recipes.schema.help import SemiConfig, SyntheticConfig, TeacherConfig, refuse_unhelpful
 from lichen.recipes.schema.model import AdapterConfig, ModelConfig, Positive, Section, StudentConfig
-from lichen.recipes.schema.names import EngineName, MetricName, TaskName
+from lichen.recipes.schema.names import MetricName, TaskName
 from lichen.recipes.schema.sections.audit import AuditConfig
+from lichen.recipes.schema.sections.engine import EngineConfig
 from lichen.recipes.schema.sections.fingerprint import FingerprintConfig
 from lichen.recipes.schema.sections.personal import PersonalConfig
 from lichen.recipes.schema.sections.privacy import PrivacyConfig
+from lichen.recipes.schema.sections.stream import StreamConfig
 from lichen.recipes.schema.sections.value import ValueConfig
 from lichen.server import rules
 from lichen.server.robust.table import too_many_liars
@@ -98,33 +100,6 @@ class CompareConfig(Section):
     partitions: Positive = Field(default=10, description="oneshot: random partitions to compare with pooled")
 
 
-class EngineConfig(Section):
-    """Where clients run."""
-
-    name: EngineName = Field(
-        default="local",
-        description="`local`: this process; `spawned`: clients behind pipes, in processes such as a real node's; "
-        "`distributed`: ranks that share out the clients and add up their sums, on this machine or by torchrun on many",
-    )
-    clients_per_block: Positive | None = Field(
-        default=None, description="clients side by side; none: as many as memory holds and the processor gains from"
-    )
-    packing: bool = Field(
-        default=True,
-        description="rows back to back without padding, several clients in one call; "
-        "false: padded, a call a client, so that a client's numbers have the same bits in any company",
-    )
-    gradient_checkpointing: bool | None = Field(
-        default=None,
-        description="keep only what goes into each layer and compute the rest again on the way back; "
-        "none: when one client alone would not fit",
-    )
-    nodes: Positive = Field(default=2, description="processes, for spawned and distributed")
-    clock: ClockConfig | None = Field(
-        default=None, description="virtual time, in which clients take long; none: they take the time they take"
-    )
-
-
 class Recipe(Section):
     """Everything a run depends on."""
 
@@ -163,6 +138,9 @@ class Recipe(Section):
         default=None, description="a model for each client beside the shared one; none: all end with the shared one"
     )
     fingerprint: FingerprintConfig | None = Field(default=None, description="secret pairs to claim the model by")
+    stream: StreamConfig | None = Field(
+        default=None, description="rows come period by period; none: all rows are there at once"
+    )
     cache_dir: str | None = Field(
         default=None,
         description="folder where answers of foundation models are kept and found again; none: the cache",
@@ -192,6 +170,11 @@ class Recipe(Section):
     def engine_kind(self) -> EngineKind:
         """Where clients run."""
         return ENGINES[self.engine.name]
+
+    @property
+    def streams(self) -> bool:
+        """Periods are trained one after the other, each in a run of its own."""
+        return self.stream is not None and self.stream.period is None
 
     @property
     def templated(self) -> bool:

@@ -57,7 +57,7 @@ from lichen.recipes.tasks.repair import safety
 from lichen.recipes.tasks.training_flops import compute_of
 from lichen.tasks.registry import task_of
 
-__all__ = ["run_adapt", "save_result"]
+__all__ = ["run_adapt", "save_result", "score_on"]
 
 Say = Callable[[str], None]
 Form = LmForm | Literal["stream"]
@@ -145,7 +145,15 @@ def _planted(loaded: LoadedExperiment, folder: RunFolder, say: Say) -> LoadedExp
     return loaded.planted(canary_key(recipe, folder.path, begun=True))
 
 
-def _score_on(experiment: Experiment, shards: Sequence[Shard], shared: Shared, folder: RunFolder) -> Tree:
+def score_on(experiment: Experiment, shards: Sequence[Shard], shared: Shared, folder: RunFolder) -> Tree:
+    """Sums over the rows of each shard, with these tensors.
+
+    Args:
+        experiment: Whose model it is.
+        shards: One of each client, or of whoever owns the rows.
+        shared: The tensors.
+        folder: The run folder.
+    """
     store = ClientStore(folder.path / "state" / "none")
     work = Evaluate(experiment.model)
     local = LocalEngine(
@@ -171,7 +179,7 @@ def _attack_success(experiment: Experiment, after: Shared, folder: RunFolder, sa
     victims, out = [poison.victims(shard) for shard in experiment.clients.test], dict[str, float]()
     for when, shared in (("before", experiment.start), ("after", after)):
         name = f"attack_success.{when}"
-        metrics = folder.tree(name, partial(_score_on, experiment, victims, shared, folder))
+        metrics = folder.tree(name, partial(score_on, experiment, victims, shared, folder))
         given_KK = metrics["confusion"].sum(0)
         out[name] = float(given_KK[:, poison.target].sum() / given_KK.sum())
     return out
@@ -188,7 +196,7 @@ def _best_form(
         shards = experiment.clients.valid
         if form != recipe.data.form:
             shards = shards_of(loaded.clients_data, part, encode(recipe, loaded.tokenizer, (), form=form))
-        metrics = folder.tree(name, partial(_score_on, experiment, shards, experiment.start, folder))
+        metrics = folder.tree(name, partial(score_on, experiment, shards, experiment.start, folder))
         return Column(value_N=values_N(recipe, metrics), metrics=metrics)
 
     forms: tuple[Form, ...] = tuple(dict.fromkeys((recipe.data.form, *recipe.compare.forms)))
@@ -210,7 +218,7 @@ def _forgotten(loaded: LoadedExperiment, folder: RunFolder, name: str, shared: S
     records = load_records(str(recipe.compare.retention_text), columns={})
     step = max(1, len(records) // recipe.compare.retention_rows)
     shard = encode(recipe, loaded.tokenizer, (), form="plain")(records[::step][: recipe.compare.retention_rows])
-    metrics = folder.tree(f"forgotten.{name}", lambda: _score_on(experiment, [shard], shared, folder))
+    metrics = folder.tree(f"forgotten.{name}", lambda: score_on(experiment, [shard], shared, folder))
     return float(torch.exp(metrics["loss_sum"] / metrics["count"])[0])
 
 

@@ -1,0 +1,95 @@
+"""Scores models on the rows of periods, each pair once: what is on the disk is read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+import torch
+
+from lichen.core.tree import Tree
+from lichen.recipes.assemble.experiment import values_N
+from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
+from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.rows.periods import only_period
+from lichen.recipes.tasks.adapt import score_on
+from lichen.recipes.tasks.streams.folders import START, PeriodFolders
+
+__all__ = ["Scores", "summed"]
+
+Part = Literal["valid", "test"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Sums over the clients' rows, by model and period.
+
+    Attributes:
+        periods: Where the models lie.
+        folder: The stream's folder, which keeps the sums.
+        say: Called with lines of progress.
+        last: The period that was opened last, alone: one model at a time is in memory.
+    """
+
+    periods: PeriodFolders
+    folder: RunFolder
+    say: Callable[[str], None]
+    last: dict[str, LoadedExperiment] = field(default_factory=dict)
+
+    def of(self, model: str, period: str, part: Part = "test") -> Tree:
+        """Sums over each client's rows, ``(N, ...)``, clients in order of their names.
+
+        Args:
+            model: A period whose result is scored, or :data:`START`.
+            period: Whose rows.
+            part: Which of them.
+        """
+        return self.folder.tree(f"stream.{part}.{model}.on.{period}", lambda: self._score(model, period, part))
+
+    def mean(self, model: str, period: str) -> float | None:
+        """The metric's mean over a period's clients; None where none has one."""
+        found = values_N(self.periods.recipe, self.of(model, period))
+        known = found[~torch.isnan(found)]
+        return float(known.mean()) if len(known) else None
+
+    def loss(self, model: str, period: str) -> float:
+        """The mean loss over all validation rows of a period."""
+        sums = self.of(model, period, "valid")
+        return float(sums["loss_sum"].sum() / sums["count"].sum())
+
+    def clear(self) -> None:
+        """Let go of what was opened, before something else is."""
+        self.last.clear()
+
+    def _score(self, model: str, period: str, part: Part) -> Tree:
+        loaded = self._open(period)
+        shared = loaded.experiment.start if model == START else self.periods.tensors(model)
+        self.say(f"{period}: scoring the model {'at the start' if model == START else f'of {model}'}")
+        clients = loaded.experiment.clients
+        return score_on(loaded.experiment, clients.test if part == "test" else clients.valid, shared, self.folder)
+
+    def _open(self, period: str) -> LoadedExperiment:
+        if period not in self.last:
+            self.clear()
+            own = only_period(self.periods.recipe, period, replay=0.0, replay_share=0.5)
+            self.last[period] = open_recipe(own)
+        return self.last[period]
+
+
+def summed(sums: Sequence[tuple[Sequence[str], Tree]], names: Sequence[str]) -> Tree:
+    """Sums of several periods together, ``(N, ...)`` for the clients of these names.
+
+    Args:
+        sums: Of each period its clients and their sums.
+        names: All clients, in order.
+    """
+    row = {name: at for at, name in enumerate(names)}
+    out: Tree = {}
+    for clients, tree in sums:
+        index = torch.tensor([row[name] for name in clients])
+        for key, x_M in tree.items():
+            total = out.setdefault(key, torch.zeros(len(names), *x_M.shape[1:], dtype=x_M.dtype))
+            total.index_add_(0, index, x_M)
+    return out
