@@ -17,7 +17,11 @@ from lichen.recipes.rows.partition import ClientData, reads_of
 from lichen.recipes.rows.public import PublicSplit, split_public
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["only_period", "periods_of", "up_to", "with_replay"]
+__all__ = ["has_clients", "only_period", "periods_of", "up_to", "with_replay"]
+
+
+NOBODY = ("data.min_rows", "data.on_too_few_rows", "data.on_single_class", "data.columns.client")
+"""What an error names where a period has no client with enough rows."""
 
 
 def periods_of(recipe: Recipe, records: Sequence[Record]) -> tuple[list[Period], int]:
@@ -68,6 +72,25 @@ def up_to(recipe: Recipe, records: Sequence[Record]) -> list[Sequence[Record]]:
     return [Some(records, one.rows) for one in found[0 if stream.replay else last : last + 1]]
 
 
+def has_clients(recipe: Recipe, records: Sequence[Record]) -> bool:
+    """Whether anybody can take part in a period; where clients without enough rows stay out, it may be nobody.
+
+    Args:
+        recipe: Its data section.
+        records: The period's rows.
+
+    Raises:
+        LichenError: if nobody can, and ``data.on_too_few_rows`` does not let clients stay out.
+    """
+    try:
+        split_public(recipe, records)
+    except LichenError as error:
+        if recipe.data.on_too_few_rows == "drop" and error.where in NOBODY:
+            return False
+        raise
+    return True
+
+
 def only_period(recipe: Recipe, period: str, **changes: object) -> Recipe:
     """The recipe of one period alone, without what only a whole stream has.
 
@@ -99,8 +122,9 @@ def with_replay(recipe: Recipe, before: Sequence[Sequence[Record]], public_split
     assert stream.period is not None
     past: dict[str, list[Record]] = {}
     for records in before:
-        for one in split_public(recipe, records).clients_data:
-            past.setdefault(one.name, []).extend(one.train)
+        if has_clients(recipe, records):
+            for one in split_public(recipe, records).clients_data:
+                past.setdefault(one.name, []).extend(one.train)
     reads = reads_of(recipe)
 
     def extended(one: ClientData) -> ClientData:

@@ -236,6 +236,7 @@ def test_a_result_that_is_worse_is_rolled_back_and_restarting_forgets_what_was_l
     text = lichen.run(stream(home / "model", home / "rows1.jsonl", **general, **wild), out=tmp_path / "general")
     (only,) = told(text.folder)["periods"]
     assert text.adapter is None
+    assert text.summary["extra"]["forgotten.after"] == text.summary["extra"]["forgotten.before"]
     assert only["rolled_back"].startswith(f"the perplexity of {home / 'general.jsonl'} is ")
     again = lichen.run(stream(home / "model", home / "rows2.jsonl", stream={"react": "restart"}), out=tmp_path / "anew")
     second = again.folder / "periods" / MONTHS[1]
@@ -317,3 +318,34 @@ def test_a_whole_stream_is_opened_by_period_alone(home: Path) -> None:
         read_recipe(stream(home / "model", home / "rows2.jsonl", stream={"keep": {"recent": 0.1}}))
     with pytest.raises(LichenError, match="others hold them"):
         lichen.run(stream(home / "model", home / "rows2.jsonl"), sites={"a": home / "rows2.jsonl"}, out=home / "no")
+
+
+def test_a_period_in_which_nobody_has_enough_rows_is_left_out_where_clients_may_stay_out(
+    home: Path, tmp_path: Path
+) -> None:
+    rows = (home / "rows2.jsonl").read_text().splitlines()
+    some = [row for row in rows if "2018-04" not in row]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows[:2], *some, rows[-1].replace("2018-05", "2019-05")]) + "\n")
+    sections = stream(home / "model", tmp_path / "rows.jsonl", data={"min_rows": 5})
+    sections["federation"]["rounds"] = 1
+    with pytest.raises(LichenError, match="no client has 5 rows; the largest has 2") as caught:
+        lichen.run(sections, out=tmp_path / "refused")
+    assert caught.value.where == "period 2018-04: data.min_rows"
+    lines: list[str] = []
+    sections["data"]["on_too_few_rows"] = "drop"
+    found = lichen.run(sections, out=tmp_path / "run", say=lines.append)
+    assert [one["name"] for one in told(found.folder)["periods"]] == ["2018-05"]
+    assert [line.split(":")[0] for line in lines if "left out" in line and line.startswith("period")] == [
+        "period 2018-04",
+        "period 2019-05",
+    ]
+    sections["data"]["min_rows"] = 50
+    with pytest.raises(LichenError, match="no client has enough rows in any period"):
+        lichen.run(sections, out=tmp_path / "nobody")
+    assert not (tmp_path / "nobody").exists()
+
+
+def test_a_period_may_be_named_as_yaml_reads_it(home: Path) -> None:
+    sections = stream(home / "model", home / "rows2.jsonl")
+    assert read_recipe(sections, ["stream.by=year", "stream.period=2018"]).stream.period == "2018"  # type: ignore[union-attr]
+    assert read_recipe(sections, ["stream.by=day", "stream.period=2018-05-03"]).stream.period == "2018-05-03"  # type: ignore[union-attr]

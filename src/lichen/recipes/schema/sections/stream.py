@@ -5,6 +5,7 @@ References: those of :mod:`lichen.recipes.tasks.streams.matrix` and :mod:`lichen
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -60,6 +61,12 @@ class StreamConfig(Section):
         "one did; `roll-back`: as `continue`, but a result that is worse than what was there is not gone on from",
     )
     keep: KeepConfig = Field(default=KeepConfig(), description="roll-back: what a result may cost to be accepted")
+
+    @field_validator("period", mode="before")
+    @classmethod
+    def _named(cls, period: object) -> object:
+        """Years are numbers in YAML, and days are dates."""
+        return str(period) if type(period) in (int, date) else period
 
     @field_validator("by")
     @classmethod

@@ -16,6 +16,7 @@ from lichen.core.errors import LichenError
 from lichen.core.files.manifest import sha256_of
 from lichen.core.files.record import RECORD
 from lichen.data.batches.content_digest import records_digest
+from lichen.data.sources.record import Record
 from lichen.models.adapters.table import kind_object
 from lichen.present.charts.stream import stream_png
 from lichen.present.clients import read_clients
@@ -23,6 +24,7 @@ from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import metric_of, values_N
 from lichen.recipes.assemble.open import fetch_named
 from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.rows.periods import has_clients
 from lichen.recipes.rows.prepare import gather_periods
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.outcome import TaskResult
@@ -67,7 +69,13 @@ def run_stream(recipe: Recipe, folder: RunFolder, say: Say, *, run: RunPeriod) -
         )
     fetch_named(recipe, say)
     gathered, waiting = gather_periods(recipe)
-    digests = {name: records_digest(one.records) for name, one in gathered.items()}
+    digests = {
+        name: records_digest(one.records) for name, one in gathered.items() if _has_clients(recipe, name, one.records)
+    }
+    for name in (name for name in gathered if name not in digests):
+        say(f"period {name}: {len(gathered[name].records):,} rows, of which no client has enough: left out")
+    if not digests:
+        raise LichenError("no client has enough rows in any period", where="data.min_rows", fix="lower it")
     periods = PeriodFolders(recipe=recipe, root=folder.path / "periods", digests=digests)
     periods.require_order()
     names = tuple(digests)
@@ -77,12 +85,19 @@ def run_stream(recipe: Recipe, folder: RunFolder, say: Say, *, run: RunPeriod) -
             raise LichenError("there is one period, and nothing before it", where="stream.replay", fix="remove it")
     if waiting:
         say(f"{waiting:,} rows wait until there are enough for another period ({stream.by})")
-    for name, one in gathered.items():
-        say(f"period {name}: {len(one.records):,} rows")
+    for name in names:
+        say(f"period {name}: {len(gathered[name].records):,} rows")
     del gathered
     scores = Scores(periods=periods, folder=folder, say=say)
     in_force, verdicts = _train(periods, scores, names, say, run)
     return _report(periods, scores, folder, in_force, verdicts)
+
+
+def _has_clients(recipe: Recipe, name: str, records: Sequence[Record]) -> bool:
+    try:
+        return has_clients(recipe, records)
+    except LichenError as error:
+        raise LichenError(error.what, where=f"period {name}: {error.where}", fix=error.fix) from None
 
 
 def _train(
@@ -213,6 +228,7 @@ def _result(
         columns=columns,
         clients=tuple(everyone),
         extra={
+            **_general(summaries, names[0], last),
             "stream.periods": float(len(names)),
             "stream.federated is": "each period's test rows by the model before it (prequential)",
             "stream.forgetting": found["mean_forgetting"],
@@ -226,3 +242,13 @@ def _result(
         counts=tuple({**one, "cut": None} for one in counts),
         common_test=recipe.data.partition.by != "client" and recipe.data.partition.test == "shared",
     )
+
+
+def _general(summaries: Mapping[str, Mapping[str, Any] | None], first: str, last: str) -> dict[str, float | str | None]:
+    """The perplexity of the general text with the model at the start, and with the one that is in force at the end."""
+    begun = summaries[first]
+    if begun is None or "forgotten.before" not in begun["extra"]:
+        return {}
+    ended = summaries.get(last)
+    after = begun["extra"]["forgotten.before"] if ended is None else ended["extra"]["forgotten.after"]
+    return {"forgotten.before": begun["extra"]["forgotten.before"], "forgotten.after": after}
