@@ -201,11 +201,29 @@ def test_stopped_at_any_line_and_given_later_rows_it_ends_in_the_same_bytes(
     data.write_text("\n".join([lines_of[0].replace('"reply": "', '"reply": "w1 '), *lines_of[1:]]) + "\n")
     with pytest.raises(LichenError, match="was trained on other rows"):
         lichen.run(sections, out=out, resume=True)
-    data.write_text("\n".join([lines_of[0].replace("2018-04", "2018-03"), *lines_of]) + "\n")
+    early_rows = [line.replace("2018-04", "2018-03") for line in lines_of if "2018-04" in line]
+    data.write_text("\n".join([*early_rows, *lines_of]) + "\n")
     with pytest.raises(LichenError, match="has rows of 2018-03 now, which is before 2018-06"):
         lichen.run(sections, out=out, resume=True)
     with pytest.raises(LichenError, match="rounds are those of each period"):
         lichen.run({**sections, "federation": {**sections["federation"], "rounds": 9}}, out=out, resume=True)
+
+
+def test_a_period_that_was_killed_while_its_last_files_were_written_is_not_finished(
+    home: Path, whole: lichen.Result, tmp_path: Path
+) -> None:
+    out = tmp_path / "moved"
+    shutil.copytree(whole.folder, out)
+    inside = out / "periods" / MONTHS[2]
+    for file in ("manifest.json", "record.json", "clients.csv"):
+        (inside / file).unlink()
+    for file in ("manifest.json", "summary.json"):
+        (out / file).unlink()
+    found = lichen.run(stream(home / "model", home / "rows3.jsonl", stream=REPLAY), out=out, resume=True)
+    assert files(inside) == files(whole.folder / "periods" / MONTHS[2])
+    assert found.summary["columns"] == whole.summary["columns"]
+    assert told(out) == told(whole.folder)
+    assert verify(inside).rounds == 2
 
 
 def test_a_result_that_is_worse_is_rolled_back_and_restarting_forgets_what_was_learned(

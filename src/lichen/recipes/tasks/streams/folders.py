@@ -10,6 +10,7 @@ from typing import Any, final
 
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import whole_folder, write_atomic
+from lichen.core.files.manifest import MANIFEST as SEAL
 from lichen.core.store import load_tree
 from lichen.core.wire.shared import Shared
 from lichen.present.summary import read_summary
@@ -63,12 +64,12 @@ class PeriodFolders:
         return own.model_copy(update={"model": own.model.model_copy(update={"adapter": adapter})})
 
     def summary(self, period: str) -> dict[str, Any] | None:
-        """What a period's run ended with; None if it has not.
+        """What a period's run ended with; None if it has not, which its list of files, written last, tells.
 
         Raises:
             LichenError: if it is damaged.
         """
-        return read_summary(self.of(period)) if (self.of(period) / "summary.json").exists() else None
+        return read_summary(self.of(period)) if (self.of(period) / SEAL).exists() else None
 
     def require(self, period: str, recipe: Recipe) -> None:
         """Hold a finished period against what it would be made from today.
@@ -95,7 +96,7 @@ class PeriodFolders:
         Raises:
             LichenError: naming the period.
         """
-        done = [path.name for path in sorted(self.root.glob("*")) if (path / "summary.json").exists()]
+        done = [path.name for path in sorted(self.root.glob("*")) if (path / SEAL).exists()]
         names = list(self.digests)
         if gone := [name for name in done if name not in names]:
             raise LichenError(
