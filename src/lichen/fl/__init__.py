@@ -9,6 +9,7 @@ Contracts. What has these methods is one; nothing is inherited.
 - ``Algorithm``: the server's side of a round (``init``, ``round``).
 - ``ClientWork``: the client's side, a fold over batches (``expected``, ``init``, ``step``, ``final``).
 - ``CohortModel``: many clients' models at once (``init``, ``loss``, ``losses``, ``logits``).
+- ``Detector``: sees one number after another, and alarms at drift (``size``, ``zero``, ``update``, ``dump``, ``load``).
 - ``Dialogue``: a client's side that asks back within a job (``questions``, ``expected``, ``talk``).
 - ``GradientStep``: what happens to a client's gradients before it steps (``own``, ``sends``, ``init``, ``update``,
   ``final``).
@@ -52,6 +53,11 @@ Ready parts.
 - ``Clip``, ``Proximal``, ``WeightDecay``, ``Scaffold``: gradient steps: cut to a norm, FedProx's pull, L2, SCAFFOLD's
   correction.
 - ``Evaluate``: a client work: loss and confusion counts on a client's rows.
+- ``PageHinkley``, ``Adwin``, ``Standardised``: drift detectors; the last goes around another, for losses of any scale.
+- ``watch``: folds a series of numbers into a detector, and says where it alarmed.
+- ``LossWatch``: a client work: a client's detector on its own losses; nothing but its alarm leaves.
+- ``EmbeddingSums``, ``DistanceBins``: client works: sums of random features of rows then and now; distances in bins.
+- ``compare_periods``, ``watch_losses``: ask clients for them: MMD and its p, or how many were alarmed.
 - ``Mean``: an aggregator: the exact weighted mean.
 - ``Robust``: an aggregator that some clients may lie to: Krum, Multi-Krum, geometric median, centred clipping, norm
   bounds, median, trimmed mean, each with or without nearest-neighbour mixing.
@@ -76,6 +82,7 @@ Ready parts.
 - ``DistributedEngine``: clients dealt out to ranks of ``torch.distributed``.
 - ``ArrayShard``: one client's rows of numbers.
 - ``TrainSource``, ``EvalSource``: batches of shards, shuffled for training, or every row once.
+- ``TwoPeriods``: batches of rows then and of rows now, for ``compare_periods``.
 - ``PoissonRows``: batches for training in which every row is by a coin of its own.
 - ``Student``: the base of a small model, written for one client and run for many.
 - ``ImageMLP``: one of them, fully connected layers over numbers.
@@ -85,6 +92,10 @@ from __future__ import annotations
 
 from lichen.algorithms.average import Average
 from lichen.audit.one_run import epsilon_at_least, guessed
+from lichen.clients.drift.distances import DistanceBins
+from lichen.clients.drift.embedding_sums import EmbeddingSums
+from lichen.clients.drift.loss_watch import LossWatch
+from lichen.clients.drift.periods import compare_periods, watch_losses
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.masking.masked import Masked, MaskTerms
 from lichen.clients.privacy.private_steps import PrivateSteps
@@ -115,6 +126,7 @@ from lichen.core.wire.shared import Shared
 from lichen.core.wrapping import AroundAggregator
 from lichen.data.batches.poisson_rows import PoissonRows
 from lichen.data.batches.shards import ArrayShard, EvalSource, TrainSource
+from lichen.data.batches.two_periods import TwoPeriods
 from lichen.engines.answering import AnsweringEngine
 from lichen.engines.around import AroundEngine, ForwardingEngine
 from lichen.engines.clock import ClockEngine, Delays
@@ -126,6 +138,10 @@ from lichen.engines.turns import Answers
 from lichen.models.students.student import Student
 from lichen.models.students.students import ImageMLP
 from lichen.server.by_name import by_name
+from lichen.server.drift.adwin import Adwin
+from lichen.server.drift.detector import Detector, watch
+from lichen.server.drift.page_hinkley import PageHinkley
+from lichen.server.drift.standardised import Standardised
 from lichen.server.mean import Mean
 from lichen.server.optimize import ServerAdam, ServerSGD
 from lichen.server.robust.fltrust import FLTrust
@@ -136,6 +152,7 @@ from lichen.server.single import SingleMessages
 
 __all__ = [
     "Admission",
+    "Adwin",
     "Aggregator",
     "Algorithm",
     "AnsweringEngine",
@@ -154,8 +171,11 @@ __all__ = [
     "ClockEngine",
     "CohortModel",
     "Delays",
+    "Detector",
     "Dialogue",
+    "DistanceBins",
     "DistributedEngine",
+    "EmbeddingSums",
     "Engine",
     "EvalSource",
     "Evaluate",
@@ -169,12 +189,14 @@ __all__ = [
     "Job",
     "LichenError",
     "LocalEngine",
+    "LossWatch",
     "MaskTerms",
     "Masked",
     "Mean",
     "Member",
     "Message",
     "MetricSpec",
+    "PageHinkley",
     "PoissonRows",
     "PrivateSteps",
     "Proximal",
@@ -194,19 +216,24 @@ __all__ = [
     "SingleMessages",
     "Source",
     "SpawnedEngine",
+    "Standardised",
     "Student",
     "Synchronous",
     "TensorSpec",
     "Train",
     "TrainSource",
     "Tree",
+    "TwoPeriods",
     "Uniform",
     "UnmaskingEngine",
     "WeightDecay",
     "by_name",
     "collect",
+    "compare_periods",
     "epsilon_at_least",
     "guessed",
     "run",
     "specs_of",
+    "watch",
+    "watch_losses",
 ]
